@@ -1,0 +1,1 @@
+"""Mixture-of-experts diffusion transformers: configuration, model, training and evaluation."""

@@ -1,0 +1,1 @@
+"""What a run is: settings, presets, overrides and budget. Free of torch."""

@@ -1,0 +1,154 @@
+"""Parameters and FLOPs of a config by arithmetic, without building anything.
+
+Every part is named as in the real module and a test holds it equal to that module. FLOPs follow
+`torch.utils.flop_counter`: a product of [m, k] and [k, n] is 2 m k n, pointwise work is free.
+
+Activated parameters are the weights one token passes through on average: with experts that choose, f_c experts
+(EC-DIT, section 3: activated = dense + sparse [(f_c - 1) 8 d^2 + E d]); with tokens that choose, top_k experts, or f_c
+where the capacity is the tighter limit.
+
+Legend: d width, T tokens of an image, L caption length, F hidden width, E experts, C slots of an expert in a group.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from experiments.config.schema import RunConfig
+
+TIME_FREQUENCIES = 256
+"""Sinusoids that embed the timestep (DiT)."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a model costs. FLOPs are per image; `train_` counts forward and backward over the kept tokens."""
+
+    params_by_part: dict[str, int]
+    active_by_part: dict[str, int]
+    flops_per_image: int
+    train_flops_per_image: int
+
+    @property
+    def params_total(self) -> int:
+        """All parameters, experts included."""
+        return sum(self.params_by_part.values())
+
+    @property
+    def params_active(self) -> int:
+        """Parameters that one token passes through on average."""
+        return sum(self.active_by_part.values())
+
+
+def budget(config: RunConfig) -> Budget:
+    """The cost of `config`; needs no torch and no memory, whatever the size."""
+    params = _params_by_part(config)
+    active = dict(params)
+    if config.sparse_layer_indices:
+        active["experts"] = round(params["experts"] * experts_per_token(config) / config.routing.num_experts)
+    forward = _flops_by_part(config, config.num_tokens, training=False)
+    training = _flops_by_part(config, config.num_train_tokens, training=True)
+    inputs_without_gradient = training["embed"] + 2 * TIME_FREQUENCIES * config.model.width
+    return Budget(
+        params_by_part=params,
+        active_by_part=active,
+        flops_per_image=sum(forward.values()),
+        train_flops_per_image=3 * sum(training.values()) - inputs_without_gradient,
+    )
+
+
+def hidden_width(config: RunConfig, factor: float) -> int:
+    """Hidden width of a feed-forward `factor` times as wide as the model."""
+    return round(config.model.width * factor)
+
+
+def num_expert_matrices(config: RunConfig) -> int:
+    """2 for GELU experts, 3 for SwiGLU (gate, up, down)."""
+    return 3 if config.routing.expert == "swiglu" else 2
+
+
+def experts_per_token(config: RunConfig) -> float:
+    """Experts that process a token on average, by design: f_c, or top_k where tokens choose."""
+    routing = config.routing
+    limits = [float(routing.num_experts)]
+    limits += [routing.capacity_factor] if routing.capacity_factor is not None else []
+    limits += [float(routing.top_k)] if routing.top_k is not None else []
+    return min(limits)
+
+
+def capacity_factor(config: RunConfig, training: bool) -> float | None:
+    """f_c in force: `eval_capacity_factor` outside training unless it is 'same'."""
+    routing = config.routing
+    if training or routing.eval_capacity_factor == "same":
+        return routing.capacity_factor
+    return routing.eval_capacity_factor
+
+
+def expert_capacity(num_group_tokens: int, factor: float, num_experts: int, round_up: bool) -> int:
+    """Slots of one expert, C = S f_c / E.
+
+    Expert choice rounds down, so that it never spends more than f_c; token choice rounds up, as DeepSpeed does.
+    The factor is rational in practice: the small term keeps 64 x 0.3 / 19.2 from losing a slot to rounding.
+    """
+    exact = num_group_tokens * factor / num_experts
+    return math.ceil(exact - 1e-9) if round_up else math.floor(exact + 1e-9)
+
+
+def _params_by_part(config: RunConfig) -> dict[str, int]:
+    model, data, routing = config.model, config.data, config.routing
+    d, depth, w = model.width, model.num_layers, model.text_width
+    kv, head = d * model.num_kv_heads // model.num_heads, d // model.num_heads
+    num_sparse = len(config.sparse_layer_indices)
+    expert = num_expert_matrices(config) * d * hidden_width(config, routing.expert_factor or 0)
+    shared = num_expert_matrices(config) * d * hidden_width(config, routing.shared_factor or 0)
+    patch = model.patch_size**2 * data.channels
+    return {
+        "embed": patch * d + d,
+        "time": TIME_FREQUENCIES * d + d + d * d + d + 6 * d * d + 6 * d,
+        "modulation": depth * 6 * d + 2 * d,
+        "text": (data.vocab_size + data.caption_length) * w + model.text_layers * (12 * w * w + 2 * w) + w + w * d + d,
+        "attention": depth * (2 * d * d + 2 * d * kv + 2 * head),
+        "cross_attention": depth * (2 * d * d + 2 * d * kv + 2 * head),
+        "ffn": (depth - num_sparse) * 2 * d * hidden_width(config, model.ffn_factor),
+        "experts": num_sparse * routing.num_experts * expert,
+        "shared_experts": num_sparse * shared,
+        "router": num_sparse * d * routing.num_experts,
+        "head": d * patch + patch,
+    }
+
+
+def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[str, int]:
+    model, data, routing = config.model, config.data, config.routing
+    d, depth, w = model.width, model.num_layers, model.text_width
+    T, L, kv = num_tokens, data.caption_length, d * model.num_kv_heads // model.num_heads
+    num_sparse = len(config.sparse_layer_indices)
+    patch = model.patch_size**2 * data.channels
+    expert = num_expert_matrices(config) * d * hidden_width(config, routing.expert_factor or 0)
+    shared = num_expert_matrices(config) * d * hidden_width(config, routing.shared_factor or 0)
+    slots = slots_per_image(config, num_tokens, training) if num_sparse else 0.0
+    return {
+        "embed": 2 * T * patch * d,
+        "time": 2 * (TIME_FREQUENCIES * d + 7 * d * d),
+        "text": model.text_layers * (24 * L * w * w + 4 * L * L * w) + 2 * L * w * d,
+        "attention": depth * (2 * T * (2 * d * d + 2 * d * kv) + 4 * T * T * d),
+        "cross_attention": depth * (4 * T * d * d + 4 * L * d * kv + 4 * T * L * d),
+        "ffn": (depth - num_sparse) * 4 * T * d * hidden_width(config, model.ffn_factor),
+        "experts": round(num_sparse * 2 * slots * expert),
+        "shared_experts": num_sparse * 2 * T * shared,
+        "router": num_sparse * 2 * T * d * routing.num_experts,
+        "head": 2 * T * d * patch,
+    }
+
+
+def slots_per_image(config: RunConfig, num_tokens: int, training: bool) -> float:
+    """Expert slots computed per image, all experts of a layer together; without a limit, top_k per token."""
+    routing = config.routing
+    factor = capacity_factor(config, training)
+    if factor is None:
+        return float(num_tokens * (routing.top_k or 1))
+    batch = config.train.batch_images // (config.parallel.world * config.train.accumulation)
+    batch = batch if training else config.eval.batch_images
+    images = batch if routing.group_images == "batch" else min(int(routing.group_images or 1), batch)
+    capacity = expert_capacity(images * num_tokens, factor, routing.num_experts, round_up=routing.top_k is not None)
+    return capacity * routing.num_experts / images

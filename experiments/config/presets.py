@@ -1,0 +1,66 @@
+"""The model presets as one aligned table.
+
+`nano`, `micro` and `mini` are sizes for a CPU. `S`, `B`, `L` are the DiT sizes (arXiv 2212.09748, table 1). `XL` to
+`M` are EC-DIT (arXiv 2410.02098, table 1): head size 64, grouped-query attention, every second layer sparse; `M` has
+46 layers dense and 38 with experts. `dit-moe-*` are DiT-MoE (arXiv 2407.11633, table 1): every layer sparse. Text
+widths and the learning rates of the small sizes are ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from experiments.errors import ConfigError, did_you_mean
+
+
+class Preset(NamedTuple):
+    """One row: `num_layers` when dense, `num_layers_sparse` with experts."""
+
+    width: int
+    num_layers: int
+    num_layers_sparse: int
+    num_heads: int
+    num_kv_heads: int
+    patch_size: int
+    sparse_layers: str
+    text_width: int
+    text_layers: int
+    learning_rate: float
+
+
+# fmt: off
+PRESETS: dict[str, Preset] = {
+    #                  width layers sparse heads kv patch  sparse      text  text   learning
+    #                                                      layers      width layers rate
+    "nano":      Preset(  64,   4,   4,   2,   1,  4, "alternate",   64,  1,  2e-3),
+    "micro":     Preset( 128,   6,   6,   4,   2,  4, "alternate",   64,  1,  1e-3),
+    "mini":      Preset( 256,   8,   8,   4,   2,  2, "alternate",  128,  1,  1e-3),
+    "S":         Preset( 384,  12,  12,   6,   6,  2, "alternate",  256,  2,  4e-4),
+    "B":         Preset( 768,  12,  12,  12,  12,  2, "alternate",  512,  2,  2e-4),
+    "L":         Preset(1024,  24,  24,  16,  16,  2, "alternate",  512,  2,  1e-4),
+    "XL":        Preset(1152,  28,  28,  18,   6,  2, "alternate", 1024,  2,  1e-4),
+    "XXL":       Preset(1536,  38,  38,  24,   6,  2, "alternate", 1024,  2,  1e-4),
+    "3XL":       Preset(2304,  42,  42,  36,   6,  2, "alternate", 1024,  2,  1e-4),
+    "M":         Preset(3072,  46,  38,  48,  12,  2, "alternate", 1024,  2,  1e-4),
+    "dit-moe-S": Preset( 384,  12,  12,   6,   6,  2, "all",        256,  2,  1e-4),
+    "dit-moe-B": Preset( 768,  12,  12,  12,  12,  2, "all",        512,  2,  1e-4),
+    "dit-moe-L": Preset(1024,  24,  24,  16,  16,  2, "all",        512,  2,  1e-4),
+    "dit-moe-XL":Preset(1152,  28,  28,  16,  16,  2, "all",       1024,  2,  1e-4),
+    "dit-moe-G": Preset(1408,  40,  40,  16,  16,  2, "all",       1024,  2,  1e-4),
+}
+# fmt: on
+
+
+def find_preset(name: str) -> Preset:
+    """The row called `name`; a `ConfigError` with the closest name when there is none."""
+    if name not in PRESETS:
+        raise ConfigError(f"model.name={name!r} is not a preset.", did_you_mean(name, PRESETS))
+    return PRESETS[name]
+
+
+def model_defaults(name: str, sparse: bool) -> dict[str, Any]:
+    """The `model.*` settings of a preset, with the depth that goes with dense or sparse."""
+    row = find_preset(name)._asdict()
+    depth_sparse, depth_dense = row.pop("num_layers_sparse"), row.pop("num_layers")
+    del row["learning_rate"]
+    return {"name": name, **row, "num_layers": depth_sparse if sparse else depth_dense}

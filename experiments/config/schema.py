@@ -1,0 +1,200 @@
+"""The settings of a run as frozen pydantic models: one name for each, everywhere.
+
+A config path (`routing.capacity_factor`) is the override on the command line, the column of the records and the key
+in W&B. Building a `RunConfig` fills what the user left open from the preset of `model.name` and from the defaults of
+`routing.name`; the result is complete, so a stored config does not change when a default does. Cross-checks between
+settings live in `checks.py`, parsing in `overrides.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from experiments.config.presets import find_preset, model_defaults
+from experiments.config.routers import RouterName, routing_defaults
+
+Batch = Literal["batch"]
+Same = Literal["same"]
+
+
+class Settings(BaseModel):
+    """Frozen, complete, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Settings):
+    """The backbone. Everything but `name` comes from the preset unless it is set."""
+
+    name: str
+    width: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt
+    patch_size: PositiveInt
+    sparse_layers: Literal["alternate", "all"]
+    text_width: PositiveInt
+    text_layers: PositiveInt
+    ffn_factor: PositiveFloat = Field(4.0, description="hidden width of a dense feed-forward over width")
+
+
+class RoutingConfig(Settings):
+    """Which tokens go to which expert. A field that a router does not have is None (or 0)."""
+
+    name: RouterName
+    num_experts: int = Field(ge=0, description="0 when dense")
+    capacity_factor: PositiveFloat | None = Field(
+        description="expert slots per token, C = S f_c / E; None: no limit and no drops"
+    )
+    eval_capacity_factor: PositiveFloat | Same | None = Field(
+        description="the same unit outside training; 'same': as in training"
+    )
+    top_k: PositiveInt | None = Field(description="experts that a token picks; None where experts pick")
+    group_images: PositiveInt | Batch | None = Field(
+        description="images per routing group; 'batch': all images of one process's batch"
+    )
+    gating: Literal["softmax", "sigmoid", "identity"] | None
+    expert: Literal["gelu", "swiglu"] | None
+    expert_factor: PositiveFloat | None = Field(description="hidden width of an expert over width")
+    shared_factor: float | None = Field(ge=0, description="hidden width of the shared experts over width")
+    balance_loss_weight: float = Field(ge=0)
+
+
+class FlowConfig(Settings):
+    """Rectified flow with logit-normal t. The paper states neither mean nor scale: these are ours."""
+
+    time_mean: float = 0.0
+    time_std: PositiveFloat = 1.0
+
+
+class DataConfig(Settings):
+    """What is trained on. `shapes`: procedural captioned scenes, pixels in [-1, 1]."""
+
+    name: Literal["shapes"] = "shapes"
+    image_size: PositiveInt = Field(32, description="side of the grid that the model sees")
+    channels: Literal[3] = 3
+    vocab_size: Literal[64] = 64
+    caption_length: Literal[16] = 16
+    seed: int = Field(0, ge=0, description="of the data stream; runs of different `seed` share it")
+
+
+class OptimConfig(Settings):
+    """Optimizer and schedule. RMSProp's momentum and every Adam constant are ours."""
+
+    name: Literal["adamw", "rmsprop"] = "adamw"
+    learning_rate: PositiveFloat
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1, description="RMSProp: the smoothing constant")
+    momentum: float = Field(0.9, ge=0, lt=1, description="RMSProp only")
+    epsilon: PositiveFloat = 1e-8
+    warmup_images: int = Field(3200, ge=0)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    clip_norm: PositiveFloat = 1.0
+
+
+class TrainConfig(Settings):
+    """How long and how. Progress is counted in images."""
+
+    images: PositiveInt = 38_400
+    batch_images: PositiveInt = Field(32, description="over all processes and accumulation steps")
+    accumulation: PositiveInt = Field(1, description="forward passes per optimizer step")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    mask_ratio: float = Field(0.0, ge=0, lt=1, description="share of the tokens dropped in training")
+    caption_dropout: float = Field(0.1, ge=0, le=1, description="for classifier-free guidance")
+    ema_halflife_images: PositiveFloat = 2000.0
+
+
+class CheckpointConfig(Settings):
+    """When to save. The last `keep` complete checkpoints stay."""
+
+    every_images: PositiveInt = 12_800
+    keep: PositiveInt = 2
+
+
+class EvalConfig(Settings):
+    """Validation on a fixed set of (image, t, noise), and the samples shown in W&B."""
+
+    every_images: PositiveInt = 6_400
+    images: PositiveInt = 512
+    batch_images: PositiveInt = 32
+    sample_images: int = Field(8, ge=0)
+    sample_steps: PositiveInt = 24
+    guidance: float = Field(2.0, ge=0)
+
+
+class ParallelConfig(Settings):
+    """The layout. It does not change what a run computes, so it is not part of the config id."""
+
+    world: PositiveInt = 1
+    expert_parallel: PositiveInt = 1
+    zero_stage: Literal[1, 2] = 1
+
+
+class LogConfig(Settings):
+    """How often rows are written."""
+
+    every_images: PositiveInt = 320
+
+
+class WandbConfig(Settings):
+    """The mirror. `auto`: online where a key is configured, else offline."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "ecdit"
+    entity: str | None = None
+    group: str | None = None
+
+
+class RunConfig(Settings):
+    """Everything that defines one run."""
+
+    model: ModelConfig
+    routing: RoutingConfig
+    flow: FlowConfig = FlowConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    log: LogConfig = LogConfig()
+    wandb: WandbConfig = WandbConfig()
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_open_settings(cls, raw: Any) -> Any:
+        """Preset and router defaults under what the user set."""
+        if not isinstance(raw, dict) or not all(
+            isinstance(raw.get(key, {}), dict) for key in ("model", "routing", "optim")
+        ):
+            return raw
+        model, routing = dict(raw.get("model", {})), dict(raw.get("routing", {}))
+        routing = routing_defaults(routing)
+        name = str(model.get("name", "nano"))
+        model = {**model_defaults(name, sparse=routing["name"] != "dense"), **model}
+        if routing["expert_factor"] is None and routing["name"] != "dense":
+            routing["expert_factor"] = model.get("ffn_factor", 4.0)
+        optim = {"learning_rate": find_preset(name).learning_rate, **raw.get("optim", {})}
+        return {**raw, "model": model, "routing": routing, "optim": optim}
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one image, unmasked."""
+        return (self.data.image_size // self.model.patch_size) ** 2
+
+    @property
+    def num_train_tokens(self) -> int:
+        """Tokens of one image that training keeps."""
+        return self.num_tokens - int(self.num_tokens * self.train.mask_ratio)
+
+    @property
+    def sparse_layer_indices(self) -> tuple[int, ...]:
+        """Layers whose feed-forward is routed: the 2nd, 4th, ... or all; none when dense."""
+        if self.routing.name == "dense":
+            return ()
+        every = 2 if self.model.sparse_layers == "alternate" else 1
+        return tuple(range(every - 1, self.model.num_layers, every))

@@ -1,0 +1,60 @@
+"""The errors a user can cause, each with the way out.
+
+Every `EcditError` prints as one line. `exit_code` 2 is a mistake in what was asked for, 1 is a run that
+failed. A programmer's mistake is an `assert`, never one of these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EcditError(Exception):
+    """A user's mistake: says what is wrong and, in `hint`, the way out."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """One line: the message, then the hint."""
+        return f"{self.message} {self.hint}".strip()
+
+
+class ConfigError(EcditError):
+    """A setting that does not exist, does not parse or does not fit the others."""
+
+
+class SpecError(EcditError):
+    """A sweep file that cannot be expanded."""
+
+
+class RecordError(EcditError):
+    """A run folder that cannot be read or belongs to another config."""
+
+
+class CheckpointError(EcditError):
+    """A checkpoint that is damaged, foreign or missing."""
+
+
+class StorageError(EcditError):
+    """A folder that cannot be written, or a disk that is full."""
+
+    exit_code = 1
+
+
+class RunFailedError(EcditError):
+    """A run that started and could not finish (a non-finite loss, a lost process)."""
+
+    exit_code = 1
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """A hint naming the closest of `choices`, or all of them when none is close."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"Did you mean {close[0]!r}?" if close else f"Choose from: {', '.join(known)}."

@@ -1,0 +1,1 @@
+"""What a run writes, and the only place that names its files. Free of torch."""

@@ -1,0 +1,101 @@
+"""What a run writes: `run.json`, `status.json` and the rows of the three JSONL files.
+
+The names here are the columns of every table and the keys in W&B. Units are in the names; counts start with `num_`.
+A missing value is missing: the key is absent from the file, never 0 and never "".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+State = Literal["planned", "running", "done", "failed", "interrupted"]
+Weights = Literal["raw", "ema"]
+
+
+class Record(BaseModel):
+    """Frozen and closed to unknown keys. NaN and infinity are refused by `allow_inf_nan=False`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RunRecord(Record):
+    """`run.json`: what the run is and where it ran. Written once, when the run first starts."""
+
+    schema_version: int = SCHEMA_VERSION
+    config: dict[str, Any] = Field(description="the resolved `RunConfig`, nested")
+    config_id: str = Field(description="hash of the settings that change the numbers")
+    name: str = Field(description="readable name, unique in a sweep")
+    sweep: str | None = Field(None, description="name of the sweep the run belongs to")
+    created_at: str = Field(description="UTC, ISO 8601")
+    command: list[str]
+    git_commit: str | None = None
+    versions: dict[str, str] = Field(description="python, torch, deepspeed, ecdit, ...")
+    host: str
+    device: str = Field(description="'cpu' or the accelerator's name")
+    num_threads: int
+    precision: Literal["fp32", "bf16"] = Field(description="what train.precision became here")
+    world: int
+    params_total: int
+    params_active: int = Field(description="weights that one token passes through on average")
+    params_by_part: dict[str, int]
+    flops_per_image: int = Field(description="one forward pass over all tokens of one image")
+    train_flops_per_image: int = Field(description="forward and backward over the tokens training keeps")
+
+
+class Status(Record):
+    """`status.json`: replaced atomically; the only word on whether a run is finished."""
+
+    state: State
+    images_seen: int = 0
+    images_total: int
+    heartbeat: float = Field(description="seconds since the epoch when this was written")
+    reason: str | None = Field(None, description="why it failed or was interrupted")
+    pid: int | None = None
+    host: str | None = None
+
+
+class StepRow(Record):
+    """`steps.jsonl`: one row each `log.every_images`, means over the images since the row before."""
+
+    images_seen: int
+    flops: float = Field(description="spent so far: images_seen x train_flops_per_image")
+    seconds: float = Field(description="spent training so far, over all resumptions, without evaluation")
+    loss: float = Field(description="velocity mean squared error, without auxiliary losses")
+    auxiliary_loss: float | None = Field(None, description="weighted balance loss, where the router has one")
+    learning_rate: float
+    grad_norm: float
+    images_per_second: float
+
+
+class RoutingRow(Record):
+    """`routing.jsonl`: one row per routed layer each `eval.every_images`, over the validation set."""
+
+    images_seen: int
+    layer: int
+    condition: Literal["mixed_t", "same_t"] = Field(description="how t is batched; sampling is same_t")
+    load: list[float] = Field(description="share of the token-to-expert assignments by expert; sums to 1")
+    entropy: float = Field(description="of a token's affinities over experts, mean, divided by log E: 0 to 1")
+    load_entropy: float = Field(description="of `load`, divided by log E: 1 is perfect balance")
+    dropped_share: float = Field(description="share of tokens that no expert processed")
+    experts_per_token: list[float] = Field(description="share of tokens processed by 0, 1, 2, ... experts")
+
+
+class EvalRow(Record):
+    """`evals.jsonl`: one measured value.
+
+    Metrics that training writes: `val_loss`; `val_loss_t0` ... `val_loss_t9` (tenths of t); `val_loss_same_t` (batches
+    of one timestep, as in sampling); `dropped_share` and `dropped_share_same_t` (mean over routed layers; absent when
+    dense). The sweep adds `inference_seconds_per_image` (settings: batch_images, steps, guidance, precision, device).
+    """
+
+    images_seen: int
+    metric: str
+    value: float
+    num_samples: int
+    seed: int
+    weights: Weights
+    settings: dict[str, Any] = Field(default_factory=dict, description="what else the value depends on")
