@@ -182,6 +182,11 @@ class RunConfig(Settings):
         return {**raw, "model": model, "routing": routing, "optim": optim}
 
     @property
+    def total_images(self) -> int:
+        """`train.images` in whole batches, rounded up: what a finished run has seen."""
+        return -(-self.train.images // self.train.batch_images) * self.train.batch_images
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of one image, unmasked."""
         return (self.data.image_size // self.model.patch_size) ** 2

@@ -6,6 +6,7 @@ Reading never fails on a file that is being written: a last line that was cut is
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,24 +113,29 @@ class RunDir:
             file.seek(max(0, file.tell() - 4096))
             lines = file.read().split(b"\n")
         for line in reversed(lines):
-            row = _parse_row(line)
+            row = parse_row(line)
             if row is not None:
                 return row
         return None
 
 
 def find_runs(*roots: Path) -> Iterator[RunDir]:
-    """Every run folder at or below `roots`, in the order of their paths, each once."""
+    """Every run folder at or below `roots`, in the order of their paths, each once. A run is not searched inside."""
     seen: set[Path] = set()
     for root in roots:
-        if RunDir(root).exists():
-            candidates = [root]
-        else:
-            candidates = sorted({p.parent for name in ("run.json", "status.json") for p in root.rglob(name)})
-        for path in candidates:
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
-                yield RunDir(path)
+        for run_dir in _runs_below(root):
+            if run_dir.path.resolve() not in seen:
+                seen.add(run_dir.path.resolve())
+                yield run_dir
+
+
+def _runs_below(root: Path) -> Iterator[RunDir]:
+    for folder, subfolders, _ in os.walk(root):
+        run_dir = RunDir(Path(folder))
+        if run_dir.exists():
+            subfolders.clear()  # checkpoints and samples can be thousands of files
+            yield run_dir
+        subfolders.sort()
 
 
 def read_jsonl(path: Path) -> Rows:
@@ -137,12 +143,13 @@ def read_jsonl(path: Path) -> Rows:
     if not path.is_file():
         return Rows([], 0)
     lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
-    parsed = [_parse_row(line) for line in lines]
+    parsed = [parse_row(line) for line in lines]
     rows = [row for row in parsed if row is not None]
     return Rows(rows, len(lines) - len(rows))
 
 
-def _parse_row(line: bytes) -> dict[str, Any] | None:
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """One line of a JSONL file, or None where it is cut or no JSON object."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -152,10 +159,12 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecordError(f"{path} does not exist.", "Is this the folder of a run?") from error
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}.", "Make it readable.") from error
+    except ValueError as error:
         raise RecordError(f"{path} is damaged: {error}.", "Restore it, or start the run in a new folder.") from error
     if not isinstance(raw, dict):
         raise RecordError(f"{path} does not hold a JSON object.", "Restore it, or start the run in a new folder.")

@@ -1,1 +1,1 @@
-"""."""
+"""Routers behind one contract: a router decides, one stacked expert computation serves them all."""

@@ -1,1 +1,1 @@
-"""."""
+"""Training: the DeepSpeed engine, checkpoints, validation and the loop."""

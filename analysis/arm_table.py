@@ -1,0 +1,94 @@
+"""The arm table: one row per setting and arm, means over seeds beside what the arm costs.
+
+Its columns are the keys of `ecdit compare-routing --json`. `val_loss_std` is over seeds with n - 1 and missing with one
+seed. `dropped_share` is the share of tokens dropped (token choice) or chosen by nobody (expert choice), missing when
+dense; `_same_t` columns are measured on batches of one timestep, the condition of sampling.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from analysis.arms import arm_list, dense_same_depth
+from analysis.curves import mean_over_seeds, reach, validation_curves
+from analysis.intervals import interval_of_mean, standard_deviation
+from analysis.load import Records
+from analysis.tables import INFERENCE, is_missing
+
+MEANS = {
+    "val_loss_mean": "val_loss",
+    "val_loss_same_t_mean": "val_loss_same_t",
+    "val_loss_ema_mean": "val_loss_ema",
+    "dropped_share": "dropped_share",
+    "dropped_share_same_t": "dropped_share_same_t",
+    "images_per_second": "images_per_second",
+    INFERENCE: INFERENCE,
+}
+COSTS = ("params_total", "params_active", "flops_per_image", "train_flops_per_image")
+
+
+def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting and arm of the run table, baselines first.
+
+    `images_to_dense_loss` is where the arm's mean curve reaches the final loss of `Dense (same depth)`, and
+    `times_sooner` that model's images over it; both missing when it never does.
+    """
+    curves = mean_over_seeds(validation_curves(records, table))
+    rows = []
+    for setting, runs in table.groupby("setting", sort=False):
+        reached = _images_to_dense_loss(curves[curves["setting"] == setting], dense_same_depth(runs))
+        for label, _, _ in arm_list(runs):
+            rows.append(_arm_row(runs[runs["arm"] == label]) | reached.get(label, {}))
+    return pd.DataFrame(rows)
+
+
+def json_rows(arms: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows for JSON: a missing value is null."""
+    return [
+        {key: None if isinstance(value, float) and is_missing(value) else value for key, value in row.items()}
+        for row in arms.astype(object).to_dict("records")
+    ]
+
+
+def _arm_row(runs: pd.DataFrame) -> dict[str, Any]:
+    first = runs.iloc[0]
+    losses = runs["val_loss"].to_list()
+    loss = interval_of_mean(losses)
+    return {
+        "routing": first["routing.name"],
+        "arm": first["arm"],
+        "preset": first["model.name"],
+        "setting": first["setting"],
+        "num_experts": int(first["routing.num_experts"]),
+        "capacity_factor": first["routing.capacity_factor"],
+        "group_images": first["routing.group_images"],
+        **{cost: int(first[cost]) for cost in COSTS},
+        "train_images": int(first["train.images"]),
+        "num_seeds": len(runs),
+        "val_loss_std": standard_deviation(losses),
+        "val_loss_low": loss.low,
+        "val_loss_high": loss.high,
+        **{key: runs[column].mean() for key, column in MEANS.items()},
+        "kind": first["arm_kind"],
+        "variant": int(first["variant"]),
+    }
+
+
+def _images_to_dense_loss(curves: pd.DataFrame, dense: str | None) -> dict[str, dict[str, float | None]]:
+    """By arm: `images_to_dense_loss` and `times_sooner`; nothing when there is no such dense arm."""
+    if dense is None:
+        return {}
+    by_arm = {arm: curve for arm, curve in curves.groupby("arm", sort=False)}
+    target = float(by_arm[dense]["loss"].iloc[-1])
+    images = {
+        str(arm): reach(curve["images_seen"].to_list(), curve["loss"].to_list(), target)
+        for arm, curve in by_arm.items()
+    }
+    dense_images = images[dense]
+    assert dense_images is not None
+    return {
+        arm: {"images_to_dense_loss": at, "times_sooner": None if at is None else dense_images / at}
+        for arm, at in images.items()
+    }

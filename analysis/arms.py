@@ -1,0 +1,198 @@
+"""Which runs form one arm of a comparison, what it is called, and what is held equal within a comparison.
+
+An **arm** is everything about routing and feed-forward width: the runs of one arm differ in their seed alone. A
+**setting** is everything else (preset, images, optimizer, ...): only arms of one setting are compared with each other.
+Dense runs are named by what they are a baseline for. EC-DIT at f_c = 2 spends more than dense of the same depth, so a
+comparison carries two: `Dense (same depth)`, whose layers are those of the sparse models, and `Dense (same
+activated)`, widened to the activated parameters of a sparse model within `ACTIVATED_TOLERANCE`.
+
+How arms look is in `style.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+ACTIVATED_TOLERANCE = 0.03
+"""Relative difference in activated parameters up to which a wider dense model counts as matched."""
+
+ROUTER_LABELS = {
+    "dense": "Dense",
+    "token_choice": "Token choice",
+    "switch": "Switch",
+    "shared_expert": "Shared experts",
+    "expert_choice": "Expert choice",
+}
+
+Kind = Literal["dense_same_depth", "dense_same_active", "dense_other", "sparse"]
+KINDS: tuple[Kind, ...] = ("dense_same_depth", "dense_same_active", "dense_other", "sparse")
+
+ARM_SETTINGS = ("routing.", "model.ffn_factor", "model.num_layers")
+WITHOUT_EFFECT = (
+    "seed", "log.", "wandb.", "checkpoint.", "parallel.",
+    "eval.every_images", "eval.sample_images", "eval.sample_steps", "eval.guidance",
+)  # fmt: skip
+"""Settings that do not change the losses (or, the seed, is what we average over): they separate nothing."""
+
+GROUP = "routing.group_images"
+QUALIFIERS = {
+    "routing.num_experts": "{}E",
+    "routing.capacity_factor": "f_c {}",
+    "routing.eval_capacity_factor": "f_c {} in evaluation",
+    "routing.top_k": "top-{}",
+    "routing.gating": "{} gates",
+    "routing.expert": "{} experts",
+    "routing.expert_factor": "experts {} wide",
+    "routing.shared_factor": "shared {} wide",
+    "routing.balance_loss_weight": "balance loss {}",
+    "model.ffn_factor": "feed-forward {} wide",
+    "model.num_layers": "{} layers",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How an arm is called and which kind it is."""
+
+    label: str
+    kind: Kind
+
+
+def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
+    """`runs` with `setting` (a label), `arm` (a label), `arm_kind` and `variant`.
+
+    `variant` numbers the arms of one router (0, 1, ...), the plain form first, over all settings, so that one line style
+    means one arm in every panel. Settings come in the order of their activated parameters.
+    """
+    dotted = [name for name in runs.columns if "." in name or name == "seed"]
+    arm_columns = [name for name in dotted if name.startswith(ARM_SETTINGS)]
+    held = [name for name in dotted if name not in arm_columns and not name.startswith(WITHOUT_EFFECT)]
+    named = runs.assign(setting=_setting_labels(runs, held), arm_key=_keys(runs, arm_columns))
+    arms = _name_arms(named, arm_columns)
+    pairs = list(zip(named["setting"], named["arm_key"], strict=True))
+    named["arm"] = [arms[pair].label for pair in pairs]
+    named["arm_kind"] = [arms[pair].kind for pair in pairs]
+    named["variant"] = _variants(named)
+    smallest = named.groupby("setting")["params_active"].transform("min")
+    return named.drop(columns="arm_key").iloc[smallest.argsort(kind="stable")].reset_index(drop=True)
+
+
+def arm_list(table: pd.DataFrame) -> list[tuple[str, str, int]]:
+    """The arms in `table` as (label, router, variant), baselines first."""
+    arms = table.drop_duplicates("arm")[["arm", "routing.name", "variant"]].itertuples(index=False, name=None)
+    return sorted(arms, key=lambda arm: (list(ROUTER_LABELS).index(arm[1]), arm[2]))
+
+
+def dense_same_depth(table: pd.DataFrame) -> str | None:
+    """Label of the baseline that every figure measures from, if `table` has it."""
+    labels = table.loc[table["arm_kind"] == "dense_same_depth", "arm"]
+    return str(labels.iloc[0]) if len(labels) else None
+
+
+def _keys(runs: pd.DataFrame, columns: list[str]) -> list[str]:
+    """One text per run that is equal where all `columns` are."""
+    rows = runs[columns].astype(object).to_dict("records")
+    return [json.dumps(row, sort_keys=True, default=str) for row in rows]
+
+
+def _setting_labels(runs: pd.DataFrame, held: list[str]) -> list[str]:
+    """The preset, and whatever else was not held equal between the runs of that preset."""
+    labels = pd.Series("", index=runs.index)
+    for preset, group in runs.groupby("model.name", sort=False):
+        parts = [_setting_part(column, group[column]) for column in held if len(set(_texts(group[column]))) > 1]
+        labels[group.index] = [", ".join([str(preset), *row]) for row in _rows(parts, len(group))]
+    return labels.to_list()
+
+
+def _setting_part(column: str, values: pd.Series[Any]) -> list[str]:
+    if column == "train.images":
+        return [f"{value:,} images" for value in values]
+    return [f"{column}={text}" for text in _texts(values)]
+
+
+def _rows(columns: list[list[str]], num_rows: int) -> list[list[str]]:
+    return [[column[i] for column in columns] for i in range(num_rows)]
+
+
+def _texts(values: pd.Series[Any]) -> list[str]:
+    return [_text(value) for value in values]
+
+
+def _text(value: object) -> str:
+    """A setting as one types it: 2 and not 2.0, None for what is missing."""
+    if value is None or value != value:
+        return "None"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, str], Arm]:
+    """The name of each (setting, arm_key)."""
+    varying = {router: _varying(group, arm_columns) for router, group in runs.groupby("routing.name")}
+    sparse = runs[runs["routing.name"] != "dense"]
+    if sparse["routing.num_experts"].nunique() < 2:
+        varying = {router: columns - {"routing.num_experts"} for router, columns in varying.items()}
+    else:
+        varying = {router: columns | {"routing.num_experts"} for router, columns in varying.items()}
+    arms: dict[tuple[str, str], Arm] = {}
+    for setting, group in runs.groupby("setting", sort=False):
+        one_of_each = group.drop_duplicates("arm_key")
+        for _, run in one_of_each.iterrows():
+            arm = _dense_arm(run, one_of_each) if run["routing.name"] == "dense" else _sparse_arm(run, varying)
+            if arm.label in {known.label for (of, _), known in arms.items() if of == setting}:
+                arm = Arm(f"{arm.label}, feed-forward {run['model.ffn_factor']:g} wide", arm.kind)
+            arms[str(setting), run["arm_key"]] = arm
+    return arms
+
+
+def _varying(runs: pd.DataFrame, columns: list[str]) -> set[str]:
+    """Columns in which runs of one setting differ."""
+    return {
+        column
+        for column in columns
+        if any(len(set(_texts(group[column]))) > 1 for _, group in runs.groupby("setting"))
+    }
+
+
+def _sparse_arm(run: pd.Series[Any], varying: dict[Any, set[str]]) -> Arm:
+    router = run["routing.name"]
+    named = [name for name in [*QUALIFIERS, *sorted(varying[router] - set(QUALIFIERS))] if name in varying[router]]
+    parts = [QUALIFIERS.get(name, name + "={}").format(_text(run[name])) for name in named if name != GROUP]
+    if router == "expert_choice" or GROUP in varying[router]:
+        parts.append(group_text(run[GROUP]))
+    label = ROUTER_LABELS[router]
+    return Arm(f"{label} ({', '.join(parts)})" if parts else label, "sparse")
+
+
+def group_text(group_images: object) -> str:
+    """`routing.group_images` in words."""
+    if group_images == "batch":
+        return "whole batch"
+    return "per image" if group_images == 1 else f"groups of {_text(group_images)} images"
+
+
+def _dense_arm(run: pd.Series[Any], arms: pd.DataFrame) -> Arm:
+    """Same depth: the layers and feed-forward of the sparse arms, or of the narrowest dense one without those."""
+    sparse = arms[arms["routing.name"] != "dense"]
+    like = sparse if len(sparse) else arms.sort_values("params_total").head(1)
+    if run["model.ffn_factor"] in set(like["model.ffn_factor"]) and run["model.num_layers"] in set(like["model.num_layers"]):
+        return Arm("Dense (same depth)", "dense_same_depth")
+    gaps = (run["params_active"] / sparse["params_active"] - 1).abs()
+    if (gaps <= ACTIVATED_TOLERANCE).any():
+        return Arm("Dense (same activated)", "dense_same_active")
+    return Arm(f"Dense (feed-forward {run['model.ffn_factor']:g} wide, {run['model.num_layers']} layers)", "dense_other")
+
+
+def _variants(runs: pd.DataFrame) -> list[int]:
+    """Number of each run's arm among the arms of its router."""
+    order: dict[str, list[tuple[Any, ...]]] = {}
+    for _, run in runs.drop_duplicates("arm").iterrows():
+        group = run[GROUP]
+        size = float("inf") if group == "batch" else float(group or 0)
+        key = (KINDS.index(run["arm_kind"]), run["routing.num_experts"], size, run["arm"])
+        order.setdefault(run["routing.name"], []).append(key)
+    numbers = {key[-1]: i for keys in order.values() for i, key in enumerate(sorted(keys))}
+    return [numbers[arm] for arm in runs["arm"]]

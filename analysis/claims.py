@@ -1,0 +1,136 @@
+"""What the data supports and what it does not, as claims with intervals and as one sentence.
+
+The rules: a claim is a difference between two arms of one setting, paired by seed where both have the same seeds. It is
+supported when its 95% interval excludes 0, in the direction it lies, and not supported otherwise; with one seed there is no
+interval and nothing is supported. Tested are: every routed arm against both dense baselines, expert choice
+against token choice of the same experts and capacity factor, and every arm on batches of one timestep against itself
+on mixed ones. The intervals are not corrected for their number, and hold at the scale of the runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from analysis.arms import arm_list
+from analysis.intervals import Interval, difference
+
+MIN_SEEDS = 3
+SAME_T = "its loss on mixed batches"
+
+Verdict = Literal["lower", "higher", "not separated", "not testable"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`arm` against `reference` in validation loss; for `SAME_T` the arm's loss on batches of one timestep."""
+
+    setting: str
+    arm: str
+    reference: str
+    gap: Interval
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the interval allows to say about `arm`."""
+        if self.gap.low is None:
+            return "not testable"
+        if self.gap.is_below_zero:
+            return "lower"
+        return "higher" if self.gap.is_above_zero else "not separated"
+
+
+def claims(table: pd.DataFrame) -> list[Claim]:
+    """Every claim that the runs of the run table allow to test."""
+    return [claim for _, runs in table.groupby("setting", sort=False) for claim in _claims_of_setting(runs)]
+
+
+def _claims_of_setting(runs: pd.DataFrame) -> Iterator[Claim]:
+    setting = str(runs["setting"].iloc[0])
+    for arm, reference in _pairs(runs):
+        gap = difference(_by_seed(runs, arm, "val_loss"), _by_seed(runs, reference, "val_loss"))
+        yield Claim(setting, arm, reference, gap)
+    for arm, _, _ in arm_list(runs):
+        same_t, mixed = _by_seed(runs, arm, "val_loss_same_t"), _by_seed(runs, arm, "val_loss")
+        if same_t:
+            yield Claim(setting, arm, SAME_T, difference(same_t, mixed))
+
+
+def _pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """(arm, reference) in the order of the references: same depth, same activated, token choice."""
+    arms = runs.drop_duplicates("arm")
+    routed = arms[arms["arm_kind"] == "sparse"]
+    for kind in ("dense_same_depth", "dense_same_active"):
+        for reference in arms.loc[arms["arm_kind"] == kind, "arm"]:
+            yield from ((arm, reference) for arm in routed["arm"])
+    same = ["routing.num_experts", "routing.capacity_factor"]
+    chosen = routed[routed["routing.name"] == "token_choice"]
+    for _, ours in routed[routed["routing.name"] == "expert_choice"].iterrows():
+        for _, theirs in chosen.iterrows():
+            if all(ours[name] == theirs[name] for name in same):
+                yield ours["arm"], theirs["arm"]
+
+
+def _by_seed(runs: pd.DataFrame, arm: str, column: str) -> dict[int, float]:
+    measured = runs[(runs["arm"] == arm) & runs[column].notna()]
+    return {int(seed): float(value) for seed, value in zip(measured["seed"], measured[column], strict=True)}
+
+
+def conclusion(table: pd.DataFrame, found: list[Claim]) -> str:
+    """One sentence for each setting of the run table: the scale, what is supported, what is not."""
+    return " ".join(_sentence(runs, found) for _, runs in table.groupby("setting", sort=False))
+
+
+def _sentence(runs: pd.DataFrame, found: list[Claim]) -> str:
+    ours = [claim for claim in found if claim.setting == runs["setting"].iloc[0]]
+    scale = _scale(runs)
+    if not ours:
+        return f"{scale}, the data supports no conclusion: there are no two arms to compare."
+    supported, unsupported = _supported(ours), _unsupported(ours, runs)
+    says = f"the data supports (95% intervals) {'; '.join(supported)}" if supported else "the data supports no difference"
+    denies = f"; it does not support {'; '.join(unsupported)}" if unsupported else ""
+    return f"{scale}, {says}{denies}; larger scales were not tested."
+
+
+def _scale(runs: pd.DataFrame) -> str:
+    seeds = runs.groupby("arm")["seed"].nunique()
+    low, high = int(seeds.min()), int(seeds.max())
+    number = f"{low}" if low == high else f"{low} to {high}"
+    images = int(runs["train.images"].iloc[0])
+    few = f", fewer than {MIN_SEEDS}," if low < MIN_SEEDS else ""
+    return f"At {runs['setting'].iloc[0]} with {images:,} training images and {number} seed{'s' * (high > 1)}{few}".rstrip(",")
+
+
+def _supported(found: list[Claim]) -> list[str]:
+    parts = []
+    for reference in dict.fromkeys(claim.reference for claim in found):
+        for verdict in ("lower", "higher"):
+            arms = _arms(found, reference, verdict)
+            if arms and reference == SAME_T:
+                parts.append(f"a {verdict} loss on batches of one timestep than on mixed ones for {arms}")
+            elif arms:
+                parts.append(f"a {verdict} validation loss than {reference} for {arms}")
+    return parts
+
+
+def _unsupported(found: list[Claim], runs: pd.DataFrame) -> list[str]:
+    parts = []
+    for reference in dict.fromkeys(claim.reference for claim in found):
+        arms = _arms(found, reference, "not separated", "not testable")
+        if arms and reference == SAME_T:
+            parts.append(f"an effect of one timestep per batch on {arms}")
+        elif arms:
+            parts.append(f"a difference from {reference} for {arms}")
+    kinds = set(runs["arm_kind"])
+    for kind, name in (("dense_same_depth", "same depth"), ("dense_same_active", "same activated parameters")):
+        if kind not in kinds:
+            parts.append(f"any comparison with dense of the {name}, which was not run")
+    return parts
+
+
+def _arms(found: list[Claim], reference: str, *verdicts: Verdict) -> str:
+    names = [claim.arm for claim in found if claim.reference == reference and claim.verdict in verdicts]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,50 @@
+"""Whether runs may stand in one comparison: same data, same validation set, same conditions of a measurement.
+
+Refused with the difference named, because a figure over runs that saw different data looks exactly like a result.
+What may differ between the runs of a comparison, and how that makes arms and settings, is the business of `arms.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from analysis.load import Records
+from experiments.errors import RecordError
+
+SAME_IN_A_COMPARISON = ("data.", "flow.", "eval.images", "eval.batch_images")
+"""What the training data and the fixed validation set (image, t, noise) depend on."""
+
+WAY_OUT = "Name only the folders that belong together."
+
+
+def require_same_data(records: Records) -> None:
+    """A `RecordError` naming the first setting of the data or validation set that differs between the runs."""
+    runs = records.runs
+    for column in (name for name in runs.columns if name.startswith(SAME_IN_A_COMPARISON)):
+        _refuse_difference(column, runs[column], runs["run"])
+    validation = records.evals[records.evals["metric"] == "val_loss"]
+    for column in ("num_samples", "seed"):
+        _refuse_difference(f"{column} of val_loss", validation[column], validation["run"])
+
+
+def require_same_settings(measurements: pd.DataFrame, metric: str) -> None:
+    """A `RecordError` naming what differs between the `settings` of eval rows of one metric."""
+    settings = [json.loads(key) for key in measurements["settings_key"]]
+    for name in sorted({name for given in settings for name in given}):
+        values = pd.Series([given.get(name) for given in settings], dtype=object)
+        _refuse_difference(f"{name} of {metric}", values, measurements["run"].reset_index(drop=True))
+
+
+def _refuse_difference(what: str, values: pd.Series[Any], runs: pd.Series[Any]) -> None:
+    shown = values.map(_text)
+    first_runs = runs.groupby(shown.to_numpy(), sort=False).first()
+    if len(first_runs) > 1:
+        (one, run), (other, other_run) = list(first_runs.items())[:2]
+        raise RecordError(f"Runs differ in {what}: {one} in {run}, {other} in {other_run}.", WAY_OUT)
+
+
+def _text(value: object) -> str:
+    return "nothing" if value is None or value != value else str(value)

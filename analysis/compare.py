@@ -1,0 +1,127 @@
+"""The comparison of routers: the arm table, the claims, one sentence, and the files that hold them.
+
+`comparison.csv` the arm table, `comparison.md` the sentence, table, claims and notes, `comparison.png` and `.svg` the
+figure. Means are made in `arm_table.py`, verdicts in `claims.py`, the figure in `figures/comparison.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.arm_table import arm_table
+from analysis.arms import ACTIVATED_TOLERANCE
+from analysis.claims import MIN_SEEDS, Claim, claims, conclusion
+from analysis.figures.comparison import draw_arm_table
+from analysis.load import Records
+from analysis.style import write_drawing
+from analysis.tables import INFERENCE, fixed, markdown, run_table, significant
+from experiments.errors import StorageError
+
+NAME = "comparison"
+MEASURED_ON = ("device", "num_threads", "precision", "world")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row per arm in `arms` (columns as in `arm_table`), and what may be said about them."""
+
+    arms: pd.DataFrame
+    claims: list[Claim]
+    conclusion: str
+    notes: list[str]
+
+
+def compare(records: Records) -> Comparison:
+    """Compare the arms in `records`. A `RecordError` when the runs differ in data or validation set."""
+    table = run_table(records)
+    arms = arm_table(records, table)
+    found = claims(table)
+    return Comparison(arms, found, conclusion(table, found), list(_notes(records, table, arms)))
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write the four files into `folder` and return their paths. Raises `StorageError`."""
+    paths = write_drawing(draw_arm_table(comparison.arms), folder, NAME)
+    text = folder / f"{NAME}.md"
+    try:
+        text.write_text(comparison_markdown(comparison))
+    except OSError as error:
+        raise StorageError(f"{text} cannot be written: {error.strerror}.", "Choose another --out.") from error
+    return [*paths, text]
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """The comparison as a page of Markdown."""
+    header, rows = comparison_cells(comparison.arms)
+    parts = ["# Comparison of routers\n", f"{comparison.conclusion}\n", markdown(header, rows)]
+    if comparison.claims:
+        parts += ["## Differences in validation loss\n", markdown(*_claim_cells(comparison.claims))]
+    if comparison.notes:
+        parts += ["## Notes\n", "".join(f"- {note}\n" for note in comparison.notes)]
+    return "\n".join(parts)
+
+
+def comparison_cells(arms: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """The arm table for a person: header and cells, a dash where a value is missing."""
+    header = ["Arm", "Params", "Activated", "FLOPs/image", "Seeds", "Val. loss", "± std", "Same-t loss", "Images to dense",
+              "Train images/s", "Inference ms", "Dropped %", "Same-t dropped %"]  # fmt: skip
+    several = arms["setting"].nunique() > 1
+    return header, [_arm_cells(arm, several) for arm in arms.to_dict("records")]
+
+
+def _arm_cells(arm: dict[Any, Any], with_setting: bool) -> list[str]:
+    return [
+        f"{arm['setting']}: {arm['arm']}" if with_setting else arm["arm"],
+        *(significant(arm[cost]) for cost in ("params_total", "params_active", "flops_per_image")),
+        str(arm["num_seeds"]),
+        fixed(arm["val_loss_mean"], 4),
+        fixed(arm["val_loss_std"], 4),
+        fixed(arm["val_loss_same_t_mean"], 4),
+        fixed(arm["images_to_dense_loss"], 0),
+        fixed(arm["images_per_second"], 1),
+        fixed(arm[INFERENCE], 2, scale=1e3),
+        fixed(arm["dropped_share"], 1, scale=100),
+        fixed(arm["dropped_share_same_t"], 1, scale=100),
+    ]
+
+
+def _claim_cells(found: list[Claim]) -> tuple[list[str], list[list[str]]]:
+    header = ["Arm", "Against", "Setting", "Difference", "95% interval", "Seeds", "Method", "Verdict"]
+    rows = []
+    for claim in found:
+        gap = claim.gap
+        interval = "–" if gap.low is None else f"{gap.low:+.4f} to {gap.high:+.4f}"
+        numbers = [f"{gap.mean:+.4f}", interval, str(gap.num_values), gap.method, claim.verdict]
+        rows.append([claim.arm, claim.reference, claim.setting, *numbers])
+    return header, rows
+
+
+def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame) -> Iterator[str]:
+    """What a reader must know before believing the table."""
+    yield "Intervals are Student's t over seeds and are not corrected for the number of differences tested."
+    few = arms.loc[arms["num_seeds"] < MIN_SEEDS]
+    for _, arm in few.iterrows():
+        seeds = "1 seed: no spread can be given" if arm["num_seeds"] == 1 else f"{arm['num_seeds']} seeds"
+        yield f"{arm['arm']} ({arm['setting']}) has {seeds}; at least {MIN_SEEDS} are needed to trust a spread."
+    yield from _unmatched(arms)
+    for column in MEASURED_ON:
+        if table[column].nunique() > 1:
+            values = ", ".join(map(str, table[column].unique()))
+            yield f"Runs differ in {column} ({values}): speeds are not comparable between them."
+    for missing in records.left_out:
+        yield f"Left out: {missing}."
+
+
+def _unmatched(arms: pd.DataFrame) -> Iterator[str]:
+    """Routed arms for which the widened dense model is no baseline of equal activated parameters."""
+    for _, dense in arms[arms["kind"] == "dense_same_active"].iterrows():
+        for _, arm in arms[(arms["kind"] == "sparse") & (arms["setting"] == dense["setting"])].iterrows():
+            gap = dense["params_active"] / arm["params_active"] - 1
+            if abs(gap) > ACTIVATED_TOLERANCE:
+                more = "more" if gap > 0 else "fewer"
+                yield f"{dense['arm']} has {abs(gap):.0%} {more} activated parameters than {arm['arm']}."

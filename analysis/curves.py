@@ -1,0 +1,102 @@
+"""Loss curves: per run against images, training FLOPs and seconds; mean over seeds; where a curve reaches a loss.
+
+"Reaches" means reaches and stays: the last time the mean curve comes down through the loss, so that a dip by chance
+does not count. Between two evaluations the curve is a straight line. A curve that ends above never reached it: None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.load import MissingDataError, Records
+
+AXES = ("images_seen", "flops", "seconds")
+HIDDEN_SHARE = 0.1
+"""Share of training whose losses, many times the final ones, do not set the height of an axis."""
+
+
+def validation_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
+    """Columns `setting`, `arm`, `seed`, `run`, `images_seen`, `flops`, `seconds`, `loss`; raw weights.
+
+    `seconds` are of training without evaluation, read off `steps` at the images of each evaluation. A
+    `MissingDataError` when a run has no validation loss.
+    """
+    evals = records.evals
+    curves = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")].rename(columns={"value": "loss"})
+    without = sorted(set(runs["run"]) - set(curves["run"]))
+    if without:
+        raise MissingDataError(f"{without[0]} has no validation loss.", "Train it with eval.every_images set.")
+    about_runs = runs[["run", "setting", "arm", "seed", "train_flops_per_image"]]
+    curves = about_runs.merge(curves[["run", "images_seen", "loss"]], on="run", sort=False)
+    curves = curves.sort_values(["run", "images_seen"], kind="stable")
+    curves["flops"] = curves["images_seen"] * curves.pop("train_flops_per_image").astype(float)
+    curves["seconds"] = _seconds_at(curves, records.steps)
+    return curves.reset_index(drop=True)
+
+
+def training_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
+    """The same columns from the rows of `steps`."""
+    about_runs = runs[["run", "setting", "arm", "seed"]]
+    columns = ["run", "images_seen", "flops", "seconds", "loss"]
+    return about_runs.merge(records.steps[columns], on="run", sort=False)
+
+
+def mean_over_seeds(curves: pd.DataFrame) -> pd.DataFrame:
+    """By `setting`, `arm` and `images_seen`: mean `flops`, `seconds` and `loss`, `loss_min`, `loss_max`, `num_seeds`.
+
+    Only where every seed of the arm was measured, so that no seed comes or goes along a curve.
+    """
+    by = ["setting", "arm", "images_seen"]
+    grouped = curves.groupby(by, sort=False, as_index=False).agg(
+        flops=("flops", "mean"),
+        seconds=("seconds", "mean"),
+        loss=("loss", "mean"),
+        loss_min=("loss", "min"),
+        loss_max=("loss", "max"),
+        num_seeds=("run", "nunique"),
+    )
+    most = curves.groupby(["setting", "arm"])["run"].nunique().rename("all_seeds").reset_index()
+    complete = grouped.merge(most, on=["setting", "arm"]).query("num_seeds == all_seeds")
+    return complete.drop(columns="all_seeds").sort_values(by, kind="stable").reset_index(drop=True)
+
+
+def reach(x: Sequence[float], loss: Sequence[float], target: float) -> float | None:
+    """Where the curve (`x`, `loss`) comes down to `target` for the last time; None when it ends above it."""
+    above = np.flatnonzero(np.asarray(loss) > target)
+    if len(above) == 0:
+        return float(x[0])
+    last = int(above[-1])
+    if last == len(loss) - 1:
+        return None
+    share = (loss[last] - target) / (loss[last] - loss[last + 1])
+    return float(x[last] + share * (x[last + 1] - x[last]))
+
+
+def loss_limits(curves: pd.DataFrame) -> tuple[float, float]:
+    """Limits of a loss axis for mean curves: from the lowest to the highest after the first `HIDDEN_SHARE`."""
+    shown = curves[curves["images_seen"] >= HIDDEN_SHARE * curves["images_seen"].max()]
+    low, high = float(shown["loss_min"].min()), float(shown["loss_max"].max())
+    margin = 0.06 * (high - low) or 0.01 * low
+    return low - margin, high + margin
+
+
+def smooth(values: Sequence[float], num_values: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Centred running mean over `num_values`, over fewer at the ends."""
+    series = pd.Series(values, dtype=float)
+    return series.rolling(num_values, center=True, min_periods=1).mean().to_numpy()
+
+
+def _seconds_at(curves: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[float]:
+    """Training seconds at `images_seen` of each row, along a straight line from 0 through the rows of `steps`."""
+    of_run = {run: group for run, group in steps.groupby("run", sort=False)}
+    seconds = pd.Series(np.nan, index=curves.index)
+    for run, group in curves.groupby("run", sort=False):
+        if run not in of_run:
+            raise MissingDataError(f"{run} has no row in steps.jsonl.", "Leave it out, or train it again.")
+        rows = of_run[run].sort_values("images_seen")
+        images, spent = [0.0, *rows["images_seen"]], [0.0, *rows["seconds"]]
+        seconds[group.index] = np.interp(group["images_seen"], images, spent)
+    return seconds

@@ -1,0 +1,147 @@
+"""`loss-convergence`: training and validation loss against images, training FLOPs and seconds.
+
+One row of panels per setting. Under each panel every arm has one line that marks where its mean validation loss reaches
+the final one of `Dense (same depth)`, and how many times sooner that is in the unit of the axis. Lines are means over
+seeds, bands go from the lowest to the highest seed; the first tenth of training lies above the axis.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis.arms import arm_list, dense_same_depth
+from analysis.curves import AXES, loss_limits, mean_over_seeds, reach, smooth, training_curves, validation_curves
+from analysis.load import Records
+from analysis.style import GREY, TEXT_WIDTH_INCHES, Drawing, arm_rows, line_style, paper_style, scaled
+
+UNITS = {"images_seen": "images", "flops": "FLOP", "seconds": "s"}
+QUANTITIES = {"images_seen": "Training data", "flops": "Training compute", "seconds": "Training time"}
+SMOOTHED_SHARE = 0.04
+"""Share of the training rows that the running mean of the training loss goes over."""
+
+
+class _Setting(NamedTuple):
+    """The curves of one setting, means over seeds."""
+
+    name: str
+    arms: list[tuple[str, str, int]]
+    training: pd.DataFrame
+    validation: pd.DataFrame
+    dense: str | None
+    target: float | None
+
+
+def draw_loss_convergence(records: Records, table: pd.DataFrame) -> Drawing:
+    """The figure and its numbers: mean curves (`split` training or validation) and reaching points (`split` reach)."""
+    validation = mean_over_seeds(validation_curves(records, table))
+    training = mean_over_seeds(training_curves(records, table))
+    settings = [_setting(name, runs, training, validation) for name, runs in table.groupby("setting", sort=False)]
+    with paper_style():
+        heights = [h for setting in settings for h in (1.75, 0.135 * len(setting.arms) + 0.1)]
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.75 * len(settings) + 0.2), layout="constrained")
+        axes = figure.subplots(len(heights), 3, height_ratios=heights, squeeze=False)
+        for i, setting in enumerate(settings):
+            for column, x in enumerate(AXES):
+                _draw_panel(axes[2 * i, column], axes[2 * i + 1, column], setting, x, is_first=column == 0)
+        _legend(figure, int(validation["num_seeds"].max()))
+    return Drawing(figure, _numbers(settings))
+
+
+def _setting(name: object, runs: pd.DataFrame, training: pd.DataFrame, validation: pd.DataFrame) -> _Setting:
+    ours = validation[validation["setting"] == name]
+    dense = dense_same_depth(runs)
+    target = float(ours.loc[ours["arm"] == dense, "loss"].iloc[-1]) if dense else None
+    return _Setting(str(name), arm_list(runs), training[training["setting"] == name], ours, dense, target)
+
+
+def _draw_panel(curves: Axes, rows: Axes, setting: _Setting, x: str, is_first: bool) -> None:
+    factor, unit = scaled(float(setting.validation[x].max()), UNITS[x])
+    for label, router, variant in setting.arms:
+        style = line_style(router, variant)
+        training = setting.training[setting.training["arm"] == label]
+        smoothed = smooth(training["loss"].to_list(), max(1, round(SMOOTHED_SHARE * len(training))))
+        curves.plot(training[x] / factor, smoothed, color=style["color"], alpha=0.3, linewidth=0.6, zorder=1)
+        validation = setting.validation[setting.validation["arm"] == label]
+        low, high = validation["loss_min"], validation["loss_max"]
+        curves.fill_between(validation[x] / factor, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        curves.plot(validation[x] / factor, validation["loss"], **style)
+    curves.set_ylim(*loss_limits(setting.validation))
+    curves.set_xlim(0, float(setting.validation[x].max()) / factor)
+    curves.tick_params(labelbottom=False)
+    _draw_reaching(curves, rows, setting, x, factor, is_first)
+    rows.set_xlabel(f"{QUANTITIES[x]} ({unit})")
+    if is_first:
+        curves.set_ylabel("Loss (velocity MSE)")
+        curves.set_title(setting.name, loc="left", fontweight="bold")
+    else:
+        curves.tick_params(labelleft=False)
+
+
+def _draw_reaching(curves: Axes, rows: Axes, setting: _Setting, x: str, factor: float, is_first: bool) -> None:
+    arm_rows(rows, setting.arms, named=is_first)
+    rows.set_xlim(curves.get_xlim())
+    rows.grid(axis="y", visible=False)
+    if setting.target is None:
+        return
+    curves.axhline(setting.target, color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), zorder=1)
+    reached = _reached(setting, x)
+    for row, (label, router, variant) in enumerate(setting.arms):
+        color = line_style(router, variant)["color"]
+        at, sooner = reached[label]
+        if at is not None:
+            curves.plot(at / factor, setting.target, "o", color=color, markersize=3, zorder=4, clip_on=False)
+            rows.plot(at / factor, row, "o", color=color, markersize=3.5, zorder=4, clip_on=False)
+            rows.hlines(row, 0, at / factor, color=color, linewidth=0.6, alpha=0.5)
+        text = "never" if sooner is None else f"{sooner:.2f}×"
+        rows.annotate(text, (1, row), (3, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=6.5)
+
+
+def _reached(setting: _Setting, x: str) -> dict[str, tuple[float | None, float | None]]:
+    """By arm: where it reaches the target, and how many times sooner than dense; None where it does not."""
+    assert setting.target is not None and setting.dense is not None
+    at: dict[str, float | None] = {}
+    for label, _, _ in setting.arms:
+        curve = setting.validation[setting.validation["arm"] == label]
+        at[label] = reach(curve[x].to_list(), curve["loss"].to_list(), setting.target)
+    dense = at[setting.dense]
+    assert dense is not None
+    return {label: (value, None if value is None else dense / value) for label, value in at.items()}
+
+
+def _legend(figure: Figure, num_seeds: int) -> None:
+    band = f" (band: lowest to highest of {num_seeds} seeds)" if num_seeds > 1 else " (one seed)"
+    entries = [
+        (Line2D([], [], color=GREY), "Validation loss" + (", mean" if num_seeds > 1 else "")),
+        (Patch(color=GREY, alpha=0.25, linewidth=0), band.strip(" ()")),
+        (Line2D([], [], color=GREY, alpha=0.45, linewidth=0.6), "Training loss, running mean"),
+        (Line2D([], [], color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), marker="o", markersize=3),
+         "Final loss of Dense (same depth) reached; factor: times sooner"),
+    ]  # fmt: skip
+    handles, labels = zip(*entries, strict=True)
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+
+
+def _numbers(settings: list[_Setting]) -> pd.DataFrame:
+    parts = []
+    for setting in settings:
+        parts += [setting.training.assign(split="training"), setting.validation.assign(split="validation")]
+        if setting.target is not None:
+            parts.append(_reaching_numbers(setting))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _reaching_numbers(setting: _Setting) -> pd.DataFrame:
+    """One row per arm: where it reaches the target on each axis (missing: never) and how many times sooner."""
+    rows = {label: {"setting": setting.name, "arm": label, "split": "reach"} for label, _, _ in setting.arms}
+    frame = pd.DataFrame(rows.values()).assign(loss=setting.target)
+    for x in AXES:
+        reached = _reached(setting, x)
+        frame[x] = [reached[label][0] for label in frame["arm"]]
+        frame[f"times_sooner_{x}"] = [reached[label][1] for label in frame["arm"]]
+    return frame

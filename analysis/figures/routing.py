@@ -1,0 +1,128 @@
+"""`routing`: what the choice of the router does to the validation loss, over training and at the end.
+
+Left: means over seeds with the band from the lowest to the highest seed. Right: the final loss of every seed, the mean
+and its 95% interval (Student's t; none with one seed), best arm on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis.arms import arm_list
+from analysis.curves import loss_limits, mean_over_seeds, validation_curves
+from analysis.intervals import Interval, interval_of_mean
+from analysis.load import MissingDataError, Records
+from analysis.style import (
+    GREY,
+    ROUTER_STYLES,
+    SIZE_MARKERS,
+    TEXT_WIDTH_INCHES,
+    Drawing,
+    arm_rows,
+    line_style,
+    paper_style,
+    scaled,
+)
+
+SEED_OFFSET = 0.22
+"""Distance in rows between the mean of an arm and the points of its seeds."""
+
+
+class _End(NamedTuple):
+    """Where one arm ends: its final losses by seed and their mean."""
+
+    arm: tuple[str, str, int]
+    preset: str
+    losses: dict[int, float]
+    interval: Interval
+
+
+def draw_routing(records: Records, table: pd.DataFrame) -> Drawing:
+    """The figure and its numbers: mean curves (`split` training), finals by seed (`seed`) and their means (`end`)."""
+    if table["arm"].nunique() < 2:
+        raise MissingDataError(
+            f"All runs are {table['arm'].iloc[0]}: there is no routing to compare.", "Add runs of another routing.name."
+        )
+    curves = mean_over_seeds(validation_curves(records, table))
+    ends = {str(name): _ends(runs) for name, runs in table.groupby("setting", sort=False)}
+    with paper_style():
+        heights = [max(1.8, 0.19 * len(of_setting) + 0.5) for of_setting in ends.values()]
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.5), layout="constrained")
+        axes = figure.subplots(len(ends), 2, height_ratios=heights, width_ratios=(1.25, 1), squeeze=False)
+        for row, (setting, of_setting) in enumerate(ends.items()):
+            _draw_curves(axes[row, 0], curves[curves["setting"] == setting], of_setting)
+            axes[row, 0].set_title(setting, loc="left", fontweight="bold")
+            _draw_ends(axes[row, 1], of_setting)
+        _legend(figure, int(curves["num_seeds"].max()))
+    return Drawing(figure, _numbers(curves, ends))
+
+
+def _ends(runs: pd.DataFrame) -> list[_End]:
+    """The arms of one setting, lowest mean first."""
+    ends = []
+    for arm in arm_list(runs):
+        ours = runs[runs["arm"] == arm[0]]
+        losses = {int(seed): float(loss) for seed, loss in zip(ours["seed"], ours["val_loss"], strict=True)}
+        ends.append(_End(arm, ours["model.name"].iloc[0], losses, interval_of_mean(list(losses.values()))))
+    return sorted(ends, key=lambda end: end.interval.mean)
+
+
+def _draw_curves(axes: Axes, curves: pd.DataFrame, ends: list[_End]) -> None:
+    factor, unit = scaled(float(curves["images_seen"].max()), "images")
+    for end in ends:
+        label, router, variant = end.arm
+        ours = curves[curves["arm"] == label]
+        style = line_style(router, variant)
+        x = ours["images_seen"] / factor
+        axes.fill_between(x, ours["loss_min"], ours["loss_max"], color=style["color"], alpha=0.15, linewidth=0)
+        axes.plot(x, ours["loss"], **style)
+    axes.set_ylim(*loss_limits(curves))
+    axes.set_xlim(0, float(curves["images_seen"].max()) / factor)
+    axes.set_xlabel(f"Training data ({unit})")
+    axes.set_ylabel("Validation loss (velocity MSE)")
+
+
+def _draw_ends(axes: Axes, ends: list[_End]) -> None:
+    arm_rows(axes, [end.arm for end in ends])
+    for row, end in enumerate(ends):
+        color = ROUTER_STYLES[end.arm[1]].color
+        at = end.interval
+        if at.low is not None and at.high is not None:
+            axes.plot([at.low, at.high], [row, row], color=color, linewidth=1.2, solid_capstyle="butt")
+        axes.plot(at.mean, row, marker=SIZE_MARKERS[end.preset], color=color)
+        seeds = list(end.losses.values())
+        axes.plot(seeds, [row + SEED_OFFSET] * len(seeds), "|", color=color, markersize=4, markeredgewidth=0.8)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("Final validation loss (velocity MSE)")
+
+
+def _legend(figure: Figure, num_seeds: int) -> None:
+    one = num_seeds == 1
+    entries = [
+        (Line2D([], [], color=GREY), "One seed" if one else "Mean over seeds"),
+        (Patch(color=GREY, alpha=0.25, linewidth=0), f"Lowest to highest of {num_seeds} seeds"),
+        (Line2D([], [], color=GREY, marker="|", linestyle="none", markersize=4), "One seed"),
+        (Line2D([], [], color=GREY, marker="o"), "Mean and its 95% interval"),
+    ]
+    handles, labels = zip(*entries, strict=True)
+    shown = slice(0, 1) if one else slice(None)
+    figure.legend(handles[shown], labels[shown], loc="outside upper center", ncols=4)
+
+
+def _numbers(curves: pd.DataFrame, ends: dict[str, list[_End]]) -> pd.DataFrame:
+    rows = []
+    for setting, of_setting in ends.items():
+        for end in of_setting:
+            about = {"setting": setting, "arm": end.arm[0]}
+            rows += [{**about, "split": "seed", "seed": seed, "loss": loss} for seed, loss in end.losses.items()]
+            at = asdict(end.interval)
+            rows.append({**about, "split": "end", "loss": at["mean"], "loss_low": at["low"], "loss_high": at["high"],
+                         "num_seeds": at["num_values"]})  # fmt: skip
+    return pd.concat([curves.assign(split="training"), pd.DataFrame(rows)], ignore_index=True)

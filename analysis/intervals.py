@@ -1,0 +1,85 @@
+"""Means, spreads and 95% intervals over seeds; nothing is invented where seeds are missing.
+
+Runs of one seed share their data, so a difference between two arms is taken seed by seed where both have the same
+seeds (paired t), else over all runs (Welch's t). With one seed there is a mean and no spread: the interval is None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95% interval; `low` and `high` are None where one value cannot give them."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    num_values: int
+    method: Literal["mean", "paired", "Welch"] = "mean"
+
+    @property
+    def is_below_zero(self) -> bool:
+        """Whether the whole interval is negative."""
+        return self.high is not None and self.high < 0
+
+    @property
+    def is_above_zero(self) -> bool:
+        """Whether the whole interval is positive."""
+        return self.low is not None and self.low > 0
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, or None of nothing."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def standard_deviation(values: Sequence[float]) -> float | None:
+    """With n - 1; None below two values: one seed has no spread, which is not a spread of 0."""
+    if len(values) < 2:
+        return None
+    centre = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+
+
+def interval_of_mean(values: Sequence[float]) -> Interval:
+    """Student's interval of the mean of at least one value."""
+    centre, spread = math.fsum(values) / len(values), standard_deviation(values)
+    if spread is None:
+        return Interval(centre, None, None, len(values))
+    half = _t_quantile(len(values) - 1) * spread / math.sqrt(len(values))
+    return Interval(centre, centre - half, centre + half, len(values))
+
+
+def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval:
+    """Mean of `ours` minus mean of `theirs`, both by seed: paired where the seeds are the same, else Welch."""
+    if set(ours) == set(theirs):
+        pairs = interval_of_mean([ours[seed] - theirs[seed] for seed in ours])
+        return Interval(pairs.mean, pairs.low, pairs.high, len(ours), "paired")
+    return _welch(list(ours.values()), list(theirs.values()))
+
+
+def _welch(ours: list[float], theirs: list[float]) -> Interval:
+    gap = math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs)
+    fewest = min(len(ours), len(theirs))
+    spreads = standard_deviation(ours), standard_deviation(theirs)
+    if spreads[0] is None or spreads[1] is None:
+        return Interval(gap, None, None, fewest, "Welch")
+    first, second = spreads[0] ** 2 / len(ours), spreads[1] ** 2 / len(theirs)
+    if first + second == 0:
+        return Interval(gap, gap, gap, fewest, "Welch")
+    freedom = (first + second) ** 2 / (first**2 / (len(ours) - 1) + second**2 / (len(theirs) - 1))
+    half = _t_quantile(freedom) * math.sqrt(first + second)
+    return Interval(gap, gap - half, gap + half, fewest, "Welch")
+
+
+def _t_quantile(freedom: float) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))

@@ -1,0 +1,129 @@
+"""The JSONL files of many runs as one frame, fast, with what could not be used counted.
+
+The fast way parses a file as one JSON array and takes its columns; a file that does not allow this (a cut line, a text
+where a number belongs) goes the slow way, line by line through the schema. A row that was written again after a
+resumption replaces the earlier one. Which files there are is known by `RunDir`; what is done with the frames by others.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+
+from experiments.records.layout import RunDir
+from experiments.records.schema import EvalRow, RoutingRow, StepRow
+
+RowKind = type[StepRow] | type[EvalRow] | type[RoutingRow]
+Columns = dict[str, Any]
+
+# What identifies a row in its run, and the numbers without which it says nothing.
+IDENTITY = {
+    StepRow: ["images_seen"],
+    EvalRow: ["images_seen", "metric", "weights", "settings_key"],
+    RoutingRow: ["images_seen", "layer", "condition"],
+}
+REQUIRED = {
+    StepRow: ["images_seen", "flops", "seconds", "loss"],
+    EvalRow: ["images_seen", "value", "num_samples", "seed"],
+    RoutingRow: ["images_seen", "layer", "dropped_share"],
+}
+TEXT = {"metric", "weights", "condition"}
+NESTED = {"settings", "load", "experts_per_token"}
+WHOLE = {"images_seen", "layer", "num_samples", "seed"}
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """One frame with a `run` column, and (run, reason) for what is not in it."""
+
+    frame: pd.DataFrame
+    left_out: list[tuple[str, str]]
+
+    @staticmethod
+    def concat(tables: list[RowTable]) -> RowTable:
+        """All tables as one."""
+        frame = pd.concat([table.frame for table in tables], ignore_index=True)
+        return RowTable(frame, [entry for table in tables for entry in table.left_out])
+
+
+def read_table(files: list[tuple[RunDir, Path]], kind: RowKind) -> RowTable:
+    """The rows of `files` (each with its run), in the order of the files."""
+    names = list(kind.model_fields)
+    parts: list[Columns] = []
+    lengths: list[int] = []
+    left_out: list[tuple[str, str]] = []
+    for run, path in files:
+        columns, num_damaged = _read_columns(run, path, kind)
+        columns, num_not_finite = _finite_rows(columns, kind)
+        parts.append(columns)
+        lengths.append(len(columns["images_seen"]))
+        for count, what in ((num_damaged, "damaged"), (num_not_finite, "without finite numbers")):
+            if count:
+                rows = "row" if count == 1 else "rows"
+                left_out.append((str(run.path), f"{count} {rows} of {path.name} {what}"))
+    frame = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in names})
+    frame.insert(0, "run", np.repeat(np.arange(len(files)), lengths))
+    frame = _last_written(frame, kind)
+    run_names = np.array([str(run.path) for run, _ in files], dtype=object)
+    return RowTable(frame.assign(run=pd.Series(run_names[frame["run"].to_numpy()], dtype="str")), left_out)
+
+
+def _read_columns(run: RunDir, path: Path, kind: RowKind) -> tuple[Columns, int]:
+    """The columns of one file, and the number of lines that could not be used."""
+    try:
+        return _columns(_rows_at_once(path), kind), 0
+    except (ValueError, TypeError, AttributeError):
+        pass  # Not silent: the slow way below reads every line again and counts what it cannot use.
+    read = run.read_rows(path)
+    valid = [row for row in read.rows if _is_valid(row, kind)]
+    return _columns(valid, kind), read.num_damaged + len(read.rows) - len(valid)
+
+
+def _rows_at_once(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    rows: list[dict[str, Any]] = json.loads(b"[" + path.read_bytes().strip().replace(b"\n", b",") + b"]")
+    return rows
+
+
+def _columns(rows: list[dict[str, Any]], kind: RowKind) -> Columns:
+    """Arrays by field: float64 where numbers are, objects for texts and lists; a missing number is NaN."""
+    columns: Columns = {}
+    for name in kind.model_fields:
+        values = [row.get(name) for row in rows]
+        if name in TEXT and not all(isinstance(value, str) for value in values):
+            raise TypeError(f"{name} is not a text in every row")
+        if name in TEXT or name in NESTED:
+            columns[name] = np.fromiter(values, dtype=object, count=len(values))
+        else:
+            columns[name] = np.array(values, dtype=float)
+    return columns
+
+
+def _is_valid(row: dict[str, Any], kind: RowKind) -> bool:
+    try:
+        kind.model_validate(row)
+    except ValidationError:
+        return False
+    return True
+
+
+def _finite_rows(columns: Columns, kind: RowKind) -> tuple[Columns, int]:
+    finite = np.all([np.isfinite(columns[name]) for name in REQUIRED[kind]], axis=0)
+    if finite.all():
+        return columns, 0
+    return {name: values[finite] for name, values in columns.items()}, int((~finite).sum())
+
+
+def _last_written(frame: pd.DataFrame, kind: RowKind) -> pd.DataFrame:
+    """Whole numbers as such; of the rows with one identity the last, which a resumption wrote."""
+    frame = frame.astype({name: "int64" for name in WHOLE & set(frame.columns)})
+    if kind is EvalRow:
+        frame["settings_key"] = [json.dumps(given, sort_keys=True) if given else "{}" for given in frame["settings"]]
+    return frame.drop_duplicates(["run", *IDENTITY[kind]], keep="last", ignore_index=True)

@@ -1,0 +1,162 @@
+"""How every figure looks, and how one is written: PNG, SVG and the CSV of the plotted numbers.
+
+One colour per router and one marker per size, everywhere. Colours are Okabe and Ito's, told apart by all common kinds
+of colour blindness; arms also differ in dashes and fill, so that a figure survives being printed in grey. Figures are
+made at the width they are printed at (text width of a paper), so that a 7 point label is 7 points on the page.
+
+Figures are `matplotlib.figure.Figure` without pyplot: no global state, no display. What they show is in `figures/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Affine2D, ScaledTranslation, Transform, blended_transform_factory
+
+from experiments.errors import StorageError
+
+TEXT_WIDTH_INCHES = 6.75
+DOTS_PER_INCH = 200
+GREY = "#666666"
+LIGHT_GREY = "#D0D0D0"
+
+
+class RouterStyle(NamedTuple):
+    """Colour of a router, and the dashes its first arm has (an index into `DASHES`)."""
+
+    color: str
+    first_dashes: int
+
+
+# fmt: off
+ROUTER_STYLES = {
+    "dense":         RouterStyle("#000000", 0),
+    "expert_choice": RouterStyle("#D55E00", 0),
+    "token_choice":  RouterStyle("#0072B2", 1),
+    "switch":        RouterStyle("#56B4E9", 2),
+    "shared_expert": RouterStyle("#009E73", 3),
+}
+SIZE_MARKERS = {
+    "nano": "o", "micro": "s", "mini": "^", "S": "D", "B": "v", "L": "P", "XL": "X", "XXL": "*", "3XL": "p", "M": "h",
+    "dit-moe-S": "<", "dit-moe-B": ">", "dit-moe-L": "d", "dit-moe-XL": "H", "dit-moe-G": "8",
+}
+DASHES: list[tuple[float, ...]] = [(), (4, 1.2), (1.1, 1.1), (5, 1.2, 1.1, 1.2), (7, 2), (4, 1, 1, 1, 1, 1), (2, 2)]
+# fmt: on
+FILLS = ("full", "none", "left", "bottom", "right", "top")
+
+RC_PARAMS: dict[str, Any] = {
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.5,
+    "axes.formatter.useoffset": False,
+    "svg.hashsalt": "ecdit",
+    "savefig.dpi": DOTS_PER_INCH,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished figure and the numbers it shows."""
+
+    figure: Figure
+    numbers: pd.DataFrame
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """Matplotlib's defaults plus `RC_PARAMS`, whatever the user's own settings are."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(RC_PARAMS)
+        yield
+
+
+def line_style(router: str, variant: int) -> dict[str, Any]:
+    """Colour and dashes of an arm's line."""
+    style = ROUTER_STYLES[router]
+    dashes = DASHES[(style.first_dashes + 2 * variant) % len(DASHES)]
+    return {"color": style.color, "linestyle": (0, dashes) if dashes else "-"}
+
+
+def marker_style(router: str, variant: int, preset: str) -> dict[str, Any]:
+    """Colour, size's marker and the fill that tells arms of one router apart."""
+    return {
+        "color": ROUTER_STYLES[router].color,
+        "marker": SIZE_MARKERS[preset],
+        "fillstyle": FILLS[variant % len(FILLS)],
+        "markerfacecoloralt": "white",
+        "linestyle": "none",
+    }
+
+
+def shown(label: str) -> str:
+    """A label with its formula set as one."""
+    return label.replace("f_c", "$f_c$")
+
+
+def scaled(largest: float, unit: str) -> tuple[float, str]:
+    """Factor and axis unit for values up to `largest`: seconds become hours, others get an SI prefix."""
+    if unit == "s":
+        return (3600.0, "h") if largest >= 3 * 3600 else (1.0, "s")
+    if unit == "images":
+        return (1e6, "million images") if largest >= 2e6 else (1e3, "thousand images")
+    for factor, prefix in ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if largest >= factor:
+            return factor, prefix + unit
+    return 1.0, unit
+
+
+def arm_rows(axes: Axes, arms: Sequence[tuple[str, str, int]], named: bool = True) -> None:
+    """One row per (label, router, variant), the first on top; `named`: at the left, beside a sample of its line."""
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set_yticks(range(len(arms)), [shown(label) for label, _, _ in arms] if named else [""] * len(arms))
+    axes.tick_params(axis="y", length=0, pad=20 if named else 2)
+    for row, (_, router, variant) in enumerate(arms if named else []):
+        axes.plot(
+            [-18, -2], [row, row], transform=_points_left_of(axes), clip_on=False, linewidth=1.4,
+            solid_capstyle="butt", **line_style(router, variant),
+        )  # fmt: skip
+
+
+def write_drawing(drawing: Drawing, folder: Path, name: str) -> list[Path]:
+    """Write `name`.png, .svg and .csv into `folder`; the same numbers give the same bytes. Raises `StorageError`."""
+    paths = [folder / f"{name}.{kind}" for kind in ("png", "svg", "csv")]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with paper_style():
+            drawing.figure.savefig(paths[0], metadata={"Software": None})
+            drawing.figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+        drawing.numbers.to_csv(paths[2], index=False)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error.strerror}.", "Choose another --out.") from error
+    return paths
+
+
+def _points_left_of(axes: Axes) -> Transform:
+    """x in points from the left edge of `axes`, y in data."""
+    left_edge = ScaledTranslation(0, 0, axes.transAxes)
+    points = Affine2D().scale(1 / 72) + axes.figure.dpi_scale_trans + left_edge
+    return blended_transform_factory(points, axes.transData)

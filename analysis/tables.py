@@ -1,0 +1,79 @@
+"""The run table: one row per finished run with its arm and its final values; and tables as Markdown.
+
+Final values are those at the last evaluation. Losses are of the raw weights unless the column says `_ema`. A value that
+was not measured is missing (NaN), never 0. Means over seeds belong to `compare.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.arms import with_arms
+from analysis.comparable import require_same_data, require_same_settings
+from analysis.load import Records
+
+FINAL_METRICS = {
+    "val_loss": ("val_loss", "raw"),
+    "val_loss_ema": ("val_loss", "ema"),
+    "val_loss_same_t": ("val_loss_same_t", "raw"),
+    "dropped_share": ("dropped_share", "raw"),
+    "dropped_share_same_t": ("dropped_share_same_t", "raw"),
+}
+INFERENCE = "inference_seconds_per_image"
+
+
+def run_table(records: Records) -> pd.DataFrame:
+    """`records.runs` with the columns of `with_arms` and the final values of each run.
+
+    Added: the keys of `FINAL_METRICS`, `inference_seconds_per_image`, `train_loss` (the last row), `train_seconds` and
+    `images_per_second` (median over the rows, which a pause between two of them does not move). A `RecordError` when the
+    runs differ in their data, or the measurements of inference time in their conditions.
+    """
+    require_same_data(records)
+    table = with_arms(records.runs)
+    for column, (metric, weights) in FINAL_METRICS.items():
+        table[column] = table["run"].map(_last_values(records.evals, metric, weights))
+    inference = records.evals[records.evals["metric"] == INFERENCE]
+    require_same_settings(inference, INFERENCE)
+    table[INFERENCE] = table["run"].map(inference.groupby("run")["value"].median())
+    by_run = records.steps.sort_values("images_seen", kind="stable").groupby("run")
+    table["train_loss"] = table["run"].map(by_run["loss"].last())
+    table["train_seconds"] = table["run"].map(by_run["seconds"].last())
+    table["images_per_second"] = table["run"].map(by_run["images_per_second"].median())
+    return table
+
+
+def _last_values(evals: pd.DataFrame, metric: str, weights: str) -> pd.Series[float]:
+    rows = evals[(evals["metric"] == metric) & (evals["weights"] == weights)]
+    return rows.sort_values("images_seen", kind="stable").groupby("run")["value"].last()
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown: the first column to the left, the others to the right."""
+    rule = [":--"] + ["--:"] * (len(header) - 1)
+    lines = [header, rule, *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A number with an SI prefix, as `1.23M`; a dash where it is missing."""
+    if is_missing(value):
+        return "–"
+    assert value is not None
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.{digits}g}{prefix}"
+    return f"{value:.{digits}g}"
+
+
+def fixed(value: float | None, decimals: int, scale: float = 1.0, unit: str = "") -> str:
+    """`value` times `scale` with a number of decimals; a dash where it is missing."""
+    return "–" if is_missing(value) else f"{scale * float(value or 0):.{decimals}f}{unit}"
+
+
+def is_missing(value: float | None) -> bool:
+    """Whether there is no value: None or NaN."""
+    return value is None or math.isnan(value)

@@ -1,0 +1,156 @@
+"""How a sweep and its runs are shown: live while it goes, and as rows when it is over.
+
+At a terminal one table is drawn over and over; in a pipe or a log file there is one line at each change of state and
+one about every 10 seconds. What is shown comes as a `Snapshot`; nothing is read here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ecdit_cli._console import Column, duration, talk
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from experiments.records.schema import State
+    from sweeps.progress import RunProgress, Snapshot
+    from sweeps.runner import OnProgress
+
+PLAIN_SECONDS = 10.0
+LINES_AROUND = 7
+"""Lines of the live view that are not runs: head, rest, total, frame."""
+
+STATES: tuple[State, ...] = ("running", "failed", "interrupted", "planned", "done")
+STYLES = {"running": "cyan", "failed": "bold red", "interrupted": "yellow", "planned": "dim", "done": "green"}
+
+COLUMNS = (
+    Column("name", "run"),
+    Column("state", "state"),
+    Column("images_seen", "images", "{:,}".format),
+    Column("images_total", "of", "{:,}".format),
+    Column("loss", "loss", "{:.4f}".format),
+    Column("val_loss", "val_loss", "{:.4f}".format),
+    Column("seconds", "training", duration),
+    Column("heartbeat_age_seconds", "last sign", lambda seconds: f"{duration(seconds)} ago"),
+    Column("reason", "reason"),
+)
+RESULT_COLUMNS = tuple(column for column in COLUMNS if column.key not in {"loss", "heartbeat_age_seconds"})
+
+
+def run_row(run: RunProgress) -> dict[str, Any]:
+    """One run for `print_rows` and JSON; what is not known is left out."""
+    row = {
+        "name": run.name,
+        "state": run.state,
+        "images_seen": run.images_seen,
+        "images_total": run.images_total,
+        "loss": run.loss,
+        "val_loss": run.val_loss,
+        "images_per_second": run.images_per_second,
+        "seconds": run.seconds,
+        "heartbeat_age_seconds": run.heartbeat_age_seconds,
+        "reason": run.reason,
+    }
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def total_row(snapshot: Snapshot) -> dict[str, Any]:
+    """The sums over all runs."""
+    by_state = {f"num_{state}": snapshot.num_by_state[state] for state in STATES}
+    images = {"images_seen": snapshot.images_seen, "images_total": snapshot.images_total}
+    return {"num_runs": len(snapshot.runs), **by_state, **images}
+
+
+def total_line(snapshot: Snapshot) -> str:
+    """`3 done, 2 running, 4 planned; 45% of the images; 2 min 10 s, 3 min 05 s left`."""
+    counts = snapshot.num_by_state
+    parts = [", ".join(f"{counts[state]} {state}" for state in reversed(STATES) if counts[state])]
+    if snapshot.images_total:
+        parts.append(f"{snapshot.images_seen / snapshot.images_total:.0%} of the images")
+    if snapshot.seconds:
+        left = "" if snapshot.seconds_left is None else f", {duration(snapshot.seconds_left)} left"
+        parts.append(duration(snapshot.seconds) + left)
+    if snapshot.stopping:
+        parts.append("saving and stopping; Ctrl-C again kills")
+    return "; ".join(parts)
+
+
+@contextmanager
+def live_view() -> Iterator[OnProgress]:
+    """A function that shows each snapshot it is given, on stderr."""
+    from rich.live import Live
+
+    console = talk()
+    if not console.is_terminal:
+        yield _PlainView(console)
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield lambda snapshot: live.update(_table(snapshot, console.height - LINES_AROUND), refresh=True)
+
+
+class _PlainView:
+    """One line for each change of state, and one about every 10 s."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._states: dict[str, str] = {}
+        self._last = time.monotonic()
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        lines = [_change(run) for run in snapshot.runs if self._states.get(run.name, run.state) != run.state]
+        self._states = {run.name: run.state for run in snapshot.runs}
+        if time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            lines += [*(_progress(run) for run in snapshot.runs if run.state == "running"), total_line(snapshot)]
+        for line in lines:
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _change(run: RunProgress) -> str:
+    if run.state == "running":
+        return f"{run.name}: started"
+    return f"{run.name}: {run.state}" + (f": {run.reason}" if run.reason else "")
+
+
+def _progress(run: RunProgress) -> str:
+    texts = (
+        f"{title} {text}" for title, text in zip(("", "loss", "images/s", "left"), _cells(run), strict=True) if text
+    )
+    return f"{run.name}: {', '.join(texts).strip()}"
+
+
+def _cells(run: RunProgress) -> tuple[str, str, str, str]:
+    """Images, loss, images/s and time left; empty where there is nothing to say."""
+    share = f" ({run.images_seen / run.images_total:.0%})" if run.images_total else ""
+    return (
+        f"{run.images_seen:,} / {run.images_total or 0:,}{share}",
+        "" if run.loss is None else f"{run.loss:.4f}",
+        "" if run.images_per_second is None or run.state != "running" else f"{run.images_per_second:.0f}",
+        "" if run.seconds_left is None else duration(run.seconds_left),
+    )
+
+
+def _table(snapshot: Snapshot, max_runs: int) -> Table:
+    """All runs in the order of the plan; where they do not fit, the running ones first and the rest counted."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = list(snapshot.runs)
+    if len(shown) > max_runs:
+        shown = sorted(shown, key=lambda run: STATES.index(run.state))[: max(1, max_runs)]
+    hidden = len(snapshot.runs) - len(shown)
+    rest = f"and {hidden} more; " if hidden else ""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=rest + total_line(snapshot), caption_justify="left")
+    table.add_column("run", overflow="ellipsis", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for title in ("images", "loss", "images/s", "left"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for run in shown:
+        table.add_row(Text(run.name), Text(run.state, STYLES[run.state]), *_cells(run))
+    return table

@@ -1,0 +1,58 @@
+"""The `ecdit` command: which commands there are, and how a run of one ends.
+
+A user's mistake is one line on stderr and the exit code of its `EcditError`; Ctrl-C is one line and 130; everything
+else is a bug and keeps its traceback. Command modules import what they need inside the function, so that
+`ecdit --help` stays free of torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import typer
+
+from ecdit_cli._console import print_error, talk
+from ecdit_cli.doctor import doctor
+from ecdit_cli.presets import presets
+from ecdit_cli.train import train
+from experiments.errors import EcditError
+
+INTERRUPTED = 130
+
+COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
+    # function, whether it takes overrides (also as --KEY=VALUE, the way a W&B agent passes them)
+    (train, True),
+    (presets, False),
+    (doctor, False),
+)
+
+app = typer.Typer(
+    name="ecdit",
+    help="Scaling studies of mixture-of-experts diffusion transformers.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for _command, _takes_overrides in COMMANDS:
+    app.command(context_settings={"ignore_unknown_options": _takes_overrides})(_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of `ecdit ARGUMENTS`."""
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(args=list(arguments) or ["--help"], prog_name="ecdit", standalone_mode=False)
+    except EcditError as error:
+        print_error(str(error))
+        return error.exit_code
+    except typer.TyperException as error:
+        print_error(error.format_message())
+        return error.exit_code
+    if code == INTERRUPTED:
+        talk().print("interrupted", highlight=False)
+    return int(code or 0)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))

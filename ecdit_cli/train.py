@@ -1,0 +1,145 @@
+"""`ecdit train`: one run, from the command line to `done`, and again to continue it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ecdit_cli._options import ConfigFile, DryRun, Json, Overrides, RunDirectory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from experiments.config.schema import RunConfig
+    from experiments.records.layout import RunDir
+
+
+def train(
+    overrides: Overrides,
+    config_file: ConfigFile = None,
+    run_dir: RunDirectory = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    plain: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
+) -> None:
+    """Train one model. The same command continues it; a finished run is left alone.
+
+    Examples: ecdit train model=nano routing=expert_choice train.images=6400
+    """
+    from experiments.config.identity import run_name
+    from experiments.config.overrides import load_config
+    from experiments.records.layout import RunDir
+
+    config = load_config([*_launched_world(), *overrides], config_file)
+    folder = RunDir(run_dir or _default_folder(run_name(config)))
+    if dry_run:
+        _print_plan(config, folder, as_json)
+        return
+    state = "done" if _is_finished(config, folder) else _run(config, folder, plain)
+    if _is_main_process():
+        _print_result(folder, as_json)
+    if state != "done":
+        raise typer.Exit(130)
+
+
+def _run(config: RunConfig, folder: RunDir, plain: bool) -> str:
+    """Import torch, and train."""
+    from ecdit_cli._progress import progress
+    from experiments.evaluation.preview import preview
+    from experiments.training.loop import train as train_run
+
+    with progress(config, visible=not plain and _is_main_process()) as reporter:
+        return train_run(config, folder, ["ecdit", *sys.argv[1:]], reporter, observers=[preview])
+
+
+def _launched_world() -> list[str]:
+    """Under a launcher the number of processes is known; a setting on the command line still wins."""
+    import os
+
+    return [f"parallel.world={os.environ['WORLD_SIZE']}"] if "WORLD_SIZE" in os.environ else []
+
+
+def _is_main_process() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _default_folder(name: str) -> Path:
+    from pathlib import Path
+
+    return Path("out") / "runs" / name
+
+
+def _is_finished(config: RunConfig, folder: RunDir) -> bool:
+    """Whether this very run is done; said, so that nobody waits for it. Needs no torch."""
+    from ecdit_cli._console import talk
+    from experiments.config.identity import config_id
+
+    status = folder.read_status() if folder.exists() else None
+    if status is None or status.state != "done" or folder.read_run().config_id != config_id(config):
+        return False
+    talk().print(f"Finished already, left alone: {folder.path}", soft_wrap=True, highlight=False)
+    return True
+
+
+def _print_plan(config: RunConfig, folder: RunDir, as_json: bool) -> None:
+    from ecdit_cli._console import Column, count, flops, print_json, print_rows
+    from experiments.config.budget import budget
+    from experiments.config.identity import config_id
+
+    cost = budget(config)
+    row = {
+        "run_dir": str(folder.path),
+        "config_id": config_id(config),
+        "params_total": cost.params_total,
+        "params_active": cost.params_active,
+        "flops_per_image": cost.flops_per_image,
+        "train_flops": cost.train_flops_per_image * config.total_images,
+        "images": config.total_images,
+    }
+    if as_json:
+        print_json({**row, "config": config.model_dump(mode="json")})
+        return
+    columns = [
+        Column("run_dir", "run folder"),
+        Column("params_total", "parameters", count),
+        Column("params_active", "activated", count),
+        Column("flops_per_image", "forward, an image", flops),
+        Column("train_flops", "training", flops),
+        Column("images", "images", "{:,}".format),
+    ]
+    print_rows([row], columns, as_json=False)
+
+
+def _print_result(folder: RunDir, as_json: bool) -> None:
+    """The last losses and where everything is."""
+    from ecdit_cli._console import Column, print_json, print_rows
+
+    status, step = folder.read_status(), folder.last_step() or {}
+    evals = folder.read_rows(folder.evals).rows
+    last = {(row["metric"], row["weights"]): row["value"] for row in evals}
+    row = {
+        "run_dir": str(folder.path),
+        "state": status.state if status else None,
+        "images_seen": status.images_seen if status else None,
+        "loss": step.get("loss"),
+        "val_loss": last.get(("val_loss", "raw")),
+        "val_loss_ema": last.get(("val_loss", "ema")),
+        "seconds": step.get("seconds"),
+    }
+    if as_json:
+        print_json({key: value for key, value in row.items() if value is not None})
+        return
+    columns = [
+        Column("state", "state"),
+        Column("images_seen", "images", "{:,}".format),
+        Column("loss", "loss", "{:.4f}".format),
+        Column("val_loss", "validation loss", "{:.4f}".format),
+        Column("val_loss_ema", "of the average", "{:.4f}".format),
+        Column("seconds", "training seconds", "{:.0f}".format),
+        Column("run_dir", "run folder"),
+    ]
+    print_rows([row], columns, as_json=False)

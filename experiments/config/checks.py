@@ -1,0 +1,232 @@
+"""Whether the settings of a run fit each other. One line for each mistake: key, value, and a number that works.
+
+Types and single limits are held by `schema.py`; what a router does not have by `routers.py`. The capacity of an expert,
+C = S f_c / E, is held here for training and for evaluation: below one slot a layer would output zeros without an error
+(EC-DIT, arXiv 2410.02098, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from experiments.config.budget import capacity_factor, expert_capacity, hidden_width
+from experiments.config.schema import RunConfig
+from experiments.errors import ConfigError
+
+NEEDS_CAPACITY = ("expert_choice",)
+TEXT_HEAD_SIZE = 64
+"""As in `experiments.models.embed`."""
+
+SOFTMAX_ONLY = ("token_choice", "switch")
+WORKING_VALUES = {
+    "gating": "routing.gating=softmax",
+    "expert": "routing.expert=gelu",
+    "expert_factor": "routing.expert_factor=4",
+    "group_images": "routing.group_images=1, or batch",
+    "top_k": "routing.top_k=2",
+    "capacity_factor": "routing.capacity_factor=2",
+    "eval_capacity_factor": "routing.eval_capacity_factor=same, or 2",
+    "shared_factor": "routing.shared_factor=0 for none",
+}
+
+
+def check_config(config: RunConfig) -> None:
+    """Return when all settings fit; a `ConfigError` for the first that does not."""
+    _check_backbone(config)
+    _check_batches(config)
+    if config.routing.name != "dense":
+        _check_router(config)
+        _check_experts(config)
+        _check_groups(config)
+        _check_capacity(config)
+    _check_layout(config)
+
+
+def _check_backbone(config: RunConfig) -> None:
+    model = config.model
+    if model.width % (2 * model.num_heads):
+        raise ConfigError(
+            f"model.width={model.width} does not divide into model.num_heads={model.num_heads} heads of even size.",
+            f"Use model.width={_next_multiple(model.width, 2 * model.num_heads)}.",
+        )
+    _require_divisible("model.num_heads", model.num_heads, "model.num_kv_heads", model.num_kv_heads)
+    _require_divisible("data.image_size", config.data.image_size, "model.patch_size", model.patch_size)
+    if hidden_width(config, model.ffn_factor) < 1:
+        raise ConfigError(
+            f"model.ffn_factor={model.ffn_factor:g} leaves no hidden width.",
+            f"Use model.ffn_factor={_round_up(1 / model.width)}.",
+        )
+    num_text_heads = max(1, model.text_width // TEXT_HEAD_SIZE)
+    if model.text_width % num_text_heads:
+        raise ConfigError(
+            f"model.text_width={model.text_width} is not divisible by the {num_text_heads} heads of the text encoder.",
+            f"Use model.text_width={_next_multiple(model.text_width, TEXT_HEAD_SIZE)}.",
+        )
+
+
+def _check_batches(config: RunConfig) -> None:
+    train, parallel = config.train, config.parallel
+    passes = parallel.world * train.accumulation
+    if train.batch_images % passes:
+        raise ConfigError(
+            f"train.batch_images={train.batch_images} is not divisible by parallel.world={parallel.world} x "
+            f"train.accumulation={train.accumulation}.",
+            f"Use train.batch_images={_next_multiple(train.batch_images, passes)}.",
+        )
+
+
+def _check_router(config: RunConfig) -> None:
+    """Settings that this router cannot do without, or can only have in one form."""
+    routing = config.routing
+    needed = ["gating", "expert", "expert_factor", "group_images"]
+    needed += ["top_k"] if routing.name not in NEEDS_CAPACITY else []
+    needed += ["capacity_factor", "eval_capacity_factor"] if routing.name in NEEDS_CAPACITY else []
+    needed += ["shared_factor"] if routing.name == "shared_expert" else []
+    for key in needed:
+        if getattr(routing, key) is None:
+            raise ConfigError(f"routing.{key}=None: {routing.name} needs a value.", f"Use {WORKING_VALUES[key]}.")
+    if routing.name in SOFTMAX_ONLY and routing.gating != "softmax":
+        raise ConfigError(
+            f"routing.gating={routing.gating} does not work with {routing.name}: DeepSpeed's gates take the softmax "
+            "themselves.",
+            "Use routing.gating=softmax, or routing.name=shared_expert.",
+        )
+    if routing.name == "switch" and routing.top_k != 1:
+        raise ConfigError(
+            f"routing.top_k={routing.top_k} does not fit switch, which sends a token to one expert.",
+            "Use routing.top_k=1, or routing.name=token_choice.",
+        )
+
+
+def _check_experts(config: RunConfig) -> None:
+    routing, model = config.routing, config.model
+    if routing.num_experts < 1:
+        raise ConfigError(
+            f"routing.num_experts=0 does not fit {routing.name}.", "Use routing.num_experts=8, or routing.name=dense."
+        )
+    if routing.top_k is not None and routing.top_k > routing.num_experts:
+        raise ConfigError(
+            f"routing.top_k={routing.top_k} is more than routing.num_experts={routing.num_experts}.",
+            f"Use routing.top_k={routing.num_experts}, or routing.num_experts={routing.top_k}.",
+        )
+    if not config.sparse_layer_indices:
+        raise ConfigError(
+            f"model.num_layers={model.num_layers} with model.sparse_layers={model.sparse_layers} has no sparse layer.",
+            "Use model.num_layers=2, or model.sparse_layers=all.",
+        )
+    if routing.expert_factor is not None and hidden_width(config, routing.expert_factor) < 1:
+        raise ConfigError(
+            f"routing.expert_factor={routing.expert_factor:g} leaves no hidden width.",
+            f"Use routing.expert_factor={_round_up(1 / model.width)}.",
+        )
+
+
+def _check_groups(config: RunConfig) -> None:
+    """Training cuts every batch into whole routing groups; in evaluation the last group may be smaller."""
+    group, local = config.routing.group_images, _local_batch(config)
+    if isinstance(group, int) and local % group:
+        batch = _next_multiple(local, group) * config.parallel.world * config.train.accumulation
+        raise ConfigError(
+            f"routing.group_images={group} does not divide the {local} images that one process takes at a time.",
+            f"Use train.batch_images={batch}, or routing.group_images={math.gcd(local, group)}.",
+        )
+
+
+def _check_capacity(config: RunConfig) -> None:
+    """At least one slot for an expert in every group, and no more slots than tokens."""
+    for training in (True, False):
+        own = not training and config.routing.eval_capacity_factor != "same"
+        key = "routing.eval_capacity_factor" if own else "routing.capacity_factor"
+        factor = capacity_factor(config, training)
+        if factor is None:
+            continue
+        if factor > config.routing.num_experts:
+            raise ConfigError(
+                f"{key}={factor:g} is more than routing.num_experts={config.routing.num_experts}: an expert would have "
+                "more slots than there are tokens.",
+                f"Use {key}={config.routing.num_experts}.",
+            )
+        tokens = config.num_train_tokens if training else config.num_tokens
+        for setting, images in _smallest_groups(config, training):
+            _require_a_slot(config, key, factor, setting, images, tokens)
+
+
+def _require_a_slot(config: RunConfig, key: str, factor: float, setting: str, images: int, tokens: int) -> None:
+    """`images` of `tokens` are the smallest group; `setting` is what makes it larger."""
+    num_experts, group_tokens = config.routing.num_experts, images * tokens
+    if expert_capacity(group_tokens, factor, num_experts, round_up=config.routing.top_k is not None) >= 1:
+        return
+    enough = math.ceil(num_experts / (factor * tokens))
+    if setting == "train.batch_images":
+        enough *= config.parallel.world * config.train.accumulation
+    elif setting == "eval.images":
+        enough = _next_multiple(config.eval.images, config.eval.batch_images)
+    least = _round_up(num_experts / group_tokens)
+    raise ConfigError(
+        f"{key}={factor:g} leaves an expert without a slot: it must be at least {least} with {num_experts} experts and "
+        f"{group_tokens} tokens per group.",
+        f"Use {key}={least}, or {setting}={enough}.",
+    )
+
+
+def _smallest_groups(config: RunConfig, training: bool) -> Iterator[tuple[str, int]]:
+    """Images of the smallest routing group of every kind of batch, with the setting that decides it."""
+    group, evaluation = config.routing.group_images, config.eval
+    batches = {
+        "eval.batch_images": min(evaluation.images, evaluation.batch_images),
+        "eval.images": evaluation.images % evaluation.batch_images,
+        "eval.sample_images": evaluation.sample_images,
+    }
+    if training:
+        batches = {"train.batch_images": _local_batch(config)}
+    for setting, images in batches.items():
+        if not images:
+            continue
+        size = min(group, images) if isinstance(group, int) else images
+        yield (setting if size != group else "routing.group_images"), images % size or size
+
+
+def _check_layout(config: RunConfig) -> None:
+    parallel, num_experts = config.parallel, config.routing.num_experts
+    if num_experts % parallel.expert_parallel:
+        raise ConfigError(
+            f"routing.num_experts={num_experts} is not divisible by parallel.expert_parallel="
+            f"{parallel.expert_parallel}.",
+            f"Use routing.num_experts={_next_multiple(num_experts, parallel.expert_parallel)}, "
+            f"or parallel.expert_parallel={math.gcd(num_experts, parallel.expert_parallel)}.",
+        )
+    if parallel.expert_parallel > parallel.world:
+        raise ConfigError(
+            f"parallel.expert_parallel={parallel.expert_parallel} is more than parallel.world={parallel.world}.",
+            f"Use parallel.world={parallel.expert_parallel}, or parallel.expert_parallel={parallel.world}.",
+        )
+    if parallel.expert_parallel > 1:
+        raise ConfigError(
+            f"parallel.expert_parallel={parallel.expert_parallel} is not available: one process holds all experts in "
+            "this version.",
+            "Use parallel.expert_parallel=1.",
+        )
+
+
+def _require_divisible(key: str, value: int, by_key: str, by: int) -> None:
+    if value % by:
+        divisor = max(n for n in range(1, by) if value % n == 0)
+        raise ConfigError(
+            f"{key}={value} is not divisible by {by_key}={by}.",
+            f"Use {key}={_next_multiple(value, by)}, or {by_key}={divisor}.",
+        )
+
+
+def _local_batch(config: RunConfig) -> int:
+    """Images of one forward pass of one process."""
+    return config.train.batch_images // (config.parallel.world * config.train.accumulation)
+
+
+def _next_multiple(value: int, of: int) -> int:
+    return math.ceil(value / of) * of
+
+
+def _round_up(value: float) -> str:
+    """`value` as text with at most four decimals, never smaller than it."""
+    return f"{math.ceil(value * 10_000) / 10_000:g}"

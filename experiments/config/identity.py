@@ -1,0 +1,49 @@
+"""What names a run: a hash of the settings that change its numbers, and a readable name that carries it.
+
+Left out are where the record is mirrored (`wandb`), when it is saved and written (`checkpoint`, `log`) and on how many
+processes it is computed (`parallel`). Two configs with the same id give the same losses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from experiments.config.schema import RunConfig
+
+LEFT_OUT = frozenset({"wandb", "checkpoint", "parallel", "log"})
+
+
+def config_id(config: RunConfig) -> str:
+    """10 hex digits of the SHA-256 over the canonical JSON of every setting that changes the numbers."""
+    settings = _canonical(config.model_dump(exclude=set(LEFT_OUT)))
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def run_name(config: RunConfig) -> str:
+    """A file-safe name: `nano-expert_choice-8e-c2-g1-s0-1a2b3c`, `nano-dense-s0-1a2b3c`.
+
+    e experts, k experts a token picks, c capacity factor (left out: no limit), g images per routing group, s seed.
+    """
+    return "-".join([config.model.name, *_routing_parts(config), f"s{config.seed}", config_id(config)[:6]])
+
+
+def _routing_parts(config: RunConfig) -> list[str]:
+    routing = config.routing
+    if routing.name == "dense":
+        return [routing.name]
+    parts = [routing.name, f"{routing.num_experts}e"]
+    parts += [f"k{routing.top_k}"] if routing.top_k is not None else []
+    parts += [f"c{routing.capacity_factor:g}"] if routing.capacity_factor is not None else []
+    return [*parts, f"g{routing.group_images}"]
+
+
+def _canonical(value: Any) -> Any:
+    """Whole floats as integers, so that 2 and 2.0 are one setting."""
+    if isinstance(value, dict):
+        return {key: _canonical(inner) for key, inner in value.items()}
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value

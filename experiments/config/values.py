@@ -1,0 +1,84 @@
+"""The text of a value to the type of its setting.
+
+A value means the same in a YAML file, on the command line and in a sweep, because all three hand over its text:
+`1e-5`, `1_000`, `True`, `yes`, `None` and `null` are read by what the setting accepts, never by how they look. Which
+settings exist is known to `overrides.py`; limits (greater than 0) are held by the models in `schema.py`.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from experiments.errors import ConfigError, did_you_mean
+
+Scalar = str | int | float | bool | None
+
+NONE_SPELLINGS = frozenset({"none", "null", "~", ""})
+TRUE_SPELLINGS = frozenset({"true", "yes", "on"})
+FALSE_SPELLINGS = frozenset({"false", "no", "off"})
+TYPE_NAMES: dict[type, str] = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """What one setting takes: any value of `kinds`, one of `words`, or None."""
+
+    kinds: frozenset[type] = frozenset()
+    words: tuple[str | int, ...] = ()
+    none: bool = False
+
+    def __str__(self) -> str:
+        """For an error: `an integer, 'batch' or None`."""
+        names = [name for kind, name in TYPE_NAMES.items() if kind in self.kinds]
+        names += [repr(word) for word in self.words] + ["None"] * self.none
+        return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def accepted_by(annotation: Any) -> Accepts:
+    """What a field annotated so accepts; unions, literals and constraints are looked into."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is type(None):
+        return Accepts(none=True)
+    if origin is Literal:
+        return Accepts(words=arguments)
+    if origin is Annotated:
+        return accepted_by(arguments[0])
+    if origin in (Union, types.UnionType):
+        parts = [accepted_by(part) for part in arguments]
+        kinds = frozenset().union(*(part.kinds for part in parts))
+        words = tuple(word for part in parts for word in part.words)
+        return Accepts(kinds, words, any(part.none for part in parts))
+    assert annotation in TYPE_NAMES, f"no text form for {annotation}"
+    return Accepts(frozenset({annotation}))
+
+
+def convert(key: str, text: str, accepts: Accepts) -> Scalar:
+    """`text` as a value of the setting `key`; a `ConfigError` naming key, value and what it accepts."""
+    if accepts.none and text.lower() in NONE_SPELLINGS:
+        return None
+    for word in accepts.words:
+        if text == str(word):
+            return word
+    if bool in accepts.kinds and text.lower() in TRUE_SPELLINGS | FALSE_SPELLINGS:
+        return text.lower() in TRUE_SPELLINGS
+    number = _number(text, accepts.kinds)
+    if number is not None:
+        return number
+    if str in accepts.kinds:
+        return text
+    words = [str(word) for word in accepts.words]
+    hint = did_you_mean(text, words) if words else ""
+    raise ConfigError(f"{key}={text!r} is not {accepts}.", hint if hint.startswith("Did") else "")
+
+
+def _number(text: str, kinds: frozenset[type]) -> int | float | None:
+    """`text` as an integer where one is taken and it is whole (`1e6` is), else as a float where one is taken."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    if int in kinds and value.is_integer():
+        return int(text) if text.strip("+-").replace("_", "").isdigit() else int(value)
+    return value if float in kinds else None

@@ -1,0 +1,178 @@
+"""Batches of the `shapes` data: for training, and the fixed set that validates every run.
+
+Everything about image i is drawn from counters at i, so it does not depend on batch size, rank or world, and a run
+that resumes at `images_seen` sees what it would have seen. The scenes follow `data.seed`; time, noise, mask and
+caption dropout follow `seed`, so that runs of different seeds share the images and differ in the rest. The
+validation set knows neither `seed` nor `flow`: all runs are compared on the same images, times and noise.
+Which way the flow runs between pixels and noise is `flow`'s to say.
+
+Legend: B images of a batch, C channels, H rows, W columns, L caption length, T tokens of an image, K kept tokens.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.config.schema import RunConfig
+from experiments.data.captions import describe, null_caption, tokenize
+from experiments.data.counter import Floats, Stream, normals, uniforms
+from experiments.data.scenes import Split, draw_scenes, render_scenes
+
+PREFETCHED_BATCHES = 3
+"""Batches made ahead of the one in use: enough to ride over an evaluation of the scheduler, little memory."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass of training or validation needs."""
+
+    index_B: Tensor
+    """int64: index of the image in its split."""
+    pixels_BCHW: Tensor
+    """float32 in [-1, 1]."""
+    caption_BL: Tensor
+    """int64 token ids; the null caption where it was dropped."""
+    noise_BCHW: Tensor
+    """float32, standard normal."""
+    time_B: Tensor
+    """float32 in (0, 1), logit-normal."""
+    keep_BK: Tensor | None
+    """int64, the sorted indices of the tokens that training keeps; None where it keeps all."""
+
+
+class TrainStream:
+    """The training data of one rank: a pure function of how many images the run has seen."""
+
+    def __init__(self, config: RunConfig, rank: int = 0, world: int = 1) -> None:
+        """`rank` of `world` data-parallel processes, which divide `train.batch_images`."""
+        assert 0 <= rank < world, f"rank {rank} of {world}"
+        assert config.train.batch_images % world == 0, f"{config.train.batch_images} images over {world} ranks"
+        self.config = config
+        self.rank = rank
+        self.share = config.train.batch_images // world
+
+    def batch(self, images_seen: int) -> Batch:
+        """This rank's contiguous share of the global batch that starts at image `images_seen`."""
+        config, first = self.config, images_seen + self.rank * self.share
+        images = range(first, first + self.share)
+        pixels_BCHW, caption_BL = _images_and_captions(config, images, "train")
+        dropped_B = uniforms(config.seed, Stream.TRAIN_DROPOUT, images, 1)[:, 0] < config.train.caption_dropout
+        caption_BL[torch.from_numpy(dropped_B)] = torch.tensor(null_caption(config.data.caption_length))
+        uniform_B = uniforms(config.seed, Stream.TRAIN_TIME, images, 1)[:, 0]
+        return Batch(
+            index_B=torch.arange(images.start, images.stop),
+            pixels_BCHW=pixels_BCHW,
+            caption_BL=caption_BL,
+            noise_BCHW=_noise(config, config.seed, Stream.TRAIN_NOISE, images),
+            time_B=_logit_normal(uniform_B, config.flow.time_mean, config.flow.time_std),
+            keep_BK=_kept_tokens(config, images),
+        )
+
+    def iterate(self, images_seen: int) -> Iterator[Batch]:
+        """The batches from `images_seen` to `train.images`, made ahead by a thread.
+
+        Every batch is full: the horizon is rounded up to whole batches.
+        """
+        positions = range(images_seen, self.config.train.images, self.config.train.batch_images)
+        waiting: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="data") as worker:
+            try:
+                for position in positions:
+                    waiting.append(worker.submit(self.batch, position))
+                    if len(waiting) > PREFETCHED_BATCHES:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                worker.shutdown(wait=False, cancel_futures=True)
+
+
+def validation_set(config: RunConfig) -> list[Batch]:
+    """The fixed (image, t, noise) of `eval.images` images in batches of `eval.batch_images`, captions and all tokens.
+
+    t is standard logit-normal. Its quantiles follow van der Corput's sequence, so that the times of every batch, of any
+    size, spread evenly over the distribution, and triple i is the same whatever the sizes. The last batch may be short.
+    """
+    return [_validation_batch(config, images, _spread_quantiles(config, images)) for images in _eval_ranges(config)]
+
+
+def same_time_batches(config: RunConfig) -> list[Batch]:
+    """The images and noise of `validation_set`, with one t in each batch, as in sampling.
+
+    The times are the middles of equal strata of the same distribution, one for each batch.
+    """
+    ranges = _eval_ranges(config)
+    return [
+        _validation_batch(config, images, np.full(len(images), (place + 0.5) / len(ranges)))
+        for place, images in enumerate(ranges)
+    ]
+
+
+def _eval_ranges(config: RunConfig) -> list[range]:
+    total, size = config.eval.images, config.eval.batch_images
+    return [range(first, min(first + size, total)) for first in range(0, total, size)]
+
+
+def _validation_batch(config: RunConfig, images: range, quantile_B: Floats) -> Batch:
+    """A batch of the validation split at given quantiles of t; nothing of it depends on the run's seed."""
+    pixels_BCHW, caption_BL = _images_and_captions(config, images, "validation")
+    return Batch(
+        index_B=torch.arange(images.start, images.stop),
+        pixels_BCHW=pixels_BCHW,
+        caption_BL=caption_BL,
+        noise_BCHW=_noise(config, config.data.seed, Stream.VALIDATION_NOISE, images),
+        time_B=_logit_normal(quantile_B, 0.0, 1.0),
+        keep_BK=None,
+    )
+
+
+def _spread_quantiles(config: RunConfig, images: range) -> Floats:
+    """Van der Corput's sequence in base 2 (the bits of i mirrored at the point), shifted by one random number."""
+    shift = uniforms(config.data.seed, Stream.VALIDATION_TIME, range(1), 1)[0, 0]
+    mirrored_B = np.array([int(f"{image:032b}"[::-1], 2) for image in images]) * 2.0**-32
+    quantile_B: Floats = np.clip((mirrored_B + shift) % 1.0, 1e-6, 1 - 1e-6)
+    return quantile_B
+
+
+def _images_and_captions(config: RunConfig, images: range, split: Split) -> tuple[Tensor, Tensor]:
+    """Pixels [B, C, H, W] and token ids [B, L]."""
+    scenes = draw_scenes(config.data.seed, images, split, config.data.image_size)
+    ids = [_caption_ids(describe(scene), config.data.caption_length) for scene in scenes]
+    return torch.from_numpy(render_scenes(scenes)), torch.tensor(ids)
+
+
+@lru_cache(maxsize=65_536)
+def _caption_ids(caption: str, length: int) -> list[int]:
+    """`tokenize`, remembered: captions repeat, and the list is never changed."""
+    return tokenize(caption, length)
+
+
+def _noise(config: RunConfig, seed: int, stream: Stream, images: range) -> Tensor:
+    """Standard normal [B, C, H, W]."""
+    shape = (config.data.channels, config.data.image_size, config.data.image_size)
+    noise = normals(seed, stream, images, int(np.prod(shape)))
+    return torch.from_numpy(noise).reshape(len(images), *shape)
+
+
+def _logit_normal(quantile_B: Floats, mean: float, std: float) -> Tensor:
+    """t of given quantiles: sigmoid(mean + std z), float32, kept off the ends where a wide std rounds to them."""
+    z_B = torch.special.ndtri(torch.from_numpy(quantile_B))
+    edge = torch.finfo(torch.float32).eps
+    return torch.sigmoid(mean + std * z_B).to(torch.float32).clamp(edge, 1 - edge)
+
+
+def _kept_tokens(config: RunConfig, images: range) -> Tensor | None:
+    """Which tokens of each image training keeps, [B, K], uniform over the subsets of that size."""
+    if config.train.mask_ratio == 0:
+        return None
+    rank_BT = uniforms(config.seed, Stream.TRAIN_MASK, images, config.num_tokens)
+    chosen_BK = np.argsort(rank_BT, axis=1, kind="stable")[:, : config.num_train_tokens]
+    return torch.from_numpy(np.sort(chosen_BK, axis=1))

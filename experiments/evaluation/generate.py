@@ -1,0 +1,71 @@
+"""Images from captions: the model, a sampler, guidance, and noise that belongs to the image's number.
+
+Image i starts from the same noise whatever the batch it is sampled in, so with `routing.group_images=1` image i is the
+same in every batch.
+
+Legend: B images, C channels, H, W height and width, L caption length, T tokens of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.config.schema import RunConfig
+from experiments.data.captions import null_caption, tokenize
+from experiments.flow.samplers import SAMPLERS, Guidance, guided, time_grid
+from experiments.models.dit import DiT, DiTOutput
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How to integrate: steps, classifier-free guidance, timestep shift, and the sampler's name."""
+
+    num_steps: int
+    guidance: Guidance
+    shift: float = 1.0
+    sampler: str = "euler"
+
+
+def image_noise(config: RunConfig, numbers: Sequence[int], seed: int) -> Tensor:
+    """Standard normal noise [B, C, H, W] of the images called `numbers`, the same on every device."""
+    shape = (config.data.channels, config.data.image_size, config.data.image_size)
+    generators = [torch.Generator().manual_seed((seed << 32) + number) for number in numbers]
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def caption_ids(captions: Sequence[str]) -> Tensor:
+    """Token ids [B, L]; a `ConfigError` names words outside the vocabulary."""
+    return torch.stack([torch.as_tensor(tokenize(caption)) for caption in captions]).long()
+
+
+@torch.no_grad()
+def sample(
+    model: DiT,
+    caption_BL: Tensor,
+    noise_BCHW: Tensor,
+    settings: SamplerSettings,
+    watch: Callable[[float, DiTOutput], None] | None = None,
+) -> Tensor:
+    """Images [B, C, H, W] in [-1, 1], float32. `watch(t, output)` sees every call of the model.
+
+    The model is put in evaluation mode and back again.
+    """
+    device = noise_BCHW.device
+    null_BL = torch.as_tensor(null_caption()).long().to(device).expand_as(caption_BL)
+
+    def velocity(x_BCHW: Tensor, time_B: Tensor, ids_BL: Tensor) -> Tensor:
+        output = model(x_BCHW, time_B, ids_BL)
+        if watch is not None:
+            watch(float(time_B[0]), output)
+        return model.to_image(output.velocity_BKP)
+
+    was_training = model.training
+    model.eval()
+    field = guided(velocity, caption_BL.to(device), null_BL, settings.guidance)
+    *_, image_BCHW = SAMPLERS[settings.sampler](field, noise_BCHW, time_grid(settings.num_steps, settings.shift))
+    model.train(was_training)
+    return image_BCHW.clamp(-1, 1)

@@ -1,0 +1,119 @@
+"""The diffusion transformer: PixArt-alpha's block with one feed-forward slot.
+
+A block is self-attention, cross-attention to the caption, and a feed-forward that is dense or routed (EC-DIT, section
+3, after PixArt-alpha). The timestep enters by adaLN-single: one modulation for all blocks plus a learned table of each
+block. The router reads what the experts read, LN(x + cross-attention) modulated, so it sees image, text and timestep
+(equation 4; whether modulated is not stated there, this is our choice). Modulation, cross-attention outputs and the
+head start at zero, so the model starts as the identity on tokens and predicts zero.
+
+The model computes no loss: it returns the velocity and each layer's `FeedForwardOutput`.
+
+Legend: B images, C channels, H, W height and width, T tokens, K kept tokens, P values of a patch, D width, L caption
+length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from experiments.config.schema import RunConfig
+from experiments.models.embed import TextEncoder, TimeEmbedding, patchify, sinusoidal_positions, unpatchify
+from experiments.models.layers import Attention, modulate
+from experiments.routing.contract import FeedForwardOutput
+from experiments.routing.layer import build_feed_forward
+
+
+@dataclass(frozen=True)
+class DiTOutput:
+    """velocity_BKP: by token, of the kept tokens. auxiliary_loss: float32 scalar, mean over routed layers.
+
+    feed_forward: one `FeedForwardOutput` per block, in order.
+    """
+
+    velocity_BKP: Tensor
+    auxiliary_loss: Tensor
+    feed_forward: list[FeedForwardOutput]
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention, feed-forward."""
+
+    def __init__(self, config: RunConfig, layer: int) -> None:
+        super().__init__()
+        model = config.model
+        heads = (model.width, model.num_heads, model.num_kv_heads)
+        self.attention = Attention(*heads)
+        self.cross_attention = Attention(*heads, zero_output=True)
+        self.ffn = build_feed_forward(config, layer)
+        self.modulation_6D = nn.Parameter(torch.zeros(6, model.width))
+
+    def forward(
+        self, x_BTD: Tensor, modulation_B6D: Tensor, text_BLD: Tensor, mask_B11L: Tensor
+    ) -> tuple[Tensor, FeedForwardOutput]:
+        """[B, T, D] to the same, and what the feed-forward answered."""
+        mixed_B6D = modulation_B6D + self.modulation_6D
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = mixed_B6D.unsqueeze(2).unbind(1)
+        normed_BTD = modulate(x_BTD, shift_a, scale_a)
+        x_BTD = x_BTD + gate_a * self.attention(normed_BTD, normed_BTD)
+        x_BTD = x_BTD + self.cross_attention(x_BTD, text_BLD, mask_B11L)
+        answer: FeedForwardOutput = self.ffn(modulate(x_BTD, shift_f, scale_f))
+        return x_BTD + gate_f * answer.out_BTD, answer
+
+
+class DiT(nn.Module):
+    """Velocity of rectified flow from a noisy image, its time and its caption."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        model, data = config.model, config.data
+        self.patch_size, self.image_size = model.patch_size, data.image_size
+        patch = model.patch_size**2 * data.channels
+        self.embed = nn.Linear(patch, model.width)
+        self.register_buffer(
+            "position_TD", sinusoidal_positions(model.width, data.image_size // model.patch_size), persistent=False
+        )
+        self.time = TimeEmbedding(model.width)
+        self.text = TextEncoder(data.vocab_size, data.caption_length, model.text_width, model.text_layers, model.width)
+        self.blocks = nn.ModuleList([Block(config, layer) for layer in range(model.num_layers)])
+        self.modulation_2D = nn.Parameter(torch.zeros(2, model.width))
+        self.head = nn.Linear(model.width, patch)
+        nn.init.xavier_uniform_(self.embed.weight)
+        nn.init.zeros_(self.embed.bias)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self, noisy_BCHW: Tensor, time_B: Tensor, caption_BL: Tensor, keep_BK: Tensor | None = None
+    ) -> DiTOutput:
+        """The velocity at `noisy_BCHW`; with `keep_BK` (int64 token indices) the other tokens are never computed."""
+        dtype = self.embed.weight.dtype
+        tokens_BTD = self.embed(patchify(noisy_BCHW.to(dtype), self.patch_size)) + self.position_TD
+        if keep_BK is not None:
+            tokens_BTD = gather_tokens(tokens_BTD, keep_BK)
+        time_BD, modulation_B6D = self.time(time_B)
+        text_BLD, mask_B11L = self.text(caption_BL)
+        answers = []
+        for block in self.blocks:
+            tokens_BTD, answer = block(tokens_BTD, modulation_B6D, text_BLD, mask_B11L)
+            answers.append(answer)
+        shift_B1D, scale_B1D = (self.modulation_2D + time_BD.unsqueeze(1)).chunk(2, dim=1)
+        velocity_BKP = self.head(modulate(tokens_BTD, shift_B1D, scale_B1D))
+        return DiTOutput(velocity_BKP, _mean_auxiliary_loss(answers), answers)
+
+    def to_image(self, velocity_BTP: Tensor) -> Tensor:
+        """Tokens of whole images as [B, C, H, W] in float32: what a sampler follows."""
+        return unpatchify(velocity_BTP.float(), self.patch_size, self.image_size)
+
+
+def gather_tokens(x_BTD: Tensor, keep_BK: Tensor) -> Tensor:
+    """The rows `keep_BK` of each image: [B, K, D]."""
+    return x_BTD.gather(1, keep_BK.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
+
+
+def _mean_auxiliary_loss(answers: list[FeedForwardOutput]) -> Tensor:
+    """Mean over the routed layers, so that the weight means the same at every depth; 0 when all are dense."""
+    losses = [answer.auxiliary_loss for answer in answers if answer.assignment is not None]
+    return torch.stack(losses).mean() if losses else torch.zeros((), device=answers[0].out_BTD.device)

@@ -1,0 +1,114 @@
+"""What goes into the transformer: patches, 2-D positions, the timestep, and captions.
+
+Patches and sinusoidal positions follow DiT (arXiv 2212.09748); the one modulation layer for all blocks is
+PixArt-alpha's adaLN-single (arXiv 2310.00426). The text encoder is ours: small, trained with the model, over the closed
+vocabulary of the data. A caption begins with a start token, so that the empty one still has something to attend to.
+
+Legend: B images, C channels, H, W height and width, T tokens of an image, P values of a patch, D width, L caption
+length, V text width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.config.budget import TIME_FREQUENCIES
+
+PAD_TOKEN = 0
+"""Id of the padding of a caption (`experiments.data.captions`)."""
+
+
+def patchify(image_BCHW: Tensor, patch_size: int) -> Tensor:
+    """[B, C, H, W] to [B, T, P], tokens in reading order, P = C patch_size^2."""
+    patches = F.unfold(image_BCHW, patch_size, stride=patch_size)
+    return patches.transpose(1, 2)
+
+
+def unpatchify(patches_BTP: Tensor, patch_size: int, image_size: int) -> Tensor:
+    """The inverse of `patchify`."""
+    return F.fold(patches_BTP.transpose(1, 2), image_size, patch_size, stride=patch_size)
+
+
+def sinusoidal_positions(width: int, side: int) -> Tensor:
+    """Fixed 2-D positions [T, D]: half of the width encodes the row, half the column (MAE, DiT)."""
+    quarter = width // 4
+    frequency = 10_000 ** (-torch.arange(quarter, dtype=torch.float32) / quarter)
+    angle = torch.arange(side, dtype=torch.float32).outer(frequency)
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
+    rows, columns = axis.repeat_interleave(side, dim=0), axis.repeat(side, 1)
+    return F.pad(torch.cat([rows, columns], dim=1), (0, width - 4 * quarter))
+
+
+class TimeEmbedding(nn.Module):
+    """t in [0, 1] to a vector [B, D] and to the shared modulation [B, 6, D] of all blocks (adaLN-single)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp_in = nn.Linear(TIME_FREQUENCIES, width)
+        self.mlp_out = nn.Linear(width, width)
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.normal_(self.mlp_in.weight, std=0.02)
+        nn.init.normal_(self.mlp_out.weight, std=0.02)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, time_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Frequencies in float32 over t scaled to 0..1000, as DiT's timesteps."""
+        half = TIME_FREQUENCIES // 2
+        frequency = torch.exp(-math.log(10_000) / half * torch.arange(half, device=time_B.device))
+        angle = 1000 * time_B.float().unsqueeze(1) * frequency
+        wave = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.mlp_in.weight.dtype)
+        time_BD = self.mlp_out(F.silu(self.mlp_in(wave)))
+        return time_BD, self.modulation(F.silu(time_BD)).unflatten(1, (6, -1))
+
+
+class TextBlock(nn.Module):
+    """Pre-norm self-attention and feed-forward over a caption: 12 V^2 + 2 V parameters."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_heads = max(1, width // 64)
+        self.norm_attention = nn.RMSNorm(width)
+        self.norm_ffn = nn.RMSNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.ffn_in = nn.Linear(width, 4 * width, bias=False)
+        self.ffn_out = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x_BLV: Tensor, mask_B11L: Tensor) -> Tensor:
+        """[B, L, V] to the same; padding is not attended to."""
+        query, key, value = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.norm_attention(x_BLV)).chunk(3, dim=-1)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11L)
+        x_BLV = x_BLV + self.out(mixed.transpose(1, 2).flatten(2))
+        hidden = F.gelu(self.ffn_in(self.norm_ffn(x_BLV)), approximate="tanh")
+        out_BLV: Tensor = x_BLV + self.ffn_out(hidden)
+        return out_BLV
+
+
+class TextEncoder(nn.Module):
+    """Caption ids [B, L] to features [B, L, D] and the attention mask [B, 1, 1, L], True at real tokens."""
+
+    def __init__(self, vocab_size: int, length: int, text_width: int, num_layers: int, width: int) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocab_size, text_width)
+        self.position_LV = nn.Parameter(torch.empty(length, text_width))
+        self.blocks = nn.ModuleList([TextBlock(text_width) for _ in range(num_layers)])
+        self.norm = nn.RMSNorm(text_width)
+        self.project = nn.Linear(text_width, width)
+        nn.init.normal_(self.token.weight, std=0.5)
+        nn.init.normal_(self.position_LV, std=0.5)
+
+    def forward(self, caption_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Every caption must begin with a start token: an all-padding row has nothing to attend to."""
+        mask_B11L = (caption_BL != PAD_TOKEN)[:, None, None, :]
+        x_BLV = self.token(caption_BL) + self.position_LV
+        for block in self.blocks:
+            x_BLV = block(x_BLV, mask_B11L)
+        return self.project(self.norm(x_BLV)), mask_B11L

@@ -1,0 +1,46 @@
+"""Which part of the budget a parameter belongs to.
+
+The names are those of `experiments.config.budget`. Training asserts that the real parameters sum to the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import nn
+
+from experiments.config.budget import Budget
+
+_PART_BY_PREFIX = {"embed": "embed", "time": "time", "text": "text", "head": "head", "modulation_2D": "modulation"}
+_PART_BY_BLOCK_PREFIX = {
+    "attention": "attention",
+    "cross_attention": "cross_attention",
+    "modulation_6D": "modulation",
+    "ffn.experts": "experts",
+    "ffn.router": "router",
+    "ffn.shared": "shared_experts",
+    "ffn": "ffn",
+}
+
+
+def part_of(name: str) -> str:
+    """The part of the parameter called `name` in a `DiT`."""
+    pieces = name.split(".")
+    if pieces[0] != "blocks":
+        return _PART_BY_PREFIX[pieces[0]]
+    inside = pieces[2:]
+    return _PART_BY_BLOCK_PREFIX.get(".".join(inside[:2])) or _PART_BY_BLOCK_PREFIX[inside[0]]
+
+
+def params_by_part(model: nn.Module) -> dict[str, int]:
+    """Parameters of the real module by part; parts without parameters are absent."""
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        counts[part_of(name)] += parameter.numel()
+    return dict(counts)
+
+
+def assert_matches_budget(model: nn.Module, expected: Budget) -> None:
+    """The real module and the arithmetic agree, part by part."""
+    wanted = {part: count for part, count in expected.params_by_part.items() if count}
+    assert params_by_part(model) == wanted, (params_by_part(model), wanted)

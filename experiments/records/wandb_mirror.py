@@ -1,0 +1,212 @@
+"""The same rows in Weights & Biases, under the same names. The run folder is the truth; nothing here can stop a run.
+
+Keys: a `StepRow`'s fields as they are. An `EvalRow` under its metric's name (`val_loss`), with averaged weights under
+`ema/val_loss`. A `RoutingRow` as `routing/layer3/entropy`, `.../load_entropy`, `.../dropped_share`, and as histograms
+`.../load` and `.../experts_per_token`; where t is batched as in sampling the last part ends in `_same_t`. Every logged
+row carries the three x-axes `images_seen` (the default, and W&B's own step), `flops` and `seconds`.
+
+wandb is imported inside functions: half a second that a run without it does not pay. What is written, and when, is
+`writer.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.errors import ConfigError
+from experiments.records.layout import RunDir
+from experiments.records.schema import EvalRow, RoutingRow, RunRecord, State, StepRow
+
+Row = StepRow | RoutingRow | EvalRow
+Mode = Literal["online", "offline", "disabled"]
+
+INIT_TIMEOUT_SECONDS = 10.0
+FINISH_TIMEOUT_SECONDS = 60.0
+MAX_HISTOGRAM_BINS = 512
+
+talk = logging.getLogger(__name__)
+
+
+def start_mirror(record: RunRecord, run_dir: RunDir) -> Mirror | None:
+    """Mirror `record`'s run as the `wandb` section of its config says; None when disabled.
+
+    Asks nothing and prints nothing to stdout. Where W&B does not answer in time the mirror is offline, where it cannot
+    start at all there is none; each is one line of log. A `ConfigError` when `wandb.mode` is `online` without a key.
+    """
+    mode = _decide_mode(record.config["wandb"]["mode"])
+    if mode == "disabled":
+        return None
+    ways: list[Mode] = ["online", "offline"] if mode == "online" else ["offline"]
+    for way in ways:
+        try:
+            return Mirror(_init(record, run_dir, way), record)
+        except Exception as error:  # whatever a server, a proxy or a full disk does: training goes on
+            instead = f"offline, in {run_dir.wandb}" if way == "online" else "without a mirror"
+            talk.warning("W&B does not start %s (%s). The run goes on %s.", way, _one_line(error), instead)
+            _tear_down()
+    return None
+
+
+def mirror_id(record: RunRecord) -> str:
+    """W&B's id of a run: of its settings and its first start, so that a resumption continues it.
+
+    Settings alone would merge two runs of one config, and W&B never takes the id of a deleted run again.
+    """
+    start = hashlib.sha256(f"{record.created_at} {record.host}".encode()).hexdigest()
+    return f"{record.config_id}-{start[:6]}"
+
+
+class Mirror:
+    """One W&B run. A failure while logging ends the mirror with one line of log, never the run."""
+
+    def __init__(self, run: Any, record: RunRecord) -> None:
+        """`run` is a started `wandb.Run`."""
+        self._run = run
+        self._flops_per_image = record.train_flops_per_image
+        self._first_step: int = run.starting_step
+        self._seconds: float | None = None
+        for axis in ("images_seen", "flops", "seconds"):
+            run.define_metric(axis)
+        run.define_metric("*", step_metric="images_seen")
+
+    def row(self, row: Row) -> None:
+        """Show one row, after all rows of fewer images. Rows of the same images_seen become one row in W&B."""
+        if isinstance(row, StepRow):
+            self._seconds = row.seconds
+            self._log(row.images_seen, row.model_dump(exclude_none=True))
+        elif isinstance(row, EvalRow):
+            prefix = "ema/" if row.weights == "ema" else ""
+            self._log(row.images_seen, {prefix + row.metric: row.value})
+        else:
+            self._log(row.images_seen, _routing_values(row))
+
+    def images(self, name: str, path: Path, images_seen: int) -> None:
+        """Show the image file `path` under `name`."""
+        import wandb
+
+        try:
+            image = wandb.Image(str(path))
+        except Exception as error:
+            self._give_up(error)
+        else:
+            self._log(images_seen, {name: image})
+
+    def close(self, state: State) -> None:
+        """Finish the W&B run as `state` says, waiting at most a minute for the upload."""
+        run, self._run = self._run, None
+        if run is None:
+            _tear_down()
+            return
+        try:
+            if state == "interrupted":
+                run.mark_preempting()
+            run.finish(exit_code=0 if state == "done" else 1)
+        except Exception as error:
+            self._give_up(error)
+            _tear_down()
+
+    def _log(self, images_seen: int, values: dict[str, Any]) -> None:
+        """Log beside the x-axes. What W&B already has of a resumed run it would refuse, so it is not sent."""
+        if self._run is None or images_seen < self._first_step:
+            return
+        axes = {"images_seen": images_seen, "flops": float(images_seen) * self._flops_per_image}
+        if self._seconds is not None:
+            axes["seconds"] = self._seconds
+        try:
+            self._run.log({**axes, **values}, step=images_seen)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        talk.warning("W&B stopped (%s). The run goes on; its folder has every row.", _one_line(error))
+
+
+def _decide_mode(wanted: Mode | Literal["auto"]) -> Mode:
+    """`auto`: what WANDB_MODE or W&B's settings file says, else online where a key is configured, else offline."""
+    if wanted == "disabled" or wanted == "offline":
+        return wanted
+    try:
+        configured, has_key = _ask_wandb(wanted)
+    except Exception as error:  # a malformed key, an empty WANDB_MODE
+        talk.warning("W&B cannot read its own settings (%s). The run goes on offline.", _one_line(error))
+        return "offline"
+    if wanted == "online" and not has_key:
+        raise ConfigError("wandb.mode is online, but W&B has no key.", "Run `wandb login`, or set wandb.mode=auto.")
+    if configured == "disabled":
+        return "disabled"
+    return "online" if has_key else "offline"
+
+
+def _ask_wandb(wanted: Literal["auto", "online"]) -> tuple[str, bool]:
+    """W&B's own mode (environment, settings file) and whether it has a key (those, netrc), without a prompt."""
+    import wandb
+
+    asked = wandb.Settings(silent=True, mode="online") if wanted == "online" else wandb.Settings(silent=True)
+    configured = wandb.setup(asked).settings.mode
+    if configured in ("disabled", "offline", "dryrun"):  # asking for the key would only warn
+        return configured, False
+    return configured, wandb.login(prompt=False, verify=False)
+
+
+def _init(record: RunRecord, run_dir: RunDir, mode: Mode) -> Any:
+    import wandb
+
+    settings = record.config["wandb"]
+    facts = record.model_dump(mode="json", exclude={"config"}, exclude_none=True)
+    return wandb.init(
+        mode=mode,
+        dir=str(run_dir.path),
+        project=settings["project"],
+        entity=settings["entity"],
+        group=settings["group"] or record.sweep,
+        name=record.name,
+        id=mirror_id(record),
+        resume="allow",
+        reinit="create_new",
+        job_type="train",
+        tags=[record.config["model"]["name"], record.config["routing"]["name"]],
+        config={**record.config, **facts},
+        settings=wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=INIT_TIMEOUT_SECONDS,
+            finish_timeout=FINISH_TIMEOUT_SECONDS,
+            disable_git=True,  # run.json has the commit and the versions
+            disable_code=True,
+            x_save_requirements=False,
+            x_disable_stats=mode == "offline",  # a second process beside training, for charts that need a server
+        ),
+    )
+
+
+def _routing_values(row: RoutingRow) -> dict[str, Any]:
+    import wandb
+
+    suffix = "_same_t" if row.condition == "same_t" else ""
+    prefix = f"routing/layer{row.layer}/"
+    values: dict[str, Any] = {
+        f"{prefix}{name}{suffix}": getattr(row, name) for name in ("entropy", "load_entropy", "dropped_share")
+    }
+    for name in ("load", "experts_per_token"):
+        shares = getattr(row, name)
+        if len(shares) <= MAX_HISTOGRAM_BINS:
+            bins = list(range(len(shares) + 1))
+            values[f"{prefix}{name}{suffix}"] = wandb.Histogram(np_histogram=(shares, bins))
+    return values
+
+
+def _tear_down() -> None:
+    """End W&B's service process: a run id it has failed with, or a broken pipe to it, must not outlive the failure."""
+    import wandb
+
+    with suppress(Exception, SystemExit):
+        wandb.teardown()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,174 @@
+"""Writes the records of a run: rows appended line by line, the status replaced as a whole. One process writes.
+
+A row has left the process when `step`, `routing` or `evaluation` returns, so a kill loses none that was written.
+Order in the training loop: rows first, then the checkpoint that contains them (see `claim.py`). The W&B mirror gets
+the same rows after the files have them. Names and units are `schema.py`'s, file names `layout.py`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from experiments.records.claim import claim
+from experiments.records.layout import RunDir, read_jsonl
+from experiments.records.provenance import host_name
+from experiments.records.schema import EvalRow, RoutingRow, RunRecord, State, Status, StepRow
+from experiments.records.storage import append_line, storage_errors, write_json_atomic
+from experiments.records.wandb_mirror import Mirror, Row
+
+__all__ = ["RecordWriter", "append_evaluations", "write_json_atomic", "write_status"]
+
+StartMirror = Callable[[RunRecord, RunDir], Mirror | None]
+
+
+def write_status(run_dir: RunDir, status: Status) -> None:
+    """Replace `status.json` atomically, creating the folder where a run is only planned."""
+    with storage_errors(run_dir.path):
+        run_dir.path.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(run_dir.status_json, status.model_dump(mode="json", exclude_none=True))
+
+
+def append_evaluations(run_dir: RunDir, rows: Sequence[EvalRow]) -> None:
+    """Add what was measured after training to `evals.jsonl`; every other file stays as it is.
+
+    Safe beside other processes that append. Raises `RecordError` when `run_dir` is not the folder of a run.
+    """
+    run_dir.read_run()
+    with ExitStack() as files:
+        append = _appender(run_dir.evals, files)
+        if not _ends_whole(run_dir.evals):
+            append(b"\n")
+        for row in rows:
+            append(_line(row))
+
+
+class RecordWriter:
+    """Appends rows to the files of one run and mirrors them. Rank 0 has one; `close` it in `finally`.
+
+    `record` is the one that holds for the run: `run.json` of its first start.
+    """
+
+    def __init__(self, run_dir: RunDir, record: RunRecord, files: ExitStack, mirror: Mirror | None) -> None:
+        """Use `RecordWriter.open`. `files` closes what the writer holds."""
+        self.run_dir = run_dir
+        self.record = record
+        self._append_step = _appender(run_dir.steps, files)
+        self._append_routing = _appender(run_dir.routing, files)
+        self._append_evaluation = _appender(run_dir.evals, files)
+        self._files = files
+        self._mirror = mirror
+        self._state: State = "running"
+
+    @classmethod
+    def open(
+        cls, run_dir: RunDir, record: RunRecord, images_seen: int, start_mirror: StartMirror | None = None
+    ) -> RecordWriter:
+        """Claim the folder and continue its records from `images_seen` (0 without a checkpoint).
+
+        `start_mirror` (see `wandb_mirror.start_mirror`) is called once the folder is known to be this run's; the mirror
+        gets the rows that are already there, so that it is whole however the last process ended. Raises `RecordError`
+        for a folder of another config or of a process at work, `StorageError` when it cannot be written.
+        """
+        with ExitStack() as files:
+            settled, lock = claim(run_dir, record, images_seen)
+            files.callback(os.close, lock)
+            writer = cls(run_dir, settled, files, None)
+            if start_mirror is not None:
+                today = settled.model_copy(update={"config": record.config})  # W&B settings may change between starts
+                writer._mirror = start_mirror(today, run_dir)
+                writer._replay()
+            writer._files = files.pop_all()
+            return writer
+
+    def step(self, row: StepRow) -> None:
+        """Append one row to `steps.jsonl`."""
+        self._append_step(_line(row))
+        self._show(row)
+
+    def routing(self, rows: Sequence[RoutingRow]) -> None:
+        """Append the rows of one look at the routed layers to `routing.jsonl`."""
+        for row in rows:
+            self._append_routing(_line(row))
+            self._show(row)
+
+    def evaluation(self, rows: Sequence[EvalRow]) -> None:
+        """Append the values of one evaluation to `evals.jsonl`."""
+        for row in rows:
+            self._append_evaluation(_line(row))
+            self._show(row)
+
+    def images(self, name: str, path: Path, images_seen: int) -> None:
+        """Show an image that is already on disk (a sample grid, a routing map) in W&B under `name`."""
+        if self._mirror is not None:
+            self._mirror.images(name, path, images_seen)
+
+    def status(self, state: State, images_seen: int, reason: str | None = None) -> None:
+        """Replace `status.json`: the heartbeat is now, the process this one."""
+        self._state = state
+        status = Status(
+            state=state,
+            images_seen=images_seen,
+            images_total=self.record.config["train"]["images"],
+            heartbeat=time.time(),
+            reason=reason,
+            pid=os.getpid(),
+            host=host_name(),
+        )
+        write_status(self.run_dir, status)
+
+    def close(self) -> None:
+        """Finish the mirror and give the folder back; a second call does nothing."""
+        if self._mirror is not None:
+            self._mirror.close(self._state)
+            self._mirror = None
+        self._files.close()
+
+    def _show(self, row: Row) -> None:
+        if self._mirror is not None:
+            self._mirror.row(row)
+
+    def _replay(self) -> None:
+        """Mirror the rows of earlier processes. W&B takes rows in rising order only."""
+        past: list[Row] = [
+            *_stored(self.run_dir.steps, StepRow),
+            *_stored(self.run_dir.routing, RoutingRow),
+            *_stored(self.run_dir.evals, EvalRow),
+        ]
+        for row in sorted(past, key=lambda row: row.images_seen):
+            self._show(row)
+
+
+def _stored(path: Path, kind: type[Row]) -> Iterator[Row]:
+    for raw in read_jsonl(path).rows:
+        try:
+            yield kind.model_validate(raw)
+        except ValidationError:  # of another version: it stays in the file, and the mirror does without
+            continue
+
+
+def _appender(path: Path, files: ExitStack) -> Callable[[bytes], None]:
+    """A function that appends one whole line to `path`, which `files` will close."""
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    files.callback(os.close, descriptor)
+    return lambda line: append_line(descriptor, line, path)
+
+
+def _line(row: Row) -> bytes:
+    """A missing value is an absent key."""
+    return row.model_dump_json(exclude_none=True).encode() + b"\n"
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether the last line is complete (or there is none)."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"

@@ -1,0 +1,29 @@
+"""Expert choice: each expert takes the C = S f_c / E tokens of a group that it wants most.
+
+EC-DIT (arXiv 2410.02098), equations 5 to 8, after Zhou et al. 2022 (arXiv 2202.09368): softmax over experts in float32,
+top-C over tokens, raw affinities as gates, no auxiliary loss, since every expert is full by construction. A token may
+be taken by many experts or by none. `routing.gating` swaps the softmax (Expert Race, arXiv 2503.16057, table 1).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from experiments.config.schema import RunConfig
+from experiments.routing.contract import GroupDecision
+from experiments.routing.router import Router, affinity
+
+
+class ExpertChoiceRouter(Router):
+    """Experts choose tokens."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.gating = config.routing.gating
+
+    def decide(self, logits_GSE: Tensor) -> GroupDecision:
+        """Every slot is filled; an expert's slots come in no particular order."""
+        capacity = self.capacity(logits_GSE.shape[1], round_up=False)
+        affinity_GES = affinity(logits_GSE, self.gating).transpose(1, 2)
+        weight_GEC, token_GEC = affinity_GES.topk(capacity, dim=-1, sorted=False)
+        return GroupDecision(token_GEC, weight_GEC, filled_GEC=None, auxiliary_loss=None)

@@ -1,0 +1,79 @@
+"""The feed-forward slot of a block: dense, or a router with its experts. Both answer a `FeedForwardOutput`.
+
+Legend: B images, T tokens, D width, F hidden width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from experiments.config.budget import hidden_width
+from experiments.config.schema import RunConfig
+from experiments.errors import did_you_mean
+from experiments.routing.contract import FeedForwardOutput
+from experiments.routing.expert_choice import ExpertChoiceRouter
+from experiments.routing.experts import Activation, StackedExperts, activate, apply_experts
+from experiments.routing.router import Router
+from experiments.routing.shared_expert import SharedExpertRouter
+from experiments.routing.token_choice import TokenChoiceRouter
+
+ROUTER_CLASSES: dict[str, type[Router]] = {
+    "expert_choice": ExpertChoiceRouter,
+    "token_choice": TokenChoiceRouter,
+    "switch": TokenChoiceRouter,
+    "shared_expert": SharedExpertRouter,
+}
+
+
+class DenseFeedForward(nn.Module):
+    """Two matrices with GELU, or three with SwiGLU; no biases, so that an expert is its exact copy."""
+
+    def __init__(self, width: int, hidden: int, activation: Activation = "gelu") -> None:
+        super().__init__()
+        self.activation: Activation = activation
+        self.w_in = nn.Linear(width, hidden * (2 if activation == "swiglu" else 1), bias=False)
+        self.w_out = nn.Linear(hidden, width, bias=False)
+        bound = (6 / (width + hidden)) ** 0.5
+        nn.init.uniform_(self.w_in.weight, -bound, bound)
+        nn.init.uniform_(self.w_out.weight, -bound, bound)
+
+    def forward(self, x_BTD: Tensor) -> FeedForwardOutput:
+        """[B, T, D] to the same, with no auxiliary loss."""
+        out_BTD = self.w_out(activate(self.w_in(x_BTD), self.activation))
+        return FeedForwardOutput(out_BTD, auxiliary_loss=torch.zeros((), device=x_BTD.device))
+
+
+class RoutedFeedForward(nn.Module):
+    """A router, its stacked experts, and the shared experts of DiT-MoE where the config has them."""
+
+    def __init__(self, router: Router, experts: StackedExperts, shared: DenseFeedForward | None = None) -> None:
+        super().__init__()
+        self.router = router
+        self.experts = experts
+        self.shared = shared
+
+    def forward(self, x_BTD: Tensor) -> FeedForwardOutput:
+        """[B, T, D] to the same; a token that nobody processes gets 0 from the routed experts."""
+        assignment = self.router(x_BTD)
+        out_BTD = apply_experts(self.experts, x_BTD.flatten(0, 1), assignment).view_as(x_BTD)
+        if self.shared is not None:
+            out_BTD = out_BTD + self.shared(x_BTD).out_BTD
+        loss = assignment.auxiliary_loss
+        return FeedForwardOutput(out_BTD, torch.zeros((), device=x_BTD.device) if loss is None else loss, assignment)
+
+
+def build_feed_forward(config: RunConfig, layer: int) -> nn.Module:
+    """The feed-forward of block `layer` (from 0)."""
+    width, routing = config.model.width, config.routing
+    if layer not in config.sparse_layer_indices:
+        return DenseFeedForward(width, hidden_width(config, config.model.ffn_factor))
+    assert routing.name in ROUTER_CLASSES, did_you_mean(routing.name, ROUTER_CLASSES)
+    assert routing.expert is not None and routing.expert_factor is not None
+    router = ROUTER_CLASSES[routing.name](config)
+    hidden = hidden_width(config, routing.expert_factor)
+    experts = StackedExperts(routing.num_experts, width, hidden, routing.expert)
+    shared = None
+    if routing.shared_factor:
+        shared = DenseFeedForward(width, hidden_width(config, routing.shared_factor), routing.expert)
+    return RoutedFeedForward(router, experts, shared)

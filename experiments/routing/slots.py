@@ -1,0 +1,42 @@
+"""From tokens that chose experts to slots that hold tokens.
+
+Legend: as in `contract.py`, with K choices of each token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def fill_slots(
+    expert_GKS: Tensor, location_GKS: Tensor, weight_GKS: Tensor, num_experts: int, capacity: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn choices into (token_GEC, weight_GEC, filled_GEC).
+
+    `expert_GKS` is -1 where a choice was dropped; `location_GKS` is the slot it takes in the expert's buffer. Dropped
+    choices go to one scratch slot past the end, which is cut off.
+    """
+    num_groups, num_choices, size = expert_GKS.shape
+    last = num_experts * capacity
+    slot = torch.where(expert_GKS >= 0, expert_GKS.long() * capacity + location_GKS.long(), last)
+    slot = slot.reshape(num_groups, -1)
+    token = torch.arange(size, device=slot.device).expand(num_groups, num_choices, size).reshape(num_groups, -1)
+    shape = (num_groups, last + 1)
+    token_GC = torch.zeros(shape, dtype=torch.int64, device=slot.device).scatter(1, slot, token)
+    weight_GC = weight_GKS.new_zeros(shape).scatter(1, slot, weight_GKS.reshape(num_groups, -1))
+    filled_GC = torch.zeros(shape, dtype=torch.bool, device=slot.device).scatter(1, slot, torch.ones_like(slot) > 0)
+    token_GEC, weight_GEC, filled_GEC = (
+        flat[:, :last].reshape(num_groups, num_experts, capacity) for flat in (token_GC, weight_GC, filled_GC)
+    )
+    return token_GEC, weight_GEC, filled_GEC
+
+
+def queue_locations(choice_GKS: Tensor, num_experts: int) -> Tensor:
+    """The place of each choice in its expert's queue: all first choices in token order, then all second ones."""
+    num_groups, num_choices, size = choice_GKS.shape
+    flat = choice_GKS.reshape(num_groups, -1)
+    one_hot = torch.zeros(num_groups, flat.shape[1], num_experts, dtype=torch.int32, device=flat.device)
+    one_hot.scatter_(2, flat.unsqueeze(-1), 1)
+    place = one_hot.cumsum(dim=1).gather(2, flat.unsqueeze(-1)).squeeze(-1) - 1
+    return place.view(num_groups, num_choices, size)

@@ -1,0 +1,75 @@
+"""What a routed layer did, as numbers. No gradient.
+
+Accumulates over batches, so that a share is a share of all tokens seen and not a mean of batch means.
+
+Legend: as in `contract.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from experiments.records.schema import RoutingRow
+from experiments.routing.contract import FeedForwardOutput
+
+
+class RoutingStats:
+    """Load, entropy and experts per token of one layer over many batches."""
+
+    def __init__(self, num_experts: int) -> None:
+        self.load_E = torch.zeros(num_experts, dtype=torch.float64)
+        self.tokens_by_experts = torch.zeros(num_experts + 1, dtype=torch.float64)
+        self.entropy_sum = 0.0
+        self.num_tokens = 0
+
+    @torch.no_grad()
+    def add(self, output: FeedForwardOutput) -> None:
+        """Count one batch."""
+        assert output.assignment is not None, "a dense layer routes nothing"
+        experts_N = output.assignment.experts_per_token_N.cpu()
+        self.load_E += output.assignment.tokens_per_expert_E.double().cpu()
+        self.tokens_by_experts += torch.bincount(experts_N, minlength=self.tokens_by_experts.numel())
+        log_p_NE = output.assignment.logits_NE.log_softmax(dim=-1)
+        self.entropy_sum += float(-(log_p_NE.exp() * log_p_NE).sum())
+        self.num_tokens += experts_N.numel()
+
+    def merge(self, other: RoutingStats) -> None:
+        """Count what another process counted."""
+        self.load_E += other.load_E
+        self.tokens_by_experts += other.tokens_by_experts
+        self.entropy_sum += other.entropy_sum
+        self.num_tokens += other.num_tokens
+
+    @property
+    def dropped_share(self) -> float:
+        """Share of tokens that no routed expert processed."""
+        return float(self.tokens_by_experts[0]) / self.num_tokens
+
+    def row(self, images_seen: int, layer: int, condition: Literal["mixed_t", "same_t"]) -> RoutingRow:
+        """The record of what was counted."""
+        load_E = self.load_E / self.load_E.sum()
+        log_experts = math.log(max(2, load_E.numel()))
+        return RoutingRow(
+            images_seen=images_seen,
+            layer=layer,
+            condition=condition,
+            load=load_E.tolist(),
+            entropy=self.entropy_sum / self.num_tokens / log_experts,
+            load_entropy=_entropy(load_E) / log_experts,
+            dropped_share=self.dropped_share,
+            experts_per_token=_trimmed(self.tokens_by_experts / self.num_tokens),
+        )
+
+
+def _entropy(p_E: Tensor) -> float:
+    return float(-torch.special.xlogy(p_E, p_E).sum())
+
+
+def _trimmed(share: Tensor) -> list[float]:
+    """Without the trailing zeros: a token seldom has more than a few of 64 experts."""
+    last = int(share.nonzero().max()) if bool(share.any()) else 0
+    return [float(value) for value in share[: last + 1]]

@@ -1,0 +1,47 @@
+"""`run.json` of a run that is about to start: its settings, its cost and where it runs."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+
+import torch
+
+from experiments.config.budget import Budget
+from experiments.config.identity import config_id, run_name
+from experiments.config.schema import RunConfig
+from experiments.records.provenance import git_commit, host_name, utc_now, versions
+from experiments.records.schema import RunRecord
+from experiments.training.engine import Precision, launched_world
+
+
+def describe_run(config: RunConfig, precision: Precision, cost: Budget, command: Sequence[str]) -> RunRecord:
+    """The record of a first start; a resumed run keeps the one it has."""
+    return RunRecord(
+        config=config.model_dump(mode="json"),
+        config_id=config_id(config),
+        name=run_name(config),
+        sweep=config.wandb.group,
+        created_at=utc_now(),
+        command=list(command),
+        git_commit=git_commit(),
+        versions=versions(),
+        host=host_name(),
+        device=device_name(),
+        num_threads=torch.get_num_threads(),
+        precision=precision,
+        world=launched_world(),
+        params_total=cost.params_total,
+        params_active=cost.params_active,
+        params_by_part=cost.params_by_part,
+        flops_per_image=cost.flops_per_image,
+        train_flops_per_image=cost.train_flops_per_image,
+    )
+
+
+def device_name() -> str:
+    """The accelerator's name, or `cpu` with the processor's."""
+    if torch.accelerator.is_available():
+        return str(torch.get_device_module().get_device_name())
+    return f"cpu: {torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, {os.cpu_count()} cores"

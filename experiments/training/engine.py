@@ -1,0 +1,142 @@
+"""`deepspeed.initialize` around the model: one process or many, ZeRO-1 by default.
+
+Works out the precision, the process group and the DeepSpeed config from the run's config. What DeepSpeed prints goes to
+the run's log. DeepSpeed's own checkpoints are not used (`checkpoint.py`), nor its schedulers (`schedule.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from experiments.config.schema import RunConfig
+from experiments.errors import ConfigError
+from experiments.models.dit import DiT
+from experiments.routing.deepspeed_library import deepspeed, deepspeed_logger, dist, get_accelerator
+from experiments.training.ema import MovingAverage
+from experiments.training.partitions import FlatPartitions
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass
+class Engine:
+    """The DeepSpeed engine, its model, its flat partitions, and the moving average over them."""
+
+    deepspeed: Any
+    model: DiT
+    partitions: FlatPartitions
+    ema: MovingAverage
+    device: torch.device
+    rank: int
+    world: int
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The client optimizer, over the flat partitions."""
+        optimizer: torch.optim.Optimizer = self.deepspeed.optimizer.optimizer
+        return optimizer
+
+    def set_learning_rate(self, rate: float) -> None:
+        """For the next step, in every group."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+
+def launched_world() -> int:
+    """Processes that the launcher (torchrun, deepspeed) started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launched_rank() -> int:
+    """Rank of this process; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def resolve_precision(setting: str) -> Precision:
+    """`auto` is bf16 on accelerators and on processors with AMX, where it is faster, and fp32 elsewhere."""
+    if setting != "auto":
+        return "bf16" if setting == "bf16" else "fp32"
+    if torch.accelerator.is_available():
+        return "bf16" if get_accelerator().is_bf16_supported() else "fp32"
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+@contextlib.contextmanager
+def process_group(log: Path) -> Iterator[None]:
+    """The distributed environment, torn down at the end; what libraries print goes to `log`."""
+    with log.open("a", buffering=1) as file, contextlib.redirect_stdout(file):
+        deepspeed_logger.handlers[:] = [logging.StreamHandler(file)]
+        local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+        options: dict[str, Any] = {"dist_backend": "gloo", "auto_mpi_discovery": False, "verbose": False}
+        if torch.accelerator.is_available():
+            torch.accelerator.set_device_index(local_rank)
+            options["dist_backend"] = get_accelerator().communication_backend_name()
+        with tempfile.TemporaryDirectory() as folder:
+            if "RANK" not in os.environ:
+                options |= {"init_method": f"file://{folder}/rendezvous", "rank": 0, "world_size": 1}
+            deepspeed.init_distributed(**options)
+            try:
+                yield
+            finally:
+                dist.destroy_process_group()
+
+
+def build_engine(config: RunConfig, precision: Precision) -> Engine:
+    """The model of `config`, initialised from `config.seed` alone, inside a DeepSpeed engine."""
+    torch.manual_seed(config.seed)
+    model = DiT(config)
+    parameters = [{"params": list(model.parameters()), "name": "all"}]
+    engine, _, _, _ = deepspeed.initialize(
+        model=model, optimizer=_build_optimizer(config, parameters), config=_deepspeed_config(config, precision)
+    )
+    partitions = FlatPartitions(model, engine.optimizer)
+    return Engine(
+        deepspeed=engine,
+        model=model,
+        partitions=partitions,
+        ema=MovingAverage(partitions, config.train.ema_halflife_images),
+        device=torch.device(get_accelerator().current_device_name()),
+        rank=dist.get_rank(),
+        world=dist.get_world_size(),
+    )
+
+
+def check_world(config: RunConfig) -> None:
+    """The launcher and the config agree on the number of processes."""
+    world = launched_world()
+    if config.parallel.world != world:
+        raise ConfigError(
+            f"parallel.world={config.parallel.world} but {world} process(es) were launched.",
+            f"Use: torchrun --nproc-per-node {config.parallel.world} -m ecdit_cli train ...",
+        )
+
+
+def _build_optimizer(config: RunConfig, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    optim = config.optim
+    common: dict[str, Any] = {"lr": optim.learning_rate, "eps": optim.epsilon, "weight_decay": optim.weight_decay}
+    if optim.name == "rmsprop":
+        return torch.optim.RMSprop(parameters, alpha=optim.beta2, momentum=optim.momentum, **common)
+    return torch.optim.AdamW(parameters, betas=(optim.beta1, optim.beta2), **common)
+
+
+def _deepspeed_config(config: RunConfig, precision: Precision) -> dict[str, Any]:
+    train = config.train
+    return {
+        "train_batch_size": train.batch_images,
+        "train_micro_batch_size_per_gpu": train.batch_images // (config.parallel.world * train.accumulation),
+        "gradient_accumulation_steps": train.accumulation,
+        "gradient_clipping": config.optim.clip_norm,
+        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": precision == "bf16"},
+        "steps_per_print": 2**62,
+    }

@@ -1,0 +1,235 @@
+"""The training loop: batches to steps, steps to rows, and at their cadences validation and checkpoints.
+
+Everything that decides a number is a function of the config and of `images_seen`; so a run that stops at any step and
+starts again goes on as if nothing had happened. A run ends as done, interrupted (saved, to be continued) or failed
+(with the reason in its status).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.config.budget import budget
+from experiments.config.identity import config_id
+from experiments.config.schema import RunConfig
+from experiments.data.loader import Batch, TrainStream
+from experiments.errors import EcditError, RunFailedError
+from experiments.models.parts import assert_matches_budget
+from experiments.records.claim import settle_record
+from experiments.records.layout import RunDir
+from experiments.records.schema import State, StepRow
+from experiments.records.storage import storage_errors
+from experiments.records.wandb_mirror import start_mirror
+from experiments.records.writer import RecordWriter
+from experiments.routing.deepspeed_library import dist
+from experiments.training.checkpoint import load_newest, restore, save_checkpoint
+from experiments.training.description import describe_run
+from experiments.training.diagnosis import first_nonfinite_layer
+from experiments.training.engine import (
+    Engine,
+    build_engine,
+    check_world,
+    launched_rank,
+    process_group,
+    resolve_precision,
+)
+from experiments.training.means import RunningMeans
+from experiments.training.schedule import learning_rate
+from experiments.training.stop import StopRequest
+from experiments.training.validation import Validator, forward_loss, to_device
+
+Observer = Callable[[Engine, RunConfig, int, RecordWriter | None], None]
+"""Called at every evaluation with the trained model: previews. The writer is None but on rank 0. Collective."""
+
+
+@dataclass
+class Reporter:
+    """How a run talks to whoever watches; does nothing by default."""
+
+    say: Callable[[str], None] = lambda message: None
+    row: Callable[[StepRow], None] = lambda row: None
+    step: Callable[[int], None] = lambda images_seen: None
+
+
+@dataclass
+class Run:
+    """What the loop works with."""
+
+    config: RunConfig
+    run_dir: RunDir
+    engine: Engine
+    writer: RecordWriter | None
+    reporter: Reporter
+    observers: Sequence[Observer]
+    train_flops_per_image: int
+    means: RunningMeans
+    heartbeat: float = field(default_factory=time.monotonic)
+
+    def status(self, state: State, reason: str | None = None) -> None:
+        """Replace the status, on the process that writes."""
+        self.heartbeat = time.monotonic()
+        if self.writer is not None:
+            self.writer.status(state, self.means.images_seen, reason)
+
+
+def train(
+    config: RunConfig,
+    run_dir: RunDir,
+    command: Sequence[str],
+    reporter: Reporter | None = None,
+    observers: Sequence[Observer] = (),
+) -> State:
+    """Train to `train.images`, continuing from the newest checkpoint; returns `done` or `interrupted`.
+
+    Raises `RunFailedError` for a non-finite loss, and other `EcditError`s for mistakes; the status holds the reason.
+    """
+    check_world(config)
+    reporter = reporter or Reporter()
+    precision = resolve_precision(config.train.precision)
+    cost = budget(config)
+    record = describe_run(config, precision, cost, command)
+    if launched_rank() == 0:  # a folder of another run is refused before anything is built
+        with storage_errors(run_dir.path):
+            run_dir.path.mkdir(parents=True, exist_ok=True)
+        settle_record(run_dir, record)
+    with process_group(run_dir.log), StopRequest() as stop:
+        engine = build_engine(config, precision)
+        assert_matches_budget(engine.model, cost)
+        checkpoint = load_newest(run_dir, config_id(config), reporter.say)
+        means = RunningMeans()
+        if checkpoint is not None:
+            restore(engine, checkpoint)
+            means = RunningMeans.from_state(checkpoint.state)
+        writer = None
+        if engine.rank == 0:
+            writer = RecordWriter.open(run_dir, record, means.images_seen, start_mirror)
+        run = Run(config, run_dir, engine, writer, reporter, observers, cost.train_flops_per_image, means)
+        with _recorded_end(run):
+            if means.images_seen:
+                reporter.say(f"Continuing at {means.images_seen:,} of {config.total_images:,} images.")
+            return _loop(run, stop)
+
+
+def _loop(run: Run, stop: StopRequest) -> State:
+    """Steps until the horizon or a signal."""
+    config, means, engine = run.config, run.means, run.engine
+    validator = Validator(config)
+    run.status("running")
+    run.reporter.step(means.images_seen)
+    engine.model.train()
+    stream = TrainStream(config, engine.rank, engine.world)
+    for batch in stream.iterate(means.images_seen):
+        before = means.images_seen
+        rate = _step(run, to_device(batch, engine.device))
+        done = means.images_seen >= config.total_images
+        if done or _crossed(before, means.images_seen, config.log.every_images):
+            _write_row(run, rate)
+        run.reporter.step(means.images_seen)
+        if done or _crossed(before, means.images_seen, config.eval.every_images):
+            _evaluate(run, validator, last=done)
+        stopped = not done and stop.agreed(engine.world, engine.device)
+        if done or stopped or _crossed(before, means.images_seen, config.checkpoint.every_images):
+            save_checkpoint(engine, run.run_dir, config_id(config), means.state(), config.checkpoint.keep)
+        if stopped:
+            run.status("interrupted", stop.name)
+            return "interrupted"
+    run.status("done")
+    return "done"
+
+
+def _step(run: Run, batch: Batch) -> float:
+    """One optimizer step over this process's share of the batch; returns the learning rate it used."""
+    config, engine, started = run.config, run.engine, time.perf_counter()
+    rate = learning_rate(config, run.means.images_seen)
+    engine.set_learning_rate(rate)
+    losses: list[Tensor] = []
+    for micro in _micro_batches(batch, config.train.accumulation):
+        loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
+        total = loss_B.mean() + output.auxiliary_loss
+        losses.append(torch.stack([loss_B.detach().mean(), output.auxiliary_loss.detach()]))
+        engine.deepspeed.backward(total)
+        engine.deepspeed.step()
+    mean = torch.stack(losses).mean(dim=0)
+    if engine.world > 1:
+        dist.all_reduce(mean)
+        mean /= engine.world
+    loss, auxiliary_loss = mean.tolist()
+    grad_norm = float(engine.deepspeed.get_global_grad_norm())
+    if not math.isfinite(loss + auxiliary_loss + grad_norm):
+        where = first_nonfinite_layer(engine.model, batch, config.model.patch_size)
+        raise RunFailedError(
+            f"Not finite after {run.means.images_seen:,} images: {where} (loss {loss:g}, gradient norm {grad_norm:g}).",
+            f"Lower optim.learning_rate={config.optim.learning_rate:g}, or lengthen optim.warmup_images.",
+        )
+    seconds = time.perf_counter() - started
+    run.means.add(config.train.batch_images, seconds, loss, auxiliary_loss, grad_norm)
+    engine.ema.update(run.means.images_seen, config.train.batch_images)
+    return rate
+
+
+def _micro_batches(batch: Batch, accumulation: int) -> Iterator[Batch]:
+    """The batch in `accumulation` equal pieces."""
+    if accumulation == 1:
+        yield batch
+        return
+    pieces: dict[str, Sequence[Any]] = {
+        name: [None] * accumulation if value is None else value.chunk(accumulation)
+        for name, value in vars(batch).items()
+    }
+    for number in range(accumulation):
+        yield Batch(**{name: piece[number] for name, piece in pieces.items()})
+
+
+def _write_row(run: Run, rate: float) -> None:
+    has_auxiliary_loss = run.config.routing.balance_loss_weight > 0
+    row = run.means.take_row(rate, run.train_flops_per_image, has_auxiliary_loss)
+    if run.writer is not None:
+        run.writer.step(row)
+    run.reporter.row(row)
+    run.status("running")
+
+
+def _evaluate(run: Run, validator: Validator, last: bool) -> None:
+    """Validation with the raw weights; at the end also with the moving average; then the observers."""
+    images_seen = run.means.images_seen
+    evals, routing = validator.measure(run.engine, images_seen, "raw")
+    if last:
+        with run.engine.ema.applied():
+            evals += validator.measure(run.engine, images_seen, "ema")[0]
+    if run.writer is not None:
+        run.writer.evaluation(evals)
+        run.writer.routing(routing)
+    for observe in run.observers:
+        observe(run.engine, run.config, images_seen, run.writer)
+
+
+@contextmanager
+def _recorded_end(run: Run) -> Iterator[None]:
+    """However the loop ends, the status says so and the records are closed."""
+    try:
+        yield
+    except EcditError as error:
+        run.status("failed", str(error))
+        raise
+    except KeyboardInterrupt:
+        run.status("interrupted", "SIGINT twice: not saved since the last checkpoint")
+        raise
+    except Exception as error:
+        run.status("failed", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        if run.writer is not None:
+            run.writer.close()
+
+
+def _crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    return before // every != after // every

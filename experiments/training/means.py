@@ -1,0 +1,61 @@
+"""Running means between two rows of `steps.jsonl`, and the clock of the run. Saved with a checkpoint, so that a resumed
+run writes the same rows as an undisturbed one (but for the seconds).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from experiments.records.schema import StepRow
+
+
+@dataclass
+class RunningMeans:
+    """Sums over the steps since the last row, and what the run has spent."""
+
+    images_seen: int = 0
+    seconds: float = 0.0
+    row_steps: int = 0
+    row_images: int = 0
+    row_seconds: float = 0.0
+    loss_sum: float = 0.0
+    auxiliary_loss_sum: float = 0.0
+    grad_norm_sum: float = 0.0
+
+    def add(self, images: int, seconds: float, loss: float, auxiliary_loss: float, grad_norm: float) -> None:
+        """Count one optimizer step."""
+        self.images_seen += images
+        self.seconds += seconds
+        self.row_steps += 1
+        self.row_images += images
+        self.row_seconds += seconds
+        self.loss_sum += loss
+        self.auxiliary_loss_sum += auxiliary_loss
+        self.grad_norm_sum += grad_norm
+
+    def take_row(self, learning_rate: float, train_flops_per_image: int, has_auxiliary_loss: bool) -> StepRow:
+        """The row over everything since the last one, and start the next."""
+        steps = self.row_steps
+        row = StepRow(
+            images_seen=self.images_seen,
+            flops=float(self.images_seen) * train_flops_per_image,
+            seconds=self.seconds,
+            loss=self.loss_sum / steps,
+            auxiliary_loss=self.auxiliary_loss_sum / steps if has_auxiliary_loss else None,
+            learning_rate=learning_rate,
+            grad_norm=self.grad_norm_sum / steps,
+            images_per_second=self.row_images / max(self.row_seconds, 1e-9),
+        )
+        self.row_steps = self.row_images = 0
+        self.row_seconds = self.loss_sum = self.auxiliary_loss_sum = self.grad_norm_sum = 0.0
+        return row
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; JSON keeps every bit of a float."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> RunningMeans:
+        """What `state` was taken from."""
+        return cls(**{name: state[name] for name in cls.__dataclass_fields__})

@@ -1,0 +1,18 @@
+"""The learning rate as a function of the images seen: linear warm-up, then constant or half a cosine to zero."""
+
+from __future__ import annotations
+
+import math
+
+from experiments.config.schema import RunConfig
+
+
+def learning_rate(config: RunConfig, images_seen: int) -> float:
+    """The rate of the step that begins after `images_seen` images."""
+    optim, total = config.optim, config.train.images
+    after_step = images_seen + config.train.batch_images
+    warm = min(1.0, after_step / optim.warmup_images) if optim.warmup_images else 1.0
+    if optim.schedule == "constant":
+        return optim.learning_rate * warm
+    left = max(0.0, total - images_seen) / max(1, total - optim.warmup_images)
+    return optim.learning_rate * warm * 0.5 * (1 - math.cos(math.pi * min(1.0, left)))

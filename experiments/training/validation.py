@@ -1,0 +1,144 @@
+"""Validation loss on a fixed set of (image, t, noise), by tenths of t, under both ways of batching t.
+
+`mixed_t`: every batch holds all timesteps, as in training. `same_t`: every batch holds one, as in sampling, where a
+router that counts capacity over the batch meets other loads. The images and the noise are the same.
+
+Legend: B images, K tokens, P values of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from experiments.config.schema import RunConfig
+from experiments.data.loader import Batch, same_time_batches, validation_set
+from experiments.flow.rectified_flow import interpolate, velocity_loss, velocity_target
+from experiments.models.dit import DiT, DiTOutput, gather_tokens
+from experiments.models.embed import patchify
+from experiments.records.schema import EvalRow, RoutingRow, Weights
+from experiments.routing.deepspeed_library import dist
+from experiments.routing.stats import RoutingStats
+from experiments.training.engine import Engine
+
+NUM_TIME_BUCKETS = 10
+Condition = Literal["mixed_t", "same_t"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Losses of the images of this process by batch, and its routed layers' statistics."""
+
+    losses: list[tuple[int, list[float], list[float]]]
+    """(number of the batch, loss of each image, t of each image)"""
+    stats: dict[int, RoutingStats]
+
+
+def forward_loss(model: torch.nn.Module, batch: Batch, patch_size: int) -> tuple[Tensor, DiTOutput]:
+    """The loss of each image, float32 [B], and the model's answer."""
+    noisy_BCHW = interpolate(batch.pixels_BCHW, batch.noise_BCHW, batch.time_B)
+    output: DiTOutput = model(noisy_BCHW, batch.time_B, batch.caption_BL, batch.keep_BK)
+    target_BKP = patchify(velocity_target(batch.pixels_BCHW, batch.noise_BCHW), patch_size)
+    if batch.keep_BK is not None:
+        target_BKP = gather_tokens(target_BKP, batch.keep_BK)
+    return velocity_loss(output.velocity_BKP, target_BKP), output
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with every tensor on `device`."""
+    moved = {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in vars(batch).items()
+    }
+    return Batch(**moved)
+
+
+class Validator:
+    """The fixed validation set of a run, kept in memory, and what to measure on it."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.batches: dict[Condition, Sequence[Batch]] = {
+            "mixed_t": validation_set(config),
+            "same_t": same_time_batches(config),
+        }
+
+    def measure(self, engine: Engine, images_seen: int, weights: Weights) -> tuple[list[EvalRow], list[RoutingRow]]:
+        """Rows for `evals.jsonl` and `routing.jsonl`, the same on every process. Collective."""
+        evals: list[EvalRow] = []
+        routing: list[RoutingRow] = []
+        for condition in self.batches:
+            mine = measure_batches(
+                engine.model, self.batches[condition], engine.device, self.config, engine.rank, engine.world
+            )
+            everyone: list[Measured] = [mine] * engine.world
+            if engine.world > 1:
+                dist.all_gather_object(everyone, mine)
+            losses, stats = _merge(everyone)
+            row = EvalRow(
+                images_seen=images_seen, metric="", value=0.0, num_samples=len(losses),
+                seed=self.config.data.seed, weights=weights,
+            )  # fmt: skip
+            values = _loss_values(losses, condition) | _dropped_values(stats, condition)
+            evals += [row.model_copy(update={"metric": m, "value": v}) for m, v in values.items()]
+            if weights == "raw":
+                routing += [stats[layer].row(images_seen, layer, condition) for layer in sorted(stats)]
+        return evals, routing
+
+
+@torch.no_grad()
+def measure_batches(
+    model: DiT, batches: Sequence[Batch], device: torch.device, config: RunConfig, rank: int = 0, world: int = 1
+) -> Measured:
+    """The batches of this rank (every `world`-th), the model in evaluation mode and back again."""
+    was_training = model.training
+    model.eval()
+    measured = Measured([], {})
+    for number in range(rank, len(batches), world):
+        batch = to_device(batches[number], device)
+        loss_B, output = forward_loss(model, batch, config.model.patch_size)
+        measured.losses.append((number, loss_B.tolist(), batch.time_B.tolist()))
+        for layer in config.sparse_layer_indices:
+            stats = measured.stats.setdefault(layer, RoutingStats(config.routing.num_experts))
+            stats.add(output.feed_forward[layer])
+    model.train(was_training)
+    return measured
+
+
+def _merge(everyone: Sequence[Measured]) -> tuple[list[tuple[float, float]], dict[int, RoutingStats]]:
+    """(loss, t) of each image in the order of the set, whatever the number of processes; and summed statistics."""
+    batches = sorted(batch for measured in everyone for batch in measured.losses)
+    losses = [pair for _, loss, time in batches for pair in zip(loss, time, strict=True)]
+    stats: dict[int, RoutingStats] = {}
+    for measured in everyone:
+        for layer, counted in measured.stats.items():
+            if layer in stats:
+                stats[layer].merge(counted)
+            else:
+                stats[layer] = counted
+    return losses, stats
+
+
+def _loss_values(losses: list[tuple[float, float]], condition: Condition) -> dict[str, float]:
+    """Means over the set; with mixed t also by tenths of t, those without an image left out."""
+    mean = sum(loss for loss, _ in losses) / len(losses)
+    if condition == "same_t":
+        return {"val_loss_same_t": mean}
+    values = {"val_loss": mean}
+    for bucket in range(NUM_TIME_BUCKETS):
+        inside = [loss for loss, t in losses if min(int(t * NUM_TIME_BUCKETS), NUM_TIME_BUCKETS - 1) == bucket]
+        if inside:
+            values[f"val_loss_t{bucket}"] = sum(inside) / len(inside)
+    return values
+
+
+def _dropped_values(stats: dict[int, RoutingStats], condition: Condition) -> dict[str, float]:
+    """Mean over the routed layers of the share of tokens that no expert processed; nothing when dense."""
+    if not stats:
+        return {}
+    name = "dropped_share" if condition == "mixed_t" else "dropped_share_same_t"
+    return {name: sum(one.dropped_share for one in stats.values()) / len(stats)}

@@ -1,0 +1,101 @@
+"""`SweepFolder`: the only place that names the files of a sweep. The files of a run are named by `RunDir`.
+
+<out>/plan.json  configs/<run>.yaml  runs/<run>/  .lock
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import yaml
+from pydantic import ValidationError
+
+from experiments.errors import SpecError
+from experiments.records.layout import RunDir
+from experiments.records.provenance import host_name
+from experiments.records.storage import replace_atomically, storage_errors
+from sweeps.plan import PLAN_VERSION, Plan, PlannedRun
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The folder of one sweep. Reading creates nothing."""
+
+    path: Path
+
+    @property
+    def plan_json(self) -> Path:
+        """The frozen `Plan`."""
+        return self.path / "plan.json"
+
+    def run_dir(self, run: PlannedRun) -> RunDir:
+        """Where `run` records itself."""
+        return RunDir(self.path / "runs" / run.name)
+
+    def config_file(self, run: PlannedRun) -> Path:
+        """The settings of `run`, as `ecdit train --config` takes them."""
+        return self.path / "configs" / f"{run.name}.yaml"
+
+    def read_plan(self) -> Plan | None:
+        """The frozen plan, or None before there is one; a `SpecError` when it is damaged or of another version."""
+        if not self.plan_json.is_file():
+            return None
+        hint = f"Delete it and run the sweep again: finished runs in {self.path / 'runs'} are found by their names."
+        try:
+            raw = json.loads(self.plan_json.read_text())
+            if isinstance(raw, dict) and raw.get("schema_version") == PLAN_VERSION:
+                return Plan.model_validate(raw)
+        except (ValueError, ValidationError) as error:
+            raise SpecError(f"{self.plan_json} is damaged.", hint) from error
+        raise SpecError(f"{self.plan_json} was not written by this version of ecdit.", hint)
+
+    def write_plan(self, plan: Plan) -> None:
+        """Replace the plan atomically. Raises `StorageError`."""
+        _replace(self.plan_json, plan.model_dump_json(indent=1) + "\n")
+
+    def write_config(self, run: PlannedRun) -> Path:
+        """Write the settings of `run` for its process, and return where. Raises `StorageError`."""
+        file = self.config_file(run)
+        _replace(file, yaml.safe_dump(run.config, sort_keys=False))
+        return file
+
+    def started(self, plan: Plan) -> set[str]:
+        """Names of the runs of `plan` that have a folder with records."""
+        return {run.name for run in plan.runs if self.run_dir(run).exists()}
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; a `SpecError` when another sweep does, a `StorageError` when unwritable."""
+        with _opened(self.path / ".lock") as holder:
+            try:
+                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                who = holder.read().strip() or "another process"
+                raise SpecError(
+                    f"{self.path} is being run by {who}.", "Wait for it, or choose another --out."
+                ) from None
+            holder.truncate(0)
+            holder.write(f"process {os.getpid()} on {host_name()}")
+            holder.flush()
+            yield
+
+
+def _opened(path: Path) -> TextIO:
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        holder = path.open("a+")
+    holder.seek(0)
+    return holder
+
+
+def _replace(path: Path, text: str) -> None:
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomically(path, text.encode())

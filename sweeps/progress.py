@@ -1,0 +1,142 @@
+"""Where each run of a sweep stands, read from its folder, and how long the rest will take.
+
+A folder is believed only as far as it can be checked: a run that says `running` while its process is gone is
+interrupted. How this is shown is left to the command line.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from experiments.errors import RecordError
+from experiments.records.layout import RunDir, find_runs
+from experiments.records.provenance import host_name
+from experiments.records.schema import State, Status
+from sweeps.folder import SweepFolder
+
+STALE_SECONDS = 600.0
+"""A run on another host is taken for dead after this long without a heartbeat."""
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """One run as its folder tells it; None where there is nothing to tell. `heartbeat`: seconds since the epoch."""
+
+    name: str
+    state: State
+    images_seen: int = 0
+    images_total: int | None = None
+    loss: float | None = None
+    val_loss: float | None = None
+    images_per_second: float | None = None
+    seconds: float | None = None
+    heartbeat: float | None = None
+    reason: str | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate of the last row; None when it is not running or has no rate yet."""
+        if self.state != "running" or not self.images_per_second or self.images_total is None:
+            return None
+        return (self.images_total - self.images_seen) / self.images_per_second
+
+    @property
+    def heartbeat_age_seconds(self) -> float | None:
+        """How long the run has been silent."""
+        return None if self.heartbeat is None else max(0.0, time.time() - self.heartbeat)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A whole sweep at one moment. `seconds_left` is None before anything was measured."""
+
+    runs: Sequence[RunProgress]
+    seconds: float = 0.0
+    seconds_left: float | None = None
+    stopping: bool = False
+
+    @property
+    def num_by_state(self) -> Counter[State]:
+        """How many runs are in each state."""
+        return Counter(run.state for run in self.runs)
+
+    @property
+    def images_seen(self) -> int:
+        """Over all runs."""
+        return sum(run.images_seen for run in self.runs)
+
+    @property
+    def images_total(self) -> int:
+        """Over the runs whose total is known."""
+        return sum(run.images_total or 0 for run in self.runs)
+
+
+def read_progress(run: RunDir, images_total: int | None = None, evaluations: bool = True) -> RunProgress:
+    """The state of `run`. A folder whose status cannot be read counts as failed, and says why.
+
+    `images_total` is what to show before the run has started; `evaluations=False` spares reading `val_loss`.
+    """
+    name = run.path.name
+    try:
+        status = run.read_status()
+    except RecordError as error:
+        return RunProgress(name, "failed", images_total=images_total, reason=str(error))
+    if status is None:
+        return RunProgress(name, "planned", images_total=images_total)
+    gone = status.state == "running" and not is_alive(status)
+    step = run.last_step() or {}
+    return RunProgress(
+        name=name,
+        state="interrupted" if gone else status.state,
+        images_seen=status.images_seen,
+        images_total=status.images_total,
+        loss=step.get("loss"),
+        val_loss=last_val_loss(run) if evaluations else None,
+        images_per_second=step.get("images_per_second"),
+        seconds=step.get("seconds"),
+        heartbeat=status.heartbeat,
+        reason="its process is gone" if gone else status.reason,
+    )
+
+
+def read_sweep(path: Path) -> Snapshot:
+    """All runs of a sweep folder, planned ones included, or of any other folder that holds runs."""
+    folder = SweepFolder(path)
+    plan = folder.read_plan()
+    if plan is None:
+        return Snapshot([read_progress(run) for run in find_runs(path)])
+    return Snapshot([read_progress(folder.run_dir(run), run.images) for run in plan.runs])
+
+
+def last_val_loss(run: RunDir) -> float | None:
+    """The newest validation loss, of the averaged weights where both are there."""
+    rows = [row for row in run.read_rows(run.evals).rows if row.get("metric") == "val_loss"]
+    newest = max(rows, key=lambda row: (row["images_seen"], row["weights"] == "ema"), default=None)
+    return None if newest is None else float(newest["value"])
+
+
+def is_alive(status: Status) -> bool:
+    """Whether the process that wrote `status` is still there; on another host a recent heartbeat counts as life."""
+    if status.pid is None or status.host != host_name():
+        return time.time() - status.heartbeat < STALE_SECONDS
+    try:
+        process = psutil.Process(status.pid)
+        # A process id is used again: the one that wrote the heartbeat was there before it.
+        return not (process.status() == psutil.STATUS_ZOMBIE or process.create_time() > status.heartbeat + 1.0)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def schedule_seconds(flops_left: Iterable[float], flops_per_slot_second: float, num_slots: int) -> float:
+    """When the last of the runs ends, if each next one goes to the first free slot."""
+    slots = [0.0] * num_slots
+    for flops in flops_left:
+        heapq.heapreplace(slots, slots[0] + flops / flops_per_slot_second)
+    return max(slots)

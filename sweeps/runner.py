@@ -1,0 +1,172 @@
+"""Works off a plan: which run goes next, what is done when one ends, when the sweep is over.
+
+Knows nothing of how a run is executed (`local.py`) or shown (the command line). Finished runs are left alone; all
+others are started again, and continue from their last checkpoint. One failing run never stops another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from experiments.errors import EcditError, SpecError
+from sweeps.folder import SweepFolder
+from sweeps.plan import Plan, PlannedRun, extend
+from sweeps.progress import RunProgress, Snapshot, read_progress, schedule_seconds
+
+REFRESH_SECONDS = 0.5
+
+OnProgress = Callable[[Snapshot], None]
+
+
+class Executor(Protocol):
+    """What works off runs somewhere; the local one is `local.LocalExecutor`."""
+
+    @property
+    def num_slots(self) -> int:
+        """How many runs go at once."""
+
+    async def execute(self, run: PlannedRun, slot: int) -> None:
+        """Bring `run` to an end, as its folder then says."""
+
+    def stop(self) -> None:
+        """Ask all to save and end."""
+
+    def kill(self) -> None:
+        """End all at once."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep ended; `runs` are those that the sweep file asks for, in the order of the plan."""
+
+    runs: list[RunProgress]
+    seconds: float
+    interrupted: bool
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all runs are done, 1 when one is not, 130 when the sweep was interrupted before that."""
+        if all(run.state == "done" for run in self.runs):
+            return 0
+        return 130 if self.interrupted else 1
+
+
+def freeze_plan(folder: SweepFolder, asked: Plan) -> Plan:
+    """Write `asked` as the plan of `folder`, or extend the plan that is there. Call it with the folder locked.
+
+    Raises `SpecError` when the folder belongs to another sweep, `StorageError` when it cannot be written.
+    """
+    frozen = folder.read_plan()
+    if frozen is not None and frozen.sweep != asked.sweep:
+        raise SpecError(
+            f"{folder.path} holds the sweep {frozen.sweep!r}, not {asked.sweep!r}.", "Choose another --out."
+        )
+    plan = asked if frozen is None else extend(frozen, asked, folder.started(frozen))
+    if plan != frozen:
+        folder.write_plan(plan)
+    return plan
+
+
+def run_sweep(folder: SweepFolder, plan: Plan, executor: Executor, on_progress: OnProgress) -> SweepResult:
+    """Run everything in `plan` that is not done, in its order; `on_progress` is called about twice a second.
+
+    SIGINT, SIGTERM and SIGHUP stop the sweep after the running runs have saved; a second SIGINT kills them.
+    """
+    return asyncio.run(_Session(folder, plan, executor, on_progress).run())
+
+
+class _Session:
+    """One call of `run_sweep`."""
+
+    def __init__(self, folder: SweepFolder, plan: Plan, executor: Executor, on_progress: OnProgress) -> None:
+        self._folder, self._executor, self._on_progress = folder, executor, on_progress
+        self._planned = {run.name: run for run in plan.wanted}
+        self._progress = {run.name: read_progress(folder.run_dir(run), run.images) for run in plan.wanted}
+        self._waiting = deque(run for run in plan.wanted if self._progress[run.name].state != "done")
+        self._running: dict[str, float] = {}
+        self._images_before = {name: run.images_seen for name, run in self._progress.items()}
+        self._busy_seconds = 0.0
+        self._started = time.monotonic()
+        self._stopping = False
+
+    async def run(self) -> SweepResult:
+        self._listen_to_signals()
+        slots = asyncio.gather(*(self._work_off(slot) for slot in range(self._executor.num_slots)))
+        try:
+            while not slots.done():
+                self._on_progress(self._snapshot())
+                await asyncio.wait([slots], timeout=REFRESH_SECONDS)
+                self._refresh()
+            await slots
+        finally:
+            self._executor.kill()
+        snapshot = self._snapshot()
+        self._on_progress(snapshot)
+        return SweepResult(list(snapshot.runs), snapshot.seconds, self._stopping)
+
+    async def _work_off(self, slot: int) -> None:
+        while self._waiting:
+            run = self._waiting.popleft()
+            started = self._running[run.name] = time.monotonic()
+            reason = None
+            try:
+                await self._executor.execute(run, slot)
+            except (EcditError, OSError) as error:
+                reason = str(error)
+            self._busy_seconds += time.monotonic() - started
+            del self._running[run.name]
+            self._end(run, reason)
+
+    def _end(self, run: PlannedRun, reason: str | None) -> None:
+        """Take the run's own word; where its folder could not be written, `reason` is all there is."""
+        progress = read_progress(self._folder.run_dir(run), run.images)
+        if reason is not None:
+            progress = replace(progress, state="failed", reason=reason)
+        self._progress[run.name] = progress
+
+    def _refresh(self) -> None:
+        for name in self._running:
+            run_dir, planned = self._folder.run_dir(self._planned[name]), self._planned[name]
+            progress = read_progress(run_dir, planned.images, evaluations=False)
+            # Until the new process has written its status, the old one is no news.
+            self._progress[name] = replace(progress, state="running", reason=None)
+
+    def _snapshot(self) -> Snapshot:
+        seconds = time.monotonic() - self._started
+        return Snapshot(list(self._progress.values()), seconds, self._seconds_left(), self._stopping)
+
+    def _seconds_left(self) -> float | None:
+        """From the FLOPs that this session has computed per second and slot, evaluation and starting included."""
+        flops = {name: run.train_flops_per_image for name, run in self._planned.items()}
+        gained = {name: run.images_seen - self._images_before[name] for name, run in self._progress.items()}
+        done = sum(max(0, images) * flops[name] for name, images in gained.items())
+        busy = self._busy_seconds + sum(time.monotonic() - started for started in self._running.values())
+        unfinished = [
+            *(self._progress[name] for name in self._running),
+            *(self._progress[r.name] for r in self._waiting),
+        ]
+        if done <= 0 or busy <= 0:
+            return None
+        left = ((self._planned[run.name].images - run.images_seen) * flops[run.name] for run in unfinished)
+        return schedule_seconds(left, done / busy, self._executor.num_slots)
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                loop.add_signal_handler(number, self._stop, number)
+
+    def _stop(self, number: signal.Signals) -> None:
+        """Stop orderly; only a second Ctrl-C loses what came after the last checkpoint."""
+        if self._stopping and number == signal.SIGINT:
+            self._executor.kill()
+        else:
+            self._executor.stop()
+        self._stopping = True
+        self._waiting.clear()

@@ -1,0 +1,108 @@
+"""Settings that do not fit each other are refused, with a number that works."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from experiments.config.overrides import load_config
+from experiments.config.presets import PRESETS
+from experiments.config.routers import ROUTERS
+from experiments.errors import ConfigError
+
+NO_SLOT = "leaves an expert without a slot: it must be at least"
+
+WITH_A_WAY_OUT = [
+    ("model.width=65", "model.width=65 does not divide into model.num_heads=2 heads of even size."),
+    ("model.width=66", "model.width=66 does not divide into model.num_heads=2 heads of even size."),
+    ("model.num_heads=3", "model.width=64 does not divide into model.num_heads=3 heads of even size."),
+    ("model.num_kv_heads=4", "model.num_heads=2 is not divisible by model.num_kv_heads=4."),
+    ("model.text_width=200", "model.text_width=200 is not divisible by the 3 heads of the text encoder."),
+    ("model.ffn_factor=0.001", "model.ffn_factor=0.001 leaves no hidden width."),
+    ("model.num_layers=1", "model.num_layers=1 with model.sparse_layers=alternate has no sparse layer."),
+    ("data.image_size=30", "data.image_size=30 is not divisible by model.patch_size=4."),
+    ("train.batch_images=33 train.accumulation=2", "parallel.world=1 x train.accumulation=2."),
+    ("train.batch_images=6 parallel.world=4", "is not divisible by parallel.world=4 x train.accumulation=1."),
+    ("routing.num_experts=0", "routing.num_experts=0 does not fit expert_choice."),
+    ("routing.expert_factor=0.001", "routing.expert_factor=0.001 leaves no hidden width."),
+    ("routing.gating=None", "routing.gating=None: expert_choice needs a value."),
+    ("routing.expert=None", "routing.expert=None: expert_choice needs a value."),
+    ("routing.group_images=None", "routing.group_images=None: expert_choice needs a value."),
+    ("routing.capacity_factor=None", "routing.capacity_factor=None: expert_choice needs a value."),
+    ("routing.eval_capacity_factor=None", "routing.eval_capacity_factor=None: expert_choice needs a value."),
+    ("routing=token_choice routing.top_k=None", "routing.top_k=None: token_choice needs a value."),
+    ("routing=shared_expert routing.shared_factor=None", "routing.shared_factor=None: shared_expert needs a value."),
+    ("routing=token_choice routing.gating=sigmoid", "DeepSpeed's gates take the softmax themselves."),
+    ("routing=switch routing.gating=identity", "routing.gating=identity does not work with switch"),
+    ("routing=switch routing.top_k=2", "routing.top_k=2 does not fit switch, which sends a token to one expert."),
+    ("routing=token_choice routing.top_k=9", "routing.top_k=9 is more than routing.num_experts=8."),
+    ("routing.capacity_factor=9", "routing.capacity_factor=9 is more than routing.num_experts=8:"),
+    ("routing.eval_capacity_factor=9", "routing.eval_capacity_factor=9 is more than routing.num_experts=8:"),
+    ("routing.group_images=5", "routing.group_images=5 does not divide the 32 images that one process takes"),
+    ("routing.num_experts=129", f"{NO_SLOT} 2.0157 with 129 experts and 64 tokens per group."),
+    ("routing.num_experts=64 train.mask_ratio=0.75", f"{NO_SLOT} 4 with 64 experts and 16 tokens per group."),
+    ("routing.eval_capacity_factor=0.05", f"{NO_SLOT} 0.125 with 8 experts and 64 tokens per group."),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), WITH_A_WAY_OUT)
+def test_a_misfit_is_one_line_and_its_way_out_works(overrides: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides.split())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    way_out = re.search(r"Use ([\w.]+=[\w.]*\w)", caught.value.hint)
+    assert way_out is not None, caught.value.hint
+    load_config([*overrides.split(), way_out.group(1)])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "way_out"),
+    [
+        ("", "routing.group_images=2"),
+        ("routing.group_images=batch train.batch_images=1", "train.batch_images=2"),
+        ("routing.group_images=batch eval.images=33", "eval.images=64"),
+        ("routing.group_images=batch eval.batch_images=1", "eval.batch_images=2"),
+        ("routing.group_images=batch eval.sample_images=1", "eval.sample_images=2"),
+        ("routing.group_images=8 eval.sample_images=1", "eval.sample_images=2"),
+    ],
+)
+def test_every_kind_of_routing_group_must_give_an_expert_a_slot(overrides: str, way_out: str) -> None:
+    few_slots = ["routing.num_experts=64", "routing.capacity_factor=0.5", *overrides.split()]
+    with pytest.raises(ConfigError, match=re.escape(f"Use routing.capacity_factor=1, or {way_out}.")):
+        load_config(few_slots)
+    load_config([*few_slots, way_out])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("parallel.expert_parallel=3", "routing.num_experts=8 is not divisible by parallel.expert_parallel=3."),
+        ("parallel.expert_parallel=2", "parallel.expert_parallel=2 is more than parallel.world=1."),
+        ("parallel.expert_parallel=2 parallel.world=2", "one process holds all experts in this version."),
+    ],
+)
+def test_expert_parallelism_is_refused(overrides: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(overrides.split())
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_fits_every_router(preset: str, router: str) -> None:
+    load_config([f"model={preset}", f"routing={router}"])
+
+
+@pytest.mark.parametrize("router", ["token_choice", "switch", "shared_expert"])
+def test_tokens_that_choose_may_have_no_capacity_limit(router: str) -> None:
+    config = load_config([f"routing={router}", "routing.capacity_factor=None", "routing.eval_capacity_factor=None"])
+    assert config.routing.capacity_factor is None
+
+
+def test_tokens_that_choose_always_get_a_slot() -> None:
+    load_config(["routing=token_choice", "routing.num_experts=512", "routing.capacity_factor=0.1"])
+
+
+def test_a_dense_run_is_not_held_to_routing_limits() -> None:
+    load_config(["routing=dense", "model.num_layers=1", "routing.group_images=5"])

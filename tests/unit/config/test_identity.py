@@ -1,0 +1,73 @@
+"""The config id covers what changes the numbers and nothing else."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from experiments.config.identity import LEFT_OUT, config_id, run_name
+from experiments.config.overrides import known_settings, load_config
+from experiments.config.presets import PRESETS
+from experiments.config.routers import ROUTERS
+from experiments.config.schema import RunConfig
+
+CHANGEABLE = [key for key, accepts in known_settings().items() if accepts.kinds or len(accepts.words) > 1]
+
+
+def with_another_value(config: RunConfig, key: str) -> RunConfig:
+    """A copy in which only `key` differs, in the type of the setting."""
+    section, _, name = key.rpartition(".")
+    owner = getattr(config, section) if section else config
+    old, accepts = getattr(owner, name), known_settings()[key]
+    new: object
+    if int in accepts.kinds or float in accepts.kinds:
+        new = (old if isinstance(old, int | float) else 0) + (1 if int in accepts.kinds else 0.5)
+    else:
+        new = next((word for word in accepts.words if word != old), f"{old}-changed")
+    changed = owner.model_copy(update={name: new})
+    return config.model_copy(update={section: changed}) if section else changed
+
+
+@pytest.mark.parametrize("key", CHANGEABLE)
+def test_the_id_changes_with_exactly_the_settings_that_change_the_numbers(key: str) -> None:
+    config = load_config()
+    changed = with_another_value(config, key)
+    assert changed != config
+    assert (config_id(changed) == config_id(config)) == (key.split(".")[0] in LEFT_OUT)
+
+
+def test_what_is_left_out_is_the_mirror_the_files_and_the_layout() -> None:
+    assert {"wandb", "checkpoint", "parallel", "log"} == LEFT_OUT
+
+
+def test_equal_values_in_other_spellings_have_the_same_id() -> None:
+    a = load_config(["routing.capacity_factor=2", "optim.learning_rate=1e-5", "train.images=6400"])
+    b = load_config(["routing.capacity_factor=2.0", "optim.learning_rate=0.00001", "train.images=6.4e3"])
+    assert config_id(a) == config_id(b)
+    whole = a.model_copy(update={"flow": a.flow.model_copy(update={"time_mean": 0})})
+    assert config_id(whole) == config_id(a)
+
+
+def test_the_id_is_ten_hex_digits() -> None:
+    assert re.fullmatch(r"[0-9a-f]{10}", config_id(load_config()))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        ([], "nano-expert_choice-8e-c2-g1-s0-"),
+        (["routing=dense", "seed=3"], "nano-dense-s3-"),
+        (["routing=token_choice", "model=S", "routing.capacity_factor=1.5"], "S-token_choice-8e-k2-c1.5-gbatch-s0-"),
+        (["routing=shared_expert", "routing.num_experts=16"], "nano-shared_expert-16e-k2-gbatch-s0-"),
+    ],
+)
+def test_a_name_says_what_the_run_is(overrides: list[str], start: str) -> None:
+    config = load_config(overrides)
+    assert run_name(config) == start + config_id(config)[:6]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_name_is_safe_as_a_file_name(preset: str, router: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", run_name(load_config([f"model={preset}", f"routing={router}"])))
