@@ -26,6 +26,7 @@ MEANS = {
     "images_per_second": "images_per_second",
     INFERENCE: INFERENCE,
 }
+NEVER = {"images_to_dense_loss": None, "times_sooner": None}
 COSTS = ("params_total", "params_active", "flops_per_image", "train_flops_per_image")
 
 
@@ -40,8 +41,9 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     for setting, runs in table.groupby("setting", sort=False):
         reached = _images_to_dense_loss(curves[curves["setting"] == setting], dense_same_depth(runs))
         for label, _, _ in arm_list(runs):
-            rows.append(_arm_row(runs[runs["arm"] == label]) | reached.get(label, {}))
-    return pd.DataFrame(rows)
+            rows.append(_arm_row(runs[runs["arm"] == label]) | reached.get(label, NEVER))
+    numbers = ["val_loss_std", "val_loss_low", "val_loss_high", *MEANS, *NEVER]
+    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
 
 
 def json_rows(arms: pd.DataFrame) -> list[dict[str, Any]]:

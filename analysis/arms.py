@@ -161,7 +161,7 @@ def _sparse_arm(run: pd.Series[Any], varying: dict[Any, set[str]]) -> Arm:
     router = run["routing.name"]
     named = [name for name in [*QUALIFIERS, *sorted(varying[router] - set(QUALIFIERS))] if name in varying[router]]
     parts = [QUALIFIERS.get(name, name + "={}").format(_text(run[name])) for name in named if name != GROUP]
-    if router == "expert_choice" or GROUP in varying[router]:
+    if GROUP in varying[router]:
         parts.append(group_text(run[GROUP]))
     label = ROUTER_LABELS[router]
     return Arm(f"{label} ({', '.join(parts)})" if parts else label, "sparse")
@@ -171,7 +171,7 @@ def group_text(group_images: object) -> str:
     """`routing.group_images` in words."""
     if group_images == "batch":
         return "whole batch"
-    return "per image" if group_images == 1 else f"groups of {_text(group_images)} images"
+    return "per image" if group_images == 1 else f"groups of {_text(group_images)}"
 
 
 def _dense_arm(run: pd.Series[Any], arms: pd.DataFrame) -> Arm:

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D, ScaledTranslation, Transform, blended_transform_factory
 
 from experiments.errors import StorageError
@@ -122,7 +124,7 @@ def scaled(largest: float, unit: str) -> tuple[float, str]:
     if unit == "s":
         return (3600.0, "h") if largest >= 3 * 3600 else (1.0, "s")
     if unit == "images":
-        return (1e6, "million images") if largest >= 2e6 else (1e3, "thousand images")
+        return (1e6, "millions") if largest >= 2e6 else (1e3, "thousands")
     for factor, prefix in ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if largest >= factor:
             return factor, prefix + unit
@@ -131,14 +133,22 @@ def scaled(largest: float, unit: str) -> tuple[float, str]:
 
 def arm_rows(axes: Axes, arms: Sequence[tuple[str, str, int]], named: bool = True) -> None:
     """One row per (label, router, variant), the first on top; `named`: at the left, beside a sample of its line."""
-    axes.set_ylim(len(arms) - 0.5, -0.5)
-    axes.set_yticks(range(len(arms)), [shown(label) for label, _, _ in arms] if named else [""] * len(arms))
-    axes.tick_params(axis="y", length=0, pad=20 if named else 2)
+    _rows(axes, [label for label, _, _ in arms], named)
     for row, (_, router, variant) in enumerate(arms if named else []):
-        axes.plot(
-            [-18, -2], [row, row], transform=_points_left_of(axes), clip_on=False, linewidth=1.4,
-            solid_capstyle="butt", **line_style(router, variant),
-        )  # fmt: skip
+        place = {"transform": _points_left_of(axes), "clip_on": False, "solid_capstyle": "butt", "linewidth": 1.4}
+        axes.plot([-18, -2], [row, row], **line_style(router, variant), **place)
+
+
+def point_rows(axes: Axes, points: Sequence[tuple[str, str, int, str]]) -> None:
+    """One row per (label, router, variant, preset), named at the left, beside the marker of its point."""
+    _rows(axes, [label for label, *_ in points], named=True)
+    for row, (_, router, variant, preset) in enumerate(points):
+        axes.plot(-10, row, transform=_points_left_of(axes), clip_on=False, **marker_style(router, variant, preset))
+
+
+def few_ticks(axis: Axis, most: int = 4) -> None:
+    """At most about `most` labelled ticks, so that they never touch."""
+    axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
 
 
 def write_drawing(drawing: Drawing, folder: Path, name: str) -> list[Path]:
@@ -153,6 +163,13 @@ def write_drawing(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}.", "Choose another --out.") from error
     return paths
+
+
+def _rows(axes: Axes, labels: Sequence[str], named: bool) -> None:
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_yticks(range(len(labels)), [shown(label) if named else "" for label in labels])
+    axes.tick_params(axis="y", length=0, pad=20 if named else 2)
+    axes.grid(axis="y", visible=False)
 
 
 def _points_left_of(axes: Axes) -> Transform:

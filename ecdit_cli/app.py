@@ -14,7 +14,10 @@ import typer
 
 from ecdit_cli._console import print_error, talk
 from ecdit_cli.doctor import doctor
+from ecdit_cli.evaluate import evaluate
 from ecdit_cli.presets import presets
+from ecdit_cli.status import status
+from ecdit_cli.sweep import sweep
 from ecdit_cli.train import train
 from experiments.errors import EcditError
 
@@ -23,6 +26,9 @@ INTERRUPTED = 130
 COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
     # function, whether it takes overrides (also as --KEY=VALUE, the way a W&B agent passes them)
     (train, True),
+    (sweep, True),
+    (status, False),
+    (evaluate, False),
     (presets, False),
     (doctor, False),
 )

@@ -87,12 +87,12 @@ def _sweeps_is_ours() -> Check:
 
 def _folder() -> Check:
     """Runs are written below the working directory unless told otherwise."""
-    here = Path.cwd()
     try:
+        here = Path.cwd()
         with tempfile.TemporaryFile(dir=here):
             free_gib = shutil.disk_usage(here).free / 2**30
     except OSError as error:
-        return Check("folder", "missing", f"{here}: {error.strerror}", "Change to a folder you can write to.")
+        return Check("folder", "missing", str(error.strerror), "Change to a folder you can write to.")
     return Check("folder", "ok", f"{here}, {free_gib:.0f} GiB free")
 
 

@@ -88,20 +88,20 @@ def execute(
 
 
 def measure_inference(runs: Sequence[Path]) -> None:
-    """Time the generation of images for the runs that lack it, in one process of its own.
+    """Time the generation of images in one process of its own, unless all of `runs` have been timed.
 
-    After all training, so that nothing else uses the cores. A failure is said; the runs stay done.
+    All together, so that the times can be compared, and after all training, so that nothing else uses the cores. A
+    failure is said; the runs stay done.
     """
-    import importlib.util
     import subprocess
     import sys
 
     from experiments.records.layout import RunDir
 
-    missing = [str(path) for path in runs if not _has_inference_time(RunDir(path))]
-    if not missing or importlib.util.find_spec("ecdit_cli.evaluate") is None:
+    if all(_has_inference_time(RunDir(path)) for path in runs):
         return
-    command = [sys.executable, "-m", "ecdit_cli", "evaluate", "--metrics", "inference-time", *missing]
+    _say("Timing the generation of images ...")
+    command = [sys.executable, "-m", "ecdit_cli", "evaluate", "--metrics", "inference-time", *map(str, runs)]
     if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode != 0:
         _say("The time to generate an image was not measured; the same command tries again.")
 

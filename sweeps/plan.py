@@ -21,7 +21,7 @@ class PlannedRun(BaseModel):
 
     name: str
     config_id: str
-    images: int = Field(description="train.images")
+    images: int = Field(description="what the run will have seen: train.images in whole batches")
     params_total: int
     params_active: int
     flops_per_image: int = Field(description="one forward pass over all tokens")

@@ -31,7 +31,7 @@ def make_plan(spec: SweepSpec, overrides: Sequence[str] = ()) -> Plan:
         spec=spec.model_dump(mode="json", exclude_unset=True),
         overrides=list(overrides),
         num_merged=len(configs) - len(runs),
-        runs=sorted(_with_unique_names(runs), key=lambda run: run.train_flops),
+        runs=sorted(with_unique_names(runs), key=lambda run: run.train_flops),
     )
 
 
@@ -51,7 +51,7 @@ def _planned_run(identity: str, config: RunConfig) -> PlannedRun:
     return PlannedRun(
         name=run_name(config),
         config_id=identity,
-        images=config.train.images,
+        images=config.total_images,
         params_total=cost.params_total,
         params_active=cost.params_active,
         flops_per_image=cost.flops_per_image,
@@ -60,7 +60,7 @@ def _planned_run(identity: str, config: RunConfig) -> PlannedRun:
     )
 
 
-def _with_unique_names(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+def with_unique_names(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """A name carries 6 digits of the config id; the rare runs that share it get all 10."""
     shared = Counter(run.name for run in runs)
     return [

@@ -116,9 +116,10 @@ def read_sweep(path: Path) -> Snapshot:
 
 
 def last_val_loss(run: RunDir) -> float | None:
-    """The newest validation loss, of the averaged weights where both are there."""
-    rows = [row for row in run.read_rows(run.evals).rows if row.get("metric") == "val_loss"]
-    newest = max(rows, key=lambda row: (row["images_seen"], row["weights"] == "ema"), default=None)
+    """The newest validation loss of the raw weights, as in all tables."""
+    rows = run.read_rows(run.evals).rows
+    losses = [row for row in rows if (row.get("metric"), row.get("weights")) == ("val_loss", "raw")]
+    newest = max(losses, key=lambda row: row["images_seen"], default=None)
     return None if newest is None else float(newest["value"])
 
 

@@ -1,8 +1,8 @@
 """`comparison`: what each router gains and costs, one row per arm, best final loss on top.
 
 Panels share their rows: final validation loss on mixed batches (filled, with the 95% interval over seeds) and on
-batches of one timestep (hollow); images to the final loss of dense; tokens dropped or chosen by nobody under both
-conditions; training and inference speed relative to `Dense (same depth)`.
+batches of one timestep (hollow); images to the final loss of dense; tokens that no expert processed (dropped, or chosen
+by nobody) under both conditions; training and inference speed relative to `Dense (same depth)`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from analysis.arm_table import arm_table
 from analysis.load import Records
-from analysis.style import GREY, ROUTER_STYLES, TEXT_WIDTH_INCHES, Drawing, arm_rows, paper_style, scaled
+from analysis.style import GREY, ROUTER_STYLES, TEXT_WIDTH_INCHES, Drawing, arm_rows, few_ticks, paper_style, scaled
 from analysis.tables import INFERENCE, is_missing
 
 TRAINING_MARKER, INFERENCE_MARKER = ">", "D"
@@ -31,7 +31,7 @@ def draw_arm_table(arms: pd.DataFrame) -> Drawing:
     with paper_style():
         heights = [0.2 * len(rows) + 0.75 for rows in settings]
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.35), layout="constrained")
-        axes = figure.subplots(len(settings), 4, height_ratios=heights, width_ratios=(1.5, 1, 1, 1), squeeze=False)
+        axes = figure.subplots(len(settings), 4, height_ratios=heights, width_ratios=(1.4, 1, 1, 1), squeeze=False)
         for row, rows in enumerate(settings):
             _draw_setting(list(axes[row]), rows.sort_values("val_loss_mean", kind="stable"))
         _legend(figure)
@@ -42,7 +42,6 @@ def _draw_setting(axes: list[Axes], rows: pd.DataFrame) -> None:
     arms = list(rows[["arm", "routing", "variant"]].itertuples(index=False, name=None))
     for panel in axes:
         arm_rows(panel, arms, named=panel is axes[0])
-        panel.grid(axis="y", visible=False)
     axes[0].set_title(rows["setting"].iloc[0], loc="left", fontweight="bold")
     _draw_losses(axes[0], rows)
     _draw_images(axes[1], rows)
@@ -55,37 +54,45 @@ def _draw_losses(axes: Axes, rows: pd.DataFrame) -> None:
         color = ROUTER_STYLES[arm["routing"]].color
         if not is_missing(arm["val_loss_low"]):
             axes.plot([arm["val_loss_low"], arm["val_loss_high"]], [y, y], color=color, solid_capstyle="butt")
-        axes.plot(arm["val_loss_same_t_mean"], y, "o", color=color, markerfacecolor="white")
-        axes.plot(arm["val_loss_mean"], y, "o", color=color)
+        _draw_conditions(axes, y, arm["val_loss_mean"], arm["val_loss_same_t_mean"], color)
+    few_ticks(axes.xaxis)
     axes.set_xlabel("Validation loss\n(velocity MSE)")
+
+
+def _draw_conditions(axes: Axes, y: int, mixed: float, same_t: float, color: str) -> None:
+    """A point for mixed batches and a ring for batches of one timestep, both visible where they fall together."""
+    axes.plot(mixed, y, "o", color=color, markersize=3.5, clip_on=False, zorder=3)
+    axes.plot(same_t, y, "o", color=color, markersize=6, fillstyle="none", markeredgewidth=0.8, clip_on=False, zorder=3)
 
 
 def _draw_images(axes: Axes, rows: pd.DataFrame) -> None:
     factor, unit = scaled(float(rows["train_images"].max()), "images")
+    missing = "never" if (rows["kind"] == "dense_same_depth").any() else "no dense"
     for y, (_, arm) in enumerate(rows.iterrows()):
         images = arm["images_to_dense_loss"]
         if is_missing(images):
-            axes.annotate("never", (0.04, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5, color=GREY)
+            axes.annotate(missing, (0.04, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5, color=GREY)
         else:
             axes.plot(images / factor, y, "o", color=ROUTER_STYLES[arm["routing"]].color, clip_on=False)
     axes.set_xlim(0, float(rows["train_images"].max()) / factor)
-    axes.set_xlabel(f"Until dense's final loss\n({unit})")
+    few_ticks(axes.xaxis)
+    axes.set_xlabel(f"Images to dense's\nfinal loss ({unit})")
 
 
 def _draw_dropped(axes: Axes, rows: pd.DataFrame) -> None:
     for y, (_, arm) in enumerate(rows.iterrows()):
         color = ROUTER_STYLES[arm["routing"]].color
-        axes.plot(100 * arm["dropped_share_same_t"], y, "o", color=color, markerfacecolor="white", clip_on=False)
-        axes.plot(100 * arm["dropped_share"], y, "o", color=color, clip_on=False)
+        _draw_conditions(axes, y, 100 * arm["dropped_share"], 100 * arm["dropped_share_same_t"], color)
         if arm["num_experts"] == 0:
             axes.annotate("–", (0.04, y), xycoords=("axes fraction", "data"), va="center", color=GREY)
     axes.set_xlim(left=0)
-    axes.set_xlabel("Tokens dropped or\nchosen by nobody (%)")
+    few_ticks(axes.xaxis)
+    axes.set_xlabel("Tokens that no expert\nprocessed (%)")
 
 
 def _draw_speed(axes: Axes, rows: pd.DataFrame) -> None:
     dense = rows[rows["kind"] == "dense_same_depth"]
-    axes.set_xlabel("Speed relative to\nDense (same depth)")
+    axes.set_xlabel("Images/s, relative to\nDense (same depth)")
     if dense.empty:
         axes.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
         return
@@ -94,18 +101,19 @@ def _draw_speed(axes: Axes, rows: pd.DataFrame) -> None:
         color = ROUTER_STYLES[arm["routing"]].color
         training = arm["images_per_second"] / dense["images_per_second"].iloc[0]
         inference = dense[INFERENCE].iloc[0] / arm[INFERENCE]
-        axes.plot(training, y, TRAINING_MARKER, color=color)
-        axes.plot(inference, y, INFERENCE_MARKER, color=color, markerfacecolor="white", markersize=3.5)
+        axes.plot(training, y - 0.18, TRAINING_MARKER, color=color, markersize=3.5, clip_on=False)
+        axes.plot(inference, y + 0.18, INFERENCE_MARKER, color=color, fillstyle="none", markersize=3, clip_on=False)
     axes.set_xlim(left=0)
+    few_ticks(axes.xaxis, 3)
 
 
 def _legend(figure: Figure) -> None:
     grey = {"color": GREY, "linestyle": "none"}
     entries = [
-        (Line2D([], [], color=GREY, marker="o"), "Mixed batches, mean and 95% interval"),
-        (Line2D([], [], **grey, marker="o", markerfacecolor="white"), "Batches of one timestep"),
-        (Line2D([], [], **grey, marker=TRAINING_MARKER), "Training"),
-        (Line2D([], [], **grey, marker=INFERENCE_MARKER, markerfacecolor="white", markersize=3.5), "Inference"),
+        (Line2D([], [], color=GREY, marker="o", markersize=3.5), "Mixed batches, mean and 95% interval"),
+        (Line2D([], [], **grey, marker="o", fillstyle="none", markersize=6), "Batches of one timestep"),
+        (Line2D([], [], **grey, marker=TRAINING_MARKER, markersize=3.5), "Training speed"),
+        (Line2D([], [], **grey, marker=INFERENCE_MARKER, fillstyle="none", markersize=3), "Inference speed"),
     ]
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc="outside upper center", ncols=4, columnspacing=1.2)

@@ -18,10 +18,10 @@ from matplotlib.patches import Patch
 from analysis.arms import arm_list, dense_same_depth
 from analysis.curves import AXES, loss_limits, mean_over_seeds, reach, smooth, training_curves, validation_curves
 from analysis.load import Records
-from analysis.style import GREY, TEXT_WIDTH_INCHES, Drawing, arm_rows, line_style, paper_style, scaled
+from analysis.style import GREY, TEXT_WIDTH_INCHES, Drawing, arm_rows, few_ticks, line_style, paper_style, scaled
 
 UNITS = {"images_seen": "images", "flops": "FLOP", "seconds": "s"}
-QUANTITIES = {"images_seen": "Training data", "flops": "Training compute", "seconds": "Training time"}
+QUANTITIES = {"images_seen": "Training images", "flops": "Training compute", "seconds": "Training time"}
 SMOOTHED_SHARE = 0.04
 """Share of the training rows that the running mean of the training loss goes over."""
 
@@ -75,6 +75,8 @@ def _draw_panel(curves: Axes, rows: Axes, setting: _Setting, x: str, is_first: b
     curves.set_xlim(0, float(setting.validation[x].max()) / factor)
     curves.tick_params(labelbottom=False)
     _draw_reaching(curves, rows, setting, x, factor, is_first)
+    few_ticks(curves.xaxis)
+    few_ticks(rows.xaxis)
     rows.set_xlabel(f"{QUANTITIES[x]} ({unit})")
     if is_first:
         curves.set_ylabel("Loss (velocity MSE)")
@@ -86,7 +88,6 @@ def _draw_panel(curves: Axes, rows: Axes, setting: _Setting, x: str, is_first: b
 def _draw_reaching(curves: Axes, rows: Axes, setting: _Setting, x: str, factor: float, is_first: bool) -> None:
     arm_rows(rows, setting.arms, named=is_first)
     rows.set_xlim(curves.get_xlim())
-    rows.grid(axis="y", visible=False)
     if setting.target is None:
         return
     curves.axhline(setting.target, color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), zorder=1)
@@ -115,13 +116,13 @@ def _reached(setting: _Setting, x: str) -> dict[str, tuple[float | None, float |
 
 
 def _legend(figure: Figure, num_seeds: int) -> None:
-    band = f" (band: lowest to highest of {num_seeds} seeds)" if num_seeds > 1 else " (one seed)"
+    seeds = f"mean of {num_seeds} seeds" if num_seeds > 1 else "one seed"
     entries = [
-        (Line2D([], [], color=GREY), "Validation loss" + (", mean" if num_seeds > 1 else "")),
-        (Patch(color=GREY, alpha=0.25, linewidth=0), band.strip(" ()")),
+        (Line2D([], [], color=GREY), f"Validation loss, {seeds}"),
+        (Patch(color=GREY, alpha=0.25, linewidth=0), "Lowest to highest seed"),
         (Line2D([], [], color=GREY, alpha=0.45, linewidth=0.6), "Training loss, running mean"),
         (Line2D([], [], color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), marker="o", markersize=3),
-         "Final loss of Dense (same depth) reached; factor: times sooner"),
+         "Final loss of Dense (same depth) reached: how many times sooner"),
     ]  # fmt: skip
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc="outside upper center", ncols=2)

@@ -26,6 +26,7 @@ from analysis.style import (
     TEXT_WIDTH_INCHES,
     Drawing,
     arm_rows,
+    few_ticks,
     line_style,
     paper_style,
     scaled,
@@ -85,7 +86,7 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, ends: list[_End]) -> None:
         axes.plot(x, ours["loss"], **style)
     axes.set_ylim(*loss_limits(curves))
     axes.set_xlim(0, float(curves["images_seen"].max()) / factor)
-    axes.set_xlabel(f"Training data ({unit})")
+    axes.set_xlabel(f"Training images ({unit})")
     axes.set_ylabel("Validation loss (velocity MSE)")
 
 
@@ -99,7 +100,7 @@ def _draw_ends(axes: Axes, ends: list[_End]) -> None:
         axes.plot(at.mean, row, marker=SIZE_MARKERS[end.preset], color=color)
         seeds = list(end.losses.values())
         axes.plot(seeds, [row + SEED_OFFSET] * len(seeds), "|", color=color, markersize=4, markeredgewidth=0.8)
-    axes.grid(axis="y", visible=False)
+    few_ticks(axes.xaxis)
     axes.set_xlabel("Final validation loss (velocity MSE)")
 
 

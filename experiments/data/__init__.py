@@ -1,1 +1,1 @@
-"""."""
+"""Procedural captioned scenes, and the batches made of them."""

@@ -37,6 +37,7 @@ _IDS = {word: token for token, word in enumerate(VOCABULARY)}
 _WORDS = frozenset(VOCABULARY[2:])
 _COUNT_BY_WORD = {word: count for count, word in NUMBER_WORDS.items()}
 _SINGULARS = {plural: shape for shape, plural in PLURALS.items()}
+_RELATION_BY_WORDS: dict[str, Relation] = {relation: relation for relation in RELATIONS}
 _THING = rf"(a) (?:({'|'.join(COLORS)}) )?({'|'.join(SHAPES)})"
 _THINGS = rf"({'|'.join(NUMBER_WORDS[count] for count in COUNTS)}) (?:({'|'.join(COLORS)}) )?({'|'.join(_SINGULARS)})"
 _ONE = re.compile(rf"{_THING}|{_THINGS}")
@@ -67,7 +68,7 @@ def describe(scene: Scene) -> str:
 
 
 def assertion_of(scene: Scene) -> Assertion:
-    """What the caption of a scene asserts; objects beyond it, there are none."""
+    """What the caption of a scene asserts: every object of it, and their colours where the kind names them."""
     return _assertion(scene.kind, tuple((o.color, o.shape) for o in scene.objects), scene.relation)
 
 
@@ -88,10 +89,9 @@ def parse(caption: str) -> Assertion:
         return Assertion("counting" if term.count > 1 else "colors" if color else "single_object", (term,), None)
     if match := _TWO.fullmatch(words):
         terms = (Term(match[3], match[2], 1), Term(match[7], match[6], 1))
-        for relation in RELATIONS:
-            if relation == match[4]:
-                return Assertion("position", terms, relation)
-        return Assertion("color_attribution" if match[2] or match[6] else "two_object", terms, None)
+        relation = _RELATION_BY_WORDS.get(match[4])
+        kind: Kind = "position" if relation else "color_attribution" if match[2] or match[6] else "two_object"
+        return Assertion(kind, terms, relation)
     raise ConfigError(
         f"{caption!r} is not a caption of the shapes data.",
         "Write 'a circle', 'a red circle', 'three red circles', 'a circle and a square', "

@@ -22,7 +22,7 @@ NUMBERS_PER_COUNT = 4
 """64-bit numbers that Philox makes from one value of its counter."""
 
 NORMALS_AT_ONCE = 1 << 15
-"""Normals computed together: few enough to stay in the cache, which halves the time of a batch."""
+"""Normals computed together: few enough to stay in the cache, a third faster than all at once."""
 
 
 class Stream(IntEnum):

@@ -27,7 +27,7 @@ from experiments.data.counter import Floats, Stream, normals, uniforms
 from experiments.data.scenes import Split, draw_scenes, render_scenes
 
 PREFETCHED_BATCHES = 3
-"""Batches made ahead of the one in use: enough to ride over an evaluation of the scheduler, little memory."""
+"""Batches made ahead of the one in use: enough for a slow one not to be noticed."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ def _images_and_captions(config: RunConfig, images: range, split: Split) -> tupl
 
 
 @lru_cache(maxsize=65_536)
-def _caption_ids(caption: str, length: int) -> list[int]:
-    """`tokenize`, remembered: captions repeat, and the list is never changed."""
-    return tokenize(caption, length)
+def _caption_ids(caption: str, length: int) -> tuple[int, ...]:
+    """`tokenize`, remembered, because captions repeat."""
+    return tuple(tokenize(caption, length))
 
 
 def _noise(config: RunConfig, seed: int, stream: Stream, images: range) -> Tensor:

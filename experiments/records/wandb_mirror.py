@@ -25,7 +25,7 @@ Row = StepRow | RoutingRow | EvalRow
 Mode = Literal["online", "offline", "disabled"]
 
 INIT_TIMEOUT_SECONDS = 10.0
-FINISH_TIMEOUT_SECONDS = 60.0
+FINISH_TIMEOUT_SECONDS = 30.0
 MAX_HISTOGRAM_BINS = 512
 
 talk = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Mirror:
         """`run` is a started `wandb.Run`."""
         self._run = run
         self._flops_per_image = record.train_flops_per_image
-        self._first_step: int = run.starting_step
+        self._next_step: int = run.starting_step
         self._seconds: float | None = None
         for axis in ("images_seen", "flops", "seconds"):
             run.define_metric(axis)
@@ -96,7 +96,7 @@ class Mirror:
             self._log(images_seen, {name: image})
 
     def close(self, state: State) -> None:
-        """Finish the W&B run as `state` says, waiting at most a minute for the upload."""
+        """Finish the W&B run as `state` says, waiting at most half a minute for the upload."""
         run, self._run = self._run, None
         if run is None:
             _tear_down()
@@ -110,9 +110,10 @@ class Mirror:
             _tear_down()
 
     def _log(self, images_seen: int, values: dict[str, Any]) -> None:
-        """Log beside the x-axes. What W&B already has of a resumed run it would refuse, so it is not sent."""
-        if self._run is None or images_seen < self._first_step:
+        """Log beside the x-axes. W&B refuses rows before those it has (of a resumed run), so they are not sent."""
+        if self._run is None or images_seen < self._next_step:
             return
+        self._next_step = images_seen
         axes = {"images_seen": images_seen, "flops": float(images_seen) * self._flops_per_image}
         if self._seconds is not None:
             axes["seconds"] = self._seconds
@@ -123,7 +124,7 @@ class Mirror:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        talk.warning("W&B stopped (%s). The run goes on; its folder has every row.", _one_line(error))
+        talk.warning("W&B stopped (%s). The run's folder has every row.", _one_line(error))
 
 
 def _decide_mode(wanted: Mode | Literal["auto"]) -> Mode:
@@ -156,6 +157,7 @@ def _ask_wandb(wanted: Literal["auto", "online"]) -> tuple[str, bool]:
 def _init(record: RunRecord, run_dir: RunDir, mode: Mode) -> Any:
     import wandb
 
+    wandb.setup(wandb.Settings(silent=True))  # what is said outside a run: to be quiet is not the run's setting alone
     settings = record.config["wandb"]
     facts = record.model_dump(mode="json", exclude={"config"}, exclude_none=True)
     return wandb.init(
@@ -176,6 +178,7 @@ def _init(record: RunRecord, run_dir: RunDir, mode: Mode) -> Any:
             console="off",
             init_timeout=INIT_TIMEOUT_SECONDS,
             finish_timeout=FINISH_TIMEOUT_SECONDS,
+            finish_timeout_raises=True,
             disable_git=True,  # run.json has the commit and the versions
             disable_code=True,
             x_save_requirements=False,

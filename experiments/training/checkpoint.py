@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,17 @@ def save_checkpoint(engine: Engine, run_dir: RunDir, config_id: str, state: dict
     return final
 
 
-def load_newest(run_dir: RunDir, config_id: str, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None when the run has none.
+def load_newest(
+    run_dir: RunDir, config_id: str, say: Callable[[str], None], files: Sequence[str] = TENSOR_FILES
+) -> Checkpoint | None:
+    """The newest checkpoint of which `files` are whole; None when the run has none.
 
     A damaged one is passed over and said; a `CheckpointError` when all are damaged or one belongs to another config.
     """
     complete = _complete(run_dir)
     for path in reversed(complete):
         try:
-            checkpoint = read_checkpoint(path)
+            checkpoint = read_checkpoint(path, files)
         except CheckpointError as error:
             say(f"{error.message} Trying the checkpoint before it.")
             continue
@@ -85,16 +87,17 @@ def load_newest(run_dir: RunDir, config_id: str, say: Callable[[str], None]) -> 
     return None
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint; a `CheckpointError` naming what is wrong with it."""
+def read_checkpoint(path: Path, files: Sequence[str] = TENSOR_FILES) -> Checkpoint:
+    """Read and verify `files` of one checkpoint; a `CheckpointError` naming what is wrong with it."""
     try:
         state = json.loads((path / "state.json").read_text())
         if state["format_version"] != FORMAT_VERSION:
             raise CheckpointError(f"{path} has format {state['format_version']}, this ecdit reads {FORMAT_VERSION}.")
-        for name, expected in state["sha256"].items():
-            if _sha256(path / name) != expected:
-                raise CheckpointError(f"{path / name} is damaged: its checksum does not match.")
-        tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSOR_FILES}
+        paths = {name: path / f"{name}.safetensors" for name in files}
+        for file in paths.values():
+            if _sha256(file) != state["sha256"][file.name]:
+                raise CheckpointError(f"{file} is damaged: its checksum does not match.")
+        tensors = {name: load_file(file) for name, file in paths.items()}
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}.") from error
     return Checkpoint(path, state, tensors)

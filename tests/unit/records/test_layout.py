@@ -68,7 +68,7 @@ def test_a_damaged_setting_is_named(started):
 def test_a_foreign_schema_version_is_refused_by_number(started):
     raw = json.loads(started.run_json.read_text())
     started.run_json.write_text(json.dumps({**raw, "schema_version": 99}))
-    with pytest.raises(RecordError, match="has schema version 99, this ecdit reads 1. Use the version of ecdit"):
+    with pytest.raises(RecordError, match=r"has schema version 99, this ecdit reads 1\. Use the version of ecdit"):
         started.read_run()
 
 

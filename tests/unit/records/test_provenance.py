@@ -67,6 +67,7 @@ def test_time_and_host_are_of_now():
 
 
 def test_records_are_free_of_torch_and_of_wandb():
-    code = "import sys, experiments.records.writer, experiments.records.provenance; print('torch' in sys.modules, 'wandb' in sys.modules)"
+    imports = "import sys, experiments.records.writer, experiments.records.provenance"
+    code = f"{imports}; print('torch' in sys.modules, 'wandb' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout.split() == ["False", "False"]

@@ -22,7 +22,9 @@ def test_a_full_disk_names_the_file_and_the_way_out(run_dir, make_record, make_s
     run_dir.path.mkdir()
     run_dir.steps.symlink_to("/dev/full")
     writer = RecordWriter.open(run_dir, make_record(), 0)
-    with pytest.raises(StorageError, match=r"steps\.jsonl: no space left on device\. Free space there and run the same"):
+    with pytest.raises(
+        StorageError, match=r"steps\.jsonl: no space left on device\. Free space there and run the same"
+    ):
         writer.step(make_step(32))
     writer.close()
 
@@ -69,7 +71,9 @@ def test_nan_never_reaches_a_file(tmp_path):
 def _can_mount() -> bool:
     if shutil.which("unshare") is None:
         return False
-    return subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
+    return (
+        subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
+    )
 
 
 FILL_AND_CONTINUE = """
@@ -79,7 +83,8 @@ from experiments.errors import StorageError
 from experiments.records.layout import RunDir
 from experiments.records.schema import RunRecord, StepRow
 from experiments.records.writer import RecordWriter
-disk, record, row = Path(sys.argv[1]), RunRecord.model_validate_json(sys.argv[2]), StepRow.model_validate_json(sys.argv[3])
+disk, record = Path(sys.argv[1]), RunRecord.model_validate_json(sys.argv[2])
+row = StepRow.model_validate_json(sys.argv[3])
 ballast = disk / "ballast"
 ballast.write_bytes(b"x" * 40_000)
 run_dir = RunDir(disk / "run")

@@ -1,0 +1,47 @@
+# The commands of the project. `make setup` builds .venv once; every other target makes sure of it first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+# Two workers with one thread each: the tests are many and small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+.PHONY: setup demo test check format clean
+
+setup: $(INSTALLED)
+
+# torch comes before deepspeed, whose build imports it; --no-build-isolation lets that build see it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo 'error: ecdit needs Python 3.11 to 3.13. Name one that you have: make PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools wheel packaging numpy torch
+	$(PIP) --no-build-isolation deepspeed
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/ecdit sweep quickstart --out out/demo
+	$(BIN)/ecdit plot all out/demo --out out/demo/figures
+
+test: setup
+	$(PYTEST)
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST) -m 'not slow and not multi and not gpu'
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Runs and figures in out/ are results, and stay.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,116 @@
+"""Fixtures that several rooms share: the folder of a run, written through the schema models.
+
+`write_run` states a loss curve as a function of images, so that whatever is computed from the records has an exact
+expected value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.config.budget import budget
+from experiments.config.identity import config_id
+from experiments.config.schema import RunConfig
+from experiments.records.layout import RunDir
+from experiments.records.schema import EvalRow, Record, RunRecord, State, Status, StepRow
+
+Curve = Callable[[int], float]
+WriteRun = Callable[..., RunDir]
+WEIGHTS = "raw"
+
+
+@pytest.fixture
+def write_run() -> WriteRun:
+    """Writes one run folder: `write_run(path, settings, loss=lambda images: ..., final={"dropped_share": 0.1})`."""
+    return write_run_folder
+
+
+def write_run_folder(
+    path: Path,
+    settings: Mapping[str, Mapping[str, Any] | int],
+    loss: Curve,
+    *,
+    final: Mapping[str, float] | None = None,
+    inference_seconds: float | None = None,
+    images_per_second: float = 100.0,
+    step_images: Sequence[int] | None = None,
+    eval_images: Sequence[int] | None = None,
+    training_loss: Curve | None = None,
+    state: State = "done",
+    reason: str | None = None,
+    **record_fields: Any,
+) -> RunDir:
+    """A run of `RunConfig(**settings)` whose validation loss is `loss(images_seen)`, as training would record it."""
+    config = RunConfig.model_validate(settings)
+    run, total = RunDir(path), config.train.images
+    path.mkdir(parents=True)
+    _write(run.run_json, [_run_record(config, path.name, record_fields)])
+    _write(run.status_json, [Status(state=state, images_seen=total, images_total=total, heartbeat=0.0, reason=reason)])
+    record = _run_record(config, path.name, record_fields)
+    steps = step_images or range(config.log.every_images, total + 1, config.log.every_images)
+    _write(run.steps, [_step(n, record, training_loss or loss, images_per_second) for n in steps])
+    evals = eval_images or range(config.eval.every_images, total + 1, config.eval.every_images)
+    rows = [_eval(n, "val_loss", loss(n), config) for n in evals]
+    rows += [_eval(total, name, value, config) for name, value in (final or {}).items()]
+    if inference_seconds is not None:
+        rows.append(_eval(total, "inference_seconds_per_image", inference_seconds, config, {"steps": 24}))
+    _write(run.evals, rows)
+    return run
+
+
+def _run_record(config: RunConfig, name: str, fields: Mapping[str, Any]) -> RunRecord:
+    cost = budget(config)
+    given: dict[str, Any] = {
+        "config": json.loads(config.model_dump_json()),
+        "config_id": config_id(config),
+        "name": name,
+        "created_at": "2026-01-01T00:00:00Z",
+        "command": ["ecdit", "train"],
+        "versions": {"python": "3.11"},
+        "host": "machine",
+        "device": "cpu",
+        "num_threads": 1,
+        "precision": "fp32",
+        "world": 1,
+        "params_total": cost.params_total,
+        "params_active": cost.params_active,
+        "params_by_part": cost.params_by_part,
+        "flops_per_image": cost.flops_per_image,
+        "train_flops_per_image": cost.train_flops_per_image,
+    }
+    return RunRecord.model_validate(given | fields)
+
+
+def _step(images: int, record: RunRecord, loss: Curve, images_per_second: float) -> StepRow:
+    return StepRow(
+        images_seen=images,
+        flops=float(images * record.train_flops_per_image),
+        seconds=images / images_per_second,
+        loss=loss(images),
+        learning_rate=1e-3,
+        grad_norm=0.5,
+        images_per_second=images_per_second,
+    )
+
+
+def _eval(
+    images: int, metric: str, value: float, config: RunConfig, settings: dict[str, Any] | None = None
+) -> EvalRow:
+    return EvalRow(
+        images_seen=images,
+        metric=metric,
+        value=value,
+        num_samples=config.eval.images,
+        seed=config.data.seed,
+        weights=WEIGHTS,
+        settings=settings or {},
+    )
+
+
+def _write(path: Path, rows: Sequence[Record]) -> None:
+    path.write_text("".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows))

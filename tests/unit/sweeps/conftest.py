@@ -1,0 +1,66 @@
+"""Small sweeps, and a sweep with worker processes in miniature (`worker.py`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sweeps.folder import SweepFolder
+from sweeps.local import LocalExecutor, Slots
+from sweeps.plan import Plan
+from sweeps.planner import make_plan
+from sweeps.progress import Snapshot
+from sweeps.runner import SweepResult, freeze_plan, run_sweep
+from sweeps.spec import SweepSpec, parse_spec
+
+
+@pytest.fixture
+def grid() -> Callable[..., SweepSpec]:
+    """A sweep called `small`; a list is swept, anything else is fixed, `__` stands for the dot."""
+
+    def spec(**parameters: object) -> SweepSpec:
+        forms = {
+            name.replace("__", "."): {"values": given} if isinstance(given, list) else {"value": given}
+            for name, given in parameters.items()
+        }
+        return parse_spec({"program": "ecdit", "method": "grid", "parameters": forms}, default_name="small")
+
+    return spec
+
+
+@pytest.fixture
+def seeds(grid: Callable[..., SweepSpec]) -> Callable[..., Plan]:
+    """A plan of cheap runs that differ in the seed."""
+    return lambda *numbers: make_plan(grid(seed=list(numbers), train__images=64, routing__name="dense"))
+
+
+@pytest.fixture
+def worker() -> list[str]:
+    """The command of a run in miniature; seeds and their behaviours (`1=crash`) go behind it."""
+    return [sys.executable, str(Path(__file__).with_name("worker.py"))]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    return SweepFolder(tmp_path / "out")
+
+
+@pytest.fixture
+def run(folder: SweepFolder, worker: list[str]) -> Callable[..., SweepResult]:
+    """Runs a plan with workers that behave as told, e.g. `run(plan, "1=crash")`."""
+
+    def run_plan(
+        asked: Plan,
+        *behaviours: str,
+        num_slots: int = 2,
+        on_progress: Callable[[Snapshot], None] = lambda snapshot: None,
+    ) -> SweepResult:
+        with folder.lock():
+            plan = freeze_plan(folder, asked)
+            executor = LocalExecutor(folder, Slots(num_slots, 1), [*worker, *behaviours])
+            return run_sweep(folder, plan, executor, on_progress)
+
+    return run_plan

@@ -1,0 +1,143 @@
+"""A sweep with real worker processes: faults of one run, resuming, stopping."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from experiments.errors import SpecError
+from sweeps.progress import read_sweep
+from sweeps.runner import freeze_plan
+
+
+def states(result):
+    return [run.state for run in result.runs]
+
+
+def interrupt_once_ready(*signals, num_ready=1):
+    """An `on_progress` that sends each signal to this process, once workers can take them."""
+    left = list(signals)
+
+    def on_progress(snapshot):
+        num_running = sum(run.images_seen > 0 and run.state == "running" for run in snapshot.runs)
+        if left and num_running >= num_ready:
+            os.kill(os.getpid(), left.pop(0))
+
+    return on_progress
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("crash", "RuntimeError: the layer exploded"),
+        ("fail", "the loss is not finite in blocks.1"),
+        ("die", "killed by SIGKILL, perhaps for lack of memory"),
+        ("mute", "threads 1 behaviour mute"),
+    ],
+)
+def test_a_failing_run_gives_its_reason_and_does_not_stop_the_others(run, seeds, folder, behaviour, reason):
+    result = run(seeds(0, 1), f"0={behaviour}", num_slots=1)
+    assert states(result) == ["failed", "done"]
+    assert result.runs[0].reason == reason
+    assert result.exit_code == 1
+    assert read_sweep(folder.path).runs[0].reason == reason
+
+
+def test_a_run_is_judged_by_its_status_and_not_by_its_exit_code(run, seeds):
+    result = run(seeds(0), "0=abort_at_exit")
+    assert states(result) == ["done"]
+    assert result.exit_code == 0
+
+
+def test_finished_runs_are_left_alone(run, seeds, folder):
+    plan = seeds(0, 1)
+    assert run(plan).exit_code == 0
+    before = {
+        path: path.stat().st_mtime_ns for path in folder.path.rglob("*") if path.is_file() and path.name != ".lock"
+    }
+    assert run(plan, "0=crash", "1=crash").exit_code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_failed_run_is_tried_again_by_the_same_command(run, seeds):
+    assert states(run(seeds(0), "0=crash")) == ["failed"]
+    result = run(seeds(0))
+    assert states(result) == ["done"]
+    assert result.runs[0].val_loss == 0.125
+
+
+def test_a_failure_is_not_explained_with_the_reason_of_the_last_attempt(run, seeds):
+    run(seeds(0), "0=fail")
+    assert run(seeds(0), "0=mute").runs[0].reason == "threads 1 behaviour mute"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_sweep_lets_its_runs_save_and_continues_by_the_same_command(run, seeds, folder, number):
+    stop = interrupt_once_ready(number, num_ready=2)
+    result = run(seeds(0, 1, 2), "0=wait_for_stop", "1=wait_for_stop", on_progress=stop)
+    assert states(result) == ["interrupted", "interrupted", "planned"]
+    assert [run.images_seen for run in result.runs] == [32, 32, 0]
+    assert result.exit_code == 130
+    assert run(seeds(0, 1, 2)).exit_code == 0
+    rows = [len(folder.run_dir(planned).read_rows(folder.run_dir(planned).steps).rows) for planned in seeds(0, 1).runs]
+    assert rows == [2, 2]  # the first half was not computed again
+
+
+def test_a_second_interrupt_kills_what_does_not_stop(run, seeds):
+    started = time.monotonic()
+    stop = interrupt_once_ready(signal.SIGINT, signal.SIGINT)
+    result = run(seeds(0), "0=ignore_stop", on_progress=stop)
+    assert time.monotonic() - started < 20
+    assert result.exit_code == 130
+    assert (result.runs[0].state, result.runs[0].reason) == ("interrupted", "its process is gone")
+
+
+def test_a_run_that_outlived_its_sweep_is_waited_for_and_not_started_twice(run, seeds, folder, worker):
+    plan = seeds(0)
+    run_dir, file = folder.run_dir(plan.runs[0]), folder.write_config(plan.runs[0])
+    command = [*worker, "0=wait_for_stop", "--config", str(file), "--run-dir", str(run_dir.path)]
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as orphan:
+        while not ((status := run_dir.read_status()) and status.reason):
+            time.sleep(0.05)
+        result = run(plan, "0=crash", on_progress=interrupt_once_ready(signal.SIGTERM))
+    assert orphan.returncode == 0
+    assert states(result) == ["interrupted"]
+    assert not run_dir.log.exists()
+
+
+def test_workers_get_their_share_of_the_cores(run, seeds, folder):
+    run(seeds(0))
+    assert folder.run_dir(seeds(0).runs[0]).log.read_text().startswith("threads 1 ")
+
+
+def test_time_left_is_unknown_until_something_was_measured(run, seeds):
+    estimates = []
+
+    def stop_once_estimated(snapshot):
+        estimates.append(snapshot.seconds_left)
+        if snapshot.seconds_left is not None and not snapshot.stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run(seeds(0), "0=wait_for_stop", on_progress=stop_once_estimated)
+    assert estimates[0] is None
+    assert any(seconds is not None and seconds > 0 for seconds in estimates)
+
+
+def test_a_folder_that_cannot_be_written_fails_the_run_and_not_the_sweep(run, seeds, folder):
+    plan = seeds(0, 1)
+    blocked = folder.run_dir(plan.runs[0]).path
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where a folder should be")
+    result = run(plan)
+    assert states(result) == ["failed", "done"]
+    assert "cannot write" in result.runs[0].reason
+
+
+def test_a_folder_of_another_sweep_is_refused(seeds, folder):
+    freeze_plan(folder, seeds(0))
+    with pytest.raises(SpecError, match="holds the sweep 'small', not 'other'"):
+        freeze_plan(folder, seeds(0).model_copy(update={"sweep": "other"}))
