@@ -49,7 +49,7 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
 def json_rows(arms: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows for JSON: a missing value is null."""
     return [
-        {key: None if isinstance(value, float) and is_missing(value) else value for key, value in row.items()}
+        {str(key): None if isinstance(value, float) and is_missing(value) else value for key, value in row.items()}
         for row in arms.astype(object).to_dict("records")
     ]
 
@@ -82,7 +82,7 @@ def _images_to_dense_loss(curves: pd.DataFrame, dense: str | None) -> dict[str, 
     """By arm: `images_to_dense_loss` and `times_sooner`; nothing when there is no such dense arm."""
     if dense is None:
         return {}
-    by_arm = {arm: curve for arm, curve in curves.groupby("arm", sort=False)}
+    by_arm = dict(list(curves.groupby("arm", sort=False)))
     target = float(by_arm[dense]["loss"].iloc[-1])
     images = {
         str(arm): reach(curve["images_seen"].to_list(), curve["loss"].to_list(), target)

@@ -65,8 +65,8 @@ class Arm:
 def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
     """`runs` with `setting` (a label), `arm` (a label), `arm_kind` and `variant`.
 
-    `variant` numbers the arms of one router (0, 1, ...), the plain form first, over all settings, so that one line style
-    means one arm in every panel. Settings come in the order of their activated parameters.
+    `variant` numbers the arms of one router (0, 1, ...), the plain form first, over all settings, so that one line
+    style means one arm in every panel. Settings come in the order of their activated parameters.
     """
     dotted = [name for name in runs.columns if "." in name or name == "seed"]
     arm_columns = [name for name in dotted if name.startswith(ARM_SETTINGS)]
@@ -101,21 +101,18 @@ def _keys(runs: pd.DataFrame, columns: list[str]) -> list[str]:
 
 def _setting_labels(runs: pd.DataFrame, held: list[str]) -> list[str]:
     """The preset, and whatever else was not held equal between the runs of that preset."""
-    labels = pd.Series("", index=runs.index)
+    labels: dict[Any, str] = {}
     for preset, group in runs.groupby("model.name", sort=False):
         parts = [_setting_part(column, group[column]) for column in held if len(set(_texts(group[column]))) > 1]
-        labels[group.index] = [", ".join([str(preset), *row]) for row in _rows(parts, len(group))]
-    return labels.to_list()
+        texts = [", ".join([str(preset), *(part[i] for part in parts)]) for i in range(len(group))]
+        labels |= dict(zip(group.index, texts, strict=True))
+    return [labels[run] for run in runs.index]
 
 
 def _setting_part(column: str, values: pd.Series[Any]) -> list[str]:
     if column == "train.images":
         return [f"{value:,} images" for value in values]
     return [f"{column}={text}" for text in _texts(values)]
-
-
-def _rows(columns: list[list[str]], num_rows: int) -> list[list[str]]:
-    return [[column[i] for column in columns] for i in range(num_rows)]
 
 
 def _texts(values: pd.Series[Any]) -> list[str]:
@@ -151,9 +148,7 @@ def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, st
 def _varying(runs: pd.DataFrame, columns: list[str]) -> set[str]:
     """Columns in which runs of one setting differ."""
     return {
-        column
-        for column in columns
-        if any(len(set(_texts(group[column]))) > 1 for _, group in runs.groupby("setting"))
+        column for column in columns if any(len(set(_texts(group[column]))) > 1 for _, group in runs.groupby("setting"))
     }
 
 
@@ -178,12 +173,13 @@ def _dense_arm(run: pd.Series[Any], arms: pd.DataFrame) -> Arm:
     """Same depth: the layers and feed-forward of the sparse arms, or of the narrowest dense one without those."""
     sparse = arms[arms["routing.name"] != "dense"]
     like = sparse if len(sparse) else arms.sort_values("params_total").head(1)
-    if run["model.ffn_factor"] in set(like["model.ffn_factor"]) and run["model.num_layers"] in set(like["model.num_layers"]):
+    if all(run[name] in set(like[name]) for name in ("model.ffn_factor", "model.num_layers")):
         return Arm("Dense (same depth)", "dense_same_depth")
     gaps = (run["params_active"] / sparse["params_active"] - 1).abs()
     if (gaps <= ACTIVATED_TOLERANCE).any():
         return Arm("Dense (same activated)", "dense_same_active")
-    return Arm(f"Dense (feed-forward {run['model.ffn_factor']:g} wide, {run['model.num_layers']} layers)", "dense_other")
+    shape = f"feed-forward {run['model.ffn_factor']:g} wide, {run['model.num_layers']} layers"
+    return Arm(f"Dense ({shape})", "dense_other")
 
 
 def _variants(runs: pd.DataFrame) -> list[int]:

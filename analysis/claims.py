@@ -1,10 +1,10 @@
 """What the data supports and what it does not, as claims with intervals and as one sentence.
 
-The rules: a claim is a difference between two arms of one setting, paired by seed where both have the same seeds. It is
-supported when its 95% interval excludes 0, in the direction it lies, and not supported otherwise; with one seed there is no
-interval and nothing is supported. Tested are: every routed arm against both dense baselines, expert choice
-against token choice of the same experts and capacity factor, and every routed arm on batches of one timestep
-against itself on mixed ones. The intervals are not corrected for their number, and hold at the scale of the runs.
+The rules: a claim is a difference between two arms of one setting, paired by seed where both have the same seeds. It
+is supported when its 95% interval excludes 0, in the direction it lies, and not supported otherwise; with one seed
+there is no interval and nothing is supported. Tested are: every routed arm against both dense baselines, expert choice
+against token choice of the same experts and capacity factor, and every routed arm on batches of one timestep against
+itself on mixed ones. The intervals are not corrected for their number, and hold at the scale of the runs.
 """
 
 from __future__ import annotations
@@ -87,22 +87,23 @@ def conclusion(table: pd.DataFrame, found: list[Claim]) -> str:
 
 def _sentence(runs: pd.DataFrame, found: list[Claim]) -> str:
     ours = [claim for claim in found if claim.setting == runs["setting"].iloc[0]]
-    scale = _scale(runs)
     if not ours:
-        return f"{scale}, the data supports no conclusion: there are no two arms to compare."
-    supported, unsupported = _supported(ours), _unsupported(ours, runs)
-    says = f"the data supports (95% intervals) {'; '.join(supported)}" if supported else "the data supports no difference"
-    denies = f"; it does not support {'; '.join(unsupported)}" if unsupported else ""
-    return f"{scale}, {says}{denies}; larger scales were not tested."
+        return f"{_scale(runs)}, the data supports no conclusion: there are no two arms to compare."
+    supported, unsupported = _supported(ours), _unsupported(ours)
+    what = f"(95% intervals) {_listed(supported)}" if supported else "no difference"
+    parts = [f"the data supports {what}"]
+    if unsupported:
+        parts.append(f"it does not support {_listed(unsupported)}")
+    parts += _not_run(runs)
+    return f"{_scale(runs)}, {'; '.join(parts)}; larger scales were not tested."
 
 
 def _scale(runs: pd.DataFrame) -> str:
     seeds = runs.groupby("arm")["seed"].nunique()
     low, high = int(seeds.min()), int(seeds.max())
-    number = f"{low}" if low == high else f"{low} to {high}"
-    images = int(runs["train.images"].iloc[0])
-    few = f", fewer than {MIN_SEEDS}," if low < MIN_SEEDS else ""
-    return f"At {runs['setting'].iloc[0]} with {images:,} training images and {number} seed{'s' * (high > 1)}{few}".rstrip(",")
+    number = f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
+    few = f" (fewer than {MIN_SEEDS})" if low < MIN_SEEDS else ""
+    return f"At {runs['setting'].iloc[0]} with {int(runs['train.images'].iloc[0]):,} training images and {number}{few}"
 
 
 def _supported(found: list[Claim]) -> list[str]:
@@ -110,28 +111,29 @@ def _supported(found: list[Claim]) -> list[str]:
     for reference in dict.fromkeys(claim.reference for claim in found):
         for verdict in ("lower", "higher"):
             arms = _arms(found, reference, verdict)
-            if arms and reference == SAME_T:
-                parts.append(f"a {verdict} loss on batches of one timestep than on mixed ones for {arms}")
-            elif arms:
-                parts.append(f"a {verdict} validation loss than {reference} for {arms}")
+            than = "on batches of one timestep than on mixed ones" if reference == SAME_T else f"than {reference}"
+            parts += [f"a {verdict} validation loss {than} for {arms}"] if arms else []
     return parts
 
 
-def _unsupported(found: list[Claim], runs: pd.DataFrame) -> list[str]:
+def _unsupported(found: list[Claim]) -> list[str]:
     parts = []
     for reference in dict.fromkeys(claim.reference for claim in found):
         arms = _arms(found, reference, "not separated", "not testable")
-        if arms and reference == SAME_T:
-            parts.append(f"an effect of one timestep per batch on {arms}")
-        elif arms:
-            parts.append(f"a difference from {reference} for {arms}")
-    kinds = set(runs["arm_kind"])
-    for kind, name in (("dense_same_depth", "same depth"), ("dense_same_active", "same activated parameters")):
-        if kind not in kinds:
-            parts.append(f"any comparison with dense of the {name}, which was not run")
+        what = "an effect of batches of one timestep" if reference == SAME_T else f"a difference from {reference}"
+        parts += [f"{what} for {arms}"] if arms else []
     return parts
 
 
+def _not_run(runs: pd.DataFrame) -> list[str]:
+    names = {"dense_same_depth": "same depth", "dense_same_active": "same activated parameters"}
+    return [f"dense of the {name} was not run" for kind, name in names.items() if kind not in set(runs["arm_kind"])]
+
+
 def _arms(found: list[Claim], reference: str, *verdicts: Verdict) -> str:
-    names = [claim.arm for claim in found if claim.reference == reference and claim.verdict in verdicts]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return _listed([claim.arm for claim in found if claim.reference == reference and claim.verdict in verdicts])
+
+
+def _listed(parts: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

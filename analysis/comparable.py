@@ -6,7 +6,6 @@ What may differ between the runs of a comparison, and how that makes arms and se
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pandas as pd
@@ -16,6 +15,9 @@ from experiments.errors import RecordError
 
 SAME_IN_A_COMPARISON = ("data.", "flow.", "eval.images", "eval.batch_images")
 """What the training data and the fixed validation set (image, t, noise) depend on."""
+
+CONDITIONS = ("batch_images", "steps", "guidance", "precision", "device", "num_threads")
+"""The settings under which time is measured; the others tell how the measurement went."""
 
 WAY_OUT = "Name only the folders that belong together."
 
@@ -30,11 +32,10 @@ def require_same_data(records: Records) -> None:
         _refuse_difference(f"{column} of val_loss", validation[column], validation["run"])
 
 
-def require_same_settings(measurements: pd.DataFrame, metric: str) -> None:
-    """A `RecordError` naming what differs between the `settings` of eval rows of one metric."""
-    settings = [json.loads(key) for key in measurements["settings_key"]]
-    for name in sorted({name for given in settings for name in given}):
-        values = pd.Series([given.get(name) for given in settings], dtype=object)
+def require_same_conditions(measurements: pd.DataFrame, metric: str) -> None:
+    """A `RecordError` naming the first condition in the `settings` of eval rows of one metric that differs."""
+    for name in CONDITIONS:
+        values = pd.Series([(given or {}).get(name) for given in measurements["settings"]], dtype=object)
         _refuse_difference(f"{name} of {metric}", values, measurements["run"].reset_index(drop=True))
 
 

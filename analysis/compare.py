@@ -23,6 +23,10 @@ from analysis.tables import INFERENCE, fixed, markdown, run_table, significant
 from experiments.errors import StorageError
 
 NAME = "comparison"
+HEADER = (
+    "Arm", "Params", "Activated", "FLOPs/image", "Seeds", "Val. loss", "± std", "Same-t loss", "Images to dense",
+    "Train images/s", "Inference ms", "Dropped %", "Same-t dropped %",
+)  # fmt: skip
 MEASURED_ON = ("device", "num_threads", "precision", "world")
 
 
@@ -68,10 +72,8 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 def comparison_cells(arms: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """The arm table for a person: header and cells, a dash where a value is missing."""
-    header = ["Arm", "Params", "Activated", "FLOPs/image", "Seeds", "Val. loss", "± std", "Same-t loss", "Images to dense",
-              "Train images/s", "Inference ms", "Dropped %", "Same-t dropped %"]  # fmt: skip
     several = arms["setting"].nunique() > 1
-    return header, [_arm_cells(arm, several) for arm in arms.to_dict("records")]
+    return list(HEADER), [_arm_cells(arm, several) for arm in arms.to_dict("records")]
 
 
 def _arm_cells(arm: dict[Any, Any], with_setting: bool) -> list[str]:

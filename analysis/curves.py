@@ -91,7 +91,7 @@ def smooth(values: Sequence[float], num_values: int) -> np.ndarray[tuple[int], n
 
 def _seconds_at(curves: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[float]:
     """Training seconds at `images_seen` of each row, along a straight line from 0 through the rows of `steps`."""
-    of_run = {run: group for run, group in steps.groupby("run", sort=False)}
+    of_run = dict(list(steps.groupby("run", sort=False)))
     seconds = pd.Series(np.nan, index=curves.index)
     for run, group in curves.groupby("run", sort=False):
         if run not in of_run:

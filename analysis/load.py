@@ -78,10 +78,11 @@ def load_records(roots: Sequence[Path]) -> Records:
     if not finished:
         reasons = "; ".join(map(str, left_out[:3])) + ("; ..." if len(left_out) > 3 else "")
         raise RecordError(f"None of the {len(dirs)} runs is finished ({reasons}).", "Re-run its command to continue.")
-    tables = _read_tables([run for run, _ in finished])
-    left_out += copies + [LeftOut(run, reason) for table in tables for run, reason in table.left_out]
+    steps, evals, routing = _read_tables([run for run, _ in finished])
+    rows_left_out = [*steps.left_out, *evals.left_out, *routing.left_out]
+    left_out += copies + [LeftOut(run, reason) for run, reason in rows_left_out]
     runs = pd.DataFrame([_run_row(run, record) for run, record in finished])
-    return Records(runs, *(table.frame for table in tables), tuple(left_out))
+    return Records(runs, steps.frame, evals.frame, routing.frame, tuple(left_out))
 
 
 def _existing_runs(roots: Sequence[Path]) -> list[RunDir]:
@@ -103,7 +104,8 @@ def _finished_record(run: RunDir) -> RunRecord | LeftOut:
             return LeftOut(str(run.path), "it has no status.json")
         if status.state != "done":
             progress = f"{status.images_seen:,} of {status.images_total:,} images"
-            return LeftOut(str(run.path), f"{status.state} at {progress}" + (f": {status.reason}" * bool(status.reason)))
+            reason = f": {status.reason}" if status.reason else ""
+            return LeftOut(str(run.path), f"{status.state} at {progress}{reason}")
         return run.read_run()
     except RecordError as error:
         _refuse_other_version(run)

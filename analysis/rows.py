@@ -123,7 +123,7 @@ def _finite_rows(columns: Columns, kind: RowKind) -> tuple[Columns, int]:
 
 def _last_written(frame: pd.DataFrame, kind: RowKind) -> pd.DataFrame:
     """Whole numbers as such; of the rows with one identity the last, which a resumption wrote."""
-    frame = frame.astype({name: "int64" for name in WHOLE & set(frame.columns)})
+    frame = frame.astype(dict.fromkeys(WHOLE & set(frame.columns), "int64"))
     if kind is EvalRow:
         frame["settings_key"] = [json.dumps(given, sort_keys=True) if given else "{}" for given in frame["settings"]]
     return frame.drop_duplicates(["run", *IDENTITY[kind]], keep="last", ignore_index=True)

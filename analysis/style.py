@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import matplotlib as mpl
 import pandas as pd
@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Affine2D, ScaledTranslation, Transform, blended_transform_factory
+from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, Transform, blended_transform_factory
 
 from experiments.errors import StorageError
 
@@ -54,7 +54,8 @@ DASHES: list[tuple[float, ...]] = [(), (4, 1.2), (1.1, 1.1), (5, 1.2, 1.1, 1.2),
 # fmt: on
 FILLS = ("full", "none", "left", "bottom", "right", "top")
 
-RC_PARAMS: dict[str, Any] = {
+# `Any`: releases of matplotlib differ in how they type the keys, and all refuse an unknown one.
+RC_PARAMS: Any = {
     "font.size": 7.5,
     "axes.titlesize": 8,
     "axes.labelsize": 7.5,
@@ -135,20 +136,25 @@ def arm_rows(axes: Axes, arms: Sequence[tuple[str, str, int]], named: bool = Tru
     """One row per (label, router, variant), the first on top; `named`: at the left, beside a sample of its line."""
     _rows(axes, [label for label, _, _ in arms], named)
     for row, (_, router, variant) in enumerate(arms if named else []):
-        place = {"transform": _points_left_of(axes), "clip_on": False, "solid_capstyle": "butt", "linewidth": 1.4}
+        place: dict[str, Any] = {
+            "transform": _points_left_of(axes),
+            "clip_on": False,
+            "solid_capstyle": "butt",
+            "linewidth": 1.4,
+        }
         axes.plot([-18, -2], [row, row], **line_style(router, variant), **place)
 
 
-def point_rows(axes: Axes, points: Sequence[tuple[str, str, int, str]]) -> None:
-    """One row per (label, router, variant, preset), named at the left, beside the marker of its point."""
-    _rows(axes, [label for label, *_ in points], named=True)
-    for row, (_, router, variant, preset) in enumerate(points):
+def point_rows(axes: Axes, arms: Sequence[tuple[str, str, int]], preset: str, named: bool = True) -> None:
+    """One row per (label, router, variant); `named`: at the left, beside the marker of its points."""
+    _rows(axes, [label for label, _, _ in arms], named)
+    for row, (_, router, variant) in enumerate(arms if named else []):
         axes.plot(-10, row, transform=_points_left_of(axes), clip_on=False, **marker_style(router, variant, preset))
 
 
 def few_ticks(axis: Axis, most: int = 4) -> None:
-    """At most about `most` labelled ticks, so that they never touch."""
-    axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
+    """Between two and about `most` labelled ticks, so that they never touch."""
+    axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
 
 
 def write_drawing(drawing: Drawing, folder: Path, name: str) -> list[Path]:
@@ -174,6 +180,6 @@ def _rows(axes: Axes, labels: Sequence[str], named: bool) -> None:
 
 def _points_left_of(axes: Axes) -> Transform:
     """x in points from the left edge of `axes`, y in data."""
-    left_edge = ScaledTranslation(0, 0, axes.transAxes)
+    left_edge = ScaledTranslation(0, 0, cast("Affine2DBase", axes.transAxes))
     points = Affine2D().scale(1 / 72) + axes.figure.dpi_scale_trans + left_edge
     return blended_transform_factory(points, axes.transData)

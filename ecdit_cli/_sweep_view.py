@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ecdit_cli._console import Column, duration, talk
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, Group
 
     from experiments.records.schema import State
     from sweeps.progress import RunProgress, Snapshot
@@ -24,6 +23,12 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 10.0
 LINES_AROUND = 7
 """Lines of the live view that are not runs: head, rest, total, frame."""
+
+TITLES = ("images", "loss", "images/s", "left")
+WIDE = 100
+"""Terminals narrower than this go without images/s."""
+OTHER_COLUMNS = 58
+"""Width of everything but the name of a run."""
 
 STATES: tuple[State, ...] = ("running", "failed", "interrupted", "planned", "done")
 STYLES = {"running": "cyan", "failed": "bold red", "interrupted": "yellow", "planned": "dim", "done": "green"}
@@ -87,13 +92,15 @@ def live_view() -> Iterator[OnProgress]:
 
     console = talk()
     if not console.is_terminal:
-        yield _PlainView(console)
+        yield PlainView(console)
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield lambda snapshot: live.update(_table(snapshot, console.height - LINES_AROUND), refresh=True)
+        yield lambda snapshot: live.update(
+            live_table(snapshot, console.width, console.height - LINES_AROUND), refresh=True
+        )
 
 
-class _PlainView:
+class PlainView:
     """One line for each change of state, and one about every 10 s."""
 
     def __init__(self, console: Console) -> None:
@@ -118,39 +125,46 @@ def _change(run: RunProgress) -> str:
 
 
 def _progress(run: RunProgress) -> str:
-    texts = (
-        f"{title} {text}" for title, text in zip(("", "loss", "images/s", "left"), _cells(run), strict=True) if text
-    )
-    return f"{run.name}: {', '.join(texts).strip()}"
+    texts = (f"{title} {text}" for title, text in zip(TITLES, _cells(run), strict=True) if text)
+    return f"{run.name}: {', '.join(texts)}"
 
 
 def _cells(run: RunProgress) -> tuple[str, str, str, str]:
     """Images, loss, images/s and time left; empty where there is nothing to say."""
-    share = f" ({run.images_seen / run.images_total:.0%})" if run.images_total else ""
+    share = f"/{run.images_total:,} {run.images_seen / run.images_total:.0%}" if run.images_total else ""
     return (
-        f"{run.images_seen:,} / {run.images_total or 0:,}{share}",
+        f"{run.images_seen:,}{share}",
         "" if run.loss is None else f"{run.loss:.4f}",
         "" if run.images_per_second is None or run.state != "running" else f"{run.images_per_second:.0f}",
         "" if run.seconds_left is None else duration(run.seconds_left),
     )
 
 
-def _table(snapshot: Snapshot, max_runs: int) -> Table:
+def live_table(snapshot: Snapshot, width: int, max_runs: int) -> Group:
     """All runs in the order of the plan; where they do not fit, the running ones first and the rest counted."""
     from rich.box import SIMPLE_HEAD
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     shown = list(snapshot.runs)
     if len(shown) > max_runs:
         shown = sorted(shown, key=lambda run: STATES.index(run.state))[: max(1, max_runs)]
-    hidden = len(snapshot.runs) - len(shown)
-    rest = f"and {hidden} more; " if hidden else ""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=rest + total_line(snapshot), caption_justify="left")
-    table.add_column("run", overflow="ellipsis", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for title in ("images", "loss", "images/s", "left"):
-        table.add_column(title, justify="right", no_wrap=True)
+    titles = TITLES if width >= WIDE else TITLES[:-2] + TITLES[-1:]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("run", "state", *titles):
+        table.add_column(title, justify="right" if title in titles else "left", no_wrap=True)
     for run in shown:
-        table.add_row(Text(run.name), Text(run.state, STYLES[run.state]), *_cells(run))
-    return table
+        cells = dict(zip(TITLES, _cells(run), strict=True))
+        name = _shortened(run.name, width - OTHER_COLUMNS)
+        table.add_row(Text(name), Text(run.state, STYLES[run.state]), *(cells[title] for title in titles))
+    hidden = len(snapshot.runs) - len(shown)
+    return Group(table, Text((f"and {hidden} more; " if hidden else "") + total_line(snapshot)))
+
+
+def _shortened(name: str, width: int) -> str:
+    """Cut in the middle: what tells runs apart (seed, digits of the config id) stands at the end."""
+    if len(name) <= width:
+        return name
+    tail = min(width - 1, 12)
+    return f"{name[: max(0, width - 1 - tail)]}…{name[-tail:]}"

@@ -98,9 +98,7 @@ def _step(images: int, record: RunRecord, loss: Curve, images_per_second: float)
     )
 
 
-def _eval(
-    images: int, metric: str, value: float, config: RunConfig, settings: dict[str, Any] | None = None
-) -> EvalRow:
+def _eval(images: int, metric: str, value: float, config: RunConfig, settings: dict[str, Any] | None = None) -> EvalRow:
     return EvalRow(
         images_seen=images,
         metric=metric,

@@ -7,6 +7,8 @@ by nobody) under both conditions; training and inference speed relative to `Dens
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -108,7 +110,7 @@ def _draw_speed(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    grey = {"color": GREY, "linestyle": "none"}
+    grey: dict[str, Any] = {"color": GREY, "linestyle": "none"}
     entries = [
         (Line2D([], [], color=GREY, marker="o", markersize=3.5), "Mixed batches, mean and 95% interval"),
         (Line2D([], [], **grey, marker="o", fillstyle="none", markersize=6), "Batches of one timestep"),

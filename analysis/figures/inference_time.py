@@ -1,8 +1,8 @@
 """`inference-time`: measured seconds per image against quality, and what routing should and does cost over dense.
 
-Left: one point per arm and size. Right: for every arm the overhead over `Dense (same depth)` of its setting in
-activated parameters and FLOPs (by arithmetic) beside the one in measured time. Points are means over seeds, error bars
-go from the lowest to the highest seed.
+One point per arm and size: colour the router, shape the size, fill the arm (its number of experts, say). Beside or
+below them, for every arm the overhead over `Dense (same depth)` of its setting in activated parameters and FLOPs (by
+arithmetic) beside the one in measured time. Points are means over seeds, error bars go from the lowest to the highest.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,6 +23,7 @@ from analysis.style import (
     GREY,
     LIGHT_GREY,
     ROUTER_STYLES,
+    SIZE_MARKERS,
     TEXT_WIDTH_INCHES,
     Drawing,
     few_ticks,
@@ -40,6 +42,7 @@ BAR_STYLES: tuple[dict[str, Any], ...] = (
     {},
 )
 BAR_HEIGHT = 0.26
+SCATTER_HEIGHT_INCHES = 2.4
 LOG_FROM_RATIO = 4.0
 """Times that differ by more than this factor go on a logarithmic axis."""
 
@@ -47,14 +50,28 @@ LOG_FROM_RATIO = 4.0
 def draw_inference_time(records: Records, table: pd.DataFrame) -> Drawing:
     """The figure and its numbers: one row per setting and arm. A `MissingDataError` where no time was measured."""
     points = inference_points(table)
+    arms, settings = arm_list(points), list(dict.fromkeys(points["setting"]))
     with paper_style():
-        height = max(2.4, 0.36 * len(points) + 0.6)
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, height + 0.5), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
-        _draw_points(left, points)
-        _draw_bars(right, points)
-        _legend(figure)
+        scatter, bars, figure = _axes(len(arms), len(settings))
+        _draw_points(scatter, points)
+        for i, (axes, setting) in enumerate(zip(bars, settings, strict=True)):
+            _draw_bars(axes, points[points["setting"] == setting], arms, named=i == 0)
+            axes.set_title(setting if len(settings) > 1 else "Overhead over Dense (same depth)", loc="left")
+        _legend(figure, list(dict.fromkeys(points["model.name"])))
     return Drawing(figure, points.drop(columns="variant"))
+
+
+def _axes(num_arms: int, num_settings: int) -> tuple[Axes, list[Axes], Figure]:
+    """Points beside the bars of one setting; above the bars of several, which share their rows."""
+    bars_height = 0.34 * num_arms + 0.6
+    if num_settings == 1:
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, max(2.4, bars_height) + 0.4), layout="constrained")
+        scatter, bars = figure.subplots(1, 2, width_ratios=(1.15, 1))
+        return scatter, [bars], figure
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, SCATTER_HEIGHT_INCHES + bars_height + 0.6), layout="constrained")
+    grid = figure.add_gridspec(2, num_settings, height_ratios=(SCATTER_HEIGHT_INCHES, bars_height))
+    bars = [figure.add_subplot(grid[1, column]) for column in range(num_settings)]
+    return figure.add_subplot(grid[0, :]), bars, figure
 
 
 def inference_points(table: pd.DataFrame) -> pd.DataFrame:
@@ -80,14 +97,11 @@ def inference_points(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw_points(axes: Axes, points: pd.DataFrame) -> None:
-    several_counts = points.loc[points["routing.num_experts"] > 0, "routing.num_experts"].nunique() > 1
     for label, router, variant in arm_list(points):
         arm = points[points["arm"] == label].sort_values(INFERENCE)
         axes.plot(arm[INFERENCE] * 1e3, arm["val_loss"], **line_style(router, variant), linewidth=0.6, alpha=0.6)
         for point in arm.to_dict("records"):
             _draw_point(axes, point, variant)
-            if several_counts and point["routing.num_experts"]:
-                _name_experts(axes, point, variant)
     if points[INFERENCE].max() > LOG_FROM_RATIO * points[INFERENCE].min():
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -107,35 +121,22 @@ def _draw_point(axes: Axes, point: dict[Any, Any], variant: int) -> None:
     axes.plot(x, y, **marker_style(router, variant, point["model.name"]))
 
 
-def _name_experts(axes: Axes, point: dict[Any, Any], variant: int) -> None:
-    """The number of experts beside the point, by turns at the right and at the left."""
-    side, offset = ("left", 4) if variant % 2 == 0 else ("right", -4)
-    axes.annotate(
-        f"{point['routing.num_experts']}E", (point[INFERENCE] * 1e3, point["val_loss"]), (offset, 0),
-        textcoords="offset points", ha=side, va="center_baseline", fontsize=5.5,
-    )  # fmt: skip
-
-
-def _draw_bars(axes: Axes, points: pd.DataFrame) -> None:
-    several = points["setting"].nunique() > 1
-    rows = points.to_dict("records")
-    point_rows(axes, [
-        (f"{row['arm']}\n{row['setting']}" if several else row["arm"], row["routing.name"], row["variant"],
-         row["model.name"])
-        for row in rows
-    ])  # fmt: skip
-    for y, row in enumerate(rows):
-        if row["arm_kind"] == "dense_same_depth":
+def _draw_bars(axes: Axes, points: pd.DataFrame, arms: list[tuple[str, str, int]], named: bool) -> None:
+    """The overheads of one setting; an arm that it does not have leaves its row empty."""
+    point_rows(axes, arms, str(points["model.name"].iloc[0]), named)
+    rows = {label: row for row, (label, _, _) in enumerate(arms)}
+    for point in points.to_dict("records"):
+        y, color = rows[point["arm"]], ROUTER_STYLES[point["routing.name"]].color
+        if point["arm_kind"] == "dense_same_depth":
             axes.annotate("reference", (0, y), (2, 0), textcoords="offset points", va="center_baseline", fontsize=6)
             continue
         for i, (cost, style) in enumerate(zip(COSTS, BAR_STYLES, strict=True)):
-            _draw_bar(axes, y + (i - 1) * BAR_HEIGHT, 100 * row[f"overhead_{cost}"],
-                      {"color": ROUTER_STYLES[row["routing.name"]].color} | style if i == 2 else style)  # fmt: skip
+            given = {"facecolor": color, **style}
+            _draw_bar(axes, y + (i - 1) * BAR_HEIGHT, 100 * point[f"overhead_{cost}"], given)
     axes.axvline(0, color="black", linewidth=0.6)
-    axes.margins(x=0.15)
-    few_ticks(axes.xaxis, 5)
+    axes.margins(x=0.18)
+    few_ticks(axes.xaxis)
     axes.set_xlabel("Overhead (%)")
-    axes.set_title("Overhead over Dense (same depth)", loc="left")
 
 
 def _draw_bar(axes: Axes, y: float, overhead: float, style: dict[str, Any]) -> None:
@@ -150,12 +151,14 @@ def _draw_bar(axes: Axes, y: float, overhead: float, style: dict[str, Any]) -> N
     )  # fmt: skip
 
 
-def _legend(figure: Figure) -> None:
-    entries = [
+def _legend(figure: Figure, sizes: list[str]) -> None:
+    entries: list[tuple[Artist, str]] = [
         (Patch(**BAR_STYLES[0]), "Activated parameters"),
         (Patch(**BAR_STYLES[1]), "FLOPs per image"),
         (Patch(facecolor=GREY), "Measured time, in the router's colour"),
         (Line2D([], [], color=GREY, linewidth=0.6), "Lowest to highest seed"),
     ]
+    if len(sizes) > 1:
+        entries += [(Line2D([], [], color=GREY, marker=SIZE_MARKERS[size], linestyle="none"), size) for size in sizes]
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc="outside upper center", ncols=4, columnspacing=1.2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,7 +23,7 @@ from analysis.style import GREY, TEXT_WIDTH_INCHES, Drawing, arm_rows, few_ticks
 
 UNITS = {"images_seen": "images", "flops": "FLOP", "seconds": "s"}
 QUANTITIES = {"images_seen": "Training images", "flops": "Training compute", "seconds": "Training time"}
-SMOOTHED_SHARE = 0.04
+SMOOTHED_SHARE = 0.08
 """Share of the training rows that the running mean of the training loss goes over."""
 
 
@@ -49,7 +50,8 @@ def draw_loss_convergence(records: Records, table: pd.DataFrame) -> Drawing:
         for i, setting in enumerate(settings):
             for column, x in enumerate(AXES):
                 _draw_panel(axes[2 * i, column], axes[2 * i + 1, column], setting, x, is_first=column == 0)
-        _legend(figure, int(validation["num_seeds"].max()))
+        has_target = any(setting.target is not None for setting in settings)
+        _legend(figure, int(validation["num_seeds"].max()), has_target)
     return Drawing(figure, _numbers(settings))
 
 
@@ -65,7 +67,7 @@ def _draw_panel(curves: Axes, rows: Axes, setting: _Setting, x: str, is_first: b
     for label, router, variant in setting.arms:
         style = line_style(router, variant)
         training = setting.training[setting.training["arm"] == label]
-        smoothed = smooth(training["loss"].to_list(), max(1, round(SMOOTHED_SHARE * len(training))))
+        smoothed = smooth(training["loss"].to_list(), max(5, round(SMOOTHED_SHARE * len(training))))
         curves.plot(training[x] / factor, smoothed, color=style["color"], alpha=0.3, linewidth=0.6, zorder=1)
         validation = setting.validation[setting.validation["arm"] == label]
         low, high = validation["loss_min"], validation["loss_max"]
@@ -105,7 +107,8 @@ def _draw_reaching(curves: Axes, rows: Axes, setting: _Setting, x: str, factor: 
 
 def _reached(setting: _Setting, x: str) -> dict[str, tuple[float | None, float | None]]:
     """By arm: where it reaches the target, and how many times sooner than dense; None where it does not."""
-    assert setting.target is not None and setting.dense is not None
+    assert setting.target is not None
+    assert setting.dense is not None
     at: dict[str, float | None] = {}
     for label, _, _ in setting.arms:
         curve = setting.validation[setting.validation["arm"] == label]
@@ -115,15 +118,15 @@ def _reached(setting: _Setting, x: str) -> dict[str, tuple[float | None, float |
     return {label: (value, None if value is None else dense / value) for label, value in at.items()}
 
 
-def _legend(figure: Figure, num_seeds: int) -> None:
-    seeds = f"mean of {num_seeds} seeds" if num_seeds > 1 else "one seed"
-    entries = [
-        (Line2D([], [], color=GREY), f"Validation loss, {seeds}"),
-        (Patch(color=GREY, alpha=0.25, linewidth=0), "Lowest to highest seed"),
-        (Line2D([], [], color=GREY, alpha=0.45, linewidth=0.6), "Training loss, running mean"),
-        (Line2D([], [], color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), marker="o", markersize=3),
-         "Final loss of Dense (same depth) reached: how many times sooner"),
-    ]  # fmt: skip
+def _legend(figure: Figure, num_seeds: int, has_target: bool) -> None:
+    entries: list[tuple[Artist, str]] = []
+    entries += [(Line2D([], [], color=GREY), f"Validation loss, {'one seed' if num_seeds == 1 else 'mean over seeds'}")]
+    if num_seeds > 1:
+        entries += [(Patch(color=GREY, alpha=0.25, linewidth=0), f"Lowest to highest of {num_seeds} seeds")]
+    entries += [(Line2D([], [], color=GREY, alpha=0.45, linewidth=0.6), "Training loss, running mean")]
+    if has_target:
+        reached = Line2D([], [], color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), marker="o", markersize=3)
+        entries.append((reached, "Final loss of Dense (same depth) reached: how many times sooner"))
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from ecdit_cli.app import app, run
 
@@ -23,10 +25,16 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
+def commands() -> dict[str, Any]:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    return dict(group.commands)
+
+
 def offered() -> str:
     """One line for each command: its arguments and options."""
     lines = []
-    for name, command in typer.main.get_command(app).commands.items():
+    for name, command in commands().items():
         words = [p.opts[0] if p.param_type_name == "option" else str(p.metavar) for p in command.params]
         lines.append(" ".join(["ecdit", name, *words]))
     return "\n".join(lines) + "\n"
@@ -47,7 +55,7 @@ def test_help_needs_neither_torch_nor_pydantic() -> None:
 
 
 def test_help_of_every_command_needs_no_torch() -> None:
-    names = list(typer.main.get_command(app).commands)
+    names = list(commands())
     done = python(
         f"import sys; from ecdit_cli.app import run; codes = [run([name, '--help']) for name in {names}];"
         f"assert not set({HEAVY}) & set(sys.modules); assert not any(codes)"

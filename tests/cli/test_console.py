@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from ecdit_cli._console import Column, count, duration, flops, print_error, print_json, print_rows
 
-ROWS = [{"name": "a", "loss": 0.5, "images": 32}, {"name": "long name", "loss": None, "images": 6400}]
+ROWS: list[dict[str, Any]] = [
+    {"name": "a", "loss": 0.5, "images": 32},
+    {"name": "long name", "loss": None, "images": 6400},
+]
 COLUMNS = [Column("name", "run"), Column("loss", "loss", "{:.4f}".format), Column("images", "images")]
 
 

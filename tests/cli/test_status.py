@@ -1,0 +1,62 @@
+"""`ecdit status`: every run of a folder, planned ones included."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ecdit_cli.app import run
+from sweeps.folder import SweepFolder
+from sweeps.planner import make_plan
+from sweeps.runner import freeze_plan
+from sweeps.spec import load_spec
+
+
+@pytest.fixture
+def folder(tmp_path, write_run):
+    """One run done, one failed, one not started."""
+    folder = SweepFolder(tmp_path / "out")
+    plan = freeze_plan(folder, make_plan(load_spec("quickstart"), ["routing=dense", "train.images=640"]))
+    settings = {"routing": {"name": "dense"}, "train": {"images": 640}, "eval": {"every_images": 320}}
+    write_run(folder.run_dir(plan.runs[0]).path, settings, lambda images: 64 / images)
+    write_run(folder.run_dir(plan.runs[1]).path, settings, lambda images: 1.0, state="failed", reason="no memory")
+    return folder.path
+
+
+def test_all_runs_and_totals_are_shown(folder, capsys):
+    assert run(["status", str(folder)]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert [line.split()[1] for line in lines] == ["state", "done", "failed", "planned"]
+    assert "0.1000" in lines[1]
+    assert lines[2].endswith("no memory")
+    assert "1 done, 1 planned, 1 failed" in captured.err
+
+
+def test_json_leaves_out_what_is_not_known(folder, capsys):
+    assert run(["status", str(folder), "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    done, failed, planned = status["runs"]
+    assert (done["state"], done["images_seen"], done["val_loss"]) == ("done", 640, 0.1)
+    assert failed["reason"] == "no memory"
+    assert set(planned) == {"name", "state", "images_seen", "images_total"}
+    assert status["total"]["num_runs"] == 3
+    assert status["total"]["num_planned"] == 1
+
+
+def test_a_folder_of_runs_without_a_plan_is_read_too(folder, capsys):
+    assert run(["status", str(folder / "runs"), "--json"]) == 0
+    assert [row["state"] for row in json.loads(capsys.readouterr().out)["runs"]] == ["done", "failed"]
+
+
+def test_a_damaged_run_is_shown_and_hides_no_other(folder, capsys):
+    next(iter(sorted((folder / "runs").iterdir()))).joinpath("status.json").write_text("{")
+    assert run(["status", str(folder)]) == 0
+    assert "is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["", "missing"])
+def test_a_folder_without_runs_is_a_mistake(tmp_path, path, capsys):
+    assert run(["status", str(tmp_path / path)]) == 2
+    assert "holds no runs" in capsys.readouterr().err
