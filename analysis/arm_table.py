@@ -50,7 +50,7 @@ def json_rows(arms: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows for JSON: a missing value is null."""
     return [
         {str(key): None if isinstance(value, float) and is_missing(value) else value for key, value in row.items()}
-        for row in arms.astype(object).to_dict("records")
+        for row in arms.drop(columns="variant").astype(object).to_dict("records")
     ]
 
 

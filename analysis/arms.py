@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from analysis.load import WITHOUT_EFFECT
+
 ACTIVATED_TOLERANCE = 0.03
 """Relative difference in activated parameters up to which a wider dense model counts as matched."""
 
@@ -32,12 +34,6 @@ Kind = Literal["dense_same_depth", "dense_same_active", "dense_other", "sparse"]
 KINDS: tuple[Kind, ...] = ("dense_same_depth", "dense_same_active", "dense_other", "sparse")
 
 ARM_SETTINGS = ("routing.", "model.ffn_factor", "model.num_layers")
-WITHOUT_EFFECT = (
-    "seed", "log.", "wandb.", "checkpoint.", "parallel.",
-    "eval.every_images", "eval.sample_images", "eval.sample_steps", "eval.guidance",
-)  # fmt: skip
-"""Settings that do not change the losses (or, the seed, is what we average over): they separate nothing."""
-
 GROUP = "routing.group_images"
 QUALIFIERS = {
     "routing.num_experts": "{}E",
@@ -70,7 +66,7 @@ def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
     """
     dotted = [name for name in runs.columns if "." in name or name == "seed"]
     arm_columns = [name for name in dotted if name.startswith(ARM_SETTINGS)]
-    held = [name for name in dotted if name not in arm_columns and not name.startswith(WITHOUT_EFFECT)]
+    held = [name for name in dotted if name not in arm_columns and not name.startswith((*WITHOUT_EFFECT, "seed"))]
     named = runs.assign(setting=_setting_labels(runs, held), arm_key=_keys(runs, arm_columns))
     arms = _name_arms(named, arm_columns)
     pairs = list(zip(named["setting"], named["arm_key"], strict=True))

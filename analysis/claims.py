@@ -90,10 +90,10 @@ def _sentence(runs: pd.DataFrame, found: list[Claim]) -> str:
     if not ours:
         return f"{_scale(runs)}, the data supports no conclusion: there are no two arms to compare."
     supported, unsupported = _supported(ours), _unsupported(ours)
-    what = f"(95% intervals) {_listed(supported)}" if supported else "no difference"
+    what = f"(95% intervals) {_listed(supported, ', and ')}" if supported else "no difference"
     parts = [f"the data supports {what}"]
     if unsupported:
-        parts.append(f"it does not support {_listed(unsupported)}")
+        parts.append(f"it does not support {_listed(unsupported, ', or ')}")
     parts += _not_run(runs)
     return f"{_scale(runs)}, {'; '.join(parts)}; larger scales were not tested."
 
@@ -102,7 +102,7 @@ def _scale(runs: pd.DataFrame) -> str:
     seeds = runs.groupby("arm")["seed"].nunique()
     low, high = int(seeds.min()), int(seeds.max())
     number = f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
-    few = f" (fewer than {MIN_SEEDS})" if low < MIN_SEEDS else ""
+    few = f" (fewer than {MIN_SEEDS}{', and one has no spread' if low == 1 else ''})" if low < MIN_SEEDS else ""
     return f"At {runs['setting'].iloc[0]} with {int(runs['train.images'].iloc[0]):,} training images and {number}{few}"
 
 
@@ -134,6 +134,6 @@ def _arms(found: list[Claim], reference: str, *verdicts: Verdict) -> str:
     return _listed([claim.arm for claim in found if claim.reference == reference and claim.verdict in verdicts])
 
 
-def _listed(parts: list[str]) -> str:
+def _listed(parts: list[str], last: str = " and ") -> str:
     """`a, b and c`."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return last.join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

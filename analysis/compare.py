@@ -27,6 +27,8 @@ HEADER = (
     "Arm", "Params", "Activated", "FLOPs/image", "Seeds", "Val. loss", "± std", "Same-t loss", "Images to dense",
     "Train images/s", "Inference ms", "Dropped %", "Same-t dropped %",
 )  # fmt: skip
+EQUAL_COMPUTE = 0.03
+"""Relative difference in FLOPs up to which arms are called equal."""
 MEASURED_ON = ("device", "num_threads", "precision", "world")
 
 
@@ -111,6 +113,7 @@ def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame) -> Iterato
         seeds = "1 seed: no spread can be given" if arm["num_seeds"] == 1 else f"{arm['num_seeds']} seeds"
         yield f"{arm['arm']} ({arm['setting']}) has {seeds}; at least {MIN_SEEDS} are needed to trust a spread."
     yield from _unmatched(arms)
+    yield from _dearer(arms)
     for column in MEASURED_ON:
         if table[column].nunique() > 1:
             values = ", ".join(map(str, table[column].unique()))
@@ -127,3 +130,13 @@ def _unmatched(arms: pd.DataFrame) -> Iterator[str]:
             if abs(gap) > ACTIVATED_TOLERANCE:
                 more = "more" if gap > 0 else "fewer"
                 yield f"{dense['arm']} has {abs(gap):.0%} {more} activated parameters than {arm['arm']}."
+
+
+def _dearer(arms: pd.DataFrame) -> Iterator[str]:
+    """Arms that are not compared with dense of the same depth at equal compute."""
+    for _, dense in arms[arms["kind"] == "dense_same_depth"].iterrows():
+        others = arms[(arms["setting"] == dense["setting"]) & (arms["arm"] != dense["arm"])]
+        gaps = others["flops_per_image"] / dense["flops_per_image"] - 1
+        far = [f"{arm} {gap:+.0%}" for arm, gap in zip(others["arm"], gaps, strict=True) if abs(gap) > EQUAL_COMPUTE]
+        if far:
+            yield f"FLOPs per image against {dense['arm']} ({dense['setting']}) are not equal: {', '.join(far)}."

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.load import MissingDataError, Records
+from analysis.load import Records
 
 AXES = ("images_seen", "flops", "seconds")
 HIDDEN_SHARE = 0.1
@@ -21,14 +21,10 @@ HIDDEN_SHARE = 0.1
 def validation_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
     """Columns `setting`, `arm`, `seed`, `run`, `images_seen`, `flops`, `seconds`, `loss`; raw weights.
 
-    `seconds` are of training without evaluation, read off `steps` at the images of each evaluation. A
-    `MissingDataError` when a run has no validation loss.
+    `seconds` are of training without evaluation, read off `steps` at the images of each evaluation.
     """
     evals = records.evals
     curves = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")].rename(columns={"value": "loss"})
-    without = sorted(set(runs["run"]) - set(curves["run"]))
-    if without:
-        raise MissingDataError(f"{without[0]} has no validation loss.", "Train it with eval.every_images set.")
     about_runs = runs[["run", "setting", "arm", "seed", "train_flops_per_image"]]
     curves = about_runs.merge(curves[["run", "images_seen", "loss"]], on="run", sort=False)
     curves = curves.sort_values(["run", "images_seen"], kind="stable")
@@ -94,8 +90,6 @@ def _seconds_at(curves: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[float]:
     of_run = dict(list(steps.groupby("run", sort=False)))
     seconds = pd.Series(np.nan, index=curves.index)
     for run, group in curves.groupby("run", sort=False):
-        if run not in of_run:
-            raise MissingDataError(f"{run} has no row in steps.jsonl.", "Leave it out, or train it again.")
         rows = of_run[run].sort_values("images_seen")
         images, spent = [0.0, *rows["images_seen"]], [0.0, *rows["seconds"]]
         seconds[group.index] = np.interp(group["images_seen"], images, spent)

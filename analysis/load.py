@@ -1,9 +1,9 @@
 """Run folders to frames: `runs`, `steps`, `evals` and `routing`, with a list of everything that was left out.
 
-Only finished runs enter the frames. A run that is unfinished, failed or damaged, a line that was cut and a row with a
-number that is not finite are left out, counted and listed in `Records.left_out`; nothing disappears silently. Runs
-of another schema version are refused. Whether the runs may be compared is said by `comparable.py`, which runs form one
-arm by `arms.py`.
+Only finished runs enter the frames. A run that is unfinished, failed, damaged, a copy of another or without a
+validation loss at its end, a line that was cut and a row with a number that is not finite are left out, counted and
+listed in `Records.left_out`; nothing disappears silently. Runs of another schema version are refused. Whether the runs
+may be compared is said by `comparable.py`, which runs form one arm by `arms.py`.
 
 Frames (one row each per): `runs` a run, the settings as dotted columns (`routing.name`); `steps` a `StepRow`; `evals`
 an `EvalRow`; `routing` a `RoutingRow`. All carry `run`, the folder as text, which joins them.
@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -29,6 +29,12 @@ from experiments.records.schema import SCHEMA_VERSION, EvalRow, RoutingRow, RunR
 
 MIN_RUNS_FOR_PROCESSES = 400
 """Starting processes costs about a second: below this many runs one process is faster."""
+
+WITHOUT_EFFECT = (
+    "log.", "wandb.", "checkpoint.", "parallel.",
+    "eval.every_images", "eval.sample_images", "eval.sample_steps", "eval.guidance",
+)  # fmt: skip
+"""Settings that do not change the losses: runs that differ in nothing else are copies of each other."""
 
 RECORD_COLUMNS = [name for name in RunRecord.model_fields if name not in {"config", "params_by_part", "versions"}]
 
@@ -60,6 +66,14 @@ class Records:
     left_out: tuple[LeftOut, ...]
 
 
+class _Finished(NamedTuple):
+    """A run that is done, and the images it has seen."""
+
+    run: RunDir
+    record: RunRecord
+    images_seen: int
+
+
 def load_records(roots: Sequence[Path]) -> Records:
     """The finished runs at or below `roots`, duplicates once.
 
@@ -67,22 +81,23 @@ def load_records(roots: Sequence[Path]) -> Records:
     """
     dirs = _existing_runs(roots)
     left_out: list[LeftOut] = []
-    finished: list[tuple[RunDir, RunRecord]] = []
+    finished: list[_Finished] = []
     for run in dirs:
-        record = _finished_record(run)
-        if isinstance(record, RunRecord):
-            finished.append((run, record))
+        found = _finished_run(run)
+        if isinstance(found, LeftOut):
+            left_out.append(found)
         else:
-            left_out.append(record)
+            finished.append(found)
     finished, copies = _without_copies(finished)
     if not finished:
         reasons = "; ".join(map(str, left_out[:3])) + ("; ..." if len(left_out) > 3 else "")
         raise RecordError(f"None of the {len(dirs)} runs is finished ({reasons}).", "Re-run its command to continue.")
-    steps, evals, routing = _read_tables([run for run, _ in finished])
-    rows_left_out = [*steps.left_out, *evals.left_out, *routing.left_out]
-    left_out += copies + [LeftOut(run, reason) for run, reason in rows_left_out]
-    runs = pd.DataFrame([_run_row(run, record) for run, record in finished])
-    return Records(runs, steps.frame, evals.frame, routing.frame, tuple(left_out))
+    steps, evals, routing = _read_tables([run for run, _, _ in finished])
+    rows_left_out = [LeftOut(*entry) for table in (steps, evals, routing) for entry in table.left_out]
+    runs = pd.DataFrame([_run_row(*each) for each in finished])
+    runs, incomplete = _with_final_loss(runs, steps.frame, evals.frame)
+    of_runs = [_only(runs, table.frame) for table in (steps, evals, routing)]
+    return Records(runs, of_runs[0], of_runs[1], of_runs[2], (*left_out, *copies, *rows_left_out, *incomplete))
 
 
 def _existing_runs(roots: Sequence[Path]) -> list[RunDir]:
@@ -96,8 +111,8 @@ def _existing_runs(roots: Sequence[Path]) -> list[RunDir]:
     return dirs
 
 
-def _finished_record(run: RunDir) -> RunRecord | LeftOut:
-    """What the run is, or why it is left out."""
+def _finished_run(run: RunDir) -> _Finished | LeftOut:
+    """The run, or why it is left out."""
     try:
         status = run.read_status()
         if status is None:
@@ -106,7 +121,7 @@ def _finished_record(run: RunDir) -> RunRecord | LeftOut:
             progress = f"{status.images_seen:,} of {status.images_total:,} images"
             reason = f": {status.reason}" if status.reason else ""
             return LeftOut(str(run.path), f"{status.state} at {progress}{reason}")
-        return run.read_run()
+        return _Finished(run, run.read_run(), status.images_seen)
     except RecordError as error:
         _refuse_other_version(run)
         return LeftOut(str(run.path), error.message)
@@ -125,24 +140,47 @@ def _refuse_other_version(run: RunDir) -> None:
         )
 
 
-def _without_copies(
-    finished: list[tuple[RunDir, RunRecord]],
-) -> tuple[list[tuple[RunDir, RunRecord]], list[LeftOut]]:
-    """Each config once: a copy of a run is not another seed."""
+def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftOut]]:
+    """Each config and seed once: a copy of a run is not another seed."""
     first: dict[str, RunDir] = {}
     kept, copies = [], []
-    for run, record in finished:
-        original = first.setdefault(record.config_id, run)
-        if original is run:
-            kept.append((run, record))
+    for each in finished:
+        settings = [(key, value) for key, value in _dotted(each.record.config) if not key.startswith(WITHOUT_EFFECT)]
+        original = first.setdefault(json.dumps(sorted(settings)), each.run)
+        if original is each.run:
+            kept.append(each)
         else:
-            copies.append(LeftOut(str(run.path), f"it has the same config and seed as {original.path}"))
+            copies.append(LeftOut(str(each.run.path), f"it has the same settings and seed as {original.path}"))
     return kept, copies
 
 
-def _run_row(run: RunDir, record: RunRecord) -> dict[str, Any]:
+def _run_row(run: RunDir, record: RunRecord, images_seen: int) -> dict[str, Any]:
     fields = {name: getattr(record, name) for name in RECORD_COLUMNS}
-    return {"run": str(run.path), **fields, **dict(_dotted(record.config))}
+    return {"run": str(run.path), "images_seen": images_seen, **fields, **dict(_dotted(record.config))}
+
+
+def _with_final_loss(
+    runs: pd.DataFrame, steps: pd.DataFrame, evals: pd.DataFrame
+) -> tuple[pd.DataFrame, list[LeftOut]]:
+    """The runs that were validated at their end; an earlier loss must not pass for the final one."""
+    losses = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")]
+    last = runs["run"].map(losses.groupby("run")["images_seen"].max())
+    trained = runs["run"].isin(steps["run"])
+    reasons = {
+        run: "no row in steps.jsonl" if not has_steps else f"no validation loss at {images:,} images, its end"
+        for run, images, at, has_steps in zip(runs["run"], runs["images_seen"], last, trained, strict=True)
+        if at != images or not has_steps
+    }
+    kept = runs[~runs["run"].isin(reasons)].reset_index(drop=True)
+    left_out = [LeftOut(run, reason) for run, reason in reasons.items()]
+    if kept.empty:
+        raise RecordError(f"No finished run is complete ({left_out[0]}).", "Train it again in a new folder.")
+    return kept, left_out
+
+
+def _only(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `runs`."""
+    return rows[rows["run"].isin(runs["run"])].reset_index(drop=True)
 
 
 def _dotted(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -154,17 +192,25 @@ def _dotted(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def _read_tables(dirs: list[RunDir]) -> tuple[RowTable, RowTable, RowTable]:
-    steps = _read_many([(run, run.steps) for run in dirs], StepRow)
-    evals = _read_many([(run, run.evals) for run in dirs], EvalRow)
-    return steps, evals, _read_many([(run, run.routing) for run in dirs], RoutingRow)
+Tables = tuple[RowTable, RowTable, RowTable]
 
 
-def _read_many(files: list[tuple[RunDir, Path]], kind: type[StepRow] | type[EvalRow] | type[RoutingRow]) -> RowTable:
-    """All files as one table; in several processes when there are many."""
-    if len(files) < MIN_RUNS_FOR_PROCESSES:
-        return read_table(files, kind)
-    num_processes = os.cpu_count() or 1
-    chunks = [files[i::num_processes] for i in range(num_processes)]
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-        return RowTable.concat(list(pool.map(read_table, chunks, [kind] * num_processes)))
+def _read_tables(dirs: list[RunDir]) -> Tables:
+    """`steps`, `evals` and `routing` of all runs; in several processes when there are many."""
+    num_processes = (os.cpu_count() or 1) if len(dirs) >= MIN_RUNS_FOR_PROCESSES else 1
+    chunks = [dirs[i::num_processes] for i in range(num_processes)]
+    if num_processes == 1:
+        read = [_read_some(dirs)]
+    else:
+        with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+            read = list(pool.map(_read_some, chunks))
+    steps, evals, routing = zip(*read, strict=True)
+    return RowTable.concat(steps), RowTable.concat(evals), RowTable.concat(routing)
+
+
+def _read_some(dirs: list[RunDir]) -> Tables:
+    return (
+        read_table([(run, run.steps) for run in dirs], StepRow),
+        read_table([(run, run.evals) for run in dirs], EvalRow),
+        read_table([(run, run.routing) for run in dirs], RoutingRow),
+    )

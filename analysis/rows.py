@@ -1,14 +1,17 @@
 """The JSONL files of many runs as one frame, fast, with what could not be used counted.
 
-The fast way parses a file as one JSON array and takes its columns; a file that does not allow this (a cut line, a text
-where a number belongs) goes the slow way, line by line through the schema. A row that was written again after a
-resumption replaces the earlier one. Which files there are is known by `RunDir`; what is done with the frames by others.
+A file is parsed as one JSON array of which the columns are taken; one that does not allow this (a cut line, a text
+where a number belongs) goes line by line through the schema. A row that was written again after a resumption replaces
+the earlier one. Which files there are is known by `RunDir`; what is done with the frames by others.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +43,17 @@ WHOLE = {"images_seen", "layer", "num_samples", "seed"}
 
 @dataclass(frozen=True)
 class RowTable:
-    """One frame with a `run` column, and (run, reason) for what is not in it."""
+    """One frame with a `run` column, categorical, and (run, reason) for what is not in it."""
 
     frame: pd.DataFrame
     left_out: list[tuple[str, str]]
 
     @staticmethod
-    def concat(tables: list[RowTable]) -> RowTable:
-        """All tables as one."""
-        frame = pd.concat([table.frame for table in tables], ignore_index=True)
-        return RowTable(frame, [entry for table in tables for entry in table.left_out])
+    def concat(tables: Sequence[RowTable]) -> RowTable:
+        """All tables as one, with `run` as text: only here, because texts are slow to send between processes."""
+        frames = [table.frame.assign(run=table.frame["run"].astype("str")) for table in tables]
+        left_out = [entry for table in tables for entry in table.left_out]
+        return RowTable(pd.concat(frames, ignore_index=True), left_out)
 
 
 def read_table(files: list[tuple[RunDir, Path]], kind: RowKind) -> RowTable:
@@ -70,14 +74,15 @@ def read_table(files: list[tuple[RunDir, Path]], kind: RowKind) -> RowTable:
     frame = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in names})
     frame.insert(0, "run", np.repeat(np.arange(len(files)), lengths))
     frame = _last_written(frame, kind)
-    run_names = np.array([str(run.path) for run, _ in files], dtype=object)
-    return RowTable(frame.assign(run=pd.Series(run_names[frame["run"].to_numpy()], dtype="str")), left_out)
+    runs = pd.Categorical.from_codes(frame["run"].to_numpy(), pd.Index([str(run.path) for run, _ in files]))
+    return RowTable(frame.assign(run=runs), left_out)
 
 
 def _read_columns(run: RunDir, path: Path, kind: RowKind) -> tuple[Columns, int]:
     """The columns of one file, and the number of lines that could not be used."""
+    content = path.read_bytes() if path.is_file() else b""
     try:
-        return _columns(_rows_at_once(path), kind), 0
+        return _columns(json.loads(b"[" + content.strip().replace(b"\n", b",") + b"]"), kind), 0
     except (ValueError, TypeError, AttributeError):
         pass  # Not silent: the slow way below reads every line again and counts what it cannot use.
     read = run.read_rows(path)
@@ -85,25 +90,29 @@ def _read_columns(run: RunDir, path: Path, kind: RowKind) -> tuple[Columns, int]
     return _columns(valid, kind), read.num_damaged + len(read.rows) - len(valid)
 
 
-def _rows_at_once(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    rows: list[dict[str, Any]] = json.loads(b"[" + path.read_bytes().strip().replace(b"\n", b",") + b"]")
-    return rows
-
-
 def _columns(rows: list[dict[str, Any]], kind: RowKind) -> Columns:
     """Arrays by field: float64 where numbers are, objects for texts and lists; a missing number is NaN."""
-    columns: Columns = {}
-    for name in kind.model_fields:
-        values = [row.get(name) for row in rows]
-        if name in TEXT and not all(isinstance(value, str) for value in values):
-            raise TypeError(f"{name} is not a text in every row")
+    fields = list(kind.model_fields)
+    columns = _numbers(rows, [name for name in fields if name not in TEXT | NESTED])
+    for name in fields:
         if name in TEXT or name in NESTED:
+            values = [row.get(name) for row in rows]
+            if name in TEXT and not all(isinstance(value, str) for value in values):
+                raise TypeError(f"{name} is not a text in every row")
             columns[name] = np.fromiter(values, dtype=object, count=len(values))
-        else:
-            columns[name] = np.array(values, dtype=float)
     return columns
+
+
+def _numbers(rows: list[dict[str, Any]], names: list[str]) -> Columns:
+    """The columns `names`; at once where all rows have the keys of the first, as those of one run do."""
+    present = [name for name in names if rows and name in rows[0]]
+    try:
+        values = chain.from_iterable(map(itemgetter(*present), rows)) if len(present) > 1 else ()
+        matrix = np.fromiter(values, dtype=float).reshape(len(rows), len(present))
+    except (KeyError, TypeError, ValueError):
+        return {name: np.array([row.get(name) for row in rows], dtype=float) for name in names}
+    missing = np.full(len(rows), np.nan)
+    return {name: matrix[:, present.index(name)] if name in present else missing for name in names}
 
 
 def _is_valid(row: dict[str, Any], kind: RowKind) -> bool:

@@ -1,4 +1,7 @@
-"""The progress of one run: a bar at a terminal, a line now and then in a log."""
+"""The progress of one run: a bar at a terminal, a line now and then in a log.
+
+It stands before torch is imported, so that nobody waits in front of an empty screen.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,16 @@ from ecdit_cli._console import duration, talk
 if TYPE_CHECKING:
     from experiments.config.schema import RunConfig
     from experiments.records.schema import StepRow
-    from experiments.training.loop import Reporter
+    from experiments.training.reporter import Reporter
 
 SECONDS_BETWEEN_LINES = 30.0
+IMPORTING = "importing torch"
 
 
 @contextmanager
 def progress(config: RunConfig, visible: bool) -> Iterator[Reporter]:
     """A reporter for the training loop; it shows nothing when not `visible`."""
-    from experiments.training.loop import Reporter
+    from experiments.training.reporter import Reporter
 
     if not visible:
         yield Reporter()
@@ -33,39 +37,44 @@ def progress(config: RunConfig, visible: bool) -> Iterator[Reporter]:
 
 @contextmanager
 def _bar(config: RunConfig) -> Iterator[Reporter]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-    from experiments.training.loop import Reporter
+    from experiments.training.reporter import Reporter
 
     columns = (
-        TextColumn("{task.description}"),
+        SpinnerColumn(),
+        TextColumn("{task.description:<15}"),
         BarColumn(bar_width=None),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
         TextColumn("{task.fields[rates]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=talk(), transient=True) as bars:
-        name = f"{config.model.name} {config.routing.name}"
-        task = bars.add_task(name, total=config.total_images, rates="starting")
+        task = bars.add_task(IMPORTING, total=config.total_images, rates="")
         yield Reporter(
-            say=bars.console.print,
+            say=lambda message: bars.console.print(message, highlight=False, markup=False, soft_wrap=True),
+            phase=lambda phase: bars.update(task, description=phase),
             step=lambda images_seen: bars.update(task, completed=images_seen),
             row=lambda row: bars.update(task, rates=f"loss {row.loss:.4f}  {row.images_per_second:.0f} images/s"),
         )
 
 
 def _lines(config: RunConfig) -> Reporter:
-    from experiments.training.loop import Reporter
+    from experiments.training.reporter import Reporter
 
     total, console = config.total_images, talk()
-    last = [0.0]
+    last = [time.monotonic()]
+
+    def say(message: str) -> None:
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def row(row: StepRow) -> None:
         if time.monotonic() - last[0] < SECONDS_BETWEEN_LINES and row.images_seen < total:
             return
         last[0] = time.monotonic()
-        left = duration((total - row.images_seen) / row.images_per_second)
         text = f"{row.images_seen:,}/{total:,} images  loss {row.loss:.4f}  {row.images_per_second:.0f} images/s"
-        console.print(f"{text}  {left} left", highlight=False, soft_wrap=True)
+        left = (total - row.images_seen) / row.images_per_second
+        say(f"{text}  {duration(left)} left" if left else text)
 
-    return Reporter(say=lambda message: console.print(message, highlight=False, soft_wrap=True), row=row)
+    say(f"{config.model.name} {config.routing.name}, {total:,} images: {IMPORTING}")
+    return Reporter(say=say, row=row)

@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 import typer
 
 from ecdit_cli._console import print_error, talk
+from ecdit_cli.compare_routing import compare_routing
 from ecdit_cli.doctor import doctor
 from ecdit_cli.evaluate import evaluate
+from ecdit_cli.plot import plot
 from ecdit_cli.presets import presets
 from ecdit_cli.status import status
 from ecdit_cli.sweep import sweep
@@ -28,6 +30,8 @@ COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
     (train, True),
     (sweep, True),
     (status, False),
+    (plot, False),
+    (compare_routing, False),
     (evaluate, False),
     (presets, False),
     (doctor, False),
@@ -38,6 +42,7 @@ app = typer.Typer(
     help="Scaling studies of mixture-of-experts diffusion transformers.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would double the time of --help
 )
 for _command, _takes_overrides in COMMANDS:
     app.command(context_settings={"ignore_unknown_options": _takes_overrides})(_command)

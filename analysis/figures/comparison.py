@@ -87,8 +87,11 @@ def _draw_dropped(axes: Axes, rows: pd.DataFrame) -> None:
         _draw_conditions(axes, y, 100 * arm["dropped_share"], 100 * arm["dropped_share_same_t"], color)
         if arm["num_experts"] == 0:
             axes.annotate("–", (0.04, y), xycoords=("axes fraction", "data"), va="center", color=GREY)
-    axes.set_xlim(left=0)
-    few_ticks(axes.xaxis)
+    if rows["dropped_share"].isna().all():
+        _say(axes, "not measured")
+    else:
+        axes.set_xlim(left=0)
+        few_ticks(axes.xaxis)
     axes.set_xlabel("Tokens that no expert\nprocessed (%)")
 
 
@@ -96,7 +99,7 @@ def _draw_speed(axes: Axes, rows: pd.DataFrame) -> None:
     dense = rows[rows["kind"] == "dense_same_depth"]
     axes.set_xlabel("Images/s, relative to\nDense (same depth)")
     if dense.empty:
-        axes.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
+        _say(axes, "Dense was not run")
         return
     axes.axvline(1, color=GREY, linewidth=0.6, zorder=1)
     for y, (_, arm) in enumerate(rows.iterrows()):
@@ -107,6 +110,12 @@ def _draw_speed(axes: Axes, rows: pd.DataFrame) -> None:
         axes.plot(inference, y + 0.18, INFERENCE_MARKER, color=color, fillstyle="none", markersize=3, clip_on=False)
     axes.set_xlim(left=0)
     few_ticks(axes.xaxis, 3)
+
+
+def _say(axes: Axes, words: str) -> None:
+    """Why a panel is empty."""
+    axes.annotate(words, (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", fontsize=6.5, color=GREY)
+    axes.set_xticks([])
 
 
 def _legend(figure: Figure) -> None:

@@ -115,9 +115,9 @@ def _draw_points(axes: Axes, points: pd.DataFrame) -> None:
 
 def _draw_point(axes: Axes, point: dict[Any, Any], variant: int) -> None:
     router, x, y = point["routing.name"], point[INFERENCE] * 1e3, point["val_loss"]
-    x_error = [[x - point[f"{INFERENCE}_min"] * 1e3], [point[f"{INFERENCE}_max"] * 1e3 - x]]
-    y_error = [[y - point["val_loss_min"]], [point["val_loss_max"] - y]]
-    axes.errorbar(x, y, y_error, x_error, fmt="none", ecolor=ROUTER_STYLES[router].color, elinewidth=0.6)
+    spread: dict[str, Any] = {"color": ROUTER_STYLES[router].color, "linewidth": 0.6}
+    axes.plot([1e3 * point[f"{INFERENCE}_min"], 1e3 * point[f"{INFERENCE}_max"]], [y, y], **spread)
+    axes.plot([x, x], [point["val_loss_min"], point["val_loss_max"]], **spread)
     axes.plot(x, y, **marker_style(router, variant, point["model.name"]))
 
 

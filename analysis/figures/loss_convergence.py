@@ -44,7 +44,7 @@ def draw_loss_convergence(records: Records, table: pd.DataFrame) -> Drawing:
     training = mean_over_seeds(training_curves(records, table))
     settings = [_setting(name, runs, training, validation) for name, runs in table.groupby("setting", sort=False)]
     with paper_style():
-        heights = [h for setting in settings for h in (1.75, 0.135 * len(setting.arms) + 0.1)]
+        heights = [h for setting in settings for h in (1.75, 0.14 * len(setting.arms) + 0.1)]
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.75 * len(settings) + 0.2), layout="constrained")
         axes = figure.subplots(len(heights), 3, height_ratios=heights, squeeze=False)
         for i, setting in enumerate(settings):

@@ -100,7 +100,7 @@ def _draw_ends(axes: Axes, ends: list[_End]) -> None:
         axes.plot(at.mean, row, marker=SIZE_MARKERS[end.preset], color=color)
         seeds = list(end.losses.values())
         axes.plot(seeds, [row + SEED_OFFSET] * len(seeds), "|", color=color, markersize=4, markeredgewidth=0.8)
-    few_ticks(axes.xaxis)
+    few_ticks(axes.xaxis, 5)
     axes.set_xlabel("Final validation loss (velocity MSE)")
 
 

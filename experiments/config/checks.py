@@ -15,10 +15,10 @@ from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 
 NEEDS_CAPACITY = ("expert_choice",)
+SOFTMAX_ONLY = ("token_choice", "switch")
 TEXT_HEAD_SIZE = 64
 """As in `experiments.models.embed`."""
 
-SOFTMAX_ONLY = ("token_choice", "switch")
 WORKING_VALUES = {
     "gating": "routing.gating=softmax",
     "expert": "routing.expert=gelu",

@@ -87,7 +87,7 @@ class TextBlock(nn.Module):
         )
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11L)
         x_BLV = x_BLV + self.out(mixed.transpose(1, 2).flatten(2))
-        hidden = F.gelu(self.ffn_in(self.norm_ffn(x_BLV)), approximate="tanh")
+        hidden = F.gelu(self.ffn_in(self.norm_ffn(x_BLV)))
         out_BLV: Tensor = x_BLV + self.ffn_out(hidden)
         return out_BLV
 

@@ -1,6 +1,7 @@
 """The parts of a block: grouped-query attention and adaptive layer norm.
 
-Query and key are RMS-normalised per head, which the paper leaves open: ours, for stability at high learning rates.
+Query and key are layer-normalised per head (ViT-22B, arXiv 2302.05442), which the paper leaves open: ours, for
+stability at high learning rates.
 Grouped queries share key and value heads (EC-DIT: 18 query heads over 6).
 
 Legend: B images, T tokens, M tokens attended to, D width, H heads.
@@ -23,8 +24,8 @@ class Attention(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * num_kv_heads * head_size, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.norm_query = nn.RMSNorm(head_size)
-        self.norm_key = nn.RMSNorm(head_size)
+        self.norm_query = nn.LayerNorm(head_size, bias=False)
+        self.norm_key = nn.LayerNorm(head_size, bias=False)
         nn.init.xavier_uniform_(self.query.weight)
         nn.init.xavier_uniform_(self.key_value.weight)
         if zero_output:
@@ -37,10 +38,8 @@ class Attention(nn.Module):
         query = self.norm_query(self.query(x_BTD).unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
         key, value = self.key_value(context_BMD).unflatten(-1, (2 * self.num_kv_heads, -1)).chunk(2, dim=2)
         key, value = self.norm_key(key).transpose(1, 2), value.transpose(1, 2)
-        if self.num_kv_heads != self.num_heads:
-            repeats = self.num_heads // self.num_kv_heads
-            key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11M)
+        shared = self.num_kv_heads != self.num_heads
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11M, enable_gqa=shared)
         out_BTD: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out_BTD
 

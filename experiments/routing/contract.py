@@ -104,15 +104,14 @@ def flatten_groups(decisions: Sequence[GroupDecision], sizes: Sequence[int], log
         first_G11 = start + size * torch.arange(num_groups, device=logits_NE.device).view(-1, 1, 1)
         tokens.append(_experts_first(decision.token_GEC + first_G11))
         weights.append(_experts_first(decision.weight_GEC))
-        full = torch.ones_like(decision.token_GEC, dtype=torch.bool)
-        filled.append(_experts_first(full if decision.filled_GEC is None else decision.filled_GEC))
+        filled += [] if decision.filled_GEC is None else [_experts_first(decision.filled_GEC)]
         if decision.auxiliary_loss is not None:
             losses.append(decision.auxiliary_loss * (num_groups * size / num_tokens))
         start += num_groups * size
     return Assignment(
         token_EP=torch.cat(tokens, dim=1),
         weight_EP=torch.cat(weights, dim=1),
-        filled_EP=None if all(d.filled_GEC is None for d in decisions) else torch.cat(filled, dim=1),
+        filled_EP=torch.cat(filled, dim=1) if filled else None,
         logits_NE=logits_NE.detach(),
         auxiliary_loss=torch.stack(losses).sum() if losses else None,
     )

@@ -13,7 +13,7 @@ from experiments.config.schema import RunConfig
 from experiments.errors import did_you_mean
 from experiments.routing.contract import FeedForwardOutput
 from experiments.routing.expert_choice import ExpertChoiceRouter
-from experiments.routing.experts import Activation, StackedExperts, activate, apply_experts
+from experiments.routing.experts import Activation, StackedExperts, activate, apply_experts, init_feed_forward
 from experiments.routing.router import Router
 from experiments.routing.shared_expert import SharedExpertRouter
 from experiments.routing.token_choice import TokenChoiceRouter
@@ -34,14 +34,12 @@ class DenseFeedForward(nn.Module):
         self.activation: Activation = activation
         self.w_in = nn.Linear(width, hidden * (2 if activation == "swiglu" else 1), bias=False)
         self.w_out = nn.Linear(hidden, width, bias=False)
-        bound = (6 / (width + hidden)) ** 0.5
-        nn.init.uniform_(self.w_in.weight, -bound, bound)
-        nn.init.uniform_(self.w_out.weight, -bound, bound)
+        init_feed_forward(width, hidden, self.w_in.weight, self.w_out.weight)
 
     def forward(self, x_BTD: Tensor) -> FeedForwardOutput:
         """[B, T, D] to the same, with no auxiliary loss."""
         out_BTD = self.w_out(activate(self.w_in(x_BTD), self.activation))
-        return FeedForwardOutput(out_BTD, auxiliary_loss=torch.zeros((), device=x_BTD.device))
+        return FeedForwardOutput(out_BTD, _no_loss(x_BTD))
 
 
 class RoutedFeedForward(nn.Module):
@@ -59,17 +57,22 @@ class RoutedFeedForward(nn.Module):
         out_BTD = apply_experts(self.experts, x_BTD.flatten(0, 1), assignment).view_as(x_BTD)
         if self.shared is not None:
             out_BTD = out_BTD + self.shared(x_BTD).out_BTD
-        loss = assignment.auxiliary_loss
-        return FeedForwardOutput(out_BTD, torch.zeros((), device=x_BTD.device) if loss is None else loss, assignment)
+        loss = _no_loss(x_BTD) if assignment.auxiliary_loss is None else assignment.auxiliary_loss
+        return FeedForwardOutput(out_BTD, loss, assignment)
 
 
-def build_feed_forward(config: RunConfig, layer: int) -> nn.Module:
-    """The feed-forward of block `layer` (from 0)."""
+def _no_loss(x_BTD: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.float32, device=x_BTD.device)
+
+
+def build_feed_forward(config: RunConfig, layer: int) -> DenseFeedForward | RoutedFeedForward:
+    """The feed-forward of block `layer` (from 0): routed in `config.sparse_layer_indices`, dense in the others."""
     width, routing = config.model.width, config.routing
     if layer not in config.sparse_layer_indices:
         return DenseFeedForward(width, hidden_width(config, config.model.ffn_factor))
     assert routing.name in ROUTER_CLASSES, did_you_mean(routing.name, ROUTER_CLASSES)
-    assert routing.expert is not None and routing.expert_factor is not None
+    assert routing.expert is not None
+    assert routing.expert_factor is not None
     router = ROUTER_CLASSES[routing.name](config)
     hidden = hidden_width(config, routing.expert_factor)
     experts = StackedExperts(routing.num_experts, width, hidden, routing.expert)

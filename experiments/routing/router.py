@@ -1,14 +1,16 @@
 """The router: a linear map to expert logits in float32, routing groups, and a decision left to the subclass.
 
 A routing group is `routing.group_images` consecutive images of one process's batch; tokens compete for slots inside
-their group only. With one image per group no image changes another. In evaluation a last group may be smaller.
+their group only. With one image per group no image changes another. Outside training a last group may be smaller.
 
 Legend: as in `contract.py`.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,58 +24,78 @@ from experiments.routing.contract import Assignment, GroupDecision, flatten_grou
 class Router(nn.Module, ABC):
     """Decides which token goes to which slot of which expert, with which weight."""
 
+    rounds_capacity_up: ClassVar[bool]
+    """Tokens that choose always get a slot; experts that choose never spend more than f_c."""
+
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.num_experts = config.routing.num_experts
         self.group_images = config.routing.group_images
+        self.eval_factor_is_set = config.routing.eval_capacity_factor != "same"
         self.factors = {training: capacity_factor(config, training) for training in (True, False)}
         self.weight_DE = nn.Parameter(torch.empty(config.model.width, self.num_experts))
         nn.init.normal_(self.weight_DE, std=config.model.width**-0.5)
 
     @abstractmethod
-    def decide(self, logits_GSE: Tensor) -> GroupDecision:
-        """The decision for G groups of S tokens from their float32 logits."""
+    def decide(self, logits_GSE: Tensor, capacity: int | None) -> GroupDecision:
+        """The decision for G groups of S tokens from their float32 logits; capacity None: no limit and no drops."""
 
     def forward(self, x_BTD: Tensor) -> Assignment:
-        """Logits in float32, whatever the precision of `x_BTD`; then each group's decision."""
-        num_images, num_tokens, width = x_BTD.shape
-        logits_NE = x_BTD.reshape(-1, width).float() @ self.weight_DE.float()
-        group = self._group_size(num_images)
+        """Each group's decision; a `ConfigError` where an expert would have no slot."""
+        num_images, num_tokens, _ = x_BTD.shape
+        logits_NE = self.logits(x_BTD.flatten(0, 1))
+        group = self._images_per_group(num_images)
         rest = num_images % group
-        assert not (rest and self.training), f"{num_images} images are not whole groups of {group}"
-        split = (num_images - rest) * num_tokens
-        sizes = [group * num_tokens] + ([rest * num_tokens] if rest else [])
-        pieces = [logits_NE[:split], logits_NE[split:]][: len(sizes)]
-        decisions = [
-            self.decide(piece.view(-1, size, self.num_experts)) for piece, size in zip(pieces, sizes, strict=True)
-        ]
+        decisions, sizes = [], []
+        stretches = torch.split(logits_NE, (num_images - rest) * num_tokens)  # whole groups, then what is left
+        for logits_ME, images in zip(stretches, (group, rest), strict=False):
+            sizes.append(images * num_tokens)
+            groups_GSE = logits_ME.view(-1, images * num_tokens, self.num_experts)
+            decisions.append(self.decide(groups_GSE, self.capacity(images, num_tokens)))
         return flatten_groups(decisions, sizes, logits_NE)
 
-    def _group_size(self, num_images: int) -> int:
-        """Images of a routing group; without a limit on slots nothing competes, so the batch is one group."""
-        if self.group_images == "batch" or self.factors[self.training] is None:
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """Float32 [N, E], whatever the precision of `x_ND` and of the surrounding autocast."""
+        with torch.autocast(x_ND.device.type, enabled=False):
+            return x_ND.float() @ self.weight_DE.float()
+
+    def capacity(self, num_images: int, num_tokens: int) -> int | None:
+        """C = S f_c / E of a group of `num_images`, at most S; None without a limit.
+
+        A `ConfigError` when that is less than one slot, except that a last group, which is smaller than the setting
+        says, has at least one: sampling three images works where groups of two do.
+        """
+        factor, size = self.factors[self.training], num_images * num_tokens
+        if factor is None:
+            return None
+        slots = expert_capacity(size, factor, self.num_experts, self.rounds_capacity_up)
+        if slots < 1 and (self.group_images == "batch" or num_images == self.group_images):
+            raise self._no_slot(factor, size)
+        return max(1, min(slots, size))
+
+    def _images_per_group(self, num_images: int) -> int:
+        """Without a limit on slots nothing competes, so the batch is one group."""
+        if not isinstance(self.group_images, int) or self.factors[self.training] is None:
             return num_images
-        return min(int(self.group_images or 1), num_images)
+        whole = num_images % self.group_images == 0
+        assert whole or not self.training, f"{num_images} images are not whole groups of {self.group_images}"
+        return min(self.group_images, num_images)
 
-    def capacity(self, num_group_tokens: int, round_up: bool) -> int:
-        """C = S f_c / E, at most S; a `ConfigError` when it is less than one slot."""
-        factor = self.factors[self.training]
-        assert factor is not None, "without a limit the router sizes the slots itself"
-        slots = expert_capacity(num_group_tokens, factor, self.num_experts, round_up)
-        if slots < 1:
-            setting = "routing.capacity_factor" if self.training else "routing.eval_capacity_factor"
-            raise ConfigError(
-                f"{setting}={factor:g} leaves each of {self.num_experts} experts less than one slot in a group of "
-                f"{num_group_tokens} tokens.",
-                f"Raise it to at least {self.num_experts / num_group_tokens:g}, or route more images together.",
-            )
-        return min(slots, num_group_tokens)
+    def _no_slot(self, factor: float, size: int) -> ConfigError:
+        training = self.training or not self.eval_factor_is_set
+        setting = "routing.capacity_factor" if training else "routing.eval_capacity_factor"
+        enough = math.ceil(self.num_experts / size * 10_000) / 10_000
+        return ConfigError(
+            f"{setting}={factor:g} leaves each of {self.num_experts} experts less than one slot in a group of "
+            f"{size} tokens.",
+            f"Use at least {enough:g}, or more images per routing group.",
+        )
 
 
-def affinity(logits: Tensor, gating: str | None) -> Tensor:
-    """How much a token and an expert want each other: softmax over experts, sigmoid, or the logit itself."""
+def affinity(logits: Tensor, gating: str | None, dim: int = -1) -> Tensor:
+    """How much a token and an expert want each other: softmax over experts (`dim`), sigmoid, or the logit itself."""
     if gating == "sigmoid":
         return logits.sigmoid()
     if gating == "identity":
         return logits
-    return logits.softmax(dim=-1)
+    return logits.softmax(dim=dim)

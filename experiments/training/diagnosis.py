@@ -1,48 +1,71 @@
-"""Where a number first stopped being finite: the layer that a user must look at."""
+"""Where a number first stopped being finite: the layer that a user must look at.
+
+DeepSpeed leaves the weights alone when the gradient norm is not finite, so running the same images again meets the same
+number at the same place.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from experiments.data.loader import Batch
+from experiments.routing.contract import Assignment
+from experiments.routing.deepspeed_library import dist
 from experiments.training.validation import forward_loss
 
 
-def first_nonfinite_layer(model: nn.Module, batch: Batch, patch_size: int) -> str:
-    """The first module whose own weights, output or gradient is not finite, found by running the batch again."""
-    bad = [name for name, parameter in model.named_parameters() if not _finite(parameter)]
-    if bad:
-        return f"the weights {bad[0]}"
-    found: list[str] = []
-    hooks = [
-        module.register_forward_hook(_reporter(name, found))
-        for name, module in model.named_modules()
-        if name and not list(module.children())
-    ]
+def nonfinite_layer(model: nn.Module, batches: Sequence[Batch], patch_size: int, world: int) -> str:
+    """The first module, over all processes, whose weights, output or gradient is not finite. Collective."""
+    mine = next((found for batch in batches if (found := _search(model, batch, patch_size))), None)
+    everyone: list[str | None] = [mine] * world
+    if world > 1:
+        dist.all_gather_object(everyone, mine)
+    return next((found for found in everyone if found is not None), "the loss")
+
+
+def _search(model: nn.Module, batch: Batch, patch_size: int) -> str | None:
+    """What is wrong on this process with this batch, or None."""
+    for name, parameter in model.named_parameters():
+        if not _finite(parameter):
+            return f"the weights {name}"
+    outputs: list[str] = []
+    hooks = [module.register_forward_hook(_reporter(name, outputs)) for name, module in _leaves(model)]
     loss_B, output = forward_loss(model, batch, patch_size)
     for hook in hooks:
         hook.remove()
-    if found:
-        return f"the output of {found[0]}"
+    if outputs:
+        return f"the output of {outputs[0]}"
     names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(loss_B.mean() + output.auxiliary_loss, parameters, allow_unused=True)
-    late_first = zip(reversed(names), reversed(gradients), strict=True)
-    for name, gradient in late_first:
-        if gradient is not None and not _finite(gradient):
-            return f"the gradient of {name}"
-    return "the loss"
+    # Backward meets the last layers first, and parameters are named in the order of the forward pass.
+    bad = [
+        name for name, gradient in zip(names, gradients, strict=True) if gradient is not None and not _finite(gradient)
+    ]
+    return f"the gradient of {bad[-1]}" if bad else None
+
+
+def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, module) for name, module in model.named_modules() if name and not list(module.children()))
 
 
 def _reporter(name: str, found: list[str]) -> Any:
     def report(module: nn.Module, inputs: Any, output: Any) -> None:
-        tensors = output if isinstance(output, tuple) else (output,)
-        if any(isinstance(tensor, Tensor) and not _finite(tensor) for tensor in tensors):
+        if not all(_finite(tensor) for tensor in _tensors(output)):
             found.append(name)
 
     return report
+
+
+def _tensors(output: Any) -> Iterable[Tensor]:
+    """A layer answers a tensor, several, or (a router) its assignment."""
+    parts = (
+        vars(output).values() if isinstance(output, Assignment) else output if isinstance(output, tuple) else [output]
+    )
+    return (part for part in parts if isinstance(part, Tensor))
 
 
 def _finite(tensor: Tensor) -> bool:

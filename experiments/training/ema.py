@@ -33,19 +33,14 @@ class MovingAverage:
         halflife = max(min(self.halflife_images, images_seen * RAMP_UP), 1e-8)
         torch._foreach_lerp_(self.flats, self.partitions.flats, 1 - 0.5 ** (batch_images / halflife))
 
-    def gather(self) -> dict[str, Tensor]:
-        """Full fp32 tensors by parameter name. Collective."""
-        return self.partitions.gather(self.flats)
-
     def load(self, full: Mapping[str, Tensor]) -> None:
         """Take this process's share of `full`."""
         self.partitions.scatter(full, self.flats)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The module holds the average inside, and the trained weights again outside."""
-        for name, full in self.gather().items():
-            self.partitions.parameters[name].data.copy_(full)
+        """The module holds the average inside, and the trained weights again outside. Collective."""
+        self.partitions.copy_to_module(self.flats)
         try:
             yield
         finally:

@@ -10,16 +10,18 @@ import contextlib
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import torch
 
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from experiments.models.dit import DiT
+from experiments.records.storage import storage_errors
 from experiments.routing.deepspeed_library import deepspeed, deepspeed_logger, dist, get_accelerator
 from experiments.training.ema import MovingAverage
 from experiments.training.partitions import FlatPartitions
@@ -67,27 +69,42 @@ def resolve_precision(setting: str) -> Precision:
         return "bf16" if setting == "bf16" else "fp32"
     if torch.accelerator.is_available():
         return "bf16" if get_accelerator().is_bf16_supported() else "fp32"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16", False) else "fp32"
 
 
 @contextlib.contextmanager
 def process_group(log: Path) -> Iterator[None]:
-    """The distributed environment, torn down at the end; what libraries print goes to `log`."""
-    with log.open("a", buffering=1) as file, contextlib.redirect_stdout(file):
-        deepspeed_logger.handlers[:] = [logging.StreamHandler(file)]
-        local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    """The distributed environment, torn down at the end; what libraries print and warn of goes to `log`."""
+    with storage_errors(log):
+        file = log.open("a", buffering=1, encoding="utf-8")
+    with file, _talk_to(file), tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"dist_backend": "gloo", "auto_mpi_discovery": False, "verbose": False}
+        local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
         if torch.accelerator.is_available():
             torch.accelerator.set_device_index(local_rank)
             options["dist_backend"] = get_accelerator().communication_backend_name()
-        with tempfile.TemporaryDirectory() as folder:
-            if "RANK" not in os.environ:
-                options |= {"init_method": f"file://{folder}/rendezvous", "rank": 0, "world_size": 1}
-            deepspeed.init_distributed(**options)
-            try:
-                yield
-            finally:
-                dist.destroy_process_group()
+        if "RANK" not in os.environ:
+            options |= {"init_method": f"file://{folder}/rendezvous", "rank": 0, "world_size": 1}
+        deepspeed.init_distributed(**options)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _talk_to(file: TextIO) -> Iterator[None]:
+    """stdout, Python's warnings and DeepSpeed's logger write to `file`: stdout is for data, stderr for a person."""
+    handlers = deepspeed_logger.handlers[:]
+    with contextlib.redirect_stdout(file), warnings.catch_warnings():
+        deepspeed_logger.handlers[:] = [logging.StreamHandler(file)]
+        warnings.showwarning = lambda message, category, filename, lineno, *_: print(
+            warnings.formatwarning(message, category, filename, lineno), file=file, end=""
+        )
+        try:
+            yield
+        finally:
+            deepspeed_logger.handlers[:] = handlers
 
 
 def build_engine(config: RunConfig, precision: Precision) -> Engine:
@@ -95,9 +112,10 @@ def build_engine(config: RunConfig, precision: Precision) -> Engine:
     torch.manual_seed(config.seed)
     model = DiT(config)
     parameters = [{"params": list(model.parameters()), "name": "all"}]
-    engine, _, _, _ = deepspeed.initialize(
-        model=model, optimizer=_build_optimizer(config, parameters), config=_deepspeed_config(config, precision)
-    )
+    with _without_compiler():
+        engine, _, _, _ = deepspeed.initialize(
+            model=model, optimizer=_build_optimizer(config, parameters), config=_deepspeed_config(config, precision)
+        )
     partitions = FlatPartitions(model, engine.optimizer)
     return Engine(
         deepspeed=engine,
@@ -108,6 +126,20 @@ def build_engine(config: RunConfig, precision: Precision) -> Engine:
         rank=dist.get_rank(),
         world=dist.get_world_size(),
     )
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """DeepSpeed's first start compiles an optimizer that is not used here, which would load the compiler: seconds."""
+    name = "TORCHDYNAMO_DISABLE"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def check_world(config: RunConfig) -> None:

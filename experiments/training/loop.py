@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,18 +21,19 @@ from experiments.config.budget import budget
 from experiments.config.identity import config_id
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream
-from experiments.errors import EcditError, RunFailedError
+from experiments.errors import EcditError, RunFailedError, StorageError
 from experiments.models.parts import assert_matches_budget
 from experiments.records.claim import settle_record
 from experiments.records.layout import RunDir
-from experiments.records.schema import State, StepRow
+from experiments.records.schema import State
 from experiments.records.storage import storage_errors
 from experiments.records.wandb_mirror import start_mirror
 from experiments.records.writer import RecordWriter
 from experiments.routing.deepspeed_library import dist
-from experiments.training.checkpoint import load_newest, restore, save_checkpoint
+from experiments.training.checkpoint import load_newest
+from experiments.training.clock import NoClock, StepClock
 from experiments.training.description import describe_run
-from experiments.training.diagnosis import first_nonfinite_layer
+from experiments.training.diagnosis import nonfinite_layer
 from experiments.training.engine import (
     Engine,
     build_engine,
@@ -42,21 +43,16 @@ from experiments.training.engine import (
     resolve_precision,
 )
 from experiments.training.means import RunningMeans
+from experiments.training.reporter import Reporter
+from experiments.training.restore import restore, save
 from experiments.training.schedule import learning_rate
 from experiments.training.stop import StopRequest
 from experiments.training.validation import Validator, forward_loss, to_device
 
 Observer = Callable[[Engine, RunConfig, int, RecordWriter | None], None]
 """Called at every evaluation with the trained model: previews. The writer is None but on rank 0. Collective."""
-
-
-@dataclass
-class Reporter:
-    """How a run talks to whoever watches; does nothing by default."""
-
-    say: Callable[[str], None] = lambda message: None
-    row: Callable[[StepRow], None] = lambda row: None
-    step: Callable[[int], None] = lambda images_seen: None
+HEARTBEAT_SECONDS = 10.0
+"""The status is renewed at least this often while steps go on."""
 
 
 @dataclass
@@ -71,6 +67,7 @@ class Run:
     observers: Sequence[Observer]
     train_flops_per_image: int
     means: RunningMeans
+    clock: StepClock
     heartbeat: float = field(default_factory=time.monotonic)
 
     def status(self, state: State, reason: str | None = None) -> None:
@@ -86,6 +83,7 @@ def train(
     command: Sequence[str],
     reporter: Reporter | None = None,
     observers: Sequence[Observer] = (),
+    clock: StepClock | None = None,
 ) -> State:
     """Train to `train.images`, continuing from the newest checkpoint; returns `done` or `interrupted`.
 
@@ -93,25 +91,25 @@ def train(
     """
     check_world(config)
     reporter = reporter or Reporter()
-    precision = resolve_precision(config.train.precision)
     cost = budget(config)
-    record = describe_run(config, precision, cost, command)
+    record = describe_run(config, resolve_precision(config.train.precision), cost, command)
     if launched_rank() == 0:  # a folder of another run is refused before anything is built
         with storage_errors(run_dir.path):
             run_dir.path.mkdir(parents=True, exist_ok=True)
         settle_record(run_dir, record)
+    reporter.phase("building")
     with process_group(run_dir.log), StopRequest() as stop:
-        engine = build_engine(config, precision)
+        engine = build_engine(config, run_dir.read_run().precision)  # a run keeps the precision it began with
         assert_matches_budget(engine.model, cost)
-        checkpoint = load_newest(run_dir, config_id(config), reporter.say)
+        checkpoint = load_newest(run_dir, record.config_id, reporter.say)
         means = RunningMeans()
         if checkpoint is not None:
             restore(engine, checkpoint)
             means = RunningMeans.from_state(checkpoint.state)
-        writer = None
-        if engine.rank == 0:
-            writer = RecordWriter.open(run_dir, record, means.images_seen, start_mirror)
-        run = Run(config, run_dir, engine, writer, reporter, observers, cost.train_flops_per_image, means)
+        writer = RecordWriter.open(run_dir, record, means.images_seen, start_mirror) if engine.rank == 0 else None
+        run = Run(
+            config, run_dir, engine, writer, reporter, observers, cost.train_flops_per_image, means, clock or NoClock()
+        )
         with _recorded_end(run):
             if means.images_seen:
                 reporter.say(f"Continuing at {means.images_seen:,} of {config.total_images:,} images.")
@@ -124,55 +122,72 @@ def _loop(run: Run, stop: StopRequest) -> State:
     validator = Validator(config)
     run.status("running")
     run.reporter.step(means.images_seen)
+    run.reporter.phase("training")
     engine.model.train()
     stream = TrainStream(config, engine.rank, engine.world)
+    started = time.perf_counter()
     for batch in stream.iterate(means.images_seen):
         before = means.images_seen
-        rate = _step(run, to_device(batch, engine.device))
+        rate = _step(run, to_device(batch, engine.device), started)
         done = means.images_seen >= config.total_images
         if done or _crossed(before, means.images_seen, config.log.every_images):
             _write_row(run, rate)
+        elif time.monotonic() - run.heartbeat > HEARTBEAT_SECONDS:
+            run.status("running")
         run.reporter.step(means.images_seen)
         if done or _crossed(before, means.images_seen, config.eval.every_images):
             _evaluate(run, validator, last=done)
         stopped = not done and stop.agreed(engine.world, engine.device)
         if done or stopped or _crossed(before, means.images_seen, config.checkpoint.every_images):
-            save_checkpoint(engine, run.run_dir, config_id(config), means.state(), config.checkpoint.keep)
+            _save(run)
         if stopped:
             run.status("interrupted", stop.name)
             return "interrupted"
+        started = time.perf_counter()
     run.status("done")
     return "done"
 
 
-def _step(run: Run, batch: Batch) -> float:
-    """One optimizer step over this process's share of the batch; returns the learning rate it used."""
-    config, engine, started = run.config, run.engine, time.perf_counter()
+def _step(run: Run, batch: Batch, started: float) -> float:
+    """One optimizer step over this process's share of the batch; returns the learning rate it used.
+
+    `started`: when the loop began to wait for the batch, so that waiting for data is part of the step's seconds.
+    """
+    config, engine, clock = run.config, run.engine, run.clock
     rate = learning_rate(config, run.means.images_seen)
     engine.set_learning_rate(rate)
     losses: list[Tensor] = []
-    for micro in _micro_batches(batch, config.train.accumulation):
-        loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
-        total = loss_B.mean() + output.auxiliary_loss
+    micro_batches = list(_micro_batches(batch, config.train.accumulation))
+    for micro in micro_batches:
+        with clock.part("forward"):
+            loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
+            total = loss_B.mean() + output.auxiliary_loss
         losses.append(torch.stack([loss_B.detach().mean(), output.auxiliary_loss.detach()]))
-        engine.deepspeed.backward(total)
-        engine.deepspeed.step()
-    mean = torch.stack(losses).mean(dim=0)
-    if engine.world > 1:
-        dist.all_reduce(mean)
-        mean /= engine.world
-    loss, auxiliary_loss = mean.tolist()
+        with clock.part("backward"):
+            engine.deepspeed.backward(total)
+        with clock.part("optimizer"):
+            engine.deepspeed.step()
+    loss, auxiliary_loss = _mean_over_processes(engine, torch.stack(losses).mean(dim=0))
     grad_norm = float(engine.deepspeed.get_global_grad_norm())
     if not math.isfinite(loss + auxiliary_loss + grad_norm):
-        where = first_nonfinite_layer(engine.model, batch, config.model.patch_size)
+        where = nonfinite_layer(engine.model, micro_batches, config.model.patch_size, engine.world)
         raise RunFailedError(
             f"Not finite after {run.means.images_seen:,} images: {where} (loss {loss:g}, gradient norm {grad_norm:g}).",
             f"Lower optim.learning_rate={config.optim.learning_rate:g}, or lengthen optim.warmup_images.",
         )
+    engine.ema.update(run.means.images_seen + config.train.batch_images, config.train.batch_images)
     seconds = time.perf_counter() - started
     run.means.add(config.train.batch_images, seconds, loss, auxiliary_loss, grad_norm)
-    engine.ema.update(run.means.images_seen, config.train.batch_images)
     return rate
+
+
+def _mean_over_processes(engine: Engine, values: Tensor) -> list[float]:
+    """The mean of each value over all processes. Collective."""
+    if engine.world > 1:
+        dist.all_reduce(values)
+        values /= engine.world
+    means: list[float] = values.tolist()
+    return means
 
 
 def _micro_batches(batch: Batch, accumulation: int) -> Iterator[Batch]:
@@ -200,6 +215,7 @@ def _write_row(run: Run, rate: float) -> None:
 def _evaluate(run: Run, validator: Validator, last: bool) -> None:
     """Validation with the raw weights; at the end also with the moving average; then the observers."""
     images_seen = run.means.images_seen
+    run.reporter.phase("validating")
     evals, routing = validator.measure(run.engine, images_seen, "raw")
     if last:
         with run.engine.ema.applied():
@@ -208,7 +224,15 @@ def _evaluate(run: Run, validator: Validator, last: bool) -> None:
         run.writer.evaluation(evals)
         run.writer.routing(routing)
     for observe in run.observers:
+        run.reporter.phase("sampling")
         observe(run.engine, run.config, images_seen, run.writer)
+    run.reporter.phase("training")
+
+
+def _save(run: Run) -> None:
+    run.reporter.phase("saving")
+    save(run.engine, run.run_dir, config_id(run.config), run.means.state(), run.config.checkpoint.keep)
+    run.reporter.phase("training")
 
 
 @contextmanager
@@ -217,17 +241,23 @@ def _recorded_end(run: Run) -> Iterator[None]:
     try:
         yield
     except EcditError as error:
-        run.status("failed", str(error))
+        _record_end(run, "failed", str(error))
         raise
     except KeyboardInterrupt:
-        run.status("interrupted", "SIGINT twice: not saved since the last checkpoint")
+        _record_end(run, "interrupted", "SIGINT twice: not saved since the last checkpoint")
         raise
     except Exception as error:
-        run.status("failed", f"{type(error).__name__}: {error}")
+        _record_end(run, "failed", f"{type(error).__name__}: {error}")
         raise
     finally:
         if run.writer is not None:
             run.writer.close()
+
+
+def _record_end(run: Run, state: State, reason: str) -> None:
+    """On a full disk the status cannot be written either, and what ended the run is what the user must hear."""
+    with suppress(StorageError):
+        run.status(state, reason)
 
 
 def _crossed(before: int, after: int, every: int) -> bool:

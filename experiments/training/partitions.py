@@ -1,14 +1,14 @@
 """Between named parameters and ZeRO's flat fp32 partitions.
 
 ZeRO-1 and 2 keep one flat fp32 tensor per parameter group on each process: its share of the master weights. Optimizer
-state and the moving average have the same layout. `gather` turns any tensors of this layout into full tensors by
+state and the moving average have the same layout. `full_tensors` turns any tensors of this layout into full tensors by
 parameter name, `scatter` is the inverse; both go through DeepSpeed's own map from parameters to fragments. A checkpoint
 written from names knows nothing of the layout it came from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,15 @@ class FlatPartitions:
         missing = [name for name, p in self.parameters.items() if id(p) not in self._group_of]
         assert not missing, f"parameters outside the optimizer: {missing}"
 
-    def gather(self, flats: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
-        """Full fp32 tensors by name from tensors laid out like the master weights (which are the default).
+    def full_tensors(self, flats: Sequence[Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(name, full fp32 tensor) from tensors laid out like the master weights (which are the default).
 
-        Collective: every process of the data-parallel group calls it and every one gets the result.
+        Collective: every process of the data-parallel group takes every one. They come one by one, so that a device
+        need not hold them all.
         """
         flats = self.flats if flats is None else flats
-        return {name: self._gather_one(p, flats[self._group_of[id(p)]]) for name, p in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            yield name, self._gather_one(parameter, flats[self._group_of[id(parameter)]])
 
     def scatter(self, full: Mapping[str, Tensor], flats: Sequence[Tensor] | None = None) -> None:
         """Write this process's share of each full tensor into `flats` (default: the master weights)."""
@@ -45,8 +47,12 @@ class FlatPartitions:
                 _fragment(flats[self._group_of[id(parameter)]], mapping.hp_fragment_address).copy_(part)
 
     def refresh_module(self) -> None:
-        """Copy the master weights into the module's own (possibly bf16) parameters."""
-        for name, full in self.gather().items():
+        """Copy the master weights into the module's own (possibly bf16) parameters. Collective."""
+        self.copy_to_module(self.flats)
+
+    def copy_to_module(self, flats: Sequence[Tensor]) -> None:
+        """Copy tensors laid out like the master weights into the module's own parameters. Collective."""
+        for name, full in self.full_tensors(flats):
             self.parameters[name].data.copy_(full)
 
     def _gather_one(self, parameter: nn.Parameter, flat: Tensor) -> Tensor:

@@ -1,0 +1,79 @@
+"""`ecdit compare-routing`: what each router gains and costs, and what the data supports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from ecdit_cli._console import Column, count, flops, print_json, print_rows
+from ecdit_cli._options import Json, OutDirectory, RunFolders
+from ecdit_cli.plot import say, say_left_out
+
+if TYPE_CHECKING:
+    from analysis.compare import Comparison
+
+SPEC = "routing_comparison"
+DEFAULT_OUT = Path("out/comparison")
+
+COLUMNS = (
+    Column("setting", "setting"),
+    Column("arm", "arm"),
+    Column("params_total", "total", count),
+    Column("params_active", "active", count),
+    Column("flops_per_image", "per image", flops),
+    Column("num_seeds", "seeds"),
+    Column("val_loss_mean", "loss", "{:.4f}".format),
+    Column("val_loss_std", "std", "{:.4f}".format),
+    Column("val_loss_same_t_mean", "same t", "{:.4f}".format),
+    Column("images_to_dense_loss", "to dense", "{:,.0f}".format),
+    Column("images_per_second", "train/s", "{:.1f}".format),
+    Column("inference_seconds_per_image", "inference", "{:.4f} s".format),
+    Column("dropped_share", "dropped", "{:.1%}".format),
+    Column("dropped_share_same_t", "same t", "{:.1%}".format),
+)
+
+
+def compare_routing(runs: RunFolders, out: OutDirectory = None, as_json: Json = False) -> None:
+    """Compare routers over seeds. Without RUNS it first runs the sweep routing_comparison.
+
+    Writes comparison.csv, .md, .png and .svg to --out (default: the folder of the sweep, or out/comparison).
+    """
+    from analysis.compare import compare, write_comparison
+    from analysis.load import load_records
+
+    folders, folder, exit_code = (runs, out or DEFAULT_OUT, 0) if runs else _swept(out)
+    records = load_records(folders)
+    say_left_out(records)
+    comparison = compare(records)
+    paths = write_comparison(comparison, folder)
+    _print(comparison, as_json)
+    for path in paths:
+        say(str(path))
+    if exit_code:
+        raise typer.Exit(exit_code)
+
+
+def _swept(out: Path | None) -> tuple[list[Path], Path, int]:
+    """The folder of the sweep twice, as what to read and where to write, and how the sweep ended."""
+    from ecdit_cli.sweep import execute
+
+    folder, result = execute(SPEC, [], out)
+    if result.interrupted:
+        raise typer.Exit(result.exit_code)
+    return [folder.path], folder.path, result.exit_code
+
+
+def _print(comparison: Comparison, as_json: bool) -> None:
+    from analysis.arm_table import json_rows
+
+    rows = json_rows(comparison.arms)
+    if as_json:
+        print_json(rows)
+        say(comparison.conclusion)
+        return
+    print_rows(rows, COLUMNS, as_json=False)
+    print(f"\n{comparison.conclusion}")
+    for note in comparison.notes:
+        say(f"- {note}")

@@ -1,0 +1,106 @@
+"""`ecdit plot`: draw figures from the records of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ecdit_cli._console import Column, print_json, print_rows, talk
+from ecdit_cli._options import Json, OutDirectory, RunFolders
+
+if TYPE_CHECKING:
+    from analysis.figures.registry import FigureEntry
+    from analysis.load import Records
+
+ALL = "all"
+DEFAULT_RUNS = Path("out")
+DEFAULT_OUT = Path("out/figures")
+
+LIST_COLUMNS = (Column("name", "figure"), Column("aliases", "or", ", ".join), Column("description", "shows"))
+
+
+def plot(
+    figure: Annotated[
+        str,
+        typer.Argument(
+            metavar="FIGURE|all", default_factory=str, show_default=False, help="A name from --list, or all of them."
+        ),
+    ],
+    runs: RunFolders,
+    out: OutDirectory = None,
+    list_figures: Annotated[bool, typer.Option("--list", help="Name every figure.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw figures of finished runs as PNG, SVG and CSV. Default: all runs below out/, into out/figures."""
+    from analysis.load import load_records
+
+    if list_figures:
+        rows = _list_rows()
+        print_rows(rows, [column for column in LIST_COLUMNS if any(column.key in row for row in rows)], as_json)
+        return
+    wanted = _wanted(figure)
+    records = load_records(runs or [DEFAULT_RUNS])
+    say_left_out(records)
+    drawn = _draw(wanted, records, out or DEFAULT_OUT, skip_impossible=figure == ALL)
+    if as_json:
+        print_json(drawn)
+    else:
+        for entry in drawn:
+            print(*entry["files"], sep="\n")
+
+
+def say_left_out(records: Records) -> None:
+    """Every run and row that is not in what follows, with the reason."""
+    if records.left_out:
+        say(f"Left out: {len(records.left_out)}; used: {len(records.runs)} runs.")
+    for entry in records.left_out:
+        say(f"  {entry}")
+
+
+def say(line: str) -> None:
+    """One line to stderr, as it is."""
+    talk().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _wanted(figure: str) -> list[FigureEntry]:
+    from analysis.figures.registry import FIGURES, find_figure
+    from experiments.errors import EcditError
+
+    if not figure:
+        names = ", ".join(entry.name for entry in FIGURES)
+        raise EcditError("Which figure?", f"Choose from: {ALL}, {names}; --list says what they show.")
+    return list(FIGURES) if figure == ALL else [find_figure(figure)]
+
+
+def _draw(wanted: list[FigureEntry], records: Records, out: Path, skip_impossible: bool) -> list[dict[str, Any]]:
+    """Draw and write each figure; one that the runs do not allow is said, and an error when it is the only one."""
+    from analysis.load import MissingDataError
+    from analysis.style import write_drawing
+    from analysis.tables import run_table
+
+    table = run_table(records)
+    drawn: list[dict[str, Any]] = []
+    reasons: list[str] = []
+    for entry in wanted:
+        try:
+            drawing = entry.draw(records, table)
+        except MissingDataError as error:
+            if not skip_impossible:
+                raise
+            reasons.append(f"{entry.name} was not drawn: {error}")
+            continue
+        drawn.append({"figure": entry.name, "files": [str(path) for path in write_drawing(drawing, out, entry.name)]})
+    for reason in reasons:
+        say(reason)
+    if not drawn:
+        raise MissingDataError("None of the figures can be drawn from these runs.", "The lines above say why.")
+    return drawn
+
+
+def _list_rows() -> list[dict[str, Any]]:
+    from analysis.figures.registry import FIGURES
+
+    rows = [{"name": entry.name, "description": entry.description, "aliases": entry.aliases} for entry in FIGURES]
+    return [{key: value for key, value in row.items() if value} for row in rows]

@@ -1,0 +1,24 @@
+"""How a run talks to whoever watches it: a progress bar, a log, a test. Free of torch, so that a bar can stand before
+torch is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from experiments.records.schema import StepRow
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Does nothing by default.
+
+    say: one line for a person. phase: what the run is doing now, in a word or two. step: images seen after each
+    optimizer step. row: each row of `steps.jsonl`, once it is written.
+    """
+
+    say: Callable[[str], None] = lambda message: None
+    phase: Callable[[str], None] = lambda phase: None
+    step: Callable[[int], None] = lambda images_seen: None
+    row: Callable[[StepRow], None] = lambda row: None

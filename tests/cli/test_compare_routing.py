@@ -1,0 +1,93 @@
+"""`ecdit compare-routing`: rows for machines, a table and one sentence for people; the sweep when no runs are given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ecdit_cli.app import run
+from ecdit_cli.sweep import plan_of
+from sweeps.folder import SweepFolder
+
+Captured = pytest.CaptureFixture[str]
+WriteRun = Callable[..., Any]
+
+KEYS = {
+    "routing", "num_experts", "capacity_factor", "params_total", "params_active", "flops_per_image", "num_seeds",
+    "val_loss_mean", "val_loss_std", "images_per_second", "inference_seconds_per_image", "dropped_share",
+}  # fmt: skip
+SLOPES = {"dense": 1e-6, "token_choice": 2e-6, "switch": 1.2e-6, "shared_expert": 1.6e-6, "expert_choice": 1.5e-6}
+FILES = [f"comparison.{kind}" for kind in ("csv", "md", "png", "svg")]
+
+
+@pytest.fixture
+def finished_sweep(tmp_path: Path, write_run: WriteRun) -> Path:
+    """Every run of the shipped spec as if it had been trained: the sweep finds nothing left to do."""
+    plan = plan_of("routing_comparison", [])
+    folder = SweepFolder(tmp_path / "sweep")
+    for planned in plan.runs:
+        slope, seed = SLOPES[planned.config["routing"]["name"]], planned.config["seed"]
+        write_run(
+            folder.run_dir(planned).path,
+            planned.config,
+            lambda n, slope=slope, seed=seed: 0.2 - slope * n + 0.001 * seed,
+            final={} if slope == 1e-6 else {"dropped_share": 0.05, "dropped_share_same_t": 0.2},
+            inference_seconds=0.01,
+        )
+    return folder.path
+
+
+def test_without_runs_the_shipped_spec_is_executed_and_then_read(finished_sweep: Path, capsys: Captured) -> None:
+    assert run(["compare-routing", "--out", str(finished_sweep), "--json"]) == 0
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out)
+    assert "21 of 21 runs are finished and left alone." in captured.err
+    assert [(row["routing"], row["arm"]) for row in rows] == [
+        ("dense", "Dense (same depth)"),
+        ("dense", "Dense (same activated)"),
+        ("token_choice", "Token choice"),
+        ("switch", "Switch"),
+        ("shared_expert", "Shared experts"),
+        ("expert_choice", "Expert choice (per image)"),
+        ("expert_choice", "Expert choice (groups of 8)"),
+    ]
+    assert all(row["num_seeds"] == 3 for row in rows)
+    assert sorted(path.name for path in finished_sweep.glob("comparison.*")) == FILES
+
+
+def test_json_rows_have_every_key_and_null_where_nothing_was_measured(
+    finished_sweep: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    assert run(["compare-routing", str(finished_sweep), "--out", str(tmp_path / "out"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert all(set(row) >= KEYS for row in rows)
+    assert rows[0]["dropped_share"] is None
+    assert rows[2]["dropped_share"] == pytest.approx(0.05)
+    assert rows[2]["val_loss_std"] == pytest.approx(0.001)
+    assert rows[2]["images_to_dense_loss"] == pytest.approx(19_200)
+
+
+def test_a_person_gets_the_table_and_one_sentence(finished_sweep: Path, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "out"
+    assert run(["compare-routing", str(finished_sweep), "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    *table, empty, sentence = captured.out.splitlines()
+    assert len(table) == 8
+    assert empty == ""
+    assert sentence.startswith("At nano with 38,400 training images and 3 seeds, the data supports (95% intervals)")
+    assert sentence.count(". ") == 0
+    assert all(str(out / name) in captured.err for name in FILES)
+
+
+def test_runs_of_two_validation_sets_are_refused(tmp_path: Path, write_run: WriteRun, capsys: Captured) -> None:
+    for seed, images in ((0, 512), (1, 256)):
+        settings = {"routing": {"name": "dense"}, "seed": seed, "eval": {"images": images}}
+        write_run(tmp_path / f"run{seed}", settings, lambda n: 1.0)
+    assert run(["compare-routing", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "error: Runs differ in eval.images: 512 in " in captured.err

@@ -1,0 +1,92 @@
+"""`ecdit plot`: the figures that the runs allow, and why not the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.figures.registry import FIGURES
+from ecdit_cli.app import run
+
+Captured = pytest.CaptureFixture[str]
+WriteRun = Callable[..., Any]
+SETTINGS: dict[str, Any] = {"train": {"images": 3200}, "eval": {"every_images": 1600}}
+
+
+@pytest.fixture
+def runs(tmp_path: Path, write_run: WriteRun) -> Path:
+    """Dense and expert choice, two seeds each, without inference times."""
+    for router in ("dense", "expert_choice"):
+        for seed in (0, 1):
+            settings = SETTINGS | {"routing": {"name": router}, "seed": seed}
+            write_run(tmp_path / "runs" / f"{router}-{seed}", settings, lambda images: 1.0 - 1e-4 * images)
+    return tmp_path / "runs"
+
+
+def test_list_names_every_figure_with_what_it_shows(capsys: Captured) -> None:
+    assert run(["plot", "--list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["description"]) for row in listed] == [(f.name, f.description) for f in FIGURES]
+
+
+def test_one_figure_is_three_files_and_stdout_is_their_paths(runs: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert run(["plot", "routing", str(runs), "--out", str(tmp_path / "figures")]) == 0
+    captured = capsys.readouterr()
+    paths = [tmp_path / "figures" / f"routing.{kind}" for kind in ("png", "svg", "csv")]
+    assert captured.out.splitlines() == [str(path) for path in paths]
+    assert all(path.stat().st_size > 0 for path in paths)
+    assert captured.err == ""
+
+
+def test_all_draws_what_the_runs_allow_and_says_what_not_and_why(runs: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert run(["plot", "all", str(runs), "--out", str(tmp_path), "--json"]) == 0
+    captured = capsys.readouterr()
+    drawn = json.loads(captured.out)
+    assert {entry["figure"] for entry in drawn} == {figure.name for figure in FIGURES} - {"inference-time"}
+    assert all(Path(path).is_file() for entry in drawn for path in entry["files"])
+    assert captured.err == (
+        "inference-time was not drawn: No run has a measured inference time. "
+        "Measure it with: ecdit evaluate --metrics inference-time RUNS\n"
+    )
+
+
+def test_a_single_figure_that_cannot_be_drawn_is_a_mistake(runs: Path, capsys: Captured) -> None:
+    assert run(["plot", "inference-time", str(runs)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: No run has a measured inference time. Measure it with: ecdit evaluate")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rooting"], "'rooting' is not a figure. Did you mean 'routing'?"),
+        ([], f"Which figure? Choose from: all, {', '.join(f.name for f in FIGURES)}; --list says what they show."),
+        (["all", "nowhere"], "nowhere is not a folder. Name the folder of a run or of a sweep."),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_way_out(arguments: list[str], message: str, capsys: Captured) -> None:
+    assert run(["plot", *arguments]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_runs_that_are_left_out_are_counted_and_listed(
+    runs: Path, tmp_path: Path, write_run: WriteRun, capsys: Captured
+) -> None:
+    settings = SETTINGS | {"routing": {"name": "switch"}}
+    write_run(runs / "lost", settings, lambda images: 1.0, state="failed", reason="loss is not finite")
+    assert run(["plot", "routing", str(runs), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "Left out: 1; used: 4 runs.",
+        f"  {runs / 'lost'}: failed at 3,200 of 3,200 images: loss is not finite",
+    ]
+
+
+def test_a_figure_mixes_no_data(runs: Path, write_run: WriteRun, capsys: Captured) -> None:
+    write_run(runs / "other", SETTINGS | {"routing": {"name": "switch"}, "data": {"seed": 7}}, lambda images: 1.0)
+    assert run(["plot", "all", str(runs)]) == 2
+    assert "error: Runs differ in data.seed: 0 in " in capsys.readouterr().err

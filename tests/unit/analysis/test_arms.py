@@ -1,0 +1,95 @@
+"""Arms are told apart by routing and width, settings by everything else, seeds by nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pandas as pd
+import pytest
+
+from analysis.arms import ROUTER_LABELS, arm_list, dense_same_depth, with_arms
+from analysis.load import load_records
+from experiments.config.routers import RouterName
+
+WriteArms = Callable[..., Path]
+DENSE = ({}, {"name": "dense"}, 1e-5)
+EXPERT_CHOICE = ({}, {"name": "expert_choice"}, 1e-5)
+
+
+def arms_of(folder: Path) -> pd.DataFrame:
+    return with_arms(load_records([folder]).runs)
+
+
+def test_every_router_has_a_label() -> None:
+    assert set(ROUTER_LABELS) == set(get_args(RouterName))
+
+
+def test_runs_of_one_arm_differ_in_their_seed_alone(write_arms: WriteArms) -> None:
+    table = arms_of(write_arms())
+    assert table.groupby("arm")["seed"].nunique().to_dict() == dict.fromkeys(
+        ["Dense (same depth)", "Dense (same activated)", "Token choice", "Expert choice"], 3
+    )
+    assert table["setting"].unique().tolist() == ["nano"]
+
+
+def test_baselines_come_first_and_the_reference_is_dense_of_the_same_depth(write_arms: WriteArms) -> None:
+    table = arms_of(write_arms())
+    assert arm_list(table) == [
+        ("Dense (same depth)", "dense", 0),
+        ("Dense (same activated)", "dense", 1),
+        ("Token choice", "token_choice", 0),
+        ("Expert choice", "expert_choice", 0),
+    ]
+    assert dense_same_depth(table) == "Dense (same depth)"
+
+
+def test_a_wider_dense_model_that_matches_no_sparse_one_is_named_by_its_shape(write_arms: WriteArms) -> None:
+    wide = ({"ffn_factor": 12.0}, {"name": "dense"}, 1e-5)
+    table = arms_of(write_arms({"dense": DENSE, "wide": wide, "ec": EXPERT_CHOICE}, seeds=(0,)))
+    assert set(table["arm"]) == {"Dense (same depth)", "Dense (feed-forward 12 wide, 4 layers)", "Expert choice"}
+
+
+def test_same_depth_is_meant_literally(write_arms: WriteArms) -> None:
+    deep = ({"num_layers": 9}, {"name": "dense"}, 1e-5)
+    table = arms_of(write_arms({"deep": deep, "ec": EXPERT_CHOICE}, seeds=(0,)))
+    assert dense_same_depth(table) is None
+
+
+def test_a_label_says_what_differs_between_the_arms_of_a_router(write_arms: WriteArms) -> None:
+    arms = {
+        f"{experts}-{group}": ({}, {"name": "expert_choice", "num_experts": experts, "group_images": group}, 1e-5)
+        for experts, group in ((8, 1), (16, 1), (8, 4), (8, "batch"))
+    }
+    assert [label for label, _, _ in arm_list(arms_of(write_arms(arms, seeds=(0,))))] == [
+        "Expert choice (8E, per image)",
+        "Expert choice (8E, groups of 4)",
+        "Expert choice (8E, whole batch)",
+        "Expert choice (16E, per image)",
+    ]
+
+
+def test_an_arm_has_one_number_in_every_setting(write_arms: WriteArms) -> None:
+    table = arms_of(write_arms(presets=("nano", "micro")))
+    assert (table.groupby("arm")["variant"].nunique() == 1).all()
+    assert table["setting"].unique().tolist() == ["nano", "micro"]
+
+
+@pytest.mark.parametrize(
+    ("other", "settings"),
+    [
+        ({"optim": {"learning_rate": 1e-4}}, {"nano, optim.learning_rate=0.0001", "nano, optim.learning_rate=0.002"}),
+        ({"train": {"images": 3200}}, {"nano, 3,200 images", "nano, 6,400 images"}),
+        ({"wandb": {"mode": "offline"}, "seed": 1}, {"nano"}),
+    ],
+)
+def test_another_learning_rate_or_horizon_is_another_setting_and_no_seed(
+    other: dict[str, object], settings: set[str], tmp_path: Path, write_run: Callable[..., object]
+) -> None:
+    usual = {"routing": {"name": "dense"}, "train": {"images": 6400}, "eval": {"every_images": 3200}}
+    write_run(tmp_path / "usual", usual, lambda images: 1.0)
+    write_run(tmp_path / "other", usual | other, lambda images: 1.0)
+    table = arms_of(tmp_path)
+    assert set(table["setting"]) == settings
+    assert set(table["arm"]) == {"Dense (same depth)"}

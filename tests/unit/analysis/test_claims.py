@@ -1,0 +1,133 @@
+"""What is said to be supported is what the intervals support."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from analysis.claims import SAME_T, Claim, claims, conclusion
+from analysis.compare import Comparison, compare, comparison_markdown, write_comparison
+from analysis.load import Records, load_records
+from analysis.tables import run_table
+
+WriteRun = Callable[..., object]
+Losses = Mapping[tuple[str, float | None], list[float]]
+
+# (router, width of a dense feed-forward): the final loss by seed
+SEPARATED: Losses = {
+    ("dense", None): [0.130, 0.132, 0.131],
+    ("dense", 6.0): [0.128, 0.130, 0.129],
+    ("token_choice", None): [0.124, 0.1262, 0.1249],
+    ("expert_choice", None): [0.127, 0.1292, 0.1279],
+}
+
+
+def write_losses(folder: Path, write_run: WriteRun, losses: Losses, same_t: float | None = None) -> Path:
+    for (router, width), by_seed in losses.items():
+        for seed, loss in enumerate(by_seed):
+            settings = {
+                "model": {"name": "nano", **({"ffn_factor": width} if width else {})},
+                "routing": {"name": router},
+                "train": {"images": 3200},
+                "seed": seed,
+            }
+            final = {"val_loss_same_t": loss + same_t * (router == "token_choice")} if same_t is not None else {}
+            write_run(
+                folder / f"{router}-{width}-{seed}", settings, lambda n, at=loss: at, eval_images=[3200], final=final
+            )
+    return folder
+
+
+@pytest.fixture
+def found(tmp_path: Path, write_run: WriteRun) -> dict[tuple[str, str], Claim]:
+    table = run_table(load_records([write_losses(tmp_path, write_run, SEPARATED, same_t=0.02)]))
+    return {(claim.arm, claim.reference): claim for claim in claims(table)}
+
+
+def test_an_interval_below_zero_is_a_lower_loss(found: dict[tuple[str, str], Claim]) -> None:
+    assert found["Expert choice", "Dense (same depth)"].verdict == "lower"
+    assert found["Expert choice", "Dense (same depth)"].gap.mean == pytest.approx(-0.002966, abs=1e-6)
+    assert found["Token choice", "Dense (same activated)"].verdict == "lower"
+
+
+def test_the_wrong_direction_is_said_as_well(found: dict[tuple[str, str], Claim]) -> None:
+    assert found["Expert choice", "Token choice"].verdict == "higher"
+
+
+def test_batches_of_one_timestep_are_held_against_mixed_ones(found: dict[tuple[str, str], Claim]) -> None:
+    assert found["Token choice", SAME_T].verdict == "higher"
+    assert found["Expert choice", SAME_T].verdict == "not separated"
+    assert ("Dense (same depth)", SAME_T) not in found
+
+
+def test_the_sentence_says_both_sides_and_the_scale(tmp_path: Path, write_run: WriteRun) -> None:
+    losses = {**SEPARATED, ("switch", None): [0.129, 0.133, 0.131]}
+    comparison = compare(load_records([write_losses(tmp_path, write_run, losses)]))
+    assert comparison.conclusion == (
+        "At nano with 3,200 training images and 3 seeds, the data supports (95% intervals) a lower validation loss "
+        "than Dense (same depth) for Token choice and Expert choice, a lower validation loss than Dense (same "
+        "activated) for Token choice and Expert choice, and a higher validation loss than Token choice for Expert "
+        "choice; it does not support a difference from Dense (same depth) for Switch, or a difference from Dense (same "
+        "activated) for Switch; larger scales were not tested."
+    )
+
+
+def test_one_seed_supports_nothing(tmp_path: Path, write_run: WriteRun) -> None:
+    one_seed = {arm: losses[:1] for arm, losses in SEPARATED.items()}
+    table = run_table(load_records([write_losses(tmp_path, write_run, one_seed)]))
+    found = claims(table)
+    assert {claim.verdict for claim in found} == {"not testable"}
+    sentence = conclusion(table, found)
+    assert "1 seed (fewer than 3, and one has no spread), the data supports no difference; it does not" in sentence
+
+
+def test_a_baseline_that_was_not_run_is_named(tmp_path: Path, write_run: WriteRun) -> None:
+    only = {arm: losses for arm, losses in SEPARATED.items() if arm != ("dense", 6.0)}
+    table = run_table(load_records([write_losses(tmp_path, write_run, only)]))
+    assert "dense of the same activated parameters was not run" in conclusion(table, claims(table))
+
+
+def test_a_single_arm_supports_no_conclusion(tmp_path: Path, write_run: WriteRun) -> None:
+    folder = write_losses(tmp_path, write_run, {("dense", None): [0.1, 0.2, 0.3]})
+    assert "supports no conclusion" in compare(load_records([folder])).conclusion
+
+
+def test_notes_name_few_seeds_unequal_costs_and_what_was_left_out(
+    write_arms: Callable[..., Path], write_run: WriteRun
+) -> None:
+    folder = write_arms(seeds=(0, 1))
+    write_run(folder / "lost", {"routing": {"name": "dense"}, "seed": 9}, lambda n: 1.0, state="failed", reason="gone")
+    notes = "\n".join(compare(load_records([folder])).notes)
+    assert "Expert choice (nano) has 2 seeds; at least 3 are needed" in notes
+    assert "FLOPs per image against Dense (same depth) (nano) are not equal" in notes
+    assert "lost: failed at 38,400 of 38,400 images: gone." in notes
+
+
+def test_a_dense_model_that_matches_some_arms_is_not_sold_as_matching_all(
+    write_arms: Callable[..., Path],
+) -> None:
+    arms = {
+        "dense": ({}, {"name": "dense"}, 1e-5),
+        "wide": ({"ffn_factor": 6.0}, {"name": "dense"}, 1e-5),
+        "switch": ({}, {"name": "switch"}, 1e-5),
+        "ec": ({}, {"name": "expert_choice"}, 1e-5),
+    }
+    notes = compare(load_records([write_arms(arms, seeds=(0,))])).notes
+    assert "Dense (same activated) has 19% more activated parameters than Switch." in notes
+
+
+@pytest.fixture
+def comparison(study: Records) -> Comparison:
+    return compare(study)
+
+
+def test_the_files_hold_the_sentence_the_table_and_the_claims(comparison: Comparison, tmp_path: Path) -> None:
+    paths = write_comparison(comparison, tmp_path / "new")
+    assert sorted(path.name for path in paths) == [f"comparison.{kind}" for kind in ("csv", "md", "png", "svg")]
+    text = (tmp_path / "new" / "comparison.md").read_text()
+    assert text == comparison_markdown(comparison)
+    assert comparison.conclusion in text
+    assert "| Expert choice | Dense (same depth) | nano | -0.0480 | -0.0480 to -0.0480 | 3 | paired | lower |" in text
+    assert (tmp_path / "new" / "comparison.csv").read_text().count("\n") == 5

@@ -1,0 +1,66 @@
+"""Runs over different data, validation sets or conditions are refused, with the difference named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.load import load_records
+from analysis.tables import run_table
+from experiments.errors import RecordError
+from experiments.records.layout import RunDir
+
+WriteRun = Callable[..., RunDir]
+BASE: dict[str, Any] = {"routing": {"name": "dense"}, "train": {"images": 3200}, "eval": {"every_images": 1600}}
+
+
+def write_two(folder: Path, write_run: WriteRun, other: dict[str, Any], **options: Any) -> tuple[RunDir, RunDir]:
+    first = write_run(folder / "a", BASE, lambda images: 1.0, inference_seconds=0.1)
+    return first, write_run(folder / "b", BASE | {"seed": 1} | other, lambda images: 1.0, **options)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"data": {"seed": 3}}, r"Runs differ in data\.seed: 0 in .*a, 3 in .*b\."),
+        ({"eval": {"every_images": 1600, "images": 64}}, r"Runs differ in eval\.images: 512 in .*a, 64 in .*b\."),
+        ({"flow": {"time_std": 2.0}}, r"Runs differ in flow\.time_std: 1\.0 in .*a, 2\.0 in .*b\."),
+    ],
+)
+def test_different_data_are_refused(other: dict[str, Any], message: str, tmp_path: Path, write_run: WriteRun) -> None:
+    write_two(tmp_path, write_run, other)
+    with pytest.raises(RecordError, match=message):
+        run_table(load_records([tmp_path]))
+
+
+def test_a_validation_set_of_another_size_is_refused(tmp_path: Path, write_run: WriteRun) -> None:
+    _, second = write_two(tmp_path, write_run, {})
+    rows = [json.loads(line) for line in second.evals.read_text().splitlines()]
+    second.evals.write_text("".join(json.dumps(row | {"num_samples": 100}) + "\n" for row in rows))
+    with pytest.raises(RecordError, match=r"Runs differ in num_samples of val_loss: 512 in .*a, 100 in .*b\."):
+        run_table(load_records([tmp_path]))
+
+
+def measure(run: RunDir, value: float, **settings: Any) -> None:
+    row = {"images_seen": 3200, "metric": "inference_seconds_per_image", "value": value, "num_samples": 4, "seed": 0}
+    with run.evals.open("a") as file:
+        file.write(json.dumps(row | {"weights": "raw", "settings": {"steps": 24, **settings}}) + "\n")
+
+
+def test_times_measured_under_other_conditions_are_refused(tmp_path: Path, write_run: WriteRun) -> None:
+    first, second = write_two(tmp_path, write_run, {})
+    measure(first, 0.1, batch_images=16)
+    measure(second, 0.1, batch_images=8)
+    with pytest.raises(RecordError, match=r"batch_images of inference_seconds_per_image: 16 in .*a, 8 in .*b\."):
+        run_table(load_records([tmp_path]))
+
+
+def test_how_a_measurement_went_is_no_condition_and_the_last_one_counts(tmp_path: Path, write_run: WriteRun) -> None:
+    first, second = write_two(tmp_path, write_run, {})
+    measure(first, 0.2, slowest_seconds=0.3)
+    measure(second, 0.4, slowest_seconds=0.5)
+    assert run_table(load_records([tmp_path]))["inference_seconds_per_image"].to_list() == [0.2, 0.4]

@@ -1,0 +1,57 @@
+"""Curves over images, FLOPs and seconds; where one reaches a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis.curves import mean_over_seeds, reach, smooth, validation_curves
+from analysis.load import Records, load_records
+from analysis.tables import run_table
+
+
+def test_a_curve_reaches_a_loss_between_two_points_along_a_straight_line() -> None:
+    assert reach([100, 200, 300], [3.0, 2.0, 1.0], 1.25) == 275.0
+
+
+def test_a_dip_that_does_not_last_is_no_reaching() -> None:
+    assert reach([100, 200, 300, 400], [3.0, 1.0, 3.0, 1.0], 2.0) == 350.0
+
+
+def test_a_curve_that_ends_above_never_reaches() -> None:
+    assert reach([100, 200, 300], [3.0, 1.0, 2.0], 1.5) is None
+
+
+def test_a_curve_that_starts_below_reaches_at_its_first_point() -> None:
+    assert reach([100, 200], [1.0, 0.5], 2.0) == 100.0
+
+
+def test_flops_and_seconds_belong_to_the_images_of_an_evaluation(study: Records) -> None:
+    table = run_table(study)
+    curves = validation_curves(study, table).merge(table[["run", "train_flops_per_image"]], on="run")
+    assert list(curves["flops"]) == list(curves["images_seen"] * curves["train_flops_per_image"])
+    assert curves["seconds"].to_list() == pytest.approx((curves["images_seen"] / 100.0).to_list())
+
+
+def test_the_mean_goes_over_seeds_and_the_band_from_the_lowest_to_the_highest(study: Records) -> None:
+    curves = mean_over_seeds(validation_curves(study, run_table(study)))
+    dense = curves[curves["arm"] == "Dense (same depth)"].set_index("images_seen")
+    assert set(dense["num_seeds"]) == {3}
+    assert dense.loc[4800, ["loss", "loss_min", "loss_max"]].to_list() == pytest.approx([0.152, 0.151, 0.153])
+
+
+def test_a_seed_that_was_not_measured_somewhere_does_not_bend_the_mean(
+    tmp_path: Path, write_run: Callable[..., object]
+) -> None:
+    settings = {"routing": {"name": "dense"}, "train": {"images": 3200}}
+    write_run(tmp_path / "a", settings, lambda images: 1.0, eval_images=[800, 1600, 3200])
+    write_run(tmp_path / "b", settings | {"seed": 1}, lambda images: 3.0, eval_images=[1600, 3200])
+    records = load_records([tmp_path])
+    curves = mean_over_seeds(validation_curves(records, run_table(records)))
+    assert curves[["images_seen", "loss"]].to_numpy().tolist() == [[1600, 2.0], [3200, 2.0]]
+
+
+def test_smoothing_keeps_a_constant_and_its_length() -> None:
+    assert smooth([2.0] * 7, 3).tolist() == [2.0] * 7

@@ -1,0 +1,145 @@
+"""Every figure shows its numbers, with units, and nothing lies over anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from analysis.figures.registry import FIGURES, FigureEntry, find_figure
+from analysis.load import MissingDataError, Records, load_records
+from analysis.style import Drawing, paper_style
+from analysis.tables import run_table
+from experiments.errors import EcditError
+
+WriteArms = Callable[..., Path]
+SEVERAL_EXPERTS = {
+    "dense": ({}, {"name": "dense"}, 1e-5),
+    "ec8": ({}, {"name": "expert_choice", "num_experts": 8}, 1.2e-5),
+    "ec16": ({}, {"name": "expert_choice", "num_experts": 16}, 1.3e-5),
+}
+
+
+def draw(name: str, records: Records) -> Drawing:
+    return find_figure(name).draw(records, run_table(records))
+
+
+def rendered(figure: Figure) -> Figure:
+    with paper_style():
+        FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def touching(boxes: list[Bbox]) -> bool:
+    return any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[i + 1 :])
+
+
+def boxes_of_legends(figure: Figure) -> list[Bbox]:
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    return [legend.get_window_extent() for legend in legends if legend is not None]
+
+
+def boxes_of_tick_labels(axis: Axis) -> list[Bbox]:
+    low, high = sorted(axis.get_view_interval())
+    labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    return [label.get_window_extent() for label in labels if label.get_visible() and label.get_text()]
+
+
+@pytest.fixture(params=["one size", "three sizes", "one seed"])
+def records(request: pytest.FixtureRequest, write_arms: WriteArms) -> Records:
+    if request.param == "one size":
+        return load_records([write_arms()])
+    if request.param == "one seed":
+        return load_records([write_arms(seeds=(0,))])
+    return load_records([write_arms(SEVERAL_EXPERTS, seeds=(0, 1), presets=("nano", "micro", "mini"))])
+
+
+@pytest.mark.parametrize("entry", FIGURES, ids=lambda entry: entry.name)
+def test_nothing_lies_over_anything_else_and_nothing_is_cut_off(entry: FigureEntry, records: Records) -> None:
+    figure = rendered(entry.draw(records, run_table(records)).figure)
+    panels = [axes.get_window_extent() for axes in figure.axes]
+    assert not any(legend.overlaps(panel) for legend in boxes_of_legends(figure) for panel in panels)
+    for axes in figure.axes:
+        assert not touching(boxes_of_tick_labels(axes.xaxis))
+        assert not touching(boxes_of_tick_labels(axes.yaxis))
+    assert not touching([axes.xaxis.label.get_window_extent() for axes in figure.axes if axes.get_xlabel()])
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0) >= 0
+    assert drawn.x1 <= width
+    assert drawn.y1 <= height
+
+
+@pytest.mark.parametrize("entry", FIGURES, ids=lambda entry: entry.name)
+def test_every_axis_of_numbers_has_a_unit_and_no_text_is_small(entry: FigureEntry, study: Records) -> None:
+    figure = rendered(entry.draw(study, run_table(study)).figure)
+    labels = [label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label]
+    assert labels
+    assert all("(" in label or "/s" in label for label in labels)
+    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 6
+
+
+def test_loss_convergence_marks_where_dense_is_reached(study: Records) -> None:
+    numbers = draw("loss-convergence", study).numbers
+    reached = numbers[numbers["split"] == "reach"].set_index("arm")
+    assert reached["images_seen"].to_list() == pytest.approx([9600, 8000, 6000, 6400])
+    assert reached["seconds"].to_list() == pytest.approx([96, 80, 60, 64])
+    table = run_table(study).drop_duplicates("arm").set_index("arm")["train_flops_per_image"]
+    expected = 1.6 * table["Dense (same depth)"] / table["Token choice"]
+    assert reached.loc["Token choice", "times_sooner_flops"] == pytest.approx(expected)
+
+
+def test_loss_convergence_without_dense_draws_the_curves_alone(write_arms: WriteArms) -> None:
+    records = load_records([write_arms({"ec": ({}, {"name": "expert_choice"}, 1e-5)})])
+    assert set(draw("loss-convergence", records).numbers["split"]) == {"training", "validation"}
+
+
+def test_inference_time_sets_measured_beside_theoretical_overhead(write_arms: WriteArms) -> None:
+    write_arms({"dense": ({}, {"name": "dense"}, 1e-5)}, inference_seconds=0.01)
+    folder = write_arms({"ec": ({}, {"name": "expert_choice"}, 1.5e-5)}, inference_seconds=0.0125)
+    records = load_records([folder])
+    row = draw("inference-time", records).numbers.set_index("arm").loc["Expert choice"]
+    costs = run_table(records).drop_duplicates("arm").set_index("arm")
+    for cost in ("params_active", "flops_per_image"):
+        expected = costs.loc["Expert choice", cost] / costs.loc["Dense (same depth)", cost] - 1
+        assert row[f"overhead_{cost}"] == pytest.approx(expected)
+    assert row["overhead_inference_seconds_per_image"] == pytest.approx(0.25)
+
+
+def test_inference_time_without_a_measurement_says_which_command_makes_one(write_arms: WriteArms) -> None:
+    records = load_records([write_arms(seeds=(0,), inference_seconds=None)])
+    with pytest.raises(MissingDataError, match="ecdit evaluate --metrics inference-time RUNS"):
+        draw("inference-time", records)
+
+
+def test_routing_shows_every_seed_its_mean_and_interval(study: Records) -> None:
+    numbers = draw("routing", study).numbers
+    end = numbers[numbers["split"] == "end"].set_index("arm")
+    assert list(end.index) == ["Token choice", "Expert choice", "Dense (same activated)", "Dense (same depth)"]
+    assert end.loc["Expert choice", "loss"] == pytest.approx(0.056)
+    half = 4.302653 * 0.001 / 3**0.5
+    assert end.loc["Expert choice", ["loss_low", "loss_high"]].to_list() == pytest.approx([0.056 - half, 0.056 + half])
+    assert (numbers["split"] == "seed").sum() == 12
+
+
+def test_routing_of_one_arm_is_refused(write_arms: WriteArms) -> None:
+    records = load_records([write_arms({"dense": ({}, {"name": "dense"}, 1e-5)})])
+    with pytest.raises(MissingDataError, match="there is no routing to compare"):
+        draw("routing", records)
+
+
+def test_an_unknown_figure_names_the_closest() -> None:
+    with pytest.raises(EcditError, match=r"'rooting' is not a figure\. Did you mean 'routing'\?"):
+        find_figure("rooting")
+
+
+def test_names_and_aliases_are_unique_and_described() -> None:
+    names = [name for entry in FIGURES for name in (entry.name, *entry.aliases)]
+    assert len(names) == len(set(names))
+    assert {"loss-convergence", "inference-time", "routing"} <= set(names)
+    assert all(entry.description.endswith(".") for entry in FIGURES)

@@ -1,0 +1,136 @@
+"""Only finished, whole runs enter the frames; the rest is counted and named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analysis import load
+from analysis.load import Records, load_records
+from experiments.errors import RecordError
+from experiments.records.layout import RunDir
+
+WriteRun = Callable[..., RunDir]
+SHORT: dict[str, Any] = {"routing": {"name": "dense"}, "train": {"images": 3200}, "eval": {"every_images": 1600}}
+
+
+def loss(images: int) -> float:
+    return 1.0 / images
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def reasons(records: Records) -> list[str]:
+    return [entry.reason for entry in records.left_out]
+
+
+@pytest.fixture
+def done(tmp_path: Path, write_run: WriteRun) -> RunDir:
+    return write_run(tmp_path / "runs" / "done", SHORT, loss)
+
+
+def test_settings_become_dotted_columns_and_rows_keep_their_run(done: RunDir) -> None:
+    records = load_records([done.path])
+    run = records.runs.iloc[0]
+    assert (run["routing.name"], run["train.images"], run["seed"]) == ("dense", 3200, 0)
+    assert list(records.steps["images_seen"]) == list(range(320, 3201, 320))
+    assert set(records.steps["run"]) == set(records.evals["run"]) == {str(done.path)}
+    assert records.left_out == ()
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "interrupted", "planned"])
+def test_an_unfinished_run_is_left_out_with_its_state_and_reason(state: str, done: RunDir, write_run: WriteRun) -> None:
+    write_run(done.path.parent / "other", SHORT | {"seed": 1}, loss, state=state, reason="loss is not finite")
+    records = load_records([done.path.parent])
+    assert len(records.runs) == 1
+    assert reasons(records) == [f"{state} at 3,200 of 3,200 images: loss is not finite"]
+
+
+def test_a_damaged_run_is_left_out_with_what_is_wrong(done: RunDir, write_run: WriteRun) -> None:
+    damaged = write_run(done.path.parent / "other", SHORT | {"seed": 1}, loss)
+    damaged.run_json.write_text('{"schema_version": 1, "config"')
+    records = load_records([done.path.parent])
+    assert len(records.runs) == 1
+    assert reasons(records)[0].startswith(f"{damaged.run_json} is damaged")
+
+
+def test_a_cut_line_is_counted_and_the_others_are_kept(done: RunDir) -> None:
+    append(done.steps, '{"images_seen": 3520, "lo')
+    records = load_records([done.path])
+    assert len(records.steps) == 10
+    assert reasons(records) == ["1 row of steps.jsonl damaged"]
+
+
+def test_rows_without_finite_numbers_are_counted(done: RunDir) -> None:
+    row = json.loads(done.steps.read_text().splitlines()[0])
+    append(done.steps, json.dumps(row | {"images_seen": 1, "loss": float("nan")}) + "\n")
+    append(done.evals, json.dumps({"images_seen": 5, "metric": "val_loss", "weights": "raw", "value": "high"}) + "\n")
+    records = load_records([done.path])
+    assert len(records.steps) == 10
+    assert set(records.evals["images_seen"]) == {1600, 3200}
+    assert reasons(records) == ["1 row of steps.jsonl without finite numbers", "1 row of evals.jsonl damaged"]
+
+
+def test_a_row_written_again_after_a_resumption_replaces_the_first(done: RunDir) -> None:
+    last = json.loads(done.steps.read_text().splitlines()[-1])
+    append(done.steps, json.dumps(last | {"loss": 7.0}) + "\n")
+    steps = load_records([done.path]).steps
+    assert len(steps) == 10
+    assert steps["loss"].iloc[-1] == 7.0
+
+
+def test_a_copy_of_a_run_is_not_another_seed(done: RunDir, write_run: WriteRun) -> None:
+    settings = SHORT | {"log": {"every_images": 160}, "parallel": {"world": 2}}
+    write_run(done.path.parent / "same", settings, loss)
+    records = load_records([done.path.parent])
+    assert len(records.runs) == 1
+    assert reasons(records) == [f"it has the same settings and seed as {done.path}"]
+
+
+def test_an_earlier_loss_does_not_pass_for_the_final_one(done: RunDir, write_run: WriteRun) -> None:
+    write_run(done.path.parent / "other", SHORT | {"seed": 1}, loss, eval_images=[1600])
+    records = load_records([done.path.parent])
+    assert set(records.evals["run"]) == {str(done.path)}
+    assert reasons(records) == ["no validation loss at 3,200 images, its end"]
+
+
+def test_another_schema_version_is_refused_and_named(done: RunDir, write_run: WriteRun) -> None:
+    other = write_run(done.path.parent / "other", SHORT | {"seed": 1}, loss)
+    other.run_json.write_text(json.dumps(json.loads(other.run_json.read_text()) | {"schema_version": 2}))
+    with pytest.raises(RecordError, match=r"other has schema version 2; this ecdit reads and compares version 1"):
+        load_records([done.path.parent])
+
+
+def test_a_missing_folder_and_one_without_runs_are_said(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="nothing is not a folder"):
+        load_records([tmp_path / "nothing"])
+    with pytest.raises(RecordError, match=r"No runs at or below .*ecdit sweep"):
+        load_records([tmp_path])
+
+
+def test_when_no_run_is_finished_the_states_are_said(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path / "run", SHORT, loss, state="running")
+    with pytest.raises(RecordError, match=r"None of the 1 runs is finished \(.*running at 3,200 of 3,200 images\)"):
+        load_records([tmp_path])
+
+
+def test_several_processes_read_the_same_frames_as_one(
+    done: RunDir, write_run: WriteRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(done.path.parent / "other", SHORT | {"seed": 1}, loss)
+    alone = load_records([done.path.parent])
+    monkeypatch.setattr(load, "MIN_RUNS_FOR_PROCESSES", 1)
+    together = load_records([done.path.parent])
+    by = ["run", "images_seen"]
+    for mine, theirs in ((alone.steps, together.steps), (alone.evals, together.evals)):
+        pd.testing.assert_frame_equal(
+            mine.sort_values(by, ignore_index=True), theirs.sort_values(by, ignore_index=True)
+        )

@@ -1,0 +1,91 @@
+"""One colour per router, one marker per size, the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+
+from analysis.style import ROUTER_STYLES, SIZE_MARKERS, Drawing, line_style, paper_style, scaled, write_drawing
+from experiments.config.presets import PRESETS
+from experiments.config.routers import RouterName
+from experiments.errors import StorageError
+
+
+def drawing() -> Drawing:
+    with paper_style():
+        figure = Figure(figsize=(2, 1))
+        figure.subplots().plot([0, 1], [1, 0])
+    return Drawing(figure, pd.DataFrame({"x": [0, 1], "y": [1, 0]}))
+
+
+def test_every_router_has_its_own_colour_and_every_preset_its_own_marker() -> None:
+    assert set(ROUTER_STYLES) == set(get_args(RouterName))
+    assert len({style.color for style in ROUTER_STYLES.values()}) == len(ROUTER_STYLES)
+    assert set(SIZE_MARKERS) == set(PRESETS)
+    assert len(set(SIZE_MARKERS.values())) == len(PRESETS)
+
+
+def test_routers_of_near_equal_grey_differ_in_their_dashes() -> None:
+    def grey(router: str) -> float:
+        red, green, blue = to_rgb(ROUTER_STYLES[router].color)
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+
+    for one in ROUTER_STYLES:
+        for other in ROUTER_STYLES:
+            if one < other and abs(grey(one) - grey(other)) < 0.15:
+                assert line_style(one, 0)["linestyle"] != line_style(other, 0)["linestyle"]
+
+
+def test_arms_of_a_router_share_its_colour_and_differ_in_dashes() -> None:
+    styles = [line_style("expert_choice", variant) for variant in range(5)]
+    assert {style["color"] for style in styles} == {ROUTER_STYLES["expert_choice"].color}
+    assert len({str(style["linestyle"]) for style in styles}) == 5
+
+
+def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
+    first = write_drawing(drawing(), tmp_path / "a", "figure")
+    second = write_drawing(drawing(), tmp_path / "b", "figure")
+    assert [path.suffix for path in first] == [".png", ".svg", ".csv"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_png_has_200_dots_per_inch(tmp_path: Path) -> None:
+    png, _, csv = write_drawing(drawing(), tmp_path, "figure")
+    with Image.open(png) as image:
+        assert image.size == (400, 200)
+    assert csv.read_text() == "x,y\n0,1\n1,0\n"
+
+
+def test_a_users_own_style_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib as mpl
+
+    before = write_drawing(drawing(), tmp_path / "a", "figure")[0].read_bytes()
+    monkeypatch.setitem(mpl.rcParams, "lines.linewidth", 9.0)
+    monkeypatch.setitem(mpl.rcParams, "savefig.dpi", 30)
+    assert write_drawing(drawing(), tmp_path / "b", "figure")[0].read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"file cannot be written: File exists\. Choose another --out\."):
+        write_drawing(drawing(), tmp_path / "file", "figure")
+
+
+@pytest.mark.parametrize(
+    ("largest", "unit", "expected"),
+    [
+        (9600, "images", (1e3, "thousands")),
+        (4.1e12, "FLOP", (1e12, "TFLOP")),
+        (3e15, "FLOP", (1e15, "PFLOP")),
+        (100, "s", (1.0, "s")),
+        (40_000, "s", (3600.0, "h")),
+    ],
+)
+def test_axes_have_si_units(largest: float, unit: str, expected: tuple[float, str]) -> None:
+    assert scaled(largest, unit) == expected

@@ -1,0 +1,101 @@
+"""How many slots an expert gets: refused below one, and equal to the arithmetic of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.config.budget import expert_capacity, slots_per_image
+from experiments.config.schema import RunConfig
+from experiments.errors import ConfigError
+from experiments.routing.layer import RoutedFeedForward, build_feed_forward
+
+ConfigOf = Callable[..., RunConfig]
+LayerOf = Callable[..., RoutedFeedForward]
+
+
+@pytest.mark.parametrize(
+    ("settings", "training", "message"),
+    [
+        (
+            {"capacity_factor": 2.0},
+            True,
+            "routing.capacity_factor=2 leaves each of 64 experts less than one slot in a group of 12 tokens. "
+            "Use at least 5.3334, or more images per routing group.",
+        ),
+        (
+            {"capacity_factor": 2.0, "group_images": "batch"},
+            False,
+            "routing.capacity_factor=2 leaves each of 64 experts less than one slot in a group of 24 tokens. "
+            "Use at least 2.6667, or more images per routing group.",
+        ),
+        (
+            {"capacity_factor": 8.0, "eval_capacity_factor": 0.5},
+            False,
+            "routing.eval_capacity_factor=0.5 leaves each of 64 experts less than one slot in a group of 12 tokens. "
+            "Use at least 5.3334, or more images per routing group.",
+        ),
+    ],
+)
+def test_an_expert_without_a_slot_is_refused(
+    settings: dict[str, Any], training: bool, message: str, layer_of: LayerOf
+) -> None:
+    layer = layer_of(name="expert_choice", num_experts=64, **settings).train(training)
+    with pytest.raises(ConfigError) as refusal:
+        layer(torch.randn(2, 12, 8))
+    assert str(refusal.value) == message
+    assert refusal.value.exit_code == 2
+
+
+def test_the_way_out_of_the_refusal_works(layer_of: LayerOf) -> None:
+    layer = layer_of(name="expert_choice", num_experts=64, capacity_factor=5.3334)
+    assert layer(torch.randn(2, 12, 8)).tokens_per_expert_E.tolist() == [2] * 64  # one slot in each of two groups
+
+
+def test_a_smaller_last_group_has_at_least_one_slot(layer_of: LayerOf) -> None:
+    layer = layer_of(name="expert_choice", num_experts=8, capacity_factor=1.0, group_images=2).eval()
+    assert layer(torch.randn(3, 4, 8)).tokens_per_expert_E.tolist() == [1 + 1] * 8
+    assert layer(torch.randn(1, 4, 8)).tokens_per_expert_E.tolist() == [1] * 8
+
+
+@pytest.mark.parametrize("name", ["expert_choice", "token_choice", "switch", "shared_expert"])
+def test_evaluation_has_a_capacity_of_its_own(name: str, layer_of: LayerOf) -> None:
+    layer = layer_of(name=name, num_experts=4, capacity_factor=1.0, eval_capacity_factor=3.0, group_images=1)
+    x_BTD = torch.randn(2, 8, 8)
+    slots = {mode: layer.train(mode)(x_BTD).assignment.token_EP.shape[1] for mode in (True, False)}
+    assert slots == {True: 2 * 2, False: 2 * 6}
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize(("num_tokens", "factor"), [(100, 0.3), (100, 1.2), (96, 0.7), (64, 1.0)])
+def test_tokens_that_choose_get_the_slots_of_the_budget(
+    num_tokens: int, factor: float, top_k: int, layer_of: LayerOf
+) -> None:
+    """DeepSpeed multiplies in float32: 100 tokens x 1.2 / 4 experts are 31 slots there and 30 here."""
+    layer = layer_of(name="token_choice", num_experts=4, top_k=top_k, capacity_factor=factor)
+    torch.nn.init.zeros_(layer.router.weight_DE)  # every token asks the first experts
+    assignment = layer(torch.randn(1, num_tokens, 8)).assignment
+    slots = expert_capacity(num_tokens, factor, 4, round_up=True)
+    assert assignment.token_EP.shape == (4, slots)
+    assert int(assignment.tokens_per_expert_E.max()) == slots
+
+
+@pytest.mark.parametrize("group_images", [1, 2, "batch"])
+@pytest.mark.parametrize("factor", [2.0, 1.0, 1.3])
+@pytest.mark.parametrize("name", ["expert_choice", "token_choice", "switch", "shared_expert"])
+def test_the_experts_execute_the_flops_of_the_budget(
+    name: str, factor: float, group_images: int | str, config_of: ConfigOf
+) -> None:
+    config = config_of(name=name, num_experts=4, capacity_factor=factor, group_images=group_images)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"batch_images": 4})})
+    layer = build_feed_forward(config, 0)
+    assert isinstance(layer, RoutedFeedForward)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.randn(4, 10, 8))
+    executed = sum(counter.get_flop_counts()["RoutedFeedForward.experts"].values())
+    params_per_expert = sum(weight.numel() for weight in layer.experts.parameters()) / 4
+    assert executed == round(2 * 4 * slots_per_image(config, 10, training=True) * params_per_expert)

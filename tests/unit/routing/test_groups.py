@@ -1,0 +1,74 @@
+"""Who competes with whom: routing groups keep images apart, and a layer is a function of its input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiments.routing.layer import RoutedFeedForward
+
+LayerOf = Callable[..., RoutedFeedForward]
+
+LIMITED = {
+    "expert choice": {"name": "expert_choice"},
+    "token choice": {"name": "token_choice", "capacity_factor": 1.0},
+    "token choice, top 3": {"name": "token_choice", "top_k": 3, "capacity_factor": 1.5},
+    "switch": {"name": "switch", "capacity_factor": 0.75},
+    "shared expert": {"name": "shared_expert", "capacity_factor": 1.0},
+}
+limited = pytest.mark.parametrize("settings", LIMITED.values(), ids=LIMITED.keys())
+
+
+def change_of_other_images(layer: RoutedFeedForward, x_BTD: Tensor) -> Tensor:
+    """By how much the images but the first change when the first is replaced."""
+    replaced_BTD = torch.cat([torch.randn_like(x_BTD[:1]) * 3, x_BTD[1:]])
+    return (layer(replaced_BTD).out_BTD - layer(x_BTD).out_BTD)[1:].abs().amax(dim=(1, 2))
+
+
+@limited
+def test_in_groups_of_one_no_image_changes_another(settings: dict[str, Any], layer_of: LayerOf) -> None:
+    layer = layer_of(num_experts=4, group_images=1, **settings)
+    assert change_of_other_images(layer, torch.randn(4, 16, 8)).tolist() == [0, 0, 0]
+
+
+@limited
+def test_in_groups_of_two_an_image_changes_its_partner_alone(settings: dict[str, Any], layer_of: LayerOf) -> None:
+    layer = layer_of(num_experts=4, group_images=2, **settings)
+    partner, *others = change_of_other_images(layer, torch.randn(4, 16, 8)).tolist()
+    assert partner > 0.01
+    assert others == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["token_choice", "switch", "shared_expert"])
+def test_without_a_limit_no_image_changes_another(name: str, layer_of: LayerOf) -> None:
+    layer = layer_of(name=name, num_experts=4, capacity_factor=None, group_images="batch")
+    assert float(change_of_other_images(layer, torch.randn(4, 16, 8)).detach().max()) < 1e-5
+
+
+@limited
+def test_a_group_is_decided_as_if_it_were_alone(settings: dict[str, Any], layer_of: LayerOf) -> None:
+    router = layer_of(num_experts=4, **settings).router
+    logits_GSE = torch.randn(3, 16, 4)
+    together = router.decide(logits_GSE, 3)
+    alone = [router.decide(logits_GSE[group : group + 1], 3) for group in range(3)]
+    for field in ("token_GEC", "weight_GEC", "filled_GEC"):
+        if getattr(together, field) is not None:
+            assert torch.equal(getattr(together, field), torch.cat([getattr(one, field) for one in alone])), field
+    if together.auxiliary_loss is not None:
+        losses = [one.auxiliary_loss for one in alone if one.auxiliary_loss is not None]
+        torch.testing.assert_close(together.auxiliary_loss, torch.stack(losses).mean())
+
+
+@limited
+@pytest.mark.parametrize("training", [True, False])
+def test_the_same_input_gives_the_same_bits(
+    settings: dict[str, Any], training: bool, layer_of: LayerOf, gradients_of: Callable[..., dict[str, Tensor]]
+) -> None:
+    layer, x_BTD = layer_of(num_experts=4, **settings).train(training), torch.randn(4, 16, 8)
+    first, second = gradients_of(layer, x_BTD), gradients_of(layer, x_BTD)
+    assert torch.equal(layer(x_BTD).out_BTD, layer(x_BTD).out_BTD)
+    assert all(torch.equal(first[name], second[name]) for name in first)
