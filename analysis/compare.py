@@ -108,6 +108,8 @@ def _claim_cells(found: list[Claim]) -> tuple[list[str], list[list[str]]]:
 def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame) -> Iterator[str]:
     """What a reader must know before believing the table."""
     yield "Intervals are Student's t over seeds and are not corrected for the number of differences tested."
+    if table["val_loss_same_t"].notna().any():
+        yield "Batches of one timestep hold other t than mixed ones: compare their losses between arms."
     few = arms.loc[arms["num_seeds"] < MIN_SEEDS]
     for _, arm in few.iterrows():
         seeds = "1 seed: no spread can be given" if arm["num_seeds"] == 1 else f"{arm['num_seeds']} seeds"
@@ -116,8 +118,9 @@ def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame) -> Iterato
     yield from _dearer(arms)
     for column in MEASURED_ON:
         if table[column].nunique() > 1:
-            values = ", ".join(map(str, table[column].unique()))
-            yield f"Runs differ in {column} ({values}): speeds are not comparable between them."
+            values = ", ".join(sorted(map(str, table[column].unique())))
+            what = "losses and speeds" if column == "precision" else "speeds"
+            yield f"Runs differ in {column} ({values}): {what} are not comparable between them."
     for missing in records.left_out:
         yield f"Left out: {missing}."
 

@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.load import Records
 
 AXES = ("images_seen", "flops", "seconds")
-HIDDEN_SHARE = 0.1
+HIDDEN_SHARE = 0.3
 """Share of training whose losses, many times the final ones, do not set the height of an axis."""
 
 

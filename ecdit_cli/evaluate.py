@@ -20,7 +20,7 @@ def evaluate(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, or folders that hold them.")],
     metrics: Annotated[str, typer.Option(help="What to measure, by commas: inference-time.")] = "inference-time",
     batch_images: Annotated[int, typer.Option(min=1, help="Images sampled at a time.")] = 16,
-    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Measure trained runs side by side: seconds to generate an image.

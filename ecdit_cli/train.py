@@ -45,20 +45,14 @@ def train(
 
 
 def _run(config: RunConfig, folder: RunDir, plain: bool) -> str:
-    """Import torch, and train. Of several processes the main one speaks."""
+    """Import torch, and train."""
     from ecdit_cli._progress import progress
-    from experiments.errors import EcditError
 
     with progress(config, visible=not plain and _is_main_process()) as reporter:
         from experiments.evaluation.preview import preview
         from experiments.training.loop import train as train_run
 
-        try:
-            return train_run(config, folder, ["ecdit", *sys.argv[1:]], reporter, observers=[preview])
-        except EcditError as error:
-            if _is_main_process():
-                raise
-            raise typer.Exit(error.exit_code) from error
+        return train_run(config, folder, ["ecdit", *sys.argv[1:]], reporter, observers=[preview])
 
 
 def _launched_world() -> list[str]:

@@ -49,9 +49,9 @@ def write_run_folder(
     config = RunConfig.model_validate(settings)
     run, total = RunDir(path), config.train.images
     path.mkdir(parents=True)
-    _write(run.run_json, [_run_record(config, path.name, record_fields)])
-    _write(run.status_json, [Status(state=state, images_seen=total, images_total=total, heartbeat=0.0, reason=reason)])
     record = _run_record(config, path.name, record_fields)
+    _write(run.run_json, [record])
+    _write(run.status_json, [Status(state=state, images_seen=total, images_total=total, heartbeat=0.0, reason=reason)])
     steps = step_images or range(config.log.every_images, total + 1, config.log.every_images)
     _write(run.steps, [_step(n, record, training_loss or loss, images_per_second) for n in steps])
     evals = eval_images or range(config.eval.every_images, total + 1, config.eval.every_images)

@@ -2,7 +2,8 @@
 
 One row of panels per setting. Under each panel every arm has one line that marks where its mean validation loss reaches
 the final one of `Dense (same depth)`, and how many times sooner that is in the unit of the axis. Lines are means over
-seeds, bands go from the lowest to the highest seed; the first tenth of training lies above the axis.
+seeds, bands go from the lowest to the highest seed; what is higher than the losses after the first
+`HIDDEN_SHARE` of training lies above the axis.
 """
 
 from __future__ import annotations

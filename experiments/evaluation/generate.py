@@ -8,6 +8,7 @@ Legend: B images, C channels, H, W height and width, L caption length, T tokens 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from experiments.config.schema import RunConfig
 from experiments.data.captions import null_caption, tokenize
+from experiments.data.loader import validation_set
 from experiments.flow.samplers import SAMPLERS, Guidance, guided, time_grid
 from experiments.models.dit import DiT, DiTOutput
 
@@ -33,8 +35,20 @@ class SamplerSettings:
 def image_noise(config: RunConfig, numbers: Sequence[int], seed: int) -> Tensor:
     """Standard normal noise [B, C, H, W] of the images called `numbers`, the same on every device."""
     shape = (config.data.channels, config.data.image_size, config.data.image_size)
-    generators = [torch.Generator().manual_seed((seed << 32) + number) for number in numbers]
+    generators = [torch.Generator().manual_seed(_mixed(seed, number)) for number in numbers]
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def _mixed(seed: int, number: int) -> int:
+    """One seed of 63 bits from both, so that neighbours share nothing and seeds of any size fit."""
+    digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def validation_captions(config: RunConfig, num_images: int) -> Tensor:
+    """Token ids [B, L] of the first `num_images` images of the validation split; no other images are made."""
+    few = config.eval.model_copy(update={"images": num_images})
+    return torch.cat([batch.caption_BL for batch in validation_set(config.model_copy(update={"eval": few}))])
 
 
 def caption_ids(captions: Sequence[str]) -> Tensor:

@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
-from experiments.data.loader import validation_set
-from experiments.evaluation.generate import SamplerSettings, image_noise, sample
+from experiments.evaluation.generate import SamplerSettings, image_noise, sample, validation_captions
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiTOutput
 from experiments.records.storage import storage_errors
@@ -57,7 +56,7 @@ def preview(engine: Engine, config: RunConfig, images_seen: int, writer: RecordW
     num_images = min(config.eval.sample_images, config.eval.images)
     if num_images == 0 or writer is None:
         return
-    captions_BL = torch.cat([batch.caption_BL for batch in validation_set(config)])[:num_images]
+    captions_BL = validation_captions(config, num_images)
     noise = image_noise(config, range(num_images), seed=config.data.seed).to(engine.device)
     compute = ComputeMap(num_images)
     settings = SamplerSettings(config.eval.sample_steps, Guidance(config.eval.guidance))

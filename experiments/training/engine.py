@@ -152,6 +152,11 @@ def check_world(config: RunConfig) -> None:
         )
 
 
+def is_lost_process(error: Exception) -> bool:
+    """Whether a collective failed because another process went away; gloo has no error class of its own."""
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def _build_optimizer(config: RunConfig, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
     optim = config.optim
     common: dict[str, Any] = {"lr": optim.learning_rate, "eps": optim.epsilon, "weight_decay": optim.weight_decay}

@@ -38,6 +38,7 @@ from experiments.training.engine import (
     Engine,
     build_engine,
     check_world,
+    is_lost_process,
     launched_rank,
     process_group,
     resolve_precision,
@@ -93,9 +94,9 @@ def train(
     reporter = reporter or Reporter()
     cost = budget(config)
     record = describe_run(config, resolve_precision(config.train.precision), cost, command)
+    with storage_errors(run_dir.path):
+        run_dir.path.mkdir(parents=True, exist_ok=True)
     if launched_rank() == 0:  # a folder of another run is refused before anything is built
-        with storage_errors(run_dir.path):
-            run_dir.path.mkdir(parents=True, exist_ok=True)
         settle_record(run_dir, record)
     reporter.phase("building")
     with process_group(run_dir.log), StopRequest() as stop:
@@ -247,6 +248,13 @@ def _recorded_end(run: Run) -> Iterator[None]:
         _record_end(run, "interrupted", "SIGINT twice: not saved since the last checkpoint")
         raise
     except Exception as error:
+        if is_lost_process(error):
+            lost = RunFailedError(
+                "Another process of this run has ended.",
+                "If it said nothing, look for its memory limit. The same command continues from the last checkpoint.",
+            )
+            _record_end(run, "failed", str(lost))
+            raise lost from error
         _record_end(run, "failed", f"{type(error).__name__}: {error}")
         raise
     finally:

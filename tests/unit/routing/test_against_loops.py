@@ -86,7 +86,7 @@ def test_the_last_group_of_an_evaluation_batch_may_be_smaller(
     settings: dict[str, Any], config_of: ConfigOf, layer_of: LayerOf
 ) -> None:
     settings = settings | {"num_experts": 4, "group_images": 2}
-    layer, x_BTD = layer_of(**settings).eval(), torch.randn(3, 6, 8)
+    layer, x_BTD = layer_of(**settings).eval(), torch.randn(5, 6, 8)
     output = layer(x_BTD)
     out_BTD, loss, _ = by_loops(layer, x_BTD, config_of(**settings).routing)
     assert_close(output.out_BTD, out_BTD)

@@ -101,6 +101,10 @@ def test_routing_is_float32_under_autocast(name: str, layer_of: LayerOf) -> None
     assert_close(output.out_BTD, expected.out_BTD, rtol=0.1, atol=0.05)
 
 
+def test_the_recorded_logits_carry_no_gradient(layer_of: LayerOf) -> None:
+    assert not layer_of(name="expert_choice", num_experts=4)(torch.randn(1, 6, 8)).assignment.logits_NE.requires_grad
+
+
 def test_a_dense_layer_answers_as_one_expert_that_sees_every_token() -> None:
     output = DenseFeedForward(8, 16)(torch.randn(2, 3, 8))
     assert output.assignment is None

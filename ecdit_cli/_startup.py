@@ -1,0 +1,88 @@
+"""How long commands take, each in a process of its own: what a user waits for before anything happens."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+NUM_PLANNED_RUNS = 500
+SPEC = f"""\
+program: ecdit
+method: grid
+parameters:
+  routing.name: {{values: [dense, expert_choice]}}
+  seed: {{values: {list(range(NUM_PLANNED_RUNS // 2))}}}
+"""
+LIMIT_SECONDS = {"help": 0.4, "plan": 2.0, "first_row": 10.0}
+"""What the project promises of a command on a machine with 2 cores."""
+
+
+def measure_commands(rounds: int, overrides: Sequence[str], on_round: Callable[[], None]) -> list[dict[str, Any]]:
+    """Median seconds of each command over `rounds`; the commands take turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = Path(folder) / "sweep.yaml"
+        spec.write_text(SPEC)
+        measures: dict[str, tuple[str, Callable[[], float]]] = {
+            "help": ("ecdit --help", lambda: _seconds_of(["--help"])),
+            "plan": (
+                f"ecdit sweep --dry-run of {NUM_PLANNED_RUNS} runs",
+                lambda: _seconds_of(["sweep", str(spec), "--dry-run"]),
+            ),
+            "first_row": ("ecdit train to the first step", lambda: _seconds_to_first_row(overrides)),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in measures}
+        for _ in range(rounds):
+            for name, (_, measure) in measures.items():
+                seconds[name].append(measure())
+                on_round()
+    return [
+        {
+            "measure": name,
+            "command": command,
+            "seconds": statistics.median(seconds[name]),
+            "fastest_seconds": min(seconds[name]),
+            "slowest_seconds": max(seconds[name]),
+            "limit_seconds": LIMIT_SECONDS[name],
+            "rounds": rounds,
+        }
+        for name, (command, _) in measures.items()
+    ]
+
+
+def _seconds_of(arguments: Sequence[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(_ecdit(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - started
+
+
+def _seconds_to_first_row(overrides: Sequence[str]) -> float:
+    """From the command to the first row of `steps.jsonl`, in a fresh folder; the run is then ended."""
+    from experiments.errors import RunFailedError
+    from experiments.records.layout import RunDir
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(Path(folder) / "run")
+        arguments = ["train", *overrides, "log.every_images=1", "wandb.mode=disabled", "--run-dir", str(run.path)]
+        started = time.perf_counter()
+        process = subprocess.Popen(_ecdit(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while run.last_step() is None:
+                if process.poll() is not None:
+                    raise RunFailedError(
+                        f"ecdit train ended with exit code {process.returncode}.", "Run it by itself to see why."
+                    )
+                time.sleep(0.01)
+            return time.perf_counter() - started
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _ecdit(arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "ecdit_cli", *arguments]

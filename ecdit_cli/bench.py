@@ -1,0 +1,129 @@
+"""`ecdit bench`: what the suite promises of its own speed, measured side by side in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from ecdit_cli._console import Column, print_rows, talk
+from ecdit_cli._options import Json, Overrides
+
+ROUTERS = ("dense", "expert_choice", "token_choice")
+NUM_LOADED_IMAGES = 4096
+Rows = list[dict[str, Any]]
+
+
+def bench(
+    what: Annotated[str, typer.Argument(metavar="train|data|cli", help="What to measure.")],
+    overrides: Overrides,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps to time for each router.")] = 40,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions of each command; the median counts.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Measure the suite itself. Let nothing else run meanwhile.
+
+    train: which share of an iteration is forward, backward and optimizer. data: how many images are drawn against how
+    many are trained on. cli: how long commands take to start.
+    """
+    from experiments.errors import EcditError, did_you_mean
+
+    if what not in MEASURES:
+        raise EcditError(f"ecdit bench {what!r} does not exist.", did_you_mean(what, MEASURES))
+    measure, columns = MEASURES[what]
+    print_rows(measure(list(overrides), steps, rounds), columns, as_json)
+
+
+def _bench_train(overrides: list[str], steps: int, rounds: int) -> Rows:
+    from experiments.config.overrides import load_config
+
+    configs = [load_config([*overrides, f"routing={name}"]) for name in ROUTERS]
+    with _progress("training", len(configs)) as advance:
+        from experiments.training.profile import measure_step_shares
+
+        rows = []
+        for config in configs:
+            settings = {"model": config.model.name, "routing": config.routing.name, "steps": steps}
+            rows.append({**settings, "batch_images": config.train.batch_images, **measure_step_shares(config, steps)})
+            advance()
+        return rows
+
+
+def _bench_data(overrides: list[str], steps: int, rounds: int) -> Rows:
+    """Dense trains fastest, and asks most of the data."""
+    from experiments.config.overrides import load_config
+
+    config = load_config(["routing=dense", *overrides])
+    with _progress("drawing and training", 2) as advance:
+        from experiments.data.measure import measure_loader
+        from experiments.training.profile import measure_step_shares
+
+        loader = measure_loader(config, NUM_LOADED_IMAGES)
+        advance()
+        trained = measure_step_shares(config, steps)["images_per_second"]
+    drawn = loader.pop("images_per_second")
+    return [
+        {
+            "model": config.model.name,
+            "routing": config.routing.name,
+            **loader,
+            "loader_images_per_second": drawn,
+            "training_images_per_second": trained,
+            "ratio": drawn / trained,
+        }
+    ]
+
+
+def _bench_cli(overrides: list[str], steps: int, rounds: int) -> Rows:
+    from ecdit_cli._startup import LIMIT_SECONDS, measure_commands
+
+    with _progress("starting commands", rounds * len(LIMIT_SECONDS)) as advance:
+        return measure_commands(rounds, overrides, advance)
+
+
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
+    from rich.progress import Progress
+
+    console = talk()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(name, total=total)
+        yield lambda: bars.update(task, advance=1)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f}"
+
+
+TRAIN_COLUMNS = (
+    Column("model", "model"),
+    Column("routing", "routing"),
+    Column("forward_seconds", "forward ms", _milliseconds),
+    Column("backward_seconds", "backward ms", _milliseconds),
+    Column("optimizer_seconds", "optimizer ms", _milliseconds),
+    Column("other_seconds", "the rest ms", _milliseconds),
+    Column("iteration_seconds", "iteration ms", _milliseconds),
+    Column("compute_share", "share of the three", "{:.1%}".format),
+    Column("images_per_second", "images/s", "{:.0f}".format),
+)
+DATA_COLUMNS = (
+    Column("model", "model"),
+    Column("routing", "routing"),
+    Column("loader_images_per_second", "images/s drawn", "{:.0f}".format),
+    Column("training_images_per_second", "images/s trained", "{:.0f}".format),
+    Column("ratio", "ratio", "{:.1f}".format),
+)
+CLI_COLUMNS = (
+    Column("command", "command"),
+    Column("seconds", "seconds", "{:.2f}".format),
+    Column("fastest_seconds", "fastest", "{:.2f}".format),
+    Column("slowest_seconds", "slowest", "{:.2f}".format),
+    Column("limit_seconds", "at most", "{:.1f}".format),
+)
+MEASURES: dict[str, tuple[Callable[[list[str], int, int], Rows], tuple[Column, ...]]] = {
+    "train": (_bench_train, TRAIN_COLUMNS),
+    "data": (_bench_data, DATA_COLUMNS),
+    "cli": (_bench_cli, CLI_COLUMNS),
+}

@@ -1,0 +1,47 @@
+"""Small models and what goes into them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiments.config.overrides import load_config
+from experiments.config.schema import RunConfig
+from experiments.data.captions import tokenize
+from experiments.models.dit import DiT
+
+ROUTERS = ("dense", "expert_choice", "token_choice", "switch", "shared_expert")
+CAPTIONS = ("a red circle", "two blue squares", "a circle and a ring", "")
+
+
+@pytest.fixture
+def settings() -> Callable[..., RunConfig]:
+    """A nano config of 2 layers of width 32, with overrides on top."""
+    return lambda *overrides: load_config(["model=nano", "model.width=32", "model.num_layers=2", *overrides])
+
+
+@pytest.fixture
+def awake() -> Callable[[RunConfig], DiT]:
+    """The model of a config whose zero-initialised weights were moved, so that every part takes part."""
+
+    def build(config: RunConfig) -> DiT:
+        torch.manual_seed(0)
+        model = DiT(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.2)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    """4 noisy images, their times, and their captions, the last one empty."""
+    generator = torch.Generator().manual_seed(1)
+    captions = torch.tensor([tokenize(caption) for caption in CAPTIONS])
+    return torch.randn(4, 3, 32, 32, generator=generator), torch.rand(4, generator=generator), captions
