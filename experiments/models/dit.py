@@ -66,6 +66,8 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """Velocity of rectified flow from a noisy image, its time and its caption."""
 
+    position_TD: Tensor
+
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         model, data = config.model, config.data
@@ -90,9 +92,10 @@ class DiT(nn.Module):
     ) -> DiTOutput:
         """The velocity at `noisy_BCHW`; with `keep_BK` (int64 token indices) the other tokens are never computed."""
         dtype = self.embed.weight.dtype
-        tokens_BTD = self.embed(patchify(noisy_BCHW.to(dtype), self.patch_size)) + self.position_TD
+        patches_BTP, position_BTD = patchify(noisy_BCHW.to(dtype), self.patch_size), self.position_TD.to(dtype)
         if keep_BK is not None:
-            tokens_BTD = gather_tokens(tokens_BTD, keep_BK)
+            patches_BTP, position_BTD = gather_tokens(patches_BTP, keep_BK), position_BTD[keep_BK]
+        tokens_BTD = self.embed(patches_BTP) + position_BTD
         time_BD, modulation_B6D = self.time(time_B)
         text_BLD, mask_B11L = self.text(caption_BL)
         answers = []

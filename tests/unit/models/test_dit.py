@@ -1,0 +1,162 @@
+"""The whole transformer, for every router."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiments.config.schema import RunConfig
+from experiments.data.captions import PAD_ID
+from experiments.models.dit import DiT
+from experiments.models.embed import PAD_TOKEN
+from experiments.models.parts import part_of
+
+Settings = Callable[..., RunConfig]
+Awake = Callable[[RunConfig], DiT]
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+every_router = pytest.mark.parametrize(
+    "arm",
+    [
+        "routing=dense",
+        "routing=expert_choice",
+        "routing=expert_choice routing.gating=sigmoid",
+        "routing=expert_choice routing.gating=identity routing.group_images=4",
+        "routing=token_choice",
+        "routing=switch",
+        "routing=shared_expert",
+        "routing=shared_expert routing.shared_factor=0 routing.capacity_factor=2",
+    ],
+)
+by_image = pytest.mark.parametrize(
+    "arm",
+    [
+        "routing=dense",
+        "routing=expert_choice",
+        "routing=token_choice routing.group_images=1",
+        "routing=switch routing.group_images=1",
+        "routing=shared_expert",
+    ],
+)
+
+
+@every_router
+def test_an_untrained_model_predicts_zero_and_starts_as_the_identity(
+    arm: str, settings: Settings, inputs: Inputs
+) -> None:
+    torch.manual_seed(0)
+    model = DiT(settings(*arm.split()))
+    tokens: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, given, output: tokens.extend([given[0], output[0]]))
+    output = model(*inputs)
+    assert not output.velocity_BKP.any()
+    assert all(torch.equal(tokens[0], other) for other in tokens)
+
+
+@every_router
+def test_gradients_reach_every_parameter(arm: str, settings: Settings, awake: Awake, inputs: Inputs) -> None:
+    model = awake(settings(*arm.split(), "model.num_layers=4"))
+    output = model(*inputs)
+    (output.velocity_BKP.square().mean() + output.auxiliary_loss).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@every_router
+def test_keeping_all_tokens_is_the_same_as_not_dropping_any(
+    arm: str, settings: Settings, awake: Awake, inputs: Inputs
+) -> None:
+    model = awake(settings(*arm.split()))
+    everything = torch.arange(64).expand(4, 64)
+    torch.testing.assert_close(model(*inputs, everything).velocity_BKP, model(*inputs).velocity_BKP)
+
+
+def test_a_dropped_token_is_never_seen(settings: Settings, awake: Awake, inputs: Inputs) -> None:
+    """Each kept token has its own patch and its own position."""
+    model, (noisy, time, caption) = awake(settings("routing=expert_choice")), inputs
+    keep = torch.stack([torch.randperm(64)[:32].sort().values for _ in range(4)])
+    output = model(noisy, time, caption, keep).velocity_BKP
+    changed = noisy.clone()
+    for image, kept in enumerate(keep.tolist()):
+        for token in set(range(64)) - set(kept):
+            row, column = divmod(token, 8)
+            changed[image, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 9.0
+    assert output.shape == (4, 32, 48)
+    assert torch.equal(model(changed, time, caption, keep).velocity_BKP, output)
+    shifted = torch.where(keep > 0, keep - 1, keep)
+    assert not torch.allclose(model(noisy, time, caption, shifted).velocity_BKP, output)
+
+
+@by_image
+def test_the_order_of_images_in_a_batch_does_not_matter(
+    arm: str, settings: Settings, awake: Awake, inputs: Inputs
+) -> None:
+    model, order = awake(settings(*arm.split())), torch.tensor([2, 0, 3, 1])
+    shuffled = model(*(part[order] for part in inputs)).velocity_BKP
+    torch.testing.assert_close(shuffled, model(*inputs).velocity_BKP[order])
+
+
+@by_image
+def test_an_image_alone_is_as_it_is_in_a_batch(arm: str, settings: Settings, awake: Awake, inputs: Inputs) -> None:
+    model = awake(settings(*arm.split())).eval()
+    alone = torch.cat([model(*(part[i : i + 1] for part in inputs)).velocity_BKP for i in range(4)])
+    torch.testing.assert_close(alone, model(*inputs).velocity_BKP)
+
+
+def test_the_caption_the_time_and_the_image_all_matter(settings: Settings, awake: Awake, inputs: Inputs) -> None:
+    model, (noisy, time, caption) = awake(settings("routing=expert_choice")), inputs
+    velocity = model(noisy, time, caption).velocity_BKP
+    for other in ((noisy.flip(0), time, caption), (noisy, time.flip(0), caption), (noisy, time, caption.flip(0))):
+        assert not torch.allclose(model(*other).velocity_BKP, velocity, atol=1e-3)
+
+
+def test_padding_of_a_caption_never_changes_the_image(settings: Settings, awake: Awake, inputs: Inputs) -> None:
+    model = awake(settings("routing=expert_choice"))
+    velocity = model(*inputs).velocity_BKP
+    with torch.no_grad():
+        model.text.token.weight[PAD_ID] += 10.0
+    assert torch.equal(model(*inputs).velocity_BKP, velocity)
+
+
+def test_padding_is_what_the_data_pads_with() -> None:
+    assert PAD_TOKEN == PAD_ID
+
+
+def test_the_auxiliary_loss_is_a_mean_over_routed_layers(settings: Settings, awake: Awake, inputs: Inputs) -> None:
+    output = awake(settings("routing=token_choice", "model.num_layers=4"))(*inputs)
+    losses = [answer.auxiliary_loss for answer in output.feed_forward]
+    assert [answer.assignment is None for answer in output.feed_forward] == [True, False, True, False]
+    torch.testing.assert_close(output.auxiliary_loss, (losses[1] + losses[3]) / 2)
+    assert awake(settings("routing=dense"))(*inputs).auxiliary_loss == 0
+
+
+def test_to_image_puts_tokens_back_where_they_come_from(settings: Settings, inputs: Inputs) -> None:
+    model = DiT(settings("routing=dense"))
+    velocity = model(*inputs).velocity_BKP.bfloat16()
+    image = model.to_image(velocity)
+    assert image.shape == inputs[0].shape
+    assert image.dtype == torch.float32
+
+
+@every_router
+def test_the_model_runs_in_bfloat16(arm: str, settings: Settings, awake: Awake, inputs: Inputs) -> None:
+    model = awake(settings(*arm.split()))
+    exact = model(*inputs).velocity_BKP
+    rounded = model.bfloat16()(*inputs)
+    assert rounded.velocity_BKP.dtype == torch.bfloat16
+    assert rounded.auxiliary_loss.dtype == torch.float32
+    close = (rounded.velocity_BKP.float() - exact).square().mean() / exact.square().mean()
+    assert close < 0.05
+
+
+def test_every_parameter_belongs_to_a_part_and_an_unknown_one_to_none(settings: Settings) -> None:
+    model = DiT(settings("routing=shared_expert", "model.num_layers=2"))
+    parts = {part_of(name) for name, _ in model.named_parameters()}
+    assert parts >= {"embed", "text", "attention", "cross_attention", "ffn", "experts", "shared_experts", "router"}
+    with pytest.raises(KeyError):
+        part_of("blocks.0.surprise.weight")
