@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from ecdit_cli._console import print_error, talk
+from ecdit_cli.bench import bench
 from ecdit_cli.compare_routing import compare_routing
 from ecdit_cli.doctor import doctor
 from ecdit_cli.evaluate import evaluate
@@ -34,6 +35,7 @@ COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
     (compare_routing, False),
     (evaluate, False),
     (presets, False),
+    (bench, True),
     (doctor, False),
 )
 

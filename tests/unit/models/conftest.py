@@ -13,7 +13,6 @@ from experiments.config.schema import RunConfig
 from experiments.data.captions import tokenize
 from experiments.models.dit import DiT
 
-ROUTERS = ("dense", "expert_choice", "token_choice", "switch", "shared_expert")
 CAPTIONS = ("a red circle", "two blue squares", "a circle and a ring", "")
 
 
