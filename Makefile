@@ -25,6 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/ecdit sweep quickstart --out out/demo
+	$(BIN)/ecdit compare-routing out/demo --out out/demo/tables
 	$(BIN)/ecdit plot all out/demo --out out/demo/figures
 
 test: setup

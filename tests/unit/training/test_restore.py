@@ -1,0 +1,80 @@
+"""Training goes on from a checkpoint as if nothing had happened, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.config.schema import RunConfig
+from experiments.errors import CheckpointError
+from experiments.records.layout import RunDir
+from experiments.training.checkpoint import Checkpoint, load_newest
+from experiments.training.engine import Engine
+from experiments.training.restore import restore, save
+
+Build = Callable[[RunConfig], Engine]
+Tiny = Callable[..., RunConfig]
+Advance = Callable[..., list[float]]
+
+OPTIMIZERS = ["optim=adamw", "optim=adamw optim.weight_decay=0.1", "optim=rmsprop", "optim=rmsprop optim.momentum=0"]
+
+
+def saved(engine: Engine, folder: Path, images_seen: int) -> Checkpoint:
+    save(engine, RunDir(folder), "abc", {"images_seen": images_seen}, keep=1)
+    found = load_newest(RunDir(folder), "abc", say=pytest.fail)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_losses_and_checkpoints_go_on_bit_for_bit(
+    optimizer: str, zero_stage: int, build: Build, tiny: Tiny, advance: Advance, tmp_path: Path
+) -> None:
+    config = tiny(*optimizer.split(), f"parallel.zero_stage={zero_stage}", "optim.learning_rate=1e-2")
+    straight = build(config)
+    advance(straight, config, start=0, num_steps=2)
+    checkpoint = saved(straight, tmp_path / "a", 16)
+    expected = advance(straight, config, start=2, num_steps=3)
+    resumed = build(tiny(*optimizer.split(), "seed=5"))
+    restore(resumed, checkpoint)
+    assert advance(resumed, config, start=2, num_steps=3) == expected
+    one, other = (saved(engine, tmp_path / name, 40) for name, engine in (("b", straight), ("c", resumed)))
+    assert one.state == other.state
+    for file, group in one.tensors.items():
+        assert group.keys() == other.tensors[file].keys()
+        assert all(torch.equal(tensor, other.tensors[file][name]) for name, tensor in group.items()), file
+
+
+def test_a_checkpoint_names_what_it_holds(build: Build, tiny: Tiny, advance: Advance, tmp_path: Path) -> None:
+    config = tiny("routing=expert_choice")
+    engine = build(config)
+    advance(engine, config, start=0, num_steps=1)
+    tensors = saved(engine, tmp_path, 8).tensors
+    names = [name for name, _ in engine.model.named_parameters()]
+    assert sorted(tensors["weights"]) == sorted(tensors["ema"]) == sorted(names)
+    assert sorted(tensors["optimizer"]) == sorted(
+        ["/step", *(f"{name}/{state}" for name in names for state in ("exp_avg", "exp_avg_sq"))]
+    )
+    assert tensors["optimizer"]["/step"] == 1
+    assert tensors["weights"]["blocks.1.ffn.experts.w_in_EDF"].shape == (8, 32, 128)
+    assert all(tensor.dtype == torch.float32 for group in tensors.values() for tensor in group.values())
+
+
+def test_the_weights_of_a_checkpoint_are_those_of_the_model(
+    build: Build, tiny: Tiny, advance: Advance, tmp_path: Path
+) -> None:
+    engine = build(tiny())
+    advance(engine, tiny(), start=0, num_steps=2)
+    weights = saved(engine, tmp_path, 16).tensors["weights"]
+    assert all(torch.equal(weights[name], p) for name, p in engine.model.state_dict().items())
+
+
+def test_another_model_is_refused(build: Build, tiny: Tiny, advance: Advance, tmp_path: Path) -> None:
+    engine = build(tiny())
+    advance(engine, tiny(), start=0, num_steps=1)
+    with pytest.raises(CheckpointError, match=r"holds other parameters than this model\. Use another --run-dir"):
+        restore(build(tiny("model.num_layers=4")), saved(engine, tmp_path, 8))

@@ -1,0 +1,42 @@
+"""Signals become a flag, and only inside."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import torch
+
+from experiments.training.stop import StopRequest
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_to_stop_and_interrupts_nothing(number: signal.Signals) -> None:
+    with StopRequest() as stop:
+        assert not stop.agreed(1, CPU)
+        signal.raise_signal(number)
+        assert stop.agreed(1, CPU)
+        assert stop.name == number.name
+
+
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    with StopRequest():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_sigterm_is_patient() -> None:
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.name == "SIGTERM"
+
+
+def test_outside_the_signals_are_as_they_were() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with StopRequest():
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] != before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
