@@ -148,7 +148,7 @@ def check_world(config: RunConfig) -> None:
     if config.parallel.world != world:
         raise ConfigError(
             f"parallel.world={config.parallel.world} but {world} process(es) were launched.",
-            f"Use: torchrun --nproc-per-node {config.parallel.world} -m ecdit_cli train ...",
+            f"Use: torchrun --standalone --nproc-per-node {config.parallel.world} -m ecdit_cli train ...",
         )
 
 

@@ -41,7 +41,7 @@ def test_weights_that_are_not_finite(tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("arm", "layer"),
     [
-        ("routing=expert_choice", "blocks.1.attention.out"),
+        ("routing=expert_choice", "blocks.1.attention.query"),
         ("routing=expert_choice", "blocks.0.ffn.w_in"),
         ("routing=dense", "blocks.1.ffn.w_in"),
     ],

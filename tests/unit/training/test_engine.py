@@ -1,0 +1,83 @@
+"""Precision, world and who hears what libraries say."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.config.overrides import load_config
+from experiments.errors import ConfigError, StorageError
+from experiments.routing.deepspeed_library import deepspeed_logger
+from experiments.training.engine import check_world, is_lost_process, process_group, resolve_precision
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_precision_that_is_asked_for_is_used(precision: str) -> None:
+    assert resolve_precision(precision) == precision
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="looks at the processor only without an accelerator")
+@pytest.mark.parametrize(("amx", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bf16_where_the_processor_is_made_for_it(amx: bool, expected: str, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    assert resolve_precision("auto") == expected
+
+
+def test_auto_on_a_processor_that_says_nothing_of_amx_is_fp32(monkeypatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64"})
+    assert resolve_precision("auto") == "fp32"
+
+
+def test_more_processes_than_launched_is_one_line_with_the_way_out() -> None:
+    line = r"parallel.world=2 but 1 process\(es\) were launched\. Use: torchrun --standalone --nproc-per-node 2"
+    with pytest.raises(ConfigError, match=line):
+        check_world(load_config(["parallel.world=2"]))
+
+
+def test_what_libraries_say_goes_to_the_log_and_only_inside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log.txt"
+    with process_group(log):
+        print("printed")
+        deepspeed_logger.warning("logged")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("warned", stacklevel=1)
+    print("after")
+    deepspeed_logger.warning("loud again")
+    text = log.read_text()
+    assert [word in text for word in ("printed", "logged", "UserWarning: warned")] == [True] * 3
+    captured = capsys.readouterr()
+    assert captured.out == "after\n"
+    assert "logged" not in captured.err + captured.out
+    assert "Logging error" not in captured.err
+
+
+def test_a_second_group_can_follow_the_first(tmp_path: Path) -> None:
+    for _ in range(2):
+        with process_group(tmp_path / "log.txt"):
+            assert torch.distributed.is_initialized()
+        assert not torch.distributed.is_initialized()
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").mkdir()
+    with (
+        pytest.raises(StorageError, match=r"cannot write .*log\.txt: is a directory\."),
+        process_group(tmp_path / "log.txt"),
+    ):
+        pytest.fail("not reached")
+
+
+def test_a_lost_process_is_told_from_a_bug() -> None:
+    assert is_lost_process(RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection reset by peer"))
+    assert is_lost_process(torch.distributed.DistBackendError("NCCL"))
+    assert not is_lost_process(RuntimeError("shape '[2, 3]' is invalid"))
+
+
+def test_importing_deepspeed_leaves_stdout_alone() -> None:
+    assert all(getattr(handler, "stream", None) is not sys.stdout for handler in deepspeed_logger.handlers)
