@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from experiments.training.reporter import Reporter
 
 SECONDS_BETWEEN_LINES = 30.0
-IMPORTING = "importing torch"
+IMPORTING = "importing"
+OTHER_COLUMNS = 59
+"""Width of everything but the bar and the two numbers of images; leaves room for a ^C, which would wrap a full line."""
 
 
 @contextmanager
@@ -41,16 +43,18 @@ def _bar(config: RunConfig) -> Iterator[Reporter]:
 
     from experiments.training.reporter import Reporter
 
+    console, total = talk(), config.total_images
+    other_columns = OTHER_COLUMNS + 2 * len(f"{total:,}")
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description:<15}"),
-        BarColumn(bar_width=None),
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=max(5, min(40, console.width - other_columns))),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
         TextColumn("{task.fields[rates]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=talk(), transient=True) as bars:
-        task = bars.add_task(IMPORTING, total=config.total_images, rates="")
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(IMPORTING, total=total, rates="")
         yield Reporter(
             say=lambda message: bars.console.print(message, highlight=False, markup=False, soft_wrap=True),
             phase=lambda phase: bars.update(task, description=phase),
@@ -76,5 +80,5 @@ def _lines(config: RunConfig) -> Reporter:
         left = (total - row.images_seen) / row.images_per_second
         say(f"{text}  {duration(left)} left" if left else text)
 
-    say(f"{config.model.name} {config.routing.name}, {total:,} images: {IMPORTING}")
+    say(f"{config.model.name} {config.routing.name}, {total:,} images: importing torch")
     return Reporter(say=say, row=row)

@@ -117,7 +117,7 @@ def _print_plan(config: RunConfig, folder: RunDir, as_json: bool) -> None:
 
 def _print_result(folder: RunDir, as_json: bool) -> None:
     """The last losses and where everything is."""
-    from ecdit_cli._console import Column, print_json, print_rows
+    from ecdit_cli._console import Column, duration, print_json, print_rows
 
     status, step = folder.read_status(), folder.last_step() or {}
     evals = folder.read_rows(folder.evals).rows
@@ -138,9 +138,9 @@ def _print_result(folder: RunDir, as_json: bool) -> None:
         Column("state", "state"),
         Column("images_seen", "images", "{:,}".format),
         Column("loss", "loss", "{:.4f}".format),
-        Column("val_loss", "validation loss", "{:.4f}".format),
-        Column("val_loss_ema", "of the average", "{:.4f}".format),
-        Column("seconds", "training seconds", "{:.0f}".format),
+        Column("val_loss", "val_loss", "{:.4f}".format),
+        Column("val_loss_ema", "ema/val_loss", "{:.4f}".format),
+        Column("seconds", "training", duration),
         Column("run_dir", "run folder"),
     ]
-    print_rows([row], columns, as_json=False)
+    print_rows([row], [column for column in columns if row[column.key] is not None], as_json=False)

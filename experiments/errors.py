@@ -56,5 +56,6 @@ class RunFailedError(EcditError):
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A hint naming the closest of `choices`, or all of them when none is close."""
     known = sorted(choices)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"Did you mean {close[0]!r}?" if close else f"Choose from: {', '.join(known)}."
+    by_lower_case = {choice.lower(): choice for choice in known}
+    close = difflib.get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.6)
+    return f"Did you mean {by_lower_case[close[0]]!r}?" if close else f"Choose from: {', '.join(known)}."

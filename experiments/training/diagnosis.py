@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch
+from experiments.errors import RunFailedError
 from experiments.routing.contract import Assignment
 from experiments.routing.deepspeed_library import dist
-from experiments.training.validation import forward_loss
+from experiments.training.objective import forward_loss
 
 
 def nonfinite_layer(model: nn.Module, batches: Sequence[Batch], patch_size: int, world: int) -> str:
@@ -25,6 +27,14 @@ def nonfinite_layer(model: nn.Module, batches: Sequence[Batch], patch_size: int,
     if world > 1:
         dist.all_gather_object(everyone, mine)
     return next((found for found in everyone if found is not None), "the loss")
+
+
+def nonfinite_error(config: RunConfig, images_seen: int, where: str, what: str) -> RunFailedError:
+    """The line that ends a run: `where` is the layer, `what` the number that was looked at."""
+    return RunFailedError(
+        f"Not finite after {images_seen:,} images: {where} ({what}).",
+        f"Lower optim.learning_rate={config.optim.learning_rate:g}, or lengthen optim.warmup_images.",
+    )
 
 
 def _search(model: nn.Module, batch: Batch, patch_size: int) -> str | None:

@@ -33,7 +33,7 @@ from experiments.routing.deepspeed_library import dist
 from experiments.training.checkpoint import load_newest
 from experiments.training.clock import NoClock, StepClock
 from experiments.training.description import describe_run
-from experiments.training.diagnosis import nonfinite_layer
+from experiments.training.diagnosis import nonfinite_error, nonfinite_layer
 from experiments.training.engine import (
     Engine,
     build_engine,
@@ -44,11 +44,12 @@ from experiments.training.engine import (
     resolve_precision,
 )
 from experiments.training.means import RunningMeans
+from experiments.training.objective import forward_loss, to_device
 from experiments.training.reporter import Reporter
 from experiments.training.restore import restore, save
 from experiments.training.schedule import learning_rate
 from experiments.training.stop import StopRequest
-from experiments.training.validation import Validator, forward_loss, to_device
+from experiments.training.validation import Validator
 
 Observer = Callable[[Engine, RunConfig, int, RecordWriter | None], None]
 """Called at every evaluation with the trained model: previews. The writer is None but on rank 0. Collective."""
@@ -172,10 +173,7 @@ def _step(run: Run, batch: Batch, started: float) -> float:
     grad_norm = float(engine.deepspeed.get_global_grad_norm())
     if not math.isfinite(loss + auxiliary_loss + grad_norm):
         where = nonfinite_layer(engine.model, micro_batches, config.model.patch_size, engine.world)
-        raise RunFailedError(
-            f"Not finite after {run.means.images_seen:,} images: {where} (loss {loss:g}, gradient norm {grad_norm:g}).",
-            f"Lower optim.learning_rate={config.optim.learning_rate:g}, or lengthen optim.warmup_images.",
-        )
+        raise nonfinite_error(config, run.means.images_seen, where, f"loss {loss:g}, gradient norm {grad_norm:g}")
     engine.ema.update(run.means.images_seen + config.train.batch_images, config.train.batch_images)
     seconds = time.perf_counter() - started
     run.means.add(config.train.batch_images, seconds, loss, auxiliary_loss, grad_norm)

@@ -3,27 +3,28 @@
 `mixed_t`: every batch holds all timesteps, as in training. `same_t`: every batch holds one, as in sampling, where a
 router that counts capacity over the batch meets other loads. The images and the noise are the same.
 
-Legend: B images, K tokens, P values of a token.
+Legend: B images.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, same_time_batches, validation_set
-from experiments.flow.rectified_flow import interpolate, velocity_loss, velocity_target
-from experiments.models.dit import DiT, DiTOutput, gather_tokens
-from experiments.models.embed import patchify
+from experiments.errors import RunFailedError
+from experiments.models.dit import DiT
 from experiments.records.schema import EvalRow, RoutingRow, Weights
 from experiments.routing.deepspeed_library import dist
 from experiments.routing.stats import RoutingStats
+from experiments.training.diagnosis import nonfinite_error, nonfinite_layer
 from experiments.training.engine import Engine
+from experiments.training.objective import forward_loss, to_device
 
 NUM_TIME_BUCKETS = 10
 Condition = Literal["mixed_t", "same_t"]
@@ -36,25 +37,6 @@ class Measured:
     losses: list[tuple[int, list[float], list[float]]]
     """(number of the batch, loss of each image, t of each image)"""
     stats: dict[int, RoutingStats]
-
-
-def forward_loss(model: torch.nn.Module, batch: Batch, patch_size: int) -> tuple[Tensor, DiTOutput]:
-    """The loss of each image, float32 [B], and the model's answer."""
-    noisy_BCHW = interpolate(batch.pixels_BCHW, batch.noise_BCHW, batch.time_B)
-    output: DiTOutput = model(noisy_BCHW, batch.time_B, batch.caption_BL, batch.keep_BK)
-    target_BKP = patchify(velocity_target(batch.pixels_BCHW, batch.noise_BCHW), patch_size)
-    if batch.keep_BK is not None:
-        target_BKP = gather_tokens(target_BKP, batch.keep_BK)
-    return velocity_loss(output.velocity_BKP, target_BKP), output
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with every tensor on `device`."""
-    moved = {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in vars(batch).items()
-    }
-    return Batch(**moved)
 
 
 class Validator:
@@ -79,6 +61,8 @@ class Validator:
             if engine.world > 1:
                 dist.all_gather_object(everyone, mine)
             losses, stats = _merge(everyone)
+            if not all(math.isfinite(loss) for loss, _ in losses):
+                raise self._not_finite(engine, condition, images_seen, weights)
             row = EvalRow(
                 images_seen=images_seen, metric="", value=0.0, num_samples=len(losses),
                 seed=self.config.data.seed, weights=weights,
@@ -88,6 +72,12 @@ class Validator:
             if weights == "raw":
                 routing += [stats[layer].row(images_seen, layer, condition) for layer in sorted(stats)]
         return evals, routing
+
+    def _not_finite(self, engine: Engine, condition: Condition, images_seen: int, weights: Weights) -> RunFailedError:
+        """Why the validation loss cannot be recorded. Collective."""
+        mine = [to_device(batch, engine.device) for batch in self.batches[condition][engine.rank :: engine.world]]
+        where = nonfinite_layer(engine.model, mine, self.config.model.patch_size, engine.world)
+        return nonfinite_error(self.config, images_seen, where, f"validation loss of the {weights} weights")
 
 
 @torch.no_grad()

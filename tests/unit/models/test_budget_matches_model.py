@@ -15,7 +15,7 @@ from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream, validation_set
 from experiments.models.dit import DiT
 from experiments.models.parts import assert_matches_budget
-from experiments.training.validation import forward_loss
+from experiments.training.objective import forward_loss
 
 BATCH_IMAGES = 2
 ARMS = (

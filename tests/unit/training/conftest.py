@@ -15,8 +15,8 @@ from experiments.data.loader import TrainStream
 from experiments.records.layout import RunDir
 from experiments.training.engine import Engine, build_engine, process_group
 from experiments.training.loop import train
+from experiments.training.objective import forward_loss
 from experiments.training.schedule import learning_rate
-from experiments.training.validation import forward_loss
 
 TINY = (
     *("model=nano", "model.width=32", "model.num_layers=2", "train.images=64", "train.batch_images=8"),

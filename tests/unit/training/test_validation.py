@@ -10,9 +10,11 @@ import torch
 
 from experiments.config.schema import RunConfig
 from experiments.data.loader import same_time_batches, validation_set
+from experiments.errors import RunFailedError
 from experiments.models.dit import DiT
 from experiments.training.engine import Engine
-from experiments.training.validation import Validator, forward_loss, measure_batches
+from experiments.training.objective import forward_loss
+from experiments.training.validation import Validator, measure_batches
 
 Build = Callable[[RunConfig], Engine]
 Tiny = Callable[..., RunConfig]
@@ -110,3 +112,14 @@ def test_measuring_changes_nothing(build: Build, tiny: Tiny) -> None:
     assert values(engine, config) == values(engine, config)
     assert engine.model.training
     assert json.dumps({name: p.tolist() for name, p in engine.model.named_parameters()}) == before
+
+
+def test_a_validation_loss_that_is_not_finite_is_a_failed_run_that_names_the_layer(build: Build, tiny: Tiny) -> None:
+    engine = build(tiny())
+    with torch.no_grad():
+        engine.model.head.weight.fill_(torch.finfo(torch.float32).max)
+    line = (
+        r"Not finite after 640 images: the output of head \(validation loss of the ema weights\)\. Lower optim\.learn"
+    )
+    with pytest.raises(RunFailedError, match=line):
+        Validator(tiny()).measure(engine, 640, "ema")
