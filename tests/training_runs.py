@@ -13,10 +13,10 @@ from typing import Any
 from experiments.records.layout import RunDir, read_jsonl
 
 TINY = (
-    "model=nano", "model.num_layers=2", "train.images=96", "train.batch_images=8", "log.every_images=16",
+    "model=nano", "model.num_layers=2", "train.images=192", "train.batch_images=8", "log.every_images=16",
     "eval.every_images=48", "eval.images=16", "eval.batch_images=8", "eval.sample_images=0",
     "checkpoint.every_images=32",
-    "optim.warmup_images=16", "wandb.mode=disabled", "routing.num_experts=4",
+    "train.precision=fp32", "optim.warmup_images=16", "wandb.mode=disabled", "routing.num_experts=4",
 )  # fmt: skip
 TIMEOUT_SECONDS = 180
 CLOCK_COLUMNS = ("seconds", "images_per_second")
@@ -28,8 +28,8 @@ def train_command(folder: Path, *settings: str, options: Sequence[str] = ("--no-
 
 
 def environment() -> dict[str, str]:
-    """One thread, and no launcher's variables."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    """One thread and no accelerator, so that the same sums are made in the same order."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def start(command: Sequence[str]) -> subprocess.Popen[str]:

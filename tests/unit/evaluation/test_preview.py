@@ -11,8 +11,10 @@ from PIL import Image
 
 from experiments.config.overrides import load_config
 from experiments.data.loader import validation_set
-from experiments.evaluation.generate import image_noise, validation_captions
-from experiments.evaluation.preview import preview
+from experiments.evaluation.generate import SamplerSettings, image_noise, sample, validation_captions
+from experiments.evaluation.preview import ComputeMap, preview
+from experiments.flow.samplers import Guidance
+from experiments.models.dit import DiT
 from experiments.records.layout import RunDir
 from experiments.training.loop import train
 
@@ -38,6 +40,23 @@ def test_every_evaluation_leaves_a_grid_and_a_routing_map(arm: str, kinds: set[s
         with Image.open(path) as picture:
             assert len(picture.convert("L").getcolors(maxcolors=2**24) or []) > 10
     assert losses(tmp_path / "shown") == losses(tmp_path / "plain")
+
+
+def test_a_routing_map_is_of_the_caption_and_not_of_the_null_caption() -> None:
+    """In the first step guidance has not moved the image yet, so it cannot change which experts the caption takes."""
+    config = load_config([*SETTINGS, "routing=expert_choice"])
+    torch.manual_seed(0)
+    model = DiT(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    maps = []
+    for scale in (1.0, 3.0):
+        compute = ComputeMap(num_images=3)
+        settings = SamplerSettings(num_steps=1, guidance=Guidance(scale))
+        sample(model, validation_captions(config, 3), image_noise(config, range(3), seed=0), settings, compute.watch)
+        maps.append(compute.maps())
+    assert maps[0] is not None
+    assert torch.equal(maps[0], maps[1])
 
 
 def test_without_sample_images_there_are_none(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_full_tensors_are_the_weights_of_the_module(build: Build, tiny: Tiny) ->
 def test_what_is_scattered_is_gathered_again(build: Build, tiny: Tiny) -> None:
     engine = build(tiny())
     wanted = {name: torch.randn_like(p) for name, p in engine.partitions.parameters.items()}
-    flats = [torch.zeros_like(flat) for flat in engine.partitions.flats]
+    flats = [torch.ones_like(flat) for flat in engine.partitions.flats]
     engine.partitions.scatter(wanted, flats)
     for name, full in engine.partitions.full_tensors(flats):
         assert torch.equal(full, wanted[name]), name
