@@ -60,10 +60,10 @@ def test_another_number_of_processes_than_launched_is_said(train, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own, 16 MiB large."""
+    """A file system of its own, 64 MiB large: four checkpoints and more."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting a file system needs root")
     yield folder
