@@ -1,6 +1,6 @@
 """What names a run: a hash of the settings that change its numbers, and a readable name that carries it.
 
-Left out are where the record is mirrored (`wandb`), when it is saved and written (`checkpoint`, `log`) and on how many
+Left out are what is measured on samples meanwhile, where the record is mirrored (`wandb`), when it is saved and written (`checkpoint`, `log`) and on how many
 processes it is computed (`parallel`). Two configs with the same id give the same losses.
 """
 
@@ -13,11 +13,13 @@ from typing import Any
 from experiments.config.schema import RunConfig
 
 LEFT_OUT = frozenset({"wandb", "checkpoint", "parallel", "log"})
+ONLY_WATCHES = frozenset({"metric_images"})
+"""Settings of `eval` that add measurements and change none."""
 
 
 def config_id(config: RunConfig) -> str:
     """10 hex digits of the SHA-256 over the canonical JSON of every setting that changes the numbers."""
-    settings = _canonical(config.model_dump(exclude=set(LEFT_OUT)))
+    settings = _canonical(config.model_dump(exclude={**dict.fromkeys(LEFT_OUT, True), "eval": set(ONLY_WATCHES)}))
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -115,7 +115,7 @@ class CheckpointConfig(Settings):
 
 
 class EvalConfig(Settings):
-    """Validation on a fixed set of (image, t, noise), and the samples shown in W&B."""
+    """Validation on a fixed set of (image, t, noise); the samples shown in W&B, and what is measured on others."""
 
     every_images: PositiveInt = 6_400
     images: PositiveInt = 512
@@ -123,6 +123,9 @@ class EvalConfig(Settings):
     sample_images: int = Field(8, ge=0)
     sample_steps: PositiveInt = 24
     guidance: float = Field(2.0, ge=0)
+    metric_images: int = Field(
+        0, ge=0, description="images sampled at every evaluation for shapes-geneval and frechet-shapes; 0: neither"
+    )
 
 
 class ParallelConfig(Settings):

@@ -60,6 +60,11 @@ class RunDir:
         return self.path / "evals.jsonl"
 
     @property
+    def routing_maps(self) -> Path:
+        """Rows of `RoutingMapRow`."""
+        return self.path / "routing_maps.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per complete checkpoint."""
         return self.path / "checkpoints"
@@ -68,6 +73,11 @@ class RunDir:
     def samples(self) -> Path:
         """Sample grids as PNG."""
         return self.path / "samples"
+
+    @property
+    def compute_map(self) -> Path:
+        """The newest `ComputeMap`: images with the experts of every token."""
+        return self.samples / "compute_map.npz"
 
     @property
     def log(self) -> Path:

@@ -89,13 +89,43 @@ class EvalRow(Record):
 
     Metrics that training writes: `val_loss`; `val_loss_t0` ... `val_loss_t9` (tenths of t); `val_loss_same_t` (batches
     of one timestep, as in sampling); `dropped_share` and `dropped_share_same_t` (mean over routed layers; absent when
-    dense). The sweep adds `inference_seconds_per_image` (settings: batch_images, steps, guidance, precision, device).
+    dense); with `eval.metric_images` also `shapes-geneval` and `frechet-shapes`. The others come from `ecdit evaluate`.
     """
 
     images_seen: int
     metric: str
     value: float
+    interval_low: float | None = Field(None, description="lower end of the 95% interval of `value`, where it has one")
+    interval_high: float | None = None
     num_samples: int
     seed: int
     weights: Weights
     settings: dict[str, Any] = Field(default_factory=dict, description="what else the value depends on")
+
+
+class RoutingMapRow(Record):
+    """`routing_maps.jsonl`: what one routed layer does to which tokens, at one time or over all of them.
+
+    `scenes`: true images, noised to `time`, where the tokens of objects are known. `samples`: along the sampler's path,
+    conditional branch. Shares are of token-to-expert assignments. E experts, T tokens of an image.
+    """
+
+    images_seen: int
+    weights: Weights
+    source: Literal["scenes", "samples"]
+    settings: dict[str, Any] = Field(default_factory=dict, description="how images were made; guidance for samples")
+    num_images: int
+    layer: int
+    time: float | None = Field(None, description="t; None: over all times that were measured")
+    load: list[float] = Field(description="[E] share of the assignments by expert; sums to 1")
+    entropy: float = Field(description="of a token's affinities over experts, mean, divided by log E: 0 to 1")
+    dropped_share: float = Field(description="share of tokens that no expert processed")
+    experts_per_token: list[float] = Field(description="share of tokens processed by 0, 1, 2, ... experts")
+    object_experts: float | None = Field(None, description="mean experts per token on objects")
+    background_experts: float | None = Field(None, description="mean experts per token elsewhere")
+    divergence: float | None = Field(
+        None, description="1 - 2 |C and U| / (|C| + |U|) over (token, expert) pairs of both guidance branches"
+    )
+    experts_by_position: list[float] | None = Field(None, description="[T] mean experts per token at each position")
+    load_by_position: list[list[float]] | None = Field(None, description="[E][T] share of position's assignments")
+    load_by_kind: dict[str, list[float]] | None = Field(None, description="caption kind -> [E] share of assignments")

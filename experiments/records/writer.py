@@ -18,11 +18,11 @@ from pydantic import ValidationError
 from experiments.records.claim import claim
 from experiments.records.layout import RunDir, read_jsonl
 from experiments.records.provenance import host_name
-from experiments.records.schema import EvalRow, RoutingRow, RunRecord, State, Status, StepRow
+from experiments.records.schema import EvalRow, RoutingMapRow, RoutingRow, RunRecord, State, Status, StepRow
 from experiments.records.storage import append_line, storage_errors, write_json_atomic
 from experiments.records.wandb_mirror import Mirror, Row
 
-__all__ = ["RecordWriter", "append_evaluations", "write_json_atomic", "write_status"]
+__all__ = ["RecordWriter", "append_evaluations", "append_routing_maps", "write_json_atomic", "write_status"]
 
 StartMirror = Callable[[RunRecord, RunDir], Mirror | None]
 
@@ -39,10 +39,19 @@ def append_evaluations(run_dir: RunDir, rows: Sequence[EvalRow]) -> None:
 
     Safe beside other processes that append. Raises `RecordError` when `run_dir` is not the folder of a run.
     """
+    _append(run_dir, run_dir.evals, rows)
+
+
+def append_routing_maps(run_dir: RunDir, rows: Sequence[RoutingMapRow]) -> None:
+    """The same for `routing_maps.jsonl`."""
+    _append(run_dir, run_dir.routing_maps, rows)
+
+
+def _append(run_dir: RunDir, path: Path, rows: Sequence[EvalRow] | Sequence[RoutingMapRow]) -> None:
     run_dir.read_run()
     with ExitStack() as files:
-        append = _appender(run_dir.evals, files)
-        if not _ends_whole(run_dir.evals):
+        append = _appender(path, files)
+        if not _ends_whole(path):
             append(b"\n")
         for row in rows:
             append(_line(row))
@@ -160,7 +169,7 @@ def _appender(path: Path, files: ExitStack) -> Callable[[bytes], None]:
     return lambda line: append_line(descriptor, line, path)
 
 
-def _line(row: Row) -> bytes:
+def _line(row: Row | RoutingMapRow) -> bytes:
     """A missing value is an absent key."""
     return row.model_dump_json(exclude_none=True).encode() + b"\n"
 

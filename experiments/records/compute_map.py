@@ -1,0 +1,71 @@
+"""`ComputeMap`: generated images with the number of experts that processed each of their tokens (EC-DIT, figure 6).
+
+A file of arrays that figures read without torch. Who fills it is `experiments/evaluation`.
+
+Legend: B images, H rows, W columns, K routed layers, N calls of the model along the sampler's path, T tokens.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.errors import RecordError
+from experiments.records.storage import storage_errors
+
+
+@dataclass(frozen=True)
+class ComputeMap:
+    """Images uint8 [B, H, W, 3]; experts uint8 [B, K, N, T], conditional branch; times [N]; layers [K]."""
+
+    captions: tuple[str, ...]
+    images_BHWC: NDArray[np.uint8]
+    experts_BKNT: NDArray[np.uint8]
+    times_N: NDArray[np.float32]
+    layers_K: NDArray[np.int64]
+    num_experts: int
+    images_seen: int
+
+    @property
+    def mean_BT(self) -> NDArray[np.float64]:
+        """Mean experts per token over routed layers and times, [B, T]."""
+        mean: NDArray[np.float64] = self.experts_BKNT.mean(axis=(1, 2), dtype=np.float64)
+        return mean
+
+    def save(self, path: Path) -> None:
+        """Write it; raises `StorageError`."""
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(
+                path,
+                captions=np.array(self.captions),
+                images=self.images_BHWC,
+                experts=self.experts_BKNT,
+                times=self.times_N,
+                layers=self.layers_K,
+                about=np.array([self.num_experts, self.images_seen]),
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> ComputeMap:
+        """Read it, executing nothing. Raises `RecordError` for a missing or damaged file."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                about = arrays["about"]
+                return cls(
+                    captions=tuple(str(caption) for caption in arrays["captions"]),
+                    images_BHWC=arrays["images"],
+                    experts_BKNT=arrays["experts"],
+                    times_N=arrays["times"],
+                    layers_K=arrays["layers"],
+                    num_experts=int(about[0]),
+                    images_seen=int(about[1]),
+                )
+        except FileNotFoundError as error:
+            raise RecordError(f"{path} does not exist.", "Make it with: ecdit evaluate RUN --metrics routing") from error
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise RecordError(f"{path} is damaged ({error}).", "Delete it and evaluate again.") from error
