@@ -1,7 +1,8 @@
 """What names a run: a hash of the settings that change its numbers, and a readable name that carries it.
 
-Left out are what is measured on samples meanwhile, where the record is mirrored (`wandb`), when it is saved and written (`checkpoint`, `log`) and on how many
-processes it is computed (`parallel`). Two configs with the same id give the same losses.
+Left out are what is measured on samples meanwhile (`ONLY_WATCHES`), where the record is mirrored (`wandb`), when it is
+saved and written (`checkpoint`, `log`) and on how many processes it is computed (`parallel`). Two configs with the same
+id give the same losses.
 """
 
 from __future__ import annotations

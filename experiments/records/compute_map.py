@@ -54,7 +54,7 @@ class ComputeMap:
     def load(cls, path: Path) -> ComputeMap:
         """Read it, executing nothing. Raises `RecordError` for a missing or damaged file."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 about = arrays["about"]
                 return cls(
                     captions=tuple(str(caption) for caption in arrays["captions"]),
@@ -66,6 +66,6 @@ class ComputeMap:
                     images_seen=int(about[1]),
                 )
         except FileNotFoundError as error:
-            raise RecordError(f"{path} does not exist.", "Make it with: ecdit evaluate RUN --metrics routing") from error
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise RecordError(f"{path} does not exist.", "ecdit evaluate RUN --metrics routing makes it.") from error
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is damaged ({error}).", "Delete it and evaluate again.") from error
