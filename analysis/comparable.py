@@ -16,7 +16,7 @@ from experiments.errors import RecordError
 SAME_IN_A_COMPARISON = ("data.", "flow.", "eval.images", "eval.batch_images")
 """What the training data and the fixed validation set (image, t, noise) depend on."""
 
-CONDITIONS = ("batch_images", "steps", "guidance", "precision", "device", "num_threads")
+CONDITIONS = ("batch_images", "steps", "sampler", "guidance", "precision", "device", "num_threads")
 """The settings under which time is measured; the others tell how the measurement went."""
 
 WAY_OUT = "Name only the folders that belong together."
@@ -39,12 +39,33 @@ def require_same_conditions(measurements: pd.DataFrame, metric: str) -> None:
         _refuse_difference(f"{name} of {metric}", values, measurements["run"].reset_index(drop=True))
 
 
-def _refuse_difference(what: str, values: pd.Series[Any], runs: pd.Series[Any]) -> None:
+def last_shared_measurement(measurements: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One row per run, under the last written conditions that all share. A `RecordError` where there are none."""
+    conditions = [tuple(_text((given or {}).get(name)) for name in CONDITIONS) for given in measurements["settings"]]
+    by_conditions = measurements.groupby(pd.Series(conditions, index=measurements.index, dtype=object), sort=False)
+    shared = [rows for _, rows in by_conditions if rows["run"].nunique() == measurements["run"].nunique()]
+    if not shared:
+        last = measurements.drop_duplicates("run", keep="last")
+        require_same_conditions(last, metric)
+        return last
+    written_last = max(shared, key=lambda rows: int(rows.index.max()))
+    return written_last.drop_duplicates("run", keep="last")
+
+
+def first_difference(what: str, values: pd.Series[Any], runs: pd.Series[Any]) -> str | None:
+    """Two runs between which `values` differ, in one sentence; None where all are equal."""
     shown = values.map(_text)
     first_runs = runs.groupby(shown.to_numpy(), sort=False).first()
-    if len(first_runs) > 1:
-        (one, run), (other, other_run) = list(first_runs.items())[:2]
-        raise RecordError(f"Runs differ in {what}: {one} in {run}, {other} in {other_run}.", WAY_OUT)
+    if len(first_runs) < 2:
+        return None
+    (one, run), (other, other_run) = list(first_runs.items())[:2]
+    return f"Runs differ in {what}: {one} in {run}, {other} in {other_run}."
+
+
+def _refuse_difference(what: str, values: pd.Series[Any], runs: pd.Series[Any]) -> None:
+    difference = first_difference(what, values, runs)
+    if difference is not None:
+        raise RecordError(difference, WAY_OUT)
 
 
 def _text(value: object) -> str:

@@ -28,7 +28,7 @@ Columns = dict[str, Any]
 # What identifies a row in its run, and the numbers without which it says nothing.
 IDENTITY = {
     StepRow: ["images_seen"],
-    EvalRow: ["images_seen", "metric", "weights", "settings_key"],
+    EvalRow: ["images_seen", "metric", "weights", "num_samples", "seed", "settings_key"],
     RoutingRow: ["images_seen", "layer", "condition"],
 }
 REQUIRED = {
@@ -104,15 +104,19 @@ def _columns(rows: list[dict[str, Any]], kind: RowKind) -> Columns:
 
 
 def _numbers(rows: list[dict[str, Any]], names: list[str]) -> Columns:
-    """The columns `names`; at once where all rows have the keys of the first, as those of one run do."""
+    """The columns `names`; at once where all rows have the keys of the first, as most files have."""
     present = [name for name in names if rows and name in rows[0]]
+    columns = {name: _optional(rows, name) for name in names if name not in present}
     try:
         values = chain.from_iterable(map(itemgetter(*present), rows)) if len(present) > 1 else ()
         matrix = np.fromiter(values, dtype=float).reshape(len(rows), len(present))
     except (KeyError, TypeError, ValueError):
-        return {name: np.array([row.get(name) for row in rows], dtype=float) for name in names}
-    missing = np.full(len(rows), np.nan)
-    return {name: matrix[:, present.index(name)] if name in present else missing for name in names}
+        return columns | {name: _optional(rows, name) for name in present}
+    return columns | {name: matrix[:, i] for i, name in enumerate(present)}
+
+
+def _optional(rows: list[dict[str, Any]], name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return np.array([row.get(name) for row in rows], dtype=float)
 
 
 def _is_valid(row: dict[str, Any], kind: RowKind) -> bool:

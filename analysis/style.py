@@ -9,18 +9,22 @@ Figures are `matplotlib.figure.Figure` without pyplot: no global state, no displ
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextToPath
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, Transform, blended_transform_factory
 
 from experiments.errors import StorageError
@@ -52,6 +56,11 @@ SIZE_MARKERS = {
 }
 DASHES: list[tuple[float, ...]] = [(), (4, 1.2), (1.1, 1.1), (5, 1.2, 1.1, 1.2), (7, 2), (4, 1, 1, 1, 1, 1), (2, 2)]
 # fmt: on
+LOG_FROM_RATIO = 4.0
+"""Values that differ by more than this factor go on a logarithmic axis."""
+WIDEST_LETTER = 0.9
+"""In units of the size of the font."""
+TEXT_TO_PATH = TextToPath()
 FILLS = ("full", "none", "left", "bottom", "right", "top")
 
 # `Any`: releases of matplotlib differ in how they type the keys, and all refuse an unknown one.
@@ -126,6 +135,8 @@ def scaled(largest: float, unit: str) -> tuple[float, str]:
         return (3600.0, "h") if largest >= 3 * 3600 else (1.0, "s")
     if unit == "images":
         return (1e6, "millions") if largest >= 2e6 else (1e3, "thousands")
+    if unit == "parameters":
+        return (1e9, "billions") if largest >= 2e9 else (1e6, "millions") if largest >= 2e6 else (1e3, "thousands")
     for factor, prefix in ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if largest >= factor:
             return factor, prefix + unit
@@ -157,6 +168,56 @@ def few_ticks(axis: Axis, most: int = 4) -> None:
     axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
 
 
+def is_wide(values: pd.Series[float]) -> bool:
+    """Whether positive values differ by more than `LOG_FROM_RATIO`."""
+    return bool(0 < LOG_FROM_RATIO * values.min() < values.max())
+
+
+def log_axis(axes: Axes, which: Literal["x", "y"], values: pd.Series[float]) -> None:
+    """A logarithmic axis with ticks for `values`, which are positive."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if is_wide(values):
+        decades = math.log10(values.max() / values.min())
+        axis.set_major_locator(LogLocator(subs=(1,) if decades > 2 else (1, 2, 5)))
+    else:
+        few_ticks(axis)
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def wrapped(text: str, width_inches: float, points: float) -> list[str]:
+    """`text` in lines that are no wider; a word that does not fit is broken."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _text_inches(longer, points) <= width_inches:
+            lines[-1] = longer
+        elif _text_inches(word, points) <= width_inches:
+            lines.append(word)
+        else:
+            lines += textwrap.wrap(word, max(1, int(width_inches * 72 / (points * WIDEST_LETTER))))
+    return lines
+
+
+def place_text(figure: Figure, place: tuple[float, float], text: str, **options: Any) -> None:
+    """One line as it is, no formulas, its upper left corner `place` inches from that of the figure."""
+    width, height = figure.get_size_inches()
+    options.setdefault("va", "top")
+    figure.text(place[0] / width, 1 - place[1] / height, text, **options, parse_math=False)
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Write a picture with the dots per inch of `figure`, the same bytes for the same one. Raises `StorageError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with paper_style():
+            figure.savefig(path, dpi="figure", format="png", metadata={"Software": None})
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Choose another file.") from error
+
+
 def write_drawing(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     """Write `name`.png, .svg and .csv into `folder`; the same numbers give the same bytes. Raises `StorageError`."""
     paths = [folder / f"{name}.{kind}" for kind in ("png", "svg", "csv")]
@@ -169,6 +230,11 @@ def write_drawing(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}.", "Choose another --out.") from error
     return paths
+
+
+def _text_inches(text: str, points: float) -> float:
+    width, _, _ = TEXT_TO_PATH.get_text_width_height_descent(text, FontProperties(size=points), ismath=False)
+    return float(width) / 72
 
 
 def _rows(axes: Axes, labels: Sequence[str], named: bool) -> None:

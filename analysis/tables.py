@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.arms import with_arms
-from analysis.comparable import require_same_conditions, require_same_data
+from analysis.comparable import last_shared_measurement, require_same_data
 from analysis.load import Records
 
 FINAL_METRICS = {
@@ -28,16 +28,16 @@ INFERENCE = "inference_seconds_per_image"
 def run_table(records: Records) -> pd.DataFrame:
     """`records.runs` with the columns of `with_arms` and the final values of each run.
 
-    Added: the keys of `FINAL_METRICS`, `inference_seconds_per_image` (the last measurement), `train_loss` (the last
-    row), `train_seconds` and `images_per_second` (median over the rows, which a pause between two of them does not
-    move). A `RecordError` when the runs differ in their data, or measurements of inference time in their conditions.
+    Added: the keys of `FINAL_METRICS`, `inference_seconds_per_image` (the last measurement under conditions that all
+    share), `train_loss` (the last row), `train_seconds` and `images_per_second` (median over the rows, which a pause
+    between two of them does not move). A `RecordError` when the runs differ in their data, or measurements of inference
+    time in their conditions.
     """
     require_same_data(records)
     table = with_arms(records.runs)
     for column, (metric, weights) in FINAL_METRICS.items():
         table[column] = table["run"].map(_last_values(records.evals, metric, weights))
-    inference = records.evals[records.evals["metric"] == INFERENCE].drop_duplicates("run", keep="last")
-    require_same_conditions(inference, INFERENCE)
+    inference = last_shared_measurement(records.evals[records.evals["metric"] == INFERENCE], INFERENCE)
     table[INFERENCE] = table["run"].map(inference.set_index("run")["value"])
     by_run = records.steps.sort_values("images_seen", kind="stable").groupby("run")
     table["train_loss"] = table["run"].map(by_run["loss"].last())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,3 +29,58 @@ RunFolders = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and what it costs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+# How a trained model is sampled: the same for every command that does.
+Weights = Annotated[Literal["raw", "ema"], typer.Option(help="Which weights: raw, or their moving average.")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"], typer.Option(help="Of the model; auto: the precision it was trained in.")
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the sampler. Default: the run's eval.sample_steps.")]
+Sampler = Annotated[Literal["euler", "heun"], typer.Option(help="First or second order; heun calls the model twice.")]
+Shift = Annotated[float, typer.Option(min=0.01, help="Timestep shift; above 1, more of the steps near noise.")]
+GuidanceInterval = Annotated[
+    str, typer.Option(metavar="START,STOP", help="Times t between which guidance applies; 1 is noise, 0 the image.")
+]
+SampleSeed = Annotated[
+    int | None, typer.Option(min=0, help="Of the noise; image i has its own. Default: the run's data.seed.")
+]
+SampleBatch = Annotated[int, typer.Option(min=1, help="Images sampled at a time.")]
+
+# What `ecdit evaluate` measures with, and what others measured.
+Scales = Annotated[str | None, typer.Option(help="Scales, by commas; 1 is none. Default: the run's eval.guidance.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Repetitions of inference-time; the median counts.")]
+InceptionWeights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="For fid: torch-fidelity's InceptionV3 weights.")
+]
+ClipModel = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="For clip-score: a CLIP model as transformers saves it.")
+]
+ImportGeneval = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Add GenEval's results.jsonl to the one run named.")
+]
+ImportDsg = Annotated[Path | None, typer.Option(metavar="FILE", help="Add DSG's results to the one run named.")]
+CheckJudge = Annotated[
+    bool, typer.Option("--check-judge", help="Measure the judge of shapes-geneval itself; needs no run.")
+]
+Again = Annotated[bool, typer.Option("--again", help="Measure anew what is recorded already.")]
+
+# What `ecdit sample` makes.
+Captions = Annotated[
+    list[str],
+    typer.Argument(metavar="CAPTION", default_factory=list, show_default=False, help="Default: one of each kind."),
+]
+CaptionFile = Annotated[
+    Path | None, typer.Option("--captions", metavar="FILE", help="More captions, one a line; or GenEval's or DSG's.")
+]
+Grid = Annotated[Path | None, typer.Option(metavar="FILE", help="Where the grid goes (PNG). Default: RUN/samples/.")]
+WithComputeMap = Annotated[bool, typer.Option("--compute-map", help="Also draw how many experts processed each token.")]
+PerCaption = Annotated[int, typer.Option(min=1, help="Images of each caption.")]
+Scale = Annotated[
+    float | None, typer.Option(min=0, help="Guidance scale; 1 is none. Default: the run's eval.guidance.")
+]
+GenevalFolder = Annotated[
+    Path | None, typer.Option("--geneval", metavar="FOLDER", help="Also write the images in GenEval's layout.")
+]
+DsgFolder = Annotated[
+    Path | None, typer.Option("--dsg", metavar="FOLDER", help="Also write the images in DSG's layout.")
+]

@@ -19,6 +19,7 @@ from ecdit_cli.doctor import doctor
 from ecdit_cli.evaluate import evaluate
 from ecdit_cli.plot import plot
 from ecdit_cli.presets import presets
+from ecdit_cli.sample import sample
 from ecdit_cli.status import status
 from ecdit_cli.sweep import sweep
 from ecdit_cli.train import train
@@ -33,6 +34,7 @@ COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
     (status, False),
     (plot, False),
     (compare_routing, False),
+    (sample, False),
     (evaluate, False),
     (presets, False),
     (bench, True),

@@ -1,76 +1,85 @@
-"""`ecdit evaluate`: measure finished runs and add the values to their records."""
+"""`ecdit evaluate`: measure what trained runs make, and add the values to their records."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from ecdit_cli._options import Json
+from ecdit_cli._options import (
+    Again,
+    CheckJudge,
+    ClipModel,
+    GuidanceInterval,
+    ImportDsg,
+    ImportGeneval,
+    InceptionWeights,
+    Json,
+    Precision,
+    Rounds,
+    RunFolders,
+    SampleBatch,
+    Sampler,
+    SampleSeed,
+    Scales,
+    Shift,
+    Steps,
+    Weights,
+)  # fmt: skip
 
-if TYPE_CHECKING:
-    from experiments.records.layout import RunDir
-    from experiments.records.schema import EvalRow
-
-METRICS = ("inference-time",)
+INFERENCE_TIME = "inference-time"
+METRICS = ("shapes-geneval", "frechet-shapes", "routing", INFERENCE_TIME, "fid", "clip-score")
+DEFAULT_METRICS = "shapes-geneval,frechet-shapes"
 
 
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, or folders that hold them.")],
-    metrics: Annotated[str, typer.Option(help="What to measure, by commas: inference-time.")] = "inference-time",
-    batch_images: Annotated[int, typer.Option(min=1, help="Images sampled at a time.")] = 16,
-    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")] = 5,
+    runs: RunFolders,
+    metrics: Annotated[str, typer.Option(help=f"What to measure, by commas: {', '.join(METRICS)}.")] = DEFAULT_METRICS,
+    images: Annotated[int, typer.Option(min=2, help="Images sampled of each run at each guidance scale.")] = 512,
+    guidance: Scales = None,
+    guidance_interval: GuidanceInterval = "0,1",
+    steps: Steps = None,
+    sampler: Sampler = "euler",
+    shift: Shift = 1.0,
+    weights: Weights = "ema",
+    precision: Precision = "auto",
+    seed: SampleSeed = None,
+    batch_images: SampleBatch = 16,
+    rounds: Rounds = 5,
+    inception_weights: InceptionWeights = None,
+    clip_model: ClipModel = None,
+    import_geneval: ImportGeneval = None,
+    import_dsg: ImportDsg = None,
+    check_judge: CheckJudge = False,
+    again: Again = False,
     as_json: Json = False,
 ) -> None:
-    """Measure trained runs side by side: seconds to generate an image.
+    """Measure trained runs: alignment, Frechet distance, routing, seconds an image. Adds to their evals.jsonl.
 
-    The runs take turns in one process, so that the numbers can be compared. Let nothing else run meanwhile.
+    What is recorded for the same weights and settings is not measured again. inference-time takes all runs in turns in
+    one process, so that the numbers can be compared: let nothing else run meanwhile.
     """
-    from experiments.errors import EcditError, did_you_mean
-    from experiments.records.layout import find_runs
-    from experiments.records.writer import append_evaluations
+    from ecdit_cli import _evaluation as work
+    from ecdit_cli._evaluation_table import print_table
+    from ecdit_cli._sampling import parse_guidance, parse_interval
 
-    for metric in metrics.split(","):
-        if metric not in METRICS:
-            raise EcditError(f"--metrics {metric!r} does not exist.", did_you_mean(metric, METRICS))
-    folders = list(find_runs(*runs))
-    if not folders:
-        raise EcditError(f"No runs in {', '.join(map(str, runs))}.", "Train one first: ecdit train model=nano")
-    rows = _measure(folders, batch_images, rounds)
-    for folder, row in zip(folders, rows, strict=True):
-        append_evaluations(folder, [row])
-    _print(folders, rows, as_json)
-
-
-def _measure(folders: list[RunDir], batch_images: int, rounds: int) -> list[EvalRow]:
-    from rich.progress import Progress
-
-    from ecdit_cli._console import talk
-    from experiments.evaluation.inference_time import measure_inference_time
-    from experiments.evaluation.load import load_run
-
-    console = talk()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("timing samples", total=len(folders) * rounds)
-        loaded = [load_run(folder, "raw", console.print) for folder in folders]
-        return measure_inference_time(loaded, batch_images, rounds, lambda: bars.update(task, advance=1))
-
-
-def _print(folders: list[RunDir], rows: list[EvalRow], as_json: bool) -> None:
-    from ecdit_cli._console import Column, print_rows
-
-    shown = [
-        {"run": folder.path.name, "metric": row.metric, "value": row.value, **row.settings}
-        for folder, row in zip(folders, rows, strict=True)
-    ]
-    columns = [
-        Column("run", "run"),
-        Column("value", "seconds per image", "{:.4f}".format),
-        Column("batch_images", "batch"),
-        Column("steps", "steps"),
-        Column("guidance", "guidance"),
-        Column("precision", "precision"),
-        Column("device", "device"),
-    ]
-    print_rows(shown, columns, as_json)
+    wanted = work.check_metrics(metrics, METRICS)
+    scales = parse_guidance(guidance) if guidance is not None else None
+    parse_interval(guidance_interval)
+    if check_judge:
+        work.print_judge_check(as_json)
+        return
+    folders = work.existing_runs(runs)
+    how = work.How(
+        images=images, scales=scales, interval=guidance_interval, steps=steps, shift=shift, sampler=sampler,
+        weights=weights, precision=None if precision == "auto" else precision, seed=seed, batch_images=batch_images,
+        rounds=rounds, inception_weights=inception_weights, clip_model=clip_model, again=again,
+    )  # fmt: skip
+    if import_geneval is not None or import_dsg is not None:
+        print_table(work.import_results(folders, import_geneval, import_dsg, how), as_json)
+        return
+    sampled = tuple(metric for metric in wanted if metric != INFERENCE_TIME)
+    rows = work.measure_samples(folders, sampled, how) if sampled else []
+    if INFERENCE_TIME in wanted:
+        rows = work.joined(rows, work.measure_time(folders, how))
+    print_table(rows, as_json)

@@ -49,10 +49,11 @@ def _run(config: RunConfig, folder: RunDir, plain: bool) -> str:
     from ecdit_cli._progress import progress
 
     with progress(config, visible=not plain and _is_main_process()) as reporter:
+        from experiments.evaluation.cadence import measure_at_cadence
         from experiments.evaluation.preview import preview
         from experiments.training.loop import train as train_run
 
-        return train_run(config, folder, ["ecdit", *sys.argv[1:]], reporter, observers=[preview])
+        return train_run(config, folder, ["ecdit", *sys.argv[1:]], reporter, observers=[preview, measure_at_cadence])
 
 
 def _launched_world() -> list[str]:

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from experiments.config.budget import budget
+from experiments.config.overrides import load_config
+from experiments.models.dit import DiT
 from experiments.records.layout import RunDir, read_jsonl
+from experiments.records.schema import EvalRow, Status, StepRow
+from experiments.records.writer import write_json_atomic, write_status
+from experiments.training.checkpoint import write_checkpoint
+from experiments.training.description import describe_run
 
 TINY = (
     "model=nano", "model.num_layers=2", "train.images=192", "train.batch_images=8", "log.every_images=16",
@@ -60,3 +69,30 @@ def final_checkpoint(folder: Path) -> dict[str, bytes]:
     """The tensor files of the newest checkpoint."""
     newest = max(RunDir(folder).checkpoints.glob("images_*"))
     return {path.name: path.read_bytes() for path in sorted(newest.glob("*.safetensors"))}
+
+
+def random_run_folder(folder: Path, *overrides: str, images_seen: int = 640) -> RunDir:
+    """A run as if trained: two layers, a checkpoint in which every weight is random and no layer is the identity."""
+    config = load_config(
+        ["model=nano", "model.num_layers=2", "train.precision=fp32", "eval.sample_steps=2", *overrides]
+    )
+    record = describe_run(config, "fp32", budget(config), ["ecdit", "train"])
+    run_dir = RunDir(folder)
+    folder.mkdir(parents=True)
+    write_json_atomic(run_dir.run_json, record.model_dump(mode="json", exclude_none=True))
+    write_status(run_dir, Status(state="done", images_seen=images_seen, images_total=images_seen, heartbeat=0.0))
+    flops = float(images_seen * record.train_flops_per_image)
+    step = StepRow(
+        images_seen=images_seen, flops=flops, seconds=1.0, loss=1.0, learning_rate=1e-3, grad_norm=1.0,
+        images_per_second=float(images_seen),
+    )  # fmt: skip
+    run_dir.steps.write_text(step.model_dump_json(exclude_none=True) + "\n")
+    loss = EvalRow(images_seen=images_seen, metric="val_loss", value=1.0, num_samples=8, seed=0, weights="raw")
+    run_dir.evals.write_text(loss.model_dump_json(exclude_none=True) + "\n")
+    torch.manual_seed(0)
+    model = DiT(config)
+    raw = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+    ema = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in raw.items()}
+    state = {"images_seen": images_seen}
+    write_checkpoint(run_dir, record.config_id, state, {"weights": raw, "ema": ema}, keep=1)
+    return run_dir

@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from analysis.arms import arm_list, dense_same_depth
 from analysis.load import MissingDataError, Records
@@ -27,7 +26,9 @@ from analysis.style import (
     TEXT_WIDTH_INCHES,
     Drawing,
     few_ticks,
+    is_wide,
     line_style,
+    log_axis,
     marker_style,
     paper_style,
     point_rows,
@@ -43,8 +44,6 @@ BAR_STYLES: tuple[dict[str, Any], ...] = (
 )
 BAR_HEIGHT = 0.26
 SCATTER_HEIGHT_INCHES = 2.4
-LOG_FROM_RATIO = 4.0
-"""Times that differ by more than this factor go on a logarithmic axis."""
 
 
 def draw_inference_time(records: Records, table: pd.DataFrame) -> Drawing:
@@ -102,12 +101,8 @@ def _draw_points(axes: Axes, points: pd.DataFrame) -> None:
         axes.plot(arm[INFERENCE] * 1e3, arm["val_loss"], **line_style(router, variant), linewidth=0.6, alpha=0.6)
         for point in arm.to_dict("records"):
             _draw_point(axes, point, variant)
-    if points[INFERENCE].max() > LOG_FROM_RATIO * points[INFERENCE].min():
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    if is_wide(points[INFERENCE]):
+        log_axis(axes, "x", points[INFERENCE] * 1e3)
     axes.set_xlabel("Measured inference time per image (ms)")
     axes.set_ylabel("Validation loss (velocity MSE)")
     axes.set_title("Quality against inference time", loc="left")

@@ -1,8 +1,11 @@
-"""Seconds to generate an image, measured for many runs side by side.
+"""What generating an image costs, measured for many runs side by side: seconds, peak memory, FLOPs.
 
 Every run samples whole images, caption and null caption in one call, with the same batch, steps and guidance. Runs take
 turns round by round, so that a machine that slows down slows all of them, and the median over rounds is recorded.
 Routing may depend on the weights, so each run is timed with its own.
+
+Peak memory is that of all tensors alive at once, weights included: the allocator's own peak on an accelerator, counted
+operation by operation on a CPU, where a process has no such number. FLOPs are the budget's, times the calls made.
 """
 
 from __future__ import annotations
@@ -10,73 +13,156 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.distributed._tools.mem_tracker import MemTracker
 
-from experiments.data.loader import validation_set
-from experiments.evaluation.generate import SamplerSettings, image_noise, sample
-from experiments.evaluation.load import LoadedRun
+from experiments.evaluation.generate import SamplerSettings, image_noise, sample, validation_captions
+from experiments.evaluation.load import LoadedRun, current_device
 from experiments.flow.samplers import Guidance
+from experiments.models.dit import DiTOutput
 from experiments.records.schema import EvalRow
 from experiments.training.description import device_name
 
-METRIC = "inference_seconds_per_image"
-WARM_UP_STEPS = 2
+SECONDS = "inference_seconds_per_image"
+PEAK_MEMORY = "inference_peak_memory_gib"
+FLOPS = "inference_flops_per_image"
+BYTES_PER_GIB = 2**30
 
 
-def measure_inference_time(
+@dataclass(frozen=True)
+class Overhead:
+    """What a run costs over dense of the same depth, as a share (0.2: 20% more); the paper's 3% against 23%."""
+
+    params_active: float
+    flops: float
+    seconds: float
+
+
+def measure_inference(
     runs: Sequence[LoadedRun],
+    settings: Sequence[SamplerSettings],
     batch_images: int,
     rounds: int,
     on_round: Callable[[], None] = lambda: None,
-) -> list[EvalRow]:
-    """One row per run: the median over `rounds` of the seconds per image, sampling `batch_images` at a time."""
-    for run in runs:
-        _time_one(run, batch_images, WARM_UP_STEPS)
+) -> list[list[EvalRow]]:
+    """Rows of each run, sampling `batch_images` at a time by its entry of `settings`.
+
+    Seconds per image: the median over `rounds`.
+    """
+    jobs = [_Job(run, of_run, batch_images) for run, of_run in zip(runs, settings, strict=True)]
+    peaks = [job.peak_memory_gib() for job in jobs]
+    flops = [job.flops_per_image() for job in jobs]
     seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds):
-        for run, mine in zip(runs, seconds, strict=True):
-            mine.append(_time_one(run, batch_images, run.config.eval.sample_steps))
+        for job, mine in zip(jobs, seconds, strict=True):
+            mine.append(job.seconds_per_image())
             on_round()
-    return [_row(run, mine, batch_images) for run, mine in zip(runs, seconds, strict=True)]
+    return [
+        job.rows({SECONDS: statistics.median(mine), PEAK_MEMORY: peak, FLOPS: flop}, mine)
+        for job, mine, peak, flop in zip(jobs, seconds, peaks, flops, strict=True)
+    ]
 
 
-def _time_one(run: LoadedRun, batch_images: int, num_steps: int) -> float:
-    """Seconds per image of one batch."""
-    config = run.config
-    captions_BL = torch.cat([batch.caption_BL for batch in validation_set(config)])
-    captions_BL = captions_BL.repeat(-(-batch_images // len(captions_BL)), 1)[:batch_images]
-    device = next(run.model.parameters()).device
-    noise = image_noise(config, range(batch_images), seed=config.data.seed).to(device)
-    settings = SamplerSettings(num_steps, Guidance(config.eval.guidance))
-    _synchronize()
-    started = time.perf_counter()
-    sample(run.model, captions_BL, noise, settings)
-    _synchronize()
-    return (time.perf_counter() - started) / batch_images
+def overhead_over_dense(runs: Sequence[LoadedRun], seconds: Sequence[float]) -> list[Overhead | None]:
+    """Of each run over the dense runs of the same preset, depth and width among them; None without one."""
+    found: list[Overhead | None] = []
+    for run, mine in zip(runs, seconds, strict=True):
+        dense = [(other, theirs) for other, theirs in zip(runs, seconds, strict=True) if _is_dense_of(other, run)]
+        if not dense or run.config.routing.name == "dense":
+            found.append(None)
+            continue
+        reference = dense[0][0].record
+        base_seconds = statistics.median(theirs for _, theirs in dense)
+        found.append(
+            Overhead(
+                params_active=run.record.params_active / reference.params_active - 1,
+                flops=run.record.flops_per_image / reference.flops_per_image - 1,
+                seconds=mine / base_seconds - 1,
+            )
+        )
+    return found
 
 
-def _row(run: LoadedRun, seconds: Sequence[float], batch_images: int) -> EvalRow:
-    settings = {
-        "batch_images": batch_images,
-        "steps": run.config.eval.sample_steps,
-        "guidance": run.config.eval.guidance,
-        "precision": run.record.precision,
-        "device": device_name(),
-        "num_threads": torch.get_num_threads(),
-        "rounds": len(seconds),
-        "slowest_seconds": max(seconds),
-        "fastest_seconds": min(seconds),
-    }
-    return EvalRow(
-        images_seen=run.images_seen,
-        metric=METRIC,
-        value=statistics.median(seconds),
-        num_samples=batch_images * len(seconds),
-        seed=run.config.data.seed,
-        weights="raw",
-        settings=settings,
-    )
+def _is_dense_of(dense: LoadedRun, run: LoadedRun) -> bool:
+    """Whether `dense` is the backbone of `run` without its experts."""
+    return dense.config.routing.name == "dense" and dense.config.model == run.config.model
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run, and how it samples."""
+
+    run: LoadedRun
+    settings: SamplerSettings
+    batch_images: int
+
+    def peak_memory_gib(self) -> float:
+        """Of one call with both branches of guidance, after a call that warms the model up."""
+        one_call = SamplerSettings(1, Guidance(self.settings.guidance.scale))
+        self._sample(one_call)
+        device = current_device()
+        if device.type != "cpu":
+            torch.accelerator.reset_peak_memory_stats()
+            self._sample(one_call)
+            return float(torch.accelerator.max_memory_allocated()) / BYTES_PER_GIB
+        tracker = MemTracker()
+        tracker.track_external(self.run.model)
+        with tracker:
+            self._sample(one_call)
+        return float(tracker.get_tracker_snapshot("peak")[device]["Total"]) / BYTES_PER_GIB
+
+    def flops_per_image(self) -> float:
+        """Forward FLOPs of one image times how often an image passes through the model."""
+        passes = 0
+
+        def count(time: float, output: DiTOutput) -> None:
+            nonlocal passes
+            passes += output.velocity_BKP.shape[0]
+
+        self._sample(self.settings, count)
+        return self.run.record.flops_per_image * passes / self.batch_images
+
+    def seconds_per_image(self) -> float:
+        """Of one batch."""
+        _synchronize()
+        started = time.perf_counter()
+        self._sample(self.settings)
+        _synchronize()
+        return (time.perf_counter() - started) / self.batch_images
+
+    def rows(self, values: dict[str, float], seconds: Sequence[float]) -> list[EvalRow]:
+        """One row per value."""
+        settings = {
+            "batch_images": self.batch_images,
+            "steps": self.settings.num_steps,
+            "guidance": self.settings.guidance.scale,
+            "sampler": self.settings.sampler,
+            "precision": self.run.precision,
+            "device": device_name(),
+            "num_threads": torch.get_num_threads(),
+        }
+        spread = {"rounds": len(seconds), "slowest_seconds": max(seconds), "fastest_seconds": min(seconds)}
+        return [
+            EvalRow(
+                images_seen=self.run.images_seen,
+                metric=metric,
+                value=value,
+                num_samples=self.batch_images * (len(seconds) if metric == SECONDS else 1),
+                seed=self.run.config.data.seed,
+                weights=self.run.weights,
+                settings=settings | (spread if metric == SECONDS else {}),
+            )
+            for metric, value in values.items()
+        ]
+
+    def _sample(self, settings: SamplerSettings, watch: Callable[[float, DiTOutput], None] | None = None) -> Tensor:
+        config = self.run.config
+        captions_BL = validation_captions(config, self.batch_images)
+        noise = image_noise(config, range(self.batch_images), seed=config.data.seed).to(current_device())
+        return sample(self.run.model, captions_BL, noise, settings, watch)
 
 
 def _synchronize() -> None:

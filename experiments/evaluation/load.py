@@ -11,7 +11,7 @@ from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError
 from experiments.models.dit import DiT
 from experiments.records.layout import RunDir
-from experiments.records.schema import RunRecord, Weights
+from experiments.records.schema import Precision, RunRecord, Weights
 from experiments.training.checkpoint import load_newest
 
 FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
@@ -26,10 +26,14 @@ class LoadedRun:
     config: RunConfig
     model: DiT
     images_seen: int
+    weights: Weights
+    precision: Precision
 
 
-def load_run(run_dir: RunDir, weights: Weights, say: Callable[[str], None]) -> LoadedRun:
-    """The newest whole checkpoint of a run, on the current device in the precision it was trained in.
+def load_run(
+    run_dir: RunDir, weights: Weights, say: Callable[[str], None], precision: Precision | None = None
+) -> LoadedRun:
+    """The newest whole checkpoint of a run, on the current device; in the precision it was trained in unless given.
 
     Raises `RecordError` for what is not a run, and `CheckpointError` where it has no checkpoint.
     """
@@ -41,9 +45,10 @@ def load_run(run_dir: RunDir, weights: Weights, say: Callable[[str], None]) -> L
         raise CheckpointError(f"{run_dir.path} has no checkpoint yet.", "Train it first, with the same command again.")
     model = DiT(config)
     model.load_state_dict(checkpoint.tensors[name])
-    dtype = torch.bfloat16 if record.precision == "bf16" else torch.float32
+    precision = precision or record.precision
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = model.to(device=current_device(), dtype=dtype).eval()
-    return LoadedRun(run_dir, record, config, model, int(checkpoint.state["images_seen"]))
+    return LoadedRun(run_dir, record, config, model, int(checkpoint.state["images_seen"]), weights, precision)
 
 
 def current_device() -> torch.device:

@@ -14,6 +14,7 @@ SCHEMA_VERSION = 1
 
 State = Literal["planned", "running", "done", "failed", "interrupted"]
 Weights = Literal["raw", "ema"]
+Precision = Literal["fp32", "bf16"]
 
 
 class Record(BaseModel):
@@ -37,7 +38,7 @@ class RunRecord(Record):
     host: str
     device: str = Field(description="'cpu' or the accelerator's name")
     num_threads: int
-    precision: Literal["fp32", "bf16"] = Field(description="what train.precision became here")
+    precision: Precision = Field(description="what train.precision became here")
     world: int
     params_total: int
     params_active: int = Field(description="weights that one token passes through on average")
@@ -54,6 +55,9 @@ class Status(Record):
     images_total: int
     heartbeat: float = Field(description="seconds since the epoch when this was written")
     reason: str | None = Field(None, description="why it failed or was interrupted")
+    peak_memory_gib: float | None = Field(
+        None, description="most that this process has taken: of the accelerator, or its resident set on a CPU"
+    )
     pid: int | None = None
     host: str | None = None
 

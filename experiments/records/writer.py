@@ -12,18 +12,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from experiments.records.claim import claim
 from experiments.records.layout import RunDir, read_jsonl
 from experiments.records.provenance import host_name
-from experiments.records.schema import EvalRow, RoutingMapRow, RoutingRow, RunRecord, State, Status, StepRow
+from experiments.records.schema import EvalRow, Record, RoutingMapRow, RoutingRow, RunRecord, State, Status, StepRow
 from experiments.records.storage import append_line, storage_errors, write_json_atomic
 from experiments.records.wandb_mirror import Mirror, Row
 
-__all__ = ["RecordWriter", "append_evaluations", "append_routing_maps", "write_json_atomic", "write_status"]
+__all__ = [
+    "RecordWriter",
+    "append_evaluations",
+    "append_routing_maps",
+    "stored_rows",
+    "write_json_atomic",
+    "write_status",
+]
 
+Stored = TypeVar("Stored", bound=Record)
 StartMirror = Callable[[RunRecord, RunDir], Mirror | None]
 
 
@@ -145,15 +154,16 @@ class RecordWriter:
     def _replay(self) -> None:
         """Mirror the rows of earlier processes. W&B takes rows in rising order only."""
         past: list[Row] = [
-            *_stored(self.run_dir.steps, StepRow),
-            *_stored(self.run_dir.routing, RoutingRow),
-            *_stored(self.run_dir.evals, EvalRow),
+            *stored_rows(self.run_dir.steps, StepRow),
+            *stored_rows(self.run_dir.routing, RoutingRow),
+            *stored_rows(self.run_dir.evals, EvalRow),
         ]
         for row in sorted(past, key=lambda row: row.images_seen):
             self._show(row)
 
 
-def _stored(path: Path, kind: type[Row]) -> Iterator[Row]:
+def stored_rows(path: Path, kind: type[Stored]) -> Iterator[Stored]:
+    """The rows of a file that are whole and of this version."""
     for raw in read_jsonl(path).rows:
         try:
             yield kind.model_validate(raw)

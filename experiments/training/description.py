@@ -12,8 +12,8 @@ from experiments.config.budget import Budget
 from experiments.config.identity import config_id, run_name
 from experiments.config.schema import RunConfig
 from experiments.records.provenance import git_commit, host_name, utc_now, versions
-from experiments.records.schema import RunRecord
-from experiments.training.engine import Precision, launched_world
+from experiments.records.schema import Precision, RunRecord
+from experiments.training.engine import launched_world
 
 
 def describe_run(config: RunConfig, precision: Precision, cost: Budget, command: Sequence[str]) -> RunRecord:

@@ -14,19 +14,18 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import torch
 
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from experiments.models.dit import DiT
+from experiments.records.schema import Precision
 from experiments.records.storage import storage_errors
 from experiments.routing.deepspeed_library import deepspeed, deepspeed_logger, dist, get_accelerator
 from experiments.training.ema import MovingAverage
 from experiments.training.partitions import FlatPartitions
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass

@@ -1,14 +1,20 @@
-"""Studies with stated loss curves: straight lines, so that interpolation is exact."""
+"""Studies with stated loss curves, straight lines, so that interpolation is exact; and stated values of samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.load import Records, load_records
+from experiments.records.compute_map import ComputeMap
+from experiments.records.layout import RunDir, find_runs
+from experiments.records.schema import EvalRow, RoutingMapRow
+from experiments.records.writer import append_evaluations, append_routing_maps
 
 IMAGES = 9600
 SETTINGS = {"train": {"images": IMAGES}, "eval": {"every_images": 1600}}
@@ -54,3 +60,128 @@ def write_arms(tmp_path: Path, write_run: Callable[..., Any]) -> Callable[..., P
 def study(write_arms: Callable[..., Path]) -> Records:
     """Four arms of three seeds at one size."""
     return load_records([write_arms()])
+
+
+SAMPLER: dict[str, Any] = {
+    "guidance_start": 0.0, "guidance_stop": 1.0, "steps": 24, "sampler": "euler", "shift": 1.0, "precision": "fp32",
+}  # fmt: skip
+SCALES = (1.0, 2.0, 4.0)
+CHECKPOINTS = (1600, 4800, 8000)
+TIMES = (0.9, 0.5, 0.1)
+KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attribution")
+
+
+def sampled_row(metric: str, value: float, half: float | None = None, **given: Any) -> EvalRow:
+    """A row of images sampled as `ecdit evaluate` does: `given` replaces fields, or settings of the sampler."""
+    fields = {name: given.pop(name) for name in list(given) if name in EvalRow.model_fields}
+    ends = {} if half is None else {"interval_low": value - half, "interval_high": value + half}
+    about = {"images_seen": IMAGES, "num_samples": 512, "seed": 0, "weights": "ema", **ends, **fields}
+    return EvalRow(metric=metric, value=value, settings={"guidance": 2.0, **SAMPLER, **given}, **about)
+
+
+def goodness(run: RunDir) -> float:
+    """Of a run, between 0 and 1: more with experts, and with their number; less than 0.01 by seed."""
+    config = run.read_run().config
+    routing, size = config["routing"], {"nano": 0.0, "micro": 0.12, "mini": 0.2}[config["model"]["name"]]
+    sparse = {"dense": 0.0, "token_choice": 0.05}.get(routing["name"], 0.1) + 0.005 * (routing["num_experts"] or 0)
+    wide = 0.01 * (config["model"]["ffn_factor"] - 4)
+    return 0.4 + wide + size + sparse + 0.02 * (config["seed"] - 1)
+
+
+def stated_rows(run: RunDir, in_training: bool = True, held_out: bool = True) -> list[EvalRow]:
+    """Score, distance, divergence and time: at three scales at the end, and at three points of the training."""
+    score, config = goodness(run), run.read_run().config
+    rows = []
+    for scale in SCALES:
+        gain = {1.0: -0.1, 2.0: 0.0, 4.0: -0.03}[scale]
+        rows.append(sampled_row("shapes-geneval", score + gain, 0.04, guidance=scale))
+        rows.append(sampled_row("frechet-shapes", 20 * (1 - score - gain), guidance=scale))
+        if held_out:
+            rows.append(sampled_row("shapes-geneval-held-out", score + gain - 0.15, 0.06, guidance=scale))
+        if config["routing"]["name"] != "dense" and scale > 1:  # without guidance there is one branch
+            rows.append(sampled_row("branch_divergence", 0.05 * scale, guidance=scale))
+    for images in CHECKPOINTS if in_training else ():
+        at = {"images_seen": images, "num_samples": 256}
+        rows.append(sampled_row("shapes-geneval", score * images / IMAGES, 0.05, **at))
+        rows.append(sampled_row("frechet-shapes", 100 * (1 - score) * 1600 / images, **at))
+    cost = 2e-9 * run.read_run().flops_per_image
+    rows.append(sampled_row("inference_seconds_per_image", cost, num_samples=80, batch_images=16, device="cpu"))
+    return rows
+
+
+@pytest.fixture
+def evaluate() -> Callable[..., None]:
+    """Adds `stated_rows` to all runs below a folder."""
+
+    def add(folder: Path, **options: Any) -> None:
+        for run in find_runs(folder):
+            append_evaluations(run, stated_rows(run, **options))
+
+    return add
+
+
+@pytest.fixture
+def sampled() -> Callable[..., EvalRow]:
+    """`sampled_row`."""
+    return sampled_row
+
+
+def scene_rows(num_experts: int, layers: Sequence[int], num_tokens: int = 16, **given: Any) -> list[RoutingMapRow]:
+    """Rows in which expert e has a share that grows with e, and at the time t = 0.5 all have the same."""
+    experts = np.arange(1.0, num_experts + 1)
+    rising, even = experts / experts.sum(), np.ones(num_experts) / num_experts
+    by_position_TE = np.roll(rising, 1) + np.zeros((num_tokens, 1))
+    by_position_TE[: num_tokens // 2] = even
+    rows = []
+    for layer in layers:
+        for time in (*TIMES, None):
+            load = (even if time == 0.5 else rising).tolist()
+            about: dict[str, Any] = {
+                "images_seen": IMAGES, "weights": "ema", "source": "scenes", "num_images": 64, "layer": layer,
+                "time": time, "load": load, "entropy": 0.9, "dropped_share": 0.1, "experts_per_token": [0.1, 0.9],
+                "object_experts": 3.0 - (time or 0.5), "background_experts": 1.5,
+            }  # fmt: skip
+            if time is None:
+                by_kind = {kind: np.roll(rising, i).tolist() for i, kind in enumerate(KINDS)}
+                about |= {"load_by_position": by_position_TE.T.tolist(), "load_by_kind": by_kind}
+            rows.append(RoutingMapRow.model_validate(about | given))
+    return rows
+
+
+def compute_map(num_images: int = 6, num_layers: int = 3, side: int = 8) -> ComputeMap:
+    """Images of one square each; (layer + call) experts on its tokens, one elsewhere."""
+    images = np.full((num_images, 32, 32, 3), 127, np.uint8)
+    experts = np.ones((num_images, num_layers, 5, side, side), np.uint8)
+    more = 1 + np.add.outer(np.arange(num_layers), np.arange(5)).astype(np.uint8)
+    for i in range(num_images):
+        at = (3 * i) % 20
+        images[i, at : at + 12, at : at + 12] = (200, 40, 40 * (i % 6))
+        tokens = slice(at * side // 32, (at + 12) * side // 32)
+        experts[i, :, :, tokens, tokens] = more[:, :, None, None]
+    captions = ("a red circle left of a blue square", "two green hearts", "a yellow bar")
+    return ComputeMap(
+        captions=tuple(captions[i % 3] for i in range(num_images)), images_BHWC=images,
+        experts_BKNT=experts.reshape(num_images, num_layers, 5, side * side),
+        times_N=np.linspace(1, 0.2, 5, dtype=np.float32), layers_K=np.arange(1, 2 * num_layers, 2),
+        num_experts=8, images_seen=IMAGES,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def map_routing() -> Callable[..., None]:
+    """Adds `scene_rows` and a `compute_map` to all sparse runs below a folder."""
+
+    def add(folder: Path, layers: Sequence[int] = (1, 3, 5), **given: Any) -> None:
+        for run in find_runs(folder):
+            routing = json.loads(run.run_json.read_text())["config"]["routing"]
+            if routing["name"] != "dense":
+                append_routing_maps(run, scene_rows(routing["num_experts"], layers, **given))
+                compute_map().save(run.compute_map)
+
+    return add
+
+
+@pytest.fixture
+def make_compute_map() -> Callable[..., ComputeMap]:
+    """`compute_map`."""
+    return compute_map

@@ -64,3 +64,12 @@ def test_how_a_measurement_went_is_no_condition_and_the_last_one_counts(tmp_path
     measure(first, 0.2, slowest_seconds=0.3)
     measure(second, 0.4, slowest_seconds=0.5)
     assert run_table(load_records([tmp_path]))["inference_seconds_per_image"].to_list() == [0.2, 0.4]
+
+
+def test_of_several_conditions_those_that_all_runs_share_count(tmp_path: Path, write_run: WriteRun) -> None:
+    first, second = write_two(tmp_path, write_run, {}, inference_seconds=0.1)
+    for guidance, seconds in ((2.0, 0.2), (4.0, 0.4)):
+        measure(first, seconds, batch_images=16, guidance=guidance)
+    measure(second, 0.3, batch_images=16, guidance=2.0)
+    table = run_table(load_records([tmp_path]))
+    assert table["inference_seconds_per_image"].tolist() == [0.2, 0.3]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -19,10 +21,22 @@ from analysis.tables import run_table
 from experiments.errors import EcditError
 
 WriteArms = Callable[..., Path]
+Add = Callable[..., None]
 SEVERAL_EXPERTS = {
     "dense": ({}, {"name": "dense"}, 1e-5),
     "ec8": ({}, {"name": "expert_choice", "num_experts": 8}, 1.2e-5),
     "ec16": ({}, {"name": "expert_choice", "num_experts": 16}, 1.3e-5),
+}
+FOUR_ARMS = {
+    "dense": ({}, {"name": "dense"}, 1e-5),
+    "wide": ({"ffn_factor": 6.0}, {"name": "dense"}, 1e-5),
+    "token_choice": ({}, {"name": "token_choice"}, 1.6e-5),
+    "expert_choice": ({}, {"name": "expert_choice"}, 1.5e-5),
+}
+EIGHT_ARMS = {
+    **FOUR_ARMS,
+    **{f"ec{number}": ({}, {"name": "expert_choice", "num_experts": number}, 1.1e-5) for number in (4, 16)},
+    **{router: ({}, {"name": router}, 1.1e-5) for router in ("switch", "shared_expert")},
 }
 
 
@@ -41,23 +55,41 @@ def touching(boxes: list[Bbox]) -> bool:
 
 
 def boxes_of_legends(figure: Figure) -> list[Bbox]:
-    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
-    return [legend.get_window_extent() for legend in legends if legend is not None]
+    return [legend.get_window_extent() for legend in figure.findobj(Legend)]
 
 
 def boxes_of_tick_labels(axis: Axis) -> list[Bbox]:
+    if not axis.axes.axison:
+        return []
     low, high = sorted(axis.get_view_interval())
     labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
     return [label.get_window_extent() for label in labels if label.get_visible() and label.get_text()]
 
 
-@pytest.fixture(params=["one size", "three sizes", "one seed"])
-def records(request: pytest.FixtureRequest, write_arms: WriteArms) -> Records:
-    if request.param == "one size":
-        return load_records([write_arms()])
-    if request.param == "one seed":
-        return load_records([write_arms(seeds=(0,))])
-    return load_records([write_arms(SEVERAL_EXPERTS, seeds=(0, 1), presets=("nano", "micro", "mini"))])
+@pytest.fixture
+def evaluated(write_arms: WriteArms, evaluate: Add, map_routing: Add) -> Callable[..., Records]:
+    """Records of runs of which everything was measured."""
+
+    def load(*arms: Any, **options: Any) -> Records:
+        folder = write_arms(*arms, **options)
+        evaluate(folder)
+        map_routing(folder)
+        return load_records([folder])
+
+    return load
+
+
+STUDIES: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, ...]]] = {
+    "one size": (FOUR_ARMS, (0, 1, 2), ("nano",)),
+    "three sizes": (SEVERAL_EXPERTS, (0, 1), ("nano", "micro", "mini")),
+    "one seed of eight arms": (EIGHT_ARMS, (0,), ("nano", "micro")),
+}
+
+
+@pytest.fixture(params=STUDIES)
+def records(request: pytest.FixtureRequest, evaluated: Callable[..., Records]) -> Records:
+    arms, seeds, presets = STUDIES[request.param]
+    return evaluated(arms, seeds=seeds, presets=presets)
 
 
 @pytest.mark.parametrize("entry", FIGURES, ids=lambda entry: entry.name)
@@ -69,6 +101,7 @@ def test_nothing_lies_over_anything_else_and_nothing_is_cut_off(entry: FigureEnt
         assert not touching(boxes_of_tick_labels(axes.xaxis))
         assert not touching(boxes_of_tick_labels(axes.yaxis))
     assert not touching([axes.xaxis.label.get_window_extent() for axes in figure.axes if axes.get_xlabel()])
+    assert not touching([text.get_window_extent() for text in figure.texts if text.get_text()])
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert min(drawn.x0, drawn.y0) >= 0
     assert drawn.x1 <= width
@@ -76,8 +109,11 @@ def test_nothing_lies_over_anything_else_and_nothing_is_cut_off(entry: FigureEnt
 
 
 @pytest.mark.parametrize("entry", FIGURES, ids=lambda entry: entry.name)
-def test_every_axis_of_numbers_has_a_unit_and_no_text_is_small(entry: FigureEntry, study: Records) -> None:
-    figure = rendered(entry.draw(study, run_table(study)).figure)
+def test_every_axis_of_numbers_has_a_unit_and_no_text_is_small(
+    entry: FigureEntry, evaluated: Callable[..., Records]
+) -> None:
+    records = evaluated(seeds=(0, 1))
+    figure = rendered(entry.draw(records, run_table(records)).figure)
     labels = [label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label]
     assert labels
     assert all("(" in label or "/s" in label for label in labels)
@@ -141,5 +177,6 @@ def test_an_unknown_figure_names_the_closest() -> None:
 def test_names_and_aliases_are_unique_and_described() -> None:
     names = [name for entry in FIGURES for name in (entry.name, *entry.aliases)]
     assert len(names) == len(set(names))
-    assert {"loss-convergence", "inference-time", "routing"} <= set(names)
+    papers = {f"paper-fig{number}" for number in (3, 4, 5, 6, 8)}
+    assert {"loss-convergence", "inference-time", "routing", "specialization", "guidance", *papers} <= set(names)
     assert all(entry.description.endswith(".") for entry in FIGURES)

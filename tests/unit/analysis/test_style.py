@@ -11,7 +11,16 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.style import ROUTER_STYLES, SIZE_MARKERS, Drawing, line_style, paper_style, scaled, write_drawing
+from analysis.style import (
+    ROUTER_STYLES,
+    SIZE_MARKERS,
+    Drawing,
+    line_style,
+    log_axis,
+    paper_style,
+    scaled,
+    write_drawing,
+)
 from experiments.config.presets import PRESETS
 from experiments.config.routers import RouterName
 from experiments.errors import StorageError
@@ -77,6 +86,17 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         write_drawing(drawing(), tmp_path / "file", "figure")
 
 
+def test_a_logarithmic_axis_always_has_labelled_ticks() -> None:
+    for values in ([9.0, 11.0], [8.0, 40.0], [0.1, 900.0]):
+        with paper_style():
+            axes = Figure(figsize=(2, 2)).subplots()
+            axes.plot(values, [0, 1])
+            log_axis(axes, "x", pd.Series(values))
+            low, high = axes.get_xlim()
+            labelled = [at for at in axes.get_xticks() if low <= at <= high]
+        assert 2 <= len(labelled) <= 6
+
+
 @pytest.mark.parametrize(
     ("largest", "unit", "expected"),
     [
@@ -85,6 +105,8 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         (3e15, "FLOP", (1e15, "PFLOP")),
         (100, "s", (1.0, "s")),
         (40_000, "s", (3600.0, "h")),
+        (340_000, "parameters", (1e3, "thousands")),
+        (9.7e10, "parameters", (1e9, "billions")),
     ],
 )
 def test_axes_have_si_units(largest: float, unit: str, expected: tuple[float, str]) -> None:

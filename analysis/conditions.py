@@ -1,0 +1,168 @@
+"""Under which conditions a metric of sampled images was measured, and which rows may therefore stand in one figure.
+
+A value depends on the guidance scale and on its *conditions*: weights, number of images, seed of the noise, and every
+other setting of the sampler. A figure shows values of one set of conditions, under which every run that has the metric
+was measured: of several, EMA weights before raw ones, then most images, then the last written. Where there is none,
+the figure is refused and the difference named. `batch_images` is a condition among the runs that record it: those
+whose routing depends on the batch.
+
+The rows are made in `scores.py`, which also takes means over seeds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+
+from analysis.comparable import first_difference
+from analysis.load import MissingDataError
+
+Along = Literal["images_seen", "guidance"]
+"""What a curve of a metric is drawn against."""
+
+BESIDE_CONDITIONS = ("guidance", "batch_images")
+SAMPLING = ("steps", "sampler", "shift", "guidance_start", "guidance_stop", "precision")
+"""Settings that two metrics of the same images share."""
+
+USUAL = {"shift": 1.0, "guidance_start": 0.0, "guidance_stop": 1.0, "seed": 0}
+"""What the foot of a figure does not say."""
+
+
+WEIGHTS_TEXTS = {"ema": "EMA", "raw": "raw"}
+MEASURE_ALIKE = "Evaluate all of them alike, or name only the folders that belong together."
+
+
+class Metric(NamedTuple):
+    """A metric of `evals`, the label of its axis, the factor from record to axis, whether dense runs have it."""
+
+    name: str
+    label: str
+    factor: float
+    higher_is_better: bool
+    of_dense: bool = True
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Comparable rows of one metric, their conditions, and how many of the runs have none."""
+
+    metric: Metric
+    rows: pd.DataFrame
+    conditions: dict[str, Any]
+    num_without: int
+
+
+def conditions_of(rows: pd.DataFrame) -> list[str]:
+    """By row its conditions without `BESIDE_CONDITIONS`, as a text that is equal where they are."""
+    columns = ["weights", "num_samples", "noise_seed", "settings_key"]
+    different = rows[columns].drop_duplicates().itertuples(index=False, name=None)
+    texts = {key: _conditions_text(*key) for key in different}
+    return [texts[key] for key in rows[columns].itertuples(index=False, name=None)]
+
+
+def same_conditions(rows: pd.DataFrame, metric: Metric, num_runs: int, along: Along | None = None) -> Measured:
+    """Those of `rows` under one set of conditions that all runs in them share; `num_runs` were asked for.
+
+    `along`: the more values of it the better. A `MissingDataError` where the runs share no conditions.
+    """
+    assert len(rows)
+    measured = rows["run"].nunique()
+    shared = [candidate for candidate in _candidates(rows) if candidate["run"].nunique() == measured]
+    if not shared:
+        raise MissingDataError(_difference(rows, metric), MEASURE_ALIKE)
+    chosen = max(shared, key=lambda candidate: _preference(candidate, along))
+    conditions = json.loads(chosen["conditions"].iloc[0])
+    batches = chosen["batch_images"].dropna()
+    if len(batches):
+        conditions["batch_images"] = int(batches.iloc[0])
+    return Measured(metric, chosen, conditions, num_runs - measured)
+
+
+def at_one_guidance(measured: Measured) -> Measured:
+    """At one scale: of those that all runs share the one equal to their `eval.guidance`, else that of the best mean."""
+    rows, metric = measured.rows, measured.metric
+    by_scale = rows.groupby("guidance")["run"].nunique()
+    shared = by_scale.index[by_scale == rows["run"].nunique()].to_numpy(dtype=float)
+    if len(shared) == 0:
+        raise MissingDataError(f"The runs share no guidance scale of {metric.name}.", MEASURE_ALIKE)
+    configured = rows["eval.guidance"].unique()
+    if len(configured) == 1 and configured[0] in shared:
+        scale = float(configured[0])
+    else:
+        means = rows[rows["guidance"].isin(shared)].groupby("guidance")["value"].mean()
+        goodness = means.to_numpy() if metric.higher_is_better else -means.to_numpy()
+        scale = float(means.index.to_numpy(dtype=float)[goodness.argmax()])
+    conditions = {**measured.conditions, "guidance": scale}
+    return replace(measured, rows=rows[rows["guidance"] == scale], conditions=conditions)
+
+
+def sampled_like(rows: pd.DataFrame, like: Measured, same_weights: bool = True) -> pd.DataFrame:
+    """Those of `rows` whose images were sampled as those of `like`, as far as both say how."""
+    names = (*SAMPLING, "weights") if same_weights else SAMPLING
+    wanted = {name: like.conditions[name] for name in names if name in like.conditions}
+    alike = {}
+    for text in rows["conditions"].unique():
+        given = json.loads(text)
+        alike[text] = all(given.get(name, value) == value for name, value in wanted.items())
+    keep = rows["conditions"].map(alike).astype(bool)
+    if "guidance" in like.conditions:
+        keep &= rows["guidance"] == like.conditions["guidance"]
+    return rows[keep]
+
+
+def foot(panels: Sequence[Measured]) -> list[str]:
+    """How the values came about, for the foot of a figure: one line for all metrics that were measured alike."""
+    names: dict[str, list[str]] = {}
+    for measured in panels:
+        names.setdefault(_how(measured), []).append(measured.metric.name)
+    return [f"{', '.join(metrics)}: {how}." for how, metrics in names.items()]
+
+
+def _how(measured: Measured) -> str:
+    known = dict(measured.conditions)
+    parts = [f"{known.pop('num_samples'):,} images", f"{WEIGHTS_TEXTS[known.pop('weights')]} weights"]
+    if "guidance" in known:
+        parts.append(f"guidance {known.pop('guidance'):g}")
+    if "steps" in known:
+        parts.append(f"{known.pop('steps')} steps of {known.pop('sampler', 'the sampler')}")
+    if "batch_images" in known:
+        parts.append(f"routed in batches of {known.pop('batch_images')}")
+    parts += [f"{name.replace('_', ' ')} {value}" for name, value in known.items() if USUAL.get(name) != value]
+    missing = f". Not measured: {measured.num_without} of the runs" if measured.num_without else ""
+    return ", ".join(parts) + missing
+
+
+def _conditions_text(weights: str, num_samples: int, noise_seed: int, settings_key: str) -> str:
+    settings = {name: value for name, value in json.loads(settings_key).items() if name not in BESIDE_CONDITIONS}
+    return json.dumps({"weights": weights, "num_samples": num_samples, "seed": noise_seed, **settings})
+
+
+def _candidates(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The rows of each set of conditions; with `batch_images`, once for each."""
+    for _, group in rows.groupby("conditions", sort=False):
+        batches = group["batch_images"]
+        for batch in batches.dropna().unique():
+            yield group[batches.isna() | (batches == batch)]
+        if batches.isna().all():
+            yield group
+
+
+def _preference(candidate: pd.DataFrame, along: Along | None) -> tuple[bool, int, int, int]:
+    breadth = len(candidate.drop_duplicates(["run", along])) if along else 0
+    first = candidate.iloc[0]
+    return first["weights"] == "ema", breadth, int(first["num_samples"]), int(candidate.index.max())
+
+
+def _difference(rows: pd.DataFrame, metric: Metric) -> str:
+    """The first condition in which the last rows of two runs differ."""
+    last = rows.drop_duplicates("run", keep="last").reset_index(drop=True)
+    given = pd.DataFrame([json.loads(text) for text in last["conditions"]], dtype=object)
+    differences = [first_difference(f"{name} of {metric.name}", given[name], last["run"]) for name in given]
+    batched = last[last["batch_images"].notna()]
+    batches = batched["batch_images"].map("{:g}".format)
+    differences.append(first_difference(f"batch_images of {metric.name}", batches, batched["run"]))
+    return next(difference for difference in differences if difference is not None)

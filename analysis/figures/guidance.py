@@ -1,0 +1,46 @@
+"""`guidance`: score, Frechet distance and divergence of the two branches against the scale of classifier-free guidance.
+
+The conditional and the unconditional branch may send a token to different experts: the divergence is the share of
+token-to-expert assignments that only one of them has (0: the same, 1: none in common). One row of panels per setting.
+Lines are means over seeds, bands go from the lowest to the highest; of one seed the band is the 95% interval over its
+images where the metric has one.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import StrMethodFormatter
+
+from analysis.conditions import Measured
+from analysis.figures.panels import Look, draw_arm_curve, draw_panels
+from analysis.load import Records
+from analysis.scores import DIVERGENCE, FRECHET, SCORE, measured_panels, panel_points
+from analysis.style import Drawing, few_ticks, is_wide, log_axis
+
+LOOK = Look(rows="setting", height_inches=1.9, has_markers=False)
+
+
+def draw_guidance(records: Records, table: pd.DataFrame) -> Drawing:
+    """The figure and its numbers: one row per metric, setting, arm and scale.
+
+    A `MissingDataError` where no run was measured at several scales.
+    """
+    panels = measured_panels(records, table, (SCORE, FRECHET, DIVERGENCE), along="guidance")
+    points = panel_points(panels, "guidance")
+    distances = points[points["metric"] == FRECHET.name]
+    is_log = any(is_wide(values) for _, values in distances.groupby("setting")["value"])
+    scales = points["guidance"]
+    margin = 0.05 * (scales.max() - scales.min())
+
+    def draw(axes: Axes, mine: pd.DataFrame, measured: Measured) -> None:
+        for _, arm in mine.groupby("arm", sort=False):
+            draw_arm_curve(axes, arm, arm["guidance"])
+        few_ticks(axes.xaxis, 5)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_xlim(scales.min() - margin, scales.max() + margin)
+        if measured.metric is FRECHET and is_log:
+            log_axis(axes, "y", mine["value"])
+        axes.set_xlabel("Guidance scale (1: none)")
+
+    return Drawing(draw_panels(points, panels, LOOK, draw), points.drop(columns="variant"))

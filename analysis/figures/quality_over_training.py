@@ -1,0 +1,42 @@
+"""`quality-over-training`: Frechet distance and score of the exact judge over training (EC-DIT's figure 5).
+
+Measured while the runs train (`eval.metric_images`), so every point has the same number of images: a Frechet distance
+depends on it. One row of panels per setting. Lines are means over seeds, where every seed of an arm was measured, bands
+go from the lowest to the highest; of one seed the band of the score is the 95% interval over its images.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.conditions import Measured
+from analysis.figures.panels import Look, draw_arm_curve, draw_panels
+from analysis.load import Records
+from analysis.scores import FRECHET, SCORE, measured_panels, panel_points
+from analysis.style import Drawing, few_ticks, is_wide, log_axis, scaled
+
+LOOK = Look(rows="setting", height_inches=1.9, has_markers=False)
+
+
+def draw_quality_over_training(records: Records, table: pd.DataFrame) -> Drawing:
+    """The figure and its numbers: one row per metric, setting, arm and point of training.
+
+    A `MissingDataError` where no run was measured at several points.
+    """
+    panels = measured_panels(records, table, (FRECHET, SCORE), along="images_seen")
+    points = panel_points(panels, "images_seen")
+    distances = points[points["metric"] == FRECHET.name]
+    is_log = any(is_wide(values) for _, values in distances.groupby("setting")["value"])
+
+    def draw(axes: Axes, mine: pd.DataFrame, measured: Measured) -> None:
+        factor, unit = scaled(float(mine["images_seen"].max()), "images")
+        for _, arm in mine.groupby("arm", sort=False):
+            draw_arm_curve(axes, arm, arm["images_seen"] / factor)
+        axes.set_xlim(0, 1.03 * float(mine["images_seen"].max()) / factor)
+        few_ticks(axes.xaxis)
+        if measured.metric is FRECHET and is_log:
+            log_axis(axes, "y", mine["value"])
+        axes.set_xlabel(f"Training images ({unit})")
+
+    return Drawing(draw_panels(points, panels, LOOK, draw), points.drop(columns="variant"))

@@ -1,0 +1,66 @@
+"""`quality-time`: what the images are worth against the measured seconds per image (the form of EC-DIT's figure 4).
+
+Left the score of the exact judge, right the Frechet distance where it was measured. One point per arm and size: colour
+the router, fill the arm, shape the size. Points are means over seeds, bars go from the lowest to the highest; of one
+seed the bar of the score is the 95% interval over its images. A time counts where it was measured with the steps,
+sampler, guidance and precision that the images were made with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.conditions import Measured
+from analysis.figures.panels import Look, draw_arm_points, draw_panels
+from analysis.load import MissingDataError, Records
+from analysis.scores import EVALUATE, FRECHET, SCORE, arm_means, measured_panels, panel_points, seconds_like
+from analysis.style import ROUTER_STYLES, Drawing, few_ticks, is_wide, log_axis
+
+LOOK = Look(rows="study", height_inches=2.3, has_markers=True)
+MIN_SECONDS = 2.0
+"""From here on times are shown in seconds, below in milliseconds."""
+
+
+def draw_quality_time(records: Records, table: pd.DataFrame) -> Drawing:
+    """The figure and its numbers: one row per metric, setting and arm.
+
+    A `MissingDataError` where no run has a score or distance, or none a time of the same sampler settings.
+    """
+    panels = measured_panels(records, table, (SCORE, FRECHET))
+    times = _times(seconds_like(records, table, panels[0]), panels[0])
+    points = panel_points(panels).merge(times, on=["setting", "arm"]).sort_values("seconds", ignore_index=True)
+    factor, unit = (1.0, "s") if points["seconds"].max() >= MIN_SECONDS else (1e-3, "ms")
+
+    def draw(axes: Axes, mine: pd.DataFrame, _measured: Measured) -> None:
+        for _, arm in mine.groupby("arm", sort=False):
+            draw_arm_points(axes, arm, arm["seconds"] / factor)
+            _draw_spread_of_times(axes, arm, factor)
+        few_ticks(axes.xaxis)
+        if is_wide(points["seconds"]):
+            log_axis(axes, "x", points["seconds"] / factor)
+        axes.margins(x=0.1)
+        axes.set_xlabel(f"Measured time per image ({unit})")
+
+    return Drawing(draw_panels(points, panels, LOOK, draw), points.drop(columns="variant"))
+
+
+def _times(seconds: pd.DataFrame, like: Measured) -> pd.DataFrame:
+    """By setting and arm: mean, lowest and highest over seeds."""
+    if seconds.empty:
+        given = {name: like.conditions[name] for name in ("steps", "sampler", "guidance") if name in like.conditions}
+        options = [f"--{name} {str(value).removesuffix('.0')}" for name, value in given.items()]
+        raise MissingDataError(
+            "No time was measured with the steps, sampler, guidance and precision of the scored images.",
+            f"{EVALUATE} inference-time {' '.join(options)} RUNS",
+        )
+    means = arm_means(seconds).rename(columns={"value": "seconds", "low": "seconds_low", "high": "seconds_high"})
+    return means[["setting", "arm", "seconds", "seconds_low", "seconds_high"]]
+
+
+def _draw_spread_of_times(axes: Axes, arm: pd.DataFrame, factor: float) -> None:
+    bar: dict[str, Any] = {"color": ROUTER_STYLES[arm["routing.name"].iloc[0]].color, "linewidth": 0.7}
+    for point in arm.to_dict("records"):
+        axes.plot([point["seconds_low"] / factor, point["seconds_high"] / factor], [point["value"]] * 2, **bar)

@@ -1,0 +1,111 @@
+"""Generated images in a grid with their captions: what `ecdit sample` writes.
+
+The images of one caption stand beside each other, a note of its own under each, the caption below all of them. Texts
+are wrapped by their measured width and rows are as high as their longest text, so nothing lies over anything else. An
+image is shown with a whole number of dots for each of its pixels. `write_png` in `analysis/style.py` writes the figure.
+
+Legend: B images, H rows, W columns, C colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from analysis.style import DOTS_PER_INCH, GREY, paper_style, place_text, wrapped
+
+COLUMNS = 6
+SIDE = 0.96
+"""Of an image, in inches: 6 dots for each of 32 pixels at `DOTS_PER_INCH`."""
+GAP = 0.06
+GROUP_GAP = 0.18
+MARGIN = 0.1
+NOTE_LINE = 0.112
+CAPTION_LINE = 0.125
+BETWEEN_ROWS = 0.14
+TEXT_POINTS = 7.0
+NOTE_POINTS = 6.5
+MARKS = {"right": "✓", "wrong": "✗"}
+"""Before a note that begins with the word, for eyes that skim; they differ in form, not only in colour."""
+
+
+class _Group(NamedTuple):
+    """The images of one caption by number, in rows, and the lines of the texts below them."""
+
+    rows: list[list[int]]
+    notes: dict[int, list[str]]
+    caption: list[str]
+
+    @property
+    def note_lines(self) -> list[int]:
+        """Of the longest note, by row."""
+        return [max(len(self.notes.get(image, [])) for image in row) for row in self.rows]
+
+    @property
+    def height(self) -> float:
+        """In inches, without the space to the next one."""
+        return sum(SIDE + GAP + NOTE_LINE * lines for lines in self.note_lines) + CAPTION_LINE * len(self.caption)
+
+
+def draw_sample_grid(
+    images_BHWC: NDArray[np.uint8], captions: Sequence[str], notes: Sequence[str] | None = None, per_caption: int = 1
+) -> Figure:
+    """The grid of `per_caption` images for each of `captions`, those of one caption in sequence.
+
+    `notes`: one for each image, or None; one that begins with `right` or `wrong` gets a tick or a cross.
+    """
+    assert len(images_BHWC) == per_caption * len(captions)
+    assert notes is None or len(notes) == len(images_BHWC)
+    columns = min(COLUMNS, per_caption)
+    width = columns * SIDE + (columns - 1) * GAP
+    groups = [_group(i * per_caption, per_caption, caption, notes, width) for i, caption in enumerate(captions)]
+    in_a_row = min(len(groups), max(1, COLUMNS // columns))
+    lines = [groups[i : i + in_a_row] for i in range(0, len(groups), in_a_row)]
+    heights = [max(group.height for group in line) + BETWEEN_ROWS for line in lines]
+    size = (2 * MARGIN + in_a_row * (width + GROUP_GAP) - GROUP_GAP, 2 * MARGIN + sum(heights) - BETWEEN_ROWS)
+    with paper_style():
+        figure = Figure(figsize=size, dpi=_dots_per_inch(images_BHWC.shape[1]))
+        top = MARGIN
+        for line, height in zip(lines, heights, strict=True):
+            for column, group in enumerate(line):
+                _draw_group(figure, group, images_BHWC, MARGIN + column * (width + GROUP_GAP), top)
+            top += height
+    return figure
+
+
+def _group(first: int, per_caption: int, caption: str, notes: Sequence[str] | None, width: float) -> _Group:
+    images = list(range(first, first + per_caption))
+    rows = [images[i : i + COLUMNS] for i in range(0, per_caption, COLUMNS)]
+    of_images = {i: wrapped(_marked(notes[i]), SIDE, NOTE_POINTS) for i in images} if notes else {}
+    return _Group(rows, of_images, wrapped(caption, width, TEXT_POINTS))
+
+
+def _marked(note: str) -> str:
+    mark = next((mark for word, mark in MARKS.items() if note.startswith(word)), None)
+    return f"{mark} {note}" if mark else note
+
+
+def _dots_per_inch(pixels: int) -> float:
+    """About `DOTS_PER_INCH`, and never less than one dot for a pixel."""
+    dots = max(1, round(SIDE * DOTS_PER_INCH / pixels))
+    return dots * pixels / SIDE
+
+
+def _draw_group(figure: Figure, group: _Group, images_BHWC: NDArray[np.uint8], left: float, top: float) -> None:
+    width, height = figure.get_size_inches()
+    for row, note_lines in zip(group.rows, group.note_lines, strict=True):
+        for column, image in enumerate(row):
+            x = left + column * (SIDE + GAP)
+            axes = figure.add_axes((x / width, 1 - (top + SIDE) / height, SIDE / width, SIDE / height))
+            axes.imshow(images_BHWC[image], aspect="auto", interpolation="nearest")
+            axes.set_axis_off()
+            for i, line in enumerate(group.notes.get(image, [])):
+                place = (x, top + SIDE + GAP / 2 + i * NOTE_LINE)
+                place_text(figure, place, line, fontsize=NOTE_POINTS, color=GREY)
+        top += SIDE + GAP + NOTE_LINE * note_lines
+    for i, line in enumerate(group.caption):
+        place_text(figure, (left, top + i * CAPTION_LINE), line, fontsize=TEXT_POINTS)

@@ -1,0 +1,121 @@
+"""What routed layers did to which tokens: `routing_maps.jsonl` and the compute map, read for the few runs drawn.
+
+They are much larger than other records, so nothing reads them for all runs. Which run stands for a router where there
+are several: the one trained longest, of those the one of most activated parameters, then the first.
+
+Legend: E experts, T tokens of an image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from analysis.arms import ROUTER_LABELS
+from analysis.load import MissingDataError
+from experiments.errors import RecordError
+from experiments.records.layout import RunDir
+from experiments.records.schema import RoutingMapRow
+
+Read = TypeVar("Read")
+
+MEASURED_BY = "Measure it with: ecdit evaluate --metrics routing RUNS"
+ROUTERS = ["expert_choice", *(router for router in ROUTER_LABELS if router not in ("dense", "expert_choice"))]
+"""In the order in which they are drawn."""
+
+
+@dataclass(frozen=True)
+class MappedRun:
+    """A run that stands for its router."""
+
+    folder: RunDir
+    router: str
+    label: str
+
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return self.folder.path.name
+
+
+@dataclass(frozen=True)
+class SceneMaps:
+    """The rows of one measurement on true scenes, by layer and time, and how many lines could not be read."""
+
+    run: MappedRun
+    rows: tuple[RoutingMapRow, ...]
+    num_damaged: int
+
+    @property
+    def layers(self) -> list[int]:
+        """Routed layers, first to last."""
+        return sorted({row.layer for row in self.rows})
+
+    def over_all_times(self, layer: int) -> RoutingMapRow | None:
+        """The row of a layer over all times, where there is one."""
+        return next((row for row in self.rows if row.layer == layer and row.time is None), None)
+
+    def by_time(self, layer: int) -> list[RoutingMapRow]:
+        """The rows of a layer at single times, from noise (1) to image (0)."""
+        single = [row for row in self.rows if row.layer == layer and row.time is not None]
+        return sorted(single, key=lambda row: -(row.time or 0.0))
+
+
+def one_per_router(table: pd.DataFrame, read: Callable[[MappedRun], Read | None], what: str) -> list[Read]:
+    """What `read` finds in one run per router, expert choice first. A `MissingDataError` where it finds nothing."""
+    order = table.sort_values(["images_seen", "params_active"], ascending=False, kind="stable")
+    found: dict[str, Read] = {}
+    for run, router, arm in order[["run", "routing.name", "arm"]].itertuples(index=False, name=None):
+        if router != "dense" and router not in found:
+            content = read(MappedRun(RunDir(Path(run)), router, arm))
+            if content is not None:
+                found[router] = content
+    if not found:
+        raise MissingDataError(f"No run has {what}.", MEASURED_BY)
+    return [found[router] for router in ROUTERS if router in found]
+
+
+def spread(number: int, most: int) -> list[int]:
+    """At most `most` of 0 ... number - 1, evenly spread, the first and the last among them; of one the middle."""
+    if most == 1:
+        return [number // 2]
+    return sorted({round(i * (number - 1) / (most - 1)) for i in range(most)}) if number else []
+
+
+def as_square(values_T: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
+    """[side, side] of the tokens of an image, row by row; a `RecordError` where they make no square."""
+    side = math.isqrt(len(values_T))
+    if side * side != len(values_T):
+        raise RecordError(f"A map of {len(values_T)} tokens is no square.", f"{MEASURED_BY} (with --again)")
+    return np.asarray(values_T, dtype=np.float64).reshape(side, side)
+
+
+def scene_maps(run: MappedRun) -> SceneMaps | None:
+    """The newest measurement of `run` on scenes: EMA weights before raw ones, then the last written."""
+    read = run.folder.read_rows(run.folder.routing_maps)
+    rows = [row for row in map(_parsed, read.rows) if row is not None]
+    scenes = [row for row in rows if row.source == "scenes"]
+    if not scenes:
+        return None
+    newest = max(enumerate(scenes), key=lambda each: (each[1].images_seen, each[1].weights == "ema", each[0]))[1]
+    last = {(row.layer, row.time): row for row in scenes if _measurement(row) == _measurement(newest)}
+    return SceneMaps(run, tuple(last.values()), read.num_damaged + len(read.rows) - len(rows))
+
+
+def _measurement(row: RoutingMapRow) -> tuple[int, str, int, dict[str, object]]:
+    return row.images_seen, row.weights, row.num_images, row.settings
+
+
+def _parsed(raw: dict[str, object]) -> RoutingMapRow | None:
+    try:
+        return RoutingMapRow.model_validate(raw)
+    except ValidationError:  # counted by the caller
+        return None

@@ -1,0 +1,220 @@
+"""The work behind `ecdit evaluate`: which runs lack which values, the measuring, and the table of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ecdit_cli._console import Column, print_json, print_rows, talk
+from ecdit_cli._evaluation_table import Measured
+
+if TYPE_CHECKING:
+    from ecdit_cli._sampling import Show
+    from experiments.config.schema import RunConfig
+    from experiments.evaluation.load import LoadedRun
+    from experiments.evaluation.settings import Conditions
+    from experiments.records.layout import RunDir
+
+
+@dataclass(frozen=True)
+class How:
+    """The options of `ecdit evaluate`; None: as the run's own settings say."""
+
+    images: int
+    scales: tuple[float, ...] | None
+    interval: str
+    steps: int | None
+    shift: float
+    sampler: Literal["euler", "heun"]
+    weights: Literal["raw", "ema"]
+    precision: Literal["fp32", "bf16"] | None
+    seed: int | None
+    batch_images: int
+    rounds: int
+    inception_weights: Path | None
+    clip_model: Path | None
+    again: bool
+
+    def conditions(self, run: LoadedRun, scale: float) -> Conditions:
+        """For one run at one guidance scale."""
+        from ecdit_cli._sampling import sampler_settings
+        from experiments.evaluation.settings import Conditions
+
+        config = run.config
+        sampler = sampler_settings(
+            self.steps or config.eval.sample_steps, scale, self.interval, self.shift, self.sampler
+        )
+        seed = config.data.seed if self.seed is None else self.seed
+        return Conditions(self.images, self.batch_images, seed, self.weights, run.precision, sampler)
+
+    def scales_of(self, config: RunConfig) -> tuple[float, ...]:
+        """The guidance scales to measure a run at."""
+        return self.scales or (config.eval.guidance,)
+
+
+def check_metrics(text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """The names in `text`; an `EcditError` for one that does not exist."""
+    from experiments.errors import EcditError, did_you_mean
+
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in known:
+            raise EcditError(f"--metrics {name!r} does not exist.", did_you_mean(name, known))
+    return names
+
+
+def existing_runs(roots: Sequence[Path]) -> list[RunDir]:
+    """The run folders at or below `roots`; an `EcditError` when there are none."""
+    from experiments.errors import EcditError
+    from experiments.records.layout import find_runs
+
+    if not roots:
+        raise EcditError("Which runs?", "Name run folders, or folders that hold them: ecdit evaluate out/demo")
+    for root in roots:
+        if not root.is_dir():
+            raise EcditError(f"{root} is not a folder.", "Name the folder of a run or of a sweep.")
+    folders = list(find_runs(*roots))
+    if not folders:
+        raise EcditError(f"No runs in {', '.join(map(str, roots))}.", "Train one first: ecdit train model=nano")
+    return folders
+
+
+def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: How) -> list[Measured]:
+    """Sample each run at each guidance scale and measure what is missing; each result is recorded at once."""
+    from ecdit_cli._sampling import sampling_progress
+
+    measured: list[Measured] = []
+    with sampling_progress("importing torch") as show:
+        from experiments.evaluation.load import load_run
+        from experiments.evaluation.real_metrics import load_backbones
+        from experiments.evaluation.score import RunScorer
+
+        backbones = load_backbones(metrics, how.inception_weights, how.clip_model)
+        for number, folder in enumerate(folders):
+            run = load_run(folder, how.weights, _say, how.precision)
+            scales = how.scales_of(run.config)
+            for place, scale in enumerate(scales):
+                scorer = RunScorer(run, metrics, how.conditions(run, scale), backbones, how.again)
+                if scorer.recorded:
+                    _say(f"{folder.path.name}, guidance {scale:g}: {', '.join(scorer.recorded)} recorded already.")
+                done, each = number + place / len(scales), 1 / len(scales)
+                show(done, len(folders), f"{folder.path.name}, guidance {scale:g}")
+                rows = scorer.measure(partial(_show_share, show, len(folders), done, each))
+                measured.append(Measured(folder.path.name, scale, rows))
+    return measured
+
+
+def _show_share(show: Show, total: float, done: float, each: float, share: float) -> None:
+    """`done` parts of `total` and a `share` of the next, which is `each` long."""
+    show(done + each * share, total)
+
+
+def measure_time(folders: Sequence[RunDir], how: How) -> list[Measured]:
+    """Time all runs in turns, unless all have been timed under these conditions."""
+    from ecdit_cli._sampling import sampling_progress
+
+    with sampling_progress("importing torch") as show:
+        from experiments.evaluation.inference_time import SECONDS, measure_inference, overhead_over_dense
+        from experiments.evaluation.load import load_run
+        from experiments.records.writer import append_evaluations
+
+        runs = [load_run(folder, how.weights, _say, how.precision) for folder in folders]
+        scales = list(dict.fromkeys(scale for run in runs for scale in how.scales_of(run.config)))
+        measured: list[Measured] = []
+        for scale in scales:
+            settings = [how.conditions(run, scale).sampler for run in runs]
+            finished = 0
+
+            def on_round(total: int = len(runs) * how.rounds) -> None:
+                nonlocal finished
+                finished += 1
+                show(finished, total)
+
+            show(0, 1, f"timing {len(runs)} runs, guidance {scale:g}")
+            rows = measure_inference(runs, settings, how.batch_images, how.rounds, on_round)
+            for folder, of_run in zip(folders, rows, strict=True):
+                append_evaluations(folder, of_run)
+            seconds = [next(row.value for row in of_run if row.metric == SECONDS) for of_run in rows]
+            overheads = overhead_over_dense(runs, seconds)
+            measured += [
+                Measured(folder.path.name, scale, of_run, overhead)
+                for folder, of_run, overhead in zip(folders, rows, overheads, strict=True)
+            ]
+    return measured
+
+
+def joined(first: Sequence[Measured], second: Sequence[Measured]) -> list[Measured]:
+    """The rows of both, those of one run and guidance scale together."""
+    merged = {(one.run, one.guidance): one for one in first}
+    for other in second:
+        key = (other.run, other.guidance)
+        mine = merged.get(key)
+        merged[key] = replace(other, rows=[*mine.rows, *other.rows]) if mine else other
+    return list(merged.values())
+
+
+JUDGE_CHECK_IMAGES = 1000
+
+
+def print_judge_check(as_json: bool) -> None:
+    """How often the judge agrees with the truth."""
+    from dataclasses import asdict
+
+    from ecdit_cli._sampling import sampling_progress
+
+    with sampling_progress("judging true renders") as show:
+        from experiments.evaluation.judge_check import DEGRADATIONS, SPLITS, check_judge
+
+        judged, total = 0, JUDGE_CHECK_IMAGES * len(DEGRADATIONS) * len(SPLITS)
+
+        def on_images(num: int) -> None:
+            nonlocal judged
+            judged += num
+            show(judged, total)
+
+        checked = list(check_judge(JUDGE_CHECK_IMAGES, on_images=on_images))
+    rows = [asdict(one) | {"agreement": one.agreement, "interval": list(one.interval)} for one in checked]
+    if as_json:
+        print_json(rows)
+        return
+    columns = (
+        Column("split", "captions"),
+        Column("blur", "blur (px)", "{:g}".format),
+        Column("noise", "noise", "{:g}".format),
+        Column("num_images", "images", "{:,}".format),
+        Column("agreement", "agreement", "{:.1%}".format),
+        Column("interval", "95% interval", lambda ends: f"{ends[0]:.1%}-{ends[1]:.1%}"),
+        Column("num_yes_shuffled", "yes to shuffled"),
+        Column("num_true_shuffled", "of which true"),
+    )
+    print_rows(rows, columns, as_json=False)
+    right, images = sum(one.num_right for one in checked), sum(one.num_images for one in checked)
+    _say(f"The judge says yes to {right / images:.2%} of true captions; shuffled ones are of the same kind.")
+
+
+def import_results(folders: Sequence[RunDir], geneval: Path | None, dsg: Path | None, how: How) -> list[Measured]:
+    """Add what GenEval's or DSG's own programs measured to the records of the one run it belongs to."""
+    from experiments.errors import EcditError
+
+    if len(folders) != 1:
+        raise EcditError(f"{len(folders)} runs for the results of one.", "Name the run whose images were judged.")
+    from experiments.evaluation.imports import dsg_rows, geneval_rows
+    from experiments.evaluation.load import load_run
+    from experiments.records.writer import append_evaluations
+
+    run = load_run(folders[0], how.weights, _say, how.precision)
+    scales = how.scales_of(run.config)
+    if len(scales) > 1:
+        raise EcditError("Several guidance scales for one file of results.", "Name the one: --guidance 4.")
+    base = how.conditions(run, scales[0]).row(run.config, run.images_seen)
+    rows = [] if geneval is None else geneval_rows(geneval, base)
+    rows += [] if dsg is None else dsg_rows(dsg, base)
+    append_evaluations(run.run_dir, rows)
+    return [Measured(run.run_dir.path.name, scales[0], rows)]
+
+
+def _say(line: str) -> None:
+    talk().print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,98 @@
+"""What `ecdit sample` and `ecdit evaluate` share: options to conditions, and a bar that shows sampling go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from ecdit_cli._console import duration, talk
+
+if TYPE_CHECKING:
+    from experiments.evaluation.generate import SamplerSettings
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+def parse_guidance(text: str) -> tuple[float, ...]:
+    """`1,2,4` as numbers; an `EcditError` for what is none."""
+    from experiments.errors import EcditError
+
+    try:
+        scales = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        scales = ()
+    if not scales or not all(0 <= scale < float("inf") for scale in scales):
+        raise EcditError(f"--guidance {text!r} is not a list of scales.", "Write for example --guidance 1,2,4.")
+    return tuple(dict.fromkeys(scales))
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """`0.1,0.9` as a stretch of t; an `EcditError` for what is none."""
+    from experiments.errors import EcditError
+
+    try:
+        start, stop = (float(part) for part in text.split(","))
+    except ValueError:
+        start, stop = 1.0, 0.0
+    if not 0 <= start <= stop <= 1:
+        raise EcditError(
+            f"--guidance-interval {text!r} is not START,STOP.", "Write two times from 0 (image) to 1 (noise): 0.1,0.9."
+        )
+    return start, stop
+
+
+def sampler_settings(
+    steps: int, guidance: float, interval: str, shift: float, sampler: Literal["euler", "heun"]
+) -> SamplerSettings:
+    """The options as settings of the sampler."""
+    from experiments.evaluation.generate import SamplerSettings
+    from experiments.flow.samplers import Guidance
+
+    return SamplerSettings(steps, Guidance(guidance, *parse_interval(interval)), shift, sampler)
+
+
+Show = Callable[..., None]
+"""`show(done, total, what)`: how far, and with `what` also at what."""
+
+
+@contextmanager
+def sampling_progress(what: str) -> Iterator[Show]:
+    """A function to call with (done, total, what): a bar at a terminal, a line now and then in a log."""
+    console = talk()
+    if not console.is_terminal:
+        yield _Lines(what)
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+
+        def show(done: float, total: float, now_at: str | None = None) -> None:
+            bars.update(task, completed=done, total=total, description=now_at)
+
+        yield show
+
+
+class _Lines:
+    """One line for each thing that begins, and one about every half minute."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, done: float, total: float, now_at: str | None = None) -> None:
+        now = time.monotonic()
+        if now_at is not None and now_at != self._what:
+            self._what = now_at
+            self._say(f"{now_at} ...")
+        if now - self._last >= SECONDS_BETWEEN_LINES and done:
+            self._last = now
+            left = duration((now - self._started) / done * (total - done))
+            self._say(f"{self._what}: {done / total:.0%} of all, {left} left")
+
+    @staticmethod
+    def _say(line: str) -> None:
+        talk().print(line, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,245 @@
+"""`ecdit sample`: images of given captions from a trained run, as one grid, with the compute spent on each token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ecdit_cli._options import (
+    CaptionFile,
+    Captions,
+    DsgFolder,
+    GenevalFolder,
+    Grid,
+    GuidanceInterval,
+    Json,
+    PerCaption,
+    Precision,
+    SampleBatch,
+    Sampler,
+    SampleSeed,
+    Scale,
+    Shift,
+    Steps,
+    Weights,
+    WithComputeMap,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ecdit_cli._sampling import Show
+    from experiments.evaluation.exports import Prompt
+    from experiments.evaluation.judge import Verdict
+    from experiments.evaluation.load import LoadedRun
+    from experiments.evaluation.settings import Conditions
+    from experiments.records.compute_map import ComputeMap
+
+DEFAULT_CAPTIONS = (
+    "a circle",
+    "a heart and a cross",
+    "three green circles",
+    "a yellow bar",
+    "a red circle left of a blue square",
+    "a white ring and a black heart",
+)
+"""One of each kind."""
+
+
+def sample(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    captions: Captions,
+    grid: Grid = None,
+    compute_map: WithComputeMap = False,
+    per_caption: PerCaption = 1,
+    guidance: Scale = None,
+    guidance_interval: GuidanceInterval = "0,1",
+    steps: Steps = None,
+    sampler: Sampler = "euler",
+    shift: Shift = 1.0,
+    weights: Weights = "ema",
+    precision: Precision = "auto",
+    seed: SampleSeed = None,
+    batch_images: SampleBatch = 16,
+    geneval: GenevalFolder = None,
+    dsg: DsgFolder = None,
+    caption_file: CaptionFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make images of captions with a trained run, and say whether they show what they should.
+
+    Example: ecdit sample out/runs/NAME "a red circle left of a blue square" "two green hearts" --compute-map
+    """
+    from experiments.errors import EcditError
+    from experiments.records.layout import RunDir
+
+    run_dir = RunDir(run)
+    grid_file = grid or run_dir.samples / "grid.png"
+    if grid_file.suffix.lower() != ".png":
+        raise EcditError(f"--grid {grid_file} is not a PNG.", "Name a file that ends in .png.")
+    prompts = _prompts(captions, caption_file)
+    from ecdit_cli._sampling import sampler_settings, sampling_progress
+
+    with sampling_progress("importing torch") as show:
+        from experiments.evaluation.load import load_run
+        from experiments.evaluation.settings import Conditions
+
+        loaded = load_run(run_dir, weights, _say, None if precision == "auto" else precision)
+        config = loaded.config
+        scale = config.eval.guidance if guidance is None else guidance
+        settings = sampler_settings(steps or config.eval.sample_steps, scale, guidance_interval, shift, sampler)
+        noise_seed = config.data.seed if seed is None else seed
+        num_images = len(prompts) * per_caption
+        conditions = Conditions(num_images, batch_images, noise_seed, weights, loaded.precision, settings)
+        made = _make(loaded, prompts, per_caption, conditions, compute_map, show)
+        show(1, 1, "drawing")
+        files = _write(made, prompts, per_caption, grid_file, geneval, dsg)
+    _print(made, prompts, per_caption, files, as_json)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Images [B, C, H, W] in [-1, 1]; verdicts where the caption is one that the judge can read."""
+
+    run: LoadedRun
+    images_BCHW: Tensor
+    verdicts: list[Verdict | None]
+    compute_map: ComputeMap | None
+
+
+def _prompts(captions: Sequence[str], caption_file: Path | None) -> list[Prompt]:
+    from experiments.evaluation.exports import Prompt, read_prompts
+
+    given = [Prompt(caption) for caption in captions] + (read_prompts(caption_file) if caption_file else [])
+    return given or [Prompt(caption) for caption in DEFAULT_CAPTIONS]
+
+
+def _make(
+    run: LoadedRun, prompts: Sequence[Prompt], per_caption: int, conditions: Conditions, wants_map: bool, show: Show
+) -> _Made:
+    """Sample every caption `per_caption` times; image numbers count through."""
+    import torch
+
+    from experiments.errors import EcditError
+    from experiments.evaluation.batches import num_calls, sampled_batches
+    from experiments.evaluation.routing_maps import RoutingWatcher
+
+    if wants_map and run.config.routing.name == "dense":
+        raise EcditError(f"{run.run_dir.path} is dense: every token gets the same.", "Leave out --compute-map.")
+    texts = [prompt.text for prompt in prompts for _ in range(per_caption)]
+    _check_words(texts)
+    watcher = RoutingWatcher(run, [""] * len(texts), range(len(texts))) if wants_map else None
+    total, done = num_calls(len(texts), conditions), 0
+
+    def on_call() -> None:
+        nonlocal done
+        done += 1
+        show(done, total)
+
+    show(0, total, f"sampling {len(texts)} images")
+    batches = []
+    for batch in sampled_batches(run.model, run.config, texts, conditions, watcher=watcher, on_call=on_call):
+        batches.append(batch.images_BCHW)
+        if watcher is not None:
+            watcher.end_batch(batch.images_BCHW)
+    images_BCHW = torch.cat(batches)
+    drawn = watcher.compute_map(dict(enumerate(texts))) if watcher is not None else None
+    return _Made(run, images_BCHW, _verdicts(images_BCHW, texts), drawn)
+
+
+def _check_words(captions: Sequence[str]) -> None:
+    """A `ConfigError` names the words that the run has never seen."""
+    from experiments.data.captions import tokenize
+
+    for caption in dict.fromkeys(captions):
+        tokenize(caption)
+
+
+def _verdicts(images_BCHW: Tensor, captions: Sequence[str]) -> list[Verdict | None]:
+    """None where a caption is no sentence of the grammar: the model can be asked anything, the judge cannot."""
+    from experiments.data.captions import parse
+    from experiments.errors import ConfigError
+    from experiments.evaluation.judge import judge
+
+    verdicts: list[Verdict | None] = []
+    for number, caption in enumerate(captions):
+        try:
+            assertion = parse(caption)
+        except ConfigError:
+            verdicts.append(None)
+            continue
+        verdicts += judge(images_BCHW[number : number + 1], [assertion])
+    return verdicts
+
+
+def _write(
+    made: _Made, prompts: Sequence[Prompt], per_caption: int, grid_file: Path, geneval: Path | None, dsg: Path | None
+) -> list[Path]:  # fmt: skip
+    """The grid, the compute map and the exports; the paths of what was written."""
+    import torch
+
+    from analysis.figures.compute_map import draw_compute_map
+    from analysis.figures.sample_grid import draw_sample_grid
+    from analysis.style import write_drawing, write_png
+    from experiments.evaluation.batches import as_pixels
+    from experiments.evaluation.exports import export_dsg, export_geneval
+
+    pixels_BHWC = as_pixels(made.images_BCHW).numpy()
+    notes = [_note(verdict) for verdict in made.verdicts]
+    write_png(draw_sample_grid(pixels_BHWC, [prompt.text for prompt in prompts], notes, per_caption), grid_file)
+    written = [grid_file]
+    if made.compute_map is not None:
+        name = f"{grid_file.stem}-compute-map"
+        title = f"{made.run.run_dir.path.resolve().name}, {made.run.images_seen:,} training images"
+        written += write_drawing(draw_compute_map(made.compute_map, title), grid_file.parent, name)
+    if geneval is not None:
+        export_geneval(geneval, prompts, torch.split(made.images_BCHW, per_caption))
+    if dsg is not None:
+        export_dsg(dsg, prompts, made.images_BCHW[::per_caption])
+    written += [folder for folder in (geneval, dsg) if folder is not None]
+    return written
+
+
+def _note(verdict: Verdict | None) -> str:
+    """Under an image."""
+    if verdict is None:
+        return ""
+    return "right" if verdict.correct else f"wrong: {verdict.reason}"
+
+
+def _print(made: _Made, prompts: Sequence[Prompt], per_caption: int, files: Sequence[Path], as_json: bool) -> None:
+    """What each image shows, and where everything is."""
+    from ecdit_cli._console import Column, print_json, print_rows
+
+    texts = [prompt.text for prompt in prompts for _ in range(per_caption)]
+    rows = [
+        {"caption": text, "verdict": _note(verdict) or None, "found": _found(verdict)}
+        for text, verdict in zip(texts, made.verdicts, strict=True)
+    ]
+    if as_json:
+        print_json({"images_seen": made.run.images_seen, "images": rows, "files": [str(path) for path in files]})
+        return
+    columns = (Column("caption", "caption"), Column("verdict", "verdict"), Column("found", "found in the image"))
+    print_rows(rows, columns, as_json=False)
+    judged = [verdict.correct for verdict in made.verdicts if verdict is not None]
+    if judged:
+        _say(f"{sum(judged)} of {len(judged)} show exactly what their caption says.")
+    for path in files:
+        _say(f"Wrote {path}")
+
+
+def _found(verdict: Verdict | None) -> str | None:
+    """`red circle, blue ?`: what the judge saw, also where no caption was judged against it."""
+    if verdict is None:
+        return None
+    return ", ".join(f"{thing.color} {thing.shape or '?'}" for thing in verdict.found) or "nothing"
+
+
+def _say(line: str) -> None:
+    from ecdit_cli._console import talk
+
+    talk().print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,55 @@
+"""Alignment and Frechet distance while a run trains (`eval.metric_images`), for figures over training.
+
+The same values under the same settings as `ecdit evaluate` with its defaults would give for that moment: EMA weights,
+`eval.guidance`, `eval.sample_steps`. The images are shared out to the processes and judged on the one that writes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from experiments.config.schema import RunConfig
+from experiments.evaluation.alignment import SCORE
+from experiments.evaluation.batches import sampled_batches
+from experiments.evaluation.frechet import DISTANCE
+from experiments.evaluation.score import CaptionSet, ShapesScores, caption_set
+from experiments.evaluation.settings import Conditions, training_conditions
+from experiments.records.writer import RecordWriter
+from experiments.routing.deepspeed_library import dist
+from experiments.training.engine import Engine
+
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+Sampled = list[tuple[range, Tensor]]
+
+
+def measure_at_cadence(engine: Engine, config: RunConfig, images_seen: int, writer: RecordWriter | None) -> None:
+    """Sample, judge, record; an observer of the training loop. Collective."""
+    num_images = config.eval.metric_images
+    if num_images == 0:
+        return
+    seen = caption_set(config, "validation", num_images)
+    unseen = caption_set(config, "held_out", max(1, num_images // 2))
+    conditions = training_conditions(config, PRECISIONS[engine.model.embed.weight.dtype])
+    with engine.ema.applied():
+        mine = [part for captions in (seen, unseen) for part in _share(engine, config, captions, conditions)]
+    everyone: list[Sampled] = [mine] * engine.world
+    if engine.world > 1:
+        dist.all_gather_object(everyone, mine)
+    if writer is None:
+        return
+    scores = ShapesScores(config, (SCORE, DISTANCE), seen, unseen)
+    for numbers, images_BCHW in sorted((part for parts in everyone for part in parts), key=lambda part: part[0].start):
+        scores.add(numbers, images_BCHW)
+    writer.evaluation(scores.rows(conditions.row(config, images_seen)))
+
+
+def _share(engine: Engine, config: RunConfig, captions: CaptionSet, conditions: Conditions) -> Sampled:
+    """This process's batches: every `world`-th, so that a batch is the same whatever their number."""
+    size = conditions.batch_images
+    found: Sampled = []
+    for first in range(engine.rank * size, len(captions.scenes), engine.world * size):
+        here = slice(first, first + size)
+        batches = sampled_batches(engine.model, config, captions.captions[here], conditions, captions.numbers[here])
+        found += [(batch.numbers, batch.images_BCHW) for batch in batches]
+    return found

@@ -1,0 +1,173 @@
+"""Prompts from files, and images in the folder layouts that GenEval's and DSG's own programs read.
+
+GenEval (Ghosh et al. 2023): `00000/metadata.jsonl` and `00000/samples/0000.png`, a numbered folder for each prompt. For
+captions of the shapes data the metadata says in GenEval's terms what the caption asserts; their classes are shapes, so
+they need a detector that knows shapes. DSG (Cho et al. 2024): `images/<item_id>_<model>.jpg` and `prompts.csv`.
+Reading their results back is `imports.py`'s.
+
+Legend: S images of one prompt, C channels (3), H, W height and width.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from experiments.data.captions import Assertion, Term, parse
+from experiments.errors import ConfigError
+from experiments.evaluation.batches import as_pixels
+from experiments.evaluation.table_files import Row, rows_of, text_of, value_of
+from experiments.records.storage import storage_errors
+
+GENEVAL_TAGS = {"color_attribution": "color_attr"}
+"""Kinds of captions that GenEval calls something else."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption; `metadata` is GenEval's line about it, `item_id` DSG's name of it, where the file had them."""
+
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    item_id: str | None = None
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file: captions (.txt), GenEval's evaluation_metadata (.jsonl) or DSG's table (.csv, .tsv).
+
+    A `ConfigError` names the line that is not as expected, or says that there is no prompt in the file.
+    """
+    readers = {".txt": _plain_prompts, ".jsonl": _geneval_prompts, ".csv": _dsg_prompts, ".tsv": _dsg_prompts}
+    if path.suffix.lower() not in readers:
+        raise ConfigError(
+            f"cannot tell what kind of prompts {path} holds.",
+            "Name it .txt (a caption a line), .jsonl (GenEval's evaluation_metadata) or .csv, .tsv (DSG's table).",
+        )
+    prompts = readers[path.suffix.lower()](path)
+    if not prompts:
+        raise ConfigError(f"{path} holds no prompt.")
+    return prompts
+
+
+def _plain_prompts(path: Path) -> list[Prompt]:
+    return [Prompt(line.strip()) for line in text_of(path).splitlines() if line.strip()]
+
+
+def _geneval_prompts(path: Path) -> list[Prompt]:
+    return [_geneval_prompt(row) for row in rows_of(path)]
+
+
+def _geneval_prompt(row: Row) -> Prompt:
+    where, metadata = row
+    value_of(row, "tag", str, "the name of a task")
+    for number, clause in enumerate(value_of(row, "include", list, "a list of objects")):
+        named = (f"{where}, include {number}", clause if isinstance(clause, dict) else {})
+        value_of(named, "class", str, "the name of a class")
+        value_of(named, "count", int, "a number of objects")
+    return Prompt(value_of(row, "prompt", str, "a caption"), metadata)
+
+
+def _dsg_prompts(path: Path) -> list[Prompt]:
+    """DSG's annotations have a line for each question; each item is one prompt."""
+    texts: dict[str, str] = {}
+    for row in rows_of(path):
+        item_id = value_of(row, "item_id", str, "the name of an item")
+        text = value_of(row, "text", str, "a caption")
+        if not re.fullmatch(r"\w[\w.-]*", item_id):
+            raise ConfigError(f"{row[0]}: expected an item_id of letters, digits, '_', '-' and '.', found {item_id!r}.")
+        if texts.setdefault(item_id, text) != text:
+            raise ConfigError(f"{row[0]}: item {item_id!r} has another text than before.")
+    return [Prompt(text, item_id=item_id) for item_id, text in texts.items()]
+
+
+def export_geneval(folder: Path, prompts: Sequence[Prompt], images_by_prompt: Iterable[Tensor]) -> None:
+    """Write for each prompt its images [S, C, H, W] in [-1, 1] as `evaluate_images.py` of GenEval reads them.
+
+    `images_by_prompt` is taken one prompt at a time, so that it may be sampled meanwhile. `ConfigError` for a prompt
+    without metadata and for a folder with other images in it, which GenEval would count; `StorageError` when full.
+    """
+    metadata = [_geneval_metadata(prompt) for prompt in prompts]
+    names = [f"{number:05}" for number in range(len(prompts))]
+    _refuse_others(folder, r"\d+", set(names))
+    for name, line, images_SCHW in zip(names, metadata, images_by_prompt, strict=True):
+        samples = folder / name / "samples"
+        images = {f"{number:04}.png": image for number, image in enumerate(_pictures(images_SCHW))}
+        _refuse_others(samples, r"\d+\.png", set(images))
+        with storage_errors(samples):
+            samples.mkdir(parents=True, exist_ok=True)
+            (folder / name / "metadata.jsonl").write_text(json.dumps(line), encoding="utf-8")
+        _save(samples, images)
+
+
+def export_dsg(folder: Path, prompts: Sequence[Prompt], images: Iterable[Tensor], model: str = "ecdit") -> None:
+    """Write the image [C, H, W] in [-1, 1] of each prompt to `images/<item_id>_<model>.jpg`, and `prompts.csv`.
+
+    Prompts without an item_id are called custom_0, custom_1, ... `ConfigError` for a folder with other images in it;
+    `StorageError` when full. JPEG, at its best quality, because that is what DSG looks for.
+    """
+    item_ids = [prompt.item_id or f"custom_{number}" for number, prompt in enumerate(prompts)]
+    _refuse_others(folder / "images", r".*\.jpg", {f"{item_id}_{model}.jpg" for item_id in item_ids})
+    with storage_errors(folder):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        with (folder / "prompts.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("item_id", "text"), *zip(item_ids, (p.text for p in prompts), strict=True)])
+    for item_id, image_CHW in zip(item_ids, images, strict=True):
+        _save(folder / "images", {f"{item_id}_{model}.jpg": _pictures(image_CHW[None])[0]})
+
+
+def _geneval_metadata(prompt: Prompt) -> dict[str, Any]:
+    """The prompt's own, or what its words assert."""
+    if prompt.metadata:
+        return prompt.metadata
+    try:
+        assertion = parse(prompt.text)
+    except ConfigError as error:
+        raise ConfigError(
+            f"GenEval cannot judge {prompt.text!r}: it is not a caption of the shapes data.",
+            "Take the prompts from GenEval's evaluation_metadata.jsonl, which says what to look for.",
+        ) from error
+    include = [_clause(term) for term in assertion.terms]
+    if assertion.relation is not None:  # GenEval names first the object that the other one is placed by
+        include = [include[1], include[0] | {"position": [assertion.relation, 0]}]
+    return {"tag": GENEVAL_TAGS.get(assertion.kind, assertion.kind), "include": include, **_too_many(assertion)} | {
+        "prompt": prompt.text
+    }
+
+
+def _clause(term: Term) -> dict[str, Any]:
+    """What must be found."""
+    return {"class": term.shape, "count": term.count} | ({"color": term.color} if term.color else {})
+
+
+def _too_many(assertion: Assertion) -> dict[str, Any]:
+    """What must not be found: when counting, one more than asked for."""
+    if assertion.kind != "counting":
+        return {}
+    return {"exclude": [{"class": term.shape, "count": term.count + 1} for term in assertion.terms]}
+
+
+def _pictures(images_BCHW: Tensor) -> list[Image.Image]:
+    return [Image.fromarray(pixels.numpy()) for pixels in as_pixels(images_BCHW)]
+
+
+def _save(folder: Path, images: dict[str, Image.Image]) -> None:
+    """Each under its name; quality and subsampling concern JPEG only."""
+    for name, image in images.items():
+        with storage_errors(folder / name):
+            image.save(folder / name, quality=100, subsampling=0)
+
+
+def _refuse_others(folder: Path, pattern: str, names: set[str]) -> None:
+    """An evaluation reads the whole folder, so what an earlier, other export left there would count."""
+    found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(name for name in found - names if re.fullmatch(pattern, name))
+    if others:
+        raise ConfigError(f"{folder} holds {others[0]} of another export.", "Choose an empty folder.")

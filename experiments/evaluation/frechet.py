@@ -1,0 +1,109 @@
+"""`frechet-shapes`: how far generated images are, as a distribution, from renders of the data. It is not FID.
+
+The Frechet distance between two normal distributions (Dowson and Landau 1982; for images Heusel et al.,
+arXiv 1706.08500) with the means and covariances of the features of `features.py`. Of few images the distance is too
+large, so values compare only at the same number of images, which every row carries.
+
+Legend: B images, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from experiments.data.scenes import draw_scenes, render_scenes
+from experiments.evaluation.features import NUM_FEATURES, features_of, weights_digest
+from experiments.records.schema import EvalRow
+
+DISTANCE = "frechet-shapes"
+REFERENCE_IMAGES = 8192
+REFERENCE_FIRST = 1 << 21
+"""Number of the first render of the reference in the validation split: no caption that is sampled is in it."""
+
+Floats = NDArray[np.float64]
+
+
+class Moments:
+    """Mean and covariance of feature vectors, batch by batch, in float64 (Chan, Golub and LeVeque 1979)."""
+
+    def __init__(self, num_features: int = NUM_FEATURES) -> None:
+        self.count = 0
+        self.mean_F: Floats = np.zeros(num_features)
+        self._scatter_FF: Floats = np.zeros((num_features, num_features))
+
+    def add(self, features_BF: Tensor) -> None:
+        """Count a batch in."""
+        batch_BF = features_BF.double().cpu().numpy()
+        if len(batch_BF) == 0:
+            return
+        mean_F = batch_BF.mean(axis=0)
+        centred_BF = batch_BF - mean_F
+        gap_F = mean_F - self.mean_F
+        total = self.count + len(batch_BF)
+        self._scatter_FF += centred_BF.T @ centred_BF
+        self._scatter_FF += np.outer(gap_F, gap_F) * (self.count * len(batch_BF) / total)
+        self.mean_F = self.mean_F + gap_F * (len(batch_BF) / total)
+        self.count = total
+
+    @property
+    def covariance_FF(self) -> Floats:
+        """With n - 1; of at least two vectors."""
+        assert self.count > 1
+        return self._scatter_FF / (self.count - 1)
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2); the trace of the root from the symmetric C1^1/2 C2 C1^1/2."""
+    values_F, vectors_FF = np.linalg.eigh(first.covariance_FF)
+    root_FF = (vectors_FF * np.sqrt(values_F.clip(min=0))) @ vectors_FF.T
+    product_F = np.linalg.eigvalsh(root_FF @ second.covariance_FF @ root_FF)
+    of_means = float(((first.mean_F - second.mean_F) ** 2).sum())
+    of_spreads = float(np.trace(first.covariance_FF) + np.trace(second.covariance_FF))
+    return max(0.0, of_means + of_spreads - 2 * float(np.sqrt(product_F.clip(min=0)).sum()))
+
+
+class FrechetShapes:
+    """The distance of images that are added batch by batch to the renders of one data seed and image size."""
+
+    def __init__(self, data_seed: int, image_size: int) -> None:
+        self._reference = reference_moments(data_seed, image_size)
+        self._moments = Moments()
+
+    def add(self, images_BCHW: Tensor) -> None:
+        """Count images in [-1, 1] in."""
+        self._moments.add(features_of(images_BCHW))
+
+    def row(self, base: EvalRow) -> EvalRow:
+        """The distance of what was added, at least two images."""
+        settings = base.settings | {"features": weights_digest(), "reference_images": REFERENCE_IMAGES}
+        value = frechet_distance(self._moments, self._reference)
+        update = {"metric": DISTANCE, "value": value, "num_samples": self._moments.count, "settings": settings}
+        return base.model_copy(update=update)
+
+
+@lru_cache(maxsize=4)
+def reference_moments(data_seed: int, image_size: int) -> Moments:
+    """Of `REFERENCE_IMAGES` renders of the validation split."""
+    return moments_of(
+        render_batch(data_seed, image_size, range(first, min(first + 256, REFERENCE_FIRST + REFERENCE_IMAGES)))
+        for first in range(REFERENCE_FIRST, REFERENCE_FIRST + REFERENCE_IMAGES, 256)
+    )
+
+
+def moments_of(batches: Iterable[Tensor], features: Callable[[Tensor], Tensor] = features_of) -> Moments:
+    """The moments of the features of images [B, C, H, W]."""
+    moments = Moments()
+    for images_BCHW in batches:
+        moments.add(features(images_BCHW))
+    return moments
+
+
+def render_batch(data_seed: int, image_size: int, numbers: range) -> Tensor:
+    """Renders [B, C, H, W] of the validation split."""
+    return torch.from_numpy(render_scenes(draw_scenes(data_seed, numbers, "validation", image_size)))

@@ -1,0 +1,226 @@
+"""The judge of `shapes-geneval`: which objects a picture of the `shapes` data shows, and if a caption is true of it.
+
+No training and no weights. A pixel belongs to the colour it is nearest to, or to the background; pixels of one colour
+that touch are one thing; a thing is the shape, radius and place whose render (from `shapes.py`, a little blurred)
+differs least from it. A thing that is like no shape has `shape` None: it counts as an object and matches no word.
+How often this agrees with the truth is measured in `judge_check.py`; scores over many captions are in `alignment.py`.
+
+The rules are GenEval's six kinds (Ghosh et al., arXiv 2310.11513) made strict: a caption of this data names every
+object of its scene, so a picture that shows more than the caption says is wrong, as well as one that shows less.
+
+Legend: B images, C channels, H rows, W columns, R reference colours, S shifts, K templates, P pixels of a window.
+Lengths are in pixels; at another image size than 32 the picture is scaled to 32 first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+from typing import Literal
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from experiments.data.captions import Assertion, Term
+from experiments.data.scenes import FRAME, relation_between
+from experiments.data.shapes import COLORS, SHAPES, Object, cover
+
+SIZE = int(FRAME)
+Floats = NDArray[np.float32]
+Reason = Literal["right", "missing", "extra", "shape", "colour", "relation"]
+
+SMOOTHING = 0.6
+"""Standard deviation of the blur before pixels are told apart: noise of one pixel is not a thing."""
+MIN_AREA = 14
+"""Pixels that make a thing; the smallest object of the data has 33."""
+MAX_MISFIT = 0.32
+"""Squared difference to the best template over the template's own square: above it, a thing is no shape."""
+WINDOW = 24
+RADII = np.arange(4.0, 9.01, 0.25)
+BLURS = (0.6, 1.2)
+SHIFTS = (-1, 0, 1)
+SUBPIXELS = (0.0, 0.5)
+GREYS = (0.5, 0.6)
+"""A background pixel: mean within the first of zero, channels within the second of each other."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One thing in a picture; `shape` is None where it is like none. `misfit` is what `MAX_MISFIT` limits."""
+
+    color: str
+    shape: str | None
+    x: float
+    y: float
+    radius: float
+    misfit: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a picture shows what a caption says, and if not, the first thing that is wrong."""
+
+    correct: bool
+    reason: Reason
+    found: tuple[Found, ...]
+
+
+def find_objects(images_BCHW: Tensor) -> list[list[Found]]:
+    """The things in each image of float32 [B, 3, H, W] in [-1, 1]."""
+    scale = images_BCHW.shape[-1] / SIZE
+    images_BCHW = images_BCHW.float().cpu()
+    if scale != 1:
+        images_BCHW = F.interpolate(images_BCHW, size=(SIZE, SIZE), mode="bilinear", antialias=True)
+    found = [_things(image_CHW) for image_CHW in images_BCHW.numpy()]
+    return [[_scaled(thing, scale) for thing in things] for things in found]
+
+
+def judge(images_BCHW: Tensor, assertions: Sequence[Assertion]) -> list[Verdict]:
+    """One verdict for each image, on the assertion in its place."""
+    return [verdict(things, assertion) for things, assertion in zip(find_objects(images_BCHW), assertions, strict=True)]
+
+
+def verdict(found: Sequence[Found], assertion: Assertion) -> Verdict:
+    """Yes, or the first of: something missing, something extra, a wrong shape, colour or relation."""
+    wanted = [term for term in assertion.terms for _ in range(term.count)]
+    return Verdict((reason := _reason(found, wanted, assertion)) == "right", reason, tuple(found))
+
+
+def _reason(found: Sequence[Found], wanted: Sequence[Term], assertion: Assertion) -> Reason:
+    if len(found) != len(wanted):
+        return "missing" if len(found) < len(wanted) else "extra"
+    orders = [order for order in permutations(found) if all(map(_has_shape, order, wanted))]
+    if not orders:
+        return "shape"
+    orders = [order for order in orders if all(map(_has_color, order, wanted))]
+    if not orders:
+        return "colour"
+    if assertion.relation is None or any(
+        relation_between(_as_object(order[0]), _as_object(order[1])) == assertion.relation for order in orders
+    ):
+        return "right"
+    return "relation"
+
+
+def _has_shape(thing: Found, term: Term) -> bool:
+    return thing.shape == term.shape
+
+
+def _has_color(thing: Found, term: Term) -> bool:
+    return term.color is None or thing.color == term.color
+
+
+def _as_object(thing: Found) -> Object:
+    return Object(thing.color, thing.shape or "", thing.x, thing.y, thing.radius)
+
+
+def _scaled(thing: Found, scale: float) -> Found:
+    return Found(thing.color, thing.shape, thing.x * scale, thing.y * scale, thing.radius * scale, thing.misfit)
+
+
+def _things(image_CHW: Floats) -> list[Found]:
+    smooth_CHW = ndimage.gaussian_filter(image_CHW, (0, SMOOTHING, SMOOTHING), mode="nearest")
+    grey = _background(smooth_CHW)
+    corners = 2 * np.array(list(COLORS.values()), dtype=np.float32) - 1
+    references = np.concatenate([corners, np.full((1, 3), grey, dtype=np.float32)])
+    distance_RHW = ((smooth_CHW[None] - references[:, :, None, None]) ** 2).sum(axis=1)
+    nearest_HW = distance_RHW.argmin(axis=0)
+    found = []
+    for number, color in enumerate(COLORS):
+        labels_HW, _ = ndimage.label(nearest_HW == number, structure=np.ones((3, 3)))
+        areas = np.bincount(labels_HW.ravel())[1:]
+        for label in (np.flatnonzero(areas >= MIN_AREA) + 1).tolist():
+            others_HW = (nearest_HW != len(COLORS)) & (labels_HW != label)
+            cover_HW = _coverage(image_CHW, corners[number], grey, labels_HW == label, others_HW)
+            found.append(_fit(cover_HW, color))
+    return found
+
+
+def _background(smooth_CHW: Floats) -> float:
+    """The grey between the things."""
+    mean_HW = smooth_CHW.mean(axis=0)
+    is_grey_HW = (np.ptp(smooth_CHW, axis=0) < GREYS[1]) & (np.abs(mean_HW) < GREYS[0])
+    return float(np.median(mean_HW[is_grey_HW])) if is_grey_HW.any() else 0.0
+
+
+def _coverage(
+    image_CHW: Floats, color_C: Floats, grey: float, mine_HW: NDArray[np.bool_], others_HW: NDArray[np.bool_]
+) -> Floats:
+    """How much of each pixel near one thing it covers, in [0, 1]; nothing where another is nearer."""
+    contrast_C = color_C - grey
+    cover_HW = np.einsum("c,chw->hw", contrast_C, image_CHW - grey) / (contrast_C @ contrast_C)
+    near_HW = ndimage.binary_dilation(mine_HW, np.ones((3, 3)), iterations=2) & ~ndimage.binary_dilation(others_HW)
+    clipped_HW: Floats = (np.clip(cover_HW, 0, 1) * (near_HW | mine_HW)).astype(np.float32)
+    return clipped_HW
+
+
+@dataclass(frozen=True)
+class _Bank:
+    """Templates [K, P P] whose centroid is the middle of the window plus a part of a pixel, and what each shows."""
+
+    templates_KP: Floats
+    squares_K: Floats
+    shapes: list[str]
+    radius_K: Floats
+    center_K2: Floats
+
+
+@cache
+def _bank() -> _Bank:
+    """Every shape at every radius, blur and part of a pixel."""
+    middle = WINDOW / 2
+    rows: list[tuple[Floats, str, float, tuple[float, float]]] = []
+    for shape in SHAPES:
+        for radius in RADII.tolist():
+            plain = _render(shape, middle, middle, radius)
+            offset = _centroid(plain)[0] - middle, _centroid(plain)[1] - middle
+            for right in SUBPIXELS:
+                for down in SUBPIXELS:
+                    center = middle - offset[0] + right, middle - offset[1] + down
+                    sharp = _render(shape, *center, radius)
+                    rows += [(ndimage.gaussian_filter(sharp, blur), shape, radius, center) for blur in BLURS]
+    templates = np.stack([row[0].ravel() for row in rows]).astype(np.float32)
+    return _Bank(
+        templates,
+        (templates**2).sum(axis=1),
+        [row[1] for row in rows],
+        np.array([row[2] for row in rows], dtype=np.float32),
+        np.array([row[3] for row in rows], dtype=np.float32),
+    )
+
+
+def _render(shape: str, x: float, y: float, radius: float) -> Floats:
+    patches = cover([Object("red", shape, x, y, radius)], WINDOW)
+    canvas = np.zeros((WINDOW, WINDOW), dtype=np.float32)
+    canvas[patches.windows[0]] = patches.cover_MPP[0]
+    return canvas
+
+
+def _centroid(cover_HW: Floats) -> tuple[float, float]:
+    """(x, y), pixel centres at halves."""
+    y, x = ndimage.center_of_mass(cover_HW)
+    return float(x) + 0.5, float(y) + 0.5
+
+
+def _fit(cover_HW: Floats, color: str) -> Found:
+    """The template that differs least, over a few places of the window."""
+    bank = _bank()
+    x, y = _centroid(cover_HW)
+    padded = np.pad(cover_HW, WINDOW)
+    left, top = int(np.floor(x)) + WINDOW // 2, int(np.floor(y)) + WINDOW // 2
+    corners = [(left + right, top + down) for right in SHIFTS for down in SHIFTS]
+    windows_SP = np.stack([padded[b : b + WINDOW, a : a + WINDOW].ravel() for a, b in corners])
+    outside_S = (padded**2).sum() - (windows_SP**2).sum(axis=1)
+    squares_SK = (windows_SP**2).sum(axis=1)[:, None] + bank.squares_K - 2 * windows_SP @ bank.templates_KP.T
+    misfit_SK = (squares_SK + outside_S[:, None]) / bank.squares_K
+    place, number = np.unravel_index(misfit_SK.argmin(), misfit_SK.shape)
+    misfit = float(misfit_SK[place, number])
+    a, b = corners[place]
+    center_x, center_y = bank.center_K2[number].tolist()
+    shape = bank.shapes[number] if misfit <= MAX_MISFIT else None
+    return Found(color, shape, center_x + a - WINDOW, center_y + b - WINDOW, float(bank.radius_K[number]), misfit)

@@ -1,0 +1,99 @@
+"""How often the judge of `shapes-geneval` is right, measured on renders whose content is known.
+
+True pairs are an image and its own caption: the answer is yes. Shuffled pairs are an image and the caption of another
+image of the same kind: mostly no, and yes as often as that caption happens to be true, which is the chance that a
+judge that knew nothing of the caption could not stay below. The images are blurred and noisy as a sampler leaves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from experiments.data.captions import Assertion, assertion_of
+from experiments.data.scenes import Scene, Split, draw_scenes, render_scenes
+from experiments.data.shapes import Floats32
+from experiments.evaluation.intervals import wilson
+from experiments.evaluation.judge import Found, find_objects, verdict
+
+DEGRADATIONS = ((0.0, 0.0), (0.8, 0.0), (1.2, 0.0), (0.0, 0.2), (0.8, 0.2), (1.2, 0.1))
+"""(standard deviation of a Gaussian blur in pixels, of the noise on [-1, 1])."""
+SPLITS: tuple[Split, ...] = ("validation", "held_out")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One split under one degradation. Shares are of `num_images` pairs."""
+
+    split: Split
+    blur: float
+    noise: float
+    num_images: int
+    num_right: int
+    """True pairs that the judge answers with yes."""
+    num_yes_shuffled: int
+    num_true_shuffled: int
+    """Shuffled pairs whose caption is true all the same."""
+
+    @property
+    def agreement(self) -> float:
+        """Share of true pairs answered with yes."""
+        return self.num_right / self.num_images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of `agreement`."""
+        return wilson(self.num_right, self.num_images)
+
+
+def check_judge(
+    num_images: int, seed: int = 0, on_images: Callable[[int], None] = lambda num: None
+) -> Iterator[Checked]:
+    """Every split under every degradation, `num_images` each; `on_images` is told how many were just judged."""
+    random = np.random.default_rng(seed)
+    for split in SPLITS:
+        scenes = draw_scenes(seed, range(num_images), split)
+        images_BCHW = render_scenes(scenes)
+        true = [assertion_of(scene) for scene in scenes]
+        shuffled = shuffled_within_kinds(true, random)
+        num_true_shuffled = sum(is_true_of(scene, other) for scene, other in zip(scenes, shuffled, strict=True))
+        for blur, noise in DEGRADATIONS:
+            degraded = torch.from_numpy(degrade(images_BCHW, blur, noise, random))
+            found = []
+            for part in torch.split(degraded, 64):
+                found += find_objects(part)
+                on_images(len(part))
+            yield Checked(
+                split, blur, noise, num_images, _num_yes(found, true), _num_yes(found, shuffled), num_true_shuffled
+            )
+
+
+def degrade(images_BCHW: Floats32, blur: float, noise: float, random: np.random.Generator) -> Floats32:
+    """Blurred by `blur` pixels, with normal noise of deviation `noise` on top, within [-1, 1]."""
+    blurred = ndimage.gaussian_filter(images_BCHW, (0, 0, blur, blur)) if blur else images_BCHW
+    noisy: Floats32 = blurred + noise * random.standard_normal(blurred.shape, dtype=np.float32)
+    return noisy.clip(-1, 1)
+
+
+def shuffled_within_kinds(assertions: Sequence[Assertion], random: np.random.Generator) -> list[Assertion]:
+    """To each the assertion of another image of the same kind, as far as there are two."""
+    shuffled = list(assertions)
+    for kind in {assertion.kind for assertion in assertions}:
+        places = random.permutation([place for place, each in enumerate(assertions) if each.kind == kind])
+        for place, other in zip(places, np.roll(places, 1), strict=True):
+            shuffled[place] = assertions[other]
+    return shuffled
+
+
+def is_true_of(scene: Scene, assertion: Assertion) -> bool:
+    """Whether an assertion is true of a scene, from its facts."""
+    things = [Found(thing.color, thing.shape, thing.x, thing.y, thing.radius, 0.0) for thing in scene.objects]
+    return verdict(things, assertion).correct
+
+
+def _num_yes(found: Sequence[Sequence[Found]], assertions: Sequence[Assertion]) -> int:
+    return sum(verdict(things, assertion).correct for things, assertion in zip(found, assertions, strict=True))

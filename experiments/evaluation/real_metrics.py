@@ -1,0 +1,288 @@
+"""FID and CLIP score, by torchmetrics, with networks whose weights the user has.
+
+FID (Heusel et al. 2017): the Frechet distance between real and generated images in the 2048 features of InceptionV3, in
+torch-fidelity's port of the original network with the original's resizing of small images; sums in float64. CLIP score
+(Hessel et al. 2021): 100 max(cos(image, caption), 0) for each image, the mean over images; in torchmetrics' units, 0 to
+100. Nothing is ever downloaded. The extra `ecdit[metrics]` has the libraries, which are imported only when asked for.
+The distance that needs no weights, `frechet-shapes`, is `frechet.py`'s.
+
+Legend: B images, C channels (3), H, W height and width, F features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from experiments.errors import ConfigError, did_you_mean
+from experiments.evaluation.batches import as_pixels
+from experiments.evaluation.intervals import normal_interval
+
+REAL_METRICS = ("fid", "clip-score")
+INSTALL = "Install what it needs with: pip install 'ecdit[metrics]'."
+INCEPTION_HINT = (
+    "Download weights-inception-2015-12-05-6726825d.pth, an asset of torch-fidelity's release v0.2.0, and name it with "
+    "--inception-weights FILE."
+)
+CLIP_HINT = (
+    "Name with --clip-model FOLDER a CLIP model as transformers saves it (config.json, model.safetensors, the files of "
+    "its tokenizer and preprocessor_config.json), such as a copy of openai/clip-vit-base-patch32."
+)
+NUM_INCEPTION_FEATURES = 2048
+HASH_LENGTH = 12
+
+
+class ClipInputs(Protocol):
+    """What makes tensors of images or of captions, as torchmetrics calls it."""
+
+    def __call__(self, **inputs: Any) -> Mapping[str, Tensor]:
+        """`images` to pixel_values, or `text` to input_ids and attention_mask."""
+
+
+@dataclass(frozen=True)
+class Backbones:
+    """The networks of the metrics that were asked for, on the CPU.
+
+    `inception` turns uint8 [B, C, H, W] into [B, F] and says its F in `num_features`; `settings` is by metric.
+    """
+
+    inception: nn.Module | None = None
+    clip: tuple[nn.Module, ClipInputs] | None = None
+    settings: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """A value over `num_samples` images; `low` and `high` end its 95% interval, where it has one."""
+
+    value: float
+    num_samples: int
+    low: float | None = None
+    high: float | None = None
+
+
+def load_backbones(metrics: Sequence[str], inception_weights: Path | None, clip_model: Path | None) -> Backbones:
+    """Load what `metrics` ask for among 'fid' and 'clip-score', from local files only; other metrics are not looked at.
+
+    `ConfigError`, in one line with the way out: no option, no such file, a damaged or another one, no library.
+    """
+    inception = _load_inception(inception_weights) if "fid" in metrics else None
+    clip = _load_clip(clip_model) if "clip-score" in metrics else None
+    settings: dict[str, dict[str, Any]] = {}
+    if inception is not None and inception_weights is not None:
+        settings["fid"] = {
+            "inception_weights": inception_weights.name, "inception_sha256": _short_hash([inception_weights])
+        }  # fmt: skip
+    if clip is not None and clip_model is not None:
+        settings["clip-score"] = {
+            "clip_model": clip_model.resolve().name, "clip_sha256": _short_hash(_clip_weights(clip_model))
+        }  # fmt: skip
+    return Backbones(inception, clip, settings)
+
+
+class RealMetrics:
+    """FID and CLIP score of one stream of images. Create one for each condition; they share their backbones."""
+
+    def __init__(self, backbones: Backbones, metrics: Sequence[str], device: torch.device) -> None:
+        unknown = [metric for metric in metrics if metric not in REAL_METRICS]
+        if unknown:
+            raise ConfigError(f"unknown metric {unknown[0]!r}.", did_you_mean(unknown[0], REAL_METRICS))
+        self._backbones = backbones
+        self._metrics = tuple(metrics)
+        self._device = device
+        self._num_real = self._num_generated = 0
+        self._clip_scores: list[float] = []
+        self._fid = _frechet_inception_distance(backbones.inception, device) if "fid" in metrics else None
+        assert backbones.clip is not None or "clip-score" not in metrics
+
+    def add_real(self, images_BCHW: Tensor) -> None:
+        """Real images for FID, float32 [B, C, H, W] in [-1, 1]; no other metric looks at them."""
+        if self._fid is not None:
+            self._fid.update(_bytes_of(images_BCHW).to(self._device), real=True)
+            self._num_real += len(images_BCHW)
+
+    def add(self, images_BCHW: Tensor, captions: Sequence[str]) -> None:
+        """Generated images, float32 [B, C, H, W] in [-1, 1], and what each was to show."""
+        assert len(images_BCHW) == len(captions)
+        pixels_BCHW = _bytes_of(images_BCHW).to(self._device)
+        self._num_generated += len(captions)
+        if self._fid is not None:
+            self._fid.update(pixels_BCHW, real=False)
+        if "clip-score" in self._metrics:
+            self._clip_scores += [self._clip_score(*pair) for pair in zip(pixels_BCHW, captions, strict=True)]
+
+    def values(self) -> dict[str, MetricValue]:
+        """By metric. `ConfigError` when there are too few images for a covariance."""
+        values: dict[str, MetricValue] = {}
+        if self._fid is not None:
+            if min(self._num_real, self._num_generated) < 2:
+                raise ConfigError("FID needs at least 2 images.", "Ask for more with --images N.")
+            distance = float(self._fid.compute())  # rounding takes that of equal images below 0
+            values["fid"] = MetricValue(max(0.0, distance), self._num_generated)
+        if "clip-score" in self._metrics:
+            interval = normal_interval(self._clip_scores, 0.0, 100.0)
+            values["clip-score"] = MetricValue(fmean(self._clip_scores), len(self._clip_scores), *interval)
+        return values
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """By metric, the name of its backbone and the start of the weights' SHA-256: other weights, other values."""
+        return {metric: dict(self._backbones.settings.get(metric, {})) for metric in self._metrics}
+
+    @torch.inference_mode()
+    def _clip_score(self, pixels_CHW: Tensor, caption: str) -> float:
+        """Of one image: torchmetrics has no interval, so the values of single images are needed."""
+        clip = self._backbones.clip
+        score = _library("torchmetrics.functional.multimodal").clip_score
+        return float(score(pixels_CHW, caption, lambda: clip))
+
+
+def _frechet_inception_distance(inception: nn.Module | None, device: torch.device) -> Any:
+    assert inception is not None
+    return _library("torchmetrics.image.fid").FrechetInceptionDistance(feature=inception).to(device)
+
+
+def _bytes_of(images_BCHW: Tensor) -> Tensor:
+    """Uint8 [B, C, H, W], the form in which images are saved."""
+    assert images_BCHW.shape[1] == 3
+    return as_pixels(images_BCHW).permute(0, 3, 1, 2)
+
+
+class _InceptionFeatures(nn.Module):
+    """torch-fidelity's network, which answers with a tuple of the layers it was asked for."""
+
+    num_features = NUM_INCEPTION_FEATURES
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Features [B, F] of uint8 images of any size."""
+        (features_BF,) = self.network(pixels_BCHW)
+        assert isinstance(features_BF, Tensor)
+        return features_BF
+
+
+class _ClipFeatures(nn.Module):
+    """A CLIP model of transformers 5, whose features are in a field of what it returns; torchmetrics wants tensors."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+
+    def get_image_features(self, pixel_values: Tensor) -> Any:
+        """Projected features [B, F]."""
+        return self.model.get_image_features(pixel_values=pixel_values).pooler_output
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        """Projected features [B, F]."""
+        return self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+
+
+def _load_inception(path: Path | None) -> nn.Module:
+    if path is None:
+        raise ConfigError("FID needs the weights of InceptionV3.", f"{INCEPTION_HINT} {INSTALL}")
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path} with the weights of InceptionV3.", INCEPTION_HINT)
+    try:  # torch-fidelity unpickles with weights_only=False, which runs what a file says; so look first what is in it
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch raises for files of another kind is not documented
+        raise ConfigError(f"{path} is damaged, or not a file of weights.", INCEPTION_HINT) from error
+    _library("torchmetrics.image.fid")
+    network = _library("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    try:
+        weights = network(
+            "inception-v3-compat", [str(NUM_INCEPTION_FEATURES)], feature_extractor_weights_path=str(path)
+        )
+    except (RuntimeError, TypeError) as error:  # other keys or shapes; no dictionary
+        raise ConfigError(f"the weights in {path} are not those of FID's InceptionV3.", INCEPTION_HINT) from error
+    return _InceptionFeatures(weights).eval()
+
+
+def _load_clip(folder: Path | None) -> tuple[nn.Module, ClipInputs]:
+    if folder is None:
+        raise ConfigError("CLIP score needs a CLIP model.", f"{CLIP_HINT} {INSTALL}")
+    _check_clip_folder(folder)
+    _library("torchmetrics.functional.multimodal")
+    transformers = _library("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, report = transformers.CLIPModel.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+        inputs = _clip_inputs(transformers, folder, model.config.text_config.max_position_embeddings)
+    except Exception as error:  # what transformers raises for damaged files is not documented
+        raise ConfigError(f"{folder} cannot be read as a CLIP model: {_first_line(error)}.", CLIP_HINT) from error
+    if report["missing_keys"]:  # transformers would go on with random ones
+        raise ConfigError(f"the weights in {folder} lack {min(report['missing_keys'])}.", CLIP_HINT)
+    return _ClipFeatures(model.eval()), inputs
+
+
+def _check_clip_folder(folder: Path) -> None:
+    """A folder with a config of the CLIP family and with weights."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ConfigError(f"there is no CLIP model in {folder}: config.json is missing.", CLIP_HINT)
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"cannot read {config}: {_first_line(error)}.", CLIP_HINT) from error
+    if kind != "clip":
+        raise ConfigError(f"the model in {folder} is of type {kind!r}, not 'clip'.", CLIP_HINT)
+    if not _clip_weights(folder):
+        raise ConfigError(f"there are no weights in {folder}: model.safetensors is missing.", CLIP_HINT)
+
+
+def _clip_weights(folder: Path) -> list[Path]:
+    """The files transformers reads, safetensors where there are any."""
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def _clip_inputs(transformers: Any, folder: Path, max_tokens: int) -> ClipInputs:
+    """The model's own preprocessing. Images by PIL: the backend of torchvision resizes to slightly other values."""
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    images = transformers.CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+
+    def inputs(**given: Any) -> Any:
+        if "images" in given:
+            return images(given["images"], return_tensors="pt")
+        # cut here, where the end token is kept: CLIP reads its features off it
+        return tokenizer(given["text"], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+
+    return inputs
+
+
+def _library(name: str) -> Any:
+    """A module of the extra."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"cannot import {name}: there is no module {error.name!r}.", INSTALL) from error
+    except (ImportError, RuntimeError) as error:  # a torchvision built for another torch
+        hint = "Install torchvision and torch of the same build: both for CPU, or both for the same CUDA."
+        raise ConfigError(f"cannot import {name}: {_first_line(error)}.", hint) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:")
+
+
+def _short_hash(paths: Sequence[Path]) -> str:
+    """The start of the SHA-256 of the files' contents, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()[:HASH_LENGTH]

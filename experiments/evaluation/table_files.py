@@ -1,0 +1,87 @@
+"""Files that other programs write, row by row, each row with the place an error can name.
+
+`.csv` and `.tsv` have a header line; `.jsonl` has an object on each line; `.json` is one array of objects. What the
+columns mean is the caller's: `exports.py` reads prompts, `imports.py` results.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import ConfigError
+
+Row = tuple[str, dict[str, Any]]
+"""Where a row stands ('results.jsonl, line 7') and its values by column."""
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    """The rows of a table file, in order; a `ConfigError` says which line cannot be read and why."""
+    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_lines, ".json": _json_array}
+    if path.suffix.lower() not in readers:
+        raise ConfigError(f"cannot tell what kind of table {path} is.", f"Its name must end in {', '.join(readers)}.")
+    return readers[path.suffix.lower()](path, text_of(path))
+
+
+def text_of(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark; a `ConfigError` says why it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8: byte {error.start} does not fit.") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {(error.strerror or str(error)).lower()}.") from error
+
+
+def value_of(row: Row, column: str, kind: type, expected: str) -> Any:
+    """The value of a column, which must be there and of this kind; else a `ConfigError` with what was `expected`."""
+    where, values = row
+    if not isinstance(values.get(column), kind):
+        found = repr(values[column]) if values.get(column) is not None else "nothing"
+        raise ConfigError(f"{where}: expected {expected} in {column!r}, found {found}.")
+    return values[column]
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[Row]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
+    try:
+        for values in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in values or None in values.values():
+                raise ConfigError(f"{where}: expected {len(reader.fieldnames or ())} columns, as in the first line.")
+            yield where, values
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {reader.line_num + 1}: {error}.") from error  # after the last good row
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield _object(where, _parsed(where, line))
+
+
+def _json_array(path: Path, text: str) -> Iterator[Row]:
+    entries = _parsed(str(path), text)
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: expected an array of JSON objects.")
+    for number, entry in enumerate(entries, start=1):
+        yield _object(f"{path}, entry {number}", entry)
+
+
+def _parsed(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: expected JSON, {error.msg.lower()} at column {error.colno}.") from error
+
+
+def _object(where: str, entry: Any) -> Row:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where}: expected a JSON object.")
+    return where, entry

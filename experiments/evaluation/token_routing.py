@@ -1,0 +1,136 @@
+"""Which expert processed which token, counted over images for one routed layer: a tally, and the record it becomes.
+
+A tally holds counts, so that tallies add: over batches, over times, over layers. What is watched, and when, is decided
+in `routing_maps.py`.
+
+Legend: B images, T tokens of an image, E experts, N tokens of the batch (B T), P slots of an expert.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.records.schema import RoutingMapRow
+from experiments.routing.contract import Assignment
+
+DIGITS = 6
+"""Of the numbers in the records, after the point."""
+
+
+def processed_BTE(assignment: Assignment, num_images: int) -> Tensor:
+    """Bool [B, T, E] on the CPU: whether an expert processed a token."""
+    num_tokens, num_experts = assignment.logits_NE.shape
+    experts_EP = torch.arange(num_experts, device=assignment.token_EP.device)[:, None].expand_as(assignment.token_EP)
+    filled_EP = torch.ones_like(assignment.token_EP) if assignment.filled_EP is None else assignment.filled_EP.long()
+    count_NE = torch.zeros(num_tokens, num_experts, dtype=torch.int64, device=assignment.token_EP.device)
+    count_NE.index_put_((assignment.token_EP, experts_EP), filled_EP, accumulate=True)
+    return (count_NE > 0).view(num_images, -1, num_experts).cpu()
+
+
+def entropy_BT(assignment: Assignment, num_images: int) -> Tensor:
+    """Entropy of each token's affinities over the experts, divided by log E: float32 [B, T] on the CPU."""
+    log_p_NE = assignment.logits_NE.float().log_softmax(dim=-1)
+    entropy_N = -(log_p_NE.exp() * log_p_NE).sum(dim=-1) / math.log(max(2, log_p_NE.shape[-1]))
+    return entropy_N.view(num_images, -1).cpu()
+
+
+class TokenTally:
+    """Counts of one layer, over any number of images and times."""
+
+    def __init__(self, num_experts: int, num_tokens: int) -> None:
+        """`num_tokens` of one image."""
+        self.load_ET = torch.zeros(num_experts, num_tokens, dtype=torch.float64)
+        self.tokens_by_experts = torch.zeros(num_experts + 1, dtype=torch.float64)
+        self.entropy_sum = 0.0
+        self.num_looks = 0
+        self.load_by_kind: dict[str, Tensor] = {}
+        self.on_objects_2 = torch.zeros(2, dtype=torch.float64)
+        self.on_background_2 = torch.zeros(2, dtype=torch.float64)
+        self.branches_2 = torch.zeros(2, dtype=torch.float64)
+
+    def add(self, by_expert_BTE: Tensor, entropy: Tensor, kinds: Sequence[str]) -> None:
+        """Count images: who processed what, the entropy of each token [B, T], the kind of each image's caption."""
+        counts_BT = by_expert_BTE.sum(dim=-1)
+        self.load_ET += by_expert_BTE.sum(dim=0).T
+        self.tokens_by_experts += torch.bincount(counts_BT.flatten(), minlength=len(self.tokens_by_experts))
+        self.entropy_sum += float(entropy.double().sum())
+        self.num_looks += len(by_expert_BTE)
+        load_BE = by_expert_BTE.sum(dim=1).double()
+        for kind, load_E in zip(kinds, load_BE, strict=True):
+            self.load_by_kind[kind] = self.load_by_kind.get(kind, 0) + load_E
+
+    def add_places(self, counts_BT: Tensor, objects_BT: Tensor, background_BT: Tensor) -> None:
+        """Experts per token where there are objects and where there is none, of bool masks [B, T]."""
+        self.on_objects_2 += torch.stack([counts_BT[objects_BT].sum(), objects_BT.sum()])
+        self.on_background_2 += torch.stack([counts_BT[background_BT].sum(), background_BT.sum()])
+
+    def add_branches(self, conditional_BTE: Tensor, unconditional_BTE: Tensor) -> None:
+        """Assignments that both branches of guidance have, and those of either."""
+        self.branches_2 += branch_pairs_B2(conditional_BTE, unconditional_BTE).sum(dim=0)
+
+    def merge(self, other: TokenTally) -> None:
+        """Add the counts of another tally."""
+        self.load_ET += other.load_ET
+        self.tokens_by_experts += other.tokens_by_experts
+        self.entropy_sum += other.entropy_sum
+        self.num_looks += other.num_looks
+        for kind, load_E in other.load_by_kind.items():
+            self.load_by_kind[kind] = self.load_by_kind.get(kind, 0) + load_E
+        self.on_objects_2 += other.on_objects_2
+        self.on_background_2 += other.on_background_2
+        self.branches_2 += other.branches_2
+
+    def fields(self, with_positions: bool) -> dict[str, Any]:
+        """What a `RoutingMapRow` says of these counts; absent where nothing was counted."""
+        num_tokens = float(self.tokens_by_experts.sum())
+        found: dict[str, Any] = {
+            "load": _rounded(_shares(self.load_ET.sum(dim=1))),
+            "entropy": round(self.entropy_sum / num_tokens, DIGITS),
+            "dropped_share": round(float(self.tokens_by_experts[0]) / num_tokens, DIGITS),
+            "experts_per_token": _rounded(_trimmed(self.tokens_by_experts / num_tokens)),
+        }
+        for name, (experts, tokens) in (
+            ("object_experts", self.on_objects_2.tolist()),
+            ("background_experts", self.on_background_2.tolist()),
+        ):
+            if tokens:
+                found[name] = round(experts / tokens, DIGITS)
+        if self.branches_2[1]:
+            found["divergence"] = round(float(1 - self.branches_2[0] / self.branches_2[1]), DIGITS)
+        if with_positions:
+            by_position_T = self.load_ET.sum(dim=0)
+            found["experts_by_position"] = _rounded(by_position_T / self.num_looks)
+            found["load_by_position"] = [_rounded(row) for row in self.load_ET / by_position_T.clamp(min=1)]
+            found["load_by_kind"] = {kind: _rounded(_shares(load_E)) for kind, load_E in self.load_by_kind.items()}
+        return found
+
+    def row(self, base: RoutingMapRow, layer: int, time: float | None, with_positions: bool) -> RoutingMapRow:
+        """The record: `base` with what was counted."""
+        update = {"layer": layer, "time": time, **self.fields(with_positions)}
+        return base.model_copy(update=update)
+
+
+def branch_pairs_B2(conditional_BTE: Tensor, unconditional_BTE: Tensor) -> Tensor:
+    """Of each image 2 |C and U| and |C| + |U|, over (token, expert) pairs: float64 [B, 2]."""
+    both_B = 2 * (conditional_BTE & unconditional_BTE).sum(dim=(1, 2))
+    either_B = conditional_BTE.sum(dim=(1, 2)) + unconditional_BTE.sum(dim=(1, 2))
+    return torch.stack([both_B, either_B], dim=1).double()
+
+
+def _shares(load_E: Tensor) -> Tensor:
+    return load_E / load_E.sum().clamp(min=1)
+
+
+def _trimmed(share: Tensor) -> Tensor:
+    """Without the trailing zeros."""
+    last = int(share.nonzero().max()) if bool(share.any()) else 0
+    return share[: last + 1]
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, DIGITS) for value in values.tolist()]

@@ -1,0 +1,159 @@
+"""`ecdit evaluate`: measures, records, skips what is recorded, and says in one line what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ecdit_cli.app import run
+from experiments.records.layout import RunDir, read_jsonl
+from tests.training_runs import random_run_folder
+
+Captured = pytest.CaptureFixture[str]
+FEW = ("--images", "6", "--steps", "2")
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "runs"
+    for name in ("dense", "expert_choice"):
+        random_run_folder(folder / name, f"routing={name}")
+    return folder
+
+
+@pytest.fixture
+def runs(originals: Path, tmp_path: Path) -> Path:
+    """Copies, which a test may write to."""
+    return Path(shutil.copytree(originals, tmp_path / "runs"))
+
+
+def recorded(folder: Path) -> list[dict[str, Any]]:
+    """Without what training recorded."""
+    return [row for row in read_jsonl(RunDir(folder).evals).rows if row["metric"] != "val_loss"]
+
+
+def error_of(arguments: list[str], capsys: Captured, code: int = 2) -> str:
+    assert run(arguments) == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    return last
+
+
+def test_one_line_for_each_run_and_scale_and_rows_in_the_records(runs: Path, capsys: Captured) -> None:
+    assert run(["evaluate", str(runs), "--guidance", "1,2", *FEW]) == 0
+    captured = capsys.readouterr()
+    head, *lines = captured.out.splitlines()
+    assert head.split()[:2] == ["run", "guidance"]
+    assert [line.split()[:2] for line in lines] == [[r, g] for r in ("dense", "expert_choice") for g in ("1", "2")]
+    for name in ("dense", "expert_choice"):
+        rows = recorded(runs / name)
+        assert sorted(row["settings"]["guidance"] for row in rows if row["metric"] == "frechet-shapes") == [1.0, 2.0]
+        assert {"shapes-geneval", "shapes-geneval-held-out"} <= {row["metric"] for row in rows}
+
+
+def test_what_is_recorded_is_not_measured_again(runs: Path, capsys: Captured) -> None:
+    command = ["evaluate", str(runs / "dense"), *FEW]
+    assert run(command) == 0
+    first = recorded(runs / "dense")
+    assert run([*command, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "shapes-geneval, frechet-shapes recorded already." in captured.err
+    assert recorded(runs / "dense") == first
+    assert sorted(row["metric"] for row in json.loads(captured.out[captured.out.index("[") :])[0]["rows"]) == sorted(
+        row["metric"] for row in first
+    )
+    assert run([*command, "--again"]) == 0
+    assert len(recorded(runs / "dense")) == 2 * len(first)
+
+
+def test_times_come_with_the_overhead_over_dense(runs: Path, capsys: Captured) -> None:
+    command = ["evaluate", str(runs), "--metrics", "inference-time", "--steps", "1", "--rounds", "1", "--json"]
+    assert run([*command, "--batch-images", "2"]) == 0
+    dense, routed = json.loads(capsys.readouterr().out)
+    assert "overhead_over_dense" not in dense
+    assert set(routed["overhead_over_dense"]) == {"params_active", "flops", "seconds"}
+    assert routed["overhead_over_dense"]["flops"] > 0
+
+
+def test_routing_leaves_maps_that_the_figures_find(runs: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert run(["evaluate", str(runs), "--metrics", "routing", *FEW]) == 0
+    assert "experts, object/background" in capsys.readouterr().out
+    assert not RunDir(runs / "dense").routing_maps.exists()
+    for figure in ("compute-map", "specialization"):
+        assert run(["plot", figure, str(runs), "--out", str(tmp_path / "figures")]) == 0
+        assert (tmp_path / "figures" / f"{figure}.png").is_file()
+
+
+def test_the_judge_is_checked_without_a_run(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecdit_cli._evaluation.JUDGE_CHECK_IMAGES", 24)
+    assert run(["evaluate", "--check-judge"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0].split()[0] == "captions"
+    assert len(captured.out.splitlines()) == 1 + 12
+    assert "% of true captions" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metrics", "shapes-genval"], "--metrics 'shapes-genval' does not exist. Did you mean 'shapes-geneval'?"),
+        (["--guidance", "1,two"], "--guidance '1,two' is not a list of scales."),
+        (["--metrics", "fid"], "--inception-weights FILE"),
+        (["--metrics", "clip-score"], "--clip-model FOLDER"),
+        (["--import-geneval", "results.jsonl"], "2 runs for the results of one."),
+    ],
+)
+def test_mistakes_in_options_are_one_line(runs: Path, capsys: Captured, options: list[str], message: str) -> None:
+    assert message in error_of(["evaluate", str(runs), *options, *FEW], capsys)
+
+
+def test_no_runs_is_one_line(tmp_path: Path, capsys: Captured) -> None:
+    assert "Which runs?" in error_of(["evaluate"], capsys)
+    assert "is not a folder" in error_of(["evaluate", str(tmp_path / "none")], capsys)
+    assert "No runs in" in error_of(["evaluate", str(tmp_path)], capsys)
+
+
+def test_a_run_without_a_checkpoint_is_one_line(runs: Path, capsys: Captured) -> None:
+    shutil.rmtree(RunDir(runs / "dense").checkpoints)
+    assert "has no checkpoint yet" in error_of(["evaluate", str(runs / "dense"), *FEW], capsys)
+    assert "has no checkpoint yet" in error_of(["sample", str(runs / "dense")], capsys)
+
+
+def test_a_damaged_checkpoint_is_one_line(runs: Path, capsys: Captured) -> None:
+    (weights,) = RunDir(runs / "dense").checkpoints.glob("*/ema.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    line = error_of(["evaluate", str(runs / "dense"), *FEW], capsys)
+    assert "checkpoint" in line
+
+
+def test_a_checkpoint_of_another_run_is_one_line(runs: Path, capsys: Captured) -> None:
+    foreign, mine = (RunDir(runs / name).checkpoints for name in ("dense", "expert_choice"))
+    shutil.rmtree(mine)
+    shutil.copytree(foreign, mine)
+    line = error_of(["evaluate", str(runs / "expert_choice"), *FEW], capsys)
+    assert "expert_choice" in line
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_disk_is_one_line(runs: Path, capsys: Captured) -> None:
+    RunDir(runs / "dense").evals.unlink()
+    RunDir(runs / "dense").evals.symlink_to("/dev/full")
+    assert "no space left on device" in error_of(
+        ["evaluate", str(runs / "dense"), "--metrics", "frechet-shapes", *FEW], capsys, 1
+    )
+
+
+def test_results_of_geneval_join_the_records(runs: Path, tmp_path: Path, capsys: Captured) -> None:
+    results = tmp_path / "results.jsonl"
+    results.write_text(
+        "".join(json.dumps({"tag": "counting", "correct": i > 0, "prompt": "x"}) + "\n" for i in range(4))
+    )
+    assert run(["evaluate", str(runs / "dense"), "--import-geneval", str(results)]) == 0
+    assert "75.0%" in capsys.readouterr().out
+    values = {row["metric"]: row["value"] for row in recorded(runs / "dense")}
+    assert values == {"geneval": 0.75, "geneval/counting": 0.75}
