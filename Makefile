@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # Two workers with one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test slurm-test check format clean
 
 setup: $(INSTALLED)
 
@@ -29,14 +29,18 @@ demo: setup
 	$(BIN)/ecdit plot all out/demo --out out/demo/figures
 
 test: setup
-	$(PYTEST)
+	$(PYTEST) -m 'not slurm'
+
+# Starts a Slurm of three nodes on this machine; root on Debian or Ubuntu gets its packages installed first.
+slurm-test: setup
+	ECDIT_INSTALL_SLURM=1 OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/slurm
 
 check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -m 'not slow and not multi and not gpu'
+	$(PYTEST) -m 'not slow and not multi and not gpu and not slurm'
 
 format: setup
 	$(BIN)/ruff check --fix

@@ -146,7 +146,7 @@ def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[Le
     first: dict[str, RunDir] = {}
     kept, copies = [], []
     for each in finished:
-        settings = [(key, value) for key, value in _dotted(each.record.config) if not key.startswith(WITHOUT_EFFECT)]
+        settings = [(key, value) for key, value in dotted(each.record.config) if not key.startswith(WITHOUT_EFFECT)]
         original = first.setdefault(json.dumps(sorted(settings)), each.run)
         if original is each.run:
             kept.append(each)
@@ -157,7 +157,7 @@ def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[Le
 
 def _run_row(run: RunDir, record: RunRecord, images_seen: int) -> dict[str, Any]:
     fields = {name: getattr(record, name) for name in RECORD_COLUMNS}
-    return {"run": str(run.path), "images_seen": images_seen, **fields, **dict(_dotted(record.config))}
+    return {"run": str(run.path), "images_seen": images_seen, **fields, **dict(dotted(record.config))}
 
 
 def _with_final_loss(
@@ -184,11 +184,11 @@ def _only(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["run"].isin(runs["run"])].reset_index(drop=True)
 
 
-def _dotted(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def dotted(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """`{"routing": {"name": x}}` as `("routing.name", x)`."""
     for key, value in settings.items():
         if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
+            yield from dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,11 +19,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: the key of the rows, the title, and how a value is written."""
+    """One column of a table: the key of the rows, the title, and how a value is written.
+
+    `whole`: its cells are measurements; they stand to the right and are never broken or cut, however narrow the screen.
+    """
 
     key: str
     title: str
     write: Callable[[Any], str] = str
+    whole: bool = False
 
     def cell(self, row: Row) -> str:
         """The text of this column in `row`; empty where the value is missing."""
@@ -102,7 +106,7 @@ def _is_number(value: Any) -> bool:
 
 def _is_right(rows: Sequence[Row], column: Column) -> bool:
     """Numbers stand to the right."""
-    return any(_is_number(row.get(column.key)) for row in rows)
+    return column.whole or any(_is_number(row.get(column.key)) for row in rows)
 
 
 def _print_rich(rows: Sequence[Row], columns: Sequence[Column], title: str) -> None:
@@ -111,7 +115,8 @@ def _print_rich(rows: Sequence[Row], columns: Sequence[Column], title: str) -> N
 
     table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column.title, justify="right" if _is_right(rows, column) else "left")
+        justify: Literal["left", "right"] = "right" if _is_right(rows, column) else "left"
+        table.add_column(column.title, justify=justify, no_wrap=column.whole, overflow="fold")
     for row in rows:
         table.add_row(*(column.cell(row) for column in columns))
     data().print(table)

@@ -94,12 +94,12 @@ def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: How)
 
         backbones = load_backbones(metrics, how.inception_weights, how.clip_model)
         for number, folder in enumerate(folders):
-            run = load_run(folder, how.weights, _say, how.precision)
+            run = load_run(folder, how.weights, show.say, how.precision)
             scales = how.scales_of(run.config)
             for place, scale in enumerate(scales):
                 scorer = RunScorer(run, metrics, how.conditions(run, scale), backbones, how.again)
                 if scorer.recorded:
-                    _say(f"{folder.path.name}, guidance {scale:g}: {', '.join(scorer.recorded)} recorded already.")
+                    show.say(f"{folder.path.name}, guidance {scale:g}: {', '.join(scorer.recorded)} recorded already.")
                 done, each = number + place / len(scales), 1 / len(scales)
                 show(done, len(folders), f"{folder.path.name}, guidance {scale:g}")
                 rows = scorer.measure(partial(_show_share, show, len(folders), done, each))
@@ -121,7 +121,7 @@ def measure_time(folders: Sequence[RunDir], how: How) -> list[Measured]:
         from experiments.evaluation.load import load_run
         from experiments.records.writer import append_evaluations
 
-        runs = [load_run(folder, how.weights, _say, how.precision) for folder in folders]
+        runs = [load_run(folder, how.weights, show.say, how.precision) for folder in folders]
         scales = list(dict.fromkeys(scale for run in runs for scale in how.scales_of(run.config)))
         measured: list[Measured] = []
         for scale in scales:

@@ -37,8 +37,11 @@ def print_table(measured: Sequence[Measured], as_json: bool) -> None:
     columns = [column for column in COLUMNS if any(column.key in row for row in rows)]
     print_rows(rows, columns, as_json=False)
     if any("shapes-geneval" in row for row in rows):
-        note = "shapes-geneval: share of images that show exactly what the caption says, mean over the kinds."
-        talk().print(note, soft_wrap=True, highlight=False)
+        print()
+        print_rows(rows, KIND_COLUMNS, as_json=False)
+    for key, note in NOTES.items():
+        if any(key in row for row in rows):
+            talk().print(note, soft_wrap=True, highlight=False)
 
 
 def _json(one: Measured) -> dict[str, Any]:
@@ -81,21 +84,32 @@ COLUMNS = (
     Column("guidance", "guidance", "{:g}".format),
     Column("images_seen", "trained on", "{:,}".format),
     Column("num_samples", "samples", "{:,}".format),
-    Column("shapes-geneval", "shapes-geneval", _percent_with_interval),
-    *(Column(f"shapes-geneval/{kind}", short, _percent) for kind, short in SHORT_KINDS.items()),
-    Column("shapes-geneval-held-out", "held-out looks", _percent_with_interval),
-    Column("frechet-shapes", "frechet-shapes", lambda row: f"{row.value:.3g}"),
-    Column("fid", "fid", lambda row: f"{row.value:.2f}"),
-    Column("clip-score", "clip-score", lambda row: f"{row.value:.2f}"),
-    Column("geneval", "geneval", _percent_with_interval),
-    Column("dsg", "dsg", _percent_with_interval),
-    Column("object_compute_ratio", "experts, object/background", _with_interval),
-    Column("branch_divergence", "branch divergence", _with_interval),
-    Column("sampled_dropped_share", "chosen by nobody", _percent),
-    Column("inference_seconds_per_image", "s an image", lambda row: f"{row.value:.4f}"),
-    Column("inference_peak_memory_gib", "peak GiB", lambda row: f"{row.value:.3f}"),
-    Column("inference_flops_per_image", "FLOPs an image", lambda row: flops(row.value)),
-    Column("overhead_params_active", "activated", "{:+.1%}".format),
-    Column("overhead_flops", "FLOPs", "{:+.1%}".format),
-    Column("overhead_seconds", "time over dense", "{:+.1%}".format),
+    Column("shapes-geneval", "shapes-geneval", _percent_with_interval, whole=True),
+    Column("shapes-geneval-held-out", "held-out", _percent_with_interval, whole=True),
+    Column("frechet-shapes", "frechet-shapes", lambda row: f"{row.value:.3g}", whole=True),
+    Column("fid", "fid", lambda row: f"{row.value:.2f}", whole=True),
+    Column("clip-score", "clip-score", lambda row: f"{row.value:.2f}", whole=True),
+    Column("geneval", "geneval", _percent_with_interval, whole=True),
+    Column("dsg", "dsg", _percent_with_interval, whole=True),
+    Column("object_compute_ratio", "object/backgr.", _with_interval, whole=True),
+    Column("branch_divergence", "divergence", _with_interval, whole=True),
+    Column("sampled_dropped_share", "dropped", _percent, whole=True),
+    Column("inference_seconds_per_image", "s an image", lambda row: f"{row.value:.4f}", whole=True),
+    Column("inference_peak_memory_gib", "peak GiB", lambda row: f"{row.value:.3f}", whole=True),
+    Column("inference_flops_per_image", "FLOPs", lambda row: flops(row.value), whole=True),
+    Column("overhead_params_active", "activated", "{:+.1%}".format, whole=True),
+    Column("overhead_flops", "+FLOPs", "{:+.1%}".format, whole=True),
+    Column("overhead_seconds", "+time", "{:+.1%}".format, whole=True),
 )
+KIND_COLUMNS = (
+    Column("run", "run"),
+    Column("guidance", "guidance", "{:g}".format),
+    *(Column(f"shapes-geneval/{kind}", short, _percent, whole=True) for kind, short in SHORT_KINDS.items()),
+)
+NOTES = {
+    "shapes-geneval": "shapes-geneval: share of images that show exactly what the caption says, mean over the kinds.",
+    "object_compute_ratio": "object/backgr.: experts per token on objects over those on background, in true scenes.",
+    "branch_divergence": "divergence: share of assignments that only one branch of guidance has.",
+    "sampled_dropped_share": "dropped: tokens that no expert processed while sampling.",
+    "overhead_seconds": "activated, +FLOPs, +time: over dense of the same depth.",
+}

@@ -84,3 +84,27 @@ GenevalFolder = Annotated[
 DsgFolder = Annotated[
     Path | None, typer.Option("--dsg", metavar="FOLDER", help="Also write the images in DSG's layout.")
 ]
+
+# How `ecdit sweep` runs.
+Executor = Annotated[str, typer.Option(metavar="local|slurm", help="Where the runs go.")]
+Cluster = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="For slurm: the cluster file. Default: ecdit.cluster of SPEC.")
+]
+Slots = Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: one per accelerator or core.")]
+CoresPerRun = Annotated[int | None, typer.Option(min=1, help="Cores that a run is pinned to.")]
+RunsPerAccelerator = Annotated[int, typer.Option(min=1, help="Runs that share an accelerator.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Seconds without a sign after which a run is killed.")]
+Retries = Annotated[int, typer.Option(min=0, help="How often a run that was killed is started again.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Also start runs again that failed by themselves.")]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Estimate for an accelerator of the table, e.g. H100, not for here.")
+]
+Utilisation = Annotated[
+    float | None, typer.Option(min=0.01, max=1, help="Share of the device's peak that training reaches.")
+]
+NoCalibration = Annotated[
+    bool, typer.Option("--no-calibration", help="Do not time a few training steps for the estimates.")
+]
+Register = Annotated[
+    bool, typer.Option("--register", help="Create the sweep on the W&B server, for wandb agent; run nothing.")
+]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ecdit_cli._console import duration, talk
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from experiments.evaluation.generate import SamplerSettings
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -53,13 +55,19 @@ def sampler_settings(
     return SamplerSettings(steps, Guidance(guidance, *parse_interval(interval)), shift, sampler)
 
 
-Show = Callable[..., None]
-"""`show(done, total, what)`: how far, and with `what` also at what."""
+class Show(Protocol):
+    """How far the work is, and lines in between that a bar does not lie over."""
+
+    def __call__(self, done: float, total: float, now_at: str | None = None) -> None:
+        """`done` of `total`; with `now_at`, at what."""
+
+    def say(self, line: str) -> None:
+        """One line for a person."""
 
 
 @contextmanager
 def sampling_progress(what: str) -> Iterator[Show]:
-    """A function to call with (done, total, what): a bar at a terminal, a line now and then in a log."""
+    """Shows how far the work is: a bar at a terminal, a line now and then in a log."""
     console = talk()
     if not console.is_terminal:
         yield _Lines(what)
@@ -68,12 +76,21 @@ def sampling_progress(what: str) -> Iterator[Show]:
 
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(what, total=None)
+        yield _Bar(bars, what)
 
-        def show(done: float, total: float, now_at: str | None = None) -> None:
-            bars.update(task, completed=done, total=total, description=now_at)
 
-        yield show
+class _Bar:
+    """One bar of rich."""
+
+    def __init__(self, bars: Progress, what: str) -> None:
+        self._bars = bars
+        self._task = bars.add_task(what, total=None)
+
+    def __call__(self, done: float, total: float, now_at: str | None = None) -> None:
+        self._bars.update(self._task, completed=done, total=total, description=now_at)
+
+    def say(self, line: str) -> None:
+        self._bars.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 class _Lines:
@@ -87,12 +104,11 @@ class _Lines:
         now = time.monotonic()
         if now_at is not None and now_at != self._what:
             self._what = now_at
-            self._say(f"{now_at} ...")
+            self.say(f"{now_at} ...")
         if now - self._last >= SECONDS_BETWEEN_LINES and done:
             self._last = now
             left = duration((now - self._started) / done * (total - done))
-            self._say(f"{self._what}: {done / total:.0%} of all, {left} left")
+            self.say(f"{self._what}: {done / total:.0%} of all, {left} left")
 
-    @staticmethod
-    def _say(line: str) -> None:
+    def say(self, line: str) -> None:
         talk().print(line, highlight=False, soft_wrap=True, markup=False)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
 
     from experiments.records.schema import State
+    from sweeps.folder import SweepFolder
     from sweeps.progress import RunProgress, Snapshot
     from sweeps.runner import OnProgress
 
@@ -42,9 +43,12 @@ COLUMNS = (
     Column("val_loss", "val_loss", "{:.4f}".format),
     Column("seconds", "training", duration),
     Column("heartbeat_age_seconds", "last sign", lambda seconds: f"{duration(seconds)} ago"),
+    Column("seconds_error", "time off", "{:+.0%}".format),
+    Column("memory_error", "memory off", "{:+.0%}".format),
     Column("reason", "reason"),
 )
 RESULT_COLUMNS = tuple(column for column in COLUMNS if column.key not in {"loss", "heartbeat_age_seconds"})
+"""`off`: how far the measurement is from the estimate that was made before the run."""
 
 
 def run_row(run: RunProgress) -> dict[str, Any]:
@@ -62,6 +66,17 @@ def run_row(run: RunProgress) -> dict[str, Any]:
         "reason": run.reason,
     }
     return {key: value for key, value in row.items() if value is not None}
+
+
+def errors_by_name(folder: SweepFolder) -> dict[str, dict[str, float]]:
+    """By run: measured over estimated, minus 1, for time and memory, where both are known."""
+    from sweeps.cost import errors_of
+
+    found = {}
+    for one in errors_of(folder):
+        both = {"seconds_error": one.seconds_error, "memory_error": one.memory_error}
+        found[one.name] = {key: value for key, value in both.items() if value is not None}
+    return found
 
 
 def total_row(snapshot: Snapshot) -> dict[str, Any]:

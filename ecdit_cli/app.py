@@ -17,6 +17,7 @@ from ecdit_cli.bench import bench
 from ecdit_cli.compare_routing import compare_routing
 from ecdit_cli.doctor import doctor
 from ecdit_cli.evaluate import evaluate
+from ecdit_cli.export import export
 from ecdit_cli.plot import plot
 from ecdit_cli.presets import presets
 from ecdit_cli.sample import sample
@@ -36,6 +37,7 @@ COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
     (compare_routing, False),
     (sample, False),
     (evaluate, False),
+    (export, False),
     (presets, False),
     (bench, True),
     (doctor, False),

@@ -17,7 +17,7 @@ Rows = list[dict[str, Any]]
 
 
 def bench(
-    what: Annotated[str, typer.Argument(metavar="train|data|cli", help="What to measure.")],
+    what: Annotated[str, typer.Argument(metavar="train|data|cli|sweep", help="What to measure.")],
     overrides: Overrides,
     steps: Annotated[int, typer.Option(min=1, help="Training steps to time for each router.")] = 40,
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions of each command; the median counts.")] = 5,
@@ -26,7 +26,8 @@ def bench(
     """Measure the suite itself. Let nothing else run meanwhile.
 
     train: which share of an iteration is forward, backward and optimizer. data: how many images are drawn against how
-    many are trained on. cli: how long commands take to start.
+    many are trained on. cli: how long commands take to start. sweep: tiny runs through the executor against a process
+    each, what the sweep itself takes, and 10,000 runs planned and looked at.
     """
     from experiments.errors import EcditError, did_you_mean
 
@@ -83,6 +84,16 @@ def _bench_cli(overrides: list[str], steps: int, rounds: int) -> Rows:
         return measure_commands(rounds, overrides, advance)
 
 
+def _bench_sweep(overrides: list[str], steps: int, rounds: int) -> Rows:
+    import tempfile
+    from pathlib import Path
+
+    from sweeps.bench import measure_sweep
+
+    with tempfile.TemporaryDirectory() as folder, _progress("sweeping", 4) as advance:
+        return measure_sweep(Path(folder), overrides, on_part=advance)
+
+
 @contextmanager
 def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
     from rich.progress import Progress
@@ -122,8 +133,15 @@ CLI_COLUMNS = (
     Column("slowest_seconds", "slowest", "{:.2f}".format),
     Column("limit_seconds", "at most", "{:.1f}".format),
 )
+SWEEP_COLUMNS = (
+    Column("measure", "measure"),
+    Column("value", "measured", "{:.3g}".format),
+    Column("limit", "at most", "{:.3g}".format),
+    Column("unit", "unit"),
+)
 MEASURES: dict[str, tuple[Callable[[list[str], int, int], Rows], tuple[Column, ...]]] = {
     "train": (_bench_train, TRAIN_COLUMNS),
     "data": (_bench_data, DATA_COLUMNS),
     "cli": (_bench_cli, CLI_COLUMNS),
+    "sweep": (_bench_sweep, SWEEP_COLUMNS),
 }

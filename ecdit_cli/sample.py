@@ -88,7 +88,7 @@ def sample(
         from experiments.evaluation.load import load_run
         from experiments.evaluation.settings import Conditions
 
-        loaded = load_run(run_dir, weights, _say, None if precision == "auto" else precision)
+        loaded = load_run(run_dir, weights, show.say, None if precision == "auto" else precision)
         config = loaded.config
         scale = config.eval.guidance if guidance is None else guidance
         settings = sampler_settings(steps or config.eval.sample_steps, scale, guidance_interval, shift, sampler)

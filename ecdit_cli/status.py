@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ecdit_cli._console import print_json, print_rows, talk
 from ecdit_cli._options import Json
 
+if TYPE_CHECKING:
+    from sweeps.progress import Snapshot
+
+WATCH_SECONDS = 2.0
+
 
 def status(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a sweep, or one that holds runs.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Keep looking until nothing is left to run.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show the state of all runs in a folder, planned ones included."""
-    from ecdit_cli._sweep_view import COLUMNS, run_row, total_line, total_row
+    from ecdit_cli._sweep_view import COLUMNS, errors_by_name, live_view, run_row, total_line, total_row
+    from sweeps.folder import SweepFolder
+
+    snapshot = _read(folder)
+    if watch:
+        with live_view() as show:
+            show(snapshot)
+            while not _is_over(snapshot):
+                time.sleep(WATCH_SECONDS)
+                snapshot = _read(folder)
+                show(snapshot)
+    off = errors_by_name(SweepFolder(folder))
+    rows = [run_row(run) | off.get(run.name, {}) for run in snapshot.runs]
+    if as_json:
+        print_json({"runs": rows, "total": total_row(snapshot)})
+    else:
+        shown = [column for column in COLUMNS if column.key in ALWAYS or any(column.key in row for row in rows)]
+        print_rows(rows, shown, False)
+        talk().print(total_line(snapshot), soft_wrap=True, highlight=False)
+
+
+ALWAYS = ("name", "state", "images_seen", "images_total")
+
+
+def _read(folder: Path) -> Snapshot:
     from experiments.errors import RecordError
     from sweeps.progress import read_sweep
 
     snapshot = read_sweep(folder)
     if not snapshot.runs:
         raise RecordError(f"{folder} holds no runs.", "Give the folder of a sweep (out/quickstart) or of a run.")
-    rows = [run_row(run) for run in snapshot.runs]
-    if as_json:
-        print_json({"runs": rows, "total": total_row(snapshot)})
-    else:
-        print_rows(rows, COLUMNS, False)
-        talk().print(total_line(snapshot), soft_wrap=True, highlight=False)
+    return snapshot
+
+
+def _is_over(snapshot: Snapshot) -> bool:
+    return all(run.state in ("done", "failed") for run in snapshot.runs)

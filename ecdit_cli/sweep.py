@@ -1,51 +1,124 @@
-"""`ecdit sweep`: run all that a sweep file asks for on this machine, or say what it would cost."""
+"""`ecdit sweep`: run all that a sweep file asks for, here or on a Slurm cluster, or say what it would cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ecdit_cli._console import Column, count, duration, flops, print_json, print_rows, talk
-from ecdit_cli._options import DryRun, Json, OutDirectory, Overrides
+from ecdit_cli._console import duration, print_json, print_rows, talk
+from ecdit_cli._options import (
+    Cluster,
+    CoresPerRun,
+    Device,
+    DryRun,
+    Executor,
+    Json,
+    NoCalibration,
+    OutDirectory,
+    Overrides,
+    Register,
+    Retries,
+    RetryFailed,
+    RunsPerAccelerator,
+    Slots,
+    Timeout,
+    Utilisation,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from experiments.records.layout import RunDir
     from sweeps.folder import SweepFolder
-    from sweeps.plan import Plan, PlannedRun
+    from sweeps.plan import Plan
     from sweeps.runner import SweepResult
+    from sweeps.slots import Slot
 
-COST_COLUMNS = (
-    Column("name", "run"),
-    Column("params_total", "total", count),
-    Column("params_active", "active", count),
-    Column("flops_per_image", "per image", flops),
-    Column("images", "images", "{:,}".format),
-    Column("train_flops", "training", flops),
-)
+EXECUTORS = ("local", "slurm")
+
+
+@dataclass(frozen=True)
+class How:
+    """How a sweep is executed on this machine, and what its estimates are made of."""
+
+    slots: int | None = None
+    cores_per_run: int | None = None
+    runs_per_accelerator: int = 1
+    timeout_seconds: float = 600.0
+    retries: int = 2
+    retry_failed: bool = False
+    device: str | None = None
+    utilisation: float | None = None
+    calibrate: bool = True
+
+    def slots_for(self, plan: Plan, num_runs: int) -> tuple[Slot, ...]:
+        """The slots of this machine for `num_runs` runs of `plan`."""
+        from sweeps.slots import choose_slots
+
+        processes = max((run.config["parallel"]["world"] for run in plan.wanted), default=1)
+        return choose_slots(num_runs, self.slots, self.cores_per_run, self.runs_per_accelerator, processes)
 
 
 def sweep(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A shipped sweep, e.g. quickstart, or a W&B sweep file.")],
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC|DIR", help="A shipped sweep, a W&B sweep file, or the folder of a sweep.")
+    ],
     overrides: Overrides,
     out: OutDirectory = None,
-    executor: Annotated[str, typer.Option(metavar="local|slurm", help="Where the runs go.")] = "local",
-    slots: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time. Default: one per accelerator or core.")
-    ] = None,
+    executor: Executor = "local",
+    cluster: Cluster = None,
+    slots: Slots = None,
+    cores_per_run: CoresPerRun = None,
+    runs_per_accelerator: RunsPerAccelerator = 1,
+    timeout: Timeout = 600,
+    retries: Retries = 2,
+    retry_failed: RetryFailed = False,
+    device: Device = None,
+    utilisation: Utilisation = None,
+    no_calibration: NoCalibration = False,
+    register: Register = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Run a sweep file; the same command resumes it and leaves finished runs alone."""
+    """Run a sweep file; the same command resumes it and leaves finished runs alone.
+
+    Several of them on one folder, also on several hosts, share the work. A run that was killed is tried again; one that
+    failed by itself only with --retry-failed.
+    """
     _check_executor(executor)
-    if dry_run:
-        _print_cost(plan_of(spec, overrides), as_json)
+    if register:
+        from ecdit_cli._sweep_register import register as create
+
+        print(create(spec, overrides))
         return
-    folder, result = execute(spec, overrides, out, slots)
-    _print_result(folder, result, as_json)
-    raise typer.Exit(result.exit_code)
+    how = How(
+        slots, cores_per_run, runs_per_accelerator, timeout, retries, retry_failed, device, utilisation,
+        calibrate=not no_calibration and device is None and executor == "local",
+    )  # fmt: skip
+    folder, plan = asked_for(spec, overrides, out)
+    if executor == "slurm":
+        _on_slurm(spec, cluster, folder, plan, how, dry_run, as_json)
+    elif dry_run:
+        _print_cost(plan, how, [], as_json)
+    else:
+        result = run_here(folder, plan, how)
+        _print_result(folder, result, as_json)
+        raise typer.Exit(result.exit_code)
+
+
+def asked_for(spec: str, overrides: Sequence[str], out: Path | None) -> tuple[SweepFolder, Plan]:
+    """The folder of a sweep, and the runs that its file (or its frozen plan) asks for. Writes nothing."""
+    from experiments.errors import SpecError
+    from sweeps.folder import SweepFolder
+
+    frozen = SweepFolder(Path(spec)).read_plan() if Path(spec).is_dir() else None
+    if frozen is None:
+        return SweepFolder(out or Path("out") / Path(spec).stem), plan_of(spec, overrides)
+    if overrides or out is not None:
+        raise SpecError(f"{spec} is a sweep already planned.", "Give its sweep file to change settings or --out.")
+    return SweepFolder(Path(spec)), frozen
 
 
 def plan_of(spec: str, overrides: Sequence[str]) -> Plan:
@@ -63,28 +136,98 @@ def execute(
     spec: str,
     overrides: Sequence[str],
     out: Path | None = None,
-    num_slots: int | None = None,
+    how: How | None = None,
     command: Sequence[str] | None = None,
 ) -> tuple[SweepFolder, SweepResult]:
     """Run a sweep to its end in `out` (default: `out/<spec>`), with a live view on stderr.
 
     `command` is what a run is called with, `ecdit train` unless given; it gets `--config FILE --run-dir DIR`.
     """
-    from ecdit_cli._sweep_view import live_view
-    from sweeps.folder import SweepFolder
-    from sweeps.local import TRAIN, LocalExecutor, choose_slots
-    from sweeps.runner import freeze_plan, run_sweep
+    folder, plan = asked_for(spec, overrides, out)
+    return folder, run_here(folder, plan, how or How(), command)
 
-    asked = plan_of(spec, overrides)
-    folder = SweepFolder(out or Path("out") / Path(spec).stem)
+
+def run_here(folder: SweepFolder, asked: Plan, how: How, command: Sequence[str] | None = None) -> SweepResult:
+    """Everything of `asked` that is not done, on this machine; then the time to generate an image."""
+    from ecdit_cli._sweep_view import live_view
+    from sweeps.local import LocalExecutor
+    from sweeps.run_queue import Retries as RetryPolicy
+    from sweeps.runner import freeze_plan, run_sweep
+    from sweeps.workers import CommandLauncher, PreloadedLauncher
+
+    num_left = _announce(folder, asked)
+    slots = how.slots_for(asked, num_left)
+    if command is None and num_left:
+        asked = _estimated(folder, asked, how, slots)
     with folder.lock():
         plan = freeze_plan(folder, asked)
-        slots = choose_slots(_announce(folder, plan), num_slots)
-        with live_view() as show:
-            result = run_sweep(folder, plan, LocalExecutor(folder, slots, command or TRAIN), show)
-        if not result.interrupted:
-            measure_inference([folder.path / "runs" / run.name for run in result.runs if run.state == "done"])
-    return folder, result
+    _announce_retired(folder, plan)
+    launcher = PreloadedLauncher(folder.server_log) if command is None else CommandLauncher(command)
+    local = LocalExecutor(folder, slots, launcher, how.timeout_seconds)
+    with live_view() as show:
+        result = run_sweep(folder, plan, local, show, RetryPolicy(how.retries), how.retry_failed)
+    if not result.interrupted:
+        measure_inference([folder.path / "runs" / run.name for run in result.runs if run.state == "done"])
+    num_failed = sum(run.state == "failed" for run in result.runs)
+    if num_failed and not how.retry_failed:
+        _say(f"{num_failed} failed: `ecdit sweep {folder.path} --retry-failed` starts them again.")
+    return result
+
+
+def _estimated(folder: SweepFolder, plan: Plan, how: How, slots: Sequence[Slot]) -> Plan:
+    """`plan` with what its runs will take. Raises `SpecError` where it cannot fit.
+
+    Runs are timed once: a plan whose runs all carry an estimate is not timed again.
+    """
+    from ecdit_cli._sweep_cost import place_of
+    from sweeps.cost import estimated
+    from sweeps.fit import refuse_what_does_not_fit
+
+    frozen = folder.read_plan()
+    known = {run.config_id: run.estimate for run in frozen.runs} if frozen is not None else {}
+    is_known = all(known.get(run.config_id) is not None for run in plan.wanted)
+    priced = estimated(plan, place_of(plan, slots, how.device, how.utilisation, how.calibrate and not is_known))
+    refuse_what_does_not_fit(priced, place_of(plan, slots, how.device, how.utilisation, calibrate=False))
+    if not is_known:
+        return priced
+    return plan.model_copy(
+        update={"runs": [run.model_copy(update={"estimate": known.get(run.config_id)}) for run in plan.runs]}
+    )
+
+
+def _on_slurm(
+    spec: str, file: Path | None, folder: SweepFolder, plan: Plan, how: How, dry_run: bool, as_json: bool
+) -> None:
+    """Submit, or show the scripts that would be."""
+    from ecdit_cli._sweep_slurm import batch_scripts, cluster_of, submit_sweep
+
+    cluster = cluster_of(spec, file, plan)
+    if dry_run:
+        _print_cost(plan, how, batch_scripts(folder, plan, cluster), as_json)
+    else:
+        submit_sweep(folder, plan, cluster, how.retry_failed, as_json)
+
+
+def _print_cost(plan: Plan, how: How, scripts: Sequence[str], as_json: bool) -> None:
+    """The table, and the batch scripts; then a refusal where a run cannot fit in its layout."""
+    from ecdit_cli._sweep_cost import cost_rows, place_of, print_cost
+    from sweeps.cost import estimated
+    from sweeps.fit import refuse_what_does_not_fit
+
+    slots = how.slots_for(plan, len(plan.wanted)) if how.device is None and not scripts else ()
+    if slots or how.device is not None:
+        place = place_of(plan, slots, how.device, how.utilisation, how.calibrate)
+        plan = estimated(plan, place)
+    num_slots = max(1, len(slots) if slots else how.slots or 1)
+    if as_json:
+        rows, total = cost_rows(plan, num_slots)
+        print_json({"runs": rows, "total": total, **({"scripts": list(scripts)} if scripts else {})})
+    else:
+        print_cost(plan, num_slots)
+        for script in scripts:
+            print(f"\n{script}")
+    if slots or how.device is not None:
+        refuse_what_does_not_fit(plan, place)
 
 
 def measure_inference(runs: Sequence[Path]) -> None:
@@ -113,64 +256,39 @@ def _has_inference_time(run: RunDir) -> bool:
 def _check_executor(executor: str) -> None:
     from experiments.errors import EcditError, did_you_mean
 
-    if executor == "slurm":
-        raise EcditError("--executor slurm is not in this version.", "Use --executor local.")
-    if executor != "local":
-        raise EcditError(f"--executor {executor!r} does not exist.", did_you_mean(executor, ["local"]))
+    if executor not in EXECUTORS:
+        raise EcditError(f"--executor {executor!r} does not exist.", did_you_mean(executor, EXECUTORS))
 
 
 def _announce(folder: SweepFolder, plan: Plan) -> int:
-    """Say what is left alone, and return how many runs are to go."""
+    """Say how many runs are left alone, and return how many are to go."""
     from sweeps.progress import read_progress
 
     states = [read_progress(folder.run_dir(run), evaluations=False).state for run in plan.wanted]
     num_done = states.count("done")
-    num_retired = len(plan.runs) - len(plan.wanted)
     if num_done:
         _say(f"{num_done} of {len(plan.wanted)} runs are finished and left alone.")
+    return len(plan.wanted) - num_done
+
+
+def _announce_retired(folder: SweepFolder, plan: Plan) -> None:
+    num_retired = len(plan.runs) - len(plan.wanted)
     if num_retired:
         _say(
             f"{num_retired} runs of an earlier version of the sweep file stay in {folder.path}; they are not continued."
         )
-    return len(plan.wanted) - num_done
-
-
-def _print_cost(plan: Plan, as_json: bool) -> None:
-    rows = [_cost_row(run) for run in plan.runs]
-    total = {
-        "num_runs": len(rows),
-        "num_merged": plan.num_merged,
-        "images": sum(run.images for run in plan.runs),
-        "train_flops": sum(run.train_flops for run in plan.runs),
-    }
-    if as_json:
-        print_json({"runs": rows, "total": total})
-    else:
-        print_rows([*rows, {**total, "name": f"total of {len(rows)} runs"}], COST_COLUMNS, False, title=plan.sweep)
-
-
-def _cost_row(run: PlannedRun) -> dict[str, Any]:
-    return {
-        "name": run.name,
-        "config_id": run.config_id,
-        "params_total": run.params_total,
-        "params_active": run.params_active,
-        "flops_per_image": run.flops_per_image,
-        "train_flops_per_image": run.train_flops_per_image,
-        "images": run.images,
-        "train_flops": run.train_flops,
-    }
 
 
 def _print_result(folder: SweepFolder, result: SweepResult, as_json: bool) -> None:
-    from ecdit_cli._sweep_view import RESULT_COLUMNS, run_row, total_row
+    from ecdit_cli._sweep_view import RESULT_COLUMNS, errors_by_name, run_row, total_row
     from sweeps.progress import Snapshot
 
-    rows, snapshot = [run_row(run) for run in result.runs], Snapshot(result.runs)
+    off = errors_by_name(folder)
+    rows, snapshot = [run_row(run) | off.get(run.name, {}) for run in result.runs], Snapshot(result.runs)
     if as_json:
         print_json({"runs": rows, "total": total_row(snapshot)})
     else:
-        print_rows(rows, RESULT_COLUMNS, False)
+        print_rows(rows, [column for column in RESULT_COLUMNS if any(column.key in row for row in rows)], False)
     num_done = snapshot.num_by_state["done"]
     _say(f"{num_done} of {len(rows)} runs done in {duration(result.seconds)}: {folder.path / 'runs'}")
 

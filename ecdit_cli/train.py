@@ -28,11 +28,13 @@ def train(
 
     Examples: ecdit train model=nano routing=expert_choice train.images=6400
     """
+    from experiments.config.designs import load_designed
     from experiments.config.identity import run_name
-    from experiments.config.overrides import load_config
     from experiments.records.layout import RunDir
+    from experiments.training.launch import adopt_slurm_ranks
 
-    config = load_config([*_launched_world(), *overrides], config_file)
+    adopt_slurm_ranks()
+    config = load_designed([*_launched_world(), *overrides], config_file).config
     folder = RunDir(run_dir or _default_folder(run_name(config)))
     if dry_run:
         _print_plan(config, folder, as_json)

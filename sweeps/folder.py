@@ -1,27 +1,27 @@
 """`SweepFolder`: the only place that names the files of a sweep. The files of a run are named by `RunDir`.
 
-<out>/plan.json  configs/<run>.yaml  runs/<run>/  .lock
+<out>/plan.json  configs/<run>.yaml  runs/<run>/  claims/<run>/  server.log
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import yaml
 from pydantic import ValidationError
 
 from experiments.errors import SpecError
 from experiments.records.layout import RunDir
-from experiments.records.provenance import host_name
+from experiments.records.ownership import Claim, take_if_dead
 from experiments.records.storage import replace_atomically, storage_errors
 from sweeps.plan import PLAN_VERSION, Plan, PlannedRun
+
+LOCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ class SweepFolder:
     def config_file(self, run: PlannedRun) -> Path:
         """The settings of `run`, as `ecdit train --config` takes them."""
         return self.path / "configs" / f"{run.name}.yaml"
+
+    def claims(self, run: PlannedRun) -> Path:
+        """Which sweep has `run` executed (`sharing.py`)."""
+        return self.path / "claims" / run.name
+
+    @property
+    def server_log(self) -> Path:
+        """What the process says that runs are forked from."""
+        return self.path / "server.log"
 
     def read_plan(self) -> Plan | None:
         """The frozen plan, or None before there is one; a `SpecError` when it is damaged or of another version."""
@@ -71,28 +80,22 @@ class SweepFolder:
         return {run.name for run in plan.runs if self.run_dir(run).exists()}
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for this process; a `SpecError` when another sweep does, a `StorageError` when unwritable."""
-        with _opened(self.path / ".lock") as holder:
-            try:
-                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                who = holder.read().strip() or "another process"
+    def lock(self, timeout_seconds: float = LOCK_SECONDS) -> Iterator[None]:
+        """Hold the plan for this process while it is read and extended; others wait.
+
+        Raises `SpecError` when somebody else does not give it back in time, `StorageError` when it cannot be written.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while not isinstance(held := take_if_dead(self.path / "claims" / ".plan"), Claim):
+            if time.monotonic() > deadline:
                 raise SpecError(
-                    f"{self.path} is being run by {who}.", "Wait for it, or choose another --out."
-                ) from None
-            holder.truncate(0)
-            holder.write(f"process {os.getpid()} on {host_name()}")
-            holder.flush()
+                    f"{self.path} is being planned by {held.owner}.", "Wait for it, or choose another --out."
+                )
+            time.sleep(0.05)
+        try:
             yield
-
-
-def _opened(path: Path) -> TextIO:
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        holder = path.open("a+")
-    holder.seek(0)
-    return holder
+        finally:
+            held.release()
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,193 +1,197 @@
 """The executor for this machine: each run in its own process, a fixed number of them at a time.
 
 A run is judged by its `status.json`, never by its exit code: a process may abort in teardown after all work was done,
-and one that was killed could not say so. Workers lead their own session, so that Ctrl-C reaches the sweep alone, which
-passes it on. Which run goes next is `runner.py`'s to say.
+and one that was killed could not say so. One that changes nothing in its folder for too long hangs, and is ended.
+Workers lead their own session, so that Ctrl-C reaches the sweep alone, which passes it on. How a process is started is
+in `workers.py`; which run goes next, and whether it is tried again, is `runner.py`'s to say.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
-import subprocess
-import sys
-import time
-from asyncio.subprocess import Process
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from pathlib import Path
 
 from experiments.records.layout import RunDir
-from experiments.records.provenance import host_name
+from experiments.records.ownership import Silence, holder
 from experiments.records.schema import Status
 from experiments.records.storage import storage_errors
 from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
-from sweeps.progress import is_alive
+from sweeps.run_queue import last_word
+from sweeps.runner import Killed
+from sweeps.slots import Slot
+from sweeps.workers import FoundWorker, Launcher, Worker
 
-TRAIN = (sys.executable, "-m", "ecdit_cli", "train")
-POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Slots:
-    """How many runs go at once and what each gets. `accelerators` are dealt out in turn; empty on a CPU."""
-
-    count: int
-    num_threads: int
-    accelerators: tuple[str, ...] = ()
-
-    def environment(self, slot: int) -> dict[str, str]:
-        """The variables of a worker in `slot`."""
-        own = {"OMP_NUM_THREADS": str(self.num_threads)}
-        if self.accelerators:
-            own["CUDA_VISIBLE_DEVICES"] = self.accelerators[slot % len(self.accelerators)]
-        return {**os.environ, **own}
-
-
-def choose_slots(num_runs: int, asked: int | None = None) -> Slots:
-    """`asked` slots, else one per accelerator, else one per core; never more than runs. Cores are shared evenly."""
-    accelerators, num_cores = visible_accelerators(), visible_cores()
-    count = max(1, min(asked or len(accelerators) or num_cores, num_runs))
-    return Slots(count, max(1, num_cores // count), accelerators)
-
-
-def visible_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def visible_accelerators() -> tuple[str, ...]:
-    """Ids of the CUDA devices that this process may use, found without torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return tuple(device.strip() for device in visible.split(",") if device.strip() not in ("", "-1"))
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return ()
-    devices = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return tuple(str(index) for index in range(len(devices)))
+TIMEOUT_SECONDS = 600.0
+"""A run that changes nothing in its folder for this long hangs."""
+GRACE_SECONDS = 30.0
+"""What a run that hangs has between SIGTERM and SIGKILL."""
+LOOK_SECONDS = 2.0
+FIRST_WAS_KILLED = re.compile(r"Root Cause(?:(?!exitcode).)*exitcode\s*:\s*-(\d+)", re.DOTALL)
+"""Of torchrun, whose own exit code does not tell a killed process from one that failed."""
 
 
 class LocalExecutor:
-    """Runs planned runs as processes of this machine; `command` is called with `--config FILE --run-dir DIR`."""
+    """Runs planned runs as processes of this machine, in `slots`."""
 
-    def __init__(self, folder: SweepFolder, slots: Slots, command: Sequence[str] = TRAIN) -> None:
+    def __init__(
+        self,
+        folder: SweepFolder,
+        slots: Sequence[Slot],
+        launcher: Launcher,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
         """Nothing starts before `execute`."""
-        self._folder = folder
-        self._slots = slots
-        self._command = tuple(command)
-        self._workers: set[Process] = set()
-        self._adopted: dict[str, Status] = {}
+        self._folder, self._slots, self._launcher = folder, tuple(slots), launcher
+        self._timeout_seconds, self._grace_seconds = timeout_seconds, grace_seconds
+        self._workers: set[Worker] = set()
         self._stopping = False
 
     @property
     def num_slots(self) -> int:
         """How many runs go at once."""
-        return self._slots.count
+        return len(self._slots)
 
-    async def execute(self, run: PlannedRun, slot: int) -> None:
-        """Bring `run` to an end: done, failed or interrupted, as its folder then says.
+    async def execute(self, run: PlannedRun, slot: int) -> Killed | None:
+        """Bring `run` to an end: done, failed or interrupted, as its folder then says; or `Killed`, without a word.
 
         A process of an earlier sweep that still works on it is waited for, not joined by a second one.
         Raises `StorageError` when the folder cannot be written.
         """
         run_dir = self._folder.run_dir(run)
-        await self._wait_for_other(run_dir)
+        while (other := found_worker(run_dir)) is not None and not self._stopping:
+            await self._watch(other, run_dir)
         before = run_dir.read_status()
         if self._stopping or (before is not None and before.state == "done"):
-            return
+            return None
         log_start = run_dir.log.stat().st_size if run_dir.log.is_file() else 0
-        exit_code = await self._train(run, slot)
-        await self._wait_for_other(run_dir)
-        status = run_dir.read_status()
-        has_spoken = status is not None and status != before and status.state != "running"
-        if not has_spoken and not self._stopping:
-            write_status(run_dir, _last_word(run, status, _reason(exit_code, run_dir, log_start)))
+        worker = await self._start(run, slot)
+        if worker is None:
+            return Killed("the process that starts runs has ended")
+        exit_code, hangs = await self._watch(worker, run_dir)
+        if (other := found_worker(run_dir)) is not None:  # a second one was refused: somebody had been faster
+            await self._watch(other, run_dir)
+        return self._judge(run, before, exit_code, hangs, log_start)
 
     def stop(self) -> None:
         """Ask every worker to save and end (SIGTERM); nothing new starts."""
         self._stopping = True
         for worker in self._workers:
-            _signal(worker, signal.SIGTERM)
-        for status in self._adopted.values():
-            _signal_adopted(status, signal.SIGTERM)
+            worker.signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End every worker and what it started at once; the last checkpoint stays."""
         self._stopping = True
         for worker in self._workers:
-            _signal(worker, signal.SIGKILL, with_children=True)
-        for status in self._adopted.values():
-            _signal_adopted(status, signal.SIGKILL)
+            worker.kill()
 
-    async def _train(self, run: PlannedRun, slot: int) -> int:
+    async def close(self) -> None:
+        """Nothing will be started any more."""
+        await self._launcher.close()
+
+    async def _start(self, run: PlannedRun, slot: int) -> Worker | None:
         run_dir, config_file = self._folder.run_dir(run), self._folder.write_config(run)
+        arguments = ("--config", str(config_file), "--run-dir", str(run_dir.path))
         with storage_errors(run_dir.log):
             run_dir.path.mkdir(parents=True, exist_ok=True)
-            log = run_dir.log.open("ab")
-        with log:
-            worker = await asyncio.create_subprocess_exec(
-                *self._command,
-                *("--config", str(config_file), "--run-dir", str(run_dir.path)),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._slots.environment(slot),
-                start_new_session=True,
-            )
+            run_dir.log.touch()
+        return await self._launcher.start(
+            arguments, self._slots[slot], run_dir.log.absolute(), run.config["parallel"]["world"]
+        )
+
+    async def _watch(self, worker: Worker, run_dir: RunDir) -> tuple[int | None, bool]:
+        """Wait for the end of `worker`: its exit code, and whether it had to be ended because it hangs."""
         self._workers.add(worker)
         if self._stopping:
-            _signal(worker, signal.SIGTERM)
-        exit_code = await worker.wait()
+            worker.signal(signal.SIGTERM)
+        silence, hangs = Silence(), False
+        ended = asyncio.ensure_future(worker.wait())
+        while not await _is_over(ended, min(LOOK_SECONDS, self._timeout_seconds / 4)):
+            if not hangs and silence.seconds("run", pulse(run_dir)) >= self._timeout_seconds:
+                hangs = True
+                worker.signal(signal.SIGTERM)
+                if not await _is_over(ended, self._grace_seconds):
+                    worker.kill()
         self._workers.discard(worker)
-        return exit_code
+        return ended.result(), hangs
 
-    async def _wait_for_other(self, run_dir: RunDir) -> None:
-        """While a process that is not ours works on the run."""
-        while (status := run_dir.read_status()) is not None and status.state == "running" and is_alive(status):
-            if run_dir.path.name not in self._adopted and self._stopping:
-                _signal_adopted(status, signal.SIGTERM)
-            self._adopted[run_dir.path.name] = status
-            await asyncio.sleep(POLL_SECONDS)
-        self._adopted.pop(run_dir.path.name, None)
-
-
-def _signal(worker: Process, number: signal.Signals, with_children: bool = False) -> None:
-    """Reach a worker that may have ended a moment ago."""
-    if worker.returncode is None:
-        with suppress(ProcessLookupError):
-            (os.killpg if with_children else os.kill)(worker.pid, number)
-
-
-def _signal_adopted(status: Status, number: signal.Signals) -> None:
-    if status.pid is not None and status.host == host_name() and is_alive(status):
-        os.kill(status.pid, number)
-
-
-def _last_word(run: PlannedRun, status: Status | None, reason: str) -> Status:
-    """The status of a run that ended without one of its own."""
-    images_seen = 0 if status is None else status.images_seen
-    return Status(
-        state="failed", images_seen=images_seen, images_total=run.images, heartbeat=time.time(), reason=reason
-    )
+    def _judge(
+        self, run: PlannedRun, before: Status | None, exit_code: int | None, hangs: bool, log_start: int
+    ) -> Killed | None:
+        """What the folder says counts; a run that could not say how it ended was killed, or failed without words."""
+        run_dir = self._folder.run_dir(run)
+        status = run_dir.read_status()
+        has_spoken = status is not None and status != before and status.state != "running"
+        said_end = has_spoken and status is not None and status.state in ("done", "failed")
+        if self._stopping or (said_end and not _lost_process(run_dir, status, log_start)):
+            return None
+        if hangs:
+            return Killed(f"gave no sign for {self._timeout_seconds:.0f} s")
+        if has_spoken:
+            return Killed(f"stopped by {status.reason}" if status is not None else "stopped")
+        if exit_code is None or exit_code < 0:
+            return Killed(_signal_name(exit_code))
+        if (killed := _lost_process(run_dir, status, log_start)) is not None:
+            return Killed(killed)
+        reason = _last_line(run_dir, log_start) or f"ended with exit code {exit_code} and no message"
+        write_status(run_dir, last_word(run, status, reason))
+        return None
 
 
-def _reason(exit_code: int, run_dir: RunDir, log_start: int) -> str:
-    """Why a worker ended without a word: the signal, or the last line it printed."""
-    if exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        return f"killed by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
-    return _last_line(run_dir, log_start) or f"ended with exit code {exit_code} and no message"
+def found_worker(run_dir: RunDir) -> FoundWorker | None:
+    """The process of this machine that works on the run, whoever started it."""
+    found = holder(run_dir.claims)
+    if found is None or found.owner is None or found.is_dead() is not False:
+        return None
+    return FoundWorker(found.owner)
+
+
+def pulse(run_dir: RunDir) -> Hashable:
+    """Changes whenever a run writes anything: status, rows, log, checkpoints."""
+    paths = (run_dir.status_json, run_dir.steps, run_dir.routing, run_dir.evals, run_dir.log, run_dir.checkpoints)
+    return tuple(map(_state_of, paths))
+
+
+def _state_of(path: Path) -> Hashable:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return (state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+async def _is_over(ended: asyncio.Future[int | None], seconds: float) -> bool:
+    await asyncio.wait([ended], timeout=seconds)
+    return ended.done()
+
+
+def _signal_name(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "its process has ended without a word"
+    name = signal.Signals(-exit_code).name
+    return f"killed by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
+
+
+def _lost_process(run_dir: RunDir, status: Status | None, log_start: int) -> str | None:
+    """Which signal ended one of several processes, as torchrun says it."""
+    if status is not None and status.state == "done":
+        return None
+    found = FIRST_WAS_KILLED.search("\n".join(_tail(run_dir, log_start)))
+    return None if found is None else _signal_name(-int(found[1]))
 
 
 def _last_line(run_dir: RunDir, log_start: int) -> str:
-    with run_dir.log.open("rb") as log:
-        log.seek(max(log_start, run_dir.log.stat().st_size - 4096))
-        lines = log.read().decode(errors="replace").splitlines()
+    lines = _tail(run_dir, log_start)
     return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("error: ")
+
+
+def _tail(run_dir: RunDir, log_start: int) -> list[str]:
+    with run_dir.log.open("rb") as log:
+        log.seek(max(log_start, run_dir.log.stat().st_size - 8192))
+        return log.read().decode(errors="replace").splitlines()

@@ -1,7 +1,7 @@
 """The frozen plan of a sweep, and how it grows when the sweep file changes.
 
-A plan only ever gains runs: a run that was started keeps its name and its place, whether or not the file still asks for
-it. `folder.py` says where the plan lies.
+A plan only ever gains runs: a run that was started keeps its name, its place and the estimate it was started with,
+whether or not the file still asks for it. `folder.py` says where the plan lies, `cost.py` what an estimate is worth.
 """
 
 from __future__ import annotations
@@ -12,6 +12,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 PLAN_VERSION = 1
+
+
+class Estimate(BaseModel):
+    """What a run is expected to take, said before it starts. None where it could not be said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memory_gib: float = Field(description="peak of one process, on the accelerator where there is one")
+    host_memory_gib: float | None = Field(None, description="peak of the process that saves, beside the accelerator")
+    seconds: float | None = Field(None, description="training without evaluation, one run at a time")
+    basis: str = Field(description="where `seconds` comes from: a calibration, or an accelerator and its utilisation")
 
 
 class PlannedRun(BaseModel):
@@ -27,12 +38,26 @@ class PlannedRun(BaseModel):
     flops_per_image: int = Field(description="one forward pass over all tokens")
     train_flops_per_image: int
     in_spec: bool = Field(True, description="False: started under an earlier version of the sweep file")
+    train_flops_budget: float | None = Field(None, description="iso-FLOP: what the run was to spend")
+    matched_run: str | None = Field(None, description="iso-activation: the run that this one is matched to")
+    matched_params_active: int | None = Field(None, description="activated parameters of that run")
+    estimate: Estimate | None = None
     config: dict[str, Any]
 
     @property
     def train_flops(self) -> int:
         """FLOPs of the whole training."""
         return self.images * self.train_flops_per_image
+
+    @property
+    def train_flops_mismatch(self) -> float | None:
+        """Share by which the run spends more than its budget, because of whole batches."""
+        return None if self.train_flops_budget is None else self.train_flops / self.train_flops_budget - 1
+
+    @property
+    def params_active_mismatch(self) -> float | None:
+        """Share by which the run activates more parameters than the one it is matched to."""
+        return None if self.matched_params_active is None else self.params_active / self.matched_params_active - 1
 
 
 class Plan(BaseModel):
@@ -54,17 +79,42 @@ class Plan(BaseModel):
 
 
 def extend(frozen: Plan, asked: Plan, started: Collection[str]) -> Plan:
-    """`asked` with what `frozen` already fixed: names are kept, and so are the runs called `started`.
+    """`asked` with what `frozen` already fixed: names, and the places of the runs called `started`.
 
-    A run of `frozen` that the file no longer asks for stays in the plan if it was started, and is not continued. A run
-    asked for again takes the new settings that its config id does not cover (where it logs, how it is laid out).
+    Everything up to the last started run stays where it is; what comes after is ordered anew, cheap first. A run of
+    `frozen` that the file no longer asks for stays if it was started, and is not continued. A run asked for again takes
+    the new settings that its config id does not cover (where it logs, how it is laid out).
     """
+    wanted = _named_as_before(frozen, asked)
+    last = max((place for place, run in enumerate(frozen.runs) if run.name in started), default=-1)
+    head: list[PlannedRun] = []
+    for run in frozen.runs[: last + 1]:
+        again = wanted.pop(run.config_id, None)
+        if run.name in started:
+            head.append(_continued(run, again))
+        elif again is not None:
+            head.append(again)
+    return asked.model_copy(update={"runs": head + list(wanted.values())})
+
+
+def _named_as_before(frozen: Plan, asked: Plan) -> dict[str, PlannedRun]:
+    """The runs of `asked` by config id; a new one whose name is taken gets all digits of its id."""
     names = {run.config_id: run.name for run in frozen.runs}
-    kept = [run.model_copy(update={"name": names.get(run.config_id, run.name)}) for run in asked.runs]
-    asked_ids = {run.config_id for run in asked.runs}
-    retired = [
-        run.model_copy(update={"in_spec": False})
-        for run in frozen.runs
-        if run.config_id not in asked_ids and run.name in started
-    ]
-    return asked.model_copy(update={"runs": kept + retired})
+    taken = set(names.values())
+    named: dict[str, PlannedRun] = {}
+    for run in asked.runs:
+        name = names.get(run.config_id) or (long_name(run) if run.name in taken else run.name)
+        named[run.config_id] = run if name == run.name else run.model_copy(update={"name": name})
+    return named
+
+
+def long_name(run: PlannedRun) -> str:
+    """A name carries 6 digits of the config id; this one all 10."""
+    return run.name.removesuffix(run.config_id[6:]) + run.config_id[6:]
+
+
+def _continued(run: PlannedRun, again: PlannedRun | None) -> PlannedRun:
+    """A started run: out of the spec, or as now asked for with the estimate of its start."""
+    if again is None:
+        return run.model_copy(update={"in_spec": False})
+    return again if run.estimate is None else again.model_copy(update={"estimate": run.estimate})

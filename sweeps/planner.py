@@ -1,21 +1,44 @@
 """From a sweep file to the runs it asks for, each with its config and its cost. Builds no model.
 
 Combinations that come to the same config (a dense run at every `routing.num_experts`) are one run. Cheap runs come
-first, so that trouble shows early. What is kept on disk, and what happens to it when the file changes, is in `plan.py`.
+first, so that trouble shows early. What is kept on disk, and what happens to it when the file changes, is in `plan.py`;
+what a run takes in time and memory in `cost.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-from experiments.config.budget import budget
+from experiments.config.budget import Budget, budget
+from experiments.config.designs import SEED, TRAIN_FLOPS, DesignedConfig, load_designed, separate
 from experiments.config.identity import config_id, run_name
-from experiments.config.overrides import expand, load_config
+from experiments.config.overrides import expand
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
-from sweeps.plan import Plan, PlannedRun
+from sweeps.plan import Plan, PlannedRun, long_name
 from sweeps.spec import SweepSpec
+
+PATIENCE = 1000
+"""So many draws of a random sweep in a row that bring nothing new: there is no more."""
+
+
+class Costs:
+    """Budgets of configs, each model computed once: a seed or a learning rate changes none."""
+
+    def __init__(self) -> None:
+        """Remembers nothing yet."""
+        self._known: dict[Hashable, Budget] = {}
+
+    def __call__(self, config: RunConfig) -> Budget:
+        """The same as `budget`."""
+        train, parallel = config.train, config.parallel
+        passes = (train.batch_images, train.accumulation, train.mask_ratio, config.eval.batch_images, parallel.world)
+        key = (config.model, config.routing, config.data, passes)
+        if key not in self._known:
+            self._known[key] = budget(config)
+        return self._known[key]
 
 
 def make_plan(spec: SweepSpec, overrides: Sequence[str] = ()) -> Plan:
@@ -23,47 +46,96 @@ def make_plan(spec: SweepSpec, overrides: Sequence[str] = ()) -> Plan:
 
     Raises `ConfigError` for a setting that does not exist or does not fit, naming the combination.
     """
-    configs = list(_configs(spec, overrides))
-    by_id = {config_id(config): config for config in reversed(configs)}
-    runs = [_planned_run(identity, config) for identity, config in reversed(by_id.items())]
+    cost_of = Costs()
+    designed, num_merged = _distinct(spec, _designed(spec, overrides, cost_of))
+    runs = [_planned_run(identity, one, cost_of) for identity, one in designed.items()]
     return Plan(
         sweep=spec.name,
         spec=spec.model_dump(mode="json", exclude_unset=True),
         overrides=list(overrides),
-        num_merged=len(configs) - len(runs),
+        num_merged=num_merged,
         runs=sorted(with_unique_names(runs), key=lambda run: run.train_flops),
-    )
-
-
-def _configs(spec: SweepSpec, overrides: Sequence[str]) -> Iterator[RunConfig]:
-    """One config per combination; what the command line gives is not varied."""
-    fixed = [f"wandb.group={spec.name}", *spec.fixed_settings()]
-    for settings in spec.combinations(replaced=expand(overrides)):
-        try:
-            yield load_config([*fixed, *settings, *overrides])
-        except ConfigError as error:
-            hint = f"{error.hint} In the combination {' '.join(settings)}.".strip()
-            raise ConfigError(error.message, hint) from error
-
-
-def _planned_run(identity: str, config: RunConfig) -> PlannedRun:
-    cost = budget(config)
-    return PlannedRun(
-        name=run_name(config),
-        config_id=identity,
-        images=config.total_images,
-        params_total=cost.params_total,
-        params_active=cost.params_active,
-        flops_per_image=cost.flops_per_image,
-        train_flops_per_image=cost.train_flops_per_image,
-        config=config.model_dump(mode="json"),
     )
 
 
 def with_unique_names(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """A name carries 6 digits of the config id; the rare runs that share it get all 10."""
     shared = Counter(run.name for run in runs)
-    return [
-        run if shared[run.name] == 1 else run.model_copy(update={"name": f"{run.name}{run.config_id[6:]}"})
-        for run in runs
-    ]
+    return [run if shared[run.name] == 1 else run.model_copy(update={"name": long_name(run)}) for run in runs]
+
+
+def _distinct(spec: SweepSpec, designed: Iterator[DesignedConfig]) -> tuple[dict[str, DesignedConfig], int]:
+    """Configs by id, the first of equal ones, and how many combinations of a grid were left out as equal.
+
+    A random sweep draws on until it has `run_cap` different runs, or finds no more.
+    """
+    found: dict[str, DesignedConfig] = {}
+    num_repeated = num_in_a_row = 0
+    for one in designed:
+        identity = config_id(one.config)
+        if identity in found:
+            num_repeated, num_in_a_row = num_repeated + 1, num_in_a_row + 1
+        else:
+            found[identity], num_in_a_row = one, 0
+        if spec.method == "random" and (len(found) == spec.run_cap or num_in_a_row >= PATIENCE):
+            return found, 0
+    return found, num_repeated
+
+
+def _designed(spec: SweepSpec, overrides: Sequence[str], cost_of: Costs) -> Iterator[DesignedConfig]:
+    """One config per combination; what the command line gives is not varied."""
+    fixed = [f"wandb.group={spec.name}", *spec.fixed_settings()]
+    plain, designs = separate(overrides)
+    for settings in _unrepeated(spec, _replaced(plain, designs), designs.get(SEED)):
+        try:
+            yield load_designed([*fixed, *settings, *overrides], cost_of=cost_of)
+        except ConfigError as error:
+            hint = f"{error.hint} In the combination {' '.join(settings)}.".strip()
+            raise ConfigError(error.message, hint) from error
+
+
+def _unrepeated(spec: SweepSpec, replaced: set[str], seed: str | None) -> Iterator[list[str]]:
+    """Combinations of settings; those drawn before are not made into a config again."""
+    combinations = spec.combinations(replaced, None if seed is None else _whole_number(seed))
+    if spec.method == "grid":
+        yield from combinations
+        return
+    seen: set[tuple[str, ...]] = set()
+    while True:
+        patience = PATIENCE + 20 * len(seen)  # the last of N equally likely ones is then missed once in e^20
+        new = next((one for one in itertools.islice(combinations, patience) if tuple(one) not in seen), None)
+        if new is None:
+            return
+        seen.add(tuple(new))
+        yield new
+
+
+def _replaced(plain: Sequence[str], designs: Mapping[str, str]) -> set[str]:
+    """Parameters of the file that the command line speaks of; how long to train is said in images or in FLOPs."""
+    replaced = {*expand(plain), *designs}
+    horizon = {"train.images", TRAIN_FLOPS}
+    return replaced | horizon if replaced & horizon else replaced
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(f"{SEED}={text} is not a whole number.", f"Write for example {SEED}=1.") from error
+
+
+def _planned_run(identity: str, designed: DesignedConfig, cost_of: Costs) -> PlannedRun:
+    config, cost = designed.config, cost_of(designed.config)
+    return PlannedRun(
+        name=run_name(config, identity),
+        config_id=identity,
+        images=config.total_images,
+        params_total=cost.params_total,
+        params_active=cost.params_active,
+        flops_per_image=cost.flops_per_image,
+        train_flops_per_image=cost.train_flops_per_image,
+        train_flops_budget=designed.train_flops_budget,
+        matched_run=designed.matched_run,
+        matched_params_active=designed.matched_params_active,
+        config=config.model_dump(mode="json"),
+    )

@@ -7,22 +7,23 @@ interrupted. How this is shown is left to the command line.
 from __future__ import annotations
 
 import heapq
+import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from experiments.errors import RecordError
-from experiments.records.layout import RunDir, find_runs
+from experiments.records.layout import RunDir, find_runs, parse_row
+from experiments.records.ownership import STALE_SECONDS, holder
 from experiments.records.provenance import host_name
 from experiments.records.schema import State, Status
 from sweeps.folder import SweepFolder
 
-STALE_SECONDS = 600.0
-"""A run on another host is taken for dead after this long without a heartbeat."""
+TAIL_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class RunProgress:
     seconds: float | None = None
     heartbeat: float | None = None
     reason: str | None = None
+    host: str | None = None
+    """Where its process runs or ran."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -54,13 +57,22 @@ class RunProgress:
 
 
 @dataclass(frozen=True)
+class Event:
+    """Something that happened to a run and that its state does not tell: it is tried again, another sweep has it."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """A whole sweep at one moment. `seconds_left` is None before anything was measured."""
+    """A whole sweep at one moment; `events` since the last. `seconds_left` is None before anything was measured."""
 
     runs: Sequence[RunProgress]
     seconds: float = 0.0
     seconds_left: float | None = None
     stopping: bool = False
+    events: Sequence[Event] = ()
 
     @property
     def num_by_state(self) -> Counter[State]:
@@ -90,7 +102,7 @@ def read_progress(run: RunDir, images_total: int | None = None, evaluations: boo
         return RunProgress(name, "failed", images_total=images_total, reason=str(error))
     if status is None:
         return RunProgress(name, "planned", images_total=images_total)
-    gone = status.state == "running" and not is_alive(status)
+    gone = status.state == "running" and not is_alive(run, status)
     step = run.last_step() or {}
     return RunProgress(
         name=name,
@@ -103,6 +115,7 @@ def read_progress(run: RunDir, images_total: int | None = None, evaluations: boo
         seconds=step.get("seconds"),
         heartbeat=status.heartbeat,
         reason="its process is gone" if gone else status.reason,
+        host=status.host,
     )
 
 
@@ -116,15 +129,40 @@ def read_sweep(path: Path) -> Snapshot:
 
 
 def last_val_loss(run: RunDir) -> float | None:
-    """The newest validation loss of the raw weights, as in all tables."""
-    rows = run.read_rows(run.evals).rows
-    losses = [row for row in rows if (row.get("metric"), row.get("weights")) == ("val_loss", "raw")]
-    newest = max(losses, key=lambda row: row["images_seen"], default=None)
-    return None if newest is None else float(newest["value"])
+    """The newest validation loss of the raw weights, as in all tables. Rows stand in the order of their images."""
+    for num_bytes in (TAIL_BYTES, None):
+        for line in _lines_from_the_end(_tail(run.evals, num_bytes), b'"val_loss"'):
+            row = parse_row(line) or {}
+            if (row.get("metric"), row.get("weights")) == ("val_loss", "raw"):
+                return float(row["value"])
+    return None
 
 
-def is_alive(status: Status) -> bool:
+def _tail(path: Path, num_bytes: int | None) -> bytes:
+    """The end of a file, or all of it; its first line may be cut."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            if num_bytes is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def _lines_from_the_end(content: bytes, word: bytes) -> Iterator[bytes]:
+    """The lines that hold `word`, the last one first; only they are looked at, since folders are many."""
+    end = len(content)
+    while (place := content.rfind(word, 0, end)) >= 0:
+        end = content.rfind(b"\n", 0, place) + 1
+        yield content[end : content.find(b"\n", place) % (len(content) + 1)]
+
+
+def is_alive(run: RunDir, status: Status) -> bool:
     """Whether the process that wrote `status` is still there; on another host a recent heartbeat counts as life."""
+    found = holder(run.claims)
+    dead = None if found is None else found.is_dead()
+    if dead is not None:
+        return not dead
     if status.pid is None or status.host != host_name():
         return time.time() - status.heartbeat < STALE_SECONDS
     try:

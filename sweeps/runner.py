@@ -1,7 +1,8 @@
 """Works off a plan: which run goes next, what is done when one ends, when the sweep is over.
 
-Knows nothing of how a run is executed (`local.py`) or shown (the command line). Finished runs are left alone; all
-others are started again, and continue from their last checkpoint. One failing run never stops another.
+Knows nothing of how a run is executed (`local.py`, `slurm.py`) or shown (the command line); which run is next, and
+what is tried again, is in `run_queue.py`. Finished runs are left alone; all others are started again, and continue from
+their last checkpoint. One failing run never stops another.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,10 +18,19 @@ from experiments.errors import EcditError, SpecError
 from sweeps.folder import SweepFolder
 from sweeps.plan import Plan, PlannedRun, extend
 from sweeps.progress import RunProgress, Snapshot, read_progress, schedule_seconds
+from sweeps.run_queue import Retries, RunQueue
+from sweeps.sharing import SharedRuns
 
 REFRESH_SECONDS = 0.5
 
 OnProgress = Callable[[Snapshot], None]
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A run that was ended from outside, or gave no sign for too long: it can be tried again."""
+
+    reason: str
 
 
 class Executor(Protocol):
@@ -31,14 +40,17 @@ class Executor(Protocol):
     def num_slots(self) -> int:
         """How many runs go at once."""
 
-    async def execute(self, run: PlannedRun, slot: int) -> None:
-        """Bring `run` to an end, as its folder then says."""
+    async def execute(self, run: PlannedRun, slot: int) -> Killed | None:
+        """Bring `run` to an end, as its folder then says; or say that it was killed before it could."""
 
     def stop(self) -> None:
         """Ask all to save and end."""
 
     def kill(self) -> None:
         """End all at once."""
+
+    async def close(self) -> None:
+        """Nothing will be executed any more."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +85,43 @@ def freeze_plan(folder: SweepFolder, asked: Plan) -> Plan:
     return plan
 
 
-def run_sweep(folder: SweepFolder, plan: Plan, executor: Executor, on_progress: OnProgress) -> SweepResult:
+def run_sweep(
+    folder: SweepFolder,
+    plan: Plan,
+    executor: Executor,
+    on_progress: OnProgress,
+    retries: Retries | None = None,
+    retry_failed: bool = True,
+    shared: SharedRuns | None = None,
+) -> SweepResult:
     """Run everything in `plan` that is not done, in its order; `on_progress` is called about twice a second.
 
-    SIGINT, SIGTERM and SIGHUP stop the sweep after the running runs have saved; a second SIGINT kills them.
+    Shares the work with other sweeps of the same folder: what they have finished counts as finished. `retry_failed`:
+    whether runs that had failed before are started again. SIGINT, SIGTERM and SIGHUP stop the sweep after its running
+    runs have saved; a second SIGINT kills them.
     """
-    return asyncio.run(_Session(folder, plan, executor, on_progress).run())
+    shared = shared or SharedRuns(folder)
+    session = _Session(folder, plan, executor, on_progress, retries or Retries(), retry_failed, shared)
+    return asyncio.run(session.run())
 
 
 class _Session:
     """One call of `run_sweep`."""
 
-    def __init__(self, folder: SweepFolder, plan: Plan, executor: Executor, on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        folder: SweepFolder,
+        plan: Plan,
+        executor: Executor,
+        on_progress: OnProgress,
+        retries: Retries,
+        retry_failed: bool,
+        shared: SharedRuns,
+    ) -> None:
         self._folder, self._executor, self._on_progress = folder, executor, on_progress
         self._planned = {run.name: run for run in plan.wanted}
         self._progress = {run.name: read_progress(folder.run_dir(run), run.images) for run in plan.wanted}
-        self._waiting = deque(run for run in plan.wanted if self._progress[run.name].state != "done")
+        self._queue = RunQueue(folder, plan.wanted, self._progress, shared, retries, retry_failed)
         self._running: dict[str, float] = {}
         self._images_before = {name: run.images_seen for name, run in self._progress.items()}
         self._busy_seconds = 0.0
@@ -104,33 +137,49 @@ class _Session:
                 await asyncio.wait([slots], timeout=REFRESH_SECONDS)
                 self._refresh()
             await slots
+            self._refresh()
         finally:
             self._executor.kill()
+            await self._executor.close()
+            self._queue.close()
         snapshot = self._snapshot()
         self._on_progress(snapshot)
         return SweepResult(list(snapshot.runs), snapshot.seconds, self._stopping)
 
     async def _work_off(self, slot: int) -> None:
-        while self._waiting:
-            run = self._waiting.popleft()
+        while not self._queue.is_empty:
+            run = self._queue.take()
+            if run is None:
+                await asyncio.sleep(REFRESH_SECONDS)
+                continue
             started = self._running[run.name] = time.monotonic()
-            reason = None
+            killed, reason = None, None
             try:
-                await self._executor.execute(run, slot)
+                killed = await self._executor.execute(run, slot)
             except (EcditError, OSError) as error:
                 reason = str(error)
             self._busy_seconds += time.monotonic() - started
             del self._running[run.name]
-            self._end(run, reason)
+            self._end(run, killed, reason)
 
-    def _end(self, run: PlannedRun, reason: str | None) -> None:
+    def _end(self, run: PlannedRun, killed: Killed | None, reason: str | None) -> None:
         """Take the run's own word; where its folder could not be written, `reason` is all there is."""
+        try:
+            self._queue.give_back(run, None if killed is None or self._stopping else killed.reason)
+        except EcditError as error:
+            reason = str(error)
         progress = read_progress(self._folder.run_dir(run), run.images)
         if reason is not None:
             progress = replace(progress, state="failed", reason=reason)
         self._progress[run.name] = progress
 
     def _refresh(self) -> None:
+        """Look at what moves: the runs here and, now and then, those of other sweeps."""
+        self._queue.renew()
+        for name in self._queue.changed() - self._running.keys():
+            progress = read_progress(self._folder.run_dir(self._planned[name]), self._planned[name].images)
+            reason = self._queue.unclaimable.get(name)
+            self._progress[name] = progress if reason is None else replace(progress, state="failed", reason=reason)
         for name in self._running:
             run_dir, planned = self._folder.run_dir(self._planned[name]), self._planned[name]
             progress = read_progress(run_dir, planned.images, evaluations=False)
@@ -139,7 +188,8 @@ class _Session:
 
     def _snapshot(self) -> Snapshot:
         seconds = time.monotonic() - self._started
-        return Snapshot(list(self._progress.values()), seconds, self._seconds_left(), self._stopping)
+        events = self._queue.take_events()
+        return Snapshot(list(self._progress.values()), seconds, self._seconds_left(), self._stopping, events)
 
     def _seconds_left(self) -> float | None:
         """From the FLOPs that this session has computed per second and slot, evaluation and starting included."""
@@ -149,7 +199,7 @@ class _Session:
         busy = self._busy_seconds + sum(time.monotonic() - started for started in self._running.values())
         unfinished = [
             *(self._progress[name] for name in self._running),
-            *(self._progress[r.name] for r in self._waiting),
+            *(self._progress[run.name] for run in self._queue.waiting()),
         ]
         if done <= 0 or busy <= 0:
             return None
@@ -169,4 +219,4 @@ class _Session:
         else:
             self._executor.stop()
         self._stopping = True
-        self._waiting.clear()
+        self._queue.clear()

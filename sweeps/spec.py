@@ -2,22 +2,27 @@
 
 The same YAML runs under `ecdit sweep` and under `wandb agent`, so a value reaches a run here exactly as the agent would
 pass it: as `name=value` in Python spelling. Keys follow W&B's sweep configuration reference
-(docs.wandb.ai/models/sweeps/sweep-config-keys). Turning settings into configs is left to `planner.py`.
+(docs.wandb.ai/models/sweeps/sweep-config-keys), which knows no keys of ours: what only ecdit has stands among the
+parameters under `ecdit.` (`experiments/config/designs.py` says what it means to a run). What one parameter can be is in
+`parameters.py`; turning settings into configs is left to `planner.py`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import random
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
+from experiments.config.designs import SEED
 from experiments.errors import SpecError, did_you_mean
+from sweeps.parameters import Closed, Parameter
 
 SHIPPED = Path(__file__).parent
 """Where the specs that come with the package lie."""
@@ -25,17 +30,14 @@ SHIPPED = Path(__file__).parent
 ARGUMENTS = "${args_no_hyphens}"
 COMMAND = ["${env}", "ecdit", "train", ARGUMENTS]
 WANDB_ONLY = ("early_terminate", "controller", "scheduler", "metrics", "job", "image_uri")
+WANDB_ONLY_DISTRIBUTIONS = ("beta", "q_beta", "inv_log_uniform", "inv_log_uniform_values")
 MAX_RUNS = 100_000
 """A larger grid is taken for a slip."""
 
 PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Metric(_Closed):
+class Metric(Closed):
     """What the sweep is judged by; a grid only records it."""
 
     name: str
@@ -45,40 +47,11 @@ class Metric(_Closed):
     impute_while_running: Literal["latest", "best", "worst", "false"] | None = None
 
 
-class Parameter(_Closed):
-    """One setting: a constant, a list, whole numbers from `min` to `max`, or a group of further parameters."""
-
-    value: Any = None
-    values: list[Any] = Field([], min_length=1)
-    min: int = 0
-    max: int = 0
-    distribution: Literal["constant", "categorical", "int_uniform"] | None = None
-    parameters: dict[str, Parameter] = Field({}, min_length=1)
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Parameter:
-        given = self.model_fields_set - {"distribution"}
-        if given not in ({"value"}, {"values"}, {"min", "max"}, {"parameters"}):
-            raise ValueError("give one of value, values, min with max, or parameters")
-        if "min" in given and self.min >= self.max:
-            raise ValueError(f"min {self.min} is not less than max {self.max}")
-        fitting = {"value": "constant", "values": "categorical", "min": "int_uniform"}
-        if self.distribution not in {None, *(fitting.get(form) for form in given)}:
-            raise ValueError(f"distribution {self.distribution} does not go with {' and '.join(sorted(given))}")
-        return self
-
-    def choices(self) -> Sequence[Any]:
-        """Every value of the grid along this parameter."""
-        if "min" in self.model_fields_set:
-            return range(self.min, self.max + 1)
-        return self.values or [self.value]
-
-
-class SweepSpec(_Closed):
+class SweepSpec(Closed):
     """A sweep file; `name` falls back to the name of the file."""
 
     program: Literal["ecdit"]
-    method: Literal["grid"]
+    method: Literal["grid", "random"]
     parameters: dict[str, Parameter] = Field(min_length=1)
     command: list[str] = COMMAND
     metric: Metric | None = None
@@ -99,12 +72,20 @@ class SweepSpec(_Closed):
         mirror = {"wandb.project": self.project, "wandb.entity": self.entity}
         return [f"{key}={value}" for key, value in mirror.items() if value is not None] + settings
 
-    def combinations(self, replaced: Collection[str] = ()) -> Iterator[list[str]]:
+    def combinations(self, replaced: Collection[str] = (), seed: int | None = None) -> Iterator[list[str]]:
         """The settings of each run as `name=value`, without the parameters named in `replaced`.
 
-        In W&B's order: parameters by name, the last one fastest; `run_cap` keeps the first ones.
+        A grid is in W&B's order: parameters by name, the last one fastest; `run_cap` keeps the first ones. Random draws
+        have no end: whoever takes them stops at `run_cap` runs. They follow from `seed` (default: `ecdit.seed` of the
+        file, else 0) in every process and version; a parameter that is added or replaced does not change the others.
         """
-        grid = {name: choices for name, choices in sorted(self._grid().items()) if name not in replaced}
+        return self._grid(replaced) if self.method == "grid" else self._draws(replaced, seed)
+
+    def _grid(self, replaced: Collection[str]) -> Iterator[list[str]]:
+        grid: dict[str, Sequence[Any]] = {}
+        for name, parameter in self._leaves().items():
+            if name not in replaced:
+                grid[name] = _choices(name, parameter)
         num_runs = math.prod(len(choices) for choices in grid.values())
         if num_runs > MAX_RUNS and self.run_cap is None:
             raise SpecError(f"parameters: the grid has {num_runs:,} runs.", "Shorten the lists, or set run_cap.")
@@ -112,13 +93,29 @@ class SweepSpec(_Closed):
         for values in itertools.islice(products, self.run_cap):
             yield [f"{name}={value}" for name, value in zip(grid, values, strict=True)]
 
-    def _grid(self) -> dict[str, Sequence[Any]]:
-        grid: dict[str, Sequence[Any]] = {}
+    def _draws(self, replaced: Collection[str], seed: int | None) -> Iterator[list[str]]:
+        leaves = self._leaves()
+        seed = self._seed(leaves) if seed is None else seed
+        sources = {name: random.Random(f"{seed}/{name}") for name in leaves}  # of its own: none moves another
+        while True:
+            drawn = {name: parameter.draw(sources[name].random()) for name, parameter in leaves.items()}
+            yield [f"{name}={value}" for name, value in drawn.items() if name not in replaced]
+
+    def _seed(self, leaves: dict[str, Parameter]) -> int:
+        """Of the draws: the constant `ecdit.seed`, 0 unless given."""
+        seed = leaves[SEED].value if SEED in leaves else 0
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise SpecError(f"parameters: {SEED} is not one whole number.", f"Write `{SEED}: {{value: 1}}`.")
+        return seed
+
+    def _leaves(self) -> dict[str, Parameter]:
+        """Every parameter by its dotted name, sorted."""
+        leaves: dict[str, Parameter] = {}
         for name, parameter in _flatten(self.parameters):
-            if name in grid:
+            if name in leaves:
                 raise SpecError(f"parameters: {name} is given twice.", "Keep the dotted or the nested one.")
-            grid[name] = parameter.choices()
-        return grid
+            leaves[name] = parameter
+        return dict(sorted(leaves.items()))
 
 
 def shipped_specs() -> list[str]:
@@ -161,7 +158,19 @@ def parse_spec(content: dict[str, Any], default_name: str) -> SweepSpec:
     for name in _all_names(spec.parameters):
         if not PARAMETER_NAME.fullmatch(name):
             raise SpecError(f"parameters: {name!r} is not a name W&B accepts.", "Letters, digits, '_', '.', '-' only.")
+    if spec.method == "random" and spec.run_cap is None:
+        raise SpecError("method: random has no end without run_cap.", "Write for example `run_cap: 20`.")
     return spec
+
+
+def _choices(name: str, parameter: Parameter) -> Sequence[Any]:
+    choices = parameter.choices()
+    if choices is None:
+        raise SpecError(
+            f"parameters.{name}: a grid cannot hold every value of {parameter.form}.",
+            "Use method: random with run_cap, or give values.",
+        )
+    return choices
 
 
 def _flatten(parameters: dict[str, Parameter], prefix: str = "") -> Iterator[tuple[str, Parameter]]:
@@ -181,11 +190,22 @@ def _all_names(parameters: dict[str, Parameter]) -> Iterator[str]:
 def _refuse_what_only_wandb_runs(content: dict[str, Any]) -> None:
     hint = "Run `wandb sweep` and `wandb agent` on the same file."
     method = content.get("method")
-    if method in ("bayes", "random", "custom"):
-        raise SpecError(f"method: {method} is not run by ecdit sweep, only grid.", hint)
+    if method in ("bayes", "custom"):
+        raise SpecError(f"method: {method} is not run by ecdit sweep, only grid and random.", hint)
     for key in WANDB_ONLY:
         if key in content:
             raise SpecError(f"{key} is not run by ecdit sweep.", hint)
+    for name, drawn in _distributions(content.get("parameters")):
+        if drawn in WANDB_ONLY_DISTRIBUTIONS:
+            raise SpecError(f"parameters.{name}: distribution {drawn} is not drawn by ecdit sweep.", hint)
+
+
+def _distributions(parameters: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, distribution) of every parameter that names one, before anything is checked."""
+    for name, given in parameters.items() if isinstance(parameters, dict) else ():
+        if isinstance(given, dict):
+            yield f"{prefix}{name}", given.get("distribution")
+            yield from _distributions(given.get("parameters"), f"{prefix}{name}.")
 
 
 def _explained(error: ValidationError) -> SpecError:

@@ -25,12 +25,14 @@ def config_id(config: RunConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def run_name(config: RunConfig) -> str:
+def run_name(config: RunConfig, identity: str | None = None) -> str:
     """A file-safe name: `nano-expert_choice-8e-c2-g1-s0-1a2b3c`, `nano-dense-s0-1a2b3c`.
 
     e experts, k experts a token picks, c capacity factor (left out: no limit), g images per routing group, s seed.
+    `identity`: the config id, where it is known already.
     """
-    return "-".join([config.model.name, *_routing_parts(config), f"s{config.seed}", config_id(config)[:6]])
+    digits = (identity or config_id(config))[:6]
+    return "-".join([config.model.name, *_routing_parts(config), f"s{config.seed}", digits])
 
 
 def _routing_parts(config: RunConfig) -> list[str]:

@@ -3,45 +3,82 @@
 A run is resumed by the same command. The folder then holds `run.json` of the first start, which stays, and rows that
 may reach beyond the checkpoint that training continues from, which are cut off: training writes them again, to the
 last bit the same. The writer saves a checkpoint only after the rows up to it are written, so no row is ever missing.
+
+Who may write is decided by a claim file (`ownership.py`), which holds on shared file systems too; a lock on `run.json`
+is the second line, against whatever the first cannot know.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import RecordError
 from experiments.records.layout import RunDir, parse_row
+from experiments.records.ownership import STALE_SECONDS, Claim, Holder, create_once, take_if_dead
+from experiments.records.processes import Owner
 from experiments.records.schema import RunRecord
-from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
+from experiments.records.storage import replace_atomically, storage_errors
 
 # Sections that may change between two starts of one run; named as the difference only when nothing else differs.
 FREE_SECTIONS = ("parallel", "checkpoint", "log", "wandb")
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
-def claim(run_dir: RunDir, record: RunRecord, images_seen: int) -> tuple[RunRecord, int]:
+@dataclass(frozen=True)
+class FolderClaim:
+    """The right of this process to write to a run's folder."""
+
+    path: Path
+    _claim: Claim
+    _lock: int
+
+    def renew(self) -> None:
+        """Show that we live. Raises `RecordError` when another process has taken the folder over."""
+        if not self._claim.renew():
+            raise RecordError(
+                f"{self.path} was taken over by another process while this one gave no sign.",
+                "Leave the run to the other process.",
+            )
+
+    def release(self) -> None:
+        """Give the folder back."""
+        os.close(self._lock)
+        self._claim.release()
+
+
+def claim(run_dir: RunDir, record: RunRecord, images_seen: int) -> tuple[RunRecord, FolderClaim]:
     """Make the folder ready for writing from `images_seen` on.
 
-    Returns the record that holds for this run (the first start's, where there was one) and the file descriptor that
-    holds the lock; closing it gives the folder back. Raises `RecordError` when the folder belongs to another config or
-    another process is writing to it, `StorageError` when it cannot be written.
+    Returns the record that holds for this run (the first start's, where there was one) and the claim on the folder.
+    Raises `RecordError` when the folder belongs to another config or another process is writing to it, `StorageError`
+    when it cannot be written.
     """
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)
     settled = settle_record(run_dir, record)
-    lock = _lock(run_dir)
+    held = take_if_dead(run_dir.claims)
+    if isinstance(held, Holder):
+        raise _held_by(run_dir, held.owner)
+    try:
+        lock = _lock(run_dir)
+    except BaseException:
+        held.release()
+        raise
+    folder_claim = FolderClaim(run_dir.path, held, lock)
     try:
         for path in (run_dir.steps, run_dir.routing, run_dir.evals):
             cut_rows(path, images_seen)
     except BaseException:
-        os.close(lock)
+        folder_claim.release()
         raise
-    return settled, lock
+    return settled, folder_claim
 
 
 def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
@@ -50,8 +87,10 @@ def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
     Raises `RecordError` naming the first setting that differs when the folder belongs to another config.
     """
     if not run_dir.run_json.exists():
-        write_json_atomic(run_dir.run_json, _without_missing(record.model_dump(mode="json")))
-        return record
+        text = json.dumps(_without_missing(record.model_dump(mode="json")), indent=2, ensure_ascii=False)
+        with storage_errors(run_dir.run_json):  # of two first starts at once, one makes the file and both keep to it
+            if create_once(run_dir.run_json, text.encode() + b"\n"):
+                return record
     stored = run_dir.read_run()
     if stored.config_id != record.config_id:
         raise RecordError(
@@ -86,15 +125,23 @@ def _lock(run_dir: RunDir) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        status = run_dir.read_status()
-        owner = f" (process {status.pid} on {status.host})" if status is not None and status.pid is not None else ""
-        raise RecordError(
-            f"{run_dir.path} is being written by another process{owner}.", "Wait for it, or use another --run-dir."
-        ) from error
+        raise _held_by(run_dir, None) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:  # some network file systems have none: then the user keeps the order
             raise
     return descriptor
+
+
+def _held_by(run_dir: RunDir, owner: Owner | None) -> RecordError:
+    status = run_dir.read_status()
+    who = f" ({owner})" if owner is not None else ""
+    if owner is None and status is not None and status.pid is not None:
+        who = f" (process {status.pid} on {status.host})"
+    return RecordError(
+        f"{run_dir.path} is being written by another process{who}.",
+        f"Wait for it, or use another --run-dir. On another machine it counts as lost {STALE_SECONDS:.0f} s after its "
+        "last sign.",
+    )
 
 
 def _without_missing(dumped: dict[str, Any]) -> dict[str, Any]:

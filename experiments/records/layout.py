@@ -85,6 +85,11 @@ class RunDir:
         return self.path / "log.txt"
 
     @property
+    def claims(self) -> Path:
+        """Which process writes here (`ownership.py`)."""
+        return self.path / ".claims"
+
+    @property
     def wandb(self) -> Path:
         """Where the mirror keeps its files; deleting it loses nothing."""
         return self.path / "wandb"

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from experiments.records.claim import claim
+from experiments.records.claim import FolderClaim, claim
 from experiments.records.layout import RunDir, read_jsonl
 from experiments.records.provenance import host_name
 from experiments.records.schema import EvalRow, Record, RoutingMapRow, RoutingRow, RunRecord, State, Status, StepRow
@@ -72,15 +72,16 @@ class RecordWriter:
     `record` is the one that holds for the run: `run.json` of its first start.
     """
 
-    def __init__(self, run_dir: RunDir, record: RunRecord, files: ExitStack, mirror: Mirror | None) -> None:
-        """Use `RecordWriter.open`. `files` closes what the writer holds."""
+    def __init__(self, run_dir: RunDir, record: RunRecord, claim: FolderClaim, files: ExitStack) -> None:
+        """Use `RecordWriter.open`. `files` closes what the writer holds; `claim` is renewed with every status."""
         self.run_dir = run_dir
         self.record = record
         self._append_step = _appender(run_dir.steps, files)
         self._append_routing = _appender(run_dir.routing, files)
         self._append_evaluation = _appender(run_dir.evals, files)
         self._files = files
-        self._mirror = mirror
+        self._claim = claim
+        self._mirror: Mirror | None = None
         self._state: State = "running"
 
     @classmethod
@@ -94,9 +95,9 @@ class RecordWriter:
         for a folder of another config or of a process at work, `StorageError` when it cannot be written.
         """
         with ExitStack() as files:
-            settled, lock = claim(run_dir, record, images_seen)
-            files.callback(os.close, lock)
-            writer = cls(run_dir, settled, files, None)
+            settled, held = claim(run_dir, record, images_seen)
+            files.callback(held.release)
+            writer = cls(run_dir, settled, held, files)
             if start_mirror is not None:
                 today = settled.model_copy(update={"config": record.config})  # W&B settings may change between starts
                 writer._mirror = start_mirror(today, run_dir)
@@ -126,8 +127,14 @@ class RecordWriter:
         if self._mirror is not None:
             self._mirror.images(name, path, images_seen)
 
-    def status(self, state: State, images_seen: int, reason: str | None = None) -> None:
-        """Replace `status.json`: the heartbeat is now, the process this one."""
+    def status(
+        self, state: State, images_seen: int, reason: str | None = None, peak_memory_gib: float | None = None
+    ) -> None:
+        """Replace `status.json`: the heartbeat is now, the process this one.
+
+        Raises `RecordError`, and leaves the status alone, when another process has taken the run over.
+        """
+        self._claim.renew()
         self._state = state
         status = Status(
             state=state,
@@ -137,6 +144,7 @@ class RecordWriter:
             reason=reason,
             pid=os.getpid(),
             host=host_name(),
+            peak_memory_gib=peak_memory_gib,
         )
         write_status(self.run_dir, status)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -45,3 +47,11 @@ def device_name() -> str:
     if torch.accelerator.is_available():
         return str(torch.get_device_module().get_device_name())
     return f"cpu: {torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, {os.cpu_count()} cores"
+
+
+def peak_memory_gib() -> float:
+    """What this process has held at most, so far: on the accelerator where there is one, else in memory."""
+    if torch.accelerator.is_available():
+        return float(torch.accelerator.max_memory_reserved()) / 2**30
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / 2**30 if sys.platform == "darwin" else largest / 2**20  # bytes there, KiB elsewhere

@@ -32,7 +32,7 @@ from experiments.records.writer import RecordWriter
 from experiments.routing.deepspeed_library import dist
 from experiments.training.checkpoint import load_newest
 from experiments.training.clock import NoClock, StepClock
-from experiments.training.description import describe_run
+from experiments.training.description import describe_run, peak_memory_gib
 from experiments.training.diagnosis import nonfinite_error, nonfinite_layer
 from experiments.training.engine import (
     Engine,
@@ -76,7 +76,7 @@ class Run:
         """Replace the status, on the process that writes."""
         self.heartbeat = time.monotonic()
         if self.writer is not None:
-            self.writer.status(state, self.means.images_seen, reason)
+            self.writer.status(state, self.means.images_seen, reason, peak_memory_gib())
 
 
 def train(
@@ -223,6 +223,7 @@ def _evaluate(run: Run, validator: Validator, last: bool) -> None:
         run.writer.evaluation(evals)
         run.writer.routing(routing)
     for observe in run.observers:
+        run.status("running")  # sampling can take minutes, and a silent run is taken for one that hangs
         run.reporter.phase("sampling")
         observe(run.engine, run.config, images_seen, run.writer)
     run.reporter.phase("training")

@@ -7,6 +7,9 @@ import pytest
 
 from ecdit_cli.app import COMMANDS, run
 from experiments.config.overrides import known_settings
+from sweeps.folder import SweepFolder
+from sweeps.planner import make_plan
+from sweeps.spec import load_spec
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -19,9 +22,19 @@ def test_there_is_something_to_test():
     assert len(PLANNABLE) >= 3
 
 
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """Where the files lie that the README speaks of: a cluster file, and a sweep that was planned."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cluster.yaml").write_text("time: 1:00:00\n")
+    SweepFolder(tmp_path / "out" / "scaling").write_plan(make_plan(load_spec("scaling")))
+
+
+@pytest.mark.usefixtures("workplace")
 @pytest.mark.parametrize("arguments", PLANNABLE, ids=" ".join)
 def test_its_commands_can_be_planned(arguments, capsys):
-    assert run([*arguments, *([] if "--dry-run" in arguments else ["--dry-run"])]) == 0
+    dry = ["--dry-run"] + (["--no-calibration"] if arguments[0] == "sweep" else [])
+    assert run([*arguments, *(option for option in dry if option not in arguments)]) == 0
     assert capsys.readouterr().out
 
 

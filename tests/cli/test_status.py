@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -60,3 +61,17 @@ def test_a_damaged_run_is_shown_and_hides_no_other(folder, capsys):
 def test_a_folder_without_runs_is_a_mistake(tmp_path, path, capsys):
     assert run(["status", str(tmp_path / path)]) == 2
     assert "holds no runs" in capsys.readouterr().err
+
+
+def test_watching_ends_when_nothing_is_left_to_run(folder, write_run, capsys, monkeypatch):
+    monkeypatch.setattr("ecdit_cli.status.WATCH_SECONDS", 0.1)
+    planned = SweepFolder(folder).read_plan().runs[2]
+    settings = {"routing": {"name": "dense"}, "train": {"images": 640}, "eval": {"every_images": 320}}
+    path = SweepFolder(folder).run_dir(planned).path
+    later = threading.Timer(0.5, lambda: write_run(path, settings, lambda images: 64 / images))
+    later.start()
+    assert run(["status", str(folder), "--watch", "--json"]) == 0
+    later.join()
+    captured = capsys.readouterr()
+    assert [row["state"] for row in json.loads(captured.out)["runs"]] == ["done", "failed", "done"]
+    assert f"{planned.name}: done" in captured.err

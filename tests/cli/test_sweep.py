@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from ecdit_cli.app import run
-from ecdit_cli.sweep import execute
+from ecdit_cli.sweep import How, asked_for, execute, run_here
+from sweeps.cost import estimated, table_device
 
 WORKER = Path(__file__).parents[1] / "unit" / "sweeps" / "worker.py"
 DRY_RUN = """
 import sys
 from ecdit_cli.app import run
-code = run(["sweep", "quickstart", "train.images=3200", "--dry-run", "--json"])
+code = run(["sweep", "quickstart", "train.images=3200", "--dry-run", "--no-calibration", "--json"])
 sys.exit(code or "torch" in sys.modules or "pandas" in sys.modules)
 """
 
@@ -54,7 +55,7 @@ def test_dry_run_gives_costs_without_torch_and_without_writing(tmp_path):
 
 
 def test_dry_run_shows_every_run_the_total_and_what_was_merged(spec, capsys):
-    assert run(["sweep", spec, "--dry-run"]) == 0
+    assert run(["sweep", spec, "--dry-run", "--no-calibration"]) == 0
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert len(lines) == 1 + 3 + 1
@@ -77,7 +78,7 @@ def test_the_result_is_a_table_on_stdout_or_json(spec, out, capsys):
     capsys.readouterr()
     assert run(["sweep", spec, "--out", str(out)]) == 0
     captured = capsys.readouterr()
-    assert captured.out.splitlines()[0].split() == ["run", "state", "images", "of", "val_loss", "training", "reason"]
+    assert captured.out.splitlines()[0].split() == ["run", "state", "images", "of", "val_loss", "training"]
     assert str(out / "runs") in captured.err
     assert run(["sweep", spec, "--out", str(out), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -92,7 +93,7 @@ def test_a_failed_run_is_exit_code_1_with_its_reason_in_the_table(spec, out, cap
         file.rmdir() if file.is_dir() else file.unlink()
     blocked.rmdir()
     blocked.write_text("a file where a folder should be")
-    assert run(["sweep", spec, "--out", str(out)]) == 1
+    assert run(["sweep", spec, "--out", str(out), "--no-calibration"]) == 1
     assert "failed" in (line := capsys.readouterr().out.splitlines()[1])
     assert "cannot write" in line
 
@@ -114,16 +115,88 @@ def test_the_default_folder_carries_the_name_of_the_sweep(spec, tmp_path, monkey
     ("arguments", "message"),
     [
         (["quikstart"], "'quikstart' is not a sweep. Did you mean 'quickstart'?"),
-        (["quickstart", "--executor", "slurm"], "--executor slurm is not in this version. Use --executor local."),
+        (["quickstart", "--executor", "slurm"], "quickstart.yaml has no cluster. Add `ecdit.cluster:"),
+        (["quickstart", "--dry-run", "--device", "H10"], "Did you mean 'H100"),
+        (["quickstart", "--slots", "1", "--cores-per-run", "4096"], "--cores-per-run 4096 is more than the"),
+        (["quickstart", "--register"], "No W&B key is configured."),
         (["quickstart", "--executor", "locl"], "Did you mean 'local'?"),
         (["quickstart", "train.imags=64", "--dry-run"], "'train.imags' is not a setting. Did you mean 'train.images'?"),
         (["quickstart", "train.images=many", "--dry-run"], "train.images='many' is not an integer"),
         (["quickstart", "routing.num_experts=512", "--dry-run"], "In the combination "),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
     assert run(["sweep", *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
+
+
+def dry_run(capsys, *arguments):
+    assert run(["sweep", *arguments, "--dry-run", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_device_of_the_table_prices_memory_and_time(capsys):
+    plan = dry_run(capsys, "quickstart", "--device", "H100", "train.precision=bf16")
+    assert all(row["memory_gib"] > 0 and row["seconds"] > 0 for row in plan["runs"])
+    assert plan["total"]["seconds"] == pytest.approx(sum(row["seconds"] for row in plan["runs"]))
+    twice = dry_run(capsys, "quickstart", "--device", "H100", "--utilisation", "0.7", "train.precision=bf16")
+    assert plan["total"]["seconds"] == pytest.approx(2 * twice["total"]["seconds"])
+
+
+def test_a_plan_that_cannot_fit_is_refused_with_the_layout_that_does(capsys):
+    large = ["routing=dense", "model=L", "train.batch_images=256", "train.images=25600", "train.precision=bf16"]
+    assert run(["sweep", "quickstart", *large, "--device", "RTX 4090", "--dry-run"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: L-dense")
+    assert "RTX-4090 has 22.4" in last
+    assert "Use train.accumulation=" in last
+    layout = last.split("Use ")[1].split(" (")[0]
+    assert run(["sweep", "quickstart", *large, layout, "--device", "RTX 4090", "--dry-run"]) == 0
+
+
+def test_estimates_are_compared_with_what_was_measured(spec, out, capsys):
+    folder, plan = asked_for(spec, ["train.precision=bf16"], out)
+    run_here(folder, estimated(plan, table_device("H100")), How(), worker())
+    capsys.readouterr()
+    assert run(["status", str(out), "--json"]) == 0
+    assert all("seconds_error" in row for row in json.loads(capsys.readouterr().out)["runs"])
+
+
+def test_the_folder_of_a_sweep_is_a_sweep(spec, out, capsys):
+    execute(spec, [], out, command=worker())
+    capsys.readouterr()
+    assert run(["sweep", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total"]["num_done"] == 3
+    assert run(["sweep", str(out), "train.images=128"]) == 2
+    assert "is a sweep already planned" in capsys.readouterr().err
+
+
+def test_what_failed_by_itself_is_left_alone_until_asked_for(spec, out, capsys):
+    _, first = execute(spec, [], out, command=worker("0=fail"))
+    assert {progress.state for progress in first.runs} == {"failed"}
+    assert f"`ecdit sweep {out} --retry-failed` starts them again." in " ".join(capsys.readouterr().err.split())
+    _, left = execute(spec, [], out, command=worker())
+    assert {progress.state for progress in left.runs} == {"failed"}
+    _, again = execute(spec, [], out, How(retry_failed=True), command=worker())
+    assert again.exit_code == 0
+
+
+CLUSTER = "time: 1:00:00\npartition: gpu\ngpus_per_node: 2\ntasks_per_node: 1\n"
+
+
+def test_a_dry_run_on_slurm_prints_the_batch_script(spec, tmp_path, capsys):
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    slurm = ["--executor", "slurm", "--cluster", str(tmp_path / "cluster.yaml")]
+    assert run(["sweep", spec, *slurm, "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --partition=gpu" in script
+    assert "#SBATCH --array=0-2" in script
+    plan = dry_run(capsys, spec, *slurm)
+    assert len(plan["scripts"]) == 1
+    assert plan["total"]["num_runs"] == 3

@@ -138,7 +138,7 @@ def test_status_is_a_heartbeat_of_this_process(run_dir, make_record):
         os.getpid(),
     )
     assert status.images_total == make_record().config["train"]["images"]
-    assert [path.name for path in run_dir.path.glob(".*")] == []
+    assert [path.name for path in run_dir.path.glob(".*.tmp")] == []
 
 
 KILLED = """
@@ -170,9 +170,9 @@ def test_a_kill_loses_no_row_and_leaves_the_folder_free(run_dir, make_record, ma
 def test_evaluations_added_later_disturb_nothing(run_dir, write, make_eval):
     write(0, until=64)
     (run_dir.evals).write_bytes(run_dir.evals.read_bytes() + b'{"images_s')
-    before = {path: path.read_bytes() for path in run_dir.path.iterdir()}
+    before = {path: path.read_bytes() for path in run_dir.path.iterdir() if path.is_file()}
     append_evaluations(run_dir, [make_eval(64), make_eval(64)])
-    after = {path: path.read_bytes() for path in run_dir.path.iterdir()}
+    after = {path: path.read_bytes() for path in run_dir.path.iterdir() if path.is_file()}
     assert after.pop(run_dir.evals).startswith(before.pop(run_dir.evals))
     assert after == before
     evals = run_dir.read_rows(run_dir.evals)

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 
 from sweeps.folder import SweepFolder
-from sweeps.local import LocalExecutor, Slots
+from sweeps.local import LocalExecutor
 from sweeps.plan import Plan
 from sweeps.planner import make_plan
 from sweeps.progress import Snapshot
+from sweeps.run_queue import Retries
 from sweeps.runner import SweepResult, freeze_plan, run_sweep
+from sweeps.sharing import SharedRuns
+from sweeps.slots import Slot
 from sweeps.spec import SweepSpec, parse_spec
+from sweeps.workers import CommandLauncher
 
 
 @pytest.fixture
@@ -57,10 +61,16 @@ def run(folder: SweepFolder, worker: list[str]) -> Callable[..., SweepResult]:
         *behaviours: str,
         num_slots: int = 2,
         on_progress: Callable[[Snapshot], None] = lambda snapshot: None,
+        retries: int = 0,
+        timeout_seconds: float = 60.0,
+        shared: SharedRuns | None = None,
+        retry_failed: bool = True,
     ) -> SweepResult:
         with folder.lock():
             plan = freeze_plan(folder, asked)
-            executor = LocalExecutor(folder, Slots(num_slots, 1), [*worker, *behaviours])
-            return run_sweep(folder, plan, executor, on_progress)
+        launcher = CommandLauncher([*worker, *behaviours])
+        executor = LocalExecutor(folder, [Slot(1)] * num_slots, launcher, timeout_seconds, grace_seconds=0.5)
+        again = Retries(retries, backoff_seconds=0.1)
+        return run_sweep(folder, plan, executor, on_progress, again, retry_failed, shared)
 
     return run_plan

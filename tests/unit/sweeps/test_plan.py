@@ -10,6 +10,7 @@ from experiments.errors import SpecError, StorageError
 from experiments.records.schema import Status
 from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
+from sweeps.plan import Estimate
 from sweeps.planner import make_plan
 from sweeps.runner import freeze_plan
 
@@ -29,11 +30,42 @@ def test_a_changed_file_adds_runs_and_keeps_those_that_were_started(folder, seed
     start(folder, first.runs[1], "interrupted")
     second = freeze_plan(folder, seeds(1, 3))
     assert [(run.name, run.in_spec) for run in second.runs] == [
+        (first.runs[0].name, False),
         (first.runs[1].name, True),
         (seeds(3).runs[0].name, True),
-        (first.runs[0].name, False),
     ]
-    assert second.wanted == second.runs[:2]
+    assert second.wanted == second.runs[1:]
+
+
+def test_cheaper_runs_that_are_added_do_not_move_what_was_started(folder, grid):
+    def sizes(*images):
+        return make_plan(grid(train__images=list(images), routing__name="dense"))
+
+    first = freeze_plan(folder, sizes(320, 640, 960))
+    start(folder, first.runs[1])
+    plan = freeze_plan(folder, sizes(32, 640, 960, 320, 800))
+    assert [run.images for run in plan.runs] == [320, 640, 32, 800, 960]  # what is left is again ordered by cost
+    assert plan.runs[:2] == first.runs[:2]
+
+
+def test_a_new_run_never_takes_the_name_of_another(folder, seeds):
+    plan = seeds(0)
+    new = seeds(1).runs[0]
+    taken = plan.model_copy(update={"runs": [plan.runs[0].model_copy(update={"name": new.name})]})
+    start(folder, freeze_plan(folder, taken).runs[0])
+    names = [run.name for run in freeze_plan(folder, seeds(0, 1)).runs]
+    assert names == [new.name, f"{new.name}{new.config_id[6:]}"]
+
+
+def test_a_started_run_keeps_the_estimate_of_its_start(folder, seeds):
+    def promised(seconds, *numbers):
+        plan = seeds(*numbers)
+        estimate = Estimate(memory_gib=1.0, seconds=seconds, basis="told")
+        return plan.model_copy(update={"runs": [run.model_copy(update={"estimate": estimate}) for run in plan.runs]})
+
+    start(folder, freeze_plan(folder, promised(10.0, 0)).runs[0])
+    plan = freeze_plan(folder, promised(99.0, 0, 1))
+    assert [run.estimate.seconds for run in plan.runs] == [10.0, 99.0]
 
 
 def test_a_run_that_is_asked_for_again_is_wanted_again(folder, seeds):
@@ -65,9 +97,9 @@ def test_a_damaged_plan_is_named_with_the_way_out(folder, text, message):
         folder.read_plan()
 
 
-def test_two_sweeps_in_one_folder_at_once_are_refused(folder):
-    refused = pytest.raises(SpecError, match=r"is being run by process \d+ on .*Wait for it")
-    with folder.lock(), refused, folder.lock():
+def test_while_one_sweep_plans_another_waits(folder):
+    refused = pytest.raises(SpecError, match=r"is being planned by process \d+ on .*Wait for it")
+    with folder.lock(), refused, folder.lock(timeout_seconds=0.2):
         pass
     with folder.lock():
         pass

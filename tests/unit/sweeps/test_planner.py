@@ -8,7 +8,8 @@ from experiments.config.budget import budget
 from experiments.config.identity import config_id
 from experiments.config.overrides import load_config
 from experiments.errors import ConfigError
-from sweeps.planner import make_plan, with_unique_names
+from sweeps.planner import Costs, make_plan, with_unique_names
+from sweeps.spec import parse_spec
 
 
 def test_combinations_with_the_same_config_are_one_run(grid):
@@ -66,3 +67,89 @@ def test_runs_whose_short_names_collide_get_longer_ones(grid):
     collided = with_unique_names([run.model_copy(update={"name": "nano-abcdef"}) for run in runs])
     assert [run.name for run in collided] == [f"nano-abcdef{run.config_id[6:]}" for run in runs]
     assert with_unique_names(runs) == runs
+
+
+def random_spec(run_cap, **parameters):
+    content = {"program": "ecdit", "method": "random", "run_cap": run_cap, "parameters": parameters}
+    return parse_spec(content, default_name="drawn")
+
+
+LEARNING_RATE = {"optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}}
+SEEDS = {"seed": {"min": 0, "max": 9}}
+
+
+def ids(plan):
+    return {run.config_id for run in plan.runs}
+
+
+def test_a_random_sweep_is_the_same_every_time_and_as_long_as_asked():
+    first, second = (make_plan(random_spec(20, **LEARNING_RATE, **SEEDS)) for _ in range(2))
+    assert first == second
+    assert len(ids(first)) == len(first.runs) == 20
+
+
+def test_a_longer_random_sweep_holds_the_shorter_one_and_another_seed_holds_others():
+    ten, twenty = (make_plan(random_spec(count, **LEARNING_RATE)) for count in (10, 20))
+    assert ids(ten) < ids(twenty)
+    assert not ids(ten) & ids(make_plan(random_spec(10, **LEARNING_RATE), ["ecdit.seed=1"]))
+
+
+def test_a_random_sweep_draws_on_past_repetitions_and_ends_when_there_is_no_more():
+    assert len(ids(make_plan(random_spec(10, **SEEDS)))) == 10
+    assert len(ids(make_plan(random_spec(100, **SEEDS)))) == 10
+    dense = {"routing.name": {"value": "dense"}, "routing.num_experts": {"min": 2, "max": 2000}, "seed": {"value": 0}}
+    plan = make_plan(random_spec(3, **dense))  # every draw comes to the same config
+    assert (len(plan.runs), plan.num_merged) == (1, 0)
+
+
+def test_the_seed_of_the_draws_is_a_whole_number():
+    with pytest.raises(ConfigError, match=r"ecdit\.seed=x is not a whole number"):
+        make_plan(random_spec(1, **SEEDS), ["ecdit.seed=x"])
+
+
+def test_iso_flop_runs_spend_their_budget_and_are_ordered_by_it(grid):
+    plan = make_plan(grid(ecdit__train_flops=[2e11, 1e11], model__name=["micro", "nano"]))
+    assert [run.train_flops_budget for run in plan.runs] == [1e11, 1e11, 2e11, 2e11]
+    assert all(abs(run.train_flops_mismatch) < 0.1 for run in plan.runs)
+    assert all(run.train_flops == run.train_flops_budget * (1 + run.train_flops_mismatch) for run in plan.runs)
+
+
+def test_images_on_the_command_line_replace_a_flop_budget_and_the_other_way_round(grid):
+    plan = make_plan(grid(ecdit__train_flops=[1e11, 2e11]), ["train.images=64"])
+    assert plan.num_merged == 0
+    assert [(run.images, run.train_flops_budget) for run in plan.runs] == [(64, None)]
+    back = make_plan(grid(train__images=64), ["ecdit.train_flops=1e11"])
+    assert [run.train_flops_budget for run in back.runs] == [1e11]
+
+
+def test_every_moe_arm_gets_a_dense_run_of_its_activated_parameters(grid):
+    arms = ["routing.name=dense", "routing.name=switch", "routing.name=expert_choice routing.capacity_factor=4"]
+    plan = make_plan(grid(arm=arms, ecdit__iso_activation=[None, "ffn_factor"]))
+    by_name = {run.name: run for run in plan.runs}
+    matched = [run for run in plan.runs if run.matched_run is not None]
+    assert len(plan.runs) == 5  # dense is its own match
+    assert {by_name[run.matched_run].config["routing"]["name"] for run in matched} == {"switch", "expert_choice"}
+    for run in matched:
+        assert run.config["routing"]["name"] == "dense"
+        assert run.matched_params_active == by_name[run.matched_run].params_active
+        assert abs(run.params_active_mismatch) < 0.001
+
+
+def test_an_impossible_design_is_named_with_its_combination(grid):
+    with pytest.raises(
+        ConfigError, match=r"does not pay for half a batch .*In the combination ecdit\.train_flops=1000\.0"
+    ):
+        make_plan(grid(ecdit__train_flops=1e3))
+
+
+def test_a_budget_is_computed_once_for_each_model_and_is_that_of_the_model():
+    costs = Costs()
+    for settings in (
+        ["model=nano"],
+        ["model=micro"],
+        ["train.accumulation=4", "routing=switch"],
+        ["train.mask_ratio=0.5"],
+    ):
+        one, other = (load_config([*settings, f"seed={seed}", f"optim.learning_rate={seed + 1}"]) for seed in (0, 1))
+        assert costs(one) is costs(other)
+        assert costs(one) == budget(one)

@@ -62,9 +62,9 @@ def test_time_left_of_a_run_is_at_its_last_rate(run_dir):
 def test_the_validation_loss_is_the_newest_of_the_raw_weights(run_dir):
     common = {"num_samples": 8, "seed": 0}
     rows = [
+        EvalRow(images_seen=32, metric="val_loss", value=0.3, weights="raw", **common),
         EvalRow(images_seen=64, metric="val_loss", value=0.1, weights="raw", **common),
         EvalRow(images_seen=64, metric="val_loss", value=0.2, weights="ema", **common),
-        EvalRow(images_seen=32, metric="val_loss", value=0.3, weights="raw", **common),
         EvalRow(images_seen=96, metric="val_loss_t0", value=0.4, weights="ema", **common),
     ]
     run_dir.path.mkdir(parents=True)

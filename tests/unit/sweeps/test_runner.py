@@ -56,9 +56,8 @@ def test_a_run_is_judged_by_its_status_and_not_by_its_exit_code(run, seeds):
 def test_finished_runs_are_left_alone(run, seeds, folder):
     plan = seeds(0, 1)
     assert run(plan).exit_code == 0
-    before = {
-        path: path.stat().st_mtime_ns for path in folder.path.rglob("*") if path.is_file() and path.name != ".lock"
-    }
+    files = [path for path in folder.path.rglob("*") if path.is_file() and "claims" not in path.parts]
+    before = {path: path.stat().st_mtime_ns for path in files}
     assert run(plan, "0=crash", "1=crash").exit_code == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
@@ -73,6 +72,39 @@ def test_a_failed_run_is_tried_again_by_the_same_command(run, seeds):
 def test_a_failure_is_not_explained_with_the_reason_of_the_last_attempt(run, seeds):
     run(seeds(0), "0=fail")
     assert run(seeds(0), "0=mute").runs[0].reason == "threads 1 behaviour mute"
+
+
+def test_a_run_that_was_killed_is_tried_again_and_one_that_failed_is_not(run, seeds, folder):
+    texts = []
+    result = run(
+        seeds(0, 1, 2), "0=die_once", "1=fail", "2=crash", retries=1,
+        on_progress=lambda snapshot: texts.extend(event.text for event in snapshot.events),
+    )  # fmt: skip
+    assert states(result) == ["done", "failed", "failed"]
+    assert texts == ["killed by SIGKILL, perhaps for lack of memory; tried again in 0 s (1 of 1)"]
+    starts = [folder.run_dir(planned).log.read_text().count("threads 1") for planned in seeds(0, 1, 2).runs]
+    assert starts == [2, 1, 1]
+
+
+def test_what_is_killed_every_time_fails_in_the_end(run, seeds):
+    result = run(seeds(0), "0=die", retries=1)
+    assert states(result) == ["failed"]
+    assert result.runs[0].reason == "killed by SIGKILL, perhaps for lack of memory, 2 times"
+
+
+def test_a_run_that_gives_no_sign_is_ended_and_holds_up_no_other(run, seeds):
+    started = time.monotonic()
+    result = run(seeds(0, 1), "0=hang", num_slots=1, timeout_seconds=2.0)
+    assert time.monotonic() - started < 20
+    assert states(result) == ["failed", "done"]
+    assert result.runs[0].reason == "gave no sign for 2 s"
+
+
+def test_failed_runs_are_left_alone_when_asked_to(run, seeds):
+    run(seeds(0), "0=fail")
+    result = run(seeds(0), retry_failed=False)
+    assert states(result) == ["failed"]
+    assert result.runs[0].reason == "the loss is not finite in blocks.1"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -8,30 +8,58 @@ import jsonschema
 import pytest
 import yaml
 
-from experiments.config.overrides import load_config
+from experiments.config.designs import load_designed
 from experiments.errors import SpecError
 from sweeps.planner import make_plan
 from sweeps.spec import COMMAND, find_spec, load_spec, parse_spec, shipped_specs
 
 SMALL = {"program": "ecdit", "method": "grid", "parameters": {"seed": {"values": [0, 1]}}}
 
-# The documented keys of a grid (docs.wandb.ai/models/sweeps/sweep-config-keys), closed to any other.
-PARAMETER = {"minProperties": 1, "maxProperties": 1, "properties": {"value": {}, "values": {"minItems": 1}}}
+# What W&B's own JSON schema accepts (the file that its server and its client check with), closed to any other key.
+
+
+def _form(*required, **properties):
+    return {"required": list(required), "properties": properties, "additionalProperties": False}
+
+
+NUMBER, WHOLE, LIST = {"type": "number"}, {"type": "integer"}, {"type": "array", "minItems": 1}
+SPREAD = {"mu": NUMBER, "sigma": {**NUMBER, "minimum": 0}}
+Q = {"q": {**NUMBER, "exclusiveMinimum": 0}}
+PARAMETER_FORMS = [
+    _form("value", value={}, distribution={"const": "constant"}),
+    _form("values", values=LIST, distribution={"const": "categorical"}),
+    _form("values", "probabilities", values=LIST, probabilities=LIST, distribution={}),
+    _form("min", "max", min=WHOLE, max=WHOLE, distribution={"const": "int_uniform"}),
+    _form("min", "max", min=NUMBER, max=NUMBER, distribution={"const": "uniform"}),
+    _form("min", "max", "distribution", min=NUMBER, max=NUMBER,
+          distribution={"enum": ["log_uniform", "log_uniform_values"]}),
+    _form("min", "max", "distribution", min=NUMBER, max=NUMBER, **Q,
+          distribution={"enum": ["q_uniform", "q_log_uniform", "q_log_uniform_values"]}),
+    _form("distribution", **SPREAD, distribution={"enum": ["normal", "log_normal"]}),
+    _form("distribution", **SPREAD, **Q, distribution={"enum": ["q_normal", "q_log_normal"]}),
+    _form("parameters", parameters={"$ref": "#/$defs/parameters"}),
+]  # fmt: skip
 WANDB_SCHEMA = {
+    "$defs": {
+        "parameters": {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_.-]*$"},
+            "additionalProperties": {"anyOf": PARAMETER_FORMS},
+        }
+    },
     "type": "object",
     "required": ["program", "method", "parameters"],
     "additionalProperties": False,
     "properties": {
         "program": {"type": "string"},
         "command": {"type": "array", "items": {"type": "string"}},
-        "method": {"enum": ["grid"]},
+        "method": {"enum": ["grid", "random"]},
         "name": {"type": "string"},
         "description": {"type": "string"},
+        "run_cap": {"type": "integer", "exclusiveMinimum": 0},
         "metric": {"required": ["name"], "properties": {"name": {}, "goal": {}}, "additionalProperties": False},
-        "parameters": {
-            "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_.-]*$"},
-            "additionalProperties": {**PARAMETER, "additionalProperties": False},
-        },
+        "parameters": {"$ref": "#/$defs/parameters"},
     },
 }
 
@@ -50,7 +78,7 @@ def test_shipped_specs_are_wandb_sweeps_and_plan(name):
 
 
 def test_the_specs_of_the_study_are_shipped():
-    assert {"quickstart", "routing_comparison", "scaling", "capacity"} <= set(shipped_specs())
+    assert {"quickstart", "routing_comparison", "scaling", "capacity", "isoflop"} <= set(shipped_specs())
 
 
 @pytest.mark.parametrize("name", shipped_specs())
@@ -58,11 +86,11 @@ def test_a_run_is_given_what_the_wandb_agent_would_give_it(name):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
     loaded = load_spec(name)
-    choices = {key: parameter.choices() for key, parameter in sorted(loaded.parameters.items())}
+    choices = {key: parameter.choices() or [] for key, parameter in sorted(loaded.parameters.items())}
     values = [next(iter(given)) for given in choices.values()]
     agent = create_sweep_command_args({"args": {k: {"value": v} for k, v in zip(choices, values, strict=True)}})
     assert next(loaded.combinations()) == agent["args_no_hyphens"]
-    load_config(agent["args_no_hyphens"])
+    load_designed(agent["args_no_hyphens"])
 
 
 def test_the_last_parameter_by_name_is_the_fastest():
@@ -84,6 +112,28 @@ def test_run_cap_keeps_the_first_runs():
     assert list(spec(run_cap=1).combinations()) == [["seed=0"]]
 
 
+def draws(count, seed=None, replaced=(), **changes):
+    lr = {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}
+    parameters = {"optim.learning_rate": lr, "seed": {"min": 0, "max": 99}, **changes}
+    drawing = spec(method="random", run_cap=5, parameters=parameters).combinations(replaced, seed)
+    return list(itertools.islice(drawing, count))
+
+
+def test_random_draws_follow_from_the_seed():
+    assert draws(5) == draws(5) == draws(5, seed=0) == draws(5, **{"ecdit.seed": {"value": 0}}, replaced=["ecdit.seed"])
+    assert draws(5) != draws(5, seed=1) == draws(5, seed=1)
+    assert draws(3) == draws(5)[:3]
+
+
+def test_random_draws_are_the_same_in_every_version():
+    assert draws(4, replaced=["optim.learning_rate"]) == [["seed=48"], ["seed=77"], ["seed=94"], ["seed=60"]]
+
+
+def test_adding_or_replacing_a_drawn_parameter_leaves_the_others_as_they_are():
+    assert draws(4, replaced=["optim.learning_rate"]) == [words[1:] for words in draws(4)]
+    assert [words[1:] for words in draws(4, data={"parameters": {"seed": {"min": 0, "max": 5}}})] == draws(4)
+
+
 def test_settings_in_the_command_hold_for_all_runs():
     command = ["${env}", "ecdit", "train", "train.images=64", "${args_no_hyphens}"]
     assert spec(command=command, project="mine").fixed_settings() == ["wandb.project=mine", "train.images=64"]
@@ -96,21 +146,28 @@ def test_none_and_booleans_are_values():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "bayes"}, r"method: bayes is not run by ecdit sweep, only grid\. Run .*wandb agent"),
-        ({"method": "random"}, r"method: random .*wandb agent"),
+        ({"method": "bayes"}, r"method: bayes is not run by ecdit sweep, only grid and random\. Run .*wandb agent"),
+        ({"method": "random"}, r"method: random has no end without run_cap\. Write for example `run_cap: 20`"),
+        (
+            {"parameters": {"a": {"parameters": {"b": {"distribution": "beta"}}}}},
+            r"parameters\.a\.b: distribution beta is not drawn by ecdit sweep\. Run .*wandb agent",
+        ),
         ({"early_terminate": {"type": "hyperband"}}, r"early_terminate is not run by ecdit sweep\. Run .*wandb agent"),
-        ({"method": "gird"}, r"method: Input should be 'grid'"),
+        ({"method": "gird"}, r"method: Input should be 'grid' or 'random'"),
         ({"paramters": {}}, r"paramters is not a key of a W&B sweep\. Did you mean 'parameters'\?"),
         ({"parameters": {"seed": {"vaules": [1]}}}, r"parameters\.seed\.vaules .*Did you mean 'values'\?"),
         ({"metric": {"name": "val_loss", "gaol": "minimize"}}, r"metric\.gaol .*Did you mean 'goal'\?"),
-        ({"parameters": {"seed": {"value": 1, "values": [1]}}}, r"parameters\.seed: give one of value, values"),
+        (
+            {"parameters": {"seed": {"value": 1, "values": [1]}}},
+            r"parameters\.seed: constant takes value, not value and values",
+        ),
         ({"parameters": {"seed": {"values": []}}}, r"parameters\.seed\.values: "),
         (
             {"parameters": {"seed": {"value": 1, "distribution": "categorical"}}},
-            r"distribution categorical does not go",
+            r"parameters\.seed: categorical takes values, not value",
         ),
         ({"parameters": {"seed": {"min": 3, "max": 1}}}, r"parameters\.seed: min 3 is not less than max 1"),
-        ({"parameters": {"lr": {"min": 0.1, "max": 0.5}}}, r"parameters\.lr\.min: .*integer"),
+        ({"parameters": {"lr": {"min": "low", "max": 0.5}}}, r"parameters\.lr\.min"),
         ({"parameters": {"learning rate": {"value": 1}}}, r"'learning rate' is not a name W&B accepts"),
         ({"parameters": {"seed": [0, 1]}}, r"parameters\.seed: "),
         ({"parameters": {}}, r"parameters: "),
@@ -141,6 +198,19 @@ def test_a_setting_given_dotted_and_nested_is_refused():
     parameters = {"seed": {"value": 0}, "a": {"parameters": {"b": {"value": 0}}}, "a.b": {"value": 1}}
     with pytest.raises(SpecError, match=r"a\.b is given twice"):
         next(spec(parameters=parameters).combinations())
+
+
+def test_a_range_without_steps_has_no_grid():
+    with pytest.raises(
+        SpecError, match=r"parameters\.a\.lr: a grid cannot hold every value of uniform\. Use method: ran"
+    ):
+        next(spec(parameters={"a": {"parameters": {"lr": {"min": 0.1, "max": 0.5}}}}).combinations())
+
+
+@pytest.mark.parametrize("given", [{"value": "one"}, {"values": [0, 1]}, {"value": True}])
+def test_the_seed_of_the_draws_is_one_whole_number(given):
+    with pytest.raises(SpecError, match=r"ecdit\.seed is not one whole number\. Write `ecdit\.seed: \{value: 1\}`"):
+        draws(1, **{"ecdit.seed": given})
 
 
 def test_a_grid_that_is_too_large_is_taken_for_a_slip():

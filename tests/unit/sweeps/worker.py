@@ -94,6 +94,19 @@ def die(writer, images_seen):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_once(writer, images_seen):
+    """Killed on its first start only."""
+    marker = writer.run_dir.path / "died"
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(writer, images_seen):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+
+
 def wait_for_stop(writer, images_seen):
     def save(number, frame):
         writer.status("interrupted", images_seen, "SIGTERM")
@@ -116,6 +129,8 @@ BEHAVIOURS = {
     "crash": crash,
     "fail": fail,
     "die": die,
+    "die_once": die_once,
+    "hang": hang,
     "wait_for_stop": wait_for_stop,
     "ignore_stop": ignore_stop,
 }

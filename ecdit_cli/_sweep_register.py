@@ -1,0 +1,50 @@
+"""`ecdit sweep --register`: the same file as a sweep on the W&B server, whose agents then run it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Sequence
+
+from ecdit_cli._console import talk
+
+
+def register(spec: str, overrides: Sequence[str]) -> str:
+    """Create the sweep; returns `entity/project/id`. An `EcditError` without a key, or where the server refuses."""
+    from experiments.errors import EcditError
+    from sweeps.spec import find_spec, load_spec
+
+    checked = load_spec(spec)
+    if overrides:
+        raise EcditError("--register takes the sweep file as it is.", "Write the settings into its command.")
+    if not _has_key():
+        raise EcditError("No W&B key is configured.", "Log in with `wandb login`, or set WANDB_API_KEY.")
+    import wandb
+    import yaml
+
+    content = yaml.safe_load(find_spec(spec).read_text(encoding="utf-8"))
+    content.setdefault("name", checked.name)
+    project = checked.project or os.environ.get("WANDB_PROJECT") or "ecdit"
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):  # it prints the id and the address
+            name = wandb.sweep(content, entity=checked.entity, project=project)
+    except (wandb.Error, ValueError, OSError) as error:
+        raise EcditError(f"W&B did not create the sweep: {error}", "Check the key and the server.") from error
+    for line in said.getvalue().splitlines():
+        talk().print(line, soft_wrap=True, highlight=False, markup=False)
+    return "/".join(part for part in (checked.entity, project, name) if part)
+
+
+def _has_key() -> bool:
+    """Of the server that is configured; in the environment or in netrc, as wandb looks for it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import wandb
+
+    return bool(wandb.Api().api_key) if _has_netrc() else False
+
+
+def _has_netrc() -> bool:
+    return os.path.exists(os.environ.get("NETRC") or os.path.expanduser("~/.netrc"))

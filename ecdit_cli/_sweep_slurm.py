@@ -1,0 +1,63 @@
+"""`ecdit sweep --executor slurm`: what will be submitted, and submitting it. The jobs then go on alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ecdit_cli._console import Column, print_json, print_rows, talk
+
+if TYPE_CHECKING:
+    from sweeps.cluster import Cluster
+    from sweeps.folder import SweepFolder
+    from sweeps.plan import Plan, PlannedRun
+
+COLUMNS = (Column("name", "run"), Column("state", "state"), Column("job", "job"))
+
+
+def cluster_of(spec: str, file: Path | None, plan: Plan) -> Cluster:
+    """The cluster of a file, or of the sweep file; rules that fit no run are said."""
+    from sweeps.cluster import load_cluster
+    from sweeps.spec import find_spec
+
+    cluster = load_cluster(file or find_spec(spec))
+    for rule in cluster.idle_rules(run.config for run in plan.wanted):
+        talk().print(f"No run fits the rule {rule}.", soft_wrap=True, highlight=False, markup=False)
+    return cluster
+
+
+def batch_scripts(folder: SweepFolder, plan: Plan, cluster: Cluster) -> list[str]:
+    """The script of every job array."""
+    from sweeps.slurm import batch_script, job_arrays
+
+    return [batch_script(folder, plan.sweep, array) for array in job_arrays(plan.wanted, cluster)]
+
+
+def submit_sweep(folder: SweepFolder, asked: Plan, cluster: Cluster, retry_failed: bool, as_json: bool) -> None:
+    """Queue what is not done, running or queued; failed runs only when asked to."""
+    from sweeps.progress import read_progress
+    from sweeps.runner import freeze_plan
+    from sweeps.slurm import submit
+
+    with folder.lock():
+        plan = freeze_plan(folder, asked)
+
+        def is_left(run: PlannedRun) -> bool:
+            return not retry_failed and read_progress(folder.run_dir(run), evaluations=False).state == "failed"
+
+        left = [run for run in plan.wanted if is_left(run)]
+        result = submit(folder, plan.sweep, [run for run in plan.wanted if run not in left], cluster)
+    rows = [
+        *({"name": name, "state": "submitted", "job": job} for name, job in result.submitted.items()),
+        *({"name": name, "state": "queued before", "job": job} for name, job in result.queued.items()),
+        *({"name": name, "state": "running"} for name in result.running),
+        *({"name": name, "state": "done"} for name in result.done),
+        *({"name": run.name, "state": "failed"} for run in left),
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        print_rows(rows, COLUMNS, as_json=False)
+    if left:
+        talk().print(f"{len(left)} failed runs were left alone: --retry-failed submits them again.", soft_wrap=True)
+    talk().print(f"Where they stand: ecdit status {folder.path}", soft_wrap=True, highlight=False)

@@ -1,0 +1,178 @@
+"""Designs that are settings of a run only in relation to others: equal FLOPs, and equal activated parameters.
+
+They are written among the settings under `ecdit.`, so that a sweep file with them is a W&B sweep, and `ecdit train`
+understands what a W&B agent passes:
+
+- `ecdit.train_flops=1e13`: train as many images as that many FLOPs pay for, in whole batches, in place of
+  `train.images` (isoFLOP profiles: Hoffmann et al. 2022, arXiv 2203.15556, section 3.2).
+- `ecdit.iso_activation=ffn_factor` or `width`: not this run with experts, but the dense one that activates as many
+  parameters, by a wider feed-forward or a wider model; everything else stays, the depth too. A dense run is its own
+  match. `None`: the run itself.
+- `ecdit.seed`: of a random sweep's draws; `ecdit.cluster`: where it runs (`sweeps/cluster.py`). Both mean nothing to a
+  run.
+
+A resolved config knows nothing of how it was designed. What the settings themselves mean is `overrides.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.config.budget import Budget, budget, hidden_width
+from experiments.config.checks import check_config
+from experiments.config.identity import run_name
+from experiments.config.overrides import ARM, load_config
+from experiments.config.routers import routing_defaults
+from experiments.config.schema import RoutingConfig, RunConfig
+from experiments.errors import ConfigError, did_you_mean
+
+PREFIX = "ecdit."
+TRAIN_FLOPS = f"{PREFIX}train_flops"
+ISO_ACTIVATION = f"{PREFIX}iso_activation"
+SEED = f"{PREFIX}seed"
+CLUSTER = f"{PREFIX}cluster"
+DESIGNS = (TRAIN_FLOPS, ISO_ACTIVATION, SEED, CLUSTER)
+NONE = ("None", "none", "null", "")
+
+CostOf = Callable[[RunConfig], Budget]
+
+
+@dataclass(frozen=True)
+class DesignedConfig:
+    """A resolved config and what its design asked for; None where nothing was asked."""
+
+    config: RunConfig
+    train_flops_budget: float | None = None
+    matched_run: str | None = None
+    """Name of the run with experts that this dense one is matched to."""
+    matched_params_active: int | None = None
+    """Activated parameters of that run."""
+
+
+def load_designed(overrides: Sequence[str] = (), file: Path | None = None, cost_of: CostOf = budget) -> DesignedConfig:
+    """`load_config` for settings that may hold designs. `cost_of` may remember budgets.
+
+    Raises `ConfigError` for a design that does not exist or cannot be met.
+    """
+    plain, designs = separate(overrides)
+    config = load_config(plain, file)
+    way = _iso_activation(designs.get(ISO_ACTIVATION, "None"))
+    flops = _train_flops(designs.get(TRAIN_FLOPS, "None"))
+    if flops is not None and any(setting.startswith("train.images=") for setting in plain):
+        raise ConfigError(f"train.images and {TRAIN_FLOPS} both say how long to train.", "Give only one of them.")
+    if way is None or config.routing.name == "dense":
+        return DesignedConfig(_with_horizon(config, flops, cost_of), flops)
+    dense = _matched(config, way, cost_of)
+    return DesignedConfig(
+        config=_with_horizon(dense, flops, cost_of),
+        train_flops_budget=flops,
+        matched_run=run_name(_with_horizon(config, flops, cost_of)),
+        matched_params_active=cost_of(config).params_active,
+    )
+
+
+def separate(overrides: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Overrides without designs, and the designs among them by name; the later one wins. Arms are looked into."""
+    plain: list[str] = []
+    designs: dict[str, str] = {}
+    for key, text in _pairs(overrides):
+        if not key.startswith(PREFIX):
+            plain.append(f"{key}={text}" if text is not None else key)
+        elif key not in DESIGNS:
+            raise ConfigError(f"{key!r} is not a design.", did_you_mean(key, DESIGNS))
+        elif text is None:
+            raise ConfigError(f"{key!r} is not KEY=VALUE.", f"Write for example {TRAIN_FLOPS}=1e13.")
+        else:
+            designs[key] = text
+    return plain, designs
+
+
+def _pairs(overrides: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    for override in overrides:
+        key, equals, text = override.removeprefix("--").partition("=")
+        if key.strip() == ARM:
+            yield from _pairs(text.split())
+        else:
+            yield key.strip(), text.strip() if equals else None
+
+
+def _iso_activation(text: str) -> str | None:
+    if text in NONE:
+        return None
+    if text not in MATCHES:
+        raise ConfigError(f"{ISO_ACTIVATION}={text} is not a way to match.", did_you_mean(text, [*MATCHES, "None"]))
+    return text
+
+
+def _train_flops(text: str) -> float | None:
+    if text in NONE:
+        return None
+    try:
+        flops = float(text)
+    except ValueError:
+        flops = 0.0
+    if not 0 < flops < float("inf"):
+        raise ConfigError(f"{TRAIN_FLOPS}={text} is not a number of FLOPs.", f"Write for example {TRAIN_FLOPS}=1e13.")
+    return flops
+
+
+def _with_horizon(config: RunConfig, flops: float | None, cost_of: CostOf) -> RunConfig:
+    """`config` for as many whole batches as come nearest to `flops`."""
+    if flops is None:
+        return config
+    batch_flops = cost_of(config).train_flops_per_image * config.train.batch_images
+    num_batches = round(flops / batch_flops)
+    if num_batches < 1:
+        raise ConfigError(
+            f"{TRAIN_FLOPS}={flops:g} does not pay for half a batch of {config.model.name}: "
+            f"{config.train.batch_images} images take {batch_flops:.2g}.",
+            f"Use at least {TRAIN_FLOPS}={batch_flops:.2g}, or a smaller train.batch_images.",
+        )
+    images = num_batches * config.train.batch_images
+    return config.model_copy(update={"train": config.train.model_copy(update={"images": images})})
+
+
+def _matched(config: RunConfig, way: str, cost_of: CostOf) -> RunConfig:
+    """The dense config that activates nearest to as many parameters as `config` does."""
+    dense = config.model_copy(update={"routing": DENSE})
+    matched = MATCHES[way](dense, cost_of(config).params_active, cost_of)
+    check_config(matched)
+    return matched
+
+
+def _match_ffn_factor(dense: RunConfig, target: int, cost_of: CostOf) -> RunConfig:
+    """Every column of every feed-forward is 2 d parameters, so the hidden width follows by division."""
+    model, per_column = dense.model, 2 * dense.model.width * dense.model.num_layers
+    hidden = hidden_width(dense, model.ffn_factor) + round((target - cost_of(dense).params_active) / per_column)
+    return _with_model(dense, ffn_factor=max(1, hidden) / model.width)
+
+
+def _match_width(dense: RunConfig, target: int, cost_of: CostOf) -> RunConfig:
+    """Parameters grow with the width, which must divide into heads of even size: bisection over those widths."""
+    step = 2 * dense.model.num_heads
+
+    def params_active(count: int) -> int:
+        return cost_of(_with_model(dense, width=count * step)).params_active
+
+    low, high = 1, 2
+    while params_active(high) < target:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if params_active(middle) < target else (low, middle)
+    nearest = min((low, high), key=lambda count: abs(params_active(count) - target))
+    return _with_model(dense, width=nearest * step)
+
+
+def _with_model(config: RunConfig, **changes: float) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update=changes)})
+
+
+DENSE = RoutingConfig.model_validate(routing_defaults({"name": "dense"}))
+MATCHES: dict[str, Callable[[RunConfig, int, CostOf], RunConfig]] = {
+    "ffn_factor": _match_ffn_factor,
+    "width": _match_width,
+}
+"""Ways to give a dense run a number of activated parameters."""

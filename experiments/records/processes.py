@@ -1,0 +1,98 @@
+"""Which process: told apart from all others of all machines and all times, and whether it still lives.
+
+A process id is used again, and a moved clock makes a process look younger than what it wrote; so a process is known by
+its id, the start of its machine, and the tick since then at which it began, which no clock moves.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from experiments.records.provenance import host_name
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, told apart from all others of all machines and all times. `began` is in ticks since `boot`."""
+
+    host: str
+    machine: str
+    boot: str
+    processes: str
+    pid: int
+    began: str
+    job: str | None = None
+
+    @classmethod
+    def of(cls, pid: int | None = None) -> Self:
+        """This process, or another one of this machine."""
+        pid = os.getpid() if pid is None else pid
+        return cls(*_this_machine(), pid=pid, began=_began(pid) or "", job=os.environ.get("SLURM_JOB_ID"))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its process id means something here: same machine, same view of processes (containers)."""
+        here = _this_machine()
+        return (self.host, self.machine, self.processes) == (here[0], here[1], here[3])
+
+    def is_dead(self) -> bool | None:
+        """Whether the process is surely gone; None where that cannot be known from here.
+
+        A Slurm job runs once at a time: what an earlier start of this very job holds is dead, on whichever node it was.
+        """
+        if not self.is_local:
+            return True if self.job is not None and self.job == os.environ.get("SLURM_JOB_ID") else None
+        return self.boot != _this_machine()[2] or _began(self.pid) != self.began
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"process {self.pid} on {self.host}"
+
+
+@cache
+def _this_machine() -> tuple[str, str, str, str]:
+    """Host name, machine id, boot id, and which view of its processes this is."""
+    return (
+        host_name(),
+        _first_line("/etc/machine-id"),
+        _first_line("/proc/sys/kernel/random/boot_id"),
+        _link("/proc/self/ns/pid"),
+    )
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _began(pid: int) -> str | None:
+    """When the process began, in ticks since the machine started; None when there is none or it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return None
+    if Path("/proc/self/stat").exists():
+        return None
+    try:  # without /proc: macOS
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return None

@@ -1,0 +1,202 @@
+"""What the executor and the planner cost, measured side by side in one run. Free of torch.
+
+`measure_executor`: tiny runs through the executor against as many `ecdit train` processes in the same slots, and what
+the process of the sweep itself takes while they run. `measure_plan` and `measure_status`: planning a large sweep, and
+reading where it stands from its folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from experiments.errors import RunFailedError
+from experiments.records.schema import EvalRow, Record, Status, StepRow
+from sweeps.folder import SweepFolder
+from sweeps.plan import Plan, PlannedRun
+from sweeps.planner import make_plan
+from sweeps.progress import read_sweep
+from sweeps.slots import Slot, choose_slots
+from sweeps.spec import parse_spec
+from sweeps.workers import TRAIN
+
+Row = dict[str, Any]
+
+TINY = (
+    "model.name=nano", "model.num_layers=2", "routing.num_experts=4", "train.images=16", "train.batch_images=8",
+    "log.every_images=8", "eval.every_images=16", "eval.images=8", "eval.batch_images=8", "eval.sample_images=0",
+    "checkpoint.every_images=16", "train.precision=fp32", "optim.warmup_images=8", "wandb.mode=disabled",
+)  # fmt: skip
+"""A run that is over as soon as it has begun: what is left is the cost of starting it."""
+NUM_TINY_RUNS = 24
+NUM_PLANNED_RUNS = 10_000
+MAX_SECONDS_RATIO, MAX_CORE_SHARE, MAX_MEBIBYTES, MAX_SECONDS = 0.5, 0.02, 300.0, 5.0
+"""What the project promises: of the time of the processes, of one core, of memory, for 10,000 runs."""
+SWEEP_PROCESS = """
+import json, resource, sys
+from pathlib import Path
+from sweeps.bench import run_tiny_sweep
+said = run_tiny_sweep(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
+mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({**said, "mebibytes": mebibytes, "torch": "torch" in sys.modules}))
+"""
+
+
+def measure_sweep(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    num_runs: int = NUM_TINY_RUNS,
+    num_planned: int = NUM_PLANNED_RUNS,
+    on_part: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """All of it, in `folder`, which must be empty; `on_part` is called four times."""
+    swept = measure_executor(folder / "swept", overrides, num_runs)
+    on_part()
+    alone_seconds = measure_processes(folder / "alone", overrides, num_runs)
+    on_part()
+    name = f"{num_runs} tiny runs"
+    rows = [
+        _row(f"{name}: ecdit train, a process each", alone_seconds, "s"),
+        _row(f"{name}: ecdit sweep", swept["seconds"], "s", MAX_SECONDS_RATIO * alone_seconds),
+        _row(f"{name}: ratio", swept["seconds"] / alone_seconds, "", MAX_SECONDS_RATIO),
+        _row("the sweep's own process: share of a core", swept["core_share"], "", MAX_CORE_SHARE),
+        _row("the sweep's own process: memory at most", swept["mebibytes"], "MiB", MAX_MEBIBYTES),
+    ]
+    plan, seconds = measure_plan(num_planned)
+    rows.append(_row(f"planning {num_planned:,} runs", seconds, "s", MAX_SECONDS))
+    on_part()
+    seconds = measure_status(folder / "status", plan)
+    rows.append(_row(f"status of {num_planned:,} run folders", seconds, "s", MAX_SECONDS))
+    on_part()
+    return rows
+
+
+def measure_executor(out: Path, overrides: Sequence[str] = (), num_runs: int = NUM_TINY_RUNS) -> Row:
+    """Seconds of a sweep of tiny runs, and what its process took; start of the server included."""
+    command = [sys.executable, "-c", SWEEP_PROCESS, str(out), json.dumps(list(overrides)), str(num_runs)]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if answer.returncode != 0:
+        raise RunFailedError("The sweep of tiny runs failed.", f"See {out}.")
+    said: Row = json.loads(answer.stdout.splitlines()[-1])
+    if said["num_done"] != num_runs or said["torch"]:
+        raise RunFailedError(f"{said['num_done']} of {num_runs} tiny runs are done.", f"See {out}.")
+    return {**said, "core_share": said["cpu_seconds"] / said["seconds"]}
+
+
+def run_tiny_sweep(out: Path, overrides: Sequence[str], num_runs: int) -> Row:
+    """Seconds, those of this process on a core meanwhile, and how many runs are done. For a process of its own."""
+    from sweeps.local import LocalExecutor
+    from sweeps.runner import freeze_plan, run_sweep
+    from sweeps.workers import PreloadedLauncher
+
+    folder = SweepFolder(out)
+    with folder.lock():
+        plan = freeze_plan(folder, tiny_plan(num_runs, overrides))
+    started, cpu_started = time.perf_counter(), time.process_time()
+    executor = LocalExecutor(folder, choose_slots(num_runs), PreloadedLauncher(folder.server_log))
+    result = run_sweep(folder, plan, executor, lambda snapshot: None)
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
+        "num_done": sum(run.state == "done" for run in result.runs),
+    }
+
+
+def measure_processes(out: Path, overrides: Sequence[str] = (), num_runs: int = NUM_TINY_RUNS) -> float:
+    """Seconds of the same runs, each as `python -m ecdit_cli train`, in the same slots."""
+    folder, plan = SweepFolder(out), tiny_plan(num_runs, overrides)
+    slots: SimpleQueue[Slot] = SimpleQueue()
+    choice = choose_slots(num_runs)
+    for slot in choice:
+        slots.put(slot)
+
+    def train(run: PlannedRun) -> None:
+        slot = slots.get()
+        command = [*TRAIN, "--config", str(folder.write_config(run)), "--run-dir", str(folder.run_dir(run).path)]
+        done = subprocess.run(
+            command,
+            env={**os.environ, **slot.environment()},
+            preexec_fn=slot.pin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        slots.put(slot)
+        if done.returncode != 0:
+            raise RunFailedError(f"{' '.join(command)} ended with exit code {done.returncode}.")
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(len(choice)) as pool:
+        list(pool.map(train, plan.runs))
+    return time.perf_counter() - started
+
+
+def tiny_plan(num_runs: int, overrides: Sequence[str] = ()) -> Plan:
+    """Tiny runs that differ in the seed."""
+    content = {"program": "ecdit", "method": "grid", "parameters": {"seed": {"values": list(range(num_runs))}}}
+    return make_plan(parse_spec(content, default_name="bench"), [*TINY, *overrides])
+
+
+def measure_plan(num_runs: int = NUM_PLANNED_RUNS) -> tuple[Plan, float]:
+    """The plan of a large sweep, and how many seconds it took."""
+    parameters = {
+        "routing.name": {"values": ["dense", "expert_choice"]},
+        "model.name": {"values": ["nano", "micro"]},
+        "seed": {"values": list(range(num_runs // 4))},
+    }
+    spec = parse_spec({"program": "ecdit", "method": "grid", "parameters": parameters}, default_name="large")
+    started = time.perf_counter()
+    plan = make_plan(spec)
+    return plan, time.perf_counter() - started
+
+
+def measure_status(out: Path, plan: Plan, num_rows: int = 40) -> float:
+    """Seconds to read where each run of `plan` stands, from folders with as many rows."""
+    folder = SweepFolder(out)
+    folder.write_plan(plan)
+    steps, evaluations = _example_rows(num_rows)
+    for run in plan.runs:
+        run_dir = folder.run_dir(run)
+        run_dir.path.mkdir(parents=True)
+        status = Status(state="done", images_seen=run.images, images_total=run.images, heartbeat=time.time())
+        run_dir.status_json.write_text(status.model_dump_json(exclude_none=True))
+        run_dir.steps.write_bytes(steps)
+        run_dir.evals.write_bytes(evaluations)
+    started = time.perf_counter()
+    snapshot = read_sweep(out)
+    seconds = time.perf_counter() - started
+    assert snapshot.num_by_state["done"] == len(plan.runs)
+    return seconds
+
+
+def _example_rows(num_rows: int) -> tuple[bytes, bytes]:
+    steps = [
+        StepRow(
+            images_seen=images, flops=1e9 * images, seconds=images / 100, loss=0.5, learning_rate=1e-3, grad_norm=1.0,
+            images_per_second=100.0,
+        )
+        for images in range(1, num_rows + 1)
+    ]  # fmt: skip
+    evaluations = [
+        EvalRow(images_seen=images, metric=metric, value=0.5, num_samples=64, seed=0, weights="raw")
+        for images in range(1, num_rows + 1)
+        for metric in ("val_loss", *(f"val_loss_t{tenth}" for tenth in range(10)))
+    ]
+    return _lines(steps), _lines(evaluations)
+
+
+def _lines(rows: Sequence[Record]) -> bytes:
+    return b"".join(row.model_dump_json(exclude_none=True).encode() + b"\n" for row in rows)
+
+
+def _row(measure: str, value: float, unit: str, limit: float | None = None) -> Row:
+    row: Row = {"measure": measure, "value": value, "unit": unit}
+    return row if limit is None else {**row, "limit": limit, "holds": value <= limit}

@@ -1,0 +1,124 @@
+"""How fast this machine trains: a few steps of real training, timed in a process of its own.
+
+The planning process never imports torch. What is measured is model FLOP/s (forward and backward of the budget over
+seconds of an iteration), so it is only as general as the model: small models are slower per FLOP, and routers differ.
+`calibrate_plan` therefore measures the cheapest and the dearest model of a plan, and what lies between is interpolated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from experiments.config.budget import budget
+from experiments.config.memory import micro_batch_images
+from experiments.config.schema import RunConfig
+from experiments.errors import SpecError
+from experiments.records.layout import RunDir
+from sweeps.plan import Plan
+
+WARM_UP_STEPS = 3
+TIMED_STEPS = 8
+TIMEOUT_SECONDS = 300.0
+TRAIN = (sys.executable, "-m", "ecdit_cli", "train")
+
+
+@dataclass(frozen=True)
+class SpeedPoint:
+    """What one model reached on one process of this machine."""
+
+    train_flops_per_image: int
+    flops_per_second: float
+
+
+def calibrate(
+    config: RunConfig,
+    num_threads: int | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    command: Sequence[str] = TRAIN,
+) -> float:
+    """FLOP/s of one process that trains `config` here, with `num_threads` cores (default: all).
+
+    Takes a start of Python and torch and eleven steps. Raises `SpecError` when the training fails or takes longer than
+    `timeout_seconds`.
+    """
+    short = _short(config)
+    with tempfile.TemporaryDirectory() as folder:
+        file, run_dir = Path(folder) / "config.yaml", RunDir(Path(folder) / "run")
+        file.write_text(yaml.safe_dump(short.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        _train([*command, "--config", str(file), "--run-dir", str(run_dir.path)], num_threads, timeout_seconds)
+        rows = run_dir.read_rows(run_dir.steps).rows
+    rates = [float(row["images_per_second"]) for row in rows[WARM_UP_STEPS:]]
+    return statistics.median(rates) * budget(short).train_flops_per_image
+
+
+def calibrate_plan(
+    plan: Plan,
+    num_threads: int | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    command: Sequence[str] = TRAIN,
+) -> tuple[SpeedPoint, ...]:
+    """Of the models of `plan` that take the fewest and the most FLOPs for an image; one point where they are equal."""
+    by_cost = {run.train_flops_per_image: run for run in plan.wanted}
+    ends = dict.fromkeys((min(by_cost), max(by_cost))) if by_cost else {}
+    configs = {flops: RunConfig.model_validate(by_cost[flops].config) for flops in ends}
+    return tuple(
+        SpeedPoint(flops, calibrate(config, num_threads, timeout_seconds, command)) for flops, config in configs.items()
+    )
+
+
+def interpolate(points: Sequence[SpeedPoint], train_flops_per_image: int) -> float:
+    """FLOP/s for a model, linear between the logarithms of two points and constant beyond them."""
+    assert points, "nothing was measured"
+    ordered = sorted(points, key=lambda point: point.train_flops_per_image)
+    if train_flops_per_image <= ordered[0].train_flops_per_image:
+        return ordered[0].flops_per_second
+    for low, high in itertools.pairwise(ordered):
+        if train_flops_per_image <= high.train_flops_per_image:
+            start, end = math.log(low.train_flops_per_image), math.log(high.train_flops_per_image)
+            share = (math.log(train_flops_per_image) - start) / (end - start)
+            return math.exp((1 - share) * math.log(low.flops_per_second) + share * math.log(high.flops_per_second))
+    return ordered[-1].flops_per_second
+
+
+def _train(command: Sequence[str], num_threads: int | None, timeout_seconds: float) -> None:
+    environment = {**os.environ, **({} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)})}
+    hint = "Use --device to price the plan from a table, or leave the calibration out."
+    try:
+        ended = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=timeout_seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise SpecError(f"the calibration did not end in {timeout_seconds:.0f} s.", hint) from None
+    if ended.returncode != 0:
+        last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no message")
+        raise SpecError(f"the calibration failed: {last.strip()}", hint)
+
+
+def _short(config: RunConfig) -> RunConfig:
+    """Eleven steps of one process with the micro batch of `config`, a row each, and as good as no evaluation."""
+    batch = micro_batch_images(config) * config.train.accumulation
+    images = (WARM_UP_STEPS + TIMED_STEPS) * batch
+    changes = {
+        "train": {"images": images, "batch_images": batch},
+        "log": {"every_images": batch},
+        "eval": {
+            "every_images": images, "images": config.eval.batch_images, "sample_images": 0, "metric_images": 0,
+        },
+        "checkpoint": {"every_images": images},
+        "parallel": {"world": 1, "expert_parallel": 1},
+        "wandb": {"mode": "disabled"},
+    }  # fmt: skip
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=update) for name, update in changes.items()}
+    )

@@ -1,0 +1,252 @@
+"""Cluster files: what a run gets on a Slurm cluster, and which runs get something else.
+
+    partition: gpu
+    time: 12:00:00
+    gpus_per_node: 8
+    setup: [module load cuda, export NCCL_SOCKET_IFNAME=ib0]
+    rules:
+      - where: {model: XL}
+        nodes: 4
+
+In a sweep file the same keys, or the path of a cluster file beside it, are the value of the parameter `ecdit.cluster`
+(a place that W&B accepts) or stand under `ecdit: cluster:`. Rules are taken in turn: a later one wins, key by key.
+Values are read as they are written, because PyYAML takes 12:00:00 for 43200. Turning this into batch scripts is left
+to `slurm.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from experiments.config.overrides import expand
+from experiments.config.values import FALSE_SPELLINGS, TRUE_SPELLINGS, Scalar
+from experiments.errors import ConfigError, SpecError, did_you_mean
+
+PARAMETER = "ecdit.cluster"
+NAMED_HERE = frozenset({
+    "partition", "account", "nodes", "gpus-per-node", "cpus-per-task", "mem", "time", "constraint",
+})  # fmt: skip
+SET_BY_US = frozenset({
+    "array", "error", "job-name", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal",
+})  # fmt: skip
+TIME_FORMS = "Write minutes, hours:minutes:seconds or days-hours, e.g. time: 12:00:00."
+
+
+def minutes(text: Any) -> int:
+    """A time limit in Slurm's spelling as whole minutes, rounded up as Slurm does. Raises ValueError."""
+    days, dash, clock = str(text).rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in [*parts, *([days] if dash else [])]) or len(parts) > 3:
+        raise ValueError(f"{text} is not a time")
+    numbers = [int(part) for part in parts] + [0] * (3 - len(parts))
+    if dash or len(parts) == 3:  # hours come first
+        hours, mins, seconds = numbers
+    else:
+        hours, mins, seconds = 0, numbers[0], numbers[1]
+    total_seconds = ((int(days or 0) * 24 + hours) * 60 + mins) * 60 + seconds
+    if total_seconds == 0:
+        raise ValueError(f"{text} is no time at all")
+    return -(-total_seconds // 60)
+
+
+def _lines(value: Any) -> Any:
+    return value.splitlines() if isinstance(value, str) else value
+
+
+def _options(value: Any) -> Any:
+    """Names of sbatch options with dashes, as Slurm writes them."""
+    return {str(name).replace("_", "-"): text for name, text in value.items()} if isinstance(value, dict) else value
+
+
+class Resources(BaseModel):
+    """What one run gets; each of its tasks is one process of the run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    time: Annotated[PositiveInt, BeforeValidator(minutes)] = Field(description="limit of one start, minutes")
+    partition: str | None = None
+    account: str | None = None
+    constraint: str | None = None
+    nodes: PositiveInt = 1
+    tasks_per_node: PositiveInt | None = Field(None, description="None: one for each GPU, one without GPUs")
+    gpus_per_node: NonNegativeInt = 0
+    cpus_per_task: PositiveInt = 1
+    mem: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="of a node, as Slurm writes it: 64G; 0 is all")
+    setup: Annotated[tuple[str, ...], BeforeValidator(_lines)] = Field((), description="shell lines before srun")
+    max_parallel: PositiveInt | None = Field(None, description="runs of one array at a time")
+    save_seconds: PositiveInt = Field(120, description="how long before the limit a run is told to save")
+    extra: Annotated[dict[str, str], BeforeValidator(_options)] = Field({}, description="further options of sbatch")
+
+    @property
+    def num_tasks_per_node(self) -> int:
+        """Processes on each node."""
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+    @property
+    def world(self) -> int:
+        """Processes of one run."""
+        return self.nodes * self.num_tasks_per_node
+
+    def extra_options(self) -> dict[str, str | bool]:
+        """`extra` as sbatch takes it: a yes is an option without a value, a no is none."""
+        spoken = {name: text for name, text in self.extra.items() if text.lower() not in FALSE_SPELLINGS}
+        return {name: True if text.lower() in TRUE_SPELLINGS else text for name, text in spoken.items()}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Other resources for the runs whose settings are all among `where`."""
+
+    where: Mapping[str, frozenset[Scalar]]
+    keys: Mapping[str, Any]
+
+    def fits(self, config: Mapping[str, Any]) -> bool:
+        """Whether a run with this (nested) config gets it."""
+        return all(_setting(config, name) in wanted for name, wanted in self.where.items())
+
+    def __str__(self) -> str:
+        """As in the file: `model.name: XL`."""
+        return ", ".join(f"{name}: {'|'.join(map(str, sorted(v, key=str)))}" for name, v in self.where.items())
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster file that was read and checked."""
+
+    keys: Mapping[str, Any]
+    rules: tuple[Rule, ...] = ()
+
+    def resources(self, config: Mapping[str, Any]) -> Resources:
+        """What a run with this (nested) config gets."""
+        return Resources.model_validate(_merged(self.keys, (rule for rule in self.rules if rule.fits(config))))
+
+    def idle_rules(self, configs: Iterable[Mapping[str, Any]]) -> list[Rule]:
+        """The rules that no run fits: perhaps a slip."""
+        known = list(configs)
+        return [rule for rule in self.rules if not any(rule.fits(config) for config in known)]
+
+
+def load_cluster(path: Path) -> Cluster:
+    """The cluster of a cluster file, or of the sweep file at `path`. Raises `SpecError`."""
+    content = _read(path)
+    if "program" not in content and "parameters" not in content:
+        return parse_cluster(content, str(path))
+    block = _block(content)
+    if isinstance(block, str) and block:
+        return parse_cluster(_read(path.parent / block), str(path.parent / block))
+    if not block:
+        way = f"{PARAMETER}: {{value: {{time: 12:00:00}}}}"
+        raise SpecError(f"{path} has no cluster.", f"Add `{way}` to its parameters, or give --cluster FILE.")
+    return parse_cluster(block, f"{path}: {PARAMETER}")
+
+
+def _block(content: Mapping[str, Any]) -> Any:
+    """What a sweep file says of the cluster, in the place that W&B leaves alone or in one of its own; None: nothing."""
+    own, parameters = content.get("ecdit"), content.get("parameters")
+    if isinstance(own, dict) and "cluster" in own:
+        return own["cluster"]
+    given = parameters.get(PARAMETER) if isinstance(parameters, dict) else None
+    return given.get("value") if isinstance(given, dict) else None
+
+
+def parse_cluster(content: Any, source: str = "cluster") -> Cluster:
+    """Check the keys of a cluster file, every value still a text. Raises `SpecError` naming `source` and the key."""
+    if not isinstance(content, dict):
+        raise SpecError(f"{source} holds no keys.", "Write at least `time: 12:00:00`.")
+    keys = {key: value for key, value in content.items() if key != "rules"}
+    _check(keys, source)
+    given = content.get("rules") or []
+    if not isinstance(given, list):
+        raise SpecError(f"{source}: rules is not a list.", "Write `rules:` and below it `- where: {model: XL}`.")
+    rules = tuple(_rule(raw, keys, f"{source}: rules.{number}") for number, raw in enumerate(given, start=1))
+    return Cluster(keys, rules)
+
+
+def _rule(raw: Any, keys: Mapping[str, Any], source: str) -> Rule:
+    where = raw.get("where") if isinstance(raw, dict) else None
+    if not isinstance(where, dict) or not where:
+        raise SpecError(f"{source} does not say for which runs.", "Write `where: {model: XL}`.")
+    own = {key: value for key, value in raw.items() if key != "where"}
+    rule = Rule(dict(_condition(name, value, source) for name, value in where.items()), own)
+    _check(_merged(keys, [rule]), source)
+    return rule
+
+
+def _condition(name: str, value: Any, source: str) -> tuple[str, frozenset[Scalar]]:
+    """A setting and the values that fit, read as the command line reads them."""
+    texts = value if isinstance(value, list) else [value]
+    try:
+        pairs = [item for text in texts for item in expand([f"{name}={text}"]).items()]
+    except ConfigError as error:
+        raise SpecError(f"{source}: where: {error.message}", error.hint) from error
+    if not pairs:
+        raise SpecError(f"{source}: where: {name} has no value.", "Write for example `model: XL`.")
+    return pairs[0][0], frozenset(wanted for _, wanted in pairs)
+
+
+def _merged(keys: Mapping[str, Any], rules: Iterable[Rule]) -> dict[str, Any]:
+    merged = dict(keys)
+    for rule in rules:
+        both = {**(merged.get("extra") or {}), **(rule.keys.get("extra") or {})}
+        merged |= {**rule.keys, **({"extra": both} if both else {})}
+    return merged
+
+
+def _check(keys: Mapping[str, Any], source: str) -> None:
+    try:
+        resources = Resources.model_validate(keys)
+    except ValidationError as error:
+        raise _explained(error, source) from error
+    for option in resources.extra:
+        if option in NAMED_HERE:
+            raise SpecError(
+                f"{source}: extra: {option} has a key of its own.", f"Write {option.replace('-', '_')}: ..."
+            )
+        if option in SET_BY_US or not re.fullmatch(r"[a-z][a-z0-9-]*", option):
+            hint = "ecdit sets it." if option in SET_BY_US else "Write it as in `sbatch --help`, without dashes before."
+            raise SpecError(f"{source}: extra: {option} cannot be given.", hint)
+
+
+def _explained(error: ValidationError, source: str) -> SpecError:
+    """The first thing wrong, in one line."""
+    first = error.errors()[0]
+    key = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        return SpecError(
+            f"{source}: {key!r} is not a key of a cluster.", did_you_mean(key, [*Resources.model_fields, "rules"])
+        )
+    if first["type"] == "missing":
+        return SpecError(f"{source}: {key} is missing.", TIME_FORMS)
+    hints = {"time": TIME_FORMS, "mem": "Write e.g. mem: 64G.", "setup": "Write a list of shell lines."}
+    message = first["msg"].removeprefix("Value error, ")
+    hint = hints.get(key, f"It must be: {message.removeprefix('Input should be ')}.")
+    return SpecError(f"{source}: {key}={first['input']!r} does not fit.", hint)
+
+
+def _setting(config: Mapping[str, Any], name: str) -> Scalar:
+    value: Any = config
+    for part in name.split("."):
+        value = value[part]
+    found: Scalar = value
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The keys of a file with every value as text."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}.", "Give the path of a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise SpecError(f"{path} is not YAML: {reason}.", "Correct the file.") from error
+    if not isinstance(content, dict):
+        raise SpecError(f"{path} holds no keys.", "Write at least `time: 12:00:00`.")
+    return content

@@ -1,0 +1,197 @@
+"""What a plan takes before it is spent: memory of a process and time of every run, and how far off that was afterwards.
+
+Memory is arithmetic (`experiments/config/memory.py`); time is training FLOPs over the FLOP/s of a place, measured here
+(`calibration.py`) or assumed for an accelerator of the table (`devices.py`). Training only: evaluation, starting and
+saving come on top. Whether a plan fits, and what would, is in `fit.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from experiments.config.memory import GIB, Memory, memory, working_bytes
+from experiments.config.schema import RunConfig
+from experiments.records.layout import RunDir
+from sweeps.calibration import SpeedPoint, interpolate
+from sweeps.devices import UTILISATION, accelerator_memory_gib, find_device, host_memory_gib
+from sweeps.folder import SweepFolder
+from sweeps.plan import Estimate, Plan, PlannedRun
+from sweeps.progress import schedule_seconds
+
+UNKNOWN_SPEED = "not calibrated"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are meant to go. Either `points` were measured, or `peak` FLOP/s are reached in part, or neither."""
+
+    name: str
+    memory_gib: float
+    """For one process."""
+    on_accelerator: bool
+    max_world: int
+    """Processes that one run may have, each with that memory."""
+    points: tuple[SpeedPoint, ...] = ()
+    peak_flops_per_second: float | None = None
+    utilisation: float = UTILISATION
+
+    def seconds(self, run: PlannedRun, config: RunConfig) -> float | None:
+        """Of the whole training; None where nothing is known of the speed. Processes are taken to share evenly."""
+        speed = self._flops_per_second(run, config)
+        return None if speed is None else run.train_flops / (speed * config.parallel.world)
+
+    def basis(self, config: RunConfig) -> str:
+        """Where the seconds come from, in words."""
+        if self.points:
+            return f"{len(self.points)} calibration(s) on this machine"
+        if self.peak_flops_per_second is None:
+            return UNKNOWN_SPEED
+        if working_bytes(config, on_accelerator=True) != 2:
+            return f"{self.name}: its peak is of bf16, the run is fp32"
+        return f"{self.name} at {self.utilisation:.0%} of {self.peak_flops_per_second / 1e12:g} TFLOP/s (assumed)"
+
+    def _flops_per_second(self, run: PlannedRun, config: RunConfig) -> float | None:
+        if self.points:
+            return interpolate(self.points, run.train_flops_per_image)
+        if self.peak_flops_per_second is None or working_bytes(config, on_accelerator=True) != 2:
+            return None
+        return self.utilisation * self.peak_flops_per_second
+
+
+MAX_DEVICES = 4096
+"""More than this is not proposed."""
+
+
+def table_device(name: str, utilisation: float = UTILISATION) -> Place:
+    """As many accelerators of the table as it takes. Raises `SpecError` for a name that is not in it."""
+    found, device = find_device(name)
+    return Place(
+        name=found,
+        memory_gib=device.memory_gib,
+        on_accelerator=True,
+        max_world=MAX_DEVICES,
+        peak_flops_per_second=device.peak_flops_per_second,
+        utilisation=utilisation,
+    )
+
+
+def this_machine(num_slots: int = 1, num_accelerators: int = 0, points: Sequence[SpeedPoint] = ()) -> Place:
+    """The accelerators of this machine, or its memory shared evenly by `num_slots` runs at a time."""
+    accelerator = accelerator_memory_gib() if num_accelerators else None
+    if accelerator is not None:
+        share = max(1, -(-num_slots // num_accelerators))  # several runs on one accelerator
+        return Place("an accelerator of this machine", accelerator / share, True, num_accelerators, tuple(points))
+    who = "this machine" if num_slots == 1 else f"each of {num_slots} runs at a time on this machine"
+    return Place(who, host_memory_gib() / num_slots, False, 1, tuple(points))
+
+
+def estimated(plan: Plan, place: Place) -> Plan:
+    """`plan` with an `Estimate` at every run, in the layout of its config; to be frozen with it."""
+    known: dict[Hashable, Memory] = {}
+    runs = []
+    for run in plan.runs:
+        config = RunConfig.model_validate(run.config)
+        key = _what_memory_depends_on(config)
+        if key not in known:
+            known[key] = memory(config, place.on_accelerator)
+        runs.append(run.model_copy(update={"estimate": _estimate(run, config, known[key], place)}))
+    return plan.model_copy(update={"runs": runs})
+
+
+def _estimate(run: PlannedRun, config: RunConfig, held: Memory, place: Place) -> Estimate:
+    return Estimate(
+        memory_gib=held.peak_gib,
+        host_memory_gib=held.host_peak / GIB if place.on_accelerator else None,
+        seconds=place.seconds(run, config),
+        basis=place.basis(config),
+    )
+
+
+def _what_memory_depends_on(config: RunConfig) -> Hashable:
+    """Not the seed, the rates and the number of images, in which the runs of a sweep differ most."""
+    train = config.train
+    passes = (train.batch_images, train.accumulation, train.precision, train.mask_ratio)
+    states = (config.optim.name, config.optim.momentum > 0, config.eval.images)
+    return (config.model, config.routing, config.data, config.parallel, passes, states)
+
+
+@dataclass(frozen=True)
+class Total:
+    """A whole plan. Seconds are None where one run's are."""
+
+    num_runs: int
+    images: int
+    train_flops: int
+    memory_gib: float | None
+    """Of the largest process."""
+    device_seconds: float | None
+    """Seconds times processes, over all runs."""
+    seconds: float | None
+    """Until the last run ends, `num_slots` at a time in the order of the plan."""
+
+
+def total(plan: Plan, num_slots: int = 1) -> Total:
+    """Sums over the runs that the sweep file asks for now; estimates come from `estimated`."""
+    runs = plan.wanted
+    estimates = [run.estimate for run in runs if run.estimate is not None]
+    known = [one.seconds for one in estimates if one.seconds is not None]
+    complete = len(known) == len(runs)
+    return Total(
+        num_runs=len(runs),
+        images=sum(run.images for run in runs),
+        train_flops=sum(run.train_flops for run in runs),
+        memory_gib=max((one.memory_gib for one in estimates), default=None),
+        device_seconds=sum(s * _world(run) for s, run in zip(known, runs, strict=True)) if complete else None,
+        seconds=schedule_seconds(known, 1.0, num_slots) if complete else None,
+    )
+
+
+@dataclass(frozen=True)
+class EstimateError:
+    """One finished run: measured over estimated, minus 1. None where one of the two is missing."""
+
+    name: str
+    seconds_estimated: float | None
+    seconds_measured: float | None
+    memory_gib_estimated: float
+    memory_gib_measured: float | None
+
+    @property
+    def seconds_error(self) -> float | None:
+        """Positive: the run took longer than was said."""
+        return _error(self.seconds_measured, self.seconds_estimated)
+
+    @property
+    def memory_error(self) -> float | None:
+        """Positive: the run took more than was said."""
+        return _error(self.memory_gib_measured, self.memory_gib_estimated)
+
+
+def errors_of(folder: SweepFolder) -> list[EstimateError]:
+    """Estimate against measurement for every finished run of a frozen plan that carries an estimate."""
+    plan = folder.read_plan()
+    rows = [_error_of(run, folder.run_dir(run)) for run in (plan.runs if plan is not None else [])]
+    return [row for row in rows if row is not None]
+
+
+def _error_of(run: PlannedRun, run_dir: RunDir) -> EstimateError | None:
+    status = run_dir.read_status() if run.estimate is not None else None
+    if run.estimate is None or status is None or status.state != "done":
+        return None
+    step = run_dir.last_step() or {}
+    return EstimateError(
+        name=run.name,
+        seconds_estimated=run.estimate.seconds,
+        seconds_measured=step.get("seconds"),
+        memory_gib_estimated=run.estimate.memory_gib,
+        memory_gib_measured=status.peak_memory_gib,
+    )
+
+
+def _error(measured: float | None, estimated_value: float | None) -> float | None:
+    return measured / estimated_value - 1 if measured is not None and estimated_value else None
+
+
+def _world(run: PlannedRun) -> int:
+    return int(run.config["parallel"]["world"])

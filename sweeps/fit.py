@@ -1,0 +1,123 @@
+"""Whether a plan fits where it is meant to go, and the smallest layout of a run that does.
+
+Small is first of all few devices, then little accumulation, then ZeRO-1 over ZeRO-2 and no expert parallelism: what
+changes least comes first. Only layouts that training accepts (`experiments/config/checks.py`) are proposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from experiments.config.checks import check_config
+from experiments.config.memory import memory
+from experiments.config.schema import RunConfig
+from experiments.errors import ConfigError, SpecError
+from sweeps.cost import Place
+from sweeps.plan import Plan, PlannedRun
+
+
+def refuse_what_does_not_fit(plan: Plan, place: Place) -> None:
+    """A `SpecError` for the largest run of `plan` that does not fit, with the smallest layout that does, in one line.
+
+    `plan` carries the estimates of `cost.estimated(plan, place)`.
+    """
+    refused = [run for run in plan.wanted if not _has_room(place, _world(run), _planned_gib(run, place))]
+    if not refused:
+        return
+    worst = max(refused, key=lambda run: _planned_gib(run, place))
+    more = f" Other runs that do not fit: {len(refused) - 1}." if len(refused) > 1 else ""
+    if place.on_accelerator and _world(worst) > place.max_world:
+        problem = f"asks for parallel.world={_world(worst)}, and there are {place.max_world}"
+    else:
+        needs = _planned_gib(worst, place)
+        problem = f"needs {needs:.1f} GiB, and {place.name} has {place.memory_gib:.1f}"
+    raise SpecError(f"{worst.name} {problem}.{more}", _way_out(RunConfig.model_validate(worst.config), place))
+
+
+def fits(config: RunConfig, place: Place) -> bool:
+    """Whether `place` has the accelerators and the memory for `config`."""
+    return _has_room(place, config.parallel.world, needed_gib(config, place))
+
+
+def needed_gib(config: RunConfig, place: Place) -> float:
+    """Of every accelerator; on a CPU of all processes of the run together, since they share the memory."""
+    sharing = 1 if place.on_accelerator else config.parallel.world
+    return sharing * memory(config, place.on_accelerator).peak_gib
+
+
+def _planned_gib(run: PlannedRun, place: Place) -> float:
+    """`needed_gib` from the estimate of a planned run."""
+    assert run.estimate is not None, "fit follows cost.estimated"
+    return run.estimate.memory_gib * (1 if place.on_accelerator else _world(run))
+
+
+def _has_room(place: Place, world: int, gib: float) -> bool:
+    return (not place.on_accelerator or world <= place.max_world) and gib <= place.memory_gib
+
+
+def _world(run: PlannedRun) -> int:
+    return int(run.config["parallel"]["world"])
+
+
+def smallest_layout(config: RunConfig, place: Place) -> RunConfig | None:
+    """`config` in the first layout that fits at `place`; None where none does."""
+    max_world = place.max_world if place.on_accelerator else 1  # more processes on a CPU take more of the same memory
+    return next((candidate for candidate in layouts(config, max_world) if fits(candidate, place)), None)
+
+
+def layouts(config: RunConfig, max_world: int) -> Iterator[RunConfig]:
+    """Every way to spread the batch of `config` over at most `max_world` processes, the smallest first."""
+    batch = config.train.batch_images
+    for world in _divisors(batch, max_world):
+        for accumulation in _divisors(batch // world, batch):
+            for zero_stage in (1, 2):
+                for expert_parallel in _divisors(world, max(1, config.routing.num_experts)):
+                    candidate = _laid_out(config, world, accumulation, zero_stage, expert_parallel)
+                    if _is_accepted(candidate):
+                        yield candidate
+
+
+def differences(config: RunConfig, other: RunConfig) -> list[str]:
+    """The layout of `other` as `KEY=VALUE`, as far as it is not that of `config`."""
+    return [setting for setting, before in zip(_settings(other), _settings(config), strict=True) if setting != before]
+
+
+def _way_out(config: RunConfig, place: Place) -> str:
+    smallest = smallest_layout(config, place)
+    if smallest is not None:
+        return f"Use {' '.join(differences(config, smallest))} ({needed_gib(smallest, place):.1f} GiB)."
+    if not place.on_accelerator:
+        return "No micro batch fits: use a smaller model, or fewer runs at a time."
+    return f"No layout of train.batch_images={config.train.batch_images} over up to {place.max_world} of them fits."
+
+
+def _laid_out(config: RunConfig, world: int, accumulation: int, zero_stage: int, expert_parallel: int) -> RunConfig:
+    parallel = {"world": world, "zero_stage": zero_stage, "expert_parallel": expert_parallel}
+    return config.model_copy(
+        update={
+            "parallel": config.parallel.model_copy(update=parallel),
+            "train": config.train.model_copy(update={"accumulation": accumulation}),
+        }
+    )
+
+
+def _settings(config: RunConfig) -> list[str]:
+    parallel = config.parallel
+    return [
+        f"parallel.world={parallel.world}",
+        f"train.accumulation={config.train.accumulation}",
+        f"parallel.zero_stage={parallel.zero_stage}",
+        f"parallel.expert_parallel={parallel.expert_parallel}",
+    ]
+
+
+def _is_accepted(config: RunConfig) -> bool:
+    try:
+        check_config(config)
+    except ConfigError:
+        return False
+    return True
+
+
+def _divisors(number: int, limit: int) -> list[int]:
+    return [divisor for divisor in range(1, min(number, limit) + 1) if number % divisor == 0]

@@ -1,0 +1,170 @@
+"""One parameter of a sweep file: a constant, a list, a range or a distribution, in W&B's form.
+
+Every distribution is drawn by its inverse from one number in [0, 1), so that a draw depends on nothing but the seed: of
+Python's generators only `random()` is promised to give the same numbers in every version. Names, defaults and the
+meaning of `q` are W&B's (docs.wandb.ai/models/sweeps/sweep-config-keys). Combining parameters is left to `spec.py`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
+
+Number = int | float
+Distribution = Literal[
+    "constant",
+    "categorical",
+    "categorical_w_probabilities",
+    "int_uniform",
+    "uniform",
+    "q_uniform",
+    "log_uniform",
+    "q_log_uniform",
+    "log_uniform_values",
+    "q_log_uniform_values",
+    "normal",
+    "q_normal",
+    "log_normal",
+    "q_log_normal",
+]
+BOUNDED = ("min", "max")
+SPREAD = ("mu", "sigma")
+
+
+class Closed(BaseModel):
+    """A part of a sweep file: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Parameter(Closed):
+    """One setting: a constant, a list, a range, a distribution, or a group of further parameters."""
+
+    value: Any = None
+    values: list[Any] = Field([], min_length=1)
+    probabilities: list[NonNegativeFloat] = Field([], min_length=1)
+    min: Number = 0
+    max: Number = 0
+    mu: float = 0.0
+    sigma: NonNegativeFloat = 1.0
+    q: PositiveFloat = 1.0
+    distribution: Distribution | None = None
+    parameters: dict[str, Parameter] = Field({}, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Parameter:
+        given = self.model_fields_set - {"distribution"}
+        if not given and self.distribution is None:
+            raise ValueError("give one of value, values, min with max, a distribution, or parameters")
+        if given == {"parameters"} and self.distribution is None:
+            return self
+        needed, optional = KEYS[self.form]
+        if not set(needed) <= given or not given <= {*needed, *optional}:
+            raise ValueError(
+                f"{self.form} takes {_listed(needed, optional)}, not {' and '.join(sorted(given)) or 'none'}"
+            )
+        self._check_numbers()
+        return self
+
+    @property
+    def form(self) -> Distribution:
+        """The distribution, as W&B infers it where the file does not name one."""
+        given = self.model_fields_set
+        if self.distribution is not None:
+            return self.distribution
+        if "value" in given:
+            return "constant"
+        if "values" in given:
+            return "categorical_w_probabilities" if "probabilities" in given else "categorical"
+        return "int_uniform" if isinstance(self.min, int) and isinstance(self.max, int) else "uniform"
+
+    def choices(self) -> Sequence[Any] | None:
+        """Every value along this parameter; None where there is no end to them."""
+        if self.form == "int_uniform":
+            return range(int(self.min), int(self.max) + 1)
+        if self.form == "constant":
+            return [self.value]
+        return self.values if self.form.startswith("categorical") else None
+
+    def draw(self, position: float) -> Any:
+        """The value below which the share `position`, in [0, 1), of all draws lies."""
+        if self.form == "categorical_w_probabilities":
+            ends = list(itertools.accumulate(self.probabilities))
+            return self.values[min(bisect.bisect_right(ends, position * ends[-1]), len(ends) - 1)]
+        choices = self.choices()
+        if choices is not None:
+            return choices[math.floor(position * len(choices))]
+        drawn = INVERSES[self.form.removeprefix("q_")](self, position)
+        return _quantized(drawn, self.q) if self.form.startswith("q_") else drawn
+
+    def _check_numbers(self) -> None:
+        if "min" in self.model_fields_set and self.min >= self.max:
+            raise ValueError(f"min {self.min} is not less than max {self.max}")
+        if self.form == "int_uniform" and not (isinstance(self.min, int) and isinstance(self.max, int)):
+            raise ValueError("min and max of int_uniform are whole numbers")
+        if self.form.endswith("log_uniform_values") and self.min <= 0:
+            raise ValueError(f"min {self.min} of {self.form} is not positive")
+        if "probabilities" in self.model_fields_set and (
+            len(self.probabilities) != len(self.values) or not math.isclose(sum(self.probabilities), 1, abs_tol=1e-6)
+        ):
+            raise ValueError("probabilities are one for each of values, and sum to 1")
+
+
+def _quantized(drawn: float, q: float) -> Number:
+    """The multiple of `q` next to it; a whole number where `q` is one."""
+    multiple = round(drawn / q)
+    return multiple * int(q) if float(q).is_integer() else float(f"{multiple * q:.12g}")
+
+
+def _between(low: float, high: float, position: float) -> float:
+    return low + position * (high - low)
+
+
+def _normal(parameter: Parameter, position: float) -> float:
+    """The smallest position is 0, of which a normal distribution has no value."""
+    if parameter.sigma == 0:
+        return parameter.mu
+    return NormalDist(parameter.mu, parameter.sigma).inv_cdf(max(position, 2.0**-54))
+
+
+def _log_values(parameter: Parameter, position: float) -> float:
+    drawn = math.exp(_between(math.log(parameter.min), math.log(parameter.max), position))
+    return min(max(drawn, float(parameter.min)), float(parameter.max))
+
+
+INVERSES: dict[str, Callable[[Parameter, float], float]] = {
+    "uniform": lambda parameter, position: _between(parameter.min, parameter.max, position),
+    "log_uniform": lambda parameter, position: math.exp(_between(parameter.min, parameter.max, position)),
+    "log_uniform_values": _log_values,
+    "normal": _normal,
+    "log_normal": lambda parameter, position: math.exp(_normal(parameter, position)),
+}
+"""From a distribution to the value at a position. `log_uniform` takes exponents, `log_uniform_values` the values."""
+
+KEYS: dict[Distribution, tuple[Sequence[str], Sequence[str]]] = {
+    "constant": (["value"], []),
+    "categorical": (["values"], []),
+    "categorical_w_probabilities": (["values", "probabilities"], []),
+    "int_uniform": (BOUNDED, []),
+    "uniform": (BOUNDED, []),
+    "q_uniform": (BOUNDED, ["q"]),
+    "log_uniform": (BOUNDED, []),
+    "q_log_uniform": (BOUNDED, ["q"]),
+    "log_uniform_values": (BOUNDED, []),
+    "q_log_uniform_values": (BOUNDED, ["q"]),
+    "normal": ([], SPREAD),
+    "q_normal": ([], [*SPREAD, "q"]),
+    "log_normal": ([], SPREAD),
+    "q_log_normal": ([], [*SPREAD, "q"]),
+}
+"""Keys that a distribution needs, and those it may have."""
+
+
+def _listed(needed: Sequence[str], optional: Sequence[str]) -> str:
+    return " and ".join(needed) + (f" (and perhaps {', '.join(optional)})" if optional else "")

@@ -1,0 +1,171 @@
+"""Which run is next: in the order of the plan, not before its time, not what another sweep has or has finished.
+
+A run that was killed comes back, a few times, after a while; one that failed by itself does not. What another sweep of
+the same folder works on is looked at now and then, until it is finished or free again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from experiments.errors import StorageError
+from experiments.records.schema import Status
+from experiments.records.writer import write_status
+from sweeps.folder import SweepFolder
+from sweeps.plan import PlannedRun
+from sweeps.progress import Event, RunProgress, read_progress
+from sweeps.sharing import SharedRuns
+
+LOOK_SECONDS = 1.0
+"""How often a run of another sweep is looked at."""
+
+Ending = tuple[float | None, str | None]
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How often what was killed is tried again, and after how long; each time twice as long as the time before."""
+
+    count: int = 2
+    backoff_seconds: float = 5.0
+
+
+class RunQueue:
+    """The runs of one sweep that are still to go."""
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        runs: Iterable[PlannedRun],
+        progress: Mapping[str, RunProgress],
+        shared: SharedRuns,
+        retries: Retries,
+        retry_failed: bool,
+    ) -> None:
+        """`progress` is where each of `runs` stands; `retry_failed`: whether those that failed are to go again."""
+        finished = ("done",) if retry_failed else ("done", "failed")
+        self._folder, self._shared, self._retries = folder, shared, retries
+        self._waiting = {run.name: run for run in runs if progress[run.name].state not in finished}
+        self._old_failures: dict[str, Ending] = {
+            name: _ending(run) for name, run in progress.items() if run.state == "failed"
+        }
+        self._not_before: dict[str, float] = {}
+        self._attempts: Counter[str] = Counter()
+        self._elsewhere: set[str] = set()
+        self._changed: set[str] = set()
+        self._events: list[Event] = []
+        self.unclaimable: dict[str, str] = {}
+        """Runs whose claim could not be written, and why."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left to be taken, now or later."""
+        return not self._waiting
+
+    def waiting(self) -> list[PlannedRun]:
+        """Those that nobody works on, in their order."""
+        return [run for name, run in self._waiting.items() if name not in self._elsewhere]
+
+    def take(self) -> PlannedRun | None:
+        """The next run, which is then ours; None while there is only waiting to do."""
+        now = time.monotonic()
+        for name, run in list(self._waiting.items()):
+            if self._not_before.get(name, now) > now:
+                continue
+            try:
+                is_ours = not self._is_settled(run) and self._shared.take(run)
+            except StorageError as error:
+                self.unclaimable[name] = str(error)
+                self._drop(name)
+                continue
+            if is_ours and self._is_settled(run):  # finished by its last holder between our two looks
+                self._shared.give_back(run)
+            elif is_ours:
+                self._waiting.pop(name)
+                self._elsewhere.discard(name)
+                return run
+            elif name in self._waiting:
+                self._look_later(name, now)
+        return None
+
+    def give_back(self, run: PlannedRun, killed: str | None) -> None:
+        """A run has ended; `killed` says how, where it did not end by itself. Raises `StorageError`."""
+        try:
+            if killed is not None:
+                self._try_again(run, killed)
+        finally:
+            self._shared.give_back(run)
+
+    def changed(self) -> set[str]:
+        """Runs of which other sweeps may have news."""
+        changed, self._changed = self._changed | self._elsewhere, set()
+        return changed
+
+    def take_events(self) -> list[Event]:
+        """What has happened since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def renew(self) -> None:
+        """Show other sweeps that we live."""
+        self._shared.renew()
+
+    def clear(self) -> None:
+        """Nothing will be started any more."""
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Leave everything to others."""
+        self._shared.give_all_back()
+
+    def _is_settled(self, run: PlannedRun) -> bool:
+        """Whether `run` has been brought to its end by another sweep; it then leaves the queue."""
+        progress = read_progress(self._folder.run_dir(run), run.images, evaluations=False)
+        is_new_failure = progress.state == "failed" and self._old_failures.get(run.name) != _ending(progress)
+        if progress.state == "done" or is_new_failure:
+            self._drop(run.name)
+            return True
+        return False
+
+    def _drop(self, name: str) -> None:
+        self._waiting.pop(name, None)
+        self._elsewhere.discard(name)
+        self._changed.add(name)
+
+    def _look_later(self, name: str, now: float) -> None:
+        self._not_before[name] = now + LOOK_SECONDS
+        if name not in self._elsewhere:
+            self._elsewhere.add(name)
+            self._events.append(Event(name, "another sweep has it"))
+
+    def _try_again(self, run: PlannedRun, killed: str) -> None:
+        self._attempts[run.name] += 1
+        attempts, run_dir = self._attempts[run.name], self._folder.run_dir(run)
+        if attempts > self._retries.count:
+            times = f", {attempts} times" if attempts > 1 else ""
+            write_status(run_dir, last_word(run, run_dir.read_status(), killed + times))
+            return
+        seconds = self._retries.backoff_seconds * 2 ** (attempts - 1)
+        self._not_before[run.name] = time.monotonic() + seconds
+        self._waiting[run.name] = run
+        progress = read_progress(run_dir, run.images, evaluations=False)
+        if progress.state == "failed":  # of a run of several processes, by those that were not killed
+            self._old_failures[run.name] = _ending(progress)
+        text = f"{killed}; tried again in {seconds:.0f} s ({attempts} of {self._retries.count})"
+        self._events.append(Event(run.name, text))
+
+
+def last_word(run: PlannedRun, status: Status | None, reason: str) -> Status:
+    """The status of a run that ended without one of its own."""
+    images_seen = 0 if status is None else status.images_seen
+    return Status(
+        state="failed", images_seen=images_seen, images_total=run.images, heartbeat=time.time(), reason=reason
+    )
+
+
+def _ending(run: RunProgress) -> Ending:
+    """Tells one failure of a run from the next."""
+    return (run.heartbeat, run.reason)

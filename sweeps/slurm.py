@@ -1,0 +1,229 @@
+"""Sweeps on a Slurm cluster, through submitit: one job array for the runs that get the same resources.
+
+Submitting is all that happens here; the jobs go on alone. What one job does (train, save when told to, queue again) is
+in `slurm_job.py`, what it gets in `cluster.py`. How far a run is, its folder says; Slurm is only asked which jobs are
+still queued, so that submitting twice runs nothing twice.
+
+<out>/slurm/jobs.jsonl   which job has which run      <out>/slurm/<job>_*   scripts and logs of submitit
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from experiments.config.checks import check_config
+from experiments.config.schema import RunConfig
+from experiments.errors import ConfigError, EcditError, SpecError
+from experiments.records.layout import read_jsonl
+from experiments.records.storage import append_line, storage_errors
+from sweeps.cluster import Cluster, Resources
+from sweeps.folder import SweepFolder
+from sweeps.plan import PlannedRun
+from sweeps.progress import read_progress
+from sweeps.slurm_job import TRAIN, RunJob
+
+DEFAULT_ARRAY_SIZE = 1000
+"""Slurm's own limit is 1001 unless the cluster has another."""
+COMMAND_SECONDS = 60.0
+"""How long squeue and scontrol may take to answer."""
+
+
+@dataclass(frozen=True)
+class JobArray:
+    """Runs that get the same, in the order of the plan."""
+
+    resources: Resources
+    runs: tuple[PlannedRun, ...]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What came of submitting: job id by run, for the new jobs and for those that were queued before."""
+
+    submitted: dict[str, str] = field(default_factory=dict)
+    queued: dict[str, str] = field(default_factory=dict)
+    running: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+
+
+def job_arrays(runs: Sequence[PlannedRun], cluster: Cluster, max_size: int = DEFAULT_ARRAY_SIZE) -> list[JobArray]:
+    """The arrays that `runs` come to. Raises `SpecError` or `ConfigError` for a run that its resources do not fit."""
+    groups: dict[str, tuple[Resources, list[PlannedRun]]] = {}
+    for run in runs:
+        resources = cluster.resources(run.config)
+        _check_world(run, resources)
+        groups.setdefault(resources.model_dump_json(), (resources, []))[1].append(run)
+    return [
+        JobArray(resources, tuple(members[start : start + max_size]))
+        for resources, members in groups.values()
+        for start in range(0, len(members), max_size)
+    ]
+
+
+def batch_script(folder: SweepFolder, sweep: str, array: JobArray) -> str:
+    """The script that `submit` hands to sbatch for `array`. Needs no Slurm; an `EcditError` without submitit."""
+    jobs = jobs_folder(folder)
+    parameters = _parameters(sweep, array)
+    count = {"map_count": len(array.runs)} if len(array.runs) > 1 else {}  # submitit's own: one run is a plain job
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(jobs))}"
+    script: str = _submitit()._make_sbatch_string(command=command, folder=jobs, **count, **parameters)
+    return script
+
+
+def submit(
+    folder: SweepFolder, sweep: str, runs: Sequence[PlannedRun], cluster: Cluster, command: Sequence[str] = TRAIN
+) -> Submission:
+    """Queue every one of `runs` that is not done, at work or queued already. Call it with the folder locked.
+
+    `command` (for Python) gets `--config FILE --run-dir DIR`. Raises `EcditError` where there is no Slurm or no
+    submitit, or when Slurm refuses the jobs.
+    """
+    known = {run.name: read_progress(folder.run_dir(run), run.images, evaluations=False).state for run in runs}
+    queued = queued_jobs(folder)
+    result = Submission(
+        queued={run.name: queued[run.name] for run in runs if run.name in queued and known[run.name] != "done"},
+        running=[run.name for run in runs if known[run.name] == "running" and run.name not in queued],
+        done=[run.name for run in runs if known[run.name] == "done"],
+    )
+    settled = {*result.queued, *result.running, *result.done}
+    waiting = [run for run in runs if run.name not in settled]
+    for array in job_arrays(waiting, cluster, _max_array_size() if waiting else DEFAULT_ARRAY_SIZE):
+        result.submitted.update(_submit_array(folder, sweep, array, command))
+    return result
+
+
+def queued_jobs(folder: SweepFolder) -> dict[str, str]:
+    """Job ids by run of the jobs of this sweep that Slurm still has, waiting or at work. Raises `EcditError`."""
+    recorded = recorded_jobs(folder)
+    if not recorded:
+        return {}
+    alive = set(_answer("squeue", "--me", "--noheader", "--array", "--format=%i").split())
+    return {run: job for run, job in recorded.items() if job in alive}
+
+
+def recorded_jobs(folder: SweepFolder) -> dict[str, str]:
+    """The newest job id of each run that was ever submitted; needs no Slurm."""
+    rows = read_jsonl(_jobs_file(folder)).rows
+    return {str(row["run"]): str(row["job_id"]) for row in rows if "run" in row and "job_id" in row}
+
+
+def jobs_folder(folder: SweepFolder) -> Path:
+    """Where submitit keeps scripts, pickles and logs; absolute, because jobs start elsewhere."""
+    return folder.path.absolute() / "slurm"
+
+
+def _submit_array(folder: SweepFolder, sweep: str, array: JobArray, command: Sequence[str]) -> dict[str, str]:
+    """Hand one array to sbatch and write down which job has which run."""
+    slurm, absolute = _submitit(), SweepFolder(folder.path.absolute())
+    executor = slurm.SlurmExecutor(jobs_folder(folder))
+    executor.update_parameters(**_parameters(sweep, array))
+    for run in array.runs:
+        absolute.write_config(run)
+    try:
+        with redirect_stderr(io.StringIO()), executor.batch():  # submitit prints what it raises
+            jobs = [executor.submit(RunJob(absolute, run, tuple(command))) for run in array.runs]
+    except slurm.utils.FailedJobError as error:
+        reason = " ".join(str(error).replace("sbatch: error: ", "").split())
+        raise EcditError(f"Slurm refused the jobs: {reason}.", "Correct the cluster file.") from error
+    ids = {run.name: str(job.job_id) for run, job in zip(array.runs, jobs, strict=True)}
+    _record(folder, ids)
+    return ids
+
+
+def _parameters(sweep: str, array: JobArray) -> dict[str, Any]:
+    """`array` as submitit takes it. None leaves an option out, where submitit has a default of its own."""
+    resources = array.resources
+    options: dict[str, str | bool] = {"requeue": True, **resources.extra_options()}
+    if resources.mem is not None:
+        options["mem"] = resources.mem
+    return {
+        "job_name": f"ecdit-{sweep}",
+        "time": resources.time,
+        "partition": resources.partition,
+        "account": resources.account,
+        "constraint": resources.constraint,
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.num_tasks_per_node,
+        "cpus_per_task": resources.cpus_per_task,
+        "gpus_per_node": resources.gpus_per_node or None,
+        "setup": list(resources.setup) or None,
+        "signal_delay_s": resources.save_seconds,
+        "array_parallelism": resources.max_parallel or len(array.runs),
+        "wckey": None,
+        "additional_parameters": options,
+        # srun of Slurm 22.05 and later does not take the processors of a task from sbatch
+        "srun_args": [f"--cpus-per-task={resources.cpus_per_task}", "--kill-on-bad-exit=1"],
+    }
+
+
+def _check_world(run: PlannedRun, resources: Resources) -> None:
+    """The run can be computed by that many processes."""
+    wanted, world = run.config["parallel"]["world"], resources.world
+    layout = f"{resources.nodes} x {resources.num_tasks_per_node} tasks"
+    if wanted not in (1, world):
+        raise SpecError(
+            f"{run.name} has parallel.world={wanted}, but its cluster gives it {layout}.",
+            "Leave parallel.world out, or change nodes and tasks_per_node.",
+        )
+    parallel = {**run.config["parallel"], "world": world}
+    try:
+        check_config(RunConfig.model_validate({**run.config, "parallel": parallel}))
+    except ConfigError as error:
+        raise ConfigError(f"{run.name} on {layout}: {error.message}", error.hint) from error
+
+
+def _record(folder: SweepFolder, ids: Mapping[str, str]) -> None:
+    path = _jobs_file(folder)
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        for run, job in ids.items():
+            row = {"run": run, "job_id": job, "submitted_at": time.time()}
+            append_line(descriptor, json.dumps(row).encode() + b"\n", path)
+    finally:
+        os.close(descriptor)
+
+
+def _max_array_size() -> int:
+    """Runs that one array may hold here: indices are below Slurm's MaxArraySize."""
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _answer("scontrol", "show", "config"))
+    return max(1, int(found.group(1)) - 1) if found else DEFAULT_ARRAY_SIZE
+
+
+def _answer(*command: str) -> str:
+    """What a command of Slurm prints; an `EcditError` when it is not there or Slurm does not answer."""
+    hint = "Submit from a machine where `sinfo` answers, or use the local executor."
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+    except FileNotFoundError as error:
+        raise EcditError(f"There is no Slurm here: {command[0]} is not found.", hint) from error
+    except subprocess.TimeoutExpired as error:
+        raise EcditError(f"Slurm does not answer: {command[0]} took over {COMMAND_SECONDS:g} s.", hint) from error
+    if done.returncode != 0:
+        raise EcditError(f"Slurm does not answer: {' '.join(done.stderr.split())}.", hint)
+    return done.stdout
+
+
+def _jobs_file(folder: SweepFolder) -> Path:
+    return jobs_folder(folder) / "jobs.jsonl"
+
+
+def _submitit() -> ModuleType:
+    try:
+        from submitit.slurm import slurm
+    except ImportError as error:
+        raise EcditError("Slurm needs the package submitit.", "Install it: pip install 'ecdit[slurm]'.") from error
+    return slurm

@@ -1,0 +1,73 @@
+"""`ecdit export`: every run in one table, the unfinished and the damaged too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ecdit_cli.app import run
+from experiments.records.layout import RunDir
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, write_run: Callable[..., Any]) -> Path:
+    settings = {"train": {"images": 3200}, "eval": {"every_images": 1600}}
+    write_run(tmp_path / "runs" / "a", settings, lambda n: 1.0 - n / 1e4, final={"dropped_share": 0.25})
+    other = settings | {"routing": {"name": "dense", "eval_capacity_factor": 1.5}}
+    write_run(tmp_path / "runs" / "b", other, lambda n: 2.0, state="failed", reason="loss nan")
+    return tmp_path / "runs"
+
+
+def test_csv_and_parquet_hold_the_same_rows(runs: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert run(["export", str(runs), "--out", str(tmp_path / "tables" / "all")]) == 0
+    files = [tmp_path / "tables" / f"all.{kind}" for kind in ("csv", "parquet")]
+    assert capsys.readouterr().out.splitlines() == [str(path) for path in files]
+    for table in (pd.read_csv(files[0]), pd.read_parquet(files[1])):
+        assert table["run"].tolist() == ["a", "b"]
+        assert table["state"].tolist() == ["done", "failed"]
+        assert table["evals.val_loss"].tolist() == pytest.approx([0.68, 2.0])
+        assert table["steps.images_seen"].tolist() == [3200, 3200]
+        assert table["evals.dropped_share"].isna().tolist() == [False, True]
+        assert table["routing.name"].tolist()[1] == "dense"
+        assert table["reason"].tolist()[1] == "loss nan"
+
+
+def test_by_default_they_lie_beside_the_runs(runs: Path, capsys: Captured) -> None:
+    assert run(["export", str(runs), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["num_runs"] == 2
+    assert printed["files"] == [str(runs / "runs.csv"), str(runs / "runs.parquet")]
+    assert "model.name" in printed["columns"]
+
+
+def test_the_last_value_counts_and_says_its_guidance(runs: Path) -> None:
+    rows = [{"value": value, "settings": {"guidance": scale}} for value, scale in ((0.1, 1.0), (0.5, 4.0))]
+    about = {"images_seen": 3200, "metric": "shapes-geneval", "num_samples": 8, "seed": 0, "weights": "ema"}
+    with RunDir(runs / "a").evals.open("a") as file:
+        file.writelines(json.dumps(about | row) + "\n" for row in rows)
+    assert run(["export", str(runs)]) == 0
+    table = pd.read_csv(runs / "runs.csv")
+    assert table["evals.ema.shapes-geneval"][0] == 0.5
+    assert table["evals.ema.shapes-geneval@guidance"][0] == 4.0
+
+
+def test_a_damaged_run_is_a_row_that_says_so(runs: Path) -> None:
+    RunDir(runs / "a").run_json.write_text("{")
+    assert run(["export", str(runs)]) == 0
+    damaged = pd.read_csv(runs / "runs.csv").set_index("run")["damaged"]
+    assert "run.json is damaged" in damaged["a"]
+    assert pd.isna(damaged["b"])
+
+
+def test_no_runs_is_one_line(tmp_path: Path, capsys: Captured) -> None:
+    assert run(["export", str(tmp_path)]) == 2
+    assert "holds no runs" in capsys.readouterr().err
+    assert run(["export", str(tmp_path / "none")]) == 2
+    assert "is not a folder" in capsys.readouterr().err

@@ -1,0 +1,48 @@
+"""First starts of one run at the same moment: one writes, the other is told, and both keep to one `run.json`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+
+import pytest
+
+from experiments.errors import RecordError
+from experiments.records.claim import claim, settle_record
+
+
+def start(run_dir, record, barrier, outcomes):
+    barrier.wait()
+    try:
+        claim(run_dir, record, images_seen=0)
+    except RecordError as error:
+        outcomes.put((str(error), settle_record(run_dir, record).created_at))
+    else:
+        outcomes.put((None, settle_record(run_dir, record).created_at))
+        time.sleep(0.5)
+
+
+def test_of_many_first_starts_at_once_one_gets_the_folder(run_dir, make_record):
+    context = multiprocessing.get_context("fork")
+    barrier, outcomes = context.Barrier(6), context.SimpleQueue()
+    records = [make_record().model_copy(update={"created_at": f"start {number}"}) for number in range(6)]
+    starters = [context.Process(target=start, args=(run_dir, record, barrier, outcomes)) for record in records]
+    for starter in starters:
+        starter.start()
+    results = [outcomes.get() for _ in starters]
+    for starter in starters:
+        starter.join()
+    refusals = [refusal for refusal, _ in results if refusal is not None]
+    assert len(refusals) == 5
+    assert all("is being written by another process" in refusal for refusal in refusals)
+    assert len({created_at for _, created_at in results}) == 1
+
+
+def test_who_was_taken_over_is_told_and_writes_no_status(run_dir, make_record):
+    _, mine = claim(run_dir, make_record(), images_seen=0)
+    mine.renew()
+    (held,) = run_dir.claims.glob("*.held")
+    held.rename(held.with_name("00000002.held"))
+    with pytest.raises(RecordError, match="was taken over by another process"):
+        mine.renew()
+    mine.release()

@@ -1,0 +1,63 @@
+"""The calibration: a short real training in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from experiments.config.overrides import load_config
+from experiments.errors import SpecError
+from sweeps.calibration import SpeedPoint, calibrate, calibrate_plan
+from sweeps.planner import make_plan
+
+TINY = ("model=nano", "model.num_layers=2", "train.batch_images=4", "eval.batch_images=4", "train.precision=fp32")
+
+
+def test_a_calibration_is_a_plausible_number_of_flops_per_second(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert 1e7 < calibrate(load_config(TINY), num_threads=1) < 1e13
+
+
+def test_planning_and_pricing_never_import_torch():
+    code = (
+        "import sys; from sweeps import calibration, cost, fit; from sweeps.planner import make_plan; "
+        "from sweeps.spec import load_spec; plan = make_plan(load_spec('isoflop')); "
+        "fit.refuse_what_does_not_fit(cost.estimated(plan, cost.table_device('H100')), cost.table_device('H100')); "
+        "print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+TRAINER = """
+import json, sys, pathlib, yaml
+_, config, _, folder = sys.argv[1:]
+model, folder = yaml.safe_load(open(config))["model"]["name"], pathlib.Path(folder)
+folder.mkdir()
+speed = {"nano": 10.0, "mini": 2.0}[model]
+rates = [0.001] * 3 + [speed] * 7 + [1000.0]
+(folder / "steps.jsonl").write_text("".join(json.dumps({"images_per_second": rate}) + chr(10) for rate in rates))
+"""
+"""Trains nothing, and only knows the models at both ends."""
+
+
+def test_the_cheapest_and_the_dearest_model_are_measured_by_the_median_after_a_warm_up(grid):
+    plan = make_plan(grid(model__name=["micro", "mini", "nano"], seed=[0, 1]))
+    points = calibrate_plan(plan, command=[sys.executable, "-c", TRAINER])
+    nano, mini = (plan.runs[place].train_flops_per_image for place in (0, -1))
+    assert points == (SpeedPoint(nano, 10.0 * nano), SpeedPoint(mini, 2.0 * mini))
+    assert len(calibrate_plan(make_plan(grid(seed=[0, 1])), command=[sys.executable, "-c", TRAINER])) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("import sys; sys.exit('error: no space left')", r"the calibration failed: error: no space left Use --device"),
+        ("import sys; sys.exit(3)", r"the calibration failed: no message"),
+        ("import time; time.sleep(60)", r"the calibration did not end in 1 s\. Use --device"),
+    ],
+)
+def test_a_calibration_that_ends_badly_is_one_clear_line(script, message):
+    with pytest.raises(SpecError, match=message):
+        calibrate(load_config(TINY), timeout_seconds=1.0, command=[sys.executable, "-c", script])

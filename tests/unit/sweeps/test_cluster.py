@@ -1,0 +1,142 @@
+import pytest
+
+from experiments.errors import SpecError
+from sweeps.cluster import load_cluster, minutes, parse_cluster
+
+NANO = {"model": {"name": "nano", "width": 64}, "routing": {"name": "dense", "capacity_factor": None}, "seed": 0}
+MINI = {**NANO, "model": {"name": "mini", "width": 128}}
+
+FILE = """
+partition: gpu
+account: vision
+time: 12:00:00
+gpus_per_node: 8
+mem: 64G
+max_parallel: 4
+setup:
+  - module load cuda
+  - export A=1
+extra: {qos: high, exclusive: yes, nice: no}
+rules:
+  - where: {model: mini}
+    nodes: 2
+    extra: {switches: 1}
+  - where: {model: [mini, S], seed: 0}
+    time: 2-00
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def file(text):
+        path = tmp_path / "cluster.yaml"
+        path.write_text(text)
+        return path
+
+    return file
+
+
+def test_a_file_gives_every_run_the_same_but_for_its_rules(write):
+    cluster = load_cluster(write(FILE))
+    small, large = cluster.resources(NANO), cluster.resources(MINI)
+    assert (small.time, small.nodes, small.world) == (720, 1, 8)
+    assert (large.time, large.nodes, large.world) == (2880, 2, 16)
+    assert (small.partition, small.account, small.mem, small.max_parallel) == ("gpu", "vision", "64G", 4)
+    assert small.setup == ("module load cuda", "export A=1")
+    assert small.extra_options() == {"qos": "high", "exclusive": True}
+    assert large.extra_options() == {"qos": "high", "exclusive": True, "switches": "1"}
+
+
+def test_a_later_rule_wins_and_all_conditions_must_hold():
+    rules = [{"where": {"model": "mini"}, "nodes": "2"}, {"where": {"model": "mini", "seed": "1"}, "nodes": "3"}]
+    cluster = parse_cluster({"time": "60", "rules": rules})
+    assert [cluster.resources(c).nodes for c in (NANO, MINI, {**MINI, "seed": 1})] == [1, 2, 3]
+
+
+def test_conditions_are_read_as_the_command_line_reads_them():
+    where = {"routing.capacity_factor": "null", "model.width": "1.28e2"}
+    cluster = parse_cluster({"time": "60", "rules": [{"where": where, "nodes": "2"}]})
+    assert [cluster.resources(c).nodes for c in (NANO, MINI)] == [1, 2]
+
+
+def test_a_rule_that_no_run_fits_is_known():
+    rules = [{"where": {"model": "mini"}, "nodes": "2"}, {"where": {"model": "XL"}, "nodes": "4"}]
+    cluster = parse_cluster({"time": "60", "rules": rules})
+    assert [str(rule) for rule in cluster.idle_rules([NANO, MINI])] == ["model.name: XL"]
+
+
+def test_a_sweep_file_may_carry_the_cluster(write):
+    head = "program: ecdit\nmethod: grid\nparameters:\n  seed: {value: 0}\n"
+    inside = head + "  ecdit.cluster:\n    value:\n      time: 1:30:00\n"
+    assert load_cluster(write(inside)).resources(NANO).time == 90
+    assert load_cluster(write(head + "ecdit:\n  cluster:\n    time: 1:30:00\n")).resources(NANO).time == 90
+    with pytest.raises(SpecError, match=r"ecdit\.cluster: 'tim' is not a key of a cluster\. Did you mean 'time'\?"):
+        load_cluster(write(head + "  ecdit.cluster: {value: {time: 9, tim: 1}}"))
+    with pytest.raises(SpecError, match=r"has no cluster\. Add `ecdit\.cluster: .* or give --cluster FILE"):
+        load_cluster(write(head))
+
+
+def test_a_sweep_file_may_name_the_cluster_file_beside_it(write, tmp_path):
+    (tmp_path / "gpu.yaml").write_text("time: 45\n")
+    cluster = load_cluster(write("program: ecdit\nparameters: {ecdit.cluster: {value: gpu.yaml}}\n"))
+    assert cluster.resources(NANO).time == 45
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90),
+        ("1:30", 2),
+        ("0:30:00", 30),
+        ("12:00:00", 720),
+        ("12:00:01", 721),
+        ("2-00", 2880),
+        ("1-12", 2160),
+        ("1-12:30", 2190),
+        ("1-12:30:00", 2190),
+    ],
+)
+def test_times_are_spelled_as_slurm_does_and_rounded_up(text, expected):
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "1h", "-1", "1-", "1:2:3:4", "0", "UNLIMITED", "1.5"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ValueError, match=r"is not a time|is no time"):
+        minutes(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, r"c: time is missing\. Write minutes, .* e\.g\. time: 12:00:00\."),
+        ({"time": "1h"}, r"c: time='1h' does not fit\. Write minutes"),
+        ({"time": "60", "node": "2"}, r"c: 'node' is not a key of a cluster\. Did you mean 'nodes'\?"),
+        ({"time": "60", "nodes": "0"}, r"c: nodes='0' does not fit\. It must be: greater than 0\."),
+        ({"time": "60", "nodes": "two"}, r"c: nodes='two' does not fit\. It must be: a valid integer"),
+        ({"time": "60", "mem": "64 GB"}, r"c: mem='64 GB' does not fit\. Write e\.g\. mem: 64G\."),
+        ({"time": "60", "extra": {"array": "0-9"}}, r"c: extra: array cannot be given\. ecdit sets it\."),
+        ({"time": "60", "extra": {"gpus_per_node": "2"}}, r"extra: gpus-per-node has a key .* gpus_per_node: \.\.\."),
+        ({"time": "60", "extra": {"--qos": "x"}}, r"c: extra: --qos cannot be given\. Write it as in `sbatch --help`"),
+        ({"time": "60", "rules": {"where": {}}}, r"c: rules is not a list\."),
+        ({"time": "60", "rules": [{"nodes": "2"}]}, r"c: rules\.1 does not say for which runs\. Write `where:"),
+        ({"time": "60", "rules": [{"where": {"modle": "x"}, "nodes": "2"}]}, r"rules\.1: where: 'modle' is not a set"),
+        ({"time": "60", "rules": [{"where": {"seed": "x"}}]}, r"rules\.1: where: seed='x' is not an integer"),
+        ({"time": "60", "rules": [{"where": {"seed": []}}]}, r"rules\.1: where: seed has no value"),
+        ({"time": "60", "rules": [{"where": {"seed": "1"}, "nodes": "-2"}]}, r"c: rules\.1: nodes='-2' does not fit"),
+        ("nodes", r"c holds no keys"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_key_and_the_way_out(content, message):
+    with pytest.raises(SpecError, match=message) as error:
+        parse_cluster(content, "c")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(write, tmp_path):
+    with pytest.raises(SpecError, match=r"nowhere\.yaml cannot be read: No such file"):
+        load_cluster(tmp_path / "nowhere.yaml")
+    with pytest.raises(SpecError, match=r"cluster\.yaml is not YAML"):
+        load_cluster(write("a: [1"))
+    with pytest.raises(SpecError, match=r"cluster\.yaml holds no keys"):
+        load_cluster(write("- 1"))
