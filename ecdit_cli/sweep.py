@@ -91,7 +91,9 @@ def sweep(
     if register:
         from ecdit_cli._sweep_register import register as create
 
-        print(create(spec, overrides))
+        name = create(spec, overrides)
+        print(name)
+        _say(f"Start agents with: wandb agent {name}")
         return
     how = How(
         slots, cores_per_run, runs_per_accelerator, timeout, retries, retry_failed, device, utilisation,

@@ -19,7 +19,10 @@ from experiments.records.provenance import host_name
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, told apart from all others of all machines and all times. `began` is in ticks since `boot`."""
+    """A process, told apart from all others of all machines and all times. `began` is in ticks since `boot`.
+
+    `job`: of Slurm, and `job_start` how often that job had been queued again when the process began.
+    """
 
     host: str
     machine: str
@@ -28,12 +31,14 @@ class Owner:
     pid: int
     began: str
     job: str | None = None
+    job_start: int = 0
 
     @classmethod
     def of(cls, pid: int | None = None) -> Self:
         """This process, or another one of this machine."""
         pid = os.getpid() if pid is None else pid
-        return cls(*_this_machine(), pid=pid, began=_began(pid) or "", job=os.environ.get("SLURM_JOB_ID"))
+        job, job_start = _slurm_job()
+        return cls(*_this_machine(), pid=pid, began=_began(pid) or "", job=job, job_start=job_start)
 
     @property
     def is_local(self) -> bool:
@@ -45,14 +50,21 @@ class Owner:
         """Whether the process is surely gone; None where that cannot be known from here.
 
         A Slurm job runs once at a time: what an earlier start of this very job holds is dead, on whichever node it was.
+        Its other processes, on other nodes, are not.
         """
         if not self.is_local:
-            return True if self.job is not None and self.job == os.environ.get("SLURM_JOB_ID") else None
+            job, job_start = _slurm_job()
+            return True if job is not None and self.job == job and self.job_start < job_start else None
         return self.boot != _this_machine()[2] or _began(self.pid) != self.began
 
     def __str__(self) -> str:
         """For messages."""
         return f"process {self.pid} on {self.host}"
+
+
+def _slurm_job() -> tuple[str | None, int]:
+    """The job that this process belongs to, and how often it has been queued again."""
+    return os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 @cache

@@ -120,8 +120,10 @@ def test_a_clock_set_back_or_forth_takes_no_claim_from_a_living_process(folder, 
 def test_an_earlier_start_of_the_same_slurm_job_is_dead_wherever_it_ran(folder, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     hold(folder, elsewhere())
-    assert isinstance(take_if_dead(folder), Claim)
+    assert not isinstance(take_if_dead(folder), Claim)  # of this start: another process of the job, on another node
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     hold(folder.with_name("other"), dataclasses.replace(elsewhere(), job="18"))
+    assert isinstance(take_if_dead(folder), Claim)
     assert not isinstance(take_if_dead(folder.with_name("other")), Claim)
 
 
