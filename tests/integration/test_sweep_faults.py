@@ -134,7 +134,8 @@ def test_after_everything_was_killed_and_files_were_damaged_the_sweep_ends_the_s
     """The rows of one run are cut within a line, the newest checkpoint of the other has a bit flipped or is cut."""
     process = start_sweep(out)
     with ended(process):
-        wait_until(lambda: len(run_folders(out)) > 1 and all(map(checkpoints, run_folders(out)[:2])), process)
+        held: set[int] = set()
+        wait_until(lambda: len(hold_at_first_checkpoint(out, held)) == 2, process)
         for victim in (process.pid, *(child.pid for child in descendants(process.pid))):
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
@@ -150,6 +151,16 @@ def test_after_everything_was_killed_and_files_were_damaged_the_sweep_ends_the_s
     with ended(again):
         finish(again)
     assert_same(out, undisturbed_sweep)
+
+
+def hold_at_first_checkpoint(out, held):
+    """Stops the first two runs once they have saved, so that neither ends before the other is found."""
+    for folder in run_folders(out)[:2]:
+        status = RunDir(folder).read_status()
+        if checkpoints(folder) and status.state == "running" and status.pid not in held:
+            os.kill(status.pid, signal.SIGSTOP)
+            held.add(status.pid)
+    return held
 
 
 def wait_for_end_of_all(out):
