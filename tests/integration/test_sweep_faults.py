@@ -90,12 +90,12 @@ def checkpoints(folder):
     [
         (signal.SIGKILL, "killed by SIGKILL"),
         (signal.SIGSEGV, "killed by SIGSEGV"),
-        (signal.SIGSTOP, "gave no sign for 4 s"),
+        (signal.SIGSTOP, "gave no sign for 10 s"),
     ],
     ids=["killed", "segfault", "hangs"],
 )
 def test_a_run_that_is_lost_is_tried_again_and_touches_no_other(undisturbed_sweep, out, number, told):
-    process = start_sweep(out, "--timeout", "4")
+    process = start_sweep(out, "--timeout", "10" if number == signal.SIGSTOP else "60")
     with ended(process):
         os.kill(wait_until(worker_with_rows(out, 0), process), number)
         said = finish(process)
