@@ -1,0 +1,240 @@
+"""What the runs cannot tell: a law is refused with what is missing, in one line.
+
+Before the fit, from the design (`design_problems`): enough configurations for the number of parameters; enough
+different values of each variable; a span of at least `MIN_SPAN`; no two variables that rise together.
+After the fit, from the optimum (`fit_problems`):
+- the condition number of the Jacobian, columns scaled to length 1: beyond `MAX_CONDITION` parameters are not told
+  apart;
+- an exponent, or a saturation, whose standard error is large;
+- the floor, where the same law without it fits as well: the sums of absolute residuals S_0 without and S_1 with it are
+  compared by the likelihood ratio of least absolute deviations (Koenker and Bassett 1982), 4 f(0) (S_0 - S_1) with
+  f(0) = 1 / (pi mean|r|) for normal residuals, against the 95% quantile of chi-squared with 1 degree of freedom.
+Standard errors are those of least absolute deviations, to which Huber comes near where residuals exceed its delta:
+sqrt(pi / 2) sigma (J^T J)^-1/2, with sigma = sqrt(pi / 2) mean|r|.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from analysis.laws.fit import Fit, require_settled, search
+from analysis.laws.forms import Form, Values
+from analysis.laws.log_model import LogModel
+from analysis.laws.observations import EXPERTS, Observations
+from analysis.load import MissingDataError
+from analysis.tables import significant
+
+MIN_SPAN = {"N": 2.0, "D": 2.0, "C": 4.0, EXPERTS: 2.0}
+"""Largest over smallest value."""
+MAX_CORRELATION = 0.98
+"""Of the logarithms of two variables."""
+MAX_CONDITION = 1e7
+MAX_RELATIVE_ERROR = 0.5
+"""Standard error over value, of an exponent: beyond it the exponent is not told from 0."""
+MAX_LOG_ERROR = 1.0
+"""Standard error of ln E_max."""
+BEYOND_EXPERTS = 100.0
+"""E_max over the most experts that were trained: beyond it there is none to be seen."""
+MORE_EXPERTS = "Add runs of more experts, or fit the form that is not saturated"
+NO_FLOOR = 1e-3
+"""Share of the loss below which the search has done away with the floor."""
+NO_TERM = 1e-6
+"""The same for the terms of N, D and C."""
+SMALLEST_RESIDUAL = 1e-9
+"""Of ln L: smaller ones are rounding."""
+CHI_SQUARED_95 = float(stats.chi2.ppf(0.95, 1))
+
+PLURALS = {
+    "N": "sizes",
+    "D": "numbers of images",
+    "C": "amounts of compute",
+    EXPERTS: "numbers of experts",
+}
+
+
+class Problem(NamedTuple):
+    """`kind` is the same for all runs, for counting; `message` has the numbers; `remedy` is what to train."""
+
+    kind: str
+    message: str
+    remedy: str
+
+
+def identified_fit(form: Form, observations: Observations) -> Fit:
+    """The fit of `form`, or a `MissingDataError` saying what the runs lack for it."""
+    _refuse(form, design_problems(form, observations))
+    found = search(form, observations)
+    _refuse(form, fit_problems(found))
+    require_settled(found)
+    return found
+
+
+def _refuse(form: Form, problems: list[Problem]) -> None:
+    if problems:
+        raise MissingDataError(f"{form.equation} cannot be fitted: {problems[0].message}.", f"{problems[0].remedy}.")
+
+
+def design_problems(form: Form, observations: Observations) -> list[Problem]:
+    """What the values of the variables lack, before any loss is looked at."""
+    values = {name: observations.values[name] for name in form.variables}
+    too_few = [problem for name in form.variables for problem in _range_problems(form, name, values[name])]
+    pairs = combinations(form.variables, 2) if not too_few else ()
+    together = [problem for one, other in pairs for problem in _correlation_problems(one, other, values)]
+    return [*too_few, *together, *_count_problems(form, values)]
+
+
+def _range_problems(form: Form, name: str, values_n: Values) -> list[Problem]:
+    different, need = np.unique(values_n), form.min_distinct[name]
+    if len(different) < need:
+        have = ", ".join(significant(value) for value in different)
+        message = (
+            f"it needs at least {need} different {PLURALS[name]} ({name}) and the runs have {len(different)} ({have})"
+        )
+        return [Problem(f"fewer than {need} different {name}", message, f"Add runs of other {PLURALS[name]}")]
+    span = float(different[-1] / different[0])
+    if span < MIN_SPAN[name]:
+        message = f"{name} spans a factor of {span:.2g} only, and at least {MIN_SPAN[name]:g} is needed"
+        return [Problem(f"{name} spans too little", message, f"Add runs of smaller and larger {PLURALS[name]}")]
+    return []
+
+
+def _correlation_problems(one: str, other: str, values: dict[str, Values]) -> list[Problem]:
+    correlation = float(np.corrcoef(np.log(values[one]), np.log(values[other]))[0, 1])
+    if abs(correlation) <= MAX_CORRELATION:
+        return []
+    together = "rise together" if correlation > 0 else "go against each other"
+    how = f"{together} (correlation of their logarithms {correlation:.3f})"
+    message = f"{one} and {other} {how}, so their shares cannot be told"
+    remedy = f"Train one of the {PLURALS[one]} at different {PLURALS[other]}"
+    return [Problem(f"{one} and {other} {together}", message, remedy)]
+
+
+def _count_problems(form: Form, values: dict[str, Values]) -> list[Problem]:
+    num, need = len(np.unique(np.stack(list(values.values())), axis=1).T), len(form.parameters) + 1
+    if num >= need:
+        return []
+    message = f"its {need - 1} parameters need at least {need} different combinations of {' and '.join(values)}"
+    return [
+        Problem(
+            f"fewer than {need} combinations", f"{message}, and the runs have {num}", "Add runs of other combinations"
+        )
+    ]
+
+
+def fit_problems(found: Fit) -> list[Problem]:
+    """What the losses do not tell, at the optimum."""
+    model = LogModel(found.form, found.observations.values)
+    jacobian_nP = model.log_loss_and_gradient(found.theta_P)[1]
+    names, floor = found.form.parameters, _floor_problems(found)
+    vanished = [*_vanished_problems(found.form, jacobian_nP), *_unsaturated_problems(found)]
+    if vanished:
+        return [*vanished, *floor]
+    if floor and jacobian_nP[:, 0].max() < NO_FLOOR:  # its derivatives vanish: the rest is judged without it
+        names, jacobian_nP = names[1:], jacobian_nP[:, 1:]
+    alike = _condition_problems(names, jacobian_nP)
+    if alike:
+        return [*floor, *alike]
+    error_PP = _covariance(found, jacobian_nP)
+    return [*_exponent_problems(found, names, error_PP), *floor, *_saturation_problems(found, error_PP)]
+
+
+def _vanished_problems(form: Form, jacobian_nP: Values) -> list[Problem]:
+    """The derivative with respect to the logarithm of an amplitude is the share of its term in the loss."""
+    problems, first = [], 0
+    for term in form.terms:
+        variables = sorted({name for each in term for name in each.logs_of if name != EXPERTS})
+        if term[0].is_amplitude and variables and jacobian_nP[:, first].max() < NO_TERM:
+            (variable,) = variables
+            message = f"the losses do not fall with {variable} beyond their noise"
+            problems.append(
+                Problem(f"no dependence on {variable}", message, f"Widen the range of {variable}, or add seeds")
+            )
+        first += len(term)
+    return problems
+
+
+def _unsaturated_problems(found: Fit) -> list[Problem]:
+    if not found.form.is_saturated:
+        return []
+    E_max, most = found.parameters["E_max"], float(found.observations.values[EXPERTS].max())
+    if E_max <= BEYOND_EXPERTS * most:
+        return []
+    message = f"the losses show no saturation up to {most:g} experts (E_max came out as {E_max:.2g})"
+    return [Problem("no saturation", message, MORE_EXPERTS)]
+
+
+def condition(jacobian_nP: Values) -> tuple[float, Values]:
+    """The condition number with columns of length 1, and the direction [P] in which the losses move least."""
+    length_P = np.linalg.norm(jacobian_nP, axis=0)
+    if not length_P.all():
+        return np.inf, (length_P == 0).astype(float)
+    _, singular_P, direction_PP = np.linalg.svd(jacobian_nP / length_P, full_matrices=False)
+    smallest = float(singular_P[-1])
+    return (float(singular_P[0]) / smallest if smallest else np.inf), np.abs(direction_PP[-1])
+
+
+def _condition_problems(names: Sequence[str], jacobian_nP: Values) -> list[Problem]:
+    number, direction_P = condition(jacobian_nP)
+    if number <= MAX_CONDITION:
+        return []
+    alike = [name for name, share in zip(names, direction_P, strict=True) if share > 0.1]
+    message = f"the runs do not tell {' and '.join(alike)} apart (condition number of the Jacobian {number:.1e})"
+    return [Problem("parameters not told apart", message, "Add runs in which one variable changes alone")]
+
+
+def _covariance(found: Fit, jacobian_nP: Values) -> Values:
+    """[P, P] of theta, by linearization at the optimum."""
+    num, num_parameters = jacobian_nP.shape
+    mean_absolute = float(np.abs(found.residuals).sum()) / max(num - num_parameters, 1)
+    length_P = np.linalg.norm(jacobian_nP, axis=0)
+    scaled_nP = jacobian_nP / length_P
+    inverse_PP = np.linalg.inv(scaled_nP.T @ scaled_nP) / np.outer(length_P, length_P)
+    return np.asarray((np.pi / 2 * mean_absolute) ** 2 * inverse_PP)
+
+
+def _floor_problems(found: Fit) -> list[Problem]:
+    if found.form.floor is None:
+        return []
+    without = search(found.form.without_floor(), found.observations)
+    num, mean_absolute = found.num_points, float(np.abs(found.residuals).mean())
+    freedom = max(num - len(found.form.parameters), 1)
+    scale = max(mean_absolute * num / freedom, SMALLEST_RESIDUAL)
+    gain = float(np.abs(without.residuals).sum() - np.abs(found.residuals).sum())
+    if 4 * gain / (np.pi * scale) > CHI_SQUARED_95:
+        return []
+    mean_without = float(np.abs(without.residuals).mean())
+    message = (
+        f"the floor {found.form.floor} is not identified, since a law without a floor fits as well "
+        f"(mean error {mean_without:.2%} without, {mean_absolute:.2%} with)"
+    )
+    return [Problem("the floor is not identified", message, "Train further, until the losses flatten, or more seeds")]
+
+
+def _exponent_problems(found: Fit, names: Sequence[str], error_PP: Values) -> list[Problem]:
+    problems = []
+    for name in found.form.exponents:
+        p = names.index(name)
+        value, error = found.parameters[name], float(np.sqrt(error_PP[p, p]))
+        if error > MAX_RELATIVE_ERROR * abs(value):
+            (variable,) = next(each for each in found.form.coefficients if each.parameter == name).logs_of
+            message = f"{name} is {value:.2g} with a standard error of {error:.2g}, not told from 0"
+            problems.append(
+                Problem(f"{name} is not told from 0", message, f"Widen the range of {variable}, or add seeds")
+            )
+    return problems
+
+
+def _saturation_problems(found: Fit, error_PP: Values) -> list[Problem]:
+    if not found.form.is_saturated:
+        return []
+    slope = np.array([1.0, np.log(found.parameters["E_max"] / found.parameters["E_start"])])
+    error = float(np.sqrt(slope @ error_PP[-2:, -2:] @ slope))
+    if error <= MAX_LOG_ERROR:
+        return []
+    message = f"E_max is {found.parameters['E_max']:.3g} within a factor of {np.exp(min(error, 50)):.2g}"
+    return [Problem("E_max is not identified", message, MORE_EXPERTS)]

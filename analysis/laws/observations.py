@@ -1,0 +1,86 @@
+"""What a law is fitted to: one final loss per run, at the run's values of the law's variables.
+
+Made from a run table by naming the column of each variable, so that N is switched by the column (activated, total,
+without embeddings). Rows that lack a number are left out and listed. A dense run counts as one expert.
+Runs of equal values and, where a column for it is named, of one arm are one configuration: they differ in their seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.laws.forms import Values
+from analysis.load import LeftOut, MissingDataError
+
+EXPERTS = "experts"
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """n runs: `values` variable -> [n], `loss` [n], `run` and `arm` [n] names, `columns` variable -> its column."""
+
+    values: Mapping[str, Values]
+    loss: Values
+    run: tuple[str, ...]
+    arm: tuple[str, ...]
+    columns: Mapping[str, str]
+    left_out: tuple[LeftOut, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of runs."""
+        return len(self.loss)
+
+    @property
+    def configuration(self) -> NDArray[np.intp]:
+        """[n] the number of each run's configuration, 0, 1, ..."""
+        arms = np.unique(self.arm, return_inverse=True)[1]
+        rows = np.stack([*self.values.values(), arms.astype(float)], axis=1)
+        return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
+
+    def take(self, chosen: NDArray[np.bool_]) -> Observations:
+        """The runs where `chosen` [n] holds."""
+        values = {name: column[chosen] for name, column in self.values.items()}
+        run, arm = (tuple(np.array(names, object)[chosen].tolist()) for names in (self.run, self.arm))
+        return Observations(values, self.loss[chosen], run, arm, self.columns, self.left_out)
+
+
+def observe(
+    table: pd.DataFrame, columns: Mapping[str, str], loss: str = "val_loss", arm: str | None = None
+) -> Observations:
+    """The rows of `table` as observations; `columns` maps each variable (`N`, `D`, `C`, `experts`) to its column.
+
+    `arm` names the column that tells apart what differs in more than these variables and the seed.
+    A `MissingDataError` when a column does not exist or no row has all its numbers.
+    """
+    for name, column in (*columns.items(), ("the loss", loss), ("the arm", arm or loss)):
+        if column not in table.columns:
+            raise MissingDataError(f"The table has no column {column}, which was named for {name}.")
+    numbers = pd.DataFrame({name: pd.to_numeric(table[column]) for name, column in columns.items()}).astype(float)
+    if EXPERTS in numbers:
+        numbers[EXPERTS] = numbers[EXPERTS].fillna(0.0).replace(0.0, 1.0)  # records say 0 of a dense run
+    numbers["loss"] = pd.to_numeric(table[loss]).astype(float)
+    names = [str(name) for name in (table["run"] if "run" in table.columns else table.index)]
+    is_usable = np.isfinite(numbers.to_numpy()) & (numbers.to_numpy() > 0)
+    left_out = [
+        _left_out(run, numbers.columns, row) for run, row in zip(names, is_usable, strict=True) if not row.all()
+    ]
+    kept = is_usable.all(axis=1)
+    if not kept.any():
+        raise MissingDataError(f"None of the {len(table)} runs has a loss and all of {', '.join(columns)}.")
+    arms = table[arm].astype(str).to_list() if arm else [""] * len(table)
+    everything = numbers.loc[:, list(columns)].to_numpy().T
+    every = Observations(
+        dict(zip(columns, everything, strict=True)), numbers["loss"].to_numpy(),
+        tuple(names), tuple(arms), dict(columns), tuple(left_out),
+    )  # fmt: skip
+    return every.take(kept)
+
+
+def _left_out(run: str, columns: pd.Index[str], is_usable: NDArray[np.bool_]) -> LeftOut:
+    lacking = [name for name, usable in zip(columns, is_usable, strict=True) if not usable]
+    return LeftOut(run, f"no positive number for {', '.join(lacking)}")
