@@ -38,8 +38,9 @@ SMOOTHING = 0.6
 """Standard deviation of the blur before pixels are told apart: noise of one pixel is not a thing."""
 MIN_AREA = 14
 """Pixels that make a thing; the smallest object of the data has 33."""
-MAX_MISFIT = 0.32
-"""Squared difference to the best template over the template's own square: above it, a thing is no shape."""
+MAX_MISFIT = 0.2
+"""Squared difference to the best template over the template's own square: above it, a thing is no shape. Twice what
+999 of 1,000 true things have under the degradations of `judge_check.py`; blobs that nobody would name have more."""
 WINDOW = 24
 RADII = np.arange(4.0, 9.01, 0.25)
 BLURS = (0.6, 1.2)

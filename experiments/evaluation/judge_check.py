@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 
 from experiments.data.captions import Assertion, assertion_of
-from experiments.data.scenes import Scene, Split, draw_scenes, render_scenes
+from experiments.data.scenes import KINDS, Scene, Split, draw_scenes, render_scenes
 from experiments.data.shapes import Floats32
 from experiments.evaluation.intervals import wilson
 from experiments.evaluation.judge import Found, find_objects, verdict
@@ -82,7 +82,7 @@ def degrade(images_BCHW: Floats32, blur: float, noise: float, random: np.random.
 def shuffled_within_kinds(assertions: Sequence[Assertion], random: np.random.Generator) -> list[Assertion]:
     """To each the assertion of another image of the same kind, as far as there are two."""
     shuffled = list(assertions)
-    for kind in {assertion.kind for assertion in assertions}:
+    for kind in KINDS:
         places = random.permutation([place for place, each in enumerate(assertions) if each.kind == kind])
         for place, other in zip(places, np.roll(places, 1), strict=True):
             shuffled[place] = assertions[other]
