@@ -52,23 +52,23 @@ def claims(table: pd.DataFrame) -> list[Claim]:
 
 def _claims_of_setting(runs: pd.DataFrame) -> Iterator[Claim]:
     setting = str(runs["setting"].iloc[0])
-    for arm, reference in _pairs(runs):
-        gap = difference(_by_seed(runs, arm, "val_loss"), _by_seed(runs, reference, "val_loss"))
+    for arm, reference in arm_pairs(runs):
+        gap = difference(values_by_seed(runs, arm, "val_loss"), values_by_seed(runs, reference, "val_loss"))
         yield Claim(setting, arm, reference, gap)
     yield from _claims_of_one_timestep(runs, setting)
 
 
 def _claims_of_one_timestep(runs: pd.DataFrame, setting: str) -> Iterator[Claim]:
     changes = runs.assign(change=runs["val_loss_same_t"] - runs["val_loss"])
-    arms = [(label, router) for label, router, _ in arm_list(runs) if _by_seed(changes, label, "change")]
+    arms = [(label, router) for label, router, _ in arm_list(runs) if values_by_seed(changes, label, "change")]
     dense = [label for label, router in arms if router == "dense"]
     for label, router in arms:
         if dense and router != "dense":
-            gap = difference(_by_seed(changes, label, "change"), _by_seed(changes, dense[0], "change"))
+            gap = difference(values_by_seed(changes, label, "change"), values_by_seed(changes, dense[0], "change"))
             yield Claim(setting, label, SAME_T, gap)
 
 
-def _pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
+def arm_pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """(arm, reference) in the order of the references: same depth, same activated, token choice."""
     by_label = runs.drop_duplicates("arm").set_index("arm", drop=False)
     arms = by_label.loc[[label for label, _, _ in arm_list(runs)]]
@@ -84,7 +84,8 @@ def _pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
                 yield ours["arm"], theirs["arm"]
 
 
-def _by_seed(runs: pd.DataFrame, arm: str, column: str) -> dict[int, float]:
+def values_by_seed(runs: pd.DataFrame, arm: str, column: str) -> dict[int, float]:
+    """A column of the run table for the runs of one arm in one setting, where it was measured."""
     measured = runs[(runs["arm"] == arm) & runs[column].notna()]
     return {int(seed): float(value) for seed, value in zip(measured["seed"], measured[column], strict=True)}
 

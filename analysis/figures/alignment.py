@@ -3,7 +3,8 @@
 One line per arm from size to size, so a router has one for every number of experts: colour the router, dashes and fill
 the arm, shape the size. Left on captions of looks that training saw, right on held-out ones where they were measured.
 Points are means over seeds with bars from the lowest to the highest; of one seed the 95% interval over its images.
-Arms of equal cost are drawn a little apart, about the true place; the numbers are exact.
+Arms of equal cost are drawn a little apart, about the true place; the numbers are exact. With `paper_values` a panel
+shows GenEval as EC-DIT printed it, of the models with most experts of each size.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from matplotlib.axes import Axes
 
 from analysis.arms import arm_list
 from analysis.conditions import Measured
-from analysis.figures.panels import Look, draw_arm_points, draw_panels, sideways
+from analysis.figures.grid import named_ticks, paper_panel
+from analysis.figures.panels import Look, Printed, draw_arm_points, draw_panels, sideways
 from analysis.load import Records
+from analysis.paper_values import SIZES, SOURCES, paper_scores
 from analysis.scores import HELD_OUT, SCORE, measured_panels, panel_points
-from analysis.style import Drawing, few_ticks, is_wide, log_axis, scaled
+from analysis.style import Drawing, few_ticks, is_wide, line_style, log_axis, marker_style, scaled
 
 LOOK = Look(rows="study", height_inches=2.3, has_markers=True)
 
 
-def draw_alignment(records: Records, table: pd.DataFrame) -> Drawing:
+def draw_alignment(records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
     """The figure and its numbers: one row per metric, setting and arm. `MissingDataError` where nothing was scored."""
     panels = measured_panels(records, table, (SCORE, HELD_OUT))
     points = panel_points(panels).sort_values("params_active", kind="stable", ignore_index=True)
@@ -37,4 +40,24 @@ def draw_alignment(records: Records, table: pd.DataFrame) -> Drawing:
         axes.margins(x=0.12)
         axes.set_xlabel(f"Activated parameters ({unit})")
 
-    return Drawing(draw_panels(points, panels, LOOK, draw), points.drop(columns="variant"))
+    printed = Printed(_draw_printed, SOURCES["scores"]) if paper_values else None
+    return Drawing(draw_panels(points, panels, LOOK, draw, printed), points.drop(columns="variant"))
+
+
+def _draw_printed(axes: Axes) -> None:
+    """GenEval against activated parameters, a line per router."""
+    scores = paper_scores()
+    most = scores[scores["num_experts"] == scores.groupby(["router", "size"])["num_experts"].transform("max")]
+    paper_panel(axes, "GenEval")
+    axes.set_xscale("log")
+    for router, models in most.groupby("router", sort=False):
+        style = line_style(str(router), 0)
+        for at, score, size in zip(models["params_active"], models["geneval"], models["size"], strict=True):
+            axes.plot(at / 1e9, score, **marker_style(str(router), 0, str(size)))
+        axes.plot(models["params_active"] / 1e9, models["geneval"], **style | {"linewidth": 0.8, "zorder": 1})
+    names = [f"{size.size}\n{size.activated_billions}" for size in SIZES]
+    named_ticks(axes, [size.activated_billions for size in SIZES], names)
+    few_ticks(axes.yaxis, 5)
+    axes.margins(x=0.12)
+    axes.set_xlabel("Activated parameters (billions)")
+    axes.set_ylabel("GenEval (%)")

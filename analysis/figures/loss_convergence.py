@@ -3,12 +3,13 @@
 One row of panels per setting. Under each panel every arm has one line that marks where its mean validation loss reaches
 the final one of `Dense (same depth)`, and how many times sooner that is in the unit of the axis. Lines are means over
 seeds, bands go from the lowest to the highest seed; what is higher than the losses after the first
-`HIDDEN_SHARE` of training lies above the axis.
+`HIDDEN_SHARE` of training lies above the axis. With `paper_values` a line stands where EC-DIT's expert choice is level
+with dense: at half of the images of dense.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.artist import Artist
@@ -20,10 +21,22 @@ from matplotlib.patches import Patch
 from analysis.arms import arm_list, dense_same_depth
 from analysis.curves import AXES, loss_limits, mean_over_seeds, reach, smooth, training_curves, validation_curves
 from analysis.load import Records
-from analysis.style import GREY, TEXT_WIDTH_INCHES, Drawing, arm_rows, few_ticks, line_style, paper_style, scaled
+from analysis.paper_values import SHARE_OF_STEPS, SOURCES
+from analysis.style import (
+    GREY,
+    ROUTER_STYLES,
+    TEXT_WIDTH_INCHES,
+    Drawing,
+    arm_rows,
+    few_ticks,
+    line_style,
+    paper_style,
+    scaled,
+)
 
 UNITS = {"images_seen": "images", "flops": "FLOP", "seconds": "s"}
 QUANTITIES = {"images_seen": "Training images", "flops": "Training compute", "seconds": "Training time"}
+PRINTED_LINE: dict[str, Any] = {"color": ROUTER_STYLES["expert_choice"].color, "linewidth": 1.0, "linestyle": ":"}
 SMOOTHED_SHARE = 0.08
 """Share of the training rows that the running mean of the training loss goes over."""
 
@@ -39,7 +52,7 @@ class _Setting(NamedTuple):
     target: float | None
 
 
-def draw_loss_convergence(records: Records, table: pd.DataFrame) -> Drawing:
+def draw_loss_convergence(records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
     """The figure and its numbers: mean curves (`split` training or validation) and reaching points (`split` reach)."""
     validation = mean_over_seeds(validation_curves(records, table))
     training = mean_over_seeds(training_curves(records, table))
@@ -51,8 +64,10 @@ def draw_loss_convergence(records: Records, table: pd.DataFrame) -> Drawing:
         for i, setting in enumerate(settings):
             for column, x in enumerate(AXES):
                 _draw_panel(axes[2 * i, column], axes[2 * i + 1, column], setting, x, is_first=column == 0)
+            if paper_values and setting.dense:
+                _draw_printed(axes[2 * i, 0], axes[2 * i + 1, 0], setting)
         has_target = any(setting.target is not None for setting in settings)
-        _legend(figure, int(validation["num_seeds"].max()), has_target)
+        _legend(figure, int(validation["num_seeds"].max()), has_target, paper_values)
     return Drawing(figure, _numbers(settings))
 
 
@@ -106,6 +121,14 @@ def _draw_reaching(curves: Axes, rows: Axes, setting: _Setting, x: str, factor: 
         rows.annotate(text, (1, row), (3, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=6.5)
 
 
+def _draw_printed(curves: Axes, rows: Axes, setting: _Setting) -> None:
+    """Where expert choice would reach the final loss of dense if it were as in the paper."""
+    dense = setting.validation[setting.validation["arm"] == setting.dense]["images_seen"].max()
+    factor, _ = scaled(float(setting.validation["images_seen"].max()), UNITS["images_seen"])
+    for axes in (curves, rows):
+        axes.axvline(SHARE_OF_STEPS * dense / factor, **PRINTED_LINE)
+
+
 def _reached(setting: _Setting, x: str) -> dict[str, tuple[float | None, float | None]]:
     """By arm: where it reaches the target, and how many times sooner than dense; None where it does not."""
     assert setting.target is not None
@@ -119,7 +142,7 @@ def _reached(setting: _Setting, x: str) -> dict[str, tuple[float | None, float |
     return {label: (value, None if value is None else dense / value) for label, value in at.items()}
 
 
-def _legend(figure: Figure, num_seeds: int, has_target: bool) -> None:
+def _legend(figure: Figure, num_seeds: int, has_target: bool, paper_values: bool) -> None:
     entries: list[tuple[Artist, str]] = []
     entries += [(Line2D([], [], color=GREY), f"Validation loss, {'one seed' if num_seeds == 1 else 'mean over seeds'}")]
     if num_seeds > 1:
@@ -128,6 +151,8 @@ def _legend(figure: Figure, num_seeds: int, has_target: bool) -> None:
     if has_target:
         reached = Line2D([], [], color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), marker="o", markersize=3)
         entries.append((reached, "Final loss of Dense (same depth) reached: how many times sooner"))
+    if paper_values and has_target:
+        entries.append((Line2D([], [], **PRINTED_LINE), f"Expert choice as printed: {SOURCES['share_of_steps']}"))
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
 

@@ -46,24 +46,42 @@ class Look(NamedTuple):
     has_markers: bool
 
 
+class Printed(NamedTuple):
+    """The paper's values: who draws them, and where they were printed."""
+
+    draw: Callable[[Axes], None]
+    source: str
+
+
 def draw_panels(
-    points: pd.DataFrame, panels: Sequence[Measured], look: Look, draw: Callable[[Axes, pd.DataFrame, Measured], None]
+    points: pd.DataFrame,
+    panels: Sequence[Measured],
+    look: Look,
+    draw: Callable[[Axes, pd.DataFrame, Measured], None],
+    printed: Printed | None = None,
 ) -> Figure:
-    """A panel for each of `panels` and each row, filled by `draw(axes, its points, its measurement)`."""
+    """A panel for each of `panels` and each row, filled by `draw(axes, its points, its measurement)`.
+
+    `printed` adds a panel of the paper's values at the right of the first row; the foot says where they are from.
+    """
     names = list(dict.fromkeys(points[look.rows]))
     one_size = points["model.name"].iloc[0] if points["model.name"].nunique() == 1 else ""
     with paper_style():
         size = (TEXT_WIDTH_INCHES, look.height_inches * len(names) + 0.85)
         figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(len(names), len(panels), squeeze=False)
+        grid = figure.subplots(len(names), len(panels) + bool(printed), squeeze=False)
+        if printed:
+            printed.draw(grid[0, -1])
+            for unused in grid[1:, -1]:
+                unused.remove()
         for row, name in enumerate(names):
             grid[row, 0].set_title(name or one_size, loc="left", fontweight="bold")
-            for axes, measured in zip(grid[row], panels, strict=True):
+            for axes, measured in zip(grid[row], panels, strict=False):
                 mine = (points[look.rows] == name) & (points["metric"] == measured.metric.name)
                 draw(axes, points[mine], measured)
                 axes.set_ylabel(measured.metric.label)
         _place_keys(figure, [*_arm_keys(points, look), *_size_keys(points, look), *_spread_keys(points, look)])
-        write_foot(figure, foot(panels))
+        write_foot(figure, [*foot(panels), *([f"Printed values: {printed.source}."] if printed else [])])
     return figure
 
 

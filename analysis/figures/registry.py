@@ -7,15 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
 from analysis.figures.alignment import draw_alignment
+from analysis.figures.capacity import draw_capacity
 from analysis.figures.comparison import draw_comparison
 from analysis.figures.compute_map import draw_compute_map_of_runs
+from analysis.figures.expert_scaling import draw_expert_scaling
 from analysis.figures.guidance import draw_guidance
+from analysis.figures.image_quality import draw_image_quality
 from analysis.figures.inference_time import draw_inference_time
+from analysis.figures.isoflop import draw_isoflop
 from analysis.figures.loss_convergence import draw_loss_convergence
+from analysis.figures.memory import draw_memory
+from analysis.figures.per_timestep_loss import draw_per_timestep_loss
 from analysis.figures.quality_over_training import draw_quality_over_training
 from analysis.figures.quality_time import draw_quality_time
 from analysis.figures.routing import draw_routing
@@ -33,6 +40,8 @@ class FigureEntry:
     description: str
     draw: Callable[[Records, pd.DataFrame], Drawing]
     aliases: tuple[str, ...] = ()
+    draw_beside_paper: Callable[[Records, pd.DataFrame], Drawing] | None = None
+    """The same with the values that EC-DIT printed, where there are any."""
 
 
 FIGURES = (
@@ -41,6 +50,7 @@ FIGURES = (
         "Training and validation loss against images, FLOPs and seconds, and where dense's final loss is reached.",
         draw_loss_convergence,
         ("paper-fig8",),
+        partial(draw_loss_convergence, paper_values=True),
     ),
     FigureEntry(
         "inference-time",
@@ -62,6 +72,7 @@ FIGURES = (
         "Score of the exact judge against activated parameters, by router and number of experts.",
         draw_alignment,
         ("paper-fig3",),
+        partial(draw_alignment, paper_values=True),
     ),
     FigureEntry(
         "quality-time",
@@ -90,6 +101,41 @@ FIGURES = (
         "guidance",
         "Score, Frechet distance and divergence of the two branches against the guidance scale.",
         draw_guidance,
+    ),
+    FigureEntry(
+        "image-quality",
+        "Frechet distance, FID and CLIP score against activated parameters, by router.",
+        draw_image_quality,
+        ("paper-fig7",),
+        partial(draw_image_quality, paper_values=True),
+    ),
+    FigureEntry(
+        "isoflop",
+        "Loss of every size at equal training FLOPs, and how the best size and training grow with compute.",
+        draw_isoflop,
+    ),
+    FigureEntry(
+        "expert-scaling",
+        "Validation loss against the number of experts at fixed activation, by router.",
+        draw_expert_scaling,
+        draw_beside_paper=partial(draw_expert_scaling, paper_values=True),
+    ),
+    FigureEntry(
+        "capacity",
+        "Validation loss against the size of the routing group and the capacity factor.",
+        draw_capacity,
+        draw_beside_paper=partial(draw_capacity, paper_values=True),
+    ),
+    FigureEntry(
+        "memory",
+        "Peak memory of training and of generating images, measured beside estimated.",
+        draw_memory,
+        draw_beside_paper=partial(draw_memory, paper_values=True),
+    ),
+    FigureEntry(
+        "per-timestep-loss",
+        "Validation loss by tenth of t, and its difference from dense, by router.",
+        draw_per_timestep_loss,
     ),
 )
 

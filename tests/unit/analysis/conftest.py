@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 
 from analysis.load import Records, load_records
+from experiments.config.budget import budget
+from experiments.config.schema import RunConfig
 from experiments.records.compute_map import ComputeMap
 from experiments.records.layout import RunDir, find_runs
 from experiments.records.schema import EvalRow, RoutingMapRow
@@ -62,6 +66,62 @@ def study(write_arms: Callable[..., Path]) -> Records:
     return load_records([write_arms()])
 
 
+BUDGETS = (1e12, 2e12, 4e12)
+WIDTHS = (48, 64, 96, 128)
+ISOFLOP_ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "expert_choice": ({}, {"name": "expert_choice", "num_experts": 8}),
+    "dense": ({"ffn_factor": 6.0}, {"name": "dense"}),
+}
+
+
+def best_params(flops: float) -> float:
+    """The law that `write_budgets` states: N* = 5e5 (C / 1e12)^0.4."""
+    return 5e5 * (flops / 1e12) ** 0.4
+
+
+@pytest.fixture
+def write_budgets(tmp_path: Path, write_run: Callable[..., Any]) -> Callable[..., Path]:
+    """Writes runs of equal training FLOPs whose loss is a parabola in log parameters about `best_params`."""
+
+    def write(
+        budgets: Sequence[float] = BUDGETS, widths: Sequence[int] = WIDTHS, seeds: Sequence[int] = (0,),
+        arms: dict[str, tuple[dict[str, Any], dict[str, Any]]] = ISOFLOP_ARMS, moved: float = 0.0,
+    ) -> Path:  # fmt: skip
+        for (name, (model, routing)), flops, width, seed in product(arms.items(), budgets, widths, seeds):
+            settings = {"model": {"name": "nano", "width": width, **model}, "routing": routing, "seed": seed}
+            cost = budget(RunConfig.model_validate(settings))
+            images = 16 * round(flops / cost.train_flops_per_image / 16)
+            best = best_params(flops) * math.exp(moved * (seed - 1))
+            loss = 0.1 * (flops / 1e12) ** -0.1 + 0.01 * math.log(cost.params_active / best) ** 2
+            settings["train"] = {"images": images, "batch_images": 16}
+            path = tmp_path / "isoflop" / f"{name}-{flops:g}-{width}-{seed}"
+            write_run(path, settings, lambda n, loss=loss: loss, eval_images=[images], step_images=[images])
+        return tmp_path / "isoflop"
+
+    return write
+
+
+TENTHS = {f"val_loss_t{tenth}": 0.1 + 0.01 * tenth for tenth in range(10)}
+
+
+@pytest.fixture
+def measure_costs() -> Callable[..., None]:
+    """Adds memory and the losses by tenth of t to all runs below a folder."""
+
+    def add(folder: Path) -> None:
+        for run in find_runs(folder):
+            record, status = run.read_run(), json.loads(run.status_json.read_text())
+            run.status_json.write_text(json.dumps(status | {"peak_memory_gib": 0.75}) + "\n")
+            seed, router = record.config["seed"], record.config["routing"]["name"]
+            gain = 1.0 if router == "dense" else 0.9
+            about = {"num_samples": 64, "weights": "raw", "settings": {}}
+            rows = [sampled_row(name, gain * (loss + 0.001 * seed), **about) for name, loss in TENTHS.items()]
+            memory = {"num_samples": 80, "batch_images": 16, "device": "cpu"}
+            append_evaluations(run, [*rows, sampled_row("inference_peak_memory_gib", 0.1 + 0.01 * seed, **memory)])
+
+    return add
+
+
 SAMPLER: dict[str, Any] = {
     "guidance_start": 0.0, "guidance_stop": 1.0, "steps": 24, "sampler": "euler", "shift": 1.0, "precision": "fp32",
 }  # fmt: skip
@@ -76,7 +136,7 @@ def sampled_row(metric: str, value: float, half: float | None = None, **given: A
     fields = {name: given.pop(name) for name in list(given) if name in EvalRow.model_fields}
     ends = {} if half is None else {"interval_low": value - half, "interval_high": value + half}
     about = {"images_seen": IMAGES, "num_samples": 512, "seed": 0, "weights": "ema", **ends, **fields}
-    return EvalRow(metric=metric, value=value, settings={"guidance": 2.0, **SAMPLER, **given}, **about)
+    return EvalRow(**{"metric": metric, "value": value, "settings": {"guidance": 2.0, **SAMPLER, **given}, **about})
 
 
 def goodness(run: RunDir) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,6 +17,7 @@ from matplotlib.transforms import Bbox
 
 from analysis.figures.registry import FIGURES, FigureEntry, find_figure
 from analysis.load import MissingDataError, Records, load_records
+from analysis.paper_values import SOURCES
 from analysis.style import Drawing, paper_style
 from analysis.tables import run_table
 from experiments.errors import EcditError
@@ -37,6 +39,16 @@ EIGHT_ARMS = {
     **FOUR_ARMS,
     **{f"ec{number}": ({}, {"name": "expert_choice", "num_experts": number}, 1.1e-5) for number in (4, 16)},
     **{router: ({}, {"name": router}, 1.1e-5) for router in ("switch", "shared_expert")},
+}
+
+CAPACITIES: dict[str, Any] = {
+    f"groups of {group}, f_c {factor}": (
+        {},
+        {"name": "expert_choice", "num_experts": 16, "group_images": group, "capacity_factor": factor},
+        1e-6 * (8 + 2 * (3 if group == "batch" else group) + factor),
+    )
+    for group in (1, 2, "batch")
+    for factor in (1.0, 2.0)
 }
 
 
@@ -67,13 +79,18 @@ def boxes_of_tick_labels(axis: Axis) -> list[Bbox]:
 
 
 @pytest.fixture
-def evaluated(write_arms: WriteArms, evaluate: Add, map_routing: Add) -> Callable[..., Records]:
+def evaluated(
+    write_arms: WriteArms, write_budgets: WriteArms, evaluate: Add, map_routing: Add, measure_costs: Add
+) -> Callable[..., Records]:
     """Records of runs of which everything was measured."""
 
-    def load(*arms: Any, **options: Any) -> Records:
-        folder = write_arms(*arms, **options)
-        evaluate(folder)
-        map_routing(folder)
+    def load(study: str) -> Records:
+        if study == BUDGETS:
+            return load_records([write_budgets(seeds=(0, 1))])
+        arms, seeds, presets = STUDIES[study]
+        folder = write_arms(arms, seeds=seeds, presets=presets)
+        for add in (evaluate, map_routing, measure_costs):
+            add(folder)
         return load_records([folder])
 
     return load
@@ -83,18 +100,48 @@ STUDIES: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, ...]]] = {
     "one size": (FOUR_ARMS, (0, 1, 2), ("nano",)),
     "three sizes": (SEVERAL_EXPERTS, (0, 1), ("nano", "micro", "mini")),
     "one seed of eight arms": (EIGHT_ARMS, (0,), ("nano", "micro")),
+    "capacities": (CAPACITIES, (0, 1), ("nano",)),
 }
+BUDGETS = "budgets"
+STUDIES_OF = {
+    "isoflop": [BUDGETS],
+    "capacity": ["capacities"],
+    "expert-scaling": ["three sizes", "one seed of eight arms"],
+}
+"""Of the figures that not every study can have."""
+USUAL_STUDIES = ["one size", "three sizes", "one seed of eight arms"]
+DRAWN = [(entry, study) for entry in FIGURES for study in STUDIES_OF.get(entry.name, USUAL_STUDIES)]
+BESIDE_PAPER = [
+    (entry, STUDIES_OF.get(entry.name, USUAL_STUDIES)[0]) for entry in FIGURES if entry.draw_beside_paper is not None
+]
 
 
-@pytest.fixture(params=STUDIES)
-def records(request: pytest.FixtureRequest, evaluated: Callable[..., Records]) -> Records:
-    arms, seeds, presets = STUDIES[request.param]
-    return evaluated(arms, seeds=seeds, presets=presets)
+def named(value: object) -> str:
+    return value.name if isinstance(value, FigureEntry) else str(value)
 
 
-@pytest.mark.parametrize("entry", FIGURES, ids=lambda entry: entry.name)
-def test_nothing_lies_over_anything_else_and_nothing_is_cut_off(entry: FigureEntry, records: Records) -> None:
-    figure = rendered(entry.draw(records, run_table(records)).figure)
+@pytest.mark.parametrize(("entry", "study"), DRAWN, ids=named)
+def test_nothing_lies_over_anything_else_and_nothing_is_cut_off(
+    entry: FigureEntry, study: str, evaluated: Callable[..., Records]
+) -> None:
+    records = evaluated(study)
+    assert_legible(rendered(entry.draw(records, run_table(records)).figure))
+
+
+@pytest.mark.parametrize(("entry", "study"), BESIDE_PAPER, ids=named)
+def test_printed_values_lie_over_nothing_and_say_where_they_are_from(
+    entry: FigureEntry, study: str, evaluated: Callable[..., Records]
+) -> None:
+    records = evaluated(study)
+    assert entry.draw_beside_paper is not None
+    drawing = entry.draw_beside_paper(records, run_table(records))
+    assert_legible(rendered(drawing.figure))
+    said = " ".join(text.get_text() for text in drawing.figure.findobj(Text))
+    assert any(source in said.replace("\n", " ") for source in SOURCES.values())
+    pd.testing.assert_frame_equal(drawing.numbers, entry.draw(records, run_table(records)).numbers)
+
+
+def assert_legible(figure: Figure) -> None:
     panels = [axes.get_window_extent() for axes in figure.axes]
     assert not any(legend.overlaps(panel) for legend in boxes_of_legends(figure) for panel in panels)
     for axes in figure.axes:
@@ -108,11 +155,11 @@ def test_nothing_lies_over_anything_else_and_nothing_is_cut_off(entry: FigureEnt
     assert drawn.y1 <= height
 
 
-@pytest.mark.parametrize("entry", FIGURES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", FIGURES, ids=named)
 def test_every_axis_of_numbers_has_a_unit_and_no_text_is_small(
     entry: FigureEntry, evaluated: Callable[..., Records]
 ) -> None:
-    records = evaluated(seeds=(0, 1))
+    records = evaluated(STUDIES_OF.get(entry.name, USUAL_STUDIES)[0])
     figure = rendered(entry.draw(records, run_table(records)).figure)
     labels = [label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label]
     assert labels
@@ -177,6 +224,6 @@ def test_an_unknown_figure_names_the_closest() -> None:
 def test_names_and_aliases_are_unique_and_described() -> None:
     names = [name for entry in FIGURES for name in (entry.name, *entry.aliases)]
     assert len(names) == len(set(names))
-    papers = {f"paper-fig{number}" for number in (3, 4, 5, 6, 8)}
+    papers = {f"paper-fig{number}" for number in range(3, 9)}
     assert {"loss-convergence", "inference-time", "routing", "specialization", "guidance", *papers} <= set(names)
     assert all(entry.description.endswith(".") for entry in FIGURES)

@@ -1,0 +1,132 @@
+"""`capacity`: final validation loss against the size of the routing group, a line for each capacity factor f_c.
+
+Experts have C = S f_c / E slots for a group of S tokens. One panel per setting and router; of a single group the loss
+is drawn against f_c. f_c = 2 costs twice the feed-forward of f_c = 1 in a sparse layer: its gain is not free, that of a
+larger group is. Points are means over seeds, bars go from the lowest to the highest. With `paper_values` a panel beside
+them shows the FID of EC-DIT's own ablation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis.arms import group_text
+from analysis.figures.grid import (
+    LOSS_LABEL,
+    Key,
+    families,
+    loss_points,
+    named_ticks,
+    panel_grid,
+    paper_panel,
+    place_keys,
+    seed_key,
+)
+from analysis.figures.panels import write_foot
+from analysis.load import MissingDataError, Records
+from analysis.paper_values import CAPACITIES, SOURCES
+from analysis.style import DASHES, FILLS, GREY, ROUTER_STYLES, Drawing, few_ticks, paper_style
+
+FACTOR, GROUP = "routing.capacity_factor", "routing.group_images"
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def draw_capacity(_records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
+    """The figure and its numbers: a row per setting, family, capacity factor and group.
+
+    A `MissingDataError` where no router was run with several capacity factors or groups in one setting.
+    """
+    points = capacity_points(table)
+    shown = [family for _, family in points.groupby(["setting", "arm"], sort=False)]
+    printed = {cell.capacity_factor for cell in CAPACITIES} if paper_values else set()
+    factors = sorted({*points["capacity_factor"], *printed})
+    with paper_style():
+        figure, axes = panel_grid(len(shown) + paper_values)
+        for panel, family in zip(axes, shown, strict=False):
+            _draw_family(panel, family, factors)
+            panel.set_title(_title(family, points), loc="left", fontweight="bold")
+        axes[0].set_ylabel(LOSS_LABEL)
+        if paper_values:
+            _draw_paper(axes[-1], factors)
+        place_keys(figure, _keys(points, factors))
+        write_foot(figure, [f"Printed values: {SOURCES['capacity']}, in sampling."] if paper_values else [])
+    return Drawing(figure, points.drop(columns="variant"))
+
+
+def capacity_points(table: pd.DataFrame) -> pd.DataFrame:
+    """`loss_points` of the families that were run with several capacity factors or groups; groups in words."""
+    sparse = table[(table["routing.name"] != "dense") & table[FACTOR].notna()]
+    if sparse.empty:
+        raise MissingDataError("No run has a capacity factor.", "Run some with: ecdit sweep capacity")
+    runs = families(sparse, [FACTOR, GROUP])
+    sizes = [float("inf") if group == "batch" else float(group or 0) for group in runs["group_images"]]
+    runs["group_images"], runs["group_order"] = [_group_name(group) for group in runs["group_images"]], sizes
+    points = loss_points(runs, ["capacity_factor", "group_order", "group_images"], ["flops_per_image"])
+    cells = points.groupby(["setting", "arm"])["loss"].transform("size")
+    if not (cells > 1).any():
+        raise MissingDataError(
+            "No router was run with several capacity factors or routing groups in one setting.",
+            "Run some with: ecdit sweep capacity",
+        )
+    return points[cells > 1].reset_index(drop=True)
+
+
+def _group_name(group: object) -> str:
+    """`1`, `4`, `whole batch`, or `none` of a router without groups."""
+    if group is None or group != group:
+        return "none"
+    return group_text(group) if group == "batch" else f"{group}"
+
+
+def _title(family: pd.DataFrame, points: pd.DataFrame) -> str:
+    """The setting, and the router where there are several."""
+    setting, arm = family[["setting", "arm"]].iloc[0]
+    return f"{setting}: {arm}" if points["arm"].nunique() > 1 else str(setting)
+
+
+def _draw_family(axes: Axes, points: pd.DataFrame, factors: Sequence[float]) -> None:
+    groups = list(points.sort_values("group_order")["group_images"].unique())
+    along = "group_images" if len(groups) > 1 else "capacity_factor"
+    names = groups if len(groups) > 1 else sorted(set(points[along]))
+    color = ROUTER_STYLES[points["routing.name"].iloc[0]].color
+    for factor, line in points.groupby("capacity_factor") if len(groups) > 1 else [(factors[0], points)]:
+        x = [names.index(name) for name in line[along]]
+        for at, low, high in zip(x, line["loss_min"], line["loss_max"], strict=True):
+            axes.plot([at, at], [low, high], color=color, linewidth=0.7)
+        axes.plot(x, line["loss"], **_look(factors.index(factor)), color=color)
+    named_ticks(axes, range(len(names)), [name if isinstance(name, str) else f"{name:g}" for name in names])
+    axes.margins(x=0.12)
+    few_ticks(axes.yaxis, 5)
+    axes.set_xlabel("Routing group (images)" if len(groups) > 1 else "Capacity factor $f_c$ (slots per token)")
+
+
+def _look(i: int) -> dict[str, Any]:
+    dashes = DASHES[i % len(DASHES)]
+    marker = {"marker": MARKERS[i % len(MARKERS)], "fillstyle": FILLS[i % 2]}
+    return {**marker, "linestyle": (0, dashes) if dashes else "-"}
+
+
+def _draw_paper(axes: Axes, factors: Sequence[float]) -> None:
+    """FID of EC-XXL-16E by group and f_c."""
+    cells = pd.DataFrame(CAPACITIES)
+    tokens = sorted(set(cells["group_tokens"]))
+    paper_panel(axes, "FID")
+    for factor, line in cells.groupby("capacity_factor"):
+        look = _look(factors.index(float(str(factor))))
+        axes.plot([tokens.index(size) for size in line["group_tokens"]], line["fid"], **look, color=GREY)
+    named_ticks(axes, range(len(tokens)), [str(size) for size in tokens])
+    axes.margins(x=0.12)
+    few_ticks(axes.yaxis, 5)
+    axes.set_xlabel("Routing group (tokens)")
+    axes.set_ylabel("FID (lower is better)")
+
+
+def _keys(points: pd.DataFrame, factors: Sequence[float]) -> list[Key]:
+    """What a capacity factor looks like, and what the bars are."""
+    looks = [(Line2D([], [], **_look(i), color=GREY), f"$f_c$ = {factor:g}") for i, factor in enumerate(factors)]
+    return [*looks, *seed_key(points)]

@@ -1,0 +1,127 @@
+"""`expert-scaling`: what more experts buy at a fixed activation: final validation loss against their number.
+
+One panel per setting, one line per router and whatever else its arms differ in: more experts mean more weights, of
+which a token passes through as many as before (but for the router's own column per expert). Dense baselines are level
+lines. Points are means over seeds, bars go from the lowest to the highest; lines lie a little apart. With
+`paper_values` a panel shows GenEval against the number of experts as EC-DIT printed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from analysis.arms import arm_list
+from analysis.figures.grid import (
+    LOSS_LABEL,
+    Key,
+    draw_family,
+    families,
+    family_keys,
+    loss_points,
+    named_ticks,
+    panel_grid,
+    paper_panel,
+    place_keys,
+)
+from analysis.figures.panels import write_foot
+from analysis.load import MissingDataError, Records
+from analysis.paper_values import SOURCES, paper_scores
+from analysis.style import GREY, SIZE_MARKERS, Drawing, few_ticks, line_style, paper_style
+from analysis.tables import significant
+
+EXPERTS = "routing.num_experts"
+DODGE = 0.07
+"""How far apart the lines are drawn, in doublings of experts, so that their bars do not hide each other."""
+PAPER_SIZES = ("XL", "XXL")
+
+
+def draw_expert_scaling(_records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
+    """The figure and its numbers: a row per setting, family and number of experts (0: dense).
+
+    A `MissingDataError` where no router was run with several numbers of experts in one setting.
+    """
+    points = expert_points(table)
+    settings = list(dict.fromkeys(points["setting"]))
+    with paper_style():
+        figure, panels = panel_grid(len(settings) + paper_values)
+        for axes, setting in zip(panels, settings, strict=False):
+            _draw_setting(axes, points[points["setting"] == setting])
+            axes.set_title(setting, loc="left", fontweight="bold")
+        panels[0].set_ylabel(LOSS_LABEL)
+        keys = _keys(points)
+        if paper_values:
+            keys += _draw_paper(panels[-1])
+        place_keys(figure, keys)
+        write_foot(figure, _foot(points, paper_values))
+    return Drawing(figure, points.drop(columns="variant"))
+
+
+def expert_points(table: pd.DataFrame) -> pd.DataFrame:
+    """The points of the figure: `num_experts` with `loss_points`; families of one number only are left out."""
+    points = loss_points(families(table, [EXPERTS]), ["num_experts"], ["params_active", "params_total"])
+    numbers = points.groupby(["setting", "arm"])["num_experts"].transform("nunique")
+    is_family = (points["routing.name"] != "dense") & (numbers > 1)
+    if not is_family.any():
+        raise MissingDataError(
+            "No router was run with several numbers of experts in one setting.", "Run some with: ecdit sweep scaling"
+        )
+    kept = points["setting"].isin(points.loc[is_family, "setting"])
+    return points[kept & (is_family | (points["routing.name"] == "dense"))].reset_index(drop=True)
+
+
+def _draw_setting(axes: Axes, points: pd.DataFrame) -> None:
+    sparse, dense = points[points["routing.name"] != "dense"], points[points["routing.name"] == "dense"]
+    for _, level in dense.iterrows():
+        style = line_style("dense", level["variant"])
+        axes.axhspan(level["loss_min"], level["loss_max"], color=style["color"], alpha=0.1, linewidth=0)
+        axes.axhline(level["loss"], **style, linewidth=0.9)
+    axes.set_xscale("log", base=2)
+    lines = list(dict.fromkeys(sparse["arm"]))
+    for place, arm in enumerate(lines):
+        family = sparse[sparse["arm"] == arm]
+        apart = 2 ** (DODGE * (place - (len(lines) - 1) / 2))
+        draw_family(axes, family, [apart * number for number in family["num_experts"]])
+    _expert_ticks(axes, sorted(set(sparse["num_experts"])))
+
+
+def _expert_ticks(axes: Axes, numbers: Sequence[int]) -> None:
+    named_ticks(axes, numbers, [str(number) for number in numbers])
+    axes.margins(x=0.1)
+    few_ticks(axes.yaxis, 5)
+    axes.set_xlabel("Experts (number)")
+
+
+def _keys(points: pd.DataFrame) -> list[Key]:
+    dense = points[points["routing.name"] == "dense"]
+    keys: list[Key] = []
+    if len(dense):
+        keys = [(Line2D([], [], **line_style("dense", variant)), label) for label, _, variant in arm_list(dense)]
+    return keys + family_keys(points[points["routing.name"] != "dense"])
+
+
+def _draw_paper(axes: Axes) -> list[Key]:
+    """GenEval of XL and XXL by router, and the markers of the sizes."""
+    scores = paper_scores()
+    scores = scores[scores["size"].isin(PAPER_SIZES)]
+    paper_panel(axes, "GenEval")
+    axes.set_xscale("log", base=2)
+    for (router, size), models in scores.groupby(["router", "size"], sort=False):
+        style = line_style(str(router), 0) | {"marker": SIZE_MARKERS[str(size)]}
+        axes.plot(models["num_experts"], models["geneval"], **style)
+    _expert_ticks(axes, sorted(set(scores["num_experts"])))
+    axes.set_ylabel("GenEval (%, higher is better)")
+    return [(Line2D([], [], color=GREY, marker=SIZE_MARKERS[size], linestyle="none"), size) for size in PAPER_SIZES]
+
+
+def _foot(points: pd.DataFrame, paper_values: bool) -> list[str]:
+    sparse = points[points["routing.name"] != "dense"]
+    ranges = []
+    for setting, runs in sparse.groupby("setting", sort=False)["params_active"]:
+        texts = dict.fromkeys(significant(float(end)) for end in (runs.min(), runs.max()))
+        ranges.append(f"{setting} {' to '.join(texts)}")
+    printed = [f"Printed values: {SOURCES['scores']}."] if paper_values else []
+    return [f"Activated parameters of the models with experts: {', '.join(ranges)}.", *printed]

@@ -1,0 +1,227 @@
+"""`isoflop`: at each budget of training FLOPs the loss of every size, the best one, and how it grows with compute.
+
+Above, a panel per arm: final validation loss against activated parameters, one parabola per budget, from pale (small)
+to full colour (large), the minimum marked; a crossed mark is at the edge of the sizes and not used. Bars go from the
+lowest to the highest seed. Below, N* (activated parameters) and D* (images) of the minima against the budget with their
+power laws: full marks and lines are of the parabolas, hollow marks of Akima's interpolation; bars are 95% intervals
+over seeds. The method is in `analysis/isoflop.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.figures.grid import LOSS_LABEL, MOST_COLUMNS, Key, named_ticks, place_keys
+from analysis.figures.panels import write_foot
+from analysis.isoflop import IsoFlop, flops_text, isoflop
+from analysis.load import Records
+from analysis.style import (
+    GREY,
+    ROUTER_STYLES,
+    TEXT_WIDTH_INCHES,
+    Drawing,
+    few_ticks,
+    line_style,
+    log_axis,
+    paper_style,
+    scaled,
+    shown,
+)
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+PALEST = 0.35
+"""Share of the router's colour that the smallest budget has; the largest has all of it."""
+MINIMUM: dict[str, Any] = {"color": "black", "markersize": 7, "linestyle": "none", "zorder": 4}
+INNER: dict[str, Any] = {"marker": "o", "fillstyle": "none"}
+EDGE: dict[str, Any] = {"marker": "x"}
+UNITS = {"params": "parameters", "images": "images"}
+LABELS = {"params": "Best size N*, activated\nparameters ({})", "images": "Best training D*,\nimages ({})"}
+MOST_TICKS = 5
+LEAST_RATIO = 1.15
+"""By which an axis goes beyond the values at least."""
+LONGEST_LINES = 4
+"""Refusals that the foot has room for; the others are counted."""
+
+
+class _Arm(NamedTuple):
+    """One arm of one study and how it looks."""
+
+    study: str
+    name: str
+    router: str
+    variant: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.study}" if self.study else self.name
+
+    def of(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows of this arm."""
+        return frame[(frame["study"] == self.study) & (frame["arm"] == self.name)]
+
+
+def draw_isoflop(_records: Records, table: pd.DataFrame) -> Drawing:
+    """The figure and its numbers (`split` profile, minimum or law). `MissingDataError`: see `analysis.isoflop`."""
+    found = isoflop(table)
+    arms = [
+        _Arm(*values)
+        for values in found.profiles.drop_duplicates(["study", "arm"])[
+            ["study", "arm", "routing.name", "variant"]
+        ].itertuples(index=False, name=None)
+    ]
+    budgets = _budget_names(found)
+    with paper_style():
+        figure, tops, bottoms = _axes(len(arms))
+        for axes, arm in zip(tops, arms, strict=True):
+            _draw_profiles(axes, arm, found, budgets)
+        tops[0].set_ylabel(LOSS_LABEL)
+        for axes, quantity in zip(bottoms, LABELS, strict=True):
+            _draw_laws(axes, quantity, arms, found)
+        place_keys(figure, _keys(arms, found, budgets))
+        write_foot(figure, _foot(found))
+    parts = {"profile": found.profiles, "minimum": found.minima, "law": found.laws}
+    numbers = pd.concat([frame.assign(split=split) for split, frame in parts.items() if len(frame)], ignore_index=True)
+    return Drawing(figure, numbers.drop(columns="variant"))
+
+
+def _axes(num_arms: int) -> tuple[Figure, list[Axes], list[Axes]]:
+    """Panels of the arms in rows of at most `MOST_COLUMNS`, and two wide ones below."""
+    columns = min(num_arms, MOST_COLUMNS)
+    rows = -(-num_arms // columns)
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.0 * rows + 3.0), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, 6)
+    wide = 6 // columns
+    tops = [
+        figure.add_subplot(grid[i // columns, wide * (i % columns) : wide * (i % columns + 1)]) for i in range(num_arms)
+    ]
+    return figure, tops, [figure.add_subplot(grid[rows, :3]), figure.add_subplot(grid[rows, 3:])]
+
+
+def _budget_names(found: IsoFlop) -> list[str]:
+    """The budgets of all arms, small to large, as texts: those that differ in rounding alone are one."""
+    return list(dict.fromkeys(flops_text(flops) for flops in sorted(found.profiles["flops"])))
+
+
+def _draw_profiles(axes: Axes, arm: _Arm, found: IsoFlop, budgets: Sequence[str]) -> None:
+    profiles, minima = arm.of(found.profiles), arm.of(found.minima)
+    factor, unit = scaled(float(profiles["params"].max()), "parameters")
+    for flops, profile in profiles.groupby("flops"):
+        place = budgets.index(flops_text(float(str(flops))))
+        color, marker = _tone(arm.router, place, len(budgets)), MARKERS[place % len(MARKERS)]
+        for params, low, high in zip(profile["params"], profile["loss_min"], profile["loss_max"], strict=True):
+            axes.plot([params / factor] * 2, [low, high], color=color, linewidth=0.7)
+        axes.plot(profile["params"] / factor, profile["loss"], marker, color=color, markersize=3.5)
+        log_params = np.log(profile["params"].to_numpy(float))
+        parabola = np.polynomial.Polynomial.fit(log_params, profile["loss"].to_numpy(float), 2)
+        along = np.linspace(log_params[0], log_params[-1], 100)
+        axes.plot(np.exp(along) / factor, parabola(along), color=color, linewidth=0.9)
+        lowest = minima[(minima["flops"] == flops) & (minima["method"] == "quadratic")].iloc[0]
+        axes.plot(lowest["params"] / factor, lowest["loss"], **MINIMUM, **(EDGE if lowest["is_edge"] else INNER))
+    log_axis(axes, "x", profiles["params"] / factor)
+    axes.margins(x=0.08, y=0.1)
+    few_ticks(axes.yaxis, 5)
+    axes.set_title(shown(arm.title), loc="left", fontweight="bold")
+    axes.set_xlabel(f"Activated parameters ({unit})")
+
+
+def _tone(router: str, place: int, number: int) -> tuple[float, float, float]:
+    """The router's colour, paler for a smaller budget."""
+    share = 1.0 if number == 1 else PALEST + (1 - PALEST) * place / (number - 1)
+    red, green, blue = (1 - share * (1 - part) for part in to_rgb(ROUTER_STYLES[router].color))
+    return red, green, blue
+
+
+def _draw_laws(axes: Axes, quantity: str, arms: Sequence[_Arm], found: IsoFlop) -> None:
+    minima = found.minima
+    factor_x, unit_x = scaled(float(minima["flops"].max()), "FLOP")
+    factor, unit = scaled(float(minima[quantity].max()), UNITS[quantity])
+    inner = minima[~minima["is_edge"].astype(bool)]
+    for arm in arms:
+        style = line_style(arm.router, arm.variant)
+        for method, fill in (("akima", "none"), ("quadratic", "full")):
+            points = arm.of(inner[inner["method"] == method])
+            if method == "quadratic":
+                _draw_bars(axes, points, quantity, (factor_x, factor), style["color"])
+                _draw_law(axes, arm.of(found.laws), points, quantity, (factor_x, factor), style)
+            mark: dict[str, Any] = {"marker": "o", "fillstyle": fill, "color": style["color"], "linestyle": "none"}
+            axes.plot(points["flops"] / factor_x, points[quantity] / factor, **mark)
+    if inner.empty:
+        place: dict[str, Any] = {"xycoords": "axes fraction", "ha": "center", "va": "center"}
+        axes.annotate("every minimum lies at an edge", (0.5, 0.5), **place, fontsize=6.5, color=GREY)
+        axes.set(xticks=[], yticks=[])
+    else:
+        _scale_axes(axes, inner["flops"] / factor_x, inner[quantity] / factor)
+    axes.set_xlabel(f"Training compute C ({unit_x})")
+    axes.set_ylabel(LABELS[quantity].format(unit))
+
+
+def _scale_axes(axes: Axes, x: pd.Series[float], y: pd.Series[float]) -> None:
+    """Logarithmic, with a tick at each of few budgets, and not so narrow that two methods seem to differ much."""
+    log_axis(axes, "x", x)
+    log_axis(axes, "y", y)
+    budgets = sorted({float(f"{value:.2g}") for value in x})
+    if len(budgets) <= MOST_TICKS:
+        named_ticks(axes, budgets, [f"{value:g}" for value in budgets])
+    axes.margins(0.1)
+    axes.set_xlim(min(axes.get_xlim()[0], x.min() / LEAST_RATIO), max(axes.get_xlim()[1], x.max() * LEAST_RATIO))
+    axes.set_ylim(min(axes.get_ylim()[0], y.min() / LEAST_RATIO), max(axes.get_ylim()[1], y.max() * LEAST_RATIO))
+
+
+def _draw_bars(axes: Axes, points: pd.DataFrame, quantity: str, factors: tuple[float, float], color: str) -> None:
+    for row in points.dropna(subset=[f"{quantity}_low"]).to_dict("records"):
+        ends = [row[f"{quantity}_low"] / factors[1], row[f"{quantity}_high"] / factors[1]]
+        axes.plot([row["flops"] / factors[0]] * 2, ends, color=color, linewidth=0.7)
+
+
+def _draw_law(
+    axes: Axes,
+    laws: pd.DataFrame,
+    points: pd.DataFrame,
+    quantity: str,
+    factors: tuple[float, float],
+    style: dict[str, Any],
+) -> None:
+    """The law of the parabolas' minima, between the smallest and the largest budget that it was fitted to."""
+    for law in laws[(laws["method"] == "quadratic") & (laws["quantity"] == quantity)].to_dict("records"):
+        flops = np.array([points["flops"].min(), points["flops"].max()])
+        axes.plot(flops / factors[0], law["factor"] * flops ** law["exponent"] / factors[1], **style)
+
+
+def _keys(arms: Sequence[_Arm], found: IsoFlop, budgets: Sequence[str]) -> list[Key]:
+    keys: list[Key] = [
+        (Line2D([], [], color=_tone("dense", i, len(budgets)), marker=MARKERS[i % len(MARKERS)], markersize=3.5), name)
+        for i, name in enumerate(budgets)
+    ]
+    keys.append((Line2D([], [], **MINIMUM, **INNER), "Minimum of the parabola"))
+    if found.minima["is_edge"].any():
+        keys.append((Line2D([], [], **MINIMUM, **EDGE), "At the edge, not used"))
+    keys += [(Line2D([], [], **line_style(arm.router, arm.variant), marker="o"), shown(arm.title)) for arm in arms]
+    keys.append((Line2D([], [], color=GREY, marker="o", fillstyle="none", linestyle="none"), "Akima's minimum"))
+    if found.minima["params_low"].notna().any():
+        keys.append((Line2D([], [], color=GREY, linewidth=0.7), "95% interval over seeds"))
+    return keys
+
+
+def _foot(found: IsoFlop) -> list[str]:
+    """The exponents of the parabolas' laws, and what was not used."""
+    lines = []
+    for (study, arm), laws in found.laws[found.laws["method"] == "quadratic"].groupby(["study", "arm"], sort=False):
+        exponents = [_exponent(law) for law in laws.to_dict("records")]
+        lines.append(f"{arm}{f', {study}' if study else ''}: {'; '.join(exponents)}.")
+    rest = len(found.refused) - LONGEST_LINES
+    return [*lines, *found.refused[:LONGEST_LINES], *([f"And {rest} more that were not used."] if rest > 0 else [])]
+
+
+def _exponent(law: dict[Any, Any]) -> str:
+    name = {"params": "N*", "images": "D*"}[law["quantity"]]
+    known = law["exponent_low"] is not None and law["exponent_low"] == law["exponent_low"]
+    interval = f"{law['exponent_low']:.2f} to {law['exponent_high']:.2f}" if known else "no interval: one seed"
+    return f"{name} grows as C to the {law['exponent']:.2f} ({interval}; {law['num_budgets']} budgets)"

@@ -1,0 +1,136 @@
+"""`memory`: how much memory a run took at most, beside what arithmetic said it would.
+
+One row per arm. Left: training, the peak that the process recorded (of the accelerator where there is one, else its
+resident set) beside the estimate of `experiments/config/memory.py`, which decides where a sweep may place a run. Right:
+generating images, the peak of all tensors alive beside the weights alone. Points are means over seeds, bars go from the
+lowest to the highest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.arms import arm_list
+from analysis.comparable import last_shared_measurement
+from analysis.figures.grid import Key, place_keys, seed_key
+from analysis.figures.panels import write_foot
+from analysis.load import MissingDataError, Records
+from analysis.paper_values import MEMORY, SOURCES
+from analysis.style import GREY, ROUTER_STYLES, TEXT_WIDTH_INCHES, Drawing, arm_rows, few_ticks, paper_style
+from experiments.config.memory import CONTEXT_BYTES, GIB, memory
+from experiments.config.schema import RunConfig
+from experiments.records.layout import RunDir
+
+INFERENCE_PEAK = "inference_peak_memory_gib"
+BYTES = {"fp32": 4, "bf16": 2}
+COLUMNS = ("training", "estimate", "inference", "weights")
+
+
+def draw_memory(records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
+    """The figure and its numbers: a row per setting and arm, in GiB. `MissingDataError` where nothing was recorded."""
+    points = memory_points(records, table)
+    settings = [rows for _, rows in points.groupby("setting", sort=False)]
+    with paper_style():
+        heights = [0.2 * len(rows) + 0.75 for rows in settings]
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.6), layout="constrained")
+        grid = figure.subplots(len(settings), 2, height_ratios=heights, squeeze=False)
+        for (left, right), rows in zip(grid, settings, strict=True):
+            arms = arm_list(rows)
+            arm_rows(left, arms)
+            arm_rows(right, arms, named=False)
+            left.set_title(str(rows["setting"].iloc[0]), loc="left", fontweight="bold")
+            _draw(left, rows, arms, ("training", "estimate"), "Training, one process (GiB)")
+            _draw(right, rows, arms, ("inference", "weights"), "Generating images (GiB)")
+        place_keys(figure, _keys(points))
+        write_foot(figure, _foot(points, paper_values))
+    return Drawing(figure, points.drop(columns="variant"))
+
+
+def memory_points(records: Records, table: pd.DataFrame) -> pd.DataFrame:
+    """By setting and arm: mean, `_min` and `_max` of each of `COLUMNS`, NaN where not known, and `num_seeds`."""
+    runs = table.assign(training=table["run"].map(_training_peak).astype(float))
+    inference = last_shared_measurement(records.evals[records.evals["metric"] == INFERENCE_PEAK], INFERENCE_PEAK)
+    runs["inference"] = table["run"].map(inference.set_index("run")["value"])
+    if runs[["training", "inference"]].isna().all(axis=None):
+        raise MissingDataError(
+            "No run has recorded the memory it took.", "Measure it with: ecdit evaluate --metrics inference-time RUNS"
+        )
+    of_precision = dict(zip(inference["run"], [_precision(given) for given in inference["settings"]], strict=True))
+    weights = runs["run"].map(of_precision).map(BYTES) * runs["params_total"] / GIB
+    runs = runs.assign(estimate=runs["run"].map(_estimate).astype(float), weights=weights.astype(float))
+    groups = runs.groupby(["setting", "arm"], sort=False)
+    points = groups[["routing.name", "variant", "device", "params_total"]].first()
+    for column in COLUMNS:
+        points[[column, f"{column}_min", f"{column}_max"]] = groups[column].agg(["mean", "min", "max"])
+    return points.assign(num_seeds=groups["run"].nunique()).reset_index()
+
+
+def _training_peak(run: str) -> float | None:
+    """As the run recorded it; None of one that did not, or of which there is no folder."""
+    status = RunDir(Path(run)).read_status()
+    return None if status is None else status.peak_memory_gib
+
+
+def _estimate(run: str) -> float | None:
+    """What was to be expected. Of an accelerator without the driver's context, which no allocator counts."""
+    folder = RunDir(Path(run))
+    if not folder.run_json.is_file():
+        return None
+    record = folder.read_run()
+    on_accelerator = record.device != "cpu"
+    peak = memory(RunConfig.model_validate(record.config), on_accelerator).peak
+    return (peak - (CONTEXT_BYTES if on_accelerator else 0)) / GIB
+
+
+def _precision(settings: dict[str, Any] | None) -> str | None:
+    return (settings or {}).get("precision")
+
+
+def _draw(
+    axes: Axes, points: pd.DataFrame, arms: list[tuple[str, str, int]], columns: tuple[str, str], label: str
+) -> None:
+    """A filled point for what was measured, an upright line for what was to be expected."""
+    measured, expected = columns
+    by_arm = points.set_index("arm")
+    for row, (arm, router, _) in enumerate(arms):
+        at, color = by_arm.loc[arm], ROUTER_STYLES[router].color
+        axes.plot([at[f"{measured}_min"], at[f"{measured}_max"]], [row, row], color=color, linewidth=0.7)
+        axes.plot(at[expected], row, "|", color=color, markersize=9, markeredgewidth=1.3, clip_on=False)
+        axes.plot(at[measured], row, "o", color=color, markersize=4, clip_on=False)
+    if points[measured].isna().all():
+        axes.annotate(
+            "not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", fontsize=6.5, color=GREY
+        )
+        axes.set_xticks([])
+    else:
+        axes.set_xlim(left=0)
+        few_ticks(axes.xaxis)
+    axes.set_xlabel(label)
+
+
+def _keys(points: pd.DataFrame) -> list[Key]:
+    grey: dict[str, Any] = {"color": GREY, "linestyle": "none"}
+    return [
+        (Line2D([], [], **grey, marker="o", markersize=4), "Measured peak"),
+        (Line2D([], [], **grey, marker="|", markersize=9, markeredgewidth=1.3), "Left: estimate, right: weights alone"),
+        *seed_key(points),
+    ]
+
+
+def _foot(points: pd.DataFrame, paper_values: bool) -> list[str]:
+    devices = ", ".join(sorted(set(points["device"])))
+    lines = [f"Device: {devices}. On a CPU training is the resident set of the process, saving included."]
+    off = (points["training"] / points["estimate"] - 1).dropna()
+    if len(off):
+        ends = " to ".join(dict.fromkeys(f"{end:+.0%}" for end in (off.min(), off.max())))
+        lines.append(f"In training the measured peak lies {ends} from the estimate.")
+    if paper_values:
+        printed = ", ".join(f"{row.size}-{row.num_experts}E {row.gigabytes_per_device} GB" for row in MEMORY)
+        lines.append(f"Printed, inference on each of 8 devices: {printed} ({SOURCES['memory']}).")
+    return lines

@@ -1,0 +1,126 @@
+"""`per-timestep-loss`: at which times of the path from noise to image a router gains, over tenths of t.
+
+One row of panels per setting: the final validation loss by tenth (t = 0 is the image, t = 1 noise), and its difference
+from `Dense (same depth)` in percent, paired by seed where both have the same seeds. Lines are means over seeds, bands
+go from the lowest to the highest. A tenth that holds no validation image was not measured and breaks the line.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis.arms import arm_list, dense_same_depth
+from analysis.figures.grid import Key, place_keys
+from analysis.load import MissingDataError, Records
+from analysis.style import GREY, TEXT_WIDTH_INCHES, Drawing, few_ticks, line_style, paper_style, shown
+
+NUM_TENTHS = 10
+METRICS = {f"val_loss_t{tenth}": tenth for tenth in range(NUM_TENTHS)}
+MEASURED_BY = "Runs measure it while they train; a larger eval.images fills every tenth."
+T_LABEL = "Time t, in tenths (0: image, 1: noise)"
+
+
+def draw_per_timestep_loss(records: Records, table: pd.DataFrame) -> Drawing:
+    """The figure and its numbers: a row per setting, arm and tenth; `change` is in percent of dense.
+
+    A `MissingDataError` where no run has its loss by tenths of t.
+    """
+    points = timestep_points(records, table)
+    settings = list(dict.fromkeys(points["setting"]))
+    with paper_style():
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 1.9 * len(settings) + 0.7), layout="constrained")
+        axes = figure.subplots(len(settings), 2, squeeze=False, width_ratios=(1, 1.6))
+        for (left, right), setting in zip(axes, settings, strict=True):
+            ours = points[points["setting"] == setting]
+            _draw(left, ours, "loss", "Loss (velocity MSE)")
+            left.set_title(setting, loc="left", fontweight="bold")
+            _draw_change(right, ours)
+        place_keys(figure, _keys(points))
+    return Drawing(figure, points.drop(columns="variant"))
+
+
+def timestep_points(records: Records, table: pd.DataFrame) -> pd.DataFrame:
+    """By setting, arm and `tenth`: `loss`, `change` (percent of dense) with `_low` and `_high`, `loss_seeds`."""
+    rows = _last_by_tenth(records, table)
+    dense = {str(setting): dense_same_depth(runs) for setting, runs in table.groupby("setting")}
+    points = []
+    for (setting, arm), ours in rows.groupby(["setting", "arm"], sort=False):
+        reference = rows[(rows["setting"] == setting) & (rows["arm"] == dense[str(setting)])]
+        for tenth, values in ours.groupby("tenth"):
+            losses = _by_seed(values)
+            of_dense = _by_seed(reference[reference["tenth"] == tenth])
+            about = {"setting": setting, "arm": arm, "tenth": tenth, "t": (int(str(tenth)) + 0.5) / NUM_TENTHS}
+            changes = [100 * (losses[seed] / of_dense[seed] - 1) for seed in losses if seed in of_dense]
+            points.append({**about, **_spread("loss", list(losses.values())), **_spread("change", changes)})
+    order = {arm: i for i, (arm, _, _) in enumerate(arm_list(table))}
+    frame = pd.DataFrame(points).merge(table.drop_duplicates(["setting", "arm"])[STYLE], on=["setting", "arm"])
+    numbers = [f"{name}{end}" for name in ("loss", "change") for end in ("", "_low", "_high")]
+    frame = frame.astype(dict.fromkeys(numbers, "float64"))
+    return frame.sort_values(["arm", "tenth"], key=lambda c: c.map(order) if c.name == "arm" else c, kind="stable")
+
+
+STYLE = ["setting", "arm", "routing.name", "variant"]
+
+
+def _last_by_tenth(records: Records, table: pd.DataFrame) -> pd.DataFrame:
+    """The last value of every tenth at the end of every run."""
+    evals = records.evals[records.evals["metric"].isin(list(METRICS)) & (records.evals["weights"] == "raw")]
+    about = table[["run", "seed", "setting", "arm", "images_seen"]]
+    rows = about.merge(evals[["run", "metric", "value", "images_seen"]], on=["run", "images_seen"])
+    if rows.empty:
+        raise MissingDataError("No run has its validation loss by tenths of t at its end.", MEASURED_BY)
+    return rows.assign(tenth=rows["metric"].map(METRICS)).drop_duplicates(["run", "tenth"], keep="last")
+
+
+def _by_seed(rows: pd.DataFrame) -> dict[int, float]:
+    return {int(seed): float(value) for seed, value in zip(rows["seed"], rows["value"], strict=True)}
+
+
+def _spread(name: str, values: list[float]) -> dict[str, float | int | None]:
+    if not values:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    middle = math.fsum(values) / len(values)
+    return {name: middle, f"{name}_low": min(values), f"{name}_high": max(values), f"{name}_seeds": len(values)}
+
+
+def _draw(axes: Axes, points: pd.DataFrame, column: str, label: str) -> None:
+    for _, arm in points.groupby("arm", sort=False):
+        style = line_style(arm["routing.name"].iloc[0], arm["variant"].iloc[0])
+        whole = arm.set_index("tenth").reindex(range(NUM_TENTHS))
+        t = (np.arange(NUM_TENTHS) + 0.5) / NUM_TENTHS
+        axes.fill_between(t, whole[f"{column}_low"], whole[f"{column}_high"], color=style["color"], alpha=0.13, lw=0)
+        axes.plot(t, whole[column], **style, marker=".", markersize=3.5)
+    axes.set_xlim(0, 1)
+    few_ticks(axes.xaxis, 5)
+    few_ticks(axes.yaxis, 5)
+    axes.set_xlabel(T_LABEL)
+    axes.set_ylabel(label)
+
+
+def _draw_change(axes: Axes, points: pd.DataFrame) -> None:
+    """The difference from dense; without dense a panel that says so."""
+    if points["change"].isna().all():
+        axes.annotate(
+            "Dense (same depth)\nwas not run with these seeds", (0.5, 0.5), xycoords="axes fraction", ha="center",
+            va="center", fontsize=6.5, color=GREY,
+        )  # fmt: skip
+        axes.set_axis_off()
+        return
+    _draw(axes, points, "change", "Difference from dense (%)")
+
+
+def _keys(points: pd.DataFrame) -> list[Key]:
+    keys: list[Key] = [
+        (Line2D([], [], **line_style(router, variant)), shown(label)) for label, router, variant in arm_list(points)
+    ]
+    most = int(points["loss_seeds"].max())
+    if most > 1:
+        keys.append((Patch(color=GREY, alpha=0.25, linewidth=0), f"Lowest to highest of {most} seeds"))
+    return keys

@@ -1,0 +1,152 @@
+"""Compute multipliers: how many times less of the horizontal axis one routing needs for the loss of another.
+
+Two validation curves of one setting, against training FLOPs (of activated weights), images and seconds. Over the range
+of losses that both reach, the horizontal distance between them, in logarithms, is averaged evenly over the losses; its
+exponential is the multiplier. Above 1 the arm needs less than the reference; exchanging the two gives the inverse.
+`at_lowest` is the distance at the lowest loss both reach, where the curves are flat and compute is dear.
+
+"Reaches" means reaches and stays, as in `curves.py`: the last time a curve comes down through a loss, which makes its
+envelope monotone. Between evaluations it is straight in the logarithm of the axis. Pairs are of the same seed;
+intervals are Student's t over their logarithms. Along a schedule that decays the learning rate, a point on the way of
+one run is compared with the end of another, which has decayed: a multiplier then errs towards 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.claims import arm_pairs
+from analysis.curves import AXES, validation_curves
+from analysis.intervals import Interval, interval_of_mean
+from analysis.load import MissingDataError, Records
+
+NUM_LOSSES = 200
+"""Losses at which the distance is read; the curves are straight between evaluations."""
+
+Floats = NDArray[np.float64]
+
+
+class Curve(NamedTuple):
+    """A validation curve of one run, in the order of training; `x` is positive."""
+
+    x: Sequence[float]
+    loss: Sequence[float]
+
+
+class Shift(NamedTuple):
+    """Logarithms of how many times less: mean over the losses between `loss_low` and `loss_high`, and at the lowest."""
+
+    mean: float
+    at_lowest: float
+    loss_low: float
+    loss_high: float
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """How many times less of `axis` (one of `AXES`) `arm` needs than `reference`; `refusal` says why there is none."""
+
+    setting: str
+    arm: str
+    reference: str
+    axis: str
+    factor: Interval | None
+    at_lowest: Interval | None
+    loss_low: float | None
+    loss_high: float | None
+    refusal: str | None = None
+
+
+def multipliers(records: Records, table: pd.DataFrame) -> list[Multiplier]:
+    """Every pair of arms that `claims.py` compares, on each of `AXES`. A `MissingDataError` where there is no pair."""
+    curves = validation_curves(records, table)
+    found = []
+    for setting, runs in table.groupby("setting", sort=False):
+        ours = curves[curves["setting"] == setting]
+        for arm, reference in arm_pairs(runs):
+            found += [_multiplier(str(setting), arm, reference, axis, ours) for axis in AXES]
+    if not found:
+        raise MissingDataError(
+            "No setting has two routings to compare.", "Run some with: ecdit sweep routing_comparison"
+        )
+    return found
+
+
+def shift(ours: Curve, theirs: Curve) -> Shift | None:
+    """The distance between two curves over the losses that both reach; None where they reach none in common."""
+    high, low = min(max(ours.loss), max(theirs.loss)), max(ours.loss[-1], theirs.loss[-1])
+    if low >= high:
+        return None
+    losses = np.linspace(low, high, NUM_LOSSES)
+    distances = _log_x_at(losses, theirs) - _log_x_at(losses, ours)
+    mean = float(np.trapezoid(distances, losses)) / (high - low)
+    return Shift(mean, float(distances[0]), low, high)
+
+
+def multiplier_rows(found: Sequence[Multiplier]) -> pd.DataFrame:
+    """One row each: `factor`, `at_lowest` with `_low` and `_high`, the losses, `num_seeds` and `refusal`."""
+    return pd.DataFrame([dict(_row(each)) for each in found])
+
+
+def _multiplier(setting: str, arm: str, reference: str, axis: str, curves: pd.DataFrame) -> Multiplier:
+    ours, theirs = _by_seed(curves, arm, axis), _by_seed(curves, reference, axis)
+    seeds = [seed for seed in ours if seed in theirs]
+    shifts = {seed: shift(ours[seed], theirs[seed]) for seed in seeds}
+    known = [each for each in shifts.values() if each is not None]
+    if not seeds or len(known) < len(seeds):
+        refusal = _refusal(arm, reference, [seed for seed in seeds if shifts[seed] is None])
+        return Multiplier(setting, arm, reference, axis, None, None, None, None, refusal)
+    factor, at_lowest = ([getattr(each, name) for each in known] for name in ("mean", "at_lowest"))
+    low, high = max(each.loss_low for each in known), min(each.loss_high for each in known)
+    return Multiplier(setting, arm, reference, axis, geometric_mean(factor), geometric_mean(at_lowest), low, high)
+
+
+def geometric_mean(logs: Sequence[float]) -> Interval:
+    """The geometric mean of numbers given by their logarithms, and its interval."""
+    at = interval_of_mean(logs)
+    low, high = (None if end is None else math.exp(end) for end in (at.low, at.high))
+    return Interval(math.exp(at.mean), low, high, at.num_values, "paired")
+
+
+def _refusal(arm: str, reference: str, without: Sequence[int]) -> str:
+    if not without:
+        return f"{arm} and {reference} have no seed in common."
+    seeds = f"seed{'s' * (len(without) > 1)} {', '.join(map(str, without))}"
+    return f"The curves of {arm} and {reference} reach no loss in common ({seeds})."
+
+
+def _by_seed(curves: pd.DataFrame, arm: str, axis: str) -> dict[int, Curve]:
+    ours = curves[(curves["arm"] == arm) & (curves[axis] > 0)]
+    runs = [run for _, run in ours.groupby("seed")]
+    return {int(run["seed"].iloc[0]): Curve(run[axis].to_list(), run["loss"].to_list()) for run in runs}
+
+
+def _log_x_at(losses: Floats, curve: Curve) -> Floats:
+    """Logarithm of where a curve comes down to each loss for the last time, `curves.reach` for many losses at once."""
+    log_x, loss = np.log(np.asarray(curve.x, dtype=float)), np.asarray(curve.loss, dtype=float)
+    above = loss > losses[:, np.newaxis]
+    found = np.full(len(losses), log_x[0])
+    ever = above.any(axis=1)
+    last = len(loss) - 1 - np.argmax(above[ever, ::-1], axis=1)
+    share = (loss[last] - losses[ever]) / (loss[last] - loss[last + 1])
+    found[ever] = log_x[last] + share * (log_x[last + 1] - log_x[last])
+    return found
+
+
+def _row(each: Multiplier) -> Iterator[tuple[str, object]]:
+    yield from ((name, getattr(each, name)) for name in ("setting", "arm", "reference", "axis"))
+    for name in ("factor", "at_lowest"):
+        at: Interval | None = getattr(each, name)
+        yield name, None if at is None else at.mean
+        yield f"{name}_low", None if at is None else at.low
+        yield f"{name}_high", None if at is None else at.high
+    yield from (("loss_low", each.loss_low), ("loss_high", each.loss_high))
+    yield "num_seeds", 0 if each.factor is None else each.factor.num_values
+    yield "refusal", each.refusal

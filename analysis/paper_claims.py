@@ -1,0 +1,260 @@
+"""The claims of EC-DIT computed from our runs in the same form, beside the printed values, with a verdict each.
+
+1. Half the steps: expert choice reaches the final loss of dense of the same depth after at most half of its images.
+2. Half the experts: expert choice with 8 experts is level with token choice with 16, in loss and in the judge's score.
+3. A third of the time: expert choice is level with dense of the next larger size in 33.8% of its time.
+
+A claim is *supported* when the 95% interval over seeds lies wholly on the side it names, and *not supported* otherwise:
+"level" means not worse. It is *not testable* where the runs that it needs are missing or have a single seed. All of it
+holds at the scale of the runs, which is not the paper's: a claim that is not supported here is not refuted there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import pandas as pd
+
+from analysis.claims import values_by_seed
+from analysis.curves import reach, validation_curves
+from analysis.intervals import Interval, difference
+from analysis.load import MissingDataError, Records
+from analysis.multiplier import geometric_mean
+from analysis.paper_values import SHARE_OF_STEPS, SHARE_OF_TIME, SOURCES, paper_score
+from analysis.scores import SCORE, measured_panels
+from analysis.tables import INFERENCE, fixed, is_missing
+
+PaperVerdict = Literal["supported", "not supported", "not testable at this scale"]
+NOT_TESTABLE: PaperVerdict = "not testable at this scale"
+FEW_EXPERTS, MANY_EXPERTS = 8, 16
+ONE_SEED = "one seed, so no spread can be given"
+NO_SEED = "no seed in common"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is claimed, in which quantity, and what was printed where."""
+
+    claim: str
+    quantity: str
+    printed: str
+    source: str
+
+
+def _printed_score_gaps() -> str:
+    """Expert choice with few minus token choice with many experts, in points, by size."""
+    parts = []
+    for size in ("XL", "XXL"):
+        ours = paper_score("expert_choice", size, FEW_EXPERTS)
+        theirs = paper_score("token_choice", size, MANY_EXPERTS)
+        assert ours.dsg is not None
+        assert theirs.dsg is not None
+        parts.append(f"{size}: GenEval {ours.geneval - theirs.geneval:+.2f}, DSG {ours.dsg - theirs.dsg:+.2f}")
+    return "; ".join(parts)
+
+
+HALF_STEPS = Form(
+    "Expert choice reaches dense's final loss after half of dense's steps",
+    "share of dense's images", f"{SHARE_OF_STEPS:g}", SOURCES["share_of_steps"],
+)  # fmt: skip
+HALF_EXPERTS = Form(
+    "Expert choice with 8 experts is level with token choice with 16",
+    "difference in validation loss", "level", SOURCES["expert_counts"],
+)  # fmt: skip
+HALF_EXPERTS_SCORE = Form(
+    HALF_EXPERTS.claim, f"difference in {SCORE.name} (points)", _printed_score_gaps(), SOURCES["scores"]
+)
+THIRD_TIME = Form(
+    "Expert choice is level with dense of the next larger size in 33.8% of its inference time",
+    "share of dense's time per image", f"{SHARE_OF_TIME:g}", SOURCES["share_of_time"],
+)  # fmt: skip
+NEEDS = {
+    HALF_STEPS: "dense of the same depth and expert choice in one setting",
+    HALF_EXPERTS: f"expert choice with {FEW_EXPERTS} and token choice with {MANY_EXPERTS} experts in one setting",
+    THIRD_TIME: "measured inference times of expert choice and of dense of a larger preset",
+}
+
+
+@dataclass(frozen=True)
+class PaperClaim:
+    """A claim at one setting (empty: nowhere): our value, the verdict, and what it rests on."""
+
+    form: Form
+    setting: str
+    ours: Interval | None
+    verdict: PaperVerdict
+    reason: str
+
+
+class _Pair(NamedTuple):
+    """Two arms, each with the runs of its setting, and what they are called together."""
+
+    name: str
+    ours: pd.DataFrame
+    our_arm: str
+    theirs: pd.DataFrame
+    their_arm: str
+
+    def by_seed(self, column: str) -> tuple[dict[int, float], dict[int, float]]:
+        """`column` of both."""
+        return values_by_seed(self.ours, self.our_arm, column), values_by_seed(self.theirs, self.their_arm, column)
+
+
+def paper_claims(records: Records, table: pd.DataFrame) -> list[PaperClaim]:
+    """Every claim at every setting that has its runs; once, as not testable, where none has."""
+    found = {
+        HALF_STEPS: list(_half_steps(records, table)),
+        HALF_EXPERTS: list(_half_experts(records, table)),
+        THIRD_TIME: list(_third_time(table)),
+    }
+    return [
+        each
+        for form, claims in found.items()
+        for each in claims or [PaperClaim(form, "", None, NOT_TESTABLE, f"it needs {NEEDS[form]}")]
+    ]
+
+
+def paper_claim_rows(found: list[PaperClaim]) -> pd.DataFrame:
+    """One row each: the form, `setting`, `value`, `low`, `high`, `num_seeds`, `verdict`, `reason`."""
+    rows = []
+    for each in found:
+        at = each.ours or Interval(math.nan, None, None, 0)
+        numbers = {"value": at.mean, "low": at.low, "high": at.high, "num_seeds": at.num_values}
+        rows.append(
+            {**asdict(each.form), "setting": each.setting, **numbers, "verdict": each.verdict, "reason": each.reason}
+        )
+    return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), "float64"))
+
+
+def paper_claim_cells(found: list[PaperClaim]) -> tuple[list[str], list[list[str]]]:
+    """The claims for a person: header and cells, a dash where a value is missing."""
+    header = ["Claim", "Setting", "Quantity", "Printed", "Ours", "95% interval", "Seeds", "Verdict", "Because"]
+    cells = []
+    for row in paper_claim_rows(found).to_dict("records"):
+        interval = "–" if is_missing(row["low"]) else f"{row['low']:.4f} to {row['high']:.4f}"
+        ours = [fixed(row["value"], 4), interval, str(row["num_seeds"])]
+        cells.append(
+            [row["claim"], row["setting"] or "–", row["quantity"], row["printed"], *ours, row["verdict"], row["reason"]]
+        )
+    return header, cells
+
+
+def _half_steps(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]:
+    curves = validation_curves(records, table)
+    by_run = {str(run): curve for run, curve in curves.groupby("run")}
+    for setting, runs in table.groupby("setting", sort=False):
+        dense = runs[runs["arm_kind"] == "dense_same_depth"]
+        for arm in _arms(runs, "expert_choice") if len(dense) else []:
+            shares = _shares_of_images(by_run, dense, runs[runs["arm"] == arm])
+            never = [str(seed) for seed, share in shares.items() if share is None]
+            if never:
+                reason = f"it never reaches dense's final loss (seed {', '.join(never)})"
+                yield PaperClaim(HALF_STEPS, f"{setting}: {arm}", None, "not supported", reason)
+            else:
+                logs = [math.log(share) for share in shares.values() if share is not None]
+                yield _at_most(HALF_STEPS, f"{setting}: {arm}", logs, SHARE_OF_STEPS)
+
+
+def _shares_of_images(
+    curves: Mapping[str, pd.DataFrame], dense: pd.DataFrame, ours: pd.DataFrame
+) -> dict[int, float | None]:
+    """By shared seed: images at which our run reaches the final loss of the dense one, over all of the dense one's."""
+    dense_runs = dict(zip(dense["seed"], dense["run"], strict=True))
+    shares: dict[int, float | None] = {}
+    for seed, run in zip(ours["seed"], ours["run"], strict=True):
+        if seed in dense_runs:
+            end, curve = curves[dense_runs[seed]].iloc[-1], curves[run]
+            at = reach(curve["images_seen"].to_list(), curve["loss"].to_list(), float(end["loss"]))
+            shares[int(seed)] = None if at is None else at / float(end["images_seen"])
+    return shares
+
+
+def _half_experts(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]:
+    """In loss; and in the score of the exact judge, the form of the paper's table."""
+    scores, unscored = _scores(records, table)
+    scored = table.assign(score=table["run"].map(scores).astype(float))
+    for setting, runs in scored.groupby("setting", sort=False):
+        for ours in _arms(runs, "expert_choice", FEW_EXPERTS):
+            for theirs in _arms(runs, "token_choice", MANY_EXPERTS):
+                pair = _Pair(f"{setting}: {ours} against {theirs}", runs, ours, runs, theirs)
+                yield _level(HALF_EXPERTS, pair, "val_loss", "")
+                yield _level(HALF_EXPERTS_SCORE, pair, "score", unscored)
+
+
+def _scores(records: Records, table: pd.DataFrame) -> tuple[dict[str, float], str]:
+    """The judge's score in percent by run, and why there is none."""
+    try:
+        rows = measured_panels(records, table, (SCORE,))[0].rows
+    except MissingDataError as error:
+        return {}, error.message
+    return dict(zip(rows["run"], rows["value"], strict=True)), ""
+
+
+def _level(form: Form, pair: _Pair, column: str, missing: str) -> PaperClaim:
+    ours, theirs = pair.by_seed(column)
+    if not ours or not theirs:
+        return PaperClaim(form, pair.name, None, NOT_TESTABLE, missing or "not measured of both")
+    gap = difference(ours, theirs)
+    if gap.low is None or gap.high is None:
+        return PaperClaim(form, pair.name, gap, NOT_TESTABLE, ONE_SEED)
+    lower_is_better = form is HALF_EXPERTS
+    is_level = gap.high <= 0 if lower_is_better else gap.low >= 0
+    is_worse = gap.is_above_zero if lower_is_better else gap.is_below_zero
+    what = "excludes that it is worse" if is_level else "says it is worse" if is_worse else "includes better and worse"
+    reason = f"the interval {what}"
+    return PaperClaim(form, pair.name, gap, _verdict(is_level), reason)
+
+
+def _third_time(table: pd.DataFrame) -> Iterator[PaperClaim]:
+    """Expert choice of every setting against dense of the next larger preset, all else held equal."""
+    timed = table[table[INFERENCE].notna()]
+    studies = [
+        setting.removeprefix(preset) for setting, preset in zip(timed["setting"], timed["model.name"], strict=True)
+    ]
+    for _, runs in timed.groupby(pd.Series(studies, index=timed.index, dtype=object), sort=False):
+        dense = runs[runs["arm_kind"] == "dense_same_depth"]
+        settings = list(dense.sort_values("params_active", kind="stable")["setting"].unique())
+        for smaller, larger in pairwise(settings):
+            ours, theirs = runs[runs["setting"] == smaller], dense[dense["setting"] == larger]
+            for arm in _arms(ours, "expert_choice"):
+                name = f"{smaller}: {arm} against {larger}: Dense"
+                yield _share_of_time(_Pair(name, ours, arm, theirs, str(theirs["arm"].iloc[0])))
+
+
+def _share_of_time(pair: _Pair) -> PaperClaim:
+    ours, theirs = pair.by_seed(INFERENCE)
+    logs = [math.log(ours[seed] / theirs[seed]) for seed in ours if seed in theirs]
+    claim = _at_most(THIRD_TIME, pair.name, logs, SHARE_OF_TIME)
+    gap = difference(*pair.by_seed("val_loss"))
+    if claim.verdict == NOT_TESTABLE or gap.high is None:
+        return claim
+    is_level = gap.high <= 0
+    reason = f"{claim.reason}; its loss is {gap.mean:+.4f} from the larger model's, {'' if is_level else 'not '}level"
+    return PaperClaim(THIRD_TIME, pair.name, claim.ours, _verdict(claim.verdict == "supported" and is_level), reason)
+
+
+def _at_most(form: Form, name: str, logs: list[float], most: float) -> PaperClaim:
+    """A share, given by its logarithms over seeds, against what it must not exceed."""
+    if not logs:
+        return PaperClaim(form, name, None, NOT_TESTABLE, NO_SEED)
+    share = geometric_mean(logs)
+    if share.low is None or share.high is None:
+        return PaperClaim(form, name, share, NOT_TESTABLE, ONE_SEED)
+    is_below = share.high <= most
+    where = "lies below" if is_below else "lies above" if share.low > most else "includes"
+    return PaperClaim(form, name, share, _verdict(is_below), f"the interval {where} {most:g}")
+
+
+def _verdict(holds: bool) -> PaperVerdict:
+    return "supported" if holds else "not supported"
+
+
+def _arms(runs: pd.DataFrame, router: str, num_experts: int | None = None) -> list[str]:
+    ours = runs[runs["routing.name"] == router]
+    if num_experts is not None:
+        ours = ours[ours["routing.num_experts"] == num_experts]
+    return [str(arm) for arm in ours["arm"].unique()]

@@ -1,0 +1,147 @@
+"""The best size of every budget is found where it was put; what cannot give one is refused or flagged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.isoflop import IsoFlop, akima_minimum, isoflop, quadratic_minimum
+from analysis.load import MissingDataError, load_records
+from analysis.tables import run_table
+
+WriteBudgets = Callable[..., Path]
+EXPERT_CHOICE, DENSE = "Expert choice", "Dense (same activated)"
+SIZES = [math.log(size) for size in (2e5, 3e5, 5e5, 8e5)]
+
+
+def analysed(folder: Path) -> IsoFlop:
+    return isoflop(run_table(load_records([folder])))
+
+
+def test_a_parabola_has_its_minimum_where_it_was_put() -> None:
+    found = quadratic_minimum(SIZES, [0.1 + 0.02 * (at - math.log(4e5)) ** 2 for at in SIZES])
+    assert (math.exp(found.log_params), found.loss, found.is_edge) == (pytest.approx(4e5), pytest.approx(0.1), False)
+
+
+def test_akima_finds_the_minimum_of_a_smooth_curve_between_its_points() -> None:
+    log_params = np.linspace(math.log(1e5), math.log(1e6), 12).tolist()
+    found = akima_minimum(log_params, [0.1 + 0.02 * (at - math.log(4e5)) ** 2 for at in log_params])
+    assert math.exp(found.log_params) == pytest.approx(4e5, rel=1e-2)
+    assert found.loss == pytest.approx(0.1, abs=1e-5)
+    assert not found.is_edge
+
+
+@pytest.mark.parametrize("minimum", [quadratic_minimum, akima_minimum])
+@pytest.mark.parametrize("best", [1e5, 1.2e6])
+def test_a_curve_that_still_falls_at_its_end_has_an_edge_minimum(
+    minimum: Callable[..., tuple[float, float, bool]], best: float
+) -> None:
+    log_params, _, is_edge = minimum(SIZES, [(at - math.log(best)) ** 2 for at in SIZES])
+    assert is_edge
+    assert log_params == pytest.approx(SIZES[0] if best < 2e5 else SIZES[-1])
+
+
+def test_a_parabola_that_opens_downwards_has_an_edge_minimum() -> None:
+    assert quadratic_minimum(SIZES, [0.1, 0.2, 0.2, 0.15]).is_edge
+
+
+def test_the_law_of_the_minima_is_the_stated_one(write_budgets: WriteBudgets) -> None:
+    found = analysed(write_budgets())
+    assert found.refused == ()
+    minima = found.minima[found.minima["method"] == "quadratic"]
+    assert set(minima["arm"]) == {EXPERT_CHOICE, DENSE}
+    assert minima["params"].to_list() == pytest.approx([5e5 * 2 ** (0.4 * n) for n in (0, 1, 2)] * 2, rel=0.01)
+    laws = found.laws[found.laws["quantity"] == "params"].set_index(["arm", "method"])
+    assert laws.loc[(EXPERT_CHOICE, "quadratic"), "exponent"] == pytest.approx(0.4, abs=0.005)
+    assert laws.loc[(EXPERT_CHOICE, "akima"), "exponent"] == pytest.approx(0.4, abs=0.15)
+    assert set(laws["num_budgets"]) == {3}
+
+
+def test_size_times_training_grows_with_compute(write_budgets: WriteBudgets) -> None:
+    laws = analysed(write_budgets()).laws
+    exponents = laws[laws["method"] == "quadratic"].groupby("arm")["exponent"].sum()
+    assert exponents.to_list() == pytest.approx([1, 1], abs=0.03)  # FLOPs per image grow a little less than parameters
+
+
+def test_images_are_what_the_budget_buys_at_the_best_size(write_budgets: WriteBudgets) -> None:
+    found = analysed(write_budgets())
+    profile = found.profiles[(found.profiles["arm"] == EXPERT_CHOICE) & (found.profiles["flops"] < 1.5e12)]
+    minimum = found.minima[(found.minima["arm"] == EXPERT_CHOICE) & (found.minima["flops"] < 1.5e12)].iloc[0]
+    expected = np.interp(math.log(minimum["params"]), np.log(profile["params"]), np.log(profile["images"]))
+    assert math.log(minimum["images"]) == pytest.approx(expected)
+
+
+def test_one_seed_has_no_interval(write_budgets: WriteBudgets) -> None:
+    found = analysed(write_budgets())
+    assert found.minima["params_low"].isna().all()
+    assert found.laws["exponent_low"].isna().all()
+
+
+def test_intervals_are_over_the_minima_of_the_seeds(write_budgets: WriteBudgets) -> None:
+    found = analysed(write_budgets(seeds=(0, 1, 2), moved=0.05))
+    half = 4.302653 * 0.05 / 3**0.5  # the seeds' minima lie 5% apart
+    minimum = found.minima[found.minima["method"] == "quadratic"].iloc[0]
+    assert math.log(minimum["params_high"] / minimum["params"]) == pytest.approx(half, rel=1e-3)
+    assert math.log(minimum["params"] / minimum["params_low"]) == pytest.approx(half, rel=1e-3)
+    law = found.laws.iloc[0]
+    assert (law["num_seeds"], law["num_budgets"]) == (3, 3)
+    assert law["exponent_low"] <= law["exponent"] <= law["exponent_high"]
+    assert law["exponent_high"] - law["exponent_low"] < 1e-6  # all seeds are moved by the same factor
+
+
+def test_an_edge_minimum_is_flagged_said_and_not_used(write_budgets: WriteBudgets) -> None:
+    found = analysed(write_budgets(budgets=(1e12, 2e12, 4e13)))
+    edges = found.minima[found.minima["is_edge"]]
+    assert set(edges["flops"].round(-11)) == {4e13}
+    assert f"{EXPERT_CHOICE} at 40 TFLOP: the quadratic minimum lies at the edge of the sizes and is not used." in (
+        found.refused
+    )
+    assert set(found.laws["num_budgets"]) == {2}
+    assert edges["params_low"].isna().all()
+
+
+def test_a_budget_of_two_sizes_is_refused_in_one_line(write_budgets: WriteBudgets) -> None:
+    write_budgets(budgets=(1e12, 2e12))
+    found = analysed(write_budgets(budgets=(4e12,), widths=(64, 96)))
+    assert [line for line in found.refused if EXPERT_CHOICE in line] == [
+        f"{EXPERT_CHOICE} at 4 TFLOP has 2 sizes; a minimum needs 3."
+    ]
+
+
+def test_runs_without_budgets_are_refused(write_arms: Callable[..., Path]) -> None:
+    message = r"No budget of training FLOPs has 3 sizes of one arm \(Dense \(same depth\) at .* has 1 size; a minimum"
+    with pytest.raises(MissingDataError, match=message):
+        analysed(write_arms(seeds=(0,)))
+
+
+def test_sizes_that_have_their_own_learning_rate_are_one_study(write_budgets: WriteBudgets) -> None:
+    records = load_records([write_budgets(budgets=(1e12,))])
+    table = run_table(records)
+    table["optim.learning_rate"] = 0.1 / table["model.width"]
+    assert set(isoflop(table).minima["study"]) == {""}
+
+
+def test_a_seed_without_a_minimum_inside_takes_the_interval_and_is_said(write_budgets: WriteBudgets) -> None:
+    found = analysed(write_budgets(budgets=(1e12,), seeds=(0, 1, 2), moved=1.2))
+    assert found.minima["params_low"].isna().all()
+    line = f"{EXPERT_CHOICE} at 1 TFLOP: no interval: not every seed ran every size and has a quadratic minimum inside."
+    assert line in found.refused
+
+
+def test_runs_of_another_optimizer_are_a_study_of_their_own(
+    write_budgets: WriteBudgets, write_run: Callable[..., object]
+) -> None:
+    folder = write_budgets(budgets=(1e12,))
+    settings = {
+        "model": {"name": "nano"},
+        "train": {"images": 1600, "batch_images": 16},
+        "optim": {"learning_rate": 0.1},
+    }
+    write_run(folder / "other", {**settings, "routing": {"name": "dense"}}, lambda n: 1.0, eval_images=[1600])
+    found = analysed(folder)
+    assert set(found.minima["study"]) == {"optim.learning_rate=0.002"}
+    assert any("optim.learning_rate=0.1" in line and "1 size" in line for line in found.refused)

@@ -1,0 +1,118 @@
+"""How many times less a routing needs: exact for stated curves, refused where curves reach no loss in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.load import MissingDataError, load_records
+from analysis.multiplier import Curve, Multiplier, multiplier_rows, multipliers, shift
+from analysis.tables import run_table
+
+IMAGES = [800 * n for n in range(1, 13)]
+EXPERT_CHOICE, DENSE = "Expert choice", "Dense (same depth)"
+
+
+def power_law(factor: float) -> Curve:
+    """A loss that is straight in log x and needs `factor` times less of it."""
+    return Curve(IMAGES, [5 - math.log(factor * images) / 4 for images in IMAGES])
+
+
+def test_a_curve_moved_along_the_axis_is_found_where_it_was_moved_to() -> None:
+    found = shift(power_law(1.8), power_law(1.0))
+    assert found is not None
+    assert math.exp(found.mean) == pytest.approx(1.8)
+    assert math.exp(found.at_lowest) == pytest.approx(1.8)
+    assert found.loss_low == pytest.approx(5 - math.log(9600) / 4)
+    assert found.loss_high == pytest.approx(5 - math.log(1.8 * 800) / 4)
+
+
+def test_exchanging_the_curves_gives_the_inverse() -> None:
+    noisy = Curve(IMAGES, [3.0, 2.0, 2.2, 1.5, 1.6, 1.2, 1.1, 1.15, 1.0, 0.9, 0.95, 0.85])
+    there, back = shift(noisy, power_law(1.0)), shift(power_law(1.0), noisy)
+    assert there is not None
+    assert back is not None
+    assert there.mean == pytest.approx(-back.mean)
+    assert there.at_lowest == pytest.approx(-back.at_lowest)
+
+
+def test_a_dip_by_chance_is_not_a_gain() -> None:
+    level = Curve([1, 2, 4, 8], [4.0, 3.0, 2.0, 1.0])
+    dip = Curve([1, 2, 4, 8], [4.0, 1.0, 2.0, 1.0])
+    found = shift(dip, level)
+    assert found is not None
+    assert found.at_lowest == 0
+    assert found.mean == pytest.approx(4 / 9 * math.log(2), rel=5e-3)  # all of it above a loss of 2, where it stays
+
+
+@pytest.mark.parametrize("other", [Curve([1, 2], [9.0, 8.0]), Curve([1], [3.0]), Curve([1, 2], [3.0, 3.0])])
+def test_curves_without_a_loss_in_common_have_no_shift(other: Curve) -> None:
+    assert shift(other, power_law(1.0)) is None
+
+
+WriteRun = Callable[..., Any]
+
+
+def write(folder: Path, write_run: WriteRun, router: str, factors: dict[int, float], **options: Any) -> Path:
+    for seed, factor in factors.items():
+        settings = {"routing": {"name": router}, "train": {"images": 9600}, "seed": seed}
+        curve = dict(zip(IMAGES, power_law(factor).loss, strict=True))
+        path = folder / f"{router}-{seed}"
+        write_run(path, settings, curve.__getitem__, eval_images=IMAGES, step_images=IMAGES, **options)
+    return folder
+
+
+def found(folder: Path) -> dict[tuple[str, str, str], Multiplier]:
+    records = load_records([folder])
+    return {(each.arm, each.reference, each.axis): each for each in multipliers(records, run_table(records))}
+
+
+def test_images_flops_and_seconds_have_their_own_multiplier(tmp_path: Path, write_run: WriteRun) -> None:
+    write(tmp_path, write_run, "dense", {0: 1.0, 1: 1.0, 2: 1.0}, images_per_second=100.0)
+    write(tmp_path, write_run, "expert_choice", {0: 1.5, 1: 1.6, 2: 1.7}, images_per_second=80.0)
+    of_axis = {axis: each for (_, _, axis), each in found(tmp_path).items()}
+    images, flops, seconds = (of_axis[axis].factor for axis in ("images_seen", "flops", "seconds"))
+    assert images is not None
+    assert images.mean == pytest.approx((1.5 * 1.6 * 1.7) ** (1 / 3))
+    half = 4.302653 * np.std(np.log([1.5, 1.6, 1.7]), ddof=1) / 3**0.5
+    assert images.high == pytest.approx(images.mean * math.exp(half), rel=1e-5)
+    assert (images.num_values, images.method) == (3, "paired")
+    table = run_table(load_records([tmp_path])).drop_duplicates("arm").set_index("arm")["train_flops_per_image"]
+    assert flops is not None
+    assert flops.mean == pytest.approx(images.mean * table[DENSE] / table[EXPERT_CHOICE])
+    assert seconds is not None
+    assert seconds.mean == pytest.approx(0.8 * images.mean)
+
+
+def test_one_seed_has_a_multiplier_and_no_interval(tmp_path: Path, write_run: WriteRun) -> None:
+    write(tmp_path, write_run, "dense", {0: 1.0})
+    write(tmp_path, write_run, "expert_choice", {0: 1.5, 1: 3.0})
+    factor = found(tmp_path)[EXPERT_CHOICE, DENSE, "images_seen"].factor
+    assert factor is not None
+    assert (factor.mean, factor.low, factor.num_values) == (pytest.approx(1.5), None, 1)
+
+
+def test_curves_that_do_not_overlap_are_refused_with_their_seeds(tmp_path: Path, write_run: WriteRun) -> None:
+    write(tmp_path, write_run, "dense", {0: 1.0, 1: 1.0})
+    write(tmp_path, write_run, "expert_choice", {0: 1.5, 1: 100.0})
+    rows = multiplier_rows(list(found(tmp_path).values()))
+    assert rows["factor"].isna().all()
+    assert set(rows["refusal"]) == {f"The curves of {EXPERT_CHOICE} and {DENSE} reach no loss in common (seed 1)."}
+
+
+def test_runs_of_different_seeds_are_refused(tmp_path: Path, write_run: WriteRun) -> None:
+    write(tmp_path, write_run, "dense", {0: 1.0})
+    write(tmp_path, write_run, "expert_choice", {1: 1.5})
+    refusals = {each.refusal for each in found(tmp_path).values()}
+    assert refusals == {f"{EXPERT_CHOICE} and {DENSE} have no seed in common."}
+
+
+def test_one_arm_alone_is_refused(tmp_path: Path, write_run: WriteRun) -> None:
+    records = load_records([write(tmp_path, write_run, "dense", {0: 1.0})])
+    with pytest.raises(MissingDataError, match="No setting has two routings to compare"):
+        multipliers(records, run_table(records))
