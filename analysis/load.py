@@ -166,7 +166,7 @@ def _with_final_loss(
     """The runs that were validated at their end; an earlier loss must not pass for the final one."""
     losses = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")]
     last = runs["run"].map(losses.groupby("run")["images_seen"].max())
-    trained = runs["run"].isin(steps["run"])
+    trained = runs["run"].isin(steps["run"].unique())
     reasons = {
         run: "no row in steps.jsonl" if not has_steps else f"no validation loss at {images:,} images, its end"
         for run, images, at, has_steps in zip(runs["run"], runs["images_seen"], last, trained, strict=True)
@@ -180,8 +180,10 @@ def _with_final_loss(
 
 
 def _only(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `runs`."""
-    return rows[rows["run"].isin(runs["run"])].reset_index(drop=True)
+    """The rows of `runs`; by run and not by row, because texts are slow to compare."""
+    run_of_row, names = pd.factorize(rows["run"])
+    is_kept = names.isin(runs["run"])
+    return rows if is_kept.all() else rows[is_kept[run_of_row]].reset_index(drop=True)
 
 
 def dotted(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

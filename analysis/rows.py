@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from experiments.records.layout import RunDir
 from experiments.records.schema import EvalRow, RoutingRow, StepRow
@@ -82,7 +83,7 @@ def _read_columns(run: RunDir, path: Path, kind: RowKind) -> tuple[Columns, int]
     """The columns of one file, and the number of lines that could not be used."""
     content = path.read_bytes() if path.is_file() else b""
     try:
-        return _columns(json.loads(b"[" + content.strip().replace(b"\n", b",") + b"]"), kind), 0
+        return _columns(from_json(b"[" + content.strip().replace(b"\n", b",") + b"]"), kind), 0
     except (ValueError, TypeError, AttributeError):
         pass  # Not silent: the slow way below reads every line again and counts what it cannot use.
     read = run.read_rows(path)

@@ -20,6 +20,7 @@ from ecdit_cli.evaluate import evaluate
 from ecdit_cli.export import export
 from ecdit_cli.plot import plot
 from ecdit_cli.presets import presets
+from ecdit_cli.report import report
 from ecdit_cli.sample import sample
 from ecdit_cli.status import status
 from ecdit_cli.sweep import sweep
@@ -38,6 +39,7 @@ COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
     (sample, False),
     (evaluate, False),
     (export, False),
+    (report, False),
     (presets, False),
     (bench, True),
     (doctor, False),

@@ -1,0 +1,165 @@
+"""What a report says, and in which order: question, answer, runs, arms, figures, fits, verdicts, how to reproduce it.
+
+Every number comes from the module that makes it for the other commands; here is only the order and the words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import pandas as pd
+
+from analysis.claims import conclusion
+from analysis.compare import Comparison, compare
+from analysis.load import Records
+from analysis.report.document import Block, Bullets, Column, Paragraph, Report, Section, Table, table
+from analysis.report.laws import NUM_RESAMPLES, Law, laws
+from analysis.report.pictures import Pictures
+from analysis.report.reproduction import reproduction_blocks
+from analysis.report.run_rows import columns_with_scores, run_rows, whole
+from analysis.report.verdicts import verdict_blocks
+from analysis.tables import INFERENCE, fixed, significant
+
+FOLDED_FROM = 12
+"""Lists of at least this length are folded."""
+
+QUESTION = (
+    "How much compute does routing tokens to experts save in a diffusion transformer, how does the loss scale with "
+    "activated parameters, experts and data, and how sure are we? Every arm is one routing on one backbone and one "
+    "stream of data; arms of one setting differ in their feed-forward layers and in nothing else."
+)
+LAW_WORDS = (
+    "N are activated parameters, D images, C training FLOPs, E experts. A law is fitted where the runs identify it, by "
+    "Huber's loss in the logarithm; intervals are 95% percentiles over resampled runs. The error on the largest runs, "
+    "which the law has not seen, is what it is to be judged by."
+)
+
+four = partial(fixed, decimals=4)
+ARM_COLUMNS = (
+    Column("setting", "Setting"),
+    Column("arm", "Arm"),
+    Column("num_experts", "Experts", whole),
+    Column("capacity_factor", "f_c", "{:g}".format),
+    Column("params_total", "Params", significant),
+    Column("params_active", "Activated", significant),
+    Column("flops_per_image", "FLOPs/image", significant),
+    Column("num_seeds", "Seeds", whole),
+    Column("val_loss_mean", "Val. loss", four),
+    Column("val_loss_std", "± std", four),
+    Column("val_loss_low", "95% low", four),
+    Column("val_loss_high", "95% high", four),
+    Column("val_loss_ema_mean", "EMA loss", four),
+    Column("val_loss_same_t_mean", "Same-t loss", four),
+    Column("images_to_dense_loss", "Images to dense", whole),
+    Column("images_per_second", "Train images/s", partial(fixed, decimals=1)),
+    Column(INFERENCE, "Inference ms", partial(fixed, decimals=2, scale=1e3)),
+    Column("dropped_share", "Dropped %", partial(fixed, decimals=1, scale=100)),
+)
+LAW_COLUMNS = (
+    Column("law", "Law"),
+    Column("family", "Runs of"),
+    Column("num_runs", "Runs", whole),
+    Column("parameters", "Parameters (95% interval)"),
+    Column("headline", "Error on the largest runs, unseen"),
+    Column("resamples", "Intervals"),
+)
+REFUSAL_COLUMNS = (*LAW_COLUMNS[:3], Column("refusal", "Why it is not fitted"))
+
+
+def content(
+    records: Records, runs: pd.DataFrame, pictures: Pictures, roots: Sequence[str], num_resamples: int = NUM_RESAMPLES
+) -> Report:
+    """The report of `records`, whose run table is `runs`; `roots` are the folders it was asked for."""
+    comparison, rows = compare(records), run_rows(records, runs)
+    sections = [
+        Section("question", "The question", [Paragraph(QUESTION)]),
+        Section("answer", "The answer at this scale", [Bullets(_answers(runs, comparison))]),
+        Section("runs", "The runs", [_runs_table(rows), *_left_out(records)]),
+        Section("arms", "The arms", [_arms_table(comparison.arms)]),
+        Section("figures", "Figures", _figures(pictures)),
+        Section("fits", "Scaling laws", _laws(laws(rows, num_resamples=num_resamples))),
+        Section("verdicts", "What is supported and what is not", verdict_blocks(records, runs, comparison.claims)),
+        Section("notes", "What to know before believing it", [Bullets(_notes(comparison))]),
+        Section("reproduce", "How to reproduce each number", reproduction_blocks(rows, roots)),
+    ]
+    return Report("Report of a scaling study", _scale(runs), sections)
+
+
+def _scale(runs: pd.DataFrame) -> str:
+    counts = {
+        "run": len(runs), "arm": runs["arm"].nunique(), "setting": runs["setting"].nunique(),
+        "seed": runs["seed"].nunique(),
+    }  # fmt: skip
+    parts = [f"{count:,} {what}{'' if count == 1 else 's'}" for what, count in counts.items()]
+    flops = float((runs["images_seen"] * runs["train_flops_per_image"]).sum())
+    smallest, largest = significant(runs["params_active"].min()), significant(runs["params_active"].max())
+    return (
+        f"{', '.join(parts)}; {smallest} to {largest} activated parameters; {significant(flops)} training FLOPs and "
+        f"{runs['train_seconds'].sum() / 3600:,.2f} hours of training in all."
+    )
+
+
+def _answers(runs: pd.DataFrame, comparison: Comparison) -> list[str]:
+    """One sentence for each setting."""
+    return [conclusion(of_setting, comparison.claims) for _, of_setting in runs.groupby("setting", sort=False)]
+
+
+def _runs_table(rows: pd.DataFrame) -> Table:
+    note = (
+        "Final values at the last evaluation, weights raw unless the column says EMA; evaluations are the last of each "
+        "run, with the guidance scale behind @. The spread is over the seeds of the run's arm; one seed has none. "
+        "The same with full digits: runs.csv."
+    )
+    columns = columns_with_scores(rows)
+    return table("run-table", f"The {len(rows):,} runs", columns, rows.to_dict("records"), note)
+
+
+def _left_out(records: Records) -> list[Block]:
+    """Counted and listed, or said to be nothing."""
+    if not records.left_out:
+        return [Paragraph("Nothing was left out: every run that was found is finished and whole.")]
+    items = [str(entry) for entry in records.left_out]
+    summary = f"Left out: {len(items):,} {'entry' if len(items) == 1 else 'entries'}"
+    return [Bullets(items, summary, len(items) >= FOLDED_FROM)]
+
+
+def _arms_table(arms: pd.DataFrame) -> Table:
+    note = (
+        "Means over seeds; the spread with n - 1 and the 95% interval, Student's, are missing with one seed. Images to "
+        "dense: where the mean curve reaches the final loss of dense of the same depth."
+    )
+    return table("arm-table", f"The {len(arms):,} arms", ARM_COLUMNS, arms.to_dict("records"), note)
+
+
+def _figures(pictures: Pictures) -> list[Block]:
+    if not pictures.not_drawn:
+        return list(pictures.blocks)
+    missing = [f"{name}: {reason}" for name, reason in pictures.not_drawn]
+    return [*pictures.blocks, Bullets(missing, f"Not drawn: {len(missing)} figures, and why")]
+
+
+def _laws(found: Sequence[Law]) -> list[Block]:
+    blocks: list[Block] = [Paragraph(LAW_WORDS)]
+    fitted = [_law_row(law) for law in found if law.parameters is not None]
+    refused = [_law_row(law) for law in found if law.parameters is None]
+    if fitted:
+        blocks.append(table("laws", f"The {len(fitted)} laws that the runs identify", LAW_COLUMNS, fitted))
+    else:
+        blocks.append(Paragraph("The runs identify none of the laws. What each lacks:"))
+    if refused:
+        blocks.append(table("refused-laws", f"The {len(refused)} laws that were not fitted", REFUSAL_COLUMNS, refused))
+    return blocks
+
+
+def _law_row(law: Law) -> dict[str, object]:
+    parameters = "; ".join(f"{name} = {value}" for name, value in (law.parameters or {}).items())
+    return {
+        "law": f"{law.form.name}: {law.form.equation}", "family": law.family, "num_runs": law.num_runs,
+        "parameters": parameters, "headline": law.headline, "resamples": law.resamples, "refusal": law.refusal,
+    }  # fmt: skip
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """Those of the comparison; what was left out is listed with the runs."""
+    return [note for note in comparison.notes if not note.startswith("Left out: ")]

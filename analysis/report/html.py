@@ -1,0 +1,109 @@
+"""A report as one HTML page that loads nothing: styles, the script and the figures are inside.
+
+Tables are whole without the script, which only sorts them. Every figure has an accessible name, every table a caption
+and every section a link. `page.css` and `page.js` lie beside this file.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator
+from html import escape
+from importlib.resources import files
+
+from analysis.report.document import Block, Bullets, Cell, Commands, FigureBlock, Paragraph, Report, Section, Table
+
+LARGEST_CSV_BYTES = 1 << 19
+"""Numbers of a figure that are more stay outside the page, in `figures/`."""
+
+SHORT = 40
+"""Letters up to which the words of a cell stay on one line."""
+
+
+def html_page(report: Report) -> str:
+    """The whole page."""
+    style, script = (files("analysis.report").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    links = "".join(f'<li><a href="#{section.key}">{escape(section.title)}</a></li>' for section in report.sections)
+    parts = [
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        '<link rel="icon" href="data:,">',
+        f"<title>{escape(report.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>",
+        '<a class="skip" href="#content">Skip to the content</a>',
+        f"<header><h1>{escape(report.title)}</h1><p>{escape(report.subtitle)}</p></header>",
+        f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n<main id="content">',
+        *(part for section in report.sections for part in _section(section)),
+        f"</main>\n<script>\n{script}</script>\n</body>\n</html>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield f'<section id="{section.key}" aria-labelledby="{section.key}-title">'
+    yield f'<h2 id="{section.key}-title">{escape(section.title)}</h2>'
+    for block in section.blocks:
+        yield from _block(block)
+    yield "</section>"
+
+
+def _block(block: Block) -> Iterator[str]:
+    match block:
+        case Paragraph(text):
+            yield f"<p>{escape(text)}</p>"
+        case Bullets():
+            yield from _bullets(block)
+        case Commands(lines):
+            yield f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
+        case Table():
+            yield from _table(block)
+        case FigureBlock():
+            yield from _figure(block)
+
+
+def _bullets(block: Bullets) -> Iterator[str]:
+    items = "".join(f"<li>{escape(item)}</li>" for item in block.items)
+    if block.are_folded:
+        yield f"<details><summary>{escape(block.summary)}</summary><ul>{items}</ul></details>"
+        return
+    if block.summary:
+        yield f"<h3>{escape(block.summary)}</h3>"
+    yield f"<ul>{items}</ul>"
+
+
+def _table(block: Table) -> Iterator[str]:
+    name = escape(block.caption)
+    yield f'<div class="scroll" role="region" aria-label="{name}" tabindex="0"><table id="{block.key}">'
+    yield f"<caption>{name}</caption><thead><tr>"
+    for column in block.columns:
+        kind = ' class="words"' if column.write is None else ""
+        yield f'<th scope="col"{kind}><button type="button">{escape(column.title)}</button></th>'
+    yield "</tr></thead><tbody>"
+    is_words = [column.write is None for column in block.columns]
+    for row in block.rows:
+        yield "<tr>" + "".join(_cell(cell, words) for cell, words in zip(row, is_words, strict=True)) + "</tr>"
+    yield "</tbody></table></div>"
+    if block.note:
+        yield f'<p class="note">{escape(block.note)}</p>'
+
+
+def _cell(cell: Cell, is_words: bool) -> str:
+    if is_words:
+        kind = "words short" if len(cell.text) <= SHORT else "words"
+        return f'<td class="{kind}">{escape(cell.text)}</td>'
+    value = "" if cell.number is None else f' data-value="{cell.number!r}"'
+    return f"<td{value}>{escape(cell.text)}</td>"
+
+
+def _figure(block: FigureBlock) -> Iterator[str]:
+    picture = b64encode(block.svg).decode()
+    yield f'<figure id="figure-{block.key}"><h3>{escape(block.key)}</h3>'
+    yield f'<img alt="{escape(block.alt)}" src="data:image/svg+xml;base64,{picture}">'
+    yield f"<figcaption>{escape(block.title)} {_numbers(block)}</figcaption></figure>"
+
+
+def _numbers(block: FigureBlock) -> str:
+    name, data = f"{block.key}.csv", block.csv.encode()
+    if len(data) > LARGEST_CSV_BYTES:
+        return f"Its numbers are in figures/{name}, beside this page."
+    return f'<a download="{name}" href="data:text/csv;base64,{b64encode(data).decode()}">Its numbers (CSV)</a>'

@@ -1,0 +1,62 @@
+"""How each number of a report is made again: commands, code, versions and machine of every run, and the files."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.report.document import Block, Bullets, Column, Commands, Paragraph, table
+from analysis.report.run_rows import whole
+
+NOT_RECORDED = "not recorded"
+ORIGINS = (
+    "Losses: rows of evals.jsonl with metric val_loss (raw or EMA weights), the last one of each run.",
+    "Parameters and FLOPs: run.json, counted from the settings; training FLOPs are images_seen of status.json times "
+    "train_flops_per_image.",
+    "Seconds and images/s: steps.jsonl, the last seconds and the median of images_per_second.",
+    "Scores and inference times: rows of evals.jsonl that ecdit evaluate added, the last under each condition.",
+    "Figures: the CSV beside each holds the plotted numbers.",
+)
+COLUMNS = (
+    Column("name", "Run"),
+    Column("config_id", "Config id"),
+    Column("sweep", "Sweep"),
+    Column("created_at", "Started"),
+    Column("commit", "Commit"),
+    Column("device", "Hardware"),
+    Column("world", "Processes", whole),
+    Column("num_threads", "Threads", whole),
+    Column("precision", "Precision"),
+    Column("typed", "Command"),
+)
+
+
+def reproduction_blocks(rows: pd.DataFrame, roots: Sequence[str]) -> list[Block]:
+    """`rows` are the run rows (`run_rows`)."""
+    folders = shlex.join(roots)
+    made = [
+        {**row, "typed": shlex.join(row["command"]), "commit": _commit(row["git_commit"])}
+        for row in rows.to_dict("records")
+    ]
+    return [
+        Paragraph("The report, its figures and its comparison are made from the folders of the runs by:"),
+        Commands([f"ecdit report {folders}", f"ecdit plot all {folders}", f"ecdit compare-routing {folders}"]),
+        Bullets(ORIGINS, "Where the numbers are from"),
+        Bullets(_counted(rows["git_commit"].fillna(NOT_RECORDED), "commit "), "Code"),
+        Bullets(_counted(rows["versions"], ""), "Versions"),
+        Bullets(_counted(rows["device"], ""), "Hardware"),
+        table("commands", "The command of every run", COLUMNS, made, "A command that is run again resumes its run."),
+    ]
+
+
+def _commit(commit: Any) -> str:
+    return NOT_RECORDED if commit is None or commit != commit else str(commit)[:10]
+
+
+def _counted(values: pd.Series[Any], prefix: str) -> list[str]:
+    """Each different value with its number of runs."""
+    counts = values.value_counts(sort=False)
+    return [f"{prefix}{value} ({count:,} run{'' if count == 1 else 's'})" for value, count in counts.items()]

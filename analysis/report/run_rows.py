@@ -1,0 +1,105 @@
+"""The run table of a report: every run with what it is, what it cost and what it reached.
+
+Parameters are counted three ways: all; those a token passes through on average (activated); those without what embeds
+patches, timesteps and captions. Evaluations are the last ones of a run, in the metric's own units; columns are
+`evals.METRIC@GUIDANCE`. `flops_per_second` is achieved: FLOPs of training by its median speed. Peak speeds
+of hardware are not in the records, so a share of them is not given.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.load import Records
+from analysis.report.document import Column
+from analysis.tables import FINAL_METRICS, INFERENCE, fixed, significant
+from experiments.records.layout import RunDir
+from experiments.records.schema import RunRecord
+
+EMBEDDINGS = frozenset({"embed", "time", "text"})
+"""Parts of `params_by_part` that turn patches, timesteps and captions into vectors."""
+
+SCORE = "evals."
+
+
+def whole(value: float) -> str:
+    """`12,800`."""
+    return f"{value:,.0f}"
+
+
+four = partial(fixed, decimals=4)
+
+COLUMNS = (
+    Column("name", "Run"),
+    Column("setting", "Setting"),
+    Column("arm", "Arm"),
+    Column("model.name", "Preset"),
+    Column("routing.name", "Routing"),
+    Column("routing.num_experts", "Experts", whole),
+    Column("routing.capacity_factor", "f_c", "{:g}".format),
+    Column("seed", "Seed", whole),
+    Column("params_total", "Params", significant),
+    Column("params_active", "Activated", significant),
+    Column("params_without_embeddings", "Without embeddings", significant),
+    Column("flops_per_image", "FLOPs/image", significant),
+    Column("train_flops", "Training FLOPs", significant),
+    Column("images_seen", "Images", whole),
+    Column("train_seconds", "Seconds", whole),
+    Column("images_per_second", "Images/s", partial(fixed, decimals=1)),
+    Column("flops_per_second", "FLOP/s achieved", significant),
+    Column("train_loss", "Train loss", four),
+    Column("val_loss", "Val. loss", four),
+    Column("val_loss_ema", "Val. loss EMA", four),
+    Column("val_loss_std", "± std over seeds", four),
+    Column("val_loss_same_t", "Same-t loss", four),
+    Column("dropped_share", "Dropped share", four),
+    Column(INFERENCE, "Inference s/image", four),
+)
+
+
+def run_rows(records: Records, table: pd.DataFrame) -> pd.DataFrame:
+    """The run table with the columns of `COLUMNS`, evaluations and what reproduces each run."""
+    read = {run: RunDir(Path(run)).read_run() for run in table["run"]}
+    rows = table.assign(
+        train_flops=table["images_seen"] * table["train_flops_per_image"],
+        flops_per_second=table["images_per_second"] * table["train_flops_per_image"],
+        params_without_embeddings=[without_embeddings(read[run]) for run in table["run"]],
+        val_loss_std=table.groupby(["setting", "arm"])["val_loss"].transform("std"),
+        versions=[", ".join(f"{name} {text}" for name, text in sorted(read[run].versions.items())) for run in read],
+    )
+    scores = last_scores(records.evals)
+    return rows.merge(scores, left_on="run", right_index=True, how="left", validate="one_to_one")
+
+
+def without_embeddings(record: RunRecord) -> int:
+    """Parameters of the parts that are no embedding."""
+    parts = record.params_by_part.items()
+    return sum(count for part, count in parts if part not in EMBEDDINGS)
+
+
+def last_scores(evals: pd.DataFrame) -> pd.DataFrame:
+    """Index run; a column per metric, guidance scale and weights, of the last row written; losses and parts aside."""
+    is_final = evals["metric"].isin([metric for metric, _ in FINAL_METRICS.values()])
+    is_part = evals["metric"].str.contains("/") | evals["metric"].str.startswith("val_loss_t")
+    rows = evals[~is_final & ~is_part & (evals["metric"] != INFERENCE)]
+    names = {key: guidance_text(key) for key in rows["settings_key"].unique()}
+    named = rows.assign(column=SCORE + rows["metric"] + rows["settings_key"].map(names).fillna("").astype(str))
+    named.loc[named["weights"] == "ema", "column"] += " (EMA)"
+    last = named.drop_duplicates(["run", "column"], keep="last")
+    return last.pivot(index="run", columns="column", values="value")
+
+
+def guidance_text(settings_key: str) -> str:
+    """`@2` where the settings have a guidance scale."""
+    scale = json.loads(settings_key).get("guidance")
+    return "" if scale is None else f"@{scale:g}"
+
+
+def columns_with_scores(rows: pd.DataFrame) -> list[Column]:
+    """`COLUMNS`, and one for each score."""
+    scores = [str(name) for name in rows.columns if name.startswith(SCORE)]
+    return [*COLUMNS, *(Column(name, name.removeprefix(SCORE), partial(significant, digits=4)) for name in scores)]

@@ -1,0 +1,84 @@
+"""What is supported and what is not, as the tables of a report: differences, compute multipliers, the paper's claims.
+
+The tests themselves are made in `claims.py`, `multiplier.py` and `paper_claims.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import pandas as pd
+
+from analysis.claims import Claim
+from analysis.load import MissingDataError, Records
+from analysis.multiplier import multiplier_rows, multipliers
+from analysis.paper_claims import paper_claim_rows, paper_claims
+from analysis.report.document import Block, Column, Paragraph, table
+from analysis.report.run_rows import whole
+from analysis.tables import fixed
+
+signed = "{:+.4f}".format
+four = partial(fixed, decimals=4)
+three = partial(fixed, decimals=3)
+
+DIFFERENCE_COLUMNS = (
+    Column("arm", "Arm"), Column("reference", "Against"), Column("setting", "Setting"),
+    Column("difference", "Difference", signed), Column("low", "95% low", signed), Column("high", "95% high", signed),
+    Column("seeds", "Seeds", whole), Column("method", "Method"), Column("verdict", "Verdict"),
+)  # fmt: skip
+MULTIPLIER_COLUMNS = (
+    Column("setting", "Setting"), Column("arm", "Arm"), Column("reference", "Reference"), Column("axis", "Counted in"),
+    Column("factor", "Times less", three), Column("factor_low", "95% low", three),
+    Column("factor_high", "95% high", three), Column("at_lowest", "At the lowest loss", three),
+    Column("num_seeds", "Seeds", whole), Column("refusal", "Why there is none"),
+)  # fmt: skip
+PAPER_COLUMNS = (
+    Column("claim", "Claim"), Column("setting", "Setting"),
+    Column("quantity", "Quantity"), Column("printed", "Printed"),
+    Column("value", "Ours", four), Column("low", "95% low", four), Column("high", "95% high", four),
+    Column("num_seeds", "Seeds", whole), Column("verdict", "Verdict"), Column("reason", "Because"),
+)  # fmt: skip
+AXIS_WORDS = {"images_seen": "images", "flops": "training FLOPs"}
+
+
+def verdict_blocks(records: Records, runs: pd.DataFrame, found: Sequence[Claim]) -> list[Block]:
+    """The three tables; a sentence where one has nothing to say."""
+    return [_differences(found), _multipliers(records, runs), _paper(records, runs)]
+
+
+def _differences(found: Sequence[Claim]) -> Block:
+    if not found:
+        return Paragraph("No setting has two routings to compare, so no difference in validation loss was tested.")
+    rows = [
+        {
+            "arm": claim.arm, "reference": claim.reference, "setting": claim.setting, "verdict": claim.verdict,
+            "difference": claim.gap.mean, "low": claim.gap.low, "high": claim.gap.high,
+            "seeds": claim.gap.num_values, "method": claim.gap.method,
+        }
+        for claim in found
+    ]  # fmt: skip
+    note = (
+        "Final validation loss of the arm minus that of the reference, raw weights. Intervals are Student's t over "
+        "seeds and are not corrected for the number of differences tested. "
+        "What is not lower or higher is not supported."
+    )
+    return table("differences", "Differences in validation loss", DIFFERENCE_COLUMNS, rows, note)
+
+
+def _multipliers(records: Records, runs: pd.DataFrame) -> Block:
+    try:
+        rows = multiplier_rows(multipliers(records, runs)).replace({"axis": AXIS_WORDS}).to_dict("records")
+    except MissingDataError as error:
+        return Paragraph(f"There is no compute multiplier: {error}")
+    note = (
+        "How many times less the arm needs for the losses that both curves reach; above 1 the arm needs less. "
+        "Mean over the losses, seed by seed; intervals are Student's t over seeds."
+    )
+    return table("multipliers", "Compute multipliers", MULTIPLIER_COLUMNS, rows, note)
+
+
+def _paper(records: Records, runs: pd.DataFrame) -> Block:
+    rows = paper_claim_rows(paper_claims(records, runs)).to_dict("records")
+    note = "These runs are not of the paper's scale: what is not supported here is not refuted there."
+    return table("paper-claims", "Claims of EC-DIT in the same form", PAPER_COLUMNS, rows, note)
