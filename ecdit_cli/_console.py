@@ -49,6 +49,11 @@ def data() -> Console:
     return Console()
 
 
+def say(line: str) -> None:
+    """One line to stderr, as it is: not wrapped, no markup."""
+    talk().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def print_error(message: str) -> None:
     """One line on stderr, whatever the width of the terminal."""
     from rich.text import Text

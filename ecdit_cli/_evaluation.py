@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ecdit_cli._console import Column, print_json, print_rows, talk
+from ecdit_cli._console import Column, print_json, print_rows, say
 from ecdit_cli._evaluation_table import Measured
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def print_judge_check(as_json: bool) -> None:
     )
     print_rows(rows, columns, as_json=False)
     right, images = sum(one.num_right for one in checked), sum(one.num_images for one in checked)
-    _say(f"The judge says yes to {right / images:.2%} of true captions; shuffled ones are of the same kind.")
+    say(f"The judge says yes to {right / images:.2%} of true captions; shuffled ones are of the same kind.")
 
 
 def import_results(folders: Sequence[RunDir], geneval: Path | None, dsg: Path | None, how: How) -> list[Measured]:
@@ -205,7 +205,7 @@ def import_results(folders: Sequence[RunDir], geneval: Path | None, dsg: Path | 
     from experiments.evaluation.load import load_run
     from experiments.records.writer import append_evaluations
 
-    run = load_run(folders[0], how.weights, _say, how.precision)
+    run = load_run(folders[0], how.weights, say, how.precision)
     scales = how.scales_of(run.config)
     if len(scales) > 1:
         raise EcditError("Several guidance scales for one file of results.", "Name the one: --guidance 4.")
@@ -214,7 +214,3 @@ def import_results(folders: Sequence[RunDir], geneval: Path | None, dsg: Path | 
     rows += [] if dsg is None else dsg_rows(dsg, base)
     append_evaluations(run.run_dir, rows)
     return [Measured(run.run_dir.path.name, scales[0], rows)]
-
-
-def _say(line: str) -> None:
-    talk().print(line, soft_wrap=True, highlight=False, markup=False)

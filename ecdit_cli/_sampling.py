@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from ecdit_cli._console import duration, talk
+from ecdit_cli._console import duration, say, talk
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -111,4 +111,4 @@ class _Lines:
             self.say(f"{self._what}: {done / total:.0%} of all, {left} left")
 
     def say(self, line: str) -> None:
-        talk().print(line, highlight=False, soft_wrap=True, markup=False)
+        say(line)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ecdit_cli._console import Column, count, flops, print_json, print_rows
+from ecdit_cli._console import Column, count, flops, print_json, print_rows, say
 from ecdit_cli._options import Json, OutDirectory, RunFolders
-from ecdit_cli.plot import say, say_left_out
+from ecdit_cli.plot import say_left_out
 
 if TYPE_CHECKING:
     from analysis.compare import Comparison

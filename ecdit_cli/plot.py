@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecdit_cli._console import Column, print_json, print_rows, talk
+from ecdit_cli._console import Column, print_json, print_rows, say
 from ecdit_cli._options import Json, OutDirectory, RunFolders
 
 if TYPE_CHECKING:
@@ -57,11 +57,6 @@ def say_left_out(records: Records) -> None:
         say(f"Left out: {len(records.left_out)}; used: {len(records.runs)} runs.")
     for entry in records.left_out:
         say(f"  {entry}")
-
-
-def say(line: str) -> None:
-    """One line to stderr, as it is."""
-    talk().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _wanted(figure: str) -> list[FigureEntry]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ecdit_cli._console import say
 from ecdit_cli._options import (
     CaptionFile,
     Captions,
@@ -227,9 +228,9 @@ def _print(made: _Made, prompts: Sequence[Prompt], per_caption: int, files: Sequ
     print_rows(rows, columns, as_json=False)
     judged = [verdict.correct for verdict in made.verdicts if verdict is not None]
     if judged:
-        _say(f"{sum(judged)} of {len(judged)} show exactly what their caption says.")
+        say(f"{sum(judged)} of {len(judged)} show exactly what their caption says.")
     for path in files:
-        _say(f"Wrote {path}")
+        say(f"Wrote {path}")
 
 
 def _found(verdict: Verdict | None) -> str | None:
@@ -237,9 +238,3 @@ def _found(verdict: Verdict | None) -> str | None:
     if verdict is None:
         return None
     return ", ".join(f"{thing.color} {thing.shape or '?'}" for thing in verdict.found) or "nothing"
-
-
-def _say(line: str) -> None:
-    from ecdit_cli._console import talk
-
-    talk().print(line, soft_wrap=True, highlight=False, markup=False)

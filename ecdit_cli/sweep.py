@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ecdit_cli._console import duration, print_json, print_rows, talk
+from ecdit_cli._console import duration, print_json, print_rows, say
 from ecdit_cli._options import (
     Cluster,
     CoresPerRun,
@@ -93,7 +93,7 @@ def sweep(
 
         name = create(spec, overrides)
         print(name)
-        _say(f"Start agents with: wandb agent {name}")
+        say(f"Start agents with: wandb agent {name}")
         return
     how = How(
         slots, cores_per_run, runs_per_accelerator, timeout, retries, retry_failed, device, utilisation,
@@ -130,7 +130,7 @@ def plan_of(spec: str, overrides: Sequence[str]) -> Plan:
 
     plan = make_plan(load_spec(spec), overrides)
     if plan.num_merged:
-        _say(f"{len(plan.runs)} runs: {plan.num_merged} more combinations come to the same settings as one of them.")
+        say(f"{len(plan.runs)} runs: {plan.num_merged} more combinations come to the same settings as one of them.")
     return plan
 
 
@@ -172,7 +172,7 @@ def run_here(folder: SweepFolder, asked: Plan, how: How, command: Sequence[str] 
         measure_inference([folder.path / "runs" / run.name for run in result.runs if run.state == "done"])
     num_failed = sum(run.state == "failed" for run in result.runs)
     if num_failed and not how.retry_failed:
-        _say(f"{num_failed} failed: `ecdit sweep {folder.path} --retry-failed` starts them again.")
+        say(f"{num_failed} failed: `ecdit sweep {folder.path} --retry-failed` starts them again.")
     return result
 
 
@@ -188,8 +188,9 @@ def _estimated(folder: SweepFolder, plan: Plan, how: How, slots: Sequence[Slot])
     frozen = folder.read_plan()
     known = {run.config_id: run.estimate for run in frozen.runs} if frozen is not None else {}
     is_known = all(known.get(run.config_id) is not None for run in plan.wanted)
-    priced = estimated(plan, place_of(plan, slots, how.device, how.utilisation, how.calibrate and not is_known))
-    refuse_what_does_not_fit(priced, place_of(plan, slots, how.device, how.utilisation, calibrate=False))
+    place = place_of(plan, slots, how.device, how.utilisation, how.calibrate and not is_known)
+    priced = estimated(plan, place)
+    refuse_what_does_not_fit(priced, place)
     if not is_known:
         return priced
     return plan.model_copy(
@@ -245,10 +246,10 @@ def measure_inference(runs: Sequence[Path]) -> None:
 
     if all(_has_inference_time(RunDir(path)) for path in runs):
         return
-    _say("Timing the generation of images ...")
+    say("Timing the generation of images ...")
     command = [sys.executable, "-m", "ecdit_cli", "evaluate", "--metrics", "inference-time", *map(str, runs)]
     if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode != 0:
-        _say("The time to generate an image was not measured; the same command tries again.")
+        say("The time to generate an image was not measured; the same command tries again.")
 
 
 def _has_inference_time(run: RunDir) -> bool:
@@ -269,14 +270,14 @@ def _announce(folder: SweepFolder, plan: Plan) -> int:
     states = [read_progress(folder.run_dir(run), evaluations=False).state for run in plan.wanted]
     num_done = states.count("done")
     if num_done:
-        _say(f"{num_done} of {len(plan.wanted)} runs are finished and left alone.")
+        say(f"{num_done} of {len(plan.wanted)} runs are finished and left alone.")
     return len(plan.wanted) - num_done
 
 
 def _announce_retired(folder: SweepFolder, plan: Plan) -> None:
     num_retired = len(plan.runs) - len(plan.wanted)
     if num_retired:
-        _say(
+        say(
             f"{num_retired} runs of an earlier version of the sweep file stay in {folder.path}; they are not continued."
         )
 
@@ -292,8 +293,4 @@ def _print_result(folder: SweepFolder, result: SweepResult, as_json: bool) -> No
     else:
         print_rows(rows, [column for column in RESULT_COLUMNS if any(column.key in row for row in rows)], False)
     num_done = snapshot.num_by_state["done"]
-    _say(f"{num_done} of {len(rows)} runs done in {duration(result.seconds)}: {folder.path / 'runs'}")
-
-
-def _say(line: str) -> None:
-    talk().print(line, soft_wrap=True, highlight=False, markup=False)
+    say(f"{num_done} of {len(rows)} runs done in {duration(result.seconds)}: {folder.path / 'runs'}")

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from experiments.config.overrides import expand
 from experiments.config.values import FALSE_SPELLINGS, TRUE_SPELLINGS, Scalar
+from experiments.config.yaml_file import read_yaml_text
 from experiments.errors import ConfigError, SpecError, did_you_mean
 
 PARAMETER = "ecdit.cluster"
@@ -240,13 +240,7 @@ def _setting(config: Mapping[str, Any], name: str) -> Scalar:
 
 def _read(path: Path) -> dict[str, Any]:
     """The keys of a file with every value as text."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except OSError as error:
-        raise SpecError(f"{path} cannot be read: {error.strerror}.", "Give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise SpecError(f"{path} is not YAML: {reason}.", "Correct the file.") from error
+    content = read_yaml_text(path, SpecError)
     if not isinstance(content, dict):
         raise SpecError(f"{path} holds no keys.", "Write at least `time: 12:00:00`.")
     return content

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from experiments.config.budget import budget
@@ -96,3 +98,15 @@ def random_run_folder(folder: Path, *overrides: str, images_seen: int = 640) -> 
     state = {"images_seen": images_seen}
     write_checkpoint(run_dir, record.config_id, state, {"weights": raw, "ema": ema}, keep=1)
     return run_dir
+
+
+@contextmanager
+def small_file_system(parent: Path, mebibytes: int) -> Iterator[Path]:
+    """A folder that is a file system of its own; the test is skipped where one cannot be mounted."""
+    folder = parent / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -12,36 +12,19 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.arms import arm_list
-from analysis.conditions import Measured
 from analysis.figures.grid import named_ticks, paper_panel
-from analysis.figures.panels import Look, Printed, draw_arm_points, draw_panels, sideways
+from analysis.figures.over_parameters import draw_over_parameters
+from analysis.figures.panels import Printed
 from analysis.load import Records
 from analysis.paper_values import SIZES, SOURCES, paper_scores
-from analysis.scores import HELD_OUT, SCORE, measured_panels, panel_points
-from analysis.style import Drawing, few_ticks, is_wide, line_style, log_axis, marker_style, scaled
-
-LOOK = Look(rows="study", height_inches=2.3, has_markers=True)
+from analysis.scores import HELD_OUT, SCORE
+from analysis.style import Drawing, few_ticks, line_style, marker_style
 
 
 def draw_alignment(records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
     """The figure and its numbers: one row per metric, setting and arm. `MissingDataError` where nothing was scored."""
-    panels = measured_panels(records, table, (SCORE, HELD_OUT))
-    points = panel_points(panels).sort_values("params_active", kind="stable", ignore_index=True)
-    arms = arm_list(points)
-    factor, unit = scaled(float(points["params_active"].max()), "parameters")
-
-    def draw(axes: Axes, mine: pd.DataFrame, _measured: Measured) -> None:
-        for label, arm in mine.groupby("arm", sort=False):
-            draw_arm_points(axes, arm, arm["params_active"] / factor, sideways(arms, str(label)))
-        few_ticks(axes.xaxis)
-        if is_wide(points["params_active"]):
-            log_axis(axes, "x", points["params_active"] / factor)
-        axes.margins(x=0.12)
-        axes.set_xlabel(f"Activated parameters ({unit})")
-
     printed = Printed(_draw_printed, SOURCES["scores"]) if paper_values else None
-    return Drawing(draw_panels(points, panels, LOOK, draw, printed), points.drop(columns="variant"))
+    return draw_over_parameters(records, table, (SCORE, HELD_OUT), printed)
 
 
 def _draw_printed(axes: Axes) -> None:

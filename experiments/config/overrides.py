@@ -14,12 +14,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from experiments.config.checks import check_config
 from experiments.config.schema import RunConfig
 from experiments.config.values import Accepts, Scalar, accepted_by, convert
+from experiments.config.yaml_file import read_yaml_text
 from experiments.errors import ConfigError, did_you_mean
 
 SHORT_FORMS = {section: f"{section}.name" for section in ("model", "routing", "data", "optim")}
@@ -92,13 +92,7 @@ def _split(override: str) -> tuple[str, str]:
 
 def _read_file(file: Path) -> Iterator[tuple[str, str]]:
     """The settings of a YAML file as text. BaseLoader leaves every value as it is written."""
-    try:
-        raw = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}.", "Give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{file} is not YAML: {reason}.", "Correct the file.") from error
+    raw = read_yaml_text(file, ConfigError)
     if raw is None:
         return
     if not isinstance(raw, dict):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from experiments.records.schema import RoutingMapRow
 from experiments.routing.contract import Assignment
+from experiments.routing.stats import token_entropy_N, trimmed
 
 DIGITS = 6
 """Of the numbers in the records, after the point."""
@@ -34,8 +35,7 @@ def processed_BTE(assignment: Assignment, num_images: int) -> Tensor:
 
 def entropy_BT(assignment: Assignment, num_images: int) -> Tensor:
     """Entropy of each token's affinities over the experts, divided by log E: float32 [B, T] on the CPU."""
-    log_p_NE = assignment.logits_NE.float().log_softmax(dim=-1)
-    entropy_N = -(log_p_NE.exp() * log_p_NE).sum(dim=-1) / math.log(max(2, log_p_NE.shape[-1]))
+    entropy_N = token_entropy_N(assignment.logits_NE) / math.log(max(2, assignment.logits_NE.shape[-1]))
     return entropy_N.view(num_images, -1).cpu()
 
 
@@ -92,7 +92,7 @@ class TokenTally:
             "load": _rounded(_shares(self.load_ET.sum(dim=1))),
             "entropy": round(self.entropy_sum / num_tokens, DIGITS),
             "dropped_share": round(float(self.tokens_by_experts[0]) / num_tokens, DIGITS),
-            "experts_per_token": _rounded(_trimmed(self.tokens_by_experts / num_tokens)),
+            "experts_per_token": _rounded(trimmed(self.tokens_by_experts / num_tokens)),
         }
         for name, (experts, tokens) in (
             ("object_experts", self.on_objects_2.tolist()),
@@ -124,12 +124,6 @@ def branch_pairs_B2(conditional_BTE: Tensor, unconditional_BTE: Tensor) -> Tenso
 
 def _shares(load_E: Tensor) -> Tensor:
     return load_E / load_E.sum().clamp(min=1)
-
-
-def _trimmed(share: Tensor) -> Tensor:
-    """Without the trailing zeros."""
-    last = int(share.nonzero().max()) if bool(share.any()) else 0
-    return share[: last + 1]
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -33,8 +33,7 @@ class RoutingStats:
         experts_N = output.assignment.experts_per_token_N.cpu()
         self.load_E += output.assignment.tokens_per_expert_E.double().cpu()
         self.tokens_by_experts += torch.bincount(experts_N, minlength=self.tokens_by_experts.numel())
-        log_p_NE = output.assignment.logits_NE.log_softmax(dim=-1)
-        self.entropy_sum += float(-(log_p_NE.exp() * log_p_NE).sum())
+        self.entropy_sum += float(token_entropy_N(output.assignment.logits_NE).sum())
         self.num_tokens += experts_N.numel()
 
     def merge(self, other: RoutingStats) -> None:
@@ -61,7 +60,7 @@ class RoutingStats:
             entropy=self.entropy_sum / self.num_tokens / log_experts,
             load_entropy=_entropy(load_E) / log_experts,
             dropped_share=self.dropped_share,
-            experts_per_token=_trimmed(self.tokens_by_experts / self.num_tokens),
+            experts_per_token=trimmed(self.tokens_by_experts / self.num_tokens).tolist(),
         )
 
 
@@ -69,7 +68,13 @@ def _entropy(p_E: Tensor) -> float:
     return float(-torch.special.xlogy(p_E, p_E).sum())
 
 
-def _trimmed(share: Tensor) -> list[float]:
+def token_entropy_N(logits_NE: Tensor) -> Tensor:
+    """Entropy of each token's affinities over the experts, in nats."""
+    log_p_NE = logits_NE.log_softmax(dim=-1)
+    return -(log_p_NE.exp() * log_p_NE).sum(dim=-1)
+
+
+def trimmed(share: Tensor) -> Tensor:
     """Without the trailing zeros: a token seldom has more than a few of 64 experts."""
     last = int(share.nonzero().max()) if bool(share.any()) else 0
-    return [float(value) for value in share[: last + 1]]
+    return share[: last + 1]

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from experiments.records.layout import RunDir
-from tests.training_runs import environment, final_checkpoint, numbers, start, train_command
+from tests.training_runs import environment, final_checkpoint, numbers, small_file_system, start, train_command
 
 pytestmark = pytest.mark.slow
 
@@ -61,13 +61,8 @@ def test_another_number_of_processes_than_launched_is_said(train, tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of its own, 64 MiB large: four checkpoints and more."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a file system needs root")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_file_system(tmp_path, mebibytes=64) as folder:
+        yield folder
 
 
 def fill(folder):

@@ -18,7 +18,7 @@ from experiments.records.claim import cut_rows
 from experiments.records.layout import RunDir, read_jsonl
 from sweeps.progress import read_sweep
 from tests.sweep_runs import descendants, ended, finish, on_host, run_folders, start_sweep, wait_until
-from tests.training_runs import numbers
+from tests.training_runs import numbers, small_file_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
@@ -45,13 +45,8 @@ def out(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of its own, large enough for the sweep."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a file system needs root")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_file_system(tmp_path, mebibytes=160) as folder:
+        yield folder
 
 
 def num_starts(out):
