@@ -95,6 +95,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
 def test_ctrl_c_is_one_line_and_exit_code_130() -> None:
     done = python(
         "import signal, sys; from ecdit_cli.app import run\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell starts us with it ignored
         "def press(event, arguments):\n"
         "    if event == 'import' and arguments[0] == 'experiments.config.presets':\n"
         "        signal.raise_signal(signal.SIGINT)\n"
