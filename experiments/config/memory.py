@@ -193,7 +193,7 @@ def _dense_bytes(config: RunConfig, width: int) -> float:
 
 
 def _sparse_bytes(config: RunConfig, width: int) -> float:
-    """As dense, over slots: gathered inputs, both sides of the activation, outputs before and after their weights.
+    """As dense, over slots: gathered inputs, both sides of the activation, and outputs.
 
     The router and the sum over experts are in fp32: a copy of its input in bf16 training, affinities, and indices.
     """
@@ -202,7 +202,7 @@ def _sparse_bytes(config: RunConfig, width: int) -> float:
     hidden, shared = (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
     router = FLOAT32 * T * routing.num_experts * (1 if routing.top_k is None else 3) + 20 * slots
     router += FLOAT32 * T * d if width < FLOAT32 else 0
-    experts = slots * (width * (2 * d + sides * hidden) + FLOAT32 * d)
+    experts = slots * width * (2 * d + sides * hidden)
     shared_bytes = width * T * (sides * shared + 2 * d) if shared else 0.0
     return width * (T * (4 * d + 2) + d) + router + experts + shared_bytes
 

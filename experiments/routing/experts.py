@@ -1,8 +1,8 @@
 """Stacked expert weights, and the one dispatch, expert computation and combine that serve every router.
 
 Tokens are gathered into their slots, all experts run as two batched matmuls, and the results are added back with the
-router's weights (`dispatch.py`): no one-hot matmul, no loop over experts. GELU experts are two matrices (EC-DIT), SwiGLU experts three
-(DiT-MoE), gate and up stored side by side.
+router's weights: no one-hot matmul, no loop over experts. `dispatch.py` has the fast gather and sum. GELU experts are
+two matrices (EC-DIT), SwiGLU experts three (DiT-MoE), gate and up stored side by side.
 
 Legend: N tokens, D width, F hidden width, E experts, P slots of an expert. `w_in_EDF` holds 2 F columns with SwiGLU.
 """

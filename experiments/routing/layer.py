@@ -45,7 +45,9 @@ class DenseFeedForward(nn.Module):
 class RoutedFeedForward(nn.Module):
     """A router, its stacked experts, and the shared experts of DiT-MoE where the config has them."""
 
-    def __init__(self, router: Router, experts: StackedExperts, shared: DenseFeedForward | None = None, fast: bool = True) -> None:
+    def __init__(
+        self, router: Router, experts: StackedExperts, shared: DenseFeedForward | None = None, fast: bool = True
+    ) -> None:
         super().__init__()
         self.router = router
         self.experts = experts

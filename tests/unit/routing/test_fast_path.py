@@ -6,7 +6,7 @@ float32. In bfloat16 the fast path is no further from the float64 result than 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,10 +32,9 @@ cases = pytest.mark.parametrize("routing", CASES, ids=[" ".join(map(str, case.va
 
 
 @pytest.fixture(autouse=True)
-def _fresh_numbers() -> Iterator[None]:
+def _fresh_numbers() -> None:
     """Other inputs every time; what fails names its seed."""
     print("seed", torch.seed())
-    yield
 
 
 def answers(layer: RoutedFeedForward, x_BTD: Tensor, fast: bool, gradients_of: GradientsOf) -> dict[str, Tensor]:
