@@ -64,7 +64,7 @@ class SpeedRow:
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine reaches in this run: the best matmul rate over some sizes, and that of a copy, read and write."""
+    """What this machine reaches in this run: the best matmul rate over some sizes, and a copy's, read and written."""
 
     matmul_flops_per_second: float
     copy_bytes_per_second: float

@@ -1,17 +1,17 @@
 """Peak memory of a layer's step beyond its weights and their gradients, counted operator by operator.
 
-The same on every device: storages are counted while they live, and the gradients that stay on the parameters are left
-out afterwards. What a kernel takes for itself is not seen.
+The same on every device: storages are counted while they live, and the gradients of the weights are left out
+afterwards. What a kernel takes for itself is not seen.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,15 +29,14 @@ class _Storages(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+        given = {storage._cdata for storage in _storages_of((args, kwargs))}
+        for storage in _storages_of(out):
+            if storage._cdata not in given and storage._cdata not in self.serial_of:  # else a view, or in place
+                self._count(storage)
         return out
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size, serial = storage._cdata, storage.nbytes(), len(self.events)
-        if key in self.serial_of:
-            return
         self.events.append((serial, size))
         self.serial_of[key] = serial
 
@@ -48,12 +47,18 @@ class _Storages(TorchDispatchMode):
         self._alive.append(weakref.ref(storage, gone))
 
 
-def peak_bytes(module: nn.Module, step: Callable[[], object]) -> int:
-    """The most that is alive at once during `step`, which ends with gradients on the parameters of `module`."""
+def _storages_of(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def peak_bytes(step: Callable[[], Sequence[Tensor]]) -> int:
+    """The most that is alive at once during `step`, without the tensors that it returns: the gradients of weights.
+
+    `step` takes them from `torch.autograd.grad`: under the count, `backward` would copy each on its way to `.grad`.
+    """
     with _Storages() as storages:
-        step()
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    kept = {storages.serial_of.get(gradient.untyped_storage()._cdata) for gradient in gradients}
+        left_out = step()
+    kept = {storages.serial_of.get(tensor.untyped_storage()._cdata) for tensor in left_out}
     live = peak = 0
     for serial, size in storages.events:
         live += 0 if serial in kept else size

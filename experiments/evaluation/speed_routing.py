@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.config.schema import RunConfig
 from experiments.evaluation.load import current_device
@@ -92,10 +92,17 @@ class Layers:
 
         return side
 
+    def counted_step(self, name: str) -> Callable[[], Sequence[Tensor]]:
+        """The same step, which answers the gradients of the weights."""
+        module = self.by_name[name]
+        shape = (self.num_images, self.config.num_tokens, self.config.model.width)
 
-def num_routing_rounds(rounds: int) -> int:
-    """How often `on_round` is called for one setting."""
-    return rounds + 2
+        def step() -> Sequence[Tensor]:
+            x, direction = (torch.randn(shape, device=self.device).to(self.dtype) for _ in range(2))
+            x.requires_grad_()
+            return torch.autograd.grad(module(x).out_BTD, [x, *module.parameters()], direction)[1:]
+
+        return step
 
 
 def measure_routing(
@@ -165,7 +172,7 @@ def _row(
 
 def _memory_row(layers: Layers) -> SpeedRow:
     """The floor adds to what dense was seen to hold the slots' inputs and outputs."""
-    peaks = {name: peak_bytes(layers.by_name[name], layers.side(name)()) for name in (OURS, DENSE)}
+    peaks = {name: peak_bytes(layers.counted_step(name)) for name in (OURS, DENSE)}
     element = torch.empty((), dtype=layers.dtype).element_size()
     extra = 2 * layers.num_slots * layers.config.model.width * element
     return SpeedRow(
