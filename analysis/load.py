@@ -33,7 +33,7 @@ MIN_RUNS_FOR_PROCESSES = 400
 WITHOUT_EFFECT = (
     "log.", "wandb.", "checkpoint.", "parallel.",
     "eval.every_images", "eval.sample_images", "eval.sample_steps", "eval.guidance",
-    "eval.metric_images",
+    "eval.metric_images", "train.implementation",
 )  # fmt: skip
 """Settings that do not change the losses: runs that differ in nothing else are copies of each other."""
 

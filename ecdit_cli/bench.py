@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ecdit_cli._console import Column, print_rows, talk
+from ecdit_cli._console import Column, print_json, print_rows, talk
 from ecdit_cli._options import Json, Overrides
+from ecdit_cli._speed import SPEED_COLUMNS, SpeedOptions, bench_routing, bench_sample, bench_training
 
 ROUTERS = ("dense", "expert_choice", "token_choice")
 NUM_LOADED_IMAGES = 4096
@@ -17,27 +18,52 @@ Rows = list[dict[str, Any]]
 
 
 def bench(
-    what: Annotated[str, typer.Argument(metavar="train|data|cli|sweep", help="What to measure.")],
+    what: Annotated[str, typer.Argument(metavar="routing|train|sample|data|cli|sweep", help="What to measure.")],
     overrides: Overrides,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps to time for each router.")] = 40,
-    rounds: Annotated[int, typer.Option(min=1, help="Repetitions of each command; the median counts.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps to time for each model.")] = 40,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions of everything else; the median counts.")] = 5,
+    tokens: Annotated[int, typer.Option(min=1, help="routing: tokens of a batch.")] = 4096,
+    width: Annotated[list[int] | None, typer.Option(min=1, help="routing: model width; may be given again.")] = None,
+    experts: Annotated[list[int] | None, typer.Option(min=1, help="routing: experts; may be given again.")] = None,
+    clock: Annotated[
+        Literal["wall", "cpu"], typer.Option(help="cpu: seconds computed, for a machine that others use too.")
+    ] = "wall",
     as_json: Json = False,
 ) -> None:
     """Measure the suite itself. Let nothing else run meanwhile.
 
-    train: which share of an iteration is forward, backward and optimizer. data: how many images are drawn against how
-    many are trained on. cli: how long commands take to start. sweep: tiny runs through the executor against a process
-    each, what the sweep itself takes, and 10,000 runs planned and looked at.
+    routing: the expert-choice layer beside dense, DeepSpeed's and others. train: which share of an iteration is
+    forward, backward and optimizer, and expert choice beside dense. sample: what experts cost in sampling. data: how
+    many images are drawn against how many are trained on. cli: how long commands take to start. sweep: tiny runs
+    through the executor against a process each, what the sweep itself takes, and 10,000 runs planned and looked at.
     """
     from experiments.errors import EcditError, did_you_mean
 
-    if what not in MEASURES:
-        raise EcditError(f"ecdit bench {what!r} does not exist.", did_you_mean(what, MEASURES))
-    measure, columns = MEASURES[what]
-    print_rows(measure(list(overrides), steps, rounds), columns, as_json)
+    options = SpeedOptions(list(overrides), rounds, tokens, width or [256], experts or [8, 32], clock)
+    if what in SPEED_MEASURES:
+        print_rows(SPEED_MEASURES[what](options, _progress), SPEED_COLUMNS, as_json)
+    elif what == "train":
+        _print_train(options, steps, as_json)
+    elif what in MEASURES:
+        measure, columns = MEASURES[what]
+        print_rows(measure(options.overrides, steps, rounds), columns, as_json)
+    else:
+        measures = ["train", *SPEED_MEASURES, *MEASURES]
+        raise EcditError(f"ecdit bench {what!r} does not exist.", did_you_mean(what, measures))
 
 
-def _bench_train(overrides: list[str], steps: int, rounds: int) -> Rows:
+def _print_train(options: SpeedOptions, steps: int, as_json: bool) -> None:
+    """Two tables for a person; one list as JSON, whose rows of the second kind have `what`."""
+    shares = _bench_train(options.overrides, steps)
+    speed = bench_training(options, steps, _progress)
+    if as_json:
+        print_json([{key: value for key, value in row.items() if value is not None} for row in [*shares, *speed]])
+        return
+    print_rows(shares, TRAIN_COLUMNS, as_json=False)
+    print_rows(speed, SPEED_COLUMNS, as_json=False)
+
+
+def _bench_train(overrides: list[str], steps: int) -> Rows:
     from experiments.config.overrides import load_config
 
     configs = [load_config([*overrides, f"routing={name}"]) for name in ROUTERS]
@@ -140,8 +166,11 @@ SWEEP_COLUMNS = (
     Column("unit", "unit"),
 )
 MEASURES: dict[str, tuple[Callable[[list[str], int, int], Rows], tuple[Column, ...]]] = {
-    "train": (_bench_train, TRAIN_COLUMNS),
     "data": (_bench_data, DATA_COLUMNS),
     "cli": (_bench_cli, CLI_COLUMNS),
     "sweep": (_bench_sweep, SWEEP_COLUMNS),
+}
+SPEED_MEASURES: dict[str, Callable[[SpeedOptions, Callable[..., Any]], Rows]] = {
+    "routing": bench_routing,
+    "sample": bench_sample,
 }

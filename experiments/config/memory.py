@@ -27,8 +27,9 @@ FULLEST_EXPERT = 2.4
 first steps of DiT-MoE routing with 8 experts (2,048 tokens, top 2), before the balance loss has worked."""
 PROCESS_BYTES = 400 * 2**20
 """Resident set of a training process on a CPU before it holds a tensor: Python, torch, DeepSpeed, loaded kernels."""
-HOST_SLACK = 1.1
-"""Resident set over live tensors on a CPU: what the allocator keeps between tensors of changing sizes."""
+HOST_SLACK = 1.25
+"""Resident set over live tensors on a CPU: what the allocator keeps between tensors of changing sizes
+(`training/allocator.py`)."""
 CONTEXT_BYTES = 700 * 2**20
 """Of an accelerator, outside any tensor: driver context, kernels, the libraries' workspaces. An assumption."""
 ACCELERATOR_SLACK = 1.05
@@ -193,7 +194,7 @@ def _dense_bytes(config: RunConfig, width: int) -> float:
 
 
 def _sparse_bytes(config: RunConfig, width: int) -> float:
-    """As dense, over slots: gathered inputs, both sides of the activation, outputs before and after their weights.
+    """As dense, over slots: gathered inputs, both sides of the activation, and outputs.
 
     The router and the sum over experts are in fp32: a copy of its input in bf16 training, affinities, and indices.
     """
@@ -202,7 +203,7 @@ def _sparse_bytes(config: RunConfig, width: int) -> float:
     hidden, shared = (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
     router = FLOAT32 * T * routing.num_experts * (1 if routing.top_k is None else 3) + 20 * slots
     router += FLOAT32 * T * d if width < FLOAT32 else 0
-    experts = slots * (width * (2 * d + sides * hidden) + FLOAT32 * d)
+    experts = slots * width * (2 * d + sides * hidden)
     shared_bytes = width * T * (sides * shared + 2 * d) if shared else 0.0
     return width * (T * (4 * d + 2) + d) + router + experts + shared_bytes
 

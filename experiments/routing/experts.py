@@ -1,8 +1,8 @@
 """Stacked expert weights, and the one dispatch, expert computation and combine that serve every router.
 
 Tokens are gathered into their slots, all experts run as two batched matmuls, and the results are added back with the
-router's weights: no one-hot matmul, no loop over experts. GELU experts are two matrices (EC-DIT), SwiGLU experts three
-(DiT-MoE), gate and up stored side by side.
+router's weights: no one-hot matmul, no loop over experts. `dispatch.py` has the fast gather and sum. GELU experts are
+two matrices (EC-DIT), SwiGLU experts three (DiT-MoE), gate and up stored side by side.
 
 Legend: N tokens, D width, F hidden width, E experts, P slots of an expert. `w_in_EDF` holds 2 F columns with SwiGLU.
 """
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.routing.contract import Assignment
+from experiments.routing.dispatch import Places, combine, gather
 
 Activation = Literal["gelu", "swiglu"]
 
@@ -56,12 +57,17 @@ def activate(hidden: Tensor, activation: Activation) -> Tensor:
     return F.gelu(hidden)
 
 
-def apply_experts(experts: StackedExperts, x_ND: Tensor, assignment: Assignment) -> Tensor:
+def apply_experts(experts: StackedExperts, x_ND: Tensor, assignment: Assignment, fast: bool = True) -> Tensor:
     """Gather, expert matmuls, weighted sum: [N, D] to [N, D]; a token that nobody processes gets 0.
 
-    The sum runs in float32, as the weights are, and returns in the type of `x_ND`.
+    The sum runs in float32, as the weights are, and returns in the type of `x_ND`. `fast=False` is the reference: plain
+    operations, the same up to rounding.
     """
     num_experts, num_slots = assignment.token_EP.shape
+    if fast:
+        places = Places.of(assignment.token_EP, x_ND.shape[0])
+        y_SD = experts(gather(x_ND, places).view(num_experts, num_slots, -1)).flatten(0, 1)
+        return combine(y_SD, assignment.weight_EP.reshape(-1), places).to(x_ND.dtype)
     token = assignment.token_EP.reshape(-1)
     x_EPD = x_ND.index_select(0, token).view(num_experts, num_slots, -1)
     y_EPD = experts(x_EPD) * assignment.weight_EP.unsqueeze(-1)

@@ -45,16 +45,19 @@ class DenseFeedForward(nn.Module):
 class RoutedFeedForward(nn.Module):
     """A router, its stacked experts, and the shared experts of DiT-MoE where the config has them."""
 
-    def __init__(self, router: Router, experts: StackedExperts, shared: DenseFeedForward | None = None) -> None:
+    def __init__(
+        self, router: Router, experts: StackedExperts, shared: DenseFeedForward | None = None, fast: bool = True
+    ) -> None:
         super().__init__()
         self.router = router
         self.experts = experts
         self.shared = shared
+        self.fast = fast
 
     def forward(self, x_BTD: Tensor) -> FeedForwardOutput:
         """[B, T, D] to the same; a token that nobody processes gets 0 from the routed experts."""
         assignment = self.router(x_BTD)
-        out_BTD = apply_experts(self.experts, x_BTD.flatten(0, 1), assignment).view_as(x_BTD)
+        out_BTD = apply_experts(self.experts, x_BTD.flatten(0, 1), assignment, self.fast).view_as(x_BTD)
         if self.shared is not None:
             out_BTD = out_BTD + self.shared(x_BTD).out_BTD
         loss = _no_loss(x_BTD) if assignment.auxiliary_loss is None else assignment.auxiliary_loss
@@ -79,4 +82,4 @@ def build_feed_forward(config: RunConfig, layer: int) -> DenseFeedForward | Rout
     shared = None
     if routing.shared_factor:
         shared = DenseFeedForward(width, hidden_width(config, routing.shared_factor), routing.expert)
-    return RoutedFeedForward(router, experts, shared)
+    return RoutedFeedForward(router, experts, shared, fast=config.train.implementation == "fast")

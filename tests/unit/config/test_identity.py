@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from experiments.config.identity import LEFT_OUT, ONLY_WATCHES, config_id, run_name
+from experiments.config.identity import LEFT_OUT, ONLY_HOW, ONLY_WATCHES, config_id, run_name
 from experiments.config.overrides import known_settings, load_config
 from experiments.config.presets import PRESETS
 from experiments.config.routers import ROUTERS
@@ -35,12 +35,14 @@ def test_the_id_changes_with_exactly_the_settings_that_change_the_numbers(key: s
     changed = with_another_value(config, key)
     assert changed != config
     watches = key.startswith("eval.") and key.removeprefix("eval.") in ONLY_WATCHES
-    assert (config_id(changed) == config_id(config)) == (watches or key.split(".")[0] in LEFT_OUT)
+    how = key.startswith("train.") and key.removeprefix("train.") in ONLY_HOW
+    assert (config_id(changed) == config_id(config)) == (watches or how or key.split(".")[0] in LEFT_OUT)
 
 
-def test_what_is_left_out_is_the_mirror_the_files_the_layout_and_what_only_watches() -> None:
+def test_what_is_left_out_is_the_mirror_the_files_the_layout_what_only_watches_and_how() -> None:
     assert {"wandb", "checkpoint", "parallel", "log"} == LEFT_OUT
     assert {"metric_images"} == ONLY_WATCHES
+    assert {"implementation"} == ONLY_HOW
 
 
 def test_equal_values_in_other_spellings_have_the_same_id() -> None:

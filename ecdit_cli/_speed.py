@@ -1,0 +1,122 @@
+"""The table of routing at the speed of dense: target beside measured, the floor of this machine, and the gap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ecdit_cli._console import Column
+
+if TYPE_CHECKING:
+    from experiments.config.schema import RunConfig
+    from experiments.evaluation.speed import SpeedRow
+
+Rows = list[dict[str, Any]]
+Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+MODEL = "model=mini"
+"""The largest size for a CPU; settings on the command line win."""
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """What the command line says of a measurement."""
+
+    overrides: list[str]
+    rounds: int
+    tokens: int
+    widths: list[int]
+    experts: list[int]
+    clock: Literal["wall", "cpu"]
+
+
+def bench_routing(options: SpeedOptions, progress: Progress) -> Rows:
+    """The layer, at every width with every number of experts."""
+    from experiments.config.overrides import load_config
+
+    settings = [
+        load_config([MODEL, f"model.width={width}", f"routing.num_experts={experts}", *options.overrides])
+        for width in options.widths
+        for experts in options.experts
+    ]
+    _refuse_other_routers(settings)
+    with progress("layers", len(settings) * (options.rounds + 2)) as advance:
+        from experiments.evaluation.speed_routing import measure_routing
+
+        measured = [
+            measure_routing(config, options.tokens, options.rounds, options.clock, advance) for config in settings
+        ]
+    return list(_once(row for rows in measured for row in rows))
+
+
+def bench_training(options: SpeedOptions, steps: int, progress: Progress) -> Rows:
+    """Expert choice beside the dense model that activates as much."""
+    from experiments.config.designs import load_designed
+
+    ours, dense = (
+        load_designed([MODEL, *options.overrides, *design]).config
+        for design in (["routing=expert_choice"], ["routing=expert_choice", "ecdit.iso_activation=ffn_factor"])
+    )
+    with progress("steps side by side", steps + 2) as advance:
+        from experiments.evaluation.speed_models import measure_training
+
+        return list(_once(measure_training(ours, dense, steps, options.clock, advance)))
+
+
+def bench_sample(options: SpeedOptions, progress: Progress) -> Rows:
+    """Expert choice beside dense of the same depth and width."""
+    from experiments.config.overrides import load_config
+
+    ours, dense = (load_config([MODEL, *options.overrides, f"routing={name}"]) for name in ("expert_choice", "dense"))
+    with progress("sampling", options.rounds + 2) as advance:
+        from experiments.evaluation.speed_models import measure_sampling
+
+        images = min(8, ours.eval.batch_images)
+        return list(_once(measure_sampling(ours, dense, images, options.rounds, options.clock, advance)))
+
+
+def _refuse_other_routers(configs: list[RunConfig]) -> None:
+    from experiments.errors import ConfigError
+
+    for config in configs:
+        routing = config.routing
+        if routing.name != "expert_choice" or routing.group_images != 1:
+            raise ConfigError(
+                f"ecdit bench routing measures expert choice routed by image, not routing.name={routing.name} with "
+                f"routing.group_images={routing.group_images}.",
+                "Leave both out.",
+            )
+
+
+def _once(rows: Iterator[SpeedRow] | list[SpeedRow]) -> Iterator[dict[str, Any]]:
+    """As plain rows; what is skipped is named once."""
+    seen = set()
+    for row in rows:
+        key = (row.what, row.setting)
+        if key not in seen:
+            seen.add(key)
+            yield {**asdict(row), "gap": row.gap, "is_met": row.is_met}
+
+
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.1f}"
+
+
+def _met(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+SPEED_COLUMNS = (
+    Column("what", "what"),
+    Column("setting", "setting"),
+    Column("measured", "measured", "{:.2f}".format, whole=True),
+    Column("target", "target", "{:.2f}".format, whole=True),
+    Column("is_met", "met", _met),
+    Column("floor", "floor", "{:.2f}".format, whole=True),
+    Column("gap", "gap", "{:.2f}".format, whole=True),
+    Column("seconds", "ours ms", _seconds, whole=True),
+    Column("peer_seconds", "peer ms", _seconds, whole=True),
+    Column("skipped", "skipped"),
+    Column("command", "to fill it"),
+)

@@ -1,0 +1,102 @@
+"""The layers that a routed layer is measured against: what else people write, and the limits.
+
+All hold the experts of our layer and take its decision, except DeepSpeed's, which is theirs unmodified (top-2, its
+defaults), and the dense one, which has the same FLOPs. Nothing here is part of the product.
+
+Legend: B images, T tokens, N = B T, D width, E experts, G groups (images), S = T, C slots of an expert in a group, P
+slots of an expert.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.config.budget import hidden_width
+from experiments.config.schema import RunConfig
+from experiments.routing.deepspeed_library import deepspeed
+from experiments.routing.experts import StackedExperts, activate
+from experiments.routing.layer import DenseFeedForward, RoutedFeedForward
+
+
+def dense_of_the_same_flops(config: RunConfig) -> DenseFeedForward:
+    """As wide as the experts that a token passes through on average; the router's FLOPs are not matched."""
+    routing = config.routing
+    assert routing.capacity_factor is not None
+    assert routing.expert_factor is not None
+    assert routing.expert is not None
+    hidden = hidden_width(config, routing.capacity_factor * routing.expert_factor)
+    return DenseFeedForward(config.model.width, hidden, routing.expert)
+
+
+class MatmulsAlone(nn.Module):
+    """The two batched matmuls over slots that are full already: no router, gather, activation or sum."""
+
+    def __init__(self, experts: StackedExperts) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x_EPD: Tensor) -> Tensor:
+        """[E, P, D] to the same."""
+        return torch.bmm(torch.bmm(x_EPD, self.experts.w_in_EDF), self.experts.w_out_EFD)
+
+
+class OneHotDispatch(nn.Module):
+    """GShard's form: a one-hot matmul into the slots, and a weighted one back."""
+
+    def __init__(self, layer: RoutedFeedForward) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to the same, routed by image."""
+        assignment, (num_images, num_tokens, width) = self.layer.router(x_BTD), x_BTD.shape
+        num_experts = assignment.token_EP.shape[0]
+        token_EGC = assignment.token_EP.view(num_experts, num_images, -1) % num_tokens
+        dispatch_EGCS = F.one_hot(token_EGC, num_tokens).to(x_BTD.dtype)
+        x_EGCD = torch.einsum("egcs,gsd->egcd", dispatch_EGCS, x_BTD)
+        y_EGCD = self.layer.experts(x_EGCD.reshape(num_experts, -1, width)).view_as(x_EGCD)
+        weight_EGC1 = assignment.weight_EP.view(num_experts, num_images, -1, 1).to(x_BTD.dtype)
+        return torch.einsum("egcs,egcd->gsd", dispatch_EGCS * weight_EGC1, y_EGCD)
+
+
+class ExpertLoop(nn.Module):
+    """One expert after the other, in Python."""
+
+    def __init__(self, layer: RoutedFeedForward) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to the same."""
+        assignment, experts, x_ND = self.layer.router(x_BTD), self.layer.experts, x_BTD.flatten(0, 1)
+        out_ND = torch.zeros_like(x_ND)
+        for number, (token_P, weight_P) in enumerate(zip(assignment.token_EP, assignment.weight_EP, strict=True)):
+            hidden_PF = activate(x_ND[token_P] @ experts.w_in_EDF[number], experts.activation)
+            y_PD = (hidden_PF @ experts.w_out_EFD[number]) * weight_P.unsqueeze(1).to(x_ND.dtype)
+            out_ND = out_ND.index_add(0, token_P, y_PD)
+        return out_ND.view_as(x_BTD)
+
+
+class DeepSpeedLayer(nn.Module):
+    """`deepspeed.moe.layer.MoE` with top-2 and the same experts. Needs a process group."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        width, routing = config.model.width, config.routing
+        hidden = hidden_width(config, routing.expert_factor or 0)
+        expert = nn.Sequential(nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, width, bias=False))
+        # It counts capacity per choice: with two choices a token, 1 is as many slots as f_c = 2.
+        per_choice = (routing.capacity_factor or 2.0) / 2
+        self.layer: Any = deepspeed.moe.layer.MoE(
+            width, expert, routing.num_experts, k=2, capacity_factor=per_choice
+        )  # fmt: skip
+        self.layer.set_deepspeed_parallelism()
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to the same."""
+        out_BTD: Tensor = self.layer(x_BTD)[0]
+        return out_BTD

@@ -1,0 +1,229 @@
+"""`ecdit bench routing`: the expert-choice layer, forward and backward, beside dense and beside every peer, in one run.
+
+What is timed is the step of one feed-forward layer: forward, and backward to its input and all its weights. The floor
+of a side is its matmul FLOPs at the measured matmul rate, and the bytes that its pointwise and copying work must read
+and write at the measured copy rate: both sides of the activation, and for the routed layer each slot gathered, summed,
+and both again backward.
+
+Legend: B images, T tokens, N = B T, D width, F hidden width, E experts, P slots of an expert.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from experiments.config.schema import RunConfig
+from experiments.evaluation.load import current_device
+from experiments.evaluation.speed import (
+    NO_ACCELERATOR,
+    Clock,
+    Machine,
+    Seconds,
+    Side,
+    SpeedRow,
+    measure_machine,
+    median_ratio,
+    take_turns,
+)
+from experiments.evaluation.speed_memory import peak_bytes
+from experiments.evaluation.speed_peers import (
+    DeepSpeedLayer,
+    ExpertLoop,
+    MatmulsAlone,
+    OneHotDispatch,
+    dense_of_the_same_flops,
+)
+from experiments.routing.contract import FeedForwardOutput
+from experiments.routing.layer import RoutedFeedForward, build_feed_forward
+from experiments.training.allocator import keep_freed_memory
+from experiments.training.engine import process_group, resolve_precision
+
+OURS, DENSE, MATMULS = "expert choice", "dense of the same FLOPs", "its matmuls alone"
+REFERENCE, ONE_HOT, LOOP, DEEPSPEED = "its reference path", "one-hot dispatch", "a loop over experts", "DeepSpeed MoE"
+SPEED_UPS = {REFERENCE: {}, ONE_HOT: {8: 1.5, 32: 1.5}, LOOP: {8: 3.0, 32: 3.0}, DEEPSPEED: {8: 1.5, 32: 4.0}}
+"""Targets of the speed-up by number of experts."""
+OVER_DENSE, OVER_MATMULS, MEMORY_OVER_DENSE = 1.10, 1.15, 1.15
+ACCELERATOR_COMMAND = "ecdit bench routing --tokens 16384 --width 1152 train.precision=bf16 --json"
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The modules of one setting, on their device and in their precision."""
+
+    config: RunConfig
+    num_images: int
+    dtype: torch.dtype
+    device: torch.device
+    by_name: dict[str, nn.Module]
+
+    @property
+    def num_slots(self) -> int:
+        """Of all experts."""
+        routing = self.config.routing
+        return round(self.num_images * self.config.num_tokens * (routing.capacity_factor or 0))
+
+    def side(self, name: str) -> Side:
+        """One step of the layer `name`."""
+        module, config = self.by_name[name], self.config
+        shape = (self.num_images, config.num_tokens, config.model.width)
+        if name == MATMULS:
+            num_experts = config.routing.num_experts
+            shape = (num_experts, self.num_slots // num_experts, config.model.width)
+
+        def side() -> Callable[[], object]:
+            x, direction = (torch.randn(shape, device=self.device, dtype=self.dtype) for _ in range(2))
+            x.requires_grad_()
+            module.zero_grad(set_to_none=True)
+
+            def work() -> None:
+                answer = module(x)
+                out = answer.out_BTD if isinstance(answer, FeedForwardOutput) else answer
+                out.backward(direction)
+
+            return work
+
+        return side
+
+    def counted_step(self, name: str) -> Callable[[], Sequence[Tensor]]:
+        """The same step, which answers the gradients of the weights."""
+        module = self.by_name[name]
+        shape = (self.num_images, self.config.num_tokens, self.config.model.width)
+
+        def step() -> Sequence[Tensor]:
+            x, direction = (torch.randn(shape, device=self.device).to(self.dtype) for _ in range(2))
+            x.requires_grad_()
+            return torch.autograd.grad(module(x).out_BTD, [x, *module.parameters()], direction)[1:]
+
+        return step
+
+
+def measure_routing(
+    config: RunConfig, tokens: int, rounds: int, clock: Clock, on_round: Callable[[], None] = lambda: None
+) -> list[SpeedRow]:
+    """The rows of one setting: `config` is expert choice; `tokens` are those of the whole batch."""
+    keep_freed_memory()
+    dtype = torch.bfloat16 if resolve_precision(config.train.precision) == "bf16" else torch.float32
+    device = current_device()
+    machine = measure_machine(dtype, device, max(3, rounds // 2), clock)
+    with _deepspeed_ready():
+        layers = _layers(config, max(1, tokens // config.num_tokens), dtype, device)
+        seconds = take_turns({name: layers.side(name) for name in layers.by_name}, rounds, clock, on_round)
+        return [*_speed_rows(layers, machine, seconds), _memory_row(layers), *_accelerator_rows(device)]
+
+
+def _layers(config: RunConfig, num_images: int, dtype: torch.dtype, device: torch.device) -> Layers:
+    ours = build_feed_forward(config, config.sparse_layer_indices[0])
+    reference = build_feed_forward(config, config.sparse_layer_indices[0])
+    assert isinstance(ours, RoutedFeedForward)
+    assert isinstance(reference, RoutedFeedForward)
+    reference.fast = False
+    modules: dict[str, nn.Module] = {
+        OURS: ours,
+        DENSE: dense_of_the_same_flops(config),
+        MATMULS: MatmulsAlone(ours.experts),
+        REFERENCE: reference,
+        ONE_HOT: OneHotDispatch(ours),
+        LOOP: ExpertLoop(ours),
+        DEEPSPEED: DeepSpeedLayer(config),
+    }
+    return Layers(config, num_images, dtype, device, {name: one.to(device, dtype) for name, one in modules.items()})
+
+
+def _speed_rows(layers: Layers, machine: Machine, seconds: Seconds) -> Iterator[SpeedRow]:
+    ours, floor = seconds[OURS], {name: _floor_seconds(layers, machine, name) for name in (OURS, DENSE, MATMULS)}
+    on_accelerator = layers.device.type != "cpu"
+    for name, target in ((DENSE, OVER_DENSE), (MATMULS, OVER_MATMULS if on_accelerator else None)):
+        yield _row(layers, f"{OURS} / {name}", ours, seconds[name], target, floor[OURS] / floor[name])
+    for name, targets in SPEED_UPS.items():
+        target = targets.get(layers.config.routing.num_experts)
+        yield _row(layers, f"{name} / {OURS}", seconds[name], ours, target, more_is_better=True)
+
+
+def _row(
+    layers: Layers,
+    what: str,
+    over: list[float],
+    under: list[float],
+    target: float | None,
+    floor: float | None = None,
+    more_is_better: bool = False,
+) -> SpeedRow:
+    ours, peer = (under, over) if more_is_better else (over, under)
+    return SpeedRow(
+        what,
+        _setting(layers),
+        median_ratio(over, under),
+        target,
+        more_is_better,
+        floor,
+        statistics.median(ours),
+        statistics.median(peer),
+        len(over),
+    )
+
+
+def _memory_row(layers: Layers) -> SpeedRow:
+    """The floor adds to what dense was seen to hold the slots' inputs and outputs."""
+    peaks = {name: peak_bytes(layers.counted_step(name)) for name in (OURS, DENSE)}
+    element = torch.empty((), dtype=layers.dtype).element_size()
+    extra = 2 * layers.num_slots * layers.config.model.width * element
+    return SpeedRow(
+        f"peak memory of {OURS} / {DENSE}, beyond weights and gradients",
+        _setting(layers),
+        peaks[OURS] / peaks[DENSE],
+        MEMORY_OVER_DENSE,
+        floor=1 + extra / peaks[DENSE],
+    )
+
+
+def _floor_seconds(layers: Layers, machine: Machine, name: str) -> float:
+    """See the module: matmul FLOPs, and the least bytes of the rest."""
+    config, slots = layers.config, layers.num_slots
+    routing, width = config.routing, config.model.width
+    hidden, tokens = (routing.expert_factor or 0) * width, layers.num_images * config.num_tokens
+    element = torch.empty((), dtype=layers.dtype).element_size()
+    matrices, columns = (3, 2) if routing.expert == "swiglu" else (2, 1)
+    flops = 3 * 2.0 * matrices * slots * width * hidden
+    if name == MATMULS:
+        return machine.seconds(flops)
+    # Forward reads the columns and writes one; backward reads them and a gradient, and writes the columns' gradients.
+    moved = slots * hidden * (3 * columns + 2)
+    if name == OURS:
+        flops += 3 * 2.0 * tokens * width * routing.num_experts
+        # Gather and its gradient: 2 + 1 slots and a token row. Sum: 1 slot; its gradient reads 2 slots and writes 1.
+        moved += width * (7 * slots + 2 * tokens)
+    return machine.seconds(flops, moved * element)
+
+
+def _setting(layers: Layers) -> str:
+    config = layers.config
+    tokens, precision = layers.num_images * config.num_tokens, str(layers.dtype).removeprefix("torch.")
+    where = f"{layers.device.type}, {torch.get_num_threads()} thread(s)" if layers.device.type == "cpu" else "1 device"
+    return f"{tokens} tokens, d {config.model.width}, {config.routing.num_experts}E, {precision}, {where}"
+
+
+def _accelerator_rows(device: torch.device) -> list[SpeedRow]:
+    """By name and with the command that fills them, where this machine cannot."""
+    if device.type != "cpu":
+        return []
+    setting = "16384 tokens, d 1152, bf16, 1 device"
+    targets = ((DENSE, OVER_DENSE), (MATMULS, OVER_MATMULS))
+    return [
+        SpeedRow(f"{OURS} / {name}", setting, target=target, skipped=NO_ACCELERATOR, command=ACCELERATOR_COMMAND)
+        for name, target in targets
+    ]
+
+
+@contextmanager
+def _deepspeed_ready() -> Iterator[None]:
+    """A process group of one, which DeepSpeed's layer needs; what it prints goes to a file that nobody keeps."""
+    with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log.txt"):
+        yield

@@ -1,0 +1,85 @@
+"""The measurements of speed: peers compute the same thing, memory counts what lives, rows say what they mean."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from experiments.config.overrides import load_config
+from experiments.evaluation.speed import Machine, SpeedRow, median_ratio, take_turns
+from experiments.evaluation.speed_memory import peak_bytes
+from experiments.evaluation.speed_peers import ExpertLoop, OneHotDispatch, dense_of_the_same_flops
+from experiments.routing.layer import RoutedFeedForward, build_feed_forward
+
+SMALL = ["model=nano", "model.width=16", "routing.num_experts=4"]
+
+
+@pytest.mark.parametrize("peer", [OneHotDispatch, ExpertLoop])
+@pytest.mark.parametrize("expert", ["gelu", "swiglu"])
+def test_a_peer_gives_what_our_layer_gives(peer: type[nn.Module], expert: str) -> None:
+    layer = build_feed_forward(load_config([*SMALL, f"routing.expert={expert}"]), 1)
+    assert isinstance(layer, RoutedFeedForward)
+    x_BTD, direction_BTD = torch.randn(3, 64, 16, requires_grad=True), torch.randn(3, 64, 16)
+    ours, theirs = layer(x_BTD).out_BTD, peer(layer)(x_BTD)
+    assert_close(theirs, ours)
+    wanted = [x_BTD, *layer.parameters()]
+    for mine, other in zip(
+        torch.autograd.grad(ours, wanted, direction_BTD),
+        torch.autograd.grad(theirs, wanted, direction_BTD),
+        strict=True,
+    ):
+        assert_close(other, mine, rtol=1e-4, atol=1e-4)
+
+
+def test_the_dense_peer_has_the_parameters_that_a_token_passes_through() -> None:
+    dense = dense_of_the_same_flops(load_config(SMALL))
+    assert sum(parameter.numel() for parameter in dense.parameters()) == 2 * 8 * 16**2
+
+
+def test_sides_take_turns_with_fresh_inputs_and_only_the_work_is_timed() -> None:
+    log: list[str] = []
+
+    def side(name: str):
+        def prepare():
+            log.append(f"{name} inputs")
+            return lambda: log.append(f"{name} work")
+
+        return prepare
+
+    seconds = take_turns({"a": side("a"), "b": side("b")}, rounds=3, clock="wall")
+    assert {name: len(each) for name, each in seconds.items()} == {"a": 3, "b": 3}
+    assert all(first.replace("inputs", "work") == second for first, second in zip(log[::2], log[1::2], strict=True))
+    order = [entry[0] for entry in log[1::2]]
+    assert order[4:] == ["a", "b", "b", "a", "a", "b"]
+
+
+def test_a_ratio_is_within_rounds() -> None:
+    assert median_ratio([2.0, 20.0, 9.0], [1.0, 10.0, 1.0]) == 2.0
+
+
+@pytest.mark.parametrize(("more_is_better", "is_met", "gap"), [(False, False, 1.5), (True, True, 2 / 3)])
+def test_a_row_knows_its_direction(more_is_better: bool, is_met: bool, gap: float) -> None:
+    row = SpeedRow("a / b", "here", measured=1.5, target=1.1, more_is_better=more_is_better, floor=1.0)
+    assert row.is_met is is_met
+    assert row.gap == pytest.approx(gap)
+    skipped = SpeedRow("a / b", "there", target=1.1, skipped="no accelerator")
+    assert skipped.is_met is None
+    assert skipped.gap is None
+
+
+def test_the_floor_is_flops_and_bytes_one_after_the_other() -> None:
+    assert Machine(matmul_flops_per_second=10.0, copy_bytes_per_second=4.0).seconds(20.0, 2.0) == 2.5
+
+
+def test_peak_memory_counts_what_lives_and_not_the_gradients_of_weights() -> None:
+    weight, x_ND = torch.randn(1024, 64, requires_grad=True), torch.randn(64, 64, requires_grad=True)
+
+    def step() -> list[torch.Tensor]:
+        out_NF = x_ND @ weight.T
+        return [torch.autograd.grad(out_NF, [x_ND, weight], torch.ones(64, 1024))[1]]
+
+    output, direction, of_x, of_weight = (4 * 64 * columns for columns in (1024, 1024, 64, 1024))
+    assert peak_bytes(step) == output + direction + of_x
+    assert peak_bytes(lambda: [step()[0].clone()]) == output + direction + of_x + of_weight
