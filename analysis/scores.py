@@ -24,6 +24,7 @@ from analysis.conditions import (
     sampled_like,
 )
 from analysis.load import MissingDataError, Records
+from analysis.parameters import COUNTS
 from analysis.tables import INFERENCE
 
 SCORE = Metric("shapes-geneval", "shapes-geneval (%)", 100.0, True)
@@ -44,7 +45,10 @@ WAYS_OUT: dict[Along | None, str] = {
     "images_seen": "Measure them while a run trains: ecdit train eval.metric_images=256 ...",
 }
 
-ARM = ["setting", "study", "arm", "routing.name", "routing.num_experts", "variant", "model.name", "params_active"]
+ARM = [
+    "setting", "study", "arm", "routing.name", "routing.num_experts", "variant", "model.name",
+    *(count.column for count in COUNTS.values()),
+]  # fmt: skip
 RUN = ["run", "seed", "eval.guidance", "final_images"]
 
 
