@@ -26,6 +26,7 @@ from analysis.figures.per_timestep_loss import draw_per_timestep_loss
 from analysis.figures.quality_over_training import draw_quality_over_training
 from analysis.figures.quality_time import draw_quality_time
 from analysis.figures.routing import draw_routing
+from analysis.figures.scaling_law import draw_scaling_law
 from analysis.figures.specialization import draw_specialization
 from analysis.load import Records
 from analysis.parameters import ACTIVATED, Count
@@ -121,6 +122,11 @@ FIGURES = (
         ("paper-fig7",),
         partial(draw_image_quality, paper_values=True),
         has_parameters=True,
+    ),
+    FigureEntry(
+        "scaling-law",
+        "Validation loss against training compute with a fitted power law by router, and how well it predicts.",
+        draw_scaling_law,
     ),
     FigureEntry(
         "isoflop",
