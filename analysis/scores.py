@@ -59,7 +59,7 @@ def sampled_rows(records: Records, table: pd.DataFrame, metric: Metric) -> pd.Da
     one study may be joined by a line.
     """
     about = table.rename(columns={"images_seen": "final_images"})
-    about["study"] = [_study(*pair) for pair in zip(about["setting"], about["model.name"], strict=True)]
+    about["study"] = [study_of(*pair) for pair in zip(about["setting"], about["model.name"], strict=True)]
     evals = records.evals[records.evals["metric"] == metric.name]
     rows = about[[*ARM, *RUN]].merge(evals.rename(columns={"seed": "noise_seed"}), on="run")
     settings = {key: json.loads(key) for key in rows["settings_key"].unique()}
@@ -137,5 +137,6 @@ def _num_runs(table: pd.DataFrame, metric: Metric) -> int:
     return len(table) if metric.of_dense else int((table["routing.name"] != "dense").sum())
 
 
-def _study(setting: str, preset: str) -> str:
+def study_of(setting: str, preset: str) -> str:
+    """What a setting says beside its preset: sizes of one study may be joined by a line."""
     return setting.removeprefix(preset).removeprefix(", ")

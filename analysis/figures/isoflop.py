@@ -19,7 +19,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.grid import LOSS_LABEL, MOST_COLUMNS, Key, named_ticks, place_keys
+from analysis.figures.grid import MOST_COLUMNS, Key, label_losses, named_ticks, place_keys
 from analysis.figures.panels import write_foot
 from analysis.isoflop import IsoFlop, flops_text, isoflop
 from analysis.load import Records
@@ -84,7 +84,7 @@ def draw_isoflop(_records: Records, table: pd.DataFrame, parameters: Count = ACT
         for axes, arm in zip(tops, arms, strict=True):
             _draw_profiles(axes, arm, found, budgets)
             axes.set_xlabel(f"{parameters.label} ({_size_unit(arm, found)[1]})")
-        tops[0].set_ylabel(LOSS_LABEL)
+        label_losses(tops)
         for axes, quantity in zip(bottoms, LABELS, strict=True):
             _draw_laws(axes, quantity, arms, found)
         place_keys(figure, _keys(arms, found, budgets))

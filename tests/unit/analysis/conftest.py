@@ -173,7 +173,7 @@ def sampled_row(metric: str, value: float, half: float | None = None, **given: A
 def goodness(run: RunDir) -> float:
     """Of a run, between 0 and 1: more with experts, and with their number; less than 0.01 by seed."""
     config = run.read_run().config
-    routing, size = config["routing"], {"nano": 0.0, "micro": 0.12, "mini": 0.2}[config["model"]["name"]]
+    routing, size = config["routing"], {"nano": 0.0, "micro": 0.12, "mini": 0.2}.get(config["model"]["name"], 0.25)
     sparse = {"dense": 0.0, "token_choice": 0.05}.get(routing["name"], 0.1) + 0.005 * (routing["num_experts"] or 0)
     wide = 0.01 * (config["model"]["ffn_factor"] - 4)
     return 0.4 + wide + size + sparse + 0.02 * (config["seed"] - 1)

@@ -52,6 +52,18 @@ CAPACITIES: dict[str, Any] = {
 }
 
 
+FACTORS: dict[str, Any] = {
+    f"{number} experts, f_c {factor}": (
+        {},
+        {"name": "expert_choice", "num_experts": number, "capacity_factor": factor},
+        1e-6 * (8 + factor),
+    )
+    for number in (8, 16)
+    for factor in (1.0, 2.0)
+}
+ONE_OF_EACH = {"dense": ({}, {"name": "dense"}, 1e-5), "ec": ({}, {"name": "expert_choice"}, 1.5e-5)}
+
+
 def draw(name: str, records: Records) -> Drawing:
     return find_figure(name).draw(records, run_table(records))
 
@@ -68,6 +80,12 @@ def touching(boxes: list[Bbox]) -> bool:
 
 def boxes_of_legends(figure: Figure) -> list[Bbox]:
     return [legend.get_window_extent() for legend in figure.findobj(Legend)]
+
+
+def boxes_of_titles(figure: Figure) -> list[Bbox]:
+    texts = [(axes, text) for axes in figure.axes for text in axes.get_children() if isinstance(text, Text)]
+    boxes = [(axes.get_window_extent(), text.get_window_extent()) for axes, text in texts if text.get_text()]
+    return [box for panel, box in boxes if box.y0 >= panel.y1]
 
 
 def boxes_of_tick_labels(axis: Axis) -> list[Bbox]:
@@ -104,12 +122,15 @@ STUDIES: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, ...]]] = {
     "three sizes": (SEVERAL_EXPERTS, (0, 1), ("nano", "micro", "mini")),
     "one seed of eight arms": (EIGHT_ARMS, (0,), ("nano", "micro")),
     "capacities": (CAPACITIES, (0, 1), ("nano",)),
+    "factors alone": (FACTORS, (0, 1), ("nano", "micro", "mini")),
+    "five sizes": (ONE_OF_EACH, (0,), ("nano", "micro", "mini", "S", "B")),
 }
 BUDGETS, POWERS = "budgets", "powers"
 STUDIES_OF = {
     "isoflop": [BUDGETS],
     "scaling-law": [POWERS],
-    "capacity": ["capacities"],
+    "capacity": ["capacities", "factors alone"],
+    "inference-time": ["one size", "three sizes", "one seed of eight arms", "five sizes"],
     "expert-scaling": ["three sizes", "one seed of eight arms"],
 }
 """Of the figures that not every study can have."""
@@ -155,6 +176,7 @@ def assert_legible(figure: Figure) -> None:
         assert not touching(boxes_of_tick_labels(axes.yaxis))
     assert not touching([axes.xaxis.label.get_window_extent() for axes in figure.axes if axes.get_xlabel()])
     assert not touching([text.get_window_extent() for text in figure.texts if text.get_text()])
+    assert not touching(boxes_of_titles(figure))
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert min(drawn.x0, drawn.y0) >= 0
     assert drawn.x1 <= width
