@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.parameters import counts_without_embeddings
 from analysis.rows import RowTable, read_table
 from experiments.errors import EcditError, RecordError
 from experiments.records.layout import RunDir, find_runs
@@ -157,6 +158,7 @@ def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[Le
 
 def _run_row(run: RunDir, record: RunRecord, images_seen: int) -> dict[str, Any]:
     fields = {name: getattr(record, name) for name in RECORD_COLUMNS}
+    fields |= counts_without_embeddings(record)
     return {"run": str(run.path), "images_seen": images_seen, **fields, **dict(dotted(record.config))}
 
 

@@ -24,6 +24,7 @@ from analysis.conditions import (
     sampled_like,
 )
 from analysis.load import MissingDataError, Records
+from analysis.parameters import COUNTS
 from analysis.tables import INFERENCE
 
 SCORE = Metric("shapes-geneval", "shapes-geneval (%)", 100.0, True)
@@ -44,7 +45,10 @@ WAYS_OUT: dict[Along | None, str] = {
     "images_seen": "Measure them while a run trains: ecdit train eval.metric_images=256 ...",
 }
 
-ARM = ["setting", "study", "arm", "routing.name", "routing.num_experts", "variant", "model.name", "params_active"]
+ARM = [
+    "setting", "study", "arm", "routing.name", "routing.num_experts", "variant", "model.name",
+    *(count.column for count in COUNTS.values()),
+]  # fmt: skip
 RUN = ["run", "seed", "eval.guidance", "final_images"]
 
 
@@ -55,7 +59,7 @@ def sampled_rows(records: Records, table: pd.DataFrame, metric: Metric) -> pd.Da
     one study may be joined by a line.
     """
     about = table.rename(columns={"images_seen": "final_images"})
-    about["study"] = [_study(*pair) for pair in zip(about["setting"], about["model.name"], strict=True)]
+    about["study"] = [study_of(*pair) for pair in zip(about["setting"], about["model.name"], strict=True)]
     evals = records.evals[records.evals["metric"] == metric.name]
     rows = about[[*ARM, *RUN]].merge(evals.rename(columns={"seed": "noise_seed"}), on="run")
     settings = {key: json.loads(key) for key in rows["settings_key"].unique()}
@@ -133,5 +137,6 @@ def _num_runs(table: pd.DataFrame, metric: Metric) -> int:
     return len(table) if metric.of_dense else int((table["routing.name"] != "dense").sum())
 
 
-def _study(setting: str, preset: str) -> str:
+def study_of(setting: str, preset: str) -> str:
+    """What a setting says beside its preset: sizes of one study may be joined by a line."""
     return setting.removeprefix(preset).removeprefix(", ")

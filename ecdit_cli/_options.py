@@ -30,6 +30,19 @@ RunFolders = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and what it costs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+# What figures show.
+PaperValues = Annotated[
+    bool, typer.Option("--paper-values", help="Beside ours, the numbers that EC-DIT printed, where there are any.")
+]
+Parameters = Annotated[
+    str,
+    typer.Option(
+        metavar="COUNT",
+        help="What counts as the size of a model: activated, total, activated-without-embeddings or "
+        "total-without-embeddings.",
+    ),
+]
+
 # How a trained model is sampled: the same for every command that does.
 Weights = Annotated[Literal["raw", "ema"], typer.Option(help="Which weights: raw, or their moving average.")]
 Precision = Annotated[

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ecdit_cli._console import Column, print_json, print_rows, say
-from ecdit_cli._options import Json, OutDirectory, RunFolders
+from ecdit_cli._options import Json, OutDirectory, PaperValues, Parameters, RunFolders
 
 if TYPE_CHECKING:
     from analysis.figures.registry import FigureEntry
     from analysis.load import Records
+    from analysis.style import Drawing
 
 ALL = "all"
 DEFAULT_RUNS = Path("out")
@@ -30,20 +32,31 @@ def plot(
     ],
     runs: RunFolders,
     out: OutDirectory = None,
+    paper_values: PaperValues = False,
+    parameters: Parameters = "activated",
     list_figures: Annotated[bool, typer.Option("--list", help="Name every figure.")] = False,
     as_json: Json = False,
 ) -> None:
     """Draw figures of finished runs as PNG, SVG and CSV. Default: all runs below out/, into out/figures."""
     from analysis.load import load_records
+    from analysis.parameters import find_count
+    from analysis.tables import run_table
 
     if list_figures:
         rows = _list_rows()
         print_rows(rows, [column for column in LIST_COLUMNS if any(column.key in row for row in rows)], as_json)
         return
-    wanted = _wanted(figure)
+    wanted, count = _wanted(figure), find_count(parameters)
     records = load_records(runs or [DEFAULT_RUNS])
     say_left_out(records)
-    drawn = _draw(wanted, records, out or DEFAULT_OUT, skip_impossible=figure == ALL)
+    table = run_table(records)
+
+    def draw(entry: FigureEntry) -> Drawing:
+        return entry.drawing(records, table, paper_values, count)
+
+    drawn = _draw(wanted, draw, out or DEFAULT_OUT, skip_impossible=figure == ALL)
+    if paper_values:
+        _say_not_printed(drawn)
     if as_json:
         print_json(drawn)
     else:
@@ -69,18 +82,18 @@ def _wanted(figure: str) -> list[FigureEntry]:
     return list(FIGURES) if figure == ALL else [find_figure(figure)]
 
 
-def _draw(wanted: list[FigureEntry], records: Records, out: Path, skip_impossible: bool) -> list[dict[str, Any]]:
+def _draw(
+    wanted: list[FigureEntry], draw: Callable[[FigureEntry], Drawing], out: Path, skip_impossible: bool
+) -> list[dict[str, Any]]:
     """Draw and write each figure; one that the runs do not allow is said, and an error when it is the only one."""
     from analysis.load import MissingDataError
     from analysis.style import write_drawing
-    from analysis.tables import run_table
 
-    table = run_table(records)
     drawn: list[dict[str, Any]] = []
     reasons: list[str] = []
     for entry in wanted:
         try:
-            drawing = entry.draw(records, table)
+            drawing = draw(entry)
         except MissingDataError as error:
             if not skip_impossible:
                 raise
@@ -92,6 +105,15 @@ def _draw(wanted: list[FigureEntry], records: Records, out: Path, skip_impossibl
     if not drawn:
         raise MissingDataError("None of the figures can be drawn from these runs.", "The lines above say why.")
     return drawn
+
+
+def _say_not_printed(drawn: list[dict[str, Any]]) -> None:
+    """Which of the drawn figures have no published numbers beside them."""
+    from analysis.figures.registry import find_figure
+
+    without = [name for name in (entry["figure"] for entry in drawn) if find_figure(name).draw_beside_paper is None]
+    if without:
+        say(f"No published numbers to show in: {', '.join(without)}.")
 
 
 def _list_rows() -> list[dict[str, Any]]:

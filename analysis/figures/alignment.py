@@ -1,4 +1,4 @@
-"""`alignment`: the score of the exact judge against activated parameters (the form of EC-DIT's figure 3).
+"""`alignment`: the score of the exact judge against the size of the models (the form of EC-DIT's figure 3).
 
 One line per arm from size to size, so a router has one for every number of experts: colour the router, dashes and fill
 the arm, shape the size. Left on captions of looks that training saw, right on held-out ones where they were measured.
@@ -17,14 +17,17 @@ from analysis.figures.over_parameters import draw_over_parameters
 from analysis.figures.panels import Printed
 from analysis.load import Records
 from analysis.paper_values import SIZES, SOURCES, paper_scores
+from analysis.parameters import ACTIVATED, Count
 from analysis.scores import HELD_OUT, SCORE
 from analysis.style import Drawing, few_ticks, line_style, marker_style
 
 
-def draw_alignment(records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
+def draw_alignment(
+    records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED
+) -> Drawing:
     """The figure and its numbers: one row per metric, setting and arm. `MissingDataError` where nothing was scored."""
     printed = Printed(_draw_printed, SOURCES["scores"]) if paper_values else None
-    return draw_over_parameters(records, table, (SCORE, HELD_OUT), printed)
+    return draw_over_parameters(records, table, (SCORE, HELD_OUT), printed, parameters)
 
 
 def _draw_printed(axes: Axes) -> None:

@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 
 from analysis.arms import group_text
 from analysis.figures.grid import (
-    LOSS_LABEL,
     Key,
     families,
+    label_losses,
     loss_points,
     named_ticks,
     panel_grid,
@@ -34,6 +34,8 @@ from analysis.style import DASHES, FILLS, GREY, ROUTER_STYLES, Drawing, few_tick
 
 FACTOR, GROUP = "routing.capacity_factor", "routing.group_images"
 MARKERS = ("o", "s", "^", "D", "v", "P")
+OVER_FACTORS: dict[str, Any] = {"marker": "X", "linestyle": "-"}
+"""A line from factor to factor, which must not look like one of a single factor."""
 
 
 def draw_capacity(_records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
@@ -42,7 +44,8 @@ def draw_capacity(_records: Records, table: pd.DataFrame, paper_values: bool = F
     A `MissingDataError` where no router was run with several capacity factors or groups in one setting.
     """
     points = capacity_points(table)
-    shown = [family for _, family in points.groupby(["setting", "arm"], sort=False)]
+    by_setting = [family for _, family in points.groupby("setting", sort=False)]
+    shown = [line for family in by_setting for _, line in family.groupby("variant")]
     printed = {cell.capacity_factor for cell in CAPACITIES} if paper_values else set()
     factors = sorted({*points["capacity_factor"], *printed})
     with paper_style():
@@ -50,10 +53,11 @@ def draw_capacity(_records: Records, table: pd.DataFrame, paper_values: bool = F
         for panel, family in zip(axes, shown, strict=False):
             _draw_family(panel, family, factors)
             panel.set_title(_title(family, points), loc="left", fontweight="bold")
-        axes[0].set_ylabel(LOSS_LABEL)
+        label_losses(axes)
         if paper_values:
             _draw_paper(axes[-1], factors)
-        place_keys(figure, _keys(points, factors))
+        if keys := _keys(points, factors if paper_values or _has_groups(points) else ()):
+            place_keys(figure, keys)
         write_foot(figure, [f"Printed values: {SOURCES['capacity']}, in sampling."] if paper_values else [])
     return Drawing(figure, points.drop(columns="variant"))
 
@@ -86,7 +90,7 @@ def _group_name(group: object) -> str:
 def _title(family: pd.DataFrame, points: pd.DataFrame) -> str:
     """The setting, and the router where there are several."""
     setting, arm = family[["setting", "arm"]].iloc[0]
-    return f"{setting}: {arm}" if points["arm"].nunique() > 1 else str(setting)
+    return f"{setting}:\n{arm}" if points["arm"].nunique() > 1 else str(setting)
 
 
 def _draw_family(axes: Axes, points: pd.DataFrame, factors: Sequence[float]) -> None:
@@ -94,15 +98,21 @@ def _draw_family(axes: Axes, points: pd.DataFrame, factors: Sequence[float]) -> 
     along = "group_images" if len(groups) > 1 else "capacity_factor"
     names = groups if len(groups) > 1 else sorted(set(points[along]))
     color = ROUTER_STYLES[points["routing.name"].iloc[0]].color
-    for factor, line in points.groupby("capacity_factor") if len(groups) > 1 else [(factors[0], points)]:
+    for factor, line in points.groupby("capacity_factor") if len(groups) > 1 else [(None, points)]:
         x = [names.index(name) for name in line[along]]
         for at, low, high in zip(x, line["loss_min"], line["loss_max"], strict=True):
             axes.plot([at, at], [low, high], color=color, linewidth=0.7)
-        axes.plot(x, line["loss"], **_look(factors.index(factor)), color=color)
+        look = OVER_FACTORS if factor is None else _look(factors.index(float(str(factor))))
+        axes.plot(x, line["loss"], **look, color=color)
     named_ticks(axes, range(len(names)), [name if isinstance(name, str) else f"{name:g}" for name in names])
     axes.margins(x=0.12)
     few_ticks(axes.yaxis, 5)
-    axes.set_xlabel("Routing group (images)" if len(groups) > 1 else "Capacity factor $f_c$ (slots per token)")
+    axes.set_xlabel("Routing group (images)" if len(groups) > 1 else "Capacity $f_c$ (slots per token)")
+
+
+def _has_groups(points: pd.DataFrame) -> bool:
+    """Whether a family is drawn against its groups, with a line for each factor."""
+    return bool((points.groupby(["setting", "arm"])["group_images"].nunique() > 1).any())
 
 
 def _look(i: int) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from matplotlib.lines import Line2D
 
 from analysis.arms import arm_list
 from analysis.figures.grid import (
-    LOSS_LABEL,
     Key,
     draw_family,
     families,
     family_keys,
+    label_losses,
     loss_points,
     named_ticks,
     panel_grid,
@@ -51,7 +51,7 @@ def draw_expert_scaling(_records: Records, table: pd.DataFrame, paper_values: bo
         for axes, setting in zip(panels, settings, strict=False):
             _draw_setting(axes, points[points["setting"] == setting])
             axes.set_title(setting, loc="left", fontweight="bold")
-        panels[0].set_ylabel(LOSS_LABEL)
+        label_losses(panels)
         keys = _keys(points)
         if paper_values:
             keys += _draw_paper(panels[-1])

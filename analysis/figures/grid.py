@@ -60,6 +60,14 @@ def panel_grid(num_panels: int, height_inches: float = PANEL_HEIGHT_INCHES) -> t
     return figure, axes[:num_panels]
 
 
+def label_losses(panels: Sequence[Axes]) -> None:
+    """`LOSS_LABEL` at the first panel of every row."""
+    for axes in panels:
+        place = axes.get_subplotspec()
+        if place is not None and place.is_first_col():
+            axes.set_ylabel(LOSS_LABEL)
+
+
 def draw_family(axes: Axes, points: pd.DataFrame, x: Sequence[float]) -> None:
     """The line of one family at `x` with its markers, and a thin bar from the lowest to the highest seed."""
     first = points.iloc[0]

@@ -1,4 +1,4 @@
-"""`image-quality`: distance to real images and CLIP score against activated parameters (EC-DIT's figure 7).
+"""`image-quality`: distance to real images and CLIP score against the size of the models (EC-DIT's figure 7).
 
 Frechet distances (of the embedded features, and FID where it was measured) fall with quality, CLIP score rises. One
 line per arm from size to size. Points are means over seeds with bars from the lowest to the highest. With
@@ -16,6 +16,7 @@ from analysis.figures.over_parameters import draw_over_parameters
 from analysis.figures.panels import Printed
 from analysis.load import Records
 from analysis.paper_values import QUALITY, SOURCES
+from analysis.parameters import ACTIVATED, Count
 from analysis.scores import FRECHET
 from analysis.style import Drawing, few_ticks, marker_style
 
@@ -23,10 +24,12 @@ FID = Metric("fid", "FID\n(lower is better)", 1.0, False)
 CLIP_SCORE = Metric("clip-score", "CLIP score\n(higher is better)", 1.0, True)
 
 
-def draw_image_quality(records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
+def draw_image_quality(
+    records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED
+) -> Drawing:
     """The figure and its numbers: a row per metric, setting and arm. `MissingDataError` where nothing was measured."""
     printed = Printed(_draw_printed, SOURCES["quality"]) if paper_values else None
-    return draw_over_parameters(records, table, (FRECHET, FID, CLIP_SCORE), printed)
+    return draw_over_parameters(records, table, (FRECHET, FID, CLIP_SCORE), printed, parameters)
 
 
 def _draw_printed(axes: Axes) -> None:

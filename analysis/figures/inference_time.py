@@ -17,7 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.arms import arm_list, dense_same_depth
+from analysis.figures.grid import MOST_COLUMNS
 from analysis.load import MissingDataError, Records
+from analysis.scores import study_of
 from analysis.style import (
     GREY,
     LIGHT_GREY,
@@ -54,22 +56,24 @@ def draw_inference_time(records: Records, table: pd.DataFrame) -> Drawing:
         scatter, bars, figure = _axes(len(arms), len(settings))
         _draw_points(scatter, points)
         for i, (axes, setting) in enumerate(zip(bars, settings, strict=True)):
-            _draw_bars(axes, points[points["setting"] == setting], arms, named=i == 0)
+            _draw_bars(axes, points[points["setting"] == setting], arms, named=i % MOST_COLUMNS == 0)
             axes.set_title(setting if len(settings) > 1 else "Overhead over Dense (same depth)", loc="left")
         _legend(figure, list(dict.fromkeys(points["model.name"])))
     return Drawing(figure, points.drop(columns="variant"))
 
 
 def _axes(num_arms: int, num_settings: int) -> tuple[Axes, list[Axes], Figure]:
-    """Points beside the bars of one setting; above the bars of several, which share their rows."""
+    """Points beside the bars of one setting; above the bars of several, in rows of at most `MOST_COLUMNS`."""
     bars_height = 0.34 * num_arms + 0.6
     if num_settings == 1:
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, max(2.4, bars_height) + 0.4), layout="constrained")
         scatter, bars = figure.subplots(1, 2, width_ratios=(1.15, 1))
         return scatter, [bars], figure
-    figure = Figure(figsize=(TEXT_WIDTH_INCHES, SCATTER_HEIGHT_INCHES + bars_height + 0.6), layout="constrained")
-    grid = figure.add_gridspec(2, num_settings, height_ratios=(SCATTER_HEIGHT_INCHES, bars_height))
-    bars = [figure.add_subplot(grid[1, column]) for column in range(num_settings)]
+    columns, rows = min(num_settings, MOST_COLUMNS), -(-num_settings // MOST_COLUMNS)
+    heights = [SCATTER_HEIGHT_INCHES, *[bars_height] * rows]
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.6), layout="constrained")
+    grid = figure.add_gridspec(1 + rows, columns, height_ratios=heights)
+    bars = [figure.add_subplot(grid[1 + i // columns, i % columns]) for i in range(num_settings)]
     return figure.add_subplot(grid[0, :]), bars, figure
 
 
@@ -88,6 +92,7 @@ def inference_points(table: pd.DataFrame) -> pd.DataFrame:
         (setting, arm) for setting, runs in measured.groupby("setting", sort=False) for arm, _, _ in arm_list(runs)
     ]
     points = points.loc[order].reset_index()
+    points["study"] = [study_of(*pair) for pair in zip(points["setting"], points["model.name"], strict=True)]
     dense = {name: dense_same_depth(runs) for name, runs in measured.groupby("setting")}
     baseline = points[points["arm"] == points["setting"].map(dense)].set_index("setting")
     for column in COSTS:
@@ -98,7 +103,10 @@ def inference_points(table: pd.DataFrame) -> pd.DataFrame:
 def _draw_points(axes: Axes, points: pd.DataFrame) -> None:
     for label, router, variant in arm_list(points):
         arm = points[points["arm"] == label].sort_values(INFERENCE)
-        axes.plot(arm[INFERENCE] * 1e3, arm["val_loss"], **line_style(router, variant), linewidth=0.6, alpha=0.6)
+        for _, sizes in arm.groupby("study", sort=False):
+            axes.plot(
+                sizes[INFERENCE] * 1e3, sizes["val_loss"], **line_style(router, variant), linewidth=0.6, alpha=0.6
+            )
         for point in arm.to_dict("records"):
             _draw_point(axes, point, variant)
     if is_wide(points[INFERENCE]):

@@ -1,8 +1,8 @@
 """`isoflop`: at each budget of training FLOPs the loss of every size, the best one, and how it grows with compute.
 
-Above, a panel per arm: final validation loss against activated parameters, one parabola per budget, from pale (small)
+Above, a panel per arm: final validation loss against parameters, one parabola per budget, from pale (small)
 to full colour (large), the minimum marked; a crossed mark is at the edge of the sizes and not used. Bars go from the
-lowest to the highest seed. Below, N* (activated parameters) and D* (images) of the minima against the budget with their
+lowest to the highest seed. Below, N* (parameters) and D* (images) of the minima against the budget with their
 power laws: full marks and lines are of the parabolas, hollow marks of Akima's interpolation; bars are 95% intervals
 over seeds. The method is in `analysis/isoflop.py`.
 """
@@ -19,10 +19,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.grid import LOSS_LABEL, MOST_COLUMNS, Key, named_ticks, place_keys
+from analysis.figures.grid import MOST_COLUMNS, Key, label_losses, named_ticks, place_keys
 from analysis.figures.panels import write_foot
 from analysis.isoflop import IsoFlop, flops_text, isoflop
 from analysis.load import Records
+from analysis.parameters import ACTIVATED, Count
 from analysis.style import (
     GREY,
     ROUTER_STYLES,
@@ -43,7 +44,7 @@ MINIMUM: dict[str, Any] = {"color": "black", "markersize": 7, "linestyle": "none
 INNER: dict[str, Any] = {"marker": "o", "fillstyle": "none"}
 EDGE: dict[str, Any] = {"marker": "x"}
 UNITS = {"params": "parameters", "images": "images"}
-LABELS = {"params": "Best size N*, activated\nparameters ({})", "images": "Best training D*,\nimages ({})"}
+LABELS = {"params": "Best size N*,\nparameters ({})", "images": "Best training D*,\nimages ({})"}
 MOST_TICKS = 5
 LEAST_RATIO = 1.15
 """By which an axis goes beyond the values at least."""
@@ -68,9 +69,9 @@ class _Arm(NamedTuple):
         return frame[(frame["study"] == self.study) & (frame["arm"] == self.name)]
 
 
-def draw_isoflop(_records: Records, table: pd.DataFrame) -> Drawing:
+def draw_isoflop(_records: Records, table: pd.DataFrame, parameters: Count = ACTIVATED) -> Drawing:
     """The figure and its numbers (`split` profile, minimum or law). `MissingDataError`: see `analysis.isoflop`."""
-    found = isoflop(table)
+    found = isoflop(table, parameters.column)
     arms = [
         _Arm(*values)
         for values in found.profiles.drop_duplicates(["study", "arm"])[
@@ -82,14 +83,15 @@ def draw_isoflop(_records: Records, table: pd.DataFrame) -> Drawing:
         figure, tops, bottoms = _axes(len(arms))
         for axes, arm in zip(tops, arms, strict=True):
             _draw_profiles(axes, arm, found, budgets)
-        tops[0].set_ylabel(LOSS_LABEL)
+            axes.set_xlabel(f"{parameters.label} ({_size_unit(arm, found)[1]})")
+        label_losses(tops)
         for axes, quantity in zip(bottoms, LABELS, strict=True):
             _draw_laws(axes, quantity, arms, found)
         place_keys(figure, _keys(arms, found, budgets))
         write_foot(figure, _foot(found))
     parts = {"profile": found.profiles, "minimum": found.minima, "law": found.laws}
     numbers = pd.concat([frame.assign(split=split) for split, frame in parts.items() if len(frame)], ignore_index=True)
-    return Drawing(figure, numbers.drop(columns="variant"))
+    return Drawing(figure, numbers.drop(columns="variant").assign(params_counted=parameters.column))
 
 
 def _axes(num_arms: int) -> tuple[Figure, list[Axes], list[Axes]]:
@@ -112,7 +114,7 @@ def _budget_names(found: IsoFlop) -> list[str]:
 
 def _draw_profiles(axes: Axes, arm: _Arm, found: IsoFlop, budgets: Sequence[str]) -> None:
     profiles, minima = arm.of(found.profiles), arm.of(found.minima)
-    factor, unit = scaled(float(profiles["params"].max()), "parameters")
+    factor, _ = _size_unit(arm, found)
     for flops, profile in profiles.groupby("flops"):
         place = budgets.index(flops_text(float(str(flops))))
         color, marker = _tone(arm.router, place, len(budgets)), MARKERS[place % len(MARKERS)]
@@ -129,7 +131,11 @@ def _draw_profiles(axes: Axes, arm: _Arm, found: IsoFlop, budgets: Sequence[str]
     axes.margins(x=0.08, y=0.1)
     few_ticks(axes.yaxis, 5)
     axes.set_title(shown(arm.title), loc="left", fontweight="bold")
-    axes.set_xlabel(f"Activated parameters ({unit})")
+
+
+def _size_unit(arm: _Arm, found: IsoFlop) -> tuple[float, str]:
+    """Of the sizes of one arm."""
+    return scaled(float(arm.of(found.profiles)["params"].max()), "parameters")
 
 
 def _tone(router: str, place: int, number: int) -> tuple[float, float, float]:

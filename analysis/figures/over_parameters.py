@@ -1,4 +1,4 @@
-"""Sampled metrics against activated parameters: a panel for each metric, a line per arm from size to size."""
+"""Sampled metrics against the size of the models: a panel for each metric, a line per arm from size to size."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from analysis.arms import arm_list
 from analysis.conditions import Measured, Metric
 from analysis.figures.panels import Look, Printed, draw_arm_points, draw_panels, sideways
 from analysis.load import Records
+from analysis.parameters import Count
 from analysis.scores import measured_panels, panel_points
 from analysis.style import Drawing, few_ticks, is_wide, log_axis, scaled
 
@@ -18,21 +19,21 @@ LOOK = Look(rows="study", height_inches=2.3, has_markers=True)
 
 
 def draw_over_parameters(
-    records: Records, table: pd.DataFrame, metrics: Sequence[Metric], printed: Printed | None
+    records: Records, table: pd.DataFrame, metrics: Sequence[Metric], printed: Printed | None, parameters: Count
 ) -> Drawing:
     """The figure and its numbers: a row per metric, setting and arm. `MissingDataError` where nothing was measured."""
     panels = measured_panels(records, table, metrics)
-    points = panel_points(panels).sort_values("params_active", kind="stable", ignore_index=True)
+    points = panel_points(panels).sort_values(parameters.column, kind="stable", ignore_index=True)
     arms = arm_list(points)
-    factor, unit = scaled(float(points["params_active"].max()), "parameters")
+    factor, unit = scaled(float(points[parameters.column].max()), "parameters")
 
     def draw(axes: Axes, mine: pd.DataFrame, _measured: Measured) -> None:
         for label, arm in mine.groupby("arm", sort=False):
-            draw_arm_points(axes, arm, arm["params_active"] / factor, sideways(arms, str(label)))
+            draw_arm_points(axes, arm, arm[parameters.column] / factor, sideways(arms, str(label)))
         few_ticks(axes.xaxis)
-        if is_wide(points["params_active"]):
-            log_axis(axes, "x", points["params_active"] / factor)
+        if is_wide(points[parameters.column]):
+            log_axis(axes, "x", points[parameters.column] / factor)
         axes.margins(x=0.12)
-        axes.set_xlabel(f"Activated parameters ({unit})")
+        axes.set_xlabel(f"{parameters.label} ({unit})")
 
     return Drawing(draw_panels(points, panels, LOOK, draw, printed), points.drop(columns="variant"))

@@ -26,8 +26,10 @@ from analysis.figures.per_timestep_loss import draw_per_timestep_loss
 from analysis.figures.quality_over_training import draw_quality_over_training
 from analysis.figures.quality_time import draw_quality_time
 from analysis.figures.routing import draw_routing
+from analysis.figures.scaling_law import draw_scaling_law
 from analysis.figures.specialization import draw_specialization
 from analysis.load import Records
+from analysis.parameters import ACTIVATED, Count
 from analysis.style import Drawing
 from experiments.errors import EcditError, did_you_mean
 
@@ -38,10 +40,20 @@ class FigureEntry:
 
     name: str
     description: str
-    draw: Callable[[Records, pd.DataFrame], Drawing]
+    draw: Callable[..., Drawing]
+    """Of the records and their run table, and of `parameters` (a `Count`) where the figure `has_parameters`."""
     aliases: tuple[str, ...] = ()
-    draw_beside_paper: Callable[[Records, pd.DataFrame], Drawing] | None = None
+    draw_beside_paper: Callable[..., Drawing] | None = None
     """The same with the values that EC-DIT printed, where there are any."""
+    has_parameters: bool = False
+    """Whether it shows the size of models, which can be counted in several ways."""
+
+    def drawing(
+        self, records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED
+    ) -> Drawing:
+        """The figure, with printed values where they are wanted and there are any, its sizes counted as said."""
+        draw = self.draw_beside_paper if paper_values and self.draw_beside_paper else self.draw
+        return draw(records, table, **({"parameters": parameters} if self.has_parameters else {}))
 
 
 FIGURES = (
@@ -69,10 +81,11 @@ FIGURES = (
     ),
     FigureEntry(
         "alignment",
-        "Score of the exact judge against activated parameters, by router and number of experts.",
+        "Score of the exact judge against parameters, by router and number of experts.",
         draw_alignment,
         ("paper-fig3",),
         partial(draw_alignment, paper_values=True),
+        has_parameters=True,
     ),
     FigureEntry(
         "quality-time",
@@ -104,15 +117,22 @@ FIGURES = (
     ),
     FigureEntry(
         "image-quality",
-        "Frechet distance, FID and CLIP score against activated parameters, by router.",
+        "Frechet distance, FID and CLIP score against parameters, by router.",
         draw_image_quality,
         ("paper-fig7",),
         partial(draw_image_quality, paper_values=True),
+        has_parameters=True,
+    ),
+    FigureEntry(
+        "scaling-law",
+        "Validation loss against training compute with a fitted power law by router, and how well it predicts.",
+        draw_scaling_law,
     ),
     FigureEntry(
         "isoflop",
         "Loss of every size at equal training FLOPs, and how the best size and training grow with compute.",
         draw_isoflop,
+        has_parameters=True,
     ),
     FigureEntry(
         "expert-scaling",

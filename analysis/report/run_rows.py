@@ -18,10 +18,6 @@ from analysis.load import Records
 from analysis.report.document import Column
 from analysis.tables import FINAL_METRICS, INFERENCE, fixed, significant
 from experiments.records.layout import RunDir
-from experiments.records.schema import RunRecord
-
-EMBEDDINGS = frozenset({"embed", "time", "text"})
-"""Parts of `params_by_part` that turn patches, timesteps and captions into vectors."""
 
 SCORE = "evals."
 
@@ -67,18 +63,11 @@ def run_rows(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     rows = table.assign(
         train_flops=table["images_seen"] * table["train_flops_per_image"],
         flops_per_second=table["images_per_second"] * table["train_flops_per_image"],
-        params_without_embeddings=[without_embeddings(read[run]) for run in table["run"]],
         val_loss_std=table.groupby(["setting", "arm"])["val_loss"].transform("std"),
         versions=[", ".join(f"{name} {text}" for name, text in sorted(read[run].versions.items())) for run in read],
     )
     scores = last_scores(records.evals)
     return rows.merge(scores, left_on="run", right_index=True, how="left", validate="one_to_one")
-
-
-def without_embeddings(record: RunRecord) -> int:
-    """Parameters of the parts that are no embedding."""
-    parts = record.params_by_part.items()
-    return sum(count for part, count in parts if part not in EMBEDDINGS)
 
 
 def last_scores(evals: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from analysis.figures.registry import FIGURES
+from analysis.figures.registry import FIGURES, find_figure
+from analysis.parameters import COUNTS
 from ecdit_cli.app import run
 
 Captured = pytest.CaptureFixture[str]
@@ -18,7 +19,7 @@ SETTINGS: dict[str, Any] = {"train": {"images": 3200}, "eval": {"every_images": 
 
 NEED_MORE = {
     "inference-time", "alignment", "quality-time", "quality-over-training", "compute-map", "specialization", "guidance",
-    "image-quality", "isoflop", "expert-scaling", "capacity", "memory", "per-timestep-loss",
+    "image-quality", "scaling-law", "isoflop", "expert-scaling", "capacity", "memory", "per-timestep-loss",
 }  # fmt: skip
 
 
@@ -66,6 +67,27 @@ def test_an_alias_draws_the_figure_under_its_own_name(runs: Path, tmp_path: Path
     assert capsys.readouterr().out.startswith(str(tmp_path / "figures" / "loss-convergence.png"))
 
 
+def test_every_figure_of_the_paper_resolves_and_is_listed(capsys: Captured) -> None:
+    assert run(["plot", "--list", "--json"]) == 0
+    aliases = [alias for row in json.loads(capsys.readouterr().out) for alias in row.get("aliases", [])]
+    assert sorted(aliases) == [f"paper-fig{number}" for number in range(3, 9)]
+    assert {find_figure(alias).name for alias in aliases} < {figure.name for figure in FIGURES}
+
+
+def test_printed_values_change_the_picture_and_what_has_none_is_said_once(
+    runs: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    plain, beside = tmp_path / "plain", tmp_path / "beside"
+    assert run(["plot", "all", str(runs), "--out", str(plain)]) == 0
+    assert "published" not in capsys.readouterr().err
+    assert run(["plot", "all", str(runs), "--out", str(beside), "--paper-values"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "No published numbers to show in: routing, comparison."
+    for name, changes in (("loss-convergence", True), ("routing", False)):
+        svg, csv = [(folder / f"{name}.svg").read_bytes() for folder in (plain, beside)], f"{name}.csv"
+        assert (svg[0] != svg[1]) is changes
+        assert (plain / csv).read_bytes() == (beside / csv).read_bytes()
+
+
 def test_a_single_figure_that_cannot_be_drawn_is_a_mistake(runs: Path, capsys: Captured) -> None:
     assert run(["plot", "inference-time", str(runs)]) == 2
     captured = capsys.readouterr()
@@ -78,6 +100,10 @@ def test_a_single_figure_that_cannot_be_drawn_is_a_mistake(runs: Path, capsys: C
     [
         (["rooting"], "'rooting' is not a figure. Did you mean 'routing'?"),
         ([], f"Which figure? Choose from: all, {', '.join(f.name for f in FIGURES)}; --list says what they show."),
+        (
+            ["routing", "--parameters", "totl"],
+            "'totl' is no way to count parameters. Did you mean 'total'?",
+        ),
         (["all", "nowhere"], "nowhere is not a folder. Name the folder of a run or of a sweep."),
     ],
 )
@@ -102,3 +128,9 @@ def test_a_figure_mixes_no_data(runs: Path, write_run: WriteRun, capsys: Capture
     write_run(runs / "other", SETTINGS | {"routing": {"name": "switch"}, "data": {"seed": 7}}, lambda images: 1.0)
     assert run(["plot", "all", str(runs)]) == 2
     assert "error: Runs differ in data.seed: 0 in " in capsys.readouterr().err
+
+
+def test_every_way_to_count_parameters_is_in_the_help(capsys: Captured) -> None:
+    assert run(["plot", "--help"]) == 0
+    said = "".join(capsys.readouterr().out.split())  # names are broken at their hyphens
+    assert all(name in said for name in COUNTS)

@@ -101,6 +101,37 @@ def write_budgets(tmp_path: Path, write_run: Callable[..., Any]) -> Callable[...
     return write
 
 
+POWERS = {"E": 0.1, "A": 0.03, "a": 0.5}
+"""The law that `write_powers` states, C in TFLOP."""
+
+
+@pytest.fixture
+def write_powers(tmp_path: Path, write_run: Callable[..., Any]) -> Callable[..., Path]:
+    """Writes runs of two arms whose final loss is `POWERS` in training compute, by `noise` more or less by seed."""
+
+    def write(
+        all_images: Sequence[int] = (800, 1600, 3200, 6400, 12800, 25600), widths: Sequence[int] = (48, 64),
+        seeds: Sequence[int] = (0, 1), noise: float = 2e-3, folder: str = "powers", **settings: Any,
+    ) -> Path:  # fmt: skip
+        for (name, (model, routing)), images, width, seed in product(ISOFLOP_ARMS.items(), all_images, widths, seeds):
+            given = {**settings, "model": {"name": "nano", "width": width, **model}, "routing": routing, "seed": seed}
+            given["train"] = {"images": images, "batch_images": 16}
+            flops = images * budget(RunConfig.model_validate(given)).train_flops_per_image
+            law = POWERS["E"] + POWERS["A"] * (flops / 1e12) ** -POWERS["a"]
+            loss = law * (1 + noise * (seed - 0.5))
+            path = tmp_path / folder / f"{name}-{images}-{width}-{seed}"
+            write_run(path, given, lambda n, loss=loss: loss, eval_images=[images], step_images=[images])
+        return tmp_path / folder
+
+    return write
+
+
+@pytest.fixture
+def powers() -> dict[str, float]:
+    """`POWERS`."""
+    return POWERS
+
+
 TENTHS = {f"val_loss_t{tenth}": 0.1 + 0.01 * tenth for tenth in range(10)}
 
 
@@ -142,7 +173,7 @@ def sampled_row(metric: str, value: float, half: float | None = None, **given: A
 def goodness(run: RunDir) -> float:
     """Of a run, between 0 and 1: more with experts, and with their number; less than 0.01 by seed."""
     config = run.read_run().config
-    routing, size = config["routing"], {"nano": 0.0, "micro": 0.12, "mini": 0.2}[config["model"]["name"]]
+    routing, size = config["routing"], {"nano": 0.0, "micro": 0.12, "mini": 0.2}.get(config["model"]["name"], 0.25)
     sparse = {"dense": 0.0, "token_choice": 0.05}.get(routing["name"], 0.1) + 0.005 * (routing["num_experts"] or 0)
     wide = 0.01 * (config["model"]["ffn_factor"] - 4)
     return 0.4 + wide + size + sparse + 0.02 * (config["seed"] - 1)

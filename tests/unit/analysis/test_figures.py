@@ -52,6 +52,18 @@ CAPACITIES: dict[str, Any] = {
 }
 
 
+FACTORS: dict[str, Any] = {
+    f"{number} experts, f_c {factor}": (
+        {},
+        {"name": "expert_choice", "num_experts": number, "capacity_factor": factor},
+        1e-6 * (8 + factor),
+    )
+    for number in (8, 16)
+    for factor in (1.0, 2.0)
+}
+ONE_OF_EACH = {"dense": ({}, {"name": "dense"}, 1e-5), "ec": ({}, {"name": "expert_choice"}, 1.5e-5)}
+
+
 def draw(name: str, records: Records) -> Drawing:
     return find_figure(name).draw(records, run_table(records))
 
@@ -70,6 +82,12 @@ def boxes_of_legends(figure: Figure) -> list[Bbox]:
     return [legend.get_window_extent() for legend in figure.findobj(Legend)]
 
 
+def boxes_of_titles(figure: Figure) -> list[Bbox]:
+    texts = [(axes, text) for axes in figure.axes for text in axes.get_children() if isinstance(text, Text)]
+    boxes = [(axes.get_window_extent(), text.get_window_extent()) for axes, text in texts if text.get_text()]
+    return [box for panel, box in boxes if box.y0 >= panel.y1]
+
+
 def boxes_of_tick_labels(axis: Axis) -> list[Bbox]:
     if not axis.axes.axison:
         return []
@@ -80,13 +98,16 @@ def boxes_of_tick_labels(axis: Axis) -> list[Bbox]:
 
 @pytest.fixture
 def evaluated(
-    write_arms: WriteArms, write_budgets: WriteArms, evaluate: Add, map_routing: Add, measure_costs: Add
-) -> Callable[..., Records]:
+    write_arms: WriteArms, write_budgets: WriteArms, write_powers: WriteArms,
+    evaluate: Add, map_routing: Add, measure_costs: Add,
+) -> Callable[..., Records]:  # fmt: skip
     """Records of runs of which everything was measured."""
 
     def load(study: str) -> Records:
         if study == BUDGETS:
             return load_records([write_budgets(seeds=(0, 1))])
+        if study == POWERS:
+            return load_records([write_powers()])
         arms, seeds, presets = STUDIES[study]
         folder = write_arms(arms, seeds=seeds, presets=presets)
         for add in (evaluate, map_routing, measure_costs):
@@ -101,14 +122,19 @@ STUDIES: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, ...]]] = {
     "three sizes": (SEVERAL_EXPERTS, (0, 1), ("nano", "micro", "mini")),
     "one seed of eight arms": (EIGHT_ARMS, (0,), ("nano", "micro")),
     "capacities": (CAPACITIES, (0, 1), ("nano",)),
+    "factors alone": (FACTORS, (0, 1), ("nano", "micro", "mini")),
+    "five sizes": (ONE_OF_EACH, (0,), ("nano", "micro", "mini", "S", "B")),
 }
-BUDGETS = "budgets"
+BUDGETS, POWERS = "budgets", "powers"
 STUDIES_OF = {
     "isoflop": [BUDGETS],
-    "capacity": ["capacities"],
+    "scaling-law": [POWERS],
+    "capacity": ["capacities", "factors alone"],
+    "inference-time": ["one size", "three sizes", "one seed of eight arms", "five sizes"],
     "expert-scaling": ["three sizes", "one seed of eight arms"],
 }
 """Of the figures that not every study can have."""
+FEW_RESAMPLES = {"scaling-law": {"num_resamples": 20}}
 USUAL_STUDIES = ["one size", "three sizes", "one seed of eight arms"]
 DRAWN = [(entry, study) for entry in FIGURES for study in STUDIES_OF.get(entry.name, USUAL_STUDIES)]
 BESIDE_PAPER = [
@@ -125,7 +151,8 @@ def test_nothing_lies_over_anything_else_and_nothing_is_cut_off(
     entry: FigureEntry, study: str, evaluated: Callable[..., Records]
 ) -> None:
     records = evaluated(study)
-    assert_legible(rendered(entry.draw(records, run_table(records)).figure))
+    drawing = entry.draw(records, run_table(records), **FEW_RESAMPLES.get(entry.name, {}))
+    assert_legible(rendered(drawing.figure))
 
 
 @pytest.mark.parametrize(("entry", "study"), BESIDE_PAPER, ids=named)
@@ -149,6 +176,7 @@ def assert_legible(figure: Figure) -> None:
         assert not touching(boxes_of_tick_labels(axes.yaxis))
     assert not touching([axes.xaxis.label.get_window_extent() for axes in figure.axes if axes.get_xlabel()])
     assert not touching([text.get_window_extent() for text in figure.texts if text.get_text()])
+    assert not touching(boxes_of_titles(figure))
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert min(drawn.x0, drawn.y0) >= 0
     assert drawn.x1 <= width
@@ -160,7 +188,8 @@ def test_every_axis_of_numbers_has_a_unit_and_no_text_is_small(
     entry: FigureEntry, evaluated: Callable[..., Records]
 ) -> None:
     records = evaluated(STUDIES_OF.get(entry.name, USUAL_STUDIES)[0])
-    figure = rendered(entry.draw(records, run_table(records)).figure)
+    drawing = entry.draw(records, run_table(records), **FEW_RESAMPLES.get(entry.name, {}))
+    figure = rendered(drawing.figure)
     labels = [label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label]
     assert labels
     assert all("(" in label or "/s" in label for label in labels)

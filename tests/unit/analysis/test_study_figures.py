@@ -85,7 +85,7 @@ def test_capacity_of_one_group_is_drawn_against_the_factor(write_arms: WriteArms
     of_one = {name: arm for name, arm in GROUPS.items() if name.startswith("4")}
     axes = drawn("capacity", write_arms(of_one, seeds=(0,))).figure.axes[0]
     assert ticks(axes) == ["1", "2"]
-    assert axes.get_xlabel().startswith("Capacity factor")
+    assert axes.get_xlabel().startswith("Capacity $f_c$")
 
 
 def test_capacity_of_one_cell_is_refused(write_arms: WriteArms) -> None:

@@ -1,0 +1,229 @@
+"""`scaling-law`: how the loss falls with training compute, by routing: L = E + A C^-a and how well it predicts.
+
+Left: final validation loss of every configuration against training FLOPs C with the law of its arm, which is fitted to
+all runs of the arm whatever their size, and the 95% band of the law over resamples of the runs. Right: the same law
+fitted without the runs of most compute, and how far its prediction of these lies from what was measured. An arm whose
+runs do not identify the law has points and no line, and the foot says what it lacks. The laws are those of
+`analysis/laws`; runs that differ in anything else than size, length of training, routing and seed have their own panel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis.arms import arm_list
+from analysis.figures.grid import LOSS_LABEL, Key, place_keys, seed_key
+from analysis.figures.panels import BAND_ALPHA, write_foot
+from analysis.laws.bootstrap import Bootstrap, Estimate, bootstrap
+from analysis.laws.families import condition_families
+from analysis.laws.fit import FitError
+from analysis.laws.forms import POWER_LAW
+from analysis.laws.identify import identified_fit
+from analysis.laws.observations import observe
+from analysis.laws.predict import LargestOut, leave_largest_out
+from analysis.load import MissingDataError, Records
+from analysis.style import (
+    GREY,
+    ROUTER_STYLES,
+    SIZE_MARKERS,
+    TEXT_WIDTH_INCHES,
+    Drawing,
+    arm_rows,
+    few_ticks,
+    line_style,
+    log_axis,
+    marker_style,
+    paper_style,
+    scaled,
+)
+
+FLOPS = "train_flops"
+NUM_RESAMPLES = 300
+"""Enough for a band, and a figure of many arms does not take minutes."""
+MOST_INK = 0.5
+"""Of all bands where they overlap."""
+NUM_STEPS = 60
+"""Points along the line of a law."""
+LONGEST_LINES = 6
+"""Laws, and refusals, that the foot has room for; the others are counted."""
+
+
+class _ArmLaw(NamedTuple):
+    """One arm under one condition: its configurations, its law or why it has none, the same for the prediction."""
+
+    condition: str
+    arm: tuple[str, str, int]
+    points: pd.DataFrame
+    law: Bootstrap | None = None
+    refusal: str = ""
+    largest: LargestOut | None = None
+    not_predicted: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.arm[0] + self.condition
+
+
+def draw_scaling_law(_records: Records, table: pd.DataFrame, num_resamples: int = NUM_RESAMPLES) -> Drawing:
+    """The figure and its numbers (`split` point, law, parameter, prediction or largest_out).
+
+    A `MissingDataError` where no arm identifies the law.
+    """
+    laws = list(_arm_laws(table, num_resamples))
+    if all(each.law is None for each in laws):
+        raise MissingDataError(f"No arm identifies {POWER_LAW.equation}; {laws[0].name}: {laws[0].refusal}")
+    conditions = list(dict.fromkeys(each.condition for each in laws))
+    with paper_style():
+        by_condition = [[each for each in laws if each.condition == condition] for condition in conditions]
+        heights = [max(2.4, 0.2 * len(mine) + 0.9) for mine in by_condition]
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.9), layout="constrained")
+        grid = figure.subplots(len(conditions), 2, height_ratios=heights, width_ratios=(1.3, 1), squeeze=False)
+        for (left, right), mine in zip(grid, by_condition, strict=True):
+            _draw_laws(left, mine)
+            _draw_predictions(right, mine)
+            left.set_title(mine[0].condition.removeprefix(", "), loc="left", fontweight="bold")
+        place_keys(figure, _keys(laws))
+        write_foot(figure, _foot(laws, num_resamples))
+    return Drawing(figure, pd.concat([frame for each in laws for frame in _numbers(each)], ignore_index=True))
+
+
+def _arm_laws(table: pd.DataFrame, num_resamples: int) -> Iterator[_ArmLaw]:
+    """Baselines first, as in every figure."""
+    spent = table.assign(**{FLOPS: table["images_seen"] * table["train_flops_per_image"].astype(float)})
+    for condition, runs in condition_families(spent):
+        for arm in arm_list(runs):
+            yield _arm_law(condition, arm, runs[runs["arm"] == arm[0]], num_resamples)
+
+
+def _arm_law(condition: str, arm: tuple[str, str, int], runs: pd.DataFrame, num_resamples: int) -> _ArmLaw:
+    points = runs.groupby(["model.name", FLOPS], as_index=False, sort=False).agg(
+        loss=("val_loss", "mean"), loss_min=("val_loss", "min"), loss_max=("val_loss", "max"), num_seeds=("run", "size")
+    )
+    points = points.sort_values(FLOPS, ignore_index=True)
+    observations = observe(runs, {"C": FLOPS}, arm="setting")
+    try:
+        law = bootstrap(identified_fit(POWER_LAW, observations), num_resamples=num_resamples)
+    except (MissingDataError, FitError) as error:
+        return _ArmLaw(condition, arm, points, refusal=_reason(error))
+    try:
+        largest = leave_largest_out(POWER_LAW, observations, num_resamples=num_resamples)
+    except (MissingDataError, FitError) as error:
+        return _ArmLaw(condition, arm, points, law, not_predicted=_reason(error))
+    return _ArmLaw(condition, arm, points, law, largest=largest)
+
+
+def _reason(error: MissingDataError | FitError) -> str:
+    return str(error).removeprefix(f"{POWER_LAW.equation} cannot be fitted: ")
+
+
+def _draw_laws(axes: Axes, laws: Sequence[_ArmLaw]) -> None:
+    points = pd.concat([each.points for each in laws])
+    factor, unit = scaled(float(points[FLOPS].max()), "FLOP")
+    for each in laws:
+        _, router, variant = each.arm
+        style = line_style(router, variant)
+        for point in each.points.to_dict("records"):
+            at = point[FLOPS] / factor
+            axes.plot([at, at], [point["loss_min"], point["loss_max"]], color=style["color"], linewidth=0.7)
+            axes.plot(at, point["loss"], **marker_style(router, variant, point["model.name"]) | {"markersize": 3.5})
+        if each.law is not None:
+            curve = _curve(each.points, each.law)
+            axes.fill_between(
+                curve[FLOPS] / factor, curve["loss_low"], curve["loss_high"],
+                color=style["color"], alpha=min(BAND_ALPHA, MOST_INK / len(laws)), linewidth=0,
+            )  # fmt: skip
+            axes.plot(curve[FLOPS] / factor, curve["loss"], **style)
+    log_axis(axes, "x", points[FLOPS] / factor)
+    log_axis(axes, "y", points["loss"])
+    axes.set_xlabel(f"Training compute C ({unit})")
+    axes.set_ylabel(LOSS_LABEL)
+
+
+def _curve(points: pd.DataFrame, law: Bootstrap) -> pd.DataFrame:
+    """The law between the least and the most compute that it was fitted to, and its band."""
+    flops = np.geomspace(points[FLOPS].min(), points[FLOPS].max(), NUM_STEPS)
+    band = law.predict({"C": flops})
+    rows = [{"loss": at.value, "loss_low": at.low, "loss_high": at.high} for at in band]
+    return pd.DataFrame(rows).assign(**{FLOPS: flops})
+
+
+def _draw_predictions(axes: Axes, laws: Sequence[_ArmLaw]) -> None:
+    arm_rows(axes, [each.arm for each in laws])
+    for row, each in enumerate(laws):
+        if each.largest is None:
+            words = "no law" if each.law is None else "not known"
+            axes.annotate(words, (0.04, row), xycoords=("axes fraction", "data"), va="center", fontsize=6.5, color=GREY)
+            continue
+        color, mean = ROUTER_STYLES[each.arm[1]].color, each.largest.mean_error
+        axes.plot([100 * mean.low, 100 * mean.high], [row, row], color=color, solid_capstyle="butt")
+        axes.plot(100 * mean.value, row, "o", color=color)
+    axes.set_xlabel("Predicted over measured loss\nof the largest runs, minus 1 (%)")
+    if any(each.largest for each in laws):
+        axes.axvline(0, color=GREY, linewidth=0.6, zorder=1)
+        axes.margins(x=0.1)
+        few_ticks(axes.xaxis)
+    else:
+        axes.set_xticks([])
+
+
+def _keys(laws: Sequence[_ArmLaw]) -> list[Key]:
+    points = pd.concat([each.points for each in laws])
+    mark: dict[str, Any] = {"color": GREY, "linestyle": "none", "markersize": 3.5}
+    sizes = [(Line2D([], [], marker=SIZE_MARKERS[size], **mark), size) for size in dict.fromkeys(points["model.name"])]
+    keys: list[Key] = [*sizes, *seed_key(points), (Patch(color=GREY, alpha=0.25, linewidth=0), "95% band of the law")]
+    if any(each.largest for each in laws):
+        keys.append((Line2D([], [], color=GREY, marker="o"), "Prediction error, 95% interval"))
+    return keys
+
+
+def _foot(laws: Sequence[_ArmLaw], num_resamples: int) -> list[str]:
+    """What was fitted to what, the laws, and what there is no law for."""
+    fitted = [_law_line(each) for each in laws if each.law is not None]
+    refused = [f"{each.name} has no law: {each.refusal}" for each in laws if each.law is None]
+    refused += [f"{each.name} is not predicted: {each.not_predicted}" for each in laws if each.not_predicted]
+    what = (
+        f"{POWER_LAW.equation}, fitted to all runs of an arm; intervals over {num_resamples:,} resamples of runs. "
+        "Right: fitted without the runs of most compute."
+    )
+    return [what, *_first(fitted, "more laws"), *_first(refused, "more without")]
+
+
+def _first(lines: Sequence[str], others: str) -> list[str]:
+    rest = len(lines) - LONGEST_LINES
+    return [*lines[:LONGEST_LINES], *([f"And {rest} {others}: see the numbers."] if rest > 0 else [])]
+
+
+def _law_line(each: _ArmLaw) -> str:
+    assert each.law is not None
+    found, failed = each.law.parameters, each.law.num_failed
+    gave = f" ({failed:,} resamples gave no law)" if failed else ""
+    reach = f"; right at {each.largest.compute_factor:.3g} times the compute" if each.largest else ""
+    return f"{each.name}: E {found['E']}, a {found['a']}, {each.law.fit.num_points} runs{gave}{reach}."
+
+
+def _numbers(each: _ArmLaw) -> Iterator[pd.DataFrame]:
+    """Everything drawn, and the fitted parameters."""
+    about = {"condition": each.condition.removeprefix(", "), "arm": each.arm[0], "routing.name": each.arm[1]}
+    yield each.points.assign(**about, split="point", refusal=each.refusal or None)
+    if each.law is not None:
+        yield _curve(each.points, each.law).assign(**about, split="law")
+        rows = [_estimated(name, value) for name, value in each.law.parameters.items()]
+        yield pd.DataFrame(rows).assign(**about, split="parameter", num_runs=each.law.fit.num_points)
+    if each.largest is not None:
+        predictions = each.largest.errors.rename(columns={"C": FLOPS})
+        yield predictions.assign(**about, split="prediction")
+        parameters = [_estimated(name, value) for name, value in each.largest.resamples.parameters.items()]
+        rows = [_estimated("mean_error", each.largest.mean_error), *parameters]
+        yield pd.DataFrame(rows).assign(**about, split="largest_out", num_runs=each.largest.fit.num_points)
+
+
+def _estimated(name: str, found: Estimate) -> dict[str, object]:
+    return {"parameter": name, "value": found.value, "value_low": found.low, "value_high": found.high}

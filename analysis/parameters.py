@@ -1,0 +1,47 @@
+"""What N counts: the parameters of a model, counted in one of four ways, each a column of the run table.
+
+Figures and laws over the size of models depend on it: with experts the total grows at equal cost, and in small models
+the embeddings of patches, timesteps and captions are a share that does not scale.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from experiments.errors import EcditError, did_you_mean
+from experiments.records.schema import RunRecord
+
+EMBEDDINGS = frozenset({"embed", "time", "text"})
+"""Parts of `params_by_part` that turn patches, timesteps and captions into vectors; all of them are activated."""
+
+
+class Count(NamedTuple):
+    """One way to count: the column of the run table, and the words for it."""
+
+    column: str
+    label: str
+
+
+ACTIVATED = Count("params_active", "Activated parameters")
+COUNTS = {
+    "activated": ACTIVATED,
+    "total": Count("params_total", "Total parameters"),
+    "activated-without-embeddings": Count("params_active_without_embeddings", "Activated without embeddings"),
+    "total-without-embeddings": Count("params_without_embeddings", "Parameters without embeddings"),
+}
+
+
+def find_count(name: str) -> Count:
+    """The way to count called `name`; an `EcditError` with the closest name when there is none."""
+    if name not in COUNTS:
+        raise EcditError(f"{name!r} is no way to count parameters.", did_you_mean(name, COUNTS))
+    return COUNTS[name]
+
+
+def counts_without_embeddings(record: RunRecord) -> dict[str, int]:
+    """The columns of `COUNTS` that leave out embeddings."""
+    embeddings = sum(count for part, count in record.params_by_part.items() if part in EMBEDDINGS)
+    return {
+        "params_without_embeddings": sum(record.params_by_part.values()) - embeddings,
+        "params_active_without_embeddings": record.params_active - embeddings,
+    }
