@@ -24,8 +24,10 @@ import pandas as pd
 
 from analysis.rows import RowTable, read_table
 from experiments.errors import EcditError, RecordError
-from experiments.records.layout import RunDir, find_runs
+from experiments.records.layout import RunDir, find_runs, other_version
 from experiments.records.schema import SCHEMA_VERSION, EvalRow, RoutingRow, RunRecord, StepRow
+from experiments.records.wandb_mirror import mirror_id
+from experiments.records.wandb_runs import fetch_project
 
 MIN_RUNS_FOR_PROCESSES = 400
 """Starting processes costs about a second: below this many runs one process is faster."""
@@ -75,13 +77,18 @@ class _Finished(NamedTuple):
     images_seen: int
 
 
-def load_records(roots: Sequence[Path]) -> Records:
-    """The finished runs at or below `roots`, duplicates once.
+def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records:
+    """The finished runs at or below `roots` and in the W&B `projects` (`wandb:ENTITY/PROJECT`), duplicates once.
 
-    A `RecordError` when a root does not exist, when no finished run is found, or when schema versions are mixed.
+    A run that is there and in W&B is the folder's. A `RecordError` when a root does not exist, when no finished run is
+    found, or when schema versions are mixed; a `WandbError` for a project that cannot be read.
     """
-    dirs = _existing_runs(roots)
-    left_out: list[LeftOut] = []
+    fetched = [fetch_project(place) for place in projects]
+    dirs = _existing_runs(roots) if roots else []
+    dirs += find_runs(*(folder for each in fetched for folder in each.folders))
+    left_out = [LeftOut(*entry) for each in fetched for entry in each.left_out]
+    if not dirs:
+        raise RecordError(f"No runs of ecdit in {', '.join(projects)} ({left_out[0]}).", "Name another project.")
     finished: list[_Finished] = []
     for run in dirs:
         found = _finished_run(run)
@@ -135,17 +142,18 @@ def _refuse_other_version(run: RunDir) -> None:
         return
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
-        raise RecordError(
-            f"{run.path} has schema version {version}; this ecdit reads and compares version {SCHEMA_VERSION}.",
-            "Leave that run out, or use the version of ecdit that wrote it.",
-        )
+        raise other_version(run.path, version)
 
 
 def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftOut]]:
-    """Each config and seed once: a copy of a run is not another seed."""
+    """Each run once, also where it is a folder and in W&B, and each config and seed: a copy is not another seed."""
     first: dict[str, RunDir] = {}
     kept, copies = [], []
     for each in finished:
+        same = first.setdefault(mirror_id(each.record), each.run)
+        if same is not each.run:
+            copies.append(LeftOut(str(each.run.path), f"it is the same run as {same.path}"))
+            continue
         settings = [(key, value) for key, value in dotted(each.record.config) if not key.startswith(WITHOUT_EFFECT)]
         original = first.setdefault(json.dumps(sorted(settings)), each.run)
         if original is each.run:
