@@ -2,8 +2,8 @@
 
 `wandb:ENTITY/PROJECT` names a project. Its runs lie as folders in W&B's cache folder (`WANDB_CACHE_DIR` moves it), so
 that whatever reads run folders reads them; one is fetched again only when W&B has heard of it since. Rows come from the
-whole history (`scan_history`), never from the sampled one; the
-status is written at the end, so that a download that was cut is not taken for a run.
+whole history (`scan_history`), never from the sampled one. The status is written last, so that a download that was cut
+is not taken for a run.
 
 Not in W&B: what `ecdit evaluate` and `ecdit sample` add after training, checkpoints and logs. wandb is imported inside
 functions. What the mirror writes under which name is `wandb_mirror.py`'s.
@@ -34,6 +34,7 @@ from experiments.records.wandb_mirror import EVAL_LINES, ROUTING_LINES, ask_wand
 PREFIX = "wandb:"
 RUNS_PER_REQUEST = 100
 RUNS_AT_A_TIME = 8
+TIMEOUT_SECONDS = 20
 ROWS_PER_REQUEST = 1000
 MAX_STEPS_PER_REQUEST = 10**9
 """W&B counts a page in steps, which are images here, and its number is of 32 bits."""
@@ -89,7 +90,7 @@ def _list(entity: str, project: str) -> tuple[list[Any], Path]:
     import wandb
     from wandb.env import get_cache_dir
 
-    api = wandb.Api()
+    api = wandb.Api(timeout=TIMEOUT_SECONDS)
     server = urlparse(api.settings["base_url"]).netloc.replace(":", "_")
     runs = list(api.runs(f"{entity}/{project}", per_page=RUNS_PER_REQUEST, lazy=False))
     return runs, Path(get_cache_dir()) / "ecdit" / server
