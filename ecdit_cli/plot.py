@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ecdit_cli._console import Column, print_json, print_rows, say
-from ecdit_cli._options import Json, OutDirectory, RunFolders
+from ecdit_cli._options import FromProjects, Json, OutDirectory, RunFolders
 
 if TYPE_CHECKING:
     from analysis.figures.registry import FigureEntry
@@ -29,20 +29,18 @@ def plot(
         ),
     ],
     runs: RunFolders,
+    projects: FromProjects,
     out: OutDirectory = None,
     list_figures: Annotated[bool, typer.Option("--list", help="Name every figure.")] = False,
     as_json: Json = False,
 ) -> None:
     """Draw figures of finished runs as PNG, SVG and CSV. Default: all runs below out/, into out/figures."""
-    from analysis.load import load_records
-
     if list_figures:
         rows = _list_rows()
         print_rows(rows, [column for column in LIST_COLUMNS if any(column.key in row for row in rows)], as_json)
         return
     wanted = _wanted(figure)
-    records = load_records(runs or [DEFAULT_RUNS])
-    say_left_out(records)
+    records = read_runs(roots_of(runs, projects), projects)
     drawn = _draw(wanted, records, out or DEFAULT_OUT, skip_impossible=figure == ALL)
     if as_json:
         print_json(drawn)
@@ -51,12 +49,21 @@ def plot(
             print(*entry["files"], sep="\n")
 
 
-def say_left_out(records: Records) -> None:
-    """Every run and row that is not in what follows, with the reason."""
+def roots_of(runs: list[Path], projects: list[str]) -> list[Path]:
+    """The folders to read: where nothing is named, all runs below out/."""
+    return runs if runs or projects else [DEFAULT_RUNS]
+
+
+def read_runs(roots: list[Path], projects: list[str]) -> Records:
+    """The records of the finished runs; every run and row that is not in them is said, with the reason."""
+    from analysis.load import load_records
+
+    records = load_records(roots, projects)
     if records.left_out:
         say(f"Left out: {len(records.left_out)}; used: {len(records.runs)} runs.")
     for entry in records.left_out:
         say(f"  {entry}")
+    return records
 
 
 def _wanted(figure: str) -> list[FigureEntry]:
