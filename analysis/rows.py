@@ -1,8 +1,7 @@
 """The JSONL files of many runs as one frame, fast, with what could not be used counted.
 
-A file of numbers alone, as steps.jsonl is, is parsed to columns by Arrow; one with texts and lists as one JSON array of
-which the columns are taken. One that does not allow this (a cut line, a text where a number belongs) goes line by line
-through the schema. A row that was written again after a resumption replaces
+A file is parsed as one JSON array of which the columns are taken; one that does not allow this (a cut line, a text
+where a number belongs) goes line by line through the schema. A row that was written again after a resumption replaces
 the earlier one. Which files there are is known by `RunDir`; what is done with the frames by others.
 """
 
@@ -18,8 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-from pyarrow import json as arrow_json
 from pydantic import ValidationError
 from pydantic_core import from_json
 
@@ -84,32 +81,14 @@ def read_table(files: list[tuple[RunDir, Path]], kind: RowKind) -> RowTable:
 
 def _read_columns(run: RunDir, path: Path, kind: RowKind) -> tuple[Columns, int]:
     """The columns of one file, and the number of lines that could not be used."""
+    content = path.read_bytes() if path.is_file() else b""
     try:
-        content = path.read_bytes().strip()
-    except FileNotFoundError:
-        content = b""
-    try:
-        if content and not (TEXT | NESTED) & set(kind.model_fields):
-            return _arrow_columns(content, kind), 0
-        return _columns(from_json(b"[" + content.replace(b"\n", b",") + b"]"), kind), 0
+        return _columns(from_json(b"[" + content.strip().replace(b"\n", b",") + b"]"), kind), 0
     except (ValueError, TypeError, AttributeError):
         pass  # Not silent: the slow way below reads every line again and counts what it cannot use.
     read = run.read_rows(path)
     valid = [row for row in read.rows if _is_valid(row, kind)]
     return _columns(valid, kind), read.num_damaged + len(read.rows) - len(valid)
-
-
-def _arrow_columns(content: bytes, kind: RowKind) -> Columns:
-    """float64 arrays by field, NaN where a number is missing. A `ValueError` for what is not one row a line."""
-    fields = pa.schema([(name, pa.float64()) for name in kind.model_fields])
-    table = arrow_json.read_json(
-        pa.BufferReader(content),
-        read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(content) + 1),
-        parse_options=arrow_json.ParseOptions(explicit_schema=fields, unexpected_field_behavior="ignore"),
-    )
-    if table.num_rows != content.count(b"\n") + 1:  # it also reads two rows on one line, or none
-        raise ValueError("the rows are not one a line")
-    return {name: table.column(name).to_numpy() for name in kind.model_fields}
 
 
 def _columns(rows: list[dict[str, Any]], kind: RowKind) -> Columns:
