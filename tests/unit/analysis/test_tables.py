@@ -34,7 +34,7 @@ def test_a_throughput_is_the_median_over_the_rows(study: Records) -> None:
 def test_utilisation_is_a_share_of_the_peak_of_all_processes_and_missing_without_one(
     tmp_path: Path, write_run: Callable[..., Any]
 ) -> None:
-    settings = {"routing": {"name": "dense"}, "train": {"images": 3200}}
+    settings = {"routing": {"name": "dense"}, "train": {"images": 3200}, "eval": {"every_images": 1600}}
     peaks = {"matmul_flops_per_second": 1e11, "world": 2, "created_at": "2026-01-02"}
     write_run(tmp_path / "measured", settings, lambda n: 1 / n, images_per_second=50.0, **peaks)
     write_run(tmp_path / "older", settings | {"seed": 1}, lambda n: 1 / n)
