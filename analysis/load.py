@@ -25,8 +25,10 @@ import pandas as pd
 from analysis.parameters import counts_without_embeddings
 from analysis.rows import RowTable, read_table
 from experiments.errors import EcditError, RecordError
-from experiments.records.layout import RunDir, find_runs
+from experiments.records.layout import RunDir, find_runs, other_version
 from experiments.records.schema import SCHEMA_VERSION, EvalRow, RoutingRow, RunRecord, StepRow
+from experiments.records.wandb_mirror import mirror_id
+from experiments.records.wandb_runs import fetch_project
 
 MIN_RUNS_FOR_PROCESSES = 400
 """Starting processes costs about a second: below this many runs one process is faster."""
@@ -69,37 +71,39 @@ class Records:
 
 
 class _Finished(NamedTuple):
-    """A run that is done, and the images it has seen."""
+    """A run that is done: its row of `runs`, W&B's id of it, and its settings that change the losses, as text."""
 
-    run: RunDir
-    record: RunRecord
-    images_seen: int
+    run: str
+    row: dict[str, Any]
+    mirror_id: str
+    settings: str
 
 
-def load_records(roots: Sequence[Path]) -> Records:
-    """The finished runs at or below `roots`, duplicates once.
+def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records:
+    """The finished runs at or below `roots` and in the W&B `projects` (`wandb:ENTITY/PROJECT`), duplicates once.
 
-    A `RecordError` when a root does not exist, when no finished run is found, or when schema versions are mixed.
+    A run that is there and in W&B is the folder's. A `RecordError` when a root does not exist, when no finished run is
+    found, or when schema versions are mixed; a `WandbError` for a project that cannot be read.
     """
-    dirs = _existing_runs(roots)
-    left_out: list[LeftOut] = []
-    finished: list[_Finished] = []
-    for run in dirs:
-        found = _finished_run(run)
-        if isinstance(found, LeftOut):
-            left_out.append(found)
-        else:
-            finished.append(found)
-    finished, copies = _without_copies(finished)
+    fetched = [fetch_project(place) for place in projects]
+    dirs = _existing_runs(roots) if roots else []
+    dirs += find_runs(*(folder for each in fetched for folder in each.folders))
+    left_out = [LeftOut(*entry) for each in fetched for entry in each.left_out]
+    if not dirs:
+        raise RecordError(f"No runs of ecdit in {', '.join(projects)} ({left_out[0]}).", "Name another project.")
+    found, tables = _read_all(dirs)
+    left_out += [each for each in found if isinstance(each, LeftOut)]
+    finished, copies = _without_copies([each for each in found if isinstance(each, _Finished)])
     if not finished:
         reasons = "; ".join(map(str, left_out[:3])) + ("; ..." if len(left_out) > 3 else "")
         raise RecordError(f"None of the {len(dirs)} runs is finished ({reasons}).", "Re-run its command to continue.")
-    steps, evals, routing = _read_tables([run for run, _, _ in finished])
-    rows_left_out = [LeftOut(*entry) for table in (steps, evals, routing) for entry in table.left_out]
-    runs = pd.DataFrame([_run_row(*each) for each in finished])
-    runs, incomplete = _with_final_loss(runs, steps.frame, evals.frame)
-    of_runs = [_only(runs, table.frame) for table in (steps, evals, routing)]
-    return Records(runs, of_runs[0], of_runs[1], of_runs[2], (*left_out, *copies, *rows_left_out, *incomplete))
+    runs = pd.DataFrame([each.row for each in finished])
+    steps, evals, routing = (_only(runs, table.frame) for table in tables)
+    used = set(runs["run"])
+    rows_left_out = [LeftOut(*entry) for table in tables for entry in table.left_out if entry[0] in used]
+    runs, incomplete = _with_final_loss(runs, steps, evals)
+    frames = [_only(runs, frame) for frame in (steps, evals, routing)]
+    return Records(runs, frames[0], frames[1], frames[2], (*left_out, *copies, *rows_left_out, *incomplete))
 
 
 def _existing_runs(roots: Sequence[Path]) -> list[RunDir]:
@@ -123,7 +127,7 @@ def _finished_run(run: RunDir) -> _Finished | LeftOut:
             progress = f"{status.images_seen:,} of {status.images_total:,} images"
             reason = f": {status.reason}" if status.reason else ""
             return LeftOut(str(run.path), f"{status.state} at {progress}{reason}")
-        return _Finished(run, run.read_run(), status.images_seen)
+        return _described(run, run.read_run(), status.images_seen)
     except RecordError as error:
         _refuse_other_version(run)
         return LeftOut(str(run.path), error.message)
@@ -136,30 +140,32 @@ def _refuse_other_version(run: RunDir) -> None:
         return
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
-        raise RecordError(
-            f"{run.path} has schema version {version}; this ecdit reads and compares version {SCHEMA_VERSION}.",
-            "Leave that run out, or use the version of ecdit that wrote it.",
-        )
+        raise other_version(run.path, version)
 
 
 def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftOut]]:
-    """Each config and seed once: a copy of a run is not another seed."""
-    first: dict[str, RunDir] = {}
+    """Each run once, also where it is a folder and in W&B, and each config and seed: a copy is not another seed."""
+    first: dict[str, str] = {}
     kept, copies = [], []
     for each in finished:
-        settings = [(key, value) for key, value in dotted(each.record.config) if not key.startswith(WITHOUT_EFFECT)]
-        original = first.setdefault(json.dumps(sorted(settings)), each.run)
-        if original is each.run:
-            kept.append(each)
+        same_run = first.setdefault(each.mirror_id, each.run)
+        same_settings = first.setdefault(each.settings, each.run)
+        if same_run != each.run:
+            copies.append(LeftOut(each.run, f"it is the same run as {same_run}"))
+        elif same_settings != each.run:
+            copies.append(LeftOut(each.run, f"it has the same settings and seed as {same_settings}"))
         else:
-            copies.append(LeftOut(str(each.run.path), f"it has the same settings and seed as {original.path}"))
+            kept.append(each)
     return kept, copies
 
 
-def _run_row(run: RunDir, record: RunRecord, images_seen: int) -> dict[str, Any]:
-    fields = {name: getattr(record, name) for name in RECORD_COLUMNS}
-    fields |= counts_without_embeddings(record)
-    return {"run": str(run.path), "images_seen": images_seen, **fields, **dict(dotted(record.config))}
+def _described(run: RunDir, record: RunRecord, images_seen: int) -> _Finished:
+    settings = dict(dotted(record.config))
+    facts = {name: getattr(record, name) for name in RECORD_COLUMNS}
+    facts |= counts_without_embeddings(record)
+    row = {"run": str(run.path), "images_seen": images_seen, **facts, **settings}
+    compared = sorted((key, value) for key, value in settings.items() if not key.startswith(WITHOUT_EFFECT))
+    return _Finished(row["run"], row, mirror_id(record), json.dumps(compared))
 
 
 def _with_final_loss(
@@ -198,24 +204,29 @@ def dotted(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 Tables = tuple[RowTable, RowTable, RowTable]
+Found = list[_Finished | LeftOut]
 
 
-def _read_tables(dirs: list[RunDir]) -> Tables:
-    """`steps`, `evals` and `routing` of all runs; in several processes when there are many."""
+def _read_all(dirs: list[RunDir]) -> tuple[Found, Tables]:
+    """The runs, and `steps`, `evals` and `routing` of the finished ones; in several processes when there are many."""
     num_processes = (os.cpu_count() or 1) if len(dirs) >= MIN_RUNS_FOR_PROCESSES else 1
-    chunks = [dirs[i::num_processes] for i in range(num_processes)]
+    size = -(-len(dirs) // num_processes)
+    chunks = [dirs[i : i + size] for i in range(0, len(dirs), size)]
     if num_processes == 1:
         read = [_read_some(dirs)]
     else:
         with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
             read = list(pool.map(_read_some, chunks))
-    steps, evals, routing = zip(*read, strict=True)
-    return RowTable.concat(steps), RowTable.concat(evals), RowTable.concat(routing)
+    steps, evals, routing = zip(*(tables for _, tables in read), strict=True)
+    tables = (RowTable.concat(steps), RowTable.concat(evals), RowTable.concat(routing))
+    return [each for found, _ in read for each in found], tables
 
 
-def _read_some(dirs: list[RunDir]) -> Tables:
-    return (
-        read_table([(run, run.steps) for run in dirs], StepRow),
-        read_table([(run, run.evals) for run in dirs], EvalRow),
-        read_table([(run, run.routing) for run in dirs], RoutingRow),
+def _read_some(dirs: list[RunDir]) -> tuple[Found, Tables]:
+    found = [_finished_run(run) for run in dirs]
+    done = [run for run, each in zip(dirs, found, strict=True) if isinstance(each, _Finished)]
+    return found, (
+        read_table([(run, run.steps) for run in done], StepRow),
+        read_table([(run, run.evals) for run in done], EvalRow),
+        read_table([(run, run.routing) for run in done], RoutingRow),
     )

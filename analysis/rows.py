@@ -72,6 +72,7 @@ def read_table(files: list[tuple[RunDir, Path]], kind: RowKind) -> RowTable:
             if count:
                 rows = "row" if count == 1 else "rows"
                 left_out.append((str(run.path), f"{count} {rows} of {path.name} {what}"))
+    parts = parts or [_columns([], kind)]
     frame = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in names})
     frame.insert(0, "run", np.repeat(np.arange(len(files)), lengths))
     frame = _last_written(frame, kind)

@@ -30,8 +30,9 @@ def run_table(records: Records) -> pd.DataFrame:
 
     Added: the keys of `FINAL_METRICS`, `inference_seconds_per_image` (the last measurement under conditions that all
     share), `train_loss` (the last row), `train_seconds` and `images_per_second` (median over the rows, which a pause
-    between two of them does not move). A `RecordError` when the runs differ in their data, or measurements of inference
-    time in their conditions.
+    between two of them does not move), and `utilisation`: activated FLOPs per second of training over the fastest
+    matmul that the run has measured on its machine, of all its processes; missing where it has not. A `RecordError`
+    when the runs differ in their data, or measurements of inference time in their conditions.
     """
     require_same_data(records)
     table = with_arms(records.runs)
@@ -43,6 +44,8 @@ def run_table(records: Records) -> pd.DataFrame:
     table["train_loss"] = table["run"].map(by_run["loss"].last())
     table["train_seconds"] = table["run"].map(by_run["seconds"].last())
     table["images_per_second"] = table["run"].map(by_run["images_per_second"].median())
+    peak = table["matmul_flops_per_second"].astype("float64") * table["world"]
+    table["utilisation"] = table["images_per_second"] * table["train_flops_per_image"] / peak
     return table
 
 

@@ -27,6 +27,13 @@ RunFolders = Annotated[
         metavar="RUNS", default_factory=list, show_default=False, help="Run folders, or folders that hold them."
     ),
 ]
+FromProjects = Annotated[
+    list[str],
+    typer.Option(
+        "--from", metavar="wandb:ENTITY/PROJECT", default_factory=list, show_default=False,
+        help="Also the runs of a W&B project, with their full history; may be repeated.",
+    ),
+]  # fmt: skip
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and what it costs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

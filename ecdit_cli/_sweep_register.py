@@ -13,12 +13,14 @@ from ecdit_cli._console import talk
 def register(spec: str, overrides: Sequence[str]) -> str:
     """Create the sweep; returns `entity/project/id`. An `EcditError` without a key, or where the server refuses."""
     from experiments.errors import EcditError
+    from experiments.records.wandb_mirror import ask_wandb
     from sweeps.spec import find_spec, load_spec
 
     checked = load_spec(spec)
     if overrides:
         raise EcditError("--register takes the sweep file as it is.", "Write the settings into its command.")
-    if not _has_key():
+    _, has_key = ask_wandb("online")
+    if not has_key:
         raise EcditError("No W&B key is configured.", "Log in with `wandb login`, or set WANDB_API_KEY.")
     import wandb
     import yaml
@@ -35,16 +37,3 @@ def register(spec: str, overrides: Sequence[str]) -> str:
     for line in said.getvalue().splitlines():
         talk().print(line, soft_wrap=True, highlight=False, markup=False)
     return "/".join(part for part in (checked.entity, project, name) if part)
-
-
-def _has_key() -> bool:
-    """Of the server that is configured; in the environment or in netrc, as wandb looks for it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import wandb
-
-    return bool(wandb.Api().api_key) if _has_netrc() else False
-
-
-def _has_netrc() -> bool:
-    return os.path.exists(os.environ.get("NETRC") or os.path.expanduser("~/.netrc"))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from ecdit_cli._console import Column, count, flops, print_json, print_rows, say
-from ecdit_cli._options import Json, OutDirectory, RunFolders
-from ecdit_cli.plot import say_left_out
+from ecdit_cli._options import FromProjects, Json, OutDirectory, RunFolders
+from ecdit_cli.plot import read_runs
 
 if TYPE_CHECKING:
     from analysis.compare import Comparison
@@ -35,18 +35,15 @@ COLUMNS = (
 )
 
 
-def compare_routing(runs: RunFolders, out: OutDirectory = None, as_json: Json = False) -> None:
-    """Compare routers over seeds. Without RUNS it first runs the sweep routing_comparison.
+def compare_routing(runs: RunFolders, projects: FromProjects, out: OutDirectory = None, as_json: Json = False) -> None:
+    """Compare routers over seeds. Without RUNS or --from it first runs the sweep routing_comparison.
 
     Writes comparison.csv, .md, .png and .svg to --out (default: the folder of the sweep, or out/comparison).
     """
     from analysis.compare import compare, write_comparison
-    from analysis.load import load_records
 
-    folders, folder, exit_code = (runs, out or DEFAULT_OUT, 0) if runs else _swept(out)
-    records = load_records(folders)
-    say_left_out(records)
-    comparison = compare(records)
+    folders, folder, exit_code = (runs, out or DEFAULT_OUT, 0) if runs or projects else _swept(out)
+    comparison = compare(read_runs(folders, projects))
     paths = write_comparison(comparison, folder)
     _print(comparison, as_json)
     for path in paths:

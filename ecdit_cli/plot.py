@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ecdit_cli._console import Column, print_json, print_rows, say
-from ecdit_cli._options import Json, OutDirectory, PaperValues, Parameters, RunFolders
+from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders
 
 if TYPE_CHECKING:
     from analysis.figures.registry import FigureEntry
@@ -31,6 +31,7 @@ def plot(
         ),
     ],
     runs: RunFolders,
+    projects: FromProjects,
     out: OutDirectory = None,
     paper_values: PaperValues = False,
     parameters: Parameters = "activated",
@@ -38,7 +39,6 @@ def plot(
     as_json: Json = False,
 ) -> None:
     """Draw figures of finished runs as PNG, SVG and CSV. Default: all runs below out/, into out/figures."""
-    from analysis.load import load_records
     from analysis.parameters import find_count
     from analysis.tables import run_table
 
@@ -47,8 +47,7 @@ def plot(
         print_rows(rows, [column for column in LIST_COLUMNS if any(column.key in row for row in rows)], as_json)
         return
     wanted, count = _wanted(figure), find_count(parameters)
-    records = load_records(runs or [DEFAULT_RUNS])
-    say_left_out(records)
+    records = read_runs(roots_of(runs, projects), projects)
     table = run_table(records)
 
     def draw(entry: FigureEntry) -> Drawing:
@@ -64,12 +63,21 @@ def plot(
             print(*entry["files"], sep="\n")
 
 
-def say_left_out(records: Records) -> None:
-    """Every run and row that is not in what follows, with the reason."""
+def roots_of(runs: list[Path], projects: list[str]) -> list[Path]:
+    """The folders to read: where nothing is named, all runs below out/."""
+    return runs if runs or projects else [DEFAULT_RUNS]
+
+
+def read_runs(roots: list[Path], projects: list[str]) -> Records:
+    """The records of the finished runs; every run and row that is not in them is said, with the reason."""
+    from analysis.load import load_records
+
+    records = load_records(roots, projects)
     if records.left_out:
         say(f"Left out: {len(records.left_out)}; used: {len(records.runs)} runs.")
     for entry in records.left_out:
         say(f"  {entry}")
+    return records
 
 
 def _wanted(figure: str) -> list[FigureEntry]:

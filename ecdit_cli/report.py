@@ -5,24 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from ecdit_cli._console import print_json
-from ecdit_cli._options import Json, OutDirectory, RunFolders
-from ecdit_cli.plot import DEFAULT_RUNS, say_left_out
+from ecdit_cli._options import FromProjects, Json, OutDirectory, RunFolders
+from ecdit_cli.plot import read_runs, roots_of
 
 DEFAULT_OUT = Path("out/report")
 
 
-def report(runs: RunFolders, out: OutDirectory = None, as_json: Json = False) -> None:
+def report(runs: RunFolders, projects: FromProjects, out: OutDirectory = None, as_json: Json = False) -> None:
     """Write the report of finished runs as a page of HTML and of Markdown. Default: all runs below out/.
 
     Writes index.html (one file, works from disk), report.md, runs.csv and figures/ to --out (default: out/report).
     """
-    from analysis.load import load_records
     from analysis.report.write import write_report_of
 
-    roots = runs or [DEFAULT_RUNS]
-    records = load_records(roots)
-    say_left_out(records)
-    paths = write_report_of(records, [str(root) for root in roots], out or DEFAULT_OUT)
+    roots = roots_of(runs, projects)
+    records = read_runs(roots, projects)
+    typed = [*map(str, roots), *(word for place in projects for word in ("--from", place))]
+    paths = write_report_of(records, typed, out or DEFAULT_OUT)
     if as_json:
         print_json(
             {

@@ -7,7 +7,8 @@ expected value.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from experiments.config.identity import config_id
 from experiments.config.schema import RunConfig
 from experiments.records.layout import RunDir
 from experiments.records.schema import EvalRow, Record, RunRecord, State, Status, StepRow
+from tests.wandb_server import Server, serving
 
 Curve = Callable[[int], float]
 WriteRun = Callable[..., RunDir]
@@ -28,6 +30,34 @@ WEIGHTS = "raw"
 def write_run() -> WriteRun:
     """Writes one run folder: `write_run(path, settings, loss=lambda images: ..., final={"dropped_share": 0.1})`."""
     return write_run_folder
+
+
+@pytest.fixture
+def no_account(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A home without a key, and a W&B that starts afresh."""
+    import wandb
+
+    home = tmp_path_factory.mktemp("home")
+    for key in [key for key in os.environ if key.startswith("WANDB_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / ".netrc"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def wandb_server(no_account: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A stand-in for W&B that wandb's own client finds, and a key for it."""
+    import wandb
+
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.address)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        yield server
+        wandb.teardown()
 
 
 def write_run_folder(

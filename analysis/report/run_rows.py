@@ -2,8 +2,8 @@
 
 Parameters are counted three ways: all; those a token passes through on average (activated); those without what embeds
 patches, timesteps and captions. Evaluations are the last ones of a run, in the metric's own units; columns are
-`evals.METRIC@GUIDANCE`. `flops_per_second` is achieved: FLOPs of training by its median speed. Peak speeds
-of hardware are not in the records, so a share of them is not given.
+`evals.METRIC@GUIDANCE`. `flops_per_second` is achieved: FLOPs of training by its median speed; `utilisation`
+is its share of the fastest matmul that the run has measured on its machine.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ COLUMNS = (
     Column("train_seconds", "Seconds", whole),
     Column("images_per_second", "Images/s", partial(fixed, decimals=1)),
     Column("flops_per_second", "FLOP/s achieved", significant),
+    Column("utilisation", "Utilisation", partial(fixed, decimals=1, scale=100, unit="%")),
     Column("train_loss", "Train loss", four),
     Column("val_loss", "Val. loss", four),
     Column("val_loss_ema", "Val. loss EMA", four),

@@ -87,7 +87,7 @@ def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
     Raises `RecordError` naming the first setting that differs when the folder belongs to another config.
     """
     if not run_dir.run_json.exists():
-        text = json.dumps(_without_missing(record.model_dump(mode="json")), indent=2, ensure_ascii=False)
+        text = json.dumps(without_missing(record.model_dump(mode="json")), indent=2, ensure_ascii=False)
         with storage_errors(run_dir.run_json):  # of two first starts at once, one makes the file and both keep to it
             if create_once(run_dir.run_json, text.encode() + b"\n"):
                 return record
@@ -144,7 +144,7 @@ def _held_by(run_dir: RunDir, owner: Owner | None) -> RecordError:
     )
 
 
-def _without_missing(dumped: dict[str, Any]) -> dict[str, Any]:
+def without_missing(dumped: dict[str, Any]) -> dict[str, Any]:
     """Missing facts are absent; inside `config` None is a setting (no limit) and stays."""
     return {key: value for key, value in dumped.items() if value is not None}
 

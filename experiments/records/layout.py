@@ -134,6 +134,14 @@ class RunDir:
         return None
 
 
+def other_version(run: Path | str, version: object) -> RecordError:
+    """What to raise for a run of another schema version, of which no number may be compared."""
+    return RecordError(
+        f"{run} has schema version {version}; this ecdit reads and compares version {SCHEMA_VERSION}.",
+        "Leave that run out, or use the version of ecdit that wrote it.",
+    )
+
+
 def find_runs(*roots: Path) -> Iterator[RunDir]:
     """Every run folder at or below `roots`, in the order of their paths, each once. A run is not searched inside."""
     seen: set[Path] = set()

@@ -40,6 +40,9 @@ class RunRecord(Record):
     num_threads: int
     precision: Precision = Field(description="what train.precision became here")
     world: int
+    matmul_flops_per_second: float | None = Field(
+        None, description="of one process: its fastest large matmul in this precision, measured at the first start"
+    )
     params_total: int
     params_active: int = Field(description="weights that one token passes through on average")
     params_by_part: dict[str, int]

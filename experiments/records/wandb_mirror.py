@@ -5,6 +5,10 @@ Keys: a `StepRow`'s fields as they are. An `EvalRow` under its metric's name (`v
 `.../load` and `.../experts_per_token`; where t is batched as in sampling the last part ends in `_same_t`. Every logged
 row carries the three x-axes `images_seen` (the default, and W&B's own step), `flops` and `seconds`.
 
+A number under a metric's name does not say how it was measured, so the lines of evals.jsonl and routing.jsonl are
+logged as they are, too: as text under `rows/evals` and `rows/routing`, which W&B's pages do not show. With them, the
+settings and the summary's `peak_memory_gib` and `reason`, a run can be read back whole (`wandb_runs.py`).
+
 wandb is imported inside functions: half a second that a run without it does not pay. What is written, and when, is
 `writer.py`'s.
 """
@@ -27,6 +31,8 @@ Mode = Literal["online", "offline", "disabled"]
 INIT_TIMEOUT_SECONDS = 10.0
 FINISH_TIMEOUT_SECONDS = 30.0
 MAX_HISTOGRAM_BINS = 512
+EVAL_LINES = "rows/evals"
+ROUTING_LINES = "rows/routing"
 
 talk = logging.getLogger(__name__)
 
@@ -46,7 +52,7 @@ def start_mirror(record: RunRecord, run_dir: RunDir) -> Mirror | None:
             return Mirror(_init(record, run_dir, way), record)
         except Exception as error:  # whatever a server, a proxy or a full disk does: training goes on
             instead = f"offline, in {run_dir.wandb}" if way == "online" else "without a mirror"
-            talk.warning("W&B does not start %s (%s). The run goes on %s.", way, _one_line(error), instead)
+            talk.warning("W&B does not start %s (%s). The run goes on %s.", way, one_line(error), instead)
             _tear_down()
     return None
 
@@ -69,9 +75,13 @@ class Mirror:
         self._flops_per_image = record.train_flops_per_image
         self._next_step: int = run.starting_step
         self._seconds: float | None = None
+        self._lines: dict[str, str] = {}
+        self._lines_at = -1
         for axis in ("images_seen", "flops", "seconds"):
             run.define_metric(axis)
         run.define_metric("*", step_metric="images_seen")
+        for lines in (EVAL_LINES, ROUTING_LINES):
+            run.define_metric(lines, hidden=True, summary="none")
 
     def row(self, row: Row) -> None:
         """Show one row, after all rows of fewer images. Rows of the same images_seen become one row in W&B."""
@@ -80,9 +90,9 @@ class Mirror:
             self._log(row.images_seen, row.model_dump(exclude_none=True))
         elif isinstance(row, EvalRow):
             prefix = "ema/" if row.weights == "ema" else ""
-            self._log(row.images_seen, {prefix + row.metric: row.value})
+            self._log(row.images_seen, {prefix + row.metric: row.value, **self._with_line(EVAL_LINES, row)})
         else:
-            self._log(row.images_seen, _routing_values(row))
+            self._log(row.images_seen, {**_routing_values(row), **self._with_line(ROUTING_LINES, row)})
 
     def images(self, name: str, path: Path, images_seen: int) -> None:
         """Show the image file `path` under `name`."""
@@ -95,19 +105,30 @@ class Mirror:
         else:
             self._log(images_seen, {name: image})
 
-    def close(self, state: State) -> None:
-        """Finish the W&B run as `state` says, waiting at most half a minute for the upload."""
+    def close(self, state: State, **summary: float | str | None) -> None:
+        """Finish the W&B run as `state` says, waiting at most half a minute for the upload.
+
+        What is known of `summary` (`peak_memory_gib`, `reason`) becomes part of the run's summary.
+        """
         run, self._run = self._run, None
         if run is None:
             _tear_down()
             return
         try:
+            run.summary.update({name: value for name, value in summary.items() if value is not None})
             if state == "interrupted":
                 run.mark_preempting()
             run.finish(exit_code=0 if state == "done" else 1)
         except Exception as error:
             self._give_up(error)
             _tear_down()
+
+    def _with_line(self, name: str, row: EvalRow | RoutingRow) -> dict[str, str]:
+        """All lines of this kind at the row's images_seen; each call logs them anew, and the last one stays."""
+        if row.images_seen != self._lines_at:
+            self._lines, self._lines_at = {}, row.images_seen
+        self._lines[name] = self._lines.get(name, "") + row.model_dump_json(exclude_none=True) + "\n"
+        return {name: self._lines[name]}
 
     def _log(self, images_seen: int, values: dict[str, Any]) -> None:
         """Log beside the x-axes. W&B refuses rows before those it has (of a resumed run), so they are not sent."""
@@ -124,7 +145,7 @@ class Mirror:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        talk.warning("W&B stopped (%s). The run's folder has every row.", _one_line(error))
+        talk.warning("W&B stopped (%s). The run's folder has every row.", one_line(error))
 
 
 def _decide_mode(wanted: Mode | Literal["auto"]) -> Mode:
@@ -132,9 +153,9 @@ def _decide_mode(wanted: Mode | Literal["auto"]) -> Mode:
     if wanted == "disabled" or wanted == "offline":
         return wanted
     try:
-        configured, has_key = _ask_wandb(wanted)
+        configured, has_key = ask_wandb(wanted)
     except Exception as error:  # a malformed key, an empty WANDB_MODE
-        talk.warning("W&B cannot read its own settings (%s). The run goes on offline.", _one_line(error))
+        talk.warning("W&B cannot read its own settings (%s). The run goes on offline.", one_line(error))
         return "offline"
     if wanted == "online" and not has_key:
         raise ConfigError("wandb.mode is online, but W&B has no key.", "Run `wandb login`, or set wandb.mode=auto.")
@@ -143,7 +164,7 @@ def _decide_mode(wanted: Mode | Literal["auto"]) -> Mode:
     return "online" if has_key else "offline"
 
 
-def _ask_wandb(wanted: Literal["auto", "online"]) -> tuple[str, bool]:
+def ask_wandb(wanted: Literal["auto", "online"]) -> tuple[str, bool]:
     """W&B's own mode (environment, settings file) and whether it has a key (those, netrc), without a prompt."""
     import wandb
 
@@ -211,5 +232,6 @@ def _tear_down() -> None:
         wandb.teardown()
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What a library says in an error, at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__

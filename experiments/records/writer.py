@@ -82,7 +82,7 @@ class RecordWriter:
         self._files = files
         self._claim = claim
         self._mirror: Mirror | None = None
-        self._state: State = "running"
+        self._status: Status | None = None
 
     @classmethod
     def open(
@@ -135,7 +135,6 @@ class RecordWriter:
         Raises `RecordError`, and leaves the status alone, when another process has taken the run over.
         """
         self._claim.renew()
-        self._state = state
         status = Status(
             state=state,
             images_seen=images_seen,
@@ -147,11 +146,16 @@ class RecordWriter:
             peak_memory_gib=peak_memory_gib,
         )
         write_status(self.run_dir, status)
+        self._status = status
 
     def close(self) -> None:
         """Finish the mirror and give the folder back; a second call does nothing."""
         if self._mirror is not None:
-            self._mirror.close(self._state)
+            last = self._status
+            if last is None:
+                self._mirror.close("running")
+            else:
+                self._mirror.close(last.state, peak_memory_gib=last.peak_memory_gib, reason=last.reason)
             self._mirror = None
         self._files.close()
 

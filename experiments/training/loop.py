@@ -46,6 +46,7 @@ from experiments.training.engine import (
 )
 from experiments.training.means import RunningMeans
 from experiments.training.objective import forward_loss, to_device
+from experiments.training.peak import matmul_flops_per_second
 from experiments.training.reporter import Reporter
 from experiments.training.restore import restore, save
 from experiments.training.schedule import learning_rate
@@ -101,6 +102,8 @@ def train(
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)
     if launched_rank() == 0:  # a folder of another run is refused before anything is built
+        if not run_dir.run_json.exists():
+            record = record.model_copy(update={"matmul_flops_per_second": matmul_flops_per_second(record.precision)})
         settle_record(run_dir, record)
     reporter.phase("building")
     with process_group(run_dir.log), StopRequest() as stop:

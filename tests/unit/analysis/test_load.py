@@ -89,7 +89,7 @@ def test_a_row_written_again_after_a_resumption_replaces_the_first(done: RunDir)
 
 def test_a_copy_of_a_run_is_not_another_seed(done: RunDir, write_run: WriteRun) -> None:
     settings = SHORT | {"log": {"every_images": 160}, "parallel": {"world": 2}}
-    write_run(done.path.parent / "same", settings, loss)
+    write_run(done.path.parent / "same", settings, loss, created_at="2026-01-02T00:00:00Z")
     records = load_records([done.path.parent])
     assert len(records.runs) == 1
     assert reasons(records) == [f"it has the same settings and seed as {done.path}"]

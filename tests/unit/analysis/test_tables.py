@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from analysis.load import Records
+from analysis.load import Records, load_records
 from analysis.tables import fixed, markdown, run_table, significant
 
 
@@ -26,6 +29,19 @@ def test_a_throughput_is_the_median_over_the_rows(study: Records) -> None:
     steps.loc[steps["images_seen"] == 320, "images_per_second"] = 1.0
     paused = Records(study.runs, steps, study.evals, study.routing, study.left_out)
     assert set(run_table(paused)["images_per_second"]) == {100.0}
+
+
+def test_utilisation_is_a_share_of_the_peak_of_all_processes_and_missing_without_one(
+    tmp_path: Path, write_run: Callable[..., Any]
+) -> None:
+    settings = {"routing": {"name": "dense"}, "train": {"images": 3200}, "eval": {"every_images": 1600}}
+    peaks = {"matmul_flops_per_second": 1e11, "world": 2, "created_at": "2026-01-02"}
+    write_run(tmp_path / "measured", settings, lambda n: 1 / n, images_per_second=50.0, **peaks)
+    write_run(tmp_path / "older", settings | {"seed": 1}, lambda n: 1 / n)
+    table = run_table(load_records([tmp_path])).set_index("seed")
+    expected = 50 * table["train_flops_per_image"][0] / 2e11
+    assert table["utilisation"][0] == pytest.approx(expected)
+    assert math.isnan(table["utilisation"][1])
 
 
 @pytest.mark.parametrize(

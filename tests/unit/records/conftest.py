@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import wandb
 
 from experiments.config.identity import config_id, run_name
 from experiments.config.overrides import load_config
@@ -20,19 +18,6 @@ MakeRecord = Callable[..., RunRecord]
 @pytest.fixture
 def run_dir(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path / "run")
-
-
-@pytest.fixture
-def no_account(tmp_path_factory, monkeypatch) -> Iterator[None]:
-    """A home without a key, and a W&B that starts afresh."""
-    home = tmp_path_factory.mktemp("home")
-    for key in [key for key in os.environ if key.startswith("WANDB_")]:
-        monkeypatch.delenv(key)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("NETRC", str(home / ".netrc"))
-    wandb.teardown()
-    yield
-    wandb.teardown()
 
 
 @pytest.fixture

@@ -96,6 +96,7 @@ def test_a_run_writes_its_rows_its_cost_and_its_end(rows_of: RowsOf, tiny: Tiny,
     assert rows[-1]["flops"] == 64 * cost.train_flops_per_image
     assert all(row["auxiliary_loss"] > 0 and row["seconds"] > 0 and row["images_per_second"] > 0 for row in rows)
     record, status = run_dir.read_run(), run_dir.read_status()
+    assert record.matmul_flops_per_second > 1e8
     assert (record.params_total, record.flops_per_image) == (cost.params_total, cost.flops_per_image)
     assert status is not None
     assert (status.state, status.images_seen, status.reason) == ("done", 64, None)
