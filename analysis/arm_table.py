@@ -48,9 +48,14 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
 
 def json_rows(arms: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows for JSON: a missing value is null."""
+    return missing_as_none(arms.drop(columns="variant"))
+
+
+def missing_as_none(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Each row as a dict, with None for a missing value."""
     return [
         {str(key): None if isinstance(value, float) and is_missing(value) else value for key, value in row.items()}
-        for row in arms.drop(columns="variant").astype(object).to_dict("records")
+        for row in rows.astype(object).to_dict("records")
     ]
 
 

@@ -1,55 +1,123 @@
 """All runs of a folder as one table: a row per run, finished or not, its settings and the last value of everything.
 
-For other programs: nothing is compared here and nothing refused but a folder without runs. A column is named as in the
-records: settings with dots (`routing.name`), `steps.loss` the last row of `steps.jsonl`, `evals.val_loss` the last
-value of a metric with raw weights and `evals.ema.val_loss` with averaged ones. Where a metric was measured under
-several conditions the last counts, and `...@guidance` says the scale where it has one. A missing value is empty.
+For other programs, in `export_runs`: nothing is compared there and nothing refused but a folder without runs. A column
+is named as in the records: settings with dots (`routing.name`), `steps.loss` the last row of `steps.jsonl`,
+`evals.val_loss` the last value of a metric with raw weights and `evals.ema.val_loss` with averaged ones. Where a metric
+was measured under several conditions the last counts, and `...@guidance` says the scale where it has one. A missing
+value is empty. For people, in `final_tables`: what the finished runs are, cost and reached, and the spread over seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.load import RECORD_COLUMNS, dotted
+from analysis.arm_table import arm_table
+from analysis.load import RECORD_COLUMNS, Records, dotted
+from analysis.report.document import MISSING, Column
+from analysis.report.run_rows import columns_with_scores, four, run_rows, whole
+from analysis.tables import fixed, is_missing, markdown, run_table, significant
 from experiments.errors import RecordError
 from experiments.records.layout import RunDir, find_runs
 from experiments.records.storage import storage_errors
+from experiments.records.wandb_runs import fetch_project
+
+SPREAD = "val_loss_std"
+"""Over seeds: of an arm, not of a run."""
+
+ARM_COLUMNS = (
+    Column("setting", "Setting"),
+    Column("arm", "Arm"),
+    Column("num_seeds", "Seeds", whole),
+    Column("params_total", "Params", significant),
+    Column("params_active", "Activated", significant),
+    Column("flops_per_image", "FLOPs/image", significant),
+    Column("val_loss_mean", "Val. loss", four),
+    Column(SPREAD, "± std over seeds", four),
+    Column("val_loss_ema_mean", "Val. loss EMA", four),
+    Column("images_per_second", "Images/s", partial(fixed, decimals=1)),
+)
 
 STATUS_COLUMNS = ("state", "images_seen", "images_total", "reason")
 
 
-def export_runs(root: Path) -> pd.DataFrame:
-    """One row per run at or below `root`, in the order of the paths. A `RecordError` when there is none."""
-    if not root.is_dir():
+def export_runs(root: Path | None, projects: Sequence[str] = ()) -> pd.DataFrame:
+    """One row per run at or below `root`, in the order of the paths, and then those of W&B `projects`.
+
+    A `RecordError` when there is none, a `WandbError` for a project that cannot be read.
+    """
+    if root is not None and not root.is_dir():
         raise RecordError(f"{root} is not a folder.", "Name the folder of a sweep, or one that holds runs.")
-    rows = [_row(run, root) for run in find_runs(root)]
+    rows = [] if root is None else [_row(run, str(run.path.relative_to(root))) for run in find_runs(root)]
+    for place in projects:
+        rows += [_row(RunDir(folder), f"{place}/{folder.name}") for folder in fetch_project(place).folders]
     if not rows:
-        raise RecordError(f"{root} holds no runs.", "Make some with: ecdit sweep quickstart --out out/demo")
+        where = ", ".join([*([str(root)] if root else []), *projects])
+        raise RecordError(f"{where} holds no runs.", "Make some with: ecdit sweep quickstart --out out/demo")
     return pd.DataFrame(rows)
 
 
-def write_table(table: pd.DataFrame, prefix: Path) -> list[Path]:
-    """`PREFIX.csv` and `PREFIX.parquet`, each whole or not there. Raises `StorageError`."""
+@dataclass(frozen=True)
+class FinalTables:
+    """`runs`: a row per finished run, `arms`: a row per setting and arm; the columns of each, first what it is."""
+
+    runs: pd.DataFrame
+    run_columns: list[Column]
+    arms: pd.DataFrame
+
+    def markdown(self) -> str:
+        """Both tables."""
+        cells = [[_text(column, row[column.key]) for column in self.run_columns] for _, row in self.runs.iterrows()]
+        arms = [[_text(column, row[column.key]) for column in ARM_COLUMNS] for _, row in self.arms.iterrows()]
+        return "\n".join(
+            [
+                "## Runs\n", markdown([column.title for column in self.run_columns], cells),
+                "## Over seeds\n", markdown([column.title for column in ARM_COLUMNS], arms),
+            ]
+        )  # fmt: skip
+
+
+def final_tables(records: Records) -> FinalTables:
+    """What finished runs are, cost and reached. The spread is missing with one seed. A `RecordError` as `run_table`."""
+    table = run_table(records)
+    runs = run_rows(records, table)
+    columns = [column for column in columns_with_scores(runs) if column.key in runs and column.key != SPREAD]
+    return FinalTables(runs, columns, arm_table(records, table))
+
+
+def _text(column: Column, value: Any) -> str:
+    if value is None or (isinstance(value, float) and is_missing(value)):
+        return MISSING
+    return str(value) if column.write is None else column.write(value)
+
+
+def write_table(table: pd.DataFrame, prefix: Path, final: FinalTables | None = None) -> list[Path]:
+    """`PREFIX.csv`, `PREFIX.parquet` and, of `final`, `PREFIX.md`, each whole or not there. Raises `StorageError`."""
     paths = [prefix.with_name(f"{prefix.name}.{kind}") for kind in ("csv", "parquet")]
+    if final is not None:
+        paths.append(prefix.with_name(f"{prefix.name}.md"))
     for path in paths:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.writing")
             if path.suffix == ".csv":
                 table.to_csv(temporary, index=False)
+            elif path.suffix == ".md" and final is not None:
+                temporary.write_text(final.markdown(), encoding="utf-8")
             else:
                 _for_parquet(table).to_parquet(temporary, index=False)
             temporary.replace(path)
     return paths
 
 
-def _row(run: RunDir, root: Path) -> dict[str, Any]:
+def _row(run: RunDir, name: str) -> dict[str, Any]:
     """What is readable of one run; `damaged` says what is not."""
-    row: dict[str, Any] = {"run": str(run.path.relative_to(root))}
+    row: dict[str, Any] = {"run": name}
     damaged: list[str] = []
     try:
         status = run.read_status()

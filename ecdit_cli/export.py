@@ -1,31 +1,98 @@
-"""`ecdit export`: all runs of a folder as one table for other programs."""
+"""`ecdit export`: all runs as one table, for other programs and for people."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecdit_cli._console import print_json, talk
-from ecdit_cli._options import Json
+from ecdit_cli._console import Column, print_json, print_rows, say
+from ecdit_cli._options import FromProjects, Json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.export import FinalTables
+    from analysis.report.document import Column as ReportColumn
+
+DEFAULT_OUT = Path("out/runs")
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a sweep, or one that holds runs.")],
+    projects: FromProjects,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="The folder of a sweep, or one that holds runs.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="PREFIX", help="Writes PREFIX.csv and PREFIX.parquet. Default: DIR/runs.")
+        Path | None,
+        typer.Option(metavar="PREFIX", help="Writes PREFIX.csv, .parquet and .md. Default: DIR/runs, or out/runs."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write one CSV and one Parquet file with a row for every run: state, settings, last losses, last evaluations."""
-    from analysis.export import export_runs, write_table
+    """Print the finished runs and the spread over seeds; write them as Markdown, and every run as CSV and Parquet.
 
-    table = export_runs(folder)
-    paths = write_table(table, out or folder / "runs")
+    CSV and Parquet have a row for every run, finished or not: state, settings, last losses, last evaluations.
+    """
+    from analysis.export import export_runs, write_table
+    from experiments.errors import EcditError
+
+    if folder is None and not projects:
+        raise EcditError(
+            "Which runs?", "Name a folder: ecdit export DIR, or a W&B project: --from wandb:ENTITY/PROJECT"
+        )
+    table = export_runs(folder, projects)
+    final = _final([folder] if folder else [], projects)
+    paths = write_table(table, out or (folder / "runs" if folder else DEFAULT_OUT), final)
     if as_json:
-        print_json({"num_runs": len(table), "columns": list(table.columns), "files": [str(path) for path in paths]})
+        about = {"num_runs": len(table), "columns": list(table.columns), "files": [str(path) for path in paths]}
+        print_json(about | {"runs": _runs(final), "arms": _arms(final)})
         return
+    if final is not None:
+        _print(final)
     for path in paths:
-        print(path)
-    talk().print(f"{len(table):,} runs, {len(table.columns)} columns.", highlight=False)
+        say(str(path))
+    say(f"{len(table):,} runs, {len(table.columns)} columns.")
+
+
+def _final(roots: list[Path], projects: list[str]) -> FinalTables | None:
+    """The tables of finished runs; None, with the reason said, where none is finished or they do not compare."""
+    from analysis.export import final_tables
+    from ecdit_cli.plot import read_runs
+    from experiments.errors import RecordError
+
+    try:
+        return final_tables(read_runs(roots, projects))
+    except RecordError as error:
+        say(f"No table of final values: {error}")
+        return None
+
+
+def _print(final: FinalTables) -> None:
+    from analysis.export import ARM_COLUMNS
+
+    print_rows(_runs(final), _columns(final.runs, final.run_columns), as_json=False, title="Runs")
+    print()
+    print_rows(_arms(final), _columns(final.arms, ARM_COLUMNS), as_json=False, title="Over seeds")
+
+
+def _columns(frame: pd.DataFrame, columns: Any) -> list[Column]:
+    """Those that hold a value at all."""
+    shown: list[ReportColumn] = [column for column in columns if frame[column.key].notna().any()]
+    return [Column(column.key, column.title, column.write or str) for column in shown]
+
+
+def _runs(final: FinalTables | None) -> list[dict[str, Any]]:
+    if final is None:
+        return []
+    from analysis.arm_table import missing_as_none
+
+    return missing_as_none(final.runs[["run", *(column.key for column in final.run_columns)]])
+
+
+def _arms(final: FinalTables | None) -> list[dict[str, Any]]:
+    if final is None:
+        return []
+    from analysis.arm_table import json_rows
+
+    return json_rows(final.arms)

@@ -28,7 +28,8 @@ def runs(tmp_path: Path, write_run: Callable[..., Any]) -> Path:
 def test_csv_and_parquet_hold_the_same_rows(runs: Path, tmp_path: Path, capsys: Captured) -> None:
     assert run(["export", str(runs), "--out", str(tmp_path / "tables" / "all")]) == 0
     files = [tmp_path / "tables" / f"all.{kind}" for kind in ("csv", "parquet")]
-    assert capsys.readouterr().out.splitlines() == [str(path) for path in files]
+    said = capsys.readouterr().err
+    assert all(str(path) in said for path in files)
     for table in (pd.read_csv(files[0]), pd.read_parquet(files[1])):
         assert table["run"].tolist() == ["a", "b"]
         assert table["state"].tolist() == ["done", "failed"]
@@ -43,7 +44,7 @@ def test_by_default_they_lie_beside_the_runs(runs: Path, capsys: Captured) -> No
     assert run(["export", str(runs), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["num_runs"] == 2
-    assert printed["files"] == [str(runs / "runs.csv"), str(runs / "runs.parquet")]
+    assert printed["files"] == [str(runs / f"runs.{kind}") for kind in ("csv", "parquet", "md")]
     assert "model.name" in printed["columns"]
 
 
@@ -71,3 +72,44 @@ def test_no_runs_is_one_line(tmp_path: Path, capsys: Captured) -> None:
     assert "holds no runs" in capsys.readouterr().err
     assert run(["export", str(tmp_path / "none")]) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_the_finished_runs_are_printed_and_written_with_the_spread_over_seeds(
+    runs: Path, write_run: Callable[..., Any], capsys: Captured
+) -> None:
+    settings = {"train": {"images": 3200}, "eval": {"every_images": 1600}, "seed": 1}
+    write_run(runs / "c", settings, lambda n: 1.002 - n / 1e4)
+    other = settings | {"routing": {"name": "dense"}}
+    write_run(runs / "d", other, lambda n: 0.9)
+    assert run(["export", str(runs), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in printed["runs"]] == ["a", "c", "d"]
+    spread = {row["routing"]: (row["num_seeds"], row["val_loss_std"]) for row in printed["arms"]}
+    assert spread["dense"] == (1, None)
+    assert spread["expert_choice"] == (2, pytest.approx(0.001 * 2**0.5))
+    assert run(["export", str(runs)]) == 0
+    out, said = capsys.readouterr()
+    assert {"Preset", "f_c", "Activated", "Without embeddings", "Images/s", "Val. loss"} <= set(_titles(out))
+    assert "b: failed at 3,200 of 3,200 images: loss nan" in said
+    page = (runs / "runs.md").read_text()
+    assert "## Over seeds" in page
+    assert [line[:5] for line in page.splitlines() if line[:5] in ("| a |", "| c |", "| d |")] == [
+        "| a |",
+        "| c |",
+        "| d |",
+    ]
+
+
+def test_unfinished_runs_alone_give_no_final_values_and_say_so(runs: Path, capsys: Captured) -> None:
+    assert run(["export", str(runs / "b")]) == 0
+    assert "No table of final values: None of the 1 runs is finished" in capsys.readouterr().err
+    assert not (runs / "b" / "runs.md").exists()
+
+
+def test_without_runs_it_asks_which(capsys: Captured) -> None:
+    assert run(["export"]) == 2
+    assert "Which runs? Name a folder: ecdit export DIR" in capsys.readouterr().err
+
+
+def _titles(out: str) -> list[str]:
+    return [title.strip() for title in out.splitlines()[0].split("  ")]
