@@ -1,7 +1,8 @@
 """A headless Chromium that is told what to do over a pipe: open a page, press keys, look, print.
 
-The commands are those of its DevTools protocol, JSON with a zero byte behind each, on the file descriptors 3 (to it) and
-4 (from it). What pages log, throw or ask of the network is kept in `events`. What a page must be is said by the tests.
+The commands are those of its DevTools protocol, JSON with a zero byte behind each, on the file descriptors 3 (to it)
+and 4 (from it). What pages log, throw or ask of the network is kept in `events`. What a page must be is said by the
+tests.
 """
 
 from __future__ import annotations
