@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # Two workers with one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: setup demo test slurm-test check format clean
+.PHONY: setup demo test slurm-test browser-test check format clean
 
 setup: $(INSTALLED)
 
@@ -29,18 +29,22 @@ demo: setup
 	$(BIN)/ecdit plot all out/demo --out out/demo/figures
 
 test: setup
-	$(PYTEST) -m 'not slurm'
+	$(PYTEST) -m 'not slurm and not browser'
 
 # Starts a Slurm of three nodes on this machine; root on Debian or Ubuntu gets its packages installed first.
 slurm-test: setup
 	ECDIT_INSTALL_SLURM=1 OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/slurm
+
+# Opens a report in a headless Chromium; root on Debian or Ubuntu gets it installed first.
+browser-test: setup
+	ECDIT_INSTALL_CHROMIUM=1 OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/browser
 
 check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -m 'not slow and not multi and not gpu and not slurm'
+	$(PYTEST) -m 'not slow and not multi and not gpu and not slurm and not browser'
 
 format: setup
 	$(BIN)/ruff check --fix

@@ -19,6 +19,9 @@ SAME_IN_A_COMPARISON = ("data.", "flow.", "eval.images", "eval.batch_images")
 CONDITIONS = ("batch_images", "steps", "sampler", "guidance", "precision", "device", "num_threads")
 """The settings under which time is measured; the others tell how the measurement went."""
 
+MEASURED_ON = ("device", "num_threads", "precision", "world")
+"""What the seconds of training depend on, beside the run itself."""
+
 WAY_OUT = "Name only the folders that belong together."
 
 

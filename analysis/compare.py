@@ -16,6 +16,7 @@ import pandas as pd
 from analysis.arm_table import arm_table
 from analysis.arms import ACTIVATED_TOLERANCE
 from analysis.claims import MIN_SEEDS, Claim, claims, conclusion
+from analysis.comparable import MEASURED_ON
 from analysis.figures.comparison import draw_arm_table
 from analysis.load import Records
 from analysis.style import write_drawing
@@ -29,7 +30,6 @@ HEADER = (
 )  # fmt: skip
 EQUAL_COMPUTE = 0.03
 """Relative difference in FLOPs up to which arms are called equal."""
-MEASURED_ON = ("device", "num_threads", "precision", "world")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ exponential is the multiplier. Above 1 the arm needs less than the reference; ex
 
 "Reaches" means reaches and stays, as in `curves.py`: the last time a curve comes down through a loss, which makes its
 envelope monotone. Between evaluations it is straight in the logarithm of the axis. Pairs are of the same seed;
-intervals are Student's t over their logarithms. Along a schedule that decays the learning rate, a point on the way of
-one run is compared with the end of another, which has decayed: a multiplier then errs towards 1.
+intervals are Student's t over their logarithms. Seconds of different machines are refused. Along a schedule that decays
+the learning rate, a point on the way of one run is compared with the end of another, which has decayed: a multiplier
+then errs towards 1.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.claims import arm_pairs
+from analysis.comparable import MEASURED_ON, first_difference
 from analysis.curves import AXES, validation_curves
 from analysis.intervals import Interval, interval_of_mean
 from analysis.load import MissingDataError, Records
@@ -71,7 +73,13 @@ def multipliers(records: Records, table: pd.DataFrame) -> list[Multiplier]:
     for setting, runs in table.groupby("setting", sort=False):
         ours = curves[curves["setting"] == setting]
         for arm, reference in arm_pairs(runs):
-            found += [_multiplier(str(setting), arm, reference, axis, ours) for axis in AXES]
+            for axis in AXES:
+                differs = _machines_differ(runs, arm, reference) if axis == "seconds" else None
+                found.append(
+                    Multiplier(str(setting), arm, reference, axis, None, None, None, None, differs)
+                    if differs
+                    else _multiplier(str(setting), arm, reference, axis, ours)
+                )
     if not found:
         raise MissingDataError(
             "No setting has two routings to compare.", "Run some with: ecdit sweep routing_comparison"
@@ -106,6 +114,14 @@ def _multiplier(setting: str, arm: str, reference: str, axis: str, curves: pd.Da
     factor, at_lowest = ([getattr(each, name) for each in known] for name in ("mean", "at_lowest"))
     low, high = max(each.loss_low for each in known), min(each.loss_high for each in known)
     return Multiplier(setting, arm, reference, axis, geometric_mean(factor), geometric_mean(at_lowest), low, high)
+
+
+def _machines_differ(runs: pd.DataFrame, arm: str, reference: str) -> str | None:
+    """Why the seconds of two arms are not compared, if they were measured on different machines."""
+    ours = runs[runs["arm"].isin([arm, reference])]
+    found = (first_difference(name, ours[name], ours["run"]) for name in MEASURED_ON)
+    difference = next(filter(None, found), None)
+    return difference and f"{difference} Their seconds are not comparable."
 
 
 def geometric_mean(logs: Sequence[float]) -> Interval:

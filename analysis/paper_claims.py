@@ -152,11 +152,18 @@ def _half_steps(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]:
             shares = _shares_of_images(by_run, dense, runs[runs["arm"] == arm])
             never = [str(seed) for seed, share in shares.items() if share is None]
             if never:
-                reason = f"it never reaches dense's final loss (seed {', '.join(never)})"
-                yield PaperClaim(HALF_STEPS, f"{setting}: {arm}", None, "not supported", reason)
+                yield _never(f"{setting}: {arm}", never, len(shares))
             else:
                 logs = [math.log(share) for share in shares.values() if share is not None]
                 yield _at_most(HALF_STEPS, f"{setting}: {arm}", logs, SHARE_OF_STEPS)
+
+
+def _never(name: str, seeds: list[str], num_seeds: int) -> PaperClaim:
+    """What a share that is infinite for some seeds says; one seed alone says nothing."""
+    reason = f"it never reaches dense's final loss in {len(seeds)} of {num_seeds} seeds ({', '.join(seeds)})"
+    if num_seeds == 1:
+        return PaperClaim(HALF_STEPS, name, None, NOT_TESTABLE, f"{ONE_SEED}; it never reaches dense's final loss")
+    return PaperClaim(HALF_STEPS, name, None, "not supported", reason)
 
 
 def _shares_of_images(

@@ -54,9 +54,9 @@ def _last_values(evals: pd.DataFrame, metric: str, weights: str) -> pd.Series[fl
     return rows.sort_values("images_seen", kind="stable").groupby("run")["value"].last()
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown: the first column to the left, the others to the right."""
-    rule = [":--"] + ["--:"] * (len(header) - 1)
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], is_words: Sequence[bool] | None = None) -> str:
+    """A table in Markdown: columns of words to the left, the others to the right; untold, the first is of words."""
+    rule = [":--" if left else "--:" for left in is_words or [i == 0 for i in range(len(header))]]
     lines = [header, rule, *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 

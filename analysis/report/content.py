@@ -10,19 +10,17 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.claims import conclusion
 from analysis.compare import Comparison, compare
 from analysis.load import Records
+from analysis.paper_claims import paper_claims
+from analysis.report.answers import FOLDED_FROM, answer_blocks
 from analysis.report.document import Block, Bullets, Column, Paragraph, Report, Section, Table, table
 from analysis.report.laws import NUM_RESAMPLES, Law, laws
 from analysis.report.pictures import Pictures
 from analysis.report.reproduction import reproduction_blocks
 from analysis.report.run_rows import columns_with_scores, run_rows, whole
-from analysis.report.verdicts import verdict_blocks
+from analysis.report.verdicts import found_multipliers, verdict_blocks
 from analysis.tables import INFERENCE, fixed, significant
-
-FOLDED_FROM = 12
-"""Lists of at least this length are folded."""
 
 QUESTION = (
     "How much compute does routing tokens to experts save in a diffusion transformer, how does the loss scale with "
@@ -60,8 +58,8 @@ LAW_COLUMNS = (
     Column("law", "Law"),
     Column("family", "Runs of"),
     Column("num_runs", "Runs", whole),
-    Column("parameters", "Parameters (95% interval)"),
     Column("headline", "Error on the largest runs, unseen"),
+    Column("parameters", "Parameters (95% interval)"),
     Column("resamples", "Intervals"),
 )
 REFUSAL_COLUMNS = (*LAW_COLUMNS[:3], Column("refusal", "Why it is not fitted"))
@@ -72,14 +70,18 @@ def content(
 ) -> Report:
     """The report of `records`, whose run table is `runs`; `roots` are the folders it was asked for."""
     comparison, rows = compare(records), run_rows(records, runs)
+    fitted, paper = laws(rows, num_resamples=num_resamples), paper_claims(records, runs)
+    multipliers, refusal = found_multipliers(records, runs)
+    answers = answer_blocks(runs, comparison.claims, multipliers, paper, fitted)
+    verdicts = verdict_blocks(comparison.claims, multipliers, refusal, paper)
     sections = [
         Section("question", "The question", [Paragraph(QUESTION)]),
-        Section("answer", "The answer at this scale", [Bullets(_answers(runs, comparison))]),
+        Section("answer", "The answer at this scale", answers),
         Section("runs", "The runs", [_runs_table(rows), *_left_out(records)]),
         Section("arms", "The arms", [_arms_table(comparison.arms)]),
         Section("figures", "Figures", _figures(pictures)),
-        Section("fits", "Scaling laws", _laws(laws(rows, num_resamples=num_resamples))),
-        Section("verdicts", "What is supported and what is not", verdict_blocks(records, runs, comparison.claims)),
+        Section("fits", "Scaling laws", _laws(fitted)),
+        Section("verdicts", "What is supported and what is not", verdicts),
         Section("notes", "What to know before believing it", [Bullets(_notes(comparison))]),
         Section("reproduce", "How to reproduce each number", reproduction_blocks(rows, roots)),
     ]
@@ -98,11 +100,6 @@ def _scale(runs: pd.DataFrame) -> str:
         f"{', '.join(parts)}; {smallest} to {largest} activated parameters; {significant(flops)} training FLOPs and "
         f"{runs['train_seconds'].sum() / 3600:,.2f} hours of training in all."
     )
-
-
-def _answers(runs: pd.DataFrame, comparison: Comparison) -> list[str]:
-    """One sentence for each setting."""
-    return [conclusion(of_setting, comparison.claims) for _, of_setting in runs.groupby("setting", sort=False)]
 
 
 def _runs_table(rows: pd.DataFrame) -> Table:

@@ -66,13 +66,17 @@ class Table:
 
 @dataclass(frozen=True)
 class FigureBlock:
-    """A drawn figure: `alt` names it for those who do not see it, `svg` is the picture, `csv` its numbers."""
+    """A drawn figure: `alt` names it for those who do not see it, `svg` is the picture, `csv` its numbers.
+
+    `command` draws it again.
+    """
 
     key: str
     title: str
     alt: str
     svg: bytes
     csv: str
+    command: str
 
 
 Block = Paragraph | Bullets | Commands | Table | FigureBlock

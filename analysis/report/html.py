@@ -98,8 +98,9 @@ def _cell(cell: Cell, is_words: bool) -> str:
 def _figure(block: FigureBlock) -> Iterator[str]:
     picture = b64encode(block.svg).decode()
     yield f'<figure id="figure-{block.key}"><h3>{escape(block.key)}</h3>'
-    yield f'<img alt="{escape(block.alt)}" src="data:image/svg+xml;base64,{picture}">'
-    yield f"<figcaption>{escape(block.title)} {_numbers(block)}</figcaption></figure>"
+    yield f'<div class="picture"><img alt="{escape(block.alt)}" src="data:image/svg+xml;base64,{picture}"></div>'
+    yield f"<figcaption>{escape(block.title)} {_numbers(block)}<br>"
+    yield f"Drawn by <code>{escape(block.command)}</code></figcaption></figure>"
 
 
 def _numbers(block: FigureBlock) -> str:

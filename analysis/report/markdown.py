@@ -38,15 +38,16 @@ def _block(block: Block) -> Iterator[str]:
             yield "\n".join(["```bash", *lines, "```"]) + "\n"
         case Table():
             yield from _table(block)
-        case FigureBlock(key, title, alt):
+        case FigureBlock(key, title, alt, command=command):
             yield f"### {key}\n"
             yield f"![{escaped(alt)}]({FIGURES}/{key}.png)\n"
-            yield f"{escaped(title)} Numbers: [{key}.csv]({FIGURES}/{key}.csv).\n"
+            yield f"{escaped(title)} Numbers: [{key}.csv]({FIGURES}/{key}.csv). Drawn by `{command}`.\n"
 
 
 def _table(block: Table) -> Iterator[str]:
     yield f"### {escaped(block.caption)}\n"
     header = [escaped(column.title) for column in block.columns]
-    yield markdown(header, [[escaped(cell.text) for cell in row] for row in block.rows])
+    is_words = [column.write is None for column in block.columns]
+    yield markdown(header, [[escaped(cell.text) for cell in row] for row in block.rows], is_words)
     if block.note:
         yield f"{escaped(block.note)}\n"

@@ -6,6 +6,8 @@ those of another.
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +29,11 @@ class Pictures:
     not_drawn: list[tuple[str, str]]
 
 
-def draw_all(records: Records, table: pd.DataFrame, folder: Path) -> Pictures:
-    """Every figure of the registry, in its order, written into `folder`. Raises `StorageError`."""
+def draw_all(records: Records, table: pd.DataFrame, folder: Path, roots: Sequence[str]) -> Pictures:
+    """Every figure of the registry, in its order, written into `folder`. Raises `StorageError`.
+
+    `roots` is what to type to load `records` again.
+    """
     pictures = Pictures([], [], [])
     for entry in FIGURES:
         try:
@@ -39,7 +44,9 @@ def draw_all(records: Records, table: pd.DataFrame, folder: Path) -> Pictures:
         png, svg, csv = write_drawing(drawing, folder, entry.name)
         alt = alt_text(entry.description, drawing)
         pictures.paths.extend((png, svg, csv))
-        pictures.blocks.append(FigureBlock(entry.name, entry.description, alt, svg.read_bytes(), csv.read_text()))
+        command = shlex.join(["ecdit", "plot", entry.name, *roots])
+        block = FigureBlock(entry.name, entry.description, alt, svg.read_bytes(), csv.read_text(), command)
+        pictures.blocks.append(block)
     return pictures
 
 

@@ -20,17 +20,21 @@ ORIGINS = (
     "Scores and inference times: rows of evals.jsonl that ecdit evaluate added, the last under each condition.",
     "Figures: the CSV beside each holds the plotted numbers.",
 )
+COMMANDS_NOTE = (
+    "A command that is run again resumes its run. All settings of a run are in its run.json; those of a run of a "
+    "sweep also in configs/ of the sweep, whose plan.json names every run."
+)
 COLUMNS = (
     Column("name", "Run"),
+    Column("typed", "Command"),
     Column("config_id", "Config id"),
     Column("sweep", "Sweep"),
-    Column("created_at", "Started"),
+    Column("started", "Started (UTC)"),
     Column("commit", "Commit"),
     Column("device", "Hardware"),
     Column("world", "Processes", whole),
     Column("num_threads", "Threads", whole),
     Column("precision", "Precision"),
-    Column("typed", "Command"),
 )
 
 
@@ -38,7 +42,12 @@ def reproduction_blocks(rows: pd.DataFrame, roots: Sequence[str]) -> list[Block]
     """`rows` are the run rows (`run_rows`)."""
     folders = shlex.join(roots)
     made = [
-        {**row, "typed": shlex.join(row["command"]), "commit": _commit(row["git_commit"])}
+        {
+            **row,
+            "typed": shlex.join(row["command"]),
+            "commit": _commit(row["git_commit"]),
+            "started": str(row["created_at"])[:16].replace("T", " "),
+        }
         for row in rows.to_dict("records")
     ]
     return [
@@ -48,12 +57,16 @@ def reproduction_blocks(rows: pd.DataFrame, roots: Sequence[str]) -> list[Block]
         Bullets(_counted(rows["git_commit"].fillna(NOT_RECORDED), "commit "), "Code"),
         Bullets(_counted(rows["versions"], ""), "Versions"),
         Bullets(_counted(rows["device"], ""), "Hardware"),
-        table("commands", "The command of every run", COLUMNS, made, "A command that is run again resumes its run."),
+        table("commands", "The command of every run", COLUMNS, made, COMMANDS_NOTE),
     ]
 
 
 def _commit(commit: Any) -> str:
-    return NOT_RECORDED if commit is None or commit != commit else str(commit)[:10]
+    """Ten digits, and whether the code was changed since."""
+    if commit is None or commit != commit:
+        return NOT_RECORDED
+    digits, mark, state = str(commit).partition("-")
+    return digits[:10] + mark + state
 
 
 def _counted(values: pd.Series[Any], prefix: str) -> list[str]:

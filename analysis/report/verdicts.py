@@ -12,8 +12,9 @@ import pandas as pd
 
 from analysis.claims import Claim
 from analysis.load import MissingDataError, Records
-from analysis.multiplier import multiplier_rows, multipliers
-from analysis.paper_claims import paper_claim_rows, paper_claims
+from analysis.multiplier import Multiplier, multiplier_rows, multipliers
+from analysis.paper_claims import PaperClaim, paper_claim_rows
+from analysis.report.answers import AXIS_WORDS
 from analysis.report.document import Block, Column, Paragraph, table
 from analysis.report.run_rows import whole
 from analysis.tables import fixed
@@ -31,20 +32,30 @@ MULTIPLIER_COLUMNS = (
     Column("setting", "Setting"), Column("arm", "Arm"), Column("reference", "Reference"), Column("axis", "Counted in"),
     Column("factor", "Times less", three), Column("factor_low", "95% low", three),
     Column("factor_high", "95% high", three), Column("at_lowest", "At the lowest loss", three),
+    Column("at_lowest_low", "its 95% low", three), Column("at_lowest_high", "its 95% high", three),
     Column("num_seeds", "Seeds", whole), Column("refusal", "Why there is none"),
 )  # fmt: skip
 PAPER_COLUMNS = (
-    Column("claim", "Claim"), Column("setting", "Setting"),
-    Column("quantity", "Quantity"), Column("printed", "Printed"),
-    Column("value", "Ours", four), Column("low", "95% low", four), Column("high", "95% high", four),
-    Column("num_seeds", "Seeds", whole), Column("verdict", "Verdict"), Column("reason", "Because"),
+    Column("claim", "Claim"), Column("setting", "Setting"), Column("verdict", "Verdict"), Column("reason", "Because"),
+    Column("printed", "Printed"), Column("value", "Ours", four),
+    Column("low", "95% low", four), Column("high", "95% high", four),
+    Column("num_seeds", "Seeds", whole), Column("quantity", "Quantity"), Column("source", "Printed in"),
 )  # fmt: skip
-AXIS_WORDS = {"images_seen": "images", "flops": "training FLOPs"}
 
 
-def verdict_blocks(records: Records, runs: pd.DataFrame, found: Sequence[Claim]) -> list[Block]:
+def found_multipliers(records: Records, runs: pd.DataFrame) -> tuple[list[Multiplier], str]:
+    """The compute multipliers; or none, and why."""
+    try:
+        return multipliers(records, runs), ""
+    except MissingDataError as error:
+        return [], str(error)
+
+
+def verdict_blocks(
+    found: Sequence[Claim], multipliers: Sequence[Multiplier], refusal: str, paper: Sequence[PaperClaim]
+) -> list[Block]:
     """The three tables; a sentence where one has nothing to say."""
-    return [_differences(found), _multipliers(records, runs), _paper(records, runs)]
+    return [_differences(found), _multipliers(multipliers, refusal), _paper(paper)]
 
 
 def _differences(found: Sequence[Claim]) -> Block:
@@ -66,11 +77,10 @@ def _differences(found: Sequence[Claim]) -> Block:
     return table("differences", "Differences in validation loss", DIFFERENCE_COLUMNS, rows, note)
 
 
-def _multipliers(records: Records, runs: pd.DataFrame) -> Block:
-    try:
-        rows = multiplier_rows(multipliers(records, runs)).replace({"axis": AXIS_WORDS}).to_dict("records")
-    except MissingDataError as error:
-        return Paragraph(f"There is no compute multiplier: {error}")
+def _multipliers(found: Sequence[Multiplier], refusal: str) -> Block:
+    if not found:
+        return Paragraph(f"There is no compute multiplier: {refusal}")
+    rows = multiplier_rows(found).replace({"axis": AXIS_WORDS}).to_dict("records")
     note = (
         "How many times less the arm needs for the losses that both curves reach; above 1 the arm needs less. "
         "Mean over the losses, seed by seed; intervals are Student's t over seeds."
@@ -78,7 +88,8 @@ def _multipliers(records: Records, runs: pd.DataFrame) -> Block:
     return table("multipliers", "Compute multipliers", MULTIPLIER_COLUMNS, rows, note)
 
 
-def _paper(records: Records, runs: pd.DataFrame) -> Block:
-    rows = paper_claim_rows(paper_claims(records, runs)).to_dict("records")
+def _paper(found: Sequence[PaperClaim]) -> Block:
+    given = paper_claim_rows(list(found))
+    rows = given.assign(num_seeds=given["num_seeds"].where(given["value"].notna())).to_dict("records")
     note = "These runs are not of the paper's scale: what is not supported here is not refuted there."
     return table("paper-claims", "Claims of EC-DIT in the same form", PAPER_COLUMNS, rows, note)

@@ -29,7 +29,7 @@ def write_report_of(
 ) -> list[Path]:
     """The same of records that are loaded; `roots` is what to type to load them again."""
     runs = run_table(records)
-    pictures = draw_all(records, runs, folder / FIGURES)
+    pictures = draw_all(records, runs, folder / FIGURES, roots)
     report = content(records, runs, pictures, roots, num_resamples)
     rows = run_rows(records, runs)
     with storage_errors(folder):

@@ -1,18 +1,7 @@
-"""The page of a report in a real browser: no errors, tables sort, figures show, links within work.
-
-Chromium runs headless and prints the page as it is after a script has pressed and looked; what it found stands in
-`data-` attributes of the body. Errors are those of Chromium's own log of the console.
-"""
+"""The page of a report in a real browser: no errors, tables sort, figures show, links within work, text can be read."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
-import subprocess
-from collections.abc import Callable
-from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -21,139 +10,158 @@ import pytest
 from analysis.load import load_records
 from analysis.report.write import write_report_of
 from analysis.tables import run_table
+from tests.browser.chromium import Chromium, Page
+from tests.conftest import write_run_folder
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for path in map(shutil.which, NAMES) if path), None)
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason=f"NO BROWSER: none of {', '.join(NAMES)} is installed"),
-]
+pytestmark = pytest.mark.browser
 
 SLOPES = {"dense": 1.0e-5, "token_choice": 1.6e-5, "expert_choice": 1.5e-5}
+SPACE = (" ", 32, " ")
+ENTER = ("Enter", 13, "\r")
+AA_CONTRAST = 4.5
 
-PROBE = """
-<script>
-const found = {};
-const column = (table, title) => {
-  const headers = [...document.querySelectorAll(`#${table} thead th`)];
-  const index = headers.findIndex((header) => header.textContent === title);
-  const cells = () => [...document.querySelectorAll(`#${table} tbody tr`)].map((row) => row.cells[index].textContent);
-  return { header: headers[index], press: () => headers[index].querySelector("button").click(), cells };
-};
-window.addEventListener("load", () => {
-  const loss = column("run-table", "Val. loss");
-  loss.press();
-  found.rising = loss.cells();
-  found.sort = loss.header.getAttribute("aria-sort");
-  loss.press();
-  found.falling = loss.cells();
-  const capacity = column("arm-table", "f_c");
-  capacity.press();
-  capacity.press();
-  found.capacity = capacity.cells();
-  const arm = column("arm-table", "Arm");
-  arm.press();
-  found.arms = arm.cells();
-  found.pictures = [...document.images].map((image) => [image.alt, image.naturalWidth, image.clientWidth]);
-  found.links = [...document.querySelectorAll('nav a')].map((link) => {
-    link.click();
-    return [link.hash, document.querySelector(":target")?.id, document.querySelector(":target")?.offsetHeight];
-  });
-  found.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
-  found.loaded = performance.getEntriesByType("resource").map((entry) => entry.name.slice(0, 30));
-  found.background = getComputedStyle(document.body).backgroundColor;
-  document.body.dataset.found = JSON.stringify(found);
-});
-</script>
+# The ratio of WCAG 2 between the colour of each text that shows and what is painted behind it; the worst of all.
+CONTRAST = """
+(() => {
+  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  const luminance = (color) => {
+    const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = numbers(color).map((c) => linear(c / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const color = getComputedStyle(at).backgroundColor;
+      if (numbers(color)[3] !== 0) return color;
+    }
+  };
+  let worst = [99, "no text"];
+  for (const element of document.body.querySelectorAll("*")) {
+    const speaks = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!speaks || !element.checkVisibility() || element.matches("script")) continue;
+    const [low, high] = [getComputedStyle(element).color, behind(element)].map(luminance).sort((a, b) => a - b);
+    const ratio = (high + 0.05) / (low + 0.05);
+    if (ratio < worst[0]) worst = [ratio, element.outerHTML.slice(0, 80)];
+  }
+  return worst;
+})()
 """
 
 
-def visit(page: Path, profile: Path, *flags: str) -> tuple[dict[str, Any], list[str]]:
-    """What the probe found in a copy of `page`, and the lines of the console."""
-    copy = page.with_name("probed.html")
-    text = page.read_text()
-    assert text.count("</body>") == 1
-    copy.write_text(text.replace("</body>", f"{PROBE}</body>"))
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    done = subprocess.run(
-        [
-            str(CHROMIUM), "--headless", *sandbox, "--disable-gpu", "--disable-dev-shm-usage",
-            "--enable-logging=stderr",
-            f"--user-data-dir={profile}", "--window-size=1000,800", "--virtual-time-budget=5000", *flags,
-            "--dump-dom", copy.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    (found,) = re.findall(r'data-found="([^"]*)"', done.stdout)
-    return json.loads(unescape(found)), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of three routings with two seeds each, and of one that failed."""
+    folder = tmp_path_factory.mktemp("browser")
+    for router, slope in SLOPES.items():
+        for seed in (0, 1):
+            settings = {"routing": {"name": router}, "seed": seed, "train": {"images": 3200}}
+            loss = lambda n, slope=slope, seed=seed: 0.2 - slope * n + 0.001 * seed  # noqa: E731
+            write_run_folder(folder / "runs" / f"{router}-{seed}", settings | {"eval": {"every_images": 1600}}, loss)
+    write_run_folder(folder / "runs" / "broken", {"seed": 7}, lambda n: 0.1, state="failed", reason="not finite")
+    write_report_of(load_records([folder / "runs"]), ["runs"], folder / "report", num_resamples=20)
+    return folder / "report" / "index.html"
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("browser")
+def page(chromium: Chromium, file: Path) -> Page:
+    return chromium.open(file)
 
 
-@pytest.fixture
-def page(kept: Path, write_run: Callable[..., object]) -> Path:
-    """The report of three routings with two seeds each, written once."""
-    page = kept / "report" / "index.html"
-    if not page.exists():
-        for router, slope in SLOPES.items():
-            for seed in (0, 1):
-                settings = {"routing": {"name": router}, "seed": seed, "train": {"images": 3200}}
-                settings["eval"] = {"every_images": 1600}
-                loss = lambda n, slope=slope, seed=seed: 0.2 - slope * n + 0.001 * seed  # noqa: E731
-                write_run(kept / "runs" / f"{router}-{seed}", settings, loss)
-        write_report_of(load_records([kept / "runs"]), ["runs"], page.parent)
-    return page
+def complaints(page: Page) -> list[dict[str, Any]]:
+    """Errors, warnings and words on the console."""
+    return page.events("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
 
 
-@pytest.fixture
-def found(page: Path, tmp_path: Path) -> dict[str, Any]:
-    return visit(page, tmp_path)[0]
+def cells(page: Page, table: str, title: str) -> list[str]:
+    """The texts of one column, from above."""
+    given: list[str] = page.value(f"""(() => {{
+      const headers = [...document.querySelectorAll("#{table} thead th")];
+      const index = headers.findIndex((header) => header.textContent === "{title}");
+      return [...document.querySelectorAll("#{table} tbody tr")].map((row) => row.cells[index].textContent);
+    }})()""")
+    return given
 
 
-def test_the_console_is_silent(page: Path, tmp_path: Path) -> None:
-    assert visit(page, tmp_path / "one")[1] == []
-    broken = page.with_name("broken.html")
-    broken.write_text(page.read_text().replace("<main", "<script>nothing.there</script><main", 1))
-    assert len(visit(broken, tmp_path / "other")[1]) == 1
+def press(page: Page, table: str, title: str, key: tuple[str, int, str]) -> str | None:
+    """Press a header with the keyboard; what it then says of the order."""
+    page.value(f"""window.header = [...document.querySelectorAll("#{table} thead th")]
+      .find((header) => header.textContent === "{title}"); header.querySelector("button").focus()""")
+    page.press(*key)
+    order: str | None = page.value("header.getAttribute('aria-sort')")
+    return order
 
 
-def test_pressing_a_header_sorts_by_value_and_pressing_again_turns_it(page: Path, found: dict[str, Any]) -> None:
-    losses = sorted(run_table(load_records([page.parents[1] / "runs"]))["val_loss"])
-    assert found["rising"] == [f"{loss:.4f}" for loss in losses]
-    assert found["falling"] == found["rising"][::-1]
-    assert found["sort"] == "ascending"
-    assert found["arms"] == sorted(found["arms"])
+def test_the_console_is_silent_and_nothing_is_loaded(chromium: Chromium, file: Path, page: Page) -> None:
+    assert complaints(page) == []
+    asked = [event["request"]["url"][:5] for event in page.events("Network.requestWillBeSent")]
+    assert asked.count("file:") == 1
+    assert set(asked) <= {"file:", "data:"}
+    broken = file.with_name("broken.html")
+    broken.write_text(file.read_text().replace("<main", "<script>nothing.there</script><main", 1))
+    assert len(complaints(chromium.open(broken))) == 1
 
 
-def test_what_is_missing_stays_last_whichever_way_a_table_is_sorted(found: dict[str, Any]) -> None:
-    assert found["capacity"] == ["2", "2", "–"]
+def test_the_keyboard_sorts_by_value_and_turns_the_order(page: Page, file: Path) -> None:
+    losses = sorted(run_table(load_records([file.parents[1] / "runs"]))["val_loss"])
+    assert press(page, "run-table", "Val. loss", ENTER) == "ascending"
+    assert cells(page, "run-table", "Val. loss") == [f"{loss:.4f}" for loss in losses]
+    assert press(page, "run-table", "Val. loss", SPACE) == "descending"
+    assert cells(page, "run-table", "Val. loss") == [f"{loss:.4f}" for loss in losses[::-1]]
+    press(page, "run-table", "Run", ENTER)
+    assert cells(page, "run-table", "Run") == sorted(f"{router}-{seed}" for router in SLOPES for seed in (0, 1))
+    assert page.value("document.querySelectorAll('#run-table [aria-sort]').length") == 1
 
 
-def test_every_figure_shows_and_has_a_name(found: dict[str, Any]) -> None:
-    assert len(found["pictures"]) >= 3
-    for name, natural_width, width in found["pictures"]:
-        assert name
-        assert natural_width > 100
-        assert width > 100
+def test_what_is_missing_stays_last_whichever_way_a_table_is_sorted(page: Page) -> None:
+    for order in ("ascending", "descending"):
+        assert press(page, "arm-table", "f_c", ENTER) == order
+        assert cells(page, "arm-table", "f_c") == ["2", "2", "–"]
 
 
-def test_links_within_lead_to_sections_that_show(found: dict[str, Any]) -> None:
-    assert len(found["links"]) == 9
-    for link, target, height in found["links"]:
+def test_every_figure_shows_and_has_a_name(page: Page) -> None:
+    pictures = page.value("[...document.images].map((image) => [image.naturalWidth, image.clientWidth])")
+    assert len(pictures) >= 3
+    assert min(min(widths) for widths in pictures) > 100
+    nodes = page.command("Accessibility.getFullAXTree")["nodes"]
+    names = [node["name"]["value"] for node in nodes if node.get("role", {}).get("value") == "image"]
+    assert len(set(names)) == len(pictures)
+    assert min(map(len, names)) > 20
+
+
+def test_links_within_lead_to_sections_that_show(page: Page) -> None:
+    found = page.value("""[...document.querySelectorAll("a[href^='#']")].map((link) => {
+      link.click();
+      const target = document.querySelector(":target");
+      return [link.hash, target?.id, target?.offsetHeight];
+    })""")
+    assert len(found) == 10
+    for link, target, height in found:
         assert link == f"#{target}"
         assert height > 20
 
 
-def test_nothing_is_loaded_and_the_page_is_not_wider_than_the_screen(found: dict[str, Any]) -> None:
-    assert all(name.startswith("data:") for name in found["loaded"])
-    assert found["wide"] is False
+def test_what_was_left_out_is_on_the_page(page: Page) -> None:
+    assert "Left out: 1 entry" in page.value("document.querySelector('#runs').innerText")
 
 
-def test_light_and_dark_follow_the_reader(page: Path, found: dict[str, Any], tmp_path: Path) -> None:
-    dark, console = visit(page, tmp_path / "dark", "--blink-settings=preferredColorScheme=0")
-    assert console == []
-    assert (found["background"], dark["background"]) == ("rgb(255, 255, 255)", "rgb(20, 23, 26)")
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("dark", "background"), [(False, "rgb(255, 255, 255)"), (True, "rgb(20, 23, 26)")])
+def test_text_can_be_read_in_light_and_dark(
+    chromium: Chromium, file: Path, width: int, dark: bool, background: str
+) -> None:
+    page = chromium.open(file, width, dark=dark)
+    assert complaints(page) == []
+    assert page.value("getComputedStyle(document.body).backgroundColor") == background
+    ratio, element = page.value(CONTRAST)
+    assert AA_CONTRAST <= ratio <= 21, element
+    assert page.value("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
+
+
+def test_grey_text_is_found_too_weak(chromium: Chromium, file: Path) -> None:
+    page = chromium.open(file)
+    page.value("document.querySelector('header p').style.color = '#999'")
+    assert page.value(CONTRAST)[0] < AA_CONTRAST
+
+
+def test_the_page_can_be_printed(page: Page) -> None:
+    assert page.pdf().startswith(b"%PDF-")

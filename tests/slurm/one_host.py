@@ -10,12 +10,13 @@ from __future__ import annotations
 import getpass
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.system_packages import NotInstalledError, install, program
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 PACKAGES = ("slurm-wlm", "munge")
@@ -65,18 +66,12 @@ class CannotStartError(Exception):
 
 def ensure_installed() -> None:
     """Install Debian's packages where they are missing, this is root, and `ECDIT_INSTALL_SLURM=1` allows it."""
-    missing = [name for name in PROGRAMS if _found(name) is None]
-    if not missing:
-        return
-    if os.environ.get(MAY_INSTALL) != "1":
-        raise CannotStartError(f"{', '.join(missing)} not found, and {MAY_INSTALL}=1 is not set")
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise CannotStartError(f"{', '.join(missing)} not found, and only root on Debian or Ubuntu can install them")
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (("update",), ("install", "--yes", "--no-install-recommends", *PACKAGES)):
-        done = subprocess.run(["apt-get", *command], capture_output=True, text=True, env=quiet, check=False)
-    if done.returncode != 0:
-        raise CannotStartError(f"apt-get could not install {' '.join(PACKAGES)}: {done.stderr.strip()[-300:]}")
+    missing = [name for name in PROGRAMS if program(name) is None]
+    if missing:
+        try:
+            install(missing, PACKAGES, MAY_INSTALL)
+        except NotInstalledError as error:
+            raise CannotStartError(str(error)) from error
 
 
 class OneHost:
@@ -155,12 +150,12 @@ class OneHost:
         Path(self.variables["SLURM_CONF"]).write_text(text)
 
     def _daemon(self, name: str, *options: str) -> None:
-        program = _found(name)
-        assert program is not None
+        path = program(name)
+        assert path is not None
         with (self.folder / f"{name}.out").open("ab") as output:
             environment = {**os.environ, **self.variables}
             daemon = subprocess.Popen(
-                [program, *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
+                [path, *options], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
                 start_new_session=True,
             )  # fmt: skip
         self._daemons.append(daemon)
@@ -176,11 +171,6 @@ class OneHost:
     def _last_words(self) -> str:
         logs = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
         return " | ".join(f"{log.name}: {log.read_text(errors='replace').strip()[-300:]}" for log in logs)
-
-
-def _found(name: str) -> str | None:
-    """Daemons lie in sbin, which is not on everybody's path."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin")
 
 
 def _free_ports(number: int) -> list[int]:

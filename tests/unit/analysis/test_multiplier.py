@@ -116,3 +116,15 @@ def test_one_arm_alone_is_refused(tmp_path: Path, write_run: WriteRun) -> None:
     records = load_records([write(tmp_path, write_run, "dense", {0: 1.0})])
     with pytest.raises(MissingDataError, match="No setting has two routings to compare"):
         multipliers(records, run_table(records))
+
+
+def test_seconds_of_different_machines_are_not_compared(tmp_path: Path, write_run: WriteRun) -> None:
+    write(tmp_path, write_run, "dense", {0: 1.0, 1: 1.0}, device="cpu: slow")
+    write(tmp_path, write_run, "expert_choice", {0: 1.5, 1: 1.6}, device="cpu: fast")
+    of_axis = {axis: each for (_, _, axis), each in found(tmp_path).items()}
+    assert of_axis["seconds"].factor is None
+    assert of_axis["seconds"].refusal == (
+        f"Runs differ in device: cpu: slow in {tmp_path / 'dense-0'}, cpu: fast in {tmp_path / 'expert_choice-0'}. "
+        "Their seconds are not comparable."
+    )
+    assert of_axis["images_seen"].factor is not None

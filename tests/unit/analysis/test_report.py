@@ -14,8 +14,9 @@ import pytest
 
 from analysis.figures.registry import FIGURES
 from analysis.load import Records, load_records
-from analysis.report.document import Column, table
+from analysis.report.document import Cell, Column, Table, table
 from analysis.report.laws import laws
+from analysis.report.reproduction import reproduction_blocks
 from analysis.report.run_rows import run_rows
 from analysis.report.write import write_report, write_report_of
 from analysis.tables import run_table
@@ -193,6 +194,36 @@ def test_one_seed_has_no_spread(write_arms: Callable[..., Path]) -> None:
 def test_how_each_run_is_made_again_is_in_the_page(page: Page) -> None:
     assert page.cells.count("ecdit train") == 12
     assert "not recorded" in page.cells
+
+
+def test_the_answers_name_multipliers_claims_and_laws_in_one_line_each(folder: Path) -> None:
+    text = (folder / "report.md").read_text().replace("\\", "")
+    answer = text.split("## The answer at this scale")[1].split("## The runs")[0]
+    assert re.search(r"- Expert choice against Dense \(same depth\): 1\.\d\d times fewer images \(1\.\d\d to ", answer)
+    assert "(share of dense's images; printed: 0.5): not supported" in answer
+    assert "(difference in validation loss; printed: level): not testable at this scale, because it needs" in answer
+    assert re.search(r"- None of \d+ could be fitted", answer)
+
+
+def test_columns_of_words_are_to_the_left_and_numbers_to_the_right(folder: Path) -> None:
+    lines = (folder / "report.md").read_text().splitlines()
+    rule = lines[lines.index("### Compute multipliers") + 3]
+    assert rule.startswith("| :-- | :-- | :-- | :-- | --: | --:")
+
+
+def test_every_figure_names_the_command_that_draws_it(folder: Path, page: Page) -> None:
+    text = (folder / "index.html").read_text()
+    assert text.count("Drawn by <code>ecdit plot ") == len(page.all("figure"))
+    assert "Drawn by `ecdit plot routing 'runs of <mine>'`." in (folder / "report.md").read_text()
+
+
+def test_changed_code_is_called_dirty(write_run: Callable[..., object], tmp_path: Path) -> None:
+    settings = {"train": {"images": 3200}, "eval": {"every_images": 1600}}
+    write_run(tmp_path / "runs" / "one", settings, lambda n: 0.1, git_commit=f"{'ab' * 20}-dirty")
+    records = load_records([tmp_path / "runs"])
+    blocks = reproduction_blocks(run_rows(records, run_table(records)), ["runs"])
+    assert isinstance(blocks[-1], Table)
+    assert Cell("ababababab-dirty") in blocks[-1].rows[0]
 
 
 def test_a_cell_keeps_its_number_and_a_column_of_nothing_is_left_away() -> None:

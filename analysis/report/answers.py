@@ -1,0 +1,77 @@
+"""The short answers at the top of a report: each setting, the compute multipliers, the paper's claims, the laws.
+
+They say in one line what the tables below hold in full; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import pandas as pd
+
+from analysis.claims import Claim, conclusion
+from analysis.multiplier import Multiplier
+from analysis.paper_claims import NOT_TESTABLE, PaperClaim, PaperVerdict
+from analysis.report.document import Block, Bullets
+from analysis.report.laws import Law
+
+FOLDED_FROM = 12
+"""Lists of at least this length are folded."""
+
+AXIS_WORDS = {"images_seen": "images", "flops": "activated training FLOPs", "seconds": "training seconds"}
+VERDICTS: tuple[PaperVerdict, ...] = ("supported", "not supported", NOT_TESTABLE)
+
+
+def answer_blocks(
+    runs: pd.DataFrame,
+    claims: Sequence[Claim],
+    multipliers: Sequence[Multiplier],
+    paper: Sequence[PaperClaim],
+    laws: Sequence[Law],
+) -> list[Block]:
+    """One sentence for each setting, pair of the largest setting, claim of the paper and fitted law."""
+    settings = [conclusion(of_setting, list(claims)) for _, of_setting in runs.groupby("setting", sort=False)]
+    largest = str(runs["setting"].iloc[-1])
+    blocks: list[Block] = [_list(settings, "What the data supports")]
+    compute = list(_compute(multipliers, largest))
+    if compute:
+        blocks.append(_list(compute, f"How much less compute, at the largest setting: {largest}"))
+    blocks.append(_list(list(_paper(paper)), "What the paper claims"))
+    fitted = [f"{law.form.name}, {law.family}: {law.headline}" for law in laws if law.parameters is not None]
+    none = [f"None of {len(laws)} could be fitted: the section on scaling laws says what each lacks."]
+    blocks.append(_list(fitted or none, "Scaling laws, judged by their error on the largest runs"))
+    return blocks
+
+
+def _list(items: list[str], summary: str) -> Bullets:
+    return Bullets(items, summary, len(items) >= FOLDED_FROM)
+
+
+def _compute(found: Sequence[Multiplier], setting: str) -> Iterator[str]:
+    ours = [each for each in found if each.setting == setting]
+    for (arm, reference), pair in groupby(ours, lambda each: (each.arm, each.reference)):
+        yield f"{arm} against {reference}: {', '.join(map(_times, pair))}."
+
+
+def _times(each: Multiplier) -> str:
+    axis = AXIS_WORDS[each.axis]
+    if each.factor is None:
+        return f"no multiplier in {axis}"
+    at = each.factor
+    spread = "one seed, no interval" if at.low is None else f"{at.low:.2f} to {at.high:.2f}"
+    return f"{at.mean:.2f} times fewer {axis} ({spread})"
+
+
+def _paper(found: Sequence[PaperClaim]) -> Iterator[str]:
+    """Each claim with the number of comparisons of each verdict; with the reason where there is one comparison."""
+    for form, claims in groupby(found, lambda each: each.form):
+        of_form = list(claims)
+        counts = Counter(each.verdict for each in of_form)
+        said = ", ".join(f"{verdict} in {counts[verdict]}" for verdict in VERDICTS if counts[verdict])
+        if len(of_form) == 1:
+            said = f"{of_form[0].verdict}, because {of_form[0].reason}"
+        else:
+            said += f" of {len(of_form)} comparisons"
+        yield f"{form.claim} ({form.quantity}; printed: {form.printed}): {said}."
