@@ -1,8 +1,8 @@
 """What names a run: a hash of the settings that change its numbers, and a readable name that carries it.
 
 Left out are what is measured on samples meanwhile (`ONLY_WATCHES`), where the record is mirrored (`wandb`), when it is
-saved and written (`checkpoint`, `log`) and on how many processes it is computed (`parallel`). Two configs with the same
-id give the same losses.
+saved and written (`checkpoint`, `log`), on how many processes it is computed (`parallel`) and where its data set lies
+(`MAY_MOVE`). Two configs with the same id give the same losses.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ LEFT_OUT = frozenset({"wandb", "checkpoint", "parallel", "log"})
 ONLY_WATCHES = frozenset({"metric_images"})
 """Settings of `eval` that add measurements and change none."""
 
+MAY_MOVE = frozenset({"path"})
+"""Settings of `data` that do not say what the data are: `data.fingerprint` does."""
+
 
 def config_id(config: RunConfig) -> str:
     """10 hex digits of the SHA-256 over the canonical JSON of every setting that changes the numbers."""
-    settings = _canonical(config.model_dump(exclude={**dict.fromkeys(LEFT_OUT, True), "eval": set(ONLY_WATCHES)}))
+    left_out: dict[str, Any] = {**dict.fromkeys(LEFT_OUT, True), "eval": set(ONLY_WATCHES), "data": set(MAY_MOVE)}
+    settings = _canonical(config.model_dump(exclude=left_out))
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -48,7 +48,8 @@ def _mixed(seed: int, number: int) -> int:
 def validation_captions(config: RunConfig, num_images: int) -> Tensor:
     """Token ids [B, L] of the first `num_images` images of the validation split; no other images are made."""
     few = config.eval.model_copy(update={"images": num_images})
-    return torch.cat([batch.caption_BL for batch in validation_set(config.model_copy(update={"eval": few}))])
+    batches = validation_set(config.model_copy(update={"eval": few}))
+    return torch.cat([batch.caption_BL for batch in batches if batch.caption_BL is not None])
 
 
 def caption_ids(captions: Sequence[str]) -> Tensor:
