@@ -39,12 +39,16 @@ class EncoderFolders:
 
 def find_encoders(vae: str, t5: str, clip: str) -> EncoderFolders:
     """Folders, or names on the Hub, which are downloaded; a `ConfigError` for what is neither."""
-    folders = {name: _folder(name, path) for name, path in (("vae", vae), ("t5", t5), ("clip", clip))}
-    vae_entry, t5_entry, clip_entry = (
-        Encoder(path=path, kind=CLASSES[name], sha256=_folder_sha256(folders[name]))
-        for name, path in (("vae", vae), ("t5", t5), ("clip", clip))
-    )
-    return EncoderFolders(vae_entry, t5_entry, clip_entry, folders)
+    found = {name: find_encoder(name, path) for name, path in (("vae", vae), ("t5", t5), ("clip", clip))}
+    entries = {name: entry for name, (entry, _) in found.items()}
+    return EncoderFolders(**entries, folders={name: folder for name, (_, folder) in found.items()})
+
+
+def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
+    """One of `CLASSES`: what it is, and its folder on this machine; a `ConfigError` where there is none."""
+    folder = _folder(name, path)
+    entry = Encoder(path=path, kind=CLASSES[name], sha256=file_sha256(_files(folder)))
+    return entry, folder
 
 
 class Autoencoder:
@@ -168,5 +172,5 @@ def _read(name: str, folder: Path, load: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _folder_sha256(folder: Path) -> str:
-    return file_sha256(sorted({path for pattern in FILES for path in folder.glob(pattern)}))
+def _files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in FILES for path in folder.glob(pattern)})

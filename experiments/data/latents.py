@@ -67,10 +67,16 @@ class LatentImages:
         kept_B = torch.zeros(len(images), dtype=torch.bool)
         return self._content(self._splits["validation"], order_B, images, Stream.VALIDATION_LATENT, kept_B)
 
-    def captions(self, num: int) -> list[str]:
-        """In words: the first `num` of the validation split."""
-        rows = self._splits["validation"]
-        return [rows.caption(number) for number in range(min(num, rows.num_images))]
+    def validation_captions(self, numbers: range) -> list[str]:
+        """In words, of these images of the validation split."""
+        return [self._splits["validation"].caption(number) for number in numbers]
+
+    def null_caption(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The empty caption `num` times: features, lengths and pooled features, as a batch has them."""
+        text_TV, pooled_U = self.empty.text(0)
+        text_BLV = torch.zeros(num, self.data.caption_length, self.index.text_width, dtype=text_TV.dtype)
+        text_BLV[:, : len(text_TV)] = text_TV
+        return text_BLV, torch.full((num,), len(text_TV)), pooled_U.expand(num, -1).clone()
 
     def _content(
         self, rows: ShardedRows, order_B: np.ndarray[Any, np.dtype[np.int64]], images: range, stream: Stream,
