@@ -15,8 +15,12 @@ import psutil
 import pytest
 
 from ecdit_cli.app import run
-from tests.real_images import IMAGE_SIZE, MAX_TOKENS, write_sidecars
-from tests.training_runs import TIMEOUT_SECONDS, environment, start
+from experiments.data.prepare import prepare
+from tests.real_images import IMAGE_SIZE, MAX_TOKENS, small_request, write_sidecars
+from tests.training_runs import environment, random_run_folder, start
+
+STARTING_SECONDS = 400
+"""Three processes import torch, datasets, diffusers and transformers: 20 s, and much more on a machine that is busy."""
 
 
 def arguments(source: Path, out: Path, encoders: dict[str, str], *more: str) -> list[str]:
@@ -65,8 +69,32 @@ def test_a_library_that_is_missing_is_one_line_with_the_extra(tmp_path: Path) ->
     )
 
 
+def test_another_data_set_or_a_damaged_one_ends_before_any_step(
+    latent_set: Path, encoder_folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = small_request(latent_set.parent / "source", encoder_folders, validation_images=5)
+    other = prepare(request, tmp_path / "other").index
+    settings = ["data.name=latents", f"data.path={latent_set}"]
+    trained = random_run_folder(tmp_path / "trained", *settings)
+    mine = trained.read_run().config["data"]["fingerprint"]
+    same = ["model=nano", "model.num_layers=2", "train.precision=fp32", "eval.sample_steps=2", *settings]
+    on_other = ["train", *same, f"data.path={tmp_path / 'other'}", "--no-progress", "--run-dir"]
+    assert run([*on_other, str(trained.path)]) == 2
+    message = f"{trained.path} holds another run: data.fingerprint is {mine} there and {other.fingerprint} here."
+    assert message in capsys.readouterr().err
+    (tmp_path / "other" / "train-00000.safetensors").unlink()
+    assert run([*on_other, str(tmp_path / "new")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"error: the data set lacks its shard {tmp_path / 'other' / 'train-00000.safetensors'}. Run"
+    )
+    assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.multi
+@pytest.mark.timeout(3 * STARTING_SECONDS)
 def test_two_processes_killed_and_started_again_make_the_same_files(
     latent_set: Path, encoder_folders: dict[str, str], tmp_path: Path
 ) -> None:
@@ -74,17 +102,24 @@ def test_two_processes_killed_and_started_again_make_the_same_files(
     more = ("--validation-images", "4", "--processes", "2")
     command = [sys.executable, "-m", "ecdit_cli", *arguments(source, out, encoder_folders, *more)]
     process = start(command)
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while len(list(out.glob("*.safetensors"))) < 2:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    deadline = time.monotonic() + STARTING_SECONDS
+    try:
+        while len(list(out.glob("*.safetensors"))) < 2:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "no files"
+            time.sleep(0.01)
+    except AssertionError:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=180, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), timeout=STARTING_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
         path.name: path.read_bytes() for path in latent_set.iterdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,6 @@ def test_images_are_the_decoded_latents_and_do_not_depend_on_the_batch(trained: 
     loaded = load_run(RunDir(trained), "raw", print)
     conditions = training_conditions(loaded.config, "fp32")
     whole = sample_validation(loaded, 3, 1, conditions)
-    torch.manual_seed(1)
-    from dataclasses import replace
-
     alone = sample_validation(loaded, 3, 1, replace(conditions, batch_images=1))
     assert whole.images_BCHW.shape == (3, 3, 32, 32)
     assert whole.images_BCHW.abs().max() <= 1

@@ -1,4 +1,4 @@
-"""Training on prepared latents as a user does: exact on resume, the same on two processes, refused where it must be."""
+"""Training on prepared latents as a user does: exact on resume, the same on two processes."""
 
 from __future__ import annotations
 
@@ -59,28 +59,3 @@ def test_two_processes_give_the_losses_of_one(trained: Path, settings: tuple[str
     assert RunDir(folder).read_status().state == "done", done.stderr
     here, there = ([row["loss"] for row in numbers(run)["steps.jsonl"]] for run in (folder, trained))
     assert here == pytest.approx(there, rel=2e-5)
-
-
-def test_another_data_set_or_a_damaged_one_ends_before_any_step(
-    trained: Path,
-    settings: tuple[str, ...],
-    latent_set: Path,
-    encoder_folders: dict[str, str],
-    train: Any,
-    tmp_path: Path,
-) -> None:
-    from experiments.data.prepare import prepare
-    from tests.real_images import small_request
-
-    request = small_request(latent_set.parent / "source", encoder_folders, validation_images=5)
-    other = prepare(request, tmp_path / "other").index
-    refused = train(trained, *settings, f"data.path={tmp_path / 'other'}")
-    assert refused.returncode == 2
-    mine = RunDir(trained).read_run().config["data"]["fingerprint"]
-    assert f"holds another run: data.fingerprint is {mine} there and {other.fingerprint} here." in refused.stderr
-    (tmp_path / "other" / "train-00000.safetensors").unlink()
-    lacking = train(tmp_path / "run", *settings, f"data.path={tmp_path / 'other'}")
-    assert lacking.returncode == 2
-    assert lacking.stderr.startswith(f"error: the data set lacks its shard {tmp_path / 'other' / 'train-00000'}")
-    assert lacking.stderr.count("\n") == 1
-    assert not (tmp_path / "run").exists()
