@@ -88,13 +88,13 @@ def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: How)
 
     measured: list[Measured] = []
     with sampling_progress("importing torch") as show:
-        from experiments.evaluation.load import load_run
+        from experiments.evaluation.load import load_run, require_shapes
         from experiments.evaluation.real_metrics import load_backbones
         from experiments.evaluation.score import RunScorer
 
         backbones = load_backbones(metrics, how.inception_weights, how.clip_model)
         for number, folder in enumerate(folders):
-            run = load_run(folder, how.weights, show.say, how.precision)
+            run = require_shapes(load_run(folder, how.weights, show.say, how.precision))
             scales = how.scales_of(run.config)
             for place, scale in enumerate(scales):
                 scorer = RunScorer(run, metrics, how.conditions(run, scale), backbones, how.again)
@@ -118,10 +118,10 @@ def measure_time(folders: Sequence[RunDir], how: How) -> list[Measured]:
 
     with sampling_progress("importing torch") as show:
         from experiments.evaluation.inference_time import SECONDS, measure_inference, overhead_over_dense
-        from experiments.evaluation.load import load_run
+        from experiments.evaluation.load import load_run, require_shapes
         from experiments.records.writer import append_evaluations
 
-        runs = [load_run(folder, how.weights, show.say, how.precision) for folder in folders]
+        runs = [require_shapes(load_run(folder, how.weights, show.say, how.precision)) for folder in folders]
         scales = list(dict.fromkeys(scale for run in runs for scale in how.scales_of(run.config)))
         measured: list[Measured] = []
         for scale in scales:

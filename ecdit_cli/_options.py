@@ -98,6 +98,13 @@ PerCaption = Annotated[int, typer.Option(min=1, help="Images of each caption.")]
 Scale = Annotated[
     float | None, typer.Option(min=0, help="Guidance scale; 1 is none. Default: the run's eval.guidance.")
 ]
+VaeModel = Annotated[
+    str | None,
+    typer.Option("--vae", metavar="MODEL", help="For a run on latents: its VAE. Default: where the data set had it."),
+]
+DataSetFolder = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="For a run on latents: its data set. Default: data.path.")
+]
 GenevalFolder = Annotated[
     Path | None, typer.Option("--geneval", metavar="FOLDER", help="Also write the images in GenEval's layout.")
 ]

@@ -15,6 +15,7 @@ import typer
 from ecdit_cli._console import print_error, talk
 from ecdit_cli.bench import bench
 from ecdit_cli.compare_routing import compare_routing
+from ecdit_cli.data import data
 from ecdit_cli.doctor import doctor
 from ecdit_cli.evaluate import evaluate
 from ecdit_cli.export import export
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 for _command, _takes_overrides in COMMANDS:
     app.command(context_settings={"ignore_unknown_options": _takes_overrides})(_command)
+app.add_typer(data, name="data")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from ecdit_cli._console import say
 from ecdit_cli._options import (
     CaptionFile,
     Captions,
+    DataSetFolder,
     DsgFolder,
     GenevalFolder,
     Grid,
@@ -26,6 +27,7 @@ from ecdit_cli._options import (
     Scale,
     Shift,
     Steps,
+    VaeModel,
     Weights,
     WithComputeMap,
 )  # fmt: skip
@@ -69,9 +71,13 @@ def sample(
     geneval: GenevalFolder = None,
     dsg: DsgFolder = None,
     caption_file: CaptionFile = None,
+    vae: VaeModel = None,
+    data_set: DataSetFolder = None,
     as_json: Json = False,
 ) -> None:
     """Make images of captions with a trained run, and say whether they show what they should.
+
+    A run on latents makes images of the first captions of its validation set, and needs the VAE of its data set.
 
     Example: ecdit sample out/runs/NAME "a red circle left of a blue square" "two green hearts" --compute-map
     """
@@ -96,7 +102,11 @@ def sample(
         noise_seed = config.data.seed if seed is None else seed
         num_images = len(prompts) * per_caption
         conditions = Conditions(num_images, batch_images, noise_seed, weights, loaded.precision, settings)
-        made = _make(loaded, prompts, per_caption, conditions, compute_map, show)
+        if config.data.name == "shapes":
+            made = _make(loaded, prompts, per_caption, conditions, compute_map, show)
+        else:
+            _check_latents(loaded, captions, caption_file, compute_map)
+            prompts, made = _make_from_latents(loaded, len(prompts), per_caption, conditions, vae, data_set, show)
         show(1, 1, "drawing")
         files = _write(made, prompts, per_caption, grid_file, geneval, dsg)
     _print(made, prompts, per_caption, files, as_json)
@@ -150,6 +160,39 @@ def _make(
     images_BCHW = torch.cat(batches)
     drawn = watcher.compute_map(dict(enumerate(texts))) if watcher is not None else None
     return _Made(run, images_BCHW, _verdicts(images_BCHW, texts), drawn)
+
+
+def _check_latents(run: LoadedRun, captions: Sequence[str], caption_file: Path | None, wants_map: bool) -> None:
+    """A `ConfigError` for what a run on latents cannot do."""
+    from experiments.errors import ConfigError
+
+    where = f"{run.run_dir.path} was trained on latents"
+    if captions or caption_file is not None:
+        raise ConfigError(f"{where}: its captions are those of its validation set.", "Leave out the captions.")
+    if wants_map:
+        raise ConfigError(f"{where}: there is no compute map of it.", "Leave out --compute-map.")
+
+
+def _make_from_latents(
+    run: LoadedRun, num_captions: int, per_caption: int, conditions: Conditions, vae: str | None,
+    data_set: Path | None, show: Show,
+) -> tuple[list[Prompt], _Made]:  # fmt: skip
+    """The first captions of the validation set, each `per_caption` times, decoded."""
+    from experiments.evaluation.batches import num_calls
+    from experiments.evaluation.exports import Prompt
+    from experiments.evaluation.latent_samples import sample_validation
+
+    total, done = num_calls(num_captions * per_caption, conditions), 0
+
+    def on_call() -> None:
+        nonlocal done
+        done += 1
+        show(done, total)
+
+    show(0, total, f"sampling {num_captions * per_caption} images")
+    made = sample_validation(run, num_captions, per_caption, conditions, vae, data_set, on_call)
+    unjudged: list[Verdict | None] = [None] * len(made.images_BCHW)
+    return [Prompt(caption) for caption in made.captions], _Made(run, made.images_BCHW, unjudged, None)
 
 
 def _check_words(captions: Sequence[str]) -> None:

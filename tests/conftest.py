@@ -19,7 +19,10 @@ from experiments.config.identity import config_id
 from experiments.config.schema import RunConfig
 from experiments.records.layout import RunDir
 from experiments.records.schema import EvalRow, Record, RunRecord, State, Status, StepRow
+from tests.real_images import need_data_extra, save_encoders, small_request, write_sidecars
 from tests.wandb_server import Server, serving
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's client is imported: no test asks the network
 
 Curve = Callable[[int], float]
 WriteRun = Callable[..., RunDir]
@@ -142,3 +145,26 @@ def _eval(images: int, metric: str, value: float, config: RunConfig, settings: d
 
 def _write(path: Path, rows: Sequence[Record]) -> None:
     path.write_text("".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="session")
+def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A small VAE, T5 and CLIP, as their libraries save them; nothing that they do reaches the network."""
+    need_data_extra()
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.config.HF_DATASETS_CACHE = str(tmp_path_factory.mktemp("datasets-cache"))
+    return save_encoders(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.fixture(scope="session")
+def latent_set(encoder_folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set of 36 training and 4 validation images, in shards of at most 8. Not to be changed."""
+    from experiments.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("latents")
+    source = write_sidecars(folder / "source", 40)
+    prepare(small_request(source, encoder_folders, validation_images=4), folder / "set")
+    return folder / "set"

@@ -50,6 +50,7 @@ def budget(config: RunConfig) -> Budget:
     forward = _flops_by_part(config, config.num_tokens, training=False)
     training = _flops_by_part(config, config.num_train_tokens, training=True)
     inputs_without_gradient = training["embed"] + 2 * TIME_FREQUENCIES * config.model.width
+    inputs_without_gradient += 2 * precomputed_features(config) * config.model.width
     return Budget(
         params_by_part=params,
         active_by_part=active,
@@ -97,7 +98,7 @@ def expert_capacity(num_group_tokens: int, factor: float, num_experts: int, roun
 
 def _params_by_part(config: RunConfig) -> dict[str, int]:
     model, data, routing = config.model, config.data, config.routing
-    d, depth, w = model.width, model.num_layers, model.text_width
+    d, depth = model.width, model.num_layers
     kv, head = d * model.num_kv_heads // model.num_heads, d // model.num_heads
     num_sparse = len(config.sparse_layer_indices)
     expert = num_expert_matrices(config) * d * hidden_width(config, routing.expert_factor or 0)
@@ -107,7 +108,7 @@ def _params_by_part(config: RunConfig) -> dict[str, int]:
         "embed": patch * d + d,
         "time": TIME_FREQUENCIES * d + d + d * d + d + 6 * d * d + 6 * d,
         "modulation": depth * 6 * d + 2 * d,
-        "text": (data.vocab_size + data.caption_length) * w + model.text_layers * (12 * w * w + 2 * w) + w + w * d + d,
+        "text": _text_params(config),
         "attention": depth * (2 * d * d + 2 * d * kv + 2 * head),
         "cross_attention": depth * (2 * d * d + 2 * d * kv + 2 * head),
         "ffn": (depth - num_sparse) * 2 * d * hidden_width(config, model.ffn_factor),
@@ -118,9 +119,30 @@ def _params_by_part(config: RunConfig) -> dict[str, int]:
     }
 
 
+def _text_params(config: RunConfig) -> int:
+    """The trained caption encoder; or two layers on precomputed features of the tokens, and two on the pooled ones."""
+    data, d, w = config.data, config.model.width, config.model.text_width
+    if data.text_width is not None and data.pooled_width is not None:
+        return (data.text_width + data.pooled_width + 2 * d + 4) * d
+    assert data.vocab_size is not None
+    return (data.vocab_size + data.caption_length) * w + config.model.text_layers * (12 * w * w + 2 * w) + w + w * d + d
+
+
+def _text_flops(config: RunConfig) -> int:
+    L, d, w = config.data.caption_length, config.model.width, config.model.text_width
+    if config.data.text_width is not None:
+        return 2 * (precomputed_features(config) + (L + 1) * d) * d
+    return config.model.text_layers * (24 * L * w * w + 4 * L * L * w) + 2 * L * w * d
+
+
+def precomputed_features(config: RunConfig) -> int:
+    """Features of one caption that come with the data: T5's of every token, padding too, and CLIP's."""
+    return config.data.caption_length * (config.data.text_width or 0) + (config.data.pooled_width or 0)
+
+
 def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[str, int]:
     model, data, routing = config.model, config.data, config.routing
-    d, depth, w = model.width, model.num_layers, model.text_width
+    d, depth = model.width, model.num_layers
     T, L, kv = num_tokens, data.caption_length, d * model.num_kv_heads // model.num_heads
     num_sparse = len(config.sparse_layer_indices)
     patch = model.patch_size**2 * data.channels
@@ -130,7 +152,7 @@ def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[s
     return {
         "embed": 2 * T * patch * d,
         "time": 2 * (TIME_FREQUENCIES * d + 7 * d * d),
-        "text": model.text_layers * (24 * L * w * w + 4 * L * L * w) + 2 * L * w * d,
+        "text": _text_flops(config),
         "attention": depth * (2 * T * (2 * d * d + 2 * d * kv) + 4 * T * T * d),
         "cross_attention": depth * (4 * T * d * d + 4 * L * d * kv + 4 * T * L * d),
         "ffn": (depth - num_sparse) * 4 * T * d * hidden_width(config, model.ffn_factor),

@@ -19,6 +19,11 @@ SOFTMAX_ONLY = ("token_choice", "switch")
 TEXT_HEAD_SIZE = 64
 """As in `experiments.models.embed`."""
 
+SHAPES_HAVE = {
+    "channels": 3, "vocab_size": 64, "caption_length": 16, "text_width": None, "pooled_width": None,
+    "fingerprint": None, "path": None,
+}  # fmt: skip
+
 WORKING_VALUES = {
     "gating": "routing.gating=softmax",
     "expert": "routing.expert=gelu",
@@ -33,6 +38,7 @@ WORKING_VALUES = {
 
 def check_config(config: RunConfig) -> None:
     """Return when all settings fit; a `ConfigError` for the first that does not."""
+    _check_data(config)
     _check_backbone(config)
     _check_batches(config)
     if config.routing.name != "dense":
@@ -41,6 +47,23 @@ def check_config(config: RunConfig) -> None:
         _check_groups(config)
         _check_capacity(config)
     _check_layout(config)
+
+
+def _check_data(config: RunConfig) -> None:
+    """What shapes have is fixed; what is measured on their samples needs their judge."""
+    data, evaluation = config.data, config.eval
+    if data.name == "shapes":
+        for key, value in SHAPES_HAVE.items():
+            if getattr(data, key) != value:
+                way_out = "Use data.name=latents." if value is None else f"Use data.{key}={value}."
+                raise ConfigError(f"data.{key}={getattr(data, key)} does not fit data.name=shapes.", way_out)
+        return
+    for key in ("sample_images", "metric_images"):
+        if getattr(evaluation, key):
+            raise ConfigError(
+                f"eval.{key}={getattr(evaluation, key)} does not fit data.name=latents: pixels need the VAE.",
+                f"Use eval.{key}=0, and `ecdit sample` once there is a checkpoint.",
+            )
 
 
 def _check_backbone(config: RunConfig) -> None:

@@ -1,8 +1,9 @@
 """What names a run: a hash of the settings that change its numbers, and a readable name that carries it.
 
 Left out are what is measured on samples meanwhile (`ONLY_WATCHES`), where the record is mirrored (`wandb`), when it is
-saved and written (`checkpoint`, `log`), on how many processes it is computed (`parallel`) and by which of two
-implementations (`ONLY_HOW`). Two configs with the same id give the same losses, up to rounding.
+saved and written (`checkpoint`, `log`), on how many processes it is computed (`parallel`), by which of two
+implementations (`ONLY_HOW`) and where its data set lies (`MAY_MOVE`). Two configs with the same id give the same
+losses, up to rounding.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ ONLY_WATCHES = frozenset({"metric_images"})
 """Settings of `eval` that add measurements and change none."""
 ONLY_HOW = frozenset({"implementation"})
 """Settings of `train` that change how fast the same numbers come."""
+MAY_MOVE = frozenset({"path"})
+"""Settings of `data` that do not say what the data are: `data.fingerprint` does."""
 
 
 def config_id(config: RunConfig) -> str:
     """10 hex digits of the SHA-256 over the canonical JSON of every setting that changes the numbers."""
-    parts = {"eval": set(ONLY_WATCHES), "train": set(ONLY_HOW)}
-    settings = _canonical(config.model_dump(exclude={**dict.fromkeys(LEFT_OUT, True), **parts}))
+    parts = {"eval": set(ONLY_WATCHES), "train": set(ONLY_HOW), "data": set(MAY_MOVE)}
+    left_out: dict[str, Any] = {**dict.fromkeys(LEFT_OUT, True), **parts}
+    settings = _canonical(config.model_dump(exclude=left_out))
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from experiments.config.budget import budget, capacity_factor, hidden_width, slots_per_image
+from experiments.config.budget import budget, capacity_factor, hidden_width, precomputed_features, slots_per_image
 from experiments.config.schema import RunConfig
 
 FLOAT32 = 4
@@ -217,8 +217,13 @@ def _slots(config: RunConfig) -> float:
 
 
 def _text_bytes(config: RunConfig, width: int) -> float:
-    """The caption encoder: three norms in fp32, attention, and the projection to the width of the model."""
+    """The caption encoder: three norms in fp32, attention, and the projection to the width of the model.
+
+    Of precomputed features: those, both sides of the activation, and what comes out of the second layer.
+    """
     w, L, layers = config.model.text_width, config.data.caption_length, config.model.text_layers
+    if config.data.text_width is not None:
+        return width * (precomputed_features(config) + (3 * L + 2) * config.model.width)
     per_layer = L * w * (width * (1 + 3 + 1 + 1 + 4 + 4) + FLOAT32 * 4)
     return layers * per_layer + L * w * (FLOAT32 * 2 + width) + width * L * config.model.width
 
@@ -239,7 +244,8 @@ def _widest_gradient(config: RunConfig, width: int) -> float:
 
 
 def _image_bytes(config: RunConfig) -> int:
-    """Pixels and noise in fp32, caption and kept tokens as indices."""
+    """Pixels and noise in fp32, caption and kept tokens as indices; precomputed features in fp16 and their length."""
     data = config.data
     kept = config.num_train_tokens if config.train.mask_ratio else 0
-    return 2 * FLOAT32 * data.channels * data.image_size**2 + 8 * (data.caption_length + kept) + FLOAT32
+    caption = 2 * precomputed_features(config) + 8 if data.text_width is not None else 8 * data.caption_length
+    return 2 * FLOAT32 * data.channels * data.image_size**2 + caption + 8 * kept + FLOAT32

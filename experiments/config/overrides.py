@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from experiments.config.checks import check_config
+from experiments.config.data_set import with_data_set
 from experiments.config.schema import RunConfig
 from experiments.config.values import Accepts, Scalar, accepted_by, convert
 from experiments.config.yaml_file import read_yaml_text
@@ -46,13 +47,13 @@ def expand(overrides: Iterable[str]) -> dict[str, Scalar]:
 
 
 def build_config(flat: Mapping[str, Scalar]) -> RunConfig:
-    """The complete settings from dotted settings, without the checks between them."""
+    """The complete settings from dotted settings, without the checks between them; reads the index of a data set."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         section, _, name = key.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
     try:
-        return RunConfig.model_validate(nested)
+        return RunConfig.model_validate(with_data_set(nested))
     except ValidationError as error:
         raise _limit_error(error) from error
 

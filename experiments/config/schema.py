@@ -69,15 +69,29 @@ class FlowConfig(Settings):
     time_std: PositiveFloat = 1.0
 
 
-class DataConfig(Settings):
-    """What is trained on. `shapes`: procedural captioned scenes, pixels in [-1, 1]."""
+def _is_none(value: object) -> bool:
+    return value is None
 
-    name: Literal["shapes"] = "shapes"
+
+class DataConfig(Settings):
+    """What is trained on. `shapes`: procedural captioned scenes, pixels in [-1, 1].
+
+    `latents`: a data set of `ecdit data prepare`, which says everything but `path` and `seed` (`data_set.py`). What
+    only latents have is absent from the settings of other runs.
+    """
+
+    name: Literal["shapes", "latents"] = "shapes"
     image_size: PositiveInt = Field(32, description="side of the grid that the model sees")
-    channels: Literal[3] = 3
-    vocab_size: Literal[64] = 64
-    caption_length: Literal[16] = 16
+    channels: PositiveInt = 3
+    vocab_size: Literal[64] | None = Field(
+        64, description="of the trained text encoder; None: features are precomputed"
+    )
+    caption_length: PositiveInt = Field(16, description="tokens that a caption is padded to")
     seed: int = Field(0, ge=0, description="of the data stream; runs of different `seed` share it")
+    text_width: PositiveInt | None = Field(None, exclude_if=_is_none, description="of precomputed T5 features")
+    pooled_width: PositiveInt | None = Field(None, exclude_if=_is_none, description="of pooled CLIP features")
+    fingerprint: str | None = Field(None, exclude_if=_is_none, description="of the data set")
+    path: str | None = Field(None, exclude_if=_is_none, description="folder of the data set")
 
 
 class OptimConfig(Settings):

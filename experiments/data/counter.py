@@ -37,11 +37,14 @@ class Stream(IntEnum):
     TRAIN_DROPOUT = 7
     VALIDATION_NOISE = 8
     VALIDATION_TIME = 9
+    TRAIN_LATENT = 10
+    VALIDATION_LATENT = 11
+    EPOCH_ORDER = 12
 
 
 def uniforms(seed: int, stream: Stream, images: range, num: int) -> Floats:
     """Uniform numbers in the open interval (0, 1) for each of `images`: float64 [N, M] with M = `num`."""
-    bits_NM = _bits(seed, stream, images, num)
+    bits_NM = random_bits(seed, stream, images, num)
     uniform_NM = (bits_NM >> np.uint64(12)).astype(np.float64)
     uniform_NM += 0.5
     uniform_NM *= 2.0**-52
@@ -54,7 +57,7 @@ def normals(seed: int, stream: Stream, images: range, num: int) -> Floats32:
     rows = max(1, NORMALS_AT_ONCE // num)
     for first in range(0, len(images), rows):
         some = images[first : first + rows]
-        normal_NM[first : first + rows] = _box_muller(_bits(seed, stream, some, (num + 1) // 2))[:, :num]
+        normal_NM[first : first + rows] = _box_muller(random_bits(seed, stream, some, (num + 1) // 2))[:, :num]
     return normal_NM
 
 
@@ -71,8 +74,11 @@ def _box_muller(bits_NP: NDArray[np.uint64]) -> Floats32:
     return uniform_N2P.reshape(len(bits_NP), -1)
 
 
-def _bits(seed: int, stream: Stream, images: range, num: int) -> NDArray[np.uint64]:
-    """64 random bits, [N, M]: one call for the whole range, image i starting at a multiple of its counts."""
+def random_bits(seed: int, stream: Stream, images: range, num: int) -> NDArray[np.uint64]:
+    """64 random bits a number, uint64 [N, M] with M = `num`.
+
+    One call for the whole range; image i starts at a multiple of its counts.
+    """
     assert images.start >= 0, f"negative index in {images}"
     assert images.step == 1, f"{images} leaves images out"
     counts = -(-num // NUMBERS_PER_COUNT)

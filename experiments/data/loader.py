@@ -1,12 +1,13 @@
-"""Batches of the `shapes` data: for training, and the fixed set that validates every run.
+"""Batches: for training, and the fixed set that validates every run.
 
 Everything about image i is drawn from counters at i, so it does not depend on batch size, rank or world, and a run
-that resumes at `images_seen` sees what it would have seen. The scenes follow `data.seed`; time, noise, mask and
-caption dropout follow `seed`, so that runs of different seeds share the images and differ in the rest. The
-validation set knows neither `seed` nor `flow`: all runs are compared on the same images, times and noise.
-Which way the flow runs between pixels and noise is `flow`'s to say.
+that resumes at `images_seen` sees what it would have seen. The images (scenes here, latents in `latents.py`) follow
+`data.seed`; time, noise, mask and caption dropout follow `seed`, so that runs of different seeds share the images and
+differ in the rest. The validation set knows neither `seed` nor `flow`: all runs are compared on the same images, times
+and noise. Which way the flow runs between pixels and noise is `flow`'s to say.
 
-Legend: B images of a batch, C channels, H rows, W columns, L caption length, T tokens of an image, K kept tokens.
+Legend: B images of a batch, C channels, H rows, W columns, L caption length, T tokens of an image, K kept tokens, V, U
+widths of precomputed text features, of tokens and pooled.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,6 +27,7 @@ from torch import Tensor
 from experiments.config.schema import RunConfig
 from experiments.data.captions import describe, null_caption, tokenize
 from experiments.data.counter import Floats, Stream, normals, uniforms
+from experiments.data.latents import LatentImages, check_data_set
 from experiments.data.scenes import Split, draw_scenes, render_scenes
 
 PREFETCHED_BATCHES = 3
@@ -37,15 +41,81 @@ class Batch:
     index_B: Tensor
     """int64: index of the image in its split."""
     pixels_BCHW: Tensor
-    """float32 in [-1, 1]."""
-    caption_BL: Tensor
-    """int64 token ids; the null caption where it was dropped."""
+    """float32: pixels in [-1, 1], or latents of about unit variance."""
     noise_BCHW: Tensor
     """float32, standard normal."""
     time_B: Tensor
     """float32 in (0, 1), logit-normal."""
     keep_BK: Tensor | None
     """int64, the sorted indices of the tokens that training keeps; None where it keeps all."""
+    caption_BL: Tensor | None = None
+    """int64 token ids; the null caption where it was dropped. None where the data have features."""
+    text_BLV: Tensor | None = None
+    """float16 features of the caption's tokens, 0 at padding; those of the empty caption where it was dropped."""
+    text_length_B: Tensor | None = None
+    """int64: how many of the L are no padding."""
+    pooled_BU: Tensor | None = None
+    """float16 features of the whole caption."""
+
+    @property
+    def caption(self) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """What the model takes: token ids, or features, lengths and pooled features."""
+        if self.caption_BL is not None:
+            return self.caption_BL
+        assert self.text_BLV is not None
+        assert self.text_length_B is not None
+        assert self.pooled_BU is not None
+        return self.text_BLV, self.text_length_B, self.pooled_BU
+
+
+class Images(Protocol):
+    """Where images and captions come from. Both answer `index_B`, `pixels_BCHW` and the captions of a `Batch`."""
+
+    def training(self, images: range, dropped_B: Tensor) -> dict[str, Tensor]:
+        """Images of the endless training stream; where `dropped_B` is True, with the empty caption."""
+
+    def validation(self, images: range) -> dict[str, Tensor]:
+        """The first images of the validation set, the same for every run."""
+
+
+class ShapesImages:
+    """Procedural scenes: image i of the stream is scene i."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.data = config.data
+
+    def training(self, images: range, dropped_B: Tensor) -> dict[str, Tensor]:
+        """int64 [B], float32 [B, C, H, W] and int64 [B, L]."""
+        drawn = self._drawn(images, "train")
+        drawn["caption_BL"][dropped_B] = torch.tensor(null_caption(self.data.caption_length))
+        return drawn
+
+    def validation(self, images: range) -> dict[str, Tensor]:
+        """Of the validation split, which is another stream."""
+        return self._drawn(images, "validation")
+
+    def _drawn(self, images: range, split: Split) -> dict[str, Tensor]:
+        scenes = draw_scenes(self.data.seed, images, split, self.data.image_size)
+        ids = [_caption_ids(describe(scene), self.data.caption_length) for scene in scenes]
+        return {
+            "index_B": torch.arange(images.start, images.stop),
+            "pixels_BCHW": torch.from_numpy(render_scenes(scenes)),
+            "caption_BL": torch.tensor(ids),
+        }
+
+
+def open_images(config: RunConfig) -> Images:
+    """The images of `data.name`; a `ConfigError` for a data set that is damaged or not the one of the settings."""
+    if config.data.name == "shapes":
+        return ShapesImages(config)
+    assert config.data.path is not None
+    return LatentImages(Path(config.data.path), config.data)
+
+
+def check_images(config: RunConfig) -> None:
+    """Before anything is built: a `ConfigError` for a data set with a missing or damaged file, or another data set."""
+    if config.data.path is not None:
+        check_data_set(Path(config.data.path), config.data)
 
 
 class TrainStream:
@@ -55,7 +125,7 @@ class TrainStream:
         """`rank` of `world` data-parallel processes, which divide `train.batch_images`."""
         assert 0 <= rank < world, f"rank {rank} of {world}"
         assert config.train.batch_images % world == 0, f"{config.train.batch_images} images over {world} ranks"
-        self.config = config
+        self.config, self.images = config, open_images(config)
         self.rank = rank
         self.share = config.train.batch_images // world
 
@@ -63,14 +133,10 @@ class TrainStream:
         """This rank's contiguous share of the global batch that starts at image `images_seen`."""
         config, first = self.config, images_seen + self.rank * self.share
         images = range(first, first + self.share)
-        pixels_BCHW, caption_BL = _images_and_captions(config, images, "train")
         dropped_B = uniforms(config.seed, Stream.TRAIN_DROPOUT, images, 1)[:, 0] < config.train.caption_dropout
-        caption_BL[torch.from_numpy(dropped_B)] = torch.tensor(null_caption(config.data.caption_length))
         uniform_B = uniforms(config.seed, Stream.TRAIN_TIME, images, 1)[:, 0]
         return Batch(
-            index_B=torch.arange(images.start, images.stop),
-            pixels_BCHW=pixels_BCHW,
-            caption_BL=caption_BL,
+            **self.images.training(images, torch.from_numpy(dropped_B)),
             noise_BCHW=_noise(config, config.seed, Stream.TRAIN_NOISE, images),
             time_B=_logit_normal(uniform_B, config.flow.time_mean, config.flow.time_std),
             keep_BK=_kept_tokens(config, images),
@@ -101,7 +167,10 @@ def validation_set(config: RunConfig) -> list[Batch]:
     t is standard logit-normal. Its quantiles follow van der Corput's sequence, so that the times of every batch, of any
     size, spread evenly over the distribution, and triple i is the same whatever the sizes. The last batch may be short.
     """
-    return [_validation_batch(config, images, _spread_quantiles(config, images)) for images in _eval_ranges(config)]
+    source = open_images(config)
+    return [
+        _validation_batch(config, source, images, _spread_quantiles(config, images)) for images in _eval_ranges(config)
+    ]
 
 
 def same_time_batches(config: RunConfig) -> list[Batch]:
@@ -109,9 +178,9 @@ def same_time_batches(config: RunConfig) -> list[Batch]:
 
     The times are the middles of equal strata of the same distribution, one for each batch.
     """
-    ranges = _eval_ranges(config)
+    ranges, source = _eval_ranges(config), open_images(config)
     return [
-        _validation_batch(config, images, np.full(len(images), (place + 0.5) / len(ranges)))
+        _validation_batch(config, source, images, np.full(len(images), (place + 0.5) / len(ranges)))
         for place, images in enumerate(ranges)
     ]
 
@@ -121,13 +190,10 @@ def _eval_ranges(config: RunConfig) -> list[range]:
     return [range(first, min(first + size, total)) for first in range(0, total, size)]
 
 
-def _validation_batch(config: RunConfig, images: range, quantile_B: Floats) -> Batch:
+def _validation_batch(config: RunConfig, source: Images, images: range, quantile_B: Floats) -> Batch:
     """A batch of the validation split at given quantiles of t; nothing of it depends on the run's seed."""
-    pixels_BCHW, caption_BL = _images_and_captions(config, images, "validation")
     return Batch(
-        index_B=torch.arange(images.start, images.stop),
-        pixels_BCHW=pixels_BCHW,
-        caption_BL=caption_BL,
+        **source.validation(images),
         noise_BCHW=_noise(config, config.data.seed, Stream.VALIDATION_NOISE, images),
         time_B=_logit_normal(quantile_B, 0.0, 1.0),
         keep_BK=None,
@@ -140,13 +206,6 @@ def _spread_quantiles(config: RunConfig, images: range) -> Floats:
     mirrored_B = np.array([int(f"{image:032b}"[::-1], 2) for image in images]) * 2.0**-32
     quantile_B: Floats = np.clip((mirrored_B + shift) % 1.0, 1e-6, 1 - 1e-6)
     return quantile_B
-
-
-def _images_and_captions(config: RunConfig, images: range, split: Split) -> tuple[Tensor, Tensor]:
-    """Pixels [B, C, H, W] and token ids [B, L]."""
-    scenes = draw_scenes(config.data.seed, images, split, config.data.image_size)
-    ids = [_caption_ids(describe(scene), config.data.caption_length) for scene in scenes]
-    return torch.from_numpy(render_scenes(scenes)), torch.tensor(ids)
 
 
 @lru_cache(maxsize=65_536)

@@ -18,7 +18,7 @@ from torch import Tensor
 from experiments.config.schema import RunConfig
 from experiments.data.captions import null_caption, tokenize
 from experiments.data.loader import validation_set
-from experiments.flow.samplers import SAMPLERS, Guidance, guided, time_grid
+from experiments.flow.samplers import SAMPLERS, Caption, Guidance, guided, time_grid
 from experiments.models.dit import DiT, DiTOutput
 
 
@@ -48,7 +48,8 @@ def _mixed(seed: int, number: int) -> int:
 def validation_captions(config: RunConfig, num_images: int) -> Tensor:
     """Token ids [B, L] of the first `num_images` images of the validation split; no other images are made."""
     few = config.eval.model_copy(update={"images": num_images})
-    return torch.cat([batch.caption_BL for batch in validation_set(config.model_copy(update={"eval": few}))])
+    batches = validation_set(config.model_copy(update={"eval": few}))
+    return torch.cat([batch.caption_BL for batch in batches if batch.caption_BL is not None])
 
 
 def caption_ids(captions: Sequence[str]) -> Tensor:
@@ -64,22 +65,35 @@ def sample(
     settings: SamplerSettings,
     watch: Callable[[float, DiTOutput], None] | None = None,
 ) -> Tensor:
-    """Images [B, C, H, W] in [-1, 1], float32. `watch(t, output)` sees every call of the model.
+    """Images [B, C, H, W] in [-1, 1], float32, of token ids. `watch(t, output)` sees every call of the model.
 
     The model is put in evaluation mode and back again.
     """
-    device = noise_BCHW.device
-    null_BL = torch.as_tensor(null_caption()).long().to(device).expand_as(caption_BL)
+    caption_BL = caption_BL.to(noise_BCHW.device)
+    null_BL = torch.as_tensor(null_caption()).long().to(noise_BCHW.device).expand_as(caption_BL)
+    return integrate(model, caption_BL, null_BL, noise_BCHW, settings, watch).clamp(-1, 1)
 
-    def velocity(x_BCHW: Tensor, time_B: Tensor, ids_BL: Tensor) -> Tensor:
-        output = model(x_BCHW, time_B, ids_BL)
+
+@torch.no_grad()
+def integrate(
+    model: DiT,
+    caption: Caption,
+    null: Caption,
+    noise_BCHW: Tensor,
+    settings: SamplerSettings,
+    watch: Callable[[float, DiTOutput], None] | None = None,
+) -> Tensor:
+    """What the model makes of the noise, float32 [B, C, H, W]: pixels, or latents. `null` is the empty caption."""
+
+    def velocity(x_BCHW: Tensor, time_B: Tensor, asked: Caption) -> Tensor:
+        output = model(x_BCHW, time_B, asked)
         if watch is not None:
             watch(float(time_B[0]), output)
         return model.to_image(output.velocity_BKP)
 
     was_training = model.training
     model.eval()
-    field = guided(velocity, caption_BL.to(device), null_BL, settings.guidance)
+    field = guided(velocity, caption, null, settings.guidance)
     *_, image_BCHW = SAMPLERS[settings.sampler](field, noise_BCHW, time_grid(settings.num_steps, settings.shift))
     model.train(was_training)
-    return image_BCHW.clamp(-1, 1)
+    return image_BCHW

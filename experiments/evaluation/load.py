@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from experiments.config.schema import RunConfig
-from experiments.errors import CheckpointError
+from experiments.errors import CheckpointError, ConfigError
 from experiments.models.dit import DiT
 from experiments.records.layout import RunDir
 from experiments.records.schema import Precision, RunRecord, Weights
@@ -49,6 +49,16 @@ def load_run(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = model.to(device=current_device(), dtype=dtype).eval()
     return LoadedRun(run_dir, record, config, model, int(checkpoint.state["images_seen"]), weights, precision)
+
+
+def require_shapes(run: LoadedRun) -> LoadedRun:
+    """The run; a `ConfigError` where it makes latents, of which nothing that judges shapes can be measured."""
+    if run.config.data.name != "shapes":
+        raise ConfigError(
+            f"{run.run_dir.path} was trained with data.name={run.config.data.name}: this is measured on shapes only.",
+            "Its validation loss is in evals.jsonl; for images use `ecdit sample`.",
+        )
+    return run
 
 
 def current_device() -> torch.device:

@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(x_BCHW, time_B) -> velocity_BCHW."""
-ConditionalVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x_BCHW, time_B, caption_BL) -> velocity_BCHW."""
+Caption = TypeVar("Caption", Tensor, tuple[Tensor, Tensor, Tensor])
+"""Whatever a network takes as the captions of a batch: one tensor, or three, each [B, ...]."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,28 @@ def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
     return [shift * t / (1 + (shift - 1) * t) for t in even]
 
 
-def guided(velocity: ConditionalVelocity, caption_BL: Tensor, null_BL: Tensor, guidance: Guidance) -> Velocity:
+def guided(
+    velocity: Callable[[Tensor, Tensor, Caption], Tensor], caption: Caption, null: Caption, guidance: Guidance
+) -> Velocity:
     """The velocity u + scale (c - u), from one call with the caption and the null caption side by side."""
+    both_captions = _joined(caption, null)
 
     def field(x_BCHW: Tensor, time_B: Tensor) -> Tensor:
         if not guidance.covers(float(time_B[0])):
-            return velocity(x_BCHW, time_B, caption_BL)
-        both = velocity(x_BCHW.repeat(2, 1, 1, 1), time_B.repeat(2), torch.cat([caption_BL, null_BL]))
+            return velocity(x_BCHW, time_B, caption)
+        both = velocity(x_BCHW.repeat(2, 1, 1, 1), time_B.repeat(2), both_captions)
         conditional, unconditional = both.chunk(2)
         return torch.lerp(unconditional, conditional, guidance.scale)
 
     return field
+
+
+def _joined(caption: Caption, null: Caption) -> Caption:
+    """One after the other, tensor by tensor."""
+    if isinstance(caption, Tensor):
+        return torch.cat([caption, null])
+    (text, length, pooled), (null_text, null_length, null_pooled) = caption, null
+    return torch.cat([text, null_text]), torch.cat([length, null_length]), torch.cat([pooled, null_pooled])
 
 
 def euler(velocity: Velocity, noise_BCHW: Tensor, times: list[float]) -> Iterator[Tensor]:

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from experiments.config.schema import RunConfig
-from experiments.models.embed import TextEncoder, TimeEmbedding, patchify, sinusoidal_positions, unpatchify
+from experiments.models.embed import (
+    Caption,
+    FeatureProjection,
+    TextEncoder,
+    TimeEmbedding,
+    patchify,
+    sinusoidal_positions,
+    unpatchify,
+)
 from experiments.models.layers import Attention, modulate
 from experiments.routing.contract import FeedForwardOutput
 from experiments.routing.layer import build_feed_forward
@@ -78,7 +86,7 @@ class DiT(nn.Module):
             "position_TD", sinusoidal_positions(model.width, data.image_size // model.patch_size), persistent=False
         )
         self.time = TimeEmbedding(model.width)
-        self.text = TextEncoder(data.vocab_size, data.caption_length, model.text_width, model.text_layers, model.width)
+        self.text = _build_text(config)
         self.blocks = nn.ModuleList([Block(config, layer) for layer in range(model.num_layers)])
         self.modulation_2D = nn.Parameter(torch.zeros(2, model.width))
         self.head = nn.Linear(model.width, patch)
@@ -87,17 +95,18 @@ class DiT(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(
-        self, noisy_BCHW: Tensor, time_B: Tensor, caption_BL: Tensor, keep_BK: Tensor | None = None
-    ) -> DiTOutput:
-        """The velocity at `noisy_BCHW`; with `keep_BK` (int64 token indices) the other tokens are never computed."""
+    def forward(self, noisy_BCHW: Tensor, time_B: Tensor, caption: Caption, keep_BK: Tensor | None = None) -> DiTOutput:
+        """The velocity at `noisy_BCHW`; with `keep_BK` (int64 token indices) the other tokens are never computed.
+
+        `caption`: token ids [B, L], or precomputed features where the data have them.
+        """
         dtype = self.embed.weight.dtype
         patches_BTP, position_BTD = patchify(noisy_BCHW.to(dtype), self.patch_size), self.position_TD.to(dtype)
         if keep_BK is not None:
             patches_BTP, position_BTD = gather_tokens(patches_BTP, keep_BK), position_BTD[keep_BK]
         tokens_BTD = self.embed(patches_BTP) + position_BTD
-        time_BD, modulation_B6D = self.time(time_B)
-        text_BLD, mask_B11L = self.text(caption_BL)
+        text_BLD, mask_B11L, pooled_BD = self.text(caption)
+        time_BD, modulation_B6D = self.time(time_B, pooled_BD)
         answers = []
         for block in self.blocks:
             tokens_BTD, answer = block(tokens_BTD, modulation_B6D, text_BLD, mask_B11L)
@@ -109,6 +118,15 @@ class DiT(nn.Module):
     def to_image(self, velocity_BTP: Tensor) -> Tensor:
         """Tokens of whole images as [B, C, H, W] in float32: what a sampler follows."""
         return unpatchify(velocity_BTP.float(), self.patch_size, self.image_size)
+
+
+def _build_text(config: RunConfig) -> nn.Module:
+    """What turns the captions of the data into something to attend to."""
+    model, data = config.model, config.data
+    if data.text_width is not None and data.pooled_width is not None:
+        return FeatureProjection(data.text_width, data.pooled_width, model.width)
+    assert data.vocab_size is not None
+    return TextEncoder(data.vocab_size, data.caption_length, model.text_width, model.text_layers, model.width)
 
 
 def gather_tokens(x_BTD: Tensor, keep_BK: Tensor) -> Tensor:

@@ -3,14 +3,17 @@
 Patches and sinusoidal positions follow DiT (arXiv 2212.09748); the one modulation layer for all blocks is
 PixArt-alpha's adaLN-single (arXiv 2310.00426). The text encoder is ours: small, trained with the model, over the closed
 vocabulary of the data. A caption begins with a start token, so that the empty one still has something to attend to.
+Where captions come as features of T5 and CLIP instead, tokens pass through two layers (PixArt-alpha's caption
+projection) and pooled features through two layers onto the embedded timestep (SD3, arXiv 2403.03206, section 4).
 
 Legend: B images, C channels, H, W height and width, T tokens of an image, P values of a patch, D width, L caption
-length, V text width.
+length, V text width (of the trained encoder, or of T5), U width of pooled features.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,19 @@ from experiments.config.budget import TIME_FREQUENCIES
 
 PAD_TOKEN = 0
 """Id of the padding of a caption (`experiments.data.captions`)."""
+
+TextFeatures = tuple[Tensor, Tensor, Tensor]
+"""Of T5 [B, L, V], the number of real tokens of each caption (int64 [B]), and of CLIP, pooled [B, U]."""
+Caption = Tensor | TextFeatures
+"""Token ids, int64 [B, L], or features."""
+
+
+class EncodedCaption(NamedTuple):
+    """What blocks attend to, the mask [B, 1, 1, L] of what they may, and what joins the timestep, if anything does."""
+
+    text_BLD: Tensor
+    mask_B11L: Tensor
+    pooled_BD: Tensor | None
 
 
 def patchify(image_BCHW: Tensor, patch_size: int) -> Tensor:
@@ -56,13 +72,15 @@ class TimeEmbedding(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, time_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Frequencies in float32 over t scaled to 0..1000, as DiT's timesteps."""
+    def forward(self, time_B: Tensor, pooled_BD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Frequencies in float32 over t scaled to 0..1000, as DiT's timesteps; `pooled_BD` is added to the vector."""
         half = TIME_FREQUENCIES // 2
         frequency = torch.exp(-math.log(10_000) / half * torch.arange(half, device=time_B.device))
         angle = 1000 * time_B.float().unsqueeze(1) * frequency
         wave = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.mlp_in.weight.dtype)
         time_BD = self.mlp_out(F.silu(self.mlp_in(wave)))
+        if pooled_BD is not None:
+            time_BD = time_BD + pooled_BD
         return time_BD, self.modulation(F.silu(time_BD)).unflatten(1, (6, -1))
 
 
@@ -93,7 +111,7 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Caption ids [B, L] to features [B, L, D] and the attention mask [B, 1, 1, L], True at real tokens."""
+    """Caption ids [B, L] to `EncodedCaption`s: features [B, L, D] and the mask, which is True at real tokens."""
 
     def __init__(self, vocab_size: int, length: int, text_width: int, num_layers: int, width: int) -> None:
         super().__init__()
@@ -105,10 +123,27 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.token.weight, std=0.5)
         nn.init.normal_(self.position_LV, std=0.5)
 
-    def forward(self, caption_BL: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, caption_BL: Tensor) -> EncodedCaption:
         """Every caption must begin with a start token: an all-padding row has nothing to attend to."""
         mask_B11L = (caption_BL != PAD_TOKEN)[:, None, None, :]
         x_BLV = self.token(caption_BL) + self.position_LV
         for block in self.blocks:
             x_BLV = block(x_BLV, mask_B11L)
-        return self.project(self.norm(x_BLV)), mask_B11L
+        return EncodedCaption(self.project(self.norm(x_BLV)), mask_B11L, None)
+
+
+class FeatureProjection(nn.Module):
+    """Precomputed text features to the width of the model: (V + U + 2 D + 4) D parameters."""
+
+    def __init__(self, text_width: int, pooled_width: int, width: int) -> None:
+        super().__init__()
+        self.text_in, self.text_out = nn.Linear(text_width, width), nn.Linear(width, width)
+        self.pooled_in, self.pooled_out = nn.Linear(pooled_width, width), nn.Linear(width, width)
+
+    def forward(self, caption: TextFeatures) -> EncodedCaption:
+        """Every caption has at least one token: T5 ends even the empty one with its end token."""
+        text_BLV, length_B, pooled_BU = caption
+        dtype, place_L = self.text_in.weight.dtype, torch.arange(text_BLV.shape[1], device=text_BLV.device)
+        mask_B11L = (place_L < length_B[:, None])[:, None, None, :]
+        text_BLD = self.text_out(F.gelu(self.text_in(text_BLV.to(dtype)), approximate="tanh"))
+        return EncodedCaption(text_BLD, mask_B11L, self.pooled_out(F.silu(self.pooled_in(pooled_BU.to(dtype)))))

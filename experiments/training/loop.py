@@ -20,7 +20,7 @@ from torch import Tensor
 from experiments.config.budget import budget
 from experiments.config.identity import config_id
 from experiments.config.schema import RunConfig
-from experiments.data.loader import Batch, TrainStream
+from experiments.data.loader import Batch, TrainStream, check_images
 from experiments.errors import EcditError, RunFailedError, StorageError
 from experiments.models.parts import assert_matches_budget
 from experiments.records.claim import settle_record
@@ -94,6 +94,7 @@ def train(
     Raises `RunFailedError` for a non-finite loss, and other `EcditError`s for mistakes; the status holds the reason.
     """
     check_world(config)
+    check_images(config)
     if config.train.implementation == "fast":
         keep_freed_memory()
     reporter = reporter or Reporter()

@@ -17,7 +17,7 @@ from experiments.models.embed import patchify
 def forward_loss(model: torch.nn.Module, batch: Batch, patch_size: int) -> tuple[Tensor, DiTOutput]:
     """The loss of each image, float32 [B], and the model's answer."""
     noisy_BCHW = interpolate(batch.pixels_BCHW, batch.noise_BCHW, batch.time_B)
-    output: DiTOutput = model(noisy_BCHW, batch.time_B, batch.caption_BL, batch.keep_BK)
+    output: DiTOutput = model(noisy_BCHW, batch.time_B, batch.caption, batch.keep_BK)
     target_BKP = patchify(velocity_target(batch.pixels_BCHW, batch.noise_BCHW), patch_size)
     if batch.keep_BK is not None:
         target_BKP = gather_tokens(target_BKP, batch.keep_BK)

@@ -62,7 +62,11 @@ def _short_run(config: RunConfig, steps: int) -> RunConfig:
     changes = {
         "train": {"images": images},
         "log": {"every_images": config.train.batch_images},
-        "eval": {"every_images": images, "images": config.eval.batch_images, "sample_images": 0},
+        "eval": {
+            "every_images": images,
+            "images": min(config.eval.batch_images, config.eval.images),
+            "sample_images": 0,
+        },
         "checkpoint": {"every_images": images},
         "wandb": {"mode": "disabled"},
     }

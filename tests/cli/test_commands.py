@@ -34,7 +34,14 @@ def commands() -> dict[str, Any]:
 def offered() -> str:
     """One line for each command: its arguments and options."""
     lines = []
-    for name, command in commands().items():
+    single = {name: command for name, command in commands().items() if not isinstance(command, TyperGroup)}
+    inside = {
+        f"{group} {name}": command
+        for group, commands_of in commands().items()
+        if isinstance(commands_of, TyperGroup)
+        for name, command in commands_of.commands.items()
+    }
+    for name, command in (single | inside).items():
         words = [p.opts[0] if p.param_type_name == "option" else str(p.metavar) for p in command.params]
         lines.append(" ".join(["ecdit", name, *words]))
     return "\n".join(lines) + "\n"

@@ -6,12 +6,13 @@ import re
 
 import pytest
 
-from experiments.config.identity import LEFT_OUT, ONLY_HOW, ONLY_WATCHES, config_id, run_name
+from experiments.config.identity import LEFT_OUT, MAY_MOVE, ONLY_HOW, ONLY_WATCHES, config_id, run_name
 from experiments.config.overrides import known_settings, load_config
 from experiments.config.presets import PRESETS
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 
+WITHOUT_EFFECT = {("eval", "metric_images"), ("train", "implementation"), ("data", "path")}
 CHANGEABLE = [key for key, accepts in known_settings().items() if accepts.kinds or len(accepts.words) > 1]
 
 
@@ -34,15 +35,16 @@ def test_the_id_changes_with_exactly_the_settings_that_change_the_numbers(key: s
     config = load_config()
     changed = with_another_value(config, key)
     assert changed != config
-    watches = key.startswith("eval.") and key.removeprefix("eval.") in ONLY_WATCHES
-    how = key.startswith("train.") and key.removeprefix("train.") in ONLY_HOW
-    assert (config_id(changed) == config_id(config)) == (watches or how or key.split(".")[0] in LEFT_OUT)
+    section, _, name = key.rpartition(".")
+    without_effect = section in LEFT_OUT or (section, name) in WITHOUT_EFFECT
+    assert (config_id(changed) == config_id(config)) == without_effect
 
 
 def test_what_is_left_out_is_the_mirror_the_files_the_layout_what_only_watches_and_how() -> None:
     assert {"wandb", "checkpoint", "parallel", "log"} == LEFT_OUT
     assert {"metric_images"} == ONLY_WATCHES
     assert {"implementation"} == ONLY_HOW
+    assert {"path"} == MAY_MOVE
 
 
 def test_equal_values_in_other_spellings_have_the_same_id() -> None:

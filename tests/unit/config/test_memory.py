@@ -43,6 +43,13 @@ def test_every_part_is_what_a_real_step_takes(overrides):
     assert expected.peak == pytest.approx(measured["resident_peak"], rel=0.2)
 
 
+def test_latents_and_text_features_take_what_was_computed(latent_set):
+    data = ("data.name=latents", f"data.path={latent_set}", "model.patch_size=2", "train.batch_images=16")
+    expected, measured = memory(load_config(["model=nano", FP32, *data]), False), measure("model=nano", FP32, *data)
+    assert expected.activations == pytest.approx(measured["activations"], rel=0.05)
+    assert expected.persistent + expected.batch == pytest.approx(measured["persistent"], rel=0.05)
+
+
 def parts(*overrides, on_accelerator=False):
     return memory(load_config(overrides), on_accelerator)
 

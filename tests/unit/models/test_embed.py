@@ -51,22 +51,23 @@ def encoder() -> TextEncoder:
 
 def test_padding_is_not_read() -> None:
     text, ids = encoder(), torch.tensor([tokenize("a red circle")])
-    features, mask = text(ids)
+    features, mask, _ = text(ids)
     with torch.no_grad():
         text.token.weight[0] += 10.0
-    moved, _ = text(ids)
+    moved, _, _ = text(ids)
     assert mask.view(-1).tolist() == [True] * 4 + [False] * 12
     assert torch.equal(features[:, :4], moved[:, :4])
     assert not torch.equal(features[:, 4:], moved[:, 4:])
 
 
 def test_the_null_caption_has_one_token_and_finite_features() -> None:
-    features, mask = encoder()(torch.tensor([null_caption()]))
+    features, mask, pooled = encoder()(torch.tensor([null_caption()]))
     assert mask.sum() == 1
+    assert pooled is None
     assert features.isfinite().all()
 
 
 def test_the_order_of_words_matters() -> None:
     ids = torch.tensor([tokenize("a red circle and a blue square"), tokenize("a blue circle and a red square")])
-    features, _ = encoder()(ids)
+    features, _, _ = encoder()(ids)
     assert not torch.allclose(features[0], features[1])

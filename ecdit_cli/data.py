@@ -1,0 +1,110 @@
+"""`ecdit data`: data sets of real images, made once and checked at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ecdit_cli._console import print_json, say
+from ecdit_cli._options import Json
+
+data = typer.Typer(help="Prepare real images for training, and check what was prepared.", no_args_is_help=True)
+Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the data set.")]
+
+
+@data.command()
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A folder of images with captions, .parquet or .tar (WebDataset), or a Hub data set."
+        ),
+    ],
+    out: Folder,
+    vae: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a diffusers AutoencoderKL.")],
+    t5: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers T5EncoderModel.")],
+    clip: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers CLIPTextModel.")],
+    image_size: Annotated[int, typer.Option(min=8, help="Pixels of a side: resized, then the middle cut out.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="T5 tokens of a caption; longer ones are cut.")] = 120,
+    validation_images: Annotated[
+        int | None, typer.Option(min=1, help="Set apart to validate with. Default: a twentieth, at most 512.")
+    ] = None,
+    shard_images: Annotated[int, typer.Option(min=1, help="Images of a file.")] = 1024,
+    batch_images: Annotated[int, typer.Option(min=1, help="Images encoded at a time.")] = 16,
+    processes: Annotated[int, typer.Option(min=1, help="Each holds all models; accelerators are taken in turn.")] = 1,
+    split: Annotated[str, typer.Option(help="Of a Hub data set.")] = "train",
+    image_column: Annotated[str | None, typer.Option(metavar="NAME", help="Default: found by its type.")] = None,
+    caption_column: Annotated[str | None, typer.Option(metavar="NAME", help="Default: caption, text, txt, ...")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn captioned images into latents and text features. The same command continues it, or mends what is damaged.
+
+    Needs the extra ecdit[data]. Then train with: ecdit train data.name=latents data.path=OUT
+    """
+    say("importing torch ...")
+    from experiments.data.prepare import LEFT_OUT_FILE
+    from experiments.data.prepare import prepare as make
+    from experiments.data.shards import Request
+
+    request = Request(
+        source=source, vae=vae, t5=t5, clip=clip, image_size=image_size, max_tokens=max_tokens,
+        validation_images=validation_images, shard_images=shard_images, batch_images=batch_images, split=split,
+        image_column=image_column, caption_column=caption_column,
+    )  # fmt: skip
+    with _progress("encoding") as show:
+        made = make(request, out, processes, show, say)
+    index = made.index
+    if index.num_damaged:
+        say(f"Left out {index.num_damaged:,} of {index.source.num_rows:,} images: see {out / LEFT_OUT_FILE}")
+    if not made.num_files_made:
+        say(f"Finished already, nothing to do: {out}")
+    row = {
+        "path": str(out),
+        "fingerprint": index.fingerprint,
+        "train_images": index.num_images("train"),
+        "validation_images": index.num_images("validation"),
+        "left_out": index.num_damaged,
+        "latents": f"{index.channels} x {index.latent_size} x {index.latent_size}",
+        "gib": sum(file.num_bytes for file in index.files()) / 2**30,
+    }
+    _print(row, as_json)
+
+
+@data.command()
+def check(out: Folder, as_json: Json = False) -> None:
+    """Compare every file of a data set with its checksum."""
+    from experiments.config.data_set import read_index
+
+    index = read_index(out)
+    say("importing torch ...")
+    from experiments.data.latents import check_content, check_length
+
+    with _progress("checking") as show:
+        for number, file in enumerate(index.files()):
+            check_length(out, file)
+            check_content(out, file)
+            show(number + 1, len(index.files()))
+    _print({"path": str(out), "fingerprint": index.fingerprint, "files": len(index.files()), "state": "whole"}, as_json)
+
+
+def _print(row: dict[str, object], as_json: bool) -> None:
+    from ecdit_cli._console import Column, print_rows
+
+    if as_json:
+        print_json(row)
+        return
+    titles = {"gib": Column("gib", "GiB", "{:.3g}".format)}
+    print_rows([row], [titles.get(key, Column(key, key.replace("_", " "))) for key in row], as_json=False)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar at a terminal, a line now and then in a log."""
+    from ecdit_cli._sampling import sampling_progress
+
+    with sampling_progress(what) as show:
+        yield show

@@ -1,0 +1,197 @@
+"""`index.json` of a prepared data set: what `ecdit data prepare` wrote, and what a run takes of it.
+
+A data set is a folder of safetensors shards, which can be mapped into memory, and this index, which is written last: a
+folder with an index is whole. Shapes, widths and the fingerprint of a data set become settings of every run on it
+(`data.channels`, `data.fingerprint`, ...), so that a run can tell its data set from another one. The fingerprint covers
+the checksums of all files and what decodes them, never a path: a data set may be moved and copied.
+
+A shard of N images with M text tokens together holds the tensors (float16 where no type is given)
+    latent_mean_NCHW, latent_std_NCHW   of the VAE's posterior, before scale and shift
+    text_MV, text_start_N1 (int64)      T5 features without padding; those of image n begin at text_start_N1[n]
+    pooled_NU                           CLIP's pooled features
+    caption_bytes, caption_start_N1     captions as UTF-8 (uint8, int64)
+    row_N (int64)                       row of the source
+The file of the empty caption has the same tensors but for the latents. Who reads them is `experiments.data.latents`,
+who writes them `experiments.data.prepare`. This module is free of torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from experiments.errors import ConfigError
+
+INDEX_FILE = "index.json"
+REQUEST_FILE = "request.json"
+"""What was asked for, while a data set is being made."""
+SCHEMA_VERSION = 1
+FINGERPRINT_DIGITS = 16
+SetSplit = Literal["train", "validation"]
+DEFAULT_EVAL_IMAGES = 512
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FileEntry(_Entry):
+    """One file of tensors: its name in the folder, its length in bytes and its SHA-256."""
+
+    file: str
+    num_bytes: int
+    sha256: str
+
+
+class Shard(FileEntry):
+    """Images of one split, in order. `source_sha256`: of the image files and captions that went into it."""
+
+    split: SetSplit
+    num_images: int
+    num_tokens: int
+    source_sha256: str
+
+
+class Encoder(_Entry):
+    """A model that made a part of the data: where it was, its class, and the SHA-256 of its files."""
+
+    path: str
+    kind: str
+    sha256: str
+
+
+class Source(_Entry):
+    """Where the images came from; rows are those of the source, damaged ones included."""
+
+    path: str
+    num_rows: int
+    image_column: str
+    caption_column: str
+
+
+class DataSetIndex(_Entry):
+    """The whole of `index.json`."""
+
+    schema_version: int
+    fingerprint: str
+    image_size: int
+    """Pixels of a side, before encoding."""
+    latent_size: int
+    channels: int
+    caption_length: int
+    """The most text tokens of a caption: what captions are padded to."""
+    text_width: int
+    pooled_width: int
+    scaling_factor: float
+    """The model sees (latent - shift_factor) * scaling_factor."""
+    shift_factor: float
+    vae: Encoder
+    t5: Encoder
+    clip: Encoder
+    source: Source
+    empty_caption: FileEntry
+    shards: tuple[Shard, ...]
+    num_damaged: int
+
+    def num_images(self, split: SetSplit) -> int:
+        """Of a split, over all shards."""
+        return sum(shard.num_images for shard in self.shards if shard.split == split)
+
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file of tensors."""
+        return (self.empty_caption, *self.shards)
+
+
+def fingerprint_of(content: Mapping[str, Any]) -> str:
+    """Of the content of an index as JSON: hex digits of a SHA-256 that does not depend on where anything lies."""
+    named = {key: value for key, value in content.items() if key not in ("fingerprint", "source")}
+    for encoder in ("vae", "t5", "clip"):
+        named[encoder] = {key: value for key, value in content[encoder].items() if key != "path"}
+    text = json.dumps(named, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+
+def read_index(folder: Path) -> DataSetIndex:
+    """The index of a whole data set; a `ConfigError` for a folder that is none, unfinished or damaged."""
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        raise _missing(folder)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{path} is of schema version {version}, and this ecdit reads {SCHEMA_VERSION}.",
+                "Prepare the data set again, or use the ecdit that wrote it.",
+            )
+        index = DataSetIndex.model_validate(content)
+        intact = fingerprint_of(content) == index.fingerprint
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise ConfigError(f"{path} is damaged.", "Prepare the data set again into another folder.") from error
+    if not intact:
+        raise ConfigError(
+            f"{path} was changed after it was written: its fingerprint is another one.", "Prepare the data set again."
+        )
+    return index
+
+
+def with_data_set(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings of a run, completed by what its data set says; unchanged where it trains on none.
+
+    Raises `ConfigError` where a setting contradicts the data set: `data.fingerprint` when it is another one.
+    """
+    data = settings.get("data", {})
+    if data.get("name") != "latents":
+        return dict(settings)
+    if not data.get("path"):
+        raise ConfigError(
+            "data.name=latents needs a data set.", "Name a folder that `ecdit data prepare` wrote: data.path=FOLDER."
+        )
+    index = read_index(Path(data["path"]))
+    given = _settings_of(index)
+    for key, value in given.items():
+        if key in data and data[key] != value:
+            raise ConfigError(
+                f"data.{key}={data[key]} is not that of the data set {data['path']}, which has {value}.",
+                f"Leave out data.{key}, or name another data.path.",
+            )
+    return {**settings, "data": {**data, **given}, "eval": _evaluation(settings.get("eval", {}), index, data["path"])}
+
+
+def _settings_of(index: DataSetIndex) -> dict[str, Any]:
+    return {
+        "fingerprint": index.fingerprint,
+        "image_size": index.latent_size,
+        "channels": index.channels,
+        "vocab_size": None,
+        "caption_length": index.caption_length,
+        "text_width": index.text_width,
+        "pooled_width": index.pooled_width,
+    }
+
+
+def _evaluation(given: Mapping[str, Any], index: DataSetIndex, path: str) -> dict[str, Any]:
+    """The validation set is as large as the data set has it; what is measured on shapes is not measured."""
+    available = index.num_images("validation")
+    images = given.get("images", min(available, DEFAULT_EVAL_IMAGES))
+    if images > available:
+        raise ConfigError(
+            f"eval.images={images} is more than the {available} validation images of {path}.",
+            f"Use eval.images={available}.",
+        )
+    return {"sample_images": 0, **given, "images": images}
+
+
+def _missing(folder: Path) -> ConfigError:
+    if (folder / REQUEST_FILE).is_file():
+        return ConfigError(f"data.path={folder} is not finished.", "Run the same `ecdit data prepare` again.")
+    what = "holds no data set" if folder.is_dir() else "is not a folder"
+    return ConfigError(
+        f"data.path={folder} {what}.",
+        f"Write one with: ecdit data prepare SOURCE {folder} (SOURCE may be the name of a data set on the Hub).",
+    )

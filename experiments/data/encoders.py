@@ -1,0 +1,176 @@
+"""The frozen networks that turn pixels into latents and captions into features: a VAE, T5 and CLIP.
+
+Classes of diffusers and transformers, through their own `from_pretrained`, from folders or from the Hub. Weights are
+read from safetensors only, so that no file can execute code. The VAE works in float32 (that of SDXL overflows in
+float16); the text encoders in bfloat16 on an accelerator. What is stored is float16.
+
+Legend: B images, C channels, H, W height and width, V, U widths of T5 and CLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.config.data_set import Encoder
+from experiments.data.latents import file_sha256
+from experiments.data.libraries import first_line, library
+from experiments.errors import ConfigError
+
+CLASSES = {"vae": "AutoencoderKL", "t5": "T5EncoderModel", "clip": "CLIPTextModel"}
+FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
+"""What makes a model and its tokenizer."""
+
+
+@dataclass(frozen=True)
+class EncoderFolders:
+    """Where the three lie on this machine, each with the hash of its files."""
+
+    vae: Encoder
+    t5: Encoder
+    clip: Encoder
+    folders: dict[str, Path]
+
+
+def find_encoders(vae: str, t5: str, clip: str) -> EncoderFolders:
+    """Folders, or names on the Hub, which are downloaded; a `ConfigError` for what is neither."""
+    found = {name: find_encoder(name, path) for name, path in (("vae", vae), ("t5", t5), ("clip", clip))}
+    entries = {name: entry for name, (entry, _) in found.items()}
+    return EncoderFolders(**entries, folders={name: folder for name, (_, folder) in found.items()})
+
+
+def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
+    """One of `CLASSES`: what it is, and its folder on this machine; a `ConfigError` where there is none."""
+    folder = _folder(name, path)
+    entry = Encoder(path=path, kind=CLASSES[name], sha256=file_sha256(_files(folder)))
+    return entry, folder
+
+
+class Autoencoder:
+    """A VAE, between pixels in [-1, 1] and latents as it makes them (neither shifted nor scaled)."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        kind = library("diffusers").AutoencoderKL
+        self._vae = _load("vae", folder, kind, low_cpu_mem_usage=False).to(device).eval().requires_grad_(False)
+        self._device = device
+
+    @property
+    def scaling_factor(self) -> float:
+        """What latents are multiplied by, after the shift."""
+        return float(self._vae.config.scaling_factor)
+
+    @property
+    def shift_factor(self) -> float:
+        """What is taken off latents; 0 where the VAE knows none."""
+        return float(self._vae.config.get("shift_factor") or 0.0)
+
+    @torch.no_grad()
+    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the posterior, float16 [B, C, H, W]."""
+        posterior = self._vae.encode(pixels_BCHW.to(self._device)).latent_dist
+        return _stored(posterior.mean, "latents"), _stored(posterior.std, "latents")
+
+    @torch.no_grad()
+    def decode(self, latent_BCHW: Tensor) -> Tensor:
+        """Pixels from what a model of the data makes: shifted and scaled latents."""
+        raw_BCHW = latent_BCHW.to(self._device) / self.scaling_factor + self.shift_factor
+        pixels_BCHW: Tensor = self._vae.decode(raw_BCHW).sample
+        return pixels_BCHW.float().clamp(-1, 1).cpu()
+
+
+class TextEncoders:
+    """T5 for tokens, CLIP for whole captions."""
+
+    def __init__(self, t5: Path, clip: Path, max_tokens: int, device: torch.device) -> None:
+        transformers = library("transformers")
+        transformers.utils.logging.disable_progress_bar()
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self._device, self._max_tokens = device, max_tokens
+        self._t5_tokenizer = _load("t5", t5, transformers.AutoTokenizer)
+        self._clip_tokenizer = _load("clip", clip, transformers.AutoTokenizer)
+        self._t5, self._clip = (
+            _load_whole(name, folder, kind, dtype).to(device).eval().requires_grad_(False)
+            for name, folder, kind in (
+                ("t5", t5, transformers.T5EncoderModel),
+                ("clip", clip, transformers.CLIPTextModel),
+            )
+        )
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+        """Features of the tokens of each caption, [L', V] without padding, and pooled ones [B, U], float16."""
+        tokens = self._tokens(self._t5_tokenizer, captions, self._max_tokens)
+        features = _stored(self._t5(**tokens).last_hidden_state, "T5 features")
+        lengths = tokens["attention_mask"].sum(dim=1).tolist()
+        places = int(self._clip.config.max_position_embeddings)
+        pooled = self._clip(**self._tokens(self._clip_tokenizer, captions, places)).pooler_output
+        each = [row[:length].clone() for row, length in zip(features, lengths, strict=True)]
+        return each, _stored(pooled, "CLIP features")
+
+    def _tokens(self, tokenizer: Any, captions: Sequence[str], max_length: int) -> dict[str, Tensor]:
+        """Padded on the right; a caption that is too long is cut, and keeps its end token."""
+        tokens = tokenizer(
+            list(captions), padding="longest", truncation=True, max_length=max_length, return_tensors="pt",
+            padding_side="right", return_token_type_ids=False,
+        )  # fmt: skip
+        return {name: values.to(self._device) for name, values in tokens.items()}
+
+
+def _stored(values: Tensor, what: str) -> Tensor:
+    half = values.to(device="cpu", dtype=torch.float16).contiguous()
+    if not half.isfinite().all():
+        raise ConfigError(f"the {what} do not fit float16: they reach {values.abs().max():.3g}.", "Use another model.")
+    return half
+
+
+def _folder(name: str, path: str) -> Path:
+    """On this machine; what is only on the Hub is brought here."""
+    if Path(path).is_dir():
+        if not (Path(path) / "config.json").is_file():
+            raise ConfigError(f"--{name} {path} holds no {CLASSES[name]}: config.json is missing.", _hint(name))
+        return Path(path)
+    if Path(path).exists() or path.count("/") > 1 or path.startswith((".", "/")):
+        raise ConfigError(f"--{name} {path} is not a folder.", _hint(name))
+    try:
+        return Path(library("huggingface_hub").snapshot_download(path, allow_patterns=list(FILES)))
+    except Exception as error:  # the Hub's client raises its own classes and those of the network below it
+        raise ConfigError(
+            f"--{name} {path} is no folder, and the Hugging Face Hub does not give it: {first_line(error)}.",
+            "Check the name and the network, or download it first and name the folder.",
+        ) from error
+
+
+def _hint(name: str) -> str:
+    return f"Name a folder that {CLASSES[name]}.save_pretrained wrote, or a model on the Hub."
+
+
+def _load(name: str, folder: Path, kind: Any, **options: Any) -> Any:
+    if name == "vae" or options.get("output_loading_info"):
+        options["use_safetensors"] = True
+    return _read(name, folder, lambda: kind.from_pretrained(folder, local_files_only=True, **options))
+
+
+def _load_whole(name: str, folder: Path, kind: Any, dtype: torch.dtype) -> Any:
+    """A model of transformers, all of whose weights are in the folder; transformers would go on with random ones."""
+    model, report = _load(name, folder, kind, dtype=dtype, output_loading_info=True)
+    if report["missing_keys"]:
+        raise ConfigError(f"the weights in --{name} {folder} lack {min(report['missing_keys'])}.", _hint(name))
+    return model
+
+
+def _read(name: str, folder: Path, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # what these libraries raise for damaged files is not documented
+        raise ConfigError(
+            f"--{name} {folder} cannot be read as {CLASSES[name]}: {first_line(error)}.", _hint(name)
+        ) from error
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in FILES for path in folder.glob(pattern)})

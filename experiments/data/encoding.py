@@ -1,0 +1,151 @@
+"""Rows of a source to one shard: decode, resize and cut, encode, write.
+
+What a shard holds depends on the rows and the networks alone, not on who makes it or what was made before: images go
+through the networks in the same batches every time. A row that cannot be decoded, or has no caption, is left out and
+listed with its reason.
+
+Legend: B images of a batch, N of a shard, M text tokens of a shard, V, U widths of T5 and CLIP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from experiments.data.encoders import Autoencoder, TextEncoders
+from experiments.data.libraries import first_line
+from experiments.data.source import SourceRows
+
+DECODING_THREADS = 4
+NO_CAPTION, NO_IMAGE = "no caption", "not a file of an image"
+DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What PIL raises for files that are no image, are cut short, or say that they are absurdly large."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row that is not in the data set."""
+
+    row: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A row that is: its pixels, float32 [3, H, W] in [-1, 1], and the SHA-256 of file and caption."""
+
+    row: int
+    pixels_CHW: Tensor
+    caption: str
+    sha256: bytes
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """The tensors of a shard, by name, and what was left out. `source_sha256`: of all files and captions in it."""
+
+    tensors: dict[str, Tensor]
+    left_out: list[LeftOut]
+    source_sha256: str
+
+
+def encode_rows(
+    source: SourceRows,
+    rows: Sequence[int],
+    image_size: int,
+    batch_images: int,
+    vae: Autoencoder,
+    text: TextEncoders,
+    on_rows: Callable[[int], None] = lambda num_rows: None,
+) -> EncodedRows:
+    """Everything a shard holds of `rows`, in their order; `on_rows` is told how many rows each batch took."""
+    left_out: list[LeftOut] = []
+    parts: list[dict[str, Tensor]] = []
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode") as threads:
+        for first in range(0, len(rows), batch_images):
+            here = rows[first : first + batch_images]
+            answers = list(threads.map(lambda row: load_row(source, row, image_size), here))
+            left_out += [answer for answer in answers if isinstance(answer, LeftOut)]
+            loaded = [answer for answer in answers if isinstance(answer, Loaded)]
+            if loaded:
+                parts.append(_encoded(loaded, vae, text))
+                digest.update(b"".join(one.sha256 for one in loaded))
+            on_rows(len(here))
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    for name in ("text", "caption"):
+        if parts:
+            tensors[f"{name}_start_N1"] = _starts(tensors.pop(f"{name}_length_N"))
+    return EncodedRows(tensors, left_out, digest.hexdigest())
+
+
+def encode_empty_caption(text: TextEncoders) -> dict[str, Tensor]:
+    """The tensors of the file of the empty caption: as a shard of one image without latents."""
+    (features_TV,), pooled_NU = text.encode([""])
+    return {
+        "text_MV": features_TV,
+        "text_start_N1": torch.tensor([0, len(features_TV)]),
+        "pooled_NU": pooled_NU,
+    }
+
+
+def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOut:
+    """Read and decode one row."""
+    name = f"row {row}"
+    try:
+        stored = source.read(row)
+        name = stored.name
+        if stored.caption is None:
+            return LeftOut(row, name, NO_CAPTION)
+        pixels_CHW = decode(stored.content, image_size)
+    except UnidentifiedImageError:  # PIL's own words hold an address of memory
+        return LeftOut(row, name, NO_IMAGE)
+    except DAMAGED as error:
+        return LeftOut(row, name, first_line(error))
+    digest = hashlib.sha256(stored.content + b"\0" + stored.caption.encode()).digest()
+    return Loaded(row, pixels_CHW, stored.caption, digest)
+
+
+def decode(content: bytes, image_size: int) -> Tensor:
+    """An image file as float32 [3, H, W] in [-1, 1]: turned upright, its short side resized, its middle cut out.
+
+    Transparency becomes white. Bicubic with antialiasing, as ADM and DiT prepare ImageNet.
+    """
+    with Image.open(io.BytesIO(content)) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if "A" in image.getbands() or "transparency" in image.info:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        fitted = ImageOps.fit(image.convert("RGB"), (image_size, image_size), Image.Resampling.BICUBIC)
+    pixels_HWC = np.asarray(fitted, dtype=np.float32) / np.float32(127.5) - np.float32(1)
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+
+def _encoded(loaded: Sequence[Loaded], vae: Autoencoder, text: TextEncoders) -> dict[str, Tensor]:
+    """One batch through the networks; lengths instead of starts, so that batches can be joined."""
+    mean_BCHW, std_BCHW = vae.encode(torch.stack([one.pixels_CHW for one in loaded]))
+    features, pooled_BU = text.encode([one.caption for one in loaded])
+    captions = [one.caption.encode() for one in loaded]
+    return {
+        "latent_mean_NCHW": mean_BCHW,
+        "latent_std_NCHW": std_BCHW,
+        "text_MV": torch.cat(features),
+        "text_length_N": torch.tensor([len(feature_TV) for feature_TV in features]),
+        "pooled_NU": pooled_BU,
+        "caption_bytes": torch.tensor(list(b"".join(captions)), dtype=torch.uint8),
+        "caption_length_N": torch.tensor([len(caption) for caption in captions]),
+        "row_N": torch.tensor([one.row for one in loaded]),
+    }
+
+
+def _starts(length_N: Tensor) -> Tensor:
+    return torch.tensor([0, *accumulate(length_N.tolist())])

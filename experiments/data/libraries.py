@@ -1,0 +1,24 @@
+"""The libraries of the extra `ecdit[data]`, imported only when asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from experiments.errors import ConfigError
+
+INSTALL = "Install what it needs with: pip install 'ecdit[data]'."
+
+
+def library(name: str) -> Any:
+    """A module of the extra; a `ConfigError` with the way out where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"cannot import {name}: there is no module {error.name!r}.", INSTALL) from error
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, without a traceback or a full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:")

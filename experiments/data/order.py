@@ -1,0 +1,63 @@
+"""The order of the images of an epoch: a permutation that is computed place by place, so that none is ever stored.
+
+Image `place` of an epoch is found by a Feistel network over the smallest square of a power of two that holds the set,
+walked until it lands inside (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). A resumed run,
+or a run on another number of processes, asks for the places it needs and nothing else; a permutation of 1.2 billion
+images would take 10 GB on every process. Its keys follow (seed, epoch) by Philox.
+
+Legend: N places.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.data.counter import Stream, random_bits
+
+NUM_ROUNDS = 8
+"""Four are enough for any statistic; twice as many cost nothing beside reading an image."""
+Integers = NDArray[np.int64]
+Bits = NDArray[np.uint64]
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+def shuffled(seed: int, positions_N: Integers, num_images: int) -> Integers:
+    """The images at `positions_N` of a stream that goes through `num_images` epoch by epoch: int64 [N]."""
+    epoch_N, place_N = np.divmod(positions_N, num_images)
+    image_N = np.empty_like(place_N)
+    for epoch in np.unique(epoch_N):
+        here_N = epoch_N == epoch
+        image_N[here_N] = _permuted(_keys(seed, int(epoch)), place_N[here_N].astype(np.uint64), num_images)
+    return image_N
+
+
+def _keys(seed: int, epoch: int) -> Bits:
+    return random_bits(seed, Stream.EPOCH_ORDER, range(epoch, epoch + 1), NUM_ROUNDS).ravel()
+
+
+def _permuted(keys: Bits, place_N: Bits, num_images: int) -> Integers:
+    """A bijection of 0 .. `num_images` - 1: places that land outside are permuted again."""
+    half_bits = max(1, (int(num_images - 1).bit_length() + 1) // 2)
+    result_N = _feistel(keys, place_N, half_bits)
+    outside_N = result_N >= num_images
+    while outside_N.any():
+        result_N[outside_N] = _feistel(keys, result_N[outside_N], half_bits)
+        outside_N = result_N >= num_images
+    return result_N.astype(np.int64)
+
+
+def _feistel(keys: Bits, value_N: Bits, half_bits: int) -> Bits:
+    """A bijection of the numbers below 4^half_bits."""
+    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left_N, right_N = value_N >> shift, value_N & mask
+    for key in keys:
+        left_N, right_N = right_N, left_N ^ (_mixed(right_N + key) & mask)
+    return (left_N << shift) | right_N
+
+
+def _mixed(value_N: Bits) -> Bits:
+    """SplitMix64's finaliser (Steele et al., OOPSLA 2014): every bit of the input moves every bit of the result."""
+    value_N = (value_N ^ (value_N >> np.uint64(30))) * _MIX_1
+    value_N = (value_N ^ (value_N >> np.uint64(27))) * _MIX_2
+    return value_N ^ (value_N >> np.uint64(31))

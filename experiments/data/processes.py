@@ -1,0 +1,138 @@
+"""The processes that encode: each holds the networks on its own device and makes whole files.
+
+With one process the work is done here. A process ends by itself when the one that started it is gone, so that a kill
+leaves nothing behind. Which process makes a file does not change the file.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.context import SpawnProcess
+from multiprocessing.queues import Queue
+from pathlib import Path
+from queue import Empty
+
+import torch
+
+from experiments.data.encoders import Autoencoder, TextEncoders, find_encoders
+from experiments.data.encoding import EncodedRows, encode_empty_caption, encode_rows
+from experiments.data.shards import Request, ShardTask, write_shard
+from experiments.data.source import open_source
+from experiments.errors import EcditError, RunFailedError
+
+SECONDS_BETWEEN_LOOKS = 0.2
+OnRows = Callable[[int], None]
+Report = int | EcditError
+"""Rows that were done, or why a process cannot go on."""
+
+
+class ShardEncoder:
+    """The source and the networks, opened once for many files."""
+
+    def __init__(self, request: Request, device: torch.device) -> None:
+        self._request = request
+        self._source = open_source(request.source, request.split, request.image_column, request.caption_column)
+        folders = find_encoders(request.vae, request.t5, request.clip).folders
+        self._text = TextEncoders(folders["t5"], folders["clip"], request.max_tokens, device)
+        self._vae = Autoencoder(folders["vae"], device)
+
+    def encode(self, task: ShardTask, on_rows: OnRows) -> EncodedRows:
+        """The content of one file."""
+        if not task.rows:
+            return EncodedRows(encode_empty_caption(self._text), [], "")
+        size, batch = self._request.image_size, self._request.batch_images
+        return encode_rows(self._source, task.rows, size, batch, self._vae, self._text, on_rows)
+
+
+def encode_shards(request: Request, tasks: Sequence[ShardTask], out: Path, num_processes: int, on_rows: OnRows) -> None:
+    """Make and write the files of `tasks`; `on_rows` is told of rows as they are done.
+
+    Raises what a process raised, and `RunFailedError` where one was killed.
+    """
+    if num_processes > 1 and len(tasks) > 1:
+        _in_processes(request, tasks, out, min(num_processes, len(tasks)), on_rows)
+    elif tasks:
+        _encode_all(request, tasks, out, _device(0), on_rows)
+
+
+def _encode_all(request: Request, tasks: Sequence[ShardTask], out: Path, device: torch.device, on_rows: OnRows) -> None:
+    encoder = ShardEncoder(request, device)
+    for task in tasks:
+        write_shard(out, task, encoder.encode(task, on_rows))
+
+
+def _in_processes(request: Request, tasks: Sequence[ShardTask], out: Path, number: int, on_rows: OnRows) -> None:
+    """Every process has its files from the start; they take about as long."""
+    context = multiprocessing.get_context("spawn")
+    reports: Queue[Report] = context.Queue()
+    workers = [
+        context.Process(target=_work, args=(request, tasks[rank::number], out, rank, os.getpid(), reports))
+        for rank in range(number)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        while any(worker.is_alive() for worker in workers):
+            _take(reports, on_rows)
+            _raise_if_lost(workers)
+        while _take(reports, on_rows):
+            pass
+        _raise_if_lost(workers)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _take(reports: Queue[Report], on_rows: OnRows) -> bool:
+    """Wait a moment for a report; whether there was one."""
+    try:
+        report = reports.get(timeout=SECONDS_BETWEEN_LOOKS)
+    except Empty:
+        return False
+    if isinstance(report, EcditError):
+        raise report
+    on_rows(report)
+    return True
+
+
+def _raise_if_lost(workers: Sequence[SpawnProcess]) -> None:
+    codes = [worker.exitcode for worker in workers if worker.exitcode]
+    if codes:
+        raise RunFailedError(
+            f"a process that encodes has ended with code {codes[0]}.",
+            "If it said nothing, look for its memory limit. The same command continues.",
+        )
+
+
+def _work(
+    request: Request, tasks: Sequence[ShardTask], out: Path, rank: int, parent: int, reports: Queue[Report]
+) -> None:
+    """The life of one process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all; the first process ends the others
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        _encode_all(request, tasks, out, _device(rank), reports.put)
+    except EcditError as error:
+        reports.put(error)
+
+
+def _end_with(parent: int) -> None:
+    """End this process at once when the one that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
+
+
+def _device(rank: int) -> torch.device:
+    """Accelerators in turn, or the CPU."""
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None
+    return torch.device(accelerator.type, rank % torch.accelerator.device_count())

@@ -1,0 +1,126 @@
+"""`ecdit data`: by hand, as a process that is killed, and on what is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ecdit_cli.app import run
+from experiments.data.prepare import prepare
+from tests.real_images import IMAGE_SIZE, MAX_TOKENS, small_request, write_sidecars
+from tests.training_runs import environment, random_run_folder, start
+
+STARTING_SECONDS = 400
+"""Three processes import torch, datasets, diffusers and transformers: 20 s, and much more on a machine that is busy."""
+
+
+def arguments(source: Path, out: Path, encoders: dict[str, str], *more: str) -> list[str]:
+    models = [word for name, folder in encoders.items() for word in (f"--{name}", folder)]
+    sizes = ["--image-size", IMAGE_SIZE, "--max-tokens", MAX_TOKENS, "--shard-images", 8, "--batch-images", 3]
+    return ["data", "prepare", str(source), str(out), *models, *map(str, sizes), *more]
+
+
+def test_prepare_prints_what_it_made_and_says_what_it_left_out(
+    encoder_folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_sidecars(tmp_path / "source", 10), tmp_path / "set"
+    (source / "002.png").write_bytes(b"broken")
+    assert run([*arguments(source, out, encoder_folders), "--json"]) == 0
+    captured = capsys.readouterr()
+    made = json.loads(captured.out)
+    assert (made["train_images"] + made["validation_images"], made["left_out"]) == (9, 1)
+    assert made["latents"] == "4 x 16 x 16"
+    assert f"Left out 1 of 10 images: see {out / 'left_out.jsonl'}" in captured.err.replace("\n", " ")
+    assert run(arguments(source, out, encoder_folders)) == 0
+    captured = capsys.readouterr()
+    assert made["fingerprint"] in captured.out
+    assert f"Finished already, nothing to do: {out}" in captured.err
+
+
+def test_check_finds_one_changed_bit(latent_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(latent_set, tmp_path / "set")
+    assert run(["data", "check", str(copy), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "whole"
+    shard = copy / "train-00003.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert run(["data", "check", str(copy)]) == 2
+    assert f"error: the shard {shard} is damaged: its checksum is another one." in capsys.readouterr().err
+
+
+def test_a_library_that_is_missing_is_one_line_with_the_extra(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['datasets'] = None; from ecdit_cli.app import run; sys.exit(run(sys.argv[1:]))"
+    words = arguments(tmp_path, tmp_path / "set", dict.fromkeys(("vae", "t5", "clip"), "x"))
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: cannot import datasets: there is no module 'datasets'. Install what it needs with: pip install "
+        "'ecdit[data]'."
+    )
+
+
+def test_another_data_set_or_a_damaged_one_ends_before_any_step(
+    latent_set: Path, encoder_folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = small_request(latent_set.parent / "source", encoder_folders, validation_images=5)
+    other = prepare(request, tmp_path / "other").index
+    settings = ["data.name=latents", f"data.path={latent_set}"]
+    trained = random_run_folder(tmp_path / "trained", *settings)
+    mine = trained.read_run().config["data"]["fingerprint"]
+    same = ["model=nano", "model.num_layers=2", "train.precision=fp32", "eval.sample_steps=2", *settings]
+    on_other = ["train", *same, f"data.path={tmp_path / 'other'}", "--no-progress", "--run-dir"]
+    assert run([*on_other, str(trained.path)]) == 2
+    message = f"{trained.path} holds another run: data.fingerprint is {mine} there and {other.fingerprint} here."
+    assert message in capsys.readouterr().err
+    (tmp_path / "other" / "train-00000.safetensors").unlink()
+    assert run([*on_other, str(tmp_path / "new")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"error: the data set lacks its shard {tmp_path / 'other' / 'train-00000.safetensors'}. Run"
+    )
+    assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.multi
+@pytest.mark.timeout(3 * STARTING_SECONDS)
+def test_two_processes_killed_and_started_again_make_the_same_files(
+    latent_set: Path, encoder_folders: dict[str, str], tmp_path: Path
+) -> None:
+    source, out = latent_set.parent / "source", tmp_path / "set"
+    more = ("--validation-images", "4", "--processes", "2")
+    command = [sys.executable, "-m", "ecdit_cli", *arguments(source, out, encoder_folders, *more)]
+    process = start(command)
+    deadline = time.monotonic() + STARTING_SECONDS
+    try:
+        while len(list(out.glob("*.safetensors"))) < 2:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "no files"
+            time.sleep(0.01)
+    except AssertionError:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), timeout=STARTING_SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in latent_set.iterdir()
+    }
