@@ -9,9 +9,12 @@ shows GenEval as EC-DIT printed it, of the models with most experts of each size
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.arms import ROUTER_LABELS
 from analysis.figures.grid import named_ticks, paper_panel
 from analysis.figures.over_parameters import draw_over_parameters
 from analysis.figures.panels import Printed
@@ -20,6 +23,21 @@ from analysis.paper_values import SIZES, SOURCES, paper_scores
 from analysis.parameters import ACTIVATED, Count
 from analysis.scores import HELD_OUT, SCORE
 from analysis.style import Drawing, few_ticks, line_style, marker_style
+
+
+class _Name(NamedTuple):
+    """Where the name of a printed line stands: beside the point of which size, and how far from it."""
+
+    size: str
+    points: tuple[float, float]
+    side: str
+
+
+ROUTER_NAMES = {
+    "expert_choice": _Name("XXL", (0, 5), "center"),
+    "token_choice": _Name("XL", (7, -2), "left"),
+    "dense": _Name("3XL", (0, -10), "center"),
+}
 
 
 def draw_alignment(
@@ -41,9 +59,17 @@ def _draw_printed(axes: Axes) -> None:
         for at, score, size in zip(models["params_active"], models["geneval"], models["size"], strict=True):
             axes.plot(at / 1e9, score, **marker_style(str(router), 0, str(size)))
         axes.plot(models["params_active"] / 1e9, models["geneval"], **style | {"linewidth": 0.8, "zorder": 1})
+        _name_line(axes, str(router), models)
     names = [f"{size.size}\n{size.activated_billions}" for size in SIZES]
     named_ticks(axes, [size.activated_billions for size in SIZES], names)
     few_ticks(axes.yaxis, 5)
-    axes.margins(x=0.12)
+    axes.margins(x=0.2)
     axes.set_xlabel("Activated parameters (billions)")
     axes.set_ylabel("GenEval (%)")
+
+
+def _name_line(axes: Axes, router: str, models: pd.DataFrame) -> None:
+    at = ROUTER_NAMES[router]
+    x, y = models.loc[models["size"] == at.size, ["params_active", "geneval"]].to_numpy(float)[0]
+    label = ROUTER_LABELS[router]
+    axes.annotate(label, (x / 1e9, y), at.points, textcoords="offset points", ha=at.side, fontsize=6)

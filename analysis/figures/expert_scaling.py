@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.arms import arm_list
+from analysis.arms import ROUTER_LABELS, arm_list
 from analysis.figures.grid import (
     Key,
     draw_family,
@@ -54,7 +54,7 @@ def draw_expert_scaling(_records: Records, table: pd.DataFrame, paper_values: bo
         label_losses(panels)
         keys = _keys(points)
         if paper_values:
-            keys += _draw_paper(panels[-1])
+            keys += _draw_paper(panels[-1], set(points["routing.name"]))
         place_keys(figure, keys)
         write_foot(figure, _foot(points, paper_values))
     return Drawing(figure, points.drop(columns="variant"))
@@ -103,8 +103,8 @@ def _keys(points: pd.DataFrame) -> list[Key]:
     return keys + family_keys(points[points["routing.name"] != "dense"])
 
 
-def _draw_paper(axes: Axes) -> list[Key]:
-    """GenEval of XL and XXL by router, and the markers of the sizes."""
+def _draw_paper(axes: Axes, known: set[str]) -> list[Key]:
+    """GenEval of XL and XXL by router; the markers of the sizes, and the lines of routers that are not `known`."""
     scores = paper_scores()
     scores = scores[scores["size"].isin(PAPER_SIZES)]
     paper_panel(axes, "GenEval")
@@ -114,7 +114,10 @@ def _draw_paper(axes: Axes) -> list[Key]:
         axes.plot(models["num_experts"], models["geneval"], **style)
     _expert_ticks(axes, sorted(set(scores["num_experts"])))
     axes.set_ylabel("GenEval (%, higher is better)")
-    return [(Line2D([], [], color=GREY, marker=SIZE_MARKERS[size], linestyle="none"), size) for size in PAPER_SIZES]
+    unknown = [router for router in dict.fromkeys(scores["router"]) if router not in known]
+    keys: list[Key] = [(Line2D([], [], **line_style(router, 0)), ROUTER_LABELS[router]) for router in unknown]
+    sizes = [(Line2D([], [], color=GREY, marker=SIZE_MARKERS[size], linestyle="none"), size) for size in PAPER_SIZES]
+    return [*keys, *sizes]
 
 
 def _foot(points: pd.DataFrame, paper_values: bool) -> list[str]:

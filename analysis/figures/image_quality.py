@@ -7,9 +7,12 @@ line per arm from size to size. Points are means over seeds with bars from the l
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.arms import ROUTER_LABELS
 from analysis.conditions import Metric
 from analysis.figures.grid import paper_panel
 from analysis.figures.over_parameters import draw_over_parameters
@@ -37,9 +40,10 @@ def _draw_printed(axes: Axes) -> None:
     paper_panel(axes, "FID, CLIP")
     for model in QUALITY:
         axes.plot(model.clip_score, model.fid, **marker_style(model.router, 0, model.size))
-        name = f"{model.size}-{model.num_experts}E" if model.num_experts else model.size
-        axes.annotate(name, (model.clip_score, model.fid), (0, 5), textcoords="offset points", ha="center", fontsize=6)
-    axes.margins(0.25)
+        size = f"{model.size}-{model.num_experts}E" if model.num_experts else model.size
+        beside: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 6}
+        axes.annotate(f"{ROUTER_LABELS[model.router]}\n{size}", (model.clip_score, model.fid), (0, 5), **beside)
+    axes.margins(0.35)
     few_ticks(axes.xaxis, 3)
     axes.set_xlabel("CLIP score (higher is better)")
     axes.set_ylabel("FID (lower is better)")

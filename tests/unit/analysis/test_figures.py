@@ -168,6 +168,13 @@ def test_printed_values_lie_over_nothing_and_say_where_they_are_from(
     pd.testing.assert_frame_equal(drawing.numbers, entry.draw(records, run_table(records)).numbers)
 
 
+@pytest.mark.parametrize("name", ["alignment", "image-quality", "expert-scaling"])
+def test_printed_routers_that_were_not_run_are_named(name: str, evaluated: Callable[..., Records]) -> None:
+    records = evaluated("three sizes")  # without token choice
+    drawing = find_figure(name).drawing(records, run_table(records), paper_values=True)
+    assert any(text.get_text().startswith("Token choice") for text in drawing.figure.findobj(Text))
+
+
 def assert_legible(figure: Figure) -> None:
     panels = [axes.get_window_extent() for axes in figure.axes]
     assert not any(legend.overlaps(panel) for legend in boxes_of_legends(figure) for panel in panels)
