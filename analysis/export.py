@@ -22,10 +22,10 @@ from analysis.load import RECORD_COLUMNS, Records, dotted
 from analysis.report.document import MISSING, Column
 from analysis.report.run_rows import columns_with_scores, four, run_rows, whole
 from analysis.tables import fixed, is_missing, markdown, run_table, significant
+from analysis.wandb_runs import fetch_project
 from experiments.errors import RecordError
 from experiments.records.layout import RunDir, find_runs
 from experiments.records.storage import storage_errors
-from experiments.records.wandb_runs import fetch_project
 
 SPREAD = "val_loss_std"
 """Over seeds: of an arm, not of a run."""

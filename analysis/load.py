@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.rows import RowTable, read_table
+from analysis.wandb_runs import fetch_project
 from experiments.errors import EcditError, RecordError
 from experiments.records.layout import RunDir, find_runs, other_version
 from experiments.records.schema import SCHEMA_VERSION, EvalRow, RoutingRow, RunRecord, StepRow
 from experiments.records.wandb_mirror import mirror_id
-from experiments.records.wandb_runs import fetch_project
 
 MIN_RUNS_FOR_PROCESSES = 400
 """Starting processes costs about a second: below this many runs one process is faster."""

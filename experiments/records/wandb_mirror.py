@@ -7,7 +7,7 @@ row carries the three x-axes `images_seen` (the default, and W&B's own step), `f
 
 A number under a metric's name does not say how it was measured, so the lines of evals.jsonl and routing.jsonl are
 logged as they are, too: as text under `rows/evals` and `rows/routing`, which W&B's pages do not show. With them, the
-settings and the summary's `peak_memory_gib` and `reason`, a run can be read back whole (`wandb_runs.py`).
+settings and the summary's `peak_memory_gib` and `reason`, a run can be read back whole (`analysis/wandb_runs.py`).
 
 wandb is imported inside functions: half a second that a run without it does not pay. What is written, and when, is
 `writer.py`'s.

@@ -15,11 +15,11 @@ import wandb
 
 from analysis.load import Records, load_records
 from analysis.tables import run_table
+from analysis.wandb_runs import WandbError
 from experiments.errors import RecordError
 from experiments.records.layout import RunDir
 from experiments.records.schema import EvalRow, RoutingRow, State, StepRow
 from experiments.records.wandb_mirror import mirror_id, start_mirror
-from experiments.records.wandb_runs import WandbError
 from experiments.records.writer import RecordWriter, stored_rows
 from tests.wandb_server import Server
 
@@ -177,7 +177,7 @@ def test_mistakes_are_one_line_each(
 READ = """
 import sys
 from analysis.load import load_records
-from experiments.records import wandb_runs
+from analysis import wandb_runs
 wandb_runs.TIMEOUT_SECONDS = 1
 try:
     load_records([], ["wandb:me/ecdit"])
