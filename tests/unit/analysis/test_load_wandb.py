@@ -189,7 +189,7 @@ except wandb_runs.WandbError as error:
 def test_without_a_network_it_says_so(no_account: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    done = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, timeout=200, check=True)
     (line,) = done.stdout.splitlines()
     assert line.startswith("wandb:me/ecdit could not be read from W&B: ")
     assert line.endswith("Check the network, WANDB_BASE_URL and the key.")
