@@ -23,6 +23,9 @@ from analysis.intervals import Interval, difference
 MIN_SEEDS = 3
 SAME_T = "Dense, in the change from mixed batches to batches of one timestep"
 
+MANY_ARMS, FEW_OTHERS = 5, 2
+"""From how many arms on a sentence says all, and how many it may name as exceptions."""
+
 Verdict = Literal["lower", "higher", "not separated", "not testable"]
 
 
@@ -91,19 +94,19 @@ def values_by_seed(runs: pd.DataFrame, arm: str, column: str) -> dict[int, float
 
 
 def conclusion(table: pd.DataFrame, found: list[Claim]) -> str:
-    """One sentence for each setting of the run table: the scale, what is supported, what is not."""
-    return " ".join(_sentence(runs, found) for _, runs in table.groupby("setting", sort=False))
+    """A sentence for each setting of the run table, a paragraph each: the scale, what is supported, what is not."""
+    return "\n\n".join(_sentence(runs, found) for _, runs in table.groupby("setting", sort=False))
 
 
 def _sentence(runs: pd.DataFrame, found: list[Claim]) -> str:
     ours = [claim for claim in found if claim.setting == runs["setting"].iloc[0]]
     if not ours:
         return f"{_scale(runs)}, the data supports no conclusion: there are no two arms to compare."
-    supported, unsupported = _supported(ours), _unsupported(ours)
-    what = f"(95% intervals) {_listed(supported, ', and ')}" if supported else "no difference"
+    supported, unsupported = supported_differences(ours), unsupported_differences(ours)
+    what = f"(95% intervals) {listed(supported, ', and ')}" if supported else "no difference"
     parts = [f"the data supports {what}"]
     if unsupported:
-        parts.append(f"it does not support {_listed(unsupported, ', or ')}")
+        parts.append(f"it does not support {listed(unsupported, ', or ')}")
     parts += _not_run(runs)
     return f"{_scale(runs)}, {'; '.join(parts)}; larger scales were not tested."
 
@@ -116,7 +119,8 @@ def _scale(runs: pd.DataFrame) -> str:
     return f"At {runs['setting'].iloc[0]} with {int(runs['train.images'].iloc[0]):,} training images and {number}{few}"
 
 
-def _supported(found: list[Claim]) -> list[str]:
+def supported_differences(found: list[Claim]) -> list[str]:
+    """In words, by reference and direction, the claims whose interval excludes 0."""
     parts = []
     for reference in dict.fromkeys(claim.reference for claim in found):
         for verdict in ("lower", "higher"):
@@ -128,7 +132,8 @@ def _supported(found: list[Claim]) -> list[str]:
     return parts
 
 
-def _unsupported(found: list[Claim]) -> list[str]:
+def unsupported_differences(found: list[Claim]) -> list[str]:
+    """In words, by reference, the claims that the data cannot decide."""
     parts = []
     for reference in dict.fromkeys(claim.reference for claim in found):
         arms = _arms(found, reference, "not separated", "not testable")
@@ -143,9 +148,15 @@ def _not_run(runs: pd.DataFrame) -> list[str]:
 
 
 def _arms(found: list[Claim], reference: str, *verdicts: Verdict) -> str:
-    return _listed([claim.arm for claim in found if claim.reference == reference and claim.verdict in verdicts])
+    """The arms with one of these verdicts by name, or as all (but a few) where they are many."""
+    tested = [claim for claim in found if claim.reference == reference]
+    named = [claim.arm for claim in tested if claim.verdict in verdicts]
+    others = [claim.arm for claim in tested if claim.verdict not in verdicts]
+    if len(named) < MANY_ARMS or len(others) > FEW_OTHERS:
+        return listed(named)
+    return f"all {len(tested)} routed arms" + (f" but {listed(others)}" if others else "")
 
 
-def _listed(parts: list[str], last: str = " and ") -> str:
+def listed(parts: list[str], last: str = " and ") -> str:
     """`a, b and c`."""
     return last.join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.arm_table import arm_table
 from analysis.arms import ACTIVATED_TOLERANCE
-from analysis.claims import MIN_SEEDS, Claim, claims, conclusion
+from analysis.claims import MIN_SEEDS, Claim, claims, conclusion, listed
 from analysis.comparable import MEASURED_ON
 from analysis.figures.comparison import draw_arm_table
 from analysis.load import Records
@@ -127,19 +127,33 @@ def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame) -> Iterato
 
 def _unmatched(arms: pd.DataFrame) -> Iterator[str]:
     """Routed arms for which the widened dense model is no baseline of equal activated parameters."""
-    for _, dense in arms[arms["kind"] == "dense_same_active"].iterrows():
-        for _, arm in arms[(arms["kind"] == "sparse") & (arms["setting"] == dense["setting"])].iterrows():
-            gap = dense["params_active"] / arm["params_active"] - 1
-            if abs(gap) > ACTIVATED_TOLERANCE:
-                more = "more" if gap > 0 else "fewer"
-                yield f"{dense['arm']} has {abs(gap):.0%} {more} activated parameters than {arm['arm']}."
+    pairs = _beside_dense(arms, "dense_same_active")
+    gaps = (pairs["params_active_dense"] / pairs["params_active"] - 1).rename("gap")
+    far = pairs.join(gaps)[(gaps.abs() > ACTIVATED_TOLERANCE) & (pairs["kind"] == "sparse")]
+    for (dense, is_more), rows in far.groupby(["arm_dense", far["gap"] > 0]):
+        more = "more" if is_more else "fewer"
+        names = listed(list(rows["arm"].unique()))
+        yield f"{dense} has {_range(rows['gap'].abs(), '.0%')} {more} activated parameters than {names}."
 
 
 def _dearer(arms: pd.DataFrame) -> Iterator[str]:
     """Arms that are not compared with dense of the same depth at equal compute."""
-    for _, dense in arms[arms["kind"] == "dense_same_depth"].iterrows():
-        others = arms[(arms["setting"] == dense["setting"]) & (arms["arm"] != dense["arm"])]
-        gaps = others["flops_per_image"] / dense["flops_per_image"] - 1
-        far = [f"{arm} {gap:+.0%}" for arm, gap in zip(others["arm"], gaps, strict=True) if abs(gap) > EQUAL_COMPUTE]
-        if far:
-            yield f"FLOPs per image against {dense['arm']} ({dense['setting']}) are not equal: {', '.join(far)}."
+    pairs = _beside_dense(arms, "dense_same_depth")
+    gaps = (pairs["flops_per_image"] / pairs["flops_per_image_dense"] - 1).rename("gap")
+    far = pairs.join(gaps)[gaps.abs() > EQUAL_COMPUTE]
+    for dense, rows in far.groupby("arm_dense"):
+        texts = [f"{arm} {_range(of_arm['gap'], '+.0%')}" for arm, of_arm in rows.groupby("arm", sort=False)]
+        yield f"FLOPs per image against {dense} are not equal: {', '.join(texts)}."
+
+
+def _beside_dense(arms: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Every arm beside the dense arms of `kind` in its setting, whose columns end in `_dense`."""
+    dense = arms.loc[arms["kind"] == kind, ["setting", "arm", "params_active", "flops_per_image"]]
+    pairs = arms.merge(dense, on="setting", suffixes=("", "_dense"))
+    return pairs[pairs["arm"] != pairs["arm_dense"]].reset_index(drop=True)
+
+
+def _range(gaps: pd.Series[float], form: str) -> str:
+    """`12% to 16%`, or one number where both are written alike."""
+    low, high = format(gaps.min(), form), format(gaps.max(), form)
+    return low if low == high else f"{low} to {high}"

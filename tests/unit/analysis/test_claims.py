@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.claims import SAME_T, Claim, claims, conclusion
+from analysis.claims import SAME_T, Claim, claims, conclusion, supported_differences, unsupported_differences
 from analysis.compare import Comparison, compare, comparison_markdown, write_comparison
+from analysis.intervals import Interval
 from analysis.load import Records, load_records
 from analysis.tables import run_table
 
@@ -76,6 +77,15 @@ def test_the_sentence_says_both_sides_and_the_scale(tmp_path: Path, write_run: W
     )
 
 
+def test_many_arms_are_named_by_the_exceptions() -> None:
+    def claim(arm: str, low: float) -> Claim:
+        return Claim("nano", arm, "Dense", Interval(low + 0.01, low, low + 0.02, 3, "paired"))
+
+    found = [claim(arm, -0.05) for arm in "ABCDE"] + [claim("F", -0.01)]
+    assert supported_differences(found) == ["a lower validation loss than Dense for all 6 routed arms but F"]
+    assert unsupported_differences(found) == ["a difference from Dense for F"]
+
+
 def test_one_seed_supports_nothing(tmp_path: Path, write_run: WriteRun) -> None:
     one_seed = {arm: losses[:1] for arm, losses in SEPARATED.items()}
     table = run_table(load_records([write_losses(tmp_path, write_run, one_seed)]))
@@ -103,7 +113,7 @@ def test_notes_name_few_seeds_unequal_costs_and_what_was_left_out(
     write_run(folder / "lost", {"routing": {"name": "dense"}, "seed": 9}, lambda n: 1.0, state="failed", reason="gone")
     notes = "\n".join(compare(load_records([folder])).notes)
     assert "Expert choice (nano) has 2 seeds; at least 3 are needed" in notes
-    assert "FLOPs per image against Dense (same depth) (nano) are not equal" in notes
+    assert "FLOPs per image against Dense (same depth) are not equal" in notes
     assert "lost: failed at 38,400 of 38,400 images: gone." in notes
 
 
