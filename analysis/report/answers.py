@@ -20,6 +20,7 @@ from analysis.report.laws import Law
 FOLDED_FROM = 12
 """Lists of at least this length are folded."""
 
+COMPUTE = "How many times less is needed for the same loss at {} (below 1: more is needed)"
 AXIS_WORDS = {"images_seen": "images", "flops": "activated training FLOPs", "seconds": "training seconds"}
 VERDICTS: tuple[PaperVerdict, ...] = ("supported", "not supported", NOT_TESTABLE)
 
@@ -37,7 +38,7 @@ def answer_blocks(
     blocks: list[Block] = [_list(settings, "What the data supports")]
     compute = list(_compute(multipliers, largest))
     if compute:
-        blocks.append(_list(compute, f"How much less compute, at the largest setting: {largest}"))
+        blocks.append(_list(compute, COMPUTE.format(largest)))
     blocks.append(_list(list(_paper(paper)), "What the paper claims"))
     fitted = [f"{law.form.name}, {law.family}: {law.headline}" for law in laws if law.parameters is not None]
     none = [f"None of {len(laws)} could be fitted: the section on scaling laws says what each lacks."]
@@ -58,10 +59,10 @@ def _compute(found: Sequence[Multiplier], setting: str) -> Iterator[str]:
 def _times(each: Multiplier) -> str:
     axis = AXIS_WORDS[each.axis]
     if each.factor is None:
-        return f"no multiplier in {axis}"
+        return f"{axis} not comparable"
     at = each.factor
     spread = "one seed, no interval" if at.low is None else f"{at.low:.2f} to {at.high:.2f}"
-    return f"{at.mean:.2f} times fewer {axis} ({spread})"
+    return f"{axis} {at.mean:.2f}× ({spread})"
 
 
 def _paper(found: Sequence[PaperClaim]) -> Iterator[str]:

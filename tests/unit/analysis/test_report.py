@@ -199,7 +199,7 @@ def test_how_each_run_is_made_again_is_in_the_page(page: Page) -> None:
 def test_the_answers_name_multipliers_claims_and_laws_in_one_line_each(folder: Path) -> None:
     text = (folder / "report.md").read_text().replace("\\", "")
     answer = text.split("## The answer at this scale")[1].split("## The runs")[0]
-    assert re.search(r"- Expert choice against Dense \(same depth\): 1\.\d\d times fewer images \(1\.\d\d to ", answer)
+    assert re.search(r"- Expert choice against Dense \(same depth\): images 1\.\d\d× \(1\.\d\d to ", answer)
     assert "(share of dense's images; printed: 0.5): not supported" in answer
     assert "(difference in validation loss; printed: level): not testable at this scale, because it needs" in answer
     assert re.search(r"- None of \d+ could be fitted", answer)
