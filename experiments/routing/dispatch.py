@@ -41,13 +41,13 @@ class Places:
 
 def gather(x_ND: Tensor, places: Places) -> Tensor:
     """The token of each slot: [N, D] to [S, D]."""
-    out: Tensor = _Gather.apply(x_ND, places.token_S, places.slot_S, places.first_N)
+    out: Tensor = _Gather.apply(x_ND, places.token_S, places.slot_S, places.first_N)  # type: ignore[no-untyped-call]
     return out
 
 
 def combine(y_SD: Tensor, weight_S: Tensor, places: Places) -> Tensor:
     """Each token's slots, weighted and summed in the wider of the two types: [N, D]; 0 for a token in no slot."""
-    out: Tensor = _Combine.apply(y_SD, weight_S, places.token_S, places.slot_S, places.first_N)
+    out: Tensor = _Combine.apply(y_SD, weight_S, places.token_S, places.slot_S, places.first_N)  # type: ignore[no-untyped-call]
     return out
 
 
