@@ -79,7 +79,8 @@ def take_turns(
 ) -> Seconds:
     """Seconds of each side in each round, after a warm-up; who begins changes with the round."""
     now = synchronized_time if clock == "wall" else time.process_time
-    names, seconds = list(sides), {name: [] for name in sides}  # type: tuple[list[str], Seconds]
+    names = list(sides)
+    seconds: Seconds = {name: [] for name in sides}
     for number in range(-WARM_UP_ROUNDS, rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:

@@ -47,9 +47,7 @@ def gather(x_ND: Tensor, places: Places) -> Tensor:
 
 def combine(y_SD: Tensor, weight_S: Tensor, places: Places) -> Tensor:
     """Each token's slots, weighted and summed in the wider of the two types: [N, D]; 0 for a token in no slot."""
-    out: Tensor = _Combine.apply(  # type: ignore[no-untyped-call]
-        y_SD, weight_S, places.token_S, places.slot_S, places.first_N
-    )
+    out: Tensor = _Combine.apply(y_SD, weight_S, places.token_S, places.slot_S, places.first_N)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from ecdit_cli._startup import LIMIT_SECONDS
 from ecdit_cli.app import run
+from tests.training_runs import environment
 
 SMALL = ("model=nano", "model.width=32", "model.num_layers=2", "train.batch_images=8")
 
@@ -19,7 +22,7 @@ def rows_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[di
 
 
 def test_train_has_the_shares_of_every_router(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = rows_of(["train", *SMALL, "--steps", "2"], capsys)
+    rows = [row for row in rows_of(["train", *SMALL, "--steps", "2"], capsys) if "what" not in row]
     assert [row["routing"] for row in rows] == ["dense", "expert_choice", "token_choice"]
     for row in rows:
         assert 0 < row["compute_share"] < 1
@@ -40,9 +43,40 @@ def test_cli_times_every_command_it_promises_something_of(capsys: pytest.Capture
 
 def test_a_person_gets_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "train", *SMALL, "--steps", "1"]) == 0
-    head, *rows = capsys.readouterr().out.splitlines()
-    assert "share of the three" in head
-    assert len(rows) == 3
+    shares, *rows = capsys.readouterr().out.splitlines()
+    assert "share of the three" in shares
+    assert rows[3].split()[:4] == ["what", "setting", "measured", "target"]
+    assert len(rows) == 8
+
+
+def test_sampling_and_training_stand_beside_dense(capsys: pytest.CaptureFixture[str]) -> None:
+    trained = [row for row in rows_of(["train", *SMALL, "--steps", "1"], capsys) if "what" in row]
+    sampled = rows_of(["sample", *SMALL, "--rounds", "1", "--clock", "cpu"], capsys)
+    for row in [*trained, *sampled]:
+        assert row.get("measured", 0) > 0 or row["skipped"] == "no accelerator"
+        assert "measured" in row or str(row["command"]).startswith("ecdit bench ")
+
+
+@pytest.mark.slow
+def test_routing_has_every_peer_at_every_setting() -> None:
+    """In a process of its own: DeepSpeed's groups belong to the process."""
+    sizes = ("--tokens", "128", "--width", "32", "--experts", "4", "--experts", "8", "--rounds", "1")
+    command = [sys.executable, "-m", "ecdit_cli", "bench", "routing", *SMALL[:1], *sizes, "--json"]
+    rows = json.loads(subprocess.run(command, capture_output=True, text=True, env=environment(), check=True).stdout)
+    measured = [row for row in rows if "skipped" not in row]
+    assert len(measured) == 2 * 7
+    assert all(row["measured"] > 0 for row in measured)
+    assert {row["target"] for row in measured if row["what"].startswith("DeepSpeed") and "8E" in row["setting"]} == {
+        1.5
+    }
+    assert [row["target"] for row in rows if "skipped" in row] == [1.10, 1.15]
+
+
+def test_the_layer_is_measured_with_expert_choice_by_image_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "routing", "routing=switch"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ecdit bench routing measures expert choice routed by image, not routing.name=switch")
+    assert said.count("\n") == 1
 
 
 def test_an_unknown_measure_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
