@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ecdit_cli._console import print_json
-from ecdit_cli._options import FromProjects, Json, OutDirectory, RunFolders
+from ecdit_cli._console import print_json, say, talk
+from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders
 from ecdit_cli.plot import read_runs, roots_of
 
 DEFAULT_OUT = Path("out/report")
 
 
-def report(runs: RunFolders, projects: FromProjects, out: OutDirectory = None, as_json: Json = False) -> None:
+def report(
+    runs: RunFolders,
+    projects: FromProjects,
+    out: OutDirectory = None,
+    paper_values: PaperValues = False,
+    parameters: Parameters = "activated",
+    as_json: Json = False,
+) -> None:
     """Write the report of finished runs as a page of HTML and of Markdown. Default: all runs below out/.
 
     Writes index.html (one file, works from disk), report.md, runs.csv and figures/ to --out (default: out/report).
     """
+    from analysis.parameters import find_count
     from analysis.report.write import write_report_of
 
-    roots = roots_of(runs, projects)
+    count, roots = find_count(parameters), roots_of(runs, projects)
     records = read_runs(roots, projects)
     typed = [*map(str, roots), *(word for place in projects for word in ("--from", place))]
-    paths = write_report_of(records, typed, out or DEFAULT_OUT)
+    with talk().status("") as status:
+        tell = status.update if talk().is_terminal else say
+        paths = write_report_of(
+            records, typed, out or DEFAULT_OUT, paper_values=paper_values, parameters=count, tell=tell
+        )
     if as_json:
         print_json(
             {

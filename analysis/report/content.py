@@ -5,7 +5,7 @@ Every number comes from the module that makes it for the other commands; here is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pandas as pd
@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.compare import Comparison, compare
 from analysis.load import Records
 from analysis.paper_claims import paper_claims
+from analysis.parameters import ACTIVATED, Count
 from analysis.report.answers import FOLDED_FROM, answer_blocks
 from analysis.report.document import Block, Bullets, Column, Paragraph, Report, Section, Table, table
 from analysis.report.laws import NUM_RESAMPLES, Law, laws
@@ -66,11 +67,17 @@ REFUSAL_COLUMNS = (*LAW_COLUMNS[:3], Column("refusal", "Why it is not fitted"))
 
 
 def content(
-    records: Records, runs: pd.DataFrame, pictures: Pictures, roots: Sequence[str], num_resamples: int = NUM_RESAMPLES
+    records: Records,
+    runs: pd.DataFrame,
+    pictures: Pictures,
+    roots: Sequence[str],
+    num_resamples: int = NUM_RESAMPLES,
+    parameters: Count = ACTIVATED,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """The report of `records`, whose run table is `runs`; `roots` are the folders it was asked for."""
     comparison, rows = compare(records), run_rows(records, runs)
-    fitted, paper = laws(rows, num_resamples=num_resamples), paper_claims(records, runs)
+    fitted, paper = laws(rows, parameters.column, num_resamples, tell), paper_claims(records, runs)
     multipliers, refusal = found_multipliers(records, runs)
     answers = answer_blocks(runs, comparison.claims, multipliers, paper, fitted)
     verdicts = verdict_blocks(comparison.claims, multipliers, refusal, paper)
@@ -80,7 +87,7 @@ def content(
         Section("runs", "The runs", [_runs_table(rows), *_left_out(records)]),
         Section("arms", "The arms", [_arms_table(comparison.arms)]),
         Section("figures", "Figures", _figures(pictures)),
-        Section("fits", "Scaling laws", _laws(fitted)),
+        Section("fits", "Scaling laws", _laws(fitted, parameters)),
         Section("verdicts", "What is supported and what is not", verdicts),
         Section("notes", "What to know before believing it", [Bullets(_notes(comparison))]),
         Section("reproduce", "How to reproduce each number", reproduction_blocks(rows, roots)),
@@ -136,8 +143,8 @@ def _figures(pictures: Pictures) -> list[Block]:
     return [*pictures.blocks, Bullets(missing, f"Not drawn: {len(missing)} figures, and why")]
 
 
-def _laws(found: Sequence[Law]) -> list[Block]:
-    blocks: list[Block] = [Paragraph(LAW_WORDS)]
+def _laws(found: Sequence[Law], parameters: Count) -> list[Block]:
+    blocks: list[Block] = [Paragraph(f"{LAW_WORDS} N counts: {parameters.label.lower()}.")]
     fitted = [_law_row(law) for law in found if law.parameters is not None]
     refused = [_law_row(law) for law in found if law.parameters is None]
     if fitted:

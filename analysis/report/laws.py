@@ -6,6 +6,7 @@ training, C its FLOPs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -38,14 +39,20 @@ class Law:
     refusal: str = ""
 
 
-def laws(rows: pd.DataFrame, size: str = "params_active", num_resamples: int = NUM_RESAMPLES) -> list[Law]:
-    """Every form for every family of the run rows (`run_rows`), in the order of the forms."""
+def laws(
+    rows: pd.DataFrame,
+    size: str = "params_active",
+    num_resamples: int = NUM_RESAMPLES,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Law]:
+    """Every form for every family of the run rows (`run_rows`), in the order of the forms; `tell` hears each first."""
     columns = {"N": size, "D": "images_seen", "C": "train_flops", "experts": "routing.num_experts"}
     found = []
     of_forms = ((OF_ARM, arm_families), (OF_ROUTER_AND_IMAGES, length_families), (OF_ROUTER, router_families))
     for forms, families in of_forms:
         for form in forms:
             for family, runs in families(rows):
+                tell(f"law {form.name} of {family} ...")
                 observations = observe(runs, {name: columns[name] for name in {*form.variables, "C"}}, arm="arm")
                 found.append(_law(form, family, observations, num_resamples))
     return found

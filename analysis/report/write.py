@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.load import Records, load_records
+from analysis.parameters import ACTIVATED, Count
 from analysis.report.content import content
 from analysis.report.html import html_page
 from analysis.report.laws import NUM_RESAMPLES
@@ -25,12 +26,18 @@ def write_report(roots: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def write_report_of(
-    records: Records, roots: Sequence[str], folder: Path, num_resamples: int = NUM_RESAMPLES
+    records: Records,
+    roots: Sequence[str],
+    folder: Path,
+    num_resamples: int = NUM_RESAMPLES,
+    paper_values: bool = False,
+    parameters: Count = ACTIVATED,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """The same of records that are loaded; `roots` is what to type to load them again."""
+    """The same of records that are loaded; `roots` is what to type to load them again, `tell` hears what is done."""
     runs = run_table(records)
-    pictures = draw_all(records, runs, folder / FIGURES, roots)
-    report = content(records, runs, pictures, roots, num_resamples)
+    pictures = draw_all(records, runs, folder / FIGURES, roots, paper_values, parameters, tell)
+    report = content(records, runs, pictures, roots, num_resamples, parameters, tell)
     rows = run_rows(records, runs)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
