@@ -25,7 +25,7 @@ from analysis.figures.panels import BAND_ALPHA, write_foot
 from analysis.laws.bootstrap import Bootstrap, Estimate, bootstrap
 from analysis.laws.families import condition_families
 from analysis.laws.fit import FitError
-from analysis.laws.forms import POWER_LAW
+from analysis.laws.forms import POWER_LAW, POWER_LAW_WITHOUT_FLOOR
 from analysis.laws.identify import identified_fit
 from analysis.laws.observations import observe
 from analysis.laws.predict import LargestOut, leave_largest_out
@@ -79,7 +79,9 @@ def draw_scaling_law(_records: Records, table: pd.DataFrame, num_resamples: int 
     """
     laws = list(_arm_laws(table, num_resamples))
     if all(each.law is None for each in laws):
-        raise MissingDataError(f"No arm identifies {POWER_LAW.equation}; {laws[0].name}: {laws[0].refusal}")
+        raise MissingDataError(
+            f"No arm identifies {POWER_LAW_WITHOUT_FLOOR.equation}; {laws[0].name}: {laws[0].refusal}"
+        )
     conditions = list(dict.fromkeys(each.condition for each in laws))
     with paper_style():
         by_condition = [[each for each in laws if each.condition == condition] for condition in conditions]
@@ -109,19 +111,27 @@ def _arm_law(condition: str, arm: tuple[str, str, int], runs: pd.DataFrame, num_
     )
     points = points.sort_values(FLOPS, ignore_index=True)
     observations = observe(runs, {"C": FLOPS}, arm="setting")
+    law, refusal = None, ""
+    for form in (POWER_LAW, POWER_LAW_WITHOUT_FLOOR):
+        try:
+            law = bootstrap(identified_fit(form, observations), num_resamples=num_resamples)
+            break
+        except (MissingDataError, FitError) as error:
+            refusal = _reason(error)
+    if law is None:
+        return _ArmLaw(condition, arm, points, refusal=refusal)
     try:
-        law = bootstrap(identified_fit(POWER_LAW, observations), num_resamples=num_resamples)
-    except (MissingDataError, FitError) as error:
-        return _ArmLaw(condition, arm, points, refusal=_reason(error))
-    try:
-        largest = leave_largest_out(POWER_LAW, observations, num_resamples=num_resamples)
+        largest = leave_largest_out(law.fit.form, observations, num_resamples=num_resamples)
     except (MissingDataError, FitError) as error:
         return _ArmLaw(condition, arm, points, law, not_predicted=_reason(error))
     return _ArmLaw(condition, arm, points, law, largest=largest)
 
 
 def _reason(error: MissingDataError | FitError) -> str:
-    return str(error).removeprefix(f"{POWER_LAW.equation} cannot be fitted: ")
+    text = str(error)
+    for form in (POWER_LAW, POWER_LAW_WITHOUT_FLOOR):
+        text = text.removeprefix(f"{form.equation} cannot be fitted: ")
+    return text
 
 
 def _draw_laws(axes: Axes, laws: Sequence[_ArmLaw]) -> None:
@@ -190,7 +200,7 @@ def _foot(laws: Sequence[_ArmLaw], num_resamples: int) -> list[str]:
     refused = [f"{each.name} has no law: {each.refusal}" for each in laws if each.law is None]
     refused += [f"{each.name} is not predicted: {each.not_predicted}" for each in laws if each.not_predicted]
     what = (
-        f"{POWER_LAW.equation}, fitted to all runs of an arm; intervals over {num_resamples:,} resamples of runs. "
+        f"{POWER_LAW.equation}, or {POWER_LAW_WITHOUT_FLOOR.equation} where the data show no floor, fitted to all runs of an arm; intervals over {num_resamples:,} resamples of runs. "
         "Right: fitted without the runs of most compute."
     )
     return [what, *_first(fitted, "more laws"), *_first(refused, "more without")]
@@ -206,7 +216,8 @@ def _law_line(each: _ArmLaw) -> str:
     found, failed = each.law.parameters, each.law.num_failed
     gave = f" ({failed:,} resamples gave no law)" if failed else ""
     reach = f"; right at {each.largest.compute_factor:.3g} times the compute" if each.largest else ""
-    return f"{each.name}: E {found['E']}, a {found['a']}, {each.law.fit.num_points} runs{gave}{reach}."
+    floor = f"E {found['E']}" if "E" in found else "no floor"
+    return f"{each.name}: {floor}, a {found['a']}, {each.law.fit.num_points} runs{gave}{reach}."
 
 
 def _numbers(each: _ArmLaw) -> Iterator[pd.DataFrame]:

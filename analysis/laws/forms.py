@@ -1,6 +1,7 @@
 """The forms of scaling laws: as printed, and as sums of exponentials of linear functions, which is how they are fitted.
 
 - `POWER_LAW`  L = E + A C^-a: power law with a floor in training compute C.
+- `POWER_LAW_WITHOUT_FLOOR` L = A C^-a: where the data do not show a floor.
 - `CHINCHILLA` L = E + A / N^alpha + B / D^beta: Hoffmann et al. 2022 (2203.15556), eq. 2.
 - `ROUTED`     ln L = a ln N + b ln E^ + c ln N ln E^ + d: Clark et al. 2022 (2202.01169), eq. 1.
 - `JOINT`      L = a E^^delta N^(alpha + gamma ln E^) + b E^^omega D^(beta + zeta ln E^) + c: Ludziejewski et al. 2025
@@ -147,6 +148,13 @@ POWER_LAW = Form(
     grid={"a": _steps(0.01, 3.0, 60)},
 )
 
+POWER_LAW_WITHOUT_FLOOR = replace(
+    POWER_LAW.without_floor(),
+    equation="L = A C^-a",
+    source="power law; says nothing of the loss that remains, where training was too short to see it",
+    min_distinct={"C": 3},
+)
+
 CHINCHILLA = Form(
     name="parameters and images",
     equation="L = E + A / N^alpha + B / D^beta",
@@ -232,6 +240,6 @@ JOINT_SATURATED = replace(
 )
 
 FORMS = {
-    "power-law": POWER_LAW, "chinchilla": CHINCHILLA, "routed": ROUTED, "routed-saturated": ROUTED_SATURATED,
+    "power-law": POWER_LAW, "power-law-without-floor": POWER_LAW_WITHOUT_FLOOR, "chinchilla": CHINCHILLA, "routed": ROUTED, "routed-saturated": ROUTED_SATURATED,
     "joint": JOINT, "joint-saturated": JOINT_SATURATED,
 }  # fmt: skip

@@ -14,14 +14,23 @@ import pandas as pd
 from analysis.laws.bootstrap import Estimate, bootstrap
 from analysis.laws.families import arm_families, length_families, router_families
 from analysis.laws.fit import FitError
-from analysis.laws.forms import CHINCHILLA, JOINT, JOINT_SATURATED, POWER_LAW, ROUTED, ROUTED_SATURATED, Form
+from analysis.laws.forms import (
+    CHINCHILLA,
+    JOINT,
+    JOINT_SATURATED,
+    POWER_LAW,
+    POWER_LAW_WITHOUT_FLOOR,
+    ROUTED,
+    ROUTED_SATURATED,
+    Form,
+)
 from analysis.laws.identify import identified_fit
 from analysis.laws.observations import Observations, observe
 from analysis.laws.predict import leave_largest_out
 from analysis.load import MissingDataError
 
 NUM_RESAMPLES = 1000
-OF_ARM = (POWER_LAW, CHINCHILLA)
+OF_ARM = (POWER_LAW, POWER_LAW_WITHOUT_FLOOR, CHINCHILLA)
 OF_ROUTER = (JOINT, JOINT_SATURATED)
 OF_ROUTER_AND_IMAGES = (ROUTED, ROUTED_SATURATED)
 

@@ -27,9 +27,8 @@ FULLEST_EXPERT = 2.4
 first steps of DiT-MoE routing with 8 experts (2,048 tokens, top 2), before the balance loss has worked."""
 PROCESS_BYTES = 400 * 2**20
 """Resident set of a training process on a CPU before it holds a tensor: Python, torch, DeepSpeed, loaded kernels."""
-HOST_SLACK = 1.25
-"""Resident set over live tensors on a CPU: what the allocator keeps between tensors of changing sizes
-(`training/allocator.py`)."""
+HOST_SLACK = 1.1
+"""Resident set over live tensors on a CPU: what the allocator keeps between tensors of changing sizes."""
 CONTEXT_BYTES = 700 * 2**20
 """Of an accelerator, outside any tensor: driver context, kernels, the libraries' workspaces. An assumption."""
 ACCELERATOR_SLACK = 1.05

@@ -117,7 +117,7 @@ class TrainConfig(Settings):
     accumulation: PositiveInt = Field(1, description="forward passes per optimizer step")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     implementation: Literal["fast", "reference"] = Field(
-        "fast", description="reference: every optimisation off, the same numbers up to rounding"
+        "fast", description="reference: the routed layers in plain operations, the same numbers up to rounding"
     )
     mask_ratio: float = Field(0.0, ge=0, lt=1, description="share of the tokens dropped in training")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="for classifier-free guidance")

@@ -43,7 +43,6 @@ from experiments.evaluation.speed_peers import (
 )
 from experiments.routing.contract import FeedForwardOutput
 from experiments.routing.layer import RoutedFeedForward, build_feed_forward
-from experiments.training.allocator import keep_freed_memory
 from experiments.training.engine import process_group, resolve_precision
 
 OURS, DENSE, MATMULS = "expert choice", "dense of the same FLOPs", "its matmuls alone"
@@ -109,7 +108,6 @@ def measure_routing(
     config: RunConfig, tokens: int, rounds: int, clock: Clock, on_round: Callable[[], None] = lambda: None
 ) -> list[SpeedRow]:
     """The rows of one setting: `config` is expert choice; `tokens` are those of the whole batch."""
-    keep_freed_memory()
     dtype = torch.bfloat16 if resolve_precision(config.train.precision) == "bf16" else torch.float32
     device = current_device()
     machine = measure_machine(dtype, device, max(3, rounds // 2), clock)

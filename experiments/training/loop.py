@@ -30,7 +30,6 @@ from experiments.records.storage import storage_errors
 from experiments.records.wandb_mirror import start_mirror
 from experiments.records.writer import RecordWriter
 from experiments.routing.deepspeed_library import dist
-from experiments.training.allocator import keep_freed_memory
 from experiments.training.checkpoint import load_newest
 from experiments.training.clock import NoClock, StepClock
 from experiments.training.description import describe_run, peak_memory_gib
@@ -95,8 +94,6 @@ def train(
     """
     check_world(config)
     check_images(config)
-    if config.train.implementation == "fast":
-        keep_freed_memory()
     reporter = reporter or Reporter()
     cost = budget(config)
     record = describe_run(config, resolve_precision(config.train.precision), cost, command)
