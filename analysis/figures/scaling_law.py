@@ -79,9 +79,8 @@ def draw_scaling_law(_records: Records, table: pd.DataFrame, num_resamples: int 
     """
     laws = list(_arm_laws(table, num_resamples))
     if all(each.law is None for each in laws):
-        raise MissingDataError(
-            f"No arm identifies {POWER_LAW_WITHOUT_FLOOR.equation}; {laws[0].name}: {laws[0].refusal}"
-        )
+        least = POWER_LAW_WITHOUT_FLOOR.equation
+        raise MissingDataError(f"No arm identifies {least}; {laws[0].name}: {laws[0].refusal}")
     conditions = list(dict.fromkeys(each.condition for each in laws))
     with paper_style():
         by_condition = [[each for each in laws if each.condition == condition] for condition in conditions]
@@ -200,7 +199,8 @@ def _foot(laws: Sequence[_ArmLaw], num_resamples: int) -> list[str]:
     refused = [f"{each.name} has no law: {each.refusal}" for each in laws if each.law is None]
     refused += [f"{each.name} is not predicted: {each.not_predicted}" for each in laws if each.not_predicted]
     what = (
-        f"{POWER_LAW.equation}, or {POWER_LAW_WITHOUT_FLOOR.equation} where the data show no floor, fitted to all runs of an arm; intervals over {num_resamples:,} resamples of runs. "
+        f"{POWER_LAW.equation}, or {POWER_LAW_WITHOUT_FLOOR.equation} where the data show no floor, "
+        f"fitted to all runs of an arm; intervals over {num_resamples:,} resamples of runs. "
         "Right: fitted without the runs of most compute."
     )
     return [what, *_first(fitted, "more laws"), *_first(refused, "more without")]

@@ -240,6 +240,7 @@ JOINT_SATURATED = replace(
 )
 
 FORMS = {
-    "power-law": POWER_LAW, "power-law-without-floor": POWER_LAW_WITHOUT_FLOOR, "chinchilla": CHINCHILLA, "routed": ROUTED, "routed-saturated": ROUTED_SATURATED,
+    "power-law": POWER_LAW, "power-law-without-floor": POWER_LAW_WITHOUT_FLOOR, "chinchilla": CHINCHILLA,
+    "routed": ROUTED, "routed-saturated": ROUTED_SATURATED,
     "joint": JOINT, "joint-saturated": JOINT_SATURATED,
 }  # fmt: skip
