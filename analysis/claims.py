@@ -116,7 +116,9 @@ def _scale(runs: pd.DataFrame) -> str:
     low, high = int(seeds.min()), int(seeds.max())
     number = f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
     few = f" (fewer than {MIN_SEEDS}{', and one has no spread' if low == 1 else ''})" if low < MIN_SEEDS else ""
-    return f"At {runs['setting'].iloc[0]} with {int(runs['train.images'].iloc[0]):,} training images and {number}{few}"
+    setting, images = str(runs["setting"].iloc[0]), f"{int(runs['train.images'].iloc[0]):,}"
+    length = "" if setting.endswith(f"{images} images") else f"{images} training images and "
+    return f"At {setting} with {length}{number}{few}"
 
 
 def supported_differences(found: list[Claim]) -> list[str]:

@@ -67,12 +67,12 @@ def _times(each: Multiplier) -> str:
 
 def _paper(found: Sequence[PaperClaim]) -> Iterator[str]:
     """Each claim with the number of comparisons of each verdict; with the reason where there is one comparison."""
-    for form, claims in groupby(found, lambda each: each.form):
-        of_form = list(claims)
+    for form in dict.fromkeys(each.form for each in found):
+        of_form = [each for each in found if each.form == form]
         counts = Counter(each.verdict for each in of_form)
         said = ", ".join(f"{verdict} in {counts[verdict]}" for verdict in VERDICTS if counts[verdict])
         if len(of_form) == 1:
-            said = f"{of_form[0].verdict}, because {of_form[0].reason}"
+            said = f"{of_form[0].verdict}, because {of_form[0].reason.rstrip('.')}"
         else:
             said += f" of {len(of_form)} comparisons"
         yield f"{form.claim} ({form.quantity}; printed: {form.printed}): {said}."
