@@ -1,9 +1,9 @@
 """`capacity`: final validation loss against the size of the routing group, a line for each capacity factor f_c.
 
-Experts have C = S f_c / E slots for a group of S tokens. One panel per setting and router; of a single group the loss
-is drawn against f_c. f_c = 2 costs twice the feed-forward of f_c = 1 in a sparse layer: its gain is not free, that of a
-larger group is. Points are means over seeds, bars go from the lowest to the highest. With `paper_values` a panel beside
-them shows the FID of EC-DIT's own ablation.
+Experts have C = S f_c / E slots for a group of S tokens. One panel per setting and router; where no router has several
+groups, one per setting with the loss of each router against f_c. f_c = 2 costs twice the feed-forward of f_c = 1 in a
+sparse layer: its gain is not free, that of a larger group is. Points are means over seeds, bars go from the lowest to
+the highest. With `paper_values` a panel beside them shows the FID of EC-DIT's own ablation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from matplotlib.lines import Line2D
 from analysis.arms import group_text
 from analysis.figures.grid import (
     Key,
+    draw_family,
     families,
+    family_keys,
     label_losses,
     loss_points,
     named_ticks,
@@ -34,8 +36,8 @@ from analysis.style import DASHES, FILLS, GREY, ROUTER_STYLES, Drawing, few_tick
 
 FACTOR, GROUP = "routing.capacity_factor", "routing.group_images"
 MARKERS = ("o", "s", "^", "D", "v", "P")
-OVER_FACTORS: dict[str, Any] = {"marker": "X", "linestyle": "-"}
-"""A line from factor to factor, which must not look like one of a single factor."""
+DODGE = 0.05
+"""Between the lines of two routers, of the distance between two capacity factors."""
 
 
 def draw_capacity(_records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
@@ -44,19 +46,21 @@ def draw_capacity(_records: Records, table: pd.DataFrame, paper_values: bool = F
     A `MissingDataError` where no router was run with several capacity factors or groups in one setting.
     """
     points = capacity_points(table)
-    by_setting = [family for _, family in points.groupby("setting", sort=False)]
-    shown = [line for family in by_setting for _, line in family.groupby("variant")]
+    over_groups = _has_groups(points)
+    panels = ["setting", "arm"] if over_groups else ["setting"]
+    shown = [family for _, family in points.groupby(panels, sort=False)]
     printed = {cell.capacity_factor for cell in CAPACITIES} if paper_values else set()
     factors = sorted({*points["capacity_factor"], *printed})
     with paper_style():
         figure, axes = panel_grid(len(shown) + paper_values)
         for panel, family in zip(axes, shown, strict=False):
-            _draw_family(panel, family, factors)
-            panel.set_title(_title(family, points), loc="left", fontweight="bold")
+            (_draw_over_groups if over_groups else _draw_over_factors)(panel, family, factors)
+            panel.set_title(_title(family, over_groups), loc="left", fontweight="bold")
         label_losses(axes)
         if paper_values:
             _draw_paper(axes[-1], factors)
-        if keys := _keys(points, factors if paper_values or _has_groups(points) else ()):
+        routers = [] if over_groups else family_keys(points)
+        if keys := [*routers, *_keys(points, factors if paper_values or over_groups else (), not routers)]:
             place_keys(figure, keys)
         write_foot(figure, [f"Printed values: {SOURCES['capacity']}, in sampling."] if paper_values else [])
     return Drawing(figure, points.drop(columns="variant"))
@@ -87,27 +91,38 @@ def _group_name(group: object) -> str:
     return group_text(group) if group == "batch" else f"{group}"
 
 
-def _title(family: pd.DataFrame, points: pd.DataFrame) -> str:
-    """The setting, and the router where there are several."""
+def _title(family: pd.DataFrame, with_arm: bool) -> str:
+    """The setting, and the router of a panel of its own."""
     setting, arm = family[["setting", "arm"]].iloc[0]
-    return f"{setting}:\n{arm}" if points["arm"].nunique() > 1 else str(setting)
+    return f"{setting}:\n{arm}" if with_arm else str(setting)
 
 
-def _draw_family(axes: Axes, points: pd.DataFrame, factors: Sequence[float]) -> None:
+def _draw_over_groups(axes: Axes, points: pd.DataFrame, factors: Sequence[float]) -> None:
     groups = list(points.sort_values("group_order")["group_images"].unique())
-    along = "group_images" if len(groups) > 1 else "capacity_factor"
-    names = groups if len(groups) > 1 else sorted(set(points[along]))
     color = ROUTER_STYLES[points["routing.name"].iloc[0]].color
-    for factor, line in points.groupby("capacity_factor") if len(groups) > 1 else [(None, points)]:
-        x = [names.index(name) for name in line[along]]
+    for factor, line in points.groupby("capacity_factor"):
+        x = [groups.index(name) for name in line["group_images"]]
         for at, low, high in zip(x, line["loss_min"], line["loss_max"], strict=True):
             axes.plot([at, at], [low, high], color=color, linewidth=0.7)
-        look = OVER_FACTORS if factor is None else _look(factors.index(float(str(factor))))
-        axes.plot(x, line["loss"], **look, color=color)
-    named_ticks(axes, range(len(names)), [name if isinstance(name, str) else f"{name:g}" for name in names])
+        axes.plot(x, line["loss"], **_look(factors.index(float(str(factor)))), color=color)
+    _ticks(axes, groups, "Routing group (images)")
+
+
+def _draw_over_factors(axes: Axes, points: pd.DataFrame, _factors: Sequence[float]) -> None:
+    """A line for each router and number of experts, a little apart so that bars do not hide each other."""
+    names, arms = sorted(set(points["capacity_factor"])), list(dict.fromkeys(points["arm"]))
+    for place, arm in enumerate(arms):
+        line = points[points["arm"] == arm].sort_values("capacity_factor")
+        apart = DODGE * (place - (len(arms) - 1) / 2)
+        draw_family(axes, line, [names.index(factor) + apart for factor in line["capacity_factor"]])
+    _ticks(axes, [f"{name:g}" for name in names], "Capacity $f_c$ (slots per token)")
+
+
+def _ticks(axes: Axes, names: Sequence[str], label: str) -> None:
+    named_ticks(axes, range(len(names)), names)
     axes.margins(x=0.12)
     few_ticks(axes.yaxis, 5)
-    axes.set_xlabel("Routing group (images)" if len(groups) > 1 else "Capacity $f_c$ (slots per token)")
+    axes.set_xlabel(label)
 
 
 def _has_groups(points: pd.DataFrame) -> bool:
@@ -136,7 +151,7 @@ def _draw_paper(axes: Axes, factors: Sequence[float]) -> None:
     axes.set_ylabel("FID (lower is better)")
 
 
-def _keys(points: pd.DataFrame, factors: Sequence[float]) -> list[Key]:
-    """What a capacity factor looks like, and what the bars are."""
+def _keys(points: pd.DataFrame, factors: Sequence[float], with_seeds: bool) -> list[Key]:
+    """What a capacity factor looks like, and what the bars are, which the keys of routers say too."""
     looks = [(Line2D([], [], **_look(i), color=GREY), f"$f_c$ = {factor:g}") for i, factor in enumerate(factors)]
-    return [*looks, *seed_key(points)]
+    return [*looks, *(seed_key(points) if with_seeds else [])]

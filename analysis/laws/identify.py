@@ -98,7 +98,7 @@ def _range_problems(form: Form, name: str, values_n: Values) -> list[Problem]:
         return [Problem(f"fewer than {need} different {name}", message, f"Add runs of other {PLURALS[name]}")]
     span = float(different[-1] / different[0])
     if span < MIN_SPAN[name]:
-        message = f"{name} spans a factor of {span:.2g} only, and at least {MIN_SPAN[name]:g} is needed"
+        message = f"{name} spans a factor of {span:.3g} only, and at least {MIN_SPAN[name]:g} is needed"
         return [Problem(f"{name} spans too little", message, f"Add runs of smaller and larger {PLURALS[name]}")]
     return []
 

@@ -88,6 +88,20 @@ def test_capacity_of_one_group_is_drawn_against_the_factor(write_arms: WriteArms
     assert axes.get_xlabel().startswith("Capacity $f_c$")
 
 
+def test_capacity_of_one_group_has_a_line_for_each_router(write_arms: WriteArms) -> None:
+    arms = {
+        f"{name} {factor}": ({}, {"name": name, "group_images": 8, "capacity_factor": factor}, rate * factor)
+        for name, rate in (("expert_choice", 1e-5), ("token_choice", 0.6e-5))
+        for factor in (1.0, 2.0)
+    }
+    drawing = drawn("capacity", write_arms(arms, seeds=(0,)))
+    lines = [line for line in drawing.figure.axes[0].lines if len(set(line.get_ydata())) == 2]
+    assert [list(line.get_ydata()) for line in lines] == [
+        pytest.approx(list(arm["loss"])) for _, arm in drawing.numbers.groupby("arm", sort=False)
+    ]
+    assert len(lines) == 2
+
+
 def test_capacity_of_one_cell_is_refused(write_arms: WriteArms) -> None:
     with pytest.raises(MissingDataError, match=r"several capacity factors or routing groups .* ecdit sweep capacity"):
         drawn("capacity", write_arms(PAIR, seeds=(0,)))
