@@ -32,7 +32,9 @@ def workplace(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("workplace")
 @pytest.mark.parametrize("arguments", PLANNABLE, ids=" ".join)
-def test_its_commands_can_be_planned(arguments, capsys):
+def test_its_commands_can_be_planned(arguments, capsys, request):
+    for path in (each.removeprefix("data.path=") for each in arguments if each.startswith("data.path=")):
+        Path(path).symlink_to(request.getfixturevalue("latent_set"))
     dry = ["--dry-run"] + (["--no-calibration"] if arguments[0] == "sweep" else [])
     assert run([*arguments, *(option for option in dry if option not in arguments)]) == 0
     assert capsys.readouterr().out
