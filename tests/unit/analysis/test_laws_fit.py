@@ -24,6 +24,7 @@ JOINT_TRUTH = {
 }  # fmt: skip
 TRUTHS: dict[str, dict[str, float]] = {
     "power-law": {"E": 0.12, "A": 40.0, "a": 0.21},
+    "power-law-without-floor": {"A": 40.0, "a": 0.21},
     "chinchilla": BESIROGLU,
     "routed": ROUTED_TRUTH,
     "routed-saturated": ROUTED_TRUTH | {"E_start": 1.8, "E_max": 300.0},
