@@ -224,11 +224,12 @@ def _check_layout(config: RunConfig) -> None:
             f"parallel.expert_parallel={parallel.expert_parallel} is more than parallel.world={parallel.world}.",
             f"Use parallel.world={parallel.expert_parallel}, or parallel.expert_parallel={parallel.world}.",
         )
-    if parallel.expert_parallel > 1:
+    _require_divisible("parallel.world", parallel.world, "parallel.expert_parallel", parallel.expert_parallel)
+    if parallel.expert_parallel > 1 and parallel.zero_stage == 3:
         raise ConfigError(
-            f"parallel.expert_parallel={parallel.expert_parallel} is not available: one process holds all experts in "
-            "this version.",
-            "Use parallel.expert_parallel=1.",
+            f"parallel.zero_stage=3 does not work with parallel.expert_parallel={parallel.expert_parallel}: ZeRO-3 "
+            "spreads the experts itself.",
+            "Use parallel.zero_stage=2, or parallel.expert_parallel=1.",
         )
 
 

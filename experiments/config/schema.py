@@ -148,9 +148,14 @@ class EvalConfig(Settings):
 class ParallelConfig(Settings):
     """The layout. It does not change what a run computes, so it is not part of the config id."""
 
-    world: PositiveInt = 1
-    expert_parallel: PositiveInt = 1
-    zero_stage: Literal[1, 2] = 1
+    world: PositiveInt = Field(1, description="processes")
+    expert_parallel: PositiveInt = Field(1, description="processes that the experts of a layer are spread over")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="what is sharded: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep only each block's input for the backward pass and compute the rest again"
+    )
 
 
 class LogConfig(Settings):

@@ -80,10 +80,18 @@ def test_every_kind_of_routing_group_must_give_an_expert_a_slot(overrides: str, 
     [
         ("parallel.expert_parallel=3", "routing.num_experts=8 is not divisible by parallel.expert_parallel=3."),
         ("parallel.expert_parallel=2", "parallel.expert_parallel=2 is more than parallel.world=1."),
-        ("parallel.expert_parallel=2 parallel.world=2", "one process holds all experts in this version."),
+        (
+            "parallel.expert_parallel=2 parallel.world=3 train.batch_images=36",
+            "parallel.world=3 is not divisible by parallel.expert_parallel=2. Use parallel.world=4, or "
+            "parallel.expert_parallel=1.",
+        ),
+        (
+            "parallel.expert_parallel=2 parallel.world=2 parallel.zero_stage=3",
+            "parallel.zero_stage=3 does not work with parallel.expert_parallel=2",
+        ),
     ],
 )
-def test_expert_parallelism_is_refused(overrides: str, message: str) -> None:
+def test_layouts_that_no_process_could_take_are_refused(overrides: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(overrides.split())
 
