@@ -20,7 +20,7 @@ from experiments.models.dit import DiT
 from experiments.records.layout import RunDir, read_jsonl
 from experiments.records.schema import EvalRow, Status, StepRow
 from experiments.records.writer import write_json_atomic, write_status
-from experiments.training.checkpoint import write_checkpoint
+from experiments.training.checkpoint_files import write_checkpoint
 from experiments.training.description import describe_run
 
 TINY = (
