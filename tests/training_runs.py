@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -98,6 +99,17 @@ def random_run_folder(folder: Path, *overrides: str, images_seen: int = 640) -> 
     state = {"images_seen": images_seen}
     write_checkpoint(run_dir, record.config_id, state, {"weights": raw, "ema": ema}, keep=1)
     return run_dir
+
+
+@contextmanager
+def files_no_larger_than(num_bytes: int) -> Iterator[None]:
+    """What a full disk is to the one who writes: the same call fails in the same way."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager

@@ -40,8 +40,8 @@ class Router(nn.Module, ABC):
     def decide(self, logits_GSE: Tensor, capacity: int | None) -> GroupDecision:
         """The decision for G groups of S tokens from their float32 logits.
 
-        capacity None: no limit and no drops. Nothing competes then, so that the answer is one group of G S tokens, whose
-        experts have as many slots as the fullest; balance losses are still those of G groups.
+        capacity None: no limit and no drops. Nothing competes then, so that the answer is one group of G S tokens,
+        whose experts have as many slots as the fullest; balance losses are still those of G groups.
         """
 
     def forward(self, x_BTD: Tensor) -> Assignment:

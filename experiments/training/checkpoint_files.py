@@ -1,12 +1,12 @@
 """Writing a checkpoint: shards by the processes that hold them, and a name once all of them are there.
 
-`checkpoints/images_000012800/` holds, of each process i of n, `weights-<i>-of-<n>.safetensors` (fp32 master weights),
-`ema-...` and `optimizer-...` (`<parameter>/<state>`), and `state.json`: images seen, running means, the shape of every
-parameter, which stretch of it each shard has, and checksums of all files, its own content included. No process writes
-what it does not hold, nor sends anything. All is written under another name, synced and renamed: a checkpoint is
-complete or invisible. A stretch that is the whole parameter has its shape, a part is flat; stacked experts are one
-parameter whose first axis is the global expert id. So a checkpoint does not know the layout it was written from.
-Reading is `checkpoint.py`'s.
+`checkpoints/images_000012800/` holds `weights.safetensors` (fp32 master weights), `ema.safetensors` and
+`optimizer.safetensors` (`<parameter>/<state>`), each of n processes its own (`weights-<i>-of-<n>.safetensors`), and
+`state.json`: images seen, running means, the shape of every parameter, which stretch of it each shard has, and
+checksums of all files, its own content included. No process writes what it does not hold, nor sends anything. All is
+written under another name, synced and renamed: a checkpoint is complete or invisible. A stretch that is the whole
+parameter has its shape, a part is flat; stacked experts are one parameter whose first axis is the global expert id. So
+a checkpoint does not know the layout it was written from. Reading is `checkpoint.py`'s.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def final_folder(run_dir: RunDir, images_seen: int) -> Path:
 
 
 def shard_name(file: str, rank: int, world: int) -> str:
-    """Counted from 1, as Hugging Face counts the shards of a model."""
+    """Counted from 1, as Hugging Face counts the shards of a model; without numbers where there is one."""
+    if world == 1:
+        return f"{file}.safetensors"
     return f"{file}-{rank + 1:05d}-of-{world:05d}.safetensors"
 
 

@@ -57,7 +57,7 @@ class MovingAverage:
     def _change_places(self) -> None:
         self.partitions.let_go()
         for weights, average in zip(self.partitions.flats, self.flats, strict=True):
-            for ours, other in zip(weights.detach().split(CHUNK), average.split(CHUNK), strict=True):
+            for ours, other in zip(torch.split(weights.detach(), CHUNK), torch.split(average, CHUNK), strict=True):
                 kept = ours.clone()
                 ours.copy_(other)
                 other.copy_(kept)

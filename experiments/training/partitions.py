@@ -64,7 +64,7 @@ class Partitions(ABC):
     def copy_to_module(self, flats: Sequence[Tensor]) -> None:
         """Copy tensors laid out like the master weights into the module's own parameters. Collective."""
 
-    def let_go(self) -> None:  # noqa: B027: most keep nothing
+    def let_go(self) -> None:  # noqa: B027
         """Drop what layers still hold of other processes' weights, since those are about to change."""
 
     def refresh_module(self) -> None:

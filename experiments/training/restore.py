@@ -21,7 +21,9 @@ def snapshot(engine: Engine) -> Snapshot:
     """What this process saves, copied to host memory: training may go on at once. Not collective."""
     partitions = engine.partitions
     tensors = {"weights": _copied(partitions, partitions.flats), "ema": _copied(partitions, engine.ema.flats)}
-    states, optimizer, counters = [engine.optimizer.state[key] for key in partitions.keys], {}, {}
+    states = [engine.optimizer.state[key] for key in partitions.keys]
+    optimizer: dict[str, Tensor] = {}
+    counters: dict[str, float] = {}
     for name, first in states[0].items():
         if first.dim() == 0:
             counters[name] = float(first)
