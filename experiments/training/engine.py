@@ -125,11 +125,11 @@ def _talk_to(file: TextIO) -> Iterator[None]:
             deepspeed_logger.handlers[:] = handlers
 
 
-def build_engine(config: RunConfig, precision: Precision) -> Engine:
+def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT] = DiT) -> Engine:
     """The model of `config`, initialised from `config.seed` alone, inside a DeepSpeed engine."""
     share, stage = expert_share(config), config.parallel.zero_stage
     torch.manual_seed(config.seed)
-    model = DiT(config, share, config.parallel.activation_checkpointing)
+    model = model_class(config, share, config.parallel.activation_checkpointing)
     optimizer = _build_optimizer(config, split_expert_groups({"params": list(model.parameters()), "name": "all"}))
     if stage == 0:
         clip_before_steps(optimizer, config.optim.clip_norm, share)

@@ -1,0 +1,211 @@
+"""A training step of any layout on one machine, in shape: the real model, engine and collectives, without numbers.
+
+The engine of `engine.py` is built for one rank of a process group that sends nothing (PyTorch's `fake` backend), on
+tensors that have a shape and no memory (`FakeTensorMode`). What the code would do wrong with shapes on 512 processes
+(experts that do not divide, a partition of another size, an all-to-all that does not fit) fails here. Storages are
+counted as they come and go, so that memory is that of the real sequence of operations; so is what each collective is
+handed. Numbers that the code reads back (a norm, an overflow) are answered with 1 or 0.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+import torch.distributed._tools.fake_collectives  # the shapes that collectives answer with
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from experiments.config.budget import budget
+from experiments.config.memory import BUCKET_ELEMENTS
+from experiments.config.schema import RunConfig
+from experiments.data.loader import Batch
+from experiments.errors import ConfigError
+from experiments.models.dit import DiT
+from experiments.records.schema import Precision
+from experiments.routing.deepspeed_library import deepspeed, dist
+from experiments.training.engine import Engine, build_engine
+from experiments.training.objective import forward_loss
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+@dataclass(frozen=True)
+class StepInShape:
+    """One optimizer step of one rank. Sizes are in bytes, of tensors alone, without DeepSpeed's reduction bucket."""
+
+    rank: int
+    params_total: int
+    """Of all processes."""
+    params_held: int
+    """In working precision on this process."""
+    numbers_kept: int
+    """fp32 master weights on this process."""
+    persistent: int
+    """Between two steps."""
+    activations: int
+    """Saved for the backward pass."""
+    peak: int
+    collectives: dict[str, tuple[int, int]]
+    """Of the step, by name: how often, and the bytes that this process handed over."""
+    seconds: float
+
+
+class ShapesOnly(TorchDispatchMode):
+    """Answers what is read back, and counts storages and collectives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.calls: Counter[str] = Counter()
+        self.bytes_handed: Counter[str] = Counter()
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """One operation."""
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
+            return _answer(args[0].dtype)
+        out = func(*args, **(kwargs or {}))
+        if func.namespace == "c10d":
+            self._count_collective(func.overloadpacket.__name__.strip("_"), args)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":  # which have no memory in earnest either
+                self._count_storage(tensor.untyped_storage())
+        return out
+
+    def _count_collective(self, name: str, args: Any) -> None:
+        """The last tensors of a call are what goes in."""
+        given = [leaves for arg in args if (leaves := [t for t in tree_leaves(arg) if isinstance(t, Tensor)])]
+        self.calls[name] += 1
+        self.bytes_handed[name] += sum(t.numel() * t.element_size() for t in given[-1]) if given else 0
+
+    def _count_storage(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or (size >= 2 * BUCKET_ELEMENTS and size % BUCKET_ELEMENTS == 0):
+            return
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+        def gone(_: object) -> None:
+            self.live -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, gone)
+
+
+class _StaysInPlace(DiT):
+    """A tensor without memory cannot be moved to a device."""
+
+    def to(self, *args: Any, **kwargs: Any) -> DiT:
+        """Itself."""
+        return self
+
+
+def step_in_shape(config: RunConfig, precision: Precision, rank: int = 0) -> StepInShape:
+    """Build, forward, backward and step of `rank` of `config.parallel.world`. Needs memory for bookkeeping only.
+
+    A `ConfigError` for ZeRO-3, whose processes read back what the others are about to do.
+    """
+    if config.parallel.zero_stage == 3:
+        raise ConfigError("parallel.zero_stage=3 cannot be stepped in shape.", "Use parallel.zero_stage=2.")
+    started = time.perf_counter()
+    with _pretended_group(rank, config.parallel.world), ExitStack() as modes:
+        modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        shapes = modes.enter_context(ShapesOnly())
+        engine = build_engine(config, precision, _StaysInPlace)
+        engine.model.train()
+        total = sum(prod(shape) for shape in engine.partitions.shapes.values())
+        assert total == budget(config).params_total, (total, budget(config).params_total)
+        activations = _step(engine, config, shapes)
+        persistent, shapes.peak = shapes.live, shapes.live
+        shapes.calls.clear()
+        shapes.bytes_handed.clear()
+        _step(engine, config, shapes)  # the first one makes what stays
+        return StepInShape(
+            rank=rank,
+            params_total=total,
+            params_held=sum(parameter.numel() for parameter in engine.model.parameters()),
+            numbers_kept=sum(flat.numel() for flat in engine.partitions.flats),
+            persistent=persistent,
+            activations=activations,
+            peak=shapes.peak,
+            collectives={name: (shapes.calls[name], shapes.bytes_handed[name]) for name in shapes.calls},
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _step(engine: Engine, config: RunConfig, shapes: ShapesOnly) -> int:
+    """One optimizer step; returns the bytes saved by the last forward pass."""
+    images = config.train.batch_images // (config.parallel.world * config.train.accumulation)
+    saved = 0
+    for _ in range(config.train.accumulation):
+        batch = _batch(config, images)
+        before = shapes.live
+        loss_B, output = forward_loss(engine.deepspeed, batch, config.model.patch_size)
+        total = loss_B.mean() + output.auxiliary_loss
+        saved = shapes.live - before
+        engine.deepspeed.backward(total)
+        del loss_B, output, total
+        engine.deepspeed.step()
+    engine.ema.update(config.train.batch_images, config.train.batch_images)
+    return saved
+
+
+def _batch(config: RunConfig, images: int) -> Batch:
+    data, kept = config.data, config.num_train_tokens
+    pixels = torch.zeros(images, data.channels, data.image_size, data.image_size)
+    caption: dict[str, Tensor] = {}
+    if data.text_width is not None and data.pooled_width is not None:
+        caption["text_BLV"] = torch.zeros(images, data.caption_length, data.text_width, dtype=torch.float16)
+        caption["text_length_B"] = torch.zeros(images, dtype=torch.int64)
+        caption["pooled_BU"] = torch.zeros(images, data.pooled_width, dtype=torch.float16)
+    else:
+        caption["caption_BL"] = torch.zeros(images, data.caption_length, dtype=torch.int64)
+    return Batch(
+        index_B=torch.zeros(images, dtype=torch.int64),
+        pixels_BCHW=pixels,
+        noise_BCHW=torch.zeros_like(pixels),
+        time_B=torch.zeros(images),
+        keep_BK=torch.zeros(images, kept, dtype=torch.int64) if config.train.mask_ratio else None,
+        **caption,
+    )
+
+
+def _answer(dtype: torch.dtype) -> bool | int | float:
+    """No overflow, a norm of 1."""
+    if dtype == torch.bool:
+        return False
+    return 1.0 if dtype.is_floating_point else 0
+
+
+@contextmanager
+def _pretended_group(rank: int, world: int) -> Iterator[None]:
+    """A process group of `world`, of which this is `rank`, and which sends nothing."""
+    assert not torch.distributed.is_initialized(), "a process group is in use"
+
+    before = {name: os.environ.get(name) for name in LAUNCHER}
+    os.environ.update(dict(zip(LAUNCHER, (str(rank), str(world), "0"), strict=True)))
+    torch.distributed.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
+    try:
+        with warnings.catch_warnings():  # DeepSpeed looks whether memory is aligned, and nothing here has an address
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+            deepspeed.init_distributed(dist_backend="fake", auto_mpi_discovery=False, verbose=False)
+            yield
+    finally:
+        dist.destroy_process_group()
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value

@@ -1,0 +1,104 @@
+"""Layouts that no test can run: partitioned, built and stepped in shape."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+
+import pytest
+import torch
+
+from experiments.config.budget import budget
+from experiments.config.memory import memory
+from experiments.config.overrides import load_config
+from experiments.config.schema import RunConfig
+from experiments.errors import ConfigError
+from experiments.training.engine import build_engine
+from experiments.training.in_shape import _pretended_group, _StaysInPlace, step_in_shape
+
+ON_EIGHT = ("model=nano", "parallel.world=8", "train.batch_images=32", "routing.group_images=1")
+EC_DIT_M_64E = (
+    "model=M", "routing.num_experts=64", "routing.group_images=8", "train.mask_ratio=0.5", "train.batch_images=4096",
+    "parallel.world=512", "parallel.expert_parallel=64",
+)  # fmt: skip
+"""The paper's largest model, in the layout of its training: 8 masked images to a routing group."""
+
+
+def stretches_of(config: RunConfig, rank: int) -> dict[str, tuple[int, int]]:
+    with _pretended_group(rank, config.parallel.world):
+        return build_engine(config, "fp32", _StaysInPlace).partitions.wanted()
+
+
+@pytest.mark.parametrize("layout", ["4 1", "8 1", "2 2", "1 2", "1 3"])
+def test_the_processes_of_a_layout_have_every_number_of_every_parameter_once(layout: str) -> None:
+    expert_parallel, stage = layout.split()
+    config = load_config(
+        [*ON_EIGHT, f"parallel.expert_parallel={expert_parallel}", f"parallel.zero_stage={stage}", "model.width=32"]
+    )
+    everyone = [stretches_of(config, rank) for rank in range(8)]
+    counted = 0
+    for name in set().union(*everyone):
+        bounds = sorted(stretches[name] for stretches in everyone if name in stretches)
+        assert bounds[0][0] == 0
+        assert all(stop == start for (_, stop), (start, _) in pairwise(bounds)), name
+        counted += bounds[-1][1]
+    assert counted == budget(config).params_total
+
+
+@pytest.mark.parametrize("router", ["expert_choice", "token_choice", "switch"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_memory_in_shape_is_that_of_the_arithmetic(router: str, stage: int) -> None:
+    config = load_config(
+        [*ON_EIGHT, f"routing={router}", "parallel.expert_parallel=4", f"parallel.zero_stage={stage}", "model=micro"]
+    )
+    measured, planned = step_in_shape(config, "bf16"), memory(config, on_accelerator=True)
+    assert measured.params_total == budget(config).params_total
+    assert measured.persistent == pytest.approx(planned.persistent, rel=0.01)
+    assert measured.activations == pytest.approx(planned.activations, rel=0.05)
+
+
+def test_experts_travel_four_times_a_layer_and_half_of_nothing_more() -> None:
+    config = load_config([*ON_EIGHT, "parallel.expert_parallel=4"])
+    step = step_in_shape(config, "bf16")
+    calls, handed = step.collectives["alltoall_base"]
+    num_layers, images = len(config.sparse_layer_indices), 4
+    slots = config.num_tokens * 2 * images
+    assert calls == 4 * num_layers
+    assert handed == calls * slots * config.model.width * 2
+    dense = step_in_shape(load_config([*ON_EIGHT, "routing=dense", "parallel.expert_parallel=4"]), "bf16")
+    assert "alltoall_base" not in dense.collectives
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_every_stage_steps_in_shape(stage: int) -> None:
+    config = load_config([*ON_EIGHT, f"parallel.zero_stage={stage}", "parallel.activation_checkpointing=True"])
+    step = step_in_shape(config, "fp32")
+    total = budget(config).params_total
+    share = total if stage == 0 else total / 8
+    assert step.numbers_kept == pytest.approx(share, rel=0.01)
+
+
+def test_zero_3_is_refused() -> None:
+    """Its processes compare what they do, which cannot be answered for the others."""
+    with pytest.raises(ConfigError, match=r"zero_stage=3 cannot be stepped in shape\. Use parallel.zero_stage=2"):
+        step_in_shape(load_config([*ON_EIGHT, "parallel.zero_stage=3"]), "fp32")
+
+
+def test_the_process_group_and_the_environment_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    step_in_shape(load_config([*ON_EIGHT, "routing=dense"]), "fp32", rank=7)
+    assert not torch.distributed.is_initialized()
+    assert "RANK" not in os.environ
+
+
+@pytest.mark.slow
+def test_the_97_billion_parameters_of_ec_dit_m_64e_are_built_partitioned_and_stepped() -> None:
+    config = load_config([*EC_DIT_M_64E])
+    step, planned = step_in_shape(config, "bf16", rank=511), memory(config, on_accelerator=True)
+    assert step.params_total == budget(config).params_total > 95e9
+    experts = budget(config).params_by_part["experts"]
+    assert step.params_held == step.params_total - experts + experts // 64
+    assert step.numbers_kept == pytest.approx(step.params_total / 512, rel=0.001)
+    assert step.collectives["alltoall_base"][0] == 4 * 19
+    assert step.persistent == pytest.approx(planned.persistent, rel=0.01)
+    assert step.peak == pytest.approx(planned.tensors_peak - planned.reduction_bucket, rel=0.1)
