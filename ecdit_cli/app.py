@@ -19,6 +19,7 @@ from ecdit_cli.data import data
 from ecdit_cli.doctor import doctor
 from ecdit_cli.evaluate import evaluate
 from ecdit_cli.export import export
+from ecdit_cli.export_weights import export_weights
 from ecdit_cli.plot import plot
 from ecdit_cli.presets import presets
 from ecdit_cli.report import report
@@ -40,6 +41,7 @@ COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
     (sample, False),
     (evaluate, False),
     (export, False),
+    (export_weights, False),
     (report, False),
     (presets, False),
     (bench, True),

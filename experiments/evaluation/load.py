@@ -1,20 +1,21 @@
-"""A trained model from its run folder, without DeepSpeed's engine and without executing anything that was saved."""
+"""A trained model from its run folder or its exported weights, without DeepSpeed's engine and without executing
+anything that was saved.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError, ConfigError
+from experiments.evaluation.exported import DTYPES, FILE_OF_WEIGHTS, exported_tensors, newest, read_exported
 from experiments.models.dit import DiT
 from experiments.records.layout import RunDir
 from experiments.records.schema import Precision, RunRecord, Weights
-from experiments.training.checkpoint import load_newest
-
-FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,41 @@ def load_run(
 ) -> LoadedRun:
     """The newest whole checkpoint of a run, on the current device; in the precision it was trained in unless given.
 
-    Raises `RecordError` for what is not a run, and `CheckpointError` where it has no checkpoint.
+    The same from a folder of `ecdit export-weights`. Raises `RecordError` for what is neither, and `CheckpointError`
+    where there is no checkpoint, or weights do not fit the model.
     """
-    record = run_dir.read_run()
+    if run_dir.exported.is_file():
+        return _load_exported(run_dir, weights, precision)
+    record, checkpoint = newest(run_dir, weights, say)
+    images_seen = int(checkpoint.state["images_seen"])
+    tensors = checkpoint.full(FILE_OF_WEIGHTS[weights])
+    return _loaded(run_dir, record, tensors, images_seen, weights, precision or record.precision)
+
+
+def _load_exported(folder: RunDir, weights: Weights, precision: Precision | None) -> LoadedRun:
+    exported = read_exported(folder)
+    if exported.weights != weights:
+        raise ConfigError(f"{folder.path} holds {exported.weights} weights.", f"Use --weights {exported.weights}.")
+    tensors = exported_tensors(folder, exported)
+    return _loaded(folder, exported.record, tensors, exported.images_seen, weights, precision or exported.precision)
+
+
+def _loaded(
+    run_dir: RunDir,
+    record: RunRecord,
+    tensors: Mapping[str, Tensor],
+    images_seen: int,
+    weights: Weights,
+    precision: Precision,
+) -> LoadedRun:
     config = RunConfig.model_validate(record.config)
-    name = FILE_OF_WEIGHTS[weights]
-    checkpoint = load_newest(run_dir, record.config_id, say, files=[name])
-    if checkpoint is None:
-        raise CheckpointError(f"{run_dir.path} has no checkpoint yet.", "Train it first, with the same command again.")
     model = DiT(config)
-    model.load_state_dict(checkpoint.full(name))
-    precision = precision or record.precision
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = model.to(device=current_device(), dtype=dtype).eval()
-    return LoadedRun(run_dir, record, config, model, int(checkpoint.state["images_seen"]), weights, precision)
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise CheckpointError(f"The weights in {run_dir.path} are not those of its model.", "Export the run again.")
+    model.load_state_dict(tensors)
+    model = model.to(device=current_device(), dtype=DTYPES[precision]).eval()
+    return LoadedRun(run_dir, record, config, model, images_seen, weights, precision)
 
 
 def require_shapes(run: LoadedRun) -> LoadedRun:

@@ -80,6 +80,11 @@ class RunDir:
         return self.samples / "compute_map.npz"
 
     @property
+    def exported(self) -> Path:
+        """What a folder of `ecdit export-weights` holds; a run has none."""
+        return self.path / "model.json"
+
+    @property
     def log(self) -> Path:
         """What libraries print while the run goes."""
         return self.path / "log.txt"

@@ -1,0 +1,52 @@
+"""`ecdit export-weights`: the weights of a run for inference, whole, whatever layout they were trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ecdit_cli._options import Json, Weights
+
+
+def export_weights(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the weights.")],
+    weights: Weights = "ema",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="Of the numbers; auto: the one the run was trained in.")
+    ] = "auto",
+    shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file, in GiB.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Write the newest checkpoint of a run as safetensors, without optimizer state. `ecdit sample OUT` reads them.
+
+    Examples: ecdit export-weights out/runs/NAME out/weights --precision bf16
+    """
+    from ecdit_cli._console import print_json, say
+    from ecdit_cli._sampling import sampling_progress
+    from experiments.evaluation.exported import export_weights as write
+    from experiments.records.layout import RunDir
+
+    folder = RunDir(run)
+    record = folder.read_run()
+    kind = record.precision if precision == "auto" else precision
+    with sampling_progress("exporting") as show:
+        files = write(
+            folder, out, weights, kind, round(shard_gib * 2**30), show.say,
+            lambda written: show(written, record.params_total),
+        )  # fmt: skip
+    about = {
+        "run": str(run),
+        "weights": weights,
+        "precision": kind,
+        "params_total": record.params_total,
+        "files": [str(file) for file in files],
+    }
+    if as_json:
+        print_json(about)
+        return
+    for file in files:
+        say(str(file))
+    say(f"{record.params_total:,} parameters ({weights}, {kind}). Sample them: ecdit sample {out}")

@@ -1,0 +1,142 @@
+"""Weights of a run for inference, by themselves: `ecdit export-weights` writes them, `ecdit sample` reads them.
+
+A folder holds `model.safetensors`, or numbered shards with Hugging Face's `model.safetensors.index.json`, and
+`model.json`: the run's record, which weights these are, and a checksum of every file. Whole parameters by the names of
+the module, in one precision, without optimizer state; they are read from the checkpoint one at a time, so that no more
+than a shard is in memory, however large the run. Both files may come from strangers: JSON and safetensors execute
+nothing, and what does not fit the model is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from experiments.errors import CheckpointError, RecordError, StorageError
+from experiments.records.layout import RunDir
+from experiments.records.schema import Precision, RunRecord, Weights
+from experiments.records.storage import storage_errors
+from experiments.records.writer import write_json_atomic
+from experiments.training.checkpoint import Checkpoint, load_newest
+from experiments.training.checkpoint_files import sha256_of_file, shard_name
+
+FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """`model.json`."""
+
+    record: RunRecord
+    images_seen: int
+    weights: Weights
+    precision: Precision
+    sha256: dict[str, str]
+
+
+def newest(run_dir: RunDir, weights: Weights, say: Callable[[str], None]) -> tuple[RunRecord, Checkpoint]:
+    """The record of a run and its newest whole checkpoint; a `CheckpointError` where it has none."""
+    record = run_dir.read_run()
+    checkpoint = load_newest(run_dir, record.config_id, say, files=[FILE_OF_WEIGHTS[weights]])
+    if checkpoint is None:
+        raise CheckpointError(f"{run_dir.path} has no checkpoint yet.", "Train it first, with the same command again.")
+    return record, checkpoint
+
+
+def export_weights(
+    run_dir: RunDir,
+    out: Path,
+    weights: Weights,
+    precision: Precision,
+    shard_bytes: int,
+    say: Callable[[str], None],
+    written: Callable[[int], None] = lambda num_parameters: None,
+) -> list[Path]:
+    """Write the newest checkpoint of a run to `out`; returns the files. `written` is told how many parameters are.
+
+    Raises `CheckpointError` where there is nothing to export, and `StorageError` where `out` holds something else.
+    """
+    record, checkpoint = newest(run_dir, weights, say)
+    if out.exists() and any(out.iterdir()):
+        raise StorageError(f"{out} is not empty.", "Name a new folder.")
+    width = DTYPES[precision].itemsize
+    groups = _shards(checkpoint.shapes, width, shard_bytes)
+    sums, places = {}, {}
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for place, names in enumerate(groups):
+            file = shard_name("model", place, len(groups))
+            tensors = {name: _whole(checkpoint, weights, name).to(DTYPES[precision]) for name in names}
+            save_file(tensors, out / file, metadata={"format": "pt"})
+            sums[file] = sha256_of_file(out / file)
+            places |= dict.fromkeys(names, file)
+            written(sum(math.prod(checkpoint.shapes[name]) for name in places))
+        if len(groups) > 1:
+            total = width * sum(math.prod(shape) for shape in checkpoint.shapes.values())
+            write_json_atomic(out / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        about = {
+            "record": record.model_dump(mode="json", exclude_none=True),
+            "images_seen": checkpoint.state["images_seen"],
+            "weights": weights,
+            "precision": precision,
+            "sha256": sums,
+        }
+        write_json_atomic(RunDir(out).exported, about)
+    return sorted(out.iterdir())
+
+
+def read_exported(folder: RunDir) -> Exported:
+    """`model.json`; a `RecordError` where it is damaged."""
+    try:
+        raw: dict[str, Any] = json.loads(folder.exported.read_text(encoding="utf-8"))
+        record = RunRecord.model_validate(raw["record"])
+        sums = {str(Path(name).name): str(digest) for name, digest in raw["sha256"].items()}
+        return Exported(record, int(raw["images_seen"]), raw["weights"], raw["precision"], sums)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{folder.exported} is damaged ({error!r}).", "Export the run again.") from error
+
+
+def exported_tensors(folder: RunDir, exported: Exported) -> dict[str, Tensor]:
+    """Every parameter by name, checked; a `CheckpointError` for a file that is damaged, or none of safetensors."""
+    return {name: tensor for file in exported.sha256 for name, tensor in _checked(folder.path / file, exported)}
+
+
+def _checked(path: Path, exported: Exported) -> Iterator[tuple[str, Tensor]]:
+    try:
+        whole = sha256_of_file(path) == exported.sha256[path.name]
+        tensors = load_file(path) if whole else {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}).", "Export the run again.") from error
+    if not whole:
+        raise CheckpointError(f"{path} is damaged: its checksum does not match.", "Export the run again.")
+    yield from tensors.items()
+
+
+def _whole(checkpoint: Checkpoint, weights: Weights, name: str) -> Tensor:
+    shape = checkpoint.shapes[name]
+    return checkpoint.read(FILE_OF_WEIGHTS[weights], name, 0, math.prod(shape)).view(shape)
+
+
+def _shards(shapes: dict[str, tuple[int, ...]], width: int, shard_bytes: int) -> list[list[str]]:
+    """Names by file, in order, none larger than it must be."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        more = width * math.prod(shape)
+        if groups[-1] and size + more > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += more
+    return groups
