@@ -14,9 +14,9 @@ from tests.training_runs import environment, numbers, start, train_command, wait
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
 
-def launched(folder, *settings):
+def launched(folder, *settings, options=("--no-progress",)):
     """The same run over two processes."""
-    command = train_command(folder, *settings)[1:]
+    command = train_command(folder, *settings, options=options)[1:]
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
 
 
@@ -67,3 +67,88 @@ def test_without_an_account_wandb_is_offline_and_may_be_deleted(train, undisturb
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert numbers(tmp_path / "run") == numbers(undisturbed)
+
+
+SAMPLED = (
+    "eval.images=12",
+    "eval.sample_images=2",
+    "eval.sample_steps=2",
+    "eval.metric_images=4",
+    "routing.group_images=1",
+)
+
+
+@pytest.fixture(scope="module")
+def sampled_by_one(train, tmp_path_factory):
+    """A run whose last batch of validation is smaller, and which samples while it trains."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    done = train(folder, *SAMPLED)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("layout", [("parallel.expert_parallel=2",), ("parallel.zero_stage=3",)], ids=lambda x: x[0])
+def test_layers_that_need_all_processes_validate_and_sample_as_one_does(layout, sampled_by_one, tmp_path):
+    """Three batches of two conditions for two processes, the last one of half the size; a preview; judged samples."""
+    folder = tmp_path / "run"
+    command = launched(folder, *SAMPLED, *layout)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=180, check=False)
+    assert RunDir(folder).read_status().state == "done", done.stderr
+    assert losses(folder) == pytest.approx(losses(sampled_by_one), rel=2e-5)
+    ours, theirs = (
+        {(row["metric"], row["images_seen"], row["weights"]): row["value"] for row in numbers(run)["evals.jsonl"]}
+        for run in (folder, sampled_by_one)
+    )
+    assert ours.keys() == theirs.keys()
+    assert any(metric == "frechet-shapes" for metric, *_ in ours)
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    for row, other in zip(numbers(folder)["routing.jsonl"], numbers(sampled_by_one)["routing.jsonl"], strict=True):
+        assert row["experts_per_token"] == pytest.approx(other["experts_per_token"], abs=1e-3)
+    assert {path.name for path in RunDir(folder).samples.iterdir()} == {
+        path.name for path in RunDir(sampled_by_one).samples.iterdir()
+    }
+
+
+def test_a_run_on_shared_experts_goes_on_with_one_process_and_names_a_damaged_shard(train, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    process = start(launched(folder, "parallel.expert_parallel=2"))
+    wait_for_rows(folder, 5, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert RunDir(folder).read_status().state == "interrupted"
+    newest = max(RunDir(folder).checkpoints.glob("images_*"))
+    shards = sorted(path.name for path in newest.glob("weights-*"))
+    assert shards == ["weights-00001-of-00002.safetensors", "weights-00002-of-00002.safetensors"]
+    (newest / shards[1]).unlink()
+    again = train(folder, options=())
+    assert again.returncode == 0, again.stderr
+    assert "weights-00002-of-00002.safetensors is damaged" in again.stderr
+    assert "Trying the checkpoint before it." in again.stderr
+    assert losses(folder) == pytest.approx(losses(undisturbed), rel=2e-5)
+
+
+def test_two_processes_pass_over_a_shard_that_only_one_of_them_reads(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    process = start(launched(folder, "parallel.expert_parallel=2"))
+    wait_for_rows(folder, 5, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=120)
+    newest = max(RunDir(folder).checkpoints.glob("images_*"))
+    damaged = newest / "optimizer-00002-of-00002.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    command = launched(folder, "parallel.expert_parallel=2", options=())
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=180, check=False)
+    assert RunDir(folder).read_status().state == "done", done.stderr
+    assert done.stderr.count(f"{damaged.name} is damaged") == 1
+    assert losses(folder) == pytest.approx(losses(undisturbed), rel=2e-5)
+
+
+def test_a_number_that_is_not_finite_is_named_where_layers_need_all_processes(tmp_path):
+    """Nobody waits for the process whose experts overflowed."""
+    folder = tmp_path / "run"
+    command = launched(folder, "parallel.expert_parallel=2", "optim.learning_rate=1e30", "optim.clip_norm=1e30")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=180, check=False)
+    assert done.returncode != 0
+    status = RunDir(folder).read_status()
+    assert status.state == "failed"
+    assert status.reason.startswith("Not finite after")
