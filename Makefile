@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # Two workers with one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: setup demo test slurm-test browser-test check format clean
+.PHONY: setup demo test slow-test slurm-test browser-test check format clean
 
 setup: $(INSTALLED)
 
@@ -30,6 +30,10 @@ demo: setup
 
 test: setup
 	$(PYTEST) -m 'not slurm and not browser'
+
+# What `make check` leaves out of `make test`.
+slow-test: setup
+	$(PYTEST) -m '(slow or multi or gpu) and not slurm and not browser'
 
 # Starts a Slurm of three nodes on this machine; root on Debian or Ubuntu gets its packages installed first.
 slurm-test: setup

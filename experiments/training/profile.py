@@ -39,7 +39,7 @@ def measure_step_shares(config: RunConfig, steps: int) -> dict[str, float]:
         last[0] = now
 
     with tempfile.TemporaryDirectory() as folder:
-        short = _short_run(config, steps + WARM_UP_STEPS)
+        short = short_run(config, steps + WARM_UP_STEPS)
         train(short, RunDir(Path(folder)), ["ecdit", "bench", "train"], Reporter(step=on_step), clock=clock)
     return _medians(iterations[1 + WARM_UP_STEPS :], config.train.batch_images)
 
@@ -56,7 +56,7 @@ def _medians(iterations: Sequence[dict[str, float]], batch_images: int) -> dict[
     }
 
 
-def _short_run(config: RunConfig, steps: int) -> RunConfig:
+def short_run(config: RunConfig, steps: int) -> RunConfig:
     """`steps` steps of `config` with a row each, a small evaluation at the end, and no mirror."""
     images = steps * config.train.batch_images
     changes = {

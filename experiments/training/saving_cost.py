@@ -1,0 +1,66 @@
+"""How much training waits for its checkpoints: `ecdit bench checkpoint`.
+
+A short real run by the real loop saves once after another. What the iterations from one save to the next take beyond as
+many undisturbed ones is its cost: the copy to host memory, the thread that writes beside the training, and the moment
+in which the checkpoint gets its name. At the cadence of the config (`checkpoint.every_images`) it falls on so many
+iterations.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from experiments.config.schema import RunConfig
+from experiments.records.layout import RunDir
+from experiments.training.checkpoint_files import complete_checkpoints
+from experiments.training.clock import synchronized_time
+from experiments.training.loop import train
+from experiments.training.profile import short_run
+from experiments.training.reporter import Reporter
+
+
+def measure_saving(config: RunConfig, steps: int, rounds: int, on_step: Callable[[], None]) -> dict[str, Any]:
+    """Medians over `rounds` saves, `steps` iterations apart, after as many without one.
+
+    `iteration_seconds`, `copy_seconds` (training stands still), `extra_seconds` (all that a save costs),
+    `checkpoint_bytes`, `cadence_iterations`, `stall_share` (extra over the iterations of the cadence).
+    """
+    moments: list[float] = []
+    copies: list[list[float]] = []
+
+    def stepped(images_seen: int) -> None:
+        moments.append(synchronized_time())
+        on_step()
+
+    def phase(name: str) -> None:
+        if name == "saving":
+            copies.append([synchronized_time()])
+        elif copies and len(copies[-1]) == 1:
+            copies[-1].append(synchronized_time())
+
+    with tempfile.TemporaryDirectory() as folder:
+        batch, run_dir = config.train.batch_images, RunDir(Path(folder))
+        longer = short_run(config, (rounds + 1) * steps)
+        saving = longer.model_copy(
+            update={"checkpoint": longer.checkpoint.model_copy(update={"every_images": steps * batch})}
+        )
+        train(saving, run_dir, ["ecdit", "bench", "checkpoint"], Reporter(step=stepped, phase=phase))
+        size = sum(file.stat().st_size for file in complete_checkpoints(run_dir)[-1].iterdir())
+    iterations = [after - before for before, after in pairwise(moments)]
+    plain = statistics.median(iterations[steps // 2 : steps - 1])
+    saves = [sum(iterations[n * steps : (n + 1) * steps]) for n in range(1, rounds + 1)]
+    extra = statistics.median(seconds - steps * plain for seconds in saves)
+    cadence = max(1, config.checkpoint.every_images // batch)
+    return {
+        "iteration_seconds": plain,
+        "copy_seconds": statistics.median(after - before for before, after in copies[:rounds]),
+        "extra_seconds": extra,
+        "checkpoint_bytes": size,
+        "cadence_iterations": cadence,
+        "stall_share": extra / (cadence * plain),
+    }
