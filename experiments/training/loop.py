@@ -21,7 +21,7 @@ from experiments.config.budget import budget
 from experiments.config.identity import config_id
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream, check_images
-from experiments.errors import EcditError, RunFailedError, StorageError
+from experiments.errors import EcditError, StorageError
 from experiments.models.parts import assert_matches_budget
 from experiments.records.claim import settle_record
 from experiments.records.layout import RunDir
@@ -44,6 +44,7 @@ from experiments.training.engine import (
     resolve_precision,
 )
 from experiments.training.means import RunningMeans
+from experiments.training.meeting import meet
 from experiments.training.objective import forward_loss, to_device
 from experiments.training.peak import matmul_flops_per_second
 from experiments.training.reporter import Reporter
@@ -51,6 +52,7 @@ from experiments.training.restore import restore, save
 from experiments.training.schedule import learning_rate
 from experiments.training.stop import StopRequest
 from experiments.training.validation import Validator
+from experiments.training.watchdog import lost_process
 
 Observer = Callable[[Engine, RunConfig, int, RecordWriter | None], None]
 """Called at every evaluation with the trained model: previews. The writer is None but on rank 0. Collective."""
@@ -99,12 +101,13 @@ def train(
     record = describe_run(config, resolve_precision(config.train.precision), cost, command)
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)
+    meeting = meet(run_dir, record, reporter.fail)  # ranks that differ are refused before anything is written
     if launched_rank() == 0:  # a folder of another run is refused before anything is built
         if not run_dir.run_json.exists():
             record = record.model_copy(update={"matmul_flops_per_second": matmul_flops_per_second(record.precision)})
         settle_record(run_dir, record)
     reporter.phase("building")
-    with process_group(run_dir.log), StopRequest() as stop:
+    with process_group(run_dir.log, meeting), StopRequest() as stop:
         engine = build_engine(config, run_dir.read_run().precision)  # a run keeps the precision it began with
         assert_matches_budget(engine.model, cost)
         checkpoint = load_newest(run_dir, record.config_id, reporter.say)
@@ -116,7 +119,7 @@ def train(
         run = Run(
             config, run_dir, engine, writer, reporter, observers, cost.train_flops_per_image, means, clock or NoClock()
         )
-        with _recorded_end(run):
+        with _recorded_end(run), meeting.ending(lambda reason: _record_lost(run, reason)):
             if means.images_seen:
                 reporter.say(f"Continuing at {means.images_seen:,} of {config.total_images:,} images.")
             return _loop(run, stop)
@@ -252,10 +255,7 @@ def _recorded_end(run: Run) -> Iterator[None]:
         raise
     except Exception as error:
         if is_lost_process(error):
-            lost = RunFailedError(
-                "Another process of this run has ended.",
-                "If it said nothing, look for its memory limit. The same command continues from the last checkpoint.",
-            )
+            lost = lost_process()
             _record_end(run, "failed", str(lost))
             raise lost from error
         _record_end(run, "failed", f"{type(error).__name__}: {error}")
@@ -269,6 +269,13 @@ def _record_end(run: Run, state: State, reason: str) -> None:
     """On a full disk the status cannot be written either, and what ended the run is what the user must hear."""
     with suppress(StorageError):
         run.status(state, reason)
+
+
+def _record_lost(run: Run, reason: str) -> None:
+    """The same from the watchdog's thread, before it ends this process."""
+    _record_end(run, "failed", reason)
+    if run.writer is not None:
+        run.writer.close()
 
 
 def _crossed(before: int, after: int, every: int) -> bool:
