@@ -37,7 +37,7 @@ class Decision(NamedTuple):
 def route(routing: RoutingConfig, logits_BTE: Tensor, factor: float | None) -> Decision:
     """The whole batch, group after group; the loss is the mean over tokens. Tokens are numbered over the batch."""
     num_images, num_tokens, num_experts = logits_BTE.shape
-    group_images = num_images if routing.group_images == "batch" or factor is None else int(routing.group_images or 0)
+    group_images = num_images if routing.group_images == "batch" else int(routing.group_images or 0)
     table, losses = [], []
     for first in range(0, num_images, group_images):
         logits_SE = logits_BTE[first : first + group_images].reshape(-1, num_experts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from experiments.models.dit import DiT
 from experiments.records.layout import RunDir, read_jsonl
 from experiments.records.schema import EvalRow, Status, StepRow
 from experiments.records.writer import write_json_atomic, write_status
-from experiments.training.checkpoint import write_checkpoint
+from experiments.training.checkpoint_files import write_checkpoint
 from experiments.training.description import describe_run
 
 TINY = (
@@ -105,6 +106,17 @@ def random_run_folder(folder: Path, *overrides: str, images_seen: int = 640) -> 
     state = {"images_seen": images_seen}
     write_checkpoint(run_dir, record.config_id, state, {"weights": raw, "ema": ema}, keep=1)
     return run_dir
+
+
+@contextmanager
+def files_no_larger_than(num_bytes: int) -> Iterator[None]:
+    """What a full disk is to the one who writes: the same call fails in the same way."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager

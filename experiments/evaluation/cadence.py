@@ -18,6 +18,7 @@ from experiments.evaluation.settings import Conditions, training_conditions
 from experiments.records.writer import RecordWriter
 from experiments.routing.deepspeed_library import dist
 from experiments.training.engine import Engine
+from experiments.training.validation import turns_of
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 Sampled = list[tuple[range, Tensor]]
@@ -47,9 +48,12 @@ def measure_at_cadence(engine: Engine, config: RunConfig, images_seen: int, writ
 def _share(engine: Engine, config: RunConfig, captions: CaptionSet, conditions: Conditions) -> Sampled:
     """This process's batches: every `world`-th, so that a batch is the same whatever their number."""
     size = conditions.batch_images
+    num_batches = -(-len(captions.scenes) // size)
     found: Sampled = []
-    for first in range(engine.rank * size, len(captions.scenes), engine.world * size):
+    for turn in turns_of(num_batches, engine.rank, engine.world, engine.layers_are_collective):
+        first = turn % num_batches * size
         here = slice(first, first + size)
         batches = sampled_batches(engine.model, config, captions.captions[here], conditions, captions.numbers[here])
-        found += [(batch.numbers, batch.images_BCHW) for batch in batches]
+        sampled = [(batch.numbers, batch.images_BCHW) for batch in batches]
+        found += sampled if turn < num_batches else []
     return found

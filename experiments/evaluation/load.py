@@ -44,7 +44,7 @@ def load_run(
     if checkpoint is None:
         raise CheckpointError(f"{run_dir.path} has no checkpoint yet.", "Train it first, with the same command again.")
     model = DiT(config)
-    model.load_state_dict(checkpoint.tensors[name])
+    model.load_state_dict(checkpoint.full(name))
     precision = precision or record.precision
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = model.to(device=current_device(), dtype=dtype).eval()

@@ -52,15 +52,20 @@ class ComputeMap:
 
 
 def preview(engine: Engine, config: RunConfig, images_seen: int, writer: RecordWriter | None) -> None:
-    """Sample the first validation captions with the weights as they are; an observer of the training loop."""
+    """Sample the first validation captions with the weights as they are; an observer of the training loop.
+
+    The process that writes does it, and where layers need all processes, all do the same.
+    """
     num_images = min(config.eval.sample_images, config.eval.images)
-    if num_images == 0 or writer is None:
+    if num_images == 0 or (writer is None and not engine.layers_are_collective):
         return
     captions_BL = validation_captions(config, num_images)
     noise = image_noise(config, range(num_images), seed=config.data.seed).to(engine.device)
     compute = ComputeMap(num_images)
     settings = SamplerSettings(config.eval.sample_steps, Guidance(config.eval.guidance))
     images_BCHW = sample(engine.model, captions_BL, noise, settings, compute.watch).cpu()
+    if writer is None:
+        return
     folder = writer.run_dir.samples
     _save(writer, "samples", folder / f"images_{images_seen:012d}.png", grid(images_BCHW), images_seen)
     maps = compute.maps()

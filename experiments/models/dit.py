@@ -14,10 +14,11 @@ length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from experiments.config.schema import RunConfig
 from experiments.models.embed import (
@@ -32,10 +33,10 @@ from experiments.models.embed import (
 from experiments.models.layers import Attention, modulate
 from experiments.routing.contract import FeedForwardOutput
 from experiments.routing.layer import build_feed_forward
+from experiments.routing.parallel import ALL_EXPERTS, ExpertShare
 
 
-@dataclass(frozen=True)
-class DiTOutput:
+class DiTOutput(NamedTuple):
     """velocity_BKP: by token, of the kept tokens. auxiliary_loss: float32 scalar, mean over routed layers.
 
     feed_forward: one `FeedForwardOutput` per block, in order.
@@ -49,13 +50,13 @@ class DiTOutput:
 class Block(nn.Module):
     """Self-attention, cross-attention, feed-forward."""
 
-    def __init__(self, config: RunConfig, layer: int) -> None:
+    def __init__(self, config: RunConfig, layer: int, share: ExpertShare) -> None:
         super().__init__()
         model = config.model
         heads = (model.width, model.num_heads, model.num_kv_heads)
         self.attention = Attention(*heads)
         self.cross_attention = Attention(*heads, zero_output=True)
-        self.ffn = build_feed_forward(config, layer)
+        self.ffn = build_feed_forward(config, layer, share)
         self.modulation_6D = nn.Parameter(torch.zeros(6, model.width))
 
     def forward(
@@ -72,14 +73,19 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocity of rectified flow from a noisy image, its time and its caption."""
+    """Velocity of rectified flow from a noisy image, its time and its caption.
+
+    `share`: the experts that this process holds, all by default. `checkpointed`: in training keep only the input of
+    each block for the backward pass, and compute the rest again (Chen et al. 2016, arXiv 1604.06174).
+    """
 
     position_TD: Tensor
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, share: ExpertShare = ALL_EXPERTS, checkpointed: bool = False) -> None:
         super().__init__()
         model, data = config.model, config.data
         self.patch_size, self.image_size = model.patch_size, data.image_size
+        self.checkpointed = checkpointed
         patch = model.patch_size**2 * data.channels
         self.embed = nn.Linear(patch, model.width)
         self.register_buffer(
@@ -87,7 +93,7 @@ class DiT(nn.Module):
         )
         self.time = TimeEmbedding(model.width)
         self.text = _build_text(config)
-        self.blocks = nn.ModuleList([Block(config, layer) for layer in range(model.num_layers)])
+        self.blocks = nn.ModuleList([Block(config, layer, share) for layer in range(model.num_layers)])
         self.modulation_2D = nn.Parameter(torch.zeros(2, model.width))
         self.head = nn.Linear(model.width, patch)
         nn.init.xavier_uniform_(self.embed.weight)
@@ -109,11 +115,21 @@ class DiT(nn.Module):
         time_BD, modulation_B6D = self.time(time_B, pooled_BD)
         answers = []
         for block in self.blocks:
-            tokens_BTD, answer = block(tokens_BTD, modulation_B6D, text_BLD, mask_B11L)
+            tokens_BTD, answer = self._through(block, tokens_BTD, modulation_B6D, text_BLD, mask_B11L)
             answers.append(answer)
         shift_B1D, scale_B1D = (self.modulation_2D + time_BD.unsqueeze(1)).chunk(2, dim=1)
         velocity_BKP = self.head(modulate(tokens_BTD, shift_B1D, scale_B1D))
         return DiTOutput(velocity_BKP, _mean_auxiliary_loss(answers), answers)
+
+    def _through(self, block: nn.Module, *inputs: Tensor) -> tuple[Tensor, FeedForwardOutput]:
+        """One block. Nothing in it is random, so that computing it again decides as before."""
+        if not (self.checkpointed and self.training and torch.is_grad_enabled()):
+            plain: tuple[Tensor, FeedForwardOutput] = block(*inputs)
+            return plain
+        again: tuple[Tensor, FeedForwardOutput] = checkpoint(
+            block, *inputs, use_reentrant=False, preserve_rng_state=False
+        )
+        return again
 
     def to_image(self, velocity_BTP: Tensor) -> Tensor:
         """Tokens of whole images as [B, C, H, W] in float32: what a sampler follows."""

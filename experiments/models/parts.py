@@ -40,7 +40,9 @@ def params_by_part(model: nn.Module) -> dict[str, int]:
     return dict(counts)
 
 
-def assert_matches_budget(model: nn.Module, expected: Budget) -> None:
-    """The real module and the arithmetic agree, part by part."""
+def assert_matches_budget(model: nn.Module, expected: Budget, num_shares: int = 1) -> None:
+    """The real module and the arithmetic agree, part by part; of the experts it holds one of `num_shares`."""
     wanted = {part: count for part, count in expected.params_by_part.items() if count}
+    if "experts" in wanted:
+        wanted["experts"] //= num_shares
     assert params_by_part(model) == wanted, (params_by_part(model), wanted)

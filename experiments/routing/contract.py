@@ -2,7 +2,8 @@
 
 A router turns tokens into an `Assignment`: which token sits in which slot of which expert, and with which weight its
 result is added back. Everything after that (gather, expert matmuls, weighted sum) is `experts.py`, the same for every
-router, so that a comparison of routers compares decisions and not implementations.
+router, so that a comparison of routers compares decisions and not implementations. What modules return are named
+tuples: ZeRO-3 looks into tuples for the tensors by which it knows that a layer's backward pass begins.
 
 Legend: B images, T tokens of an image, N = B T tokens of the batch, D width, E experts, G routing groups, S tokens of
 a group, C slots of an expert in a group, P slots of an expert over all groups (G C).
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +35,7 @@ class GroupDecision:
     auxiliary_loss: Tensor | None
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(NamedTuple):
     """The decision for a whole batch, tokens numbered flat over it.
 
     token_EP: int64 in [0, N). weight_EP: float32. filled_EP: bool or None. logits_NE: float32, without gradient.
@@ -63,8 +64,7 @@ class Assignment:
         return counts_N.scatter_add_(0, self.token_EP.reshape(-1), filled_EP.reshape(-1))
 
 
-@dataclass(frozen=True)
-class FeedForwardOutput:
+class FeedForwardOutput(NamedTuple):
     """What every feed-forward layer answers, dense or routed.
 
     out_BTD: in the type of the input. auxiliary_loss: float32 scalar, 0 where balance holds by construction.

@@ -18,10 +18,18 @@ if not torch.accelerator.is_available():
 import deepspeed
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.moe.layer import MoE
+from deepspeed.moe.sharded_moe import _AllToAll as AllToAll
 from deepspeed.moe.sharded_moe import top1gating, top2gating, topkgating
+from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer as split_expert_groups
+from deepspeed.runtime.utils import all_gather_dp_groups
+from deepspeed.utils import groups
 from deepspeed.utils import logger as deepspeed_logger
 
-__all__ = ["deepspeed", "deepspeed_logger", "dist", "get_accelerator", "top1gating", "top2gating", "topkgating"]
+__all__ = [
+    "AllToAll", "MoE", "all_gather_dp_groups", "deepspeed", "deepspeed_logger", "dist", "get_accelerator", "groups",
+    "split_expert_groups", "top1gating", "top2gating", "topkgating",
+]  # fmt: skip
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 for _handler in deepspeed_logger.handlers:

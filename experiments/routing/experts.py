@@ -9,6 +9,7 @@ Legend: N tokens, D width, F hidden width, E experts, P slots of an expert. `w_i
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Literal
 
@@ -18,32 +19,63 @@ from torch import Tensor, nn
 
 from experiments.routing.contract import Assignment
 from experiments.routing.dispatch import Places, combine, gather
+from experiments.routing.parallel import ALL_EXPERTS, ExpertExchange, ExpertShare
 
 Activation = Literal["gelu", "swiglu"]
 
 
 class StackedExperts(nn.Module):
-    """E feed-forwards with stacked weights, without biases (8 d^2 each with GELU and factor 4, as in EC-DIT)."""
+    """E feed-forwards with stacked weights, without biases (8 d^2 each with GELU and factor 4, as in EC-DIT).
 
-    def __init__(self, num_experts: int, width: int, hidden: int, activation: Activation) -> None:
+    `share`: which of them this process holds; all by default. `seed`: of all weights. `fixed_slots`: in training every
+    process has as many slots.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        width: int,
+        hidden: int,
+        activation: Activation,
+        share: ExpertShare = ALL_EXPERTS,
+        seed: str = "",
+        fixed_slots: bool = False,
+    ) -> None:
         super().__init__()
-        columns = hidden * (2 if activation == "swiglu" else 1)
+        columns, held = hidden * (2 if activation == "swiglu" else 1), share.of(num_experts)
         self.activation: Activation = activation
-        self.w_in_EDF = nn.Parameter(torch.empty(num_experts, width, columns))
-        self.w_out_EFD = nn.Parameter(torch.empty(num_experts, hidden, width))
-        init_feed_forward(width, hidden, self.w_in_EDF, self.w_out_EFD)
+        self.w_in_EDF = nn.Parameter(torch.empty(len(held), width, columns))
+        self.w_out_EFD = nn.Parameter(torch.empty(len(held), hidden, width))
+        self.exchange = ExpertExchange(num_experts, share, fixed_slots) if share.count > 1 else None
+        for expert, *weights in zip(held, self.w_in_EDF.data, self.w_out_EFD.data, strict=True):
+            init_feed_forward(width, hidden, *weights, generator=_generator(seed, expert, weights[0].device))
+        if self.exchange is not None:
+            share.mark(self.w_in_EDF)
+            share.mark(self.w_out_EFD)
 
     def forward(self, x_EPD: Tensor) -> Tensor:
-        """Each expert over its own slots: [E, P, D] to [E, P, D]."""
+        """Each expert over its own slots, wherever it is held: [E, P, D] to [E, P, D]."""
+        return self._compute(x_EPD) if self.exchange is None else self.exchange(x_EPD, self._compute)
+
+    def _compute(self, x_EPD: Tensor) -> Tensor:
+        """The experts held here."""
         hidden_EPF = activate(torch.bmm(x_EPD, self.w_in_EDF), self.activation)
         return torch.bmm(hidden_EPF, self.w_out_EFD)
 
 
-def init_feed_forward(width: int, hidden: int, *weights: Tensor) -> None:
-    """Xavier-uniform for each matrix [width, hidden] by itself, as in DiT, however many are stacked in one tensor."""
+def init_feed_forward(width: int, hidden: int, *weights: Tensor, generator: torch.Generator | None = None) -> None:
+    """Xavier-uniform for each matrix [width, hidden] by itself, as in DiT."""
     bound = math.sqrt(6 / (width + hidden))
     for weight in weights:
-        nn.init.uniform_(weight, -bound, bound)
+        nn.init.uniform_(weight, -bound, bound, generator=generator)
+
+
+def _generator(seed: str, expert: int, device: torch.device) -> torch.Generator | None:
+    """Of one expert by its global number, so that its weights do not depend on who holds it; None without weights."""
+    if device.type == "meta":
+        return None
+    digest = hashlib.blake2b(f"{seed} {expert}".encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def activate(hidden: Tensor, activation: Activation) -> Tensor:

@@ -14,6 +14,7 @@ from experiments.errors import did_you_mean
 from experiments.routing.contract import FeedForwardOutput
 from experiments.routing.expert_choice import ExpertChoiceRouter
 from experiments.routing.experts import Activation, StackedExperts, activate, apply_experts, init_feed_forward
+from experiments.routing.parallel import ALL_EXPERTS, ExpertShare
 from experiments.routing.router import Router
 from experiments.routing.shared_expert import SharedExpertRouter
 from experiments.routing.token_choice import TokenChoiceRouter
@@ -68,8 +69,13 @@ def _no_loss(x_BTD: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.float32, device=x_BTD.device)
 
 
-def build_feed_forward(config: RunConfig, layer: int) -> DenseFeedForward | RoutedFeedForward:
-    """The feed-forward of block `layer` (from 0): routed in `config.sparse_layer_indices`, dense in the others."""
+def build_feed_forward(
+    config: RunConfig, layer: int, share: ExpertShare = ALL_EXPERTS
+) -> DenseFeedForward | RoutedFeedForward:
+    """The feed-forward of block `layer` (from 0): routed in `config.sparse_layer_indices`, dense in the others.
+
+    `share`: the experts that this process holds.
+    """
     width, routing = config.model.width, config.routing
     if layer not in config.sparse_layer_indices:
         return DenseFeedForward(width, hidden_width(config, config.model.ffn_factor))
@@ -78,7 +84,10 @@ def build_feed_forward(config: RunConfig, layer: int) -> DenseFeedForward | Rout
     assert routing.expert_factor is not None
     router = ROUTER_CLASSES[routing.name](config)
     hidden = hidden_width(config, routing.expert_factor)
-    experts = StackedExperts(routing.num_experts, width, hidden, routing.expert)
+    experts = StackedExperts(
+        routing.num_experts, width, hidden, routing.expert, share,
+        seed=f"{config.seed} {layer}", fixed_slots=routing.capacity_factor is not None,
+    )  # fmt: skip
     shared = None
     if routing.shared_factor:
         shared = DenseFeedForward(width, hidden_width(config, routing.shared_factor), routing.expert)

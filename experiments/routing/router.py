@@ -38,7 +38,11 @@ class Router(nn.Module, ABC):
 
     @abstractmethod
     def decide(self, logits_GSE: Tensor, capacity: int | None) -> GroupDecision:
-        """The decision for G groups of S tokens from their float32 logits; capacity None: no limit and no drops."""
+        """The decision for G groups of S tokens from their float32 logits.
+
+        capacity None: no limit and no drops. Nothing competes then, so that the answer is one group of G S tokens,
+        whose experts have as many slots as the fullest; balance losses are still those of G groups.
+        """
 
     def forward(self, x_BTD: Tensor) -> Assignment:
         """Each group's decision; a `ConfigError` where an expert would have no slot."""
@@ -49,9 +53,9 @@ class Router(nn.Module, ABC):
         decisions, sizes = [], []
         stretches = torch.split(logits_NE, (num_images - rest) * num_tokens)  # whole groups, then what is left
         for logits_ME, images in zip(stretches, (group, rest), strict=False):
-            sizes.append(images * num_tokens)
             groups_GSE = logits_ME.view(-1, images * num_tokens, self.num_experts)
             decisions.append(self.decide(groups_GSE, self.capacity(images, num_tokens)))
+            sizes.append(logits_ME.shape[0] // decisions[-1].token_GEC.shape[0])
         return flatten_groups(decisions, sizes, logits_NE)
 
     def logits(self, x_ND: Tensor) -> Tensor:
@@ -74,8 +78,7 @@ class Router(nn.Module, ABC):
         return max(1, min(slots, size))
 
     def _images_per_group(self, num_images: int) -> int:
-        """Without a limit on slots nothing competes, so the batch is one group."""
-        if not isinstance(self.group_images, int) or self.factors[self.training] is None:
+        if not isinstance(self.group_images, int):
             return num_images
         whole = num_images % self.group_images == 0
         assert whole or not self.training, f"{num_images} images are not whole groups of {self.group_images}"

@@ -34,9 +34,11 @@ class SharedExpertRouter(Router):
     def decide(self, logits_GSE: Tensor, capacity: int | None) -> GroupDecision:
         """Without a limit every choice is processed and slots of less loaded experts stay empty."""
         gate_GSK, choice_GSK = affinity(logits_GSE, self.gating).topk(self.top_k, dim=-1)
+        loss = balance_loss(logits_GSE, choice_GSK)
+        if capacity is None:
+            choice_GSK, gate_GSK = (x_GSK.reshape(1, -1, self.top_k) for x_GSK in (choice_GSK, gate_GSK))
         choice_GKS, gate_GKS = choice_GSK.transpose(1, 2), gate_GSK.transpose(1, 2)
         location_GKS = queue_locations(choice_GKS, self.num_experts)
         kept_GKS = choice_GKS if capacity is None else choice_GKS.masked_fill(location_GKS >= capacity, -1)
         slots = fill_slots(kept_GKS, location_GKS, gate_GKS, self.num_experts, capacity)
-        loss = balance_loss(logits_GSE, choice_GSK)
         return GroupDecision(*slots, auxiliary_loss=self.balance_loss_weight * loss)

@@ -1,83 +1,123 @@
-"""Checkpoints that are complete or invisible, keyed by parameter name.
+"""Reading checkpoints, from whatever layout they were written: stretches of parameters by name.
 
-`checkpoints/images_000012800/` holds `weights.safetensors` (fp32 master weights), `ema.safetensors`,
-`optimizer.safetensors` (`<parameter>/<state>`) and `state.json` (images seen, running means, checksums of all files,
-its own content included). It is written under another name, synced and renamed. Stacked experts are stored whole,
-their first axis being the global expert id, so a checkpoint does not know the layout it was written from. Loading never
-executes code. What is inside comes from `engine.py` and goes back to it in `restore.py`.
+What a checkpoint holds and how it is written is in `checkpoint_files.py`; how training goes on from it in `restore.py`.
+A process reads, and checks, only the shards that hold what it asks for. Loading never executes code: state is JSON,
+tensors are safetensors.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from experiments.errors import CheckpointError, StorageError
+from experiments.errors import CheckpointError
 from experiments.records.layout import RunDir
-from experiments.records.storage import FULL
+from experiments.training.checkpoint_files import (
+    FORMAT_VERSION,
+    TENSOR_FILES,
+    Stretches,
+    complete_checkpoints,
+    sha256_of_content,
+    sha256_of_file,
+    shard_name,
+)
 
-FORMAT_VERSION = 1
-TENSOR_FILES = ("weights", "ema", "optimizer")
+Agree = Callable[[str | None], str | None]
+"""The first trouble that any process of the run has. Collective."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: the loop's own state, and full fp32 tensors by file and name."""
+    """A whole checkpoint: the loop's own state, and tensors on demand."""
 
     path: Path
     state: dict[str, Any]
-    tensors: dict[str, dict[str, Tensor]]
+    shapes: dict[str, tuple[int, ...]]
+    stretches: list[Stretches]
+    """Of each shard, [start, stop) of the flattened parameters that it has."""
+    opened: dict[Path, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    def read(self, file: str, name: str, start: int, stop: int, state: str = "") -> Tensor:
+        """The numbers [start, stop) of the flattened parameter `name`, fp32, of `weights`, `ema` or `optimizer`.
 
-def write_checkpoint(
-    run_dir: RunDir, config_id: str, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], keep: int
-) -> Path:
-    """Write one at `state["images_seen"]`, then drop all but it and the `keep - 1` before it.
+        `state`: of the optimizer (`exp_avg`). Only these bytes are read.
+        """
+        key = f"{name}/{state}" if state else name
+        parts = [self._part(file, shard, key, *bounds) for shard, bounds in self._overlaps(name, start, stop)]
+        assert sum(part.numel() for part in parts) == stop - start, f"{name} [{start}, {stop}) is not in {self.path}"
+        return parts[0] if len(parts) == 1 else torch.cat([*parts, torch.empty(0)])
 
-    Those of more images belong to a future that training is writing anew: it went on from an earlier one because they
-    are damaged. Raises `StorageError`; what was there before is then untouched, and what was begun is removed.
-    """
-    final = run_dir.checkpoints / f"images_{state['images_seen']:012d}"
-    temporary = run_dir.checkpoints / f".writing-{final.name}"
-    try:
-        _write(temporary, tensors, {"config_id": config_id, **state})
-        if final.exists():  # damaged, and passed over when training went on
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _sync(run_dir.checkpoints)
-        _drop_all_but(run_dir, final, keep)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise _not_written(final, error) from error
-    return final
+    def full(self, file: str) -> dict[str, Tensor]:
+        """Every parameter whole, by name."""
+        return {name: self.read(file, name, 0, math.prod(shape)).view(shape) for name, shape in self.shapes.items()}
+
+    def shards_of(self, wanted: Mapping[str, tuple[int, int]]) -> list[int]:
+        """The shards that hold anything of `wanted`."""
+        found = {shard for name, bounds in wanted.items() for shard, _ in self._overlaps(name, *bounds)}
+        return sorted(found)
+
+    def _overlaps(self, name: str, start: int, stop: int) -> list[tuple[int, tuple[int, int, int]]]:
+        """(shard, (first and last number inside its stretch, size of the stretch)), in the order of the numbers."""
+        found = []
+        for shard, stretches in enumerate(self.stretches):
+            first, last = stretches.get(name, (0, 0))
+            low, high = max(start, first), min(stop, last)
+            if low < high:
+                found.append((low, (shard, (low - first, high - first, last - first))))
+        return [overlap for _, overlap in sorted(found)]
+
+    def _part(self, file: str, shard: int, key: str, low: int, high: int, size: int) -> Tensor:
+        path = self.path / shard_name(file, shard, len(self.stretches))
+        if path not in self.opened:
+            self.opened[path] = safe_open(path, framework="pt")
+        opened = self.opened[path]
+        tensor: Tensor
+        if (low, high) == (0, size):
+            tensor = opened.get_tensor(key).reshape(-1)
+        elif len(opened.get_slice(key).get_shape()) == 1:
+            tensor = opened.get_slice(key)[low:high]
+        else:  # a whole parameter, of which the rows that hold these numbers are read
+            rows, row = opened.get_slice(key), math.prod(opened.get_slice(key).get_shape()[1:])
+            some = rows[low // row : -(-high // row)].reshape(-1)
+            tensor = some[low % row : low % row + high - low]
+        return tensor
 
 
 def load_newest(
-    run_dir: RunDir, config_id: str, say: Callable[[str], None], files: Sequence[str] = TENSOR_FILES
+    run_dir: RunDir,
+    config_id: str,
+    say: Callable[[str], None],
+    files: Sequence[str] = TENSOR_FILES,
+    wanted: Mapping[str, tuple[int, int]] | None = None,
+    paths: Sequence[Path] | None = None,
+    agree: Agree = lambda trouble: trouble,
 ) -> Checkpoint | None:
     """The newest checkpoint of which `files` are whole; None when the run has none.
 
+    `wanted`: the stretches that this process will read, all by default; only the shards that hold them are checked.
+    `paths`: the checkpoints to choose from, oldest first. `agree`: with several processes, all take the same.
     A damaged one is passed over and said; a `CheckpointError` when all are damaged, or one belongs to another config or
     version.
     """
-    complete = complete_checkpoints(run_dir)
+    complete = complete_checkpoints(run_dir) if paths is None else paths
     for path in reversed(complete):
+        trouble, found = None, None
         try:
-            state = _read_state(path)
-            _require_same_run(path, state, config_id)
-            return Checkpoint(path, state["state"], {name: _read_tensors(path, name, state) for name in files})
+            found = _open(path, config_id, files, wanted)
         except _DamagedError as error:
-            say(f"{error}. Trying the checkpoint before it.")
+            trouble = str(error)
+        trouble = agree(trouble)
+        if trouble is None:
+            return found
+        say(f"{trouble}. Trying the checkpoint before it.")
     if complete:
         raise CheckpointError(
             f"Every checkpoint in {run_dir.checkpoints} is damaged.", "Delete that folder to start the run anew."
@@ -85,22 +125,31 @@ def load_newest(
     return None
 
 
-def complete_checkpoints(run_dir: RunDir) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(run_dir.checkpoints.glob("images_*"))
-
-
 class _DamagedError(Exception):
     """One checkpoint cannot be used; another one may."""
 
 
-def _require_same_run(path: Path, state: Mapping[str, Any], config_id: str) -> None:
-    if state["format_version"] != FORMAT_VERSION:
+def _open(path: Path, config_id: str, files: Sequence[str], wanted: Mapping[str, tuple[int, int]] | None) -> Checkpoint:
+    content = _read_state(path)
+    _require_same_run(path, content, config_id)
+    stretches = [{name: tuple(bounds) for name, bounds in shard.items()} for shard in content["stretches"]]
+    shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
+    checkpoint = Checkpoint(path, content["state"], shapes, stretches)
+    shards = range(len(stretches)) if wanted is None else checkpoint.shards_of(wanted)
+    for shard in shards:
+        for file in files:
+            name = shard_name(file, shard, len(stretches))
+            _require_whole(path / name, content["sha256"][name])
+    return checkpoint
+
+
+def _require_same_run(path: Path, content: Mapping[str, Any], config_id: str) -> None:
+    if content["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {state['format_version']}, this ecdit reads {FORMAT_VERSION}.",
+            f"{path} has format {content['format_version']}, this ecdit reads {FORMAT_VERSION}.",
             "Use the version of ecdit that wrote it.",
         )
-    found = state["state"]["config_id"]
+    found = content["state"]["config_id"]
     if found != config_id:
         raise CheckpointError(f"{path} belongs to config {found}, not {config_id}.", "Use another --run-dir.")
 
@@ -109,7 +158,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     file = path / "state.json"
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        whole = content.pop("sha256_of_this") == _sha256_of(content)
+        whole = content.pop("sha256_of_this") == sha256_of_content(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _DamagedError(f"{file} is damaged ({error!r})") from error
     if not whole:
@@ -117,61 +166,10 @@ def _read_state(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_tensors(path: Path, name: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    file = path / f"{name}.safetensors"
+def _require_whole(file: Path, digest: str) -> None:
     try:
-        whole = _sha256(file) == state["sha256"][name]
-        tensors = load_file(file) if whole else {}
+        whole = sha256_of_file(file) == digest
     except (OSError, SafetensorError) as error:
         raise _DamagedError(f"{file} is damaged ({error})") from error
     if not whole:
         raise _DamagedError(f"{file} is damaged (its checksum does not match)")
-    return tensors
-
-
-def _write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(".writing-*"):
-        shutil.rmtree(leftover)
-    folder.mkdir()
-    for name, group in tensors.items():
-        save_file({key: value.contiguous() for key, value in group.items()}, folder / f"{name}.safetensors")
-    sums = {name: _sha256(folder / f"{name}.safetensors") for name in tensors}
-    content = {"format_version": FORMAT_VERSION, "sha256": sums, "state": dict(state)}
-    (folder / "state.json").write_text(json.dumps({**content, "sha256_of_this": _sha256_of(content)}), encoding="utf-8")
-    for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def _drop_all_but(run_dir: RunDir, newest: Path, keep: int) -> None:
-    complete = complete_checkpoints(run_dir)
-    place = complete.index(newest) + 1
-    for other in (*complete[: max(0, place - keep)], *complete[place:]):
-        shutil.rmtree(other)
-
-
-def _not_written(path: Path, error: OSError | SafetensorError) -> StorageError:
-    full = isinstance(error, SafetensorError) or error.errno in FULL
-    way_out = "Free space" if full else "Make the folder writable"
-    reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
-    return StorageError(
-        f"cannot write the checkpoint {path}: {reason}.",
-        f"{way_out} and run the same command again: it continues from the checkpoint before it.",
-    )
-
-
-def _sha256_of(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch
 from experiments.errors import RunFailedError
-from experiments.routing.contract import Assignment
-from experiments.routing.deepspeed_library import dist
+from experiments.training.agreement import first_trouble
 from experiments.training.objective import forward_loss
 
 
 def nonfinite_layer(model: nn.Module, batches: Sequence[Batch], patch_size: int, world: int) -> str:
-    """The first module, over all processes, whose weights, output or gradient is not finite. Collective."""
-    mine = next((found for batch in batches if (found := _search(model, batch, patch_size))), None)
-    everyone: list[str | None] = [mine] * world
-    if world > 1:
-        dist.all_gather_object(everyone, mine)
-    return next((found for found in everyone if found is not None), "the loss")
+    """The first module, over all processes, whose weights, output or gradient is not finite.
+
+    Collective, with as many batches on every process: each step of the search is taken by all or by none, since a layer
+    may need the experts of others.
+    """
+    found = first_trouble(_bad_weights(model), world)
+    for batch in batches:
+        for search in (_bad_output, _bad_gradient):
+            found = found or first_trouble(search(model, batch, patch_size), world)
+    return found or "the loss"
 
 
 def nonfinite_error(config: RunConfig, images_seen: int, where: str, what: str) -> RunFailedError:
@@ -37,19 +40,26 @@ def nonfinite_error(config: RunConfig, images_seen: int, where: str, what: str) 
     )
 
 
-def _search(model: nn.Module, batch: Batch, patch_size: int) -> str | None:
-    """What is wrong on this process with this batch, or None."""
-    for name, parameter in model.named_parameters():
-        if not _finite(parameter):
-            return f"the weights {name}"
+def _bad_weights(model: nn.Module) -> str | None:
+    return next((f"the weights {name}" for name, p in model.named_parameters() if not _finite(p)), None)
+
+
+@torch.no_grad()
+def _bad_output(model: nn.Module, batch: Batch, patch_size: int) -> str | None:
     outputs: list[str] = []
     hooks = [module.register_forward_hook(_reporter(name, outputs)) for name, module in _leaves(model)]
-    loss_B, output = forward_loss(model, batch, patch_size)
+    forward_loss(model, batch, patch_size)
     for hook in hooks:
         hook.remove()
-    if outputs:
-        return f"the output of {outputs[0]}"
+    return f"the output of {outputs[0]}" if outputs else None
+
+
+def _bad_gradient(model: nn.Module, batch: Batch, patch_size: int) -> str | None:
+    """With ZeRO-3 weights are gathered by hooks that this search would miss, so there the layer stays unnamed."""
     names, parameters = zip(*model.named_parameters(), strict=True)
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return None
+    loss_B, output = forward_loss(model, batch, patch_size)
     gradients = torch.autograd.grad(loss_B.mean() + output.auxiliary_loss, parameters, allow_unused=True)
     # Backward meets the last layers first, and parameters are named in the order of the forward pass.
     bad = [
@@ -71,10 +81,8 @@ def _reporter(name: str, found: list[str]) -> Any:
 
 
 def _tensors(output: Any) -> Iterable[Tensor]:
-    """A layer answers a tensor, several, or (a router) its assignment."""
-    parts = (
-        vars(output).values() if isinstance(output, Assignment) else output if isinstance(output, tuple) else [output]
-    )
+    """A layer answers a tensor, or several: a router its assignment."""
+    parts = output if isinstance(output, tuple) else [output]
     return (part for part in parts if isinstance(part, Tensor))
 
 

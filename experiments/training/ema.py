@@ -7,22 +7,23 @@ not dominated by the initial weights (EDM2, arXiv 2312.02696, appendix C).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
-from experiments.training.partitions import FlatPartitions
+from experiments.training.partitions import Partitions
 
 RAMP_UP = 0.05
 """The half-life is at most this share of the images seen so far."""
+CHUNK = 2**24
+"""Numbers that change places at a time."""
 
 
 class MovingAverage:
     """`average <- decay average + (1 - decay) weights` after every step."""
 
-    def __init__(self, partitions: FlatPartitions, halflife_images: float) -> None:
+    def __init__(self, partitions: Partitions, halflife_images: float) -> None:
         self.partitions = partitions
         self.halflife_images = halflife_images
         self.flats = [flat.detach().clone() for flat in partitions.flats]
@@ -33,15 +34,30 @@ class MovingAverage:
         halflife = max(min(self.halflife_images, images_seen * RAMP_UP), 1e-8)
         torch._foreach_lerp_(self.flats, self.partitions.flats, 1 - 0.5 ** (batch_images / halflife))
 
-    def load(self, full: Mapping[str, Tensor]) -> None:
-        """Take this process's share of `full`."""
-        self.partitions.scatter(full, self.flats)
-
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The module holds the average inside, and the trained weights again outside. Collective."""
-        self.partitions.copy_to_module(self.flats)
+        """The module holds the average inside, and the trained weights again outside. Collective.
+
+        No second copy of either is made: where the module's own numbers are the only fp32 weights, the two change
+        places.
+        """
+        if self.partitions.master_is_module:
+            self._change_places()
+        else:
+            self.partitions.copy_to_module(self.flats)
         try:
             yield
         finally:
-            self.partitions.refresh_module()
+            if self.partitions.master_is_module:
+                self._change_places()
+            else:
+                self.partitions.refresh_module()
+
+    @torch.no_grad()
+    def _change_places(self) -> None:
+        self.partitions.let_go()
+        for weights, average in zip(self.partitions.flats, self.flats, strict=True):
+            for ours, other in zip(torch.split(weights.detach(), CHUNK), torch.split(average, CHUNK), strict=True):
+                kept = ours.clone()
+                ours.copy_(other)
+                other.copy_(kept)

@@ -23,29 +23,43 @@ from experiments.errors import ConfigError
 from experiments.models.dit import DiT
 from experiments.records.schema import Precision
 from experiments.records.storage import storage_errors
-from experiments.routing.deepspeed_library import deepspeed, deepspeed_logger, dist, get_accelerator
+from experiments.routing.deepspeed_library import (
+    deepspeed,
+    deepspeed_logger,
+    dist,
+    get_accelerator,
+    split_expert_groups,
+)
+from experiments.routing.parallel import ExpertShare
+from experiments.training.clipping import clip_before_steps
 from experiments.training.ema import MovingAverage
 from experiments.training.meeting import Meeting
-from experiments.training.partitions import FlatPartitions
+from experiments.training.partitions import Partitions, partitions_of
+
+ZERO_3 = {"stage3_param_persistence_threshold": 0}
+"""Small weights are cut up like the others, so that a process's share is all that must be kept up to date."""
 
 
 @dataclass
 class Engine:
-    """The DeepSpeed engine, its model, its flat partitions, and the moving average over them."""
+    """The DeepSpeed engine, its model, its partitions, and the moving average over them."""
 
     deepspeed: Any
     model: DiT
-    partitions: FlatPartitions
+    partitions: Partitions
     ema: MovingAverage
     device: torch.device
     rank: int
     world: int
+    zero_stage: int
+    share: ExpertShare
+    optimizer: torch.optim.Optimizer
+    """The client optimizer, over the partitions."""
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The client optimizer, over the flat partitions."""
-        optimizer: torch.optim.Optimizer = self.deepspeed.optimizer.optimizer
-        return optimizer
+    def layers_are_collective(self) -> bool:
+        """Whether a call of the model needs all processes: layers hold experts or weights of others."""
+        return self.share.count > 1 or (self.zero_stage == 3 and self.world > 1)
 
     def set_learning_rate(self, rate: float) -> None:
         """For the next step, in every group."""
@@ -63,8 +77,13 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def resolve_precision(setting: str) -> Precision:
-    """`auto` is bf16 on accelerators and on processors with AMX, where it is faster, and fp32 elsewhere."""
+def resolve_precision(setting: str, zero_stage: int = 1) -> Precision:
+    """`auto` is bf16 on accelerators and on processors with AMX, where it is faster, and fp32 elsewhere.
+
+    With ZeRO-0 it is fp32: in bf16 DeepSpeed then leaves the experts' gradients out of the clip norm (its issue 8613).
+    """
+    if setting == "auto" and zero_stage == 0:
+        return "fp32"
     if setting != "auto":
         return "bf16" if setting == "bf16" else "fp32"
     if torch.accelerator.is_available():
@@ -114,14 +133,17 @@ def _talk_to(file: TextIO) -> Iterator[None]:
 
 def build_engine(config: RunConfig, precision: Precision) -> Engine:
     """The model of `config`, initialised from `config.seed` alone, inside a DeepSpeed engine."""
+    share, stage = expert_share(config), config.parallel.zero_stage
     torch.manual_seed(config.seed)
-    model = DiT(config)
-    parameters = [{"params": list(model.parameters()), "name": "all"}]
+    model = DiT(config, share, config.parallel.activation_checkpointing)
+    optimizer = _build_optimizer(config, split_expert_groups({"params": list(model.parameters()), "name": "all"}))
+    if stage == 0:
+        clip_before_steps(optimizer, config.optim.clip_norm, share)
     with _without_compiler():
         engine, _, _, _ = deepspeed.initialize(
-            model=model, optimizer=_build_optimizer(config, parameters), config=_deepspeed_config(config, precision)
+            model=model, optimizer=optimizer, config=_deepspeed_config(config, precision)
         )
-    partitions = FlatPartitions(model, engine.optimizer)
+    partitions = partitions_of(model, share, stage, engine.optimizer)
     return Engine(
         deepspeed=engine,
         model=model,
@@ -130,7 +152,16 @@ def build_engine(config: RunConfig, precision: Precision) -> Engine:
         device=torch.device(get_accelerator().current_device_name()),
         rank=dist.get_rank(),
         world=dist.get_world_size(),
+        zero_stage=stage,
+        share=share,
+        optimizer=optimizer,
     )
+
+
+def expert_share(config: RunConfig) -> ExpertShare:
+    """The experts of this process: DeepSpeed's expert-parallel groups hold consecutive ranks. Dense: no share."""
+    count = config.parallel.expert_parallel if config.sparse_layer_indices else 1
+    return ExpertShare(dist.get_rank() % count, count)
 
 
 @contextlib.contextmanager
@@ -171,13 +202,13 @@ def _build_optimizer(config: RunConfig, parameters: list[dict[str, Any]]) -> tor
 
 
 def _deepspeed_config(config: RunConfig, precision: Precision) -> dict[str, Any]:
-    train = config.train
+    train, stage = config.train, config.parallel.zero_stage
     return {
         "train_batch_size": train.batch_images,
         "train_micro_batch_size_per_gpu": train.batch_images // (config.parallel.world * train.accumulation),
         "gradient_accumulation_steps": train.accumulation,
-        "gradient_clipping": config.optim.clip_norm,
-        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "gradient_clipping": config.optim.clip_norm if stage else 0.0,  # of ZeRO-0: clipping.py
+        "zero_optimization": {"stage": stage, **ZERO_3} if stage == 3 else {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": precision == "bf16"},
         "steps_per_print": 2**62,

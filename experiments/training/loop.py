@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +17,8 @@ import torch
 from torch import Tensor
 
 from experiments.config.budget import budget
-from experiments.config.identity import config_id
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream, check_images
-from experiments.errors import EcditError, StorageError
 from experiments.models.parts import assert_matches_budget
 from experiments.records.claim import settle_record
 from experiments.records.layout import RunDir
@@ -30,15 +27,17 @@ from experiments.records.storage import storage_errors
 from experiments.records.wandb_mirror import start_mirror
 from experiments.records.writer import RecordWriter
 from experiments.routing.deepspeed_library import dist
-from experiments.training.checkpoint import load_newest
+from experiments.training.agreement import any_process, first_trouble, of_the_first
+from experiments.training.checkpoint import Checkpoint, load_newest
+from experiments.training.checkpoint_files import complete_checkpoints, drop_leftovers
 from experiments.training.clock import NoClock, StepClock
 from experiments.training.description import describe_run, peak_memory_gib
 from experiments.training.diagnosis import nonfinite_error, nonfinite_layer
+from experiments.training.ending import recorded_end
 from experiments.training.engine import (
     Engine,
     build_engine,
     check_world,
-    is_lost_process,
     launched_rank,
     process_group,
     resolve_precision,
@@ -48,11 +47,11 @@ from experiments.training.meeting import meet
 from experiments.training.objective import forward_loss, to_device
 from experiments.training.peak import matmul_flops_per_second
 from experiments.training.reporter import Reporter
-from experiments.training.restore import restore, save
+from experiments.training.restore import restore, snapshot
+from experiments.training.saver import Saver
 from experiments.training.schedule import learning_rate
 from experiments.training.stop import StopRequest
 from experiments.training.validation import Validator
-from experiments.training.watchdog import lost_process
 
 Observer = Callable[[Engine, RunConfig, int, RecordWriter | None], None]
 """Called at every evaluation with the trained model: previews. The writer is None but on rank 0. Collective."""
@@ -73,6 +72,7 @@ class Run:
     train_flops_per_image: int
     means: RunningMeans
     clock: StepClock
+    saver: Saver
     heartbeat: float = field(default_factory=time.monotonic)
 
     def status(self, state: State, reason: str | None = None) -> None:
@@ -98,7 +98,8 @@ def train(
     check_images(config)
     reporter = reporter or Reporter()
     cost = budget(config)
-    record = describe_run(config, resolve_precision(config.train.precision), cost, command)
+    precision = resolve_precision(config.train.precision, config.parallel.zero_stage)
+    record = describe_run(config, precision, cost, command)
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)
     meeting = meet(run_dir, record, reporter.fail)  # ranks that differ are refused before anything is written
@@ -109,20 +110,37 @@ def train(
     reporter.phase("building")
     with process_group(run_dir.log, meeting), StopRequest() as stop:
         engine = build_engine(config, run_dir.read_run().precision)  # a run keeps the precision it began with
-        assert_matches_budget(engine.model, cost)
-        checkpoint = load_newest(run_dir, record.config_id, reporter.say)
+        if config.parallel.zero_stage < 3:  # whose layers hold no weights between two calls
+            assert_matches_budget(engine.model, cost, engine.share.count)
+        checkpoint = _newest_checkpoint(engine, run_dir, record.config_id, reporter)
         means = RunningMeans()
         if checkpoint is not None:
             restore(engine, checkpoint)
             means = RunningMeans.from_state(checkpoint.state)
         writer = RecordWriter.open(run_dir, record, means.images_seen, start_mirror) if engine.rank == 0 else None
+        shapes, keep = engine.partitions.shapes, config.checkpoint.keep
         run = Run(
-            config, run_dir, engine, writer, reporter, observers, cost.train_flops_per_image, means, clock or NoClock()
-        )
-        with _recorded_end(run), meeting.ending(lambda reason: _record_lost(run, reason)):
+            config, run_dir, engine, writer, reporter, observers, cost.train_flops_per_image, means, clock or NoClock(),
+            Saver(run_dir, record.config_id, shapes, keep, engine.rank, engine.world),
+        )  # fmt: skip
+        with recorded_end(run.status, run.writer, meeting):
             if means.images_seen:
                 reporter.say(f"Continuing at {means.images_seen:,} of {config.total_images:,} images.")
             return _loop(run, stop)
+
+
+def _newest_checkpoint(engine: Engine, run_dir: RunDir, config_id: str, reporter: Reporter) -> Checkpoint | None:
+    """The one that all processes go on from; each checks the shards that it will read. Collective."""
+    if engine.rank == 0:
+        drop_leftovers(run_dir)
+    return load_newest(
+        run_dir,
+        config_id,
+        reporter.say if engine.rank == 0 else lambda message: None,
+        wanted=engine.partitions.wanted(),
+        paths=of_the_first(complete_checkpoints(run_dir), engine.world),
+        agree=lambda trouble: first_trouble(trouble, engine.world),
+    )
 
 
 def _loop(run: Run, stop: StopRequest) -> State:
@@ -146,10 +164,11 @@ def _loop(run: Run, stop: StopRequest) -> State:
         run.reporter.step(means.images_seen)
         if done or _crossed(before, means.images_seen, config.eval.every_images):
             _evaluate(run, validator, last=done)
-        stopped = not done and stop.agreed(engine.world, engine.device)
+        stopped, writing = any_process([stop.is_asked, run.saver.is_writing], engine.world, engine.device)
+        run.saver.poll(writing)
         if done or stopped or _crossed(before, means.images_seen, config.checkpoint.every_images):
-            _save(run)
-        if stopped:
+            _save(run, wait=done or stopped)
+        if stopped and not done:
             run.status("interrupted", stop.name)
             return "interrupted"
         started = time.perf_counter()
@@ -236,46 +255,14 @@ def _evaluate(run: Run, validator: Validator, last: bool) -> None:
     run.reporter.phase("training")
 
 
-def _save(run: Run) -> None:
+def _save(run: Run, wait: bool) -> None:
+    """Begin a checkpoint of this moment, once the one before it is complete; with `wait` see it through."""
     run.reporter.phase("saving")
-    save(run.engine, run.run_dir, config_id(run.config), run.means.state(), run.config.checkpoint.keep)
+    run.saver.finish(beat=lambda: run.status("running"))
+    run.saver.begin(run.means.state(), snapshot(run.engine))
+    if wait:
+        run.saver.finish(beat=lambda: run.status("running"))
     run.reporter.phase("training")
-
-
-@contextmanager
-def _recorded_end(run: Run) -> Iterator[None]:
-    """However the loop ends, the status says so and the records are closed."""
-    try:
-        yield
-    except EcditError as error:
-        _record_end(run, "failed", str(error))
-        raise
-    except KeyboardInterrupt:
-        _record_end(run, "interrupted", "SIGINT twice: not saved since the last checkpoint")
-        raise
-    except Exception as error:
-        if is_lost_process(error):
-            lost = lost_process()
-            _record_end(run, "failed", str(lost))
-            raise lost from error
-        _record_end(run, "failed", f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        if run.writer is not None:
-            run.writer.close()
-
-
-def _record_end(run: Run, state: State, reason: str) -> None:
-    """On a full disk the status cannot be written either, and what ended the run is what the user must hear."""
-    with suppress(StorageError):
-        run.status(state, reason)
-
-
-def _record_lost(run: Run, reason: str) -> None:
-    """The same from the watchdog's thread, before it ends this process."""
-    _record_end(run, "failed", reason)
-    if run.writer is not None:
-        run.writer.close()
 
 
 def _crossed(before: int, after: int, every: int) -> bool:

@@ -6,10 +6,6 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
-import torch
-
-from experiments.routing.deepspeed_library import dist
-
 
 class StopRequest:
     """A context in which the two signals only set a flag; a second SIGINT interrupts at once."""
@@ -36,10 +32,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
 
-    def agreed(self, world: int, device: torch.device) -> bool:
-        """Whether any process was asked to stop; the same answer on all of them. Collective."""
-        if world == 1:
-            return self.name is not None
-        flag = torch.tensor([int(self.name is not None)], device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+    @property
+    def is_asked(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.name is not None

@@ -55,8 +55,9 @@ class Validator:
         routing: list[RoutingRow] = []
         for condition in self.batches:
             mine = measure_batches(
-                engine.model, self.batches[condition], engine.device, self.config, engine.rank, engine.world
-            )
+                engine.model, self.batches[condition], engine.device, self.config, engine.rank, engine.world,
+                engine.layers_are_collective,
+            )  # fmt: skip
             everyone: list[Measured] = [mine] * engine.world
             if engine.world > 1:
                 dist.all_gather_object(everyone, mine)
@@ -75,28 +76,47 @@ class Validator:
 
     def _not_finite(self, engine: Engine, condition: Condition, images_seen: int, weights: Weights) -> RunFailedError:
         """Why the validation loss cannot be recorded. Collective."""
-        mine = [to_device(batch, engine.device) for batch in self.batches[condition][engine.rank :: engine.world]]
+        batches = self.batches[condition]
+        turns = turns_of(len(batches), engine.rank, engine.world, engine.layers_are_collective)
+        mine = [to_device(batches[number % len(batches)], engine.device) for number in turns]
         where = nonfinite_layer(engine.model, mine, self.config.model.patch_size, engine.world)
         return nonfinite_error(self.config, images_seen, where, f"validation loss of the {weights} weights")
 
 
 @torch.no_grad()
 def measure_batches(
-    model: DiT, batches: Sequence[Batch], device: torch.device, config: RunConfig, rank: int = 0, world: int = 1
+    model: DiT,
+    batches: Sequence[Batch],
+    device: torch.device,
+    config: RunConfig,
+    rank: int = 0,
+    world: int = 1,
+    together: bool = False,
 ) -> Measured:
-    """The batches of this rank (every `world`-th), the model in evaluation mode and back again."""
+    """The batches of this rank (every `world`-th), the model in evaluation mode and back again.
+
+    `together`: a call of the model needs all processes, so that those without a batch in the last turn repeat one.
+    """
     was_training = model.training
     model.eval()
     measured = Measured([], {})
-    for number in range(rank, len(batches), world):
-        batch = to_device(batches[number], device)
+    for number in turns_of(len(batches), rank, world, together):
+        batch = to_device(batches[number % len(batches)], device)
         loss_B, output = forward_loss(model, batch, config.model.patch_size)
+        if number >= len(batches):
+            continue
         measured.losses.append((number, loss_B.tolist(), batch.time_B.tolist()))
         for layer in config.sparse_layer_indices:
             stats = measured.stats.setdefault(layer, RoutingStats(config.routing.num_experts))
             stats.add(output.feed_forward[layer])
     model.train(was_training)
     return measured
+
+
+def turns_of(num_batches: int, rank: int, world: int, together: bool) -> range:
+    """Numbers of the batches of a rank; with `together` as many on every rank, those from `num_batches` on for show."""
+    end = -(-num_batches // world) * world if together else num_batches
+    return range(rank, end, world)
 
 
 def _merge(everyone: Sequence[Measured]) -> tuple[list[tuple[float, float]], dict[int, RoutingStats]]:

@@ -67,10 +67,9 @@ def small_disk(tmp_path):
 
 def fill(folder):
     """Take all that is left."""
-    with (folder / "ballast").open("wb") as ballast, suppress(OSError):
+    with (folder / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
         while True:
             ballast.write(bytes(1 << 16))
-            ballast.flush()
 
 
 def test_on_a_full_disk_nothing_is_lost_and_the_same_command_continues(train, undisturbed, small_disk):

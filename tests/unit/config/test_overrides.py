@@ -118,7 +118,7 @@ def test_dense_drops_routing_settings_so_that_a_grid_holds_it_once() -> None:
         ("trian.q=4", "'trian.q' is not a setting. Did you mean 'train'?"),
         (
             "parallel.q=1",
-            "Choose from: parallel.world, parallel.expert_parallel, parallel.zero_stage, parallel.activation_",
+            "Choose from: parallel.world, parallel.expert_parallel, parallel.zero_stage, parallel.act",
         ),
         ("foo.bar=1", "'foo.bar' is not a setting. Choose from: checkpoint, data, eval, flow, log, model,"),
         ("log=4", "'log' is a group of settings. Choose from: log.every_images."),

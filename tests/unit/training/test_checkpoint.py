@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,17 @@ import torch
 
 from experiments.errors import CheckpointError, StorageError
 from experiments.records.layout import RunDir
-from experiments.training import checkpoint
-from experiments.training.checkpoint import complete_checkpoints, load_newest, write_checkpoint
+from experiments.training import checkpoint_files
+from experiments.training.checkpoint import Checkpoint, load_newest
+from experiments.training.checkpoint_files import (
+    Snapshot,
+    Stretches,
+    complete_checkpoints,
+    publish,
+    write_checkpoint,
+    write_shard,
+)
+from tests.training_runs import files_no_larger_than
 
 FILES = ("weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 
@@ -28,7 +34,7 @@ def run_dir(tmp_path: Path) -> RunDir:
 def write(run_dir: RunDir, images_seen: int, keep: int = 2, size: int = 8) -> Path:
     tensors = {
         name: {"layer.weight": torch.full((size,), float(images_seen + place))}
-        for place, name in enumerate(checkpoint.TENSOR_FILES)
+        for place, name in enumerate(checkpoint_files.TENSOR_FILES)
     }
     return write_checkpoint(run_dir, "abc", {"images_seen": images_seen, "loss_sum": 1 / 3}, tensors, keep)
 
@@ -44,27 +50,13 @@ def kept(run_dir: RunDir) -> list[int]:
     return [int(path.name.removeprefix("images_")) for path in complete_checkpoints(run_dir)]
 
 
-@contextmanager
-def files_no_larger_than(num_bytes: int) -> Iterator[None]:
-    """What a full disk is to the one who writes: the same call fails in the same way."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_what_is_read_is_what_was_written(run_dir: RunDir) -> None:
     write(run_dir, 100)
     found = load_newest(run_dir, "abc", say=pytest.fail)
     assert found is not None
     assert found.state == {"images_seen": 100, "loss_sum": 1 / 3, "config_id": "abc"}
-    assert {name: group["layer.weight"][0].item() for name, group in found.tensors.items()} == {
-        "weights": 100.0,
-        "ema": 101.0,
-        "optimizer": 102.0,
-    }
+    values = {name: found.full(name)["layer.weight"].tolist() for name in ("weights", "ema", "optimizer")}
+    assert values == {"weights": [100.0] * 8, "ema": [101.0] * 8, "optimizer": [102.0] * 8}
 
 
 def test_without_any_there_is_none(run_dir: RunDir) -> None:
@@ -75,7 +67,7 @@ def test_only_the_files_that_are_asked_for_are_read(run_dir: RunDir) -> None:
     (write(run_dir, 100) / "optimizer.safetensors").unlink()
     found = load_newest(run_dir, "abc", say=pytest.fail, files=["ema"])
     assert found is not None
-    assert list(found.tensors) == ["ema"]
+    assert found.full("ema")["layer.weight"][0] == 101
 
 
 def test_the_newest_few_are_kept(run_dir: RunDir) -> None:
@@ -135,10 +127,10 @@ def test_one_of_another_config_is_refused(run_dir: RunDir) -> None:
 
 
 def test_one_of_another_format_is_refused_and_not_called_damaged(run_dir: RunDir, monkeypatch) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(checkpoint_files, "FORMAT_VERSION", 3)
     write(run_dir, 100)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"has format 2, this ecdit reads 1\. Use the version of ecdit"):
+    with pytest.raises(CheckpointError, match=r"has format 3, this ecdit reads 2\. Use the version of ecdit"):
         load(run_dir)
 
 
@@ -147,7 +139,7 @@ def test_a_process_that_dies_while_writing_leaves_the_one_before(run_dir: RunDir
     """The death comes before tensor file `num_files`, or before the whole is given its name."""
     write(run_dir, 100)
     written: list[Path] = []
-    original = checkpoint.save_file
+    original = checkpoint_files.save_file
 
     def dies(tensors, path: Path) -> None:
         if len(written) == num_files:
@@ -155,7 +147,7 @@ def test_a_process_that_dies_while_writing_leaves_the_one_before(run_dir: RunDir
         original(tensors, path)
         written.append(path)
 
-    monkeypatch.setattr(checkpoint, "save_file", dies)
+    monkeypatch.setattr(checkpoint_files, "save_file", dies)
     monkeypatch.setattr(Path, "rename", lambda path, target: dies({}, target))
     with pytest.raises(KeyboardInterrupt):
         write(run_dir, 200)
@@ -200,3 +192,70 @@ def test_a_damaged_one_of_the_same_images_is_replaced(run_dir: RunDir) -> None:
 def test_a_state_keeps_every_bit_of_a_float(run_dir: RunDir) -> None:
     state = json.loads((write(run_dir, 100) / "state.json").read_text())["state"]
     assert state["loss_sum"] == 1 / 3
+
+
+SHAPES = {"whole": (4, 3), "split": (6, 5), "experts": (4, 2, 3)}
+FULL = {name: torch.arange(float(torch.Size(shape).numel())).view(shape) for name, shape in SHAPES.items()}
+SPLITS: list[Stretches] = [
+    {"whole": (0, 12), "split": (0, 7), "experts": (0, 12)},
+    {"split": (7, 8)},
+    {"split": (8, 30), "experts": (12, 24)},
+]
+
+
+def in_shards(run_dir: RunDir) -> Checkpoint:
+    """Three processes, of which each has something else."""
+    reports = []
+    for rank, stretches in enumerate(SPLITS):
+        parts = {name: FULL[name].view(-1)[first:last] for name, (first, last) in stretches.items()}
+        weights = {name: part.view(SHAPES[name]) if name == "whole" else part for name, part in parts.items()}
+        moments = {f"{name}/exp_avg": -part for name, part in parts.items()}
+        snapshot = Snapshot({"weights": weights, "ema": weights, "optimizer": moments}, stretches, {})
+        reports.append(write_shard(run_dir, 100, snapshot, rank, world=3))
+    publish(run_dir, {"config_id": "abc", "images_seen": 100}, SHAPES, reports, keep=1)
+    found = load_newest(run_dir, "abc", say=pytest.fail)
+    assert found is not None
+    return found
+
+
+def test_shards_are_one_checkpoint(run_dir: RunDir) -> None:
+    found = in_shards(run_dir)
+    assert found.shapes == SHAPES
+    assert all(torch.equal(tensor, FULL[name]) for name, tensor in found.full("weights").items())
+
+
+def test_every_stretch_can_be_read_from_every_split(run_dir: RunDir) -> None:
+    found = in_shards(run_dir)
+    for name, full in FULL.items():
+        for start in range(full.numel()):
+            for stop in range(start, full.numel() + 1):
+                assert torch.equal(found.read("weights", name, start, stop), full.view(-1)[start:stop])
+                assert torch.equal(found.read("optimizer", name, start, stop, "exp_avg"), -full.view(-1)[start:stop])
+
+
+def test_a_process_checks_the_shards_that_it_reads_and_no_others(run_dir: RunDir) -> None:
+    path = in_shards(run_dir).path
+    (path / "weights-00003-of-00003.safetensors").unlink()
+    first = load_newest(run_dir, "abc", say=pytest.fail, wanted={"whole": (0, 12), "split": (2, 8)})
+    assert first is not None
+    assert first.read("weights", "split", 2, 8).tolist() == [2, 3, 4, 5, 6, 7]
+    said: list[str] = []
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_newest(run_dir, "abc", said.append, wanted={"split": (2, 9)})
+    assert "weights-00003-of-00003.safetensors is damaged" in said[0]
+
+
+def test_processes_pass_over_what_one_of_them_finds_damaged(run_dir: RunDir) -> None:
+    write(run_dir, 100)
+    write(run_dir, 200)
+    others = iter(["another process found damage", None])
+    said: list[str] = []
+    found = load_newest(run_dir, "abc", said.append, agree=lambda mine: mine or next(others))
+    assert found is not None
+    assert found.state["images_seen"] == 100
+    assert said == ["another process found damage. Trying the checkpoint before it."]
+
+
+def test_a_stretch_that_no_shard_has_is_a_bug_and_not_zeros(run_dir: RunDir) -> None:
+    with pytest.raises(AssertionError, match="is not in"):
+        in_shards(run_dir).read("weights", "split", 20, 31)

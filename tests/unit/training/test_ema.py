@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from experiments.config.schema import RunConfig
+from experiments.data.loader import TrainStream
 from experiments.training.engine import Engine, build_engine
+from experiments.training.objective import forward_loss
 
 Build = Callable[[RunConfig], Engine]
 Tiny = Callable[..., RunConfig]
@@ -50,10 +52,33 @@ def test_in_bf16_the_average_is_fp32_and_still_moves(one_process: None, tiny: Ti
     assert expected > 1 - 2**-9
 
 
-def test_the_module_holds_the_average_inside_only(build: Build, tiny: Tiny) -> None:
-    engine = build(tiny())
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_the_module_holds_the_average_inside_only(zero_stage: int, build: Build, tiny: Tiny) -> None:
+    engine = build(tiny(f"parallel.zero_stage={zero_stage}"))
     before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
-    engine.ema.flats[0].fill_(2.0)
+    for flat in engine.ema.flats:
+        flat.fill_(2.0)
     with engine.ema.applied():
         assert all((p == 2).all() for p in engine.model.parameters())
     assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
+    assert all((flat == 2).all() for flat in engine.ema.flats)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_the_model_answers_with_the_average_inside_only(zero_stage: int, build: Build, tiny: Tiny) -> None:
+    """ZeRO-3 keeps weights that it expects to need again."""
+    config = tiny(f"parallel.zero_stage={zero_stage}")
+    engine, batch = build(config), TrainStream(config).batch(0)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(forward_loss(engine.model.eval(), batch, config.model.patch_size)[0].mean())
+
+    for flat in engine.ema.flats:
+        flat.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    before = loss()
+    with engine.ema.applied():
+        inside = loss()
+    assert loss() == before != inside
+    with engine.ema.applied():
+        assert loss() == inside

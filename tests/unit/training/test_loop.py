@@ -15,7 +15,8 @@ from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream
 from experiments.errors import RunFailedError
 from experiments.records.layout import RunDir
-from experiments.training.checkpoint import complete_checkpoints, load_newest
+from experiments.training.checkpoint import load_newest
+from experiments.training.checkpoint_files import complete_checkpoints
 from experiments.training.loop import _crossed, _micro_batches, train
 from experiments.training.reporter import Reporter
 
@@ -85,7 +86,7 @@ def test_the_checkpoint_of_a_bf16_run_is_fp32_and_its_average_is_not_its_weights
     run_dir = RunDir(tmp_path / "run")
     checkpoint = load_newest(run_dir, run_dir.read_run().config_id, say=pytest.fail)
     assert checkpoint is not None
-    weights, ema = checkpoint.tensors["weights"], checkpoint.tensors["ema"]
+    weights, ema = checkpoint.full("weights"), checkpoint.full("ema")
     assert all(tensor.dtype == torch.float32 for tensor in (*weights.values(), *ema.values()))
     assert not torch.equal(weights["embed.weight"], weights["embed.weight"].bfloat16().float())
     assert not torch.equal(weights["embed.weight"], ema["embed.weight"])

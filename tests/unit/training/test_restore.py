@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError
 from experiments.records.layout import RunDir
 from experiments.training.checkpoint import Checkpoint, load_newest
 from experiments.training.engine import Engine
-from experiments.training.restore import restore, save
+from experiments.training.restore import restore, snapshot
+from experiments.training.saver import Saver
 
 Build = Callable[[RunConfig], Engine]
 Tiny = Callable[..., RunConfig]
@@ -23,14 +25,16 @@ OPTIMIZERS = ["optim=adamw", "optim=adamw optim.weight_decay=0.1", "optim=rmspro
 
 
 def saved(engine: Engine, folder: Path, images_seen: int) -> Checkpoint:
-    save(engine, RunDir(folder), "abc", {"images_seen": images_seen}, keep=1)
+    saver = Saver(RunDir(folder), "abc", engine.partitions.shapes, 1, engine.rank, engine.world)
+    saver.begin({"images_seen": images_seen}, snapshot(engine))
+    saver.finish()
     found = load_newest(RunDir(folder), "abc", say=pytest.fail)
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("zero_stage", [1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_losses_and_checkpoints_go_on_bit_for_bit(
     optimizer: str, zero_stage: int, build: Build, tiny: Tiny, advance: Advance, tmp_path: Path
 ) -> None:
@@ -39,29 +43,48 @@ def test_losses_and_checkpoints_go_on_bit_for_bit(
     advance(straight, config, start=0, num_steps=2)
     checkpoint = saved(straight, tmp_path / "a", 16)
     expected = advance(straight, config, start=2, num_steps=3)
-    resumed = build(tiny(*optimizer.split(), "seed=5"))
+    resumed = build(tiny(*optimizer.split(), f"parallel.zero_stage={zero_stage}", "seed=5"))
     restore(resumed, checkpoint)
     assert advance(resumed, config, start=2, num_steps=3) == expected
     one, other = (saved(engine, tmp_path / name, 40) for name, engine in (("b", straight), ("c", resumed)))
     assert one.state == other.state
-    for file, group in one.tensors.items():
-        assert group.keys() == other.tensors[file].keys()
-        assert all(torch.equal(tensor, other.tensors[file][name]) for name, tensor in group.items()), file
+    for file in ("weights.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        assert (one.path / file).read_bytes() == (other.path / file).read_bytes(), file
 
 
 def test_a_checkpoint_names_what_it_holds(build: Build, tiny: Tiny, advance: Advance, tmp_path: Path) -> None:
     config = tiny("routing=expert_choice")
     engine = build(config)
     advance(engine, config, start=0, num_steps=1)
-    tensors = saved(engine, tmp_path, 8).tensors
+    checkpoint = saved(engine, tmp_path, 8)
     names = [name for name, _ in engine.model.named_parameters()]
+    tensors = {file: load_file(checkpoint.path / f"{file}.safetensors") for file in ("weights", "ema", "optimizer")}
     assert sorted(tensors["weights"]) == sorted(tensors["ema"]) == sorted(names)
-    assert sorted(tensors["optimizer"]) == sorted(
-        ["/step", *(f"{name}/{state}" for name in names for state in ("exp_avg", "exp_avg_sq"))]
-    )
-    assert tensors["optimizer"]["/step"] == 1
+    assert sorted(tensors["optimizer"]) == sorted(f"{n}/{state}" for n in names for state in ("exp_avg", "exp_avg_sq"))
+    assert checkpoint.state["optimizer_counters"] == {"step": 1}
+    assert checkpoint.state["optimizer_states"] == ["exp_avg", "exp_avg_sq"]
     assert tensors["weights"]["blocks.1.ffn.experts.w_in_EDF"].shape == (8, 32, 128)
+    assert tensors["optimizer"]["blocks.1.ffn.experts.w_in_EDF/exp_avg"].shape == (8, 32, 128)
     assert all(tensor.dtype == torch.float32 for group in tensors.values() for tensor in group.values())
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_snapshot_is_of_its_moment(
+    zero_stage: int, build: Build, tiny: Tiny, advance: Advance, tmp_path: Path
+) -> None:
+    """Training goes on while it is written."""
+    config = tiny(f"parallel.zero_stage={zero_stage}")
+    engine = build(config)
+    advance(engine, config, start=0, num_steps=2)
+    at_once = saved(engine, tmp_path / "a", 16)
+    taken = snapshot(engine)
+    advance(engine, config, start=2, num_steps=2)
+    saver = Saver(RunDir(tmp_path / "b"), "abc", engine.partitions.shapes, 1, 0, 1)
+    saver.begin({"images_seen": 16}, taken)
+    saver.finish()
+    later = max(RunDir(tmp_path / "b").checkpoints.iterdir())
+    for file in ("weights.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        assert (later / file).read_bytes() == (at_once.path / file).read_bytes(), file
 
 
 def test_the_weights_of_a_checkpoint_are_those_of_the_model(
@@ -69,7 +92,7 @@ def test_the_weights_of_a_checkpoint_are_those_of_the_model(
 ) -> None:
     engine = build(tiny())
     advance(engine, tiny(), start=0, num_steps=2)
-    weights = saved(engine, tmp_path, 16).tensors["weights"]
+    weights = saved(engine, tmp_path, 16).full("weights")
     assert all(torch.equal(weights[name], p) for name, p in engine.model.state_dict().items())
 
 

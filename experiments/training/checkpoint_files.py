@@ -1,0 +1,186 @@
+"""Writing a checkpoint: shards by the processes that hold them, and a name once all of them are there.
+
+`checkpoints/images_000012800/` holds `weights.safetensors` (fp32 master weights), `ema.safetensors` and
+`optimizer.safetensors` (`<parameter>/<state>`), each of n processes its own (`weights-<i>-of-<n>.safetensors`), and
+`state.json`: images seen, running means, the shape of every parameter, which stretch of it each shard has, and
+checksums of all files, its own content included. No process writes what it does not hold, nor sends anything. All is
+written under another name, synced and renamed: a checkpoint is complete or invisible. A stretch that is the whole
+parameter has its shape, a part is flat; stacked experts are one parameter whose first axis is the global expert id. So
+a checkpoint does not know the layout it was written from. Reading is `checkpoint.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from experiments.errors import StorageError
+from experiments.records.layout import RunDir
+from experiments.records.storage import FULL
+
+FORMAT_VERSION = 2
+TENSOR_FILES = ("weights", "ema", "optimizer")
+Stretches = dict[str, tuple[int, int]]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one process saves, in host memory: tensors by file and key, the stretch of every parameter it has."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    stretches: Stretches
+    counters: Mapping[str, float]
+    """Of the optimizer, the same on every process: `step`."""
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """A shard that was written: checksums by file name."""
+
+    stretches: Stretches
+    sha256: dict[str, str]
+
+
+def final_folder(run_dir: RunDir, images_seen: int) -> Path:
+    """Where the checkpoint at `images_seen` is once it is complete."""
+    return run_dir.checkpoints / f"images_{images_seen:012d}"
+
+
+def shard_name(file: str, rank: int, world: int) -> str:
+    """Counted from 1, as Hugging Face counts the shards of a model; without numbers where there is one."""
+    if world == 1:
+        return f"{file}.safetensors"
+    return f"{file}-{rank + 1:05d}-of-{world:05d}.safetensors"
+
+
+def write_shard(run_dir: RunDir, images_seen: int, snapshot: Snapshot, rank: int, world: int) -> ShardReport:
+    """Write and sync the files of one process. Raises `StorageError`."""
+    folder = _temporary_folder(run_dir, images_seen)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sums = {}
+        for file, tensors in snapshot.tensors.items():
+            path = folder / shard_name(file, rank, world)
+            save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+            _sync(path)
+            sums[path.name] = sha256_of_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _not_written(final_folder(run_dir, images_seen), error) from error
+    return ShardReport(snapshot.stretches, sums)
+
+
+def publish(
+    run_dir: RunDir, state: Mapping[str, Any], shapes: Shapes, reports: Sequence[ShardReport], keep: int
+) -> Path:
+    """Give what all processes have written its name, then drop all but it and the `keep - 1` before it.
+
+    Those of more images belong to a future that training is writing anew: it went on from an earlier one because they
+    are damaged. Raises `StorageError`; what was there before is then untouched, and what was begun is removed.
+    """
+    images_seen = int(state["images_seen"])
+    final, folder = final_folder(run_dir, images_seen), _temporary_folder(run_dir, images_seen)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "sha256": {name: digest for report in reports for name, digest in report.sha256.items()},
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+        "stretches": [report.stretches for report in reports],
+        "state": dict(state),
+    }
+    try:
+        text = json.dumps({**content, "sha256_of_this": sha256_of_content(content)})
+        (folder / "state.json").write_text(text, encoding="utf-8")
+        _sync(folder / "state.json")
+        _sync(folder)
+        if final.exists():  # damaged, and passed over when training went on
+            shutil.rmtree(final)
+        folder.rename(final)
+        _sync(run_dir.checkpoints)
+        _drop_all_but(run_dir, final, keep)
+    except OSError as error:
+        abandon(run_dir, images_seen)
+        raise _not_written(final, error) from error
+    return final
+
+
+def write_checkpoint(
+    run_dir: RunDir, config_id: str, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], keep: int
+) -> Path:
+    """A whole checkpoint at `state["images_seen"]` at once, from full tensors by file and name."""
+    drop_leftovers(run_dir)
+    images_seen, weights = int(state["images_seen"]), tensors["weights"]
+    stretches = {name: (0, tensor.numel()) for name, tensor in weights.items()}
+    try:
+        report = write_shard(run_dir, images_seen, Snapshot(tensors, stretches, {}), rank=0, world=1)
+    except StorageError:
+        abandon(run_dir, images_seen)
+        raise
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    return publish(run_dir, {"config_id": config_id, **state}, shapes, [report], keep)
+
+
+def complete_checkpoints(run_dir: RunDir) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(run_dir.checkpoints.glob("images_*"))
+
+
+def drop_leftovers(run_dir: RunDir) -> None:
+    """Remove what a process that died had begun; by the one process that publishes, before any other writes."""
+    for leftover in run_dir.checkpoints.glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def abandon(run_dir: RunDir, images_seen: int) -> None:
+    """Remove what was begun."""
+    shutil.rmtree(_temporary_folder(run_dir, images_seen), ignore_errors=True)
+
+
+def sha256_of_content(content: Mapping[str, Any]) -> str:
+    """Of the canonical JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Of the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _temporary_folder(run_dir: RunDir, images_seen: int) -> Path:
+    final = final_folder(run_dir, images_seen)
+    return final.with_name(f".writing-{final.name}")
+
+
+def _drop_all_but(run_dir: RunDir, newest: Path, keep: int) -> None:
+    complete = complete_checkpoints(run_dir)
+    place = complete.index(newest) + 1
+    for other in (*complete[: max(0, place - keep)], *complete[place:]):
+        shutil.rmtree(other)
+
+
+def _not_written(path: Path, error: OSError | SafetensorError) -> StorageError:
+    full = isinstance(error, SafetensorError) or error.errno in FULL
+    way_out = "Free space" if full else "Make the folder writable"
+    reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+    return StorageError(
+        f"cannot write the checkpoint {path}: {reason}.",
+        f"{way_out} and run the same command again: it continues from the checkpoint before it.",
+    )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

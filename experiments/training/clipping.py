@@ -1,0 +1,56 @@
+"""The gradient norm of ZeRO-0, over all experts wherever they are held.
+
+DeepSpeed clips by the norm of what one process holds when nothing is sharded, so that the experts of others are left
+out and processes clip differently (its issue 8475). Here the norm is that of the whole model, as ZeRO-1 to 3 take it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.routing.deepspeed_library import dist, groups
+from experiments.routing.parallel import ExpertShare
+
+EPSILON = 1e-6
+"""As DeepSpeed's."""
+
+
+def clip_before_steps(optimizer: torch.optim.Optimizer, clip_norm: float, share: ExpertShare) -> None:
+    """Before each step of `optimizer` clip to `clip_norm`, and leave the norm where the engine looks for it.
+
+    A norm that is not finite leaves the weights alone, as DeepSpeed's sharded optimizers do. Collective where experts
+    are shared out.
+    """
+
+    def before(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        parameters = [p for group in stepping.param_groups for p in group["params"] if p.grad is not None]
+        norm = _norm(parameters, share)
+        stepping._global_grad_norm = float(norm)  # type: ignore[attr-defined]
+        if not torch.isfinite(norm):
+            for parameter in parameters:
+                parameter.grad = None
+            return
+        excess = (norm + EPSILON) / clip_norm
+        if excess > 1:
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], float(excess))
+
+    optimizer.register_step_pre_hook(before)
+
+
+def _norm(parameters: list[torch.nn.Parameter], share: ExpertShare) -> Tensor:
+    """Of all gradients: those of experts are summed over the processes that hold different ones."""
+    mine = [p.grad for p in parameters if getattr(p, "allreduce", True) and p.grad is not None]
+    experts = [p.grad for p in parameters if not getattr(p, "allreduce", True) and p.grad is not None]
+    total, of_experts = _sum_of_squares(mine), _sum_of_squares(experts)
+    if share.count > 1:
+        dist.all_reduce(of_experts, group=groups._get_expert_parallel_group(share.group_name))
+    return (total + of_experts).sqrt()
+
+
+def _sum_of_squares(gradients: list[Tensor]) -> Tensor:
+    if not gradients:
+        return torch.zeros(())
+    return torch.stack(torch._foreach_norm(gradients)).square().sum()

@@ -1,0 +1,86 @@
+"""Saving while training goes on.
+
+A process copies what it holds to host memory and trains on; a thread writes the copy. Once every process has written
+its shard, which they find out together between two steps, one of them gives the checkpoint its name. A run that dies in
+between has the checkpoint before it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from experiments.errors import StorageError
+from experiments.records.layout import RunDir
+from experiments.training.agreement import everyone, first_trouble
+from experiments.training.checkpoint_files import Shapes, ShardReport, Snapshot, abandon, publish, write_shard
+
+WAIT_SECONDS = 5.0
+"""How long to wait in silence for a disk."""
+
+
+class Saver:
+    """At most one checkpoint is being written at a time."""
+
+    def __init__(self, run_dir: RunDir, config_id: str, shapes: Shapes, keep: int, rank: int, world: int) -> None:
+        self.run_dir, self.config_id, self.shapes, self.keep = run_dir, config_id, shapes, keep
+        self.rank, self.world = rank, world
+        self._state: dict[str, Any] | None = None
+        self._thread: threading.Thread | None = None
+        self._written: ShardReport | StorageError | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this process still writes. One that has nothing begun does not."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def begin(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:
+        """Write `snapshot`, taken at `state["images_seen"]`, and return at once. Follows `finish`."""
+        assert self._state is None, "one checkpoint at a time"
+        self._state = {
+            "config_id": self.config_id,
+            **state,
+            "optimizer_counters": dict(snapshot.counters),
+            "optimizer_states": sorted({key.rpartition("/")[2] for key in snapshot.tensors["optimizer"]}),
+        }
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def poll(self, anybody_writes: bool) -> None:
+        """Between two steps: publish what all processes have written. Raises `StorageError`. Collective."""
+        if self._state is not None and not anybody_writes:
+            self._publish()
+
+    def finish(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Wait for what is being written, and publish it. `beat` is called meanwhile. Collective."""
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(WAIT_SECONDS)
+            beat()
+        if self._state is not None:
+            self._publish()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        assert self._state is not None
+        try:
+            self._written = write_shard(self.run_dir, int(self._state["images_seen"]), snapshot, self.rank, self.world)
+        except StorageError as error:
+            self._written = error
+
+    def _publish(self) -> None:
+        """Every process raises where one could not write."""
+        state, written = self._state, self._written
+        assert state is not None
+        self._state = self._thread = self._written = None
+        reports = everyone(written, self.world)
+        trouble = next((report for report in reports if isinstance(report, StorageError)), None)
+        if trouble is None and self.rank == 0:
+            try:
+                publish(self.run_dir, state, self.shapes, [r for r in reports if isinstance(r, ShardReport)], self.keep)
+            except StorageError as error:
+                trouble = error
+        trouble = first_trouble(trouble, self.world)
+        if trouble is not None:
+            if self.rank == 0:
+                abandon(self.run_dir, int(state["images_seen"]))
+            raise trouble

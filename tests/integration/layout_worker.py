@@ -1,0 +1,108 @@
+"""One of several processes that really train small models on many layouts, one after the other.
+
+Started by torchrun with a JSON file of `Task`s; rank 0 writes what came of them beside it. Not a test by itself: see
+`test_expert_parallel.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.config.overrides import load_config
+from experiments.config.schema import RunConfig
+from experiments.data.loader import TrainStream
+from experiments.records.layout import RunDir
+from experiments.routing.deepspeed_library import dist
+from experiments.training.agreement import everyone, first_trouble
+from experiments.training.checkpoint import load_newest
+from experiments.training.engine import Engine, build_engine, process_group
+from experiments.training.objective import forward_loss
+from experiments.training.restore import restore, snapshot
+from experiments.training.saver import Saver
+from experiments.training.schedule import learning_rate
+
+SMALL = (
+    "model=nano", "model.width=32", "model.num_layers=2", "train.images=64", "train.batch_images=8",
+    "optim.warmup_images=16", "optim.learning_rate=1e-2", "routing.num_experts=4", "routing.group_images=1",
+    "train.precision=fp32",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """Train `num_steps` steps from `start` on, from a checkpoint where one is named, and save where asked."""
+
+    overrides: list[str]
+    num_steps: int
+    start: int = 0
+    load: str | None = None
+    save: str | None = None
+
+
+@dataclass
+class Outcome:
+    """Losses and gradient norms of the whole batch, by step; what each process holds."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    numbers_held: list[int] = field(default_factory=list)
+    experts_held: list[int] = field(default_factory=list)
+
+
+def perform(task: Task, world: int) -> Outcome:
+    """On the process group of this process."""
+    config = load_config([*SMALL, f"parallel.world={world}", *task.overrides])
+    engine = build_engine(config, "fp32")
+    if task.load is not None:
+        wanted = engine.partitions.wanted()
+        checkpoint = load_newest(
+            RunDir(Path(task.load)), "layouts", print, wanted=wanted, agree=lambda found: first_trouble(found, world)
+        )
+        assert checkpoint is not None
+        restore(engine, checkpoint)
+    outcome = Outcome()
+    for number in range(task.start, task.start + task.num_steps):
+        _step(engine, config, number * config.train.batch_images, outcome)
+    outcome.numbers_held = everyone(sum(flat.numel() for flat in engine.partitions.flats), world)
+    experts = [p.shape[0] for name, p in engine.model.named_parameters() if name.endswith("experts.w_in_EDF")]
+    outcome.experts_held = everyone(sum(experts), world)
+    if task.save is not None:
+        saver = Saver(RunDir(Path(task.save)), "layouts", engine.partitions.shapes, 1, engine.rank, world)
+        saver.begin({"images_seen": (task.start + task.num_steps) * 8}, snapshot(engine))
+        saver.finish()
+    return outcome
+
+
+def _step(engine: Engine, config: RunConfig, images_seen: int, outcome: Outcome) -> None:
+    engine.set_learning_rate(learning_rate(config, images_seen))
+    batch = TrainStream(config, engine.rank, engine.world).batch(images_seen)
+    loss_B, output = forward_loss(engine.deepspeed, batch, config.model.patch_size)
+    engine.deepspeed.backward(loss_B.mean() + output.auxiliary_loss)
+    engine.deepspeed.step()
+    engine.ema.update(images_seen + config.train.batch_images, config.train.batch_images)
+    mean = (loss_B.mean() + output.auxiliary_loss).detach().double()
+    if engine.world > 1:
+        dist.all_reduce(mean)
+    outcome.losses.append(float(mean) / engine.world)
+    outcome.norms.append(float(engine.deepspeed.get_global_grad_norm()))
+
+
+def main(path: Path) -> None:
+    """Every task of the file, in order."""
+    torch.set_num_threads(1)
+    with process_group(path.with_suffix(".log")):
+        rank, world = dist.get_rank(), dist.get_world_size()
+        tasks: dict[str, Any] = json.loads(path.read_text())
+        outcomes = {name: asdict(perform(Task(**task), world)) for name, task in tasks.items()}
+        if rank == 0:
+            path.with_suffix(".done").write_text(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,164 @@
+"""What a run computes does not depend on its layout, and a checkpoint goes on at any other.
+
+All on gloo: two and four processes that really train, against one. The processes start once and train every layout.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from experiments.records.layout import RunDir
+from experiments.training.engine import process_group
+from tests.integration.layout_worker import Outcome, Task, perform
+from tests.training_runs import TIMEOUT_SECONDS, environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.multi]
+
+ROUTERS = {
+    "expert_choice": ["routing=expert_choice"],
+    "token_choice": ["routing=token_choice"],
+    "switch": ["routing=switch"],
+    "shared_expert": ["routing=shared_expert"],
+    "no limit": ["routing=token_choice", "routing.capacity_factor=None", "routing.eval_capacity_factor=None"],
+}
+LAYOUTS = {
+    2: [(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2)],
+    4: [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (4, 0), (4, 1), (4, 2)],
+}
+"""(expert-parallel size, ZeRO stage) by number of processes."""
+STEPS = 3
+
+
+def layout(expert_parallel: int, stage: int) -> list[str]:
+    return [f"parallel.expert_parallel={expert_parallel}", f"parallel.zero_stage={stage}"]
+
+
+def name_of(router: str, expert_parallel: int, stage: int) -> str:
+    return f"{router} ep{expert_parallel} zero{stage}"
+
+
+def launch(tasks: dict[str, Task], world: int, folder: Path) -> dict[str, Outcome]:
+    """The tasks on `world` processes."""
+    file = folder / f"world-{world}-{len(list(folder.iterdir()))}.json"
+    file.write_text(json.dumps({name: asdict(task) for name, task in tasks.items()}))
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    command = [*run, "-m", "tests.integration.layout_worker", str(file)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), timeout=TIMEOUT_SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcomes = json.loads(file.with_suffix(".done").read_text())
+    return {name: Outcome(**outcome) for name, outcome in outcomes.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture(scope="module")
+def one_process(folder: Path) -> Iterator[None]:
+    with process_group(folder / "log.txt"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def straight(one_process: None, folder: Path) -> dict[str, Outcome]:
+    """Every router on one process, without interruption; and saved after `STEPS` steps."""
+    return {
+        router: perform(Task(overrides, 2 * STEPS), world=1)
+        for router, overrides in ROUTERS.items()
+        if perform(Task(overrides, STEPS, save=str(folder / f"saved {router}")), world=1)
+    }
+
+
+@pytest.fixture(scope="module")
+def on_many(straight: dict[str, Outcome], folder: Path) -> dict[int, dict[str, Outcome]]:
+    """By number of processes: every layout from its first step, and saved; then from what others saved."""
+    outcomes: dict[int, dict[str, Outcome]] = {}
+    for world, layouts in LAYOUTS.items():
+        tasks = {}
+        for router, overrides in ROUTERS.items():
+            for expert_parallel, stage in layouts:
+                name = name_of(router, expert_parallel, stage)
+                settings = [*overrides, *layout(expert_parallel, stage)]
+                keep = str(folder / f"saved {name} world{world}") if router == "expert_choice" else None
+                tasks[name] = Task(settings, STEPS, save=keep)
+        ours = ROUTERS["expert_choice"]
+        for expert_parallel, stage in layouts:
+            saved = str(folder / "saved expert_choice")
+            settings = [*ours, *layout(expert_parallel, stage)]
+            tasks[f"on from one process {expert_parallel} {stage}"] = Task(settings, STEPS, STEPS, load=saved)
+        if world == 4:
+            for expert_parallel, stage in LAYOUTS[2]:
+                saved = str(folder / f"saved {name_of('expert_choice', expert_parallel, stage)} world2")
+                for here in [(1, 2), (2, 1), (4, 0)]:
+                    name = f"on from two {expert_parallel} {stage} at {here}"
+                    tasks[name] = Task([*ours, *layout(*here)], STEPS, STEPS, load=saved)
+        outcomes[world] = launch(tasks, world, folder)
+    return outcomes
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize(
+    ("world", "expert_parallel", "stage"), [(world, *pair) for world, pairs in LAYOUTS.items() for pair in pairs]
+)
+def test_losses_are_those_of_one_process(
+    router: str, world: int, expert_parallel: int, stage: int, straight: dict[str, Outcome], on_many
+) -> None:
+    outcome = on_many[world][name_of(router, expert_parallel, stage)]
+    assert outcome.losses == pytest.approx(straight[router].losses[:STEPS], rel=1e-6)
+    assert outcome.norms == pytest.approx(straight[router].norms[:STEPS], rel=1e-5)
+
+
+@pytest.mark.parametrize("world", LAYOUTS)
+def test_a_checkpoint_of_one_process_goes_on_at_every_layout(world: int, straight, on_many) -> None:
+    for expert_parallel, stage in LAYOUTS[world]:
+        outcome = on_many[world][f"on from one process {expert_parallel} {stage}"]
+        assert outcome.losses == pytest.approx(straight["expert_choice"].losses[STEPS:], rel=1e-6)
+        assert outcome.norms == pytest.approx(straight["expert_choice"].norms[STEPS:], rel=1e-5)
+
+
+def test_a_checkpoint_of_two_processes_goes_on_at_four(straight, on_many) -> None:
+    outcomes = {name: outcome for name, outcome in on_many[4].items() if name.startswith("on from two")}
+    assert len(outcomes) == 3 * len(LAYOUTS[2])
+    for name, outcome in outcomes.items():
+        assert outcome.losses == pytest.approx(straight["expert_choice"].losses[STEPS:], rel=1e-6), name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_checkpoint_of_many_processes_goes_on_at_one(stage: int, straight, on_many, folder: Path) -> None:
+    for world, layouts in LAYOUTS.items():
+        for expert_parallel, theirs in layouts:
+            saved = folder / f"saved {name_of('expert_choice', expert_parallel, theirs)} world{world}"
+            settings = [*ROUTERS["expert_choice"], *layout(1, stage)]
+            outcome = perform(Task(settings, STEPS, STEPS, load=str(saved)), world=1)
+            assert outcome.losses == pytest.approx(straight["expert_choice"].losses[STEPS:], rel=1e-6), saved.name
+
+
+def test_each_process_holds_its_share_of_the_experts_and_of_the_states(on_many) -> None:
+    for world, layouts in LAYOUTS.items():
+        whole = max(on_many[world][name_of("expert_choice", 1, 0)].numbers_held)
+        for expert_parallel, stage in layouts:
+            outcome = on_many[world][name_of("expert_choice", expert_parallel, stage)]
+            if stage < 3:
+                assert outcome.experts_held == [4 // expert_parallel] * world
+            if stage > 0:
+                assert sum(outcome.numbers_held) == pytest.approx(whole, rel=0.01)
+                assert max(outcome.numbers_held) == pytest.approx(whole / world, rel=0.01)
+
+
+def test_no_shard_holds_all_experts_and_all_shards_are_needed(on_many, folder: Path) -> None:
+    saved = RunDir(folder / f"saved {name_of('expert_choice', 4, 1)} world4").checkpoints
+    (checkpoint,) = saved.iterdir()
+    weights = sorted(checkpoint.glob("weights-*-of-00004.safetensors"))
+    assert len(weights) == 4
+    sizes = [path.stat().st_size for path in weights]
+    assert max(sizes) < 0.3 * sum(sizes)
