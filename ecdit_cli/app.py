@@ -59,10 +59,13 @@ app.add_typer(data, name="data")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The exit code of `ecdit ARGUMENTS`."""
+    """The exit code of `ecdit ARGUMENTS`. DeepSpeed's launcher puts `--local_rank=N` first, which is in LOCAL_RANK too."""
+    words = list(arguments)
+    if words and words[0].startswith("--local_rank="):
+        del words[0]
     try:
         command = typer.main.get_command(app)
-        code = command.main(args=list(arguments) or ["--help"], prog_name="ecdit", standalone_mode=False)
+        code = command.main(args=words or ["--help"], prog_name="ecdit", standalone_mode=False)
     except EcditError as error:
         print_error(str(error))
         return error.exit_code

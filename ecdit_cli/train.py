@@ -32,7 +32,7 @@ def train(
     from experiments.config.designs import load_designed
     from experiments.config.identity import run_name
     from experiments.records.layout import RunDir
-    from experiments.training.launch import adopt_ranks
+    from experiments.training.launch import adopt_ranks, leave_it_to_the_speaker
 
     is_speaker = adopt_ranks()
     try:
@@ -40,7 +40,7 @@ def train(
     except EcditError as error:  # of the command line, which the other processes share
         if is_speaker:
             raise
-        raise typer.Exit(error.exit_code) from error
+        leave_it_to_the_speaker(error.exit_code)
     folder = RunDir(run_dir or _default_folder(run_name(config)))
     if dry_run:
         _print_plan(config, folder, as_json)

@@ -24,9 +24,7 @@ def recorded_end(
     """Inside is the loop; `status` records a state with its reason. `writer` is None but on rank 0."""
 
     def record(state: State, reason: str) -> None:
-        with suppress(
-            StorageError
-        ):  # a full disk: what ended the run is what must be heard
+        with suppress(StorageError):  # a full disk: what ended the run is what must be heard
             status(state, reason)
 
     def close() -> None:

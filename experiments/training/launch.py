@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import zlib
 from collections.abc import Mapping, MutableMapping
+from typing import NoReturn
 
 from experiments.errors import ConfigError
 
 FIRST_PORT, NUM_PORTS = 10_000, 20_000
 """Below the ports that Linux deals out by itself (32768 and up)."""
 VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+SPEAKING_SECONDS = 2.0
 NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -33,6 +36,12 @@ def adopt_ranks(environment: MutableMapping[str, str] = os.environ) -> bool:
         environment.setdefault(name, value)
     _check_complete(environment)
     return environment.get("RANK" if found else "LOCAL_RANK", "0") == "0"
+
+
+def leave_it_to_the_speaker(exit_code: int) -> NoReturn:
+    """End silently, for a mistake that another process says: after it, since launchers kill the others at the first."""
+    time.sleep(SPEAKING_SECONDS)
+    raise SystemExit(exit_code)
 
 
 def launched_ranks(environment: Mapping[str, str]) -> dict[str, str]:

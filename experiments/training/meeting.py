@@ -31,6 +31,7 @@ from experiments.records.layout import RunDir
 from experiments.records.provenance import host_name
 from experiments.records.schema import RunRecord
 from experiments.records.storage import storage_errors
+from experiments.training.launch import leave_it_to_the_speaker
 from experiments.training.watchdog import Watchdog
 
 MEETING_SECONDS = 300.0
@@ -95,7 +96,7 @@ def meet(run_dir: RunDir, record: RunRecord, tell: Callable[[str], None]) -> Mee
         trouble = json.loads(table.get("trouble").decode())
     if trouble is not None:
         if rank != 0:
-            raise SystemExit(ConfigError.exit_code)
+            leave_it_to_the_speaker(ConfigError.exit_code)
         raise ConfigError(*trouble)
     store.set_timeout(default_pg_timeout)
     names = [str(one) for one in ranks]
