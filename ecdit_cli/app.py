@@ -59,8 +59,8 @@ app.add_typer(data, name="data")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The exit code of `ecdit ARGUMENTS`. DeepSpeed's launcher puts `--local_rank=N` first, which is in LOCAL_RANK too."""
-    words = list(arguments)
+    """The exit code of `ecdit ARGUMENTS`."""
+    words = list(arguments)  # DeepSpeed's launcher puts --local_rank=N first, which LOCAL_RANK says too
     if words and words[0].startswith("--local_rank="):
         del words[0]
     try:
