@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ecdit_cli._console import duration, talk
+from ecdit_cli._console import duration, print_error, talk
 
 if TYPE_CHECKING:
     from experiments.config.schema import RunConfig
@@ -29,7 +29,7 @@ def progress(config: RunConfig, visible: bool) -> Iterator[Reporter]:
     from experiments.training.reporter import Reporter
 
     if not visible:
-        yield Reporter()
+        yield Reporter(fail=print_error)
     elif talk().is_terminal:
         with _bar(config) as reporter:
             yield reporter
@@ -54,12 +54,18 @@ def _bar(config: RunConfig) -> Iterator[Reporter]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bars:
+
+        def fail(reason: str) -> None:
+            bars.stop()  # gives the cursor back
+            print_error(reason)
+
         task = bars.add_task(IMPORTING, total=total, rates="")
         yield Reporter(
             say=lambda message: bars.console.print(message, highlight=False, markup=False, soft_wrap=True),
             phase=lambda phase: bars.update(task, description=phase),
             step=lambda images_seen: bars.update(task, completed=images_seen),
             row=lambda row: bars.update(task, rates=f"loss {row.loss:.4f}  {row.images_per_second:.0f} images/s"),
+            fail=fail,
         )
 
 
@@ -81,4 +87,4 @@ def _lines(config: RunConfig) -> Reporter:
         say(f"{text}  {duration(left)} left" if left else text)
 
     say(f"{config.model.name} {config.routing.name}, {total:,} images: importing torch")
-    return Reporter(say=say, row=row)
+    return Reporter(say=say, row=row, fail=print_error)

@@ -62,9 +62,12 @@ app.add_typer(data, name="data")
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of `ecdit ARGUMENTS`."""
+    words = list(arguments)  # DeepSpeed's launcher puts --local_rank=N first, which LOCAL_RANK says too
+    if words and words[0].startswith("--local_rank="):
+        del words[0]
     try:
         command = typer.main.get_command(app)
-        code = command.main(args=list(arguments) or ["--help"], prog_name="ecdit", standalone_mode=False)
+        code = command.main(args=words or ["--help"], prog_name="ecdit", standalone_mode=False)
     except EcditError as error:
         print_error(str(error))
         return error.exit_code

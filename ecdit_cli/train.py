@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ecdit_cli._options import ConfigFile, DryRun, Json, Overrides, RunDirectory
+from experiments.errors import EcditError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,10 +32,15 @@ def train(
     from experiments.config.designs import load_designed
     from experiments.config.identity import run_name
     from experiments.records.layout import RunDir
-    from experiments.training.launch import adopt_slurm_ranks
+    from experiments.training.launch import adopt_ranks, leave_it_to_the_speaker
 
-    adopt_slurm_ranks()
-    config = load_designed([*_launched_world(), *overrides], config_file).config
+    is_speaker = adopt_ranks()
+    try:
+        config = load_designed([*_launched_world(), *overrides], config_file).config
+    except EcditError as error:  # of the command line, which the other processes share
+        if is_speaker:
+            raise
+        leave_it_to_the_speaker(error.exit_code)
     folder = RunDir(run_dir or _default_folder(run_name(config)))
     if dry_run:
         _print_plan(config, folder, as_json)

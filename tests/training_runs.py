@@ -68,6 +68,13 @@ def numbers(folder: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def losses(folder: Path) -> list[float]:
+    """Every loss of a run, for comparisons between layouts, whose sums differ in the last digits."""
+    rows = numbers(folder)
+    values = [row["loss"] for row in rows["steps.jsonl"]]
+    return values + [row["value"] for row in rows["evals.jsonl"] if row["metric"].startswith("val_loss")]
+
+
 def final_checkpoint(folder: Path) -> dict[str, bytes]:
     """The tensor files of the newest checkpoint."""
     newest = max(RunDir(folder).checkpoints.glob("images_*"))

@@ -94,6 +94,10 @@ class RunDir:
         """Which process writes here (`ownership.py`)."""
         return self.path / ".claims"
 
+    def token(self, word: str) -> Path:
+        """A file that is there for a moment, by which processes on several nodes see that they share the folder."""
+        return self.path / f".token-{word}"
+
     @property
     def wandb(self) -> Path:
         """Where the mirror keeps its files; deleting it loses nothing."""

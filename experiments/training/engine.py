@@ -33,6 +33,7 @@ from experiments.routing.deepspeed_library import (
 from experiments.routing.parallel import ExpertShare
 from experiments.training.clipping import clip_before_steps
 from experiments.training.ema import MovingAverage
+from experiments.training.meeting import Meeting
 from experiments.training.partitions import Partitions, partitions_of
 
 ZERO_3 = {"stage3_param_persistence_threshold": 0}
@@ -91,11 +92,15 @@ def resolve_precision(setting: str, zero_stage: int = 1) -> Precision:
 
 
 @contextlib.contextmanager
-def process_group(log: Path) -> Iterator[None]:
-    """The distributed environment, torn down at the end; what libraries print and warn of goes to `log`."""
+def process_group(log: Path, meeting: Meeting | None = None) -> Iterator[None]:
+    """The distributed environment, torn down at the end; what libraries print and warn of goes to `log`.
+
+    `meeting`: where the processes have met, whose watchdog looks on from here to the end.
+    """
+    meeting = meeting or Meeting()
     with storage_errors(log):
         file = log.open("a", buffering=1, encoding="utf-8")
-    with file, _talk_to(file), tempfile.TemporaryDirectory() as folder:
+    with file, _talk_to(file), tempfile.TemporaryDirectory() as folder, meeting.watched():
         options: dict[str, Any] = {"dist_backend": "gloo", "auto_mpi_discovery": False, "verbose": False}
         local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
         if torch.accelerator.is_available():
@@ -103,6 +108,7 @@ def process_group(log: Path) -> Iterator[None]:
             options["dist_backend"] = get_accelerator().communication_backend_name()
         if "RANK" not in os.environ:
             options |= {"init_method": f"file://{folder}/rendezvous", "rank": 0, "world_size": 1}
+        meeting.make_group(options["dist_backend"])
         deepspeed.init_distributed(**options)
         try:
             yield

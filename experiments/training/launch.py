@@ -1,34 +1,69 @@
-"""Ranks from Slurm: what torchrun would set, for a process that srun started without it.
+"""Ranks from whatever started the processes: what torchrun would set, for those that srun or mpirun started.
 
-Slurm says who a process is in `SLURM_*`; PyTorch and DeepSpeed read `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`
-and `MASTER_PORT`. What is set already (by torchrun, or by a user whose first node has another name on the fast network)
-is left as it is. Torch-free: it runs before the settings of a run are read, because `parallel.world` depends on it.
+PyTorch and DeepSpeed read `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT`. torchrun and DeepSpeed's
+launcher set them; Slurm says who a process is in `SLURM_*`, Open MPI in `OMPI_COMM_WORLD_*`, MPICH and Intel MPI in
+`PMI_*`. What is set already (by a launcher, or by a user whose first node has another name on the fast network) is left
+as it is. Torch-free: it runs before the settings of a run are read, because `parallel.world` depends on it.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
+import zlib
 from collections.abc import Mapping, MutableMapping
+from typing import NoReturn
 
 from experiments.errors import ConfigError
 
 FIRST_PORT, NUM_PORTS = 10_000, 20_000
 """Below the ports that Linux deals out by itself (32768 and up)."""
 VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+SPEAKING_SECONDS = 2.0
+NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def adopt_slurm_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Add the launcher's variables to `environment` where srun started several processes and no launcher followed."""
-    for name, value in slurm_ranks(environment).items():
+def adopt_ranks(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Add the launcher's variables to `environment` where several processes were started and no launcher followed.
+
+    Returns whether this process is the one to say what is wrong with the command line that it shares with others: one
+    of all that srun or mpirun started, one on each node of a launcher that was typed in on every node. Raises
+    `ConfigError` where the variables tell of several processes and leave out how they find each other.
+    """
+    found = launched_ranks(environment)
+    for name, value in found.items():
         environment.setdefault(name, value)
+    _check_complete(environment)
+    return environment.get("RANK" if found else "LOCAL_RANK", "0") == "0"
+
+
+def leave_it_to_the_speaker(exit_code: int) -> NoReturn:
+    """End silently, for a mistake that another process says: after it, since launchers kill the others at the first."""
+    time.sleep(SPEAKING_SECONDS)
+    raise SystemExit(exit_code)
+
+
+def launched_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT` of this process; empty where they are known.
+
+    Under Slurm the MPIs start daemons of their own through srun, whose variables then speak of the daemons.
+    """
+    if "WORLD_SIZE" in environment:
+        return {}
+    if "OMPI_COMM_WORLD_RANK" in environment:
+        return open_mpi_ranks(environment)
+    is_slurm_task = environment.get("PMI_SIZE") == environment.get("SLURM_STEP_NUM_TASKS")
+    if "PMI_RANK" in environment and "MPI_LOCALRANKID" in environment and not is_slurm_task:
+        return hydra_ranks(environment)
+    return slurm_ranks(environment)
 
 
 def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT` of this process of a Slurm step.
+    """Those of a process of a Slurm step.
 
-    Empty outside of a step, in a step of one process (which needs no other), and where a launcher has set them. The
-    batch script itself is no step, though Slurm tells it of tasks: a plain `ecdit train` in it is one process.
+    Empty outside of a step and in a step of one process, which needs no other. The batch script itself is no step,
+    though Slurm tells it of tasks: a plain `ecdit train` in it is one process.
     """
     if "WORLD_SIZE" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
         return {}
@@ -37,7 +72,7 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
         return {
             "RANK": environment["SLURM_PROCID"],
             "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-            "LOCAL_RANK": _local_rank(environment),
+            "LOCAL_RANK": _local_rank(environment, "SLURM_LOCALID"),
             "MASTER_ADDR": first_host(nodes),
             "MASTER_PORT": str(FIRST_PORT + (job + int(environment["SLURM_STEP_ID"])) % NUM_PORTS),
         }
@@ -48,13 +83,75 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
         ) from missing
 
 
+def open_mpi_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """Those of a process that Open MPI's mpirun started (4 and 5); empty for a single one.
+
+    The port comes from the name of the job, which all processes know and no other job has.
+    """
+    world = environment["OMPI_COMM_WORLD_SIZE"]
+    if int(world) == 1:
+        return {}
+    here = _one_node(environment, world, environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", world), "mpirun -x MASTER_ADDR=")
+    return here | {
+        "RANK": environment["OMPI_COMM_WORLD_RANK"],
+        "WORLD_SIZE": world,
+        "LOCAL_RANK": _local_rank(environment, "OMPI_COMM_WORLD_LOCAL_RANK"),
+        "MASTER_PORT": _port(environment.get("PMIX_NAMESPACE", "")),
+    }
+
+
+def hydra_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """Those of a process that the mpiexec of MPICH or Intel MPI started; empty for a single one.
+
+    It names no job. On one node its processes have the same parent; on several they take one port unless told another.
+    """
+    world, here = environment["PMI_SIZE"], environment.get("MPI_LOCALNRANKS", "1")
+    if int(world) == 1:
+        return {}
+    return _one_node(environment, world, here, "mpiexec -genv MASTER_ADDR ") | {
+        "RANK": environment["PMI_RANK"],
+        "WORLD_SIZE": world,
+        "LOCAL_RANK": _local_rank(environment, "MPI_LOCALRANKID"),
+        "MASTER_PORT": _port(str(os.getppid()) if here == world else ""),
+    }
+
+
 def first_host(node_list: str) -> str:
     """The first name in Slurm's notation: `n3` of `n[3-5,8],m1`, `rack0-n03` of `rack[0-1]-n[03-09]`."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", node_list)
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first.group()) if first else node_list
 
 
-def _local_rank(environment: Mapping[str, str]) -> str:
-    """Number of the device to use: the place on the node, unless Slurm shows this process one device alone."""
+def _one_node(environment: Mapping[str, str], world: str, here: str, option: str) -> dict[str, str]:
+    """`MASTER_ADDR` where all processes are on this node; on several, MPI does not say where rank 0 is."""
+    if here == world:
+        return {"MASTER_ADDR": "127.0.0.1"}
+    if "MASTER_ADDR" not in environment:
+        raise ConfigError(
+            f"MPI started {world} processes on several nodes, {here} of them here, and MASTER_ADDR is not set.",
+            f"Name the node of rank 0, the first of the hostfile: {option}NODE ...",
+        )
+    return {}
+
+
+def _port(job: str) -> str:
+    return str(FIRST_PORT + zlib.crc32(job.encode()) % NUM_PORTS)
+
+
+def _local_rank(environment: Mapping[str, str], name: str) -> str:
+    """Number of the device to use: the place on the node, unless the launcher shows this process one device alone."""
     visible = next((environment[name] for name in VISIBLE_DEVICES if environment.get(name)), "")
-    return "0" if visible and "," not in visible else environment["SLURM_LOCALID"]
+    return "0" if visible and "," not in visible else environment[name]
+
+
+def _check_complete(environment: Mapping[str, str]) -> None:
+    """Several processes must know who they are and where rank 0 is."""
+    world = environment.get("WORLD_SIZE", "1")
+    if not world.isdigit():
+        raise ConfigError(f"WORLD_SIZE={world!r} is not a number of processes.", "Unset it, or start with torchrun.")
+    missing = [name for name in NEEDED if name not in environment]
+    if int(world) > 1 and missing:
+        raise ConfigError(
+            f"WORLD_SIZE={world} is set but {' and '.join(missing)} not.",
+            "Start with torchrun, srun, mpirun or deepspeed, which set it, or unset WORLD_SIZE for one process.",
+        )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch import Tensor
 from experiments.config.budget import budget
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream, check_images
-from experiments.errors import EcditError, RunFailedError, StorageError
 from experiments.models.parts import assert_matches_budget
 from experiments.records.claim import settle_record
 from experiments.records.layout import RunDir
@@ -35,16 +33,17 @@ from experiments.training.checkpoint_files import complete_checkpoints, drop_lef
 from experiments.training.clock import NoClock, StepClock
 from experiments.training.description import describe_run, peak_memory_gib
 from experiments.training.diagnosis import nonfinite_error, nonfinite_layer
+from experiments.training.ending import recorded_end
 from experiments.training.engine import (
     Engine,
     build_engine,
     check_world,
-    is_lost_process,
     launched_rank,
     process_group,
     resolve_precision,
 )
 from experiments.training.means import RunningMeans
+from experiments.training.meeting import meet
 from experiments.training.objective import forward_loss, to_device
 from experiments.training.peak import matmul_flops_per_second
 from experiments.training.reporter import Reporter
@@ -103,12 +102,13 @@ def train(
     record = describe_run(config, precision, cost, command)
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)
+    meeting = meet(run_dir, record, reporter.fail)  # ranks that differ are refused before anything is written
     if launched_rank() == 0:  # a folder of another run is refused before anything is built
         if not run_dir.run_json.exists():
             record = record.model_copy(update={"matmul_flops_per_second": matmul_flops_per_second(record.precision)})
         settle_record(run_dir, record)
     reporter.phase("building")
-    with process_group(run_dir.log), StopRequest() as stop:
+    with process_group(run_dir.log, meeting), StopRequest() as stop:
         engine = build_engine(config, run_dir.read_run().precision)  # a run keeps the precision it began with
         if config.parallel.zero_stage < 3:  # whose layers hold no weights between two calls
             assert_matches_budget(engine.model, cost, engine.share.count)
@@ -123,7 +123,7 @@ def train(
             config, run_dir, engine, writer, reporter, observers, cost.train_flops_per_image, means, clock or NoClock(),
             Saver(run_dir, record.config_id, shapes, keep, engine.rank, engine.world),
         )  # fmt: skip
-        with _recorded_end(run):
+        with recorded_end(run.status, run.writer, meeting):
             if means.images_seen:
                 reporter.say(f"Continuing at {means.images_seen:,} of {config.total_images:,} images.")
             return _loop(run, stop)
@@ -263,38 +263,6 @@ def _save(run: Run, wait: bool) -> None:
     if wait:
         run.saver.finish(beat=lambda: run.status("running"))
     run.reporter.phase("training")
-
-
-@contextmanager
-def _recorded_end(run: Run) -> Iterator[None]:
-    """However the loop ends, the status says so and the records are closed."""
-    try:
-        yield
-    except EcditError as error:
-        _record_end(run, "failed", str(error))
-        raise
-    except KeyboardInterrupt:
-        _record_end(run, "interrupted", "SIGINT twice: not saved since the last checkpoint")
-        raise
-    except Exception as error:
-        if is_lost_process(error):
-            lost = RunFailedError(
-                "Another process of this run has ended.",
-                "If it said nothing, look for its memory limit. The same command continues from the last checkpoint.",
-            )
-            _record_end(run, "failed", str(lost))
-            raise lost from error
-        _record_end(run, "failed", f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        if run.writer is not None:
-            run.writer.close()
-
-
-def _record_end(run: Run, state: State, reason: str) -> None:
-    """On a full disk the status cannot be written either, and what ended the run is what the user must hear."""
-    with suppress(StorageError):
-        run.status(state, reason)
 
 
 def _crossed(before: int, after: int, every: int) -> bool:

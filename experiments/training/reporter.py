@@ -15,10 +15,12 @@ class Reporter:
     """Does nothing by default.
 
     say: one line for a person. phase: what the run is doing now, in a word or two. step: images seen after each
-    optimizer step. row: each row of `steps.jsonl`, once it is written.
+    optimizer step. row: each row of `steps.jsonl`, once it is written. fail: the reason, right before the process is
+    ended from outside of its main thread; every other failure is raised.
     """
 
     say: Callable[[str], None] = lambda message: None
     phase: Callable[[str], None] = lambda phase: None
     step: Callable[[int], None] = lambda images_seen: None
     row: Callable[[StepRow], None] = lambda row: None
+    fail: Callable[[str], None] = lambda reason: None

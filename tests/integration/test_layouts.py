@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from experiments.records.layout import RunDir
-from tests.training_runs import environment, numbers, start, train_command, wait_for_rows
+from tests.training_runs import environment, losses, numbers, start, train_command, wait_for_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
@@ -18,12 +18,6 @@ def launched(folder, *settings, options=("--no-progress",)):
     """The same run over two processes."""
     command = train_command(folder, *settings, options=options)[1:]
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
-
-
-def losses(folder):
-    rows = numbers(folder)
-    values = [row["loss"] for row in rows["steps.jsonl"]]
-    return values + [row["value"] for row in rows["evals.jsonl"] if row["metric"].startswith("val_loss")]
 
 
 def test_two_processes_give_the_losses_of_one(undisturbed, tmp_path):

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from experiments.errors import ConfigError
-from experiments.training.launch import adopt_slurm_ranks, first_host, slurm_ranks
+from experiments.training.launch import adopt_ranks, first_host, launched_ranks, slurm_ranks
 
 STEP = {
     "SLURM_JOB_ID": "70123",
@@ -14,6 +14,14 @@ STEP = {
     "SLURM_PROCID": "5",
     "SLURM_LOCALID": "1",
 }
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "5",
+    "OMPI_COMM_WORLD_SIZE": "8",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "8",
+    "PMIX_NAMESPACE": "1226571777",
+}
+HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 
 
 def test_a_task_of_a_step_gets_what_torchrun_would_set():
@@ -47,7 +55,7 @@ def test_a_launcher_inside_the_step_wins():
 
 def test_a_given_master_address_stays():
     environment = {**STEP, "MASTER_ADDR": "10.0.0.3"}
-    adopt_slurm_ranks(environment)
+    adopt_ranks(environment)
     assert environment["MASTER_ADDR"] == "10.0.0.3"
     assert environment["RANK"] == "5"
 
@@ -77,6 +85,80 @@ def test_a_step_without_a_rank_is_an_error_that_says_so():
     half = {name: value for name, value in STEP.items() if name != "SLURM_PROCID"}
     with pytest.raises(ConfigError, match=r"started 8 processes but did not set SLURM_PROCID\. Start with srun"):
         slurm_ranks(half)
+
+
+def test_a_process_of_open_mpi_gets_what_torchrun_would_set():
+    ranks = launched_ranks(OPEN_MPI)
+    assert 10_000 <= int(ranks.pop("MASTER_PORT")) < 30_000
+    assert ranks == {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+
+
+def test_the_processes_of_one_job_of_open_mpi_meet_at_one_port_and_two_jobs_at_two():
+    def port(**changed):
+        return launched_ranks({**OPEN_MPI, **changed})["MASTER_PORT"]
+
+    assert port() == port(OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_LOCAL_RANK="0")
+    assert port() != port(PMIX_NAMESPACE="prterun-n1-10255@1")
+
+
+def test_a_process_of_mpich_gets_what_torchrun_would_set():
+    ranks = launched_ranks(HYDRA)
+    assert (ranks["RANK"], ranks["WORLD_SIZE"], ranks["LOCAL_RANK"]) == ("1", "2", "1")
+    assert ranks["MASTER_ADDR"] == "127.0.0.1"
+    assert ranks["MASTER_PORT"] == launched_ranks({**HYDRA, "PMI_RANK": "0", "MPI_LOCALRANKID": "0"})["MASTER_PORT"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "here"),
+    [({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, "4"), ({**HYDRA, "MPI_LOCALNRANKS": "1"}, "1")],
+)
+def test_mpi_on_several_nodes_needs_the_node_of_rank_0(environment, here):
+    line = rf"on several nodes, {here} of them here, and MASTER_ADDR is not set\. Name the node of rank 0"
+    with pytest.raises(ConfigError, match=line):
+        adopt_ranks(dict(environment))
+    adopted = {**environment, "MASTER_ADDR": "n1"}
+    adopt_ranks(adopted)
+    assert adopted["MASTER_ADDR"] == "n1"
+
+
+def test_one_process_of_mpi_is_left_alone():
+    assert launched_ranks({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "1"}) == {}
+    assert launched_ranks({**HYDRA, "PMI_SIZE": "1"}) == {}
+
+
+def test_under_slurm_the_daemons_of_mpi_are_not_taken_for_the_processes():
+    daemon = {**STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+    assert launched_ranks({**daemon, **OPEN_MPI})["WORLD_SIZE"] == "8"
+    ours = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "8"}
+    assert launched_ranks({**daemon, **ours})["RANK"] == "5"
+    assert launched_ranks({**STEP, **ours})["MASTER_ADDR"] == "gpu03", "srun speaks PMI too, and knows the nodes"
+
+
+def test_one_process_of_a_command_speaks_for_all():
+    """srun and mpirun were typed in once; torchrun once on every node."""
+    assert adopt_ranks({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0"})
+    assert not adopt_ranks(dict(OPEN_MPI))
+    assert not adopt_ranks({**STEP, "SLURM_LOCALID": "0"})
+    torchrun = {"WORLD_SIZE": "4", "RANK": "2", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
+    assert adopt_ranks({**torchrun, "LOCAL_RANK": "0"})
+    assert not adopt_ranks({**torchrun, "LOCAL_RANK": "1"})
+    assert adopt_ranks({})
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        (
+            {"WORLD_SIZE": "2"},
+            r"WORLD_SIZE=2 is set but RANK and MASTER_ADDR and MASTER_PORT not\. Start with torchrun",
+        ),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"}, r"WORLD_SIZE=2 is set but MASTER_ADDR not\."),
+        ({"WORLD_SIZE": "two"}, r"WORLD_SIZE='two' is not a number of processes\."),
+    ],
+)
+def test_half_an_environment_is_an_error_that_says_so(environment, line):
+    with pytest.raises(ConfigError, match=line):
+        adopt_ranks(environment)
 
 
 def test_it_needs_no_torch():

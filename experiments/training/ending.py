@@ -1,0 +1,54 @@
+"""How a run ends in its records: whatever ends training, the status says so and the files are closed.
+
+Most ends are exceptions of the loop. A process that waits for a lost one raises none; the watchdog ends it, and records
+the end from its own thread before it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from experiments.errors import EcditError, StorageError
+from experiments.records.schema import State
+from experiments.records.writer import RecordWriter
+from experiments.training.engine import is_lost_process
+from experiments.training.meeting import Meeting
+from experiments.training.watchdog import lost_process
+
+
+@contextmanager
+def recorded_end(
+    status: Callable[[State, str | None], None], writer: RecordWriter | None, meeting: Meeting
+) -> Iterator[None]:
+    """Inside is the loop; `status` records a state with its reason. `writer` is None but on rank 0."""
+
+    def record(state: State, reason: str) -> None:
+        with suppress(StorageError):  # a full disk: what ended the run is what must be heard
+            status(state, reason)
+
+    def close() -> None:
+        if writer is not None:
+            writer.close()
+
+    def lost(reason: str) -> None:
+        record("failed", reason)
+        close()
+
+    try:
+        with meeting.ending(lost):
+            yield
+    except EcditError as error:
+        record("failed", str(error))
+        raise
+    except KeyboardInterrupt:
+        record("interrupted", "SIGINT twice: not saved since the last checkpoint")
+        raise
+    except Exception as error:
+        if is_lost_process(error):
+            record("failed", str(lost_process()))
+            raise lost_process() from error
+        record("failed", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        close()

@@ -1,0 +1,80 @@
+"""A rank that is lost ends the other within a minute, and the same command continues."""
+
+import signal
+import time
+
+import pytest
+
+from experiments.records.layout import RunDir
+from tests.training_runs import losses, wait_for_rows
+from tests.two_nodes import start_ranks
+
+pytestmark = [pytest.mark.slow, pytest.mark.multi]
+
+
+@pytest.fixture
+def ranks():
+    """Two ranks; what is left of them is killed."""
+    started = []
+
+    def start(folder, *settings):
+        started.append(start_ranks(folder, *settings))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+
+
+def lose(running, folder, lost, how):
+    """The other rank's exit code, once it has ended, and what it said."""
+    wait_for_rows(folder, 3, running.processes[0])
+    began = time.monotonic()
+    running.processes[lost].send_signal(how)
+    other = running.processes[1 - lost]
+    _, said = other.communicate(timeout=60)
+    assert time.monotonic() - began < 60
+    running.kill()
+    return other.returncode, [line for line in said.splitlines() if line.startswith("error:")]
+
+
+def assert_continues(ranks, folder, undisturbed):
+    assert [code for code, _ in ranks(folder).ends()] == [0, 0]
+    assert losses(folder) == pytest.approx(losses(undisturbed), rel=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (signal.SIGKILL, "Another process of this run has ended. If it said nothing, look for its memory limit."),
+        (signal.SIGSTOP, "Another process of this run has ended or hangs: rank 1 on "),
+    ],
+)
+def test_a_lost_rank_fails_the_run(ranks, undisturbed, tmp_path, how, reason):
+    folder = tmp_path / "run"
+    code, errors = lose(ranks(folder), folder, 1, how)
+    status = RunDir(folder).read_status()
+    assert code == 1
+    assert status.state == "failed"
+    assert status.reason.startswith(reason)
+    assert errors == [f"error: {status.reason}"]
+    assert_continues(ranks, folder, undisturbed)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_the_rank_that_writes_the_others_end_and_its_folder_is_free(ranks, undisturbed, tmp_path, how):
+    folder = tmp_path / "run"
+    code, [error] = lose(ranks(folder), folder, 0, how)
+    assert code == 1
+    assert "Another process of this run has ended" in error
+    assert_continues(ranks, folder, undisturbed)
+
+
+def test_a_folder_that_rank_0_may_not_write_ends_all_ranks(ranks, undisturbed):
+    """Rank 0 finds another run in it before the process group is made."""
+    began = time.monotonic()
+    (code, said), (other_code, _) = ranks(undisturbed, "seed=7").ends(60)
+    assert time.monotonic() - began < 60
+    assert code == 2
+    assert "seed is 0 there and 7 here" in said
+    assert other_code == 1
