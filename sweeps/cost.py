@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from experiments.config.memory import GIB, Memory, memory, working_bytes
+from experiments.config.activations import working_bytes
+from experiments.config.memory import GIB, Memory, memory
 from experiments.config.schema import RunConfig
 from experiments.records.layout import RunDir
 from sweeps.calibration import SpeedPoint, interpolate
