@@ -110,16 +110,15 @@ class Memory:
         return sum(self.at_peak()[1].values())
 
     @property
-    def training_peak(self) -> int:
-        """Of one process on the device that trains, between two checkpoints."""
-        if self.on_accelerator:
-            return CONTEXT_BYTES + round(ACCELERATOR_SLACK * self.tensors_peak)
-        return PROCESS_BYTES + self.validation_set + round(HOST_SLACK * self.tensors_peak)
-
-    @property
     def peak(self) -> int:
         """Of one process on the device that trains: what must fit. On a CPU what is being saved counts too."""
-        return self.training_peak + (0 if self.on_accelerator else self.checkpoint)
+        return self.tensors_peak + self.outside_tensors(self.tensors_peak)
+
+    def outside_tensors(self, tensors: int) -> int:
+        """What a process takes beside `tensors` bytes of them."""
+        if self.on_accelerator:
+            return CONTEXT_BYTES + round((ACCELERATOR_SLACK - 1) * tensors)
+        return PROCESS_BYTES + self.validation_set + self.checkpoint + round((HOST_SLACK - 1) * tensors)
 
     @property
     def host_peak(self) -> int:
