@@ -156,9 +156,9 @@ def _say_that_it_does_not_fit(asked: LayoutPlan, found: list[LayoutPlan], search
     from sweeps.fit import way_out
 
     place, world = asked.place, asked.config.parallel.world
-    problem = f"the layout does not fit: it needs {asked.needed_gib:.1f} GiB, and {place.name} has {place.memory_gib:.1f}."
+    needs = f"it needs {asked.needed_gib:.1f} GiB, and {place.name} has {place.memory_gib:.1f}."
     if place.on_accelerator and world > place.max_world:
-        problem = f"the layout does not fit: it asks for parallel.world={world}, and there are {place.max_world}."
+        needs = f"it asks for parallel.world={world}, and there are {place.max_world}."
     if not search:
-        raise SpecError(problem, way_out(asked.config, place))
-    say(f"As given, {problem}")
+        raise SpecError(f"the layout does not fit: {needs}", way_out(asked.config, place))
+    say(f"As given, the layout does not fit: {needs}")

@@ -1,16 +1,16 @@
 """Memory of one training process by arithmetic: what the engine holds, and the peaks of an iteration.
 
 Counted is what `training/engine.py` and DeepSpeed 0.19.8 really keep: weights in working precision, the process's share
-of the fp32 master weights, of the moving average and of the optimizer state, gradients, the buffers that they are reduced
-in, and what autograd saves (`activations.py`). By ZeRO stage:
+of the fp32 master weights, of the moving average and of the optimizer state, gradients, the buffers that they are
+reduced in, and what autograd saves (`activations.py`). By ZeRO stage:
 
 - 0: everything is whole on every process. In fp32 the module's weights are the master weights; in bf16 there is an fp32
   copy, and at the step an fp32 gradient, of all of them (`FP16_UnfusedOptimizer`).
 - 1: master weights, average and optimizer state are cut up; gradients are whole until they are reduced.
 - 2: gradients are reduced while the backward pass goes on, and kept of the tensors that the share touches.
 - 3: weights are cut up too, and fp32 training has no separate master weights. Gathered ones stay while they are used
-  again within `stage3_max_reuse_distance` (10^9) numbers, half of which lie before the turn to the backward pass; on top
-  come the prefetch bucket and the module at work. The gradients of the share have a buffer of their own.
+  again within `stage3_max_reuse_distance` (10^9) numbers, half of which lie before the turn to the backward pass; on
+  top come the prefetch bucket and the module at work. The gradients of the share have a buffer of their own.
 
 Tests hold the sums against measured tensors and against the resident set of a real run. Everything is in bytes.
 """
@@ -199,7 +199,8 @@ class _Elements(NamedTuple):
 
 def memory(config: RunConfig, on_accelerator: bool) -> Memory:
     """What each process of `config` holds with its `parallel`, `train.accumulation` and `train.precision`."""
-    width, params, stage = working_bytes(config, on_accelerator), budget(config).params_by_part, config.parallel.zero_stage
+    width, stage = working_bytes(config, on_accelerator), config.parallel.zero_stage
+    params = budget(config).params_by_part
     total, images, world = sum(params.values()), micro_batch_images(config), config.parallel.world
     elements = _elements(config, params)
     master = width < FLOAT32 or stage in (1, 2)

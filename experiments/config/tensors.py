@@ -124,7 +124,7 @@ def _text_sizes(config: RunConfig) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _groups(sizes: tuple[tuple[int, bool], ...], world: int, spread: int) -> tuple[Group, ...]:
-    """One of all parameters; with expert parallelism one of all but the experts, and those by `EXPERT_GROUP_ELEMENTS`."""
+    """One of all parameters; with expert parallelism one without the experts, and these by `EXPERT_GROUP_ELEMENTS`."""
     if spread == 1:
         return (Group(tuple(size for size, _ in sizes), world, 1),)
     groups = [Group(tuple(size for size, is_expert in sizes if not is_expert), world, 1)]

@@ -27,6 +27,7 @@ STAGE_0_AND_3 = pytest.mark.skipif(
     "zero_stage" not in Engine.__dataclass_fields__, reason="this engine has ZeRO 1 and 2 only"
 )
 MICRO = ("model=micro", "train.batch_images=32")
+SMALL_BATCH = ("model=micro", "train.batch_images=4")
 
 
 def measure(*overrides, world=1, bucket=None):
@@ -99,16 +100,16 @@ def test_two_processes_share_what_they_are_said_to_share(overrides):
     [
         ("train.precision=bf16", "parallel.zero_stage=1"),
         ("train.precision=bf16", "parallel.zero_stage=2"),
-        ("train.precision=fp32", "parallel.zero_stage=2", "train.accumulation=2"),
+        (FP32, "parallel.zero_stage=2", "train.accumulation=2"),
         pytest.param(("train.precision=bf16", "parallel.zero_stage=3"), marks=STAGE_0_AND_3),
     ],
 )
 def test_an_accelerator_reduces_gradients_in_a_bucket_that_it_always_has(overrides, monkeypatch):
-    """Live tensors do not ask where they live. A smaller bucket, so that it is filled more than once."""
+    """Live tensors do not ask where they live. A smaller bucket, so that it is filled more than once, and few activations."""
     monkeypatch.setattr("experiments.config.memory.BUCKET_ELEMENTS", BUCKET)
-    config = load_config([*MICRO, *overrides, "parallel.world=2"])
+    config = load_config([*SMALL_BATCH, *overrides, "parallel.world=2"])
     expected = memory(config, on_accelerator=True)
-    assert_as_measured(expected, measure(*MICRO, *overrides, world=2, bucket=BUCKET))
+    assert_as_measured(expected, measure(*SMALL_BATCH, *overrides, world=2, bucket=BUCKET))
 
 
 def test_latents_and_text_features_take_what_was_computed(latent_set):

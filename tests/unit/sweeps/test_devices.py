@@ -9,8 +9,10 @@ from experiments.errors import SpecError
 from sweeps.devices import DEVICES, UTILISATION, accelerator_memory_gib, find_device, host_memory_gib
 
 
-@pytest.mark.parametrize("name", ["H100", "h100", "A100-40GB", "a100 40gb", "A100_80", "rtx4090", "mi300x",
-                                  "h100-80gb", "H200 141GB", "b200_180"])
+@pytest.mark.parametrize(
+    "name",
+    ["H100", "h100", "A100-40GB", "a100 40gb", "A100_80", "rtx4090", "mi300x", "h100-80gb", "H200 141GB", "b200_180"],
+)
 def test_a_device_is_found_in_any_spelling(name):
     known, device = find_device(name)
     assert DEVICES[known] is device
