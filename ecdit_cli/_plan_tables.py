@@ -10,7 +10,9 @@ from ecdit_cli._console import Column, Row, count, duration, flops, print_rows
 if TYPE_CHECKING:
     from sweeps.layout import LayoutPlan
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
+ZETTA = 1e21
+DAY = 24 * 3600
 KINDS = {
     "parameters": "weights",
     "gathered": "weights of others, gathered",
@@ -23,20 +25,7 @@ KINDS = {
     "activations": "activations",
     "all_to_all": "all-to-all buffers",
     "batch": "batch",
-    "outside": "outside tensors",
 }
-LAYOUT_COLUMNS = (
-    Column("world", "devices"),
-    Column("expert_parallel", "expert parallel"),
-    Column("zero_stage", "ZeRO"),
-    Column("accumulation", "accumulation"),
-    Column("activation_checkpointing", "recompute", lambda on: "yes" if on else "no"),
-    Column("memory_gib", "GiB", "{:.1f}".format),
-    Column("step_seconds", "a step", lambda seconds: _seconds(seconds)),
-    Column("seconds", "training", duration),
-    Column("device_hours", "device-hours", "{:,.4g}".format),
-    Column("dollars", "dollars", "{:,.2f}".format),
-)
 
 
 def plan_row(plan: LayoutPlan, dollars_per_hour: float | None) -> dict[str, Any]:
@@ -100,9 +89,18 @@ def print_plan(plan: LayoutPlan, dollars_per_hour: float | None) -> None:
 
 def print_layouts(plans: Sequence[LayoutPlan], dollars_per_hour: float | None) -> None:
     """A row for each layout."""
-    rows = [plan_row(plan, dollars_per_hour) for plan in plans]
-    columns = [column for column in LAYOUT_COLUMNS if any(column.key in row for row in rows)]
-    _print_block(rows, columns, "Layouts that fit, the cheapest first: the cheapest of each number of devices")
+    rows = [{**plan_row(plan, dollars_per_hour), "layout": _layout(plan)} for plan in plans]
+    columns = (
+        Column("world", "devices"),
+        Column("layout", "layout"),
+        Column("memory_gib", "GiB", "{:.1f}".format),
+        Column("step_seconds", "a step", _seconds, whole=True),
+        Column("seconds", "training", _long, whole=True),
+        Column("device_hours", "device-hours", _amount, whole=True),
+        Column("dollars", "dollars", _amount, whole=True),
+    )
+    shown = [column for column in columns if any(column.key in row for row in rows)]
+    _print_block(rows, shown, "Layouts that fit, the cheapest first: the cheapest of each number of devices")
 
 
 def _print_model(plan: LayoutPlan) -> None:
@@ -111,14 +109,13 @@ def _print_model(plan: LayoutPlan) -> None:
     config, cost = plan.config, budget(plan.config)
     parallel = config.parallel
     experts = f", {config.routing.num_experts} experts" if config.sparse_layer_indices else ""
-    layout = f"{parallel.world} processes, experts spread over {parallel.expert_parallel}, ZeRO-{parallel.zero_stage}"
-    recompute = ", activation checkpointing" if parallel.activation_checkpointing else ""
-    batch = f"{config.train.batch_images:,} images, {config.train.accumulation} pass(es) of "
-    batch += f"{config.train.batch_images // (parallel.world * config.train.accumulation)} on each process"
+    passes = config.train.accumulation
+    local = f"{config.train.batch_images // (parallel.world * passes)} on each process"
+    batch = f"{config.train.batch_images:,} images, " + (local if passes == 1 else f"{passes} passes of {local}")
     rows = [
         {"what": "parameters", "value": f"{count(cost.params_total)}, {count(cost.params_active)} activated"},
         {"what": "of which a process computes with", "value": count(_params_per_process(plan))},
-        {"what": "layout", "value": layout + recompute},
+        {"what": "layout", "value": f"{parallel.world} processes, {_layout(plan)}"},
         {"what": "batch", "value": batch},
     ]
     title = f"{config.model.name}, {config.routing.name}{experts}, on {plan.place.name}"
@@ -127,16 +124,17 @@ def _print_model(plan: LayoutPlan) -> None:
 
 def _print_memory(plan: LayoutPlan) -> None:
     """A column for each moment of a step that can be the fullest."""
-    moments = _moments(plan)
-    rows: list[Row] = [
-        {"kind": label, **{moment: parts[kind] / GIB for moment, parts in moments.items() if parts.get(kind)}}
-        for kind, label in KINDS.items()
-        if any(parts.get(kind) for parts in moments.values())
-    ]
-    rows.append({"kind": "total", **{moment: sum(parts.values()) / GIB for moment, parts in moments.items()}})
-    columns = [Column(moment, moment, "{:.2f}".format, whole=True) for moment in moments]
-    whose = "a device" if plan.place.on_accelerator else "a process"
-    title = f"Memory of {whose} in GiB, by moment of a step"
+    moments, on_accelerator = _moments(plan), plan.place.on_accelerator
+    name, unit, digits = ("GiB", GIB, 2) if plan.memory.peak >= GIB else ("MiB", MIB, 1)
+    labels = {**KINDS, "outside": "driver and allocator" if on_accelerator else "process, allocator and saving"}
+    rows: list[Row] = []
+    for kind, label in labels.items():
+        sizes = {moment: parts.get(kind, 0) / unit for moment, parts in moments.items()}
+        shown = {moment: size for moment, size in sizes.items() if round(size, digits)}
+        rows += [{"kind": label, **shown}] if shown else []
+    rows.append({"kind": "total", **{moment: sum(parts.values()) / unit for moment, parts in moments.items()}})
+    columns = [Column(moment, moment, f"{{:,.{digits}f}}".format, whole=True) for moment in moments]
+    title = f"Memory of {'a device' if on_accelerator else 'a process'} in {name}, by moment of a step"
     _print_block(rows, [Column("kind", "kind"), *columns], title)
 
 
@@ -164,16 +162,16 @@ def _print_cost(plan: LayoutPlan, dollars_per_hour: float | None) -> None:
     row = plan_row(plan, dollars_per_hour)
     executed = plan.executed_flops_per_step
     again = "" if executed == plan.train_flops_per_step else f", {flops(executed)} with what is recomputed"
-    rows = [
+    rows: list[Row] = [
         {"what": "FLOPs", "step": flops(plan.train_flops_per_step) + again,
-         "training": flops(plan.train_flops_per_step * plan.num_steps)},
+         "training": _all_flops(plan.train_flops_per_step * plan.num_steps)},
         {"what": "computing", "step": _seconds(row.get("compute_seconds"))},
-        {"what": "communicating", "step": _seconds(row.get("communication_seconds"))},
-        {"what": "time", "step": _seconds(row.get("step_seconds")), "training": _duration(row.get("seconds"))},
-        {"what": "device-hours", "training": f"{row['device_hours']:,.4g}" if "device_hours" in row else ""},
-        {"what": "dollars", "training": f"{row['dollars']:,.2f}" if "dollars" in row else ""},
+        {"what": "communicating", "step": _seconds(row.get("communication_seconds") if plan.transfers else None)},
+        {"what": "time", "step": _seconds(row.get("step_seconds")), "training": _long(row.get("seconds"))},
+        {"what": "device-hours", "training": _amount(row.get("device_hours"))},
+        {"what": "dollars", "training": _amount(row.get("dollars"))},
     ]  # fmt: skip
-    shown = [row for row in rows if row.get("step") or row.get("training")]
+    shown = [line for line in rows if line.get("step") or line.get("training")]
     columns = [
         Column("what", "cost"),
         Column("step", "a step", whole=True),
@@ -214,5 +212,29 @@ def _seconds(seconds: float | None) -> str:
     return f"{seconds:.3g} s" if seconds < 60 else duration(seconds)
 
 
-def _duration(seconds: float | None) -> str:
-    return "" if seconds is None else duration(seconds)
+def _long(seconds: float | None) -> str:
+    """From two days on in days."""
+    if seconds is None:
+        return ""
+    return duration(seconds) if seconds < 2 * DAY else f"{seconds / DAY:,.1f} days"
+
+
+def _amount(value: float | None) -> str:
+    """Hours or dollars: `4.93`, `21,548`."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _all_flops(value: float) -> str:
+    return f"{value / ZETTA:,.3g} ZFLOP" if value >= ZETTA else flops(value)
+
+
+def _layout(plan: LayoutPlan) -> str:
+    """`ZeRO-1, experts over 64, 2 passes, recompute`."""
+    parallel, passes = plan.config.parallel, plan.config.train.accumulation
+    words = [f"ZeRO-{parallel.zero_stage}"]
+    words += [f"experts over {parallel.expert_parallel}"] if parallel.expert_parallel > 1 else []
+    words += [f"{passes} passes"] if passes > 1 else []
+    words += ["recompute"] if parallel.activation_checkpointing else []
+    return ", ".join(words)

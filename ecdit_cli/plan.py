@@ -70,8 +70,8 @@ def _place(device: str | None, devices_per_node: int, utilisation: float | None,
     """Accelerators of the table, or this machine."""
     from dataclasses import replace
 
-    from sweeps.cost import MAX_DEVICES, UTILISATION, table_device, this_machine
-    from sweeps.devices import accelerator_memory_gib
+    from sweeps.cost import MAX_DEVICES, table_device, this_machine
+    from sweeps.devices import UTILISATION, accelerator_memory_gib
 
     if device is None:
         say("No --device is given: planned for this machine, of whose speed nothing is known.")
@@ -140,10 +140,12 @@ def _say_where_it_comes_from(shown: LayoutPlan) -> None:
         say(f"It fits: {shown.needed_gib:.1f} of {place.memory_gib:.1f} GiB on each of {shown.config.parallel.world}.")
     elif shown.fits:
         say(f"It fits: {shown.needed_gib:.2f} of {place.memory_gib:.1f} GiB for all processes together.")
-    say(f"Saving takes {shown.host_gib:.1f} GiB of a node's own memory." if place.on_accelerator else "")
+    if place.on_accelerator:
+        say(f"Saving takes {shown.host_gib:.1f} GiB of a node's own memory.")
     if shown.compute_seconds is not None:
         network = ", then the network at its data sheet's peak" if shown.transfers else ""
-        say(f"Time: {place.basis(shown.config)}{network}. Starting, evaluation and saving come on top.")
+        say(f"Time: {place.basis(shown.config)}{network}.")
+        say("Starting, evaluation and saving come on top.")
     else:
         say(f"Time is not known: {place.basis(shown.config)}.")
     if shown.compute_seconds is not None and shown.communication_seconds is None:

@@ -105,7 +105,7 @@ def test_two_processes_share_what_they_are_said_to_share(overrides):
     ],
 )
 def test_an_accelerator_reduces_gradients_in_a_bucket_that_it_always_has(overrides, monkeypatch):
-    """Live tensors do not ask where they live. A smaller bucket, so that it is filled more than once, and few activations."""
+    """Live tensors do not ask where they live. The bucket is small, so that it is filled more than once."""
     monkeypatch.setattr("experiments.config.memory.BUCKET_ELEMENTS", BUCKET)
     config = load_config([*SMALL_BATCH, *overrides, "parallel.world=2"])
     expected = memory(config, on_accelerator=True)
