@@ -8,9 +8,9 @@ reduced in, and what autograd saves (`activations.py`). By ZeRO stage:
   copy, and at the step an fp32 gradient, of all of them (`FP16_UnfusedOptimizer`).
 - 1: master weights, average and optimizer state are cut up; gradients are whole until they are reduced.
 - 2: gradients are reduced while the backward pass goes on, and kept of the tensors that the share touches.
-- 3: weights are cut up too, and fp32 training has no separate master weights. Gathered ones stay while they are used
-  again within `stage3_max_reuse_distance` (10^9) numbers, half of which lie before the turn to the backward pass; on
-  top come the prefetch bucket and the module at work. The gradients of the share have a buffer of their own.
+- 3: weights are cut up too. Gathered ones stay while they are used again within `stage3_max_reuse_distance` (10^9)
+  numbers, half of which lie before the turn to the backward pass; on top come the prefetch bucket and the module at
+  work. The gradients of the share have a buffer of their own.
 
 Tests hold the sums against measured tensors and against the resident set of a real run. Everything is in bytes.
 """
@@ -34,8 +34,10 @@ PREFETCH_ELEMENTS = 50_000_000
 """DeepSpeed's `stage3_prefetch_bucket_size`."""
 SUB_GROUP_ELEMENTS = 1_000_000_000
 """DeepSpeed's `sub_group_size`: ZeRO-3 optimizes so many numbers at a time."""
-PROCESS_BYTES = 400 * 2**20
+PROCESS_BYTES = 375 * 2**20
 """Resident set of a training process on a CPU before it holds a tensor: Python, torch, DeepSpeed, loaded kernels."""
+PEERS_BYTES = 25 * 2**20
+"""More of it where processes talk to each other."""
 HOST_SLACK = 1.1
 """Resident set over live tensors on a CPU: what the allocator keeps between tensors of changing sizes."""
 CONTEXT_BYTES = 700 * 2**20
@@ -54,7 +56,7 @@ class Memory:
     parameters: int
     """In working precision; with ZeRO-3 the process's share."""
     master_weights: int
-    """In fp32. DeepSpeed keeps them in fp32 training too with ZeRO-1 and 2."""
+    """In fp32. DeepSpeed keeps them in fp32 training too, but for ZeRO-0."""
     moving_average: int
     optimizer_state: int
     batch: int
@@ -86,6 +88,7 @@ class Memory:
     activations_at_first_reduction: int
     """ZeRO-2 and 3: what the backward pass has still to use when the bucket is full for the first time."""
     zero_stage: int
+    has_peers: bool
     accumulates: bool
     on_accelerator: bool
 
@@ -118,12 +121,12 @@ class Memory:
         """What a process takes beside `tensors` bytes of them."""
         if self.on_accelerator:
             return CONTEXT_BYTES + round((ACCELERATOR_SLACK - 1) * tensors)
-        return PROCESS_BYTES + self.validation_set + self.checkpoint + round((HOST_SLACK - 1) * tensors)
+        return self._host_bytes + round((HOST_SLACK - 1) * tensors)
 
     @property
     def host_peak(self) -> int:
         """Of one process in host memory, while it saves; the same as `peak` on a CPU."""
-        return PROCESS_BYTES + self.validation_set + self.checkpoint if self.on_accelerator else self.peak
+        return self._host_bytes if self.on_accelerator else self.peak
 
     @property
     def peak_gib(self) -> float:
@@ -132,7 +135,7 @@ class Memory:
 
     def by_part(self) -> dict[str, int]:
         """Every counted part by name."""
-        plain = ("zero_stage", "accumulates", "on_accelerator", "activations_at_first_reduction")
+        plain = ("zero_stage", "has_peers", "accumulates", "on_accelerator", "activations_at_first_reduction")
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in plain}
 
     def at_peak(self) -> tuple[str, Moment]:
@@ -170,6 +173,11 @@ class Memory:
         return moments
 
     @property
+    def _host_bytes(self) -> int:
+        """What is in host memory on an accelerator, too."""
+        return PROCESS_BYTES + PEERS_BYTES * self.has_peers + self.validation_set + self.checkpoint
+
+    @property
     def _kept_for_good(self) -> int:
         """ZeRO-3 has its share of the gradients in a buffer that never goes."""
         return self.gradient_partition if self.zero_stage == 3 else 0
@@ -203,7 +211,7 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
     params = budget(config).params_by_part
     total, images, world = sum(params.values()), micro_batch_images(config), config.parallel.world
     elements = _elements(config, params)
-    master = width < FLOAT32 or stage in (1, 2)
+    master = width < FLOAT32 or stage > 0
     states = 2 if config.optim.name == "adamw" or config.optim.momentum > 0 else 1
     whole = stage < 2 or not on_accelerator
     copied = world > 1 or stage == 0
@@ -228,6 +236,7 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
         validation_set=2 * config.eval.images * _image_bytes(config),
         activations_at_first_reduction=round(images * saved.saved * max(0.0, 1 - BUCKET_ELEMENTS / elements.held)),
         zero_stage=stage,
+        has_peers=world > 1,
         accumulates=config.train.accumulation > 1,
         on_accelerator=on_accelerator,
     )
