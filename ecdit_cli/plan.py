@@ -136,10 +136,10 @@ def _show(asked: LayoutPlan, found: list[LayoutPlan], search: bool, price: float
 
 def _say_where_it_comes_from(shown: LayoutPlan) -> None:
     place = shown.place
-    if shown.fits and place.on_accelerator:
-        say(f"It fits: {shown.needed_gib:.1f} of {place.memory_gib:.1f} GiB on each of {shown.config.parallel.world}.")
-    elif shown.fits:
-        say(f"It fits: {shown.needed_gib:.2f} of {place.memory_gib:.1f} GiB for all processes together.")
+    if shown.fits:
+        world = shown.config.parallel.world
+        whose = f"of each of {world} devices" if place.on_accelerator else f"for {world} process(es) together"
+        say(f"It fits: {shown.needed_gib:.1f} of the {place.memory_gib:.1f} GiB {whose}.")
     if place.on_accelerator:
         say(f"Saving takes {shown.host_gib:.1f} GiB of a node's own memory.")
     if shown.compute_seconds is not None:

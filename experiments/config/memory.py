@@ -159,17 +159,17 @@ class Memory:
             "backward pass": {
                 **during, "activations": work, "all_to_all": self.all_to_all, "gradients": kept + whole,
             },
-            "gradient reduction": {**during, **self._reduced(kept)},
-            "optimizer step": {
-                **held, "gradients": self._kept_for_good, "optimizer_scratch": self.optimizer_scratch,
-                "reduction": self.reduction_bucket if self.zero_stage == 3 else 0,
-            },
         }  # fmt: skip
         if self.zero_stage >= 2 and self.on_accelerator:
-            moments["first gradient reduction"] = {
+            moments["first reduction"] = {
                 **during, "activations": self.activations_at_first_reduction, "gradients": kept + self.gradients,
                 "reduction": self.reduction_bucket + self.reduction_copy,
             }  # fmt: skip
+        moments["gradient reduction"] = {**during, **self._reduced(kept)}
+        moments["optimizer step"] = {
+            **held, "gradients": self._kept_for_good, "optimizer_scratch": self.optimizer_scratch,
+            "reduction": self.reduction_bucket if self.zero_stage == 3 else 0,
+        }  # fmt: skip
         return moments
 
     @property
