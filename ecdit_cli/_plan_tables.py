@@ -59,6 +59,7 @@ def plan_json(plan: LayoutPlan, dollars_per_hour: float | None) -> dict[str, Any
         "device": plan.place.name,
         "device_memory_gib": plan.place.memory_gib,
         "devices_per_node": plan.place.devices_per_node,
+        "basis": plan.place.basis(plan.config),
         "params_total": cost.params_total,
         "params_active": cost.params_active,
         "params_per_process": _params_per_process(plan),

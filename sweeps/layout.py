@@ -166,8 +166,14 @@ def _in_time(plan: LayoutPlan, most_seconds: float | None) -> bool:
 
 
 def _price(plan: LayoutPlan) -> tuple[float, ...]:
-    parallel = plan.config.parallel
-    hours = plan.device_hours
-    simple = (parallel.activation_checkpointing, plan.config.train.accumulation, parallel.zero_stage)
-    rank = (parallel.world, *map(float, simple), parallel.expert_parallel)
-    return (float("inf") if hours is None else float(f"{hours:.6g}"), *rank)
+    """Device-hours to six digits; then the fewest devices and the plainest layout, ZeRO-1 before the others."""
+    parallel, hours = plan.config.parallel, plan.device_hours
+    return (
+        float("inf") if hours is None else float(f"{hours:.6g}"),
+        parallel.world,
+        parallel.activation_checkpointing,
+        plan.config.train.accumulation,
+        parallel.zero_stage != 1,
+        parallel.zero_stage,
+        parallel.expert_parallel,
+    )
