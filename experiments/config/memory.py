@@ -95,7 +95,8 @@ class Memory:
     @property
     def persistent(self) -> int:
         """Held from the first step to the last."""
-        return self.parameters + self.master_weights + self.moving_average + self.optimizer_state + self._kept_for_good
+        states = self.parameters + self.master_weights + self.moving_average + self.optimizer_state
+        return states + self._kept_for_good + (self.reduction_bucket if self.zero_stage == 3 else 0)
 
     @property
     def backward_peak(self) -> int:
@@ -121,7 +122,8 @@ class Memory:
         """What a process takes beside `tensors` bytes of them."""
         if self.on_accelerator:
             return CONTEXT_BYTES + round((ACCELERATOR_SLACK - 1) * tensors)
-        return self._host_bytes + round((HOST_SLACK - 1) * tensors)
+        fragments = round((HOST_SLACK - 1) * tensors)
+        return self._host_bytes + fragments + self.recomputed  # autograd's thread has a heap of its own
 
     @property
     def host_peak(self) -> int:

@@ -21,9 +21,6 @@ PROBE = Path(__file__).with_name("memory_probe.py")
 FP32 = "train.precision=fp32"
 BUCKET = 2_000_000
 RESIDENT = 0.1
-FRAGMENTED = 0.15
-"""Activation checkpointing on a CPU: what is computed again comes and goes in another thread's heap, and the same run
-measured 634 and 657 MiB."""
 
 
 STAGE_0_AND_3 = pytest.mark.skipif(
@@ -77,8 +74,7 @@ def assert_as_measured(expected, measured):
 def test_every_part_is_what_a_real_step_takes(overrides):
     expected, measured = memory(load_config(overrides), on_accelerator=False), measure(*overrides)
     assert_as_measured(expected, measured)
-    allowed = FRAGMENTED if "parallel.activation_checkpointing=True" in overrides else RESIDENT
-    assert expected.peak - expected.checkpoint == pytest.approx(measured["resident_peak"], rel=allowed)
+    assert expected.peak - expected.checkpoint == pytest.approx(measured["resident_peak"], rel=RESIDENT)
 
 
 @pytest.mark.multi
@@ -161,7 +157,7 @@ def test_zero_3_shares_the_weights_too():
     two, three = (parts(*world, f"parallel.zero_stage={stage}", on_accelerator=True) for stage in (2, 3))
     assert three.parameters == pytest.approx(two.parameters / 4, abs=16)
     assert three.gathered < two.parameters
-    assert three.persistent < two.persistent
+    assert three.persistent - three.reduction_bucket < two.persistent
     assert three.master_weights == pytest.approx(2 * three.parameters, abs=16)
 
 

@@ -91,8 +91,8 @@ def test_the_search_finds_the_cheapest_of_all_layouts():
 
 def test_a_search_within_days_takes_more_devices():
     config = load_config([*PAPER, "train.images=400000000"])
-    cheap, quick = search(config, H100)[0], search(config, H100, most_seconds=2 * DAY)[0]
-    assert cheap.seconds > 2 * DAY >= quick.seconds
+    cheap, quick = search(config, H100)[0], search(config, H100, most_seconds=2.4 * DAY)[0]
+    assert cheap.seconds > 2.4 * DAY >= quick.seconds
     assert quick.config.parallel.world > cheap.config.parallel.world
     assert search(config, H100, most_seconds=1.0) == []
 
