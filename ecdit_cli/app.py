@@ -20,6 +20,7 @@ from ecdit_cli.doctor import doctor
 from ecdit_cli.evaluate import evaluate
 from ecdit_cli.export import export
 from ecdit_cli.export_weights import export_weights
+from ecdit_cli.plan import plan
 from ecdit_cli.plot import plot
 from ecdit_cli.presets import presets
 from ecdit_cli.report import report
@@ -35,6 +36,7 @@ COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
     # function, whether it takes overrides (also as --KEY=VALUE, the way a W&B agent passes them)
     (train, True),
     (sweep, True),
+    (plan, True),
     (status, False),
     (plot, False),
     (compare_routing, False),

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import yaml
 
+from experiments.config.activations import micro_batch_images
 from experiments.config.budget import budget
-from experiments.config.memory import micro_batch_images
 from experiments.config.schema import RunConfig
 from experiments.errors import SpecError
 from experiments.records.layout import RunDir

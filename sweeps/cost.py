@@ -10,16 +10,22 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from experiments.config.memory import GIB, Memory, memory, working_bytes
+from experiments.config.activations import working_bytes
+from experiments.config.budget import recomputed_flops_per_image
+from experiments.config.memory import GIB, Memory, memory
 from experiments.config.schema import RunConfig
 from experiments.records.layout import RunDir
 from sweeps.calibration import SpeedPoint, interpolate
-from sweeps.devices import UTILISATION, accelerator_memory_gib, find_device, host_memory_gib
+from sweeps.devices import UTILISATION, Device, accelerator_memory_gib, find_device, host_memory_gib
 from sweeps.folder import SweepFolder
 from sweeps.plan import Estimate, Plan, PlannedRun
 from sweeps.progress import schedule_seconds
 
 UNKNOWN_SPEED = "not calibrated"
+MAX_DEVICES = 4096
+"""More than this is not proposed."""
+DEVICES_PER_NODE = 8
+"""As the makers build them (DGX and HGX systems)."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,19 @@ class Place:
     points: tuple[SpeedPoint, ...] = ()
     peak_flops_per_second: float | None = None
     utilisation: float = UTILISATION
+    device: Device | None = None
+    """Of the table."""
+    devices_per_node: int = DEVICES_PER_NODE
 
     def seconds(self, run: PlannedRun, config: RunConfig) -> float | None:
-        """Of the whole training; None where nothing is known of the speed. Processes are taken to share evenly."""
-        speed = self._flops_per_second(run, config)
-        return None if speed is None else run.train_flops / (speed * config.parallel.world)
+        """Of the whole training; None where nothing is known of the speed. Processes are taken to share evenly.
+
+        What was measured knows of activation checkpointing; of a device, the utilisation counts what is computed again.
+        """
+        if self.points:
+            return run.train_flops / (interpolate(self.points, run.train_flops_per_image) * config.parallel.world)
+        speed, again = self.assumed_flops_per_second(config), run.images * recomputed_flops_per_image(config)
+        return None if speed is None else (run.train_flops + again) / (speed * config.parallel.world)
 
     def basis(self, config: RunConfig) -> str:
         """Where the seconds come from, in words."""
@@ -51,28 +65,27 @@ class Place:
             return f"{self.name}: its peak is of bf16, the run is fp32"
         return f"{self.name} at {self.utilisation:.0%} of {self.peak_flops_per_second / 1e12:g} TFLOP/s (assumed)"
 
-    def _flops_per_second(self, run: PlannedRun, config: RunConfig) -> float | None:
-        if self.points:
-            return interpolate(self.points, run.train_flops_per_image)
+    def assumed_flops_per_second(self, config: RunConfig) -> float | None:
+        """Of one device of the table. None elsewhere, and in fp32, of which a bf16 peak says nothing."""
         if self.peak_flops_per_second is None or working_bytes(config, on_accelerator=True) != 2:
             return None
         return self.utilisation * self.peak_flops_per_second
 
 
-MAX_DEVICES = 4096
-"""More than this is not proposed."""
-
-
-def table_device(name: str, utilisation: float = UTILISATION) -> Place:
+def table_device(
+    name: str, utilisation: float = UTILISATION, max_world: int = MAX_DEVICES, devices_per_node: int = DEVICES_PER_NODE
+) -> Place:
     """As many accelerators of the table as it takes. Raises `SpecError` for a name that is not in it."""
     found, device = find_device(name)
     return Place(
         name=found,
         memory_gib=device.memory_gib,
         on_accelerator=True,
-        max_world=MAX_DEVICES,
+        max_world=max_world,
         peak_flops_per_second=device.peak_flops_per_second,
         utilisation=utilisation,
+        device=device,
+        devices_per_node=devices_per_node,
     )
 
 

@@ -2,6 +2,8 @@
 
 Peaks are of dense bf16 matmuls with fp32 sums, as the makers state them; datasheets that print twice as much count 2:4
 sparsity. Memory is the makers' gigabytes (10^9 bytes), up to 7% less than what drivers show: the margin is wanted.
+Bandwidths are peaks of one device in one direction, half of what datasheets call bidirectional: inside a node its links
+to the others together, across nodes its share of the network cards of the maker's own system.
 """
 
 from __future__ import annotations
@@ -21,6 +23,10 @@ class Device(NamedTuple):
 
     memory_gigabytes: float
     peak_bf16_teraflops: float
+    node_gigabytes_per_second: float
+    """To the other devices of its node, one direction."""
+    network_gigabytes_per_second: float | None
+    """To other nodes, one direction. None where no system of the maker fixes it."""
 
     @property
     def memory_gib(self) -> float:
@@ -35,16 +41,19 @@ class Device(NamedTuple):
 
 # fmt: off
 DEVICES: dict[str, Device] = {
-    #                    GB   TFLOP/s
-    "A100-40GB": Device( 40,   312.0),   # NVIDIA A100 datasheet: 624 with sparsity
-    "A100-80GB": Device( 80,   312.0),   # NVIDIA A100 datasheet, SXM and PCIe
-    "H100":      Device( 80,   989.4),   # NVIDIA H100 datasheet, SXM: 1,979 with sparsity
-    "H200":      Device(141,   989.4),   # NVIDIA H200 datasheet, SXM: the compute of an H100
-    "B200":      Device(180,  2250.0),   # NVIDIA HGX B200 datasheet, 1,000 W: 4.5 PFLOP/s with sparsity
-    "L40S":      Device( 48,   362.05),  # NVIDIA L40S datasheet: 733 with sparsity
-    "RTX-4090":  Device( 24,   165.2),   # NVIDIA Ada GPU architecture whitepaper, appendix A: bf16 with fp32 sums
-    "MI300X":    Device(192,  1307.4),   # AMD Instinct MI300X datasheet: 2,614.9 with sparsity
+    #                    GB   TFLOP/s  node  network
+    "A100-40GB": Device( 40,   312.0,   300,    25),   # NVIDIA A100 datasheet: 624 with sparsity; DGX A100
+    "A100-80GB": Device( 80,   312.0,   300,    25),   # NVIDIA A100 datasheet, SXM and PCIe; DGX A100
+    "H100":      Device( 80,   989.4,   450,    50),   # NVIDIA H100 datasheet, SXM: 1,979 with sparsity; DGX H100
+    "H200":      Device(141,   989.4,   450,    50),   # NVIDIA H200 datasheet, SXM: the compute of an H100; DGX H200
+    "B200":      Device(180,  2250.0,   900,    50),   # NVIDIA HGX B200 datasheet, 1,000 W: 4.5 PFLOP/s with sparsity
+    "L40S":      Device( 48,   362.05,   32,  None),   # NVIDIA L40S datasheet: 733 with sparsity; PCIe 4.0 x16
+    "RTX-4090":  Device( 24,   165.2,    32,  None),   # NVIDIA Ada architecture whitepaper, appendix A; PCIe 4.0 x16
+    "MI300X":    Device(192,  1307.4,   448,  None),   # AMD Instinct MI300X datasheet: 2,614.9 with sparsity; 7 links
 }
+# A100: NVLink 3, 600 GB/s both ways; DGX A100 datasheet: 8 x 200 Gb/s InfiniBand for 8 devices.
+# H100, H200: NVLink 4, 900 GB/s both ways; DGX H100 and H200 datasheets: 8 x 400 Gb/s. B200: NVLink 5, 1,800 GB/s both
+# ways; DGX B200 datasheet: 8 x 400 Gb/s. MI300X: seven Infinity Fabric links of 128 GB/s both ways.
 # fmt: on
 
 UTILISATION = 0.35
@@ -54,10 +63,13 @@ their matmuls do not fill the device. Give `--utilisation` what a run of yours h
 
 
 def find_device(name: str) -> tuple[str, Device]:
-    """The row called `name`, whatever its case and separators; a `SpecError` with the closest name."""
+    """The row called `name`, whatever its case and separators, with or without its memory (`h100-80gb`).
+
+    A `SpecError` with the closest name where there is none.
+    """
     wanted = _bare(name)
     for known, device in DEVICES.items():
-        if _bare(known) == wanted:
+        if wanted in (_bare(known), _bare(f"{known}-{device.memory_gigabytes:g}GB")):
             return known, device
     raise SpecError(f"--device {name!r} is not in the table.", did_you_mean(name, DEVICES))
 

@@ -1,13 +1,15 @@
 """Whether a plan fits where it is meant to go, and the smallest layout of a run that does.
 
-Small is first of all few devices, then little accumulation, then ZeRO-1 over ZeRO-2 and no expert parallelism: what
-changes least comes first. Only layouts that training accepts (`experiments/config/checks.py`) are proposed.
+Small is first of all few devices; among those what costs least comes first: accumulation, which is free, then a higher
+ZeRO stage and expert parallelism, which send more, and last activation checkpointing, which computes a third more. Only
+layouts that training accepts (`experiments/config/checks.py`) are proposed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from experiments.config.activations import working_bytes
 from experiments.config.checks import check_config
 from experiments.config.memory import memory
 from experiments.config.schema import RunConfig
@@ -31,7 +33,7 @@ def refuse_what_does_not_fit(plan: Plan, place: Place) -> None:
     else:
         needs = _planned_gib(worst, place)
         problem = f"needs {needs:.1f} GiB, and {place.name} has {place.memory_gib:.1f}"
-    raise SpecError(f"{worst.name} {problem}.{more}", _way_out(RunConfig.model_validate(worst.config), place))
+    raise SpecError(f"{worst.name} {problem}.{more}", way_out(RunConfig.model_validate(worst.config), place))
 
 
 def fits(config: RunConfig, place: Place) -> bool:
@@ -62,27 +64,41 @@ def _world(run: PlannedRun) -> int:
 def smallest_layout(config: RunConfig, place: Place) -> RunConfig | None:
     """`config` in the first layout that fits at `place`; None where none does."""
     max_world = place.max_world if place.on_accelerator else 1  # more processes on a CPU take more of the same memory
-    return next((candidate for candidate in layouts(config, max_world) if fits(candidate, place)), None)
+    found = layouts(config, max_world, place.on_accelerator)
+    return next((candidate for candidate in found if fits(candidate, place)), None)
 
 
-def layouts(config: RunConfig, max_world: int) -> Iterator[RunConfig]:
-    """Every way to spread the batch of `config` over at most `max_world` processes, the smallest first."""
-    batch = config.train.batch_images
-    for world in _divisors(batch, max_world):
-        for accumulation in _divisors(batch // world, batch):
-            for zero_stage in (1, 2):
-                for expert_parallel in _divisors(world, max(1, config.routing.num_experts)):
-                    candidate = _laid_out(config, world, accumulation, zero_stage, expert_parallel)
-                    if _is_accepted(candidate):
-                        yield candidate
+def layouts(config: RunConfig, max_world: int, on_accelerator: bool = True) -> Iterator[RunConfig]:
+    """Every way to spread the batch of `config` over at most `max_world` processes, the smallest first.
+
+    Activation checkpointing that `config` asks for stays on.
+    """
+    batch, asked = config.train.batch_images, config.parallel.activation_checkpointing
+    for world in divisors(batch, max_world):
+        for checkpointing in (True,) if asked else (False, True):
+            for accumulation in divisors(batch // world, batch):
+                for zero_stage in zero_stages(config, on_accelerator):
+                    for expert_parallel in divisors(world, max(1, config.routing.num_experts)):
+                        found = laid_out(config, world, accumulation, zero_stage, expert_parallel, checkpointing)
+                        if is_accepted(found):
+                            yield found
+
+
+def zero_stages(config: RunConfig, on_accelerator: bool) -> tuple[int, ...]:
+    """What may be proposed, the cheapest first. ZeRO-0 only in fp32, where it has no second copy of the weights; with
+    `train.precision=auto` it would change the precision.
+    """
+    sharded = config.model_copy(update={"parallel": config.parallel.model_copy(update={"zero_stage": 1})})
+    return (1, 2, 3) if working_bytes(sharded, on_accelerator) == 2 else (1, 0, 2, 3)
 
 
 def differences(config: RunConfig, other: RunConfig) -> list[str]:
     """The layout of `other` as `KEY=VALUE`, as far as it is not that of `config`."""
-    return [setting for setting, before in zip(_settings(other), _settings(config), strict=True) if setting != before]
+    return [after for after, before in zip(settings(other), settings(config), strict=True) if after != before]
 
 
-def _way_out(config: RunConfig, place: Place) -> str:
+def way_out(config: RunConfig, place: Place) -> str:
+    """One line: the smallest layout that fits, or what else could help."""
     smallest = smallest_layout(config, place)
     if smallest is not None:
         return f"Use {' '.join(differences(config, smallest))} ({needed_gib(smallest, place):.1f} GiB)."
@@ -91,8 +107,14 @@ def _way_out(config: RunConfig, place: Place) -> str:
     return f"No layout of train.batch_images={config.train.batch_images} over up to {place.max_world} of them fits."
 
 
-def _laid_out(config: RunConfig, world: int, accumulation: int, zero_stage: int, expert_parallel: int) -> RunConfig:
-    parallel = {"world": world, "zero_stage": zero_stage, "expert_parallel": expert_parallel}
+def laid_out(
+    config: RunConfig, world: int, accumulation: int, zero_stage: int, expert_parallel: int, checkpointing: bool
+) -> RunConfig:
+    """`config` in another layout, not checked."""
+    parallel = {
+        "world": world, "zero_stage": zero_stage, "expert_parallel": expert_parallel,
+        "activation_checkpointing": checkpointing,
+    }  # fmt: skip
     return config.model_copy(
         update={
             "parallel": config.parallel.model_copy(update=parallel),
@@ -101,17 +123,20 @@ def _laid_out(config: RunConfig, world: int, accumulation: int, zero_stage: int,
     )
 
 
-def _settings(config: RunConfig) -> list[str]:
+def settings(config: RunConfig) -> list[str]:
+    """The layout of `config` as `KEY=VALUE`."""
     parallel = config.parallel
     return [
         f"parallel.world={parallel.world}",
         f"train.accumulation={config.train.accumulation}",
         f"parallel.zero_stage={parallel.zero_stage}",
         f"parallel.expert_parallel={parallel.expert_parallel}",
+        f"parallel.activation_checkpointing={parallel.activation_checkpointing}",
     ]
 
 
-def _is_accepted(config: RunConfig) -> bool:
+def is_accepted(config: RunConfig) -> bool:
+    """Whether training would take it."""
     try:
         check_config(config)
     except ConfigError:
@@ -119,5 +144,6 @@ def _is_accepted(config: RunConfig) -> bool:
     return True
 
 
-def _divisors(number: int, limit: int) -> list[int]:
+def divisors(number: int, limit: int) -> list[int]:
+    """Of `number`, up to `limit`."""
     return [divisor for divisor in range(1, min(number, limit) + 1) if number % divisor == 0]

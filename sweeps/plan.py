@@ -20,7 +20,7 @@ class Estimate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     memory_gib: float = Field(description="peak of one process, on the accelerator where there is one")
-    host_memory_gib: float | None = Field(None, description="peak of the process that saves, beside the accelerator")
+    host_memory_gib: float | None = Field(None, description="of one process while it saves, beside the accelerator")
     seconds: float | None = Field(None, description="training without evaluation, one run at a time")
     basis: str = Field(description="where `seconds` comes from: a calibration, or an accelerator and its utilisation")
 

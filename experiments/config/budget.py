@@ -19,6 +19,8 @@ from experiments.config.schema import RunConfig
 
 TIME_FREQUENCIES = 256
 """Sinusoids that embed the timestep (DiT)."""
+BLOCK_PARTS = ("attention", "cross_attention", "ffn", "experts", "shared_experts", "router")
+"""The parts that blocks are made of, but for their tables of modulation, which take no FLOPs."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,14 @@ def budget(config: RunConfig) -> Budget:
         flops_per_image=sum(forward.values()),
         train_flops_per_image=3 * sum(training.values()) - inputs_without_gradient,
     )
+
+
+def recomputed_flops_per_image(config: RunConfig) -> int:
+    """What `parallel.activation_checkpointing` adds to training: the forward pass of the blocks once more."""
+    if not config.parallel.activation_checkpointing:
+        return 0
+    parts = _flops_by_part(config, config.num_train_tokens, training=True)
+    return sum(parts[part] for part in BLOCK_PARTS)
 
 
 def hidden_width(config: RunConfig, factor: float) -> int:

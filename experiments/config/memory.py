@@ -1,32 +1,43 @@
 """Memory of one training process by arithmetic: what the engine holds, and the peaks of an iteration.
 
-Counted is what `training/engine.py` and DeepSpeed's ZeRO 1 and 2 really keep: flat parameters in working precision, the
-process's share of the fp32 master weights, of the moving average and of the optimizer state, gradients, DeepSpeed's
-reduction bucket, and the tensors that autograd saves for the backward pass, layer by layer as the modules are written.
-Tests hold the sums against measured tensors and against the resident set of a real run. Not counted: what an attention
-kernel without a fused form would add, and buffers of the all-to-all of expert parallelism.
+Counted is what `training/engine.py` and DeepSpeed 0.19.8 really keep: weights in working precision, the process's share
+of the fp32 master weights, of the moving average and of the optimizer state, gradients, the buffers that they are
+reduced in, and what autograd saves (`activations.py`). By ZeRO stage:
 
-Everything is in bytes. Legend: d width, T tokens that training keeps, L caption length, F hidden width, P slots of all
-experts together.
+- 0: everything is whole on every process. In fp32 the module's weights are the master weights; in bf16 there is an fp32
+  copy, and at the step an fp32 gradient, of all of them (`FP16_UnfusedOptimizer`).
+- 1: master weights, average and optimizer state are cut up; gradients are whole until they are reduced.
+- 2: gradients are reduced while the backward pass goes on, and kept of the tensors that the share touches.
+- 3: weights are cut up too. Gathered ones stay while they are used again within `stage3_max_reuse_distance` (10^9)
+  numbers, half of which lie before the turn to the backward pass; on top come the prefetch bucket and the module at
+  work. The gradients of the share have a buffer of their own.
+
+Tests hold the sums against measured tensors and against the resident set of a real run. Everything is in bytes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import NamedTuple
 
-from experiments.config.budget import budget, capacity_factor, hidden_width, precomputed_features, slots_per_image
+from experiments.config.activations import FLOAT32, activations, micro_batch_images, working_bytes
+from experiments.config.budget import budget, precomputed_features
 from experiments.config.schema import RunConfig
+from experiments.config.tensors import experts_spread, largest_tensor, shares
 
-FLOAT32 = 4
 GIB = 2**30
 BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's `reduce_bucket_size`. An accelerator holds all of it; on a CPU only what is written to becomes real."""
-FULLEST_EXPERT = 2.4
-"""Without a limit on slots every expert has as many as the fullest one needs: so many times the mean. Measured at the
-first steps of DiT-MoE routing with 8 experts (2,048 tokens, top 2), before the balance loss has worked."""
-PROCESS_BYTES = 400 * 2**20
+REUSED_ELEMENTS = 500_000_000
+"""Half of DeepSpeed's `stage3_max_reuse_distance`."""
+PREFETCH_ELEMENTS = 50_000_000
+"""DeepSpeed's `stage3_prefetch_bucket_size`."""
+SUB_GROUP_ELEMENTS = 1_000_000_000
+"""DeepSpeed's `sub_group_size`: ZeRO-3 optimizes so many numbers at a time."""
+PROCESS_BYTES = 375 * 2**20
 """Resident set of a training process on a CPU before it holds a tensor: Python, torch, DeepSpeed, loaded kernels."""
+PEERS_BYTES = 25 * 2**20
+"""More of it where processes talk to each other."""
 HOST_SLACK = 1.1
 """Resident set over live tensors on a CPU: what the allocator keeps between tensors of changing sizes."""
 CONTEXT_BYTES = 700 * 2**20
@@ -34,7 +45,8 @@ CONTEXT_BYTES = 700 * 2**20
 ACCELERATOR_SLACK = 1.05
 """Reserved over allocated memory of an accelerator. An assumption."""
 
-Precision = Literal["fp32", "bf16"]
+Moment = dict[str, int]
+"""Bytes by kind that are alive together."""
 
 
 @dataclass(frozen=True)
@@ -42,66 +54,81 @@ class Memory:
     """What one process holds, in bytes; the first four always, the others at some point of an iteration."""
 
     parameters: int
-    """In working precision; DeepSpeed's flat tensor, of which the module's parameters are views."""
+    """In working precision; with ZeRO-3 the process's share."""
     master_weights: int
-    """This process's fp32 share. DeepSpeed keeps it in fp32 training too."""
+    """In fp32. DeepSpeed keeps them in fp32 training too, but for ZeRO-0."""
     moving_average: int
     optimizer_state: int
     batch: int
     """The images, noise and captions of all accumulation steps."""
+    gathered: int
+    """ZeRO-3: weights of other processes, as far as layers have them."""
     gradients: int
-    """As the backward pass leaves them: all with ZeRO-1, the share with ZeRO-2."""
+    """As the backward pass leaves them: all with ZeRO-0 and 1, with ZeRO-2 and 3 on an accelerator the largest one."""
     gradient_partition: int
-    """This process's share, copied out of the bucket."""
+    """What stays after reduction: with ZeRO-1 and 2 of every tensor that the process's share touches."""
     reduction_bucket: int
     """The buffer that gradients are reduced in, where it is not the memory of the gradients themselves."""
+    reduction_copy: int
+    """The flat copy of the bucket that is sent."""
     activations: int
     """Saved for the backward pass of one micro batch."""
+    recomputed: int
+    """Activation checkpointing: one block's."""
     backward_scratch: int
     """The widest gradient of an activation."""
+    all_to_all: int
+    """Expert parallelism: slots on their way, on both sides."""
     optimizer_scratch: int
     """The fp32 gradient of the step and the optimizer's temporaries."""
     checkpoint: int
-    """All that is saved in fp32, gathered in host memory by the process that writes."""
+    """The process's share of what is saved in fp32: a copy in host memory while it is written."""
     validation_set: int
     """In host memory."""
+    activations_at_first_reduction: int
+    """ZeRO-2 and 3: what the backward pass has still to use when the bucket is full for the first time."""
+    zero_stage: int
+    has_peers: bool
     accumulates: bool
     on_accelerator: bool
 
     @property
     def persistent(self) -> int:
         """Held from the first step to the last."""
-        return self.parameters + self.master_weights + self.moving_average + self.optimizer_state
+        states = self.parameters + self.master_weights + self.moving_average + self.optimizer_state
+        return states + self._kept_for_good + (self.reduction_bucket if self.zero_stage == 3 else 0)
 
     @property
     def backward_peak(self) -> int:
         """While activations turn into gradients, and while those are reduced."""
-        earlier = self.gradients if self.accumulates else 0
-        activations = self.activations + self.backward_scratch + earlier
-        return self.persistent + self.batch + self.reduction_bucket + max(activations, self._reduced)
+        return max(sum(moment.values()) for name, moment in self.moments().items() if name != "optimizer step")
 
     @property
     def step_peak(self) -> int:
         """While the optimizer works."""
-        return self.persistent + self.batch + self.optimizer_scratch
+        return sum(self.moments()["optimizer step"].values())
 
     @property
     def tensors_peak(self) -> int:
         """The most that live tensors take at any point of an iteration, on the device that trains."""
-        return max(self.backward_peak, self.step_peak)
+        return sum(self.at_peak()[1].values())
 
     @property
     def peak(self) -> int:
-        """Of one process on the device that trains: what must fit. On a CPU saving counts too."""
+        """Of one process on the device that trains: what must fit. On a CPU what is being saved counts too."""
+        return self.tensors_peak + self.outside_tensors(self.tensors_peak)
+
+    def outside_tensors(self, tensors: int) -> int:
+        """What a process takes beside `tensors` bytes of them."""
         if self.on_accelerator:
-            return CONTEXT_BYTES + round(ACCELERATOR_SLACK * self.tensors_peak)
-        saving = self.persistent + self.batch + self.checkpoint
-        return PROCESS_BYTES + self.validation_set + max(round(HOST_SLACK * self.tensors_peak), saving)
+            return CONTEXT_BYTES + round((ACCELERATOR_SLACK - 1) * tensors)
+        fragments = round((HOST_SLACK - 1) * tensors)
+        return self._host_bytes + fragments + self.recomputed  # autograd's thread has a heap of its own
 
     @property
     def host_peak(self) -> int:
-        """Of the process that writes checkpoints, in host memory; the same as `peak` on a CPU."""
-        return PROCESS_BYTES + self.validation_set + self.checkpoint if self.on_accelerator else self.peak
+        """Of one process in host memory, while it saves; the same as `peak` on a CPU."""
+        return self._host_bytes if self.on_accelerator else self.peak
 
     @property
     def peak_gib(self) -> float:
@@ -110,136 +137,148 @@ class Memory:
 
     def by_part(self) -> dict[str, int]:
         """Every counted part by name."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: count for name, count in parts.items() if not isinstance(count, bool)}
+        plain = ("zero_stage", "has_peers", "accumulates", "on_accelerator", "activations_at_first_reduction")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in plain}
+
+    def at_peak(self) -> tuple[str, Moment]:
+        """The moment at which most is alive, and what that is."""
+        return max(self.moments().items(), key=lambda moment: sum(moment[1].values()))
+
+    def moments(self) -> dict[str, Moment]:
+        """What is alive together at the points of an iteration that can be the fullest."""
+        held: Moment = {
+            "parameters": self.parameters,
+            "master_weights": self.master_weights,
+            "moving_average": self.moving_average,
+            "optimizer_state": self.optimizer_state,
+            "batch": self.batch,
+        }
+        during = {**held, "gathered": self.gathered, "reduction": self.reduction_bucket}
+        kept = self.gradient_partition if self.zero_stage == 2 and self.accumulates else self._kept_for_good
+        whole = self.gradients if self.zero_stage < 2 and self.accumulates else 0
+        work = self.activations + self.recomputed + self.backward_scratch
+        moments = {
+            "backward pass": {
+                **during, "activations": work, "all_to_all": self.all_to_all, "gradients": kept + whole,
+            },
+        }  # fmt: skip
+        if self.zero_stage >= 2 and self.on_accelerator:
+            moments["first reduction"] = {
+                **during, "activations": self.activations_at_first_reduction, "gradients": kept + self.gradients,
+                "reduction": self.reduction_bucket + self.reduction_copy,
+            }  # fmt: skip
+        moments["gradient reduction"] = {**during, **self._reduced(kept)}
+        moments["optimizer step"] = {
+            **held, "gradients": self._kept_for_good, "optimizer_scratch": self.optimizer_scratch,
+            "reduction": self.reduction_bucket if self.zero_stage == 3 else 0,
+        }  # fmt: skip
+        return moments
 
     @property
-    def _reduced(self) -> int:
-        return self.gradients + self.gradient_partition
+    def _host_bytes(self) -> int:
+        """What is in host memory on an accelerator, too."""
+        return PROCESS_BYTES + PEERS_BYTES * self.has_peers + self.validation_set + self.checkpoint
+
+    @property
+    def _kept_for_good(self) -> int:
+        """ZeRO-3 has its share of the gradients in a buffer that never goes."""
+        return self.gradient_partition if self.zero_stage == 3 else 0
+
+    def _reduced(self, kept: int) -> Moment:
+        """When all gradients are there. Those that are in the bucket have no other memory; on a CPU the reverse."""
+        copy, partition = self.reduction_copy, self.gradient_partition if self.zero_stage in (1, 2) else 0
+        in_bucket = min(self.reduction_bucket, self.gradients) if self.zero_stage == 1 else 0
+        at_once = copy + partition if in_bucket < self.gradients and self.on_accelerator else max(copy, partition)
+        after = self.gradients - in_bucket + at_once
+        return {"gradients": kept + max(self.gradients, after) - copy, "reduction": self.reduction_bucket + copy}
+
+
+class _Elements(NamedTuple):
+    """Numbers that one process has."""
+
+    held: int
+    """Of the weights it computes with."""
+    share: int
+    """Of the states."""
+    kept: int
+    """Of the gradients after reduction."""
+    optimized: int
+    """At a time."""
+    num_groups: int
 
 
 def memory(config: RunConfig, on_accelerator: bool) -> Memory:
-    """What each process of `config` holds with its `parallel`, `train.accumulation` and `train.precision`.
-
-    `auto` counts as bf16 on an accelerator and as fp32 on a CPU, which is the larger of what it may become there.
-    """
-    width = working_bytes(config, on_accelerator)
-    params, parallel = budget(config).params_by_part, config.parallel
-    total = sum(params.values())
-    held = total - params["experts"] + params["experts"] // parallel.expert_parallel
-    share = -(-total // parallel.world)
-    two_states = config.optim.name == "adamw" or config.optim.momentum > 0
-    all_reduced = parallel.zero_stage == 1 or not on_accelerator
-    images = micro_batch_images(config)
+    """What each process of `config` holds with its `parallel`, `train.accumulation` and `train.precision`."""
+    width, stage = working_bytes(config, on_accelerator), config.parallel.zero_stage
+    params = budget(config).params_by_part
+    total, images, world = sum(params.values()), micro_batch_images(config), config.parallel.world
+    elements = _elements(config, params)
+    master = width < FLOAT32 or stage > 0
+    states = 2 if config.optim.name == "adamw" or config.optim.momentum > 0 else 1
+    whole = stage < 2 or not on_accelerator
+    copied = world > 1 or stage == 0
+    saved = activations(config, width)
     return Memory(
-        parameters=held * width,
-        master_weights=share * FLOAT32,
-        moving_average=share * FLOAT32,
-        optimizer_state=share * FLOAT32 * (2 if two_states else 1),
+        parameters=(elements.share if stage == 3 else elements.held) * width,
+        master_weights=elements.share * FLOAT32 if master else 0,
+        moving_average=elements.share * FLOAT32,
+        optimizer_state=elements.share * FLOAT32 * states,
         batch=config.train.accumulation * images * _image_bytes(config),
-        gradients=(held if all_reduced else share) * width,
-        gradient_partition=share * width,
-        reduction_bucket=BUCKET_ELEMENTS * width if on_accelerator else 0,
-        activations=round(images * activation_bytes_per_image(config, width)),
-        backward_scratch=round(images * _widest_gradient(config, width)),
-        optimizer_scratch=share * FLOAT32 * (3 if config.optim.name == "adamw" else 2),
-        checkpoint=total * FLOAT32 * (4 if two_states else 3),
+        gathered=_gathered(config, params) * width if stage == 3 and world > 1 else 0,
+        gradients=(elements.held if whole else largest_tensor(config)) * width,
+        gradient_partition=elements.kept * width,
+        reduction_bucket=BUCKET_ELEMENTS * width if on_accelerator and stage else 0,
+        reduction_copy=min(BUCKET_ELEMENTS, elements.held) * width if copied else 0,
+        activations=round(images * saved.saved),
+        recomputed=round(images * saved.recomputed),
+        backward_scratch=round(images * saved.widest_gradient),
+        all_to_all=round(images * saved.exchanged),
+        optimizer_scratch=_optimizer_scratch(config, elements, width, on_accelerator),
+        checkpoint=-(-total // world) * FLOAT32 * (2 + states),
         validation_set=2 * config.eval.images * _image_bytes(config),
+        activations_at_first_reduction=round(images * saved.saved * max(0.0, 1 - BUCKET_ELEMENTS / elements.held)),
+        zero_stage=stage,
+        has_peers=world > 1,
         accumulates=config.train.accumulation > 1,
         on_accelerator=on_accelerator,
     )
 
 
-def working_bytes(config: RunConfig, on_accelerator: bool) -> int:
-    """Bytes of a number in working precision."""
-    setting = config.train.precision
-    precision: Precision = ("bf16" if on_accelerator else "fp32") if setting == "auto" else setting
-    return 2 if precision == "bf16" else FLOAT32
+def _elements(config: RunConfig, params: dict[str, int]) -> _Elements:
+    total, spread, stage = sum(params.values()), experts_spread(config), config.parallel.zero_stage
+    held = total - params["experts"] + params["experts"] // spread
+    if stage == 0:
+        return _Elements(held, held, 0, held, 1)
+    if stage == 3:
+        share = -(-total // config.parallel.world)
+        return _Elements(held, share, share, min(share, SUB_GROUP_ELEMENTS), 1)
+    of = shares(config)
+    return _Elements(held, of.partition, of.kept, of.largest_group, of.num_groups)
 
 
-def micro_batch_images(config: RunConfig) -> int:
-    """Images of one forward pass of one process."""
-    return config.train.batch_images // (config.parallel.world * config.train.accumulation)
+def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_accelerator: bool) -> int:
+    """The fp32 gradient and the optimizer's temporaries: for AdamW two of the size of what is stepped at a time.
 
-
-def activation_bytes_per_image(config: RunConfig, width: int) -> float:
-    """Tensors that autograd saves of one image, `width` bytes to a number where it is not always fp32."""
-    sparse = len(config.sparse_layer_indices)
-    dense = config.model.num_layers - sparse
-    layers = config.model.num_layers * _attention_bytes(config, width)
-    layers += dense * _dense_bytes(config, width)
-    layers += sparse * _sparse_bytes(config, width) if sparse else 0
-    return _text_bytes(config, width) + layers + _ends_bytes(config, width)
-
-
-def _attention_bytes(config: RunConfig, width: int) -> float:
-    """Self- and cross-attention of one layer, with the norm and modulation before, and fused kernels.
-
-    Self: input, its norm, the modulated norm, query before and after its norm, output of heads, output (for its gate);
-    key and value, and the normed key. Cross: input, query twice, output of heads; key and value, and the normed key.
+    Gradients that wait for their group are there too. ZeRO-0 steps tensor by tensor on a CPU, and all at once on an
+    accelerator, where the operators over many tensors have one temporary less.
     """
-    model, T, L = config.model, config.num_train_tokens, config.data.caption_length
-    kv = model.width * model.num_kv_heads // model.num_heads
-    numbers = 11 * T * model.width + 3 * (T + L) * kv
-    norms = 2 * T + 4 * T * model.num_heads + 2 * (T + L) * model.num_kv_heads
-    modulation = 7 * model.width
-    return width * (numbers + norms + modulation) + FLOAT32 * 2 * T * model.num_heads
+    temporaries = 2 if config.optim.name == "adamw" else 1
+    if config.parallel.zero_stage == 0:
+        step = elements.held if on_accelerator else temporaries * largest_tensor(config)
+        gradients = elements.held * (width + (FLOAT32 if width < FLOAT32 else 0))
+        return gradients + step * FLOAT32
+    waiting = elements.kept * width if elements.num_groups > 1 else 0
+    converting = elements.kept * width + elements.optimized * (width + (FLOAT32 if width < FLOAT32 else 0))
+    if config.parallel.zero_stage == 3:
+        converting -= elements.kept * width
+    return max(converting, waiting + elements.optimized * FLOAT32 * (1 + temporaries))
 
 
-def _dense_bytes(config: RunConfig, width: int) -> float:
-    """Input, its norm, the modulated norm, both sides of the activation, and the output (for its gate)."""
-    T, d, hidden = config.num_train_tokens, config.model.width, hidden_width(config, config.model.ffn_factor)
-    return width * (T * (4 * d + 2 * hidden + 2) + d)
-
-
-def _sparse_bytes(config: RunConfig, width: int) -> float:
-    """As dense, over slots: gathered inputs, both sides of the activation, and outputs.
-
-    The router and the sum over experts are in fp32: a copy of its input in bf16 training, affinities, and indices.
-    """
-    T, d, routing = config.num_train_tokens, config.model.width, config.routing
-    slots, sides = _slots(config), 4 if routing.expert == "swiglu" else 2
-    hidden, shared = (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
-    router = FLOAT32 * T * routing.num_experts * (1 if routing.top_k is None else 3) + 20 * slots
-    router += FLOAT32 * T * d if width < FLOAT32 else 0
-    experts = slots * width * (2 * d + sides * hidden)
-    shared_bytes = width * T * (sides * shared + 2 * d) if shared else 0.0
-    return width * (T * (4 * d + 2) + d) + router + experts + shared_bytes
-
-
-def _slots(config: RunConfig) -> float:
-    """Slots of one image in one routed layer, empty ones included."""
-    slots = slots_per_image(config, config.num_train_tokens, training=True)
-    if capacity_factor(config, training=True) is not None:
-        return slots
-    return slots * min(FULLEST_EXPERT, config.routing.num_experts / (config.routing.top_k or 1))
-
-
-def _text_bytes(config: RunConfig, width: int) -> float:
-    """The caption encoder: three norms in fp32, attention, and the projection to the width of the model.
-
-    Of precomputed features: those, both sides of the activation, and what comes out of the second layer.
-    """
-    w, L, layers = config.model.text_width, config.data.caption_length, config.model.text_layers
-    if config.data.text_width is not None:
-        return width * (precomputed_features(config) + (3 * L + 2) * config.model.width)
-    per_layer = L * w * (width * (1 + 3 + 1 + 1 + 4 + 4) + FLOAT32 * 4)
-    return layers * per_layer + L * w * (FLOAT32 * 2 + width) + width * L * config.model.width
-
-
-def _ends_bytes(config: RunConfig, width: int) -> float:
-    """Embedding of patches and time, and the head: its norm, its input, and the difference that the loss squares."""
-    T, d = config.num_train_tokens, config.model.width
-    patch = config.model.patch_size**2 * config.data.channels
-    return width * (T * (patch + 3 * d) + 256 + 5 * d) + FLOAT32 * T * patch
-
-
-def _widest_gradient(config: RunConfig, width: int) -> float:
-    """Of the hidden layer of one feed-forward."""
-    T, routing = config.num_train_tokens, config.routing
-    dense = T * hidden_width(config, config.model.ffn_factor)
-    sparse = _slots(config) * hidden_width(config, routing.expert_factor or 0) if config.sparse_layer_indices else 0.0
-    return width * max(float(dense), sparse)
+def _gathered(config: RunConfig, params: dict[str, int]) -> int:
+    """ZeRO-3: the numbers of the weights that are whole at a time, at most."""
+    layers = len(config.sparse_layer_indices)
+    module = max(largest_tensor(config), params["experts"] // layers if layers else 0)
+    return min(sum(params.values()), REUSED_ELEMENTS + PREFETCH_ELEMENTS + module)
 
 
 def _image_bytes(config: RunConfig) -> int:

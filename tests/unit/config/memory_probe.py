@@ -1,9 +1,9 @@
 """Live tensors and resident set of a real training process, for the test of the memory arithmetic.
 
-    memory_probe.py KEY=VALUE ...     prints one JSON object, in bytes
+    memory_probe.py [--bucket N] KEY=VALUE ...     prints one JSON object, in bytes
 
-Two steps with the real engine; a dispatch mode counts every storage while it lives. DeepSpeed's reduction bucket is
-left out: a CPU never writes to most of it.
+Steps with the real engine; a dispatch mode counts every storage while it lives. DeepSpeed's reduction bucket is left
+out: a CPU never writes to most of it. With `--bucket` it has N numbers and counts, as on an accelerator.
 """
 
 from __future__ import annotations
@@ -13,25 +13,32 @@ import re
 import sys
 import tempfile
 import weakref
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from experiments.config.memory import BUCKET_ELEMENTS
 from experiments.config.overrides import load_config
 from experiments.data.loader import TrainStream
-from experiments.training.engine import build_engine, process_group, resolve_precision
+from experiments.training import engine as engine_module
+from experiments.training.engine import build_engine, launched_rank, launched_world, process_group, resolve_precision
 from experiments.training.loop import _micro_batches
 from experiments.training.objective import forward_loss
+
+NUM_STEPS = 3
+"""In the first one there is no optimizer state yet, and ZeRO-3 does not yet know what comes next."""
 
 
 class LiveTensors(TorchDispatchMode):
     """`live` and `peak` bytes of the storages that operators return."""
 
-    def __init__(self) -> None:
+    def __init__(self, smallest_bucket: int) -> None:
         super().__init__()
+        self.smallest_bucket = smallest_bucket
         self.live = self.peak = 0
         self.known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -44,7 +51,7 @@ class LiveTensors(TorchDispatchMode):
 
     def count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self.known or size >= 2 * BUCKET_ELEMENTS:
+        if key in self.known or size >= self.smallest_bucket:
             return
         self.live += size
         self.peak = max(self.peak, self.live)
@@ -61,14 +68,41 @@ class LiveTensors(TorchDispatchMode):
         return peak
 
 
+def checkpoint_blocks(model: torch.nn.Module) -> None:
+    """Activation checkpointing around each block, where the model does not do it itself."""
+    if getattr(model, "checkpointed", False):
+        return
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def with_bucket(num_elements: int) -> None:
+    """Engines built from now on reduce gradients in buckets of so many numbers."""
+    plain = engine_module._deepspeed_config
+
+    def smaller(*given):
+        settings = plain(*given)
+        settings["zero_optimization"]["reduce_bucket_size"] = num_elements
+        return settings
+
+    engine_module._deepspeed_config = smaller
+
+
 def main() -> None:
-    config, measured = load_config(sys.argv[1:]), {}
-    with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log"), LiveTensors() as tensors:
+    arguments = sys.argv[1:]
+    if arguments[0] == "--bucket":
+        with_bucket(int(arguments[1]))
+        arguments = arguments[2:]
+    config, measured = load_config(arguments), {}
+    tensors = LiveTensors(2 * BUCKET_ELEMENTS)
+    with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log"), tensors:
         engine = build_engine(config, resolve_precision(config.train.precision))
+        if config.parallel.activation_checkpointing:
+            checkpoint_blocks(engine.model)
         engine.model.train()
-        batches = TrainStream(config, 0, 1).iterate(0)
-        for _ in range(2):
-            batch = next(batches)
+        batches = TrainStream(config, launched_rank(), launched_world()).iterate(0)
+        for _ in range(NUM_STEPS):
+            batch, backward_peaks = next(batches), []
             for micro in _micro_batches(batch, config.train.accumulation):
                 before = tensors.live
                 loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
@@ -77,9 +111,10 @@ def main() -> None:
                 tensors.take_peak()
                 engine.deepspeed.backward(total)
                 del loss_B, output, total
-                measured["backward_peak"] = tensors.take_peak()
+                backward_peaks.append(tensors.take_peak())
                 engine.deepspeed.step()
                 measured["step_peak"] = tensors.take_peak()
+            measured["backward_peak"] = max(backward_peaks)
         measured["persistent"] = tensors.live
     resident = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     print(json.dumps({**measured, "resident_peak": 1024 * int(resident[1]) if resident else None}))

@@ -9,7 +9,10 @@ from experiments.errors import SpecError
 from sweeps.devices import DEVICES, UTILISATION, accelerator_memory_gib, find_device, host_memory_gib
 
 
-@pytest.mark.parametrize("name", ["H100", "h100", "A100-40GB", "a100 40gb", "A100_80", "rtx4090", "mi300x"])
+@pytest.mark.parametrize(
+    "name",
+    ["H100", "h100", "A100-40GB", "a100 40gb", "A100_80", "rtx4090", "mi300x", "h100-80gb", "H200 141GB", "b200_180"],
+)
 def test_a_device_is_found_in_any_spelling(name):
     known, device = find_device(name)
     assert DEVICES[known] is device
@@ -30,6 +33,13 @@ def test_peaks_are_dense_and_of_bf16():
     assert all(100 <= device.peak_bf16_teraflops <= 2500 for device in DEVICES.values())
     assert DEVICES["H100"].peak_flops_per_second == DEVICES["H200"].peak_flops_per_second == 989.4e12
     assert 0.2 <= UTILISATION <= 0.5
+
+
+def test_links_inside_a_node_are_faster_than_its_network():
+    for device in DEVICES.values():
+        network = device.network_gigabytes_per_second
+        assert network is None or 4 * network < device.node_gigabytes_per_second
+    assert DEVICES["H100"].node_gigabytes_per_second == 450  # NVLink 4: 900 both ways
 
 
 def test_the_memory_of_this_machine_is_at_most_what_it_has():

@@ -57,6 +57,30 @@ def test_layouts_keep_the_batch_and_are_accepted_by_training():
     assert all(c.train.batch_images == 12 for c in layouts(config, 4))
 
 
+def test_what_costs_least_is_changed_first():
+    config = load_config(["train.batch_images=2", "routing=dense", "parallel.zero_stage=1"])
+    order = [
+        (c.parallel.world, c.parallel.activation_checkpointing, c.train.accumulation, c.parallel.zero_stage)
+        for c in layouts(config, 1)
+    ]
+    steps = [(again, passes, stage) for again in (False, True) for passes in (1, 2) for stage in (1, 2, 3)]
+    assert order == [(1, *step) for step in steps]
+
+
+def test_zero_0_is_proposed_in_fp32_only_and_checkpointing_that_was_asked_for_stays():
+    in_fp32 = load_config(["train.precision=fp32", "parallel.activation_checkpointing=True"])
+    assert {c.parallel.zero_stage for c in layouts(in_fp32, 1)} == {0, 1, 2, 3}
+    assert {c.parallel.zero_stage for c in layouts(load_config([]), 1)} == {1, 2, 3}
+    assert {c.parallel.zero_stage for c in layouts(load_config([]), 1, on_accelerator=False)} == {0, 1, 2, 3}
+    assert all(c.parallel.activation_checkpointing for c in layouts(in_fp32, 2))
+
+
+def test_zero_3_comes_without_expert_parallelism():
+    found = list(layouts(load_config(["train.batch_images=8", "routing.num_experts=8"]), 8))
+    assert {c.parallel.expert_parallel for c in found if c.parallel.zero_stage == 3} == {1}
+    assert {c.parallel.expert_parallel for c in found if c.parallel.zero_stage == 2} == {1, 2, 4, 8}
+
+
 def test_several_runs_that_do_not_fit_are_counted(grid):
     plan = make_plan(grid(model__name=["nano", "micro"], seed=[0, 1]))
     with pytest.raises(
@@ -68,8 +92,8 @@ def test_several_runs_that_do_not_fit_are_counted(grid):
 def test_on_a_cpu_processes_share_the_memory_and_only_accumulation_helps():
     config = load_config(["model=micro", "parallel.world=2"])
     alone = load_config(["model=micro"])
-    place = Place("a box", 0.6, on_accelerator=False, max_world=2)
-    assert needed_gib(config, place) > needed_gib(alone, place) > 0.6
+    place = Place("a box", 0.65, on_accelerator=False, max_world=2)
+    assert needed_gib(config, place) > needed_gib(alone, place) > 0.65
     smallest = smallest_layout(config, place)
     assert smallest.parallel.world == 1
     assert differences(config, smallest) == ["parallel.world=1", f"train.accumulation={smallest.train.accumulation}"]

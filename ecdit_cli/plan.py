@@ -1,0 +1,166 @@
+"""`ecdit plan`: what one run takes in its layout, before a single process is started; and the cheapest layout."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ecdit_cli._console import print_json, say
+from ecdit_cli._options import ConfigFile, Device, Json, Overrides, Utilisation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from experiments.config.schema import RunConfig
+    from sweeps.cost import Place
+    from sweeps.layout import LayoutPlan
+
+SHOWN_LAYOUTS = 8
+QUIET_SECONDS = 1.0
+"""A search that is shorter shows no progress."""
+
+
+def plan(
+    overrides: Overrides,
+    config_file: ConfigFile = None,
+    device: Device = None,
+    devices_per_node: Annotated[int, typer.Option(min=1, help="Devices that share a node's fast links.")] = 8,
+    utilisation: Utilisation = None,
+    price: Annotated[float | None, typer.Option(min=0, metavar="DOLLARS", help="Of a device for an hour.")] = None,
+    search: Annotated[bool, typer.Option("--search", help="Find the cheapest layout that fits.")] = False,
+    max_devices: Annotated[int | None, typer.Option(min=1, help="With --search: at most so many.")] = None,
+    days: Annotated[float | None, typer.Option(min=0, help="With --search: done within so many days.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Plan one run: memory of a device, traffic, time and cost of its layout; with --search the cheapest layout.
+
+    Examples: ecdit plan model=M routing.num_experts=64 parallel.world=512 parallel.expert_parallel=64 --device H100
+    """
+    from sweeps.layout import plan_layout
+
+    config = _config(overrides, config_file)
+    place = _place(device, devices_per_node, utilisation, max_devices)
+    asked = plan_layout(config, place)
+    found = _search(config, place, days) if search else []
+    _show(asked, found, search, price, as_json)
+    if not asked.fits:
+        _say_that_it_does_not_fit(asked, found, search)
+
+
+def _config(overrides: list[str], config_file: Path | None) -> RunConfig:
+    """The settings of the run. A batch that nobody gave and that does not divide becomes the next one that does."""
+    from experiments.config.designs import load_designed, separate
+    from experiments.config.overrides import build_config, expand
+
+    settings = expand(separate(overrides)[0])
+    if config_file is None and "train.batch_images" not in settings:
+        open_config = build_config(settings)
+        passes = open_config.parallel.world * open_config.train.accumulation
+        if open_config.train.batch_images % passes:
+            batch = -(-open_config.train.batch_images // passes) * passes
+            say(f"train.batch_images is not given: planned with {batch}, for {passes} forward passes a step.")
+            overrides = [f"train.batch_images={batch}", *overrides]
+    return load_designed(overrides, config_file).config
+
+
+def _place(device: str | None, devices_per_node: int, utilisation: float | None, max_devices: int | None) -> Place:
+    """Accelerators of the table, or this machine."""
+    from dataclasses import replace
+
+    from sweeps.cost import MAX_DEVICES, table_device, this_machine
+    from sweeps.devices import UTILISATION, accelerator_memory_gib
+
+    if device is None:
+        say("No --device is given: planned for this machine, of whose speed nothing is known.")
+        return replace(this_machine(num_accelerators=int(accelerator_memory_gib() is not None)), devices_per_node=1)
+    return table_device(device, utilisation or UTILISATION, max_devices or MAX_DEVICES, devices_per_node)
+
+
+def _search(config: RunConfig, place: Place, days: float | None) -> list[LayoutPlan]:
+    """`SpecError` where nothing fits, or not in time."""
+    from experiments.errors import SpecError
+    from sweeps.fit import way_out
+    from sweeps.layout import DAY, search
+
+    with _progress() as show:
+        found = search(config, place, None if days is None else days * DAY, show)
+    if found:
+        return found
+    if days is not None:
+        raise SpecError(
+            f"no layout of train.batch_images={config.train.batch_images} on at most {place.max_world} x {place.name} "
+            f"is known to end within {days:g} days.",
+            "Use more --days, more --max-devices, or a larger train.batch_images.",
+        )
+    raise SpecError(f"no layout fits {place.name}.", way_out(config, place))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, once the search has taken longer than a moment."""
+    import time
+
+    from rich.progress import Progress
+
+    from ecdit_cli._console import talk
+
+    started = time.monotonic()
+    with Progress(console=talk(), transient=True) as bar:
+        task = bar.add_task("Layouts", visible=False)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=time.monotonic() - started > QUIET_SECONDS)
+
+        yield show
+
+
+def _show(asked: LayoutPlan, found: list[LayoutPlan], search: bool, price: float | None, as_json: bool) -> None:
+    """The layout that was asked for; with a search the cheapest, and the runners-up."""
+    from ecdit_cli._plan_tables import plan_json, plan_row, print_layouts, print_plan
+    from sweeps.fit import settings
+
+    shown = found[0] if search else asked
+    if as_json:
+        rows = {"layouts": [plan_row(one, price) for one in found]} if search else {}
+        print_json({**plan_json(shown, price), "settings": settings(shown.config), **rows})
+        return
+    print_plan(shown, price)
+    if search:
+        print_layouts(found[:SHOWN_LAYOUTS], price)
+        say(f"The cheapest layout: {' '.join(settings(shown.config))}")
+    _say_where_it_comes_from(shown)
+
+
+def _say_where_it_comes_from(shown: LayoutPlan) -> None:
+    place = shown.place
+    if shown.fits:
+        world = shown.config.parallel.world
+        whose = f"of each of {world} devices" if place.on_accelerator else f"for {world} process(es) together"
+        say(f"It fits: {shown.needed_gib:.1f} of the {place.memory_gib:.1f} GiB {whose}.")
+    if place.on_accelerator:
+        say(f"Saving takes {shown.host_gib:.1f} GiB of a node's own memory.")
+    if shown.compute_seconds is not None:
+        network = ", then the network at its data sheet's peak" if shown.transfers else ""
+        say(f"Time: {place.basis(shown.config)}{network}.")
+        say("Starting, evaluation and saving come on top.")
+    else:
+        say(f"Time is not known: {place.basis(shown.config)}.")
+    if shown.compute_seconds is not None and shown.communication_seconds is None:
+        say(f"What is sent between nodes is not timed: no data sheet fixes the network of {place.name}.")
+
+
+def _say_that_it_does_not_fit(asked: LayoutPlan, found: list[LayoutPlan], search: bool) -> None:
+    """A mistake where this layout was asked for; after a search only the reason why it is not among the answers."""
+    from experiments.errors import SpecError
+    from sweeps.fit import way_out
+
+    place, world = asked.place, asked.config.parallel.world
+    needs = f"it needs {asked.needed_gib:.1f} GiB, and {place.name} has {place.memory_gib:.1f}."
+    if place.on_accelerator and world > place.max_world:
+        needs = f"it asks for parallel.world={world}, and there are {place.max_world}."
+    if not search:
+        raise SpecError(f"the layout does not fit: {needs}", way_out(asked.config, place))
+    say(f"As given, the layout does not fit: {needs}")

@@ -1,0 +1,166 @@
+"""What autograd saves of a forward pass, tensor by tensor as the modules are written, by arithmetic.
+
+Not counted: what an attention kernel without a fused form would add. With `parallel.activation_checkpointing` only the
+input of each block, and what it answers, is kept; its backward pass computes the rest again, one block at a time.
+
+Everything is in bytes. Legend: d width, T tokens that training keeps, L caption length, F hidden width, P slots of all
+experts together.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from experiments.config.budget import capacity_factor, hidden_width, precomputed_features, slots_per_image
+from experiments.config.schema import RunConfig
+
+FLOAT32 = 4
+INDEX = 8
+FULLEST_EXPERT = 2.4
+"""Without a limit on slots every expert has as many as the fullest one needs: so many times the mean. Measured at the
+first steps of DiT-MoE routing with 8 experts (2,048 tokens, top 2), before the balance loss has worked."""
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Activations(NamedTuple):
+    """Bytes of one image."""
+
+    saved: float
+    """At the end of the forward pass."""
+    recomputed: float
+    """Of the block that is computed again, beyond its input; 0 without activation checkpointing."""
+    widest_gradient: float
+    """Of the hidden layer of one feed-forward."""
+    exchanged: float
+    """Expert parallelism: slots on their way out and back, on both sides. They do not outlive their layer."""
+
+
+def activations(config: RunConfig, width: int) -> Activations:
+    """Of one image, `width` bytes to a number where it is not always fp32."""
+    slots = _slots(config) if config.sparse_layer_indices else 0.0
+    blocks = _block_bytes(config, width)
+    if config.parallel.activation_checkpointing:
+        saved = sum(_kept_bytes(config, width, layer) for layer in range(config.model.num_layers))
+        recomputed = max(blocks) - width * config.num_train_tokens * config.model.width
+    else:
+        saved, recomputed = sum(blocks), 0.0
+    return Activations(
+        saved=_text_bytes(config, width) + saved + _ends_bytes(config, width),
+        recomputed=recomputed,
+        widest_gradient=width * max(_widest_dense(config), slots * hidden_width(config, _expert_factor(config))),
+        exchanged=4 * slots * config.model.width * width if config.parallel.expert_parallel > 1 else 0.0,
+    )
+
+
+def working_bytes(config: RunConfig, on_accelerator: bool) -> int:
+    """Bytes of a number in working precision.
+
+    `auto` counts as bf16 on an accelerator and as fp32 on a CPU, which is the larger of what it may become there, and
+    as fp32 with ZeRO-0.
+    """
+    setting = config.train.precision
+    bf16 = on_accelerator and config.parallel.zero_stage > 0
+    precision: Precision = ("bf16" if bf16 else "fp32") if setting == "auto" else setting
+    return 2 if precision == "bf16" else FLOAT32
+
+
+def micro_batch_images(config: RunConfig) -> int:
+    """Images of one forward pass of one process."""
+    return config.train.batch_images // (config.parallel.world * config.train.accumulation)
+
+
+def exchanged_slots(config: RunConfig) -> float:
+    """Slots of one image in one routed layer that travel to the processes that hold their experts."""
+    return _slots(config) if config.sparse_layer_indices else 0.0
+
+
+def _block_bytes(config: RunConfig, width: int) -> list[float]:
+    """Of every block."""
+    attention, dense = _attention_bytes(config, width), _dense_bytes(config, width)
+    sparse = _sparse_bytes(config, width) if config.sparse_layer_indices else 0.0
+    routed = set(config.sparse_layer_indices)
+    return [attention + (sparse if layer in routed else dense) for layer in range(config.model.num_layers)]
+
+
+def _kept_bytes(config: RunConfig, width: int, layer: int) -> float:
+    """Of a checkpointed block: its input, and the answer of its feed-forward, which the loop holds until the step.
+
+    That of a routed layer also has the token and the weight of every slot, and the logits.
+    """
+    kept = 2 * width * config.num_train_tokens * config.model.width
+    if layer not in config.sparse_layer_indices:
+        return kept
+    filled = 1 if config.routing.top_k is not None else 0
+    logits = FLOAT32 * config.num_train_tokens * config.routing.num_experts
+    return kept + (INDEX + FLOAT32 + filled) * _slots(config) + logits
+
+
+def _attention_bytes(config: RunConfig, width: int) -> float:
+    """Self- and cross-attention of one layer, with the norm and modulation before, and fused kernels.
+
+    Self: input, its norm, the modulated norm, query before and after its norm, output of heads, output (for its gate);
+    key and value, and the normed key. Cross: input, query twice, output of heads; key and value, and the normed key.
+    """
+    model, T, L = config.model, config.num_train_tokens, config.data.caption_length
+    kv = model.width * model.num_kv_heads // model.num_heads
+    numbers = 11 * T * model.width + 3 * (T + L) * kv
+    norms = 2 * T + 4 * T * model.num_heads + 2 * (T + L) * model.num_kv_heads
+    modulation = 7 * model.width
+    return width * (numbers + norms + modulation) + FLOAT32 * 2 * T * model.num_heads
+
+
+def _dense_bytes(config: RunConfig, width: int) -> float:
+    """Input, its norm, the modulated norm, both sides of the activation, and the output (for its gate)."""
+    T, d, hidden = config.num_train_tokens, config.model.width, hidden_width(config, config.model.ffn_factor)
+    return width * (T * (4 * d + 2 * hidden + 2) + d)
+
+
+def _sparse_bytes(config: RunConfig, width: int) -> float:
+    """As dense, over slots: gathered inputs, both sides of the activation, and outputs.
+
+    The router and the sum over experts are in fp32: a copy of its input in bf16 training, affinities, and indices.
+    """
+    T, d, routing = config.num_train_tokens, config.model.width, config.routing
+    slots, sides = _slots(config), 4 if routing.expert == "swiglu" else 2
+    hidden, shared = (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
+    router = FLOAT32 * T * routing.num_experts * (1 if routing.top_k is None else 3) + 20 * slots
+    router += FLOAT32 * T * d if width < FLOAT32 else 0
+    experts = slots * width * (2 * d + sides * hidden)
+    shared_bytes = width * T * (sides * shared + 2 * d) if shared else 0.0
+    return width * (T * (4 * d + 2) + d) + router + experts + shared_bytes
+
+
+def _slots(config: RunConfig) -> float:
+    """Slots of one image in one routed layer, empty ones included."""
+    slots = slots_per_image(config, config.num_train_tokens, training=True)
+    if capacity_factor(config, training=True) is not None:
+        return slots
+    return slots * min(FULLEST_EXPERT, config.routing.num_experts / (config.routing.top_k or 1))
+
+
+def _text_bytes(config: RunConfig, width: int) -> float:
+    """The caption encoder: three norms in fp32, attention, and the projection to the width of the model.
+
+    Of precomputed features: those, both sides of the activation, and what comes out of the second layer.
+    """
+    w, L, layers = config.model.text_width, config.data.caption_length, config.model.text_layers
+    if config.data.text_width is not None:
+        return width * (precomputed_features(config) + (3 * L + 2) * config.model.width)
+    per_layer = L * w * (width * (1 + 3 + 1 + 1 + 4 + 4) + FLOAT32 * 4)
+    return layers * per_layer + L * w * (FLOAT32 * 2 + width) + width * L * config.model.width
+
+
+def _ends_bytes(config: RunConfig, width: int) -> float:
+    """Embedding of patches and time, and the head: its norm, its input, and the difference that the loss squares."""
+    T, d = config.num_train_tokens, config.model.width
+    patch = config.model.patch_size**2 * config.data.channels
+    return width * (T * (patch + 3 * d) + 256 + 5 * d) + FLOAT32 * T * patch
+
+
+def _widest_dense(config: RunConfig) -> float:
+    return config.num_train_tokens * hidden_width(config, config.model.ffn_factor)
+
+
+def _expert_factor(config: RunConfig) -> float:
+    return config.routing.expert_factor or 0.0
