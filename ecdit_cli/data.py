@@ -12,8 +12,15 @@ import typer
 from ecdit_cli._console import print_json, say
 from ecdit_cli._options import Json
 
-data = typer.Typer(help="Prepare real images for training, and check what was prepared.", no_args_is_help=True)
+data = typer.Typer(help="Prepare real images for training, and check what was prepared.", invoke_without_command=True)
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the data set.")]
+
+
+@data.callback()
+def explain(context: typer.Context) -> None:
+    """Prepare real images for training, and check what was prepared."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @data.command()
@@ -37,29 +44,41 @@ def prepare(
     batch_images: Annotated[int, typer.Option(min=1, help="Images encoded at a time.")] = 16,
     processes: Annotated[int, typer.Option(min=1, help="Each holds all models; accelerators are taken in turn.")] = 1,
     split: Annotated[str, typer.Option(help="Of a Hub data set.")] = "train",
+    subset: Annotated[str | None, typer.Option(metavar="NAME", help="Of a Hub data set that has several.")] = None,
     image_column: Annotated[str | None, typer.Option(metavar="NAME", help="Default: found by its type.")] = None,
     caption_column: Annotated[str | None, typer.Option(metavar="NAME", help="Default: caption, text, txt, ...")] = None,
     as_json: Json = False,
 ) -> None:
     """Turn captioned images into latents and text features. The same command continues it, or mends what is damaged.
 
-    Needs the extra ecdit[data]. Then train with: ecdit train data.name=latents data.path=OUT
+    Needs the extra ecdit[data]. On several nodes, start it with torchrun or srun and a shared OUT. Then train with:
+    ecdit train data.name=latents data.path=OUT
     """
-    say("importing torch ...")
-    from experiments.data.prepare import LEFT_OUT_FILE
+    rank, world, local_rank = _launched()
+    tell = say if rank == 0 else _nothing
+    tell("importing torch ...")
+    from experiments.data.prepare import LEFT_OUT_FILE, Launch
     from experiments.data.prepare import prepare as make
     from experiments.data.shards import Request
 
     request = Request(
         source=source, vae=vae, t5=t5, clip=clip, image_size=image_size, max_tokens=max_tokens,
         validation_images=validation_images, shard_images=shard_images, batch_images=batch_images, split=split,
-        image_column=image_column, caption_column=caption_column,
+        subset=subset, image_column=image_column, caption_column=caption_column,
     )  # fmt: skip
+    launch = Launch(rank, world, local_rank)
+    if rank:
+        make(request, out, processes, launch=launch)
+        return
     with _progress("encoding") as show:
-        made = make(request, out, processes, show, say)
+        made = make(request, out, processes, show, say, launch)
+    assert made is not None
     index = made.index
     if index.num_damaged:
         say(f"Left out {index.num_damaged:,} of {index.source.num_rows:,} images: see {out / LEFT_OUT_FILE}")
+    cut = {"t5": index.num_cut("t5"), "clip": index.num_cut("clip")}
+    if any(cut.values()):
+        say(f"Too long and cut: {cut['t5']:,} captions for T5 (--max-tokens {max_tokens}), {cut['clip']:,} for CLIP.")
     if not made.num_files_made:
         say(f"Finished already, nothing to do: {out}")
     row = {
@@ -68,6 +87,7 @@ def prepare(
         "train_images": index.num_images("train"),
         "validation_images": index.num_images("validation"),
         "left_out": index.num_damaged,
+        **{f"cut_for_{encoder}": number for encoder, number in cut.items() if number is not None},
         "latents": f"{index.channels} x {index.latent_size} x {index.latent_size}",
         "gib": sum(file.num_bytes for file in index.files()) / 2**30,
     }
@@ -89,6 +109,20 @@ def check(out: Folder, as_json: Json = False) -> None:
             check_content(out, file)
             show(number + 1, len(index.files()))
     _print({"path": str(out), "fingerprint": index.fingerprint, "files": len(index.files()), "state": "whole"}, as_json)
+
+
+def _launched() -> tuple[int, int, int]:
+    """Rank, number of processes and rank on this node, where torchrun or srun started several."""
+    import os
+
+    from experiments.training.launch import slurm_ranks
+
+    given = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **slurm_ranks(os.environ), **os.environ}
+    return int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"])
+
+
+def _nothing(line: str) -> None:
+    """The other processes of a launch do not talk."""
 
 
 def _print(row: dict[str, object], as_json: bool) -> None:

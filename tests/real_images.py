@@ -161,3 +161,28 @@ def small_request(source: Path, encoders: dict[str, str], **settings: Any) -> Re
 def tensors_of(folder: Path, split: str, name: str) -> torch.Tensor:
     """One tensor of all shards of a split, one after the other."""
     return torch.cat([load_file(file)[name] for file in sorted(folder.glob(f"{split}-*.safetensors"))])
+
+
+def save_as_published(small: dict[str, str], folder: Path) -> dict[str, str]:
+    """The small encoders in the forms that are published: see `test_prepare.py`."""
+    import shutil
+
+    from diffusers import AutoencoderKL
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(3)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=16, sample_size=IMAGE_SIZE,
+        scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False,
+    ).to(torch.bfloat16).save_pretrained(folder / "vae")  # fmt: skip
+    t5 = T5ForConditionalGeneration(T5Config.from_pretrained(small["t5"]))
+    t5.to(torch.bfloat16).save_pretrained(folder / "text_encoder_2")
+    shutil.copytree(small["t5"], folder / "tokenizer_2", ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
+    shutil.copytree(small["clip"], folder / "clip", ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
+    seeing = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = CLIPTextConfig.from_pretrained(small["clip"]).to_dict()
+    vision = {**seeing, "image_size": IMAGE_SIZE, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder / "clip")
+    parts = {"vae": "vae", "t5": "text_encoder_2", "clip": "clip"}
+    return {name: str(folder / part) for name, part in parts.items()}

@@ -44,6 +44,7 @@ class Request:
     shard_images: int = 1024
     batch_images: int = 16
     split: str = "train"
+    subset: str | None = None
     image_column: str | None = None
     caption_column: str | None = None
 
@@ -92,6 +93,8 @@ def write_shard(out: Path, task: ShardTask, encoded: EncodedRows) -> None:
             "split": task.split,
             "num_images": _length(encoded.tensors, "row_N"),
             "num_tokens": _length(encoded.tensors, "text_MV"),
+            "num_cut_t5": encoded.num_cut_t5,
+            "num_cut_clip": encoded.num_cut_clip,
             "source_sha256": encoded.source_sha256,
         }
     note = {"rows": _rows_sha256(task), "entry": entry, "left_out": [asdict(one) for one in encoded.left_out]}
@@ -114,6 +117,12 @@ def is_made(out: Path, task: ShardTask, verify: bool) -> bool:
         return False
     same_length = path.stat().st_size == note["entry"]["num_bytes"]
     return same_length and (not verify or file_sha256([path]) == note["entry"]["sha256"])
+
+
+def remove_unfinished(out: Path, task: ShardTask) -> None:
+    """What a process that was killed had begun to write."""
+    for path in out.glob(f".{task.name}.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def read_note(out: Path, task: ShardTask) -> dict[str, Any] | None:

@@ -95,12 +95,14 @@ def test_another_data_set_or_a_damaged_one_ends_before_any_step(
 @pytest.mark.slow
 @pytest.mark.multi
 @pytest.mark.timeout(3 * STARTING_SECONDS)
+@pytest.mark.parametrize("launcher", ["own", "torchrun"])
 def test_two_processes_killed_and_started_again_make_the_same_files(
-    latent_set: Path, encoder_folders: dict[str, str], tmp_path: Path
+    launcher: str, latent_set: Path, encoder_folders: dict[str, str], tmp_path: Path
 ) -> None:
     source, out = latent_set.parent / "source", tmp_path / "set"
-    more = ("--validation-images", "4", "--processes", "2")
-    command = [sys.executable, "-m", "ecdit_cli", *arguments(source, out, encoder_folders, *more)]
+    more = ("--validation-images", "4", "--json", *(("--processes", "2") if launcher == "own" else ()))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if launcher == "torchrun" else []
+    command = [sys.executable, *launch, "-m", "ecdit_cli", *arguments(source, out, encoder_folders, *more)]
     process = start(command)
     deadline = time.monotonic() + STARTING_SECONDS
     try:
@@ -121,6 +123,7 @@ def test_two_processes_killed_and_started_again_make_the_same_files(
         command, capture_output=True, text=True, env=environment(), timeout=STARTING_SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["train_images"] == 36  # printed once
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
         path.name: path.read_bytes() for path in latent_set.iterdir()
     }

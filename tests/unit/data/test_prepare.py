@@ -25,6 +25,7 @@ from tests.real_images import (
     SOURCES,
     TEXT_WIDTH,
     captioned_images,
+    save_as_published,
     small_request,
     tensors_of,
     write_parquet,
@@ -126,6 +127,7 @@ def test_a_finished_set_is_left_alone_and_a_damaged_one_is_mended(encoder_folder
     assert prepare(request, out).num_files_made == 0
     (out / "train-00000.safetensors").write_bytes(before["train-00000.safetensors"][:-1] + b"\xff")
     (out / "train-00001.safetensors").unlink()
+    (out / ".train-00001.safetensors.123.tmp").write_bytes(b"half a shard")
     mended = prepare(request, out)
     assert mended.num_files_made == 2
     assert mended.index == made.index
@@ -232,3 +234,55 @@ def test_a_source_without_one_good_image_says_why(encoder_folders: Folders, tmp_
         ConfigError, match=re.escape("no image of the train split could be used; the first: 000.png, not a")
     ):
         prepare(small_request(source, encoder_folders), tmp_path / "set")
+
+
+def test_captions_that_are_too_long_are_counted(latent_set: Path, encoder_folders: Folders) -> None:
+    from transformers import AutoTokenizer
+
+    index = read_index(latent_set)
+    captions = captions_of(latent_set, "train") + captions_of(latent_set, "validation")
+    for encoder, limit in (("t5", 12), ("clip", 16)):
+        tokenizer = AutoTokenizer.from_pretrained(encoder_folders[encoder])
+        too_long = [len(ids) > limit for ids in tokenizer(captions)["input_ids"]]
+        assert 0 < sum(too_long) < 40
+        assert index.num_cut(encoder) == sum(too_long)
+    lengths = tensors_of(latent_set, "train", "text_start_N1").diff()
+    assert lengths.max() == 12
+
+
+def test_weights_and_shapes_of_real_checkpoints_are_read(encoder_folders: Folders, tmp_path: Path) -> None:
+    """Bfloat16, a VAE of 16 channels, CLIP with its half for images, T5 with its decoder, its tokenizer beside it."""
+    encoders = save_as_published(encoder_folders, tmp_path / "published")
+    source = write_sidecars(tmp_path / "source", 6)
+    index = prepare(small_request(source, encoders, validation_images=1), tmp_path / "set").index
+    assert (index.channels, index.latent_size) == (16, LATENT_SIZE)
+    assert (index.scaling_factor, index.shift_factor) == (1.5305, 0.0609)
+    plain = prepare(small_request(source, encoder_folders, validation_images=1), tmp_path / "plain").index
+    assert plain.num_cut("t5") == index.num_cut("t5")
+    text, other = (tensors_of(folder, "train", "text_MV").float() for folder in (tmp_path / "set", tmp_path / "plain"))
+    assert text.shape == other.shape
+
+
+def test_a_source_of_the_same_length_with_other_images_is_another_source(
+    encoder_folders: Folders, tmp_path: Path
+) -> None:
+    source, out = write_sidecars(tmp_path / "source", 6), tmp_path / "set"
+    prepare(small_request(source, encoder_folders), out)
+    moved = source.rename(tmp_path / "moved")
+    assert prepare(small_request(moved, encoder_folders), out).num_files_made == 0
+    (moved / "003.txt").write_text("another caption")
+    with pytest.raises(ConfigError, match="was begun with another source: its content is not the same"):
+        prepare(small_request(moved, encoder_folders), out)
+
+
+def test_sixteen_bits_keep_their_greys_and_unknown_ranges_are_left_out() -> None:
+    grey = np.full((8, 8), 100, dtype=np.uint16)
+    assert torch.equal(decode(_file(Image.fromarray(grey * 257)), 8), decode(_file(Image.fromarray(grey, "L")), 8))
+    with pytest.raises(ValueError, match="its pixels are of the kind F"):
+        decode(_tiff(Image.fromarray(grey.astype(np.float32))), 8)
+
+
+def _tiff(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "TIFF")
+    return file.getvalue()
