@@ -1,7 +1,7 @@
 """`ecdit bench data`, the part about latents: images per second that are read against what B trains on an H100.
 
-What B consumes follows from its FLOPs an image and a share of the accelerator's peak; nobody had the accelerator. Beside
-what is read stands what this machine copies from memory to memory, which no reading exceeds.
+What B consumes follows from its FLOPs an image and a share of the accelerator's peak; nobody had the accelerator.
+Beside what is read stands what this machine copies from memory to memory, which no reading exceeds.
 """
 
 from __future__ import annotations

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ecdit_cli._console import print_json, say
+from ecdit_cli._counting import counting
 from ecdit_cli._options import Json
 
 data = typer.Typer(help="Prepare real images for training, and check what was prepared.", invoke_without_command=True)
@@ -70,8 +69,8 @@ def prepare(
     if rank:
         make(request, out, processes, launch=launch)
         return
-    with _progress("encoding") as show:
-        made = make(request, out, processes, show, say, launch)
+    with counting("encoding", "images") as show:
+        made = make(request, out, processes, show, show.say, launch)
     assert made is not None
     index = made.index
     if index.num_damaged:
@@ -103,7 +102,7 @@ def check(out: Folder, as_json: Json = False) -> None:
     say("importing torch ...")
     from experiments.data.latents import check_content, check_length
 
-    with _progress("checking") as show:
+    with counting("checking", "files") as show:
         for number, file in enumerate(index.files()):
             check_length(out, file)
             check_content(out, file)
@@ -133,12 +132,3 @@ def _print(row: dict[str, object], as_json: bool) -> None:
         return
     titles = {"gib": Column("gib", "GiB", "{:.3g}".format)}
     print_rows([row], [titles.get(key, Column(key, key.replace("_", " "))) for key in row], as_json=False)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar at a terminal, a line now and then in a log."""
-    from ecdit_cli._sampling import sampling_progress
-
-    with sampling_progress(what) as show:
-        yield show

@@ -127,6 +127,26 @@ def save_t5(folder: Path) -> Path:
     return folder
 
 
+def save_sentencepiece_t5(folder: Path) -> Path:
+    """A T5 as published: its tokenizer is a file of SentencePiece, which was trained, and nothing else."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is of the extra ecdit[data]")
+    from transformers import T5Config, T5EncoderModel
+
+    folder.mkdir(parents=True)
+    captions = [caption for _, caption in captioned_images(200)]
+    model = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions), model_writer=model, vocab_size=60, hard_vocab_limit=False, pad_id=0,
+        eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    settings = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "extra_ids": 100, "model_max_length": 512}))
+    config = T5Config(vocab_size=200, d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(folder)
+    return folder
+
+
 def save_clip_text(folder: Path) -> Path:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 

@@ -121,8 +121,8 @@ class TextEncoders:
         transformers.utils.logging.set_verbosity_error()  # it reports the half of a model that is not asked for
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self._device, self._max_tokens = device, max_tokens
-        self._t5_tokenizer = _load("t5", tokenizer_folder(t5), transformers.AutoTokenizer)
-        self._clip_tokenizer = _load("clip", tokenizer_folder(clip), transformers.AutoTokenizer)
+        self._t5_tokenizer = _load_tokenizer("t5", t5)
+        self._clip_tokenizer = _load_tokenizer("clip", clip)
         self._t5, self._clip = (
             _load_whole(name, folder, kind, dtype).to(device).eval().requires_grad_(False)
             for name, folder, kind in (
@@ -202,6 +202,13 @@ def _load(name: str, folder: Path, kind: Any, **options: Any) -> Any:
     if name == "vae" or options.get("output_loading_info"):
         options["use_safetensors"] = True
     return _read(name, folder, lambda: kind.from_pretrained(folder, local_files_only=True, **options))
+
+
+def _load_tokenizer(name: str, folder: Path) -> Any:
+    folder = tokenizer_folder(folder)
+    if (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file():
+        library("sentencepiece")  # without it transformers asks for another library, which does not help
+    return _load(name, folder, library("transformers").AutoTokenizer)
 
 
 def _load_whole(name: str, folder: Path, kind: Any, dtype: torch.dtype) -> Any:

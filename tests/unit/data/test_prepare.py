@@ -26,6 +26,7 @@ from tests.real_images import (
     TEXT_WIDTH,
     captioned_images,
     save_as_published,
+    save_sentencepiece_t5,
     small_request,
     tensors_of,
     write_parquet,
@@ -263,6 +264,19 @@ def test_weights_and_shapes_of_real_checkpoints_are_read(encoder_folders: Folder
     assert text.shape == other.shape
 
 
+def test_a_tokenizer_of_sentencepiece_cuts_words_as_its_own_library_does(
+    encoder_folders: Folders, tmp_path: Path
+) -> None:
+    t5 = save_sentencepiece_t5(tmp_path / "t5")
+    import sentencepiece
+
+    source = write_sidecars(tmp_path / "source", 6)
+    prepare(small_request(source, encoder_folders | {"t5": str(t5)}, max_tokens=99), tmp_path / "set")
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(t5 / "spiece.model"))
+    lengths = tensors_of(tmp_path / "set", "validation", "text_start_N1").diff().tolist()
+    assert lengths == [len(processor.encode(text)) + 1 for text in captions_of(tmp_path / "set", "validation")]
+
+
 def test_a_source_of_the_same_length_with_other_images_is_another_source(
     encoder_folders: Folders, tmp_path: Path
 ) -> None:
@@ -277,7 +291,9 @@ def test_a_source_of_the_same_length_with_other_images_is_another_source(
 
 def test_sixteen_bits_keep_their_greys_and_unknown_ranges_are_left_out() -> None:
     grey = np.full((8, 8), 100, dtype=np.uint16)
-    assert torch.equal(decode(_file(Image.fromarray(grey * 257)), 8), decode(_file(Image.fromarray(grey, "L")), 8))
+    assert torch.equal(
+        decode(_file(Image.fromarray(grey * 257)), 8), decode(_file(Image.fromarray(grey.astype(np.uint8))), 8)
+    )
     with pytest.raises(ValueError, match="its pixels are of the kind F"):
         decode(_tiff(Image.fromarray(grey.astype(np.float32))), 8)
 

@@ -1,0 +1,81 @@
+"""The progress of `ecdit data`: how many are done, how many a second, and how long it will take.
+
+A bar at a terminal, a line every half minute in a log. What was there when the command began counts as done, but not
+for the speed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ecdit_cli._console import duration, say, talk
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class Counting:
+    """In a log: lines."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self.what, self.unit = what, unit
+        self._began: tuple[float, int] | None = None
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` are done."""
+        now, speed = time.monotonic(), self.speed(done)
+        if speed and (now - self._last >= SECONDS_BETWEEN_LINES or done == total):
+            self._last = now
+            left = f", {duration((total - done) / speed)} left" if done < total else ""
+            self.say(f"{self.what}: {done:,}/{total:,} {self.unit}, {speed:.3g} a second{left}")
+
+    def say(self, line: str) -> None:
+        """One line for a person."""
+        say(line)
+
+    def speed(self, done: int) -> float | None:
+        """A second, since the first call; None at the beginning."""
+        if self._began is None:
+            self._began = time.monotonic(), done
+        started, before = self._began
+        seconds = time.monotonic() - started
+        return (done - before) / seconds if done > before and seconds > 0 else None
+
+
+class _Bar(Counting):
+    """At a terminal."""
+
+    def __init__(self, what: str, unit: str, bars: Progress) -> None:
+        super().__init__(what, unit)
+        self._bars = bars
+        self._task = bars.add_task(f"opening what is needed for {what}", total=None, count="", left="")
+
+    def __call__(self, done: int, total: int) -> None:
+        speed = self.speed(done)
+        left = f"{speed:.3g} a second  {duration((total - done) / speed)} left" if speed else ""
+        count = f"{done:,}/{total:,} {self.unit}"
+        self._bars.update(self._task, description=self.what, completed=done, total=total, count=count, left=left)
+
+    def say(self, line: str) -> None:
+        self._bars.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def counting(what: str, unit: str) -> Iterator[Counting]:
+    """Call it with what is done and the total; it shows them as the terminal or the log allows."""
+    console = talk()
+    if not console.is_terminal:
+        yield Counting(what, unit)
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    texts = [TextColumn("{task.fields[count]}"), TextColumn("{task.fields[left]}")]
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), *texts)
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield _Bar(what, unit, bars)
