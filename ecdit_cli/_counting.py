@@ -30,10 +30,10 @@ class Counting:
     def __call__(self, done: int, total: int) -> None:
         """`done` of `total` are done."""
         now, speed = time.monotonic(), self.speed(done)
-        if speed and (now - self._last >= SECONDS_BETWEEN_LINES or done == total):
+        if speed and now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
-            left = f", {duration((total - done) / speed)} left" if done < total else ""
-            self.say(f"{self.what}: {done:,}/{total:,} {self.unit}, {speed:.3g} a second{left}")
+            left = duration((total - done) / speed)
+            self.say(f"{self.what}: {done:,}/{total:,} {self.unit}, {_rate(speed)} a second, {left} left")
 
     def say(self, line: str) -> None:
         """One line for a person."""
@@ -58,12 +58,16 @@ class _Bar(Counting):
 
     def __call__(self, done: int, total: int) -> None:
         speed = self.speed(done)
-        left = f"{speed:.3g} a second  {duration((total - done) / speed)} left" if speed else ""
+        left = f"{_rate(speed)} a second  {duration((total - done) / speed)} left" if speed else ""
         count = f"{done:,}/{total:,} {self.unit}"
         self._bars.update(self._task, description=self.what, completed=done, total=total, count=count, left=left)
 
     def say(self, line: str) -> None:
         self._bars.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any
 
 from ecdit_cli._console import Column
@@ -24,18 +25,23 @@ WANTED_TIMES = 3
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
-def bench_reading(gib: float, rounds: int, progress: Progress) -> list[dict[str, Any]]:
-    """A row for each length of captions and number of threads."""
+def bench_reading(gib: float, rounds: int, clock_name: str, progress: Progress) -> list[dict[str, Any]]:
+    """A row for each length of captions and number of threads.
+
+    By the clock `cpu` one thread alone, because the seconds of several add up.
+    """
+    clock = process_time if clock_name == "cpu" else perf_counter
     with progress("reading latents", rounds * len(CAPTION_TOKENS)) as advance:
         from experiments.data.measure_latents import measure_copying
 
-        copied = {threads: measure_copying(threads, gib / 2, rounds) for threads in thread_counts()}
-        return [row for tokens in CAPTION_TOKENS for row in _rows(tokens, gib, rounds, copied, advance)]
+        copied = {threads: measure_copying(threads, gib / 2, rounds, clock) for threads in thread_counts(clock_name)}
+        return [row for tokens in CAPTION_TOKENS for row in _rows(tokens, gib, rounds, clock, copied, advance)]
 
 
 def _rows(
-    tokens: int, gib: float, rounds: int, copied: Mapping[int, float], advance: Callable[[], None]
-) -> Iterator[dict[str, Any]]:
+    tokens: int, gib: float, rounds: int, clock: Callable[[], float], copied: Mapping[int, float],
+    advance: Callable[[], None],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     import tempfile
 
     from experiments.config.budget import budget
@@ -44,7 +50,7 @@ def _rows(
 
     with tempfile.TemporaryDirectory(prefix="ecdit-bench-") as name:
         config = reading_config(Path(name), MODEL, write_random_set(Path(name), tokens, gib))
-        measured = measure_reading(config, tuple(copied), rounds, advance)
+        measured = measure_reading(config, tuple(copied), rounds, clock, advance)
     flops = budget(config).train_flops_per_image
     for threads, read in measured.items():
         row: dict[str, Any] = {
@@ -61,8 +67,10 @@ def _rows(
         yield row
 
 
-def thread_counts() -> tuple[int, ...]:
+def thread_counts(clock_name: str) -> tuple[int, ...]:
     """1, 2, 4, 8: as many as this machine has cores for, and those of the default."""
+    if clock_name == "cpu":
+        return (1,)
     from experiments.data.loader import MAX_THREADS, loader_threads
 
     cores = os.cpu_count() or 1

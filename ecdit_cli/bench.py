@@ -74,7 +74,7 @@ def _print_data(options: SpeedOptions, steps: int, gib: float, as_json: bool) ->
     from ecdit_cli._reading import READING_COLUMNS, bench_reading
 
     drawn = _bench_data(options.overrides, steps)
-    read = bench_reading(gib, options.rounds, _progress)
+    read = bench_reading(gib, options.rounds, options.clock, _progress)
     if as_json:
         print_json([*drawn, *read])
         return

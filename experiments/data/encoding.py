@@ -23,7 +23,7 @@ from torch import Tensor
 
 from experiments.data.encoders import Autoencoder, EncodedCaptions, TextEncoders
 from experiments.data.libraries import first_line
-from experiments.data.source import SourceRows
+from experiments.data.source import SourceRows, UnreadableImageError
 
 DECODING_THREADS = 4
 NO_CAPTION, NO_IMAGE = "no caption", "not a file of an image"
@@ -110,6 +110,8 @@ def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOut:
         if stored.caption is None:
             return LeftOut(row, name, NO_CAPTION)
         pixels_CHW = decode(stored.content, image_size)
+    except UnreadableImageError as error:
+        return LeftOut(row, error.name, error.reason)
     except UnidentifiedImageError:  # PIL's own words hold an address of memory
         return LeftOut(row, name, NO_IMAGE)
     except DAMAGED as error:

@@ -42,6 +42,7 @@ BATCH_IMAGES = 256
 SHARD_IMAGES = 256
 VALIDATION_IMAGES = 1
 COPIED_BYTES = 2**20
+Clock = Callable[[], float]
 
 
 def bytes_per_image(num_tokens: int) -> int:
@@ -78,20 +79,24 @@ def reading_config(folder: Path, model: str, num_images: int) -> RunConfig:
 
 
 def measure_reading(
-    config: RunConfig, thread_counts: tuple[int, ...], rounds: int, on_round: Callable[[], None] = lambda: None
+    config: RunConfig,
+    thread_counts: tuple[int, ...],
+    rounds: int,
+    clock: Clock = perf_counter,
+    on_round: Callable[[], None] = lambda: None,
 ) -> dict[int, float]:
-    """Images per second by number of threads: the median of `rounds` passes over the data set, in turns."""
+    """Images per second of `clock` by number of threads: the median of `rounds` passes over the data set, in turns."""
     stream = TrainStream(config)
     seconds: dict[int, list[float]] = {threads: [] for threads in thread_counts}
-    _pass(stream, thread_counts[0])
+    _pass(stream, thread_counts[0], clock)
     for _ in range(rounds):
         for threads in thread_counts:
-            seconds[threads].append(_pass(stream, threads))
+            seconds[threads].append(_pass(stream, threads, clock))
         on_round()
     return {threads: config.train.images / median(passes) for threads, passes in seconds.items()}
 
 
-def measure_copying(num_threads: int, gib: float, rounds: int) -> float:
+def measure_copying(num_threads: int, gib: float, rounds: int, clock: Clock = perf_counter) -> float:
     """Bytes per second that threads copy in pieces of the size of a caption's features: what reading cannot exceed."""
     num_pieces = max(num_threads, int(gib * 2**30 / COPIED_BYTES))
     source, target = (np.ones((num_pieces, COPIED_BYTES), dtype=np.uint8) for _ in range(2))
@@ -104,17 +109,17 @@ def measure_copying(num_threads: int, gib: float, rounds: int) -> float:
     seconds = []
     with ThreadPoolExecutor(num_threads) as threads:
         for _ in range(rounds):
-            started = perf_counter()
+            started = clock()
             list(threads.map(copy, range(num_threads)))
-            seconds.append(perf_counter() - started)
+            seconds.append(clock() - started)
     return num_pieces * COPIED_BYTES / median(seconds)
 
 
-def _pass(stream: TrainStream, threads: int) -> float:
-    started = perf_counter()
+def _pass(stream: TrainStream, threads: int, clock: Clock) -> float:
+    started = clock()
     for batch in stream.iterate(0, threads):
         del batch  # as in training: it is gone before the next is asked for
-    return perf_counter() - started
+    return clock() - started
 
 
 def _shard(folder: Path, split: SetSplit, number: int, num_images: int, num_tokens: int) -> dict[str, Any]:

@@ -78,6 +78,9 @@ def prepare(
     source = open_request(request)
     encoders = find_encoders(request.vae, request.t5, request.clip)
     tasks = deal_rows(request, len(source))
+    _check_size(request, encoders)
+    if out.is_file():
+        raise ConfigError(f"{out} is a file.", "Name a folder, or one that does not exist.")
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     _settle(request, source, encoders, out)
@@ -117,6 +120,21 @@ def _wait_for_others(tasks: Sequence[ShardTask], out: Path, on_rows: OnRows, say
         on_rows(num_rows(tasks) - num_rows(waiting), num_rows(tasks))
         time.sleep(SECONDS_BETWEEN_LOOKS)
         waiting = [task for task in waiting if not is_made(out, task, verify=False)]
+
+
+def _check_size(request: Request, encoders: EncoderFolders) -> None:
+    """A VAE with n blocks divides the side of an image by 2^(n - 1)."""
+    factor = 2 ** (len(_vae_config(encoders).get("block_out_channels", [0])) - 1)
+    if request.image_size % factor:
+        raise ConfigError(
+            f"--image-size {request.image_size} is not divisible by {factor}, by which the VAE divides it.",
+            f"Use --image-size {-(-request.image_size // factor) * factor}.",
+        )
+
+
+def _vae_config(encoders: EncoderFolders) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((encoders.folders["vae"] / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def _settle(request: Request, source: SourceRows, encoders: EncoderFolders, out: Path) -> None:
@@ -207,7 +225,7 @@ def _shapes(out: Path, shards: Sequence[Shard]) -> dict[str, Any]:
 
 def _scales(encoders: EncoderFolders) -> dict[str, float]:
     """Of the VAE's config; diffusers' own defaults where it does not say."""
-    config = json.loads((encoders.folders["vae"] / "config.json").read_text(encoding="utf-8"))
+    config = _vae_config(encoders)
     return {
         "scaling_factor": float(config.get("scaling_factor", 0.18215)),
         "shift_factor": float(config.get("shift_factor") or 0.0),

@@ -46,6 +46,27 @@ def test_prepare_prints_what_it_made_and_says_what_it_left_out(
     assert f"Finished already, nothing to do: {out}" in captured.err
 
 
+def test_without_a_command_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data"]) == 0
+    captured = capsys.readouterr()
+    assert "prepare" in captured.out
+    assert not captured.err
+
+
+def test_out_that_is_a_file_or_holds_another_set_is_one_line(
+    latent_set: Path, encoder_folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_sidecars(tmp_path / "source", 4), tmp_path / "file"
+    out.touch()
+    assert run(arguments(source, out, encoder_folders)) == 2
+    assert f"error: {out} is a file. Name a folder" in capsys.readouterr().err
+    copy = shutil.copytree(latent_set, tmp_path / "set")
+    assert run(arguments(source, copy, encoder_folders)) == 2
+    error = capsys.readouterr().err
+    assert f"error: {copy} was begun with another" in error
+    assert "Use the same to continue it, or name another folder." in error
+
+
 def test_check_finds_one_changed_bit(latent_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(latent_set, tmp_path / "set")
     assert run(["data", "check", str(copy), "--json"]) == 0

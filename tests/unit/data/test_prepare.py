@@ -9,9 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import load_file
 
 from experiments.config.data_set import read_index
@@ -29,8 +31,10 @@ from tests.real_images import (
     save_sentencepiece_t5,
     small_request,
     tensors_of,
+    write_metadata,
     write_parquet,
     write_sidecars,
+    write_webdataset,
 )
 
 Folders = dict[str, str]
@@ -152,6 +156,36 @@ def test_damaged_images_and_missing_captions_are_counted_listed_and_left_out(
     assert sum(shard.num_images for shard in index.shards) == 9
 
 
+def test_an_image_that_the_metadata_do_not_name_is_listed(encoder_folders: Folders, tmp_path: Path) -> None:
+    source = write_metadata(tmp_path / "source", 12)
+    lines = (source / "metadata.jsonl").read_text().splitlines()
+    gone = '{"file_name": "gone.png", "caption": "a circle"}'
+    (source / "metadata.jsonl").write_text("\n".join([lines[0], *lines[2:], gone]))
+    index = prepare(small_request(source, encoder_folders, validation_images=4), tmp_path / "set").index
+    listed = [json.loads(line) for line in (tmp_path / "set" / LEFT_OUT_FILE).read_text().splitlines()]
+    assert [(one["name"], one["reason"]) for one in listed] == [
+        ("gone.png", "no such file or directory"),
+        ("001.jpg", "no caption"),
+    ]
+    assert (index.num_damaged, sum(shard.num_images for shard in index.shards)) == (2, 11)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_a_damaged_image_inside_a_file_is_listed(kind: str, encoder_folders: Folders, tmp_path: Path) -> None:
+    source = SOURCES[kind](tmp_path / "source", 12)
+    if kind == "parquet":
+        rows = parquet.read_table(source).to_pylist()
+        rows[3]["image"]["bytes"] = b"no image"
+        parquet.write_table(pa.Table.from_pylist(rows), source)
+    else:
+        content = source.read_bytes()
+        start = content.index(b"\xff\xd8\xff")
+        source.write_bytes(content[:start] + b"no image" + content[start + 8 :])
+    index = prepare(small_request(source, encoder_folders, validation_images=2), tmp_path / "set").index
+    assert (index.num_damaged, sum(shard.num_images for shard in index.shards)) == (1, 11)
+    assert json.loads((tmp_path / "set" / LEFT_OUT_FILE).read_text())["reason"] == "not a file of an image"
+
+
 def test_images_are_cut_in_the_middle_turned_upright_and_laid_on_white() -> None:
     pixels = np.zeros((8, 16, 3), dtype=np.uint8)
     pixels[:, 4:12] = 255
@@ -178,8 +212,17 @@ def test_bad_requests_are_one_line_before_anything_is_encoded(encoder_folders: F
     Image.new("RGB", (8, 8)).save(bare / "a.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
-    parquet = write_parquet(tmp_path / "parquet", 3)
+    table = write_parquet(tmp_path / "parquet", 3)
+    cut_parquet, cut_tar = tmp_path / "cut.parquet", write_webdataset(tmp_path / "tar", 9)
+    cut_parquet.write_bytes(table.read_bytes()[:-99])
+    cut_tar.write_bytes(cut_tar.read_bytes()[:7000])
     cases = [
+        (small_request(cut_parquet, encoder_folders), "cut.parquet cannot be read: Parquet magic bytes not found"),
+        (small_request(cut_tar, encoder_folders), "part.tar is cut short: it does not end as a tar does. Copy it"),
+        (
+            small_request(source, encoder_folders, image_size=31),
+            "--image-size 31 is not divisible by 2, by which the VAE divides it. Use --image-size 32.",
+        ),
         (small_request(bare, encoder_folders), "has no captions. Put each into a text file beside its image"),
         (small_request(tmp_path / "empty", encoder_folders), "holds no images."),
         (small_request(tmp_path / "notes.txt", encoder_folders), "holds files of the kinds .txt."),
@@ -198,8 +241,8 @@ def test_bad_requests_are_one_line_before_anything_is_encoded(encoder_folders: F
             small_request(source, encoder_folders, validation_images=4),
             "--validation-images 4 does not fit a source of 4",
         ),
-        (small_request(parquet, encoder_folders, caption_column="titel"), "--caption-column 'titel' is not a column"),
-        (small_request(parquet, encoder_folders, image_column="imag"), "Did you mean 'image'?"),
+        (small_request(table, encoder_folders, caption_column="titel"), "--caption-column 'titel' is not a column"),
+        (small_request(table, encoder_folders, image_column="imag"), "Did you mean 'image'?"),
     ]
     for request, message in cases:
         with pytest.raises(ConfigError) as caught:
