@@ -24,6 +24,7 @@ class Counting:
 
     def __init__(self, what: str, unit: str) -> None:
         self.what, self.unit = what, unit
+        self._before: int | None = None
         self._began: tuple[float, int] | None = None
         self._last = time.monotonic()
 
@@ -40,12 +41,15 @@ class Counting:
         say(line)
 
     def speed(self, done: int) -> float | None:
-        """A second, since the first call; None at the beginning."""
-        if self._began is None:
-            self._began = time.monotonic(), done
-        started, before = self._began
-        seconds = time.monotonic() - started
-        return (done - before) / seconds if done > before and seconds > 0 else None
+        """A second, from the first that were done by this command: loading what is needed does not count."""
+        now = time.monotonic()
+        if self._before is None:
+            self._before = done
+        if self._began is None and done > self._before:
+            self._began = now, done
+        if self._began is None or done == self._began[1] or now == self._began[0]:
+            return None
+        return (done - self._began[1]) / (now - self._began[0])
 
 
 class _Bar(Counting):

@@ -12,6 +12,7 @@ from ecdit_cli._counting import counting
 from ecdit_cli._options import Json
 
 data = typer.Typer(help="Prepare real images for training, and check what was prepared.", invoke_without_command=True)
+TITLES = {"gib": "GiB", "cut_for_t5": "cut for T5", "cut_for_clip": "cut for CLIP"}
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the data set.")]
 
 
@@ -125,10 +126,12 @@ def _nothing(line: str) -> None:
 
 
 def _print(row: dict[str, object], as_json: bool) -> None:
+    """One thing a line: paths and fingerprints are too long to stand beside each other."""
     from ecdit_cli._console import Column, print_rows
 
     if as_json:
         print_json(row)
         return
-    titles = {"gib": Column("gib", "GiB", "{:.3g}".format)}
-    print_rows([row], [titles.get(key, Column(key, key.replace("_", " "))) for key in row], as_json=False)
+    shown = row | ({"gib": f"{row['gib']:.3g}"} if "gib" in row else {})
+    lines = [{"what": TITLES.get(key, key.replace("_", " ")), "value": str(value)} for key, value in shown.items()]
+    print_rows(lines, [Column("what", "data set"), Column("value", "")], as_json=False)

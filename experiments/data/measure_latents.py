@@ -88,7 +88,7 @@ def measure_reading(
     """Images per second of `clock` by number of threads: the median of `rounds` passes over the data set, in turns."""
     stream = TrainStream(config)
     seconds: dict[int, list[float]] = {threads: [] for threads in thread_counts}
-    _pass(stream, thread_counts[0], clock)
+    _pass(stream, max(thread_counts), clock)
     for _ in range(rounds):
         for threads in thread_counts:
             seconds[threads].append(_pass(stream, threads, clock))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from safetensors.torch import save
 from torch import Tensor
 
@@ -120,9 +121,10 @@ def is_made(out: Path, task: ShardTask, verify: bool) -> bool:
 
 
 def remove_unfinished(out: Path, task: ShardTask) -> None:
-    """What a process that was killed had begun to write."""
+    """What a process that was killed had begun to write; its number is in the name (`replace_atomically`)."""
     for path in out.glob(f".{task.name}.*.tmp"):
-        path.unlink(missing_ok=True)
+        if not psutil.pid_exists(int(path.name.split(".")[-2])):
+            path.unlink(missing_ok=True)
 
 
 def read_note(out: Path, task: ShardTask) -> dict[str, Any] | None:
