@@ -36,7 +36,10 @@ def test_a_log_gets_a_line_each_half_minute_with_speed_and_time_left(
         clock.now += 10
         count(5016 + 20 * (round(clock.now) - 600), 10_000)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["encoding: 5,216/10,000 images, 20 a second, 3 min 59 s left"]
+    assert lines == [
+        "encoding: 5,216/10,000 images, 20 a second, 3 min 59 s left",
+        "encoding: 5,816/10,000 images, 20 a second, 3 min 29 s left",
+    ]
 
 
 def test_nothing_is_said_of_what_was_done_at_once(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
