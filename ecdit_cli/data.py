@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ecdit_cli._console import print_json, say
 from ecdit_cli._counting import counting
 from ecdit_cli._options import Json
+
+if TYPE_CHECKING:
+    from experiments.config.data_set import DataSetIndex
 
 data = typer.Typer(help="Prepare real images for training, and check what was prepared.", invoke_without_command=True)
 TITLES = {"gib": "GiB", "cut_for_t5": "cut for T5", "cut_for_clip": "cut for CLIP"}
@@ -73,25 +76,9 @@ def prepare(
     with counting("encoding", "images") as show:
         made = make(request, out, processes, show, show.say, launch)
     assert made is not None
-    index = made.index
-    if index.num_damaged:
-        say(f"Left out {index.num_damaged:,} of {index.source.num_rows:,} images: see {out / LEFT_OUT_FILE}")
-    cut = {"t5": index.num_cut("t5"), "clip": index.num_cut("clip")}
-    if any(cut.values()):
-        say(f"Too long and cut: {cut['t5']:,} captions for T5 (--max-tokens {max_tokens}), {cut['clip']:,} for CLIP.")
     if not made.num_files_made:
         say(f"Finished already, nothing to do: {out}")
-    row = {
-        "path": str(out),
-        "fingerprint": index.fingerprint,
-        "train_images": index.num_images("train"),
-        "validation_images": index.num_images("validation"),
-        "left_out": index.num_damaged,
-        **{f"cut_for_{encoder}": number for encoder, number in cut.items() if number is not None},
-        "latents": f"{index.channels} x {index.latent_size} x {index.latent_size}",
-        "gib": sum(file.num_bytes for file in index.files()) / 2**30,
-    }
-    _print(row, as_json)
+    _print(_summary(made.index, out, out / LEFT_OUT_FILE), as_json)
 
 
 @data.command()
@@ -109,6 +96,26 @@ def check(out: Folder, as_json: Json = False) -> None:
             check_content(out, file)
             show(number + 1, len(index.files()))
     _print({"path": str(out), "fingerprint": index.fingerprint, "files": len(index.files()), "state": "whole"}, as_json)
+
+
+def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object]:
+    """What a data set holds; what is not in it, or not whole, is said aloud."""
+    if index.num_damaged:
+        say(f"Left out {index.num_damaged:,} of {index.source.num_rows:,} images: see {left_out}")
+    cut = {"t5": index.num_cut("t5"), "clip": index.num_cut("clip")}
+    if any(cut.values()):
+        longest = index.caption_length
+        say(f"Too long and cut: {cut['t5']:,} captions for T5 (--max-tokens {longest}), {cut['clip']:,} for CLIP.")
+    return {
+        "path": str(out),
+        "fingerprint": index.fingerprint,
+        "train_images": index.num_images("train"),
+        "validation_images": index.num_images("validation"),
+        "left_out": index.num_damaged,
+        **{f"cut_for_{encoder}": number for encoder, number in cut.items() if number is not None},
+        "latents": f"{index.channels} x {index.latent_size} x {index.latent_size}",
+        "gib": sum(file.num_bytes for file in index.files()) / 2**30,
+    }
 
 
 def _launched() -> tuple[int, int, int]:
