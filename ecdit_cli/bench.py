@@ -25,6 +25,9 @@ def bench(
     tokens: Annotated[int, typer.Option(min=1, help="routing: tokens of a batch.")] = 4096,
     width: Annotated[list[int] | None, typer.Option(min=1, help="routing: model width; may be given again.")] = None,
     experts: Annotated[list[int] | None, typer.Option(min=1, help="routing: experts; may be given again.")] = None,
+    gib: Annotated[
+        float, typer.Option(min=0.001, help="data: size of each data set of latents that is written and read.")
+    ] = 1.0,
     clock: Annotated[
         Literal["wall", "cpu"], typer.Option(help="cpu: seconds computed, for a machine that others use too.")
     ] = "wall",
@@ -34,7 +37,8 @@ def bench(
 
     routing: the expert-choice layer beside dense, DeepSpeed's and others. train: which share of an iteration is
     forward, backward and optimizer, and expert choice beside dense. sample: what experts cost in sampling. data: how
-    many images are drawn against how many are trained on. cli: how long commands take to start. sweep: tiny runs
+    many images are drawn against how many are trained on, and how many latents with text features are read against what
+    B trains on an H100. cli: how long commands take to start. sweep: tiny runs
     through the executor against a process each, what the sweep itself takes, and 10,000 runs planned and looked at.
     """
     from experiments.errors import EcditError, did_you_mean
@@ -44,11 +48,13 @@ def bench(
         print_rows(SPEED_MEASURES[what](options, _progress), SPEED_COLUMNS, as_json)
     elif what == "train":
         _print_train(options, steps, as_json)
+    elif what == "data":
+        _print_data(options, steps, gib, as_json)
     elif what in MEASURES:
         measure, columns = MEASURES[what]
         print_rows(measure(options.overrides, steps, rounds), columns, as_json)
     else:
-        measures = ["train", *SPEED_MEASURES, *MEASURES]
+        measures = ["train", "data", *SPEED_MEASURES, *MEASURES]
         raise EcditError(f"ecdit bench {what!r} does not exist.", did_you_mean(what, measures))
 
 
@@ -61,6 +67,19 @@ def _print_train(options: SpeedOptions, steps: int, as_json: bool) -> None:
         return
     print_rows(shares, TRAIN_COLUMNS, as_json=False)
     print_rows(speed, SPEED_COLUMNS, as_json=False)
+
+
+def _print_data(options: SpeedOptions, steps: int, gib: float, as_json: bool) -> None:
+    """Two tables for a person; one list as JSON, whose rows of the second have `what`."""
+    from ecdit_cli._reading import READING_COLUMNS, bench_reading
+
+    drawn = _bench_data(options.overrides, steps)
+    read = bench_reading(gib, options.rounds, options.clock, _progress)
+    if as_json:
+        print_json([*drawn, *read])
+        return
+    print_rows(drawn, DATA_COLUMNS, as_json=False)
+    print_rows(read, READING_COLUMNS, as_json=False)
 
 
 def _bench_train(overrides: list[str], steps: int) -> Rows:
@@ -78,7 +97,7 @@ def _bench_train(overrides: list[str], steps: int) -> Rows:
         return rows
 
 
-def _bench_data(overrides: list[str], steps: int, rounds: int) -> Rows:
+def _bench_data(overrides: list[str], steps: int) -> Rows:
     """Dense trains fastest, and asks most of the data."""
     from experiments.config.overrides import load_config
 
@@ -166,7 +185,6 @@ SWEEP_COLUMNS = (
     Column("unit", "unit"),
 )
 MEASURES: dict[str, tuple[Callable[[list[str], int, int], Rows], tuple[Column, ...]]] = {
-    "data": (_bench_data, DATA_COLUMNS),
     "cli": (_bench_cli, CLI_COLUMNS),
     "sweep": (_bench_sweep, SWEEP_COLUMNS),
 }

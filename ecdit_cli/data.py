@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ecdit_cli._console import print_json, say
+from ecdit_cli._counting import counting
 from ecdit_cli._options import Json
 
-data = typer.Typer(help="Prepare real images for training, and check what was prepared.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from experiments.config.data_set import DataSetIndex
+
+data = typer.Typer(help="Prepare real images for training, and check what was prepared.", invoke_without_command=True)
+TITLES = {"gib": "GiB", "cut_for_t5": "cut for T5", "cut_for_clip": "cut for CLIP"}
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the data set.")]
+
+
+@data.callback()
+def explain(context: typer.Context) -> None:
+    """Prepare real images for training, and check what was prepared."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @data.command()
@@ -37,41 +47,38 @@ def prepare(
     batch_images: Annotated[int, typer.Option(min=1, help="Images encoded at a time.")] = 16,
     processes: Annotated[int, typer.Option(min=1, help="Each holds all models; accelerators are taken in turn.")] = 1,
     split: Annotated[str, typer.Option(help="Of a Hub data set.")] = "train",
+    subset: Annotated[str | None, typer.Option(metavar="NAME", help="Of a Hub data set that has several.")] = None,
     image_column: Annotated[str | None, typer.Option(metavar="NAME", help="Default: found by its type.")] = None,
     caption_column: Annotated[str | None, typer.Option(metavar="NAME", help="Default: caption, text, txt, ...")] = None,
     as_json: Json = False,
 ) -> None:
     """Turn captioned images into latents and text features. The same command continues it, or mends what is damaged.
 
-    Needs the extra ecdit[data]. Then train with: ecdit train data.name=latents data.path=OUT
+    Needs the extra ecdit[data]. On several nodes, start it with torchrun or srun and a shared OUT. Then train with:
+    ecdit train data.name=latents data.path=OUT
     """
-    say("importing torch ...")
-    from experiments.data.prepare import LEFT_OUT_FILE
+    rank, world, local_rank = _launched()
+    tell = say if rank == 0 else _nothing
+    tell("importing torch ...")
+    from experiments.data.prepare import LEFT_OUT_FILE, Launch
     from experiments.data.prepare import prepare as make
     from experiments.data.shards import Request
 
     request = Request(
         source=source, vae=vae, t5=t5, clip=clip, image_size=image_size, max_tokens=max_tokens,
         validation_images=validation_images, shard_images=shard_images, batch_images=batch_images, split=split,
-        image_column=image_column, caption_column=caption_column,
+        subset=subset, image_column=image_column, caption_column=caption_column,
     )  # fmt: skip
-    with _progress("encoding") as show:
-        made = make(request, out, processes, show, say)
-    index = made.index
-    if index.num_damaged:
-        say(f"Left out {index.num_damaged:,} of {index.source.num_rows:,} images: see {out / LEFT_OUT_FILE}")
+    launch = Launch(rank, world, local_rank)
+    if rank:
+        make(request, out, processes, launch=launch)
+        return
+    with counting("encoding", "images") as show:
+        made = make(request, out, processes, show, show.say, launch)
+    assert made is not None
     if not made.num_files_made:
         say(f"Finished already, nothing to do: {out}")
-    row = {
-        "path": str(out),
-        "fingerprint": index.fingerprint,
-        "train_images": index.num_images("train"),
-        "validation_images": index.num_images("validation"),
-        "left_out": index.num_damaged,
-        "latents": f"{index.channels} x {index.latent_size} x {index.latent_size}",
-        "gib": sum(file.num_bytes for file in index.files()) / 2**30,
-    }
-    _print(row, as_json)
+    _print(_summary(made.index, out, out / LEFT_OUT_FILE), as_json)
 
 
 @data.command()
@@ -83,7 +90,7 @@ def check(out: Folder, as_json: Json = False) -> None:
     say("importing torch ...")
     from experiments.data.latents import check_content, check_length
 
-    with _progress("checking") as show:
+    with counting("checking", "files") as show:
         for number, file in enumerate(index.files()):
             check_length(out, file)
             check_content(out, file)
@@ -91,20 +98,47 @@ def check(out: Folder, as_json: Json = False) -> None:
     _print({"path": str(out), "fingerprint": index.fingerprint, "files": len(index.files()), "state": "whole"}, as_json)
 
 
+def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object]:
+    """What a data set holds; what is not in it, or not whole, is said aloud."""
+    if index.num_damaged:
+        say(f"Left out {index.num_damaged:,} of {index.source.num_rows:,} images: see {left_out}")
+    cut = {"t5": index.num_cut("t5"), "clip": index.num_cut("clip")}
+    if any(cut.values()):
+        longest = index.caption_length
+        say(f"Too long and cut: {cut['t5']:,} captions for T5 (--max-tokens {longest}), {cut['clip']:,} for CLIP.")
+    return {
+        "path": str(out),
+        "fingerprint": index.fingerprint,
+        "train_images": index.num_images("train"),
+        "validation_images": index.num_images("validation"),
+        "left_out": index.num_damaged,
+        **{f"cut_for_{encoder}": number for encoder, number in cut.items() if number is not None},
+        "latents": f"{index.channels} x {index.latent_size} x {index.latent_size}",
+        "gib": sum(file.num_bytes for file in index.files()) / 2**30,
+    }
+
+
+def _launched() -> tuple[int, int, int]:
+    """Rank, number of processes and rank on this node, where torchrun or srun started several."""
+    import os
+
+    from experiments.training.launch import slurm_ranks
+
+    given = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **slurm_ranks(os.environ), **os.environ}
+    return int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"])
+
+
+def _nothing(line: str) -> None:
+    """The other processes of a launch do not talk."""
+
+
 def _print(row: dict[str, object], as_json: bool) -> None:
+    """One thing a line: paths and fingerprints are too long to stand beside each other."""
     from ecdit_cli._console import Column, print_rows
 
     if as_json:
         print_json(row)
         return
-    titles = {"gib": Column("gib", "GiB", "{:.3g}".format)}
-    print_rows([row], [titles.get(key, Column(key, key.replace("_", " "))) for key in row], as_json=False)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar at a terminal, a line now and then in a log."""
-    from ecdit_cli._sampling import sampling_progress
-
-    with sampling_progress(what) as show:
-        yield show
+    shown = row | ({"gib": f"{row['gib']:.3g}"} if "gib" in row else {})
+    lines = [{"what": TITLES.get(key, key.replace("_", " ")), "value": str(value)} for key, value in shown.items()]
+    print_rows(lines, [Column("what", "data set"), Column("value", "")], as_json=False)

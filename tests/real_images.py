@@ -127,6 +127,26 @@ def save_t5(folder: Path) -> Path:
     return folder
 
 
+def save_sentencepiece_t5(folder: Path) -> Path:
+    """A T5 as published: its tokenizer is a file of SentencePiece, which was trained, and nothing else."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is of the extra ecdit[data]")
+    from transformers import T5Config, T5EncoderModel
+
+    folder.mkdir(parents=True)
+    captions = [caption for _, caption in captioned_images(200)]
+    model = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions), model_writer=model, vocab_size=60, hard_vocab_limit=False, pad_id=0,
+        eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    settings = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "extra_ids": 100, "model_max_length": 512}))
+    config = T5Config(vocab_size=200, d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(folder)
+    return folder
+
+
 def save_clip_text(folder: Path) -> Path:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -161,3 +181,28 @@ def small_request(source: Path, encoders: dict[str, str], **settings: Any) -> Re
 def tensors_of(folder: Path, split: str, name: str) -> torch.Tensor:
     """One tensor of all shards of a split, one after the other."""
     return torch.cat([load_file(file)[name] for file in sorted(folder.glob(f"{split}-*.safetensors"))])
+
+
+def save_as_published(small: dict[str, str], folder: Path) -> dict[str, str]:
+    """The small encoders in the forms that are published: see `test_prepare.py`."""
+    import shutil
+
+    from diffusers import AutoencoderKL
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(3)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=16, sample_size=IMAGE_SIZE,
+        scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False,
+    ).to(torch.bfloat16).save_pretrained(folder / "vae")  # fmt: skip
+    t5 = T5ForConditionalGeneration(T5Config.from_pretrained(small["t5"]))
+    t5.to(torch.bfloat16).save_pretrained(folder / "text_encoder_2")
+    shutil.copytree(small["t5"], folder / "tokenizer_2", ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
+    shutil.copytree(small["clip"], folder / "clip", ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
+    seeing = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = CLIPTextConfig.from_pretrained(small["clip"]).to_dict()
+    vision = {**seeing, "image_size": IMAGE_SIZE, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder / "clip")
+    parts = {"vae": "vae", "t5": "text_encoder_2", "clip": "clip"}
+    return {name: str(folder / part) for name, part in parts.items()}

@@ -49,12 +49,17 @@ class FileEntry(_Entry):
 
 
 class Shard(FileEntry):
-    """Images of one split, in order. `source_sha256`: of the image files and captions that went into it."""
+    """Images of one split, in order. `source_sha256`: of the image files and captions that went into it.
+
+    `num_cut_t5`, `num_cut_clip`: captions that were too long for an encoder; None where nobody had counted.
+    """
 
     split: SetSplit
     num_images: int
     num_tokens: int
     source_sha256: str
+    num_cut_t5: int | None = None
+    num_cut_clip: int | None = None
 
 
 class Encoder(_Entry):
@@ -101,6 +106,11 @@ class DataSetIndex(_Entry):
     def num_images(self, split: SetSplit) -> int:
         """Of a split, over all shards."""
         return sum(shard.num_images for shard in self.shards if shard.split == split)
+
+    def num_cut(self, encoder: Literal["t5", "clip"]) -> int | None:
+        """Captions that were too long for it; None where that was not counted."""
+        counts = [getattr(shard, f"num_cut_{encoder}") for shard in self.shards]
+        return None if None in counts else sum(counts)
 
     def files(self) -> tuple[FileEntry, ...]:
         """Every file of tensors."""

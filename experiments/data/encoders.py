@@ -1,14 +1,16 @@
 """The frozen networks that turn pixels into latents and captions into features: a VAE, T5 and CLIP.
 
-Classes of diffusers and transformers, through their own `from_pretrained`, from folders or from the Hub. Weights are
-read from safetensors only, so that no file can execute code. The VAE works in float32 (that of SDXL overflows in
-float16); the text encoders in bfloat16 on an accelerator. What is stored is float16.
+Classes of diffusers and transformers, through their own `from_pretrained`, from folders or from the Hub, alone or as
+parts of a pipeline (`OWNER/MODEL/text_encoder`, with its `tokenizer` beside it). Weights are read from safetensors
+only, so that no file can execute code. The VAE works in float32 (that of SDXL overflows in float16); the text encoders
+in bfloat16 on an accelerator. What is stored is float16.
 
 Legend: B images, C channels, H, W height and width, V, U widths of T5 and CLIP.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from experiments.errors import ConfigError
 CLASSES = {"vae": "AutoencoderKL", "t5": "T5EncoderModel", "clip": "CLIPTextModel"}
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
 """What makes a model and its tokenizer."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,34 @@ def find_encoders(vae: str, t5: str, clip: str) -> EncoderFolders:
 def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
     """One of `CLASSES`: what it is, and its folder on this machine; a `ConfigError` where there is none."""
     folder = _folder(name, path)
-    entry = Encoder(path=path, kind=CLASSES[name], sha256=file_sha256(_files(folder)))
+    beside = [] if name == "vae" or tokenizer_folder(folder) == folder else _files(tokenizer_folder(folder))
+    entry = Encoder(path=path, kind=CLASSES[name], sha256=file_sha256([*_files(folder), *beside]))
     return entry, folder
+
+
+def encoder_folders(vae: str, t5: str, clip: str) -> dict[str, Path]:
+    """As `find_encoders`, without reading their files."""
+    return {name: _folder(name, path) for name, path in (("vae", vae), ("t5", t5), ("clip", clip))}
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Beside the weights; or, as in pipelines of diffusers, `tokenizer_2` for the weights in `text_encoder_2`."""
+    beside = folder.parent / _tokenizer_of(folder.name)
+    has_own = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return folder if has_own or not beside.is_dir() else beside
+
+
+@dataclass(frozen=True)
+class EncodedCaptions:
+    """Features of the tokens of each caption, [L', V] without padding, and pooled ones; float16.
+
+    `num_cut_t5` and `num_cut_clip` captions had more tokens than the encoder was given.
+    """
+
+    features: list[Tensor]
+    pooled_BU: Tensor
+    num_cut_t5: int
+    num_cut_clip: int
 
 
 class Autoencoder:
@@ -89,10 +118,11 @@ class TextEncoders:
     def __init__(self, t5: Path, clip: Path, max_tokens: int, device: torch.device) -> None:
         transformers = library("transformers")
         transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()  # it reports the half of a model that is not asked for
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self._device, self._max_tokens = device, max_tokens
-        self._t5_tokenizer = _load("t5", t5, transformers.AutoTokenizer)
-        self._clip_tokenizer = _load("clip", clip, transformers.AutoTokenizer)
+        self._t5_tokenizer = _load_tokenizer("t5", t5)
+        self._clip_tokenizer = _load_tokenizer("clip", clip)
         self._t5, self._clip = (
             _load_whole(name, folder, kind, dtype).to(device).eval().requires_grad_(False)
             for name, folder, kind in (
@@ -102,23 +132,25 @@ class TextEncoders:
         )
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> tuple[list[Tensor], Tensor]:
-        """Features of the tokens of each caption, [L', V] without padding, and pooled ones [B, U], float16."""
-        tokens = self._tokens(self._t5_tokenizer, captions, self._max_tokens)
+    def encode(self, captions: Sequence[str]) -> EncodedCaptions:
+        """Each caption as both encoders see it; one that is too long is cut, and keeps its end token."""
+        tokens, num_cut_t5 = self._tokens(self._t5_tokenizer, captions, self._max_tokens)
         features = _stored(self._t5(**tokens).last_hidden_state, "T5 features")
         lengths = tokens["attention_mask"].sum(dim=1).tolist()
         places = int(self._clip.config.max_position_embeddings)
-        pooled = self._clip(**self._tokens(self._clip_tokenizer, captions, places)).pooler_output
+        clip_tokens, num_cut_clip = self._tokens(self._clip_tokenizer, captions, places)
+        pooled_BU = _stored(self._clip(**clip_tokens).pooler_output, "CLIP features")
         each = [row[:length].clone() for row, length in zip(features, lengths, strict=True)]
-        return each, _stored(pooled, "CLIP features")
+        return EncodedCaptions(each, pooled_BU, num_cut_t5, num_cut_clip)
 
-    def _tokens(self, tokenizer: Any, captions: Sequence[str], max_length: int) -> dict[str, Tensor]:
-        """Padded on the right; a caption that is too long is cut, and keeps its end token."""
+    def _tokens(self, tokenizer: Any, captions: Sequence[str], max_length: int) -> tuple[dict[str, Tensor], int]:
+        """Padded on the right, and how many captions were cut."""
+        num_cut = sum(len(ids) > max_length for ids in tokenizer(list(captions))["input_ids"])
         tokens = tokenizer(
             list(captions), padding="longest", truncation=True, max_length=max_length, return_tensors="pt",
             padding_side="right", return_token_type_ids=False,
         )  # fmt: skip
-        return {name: values.to(self._device) for name, values in tokens.items()}
+        return {name: values.to(self._device) for name, values in tokens.items()}, num_cut
 
 
 def _stored(values: Tensor, what: str) -> Tensor:
@@ -130,14 +162,27 @@ def _stored(values: Tensor, what: str) -> Tensor:
 
 def _folder(name: str, path: str) -> Path:
     """On this machine; what is only on the Hub is brought here."""
-    if Path(path).is_dir():
-        if not (Path(path) / "config.json").is_file():
-            raise ConfigError(f"--{name} {path} holds no {CLASSES[name]}: config.json is missing.", _hint(name))
-        return Path(path)
-    if Path(path).exists() or path.count("/") > 1 or path.startswith((".", "/")):
-        raise ConfigError(f"--{name} {path} is not a folder.", _hint(name))
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.exists() or path.count("/") > 2 or path.startswith((".", "/")):
+            raise ConfigError(f"--{name} {path} is not a folder.", _hint(name))
+        folder = _downloaded(name, path)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"--{name} {path} holds no {CLASSES[name]}: config.json is missing.", _hint(name))
+    return folder
+
+
+def _downloaded(name: str, path: str) -> Path:
+    """`OWNER/MODEL`, or a folder in one, `OWNER/MODEL/text_encoder`, which brings its tokenizer's folder along."""
+    owner_and_model, inside = "/".join(path.split("/")[:2]), "".join(path.split("/")[2:])
+    folders = [f"{folder}/" for folder in (inside, _tokenizer_of(inside))] if inside else [""]
+    patterns = [folder + pattern for folder in folders for pattern in FILES]
+    others = None if inside else ["*/*"]
     try:
-        return Path(library("huggingface_hub").snapshot_download(path, allow_patterns=list(FILES)))
+        hub = library("huggingface_hub")
+        if not sys.stderr.isatty():
+            hub.utils.disable_progress_bars()
+        return Path(hub.snapshot_download(owner_and_model, allow_patterns=patterns, ignore_patterns=others)) / inside
     except Exception as error:  # the Hub's client raises its own classes and those of the network below it
         raise ConfigError(
             f"--{name} {path} is no folder, and the Hugging Face Hub does not give it: {first_line(error)}.",
@@ -145,14 +190,25 @@ def _folder(name: str, path: str) -> Path:
         ) from error
 
 
+def _tokenizer_of(folder_name: str) -> str:
+    return folder_name.replace("text_encoder", "tokenizer")
+
+
 def _hint(name: str) -> str:
-    return f"Name a folder that {CLASSES[name]}.save_pretrained wrote, or a model on the Hub."
+    return f"Name a folder that {CLASSES[name]}.save_pretrained wrote (safetensors), or a model on the Hub."
 
 
 def _load(name: str, folder: Path, kind: Any, **options: Any) -> Any:
     if name == "vae" or options.get("output_loading_info"):
         options["use_safetensors"] = True
     return _read(name, folder, lambda: kind.from_pretrained(folder, local_files_only=True, **options))
+
+
+def _load_tokenizer(name: str, folder: Path) -> Any:
+    folder = tokenizer_folder(folder)
+    if (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file():
+        library("sentencepiece")  # without it transformers asks for another library, which does not help
+    return _load(name, folder, library("transformers").AutoTokenizer)
 
 
 def _load_whole(name: str, folder: Path, kind: Any, dtype: torch.dtype) -> Any:

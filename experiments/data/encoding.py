@@ -21,9 +21,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from experiments.data.encoders import Autoencoder, TextEncoders
+from experiments.data.encoders import Autoencoder, EncodedCaptions, TextEncoders
 from experiments.data.libraries import first_line
-from experiments.data.source import SourceRows
+from experiments.data.source import SourceRows, UnreadableImageError
 
 DECODING_THREADS = 4
 NO_CAPTION, NO_IMAGE = "no caption", "not a file of an image"
@@ -57,6 +57,8 @@ class EncodedRows:
     tensors: dict[str, Tensor]
     left_out: list[LeftOut]
     source_sha256: str
+    num_cut_t5: int = 0
+    num_cut_clip: int = 0
 
 
 def encode_rows(
@@ -71,6 +73,7 @@ def encode_rows(
     """Everything a shard holds of `rows`, in their order; `on_rows` is told how many rows each batch took."""
     left_out: list[LeftOut] = []
     parts: list[dict[str, Tensor]] = []
+    captions: list[EncodedCaptions] = []
     digest = hashlib.sha256()
     with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode") as threads:
         for first in range(0, len(rows), batch_images):
@@ -79,24 +82,23 @@ def encode_rows(
             left_out += [answer for answer in answers if isinstance(answer, LeftOut)]
             loaded = [answer for answer in answers if isinstance(answer, Loaded)]
             if loaded:
-                parts.append(_encoded(loaded, vae, text))
+                captions.append(text.encode([one.caption for one in loaded]))
+                parts.append(_tensors(loaded, *vae.encode(_pixels(loaded)), captions[-1]))
                 digest.update(b"".join(one.sha256 for one in loaded))
             on_rows(len(here))
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
     for name in ("text", "caption"):
         if parts:
             tensors[f"{name}_start_N1"] = _starts(tensors.pop(f"{name}_length_N"))
-    return EncodedRows(tensors, left_out, digest.hexdigest())
+    cut = (sum(one.num_cut_t5 for one in captions), sum(one.num_cut_clip for one in captions))
+    return EncodedRows(tensors, left_out, digest.hexdigest(), *cut)
 
 
 def encode_empty_caption(text: TextEncoders) -> dict[str, Tensor]:
     """The tensors of the file of the empty caption: as a shard of one image without latents."""
-    (features_TV,), pooled_NU = text.encode([""])
-    return {
-        "text_MV": features_TV,
-        "text_start_N1": torch.tensor([0, len(features_TV)]),
-        "pooled_NU": pooled_NU,
-    }
+    encoded = text.encode([""])
+    (text_TV,) = encoded.features
+    return {"text_MV": text_TV, "text_start_N1": torch.tensor([0, len(text_TV)]), "pooled_NU": encoded.pooled_BU}
 
 
 def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOut:
@@ -108,6 +110,8 @@ def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOut:
         if stored.caption is None:
             return LeftOut(row, name, NO_CAPTION)
         pixels_CHW = decode(stored.content, image_size)
+    except UnreadableImageError as error:
+        return LeftOut(row, error.name, error.reason)
     except UnidentifiedImageError:  # PIL's own words hold an address of memory
         return LeftOut(row, name, NO_IMAGE)
     except DAMAGED as error:
@@ -125,22 +129,35 @@ def decode(content: bytes, image_size: int) -> Tensor:
         image = ImageOps.exif_transpose(opened)
         if "A" in image.getbands() or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        fitted = ImageOps.fit(image.convert("RGB"), (image_size, image_size), Image.Resampling.BICUBIC)
+        fitted = ImageOps.fit(_in_eight_bits(image).convert("RGB"), (image_size, image_size), Image.Resampling.BICUBIC)
     pixels_HWC = np.asarray(fitted, dtype=np.float32) / np.float32(127.5) - np.float32(1)
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
 
-def _encoded(loaded: Sequence[Loaded], vae: Autoencoder, text: TextEncoders) -> dict[str, Tensor]:
-    """One batch through the networks; lengths instead of starts, so that batches can be joined."""
-    mean_BCHW, std_BCHW = vae.encode(torch.stack([one.pixels_CHW for one in loaded]))
-    features, pooled_BU = text.encode([one.caption for one in loaded])
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """The upper half of 16-bit grey, which PIL would turn white; a `ValueError` for pixels whose range is not known."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of the kind {image.mode}, whose range is not known")
+    return image
+
+
+def _pixels(loaded: Sequence[Loaded]) -> Tensor:
+    return torch.stack([one.pixels_CHW for one in loaded])
+
+
+def _tensors(
+    loaded: Sequence[Loaded], mean_BCHW: Tensor, std_BCHW: Tensor, encoded: EncodedCaptions
+) -> dict[str, Tensor]:
+    """What is stored of one batch; lengths instead of starts, so that batches can be joined."""
     captions = [one.caption.encode() for one in loaded]
     return {
         "latent_mean_NCHW": mean_BCHW,
         "latent_std_NCHW": std_BCHW,
-        "text_MV": torch.cat(features),
-        "text_length_N": torch.tensor([len(feature_TV) for feature_TV in features]),
-        "pooled_NU": pooled_BU,
+        "text_MV": torch.cat(encoded.features),
+        "text_length_N": torch.tensor([len(text_TV) for text_TV in encoded.features]),
+        "pooled_NU": encoded.pooled_BU,
         "caption_bytes": torch.tensor(list(b"".join(captions)), dtype=torch.uint8),
         "caption_length_N": torch.tensor([len(caption) for caption in captions]),
         "row_N": torch.tensor([one.row for one in loaded]),

@@ -25,12 +25,13 @@ from torch import Tensor
 
 from experiments.config.data_set import DataSetIndex, FileEntry, SetSplit, read_index
 from experiments.config.schema import DataConfig
+from experiments.data.buffers import TextBuffers
 from experiments.data.counter import Stream, normals
 from experiments.data.order import shuffled
 from experiments.errors import ConfigError
 
-MAX_OPEN_SHARDS = 1024
-"""Mapped at a time; the operating system allows about 65,000 maps to a process."""
+MAX_OPEN_SHARDS = 32_768
+"""Mapped at a time, one map each and no open file (Linux allows 65,530 to a process); to map takes 0.1 ms."""
 VERIFIED_BYTES = 1 << 30
 """Up to this size a data set is read and compared with its checksums before training; `ecdit data check`
 always does."""
@@ -51,6 +52,7 @@ class LatentImages:
                 "Name the data set that the model was trained on, or train another model.",
             )
         self.empty = self._empty_caption()
+        self._buffers = TextBuffers()
         self._splits: dict[SetSplit, ShardedRows] = {
             split: ShardedRows(folder, self.index, split) for split in ("train", "validation")
         }
@@ -59,13 +61,14 @@ class LatentImages:
         """Images at these positions of a stream without end; the empty caption where `dropped_B`."""
         rows = self._splits["train"]
         order_B = shuffled(self.data.seed, np.arange(images.start, images.stop), rows.num_images)
-        return self._content(rows, order_B, images, Stream.TRAIN_LATENT, dropped_B)
+        return self._content(rows, order_B, images, Stream.TRAIN_LATENT, dropped_B, self._buffers)
 
     def validation(self, images: range) -> dict[str, Tensor]:
         """The first images of the validation split, always with the same latents."""
         order_B = np.arange(images.start, images.stop)
         kept_B = torch.zeros(len(images), dtype=torch.bool)
-        return self._content(self._splits["validation"], order_B, images, Stream.VALIDATION_LATENT, kept_B)
+        rows = self._splits["validation"]
+        return self._content(rows, order_B, images, Stream.VALIDATION_LATENT, kept_B, TextBuffers())
 
     def validation_captions(self, numbers: range) -> list[str]:
         """In words, of these images of the validation split."""
@@ -80,29 +83,33 @@ class LatentImages:
 
     def _content(
         self, rows: ShardedRows, order_B: np.ndarray[Any, np.dtype[np.int64]], images: range, stream: Stream,
-        dropped_B: Tensor,
+        dropped_B: Tensor, buffers: TextBuffers,
     ) -> dict[str, Tensor]:  # fmt: skip
         """One pass over the rows of a batch; `images` are the counters of their posteriors."""
-        data, index, size = self.data, self.index, len(images)
-        pixels_BCHW = torch.from_numpy(normals(data.seed, stream, images, data.channels * data.image_size**2))
-        pixels_BCHW = pixels_BCHW.view(size, data.channels, data.image_size, data.image_size)
-        text_BLV = torch.zeros(size, data.caption_length, index.text_width, dtype=torch.float16)
-        length_B, pooled_BU = torch.empty(size, dtype=torch.int64), torch.empty(size, index.pooled_width).half()
-        for place, row in enumerate(order_B.tolist()):
-            shard, inside = rows.find(row)
-            mean_CHW, std_CHW = shard.latent(inside)
-            pixels_BCHW[place].mul_(std_CHW).add_(mean_CHW)
-            text_TV, pooled_U = self.empty.text(0) if dropped_B[place] else shard.text(inside)
-            text_BLV[place, : len(text_TV)] = text_TV
-            length_B[place], pooled_BU[place] = len(text_TV), pooled_U
-        pixels_BCHW.sub_(index.shift_factor).mul_(index.scaling_factor)
+        found = rows.find_all(order_B)
+        buffer, text_BLV = buffers.take((len(images), self.data.caption_length, self.index.text_width))
+        lengths, pooled = [], []
+        for place, ((shard, inside), dropped) in enumerate(zip(found, dropped_B.tolist(), strict=True)):
+            text_TV, pooled_U = self.empty.text(0) if dropped else shard.text(inside)
+            buffer.put(place, text_TV)
+            lengths.append(len(text_TV))
+            pooled.append(pooled_U)
         return {
             "index_B": torch.from_numpy(order_B),
-            "pixels_BCHW": pixels_BCHW,
+            "pixels_BCHW": self._latents(found, images, stream),
             "text_BLV": text_BLV,
-            "text_length_B": length_B,
-            "pooled_BU": pooled_BU,
+            "text_length_B": torch.tensor(lengths),
+            "pooled_BU": torch.stack(pooled),
         }
+
+    def _latents(self, found: Sequence[Found], images: range, stream: Stream) -> Tensor:
+        """Drawn from their posteriors, shifted and scaled: float32 [B, C, H, W]."""
+        data = self.data
+        noise = normals(data.seed, stream, images, data.channels * data.image_size**2)
+        latent_BCHW = torch.from_numpy(noise).view(len(images), data.channels, data.image_size, data.image_size)
+        latent_BCHW.mul_(torch.stack([shard.latent_std_NCHW[inside] for shard, inside in found]))
+        latent_BCHW.add_(torch.stack([shard.latent_mean_NCHW[inside] for shard, inside in found]))
+        return latent_BCHW.sub_(self.index.shift_factor).mul_(self.index.scaling_factor)
 
     def _empty_caption(self) -> MappedShard:
         check_length(self.folder, self.index.empty_caption)
@@ -119,14 +126,18 @@ class ShardedRows:
         self.num_images = int(self.starts[-1])
         self._open = lru_cache(MAX_OPEN_SHARDS)(MappedShard)
 
-    def find(self, row: int) -> tuple[MappedShard, int]:
-        """The shard of an image, and its number there."""
-        place = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self._open(self.files[place]), row - int(self.starts[place])
+    def find_all(self, row_B: np.ndarray[Any, np.dtype[np.int64]]) -> list[Found]:
+        """The shard of each image, and its number there."""
+        place_B = np.searchsorted(self.starts, row_B, side="right") - 1
+        inside_B = row_B - self.starts[place_B]
+        return [
+            (self._open(self.files[place]), inside)
+            for place, inside in zip(place_B.tolist(), inside_B.tolist(), strict=True)
+        ]
 
     def caption(self, row: int) -> str:
         """In words."""
-        shard, inside = self.find(row)
+        ((shard, inside),) = self.find_all(np.array([row]))
         return shard.caption(inside)
 
 
@@ -136,26 +147,38 @@ class MappedShard:
     def __init__(self, path: Path) -> None:
         try:
             file: Any = safe_open(path, framework="pt")  # it has no types
-            self._slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            self._text_start = file.get_tensor("text_start_N1").tolist()
+            self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            self._text_start = self._tensors["text_start_N1"].tolist()
         except FileNotFoundError as error:
             raise ConfigError(f"the data set lacks its shard {path}.", AGAIN) from error
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"the shard {path} is damaged.", AGAIN) from error
 
-    def latent(self, number: int) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, float16 [C, H, W]."""
-        return self._slices["latent_mean_NCHW"][number], self._slices["latent_std_NCHW"][number]
+    @property
+    def latent_mean_NCHW(self) -> Tensor:
+        """Float16, of all images of the file; a view of it, as are all tensors here, and not to be written to."""
+        mean_NCHW: Tensor = self._tensors["latent_mean_NCHW"]
+        return mean_NCHW
+
+    @property
+    def latent_std_NCHW(self) -> Tensor:
+        """Standard deviation, float16."""
+        std_NCHW: Tensor = self._tensors["latent_std_NCHW"]
+        return std_NCHW
 
     def text(self, number: int) -> tuple[Tensor, Tensor]:
         """Features of the tokens that the caption has, float16 [L', V], and pooled ones [U]."""
         start, stop = self._text_start[number : number + 2]
-        return self._slices["text_MV"][start:stop], self._slices["pooled_NU"][number]
+        return self._tensors["text_MV"][start:stop], self._tensors["pooled_NU"][number]
 
     def caption(self, number: int) -> str:
         """In words."""
-        start, stop = self._slices["caption_start_N1"][number : number + 2].tolist()
-        return bytes(self._slices["caption_bytes"][start:stop].tolist()).decode()
+        start, stop = self._tensors["caption_start_N1"][number : number + 2].tolist()
+        return bytes(self._tensors["caption_bytes"][start:stop].tolist()).decode()
+
+
+Found = tuple[MappedShard, int]
+"""The shard of an image, and its number there."""
 
 
 def check_data_set(folder: Path, data: DataConfig) -> None:

@@ -12,6 +12,7 @@ widths of precomputed text features, of tokens and pooled.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,9 @@ from experiments.data.scenes import Split, draw_scenes, render_scenes
 
 PREFETCHED_BATCHES = 3
 """Batches made ahead of the one in use: enough for a slow one not to be noticed."""
+CORES_PER_THREAD = 4
+"""One thread makes batches for every so many cores of a process: the others compute, or start kernels."""
+MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -142,23 +146,31 @@ class TrainStream:
             keep_BK=_kept_tokens(config, images),
         )
 
-    def iterate(self, images_seen: int) -> Iterator[Batch]:
-        """The batches from `images_seen` to `train.images`, made ahead by a thread.
+    def iterate(self, images_seen: int, num_threads: int | None = None) -> Iterator[Batch]:
+        """The batches from `images_seen` to `train.images`, made ahead by threads: as many as `loader_threads` says.
 
         Every batch is full: the horizon is rounded up to whole batches.
         """
         positions = range(images_seen, self.config.train.images, self.config.train.batch_images)
+        num_threads = num_threads or loader_threads()
         waiting: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="data") as worker:
+        with ThreadPoolExecutor(num_threads, thread_name_prefix="data") as workers:
             try:
                 for position in positions:
-                    waiting.append(worker.submit(self.batch, position))
-                    if len(waiting) > PREFETCHED_BATCHES:
+                    waiting.append(workers.submit(self.batch, position))
+                    if len(waiting) >= PREFETCHED_BATCHES + num_threads:
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
             finally:
-                worker.shutdown(wait=False, cancel_futures=True)
+                workers.shutdown(wait=False, cancel_futures=True)
+
+
+def loader_threads() -> int:
+    """Threads that make batches, by the cores that this process has; what they make does not depend on them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MAX_THREADS, cores // processes // CORES_PER_THREAD))
 
 
 def validation_set(config: RunConfig) -> list[Batch]:

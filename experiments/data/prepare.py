@@ -10,6 +10,8 @@ again on a data set that is whole makes only what is missing or damaged. The for
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,15 +29,28 @@ from experiments.config.data_set import (
 )
 from experiments.data.encoders import EncoderFolders, find_encoders
 from experiments.data.latents import MappedShard
-from experiments.data.processes import encode_shards
-from experiments.data.shards import Request, ShardTask, deal_rows, is_made, read_note
-from experiments.data.source import SourceRows, open_source
+from experiments.data.processes import encode_shards, end_with, open_request
+from experiments.data.shards import Request, ShardTask, deal_rows, is_made, read_note, remove_unfinished
+from experiments.data.source import SourceRows
 from experiments.errors import ConfigError
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
 
 LEFT_OUT_FILE = "left_out.jsonl"
 OnRows = Callable[[int, int], None]
 """(rows done, rows in all)"""
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that a launcher started on one folder, each of which makes its share of the files."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+
+ALONE = Launch()
 
 
 @dataclass(frozen=True)
@@ -52,31 +67,74 @@ def prepare(
     num_processes: int = 1,
     on_rows: OnRows = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
-) -> Prepared:
-    """Make, continue or mend the data set in `out`.
+    launch: Launch = ALONE,
+) -> Prepared | None:
+    """Make, continue or mend the data set in `out`; None in a process that is not the first of its launch.
 
     Raises `ConfigError` for a source, a model or a folder that does not fit, before anything is encoded.
     """
-    source = open_source(request.source, request.split, request.image_column, request.caption_column)
+    if launch.world > 1:
+        end_with(os.getppid())
+    source = open_request(request)
     encoders = find_encoders(request.vae, request.t5, request.clip)
     tasks = deal_rows(request, len(source))
+    _check_size(request, encoders)
+    if out.is_file():
+        raise ConfigError(f"{out} is a file.", "Name a folder, or one that does not exist.")
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     _settle(request, source, encoders, out)
     whole = (out / INDEX_FILE).is_file()
-    waiting = [task for task in tasks if not is_made(out, task, verify=whole)]
-    total, done = len(source), len(source) - sum(len(task.rows) for task in waiting)
-    if waiting and len(waiting) < len(tasks):
-        say(f"{len(tasks) - len(waiting)} of {len(tasks)} files are there already.")
+    mine = tasks[launch.rank :: launch.world]
+    waiting = [task for task in mine if not is_made(out, task, verify=whole)]
+    if waiting and len(waiting) < len(mine):
+        say(f"{len(mine) - len(waiting)} of {len(mine)} files are there already.")
+    for task in waiting:
+        remove_unfinished(out, task)
+    total, done = num_rows(mine), num_rows(mine) - num_rows(waiting)
     on_rows(done, total)
 
-    def count(num_rows: int) -> None:
+    def count(rows: int) -> None:
         nonlocal done
-        done += num_rows
+        done += rows
         on_rows(done, total)
 
-    encode_shards(request, waiting, out, num_processes, count)
+    encode_shards(request, waiting, out, num_processes, launch.local_rank * num_processes, count)
+    if launch.rank:
+        return None
+    _wait_for_others(tasks, out, on_rows, say)
     return Prepared(_write_index(request, source, encoders, tasks, out), len(waiting))
+
+
+def num_rows(tasks: Sequence[ShardTask]) -> int:
+    """Of all of them."""
+    return sum(len(task.rows) for task in tasks)
+
+
+def _wait_for_others(tasks: Sequence[ShardTask], out: Path, on_rows: OnRows, say: Callable[[str], None]) -> None:
+    """Until the other processes of a launch have made their files; the launcher ends all where one fails."""
+    waiting = [task for task in tasks if not is_made(out, task, verify=False)]
+    if waiting:
+        say("The files of this process are made; waiting for those of the others.")
+    while waiting:
+        on_rows(num_rows(tasks) - num_rows(waiting), num_rows(tasks))
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        waiting = [task for task in waiting if not is_made(out, task, verify=False)]
+
+
+def _check_size(request: Request, encoders: EncoderFolders) -> None:
+    """A VAE with n blocks divides the side of an image by 2^(n - 1)."""
+    factor = 2 ** (len(_vae_config(encoders).get("block_out_channels", [0])) - 1)
+    if request.image_size % factor:
+        raise ConfigError(
+            f"--image-size {request.image_size} is not divisible by {factor}, by which the VAE divides it.",
+            f"Use --image-size {-(-request.image_size // factor) * factor}.",
+        )
+
+
+def _vae_config(encoders: EncoderFolders) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((encoders.folders["vae"] / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def _settle(request: Request, source: SourceRows, encoders: EncoderFolders, out: Path) -> None:
@@ -86,6 +144,7 @@ def _settle(request: Request, source: SourceRows, encoders: EncoderFolders, out:
         "image_column": source.image_column,
         "caption_column": source.caption_column,
         "num_rows": len(source),
+        "source_sha256": source.sample_sha256(),
         **{f"{name}_sha256": getattr(encoders, name).sha256 for name in ("vae", "t5", "clip")},
     }
     path = out / REQUEST_FILE
@@ -95,12 +154,14 @@ def _settle(request: Request, source: SourceRows, encoders: EncoderFolders, out:
         write_json_atomic(path, wanted)
         return
     stored = json.loads(path.read_text(encoding="utf-8"))
-    different = [key for key in wanted if stored.get(key) != wanted[key]]
+    different = [key for key in wanted if key in stored and stored[key] != wanted[key]]
     if different:
         key = different[0]
+        named = f"{stored[key]} there, {wanted[key]} here"
         raise ConfigError(
-            f"{out} was begun with another {key}: {stored.get(key)} there, {wanted[key]} here.",
-            "Use the same settings to continue it, or another folder.",
+            f"{out} was begun with another {key.removesuffix('_sha256')}: "
+            f"{'its content is not the same' if key.endswith('_sha256') else named}.",
+            "Use the same to continue it, or name another folder.",
         )
 
 
@@ -140,7 +201,7 @@ def _write_index(
             caption_column=source.caption_column,
         ).model_dump(),
         "empty_caption": FileEntry(**empty["entry"]).model_dump(),
-        "shards": [shard.model_dump() for shard in shards],
+        "shards": [shard.model_dump(exclude_none=True) for shard in shards],
         "num_damaged": len(left_out),
         "caption_length": request.max_tokens,
     }  # fmt: skip
@@ -152,9 +213,8 @@ def _write_index(
 def _shapes(out: Path, shards: Sequence[Shard]) -> dict[str, Any]:
     """What the networks made of an image and a caption."""
     first = MappedShard(out / next(shard.file for shard in shards if shard.num_images))
-    mean_CHW, _ = first.latent(0)
     text_TV, pooled_U = first.text(0)
-    channels, latent_size = mean_CHW.shape[:2]
+    _, channels, latent_size, _ = first.latent_mean_NCHW.shape
     return {
         "channels": channels,
         "latent_size": latent_size,
@@ -165,7 +225,7 @@ def _shapes(out: Path, shards: Sequence[Shard]) -> dict[str, Any]:
 
 def _scales(encoders: EncoderFolders) -> dict[str, float]:
     """Of the VAE's config; diffusers' own defaults where it does not say."""
-    config = json.loads((encoders.folders["vae"] / "config.json").read_text(encoding="utf-8"))
+    config = _vae_config(encoders)
     return {
         "scaling_factor": float(config.get("scaling_factor", 0.18215)),
         "shift_factor": float(config.get("shift_factor") or 0.0),

@@ -19,10 +19,10 @@ from queue import Empty
 
 import torch
 
-from experiments.data.encoders import Autoencoder, TextEncoders, find_encoders
+from experiments.data.encoders import Autoencoder, TextEncoders, encoder_folders
 from experiments.data.encoding import EncodedRows, encode_empty_caption, encode_rows
 from experiments.data.shards import Request, ShardTask, write_shard
-from experiments.data.source import open_source
+from experiments.data.source import SourceRows, open_source
 from experiments.errors import EcditError, RunFailedError
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -36,8 +36,8 @@ class ShardEncoder:
 
     def __init__(self, request: Request, device: torch.device) -> None:
         self._request = request
-        self._source = open_source(request.source, request.split, request.image_column, request.caption_column)
-        folders = find_encoders(request.vae, request.t5, request.clip).folders
+        self._source = open_request(request)
+        folders = encoder_folders(request.vae, request.t5, request.clip)
         self._text = TextEncoders(folders["t5"], folders["clip"], request.max_tokens, device)
         self._vae = Autoencoder(folders["vae"], device)
 
@@ -49,15 +49,22 @@ class ShardEncoder:
         return encode_rows(self._source, task.rows, size, batch, self._vae, self._text, on_rows)
 
 
-def encode_shards(request: Request, tasks: Sequence[ShardTask], out: Path, num_processes: int, on_rows: OnRows) -> None:
+def open_request(request: Request) -> SourceRows:
+    """The rows of the source that is asked for."""
+    return open_source(request.source, request.split, request.subset, request.image_column, request.caption_column)
+
+
+def encode_shards(
+    request: Request, tasks: Sequence[ShardTask], out: Path, num_processes: int, first_device: int, on_rows: OnRows
+) -> None:
     """Make and write the files of `tasks`; `on_rows` is told of rows as they are done.
 
     Raises what a process raised, and `RunFailedError` where one was killed.
     """
     if num_processes > 1 and len(tasks) > 1:
-        _in_processes(request, tasks, out, min(num_processes, len(tasks)), on_rows)
+        _in_processes(request, tasks, out, min(num_processes, len(tasks)), first_device, on_rows)
     elif tasks:
-        _encode_all(request, tasks, out, _device(0), on_rows)
+        _encode_all(request, tasks, out, _device(first_device), on_rows)
 
 
 def _encode_all(request: Request, tasks: Sequence[ShardTask], out: Path, device: torch.device, on_rows: OnRows) -> None:
@@ -66,12 +73,16 @@ def _encode_all(request: Request, tasks: Sequence[ShardTask], out: Path, device:
         write_shard(out, task, encoder.encode(task, on_rows))
 
 
-def _in_processes(request: Request, tasks: Sequence[ShardTask], out: Path, number: int, on_rows: OnRows) -> None:
+def _in_processes(
+    request: Request, tasks: Sequence[ShardTask], out: Path, number: int, first_device: int, on_rows: OnRows
+) -> None:
     """Every process has its files from the start; they take about as long."""
     context = multiprocessing.get_context("spawn")
     reports: Queue[Report] = context.Queue()
     workers = [
-        context.Process(target=_work, args=(request, tasks[rank::number], out, rank, os.getpid(), reports))
+        context.Process(
+            target=_work, args=(request, tasks[rank::number], out, first_device + rank, os.getpid(), reports)
+        )
         for rank in range(number)
     ]
     for worker in workers:
@@ -111,28 +122,32 @@ def _raise_if_lost(workers: Sequence[SpawnProcess]) -> None:
 
 
 def _work(
-    request: Request, tasks: Sequence[ShardTask], out: Path, rank: int, parent: int, reports: Queue[Report]
+    request: Request, tasks: Sequence[ShardTask], out: Path, device: int, parent: int, reports: Queue[Report]
 ) -> None:
     """The life of one process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all; the first process ends the others
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
     try:
-        _encode_all(request, tasks, out, _device(rank), reports.put)
+        _encode_all(request, tasks, out, _device(device), reports.put)
     except EcditError as error:
         reports.put(error)
 
 
-def _end_with(parent: int) -> None:
-    """End this process at once when the one that started it is gone."""
-    while os.getppid() == parent:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    os._exit(1)
+def end_with(parent: int) -> None:
+    """From now on, this process ends at once when the one that started it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def _device(rank: int) -> torch.device:
+def _device(number: int) -> torch.device:
     """Accelerators in turn, or the CPU."""
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator()
     assert accelerator is not None
-    return torch.device(accelerator.type, rank % torch.accelerator.device_count())
+    return torch.device(accelerator.type, number % torch.accelerator.device_count())

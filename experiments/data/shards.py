@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from safetensors.torch import save
 from torch import Tensor
 
@@ -44,6 +45,7 @@ class Request:
     shard_images: int = 1024
     batch_images: int = 16
     split: str = "train"
+    subset: str | None = None
     image_column: str | None = None
     caption_column: str | None = None
 
@@ -92,6 +94,8 @@ def write_shard(out: Path, task: ShardTask, encoded: EncodedRows) -> None:
             "split": task.split,
             "num_images": _length(encoded.tensors, "row_N"),
             "num_tokens": _length(encoded.tensors, "text_MV"),
+            "num_cut_t5": encoded.num_cut_t5,
+            "num_cut_clip": encoded.num_cut_clip,
             "source_sha256": encoded.source_sha256,
         }
     note = {"rows": _rows_sha256(task), "entry": entry, "left_out": [asdict(one) for one in encoded.left_out]}
@@ -114,6 +118,13 @@ def is_made(out: Path, task: ShardTask, verify: bool) -> bool:
         return False
     same_length = path.stat().st_size == note["entry"]["num_bytes"]
     return same_length and (not verify or file_sha256([path]) == note["entry"]["sha256"])
+
+
+def remove_unfinished(out: Path, task: ShardTask) -> None:
+    """What a process that was killed had begun to write; its number is in the name (`replace_atomically`)."""
+    for path in out.glob(f".{task.name}.*.tmp"):
+        if not psutil.pid_exists(int(path.name.split(".")[-2])):
+            path.unlink(missing_ok=True)
 
 
 def read_note(out: Path, task: ShardTask) -> dict[str, Any] | None:

@@ -7,6 +7,9 @@ by the source, so that every process reads the same ones.
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +24,8 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CAPTION_COLUMNS = ("caption", "text", "txt", "captions", "prompt", "json.caption", "json.text")
 """Looked for in this order. A dot goes into a column of JSON."""
+SAMPLED_ROWS = 16
+TAR_BLOCK = 512
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -31,6 +36,14 @@ class Row:
     content: bytes
     caption: str | None
     name: str
+
+
+class UnreadableImageError(Exception):
+    """A row without an image; it is left out for this reason."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
 
 
 @dataclass(frozen=True)
@@ -47,31 +60,48 @@ class SourceRows:
         return len(self.dataset)
 
     def read(self, number: int) -> Row:
-        """`OSError` where the image is a file that cannot be read."""
+        """`UnreadableImageError` where there is no image, or it is a file that cannot be read."""
         row = self.dataset[number]
         image, caption = row[self.image_column], _look_up(row, self.caption_column)
         name = Path(image["path"]).name if image and image.get("path") else f"row {number}"
         if image is None:
-            raise OSError(f"{name} has no image")
-        content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+            raise UnreadableImageError(name, "it has no image")
+        try:
+            content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(name, (error.strerror or str(error)).lower()) from error
         return Row(content, _as_text(caption), name)
 
+    def sample_sha256(self) -> str:
+        """Of some images and captions, spread over the source: tells one source from another of the same length."""
+        digest = hashlib.sha256()
+        for number in sorted({place * (len(self) - 1) // (SAMPLED_ROWS - 1) for place in range(SAMPLED_ROWS)}):
+            try:
+                row = self.read(number)
+            except UnreadableImageError:  # it will be listed
+                continue
+            digest.update(hashlib.sha256(row.content).digest() + (row.caption or "").encode() + b"\0")
+        return digest.hexdigest()
 
-def open_source(source: str, split: str, image_column: str | None, caption_column: str | None) -> SourceRows:
+
+def open_source(
+    source: str, split: str, subset: str | None, image_column: str | None, caption_column: str | None
+) -> SourceRows:
     """The rows of `source`; columns are found by their types and names unless given.
 
     Raises `ConfigError`: nothing there, no images, no captions, a Hub that cannot be reached.
     """
     datasets = library("datasets")
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # what it logs, it also raises
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    dataset = _load(datasets, source, split)
+    dataset = _load(datasets, source, split, subset)
     image_column = _image_column(datasets, dataset, source, image_column)
     dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
     return SourceRows(source, dataset, image_column, _caption_column(dataset, source, caption_column))
 
 
-def _load(datasets: Any, source: str, split: str) -> Any:
+def _load(datasets: Any, source: str, split: str, subset: str | None) -> Any:
     path = Path(source)
     if path.is_file():
         return _load_files(datasets, source, [path])
@@ -81,7 +111,7 @@ def _load(datasets: Any, source: str, split: str) -> Any:
         raise ConfigError(
             f"SOURCE {source} does not exist.", "Name a folder, .parquet or .tar files, or a Hub data set."
         )
-    return _loaded(datasets, source, source, split=split)
+    return _loaded(datasets, source, source, name=subset, split=split)
 
 
 def _load_folder(datasets: Any, folder: Path) -> Any:
@@ -89,7 +119,8 @@ def _load_folder(datasets: Any, folder: Path) -> Any:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if images and any(path.name in METADATA_FILES for path in files):
-        return _loaded(datasets, str(folder), "imagefolder", data_dir=str(folder), split="train")
+        listed = _loaded(datasets, str(folder), "imagefolder", data_dir=str(folder), split="train")
+        return _with_unlisted(datasets, listed, images)
     if images:
         return _with_sidecars(datasets, folder, images)
     packed = [path for path in files if path.suffix in (".parquet", ".tar")]
@@ -106,14 +137,37 @@ def _load_files(datasets: Any, source: str, files: Sequence[Path]) -> Any:
             f"SOURCE {source} holds files of the kinds {', '.join(sorted(kinds))}.",
             "Name a folder of images, or files that are all .parquet or all .tar.",
         )
+    for path in files:
+        _check_whole(path)
     return _loaded(datasets, source, builders[kinds.pop()], data_files=[str(path) for path in files], split="train")
 
 
-def _loaded(datasets: Any, source: str, name: str, **where: Any) -> Any:
+def _check_whole(path: Path) -> None:
+    """A tar ends in zeros; one that is cut short would be read without a word, up to where it ends."""
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, TAR_BLOCK), os.SEEK_END)
+        if path.suffix == ".tar" and file.read() != bytes(TAR_BLOCK):
+            raise ConfigError(f"SOURCE {path} is cut short: it does not end as a tar does.", "Copy it again.")
+
+
+def _with_unlisted(datasets: Any, listed: Any, images: Sequence[Path]) -> Any:
+    """Images that the metadata do not name have no caption: `datasets` would say nothing of them."""
+    if not isinstance(listed.features.get("image"), datasets.Image):
+        return listed
+    stored = listed.select_columns("image").cast_column("image", datasets.Image(decode=False))["image"]
+    known = {Path(image["path"]).resolve() for image in stored if image and image["path"]}
+    others = [str(path) for path in images if path.resolve() not in known]
+    if not others:
+        return listed
+    rows = {name: others if name == "image" else [None] * len(others) for name in listed.column_names}
+    return datasets.concatenate_datasets([listed, datasets.Dataset.from_dict(rows, features=listed.features)])
+
+
+def _loaded(datasets: Any, source: str, builder: str, **where: Any) -> Any:
     try:
-        return datasets.load_dataset(name, **where)
+        return datasets.load_dataset(builder, **where)
     except Exception as error:  # its loaders raise their own classes, the Hub's and the file formats'
-        if name == source:
+        if builder == source:
             raise ConfigError(
                 f"SOURCE {source} is no path, and the Hugging Face Hub does not give it: {first_line(error)}.",
                 "Check the name and the network, or download it first and name the folder.",

@@ -46,6 +46,27 @@ def test_prepare_prints_what_it_made_and_says_what_it_left_out(
     assert f"Finished already, nothing to do: {out}" in captured.err
 
 
+def test_without_a_command_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data"]) == 0
+    captured = capsys.readouterr()
+    assert "prepare" in captured.out
+    assert not captured.err
+
+
+def test_out_that_is_a_file_or_holds_another_set_is_one_line(
+    latent_set: Path, encoder_folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_sidecars(tmp_path / "source", 4), tmp_path / "file"
+    out.touch()
+    assert run(arguments(source, out, encoder_folders)) == 2
+    assert f"error: {out} is a file. Name a folder" in capsys.readouterr().err
+    copy = shutil.copytree(latent_set, tmp_path / "set")
+    assert run(arguments(source, copy, encoder_folders)) == 2
+    error = capsys.readouterr().err
+    assert f"error: {copy} was begun with another" in error
+    assert "Use the same to continue it, or name another folder." in error
+
+
 def test_check_finds_one_changed_bit(latent_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(latent_set, tmp_path / "set")
     assert run(["data", "check", str(copy), "--json"]) == 0
@@ -95,12 +116,14 @@ def test_another_data_set_or_a_damaged_one_ends_before_any_step(
 @pytest.mark.slow
 @pytest.mark.multi
 @pytest.mark.timeout(3 * STARTING_SECONDS)
+@pytest.mark.parametrize("launcher", ["own", "torchrun"])
 def test_two_processes_killed_and_started_again_make_the_same_files(
-    latent_set: Path, encoder_folders: dict[str, str], tmp_path: Path
+    launcher: str, latent_set: Path, encoder_folders: dict[str, str], tmp_path: Path
 ) -> None:
     source, out = latent_set.parent / "source", tmp_path / "set"
-    more = ("--validation-images", "4", "--processes", "2")
-    command = [sys.executable, "-m", "ecdit_cli", *arguments(source, out, encoder_folders, *more)]
+    more = ("--validation-images", "4", "--json", *(("--processes", "2") if launcher == "own" else ()))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if launcher == "torchrun" else []
+    command = [sys.executable, *launch, "-m", "ecdit_cli", *arguments(source, out, encoder_folders, *more)]
     process = start(command)
     deadline = time.monotonic() + STARTING_SECONDS
     try:
@@ -121,6 +144,7 @@ def test_two_processes_killed_and_started_again_make_the_same_files(
         command, capture_output=True, text=True, env=environment(), timeout=STARTING_SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["train_images"] == 36  # printed once
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
         path.name: path.read_bytes() for path in latent_set.iterdir()
     }

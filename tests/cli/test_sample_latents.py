@@ -76,7 +76,15 @@ def test_what_cannot_be_done_is_one_line(trained: Path, latent_set: Path, tmp_pa
 def test_the_loader_of_latents_is_measured_beside_training(latent_set: Path, capsys: Captured) -> None:
     small = ("model=nano", "model.width=32", "model.num_layers=2", "train.batch_images=8")
     data = ("data.name=latents", f"data.path={latent_set}")
-    assert run(["bench", "data", *small, *data, "--steps", "2", "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
+    quick = ("--steps", "2", "--rounds", "1", "--gib", "0.02", "--clock", "cpu")
+    assert run(["bench", "data", *small, *data, *quick, "--json"]) == 0
+    row, *read = json.loads(capsys.readouterr().out)
     assert row["ratio"] == pytest.approx(row["loader_images_per_second"] / row["training_images_per_second"])
     assert row["rows_microseconds_per_image"] > 0
+    shown = [(one["what"], one["caption_tokens"], one["threads"]) for one in read]
+    assert shown == [("latents", tokens, 1) for tokens in (30, 60, 120)]
+    for one in read:
+        trained = 0.35 * 989.4e12 / one["train_flops_per_image"]
+        assert one["trained_at_35_percent"] == pytest.approx(trained)
+        assert one["ratio_at_35_percent"] == pytest.approx(one["loader_images_per_second"] / trained)
+        assert one["bytes_per_image"] > one["caption_tokens"] * 8192

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.config.identity import config_id
 from experiments.config.overrides import load_config
 from experiments.config.schema import RunConfig
-from experiments.data.loader import Batch, TrainStream, check_images, same_time_batches, validation_set
+from experiments.data.loader import (
+    Batch,
+    TrainStream,
+    check_images,
+    loader_threads,
+    same_time_batches,
+    validation_set,
+)
 from experiments.errors import ConfigError
 from tests.real_images import CHANNELS, LATENT_SIZE, MAX_TOKENS, POOLED_WIDTH, TEXT_WIDTH, tensors_of
 
@@ -224,3 +235,32 @@ def test_an_index_that_cannot_be_read_is_one_line(copied: Path, settings: Settin
     (copied / "index.json").unlink()
     with pytest.raises(ConfigError, match="is not finished. Run the same `ecdit data prepare` again"):  # noqa: RUF043
         settings(f"data.path={copied}")
+
+
+def test_the_number_of_threads_changes_nothing_also_while_batches_are_kept(settings: Settings) -> None:
+    stream = TrainStream(settings("train.images=216"))
+    assert_same(list(stream.iterate(0, 3)), [TrainStream(settings()).batch(start) for start in range(0, 216, 6)])
+
+
+def test_threads_follow_the_cores_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, processes, threads in ((2, 1, 1), (16, 1, 4), (104, 8, 3), (128, 1, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert loader_threads() == threads
+
+
+def test_a_shard_is_mapped_and_not_read(tmp_path: Path) -> None:
+    path, mebibyte = tmp_path / "shard.safetensors", 2**20
+    text_MV = torch.ones(64, mebibyte // 2, dtype=torch.float16)
+    save_file({"text_MV": text_MV, "text_start_N1": torch.arange(65), "pooled_NU": torch.zeros(64, 2)}, path)
+    del text_MV
+    code = (
+        "import sys, psutil; from pathlib import Path; from experiments.data.latents import MappedShard\n"
+        "memory = lambda: psutil.Process().memory_info().rss\n"
+        "before = memory(); shard = MappedShard(Path(sys.argv[1])); total = shard.text(63)[0].float().sum().item()\n"
+        "print(total, memory() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    total, grown = map(float, done.stdout.split())
+    assert total == mebibyte // 2
+    assert grown < 16 * mebibyte

@@ -9,9 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import load_file
 
 from experiments.config.data_set import read_index
@@ -25,10 +27,14 @@ from tests.real_images import (
     SOURCES,
     TEXT_WIDTH,
     captioned_images,
+    save_as_published,
+    save_sentencepiece_t5,
     small_request,
     tensors_of,
+    write_metadata,
     write_parquet,
     write_sidecars,
+    write_webdataset,
 )
 
 Folders = dict[str, str]
@@ -126,6 +132,7 @@ def test_a_finished_set_is_left_alone_and_a_damaged_one_is_mended(encoder_folder
     assert prepare(request, out).num_files_made == 0
     (out / "train-00000.safetensors").write_bytes(before["train-00000.safetensors"][:-1] + b"\xff")
     (out / "train-00001.safetensors").unlink()
+    (out / ".train-00001.safetensors.4194305.tmp").write_bytes(b"half a shard")
     mended = prepare(request, out)
     assert mended.num_files_made == 2
     assert mended.index == made.index
@@ -147,6 +154,36 @@ def test_damaged_images_and_missing_captions_are_counted_listed_and_left_out(
     assert [one["reason"] for one in listed[1:]] == ["not a file of an image", "no caption"]
     assert index.num_damaged == 3
     assert sum(shard.num_images for shard in index.shards) == 9
+
+
+def test_an_image_that_the_metadata_do_not_name_is_listed(encoder_folders: Folders, tmp_path: Path) -> None:
+    source = write_metadata(tmp_path / "source", 12)
+    lines = (source / "metadata.jsonl").read_text().splitlines()
+    gone = '{"file_name": "gone.png", "caption": "a circle"}'
+    (source / "metadata.jsonl").write_text("\n".join([lines[0], *lines[2:], gone]))
+    index = prepare(small_request(source, encoder_folders, validation_images=4), tmp_path / "set").index
+    listed = [json.loads(line) for line in (tmp_path / "set" / LEFT_OUT_FILE).read_text().splitlines()]
+    assert [(one["name"], one["reason"]) for one in listed] == [
+        ("gone.png", "no such file or directory"),
+        ("001.jpg", "no caption"),
+    ]
+    assert (index.num_damaged, sum(shard.num_images for shard in index.shards)) == (2, 11)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_a_damaged_image_inside_a_file_is_listed(kind: str, encoder_folders: Folders, tmp_path: Path) -> None:
+    source = SOURCES[kind](tmp_path / "source", 12)
+    if kind == "parquet":
+        rows = parquet.read_table(source).to_pylist()
+        rows[3]["image"]["bytes"] = b"no image"
+        parquet.write_table(pa.Table.from_pylist(rows), source)
+    else:
+        content = source.read_bytes()
+        start = content.index(b"\xff\xd8\xff")
+        source.write_bytes(content[:start] + b"no image" + content[start + 8 :])
+    index = prepare(small_request(source, encoder_folders, validation_images=2), tmp_path / "set").index
+    assert (index.num_damaged, sum(shard.num_images for shard in index.shards)) == (1, 11)
+    assert json.loads((tmp_path / "set" / LEFT_OUT_FILE).read_text())["reason"] == "not a file of an image"
 
 
 def test_images_are_cut_in_the_middle_turned_upright_and_laid_on_white() -> None:
@@ -175,8 +212,17 @@ def test_bad_requests_are_one_line_before_anything_is_encoded(encoder_folders: F
     Image.new("RGB", (8, 8)).save(bare / "a.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
-    parquet = write_parquet(tmp_path / "parquet", 3)
+    table = write_parquet(tmp_path / "parquet", 3)
+    cut_parquet, cut_tar = tmp_path / "cut.parquet", write_webdataset(tmp_path / "tar", 9)
+    cut_parquet.write_bytes(table.read_bytes()[:-99])
+    cut_tar.write_bytes(cut_tar.read_bytes()[:7000])
     cases = [
+        (small_request(cut_parquet, encoder_folders), "cut.parquet cannot be read: Parquet magic bytes not found"),
+        (small_request(cut_tar, encoder_folders), "part.tar is cut short: it does not end as a tar does. Copy it"),
+        (
+            small_request(source, encoder_folders, image_size=31),
+            "--image-size 31 is not divisible by 2, by which the VAE divides it. Use --image-size 32.",
+        ),
         (small_request(bare, encoder_folders), "has no captions. Put each into a text file beside its image"),
         (small_request(tmp_path / "empty", encoder_folders), "holds no images."),
         (small_request(tmp_path / "notes.txt", encoder_folders), "holds files of the kinds .txt."),
@@ -195,8 +241,8 @@ def test_bad_requests_are_one_line_before_anything_is_encoded(encoder_folders: F
             small_request(source, encoder_folders, validation_images=4),
             "--validation-images 4 does not fit a source of 4",
         ),
-        (small_request(parquet, encoder_folders, caption_column="titel"), "--caption-column 'titel' is not a column"),
-        (small_request(parquet, encoder_folders, image_column="imag"), "Did you mean 'image'?"),
+        (small_request(table, encoder_folders, caption_column="titel"), "--caption-column 'titel' is not a column"),
+        (small_request(table, encoder_folders, image_column="imag"), "Did you mean 'image'?"),
     ]
     for request, message in cases:
         with pytest.raises(ConfigError) as caught:
@@ -232,3 +278,70 @@ def test_a_source_without_one_good_image_says_why(encoder_folders: Folders, tmp_
         ConfigError, match=re.escape("no image of the train split could be used; the first: 000.png, not a")
     ):
         prepare(small_request(source, encoder_folders), tmp_path / "set")
+
+
+def test_captions_that_are_too_long_are_counted(latent_set: Path, encoder_folders: Folders) -> None:
+    from transformers import AutoTokenizer
+
+    index = read_index(latent_set)
+    captions = captions_of(latent_set, "train") + captions_of(latent_set, "validation")
+    for encoder, limit in (("t5", 12), ("clip", 16)):
+        tokenizer = AutoTokenizer.from_pretrained(encoder_folders[encoder])
+        too_long = [len(ids) > limit for ids in tokenizer(captions)["input_ids"]]
+        assert 0 < sum(too_long) < 40
+        assert index.num_cut(encoder) == sum(too_long)
+    lengths = tensors_of(latent_set, "train", "text_start_N1").diff()
+    assert lengths.max() == 12
+
+
+def test_weights_and_shapes_of_real_checkpoints_are_read(encoder_folders: Folders, tmp_path: Path) -> None:
+    """Bfloat16, a VAE of 16 channels, CLIP with its half for images, T5 with its decoder, its tokenizer beside it."""
+    encoders = save_as_published(encoder_folders, tmp_path / "published")
+    source = write_sidecars(tmp_path / "source", 6)
+    index = prepare(small_request(source, encoders, validation_images=1), tmp_path / "set").index
+    assert (index.channels, index.latent_size) == (16, LATENT_SIZE)
+    assert (index.scaling_factor, index.shift_factor) == (1.5305, 0.0609)
+    plain = prepare(small_request(source, encoder_folders, validation_images=1), tmp_path / "plain").index
+    assert plain.num_cut("t5") == index.num_cut("t5")
+    text, other = (tensors_of(folder, "train", "text_MV").float() for folder in (tmp_path / "set", tmp_path / "plain"))
+    assert text.shape == other.shape
+
+
+def test_a_tokenizer_of_sentencepiece_cuts_words_as_its_own_library_does(
+    encoder_folders: Folders, tmp_path: Path
+) -> None:
+    t5 = save_sentencepiece_t5(tmp_path / "t5")
+    import sentencepiece
+
+    source = write_sidecars(tmp_path / "source", 6)
+    prepare(small_request(source, encoder_folders | {"t5": str(t5)}, max_tokens=99), tmp_path / "set")
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(t5 / "spiece.model"))
+    lengths = tensors_of(tmp_path / "set", "validation", "text_start_N1").diff().tolist()
+    assert lengths == [len(processor.encode(text)) + 1 for text in captions_of(tmp_path / "set", "validation")]
+
+
+def test_a_source_of_the_same_length_with_other_images_is_another_source(
+    encoder_folders: Folders, tmp_path: Path
+) -> None:
+    source, out = write_sidecars(tmp_path / "source", 6), tmp_path / "set"
+    prepare(small_request(source, encoder_folders), out)
+    moved = source.rename(tmp_path / "moved")
+    assert prepare(small_request(moved, encoder_folders), out).num_files_made == 0
+    (moved / "003.txt").write_text("another caption")
+    with pytest.raises(ConfigError, match="was begun with another source: its content is not the same"):
+        prepare(small_request(moved, encoder_folders), out)
+
+
+def test_sixteen_bits_keep_their_greys_and_unknown_ranges_are_left_out() -> None:
+    grey = np.full((8, 8), 100, dtype=np.uint16)
+    assert torch.equal(
+        decode(_file(Image.fromarray(grey * 257)), 8), decode(_file(Image.fromarray(grey.astype(np.uint8))), 8)
+    )
+    with pytest.raises(ValueError, match="its pixels are of the kind F"):
+        decode(_tiff(Image.fromarray(grey.astype(np.float32))), 8)
+
+
+def _tiff(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "TIFF")
+    return file.getvalue()

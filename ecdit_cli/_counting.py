@@ -1,0 +1,89 @@
+"""The progress of `ecdit data`: how many are done, how many a second, and how long it will take.
+
+A bar at a terminal, a line every half minute in a log. What was there when the command began counts as done, but not
+for the speed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ecdit_cli._console import duration, say, talk
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class Counting:
+    """In a log: lines."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self.what, self.unit = what, unit
+        self._before: int | None = None
+        self._began: tuple[float, int] | None = None
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` are done."""
+        now, speed = time.monotonic(), self.speed(done)
+        if speed and now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            left = duration((total - done) / speed)
+            self.say(f"{self.what}: {done:,}/{total:,} {self.unit}, {_rate(speed)} a second, {left} left")
+
+    def say(self, line: str) -> None:
+        """One line for a person."""
+        say(line)
+
+    def speed(self, done: int) -> float | None:
+        """A second, from the first that were done by this command: loading what is needed does not count."""
+        now = time.monotonic()
+        if self._before is None:
+            self._before = done
+        if self._began is None and done > self._before:
+            self._began = now, done
+        if self._began is None or done == self._began[1] or now == self._began[0]:
+            return None
+        return (done - self._began[1]) / (now - self._began[0])
+
+
+class _Bar(Counting):
+    """At a terminal."""
+
+    def __init__(self, what: str, unit: str, bars: Progress) -> None:
+        super().__init__(what, unit)
+        self._bars = bars
+        self._task = bars.add_task(f"opening what is needed for {what}", total=None, count="", left="")
+
+    def __call__(self, done: int, total: int) -> None:
+        speed = self.speed(done)
+        left = f"{_rate(speed)} a second  {duration((total - done) / speed)} left" if speed else ""
+        count = f"{done:,}/{total:,} {self.unit}"
+        self._bars.update(self._task, description=self.what, completed=done, total=total, count=count, left=left)
+
+    def say(self, line: str) -> None:
+        self._bars.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+
+
+@contextmanager
+def counting(what: str, unit: str) -> Iterator[Counting]:
+    """Call it with what is done and the total; it shows them as the terminal or the log allows."""
+    console = talk()
+    if not console.is_terminal:
+        yield Counting(what, unit)
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    texts = [TextColumn("{task.fields[count]}"), TextColumn("{task.fields[left]}")]
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), *texts)
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield _Bar(what, unit, bars)

@@ -1,0 +1,103 @@
+"""`ecdit bench data`, the part about latents: images per second that are read against what B trains on an H100.
+
+What B consumes follows from its FLOPs an image and a share of the accelerator's peak; nobody had the accelerator.
+Beside what is read stands what this machine copies from memory to memory, which no reading exceeds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+from ecdit_cli._console import Column
+
+MODEL, DEVICE = "B", "H100"
+UTILISATIONS = (0.35, 0.5)
+"""What published mixtures of experts and dense transformers reach; the first is what plans are priced at."""
+CAPTION_TOKENS = (30, 60, 120)
+"""A caption of the web, a long one, and the most that is kept: text features are nearly all that is read."""
+WANTED_TIMES = 3
+"""The loader is never to be slower than this many times the training."""
+Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+
+
+def bench_reading(gib: float, rounds: int, clock_name: str, progress: Progress) -> list[dict[str, Any]]:
+    """A row for each length of captions and number of threads.
+
+    By the clock `cpu` one thread alone, because the seconds of several add up.
+    """
+    clock = process_time if clock_name == "cpu" else perf_counter
+    with progress("reading latents", rounds * len(CAPTION_TOKENS)) as advance:
+        from experiments.data.measure_latents import measure_copying
+
+        copied = {threads: measure_copying(threads, gib / 2, rounds, clock) for threads in thread_counts(clock_name)}
+        return [row for tokens in CAPTION_TOKENS for row in _rows(tokens, gib, rounds, clock, copied, advance)]
+
+
+def _rows(
+    tokens: int, gib: float, rounds: int, clock: Callable[[], float], copied: Mapping[int, float],
+    advance: Callable[[], None],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    import tempfile
+
+    from experiments.config.budget import budget
+    from experiments.data.measure_latents import bytes_per_image, measure_reading, reading_config, write_random_set
+    from sweeps.devices import DEVICES
+
+    with tempfile.TemporaryDirectory(prefix="ecdit-bench-") as name:
+        config = reading_config(Path(name), MODEL, write_random_set(Path(name), tokens, gib))
+        measured = measure_reading(config, tuple(copied), rounds, clock, advance)
+    flops = budget(config).train_flops_per_image
+    for threads, read in measured.items():
+        row: dict[str, Any] = {
+            "what": "latents", "model": MODEL, "device": DEVICE, "caption_tokens": tokens,
+            "bytes_per_image": bytes_per_image(tokens), "batch_images": config.train.batch_images,
+            "threads": threads, "loader_images_per_second": read, "train_flops_per_image": flops,
+            "wanted_ratio": WANTED_TIMES, "loader_bytes_per_second": read * bytes_per_image(tokens),
+            "copied_bytes_per_second": copied[threads],
+        }  # fmt: skip
+        for share in UTILISATIONS:
+            trained = DEVICES[DEVICE].peak_flops_per_second * share / flops
+            percent = round(100 * share)
+            row |= {f"trained_at_{percent}_percent": trained, f"ratio_at_{percent}_percent": read / trained}
+        yield row
+
+
+def thread_counts(clock_name: str) -> tuple[int, ...]:
+    """1, 2, 4, 8: as many as this machine has cores for, and those of the default."""
+    if clock_name == "cpu":
+        return (1,)
+    from experiments.data.loader import MAX_THREADS, loader_threads
+
+    cores = os.cpu_count() or 1
+    return tuple(sorted({1, loader_threads(), *(n for n in (2, 4, MAX_THREADS) if n <= cores)}))
+
+
+def _times(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+READING_COLUMNS = (
+    Column("caption_tokens", "tokens a caption"),
+    Column("bytes_per_image", "KiB an image", lambda value: f"{value / 1024:,.0f}"),
+    Column("threads", "threads"),
+    Column("loader_images_per_second", "images/s read", _whole, whole=True),
+    Column("loader_bytes_per_second", "GB/s read", lambda value: f"{value / 1e9:.1f}", whole=True),
+    Column("copied_bytes_per_second", "GB/s copied here", lambda value: f"{value / 1e9:.1f}", whole=True),
+    *(
+        column
+        for percent in (round(100 * share) for share in UTILISATIONS)
+        for column in (
+            Column(f"trained_at_{percent}_percent", f"{MODEL} on {DEVICE} at {percent}%", _whole, whole=True),
+            Column(f"ratio_at_{percent}_percent", f"ratio (wanted {WANTED_TIMES})", _times, whole=True),
+        )
+    ),
+)

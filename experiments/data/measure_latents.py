@@ -1,0 +1,150 @@
+"""How fast latents and text features are read at the sizes of real networks, against what a model trains on.
+
+The data set holds random numbers in the shapes of 256-pixel images (a VAE of 4 channels that divides by 8), T5-XXL and
+CLIP-L, and is read as training reads it. It is larger than the caches of a processor, and lies in the memory that the
+operating system keeps of files: the disk is not measured. `ecdit bench data` prints it.
+
+Legend: N images, M text tokens, C, H, W channels, rows, columns, V, U widths of T5 and CLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from experiments.config.data_set import (
+    INDEX_FILE,
+    SCHEMA_VERSION,
+    Encoder,
+    FileEntry,
+    SetSplit,
+    Shard,
+    Source,
+    fingerprint_of,
+)
+from experiments.config.overrides import load_config
+from experiments.config.schema import RunConfig
+from experiments.data.loader import TrainStream
+from experiments.data.order import shuffled
+from experiments.records.storage import write_json_atomic
+
+CHANNELS, LATENT_SIZE, TEXT_WIDTH, POOLED_WIDTH, MAX_TOKENS = 4, 32, 4096, 768, 120
+BATCH_IMAGES = 256
+SHARD_IMAGES = 256
+VALIDATION_IMAGES = 1
+COPIED_BYTES = 2**20
+Clock = Callable[[], float]
+
+
+def bytes_per_image(num_tokens: int) -> int:
+    """Of an image whose caption has `num_tokens` tokens: what is read for it."""
+    return 2 * (2 * CHANNELS * LATENT_SIZE**2 + num_tokens * TEXT_WIDTH + POOLED_WIDTH)
+
+
+def write_random_set(folder: Path, num_tokens: int, gib: float) -> int:
+    """A data set of about `gib` GiB, every caption of `num_tokens` tokens; answers how many training images it has."""
+    num_images = max(4, int(gib * 2**30 / bytes_per_image(num_tokens)))
+    empty = _write(folder, "empty-caption", 1, num_tokens=1)
+    shards = [_shard(folder, "validation", 0, VALIDATION_IMAGES, num_tokens)]
+    for number, first in enumerate(range(0, num_images, SHARD_IMAGES)):
+        shards.append(_shard(folder, "train", number, min(SHARD_IMAGES, num_images - first), num_tokens))
+    encoder = Encoder(path="random", kind="random", sha256="").model_dump()
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION, "image_size": 8 * LATENT_SIZE, "latent_size": LATENT_SIZE,
+        "channels": CHANNELS, "caption_length": MAX_TOKENS, "text_width": TEXT_WIDTH, "pooled_width": POOLED_WIDTH,
+        "scaling_factor": 0.13025, "shift_factor": 0.0, "vae": encoder, "t5": encoder, "clip": encoder,
+        "source": Source(path="random", num_rows=num_images, image_column="", caption_column="").model_dump(),
+        "empty_caption": empty, "shards": shards, "num_damaged": 0,
+    }  # fmt: skip
+    write_json_atomic(folder / INDEX_FILE, content | {"fingerprint": fingerprint_of(content)})
+    return num_images
+
+
+def reading_config(folder: Path, model: str, num_images: int) -> RunConfig:
+    """A dense run of `model` on the data set, which goes through it once in batches as an accelerator gets them."""
+    batch = min(BATCH_IMAGES, num_images // 2)
+    return load_config(
+        [f"model={model}", "routing=dense", "data.name=latents", f"data.path={folder}", f"train.batch_images={batch}",
+         f"train.images={num_images // batch * batch}"]
+    )  # fmt: skip
+
+
+def measure_reading(
+    config: RunConfig,
+    thread_counts: tuple[int, ...],
+    rounds: int,
+    clock: Clock = perf_counter,
+    on_round: Callable[[], None] = lambda: None,
+) -> dict[int, float]:
+    """Images per second of `clock` by number of threads: the median of `rounds` passes over the data set, in turns."""
+    stream = TrainStream(config)
+    seconds: dict[int, list[float]] = {threads: [] for threads in thread_counts}
+    _pass(stream, max(thread_counts), clock)
+    for _ in range(rounds):
+        for threads in thread_counts:
+            seconds[threads].append(_pass(stream, threads, clock))
+        on_round()
+    return {threads: config.train.images / median(passes) for threads, passes in seconds.items()}
+
+
+def measure_copying(num_threads: int, gib: float, rounds: int, clock: Clock = perf_counter) -> float:
+    """Bytes per second that threads copy in pieces of the size of a caption's features: what reading cannot exceed."""
+    num_pieces = max(num_threads, int(gib * 2**30 / COPIED_BYTES))
+    source, target = (np.ones((num_pieces, COPIED_BYTES), dtype=np.uint8) for _ in range(2))
+    order = shuffled(0, np.arange(num_pieces), num_pieces)
+
+    def copy(first: int) -> None:
+        for place in range(first, num_pieces, num_threads):
+            target[place] = source[order[place]]
+
+    seconds = []
+    with ThreadPoolExecutor(num_threads) as threads:
+        for _ in range(rounds):
+            started = clock()
+            list(threads.map(copy, range(num_threads)))
+            seconds.append(clock() - started)
+    return num_pieces * COPIED_BYTES / median(seconds)
+
+
+def _pass(stream: TrainStream, threads: int, clock: Clock) -> float:
+    started = clock()
+    for batch in stream.iterate(0, threads):
+        del batch  # as in training: it is gone before the next is asked for
+    return clock() - started
+
+
+def _shard(folder: Path, split: SetSplit, number: int, num_images: int, num_tokens: int) -> dict[str, Any]:
+    entry = _write(folder, f"{split}-{number:05d}", num_images, num_tokens)
+    counts = {"num_images": num_images, "num_tokens": num_images * num_tokens}
+    return Shard(**entry, split=split, source_sha256="", **counts).model_dump(exclude_none=True)
+
+
+def _write(folder: Path, name: str, num_images: int, num_tokens: int) -> dict[str, Any]:
+    """One file, as `prepare` writes them, but for the checksum, which reading does not look at."""
+    path, generator = folder / f"{name}.safetensors", torch.Generator().manual_seed(num_images)
+
+    def random(*shape: int) -> Tensor:
+        """The same megabyte again and again: its values do not matter."""
+        some = torch.rand(1 << 19, generator=generator).half()
+        return some.repeat(-(-torch.Size(shape).numel() // len(some)))[: torch.Size(shape).numel()].view(shape)
+
+    latents = (num_images, CHANNELS, LATENT_SIZE, LATENT_SIZE)
+    tensors = {
+        "latent_mean_NCHW": random(*latents),
+        "latent_std_NCHW": random(*latents),
+        "text_MV": random(num_images * num_tokens, TEXT_WIDTH),
+        "text_start_N1": torch.arange(num_images + 1) * num_tokens,
+        "pooled_NU": random(num_images, POOLED_WIDTH),
+        "row_N": torch.arange(num_images),
+    }
+    save_file(tensors, path)
+    return FileEntry(file=path.name, num_bytes=path.stat().st_size, sha256="").model_dump()
