@@ -46,7 +46,7 @@ def _read_csv(rows: bytes, keys: tuple[str, ...]) -> pa.Table:
 
 @lru_cache
 def _columns(keys: tuple[str, ...]) -> tuple[list[str], csv.ConvertOptions]:
-    types = {}
+    types: dict[str, pa.DataType] = {}
     for written, key in zip(_written(keys), keys, strict=True):
         types |= {written: pa.binary(len(written.encode())), key: pa.float64()}
     types[END] = pa.null()
@@ -61,4 +61,4 @@ def _is_everywhere(written: str, table: pa.Table) -> bool:
     """Whether this key stands in every row: its column is of fixed width, so that its cells lie end to end."""
     cells = table[written].chunk(0)
     expected = written.encode() * len(cells)
-    return cells.null_count == 0 and cells.buffers()[1].to_pybytes()[: len(expected)] == expected
+    return bool(cells.null_count == 0 and cells.buffers()[1].to_pybytes()[: len(expected)] == expected)
