@@ -90,7 +90,7 @@ def _seconds_at(curves: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[float]:
     of_run = dict(list(steps.groupby("run", sort=False)))
     seconds = pd.Series(np.nan, index=curves.index)
     for run, group in curves.groupby("run", sort=False):
-        rows = of_run[run].sort_values("images_seen")
+        rows = of_run[run]
         images, spent = [0.0, *rows["images_seen"]], [0.0, *rows["seconds"]]
         seconds[group.index] = np.interp(group["images_seen"], images, spent)
     return seconds

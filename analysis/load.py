@@ -6,7 +6,8 @@ listed in `Records.left_out`; nothing disappears silently. Runs of another schem
 may be compared is said by `comparable.py`, which runs form one arm by `arms.py`.
 
 Frames (one row each per): `runs` a run, the settings as dotted columns (`routing.name`); `steps` a `StepRow`; `evals`
-an `EvalRow`; `routing` a `RoutingRow`. All carry `run`, the folder as text, which joins them.
+an `EvalRow`; `routing` a `RoutingRow`. All carry `run`, the folder as text, which joins them; in `steps`, which may
+have millions of rows, it is categorical, and the rows of a run are in the order of `images_seen`.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.parameters import counts_without_embeddings
-from analysis.rows import RowTable, read_table
+from analysis.rows import RowTable, read_steps, read_table
 from analysis.wandb_runs import fetch_project
 from experiments.errors import EcditError, RecordError
 from experiments.records.layout import RunDir, find_runs, other_version
-from experiments.records.schema import SCHEMA_VERSION, EvalRow, RoutingRow, RunRecord, StepRow
+from experiments.records.schema import SCHEMA_VERSION, EvalRow, RoutingRow, RunRecord
 from experiments.records.wandb_mirror import mirror_id
 
 MIN_RUNS_FOR_PROCESSES = 400
@@ -203,13 +204,13 @@ def dotted(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-Tables = tuple[RowTable, RowTable, RowTable]
 Found = list[_Finished | LeftOut]
 
 
-def _read_all(dirs: list[RunDir]) -> tuple[Found, Tables]:
-    """The runs, and `steps`, `evals` and `routing` of the finished ones; in several processes when there are many."""
-    num_processes = (os.cpu_count() or 1) if len(dirs) >= MIN_RUNS_FOR_PROCESSES else 1
+def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable, RowTable]]:
+    """The runs, and `steps`, `evals` and `routing` of the finished ones; on all cores when there are many."""
+    num_cores = os.cpu_count() or 1
+    num_processes = num_cores if len(dirs) >= MIN_RUNS_FOR_PROCESSES else 1
     size = -(-len(dirs) // num_processes)
     chunks = [dirs[i : i + size] for i in range(0, len(dirs), size)]
     if num_processes == 1:
@@ -217,16 +218,19 @@ def _read_all(dirs: list[RunDir]) -> tuple[Found, Tables]:
     else:
         with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
             read = list(pool.map(_read_some, chunks))
-    steps, evals, routing = zip(*(tables for _, tables in read), strict=True)
-    tables = (RowTable.concat(steps), RowTable.concat(evals), RowTable.concat(routing))
-    return [each for found, _ in read for each in found], tables
+    all_found, evals, routing = zip(*read, strict=True)
+    found = [each for some in all_found for each in some]
+    steps = read_steps([(run, run.steps) for run in _done(dirs, found)], num_cores)
+    return found, (steps, RowTable.concat(evals), RowTable.concat(routing))
 
 
-def _read_some(dirs: list[RunDir]) -> tuple[Found, Tables]:
+def _read_some(dirs: list[RunDir]) -> tuple[Found, RowTable, RowTable]:
+    """The runs, and `evals` and `routing` of the finished ones."""
     found = [_finished_run(run) for run in dirs]
-    done = [run for run, each in zip(dirs, found, strict=True) if isinstance(each, _Finished)]
-    return found, (
-        read_table([(run, run.steps) for run in done], StepRow),
-        read_table([(run, run.evals) for run in done], EvalRow),
-        read_table([(run, run.routing) for run in done], RoutingRow),
-    )
+    done = _done(dirs, found)
+    evals = read_table([(run, run.evals) for run in done], EvalRow)
+    return found, evals, read_table([(run, run.routing) for run in done], RoutingRow)
+
+
+def _done(dirs: list[RunDir], found: Found) -> list[RunDir]:
+    return [run for run, each in zip(dirs, found, strict=True) if isinstance(each, _Finished)]

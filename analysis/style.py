@@ -143,8 +143,11 @@ def scaled(largest: float, unit: str) -> tuple[float, str]:
     return 1.0, unit
 
 
-def arm_rows(axes: Axes, arms: Sequence[tuple[str, str, int]], named: bool = True) -> None:
-    """One row per (label, router, variant), the first on top; `named`: at the left, beside a sample of its line."""
+def arm_rows(axes: Axes, arms: Sequence[tuple[str, str, int]], named: bool = True, preset: str = "") -> None:
+    """One row per (label, router, variant), the first on top; `named`: at the left, beside a sample of its line.
+
+    With `preset` the marker of its points stands on the line.
+    """
     _rows(axes, [label for label, _, _ in arms], named)
     for row, (_, router, variant) in enumerate(arms if named else []):
         place: dict[str, Any] = {
@@ -154,6 +157,9 @@ def arm_rows(axes: Axes, arms: Sequence[tuple[str, str, int]], named: bool = Tru
             "linewidth": 1.4,
         }
         axes.plot([-18, -2], [row, row], **line_style(router, variant), **place)
+        if preset:
+            marker = marker_style(router, variant, preset) | {"markersize": 3.5}
+            axes.plot(-10, row, transform=_points_left_of(axes), clip_on=False, **marker)
 
 
 def point_rows(axes: Axes, arms: Sequence[tuple[str, str, int]], preset: str, named: bool = True) -> None:

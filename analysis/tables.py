@@ -40,7 +40,7 @@ def run_table(records: Records) -> pd.DataFrame:
         table[column] = table["run"].map(_last_values(records.evals, metric, weights))
     inference = last_shared_measurement(records.evals[records.evals["metric"] == INFERENCE], INFERENCE)
     table[INFERENCE] = table["run"].map(inference.set_index("run")["value"])
-    by_run = records.steps.sort_values("images_seen", kind="stable").groupby("run")
+    by_run = records.steps.groupby("run", observed=True)
     table["train_loss"] = table["run"].map(by_run["loss"].last())
     table["train_seconds"] = table["run"].map(by_run["seconds"].last())
     table["images_per_second"] = table["run"].map(by_run["images_per_second"].median())

@@ -126,10 +126,10 @@ def _keys(points: pd.DataFrame) -> list[Key]:
 def _foot(points: pd.DataFrame, paper_values: bool) -> list[str]:
     devices = ", ".join(sorted(set(points["device"])))
     lines = [f"Device: {devices}. On a CPU training is the resident set of the process, saving included."]
-    off = (points["training"] / points["estimate"] - 1).dropna()
-    if len(off):
-        ends = " to ".join(dict.fromkeys(f"{end:+.0%}" for end in (off.min(), off.max())))
-        lines.append(f"In training the measured peak lies {ends} from the estimate.")
+    shares = (points["training"] / points["estimate"]).dropna()
+    if len(shares):
+        ends = " to ".join(dict.fromkeys(f"{end:.0%}" for end in (shares.min(), shares.max())))
+        lines.append(f"In training the measured peak is {ends} of the estimate.")
     if paper_values:
         printed = ", ".join(f"{row.size}-{row.num_experts}E {row.gigabytes_per_device} GB" for row in MEMORY)
         lines.append(f"Printed, inference on each of 8 devices: {printed} ({SOURCES['memory']}).")

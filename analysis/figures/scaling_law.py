@@ -165,7 +165,7 @@ def _curve(points: pd.DataFrame, law: Bootstrap) -> pd.DataFrame:
 
 
 def _draw_predictions(axes: Axes, laws: Sequence[_ArmLaw]) -> None:
-    arm_rows(axes, [each.arm for each in laws])
+    arm_rows(axes, [each.arm for each in laws], preset=str(laws[0].points["model.name"].iloc[0]))
     for row, each in enumerate(laws):
         if each.largest is None:
             words = "no law" if each.law is None else "not known"

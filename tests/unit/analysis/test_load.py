@@ -87,6 +87,25 @@ def test_a_row_written_again_after_a_resumption_replaces_the_first(done: RunDir)
     assert steps["loss"].iloc[-1] == 7.0
 
 
+def test_rows_that_a_resumption_wrote_elsewhere_stand_in_the_order_of_images(done: RunDir) -> None:
+    lines = done.steps.read_text().splitlines()
+    again = [json.dumps(json.loads(line) | {"loss": 7.0}) for line in lines[6:8]]
+    between = json.dumps(json.loads(lines[6]) | {"images_seen": 2400, "loss": 8.0})
+    append(done.steps, "\n".join([again[0], between, again[1]]) + "\n")
+    steps = load_records([done.path]).steps
+    assert list(steps["images_seen"]) == sorted([*range(320, 3201, 320), 2400])
+    assert list(steps["loss"][steps["loss"] >= 7]) == [7.0, 8.0, 7.0]
+
+
+def test_a_number_that_some_rows_lack_is_missing_there(done: RunDir) -> None:
+    row = json.loads(done.steps.read_text().splitlines()[-1])
+    append(done.steps, json.dumps(row | {"images_seen": 3360, "auxiliary_loss": 0.5}) + "\n")
+    records = load_records([done.path])
+    assert list(records.steps["auxiliary_loss"].dropna()) == [0.5]
+    assert len(records.steps) == 11
+    assert records.left_out == ()
+
+
 def test_a_copy_of_a_run_is_not_another_seed(done: RunDir, write_run: WriteRun) -> None:
     settings = SHORT | {"log": {"every_images": 160}, "parallel": {"world": 2}}
     write_run(done.path.parent / "same", settings, loss, created_at="2026-01-02T00:00:00Z")
