@@ -140,7 +140,7 @@ def _print_memory(plan: LayoutPlan) -> None:
 
 
 def _print_network(plan: LayoutPlan) -> None:
-    rows = [
+    rows: list[Row] = [
         {
             "what": transfer.what, "operation": transfer.operation, "group": transfer.group,
             "sent": transfer.bytes_sent / 1e9, "seconds": seconds,

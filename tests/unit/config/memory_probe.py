@@ -102,18 +102,19 @@ def main() -> None:
         engine.model.train()
         batches = TrainStream(config, launched_rank(), launched_world()).iterate(0)
         for _ in range(NUM_STEPS):
-            batch, backward_peaks = next(batches), []
+            batch, saved, backward_peaks = next(batches), [], []
             for micro in _micro_batches(batch, config.train.accumulation):
                 before = tensors.live
                 loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
                 total = loss_B.mean() + output.auxiliary_loss
-                measured["activations"] = tensors.live - before
+                saved.append(tensors.live - before)
                 tensors.take_peak()
                 engine.deepspeed.backward(total)
                 del loss_B, output, total
                 backward_peaks.append(tensors.take_peak())
                 engine.deepspeed.step()
                 measured["step_peak"] = tensors.take_peak()
+            measured["activations"] = saved[0]  # later ones come while the bucket of the one before goes
             measured["backward_peak"] = max(backward_peaks)
         measured["persistent"] = tensors.live
     resident = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
