@@ -72,7 +72,8 @@ def export_weights(
         raise StorageError(f"{out} is not empty.", "Name a new folder.")
     width = DTYPES[precision].itemsize
     groups = _shards(checkpoint.shapes, width, shard_bytes)
-    sums, places = {}, {}
+    sums: dict[str, str] = {}
+    places: dict[str, str] = {}
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for place, names in enumerate(groups):
