@@ -204,7 +204,9 @@ class _Elements(NamedTuple):
     """Of the gradients after reduction."""
     optimized: int
     """At a time."""
-    num_groups: int
+    before_last: int
+    """The same but for the last group, whose gradients are the last that wait; 0 with one group."""
+    last: int
 
 
 def memory(config: RunConfig, on_accelerator: bool) -> Memory:
@@ -248,12 +250,12 @@ def _elements(config: RunConfig, params: dict[str, int]) -> _Elements:
     total, spread, stage = sum(params.values()), experts_spread(config), config.parallel.zero_stage
     held = total - params["experts"] + params["experts"] // spread
     if stage == 0:
-        return _Elements(held, held, 0, held, 1)
+        return _Elements(held, held, 0, held, 0, held)
     if stage == 3:
         share = -(-total // config.parallel.world)
-        return _Elements(held, share, share, min(share, SUB_GROUP_ELEMENTS), 1)
+        return _Elements(held, share, share, min(share, SUB_GROUP_ELEMENTS), 0, 0)
     of = shares(config)
-    return _Elements(held, of.partition, of.kept, of.largest_group, of.num_groups)
+    return _Elements(held, of.partition, of.kept, of.largest_group, of.before_last, of.last)
 
 
 def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_accelerator: bool) -> int:
@@ -267,11 +269,13 @@ def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_ac
         step = elements.held if on_accelerator else temporaries * largest_tensor(config)
         gradients = elements.held * (width + (FLOAT32 if width < FLOAT32 else 0))
         return gradients + step * FLOAT32
-    waiting = elements.kept * width if elements.num_groups > 1 else 0
+    of_one = FLOAT32 * (1 + temporaries)
     converting = elements.kept * width + elements.optimized * (width + (FLOAT32 if width < FLOAT32 else 0))
     if config.parallel.zero_stage == 3:
         converting -= elements.kept * width
-    return max(converting, waiting + elements.optimized * FLOAT32 * (1 + temporaries))
+    if elements.before_last == 0:
+        return max(converting, elements.optimized * of_one)
+    return max(converting, elements.kept * width + elements.before_last * of_one, elements.last * of_one)
 
 
 def _gathered(config: RunConfig, params: dict[str, int]) -> int:

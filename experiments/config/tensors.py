@@ -48,6 +48,9 @@ class Shares:
     kept: int
     """Of the tensors that its cut touches, on the process that has most of them."""
     num_groups: int
+    before_last: int
+    """Its cut of the largest group but the last: while those are optimized, the gradients of all still wait."""
+    last: int
 
 
 def tensor_sizes(config: RunConfig) -> Iterator[tuple[int, bool]]:
@@ -67,7 +70,14 @@ def shares(config: RunConfig) -> Shares:
     world = config.parallel.world
     groups = _groups(_sizes_of(config), world, experts_spread(config))
     partitions = [group.partition_elements for group in groups]
-    return Shares(sum(partitions), max(partitions), _kept_elements(groups, world), len(groups))
+    return Shares(
+        partition=sum(partitions),
+        largest_group=max(partitions),
+        kept=_kept_elements(groups, world),
+        num_groups=len(groups),
+        before_last=max(partitions[:-1], default=0),
+        last=partitions[-1],
+    )
 
 
 def largest_tensor(config: RunConfig) -> int:
