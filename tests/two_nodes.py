@@ -6,6 +6,7 @@ Processes of one reach the other only over the cable, and neither reaches anythi
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from tests.training_runs import environment, train_command
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29511
+"""Of a launcher; the namespaces have ports of their own."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,14 @@ def start_ranks(
     extra: Mapping[int, Sequence[str]] | None = None,
 ) -> Ranks:
     """Two ranks of a tiny run; by rank: words `before` its command, variables `changed` in it, `extra` settings."""
-    processes = []
+    processes, port = [], _free_port()
     for rank in range(2):
         ranks = {
             "RANK": str(rank),
             "WORLD_SIZE": "2",
             "LOCAL_RANK": "0",
             "MASTER_ADDR": master,
-            "MASTER_PORT": str(PORT),
+            "MASTER_PORT": port,
         }
         command = [*before[rank], *train_command(folder, *settings, *(extra or {}).get(rank, ()))]
         processes.append(
@@ -114,6 +116,12 @@ def start_ranks(
             )
         )  # fmt: skip
     return Ranks(processes)
+
+
+def _free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
 
 
 def torchrun(folder: Path, node: int, *settings: str) -> list[str]:
