@@ -147,7 +147,13 @@ def _print_network(plan: LayoutPlan) -> None:
         }
         for transfer, seconds in zip(plan.transfers, plan.transfer_seconds, strict=True)
     ]  # fmt: skip
-    rows.append({"what": "total", "sent": sum(row["sent"] for row in rows), "seconds": plan.communication_seconds})
+    rows.append(
+        {
+            "what": "total",
+            "sent": sum(transfer.bytes_sent for transfer in plan.transfers) / 1e9,
+            "seconds": plan.communication_seconds,
+        }
+    )
     columns = [
         Column("what", "what"),
         Column("operation", "operation"),

@@ -84,11 +84,11 @@ def _block_bytes(config: RunConfig, width: int) -> list[float]:
 
 
 def _kept_bytes(config: RunConfig, width: int, layer: int) -> float:
-    """Of a checkpointed block: its input, and the answer of its feed-forward, which the loop holds until the step.
+    """Of a checkpointed block: its input; of a routed one also what was decided, which the loop holds until the step.
 
-    That of a routed layer also has the token and the weight of every slot, and the logits.
+    That is the token and the weight of every slot, and the logits.
     """
-    kept = 2 * width * config.num_train_tokens * config.model.width
+    kept = width * config.num_train_tokens * config.model.width
     if layer not in config.sparse_layer_indices:
         return kept
     filled = 1 if config.routing.top_k is not None else 0

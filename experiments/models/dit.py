@@ -126,10 +126,9 @@ class DiT(nn.Module):
         if not (self.checkpointed and self.training and torch.is_grad_enabled()):
             plain: tuple[Tensor, FeedForwardOutput] = block(*inputs)
             return plain
-        again: tuple[Tensor, FeedForwardOutput] = checkpoint(
-            block, *inputs, use_reentrant=False, preserve_rng_state=False
-        )
-        return again
+        tokens_BTD, answer = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        hollow_BTD = answer.out_BTD.new_empty(()).expand(answer.out_BTD.shape)  # keeps the shape and no memory
+        return tokens_BTD, answer._replace(out_BTD=hollow_BTD)
 
     def to_image(self, velocity_BTP: Tensor) -> Tensor:
         """Tokens of whole images as [B, C, H, W] in float32: what a sampler follows."""
