@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from experiments.config.schema import RunConfig
+    from experiments.records.schema import Precision
     from sweeps.cost import Place
     from sweeps.layout import LayoutPlan
 
@@ -33,6 +34,9 @@ def plan(
     search: Annotated[bool, typer.Option("--search", help="Find the cheapest layout that fits.")] = False,
     max_devices: Annotated[int | None, typer.Option(min=1, help="With --search: at most so many.")] = None,
     days: Annotated[float | None, typer.Option(min=0, help="With --search: done within so many days.")] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Also build, partition and step the layout in shape, without its memory.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Plan one run: memory of a device, traffic, time and cost of its layout; with --search the cheapest layout.
@@ -45,7 +49,11 @@ def plan(
     place = _place(device, devices_per_node, utilisation, max_devices)
     asked = plan_layout(config, place)
     found = _search(config, place, days) if search else []
-    _show(asked, found, search, price, as_json)
+    shown = found[0] if search else asked
+    in_shape = _step_in_shape(shown) if simulate else None
+    _show(shown, found, search, price, as_json, in_shape)
+    if in_shape is not None:
+        _say_what_was_stepped(in_shape)
     if not asked.fits:
         _say_that_it_does_not_fit(asked, found, search)
 
@@ -117,14 +125,21 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def _show(asked: LayoutPlan, found: list[LayoutPlan], search: bool, price: float | None, as_json: bool) -> None:
+def _show(
+    shown: LayoutPlan,
+    found: list[LayoutPlan],
+    search: bool,
+    price: float | None,
+    as_json: bool,
+    in_shape: dict[str, Any] | None,
+) -> None:
     """The layout that was asked for; with a search the cheapest, and the runners-up."""
     from ecdit_cli._plan_tables import plan_json, plan_row, print_layouts, print_plan
     from sweeps.fit import settings
 
-    shown = found[0] if search else asked
     if as_json:
-        rows = {"layouts": [plan_row(one, price) for one in found]} if search else {}
+        rows: dict[str, Any] = {"layouts": [plan_row(one, price) for one in found]} if search else {}
+        rows |= {} if in_shape is None else {"in_shape": in_shape}
         print_json({**plan_json(shown, price), "settings": settings(shown.config), **rows})
         return
     print_plan(shown, price)
@@ -132,6 +147,38 @@ def _show(asked: LayoutPlan, found: list[LayoutPlan], search: bool, price: float
         print_layouts(found[:SHOWN_LAYOUTS], price)
         say(f"The cheapest layout: {' '.join(settings(shown.config))}")
     _say_where_it_comes_from(shown)
+
+
+def _step_in_shape(plan: LayoutPlan) -> dict[str, Any]:
+    """What the engine did, of the last rank, and what the arithmetic says of the same step."""
+    from dataclasses import asdict
+
+    from experiments.config.memory import memory
+
+    say("In shape: building and stepping the last rank ...")
+    precision: Precision = "bf16" if plan.config.train.precision == "auto" and plan.place.on_accelerator else "fp32"
+    precision = "bf16" if plan.config.train.precision == "bf16" else precision
+    train = plan.config.train.model_copy(update={"precision": precision})
+    config = plan.config.model_copy(update={"train": train})
+    from experiments.training.in_shape import step_in_shape
+
+    step = step_in_shape(config, precision, rank=config.parallel.world - 1)
+    planned = memory(config, on_accelerator=False)  # as the engine reduces without one: that is what was stepped
+    return {**asdict(step), "planned_persistent": planned.persistent, "planned_peak": planned.tensors_peak}
+
+
+def _say_what_was_stepped(step: dict[str, Any]) -> None:
+    gib = {name: step[name] / 2**30 for name in ("persistent", "planned_persistent", "peak", "planned_peak")}
+    say(
+        f"In shape, rank {step['rank']}: {step['params_total']:,} parameters built, partitioned and stepped in "
+        f"{step['seconds']:.0f} s; {step['params_held']:,} of them here, {step['numbers_kept']:,} master weights."
+    )
+    say(
+        f"Its tensors: {gib['persistent']:.2f} GiB between steps (planned {gib['planned_persistent']:.2f}), "
+        f"{gib['peak']:.2f} at most (planned {gib['planned_peak']:.2f}), without the reduction buckets of a device."
+    )
+    for name, (calls, handed) in sorted(step["collectives"].items()):
+        say(f"{name}: {calls} calls a step, {handed / 1e9:.3f} GB handed over.")
 
 
 def _say_where_it_comes_from(shown: LayoutPlan) -> None:

@@ -84,3 +84,13 @@ def test_without_a_device_it_is_this_machine(capsys: pytest.CaptureFixture[str],
     assert plan["device"] == "this machine"
     assert plan["fits"]
     assert "seconds" not in plan
+
+
+def test_a_layout_is_stepped_in_shape_beside_its_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    layout = ["model=nano", "parallel.world=8", "parallel.expert_parallel=4", "--device", "H100"]
+    assert run(["plan", *layout, "--simulate", "--json"]) == 0
+    step = json.loads(capsys.readouterr().out)["in_shape"]
+    assert step["rank"] == 7
+    assert step["persistent"] == pytest.approx(step["planned_persistent"], rel=0.05)
+    assert step["peak"] == pytest.approx(step["planned_peak"], rel=0.1)
+    assert step["collectives"]["alltoall_base"][0] == 8

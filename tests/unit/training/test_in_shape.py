@@ -48,10 +48,9 @@ def test_the_processes_of_a_layout_have_every_number_of_every_parameter_once(lay
 @pytest.mark.parametrize("router", ["expert_choice", "token_choice", "switch"])
 @pytest.mark.parametrize("stage", [1, 2])
 def test_memory_in_shape_is_that_of_the_arithmetic(router: str, stage: int) -> None:
-    config = load_config(
-        [*ON_EIGHT, f"routing={router}", "parallel.expert_parallel=4", f"parallel.zero_stage={stage}", "model=micro"]
-    )
-    measured, planned = step_in_shape(config, "bf16"), memory(config, on_accelerator=True)
+    layout = ["parallel.expert_parallel=4", f"parallel.zero_stage={stage}", "train.precision=bf16"]
+    config = load_config([*ON_EIGHT, f"routing={router}", *layout, "model=micro"])
+    measured, planned = step_in_shape(config, "bf16"), memory(config, on_accelerator=False)
     assert measured.params_total == budget(config).params_total
     assert measured.persistent == pytest.approx(planned.persistent, rel=0.01)
     assert measured.activations == pytest.approx(planned.activations, rel=0.05)
@@ -93,12 +92,12 @@ def test_the_process_group_and_the_environment_are_as_before(monkeypatch: pytest
 
 @pytest.mark.slow
 def test_the_97_billion_parameters_of_ec_dit_m_64e_are_built_partitioned_and_stepped() -> None:
-    config = load_config([*EC_DIT_M_64E])
-    step, planned = step_in_shape(config, "bf16", rank=511), memory(config, on_accelerator=True)
+    config = load_config([*EC_DIT_M_64E, "train.precision=bf16"])
+    step, planned = step_in_shape(config, "bf16", rank=511), memory(config, on_accelerator=False)
     assert step.params_total == budget(config).params_total > 95e9
     experts = budget(config).params_by_part["experts"]
     assert step.params_held == step.params_total - experts + experts // 64
     assert step.numbers_kept == pytest.approx(step.params_total / 512, rel=0.001)
     assert step.collectives["alltoall_base"][0] == 4 * 19
     assert step.persistent == pytest.approx(planned.persistent, rel=0.01)
-    assert step.peak == pytest.approx(planned.tensors_peak - planned.reduction_bucket, rel=0.1)
+    assert step.peak == pytest.approx(planned.tensors_peak, rel=0.1)
