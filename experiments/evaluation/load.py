@@ -13,6 +13,7 @@ from experiments.models.dit import DiT
 from experiments.records.layout import RunDir
 from experiments.records.schema import Precision, RunRecord, Weights
 from experiments.training.checkpoint import load_newest
+from experiments.training.engine import prefer_large_pages
 
 FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
 
@@ -39,6 +40,7 @@ def load_run(
     """
     record = run_dir.read_run()
     config = RunConfig.model_validate(record.config)
+    prefer_large_pages(config)
     name = FILE_OF_WEIGHTS[weights]
     checkpoint = load_newest(run_dir, record.config_id, say, files=[name])
     if checkpoint is None:

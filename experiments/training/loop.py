@@ -41,6 +41,7 @@ from experiments.training.engine import (
     check_world,
     is_lost_process,
     launched_rank,
+    prefer_large_pages,
     process_group,
     resolve_precision,
 )
@@ -97,6 +98,7 @@ def train(
     """
     check_world(config)
     check_images(config)
+    prefer_large_pages(config)
     reporter = reporter or Reporter()
     cost = budget(config)
     precision = resolve_precision(config.train.precision, config.parallel.zero_stage)
