@@ -98,6 +98,16 @@ def test_the_fast_path_has_the_gradients_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda x, weight: combine(gather(x, places) ** 2, weight, places), (x_ND, weight_S))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_16_bits_are_summed_with_whole_gates(dtype: torch.dtype) -> None:
+    """Nothing is lost but the last rounding; gates rounded to 16 bits would lose as much again."""
+    places, weight_S = Places.of(torch.randint(0, 256, (8, 64)), 256), torch.rand(512)
+    y_SD = torch.randn(512, 64, dtype=dtype)
+    exact_ND = combine(y_SD.double(), weight_S.double(), places)
+    lost = [float((each.double() - exact_ND).norm()) for each in (combine(y_SD, weight_S, places), exact_ND.to(dtype))]
+    assert lost[0] <= 1.02 * lost[1]
+
+
 @cases
 def test_the_fast_path_gives_the_same_bits_every_time(
     routing: dict[str, Any], layer_of: LayerOf, gradients_of: GradientsOf
