@@ -112,7 +112,8 @@ import torch
 from experiments.config.overrides import load_config
 from experiments.training.engine import prefer_large_pages
 prefer_large_pages(load_config(["train.implementation=IMPLEMENTATION"]))
-address, inside = torch.ones(2**24).data_ptr() + 2**22, False
+tensor, inside = torch.ones(2**24), False
+address = tensor.data_ptr() + 2**22
 for line in open("/proc/self/smaps"):
     head = line.split()[0]
     if "-" in head and ":" not in head:
