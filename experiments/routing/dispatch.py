@@ -11,12 +11,16 @@ Legend: N tokens, D width, S slots of all experts (E P).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+STRETCH_ELEMENTS = 2**16
+"""Of the slots' rows that the gradient of `combine` has in hand at once on a processor: 256 KiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ def weighted_sum(y_SD: Tensor, weight_S: Tensor, slot_S: Tensor, first_N: Tensor
     return sum_rows(y_SD, slot_S.repeat_interleave(2), 2 * first_N, parts)
 
 
+def wide_type(y_SD: Tensor, weight_S: Tensor) -> torch.dtype:
+    """What products of the two are taken in."""
+    return torch.promote_types(y_SD.dtype, weight_S.dtype)
+
+
 class _Gather(torch.autograd.Function):
     """`index_select`, whose gradient sums in a fixed order and in float32 inside."""
 
@@ -96,7 +105,16 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         y_SD, weight_S, token_S = ctx.saved_tensors
-        wide = torch.promote_types(y_SD.dtype, weight_S.dtype)
-        gradient_SD = gradients[0].index_select(0, token_S).to(wide)
-        of_weight_S = (gradient_SD * y_SD).sum(dim=1).to(weight_S.dtype)
-        return gradient_SD.mul_(weight_S.unsqueeze(1)).to(y_SD.dtype), of_weight_S, None, None, None
+        of_y_SD, of_weight_S = torch.empty_like(y_SD), torch.empty_like(weight_S)
+        for rows in _stretches(y_SD):
+            of_out_RD = gradients[0].index_select(0, token_S[rows]).to(wide_type(y_SD, weight_S))
+            torch.sum(of_out_RD * y_SD[rows], dim=1, out=of_weight_S[rows])
+            of_y_SD[rows] = of_out_RD.mul_(weight_S[rows].unsqueeze(1))
+        return of_y_SD, of_weight_S, None, None, None
+
+
+def _stretches(y_SD: Tensor) -> Iterator[slice]:
+    """Of the slots: on a processor as many as stay in its cache while they are widened and weighted."""
+    num_slots, width = y_SD.shape
+    size = max(1, STRETCH_ELEMENTS // max(1, width)) if y_SD.device.type == "cpu" else max(1, num_slots)
+    return (slice(first, first + size) for first in range(0, num_slots, size))
