@@ -68,7 +68,7 @@ class _InPieces(torch.autograd.Function):
         return y_EPD
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_EPD, w_in_EDF, w_out_EFD, hidden_EPF = ctx.saved_tensors
         of_y_EPD = gradients[0].contiguous()
