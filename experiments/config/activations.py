@@ -36,10 +36,11 @@ class Activations(NamedTuple):
     """Expert parallelism: slots on their way out and back, on both sides. They do not outlive their layer."""
 
 
-def activations(config: RunConfig, width: int) -> Activations:
+def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activations:
     """Of one image, `width` bytes to a number where it is not always fp32."""
     slots = _slots(config) if config.sparse_layer_indices else 0.0
-    blocks = _block_bytes(config, width)
+    in_pieces = not on_accelerator and config.train.implementation == "fast"
+    blocks = _block_bytes(config, width, in_pieces)
     if config.parallel.activation_checkpointing:
         saved = sum(_kept_bytes(config, width, layer) for layer in range(config.model.num_layers))
         recomputed = max(blocks) - width * config.num_train_tokens * config.model.width
@@ -75,10 +76,10 @@ def exchanged_slots(config: RunConfig) -> float:
     return _slots(config) if config.sparse_layer_indices else 0.0
 
 
-def _block_bytes(config: RunConfig, width: int) -> list[float]:
+def _block_bytes(config: RunConfig, width: int, in_pieces: bool) -> list[float]:
     """Of every block."""
     attention, dense = _attention_bytes(config, width), _dense_bytes(config, width)
-    sparse = _sparse_bytes(config, width) if config.sparse_layer_indices else 0.0
+    sparse = _sparse_bytes(config, width, in_pieces) if config.sparse_layer_indices else 0.0
     routed = set(config.sparse_layer_indices)
     return [attention + (sparse if layer in routed else dense) for layer in range(config.model.num_layers)]
 
@@ -116,9 +117,10 @@ def _dense_bytes(config: RunConfig, width: int) -> float:
     return width * (T * (4 * d + 2 * hidden + 2) + d)
 
 
-def _sparse_bytes(config: RunConfig, width: int) -> float:
+def _sparse_bytes(config: RunConfig, width: int, in_pieces: bool) -> float:
     """As dense, over slots: gathered inputs, both sides of the activation, and outputs.
 
+    `in_pieces`: the way of processors, which keeps the near side of the activation and computes the other again.
     The router and the sum over experts are in fp32: a copy of its input in bf16 training, affinities, and indices.
     """
     T, d, routing = config.num_train_tokens, config.model.width, config.routing
@@ -126,7 +128,7 @@ def _sparse_bytes(config: RunConfig, width: int) -> float:
     hidden, shared = (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
     router = FLOAT32 * T * routing.num_experts * (1 if routing.top_k is None else 3) + 20 * slots
     router += FLOAT32 * T * d if width < FLOAT32 else 0
-    experts = slots * width * (2 * d + sides * hidden)
+    experts = slots * width * (2 * d + (sides // 2 if in_pieces else sides) * hidden)
     shared_bytes = width * T * (sides * shared + 2 * d) if shared else 0.0
     return width * (T * (4 * d + 2) + d) + router + experts + shared_bytes
 

@@ -219,7 +219,7 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
     states = 2 if config.optim.name == "adamw" or config.optim.momentum > 0 else 1
     whole = stage < 2 or not on_accelerator
     copied = world > 1 or stage == 0
-    saved = activations(config, width)
+    saved = activations(config, width, on_accelerator)
     return Memory(
         parameters=(elements.share if stage == 3 else elements.held) * width,
         master_weights=elements.share * FLOAT32 if master else 0,

@@ -16,6 +16,7 @@ from experiments.evaluation.exported import DTYPES, FILE_OF_WEIGHTS, exported_te
 from experiments.models.dit import DiT
 from experiments.records.layout import RunDir
 from experiments.records.schema import Precision, RunRecord, Weights
+from experiments.training.engine import prefer_large_pages
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def load_run(
     if run_dir.exported.is_file():
         return _load_exported(run_dir, weights, precision)
     record, checkpoint = newest(run_dir, weights, say)
+    prefer_large_pages(RunConfig.model_validate(record.config))
     images_seen = int(checkpoint.state["images_seen"])
     tensors = checkpoint.full(FILE_OF_WEIGHTS[weights])
     return _loaded(run_dir, record, tensors, images_seen, weights, precision or record.precision)
@@ -51,6 +53,7 @@ def _load_exported(folder: RunDir, weights: Weights, precision: Precision | None
     exported = read_exported(folder)
     if exported.weights != weights:
         raise ConfigError(f"{folder.path} holds {exported.weights} weights.", f"Use --weights {exported.weights}.")
+    prefer_large_pages(RunConfig.model_validate(exported.record.config))
     tensors = exported_tensors(folder, exported)
     return _loaded(folder, exported.record, tensors, exported.images_seen, weights, precision or exported.precision)
 

@@ -33,7 +33,7 @@ from experiments.evaluation.speed import (
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT
 from experiments.records.schema import Precision
-from experiments.training.engine import Engine, build_engine, process_group, resolve_precision
+from experiments.training.engine import Engine, build_engine, prefer_large_pages, process_group, resolve_precision
 from experiments.training.objective import forward_loss, to_device
 
 OURS, DENSE = "expert choice", "dense"
@@ -48,6 +48,7 @@ def measure_training(
     ours: RunConfig, dense: RunConfig, rounds: int, clock: Clock, on_round: Callable[[], None] = lambda: None
 ) -> list[SpeedRow]:
     """Images per second over iso-activation dense, and the share of the machine's matmul rate."""
+    prefer_large_pages(ours)
     precision, device = resolve_precision(ours.train.precision), current_device()
     machine = measure_machine(_dtype(precision), device, 5, clock)
     with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log.txt"):
@@ -92,6 +93,7 @@ def measure_sampling(
     on_round: Callable[[], None] = lambda: None,
 ) -> list[SpeedRow]:
     """(1 + measured overhead over dense) / (1 + overhead in FLOPs), as the paper's 1.23 / 1.03."""
+    prefer_large_pages(ours)
     precision, device = resolve_precision(ours.train.precision), current_device()
     sides = {name: _sampling(config, precision, batch_images) for name, config in ((OURS, ours), (DENSE, dense))}
     seconds = take_turns(sides, rounds, clock, on_round)

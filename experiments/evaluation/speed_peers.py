@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from experiments.config.budget import hidden_width
 from experiments.config.schema import RunConfig
 from experiments.routing.deepspeed_library import deepspeed
-from experiments.routing.experts import StackedExperts, activate
+from experiments.routing.experts import StackedExperts
 from experiments.routing.layer import DenseFeedForward, RoutedFeedForward
+from experiments.routing.pieces import activate
 
 
 def dense_of_the_same_flops(config: RunConfig) -> DenseFeedForward:
@@ -58,7 +59,7 @@ class OneHotDispatch(nn.Module):
         token_EGC = assignment.token_EP.view(num_experts, num_images, -1) % num_tokens
         dispatch_EGCS = F.one_hot(token_EGC, num_tokens).to(x_BTD.dtype)
         x_EGCD = torch.einsum("egcs,gsd->egcd", dispatch_EGCS, x_BTD)
-        y_EGCD = self.layer.experts(x_EGCD.reshape(num_experts, -1, width)).view_as(x_EGCD)
+        y_EGCD = self.layer.experts(x_EGCD.reshape(num_experts, -1, width), fast=False).view_as(x_EGCD)
         weight_EGC1 = assignment.weight_EP.view(num_experts, num_images, -1, 1).to(x_BTD.dtype)
         return torch.einsum("egcs,egcd->gsd", dispatch_EGCS * weight_EGC1, y_EGCD)
 

@@ -1,9 +1,9 @@
 """`ecdit bench routing`: the expert-choice layer, forward and backward, beside dense and beside every peer, in one run.
 
 What is timed is the step of one feed-forward layer: forward, and backward to its input and all its weights. The floor
-of a side is its matmul FLOPs at the measured matmul rate, and the bytes that its pointwise and copying work must read
-and write at the measured copy rate: both sides of the activation, and for the routed layer each slot gathered, summed,
-and both again backward.
+of a side is its matmuls, by their FLOPs at the measured matmul rate or by their bytes at the measured copy rate,
+whichever takes longer, and the bytes that its pointwise and copying work must read and write: both sides of the
+activation, and for the routed layer each slot gathered, summed, and both again backward.
 
 Legend: B images, T tokens, N = B T, D width, F hidden width, E experts, P slots of an expert.
 """
@@ -43,7 +43,7 @@ from experiments.evaluation.speed_peers import (
 )
 from experiments.routing.contract import FeedForwardOutput
 from experiments.routing.layer import RoutedFeedForward, build_feed_forward
-from experiments.training.engine import process_group, resolve_precision
+from experiments.training.engine import prefer_large_pages, process_group, resolve_precision
 
 OURS, DENSE, MATMULS = "expert choice", "dense of the same FLOPs", "its matmuls alone"
 REFERENCE, ONE_HOT, LOOP, DEEPSPEED = "its reference path", "one-hot dispatch", "a loop over experts", "DeepSpeed MoE"
@@ -108,6 +108,7 @@ def measure_routing(
     config: RunConfig, tokens: int, rounds: int, clock: Clock, on_round: Callable[[], None] = lambda: None
 ) -> list[SpeedRow]:
     """The rows of one setting: `config` is expert choice; `tokens` are those of the whole batch."""
+    prefer_large_pages(config)
     dtype = torch.bfloat16 if resolve_precision(config.train.precision) == "bf16" else torch.float32
     device = current_device()
     machine = measure_machine(dtype, device, max(3, rounds // 2), clock)
@@ -169,36 +170,45 @@ def _row(
 
 
 def _memory_row(layers: Layers) -> SpeedRow:
-    """The floor adds to what dense was seen to hold the slots' inputs and outputs."""
+    """The floor: one side of the activation, the slots' inputs and outputs, and the gradient of the inputs."""
     peaks = {name: peak_bytes(layers.counted_step(name)) for name in (OURS, DENSE)}
     element = torch.empty((), dtype=layers.dtype).element_size()
-    extra = 2 * layers.num_slots * layers.config.model.width * element
+    routing, width = layers.config.routing, layers.config.model.width
+    columns = (routing.expert_factor or 0) * width * (2 if routing.expert == "swiglu" else 1)
+    held = layers.num_slots * (columns + 3 * width) * element
     return SpeedRow(
         f"peak memory of {OURS} / {DENSE}, beyond weights and gradients",
         _setting(layers),
         peaks[OURS] / peaks[DENSE],
         MEMORY_OVER_DENSE,
-        floor=1 + extra / peaks[DENSE],
+        floor=held / peaks[DENSE],
     )
 
 
 def _floor_seconds(layers: Layers, machine: Machine, name: str) -> float:
-    """See the module: matmul FLOPs, and the least bytes of the rest."""
+    """See the module: the matmuls, and the least bytes of the rest."""
     config, slots = layers.config, layers.num_slots
     routing, width = config.routing, config.model.width
     hidden, tokens = (routing.expert_factor or 0) * width, layers.num_images * config.num_tokens
     element = torch.empty((), dtype=layers.dtype).element_size()
     matrices, columns = (3, 2) if routing.expert == "swiglu" else (2, 1)
     flops = 3 * 2.0 * matrices * slots * width * hidden
+    # Three products for each of forward's: all weights or their gradients once, and the slots on both sides.
+    held = (routing.capacity_factor or 0) if name == DENSE else routing.num_experts
+    rows = slots if name != DENSE else tokens
+    sides = 2 * rows * width + (columns + 1) * slots * hidden
+    matmuls = max(
+        machine.seconds(flops), machine.seconds(0.0, 3.0 * (matrices * held * width * hidden + sides) * element)
+    )
     if name == MATMULS:
-        return machine.seconds(flops)
+        return matmuls
     # Forward reads the columns and writes one; backward reads them and a gradient, and writes the columns' gradients.
     moved = slots * hidden * (3 * columns + 2)
     if name == OURS:
-        flops += 3 * 2.0 * tokens * width * routing.num_experts
+        matmuls += machine.seconds(3 * 2.0 * tokens * width * routing.num_experts)
         # Gather and its gradient: 2 + 1 slots and a token row. Sum: 1 slot; its gradient reads 2 slots and writes 1.
         moved += width * (7 * slots + 2 * tokens)
-    return machine.seconds(flops, moved * element)
+    return matmuls + machine.seconds(0.0, moved * element)
 
 
 def _setting(layers: Layers) -> str:

@@ -11,12 +11,16 @@ Legend: N tokens, D width, S slots of all experts (E P).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+STRETCH_ELEMENTS = 2**16
+"""Of the slots' rows that the gradient of `combine` has in hand at once on a processor: 256 KiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def gather(x_ND: Tensor, places: Places) -> Tensor:
 
 
 def combine(y_SD: Tensor, weight_S: Tensor, places: Places) -> Tensor:
-    """Each token's slots, weighted and summed in the wider of the two types: [N, D]; 0 for a token in no slot."""
+    """Each token's slots, weighted and summed in float32 or better: [N, D] in the type of `y_SD`; 0 for no slot."""
     out: Tensor = _Combine.apply(y_SD, weight_S, places.token_S, places.slot_S, places.first_N)  # type: ignore[no-untyped-call]
     return out
 
@@ -54,6 +58,24 @@ def combine(y_SD: Tensor, weight_S: Tensor, places: Places) -> Tensor:
 def sum_rows(rows_SD: Tensor, index: Tensor, first_N: Tensor, weight: Tensor | None = None) -> Tensor:
     """For each n the sum of the rows `index[first_N[n] : first_N[n + 1]]`, times `weight` where given."""
     return torch.embedding_bag(rows_SD, index, first_N, mode=0, per_sample_weights=weight)[0]
+
+
+def weighted_sum(y_SD: Tensor, weight_S: Tensor, slot_S: Tensor, first_N: Tensor) -> Tensor:
+    """As `combine`. Rows of 16 bits are read as they are: a weight of 32 is then two of 16, what the first leaves out.
+
+    `embedding_bag` sums them in float32, so that the two parts together are as good as the whole weight.
+    """
+    weight_S = weight_S[slot_S]
+    if torch.finfo(y_SD.dtype).bits >= torch.finfo(weight_S.dtype).bits:
+        return sum_rows(y_SD, slot_S, first_N, weight_S.to(y_SD.dtype))
+    first_S = weight_S.to(y_SD.dtype)
+    parts = torch.stack((first_S, (weight_S - first_S).to(y_SD.dtype)), dim=1).flatten()
+    return sum_rows(y_SD, slot_S.repeat_interleave(2), 2 * first_N, parts)
+
+
+def wide_type(y_SD: Tensor, weight_S: Tensor) -> torch.dtype:
+    """What products of the two are taken in."""
+    return torch.promote_types(y_SD.dtype, weight_S.dtype)
 
 
 class _Gather(torch.autograd.Function):
@@ -78,12 +100,21 @@ class _Combine(torch.autograd.Function):
         ctx: FunctionCtx, y_SD: Tensor, weight_S: Tensor, token_S: Tensor, slot_S: Tensor, first_N: Tensor
     ) -> Tensor:
         ctx.save_for_backward(y_SD, weight_S, token_S)
-        wide = torch.promote_types(y_SD.dtype, weight_S.dtype)
-        return sum_rows(y_SD.to(wide), slot_S, first_N, weight_S[slot_S].to(wide))
+        return weighted_sum(y_SD, weight_S, slot_S, first_N)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         y_SD, weight_S, token_S = ctx.saved_tensors
-        gradient_SD = gradients[0].index_select(0, token_S)
-        of_weight_S = (gradient_SD * y_SD).sum(dim=1).to(weight_S.dtype)
-        return gradient_SD.mul_(weight_S.unsqueeze(1)).to(y_SD.dtype), of_weight_S, None, None, None
+        of_y_SD, of_weight_S = torch.empty_like(y_SD), torch.empty_like(weight_S)
+        for rows in _stretches(y_SD):
+            of_out_RD = gradients[0].index_select(0, token_S[rows]).to(wide_type(y_SD, weight_S))
+            torch.sum(of_out_RD * y_SD[rows], dim=1, out=of_weight_S[rows])
+            of_y_SD[rows] = of_out_RD.mul_(weight_S[rows].unsqueeze(1))
+        return of_y_SD, of_weight_S, None, None, None
+
+
+def _stretches(y_SD: Tensor) -> Iterator[slice]:
+    """Of the slots: on a processor as many as stay in its cache while they are widened and weighted."""
+    num_slots, width = y_SD.shape
+    size = max(1, STRETCH_ELEMENTS // max(1, width)) if y_SD.device.type == "cpu" else max(1, num_slots)
+    return (slice(first, first + size) for first in range(0, num_slots, size))

@@ -13,8 +13,9 @@ from experiments.config.schema import RunConfig
 from experiments.errors import did_you_mean
 from experiments.routing.contract import FeedForwardOutput
 from experiments.routing.expert_choice import ExpertChoiceRouter
-from experiments.routing.experts import Activation, StackedExperts, activate, apply_experts, init_feed_forward
+from experiments.routing.experts import StackedExperts, apply_experts, init_feed_forward
 from experiments.routing.parallel import ALL_EXPERTS, ExpertShare
+from experiments.routing.pieces import Activation, activate
 from experiments.routing.router import Router
 from experiments.routing.shared_expert import SharedExpertRouter
 from experiments.routing.token_choice import TokenChoiceRouter

@@ -39,6 +39,7 @@ from experiments.training.engine import (
     build_engine,
     check_world,
     launched_rank,
+    prefer_large_pages,
     process_group,
     resolve_precision,
 )
@@ -96,6 +97,7 @@ def train(
     """
     check_world(config)
     check_images(config)
+    prefer_large_pages(config)
     reporter = reporter or Reporter()
     cost = budget(config)
     precision = resolve_precision(config.train.precision, config.parallel.zero_stage)

@@ -11,6 +11,8 @@ from experiments.config.overrides import load_config
 from experiments.evaluation.speed import Machine, SpeedRow, median_ratio, take_turns
 from experiments.evaluation.speed_memory import peak_bytes
 from experiments.evaluation.speed_peers import ExpertLoop, OneHotDispatch, dense_of_the_same_flops
+from experiments.evaluation.speed_routing import DENSE, MEMORY_OVER_DENSE, OURS, REFERENCE, Layers
+from experiments.routing import pieces
 from experiments.routing.layer import RoutedFeedForward, build_feed_forward
 
 SMALL = ["model=nano", "model.width=16", "routing.num_experts=4"]
@@ -83,3 +85,21 @@ def test_peak_memory_counts_what_lives_and_not_the_gradients_of_weights() -> Non
     output, direction, of_x, of_weight = (4 * 64 * columns for columns in (1024, 1024, 64, 1024))
     assert peak_bytes(step) == output + direction + of_x
     assert peak_bytes(lambda: [step()[0].clone()]) == output + direction + of_x + of_weight
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="pieces are for processors")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("expert", ["gelu", "swiglu"])
+def test_a_routed_layer_holds_no_more_than_dense_and_less_than_its_reference(
+    dtype: torch.dtype, expert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 2**16)
+    config = load_config([*SMALL, "routing.num_experts=8", f"routing.expert={expert}"])
+    ours, reference = (build_feed_forward(config, 1) for _ in range(2))
+    assert isinstance(reference, RoutedFeedForward)
+    reference.fast = False
+    by_name = {OURS: ours, REFERENCE: reference, DENSE: dense_of_the_same_flops(config)}
+    layers = Layers(config, 32, dtype, torch.device("cpu"), {name: one.to(dtype) for name, one in by_name.items()})
+    peaks = {name: peak_bytes(layers.counted_step(name)) for name in by_name}
+    assert peaks[OURS] <= MEMORY_OVER_DENSE * peaks[DENSE]
+    assert peaks[OURS] < peaks[REFERENCE]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from experiments.config.schema import RunConfig
+from experiments.routing import dispatch
 from experiments.routing.dispatch import Places, combine, gather
 from experiments.routing.layer import RoutedFeedForward, build_feed_forward
 
@@ -91,11 +92,23 @@ def test_a_token_in_no_slot_gets_zero_and_no_gradient() -> None:
     assert_close(x_ND.grad, torch.tensor([[2.0], [0.0], [8.0], [0.0]]).expand(4, 3))
 
 
-def test_the_fast_path_has_the_gradients_of_finite_differences() -> None:
+@pytest.mark.parametrize("elements", [1, 10, 2**16])
+def test_the_fast_path_has_the_gradients_of_finite_differences(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "STRETCH_ELEMENTS", elements)
     places = Places.of(torch.randint(0, 5, (3, 4)), 5)
     x_ND = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     weight_S = torch.rand(12, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, weight: combine(gather(x, places) ** 2, weight, places), (x_ND, weight_S))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_16_bits_are_summed_with_whole_gates(dtype: torch.dtype) -> None:
+    """Nothing is lost but the last rounding; gates rounded to 16 bits would lose as much again."""
+    places, weight_S = Places.of(torch.randint(0, 256, (8, 64)), 256), torch.rand(512)
+    y_SD = torch.randn(512, 64, dtype=dtype)
+    exact_ND = combine(y_SD.double(), weight_S.double(), places)
+    lost = [float((each.double() - exact_ND).norm()) for each in (combine(y_SD, weight_S, places), exact_ND.to(dtype))]
+    assert lost[0] <= 1.02 * lost[1]
 
 
 @cases
