@@ -18,7 +18,9 @@ Rows = list[dict[str, Any]]
 
 
 def bench(
-    what: Annotated[str, typer.Argument(metavar="routing|train|sample|data|cli|sweep", help="What to measure.")],
+    what: Annotated[
+        str, typer.Argument(metavar="routing|train|sample|data|checkpoint|cli|sweep", help="What to measure.")
+    ],
     overrides: Overrides,
     steps: Annotated[int, typer.Option(min=1, help="Training steps to time for each model.")] = 40,
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions of everything else; the median counts.")] = 5,
@@ -38,8 +40,9 @@ def bench(
     routing: the expert-choice layer beside dense, DeepSpeed's and others. train: which share of an iteration is
     forward, backward and optimizer, and expert choice beside dense. sample: what experts cost in sampling. data: how
     many images are drawn against how many are trained on, and how many latents with text features are read against what
-    B trains on an H100. cli: how long commands take to start. sweep: tiny runs
-    through the executor against a process each, what the sweep itself takes, and 10,000 runs planned and looked at.
+    B trains on an H100. checkpoint: what a save costs training at the cadence of the run. cli: how long commands take
+    to start. sweep: tiny runs through the executor against a process each, what the sweep itself takes, and 10,000 runs
+    planned and looked at.
     """
     from experiments.errors import EcditError, did_you_mean
 
@@ -122,6 +125,19 @@ def _bench_data(overrides: list[str], steps: int) -> Rows:
     ]
 
 
+def _bench_checkpoint(overrides: list[str], steps: int, rounds: int) -> Rows:
+    """`rounds` saves, `steps` iterations apart."""
+    from experiments.config.overrides import load_config
+
+    config = load_config(overrides)
+    with _progress("training and saving", 1 + (rounds + 1) * steps) as advance:
+        from experiments.training.saving_cost import measure_saving
+
+        cost = measure_saving(config, steps, rounds, advance)
+    settings = {"model": config.model.name, "routing": config.routing.name, "num_experts": config.routing.num_experts}
+    return [{**settings, **cost, "limit": STALL_LIMIT}]
+
+
 def _bench_cli(overrides: list[str], steps: int, rounds: int) -> Rows:
     from ecdit_cli._startup import LIMIT_SECONDS, measure_commands
 
@@ -184,7 +200,21 @@ SWEEP_COLUMNS = (
     Column("limit", "at most", "{:.3g}".format),
     Column("unit", "unit"),
 )
+STALL_LIMIT = 0.05
+"""Share of training that saves may cost at the cadence of a run."""
+CHECKPOINT_COLUMNS = (
+    Column("model", "model"),
+    Column("routing", "routing"),
+    Column("checkpoint_bytes", "MB", lambda size: f"{size / 1e6:,.0f}"),
+    Column("iteration_seconds", "iteration ms", _milliseconds),
+    Column("copy_seconds", "copy ms", _milliseconds),
+    Column("extra_seconds", "a save costs ms", _milliseconds),
+    Column("cadence_iterations", "every iterations", "{:,}".format),
+    Column("stall_share", "share of training", "{:.2%}".format),
+    Column("limit", "at most", "{:.0%}".format),
+)
 MEASURES: dict[str, tuple[Callable[[list[str], int, int], Rows], tuple[Column, ...]]] = {
+    "checkpoint": (_bench_checkpoint, CHECKPOINT_COLUMNS),
     "cli": (_bench_cli, CLI_COLUMNS),
     "sweep": (_bench_sweep, SWEEP_COLUMNS),
 }

@@ -49,6 +49,7 @@ from experiments.training.objective import forward_loss, to_device
 from experiments.training.peak import matmul_flops_per_second
 from experiments.training.reporter import Reporter
 from experiments.training.restore import restore, snapshot
+from experiments.training.room import require_room
 from experiments.training.saver import Saver
 from experiments.training.schedule import learning_rate
 from experiments.training.stop import StopRequest
@@ -101,6 +102,7 @@ def train(
     reporter = reporter or Reporter()
     cost = budget(config)
     precision = resolve_precision(config.train.precision, config.parallel.zero_stage)
+    require_room(config, precision)
     record = describe_run(config, precision, cost, command)
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)

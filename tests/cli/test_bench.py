@@ -34,6 +34,13 @@ def test_data_stands_beside_training(capsys: pytest.CaptureFixture[str]) -> None
     assert row["ratio"] == pytest.approx(row["loader_images_per_second"] / row["training_images_per_second"])
 
 
+def test_checkpoint_says_what_a_save_costs_at_the_cadence_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["checkpoint.every_images=800", "--steps", "4", "--rounds", "2"]
+    (row,) = rows_of(["checkpoint", *SMALL, *settings], capsys)
+    assert row["cadence_iterations"] == 100
+    assert row["stall_share"] == pytest.approx(row["extra_seconds"] / (100 * row["iteration_seconds"]))
+
+
 @pytest.mark.slow
 def test_cli_times_every_command_it_promises_something_of(capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of(["cli", *SMALL, "--rounds", "1"], capsys)

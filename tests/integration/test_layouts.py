@@ -146,3 +146,12 @@ def test_a_number_that_is_not_finite_is_named_where_layers_need_all_processes(tm
     status = RunDir(folder).read_status()
     assert status.state == "failed"
     assert status.reason.startswith("Not finite after")
+
+
+def test_accumulation_checkpointing_and_shared_experts_together_change_no_loss(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    layout = ("parallel.expert_parallel=2", "parallel.zero_stage=2", "parallel.activation_checkpointing=True")
+    command = launched(folder, *layout, "train.accumulation=2")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=180, check=False)
+    assert RunDir(folder).read_status().state == "done", done.stderr
+    assert losses(folder) == pytest.approx(losses(undisturbed), rel=2e-5)

@@ -1,0 +1,42 @@
+"""Whether a run has room here, before anything is built: one line instead of a process that is killed in its first
+step.
+
+The arithmetic (`experiments/config/memory.py`) was within 10% wherever it was measured, so that only what is plainly
+too large is refused: `TOO_LARGE` times what there is.
+"""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+import torch
+
+from experiments.config.memory import GIB, memory
+from experiments.config.schema import RunConfig
+from experiments.errors import ConfigError
+from experiments.records.schema import Precision
+
+TOO_LARGE = 1.25
+
+
+def require_room(config: RunConfig, precision: Precision) -> None:
+    """A `ConfigError` where this process's share is far more than its device, or its part of the host, has."""
+    on_accelerator = torch.accelerator.is_available()
+    train = config.train.model_copy(update={"precision": precision})
+    needed = memory(config.model_copy(update={"train": train}), on_accelerator).peak
+    there, where = _what_there_is(on_accelerator)
+    if needed > TOO_LARGE * there:
+        raise ConfigError(
+            f"each of parallel.world={config.parallel.world} process(es) takes {needed / GIB:,.1f} GiB, and {where} "
+            f"has {there / GIB:,.1f}.",
+            "Find a layout that fits with: ecdit plan --search (and the same settings).",
+        )
+
+
+def _what_there_is(on_accelerator: bool) -> tuple[int, str]:
+    """Bytes for one process, and of what."""
+    if on_accelerator:
+        return int(torch.get_device_module().mem_get_info()[1]), "an accelerator here"
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return psutil.virtual_memory().total // neighbours, f"this machine, for each of {neighbours}"

@@ -1,0 +1,35 @@
+"""What is plainly too large is refused before it is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.config.overrides import load_config
+from experiments.config.schema import RunConfig
+from experiments.errors import ConfigError
+from experiments.records.layout import RunDir
+from experiments.training.loop import train
+from experiments.training.room import require_room
+
+
+def test_the_97_billion_are_refused_in_one_line_before_anything_is_written(tmp_path: Path) -> None:
+    config = load_config(["model=M", "routing.num_experts=64", "train.precision=fp32"])
+    with pytest.raises(
+        ConfigError, match=r"takes [\d,.]+ GiB, and .* has [\d,.]+\. Find a layout .* ecdit plan --search"
+    ):
+        train(config, RunDir(tmp_path / "run"), ["test"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_small_one_has_room(tiny: Callable[..., RunConfig]) -> None:
+    require_room(tiny(), "fp32")
+
+
+def test_processes_of_one_machine_share_it(monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., RunConfig]) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100000")
+    with pytest.raises(ConfigError, match=re.escape("for each of 100000 has")):
+        require_room(tiny(), "fp32")
