@@ -30,7 +30,7 @@ def test_train_has_the_shares_of_every_router(capsys: pytest.CaptureFixture[str]
 
 
 def test_data_stands_beside_training(capsys: pytest.CaptureFixture[str]) -> None:
-    (row,) = rows_of(["data", *SMALL, "--steps", "2"], capsys)
+    (row,) = (row for row in rows_of(["data", *SMALL, "--steps", "2", "--gib", "0.01"], capsys) if "what" not in row)
     assert row["ratio"] == pytest.approx(row["loader_images_per_second"] / row["training_images_per_second"])
 
 

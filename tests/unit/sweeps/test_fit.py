@@ -90,10 +90,11 @@ def test_several_runs_that_do_not_fit_are_counted(grid):
 
 
 def test_on_a_cpu_processes_share_the_memory_and_only_accumulation_helps():
-    config = load_config(["model=micro", "parallel.world=2"])
-    alone = load_config(["model=micro"])
-    place = Place("a box", 0.65, on_accelerator=False, max_world=2)
-    assert needed_gib(config, place) > needed_gib(alone, place) > 0.65
+    """In bf16, where ZeRO-0, which has no second copy of fp32 weights, is not proposed."""
+    config = load_config(["model=micro", "parallel.world=2", "train.precision=bf16"])
+    alone = load_config(["model=micro", "train.precision=bf16"])
+    place = Place("a box", 0.6, on_accelerator=False, max_world=2)
+    assert needed_gib(config, place) > needed_gib(alone, place) > 0.6
     smallest = smallest_layout(config, place)
     assert smallest.parallel.world == 1
     assert differences(config, smallest) == ["parallel.world=1", f"train.accumulation={smallest.train.accumulation}"]
