@@ -118,7 +118,7 @@ def _draw(
 
 def _unit(gib: pd.DataFrame) -> tuple[int, str]:
     """How many in a GiB, and the name: small models take a few MiB."""
-    return (1024, "MiB") if gib.max(axis=None) < 0.1 else (1, "GiB")
+    return (1024, "MiB") if (gib.fillna(0.0) < 0.1).to_numpy().all() else (1, "GiB")
 
 
 def _keys(points: pd.DataFrame) -> list[Key]:
