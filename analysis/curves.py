@@ -91,6 +91,6 @@ def _seconds_at(curves: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[float]:
     seconds = pd.Series(np.nan, index=curves.index)
     for run, group in curves.groupby("run", sort=False):
         rows = of_run[run]
-        images, spent = [0.0, *rows["images_seen"]], [0.0, *rows["seconds"]]
+        images, spent = (np.append(0.0, rows[column].to_numpy()) for column in ("images_seen", "seconds"))
         seconds[group.index] = np.interp(group["images_seen"], images, spent)
     return seconds

@@ -97,10 +97,16 @@ def _text(column: Column, value: Any) -> str:
 
 
 def write_table(table: pd.DataFrame, prefix: Path, final: FinalTables | None = None) -> list[Path]:
-    """`PREFIX.csv`, `PREFIX.parquet` and, of `final`, `PREFIX.md`, each whole or not there. Raises `StorageError`."""
-    paths = [prefix.with_name(f"{prefix.name}.{kind}") for kind in ("csv", "parquet")]
-    if final is not None:
-        paths.append(prefix.with_name(f"{prefix.name}.md"))
+    """`PREFIX.csv`, `PREFIX.parquet` and, of `final`, `PREFIX.md`, each whole or not there. Raises `StorageError`.
+
+    Without `final` a `PREFIX.md` of an earlier export is removed: it would not be of the runs beside it.
+    """
+    *paths, page = [prefix.with_name(f"{prefix.name}.{kind}") for kind in ("csv", "parquet", "md")]
+    if final is None:
+        with storage_errors(page):
+            page.unlink(missing_ok=True)
+    else:
+        paths.append(page)
     for path in paths:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Run folders to frames: `runs`, `steps`, `evals` and `routing`, with a list of everything that was left out.
+"""Run folders to frames: `runs`, `steps` and `evals`, with a list of everything that was left out.
 
 Only finished runs enter the frames. A run that is unfinished, failed, damaged, a copy of another or without a
 validation loss at its end, a line that was cut and a row with a number that is not finite are left out, counted and
@@ -6,8 +6,9 @@ listed in `Records.left_out`; nothing disappears silently. Runs of another schem
 may be compared is said by `comparable.py`, which runs form one arm by `arms.py`.
 
 Frames (one row each per): `runs` a run, the settings as dotted columns (`routing.name`); `steps` a `StepRow`; `evals`
-an `EvalRow`; `routing` a `RoutingRow`. All carry `run`, the folder as text, which joins them; in `steps`, which may
-have millions of rows, it is categorical, and the rows of a run are in the order of `images_seen`.
+an `EvalRow`. All carry `run`, the folder as text, which joins them; in `steps`, which may have millions of rows, it is
+categorical, and the rows of a run are in the order of `images_seen`. `read_routing` reads `RoutingRow`s in the same
+form, for whoever asks: no table needs them, and they are a file of every run.
 """
 
 from __future__ import annotations
@@ -67,7 +68,6 @@ class Records:
     runs: pd.DataFrame
     steps: pd.DataFrame
     evals: pd.DataFrame
-    routing: pd.DataFrame
     left_out: tuple[LeftOut, ...]
 
 
@@ -99,12 +99,19 @@ def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records
         reasons = "; ".join(map(str, left_out[:3])) + ("; ..." if len(left_out) > 3 else "")
         raise RecordError(f"None of the {len(dirs)} runs is finished ({reasons}).", "Re-run its command to continue.")
     runs = pd.DataFrame([each.row for each in finished])
-    steps, evals, routing = (_only(runs, table.frame) for table in tables)
+    steps, evals = (_only(runs, table.frame) for table in tables)
     used = set(runs["run"])
     rows_left_out = [LeftOut(*entry) for table in tables for entry in table.left_out if entry[0] in used]
     runs, incomplete = _with_final_loss(runs, steps, evals)
-    frames = [_only(runs, frame) for frame in (steps, evals, routing)]
-    return Records(runs, frames[0], frames[1], frames[2], (*left_out, *copies, *rows_left_out, *incomplete))
+    complete = [_only(runs, frame) for frame in (steps, evals)]
+    return Records(runs, complete[0], complete[1], (*left_out, *copies, *rows_left_out, *incomplete))
+
+
+def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOut]]:
+    """The rows of `routing.jsonl` of the runs in `records`, and what of them could not be used."""
+    runs = [RunDir(Path(run)) for run in records.runs["run"]]
+    table = RowTable.concat([read_table([(run, run.routing) for run in runs], RoutingRow)])
+    return table.frame, [LeftOut(*entry) for entry in table.left_out]
 
 
 def _existing_runs(roots: Sequence[Path]) -> list[RunDir]:
@@ -207,8 +214,8 @@ def dotted(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 Found = list[_Finished | LeftOut]
 
 
-def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable, RowTable]]:
-    """The runs, and `steps`, `evals` and `routing` of the finished ones; on all cores when there are many."""
+def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable]]:
+    """The runs, and `steps` and `evals` of the finished ones; on all cores when there are many."""
     num_cores = os.cpu_count() or 1
     num_processes = num_cores if len(dirs) >= MIN_RUNS_FOR_PROCESSES else 1
     size = -(-len(dirs) // num_processes)
@@ -218,18 +225,16 @@ def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable, RowT
     else:
         with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
             read = list(pool.map(_read_some, chunks))
-    all_found, evals, routing = zip(*read, strict=True)
+    all_found, evals = zip(*read, strict=True)
     found = [each for some in all_found for each in some]
     steps = read_steps([(run, run.steps) for run in _done(dirs, found)], num_cores)
-    return found, (steps, RowTable.concat(evals), RowTable.concat(routing))
+    return found, (steps, RowTable.concat(evals))
 
 
-def _read_some(dirs: list[RunDir]) -> tuple[Found, RowTable, RowTable]:
-    """The runs, and `evals` and `routing` of the finished ones."""
+def _read_some(dirs: list[RunDir]) -> tuple[Found, RowTable]:
+    """The runs, and `evals` of the finished ones."""
     found = [_finished_run(run) for run in dirs]
-    done = _done(dirs, found)
-    evals = read_table([(run, run.evals) for run in done], EvalRow)
-    return found, evals, read_table([(run, run.routing) for run in done], RoutingRow)
+    return found, read_table([(run, run.evals) for run in _done(dirs, found)], EvalRow)
 
 
 def _done(dirs: list[RunDir], found: Found) -> list[RunDir]:

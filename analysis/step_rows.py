@@ -1,10 +1,11 @@
-"""One `steps.jsonl` as columns, several times faster than as JSON: what a run has written is CSV in disguise.
+"""One `steps.jsonl` as columns, several times faster than as JSON: its lines all have the same keys and only numbers.
 
-The lines of a run all have the same keys and only numbers. With a comma for each colon and for the last brace, the line
-`{"images_seen":16,"loss":0.4}` is the CSV row `{"images_seen",16,"loss",0.4,` of which Arrow takes the numbers, exactly
-and without holding Python's lock. The keys of every row are compared, and a row without its brace lacks the empty cell
-at the end. A file that is anything else (a cut line, a null, a text, keys that change) is left to `rows.py`, which
-reads it line by line.
+Every colon ends a key and every comma and closing brace ends a number, so that two neighbouring positions of these
+enclose a number or what stands between two numbers: `,"loss":`, or `}`, the end of the line and `{"images_seen":`.
+Arrow takes the bytes and the positions as an array of texts, without a copy and without Python's lock. Once with the
+numbers alone: they are converted, exactly. Once with what stands between: it must be, to the byte, what these keys and
+this number of rows make. A file that is anything else (a cut line, a null, a text, keys that change, blanks) is left to
+`rows.py`, which reads it line by line.
 """
 
 from __future__ import annotations
@@ -15,50 +16,53 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import csv
 
 Numbers = dict[str, NDArray[np.float64]]
+Positions = NDArray[np.int64]
 
-TO_CSV = bytes(ord(",") if byte in b":}" else byte for byte in range(256))
-AS_WRITTEN = csv.ParseOptions(quote_char=False)
-END = ""
-"""The empty cell after the last brace."""
+COLON, COMMA, BRACE = b":,}"
+BETWEEN, NUMBERS = 0b01010101, 0b10101010
+"""Which texts are there, as Arrow's bits, the lowest first: what stands between numbers is the first, third, ..."""
 
 
 def same_keys_columns(content: bytes) -> Numbers | None:
     """The numbers by key, of all lines of `content`; None where they are not all numbers under the same keys."""
     try:
         keys = tuple(json.loads(content.partition(b"\n")[0]))
-        table = _read_csv(content.translate(TO_CSV), keys)
-        if not all(_is_everywhere(written, table) for written in _written(keys)):
+        bounds = _bounds(content)
+        num_rows, rest = divmod(len(bounds) // 2, len(keys))
+        if rest or content[bounds[-1] :] not in (b"}", b"}\n"):
             return None
-        return {key: table[key].chunk(0).to_numpy(zero_copy_only=True) for key in keys}
-    except (ValueError, TypeError, pa.ArrowInvalid):
+        if not _texts(content, bounds, BETWEEN).equals(_between(keys, num_rows)):
+            return None
+        numbers = _texts(content, bounds, NUMBERS).cast(pa.float64())
+    except (ValueError, TypeError, ZeroDivisionError, pa.ArrowInvalid):
         return None  # Not silent: `rows.py` reads every line again and counts what it cannot use.
+    every_second = np.frombuffer(numbers.buffers()[1], dtype=np.float64, count=len(numbers))[1::2]
+    return dict(zip(keys, every_second.reshape(num_rows, len(keys)).T.copy(), strict=True))
 
 
-def _read_csv(rows: bytes, keys: tuple[str, ...]) -> pa.Table:
-    """Two columns for each key, the key as it stands in the row and the number, and one for the end."""
-    names, conversion = _columns(keys)
-    block = csv.ReadOptions(use_threads=False, column_names=names, block_size=len(rows) + 1)
-    return csv.read_csv(pa.BufferReader(rows), block, AS_WRITTEN, conversion)
+def _bounds(content: bytes) -> Positions:
+    """Where the texts begin, and where the last ends: after a colon, and at a comma or closing brace."""
+    byte = np.frombuffer(content, dtype=np.uint8)
+    marks = np.flatnonzero((byte == COLON) | (byte == COMMA) | (byte == BRACE))
+    bounds = np.zeros(len(marks) + 1, dtype=np.int64)
+    bounds[1:] = marks
+    bounds[1::2] += 1
+    return bounds
 
 
-@lru_cache
-def _columns(keys: tuple[str, ...]) -> tuple[list[str], csv.ConvertOptions]:
-    types: dict[str, pa.DataType] = {}
-    for written, key in zip(_written(keys), keys, strict=True):
-        types |= {written: pa.binary(len(written.encode())), key: pa.float64()}
-    types[END] = pa.null()
-    return list(types), csv.ConvertOptions(column_types=types, null_values=[""])
+def _texts(content: bytes, bounds: Positions, which: int) -> pa.LargeStringArray:
+    """The texts of `content` between `bounds`, with every second missing."""
+    num_texts = len(bounds) - 1
+    there = pa.py_buffer(bytes([which]) * (num_texts // 8 + 1))
+    return pa.Array.from_buffers(pa.large_string(), num_texts, [there, pa.py_buffer(bounds), pa.py_buffer(content)])
 
 
-def _written(keys: tuple[str, ...]) -> list[str]:
-    return [f'{"" if i else "{"}"{key}"' for i, key in enumerate(keys)]
-
-
-def _is_everywhere(written: str, table: pa.Table) -> bool:
-    """Whether this key stands in every row: its column is of fixed width, so that its cells lie end to end."""
-    cells = table[written].chunk(0)
-    expected = written.encode() * len(cells)
-    return bool(cells.null_count == 0 and cells.buffers()[1].to_pybytes()[: len(expected)] == expected)
+@lru_cache(maxsize=64)
+def _between(keys: tuple[str, ...], num_rows: int) -> pa.LargeStringArray:
+    """What stands between the numbers of `num_rows` lines, with the numbers missing."""
+    later = [text for key in keys[1:] for text in (f',"{key}":', None)]
+    first = f'{{"{keys[0]}":'
+    first_line, other_line = [first, None, *later], ["}\n" + first, None, *later]
+    return pa.array(first_line + other_line * (num_rows - 1), pa.large_string())

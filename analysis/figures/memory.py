@@ -45,8 +45,8 @@ def draw_memory(records: Records, table: pd.DataFrame, paper_values: bool = Fals
             arm_rows(left, arms)
             arm_rows(right, arms, named=False)
             left.set_title(str(rows["setting"].iloc[0]), loc="left", fontweight="bold")
-            _draw(left, rows, arms, ("training", "estimate"), "Training, one process (GiB)")
-            _draw(right, rows, arms, ("inference", "weights"), "Generating images (GiB)")
+            _draw(left, rows, arms, ("training", "estimate"), "Training, one process")
+            _draw(right, rows, arms, ("inference", "weights"), "Generating images")
         place_keys(figure, _keys(points))
         write_foot(figure, _foot(points, paper_values))
     return Drawing(figure, points.drop(columns="variant"))
@@ -97,7 +97,9 @@ def _draw(
 ) -> None:
     """A filled point for what was measured, an upright line for what was to be expected."""
     measured, expected = columns
-    by_arm = points.set_index("arm")
+    per_gib, unit = _unit(points[[f"{measured}_max", expected]])
+    names = [expected, measured, f"{measured}_min", f"{measured}_max"]
+    by_arm = points.set_index("arm")[names] * per_gib
     for row, (arm, router, _) in enumerate(arms):
         at, color = by_arm.loc[arm], ROUTER_STYLES[router].color
         axes.plot([at[f"{measured}_min"], at[f"{measured}_max"]], [row, row], color=color, linewidth=0.7)
@@ -111,7 +113,12 @@ def _draw(
     else:
         axes.set_xlim(left=0)
         few_ticks(axes.xaxis)
-    axes.set_xlabel(label)
+    axes.set_xlabel(f"{label} ({unit})")
+
+
+def _unit(gib: pd.DataFrame) -> tuple[int, str]:
+    """How many in a GiB, and the name: small models take a few MiB."""
+    return (1024, "MiB") if (gib.fillna(0.0) < 0.1).to_numpy().all() else (1, "GiB")
 
 
 def _keys(points: pd.DataFrame) -> list[Key]:

@@ -79,10 +79,18 @@ def draw_panels(
             for axes, measured in zip(grid[row], panels, strict=False):
                 mine = (points[look.rows] == name) & (points["metric"] == measured.metric.name)
                 draw(axes, points[mine], measured)
+                if (points.loc[mine, "value"] == 0).all():
+                    _above_zero(axes, points.loc[mine, "high"])
                 axes.set_ylabel(measured.metric.label)
         _place_keys(figure, [*_arm_keys(points, look), *_size_keys(points, look), *_spread_keys(points, look)])
         write_foot(figure, [*foot(panels), *([f"Printed values: {printed.source}."] if printed else [])])
     return figure
+
+
+def _above_zero(axes: Axes, highs: pd.Series[float]) -> None:
+    """Where every value is 0: an axis around it would show values that there are not."""
+    top = 1.1 * max([1.0, *highs.dropna()])
+    axes.set_ylim(-0.05 * top, top)
 
 
 def draw_arm_curve(axes: Axes, points: pd.DataFrame, x: pd.Series[float]) -> None:

@@ -156,8 +156,9 @@ def find_runs(*roots: Path) -> Iterator[RunDir]:
     seen: set[Path] = set()
     for root in roots:
         for run_dir in _runs_below(root):
-            if run_dir.path.resolve() not in seen:
-                seen.add(run_dir.path.resolve())
+            resolved = run_dir.path.resolve()
+            if resolved not in seen:
+                seen.add(resolved)
                 yield run_dir
 
 

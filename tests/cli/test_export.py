@@ -106,6 +106,14 @@ def test_unfinished_runs_alone_give_no_final_values_and_say_so(runs: Path, capsy
     assert not (runs / "b" / "runs.md").exists()
 
 
+def test_no_page_of_an_earlier_export_stays_beside_a_newer_table(runs: Path) -> None:
+    assert run(["export", str(runs)]) == 0
+    assert (runs / "runs.md").exists()
+    RunDir(runs / "a").run_json.write_text("{")
+    assert run(["export", str(runs)]) == 0
+    assert not (runs / "runs.md").exists()
+
+
 def test_without_runs_it_asks_which(capsys: Captured) -> None:
     assert run(["export"]) == 2
     assert "Which runs? Name a folder: ecdit export DIR" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis import load
-from analysis.load import Records, load_records
+from analysis.load import Records, load_records, read_routing
 from experiments.errors import RecordError
 from experiments.records.layout import RunDir
 
@@ -77,6 +77,17 @@ def test_rows_without_finite_numbers_are_counted(done: RunDir) -> None:
     assert len(records.steps) == 10
     assert set(records.evals["images_seen"]) == {1600, 3200}
     assert reasons(records) == ["1 row of steps.jsonl without finite numbers", "1 row of evals.jsonl damaged"]
+
+
+def test_a_row_of_routing_that_cannot_be_used_is_counted_when_routing_is_asked_for(done: RunDir) -> None:
+    row = {"images_seen": 1600, "layer": 1, "condition": "mixed_t", "load": [0.5, 0.5], "dropped_share": 0.1}
+    whole = row | {"entropy": 0.9, "load_entropy": 1.0, "experts_per_token": [0.1, 0.9]}
+    append(done.routing, json.dumps(whole) + "\n" + '{"images_seen": 3200, "la')
+    frame, left_out = read_routing(load_records([done.path]))
+    assert frame[["run", "layer", "dropped_share"]].to_dict("records") == [
+        {"run": str(done.path), "layer": 1, "dropped_share": 0.1}
+    ]
+    assert [str(entry) for entry in left_out] == [f"{done.path}: 1 row of routing.jsonl damaged"]
 
 
 def test_a_row_written_again_after_a_resumption_replaces_the_first(done: RunDir) -> None:

@@ -69,6 +69,16 @@ def test_one_seed_shows_the_interval_over_its_images(write_arms: WriteArms, eval
     assert row["spread"] == "images"
 
 
+def test_where_every_score_is_zero_the_axis_goes_up_from_there(two_runs: tuple[RunDir, RunDir], sampled: Row) -> None:
+    for run in two_runs:
+        append_evaluations(run, [sampled("shapes-geneval", 0.0, 0.0)])
+    records = load_records([two_runs[0].path.parent])
+    (axes,) = find_figure("alignment").draw(records, run_table(records)).figure.axes
+    low, high = axes.get_ylim()
+    assert high >= 1.0
+    assert not [tick for tick in axes.get_yticks() if low <= tick < 0]
+
+
 def test_quality_time_pairs_score_and_distance_with_the_time(folder: Path) -> None:
     frame = numbers("quality-time", folder)
     run = next(run for run in find_runs(folder) if "expert_choice" in run.run_json.read_text())

@@ -22,8 +22,8 @@ def test_every_number_is_the_one_that_json_reads() -> None:
     }
 
 
-@pytest.mark.parametrize("content", [ROWS, ROWS[:-1], ROWS.replace(b"\n", b"\r\n"), b"\n\n".join(ROWS.split(b"\n"))])
-def test_ends_of_lines_do_not_matter(content: bytes) -> None:
+@pytest.mark.parametrize("content", [ROWS, ROWS[:-1]])
+def test_the_last_line_may_lack_its_end(content: bytes) -> None:
     columns = same_keys_columns(content)
     assert columns is not None
     assert (list(columns["images_seen"]), list(columns["loss"])) == ([16, 32], [0.4, 1e-05])
@@ -44,6 +44,9 @@ def test_ends_of_lines_do_not_matter(content: bytes) -> None:
         b'{"images_seen":48,"loss":"0.3"}',
         b'{"images_seen":48,"loss":true}',
         b'{"images_seen":48,"loss":[0.3]}',
+        b'{"images_seen":48,"loss":0.3}}',
+        b'{"images_seen":48,"loss":{"loss":0.3}}',
+        b'{"images_seen":48,"loss":0.3},',
         b'{"images_seen":,"loss":0.3}',
         b'"images_seen":48,"loss":0.3}',
         b"[48, 0.3]",

@@ -118,6 +118,17 @@ def test_memory_sets_the_recorded_peaks_beside_the_estimates(write_arms: WriteAr
     assert row["weights"] == pytest.approx(4 * record.params_total / 2**30)
 
 
+def test_memory_of_small_models_is_shown_in_mib(write_arms: WriteArms, sampled: Callable[..., EvalRow]) -> None:
+    folder = write_arms(PAIR, seeds=(0,))
+    for run in find_runs(folder):
+        append_evaluations(run, [sampled("inference_peak_memory_gib", 0.0625, num_samples=80, batch_images=16)])
+    drawing = drawn("memory", folder)
+    right = drawing.figure.axes[1]
+    assert right.get_xlabel() == "Generating images (MiB)"
+    assert [line.get_xdata()[0] for line in right.lines if line.get_marker() == "o"] == [64.0, 64.0]
+    assert set(drawing.numbers["inference"]) == {0.0625}
+
+
 def test_memory_of_an_accelerator_is_estimated_without_the_drivers_context(
     tmp_path: Path, write_run: Callable[..., Any]
 ) -> None:

@@ -27,7 +27,7 @@ def test_every_run_has_its_arm_and_its_final_values(study: Records) -> None:
 def test_a_throughput_is_the_median_over_the_rows(study: Records) -> None:
     steps = study.steps.copy()
     steps.loc[steps["images_seen"] == 320, "images_per_second"] = 1.0
-    paused = Records(study.runs, steps, study.evals, study.routing, study.left_out)
+    paused = Records(study.runs, steps, study.evals, study.left_out)
     assert set(run_table(paused)["images_per_second"]) == {100.0}
 
 
