@@ -111,6 +111,7 @@ def process_group(log: Path, meeting: Meeting | None = None) -> Iterator[None]:
         file = log.open("a", buffering=1, encoding="utf-8")
     with file, _talk_to(file), tempfile.TemporaryDirectory() as folder, meeting.watched():
         options: dict[str, Any] = {"dist_backend": "gloo", "auto_mpi_discovery": False, "verbose": False}
+        alone = "LOCAL_RANK" not in os.environ
         local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
         if torch.accelerator.is_available():
             torch.accelerator.set_device_index(local_rank)
@@ -123,6 +124,8 @@ def process_group(log: Path, meeting: Meeting | None = None) -> Iterator[None]:
             yield
         finally:
             dist.destroy_process_group()
+            if alone:  # or whatever this process starts next would take it for a launcher's
+                os.environ.pop("LOCAL_RANK", None)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Started by torchrun with a JSON file of `Task`s; rank 0 writes what came of them
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from dataclasses import asdict, dataclass, field
@@ -76,6 +77,9 @@ def perform(task: Task, world: int) -> Outcome:
         saver = Saver(RunDir(Path(task.save)), "layouts", engine.partitions.shapes, 1, engine.rank, world)
         saver.begin({"images_seen": (task.start + task.num_steps) * 8}, snapshot(engine))
         saver.finish()
+    engine.deepspeed.destroy()
+    del engine  # ZeRO-3 has a bucket of 2 GiB, in cycles that only the collector ends
+    gc.collect()
     return outcome
 
 

@@ -68,8 +68,10 @@ def test_what_libraries_say_goes_to_the_log_and_only_inside(tmp_path: Path, caps
     assert "Logging error" not in captured.err
 
 
-def test_a_second_group_can_follow_the_first(tmp_path: Path) -> None:
+def test_a_second_group_can_follow_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     for _ in range(2):
+        assert "LOCAL_RANK" not in os.environ
         with process_group(tmp_path / "log.txt"):
             assert torch.distributed.is_initialized()
         assert not torch.distributed.is_initialized()
