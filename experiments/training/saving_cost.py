@@ -1,9 +1,9 @@
 """How much training waits for its checkpoints: `ecdit bench checkpoint`.
 
-A short real run by the real loop saves once after another. What the iterations from one save to the next take beyond as
-many undisturbed ones is its cost: the copy to host memory, the thread that writes beside the training, and the moment
-in which the checkpoint gets its name. At the cadence of the config (`checkpoint.every_images`) it falls on so many
-iterations.
+A short real run by the real loop saves once after another. What the first half of the iterations from one save to the
+next takes beyond the second half is its cost: the copy to host memory, the thread that writes beside the training, and
+the moment in which the checkpoint gets its name. The two lie side by side, because machines drift. At the cadence of
+the config (`checkpoint.every_images`) the cost falls on so many iterations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from experiments.training.reporter import Reporter
 
 
 def measure_saving(config: RunConfig, steps: int, rounds: int, on_step: Callable[[], None]) -> dict[str, Any]:
-    """Medians over `rounds` saves, `steps` iterations apart, after as many without one.
+    """Medians over `rounds` saves, `steps` iterations apart: enough of them that half are enough to write.
 
     `iteration_seconds`, `copy_seconds` (training stands still), `extra_seconds` (all that a save costs),
     `checkpoint_bytes`, `cadence_iterations`, `stall_share` (extra over the iterations of the cadence).
@@ -52,9 +52,12 @@ def measure_saving(config: RunConfig, steps: int, rounds: int, on_step: Callable
         train(saving, run_dir, ["ecdit", "bench", "checkpoint"], Reporter(step=stepped, phase=phase))
         size = sum(file.stat().st_size for file in complete_checkpoints(run_dir)[-1].iterdir())
     iterations = [after - before for before, after in pairwise(moments)]
-    plain = statistics.median(iterations[steps // 2 : steps - 1])
-    saves = [sum(iterations[n * steps : (n + 1) * steps]) for n in range(1, rounds + 1)]
-    extra = statistics.median(seconds - steps * plain for seconds in saves)
+    half = steps // 2
+    halves = [
+        (iterations[n : n + half], iterations[n + half : n + 2 * half]) for n in range(steps, len(iterations), steps)
+    ]
+    plain = statistics.median(seconds for _, quiet in halves for seconds in quiet)
+    extra = statistics.median(sum(busy) - sum(quiet) for busy, quiet in halves[:rounds])
     cadence = max(1, config.checkpoint.every_images // batch)
     return {
         "iteration_seconds": plain,
