@@ -16,7 +16,7 @@ from experiments.evaluation.frechet import DISTANCE
 from experiments.evaluation.score import CaptionSet, ShapesScores, caption_set
 from experiments.evaluation.settings import Conditions, training_conditions
 from experiments.records.writer import RecordWriter
-from experiments.routing.deepspeed_library import dist
+from experiments.training.agreement import everyone
 from experiments.training.engine import Engine
 from experiments.training.validation import turns_of
 
@@ -34,13 +34,11 @@ def measure_at_cadence(engine: Engine, config: RunConfig, images_seen: int, writ
     conditions = training_conditions(config, PRECISIONS[engine.model.embed.weight.dtype])
     with engine.ema.applied():
         mine = [part for captions in (seen, unseen) for part in _share(engine, config, captions, conditions)]
-    everyone: list[Sampled] = [mine] * engine.world
-    if engine.world > 1:
-        dist.all_gather_object(everyone, mine)
+    shares = everyone(mine, engine.world)
     if writer is None:
         return
     scores = ShapesScores(config, (SCORE, DISTANCE), seen, unseen)
-    for numbers, images_BCHW in sorted((part for parts in everyone for part in parts), key=lambda part: part[0].start):
+    for numbers, images_BCHW in sorted((part for parts in shares for part in parts), key=lambda part: part[0].start):
         scores.add(numbers, images_BCHW)
     writer.evaluation(scores.rows(conditions.row(config, images_seen)))
 

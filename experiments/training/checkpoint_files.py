@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from experiments.errors import StorageError
 from experiments.records.layout import RunDir
-from experiments.records.storage import FULL
+from experiments.records.storage import FULL, sync
 
 FORMAT_VERSION = 2
 TENSOR_FILES = ("weights", "ema", "optimizer")
@@ -73,7 +72,7 @@ def write_shard(run_dir: RunDir, images_seen: int, snapshot: Snapshot, rank: int
         for file, tensors in snapshot.tensors.items():
             path = folder / shard_name(file, rank, world)
             save_file({key: value.contiguous() for key, value in tensors.items()}, path)
-            _sync(path)
+            sync(path)
             sums[path.name] = sha256_of_file(path)
     except (OSError, SafetensorError) as error:
         raise _not_written(final_folder(run_dir, images_seen), error) from error
@@ -100,12 +99,12 @@ def publish(
     try:
         text = json.dumps({**content, "sha256_of_this": sha256_of_content(content)})
         (folder / "state.json").write_text(text, encoding="utf-8")
-        _sync(folder / "state.json")
-        _sync(folder)
+        sync(folder / "state.json")
+        sync(folder)
         if final.exists():  # damaged, and passed over when training went on
             shutil.rmtree(final)
         folder.rename(final)
-        _sync(run_dir.checkpoints)
+        sync(run_dir.checkpoints)
         _drop_all_but(run_dir, final, keep)
     except OSError as error:
         abandon(run_dir, images_seen)
@@ -176,11 +175,3 @@ def _not_written(path: Path, error: OSError | SafetensorError) -> StorageError:
         f"cannot write the checkpoint {path}: {reason}.",
         f"{way_out} and run the same command again: it continues from the checkpoint before it.",
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

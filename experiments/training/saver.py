@@ -74,6 +74,7 @@ class Saver:
         self._state = self._thread = self._written = None
         reports = everyone(written, self.world)
         trouble = next((report for report in reports if isinstance(report, StorageError)), None)
+        assert trouble is not None or None not in reports, "a thread ended without a word: its shard is missing"
         if trouble is None and self.rank == 0:
             try:
                 publish(self.run_dir, state, self.shapes, [r for r in reports if isinstance(r, ShardReport)], self.keep)

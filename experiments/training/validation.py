@@ -20,8 +20,8 @@ from experiments.data.loader import Batch, same_time_batches, validation_set
 from experiments.errors import RunFailedError
 from experiments.models.dit import DiT
 from experiments.records.schema import EvalRow, RoutingRow, Weights
-from experiments.routing.deepspeed_library import dist
 from experiments.routing.stats import RoutingStats
+from experiments.training.agreement import everyone
 from experiments.training.diagnosis import nonfinite_error, nonfinite_layer
 from experiments.training.engine import Engine
 from experiments.training.objective import forward_loss, to_device
@@ -58,10 +58,7 @@ class Validator:
                 engine.model, self.batches[condition], engine.device, self.config, engine.rank, engine.world,
                 engine.layers_are_collective,
             )  # fmt: skip
-            everyone: list[Measured] = [mine] * engine.world
-            if engine.world > 1:
-                dist.all_gather_object(everyone, mine)
-            losses, stats = _merge(everyone)
+            losses, stats = _merge(everyone(mine, engine.world))
             if not all(math.isfinite(loss) for loss, _ in losses):
                 raise self._not_finite(engine, condition, images_seen, weights)
             row = EvalRow(
@@ -77,7 +74,7 @@ class Validator:
     def _not_finite(self, engine: Engine, condition: Condition, images_seen: int, weights: Weights) -> RunFailedError:
         """Why the validation loss cannot be recorded. Collective."""
         batches = self.batches[condition]
-        turns = turns_of(len(batches), engine.rank, engine.world, engine.layers_are_collective)
+        turns = turns_of(len(batches), engine.rank, engine.world, together=True)  # the search goes batch by batch
         mine = [to_device(batches[number % len(batches)], engine.device) for number in turns]
         where = nonfinite_layer(engine.model, mine, self.config.model.patch_size, engine.world)
         return nonfinite_error(self.config, images_seen, where, f"validation loss of the {weights} weights")
@@ -119,12 +116,12 @@ def turns_of(num_batches: int, rank: int, world: int, together: bool) -> range:
     return range(rank, end, world)
 
 
-def _merge(everyone: Sequence[Measured]) -> tuple[list[tuple[float, float]], dict[int, RoutingStats]]:
+def _merge(measurements: Sequence[Measured]) -> tuple[list[tuple[float, float]], dict[int, RoutingStats]]:
     """(loss, t) of each image in the order of the set, whatever the number of processes; and summed statistics."""
-    batches = sorted(batch for measured in everyone for batch in measured.losses)
+    batches = sorted(batch for measured in measurements for batch in measured.losses)
     losses = [pair for _, loss, time in batches for pair in zip(loss, time, strict=True)]
     stats: dict[int, RoutingStats] = {}
-    for measured in everyone:
+    for measured in measurements:
         for layer, counted in measured.stats.items():
             if layer in stats:
                 stats[layer].merge(counted)
