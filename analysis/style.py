@@ -129,6 +129,12 @@ def shown(label: str) -> str:
     return label.replace("f_c", "$f_c$")
 
 
+def lowest_to_highest(num_seeds: pd.Series[int]) -> str:
+    """What bars and bands over seeds go from and to, for a legend; `num_seeds` of everything that is drawn."""
+    fewest, most = int(num_seeds.min()), int(num_seeds.max())
+    return f"Lowest to highest of {most if fewest == most else f'{fewest} to {most}'} seeds"
+
+
 def scaled(largest: float, unit: str) -> tuple[float, str]:
     """Factor and axis unit for values up to `largest`: seconds become hours, others get an SI prefix."""
     if unit == "s":

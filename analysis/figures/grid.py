@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.arms import arm_list, with_arms
-from analysis.style import GREY, TEXT_WIDTH_INCHES, line_style, marker_style, shown
+from analysis.style import GREY, TEXT_WIDTH_INCHES, line_style, lowest_to_highest, marker_style, shown
 
 MOST_COLUMNS = 3
 PANEL_HEIGHT_INCHES = 2.0
@@ -97,8 +97,9 @@ def family_keys(points: pd.DataFrame) -> list[Key]:
 
 def seed_key(points: pd.DataFrame) -> list[Key]:
     """What the bars go from and to; nothing with one seed."""
-    most = int(points["num_seeds"].max())
-    return [(Line2D([], [], color=GREY, linewidth=0.7), f"Lowest to highest of {most} seeds")] if most > 1 else []
+    if points["num_seeds"].max() == 1:
+        return []
+    return [(Line2D([], [], color=GREY, linewidth=0.7), lowest_to_highest(points["num_seeds"]))]
 
 
 def place_keys(figure: Figure, keys: Sequence[Key], columns: int = 4) -> None:

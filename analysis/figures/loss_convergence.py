@@ -30,6 +30,7 @@ from analysis.style import (
     arm_rows,
     few_ticks,
     line_style,
+    lowest_to_highest,
     paper_style,
     scaled,
 )
@@ -67,7 +68,7 @@ def draw_loss_convergence(records: Records, table: pd.DataFrame, paper_values: b
             if paper_values and setting.dense:
                 _draw_printed(axes[2 * i, 0], axes[2 * i + 1, 0], setting)
         has_target = any(setting.target is not None for setting in settings)
-        _legend(figure, int(validation["num_seeds"].max()), has_target, paper_values)
+        _legend(figure, validation["num_seeds"], has_target, paper_values)
     return Drawing(figure, _numbers(settings))
 
 
@@ -142,11 +143,12 @@ def _reached(setting: _Setting, x: str) -> dict[str, tuple[float | None, float |
     return {label: (value, None if value is None else dense / value) for label, value in at.items()}
 
 
-def _legend(figure: Figure, num_seeds: int, has_target: bool, paper_values: bool) -> None:
+def _legend(figure: Figure, num_seeds: pd.Series[int], has_target: bool, paper_values: bool) -> None:
     entries: list[tuple[Artist, str]] = []
-    entries += [(Line2D([], [], color=GREY), f"Validation loss, {'one seed' if num_seeds == 1 else 'mean over seeds'}")]
-    if num_seeds > 1:
-        entries += [(Patch(color=GREY, alpha=0.25, linewidth=0), f"Lowest to highest of {num_seeds} seeds")]
+    one = num_seeds.max() == 1
+    entries += [(Line2D([], [], color=GREY), f"Validation loss, {'one seed' if one else 'mean over seeds'}")]
+    if not one:
+        entries += [(Patch(color=GREY, alpha=0.25, linewidth=0), lowest_to_highest(num_seeds))]
     entries += [(Line2D([], [], color=GREY, alpha=0.45, linewidth=0.6), "Training loss, running mean")]
     if has_target:
         reached = Line2D([], [], color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), marker="o", markersize=3)

@@ -25,6 +25,7 @@ from analysis.style import (
     SIZE_MARKERS,
     TEXT_WIDTH_INCHES,
     line_style,
+    lowest_to_highest,
     marker_style,
     paper_style,
     shown,
@@ -161,13 +162,12 @@ def _size_keys(points: pd.DataFrame, look: Look) -> list[Key]:
 
 def _spread_keys(points: pd.DataFrame, look: Look) -> list[Key]:
     """What the bars or bands go from and to."""
-    seeds = f"Lowest to highest of {points['num_seeds'].max()} seeds"
-    keys: list[Key] = []
-    for spread, text in (("seeds", seeds), ("images", "95% interval over images, one seed")):
-        if (points["spread"] == spread).any():
-            bar, band = Line2D([], [], color=GREY, linewidth=0.7), Patch(color=GREY, alpha=0.25, linewidth=0)
-            keys.append((bar if look.has_markers else band, text))
-    return keys
+    num_seeds = points.loc[points["spread"] == "seeds", "num_seeds"]
+    texts = [] if num_seeds.empty else [lowest_to_highest(num_seeds)]
+    if (points["spread"] == "images").any():
+        texts.append("95% interval over images, one seed")
+    bar, band = Line2D([], [], color=GREY, linewidth=0.7), Patch(color=GREY, alpha=0.25, linewidth=0)
+    return [(bar if look.has_markers else band, text) for text in texts]
 
 
 def _place_keys(figure: Figure, keys: Sequence[Key]) -> None:

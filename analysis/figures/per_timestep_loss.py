@@ -19,7 +19,16 @@ from matplotlib.patches import Patch
 from analysis.arms import arm_list, dense_same_depth
 from analysis.figures.grid import Key, place_keys
 from analysis.load import MissingDataError, Records
-from analysis.style import GREY, TEXT_WIDTH_INCHES, Drawing, few_ticks, line_style, paper_style, shown
+from analysis.style import (
+    GREY,
+    TEXT_WIDTH_INCHES,
+    Drawing,
+    few_ticks,
+    line_style,
+    lowest_to_highest,
+    paper_style,
+    shown,
+)
 
 NUM_TENTHS = 10
 METRICS = {f"val_loss_t{tenth}": tenth for tenth in range(NUM_TENTHS)}
@@ -120,7 +129,6 @@ def _keys(points: pd.DataFrame) -> list[Key]:
     keys: list[Key] = [
         (Line2D([], [], **line_style(router, variant)), shown(label)) for label, router, variant in arm_list(points)
     ]
-    most = int(points["loss_seeds"].max())
-    if most > 1:
-        keys.append((Patch(color=GREY, alpha=0.25, linewidth=0), f"Lowest to highest of {most} seeds"))
+    if points["loss_seeds"].max() > 1:
+        keys.append((Patch(color=GREY, alpha=0.25, linewidth=0), lowest_to_highest(points["loss_seeds"])))
     return keys

@@ -28,6 +28,7 @@ from analysis.style import (
     arm_rows,
     few_ticks,
     line_style,
+    lowest_to_highest,
     paper_style,
     scaled,
 )
@@ -61,7 +62,7 @@ def draw_routing(records: Records, table: pd.DataFrame) -> Drawing:
             _draw_curves(axes[row, 0], curves[curves["setting"] == setting], of_setting)
             axes[row, 0].set_title(setting, loc="left", fontweight="bold")
             _draw_ends(axes[row, 1], of_setting)
-        _legend(figure, int(curves["num_seeds"].max()))
+        _legend(figure, curves["num_seeds"])
     return Drawing(figure, _numbers(curves, ends))
 
 
@@ -104,11 +105,11 @@ def _draw_ends(axes: Axes, ends: list[_End]) -> None:
     axes.set_xlabel("Final validation loss (velocity MSE)")
 
 
-def _legend(figure: Figure, num_seeds: int) -> None:
-    one = num_seeds == 1
+def _legend(figure: Figure, num_seeds: pd.Series[int]) -> None:
+    one = num_seeds.max() == 1
     entries = [
         (Line2D([], [], color=GREY), "One seed" if one else "Mean over seeds"),
-        (Patch(color=GREY, alpha=0.25, linewidth=0), f"Lowest to highest of {num_seeds} seeds"),
+        (Patch(color=GREY, alpha=0.25, linewidth=0), lowest_to_highest(num_seeds)),
         (Line2D([], [], color=GREY, marker="|", linestyle="none", markersize=4), "One seed"),
         (Line2D([], [], color=GREY, marker="o"), "Mean and its 95% interval"),
     ]

@@ -14,10 +14,12 @@ from tests.training_runs import environment, losses, numbers, start, train_comma
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
 
+WITH_TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
 def launched(folder, *settings, options=("--no-progress",)):
     """The same run over two processes."""
-    command = train_command(folder, *settings, options=options)[1:]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
+    return [*WITH_TWO, *train_command(folder, *settings, options=options)[1:]]
 
 
 def test_two_processes_give_the_losses_of_one(undisturbed, tmp_path):
@@ -146,6 +148,15 @@ def test_a_number_that_is_not_finite_is_named_where_layers_need_all_processes(tm
     status = RunDir(folder).read_status()
     assert status.state == "failed"
     assert status.reason.startswith("Not finite after")
+
+
+def test_a_validation_loss_that_is_not_finite_is_searched_by_processes_with_unequal_numbers_of_batches(tmp_path):
+    """Of three batches one process has two and the other one; neither waits for the other at the end of its own."""
+    command = [*WITH_TWO, "-m", "tests.integration.search_worker", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    line = "Not finite after 8 images: the loss (validation loss of the raw weights)."
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [line, line]
 
 
 def test_accumulation_checkpointing_and_shared_experts_together_change_no_loss(undisturbed, tmp_path):

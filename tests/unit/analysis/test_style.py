@@ -17,6 +17,7 @@ from analysis.style import (
     Drawing,
     line_style,
     log_axis,
+    lowest_to_highest,
     paper_style,
     scaled,
     write_drawing,
@@ -111,3 +112,10 @@ def test_a_logarithmic_axis_always_has_labelled_ticks() -> None:
 )
 def test_axes_have_si_units(largest: float, unit: str, expected: tuple[float, str]) -> None:
     assert scaled(largest, unit) == expected
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"), [([3, 3], "3 seeds"), ([2, 3, 3], "2 to 3 seeds"), ([1, 3], "1 to 3 seeds")]
+)
+def test_a_legend_says_how_many_seeds_there_are_of_every_arm(counts: list[int], words: str) -> None:
+    assert lowest_to_highest(pd.Series(counts)) == f"Lowest to highest of {words}"
