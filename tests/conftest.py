@@ -106,7 +106,7 @@ def _run_record(config: RunConfig, name: str, fields: Mapping[str, Any]) -> RunR
         "command": ["ecdit", "train"],
         "versions": {"python": "3.11"},
         "host": "machine",
-        "device": "cpu",
+        "device": "cpu: Xeon, 2 cores",
         "num_threads": 1,
         "precision": "fp32",
         "world": 1,

@@ -83,9 +83,8 @@ def _estimate(run: str) -> float | None:
     if not folder.run_json.is_file():
         return None
     record = folder.read_run()
-    on_accelerator = record.device != "cpu"
-    peak = memory(RunConfig.model_validate(record.config), on_accelerator).peak
-    return (peak - (CONTEXT_BYTES if on_accelerator else 0)) / GIB
+    peak = memory(RunConfig.model_validate(record.config), record.on_accelerator).peak
+    return (peak - (CONTEXT_BYTES if record.on_accelerator else 0)) / GIB
 
 
 def _precision(settings: dict[str, Any] | None) -> str | None:

@@ -36,7 +36,7 @@ class RunRecord(Record):
     git_commit: str | None = None
     versions: dict[str, str] = Field(description="python, torch, deepspeed, ecdit, ...")
     host: str
-    device: str = Field(description="'cpu' or the accelerator's name")
+    device: str = Field(description="'cpu: ' and its name and cores, or the accelerator's name")
     num_threads: int
     precision: Precision = Field(description="what train.precision became here")
     world: int
@@ -48,6 +48,11 @@ class RunRecord(Record):
     params_by_part: dict[str, int]
     flops_per_image: int = Field(description="one forward pass over all tokens of one image")
     train_flops_per_image: int = Field(description="forward and backward over the tokens training keeps")
+
+    @property
+    def on_accelerator(self) -> bool:
+        """Whether it trained on one."""
+        return self.device.partition(":")[0] != "cpu"
 
 
 class Status(Record):

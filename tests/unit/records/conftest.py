@@ -33,7 +33,7 @@ def make_record() -> MakeRecord:
             command=["ecdit", "train", *overrides],
             versions={"python": "3.11"},
             host="laptop",
-            device="cpu",
+            device="cpu: Xeon, 2 cores",
             num_threads=2,
             precision="fp32",
             world=1,
