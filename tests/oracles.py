@@ -126,17 +126,17 @@ def shared_expert(logits_SE: Tensor, top_k: int, capacity: int | None, gating: s
     return Decision(table, _balance(picks, probabilities))
 
 
-def mix(x_ND: Tensor, table: list[Row], w_in_EDF: Tensor, w_out_EFD: Tensor, activation: str) -> Tensor:
+def mix(x_ND: Tensor, table: list[Row], w_in_EFD: Tensor, w_out_EFD: Tensor, activation: str) -> Tensor:
     """The weighted sum of what the experts of each token answer, [N, D]."""
     rows = [torch.zeros_like(x_D) for x_D in x_ND]
     for token, expert, weight in table:
-        rows[token] = rows[token] + weight * feed_forward(x_ND[token], w_in_EDF[expert], w_out_EFD[expert], activation)
+        rows[token] = rows[token] + weight * feed_forward(x_ND[token], w_in_EFD[expert], w_out_EFD[expert], activation)
     return torch.stack(rows)
 
 
-def feed_forward(x_D: Tensor, w_in_DF: Tensor, w_out_FD: Tensor, activation: str) -> Tensor:
-    """One token through one expert: exact GELU, or SwiGLU with the gate in the first half of the columns."""
-    hidden = x_D @ w_in_DF
+def feed_forward(x_D: Tensor, w_in_FD: Tensor, w_out_FD: Tensor, activation: str) -> Tensor:
+    """One token through one expert: exact GELU, or SwiGLU with the gate in the first half of the rows."""
+    hidden = w_in_FD @ x_D
     if activation == "swiglu":
         half = len(hidden) // 2
         gate, up = hidden[:half], hidden[half:]

@@ -42,7 +42,7 @@ class MatmulsAlone(nn.Module):
 
     def forward(self, x_EPD: Tensor) -> Tensor:
         """[E, P, D] to the same."""
-        return torch.bmm(torch.bmm(x_EPD, self.experts.w_in_EDF), self.experts.w_out_EFD)
+        return torch.bmm(torch.bmm(self.experts.w_in_EFD, x_EPD.mT).mT, self.experts.w_out_EFD)
 
 
 class OneHotDispatch(nn.Module):
@@ -76,7 +76,7 @@ class ExpertLoop(nn.Module):
         assignment, experts, x_ND = self.layer.router(x_BTD), self.layer.experts, x_BTD.flatten(0, 1)
         out_ND = torch.zeros_like(x_ND)
         for number, (token_P, weight_P) in enumerate(zip(assignment.token_EP, assignment.weight_EP, strict=True)):
-            hidden_PF = activate(x_ND[token_P] @ experts.w_in_EDF[number], experts.activation)
+            hidden_PF = activate(x_ND[token_P] @ experts.w_in_EFD[number].T, experts.activation)
             y_PD = (hidden_PF @ experts.w_out_EFD[number]) * weight_P.unsqueeze(1).to(x_ND.dtype)
             out_ND = out_ND.index_add(0, token_P, y_PD)
         return out_ND.view_as(x_BTD)

@@ -4,7 +4,7 @@ Tokens are gathered into their slots, all experts run as two batched matmuls, an
 router's weights: no one-hot matmul, no loop over experts. `dispatch.py` has the fast gather and sum. GELU experts are
 two matrices (EC-DIT), SwiGLU experts three (DiT-MoE), gate and up stored side by side.
 
-Legend: N tokens, D width, F hidden width, E experts, P slots of an expert. `w_in_EDF` holds 2 F columns with SwiGLU.
+Legend: N tokens, D width, F hidden width, E experts, P slots of an expert. `w_in_EFD` holds 2 F rows with SwiGLU.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class StackedExperts(nn.Module):
         fixed_slots: bool = False,
     ) -> None:
         super().__init__()
-        columns, held = hidden * (2 if activation == "swiglu" else 1), share.of(num_experts)
+        rows, held = hidden * (2 if activation == "swiglu" else 1), share.of(num_experts)
         self.activation: Activation = activation
-        self.w_in_EDF = nn.Parameter(torch.empty(len(held), width, columns))
+        self.w_in_EFD = nn.Parameter(torch.empty(len(held), rows, width))
         self.w_out_EFD = nn.Parameter(torch.empty(len(held), hidden, width))
         self.exchange = ExpertExchange(num_experts, share, fixed_slots) if share.count > 1 else None
-        for expert, *weights in zip(held, self.w_in_EDF.data, self.w_out_EFD.data, strict=True):
+        for expert, *weights in zip(held, self.w_in_EFD.data, self.w_out_EFD.data, strict=True):
             init_feed_forward(width, hidden, *weights, generator=_generator(seed, expert, weights[0].device))
         if self.exchange is not None:
-            share.mark(self.w_in_EDF)
+            share.mark(self.w_in_EFD)
             share.mark(self.w_out_EFD)
 
     def forward(self, x_EPD: Tensor, fast: bool = True) -> Tensor:
@@ -59,7 +59,7 @@ class StackedExperts(nn.Module):
     def _compute(self, fast: bool, x_EPD: Tensor) -> Tensor:
         """The experts held here. An accelerator has no cache for pieces to stay in, and wants few large products."""
         compute = feed_forward_in_pieces if fast and x_EPD.device.type == "cpu" else plain_feed_forward
-        return compute(x_EPD, self.w_in_EDF, self.w_out_EFD, self.activation)
+        return compute(x_EPD, self.w_in_EFD, self.w_out_EFD, self.activation)
 
 
 def init_feed_forward(width: int, hidden: int, *weights: Tensor, generator: torch.Generator | None = None) -> None:
@@ -77,9 +77,10 @@ def _generator(seed: str, expert: int, device: torch.device) -> torch.Generator 
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def plain_feed_forward(x_EPD: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, activation: Activation) -> Tensor:
-    """All experts at once: two batched matmuls over [E, P, D]."""
-    return torch.bmm(activate(torch.bmm(x_EPD, w_in_EDF), activation), w_out_EFD)
+def plain_feed_forward(x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation) -> Tensor:
+    """All experts at once: two batched matmuls over [E, P, D], [F, P] for each expert between them."""
+    acted_EFP = activate(torch.bmm(w_in_EFD, x_EPD.mT), activation, dim=1)
+    return torch.bmm(acted_EFP.mT, w_out_EFD)
 
 
 def apply_experts(experts: StackedExperts, x_ND: Tensor, assignment: Assignment, fast: bool = True) -> Tensor:

@@ -27,7 +27,7 @@ from experiments.errors import StorageError
 from experiments.records.layout import RunDir
 from experiments.records.storage import FULL, sync
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TENSOR_FILES = ("weights", "ema", "optimizer")
 Stretches = dict[str, tuple[int, int]]
 Shapes = Mapping[str, tuple[int, ...]]

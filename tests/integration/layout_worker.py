@@ -71,7 +71,7 @@ def perform(task: Task, world: int) -> Outcome:
     for number in range(task.start, task.start + task.num_steps):
         _step(engine, config, number * config.train.batch_images, outcome)
     outcome.numbers_held = everyone(sum(flat.numel() for flat in engine.partitions.flats), world)
-    experts = [p.shape[0] for name, p in engine.model.named_parameters() if name.endswith("experts.w_in_EDF")]
+    experts = [p.shape[0] for name, p in engine.model.named_parameters() if name.endswith("experts.w_in_EFD")]
     outcome.experts_held = everyone(sum(experts), world)
     if task.save is not None:
         saver = Saver(RunDir(Path(task.save)), "layouts", engine.partitions.shapes, 1, engine.rank, world)

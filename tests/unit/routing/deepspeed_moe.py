@@ -76,7 +76,7 @@ def copy_weights(ours: RoutedFeedForward, theirs: nn.Module) -> None:
     nn.init.normal_(ours.router.weight_DE)
     theirs.deepspeed_moe.gate.wg.weight.data = ours.router.weight_DE.detach().T.clone()
     for number, expert in enumerate(theirs.deepspeed_moe.experts.deepspeed_experts):
-        expert[0].weight.data = ours.experts.w_in_EDF[number].detach().T.clone()
+        expert[0].weight.data = ours.experts.w_in_EFD[number].detach().clone()
         expert[2].weight.data = ours.experts.w_out_EFD[number].detach().T.clone()
 
 
@@ -87,7 +87,7 @@ def our_answers(layer: RoutedFeedForward, x_BTD: Tensor, direction_BTD: Tensor) 
     balance_loss = output.auxiliary_loss / 0.01
     (output.out_BTD * direction_BTD).sum().add(balance_loss).backward()
     answers = {"out": output.out_BTD, "loss": balance_loss, "x": x_BTD.grad, "router": layer.router.weight_DE.grad}
-    weights = {"w_in": layer.experts.w_in_EDF.grad, "w_out": layer.experts.w_out_EFD.grad}
+    weights = {"w_in": layer.experts.w_in_EFD.grad, "w_out": layer.experts.w_out_EFD.grad}
     return {name: answer.detach() for name, answer in (answers | weights).items() if answer is not None}
 
 
@@ -103,7 +103,7 @@ def their_answers(layer: nn.Module, x_BTD: Tensor, direction_BTD: Tensor) -> dic
         "loss": balance_loss.detach(),
         "x": x_BTD.grad,
         "router": layer.deepspeed_moe.gate.wg.weight.grad.T,
-        "w_in": torch.stack([expert[0].weight.grad.T for expert in experts]),
+        "w_in": torch.stack([expert[0].weight.grad for expert in experts]),
         "w_out": torch.stack([expert[2].weight.grad.T for expert in experts]),
     }
 

@@ -45,9 +45,9 @@ def by_loops(layer: RoutedFeedForward, x_BTD: Tensor, routing: RoutingConfig) ->
     decision = route(routing, x_BTD @ layer.router.weight_DE, routing.capacity_factor)
     assert routing.expert is not None
     experts, x_ND = layer.experts, x_BTD.flatten(0, 1)
-    out_ND = mix(x_ND, decision.table, experts.w_in_EDF, experts.w_out_EFD, routing.expert)
+    out_ND = mix(x_ND, decision.table, experts.w_in_EFD, experts.w_out_EFD, routing.expert)
     if layer.shared is not None:
-        w_in, w_out = layer.shared.w_in.weight.T, layer.shared.w_out.weight.T
+        w_in, w_out = layer.shared.w_in.weight, layer.shared.w_out.weight.T
         out_ND = out_ND + torch.stack([feed_forward(x_D, w_in, w_out, routing.expert) for x_D in x_ND])
     return out_ND.view_as(x_BTD), routing.balance_loss_weight * decision.loss, decision
 

@@ -30,8 +30,8 @@ def _fresh_numbers() -> None:
 
 def inputs(activation: Activation, dtype: torch.dtype = torch.float64, num_slots: int = NUM_SLOTS) -> list[Tensor]:
     """Slots and both weights."""
-    columns = HIDDEN * (2 if activation == "swiglu" else 1)
-    shapes = ((NUM_EXPERTS, num_slots, WIDTH), (NUM_EXPERTS, WIDTH, columns), (NUM_EXPERTS, HIDDEN, WIDTH))
+    rows = HIDDEN * (2 if activation == "swiglu" else 1)
+    shapes = ((NUM_EXPERTS, num_slots, WIDTH), (NUM_EXPERTS, rows, WIDTH), (NUM_EXPERTS, HIDDEN, WIDTH))
     return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
@@ -47,7 +47,7 @@ def test_pieces_of_any_size_give_the_plain_numbers(
     activation: Activation, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = inputs(activation)
-    monkeypatch.setattr(pieces, "PIECE_BYTES", size * NUM_SLOTS * given[1].shape[2] * 8)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", size * NUM_SLOTS * given[1].shape[1] * 8)
     direction = torch.randn(WIDTH, NUM_SLOTS, NUM_EXPERTS, dtype=torch.float64).mT.mT.permute(2, 1, 0)  # not contiguous
     found = answers(feed_forward_in_pieces, given, activation, direction)
     for ours, plain in zip(found, answers(plain_feed_forward, given, activation, direction), strict=True):

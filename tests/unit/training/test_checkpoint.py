@@ -127,10 +127,10 @@ def test_one_of_another_config_is_refused(run_dir: RunDir) -> None:
 
 
 def test_one_of_another_format_is_refused_and_not_called_damaged(run_dir: RunDir, monkeypatch) -> None:
-    monkeypatch.setattr(checkpoint_files, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(checkpoint_files, "FORMAT_VERSION", 99)
     write(run_dir, 100)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"has format 3, this ecdit reads 2\. Use the version of ecdit"):
+    with pytest.raises(CheckpointError, match=r"has format 99, this ecdit reads 3\. Use the version of ecdit"):
         load(run_dir)
 
 

@@ -52,7 +52,7 @@ def test_an_output_that_overflows(tiny: Tiny, arm: str, layer: str) -> None:
 
 def test_an_expert_and_a_router_that_overflow(tiny: Tiny) -> None:
     huge = torch.finfo(torch.float32).max
-    for name in ("blocks.1.ffn.experts.w_in_EDF", "blocks.1.ffn.router.weight_DE"):
+    for name in ("blocks.1.ffn.experts.w_in_EFD", "blocks.1.ffn.router.weight_DE"):
 
         def poison(model: DiT, name: str = name) -> None:
             with torch.no_grad():

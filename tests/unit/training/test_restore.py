@@ -63,8 +63,8 @@ def test_a_checkpoint_names_what_it_holds(build: Build, tiny: Tiny, advance: Adv
     assert sorted(tensors["optimizer"]) == sorted(f"{n}/{state}" for n in names for state in ("exp_avg", "exp_avg_sq"))
     assert checkpoint.state["optimizer_counters"] == {"step": 1}
     assert checkpoint.state["optimizer_states"] == ["exp_avg", "exp_avg_sq"]
-    assert tensors["weights"]["blocks.1.ffn.experts.w_in_EDF"].shape == (8, 32, 128)
-    assert tensors["optimizer"]["blocks.1.ffn.experts.w_in_EDF/exp_avg"].shape == (8, 32, 128)
+    assert tensors["weights"]["blocks.1.ffn.experts.w_in_EFD"].shape == (8, 128, 32)
+    assert tensors["optimizer"]["blocks.1.ffn.experts.w_in_EFD/exp_avg"].shape == (8, 128, 32)
     assert all(tensor.dtype == torch.float32 for group in tensors.values() for tensor in group.values())
 
 
