@@ -126,7 +126,7 @@ def _what_memory_depends_on(config: RunConfig) -> Hashable:
     train = config.train
     passes = (train.batch_images, train.accumulation, train.precision, train.mask_ratio)
     states = (config.optim.name, config.optim.momentum > 0, config.eval.images)
-    return (config.model, config.routing, config.data, config.parallel, passes, states)
+    return (config.model, config.routing, config.data, config.parallel, passes, states, config.wandb.mode == "disabled")
 
 
 @dataclass(frozen=True)

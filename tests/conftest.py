@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from tests.real_images import need_data_extra, save_encoders, small_request, wri
 from tests.wandb_server import Server, serving
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's client is imported: no test asks the network
+
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # under nohup or in a script's background, and tests send them
+        signal.signal(number, usual)
 
 Curve = Callable[[int], float]
 WriteRun = Callable[..., RunDir]

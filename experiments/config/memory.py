@@ -38,6 +38,8 @@ PROCESS_BYTES = 375 * 2**20
 """Resident set of a training process on a CPU before it holds a tensor: Python, torch, DeepSpeed, loaded kernels."""
 PEERS_BYTES = 25 * 2**20
 """More of it where processes talk to each other."""
+MIRROR_BYTES = 80 * 2**20
+"""More of it with W&B: its client, and pandas, which that imports for the first image."""
 HOST_SLACK = 1.1
 """Resident set over live tensors on a CPU: what the allocator keeps between tensors of changing sizes."""
 CONTEXT_BYTES = 700 * 2**20
@@ -85,6 +87,8 @@ class Memory:
     """The process's share of what is saved in fp32: a copy in host memory while it is written."""
     validation_set: int
     """In host memory."""
+    wandb_client: int
+    """In host memory; of the first process, and counted for each."""
     activations_at_first_reduction: int
     """ZeRO-2 and 3: what the backward pass has still to use when the bucket is full for the first time."""
     zero_stage: int
@@ -177,7 +181,7 @@ class Memory:
     @property
     def _host_bytes(self) -> int:
         """What is in host memory on an accelerator, too."""
-        return PROCESS_BYTES + PEERS_BYTES * self.has_peers + self.validation_set + self.checkpoint
+        return PROCESS_BYTES + PEERS_BYTES * self.has_peers + self.validation_set + self.checkpoint + self.wandb_client
 
     @property
     def _kept_for_good(self) -> int:
@@ -238,6 +242,7 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
         optimizer_scratch=_optimizer_scratch(config, elements, width, on_accelerator),
         checkpoint=-(-total // world) * FLOAT32 * (2 + states),
         validation_set=2 * config.eval.images * _image_bytes(config),
+        wandb_client=MIRROR_BYTES if config.wandb.mode != "disabled" else 0,
         activations_at_first_reduction=round(images * saved.saved * max(0.0, 1 - BUCKET_ELEMENTS / elements.held)),
         zero_stage=stage,
         has_peers=world > 1,

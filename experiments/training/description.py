@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -53,5 +54,8 @@ def peak_memory_gib() -> float:
     """What this process has held at most, so far: on the accelerator where there is one, else in memory."""
     if torch.accelerator.is_available():
         return float(torch.accelerator.max_memory_reserved()) / 2**30
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux, where `ru_maxrss` would begin with the memory of the process that started this one
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**20
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest / 2**30 if sys.platform == "darwin" else largest / 2**20  # bytes there, KiB elsewhere

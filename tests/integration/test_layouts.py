@@ -8,6 +8,8 @@ import sys
 import psutil
 import pytest
 
+from experiments.config.memory import memory
+from experiments.config.schema import RunConfig
 from experiments.records.layout import RunDir
 from tests.training_runs import environment, losses, numbers, start, train_command, wait_for_rows
 
@@ -72,6 +74,14 @@ SAMPLED = (
     "eval.metric_images=4",
     "routing.group_images=1",
 )
+
+
+def test_a_run_that_mirrors_its_images_takes_the_memory_that_a_sweep_plans(train, tmp_path):
+    done = train(tmp_path / "run", "wandb.mode=offline", "eval.sample_images=2", "eval.sample_steps=2")
+    assert done.returncode == 0, done.stderr
+    run = RunDir(tmp_path / "run")
+    planned = memory(RunConfig.model_validate(run.read_run().config), on_accelerator=False).peak_gib
+    assert run.read_status().peak_memory_gib == pytest.approx(planned, rel=0.1)
 
 
 @pytest.fixture(scope="module")

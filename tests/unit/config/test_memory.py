@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.config.budget import budget
-from experiments.config.memory import BUCKET_ELEMENTS, HOST_SLACK, PROCESS_BYTES, memory
+from experiments.config.memory import BUCKET_ELEMENTS, HOST_SLACK, MIRROR_BYTES, PROCESS_BYTES, memory
 from experiments.config.overrides import load_config
 from experiments.config.tensors import EXPERT_GROUP_ELEMENTS, shares
 from experiments.training.engine import Engine
@@ -60,6 +60,11 @@ def assert_as_measured(expected, measured):
     assert expected.tensors_peak == pytest.approx(measured_peak, rel=0.1)
 
 
+def resident(expected):
+    """Of a process that saves nothing and mirrors nothing."""
+    return expected.peak - expected.checkpoint - expected.wandb_client
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -74,7 +79,7 @@ def assert_as_measured(expected, measured):
 def test_every_part_is_what_a_real_step_takes(overrides):
     expected, measured = memory(load_config(overrides), on_accelerator=False), measure(*overrides)
     assert_as_measured(expected, measured)
-    assert expected.peak - expected.checkpoint == pytest.approx(measured["resident_peak"], rel=RESIDENT)
+    assert resident(expected) == pytest.approx(measured["resident_peak"], rel=RESIDENT)
 
 
 @pytest.mark.multi
@@ -91,7 +96,7 @@ def test_two_processes_share_what_they_are_said_to_share(overrides):
     config = load_config([*MICRO, *overrides, "parallel.world=2"])
     expected, measured = memory(config, on_accelerator=False), measure(*MICRO, *overrides, world=2)
     assert_as_measured(expected, measured)
-    assert expected.peak - expected.checkpoint == pytest.approx(measured["resident_peak"], rel=RESIDENT)
+    assert resident(expected) == pytest.approx(measured["resident_peak"], rel=RESIDENT)
 
 
 @pytest.mark.multi
@@ -222,7 +227,13 @@ def test_a_process_saves_its_share_and_a_cpu_holds_it_beside_training():
         four = parts("model=micro", "parallel.world=4", f"parallel.zero_stage={stage}")
         assert four.checkpoint == pytest.approx(4 * total, abs=16)
     one = parts("model=micro")
-    assert one.peak == PROCESS_BYTES + one.validation_set + round(HOST_SLACK * one.tensors_peak) + one.checkpoint
+    assert resident(one) == PROCESS_BYTES + one.validation_set + round(HOST_SLACK * one.tensors_peak)
+
+
+def test_the_client_of_wandb_counts_where_it_is_used():
+    with_it, without = parts("model=micro", "wandb.mode=offline"), parts("model=micro", "wandb.mode=disabled")
+    assert with_it.peak - without.peak == MIRROR_BYTES
+    assert with_it.tensors_peak == without.tensors_peak
 
 
 def test_expert_parallelism_has_slots_on_their_way():
