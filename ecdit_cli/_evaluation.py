@@ -91,10 +91,12 @@ def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: How)
         from experiments.evaluation.load import load_run, require_shapes
         from experiments.evaluation.real_metrics import load_backbones
         from experiments.evaluation.score import RunScorer
+        from experiments.training.host_memory import keep_freed_memory
 
         backbones = load_backbones(metrics, how.inception_weights, how.clip_model)
         for number, folder in enumerate(folders):
             run = require_shapes(load_run(folder, how.weights, show.say, how.precision))
+            keep_freed_memory(run.config)
             scales = how.scales_of(run.config)
             for place, scale in enumerate(scales):
                 scorer = RunScorer(run, metrics, how.conditions(run, scale), backbones, how.again)
@@ -120,8 +122,10 @@ def measure_time(folders: Sequence[RunDir], how: How) -> list[Measured]:
         from experiments.evaluation.inference_time import SECONDS, measure_inference, overhead_over_dense
         from experiments.evaluation.load import load_run, require_shapes
         from experiments.records.writer import append_evaluations
+        from experiments.training.host_memory import keep_freed_memory
 
         runs = [require_shapes(load_run(folder, how.weights, show.say, how.precision)) for folder in folders]
+        keep_freed_memory(runs[0].config)
         scales = list(dict.fromkeys(scale for run in runs for scale in how.scales_of(run.config)))
         measured: list[Measured] = []
         for scale in scales:

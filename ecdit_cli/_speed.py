@@ -43,7 +43,9 @@ def bench_routing(options: SpeedOptions, progress: Progress) -> Rows:
     _refuse_other_routers(settings)
     with progress("layers", len(settings) * (options.rounds + 2)) as advance:
         from experiments.evaluation.speed_routing import measure_routing
+        from experiments.training.host_memory import keep_freed_memory
 
+        keep_freed_memory(settings[0])
         measured = [
             measure_routing(config, options.tokens, options.rounds, options.clock, advance) for config in settings
         ]
@@ -60,7 +62,9 @@ def bench_training(options: SpeedOptions, steps: int, progress: Progress) -> Row
     )
     with progress("steps side by side", steps + 2) as advance:
         from experiments.evaluation.speed_models import measure_training
+        from experiments.training.host_memory import keep_freed_memory
 
+        keep_freed_memory(ours)
         return list(_once(measure_training(ours, dense, steps, options.clock, advance)))
 
 
@@ -71,7 +75,9 @@ def bench_sample(options: SpeedOptions, progress: Progress) -> Rows:
     ours, dense = (load_config([MODEL, *options.overrides, f"routing={name}"]) for name in ("expert_choice", "dense"))
     with progress("sampling", options.rounds + 2) as advance:
         from experiments.evaluation.speed_models import measure_sampling
+        from experiments.training.host_memory import keep_freed_memory
 
+        keep_freed_memory(ours)
         images = min(8, ours.eval.batch_images)
         return list(_once(measure_sampling(ours, dense, images, options.rounds, options.clock, advance)))
 

@@ -94,9 +94,11 @@ def sample(
     with sampling_progress("importing torch") as show:
         from experiments.evaluation.load import load_run
         from experiments.evaluation.settings import Conditions
+        from experiments.training.host_memory import keep_freed_memory
 
         loaded = load_run(run_dir, weights, show.say, None if precision == "auto" else precision)
         config = loaded.config
+        keep_freed_memory(config)
         scale = config.eval.guidance if guidance is None else guidance
         settings = sampler_settings(steps or config.eval.sample_steps, scale, guidance_interval, shift, sampler)
         noise_seed = config.data.seed if seed is None else seed

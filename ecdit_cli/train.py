@@ -59,8 +59,10 @@ def _run(config: RunConfig, folder: RunDir, plain: bool) -> str:
     with progress(config, visible=not plain and _is_main_process()) as reporter:
         from experiments.evaluation.cadence import measure_at_cadence
         from experiments.evaluation.preview import preview
+        from experiments.training.host_memory import keep_freed_memory
         from experiments.training.loop import train as train_run
 
+        keep_freed_memory(config)
         return train_run(config, folder, ["ecdit", *sys.argv[1:]], reporter, observers=[preview, measure_at_cadence])
 
 

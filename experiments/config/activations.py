@@ -31,7 +31,7 @@ class Activations(NamedTuple):
     recomputed: float
     """Of the block that is computed again, beyond its input; 0 without activation checkpointing."""
     widest_gradient: float
-    """Of the hidden layer of one feed-forward."""
+    """Of the hidden layer of one feed-forward; with what is computed again, where that is of all experts at once."""
     exchanged: float
     """Expert parallelism: slots on their way out and back, on both sides. They do not outlive their layer."""
 
@@ -39,8 +39,9 @@ class Activations(NamedTuple):
 def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activations:
     """Of one image, `width` bytes to a number where it is not always fp32."""
     slots = _slots(config) if config.sparse_layer_indices else 0.0
-    in_pieces = not on_accelerator and config.train.implementation == "fast"
-    blocks = _block_bytes(config, width, in_pieces)
+    again = config.train.implementation == "fast"
+    at_once = 2 if again and on_accelerator else 1  # of all experts; a processor has a few in hand
+    blocks = _block_bytes(config, width, again)
     if config.parallel.activation_checkpointing:
         saved = sum(_kept_bytes(config, width, layer) for layer in range(config.model.num_layers))
         recomputed = max(blocks) - width * config.num_train_tokens * config.model.width
@@ -49,7 +50,8 @@ def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activati
     return Activations(
         saved=_text_bytes(config, width) + saved + _ends_bytes(config, width),
         recomputed=recomputed,
-        widest_gradient=width * max(_widest_dense(config), slots * hidden_width(config, _expert_factor(config))),
+        widest_gradient=width
+        * max(_widest_dense(config), at_once * slots * hidden_width(config, _expert_factor(config))),
         exchanged=4 * slots * config.model.width * width if config.parallel.expert_parallel > 1 else 0.0,
     )
 
@@ -76,10 +78,10 @@ def exchanged_slots(config: RunConfig) -> float:
     return _slots(config) if config.sparse_layer_indices else 0.0
 
 
-def _block_bytes(config: RunConfig, width: int, in_pieces: bool) -> list[float]:
+def _block_bytes(config: RunConfig, width: int, again: bool) -> list[float]:
     """Of every block."""
     attention, dense = _attention_bytes(config, width), _dense_bytes(config, width)
-    sparse = _sparse_bytes(config, width, in_pieces) if config.sparse_layer_indices else 0.0
+    sparse = _sparse_bytes(config, width, again) if config.sparse_layer_indices else 0.0
     routed = set(config.sparse_layer_indices)
     return [attention + (sparse if layer in routed else dense) for layer in range(config.model.num_layers)]
 
@@ -117,10 +119,10 @@ def _dense_bytes(config: RunConfig, width: int) -> float:
     return width * (T * (4 * d + 2 * hidden + 2) + d)
 
 
-def _sparse_bytes(config: RunConfig, width: int, in_pieces: bool) -> float:
+def _sparse_bytes(config: RunConfig, width: int, again: bool) -> float:
     """As dense, over slots: gathered inputs, both sides of the activation, and outputs.
 
-    `in_pieces`: the way of processors, which keeps the near side of the activation and computes the other again.
+    `again`: the near side of the activation is kept and the other computed again.
     The router and the sum over experts are in fp32: a copy of its input in bf16 training, affinities, and indices.
     """
     T, d, routing = config.num_train_tokens, config.model.width, config.routing
@@ -128,7 +130,7 @@ def _sparse_bytes(config: RunConfig, width: int, in_pieces: bool) -> float:
     hidden, shared = (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
     router = FLOAT32 * T * routing.num_experts * (1 if routing.top_k is None else 3) + 20 * slots
     router += FLOAT32 * T * d if width < FLOAT32 else 0
-    experts = slots * width * (2 * d + (sides // 2 if in_pieces else sides) * hidden)
+    experts = slots * width * (2 * d + (sides // 2 if again else sides) * hidden)
     shared_bytes = width * T * (sides * shared + 2 * d) if shared else 0.0
     return width * (T * (4 * d + 2) + d) + router + experts + shared_bytes
 

@@ -16,7 +16,7 @@ from experiments.evaluation.exported import DTYPES, FILE_OF_WEIGHTS, exported_te
 from experiments.models.dit import DiT
 from experiments.records.layout import RunDir
 from experiments.records.schema import Precision, RunRecord, Weights
-from experiments.training.engine import prefer_large_pages
+from experiments.training.host_memory import prefer_large_pages
 
 
 @dataclass(frozen=True)

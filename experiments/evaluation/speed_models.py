@@ -33,7 +33,8 @@ from experiments.evaluation.speed import (
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT
 from experiments.records.schema import Precision
-from experiments.training.engine import Engine, build_engine, prefer_large_pages, process_group, resolve_precision
+from experiments.training.engine import Engine, build_engine, process_group, resolve_precision
+from experiments.training.host_memory import prefer_large_pages
 from experiments.training.objective import forward_loss, to_device
 
 OURS, DENSE = "expert choice", "dense"

@@ -33,16 +33,21 @@ def dense_of_the_same_flops(config: RunConfig) -> DenseFeedForward:
     return DenseFeedForward(config.model.width, hidden, routing.expert)
 
 
+def weights_for_autograd(experts: StackedExperts) -> tuple[nn.Parameter, nn.Parameter]:
+    """Copies as [E, D, F] and [E, F, D], of which torch's own backward makes gradients that need no copy."""
+    return nn.Parameter(experts.w_in_EFD.detach().mT.contiguous()), nn.Parameter(experts.w_out_EFD.detach().clone())
+
+
 class MatmulsAlone(nn.Module):
     """The two batched matmuls over slots that are full already: no router, gather, activation or sum."""
 
     def __init__(self, experts: StackedExperts) -> None:
         super().__init__()
-        self.experts = experts
+        self.w_in_EDF, self.w_out_EFD = weights_for_autograd(experts)
 
     def forward(self, x_EPD: Tensor) -> Tensor:
         """[E, P, D] to the same."""
-        return torch.bmm(torch.bmm(self.experts.w_in_EFD, x_EPD.mT).mT, self.experts.w_out_EFD)
+        return torch.bmm(torch.bmm(x_EPD, self.w_in_EDF), self.w_out_EFD)
 
 
 class OneHotDispatch(nn.Module):
@@ -50,34 +55,38 @@ class OneHotDispatch(nn.Module):
 
     def __init__(self, layer: RoutedFeedForward) -> None:
         super().__init__()
-        self.layer = layer
+        self.router, self.activation = layer.router, layer.experts.activation
+        self.w_in_EDF, self.w_out_EFD = weights_for_autograd(layer.experts)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to the same, routed by image."""
-        assignment, (num_images, num_tokens, width) = self.layer.router(x_BTD), x_BTD.shape
+        assignment, (num_images, num_tokens, width) = self.router(x_BTD), x_BTD.shape
         num_experts = assignment.token_EP.shape[0]
         token_EGC = assignment.token_EP.view(num_experts, num_images, -1) % num_tokens
         dispatch_EGCS = F.one_hot(token_EGC, num_tokens).to(x_BTD.dtype)
         x_EGCD = torch.einsum("egcs,gsd->egcd", dispatch_EGCS, x_BTD)
-        y_EGCD = self.layer.experts(x_EGCD.reshape(num_experts, -1, width), fast=False).view_as(x_EGCD)
+        acted_EPF = activate(torch.bmm(x_EGCD.reshape(num_experts, -1, width), self.w_in_EDF), self.activation)
+        y_EGCD = torch.bmm(acted_EPF, self.w_out_EFD).view_as(x_EGCD)
         weight_EGC1 = assignment.weight_EP.view(num_experts, num_images, -1, 1).to(x_BTD.dtype)
         return torch.einsum("egcs,egcd->gsd", dispatch_EGCS * weight_EGC1, y_EGCD)
 
 
 class ExpertLoop(nn.Module):
-    """One expert after the other, in Python."""
+    """One expert after the other, in Python, each with weights of its own."""
 
     def __init__(self, layer: RoutedFeedForward) -> None:
         super().__init__()
-        self.layer = layer
+        self.router, self.activation = layer.router, layer.experts.activation
+        self.w_in_FD = nn.ParameterList(weight.clone() for weight in layer.experts.w_in_EFD.detach())
+        self.w_out_DF = nn.ParameterList(weight.T.contiguous() for weight in layer.experts.w_out_EFD.detach())
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to the same."""
-        assignment, experts, x_ND = self.layer.router(x_BTD), self.layer.experts, x_BTD.flatten(0, 1)
+        assignment, x_ND = self.router(x_BTD), x_BTD.flatten(0, 1)
         out_ND = torch.zeros_like(x_ND)
         for number, (token_P, weight_P) in enumerate(zip(assignment.token_EP, assignment.weight_EP, strict=True)):
-            hidden_PF = activate(x_ND[token_P] @ experts.w_in_EFD[number].T, experts.activation)
-            y_PD = (hidden_PF @ experts.w_out_EFD[number]) * weight_P.unsqueeze(1).to(x_ND.dtype)
+            hidden_PF = activate(F.linear(x_ND[token_P], self.w_in_FD[number]), self.activation)
+            y_PD = F.linear(hidden_PF, self.w_out_DF[number]) * weight_P.unsqueeze(1).to(x_ND.dtype)
             out_ND = out_ND.index_add(0, token_P, y_PD)
         return out_ND.view_as(x_BTD)
 

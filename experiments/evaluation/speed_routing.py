@@ -43,7 +43,8 @@ from experiments.evaluation.speed_peers import (
 )
 from experiments.routing.contract import FeedForwardOutput
 from experiments.routing.layer import RoutedFeedForward, build_feed_forward
-from experiments.training.engine import prefer_large_pages, process_group, resolve_precision
+from experiments.training.engine import process_group, resolve_precision
+from experiments.training.host_memory import prefer_large_pages
 
 OURS, DENSE, MATMULS = "expert choice", "dense of the same FLOPs", "its matmuls alone"
 REFERENCE, ONE_HOT, LOOP, DEEPSPEED = "its reference path", "one-hot dispatch", "a loop over experts", "DeepSpeed MoE"

@@ -57,8 +57,8 @@ class StackedExperts(nn.Module):
         return compute(x_EPD) if self.exchange is None else self.exchange(x_EPD, compute)
 
     def _compute(self, fast: bool, x_EPD: Tensor) -> Tensor:
-        """The experts held here. An accelerator has no cache for pieces to stay in, and wants few large products."""
-        compute = feed_forward_in_pieces if fast and x_EPD.device.type == "cpu" else plain_feed_forward
+        """The experts held here."""
+        compute = feed_forward_in_pieces if fast else plain_feed_forward
         return compute(x_EPD, self.w_in_EFD, self.w_out_EFD, self.activation)
 
 
@@ -78,9 +78,8 @@ def _generator(seed: str, expert: int, device: torch.device) -> torch.Generator 
 
 
 def plain_feed_forward(x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation) -> Tensor:
-    """All experts at once: two batched matmuls over [E, P, D], [F, P] for each expert between them."""
-    acted_EFP = activate(torch.bmm(w_in_EFD, x_EPD.mT), activation, dim=1)
-    return torch.bmm(acted_EFP.mT, w_out_EFD)
+    """All experts at once: two batched matmuls over [E, P, D]."""
+    return torch.bmm(activate(torch.bmm(x_EPD, w_in_EFD.mT), activation), w_out_EFD)
 
 
 def apply_experts(experts: StackedExperts, x_ND: Tensor, assignment: Assignment, fast: bool = True) -> Tensor:

@@ -1,7 +1,8 @@
 """The experts' feed-forward a few experts at a time, so that what lies between its two products stays in the cache.
 
 Forward keeps the first product and not its activation, which backward computes again: a third less memory, and on a
-processor less time than writing it out, since fresh memory is expensive there (docs/benchmarks). Each expert's numbers
+processor less time than writing it out, since fresh memory is expensive there (docs/benchmarks). An accelerator takes
+all experts at once. Each expert's numbers
 are those of the plain form, `experts.plain_feed_forward`, which is what this is held against.
 
 Where gradients are wanted the hidden layer lies transposed, [F, P]. Each product of backward then reads the factor on
@@ -52,8 +53,10 @@ def feed_forward_in_pieces(x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, a
 
 
 def _pieces(x_EPD: Tensor, w_in_EFD: Tensor) -> Iterator[slice]:
-    """Of the experts."""
+    """Of the experts. An accelerator has no cache for pieces to stay in, and wants few large products."""
     num_experts, num_slots, _ = x_EPD.shape
+    if x_EPD.device.type != "cpu":
+        return iter([slice(0, num_experts)])
     expert_bytes = num_slots * w_in_EFD.shape[1] * x_EPD.element_size()
     size = max(1, PIECE_BYTES // max(1, expert_bytes))
     return (slice(first, min(first + size, num_experts)) for first in range(0, num_experts, size))

@@ -77,15 +77,6 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def prefer_large_pages(config: RunConfig) -> None:
-    """Let torch ask Linux for pages of 2 MiB under large tensors: fresh memory then costs a third (docs/benchmarks).
-
-    Not with `train.implementation=reference`, and what the environment says wins. Torch looks once in a process, when
-    it makes its first tensor.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1" if config.train.implementation == "fast" else "0")
-
-
 def resolve_precision(setting: str, zero_stage: int = 1) -> Precision:
     """`auto` is bf16 on accelerators and on processors with AMX, where it is faster, and fp32 elsewhere.
 

@@ -39,10 +39,10 @@ from experiments.training.engine import (
     build_engine,
     check_world,
     launched_rank,
-    prefer_large_pages,
     process_group,
     resolve_precision,
 )
+from experiments.training.host_memory import prefer_large_pages
 from experiments.training.means import RunningMeans
 from experiments.training.meeting import meet
 from experiments.training.objective import forward_loss, to_device

@@ -24,15 +24,22 @@ def test_a_peer_gives_what_our_layer_gives(peer: type[nn.Module], expert: str) -
     layer = build_feed_forward(load_config([*SMALL, f"routing.expert={expert}"]), 1)
     assert isinstance(layer, RoutedFeedForward)
     x_BTD, direction_BTD = torch.randn(3, 64, 16, requires_grad=True), torch.randn(3, 64, 16)
-    ours, theirs = layer(x_BTD).out_BTD, peer(layer)(x_BTD)
+    other = peer(layer)
+    ours, theirs = layer(x_BTD).out_BTD, other(x_BTD)
     assert_close(theirs, ours)
-    wanted = [x_BTD, *layer.parameters()]
-    for mine, other in zip(
-        torch.autograd.grad(ours, wanted, direction_BTD),
-        torch.autograd.grad(theirs, wanted, direction_BTD),
-        strict=True,
-    ):
-        assert_close(other, mine, rtol=1e-4, atol=1e-4)
+    of_ours = torch.autograd.grad(ours, [x_BTD, *layer.parameters()], direction_BTD)
+    of_theirs = torch.autograd.grad(theirs, [x_BTD, layer.router.weight_DE, *expert_weights(other)], direction_BTD)
+    if isinstance(other, ExpertLoop):
+        of_theirs = (*of_theirs[:2], torch.stack(of_theirs[2:6]), torch.stack(of_theirs[6:]).mT)
+    else:
+        of_theirs = (*of_theirs[:2], of_theirs[2].mT, of_theirs[3])
+    for mine, another in zip(of_ours, of_theirs, strict=True):
+        assert_close(another, mine, rtol=1e-4, atol=1e-4)
+
+
+def expert_weights(peer: nn.Module) -> list[nn.Parameter]:
+    """Those into the hidden layer, then those out of it."""
+    return [parameter for name, parameter in peer.named_parameters() if name.startswith(("w_in", "w_out"))]
 
 
 def test_the_dense_peer_has_the_parameters_that_a_token_passes_through() -> None:

@@ -91,8 +91,8 @@ def test_several_runs_that_do_not_fit_are_counted(grid):
 
 def test_on_a_cpu_processes_share_the_memory_and_only_accumulation_helps():
     """In bf16, where ZeRO-0, which has no second copy of fp32 weights, is not proposed."""
-    config = load_config(["model=micro", "parallel.world=2", "train.precision=bf16"])
-    alone = load_config(["model=micro", "train.precision=bf16"])
+    config = load_config(["model=micro", "parallel.world=2", "train.precision=bf16", "wandb.mode=disabled"])
+    alone = load_config(["model=micro", "train.precision=bf16", "wandb.mode=disabled"])
     place = Place("a box", 0.6, on_accelerator=False, max_world=2)
     assert needed_gib(config, place) > needed_gib(alone, place) > 0.6
     smallest = smallest_layout(config, place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -19,7 +18,6 @@ from experiments.training.engine import (
     build_engine,
     check_world,
     is_lost_process,
-    prefer_large_pages,
     process_group,
     resolve_precision,
 )
@@ -94,45 +92,6 @@ def test_a_lost_process_is_told_from_a_bug() -> None:
 
 def test_importing_deepspeed_leaves_stdout_alone() -> None:
     assert all(getattr(handler, "stream", None) is not sys.stdout for handler in deepspeed_logger.handlers)
-
-
-@pytest.mark.parametrize(("implementation", "expected"), [("fast", "1"), ("reference", "0")])
-def test_large_pages_are_asked_for_unless_the_reference_or_the_environment_says_no(
-    implementation: str, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = load_config([f"train.implementation={implementation}"])
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "mine")
-    prefer_large_pages(config)
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "mine"
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
-    prefer_large_pages(config)
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == expected
-
-
-ADVISED = """
-import torch
-from experiments.config.overrides import load_config
-from experiments.training.engine import prefer_large_pages
-prefer_large_pages(load_config(["train.implementation=IMPLEMENTATION"]))
-tensor, inside = torch.ones(2**24), False
-address = tensor.data_ptr() + 2**22
-for line in open("/proc/self/smaps"):
-    head = line.split()[0]
-    if "-" in head and ":" not in head:
-        first, last = (int(end, 16) for end in head.split("-"))
-        inside = first <= address < last
-    elif inside and head == "VmFlags:":
-        print("hg" in line.split())
-"""
-
-
-@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without large pages")
-@pytest.mark.parametrize(("implementation", "advised"), [("fast", True), ("reference", False)])
-def test_torch_hears_of_large_pages_after_everything_is_imported(implementation: str, advised: bool) -> None:
-    program = ADVISED.replace("IMPLEMENTATION", implementation)
-    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    assert ran.stdout.split() == [str(advised)]
 
 
 def test_the_optimizer_in_one_pass_takes_the_steps_of_the_reference(tmp_path: Path) -> None:

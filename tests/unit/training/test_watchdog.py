@@ -48,8 +48,9 @@ def ranks():
     def start(*deeds):
         for rank, deed in enumerate(deeds):
             command = [sys.executable, "-c", RANK, str(rank), str(len(deeds)), str(store.port), deed]
-            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True))
-        assert [process.stdout.readline() for process in started] == ["begun\n"] * len(deeds)
+            # unbuffered: the first line is read alone, and what follows is left for `communicate`
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0))
+        assert [process.stdout.readline() for process in started] == [b"begun\n"] * len(deeds)
         return started
 
     yield start
@@ -61,7 +62,7 @@ def ranks():
 def end(process):
     """Its exit code and what it said."""
     said, _ = process.communicate(timeout=LIMIT_SECONDS)
-    return process.returncode, said.splitlines()
+    return process.returncode, said.decode().splitlines()
 
 
 def test_ranks_that_end_by_themselves_at_different_times_disturb_nobody(ranks):
