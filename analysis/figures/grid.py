@@ -97,9 +97,8 @@ def family_keys(points: pd.DataFrame) -> list[Key]:
 
 def seed_key(points: pd.DataFrame) -> list[Key]:
     """What the bars go from and to; nothing with one seed."""
-    if points["num_seeds"].max() == 1:
-        return []
-    return [(Line2D([], [], color=GREY, linewidth=0.7), lowest_to_highest(points["num_seeds"]))]
+    num_seeds = points["num_seeds"]
+    return [(Line2D([], [], color=GREY, linewidth=0.7), lowest_to_highest(num_seeds))] if num_seeds.max() > 1 else []
 
 
 def place_keys(figure: Figure, keys: Sequence[Key], columns: int = 4) -> None:

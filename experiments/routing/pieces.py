@@ -2,8 +2,8 @@
 
 Forward keeps the first product and not its activation, which backward computes again: a third less memory, and on a
 processor less time than writing it out, since fresh memory is expensive there (docs/benchmarks). An accelerator takes
-all experts at once. Each expert's numbers
-are those of the plain form, `experts.plain_feed_forward`, which is what this is held against.
+all experts at once. Each expert's numbers are those of the plain form, `experts.plain_feed_forward`, which is what this
+is held against.
 
 Where gradients are wanted the hidden layer lies transposed, [F, P]. Each product of backward then reads the factor on
 its left as it lies in memory, which 16-bit matmuls of processors want: with 32 experts the six products take 0.8 of the
