@@ -78,8 +78,7 @@ def bench_sample(options: SpeedOptions, progress: Progress) -> Rows:
         from experiments.training.host_memory import keep_freed_memory
 
         keep_freed_memory(ours)
-        images = min(8, ours.eval.batch_images)
-        return list(_once(measure_sampling(ours, dense, images, options.rounds, options.clock, advance)))
+        return list(_once(measure_sampling(ours, dense, options.rounds, options.clock, advance)))
 
 
 def _refuse_other_routers(configs: list[RunConfig]) -> None:

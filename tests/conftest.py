@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from experiments.config.budget import budget
 from experiments.config.identity import config_id
@@ -24,6 +25,9 @@ from tests.real_images import need_data_extra, save_encoders, small_request, wri
 from tests.wandb_server import Server, serving
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's client is imported: no test asks the network
+
+if not torch.accelerator.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels run on a processor, as Python
 
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:  # under nohup or in a script's background, and tests send them
@@ -66,6 +70,18 @@ def wandb_server(no_account: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         yield server
         wandb.teardown()
+
+
+@pytest.fixture
+def kernels_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where Triton's kernels run in this test: the accelerator, else the processor with Triton's interpreter."""
+    from experiments.routing import accelerated
+
+    pytest.importorskip("triton", reason="Triton is not installed")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    assert device is not None
+    monkeypatch.setattr(accelerated, "DEVICES", {device.type})
+    return device
 
 
 def write_run_folder(

@@ -41,14 +41,15 @@ def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activati
     slots = _slots(config) if config.sparse_layer_indices else 0.0
     again = config.train.implementation == "fast"
     at_once = 2 if again and on_accelerator else 1  # of all experts; a processor has a few in hand
-    blocks = _block_bytes(config, width, again)
+    kernels = again and on_accelerator  # which keep what they were given, and nothing in between
+    blocks = _block_bytes(config, width, again, kernels)
     if config.parallel.activation_checkpointing:
         saved = sum(_kept_bytes(config, width, layer) for layer in range(config.model.num_layers))
         recomputed = max(blocks) - width * config.num_train_tokens * config.model.width
     else:
         saved, recomputed = sum(blocks), 0.0
     return Activations(
-        saved=_text_bytes(config, width) + saved + _ends_bytes(config, width),
+        saved=_text_bytes(config, width) + saved + _ends_bytes(config, width, kernels),
         recomputed=recomputed,
         widest_gradient=width
         * max(_widest_dense(config), at_once * slots * hidden_width(config, _expert_factor(config))),
@@ -78,10 +79,10 @@ def exchanged_slots(config: RunConfig) -> float:
     return _slots(config) if config.sparse_layer_indices else 0.0
 
 
-def _block_bytes(config: RunConfig, width: int, again: bool) -> list[float]:
+def _block_bytes(config: RunConfig, width: int, again: bool, kernels: bool) -> list[float]:
     """Of every block."""
-    attention, dense = _attention_bytes(config, width), _dense_bytes(config, width)
-    sparse = _sparse_bytes(config, width, again) if config.sparse_layer_indices else 0.0
+    attention, dense = _attention_bytes(config, width, kernels), _dense_bytes(config, width, kernels)
+    sparse = _sparse_bytes(config, width, again, kernels) if config.sparse_layer_indices else 0.0
     routed = set(config.sparse_layer_indices)
     return [attention + (sparse if layer in routed else dense) for layer in range(config.model.num_layers)]
 
@@ -99,40 +100,51 @@ def _kept_bytes(config: RunConfig, width: int, layer: int) -> float:
     return kept + (INDEX + FLOAT32 + filled) * _slots(config) + logits
 
 
-def _attention_bytes(config: RunConfig, width: int) -> float:
+def _attention_bytes(config: RunConfig, width: int, kernels: bool) -> float:
     """Self- and cross-attention of one layer, with the norm and modulation before, and fused kernels.
 
     Self: input, its norm, the modulated norm, query before and after its norm, output of heads, output (for its gate);
     key and value, and the normed key. Cross: input, query twice, output of heads; key and value, and the normed key.
+    `kernels` keep no norm, and no means and deviations of norms.
     """
     model, T, L = config.model, config.num_train_tokens, config.data.caption_length
     kv = model.width * model.num_kv_heads // model.num_heads
     numbers = 11 * T * model.width + 3 * (T + L) * kv
     norms = 2 * T + 4 * T * model.num_heads + 2 * (T + L) * model.num_kv_heads
     modulation = 7 * model.width
+    if kernels:
+        numbers, norms, modulation = numbers - T * model.width, 0, 6 * model.width
     return width * (numbers + norms + modulation) + FLOAT32 * 2 * T * model.num_heads
 
 
-def _dense_bytes(config: RunConfig, width: int) -> float:
+def _dense_bytes(config: RunConfig, width: int, kernels: bool) -> float:
     """Input, its norm, the modulated norm, both sides of the activation, and the output (for its gate)."""
-    T, d, hidden = config.num_train_tokens, config.model.width, hidden_width(config, config.model.ffn_factor)
-    return width * (T * (4 * d + 2 * hidden + 2) + d)
+    return _around_bytes(config, width, kernels) + width * config.num_train_tokens * 2 * hidden_width(
+        config, config.model.ffn_factor
+    )
 
 
-def _sparse_bytes(config: RunConfig, width: int, again: bool) -> float:
+def _around_bytes(config: RunConfig, width: int, kernels: bool) -> float:
+    """Of any feed-forward: its input, the norm of that, the modulated norm, and the output; `kernels` keep no norm."""
+    T, d = config.num_train_tokens, config.model.width
+    return float(width * 3 * T * d if kernels else width * (T * (4 * d + 2) + d))
+
+
+def _sparse_bytes(config: RunConfig, width: int, again: bool, kernels: bool) -> float:
     """As dense, over slots: gathered inputs, both sides of the activation, and outputs.
 
     `again`: the near side of the activation is kept and the other computed again.
-    The router and the sum over experts are in fp32: a copy of its input in bf16 training, affinities, and indices.
+    The router and the sum over experts are in fp32: a copy of its input in bf16 training (but with `kernels`),
+    affinities, and indices.
     """
     T, d, routing = config.num_train_tokens, config.model.width, config.routing
     slots, sides = _slots(config), 4 if routing.expert == "swiglu" else 2
     hidden, shared = (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
     router = FLOAT32 * T * routing.num_experts * (1 if routing.top_k is None else 3) + 20 * slots
-    router += FLOAT32 * T * d if width < FLOAT32 else 0
+    router += FLOAT32 * T * d if width < FLOAT32 and not kernels else 0
     experts = slots * width * (2 * d + (sides // 2 if again else sides) * hidden)
     shared_bytes = width * T * (sides * shared + 2 * d) if shared else 0.0
-    return width * (T * (4 * d + 2) + d) + router + experts + shared_bytes
+    return _around_bytes(config, width, kernels) + router + experts + shared_bytes
 
 
 def _slots(config: RunConfig) -> float:
@@ -155,11 +167,11 @@ def _text_bytes(config: RunConfig, width: int) -> float:
     return layers * per_layer + L * w * (FLOAT32 * 2 + width) + width * L * config.model.width
 
 
-def _ends_bytes(config: RunConfig, width: int) -> float:
+def _ends_bytes(config: RunConfig, width: int, kernels: bool) -> float:
     """Embedding of patches and time, and the head: its norm, its input, and the difference that the loss squares."""
     T, d = config.num_train_tokens, config.model.width
     patch = config.model.patch_size**2 * config.data.channels
-    return width * (T * (patch + 3 * d) + 256 + 5 * d) + FLOAT32 * T * patch
+    return width * (T * (patch + (2 if kernels else 3) * d) + 256 + 5 * d) + FLOAT32 * T * patch
 
 
 def _widest_dense(config: RunConfig) -> float:

@@ -264,16 +264,18 @@ def _elements(config: RunConfig, params: dict[str, int]) -> _Elements:
 
 
 def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_accelerator: bool) -> int:
-    """The fp32 gradient and the optimizer's temporaries: for AdamW two of the size of what is stepped at a time, and on
-    a processor none, where it takes one pass.
+    """The fp32 gradient and the optimizer's temporaries: for AdamW none where it takes one pass, and else two of the
+    size of what is stepped at a time.
 
     Gradients that wait for their group are there too. ZeRO-0 steps tensor by tensor on a CPU, and all at once on an
     accelerator, where the operators over many tensors have one temporary less.
     """
-    in_one_pass = not on_accelerator and config.train.implementation == "fast"
+    in_one_pass = config.train.implementation == "fast"
     temporaries = (0 if in_one_pass else 2) if config.optim.name == "adamw" else 1
     if config.parallel.zero_stage == 0:
-        step = elements.held if on_accelerator else temporaries * largest_tensor(config)
+        step = temporaries * largest_tensor(config)
+        if on_accelerator:
+            step = elements.held if temporaries else 0
         gradients = elements.held * (width + (FLOAT32 if width < FLOAT32 else 0))
         return gradients + step * FLOAT32
     of_one = FLOAT32 * (1 + temporaries)

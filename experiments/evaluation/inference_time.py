@@ -106,7 +106,7 @@ class _Job:
         device = current_device()
         if device.type != "cpu":
             torch.accelerator.reset_peak_memory_stats()
-            self._sample(one_call)
+            self._sample(one_call, lambda time, output: None)  # computed anew: a recorded pass keeps its own memory
             return float(torch.accelerator.max_memory_allocated()) / BYTES_PER_GIB
         tracker = MemTracker()
         tracker.track_external(self.run.model)

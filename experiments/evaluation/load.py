@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError, ConfigError
 from experiments.evaluation.exported import DTYPES, FILE_OF_WEIGHTS, exported_tensors, newest, read_exported
+from experiments.evaluation.replay import allow_replay
 from experiments.models.dit import DiT
 from experiments.records.layout import RunDir
 from experiments.records.schema import Precision, RunRecord, Weights
@@ -73,7 +74,7 @@ def _loaded(
         raise CheckpointError(f"The weights in {run_dir.path} are not those of its model.", "Export the run again.")
     model.load_state_dict(tensors)
     model = model.to(device=current_device(), dtype=DTYPES[precision]).eval()
-    return LoadedRun(run_dir, record, config, model, images_seen, weights, precision)
+    return LoadedRun(run_dir, record, config, allow_replay(model), images_seen, weights, precision)
 
 
 def require_shapes(run: LoadedRun) -> LoadedRun:

@@ -26,6 +26,8 @@ Seconds = dict[str, list[float]]
 WARM_UP_ROUNDS = 2
 NO_ACCELERATOR = "no accelerator"
 COPY_BYTES = 2**28
+IN_A_ROW = 8
+"""Steps of a layer, on an accelerator."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +77,25 @@ class Machine:
 
 
 def take_turns(
-    sides: Mapping[str, Side], rounds: int, clock: Clock, on_round: Callable[[], None] = lambda: None
+    sides: Mapping[str, Side], rounds: int, clock: Clock, on_round: Callable[[], None] = lambda: None, in_a_row: int = 1
 ) -> Seconds:
-    """Seconds of each side in each round, after a warm-up; who begins changes with the round."""
+    """Seconds of each side in each round, after a warm-up; who begins changes with the round.
+
+    `in_a_row`: so many times on inputs of their own, and the mean counts. An accelerator then works on one while the
+    processor starts the next, as in training, where layer follows layer.
+    """
     now = synchronized_time if clock == "wall" else time.process_time
     names = list(sides)
     seconds: Seconds = {name: [] for name in sides}
     for number in range(-WARM_UP_ROUNDS, rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            work = sides[name]()
+            works = [sides[name]() for _ in range(in_a_row)]
             started = now()
-            work()
+            for work in works:
+                work()
             if number >= 0:
-                seconds[name].append(now() - started)
+                seconds[name].append((now() - started) / in_a_row)
         on_round()
     return seconds
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from experiments.config.schema import RunConfig
 from experiments.evaluation.load import current_device
 from experiments.evaluation.speed import (
+    IN_A_ROW,
     NO_ACCELERATOR,
     Clock,
     Machine,
@@ -81,9 +82,9 @@ class Layers:
         def side() -> Callable[[], object]:
             x, direction = (torch.randn(shape, device=self.device, dtype=self.dtype) for _ in range(2))
             x.requires_grad_()
-            module.zero_grad(set_to_none=True)
 
             def work() -> None:
+                module.zero_grad(set_to_none=True)
                 answer = module(x)
                 out = answer.out_BTD if isinstance(answer, FeedForwardOutput) else answer
                 out.backward(direction)
@@ -115,16 +116,16 @@ def measure_routing(
     machine = measure_machine(dtype, device, max(3, rounds // 2), clock)
     with _deepspeed_ready():
         layers = _layers(config, max(1, tokens // config.num_tokens), dtype, device)
-        seconds = take_turns({name: layers.side(name) for name in layers.by_name}, rounds, clock, on_round)
+        sides = {name: layers.side(name) for name in layers.by_name}
+        seconds = take_turns(sides, rounds, clock, on_round, IN_A_ROW if device.type != "cpu" else 1)
         return [*_speed_rows(layers, machine, seconds), _memory_row(layers), *_accelerator_rows(device)]
 
 
 def _layers(config: RunConfig, num_images: int, dtype: torch.dtype, device: torch.device) -> Layers:
     ours = build_feed_forward(config, config.sparse_layer_indices[0])
-    reference = build_feed_forward(config, config.sparse_layer_indices[0])
+    plain = config.model_copy(update={"train": config.train.model_copy(update={"implementation": "reference"})})
+    reference = build_feed_forward(plain, config.sparse_layer_indices[0])
     assert isinstance(ours, RoutedFeedForward)
-    assert isinstance(reference, RoutedFeedForward)
-    reference.fast = False
     modules: dict[str, nn.Module] = {
         OURS: ours,
         DENSE: dense_of_the_same_flops(config),

@@ -30,7 +30,7 @@ from experiments.models.embed import (
     sinusoidal_positions,
     unpatchify,
 )
-from experiments.models.layers import Attention, modulate
+from experiments.models.layers import Attention, gated_residual, modulate
 from experiments.routing.contract import FeedForwardOutput
 from experiments.routing.layer import build_feed_forward
 from experiments.routing.parallel import ALL_EXPERTS, ExpertShare
@@ -52,10 +52,10 @@ class Block(nn.Module):
 
     def __init__(self, config: RunConfig, layer: int, share: ExpertShare) -> None:
         super().__init__()
-        model = config.model
+        model, self.fast = config.model, config.train.implementation == "fast"
         heads = (model.width, model.num_heads, model.num_kv_heads)
-        self.attention = Attention(*heads)
-        self.cross_attention = Attention(*heads, zero_output=True)
+        self.attention = Attention(*heads, fast=self.fast)
+        self.cross_attention = Attention(*heads, zero_output=True, fast=self.fast)
         self.ffn = build_feed_forward(config, layer, share)
         self.modulation_6D = nn.Parameter(torch.zeros(6, model.width))
 
@@ -65,11 +65,11 @@ class Block(nn.Module):
         """[B, T, D] to the same, and what the feed-forward answered."""
         mixed_B6D = modulation_B6D + self.modulation_6D
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = mixed_B6D.unsqueeze(2).unbind(1)
-        normed_BTD = modulate(x_BTD, shift_a, scale_a)
-        x_BTD = x_BTD + gate_a * self.attention(normed_BTD, normed_BTD)
+        normed_BTD = modulate(x_BTD, shift_a, scale_a, self.fast)
+        x_BTD = gated_residual(x_BTD, gate_a, self.attention(normed_BTD, normed_BTD), self.fast)
         x_BTD = x_BTD + self.cross_attention(x_BTD, text_BLD, mask_B11L)
-        answer: FeedForwardOutput = self.ffn(modulate(x_BTD, shift_f, scale_f))
-        return x_BTD + gate_f * answer.out_BTD, answer
+        answer: FeedForwardOutput = self.ffn(modulate(x_BTD, shift_f, scale_f, self.fast))
+        return gated_residual(x_BTD, gate_f, answer.out_BTD, self.fast), answer
 
 
 class DiT(nn.Module):
@@ -85,6 +85,7 @@ class DiT(nn.Module):
         super().__init__()
         model, data = config.model, config.data
         self.patch_size, self.image_size = model.patch_size, data.image_size
+        self.fast = config.train.implementation == "fast"
         self.checkpointed = checkpointed
         patch = model.patch_size**2 * data.channels
         self.embed = nn.Linear(patch, model.width)
@@ -118,7 +119,7 @@ class DiT(nn.Module):
             tokens_BTD, answer = self._through(block, tokens_BTD, modulation_B6D, text_BLD, mask_B11L)
             answers.append(answer)
         shift_B1D, scale_B1D = (self.modulation_2D + time_BD.unsqueeze(1)).chunk(2, dim=1)
-        velocity_BKP = self.head(modulate(tokens_BTD, shift_B1D, scale_B1D))
+        velocity_BKP = self.head(modulate(tokens_BTD, shift_B1D, scale_B1D, self.fast))
         return DiTOutput(velocity_BKP, _mean_auxiliary_loss(answers), answers)
 
     def _through(self, block: nn.Module, *inputs: Tensor) -> tuple[Tensor, FeedForwardOutput]:

@@ -13,13 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.routing.accelerated import has_kernels
+
+NORM_EPSILON = 1e-6
+"""Of the norm without weights, as in DiT."""
+
 
 class Attention(nn.Module):
     """Self- or cross-attention without biases: 2 D^2 (1 + kv_heads / heads) weights, and two norms of a head's size."""
 
-    def __init__(self, width: int, num_heads: int, num_kv_heads: int, zero_output: bool = False) -> None:
+    def __init__(
+        self, width: int, num_heads: int, num_kv_heads: int, zero_output: bool = False, fast: bool = True
+    ) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.num_heads, self.num_kv_heads, self.fast = num_heads, num_kv_heads, fast
         head_size = width // num_heads
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * num_kv_heads * head_size, bias=False)
@@ -35,16 +42,38 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context_BMD: Tensor, mask_B11M: Tensor | None = None) -> Tensor:
         """Queries from `x_BTD`, keys and values from `context_BMD`; True in the mask is attended to."""
-        query = self.norm_query(self.query(x_BTD).unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
+        query = self._normed(self.norm_query, self.query(x_BTD).unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
         key, value = self.key_value(context_BMD).unflatten(-1, (2 * self.num_kv_heads, -1)).chunk(2, dim=2)
-        key, value = self.norm_key(key).transpose(1, 2), value.transpose(1, 2)
+        key, value = self._normed(self.norm_key, key).transpose(1, 2), value.transpose(1, 2)
         shared = self.num_kv_heads != self.num_heads
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11M, enable_gqa=shared)
         out_BTD: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out_BTD
 
+    def _normed(self, norm: nn.LayerNorm, x_BTHK: Tensor) -> Tensor:
+        """Each head by itself; torch's own kernels are slow with rows as short as a head."""
+        if self.fast and has_kernels(x_BTHK):
+            from experiments.models import kernels
 
-def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+            return kernels.norm_heads(x_BTHK, norm.weight, norm.eps)
+        normed: Tensor = norm(x_BTHK)
+        return normed
+
+
+def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, fast: bool = True) -> Tensor:
     """Layer norm without weights, then the timestep's scale and shift (AdaLN)."""
-    normed = F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=1e-6)
+    if fast and has_kernels(x_BTD):
+        from experiments.models import kernels
+
+        return kernels.modulate(x_BTD, shift_B1D, scale_B1D, NORM_EPSILON)
+    normed = F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=NORM_EPSILON)
     return torch.addcmul(shift_B1D, normed, 1 + scale_B1D)
+
+
+def gated_residual(x_BTD: Tensor, gate_B1D: Tensor, y_BTD: Tensor, fast: bool = True) -> Tensor:
+    """x + gate y, with the timestep's gate."""
+    if fast and has_kernels(x_BTD):
+        from experiments.models import kernels
+
+        return kernels.gated_residual(x_BTD, gate_B1D, y_BTD)
+    return x_BTD + gate_B1D * y_BTD

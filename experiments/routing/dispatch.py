@@ -3,8 +3,8 @@
 Which slots hold a token is one stable sort of the slots by their token. With it the weighted sum of the experts'
 results, and the gradient of the gather, are `embedding_bag`: each output row is read, scaled and summed once, in the
 order of its slots. No row is added to by two workers, so the result is the same every time on every processor, and
-every shape is fixed by the number of slots. The plain form that this is held against is `experts.apply_experts` with
-`fast=False`.
+every shape is fixed by the number of slots. On accelerators `kernels.py` does the sums and their gradient. The plain
+form that this is held against is `experts.apply_experts` with `fast=False`.
 
 Legend: N tokens, D width, S slots of all experts (E P).
 """
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+from experiments.routing.accelerated import has_kernels
 
 STRETCH_ELEMENTS = 2**16
 """Of the slots' rows that the gradient of `combine` has in hand at once on a processor: 256 KiB in float32."""
@@ -39,8 +41,10 @@ class Places:
     def of(cls, token_EP: Tensor, num_tokens: int) -> Places:
         """From the tokens of the slots, which lie in [0, num_tokens)."""
         token_S = token_EP.reshape(-1)
-        sorted_S, slot_S = torch.sort(token_S, stable=True)
-        return cls(token_S, slot_S, torch.searchsorted(sorted_S, torch.arange(num_tokens, device=token_S.device)))
+        key_S = token_S.int() if token_S.device.type != "cpu" and num_tokens < 2**31 else token_S  # half the passes
+        sorted_S, slot_S = torch.sort(key_S, stable=True)
+        every_N = torch.arange(num_tokens, dtype=sorted_S.dtype, device=token_S.device)
+        return cls(token_S, slot_S, torch.searchsorted(sorted_S, every_N))
 
 
 def gather(x_ND: Tensor, places: Places) -> Tensor:
@@ -65,6 +69,10 @@ def weighted_sum(y_SD: Tensor, weight_S: Tensor, slot_S: Tensor, first_N: Tensor
 
     `embedding_bag` sums them in float32, so that the two parts together are as good as the whole weight.
     """
+    if has_kernels(y_SD, weight_S):
+        from experiments.routing import kernels
+
+        return kernels.sum_rows(y_SD, slot_S, first_N, weight_S)
     weight_S = weight_S[slot_S]
     if torch.finfo(y_SD.dtype).bits >= torch.finfo(weight_S.dtype).bits:
         return sum_rows(y_SD, slot_S, first_N, weight_S.to(y_SD.dtype))
@@ -89,7 +97,12 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         slot_S, first_N = ctx.saved_tensors
-        return sum_rows(gradients[0].contiguous(), slot_S, first_N), None, None, None
+        of_x_SD = gradients[0].contiguous()
+        if has_kernels(of_x_SD):
+            from experiments.routing import kernels
+
+            return kernels.sum_rows(of_x_SD, slot_S, first_N), None, None, None
+        return sum_rows(of_x_SD, slot_S, first_N), None, None, None
 
 
 class _Combine(torch.autograd.Function):
@@ -105,6 +118,10 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         y_SD, weight_S, token_S = ctx.saved_tensors
+        if has_kernels(y_SD, weight_S):
+            from experiments.routing import kernels
+
+            return *kernels.combine_gradients(gradients[0], token_S, y_SD, weight_S), None, None, None
         of_y_SD, of_weight_S = torch.empty_like(y_SD), torch.empty_like(weight_S)
         for rows in _stretches(y_SD):
             of_out_RD = gradients[0].index_select(0, token_S[rows]).to(wide_type(y_SD, weight_S))

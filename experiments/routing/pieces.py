@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from experiments.routing.accelerated import has_kernels
+
 Activation = Literal["gelu", "swiglu"]
 
 PIECE_BYTES = 4 * 2**20
@@ -79,6 +81,8 @@ class _InPieces(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_EPD, w_in_EFD, w_out_EFD, hidden_EFP = ctx.saved_tensors
         of_y_EPD = gradients[0].contiguous()
+        if has_kernels(hidden_EFP):
+            return *_all_at_once(of_y_EPD, x_EPD, w_in_EFD, w_out_EFD, hidden_EFP, ctx.activation), None
         of_x_EPD, of_w_in_EFD, of_w_out_EFD = (torch.empty_like(each) for each in (x_EPD, w_in_EFD, w_out_EFD))
         for piece in _pieces(x_EPD, w_in_EFD):
             of_y, hidden = of_y_EPD[piece], hidden_EFP[piece]
@@ -87,6 +91,21 @@ class _InPieces(torch.autograd.Function):
             torch.bmm(of_hidden, x_EPD[piece], out=of_w_in_EFD[piece])
             torch.bmm(of_hidden.mT, w_in_EFD[piece], out=of_x_EPD[piece])
         return of_x_EPD, of_w_in_EFD, of_w_out_EFD, None
+
+
+def _all_at_once(
+    of_y_EPD: Tensor, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, hidden_EFP: Tensor, activation: Activation
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same gradients with few large products; activation and gradient are one pass over memory."""
+    from experiments.routing import kernels
+
+    of_acted_EFP = torch.bmm(w_out_EFD, of_y_EPD.mT)
+    acted_EFP, of_hidden_EFP = kernels.activation_with_gradient(hidden_EFP, of_acted_EFP, activation == "swiglu")
+    del of_acted_EFP
+    of_w_out_EFD = torch.bmm(acted_EFP, of_y_EPD)
+    del acted_EFP
+    of_w_in_EFD = torch.bmm(of_hidden_EFP, x_EPD)
+    return torch.bmm(of_hidden_EFP.mT, w_in_EFD), of_w_in_EFD, of_w_out_EFD
 
 
 def _activation_gradient(of_out: Tensor, hidden: Tensor, activation: Activation) -> Tensor:

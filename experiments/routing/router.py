@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from experiments.config.budget import capacity_factor, expert_capacity
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
+from experiments.routing.accelerated import has_kernels
 from experiments.routing.contract import Assignment, GroupDecision, flatten_groups
 
 
@@ -31,6 +33,7 @@ class Router(nn.Module, ABC):
         super().__init__()
         self.num_experts = config.routing.num_experts
         self.group_images = config.routing.group_images
+        self.fast = config.train.implementation == "fast"
         self.eval_factor_is_set = config.routing.eval_capacity_factor != "same"
         self.factors = {training: capacity_factor(config, training) for training in (True, False)}
         self.weight_DE = nn.Parameter(torch.empty(config.model.width, self.num_experts))
@@ -61,6 +64,9 @@ class Router(nn.Module, ABC):
     def logits(self, x_ND: Tensor) -> Tensor:
         """Float32 [N, E], whatever the precision of `x_ND` and of the surrounding autocast."""
         with torch.autocast(x_ND.device.type, enabled=False):
+            if self.fast and has_kernels(x_ND) and x_ND.dtype == self.weight_DE.dtype != torch.float32:
+                logits_NE: Tensor = _NarrowLogits.apply(x_ND, self.weight_DE)  # type: ignore[no-untyped-call]
+                return logits_NE
             return x_ND.float() @ self.weight_DE.float()
 
     def capacity(self, num_images: int, num_tokens: int) -> int | None:
@@ -93,6 +99,35 @@ class Router(nn.Module, ABC):
             f"{size} tokens.",
             f"Use at least {enough:g}, or more images per routing group.",
         )
+
+
+class _NarrowLogits(torch.autograd.Function):
+    """Logits of 16-bit factors, which need no copies in float32: their products are exact in float32 sums.
+
+    The gradient of the logits, which is in float32, goes into backward's products as two numbers of 16 bits, what the
+    first leaves out.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_ND: Tensor, weight_DE: Tensor) -> Tensor:
+        ctx.save_for_backward(x_ND, weight_DE)
+        return _product(x_ND, weight_DE)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x_ND, weight_DE = ctx.saved_tensors
+        first_NE = gradients[0].to(x_ND.dtype)
+        parts = torch.cat((first_NE, (gradients[0] - first_NE).to(x_ND.dtype)), dim=1)
+        of_first_DE, of_rest_DE = _product(x_ND.T, parts).chunk(2, dim=1)
+        return parts @ weight_DE.repeat(1, 2).T, (of_first_DE + of_rest_DE).to(weight_DE.dtype)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """In float32, of 16-bit factors."""
+    if a.device.type == "cuda" and torch.version.hip is None:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
 
 
 def affinity(logits: Tensor, gating: str | None, dim: int = -1) -> Tensor:

@@ -23,6 +23,7 @@ from experiments.errors import ConfigError
 from experiments.models.dit import DiT
 from experiments.records.schema import Precision
 from experiments.records.storage import storage_errors
+from experiments.routing import accelerated
 from experiments.routing.deepspeed_library import (
     deepspeed,
     deepspeed_logger,
@@ -202,7 +203,8 @@ def _build_optimizer(config: RunConfig, parameters: list[dict[str, Any]]) -> tor
     if optim.name == "rmsprop":
         return torch.optim.RMSprop(parameters, alpha=optim.beta2, momentum=optim.momentum, **common)
     # One pass over weights, gradients and moments: on a processor five times as fast as one for each operation.
-    in_one_pass = config.train.implementation == "fast" and not torch.accelerator.is_available()
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    in_one_pass = config.train.implementation == "fast" and (kind is None or kind.type in accelerated.DEVICES)
     return torch.optim.AdamW(
         parameters, betas=(optim.beta1, optim.beta2), fused=True if in_one_pass else None, **common
     )  # fmt: skip

@@ -1,0 +1,85 @@
+"""The forward pass of a trained model recorded once for inputs of one shape, and replayed.
+
+A small batch leaves an accelerator waiting for the processor, which starts hundreds of kernels in every pass: a
+recorded pass (a CUDA graph, also on AMD's cards) is started as one. It reads the weights where they were, so that only
+models whose weights stay in place may be replayed: those that were loaded to be sampled from. What `watch` looks into
+is computed anew (`generate.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor
+
+from experiments.models.dit import DiT
+from experiments.models.embed import Caption
+from experiments.routing.router import Router
+
+KEPT = 2
+"""Shapes of inputs: with both branches of guidance and with one."""
+WARM_UP_PASSES = 2
+Forward = Callable[[Tensor, Tensor, Caption], Tensor]
+
+
+class Replay:
+    """`model`'s velocity of inputs of any shape; the two shapes used last stay recorded. Without gradients."""
+
+    def __init__(self, model: DiT) -> None:
+        self._model = ref(model)  # which is the key to this in `_REPLAYS`
+        self.recorded: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+
+    def __call__(self, image_BCHW: Tensor, time_B: Tensor, caption: Caption) -> Tensor:
+        """Valid until the next call."""
+        given = [image_BCHW, time_B, *([caption] if isinstance(caption, Tensor) else caption)]
+        key = tuple((tensor.shape, tensor.dtype) for tensor in given)
+        found = self.recorded.pop(key, None) or self._record(given)
+        while len(self.recorded) >= KEPT:
+            self.recorded.pop(next(iter(self.recorded)))
+        self.recorded[key] = found
+        graph, inputs, velocity_BTP = found
+        torch._foreach_copy_(inputs, given)
+        graph.replay()
+        return velocity_BTP
+
+    def _record(self, given: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        model = self._model()
+        assert model is not None
+        inputs, graph, beside = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(WARM_UP_PASSES):  # kernels are compiled and libraries set up before anything is recorded
+                _velocity(model, inputs)
+        torch.cuda.current_stream().wait_stream(beside)
+        with torch.cuda.graph(graph):
+            velocity_BTP = _velocity(model, inputs)
+        return graph, inputs, velocity_BTP
+
+
+def allow_replay(model: DiT) -> DiT:
+    """`model`, whose weights stay in place from now on; replayed where its device can, and else computed anew."""
+    limits = [module.factors[False] for module in model.modules() if isinstance(module, Router)]
+    on_device = next(model.parameters()).device.type == "cuda"
+    if on_device and model.fast and None not in limits:  # without a limit the number of slots is read back
+        _REPLAYS[model] = Replay(model)
+    return model
+
+
+def velocity_of(model: DiT) -> Forward:
+    """What computes the velocity [B, T, P] from image, time and caption."""
+    replay = _REPLAYS.get(model)
+    if replay is not None:
+        return replay
+    return lambda image_BCHW, time_B, caption: model(image_BCHW, time_B, caption).velocity_BKP
+
+
+def _velocity(model: DiT, given: list[Tensor]) -> Tensor:
+    image_BCHW, time_B, *rest = given
+    caption: Caption = rest[0] if len(rest) == 1 else (rest[0], rest[1], rest[2])
+    velocity_BTP: Tensor = model(image_BCHW, time_B, caption).velocity_BKP
+    return velocity_BTP
+
+
+_REPLAYS: WeakKeyDictionary[DiT, Replay] = WeakKeyDictionary()

@@ -1,0 +1,130 @@
+"""Triton's kernels of the routed layer: sums over a token's slots, their gradient, and the activation's gradient.
+
+Each reads its inputs once and writes its results once, with float32 in between, where plain operations would write what
+lies between to memory. Sums run in a fixed order, so that the numbers are the same every time. What they are held
+against is `dispatch.py` and `pieces.py` in plain operations.
+
+Legend: N tokens, D width, S slots of all experts, E experts, F hidden width, P slots of an expert.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ELEMENTS = 1024
+"""Of a program that goes through memory in order."""
+
+
+def sum_rows(rows_SD: Tensor, index: Tensor, first_N: Tensor, weight_S: Tensor | None = None) -> Tensor:
+    """For each n the sum of the rows `index[first_N[n] : first_N[n + 1]]`, each times its `weight_S` where given.
+
+    [N, D] in the type of `rows_SD`, summed in float32.
+    """
+    num_tokens, width = first_N.shape[0], rows_SD.shape[1]
+    rows_SD = rows_SD.contiguous()
+    out_ND = rows_SD.new_empty(num_tokens, width)
+    weighted = weight_S is not None
+    weight = weight_S.contiguous() if weight_S is not None else rows_SD
+    if num_tokens and width:
+        block, warps = _columns(width)
+        _sum_rows[(num_tokens,)](
+            rows_SD, index, first_N, weight, out_ND, num_tokens, index.shape[0], width, weighted, block,
+            num_warps=warps,
+        )  # fmt: skip
+    return out_ND
+
+
+def combine_gradients(of_out_ND: Tensor, token_S: Tensor, y_SD: Tensor, weight_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the weighted sum: the gradients of its rows [S, D] and of its weights [S]."""
+    num_slots, width = y_SD.shape
+    of_y_SD, of_weight_S = torch.empty_like(y_SD), torch.empty_like(weight_S)
+    if num_slots:
+        block, warps = _columns(width)
+        _combine_gradients[(num_slots,)](
+            of_out_ND.contiguous(), token_S, y_SD, weight_S.contiguous(), of_y_SD, of_weight_S, width, block,
+            num_warps=warps,
+        )  # fmt: skip
+    return of_y_SD, of_weight_S
+
+
+def activation_with_gradient(hidden_EFP: Tensor, of_acted_EFP: Tensor, gated: bool) -> tuple[Tensor, Tensor]:
+    """What the activation makes of `hidden_EFP`, and its gradient, which takes the memory of `of_acted_EFP` if it can.
+
+    `gated`: SwiGLU, with gate and up one after the other along F; else GELU. All contiguous.
+    """
+    num_experts, size = hidden_EFP.shape[0], of_acted_EFP[0].numel()
+    acted_EFP = torch.empty_like(of_acted_EFP)
+    of_hidden_EFP = torch.empty_like(hidden_EFP) if gated else of_acted_EFP
+    if num_experts and size:
+        _activation_with_gradient[(triton.cdiv(size, ELEMENTS), num_experts)](
+            hidden_EFP, of_acted_EFP, acted_EFP, of_hidden_EFP, size, gated, ELEMENTS, num_warps=4
+        )
+    return acted_EFP, of_hidden_EFP
+
+
+def _columns(width: int) -> tuple[int, int]:
+    """A block that holds a row, and the warps that share it."""
+    block = triton.next_power_of_2(width)
+    return block, max(1, min(8, block // 256))
+
+
+@triton.jit
+def _sum_rows(
+    rows, index, first, weight, out, num_tokens, num_slots, width, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr
+):
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    begin = tl.load(first + token)
+    end = tl.load(first + token + 1, mask=token + 1 < num_tokens, other=num_slots).to(begin.dtype)
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    place = begin
+    while place < end:
+        slot = tl.load(index + place).to(tl.int64)
+        row = tl.load(rows + slot * width + columns, mask=inside, other=0.0).to(tl.float32)
+        if WEIGHTED:
+            row = row * tl.load(weight + slot).to(tl.float32)
+        total += row
+        place += 1
+    tl.store(out + token * width + columns, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _combine_gradients(of_out, token, y, weight, of_y, of_weight, width, BLOCK: tl.constexpr):
+    slot = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    row = tl.load(token + slot).to(tl.int64)
+    of_row = tl.load(of_out + row * width + columns, mask=inside, other=0.0).to(tl.float32)
+    y_row = tl.load(y + slot * width + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(of_weight + slot, tl.sum(of_row * y_row, axis=0).to(of_weight.dtype.element_ty))
+    of_row = of_row * tl.load(weight + slot).to(tl.float32)
+    tl.store(of_y + slot * width + columns, of_row.to(of_y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _activation_with_gradient(hidden, of_acted, acted, of_hidden, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
+    expert = tl.program_id(1).to(tl.int64)
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    one, other = expert * size + place, 2 * expert * size + place
+    gradient = tl.load(of_acted + one, mask=inside, other=0.0).to(tl.float32)
+    kind = acted.dtype.element_ty
+    if GATED:
+        gate = tl.load(hidden + other, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(hidden + other + size, mask=inside, other=0.0).to(tl.float32)
+        opened = 1 / (1 + tl.exp(-gate))
+        silu = gate * opened
+        tl.store(acted + one, (silu * up).to(kind), mask=inside)
+        of_gate = gradient * up * (opened + silu * (1 - opened))
+        tl.store(of_hidden + other, of_gate.to(kind), mask=inside)
+        tl.store(of_hidden + other + size, (gradient * silu).to(kind), mask=inside)
+    else:
+        x = tl.load(hidden + one, mask=inside, other=0.0).to(tl.float32)
+        below = 0.5 * (1 + tl.erf(x * 0.7071067811865476))
+        tl.store(acted + one, (x * below).to(kind), mask=inside)
+        slope = below + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        tl.store(of_hidden + one, (gradient * slope).to(kind), mask=inside)
