@@ -202,7 +202,7 @@ def _build_optimizer(config: RunConfig, parameters: list[dict[str, Any]]) -> tor
     if optim.name == "rmsprop":
         return torch.optim.RMSprop(parameters, alpha=optim.beta2, momentum=optim.momentum, **common)
     # One pass over weights, gradients and moments: on a processor five times as fast as one for each operation.
-    in_one_pass = config.train.implementation == "fast" and not torch.accelerator.is_available()
+    in_one_pass = config.train.implementation == "fast" and get_accelerator().device_name() == "cpu"
     return torch.optim.AdamW(
         parameters, betas=(optim.beta1, optim.beta2), fused=True if in_one_pass else None, **common
     )  # fmt: skip
