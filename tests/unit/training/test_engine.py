@@ -21,7 +21,7 @@ from experiments.training.engine import (
     process_group,
     resolve_precision,
 )
-from experiments.training.objective import forward_loss
+from experiments.training.objective import forward_loss, to_device
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -105,7 +105,8 @@ def test_the_optimizer_in_one_pass_takes_the_steps_of_the_reference(tmp_path: Pa
         with process_group(tmp_path / "log.txt"):
             engine = build_engine(config, "fp32")
             for number in range(3):
-                loss_B, _ = forward_loss(engine.deepspeed, stream.batch(8 * number), config.model.patch_size)
+                batch = to_device(stream.batch(8 * number), engine.device)
+                loss_B, _ = forward_loss(engine.deepspeed, batch, config.model.patch_size)
                 engine.deepspeed.backward(loss_B.mean())
                 engine.deepspeed.step()
             after[implementation] = {name: each.detach().clone() for name, each in engine.model.named_parameters()}
