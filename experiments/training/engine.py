@@ -124,6 +124,8 @@ def _talk_to(file: TextIO) -> Iterator[None]:
     """stdout, Python's warnings and DeepSpeed's logger write to `file`: stdout is for data, stderr for a person."""
     handlers = deepspeed_logger.handlers[:]
     with contextlib.redirect_stdout(file), warnings.catch_warnings():
+        # DeepSpeed's barriers name no device, and need not: `process_group` has chosen the current one.
+        warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context")
         deepspeed_logger.handlers[:] = [logging.StreamHandler(file)]
         warnings.showwarning = lambda message, category, filename, lineno, *_: print(
             warnings.formatwarning(message, category, filename, lineno), file=file, end=""

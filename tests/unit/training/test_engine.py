@@ -66,6 +66,15 @@ def test_what_libraries_say_goes_to_the_log_and_only_inside(tmp_path: Path, caps
     assert "Logging error" not in captured.err
 
 
+def test_barriers_on_the_device_of_the_process_are_no_news(tmp_path: Path) -> None:
+    """As PyTorch says on an accelerator, where ZeRO-3 is built."""
+    log = tmp_path / "log.txt"
+    with process_group(log):
+        warnings.warn("barrier(): using the device under current context. You can specify ...", stacklevel=1)
+        torch.distributed.barrier()
+    assert "barrier" not in log.read_text()
+
+
 def test_a_second_group_can_follow_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     for _ in range(2):
