@@ -124,7 +124,7 @@ def _estimate(run: PlannedRun, config: RunConfig, held: Memory, place: Place) ->
 def _what_memory_depends_on(config: RunConfig) -> Hashable:
     """Not the seed, the rates and the number of images, in which the runs of a sweep differ most."""
     train = config.train
-    passes = (train.batch_images, train.accumulation, train.precision, train.mask_ratio)
+    passes = (train.batch_images, train.accumulation, train.precision, train.mask_ratio, train.implementation)
     states = (config.optim.name, config.optim.momentum > 0, config.eval.images)
     return (config.model, config.routing, config.data, config.parallel, passes, states, config.wandb.mode == "disabled")
 

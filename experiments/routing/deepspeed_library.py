@@ -17,7 +17,8 @@ if not torch.accelerator.is_available():
 
 import deepspeed
 from deepspeed import comm as dist
-from deepspeed.accelerator import get_accelerator
+from deepspeed.accelerator import get_accelerator, set_accelerator
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.moe.layer import MoE
 from deepspeed.moe.sharded_moe import _AllToAll as AllToAll
 from deepspeed.moe.sharded_moe import top1gating, top2gating, topkgating
@@ -27,8 +28,8 @@ from deepspeed.utils import groups
 from deepspeed.utils import logger as deepspeed_logger
 
 __all__ = [
-    "AllToAll", "MoE", "all_gather_dp_groups", "deepspeed", "deepspeed_logger", "dist", "get_accelerator", "groups",
-    "split_expert_groups", "top1gating", "top2gating", "topkgating",
+    "AllToAll", "CPU_Accelerator", "MoE", "all_gather_dp_groups", "deepspeed", "deepspeed_logger", "dist",
+    "get_accelerator", "groups", "set_accelerator", "split_expert_groups", "top1gating", "top2gating", "topkgating",
 ]  # fmt: skip
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Sequence
@@ -55,7 +56,14 @@ def peak_memory_gib() -> float:
     if torch.accelerator.is_available():
         return float(torch.accelerator.max_memory_reserved()) / 2**30
     status = Path("/proc/self/status")
-    if status.is_file():  # Linux, where `ru_maxrss` would begin with the memory of the process that started this one
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**20
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest / 2**30 if sys.platform == "darwin" else largest / 2**20  # bytes there, KiB elsewhere
+    held = resident_peak_bytes(status.read_text()) if status.is_file() else None
+    if held is None:  # on Linux the second choice: it begins with the memory of the process that started this one
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        held = largest if sys.platform == "darwin" else 1024 * largest  # bytes there, KiB elsewhere
+    return held / 2**30
+
+
+def resident_peak_bytes(status: str) -> int | None:
+    """From the text of `/proc/self/status`; None where the kernel does not tell, as gVisor's."""
+    line = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    return None if line is None else 1024 * int(line[1])

@@ -125,6 +125,8 @@ def _talk_to(file: TextIO) -> Iterator[None]:
     """stdout, Python's warnings and DeepSpeed's logger write to `file`: stdout is for data, stderr for a person."""
     handlers = deepspeed_logger.handlers[:]
     with contextlib.redirect_stdout(file), warnings.catch_warnings():
+        # DeepSpeed's barriers name no device, and need not: `process_group` has chosen the current one.
+        warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context")
         deepspeed_logger.handlers[:] = [logging.StreamHandler(file)]
         warnings.showwarning = lambda message, category, filename, lineno, *_: print(
             warnings.formatwarning(message, category, filename, lineno), file=file, end=""
@@ -203,8 +205,8 @@ def _build_optimizer(config: RunConfig, parameters: list[dict[str, Any]]) -> tor
     if optim.name == "rmsprop":
         return torch.optim.RMSprop(parameters, alpha=optim.beta2, momentum=optim.momentum, **common)
     # One pass over weights, gradients and moments: on a processor five times as fast as one for each operation.
-    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    in_one_pass = config.train.implementation == "fast" and (kind is None or kind.type in accelerated.DEVICES)
+    kind = get_accelerator().device_name()
+    in_one_pass = config.train.implementation == "fast" and kind in {"cpu", *accelerated.DEVICES}
     return torch.optim.AdamW(
         parameters, betas=(optim.beta1, optim.beta2), fused=True if in_one_pass else None, **common
     )  # fmt: skip

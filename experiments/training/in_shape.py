@@ -1,10 +1,11 @@
 """A training step of any layout on one machine, in shape: the real model, engine and collectives, without numbers.
 
 The engine of `engine.py` is built for one rank of a process group that sends nothing (PyTorch's `fake` backend), on
-tensors that have a shape and no memory (`FakeTensorMode`). What the code would do wrong with shapes on 512 processes
-(experts that do not divide, a partition of another size, an all-to-all that does not fit) fails here. Storages are
-counted as they come and go, so that memory is that of the real sequence of operations; so is what each collective is
-handed. Numbers that the code reads back (a norm, an overflow) are answered with 1 or 0.
+tensors that have a shape and no memory (`FakeTensorMode`), as on a machine without an accelerator. What the code would
+do wrong with shapes on 512 processes (experts that do not divide, a partition of another size, an all-to-all that does
+not fit) fails here. Storages are counted as they come and go, so that memory is that of the real sequence of
+operations; so is what each collective is handed. Numbers that the code reads back (a norm, an overflow) are answered
+with 1 or 0.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from experiments.data.loader import Batch
 from experiments.errors import ConfigError
 from experiments.models.dit import DiT
 from experiments.records.schema import Precision
-from experiments.routing.deepspeed_library import deepspeed, dist
+from experiments.routing.deepspeed_library import CPU_Accelerator, deepspeed, dist, get_accelerator, set_accelerator
 from experiments.training.engine import Engine, build_engine
 from experiments.training.objective import forward_loss
 
@@ -199,7 +200,8 @@ def _pretended_group(rank: int, world: int) -> Iterator[None]:
     os.environ.update(dict(zip(LAUNCHER, (str(rank), str(world), "0"), strict=True)))
     torch.distributed.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
-        with warnings.catch_warnings():  # DeepSpeed looks whether memory is aligned, and nothing here has an address
+        with _on_a_processor(), warnings.catch_warnings():
+            # DeepSpeed looks whether memory is aligned, and nothing here has an address.
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
             deepspeed.init_distributed(dist_backend="fake", auto_mpi_discovery=False, verbose=False)
             yield
@@ -209,3 +211,14 @@ def _pretended_group(rank: int, world: int) -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def _on_a_processor() -> Iterator[None]:
+    """DeepSpeed would put its part on the accelerator of this machine, away from the model and the batch."""
+    accelerator = get_accelerator()
+    set_accelerator(CPU_Accelerator())
+    try:
+        yield
+    finally:
+        set_accelerator(accelerator)

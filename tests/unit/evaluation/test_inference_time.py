@@ -10,7 +10,7 @@ from experiments.config.budget import budget
 from experiments.config.overrides import load_config
 from experiments.evaluation.generate import SamplerSettings, caption_ids, image_noise, sample
 from experiments.evaluation.inference_time import FLOPS, PEAK_MEMORY, SECONDS, measure_inference, overhead_over_dense
-from experiments.evaluation.load import LoadedRun
+from experiments.evaluation.load import LoadedRun, current_device
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT
 from experiments.records.layout import RunDir
@@ -22,7 +22,8 @@ BATCH = 4
 def loaded(*overrides: str) -> LoadedRun:
     config = load_config(["model=nano", "model.num_layers=2", "eval.images=8", "eval.batch_images=8", *overrides])
     record = describe_run(config, "fp32", budget(config), ["ecdit"])
-    return LoadedRun(RunDir(Path("nowhere")), record, config, DiT(config).eval(), 640, "ema", "fp32")
+    model = DiT(config).to(current_device()).eval()
+    return LoadedRun(RunDir(Path("nowhere")), record, config, model, 640, "ema", "fp32")
 
 
 def settings(**changes) -> SamplerSettings:
@@ -37,7 +38,7 @@ def measured(run: LoadedRun, how: SamplerSettings, rounds: int = 1) -> dict[str,
 def test_flops_are_those_that_torch_counts():
     """Attention as plain matmuls, because torch counts none of its fused kernel on a CPU."""
     run, how = loaded("routing=dense"), settings()
-    captions, noise = caption_ids(["a circle"] * BATCH), image_noise(run.config, range(BATCH), 0)
+    captions, noise = caption_ids(["a circle"] * BATCH), image_noise(run.config, range(BATCH), 0).to(current_device())
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
         sample(run.model, captions, noise, how)

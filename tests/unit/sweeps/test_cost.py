@@ -80,6 +80,17 @@ def test_memory_is_that_of_the_arithmetic_on_the_kind_of_device(plan):
     assert on_device.host_memory_gib > 0
 
 
+def test_the_memory_of_a_run_is_that_of_its_implementation(grid):
+    """One plan has both in a random search over them, whose runs differ in the seed, too."""
+    fast, reference = (
+        make_plan(grid(train__implementation=implementation, seed=seed))
+        for seed, implementation in enumerate(("fast", "reference"))
+    )
+    plan = fast.model_copy(update={"runs": fast.runs + reference.runs})
+    found = [run.estimate.memory_gib for run in estimated(plan, this_machine()).runs]
+    assert found == [memory(RunConfig.model_validate(run.config), on_accelerator=False).peak_gib for run in plan.runs]
+
+
 def test_slots_share_the_memory_of_a_cpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert this_machine(num_slots=4).memory_gib == pytest.approx(this_machine().memory_gib / 4)

@@ -16,7 +16,7 @@ from experiments.data.loader import TrainStream
 from experiments.records.layout import RunDir
 from experiments.training.engine import Engine, build_engine, process_group
 from experiments.training.loop import train
-from experiments.training.objective import forward_loss
+from experiments.training.objective import forward_loss, to_device
 from experiments.training.schedule import learning_rate
 
 TINY = (
@@ -50,7 +50,8 @@ def advance(tiny: Callable[..., RunConfig]) -> Callable[..., list[float]]:
         for number in range(start, start + num_steps):
             images_seen = number * config.train.batch_images
             engine.set_learning_rate(learning_rate(config, images_seen))
-            loss_B, _ = forward_loss(engine.deepspeed, stream.batch(images_seen), config.model.patch_size)
+            batch = to_device(stream.batch(images_seen), engine.device)
+            loss_B, _ = forward_loss(engine.deepspeed, batch, config.model.patch_size)
             engine.deepspeed.backward(loss_B.mean())
             engine.deepspeed.step()
             engine.ema.update(images_seen + config.train.batch_images, config.train.batch_images)

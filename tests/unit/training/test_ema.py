@@ -10,7 +10,7 @@ import torch
 from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream
 from experiments.training.engine import Engine, build_engine
-from experiments.training.objective import forward_loss
+from experiments.training.objective import forward_loss, to_device
 
 Build = Callable[[RunConfig], Engine]
 Tiny = Callable[..., RunConfig]
@@ -35,7 +35,7 @@ def test_the_halflife_is_at_most_a_twentieth_of_the_images_seen(build: Build, ti
         engine.partitions.flats[0].zero_()
     engine.ema.update(images_seen, batch_images=8)
     left = 0.5 ** (8 / min(2000, images_seen / 20))
-    torch.testing.assert_close(engine.ema.flats[0][:1], torch.tensor([left]), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(engine.ema.flats[0][:1].cpu(), torch.tensor([left]), atol=1e-6, rtol=1e-5)
 
 
 def test_in_bf16_the_average_is_fp32_and_still_moves(one_process: None, tiny: Tiny) -> None:
@@ -68,14 +68,15 @@ def test_the_module_holds_the_average_inside_only(zero_stage: int, build: Build,
 def test_the_model_answers_with_the_average_inside_only(zero_stage: int, build: Build, tiny: Tiny) -> None:
     """ZeRO-3 keeps weights that it expects to need again."""
     config = tiny(f"parallel.zero_stage={zero_stage}")
-    engine, batch = build(config), TrainStream(config).batch(0)
+    engine = build(config)
+    batch = to_device(TrainStream(config).batch(0), engine.device)
 
     def loss() -> float:
         with torch.no_grad():
             return float(forward_loss(engine.model.eval(), batch, config.model.patch_size)[0].mean())
 
     for flat in engine.ema.flats:
-        flat.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        flat.normal_(std=0.1, generator=torch.Generator(flat.device).manual_seed(0))
     before = loss()
     with engine.ema.applied():
         inside = loss()

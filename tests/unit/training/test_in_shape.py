@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,6 +16,7 @@ from experiments.config.memory import memory
 from experiments.config.overrides import load_config
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
+from experiments.routing.deepspeed_library import CPU_Accelerator, get_accelerator, set_accelerator
 from experiments.training.engine import build_engine
 from experiments.training.in_shape import _pretended_group, _StaysInPlace, step_in_shape
 
@@ -22,6 +26,29 @@ EC_DIT_M_64E = (
     "parallel.world=512", "parallel.expert_parallel=64",
 )  # fmt: skip
 """The paper's largest model, in the layout of its training: 8 masked images to a routing group."""
+
+
+class Elsewhere(CPU_Accelerator):  # type: ignore[misc]
+    """What DeepSpeed has on a machine with an accelerator, as far as it asks for the place of tensors."""
+
+    def device_name(self, device_index: int | None = None) -> str:
+        return "meta"
+
+    def current_device_name(self) -> str:
+        return "meta"
+
+
+@contextmanager
+def an_accelerator_here() -> Iterator[Elsewhere]:
+    """As far as torch and DeepSpeed are asked."""
+    before, accelerator = get_accelerator(), Elsewhere()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.accelerator, "is_available", lambda: True)
+        set_accelerator(accelerator)
+        try:
+            yield accelerator
+        finally:
+            set_accelerator(before)
 
 
 def stretches_of(config: RunConfig, rank: int) -> dict[str, tuple[int, int]]:
@@ -75,6 +102,17 @@ def test_every_stage_steps_in_shape(stage: int) -> None:
     total = budget(config).params_total
     share = total if stage == 0 else total / 8
     assert step.numbers_kept == pytest.approx(share, rel=0.01)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_accelerator_of_this_machine_changes_nothing(stage: int) -> None:
+    """The step of the optimizer, which differs by device, is the peak of so small a batch."""
+    layout = ["parallel.world=2", "train.batch_images=2", f"parallel.zero_stage={stage}"]
+    config = load_config(["model=nano", "routing=dense", *layout])
+    step = step_in_shape(config, "fp32")
+    with an_accelerator_here() as accelerator:
+        assert replace(step_in_shape(config, "fp32"), seconds=step.seconds) == step
+        assert get_accelerator() is accelerator
 
 
 def test_zero_3_is_refused() -> None:

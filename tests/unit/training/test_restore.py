@@ -93,7 +93,7 @@ def test_the_weights_of_a_checkpoint_are_those_of_the_model(
     engine = build(tiny())
     advance(engine, tiny(), start=0, num_steps=2)
     weights = saved(engine, tmp_path, 16).full("weights")
-    assert all(torch.equal(weights[name], p) for name, p in engine.model.state_dict().items())
+    assert all(torch.equal(weights[name], p.cpu()) for name, p in engine.model.state_dict().items())
 
 
 def test_another_model_is_refused(build: Build, tiny: Tiny, advance: Advance, tmp_path: Path) -> None:

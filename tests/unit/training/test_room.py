@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.config.overrides import load_config
 from experiments.config.schema import RunConfig
@@ -29,6 +30,7 @@ def test_a_small_one_has_room(tiny: Callable[..., RunConfig]) -> None:
     require_room(tiny(), "fp32")
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="each process has an accelerator of its own")
 def test_processes_of_one_machine_share_it(monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., RunConfig]) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100000")
     with pytest.raises(ConfigError, match=re.escape("for each of 100000 has")):

@@ -13,7 +13,7 @@ from experiments.data.loader import same_time_batches, validation_set
 from experiments.errors import RunFailedError
 from experiments.models.dit import DiT
 from experiments.training.engine import Engine
-from experiments.training.objective import forward_loss
+from experiments.training.objective import forward_loss, to_device
 from experiments.training.validation import Validator, measure_batches
 
 Build = Callable[[RunConfig], Engine]
@@ -44,7 +44,7 @@ def test_the_loss_is_the_mean_over_all_images_and_over_those_of_each_tenth_of_t(
     pairs = []
     with torch.no_grad():
         for batch in validation_set(config):
-            loss_B, _ = forward_loss(engine.model, batch, config.model.patch_size)
+            loss_B, _ = forward_loss(engine.model, to_device(batch, engine.device), config.model.patch_size)
             pairs += list(zip(loss_B.tolist(), batch.time_B.tolist(), strict=True))
     found = values(engine, config)
     assert found["val_loss"] == pytest.approx(sum(loss for loss, _ in pairs) / 16)
