@@ -48,12 +48,16 @@ def doctor(as_json: Json = False) -> None:
 
 def _versions() -> Iterator[Check]:
     """Python and every dependency against the ranges that the package declares."""
-    from importlib.metadata import distribution
+    from importlib.metadata import PackageNotFoundError, distribution
 
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    package = distribution("ecdit")
+    try:
+        package = distribution("ecdit")
+    except PackageNotFoundError:
+        yield Check("ecdit", "missing", "not installed", "Run `pip install -e .` in its folder, or `make setup`.")
+        return
     yield version_check("python", platform.python_version(), SpecifierSet(package.metadata["Requires-Python"]))
     for line in package.requires or []:
         requirement = Requirement(line)
@@ -111,4 +115,16 @@ def _machine() -> Iterator[Check]:
         yield Check("accelerator", "ok", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
     else:
         yield Check("accelerator", "note", "none", "The presets nano, micro and mini are made for processors.")
-    yield Check("compiler", "ok", "not needed")
+    yield _compiler(torch.accelerator.is_available())
+
+
+def _compiler(on_accelerator: bool) -> Check:
+    """Triton makes kernels for an accelerator with a C compiler; nothing else is compiled."""
+    from experiments.routing.accelerated import has_compiler
+
+    if not on_accelerator:
+        return Check("compiler", "ok", "not needed")
+    if has_compiler():
+        return Check("compiler", "ok", "for Triton's kernels")
+    hint = "Training and sampling will be slower without Triton's kernels: install gcc or clang."
+    return Check("compiler", "note", "none", hint)

@@ -40,7 +40,9 @@ def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activati
     """Of one image, `width` bytes to a number where it is not always fp32."""
     slots = _slots(config) if config.sparse_layer_indices else 0.0
     again = config.train.implementation == "fast"
-    at_once = 2 if again and on_accelerator else 1  # of all experts; a processor has a few in hand
+    # Gradients of both sides of the activation, which are in one place with GELU, and one side again for half of the
+    # experts; a processor has a few experts in hand, and the gradient of the widest is all that counts.
+    at_once = (3.5 if config.routing.expert == "swiglu" else 1.5) if again and on_accelerator else 1
     kernels = again and on_accelerator  # which keep what they were given, and nothing in between
     blocks = _block_bytes(config, width, again, kernels)
     if config.parallel.activation_checkpointing:

@@ -105,14 +105,19 @@ class _Job:
         self._sample(one_call)
         device = current_device()
         if device.type != "cpu":
+            others = torch.accelerator.memory_allocated() - self._weight_bytes()
             torch.accelerator.reset_peak_memory_stats()
             self._sample(one_call, lambda time, output: None)  # computed anew: a recorded pass keeps its own memory
-            return float(torch.accelerator.max_memory_allocated()) / BYTES_PER_GIB
+            return float(torch.accelerator.max_memory_allocated() - others) / BYTES_PER_GIB
         tracker = MemTracker()
         tracker.track_external(self.run.model)
         with tracker:
             self._sample(one_call)
         return float(tracker.get_tracker_snapshot("peak")[device]["Total"]) / BYTES_PER_GIB
+
+    def _weight_bytes(self) -> int:
+        model = self.run.model
+        return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
     def flops_per_image(self) -> float:
         """Forward FLOPs of one image times how often an image passes through the model."""

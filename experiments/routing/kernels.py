@@ -50,25 +50,33 @@ def combine_gradients(of_out_ND: Tensor, token_S: Tensor, y_SD: Tensor, weight_S
     return of_y_SD, of_weight_S
 
 
-def activation_with_gradient(hidden_EFP: Tensor, of_acted_EFP: Tensor, gated: bool) -> tuple[Tensor, Tensor]:
-    """What the activation makes of `hidden_EFP`, and its gradient, which takes the memory of `of_acted_EFP` if it can.
+def activation(hidden_EFP: Tensor, gated: bool) -> Tensor:
+    """What the activation makes of `hidden_EFP`, contiguous. `gated`: SwiGLU of gate and up along F; else GELU."""
+    num_experts, rows, num_slots = hidden_EFP.shape
+    acted_EFP = hidden_EFP.new_empty(num_experts, rows // 2 if gated else rows, num_slots)
+    size = acted_EFP[0].numel() if num_experts else 0
+    if size:
+        _activation[(triton.cdiv(size, ELEMENTS), num_experts)](
+            hidden_EFP, acted_EFP, size, gated, ELEMENTS, num_warps=4
+        )
+    return acted_EFP
 
-    `gated`: SwiGLU, with gate and up one after the other along F; else GELU. All contiguous.
-    """
-    num_experts, size = hidden_EFP.shape[0], of_acted_EFP[0].numel()
+
+def activation_with_gradient(hidden_EFP: Tensor, of_acted_EFP: Tensor, of_hidden_EFP: Tensor, gated: bool) -> Tensor:
+    """The same, and its gradient into `of_hidden_EFP`, which with GELU may be `of_acted_EFP`. All contiguous."""
+    num_experts, size = hidden_EFP.shape[0], of_acted_EFP[0].numel() if of_acted_EFP.numel() else 0
     acted_EFP = torch.empty_like(of_acted_EFP)
-    of_hidden_EFP = torch.empty_like(hidden_EFP) if gated else of_acted_EFP
-    if num_experts and size:
+    if size:
         _activation_with_gradient[(triton.cdiv(size, ELEMENTS), num_experts)](
             hidden_EFP, of_acted_EFP, acted_EFP, of_hidden_EFP, size, gated, ELEMENTS, num_warps=4
         )
-    return acted_EFP, of_hidden_EFP
+    return acted_EFP
 
 
 def _columns(width: int) -> tuple[int, int]:
     """A block that holds a row, and the warps that share it."""
     block = triton.next_power_of_2(width)
-    return block, max(1, min(8, block // 256))
+    return block, max(1, min(8, block // 512))
 
 
 @triton.jit
@@ -106,6 +114,28 @@ def _combine_gradients(of_out, token, y, weight, of_y, of_weight, width, BLOCK: 
 
 
 @triton.jit
+def _gelu_share(x):
+    """Of x that GELU lets through."""
+    return 0.5 * (1 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def _activation(hidden, acted, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
+    expert = tl.program_id(1).to(tl.int64)
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    if GATED:
+        other = 2 * expert * size + place
+        gate = tl.load(hidden + other, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(hidden + other + size, mask=inside, other=0.0).to(tl.float32)
+        out = gate * (1 / (1 + tl.exp(-gate))) * up
+    else:
+        x = tl.load(hidden + expert * size + place, mask=inside, other=0.0).to(tl.float32)
+        out = x * _gelu_share(x)
+    tl.store(acted + expert * size + place, out.to(acted.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _activation_with_gradient(hidden, of_acted, acted, of_hidden, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
     expert = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -124,7 +154,7 @@ def _activation_with_gradient(hidden, of_acted, acted, of_hidden, size, GATED: t
         tl.store(of_hidden + other + size, (gradient * silu).to(kind), mask=inside)
     else:
         x = tl.load(hidden + one, mask=inside, other=0.0).to(tl.float32)
-        below = 0.5 * (1 + tl.erf(x * 0.7071067811865476))
-        tl.store(acted + one, (x * below).to(kind), mask=inside)
-        slope = below + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        share = _gelu_share(x)
+        tl.store(acted + one, (x * share).to(kind), mask=inside)
+        slope = share + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
         tl.store(of_hidden + one, (gradient * slope).to(kind), mask=inside)

@@ -71,7 +71,7 @@ class _InPieces(torch.autograd.Function):
         y_EPD = torch.empty_like(x_EPD)
         for piece in _pieces(x_EPD, w_in_EFD):
             hidden = torch.bmm(w_in_EFD[piece], x_EPD[piece].mT, out=hidden_EFP[piece])
-            torch.bmm(activate(hidden, activation, dim=1).mT, w_out_EFD[piece], out=y_EPD[piece])
+            torch.bmm(_activated(hidden, activation).mT, w_out_EFD[piece], out=y_EPD[piece])
         ctx.save_for_backward(x_EPD, w_in_EFD, w_out_EFD, hidden_EFP)
         ctx.activation = activation  # type: ignore[attr-defined]
         return y_EPD
@@ -82,7 +82,7 @@ class _InPieces(torch.autograd.Function):
         x_EPD, w_in_EFD, w_out_EFD, hidden_EFP = ctx.saved_tensors
         of_y_EPD = gradients[0].contiguous()
         if has_kernels(hidden_EFP):
-            return *_all_at_once(of_y_EPD, x_EPD, w_in_EFD, w_out_EFD, hidden_EFP, ctx.activation), None
+            return *_with_kernels(of_y_EPD, x_EPD, w_in_EFD, w_out_EFD, hidden_EFP, ctx.activation), None
         of_x_EPD, of_w_in_EFD, of_w_out_EFD = (torch.empty_like(each) for each in (x_EPD, w_in_EFD, w_out_EFD))
         for piece in _pieces(x_EPD, w_in_EFD):
             of_y, hidden = of_y_EPD[piece], hidden_EFP[piece]
@@ -93,17 +93,34 @@ class _InPieces(torch.autograd.Function):
         return of_x_EPD, of_w_in_EFD, of_w_out_EFD, None
 
 
-def _all_at_once(
+def _activated(hidden_EFP: Tensor, activation: Activation) -> Tensor:
+    """`activate` of the transposed hidden layer."""
+    if has_kernels(hidden_EFP):
+        from experiments.routing import kernels
+
+        return kernels.activation(hidden_EFP, activation == "swiglu")
+    return activate(hidden_EFP, activation, dim=1)
+
+
+def _with_kernels(
     of_y_EPD: Tensor, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, hidden_EFP: Tensor, activation: Activation
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same gradients with few large products; activation and gradient are one pass over memory."""
+    """The same gradients with few large products; activation and gradient are one pass over memory.
+
+    The activation is computed again for one half of the experts after the other, so that only a half is ever there.
+    """
     from experiments.routing import kernels
 
+    gated = activation == "swiglu"
     of_acted_EFP = torch.bmm(w_out_EFD, of_y_EPD.mT)
-    acted_EFP, of_hidden_EFP = kernels.activation_with_gradient(hidden_EFP, of_acted_EFP, activation == "swiglu")
+    of_hidden_EFP = torch.empty_like(hidden_EFP) if gated else of_acted_EFP
+    of_w_out_EFD = torch.empty_like(w_out_EFD)
+    middle = len(hidden_EFP) // 2
+    for half in (slice(middle), slice(middle, None)):
+        acted = kernels.activation_with_gradient(hidden_EFP[half], of_acted_EFP[half], of_hidden_EFP[half], gated)
+        torch.bmm(acted, of_y_EPD[half], out=of_w_out_EFD[half])
+        del acted
     del of_acted_EFP
-    of_w_out_EFD = torch.bmm(acted_EFP, of_y_EPD)
-    del acted_EFP
     of_w_in_EFD = torch.bmm(of_hidden_EFP, x_EPD)
     return torch.bmm(of_hidden_EFP.mT, w_in_EFD), of_w_in_EFD, of_w_out_EFD
 

@@ -32,7 +32,7 @@ from experiments.routing.deepspeed_library import (
     split_expert_groups,
 )
 from experiments.routing.parallel import ExpertShare
-from experiments.training.clipping import clip_before_steps
+from experiments.training.clipping import clip_before_steps, measure_gradients_at_once
 from experiments.training.ema import MovingAverage
 from experiments.training.meeting import Meeting
 from experiments.training.partitions import Partitions, partitions_of
@@ -149,6 +149,8 @@ def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT]
         engine, _, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=_deepspeed_config(config, precision)
         )
+    if stage in (1, 2) and config.train.implementation == "fast" and get_accelerator().device_name() != "cpu":
+        measure_gradients_at_once(engine.optimizer)
     partitions = partitions_of(model, share, stage, engine.optimizer)
     return Engine(
         deepspeed=engine,

@@ -52,7 +52,9 @@ def gradients_of() -> Callable[..., dict[str, Tensor]]:
         x_BTD = x_BTD.clone().requires_grad_()
         output = layer(x_BTD)
         out_BTD, auxiliary_loss = forward(x_BTD) if forward else (output.out_BTD, output.auxiliary_loss)
-        loss = (out_BTD * torch.linspace(-1, 1, out_BTD.numel()).view_as(out_BTD)).sum() + auxiliary_loss
+        loss = (
+            out_BTD * torch.linspace(-1, 1, out_BTD.numel(), device=x_BTD.device).view_as(out_BTD)
+        ).sum() + auxiliary_loss
         inputs = dict(layer.named_parameters()) | {"x": x_BTD}
         return dict(zip(inputs, torch.autograd.grad(loss, list(inputs.values())), strict=True))
 

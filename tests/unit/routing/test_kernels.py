@@ -19,6 +19,7 @@ from experiments.routing.accelerated import has_kernels
 from experiments.routing.dispatch import Places, combine, gather
 from experiments.routing.layer import RoutedFeedForward
 from experiments.routing.pieces import Activation, activate
+from experiments.routing.router import _NarrowLogits
 
 Device = torch.device
 HALF = torch.bfloat16 if torch.accelerator.is_available() else torch.float16
@@ -94,8 +95,13 @@ def test_the_activation_and_its_gradient_are_those_of_autograd(
         hidden = hidden_EFP.to(kind).requires_grad_()
         acted = activate(hidden, activation, dim=1)
         wanted.append((acted.detach(), *torch.autograd.grad(acted, hidden, of_acted_EFP.to(kind))))
-    found = kernels.activation_with_gradient(hidden_EFP, of_acted_EFP.clone(), activation == "swiglu")
-    for ours, exact, plain in zip(found, *wanted, strict=True):
+    gated = activation == "swiglu"
+    alone_EFP = kernels.activation(hidden_EFP, gated)
+    of_acted = of_acted_EFP.clone()
+    of_hidden = torch.empty_like(hidden_EFP) if gated else of_acted
+    acted = kernels.activation_with_gradient(hidden_EFP, of_acted, of_hidden, gated)
+    close(alone_EFP, *(each[0] for each in wanted))
+    for ours, exact, plain in zip((acted, of_hidden), *wanted, strict=True):
         close(ours, exact, plain)
 
 
@@ -128,7 +134,23 @@ def test_the_layer_with_kernels_is_its_reference(
     exact, found, plain = answers
     for name, wanted in exact.items():
         lost, allowed = (float((each[name].float() - wanted).norm()) for each in (found, plain))
-        assert lost <= 1.1 * allowed + 1e-5 * float(wanted.norm()), name
+        # So few numbers: which way each is rounded is chance. The parts are held closer, above and below.
+        assert lost <= 2 * allowed + 1e-5 * float(wanted.norm()), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_16_bits_lose_nothing_but_the_last_rounding(dtype: torch.dtype) -> None:
+    x_ND, weight_DE = torch.randn(512, 64).to(dtype), torch.randn(64, 8).to(dtype)
+    direction_NE = torch.randn(512, 8)
+    answers = []
+    for compute, kind in ((_NarrowLogits.apply, dtype), (lambda x, w: x.float() @ w.float(), dtype),
+                          (torch.matmul, torch.float64)):  # fmt: skip
+        x, weight = (tensor.to(kind, copy=True).requires_grad_() for tensor in (x_ND, weight_DE))
+        logits = compute(x, weight)
+        gradients = torch.autograd.grad(logits, (x, weight), direction_NE.to(logits.dtype))
+        answers.append((logits.detach(), *gradients))
+    for ours, plain, exact in zip(*answers, strict=True):
+        close(ours, exact, plain)
 
 
 def test_a_token_in_no_slot_gets_zero_and_no_gradient(kernels_device: Device) -> None:
