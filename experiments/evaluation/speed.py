@@ -26,7 +26,7 @@ Seconds = dict[str, list[float]]
 WARM_UP_ROUNDS = 2
 NO_ACCELERATOR = "no accelerator"
 COPY_BYTES = 2**28
-IN_A_ROW = 32
+IN_A_ROW = 8
 """Steps of a layer, on an accelerator."""
 
 
