@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # Two workers with one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: setup demo test slow-test slurm-test browser-test check format clean
+.PHONY: setup demo test slow-test kernel-test slurm-test browser-test check format clean
 
 setup: $(INSTALLED)
 
@@ -34,6 +34,13 @@ test: setup
 # What `make check` leaves out of `make test`.
 slow-test: setup
 	$(PYTEST) -m '(slow or multi or gpu) and not slurm and not browser'
+
+# Triton's kernels: on an accelerator, else in Triton's interpreter. torch brings Triton along where it has a use for it;
+# elsewhere it lies apart, since it makes every process of torch 70 MB larger.
+kernel-test: setup
+	@$(BIN)/python -c 'import triton' 2>/dev/null || test -d $(VENV)/triton || \
+		$(PIP) --no-deps --target $(VENV)/triton triton==3.6.0
+	PYTHONPATH=$(VENV)/triton $(PYTEST) -rs tests/unit/routing/test_kernels.py tests/unit/models/test_kernels.py
 
 # Starts a Slurm of three nodes on this machine; root on Debian or Ubuntu gets its packages installed first.
 slurm-test: setup

@@ -77,7 +77,7 @@ def kernels_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Where Triton's kernels run in this test: the accelerator, else the processor with Triton's interpreter."""
     from experiments.routing import accelerated
 
-    pytest.importorskip("triton", reason="Triton is not installed")
+    pytest.importorskip("triton", reason="Triton is not installed: see `make kernel-test`")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     assert device is not None
     monkeypatch.setattr(accelerated, "DEVICES", {device.type})

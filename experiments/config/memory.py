@@ -273,9 +273,7 @@ def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_ac
     in_one_pass = config.train.implementation == "fast"
     temporaries = (0 if in_one_pass else 2) if config.optim.name == "adamw" else 1
     if config.parallel.zero_stage == 0:
-        step = temporaries * largest_tensor(config)
-        if on_accelerator:
-            step = elements.held if temporaries else 0
+        step = min(1, temporaries) * elements.held if on_accelerator else temporaries * largest_tensor(config)
         gradients = elements.held * (width + (FLOAT32 if width < FLOAT32 else 0))
         return gradients + step * FLOAT32
     of_one = FLOAT32 * (1 + temporaries)
