@@ -17,8 +17,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from experiments.routing.kernels import row_block
+
 TOKENS = 16
 """Tokens of an image that one program goes through where sums over tokens are wanted."""
+NORMED = 256
+"""Numbers of a row for each warp."""
 HEAD_ROWS, HEAD_LOOPS = 32, 16
 """Rows of a program in the norm of heads: at once, and how often."""
 
@@ -47,7 +51,7 @@ class _Modulate(torch.autograd.Function):
         x_BTD = x_BTD.contiguous()
         num_images, num_tokens, width = x_BTD.shape
         out_BTD = torch.empty_like(x_BTD)
-        block, warps = _columns(width)
+        block, warps = row_block(width, NORMED)
         _modulate[(num_images * num_tokens,)](
             x_BTD, shift_B1D, scale_B1D, out_BTD, num_tokens, width, shift_B1D.stride(0), scale_B1D.stride(0), eps,
             block, num_warps=warps,
@@ -63,7 +67,7 @@ class _Modulate(torch.autograd.Function):
         num_images, num_tokens, width = x_BTD.shape
         of_x_BTD, stretches = torch.empty_like(x_BTD), triton.cdiv(num_tokens, TOKENS)
         sums_2BJD = x_BTD.new_empty(2, num_images, stretches, width, dtype=torch.float32)
-        block, warps = _columns(width)
+        block, warps = row_block(width, NORMED)
         _modulate_gradients[(num_images * stretches,)](
             gradients[0].contiguous(), x_BTD, scale_B1D, of_x_BTD, sums_2BJD[0], sums_2BJD[1], num_tokens, stretches,
             width, scale_B1D.stride(0), ctx.eps, TOKENS, block, num_warps=warps,
@@ -78,7 +82,7 @@ class _GatedResidual(torch.autograd.Function):
         x_BTD, y_BTD = x_BTD.contiguous(), y_BTD.contiguous()
         num_images, num_tokens, width = x_BTD.shape
         out_BTD = torch.empty_like(x_BTD)
-        block, warps = _columns(width)
+        block, warps = row_block(width, NORMED)
         _gated_residual[(num_images * num_tokens,)](
             x_BTD, gate_B1D, y_BTD, out_BTD, num_tokens, width, gate_B1D.stride(0), block, num_warps=warps
         )
@@ -93,7 +97,7 @@ class _GatedResidual(torch.autograd.Function):
         num_images, num_tokens, width = y_BTD.shape
         of_y_BTD, stretches = torch.empty_like(y_BTD), triton.cdiv(num_tokens, TOKENS)
         sums_BJD = y_BTD.new_empty(num_images, stretches, width, dtype=torch.float32)
-        block, warps = _columns(width)
+        block, warps = row_block(width, NORMED)
         _gated_residual_gradients[(num_images * stretches,)](
             of_out_BTD, gate_B1D, y_BTD, of_y_BTD, sums_BJD, num_tokens, stretches, width, gate_B1D.stride(0), TOKENS,
             block, num_warps=warps,
@@ -138,12 +142,6 @@ def _heads_in_order(x_BTHK: Tensor) -> Tensor:
     image, token, head, number = x_BTHK.stride()
     in_order = number == 1 and head == size and image == num_tokens * token
     return x_BTHK if in_order else x_BTHK.contiguous()
-
-
-def _columns(width: int) -> tuple[int, int]:
-    """A block that holds a row, and the warps that share it."""
-    block = triton.next_power_of_2(width)
-    return block, max(1, min(8, block // 256))
 
 
 @triton.jit

@@ -16,6 +16,8 @@ from torch import Tensor
 
 ELEMENTS = 1024
 """Of a program that goes through memory in order."""
+SUMMED = 512
+"""Numbers of a row for each warp: few warps, since each program waits for one address after the other."""
 
 
 def sum_rows(rows_SD: Tensor, index: Tensor, first_N: Tensor, weight_S: Tensor | None = None) -> Tensor:
@@ -29,7 +31,7 @@ def sum_rows(rows_SD: Tensor, index: Tensor, first_N: Tensor, weight_S: Tensor |
     weighted = weight_S is not None
     weight = weight_S.contiguous() if weight_S is not None else rows_SD
     if num_tokens and width:
-        block, warps = _columns(width)
+        block, warps = row_block(width, SUMMED)
         _sum_rows[(num_tokens,)](
             rows_SD, index, first_N, weight, out_ND, num_tokens, index.shape[0], width, weighted, block,
             num_warps=warps,
@@ -42,7 +44,7 @@ def combine_gradients(of_out_ND: Tensor, token_S: Tensor, y_SD: Tensor, weight_S
     num_slots, width = y_SD.shape
     of_y_SD, of_weight_S = torch.empty_like(y_SD), torch.empty_like(weight_S)
     if num_slots:
-        block, warps = _columns(width)
+        block, warps = row_block(width, SUMMED)
         _combine_gradients[(num_slots,)](
             of_out_ND.contiguous(), token_S, y_SD, weight_S.contiguous(), of_y_SD, of_weight_S, width, block,
             num_warps=warps,
@@ -73,10 +75,10 @@ def activation_with_gradient(hidden_EFP: Tensor, of_acted_EFP: Tensor, of_hidden
     return acted_EFP
 
 
-def _columns(width: int) -> tuple[int, int]:
+def row_block(width: int, numbers_of_a_warp: int) -> tuple[int, int]:
     """A block that holds a row, and the warps that share it."""
     block = triton.next_power_of_2(width)
-    return block, max(1, min(8, block // 512))
+    return block, max(1, min(8, block // numbers_of_a_warp))
 
 
 @triton.jit
