@@ -19,6 +19,22 @@ NORM_EPSILON = 1e-6
 """Of the norm without weights, as in DiT."""
 
 
+class HeadNorm(nn.LayerNorm):
+    """Layer norm of each head by itself, [..., H, K] to the same; torch's own kernels are slow with rows so short."""
+
+    def __init__(self, head_size: int, fast: bool) -> None:
+        super().__init__(head_size, bias=False)
+        self.fast = fast
+
+    def forward(self, x_BTHK: Tensor) -> Tensor:
+        """In the type of the input."""
+        if self.fast and has_kernels(x_BTHK):
+            from experiments.models import kernels
+
+            return kernels.norm_heads(x_BTHK, self.weight, self.eps)
+        return super().forward(x_BTHK)
+
+
 class Attention(nn.Module):
     """Self- or cross-attention without biases: 2 D^2 (1 + kv_heads / heads) weights, and two norms of a head's size."""
 
@@ -26,13 +42,13 @@ class Attention(nn.Module):
         self, width: int, num_heads: int, num_kv_heads: int, zero_output: bool = False, fast: bool = True
     ) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.fast = num_heads, num_kv_heads, fast
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         head_size = width // num_heads
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * num_kv_heads * head_size, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.norm_query = nn.LayerNorm(head_size, bias=False)
-        self.norm_key = nn.LayerNorm(head_size, bias=False)
+        self.norm_query = HeadNorm(head_size, fast)
+        self.norm_key = HeadNorm(head_size, fast)
         nn.init.xavier_uniform_(self.query.weight)
         nn.init.xavier_uniform_(self.key_value.weight)
         if zero_output:
@@ -42,22 +58,13 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context_BMD: Tensor, mask_B11M: Tensor | None = None) -> Tensor:
         """Queries from `x_BTD`, keys and values from `context_BMD`; True in the mask is attended to."""
-        query = self._normed(self.norm_query, self.query(x_BTD).unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
+        query = self.norm_query(self.query(x_BTD).unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
         key, value = self.key_value(context_BMD).unflatten(-1, (2 * self.num_kv_heads, -1)).chunk(2, dim=2)
-        key, value = self._normed(self.norm_key, key).transpose(1, 2), value.transpose(1, 2)
+        key, value = self.norm_key(key).transpose(1, 2), value.transpose(1, 2)
         shared = self.num_kv_heads != self.num_heads
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11M, enable_gqa=shared)
         out_BTD: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out_BTD
-
-    def _normed(self, norm: nn.LayerNorm, x_BTHK: Tensor) -> Tensor:
-        """Each head by itself; torch's own kernels are slow with rows as short as a head."""
-        if self.fast and has_kernels(x_BTHK):
-            from experiments.models import kernels
-
-            return kernels.norm_heads(x_BTHK, norm.weight, norm.eps)
-        normed: Tensor = norm(x_BTHK)
-        return normed
 
 
 def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, fast: bool = True) -> Tensor:
