@@ -132,7 +132,7 @@ def test_every_moe_arm_gets_a_dense_run_of_its_activated_parameters(grid):
     for run in matched:
         assert run.config["routing"]["name"] == "dense"
         assert run.matched_params_active == by_name[run.matched_run].params_active
-        assert abs(run.params_active_mismatch) < 0.001
+        assert abs(run.params_active_mismatch) < 0.002
 
 
 def test_an_impossible_design_is_named_with_its_combination(grid):
