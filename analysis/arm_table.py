@@ -37,9 +37,10 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     `times_sooner` that model's images over it; both missing when it never does.
     """
     curves = mean_over_seeds(validation_curves(records, table))
+    of_setting = dict(list(curves.groupby("setting")))
     rows = []
     for setting, runs in table.groupby("setting", sort=False):
-        reached = _images_to_dense_loss(curves[curves["setting"] == setting], dense_same_depth(runs))
+        reached = _images_to_dense_loss(of_setting.get(setting, curves.iloc[:0]), dense_same_depth(runs))
         for label, _, _ in arm_list(runs):
             rows.append(_arm_row(runs[runs["arm"] == label]) | reached.get(label, NEVER))
     numbers = ["val_loss_std", "val_loss_low", "val_loss_high", *MEANS, *NEVER]

@@ -131,20 +131,24 @@ def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, st
     else:
         varying = {router: columns | {"routing.num_experts"} for router, columns in varying.items()}
     arms: dict[tuple[str, str], Arm] = {}
-    for setting, group in runs.groupby("setting", sort=False):
-        one_of_each = group.drop_duplicates("arm_key")
+    for setting, one_of_each in runs.drop_duplicates(["setting", "arm_key"]).groupby("setting", sort=False):
+        labels: set[str] = set()
         for _, run in one_of_each.iterrows():
             arm = _dense_arm(run, one_of_each) if run["routing.name"] == "dense" else _sparse_arm(run, varying)
-            if arm.label in {known.label for (of, _), known in arms.items() if of == setting}:
+            if arm.label in labels:
                 arm = Arm(f"{arm.label}, feed-forward {run['model.ffn_factor']:g} wide", arm.kind)
+            labels.add(arm.label)
             arms[str(setting), run["arm_key"]] = arm
     return arms
 
 
 def _varying(runs: pd.DataFrame, columns: list[str]) -> set[str]:
     """Columns in which runs of one setting differ."""
+    differing = [column for column in columns if len(set(_texts(runs[column]))) > 1]
     return {
-        column for column in columns if any(len(set(_texts(group[column]))) > 1 for _, group in runs.groupby("setting"))
+        column
+        for column in differing
+        if any(len(set(_texts(values))) > 1 for _, values in runs.groupby("setting")[column])
     }
 
 
