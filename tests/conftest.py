@@ -75,11 +75,11 @@ def wandb_server(no_account: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.fixture
 def kernels_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Where Triton's kernels run in this test: the accelerator, else the processor with Triton's interpreter."""
+    from experiments.evaluation.load import current_device
     from experiments.routing import accelerated
 
     pytest.importorskip("triton", reason="Triton is not installed: see `make kernel-test`")
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    assert device is not None
+    device = current_device()
     monkeypatch.setattr(accelerated, "DEVICES", {device.type})
     return device
 

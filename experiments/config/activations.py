@@ -40,10 +40,10 @@ def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activati
     """Of one image, `width` bytes to a number where it is not always fp32."""
     slots = _slots(config) if config.sparse_layer_indices else 0.0
     again = config.train.implementation == "fast"
+    kernels = again and on_accelerator  # which keep what they were given, and nothing in between
     # Gradients of both sides of the activation, which are in one place with GELU, and one side again for half of the
     # experts; a processor has a few experts in hand, and the gradient of the widest is all that counts.
-    at_once = (3.5 if config.routing.expert == "swiglu" else 1.5) if again and on_accelerator else 1
-    kernels = again and on_accelerator  # which keep what they were given, and nothing in between
+    at_once = (3.5 if config.routing.expert == "swiglu" else 1.5) if kernels else 1
     blocks = _block_bytes(config, width, again, kernels)
     if config.parallel.activation_checkpointing:
         saved = sum(_kept_bytes(config, width, layer) for layer in range(config.model.num_layers))
@@ -121,9 +121,8 @@ def _attention_bytes(config: RunConfig, width: int, kernels: bool) -> float:
 
 def _dense_bytes(config: RunConfig, width: int, kernels: bool) -> float:
     """Input, its norm, the modulated norm, both sides of the activation, and the output (for its gate)."""
-    return _around_bytes(config, width, kernels) + width * config.num_train_tokens * 2 * hidden_width(
-        config, config.model.ffn_factor
-    )
+    hidden = hidden_width(config, config.model.ffn_factor)
+    return _around_bytes(config, width, kernels) + width * config.num_train_tokens * 2 * hidden
 
 
 def _around_bytes(config: RunConfig, width: int, kernels: bool) -> float:

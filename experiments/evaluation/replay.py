@@ -47,7 +47,8 @@ class Replay:
     def _record(self, given: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
         model = self._model()
         assert model is not None
-        inputs, graph, beside = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        inputs, graph = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph()
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(WARM_UP_PASSES):  # kernels are compiled and libraries set up before anything is recorded

@@ -61,6 +61,10 @@ def combine(y_SD: Tensor, weight_S: Tensor, places: Places) -> Tensor:
 
 def sum_rows(rows_SD: Tensor, index: Tensor, first_N: Tensor, weight: Tensor | None = None) -> Tensor:
     """For each n the sum of the rows `index[first_N[n] : first_N[n + 1]]`, times `weight` where given."""
+    if weight is None and has_kernels(rows_SD):
+        from experiments.routing import kernels
+
+        return kernels.sum_rows(rows_SD, index, first_N)
     return torch.embedding_bag(rows_SD, index, first_N, mode=0, per_sample_weights=weight)[0]
 
 
@@ -97,12 +101,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         slot_S, first_N = ctx.saved_tensors
-        of_x_SD = gradients[0].contiguous()
-        if has_kernels(of_x_SD):
-            from experiments.routing import kernels
-
-            return kernels.sum_rows(of_x_SD, slot_S, first_N), None, None, None
-        return sum_rows(of_x_SD, slot_S, first_N), None, None, None
+        return sum_rows(gradients[0].contiguous(), slot_S, first_N), None, None, None
 
 
 class _Combine(torch.autograd.Function):

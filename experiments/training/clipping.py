@@ -54,10 +54,13 @@ def _norm(parameters: list[torch.nn.Parameter], share: ExpertShare) -> Tensor:
     return (total + of_experts).sqrt()
 
 
-def _sum_of_squares(gradients: list[Tensor]) -> Tensor:
+def _sum_of_squares(
+    gradients: list[Tensor], dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """Taken in `dtype`, or in that of the gradients; 0 on `device` without any."""
     if not gradients:
-        return torch.zeros(())
-    return torch.stack(torch._foreach_norm(gradients)).square().sum()
+        return torch.zeros((), dtype=dtype, device=device)
+    return torch.stack(torch._foreach_norm(gradients, 2, dtype=dtype)).square().sum()
 
 
 def measure_gradients_at_once(optimizer: Any) -> None:
@@ -79,8 +82,6 @@ def _group_norm(optimizer: Any, gradients: Iterable[Tensor], params: Iterable[Te
     """Of one group over the processes that share it, float32; -1 where it is not finite, as DeepSpeed says it."""
     assert norm_type == 2
     measured = [gradient.detach() for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
-    total = torch.zeros((), dtype=torch.float32, device=optimizer.device)
-    if measured:
-        total = torch.stack(torch._foreach_norm(measured, 2, dtype=torch.float32)).square().sum()
+    total = _sum_of_squares(measured, torch.float32, optimizer.device)
     dist.all_reduce(total, group=optimizer.dp_process_group)
     return torch.where(torch.isfinite(total), total.sqrt(), -1.0)

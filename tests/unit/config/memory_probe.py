@@ -9,7 +9,6 @@ out: a CPU never writes to most of it. With `--bucket` it has N numbers and coun
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
 import weakref
@@ -25,6 +24,7 @@ from experiments.config.memory import BUCKET_ELEMENTS
 from experiments.config.overrides import load_config
 from experiments.data.loader import TrainStream
 from experiments.training import engine as engine_module
+from experiments.training.description import resident_peak_bytes
 from experiments.training.engine import build_engine, launched_rank, launched_world, process_group, resolve_precision
 from experiments.training.loop import _micro_batches
 from experiments.training.objective import forward_loss
@@ -117,8 +117,7 @@ def main() -> None:
             measured["activations"] = saved[0]  # later ones come while the bucket of the one before goes
             measured["backward_peak"] = max(backward_peaks)
         measured["persistent"] = tensors.live
-    resident = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    print(json.dumps({**measured, "resident_peak": 1024 * int(resident[1]) if resident else None}))
+    print(json.dumps({**measured, "resident_peak": resident_peak_bytes(Path("/proc/self/status").read_text())}))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import torch
 
 from experiments.config.overrides import load_config
 from experiments.evaluation.generate import SamplerSettings, sample, validation_captions
+from experiments.evaluation.load import current_device
 from experiments.evaluation.replay import _REPLAYS, KEPT, Replay, allow_replay, velocity_of
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT
@@ -21,7 +22,7 @@ def model_of(router: str, *overrides: str) -> DiT:
     model = DiT(load_config(["model=nano", f"routing={router}", *overrides])).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    return model.cuda() if torch.cuda.is_available() else model
+    return model.to(current_device())
 
 
 def images_of(model: DiT, num_images: int) -> torch.Tensor:

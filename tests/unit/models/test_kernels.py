@@ -23,6 +23,7 @@ from experiments.models.dit import DiT
 from experiments.models.layers import gated_residual, modulate
 from experiments.training.engine import build_engine, process_group
 from experiments.training.objective import forward_loss, to_device
+from tests.rounding import held_to_rounding
 
 Device = torch.device
 Function = Callable[..., Tensor]
@@ -49,13 +50,7 @@ def held_to_plain(fast: Function, plain: Function, given: Sequence[Tensor], dire
     found, other = answers(fast, given, direction), answers(plain, given, direction)
     exact = answers(plain, [tensor.double() for tensor in given], direction.double())
     for ours, theirs, wanted in zip(found, other, exact, strict=True):
-        assert ours.dtype == theirs.dtype
-        assert ours.shape == wanted.shape
-        if ours.dtype == torch.float32:
-            assert_close(ours.double(), wanted, rtol=0, atol=1e-5 * max(1.0, float(wanted.abs().max())))
-        else:
-            lost, allowed = (float((each.double() - wanted).norm()) for each in (ours, theirs))
-            assert lost <= 1.1 * allowed + 1e-5 * float(wanted.norm())
+        held_to_rounding(ours, wanted, theirs)
 
 
 @tokens

@@ -20,6 +20,7 @@ from experiments.routing.dispatch import Places, combine, gather
 from experiments.routing.layer import RoutedFeedForward
 from experiments.routing.pieces import Activation, activate
 from experiments.routing.router import _NarrowLogits
+from tests.rounding import held_to_rounding
 
 Device = torch.device
 HALF = torch.bfloat16 if torch.accelerator.is_available() else torch.float16
@@ -40,16 +41,6 @@ def places_and_rows(width: int, dtype: torch.dtype, device: Device) -> tuple[Pla
     return Places.of(token_EP, 9), rows_SD, torch.rand(15, device=device)
 
 
-def close(found: Tensor, exact: Tensor, plain: Tensor) -> None:
-    """See the module."""
-    assert found.dtype == plain.dtype
-    if found.dtype == torch.float32:
-        assert_close(found.double(), exact, rtol=0, atol=1e-5 * max(1e-3, float(exact.abs().max())))
-    else:
-        lost, allowed = (float((each.double() - exact).norm()) for each in (found, plain))
-        assert lost <= 1.1 * allowed + 1e-6 * float(exact.norm())
-
-
 @widths
 @types
 def test_rows_are_summed_by_token(width: int, dtype: torch.dtype, kernels_device: Device) -> None:
@@ -61,7 +52,7 @@ def test_rows_are_summed_by_token(width: int, dtype: torch.dtype, kernels_device
         weighted_SD = rows_SD.double() * (1 if weight is None else weight.double().unsqueeze(1))
         exact_ND = torch.zeros(9, width, device=kernels_device, dtype=torch.float64)
         exact_ND.index_add_(0, places.token_S, weighted_SD)
-        close(found_ND, exact_ND, exact_ND.to(dtype))
+        held_to_rounding(found_ND, exact_ND, exact_ND.to(dtype))
 
 
 @widths
@@ -76,8 +67,8 @@ def test_the_gradients_of_the_sum_are_those_of_autograd(width: int, dtype: torch
     out_ND = torch.zeros(9, width, device=kernels_device, dtype=torch.float64)
     out_ND = out_ND.index_add(0, places.token_S, y * weight.unsqueeze(1))
     exact_of_y, exact_of_weight = torch.autograd.grad(out_ND, (y, weight), of_out_ND.double())
-    close(of_y_SD, exact_of_y, exact_of_y.to(dtype))
-    close(of_weight_S, exact_of_weight, exact_of_weight.float())
+    held_to_rounding(of_y_SD, exact_of_y, exact_of_y.to(dtype))
+    held_to_rounding(of_weight_S, exact_of_weight, exact_of_weight.float())
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
@@ -100,9 +91,9 @@ def test_the_activation_and_its_gradient_are_those_of_autograd(
     of_acted = of_acted_EFP.clone()
     of_hidden = torch.empty_like(hidden_EFP) if gated else of_acted
     acted = kernels.activation_with_gradient(hidden_EFP, of_acted, of_hidden, gated)
-    close(alone_EFP, *(each[0] for each in wanted))
+    held_to_rounding(alone_EFP, *(each[0] for each in wanted))
     for ours, exact, plain in zip((acted, of_hidden), *wanted, strict=True):
-        close(ours, exact, plain)
+        held_to_rounding(ours, exact, plain)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +141,7 @@ def test_logits_of_16_bits_lose_nothing_but_the_last_rounding(dtype: torch.dtype
         gradients = torch.autograd.grad(logits, (x, weight), direction_NE.to(logits.dtype))
         answers.append((logits.detach(), *gradients))
     for ours, plain, exact in zip(*answers, strict=True):
-        close(ours, exact, plain)
+        held_to_rounding(ours, exact, plain)
 
 
 def test_a_token_in_no_slot_gets_zero_and_no_gradient(kernels_device: Device) -> None:
