@@ -1,0 +1,39 @@
+"""Text that comes from elsewhere, made safe to show: names of runs and folders, reasons of failures, captions.
+
+Such text is data. It may hold escape sequences that move a terminal's cursor, line breaks that break a table,
+characters that reverse the reading direction, or surrogates that cannot be encoded. `printable` writes all of these out
+as escapes. What else a destination gives a meaning to (HTML, Markdown, rich's markup, matplotlib's mathtext) is escaped
+where that destination is written.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+_UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode's control characters, format characters, surrogates, and separators of lines and paragraphs."""
+
+ELLIPSIS = "…"
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with every character that is not printable written as `\\x1b`, `\\n` or `\\udc80`."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(each) if unicodedata.category(each) in _UNSAFE_CATEGORIES else each for each in text)
+
+
+def shortened(text: str, num_characters: int) -> str:
+    """`text`, with its middle replaced by an ellipsis where it is longer than `num_characters`.
+
+    Names of runs begin with the model and end with the settings that differ, so that both ends are kept.
+    """
+    if len(text) <= num_characters:
+        return text
+    num_kept = max(0, num_characters - len(ELLIPSIS))
+    num_last = num_kept // 2
+    return text[: num_kept - num_last] + ELLIPSIS + (text[-num_last:] if num_last else "")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
