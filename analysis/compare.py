@@ -17,7 +17,7 @@ from analysis.arm_table import arm_table
 from analysis.arms import ACTIVATED_TOLERANCE
 from analysis.claims import MIN_SEEDS, Claim, claims, conclusion, listed
 from analysis.comparable import MEASURED_ON
-from analysis.figures.comparison import draw_arm_table
+from analysis.figures.registry import find_figure
 from analysis.load import Records
 from analysis.style import write_drawing
 from analysis.tables import INFERENCE, fixed, markdown, run_table, significant
@@ -34,8 +34,10 @@ EQUAL_COMPUTE = 0.03
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row per arm in `arms` (columns as in `arm_table`), and what may be said about them."""
+    """The runs compared, one row per arm in `arms` (columns as in `arm_table`), and what may be said about them."""
 
+    records: Records
+    table: pd.DataFrame
     arms: pd.DataFrame
     claims: list[Claim]
     conclusion: str
@@ -47,12 +49,13 @@ def compare(records: Records) -> Comparison:
     table = run_table(records)
     arms = arm_table(records, table)
     found = claims(table)
-    return Comparison(arms, found, conclusion(table, found), list(_notes(records, table, arms)))
+    return Comparison(records, table, arms, found, conclusion(table, found), list(_notes(records, table, arms)))
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """Write the four files into `folder` and return their paths. Raises `StorageError`."""
-    paths = write_drawing(draw_arm_table(comparison.arms), folder, NAME)
+    drawing = find_figure(NAME).drawing(comparison.records, comparison.table)
+    paths = write_drawing(drawing, folder, NAME)
     text = folder / f"{NAME}.md"
     try:
         text.write_text(comparison_markdown(comparison))

@@ -63,6 +63,10 @@ WIDEST_LETTER = 0.9
 TEXT_TO_PATH = TextToPath()
 FILLS = ("full", "none", "left", "bottom", "right", "top")
 
+KEY_POINTS = 7
+USUAL_NAME_INCHES = 1.4
+"""Width of the names of arms for which figures of the width of a text leave room."""
+
 # `Any`: releases of matplotlib differ in how they type the keys, and all refuse an unknown one.
 RC_PARAMS: Any = {
     "font.size": 7.5,
@@ -70,7 +74,7 @@ RC_PARAMS: Any = {
     "axes.labelsize": 7.5,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
-    "legend.fontsize": 7,
+    "legend.fontsize": KEY_POINTS,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -244,6 +248,11 @@ def write_drawing(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     return paths
 
 
+def key_text_inches(label: str) -> float:
+    """Width of a label in a legend; of a formula about as much, since its marks are counted as letters."""
+    return _text_inches(label, KEY_POINTS)
+
+
 def _text_inches(text: str, points: float) -> float:
     width, _, _ = TEXT_TO_PATH.get_text_width_height_descent(text, FontProperties(size=points), ismath=False)
     return float(width) / 72
@@ -254,6 +263,16 @@ def _rows(axes: Axes, labels: Sequence[str], named: bool) -> None:
     axes.set_yticks(range(len(labels)), [shown(label) if named else "" for label in labels])
     axes.tick_params(axis="y", length=0, pad=20 if named else 2)
     axes.grid(axis="y", visible=False)
+    if named:
+        _make_room_for_names(axes, labels)
+
+
+def _make_room_for_names(axes: Axes, labels: Sequence[str]) -> None:
+    """Widen the figure where names at the left are long: they would squeeze the panels until their labels touch."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    longer = max(map(key_text_inches, labels), default=0.0) - USUAL_NAME_INCHES
+    figure.set_figwidth(max(figure.get_figwidth(), TEXT_WIDTH_INCHES + longer))
 
 
 def _points_left_of(axes: Axes) -> Transform:

@@ -24,10 +24,12 @@ from analysis.figures.grid import (
     label_losses,
     loss_points,
     named_ticks,
+    num_columns,
     panel_grid,
     paper_panel,
     place_keys,
     seed_key,
+    title_panel,
 )
 from analysis.figures.panels import write_foot
 from analysis.load import MissingDataError, Records
@@ -55,7 +57,7 @@ def draw_capacity(_records: Records, table: pd.DataFrame, paper_values: bool = F
         figure, axes = panel_grid(len(shown) + paper_values)
         for panel, family in zip(axes, shown, strict=False):
             (_draw_over_groups if over_groups else _draw_over_factors)(panel, family, factors)
-            panel.set_title(_title(family, over_groups), loc="left", fontweight="bold")
+            title_panel(panel, _title(family, over_groups), num_columns(len(axes)))
         label_losses(axes)
         if paper_values:
             _draw_paper(axes[-1], factors)

@@ -24,11 +24,7 @@ TRAINING_MARKER, INFERENCE_MARKER = ">", "D"
 
 def draw_comparison(records: Records, table: pd.DataFrame) -> Drawing:
     """The figure; its numbers are the arm table."""
-    return draw_arm_table(arm_table(records, table))
-
-
-def draw_arm_table(arms: pd.DataFrame) -> Drawing:
-    """The figure of an arm table."""
+    arms = arm_table(records, table)
     settings = [rows for _, rows in arms.groupby("setting", sort=False)]
     with paper_style():
         heights = [0.2 * len(rows) + 0.75 for rows in settings]

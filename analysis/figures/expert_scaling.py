@@ -23,10 +23,13 @@ from analysis.figures.grid import (
     label_losses,
     loss_points,
     named_ticks,
+    num_columns,
     panel_grid,
     paper_panel,
     place_keys,
+    title_panel,
 )
+from analysis.figures.limits import within_limits
 from analysis.figures.panels import write_foot
 from analysis.load import MissingDataError, Records
 from analysis.paper_values import SOURCES, paper_scores
@@ -36,6 +39,8 @@ from analysis.tables import significant
 EXPERTS = "routing.num_experts"
 DODGE = 0.07
 """How far apart the lines are drawn, in doublings of experts, so that their bars do not hide each other."""
+MOST_APART = 0.6
+"""The same of the first and the last of many lines, which must stay nearer to their tick than to the next one."""
 PAPER_SIZES = ("XL", "XXL")
 
 
@@ -44,25 +49,26 @@ def draw_expert_scaling(_records: Records, table: pd.DataFrame, paper_values: bo
 
     A `MissingDataError` where no router was run with several numbers of experts in one setting.
     """
-    points = expert_points(table)
+    shown = within_limits(families(table, [EXPERTS]), ("arms",))
+    points = expert_points(shown.table)
     settings = list(dict.fromkeys(points["setting"]))
     with paper_style():
         figure, panels = panel_grid(len(settings) + paper_values)
         for axes, setting in zip(panels, settings, strict=False):
             _draw_setting(axes, points[points["setting"] == setting])
-            axes.set_title(setting, loc="left", fontweight="bold")
+            title_panel(axes, setting, num_columns(len(panels)))
         label_losses(panels)
         keys = _keys(points)
         if paper_values:
             keys += _draw_paper(panels[-1], set(points["routing.name"]))
         place_keys(figure, keys)
-        write_foot(figure, _foot(points, paper_values))
+        write_foot(figure, [*_foot(points, paper_values), *shown.notes])
     return Drawing(figure, points.drop(columns="variant"))
 
 
-def expert_points(table: pd.DataFrame) -> pd.DataFrame:
-    """The points of the figure: `num_experts` with `loss_points`; families of one number only are left out."""
-    points = loss_points(families(table, [EXPERTS]), ["num_experts"], ["params_active", "params_total"])
+def expert_points(alike: pd.DataFrame) -> pd.DataFrame:
+    """The points of `families` along `num_experts`; families of one number of experts only are left out."""
+    points = loss_points(alike, ["num_experts"], ["params_active", "params_total"])
     numbers = points.groupby(["setting", "arm"])["num_experts"].transform("nunique")
     is_family = (points["routing.name"] != "dense") & (numbers > 1)
     if not is_family.any():
@@ -83,7 +89,7 @@ def _draw_setting(axes: Axes, points: pd.DataFrame) -> None:
     lines = list(dict.fromkeys(sparse["arm"]))
     for place, arm in enumerate(lines):
         family = sparse[sparse["arm"] == arm]
-        apart = 2 ** (DODGE * (place - (len(lines) - 1) / 2))
+        apart = 2 ** (min(DODGE, MOST_APART / len(lines)) * (place - (len(lines) - 1) / 2))
         draw_family(axes, family, [apart * number for number in family["num_experts"]])
     _expert_ticks(axes, sorted(set(sparse["num_experts"])))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -17,11 +18,28 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.arms import arm_list, with_arms
-from analysis.style import GREY, TEXT_WIDTH_INCHES, line_style, lowest_to_highest, marker_style, shown
+from analysis.style import (
+    GREY,
+    KEY_POINTS,
+    TEXT_WIDTH_INCHES,
+    key_text_inches,
+    line_style,
+    lowest_to_highest,
+    marker_style,
+    shown,
+    wrapped,
+)
 
 MOST_COLUMNS = 3
 PANEL_HEIGHT_INCHES = 2.0
 PAPER_BACKGROUND = "#F2F2F2"
+LEFT_OF_PANEL_INCHES = 0.75
+"""What tick labels, the name of the axis and the space between two panels take; bold letters are wider by a tenth."""
+USUAL_KEY_ROWS = 2
+"""For which the heights of figures leave room."""
+KEY_ROW_INCHES = 0.15
+KEY_SPACING = {"columnspacing": 1.4, "handlelength": 2.6}
+"""In units of the size of the font, as matplotlib counts them."""
 LOSS_LABEL = "Validation loss (velocity MSE)"
 
 Key = tuple[Artist, str]
@@ -49,15 +67,27 @@ def loss_points(runs: pd.DataFrame, along: Sequence[str], columns: Sequence[str]
     return points.reset_index().sort_values(list(along), kind="stable", ignore_index=True)
 
 
+def num_columns(num_panels: int) -> int:
+    """How many panels stand beside each other: at most `MOST_COLUMNS`, and four in two rows of two."""
+    return 2 if num_panels == 4 else min(num_panels, MOST_COLUMNS)
+
+
 def panel_grid(num_panels: int, height_inches: float = PANEL_HEIGHT_INCHES) -> tuple[Figure, list[Axes]]:
-    """A figure of text width with panels in rows of at most `MOST_COLUMNS`, four in two rows of two."""
-    columns = 2 if num_panels == 4 else min(num_panels, MOST_COLUMNS)
+    """A figure of text width with panels in rows of `num_columns`."""
+    columns = num_columns(num_panels)
     rows = -(-num_panels // columns)
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, height_inches * rows + 0.85), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[num_panels:]:
         unused.remove()
     return figure, axes[:num_panels]
+
+
+def title_panel(axes: Axes, text: str, columns: int) -> None:
+    """The bold title of one of `columns` panels beside each other, in lines that do not reach the next panel."""
+    width = TEXT_WIDTH_INCHES / columns - LEFT_OF_PANEL_INCHES
+    lines = [line for part in text.splitlines() for line in wrapped(part, width, mpl.rcParams["axes.titlesize"])]
+    axes.set_title(shown("\n".join(lines)), loc="left", fontweight="bold")
 
 
 def label_losses(panels: Sequence[Axes]) -> None:
@@ -101,10 +131,22 @@ def seed_key(points: pd.DataFrame) -> list[Key]:
     return [(Line2D([], [], color=GREY, linewidth=0.7), lowest_to_highest(num_seeds))] if num_seeds.max() > 1 else []
 
 
-def place_keys(figure: Figure, keys: Sequence[Key], columns: int = 4) -> None:
-    """The keys above all panels."""
+def place_keys(figure: Figure, keys: Sequence[Key], most_columns: int = 4) -> None:
+    """The keys above all panels, in as many columns as the width holds; the figure grows by rows beyond the usual."""
     handles, labels = zip(*keys, strict=True)
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.4, handlelength=2.6)
+    fitting = [number for number in range(1, most_columns + 1) if _keys_inches(labels, number) <= TEXT_WIDTH_INCHES]
+    columns = max(fitting, default=1)
+    more_rows = max(0, -(-len(keys) // columns) - USUAL_KEY_ROWS)
+    figure.set_figheight(figure.get_figheight() + KEY_ROW_INCHES * more_rows)
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, **KEY_SPACING)
+
+
+def _keys_inches(labels: Sequence[str], num_columns: int) -> float:
+    """Width of a legend that matplotlib fills column by column."""
+    num_rows = -(-len(labels) // num_columns)
+    widest = [max(map(key_text_inches, labels[i : i + num_rows])) for i in range(0, len(labels), num_rows)]
+    handle = KEY_SPACING["handlelength"] + KEY_SPACING["columnspacing"] + 1.0
+    return sum(widest) + len(widest) * handle * KEY_POINTS / 72
 
 
 def paper_panel(axes: Axes, what: str) -> None:

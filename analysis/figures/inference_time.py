@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.arms import arm_list, dense_same_depth
-from analysis.figures.grid import MOST_COLUMNS
+from analysis.figures.grid import MOST_COLUMNS, title_panel
 from analysis.load import MissingDataError, Records
 from analysis.scores import study_of
 from analysis.style import (
@@ -57,7 +57,8 @@ def draw_inference_time(records: Records, table: pd.DataFrame) -> Drawing:
         _draw_points(scatter, points)
         for i, (axes, setting) in enumerate(zip(bars, settings, strict=True)):
             _draw_bars(axes, points[points["setting"] == setting], arms, named=i % MOST_COLUMNS == 0)
-            axes.set_title(setting if len(settings) > 1 else "Overhead over Dense (same depth)", loc="left")
+            title = setting if len(settings) > 1 else "Overhead over dense"
+            title_panel(axes, title, min(MOST_COLUMNS, max(2, len(settings))))
         _legend(figure, list(dict.fromkeys(points["model.name"])))
     return Drawing(figure, points.drop(columns="variant"))
 

@@ -19,7 +19,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.grid import MOST_COLUMNS, Key, label_losses, named_ticks, place_keys
+from analysis.figures.grid import MOST_COLUMNS, Key, label_losses, named_ticks, place_keys, title_panel
 from analysis.figures.panels import write_foot
 from analysis.isoflop import IsoFlop, flops_text, isoflop
 from analysis.load import Records
@@ -130,7 +130,7 @@ def _draw_profiles(axes: Axes, arm: _Arm, found: IsoFlop, budgets: Sequence[str]
     log_axis(axes, "x", profiles["params"] / factor)
     axes.margins(x=0.08, y=0.1)
     few_ticks(axes.yaxis, 5)
-    axes.set_title(shown(arm.title), loc="left", fontweight="bold")
+    title_panel(axes, arm.title, MOST_COLUMNS)
 
 
 def _size_unit(arm: _Arm, found: IsoFlop) -> tuple[float, str]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,6 +19,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 
 from analysis.arms import arm_list
 from analysis.conditions import Measured, foot
+from analysis.figures.grid import Key, place_keys
 from analysis.style import (
     GREY,
     SIZE_MARKERS,
@@ -32,7 +32,6 @@ from analysis.style import (
 )
 
 BAND_ALPHA = 0.12
-Key = tuple[Artist, str]
 FOOT_CHARACTERS = 145
 """In one line of the foot at the width of the text."""
 SIDEWAYS_POINTS = 2.2
@@ -83,7 +82,7 @@ def draw_panels(
                 if (points.loc[mine, "value"] == 0).all():
                     _above_zero(axes, points.loc[mine, "high"])
                 axes.set_ylabel(measured.metric.label)
-        _place_keys(figure, [*_arm_keys(points, look), *_size_keys(points, look), *_spread_keys(points, look)])
+        place_keys(figure, [*_arm_keys(points, look), *_size_keys(points, look), *_spread_keys(points, look)])
         write_foot(figure, [*foot(panels), *([f"Printed values: {printed.source}."] if printed else [])])
     return figure
 
@@ -168,8 +167,3 @@ def _spread_keys(points: pd.DataFrame, look: Look) -> list[Key]:
         texts.append("95% interval over images, one seed")
     bar, band = Line2D([], [], color=GREY, linewidth=0.7), Patch(color=GREY, alpha=0.25, linewidth=0)
     return [(bar if look.has_markers else band, text) for text in texts]
-
-
-def _place_keys(figure: Figure, keys: Sequence[Key]) -> None:
-    handles, labels = zip(*keys, strict=True)
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, columnspacing=1.4, handlelength=2.6)

@@ -20,6 +20,7 @@ from analysis.figures.guidance import draw_guidance
 from analysis.figures.image_quality import draw_image_quality
 from analysis.figures.inference_time import draw_inference_time
 from analysis.figures.isoflop import draw_isoflop
+from analysis.figures.limits import ALL_LIMITS, Limit, within_limits, write_notes
 from analysis.figures.loss_convergence import draw_loss_convergence
 from analysis.figures.memory import draw_memory
 from analysis.figures.per_timestep_loss import draw_per_timestep_loss
@@ -47,13 +48,18 @@ class FigureEntry:
     """The same with the values that EC-DIT printed, where there are any."""
     has_parameters: bool = False
     """Whether it shows the size of models, which can be counted in several ways."""
+    limits: tuple[Limit, ...] = ALL_LIMITS
+    """Of what it draws the best alone where there are many; a figure that fits all runs or groups arms has no limit."""
 
     def drawing(
         self, records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED
     ) -> Drawing:
         """The figure, with printed values where they are wanted and there are any, its sizes counted as said."""
         draw = self.draw_beside_paper if paper_values and self.draw_beside_paper else self.draw
-        return draw(records, table, **({"parameters": parameters} if self.has_parameters else {}))
+        shown = within_limits(table, self.limits)
+        drawing = draw(records, shown.table, **({"parameters": parameters} if self.has_parameters else {}))
+        write_notes(drawing.figure, shown.notes)
+        return drawing
 
 
 FIGURES = (
@@ -104,11 +110,13 @@ FIGURES = (
         "Generated images beside the number of experts that processed each of their tokens.",
         draw_compute_map_of_runs,
         ("paper-fig6",),
+        limits=(),
     ),
     FigureEntry(
         "specialization",
         "What each expert does by time, position and kind of caption; experts on objects and on background.",
         draw_specialization,
+        limits=(),
     ),
     FigureEntry(
         "guidance",
@@ -127,24 +135,28 @@ FIGURES = (
         "scaling-law",
         "Validation loss against training compute with a fitted power law by router, and how well it predicts.",
         draw_scaling_law,
+        limits=(),
     ),
     FigureEntry(
         "isoflop",
         "Loss of every size at equal training FLOPs, and how the best size and training grow with compute.",
         draw_isoflop,
         has_parameters=True,
+        limits=(),
     ),
     FigureEntry(
         "expert-scaling",
         "Validation loss against the number of experts at fixed activation, by router.",
         draw_expert_scaling,
         draw_beside_paper=partial(draw_expert_scaling, paper_values=True),
+        limits=("settings",),
     ),
     FigureEntry(
         "capacity",
         "Validation loss against the size of the routing group and the capacity factor.",
         draw_capacity,
         draw_beside_paper=partial(draw_capacity, paper_values=True),
+        limits=("settings",),
     ),
     FigureEntry(
         "memory",

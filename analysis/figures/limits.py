@@ -1,0 +1,111 @@
+"""How much one figure shows: a bounded number of settings and of arms, the best ones, and a sentence about the rest.
+
+Most figures draw a row of panels for each setting and a line for each arm. A search over 120 learning rates would make
+a picture of 66,000 pixels that no page holds, and a legend of 100 arms would cover its panels and repeat its line
+styles. `within_limits` keeps the settings with the lowest validation loss and the best arms of each router, in time
+that grows linearly with the runs. Figures that fit a law to all runs, or that choose few runs themselves, say so in the
+registry and are not limited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.figures.panels import write_foot
+from analysis.scores import study_of
+from analysis.style import DASHES, FILLS
+
+MOST_SETTINGS = 8
+"""Rows of panels in one figure, at about 2 inches each."""
+
+MOST_ARMS_OF_A_ROUTER = min(len(DASHES), len(FILLS))
+"""As many as there are line styles and fills of a marker, so that no two arms of one router look the same."""
+
+Limit = Literal["settings", "arms"]
+ALL_LIMITS: tuple[Limit, ...] = ("settings", "arms")
+BASELINES = frozenset({"dense_same_depth", "dense_same_active"})
+WHERE_THE_REST_IS = "Name the folders of single runs to draw them; `ecdit export` writes the numbers of all runs."
+
+
+class Shown(NamedTuple):
+    """The rows of a table that one figure shows, and a sentence about what it leaves out (empty where nothing is)."""
+
+    table: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def within_limits(table: pd.DataFrame, limits: Sequence[Limit]) -> Shown:
+    """The rows of the best settings and arms of a run table.
+
+    Where arms are left out, `variant` numbers those that stay, so that their line styles differ.
+    """
+    notes = []
+    if "settings" in limits and table["setting"].nunique() > MOST_SETTINGS:
+        table, note = _best_settings(table)
+        notes.append(note)
+    if "arms" in limits and _num_arms(table).max() > MOST_ARMS_OF_A_ROUTER:
+        table, note = _best_arms(table)
+        notes.append(note)
+    return Shown(table, (*notes, WHERE_THE_REST_IS) if notes else ())
+
+
+def write_notes(figure: Figure, notes: Iterable[str]) -> None:
+    """Add `notes` below what the foot of the figure already says."""
+    if notes:
+        write_foot(figure, [*figure.get_supxlabel().splitlines(), *notes])
+
+
+def _best_settings(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Whole studies, best first, while their settings fit; at least the best settings of the best study.
+
+    The sizes of a study are settings that a figure joins by a line, so they stay together where they can.
+    """
+    lowest = table.groupby("setting", sort=False)["val_loss"].min().sort_values(kind="stable")
+    presets = table.drop_duplicates("setting").set_index("setting")["model.name"]
+    studies: dict[str, list[str]] = {}
+    for setting in lowest.index:
+        studies.setdefault(study_of(str(setting), str(presets[setting])), []).append(str(setting))
+    kept: list[str] = []
+    for settings in studies.values():
+        if not kept or len(kept) + len(settings) <= MOST_SETTINGS:
+            kept += settings[:MOST_SETTINGS]
+    left_out = lowest.drop(kept)
+    note = (
+        f"Shown are the {len(kept)} of {len(lowest)} settings with the lowest validation loss, {_range(lowest[kept])}; "
+        f"the others reach {_range(left_out)}."
+    )
+    return table[table["setting"].isin(kept)].reset_index(drop=True), note
+
+
+def _best_arms(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Of each router the baselines, and the arms with the lowest mean loss."""
+    arms = table.groupby("arm", sort=False).agg(
+        router=("routing.name", "first"),
+        kind=("arm_kind", "first"),
+        variant=("variant", "first"),
+        loss=("val_loss", "mean"),
+    )
+    arms["is_other"] = ~arms["kind"].isin(BASELINES)
+    ranked = arms.sort_values(["is_other", "loss"], kind="stable")
+    kept = ranked[ranked.groupby("router").cumcount() < MOST_ARMS_OF_A_ROUTER].sort_values("variant", kind="stable")
+    variant = kept.groupby("router").cumcount()
+    shown = table[table["arm"].isin(kept.index)]
+    left_out = arms["loss"].drop(kept.index)
+    note = (
+        f"Shown are {len(kept)} of {len(arms)} arms: of each router at most {MOST_ARMS_OF_A_ROUTER}, those with the "
+        f"lowest mean validation loss and the dense baselines; the others reach {_range(left_out)}."
+    )
+    return shown.assign(variant=shown["arm"].map(variant)).reset_index(drop=True), note
+
+
+def _num_arms(table: pd.DataFrame) -> pd.Series[int]:
+    return table.groupby("routing.name")["arm"].nunique()
+
+
+def _range(losses: pd.Series[float]) -> str:
+    ends = dict.fromkeys(f"{end:.4f}" for end in (losses.min(), losses.max()))
+    return " to ".join(ends)
