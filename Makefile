@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # Two workers with one thread each: the tests are many and small.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: setup demo test slow-test kernel-test slurm-test browser-test check format clean
+.PHONY: setup demo test slow-test kernel-test slurm-test browser-test fuzz check format clean
 
 setup: $(INSTALLED)
 
@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/ecdit plot all out/demo --out out/demo/figures
 
 test: setup
-	$(PYTEST) -m 'not slurm and not browser'
+	$(PYTEST) -m 'not slurm and not browser and not fuzz'
 
 # What `make check` leaves out of `make test`.
 slow-test: setup
@@ -50,12 +50,17 @@ slurm-test: setup
 browser-test: setup
 	ECDIT_INSTALL_CHROMIUM=1 OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/browser
 
+# Throws generated settings, sweep files and damaged records at the commands; FUZZ_SEED and FUZZ_CASES choose which and
+# how many.
+fuzz: setup
+	$(PYTEST) -m fuzz tests/fuzz
+
 check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -m 'not slow and not multi and not gpu and not slurm and not browser'
+	$(PYTEST) -m 'not slow and not multi and not gpu and not slurm and not browser and not fuzz'
 
 format: setup
 	$(BIN)/ruff check --fix
