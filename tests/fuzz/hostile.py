@@ -54,7 +54,7 @@ LINES: tuple[str, ...] = (
     "  q: 1.0e-300",
     "parameterz: {}",
     "x: &x [*x]",
-    "a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b]\nd: [*c,*c,*c,*c,*c,*c,*c]",
+    "a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b]\nd: [*c,*c,*c,*c,*c,*c]",
     "  seed: {min: 0, max: 1.0e+30, distribution: int_uniform}",
     "  optim.beta1: {distribution: normal, mu: .inf, sigma: 1}",
     "  seed: {distribution: q_log_uniform_values, min: 1.0e-300, max: 1.0e+300, q: 1.0e-300}",
