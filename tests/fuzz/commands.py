@@ -1,9 +1,9 @@
 """Running a command of `ecdit` on hostile input, and what must hold of it whatever the input is.
 
 The exit code is 0, 1 or 2. There is no traceback: what a user did wrong is one line that begins with `error:`. A
-command takes less than `MOST_CPU_SECONDS` of processor time and `MOST_MEMORY_GIB`, and writes nothing outside its output
-folder. Processor time is measured in place of wall time, since tests share their machine; a command that waits for something
-is ended after `MOST_WAIT_SECONDS`.
+command takes less than `MOST_CPU_SECONDS` of processor time and `MOST_MEMORY_GIB`, and writes nothing outside its
+output folder. Processor time is measured in place of wall time, since tests share their machine; a command that waits
+for something is ended after `MOST_WAIT_SECONDS`.
 """
 
 from __future__ import annotations
