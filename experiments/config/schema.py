@@ -59,7 +59,7 @@ class RoutingConfig(Settings):
     expert: Literal["gelu", "swiglu"] | None
     expert_factor: PositiveFloat | None = Field(description="hidden width of an expert over width")
     shared_factor: float | None = Field(ge=0, description="hidden width of the shared experts over width")
-    balance_loss_weight: float = Field(ge=0)
+    balance_loss_weight: float = Field(ge=0, description="of one routed layer; the losses of all layers are added")
 
 
 class FlowConfig(Settings):
