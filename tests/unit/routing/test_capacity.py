@@ -66,7 +66,7 @@ def test_a_smaller_last_group_has_at_least_one_slot(layer_of: LayerOf) -> None:
 def test_evaluation_has_a_capacity_of_its_own(name: str, layer_of: LayerOf) -> None:
     layer = layer_of(name=name, num_experts=4, capacity_factor=1.0, eval_capacity_factor=3.0, group_images=1)
     x_BTD = torch.randn(2, 8, 8)
-    slots = {mode: layer.train(mode)(x_BTD).assignment.token_EP.shape[1] for mode in (True, False)}
+    slots = {mode: layer.train(mode)(x_BTD).assignment.token_M.shape[0] // 4 for mode in (True, False)}
     assert slots == {True: 2 * 2, False: 2 * 6}
 
 
@@ -80,7 +80,7 @@ def test_tokens_that_choose_get_the_slots_of_the_budget(
     torch.nn.init.zeros_(layer.router.weight_DE)  # every token asks the first experts
     assignment = layer(torch.randn(1, num_tokens, 8)).assignment
     slots = expert_capacity(num_tokens, factor, 4, round_up=True)
-    assert assignment.token_EP.shape == (4, slots)
+    assert assignment.token_M.shape == (4 * slots,)
     assert int(assignment.tokens_per_expert_E.max()) == slots
 
 
