@@ -124,7 +124,8 @@ def flatten_groups(decisions: Sequence[GroupDecision], sizes: Sequence[int], log
     `sizes[i]` is S, the tokens of one group, in `decisions[i]`; there is more than one decision only where the last
     group of an evaluation batch is smaller than the others.
     """
-    tokens, weights, filled, stretches = [], [], [], []
+    tokens, weights, filled = [], [], []
+    stretches: list[int] = []
     for decision, size in zip(decisions, sizes, strict=True):
         num_groups = decision.token_GEC.shape[0]
         first_G11 = sum(stretches) + size * torch.arange(num_groups, device=logits_NE.device).view(-1, 1, 1)

@@ -134,10 +134,11 @@ class _UnevenAllToAll(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _UnevenAllToAll.apply(gradients[0], ctx.group, ctx.received, ctx.sent), None, None, None
+        back: Tensor = _UnevenAllToAll.apply(gradients[0], ctx.group, ctx.received, ctx.sent)  # type: ignore[no-untyped-call]
+        return back, None, None, None
 
 
 def _regrouped(x_MD: Tensor, counts: Sequence[int], size: int) -> Tensor:
     """Rows in stretches of `counts`, which come in groups of `size`: first the first of each group, and so on."""
-    stretches = x_MD.split(list(counts))
+    stretches = torch.split(x_MD, list(counts))
     return torch.cat([stretch for place in range(size) for stretch in stretches[place::size]])

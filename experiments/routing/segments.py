@@ -53,7 +53,7 @@ def plain_segments(
     x_MD: Tensor, slots_E: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation
 ) -> Tensor:
     """The reference: the same in plain operations."""
-    parts = x_MD.split(slot_counts(slots_E, len(x_MD)))
+    parts = torch.split(x_MD, slot_counts(slots_E, len(x_MD)))
     outs = [
         activate(x_mD @ w_in_FD.T, activation) @ w_out_FD
         for x_mD, w_in_FD, w_out_FD in zip(parts, w_in_EFD, w_out_EFD, strict=True)
