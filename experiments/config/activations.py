@@ -11,14 +11,11 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from experiments.config.budget import capacity_factor, hidden_width, precomputed_features, slots_per_image
+from experiments.config.budget import hidden_width, precomputed_features, slots_per_image
 from experiments.config.schema import RunConfig
 
 FLOAT32 = 4
 INDEX = 8
-FULLEST_EXPERT = 2.4
-"""Without a limit on slots every expert has as many as the fullest one needs: so many times the mean. Measured at the
-first steps of DiT-MoE routing with 8 experts (2,048 tokens, top 2), before the balance loss has worked."""
 
 Precision = Literal["fp32", "bf16"]
 
@@ -33,14 +30,18 @@ class Activations(NamedTuple):
     widest_gradient: float
     """Of the hidden layer of one feed-forward; with what is computed again, where that is of all experts at once."""
     exchanged: float
-    """Expert parallelism: slots on their way out and back, on both sides. They do not outlive their layer."""
+    """Expert parallelism: slots on their way out and back, on both sides. They do not outlive their layer.
+
+    Without a limit, as many arrive as are sent only on average over the processes.
+    """
 
 
 def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activations:
     """Of one image, `width` bytes to a number where it is not always fp32."""
     slots = _slots(config) if config.sparse_layer_indices else 0.0
-    again = config.train.implementation == "fast"
-    kernels = again and on_accelerator  # which keep what they were given, and nothing in between
+    fast = config.train.implementation == "fast"
+    kernels = fast and on_accelerator  # which keep what they were given, and nothing in between
+    again = fast and not (on_accelerator and config.routing.capacity_factor is None)  # grouped products keep both sides
     # Gradients of both sides of the activation, which are in one place with GELU, and one side again for half of the
     # experts; a processor has a few experts in hand, and the gradient of the widest is all that counts.
     at_once = (3.5 if config.routing.expert == "swiglu" else 1.5) if kernels else 1
@@ -97,7 +98,7 @@ def _kept_bytes(config: RunConfig, width: int, layer: int) -> float:
     kept = width * config.num_train_tokens * config.model.width
     if layer not in config.sparse_layer_indices:
         return kept
-    filled = 1 if config.routing.top_k is not None else 0
+    filled = 1 if config.routing.top_k is not None and config.routing.capacity_factor is not None else 0
     logits = FLOAT32 * config.num_train_tokens * config.routing.num_experts
     return kept + (INDEX + FLOAT32 + filled) * _slots(config) + logits
 
@@ -149,11 +150,8 @@ def _sparse_bytes(config: RunConfig, width: int, again: bool, kernels: bool) -> 
 
 
 def _slots(config: RunConfig) -> float:
-    """Slots of one image in one routed layer, empty ones included."""
-    slots = slots_per_image(config, config.num_train_tokens, training=True)
-    if capacity_factor(config, training=True) is not None:
-        return slots
-    return slots * min(FULLEST_EXPERT, config.routing.num_experts / (config.routing.top_k or 1))
+    """Slots of one image in one routed layer, empty ones included; without a limit there are none of those."""
+    return slots_per_image(config, config.num_train_tokens, training=True)
 
 
 def _text_bytes(config: RunConfig, width: int) -> float:

@@ -174,13 +174,21 @@ def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[s
 
 
 def slots_per_image(config: RunConfig, num_tokens: int, training: bool) -> float:
-    """Expert slots computed per image, all experts of a layer together; without a limit, top_k per token."""
+    """Expert slots computed per image, all experts of a layer together.
+
+    Without a limit those are top_k for each token, and with one the empty slots count, since they are computed too.
+    """
     routing = config.routing
     factor = capacity_factor(config, training)
     if factor is None:
         return float(num_tokens * (routing.top_k or 1))
     batch = config.train.batch_images // (config.parallel.world * config.train.accumulation)
     batch = batch if training else config.eval.batch_images
-    images = batch if routing.group_images == "batch" else min(int(routing.group_images or 1), batch)
-    capacity = expert_capacity(images * num_tokens, factor, routing.num_experts, round_up=routing.top_k is not None)
-    return capacity * routing.num_experts / images
+    group = batch if routing.group_images == "batch" else min(int(routing.group_images or 1), batch)
+    whole, rest = divmod(batch, group)  # in evaluation a last group may be smaller, and has at least one slot
+
+    def capacity(images: int) -> int:
+        return expert_capacity(images * num_tokens, factor, routing.num_experts, round_up=routing.top_k is not None)
+
+    slots = whole * capacity(group) + (max(1, capacity(rest)) if rest else 0)
+    return slots * routing.num_experts / batch

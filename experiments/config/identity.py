@@ -1,9 +1,9 @@
 """What names a run: a hash of the settings that change its numbers, and a readable name that carries it.
 
 Left out are what is measured on samples meanwhile (`ONLY_WATCHES`), where the record is mirrored (`wandb`), when it is
-saved and written (`checkpoint`, `log`), on how many processes it is computed (`parallel`), by which of two
-implementations (`ONLY_HOW`) and where its data set lies (`MAY_MOVE`). Two configs with the same id give the same
-losses, up to rounding.
+saved and written (`checkpoint`, `log`), on how many processes it is computed (`parallel`, but for `parallel.world`
+where routing groups follow it), by which of two implementations (`ONLY_HOW`) and where its data set lies (`MAY_MOVE`).
+Two configs with the same id give the same losses, up to rounding.
 """
 
 from __future__ import annotations
@@ -28,8 +28,22 @@ def config_id(config: RunConfig) -> str:
     parts = {"eval": set(ONLY_WATCHES), "train": set(ONLY_HOW), "data": set(MAY_MOVE)}
     left_out: dict[str, Any] = {**dict.fromkeys(LEFT_OUT, True), **parts}
     settings = _canonical(config.model_dump(exclude=left_out))
+    if config.parallel.world > 1 and groups_follow_processes(config):
+        settings["parallel"] = {"world": config.parallel.world}
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def groups_follow_processes(config: RunConfig) -> bool:
+    """Whether a training run on another number of processes has other routing groups, and with them other losses.
+
+    With `routing.group_images=batch` a group is what one process takes at a time. It decides who competes for slots,
+    and over whom a balance loss counts: without a capacity and without a balance loss it decides nothing. Validation
+    and sampling have batches of the same images on any number of processes.
+    """
+    routing = config.routing
+    matters = routing.capacity_factor is not None or routing.balance_loss_weight > 0
+    return routing.name != "dense" and routing.group_images == "batch" and matters
 
 
 def run_name(config: RunConfig, identity: str | None = None) -> str:

@@ -3,7 +3,8 @@
 `group_images="batch"` is the field's habit for token choice (DeepSpeed and GShard count capacity over the local batch);
 expert choice defaults to one image, so that no image changes another. Sources: EC-DIT section 3 (expert choice,
 f_c = 2), GShard (top-2, auxiliary weight 0.01), Switch Transformer (top-1, 0.01), DiT-MoE (top-2 without limit, SwiGLU
-experts, shared experts of width 2d, weight 0.005).
+experts, shared experts of width 2d, weight 0.005 where its public code has 0.01). The weight of a balance loss is that
+of one layer: all three papers add the losses of their layers.
 """
 
 from __future__ import annotations

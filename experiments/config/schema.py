@@ -53,13 +53,13 @@ class RoutingConfig(Settings):
     )
     top_k: PositiveInt | None = Field(description="experts that a token picks; None where experts pick")
     group_images: PositiveInt | Batch | None = Field(
-        description="images per routing group; 'batch': all images of one process's batch"
+        description="images per routing group; 'batch': all that one process takes at a time"
     )
     gating: Literal["softmax", "sigmoid", "identity"] | None
     expert: Literal["gelu", "swiglu"] | None
     expert_factor: PositiveFloat | None = Field(description="hidden width of an expert over width")
     shared_factor: float | None = Field(ge=0, description="hidden width of the shared experts over width")
-    balance_loss_weight: float = Field(ge=0)
+    balance_loss_weight: float = Field(ge=0, description="of one routed layer; the losses of all layers are added")
 
 
 class FlowConfig(Settings):
@@ -146,7 +146,10 @@ class EvalConfig(Settings):
 
 
 class ParallelConfig(Settings):
-    """The layout. It does not change what a run computes, so it is not part of the config id."""
+    """The layout. It does not change what a run computes, so it is not part of the config id.
+
+    The exception is `world` with `routing.group_images=batch`, whose groups are those of one process (`identity.py`).
+    """
 
     world: PositiveInt = Field(1, description="processes")
     expert_parallel: PositiveInt = Field(1, description="processes that the experts of a layer are spread over")

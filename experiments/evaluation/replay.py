@@ -63,7 +63,9 @@ def allow_replay(model: DiT) -> DiT:
     """`model`, whose weights stay in place from now on; replayed where its device can, and else computed anew."""
     limits = [module.factors[False] for module in model.modules() if isinstance(module, Router)]
     on_device = next(model.parameters()).device.type == "cuda"
-    if on_device and model.fast and None not in limits:  # without a limit the number of slots is read back
+    if (
+        on_device and model.fast and None not in limits
+    ):  # grouped products are unsafe in a recorded pass, and the loop beside them reads loads back
         _REPLAYS[model] = Replay(model)
     return model
 

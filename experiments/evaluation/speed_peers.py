@@ -61,13 +61,13 @@ class OneHotDispatch(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to the same, routed by image."""
         assignment, (num_images, num_tokens, width) = self.router(x_BTD), x_BTD.shape
-        num_experts = assignment.token_EP.shape[0]
-        token_EGC = assignment.token_EP.view(num_experts, num_images, -1) % num_tokens
+        num_experts = assignment.logits_NE.shape[1]
+        token_EGC = assignment.token_M.view(num_experts, num_images, -1) % num_tokens
         dispatch_EGCS = F.one_hot(token_EGC, num_tokens).to(x_BTD.dtype)
         x_EGCD = torch.einsum("egcs,gsd->egcd", dispatch_EGCS, x_BTD)
         acted_EPF = activate(torch.bmm(x_EGCD.reshape(num_experts, -1, width), self.w_in_EDF), self.activation)
         y_EGCD = torch.bmm(acted_EPF, self.w_out_EFD).view_as(x_EGCD)
-        weight_EGC1 = assignment.weight_EP.view(num_experts, num_images, -1, 1).to(x_BTD.dtype)
+        weight_EGC1 = assignment.weight_M.view(num_experts, num_images, -1, 1).to(x_BTD.dtype)
         return torch.einsum("egcs,egcd->gsd", dispatch_EGCS * weight_EGC1, y_EGCD)
 
 
@@ -84,7 +84,9 @@ class ExpertLoop(nn.Module):
         """[B, T, D] to the same."""
         assignment, x_ND = self.router(x_BTD), x_BTD.flatten(0, 1)
         out_ND = torch.zeros_like(x_ND)
-        for number, (token_P, weight_P) in enumerate(zip(assignment.token_EP, assignment.weight_EP, strict=True)):
+        num_experts = assignment.logits_NE.shape[1]
+        by_expert = zip(assignment.token_M.chunk(num_experts), assignment.weight_M.chunk(num_experts), strict=True)
+        for number, (token_P, weight_P) in enumerate(by_expert):
             hidden_PF = activate(F.linear(x_ND[token_P], self.w_in_FD[number]), self.activation)
             y_PD = F.linear(hidden_PF, self.w_out_DF[number]) * weight_P.unsqueeze(1).to(x_ND.dtype)
             out_ND = out_ND.index_add(0, token_P, y_PD)

@@ -3,7 +3,7 @@
 A tally holds counts, so that tallies add: over batches, over times, over layers. What is watched, and when, is decided
 in `routing_maps.py`.
 
-Legend: B images, T tokens of an image, E experts, N tokens of the batch (B T), P slots of an expert.
+Legend: B images, T tokens of an image, E experts, N tokens of the batch (B T), M slots of all experts.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ DIGITS = 6
 def processed_BTE(assignment: Assignment, num_images: int) -> Tensor:
     """Bool [B, T, E] on the CPU: whether an expert processed a token."""
     num_tokens, num_experts = assignment.logits_NE.shape
-    experts_EP = torch.arange(num_experts, device=assignment.token_EP.device)[:, None].expand_as(assignment.token_EP)
-    filled_EP = torch.ones_like(assignment.token_EP) if assignment.filled_EP is None else assignment.filled_EP.long()
-    count_NE = torch.zeros(num_tokens, num_experts, dtype=torch.int64, device=assignment.token_EP.device)
-    count_NE.index_put_((assignment.token_EP, experts_EP), filled_EP, accumulate=True)
+    token_M, filled_M = assignment.token_M, assignment.filled_M
+    filled_M = torch.ones_like(token_M) if filled_M is None else filled_M.long()
+    count_NE = torch.zeros(num_tokens, num_experts, dtype=torch.int64, device=token_M.device)
+    count_NE.index_put_((token_M, assignment.expert_M), filled_M, accumulate=True)
     return (count_NE > 0).view(num_images, -1, num_experts).cpu()
 
 

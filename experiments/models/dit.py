@@ -37,7 +37,7 @@ from experiments.routing.parallel import ALL_EXPERTS, ExpertShare
 
 
 class DiTOutput(NamedTuple):
-    """velocity_BKP: by token, of the kept tokens. auxiliary_loss: float32 scalar, mean over routed layers.
+    """velocity_BKP: by token, of the kept tokens. auxiliary_loss: float32 scalar, summed over the routed layers.
 
     feed_forward: one `FeedForwardOutput` per block, in order.
     """
@@ -120,7 +120,7 @@ class DiT(nn.Module):
             answers.append(answer)
         shift_B1D, scale_B1D = (self.modulation_2D + time_BD.unsqueeze(1)).chunk(2, dim=1)
         velocity_BKP = self.head(modulate(tokens_BTD, shift_B1D, scale_B1D, self.fast))
-        return DiTOutput(velocity_BKP, _mean_auxiliary_loss(answers), answers)
+        return DiTOutput(velocity_BKP, _summed_auxiliary_loss(answers), answers)
 
     def _through(self, block: nn.Module, *inputs: Tensor) -> tuple[Tensor, FeedForwardOutput]:
         """One block. Nothing in it is random, so that computing it again decides as before."""
@@ -150,7 +150,11 @@ def gather_tokens(x_BTD: Tensor, keep_BK: Tensor) -> Tensor:
     return x_BTD.gather(1, keep_BK.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
 
 
-def _mean_auxiliary_loss(answers: list[FeedForwardOutput]) -> Tensor:
-    """Mean over the routed layers, so that the weight means the same at every depth; 0 when all are dense."""
+def _summed_auxiliary_loss(answers: list[FeedForwardOutput]) -> Tensor:
+    """Sum over the routed layers; 0 when all are dense.
+
+    GShard, Switch Transformer and DiT-MoE add the loss of every layer: `routing.balance_loss_weight` is that of one
+    layer, and the pull on a router does not weaken with depth.
+    """
     losses = [answer.auxiliary_loss for answer in answers if answer.assignment is not None]
-    return torch.stack(losses).mean() if losses else torch.zeros((), device=answers[0].out_BTD.device)
+    return torch.stack(losses).sum() if losses else torch.zeros((), device=answers[0].out_BTD.device)

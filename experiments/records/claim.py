@@ -93,6 +93,7 @@ def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
                 return record
     stored = run_dir.read_run()
     if stored.config_id != record.config_id:
+        _require_same_groups(run_dir, stored, record)
         raise RecordError(
             f"{run_dir.path} holds another run: {_first_difference(stored, record)}.",
             "Use the original settings to continue it, or another --run-dir.",
@@ -157,6 +158,23 @@ def _first_difference(stored: RunRecord, wanted: RunRecord) -> str:
         return f"its config id is {stored.config_id}, that of these settings is {wanted.config_id}"
     key = min(keys, key=lambda name: name.split(".")[0] in FREE_SECTIONS)
     return f"{key} is {there.get(key)} there and {here.get(key)} here"
+
+
+def _require_same_groups(run_dir: RunDir, stored: RunRecord, wanted: RunRecord) -> None:
+    """A `RecordError` where the number of processes alone makes it another run: routing groups follow it."""
+    there, here = dict(_flat(stored.config)), dict(_flat(wanted.model_dump(mode="json")["config"]))
+    world = "parallel.world"
+    only_the_layout = all(
+        there.get(key) == here.get(key) for key in {**here, **there} if key.split(".")[0] not in FREE_SECTIONS
+    )
+    if only_the_layout and there.get(world) != here.get(world):
+        raise RecordError(
+            f"{run_dir.path} was begun with {world}={there.get(world)} and cannot go on with {world}={here.get(world)}:"
+            " with routing.group_images=batch a routing group is the batch of one process, so that its losses would"
+            " change.",
+            f"Continue it on {there.get(world)} process(es), or use another --run-dir; with routing.group_images=1 a"
+            " new run can go on with any number.",
+        )
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

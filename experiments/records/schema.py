@@ -77,7 +77,7 @@ class StepRow(Record):
     flops: float = Field(description="spent so far: images_seen x train_flops_per_image")
     seconds: float = Field(description="spent training so far, over all resumptions, without evaluation")
     loss: float = Field(description="velocity mean squared error, without auxiliary losses")
-    auxiliary_loss: float | None = Field(None, description="weighted balance loss, where the router has one")
+    auxiliary_loss: float | None = Field(None, description="weighted balance losses, summed over the routed layers")
     learning_rate: float
     grad_norm: float
     images_per_second: float

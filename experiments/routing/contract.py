@@ -2,11 +2,14 @@
 
 A router turns tokens into an `Assignment`: which token sits in which slot of which expert, and with which weight its
 result is added back. Everything after that (gather, expert matmuls, weighted sum) is `experts.py`, the same for every
-router, so that a comparison of routers compares decisions and not implementations. What modules return are named
-tuples: ZeRO-3 looks into tuples for the tensors by which it knows that a layer's backward pass begins.
+router, so that a comparison of routers compares decisions and not implementations. With a capacity every expert has
+equally many slots, and some may stay empty; without one an expert has the slots of the tokens that chose it, and no
+other. What modules return are named tuples: ZeRO-3 looks into tuples for the tensors by which it knows that a layer's
+backward pass begins.
 
-Legend: B images, T tokens of an image, N = B T tokens of the batch, D width, E experts, G routing groups, S tokens of
-a group, C slots of an expert in a group, P slots of an expert over all groups (G C).
+Legend: B images, T tokens of an image, N = B T tokens of the batch, D width, E experts, K choices of a token, G routing
+groups, S tokens of a group, C slots of an expert in a group, P slots of an expert over all groups (G C), M slots of all
+experts.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GroupDecision:
-    """One router's decision over G groups of S tokens.
+    """One router's decision over G groups of S tokens, with a capacity.
 
     token_GEC: int64, index in the group of the token in each slot (any valid index where empty).
     weight_GEC: float32, combine weight; 0 where empty.
@@ -35,33 +38,57 @@ class GroupDecision:
     auxiliary_loss: Tensor | None
 
 
-class Assignment(NamedTuple):
-    """The decision for a whole batch, tokens numbered flat over it.
+@dataclass(frozen=True)
+class Choices:
+    """What every token chose, where no capacity limits it.
 
-    token_EP: int64 in [0, N). weight_EP: float32. filled_EP: bool or None. logits_NE: float32, without gradient.
-    auxiliary_loss: float32 scalar or None.
+    expert_NK: int64. weight_NK: float32. auxiliary_loss: as in `GroupDecision`.
     """
 
-    token_EP: Tensor
-    weight_EP: Tensor
-    filled_EP: Tensor | None
+    expert_NK: Tensor
+    weight_NK: Tensor
+    auxiliary_loss: Tensor | None
+
+
+class Assignment(NamedTuple):
+    """The decision for a whole batch: its slots, sorted by expert; tokens are numbered flat over the batch.
+
+    token_M: int64 in [0, N). weight_M: float32. filled_M: bool or None, when every slot holds a token.
+    slots_E: int64, the slots of each expert where they differ; None where every expert has M / E.
+    logits_NE: float32, without gradient. auxiliary_loss: float32 scalar or None.
+    """
+
+    token_M: Tensor
+    weight_M: Tensor
+    filled_M: Tensor | None
+    slots_E: Tensor | None
     logits_NE: Tensor
     auxiliary_loss: Tensor | None
 
     @property
+    def expert_M(self) -> Tensor:
+        """Int64 [M]: the expert of each slot."""
+        num_experts, num_slots = self.logits_NE.shape[1], self.token_M.shape[0]
+        expert_E = torch.arange(num_experts, device=self.token_M.device)
+        slots = num_slots // num_experts if self.slots_E is None else self.slots_E
+        return expert_E.repeat_interleave(slots, output_size=num_slots)
+
+    @property
     def tokens_per_expert_E(self) -> Tensor:
         """Int64 [E]: tokens that each expert processes."""
-        num_experts, num_slots = self.token_EP.shape
-        if self.filled_EP is None:
-            return torch.full((num_experts,), num_slots, device=self.token_EP.device)
-        return self.filled_EP.sum(dim=1)
+        if self.slots_E is not None:
+            return self.slots_E
+        num_experts = self.logits_NE.shape[1]
+        if self.filled_M is None:
+            return torch.full((num_experts,), self.token_M.shape[0] // num_experts, device=self.token_M.device)
+        return self.filled_M.view(num_experts, -1).sum(dim=1)
 
     @property
     def experts_per_token_N(self) -> Tensor:
         """Int64 [N]: experts that process each token; 0 for a token that is dropped or chosen by nobody."""
-        counts_N = torch.zeros(self.logits_NE.shape[0], dtype=torch.int64, device=self.token_EP.device)
-        filled_EP = torch.ones_like(self.token_EP) if self.filled_EP is None else self.filled_EP.long()
-        return counts_N.scatter_add_(0, self.token_EP.reshape(-1), filled_EP.reshape(-1))
+        counts_N = torch.zeros(self.logits_NE.shape[0], dtype=torch.int64, device=self.token_M.device)
+        filled_M = torch.ones_like(self.token_M) if self.filled_M is None else self.filled_M.long()
+        return counts_N.scatter_add_(0, self.token_M, filled_M)
 
 
 class FeedForwardOutput(NamedTuple):
@@ -95,26 +122,55 @@ def flatten_groups(decisions: Sequence[GroupDecision], sizes: Sequence[int], log
     """One assignment over the batch from decisions over consecutive stretches of it.
 
     `sizes[i]` is S, the tokens of one group, in `decisions[i]`; there is more than one decision only where the last
-    group of an evaluation batch is smaller than the others. Auxiliary losses are averaged by tokens.
+    group of an evaluation batch is smaller than the others.
     """
-    tokens, weights, filled, losses = [], [], [], []
-    start, num_tokens = 0, logits_NE.shape[0]
+    tokens, weights, filled = [], [], []
+    stretches: list[int] = []
     for decision, size in zip(decisions, sizes, strict=True):
         num_groups = decision.token_GEC.shape[0]
-        first_G11 = start + size * torch.arange(num_groups, device=logits_NE.device).view(-1, 1, 1)
+        first_G11 = sum(stretches) + size * torch.arange(num_groups, device=logits_NE.device).view(-1, 1, 1)
         tokens.append(_experts_first(decision.token_GEC + first_G11))
         weights.append(_experts_first(decision.weight_GEC))
         filled += [] if decision.filled_GEC is None else [_experts_first(decision.filled_GEC)]
-        if decision.auxiliary_loss is not None:
-            losses.append(decision.auxiliary_loss * (num_groups * size / num_tokens))
-        start += num_groups * size
+        stretches.append(num_groups * size)
     return Assignment(
-        token_EP=torch.cat(tokens, dim=1),
-        weight_EP=torch.cat(weights, dim=1),
-        filled_EP=torch.cat(filled, dim=1) if filled else None,
+        token_M=torch.cat(tokens, dim=1).flatten(),
+        weight_M=torch.cat(weights, dim=1).flatten(),
+        filled_M=torch.cat(filled, dim=1).flatten() if filled else None,
+        slots_E=None,
         logits_NE=logits_NE.detach(),
-        auxiliary_loss=torch.stack(losses).sum() if losses else None,
+        auxiliary_loss=_mean_loss(decisions, stretches),
     )
+
+
+def sort_choices(choices: Sequence[Choices], logits_NE: Tensor) -> Assignment:
+    """The same from choices: an expert has N K / E slots on average, one for each token that chose it.
+
+    Within an expert first choices come before second ones, and each in the order of their tokens.
+    """
+    num_tokens, num_experts = logits_NE.shape
+    expert_KN = torch.cat([each.expert_NK for each in choices]).T
+    weight_KN = torch.cat([each.weight_NK for each in choices]).T
+    expert_M, order_M = torch.sort(expert_KN.reshape(-1), stable=True)
+    slots_E = torch.zeros(num_experts, dtype=torch.int64, device=logits_NE.device)
+    return Assignment(
+        token_M=order_M % num_tokens,
+        weight_M=weight_KN.reshape(-1).gather(0, order_M),
+        filled_M=None,
+        slots_E=slots_E.scatter_add_(0, expert_M, torch.ones_like(expert_M)),
+        logits_NE=logits_NE.detach(),
+        auxiliary_loss=_mean_loss(choices, [len(each.expert_NK) for each in choices]),
+    )
+
+
+def _mean_loss(decisions: Sequence[GroupDecision | Choices], num_tokens: Sequence[int]) -> Tensor | None:
+    """The mean over tokens of auxiliary losses, each of a stretch of so many tokens."""
+    weighted = [
+        decision.auxiliary_loss * (count / sum(num_tokens))
+        for decision, count in zip(decisions, num_tokens, strict=True)
+        if decision.auxiliary_loss is not None
+    ]
+    return torch.stack(weighted).sum() if weighted else None
 
 
 def _experts_first(slots_GEC: Tensor) -> Tensor:

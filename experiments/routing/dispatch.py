@@ -6,7 +6,7 @@ order of its slots. No row is added to by two workers, so the result is the same
 every shape is fixed by the number of slots. On accelerators `kernels.py` does the sums and their gradient. The plain
 form that this is held against is `experts.apply_experts` with `fast=False`.
 
-Legend: N tokens, D width, S slots of all experts (E P).
+Legend: N tokens, D width, S slots of all experts.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ class Places:
     first_N: Tensor
 
     @classmethod
-    def of(cls, token_EP: Tensor, num_tokens: int) -> Places:
+    def of(cls, token_S: Tensor, num_tokens: int) -> Places:
         """From the tokens of the slots, which lie in [0, num_tokens)."""
-        token_S = token_EP.reshape(-1)
         key_S = token_S.int() if token_S.device.type != "cpu" and num_tokens < 2**31 else token_S  # half the passes
         sorted_S, slot_S = torch.sort(key_S, stable=True)
         every_N = torch.arange(num_tokens, dtype=sorted_S.dtype, device=token_S.device)

@@ -1,10 +1,13 @@
 """Stacked expert weights, and the one dispatch, expert computation and combine that serve every router.
 
-Tokens are gathered into their slots, all experts run as two batched matmuls, and the results are added back with the
-router's weights: no one-hot matmul, no loop over experts. `dispatch.py` has the fast gather and sum. GELU experts are
-two matrices (EC-DIT), SwiGLU experts three (DiT-MoE), gate and up stored side by side.
+Tokens are gathered into their slots, the experts run over them, and the results are added back with the router's
+weights; there is no one-hot matmul. Where all experts have as many slots they run as two batched matmuls (`pieces.py`),
+and where loads differ each over its own slots (`segments.py`), so that what is computed is what is routed.
+`dispatch.py` has the fast gather and sum. GELU experts are two matrices (EC-DIT), SwiGLU experts three (DiT-MoE), gate
+and up stored side by side.
 
-Legend: N tokens, D width, F hidden width, E experts, P slots of an expert. `w_in_EFD` holds 2 F rows with SwiGLU.
+Legend: N tokens, D width, F hidden width, E experts, P slots of an expert, M slots of all experts, sorted by expert.
+`w_in_EFD` holds 2 F rows with SwiGLU.
 """
 
 from __future__ import annotations
@@ -20,13 +23,13 @@ from experiments.routing.contract import Assignment
 from experiments.routing.dispatch import Places, combine, gather
 from experiments.routing.parallel import ALL_EXPERTS, ExpertExchange, ExpertShare
 from experiments.routing.pieces import Activation, activate, feed_forward_in_pieces
+from experiments.routing.segments import feed_forward_in_segments, plain_segments
 
 
 class StackedExperts(nn.Module):
     """E feed-forwards with stacked weights, without biases (8 d^2 each with GELU and factor 4, as in EC-DIT).
 
-    `share`: which of them this process holds; all by default. `seed`: of all weights. `fixed_slots`: in training every
-    process has as many slots.
+    `share`: which of them this process holds; all by default. `seed`: of all weights.
     """
 
     def __init__(
@@ -37,29 +40,34 @@ class StackedExperts(nn.Module):
         activation: Activation,
         share: ExpertShare = ALL_EXPERTS,
         seed: str = "",
-        fixed_slots: bool = False,
     ) -> None:
         super().__init__()
         rows, held = hidden * (2 if activation == "swiglu" else 1), share.of(num_experts)
         self.activation: Activation = activation
         self.w_in_EFD = nn.Parameter(torch.empty(len(held), rows, width))
         self.w_out_EFD = nn.Parameter(torch.empty(len(held), hidden, width))
-        self.exchange = ExpertExchange(num_experts, share, fixed_slots) if share.count > 1 else None
+        self.exchange = ExpertExchange(num_experts, share) if share.count > 1 else None
         for expert, *weights in zip(held, self.w_in_EFD.data, self.w_out_EFD.data, strict=True):
             init_feed_forward(width, hidden, *weights, generator=_generator(seed, expert, weights[0].device))
         if self.exchange is not None:
             share.mark(self.w_in_EFD)
             share.mark(self.w_out_EFD)
 
-    def forward(self, x_EPD: Tensor, fast: bool = True) -> Tensor:
-        """Each expert over its own slots, wherever it is held: [E, P, D] to [E, P, D]."""
-        compute = partial(self._compute, fast)
-        return compute(x_EPD) if self.exchange is None else self.exchange(x_EPD, compute)
+    def forward(self, x_MD: Tensor, slots_E: Tensor | None = None, fast: bool = True) -> Tensor:
+        """Each expert over its own slots, wherever it is held: [M, D] to [M, D].
 
-    def _compute(self, fast: bool, x_EPD: Tensor) -> Tensor:
+        `slots_E`: the slots of each expert; as many for all where it is None.
+        """
+        compute = partial(self._compute, fast)
+        return compute(x_MD, slots_E) if self.exchange is None else self.exchange(x_MD, slots_E, compute)
+
+    def _compute(self, fast: bool, x_MD: Tensor, slots_E: Tensor | None) -> Tensor:
         """The experts held here."""
-        compute = feed_forward_in_pieces if fast else plain_feed_forward
-        return compute(x_EPD, self.w_in_EFD, self.w_out_EFD, self.activation)
+        weights = (self.w_in_EFD, self.w_out_EFD, self.activation)
+        if slots_E is not None:
+            return (feed_forward_in_segments if fast else plain_segments)(x_MD, slots_E, *weights)
+        x_EPD = x_MD.view(len(self.w_in_EFD), -1, x_MD.shape[1])
+        return (feed_forward_in_pieces if fast else plain_feed_forward)(x_EPD, *weights).flatten(0, 1)
 
 
 def init_feed_forward(width: int, hidden: int, *weights: Tensor, generator: torch.Generator | None = None) -> None:
@@ -88,13 +96,11 @@ def apply_experts(experts: StackedExperts, x_ND: Tensor, assignment: Assignment,
     The sum runs in float32, as the weights are, and returns in the type of `x_ND`. `fast=False` is the reference: plain
     operations, the same up to rounding.
     """
-    num_experts, num_slots = assignment.token_EP.shape
     if fast:
-        places = Places.of(assignment.token_EP, x_ND.shape[0])
-        y_SD = experts(gather(x_ND, places).view(num_experts, num_slots, -1)).flatten(0, 1)
-        return combine(y_SD, assignment.weight_EP.reshape(-1), places).to(x_ND.dtype)
-    token = assignment.token_EP.reshape(-1)
-    x_EPD = x_ND.index_select(0, token).view(num_experts, num_slots, -1)
-    y_EPD = experts(x_EPD, fast=False) * assignment.weight_EP.unsqueeze(-1)
-    out_ND = torch.zeros_like(x_ND, dtype=y_EPD.dtype)
-    return out_ND.index_add_(0, token, y_EPD.flatten(0, 1)).to(x_ND.dtype)
+        places = Places.of(assignment.token_M, x_ND.shape[0])
+        y_MD = experts(gather(x_ND, places), assignment.slots_E)
+        return combine(y_MD, assignment.weight_M, places).to(x_ND.dtype)
+    x_MD = x_ND.index_select(0, assignment.token_M)
+    y_MD = experts(x_MD, assignment.slots_E, fast=False) * assignment.weight_M.unsqueeze(-1)
+    out_ND = torch.zeros_like(x_ND, dtype=y_MD.dtype)
+    return out_ND.index_add_(0, assignment.token_M, y_MD).to(x_ND.dtype)

@@ -85,10 +85,7 @@ def build_feed_forward(
     assert routing.expert_factor is not None
     router = ROUTER_CLASSES[routing.name](config)
     hidden = hidden_width(config, routing.expert_factor)
-    experts = StackedExperts(
-        routing.num_experts, width, hidden, routing.expert, share,
-        seed=f"{config.seed} {layer}", fixed_slots=routing.capacity_factor is not None,
-    )  # fmt: skip
+    experts = StackedExperts(routing.num_experts, width, hidden, routing.expert, share, seed=f"{config.seed} {layer}")
     shared = None
     if routing.shared_factor:
         shared = DenseFeedForward(width, hidden_width(config, routing.shared_factor), routing.expert)

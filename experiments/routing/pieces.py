@@ -42,6 +42,33 @@ def activate(hidden: Tensor, activation: Activation, dim: int = -1) -> Tensor:
     return F.gelu(hidden)
 
 
+def activate_with_gradient(
+    hidden: Tensor, grad_acted: Tensor, acted: Tensor, grad_hidden: Tensor, activation: Activation, dim: int = 0
+) -> None:
+    """Write what `activate` makes of `hidden` to `acted`, and the gradient of `hidden` to `grad_hidden`.
+
+    `grad_acted`, the gradient of `acted`, is overwritten meanwhile; with GELU `grad_hidden` may be the same tensor.
+    """
+    if activation == "gelu":
+        torch.ops.aten.gelu.out(hidden, out=acted)
+        torch.ops.aten.gelu_backward.grad_input(grad_acted, hidden, grad_input=grad_hidden)
+        return
+    (gate, up), (grad_gate, grad_up) = hidden.chunk(2, dim=dim), grad_hidden.chunk(2, dim=dim)
+    torch.ops.aten.silu.out(gate, out=acted)
+    torch.mul(grad_acted, acted, out=grad_up)
+    torch.ops.aten.silu_backward.grad_input(grad_acted.mul_(up), gate, grad_input=grad_gate)
+    acted.mul_(up)
+
+
+def memory_again(like: Tensor, size: int, activation: Activation) -> tuple[Tensor, Tensor, Tensor]:
+    """What `activate_with_gradient` reads and writes for `size` numbers of `acted`, flat, to be used again and again.
+
+    That is `grad_acted`, `acted` and `grad_hidden`.
+    """
+    grad_acted, acted = like.new_empty(size), like.new_empty(size)
+    return grad_acted, acted, like.new_empty(2 * size) if activation == "swiglu" else grad_acted
+
+
 def feed_forward_in_pieces(x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation) -> Tensor:
     """Each expert over its own slots: [E, P, D] to the same. All in one type; gradients of the first order only."""
     if torch.is_grad_enabled():
@@ -80,17 +107,26 @@ class _InPieces(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_EPD, w_in_EFD, w_out_EFD, hidden_EFP = ctx.saved_tensors
-        of_y_EPD = gradients[0].contiguous()
+        grad_y_EPD = gradients[0].contiguous()
         if has_kernels(hidden_EFP):
-            return *_with_kernels(of_y_EPD, x_EPD, w_in_EFD, w_out_EFD, hidden_EFP, ctx.activation), None
-        of_x_EPD, of_w_in_EFD, of_w_out_EFD = (torch.empty_like(each) for each in (x_EPD, w_in_EFD, w_out_EFD))
-        for piece in _pieces(x_EPD, w_in_EFD):
-            of_y, hidden = of_y_EPD[piece], hidden_EFP[piece]
-            torch.bmm(activate(hidden, ctx.activation, dim=1), of_y, out=of_w_out_EFD[piece])
-            of_hidden = _activation_gradient(torch.bmm(w_out_EFD[piece], of_y.mT), hidden, ctx.activation)
-            torch.bmm(of_hidden, x_EPD[piece], out=of_w_in_EFD[piece])
-            torch.bmm(of_hidden.mT, w_in_EFD[piece], out=of_x_EPD[piece])
-        return of_x_EPD, of_w_in_EFD, of_w_out_EFD, None
+            return *_with_kernels(grad_y_EPD, x_EPD, w_in_EFD, w_out_EFD, hidden_EFP, ctx.activation), None
+        grad_x_EPD, grad_w_in_EFD, grad_w_out_EFD = (torch.empty_like(each) for each in (x_EPD, w_in_EFD, w_out_EFD))
+        num_hidden, num_slots = w_out_EFD.shape[1], x_EPD.shape[1]
+        pieces = list(_pieces(x_EPD, w_in_EFD))
+        largest = max((piece.stop - piece.start for piece in pieces), default=0)
+        memory = memory_again(x_EPD, largest * num_hidden * num_slots, ctx.activation)
+        for piece in pieces:
+            grad_y, hidden = grad_y_EPD[piece], hidden_EFP[piece]
+            grad_acted, acted, grad_hidden = (
+                each[: len(hidden) * count * num_slots].view(len(hidden), count, num_slots)
+                for each, count in zip(memory, (num_hidden, num_hidden, hidden.shape[1]), strict=True)
+            )
+            torch.bmm(w_out_EFD[piece], grad_y.mT, out=grad_acted)
+            activate_with_gradient(hidden, grad_acted, acted, grad_hidden, ctx.activation, dim=1)
+            torch.bmm(acted, grad_y, out=grad_w_out_EFD[piece])
+            torch.bmm(grad_hidden, x_EPD[piece], out=grad_w_in_EFD[piece])
+            torch.bmm(grad_hidden.mT, w_in_EFD[piece], out=grad_x_EPD[piece])
+        return grad_x_EPD, grad_w_in_EFD, grad_w_out_EFD, None
 
 
 def _activated(hidden_EFP: Tensor, activation: Activation) -> Tensor:
@@ -103,7 +139,7 @@ def _activated(hidden_EFP: Tensor, activation: Activation) -> Tensor:
 
 
 def _with_kernels(
-    of_y_EPD: Tensor, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, hidden_EFP: Tensor, activation: Activation
+    grad_y_EPD: Tensor, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, hidden_EFP: Tensor, activation: Activation
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same gradients with few large products; activation and gradient are one pass over memory.
 
@@ -112,24 +148,14 @@ def _with_kernels(
     from experiments.routing import kernels
 
     gated = activation == "swiglu"
-    of_acted_EFP = torch.bmm(w_out_EFD, of_y_EPD.mT)
-    of_hidden_EFP = torch.empty_like(hidden_EFP) if gated else of_acted_EFP
-    of_w_out_EFD = torch.empty_like(w_out_EFD)
+    grad_acted_EFP = torch.bmm(w_out_EFD, grad_y_EPD.mT)
+    grad_hidden_EFP = torch.empty_like(hidden_EFP) if gated else grad_acted_EFP
+    grad_w_out_EFD = torch.empty_like(w_out_EFD)
     middle = len(hidden_EFP) // 2
     for half in (slice(middle), slice(middle, None)):
-        acted = kernels.activation_with_gradient(hidden_EFP[half], of_acted_EFP[half], of_hidden_EFP[half], gated)
-        torch.bmm(acted, of_y_EPD[half], out=of_w_out_EFD[half])
+        acted = kernels.activation_with_gradient(hidden_EFP[half], grad_acted_EFP[half], grad_hidden_EFP[half], gated)
+        torch.bmm(acted, grad_y_EPD[half], out=grad_w_out_EFD[half])
         del acted
-    del of_acted_EFP
-    of_w_in_EFD = torch.bmm(of_hidden_EFP, x_EPD)
-    return torch.bmm(of_hidden_EFP.mT, w_in_EFD), of_w_in_EFD, of_w_out_EFD
-
-
-def _activation_gradient(of_out: Tensor, hidden: Tensor, activation: Activation) -> Tensor:
-    """The gradient of `hidden` from that of what `activate` made of it."""
-    if activation == "swiglu":
-        gate, up = hidden.chunk(2, dim=1)
-        of_gate = torch.ops.aten.silu_backward(of_out * up, gate)
-        return torch.cat((of_gate, of_out * F.silu(gate)), dim=1)
-    out: Tensor = torch.ops.aten.gelu_backward(of_out, hidden)
-    return out
+    del grad_acted_EFP
+    grad_w_in_EFD = torch.bmm(grad_hidden_EFP, x_EPD)
+    return torch.bmm(grad_hidden_EFP.mT, w_in_EFD), grad_w_in_EFD, grad_w_out_EFD

@@ -20,7 +20,7 @@ from experiments.config.budget import capacity_factor, expert_capacity
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from experiments.routing.accelerated import has_kernels
-from experiments.routing.contract import Assignment, GroupDecision, flatten_groups
+from experiments.routing.contract import Assignment, Choices, GroupDecision, flatten_groups, sort_choices
 
 
 class Router(nn.Module, ABC):
@@ -40,12 +40,12 @@ class Router(nn.Module, ABC):
         nn.init.normal_(self.weight_DE, std=config.model.width**-0.5)
 
     @abstractmethod
-    def decide(self, logits_GSE: Tensor, capacity: int | None) -> GroupDecision:
-        """The decision for G groups of S tokens from their float32 logits.
+    def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
+        """The decision for G groups of S tokens from their float32 logits, with `capacity` slots of an expert each."""
 
-        capacity None: no limit and no drops. Nothing competes then, so that the answer is one group of G S tokens,
-        whose experts have as many slots as the fullest; balance losses are still those of G groups.
-        """
+    def choose(self, logits_GSE: Tensor) -> Choices:
+        """The same without a limit, where nothing competes; balance losses are still those of G groups."""
+        raise AssertionError("experts that choose need a number of slots")
 
     def forward(self, x_BTD: Tensor) -> Assignment:
         """Each group's decision; a `ConfigError` where an expert would have no slot."""
@@ -53,12 +53,15 @@ class Router(nn.Module, ABC):
         logits_NE = self.logits(x_BTD.flatten(0, 1))
         group = self._images_per_group(num_images)
         rest = num_images % group
-        decisions, sizes = [], []
         stretches = torch.split(logits_NE, (num_images - rest) * num_tokens)  # whole groups, then what is left
-        for logits_ME, images in zip(stretches, (group, rest), strict=False):
-            groups_GSE = logits_ME.view(-1, images * num_tokens, self.num_experts)
-            decisions.append(self.decide(groups_GSE, self.capacity(images, num_tokens)))
-            sizes.append(logits_ME.shape[0] // decisions[-1].token_GEC.shape[0])
+        sizes = [images * num_tokens for images in (group, rest)][: len(stretches)]
+        groups = [logits_ME.view(-1, size, self.num_experts) for logits_ME, size in zip(stretches, sizes, strict=True)]
+        if self.factors[self.training] is None:
+            return sort_choices([self.choose(logits_GSE) for logits_GSE in groups], logits_NE)
+        decisions = [
+            self.decide(logits_GSE, self.capacity(images, num_tokens))
+            for logits_GSE, images in zip(groups, (group, rest), strict=False)
+        ]
         return flatten_groups(decisions, sizes, logits_NE)
 
     def logits(self, x_ND: Tensor) -> Tensor:
@@ -69,15 +72,14 @@ class Router(nn.Module, ABC):
                 return logits_NE
             return x_ND.float() @ self.weight_DE.float()
 
-    def capacity(self, num_images: int, num_tokens: int) -> int | None:
-        """C = S f_c / E of a group of `num_images`, at most S; None without a limit.
+    def capacity(self, num_images: int, num_tokens: int) -> int:
+        """C = S f_c / E of a group of `num_images`, at most S.
 
         A `ConfigError` when that is less than one slot, except that a last group, which is smaller than the setting
         says, has at least one: sampling three images works where groups of two do.
         """
         factor, size = self.factors[self.training], num_images * num_tokens
-        if factor is None:
-            return None
+        assert factor is not None, "without a limit there is no capacity"
         slots = expert_capacity(size, factor, self.num_experts, self.rounds_capacity_up)
         if slots < 1 and (self.group_images == "batch" or num_images == self.group_images):
             raise self._no_slot(factor, size)

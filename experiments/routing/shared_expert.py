@@ -1,7 +1,7 @@
 """DiT-MoE's router (arXiv 2407.11633): softmax top-k over routed experts, gates not renormalised, with a balance loss.
 
-By default no token is dropped; the number of slots follows the fullest expert. With a `capacity_factor`, choices beyond
-it are dropped in queue order, as in GShard. The shared experts, which see every token, are part of the layer
+By default no token is dropped, and an expert has the slots of those that chose it. With a `capacity_factor`, choices
+beyond it are dropped in queue order, as in GShard. The shared experts, which see every token, are part of the layer
 (`layer.py`), not of the decision.
 
 Legend: as in `contract.py`, with K choices of each token.
@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
-from experiments.routing.contract import GroupDecision
+from experiments.routing.contract import Choices, GroupDecision
 from experiments.routing.losses import balance_loss
 from experiments.routing.router import Router, affinity
 from experiments.routing.slots import fill_slots, queue_locations
@@ -31,14 +31,21 @@ class SharedExpertRouter(Router):
         self.gating = config.routing.gating
         self.balance_loss_weight = config.routing.balance_loss_weight
 
-    def decide(self, logits_GSE: Tensor, capacity: int | None) -> GroupDecision:
-        """Without a limit every choice is processed and slots of less loaded experts stay empty."""
-        gate_GSK, choice_GSK = affinity(logits_GSE, self.gating).topk(self.top_k, dim=-1)
-        loss = balance_loss(logits_GSE, choice_GSK)
-        if capacity is None:
-            choice_GSK, gate_GSK = (x_GSK.reshape(1, -1, self.top_k) for x_GSK in (choice_GSK, gate_GSK))
+    def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
+        """Slots of less loaded experts stay empty."""
+        choice_GSK, gate_GSK, loss = self._choices(logits_GSE)
         choice_GKS, gate_GKS = choice_GSK.transpose(1, 2), gate_GSK.transpose(1, 2)
         location_GKS = queue_locations(choice_GKS, self.num_experts)
-        kept_GKS = choice_GKS if capacity is None else choice_GKS.masked_fill(location_GKS >= capacity, -1)
+        kept_GKS = choice_GKS.masked_fill(location_GKS >= capacity, -1)
         slots = fill_slots(kept_GKS, location_GKS, gate_GKS, self.num_experts, capacity)
-        return GroupDecision(*slots, auxiliary_loss=self.balance_loss_weight * loss)
+        return GroupDecision(*slots, auxiliary_loss=loss)
+
+    def choose(self, logits_GSE: Tensor) -> Choices:
+        """Every choice is processed."""
+        choice_GSK, gate_GSK, loss = self._choices(logits_GSE)
+        return Choices(choice_GSK.flatten(0, 1), gate_GSK.flatten(0, 1), loss)
+
+    def _choices(self, logits_GSE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The experts of each token, their gates, and the weighted balance loss."""
+        gate_GSK, choice_GSK = affinity(logits_GSE, self.gating).topk(self.top_k, dim=-1)
+        return choice_GSK, gate_GSK, self.balance_loss_weight * balance_loss(logits_GSE, choice_GSK)

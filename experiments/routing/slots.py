@@ -10,18 +10,16 @@ from torch import Tensor
 
 
 def fill_slots(
-    expert_GKS: Tensor, location_GKS: Tensor, weight_GKS: Tensor, num_experts: int, capacity: int | None
+    expert_GKS: Tensor, location_GKS: Tensor, weight_GKS: Tensor, num_experts: int, capacity: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turn choices into (token_GEC, weight_GEC, filled_GEC).
 
-    `expert_GKS` is -1 where a choice was dropped; `location_GKS` is the slot it takes in the expert's buffer. With
-    capacity None an expert has as many slots as the fullest one needs. Dropped choices go to one scratch slot past the
-    end, which is cut off.
+    `expert_GKS` is -1 where a choice was dropped; `location_GKS` is the slot it takes in the expert's buffer. Dropped
+    choices go to one scratch slot past the end, which is cut off.
     """
     num_groups, num_choices, size = expert_GKS.shape
-    num_slots = int(location_GKS.max()) + 1 if capacity is None else capacity
-    last, device = num_experts * num_slots, expert_GKS.device
-    slot_GKS = torch.where(expert_GKS >= 0, expert_GKS.long() * num_slots + location_GKS.long(), last)
+    last, device = num_experts * capacity, expert_GKS.device
+    slot_GKS = torch.where(expert_GKS >= 0, expert_GKS.long() * capacity + location_GKS.long(), last)
     slot_GM = slot_GKS.reshape(num_groups, -1)
     token_GM = torch.arange(size, device=device).repeat(num_groups, num_choices)
     shape = (num_groups, last + 1)
@@ -30,7 +28,7 @@ def fill_slots(
     weight_GC = weight_GKS.new_zeros(shape).scatter(1, slot_GM, weight_GKS.reshape(num_groups, -1))
     filled_GC = torch.zeros(shape, dtype=torch.bool, device=device).scatter(1, slot_GM, True)
     token_GEC, weight_GEC, filled_GEC = (
-        flat[:, :last].reshape(num_groups, num_experts, num_slots) for flat in (token_GC, weight_GC, filled_GC)
+        flat[:, :last].reshape(num_groups, num_experts, capacity) for flat in (token_GC, weight_GC, filled_GC)
     )
     return token_GEC, weight_GEC, filled_GEC
 

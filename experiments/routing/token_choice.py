@@ -13,7 +13,7 @@ Legend: as in `contract.py`, with K choices of each token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from experiments.config.schema import RunConfig
-from experiments.routing.contract import GroupDecision
+from experiments.routing.contract import Choices, GroupDecision
 from experiments.routing.deepspeed_library import top1gating, top2gating, topkgating
 from experiments.routing.router import Router
-from experiments.routing.slots import fill_slots, queue_locations
+from experiments.routing.slots import fill_slots
 
 
 class TokenChoiceRouter(Router):
@@ -40,13 +40,11 @@ class TokenChoiceRouter(Router):
         self.top_k = config.routing.top_k
         self.balance_loss_weight = config.routing.balance_loss_weight
 
-    def decide(self, logits_GSE: Tensor, capacity: int | None) -> GroupDecision:
+    def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
         """Slots may be empty, and tokens beyond the capacity are processed by fewer experts or by none."""
         gate = partial(_gate, top_k=self.top_k, capacity=capacity)
         if logits_GSE.shape[0] == 1:
             answers: tuple[Tensor, ...] = tuple(answer.unsqueeze(0) for answer in gate(logits_GSE[0]))
-        elif capacity is None:
-            answers = self._merged([gate(logits_SE) for logits_SE in logits_GSE])
         else:  # the gates know no groups: map them over this axis
             with _ScatterOutOfPlace():
                 answers = torch.vmap(gate)(logits_GSE)
@@ -54,12 +52,13 @@ class TokenChoiceRouter(Router):
         slots = fill_slots(expert_GKS, location_GKS, weight_GKS, self.num_experts, capacity)
         return GroupDecision(*slots, auxiliary_loss=self.balance_loss_weight * loss_G.mean())
 
-    def _merged(self, answers: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """One group of all, in which each token has the place that its choices have in the queue of all."""
-        losses, experts, _, weights = zip(*answers, strict=True)
-        expert_1KM, weight_1KM = torch.cat(experts, dim=1)[None], torch.cat(weights, dim=1)[None]
-        location_1KM = queue_locations(expert_1KM.long(), self.num_experts)
-        return torch.stack(losses), expert_1KM, location_1KM, weight_1KM
+    def choose(self, logits_GSE: Tensor) -> Choices:
+        """Every choice is processed."""
+        losses, experts, _, weights = zip(
+            *(_gate(logits_SE, self.top_k, None) for logits_SE in logits_GSE), strict=True
+        )
+        loss = self.balance_loss_weight * torch.stack(losses).mean()
+        return Choices(torch.cat(experts, dim=1).T.long(), torch.cat(weights, dim=1).T, loss)
 
 
 def _gate(logits_SE: Tensor, top_k: int, capacity: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

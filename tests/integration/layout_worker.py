@@ -9,17 +9,21 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.config.overrides import load_config
 from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream
+from experiments.models.dit import DiT
 from experiments.records.layout import RunDir
 from experiments.routing.deepspeed_library import dist
+from experiments.routing.router import Router
 from experiments.training.agreement import everyone, first_trouble
 from experiments.training.checkpoint import load_newest
 from experiments.training.engine import Engine, build_engine, process_group
@@ -35,6 +39,16 @@ SMALL = (
 )  # fmt: skip
 
 
+class Undecided(DiT):
+    """Whose routers find all experts equal."""
+
+    def __init__(self, *settings: Any) -> None:
+        super().__init__(*settings)
+        for module in self.modules():
+            if isinstance(module, Router):
+                torch.nn.init.zeros_(module.weight_DE)
+
+
 @dataclass(frozen=True)
 class Task:
     """Train `num_steps` steps from `start` on, from a checkpoint where one is named, and save where asked."""
@@ -44,22 +58,25 @@ class Task:
     start: int = 0
     load: str | None = None
     save: str | None = None
+    undecided: bool = False
+    """Routers start without preferences, so that the same experts take every token and the others none."""
 
 
 @dataclass
 class Outcome:
-    """Losses and gradient norms of the whole batch, by step; what each process holds."""
+    """Losses and gradient norms of the whole batch, by step; what each process holds, and computes in the last step."""
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     numbers_held: list[int] = field(default_factory=list)
     experts_held: list[int] = field(default_factory=list)
+    flops: list[int] = field(default_factory=list)
 
 
 def perform(task: Task, world: int) -> Outcome:
     """On the process group of this process."""
     config = load_config([*SMALL, f"parallel.world={world}", *task.overrides])
-    engine = build_engine(config, "fp32")
+    engine = build_engine(config, "fp32", Undecided if task.undecided else DiT)
     if task.load is not None:
         wanted = engine.partitions.wanted()
         checkpoint = load_newest(
@@ -69,7 +86,11 @@ def perform(task: Task, world: int) -> Outcome:
         restore(engine, checkpoint)
     outcome = Outcome()
     for number in range(task.start, task.start + task.num_steps):
-        _step(engine, config, number * config.train.batch_images, outcome)
+        is_last = number == task.start + task.num_steps - 1
+        with FlopCounterMode(display=False) if is_last else nullcontext() as counter:
+            _step(engine, config, number * config.train.batch_images, outcome)
+    assert counter is not None
+    outcome.flops = everyone(counter.get_total_flops(), world)
     outcome.numbers_held = everyone(sum(flat.numel() for flat in engine.partitions.flats), world)
     experts = [p.shape[0] for name, p in engine.model.named_parameters() if name.endswith("experts.w_in_EFD")]
     outcome.experts_held = everyone(sum(experts), world)

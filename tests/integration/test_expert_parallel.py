@@ -34,6 +34,7 @@ LAYOUTS = {
 }
 """(expert-parallel size, ZeRO stage) by number of processes."""
 STEPS = 3
+DROPLESS = ("shared_expert", "no limit")
 
 
 def layout(expert_parallel: int, stage: int) -> list[str]:
@@ -80,6 +81,12 @@ def straight(one_process: None, folder: Path) -> dict[str, Outcome]:
 
 
 @pytest.fixture(scope="module")
+def undecided(one_process: None) -> dict[str, Outcome]:
+    """The routers without a limit on one process, when two experts take every token."""
+    return {router: perform(Task(ROUTERS[router], STEPS, undecided=True), world=1) for router in DROPLESS}
+
+
+@pytest.fixture(scope="module")
 def on_many(straight: dict[str, Outcome], folder: Path) -> dict[int, dict[str, Outcome]]:
     """By number of processes: every layout from its first step, and saved; then from what others saved."""
     outcomes: dict[int, dict[str, Outcome]] = {}
@@ -91,6 +98,9 @@ def on_many(straight: dict[str, Outcome], folder: Path) -> dict[int, dict[str, O
                 settings = [*overrides, *layout(expert_parallel, stage)]
                 keep = str(folder / f"saved {name} world{world}") if router == "expert_choice" else None
                 tasks[name] = Task(settings, STEPS, save=keep)
+        for router in DROPLESS:
+            settings = [*ROUTERS[router], *layout(world, 1)]
+            tasks[f"undecided {router}"] = Task(settings, STEPS, undecided=True)
         ours = ROUTERS["expert_choice"]
         for expert_parallel, stage in layouts:
             saved = str(folder / "saved expert_choice")
@@ -116,6 +126,27 @@ def test_losses_are_those_of_one_process(
     outcome = on_many[world][name_of(router, expert_parallel, stage)]
     assert outcome.losses == pytest.approx(straight[router].losses[:STEPS], rel=1e-6)
     assert outcome.norms == pytest.approx(straight[router].norms[:STEPS], rel=1e-5)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_all_processes_together_compute_what_one_computes(router: str, straight: dict[str, Outcome], on_many) -> None:
+    """Without a limit slots travel in uneven numbers, and none is padded."""
+    for world, layouts in LAYOUTS.items():
+        for expert_parallel, stage in layouts:
+            outcome = on_many[world][name_of(router, expert_parallel, stage)]
+            assert sum(outcome.flops) == sum(straight[router].flops), (world, expert_parallel, stage)
+
+
+@pytest.mark.parametrize("world", LAYOUTS)
+@pytest.mark.parametrize("router", DROPLESS)
+def test_a_process_whose_experts_nobody_chose_takes_part(
+    router: str, world: int, undecided: dict[str, Outcome], on_many
+) -> None:
+    outcome = on_many[world][f"undecided {router}"]
+    assert outcome.losses == pytest.approx(undecided[router].losses, rel=1e-6)
+    assert outcome.norms == pytest.approx(undecided[router].norms, rel=1e-5)
+    assert sum(outcome.flops) == sum(undecided[router].flops)
+    assert max(outcome.flops) > min(outcome.flops)
 
 
 @pytest.mark.parametrize("world", LAYOUTS)

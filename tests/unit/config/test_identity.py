@@ -47,6 +47,31 @@ def test_what_is_left_out_is_the_mirror_the_files_the_layout_what_only_watches_a
     assert {"path"} == MAY_MOVE
 
 
+BATCH = "routing.group_images=batch"
+
+
+@pytest.mark.parametrize(
+    ("arm", "follows"),
+    [
+        (f"routing=token_choice {BATCH}", True),
+        (f"routing=switch {BATCH}", True),
+        (f"routing=expert_choice {BATCH}", True),
+        (f"routing=shared_expert {BATCH}", True),  # its balance loss counts over the group
+        (f"routing=shared_expert {BATCH} routing.balance_loss_weight=0", False),
+        (f"routing=shared_expert {BATCH} routing.balance_loss_weight=0 routing.capacity_factor=2", True),
+        ("routing=token_choice routing.group_images=1", False),
+        ("routing=expert_choice routing.group_images=8", False),
+        ("routing=dense", False),
+    ],
+)
+def test_the_id_knows_the_processes_where_routing_groups_follow_them(arm: str, follows: bool) -> None:
+    ids = {config_id(load_config([*arm.split(), f"parallel.world={world}"])) for world in (1, 2, 4)}
+    assert len(ids) == (3 if follows else 1)
+    layouts = ("parallel.zero_stage=2", "parallel.expert_parallel=2", "parallel.activation_checkpointing=True")
+    others = {config_id(load_config([*arm.split(), "parallel.world=2", layout])) for layout in layouts}
+    assert others == {config_id(load_config([*arm.split(), "parallel.world=2"]))}
+
+
 def test_equal_values_in_other_spellings_have_the_same_id() -> None:
     a = load_config(["routing.capacity_factor=2", "optim.learning_rate=1e-5", "train.images=6400"])
     b = load_config(["routing.capacity_factor=2.0", "optim.learning_rate=0.00001", "train.images=6.4e3"])

@@ -73,6 +73,7 @@ def resident(expected):
          "parallel.zero_stage=2"),
         ("model=nano", "routing=dense", "model.width=256", FP32, "train.batch_images=2", "optim.name=rmsprop"),
         (*MICRO, FP32, "parallel.activation_checkpointing=True"),
+        ("model=micro", "routing=shared_expert", FP32, "train.batch_images=16"),
         pytest.param((*MICRO, FP32, "parallel.zero_stage=0"), marks=STAGE_0_AND_3),
     ],
 )  # fmt: skip
@@ -247,7 +248,6 @@ def test_expert_parallelism_has_slots_on_their_way():
     ("more", "less"),
     [
         ("routing=expert_choice routing.capacity_factor=4", "routing=expert_choice"),
-        ("routing=shared_expert", "routing=shared_expert routing.capacity_factor=2"),
         ("routing=shared_expert", "routing=shared_expert routing.shared_factor=1"),
         ("routing=switch", "routing=switch train.mask_ratio=0.5"),
         ("model.patch_size=2", "model.patch_size=4"),
@@ -255,6 +255,12 @@ def test_expert_parallelism_has_slots_on_their_way():
 )
 def test_activations_follow_the_tokens_and_slots(more, less):
     assert parts("model=micro", *more.split()).activations > parts("model=micro", *less.split()).activations
+
+
+def test_without_a_limit_there_is_a_slot_for_every_choice_and_no_other():
+    dropless, limited = "routing=shared_expert", "routing=shared_expert routing.capacity_factor=2"
+    exactly, padded = (parts("model=micro", *arm.split()).activations for arm in (dropless, limited))
+    assert exactly == padded
 
 
 def test_a_moment_is_no_more_than_its_parts_and_the_peak_is_the_fullest():

@@ -16,9 +16,10 @@ EMPTY = RoutingMapRow(
 
 # Two images of three tokens, two experts of three slots; the last slot of expert 1 is empty and points at token 0.
 ASSIGNMENT = Assignment(
-    token_EP=torch.tensor([[0, 1, 3], [1, 5, 0]]),
-    weight_EP=torch.ones(2, 3),
-    filled_EP=torch.tensor([[True, True, True], [True, True, False]]),
+    token_M=torch.tensor([0, 1, 3, 1, 5, 0]),
+    weight_M=torch.ones(6),
+    filled_M=torch.tensor([True, True, True, True, True, False]),
+    slots_E=None,
     logits_NE=torch.tensor([[0.0, 0.0]] * 3 + [[100.0, 0.0]] * 3),
     auxiliary_loss=None,
 )
@@ -36,8 +37,13 @@ def test_filled_slots_alone_process_tokens():
 
 
 def test_slots_without_a_mask_are_all_filled():
-    full = Assignment(torch.tensor([[0, 1], [1, 2]]), torch.ones(2, 2), None, torch.zeros(3, 2), None)
+    full = Assignment(torch.tensor([0, 1, 1, 2]), torch.ones(4), None, None, torch.zeros(3, 2), None)
     assert processed_BTE(full, 1).int().tolist() == [[[1, 0], [1, 1], [0, 1]]]
+
+
+def test_an_expert_has_the_slots_of_the_tokens_that_chose_it():
+    uneven = Assignment(torch.tensor([0, 1, 2, 1]), torch.ones(4), None, torch.tensor([3, 1]), torch.zeros(3, 2), None)
+    assert processed_BTE(uneven, 1).int().tolist() == [[[1, 0], [1, 1], [1, 0]]]
 
 
 def test_entropy_is_one_for_equal_affinities_and_zero_for_a_certain_one():
@@ -88,5 +94,5 @@ def test_branches_that_agree_do_not_diverge_and_those_that_share_nothing_do_whol
 
 
 def test_log_of_one_expert_divides_nothing_by_zero():
-    alone = Assignment(torch.tensor([[0]]), torch.ones(1, 1), None, torch.zeros(1, 1), None)
+    alone = Assignment(torch.tensor([0]), torch.ones(1), None, None, torch.zeros(1, 1), None)
     assert math.isfinite(float(entropy_BT(alone, 1)))

@@ -29,6 +29,10 @@ ARMS = (
     "routing=token_choice routing.group_images=1",
     "routing=switch",
     "routing=shared_expert routing.capacity_factor=2",
+    "routing=shared_expert",
+    "routing=shared_expert routing.num_experts=16 train.implementation=reference",
+    "routing=token_choice routing.capacity_factor=None routing.group_images=1",
+    "routing=switch routing.capacity_factor=None parallel.activation_checkpointing=True",
 )
 CASES = [
     *(("nano", arm) for arm in ARMS),

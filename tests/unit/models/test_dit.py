@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.config.overrides import load_config
 from experiments.config.schema import RunConfig
 from experiments.data.captions import PAD_ID
 from experiments.models.dit import DiT, gather_tokens
@@ -134,11 +135,39 @@ def test_padding_is_what_the_data_pads_with() -> None:
     assert PAD_TOKEN == PAD_ID
 
 
-def test_the_auxiliary_loss_is_a_mean_over_routed_layers(settings: Settings, awake: Awake, inputs: Inputs) -> None:
-    output = awake(settings("routing=token_choice", "model.num_layers=4"))(*inputs)
-    losses = [answer.auxiliary_loss for answer in output.feed_forward]
-    assert [answer.assignment is None for answer in output.feed_forward] == [True, False, True, False]
-    torch.testing.assert_close(output.auxiliary_loss, (losses[1] + losses[3]) / 2)
+@pytest.mark.parametrize(
+    ("arm", "layers", "expected"),
+    [
+        ("model=nano routing=token_choice", 2, 0.02),
+        ("model=nano routing=switch", 2, 0.02),
+        ("model=nano routing=switch model.num_layers=8", 4, 0.04),
+        ("model=dit-moe-S model.width=48 routing=shared_expert", 12, 0.06),
+        ("model=nano routing=shared_expert routing.balance_loss_weight=0.01 routing.capacity_factor=2", 2, 0.02),
+    ],
+)
+@pytest.mark.parametrize("more", ["", "parallel.activation_checkpointing=True", "train.implementation=reference"])
+def test_the_balance_loss_weighs_as_much_in_every_layer_as_the_setting_says(
+    arm: str, layers: int, expected: float, more: str, inputs: Inputs
+) -> None:
+    """Without preferences each layer's loss is 1, and the gradient in a layer is that of its own loss alone."""
+    config = load_config([*arm.split(), *more.split(), "routing.group_images=batch"])
+    model = DiT(config, checkpointed=config.parallel.activation_checkpointing)
+    routers = [model.blocks[layer].ffn.router.weight_DE for layer in config.sparse_layer_indices]
+    assert len(routers) == layers
+    output = model(*inputs)
+    own = [answer.auxiliary_loss for answer in output.feed_forward if answer.assignment is not None]
+    for_all = torch.autograd.grad(output.auxiliary_loss, routers, retain_graph=True)
+    for_one = [
+        torch.autograd.grad(loss, router, retain_graph=True)[0] for loss, router in zip(own, routers, strict=True)
+    ]
+    for summed, alone in zip(for_all, for_one, strict=True):  # an untrained model hands no gradient from layer to layer
+        torch.testing.assert_close(summed, alone)
+    for router in routers:
+        torch.nn.init.zeros_(router)
+    torch.testing.assert_close(model(*inputs).auxiliary_loss, torch.tensor(expected))
+
+
+def test_a_dense_model_has_no_auxiliary_loss(settings: Settings, awake: Awake, inputs: Inputs) -> None:
     assert awake(settings("routing=dense"))(*inputs).auxiliary_loss == 0
 
 

@@ -46,3 +46,34 @@ def test_who_was_taken_over_is_told_and_writes_no_status(run_dir, make_record):
     with pytest.raises(RecordError, match="was taken over by another process"):
         mine.renew()
     mine.release()
+
+
+@pytest.mark.parametrize("router", ["token_choice", "switch", "shared_expert", "expert_choice"])
+@pytest.mark.parametrize(("there", "here"), [(1, 2), (2, 1), (2, 4)])
+def test_a_run_whose_groups_follow_the_processes_goes_on_with_as_many(router, there, here, run_dir, make_record):
+    begun, wanted = (record_of(make_record, router, "batch", world) for world in (there, here))
+    run_dir.path.mkdir()
+    settle_record(run_dir, begun)
+    assert settle_record(run_dir, begun).config_id == begun.config_id
+    with pytest.raises(RecordError) as refusal:
+        settle_record(run_dir, wanted)
+    assert str(refusal.value) == (
+        f"{run_dir.path} was begun with parallel.world={there} and cannot go on with parallel.world={here}: with "
+        "routing.group_images=batch a routing group is the batch of one process, so that its losses would change. "
+        f"Continue it on {there} process(es), or use another --run-dir; with routing.group_images=1 a new run can "
+        "go on with any number."
+    )
+    assert refusal.value.exit_code == 2
+
+
+def test_the_way_out_works_and_another_difference_is_named_first(run_dir, make_record):
+    begun = record_of(make_record, "token_choice", 1, 1)
+    run_dir.path.mkdir()
+    settle_record(run_dir, begun)
+    assert settle_record(run_dir, record_of(make_record, "token_choice", 1, 2)).config_id == begun.config_id
+    with pytest.raises(RecordError, match=r"routing\.group_images is 1 there and batch here"):
+        settle_record(run_dir, record_of(make_record, "token_choice", "batch", 2))
+
+
+def record_of(make_record, router, group_images, world):
+    return make_record(f"routing={router}", f"routing.group_images={group_images}", f"parallel.world={world}")

@@ -66,7 +66,7 @@ def test_a_smaller_last_group_has_at_least_one_slot(layer_of: LayerOf) -> None:
 def test_evaluation_has_a_capacity_of_its_own(name: str, layer_of: LayerOf) -> None:
     layer = layer_of(name=name, num_experts=4, capacity_factor=1.0, eval_capacity_factor=3.0, group_images=1)
     x_BTD = torch.randn(2, 8, 8)
-    slots = {mode: layer.train(mode)(x_BTD).assignment.token_EP.shape[1] for mode in (True, False)}
+    slots = {mode: layer.train(mode)(x_BTD).assignment.token_M.shape[0] // 4 for mode in (True, False)}
     assert slots == {True: 2 * 2, False: 2 * 6}
 
 
@@ -80,7 +80,7 @@ def test_tokens_that_choose_get_the_slots_of_the_budget(
     torch.nn.init.zeros_(layer.router.weight_DE)  # every token asks the first experts
     assignment = layer(torch.randn(1, num_tokens, 8)).assignment
     slots = expert_capacity(num_tokens, factor, 4, round_up=True)
-    assert assignment.token_EP.shape == (4, slots)
+    assert assignment.token_M.shape == (4 * slots,)
     assert int(assignment.tokens_per_expert_E.max()) == slots
 
 
@@ -99,3 +99,18 @@ def test_the_experts_execute_the_flops_of_the_budget(
     executed = sum(counter.get_flop_counts()["RoutedFeedForward.experts"].values())
     params_per_expert = sum(weight.numel() for weight in layer.experts.parameters()) / 4
     assert executed == round(2 * 4 * slots_per_image(config, 10, training=True) * params_per_expert)
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.7])
+@pytest.mark.parametrize("name", ["expert_choice", "token_choice", "shared_expert"])
+def test_a_smaller_last_group_of_evaluation_is_accounted_as_executed(
+    name: str, factor: float, config_of: ConfigOf
+) -> None:
+    """Five images in groups of two: the last one is rounded to whole slots by itself."""
+    config = config_of(name=name, num_experts=4, capacity_factor=factor, group_images=2)
+    config = config.model_copy(update={"eval": config.eval.model_copy(update={"batch_images": 5})})
+    layer = build_feed_forward(config, 0).eval()
+    assert isinstance(layer, RoutedFeedForward)
+    assignment = layer(torch.randn(5, 10, 8)).assignment
+    assert assignment is not None
+    assert assignment.token_M.shape[0] == pytest.approx(5 * slots_per_image(config, 10, training=False))

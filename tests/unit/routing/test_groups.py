@@ -49,6 +49,39 @@ def test_without_a_limit_no_image_changes_another(name: str, layer_of: LayerOf) 
     assert float(change_of_other_images(layer, torch.randn(4, 16, 8)).detach().max()) < 1e-5
 
 
+DROPLESS = [("token_choice", 1), ("token_choice", 2), ("token_choice", 3), ("switch", 1), ("shared_expert", 2)]
+
+
+@pytest.mark.parametrize(("name", "top_k"), DROPLESS)
+@pytest.mark.parametrize("fast", [True, False])
+def test_without_a_limit_the_order_of_the_tokens_changes_nothing(
+    name: str, top_k: int, fast: bool, layer_of: LayerOf
+) -> None:
+    layer = layer_of(name=name, num_experts=4, top_k=top_k, capacity_factor=None, group_images="batch")
+    layer.fast = fast
+    x_BTD, order_N = torch.randn(2, 16, 8), torch.randperm(32)
+    mixed_BTD = x_BTD.flatten(0, 1)[order_N].view(2, 16, 8)
+    straight, mixed = layer(x_BTD), layer(mixed_BTD)
+    torch.testing.assert_close(mixed.out_BTD.flatten(0, 1), straight.out_BTD.flatten(0, 1)[order_N])
+    torch.testing.assert_close(mixed.auxiliary_loss, straight.auxiliary_loss)
+    assert torch.equal(mixed.tokens_per_expert_E, straight.tokens_per_expert_E)
+
+
+@pytest.mark.parametrize(("name", "top_k"), DROPLESS)
+def test_without_a_limit_a_last_smaller_group_is_computed_too(name: str, top_k: int, layer_of: LayerOf) -> None:
+    layer = layer_of(name=name, num_experts=4, top_k=top_k, capacity_factor=None, group_images=2).eval()
+    x_BTD = torch.randn(3, 16, 8)
+    alone = torch.cat([layer(x_BTD[:2]).out_BTD, layer(x_BTD[2:]).out_BTD])
+    torch.testing.assert_close(layer(x_BTD).out_BTD, alone)
+
+
+@pytest.mark.parametrize(("name", "top_k"), DROPLESS)
+def test_numbers_that_are_not_finite_reach_the_output_and_end_nothing(name: str, top_k: int, layer_of: LayerOf) -> None:
+    """The search for the layer that spoiled a run goes through all of them."""
+    layer = layer_of(name=name, num_experts=4, top_k=top_k, capacity_factor=None)
+    assert layer(torch.full((2, 16, 8), torch.nan)).out_BTD.isnan().any()
+
+
 @limited
 def test_a_group_is_decided_as_if_it_were_alone(settings: dict[str, Any], layer_of: LayerOf) -> None:
     router = layer_of(num_experts=4, **settings).router

@@ -36,9 +36,9 @@ def _fresh_numbers() -> None:
 
 def places_and_rows(width: int, dtype: torch.dtype, device: Device) -> tuple[Places, Tensor, Tensor]:
     """Nine tokens, of which some are in no slot and some in several of 15."""
-    token_EP = torch.randint(0, 9, (3, 5), device=device)
+    token_S = torch.randint(0, 9, (15,), device=device)
     rows_SD = torch.randn(15, width, device=device, dtype=dtype)
-    return Places.of(token_EP, 9), rows_SD, torch.rand(15, device=device)
+    return Places.of(token_S, 9), rows_SD, torch.rand(15, device=device)
 
 
 @widths
@@ -146,7 +146,7 @@ def test_logits_of_16_bits_lose_nothing_but_the_last_rounding(dtype: torch.dtype
 
 def test_a_token_in_no_slot_gets_zero_and_no_gradient(kernels_device: Device) -> None:
     x_ND = torch.randn(4, 3, device=kernels_device, requires_grad=True)
-    places = Places.of(torch.tensor([[2, 0], [2, 2]], device=kernels_device), 4)
+    places = Places.of(torch.tensor([2, 0, 2, 2], device=kernels_device), 4)
     weight_S = torch.tensor([1.0, 2.0, 3.0, 4.0], device=kernels_device)
     combine(gather(x_ND, places), weight_S, places).sum().backward()
     factor = torch.tensor([[2.0], [0.0], [8.0], [0.0]], device=kernels_device)

@@ -86,8 +86,8 @@ def test_routing_is_float32_under_bf16_weights_and_inputs(name: str, layer_of: L
     output = layer(x_BTD)
     exact = layer.float()(x_BTD.float()).assignment
     assert output.out_BTD.dtype == torch.bfloat16
-    assert output.auxiliary_loss.dtype == output.assignment.weight_EP.dtype == torch.float32
-    for field in ("logits_NE", "token_EP", "weight_EP"):
+    assert output.auxiliary_loss.dtype == output.assignment.weight_M.dtype == torch.float32
+    for field in ("logits_NE", "token_M", "weight_M"):
         assert torch.equal(getattr(output.assignment, field), getattr(exact, field)), field
 
 

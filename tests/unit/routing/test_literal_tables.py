@@ -38,11 +38,11 @@ def route(layer_of: Callable[..., RoutedFeedForward]) -> Callable[..., Assignmen
 
 def table(assignment: Assignment, sort: bool = False) -> Table:
     """Tokens and weights in the filled slots of each expert."""
-    filled_EP = torch.ones_like(assignment.token_EP) > 0 if assignment.filled_EP is None else assignment.filled_EP
-    rows = [
-        [(int(token), round(float(weight), 6)) for token, weight in zip(token_P[kept_P], weight_P[kept_P], strict=True)]
-        for token_P, weight_P, kept_P in zip(assignment.token_EP, assignment.weight_EP, filled_EP, strict=True)
-    ]
+    filled_M = torch.ones_like(assignment.token_M) if assignment.filled_M is None else assignment.filled_M
+    rows: Table = [[] for _ in range(assignment.logits_NE.shape[1])]
+    slots = (each.tolist() for each in (assignment.expert_M, assignment.token_M, assignment.weight_M, filled_M))
+    for expert, token, weight, filled in zip(*slots, strict=True):
+        rows[expert] += [(token, round(weight, 6))] if filled else []
     return [sorted(row) for row in rows] if sort else rows
 
 
@@ -56,7 +56,7 @@ def table(assignment: Assignment, sort: bool = False) -> Table:
 def test_expert_choice(route: Callable[..., Assignment], group_images: int, expected: Table) -> None:
     assignment = route(name="expert_choice", capacity_factor=1.0, group_images=group_images)
     assert table(assignment, sort=True) == expected
-    assert assignment.filled_EP is None
+    assert assignment.filled_M is None
     assert assignment.auxiliary_loss is None
 
 

@@ -83,17 +83,18 @@ def test_experts_without_slots_have_no_gradient() -> None:
 
 
 @activations
-def test_the_activation_is_not_kept_and_the_reference_keeps_it(activation: Activation) -> None:
+@pytest.mark.parametrize("slots_E", [None, torch.tensor([9, 0, 1, 15, 5])], ids=["even", "uneven"])
+def test_the_activation_is_not_kept_and_the_reference_keeps_it(activation: Activation, slots_E: Tensor | None) -> None:
     experts, kept = StackedExperts(NUM_EXPERTS, WIDTH, HIDDEN, activation), {}
     for fast in (True, False):
-        x_EPD, sizes = torch.randn(NUM_EXPERTS, NUM_SLOTS, WIDTH, requires_grad=True), {}
+        x_MD, sizes = torch.randn(NUM_EXPERTS * NUM_SLOTS, WIDTH, requires_grad=True), {}
 
         def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
             sizes[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            experts(x_EPD, fast)
+            experts(x_MD, slots_E, fast)
         kept[fast] = sum(sizes.values())
     acted = activate(torch.empty(NUM_EXPERTS, NUM_SLOTS, HIDDEN * (2 if activation == "swiglu" else 1)), activation)
     assert kept[False] >= kept[True] + acted.nbytes

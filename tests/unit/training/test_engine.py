@@ -13,7 +13,7 @@ import torch
 from experiments.config.overrides import load_config
 from experiments.data.loader import TrainStream
 from experiments.errors import ConfigError, StorageError
-from experiments.routing.deepspeed_library import deepspeed_logger
+from experiments.routing.deepspeed_library import deepspeed, deepspeed_logger
 from experiments.training.engine import (
     build_engine,
     check_world,
@@ -21,6 +21,7 @@ from experiments.training.engine import (
     process_group,
     resolve_precision,
 )
+from experiments.training.loop import _micro_batches
 from experiments.training.objective import forward_loss, to_device
 
 
@@ -121,3 +122,27 @@ def test_the_optimizer_in_one_pass_takes_the_steps_of_the_reference(tmp_path: Pa
             after[implementation] = {name: each.detach().clone() for name, each in engine.model.named_parameters()}
     for name, ours in after["fast"].items():
         torch.testing.assert_close(ours, after["reference"][name], rtol=0, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("router", ["token_choice", "switch", "shared_expert"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_balance_loss_pulls_as_much_with_accumulation(router: str, precision: str, one_process: None) -> None:
+    """The gradient of one optimizer step, of the same routing groups in one forward pass and in four."""
+    found = {}
+    for passes in (1, 4):
+        config = load_config(
+            ["model=nano", "model.width=32", f"routing={router}", "routing.group_images=2", "train.batch_images=8",
+             f"train.accumulation={passes}", f"train.precision={precision}"]
+        )  # fmt: skip
+        engine = build_engine(config, precision)
+        for micro in _micro_batches(TrainStream(config).batch(0), passes):
+            loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
+            engine.deepspeed.backward(0 * loss_B.mean() + output.auxiliary_loss)
+            if not engine.deepspeed.is_gradient_accumulation_boundary():
+                engine.deepspeed.step()
+        weights = [engine.model.blocks[layer].ffn.router.weight_DE for layer in config.sparse_layer_indices]
+        found[passes] = torch.stack([deepspeed.utils.safe_get_full_grad(weight).float() for weight in weights])
+        engine.deepspeed.destroy()
+    tolerance = 1e-6 if precision == "fp32" else 0.02
+    assert float(found[1].norm()) > 0
+    assert float((found[4] - found[1]).norm()) <= tolerance * float(found[1].norm())

@@ -72,7 +72,7 @@ def test_the_processes_of_a_layout_have_every_number_of_every_parameter_once(lay
     assert counted == budget(config).params_total
 
 
-@pytest.mark.parametrize("router", ["expert_choice", "token_choice", "switch"])
+@pytest.mark.parametrize("router", ["expert_choice", "token_choice", "switch", "shared_expert"])
 @pytest.mark.parametrize("stage", [1, 2])
 def test_memory_in_shape_is_that_of_the_arithmetic(router: str, stage: int) -> None:
     layout = ["parallel.expert_parallel=4", f"parallel.zero_stage={stage}", "train.precision=bf16"]
@@ -93,6 +93,14 @@ def test_experts_travel_four_times_a_layer_and_half_of_nothing_more() -> None:
     assert handed == calls * slots * config.model.width * 2
     dense = step_in_shape(load_config([*ON_EIGHT, "routing=dense", "parallel.expert_parallel=4"]), "bf16")
     assert "alltoall_base" not in dense.collectives
+
+
+def test_without_a_limit_the_numbers_of_slots_travel_before_them() -> None:
+    config = load_config([*ON_EIGHT, "parallel.expert_parallel=4", "routing=shared_expert"])
+    calls, handed = step_in_shape(config, "bf16").collectives["alltoall_base"]
+    num_layers, slots = len(config.sparse_layer_indices), config.num_tokens * 2 * 4
+    assert calls == (4 + 1) * num_layers
+    assert handed == num_layers * (4 * slots * config.model.width * 2 + 8 * config.routing.num_experts)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

@@ -110,6 +110,12 @@ def test_a_run_writes_its_rows_its_cost_and_its_end(rows_of: RowsOf, tiny: Tiny,
     assert [path.name for path in complete_checkpoints(run_dir)] == ["images_000000000064"]
 
 
+def test_the_recorded_balance_loss_is_the_sum_over_layers(rows_of: RowsOf) -> None:
+    """The loss of one layer is 1 where the loads are even and little more at the start, times a weight of 0.01."""
+    (row, *_) = rows_of("routing=token_choice", "model.num_layers=8", "train.images=8")
+    assert 4 * 0.01 * 0.99 < row["auxiliary_loss"] < 4 * 0.01 * 1.5
+
+
 def test_dense_has_no_auxiliary_loss_to_record(rows_of: RowsOf) -> None:
     assert "auxiliary_loss" not in rows_of("routing=dense")[0]
 
