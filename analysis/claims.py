@@ -94,8 +94,8 @@ def correction(found: Sequence[Claim]) -> str:
     after = sum(claim.verdict in ("lower", "higher") for claim in tested)
     strict = sum(_holds(claim.p_holm) for claim in tested)
     return (
-        f"Of {len(tested)} differences tested, {before} have a 95% interval that excludes 0; {after} remain after "
-        f"Benjamini and Hochberg's correction for their number and are called supported, {strict} after Holm's."
+        f"Of {len(tested)} differences tested, 0 lies outside the 95% interval in {before}; in {after} after Benjamini and "
+        f"Hochberg's correction for their number, by which they are called supported, and in {strict} after Holm's."
     )
 
 

@@ -5,8 +5,8 @@ no independent witnesses of the law, and intervals that resample runs are too na
 are. There is one way to draw, so that no interval can be made the other way.
 
 The weights of configurations are drawn from an exponential distribution (the Bayesian bootstrap of Rubin 1981), which
-gives the intervals of drawing configurations with replacement, but leaves none out: studies of laws are designs of few
-configurations, of which half of all draws with replacement would no longer identify the law.
+gives the intervals of drawing configurations with replacement, but leaves none out: studies of laws are designs of
+few configurations, of which half of all draws with replacement would no longer identify the law.
 
 A resample whose search does not settle gives no law: it is counted and said, and above half of them no interval is given.
 Shapes: R resamples that gave a law, n runs, P coordinates.

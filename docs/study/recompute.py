@@ -19,13 +19,14 @@ from analysis.compare import INTERVALS, differences_markdown
 from analysis.figures.scaling_law import draw_scaling_law
 from analysis.intervals import difference
 from analysis.load import Records
-from analysis.report.laws import Law, laws
+from analysis.report.laws import NUM_RESAMPLES, Law, laws
 from analysis.style import write_drawing
 
 FOLDER = Path(__file__).parent
 KINDS = {"Dense (same depth)": "dense_same_depth", "Dense (same activated)": "dense_same_active"}
 GROUP_IMAGES = 8.0
 """Images of a routing group, in every routed run of the study."""
+NO_RECORDS = Records(pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), ())
 OWN_NOTES = ("- Intervals are ", "- Of ")
 """How the notes begin that are renewed."""
 LONGEST = "nano, model.width={}, 9,600 images"
@@ -112,7 +113,7 @@ def main() -> None:
         print(f"\n{(part.__doc__ or '').splitlines()[0]}")
         print("\n".join(f"- {line}" for line in part(table)))
     write_comparison(table, found)
-    write_drawing(draw_scaling_law(Records(table, table, table, table), table), FOLDER, "scaling-law")
+    write_drawing(draw_scaling_law(NO_RECORDS, table, NUM_RESAMPLES), FOLDER, "scaling-law")
     (FOLDER / "scaling-law.svg").unlink()
     rows = law_rows(laws(table))
     rows.to_csv(FOLDER / "laws.csv", index=False)
