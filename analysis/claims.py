@@ -71,8 +71,8 @@ def corrected(found: Sequence[Claim]) -> list[Claim]:
     p_values = np.array([claim.gap.p_value for claim in found if claim.gap.p_value is not None])
     if not len(p_values):
         return list(found)
-    pairs = iter(zip(stats.false_discovery_control(p_values).tolist(), holm(p_values), strict=True))
-    return [claim if claim.gap.p_value is None else replace(claim, **_named(*next(pairs))) for claim in found]
+    pairs = iter(zip(stats.false_discovery_control(p_values).tolist(), holm(p_values.tolist()), strict=True))
+    return [claim if claim.gap.p_value is None else _with_p_values(claim, *next(pairs)) for claim in found]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -94,13 +94,13 @@ def correction(found: Sequence[Claim]) -> str:
     after = sum(claim.verdict in ("lower", "higher") for claim in tested)
     strict = sum(_holds(claim.p_holm) for claim in tested)
     return (
-        f"Of {len(tested)} differences tested, 0 lies outside the 95% interval in {before}; in {after} after Benjamini and "
-        f"Hochberg's correction for their number, by which they are called supported, and in {strict} after Holm's."
+        f"Of {len(tested)} differences tested, 0 lies outside the 95% interval in {before}; in {after} after Benjamini "
+        f"and Hochberg's correction for their number, by which they are called supported, and in {strict} after Holm's."
     )
 
 
-def _named(benjamini_hochberg: float, holm_value: float) -> dict[str, float]:
-    return {"p_benjamini_hochberg": benjamini_hochberg, "p_holm": holm_value}
+def _with_p_values(claim: Claim, benjamini_hochberg: float, holms: float) -> Claim:
+    return replace(claim, p_benjamini_hochberg=benjamini_hochberg, p_holm=holms)
 
 
 def _holds(p_value: float | None) -> bool:

@@ -8,7 +8,8 @@ The weights of configurations are drawn from an exponential distribution (the Ba
 gives the intervals of drawing configurations with replacement, but leaves none out: studies of laws are designs of
 few configurations, of which half of all draws with replacement would no longer identify the law.
 
-A resample whose search does not settle gives no law: it is counted and said, and above half of them no interval is given.
+A resample whose search does not settle gives no law: it is counted and said, and above half of them no interval is
+given.
 Shapes: R resamples that gave a law, n runs, P coordinates.
 """
 
