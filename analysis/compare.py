@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.arm_table import arm_table
 from analysis.arms import ACTIVATED_TOLERANCE
-from analysis.claims import MIN_SEEDS, Claim, claims, conclusion, listed
+from analysis.claims import MIN_SEEDS, Claim, claims, conclusion, correction, listed
 from analysis.comparable import MEASURED_ON
 from analysis.figures.registry import find_figure
 from analysis.load import Records
@@ -28,6 +28,7 @@ HEADER = (
     "Arm", "Params", "Activated", "FLOPs/image", "Seeds", "Val. loss", "± std", "Same-t loss", "Images to dense",
     "Train images/s", "Inference ms", "Dropped %", "Same-t dropped %",
 )  # fmt: skip
+INTERVALS = "Intervals are Student's t over seeds, of one difference each; p (BH) and p (Holm) are corrected for all."
 EQUAL_COMPUTE = 0.03
 """Relative difference in FLOPs up to which arms are called equal."""
 
@@ -49,7 +50,8 @@ def compare(records: Records) -> Comparison:
     table = run_table(records)
     arms = arm_table(records, table)
     found = claims(table)
-    return Comparison(records, table, arms, found, conclusion(table, found), list(_notes(records, table, arms)))
+    notes = list(_notes(records, table, arms, found))
+    return Comparison(records, table, arms, found, conclusion(table, found), notes)
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -69,10 +71,15 @@ def comparison_markdown(comparison: Comparison) -> str:
     header, rows = comparison_cells(comparison.arms)
     parts = ["# Comparison of routers\n", f"{comparison.conclusion}\n", markdown(header, rows)]
     if comparison.claims:
-        parts += ["## Differences in validation loss\n", markdown(*_claim_cells(comparison.claims))]
+        parts.append(differences_markdown(comparison.claims))
     if comparison.notes:
         parts += ["## Notes\n", "".join(f"- {note}\n" for note in comparison.notes)]
     return "\n".join(parts)
+
+
+def differences_markdown(found: list[Claim]) -> str:
+    """The section of the differences."""
+    return "\n".join(["## Differences in validation loss\n", markdown(*_claim_cells(found))])
 
 
 def comparison_cells(arms: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -98,19 +105,25 @@ def _arm_cells(arm: dict[Any, Any], with_setting: bool) -> list[str]:
 
 
 def _claim_cells(found: list[Claim]) -> tuple[list[str], list[list[str]]]:
-    header = ["Arm", "Against", "Setting", "Difference", "95% interval", "Seeds", "Method", "Verdict"]
+    header = [
+        "Arm", "Against", "Setting", "Difference", "95% interval", "Seeds", "Method",
+        "p", "p (BH)", "p (Holm)", "Verdict",
+    ]  # fmt: skip
     rows = []
     for claim in found:
         gap = claim.gap
         interval = "–" if gap.low is None else f"{gap.low:+.4f} to {gap.high:+.4f}"
-        numbers = [f"{gap.mean:+.4f}", interval, str(gap.num_values), gap.method, claim.verdict]
-        rows.append([claim.arm, claim.reference, claim.setting, *numbers])
+        numbers = [f"{gap.mean:+.4f}", interval, str(gap.num_values), gap.method]
+        p_values = [fixed(p, 4) for p in (gap.p_value, claim.p_benjamini_hochberg, claim.p_holm)]
+        rows.append([claim.arm, claim.reference, claim.setting, *numbers, *p_values, claim.verdict])
     return header, rows
 
 
-def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame) -> Iterator[str]:
+def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame, found: list[Claim]) -> Iterator[str]:
     """What a reader must know before believing the table."""
-    yield "Intervals are Student's t over seeds and are not corrected for the number of differences tested."
+    yield INTERVALS
+    if remaining := correction(found):
+        yield remaining
     if table["val_loss_same_t"].notna().any():
         yield "Batches of one timestep hold other t than mixed ones: compare their losses between arms."
     few = arms.loc[arms["num_seeds"] < MIN_SEEDS]

@@ -18,13 +18,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95% interval; `low` and `high` are None where one value cannot give them."""
+    """A mean and its 95% interval; what one value cannot give is None. `p_value` is that of a mean of 0."""
 
     mean: float
     low: float | None
     high: float | None
     num_values: int
     method: Literal["mean", "paired", "Welch"] = "mean"
+    p_value: float | None = None
 
     @property
     def is_below_zero(self) -> bool:
@@ -55,15 +56,16 @@ def interval_of_mean(values: Sequence[float]) -> Interval:
     centre, spread = math.fsum(values) / len(values), standard_deviation(values)
     if spread is None:
         return Interval(centre, None, None, len(values))
-    half = _t_quantile(len(values) - 1) * spread / math.sqrt(len(values))
-    return Interval(centre, centre - half, centre + half, len(values))
+    error, freedom = spread / math.sqrt(len(values)), len(values) - 1
+    half = _t_quantile(freedom) * error
+    return Interval(centre, centre - half, centre + half, len(values), p_value=_p_value(centre, error, freedom))
 
 
 def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval:
     """Mean of `ours` minus mean of `theirs`, both by seed: paired where the seeds are the same, else Welch."""
     if set(ours) == set(theirs):
         pairs = interval_of_mean([ours[seed] - theirs[seed] for seed in ours])
-        return Interval(pairs.mean, pairs.low, pairs.high, len(ours), "paired")
+        return Interval(pairs.mean, pairs.low, pairs.high, len(ours), "paired", pairs.p_value)
     return _welch(list(ours.values()), list(theirs.values()))
 
 
@@ -75,11 +77,19 @@ def _welch(ours: list[float], theirs: list[float]) -> Interval:
         return Interval(gap, None, None, fewest, "Welch")
     first, second = spreads[0] ** 2 / len(ours), spreads[1] ** 2 / len(theirs)
     if first + second == 0:
-        return Interval(gap, gap, gap, fewest, "Welch")
+        return Interval(gap, gap, gap, fewest, "Welch", _p_value(gap, 0.0, 1.0))
     freedom = (first + second) ** 2 / (first**2 / (len(ours) - 1) + second**2 / (len(theirs) - 1))
-    half = _t_quantile(freedom) * math.sqrt(first + second)
-    return Interval(gap, gap - half, gap + half, fewest, "Welch")
+    error = math.sqrt(first + second)
+    half = _t_quantile(freedom) * error
+    return Interval(gap, gap - half, gap + half, fewest, "Welch", _p_value(gap, error, freedom))
 
 
 def _t_quantile(freedom: float) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
+def _p_value(centre: float, error: float, freedom: float) -> float:
+    """How likely a mean as far from 0 is, on either side, where the true one is 0."""
+    if error == 0:
+        return 0.0 if centre else 1.0
+    return float(2 * stats.t.sf(abs(centre) / error, freedom))

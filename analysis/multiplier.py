@@ -5,8 +5,9 @@ of losses that both reach, the horizontal distance between them, in logarithms, 
 exponential is the multiplier. Above 1 the arm needs less than the reference; exchanging the two gives the inverse.
 `at_lowest` is the distance at the lowest loss both reach, where the curves are flat and compute is dear.
 
-"Reaches" means reaches and stays, as in `curves.py`: the last time a curve comes down through a loss, which makes its
-envelope monotone. Between evaluations it is straight in the logarithm of the axis. Pairs are of the same seed;
+"Reaches" means reaches and stays, as in `curves.py`: the last time a curve comes down through a loss, after its noise
+was taken off, without which the noisier of two curves would come later than it does. Between evaluations a curve is
+straight in the logarithm of the axis. Pairs are of the same seed;
 intervals are Student's t over their logarithms. Seconds of different machines are refused. Along a schedule that decays
 the learning rate, a point on the way of one run is compared with the end of another, which has decayed: a multiplier
 then errs towards 1.
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from analysis.claims import arm_pairs
 from analysis.comparable import MEASURED_ON, first_difference
-from analysis.curves import AXES, validation_curves
+from analysis.curves import AXES, denoised, validation_curves
 from analysis.intervals import Interval, interval_of_mean
 from analysis.load import MissingDataError, Records
 
@@ -89,6 +90,7 @@ def multipliers(records: Records, table: pd.DataFrame) -> list[Multiplier]:
 
 def shift(ours: Curve, theirs: Curve) -> Shift | None:
     """The distance between two curves over the losses that both reach; None where they reach none in common."""
+    ours, theirs = (Curve(curve.x, denoised(*curve).tolist()) for curve in (ours, theirs))
     high, low = min(max(ours.loss), max(theirs.loss)), max(ours.loss[-1], theirs.loss[-1])
     if low >= high:
         return None

@@ -1,7 +1,7 @@
 """`scaling-law`: how the loss falls with training compute, by routing: L = E + A C^-a and how well it predicts.
 
 Left: final validation loss of every configuration against training FLOPs C with the law of its arm, which is fitted to
-all runs of the arm whatever their size, and the 95% band of the law over resamples of the runs. Right: the same law
+all runs of the arm whatever their size, and the 95% band of the law over resampled configurations. Right: the same law
 fitted without the runs of most compute, and how far its prediction of these lies from what was measured. An arm whose
 runs do not identify the law has points and no line, and the foot says what it lacks. The laws are those of
 `analysis/laws`; runs that differ in anything else than size, length of training, routing and seed have their own panel.
@@ -189,7 +189,7 @@ def _keys(laws: Sequence[_ArmLaw]) -> list[Key]:
     sizes = [(Line2D([], [], marker=SIZE_MARKERS[size], **mark), size) for size in dict.fromkeys(points["model.name"])]
     keys: list[Key] = [*sizes, *seed_key(points), (Patch(color=GREY, alpha=0.25, linewidth=0), "95% band of the law")]
     if any(each.largest for each in laws):
-        keys.append((Line2D([], [], color=GREY, marker="o"), "Prediction error, 95% interval"))
+        keys.append((Line2D([], [], color=GREY, marker="o"), "Prediction error, 95% prediction interval"))
     return keys
 
 
@@ -200,7 +200,7 @@ def _foot(laws: Sequence[_ArmLaw], num_resamples: int) -> list[str]:
     refused += [f"{each.name} is not predicted: {each.not_predicted}" for each in laws if each.not_predicted]
     what = (
         f"{POWER_LAW.equation}, or {POWER_LAW_WITHOUT_FLOOR.equation} where the data show no floor, "
-        f"fitted to all runs of an arm; intervals over {num_resamples:,} resamples of runs. "
+        f"fitted to all runs of an arm; intervals over {num_resamples:,} resamples of configurations. "
         "Right: fitted without the runs of most compute."
     )
     return [what, *_first(fitted, "more laws"), *_first(refused, "more without")]

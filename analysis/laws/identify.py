@@ -6,6 +6,8 @@ After the fit, from the optimum (`fit_problems`):
 - the condition number of the Jacobian, columns scaled to length 1: beyond `MAX_CONDITION` parameters are not told
   apart;
 - an exponent, or a saturation, whose standard error is large;
+- a loss that rises with N, D or C at any of the runs, or with the experts over all of them: these laws are of losses
+  that fall;
 - the floor, where the same law without it fits as well: the sums of absolute residuals S_0 without and S_1 with it are
   compared by the likelihood ratio of least absolute deviations (Koenker and Bassett 1982), 4 f(0) (S_0 - S_1) with
   f(0) = 1 / (pi mean|r|) for normal residuals, against the 95% quantile of chi-squared with 1 degree of freedom.
@@ -15,7 +17,7 @@ sqrt(pi / 2) sigma (J^T J)^-1/2, with sigma = sqrt(pi / 2) mean|r|.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -23,7 +25,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.laws.fit import Fit, require_settled, search
-from analysis.laws.forms import Form, Values
+from analysis.laws.forms import SATURATION, Form, Term, Values, saturated
 from analysis.laws.log_model import LogModel
 from analysis.laws.observations import EXPERTS, Observations
 from analysis.load import MissingDataError
@@ -140,7 +142,8 @@ def fit_problems(found: Fit) -> list[Problem]:
     if alike:
         return [*floor, *alike]
     error_PP = _covariance(found, jacobian_nP)
-    return [*_exponent_problems(found, names, error_PP), *floor, *_saturation_problems(found, error_PP)]
+    exponents = _exponent_problems(found, names, error_PP)
+    return [*exponents, *_rising_problems(found), *floor, *_saturation_problems(found, error_PP)]
 
 
 def _vanished_problems(form: Form, jacobian_nP: Values) -> list[Problem]:
@@ -227,6 +230,38 @@ def _exponent_problems(found: Fit, names: Sequence[str], error_PP: Values) -> li
                 Problem(f"{name} is not told from 0", message, f"Widen the range of {variable}, or add seeds")
             )
     return problems
+
+
+def _rising_problems(found: Fit) -> list[Problem]:
+    """The variables with which a term of the law rises, where all of them should make the loss fall."""
+    problems, names, values = [], found.form.variables, dict(found.observations.values)
+    if EXPERTS in names:
+        saturation = [found.parameters[name] for name in SATURATION if found.form.is_saturated]
+        values[EXPERTS] = saturated(values[EXPERTS], *saturation)
+    logs = {name: np.log(values[name]) for name in names}
+    for name in names:
+        slopes = [
+            _slope(term, name, logs, found.parameters)
+            for term in found.form.terms
+            if any(name in each.logs_of for each in term)
+        ]
+        steepest = max(float(slope_n.mean() if name == EXPERTS else slope_n.max()) for slope_n in slopes)
+        if steepest > 0:
+            message = (
+                f"the loss rises with {name}, as {name}^{steepest:.2g}, and the law is of losses that fall with it"
+            )
+            remedy = f"Look for what the runs of larger {PLURALS[name]} lack, as a learning rate that suits them"
+            problems.append(Problem(f"the loss rises with {name}", message, remedy))
+    return problems
+
+
+def _slope(term: Term, name: str, logs: Mapping[str, Values], parameters: Mapping[str, float]) -> Values:
+    """[n] d ln(term) / d ln(variable `name`) at the runs."""
+    slope_n = np.zeros(len(logs[name]))
+    for each in (each for each in term if name in each.logs_of):
+        others = [logs[other] for other in each.logs_of if other != name]
+        slope_n += each.sign * parameters[each.parameter] * (np.prod(others, axis=0) if others else 1.0)
+    return slope_n
 
 
 def _saturation_problems(found: Fit, error_PP: Values) -> list[Problem]:

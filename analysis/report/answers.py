@@ -11,7 +11,7 @@ from itertools import groupby
 
 import pandas as pd
 
-from analysis.claims import Claim, conclusion
+from analysis.claims import Claim, conclusion, correction
 from analysis.multiplier import Multiplier
 from analysis.paper_claims import NOT_TESTABLE, PaperClaim, PaperVerdict
 from analysis.report.document import Block, Bullets
@@ -34,6 +34,7 @@ def answer_blocks(
 ) -> list[Block]:
     """One sentence for each setting, pair of the largest setting, claim of the paper and fitted law."""
     settings = [conclusion(of_setting, list(claims)) for _, of_setting in runs.groupby("setting", sort=False)]
+    settings += filter(None, [correction(claims)])
     largest = str(runs["setting"].iloc[-1])
     blocks: list[Block] = [_list(settings, "What the data supports")]
     compute = list(_compute(multipliers, largest))

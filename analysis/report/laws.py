@@ -62,7 +62,9 @@ def laws(
         for form in forms:
             for family, runs in families(rows):
                 tell(f"law {form.name} of {family} ...")
-                observations = observe(runs, {name: columns[name] for name in {*form.variables, "C"}}, arm="arm")
+                named = runs.assign(configuration=runs["setting"] + ": " + runs["arm"])
+                variables = {name: columns[name] for name in {*form.variables, "C"}}
+                observations = observe(named, variables, arm="configuration")
                 found.append(_law(form, family, observations, num_resamples))
     return found
 

@@ -10,7 +10,7 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.claims import Claim
+from analysis.claims import Claim, correction
 from analysis.load import MissingDataError, Records
 from analysis.multiplier import Multiplier, multiplier_rows, multipliers
 from analysis.paper_claims import PaperClaim, paper_claim_rows
@@ -26,7 +26,8 @@ three = partial(fixed, decimals=3)
 DIFFERENCE_COLUMNS = (
     Column("arm", "Arm"), Column("reference", "Against"), Column("setting", "Setting"),
     Column("difference", "Difference", signed), Column("low", "95% low", signed), Column("high", "95% high", signed),
-    Column("seeds", "Seeds", whole), Column("method", "Method"), Column("verdict", "Verdict"),
+    Column("seeds", "Seeds", whole), Column("method", "Method"), Column("p", "p", four), Column("p_bh", "p (BH)", four),
+    Column("p_holm", "p (Holm)", four), Column("verdict", "Verdict"),
 )  # fmt: skip
 MULTIPLIER_COLUMNS = (
     Column("setting", "Setting"), Column("arm", "Arm"), Column("reference", "Reference"), Column("axis", "Counted in"),
@@ -66,13 +67,14 @@ def _differences(found: Sequence[Claim]) -> Block:
             "arm": claim.arm, "reference": claim.reference, "setting": claim.setting, "verdict": claim.verdict,
             "difference": claim.gap.mean, "low": claim.gap.low, "high": claim.gap.high,
             "seeds": claim.gap.num_values, "method": claim.gap.method,
+            "p": claim.gap.p_value, "p_bh": claim.p_benjamini_hochberg, "p_holm": claim.p_holm,
         }
         for claim in found
     ]  # fmt: skip
     note = (
         "Final validation loss of the arm minus that of the reference, raw weights. Intervals are Student's t over "
-        "seeds and are not corrected for the number of differences tested. "
-        "What is not lower or higher is not supported."
+        "seeds, of one difference each; p is corrected for how many were tested (Benjamini and Hochberg, by which the "
+        f"verdict goes, and Holm). {correction(found)} What is not lower or higher is not supported."
     )
     return table("differences", "Differences in validation loss", DIFFERENCE_COLUMNS, rows, note)
 

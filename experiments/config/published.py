@@ -1,7 +1,8 @@
 """Parameter counts as the papers print them, to stand beside our own arithmetic, and why the two differ.
 
 EC-DIT: arXiv 2410.02098, table 1 (M with 64 experts, the others with 32, f_c = 2). DiT-MoE: arXiv 2407.11633, table 1
-(S and XL with 8 experts, G with 16; B and L are not printed). Neither paper has published weights to count.
+(S and XL with 8 experts, G with 16; B and L are not printed). EC-DIT has published no weights. DiT-MoE has published
+some with its code (github.com/feizc/DiT-MoE); they were not counted here, and the numbers are those of the paper.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ def test_mean_and_spread_of_the_final_loss_are_over_seeds(study: Records) -> Non
 def test_images_to_the_loss_of_dense_are_where_the_mean_curves_meet(study: Records) -> None:
     rows = rows_by_arm(study)
     assert rows["Dense (same depth)"]["images_to_dense_loss"] == pytest.approx(9600)
-    assert rows["Dense (same activated)"]["images_to_dense_loss"] == pytest.approx(8000)
-    assert rows["Token choice"]["images_to_dense_loss"] == pytest.approx(6000)
-    assert rows["Expert choice"]["times_sooner"] == pytest.approx(1.5)
+    assert rows["Dense (same activated)"]["images_to_dense_loss"] == pytest.approx(8000, rel=5e-3)
+    assert rows["Token choice"]["images_to_dense_loss"] == pytest.approx(6000, rel=5e-3)
+    assert rows["Expert choice"]["times_sooner"] == pytest.approx(1.5, rel=5e-3)
 
 
 def test_an_arm_that_never_reaches_dense_has_no_number(write_arms: Callable[..., Path]) -> None:

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from analysis.claims import SAME_T, Claim, claims, conclusion, supported_differences, unsupported_differences
+from analysis.claims import (
+    SAME_T,
+    Claim,
+    claims,
+    conclusion,
+    corrected,
+    correction,
+    supported_differences,
+    unsupported_differences,
+)
 from analysis.compare import Comparison, compare, comparison_markdown, write_comparison
-from analysis.intervals import Interval
+from analysis.intervals import Interval, difference
 from analysis.load import Records, load_records
 from analysis.tables import run_table
 
@@ -86,6 +96,33 @@ def test_many_arms_are_named_by_the_exceptions() -> None:
     assert unsupported_differences(found) == ["a difference from Dense for F"]
 
 
+def test_differences_are_corrected_for_how_many_were_tested() -> None:
+    """p of 0.01 and 0.03 among five: by hand 5 * 0.01 / 1 and 5 * 0.03 / 2; by Holm 5 * 0.01 and 4 * 0.03."""
+    p_values = (0.03, 0.5, 0.01, 0.8, None, 0.9)
+    gaps = [Interval(-0.1, -0.2, -0.01 if p and p < 0.05 else 0.1, 3, "paired", p) for p in p_values[:4]]
+    gaps += [Interval(-0.1, None, None, 1, "paired"), Interval(0.0, -0.1, 0.1, 3, "paired", 0.9)]
+    found = corrected([Claim("nano", arm, "Dense", gap) for arm, gap in zip("ABCDEF", gaps, strict=True)])
+    assert [claim.p_benjamini_hochberg for claim in found] == pytest.approx([0.075, 0.8333333, 0.05, 0.9, None, 0.9])
+    assert [claim.p_holm for claim in found] == pytest.approx([0.12, 1.0, 0.05, 1.0, None, 1.0])
+    assert [claim.verdict for claim in found] == [
+        "not after correction", "not separated", "lower", "not separated", "not testable", "not separated",
+    ]  # fmt: skip
+    assert unsupported_differences(found) == ["a difference from Dense for all 6 routed arms but C"]
+    assert correction(found) == (
+        "Of 5 differences tested, 0 lies outside the 95% interval in 2; in 1 after Benjamini and Hochberg's correction "
+        "for their number, by which they are called supported, and in 1 after Holm's."
+    )
+
+
+def test_many_differences_that_do_not_exist_are_not_called_supported() -> None:
+    """Of 2,000 comparisons of three seeds without a difference, 5% have intervals that exclude 0."""
+    random = np.random.default_rng(0)
+    gaps = [difference(dict(enumerate(one)), dict(enumerate(other))) for one, other in random.normal(size=(2000, 2, 3))]
+    found = corrected([Claim("nano", "A", "B", gap) for gap in gaps])
+    assert sum(gap.is_below_zero or gap.is_above_zero for gap in gaps) == pytest.approx(100, abs=30)
+    assert not [claim for claim in found if claim.verdict in ("lower", "higher")]
+
+
 def test_one_seed_supports_nothing(tmp_path: Path, write_run: WriteRun) -> None:
     one_seed = {arm: losses[:1] for arm, losses in SEPARATED.items()}
     table = run_table(load_records([write_losses(tmp_path, write_run, one_seed)]))
@@ -149,5 +186,6 @@ def test_the_files_hold_the_sentence_the_table_and_the_claims(comparison: Compar
     text = (tmp_path / "new" / "comparison.md").read_text()
     assert text == comparison_markdown(comparison)
     assert comparison.conclusion in text
-    assert "| Expert choice | Dense (same depth) | nano | -0.0480 | -0.0480 to -0.0480 | 3 | paired | lower |" in text
+    row = "| Expert choice | Dense (same depth) | nano | -0.0480 | -0.0480 to -0.0480 | 3 | paired | 0.0000 | 0.0000 |"
+    assert f"{row} 0.0000 | lower |" in text
     assert (tmp_path / "new" / "comparison.csv").read_text().count("\n") == 5

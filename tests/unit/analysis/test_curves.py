@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from analysis.curves import mean_over_seeds, reach, smooth, validation_curves
+from analysis.curves import denoised, mean_over_seeds, reach, smooth, validation_curves
 from analysis.load import Records, load_records
 from analysis.tables import run_table
 
@@ -26,6 +27,28 @@ def test_a_curve_that_ends_above_never_reaches() -> None:
 
 def test_a_curve_that_starts_below_reaches_at_its_first_point() -> None:
     assert reach([100, 200], [1.0, 0.5], 2.0) == 100.0
+
+
+def test_noise_does_not_move_where_a_loss_is_reached() -> None:
+    """The last time through a loss is too late, the first too early."""
+    images, random = np.arange(1, 49) * 200.0, np.random.default_rng(0)
+    law = 0.1 + 30 * images**-0.6
+    target = 0.1 + 30 * 6000.0**-0.6
+    reached = [reach(images.tolist(), (law * np.exp(random.normal(0, 0.03, 48))).tolist(), target) for _ in range(100)]
+    assert None not in reached
+    assert np.exp(np.mean(np.log(np.array(reached, dtype=float)))) == pytest.approx(6000, rel=0.02)
+
+
+@pytest.mark.parametrize("x", [[0, 1, 2, 3, 4], [1, 2, 2, 3, 4], [1, 2, 3, 4]])
+def test_a_curve_that_cannot_be_smoothed_is_left_as_it_is(x: list[float]) -> None:
+    loss = [3.0, 1.0, 2.5, 0.5, 1.5][: len(x)]
+    assert denoised(x, loss).tolist() == loss
+
+
+def test_a_curve_that_reaches_a_loss_with_its_last_point_reaches_it_there() -> None:
+    images, loss = [100, 200, 300, 400, 500, 600], [3.0, 2.5, 2.7, 2.2, 2.4, 1.9]
+    assert reach(images, loss, 1.9) == 600.0
+    assert reach(images, loss, 1.8) is None
 
 
 def test_flops_and_seconds_belong_to_the_images_of_an_evaluation(study: Records) -> None:

@@ -206,11 +206,11 @@ def test_every_axis_of_numbers_has_a_unit_and_no_text_is_small(
 def test_loss_convergence_marks_where_dense_is_reached(study: Records) -> None:
     numbers = draw("loss-convergence", study).numbers
     reached = numbers[numbers["split"] == "reach"].set_index("arm")
-    assert reached["images_seen"].to_list() == pytest.approx([9600, 8000, 6000, 6400])
-    assert reached["seconds"].to_list() == pytest.approx([96, 80, 60, 64])
+    assert reached["images_seen"].to_list() == pytest.approx([9600, 8000, 6000, 6400], rel=5e-3)
+    assert reached["seconds"].to_list() == pytest.approx([96, 80, 60, 64], rel=5e-3)
     table = run_table(study).drop_duplicates("arm").set_index("arm")["train_flops_per_image"]
     expected = 1.6 * table["Dense (same depth)"] / table["Token choice"]
-    assert reached.loc["Token choice", "times_sooner_flops"] == pytest.approx(expected)
+    assert reached.loc["Token choice", "times_sooner_flops"] == pytest.approx(expected, rel=5e-3)
 
 
 def test_loss_convergence_without_dense_draws_the_curves_alone(write_arms: WriteArms) -> None:

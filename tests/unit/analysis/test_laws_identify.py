@@ -9,7 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.laws.forms import CHINCHILLA, FORMS, JOINT, POWER_LAW, ROUTED, ROUTED_SATURATED, Form
+from analysis.laws.forms import (
+    CHINCHILLA,
+    FORMS,
+    JOINT,
+    POWER_LAW,
+    POWER_LAW_WITHOUT_FLOOR,
+    ROUTED,
+    ROUTED_SATURATED,
+    Form,
+)
 from analysis.laws.identify import condition, design_problems, identified_fit
 from analysis.laws.observations import Observations, observe
 from analysis.load import MissingDataError
@@ -101,6 +110,29 @@ def test_interplay_that_was_never_varied_is_not_told_apart() -> None:
     message = refused(ROUTED, at(ROUTED, ROUTED_TRUTH, varied_alone))
     assert "the runs do not tell b and c apart (condition number of the Jacobian" in message
     assert message.endswith("Add runs in which one variable changes alone.")
+
+
+JOINT_TRUTH = {
+    "a": 30.0, "b": 40.0, "c": 1.0, "alpha": -0.2, "beta": -0.2, "gamma": 0.0, "delta": -0.1, "omega": 0.0, "zeta": 0.0,
+}  # fmt: skip
+RISING: list[tuple[Form, dict[str, float], str]] = [
+    (POWER_LAW_WITHOUT_FLOOR, {"A": 0.01, "a": -0.1}, "C"),
+    (POWER_LAW, {"E": 0.0, "A": 0.01, "a": -0.1}, "C"),
+    (CHINCHILLA, {"E": 0.5, "A": 0.01, "B": 2000.0, "alpha": -0.2, "beta": 0.4}, "N"),
+    (CHINCHILLA, {"E": 0.5, "A": 480.0, "B": 0.01, "alpha": 0.35, "beta": -0.2}, "D"),
+    (ROUTED, {**ROUTED_TRUTH, "a": 0.08, "c": 0.0}, "N"),
+    (ROUTED, {"a": -0.02, "b": -0.4, "c": 0.02, "d": 2.5}, "N"),  # it falls for one expert and rises for 64
+    (ROUTED, {**ROUTED_TRUTH, "b": 0.1, "c": 0.0}, "experts"),
+    (JOINT, {**JOINT_TRUTH, "a": 0.1, "alpha": 0.2}, "N"),
+    (JOINT, {**JOINT_TRUTH, "b": 0.1, "beta": 0.2}, "D"),
+]
+
+
+@pytest.mark.parametrize(("form", "truth", "variable"), RISING)
+def test_a_loss_that_rises_is_no_law(form: Form, truth: dict[str, float], variable: str) -> None:
+    ranges = {"N": WIDE, "D": WIDE, "C": np.geomspace(1e10, 1e15, 9), "experts": (1, 4, 16, 64)}
+    observations = at(form, truth, list(itertools.product(*(ranges[name] for name in form.variables))), 0.002)
+    assert f"the loss rises with {variable}, as {variable}^" in refused(form, observations)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])

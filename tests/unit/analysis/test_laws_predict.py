@@ -66,6 +66,16 @@ def test_seeds_of_one_configuration_are_averaged_before_they_are_compared() -> N
     assert found.mean_absolute_error.value == pytest.approx(0.0, abs=1e-4)
 
 
+def test_a_single_run_is_predicted_less_closely_than_a_mean_of_seeds() -> None:
+    observations = study(noise=0.02, num_seeds=6)
+    one = observations.take(np.arange(len(observations)) < len(observations) - 5)
+    widths = []
+    for each in (observations, one):
+        error = leave_largest_out(POWER_LAW, each, num_resamples=300).mean_error
+        widths.append(error.high - error.low)
+    assert widths[1] > 1.3 * widths[0]
+
+
 def test_the_headline_says_how_far_and_how_wrong() -> None:
     headline = str(leave_largest_out(POWER_LAW, study(surprise=1.25), num_resamples=20))
     assert headline.startswith("Fitted to 8 runs, it predicts the 1 largest configurations, at 10 times the compute, ")

@@ -53,7 +53,7 @@ def test_the_share_of_steps_is_where_denses_final_loss_is_reached(
 ) -> None:
     claim = found(write_arms({**DENSE, **expert_choice(slope)}))[HALF_STEPS]
     assert claim.ours is not None
-    assert claim.ours.mean == pytest.approx(share)
+    assert claim.ours.mean == pytest.approx(share, rel=5e-3)
     assert (claim.verdict, claim.ours.num_values, claim.form.printed) == (verdict, 3, "0.5")
 
 
@@ -83,7 +83,7 @@ def test_one_seed_that_never_reaches_the_loss_tests_nothing(write_arms: WriteArm
 def test_one_seed_is_not_testable_and_still_shows_its_value(write_arms: WriteArms) -> None:
     claim = found(write_arms({**DENSE, **expert_choice(2e-5)}, seeds=(0,)))[HALF_STEPS]
     assert claim.ours is not None
-    assert (claim.ours.mean, claim.verdict) == (pytest.approx(0.5), NOT_TESTABLE)
+    assert (claim.ours.mean, claim.verdict) == (pytest.approx(0.5, rel=5e-2), NOT_TESTABLE)
     assert claim.reason == "one seed, so no spread can be given"
 
 
