@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from experiments.config.data_set import Encoder
+from experiments.data.encoder_configs import read_encoder_config, read_vae_config
 from experiments.data.latents import file_sha256
 from experiments.data.libraries import first_line, library
 from experiments.errors import ConfigError
@@ -50,6 +51,10 @@ def find_encoders(vae: str, t5: str, clip: str) -> EncoderFolders:
 def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
     """One of `CLASSES`: what it is, and its folder on this machine; a `ConfigError` where there is none."""
     folder = _folder(name, path)
+    if name == "vae":
+        read_vae_config(path, folder)
+    else:
+        read_encoder_config(name, path, folder)
     beside = [] if name == "vae" or tokenizer_folder(folder) == folder else _files(tokenizer_folder(folder))
     entry = Encoder(path=path, kind=CLASSES[name], sha256=file_sha256([*_files(folder), *beside]))
     return entry, folder
@@ -229,4 +234,5 @@ def _read(name: str, folder: Path, load: Callable[[], Any]) -> Any:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted({path for pattern in FILES for path in folder.glob(pattern)})
+    """Regular ones: to open a FIFO would wait for ever."""
+    return sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})
