@@ -38,14 +38,21 @@ def prepare(
     vae: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a diffusers AutoencoderKL.")],
     t5: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers T5EncoderModel.")],
     clip: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers CLIPTextModel.")],
-    image_size: Annotated[int, typer.Option(min=8, help="Pixels of a side: resized, then the middle cut out.")] = 256,
-    max_tokens: Annotated[int, typer.Option(min=1, help="T5 tokens of a caption; longer ones are cut.")] = 120,
+    image_size: Annotated[
+        int, typer.Option(min=8, max=4096, help="Pixels of a side: resized, then the middle cut out.")
+    ] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, max=4096, help="T5 tokens of a caption; longer ones are cut.")
+    ] = 120,
     validation_images: Annotated[
-        int | None, typer.Option(min=1, help="Set apart to validate with. Default: a twentieth, at most 512.")
+        int | None,
+        typer.Option(min=1, max=10**9, help="Set apart to validate with. Default: a twentieth, at most 512."),
     ] = None,
-    shard_images: Annotated[int, typer.Option(min=1, help="Images of a file.")] = 1024,
-    batch_images: Annotated[int, typer.Option(min=1, help="Images encoded at a time.")] = 16,
-    processes: Annotated[int, typer.Option(min=1, help="Each holds all models; accelerators are taken in turn.")] = 1,
+    shard_images: Annotated[int, typer.Option(min=1, max=2**20, help="Images of a file.")] = 1024,
+    batch_images: Annotated[int, typer.Option(min=1, max=4096, help="Images encoded at a time.")] = 16,
+    processes: Annotated[
+        int, typer.Option(min=1, max=256, help="Each holds all models; accelerators are taken in turn.")
+    ] = 1,
     split: Annotated[str, typer.Option(help="Of a Hub data set.")] = "train",
     subset: Annotated[str | None, typer.Option(metavar="NAME", help="Of a Hub data set that has several.")] = None,
     image_column: Annotated[str | None, typer.Option(metavar="NAME", help="Default: found by its type.")] = None,
@@ -88,12 +95,13 @@ def check(out: Folder, as_json: Json = False) -> None:
 
     index = read_index(out)
     say("importing torch ...")
-    from experiments.data.latents import check_content, check_length
+    from experiments.data.latents import check_content, check_length, check_tensors
 
     with counting("checking", "files") as show:
         for number, file in enumerate(index.files()):
             check_length(out, file)
             check_content(out, file)
+            check_tensors(out, index, file)
             show(number + 1, len(index.files()))
     _print({"path": str(out), "fingerprint": index.fingerprint, "files": len(index.files()), "state": "whole"}, as_json)
 
