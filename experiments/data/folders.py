@@ -119,7 +119,7 @@ def list_folder(folder: Path) -> tuple[list[str], list[ImageFile]]:
     return sorted(names, key=lambda name: name.split("/")), sorted(problems, key=lambda one: one.name)
 
 
-def captioned_beside(folder: Path, names: Sequence[str], endings: Endings) -> tuple[list[ImageFile], str] | None:
+def captioned_beside(names: Sequence[str], endings: Endings) -> tuple[list[ImageFile], str] | None:
     """Images with captions in files of the same name, and the ending of those; None where there are none."""
     samples = pair(names, endings)
     chosen = choose_ending(samples, endings)

@@ -59,7 +59,7 @@ def read_table(
     """
     path = folder / name
     in_parquet = path.suffix.lower() == ".parquet"
-    columns, lines = (_text_columns(path), []) if in_parquet else _lines(path)
+    columns, lines = (_text_columns(path, image_column), []) if in_parquet else _lines(path)
     image = path_column(columns, image_column)
     if image is None:
         return None
@@ -87,11 +87,6 @@ def find_caption_column(columns: Collection[str], source: str, given: str | None
         f"SOURCE {source} has no captions: its columns are {', '.join(columns)}.",
         "Name the right one with --caption-column.",
     )
-
-
-def has_paths(path: Path, image_column: str | None) -> bool:
-    """Whether a Parquet file names images rather than holds them."""
-    return path_column(_text_columns(path), image_column) is not None
 
 
 def read_schema(path: Path) -> pa.Schema:
@@ -143,9 +138,18 @@ def _csv_rows(text: str, name: str) -> Iterator[TableRow]:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 
 
-def _text_columns(path: Path) -> list[str]:
+def _text_columns(path: Path, given: str | None) -> list[str]:
+    """The columns that may name files: none where another column holds images, which paths then only describe."""
     schema = read_schema(path)
-    return [name for name, kind in zip(schema.names, schema.types, strict=True) if _is_text(kind)]
+    texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if _is_text(kind)]
+    others = [field for field in schema if field.name not in texts]
+    holds_images = any(field.name in PATH_COLUMNS or _has_bytes(field.type) for field in others)
+    return [] if holds_images and given not in texts else texts
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    """Whether it is the type in which `datasets` stores images."""
+    return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
 def _parquet_rows(path: Path, image: str, caption: str) -> list[TableRow]:

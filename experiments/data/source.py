@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.data.folders import FileRows, ImageFile, JoinedRows, captioned_beside, list_folder
 from experiments.data.libraries import library
 from experiments.data.pairing import Endings
-from experiments.data.path_tables import find_tables, has_paths, is_metadata, read_table, unlisted
+from experiments.data.path_tables import find_tables, is_metadata, read_table, unlisted
 from experiments.data.rows import MAX_CAPTION_BYTES, Row, Rows, UnusableRowError, find_json_key
 from experiments.data.tables import open_hub, open_parquet
 from experiments.data.tars import open_tars
@@ -67,6 +68,17 @@ class Asked:
     caption_column: str | None
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a folder: all files, those of them that are images or tables, and what cannot be entered."""
+
+    folder: Path
+    names: Sequence[str]
+    images: Sequence[str]
+    tables: Sequence[str]
+    problems: Sequence[ImageFile]
+
+
 def open_source(
     source: str, split: str, subset: str | None, image_column: str | None, caption_column: str | None
 ) -> SourceRows:
@@ -87,19 +99,14 @@ def open_source(
 
 
 def _open_folder(asked: Asked, folder: Path) -> SourceRows:
-    """By what lies in it: tables called metadata, then captions beside images, tables of paths, tars, Parquet."""
+    """By what lies in it: tables called metadata, then captions beside images, other tables, tars or Parquet."""
     names, problems = list_folder(folder)
-    endings = Endings.asked(asked.image_column, asked.caption_column)
-    images = [name for name in names if Endings().image_stem(name)]
-    tables = find_tables(names)
-    if images and tables and is_metadata(tables[0]):
-        if found := _named_by_tables(asked, folder, tables, images, problems):
+    images, tables = [name for name in names if Endings().image_stem(name)], find_tables(names)
+    listing = Listing(folder, names, images, tables, problems)
+    ways = [_captioned_beside, _named_by_tables]
+    for open_way in reversed(ways) if any(map(is_metadata, tables)) else ways:
+        if images and (found := open_way(asked, listing)):
             return found
-        raise ConfigError(f"SOURCE {folder / tables[0]} names no images.", "Give it the key or column file_name.")
-    if found := _with_captions_beside(asked, folder, names, endings, problems):
-        return found
-    if images and (found := _named_by_tables(asked, folder, tables, images, problems)):
-        return found
     packed = [name for name in names if name.endswith(PACKED_SUFFIXES)]
     if packed:
         return _open_packed(asked, folder, packed, [*map(ImageFile, images), *problems])
@@ -110,37 +117,39 @@ def _open_folder(asked: Asked, folder: Path) -> SourceRows:
             "file_name and caption.",
         )
     seen = f" ({problems[0].name}: {problems[0].problem})" if problems else ""
-    raise ConfigError(
-        f"SOURCE {folder} holds no images{seen}.", "It may hold image files, .parquet files or .tar files."
-    )
+    hint = "It may hold image files, .parquet files or .tar files."
+    raise ConfigError(f"SOURCE {folder} holds no images{seen}.", hint)
 
 
-def _with_captions_beside(
-    asked: Asked, folder: Path, names: Sequence[str], endings: Endings, problems: Sequence[ImageFile]
-) -> SourceRows | None:
-    """`image` and `caption` are what both have been called where they have no column."""
-    found = captioned_beside(folder, names, endings) or captioned_beside(folder, names, Endings())
+def _captioned_beside(asked: Asked, listing: Listing) -> SourceRows | None:
+    """`image` and `caption` are what both are called where they have no column."""
+    image, caption = asked.image_column or "image", asked.caption_column or "caption"
+    endings = Endings.asked(None if image == "image" else image, None if caption == "caption" else caption)
+    found = captioned_beside(listing.names, endings)
     if found is None:
         return None
     files, chosen = found
     keys = endings.keys(chosen)
     if chosen == "json" and not keys:
-        some = [file.caption_file for file in files if file.caption_file][:SAMPLED_ROWS]
-        keys = (find_json_key(read_input(folder / name, MAX_CAPTION_BYTES) for name in some),)
-    rows = FileRows(folder, [*files, *problems], keys)
-    return SourceRows(asked.source, rows, asked.image_column or "image", asked.caption_column or "caption")
+        keys = (find_json_key(_some_captions(listing.folder, files)),)
+    return SourceRows(asked.source, FileRows(listing.folder, [*files, *listing.problems], keys), image, caption)
 
 
-def _named_by_tables(
-    asked: Asked, folder: Path, tables: Sequence[str], images: Sequence[str], problems: Sequence[ImageFile]
-) -> SourceRows | None:
+def _some_captions(folder: Path, files: Sequence[ImageFile]) -> Iterator[bytes]:
+    for name in [file.caption_file for file in files if file.caption_file][:SAMPLED_ROWS]:
+        with suppress(OSError):  # it is listed when its row is read
+            yield read_input(folder / name, MAX_CAPTION_BYTES)
+
+
+def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
     """Images that no table names have no caption, and are listed as such."""
-    read = [read_table(folder, name, asked.image_column, asked.caption_column) for name in tables]
+    read = [read_table(listing.folder, name, asked.image_column, asked.caption_column) for name in listing.tables]
     found = [each for each in read if each is not None]
     if not found:
         return None
     files = [file for each, _ in found for file in each]
-    rows = FileRows(folder, [*files, *unlisted(folder, images, files), *problems])
+    others = unlisted(listing.folder, listing.images, files)
+    rows = FileRows(listing.folder, [*files, *others, *listing.problems])
     return SourceRows(asked.source, rows, asked.image_column or "image", found[0][1])
 
 
@@ -159,10 +168,8 @@ def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Seque
     if tars:
         rows, *found = open_tars(asked.source, paths, *columns)
         return SourceRows(asked.source, _with(rows, folder, others), *found)
-    if has_paths(paths[0], asked.image_column):
-        found_paths = _named_by_tables(asked, folder, names, [], others)
-        assert found_paths is not None
-        return found_paths
+    if by_path := _named_by_tables(asked, Listing(folder, [], [], names, others)):
+        return by_path
     parquet_rows, *found = open_parquet(asked.source, paths, *columns)
     return SourceRows(asked.source, _with(parquet_rows, folder, others), *found)
 

@@ -400,6 +400,36 @@ def test_columns_of_parquet_may_have_dots_and_rows_may_lack_images(tmp_path: Pat
     assert left == {"row 1": "it has no image", "row 2": "it has no image", "x": "not a file of an image"}
 
 
+def test_a_table_that_holds_its_images_is_not_one_of_paths(tmp_path: Path) -> None:
+    images = pa.array([{"bytes": PNG, "path": "x.png"}])
+    table = pa.table({"img": images, "filename": ["gone.png"], "path": ["gone.png"], "caption": ["a cat"]})
+    parquet.write_table(table, tmp_path / "part.parquet")
+    assert rows_of(tmp_path / "part.parquet", "img") == ({"x.png": "a cat"}, {})
+    parquet.write_table(table.drop_columns("img").append_column("image", [[7]]), tmp_path / "numbers.parquet")
+    (tmp_path / "gone.png").write_bytes(PNG)
+    assert rows_of(tmp_path / "numbers.parquet", "path") == ({"gone.png": "a cat"}, {})
+
+
+def test_images_beside_tars_have_no_caption_and_are_listed(tmp_path: Path) -> None:
+    write_tar(tmp_path / "tars" / "0.tar", {"1.jpg": JPG, "1.txt": b"one"})
+    write(tmp_path / "tars", {"preview.png": PNG})
+    assert rows_of(tmp_path / "tars") == ({"1.jpg": "one"}, {"preview.png": "no caption"})
+
+
+def test_tables_of_the_hubs_cache_name_links_into_its_blobs(tmp_path: Path) -> None:
+    repository = write(tmp_path / "datasets--some--pictures", {"blobs/1234": PNG})
+    write(repository / "snapshots" / "abc", {"metadata.jsonl": b'{"file_name": "a.png", "caption": "a cat"}'})
+    (repository / "snapshots" / "abc" / "a.png").symlink_to("../../blobs/1234")
+    assert rows_of(repository / "snapshots" / "abc") == ({"a.png": "a cat"}, {})
+
+
+def test_a_column_that_is_misspelt_is_not_passed_over(tmp_path: Path) -> None:
+    for container in CONTAINERS:
+        source = container(tmp_path / container.__name__, {"a": b"a cat"})
+        with pytest.raises(ConfigError, match=r"SOURCE|--caption-column 'titel' is not a column"):
+            open_rows(source, caption_column="titel")
+
+
 def test_a_column_that_holds_no_images_is_one_line(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"image": [1, 2], "caption": ["a", "b"]}), tmp_path / "part.parquet")
     with pytest.raises(ConfigError, match=r"the column 'image' of .* holds no images"):
