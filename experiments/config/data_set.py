@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -137,7 +138,7 @@ def fingerprint_of(content: Mapping[str, Any]) -> str:
 def read_index(folder: Path) -> DataSetIndex:
     """The index of a whole data set; a `ConfigError` for a folder that is none, unfinished or damaged."""
     path = folder / INDEX_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike `Path.is_file`, it raises nothing for a name that is too long
         raise _missing(folder)
     try:
         text = read_input(path, MAX_ROWS_BYTES)
@@ -209,9 +210,9 @@ def _evaluation(given: Mapping[str, Any], index: DataSetIndex, path: str) -> dic
 
 
 def _missing(folder: Path) -> ConfigError:
-    if (folder / REQUEST_FILE).is_file():
+    if os.path.isfile(folder / REQUEST_FILE):
         return ConfigError(f"data.path={folder} is not finished.", "Run the same `ecdit data prepare` again.")
-    what = "holds no data set" if folder.is_dir() else "is not a folder"
+    what = "holds no data set" if os.path.isdir(folder) else "is not a folder"
     return ConfigError(
         f"data.path={folder} {what}.",
         f"Write one with: ecdit data prepare SOURCE {folder} (SOURCE may be the name of a data set on the Hub).",

@@ -10,6 +10,7 @@ Legend: B images, C channels, H, W height and width, V, U widths of T5 and CLIP.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -168,8 +169,8 @@ def _stored(values: Tensor, what: str) -> Tensor:
 def _folder(name: str, path: str) -> Path:
     """On this machine; what is only on the Hub is brought here."""
     folder = Path(path)
-    if not folder.is_dir():
-        if folder.exists() or path.count("/") > 2 or path.startswith((".", "/")):
+    if not os.path.isdir(folder):
+        if os.path.lexists(folder) or path.count("/") > 2 or path.startswith((".", "/")):
             raise ConfigError(f"--{name} {path} is not a folder.", _hint(name))
         folder = _downloaded(name, path)
     if not (folder / "config.json").is_file():

@@ -84,7 +84,7 @@ def prepare(
     vae = read_vae_config(request.vae, encoders.folders["vae"])
     _check_size(request, vae)
     tasks = deal_rows(request, len(source), lambda row: isinstance(load_row(source, row, request.image_size), Loaded))
-    if out.is_file():
+    if os.path.isfile(out):
         raise ConfigError(f"{out} is a file.", "Name a folder, or one that does not exist.")
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
