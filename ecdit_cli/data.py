@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from experiments.config.data_set import DataSetIndex
 
 data = typer.Typer(help="Prepare real images for training, and check what was prepared.", invoke_without_command=True)
+LISTED_ROWS = 5
+"""What was left out is listed up to here; the file lists all."""
 TITLES = {"gib": "GiB", "cut_for_t5": "cut for T5", "cut_for_clip": "cut for CLIP"}
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the data set.")]
 
@@ -55,8 +59,16 @@ def prepare(
     ] = 1,
     split: Annotated[str, typer.Option(help="Of a Hub data set.")] = "train",
     subset: Annotated[str | None, typer.Option(metavar="NAME", help="Of a Hub data set that has several.")] = None,
-    image_column: Annotated[str | None, typer.Option(metavar="NAME", help="Default: found by its type.")] = None,
-    caption_column: Annotated[str | None, typer.Option(metavar="NAME", help="Default: caption, text, txt, ...")] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a table, or an ending in tars and folders (input.jpg). Default: found."),
+    ] = None,
+    caption_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="As --image-column; json.title is a key in JSON. Default: caption, text, txt, ..."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn captioned images into latents and text features. The same command continues it, or mends what is damaged.
@@ -110,6 +122,9 @@ def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object
     """What a data set holds; what is not in it, or not whole, is said aloud."""
     if index.num_damaged:
         say(f"Left out {index.num_damaged:,} of {index.source.num_rows:,} images: see {left_out}")
+        with left_out.open(encoding="utf-8") as lines:
+            for one in map(json.loads, islice(lines, LISTED_ROWS)):
+                say(f"  {one['name']}: {one['reason']}")
     cut = {"t5": index.num_cut("t5"), "clip": index.num_cut("clip")}
     if any(cut.values()):
         longest = index.caption_length

@@ -25,6 +25,7 @@ from experiments.data.encoder_configs import read_encoder_config, read_vae_confi
 from experiments.data.latents import file_sha256
 from experiments.data.libraries import first_line, library
 from experiments.errors import ConfigError
+from experiments.text import printable
 
 CLASSES = {"vae": "AutoencoderKL", "t5": "T5EncoderModel", "clip": "CLIPTextModel"}
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
@@ -57,7 +58,7 @@ def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
     else:
         read_encoder_config(name, path, folder)
     beside = [] if name == "vae" or tokenizer_folder(folder) == folder else _files(tokenizer_folder(folder))
-    entry = Encoder(path=path, kind=CLASSES[name], sha256=file_sha256([*_files(folder), *beside]))
+    entry = Encoder(path=printable(path), kind=CLASSES[name], sha256=file_sha256([*_files(folder), *beside]))
     return entry, folder
 
 

@@ -30,6 +30,7 @@ CAPTION_COLUMNS = ("caption", "text", "txt", "captions", "prompt", "json.caption
 """Looked for in this order. A dot goes into a column of JSON."""
 SAMPLED_LINES = 100
 """Lines of JSON in which columns are looked for."""
+NOT_TEXT = "Write it as UTF-8: JSON lines have one object a line, CSV has the columns in its first line."
 TableRow = tuple[str, Mapping[str, Any] | str]
 """What to call the row, and its values or why it has none."""
 
@@ -62,6 +63,9 @@ def read_table(
     columns, lines = (_text_columns(path, image_column), []) if in_parquet else _lines(path)
     image = path_column(columns, image_column)
     if image is None:
+        broken = next((f"{label}: {row}" for label, row in lines if isinstance(row, str)), None)
+        if is_metadata(name) and broken and not columns:
+            raise ConfigError(f"SOURCE {path} cannot be read: {broken}.", NOT_TEXT)
         return None
     caption = find_caption_column(read_schema(path).names if in_parquet else columns, str(path), caption_column)
     rows = _parquet_rows(path, image, caption) if in_parquet else lines
@@ -108,7 +112,7 @@ def _lines(path: Path) -> tuple[list[str], list[TableRow]]:
         rows = list(_csv_rows(text, path.name) if path.suffix.lower() == ".csv" else _json_rows(text, path.name))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise ConfigError(f"SOURCE {path} cannot be read: {reason}.", "Check this file; it may be UTF-8.") from error
+        raise ConfigError(f"SOURCE {path} cannot be read: {reason}.", NOT_TEXT) from error
     sampled = [row for _, row in rows if not isinstance(row, str)][:SAMPLED_LINES]
     return list(dict.fromkeys(column for row in sampled for column in row)), rows
 

@@ -84,8 +84,7 @@ def prepare(
     vae = read_vae_config(request.vae, encoders.folders["vae"])
     _check_size(request, vae)
     tasks = deal_rows(request, len(source), lambda row: isinstance(load_row(source, row, request.image_size), Loaded))
-    if os.path.isfile(out):
-        raise ConfigError(f"{out} is a file.", "Name a folder, or one that does not exist.")
+    _check_out(out)
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     folder = _settle(request, source, encoders, out, tasks)
@@ -127,6 +126,14 @@ def _wait_for_others(
         on_rows(num_rows(tasks) - num_rows(waiting), num_rows(tasks))
         time.sleep(SECONDS_BETWEEN_LOOKS)
         waiting = [task for task in waiting if not folder.is_made(task, verify=False)]
+
+
+def _check_out(out: Path) -> None:
+    """`safetensors` opens no path that is not Unicode."""
+    if os.path.isfile(out):
+        raise ConfigError(f"{out} is a file.", "Name a folder, or one that does not exist.")
+    if any(0xDC80 <= ord(character) <= 0xDCFF for character in str(out)):  # bytes that are no UTF-8
+        raise ConfigError(f"the name of the folder {printable(str(out))} is not Unicode.", "Name another folder.")
 
 
 def _check_size(request: Request, vae: VaeConfig) -> None:
@@ -222,7 +229,7 @@ def _write_index(
         "t5": encoders.t5.model_dump(),
         "clip": encoders.clip.model_dump(),
         "source": Source(
-            path=request.source, num_rows=len(source), image_column=source.image_column,
+            path=printable(request.source), num_rows=len(source), image_column=source.image_column,
             caption_column=source.caption_column,
         ).model_dump(),
         "empty_caption": notes[0].entry.model_dump(),

@@ -107,7 +107,7 @@ def _open_folder(asked: Asked, folder: Path) -> SourceRows:
     for open_way in reversed(ways) if any(map(is_metadata, tables)) else ways:
         if images and (found := open_way(asked, listing)):
             return found
-    packed = [name for name in names if name.endswith(PACKED_SUFFIXES)]
+    packed = [name for name in names if _suffix(name) in PACKED_SUFFIXES]
     if packed:
         return _open_packed(asked, folder, packed, [*map(ImageFile, images), *problems])
     if images:
@@ -155,9 +155,9 @@ def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
 
 def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Sequence[ImageFile]) -> SourceRows:
     """Files that are all tars or all Parquet; a Parquet file beside the tar of its name only describes it."""
-    tars = {name for name in names if name.endswith(".tar")}
-    names = [name for name in names if not (name.endswith(".parquet") and f"{name[:-8]}.tar" in tars)]
-    kinds = {os.path.splitext(name)[1] for name in names}
+    stems = {stem for stem, suffix in map(os.path.splitext, names) if suffix.lower() == ".tar"}
+    names = [name for name in names if not (_suffix(name) == ".parquet" and os.path.splitext(name)[0] in stems)]
+    kinds = {_suffix(name) for name in names}
     if len(kinds) > 1 or not kinds <= set(PACKED_SUFFIXES):
         raise ConfigError(
             f"SOURCE {asked.source} holds files of the kinds {', '.join(sorted(kinds))}.",
@@ -165,13 +165,17 @@ def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Seque
         )
     paths = [folder / name for name in names]
     columns = asked.image_column, asked.caption_column
-    if tars:
+    if stems:
         rows, *found = open_tars(asked.source, paths, *columns)
         return SourceRows(asked.source, _with(rows, folder, others), *found)
     if by_path := _named_by_tables(asked, Listing(folder, [], [], names, others)):
         return by_path
     parquet_rows, *found = open_parquet(asked.source, paths, *columns)
     return SourceRows(asked.source, _with(parquet_rows, folder, others), *found)
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _with(rows: Rows, folder: Path, others: Sequence[ImageFile]) -> Rows:

@@ -56,14 +56,20 @@ class TarRows:
         """`UnusableRowError` for a member that is no file or cannot be used."""
         tar, image, caption, problem = self.place_S4[number].tolist()
         name = f"{self.tars[tar].name} byte {image}"
-        with listed_as(name), tarfile.open(self.tars[tar], "r:") as opened:
-            member = member_at(opened, image)
-            name = f"{self.tars[tar].name}/{member.name}"
-            if self.problems[problem]:
-                raise UnusableRowError(name, self.problems[problem])
-            with listed_as(name):
-                content = content_of(opened, member, MAX_IMAGE_BYTES)
-                return Row(content, None if caption == NOWHERE else self._caption(opened, caption), name)
+        try:
+            with listed_as(name), tarfile.open(self.tars[tar], "r:") as opened:
+                return self._row(opened, self.tars[tar].name, image, caption, self.problems[problem])
+        except tarfile.TarError as error:
+            raise UnusableRowError(name, f"the tar is another one now: {error}") from error
+
+    def _row(self, opened: tarfile.TarFile, tar: str, image: int, caption: int, problem: str) -> Row:
+        member = member_at(opened, image)
+        name = f"{tar}/{member.name}"
+        if problem:
+            raise UnusableRowError(name, problem)
+        with listed_as(name):
+            content = content_of(opened, member, MAX_IMAGE_BYTES)
+            return Row(content, None if caption == NOWHERE else self._caption(opened, caption), name)
 
     def _caption(self, opened: tarfile.TarFile, place: int) -> str | None:
         return caption_in(content_of(opened, member_at(opened, place), MAX_CAPTION_BYTES), self.keys)
@@ -97,7 +103,7 @@ def open_tars(
 
 
 def member_at(opened: tarfile.TarFile, place: int) -> tarfile.TarInfo:
-    """The member that begins at this byte, with its long name."""
+    """The member that begins at this byte, with its long name; a `tarfile.TarError` where none does any more."""
     assert opened.fileobj is not None
     opened.fileobj.seek(place)
     return tarfile.TarInfo.fromtarfile(opened)

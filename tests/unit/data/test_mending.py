@@ -272,3 +272,13 @@ def test_a_fifo_among_the_files_of_an_encoder_is_not_opened(encoder_folders: Fol
     source = write_sidecars(tmp_path / "source", 4)
     index = prepare(small_request(source, encoder_folders | {"vae": str(folder)}), tmp_path / "set").index
     assert index.num_images("train") == 3
+
+
+def test_a_source_whose_name_is_not_unicode_is_written_out_and_such_an_out_refused(
+    encoder_folders: Folders, tmp_path: Path
+) -> None:
+    source = write_sidecars(tmp_path / os.fsdecode(b"pictures\xff"), 4)
+    index = prepare(small_request(source, encoder_folders), tmp_path / "set").index
+    assert index.source.path.endswith("pictures\\udcff")
+    with pytest.raises(ConfigError, match=r"set\\udcff is not Unicode"):
+        prepare(small_request(source, encoder_folders), tmp_path / os.fsdecode(b"set\xff"))

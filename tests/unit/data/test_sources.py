@@ -410,6 +410,35 @@ def test_a_table_that_holds_its_images_is_not_one_of_paths(tmp_path: Path) -> No
     assert rows_of(tmp_path / "numbers.parquet", "path") == ({"gone.png": "a cat"}, {})
 
 
+def test_a_table_of_paths_may_have_dots_in_its_columns(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": PNG})
+    table = pa.table({"input.jpg": ["a.png"], "outputs.txt": ["a cat"], "outputs": [{"txt": "no"}]})
+    parquet.write_table(table, tmp_path / "part.parquet")
+    assert rows_of(tmp_path / "part.parquet", "input.jpg", "outputs.txt") == ({"a.png": "a cat"}, {})
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\xfd", b"[{}, {}]", b"no json\nat all"])
+def test_metadata_without_one_line_that_can_be_read_are_named_with_their_line(content: bytes, tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": PNG, "metadata.jsonl": content})
+    with pytest.raises(ConfigError, match=r"metadata\.jsonl cannot be read: ") as caught:
+        open_rows(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+def test_packed_files_may_have_endings_in_upper_case(tmp_path: Path) -> None:
+    write_tar(tmp_path / "tars" / "0.TAR", {"1.jpg": JPG, "1.txt": b"one"})
+    assert rows_of(tmp_path / "tars") == ({"1.jpg": "one"}, {})
+    assert rows_of(tmp_path / "tars" / "0.TAR") == ({"1.jpg": "one"}, {})
+
+
+def test_a_tar_that_changes_under_way_loses_its_rows_and_not_the_process(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "part.tar", {"1.jpg": JPG, "1.txt": b"one"})
+    rows = open_rows(path)
+    for content in (b"\xff" * 9999, b"", bytes(9999)):
+        path.write_bytes(content)
+        assert isinstance(load_row(rows, 0, 8), LeftOut)
+
+
 def test_images_beside_tars_have_no_caption_and_are_listed(tmp_path: Path) -> None:
     write_tar(tmp_path / "tars" / "0.tar", {"1.jpg": JPG, "1.txt": b"one"})
     write(tmp_path / "tars", {"preview.png": PNG})
