@@ -73,6 +73,9 @@ def prepare(
 ) -> None:
     """Turn captioned images into latents and text features. The same command continues it, or mends what is damaged.
 
+    Rows that cannot be used are left out and listed in OUT/left_out.jsonl: without a caption, with text that is not
+    UTF-8, damaged, larger than 67 megapixels, or outside of the folder of a table that names them.
+
     Needs the extra ecdit[data]. On several nodes, start it with torchrun or srun and a shared OUT. Then train with:
     ecdit train data.name=latents data.path=OUT
     """

@@ -154,7 +154,8 @@ def read_index(folder: Path) -> DataSetIndex:
         if not (index.num_images("train") and index.num_images("validation")):
             raise ValueError("a split without images")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged.", "Prepare the data set again into another folder.") from error
+        hint = "Run its `ecdit data prepare` again, which writes it anew, or copy the data set again."
+        raise ConfigError(f"{path} is damaged.", hint) from error
     if not intact:
         raise ConfigError(
             f"{path} was changed after it was written: its fingerprint is another one.", "Prepare the data set again."

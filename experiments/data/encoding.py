@@ -134,7 +134,7 @@ def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOut:
 
 
 def _left_out(row: int, name: str, reason: str) -> LeftOut:
-    """Names and reasons hold what others wrote."""
+    """Names and reasons hold what others wrote, so that they are made safe to show and short."""
     return LeftOut(row, *(shortened(printable(text), LISTED_CHARACTERS) for text in (name, reason)))
 
 

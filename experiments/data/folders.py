@@ -49,7 +49,7 @@ class FileRows:
     keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of rows."""
         return len(self.files)
 
     def read(self, number: int) -> Row:
@@ -75,7 +75,7 @@ class JoinedRows:
     second: Rows
 
     def __len__(self) -> int:
-        """Of both."""
+        """The number of rows of both."""
         return len(self.first) + len(self.second)
 
     def read(self, number: int) -> Row:

@@ -15,10 +15,10 @@ from PIL import Image
 
 CAPTION_ENDINGS = ("txt", "caption", "text", "json")
 """Looked for in this order; one of them holds the captions of the whole source."""
-OTHER_IMAGE_ENDINGS = frozenset({"heic", "heif", "jxl", "svg"})
-"""Endings of images that PIL may not read: such files are listed, rather than not seen."""
-UNDECODED_FORMATS = frozenset({"EPS"})
-"""PIL gives these to another program (Ghostscript), which can read files and run for ever."""
+OTHER_IMAGE_ENDINGS = frozenset({"heic", "heif", "jxl", "svg", "eps", "ps", "wmf", "emf"})
+"""Endings of images that are not decoded: such files are listed, rather than not seen."""
+UNDECODED_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+"""PIL knows these and does not decode them itself; it gives EPS to Ghostscript, which can read files and run on."""
 HIDDEN_NAMES = frozenset({"@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "#recycle", "lost+found"})
 """What file managers, network drives and archivers leave behind, in lower case."""
 
@@ -49,11 +49,12 @@ class Endings:
         return tuple(rest.split(".")) if rest else ()
 
     def image_stem(self, name: str) -> str:
-        """What stands before the ending of an image; empty where `name` is none."""
+        """The name of an image without its ending; empty where `name` is not that of an image."""
         if self.image is not None:
             return (stem_of(name, [self.image]) or ("", ""))[0]
         stem, _, ending = name.rpartition(".")
-        return stem if ending.lower() in image_endings() else ""
+        known = ending.lower() in decoded_endings() or ending.lower() in OTHER_IMAGE_ENDINGS
+        return stem if known else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +78,20 @@ def image_formats() -> tuple[str, ...]:
 
 
 @cache
-def image_endings() -> frozenset[str]:
-    """The endings of images, in lower case and without the dot."""
+def decoded_endings() -> frozenset[str]:
+    """The endings of images that PIL decodes, in lower case and without the dot."""
     known = Image.registered_extensions().items()
-    return frozenset(suffix[1:].lower() for suffix, kind in known if kind in Image.OPEN) | OTHER_IMAGE_ENDINGS
+    return frozenset(suffix[1:].lower() for suffix, kind in known if kind in image_formats())
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path, relative to the source, is or lies in what only a program made for itself."""
+    """Whether a path, relative to the source, leads to or through what a program made for itself."""
     parts = (part for part in name.split("/") if part not in (".", ".."))
     return any(part.startswith(".") or part.lower() in HIDDEN_NAMES for part in parts)
 
 
 def stem_of(name: str, endings: Iterable[str]) -> tuple[str, str] | None:
-    """What stands before one of `endings`, and that ending; None where `name` has none of them."""
+    """The name without its ending, and the first of `endings` that it has; None where it has none of them."""
     lower = name.lower()
     for ending in endings:
         if lower.endswith(f".{ending}"):
@@ -99,7 +100,7 @@ def stem_of(name: str, endings: Iterable[str]) -> tuple[str, str] | None:
 
 
 def pair(names: Sequence[str], endings: Endings) -> list[Sample]:
-    """Every image and every caption without one, in the order of `names`."""
+    """A sample for every image, and one for every caption without an image, in the order of `names`."""
     images: dict[str, list[int]] = {}
     captions: dict[str, dict[str, int]] = {}
     others: dict[str, int] = {}
@@ -125,13 +126,13 @@ def choose_ending(samples: Iterable[Sample], endings: Endings) -> str | None:
 
 
 def with_ending(samples: Iterable[Sample], chosen: str) -> list[Sample]:
-    """Without captions, of no image, that are of another kind than the chosen one: they are notes of something else."""
+    """`samples` without those captions that have no image and another ending than the chosen one: they are other notes."""
     return [sample for sample in samples if sample.is_image or chosen in sample.captions]
 
 
 def _of_stem(names: Sequence[str], places: Sequence[int], captions: dict[str, int]) -> Iterator[Sample]:
-    """One image has a caption. Another with the same name may be its mask or its depth, which is not what is drawn."""
-    first, *others = places
+    """One image has the caption, if possible one that can be decoded; another with its name may be its mask."""
+    first, *others = sorted(places, key=lambda place: names[place].rpartition(".")[2].lower() not in decoded_endings())
     yield Sample(first, captions)
     for place in others:
         yield Sample(place, captions, f"the caption belongs to {names[first].rpartition('/')[2]}, of the same name")

@@ -3,8 +3,8 @@
 The rows of a source are dealt to shards by number alone, those of the validation set by a fixed permutation; each shard
 is made by one process and appears whole or not at all, with a note beside it (`train-00000.json`: checksum, what was
 left out). So a run that was killed goes on where it was and ends with the same files. The index comes last. Running it
-again on a data set that is whole makes only what is missing or damaged. The format is described in
-`experiments.config.data_set`.
+again on a data set that is whole makes only what is missing or damaged, be it a file, a note, the request or the index.
+The format is described in `experiments.config.data_set`.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def prepare(
 
 
 def num_rows(tasks: Sequence[ShardTask]) -> int:
-    """Of all of them."""
+    """The number of rows of all tasks together."""
     return sum(len(task.rows) for task in tasks)
 
 

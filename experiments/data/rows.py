@@ -50,7 +50,7 @@ class Rows(Protocol):
     """Rows that can be read in any order and from several threads."""
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
 
     def read(self, number: int) -> Row:
         """`UnusableRowError` where the row cannot be used."""

@@ -40,7 +40,7 @@ class SourceRows:
     caption_column: str
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return len(self.rows)
 
     def read(self, number: int) -> Row:
@@ -48,7 +48,7 @@ class SourceRows:
         return self.rows.read(number)
 
     def sample_sha256(self) -> str:
-        """Of some images and captions, spread over the source: tells one source from another of the same length."""
+        """A hash of some images and captions, spread over the source, that tells it from another of the same length."""
         digest = hashlib.sha256()
         for number in sorted({place * (len(self) - 1) // (SAMPLED_ROWS - 1) for place in range(SAMPLED_ROWS)}):
             try:
@@ -99,7 +99,7 @@ def open_source(
 
 
 def _open_folder(asked: Asked, folder: Path) -> SourceRows:
-    """By what lies in it: tables called metadata, then captions beside images, other tables, tars or Parquet."""
+    """A folder is opened by what lies in it: metadata, captions beside images, other tables, and then packed files."""
     names, problems = list_folder(folder)
     images, tables = [name for name in names if Endings().image_stem(name)], find_tables(names)
     listing = Listing(folder, names, images, tables, problems)
@@ -179,5 +179,5 @@ def _suffix(name: str) -> str:
 
 
 def _with(rows: Rows, folder: Path, others: Sequence[ImageFile]) -> Rows:
-    """And the images beside what is packed, which have no caption."""
+    """`rows`, and after them the images that lie beside what is packed and have no caption."""
     return JoinedRows(rows, FileRows(folder, others)) if others else rows

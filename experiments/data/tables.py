@@ -40,7 +40,7 @@ class TableRows:
     folders: Sequence[Sequence[Path]]
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of rows."""
         return len(self.dataset)
 
     def read(self, number: int) -> Row:
@@ -123,7 +123,7 @@ def _table(
 
 
 def _columns(dataset: Any) -> list[str]:
-    """With those inside columns of JSON."""
+    """The names of the columns, and of the keys inside columns of JSON."""
     inner = [f"{name}.{key}" for name, kind in dataset.features.items() if isinstance(kind, dict) for key in kind]
     return [*dataset.column_names, *inner]
 

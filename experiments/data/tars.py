@@ -49,7 +49,7 @@ class TarRows:
     keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of rows."""
         return len(self.place_S4)
 
     def read(self, number: int) -> Row:
@@ -123,7 +123,7 @@ def content_of(opened: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int)
 def _samples(
     number: int, path: Path, endings: Endings, problems: dict[str, int]
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], list[str]]:
-    """Of each sample: tar, image, problem, whether it is an image by name, captions; and the endings that were seen."""
+    """A row for each sample (tar, image, problem, whether its ending is an image's, captions), and some endings."""
     members = list(_members(path))
     names = [name for name, _ in members]
     samples = pair(names, endings)
@@ -156,7 +156,7 @@ def _members(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _check_whole(path: Path) -> None:
-    """A tar ends in zeros; one that is cut short would be read without a word, up to where it ends."""
+    """A tar ends in zeros. One that is cut short would be read up to where it ends, without a word."""
     if not path.is_file():  # opening a FIFO would wait for ever
         raise ConfigError(f"SOURCE {path} cannot be read: it is not a regular file.", "Name or copy the file itself.")
     with path.open("rb") as file:

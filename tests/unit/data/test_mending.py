@@ -97,6 +97,19 @@ def test_a_damaged_request_is_written_again_and_what_belongs_to_it_is_kept(
     assert prepare(other, copied).num_files_made == 7  # nothing of the first request is taken for the second's
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", DEEP])
+def test_a_damaged_index_is_written_again(
+    content: bytes, copied: Path, latent_set: Path, request_of_set: Request
+) -> None:
+    (copied / "index.json").write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=r"index\.json is damaged\. Run its `ecdit data prepare` again, which writes it"
+    ):
+        read_index(copied)
+    assert prepare(request_of_set, copied).num_files_made == 0
+    assert content_of(copied) == content_of(latent_set)
+
+
 def test_a_damaged_request_of_an_older_data_set_is_an_error(copied: Path, request_of_set: Request) -> None:
     for path in copied.glob("*-*.json"):
         path.write_bytes(changed(path, lambda note: note.pop("request")))

@@ -231,6 +231,16 @@ def test_a_tar_loses_no_sample_because_of_another(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_caption_belongs_to_the_image_of_its_name_that_can_be_decoded(packed: bool, tmp_path: Path) -> None:
+    """Phones export HEIC and JPEG side by side; features lie beside images in HDF5."""
+    files = {"a.heic": b"x", "a.jpg": JPG, "a.txt": b"a cat", "b.h5": b"x", "b.jpg": JPG, "b.txt": b"a dog"}
+    source = write_tar(tmp_path / "part.tar", files) if packed else write(tmp_path / "folder", files)
+    used, left = rows_of(source)
+    assert used == {"a.jpg": "a cat", "b.jpg": "a dog"}
+    assert list(left.values()) == ["the caption belongs to a.jpg, of the same name"]
+
+
 def test_several_tars_are_one_source_and_need_not_be_alike(tmp_path: Path) -> None:
     write_tar(tmp_path / "tars" / "0.tar", {"1.jpg": JPG, "1.txt": b"one"})
     write_tar(tmp_path / "tars" / "1.tar", {"1.png": PNG, "1.txt": b"two", "2.webp": picture("webp")})
