@@ -37,8 +37,8 @@ MAX_PIXELS = 2**26
 NO_CAPTION, NO_IMAGE = "no caption", "not a file of an image"
 LISTED_CHARACTERS = 200
 DAMAGED = (
-    OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, EOFError, RuntimeError, struct.error,
-    zlib.error, Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError, EOFError, RuntimeError,
+    struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What PIL's decoders raise for files that are no image, are cut short, or were made to break them."""
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `MAX_PIXELS` is stricter

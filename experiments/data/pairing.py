@@ -126,7 +126,7 @@ def choose_ending(samples: Iterable[Sample], endings: Endings) -> str | None:
 
 
 def with_ending(samples: Iterable[Sample], chosen: str) -> list[Sample]:
-    """`samples` without the captions that have neither an image nor the chosen ending: they are notes of other things."""
+    """`samples` without the captions that have neither an image nor the chosen ending: notes of other things."""
     return [sample for sample in samples if sample.is_image or chosen in sample.captions]
 
 
