@@ -28,7 +28,12 @@ def bench(
     width: Annotated[list[int] | None, typer.Option(min=1, help="routing: model width; may be given again.")] = None,
     experts: Annotated[list[int] | None, typer.Option(min=1, help="routing: experts; may be given again.")] = None,
     gib: Annotated[
-        float, typer.Option(min=0.001, help="data: size of each data set of latents that is written and read.")
+        float,
+        typer.Option(
+            min=0.001,
+            max=256,
+            help="data: size of each data set of latents that is written and read.",
+        ),
     ] = 1.0,
     clock: Annotated[
         Literal["wall", "cpu"], typer.Option(help="cpu: seconds computed, for a machine that others use too.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from experiments.config.data_set import DataSetIndex
 
 data = typer.Typer(help="Prepare real images for training, and check what was prepared.", invoke_without_command=True)
+LISTED_ROWS = 5
+"""What was left out is listed up to here; the file lists all."""
 TITLES = {"gib": "GiB", "cut_for_t5": "cut for T5", "cut_for_clip": "cut for CLIP"}
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the data set.")]
 
@@ -38,21 +42,39 @@ def prepare(
     vae: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a diffusers AutoencoderKL.")],
     t5: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers T5EncoderModel.")],
     clip: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers CLIPTextModel.")],
-    image_size: Annotated[int, typer.Option(min=8, help="Pixels of a side: resized, then the middle cut out.")] = 256,
-    max_tokens: Annotated[int, typer.Option(min=1, help="T5 tokens of a caption; longer ones are cut.")] = 120,
+    image_size: Annotated[
+        int, typer.Option(min=8, max=4096, help="Pixels of a side: resized, then the middle cut out.")
+    ] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, max=4096, help="T5 tokens of a caption; longer ones are cut.")
+    ] = 120,
     validation_images: Annotated[
-        int | None, typer.Option(min=1, help="Set apart to validate with. Default: a twentieth, at most 512.")
+        int | None,
+        typer.Option(min=1, max=10**9, help="Set apart to validate with. Default: a twentieth, at most 512."),
     ] = None,
-    shard_images: Annotated[int, typer.Option(min=1, help="Images of a file.")] = 1024,
-    batch_images: Annotated[int, typer.Option(min=1, help="Images encoded at a time.")] = 16,
-    processes: Annotated[int, typer.Option(min=1, help="Each holds all models; accelerators are taken in turn.")] = 1,
+    shard_images: Annotated[int, typer.Option(min=1, max=2**20, help="Images of a file.")] = 1024,
+    batch_images: Annotated[int, typer.Option(min=1, max=4096, help="Images encoded at a time.")] = 16,
+    processes: Annotated[
+        int, typer.Option(min=1, max=256, help="Each holds all models; accelerators are taken in turn.")
+    ] = 1,
     split: Annotated[str, typer.Option(help="Of a Hub data set.")] = "train",
     subset: Annotated[str | None, typer.Option(metavar="NAME", help="Of a Hub data set that has several.")] = None,
-    image_column: Annotated[str | None, typer.Option(metavar="NAME", help="Default: found by its type.")] = None,
-    caption_column: Annotated[str | None, typer.Option(metavar="NAME", help="Default: caption, text, txt, ...")] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a table, or an ending in tars and folders (input.jpg). Default: found."),
+    ] = None,
+    caption_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="As --image-column; json.title is a key in JSON. Default: caption, text, txt, ..."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn captioned images into latents and text features. The same command continues it, or mends what is damaged.
+
+    Rows that cannot be used are left out and listed in OUT/left_out.jsonl: without a caption, with text that is not
+    UTF-8, damaged, larger than 67 megapixels, or outside of the folder of a table that names them.
 
     Needs the extra ecdit[data]. On several nodes, start it with torchrun or srun and a shared OUT. Then train with:
     ecdit train data.name=latents data.path=OUT
@@ -88,12 +110,13 @@ def check(out: Folder, as_json: Json = False) -> None:
 
     index = read_index(out)
     say("importing torch ...")
-    from experiments.data.latents import check_content, check_length
+    from experiments.data.latents import check_content, check_length, check_tensors
 
     with counting("checking", "files") as show:
         for number, file in enumerate(index.files()):
             check_length(out, file)
             check_content(out, file)
+            check_tensors(out, index, file)
             show(number + 1, len(index.files()))
     _print({"path": str(out), "fingerprint": index.fingerprint, "files": len(index.files()), "state": "whole"}, as_json)
 
@@ -102,6 +125,9 @@ def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object
     """What a data set holds; what is not in it, or not whole, is said aloud."""
     if index.num_damaged:
         say(f"Left out {index.num_damaged:,} of {index.source.num_rows:,} images: see {left_out}")
+        with left_out.open(encoding="utf-8") as lines:
+            for one in map(json.loads, islice(lines, LISTED_ROWS)):
+                say(f"  {one['name']}: {one['reason']}")
     cut = {"t5": index.num_cut("t5"), "clip": index.num_cut("clip")}
     if any(cut.values()):
         longest = index.caption_length

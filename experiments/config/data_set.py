@@ -19,13 +19,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.errors import ConfigError
+from experiments.inputs import MAX_ROWS_BYTES, read_input
 
 INDEX_FILE = "index.json"
 REQUEST_FILE = "request.json"
@@ -34,6 +36,13 @@ SCHEMA_VERSION = 1
 FINGERPRINT_DIGITS = 16
 SetSplit = Literal["train", "validation"]
 DEFAULT_EVAL_IMAGES = 512
+MAX_IMAGE_SIZE = 4096
+"""Pixels of a side that images are resized to."""
+MAX_CAPTION_LENGTH = 4096
+MAX_WIDTH = 2**16
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Size = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
+Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 
 
 class _Entry(BaseModel):
@@ -43,8 +52,8 @@ class _Entry(BaseModel):
 class FileEntry(_Entry):
     """One file of tensors: its name in the folder, its length in bytes and its SHA-256."""
 
-    file: str
-    num_bytes: int
+    file: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+    num_bytes: Count
     sha256: str
 
 
@@ -55,11 +64,11 @@ class Shard(FileEntry):
     """
 
     split: SetSplit
-    num_images: int
-    num_tokens: int
+    num_images: Count
+    num_tokens: Count
     source_sha256: str
-    num_cut_t5: int | None = None
-    num_cut_clip: int | None = None
+    num_cut_t5: Count | None = None
+    num_cut_clip: Count | None = None
 
 
 class Encoder(_Entry):
@@ -74,7 +83,7 @@ class Source(_Entry):
     """Where the images came from; rows are those of the source, damaged ones included."""
 
     path: str
-    num_rows: int
+    num_rows: Count
     image_column: str
     caption_column: str
 
@@ -84,14 +93,14 @@ class DataSetIndex(_Entry):
 
     schema_version: int
     fingerprint: str
-    image_size: int
+    image_size: Size
     """Pixels of a side, before encoding."""
-    latent_size: int
-    channels: int
-    caption_length: int
+    latent_size: Size
+    channels: Width
+    caption_length: Annotated[int, Field(ge=1, le=MAX_CAPTION_LENGTH)]
     """The most text tokens of a caption: what captions are padded to."""
-    text_width: int
-    pooled_width: int
+    text_width: Width
+    pooled_width: Width
     scaling_factor: float
     """The model sees (latent - shift_factor) * scaling_factor."""
     shift_factor: float
@@ -101,7 +110,7 @@ class DataSetIndex(_Entry):
     source: Source
     empty_caption: FileEntry
     shards: tuple[Shard, ...]
-    num_damaged: int
+    num_damaged: Count
 
     def num_images(self, split: SetSplit) -> int:
         """Of a split, over all shards."""
@@ -129,20 +138,24 @@ def fingerprint_of(content: Mapping[str, Any]) -> str:
 def read_index(folder: Path) -> DataSetIndex:
     """The index of a whole data set; a `ConfigError` for a folder that is none, unfinished or damaged."""
     path = folder / INDEX_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike `Path.is_file`, it raises nothing for a name that is too long
         raise _missing(folder)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = read_input(path, MAX_ROWS_BYTES)
+        content = json.loads(text)
         version = content["schema_version"]
         if version != SCHEMA_VERSION:
             raise ConfigError(
                 f"{path} is of schema version {version}, and this ecdit reads {SCHEMA_VERSION}.",
                 "Prepare the data set again, or use the ecdit that wrote it.",
             )
-        index = DataSetIndex.model_validate(content)
+        index = DataSetIndex.model_validate_json(text, strict=True)
         intact = fingerprint_of(content) == index.fingerprint
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise ConfigError(f"{path} is damaged.", "Prepare the data set again into another folder.") from error
+        if not (index.num_images("train") and index.num_images("validation")):
+            raise ValueError("a split without images")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        hint = "Run its `ecdit data prepare` again, which writes it anew, or copy the data set again."
+        raise ConfigError(f"{path} is damaged.", hint) from error
     if not intact:
         raise ConfigError(
             f"{path} was changed after it was written: its fingerprint is another one.", "Prepare the data set again."
@@ -198,9 +211,9 @@ def _evaluation(given: Mapping[str, Any], index: DataSetIndex, path: str) -> dic
 
 
 def _missing(folder: Path) -> ConfigError:
-    if (folder / REQUEST_FILE).is_file():
+    if os.path.isfile(folder / REQUEST_FILE):
         return ConfigError(f"data.path={folder} is not finished.", "Run the same `ecdit data prepare` again.")
-    what = "holds no data set" if folder.is_dir() else "is not a folder"
+    what = "holds no data set" if os.path.isdir(folder) else "is not a folder"
     return ConfigError(
         f"data.path={folder} {what}.",
         f"Write one with: ecdit data prepare SOURCE {folder} (SOURCE may be the name of a data set on the Hub).",

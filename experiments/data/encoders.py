@@ -10,6 +10,7 @@ Legend: B images, C channels, H, W height and width, V, U widths of T5 and CLIP.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor
 
 from experiments.config.data_set import Encoder
+from experiments.data.encoder_configs import read_encoder_config, read_vae_config
 from experiments.data.latents import file_sha256
 from experiments.data.libraries import first_line, library
 from experiments.errors import ConfigError
+from experiments.text import printable
 
 CLASSES = {"vae": "AutoencoderKL", "t5": "T5EncoderModel", "clip": "CLIPTextModel"}
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
@@ -50,8 +53,12 @@ def find_encoders(vae: str, t5: str, clip: str) -> EncoderFolders:
 def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
     """One of `CLASSES`: what it is, and its folder on this machine; a `ConfigError` where there is none."""
     folder = _folder(name, path)
+    if name == "vae":
+        read_vae_config(path, folder)
+    else:
+        read_encoder_config(name, path, folder)
     beside = [] if name == "vae" or tokenizer_folder(folder) == folder else _files(tokenizer_folder(folder))
-    entry = Encoder(path=path, kind=CLASSES[name], sha256=file_sha256([*_files(folder), *beside]))
+    entry = Encoder(path=printable(path), kind=CLASSES[name], sha256=file_sha256([*_files(folder), *beside]))
     return entry, folder
 
 
@@ -163,8 +170,8 @@ def _stored(values: Tensor, what: str) -> Tensor:
 def _folder(name: str, path: str) -> Path:
     """On this machine; what is only on the Hub is brought here."""
     folder = Path(path)
-    if not folder.is_dir():
-        if folder.exists() or path.count("/") > 2 or path.startswith((".", "/")):
+    if not os.path.isdir(folder):
+        if os.path.lexists(folder) or path.count("/") > 2 or path.startswith((".", "/")):
             raise ConfigError(f"--{name} {path} is not a folder.", _hint(name))
         folder = _downloaded(name, path)
     if not (folder / "config.json").is_file():
@@ -229,4 +236,5 @@ def _read(name: str, folder: Path, load: Callable[[], Any]) -> Any:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted({path for pattern in FILES for path in folder.glob(pattern)})
+    """Regular ones: to open a FIFO would wait for ever."""
+    return sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})

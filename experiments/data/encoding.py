@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
+import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,12 +26,22 @@ from torch import Tensor
 
 from experiments.data.encoders import Autoencoder, EncodedCaptions, TextEncoders
 from experiments.data.libraries import first_line
-from experiments.data.source import SourceRows, UnreadableImageError
+from experiments.data.pairing import image_formats
+from experiments.data.rows import UnusableRowError
+from experiments.data.source import SourceRows
+from experiments.text import printable, shortened
 
 DECODING_THREADS = 4
+MAX_PIXELS = 2**26
+"""The largest image that is decoded: 8192 x 8192. Its header says how large it is before anything is decoded."""
 NO_CAPTION, NO_IMAGE = "no caption", "not a file of an image"
-DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What PIL raises for files that are no image, are cut short, or say that they are absurdly large."""
+LISTED_CHARACTERS = 200
+DAMAGED = (
+    OSError, SyntaxError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError, EOFError, RuntimeError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What PIL's decoders raise for files that are no image, are cut short, or were made to break them."""
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `MAX_PIXELS` is stricter
 
 
 @dataclass(frozen=True)
@@ -108,24 +121,35 @@ def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOut:
         stored = source.read(row)
         name = stored.name
         if stored.caption is None:
-            return LeftOut(row, name, NO_CAPTION)
+            return _left_out(row, name, NO_CAPTION)
         pixels_CHW = decode(stored.content, image_size)
-    except UnreadableImageError as error:
-        return LeftOut(row, error.name, error.reason)
+    except UnusableRowError as error:
+        return _left_out(row, error.name, error.reason)
     except UnidentifiedImageError:  # PIL's own words hold an address of memory
-        return LeftOut(row, name, NO_IMAGE)
+        return _left_out(row, name, NO_IMAGE)
     except DAMAGED as error:
-        return LeftOut(row, name, first_line(error))
+        return _left_out(row, name, first_line(error))
     digest = hashlib.sha256(stored.content + b"\0" + stored.caption.encode()).digest()
     return Loaded(row, pixels_CHW, stored.caption, digest)
+
+
+def _left_out(row: int, name: str, reason: str) -> LeftOut:
+    """Names and reasons hold what others wrote, so that they are made safe to show and short."""
+    return LeftOut(row, *(shortened(printable(text), LISTED_CHARACTERS) for text in (name, reason)))
 
 
 def decode(content: bytes, image_size: int) -> Tensor:
     """An image file as float32 [3, H, W] in [-1, 1]: turned upright, its short side resized, its middle cut out.
 
-    Transparency becomes white. Bicubic with antialiasing, as ADM and DiT prepare ImageNet.
+    Transparency becomes white. Bicubic with antialiasing, as ADM and DiT prepare ImageNet. A `ValueError` for more
+    than `MAX_PIXELS`.
     """
-    with Image.open(io.BytesIO(content)) as opened:
+    with Image.open(io.BytesIO(content), formats=image_formats()) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(
+                f"it has {opened.width * opened.height / 1e6:,.1f} megapixels, and at most {MAX_PIXELS / 1e6:.1f} are "
+                "decoded"
+            )
         image = ImageOps.exif_transpose(opened)
         if "A" in image.getbands() or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))

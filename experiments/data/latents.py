@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from experiments.config.data_set import DataSetIndex, FileEntry, SetSplit, read_index
+from experiments.config.data_set import DataSetIndex, FileEntry, SetSplit, Shard, read_index
 from experiments.config.schema import DataConfig
 from experiments.data.buffers import TextBuffers
 from experiments.data.counter import Stream, normals
@@ -151,7 +151,7 @@ class MappedShard:
             self._text_start = self._tensors["text_start_N1"].tolist()
         except FileNotFoundError as error:
             raise ConfigError(f"the data set lacks its shard {path}.", AGAIN) from error
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, KeyError) as error:
             raise ConfigError(f"the shard {path} is damaged.", AGAIN) from error
 
     @property
@@ -171,6 +171,24 @@ class MappedShard:
         start, stop = self._text_start[number : number + 2]
         return self._tensors["text_MV"][start:stop], self._tensors["pooled_NU"][number]
 
+    def holds(self, index: DataSetIndex, num_images: int, with_latents: bool) -> bool:
+        """Whether its tensors have the types and shapes of so many images of a data set, and its captions fit."""
+        num_tokens, latents = len(self._tensors.get("text_MV", ())), (index.channels, *2 * (index.latent_size,))
+        wanted = {
+            "text_MV": (torch.float16, (num_tokens, index.text_width)),
+            "text_start_N1": (torch.int64, (num_images + 1,)),
+            "pooled_NU": (torch.float16, (num_images, index.pooled_width)),
+        }
+        if with_latents:
+            wanted |= {f"latent_{name}_NCHW": (torch.float16, (num_images, *latents)) for name in ("mean", "std")}
+        for name, (dtype, shape) in wanted.items():
+            tensor = self._tensors.get(name)
+            if tensor is None or tensor.dtype != dtype or tensor.shape != shape:
+                return False
+        length_N = self._tensors["text_start_N1"].diff()
+        ends = self._text_start[0] == 0 and self._text_start[-1] == num_tokens
+        return bool(ends and (length_N >= 0).all() and (length_N <= index.caption_length).all())
+
     def caption(self, number: int) -> str:
         """In words."""
         start, stop = self._tensors["caption_start_N1"][number : number + 2].tolist()
@@ -189,6 +207,7 @@ def check_data_set(folder: Path, data: DataConfig) -> None:
         check_length(folder, file)
         if verify:
             check_content(folder, file)
+        check_tensors(folder, index, file)
 
 
 def check_length(folder: Path, file: FileEntry) -> None:
@@ -206,6 +225,14 @@ def check_content(folder: Path, file: FileEntry) -> None:
     """A `ConfigError` where a file is not what was written."""
     if file_sha256([folder / file.file]) != file.sha256:
         raise ConfigError(f"the shard {folder / file.file} is damaged: its checksum is another one.", AGAIN)
+
+
+def check_tensors(folder: Path, index: DataSetIndex, file: FileEntry) -> None:
+    """A `ConfigError` where a file does not hold the tensors that the index says; no image is read for it."""
+    is_shard = isinstance(file, Shard)
+    num_images = file.num_images if isinstance(file, Shard) else 1
+    if num_images and not MappedShard(folder / file.file).holds(index, num_images, with_latents=is_shard):
+        raise ConfigError(f"the shard {folder / file.file} is damaged: its tensors are not those of the index.", AGAIN)
 
 
 def file_sha256(paths: Sequence[Path]) -> str:

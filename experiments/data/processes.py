@@ -14,14 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import SpawnProcess
 from multiprocessing.queues import Queue
-from pathlib import Path
 from queue import Empty
 
 import torch
 
 from experiments.data.encoders import Autoencoder, TextEncoders, encoder_folders
 from experiments.data.encoding import EncodedRows, encode_empty_caption, encode_rows
-from experiments.data.shards import Request, ShardTask, write_shard
+from experiments.data.shards import Request, SetFolder, ShardTask
 from experiments.data.source import SourceRows, open_source
 from experiments.errors import EcditError, RunFailedError
 
@@ -55,7 +54,7 @@ def open_request(request: Request) -> SourceRows:
 
 
 def encode_shards(
-    request: Request, tasks: Sequence[ShardTask], out: Path, num_processes: int, first_device: int, on_rows: OnRows
+    request: Request, tasks: Sequence[ShardTask], out: SetFolder, num_processes: int, first_device: int, on_rows: OnRows
 ) -> None:
     """Make and write the files of `tasks`; `on_rows` is told of rows as they are done.
 
@@ -67,14 +66,16 @@ def encode_shards(
         _encode_all(request, tasks, out, _device(first_device), on_rows)
 
 
-def _encode_all(request: Request, tasks: Sequence[ShardTask], out: Path, device: torch.device, on_rows: OnRows) -> None:
+def _encode_all(
+    request: Request, tasks: Sequence[ShardTask], out: SetFolder, device: torch.device, on_rows: OnRows
+) -> None:
     encoder = ShardEncoder(request, device)
     for task in tasks:
-        write_shard(out, task, encoder.encode(task, on_rows))
+        out.write(task, encoder.encode(task, on_rows))
 
 
 def _in_processes(
-    request: Request, tasks: Sequence[ShardTask], out: Path, number: int, first_device: int, on_rows: OnRows
+    request: Request, tasks: Sequence[ShardTask], out: SetFolder, number: int, first_device: int, on_rows: OnRows
 ) -> None:
     """Every process has its files from the start; they take about as long."""
     context = multiprocessing.get_context("spawn")
@@ -122,7 +123,7 @@ def _raise_if_lost(workers: Sequence[SpawnProcess]) -> None:
 
 
 def _work(
-    request: Request, tasks: Sequence[ShardTask], out: Path, device: int, parent: int, reports: Queue[Report]
+    request: Request, tasks: Sequence[ShardTask], out: SetFolder, device: int, parent: int, reports: Queue[Report]
 ) -> None:
     """The life of one process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all; the first process ends the others

@@ -2,32 +2,36 @@
 
 The rows of a source are dealt by number alone, those of the validation set by a fixed permutation. A file of tensors
 appears whole, and then its note (`train-00000.json`): its rows, its checksum, and what was left out and why. A file
-without a note is made again.
+without a note that can be read, or with one that belongs to other rows or to another request, is made again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from experiments.config.data_set import SetSplit
-from experiments.data.encoding import EncodedRows
+from experiments.config.data_set import FileEntry, SetSplit, Shard
+from experiments.data.encoding import EncodedRows, LeftOut
 from experiments.data.latents import file_sha256
 from experiments.data.order import shuffled
 from experiments.errors import ConfigError
+from experiments.inputs import MAX_ROWS_BYTES, read_input
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
 
 EMPTY_CAPTION = "empty-caption"
 VALIDATION_SEED = 0
 """Which rows validate does not depend on a run."""
+MAX_TRIED_ROWS = 4096
+"""Rows that are read in search of one that can validate; nearly always the first can."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,21 @@ class ShardTask:
     rows: tuple[int, ...]
 
 
-def deal_rows(request: Request, num_rows: int) -> list[ShardTask]:
+class Note(BaseModel):
+    """What is written beside a file of tensors. `request`: the digest of what was asked for; None in older notes."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    rows: str
+    request: str | None = None
+    entry: Shard | FileEntry
+    left_out: tuple[LeftOut, ...]
+
+
+def deal_rows(request: Request, num_rows: int, is_good: Callable[[int], bool]) -> list[ShardTask]:
     """Every file of tensors, in the order of the index; the first is the empty caption.
+
+    Where none of the rows that were drawn to validate is good, as in a small source, rows are drawn on until one is.
 
     Raises `ConfigError` where nothing would be left to train on or to validate with.
     """
@@ -72,7 +89,10 @@ def deal_rows(request: Request, num_rows: int) -> list[ShardTask]:
             f"--validation-images {num_validation} does not fit a source of {num_rows} images.",
             "Some must be left to train on, and at least one to validate with.",
         )
-    validation = np.sort(shuffled(VALIDATION_SEED, np.arange(num_validation), num_rows))
+    drawn = shuffled(VALIDATION_SEED, np.arange(num_rows), num_rows)
+    tried = drawn[: min(MAX_TRIED_ROWS, num_rows - 1)].tolist()
+    good = next((place for place, row in enumerate(tried) if is_good(row)), 0)
+    validation = np.sort(drawn[: max(num_validation, good + 1)])
     training = np.setdiff1d(np.arange(num_rows), validation, assume_unique=True)
     splits: tuple[tuple[SetSplit, Any], ...] = (("validation", validation), ("train", training))
     tasks = [ShardTask(EMPTY_CAPTION, "train", ())]
@@ -83,23 +103,56 @@ def deal_rows(request: Request, num_rows: int) -> list[ShardTask]:
     return tasks
 
 
-def write_shard(out: Path, task: ShardTask, encoded: EncodedRows) -> None:
-    """The file, then its note: a shard without a note is made again."""
-    path = out / f"{task.name}.safetensors"
-    with storage_errors(path):
-        replace_atomically(path, save(encoded.tensors))
-    entry = {"file": path.name, "num_bytes": path.stat().st_size, "sha256": file_sha256([path])}
-    if task.rows:
-        entry |= {
-            "split": task.split,
-            "num_images": _length(encoded.tensors, "row_N"),
-            "num_tokens": _length(encoded.tensors, "text_MV"),
-            "num_cut_t5": encoded.num_cut_t5,
-            "num_cut_clip": encoded.num_cut_clip,
-            "source_sha256": encoded.source_sha256,
-        }
-    note = {"rows": _rows_sha256(task), "entry": entry, "left_out": [asdict(one) for one in encoded.left_out]}
-    write_json_atomic(out / f"{task.name}.json", note)
+@dataclass(frozen=True)
+class SetFolder:
+    """The folder of a data set that is being made, and the digest of what was asked for, which its notes carry."""
+
+    path: Path
+    request_sha256: str
+
+    def write(self, task: ShardTask, encoded: EncodedRows) -> None:
+        """The file, then its note: a shard without a note is made again."""
+        path = self.path / f"{task.name}.safetensors"
+        with storage_errors(path):
+            replace_atomically(path, save(encoded.tensors))
+        entry = {"file": path.name, "num_bytes": path.stat().st_size, "sha256": file_sha256([path])}
+        if task.rows:
+            entry |= {
+                "split": task.split,
+                "num_images": _length(encoded.tensors, "row_N"),
+                "num_tokens": _length(encoded.tensors, "text_MV"),
+                "num_cut_t5": encoded.num_cut_t5,
+                "num_cut_clip": encoded.num_cut_clip,
+                "source_sha256": encoded.source_sha256,
+            }
+        left_out = [asdict(one) for one in encoded.left_out]
+        note = {"rows": _rows_sha256(task), "request": self.request_sha256, "entry": entry, "left_out": left_out}
+        write_json_atomic(self.path / f"{task.name}.json", note)
+
+    def is_made(self, task: ShardTask, verify: bool) -> bool:
+        """Whether file and note are there and agree; with `verify`, to the last bit."""
+        note, path = self.read_note(task), self.path / f"{task.name}.safetensors"
+        if note is None or note.rows != _rows_sha256(task) or not path.is_file():
+            return False
+        same_length = path.stat().st_size == note.entry.num_bytes
+        return same_length and (not verify or file_sha256([path]) == note.entry.sha256)
+
+    def read_note(self, task: ShardTask) -> Note | None:
+        """What was written beside a file of tensors; None where nothing is, or no note of this task and request."""
+        try:
+            note = Note.model_validate_json(read_input(self.path / f"{task.name}.json", MAX_ROWS_BYTES))
+        except (OSError, ValidationError):
+            return None
+        is_shard = isinstance(note.entry, Shard) and note.entry.split == task.split
+        fits = note.entry.file == f"{task.name}.safetensors" and is_shard == bool(task.rows)
+        of_request = note.request in (None, self.request_sha256)
+        return note if fits and of_request and {one.row for one in note.left_out} <= set(task.rows) else None
+
+    def remove_unfinished(self, task: ShardTask) -> None:
+        """What a process that was killed had begun to write; its number is in the name (`replace_atomically`)."""
+        for path in self.path.glob(f".{task.name}.*.tmp"):
+            if not psutil.pid_exists(int(path.name.split(".")[-2])):
+                path.unlink(missing_ok=True)
 
 
 def _length(tensors: dict[str, Tensor], name: str) -> int:
@@ -109,28 +162,3 @@ def _length(tensors: dict[str, Tensor], name: str) -> int:
 def _rows_sha256(task: ShardTask) -> str:
     """Of the row numbers: a note belongs to its rows."""
     return hashlib.sha256(np.array(task.rows, dtype=np.int64).tobytes()).hexdigest()
-
-
-def is_made(out: Path, task: ShardTask, verify: bool) -> bool:
-    """Whether file and note are there and agree; with `verify`, to the last bit."""
-    note, path = read_note(out, task), out / f"{task.name}.safetensors"
-    if note is None or note["rows"] != _rows_sha256(task) or not path.is_file():
-        return False
-    same_length = path.stat().st_size == note["entry"]["num_bytes"]
-    return same_length and (not verify or file_sha256([path]) == note["entry"]["sha256"])
-
-
-def remove_unfinished(out: Path, task: ShardTask) -> None:
-    """What a process that was killed had begun to write; its number is in the name (`replace_atomically`)."""
-    for path in out.glob(f".{task.name}.*.tmp"):
-        if not psutil.pid_exists(int(path.name.split(".")[-2])):
-            path.unlink(missing_ok=True)
-
-
-def read_note(out: Path, task: ShardTask) -> dict[str, Any] | None:
-    """What was written beside a file of tensors, if it was."""
-    path = out / f"{task.name}.json"
-    if not path.is_file():
-        return None
-    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return note

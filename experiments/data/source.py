@@ -1,49 +1,33 @@
-"""Captioned images from outside, through Hugging Face `datasets`: a folder, Parquet, WebDataset tars, or the Hub.
+"""Captioned images from outside: a folder, Parquet, WebDataset tars, or a data set of the Hub; opened by what they are.
 
-A folder of images has its captions in `metadata.jsonl` (or .csv, .parquet, as `datasets` reads them) or in a text file
-beside each image. Images stay bytes here: who decodes them (`encoding.py`) decides what is damaged. Rows are numbered
-by the source, so that every process reads the same ones.
+Folders and tars are read where they lie; Parquet that holds images, and the Hub, through Hugging Face `datasets`, which
+maps them into memory. Images stay bytes here: who decodes them (`encoding.py`) decides what is damaged. Rows are
+numbered by the source, so that every process reads the same ones.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from experiments.data.libraries import first_line, library
-from experiments.errors import ConfigError, did_you_mean
+from experiments.data.folders import FileRows, ImageFile, JoinedRows, captioned_beside, list_folder
+from experiments.data.libraries import library
+from experiments.data.pairing import Endings
+from experiments.data.path_tables import find_tables, is_metadata, read_table, unlisted
+from experiments.data.rows import MAX_CAPTION_BYTES, Row, Rows, UnusableRowError, find_json_key
+from experiments.data.tables import open_hub, open_parquet
+from experiments.data.tars import open_tars
+from experiments.errors import ConfigError
+from experiments.inputs import read_input
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-CAPTION_COLUMNS = ("caption", "text", "txt", "captions", "prompt", "json.caption", "json.text")
-"""Looked for in this order. A dot goes into a column of JSON."""
 SAMPLED_ROWS = 16
-TAR_BLOCK = 512
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image as it is stored, its caption (None: there is none), and what to call it."""
-
-    content: bytes
-    caption: str | None
-    name: str
-
-
-class UnreadableImageError(Exception):
-    """A row without an image; it is left out for this reason."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
-        self.name, self.reason = name, reason
+PACKED_SUFFIXES = (".parquet", ".tar")
 
 
 @dataclass(frozen=True)
@@ -51,37 +35,48 @@ class SourceRows:
     """All rows of a source, readable in any order."""
 
     path: str
-    dataset: Any
+    rows: Rows
     image_column: str
     caption_column: str
 
     def __len__(self) -> int:
-        """How many rows there are."""
-        return len(self.dataset)
+        """The number of rows."""
+        return len(self.rows)
 
     def read(self, number: int) -> Row:
-        """`UnreadableImageError` where there is no image, or it is a file that cannot be read."""
-        row = self.dataset[number]
-        image, caption = row[self.image_column], _look_up(row, self.caption_column)
-        name = Path(image["path"]).name if image and image.get("path") else f"row {number}"
-        if image is None:
-            raise UnreadableImageError(name, "it has no image")
-        try:
-            content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-        except OSError as error:
-            raise UnreadableImageError(name, (error.strerror or str(error)).lower()) from error
-        return Row(content, _as_text(caption), name)
+        """`UnusableRowError` where there is no image, or it is a file that cannot be read."""
+        return self.rows.read(number)
 
     def sample_sha256(self) -> str:
-        """Of some images and captions, spread over the source: tells one source from another of the same length."""
+        """A hash of some images and captions, spread over the source, that tells it from another of the same length."""
         digest = hashlib.sha256()
         for number in sorted({place * (len(self) - 1) // (SAMPLED_ROWS - 1) for place in range(SAMPLED_ROWS)}):
             try:
                 row = self.read(number)
-            except UnreadableImageError:  # it will be listed
+            except UnusableRowError:  # it will be listed
                 continue
             digest.update(hashlib.sha256(row.content).digest() + (row.caption or "").encode() + b"\0")
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for: the source, and its columns unless they are to be found by their types and names."""
+
+    source: str
+    image_column: str | None
+    caption_column: str | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a folder: all files, those of them that are images or tables, and what cannot be entered."""
+
+    folder: Path
+    names: Sequence[str]
+    images: Sequence[str]
+    tables: Sequence[str]
+    problems: Sequence[ImageFile]
 
 
 def open_source(
@@ -91,150 +86,98 @@ def open_source(
 
     Raises `ConfigError`: nothing there, no images, no captions, a Hub that cannot be reached.
     """
-    datasets = library("datasets")
-    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # what it logs, it also raises
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    dataset = _load(datasets, source, split, subset)
-    image_column = _image_column(datasets, dataset, source, image_column)
-    dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-    return SourceRows(source, dataset, image_column, _caption_column(dataset, source, caption_column))
+    library("datasets")  # a missing extra is said first, whatever the source is
+    asked = Asked(source, image_column, caption_column)
+    if os.path.isfile(source):
+        return _open_packed(asked, Path(source).parent, [Path(source).name], [])
+    if os.path.isdir(source):
+        return _open_folder(asked, Path(source))
+    if os.path.lexists(source) or not HUB_NAME.fullmatch(source):
+        what = "is neither a file nor a folder" if os.path.lexists(source) else "does not exist"
+        raise ConfigError(f"SOURCE {source} {what}.", "Name a folder, .parquet or .tar files, or a Hub data set.")
+    return SourceRows(source, *open_hub(source, split, subset, image_column, caption_column))
 
 
-def _load(datasets: Any, source: str, split: str, subset: str | None) -> Any:
-    path = Path(source)
-    if path.is_file():
-        return _load_files(datasets, source, [path])
-    if path.is_dir():
-        return _load_folder(datasets, path)
-    if not HUB_NAME.fullmatch(source):
-        raise ConfigError(
-            f"SOURCE {source} does not exist.", "Name a folder, .parquet or .tar files, or a Hub data set."
-        )
-    return _loaded(datasets, source, source, name=subset, split=split)
-
-
-def _load_folder(datasets: Any, folder: Path) -> Any:
-    """By what lies in it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if images and any(path.name in METADATA_FILES for path in files):
-        listed = _loaded(datasets, str(folder), "imagefolder", data_dir=str(folder), split="train")
-        return _with_unlisted(datasets, listed, images)
+def _open_folder(asked: Asked, folder: Path) -> SourceRows:
+    """A folder is opened by what lies in it: metadata, captions beside images, other tables, and then packed files."""
+    names, problems = list_folder(folder)
+    images, tables = [name for name in names if Endings().image_stem(name)], find_tables(names)
+    listing = Listing(folder, names, images, tables, problems)
+    ways = [_captioned_beside, _named_by_tables]
+    for open_way in reversed(ways) if any(map(is_metadata, tables)) else ways:
+        if images and (found := open_way(asked, listing)):
+            return found
+    packed = [name for name in names if _suffix(name) in PACKED_SUFFIXES]
+    if packed:
+        return _open_packed(asked, folder, packed, [*map(ImageFile, images), *problems])
     if images:
-        return _with_sidecars(datasets, folder, images)
-    packed = [path for path in files if path.suffix in (".parquet", ".tar")]
-    if not packed:
-        raise ConfigError(f"SOURCE {folder} holds no images.", "It may hold image files, .parquet files or .tar files.")
-    return _load_files(datasets, str(folder), packed)
-
-
-def _load_files(datasets: Any, source: str, files: Sequence[Path]) -> Any:
-    builders = {".parquet": "parquet", ".tar": "webdataset"}
-    kinds = {path.suffix for path in files}
-    if len(kinds) > 1 or not kinds <= set(builders):
-        raise ConfigError(
-            f"SOURCE {source} holds files of the kinds {', '.join(sorted(kinds))}.",
-            "Name a folder of images, or files that are all .parquet or all .tar.",
-        )
-    for path in files:
-        _check_whole(path)
-    return _loaded(datasets, source, builders[kinds.pop()], data_files=[str(path) for path in files], split="train")
-
-
-def _check_whole(path: Path) -> None:
-    """A tar ends in zeros; one that is cut short would be read without a word, up to where it ends."""
-    with path.open("rb") as file:
-        file.seek(-min(path.stat().st_size, TAR_BLOCK), os.SEEK_END)
-        if path.suffix == ".tar" and file.read() != bytes(TAR_BLOCK):
-            raise ConfigError(f"SOURCE {path} is cut short: it does not end as a tar does.", "Copy it again.")
-
-
-def _with_unlisted(datasets: Any, listed: Any, images: Sequence[Path]) -> Any:
-    """Images that the metadata do not name have no caption: `datasets` would say nothing of them."""
-    if not isinstance(listed.features.get("image"), datasets.Image):
-        return listed
-    stored = listed.select_columns("image").cast_column("image", datasets.Image(decode=False))["image"]
-    known = {Path(image["path"]).resolve() for image in stored if image and image["path"]}
-    others = [str(path) for path in images if path.resolve() not in known]
-    if not others:
-        return listed
-    rows = {name: others if name == "image" else [None] * len(others) for name in listed.column_names}
-    return datasets.concatenate_datasets([listed, datasets.Dataset.from_dict(rows, features=listed.features)])
-
-
-def _loaded(datasets: Any, source: str, builder: str, **where: Any) -> Any:
-    try:
-        return datasets.load_dataset(builder, **where)
-    except Exception as error:  # its loaders raise their own classes, the Hub's and the file formats'
-        if builder == source:
-            raise ConfigError(
-                f"SOURCE {source} is no path, and the Hugging Face Hub does not give it: {first_line(error)}.",
-                "Check the name and the network, or download it first and name the folder.",
-            ) from error
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise ConfigError(f"SOURCE {source} cannot be read: {first_line(cause)}.", "Check its files.") from error
-
-
-def _with_sidecars(datasets: Any, folder: Path, images: Sequence[Path]) -> Any:
-    """`cat.jpg` with its caption in `cat.txt`. An image without one is listed as such, unless none has one."""
-    texts = [path.with_suffix(".txt") for path in images]
-    captions = [text.read_text(encoding="utf-8", errors="replace") if text.is_file() else None for text in texts]
-    if not any(captions):
         raise ConfigError(
             f"SOURCE {folder} has no captions.",
             "Put each into a text file beside its image (cat.jpg, cat.txt), or all into metadata.jsonl with the keys "
             "file_name and caption.",
         )
-    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-    rows = {"image": [str(path) for path in images], "caption": captions}
-    return datasets.Dataset.from_dict(rows, features=features)
+    seen = f" ({problems[0].name}: {problems[0].problem})" if problems else ""
+    hint = "It may hold image files, .parquet files or .tar files."
+    raise ConfigError(f"SOURCE {folder} holds no images{seen}.", hint)
 
 
-def _image_column(datasets: Any, dataset: Any, source: str, given: str | None) -> str:
-    if given is not None:
-        return _existing(dataset, source, "--image-column", given)
-    found = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
-    found += [name for name in ("image", "jpg", "png", "jpeg") if name in dataset.features and name not in found]
+def _captioned_beside(asked: Asked, listing: Listing) -> SourceRows | None:
+    """`image` and `caption` are what both are called where they have no column."""
+    image, caption = asked.image_column or "image", asked.caption_column or "caption"
+    endings = Endings.asked(None if image == "image" else image, None if caption == "caption" else caption)
+    found = captioned_beside(listing.names, endings)
+    if found is None:
+        return None
+    files, chosen = found
+    keys = endings.keys(chosen)
+    if chosen == "json" and not keys:
+        keys = (find_json_key(_some_captions(listing.folder, files)),)
+    return SourceRows(asked.source, FileRows(listing.folder, [*files, *listing.problems], keys), image, caption)
+
+
+def _some_captions(folder: Path, files: Sequence[ImageFile]) -> Iterator[bytes]:
+    for name in [file.caption_file for file in files if file.caption_file][:SAMPLED_ROWS]:
+        with suppress(OSError):  # it is listed when its row is read
+            yield read_input(folder / name, MAX_CAPTION_BYTES)
+
+
+def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
+    """Images that no table names have no caption, and are listed as such."""
+    read = [read_table(listing.folder, name, asked.image_column, asked.caption_column) for name in listing.tables]
+    found = [each for each in read if each is not None]
     if not found:
-        columns = ", ".join(dataset.column_names)
-        raise ConfigError(f"SOURCE {source} has no column of images.", f"Name it with --image-column: {columns}.")
-    return str(found[0])
+        return None
+    files = [file for each, _ in found for file in each]
+    others = unlisted(listing.folder, listing.images, files)
+    rows = FileRows(listing.folder, [*files, *others, *listing.problems])
+    return SourceRows(asked.source, rows, asked.image_column or "image", found[0][1])
 
 
-def _caption_column(dataset: Any, source: str, given: str | None) -> str:
-    if given is not None:
-        _existing(dataset, source, "--caption-column", given.partition(".")[0])
-        return given
-    for name in CAPTION_COLUMNS:
-        column, _, key = name.partition(".")
-        if column in dataset.column_names and (not key or key in (dataset.features[column] or {})):
-            return name
-    raise ConfigError(
-        f"SOURCE {source} has no captions: its columns are {', '.join(dataset.column_names)}.",
-        "Name the right one with --caption-column.",
-    )
-
-
-def _existing(dataset: Any, source: str, option: str, name: str) -> str:
-    if name not in dataset.column_names:
+def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Sequence[ImageFile]) -> SourceRows:
+    """Files that are all tars or all Parquet; a Parquet file beside the tar of its name only describes it."""
+    stems = {stem for stem, suffix in map(os.path.splitext, names) if suffix.lower() == ".tar"}
+    names = [name for name in names if not (_suffix(name) == ".parquet" and os.path.splitext(name)[0] in stems)]
+    kinds = {_suffix(name) for name in names}
+    if len(kinds) > 1 or not kinds <= set(PACKED_SUFFIXES):
         raise ConfigError(
-            f"{option} {name!r} is not a column of {source}.", did_you_mean(name, map(str, dataset.column_names))
+            f"SOURCE {asked.source} holds files of the kinds {', '.join(sorted(kinds))}.",
+            "Name a folder of images, or files that are all .parquet or all .tar.",
         )
-    return name
+    paths = [folder / name for name in names]
+    columns = asked.image_column, asked.caption_column
+    if stems:
+        rows, *found = open_tars(asked.source, paths, *columns)
+        return SourceRows(asked.source, _with(rows, folder, others), *found)
+    if by_path := _named_by_tables(asked, Listing(folder, [], [], names, others)):
+        return by_path
+    parquet_rows, *found = open_parquet(asked.source, paths, *columns)
+    return SourceRows(asked.source, _with(parquet_rows, folder, others), *found)
 
 
-def _look_up(row: Mapping[str, Any], name: str) -> Any:
-    column, _, key = name.partition(".")
-    value = row[column]
-    return (value or {}).get(key) if key else value
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
-def _as_text(value: Any) -> str | None:
-    """The first of several captions; None for a blank one."""
-    if isinstance(value, list):
-        value = value[0] if value else None
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    text = str(value).strip() if value is not None else ""
-    return text or None
+def _with(rows: Rows, folder: Path, others: Sequence[ImageFile]) -> Rows:
+    """`rows`, and after them the images that lie beside what is packed and have no caption."""
+    return JoinedRows(rows, FileRows(folder, others)) if others else rows

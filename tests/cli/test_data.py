@@ -40,10 +40,54 @@ def test_prepare_prints_what_it_made_and_says_what_it_left_out(
     assert (made["train_images"] + made["validation_images"], made["left_out"]) == (9, 1)
     assert made["latents"] == "4 x 16 x 16"
     assert f"Left out 1 of 10 images: see {out / 'left_out.jsonl'}" in captured.err.replace("\n", " ")
+    assert "  002.png: not a file of an image\n" in captured.err
     assert run(arguments(source, out, encoder_folders)) == 0
     captured = capsys.readouterr()
     assert made["fingerprint"] in captured.out
     assert f"Finished already, nothing to do: {out}" in captured.err
+
+
+def test_what_was_left_out_is_listed_to_a_bound_and_counted(
+    encoder_folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_sidecars(tmp_path / "source", 12), tmp_path / "set"
+    for number in range(9):
+        (source / f"00{number}.txt").write_bytes("caf\xe9".encode("latin-1"))
+    assert run([*arguments(source, out, encoder_folders), "--json"]) == 0
+    error = capsys.readouterr().err
+    assert "Left out 9 of 12 images" in error
+    assert error.count(": its text is not UTF-8\n") == 5
+    assert len((out / "left_out.jsonl").read_text().splitlines()) == 9
+
+
+@pytest.mark.parametrize(
+    ("option", "most"),
+    [
+        ("--image-size", 4096),
+        ("--max-tokens", 4096),
+        ("--validation-images", 10**9),
+        ("--shard-images", 2**20),
+        ("--batch-images", 4096),
+        ("--processes", 256),
+    ],
+)
+def test_numbers_have_bounds_that_are_said(
+    option: str, most: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [word for name in ("vae", "t5", "clip") for word in (f"--{name}", "x")]
+    for value in (most + 1, 10**30):
+        assert run(["data", "prepare", str(tmp_path), str(tmp_path / "set"), *models, option, str(value)]) == 2
+        error = capsys.readouterr().err
+        assert error == f"error: Invalid value for '{option}': Input should be less than or equal to {most}\n"
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e300", "-inf"])
+def test_sizes_in_gib_are_finite(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["bench", "data", "--gib"], ["export-weights", str(tmp_path), str(tmp_path / "x"), "--shard-gib"]):
+        assert run([*words, value]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: Invalid value for '{words[-1]}': Input should be ")
+        assert error.count("\n") == 1
 
 
 def test_without_a_command_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

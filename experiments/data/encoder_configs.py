@@ -1,0 +1,85 @@
+"""`config.json` of the encoders, checked before a network is built from it.
+
+A config may come from anywhere. A number in it that is absurd makes a library allocate or build for hours before it
+compares the shapes with the weights, and one of a wrong type raises whatever it raises.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from experiments.errors import ConfigError
+from experiments.inputs import read_input
+from experiments.text import printable, shortened
+
+CONFIG_FILE = "config.json"
+MAX_WIDTH = 2**20
+"""The largest number in a config; the vocabulary of umT5 has 256,384 tokens."""
+MAX_LAYERS = 1024
+MAX_CONV_CHANNELS = 2**14
+SHOWN_CHARACTERS = 80
+
+Channels = Annotated[int, Field(ge=1, le=MAX_CONV_CHANNELS)]
+
+
+class VaeConfig(BaseModel):
+    """What is read of the config of an AutoencoderKL, with the defaults of diffusers."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    block_out_channels: Annotated[tuple[Channels, ...], Field(min_length=1, max_length=16)] = (64,)
+    latent_channels: Channels = 4
+    layers_per_block: Annotated[int, Field(ge=1, le=MAX_LAYERS)] = 1
+    scaling_factor: Annotated[float, Field(gt=0)] = 0.18215
+    shift_factor: float | None = None
+
+
+def read_vae_config(path: str, folder: Path) -> VaeConfig:
+    """Of the VAE in `folder`, which was asked for as `path`; a `ConfigError` names the key that is wrong."""
+    try:
+        return VaeConfig.model_validate(read_encoder_config("vae", path, folder))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise _wrong("vae", path, f"{key} is {_shown(first['input'])}: {first['msg'].lower()}") from error
+
+
+def read_encoder_config(name: str, path: str, folder: Path) -> dict[str, Any]:
+    """The config of an encoder; a `ConfigError` where it is no JSON object, or a network of it would be absurd."""
+    try:
+        config = json.loads(read_input(folder / CONFIG_FILE))
+    except OSError as error:
+        raise _wrong(name, path, (error.strerror or str(error)).lower()) from error
+    except (ValueError, RecursionError) as error:
+        raise _wrong(name, path, "it is not JSON") from error
+    if not isinstance(config, dict):
+        raise _wrong(name, path, "it is not a JSON object")
+    for key, number in _numbers(config):
+        most = MAX_LAYERS if "layers" in key else MAX_WIDTH
+        if not abs(number) <= most:  # also where it is not a number
+            raise _wrong(name, path, f"{printable(key)} is {_shown(number)}, and at most {most:,} is read")
+    return config
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
+    if isinstance(value, dict):
+        for inner, each in value.items():
+            yield from _numbers(each, inner)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _numbers(each, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield key, value
+
+
+def _shown(value: object) -> str:
+    return shortened(printable(repr(value)), SHOWN_CHARACTERS)
+
+
+def _wrong(name: str, path: str, what: str) -> ConfigError:
+    return ConfigError(f"--{name} {path} has a {CONFIG_FILE} that cannot be used: {what}.", "Copy the model again.")

@@ -1,0 +1,193 @@
+"""Tables that name image files and give their captions: JSON lines, CSV or Parquet in the folder of the images.
+
+A row that cannot be read is a row with a problem, which is listed under its line; a file in which no column can be
+found is an error that names it. Bytes that are not UTF-8 are carried along as surrogates, so that only their row is
+lost.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from experiments.data.folders import ImageFile
+from experiments.data.libraries import first_line
+from experiments.data.rows import decode_text, look_up, parse_json
+from experiments.errors import ConfigError, did_you_mean
+from experiments.inputs import MAX_ROWS_BYTES, read_input
+
+TABLE_SUFFIXES = (".jsonl", ".csv", ".parquet")
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+PATH_COLUMNS = ("file_name", "image", "image_path", "filename", "filepath", "path", "file", "jpg", "png", "jpeg")
+CAPTION_COLUMNS = ("caption", "text", "txt", "captions", "prompt", "json.caption", "json.text")
+"""Looked for in this order. A dot goes into a column of JSON."""
+SAMPLED_LINES = 100
+"""Lines of JSON in which columns are looked for."""
+NOT_TEXT = "Write it as UTF-8: JSON lines have one object a line, CSV has the columns in its first line."
+TableRow = tuple[str, Mapping[str, Any] | str]
+"""What to call the row, and its values or why it has none."""
+
+
+def find_tables(names: Iterable[str]) -> list[str]:
+    """The tables that are called metadata, one of each folder; without any, all tables."""
+    tables = [name for name in names if name.lower().endswith(TABLE_SUFFIXES)]
+    metadata: dict[str, str] = {}
+    for wanted in METADATA_FILES:
+        for name in tables:
+            if os.path.basename(name) == wanted:
+                metadata.setdefault(os.path.dirname(name), name)
+    return sorted(metadata.values()) or tables
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a table has a name by which it says that it describes the images."""
+    return os.path.basename(name) in METADATA_FILES
+
+
+def read_table(
+    folder: Path, name: str, image_column: str | None, caption_column: str | None
+) -> tuple[list[ImageFile], str] | None:
+    """The image files that a table names, and its column of captions; None where it names no files.
+
+    Raises `ConfigError` for a file that is no such table, or has no captions.
+    """
+    path = folder / name
+    in_parquet = path.suffix.lower() == ".parquet"
+    columns, lines = (_text_columns(path, image_column), []) if in_parquet else _lines(path)
+    image = path_column(columns, image_column)
+    if image is None:
+        broken = next((f"{label}: {row}" for label, row in lines if isinstance(row, str)), None)
+        if is_metadata(name) and broken and not columns:
+            raise ConfigError(f"SOURCE {path} cannot be read: {broken}.", NOT_TEXT)
+        return None
+    caption = find_caption_column(read_schema(path).names if in_parquet else columns, str(path), caption_column)
+    rows = _parquet_rows(path, image, caption) if in_parquet else lines
+    return [_image_file(name, label, row, image, caption) for label, row in rows], caption
+
+
+def unlisted(folder: Path, images: Iterable[str], files: Sequence[ImageFile]) -> list[ImageFile]:
+    """The images that no table names: they have no caption, and are listed as such."""
+    named = {os.path.realpath(folder / file.name) for file in files if file.is_named}
+    return [ImageFile(name) for name in images if os.path.realpath(folder / name) not in named]
+
+
+def find_caption_column(columns: Collection[str], source: str, given: str | None) -> str:
+    """The column of captions; `ConfigError` where there is none."""
+    if given is not None:
+        if given not in columns and given.partition(".")[0] not in columns:
+            raise ConfigError(f"--caption-column {given!r} is not a column of {source}.", did_you_mean(given, columns))
+        return given
+    for name in CAPTION_COLUMNS:
+        if name in columns:
+            return name
+    raise ConfigError(
+        f"SOURCE {source} has no captions: its columns are {', '.join(columns)}.",
+        "Name the right one with --caption-column.",
+    )
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """The columns of a Parquet file; `ConfigError` where it is none."""
+    if not path.is_file():  # opening a FIFO would wait for ever
+        raise ConfigError(f"SOURCE {path} cannot be read: it is not a regular file.", "Name or copy the file itself.")
+    try:
+        return parquet.read_schema(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"SOURCE {path} cannot be read: {first_line(error)}.", "Check this file.") from error
+
+
+def _lines(path: Path) -> tuple[list[str], list[TableRow]]:
+    """The columns and rows of CSV or JSON lines."""
+    try:
+        text = decode_text(read_input(path, MAX_ROWS_BYTES), errors="surrogateescape")
+        if "\0" in text.partition("\n")[0]:
+            raise ValueError("line 1 holds NUL bytes, as UTF-16 without a byte order mark does")
+        rows = list(_csv_rows(text, path.name) if path.suffix.lower() == ".csv" else _json_rows(text, path.name))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise ConfigError(f"SOURCE {path} cannot be read: {reason}.", NOT_TEXT) from error
+    sampled = [row for _, row in rows if not isinstance(row, str)][:SAMPLED_LINES]
+    return list(dict.fromkeys(column for row in sampled for column in row)), rows
+
+
+def _json_rows(text: str, name: str) -> Iterator[TableRow]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"{name} line {number}", _parsed(line)
+
+
+def _parsed(line: str) -> Mapping[str, Any] | str:
+    try:
+        return parse_json(line)
+    except ValueError as error:
+        return str(error)
+    except RecursionError:
+        return "its JSON is nested too deeply"
+
+
+def _csv_rows(text: str, name: str) -> Iterator[TableRow]:
+    """A `ValueError` names the line that the csv module cannot read."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
+    try:
+        for row in reader:
+            yield f"{name} line {reader.line_num}", row
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+
+
+def _text_columns(path: Path, given: str | None) -> list[str]:
+    """The columns that may name files: none where another column holds images, which paths then only describe."""
+    schema = read_schema(path)
+    texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if _is_text(kind)]
+    others = [field for field in schema if field.name not in texts]
+    holds_images = any(field.name in PATH_COLUMNS or _has_bytes(field.type) for field in others)
+    return [] if holds_images and given not in texts else texts
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    """Whether it is the type in which `datasets` stores images."""
+    return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+
+def _parquet_rows(path: Path, image: str, caption: str) -> list[TableRow]:
+    """Text as bytes, which are decoded row by row."""
+    names = read_schema(path).names
+    wanted = list(dict.fromkeys([image, caption if caption in names else caption.partition(".")[0]]))
+    try:
+        table = parquet.read_table(path, columns=wanted)
+        for place, field in enumerate(table.schema):
+            if _is_text(field.type):
+                table = table.set_column(place, field.name, table.column(place).cast(pa.large_binary()))
+        rows = table.to_pylist()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"SOURCE {path} cannot be read: {first_line(error)}.", "Check this file.") from error
+    return [(f"{path.name} row {number}", row) for number, row in enumerate(rows)]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def path_column(columns: Sequence[str], given: str | None) -> str | None:
+    """The column of paths among `columns`; `image` is what that of `file_name` has been called."""
+    if given is not None and given in columns:
+        return given
+    return next((name for name in PATH_COLUMNS if name in columns), None) if given in (None, "image") else None
+
+
+def _image_file(table: str, label: str, row: Mapping[str, Any] | str, image: str, caption: str) -> ImageFile:
+    if isinstance(row, str):
+        return ImageFile(label, problem=row)
+    path = look_up(row, image)
+    if isinstance(path, bytes):
+        path = path.decode(errors="replace")
+    if not isinstance(path, str) or not path or not path.isprintable():
+        return ImageFile(label, problem=f"{image} is not the path of a file")
+    return ImageFile(os.path.normpath(os.path.join(os.path.dirname(table), path)), look_up(row, caption), is_named=True)

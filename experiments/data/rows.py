@@ -1,0 +1,137 @@
+"""One row of a source: an image as it is stored and its caption, both written by others and checked here.
+
+A row that cannot be used is not an error of the whole source: `UnusableRowError` carries its name and the reason, and
+whoever encodes lists it. Captions are text or nothing: bytes are decoded by their byte order mark or as UTF-8, and what
+is neither is not guessed at, because a wrong guess would be trained on without a word.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+MAX_IMAGE_BYTES = 2**28
+MAX_CAPTION_BYTES = 2**20
+"""The largest image file and the largest caption file (of JSON, which may describe much else) that are read."""
+MAX_CAPTION_CHARACTERS = 2**16
+CAPTION_KEYS = ("caption", "text", "captions", "prompt")
+
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image as it is stored, its caption (None: there is none), and what to call it."""
+
+    content: bytes
+    caption: str | None
+    name: str
+
+
+class UnusableRowError(Exception):
+    """A row that is left out, for this reason."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
+class Rows(Protocol):
+    """Rows that can be read in any order and from several threads."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+
+    def read(self, number: int) -> Row:
+        """`UnusableRowError` where the row cannot be used."""
+
+
+@contextmanager
+def listed_as(name: str) -> Iterator[None]:
+    """What goes wrong with the files and the text of one row becomes the reason why that row is left out."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UnusableRowError(name, reason[:1].lower() + reason[1:]) from error
+    except UnicodeError as error:
+        raise UnusableRowError(name, "its text is not UTF-8") from error
+    except RecursionError as error:
+        raise UnusableRowError(name, "its JSON is nested too deeply") from error
+    except ValueError as error:
+        raise UnusableRowError(name, str(error)) from error
+
+
+def decode_text(content: bytes, errors: str = "strict") -> str:
+    """Text in the encoding that its byte order mark names, and in UTF-8 without one; `UnicodeError` for other bytes."""
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if content.startswith(mark):
+            return content[len(mark) :].decode(encoding, errors)
+    return content.decode("utf-8", errors)
+
+
+def as_caption(value: object) -> str | None:
+    """The caption that a column holds, the first that is not blank of several; None where there is none.
+
+    Raises `ValueError` with the reason where the value is no text that can be trusted.
+    """
+    if isinstance(value, list):
+        return next((text for each in value if (text := as_caption(each)) is not None), None)
+    if isinstance(value, bytes):
+        value = decode_text(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError("its caption is no text")
+    if "\0" in value:
+        raise ValueError("its caption holds NUL bytes, as UTF-16 without a byte order mark does")
+    if len(value) > MAX_CAPTION_CHARACTERS:
+        raise ValueError(f"its caption is longer than {MAX_CAPTION_CHARACTERS:,} characters")
+    value.encode()  # a surrogate is a byte that was not UTF-8
+    return value.strip() or None
+
+
+def caption_in(content: bytes, keys: tuple[str, ...]) -> str | None:
+    """The caption in a file of its own: the whole text, or what `keys` lead to in JSON."""
+    return as_caption(look_up(parse_json(decode_text(content)), ".".join(keys)) if keys else content)
+
+
+def find_json_key(contents: Iterable[bytes]) -> str:
+    """Which key of these JSON files holds captions: the first of `CAPTION_KEYS` that one of them has."""
+    found: set[str] = set()
+    for content in contents:
+        with suppress(ValueError, RecursionError):  # such a file is listed when its row is read
+            found |= parse_json(decode_text(content)).keys()
+    return next((key for key in CAPTION_KEYS if key in found), CAPTION_KEYS[0])
+
+
+def parse_json(text: str) -> Mapping[str, Any]:
+    """A JSON object; `ValueError` for other text."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error.msg}") from error
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")
+    return value
+
+
+def look_up(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, whose own name may hold dots; otherwise a dot goes into a column of JSON."""
+    if name in row:
+        return row[name]
+    column, dot, key = name.partition(".")
+    inside = row.get(column)
+    return look_up(inside, key) if dot and isinstance(inside, dict) else None
