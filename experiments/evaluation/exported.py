@@ -46,7 +46,7 @@ class Exported:
 
 
 def newest(run_dir: RunDir, weights: Weights, say: Callable[[str], None]) -> tuple[RunRecord, Checkpoint]:
-    """The record of a run and its newest whole checkpoint; a `CheckpointError` where it has none."""
+    """The record of a run and its newest whole checkpoint; a `CheckpointError` where none is there or can be read."""
     record = run_dir.read_run()
     checkpoint = load_newest(run_dir, record.config_id, say, files=[FILE_OF_WEIGHTS[weights]])
     if checkpoint is None:

@@ -2,7 +2,8 @@
 
 A run is resumed by the same command. The folder then holds `run.json` of the first start, which stays, and rows that
 may reach beyond the checkpoint that training continues from, which are cut off: training writes them again, to the
-last bit the same. The writer saves a checkpoint only after the rows up to it are written, so no row is ever missing.
+last bit the same. What else is in the files stays: values that an evaluation measured, or that were imported. The
+writer saves a checkpoint only after the rows up to it are written, so no row is ever missing.
 
 Who may write is decided by a claim file (`ownership.py`), which holds on shared file systems too; a lock on `run.json`
 is the second line, against whatever the first cannot know.
@@ -14,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +26,12 @@ from experiments.records.layout import RunDir, parse_row
 from experiments.records.ownership import STALE_SECONDS, Claim, Holder, create_once, take_if_dead
 from experiments.records.processes import Owner
 from experiments.records.schema import RunRecord
-from experiments.records.storage import replace_atomically, storage_errors
+from experiments.records.storage import replace_atomically, set_aside, storage_errors
 
 # Sections that may change between two starts of one run; named as the difference only when nothing else differs.
 FREE_SECTIONS = ("parallel", "checkpoint", "log", "wandb")
+VALIDATION_METRIC = re.compile(r"(val_loss|dropped_share)(_t[0-9]|_same_t)?")
+"""The metrics that only training measures."""
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
@@ -53,8 +57,8 @@ class FolderClaim:
         self._claim.release()
 
 
-def claim(run_dir: RunDir, record: RunRecord, images_seen: int) -> tuple[RunRecord, FolderClaim]:
-    """Make the folder ready for writing from `images_seen` on.
+def claim(run_dir: RunDir, record: RunRecord, images_seen: int, restart: bool = False) -> tuple[RunRecord, FolderClaim]:
+    """Make the folder ready for writing from `images_seen` on; with `restart` set aside all that the run has written.
 
     Returns the record that holds for this run (the first start's, where there was one) and the claim on the folder.
     Raises `RecordError` when the folder belongs to another config or another process is writing to it, `StorageError`
@@ -73,6 +77,9 @@ def claim(run_dir: RunDir, record: RunRecord, images_seen: int) -> tuple[RunReco
         raise
     folder_claim = FolderClaim(run_dir.path, held, lock)
     try:
+        for path in written_files(run_dir) if restart else ():
+            with storage_errors(path):
+                set_aside(path)
         for path in (run_dir.steps, run_dir.routing, run_dir.evals):
             cut_rows(path, images_seen)
     except BaseException:
@@ -84,9 +91,17 @@ def claim(run_dir: RunDir, record: RunRecord, images_seen: int) -> tuple[RunReco
 def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
     """`run.json` as it was first written; `record`, newly written, where there is none yet.
 
-    Raises `RecordError` naming the first setting that differs when the folder belongs to another config.
+    Raises `RecordError` naming the first setting that differs when the folder belongs to another config, and for a
+    folder that holds records without saying of which run: they may be somebody else's.
     """
-    if not run_dir.run_json.exists():
+    if not os.path.lexists(run_dir.run_json):
+        others = [path.name for path in written_files(run_dir) if path != run_dir.status_json]  # a plan has a status
+        if others:
+            raise RecordError(
+                f"{run_dir.path} holds {', '.join(others)} and no {run_dir.run_json.name}: it is not known to be of "
+                "this run.",
+                f"Use another --run-dir, or bring {run_dir.run_json.name} back.",
+            )
         text = json.dumps(without_missing(record.model_dump(mode="json")), indent=2, ensure_ascii=False)
         with storage_errors(run_dir.run_json):  # of two first starts at once, one makes the file and both keep to it
             if create_once(run_dir.run_json, text.encode() + b"\n"):
@@ -100,21 +115,32 @@ def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
     return stored
 
 
+def written_files(run_dir: RunDir) -> list[Path]:
+    """What the run has written and a new start would write anew; links that lead nowhere among it."""
+    rows = (run_dir.steps, run_dir.routing, run_dir.evals, run_dir.routing_maps)
+    paths = (*rows, run_dir.status_json, run_dir.checkpoints, run_dir.samples)
+    return [path for path in paths if os.path.lexists(path)]
+
+
 def cut_rows(path: Path, images_seen: int) -> None:
-    """Leave the readable rows up to `images_seen`, byte for byte; at 0 none, because training starts over."""
+    """Leave the readable rows up to `images_seen`, byte for byte; at 0 none, because training starts over.
+
+    Rows that training does not write again stay: values that an evaluation measured, or that were imported.
+    """
     if not path.is_file():
         return
     content = path.read_bytes()
-    lines = content.split(b"\n") if images_seen > 0 else []
-    kept = b"".join(line + b"\n" for line in lines if _is_past(line, images_seen))
+    kept = b"".join(line + b"\n" for line in content.split(b"\n") if _is_kept(line, images_seen))
     if kept != content:
         replace_atomically(path, kept)
 
 
-def _is_past(line: bytes, images_seen: int) -> bool:
+def _is_kept(line: bytes, images_seen: int) -> bool:
     row = parse_row(line) or {}
-    written_at = row.get("images_seen")
-    return isinstance(written_at, int) and written_at <= images_seen
+    metric, written_at = row.get("metric"), row.get("images_seen")
+    if isinstance(metric, str) and not VALIDATION_METRIC.fullmatch(metric) and not row.get("while_training"):
+        return True
+    return isinstance(written_at, int) and images_seen > 0 and written_at <= images_seen
 
 
 def _lock(run_dir: RunDir) -> int:

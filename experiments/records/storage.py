@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ def replace_atomically(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename `path` to the first free `NAME.set-aside-1`, `-2`, ... beside it, and return that. Raises `OSError`."""
+    names = (path.with_name(f"{path.name}.set-aside-{number}") for number in count(1))
+    aside = next(name for name in names if not os.path.lexists(name))
+    path.rename(aside)
+    return aside
 
 
 def append_line(descriptor: int, line: bytes, path: Path) -> None:
