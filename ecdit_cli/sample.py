@@ -83,11 +83,13 @@ def sample(
     """
     from experiments.errors import EcditError
     from experiments.records.layout import RunDir
+    from experiments.records.outputs import require_ours
 
     run_dir = RunDir(run)
     grid_file = grid or run_dir.samples / "grid.png"
     if grid_file.suffix.lower() != ".png":
         raise EcditError(f"--grid {grid_file} is not a PNG.", "Name a file that ends in .png.")
+    require_ours(_files(grid_file, compute_map))  # before the sampling, which takes minutes
     prompts = _prompts(captions, caption_file)
     from ecdit_cli._sampling import sampler_settings, sampling_progress
 
@@ -239,7 +241,7 @@ def _write(
     write_png(draw_sample_grid(pixels_BHWC, [prompt.text for prompt in prompts], notes, per_caption), grid_file)
     written = [grid_file]
     if made.compute_map is not None:
-        name = f"{grid_file.stem}-compute-map"
+        name = _files(grid_file, compute_map=True)[-1].stem
         title = f"{made.run.run_dir.path.resolve().name}, {made.run.images_seen:,} training images"
         written += write_drawing(draw_compute_map(made.compute_map, title), grid_file.parent, name)
     if geneval is not None:
@@ -248,6 +250,12 @@ def _write(
         export_dsg(dsg, prompts, made.images_BCHW[::per_caption])
     written += [folder for folder in (geneval, dsg) if folder is not None]
     return written
+
+
+def _files(grid_file: Path, compute_map: bool) -> list[Path]:
+    """The grid, and beside it the files of the compute map where it is asked for."""
+    kinds = ("png", "svg", "csv") if compute_map else ()
+    return [grid_file, *(grid_file.with_name(f"{grid_file.stem}-compute-map.{kind}") for kind in kinds)]
 
 
 def _note(verdict: Verdict | None) -> str:

@@ -149,7 +149,7 @@ def _settle(request: Request, source: SourceRows, encoders: EncoderFolders, out:
     }
     path = out / REQUEST_FILE
     if not path.is_file():
-        if any(out.glob("*.safetensors")) or (out / INDEX_FILE).exists():
+        if any(not each.name.startswith(".") and each != path for each in out.iterdir()):
             raise ConfigError(f"{out} holds other files.", "Name an empty folder, or one that does not exist.")
         write_json_atomic(path, wanted)
         return

@@ -28,7 +28,9 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         if error.errno in FULL:
-            hint = "Free space there and run the same command again: it continues from the last checkpoint."
+            hint = "Free space there and run the same command again."
+        elif error.errno == errno.ENAMETOOLONG:
+            hint = "Choose a shorter name."
         else:
             hint = "Make the folder writable, or choose another one, and run the same command again."
         raise StorageError(f"cannot write {where}: {(error.strerror or str(error)).lower()}.", hint) from error

@@ -77,11 +77,11 @@ def write_shard(run_dir: RunDir, images_seen: int, snapshot: Snapshot, rank: int
         sums = {}
         for file, tensors in snapshot.tensors.items():
             path = folder / shard_name(file, rank, world)
-            save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+            save_tensors({key: value.contiguous() for key, value in tensors.items()}, path)
             sync(path)
             sums[path.name] = sha256_of_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _not_written(final_folder(run_dir, images_seen), error) from error
+    except OSError as error:
+        raise _not_written(run_dir, images_seen, error) from error
     return ShardReport(snapshot.stretches, sums)
 
 
@@ -117,7 +117,7 @@ def publish(
         _drop_all_but(run_dir, final, keep)
     except OSError as error:
         abandon(run_dir, images_seen)
-        raise _not_written(final, error) from error
+        raise _not_written(run_dir, images_seen, error) from error
     return final
 
 
@@ -184,11 +184,20 @@ def _drop(checkpoint: Path) -> None:
         checkpoint.rmdir()
 
 
-def _not_written(path: Path, error: OSError | SafetensorError) -> StorageError:
-    full = isinstance(error, SafetensorError) or error.errno in FULL
-    way_out = "Free space" if full else "Make the folder writable"
-    reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file of safetensors. Raises `OSError` where the library has one of its own, without its number."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        code = re.search(r"\b(?:os error|code:) ([0-9]+)", str(error))
+        number = int(code.group(1)) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _not_written(run_dir: RunDir, images_seen: int, error: OSError) -> StorageError:
+    way_out = "Free space" if error.errno in FULL else "Make the folder writable"
+    goes_on = ": it continues from the checkpoint before it" if complete_checkpoints(run_dir) else ""
     return StorageError(
-        f"cannot write the checkpoint {path}: {reason}.",
-        f"{way_out} and run the same command again: it continues from the checkpoint before it.",
+        f"cannot write the checkpoint {final_folder(run_dir, images_seen)}: {(error.strerror or str(error)).lower()}.",
+        f"{way_out} and run the same command again{goes_on}.",
     )

@@ -115,9 +115,7 @@ def test_a_state_that_is_something_else_is_damage(run_dir: RunDir, content: str)
 def test_when_all_are_damaged_nothing_is_lost_silently(run_dir: RunDir) -> None:
     for images in (100, 200):
         (write(run_dir, images) / "ema.safetensors").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"Every checkpoint in .* is damaged\. Bring one back, or start anew"
-    ):
+    with pytest.raises(CheckpointError, match=r"Every checkpoint in .* is damaged\. Bring one back, or start anew"):
         load(run_dir)
     assert kept(run_dir) == [100, 200]
 
@@ -143,7 +141,7 @@ def test_a_process_that_dies_while_writing_leaves_the_one_before(run_dir: RunDir
     written: list[Path] = []
     original = checkpoint_files.save_file
 
-    def dies(tensors, path: Path) -> None:
+    def dies(tensors, path: Path, **_: object) -> None:
         if len(written) == num_files:
             raise KeyboardInterrupt
         original(tensors, path)

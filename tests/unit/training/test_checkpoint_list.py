@@ -110,9 +110,7 @@ def test_checkpoints_that_cannot_be_reached_stop_the_same_command_before_it_cuts
 @pytest.mark.parametrize("lose", [remove, empty])
 def test_the_message_names_the_way_out(interrupted: RunDir, tiny: Tiny, lose: Callable[[Path], None]) -> None:
     lose(interrupted.checkpoints)
-    line = (
-        r"holds no checkpoint, but the run has saved after 40 images\. Bring it back, or start anew .* --restart"
-    )
+    line = r"holds no checkpoint, but the run has saved after 40 images\. Bring it back, or start anew .* --restart"
     with pytest.raises(CheckpointError, match=line):
         train(tiny(*SAVES), interrupted, ["test"])
 
