@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from ecdit_cli._console import print_error, talk
+from ecdit_cli._streams import UnwritableOutputError, guard_streams
 from ecdit_cli.bench import bench
 from ecdit_cli.compare_routing import compare_routing
 from ecdit_cli.data import data
@@ -70,6 +71,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         command = typer.main.get_command(app)
         code = command.main(args=words or ["--help"], prog_name="ecdit", standalone_mode=False)
+    except UnwritableOutputError as error:
+        error.say()
+        return error.exit_code
     except EcditError as error:
         print_error(str(error))
         return error.exit_code
@@ -83,4 +87,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The console script."""
-    sys.exit(run(sys.argv[1:]))
+    guard_streams()
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()  # a full disk may be found only now
+    except UnwritableOutputError as error:
+        error.say()
+        code = code or error.exit_code
+    sys.exit(code)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ecdit_cli._options import ConfigFile, DryRun, Json, Overrides, RunDirectory
+from ecdit_cli._streams import unwritable_output_is_said
 from experiments.errors import EcditError
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def train(
         return
     state = "done" if not restart and _is_finished(config, folder) else _run(config, folder, plain, restart)
     if _is_main_process():
-        _print_result(folder, as_json)
+        with unwritable_output_is_said():  # the run has ended as its exit code says
+            _print_result(folder, as_json)
     if state != "done":
         raise typer.Exit(130)
 

@@ -98,14 +98,14 @@ def export_geneval(folder: Path, prompts: Sequence[Prompt], images_by_prompt: It
     metadata = [_geneval_metadata(prompt) for prompt in prompts]
     names = [f"{number:05}" for number in range(len(prompts))]
     _refuse_others(folder, r"\d+", set(names))
-    require_ours([folder / name / "metadata.jsonl" for name in names])
+    require_ours([folder / name / "metadata.jsonl" for name in names], folder)
     for name, line, images_SCHW in zip(names, metadata, images_by_prompt, strict=True):
         samples = folder / name / "samples"
         images = {f"{number:04}.png": image for number, image in enumerate(_pictures(images_SCHW))}
         _refuse_others(samples, r"\d+\.png", set(images))
-        with output_files([folder / name / "metadata.jsonl"]) as (part,):
+        with output_files([folder / name / "metadata.jsonl"], folder) as (part,):
             part.write_text(json.dumps(line), encoding="utf-8")
-        _save(samples, images)
+        _save(samples, images, folder)
 
 
 def export_dsg(folder: Path, prompts: Sequence[Prompt], images: Iterable[Tensor], model: str = "ecdit") -> None:
@@ -117,11 +117,11 @@ def export_dsg(folder: Path, prompts: Sequence[Prompt], images: Iterable[Tensor]
     """
     item_ids = [prompt.item_id or f"custom_{number}" for number, prompt in enumerate(prompts)]
     _refuse_others(folder / "images", r".*\.jpg", {f"{item_id}_{model}.jpg" for item_id in item_ids})
-    require_ours([folder / "images" / f"{item_id}_{model}.jpg" for item_id in item_ids])
+    require_ours([folder / "images" / f"{item_id}_{model}.jpg" for item_id in item_ids], folder)
     with output_files([folder / "prompts.csv"]) as (part,), part.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("item_id", "text"), *zip(item_ids, (p.text for p in prompts), strict=True)])
     for item_id, image_CHW in zip(item_ids, images, strict=True):
-        _save(folder / "images", {f"{item_id}_{model}.jpg": _pictures(image_CHW[None])[0]})
+        _save(folder / "images", {f"{item_id}_{model}.jpg": _pictures(image_CHW[None])[0]}, folder)
 
 
 def _geneval_metadata(prompt: Prompt) -> dict[str, Any]:
@@ -159,9 +159,9 @@ def _pictures(images_BCHW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(pixels.numpy()) for pixels in as_pixels(images_BCHW)]
 
 
-def _save(folder: Path, images: dict[str, Image.Image]) -> None:
-    """Write each under its name; quality and subsampling concern JPEG only."""
-    with output_files([folder / name for name in images]) as parts:
+def _save(folder: Path, images: dict[str, Image.Image], root: Path) -> None:
+    """Write each under its name; quality and subsampling concern JPEG only. Nothing else comes into `folder`."""
+    with output_files([folder / name for name in images], root) as parts:
         for part, image in zip(parts, images.values(), strict=True):
             image.save(part, quality=100, subsampling=0)
 

@@ -22,21 +22,23 @@ MARKS = ".made-by-ecdit"
 
 
 @contextmanager
-def output_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
+def output_files(paths: Sequence[Path], root: Path | None = None) -> Iterator[list[Path]]:
     """Inside, the caller writes `paths`, all of one folder, under the names that this gives; at the end they are there.
 
-    Raises `OutputError` where one of them is not ours to replace, `StorageError` where they cannot be written; then
-    none of them has changed.
+    The marks are kept in `root`, by default that folder, for a program that reads all that is in the folder. Raises
+    `OutputError` where one of the files is not ours to replace, `StorageError` where they cannot be written; then none
+    of them has changed.
     """
-    require_ours(paths)
     folder = paths[0].parent
+    root = root or folder
+    require_ours(paths, root)
     parts = [path.with_name(f".{os.getpid()}.{path.name}") for path in paths]  # with its ending, which says the format
     with storage_errors(paths[0]):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             yield parts
             for part, path in zip(parts, paths, strict=True):
-                _add_mark(folder, _mark(part, path.name))  # first: after a kill in between the file can be replaced
+                _add_mark(root, _mark(part, path.relative_to(root)))  # before a kill can leave the file without one
                 part.replace(path)
         except OSError as error:
             names = {str(part): str(path) for part, path in zip(parts, paths, strict=True)}
@@ -47,37 +49,37 @@ def output_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
                 part.unlink()
 
 
-def require_ours(paths: Sequence[Path]) -> None:
+def require_ours(paths: Sequence[Path], root: Path | None = None) -> None:
     """Raise `OutputError` where one of `paths` is there and was not written by ecdit, or was changed since."""
-    there = [path for path in paths if os.path.lexists(path)]
-    for path in there:
-        if not is_ours(path):
+    for path in filter(os.path.lexists, paths):
+        if not is_ours(path, root):
             raise OutputError(
                 f"{path} is there already, and nothing says that ecdit wrote it as it is.",
                 "Move it away, or name another place to write to.",
             )
 
 
-def is_ours(path: Path) -> bool:
+def is_ours(path: Path, root: Path | None = None) -> bool:
     """Whether `path` is a file just as ecdit wrote it."""
+    root = root or path.parent
     with storage_errors(path):
-        return not path.is_symlink() and path.is_file() and _mark(path, path.name) in _marks(path.parent)
+        return not path.is_symlink() and path.is_file() and _mark(path, path.relative_to(root)) in _marks(root)
 
 
-def _mark(file: Path, name: str) -> bytes:
+def _mark(file: Path, name: Path) -> bytes:
     with file.open("rb") as content:
         return f"{hashlib.file_digest(content, 'sha256').hexdigest()}  ".encode() + os.fsencode(name)
 
 
-def _marks(folder: Path) -> set[bytes]:
+def _marks(root: Path) -> set[bytes]:
     try:
-        return set(read_input(folder / MARKS, MAX_ROWS_BYTES).split(b"\n"))
+        return set(read_input(root / MARKS, MAX_ROWS_BYTES).split(b"\n"))
     except FileNotFoundError:
         return set()
 
 
-def _add_mark(folder: Path, mark: bytes) -> None:
+def _add_mark(root: Path, mark: bytes) -> None:
     """Append a line, in one piece, so that commands that write to one folder at once do not disturb each other."""
-    if mark not in _marks(folder):
-        with (folder / MARKS).open("ab", buffering=0) as file:
+    if mark not in _marks(root):
+        with (root / MARKS).open("ab", buffering=0) as file:
             file.write(mark + b"\n")
