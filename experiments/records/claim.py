@@ -24,9 +24,8 @@ from typing import Any
 from experiments.errors import RecordError
 from experiments.records.layout import RunDir, parse_row
 from experiments.records.ownership import STALE_SECONDS, Claim, Holder, create_once, take_if_dead
-from experiments.records.processes import Owner
 from experiments.records.schema import RunRecord
-from experiments.records.storage import replace_atomically, set_aside, storage_errors
+from experiments.records.storage import deleted_error, replace_atomically, set_aside, storage_errors
 
 # Sections that may change between two starts of one run; named as the difference only when nothing else differs.
 FREE_SECTIONS = ("parallel", "checkpoint", "log", "wandb")
@@ -44,8 +43,13 @@ class FolderClaim:
     _lock: int
 
     def renew(self) -> None:
-        """Show that we live. Raises `RecordError` when another process has taken the folder over."""
+        """Show that we live.
+
+        Raises `RecordError` when another process has taken the folder over, `StorageError` when it is gone.
+        """
         if not self._claim.renew():
+            if not self._claim.folder.is_dir():
+                raise deleted_error(self.path)
             raise RecordError(
                 f"{self.path} was taken over by another process while this one gave no sign.",
                 "Leave the run to the other process.",
@@ -69,7 +73,7 @@ def claim(run_dir: RunDir, record: RunRecord, images_seen: int, restart: bool = 
     settled = settle_record(run_dir, record)
     held = take_if_dead(run_dir.claims)
     if isinstance(held, Holder):
-        raise _held_by(run_dir, held.owner)
+        raise _held_by(run_dir, held)
     try:
         lock = _lock(run_dir)
     except BaseException:
@@ -102,10 +106,8 @@ def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
                 "this run.",
                 f"Use another --run-dir, or bring {run_dir.run_json.name} back.",
             )
-        text = json.dumps(without_missing(record.model_dump(mode="json")), indent=2, ensure_ascii=False)
-        with storage_errors(run_dir.run_json):  # of two first starts at once, one makes the file and both keep to it
-            if create_once(run_dir.run_json, text.encode() + b"\n"):
-                return record
+        if _create_record(run_dir, record):  # of two first starts at once, one makes the file and both keep to it
+            return record
     stored = run_dir.read_run()
     if stored.config_id != record.config_id:
         raise RecordError(
@@ -113,6 +115,30 @@ def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
             "Use the original settings to continue it, or another --run-dir.",
         )
     return stored
+
+
+def keep_record(run_dir: RunDir, record: RunRecord) -> str | None:
+    """Write `run.json` again where it has gone or something else has taken its place; what was done, for a person.
+
+    Without it the run could not be read or continued. What stands there is set aside. Raises `StorageError`.
+    """
+    try:
+        if run_dir.read_run().config_id == record.config_id:
+            return None
+        reason = "it was of another run"
+    except RecordError as error:
+        reason = error.message
+    with storage_errors(run_dir.run_json):
+        aside = set_aside(run_dir.run_json) if os.path.lexists(run_dir.run_json) else None
+    _create_record(run_dir, record)
+    kept = f"; what stood there is now {aside.name}" if aside is not None else ""
+    return f"Wrote {run_dir.run_json} again: {reason.removesuffix('.')}{kept}."
+
+
+def _create_record(run_dir: RunDir, record: RunRecord) -> bool:
+    text = json.dumps(without_missing(record.model_dump(mode="json")), indent=2, ensure_ascii=False)
+    with storage_errors(run_dir.run_json):
+        return create_once(run_dir.run_json, text.encode() + b"\n")
 
 
 def written_files(run_dir: RunDir) -> list[Path]:
@@ -158,15 +184,16 @@ def _lock(run_dir: RunDir) -> int:
     return descriptor
 
 
-def _held_by(run_dir: RunDir, owner: Owner | None) -> RecordError:
+def _held_by(run_dir: RunDir, holder: Holder | None) -> RecordError:
     status = run_dir.read_status()
-    who = f" ({owner})" if owner is not None else ""
-    if owner is None and status is not None and status.pid is not None:
-        who = f" (process {status.pid} on {status.host})"
+    who = None if holder is None else holder.trouble or holder.owner
+    if who is None and status is not None and status.pid is not None:
+        who = f"process {status.pid} on {status.host}"
+    no_process = " If no process works there, remove that file." if holder is not None and holder.trouble else ""
     return RecordError(
-        f"{run_dir.path} is being written by another process{who}.",
+        f"{run_dir.path} is being written by another process{'' if who is None else f' ({who})'}.",
         f"Wait for it, or use another --run-dir. On another machine it counts as lost {STALE_SECONDS:.0f} s after its "
-        "last sign.",
+        f"last sign.{no_process}",
     )
 
 

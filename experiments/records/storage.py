@@ -36,6 +36,14 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"cannot write {where}: {(error.strerror or str(error)).lower()}.", hint) from error
 
 
+def deleted_error(folder: Path) -> StorageError:
+    """What to raise where the folder of a run has gone while the run wrote to it."""
+    return StorageError(
+        f"{folder} was deleted or moved while this run wrote to it.",
+        "What was written since is lost. Run the same command again, or move the folder back first.",
+    )
+
+
 def write_json_atomic(path: Path, payload: Mapping[str, Any]) -> None:
     """Replace `path` by `payload` as indented JSON. NaN and infinity are refused."""
     text = json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from experiments.errors import StorageError
 from experiments.records.layout import RunDir
-from experiments.records.storage import FULL, set_aside, sync
+from experiments.records.storage import FULL, deleted_error, set_aside, sync
 from experiments.training.checkpoint_list import complete_checkpoints
 
 FORMAT_VERSION = 3
@@ -73,7 +73,8 @@ def write_shard(run_dir: RunDir, images_seen: int, snapshot: Snapshot, rank: int
     """Write and sync the files of one process. Raises `StorageError`."""
     folder = _temporary_folder(run_dir, images_seen)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        run_dir.checkpoints.mkdir(exist_ok=True)  # without the folder of the run, which somebody may have deleted
+        folder.mkdir(exist_ok=True)
         sums = {}
         for file, tensors in snapshot.tensors.items():
             path = folder / shard_name(file, rank, world)
@@ -125,6 +126,7 @@ def write_checkpoint(
     run_dir: RunDir, config_id: str, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], keep: int
 ) -> Path:
     """A whole checkpoint at `state["images_seen"]` at once, from full tensors by file and name."""
+    run_dir.path.mkdir(parents=True, exist_ok=True)
     drop_leftovers(run_dir)
     images_seen, weights = int(state["images_seen"]), tensors["weights"]
     stretches = {name: (0, tensor.numel()) for name, tensor in weights.items()}
@@ -195,6 +197,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def _not_written(run_dir: RunDir, images_seen: int, error: OSError) -> StorageError:
+    if not run_dir.path.exists():
+        return deleted_error(run_dir.path)
     way_out = "Free space" if error.errno in FULL else "Make the folder writable"
     goes_on = ": it continues from the checkpoint before it" if complete_checkpoints(run_dir) else ""
     return StorageError(

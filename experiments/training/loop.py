@@ -47,6 +47,7 @@ from experiments.training.host_memory import prefer_large_pages
 from experiments.training.means import RunningMeans
 from experiments.training.meeting import meet
 from experiments.training.objective import forward_loss, to_device
+from experiments.training.pauses import TrainingClock
 from experiments.training.peak import matmul_flops_per_second
 from experiments.training.reporter import Reporter
 from experiments.training.restore import restore, snapshot
@@ -76,6 +77,7 @@ class Run:
     means: RunningMeans
     clock: StepClock
     saver: Saver
+    seconds: TrainingClock
     heartbeat: float = field(default_factory=time.monotonic)
 
     def status(self, state: State, reason: str | None = None) -> None:
@@ -135,11 +137,13 @@ def train(
         run = Run(
             config, run_dir, engine, writer, reporter, observers, cost.train_flops_per_image, means, clock or NoClock(),
             Saver(run_dir, record.config_id, shapes, keep, engine.rank, engine.world, means.images_seen),
+            TrainingClock(reporter.warn if engine.rank == 0 else lambda message: None),
         )  # fmt: skip
-        with recorded_end(run.status, run.writer, meeting):
+        with recorded_end(run.status, run.writer, meeting, reporter.warn):
             if means.images_seen:
                 reporter.say(f"Continuing at {means.images_seen:,} of {config.total_images:,} images.")
-            return _loop(run, stop)
+            with run.seconds:
+                return _loop(run, stop)
 
 
 def _newest_checkpoint(engine: Engine, run_dir: RunDir, config_id: str, reporter: Reporter) -> Checkpoint | None:
@@ -166,7 +170,7 @@ def _loop(run: Run, stop: StopRequest) -> State:
     engine.model.train()
     stream = TrainStream(config, engine.rank, engine.world)
     saved = run.saver.images_saved
-    started = time.perf_counter()
+    started = run.seconds.now()
     for batch in stream.iterate(means.images_seen):
         before = means.images_seen
         rate = _step(run, to_device(batch, engine.device), started)
@@ -188,7 +192,7 @@ def _loop(run: Run, stop: StopRequest) -> State:
         if run.saver.images_saved != saved:  # from now on this run must not start anew unasked
             saved = run.saver.images_saved
             run.status("running")
-        started = time.perf_counter()
+        started = run.seconds.now()
     run.status("done")
     return "done"
 
@@ -218,7 +222,7 @@ def _step(run: Run, batch: Batch, started: float) -> float:
         where = nonfinite_layer(engine.model, micro_batches, config.model.patch_size, engine.world)
         raise nonfinite_error(config, run.means.images_seen, where, f"loss {loss:g}, gradient norm {grad_norm:g}")
     engine.ema.update(run.means.images_seen + config.train.batch_images, config.train.batch_images)
-    seconds = time.perf_counter() - started
+    seconds = run.seconds.now() - started
     run.means.add(config.train.batch_images, seconds, loss, auxiliary_loss, grad_norm)
     return rate
 

@@ -205,6 +205,7 @@ SPLITS: list[Stretches] = [
 
 def in_shards(run_dir: RunDir) -> Checkpoint:
     """Three processes, of which each has something else."""
+    run_dir.path.mkdir()
     reports = []
     for rank, stretches in enumerate(SPLITS):
         parts = {name: FULL[name].view(-1)[first:last] for name, (first, last) in stretches.items()}

@@ -246,3 +246,26 @@ def test_what_the_system_will_not_read_is_not_called_damaged(run_dir: RunDir, re
     error = checkpoint._not_read(tmp_path / "ema.safetensors", OSError(number, reason))
     assert not isinstance(error, checkpoint.DamagedCheckpointError)
     assert f"ema.safetensors cannot be read: {reason.lower()}." in str(error)
+
+
+@pytest.mark.parametrize("content", ["", "garbage", "{}", "[]", None], ids=["empty", "garbage", "{}", "[]", "gone"])
+def test_a_run_whose_run_json_was_replaced_writes_it_again_and_can_be_read(
+    tiny: Tiny, run_dir: RunDir, content: str | None
+) -> None:
+    written: list[str] = []
+
+    def replace_at_24(images_seen: int) -> None:
+        if images_seen == 24:
+            written.append(run_dir.run_json.read_text())
+            run_dir.run_json.unlink()
+            if content is not None:
+                run_dir.run_json.write_text(content)
+
+    warned: list[str] = []
+    assert train(tiny(), run_dir, ["test"], Reporter(step=replace_at_24, warn=warned.append)) == "done"
+    assert run_dir.run_json.read_text() == written[0]
+    (line,) = warned
+    assert line.startswith(f"Wrote {run_dir.run_json} again: ")
+    aside = run_dir.path / "run.json.set-aside-1"
+    assert aside.exists() == (content is not None)
+    assert content is None or aside.read_text() == content
