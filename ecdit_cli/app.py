@@ -7,6 +7,7 @@ else is a bug and keeps its traceback. Command modules import what they need ins
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -30,6 +31,7 @@ from ecdit_cli.status import status
 from ecdit_cli.sweep import sweep
 from ecdit_cli.train import train
 from experiments.errors import EcditError
+from experiments.out_of_memory import out_of_memory
 
 INTERRUPTED = 130
 
@@ -77,12 +79,25 @@ def run(arguments: Sequence[str]) -> int:
     except EcditError as error:
         print_error(str(error))
         return error.exit_code
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        short = out_of_memory(error) or _name_too_long(error)
+        if short is None:
+            raise
+        print_error(str(short))
+        return short.exit_code
     except typer.TyperException as error:
         print_error(error.format_message())
         return error.exit_code
     if code == INTERRUPTED:
         talk().print("interrupted", highlight=False)
     return int(code or 0)
+
+
+def _name_too_long(error: Exception) -> EcditError | None:
+    """Any path of any command may be longer than a file system allows, the name of a run with many settings first."""
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
+        return None
+    return EcditError(f"{error.filename}: the name is too long for the file system.", "Choose a shorter one.")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from experiments.errors import EcditError, StorageError
+from experiments.out_of_memory import out_of_memory
 from experiments.records.claim import keep_record
 from experiments.records.schema import State
 from experiments.records.writer import RecordWriter
@@ -58,6 +59,9 @@ def recorded_end(
         if is_lost_process(error):
             record("failed", str(lost_process()))
             raise lost_process() from error
+        if (short := out_of_memory(error)) is not None:
+            record("failed", str(short))
+            raise short from error
         record("failed", f"{type(error).__name__}: {error}")
         raise
     finally:

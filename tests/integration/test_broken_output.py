@@ -32,6 +32,7 @@ def test_a_closed_terminal_saves_the_run(undisturbed, train, tmp_path):
     process.stderr.close()
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=120) == 130
+    process.stdout.close()
     status = RunDir(folder).read_status()
     assert (status.state, status.reason) == ("interrupted", "SIGHUP")
     assert status.checkpoint_images == status.images_seen
