@@ -81,15 +81,11 @@ def sample(
 
     Example: ecdit sample out/runs/NAME "a red circle left of a blue square" "two green hearts" --compute-map
     """
-    from experiments.errors import EcditError
     from experiments.records.layout import RunDir
-    from experiments.records.outputs import require_ours
 
     run_dir = RunDir(run)
     grid_file = grid or run_dir.samples / "grid.png"
-    if grid_file.suffix.lower() != ".png":
-        raise EcditError(f"--grid {grid_file} is not a PNG.", "Name a file that ends in .png.")
-    require_ours(_files(grid_file, compute_map))  # before the sampling, which takes minutes
+    _check_files(grid_file, compute_map)
     prompts = _prompts(captions, caption_file)
     from ecdit_cli._sampling import sampler_settings, sampling_progress
 
@@ -250,6 +246,16 @@ def _write(
         export_dsg(dsg, prompts, made.images_BCHW[::per_caption])
     written += [folder for folder in (geneval, dsg) if folder is not None]
     return written
+
+
+def _check_files(grid_file: Path, compute_map: bool) -> None:
+    """Refuse what cannot be written before the sampling, which takes minutes."""
+    from experiments.errors import EcditError
+    from experiments.records.outputs import require_ours
+
+    if grid_file.suffix.lower() != ".png":
+        raise EcditError(f"--grid {grid_file} is not a PNG.", "Name a file that ends in .png.")
+    require_ours(_files(grid_file, compute_map))
 
 
 def _files(grid_file: Path, compute_map: bool) -> list[Path]:
