@@ -21,7 +21,7 @@ from analysis.figures.registry import find_figure
 from analysis.load import Records
 from analysis.style import write_drawing
 from analysis.tables import INFERENCE, fixed, markdown, run_table, significant
-from experiments.errors import StorageError
+from experiments.records.outputs import output_files
 
 NAME = "comparison"
 HEADER = (
@@ -55,14 +55,12 @@ def compare(records: Records) -> Comparison:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write the four files into `folder` and return their paths. Raises `StorageError`."""
-    drawing = find_figure(NAME).drawing(comparison.records, comparison.table)
-    paths = write_drawing(drawing, folder, NAME)
+    """Write the four files into `folder` and return their paths. Raises `OutputError` and `StorageError`."""
     text = folder / f"{NAME}.md"
-    try:
-        text.write_text(comparison_markdown(comparison))
-    except OSError as error:
-        raise StorageError(f"{text} cannot be written: {error.strerror}.", "Choose another --out.") from error
+    with output_files([text]) as (part,):
+        drawing = find_figure(NAME).drawing(comparison.records, comparison.table)
+        paths = write_drawing(drawing, folder, NAME)
+        part.write_text(comparison_markdown(comparison), encoding="utf-8")
     return [*paths, text]
 
 

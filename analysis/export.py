@@ -23,8 +23,9 @@ from analysis.report.document import MISSING, Column
 from analysis.report.run_rows import columns_with_scores, four, run_rows, whole
 from analysis.tables import fixed, is_missing, markdown, run_table, significant
 from analysis.wandb_runs import fetch_project
-from experiments.errors import RecordError
+from experiments.errors import OutputError, RecordError
 from experiments.records.layout import RunDir, find_runs
+from experiments.records.outputs import is_ours, output_files
 from experiments.records.storage import storage_errors
 
 SPREAD = "val_loss_std"
@@ -97,27 +98,24 @@ def _text(column: Column, value: Any) -> str:
 
 
 def write_table(table: pd.DataFrame, prefix: Path, final: FinalTables | None = None) -> list[Path]:
-    """`PREFIX.csv`, `PREFIX.parquet` and, of `final`, `PREFIX.md`, each whole or not there. Raises `StorageError`.
+    """`PREFIX.csv`, `PREFIX.parquet` and, of `final`, `PREFIX.md`, each whole or not there.
 
-    Without `final` a `PREFIX.md` of an earlier export is removed: it would not be of the runs beside it.
+    Without `final` a `PREFIX.md` of an earlier export is removed: it would not be of the runs beside it. Raises
+    `OutputError` where a file is not ours to replace, and `StorageError`.
     """
+    if prefix.name in ("", ".."):
+        raise OutputError(f"--out {prefix} is a folder, and no name to write files under.", "For example: --out runs")
     *paths, page = [prefix.with_name(f"{prefix.name}.{kind}") for kind in ("csv", "parquet", "md")]
-    if final is None:
-        with storage_errors(page):
-            page.unlink(missing_ok=True)
-    else:
+    if final is not None:
         paths.append(page)
-    for path in paths:
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.writing")
-            if path.suffix == ".csv":
-                table.to_csv(temporary, index=False)
-            elif path.suffix == ".md" and final is not None:
-                temporary.write_text(final.markdown(), encoding="utf-8")
-            else:
-                _for_parquet(table).to_parquet(temporary, index=False)
-            temporary.replace(path)
+    with output_files(paths) as parts:
+        table.to_csv(parts[0], index=False)
+        _for_parquet(table).to_parquet(parts[1], index=False)
+        if final is not None:
+            parts[2].write_text(final.markdown(), encoding="utf-8")
+    if final is None and is_ours(page):
+        with storage_errors(page):
+            page.unlink()
     return paths
 
 

@@ -27,7 +27,7 @@ from matplotlib.textpath import TextToPath
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, Transform, blended_transform_factory
 
-from experiments.errors import StorageError
+from experiments.records.outputs import output_files
 
 TEXT_WIDTH_INCHES = 6.75
 DOTS_PER_INCH = 200
@@ -225,26 +225,24 @@ def place_text(figure: Figure, place: tuple[float, float], text: str, **options:
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Write a picture with the dots per inch of `figure`, the same bytes for the same one. Raises `StorageError`."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with paper_style():
-            figure.savefig(path, dpi="figure", format="png", metadata={"Software": None})
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}.", "Choose another file.") from error
+    """Write a picture with the dots per inch of `figure`, the same bytes for the same one.
+
+    Raises `OutputError` for a file that is not ours to replace, and `StorageError`.
+    """
+    with output_files([path]) as (part,), paper_style():
+        figure.savefig(part, dpi="figure", format="png", metadata={"Software": None})
 
 
 def write_drawing(drawing: Drawing, folder: Path, name: str) -> list[Path]:
-    """Write `name`.png, .svg and .csv into `folder`; the same numbers give the same bytes. Raises `StorageError`."""
+    """Write `name`.png, .svg and .csv into `folder`; the same numbers give the same bytes.
+
+    Raises `OutputError` for a file that is not ours to replace, and `StorageError`.
+    """
     paths = [folder / f"{name}.{kind}" for kind in ("png", "svg", "csv")]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with paper_style():
-            drawing.figure.savefig(paths[0], metadata={"Software": None})
-            drawing.figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-        drawing.numbers.to_csv(paths[2], index=False)
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be written: {error.strerror}.", "Choose another --out.") from error
+    with output_files(paths) as (png, svg, csv), paper_style():
+        drawing.figure.savefig(png, metadata={"Software": None})
+        drawing.figure.savefig(svg, metadata={"Date": None, "Creator": None})
+        drawing.numbers.to_csv(csv, index=False)
     return paths
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ecdit_cli._console import duration, print_error, talk
+from ecdit_cli._console import duration, print_error, say, talk
 
 if TYPE_CHECKING:
     from experiments.config.schema import RunConfig
@@ -25,11 +25,11 @@ OTHER_COLUMNS = 59
 
 @contextmanager
 def progress(config: RunConfig, visible: bool) -> Iterator[Reporter]:
-    """A reporter for the training loop; it shows nothing when not `visible`."""
+    """A reporter for the training loop; when not `visible` it shows nothing but warnings and errors."""
     from experiments.training.reporter import Reporter
 
     if not visible:
-        yield Reporter(fail=print_error)
+        yield Reporter(warn=say, fail=print_error)
     elif talk().is_terminal:
         with _bar(config) as reporter:
             yield reporter
@@ -59,9 +59,13 @@ def _bar(config: RunConfig) -> Iterator[Reporter]:
             bars.stop()  # gives the cursor back
             print_error(reason)
 
+        def say_above(message: str) -> None:
+            bars.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
         task = bars.add_task(IMPORTING, total=total, rates="")
         yield Reporter(
-            say=lambda message: bars.console.print(message, highlight=False, markup=False, soft_wrap=True),
+            say=say_above,
+            warn=say_above,
             phase=lambda phase: bars.update(task, description=phase),
             step=lambda images_seen: bars.update(task, completed=images_seen),
             row=lambda row: bars.update(task, rates=f"loss {row.loss:.4f}  {row.images_per_second:.0f} images/s"),
@@ -72,11 +76,8 @@ def _bar(config: RunConfig) -> Iterator[Reporter]:
 def _lines(config: RunConfig) -> Reporter:
     from experiments.training.reporter import Reporter
 
-    total, console = config.total_images, talk()
+    total = config.total_images
     last = [time.monotonic()]
-
-    def say(message: str) -> None:
-        console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def row(row: StepRow) -> None:
         if time.monotonic() - last[0] < SECONDS_BETWEEN_LINES and row.images_seen < total:
@@ -87,4 +88,4 @@ def _lines(config: RunConfig) -> Reporter:
         say(f"{text}  {duration(left)} left" if left else text)
 
     say(f"{config.model.name} {config.routing.name}, {total:,} images: importing torch")
-    return Reporter(say=say, row=row, fail=print_error)
+    return Reporter(say=say, warn=say, row=row, fail=print_error)

@@ -7,12 +7,14 @@ else is a bug and keeps its traceback. Command modules import what they need ins
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
 import typer
 
 from ecdit_cli._console import print_error, talk
+from ecdit_cli._streams import UnwritableOutputError, guard_streams
 from ecdit_cli.bench import bench
 from ecdit_cli.compare_routing import compare_routing
 from ecdit_cli.data import data
@@ -29,6 +31,7 @@ from ecdit_cli.status import status
 from ecdit_cli.sweep import sweep
 from ecdit_cli.train import train
 from experiments.errors import EcditError
+from experiments.out_of_memory import out_of_memory
 
 INTERRUPTED = 130
 
@@ -70,9 +73,18 @@ def run(arguments: Sequence[str]) -> int:
     try:
         command = typer.main.get_command(app)
         code = command.main(args=words or ["--help"], prog_name="ecdit", standalone_mode=False)
+    except UnwritableOutputError as error:
+        error.say()
+        return error.exit_code
     except EcditError as error:
         print_error(str(error))
         return error.exit_code
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        short = out_of_memory(error) or _name_too_long(error)
+        if short is None:
+            raise
+        print_error(str(short))
+        return short.exit_code
     except typer.TyperException as error:
         print_error(error.format_message())
         return error.exit_code
@@ -81,6 +93,20 @@ def run(arguments: Sequence[str]) -> int:
     return int(code or 0)
 
 
+def _name_too_long(error: Exception) -> EcditError | None:
+    """Any path of any command may be longer than a file system allows, the name of a run with many settings first."""
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
+        return None
+    return EcditError(f"{error.filename}: the name is too long for the file system.", "Choose a shorter one.")
+
+
 def main() -> None:
     """The console script."""
-    sys.exit(run(sys.argv[1:]))
+    guard_streams()
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()  # a full disk may be found only now
+    except UnwritableOutputError as error:
+        error.say()
+        code = code or error.exit_code
+    sys.exit(code)

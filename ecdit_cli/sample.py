@@ -81,13 +81,11 @@ def sample(
 
     Example: ecdit sample out/runs/NAME "a red circle left of a blue square" "two green hearts" --compute-map
     """
-    from experiments.errors import EcditError
     from experiments.records.layout import RunDir
 
     run_dir = RunDir(run)
     grid_file = grid or run_dir.samples / "grid.png"
-    if grid_file.suffix.lower() != ".png":
-        raise EcditError(f"--grid {grid_file} is not a PNG.", "Name a file that ends in .png.")
+    _check_files(grid_file, compute_map)
     prompts = _prompts(captions, caption_file)
     from ecdit_cli._sampling import sampler_settings, sampling_progress
 
@@ -239,7 +237,7 @@ def _write(
     write_png(draw_sample_grid(pixels_BHWC, [prompt.text for prompt in prompts], notes, per_caption), grid_file)
     written = [grid_file]
     if made.compute_map is not None:
-        name = f"{grid_file.stem}-compute-map"
+        name = _files(grid_file, compute_map=True)[-1].stem
         title = f"{made.run.run_dir.path.resolve().name}, {made.run.images_seen:,} training images"
         written += write_drawing(draw_compute_map(made.compute_map, title), grid_file.parent, name)
     if geneval is not None:
@@ -248,6 +246,22 @@ def _write(
         export_dsg(dsg, prompts, made.images_BCHW[::per_caption])
     written += [folder for folder in (geneval, dsg) if folder is not None]
     return written
+
+
+def _check_files(grid_file: Path, compute_map: bool) -> None:
+    """Refuse what cannot be written before the sampling, which takes minutes."""
+    from experiments.errors import EcditError
+    from experiments.records.outputs import require_ours
+
+    if grid_file.suffix.lower() != ".png":
+        raise EcditError(f"--grid {grid_file} is not a PNG.", "Name a file that ends in .png.")
+    require_ours(_files(grid_file, compute_map))
+
+
+def _files(grid_file: Path, compute_map: bool) -> list[Path]:
+    """The grid, and beside it the files of the compute map where it is asked for."""
+    kinds = ("png", "svg", "csv") if compute_map else ()
+    return [grid_file, *(grid_file.with_name(f"{grid_file.stem}-compute-map.{kind}") for kind in kinds)]
 
 
 def _note(verdict: Verdict | None) -> str:

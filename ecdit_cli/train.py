@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ecdit_cli._options import ConfigFile, DryRun, Json, Overrides, RunDirectory
+from ecdit_cli._streams import unwritable_output_is_said
 from experiments.errors import EcditError
 
 if TYPE_CHECKING:
@@ -22,10 +23,13 @@ def train(
     config_file: ConfigFile = None,
     run_dir: RunDirectory = None,
     dry_run: DryRun = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew; what the folder holds of the run is renamed, not deleted.")
+    ] = False,
     as_json: Json = False,
     plain: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
 ) -> None:
-    """Train one model. The same command continues it; a finished run is left alone.
+    """Train one model. The same command continues it; a finished run is left alone; --restart begins anew.
 
     Examples: ecdit train model=nano routing=expert_choice train.images=6400
     """
@@ -45,14 +49,15 @@ def train(
     if dry_run:
         _print_plan(config, folder, as_json)
         return
-    state = "done" if _is_finished(config, folder) else _run(config, folder, plain)
+    state = "done" if not restart and _is_finished(config, folder) else _run(config, folder, plain, restart)
     if _is_main_process():
-        _print_result(folder, as_json)
+        with unwritable_output_is_said():  # the run has ended as its exit code says
+            _print_result(folder, as_json)
     if state != "done":
         raise typer.Exit(130)
 
 
-def _run(config: RunConfig, folder: RunDir, plain: bool) -> str:
+def _run(config: RunConfig, folder: RunDir, plain: bool, restart: bool) -> str:
     """Import torch, and train."""
     from ecdit_cli._progress import progress
 
@@ -63,7 +68,8 @@ def _run(config: RunConfig, folder: RunDir, plain: bool) -> str:
         from experiments.training.loop import train as train_run
 
         keep_freed_memory(config)
-        return train_run(config, folder, ["ecdit", *sys.argv[1:]], reporter, observers=[preview, measure_at_cadence])
+        command, observers = ["ecdit", *sys.argv[1:]], [preview, measure_at_cadence]
+        return train_run(config, folder, command, reporter, observers, restart=restart)
 
 
 def _launched_world() -> list[str]:

@@ -41,6 +41,10 @@ class CheckpointError(EcditError):
     """A checkpoint that is damaged, foreign or missing."""
 
 
+class OutputError(EcditError):
+    """A file that is in the way of an output and is not ours to replace."""
+
+
 class StorageError(EcditError):
     """A folder that cannot be written, or a disk that is full."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from itertools import islice
 from pathlib import Path
 
 MAX_SETTINGS_BYTES = 16 * 2**20
@@ -17,6 +18,8 @@ MAX_SETTINGS_BYTES = 16 * 2**20
 
 MAX_ROWS_BYTES = 8 * 2**30
 """The largest file of rows that is read. A run of a million rows of `steps.jsonl` has 0.2 GiB."""
+
+PIECE_BYTES = 2**20
 
 _KINDS = (
     (stat.S_ISDIR, "it is a directory, not a file"),
@@ -39,7 +42,11 @@ def read_input(path: Path, max_bytes: int = MAX_SETTINGS_BYTES) -> bytes:
         for is_kind, reason in _KINDS:
             if is_kind(status.st_mode):
                 raise OSError(errno.EINVAL, reason, str(path))
-        content = file.read(max_bytes + 1)
+        pieces = iter(
+            lambda: file.read(PIECE_BYTES), b""
+        )  # read(n) would take n bytes of memory, however short the file
+        num_pieces = max_bytes // PIECE_BYTES + 1
+        content = b"".join(islice(pieces, num_pieces))
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {max_bytes / 2**20:,.0f} MiB, the most that is read", str(path))
     return content

@@ -162,8 +162,9 @@ def last_word(run: PlannedRun, status: Status | None, reason: str) -> Status:
     """The status of a run that ended without one of its own."""
     images_seen = 0 if status is None else status.images_seen
     return Status(
-        state="failed", images_seen=images_seen, images_total=run.images, heartbeat=time.time(), reason=reason
-    )
+        state="failed", images_seen=images_seen, images_total=run.images, heartbeat=time.time(), reason=reason,
+        checkpoint_images=None if status is None else status.checkpoint_images,
+    )  # fmt: skip
 
 
 def _ending(run: RunProgress) -> Ending:

@@ -158,7 +158,10 @@ class RunJob:
         before = run_dir.read_status()
         images_seen = 0 if before is None else before.images_seen
         total, now = self.run.images, time.time()
-        status = Status(state=state, images_seen=images_seen, images_total=total, heartbeat=now, reason=reason)
+        status = Status(
+            state=state, images_seen=images_seen, images_total=total, heartbeat=now, reason=reason,
+            checkpoint_images=None if before is None else before.checkpoint_images,
+        )  # fmt: skip
         write_status(run_dir, status)
         return status
 

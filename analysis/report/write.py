@@ -14,13 +14,14 @@ from analysis.report.markdown import FIGURES, markdown_page
 from analysis.report.pictures import draw_all
 from analysis.report.run_rows import columns_with_scores, run_rows
 from analysis.tables import run_table
-from experiments.records.storage import storage_errors
+from experiments.records.outputs import output_files, require_ours
 
 
 def write_report(roots: Sequence[Path], folder: Path) -> list[Path]:
     """The report of the finished runs at or below `roots`, into `folder`; the files, the page first.
 
-    A `RecordError` when there are none or they cannot be compared, a `StorageError` when `folder` cannot be written.
+    A `RecordError` when there are none or they cannot be compared, an `OutputError` when `folder` holds a file of that
+    name that is not ours to replace, a `StorageError` when it cannot be written.
     """
     return write_report_of(load_records(roots), [str(root) for root in roots], folder)
 
@@ -35,15 +36,16 @@ def write_report_of(
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """The same of records that are loaded; `roots` is what to type to load them again, `tell` hears what is done."""
+    names = ("index.html", "report.md", "runs.csv")
+    paths = [folder / name for name in names]
+    require_ours(paths)  # before the figures, which take minutes
     runs = run_table(records)
     pictures = draw_all(records, runs, folder / FIGURES, roots, paper_values, parameters, tell)
     report = content(records, runs, pictures, roots, num_resamples, parameters, tell)
     rows = run_rows(records, runs)
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        pages = {"index.html": html_page(report), "report.md": markdown_page(report)}
-        for name, page in pages.items():
-            (folder / name).write_text(page, encoding="utf-8")
-        columns = ["run", *(column.key for column in columns_with_scores(rows) if column.key in rows)]
-        rows[columns].to_csv(folder / "runs.csv", index=False)
-    return [*(folder / name for name in (*pages, "runs.csv")), *pictures.paths]
+    columns = ["run", *(column.key for column in columns_with_scores(rows) if column.key in rows)]
+    with output_files(paths) as (page, text, table):
+        page.write_text(html_page(report), encoding="utf-8")
+        text.write_text(markdown_page(report), encoding="utf-8")
+        rows[columns].to_csv(table, index=False)
+    return [*paths, *pictures.paths]

@@ -160,7 +160,7 @@ def _settle(
     }
     path, folder = out / REQUEST_FILE, SetFolder(out, _digest(wanted))
     if not os.path.lexists(path):
-        if any(out.glob("*.safetensors")) or (out / INDEX_FILE).exists():
+        if any(not each.name.startswith(".") for each in out.iterdir()):
             raise ConfigError(f"{out} holds other files.", "Name an empty folder, or one that does not exist.")
         write_json_atomic(path, wanted)
         return folder

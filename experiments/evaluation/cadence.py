@@ -40,7 +40,8 @@ def measure_at_cadence(engine: Engine, config: RunConfig, images_seen: int, writ
     scores = ShapesScores(config, (SCORE, DISTANCE), seen, unseen)
     for numbers, images_BCHW in sorted((part for parts in shares for part in parts), key=lambda part: part[0].start):
         scores.add(numbers, images_BCHW)
-    writer.evaluation(scores.rows(conditions.row(config, images_seen)))
+    base = conditions.row(config, images_seen).model_copy(update={"while_training": True})
+    writer.evaluation(scores.rows(base))
 
 
 def _share(engine: Engine, config: RunConfig, captions: CaptionSet, conditions: Conditions) -> Sampled:

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from experiments.errors import CheckpointError, RecordError, StorageError
@@ -27,7 +30,7 @@ from experiments.records.schema import Precision, RunRecord, Weights
 from experiments.records.storage import storage_errors
 from experiments.records.writer import write_json_atomic
 from experiments.training.checkpoint import Checkpoint, load_newest
-from experiments.training.checkpoint_files import sha256_of_file, shard_name
+from experiments.training.checkpoint_files import save_tensors, sha256_of_file, shard_name
 
 FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -46,7 +49,7 @@ class Exported:
 
 
 def newest(run_dir: RunDir, weights: Weights, say: Callable[[str], None]) -> tuple[RunRecord, Checkpoint]:
-    """The record of a run and its newest whole checkpoint; a `CheckpointError` where it has none."""
+    """The record of a run and its newest whole checkpoint; a `CheckpointError` where none is there or can be read."""
     record = run_dir.read_run()
     checkpoint = load_newest(run_dir, record.config_id, say, files=[FILE_OF_WEIGHTS[weights]])
     if checkpoint is None:
@@ -67,25 +70,25 @@ def export_weights(
 
     Raises `CheckpointError` where there is nothing to export, and `StorageError` where `out` holds something else.
     """
+    with storage_errors(out):
+        if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+            raise StorageError(f"{out} is {'not empty' if out.is_dir() else 'a file'}.", "Name a new folder.")
     record, checkpoint = newest(run_dir, weights, say)
-    if out.exists() and any(out.iterdir()):
-        raise StorageError(f"{out} is not empty.", "Name a new folder.")
     width = DTYPES[precision].itemsize
     groups = _shards(checkpoint.shapes, width, shard_bytes)
     sums: dict[str, str] = {}
     places: dict[str, str] = {}
-    with storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    with _folder_that_appears_whole(out) as folder:
         for place, names in enumerate(groups):
             file = shard_name("model", place, len(groups))
             tensors = {name: _whole(checkpoint, weights, name).to(DTYPES[precision]) for name in names}
-            save_file(tensors, out / file, metadata={"format": "pt"})
-            sums[file] = sha256_of_file(out / file)
+            save_tensors(tensors, folder / file, metadata={"format": "pt"})
+            sums[file] = sha256_of_file(folder / file)
             places |= dict.fromkeys(names, file)
             written(sum(math.prod(checkpoint.shapes[name]) for name in places))
         if len(groups) > 1:
             total = width * sum(math.prod(shape) for shape in checkpoint.shapes.values())
-            write_json_atomic(out / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+            write_json_atomic(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
         about = {
             "record": record.model_dump(mode="json", exclude_none=True),
             "images_seen": checkpoint.state["images_seen"],
@@ -93,8 +96,22 @@ def export_weights(
             "precision": precision,
             "sha256": sums,
         }
-        write_json_atomic(RunDir(out).exported, about)
+        write_json_atomic(RunDir(folder).exported, about)
     return sorted(out.iterdir())
+
+
+@contextmanager
+def _folder_that_appears_whole(out: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `out` at the end; after an error nothing is left of it."""
+    folder = out.resolve().with_name(f".{out.resolve().name}.{os.getpid()}.writing")
+    with storage_errors(out):
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+            folder.replace(out.resolve())
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
 
 
 def read_exported(folder: RunDir) -> Exported:

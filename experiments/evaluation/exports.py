@@ -25,7 +25,7 @@ from experiments.data.captions import Assertion, Term, parse
 from experiments.errors import ConfigError
 from experiments.evaluation.batches import as_pixels
 from experiments.evaluation.table_files import Row, rows_of, text_of, value_of
-from experiments.records.storage import storage_errors
+from experiments.records.outputs import output_files, require_ours
 
 GENEVAL_TAGS = {"color_attribution": "color_attr"}
 """Kinds of captions that GenEval calls something else."""
@@ -92,35 +92,36 @@ def export_geneval(folder: Path, prompts: Sequence[Prompt], images_by_prompt: It
     """Write for each prompt its images [S, C, H, W] in [-1, 1] as `evaluate_images.py` of GenEval reads them.
 
     `images_by_prompt` is taken one prompt at a time, so that it may be sampled meanwhile. `ConfigError` for a prompt
-    without metadata and for a folder with other images in it, which GenEval would count; `StorageError` when full.
+    without metadata and for a folder with other images in it, which GenEval would count; `OutputError` for
+    a file that is not ours to replace; `StorageError` when full.
     """
     metadata = [_geneval_metadata(prompt) for prompt in prompts]
     names = [f"{number:05}" for number in range(len(prompts))]
     _refuse_others(folder, r"\d+", set(names))
+    require_ours([folder / name / "metadata.jsonl" for name in names], folder)
     for name, line, images_SCHW in zip(names, metadata, images_by_prompt, strict=True):
         samples = folder / name / "samples"
         images = {f"{number:04}.png": image for number, image in enumerate(_pictures(images_SCHW))}
         _refuse_others(samples, r"\d+\.png", set(images))
-        with storage_errors(samples):
-            samples.mkdir(parents=True, exist_ok=True)
-            (folder / name / "metadata.jsonl").write_text(json.dumps(line), encoding="utf-8")
-        _save(samples, images)
+        with output_files([folder / name / "metadata.jsonl"], folder) as (part,):
+            part.write_text(json.dumps(line), encoding="utf-8")
+        _save(samples, images, folder)
 
 
 def export_dsg(folder: Path, prompts: Sequence[Prompt], images: Iterable[Tensor], model: str = "ecdit") -> None:
     """Write the image [C, H, W] in [-1, 1] of each prompt to `images/<item_id>_<model>.jpg`, and `prompts.csv`.
 
     Prompts without an item_id are called custom_0, custom_1, ... `ConfigError` for a folder with other images in it;
-    `StorageError` when full. JPEG, at its best quality, because that is what DSG looks for.
+    `OutputError` for a file that is not ours to replace; `StorageError` when full. JPEG, at its best quality, because
+    that is what DSG looks for.
     """
     item_ids = [prompt.item_id or f"custom_{number}" for number, prompt in enumerate(prompts)]
     _refuse_others(folder / "images", r".*\.jpg", {f"{item_id}_{model}.jpg" for item_id in item_ids})
-    with storage_errors(folder):
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        with (folder / "prompts.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("item_id", "text"), *zip(item_ids, (p.text for p in prompts), strict=True)])
+    require_ours([folder / "images" / f"{item_id}_{model}.jpg" for item_id in item_ids], folder)
+    with output_files([folder / "prompts.csv"]) as (part,), part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("item_id", "text"), *zip(item_ids, (p.text for p in prompts), strict=True)])
     for item_id, image_CHW in zip(item_ids, images, strict=True):
-        _save(folder / "images", {f"{item_id}_{model}.jpg": _pictures(image_CHW[None])[0]})
+        _save(folder / "images", {f"{item_id}_{model}.jpg": _pictures(image_CHW[None])[0]}, folder)
 
 
 def _geneval_metadata(prompt: Prompt) -> dict[str, Any]:
@@ -158,11 +159,11 @@ def _pictures(images_BCHW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(pixels.numpy()) for pixels in as_pixels(images_BCHW)]
 
 
-def _save(folder: Path, images: dict[str, Image.Image]) -> None:
-    """Each under its name; quality and subsampling concern JPEG only."""
-    for name, image in images.items():
-        with storage_errors(folder / name):
-            image.save(folder / name, quality=100, subsampling=0)
+def _save(folder: Path, images: dict[str, Image.Image], root: Path) -> None:
+    """Write each under its name; quality and subsampling concern JPEG only. Nothing else comes into `folder`."""
+    with output_files([folder / name for name in images], root) as parts:
+        for part, image in zip(parts, images.values(), strict=True):
+            image.save(part, quality=100, subsampling=0)
 
 
 def _refuse_others(folder: Path, pattern: str, names: set[str]) -> None:

@@ -15,29 +15,43 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import time
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from experiments.errors import StorageError
+from experiments.inputs import read_input
 from experiments.records.processes import Owner
 from experiments.records.provenance import host_name
 from experiments.records.storage import storage_errors
 
 STALE_SECONDS = 600.0
 """A holder on another machine is taken for dead after this long without a sign."""
+MAX_LOOKS, SECONDS_BETWEEN_LOOKS = 200, 0.05
+"""A race for a claim is decided in a few looks."""
+OWNER = TypeAdapter(Owner)
+CLAIM_NAME = re.compile(r"([0-9]{8})\.(held|free)")
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Whoever holds a claim, as its file says. `owner` is None where the file cannot be read (yet)."""
+    """Whoever holds a claim, as its file says.
+
+    `owner` is None where the file cannot be read (yet); `trouble` is then what the system says, if it says anything: it
+    is another user's, or no file. Whether such a holder lives is known from its signs alone.
+    """
 
     number: int
     owner: Owner | None
     inode: int
     renewed_ns: int
+    trouble: str | None = None
 
     @property
     def pulse(self) -> Hashable:
@@ -77,6 +91,11 @@ class Claim:
         self._path = path
         self._descriptor: int | None = descriptor
 
+    @property
+    def folder(self) -> Path:
+        """Where the claims on the same thing are."""
+        return self._path.parent
+
     def renew(self) -> bool:
         """Show that we live; False when somebody has taken over."""
         if self._descriptor is None or not self._path.exists():
@@ -97,17 +116,21 @@ class Claim:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who holds the claim of `folder`; None when nobody does."""
-    number, is_held = _highest(folder)
-    if not is_held:
-        return None
-    path = _held(folder, number)
+    """Who holds the claim of `folder`; None when nobody does. Raises `StorageError` where the folder cannot be read."""
+    with storage_errors(folder):
+        number, is_held = _highest(folder)
+        if not is_held:
+            return None
+        path = _held(folder, number)
+        try:
+            state = path.lstat()
+        except FileNotFoundError:  # given back between the two looks
+            return None
     try:
-        with path.open("rb") as file:
-            state, content = os.fstat(file.fileno()), file.read()
-    except OSError:  # given back between the two looks
-        return holder(folder) if _highest(folder) != (number, True) else None
-    return Holder(number, _parsed(content), state.st_ino, state.st_mtime_ns)
+        owner, trouble = _parsed(read_input(path)), None
+    except OSError as error:
+        owner, trouble = None, f"{path} cannot be read: {(error.strerror or str(error)).lower()}"
+    return Holder(number, owner, state.st_ino, state.st_mtime_ns, trouble)
 
 
 def take(folder: Path, replaced: Holder | None = None, owner: Owner | None = None) -> Claim | None:
@@ -135,9 +158,9 @@ def take_if_dead(folder: Path, stale_seconds: float = STALE_SECONDS) -> Claim | 
     """Hold the claim of `folder` unless somebody lives who does: then that holder.
 
     For a process that looks once. Silence is counted on the file system's clock, so that clocks that differ between
-    machines do no harm.
+    machines do no harm. Raises `StorageError` where the folder cannot be read or written.
     """
-    while True:
+    for _ in range(MAX_LOOKS):
         found = holder(folder)
         if found is not None:
             dead = found.is_dead()
@@ -146,6 +169,8 @@ def take_if_dead(folder: Path, stale_seconds: float = STALE_SECONDS) -> Claim | 
         claim = take(folder, found)
         if claim is not None:
             return claim
+        time.sleep(SECONDS_BETWEEN_LOOKS)  # others have come and gone, or a network file system shows what has gone
+    raise StorageError(f"cannot write {folder}: its claims do not settle.", "Look at what is in it, and try again.")
 
 
 def silence_on_disk(folder: Path, found: Holder) -> float:
@@ -199,12 +224,8 @@ def _numbers(folder: Path) -> dict[int, bool]:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    found: dict[int, bool] = {}
-    for name in names:
-        stem, _, state = name.partition(".")
-        if stem.isdigit() and state in ("held", "free"):
-            found[int(stem)] = state == "held"
-    return found
+    claims = filter(None, map(CLAIM_NAME.fullmatch, names))
+    return {int(claim.group(1)): claim.group(2) == "held" for claim in claims}
 
 
 def _highest(folder: Path) -> tuple[int, bool]:
@@ -212,15 +233,16 @@ def _highest(folder: Path) -> tuple[int, bool]:
 
 
 def _drop_below(folder: Path, number: int) -> None:
+    """Remove the claims of lower numbers, which mean nothing any more; one that cannot be removed does no harm."""
     for lower in _numbers(folder):
         if lower < number:
             for suffix in (".held", ".free"):
-                _held(folder, lower).with_suffix(suffix).unlink(missing_ok=True)
+                with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+                    _held(folder, lower).with_suffix(suffix).unlink()
 
 
 def _parsed(content: bytes) -> Owner | None:
     try:
-        raw: dict[str, Any] = json.loads(content)
-        return Owner(**raw)
-    except (ValueError, TypeError):
+        return OWNER.validate_json(content, strict=True)
+    except ValidationError:
         return None

@@ -68,6 +68,9 @@ class Status(Record):
     )
     pid: int | None = None
     host: str | None = None
+    checkpoint_images: int | None = Field(
+        None, description="images seen at the newest complete checkpoint, 0 before the first; None: not known"
+    )
 
 
 class StepRow(Record):
@@ -113,6 +116,9 @@ class EvalRow(Record):
     seed: int
     weights: Weights
     settings: dict[str, Any] = Field(default_factory=dict, description="what else the value depends on")
+    while_training: bool | None = Field(
+        None, description="true where training sampled it, and measures it again when it goes on from before it"
+    )
 
 
 class RoutingMapRow(Record):

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,20 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else path
         if error.errno in FULL:
-            hint = "Free space there and run the same command again: it continues from the last checkpoint."
+            hint = "Free space there and run the same command again."
+        elif error.errno == errno.ENAMETOOLONG:
+            hint = "Choose a shorter name."
         else:
             hint = "Make the folder writable, or choose another one, and run the same command again."
         raise StorageError(f"cannot write {where}: {(error.strerror or str(error)).lower()}.", hint) from error
+
+
+def deleted_error(folder: Path) -> StorageError:
+    """What to raise where the folder of a run has gone while the run wrote to it."""
+    return StorageError(
+        f"{folder} was deleted or moved while this run wrote to it.",
+        "What was written since is lost. Run the same command again, or move the folder back first.",
+    )
 
 
 def write_json_atomic(path: Path, payload: Mapping[str, Any]) -> None:
@@ -50,6 +61,14 @@ def replace_atomically(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename `path` to the first free `NAME.set-aside-1`, `-2`, ... beside it, and return that. Raises `OSError`."""
+    names = (path.with_name(f"{path.name}.set-aside-{number}") for number in count(1))
+    aside = next(name for name in names if not os.path.lexists(name))
+    path.rename(aside)
+    return aside
 
 
 def append_line(descriptor: int, line: bytes, path: Path) -> None:

@@ -86,16 +86,23 @@ class RecordWriter:
 
     @classmethod
     def open(
-        cls, run_dir: RunDir, record: RunRecord, images_seen: int, start_mirror: StartMirror | None = None
+        cls,
+        run_dir: RunDir,
+        record: RunRecord,
+        images_seen: int,
+        start_mirror: StartMirror | None = None,
+        restart: bool = False,
     ) -> RecordWriter:
         """Claim the folder and continue its records from `images_seen` (0 without a checkpoint).
+
+        `restart`: begin anew, with the old records set aside.
 
         `start_mirror` (see `wandb_mirror.start_mirror`) is called once the folder is known to be this run's; the mirror
         gets the rows that are already there, so that it is whole however the last process ended. Raises `RecordError`
         for a folder of another config or of a process at work, `StorageError` when it cannot be written.
         """
         with ExitStack() as files:
-            settled, held = claim(run_dir, record, images_seen)
+            settled, held = claim(run_dir, record, images_seen, restart)
             files.callback(held.release)
             writer = cls(run_dir, settled, held, files)
             if start_mirror is not None:
@@ -128,7 +135,12 @@ class RecordWriter:
             self._mirror.images(name, path, images_seen)
 
     def status(
-        self, state: State, images_seen: int, reason: str | None = None, peak_memory_gib: float | None = None
+        self,
+        state: State,
+        images_seen: int,
+        reason: str | None = None,
+        peak_memory_gib: float | None = None,
+        checkpoint_images: int | None = None,
     ) -> None:
         """Replace `status.json`: the heartbeat is now, the process this one.
 
@@ -144,6 +156,7 @@ class RecordWriter:
             pid=os.getpid(),
             host=host_name(),
             peak_memory_gib=peak_memory_gib,
+            checkpoint_images=checkpoint_images,
         )
         write_status(self.run_dir, status)
         self._status = status

@@ -7,6 +7,7 @@ tensors are safetensors.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,22 +16,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from experiments.errors import CheckpointError
+from experiments.inputs import MAX_ROWS_BYTES, read_input
 from experiments.records.layout import RunDir
 from experiments.training.checkpoint_files import (
     FORMAT_VERSION,
     TENSOR_FILES,
     Stretches,
-    complete_checkpoints,
     sha256_of_content,
     sha256_of_file,
     shard_name,
 )
+from experiments.training.checkpoint_list import START_ANEW, is_missing, saved_checkpoints, unreachable
 
-Agree = Callable[[str | None], str | None]
+NO_FILE = frozenset({errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
+"""What opening something says that is not a regular file."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """One checkpoint cannot be used; another one may."""
+
+
+Agree = Callable[[CheckpointError | None], CheckpointError | None]
 """The first trouble that any process of the run has. Collective."""
 
 
@@ -104,29 +114,28 @@ def load_newest(
 
     `wanted`: the stretches that this process will read, all by default; only the shards that hold them are checked.
     `paths`: the checkpoints to choose from, oldest first. `agree`: with several processes, all take the same.
-    A damaged one is passed over and said; a `CheckpointError` when all are damaged, or one belongs to another config or
-    version.
+    A damaged one is passed over and said. A `CheckpointError` when all are damaged, when one belongs to another config
+    or version or cannot be read, and when the records say that there was one and there is none.
     """
-    complete = complete_checkpoints(run_dir) if paths is None else paths
+    complete = saved_checkpoints(run_dir) if paths is None else paths
     for path in reversed(complete):
-        trouble, found = None, None
+        trouble: CheckpointError | None = None
+        found = None
         try:
             found = _open(path, config_id, files, wanted)
-        except _DamagedError as error:
-            trouble = str(error)
+        except CheckpointError as error:
+            trouble = error
         trouble = agree(trouble)
         if trouble is None:
             return found
-        say(f"{trouble}. Trying the checkpoint before it.")
+        if not isinstance(trouble, DamagedCheckpointError):
+            raise trouble
+        say(f"{trouble} Trying the checkpoint before it.")
     if complete:
         raise CheckpointError(
-            f"Every checkpoint in {run_dir.checkpoints} is damaged.", "Delete that folder to start the run anew."
+            f"Every checkpoint in {run_dir.checkpoints} is damaged.", f"Bring one back, or {START_ANEW}"
         )
     return None
-
-
-class _DamagedError(Exception):
-    """One checkpoint cannot be used; another one may."""
 
 
 def _open(path: Path, config_id: str, files: Sequence[str], wanted: Mapping[str, tuple[int, int]] | None) -> Checkpoint:
@@ -157,19 +166,28 @@ def _require_same_run(path: Path, content: Mapping[str, Any], config_id: str) ->
 def _read_state(path: Path) -> dict[str, Any]:
     file = path / "state.json"
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(read_input(file, MAX_ROWS_BYTES))
         whole = content.pop("sha256_of_this") == sha256_of_content(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _DamagedError(f"{file} is damaged ({error!r})") from error
+    except OSError as error:
+        raise _not_read(file, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{file} is damaged ({error!r}).") from error
     if not whole:
-        raise _DamagedError(f"{file} is damaged (its checksum does not match)")
+        raise DamagedCheckpointError(f"{file} is damaged (its checksum does not match).")
     return content
 
 
 def _require_whole(file: Path, digest: str) -> None:
     try:
         whole = sha256_of_file(file) == digest
-    except (OSError, SafetensorError) as error:
-        raise _DamagedError(f"{file} is damaged ({error})") from error
+    except OSError as error:
+        raise _not_read(file, error) from error
     if not whole:
-        raise _DamagedError(f"{file} is damaged (its checksum does not match)")
+        raise DamagedCheckpointError(f"{file} is damaged (its checksum does not match).")
+
+
+def _not_read(file: Path, error: OSError) -> CheckpointError:
+    """A file that is missing, or something else than a file, is damage; one that cannot be reached may come back."""
+    if is_missing(file, error) or error.errno in NO_FILE:
+        return DamagedCheckpointError(f"{file} is damaged ({(error.strerror or str(error)).lower()}).")
+    return unreachable(file, error)

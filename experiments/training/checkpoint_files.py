@@ -11,9 +11,13 @@ a checkpoint does not know the layout it was written from. Reading is `checkpoin
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +29,12 @@ from torch import Tensor
 
 from experiments.errors import StorageError
 from experiments.records.layout import RunDir
-from experiments.records.storage import FULL, sync
+from experiments.records.storage import FULL, deleted_error, set_aside, sync
+from experiments.training.checkpoint_list import complete_checkpoints
 
 FORMAT_VERSION = 3
 TENSOR_FILES = ("weights", "ema", "optimizer")
+OUR_FILES = re.compile(rf"state\.json|({'|'.join(TENSOR_FILES)})(-[0-9]{{5}}-of-[0-9]{{5}})?\.safetensors")
 Stretches = dict[str, tuple[int, int]]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -67,15 +73,16 @@ def write_shard(run_dir: RunDir, images_seen: int, snapshot: Snapshot, rank: int
     """Write and sync the files of one process. Raises `StorageError`."""
     folder = _temporary_folder(run_dir, images_seen)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        run_dir.checkpoints.mkdir(exist_ok=True)  # without the folder of the run, which somebody may have deleted
+        folder.mkdir(exist_ok=True)
         sums = {}
         for file, tensors in snapshot.tensors.items():
             path = folder / shard_name(file, rank, world)
-            save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+            save_tensors({key: value.contiguous() for key, value in tensors.items()}, path)
             sync(path)
             sums[path.name] = sha256_of_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _not_written(final_folder(run_dir, images_seen), error) from error
+    except OSError as error:
+        raise _not_written(run_dir, images_seen, error) from error
     return ShardReport(snapshot.stretches, sums)
 
 
@@ -85,7 +92,8 @@ def publish(
     """Give what all processes have written its name, then drop all but it and the `keep - 1` before it.
 
     Those of more images belong to a future that training is writing anew: it went on from an earlier one because they
-    are damaged. Raises `StorageError`; what was there before is then untouched, and what was begun is removed.
+    are damaged. A folder that holds anything but the files of a checkpoint is never dropped. Raises `StorageError`;
+    what was there before is then untouched, and what was begun is removed.
     """
     images_seen = int(state["images_seen"])
     final, folder = final_folder(run_dir, images_seen), _temporary_folder(run_dir, images_seen)
@@ -101,14 +109,16 @@ def publish(
         (folder / "state.json").write_text(text, encoding="utf-8")
         sync(folder / "state.json")
         sync(folder)
-        if final.exists():  # damaged, and passed over when training went on
-            shutil.rmtree(final)
+        if os.path.lexists(final):  # damaged, and passed over when training went on
+            _drop(final)
+        if os.path.lexists(final):  # somebody keeps something in it
+            set_aside(final)
         folder.rename(final)
         sync(run_dir.checkpoints)
         _drop_all_but(run_dir, final, keep)
     except OSError as error:
         abandon(run_dir, images_seen)
-        raise _not_written(final, error) from error
+        raise _not_written(run_dir, images_seen, error) from error
     return final
 
 
@@ -116,6 +126,7 @@ def write_checkpoint(
     run_dir: RunDir, config_id: str, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], keep: int
 ) -> Path:
     """A whole checkpoint at `state["images_seen"]` at once, from full tensors by file and name."""
+    run_dir.path.mkdir(parents=True, exist_ok=True)
     drop_leftovers(run_dir)
     images_seen, weights = int(state["images_seen"]), tensors["weights"]
     stretches = {name: (0, tensor.numel()) for name, tensor in weights.items()}
@@ -126,11 +137,6 @@ def write_checkpoint(
         raise
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     return publish(run_dir, {"config_id": config_id, **state}, shapes, [report], keep)
-
-
-def complete_checkpoints(run_dir: RunDir) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(run_dir.checkpoints.glob("images_*"))
 
 
 def drop_leftovers(run_dir: RunDir) -> None:
@@ -145,12 +151,14 @@ def abandon(run_dir: RunDir, images_seen: int) -> None:
 
 
 def sha256_of_content(content: Mapping[str, Any]) -> str:
-    """Of the canonical JSON."""
+    """The checksum of the canonical JSON of `content`."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:
-    """Of the bytes of a file."""
+    """The checksum of the bytes of a regular file; an `OSError` for a FIFO, on which opening would wait for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "It is not a regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -164,14 +172,36 @@ def _drop_all_but(run_dir: RunDir, newest: Path, keep: int) -> None:
     complete = complete_checkpoints(run_dir)
     place = complete.index(newest) + 1
     for other in (*complete[: max(0, place - keep)], *complete[place:]):
-        shutil.rmtree(other)
+        _drop(other)
 
 
-def _not_written(path: Path, error: OSError | SafetensorError) -> StorageError:
-    full = isinstance(error, SafetensorError) or error.errno in FULL
-    way_out = "Free space" if full else "Make the folder writable"
-    reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+def _drop(checkpoint: Path) -> None:
+    """Remove a checkpoint that we wrote. A link, or a folder in which somebody keeps something else, stays."""
+    if checkpoint.is_symlink() or not checkpoint.is_dir():
+        return
+    names = os.listdir(checkpoint)
+    if all(OUR_FILES.fullmatch(name) for name in names):
+        for name in names:
+            (checkpoint / name).unlink()
+        checkpoint.rmdir()
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file of safetensors. Raises `OSError` where the library has one of its own, without its number."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        code = re.search(r"\b(?:os error|code:) ([0-9]+)", str(error))
+        number = int(code.group(1)) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _not_written(run_dir: RunDir, images_seen: int, error: OSError) -> StorageError:
+    if not run_dir.path.exists():
+        return deleted_error(run_dir.path)
+    way_out = "Free space" if error.errno in FULL else "Make the folder writable"
+    goes_on = ": it continues from the checkpoint before it" if complete_checkpoints(run_dir) else ""
     return StorageError(
-        f"cannot write the checkpoint {path}: {reason}.",
-        f"{way_out} and run the same command again: it continues from the checkpoint before it.",
+        f"cannot write the checkpoint {final_folder(run_dir, images_seen)}: {(error.strerror or str(error)).lower()}.",
+        f"{way_out} and run the same command again{goes_on}.",
     )

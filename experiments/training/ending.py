@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from experiments.errors import EcditError, StorageError
+from experiments.out_of_memory import out_of_memory
+from experiments.records.claim import keep_record
 from experiments.records.schema import State
 from experiments.records.writer import RecordWriter
 from experiments.training.engine import is_lost_process
@@ -19,9 +21,15 @@ from experiments.training.watchdog import lost_process
 
 @contextmanager
 def recorded_end(
-    status: Callable[[State, str | None], None], writer: RecordWriter | None, meeting: Meeting
+    status: Callable[[State, str | None], None],
+    writer: RecordWriter | None,
+    meeting: Meeting,
+    warn: Callable[[str], None],
 ) -> Iterator[None]:
-    """Inside is the loop; `status` records a state with its reason. `writer` is None but on rank 0."""
+    """Inside is the loop; `status` records a state with its reason. `writer` is None but on rank 0.
+
+    `warn` hears where `run.json` had to be written again.
+    """
 
     def record(state: State, reason: str) -> None:
         with suppress(StorageError):  # a full disk: what ended the run is what must be heard
@@ -29,6 +37,9 @@ def recorded_end(
 
     def close() -> None:
         if writer is not None:
+            with suppress(StorageError):  # the disk is full, or the folder has gone
+                if (done := keep_record(writer.run_dir, writer.record)) is not None:
+                    warn(done)
             writer.close()
 
     def lost(reason: str) -> None:
@@ -48,6 +59,9 @@ def recorded_end(
         if is_lost_process(error):
             record("failed", str(lost_process()))
             raise lost_process() from error
+        if (short := out_of_memory(error)) is not None:
+            record("failed", str(short))
+            raise short from error
         record("failed", f"{type(error).__name__}: {error}")
         raise
     finally:

@@ -29,7 +29,8 @@ from experiments.records.writer import RecordWriter
 from experiments.routing.deepspeed_library import dist
 from experiments.training.agreement import any_process, first_trouble, of_the_first
 from experiments.training.checkpoint import Checkpoint, load_newest
-from experiments.training.checkpoint_files import complete_checkpoints, drop_leftovers
+from experiments.training.checkpoint_files import drop_leftovers
+from experiments.training.checkpoint_list import complete_checkpoints, saved_checkpoints
 from experiments.training.clock import NoClock, StepClock
 from experiments.training.description import describe_run, peak_memory_gib
 from experiments.training.diagnosis import nonfinite_error, nonfinite_layer
@@ -46,6 +47,7 @@ from experiments.training.host_memory import prefer_large_pages
 from experiments.training.means import RunningMeans
 from experiments.training.meeting import meet
 from experiments.training.objective import forward_loss, to_device
+from experiments.training.pauses import TrainingClock
 from experiments.training.peak import matmul_flops_per_second
 from experiments.training.reporter import Reporter
 from experiments.training.restore import restore, snapshot
@@ -75,13 +77,15 @@ class Run:
     means: RunningMeans
     clock: StepClock
     saver: Saver
+    seconds: TrainingClock
     heartbeat: float = field(default_factory=time.monotonic)
 
     def status(self, state: State, reason: str | None = None) -> None:
         """Replace the status, on the process that writes."""
         self.heartbeat = time.monotonic()
         if self.writer is not None:
-            self.writer.status(state, self.means.images_seen, reason, peak_memory_gib())
+            saved = self.saver.images_saved
+            self.writer.status(state, self.means.images_seen, reason, peak_memory_gib(), saved)
 
 
 def train(
@@ -91,8 +95,11 @@ def train(
     reporter: Reporter | None = None,
     observers: Sequence[Observer] = (),
     clock: StepClock | None = None,
+    restart: bool = False,
 ) -> State:
     """Train to `train.images`, continuing from the newest checkpoint; returns `done` or `interrupted`.
+
+    `restart`: from the first image instead, with what the folder holds of the run set aside.
 
     Raises `RunFailedError` for a non-finite loss, and other `EcditError`s for mistakes; the status holds the reason.
     """
@@ -111,26 +118,32 @@ def train(
         if not run_dir.run_json.exists():
             record = record.model_copy(update={"matmul_flops_per_second": matmul_flops_per_second(record.precision)})
         settle_record(run_dir, record)
+        if not restart:
+            saved_checkpoints(run_dir)  # those that cannot be reached are said before a row is cut
     reporter.phase("building")
     with process_group(run_dir.log, meeting), StopRequest() as stop:
         engine = build_engine(config, run_dir.read_run().precision)  # a run keeps the precision it began with
         if config.parallel.zero_stage < 3:  # whose layers hold no weights between two calls
             assert_matches_budget(engine.model, cost, engine.share.count)
-        checkpoint = _newest_checkpoint(engine, run_dir, record.config_id, reporter)
+        checkpoint = None if restart else _newest_checkpoint(engine, run_dir, record.config_id, reporter)
         means = RunningMeans()
         if checkpoint is not None:
             restore(engine, checkpoint)
             means = RunningMeans.from_state(checkpoint.state)
-        writer = RecordWriter.open(run_dir, record, means.images_seen, start_mirror) if engine.rank == 0 else None
+        writer = None
+        if engine.rank == 0:
+            writer = RecordWriter.open(run_dir, record, means.images_seen, start_mirror, restart)
         shapes, keep = engine.partitions.shapes, config.checkpoint.keep
         run = Run(
             config, run_dir, engine, writer, reporter, observers, cost.train_flops_per_image, means, clock or NoClock(),
-            Saver(run_dir, record.config_id, shapes, keep, engine.rank, engine.world),
+            Saver(run_dir, record.config_id, shapes, keep, engine.rank, engine.world, means.images_seen),
+            TrainingClock(reporter.warn if engine.rank == 0 else lambda message: None),
         )  # fmt: skip
-        with recorded_end(run.status, run.writer, meeting):
+        with recorded_end(run.status, run.writer, meeting, reporter.warn):
             if means.images_seen:
                 reporter.say(f"Continuing at {means.images_seen:,} of {config.total_images:,} images.")
-            return _loop(run, stop)
+            with run.seconds:
+                return _loop(run, stop)
 
 
 def _newest_checkpoint(engine: Engine, run_dir: RunDir, config_id: str, reporter: Reporter) -> Checkpoint | None:
@@ -140,9 +153,9 @@ def _newest_checkpoint(engine: Engine, run_dir: RunDir, config_id: str, reporter
     return load_newest(
         run_dir,
         config_id,
-        reporter.say if engine.rank == 0 else lambda message: None,
+        reporter.warn if engine.rank == 0 else lambda message: None,
         wanted=engine.partitions.wanted(),
-        paths=of_the_first(complete_checkpoints(run_dir), engine.world),
+        paths=of_the_first(complete_checkpoints(run_dir) if engine.rank == 0 else [], engine.world),
         agree=lambda trouble: first_trouble(trouble, engine.world),
     )
 
@@ -156,7 +169,8 @@ def _loop(run: Run, stop: StopRequest) -> State:
     run.reporter.phase("training")
     engine.model.train()
     stream = TrainStream(config, engine.rank, engine.world)
-    started = time.perf_counter()
+    saved = run.saver.images_saved
+    started = run.seconds.now()
     for batch in stream.iterate(means.images_seen):
         before = means.images_seen
         rate = _step(run, to_device(batch, engine.device), started)
@@ -175,7 +189,10 @@ def _loop(run: Run, stop: StopRequest) -> State:
         if stopped and not done:
             run.status("interrupted", stop.name)
             return "interrupted"
-        started = time.perf_counter()
+        if run.saver.images_saved != saved:  # from now on this run must not start anew unasked
+            saved = run.saver.images_saved
+            run.status("running")
+        started = run.seconds.now()
     run.status("done")
     return "done"
 
@@ -205,7 +222,7 @@ def _step(run: Run, batch: Batch, started: float) -> float:
         where = nonfinite_layer(engine.model, micro_batches, config.model.patch_size, engine.world)
         raise nonfinite_error(config, run.means.images_seen, where, f"loss {loss:g}, gradient norm {grad_norm:g}")
     engine.ema.update(run.means.images_seen + config.train.batch_images, config.train.batch_images)
-    seconds = time.perf_counter() - started
+    seconds = run.seconds.now() - started
     run.means.add(config.train.batch_images, seconds, loss, auxiliary_loss, grad_norm)
     return rate
 

@@ -14,12 +14,14 @@ from experiments.records.schema import StepRow
 class Reporter:
     """Does nothing by default.
 
-    say: one line for a person. phase: what the run is doing now, in a word or two. step: images seen after each
-    optimizer step. row: each row of `steps.jsonl`, once it is written. fail: the reason, right before the process is
-    ended from outside of its main thread; every other failure is raised.
+    say: one line for a person. warn: one line that must be heard, also by whoever asked for no progress. phase: what
+    the run is doing now, in a word or two. step: images seen after each optimizer step. row: each row of `steps.jsonl`,
+    once it is written. fail: the reason, right before the process is ended from outside of its main thread; every other
+    failure is raised.
     """
 
     say: Callable[[str], None] = lambda message: None
+    warn: Callable[[str], None] = lambda message: None
     phase: Callable[[str], None] = lambda phase: None
     step: Callable[[int], None] = lambda images_seen: None
     row: Callable[[StepRow], None] = lambda row: None

@@ -23,7 +23,11 @@ WAIT_SECONDS = 5.0
 class Saver:
     """At most one checkpoint is being written at a time."""
 
-    def __init__(self, run_dir: RunDir, config_id: str, shapes: Shapes, keep: int, rank: int, world: int) -> None:
+    def __init__(
+        self, run_dir: RunDir, config_id: str, shapes: Shapes, keep: int, rank: int, world: int, images_saved: int = 0
+    ) -> None:
+        """`images_saved`: those of the checkpoint that training goes on from."""
+        self.images_saved = images_saved
         self.run_dir, self.config_id, self.shapes, self.keep = run_dir, config_id, shapes, keep
         self.rank, self.world = rank, world
         self._state: dict[str, Any] | None = None
@@ -85,3 +89,4 @@ class Saver:
             if self.rank == 0:
                 abandon(self.run_dir, int(state["images_seen"]))
             raise trouble
+        self.images_saved = int(state["images_seen"])

@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.config.schema import RunConfig
 from experiments.records.layout import RunDir
-from experiments.training.checkpoint_files import complete_checkpoints
+from experiments.training.checkpoint_list import complete_checkpoints
 from experiments.training.clock import synchronized_time
 from experiments.training.loop import train
 from experiments.training.profile import short_run

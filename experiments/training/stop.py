@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT as a flag that the loop reads between two steps: it saves, and stops."""
+"""SIGTERM, SIGINT and SIGHUP as a flag that the loop reads between two steps: it saves, and stops.
+
+SIGHUP comes when the terminal is closed or its connection is lost. Under `nohup` it is ignored, and stays so.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Self
 
 
 class StopRequest:
-    """A context in which the two signals only set a flag; a second SIGINT interrupts at once."""
+    """A context in which these signals only set a flag; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -16,8 +19,9 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         """Take the signals over."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

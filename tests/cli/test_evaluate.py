@@ -121,8 +121,12 @@ def test_no_runs_is_one_line(tmp_path: Path, capsys: Captured) -> None:
 
 def test_a_run_without_a_checkpoint_is_one_line(runs: Path, capsys: Captured) -> None:
     shutil.rmtree(RunDir(runs / "dense").checkpoints)
-    assert "has no checkpoint yet" in error_of(["evaluate", str(runs / "dense"), *FEW], capsys)
-    assert "has no checkpoint yet" in error_of(["sample", str(runs / "dense")], capsys)
+    assert "holds no checkpoint, but the run has saved after 640 images" in error_of(
+        ["evaluate", str(runs / "dense"), *FEW], capsys
+    )
+    assert "holds no checkpoint, but the run has saved after 640 images" in error_of(
+        ["sample", str(runs / "dense")], capsys
+    )
 
 
 def test_a_damaged_checkpoint_is_one_line(runs: Path, capsys: Captured) -> None:

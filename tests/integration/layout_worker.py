@@ -95,6 +95,7 @@ def perform(task: Task, world: int) -> Outcome:
     experts = [p.shape[0] for name, p in engine.model.named_parameters() if name.endswith("experts.w_in_EFD")]
     outcome.experts_held = everyone(sum(experts), world)
     if task.save is not None:
+        Path(task.save).mkdir(parents=True, exist_ok=True)
         saver = Saver(RunDir(Path(task.save)), "layouts", engine.partitions.shapes, 1, engine.rank, world)
         saver.begin({"images_seen": (task.start + task.num_steps) * 8}, snapshot(engine))
         saver.finish()

@@ -176,7 +176,7 @@ def damage(first, second):
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     for run in (first, second):
         if len(checkpoints(run.path)) == 1:  # then there is nothing older to go on from, which is the user's to decide
-            shutil.rmtree(run.checkpoints)
+            shutil.rmtree(run.path)
 
 
 def test_rows_cut_at_any_byte_are_read_and_continued_without_loss(undisturbed_sweep, tmp_path):

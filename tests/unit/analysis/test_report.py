@@ -21,6 +21,7 @@ from analysis.report.run_rows import run_rows
 from analysis.report.write import write_report, write_report_of
 from analysis.tables import run_table
 from experiments.errors import RecordError, StorageError
+from experiments.records.outputs import MARKS
 
 VOID = {"meta", "link", "img", "br", "hr"}
 
@@ -77,7 +78,7 @@ def test_the_files_are_named_and_there(write_arms: Callable[..., Path], tmp_path
     paths = write_report([write_arms(seeds=(0,))], tmp_path / "report")
     assert [path.name for path in paths[:3]] == ["index.html", "report.md", "runs.csv"]
     assert all(path.stat().st_size > 0 for path in paths)
-    written = {path for path in (tmp_path / "report").rglob("*") if path.is_file()}
+    written = {path for path in (tmp_path / "report").rglob("*") if path.is_file() and path.name != MARKS}
     assert written == set(paths)
 
 
@@ -247,5 +248,5 @@ def test_a_folder_without_runs_or_that_cannot_be_written_is_refused(study: Recor
     with pytest.raises(RecordError, match="No runs at or below"):
         write_report([tmp_path / "empty"], tmp_path / "report")
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be written: Not a directory"):
+    with pytest.raises(StorageError, match=r"cannot write .*file/report.*: not a directory\."):
         write_report_of(study, ["x"], tmp_path / "file" / "report")

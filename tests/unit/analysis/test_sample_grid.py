@@ -69,7 +69,7 @@ def test_the_same_images_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"grid\.png cannot be written: "):
+    with pytest.raises(StorageError, match=r"cannot write .*/file: file exists"):
         write_png(draw_sample_grid(images(1), ["a"]), tmp_path / "file" / "grid.png")
 
 

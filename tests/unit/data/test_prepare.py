@@ -265,7 +265,7 @@ def test_a_folder_belongs_to_what_was_asked_first(encoder_folders: Folders, tmp_
     with pytest.raises(ConfigError, match="was begun with another image_size: 32 there, 16 here"):
         prepare(small_request(source, encoder_folders, image_size=16), out)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "index.json").write_text("{}")
+    (tmp_path / "other" / "train-00000.json").write_text("mine")
     with pytest.raises(ConfigError, match="holds other files"):
         prepare(small_request(source, encoder_folders), tmp_path / "other")
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 
-from experiments.errors import RecordError
+from experiments.errors import RecordError, StorageError
 from experiments.records.claim import claim, settle_record
+from experiments.records.writer import RecordWriter
 
 
 def start(run_dir, record, barrier, outcomes):
@@ -77,3 +81,23 @@ def test_the_way_out_works_and_another_difference_is_named_first(run_dir, make_r
 
 def record_of(make_record, router, group_images, world):
     return make_record(f"routing={router}", f"routing.group_images={group_images}", f"parallel.world={world}")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/mnt/not-mounted")])
+def test_a_claim_that_cannot_be_read_refuses_the_folder_and_is_named(run_dir, make_record, make):
+    run_dir.claims.mkdir(parents=True)
+    make(run_dir.claims / "00000001.held")
+    with pytest.raises(RecordError) as caught:
+        claim(run_dir, make_record(), images_seen=0)
+    assert f"({run_dir.claims}/00000001.held cannot be read: " in str(caught.value)
+    assert str(caught.value).endswith("If no process works there, remove that file.")
+
+
+def test_a_folder_that_was_deleted_is_not_taken_over(run_dir, make_record):
+    writer = RecordWriter.open(run_dir, make_record(), 0)
+    shutil.rmtree(run_dir.path)
+    with pytest.raises(StorageError, match=r"run was deleted or moved while this run wrote to it\."):
+        writer.status("running", 0)
+    assert not run_dir.path.exists()
+    writer.close()

@@ -186,3 +186,58 @@ def test_an_unwritable_folder_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         take(tmp_path / "file" / "claims")
+
+
+def make_directory(folder):
+    (folder / "00000001.held").mkdir()
+
+
+def make_dangling_link(folder):
+    (folder / "00000001.held").symlink_to("/mnt/not-mounted")
+
+
+def make_fifo(folder):
+    os.mkfifo(folder / "00000001.held")
+
+
+def make_garbage(folder):
+    (folder / "00000001.held").write_bytes(b'{"host": 1, \xff')
+
+
+def make_wrong_types(folder):
+    (folder / "00000001.held").write_text(json.dumps(dataclasses.asdict(Owner.of()) | {"pid": "-1", "began": None}))
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("make", [make_directory, make_dangling_link, make_fifo, make_garbage, make_wrong_types])
+def test_a_claim_that_cannot_be_read_holds_while_it_gives_signs_and_never_blocks(folder, make):
+    folder.mkdir()
+    make(folder)
+    found = take_if_dead(folder)
+    assert not isinstance(found, Claim)
+    assert (found.owner, found.number) == (None, 1)
+    os.utime(folder / "00000001.held", (0, time.time() - 601), follow_symlinks=False)
+    claim = take_if_dead(folder)
+    assert isinstance(claim, Claim)
+    assert claim.renew()
+    claim.release()
+    assert holder(folder) is None
+    assert isinstance(take_if_dead(folder), Claim)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", ["5.held", "x.held", "00000001.held.bak", "000000001.held", "\u0661.held", "-1.held"])
+def test_a_name_that_no_claim_has_is_no_claim(folder, name):
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    assert isinstance(take_if_dead(folder), Claim)
+    assert (folder / name).read_text() == "mine"
+
+
+@pytest.mark.timeout(30)
+def test_claims_that_do_not_settle_are_said(folder):
+    """The number after this one has a digit more, and no claim can have it."""
+    folder.mkdir()
+    (folder / "99999999.free").touch()
+    with pytest.raises(StorageError, match="its claims do not settle"):
+        take_if_dead(folder)

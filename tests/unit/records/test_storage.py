@@ -19,7 +19,8 @@ from experiments.records.writer import RecordWriter, write_status
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's always-full device")
 def test_a_full_disk_names_the_file_and_the_way_out(run_dir, make_record, make_step):
-    run_dir.path.mkdir()
+    RecordWriter.open(run_dir, make_record(), 0).close()
+    run_dir.steps.unlink()
     run_dir.steps.symlink_to("/dev/full")
     writer = RecordWriter.open(run_dir, make_record(), 0)
     with pytest.raises(

@@ -12,15 +12,15 @@ import torch
 from experiments.errors import CheckpointError, StorageError
 from experiments.records.layout import RunDir
 from experiments.training import checkpoint_files
-from experiments.training.checkpoint import Checkpoint, load_newest
+from experiments.training.checkpoint import Checkpoint, DamagedCheckpointError, load_newest
 from experiments.training.checkpoint_files import (
     Snapshot,
     Stretches,
-    complete_checkpoints,
     publish,
     write_checkpoint,
     write_shard,
 )
+from experiments.training.checkpoint_list import complete_checkpoints
 from tests.training_runs import files_no_larger_than
 
 FILES = ("weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
@@ -115,7 +115,7 @@ def test_a_state_that_is_something_else_is_damage(run_dir: RunDir, content: str)
 def test_when_all_are_damaged_nothing_is_lost_silently(run_dir: RunDir) -> None:
     for images in (100, 200):
         (write(run_dir, images) / "ema.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"Every checkpoint in .* is damaged\. Delete that folder to start"):
+    with pytest.raises(CheckpointError, match=r"Every checkpoint in .* is damaged\. Bring one back, or start anew"):
         load(run_dir)
     assert kept(run_dir) == [100, 200]
 
@@ -141,7 +141,7 @@ def test_a_process_that_dies_while_writing_leaves_the_one_before(run_dir: RunDir
     written: list[Path] = []
     original = checkpoint_files.save_file
 
-    def dies(tensors, path: Path) -> None:
+    def dies(tensors, path: Path, **_: object) -> None:
         if len(written) == num_files:
             raise KeyboardInterrupt
         original(tensors, path)
@@ -205,6 +205,7 @@ SPLITS: list[Stretches] = [
 
 def in_shards(run_dir: RunDir) -> Checkpoint:
     """Three processes, of which each has something else."""
+    run_dir.path.mkdir()
     reports = []
     for rank, stretches in enumerate(SPLITS):
         parts = {name: FULL[name].view(-1)[first:last] for name, (first, last) in stretches.items()}
@@ -248,12 +249,12 @@ def test_a_process_checks_the_shards_that_it_reads_and_no_others(run_dir: RunDir
 def test_processes_pass_over_what_one_of_them_finds_damaged(run_dir: RunDir) -> None:
     write(run_dir, 100)
     write(run_dir, 200)
-    others = iter(["another process found damage", None])
+    others = iter([DamagedCheckpointError("Another process found damage."), None])
     said: list[str] = []
     found = load_newest(run_dir, "abc", said.append, agree=lambda mine: mine or next(others))
     assert found is not None
     assert found.state["images_seen"] == 100
-    assert said == ["another process found damage. Trying the checkpoint before it."]
+    assert said == ["Another process found damage. Trying the checkpoint before it."]
 
 
 def test_a_stretch_that_no_shard_has_is_a_bug_and_not_zeros(run_dir: RunDir) -> None:

@@ -16,7 +16,7 @@ from experiments.data.loader import TrainStream
 from experiments.errors import RunFailedError
 from experiments.records.layout import RunDir
 from experiments.training.checkpoint import load_newest
-from experiments.training.checkpoint_files import complete_checkpoints
+from experiments.training.checkpoint_list import complete_checkpoints
 from experiments.training.loop import _crossed, _micro_batches, train
 from experiments.training.reporter import Reporter
 

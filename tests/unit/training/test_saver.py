@@ -12,7 +12,8 @@ from experiments.errors import StorageError
 from experiments.records.layout import RunDir
 from experiments.training import saver as saver_module
 from experiments.training.checkpoint import load_newest
-from experiments.training.checkpoint_files import Snapshot, complete_checkpoints, write_shard
+from experiments.training.checkpoint_files import Snapshot, write_shard
+from experiments.training.checkpoint_list import complete_checkpoints
 from experiments.training.saver import Saver
 from tests.training_runs import files_no_larger_than
 

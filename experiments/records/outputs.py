@@ -1,0 +1,85 @@
+"""Files that a command writes where its user says (`--out`, `--grid`): nothing but what ecdit wrote is replaced.
+
+A folder that such files were written to has a file `.made-by-ecdit`, in the format of `sha256sum`: on each line a
+checksum and the name of the file that had it. What stands there with its checksum is ours, and the next command
+replaces it. Whatever else has the name of an output is refused before anything is written: a file of somebody else, one
+of ours that somebody has edited, a link, a folder. Every file is written under another name and appears whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.errors import OutputError
+from experiments.inputs import MAX_ROWS_BYTES, read_input
+from experiments.records.storage import storage_errors
+
+MARKS = ".made-by-ecdit"
+
+
+@contextmanager
+def output_files(paths: Sequence[Path], root: Path | None = None) -> Iterator[list[Path]]:
+    """Inside, the caller writes `paths`, all of one folder, under the names that this gives; at the end they are there.
+
+    The marks are kept in `root`, by default that folder, for a program that reads all that is in the folder. Raises
+    `OutputError` where one of the files is not ours to replace, `StorageError` where they cannot be written; then none
+    of them has changed.
+    """
+    folder = paths[0].parent
+    root = root or folder
+    require_ours(paths, root)
+    parts = [path.with_name(f".{os.getpid()}.{path.name}") for path in paths]  # with its ending, which says the format
+    with storage_errors(paths[0]):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield parts
+            for part, path in zip(parts, paths, strict=True):
+                _add_mark(root, _mark(part, path.relative_to(root)))  # before a kill can leave the file without one
+                part.replace(path)
+        except OSError as error:
+            names = {str(part): str(path) for part, path in zip(parts, paths, strict=True)}
+            error.filename = names.get(str(error.filename), error.filename)
+            raise
+        finally:
+            for part in filter(os.path.lexists, parts):
+                part.unlink()
+
+
+def require_ours(paths: Sequence[Path], root: Path | None = None) -> None:
+    """Raise `OutputError` where one of `paths` is there and was not written by ecdit, or was changed since."""
+    for path in filter(os.path.lexists, paths):
+        if not is_ours(path, root):
+            raise OutputError(
+                f"{path} is there already, and nothing says that ecdit wrote it as it is.",
+                "Move it away, or name another place to write to.",
+            )
+
+
+def is_ours(path: Path, root: Path | None = None) -> bool:
+    """Whether `path` is a file just as ecdit wrote it."""
+    root = root or path.parent
+    with storage_errors(path):
+        return not path.is_symlink() and path.is_file() and _mark(path, path.relative_to(root)) in _marks(root)
+
+
+def _mark(file: Path, name: Path) -> bytes:
+    with file.open("rb") as content:
+        return f"{hashlib.file_digest(content, 'sha256').hexdigest()}  ".encode() + os.fsencode(name)
+
+
+def _marks(root: Path) -> set[bytes]:
+    try:
+        return set(read_input(root / MARKS, MAX_ROWS_BYTES).split(b"\n"))
+    except FileNotFoundError:
+        return set()
+
+
+def _add_mark(root: Path, mark: bytes) -> None:
+    """Append a line, in one piece, so that commands that write to one folder at once do not disturb each other."""
+    if mark not in _marks(root):
+        with (root / MARKS).open("ab", buffering=0) as file:
+            file.write(mark + b"\n")
