@@ -8,9 +8,18 @@ wrong, so that a caller needs one `except OSError` for all of them. What the byt
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic_core import from_json
+
+from experiments.text import shortened
 
 MAX_SETTINGS_BYTES = 16 * 2**20
 """The largest config, sweep or cluster file, status or notes file that is read. Real ones have kilobytes."""
@@ -31,15 +40,59 @@ def read_input(path: Path, max_bytes: int = MAX_SETTINGS_BYTES) -> bytes:
     """The bytes of the regular file at `path`.
 
     Raises an `OSError` whose `strerror` completes "FILE cannot be read: ..." ("it is a FIFO, not a regular file") where
-    it is missing, unreadable, not a regular file, or larger than `max_bytes`. Opening never blocks.
+    it is missing, unreadable, not a regular file, or larger than `max_bytes`. Opening never blocks. Only a path at
+    which there is nothing at all is a `FileNotFoundError`; a link that leads nowhere is another `OSError`.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with _regular_file(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {max_bytes / 2**20:,.0f} MiB, the most that is read", str(path))
+    return content
+
+
+def read_end(path: Path, num_bytes: int) -> bytes:
+    """The last `num_bytes` of the regular file at `path`, or all of a shorter one. Raises `OSError` as `read_input`."""
+    with _regular_file(path) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
+        return file.read(num_bytes)
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of one JSON text that somebody else may have written. Raises `ValueError` with the reason.
+
+    Stricter than `json.loads`: a key that is there twice, NaN, infinity, half a surrogate pair and nesting of more than
+    about 200 levels are refused.
+    """
+    value = from_json(content, allow_inf_nan=False)
+    json.loads(content, object_pairs_hook=_unique_keys, parse_float=_finite)
+    return value
+
+
+@contextmanager
+def _regular_file(path: Path) -> Iterator[BinaryIO]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link to a file that does not exist", str(path)) from error
+        raise
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         for is_kind, reason in _KINDS:
             if is_kind(status.st_mode):
                 raise OSError(errno.EINVAL, reason, str(path))
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise OSError(errno.EFBIG, f"it is larger than {max_bytes / 2**20:,.0f} MiB, the most that is read", str(path))
-    return content
+        yield file
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{shortened(text, 20)} is larger than any number")
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> None:
+    if len({key for key, _ in pairs}) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")

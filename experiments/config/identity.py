@@ -3,33 +3,23 @@
 Left out are what is measured on samples meanwhile (`ONLY_WATCHES`), where the record is mirrored (`wandb`), when it is
 saved and written (`checkpoint`, `log`), on how many processes it is computed (`parallel`), by which of two
 implementations (`ONLY_HOW`) and where its data set lies (`MAY_MOVE`). Two configs with the same id give the same
-losses, up to rounding.
+losses, up to rounding. The hash itself is in `experiments/settings_id.py`, because whoever reads a run computes it too.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 from experiments.config.schema import RunConfig
+from experiments.settings_id import LEFT_OUT, MAY_MOVE, ONLY_HOW, ONLY_WATCHES, PARTS_LEFT_OUT, settings_id
 
-LEFT_OUT = frozenset({"wandb", "checkpoint", "parallel", "log"})
-ONLY_WATCHES = frozenset({"metric_images"})
-"""Settings of `eval` that add measurements and change none."""
-ONLY_HOW = frozenset({"implementation"})
-"""Settings of `train` that change how fast the same numbers come."""
-MAY_MOVE = frozenset({"path"})
-"""Settings of `data` that do not say what the data are: `data.fingerprint` does."""
+__all__ = ["LEFT_OUT", "MAY_MOVE", "ONLY_HOW", "ONLY_WATCHES", "config_id", "run_name"]
 
 
 def config_id(config: RunConfig) -> str:
     """10 hex digits of the SHA-256 over the canonical JSON of every setting that changes the numbers."""
-    parts = {"eval": set(ONLY_WATCHES), "train": set(ONLY_HOW), "data": set(MAY_MOVE)}
-    left_out: dict[str, Any] = {**dict.fromkeys(LEFT_OUT, True), **parts}
-    settings = _canonical(config.model_dump(exclude=left_out))
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    left_out: dict[str, Any] = {**dict.fromkeys(LEFT_OUT, True), **PARTS_LEFT_OUT}
+    return settings_id(config.model_dump(exclude=left_out))
 
 
 def run_name(config: RunConfig, identity: str | None = None) -> str:
@@ -50,12 +40,3 @@ def _routing_parts(config: RunConfig) -> list[str]:
     parts += [f"k{routing.top_k}"] if routing.top_k is not None else []
     parts += [f"c{routing.capacity_factor:g}"] if routing.capacity_factor is not None else []
     return [*parts, f"g{routing.group_images}"]
-
-
-def _canonical(value: Any) -> Any:
-    """Whole floats as integers, so that 2 and 2.0 are one setting."""
-    if isinstance(value, dict):
-        return {key: _canonical(inner) for key, inner in value.items()}
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
