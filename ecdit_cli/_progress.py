@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ecdit_cli._console import duration, print_error, talk
+from experiments.text import printable
 
 if TYPE_CHECKING:
     from experiments.config.schema import RunConfig
@@ -47,7 +48,7 @@ def _bar(config: RunConfig) -> Iterator[Reporter]:
     other_columns = OTHER_COLUMNS + 2 * len(f"{total:,}")
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(bar_width=max(5, min(40, console.width - other_columns))),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
         TextColumn("{task.fields[rates]}"),
@@ -61,7 +62,7 @@ def _bar(config: RunConfig) -> Iterator[Reporter]:
 
         task = bars.add_task(IMPORTING, total=total, rates="")
         yield Reporter(
-            say=lambda message: bars.console.print(message, highlight=False, markup=False, soft_wrap=True),
+            say=lambda message: bars.console.print(printable(message), highlight=False, markup=False, soft_wrap=True),
             phase=lambda phase: bars.update(task, description=phase),
             step=lambda images_seen: bars.update(task, completed=images_seen),
             row=lambda row: bars.update(task, rates=f"loss {row.loss:.4f}  {row.images_per_second:.0f} images/s"),
@@ -76,7 +77,7 @@ def _lines(config: RunConfig) -> Reporter:
     last = [time.monotonic()]
 
     def say(message: str) -> None:
-        console.print(message, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(message), highlight=False, markup=False, soft_wrap=True)
 
     def row(row: StepRow) -> None:
         if time.monotonic() - last[0] < SECONDS_BETWEEN_LINES and row.images_seen < total:
