@@ -17,6 +17,7 @@ from analysis.arm_table import arm_table
 from analysis.arms import ACTIVATED_TOLERANCE
 from analysis.claims import MIN_SEEDS, Claim, claims, conclusion, listed
 from analysis.comparable import MEASURED_ON
+from analysis.escaping import markdown_text
 from analysis.figures.comparison import draw_arm_table
 from analysis.load import Records
 from analysis.style import write_drawing
@@ -55,7 +56,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     paths = write_drawing(draw_arm_table(comparison.arms), folder, NAME)
     text = folder / f"{NAME}.md"
     try:
-        text.write_text(comparison_markdown(comparison))
+        text.write_text(comparison_markdown(comparison), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{text} cannot be written: {error.strerror}.", "Choose another --out.") from error
     return [*paths, text]
@@ -64,11 +65,11 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 def comparison_markdown(comparison: Comparison) -> str:
     """The comparison as a page of Markdown."""
     header, rows = comparison_cells(comparison.arms)
-    parts = ["# Comparison of routers\n", f"{comparison.conclusion}\n", markdown(header, rows)]
+    parts = ["# Comparison of routers\n", f"{markdown_text(comparison.conclusion)}\n", markdown(header, rows)]
     if comparison.claims:
         parts += ["## Differences in validation loss\n", markdown(*_claim_cells(comparison.claims))]
     if comparison.notes:
-        parts += ["## Notes\n", "".join(f"- {note}\n" for note in comparison.notes)]
+        parts += ["## Notes\n", "".join(f"- {markdown_text(note)}\n" for note in comparison.notes)]
     return "\n".join(parts)
 
 

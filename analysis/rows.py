@@ -116,12 +116,17 @@ def _read_file(file: tuple[RunDir, Path], kind: RowKind) -> tuple[Columns, list[
     except RecordError as error:
         return _columns([], kind), [error.message.removesuffix(".")]
     finite = _is_finite(columns, kind)
-    reasons = [_said(path, "damaged", [f"line {number}: {reason}" for number, reason in damaged])] if damaged else []
+    reasons = [said_damaged(path, damaged)] if damaged else []
     if not finite.all():
         places = [f"line {lines[i] if lines else i + 1}" for i in np.flatnonzero(~finite)]
         reasons.append(_said(path, "without finite numbers", places))
         columns = {name: values[finite] for name, values in columns.items()}
     return _in_order(columns) if kind is StepRow else columns, reasons
+
+
+def said_damaged(path: Path, lines: Sequence[tuple[int, str]]) -> str:
+    """`2 rows of evals.jsonl damaged (line 3: ...; line 7: ...)`."""
+    return _said(path, "damaged", [f"line {number}: {reason}" for number, reason in lines])
 
 
 def _said(path: Path, what: str, places: list[str]) -> str:

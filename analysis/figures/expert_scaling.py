@@ -30,7 +30,7 @@ from analysis.figures.grid import (
 from analysis.figures.panels import write_foot
 from analysis.load import MissingDataError, Records
 from analysis.paper_values import SOURCES, paper_scores
-from analysis.style import GREY, SIZE_MARKERS, Drawing, few_ticks, line_style, paper_style
+from analysis.style import GREY, SIZE_MARKERS, Drawing, few_ticks, line_style, paper_style, shown
 from analysis.tables import significant
 
 EXPERTS = "routing.num_experts"
@@ -50,7 +50,7 @@ def draw_expert_scaling(_records: Records, table: pd.DataFrame, paper_values: bo
         figure, panels = panel_grid(len(settings) + paper_values)
         for axes, setting in zip(panels, settings, strict=False):
             _draw_setting(axes, points[points["setting"] == setting])
-            axes.set_title(setting, loc="left", fontweight="bold")
+            axes.set_title(shown(setting), loc="left", fontweight="bold")
         label_losses(panels)
         keys = _keys(points)
         if paper_values:

@@ -34,6 +34,7 @@ from analysis.style import (
     marker_style,
     paper_style,
     point_rows,
+    shown,
 )
 from analysis.tables import INFERENCE
 
@@ -57,7 +58,7 @@ def draw_inference_time(records: Records, table: pd.DataFrame) -> Drawing:
         _draw_points(scatter, points)
         for i, (axes, setting) in enumerate(zip(bars, settings, strict=True)):
             _draw_bars(axes, points[points["setting"] == setting], arms, named=i % MOST_COLUMNS == 0)
-            axes.set_title(setting if len(settings) > 1 else "Overhead over Dense (same depth)", loc="left")
+            axes.set_title(shown(setting) if len(settings) > 1 else "Overhead over Dense (same depth)", loc="left")
         _legend(figure, list(dict.fromkeys(points["model.name"])))
     return Drawing(figure, points.drop(columns="variant"))
 

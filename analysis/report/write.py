@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from analysis.escaping import for_csv
 from analysis.load import Records, load_records
 from analysis.parameters import ACTIVATED, Count
 from analysis.report.content import content
@@ -45,5 +46,5 @@ def write_report_of(
         for name, page in pages.items():
             (folder / name).write_text(page, encoding="utf-8")
         columns = ["run", *(column.key for column in columns_with_scores(rows) if column.key in rows)]
-        rows[columns].to_csv(folder / "runs.csv", index=False)
+        for_csv(rows[columns]).to_csv(folder / "runs.csv", index=False)
     return [*(folder / name for name in (*pages, "runs.csv")), *pictures.paths]
