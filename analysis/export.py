@@ -55,7 +55,8 @@ STATUS_COLUMNS = ("state", "images_seen", "images_total", "reason")
 def export_runs(root: Path | None, projects: Sequence[str] = (), skipped: Skipped | None = None) -> pd.DataFrame:
     """One row per run at or below `root`, in the order of the paths, and then those of W&B `projects`.
 
-    What looks like a run and is none is added to `skipped`, with the reason. A `RecordError` when there is none, a `WandbError` for a project that cannot be read.
+    What looks like a run and is none is added to `skipped`, with the reason. A `RecordError` when there is no run, a
+    `WandbError` for a project that cannot be read.
     """
     if root is not None and not root.is_dir():
         raise RecordError(f"{root} is not a folder.", "Name the folder of a sweep, or one that holds runs.")

@@ -253,7 +253,12 @@ def measure_inference(runs: Sequence[Path]) -> None:
 
 
 def _has_inference_time(run: RunDir) -> bool:
-    return any(row.get("metric") == "inference_seconds_per_image" for row in run.read_rows(run.evals).rows)
+    from experiments.errors import RecordError
+
+    try:
+        return any(row.get("metric") == "inference_seconds_per_image" for row in run.read_rows(run.evals).rows)
+    except RecordError:  # `ecdit evaluate` leaves the run out and says why
+        return False
 
 
 def _check_executor(executor: str) -> None:

@@ -36,7 +36,8 @@ def _block(block: Block) -> Iterator[str]:
         case FigureBlock(key, title, alt, command=command):
             yield f"### {key}\n"
             yield f"![{markdown_text(alt)}]({FIGURES}/{key}.png)\n"
-            yield f"{markdown_text(title)} Numbers: [{key}.csv]({FIGURES}/{key}.csv). Drawn by {markdown_code(command)}.\n"
+            numbers = f"Numbers: [{key}.csv]({FIGURES}/{key}.csv)."
+            yield f"{markdown_text(title)} {numbers} Drawn by {markdown_code(command)}.\n"
 
 
 def _table(block: Table) -> Iterator[str]:
