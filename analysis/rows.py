@@ -175,15 +175,18 @@ def _fast_columns(content: bytes, kind: RowKind) -> Columns | None:
     """The columns of a file all of whose lines are rows of `kind`; None for every other file."""
     numbers = same_keys_columns(content) if kind is StepRow else None
     if numbers is not None:
+        required = {name for name, limits in LIMITS[kind].items() if limits.is_required}
+        if not required <= numbers.keys() <= LIMITS[kind].keys():
+            return None
         missing = np.full(len(next(iter(numbers.values()))), np.nan)
         taken = {name: numbers.get(name, missing) for name in kind.model_fields}
-        return taken if numbers.keys() <= taken.keys() and _are_within_limits(taken, kind) else None
+        return taken if _are_within_limits(taken, kind) else None
     try:
         rows = from_json(b"[" + content.rstrip().replace(b"\n", b",") + b"]")
         if not _have_one_of_each_key(rows, content, kind):
             return None
         columns = _columns(rows, kind)
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return None  # Not silent: the caller reads every line again and says what it cannot use.
     return columns if _are_within_limits(columns, kind) else None
 
@@ -212,7 +215,7 @@ def _columns(rows: list[dict[str, Any]], kind: RowKind) -> Columns:
             _require_words(name, values, WORDS[kind][name])
             columns[name] = np.fromiter(values, dtype=object, count=len(values))
         else:
-            columns[name] = _numbers(values, name)
+            columns[name] = _numbers(values, name, LIMITS[kind][name].is_required)
     return columns
 
 
@@ -232,13 +235,13 @@ def _require_nested(name: str, values: list[Any]) -> None:
             raise TypeError(f"{name} is no list of numbers in some row")
 
 
-def _numbers(values: list[Any], name: str) -> np.ndarray[tuple[int], np.dtype[Any]]:
+def _numbers(values: list[Any], name: str, is_required: bool) -> np.ndarray[tuple[int], np.dtype[Any]]:
     types = set(map(type, values))
     if name in WHOLE:
         if not types <= {int}:
             raise TypeError(f"{name} is no whole number in some row")
         return np.array(values, dtype=np.int64)
-    if not types <= {int, float, NoneType}:
+    if not types <= ({int, float} if is_required else {int, float, NoneType}):
         raise TypeError(f"{name} is no number in some row")
     return np.array(values, dtype=np.float64)
 
@@ -247,17 +250,26 @@ def _are_within_limits(columns: Columns, kind: RowKind) -> bool:
     """Whether every number is one that the schema allows. NaN and infinity pass here: they are named afterwards."""
     for name, (lowest, highest, _) in LIMITS[kind].items():
         values = columns[name]
-        is_outside = (values < lowest) | ((values > highest) & ~np.isposinf(values))
-        if is_outside.any() or (name in WHOLE and values.dtype != np.int64 and (values % 1 != 0).any()):
+        if len(values) == 0:
+            continue
+        if lowest > -math.inf and np.fmin.reduce(values) < lowest:
+            return False
+        if highest < math.inf and highest < np.fmax.reduce(values) and (values[~np.isposinf(values)] > highest).any():
+            return False
+        if name in WHOLE and values.dtype != np.int64 and (np.trunc(values) != values).any():
             return False
     return True
 
 
 def _is_finite(columns: Columns, kind: RowKind) -> NDArray[np.bool_]:
     """By row: whether all required numbers are there, and none is infinite."""
-    found = [np.isfinite(columns[name]) for name, limits in LIMITS[kind].items() if limits.is_required]
-    found += [~np.isinf(columns[name]) for name, limits in LIMITS[kind].items() if not limits.is_required]
-    result: NDArray[np.bool_] = np.all(found, axis=0)
+    required = [columns[name] for name, limits in LIMITS[kind].items() if limits.is_required]
+    optional = [columns[name] for name, limits in LIMITS[kind].items() if not limits.is_required]
+    with np.errstate(all="ignore"):  # a sum is finite only where all numbers are: faster than to look at each
+        is_simple = all(math.isfinite(values.sum()) for values in required)
+    found = [] if is_simple else [np.isfinite(values) for values in required]
+    found += [~np.isinf(values) for values in optional]
+    result: NDArray[np.bool_] = np.logical_and.reduce([np.ones(len(required[0]), dtype=np.bool_), *found])
     return result
 
 

@@ -27,6 +27,9 @@ MAX_SETTINGS_BYTES = 16 * 2**20
 MAX_ROWS_BYTES = 8 * 2**30
 """The largest file of rows that is read. A run of a million rows of `steps.jsonl` has 0.2 GiB."""
 
+MAX_WHOLE = 2**63 - 1
+"""The largest whole number that a column of a table holds; a larger one would become another number there."""
+
 _KINDS = (
     (stat.S_ISDIR, "it is a directory, not a file"),
     (stat.S_ISFIFO, "it is a FIFO, not a regular file"),
@@ -60,11 +63,12 @@ def read_end(path: Path, num_bytes: int) -> bytes:
 def parse_json(content: bytes) -> Any:
     """The value of one JSON text that somebody else may have written. Raises `ValueError` with the reason.
 
-    Stricter than `json.loads`: a key that is there twice, NaN, infinity, half a surrogate pair and nesting of more than
-    about 200 levels are refused.
+    Stricter than `json.loads`: a key that is there twice, NaN, infinity, a whole number of more than 64 bits, half a
+    surrogate pair and nesting of more than about 200 levels are refused.
     """
     value = from_json(content, allow_inf_nan=False)
-    json.loads(content, object_pairs_hook=_unique_keys, parse_float=_finite)
+    if _num_keys(value) != content.count(b'":'):  # it is when every key is there once, unless texts hold a quote too
+        json.loads(content, object_pairs_hook=_unique_keys)
     return value
 
 
@@ -84,11 +88,18 @@ def _regular_file(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{shortened(text, 20)} is larger than any number")
-    return value
+def _num_keys(value: Any, key: str = "it") -> int:
+    """How many keys there are in all objects of `value`. Raises `ValueError` for a number that is out of range."""
+    kind = type(value)
+    if kind is dict:
+        return len(value) + sum(_num_keys(inner, name) for name, inner in value.items())
+    if kind is list:
+        return sum(_num_keys(inner, key) for inner in value)
+    if kind is int and not -MAX_WHOLE <= value <= MAX_WHOLE:
+        raise ValueError(f"{key}: {shortened(str(value), 20)} is more than 64 bits hold")
+    if kind is float and math.isinf(value):
+        raise ValueError(f"{key}: it is larger than any number")
+    return 0
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> None:

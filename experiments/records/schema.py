@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from experiments.inputs import MAX_WHOLE
 from experiments.text import encodable
 
 SCHEMA_VERSION = 1
@@ -17,9 +18,6 @@ SCHEMA_VERSION = 1
 State = Literal["planned", "running", "done", "failed", "interrupted"]
 Weights = Literal["raw", "ema"]
 Precision = Literal["fp32", "bf16"]
-
-MAX_WHOLE = 2**63 - 1
-"""The largest whole number that a column of a table holds; a larger one would become another number there."""
 
 MAX_NUMBER = 1e12
 """The largest number of a setting that tables compute with."""
