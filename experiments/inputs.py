@@ -80,11 +80,12 @@ def _regular_file(path: Path) -> Iterator[BinaryIO]:
         if path.is_symlink():
             raise OSError(errno.ELOOP, "it is a link to a file that does not exist", str(path)) from error
         raise
+    mode = os.fstat(descriptor).st_mode
+    reason = next((reason for is_kind, reason in _KINDS if is_kind(mode)), None)
+    if reason is not None:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, reason, str(path))
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        for is_kind, reason in _KINDS:
-            if is_kind(status.st_mode):
-                raise OSError(errno.EINVAL, reason, str(path))
         yield file
 
 

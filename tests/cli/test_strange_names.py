@@ -1,4 +1,4 @@
-"""Names of runs and reasons are data: no command stumbles over them, or over the runs beside them, and none obeys them."""
+"""Names of runs and reasons are data: no command stumbles over them, or drops the runs beside them, or obeys them."""
 
 from __future__ import annotations
 
