@@ -61,16 +61,15 @@ def _limits(kind: RowKind) -> dict[str, Limits]:
     found = {}
     for name, field in kind.model_fields.items():
         if name not in TEXT | NESTED:
-            lowest = max((each.ge for each in field.metadata if isinstance(each, Ge)), default=-math.inf)
-            highest = min((each.le for each in field.metadata if isinstance(each, Le)), default=math.inf)
-            if name in WHOLE:
-                lowest, highest = max(lowest, -LARGEST_EXACT), min(highest, LARGEST_EXACT)
-            found[name] = Limits(float(lowest), float(highest), field.is_required())
+            exact = float(LARGEST_EXACT) if name in WHOLE else math.inf
+            lowest = max(-exact, *(float(str(each.ge)) for each in field.metadata if isinstance(each, Ge)), -math.inf)
+            highest = min(exact, *(float(str(each.le)) for each in field.metadata if isinstance(each, Le)), math.inf)
+            found[name] = Limits(lowest, highest, field.is_required())
     return found
 
 
 LIMITS = {kind: _limits(kind) for kind in (StepRow, EvalRow, RoutingRow)}
-WORDS = {
+WORDS: dict[RowKind, dict[str, set[str]]] = {
     kind: {name: set(get_args(field.annotation)) for name, field in kind.model_fields.items() if name in TEXT}
     for kind in (EvalRow, RoutingRow)
 }

@@ -153,6 +153,13 @@ class RunDir:
         """The readable rows of one of this run's JSONL files; empty when it is not there yet."""
         return read_jsonl(path)
 
+    def has_metric(self, metric: str) -> bool:
+        """Whether `evals.jsonl` has a value of `metric`; False, too, where it cannot be read."""
+        try:
+            return any(row.get("metric") == metric for row in read_jsonl(self.evals).rows)
+        except RecordError:
+            return False
+
     def last_step(self) -> dict[str, Any] | None:
         """The newest complete row of `steps.jsonl` whose values are what they should be, read from its end."""
         return next(last_rows(self.steps, StepRow), None)

@@ -176,6 +176,8 @@ class RecordWriter:
 
 def stored_rows(path: Path, kind: type[Stored]) -> Iterator[Stored]:
     """The rows of a file that are whole and of this version."""
+    if not path.is_file():  # whoever appends to what stands there instead says what is wrong with it
+        return
     for raw in read_jsonl(path).rows:
         try:
             yield kind.model_validate(raw, strict=True)

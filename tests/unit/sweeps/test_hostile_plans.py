@@ -46,7 +46,7 @@ def change_first_run(folder: SweepFolder, **changes: Any) -> None:
 )
 def test_a_wrong_plan_is_one_line_that_names_the_value(planned, changes, said):
     change_first_run(planned, **changes)
-    with pytest.raises(SpecError, match="plan[.]json is damaged: ") as raised:
+    with pytest.raises(SpecError, match=r"plan\.json is damaged: ") as raised:
         planned.read_plan()
     assert said in str(raised.value)
 
