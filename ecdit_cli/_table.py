@@ -24,7 +24,7 @@ BETWEEN = 3
 """Characters between two columns."""
 AROUND = 2
 """Characters beside the first and the last column."""
-SHORTEST, LONGEST_LEAST = 10, 40
+SHORTEST, LONGEST_LEAST = 12, 40
 """What of a name is always shown, at the narrowest terminals and at wide ones."""
 
 

@@ -21,7 +21,7 @@ Captured = pytest.CaptureFixture[str]
 WriteRun = Callable[..., RunDir]
 SETTINGS: dict[str, Any] = {"train": {"images": 3200}, "eval": {"every_images": 1600}}
 NAMES = (
-    "$\\frac{$", "[/b]", "[bold]", "\x1b[31mred", "\x1b]0;title\x07", "=1+1", "a|b`c", "<script>alert(1)<",
+    "$\\frac{$", "[red]", "[bold]", "\x1b[31mred", "\x1b]0;title\x07", "=1+1", "a|b`c", "<script>alert(1)<",
     "two\nlines", "\u202etxt", os.fsdecode(b"caf\xe9"),
 )  # fmt: skip
 NOT_SHOWN = ("\x1b", "\x07", "\u202e", "\udce9")
