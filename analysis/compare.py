@@ -17,6 +17,7 @@ from analysis.arm_table import arm_table
 from analysis.arms import ACTIVATED_TOLERANCE
 from analysis.claims import MIN_SEEDS, Claim, claims, conclusion, correction, listed
 from analysis.comparable import MEASURED_ON
+from analysis.escaping import markdown_text
 from analysis.figures.registry import find_figure
 from analysis.load import Records
 from analysis.style import write_drawing
@@ -67,11 +68,11 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 def comparison_markdown(comparison: Comparison) -> str:
     """The comparison as a page of Markdown."""
     header, rows = comparison_cells(comparison.arms)
-    parts = ["# Comparison of routers\n", f"{comparison.conclusion}\n", markdown(header, rows)]
+    parts = ["# Comparison of routers\n", f"{markdown_text(comparison.conclusion)}\n", markdown(header, rows)]
     if comparison.claims:
         parts.append(differences_markdown(comparison.claims))
     if comparison.notes:
-        parts += ["## Notes\n", "".join(f"- {note}\n" for note in comparison.notes)]
+        parts += ["## Notes\n", "".join(f"- {markdown_text(note)}\n" for note in comparison.notes)]
     return "\n".join(parts)
 
 

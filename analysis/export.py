@@ -9,7 +9,7 @@ value is empty. For people, in `final_tables`: what the finished runs are, cost 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,15 +18,21 @@ from typing import Any
 import pandas as pd
 
 from analysis.arm_table import arm_table
+from analysis.escaping import for_csv
 from analysis.load import RECORD_COLUMNS, Records, dotted
 from analysis.report.document import MISSING, Column
 from analysis.report.run_rows import columns_with_scores, four, run_rows, whole
+from analysis.rows import said_damaged
 from analysis.tables import fixed, is_missing, markdown, run_table, significant
 from analysis.wandb_runs import fetch_project
+from experiments.config.stored import stored_config
 from experiments.errors import OutputError, RecordError
-from experiments.records.layout import RunDir, find_runs
+from experiments.records.layout import RunDir, Skipped, find_runs
 from experiments.records.outputs import is_ours, output_files
+from experiments.records.reading import read_valid
+from experiments.records.schema import EvalRow
 from experiments.records.storage import storage_errors
+from experiments.text import printable
 
 SPREAD = "val_loss_std"
 """Over seeds: of an arm, not of a run."""
@@ -47,14 +53,16 @@ ARM_COLUMNS = (
 STATUS_COLUMNS = ("state", "images_seen", "images_total", "reason")
 
 
-def export_runs(root: Path | None, projects: Sequence[str] = ()) -> pd.DataFrame:
+def export_runs(root: Path | None, projects: Sequence[str] = (), skipped: Skipped | None = None) -> pd.DataFrame:
     """One row per run at or below `root`, in the order of the paths, and then those of W&B `projects`.
 
-    A `RecordError` when there is none, a `WandbError` for a project that cannot be read.
+    What looks like a run and is none is added to `skipped`, with the reason. A `RecordError` when there is no run, a
+    `WandbError` for a project that cannot be read.
     """
     if root is not None and not root.is_dir():
         raise RecordError(f"{root} is not a folder.", "Name the folder of a sweep, or one that holds runs.")
-    rows = [] if root is None else [_row(run, str(run.path.relative_to(root))) for run in find_runs(root)]
+    found = [] if root is None else find_runs(root, skipped=skipped)
+    rows = [_row(run, str(run.path.relative_to(root or "."))) for run in found]
     for place in projects:
         rows += [_row(RunDir(folder), f"{place}/{folder.name}") for folder in fetch_project(place).folders]
     if not rows:
@@ -109,7 +117,7 @@ def write_table(table: pd.DataFrame, prefix: Path, final: FinalTables | None = N
     if final is not None:
         paths.append(page)
     with output_files(paths) as parts:
-        table.to_csv(parts[0], index=False)
+        for_csv(table).to_csv(parts[0], index=False)
         _for_parquet(table).to_parquet(parts[1], index=False)
         if final is not None:
             parts[2].write_text(final.markdown(), encoding="utf-8")
@@ -121,38 +129,45 @@ def write_table(table: pd.DataFrame, prefix: Path, final: FinalTables | None = N
 
 def _row(run: RunDir, name: str) -> dict[str, Any]:
     """What is readable of one run; `damaged` says what is not."""
-    row: dict[str, Any] = {"run": name}
+    row: dict[str, Any] = {"run": printable(name)}
     damaged: list[str] = []
-    try:
-        status = run.read_status()
-        row |= {name: getattr(status, name, None) for name in STATUS_COLUMNS}
-        record = run.read_run()
-        row |= {name: getattr(record, name) for name in RECORD_COLUMNS} | dict(dotted(record.config))
-        row["command"] = " ".join(record.command)
-    except RecordError as error:
-        damaged.append(error.message)
-    row |= {f"steps.{name}": value for name, value in (run.last_step() or {}).items() if _is_plain(value)}
-    evals = run.read_rows(run.evals)
-    row |= dict(_last_values(evals.rows))
-    if evals.num_damaged:
-        damaged.append(f"{evals.num_damaged} lines of {run.evals.name} are damaged")
+
+    def read(part: Callable[[], dict[str, Any]]) -> None:
+        try:
+            row.update(part())
+        except RecordError as error:
+            damaged.append(error.message)
+
+    read(lambda: _status(run))
+    read(lambda: _settings(run))
+    read(lambda: {f"steps.{name}": value for name, value in (run.last_step() or {}).items()})
+    read(lambda: dict(_last_values(run, damaged)))
     return row | {"damaged": "; ".join(damaged) or None}
 
 
-def _last_values(rows: Iterable[dict[str, Any]]) -> Iterable[tuple[str, Any]]:
-    """Later rows replace earlier ones."""
+def _status(run: RunDir) -> dict[str, Any]:
+    status = run.read_status()
+    return {name: getattr(status, name, None) for name in STATUS_COLUMNS}
+
+
+def _settings(run: RunDir) -> dict[str, Any]:
+    record = run.read_run()
+    stored_config(record.config, run.run_json)
+    facts = {name: getattr(record, name) for name in RECORD_COLUMNS}
+    return facts | dict(dotted(record.config)) | {"command": " ".join(record.command)}
+
+
+def _last_values(run: RunDir, damaged: list[str]) -> Iterator[tuple[str, Any]]:
+    """Later rows replace earlier ones; what is wrong with the other lines is added to `damaged`."""
+    rows, _, faults = read_valid(run.evals, EvalRow)
     for row in rows:
-        if not _is_plain(row.get("value")) or not isinstance(row.get("metric"), str):
-            continue
-        name = f"evals.{'ema.' if row.get('weights') == 'ema' else ''}{row['metric']}"
+        name = f"evals.{'ema.' if row['weights'] == 'ema' else ''}{printable(row['metric'])}"
         yield name, row["value"]
-        settings = row.get("settings")
-        if isinstance(settings, dict) and _is_plain(settings.get("guidance")):
-            yield f"{name}@guidance", settings["guidance"]
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, int | float | str)
+        scale = row.get("settings", {}).get("guidance")
+        if scale is not None:
+            yield f"{name}@guidance", scale
+    if faults:
+        damaged.append(said_damaged(run.evals, faults))
 
 
 def _for_parquet(table: pd.DataFrame) -> pd.DataFrame:

@@ -27,10 +27,12 @@ import pandas as pd
 from analysis.parameters import counts_without_embeddings
 from analysis.rows import RowTable, read_steps, read_table
 from analysis.wandb_runs import fetch_project
+from experiments.config.stored import stored_config
 from experiments.errors import EcditError, RecordError
-from experiments.records.layout import RunDir, find_runs, other_version
+from experiments.records.layout import RunDir, Skipped, find_runs, other_version
 from experiments.records.schema import SCHEMA_VERSION, EvalRow, RoutingRow, RunRecord
 from experiments.records.wandb_mirror import mirror_id
+from experiments.text import encodable
 
 MIN_RUNS_FOR_PROCESSES = 400
 """Starting processes costs about a second: below this many runs one process is faster."""
@@ -87,9 +89,10 @@ def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records
     found, or when schema versions are mixed; a `WandbError` for a project that cannot be read.
     """
     fetched = [fetch_project(place) for place in projects]
-    dirs = _existing_runs(roots) if roots else []
-    dirs += find_runs(*(folder for each in fetched for folder in each.folders))
-    left_out = [LeftOut(*entry) for each in fetched for entry in each.left_out]
+    skipped: Skipped = []
+    dirs = _existing_runs(roots, skipped) if roots else []
+    dirs += find_runs(*(folder for each in fetched for folder in each.folders), skipped=skipped)
+    left_out = [LeftOut(*entry) for entry in (*skipped, *(entry for each in fetched for entry in each.left_out))]
     if not dirs:
         raise RecordError(f"No runs of ecdit in {', '.join(projects)} ({left_out[0]}).", "Name another project.")
     found, tables = _read_all(dirs)
@@ -114,19 +117,21 @@ def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOut]]:
     return table.frame, [LeftOut(*entry) for entry in table.left_out]
 
 
-def _existing_runs(roots: Sequence[Path]) -> list[RunDir]:
+def _existing_runs(roots: Sequence[Path], skipped: Skipped) -> list[RunDir]:
     for root in roots:
         if not root.is_dir():
             raise RecordError(f"{root} is not a folder.", "Name the folder of a run or of a sweep.")
-    dirs = list(find_runs(*roots))
+    dirs = list(find_runs(*roots, skipped=skipped))
     if not dirs:
-        where = ", ".join(map(str, roots))
+        where = ", ".join(map(str, roots)) + (f" ({LeftOut(*skipped[0])})" if skipped else "")
         raise RecordError(f"No runs at or below {where}.", "Make some with: ecdit sweep quickstart --out out/demo")
     return dirs
 
 
 def _finished_run(run: RunDir) -> _Finished | LeftOut:
     """The run, or why it is left out."""
+    if encodable(str(run.path)) != str(run.path):
+        return LeftOut(str(run.path), "its path is not valid Unicode, which tables cannot hold: rename the folder")
     try:
         status = run.read_status()
         if status is None:
@@ -142,12 +147,8 @@ def _finished_run(run: RunDir) -> _Finished | LeftOut:
 
 
 def _refuse_other_version(run: RunDir) -> None:
-    try:
-        raw = json.loads(run.run_json.read_bytes())
-    except (OSError, ValueError):
-        return
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version != SCHEMA_VERSION:
+    version = run.schema_version()
+    if type(version) is int and version != SCHEMA_VERSION:
         raise other_version(run.path, version)
 
 
@@ -168,6 +169,7 @@ def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[Le
 
 
 def _described(run: RunDir, record: RunRecord, images_seen: int) -> _Finished:
+    stored_config(record.config, run.run_json)
     settings = dict(dotted(record.config))
     facts = {name: getattr(record, name) for name in RECORD_COLUMNS}
     facts |= counts_without_embeddings(record)

@@ -1,48 +1,79 @@
 """The JSONL files of many runs as one frame, fast, with what could not be used counted.
 
-A file of numbers is taken by `step_rows.py`; another is parsed as one JSON array of which the columns are taken; one
-that does not allow this (a cut line, a text where a number belongs) goes line by line through the schema. A row that
-was written again after a resumption replaces the earlier one. Which files there are is known by `RunDir`; what is done
-with the frames by others.
+A file of numbers is taken by `step_rows.py`; another is parsed as one JSON array of which the columns are taken. Both
+ways hold what they took against the types and limits of the schema, column by column. Whatever does not pass (a cut
+line, a text where a number belongs, a key that is there twice) goes line by line through the schema, which says of each
+line what is wrong. A row that was written again after a resumption replaces the earlier one. Which files there are is
+known by `RunDir`; what is done with the frames by others.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
+from annotated_types import Ge, Le
+from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from analysis.step_rows import same_keys_columns
+from experiments.errors import RecordError
 from experiments.records.layout import RunDir
-from experiments.records.schema import EvalRow, RoutingRow, StepRow
+from experiments.records.reading import read_content, read_valid
+from experiments.records.schema import EvalRow, RoutingRow, StepRow, checked_settings
 
 RowKind = type[StepRow] | type[EvalRow] | type[RoutingRow]
 Columns = dict[str, Any]
 
-# What identifies a row in its run, and the numbers without which it says nothing.
+# What identifies a row in its run.
 IDENTITY = {
     EvalRow: ["images_seen", "metric", "weights", "num_samples", "seed", "settings_key"],
     RoutingRow: ["images_seen", "layer", "condition"],
 }
-REQUIRED = {
-    StepRow: ["images_seen", "flops", "seconds", "loss"],
-    EvalRow: ["images_seen", "value", "num_samples", "seed"],
-    RoutingRow: ["images_seen", "layer", "dropped_share"],
-}
 TEXT = {"metric", "weights", "condition"}
 NESTED = {"settings", "load", "experts_per_token"}
 WHOLE = {"images_seen", "layer", "num_samples", "seed"}
+LARGEST_EXACT = 2**53
+"""Up to here every whole number is a float64 too."""
+MOST_NAMED = 3
+"""Lines that are named one by one; the others are counted."""
+
+
+class Limits(NamedTuple):
+    """What the schema allows in a column of numbers."""
+
+    lowest: float
+    highest: float
+    is_required: bool
+
+
+def _limits(kind: RowKind) -> dict[str, Limits]:
+    """By column of numbers."""
+    found = {}
+    for name, field in kind.model_fields.items():
+        if name not in TEXT | NESTED:
+            exact = float(LARGEST_EXACT) if name in WHOLE else math.inf
+            lowest = max(-exact, *(float(str(each.ge)) for each in field.metadata if isinstance(each, Ge)), -math.inf)
+            highest = min(exact, *(float(str(each.le)) for each in field.metadata if isinstance(each, Le)), math.inf)
+            found[name] = Limits(lowest, highest, field.is_required())
+    return found
+
+
+LIMITS = {kind: _limits(kind) for kind in (StepRow, EvalRow, RoutingRow)}
+WORDS: dict[RowKind, dict[str, set[str]]] = {
+    kind: {name: set(get_args(field.annotation)) for name, field in kind.model_fields.items() if name in TEXT}
+    for kind in (EvalRow, RoutingRow)
+}
+"""The texts that a column allows; none: any."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +109,30 @@ def read_table(files: list[tuple[RunDir, Path]], kind: RowKind) -> RowTable:
 
 def _read_file(file: tuple[RunDir, Path], kind: RowKind) -> tuple[Columns, list[str]]:
     """The columns of one file, and what is not in them."""
-    run, path = file
-    columns, num_damaged = _read_columns(run, path, kind)
-    columns, num_not_finite = _finite_rows(columns, kind)
-    counts = ((num_damaged, "damaged"), (num_not_finite, "without finite numbers"))
-    reasons = [f"{count} {'row' if count == 1 else 'rows'} of {path.name} {what}" for count, what in counts if count]
+    _, path = file
+    try:
+        columns, lines, damaged = _read_columns(path, kind)
+    except RecordError as error:
+        return _columns([], kind), [error.message.removesuffix(".")]
+    finite = _is_finite(columns, kind)
+    reasons = [said_damaged(path, damaged)] if damaged else []
+    if not finite.all():
+        places = [f"line {lines[i] if lines else i + 1}" for i in np.flatnonzero(~finite)]
+        reasons.append(_said(path, "without finite numbers", places))
+        columns = {name: values[finite] for name, values in columns.items()}
     return _in_order(columns) if kind is StepRow else columns, reasons
+
+
+def said_damaged(path: Path, lines: Sequence[tuple[int, str]]) -> str:
+    """`2 rows of evals.jsonl damaged (line 3: ...; line 7: ...)`."""
+    return _said(path, "damaged", [f"line {number}: {reason}" for number, reason in lines])
+
+
+def _said(path: Path, what: str, places: list[str]) -> str:
+    """`2 rows of evals.jsonl damaged (line 3: ...; line 7: ...)`."""
+    rest = f"; and {len(places) - MOST_NAMED:,} more" if len(places) > MOST_NAMED else ""
+    rows = "1 row" if len(places) == 1 else f"{len(places)} rows"
+    return f"{rows} of {path.name} {what} ({'; '.join(places[:MOST_NAMED])}{rest})"
 
 
 def _as_table(files: list[tuple[RunDir, Path]], parts: list[tuple[Columns, list[str]]], kind: RowKind) -> RowTable:
@@ -109,64 +158,118 @@ def _in_order(columns: Columns) -> Columns:
     return {name: values[kept] for name, values in columns.items()}
 
 
-def _read_columns(run: RunDir, path: Path, kind: RowKind) -> tuple[Columns, int]:
-    """The columns of one file, and the number of lines that could not be used."""
-    content = path.read_bytes() if path.is_file() else b""
+def _read_columns(path: Path, kind: RowKind) -> tuple[Columns, list[int], list[tuple[int, str]]]:
+    """The columns of one file, the line of each row (none: they count up from 1), and the damaged lines.
+
+    Raises `RecordError` where something else is in the place of the file.
+    """
+    columns = _fast_columns(read_content(path), kind)
+    if columns is not None:
+        return columns, [], []
+    rows, lines, damaged = read_valid(path, kind)
+    return _columns(rows, kind), lines, damaged
+
+
+def _fast_columns(content: bytes, kind: RowKind) -> Columns | None:
+    """The columns of a file all of whose lines are rows of `kind`; None for every other file."""
     numbers = same_keys_columns(content) if kind is StepRow else None
     if numbers is not None:
+        required = {name for name, limits in LIMITS[kind].items() if limits.is_required}
+        if not required <= numbers.keys() <= LIMITS[kind].keys():
+            return None
         missing = np.full(len(next(iter(numbers.values()))), np.nan)
-        return {name: numbers.get(name, missing) for name in kind.model_fields}, 0
+        taken = {name: numbers.get(name, missing) for name in kind.model_fields}
+        return taken if _are_within_limits(taken, kind) else None
     try:
-        return _columns(from_json(b"[" + content.strip().replace(b"\n", b",") + b"]"), kind), 0
-    except (ValueError, TypeError, AttributeError):
-        pass  # Not silent: the slow way below reads every line again and counts what it cannot use.
-    read = run.read_rows(path)
-    valid = [row for row in read.rows if _is_valid(row, kind)]
-    return _columns(valid, kind), read.num_damaged + len(read.rows) - len(valid)
+        rows = from_json(b"[" + content.rstrip().replace(b"\n", b",") + b"]")
+        if not _have_one_of_each_key(rows, content, kind):
+            return None
+        columns = _columns(rows, kind)
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return None  # Not silent: the caller reads every line again and says what it cannot use.
+    return columns if _are_within_limits(columns, kind) else None
+
+
+def _have_one_of_each_key(rows: list[dict[str, Any]], content: bytes, kind: RowKind) -> bool:
+    """Whether every row has keys of the schema only, and none twice: the parser takes the last in silence.
+
+    Each key stands before `":`. A file that is written otherwise (with blanks) is read line by line.
+    """
+    num_keys = sum(map(len, rows)) + sum(len(row.get("settings") or ()) for row in rows)
+    return num_keys == content.count(b'":') and set().union(*rows) <= kind.model_fields.keys()
 
 
 def _columns(rows: list[dict[str, Any]], kind: RowKind) -> Columns:
-    """Arrays by field: float64 where numbers are, objects for texts and lists; a missing number is NaN."""
-    fields = list(kind.model_fields)
-    columns = _numbers(rows, [name for name in fields if name not in TEXT | NESTED])
-    for name in fields:
-        if name in TEXT or name in NESTED:
-            values = [row.get(name) for row in rows]
-            if name in TEXT and not all(isinstance(value, str) for value in values):
-                raise TypeError(f"{name} is not a text in every row")
+    """Arrays by field: numbers as numbers, objects for texts and lists; a missing number is NaN.
+
+    Raises `ValueError` or `TypeError` where a value is of another type than the schema says.
+    """
+    columns: Columns = {}
+    for name in kind.model_fields:
+        values = [row.get(name) for row in rows]
+        if name in NESTED:
+            _require_nested(name, values)
             columns[name] = np.fromiter(values, dtype=object, count=len(values))
+        elif name in TEXT:
+            _require_words(name, values, WORDS[kind][name])
+            columns[name] = np.fromiter(values, dtype=object, count=len(values))
+        else:
+            columns[name] = _numbers(values, name, LIMITS[kind][name].is_required)
     return columns
 
 
-def _numbers(rows: list[dict[str, Any]], names: list[str]) -> Columns:
-    """The columns `names`; at once where all rows have the keys of the first, as most files have."""
-    present = [name for name in names if rows and name in rows[0]]
-    columns = {name: _optional(rows, name) for name in names if name not in present}
-    try:
-        values = chain.from_iterable(map(itemgetter(*present), rows)) if len(present) > 1 else ()
-        matrix = np.fromiter(values, dtype=float).reshape(len(rows), len(present))
-    except (KeyError, TypeError, ValueError):
-        return columns | {name: _optional(rows, name) for name in present}
-    return columns | {name: matrix[:, i] for i, name in enumerate(present)}
+def _require_words(name: str, values: list[Any], allowed: set[str]) -> None:
+    found = set(values)
+    if not all(type(value) is str for value in found) or (allowed and not found <= allowed):
+        raise TypeError(f"{name} is another text in some row")
 
 
-def _optional(rows: list[dict[str, Any]], name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    return np.array([row.get(name) for row in rows], dtype=float)
+def _require_nested(name: str, values: list[Any]) -> None:
+    """Settings that tables can hold, or lists of numbers."""
+    for value in values:
+        if name == "settings":
+            if value is not None:
+                checked_settings(value)
+        elif type(value) is not list or not set(map(type, value)) <= {int, float}:
+            raise TypeError(f"{name} is no list of numbers in some row")
 
 
-def _is_valid(row: dict[str, Any], kind: RowKind) -> bool:
-    try:
-        kind.model_validate(row)
-    except ValidationError:
-        return False
+def _numbers(values: list[Any], name: str, is_required: bool) -> np.ndarray[tuple[int], np.dtype[Any]]:
+    types = set(map(type, values))
+    if name in WHOLE:
+        if not types <= {int}:
+            raise TypeError(f"{name} is no whole number in some row")
+        return np.array(values, dtype=np.int64)
+    if not types <= ({int, float} if is_required else {int, float, NoneType}):
+        raise TypeError(f"{name} is no number in some row")
+    return np.array(values, dtype=np.float64)
+
+
+def _are_within_limits(columns: Columns, kind: RowKind) -> bool:
+    """Whether every number is one that the schema allows. NaN and infinity pass here: they are named afterwards."""
+    for name, (lowest, highest, _) in LIMITS[kind].items():
+        values = columns[name]
+        if len(values) == 0:
+            continue
+        if lowest > -math.inf and np.fmin.reduce(values) < lowest:
+            return False
+        if highest < math.inf and highest < np.fmax.reduce(values) and (values[~np.isposinf(values)] > highest).any():
+            return False
+        if name in WHOLE and values.dtype != np.int64 and (np.trunc(values) != values).any():
+            return False
     return True
 
 
-def _finite_rows(columns: Columns, kind: RowKind) -> tuple[Columns, int]:
-    finite = np.all([np.isfinite(columns[name]) for name in REQUIRED[kind]], axis=0)
-    if finite.all():
-        return columns, 0
-    return {name: values[finite] for name, values in columns.items()}, int((~finite).sum())
+def _is_finite(columns: Columns, kind: RowKind) -> NDArray[np.bool_]:
+    """By row: whether all required numbers are there, and none is infinite."""
+    required = [columns[name] for name, limits in LIMITS[kind].items() if limits.is_required]
+    optional = [columns[name] for name, limits in LIMITS[kind].items() if not limits.is_required]
+    with np.errstate(all="ignore"):  # a sum is finite only where all numbers are: faster than to look at each
+        is_simple = all(math.isfinite(values.sum()) for values in required)
+    found = [] if is_simple else [np.isfinite(values) for values in required]
+    found += [~np.isinf(values) for values in optional]
+    result: NDArray[np.bool_] = np.logical_and.reduce([np.ones(len(required[0]), dtype=np.bool_), *found])
+    return result
 
 
 def _last_written(frame: pd.DataFrame, kind: RowKind) -> pd.DataFrame:

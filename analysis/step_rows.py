@@ -10,12 +10,12 @@ this number of rows make. A file that is anything else (a cut line, a null, a te
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
 Numbers = dict[str, NDArray[np.float64]]
 Positions = NDArray[np.int64]
@@ -28,7 +28,7 @@ BETWEEN, NUMBERS = 0b01010101, 0b10101010
 def same_keys_columns(content: bytes) -> Numbers | None:
     """The numbers by key, of all lines of `content`; None where they are not all numbers under the same keys."""
     try:
-        keys = tuple(json.loads(content.partition(b"\n")[0]))
+        keys = tuple(from_json(content.partition(b"\n")[0]))
         bounds = _bounds(content)
         num_rows, rest = divmod(len(bounds) // 2, len(keys))
         if rest or content[bounds[-1] :] not in (b"}", b"}\n"):

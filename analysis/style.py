@@ -27,7 +27,9 @@ from matplotlib.textpath import TextToPath
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, Transform, blended_transform_factory
 
+from analysis.escaping import figure_text, for_csv
 from experiments.records.outputs import output_files
+from experiments.text import printable
 
 TEXT_WIDTH_INCHES = 6.75
 DOTS_PER_INCH = 200
@@ -129,8 +131,8 @@ def marker_style(router: str, variant: int, preset: str) -> dict[str, Any]:
 
 
 def shown(label: str) -> str:
-    """A label with its formula set as one."""
-    return label.replace("f_c", "$f_c$")
+    """A label of records for a figure, with its formula set as one."""
+    return figure_text(label).replace("f_c", "$f_c$")
 
 
 def lowest_to_highest(num_seeds: pd.Series[int]) -> str:
@@ -206,7 +208,7 @@ def log_axis(axes: Axes, which: Literal["x", "y"], values: pd.Series[float]) -> 
 def wrapped(text: str, width_inches: float, points: float) -> list[str]:
     """`text` in lines that are no wider; a word that does not fit is broken."""
     lines: list[str] = []
-    for word in text.split():
+    for word in map(printable, text.split()):
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and _text_inches(longer, points) <= width_inches:
             lines[-1] = longer
@@ -221,7 +223,7 @@ def place_text(figure: Figure, place: tuple[float, float], text: str, **options:
     """One line as it is, no formulas, its upper left corner `place` inches from that of the figure."""
     width, height = figure.get_size_inches()
     options.setdefault("va", "top")
-    figure.text(place[0] / width, 1 - place[1] / height, text, **options, parse_math=False)
+    figure.text(place[0] / width, 1 - place[1] / height, printable(text), **options, parse_math=False)
 
 
 def write_png(figure: Figure, path: Path) -> None:
@@ -242,7 +244,7 @@ def write_drawing(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     with output_files(paths) as (png, svg, csv), paper_style():
         drawing.figure.savefig(png, metadata={"Software": None})
         drawing.figure.savefig(svg, metadata={"Date": None, "Creator": None})
-        drawing.numbers.to_csv(csv, index=False)
+        for_csv(drawing.numbers).to_csv(csv, index=False)
     return paths
 
 

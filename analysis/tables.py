@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.arms import with_arms
 from analysis.comparable import last_shared_measurement, require_same_data
+from analysis.escaping import markdown_text
 from analysis.load import Records
 
 FINAL_METRICS = {
@@ -57,8 +58,8 @@ def _last_values(evals: pd.DataFrame, metric: str, weights: str) -> pd.Series[fl
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], is_words: Sequence[bool] | None = None) -> str:
     """A table in Markdown: columns of words to the left, the others to the right; untold, the first is of words."""
     rule = [":--" if left else "--:" for left in is_words or [i == 0 for i in range(len(header))]]
-    lines = [header, rule, *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    head, *body = ([markdown_text(cell) for cell in line] for line in (header, *rows))
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *body)) + "\n"
 
 
 def significant(value: float | None, digits: int = 3) -> str:

@@ -21,15 +21,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from pydantic import ValidationError
-
 from experiments.config.schema import RunConfig
-from experiments.errors import ConfigError, EcditError
+from experiments.errors import ConfigError, EcditError, RecordError
 from experiments.records.claim import without_missing
 from experiments.records.layout import RunDir, other_version
 from experiments.records.schema import SCHEMA_VERSION, RunRecord, State, Status, StepRow
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
 from experiments.records.wandb_mirror import EVAL_LINES, ROUTING_LINES, ask_wandb, one_line
+from experiments.settings_id import settings_id
 
 PREFIX = "wandb:"
 RUNS_PER_REQUEST = 100
@@ -120,28 +119,20 @@ def _fetch_run(place: str, run: Any, folder: Path) -> Fetched:
     name = f"{place}/{run.id}"
     try:
         record = _record(name, run.config)
-    except (ConfigError, ValidationError) as error:
+        status = None if record is None else _status(run, record)
+    except (ConfigError, TypeError, ValueError) as error:
         return Fetched([], [(name, f"its settings are not of this ecdit: {one_line(error)}")])
-    if record is None:
+    if record is None or status is None:
         return Fetched([], [(name, "it was not recorded by ecdit")])
-    state = STATES.get(run.state, "failed")
     run_dir = RunDir(folder)
-    status = Status(
-        state=state,
-        images_seen=int(run.summary_metrics.get("images_seen") or 0),
-        images_total=record.config["train"]["images"],
-        heartbeat=datetime.fromisoformat(run.heartbeat_at).timestamp(),
-        reason=run.summary_metrics.get("reason"),
-        peak_memory_gib=run.summary_metrics.get("peak_memory_gib"),
-    )
-    if run_dir.status_json.is_file() and run_dir.read_status() == status:
+    if _has_status(run_dir, status):
         return Fetched([folder], [])
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         run_dir.status_json.unlink(missing_ok=True)
     write_json_atomic(run_dir.run_json, without_missing(record.model_dump(mode="json")))
     left_out = []
-    if state == "done":  # of an unfinished run no row is used
+    if status.state == "done":  # of an unfinished run no row is used
         with _clear_errors(place):
             num_rows = _write_rows(run, record, run_dir)
         if num_rows < run.history_line_count:
@@ -149,6 +140,26 @@ def _fetch_run(place: str, run: Any, folder: Path) -> Fetched:
     if not left_out:
         write_json_atomic(run_dir.status_json, status.model_dump(mode="json", exclude_none=True))
     return Fetched([] if left_out else [folder], left_out)
+
+
+def _status(run: Any, record: RunRecord) -> Status:
+    """Where a W&B run stands. Raises `ValueError` or `TypeError` where W&B has something else than the mirror sent."""
+    return Status(
+        state=STATES.get(run.state, "failed"),
+        images_seen=int(run.summary_metrics.get("images_seen") or 0),
+        images_total=record.config["train"]["images"],
+        heartbeat=datetime.fromisoformat(run.heartbeat_at).timestamp(),
+        reason=run.summary_metrics.get("reason"),
+        peak_memory_gib=run.summary_metrics.get("peak_memory_gib"),
+    )
+
+
+def _has_status(run_dir: RunDir, status: Status) -> bool:
+    """Whether the folder was fetched whole in this state; what is damaged there is fetched again."""
+    try:
+        return run_dir.read_status() == status
+    except RecordError:
+        return False
 
 
 def _record(name: str, settings: dict[str, Any]) -> RunRecord | None:
@@ -163,7 +174,18 @@ def _record(name: str, settings: dict[str, Any]) -> RunRecord | None:
         raise other_version(name, facts["schema_version"])
     sections = {section: settings[section] for section in RunConfig.model_fields if section in settings}
     config = RunConfig.model_validate(sections).model_dump(mode="json")
+    if settings_id(config) != facts.get("config_id"):
+        config = _as_given(config, sections)
     return RunRecord.model_validate({**facts, "config": config})
+
+
+def _as_given(settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Those of `settings` that W&B was given: an earlier version had fewer, and its config ids are over those."""
+    return {
+        name: _as_given(value, given[name]) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name in given
+    }
 
 
 def _write_rows(run: Any, record: RunRecord, run_dir: RunDir) -> int:

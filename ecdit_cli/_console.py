@@ -1,15 +1,20 @@
 """How the commands speak: data to stdout, talk to stderr.
 
-A person at a terminal sees rich tables; a pipe gets the same cells as aligned plain text; `--json` gets JSON with the
-raw values. A missing value is a missing key, or an empty cell: never 0.
+A person at a terminal sees rich tables of which every row is one line: at a narrow terminal names are shortened from
+the middle, and then the columns that matter least are left away (`_table.py`). A pipe gets all cells as aligned plain
+text; `--json` gets JSON with the raw values. A missing value is a missing key, or an empty cell: never 0.
+
+Names, reasons and paths are data: what is not printable in them is written as an escape, and nothing is markup.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from experiments.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,17 +27,25 @@ class Column:
     """One column of a table: the key of the rows, the title, and how a value is written.
 
     `whole`: its cells are measurements; they stand to the right and are never broken or cut, however narrow the screen.
+    `prose`: its cells are sentences; they may take several lines. `priority`: of the columns that do not fit a terminal
+    those of the largest number go first, and of equal ones the last.
     """
 
     key: str
     title: str
     write: Callable[[Any], str] = str
     whole: bool = False
+    prose: bool = False
+    priority: int = 0
 
     def cell(self, row: Row) -> str:
         """The text of this column in `row`; empty where the value is missing."""
         value = row.get(self.key)
-        return "" if value is None else self.write(value)
+        return "" if value is None else printable(self.write(value))
+
+    def is_number(self, rows: Sequence[Row]) -> bool:
+        """Whether its cells stand to the right and are never cut."""
+        return self.whole or any(_is_number(row.get(self.key)) for row in rows)
 
 
 def talk() -> Console:
@@ -50,15 +63,21 @@ def data() -> Console:
 
 
 def say(line: str) -> None:
-    """One line to stderr, as it is: not wrapped, no markup."""
-    talk().print(line, soft_wrap=True, highlight=False, markup=False)
+    """One line to stderr: not wrapped, no markup, and what is not printable escaped."""
+    talk().print(printable(line), soft_wrap=True, highlight=False, markup=False)
+
+
+def print_paths(paths: Iterable[object]) -> None:
+    """The files that were written, one a line, to stdout."""
+    for path in paths:
+        print(printable(str(path)))
 
 
 def print_error(message: str) -> None:
     """One line on stderr, whatever the width of the terminal."""
     from rich.text import Text
 
-    line = Text.assemble(("error:", "bold red"), " ", " ".join(message.split()))
+    line = Text.assemble(("error:", "bold red"), " ", printable(" ".join(message.split())))
     talk().print(line, soft_wrap=True)
 
 
@@ -67,7 +86,9 @@ def print_rows(rows: Sequence[Row], columns: Sequence[Column], as_json: bool, ti
     if as_json:
         print_json([{key: value for key, value in row.items() if value is not None} for row in rows])
     elif data().is_terminal:
-        _print_rich(rows, columns, title)
+        from ecdit_cli._table import print_table
+
+        print_table(data(), rows, columns, title)
     else:
         _print_plain(rows, columns)
 
@@ -109,28 +130,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_right(rows: Sequence[Row], column: Column) -> bool:
-    """Numbers stand to the right."""
-    return column.whole or any(_is_number(row.get(column.key)) for row in rows)
-
-
-def _print_rich(rows: Sequence[Row], columns: Sequence[Column], title: str) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        justify: Literal["left", "right"] = "right" if _is_right(rows, column) else "left"
-        table.add_column(column.title, justify=justify, no_wrap=column.whole, overflow="fold")
-    for row in rows:
-        table.add_row(*(column.cell(row) for column in columns))
-    data().print(table)
-
-
 def _print_plain(rows: Sequence[Row], columns: Sequence[Column]) -> None:
-    texts = [[column.title for column in columns], *([column.cell(row) for column in columns] for row in rows)]
+    texts = [
+        [printable(column.title) for column in columns],
+        *([column.cell(row) for column in columns] for row in rows),
+    ]
     widths = [max(map(len, cells)) for cells in zip(*texts, strict=True)]
-    right = [_is_right(rows, column) for column in columns]
+    right = [column.is_number(rows) for column in columns]
     for line in texts:
         cells = (
             cell.rjust(width) if is_right else cell.ljust(width)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ecdit_cli._console import duration, say, talk
+from experiments.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -67,7 +68,7 @@ class _Bar(Counting):
         self._bars.update(self._task, description=self.what, completed=done, total=total, count=count, left=left)
 
     def say(self, line: str) -> None:
-        self._bars.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._bars.console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
 
 def _rate(speed: float) -> str:
@@ -84,6 +85,6 @@ def counting(what: str, unit: str) -> Iterator[Counting]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
     texts = [TextColumn("{task.fields[count]}"), TextColumn("{task.fields[left]}")]
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), *texts)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), *texts)
     with Progress(*columns, console=console, transient=True) as bars:
         yield _Bar(what, unit, bars)

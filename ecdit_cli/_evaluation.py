@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from experiments.config.schema import RunConfig
     from experiments.evaluation.load import LoadedRun
     from experiments.evaluation.settings import Conditions
-    from experiments.records.layout import RunDir
+    from experiments.records.layout import RunDir, Skipped
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,10 @@ def existing_runs(roots: Sequence[Path]) -> list[RunDir]:
     for root in roots:
         if not root.is_dir():
             raise EcditError(f"{root} is not a folder.", "Name the folder of a run or of a sweep.")
-    folders = list(find_runs(*roots))
+    skipped: Skipped = []
+    folders = list(find_runs(*roots, skipped=skipped))
+    for where, why in skipped:
+        say(f"Left out: {where}: {why}")
     if not folders:
         raise EcditError(f"No runs in {', '.join(map(str, roots))}.", "Train one first: ecdit train model=nano")
     return folders
@@ -94,8 +97,9 @@ def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: How)
         from experiments.training.host_memory import keep_freed_memory
 
         backbones = load_backbones(metrics, how.inception_weights, how.clip_model)
-        for number, folder in enumerate(folders):
-            run = require_shapes(load_run(folder, how.weights, show.say, how.precision))
+        load = partial(load_run, weights=how.weights, say=show.say, precision=how.precision)
+        for number, (folder, loaded) in enumerate(_loaded(folders, load, show.say)):
+            run = require_shapes(loaded)
             keep_freed_memory(run.config)
             scales = how.scales_of(run.config)
             for place, scale in enumerate(scales):
@@ -107,6 +111,27 @@ def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: How)
                 rows = scorer.measure(partial(_show_share, show, len(folders), done, each))
                 measured.append(Measured(folder.path.name, scale, rows))
     return measured
+
+
+def _loaded(
+    folders: Sequence[RunDir], load: Callable[[RunDir], LoadedRun], tell: Callable[[str], None]
+) -> Iterator[tuple[RunDir, LoadedRun]]:
+    """Each run that can be loaded; the others are told with the reason. The reason of the last where none can be."""
+    from experiments.errors import CheckpointError, RecordError
+
+    num_loaded, last = 0, None
+    for folder in folders:
+        try:
+            loaded = load(folder)
+        except (RecordError, CheckpointError) as error:
+            last = error
+            if len(folders) > 1:
+                tell(f"Left out: {folder.path}: {error}")
+            continue
+        num_loaded += 1
+        yield folder, loaded
+    if last is not None and num_loaded == 0:
+        raise last
 
 
 def _show_share(show: Show, total: float, done: float, each: float, share: float) -> None:
@@ -124,7 +149,9 @@ def measure_time(folders: Sequence[RunDir], how: How) -> list[Measured]:
         from experiments.records.writer import append_evaluations
         from experiments.training.host_memory import keep_freed_memory
 
-        runs = [require_shapes(load_run(folder, how.weights, show.say, how.precision)) for folder in folders]
+        load = partial(load_run, weights=how.weights, say=show.say, precision=how.precision)
+        runs = [require_shapes(loaded) for _, loaded in _loaded(folders, load, show.say)]
+        folders = [run.run_dir for run in runs]
         keep_freed_memory(runs[0].config)
         scales = list(dict.fromkeys(scale for run in runs for scale in how.scales_of(run.config)))
         measured: list[Measured] = []

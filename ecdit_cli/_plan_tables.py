@@ -120,7 +120,7 @@ def _print_model(plan: LayoutPlan) -> None:
         {"what": "batch", "value": batch},
     ]
     title = f"{config.model.name}, {config.routing.name}{experts}, on {plan.place.name}"
-    _print_block(rows, [Column("what", "run"), Column("value", "")], title)
+    _print_block(rows, [Column("what", "run"), Column("value", "", prose=True)], title)
 
 
 def _print_memory(plan: LayoutPlan) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ecdit_cli._console import duration, print_error, say, talk
+from experiments.text import printable
 
 if TYPE_CHECKING:
     from experiments.config.schema import RunConfig
@@ -47,7 +48,7 @@ def _bar(config: RunConfig) -> Iterator[Reporter]:
     other_columns = OTHER_COLUMNS + 2 * len(f"{total:,}")
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(bar_width=max(5, min(40, console.width - other_columns))),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
         TextColumn("{task.fields[rates]}"),
@@ -60,7 +61,7 @@ def _bar(config: RunConfig) -> Iterator[Reporter]:
             print_error(reason)
 
         def say_above(message: str) -> None:
-            bars.console.print(message, highlight=False, markup=False, soft_wrap=True)
+            bars.console.print(printable(message), highlight=False, markup=False, soft_wrap=True)
 
         task = bars.add_task(IMPORTING, total=total, rates="")
         yield Reporter(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from ecdit_cli._console import duration, say, talk
+from experiments.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -74,7 +75,7 @@ def sampling_progress(what: str) -> Iterator[Show]:
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         yield _Bar(bars, what)
 
@@ -87,10 +88,10 @@ class _Bar:
         self._task = bars.add_task(what, total=None)
 
     def __call__(self, done: float, total: float, now_at: str | None = None) -> None:
-        self._bars.update(self._task, completed=done, total=total, description=now_at)
+        self._bars.update(self._task, completed=done, total=total, description=now_at and printable(now_at))
 
     def say(self, line: str) -> None:
-        self._bars.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._bars.console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
 
 class _Lines:

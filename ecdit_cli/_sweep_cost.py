@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 COST_COLUMNS = (
     Column("name", "run"),
-    Column("params_total", "total", count),
-    Column("params_active", "active", count),
-    Column("flops_per_image", "per image", flops),
-    Column("images", "images", "{:,}".format),
-    Column("train_flops", "training", flops),
-    Column("train_flops_mismatch", "off budget", "{:+.2%}".format),
-    Column("params_active_mismatch", "off match", "{:+.2%}".format),
-    Column("memory_gib", "GiB", "{:.2f}".format),
+    Column("params_total", "total", count, priority=3),
+    Column("params_active", "active", count, priority=2),
+    Column("flops_per_image", "per image", flops, priority=4),
+    Column("images", "images", "{:,}".format, priority=3),
+    Column("train_flops", "training", flops, priority=2),
+    Column("train_flops_mismatch", "off budget", "{:+.2%}".format, priority=4),
+    Column("params_active_mismatch", "off match", "{:+.2%}".format, priority=4),
+    Column("memory_gib", "GiB", "{:.2f}".format, priority=1),
     Column("seconds", "time", duration),
 )
 
@@ -73,7 +73,10 @@ def print_cost(plan: Plan, num_slots: int) -> None:
     if bases:
         at_once = f", {num_slots} runs at a time" if num_slots > 1 else ""
         talk().print(
-            f"Time: training alone, from {', '.join(sorted(bases))}{at_once}.", soft_wrap=True, highlight=False
+            f"Time: training alone, from {', '.join(sorted(bases))}{at_once}.",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
         )
 
 

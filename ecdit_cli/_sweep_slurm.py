@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecdit_cli._console import Column, print_json, print_rows, talk
+from ecdit_cli._console import Column, print_json, print_rows, say
 
 if TYPE_CHECKING:
     from sweeps.cluster import Cluster
@@ -22,7 +22,7 @@ def cluster_of(spec: str, file: Path | None, plan: Plan) -> Cluster:
 
     cluster = load_cluster(file or find_spec(spec))
     for rule in cluster.idle_rules(run.config for run in plan.wanted):
-        talk().print(f"No run fits the rule {rule}.", soft_wrap=True, highlight=False, markup=False)
+        say(f"No run fits the rule {rule}.")
     return cluster
 
 
@@ -59,5 +59,5 @@ def submit_sweep(folder: SweepFolder, asked: Plan, cluster: Cluster, retry_faile
     else:
         print_rows(rows, COLUMNS, as_json=False)
     if left:
-        talk().print(f"{len(left)} failed runs were left alone: --retry-failed submits them again.", soft_wrap=True)
-    talk().print(f"Where they stand: ecdit status {folder.path}", soft_wrap=True, highlight=False)
+        say(f"{len(left)} failed runs were left alone: --retry-failed submits them again.")
+    say(f"Where they stand: ecdit status {folder.path}")

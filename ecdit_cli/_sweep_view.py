@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ecdit_cli._console import Column, duration, talk
+from experiments.text import ELLIPSIS, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -26,10 +27,10 @@ LINES_AROUND = 7
 """Lines of the live view that are not runs: head, rest, total, frame."""
 
 TITLES = ("images", "loss", "images/s", "left")
-WIDE = 100
-"""Terminals narrower than this go without images/s."""
-OTHER_COLUMNS = 58
-"""Width of everything but the name of a run."""
+LAYOUTS = ((100, TITLES, 58), (80, (*TITLES[:2], TITLES[3]), 58), (60, TITLES[:1], 42), (0, (), 18))
+"""From this width on: what is shown beside name and state, and the width of everything but the name."""
+LAST_CHARACTERS = 12
+"""Of a shortened name."""
 
 STATES: tuple[State, ...] = ("running", "failed", "interrupted", "planned", "done")
 STYLES = {"running": "cyan", "failed": "bold red", "interrupted": "yellow", "planned": "dim", "done": "green"}
@@ -37,15 +38,15 @@ STYLES = {"running": "cyan", "failed": "bold red", "interrupted": "yellow", "pla
 COLUMNS = (
     Column("name", "run"),
     Column("state", "state"),
-    Column("images_seen", "images", "{:,}".format),
-    Column("images_total", "of", "{:,}".format),
-    Column("loss", "loss", "{:.4f}".format),
-    Column("val_loss", "val_loss", "{:.4f}".format),
-    Column("seconds", "training", duration),
-    Column("heartbeat_age_seconds", "last sign", lambda seconds: f"{duration(seconds)} ago"),
-    Column("seconds_error", "time off", "{:+.0%}".format),
-    Column("memory_error", "memory off", "{:+.0%}".format),
-    Column("reason", "reason"),
+    Column("images_seen", "images", "{:,}".format, priority=1),
+    Column("images_total", "of", "{:,}".format, priority=4),
+    Column("loss", "loss", "{:.4f}".format, priority=3),
+    Column("val_loss", "val_loss", "{:.4f}".format, priority=3),
+    Column("seconds", "training", duration, priority=5),
+    Column("heartbeat_age_seconds", "last sign", lambda seconds: f"{duration(seconds)} ago", priority=5),
+    Column("seconds_error", "time off", "{:+.0%}".format, priority=6),
+    Column("memory_error", "memory off", "{:+.0%}".format, priority=6),
+    Column("reason", "reason", priority=2),
 )
 RESULT_COLUMNS = tuple(column for column in COLUMNS if column.key not in {"loss", "heartbeat_age_seconds"})
 """`off`: how far the measurement is from the estimate that was made before the run."""
@@ -130,7 +131,7 @@ class PlainView:
             self._last = time.monotonic()
             lines += [*(_progress(run) for run in snapshot.runs if run.state == "running"), total_line(snapshot)]
         for line in lines:
-            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+            self._console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
 
 
 def _change(run: RunProgress) -> str:
@@ -165,13 +166,13 @@ def live_table(snapshot: Snapshot, width: int, max_runs: int) -> Group:
     shown = list(snapshot.runs)
     if len(shown) > max_runs:
         shown = sorted(shown, key=lambda run: STATES.index(run.state))[: max(1, max_runs)]
-    titles = TITLES if width >= WIDE else TITLES[:-2] + TITLES[-1:]
+    _, titles, other_columns = next(layout for layout in LAYOUTS if width >= layout[0])
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in ("run", "state", *titles):
         table.add_column(title, justify="right" if title in titles else "left", no_wrap=True)
     for run in shown:
         cells = dict(zip(TITLES, _cells(run), strict=True))
-        name = _shortened(run.name, width - OTHER_COLUMNS)
+        name = _shortened(printable(run.name), width - other_columns)
         table.add_row(Text(name), Text(run.state, STYLES[run.state]), *(cells[title] for title in titles))
     hidden = len(snapshot.runs) - len(shown)
     return Group(table, Text((f"and {hidden} more; " if hidden else "") + total_line(snapshot)))
@@ -181,5 +182,5 @@ def _shortened(name: str, width: int) -> str:
     """Cut in the middle: what tells runs apart (seed, digits of the config id) stands at the end."""
     if len(name) <= width:
         return name
-    tail = min(width - 1, 12)
-    return f"{name[: max(0, width - 1 - tail)]}…{name[-tail:]}"
+    tail = max(1, min(width - 1, LAST_CHARACTERS))
+    return f"{name[: max(0, width - 1 - tail)]}{ELLIPSIS}{name[-tail:]}"

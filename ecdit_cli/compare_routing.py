@@ -10,6 +10,7 @@ import typer
 from ecdit_cli._console import Column, count, flops, print_json, print_rows, say
 from ecdit_cli._options import FromProjects, Json, OutDirectory, RunFolders
 from ecdit_cli.plot import read_runs
+from experiments.text import printable
 
 if TYPE_CHECKING:
     from analysis.compare import Comparison
@@ -20,18 +21,18 @@ DEFAULT_OUT = Path("out/comparison")
 COLUMNS = (
     Column("setting", "setting"),
     Column("arm", "arm"),
-    Column("params_total", "total", count),
-    Column("params_active", "active", count),
-    Column("flops_per_image", "per image", flops),
-    Column("num_seeds", "seeds"),
+    Column("params_total", "total", count, priority=4),
+    Column("params_active", "active", count, priority=2),
+    Column("flops_per_image", "per image", flops, priority=3),
+    Column("num_seeds", "seeds", priority=2),
     Column("val_loss_mean", "loss", "{:.4f}".format),
-    Column("val_loss_std", "std", "{:.4f}".format),
-    Column("val_loss_same_t_mean", "same t", "{:.4f}".format),
-    Column("images_to_dense_loss", "to dense", "{:,.0f}".format),
-    Column("images_per_second", "train/s", "{:.1f}".format),
-    Column("inference_seconds_per_image", "inference", "{:.4f} s".format),
-    Column("dropped_share", "dropped", "{:.1%}".format),
-    Column("dropped_share_same_t", "same t", "{:.1%}".format),
+    Column("val_loss_std", "std", "{:.4f}".format, priority=1),
+    Column("val_loss_same_t_mean", "same t", "{:.4f}".format, priority=5),
+    Column("images_to_dense_loss", "to dense", "{:,.0f}".format, priority=3),
+    Column("images_per_second", "train/s", "{:.1f}".format, priority=4),
+    Column("inference_seconds_per_image", "inference", "{:.4f} s".format, priority=4),
+    Column("dropped_share", "dropped", "{:.1%}".format, priority=5),
+    Column("dropped_share_same_t", "same t", "{:.1%}".format, priority=5),
 )
 
 
@@ -71,6 +72,6 @@ def _print(comparison: Comparison, as_json: bool) -> None:
         say(comparison.conclusion)
         return
     print_rows(rows, COLUMNS, as_json=False)
-    print(f"\n{comparison.conclusion}")
+    print(f"\n{printable(comparison.conclusion)}")
     for note in comparison.notes:
         say(f"- {note}")

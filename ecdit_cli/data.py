@@ -167,4 +167,4 @@ def _print(row: dict[str, object], as_json: bool) -> None:
         return
     shown = row | ({"gib": f"{row['gib']:.3g}"} if "gib" in row else {})
     lines = [{"what": TITLES.get(key, key.replace("_", " ")), "value": str(value)} for key, value in shown.items()]
-    print_rows(lines, [Column("what", "data set"), Column("value", "")], as_json=False)
+    print_rows(lines, [Column("what", "data set"), Column("value", "", prose=True)], as_json=False)

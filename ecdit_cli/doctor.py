@@ -24,7 +24,12 @@ from ecdit_cli._options import Json
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
-COLUMNS = (Column("check", "check"), Column("state", "state"), Column("found", "found"), Column("hint", "hint"))
+COLUMNS = (
+    Column("check", "check"),
+    Column("state", "state"),
+    Column("found", "found", prose=True),
+    Column("hint", "hint", prose=True),
+)
 FAST_INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "sve", "bf16")
 
 

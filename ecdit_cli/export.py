@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from analysis.export import FinalTables
     from analysis.report.document import Column as ReportColumn
+    from experiments.records.layout import Skipped
 
 DEFAULT_OUT = Path("out/runs")
 
@@ -41,8 +42,12 @@ def export(
         raise EcditError(
             "Which runs?", "Name a folder: ecdit export DIR, or a W&B project: --from wandb:ENTITY/PROJECT"
         )
-    table = export_runs(folder, projects)
+    skipped: Skipped = []
+    table = export_runs(folder, projects, skipped)
     final = _final([folder] if folder else [], projects)
+    if final is None:
+        for where, why in skipped:
+            say(f"Left out: {where}: {why}")
     paths = write_table(table, out or (folder / "runs" if folder else DEFAULT_OUT), final)
     if as_json:
         about = {"num_runs": len(table), "columns": list(table.columns), "files": [str(path) for path in paths]}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecdit_cli._console import Column, print_json, print_rows, say
+from ecdit_cli._console import Column, print_json, print_paths, print_rows, say
 from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders
 
 if TYPE_CHECKING:
@@ -20,7 +20,11 @@ ALL = "all"
 DEFAULT_RUNS = Path("out")
 DEFAULT_OUT = Path("out/figures")
 
-LIST_COLUMNS = (Column("name", "figure"), Column("aliases", "or", ", ".join), Column("description", "shows"))
+LIST_COLUMNS = (
+    Column("name", "figure"),
+    Column("aliases", "or", ", ".join),
+    Column("description", "shows", prose=True),
+)
 
 
 def plot(
@@ -60,7 +64,7 @@ def plot(
         print_json(drawn)
     else:
         for entry in drawn:
-            print(*entry["files"], sep="\n")
+            print_paths(entry["files"])
 
 
 def roots_of(runs: list[Path], projects: list[str]) -> list[Path]:

@@ -20,10 +20,10 @@ COLUMNS = (
     Column("num_sparse_layers", "sparse"),
     Column("params_total", "total", count),
     Column("params_active", "active", count),
-    Column("params_expert_increment", "experts add", count),
+    Column("params_expert_increment", "experts add", count, priority=2),
     Column("flops_per_image", "per image", flops),
-    Column("paper_params_total", "paper total", count),
-    Column("paper_params_active", "paper active", count),
+    Column("paper_params_total", "paper total", count, priority=1),
+    Column("paper_params_active", "paper active", count, priority=1),
 )
 
 

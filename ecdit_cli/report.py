@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ecdit_cli._console import print_json, say, talk
+from ecdit_cli._console import print_json, print_paths, say, talk
 from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders
 from ecdit_cli.plot import read_runs, roots_of
+from experiments.text import printable
 
 DEFAULT_OUT = Path("out/report")
 
@@ -23,6 +24,8 @@ def report(
 
     Writes index.html (one file, works from disk), report.md, runs.csv and figures/ to --out (default: out/report).
     """
+    from rich.text import Text
+
     from analysis.parameters import find_count
     from analysis.report.write import write_report_of
 
@@ -30,7 +33,11 @@ def report(
     records = read_runs(roots, projects)
     typed = [*map(str, roots), *(word for place in projects for word in ("--from", place))]
     with talk().status("") as status:
-        tell = status.update if talk().is_terminal else say
+
+        def show(doing: str) -> None:
+            status.update(Text(printable(doing)))
+
+        tell = show if talk().is_terminal else say
         paths = write_report_of(
             records, typed, out or DEFAULT_OUT, paper_values=paper_values, parameters=count, tell=tell
         )
@@ -43,4 +50,4 @@ def report(
             }
         )
     else:
-        print(*paths, sep="\n")
+        print_paths(paths)

@@ -283,7 +283,11 @@ def _print(made: _Made, prompts: Sequence[Prompt], per_caption: int, files: Sequ
     if as_json:
         print_json({"images_seen": made.run.images_seen, "images": rows, "files": [str(path) for path in files]})
         return
-    columns = (Column("caption", "caption"), Column("verdict", "verdict"), Column("found", "found in the image"))
+    columns = (
+        Column("caption", "caption", prose=True),
+        Column("verdict", "verdict"),
+        Column("found", "found in the image", prose=True),
+    )
     print_rows(rows, columns, as_json=False)
     judged = [verdict.correct for verdict in made.verdicts if verdict is not None]
     if judged:

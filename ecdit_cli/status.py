@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ecdit_cli._console import print_json, print_rows, talk
+from ecdit_cli._console import print_json, print_rows, say
 from ecdit_cli._options import Json
 
 if TYPE_CHECKING:
@@ -34,14 +34,16 @@ def status(
                 time.sleep(WATCH_SECONDS)
                 snapshot = _read(folder)
                 show(snapshot)
-    off = errors_by_name(SweepFolder(folder))
+    off = {} if snapshot.left_out else errors_by_name(SweepFolder(folder))
     rows = [run_row(run) | off.get(run.name, {}) for run in snapshot.runs]
     if as_json:
-        print_json({"runs": rows, "total": total_row(snapshot)})
+        print_json({"runs": rows, "total": total_row(snapshot), **_left_out(snapshot)})
     else:
         shown = [column for column in COLUMNS if column.key in ALWAYS or any(column.key in row for row in rows)]
         print_rows(rows, shown, False)
-        talk().print(total_line(snapshot), soft_wrap=True, highlight=False)
+        say(total_line(snapshot))
+    for where, why in snapshot.left_out:
+        say(f"Left out: {where}: {why}")
 
 
 ALWAYS = ("name", "state", "images_seen", "images_total")
@@ -53,8 +55,16 @@ def _read(folder: Path) -> Snapshot:
 
     snapshot = read_sweep(folder)
     if not snapshot.runs:
+        for where, why in snapshot.left_out:
+            say(f"Left out: {where}: {why}")
         raise RecordError(f"{folder} holds no runs.", "Give the folder of a sweep (out/quickstart) or of a run.")
     return snapshot
+
+
+def _left_out(snapshot: Snapshot) -> dict[str, list[dict[str, str]]]:
+    """For JSON; absent where nothing was left out."""
+    entries = [{"run": where, "reason": why} for where, why in snapshot.left_out]
+    return {"left_out": entries} if entries else {}
 
 
 def _is_over(snapshot: Snapshot) -> bool:

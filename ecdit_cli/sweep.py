@@ -30,7 +30,6 @@ from ecdit_cli._options import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from experiments.records.layout import RunDir
     from sweeps.folder import SweepFolder
     from sweeps.plan import Plan
     from sweeps.runner import SweepResult
@@ -244,16 +243,12 @@ def measure_inference(runs: Sequence[Path]) -> None:
 
     from experiments.records.layout import RunDir
 
-    if all(_has_inference_time(RunDir(path)) for path in runs):
+    if all(RunDir(path).has_metric("inference_seconds_per_image") for path in runs):
         return
     say("Timing the generation of images ...")
     command = [sys.executable, "-m", "ecdit_cli", "evaluate", "--metrics", "inference-time", *map(str, runs)]
     if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode != 0:
         say("The time to generate an image was not measured; the same command tries again.")
-
-
-def _has_inference_time(run: RunDir) -> bool:
-    return any(row.get("metric") == "inference_seconds_per_image" for row in run.read_rows(run.evals).rows)
 
 
 def _check_executor(executor: str) -> None:

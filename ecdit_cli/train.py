@@ -93,13 +93,13 @@ def _default_folder(name: str) -> Path:
 
 def _is_finished(config: RunConfig, folder: RunDir) -> bool:
     """Whether this very run is done; said, so that nobody waits for it. Needs no torch."""
-    from ecdit_cli._console import talk
+    from ecdit_cli._console import say
     from experiments.config.identity import config_id
 
     status = folder.read_status() if folder.exists() else None
     if status is None or status.state != "done" or folder.read_run().config_id != config_id(config):
         return False
-    talk().print(f"Finished already, left alone: {folder.path}", soft_wrap=True, highlight=False)
+    say(f"Finished already, left alone: {folder.path}")
     return True
 
 

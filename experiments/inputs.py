@@ -8,10 +8,19 @@ wrong, so that a caller needs one `except OSError` for all of them. What the byt
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic_core import from_json
+
+from experiments.text import shortened
 
 MAX_SETTINGS_BYTES = 16 * 2**20
 """The largest config, sweep or cluster file, status or notes file that is read. Real ones have kilobytes."""
@@ -20,6 +29,10 @@ MAX_ROWS_BYTES = 8 * 2**30
 """The largest file of rows that is read. A run of a million rows of `steps.jsonl` has 0.2 GiB."""
 
 PIECE_BYTES = 2**20
+"""`read(n)` takes n bytes of memory however short the file is, so a file is read in pieces."""
+
+MAX_WHOLE = 2**63 - 1
+"""The largest whole number that a column of a table holds; a larger one would become another number there."""
 
 _KINDS = (
     (stat.S_ISDIR, "it is a directory, not a file"),
@@ -34,19 +47,69 @@ def read_input(path: Path, max_bytes: int = MAX_SETTINGS_BYTES) -> bytes:
     """The bytes of the regular file at `path`.
 
     Raises an `OSError` whose `strerror` completes "FILE cannot be read: ..." ("it is a FIFO, not a regular file") where
-    it is missing, unreadable, not a regular file, or larger than `max_bytes`. Opening never blocks.
+    it is missing, unreadable, not a regular file, or larger than `max_bytes`. Opening never blocks. Only a path at
+    which there is nothing at all is a `FileNotFoundError`; a link that leads nowhere is another `OSError`.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        for is_kind, reason in _KINDS:
-            if is_kind(status.st_mode):
-                raise OSError(errno.EINVAL, reason, str(path))
-        pieces = iter(
-            lambda: file.read(PIECE_BYTES), b""
-        )  # read(n) would take n bytes of memory, however short the file
-        num_pieces = max_bytes // PIECE_BYTES + 1
-        content = b"".join(islice(pieces, num_pieces))
+    with _regular_file(path) as file:
+        pieces = iter(lambda: file.read(PIECE_BYTES), b"")
+        content = b"".join(islice(pieces, max_bytes // PIECE_BYTES + 1))
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {max_bytes / 2**20:,.0f} MiB, the most that is read", str(path))
     return content
+
+
+def read_end(path: Path, num_bytes: int) -> bytes:
+    """The last `num_bytes` of the regular file at `path`, or all of a shorter one. Raises `OSError` as `read_input`."""
+    with _regular_file(path) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
+        return file.read(num_bytes)
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of one JSON text that somebody else may have written. Raises `ValueError` with the reason.
+
+    Stricter than `json.loads`: a key that is there twice, NaN, infinity, a whole number of more than 64 bits, half a
+    surrogate pair and nesting of more than about 200 levels are refused.
+    """
+    value = from_json(content, allow_inf_nan=False)
+    if _num_keys(value) != content.count(b'":'):  # it is when every key is there once, unless texts hold a quote too
+        json.loads(content, object_pairs_hook=_unique_keys)
+    return value
+
+
+@contextmanager
+def _regular_file(path: Path) -> Iterator[BinaryIO]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link to a file that does not exist", str(path)) from error
+        raise
+    mode = os.fstat(descriptor).st_mode
+    reason = next((reason for is_kind, reason in _KINDS if is_kind(mode)), None)
+    if reason is not None:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, reason, str(path))
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+
+
+def _num_keys(value: Any, key: str = "it") -> int:
+    """How many keys there are in all objects of `value`. Raises `ValueError` for a number that is out of range."""
+    kind = type(value)
+    if kind is dict:
+        return len(value) + sum(_num_keys(inner, name) for name, inner in value.items())
+    if kind is list:
+        return sum(_num_keys(inner, key) for inner in value)
+    if kind is int and not -MAX_WHOLE <= value <= MAX_WHOLE:
+        raise ValueError(f"{key}: {shortened(str(value), 20)} is more than 64 bits hold")
+    if kind is float and math.isinf(value):
+        raise ValueError(f"{key}: it is larger than any number")
+    return 0
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> None:
+    if len({key for key, _ in pairs}) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")

@@ -23,6 +23,14 @@ def printable(text: str) -> str:
     return "".join(_escaped(each) if unicodedata.category(each) in _UNSAFE_CATEGORIES else each for each in text)
 
 
+def encodable(text: str) -> str:
+    """`text` with every surrogate written as `\\udc80`: names that are not valid Unicode hold them, and UTF-8 cannot.
+
+    Everything else stays as it is.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def shortened(text: str, num_characters: int) -> str:
     """`text`, with its middle replaced by an ellipsis where it is longer than `num_characters`.
 

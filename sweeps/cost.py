@@ -14,6 +14,7 @@ from experiments.config.activations import working_bytes
 from experiments.config.budget import recomputed_flops_per_image
 from experiments.config.memory import GIB, Memory, memory
 from experiments.config.schema import RunConfig
+from experiments.errors import RecordError
 from experiments.records.layout import RunDir
 from sweeps.calibration import SpeedPoint, interpolate
 from sweeps.devices import UTILISATION, Device, accelerator_memory_gib, find_device, host_memory_gib
@@ -189,10 +190,12 @@ def errors_of(folder: SweepFolder) -> list[EstimateError]:
 
 
 def _error_of(run: PlannedRun, run_dir: RunDir) -> EstimateError | None:
-    status = run_dir.read_status() if run.estimate is not None else None
+    try:
+        status, step = (run_dir.read_status() if run.estimate is not None else None), run_dir.last_step() or {}
+    except RecordError:  # `read_progress` says it of the run
+        return None
     if run.estimate is None or status is None or status.state != "done":
         return None
-    step = run_dir.last_step() or {}
     return EstimateError(
         name=run.name,
         seconds_estimated=run.estimate.seconds,

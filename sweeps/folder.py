@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
 
-from experiments.errors import SpecError
+from experiments.config.stored import stored_config
+from experiments.errors import RecordError, SpecError
 from experiments.records.layout import RunDir
 from experiments.records.ownership import Claim, take_if_dead
+from experiments.records.reading import read_object, validated
 from experiments.records.storage import replace_atomically, storage_errors
+from experiments.settings_id import settings_id
 from sweeps.plan import PLAN_VERSION, Plan, PlannedRun
 
 LOCK_SECONDS = 60.0
@@ -54,16 +56,19 @@ class SweepFolder:
 
     def read_plan(self) -> Plan | None:
         """The frozen plan, or None before there is one; a `SpecError` when it is damaged or of another version."""
-        if not self.plan_json.is_file():
+        if not os.path.lexists(self.plan_json):
             return None
         hint = f"Delete it and run the sweep again: finished runs in {self.path / 'runs'} are found by their names."
         try:
-            raw = json.loads(self.plan_json.read_text())
-            if isinstance(raw, dict) and raw.get("schema_version") == PLAN_VERSION:
-                return Plan.model_validate(raw)
-        except (ValueError, ValidationError) as error:
-            raise SpecError(f"{self.plan_json} is damaged.", hint) from error
-        raise SpecError(f"{self.plan_json} was not written by this version of ecdit.", hint)
+            raw = read_object(self.plan_json)
+            if raw.get("schema_version") != PLAN_VERSION:
+                raise SpecError(f"{self.plan_json} was not written by this version of ecdit.", hint)
+            plan = validated(Plan, raw, self.plan_json)
+            for run in plan.runs:
+                _check_settings(run, self.plan_json)
+        except RecordError as error:
+            raise SpecError(error.message, hint) from error
+        return plan
 
     def write_plan(self, plan: Plan) -> None:
         """Replace the plan atomically. Raises `StorageError`."""
@@ -96,6 +101,14 @@ class SweepFolder:
             yield
         finally:
             held.release()
+
+
+def _check_settings(run: PlannedRun, file: Path) -> None:
+    """A `RecordError` where the settings of a planned run are not those of its id, or not of this version."""
+    found = settings_id(run.config)
+    if found != run.config_id:
+        raise RecordError(f"{file} is damaged: the config of {run.name} has the id {found}, not {run.config_id}.")
+    stored_config(run.config, file)
 
 
 def _replace(path: Path, text: str) -> None:

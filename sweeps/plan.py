@@ -6,41 +6,53 @@ whether or not the file still asks for it. `folder.py` says where the plan lies,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from experiments.records.schema import Amount, Count
 
 PLAN_VERSION = 1
+MAX_NAME_BYTES = 255
+"""What file systems allow."""
+
+
+def _as_folder_name(name: str) -> str:
+    """`name`; a `ValueError` where it does not name one folder inside of another."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name or len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError("it should be the name of a folder")
+    return name
 
 
 class Estimate(BaseModel):
     """What a run is expected to take, said before it starts. None where it could not be said."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    memory_gib: float = Field(description="peak of one process, on the accelerator where there is one")
-    host_memory_gib: float | None = Field(None, description="of one process while it saves, beside the accelerator")
-    seconds: float | None = Field(None, description="training without evaluation, one run at a time")
+    memory_gib: Amount = Field(description="peak of one process, on the accelerator where there is one")
+    host_memory_gib: Amount | None = Field(None, description="of one process while it saves, beside the accelerator")
+    seconds: Amount | None = Field(None, description="training without evaluation, one run at a time")
     basis: str = Field(description="where `seconds` comes from: a calibration, or an accelerator and its utilisation")
 
 
 class PlannedRun(BaseModel):
     """One run: its resolved config and what it will cost. `name` is also the name of its folder."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: str
+    name: Annotated[str, AfterValidator(_as_folder_name)]
     config_id: str
-    images: int = Field(description="what the run will have seen: train.images in whole batches")
-    params_total: int
-    params_active: int
-    flops_per_image: int = Field(description="one forward pass over all tokens")
-    train_flops_per_image: int
+    images: Count = Field(description="what the run will have seen: train.images in whole batches")
+    params_total: Count
+    params_active: Count
+    flops_per_image: Count = Field(description="one forward pass over all tokens")
+    train_flops_per_image: Count
     in_spec: bool = Field(True, description="False: started under an earlier version of the sweep file")
-    train_flops_budget: float | None = Field(None, description="iso-FLOP: what the run was to spend")
+    train_flops_budget: Amount | None = Field(None, description="iso-FLOP: what the run was to spend")
     matched_run: str | None = Field(None, description="iso-activation: the run that this one is matched to")
-    matched_params_active: int | None = Field(None, description="activated parameters of that run")
+    matched_params_active: Count | None = Field(None, description="activated parameters of that run")
     estimate: Estimate | None = None
     config: dict[str, Any]
 
@@ -69,8 +81,17 @@ class Plan(BaseModel):
     sweep: str = Field(description="name of the sweep; the W&B group of its runs")
     spec: dict[str, Any] = Field(description="the sweep file")
     overrides: list[str] = Field(description="KEY=VALUE given on the command line over the file")
-    num_merged: int = Field(description="combinations left out because another one has the same config")
+    num_merged: Count = Field(description="combinations left out because another one has the same config")
     runs: list[PlannedRun]
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        """Each run has a folder and settings of its own."""
+        for what in ("name", "config_id"):
+            most, times = Counter(getattr(run, what) for run in self.runs).most_common(1)[0] if self.runs else ("", 1)
+            if times > 1:
+                raise ValueError(f"{times} runs have the {what} {most}")
+        return self
 
     @property
     def wanted(self) -> list[PlannedRun]:

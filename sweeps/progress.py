@@ -7,23 +7,21 @@ interrupted. How this is shown is left to the command line.
 from __future__ import annotations
 
 import heapq
-import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-from experiments.errors import RecordError
-from experiments.records.layout import RunDir, find_runs, parse_row
+from experiments.errors import RecordError, SpecError
+from experiments.records.layout import RunDir, Skipped, find_runs
 from experiments.records.ownership import STALE_SECONDS, holder
 from experiments.records.provenance import host_name
-from experiments.records.schema import State, Status
+from experiments.records.reading import last_rows
+from experiments.records.schema import EvalRow, State, Status
 from sweeps.folder import SweepFolder
-
-TAIL_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,8 @@ class Snapshot:
     seconds_left: float | None = None
     stopping: bool = False
     events: Sequence[Event] = ()
+    left_out: Skipped = field(default_factory=list)
+    """What looks like a run, or a plan, and is not among `runs`: where it is, and why."""
 
     @property
     def num_by_state(self) -> Counter[State]:
@@ -101,60 +101,54 @@ def read_progress(run: RunDir, images_total: int | None = None, evaluations: boo
     except RecordError as error:
         return RunProgress(name, "failed", images_total=images_total, reason=str(error))
     if status is None:
-        return RunProgress(name, "planned", images_total=images_total)
+        missing = run.missing_records()
+        return RunProgress(name, "planned" if missing is None else "failed", images_total=images_total, reason=missing)
     gone = status.state == "running" and not is_alive(run, status)
-    step = run.last_step() or {}
+    reason = "its process is gone" if gone else status.reason
+    try:
+        step, val_loss = run.last_step() or {}, last_val_loss(run) if evaluations else None
+    except RecordError as error:
+        step, val_loss, reason = {}, None, reason or str(error)
     return RunProgress(
         name=name,
         state="interrupted" if gone else status.state,
         images_seen=status.images_seen,
         images_total=status.images_total,
         loss=step.get("loss"),
-        val_loss=last_val_loss(run) if evaluations else None,
+        val_loss=val_loss,
         images_per_second=step.get("images_per_second"),
         seconds=step.get("seconds"),
         heartbeat=status.heartbeat,
-        reason="its process is gone" if gone else status.reason,
+        reason=reason,
         host=status.host,
     )
 
 
 def read_sweep(path: Path) -> Snapshot:
-    """All runs of a sweep folder, planned ones included, or of any other folder that holds runs."""
-    folder = SweepFolder(path)
-    plan = folder.read_plan()
+    """All runs of a sweep folder, planned ones included, or of any other folder that holds runs.
+
+    Where the plan cannot be read, the runs that are there, and the plan among what is left out.
+    """
+    folder, left_out = SweepFolder(path), Skipped()
+    try:
+        plan = folder.read_plan()
+    except SpecError as error:
+        plan = None
+        left_out.append((str(folder.plan_json), error.message))
     if plan is None:
-        return Snapshot([read_progress(run) for run in find_runs(path)])
+        return Snapshot([read_progress(run) for run in find_runs(path, skipped=left_out)], left_out=left_out)
     return Snapshot([read_progress(folder.run_dir(run), run.images) for run in plan.runs])
 
 
 def last_val_loss(run: RunDir) -> float | None:
-    """The newest validation loss of the raw weights, as in all tables. Rows stand in the order of their images."""
-    for num_bytes in (TAIL_BYTES, None):
-        for line in _lines_from_the_end(_tail(run.evals, num_bytes), b'"val_loss"'):
-            row = parse_row(line) or {}
-            if (row.get("metric"), row.get("weights")) == ("val_loss", "raw"):
-                return float(row["value"])
+    """The newest validation loss of the raw weights, as in all tables. Rows stand in the order of their images.
+
+    A `RecordError` where the file cannot be read.
+    """
+    for row in last_rows(run.evals, EvalRow, b'"val_loss"', anywhere=True):
+        if (row.get("metric"), row.get("weights")) == ("val_loss", "raw") and "value" in row:
+            return float(row["value"])
     return None
-
-
-def _tail(path: Path, num_bytes: int | None) -> bytes:
-    """The end of a file, or all of it; its first line may be cut."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            if num_bytes is not None:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
-            return file.read()
-    except FileNotFoundError:
-        return b""
-
-
-def _lines_from_the_end(content: bytes, word: bytes) -> Iterator[bytes]:
-    """The lines that hold `word`, the last one first; only they are looked at, since folders are many."""
-    end = len(content)
-    while (place := content.rfind(word, 0, end)) >= 0:
-        end = content.rfind(b"\n", 0, place) + 1
-        yield content[end : content.find(b"\n", place) % (len(content) + 1)]
 
 
 def is_alive(run: RunDir, status: Status) -> bool:

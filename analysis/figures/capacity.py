@@ -34,7 +34,7 @@ from analysis.figures.grid import (
 from analysis.figures.panels import write_foot
 from analysis.load import MissingDataError, Records
 from analysis.paper_values import CAPACITIES, SOURCES
-from analysis.style import DASHES, FILLS, GREY, ROUTER_STYLES, Drawing, few_ticks, paper_style
+from analysis.style import DASHES, FILLS, GREY, ROUTER_STYLES, Drawing, few_ticks, paper_style, shown
 
 FACTOR, GROUP = "routing.capacity_factor", "routing.group_images"
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -96,7 +96,7 @@ def _group_name(group: object) -> str:
 def _title(family: pd.DataFrame, with_arm: bool) -> str:
     """The setting, and the router of a panel of its own."""
     setting, arm = family[["setting", "arm"]].iloc[0]
-    return f"{setting}:\n{arm}" if with_arm else str(setting)
+    return f"{shown(setting)}:\n{shown(arm)}" if with_arm else shown(setting)
 
 
 def _draw_over_groups(axes: Axes, points: pd.DataFrame, factors: Sequence[float]) -> None:

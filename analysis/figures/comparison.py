@@ -16,7 +16,17 @@ from matplotlib.lines import Line2D
 
 from analysis.arm_table import arm_table
 from analysis.load import Records
-from analysis.style import GREY, ROUTER_STYLES, TEXT_WIDTH_INCHES, Drawing, arm_rows, few_ticks, paper_style, scaled
+from analysis.style import (
+    GREY,
+    ROUTER_STYLES,
+    TEXT_WIDTH_INCHES,
+    Drawing,
+    arm_rows,
+    few_ticks,
+    paper_style,
+    scaled,
+    shown,
+)
 from analysis.tables import INFERENCE, is_missing
 
 TRAINING_MARKER, INFERENCE_MARKER = ">", "D"
@@ -40,7 +50,7 @@ def _draw_setting(axes: list[Axes], rows: pd.DataFrame) -> None:
     arms = list(rows[["arm", "routing", "variant"]].itertuples(index=False, name=None))
     for panel in axes:
         arm_rows(panel, arms, named=panel is axes[0])
-    axes[0].set_title(rows["setting"].iloc[0], loc="left", fontweight="bold")
+    axes[0].set_title(shown(rows["setting"].iloc[0]), loc="left", fontweight="bold")
     _draw_losses(axes[0], rows)
     _draw_images(axes[1], rows)
     _draw_dropped(axes[2], rows)

@@ -33,6 +33,7 @@ from analysis.style import (
     lowest_to_highest,
     paper_style,
     scaled,
+    shown,
 )
 
 UNITS = {"images_seen": "images", "flops": "FLOP", "seconds": "s"}
@@ -99,7 +100,7 @@ def _draw_panel(curves: Axes, rows: Axes, setting: _Setting, x: str, is_first: b
     rows.set_xlabel(f"{QUANTITIES[x]} ({unit})")
     if is_first:
         curves.set_ylabel("Loss (velocity MSE)")
-        curves.set_title(setting.name, loc="left", fontweight="bold")
+        curves.set_title(shown(setting.name), loc="left", fontweight="bold")
     else:
         curves.tick_params(labelleft=False)
 

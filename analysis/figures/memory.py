@@ -22,9 +22,9 @@ from analysis.figures.grid import Key, place_keys, seed_key
 from analysis.figures.panels import write_foot
 from analysis.load import MissingDataError, Records
 from analysis.paper_values import MEMORY, SOURCES
-from analysis.style import GREY, ROUTER_STYLES, TEXT_WIDTH_INCHES, Drawing, arm_rows, few_ticks, paper_style
+from analysis.style import GREY, ROUTER_STYLES, TEXT_WIDTH_INCHES, Drawing, arm_rows, few_ticks, paper_style, shown
 from experiments.config.memory import CONTEXT_BYTES, GIB, memory
-from experiments.config.schema import RunConfig
+from experiments.config.stored import stored_config
 from experiments.records.layout import RunDir
 
 INFERENCE_PEAK = "inference_peak_memory_gib"
@@ -44,7 +44,7 @@ def draw_memory(records: Records, table: pd.DataFrame, paper_values: bool = Fals
             arms = arm_list(rows)
             arm_rows(left, arms)
             arm_rows(right, arms, named=False)
-            left.set_title(str(rows["setting"].iloc[0]), loc="left", fontweight="bold")
+            left.set_title(shown(str(rows["setting"].iloc[0])), loc="left", fontweight="bold")
             _draw(left, rows, arms, ("training", "estimate"), "Training, one process")
             _draw(right, rows, arms, ("inference", "weights"), "Generating images")
         place_keys(figure, _keys(points))
@@ -83,7 +83,7 @@ def _estimate(run: str) -> float | None:
     if not folder.run_json.is_file():
         return None
     record = folder.read_run()
-    peak = memory(RunConfig.model_validate(record.config), record.on_accelerator).peak
+    peak = memory(stored_config(record.config, folder.run_json), record.on_accelerator).peak
     return (peak - (CONTEXT_BYTES if record.on_accelerator else 0)) / GIB
 
 

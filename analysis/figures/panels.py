@@ -19,6 +19,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 
 from analysis.arms import arm_list
 from analysis.conditions import Measured, foot
+from analysis.escaping import figure_text
 from analysis.figures.grid import Key, place_keys
 from analysis.style import (
     GREY,
@@ -75,7 +76,7 @@ def draw_panels(
             for unused in grid[1:, -1]:
                 unused.remove()
         for row, name in enumerate(names):
-            grid[row, 0].set_title(name or one_size, loc="left", fontweight="bold")
+            grid[row, 0].set_title(shown(name or one_size), loc="left", fontweight="bold")
             for axes, measured in zip(grid[row], panels, strict=False):
                 mine = (points[look.rows] == name) & (points["metric"] == measured.metric.name)
                 draw(axes, points[mine], measured)
@@ -137,7 +138,7 @@ def sideways(arms: Sequence[tuple[str, str, int]], label: str) -> float:
 def write_foot(figure: Figure, lines: Sequence[str]) -> None:
     """`lines` below everything, wrapped at the width of the text."""
     wrapped = [part for line in lines for part in textwrap.wrap(line, FOOT_CHARACTERS)]
-    figure.supxlabel("\n".join(wrapped), x=0.01, ha="left", fontsize=6, color=GREY, linespacing=1.35)
+    figure.supxlabel("\n".join(map(figure_text, wrapped)), x=0.01, ha="left", fontsize=6, color=GREY, linespacing=1.35)
 
 
 def _arm_keys(points: pd.DataFrame, look: Look) -> list[Key]:

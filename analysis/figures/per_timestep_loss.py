@@ -49,7 +49,7 @@ def draw_per_timestep_loss(records: Records, table: pd.DataFrame) -> Drawing:
         for (left, right), setting in zip(axes, settings, strict=True):
             ours = points[points["setting"] == setting]
             _draw(left, ours, "loss", "Loss (velocity MSE)")
-            left.set_title(setting, loc="left", fontweight="bold")
+            left.set_title(shown(setting), loc="left", fontweight="bold")
             _draw_change(right, ours)
         place_keys(figure, _keys(points))
     return Drawing(figure, points.drop(columns="variant"))

@@ -31,6 +31,7 @@ from analysis.style import (
     lowest_to_highest,
     paper_style,
     scaled,
+    shown,
 )
 
 SEED_OFFSET = 0.22
@@ -60,7 +61,7 @@ def draw_routing(records: Records, table: pd.DataFrame) -> Drawing:
         axes = figure.subplots(len(ends), 2, height_ratios=heights, width_ratios=(1.25, 1), squeeze=False)
         for row, (setting, of_setting) in enumerate(ends.items()):
             _draw_curves(axes[row, 0], curves[curves["setting"] == setting], of_setting)
-            axes[row, 0].set_title(setting, loc="left", fontweight="bold")
+            axes[row, 0].set_title(shown(setting), loc="left", fontweight="bold")
             _draw_ends(axes[row, 1], of_setting)
         _legend(figure, curves["num_seeds"])
     return Drawing(figure, _numbers(curves, ends))

@@ -43,6 +43,7 @@ from analysis.style import (
     marker_style,
     paper_style,
     scaled,
+    shown,
 )
 
 FLOPS = "train_flops"
@@ -90,7 +91,7 @@ def draw_scaling_law(_records: Records, table: pd.DataFrame, num_resamples: int 
         for (left, right), mine in zip(grid, by_condition, strict=True):
             _draw_laws(left, mine)
             _draw_predictions(right, mine)
-            left.set_title(mine[0].condition.removeprefix(", "), loc="left", fontweight="bold")
+            left.set_title(shown(mine[0].condition.removeprefix(", ")), loc="left", fontweight="bold")
         place_keys(figure, _keys(laws))
         write_foot(figure, _foot(laws, num_resamples))
     return Drawing(figure, pd.concat([frame for each in laws for frame in _numbers(each)], ignore_index=True))

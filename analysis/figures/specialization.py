@@ -24,11 +24,13 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from analysis.conditions import WEIGHTS_TEXTS
+from analysis.escaping import figure_text
 from analysis.figures.panels import write_foot
 from analysis.load import Records
 from analysis.maps import SceneMaps, as_square, one_per_router, scene_maps, spread
 from analysis.style import GREY, ROUTER_STYLES, TEXT_WIDTH_INCHES, Drawing, few_ticks, paper_style
 from experiments.records.schema import RoutingMapRow
+from experiments.text import printable
 
 RATIO = "object_compute_ratio"
 COLORS = "viridis"
@@ -123,7 +125,9 @@ def _blocks_that_name_kinds(blocks: list[list[_Layer]]) -> list[bool]:
 def _draw_block(part: SubFigure, layers: list[_Layer], scale: Normalize, names_kinds: bool) -> None:
     """The panels of one run, a row for each layer."""
     run = layers[0].maps.run
-    part.suptitle(f"{run.label}: {run.name}", x=0.01, ha="left", fontweight="bold", fontsize=8, parse_math=False)
+    part.suptitle(
+        printable(f"{run.label}: {run.name}"), x=0.01, ha="left", fontweight="bold", fontsize=8, parse_math=False
+    )
     grid = part.subplots(len(layers), len(COLUMNS), squeeze=False, width_ratios=(1, 1.25, 0.8, 1))
     for row, layer in enumerate(layers):
         is_last = row == len(layers) - 1
@@ -171,7 +175,7 @@ def _draw_kinds(axes: Axes, layer: _Layer, scale: Normalize, is_named: bool) -> 
         return _say_not_measured(axes)
     kinds, shares_EC = found
     _draw_heat_map(axes, shares_EC, scale)
-    names = [kind.replace("_", " ") for kind in kinds] if is_named else [""] * len(kinds)
+    names = [figure_text(kind.replace("_", " ")) for kind in kinds] if is_named else [""] * len(kinds)
     axes.set_xticks(range(len(kinds)), names, rotation=90)
 
 

@@ -102,7 +102,7 @@ def _scale(runs: pd.DataFrame) -> str:
         "seed": runs["seed"].nunique(),
     }  # fmt: skip
     parts = [f"{count:,} {what}{'' if count == 1 else 's'}" for what, count in counts.items()]
-    flops = float((runs["images_seen"] * runs["train_flops_per_image"]).sum())
+    flops = float((runs["images_seen"].astype(float) * runs["train_flops_per_image"]).sum())
     smallest, largest = significant(runs["params_active"].min()), significant(runs["params_active"].max())
     return (
         f"{', '.join(parts)}; {smallest} to {largest} activated parameters; {significant(flops)} training FLOPs and "

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterator
-from html import escape
+from hashlib import sha256
 from importlib.resources import files
 
+from analysis.escaping import html_text
 from analysis.report.document import Block, Bullets, Cell, Commands, FigureBlock, Paragraph, Report, Section, Table
 
 LARGEST_CSV_BYTES = 1 << 19
@@ -23,25 +24,36 @@ SHORT = 40
 def html_page(report: Report) -> str:
     """The whole page."""
     style, script = (files("analysis.report").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    links = "".join(f'<li><a href="#{section.key}">{escape(section.title)}</a></li>' for section in report.sections)
+    links = "".join(f'<li><a href="#{section.key}">{html_text(section.title)}</a></li>' for section in report.sections)
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(style, script)}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">',
         '<link rel="icon" href="data:,">',
-        f"<title>{escape(report.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>",
+        f"<title>{html_text(report.title)}</title>\n<style>{style}</style>\n</head>\n<body>",
         '<a class="skip" href="#content">Skip to the content</a>',
-        f"<header><h1>{escape(report.title)}</h1><p>{escape(report.subtitle)}</p></header>",
+        f"<header><h1>{html_text(report.title)}</h1><p>{html_text(report.subtitle)}</p></header>",
         f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n<main id="content">',
         *(part for section in report.sections for part in _section(section)),
-        f"</main>\n<script>\n{script}</script>\n</body>\n</html>\n",
+        f"</main>\n<script>{script}</script>\n</body>\n</html>\n",
     ]
     return "\n".join(parts)
 
 
+def _policy(style: str, script: str) -> str:
+    """What the page may load and run: its own style, its own script and pictures that are inside it, and nothing else.
+
+    Whatever a record might bring into the page is then not executed.
+    """
+    hashes = [f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in (style, script)]
+    rules = ("default-src 'none'", "img-src data:", f"style-src {hashes[0]}", f"script-src {hashes[1]}")
+    return "; ".join((*rules, "base-uri 'none'", "form-action 'none'"))
+
+
 def _section(section: Section) -> Iterator[str]:
     yield f'<section id="{section.key}" aria-labelledby="{section.key}-title">'
-    yield f'<h2 id="{section.key}-title">{escape(section.title)}</h2>'
+    yield f'<h2 id="{section.key}-title">{html_text(section.title)}</h2>'
     for block in section.blocks:
         yield from _block(block)
     yield "</section>"
@@ -50,11 +62,11 @@ def _section(section: Section) -> Iterator[str]:
 def _block(block: Block) -> Iterator[str]:
     match block:
         case Paragraph(text):
-            yield f"<p>{escape(text)}</p>"
+            yield f"<p>{html_text(text)}</p>"
         case Bullets():
             yield from _bullets(block)
         case Commands(lines):
-            yield f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
+            yield f"<pre><code>{chr(10).join(map(html_text, lines))}</code></pre>"
         case Table():
             yield from _table(block)
         case FigureBlock():
@@ -62,45 +74,45 @@ def _block(block: Block) -> Iterator[str]:
 
 
 def _bullets(block: Bullets) -> Iterator[str]:
-    items = "".join(f"<li>{escape(item)}</li>" for item in block.items)
+    items = "".join(f"<li>{html_text(item)}</li>" for item in block.items)
     if block.are_folded:
-        yield f"<details><summary>{escape(block.summary)}</summary><ul>{items}</ul></details>"
+        yield f"<details><summary>{html_text(block.summary)}</summary><ul>{items}</ul></details>"
         return
     if block.summary:
-        yield f"<h3>{escape(block.summary)}</h3>"
+        yield f"<h3>{html_text(block.summary)}</h3>"
     yield f"<ul>{items}</ul>"
 
 
 def _table(block: Table) -> Iterator[str]:
-    name = escape(block.caption)
+    name = html_text(block.caption)
     yield f'<div class="scroll" role="region" aria-label="{name}" tabindex="0"><table id="{block.key}">'
     yield f"<caption>{name}</caption><thead><tr>"
     for column in block.columns:
         kind = ' class="words"' if column.write is None else ""
-        yield f'<th scope="col"{kind}><button type="button">{escape(column.title)}</button></th>'
+        yield f'<th scope="col"{kind}><button type="button">{html_text(column.title)}</button></th>'
     yield "</tr></thead><tbody>"
     is_words = [column.write is None for column in block.columns]
     for row in block.rows:
         yield "<tr>" + "".join(_cell(cell, words) for cell, words in zip(row, is_words, strict=True)) + "</tr>"
     yield "</tbody></table></div>"
     if block.note:
-        yield f'<p class="note">{escape(block.note)}</p>'
+        yield f'<p class="note">{html_text(block.note)}</p>'
 
 
 def _cell(cell: Cell, is_words: bool) -> str:
     if is_words:
         kind = "words short" if len(cell.text) <= SHORT else "words"
-        return f'<td class="{kind}">{escape(cell.text)}</td>'
+        return f'<td class="{kind}">{html_text(cell.text)}</td>'
     value = "" if cell.number is None else f' data-value="{cell.number!r}"'
-    return f"<td{value}>{escape(cell.text)}</td>"
+    return f"<td{value}>{html_text(cell.text)}</td>"
 
 
 def _figure(block: FigureBlock) -> Iterator[str]:
     picture = b64encode(block.svg).decode()
-    yield f'<figure id="figure-{block.key}"><h3>{escape(block.key)}</h3>'
-    yield f'<div class="picture"><img alt="{escape(block.alt)}" src="data:image/svg+xml;base64,{picture}"></div>'
-    yield f"<figcaption>{escape(block.title)} {_numbers(block)}<br>"
-    yield f"Drawn by <code>{escape(block.command)}</code></figcaption></figure>"
+    yield f'<figure id="figure-{block.key}"><h3>{html_text(block.key)}</h3>'
+    yield f'<div class="picture"><img alt="{html_text(block.alt)}" src="data:image/svg+xml;base64,{picture}"></div>'
+    yield f"<figcaption>{html_text(block.title)} {_numbers(block)}<br>"
+    yield f"Drawn by <code>{html_text(block.command)}</code></figcaption></figure>"
 
 
 def _numbers(block: FigureBlock) -> str:

@@ -62,7 +62,7 @@ def run_rows(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     """The run table with the columns of `COLUMNS`, evaluations and what reproduces each run."""
     read = {run: RunDir(Path(run)).read_run() for run in table["run"]}
     rows = table.assign(
-        train_flops=table["images_seen"] * table["train_flops_per_image"],
+        train_flops=table["images_seen"].astype(float) * table["train_flops_per_image"],
         flops_per_second=table["images_per_second"] * table["train_flops_per_image"],
         val_loss_std=table.groupby(["setting", "arm"])["val_loss"].transform("std"),
         versions=[", ".join(f"{name} {text}" for name, text in sorted(read[run].versions.items())) for run in read],

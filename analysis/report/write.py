@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from analysis.escaping import for_csv
 from analysis.load import Records, load_records
 from analysis.parameters import ACTIVATED, Count
 from analysis.report.content import content
@@ -47,5 +48,5 @@ def write_report_of(
     with output_files(paths) as (page, text, table):
         page.write_text(html_page(report), encoding="utf-8")
         text.write_text(markdown_page(report), encoding="utf-8")
-        rows[columns].to_csv(table, index=False)
+        for_csv(rows[columns]).to_csv(table, index=False)
     return [*paths, *pictures.paths]

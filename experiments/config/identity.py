@@ -3,47 +3,22 @@
 Left out are what is measured on samples meanwhile (`ONLY_WATCHES`), where the record is mirrored (`wandb`), when it is
 saved and written (`checkpoint`, `log`), on how many processes it is computed (`parallel`, but for `parallel.world`
 where routing groups follow it), by which of two implementations (`ONLY_HOW`) and where its data set lies (`MAY_MOVE`).
-Two configs with the same id give the same losses, up to rounding.
+Two configs with the same id give the same losses, up to rounding. The hash itself is in `experiments/settings_id.py`,
+because whoever reads a run computes it too.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import Any
-
 from experiments.config.schema import RunConfig
+from experiments.settings_id import LEFT_OUT, MAY_MOVE, ONLY_HOW, ONLY_WATCHES, settings_id
 
-LEFT_OUT = frozenset({"wandb", "checkpoint", "parallel", "log"})
-ONLY_WATCHES = frozenset({"metric_images"})
-"""Settings of `eval` that add measurements and change none."""
-ONLY_HOW = frozenset({"implementation"})
-"""Settings of `train` that change how fast the same numbers come."""
-MAY_MOVE = frozenset({"path"})
-"""Settings of `data` that do not say what the data are: `data.fingerprint` does."""
+__all__ = ["LEFT_OUT", "MAY_MOVE", "ONLY_HOW", "ONLY_WATCHES", "config_id", "run_name"]
 
 
 def config_id(config: RunConfig) -> str:
     """10 hex digits of the SHA-256 over the canonical JSON of every setting that changes the numbers."""
-    parts = {"eval": set(ONLY_WATCHES), "train": set(ONLY_HOW), "data": set(MAY_MOVE)}
-    left_out: dict[str, Any] = {**dict.fromkeys(LEFT_OUT, True), **parts}
-    settings = _canonical(config.model_dump(exclude=left_out))
-    if config.parallel.world > 1 and groups_follow_processes(config):
-        settings["parallel"] = {"world": config.parallel.world}
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def groups_follow_processes(config: RunConfig) -> bool:
-    """Whether a training run on another number of processes has other routing groups, and with them other losses.
-
-    With `routing.group_images=batch` a group is what one process takes at a time. It decides who competes for slots,
-    and over whom a balance loss counts: without a capacity and without a balance loss it decides nothing. Validation
-    and sampling have batches of the same images on any number of processes.
-    """
-    routing = config.routing
-    matters = routing.capacity_factor is not None or routing.balance_loss_weight > 0
-    return routing.name != "dense" and routing.group_images == "batch" and matters
+    counted = config.model_dump(exclude=set(LEFT_OUT))
+    return settings_id({**counted, "parallel": {"world": config.parallel.world}})
 
 
 def run_name(config: RunConfig, identity: str | None = None) -> str:
@@ -64,12 +39,3 @@ def _routing_parts(config: RunConfig) -> list[str]:
     parts += [f"k{routing.top_k}"] if routing.top_k is not None else []
     parts += [f"c{routing.capacity_factor:g}"] if routing.capacity_factor is not None else []
     return [*parts, f"g{routing.group_images}"]
-
-
-def _canonical(value: Any) -> Any:
-    """Whole floats as integers, so that 2 and 2.0 are one setting."""
-    if isinstance(value, dict):
-        return {key: _canonical(inner) for key, inner in value.items()}
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value

@@ -27,6 +27,9 @@ DSG_CATEGORIES = {
 }  # fmt: skip
 """What an item_id of DSG-1k begins with, and the category of its prompt."""
 
+MAX_DIGITS = 18
+"""Of the number of a question."""
+
 NORMALIZED = " \t\r\n.,?!"
 """What DSG strips from the answer of a language model."""
 
@@ -109,16 +112,21 @@ def _parents(row: Row) -> tuple[int, ...] | None:
     if named is None or named == "":
         raise ConfigError(f"{row[0]}: expected '0' or the ids of questions, as '1,2', in 'dependency_id'.")
     parts = [str(part).strip() for part in (named if isinstance(named, list) else str(named).split(","))]
-    if not all(part.isdecimal() for part in parts):
+    if not all(_is_whole(part) for part in parts):
         return None  # DSG-1k has eight items like '5, background'; DSG's script then heeds no dependency of the item
     return tuple(int(part) for part in parts if int(part) != 0)
 
 
 def _number(row: Row, column: str) -> int:
     value = row[1].get(column)
-    if isinstance(value, bool) or not str(value).strip().isdecimal():
+    if isinstance(value, bool) or not _is_whole(str(value).strip()):
         raise ConfigError(f"{row[0]}: expected a number in {column!r}, found {value!r}.")
     return int(str(value))
+
+
+def _is_whole(text: str) -> bool:
+    """Whether `text` is the number of a question."""
+    return text.isdecimal() and len(text) <= MAX_DIGITS
 
 
 def _item_score(item_id: str, questions: dict[int, Question]) -> float:

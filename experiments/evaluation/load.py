@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
+from experiments.config.stored import stored_config
 from experiments.errors import CheckpointError, ConfigError
 from experiments.evaluation.exported import DTYPES, FILE_OF_WEIGHTS, exported_tensors, newest, read_exported
 from experiments.evaluation.replay import allow_replay
@@ -44,7 +45,7 @@ def load_run(
     if run_dir.exported.is_file():
         return _load_exported(run_dir, weights, precision)
     record, checkpoint = newest(run_dir, weights, say)
-    prefer_large_pages(RunConfig.model_validate(record.config))
+    prefer_large_pages(stored_config(record.config, run_dir.run_json))
     images_seen = int(checkpoint.state["images_seen"])
     tensors = checkpoint.full(FILE_OF_WEIGHTS[weights])
     return _loaded(run_dir, record, tensors, images_seen, weights, precision or record.precision)
@@ -54,7 +55,7 @@ def _load_exported(folder: RunDir, weights: Weights, precision: Precision | None
     exported = read_exported(folder)
     if exported.weights != weights:
         raise ConfigError(f"{folder.path} holds {exported.weights} weights.", f"Use --weights {exported.weights}.")
-    prefer_large_pages(RunConfig.model_validate(exported.record.config))
+    prefer_large_pages(stored_config(exported.record.config, folder.exported))
     tensors = exported_tensors(folder, exported)
     return _loaded(folder, exported.record, tensors, exported.images_seen, weights, precision or exported.precision)
 
@@ -67,7 +68,7 @@ def _loaded(
     weights: Weights,
     precision: Precision,
 ) -> LoadedRun:
-    config = RunConfig.model_validate(record.config)
+    config = stored_config(record.config, run_dir.path)
     model = DiT(config)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import ConfigError
+from experiments.inputs import parse_json, read_input
 
+MAX_TABLE_BYTES = 2**30
+"""The largest table that is read. DSG-1k's has 8,000 questions and 1 MiB."""
 Row = tuple[str, dict[str, Any]]
 """Where a row stands ('results.jsonl, line 7') and its values by column."""
 
@@ -30,7 +33,7 @@ def rows_of(path: Path) -> Iterator[Row]:
 def text_of(path: Path) -> str:
     """The text of a UTF-8 file, with or without a byte order mark; a `ConfigError` says why it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_input(path, MAX_TABLE_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8: byte {error.start} does not fit.") from error
     except OSError as error:
@@ -50,6 +53,9 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
+        twice = [name for name, times in Counter(reader.fieldnames or ()).items() if times > 1]
+        if twice:
+            raise ConfigError(f"{path}, line 1: the column {twice[0]!r} is there twice.")
         for values in reader:
             where = f"{path}, line {reader.line_num}"
             if None in values or None in values.values():
@@ -76,9 +82,10 @@ def _json_array(path: Path, text: str) -> Iterator[Row]:
 
 def _parsed(where: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where}: expected JSON, {error.msg.lower()} at column {error.colno}.") from error
+        return parse_json(text.encode())
+    except ValueError as error:
+        fault = str(error).replace(" at line 1 column", " at column")
+        raise ConfigError(f"{where}: expected JSON, {fault[:1].lower()}{fault[1:]}.") from error
 
 
 def _object(where: str, entry: Any) -> Row:

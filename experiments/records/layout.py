@@ -1,31 +1,27 @@
 """`RunDir`: the only place that names the files of a run, and reads them back.
 
-Reading never fails on a file that is being written: a last line that was cut is left out and counted.
+Records are input: a file may be cut, edited, written by another version or be no file at all. What is read here is
+validated here, and a `RecordError` names the file and what is wrong with it. Reading never fails on a file of rows that
+is being written: a line that was cut, or that is no row, is left out and named. How a file is read is `reading.py`'s.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from experiments.errors import RecordError
-from experiments.records.schema import SCHEMA_VERSION, RunRecord, Status
+from experiments.records.reading import Rows, last_rows, parse_row, read_jsonl, read_object, validated
+from experiments.records.schema import SCHEMA_VERSION, RunRecord, Status, StepRow
+from experiments.settings_id import is_settings_id, settings_id
 
-Kind = TypeVar("Kind", RunRecord, Status)
+__all__ = ["RunDir", "Skipped", "find_runs", "other_version", "parse_row", "read_jsonl"]
 
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one JSONL file, and how many lines could not be read."""
-
-    rows: list[dict[str, Any]]
-    num_damaged: int
+Skipped = list[tuple[str, str]]
+"""Paths that are not used, each with the reason."""
 
 
 @dataclass(frozen=True)
@@ -103,44 +99,70 @@ class RunDir:
         """Where the mirror keeps its files; deleting it loses nothing."""
         return self.path / "wandb"
 
+    @property
+    def row_files(self) -> tuple[Path, ...]:
+        """The files of rows."""
+        return self.steps, self.routing, self.evals, self.routing_maps
+
     def exists(self) -> bool:
         """Whether a run was ever started or planned here."""
-        return self.run_json.is_file() or self.status_json.is_file()
+        return os.path.lexists(self.run_json) or os.path.lexists(self.status_json)
+
+    def missing_records(self) -> str | None:
+        """Why this folder is no run although rows of one are in it; None where nothing is missing."""
+        rows = [path.name for path in self.row_files if os.path.isfile(path)]
+        return f"it has {rows[0]} but neither run.json nor status.json" if rows and not self.exists() else None
 
     def read_run(self) -> RunRecord:
-        """`run.json`; a `RecordError` when it is missing, damaged or of another schema version."""
-        raw = _read_json(self.run_json)
+        """`run.json`; a `RecordError` when it is missing, damaged or of another schema version.
+
+        It is damaged, too, where its settings do not give its config id: then one of the two was changed afterwards.
+        """
+        raw = read_object(self.run_json)
         version = raw.get("schema_version")
         if version != SCHEMA_VERSION:
             raise RecordError(
                 f"{self.run_json} has schema version {version}, this ecdit reads {SCHEMA_VERSION}.",
                 "Use the version of ecdit that wrote it.",
             )
-        return _validated(RunRecord, raw, self.run_json)
+        record = validated(RunRecord, raw, self.run_json)
+        if not is_settings_id(record.config_id, record.config):
+            found = settings_id(record.config)
+            raise RecordError(
+                f"{self.run_json} is damaged: its config has the id {found}, its config_id is {record.config_id}.",
+                "Restore it, or start the run in a new folder.",
+            )
+        return record
+
+    def schema_version(self) -> object:
+        """What `run.json` says of its schema version; None where it cannot be read."""
+        try:
+            return read_object(self.run_json).get("schema_version")
+        except RecordError:
+            return None
 
     def read_status(self) -> Status | None:
-        """`status.json`, or None before the run has one."""
-        if not self.status_json.is_file():
-            return None
-        return _validated(Status, _read_json(self.status_json), self.status_json)
+        """`status.json`, or None before the run has one; a `RecordError` when it is damaged."""
+        return (
+            validated(Status, read_object(self.status_json), self.status_json)
+            if os.path.lexists(self.status_json)
+            else None
+        )
 
     def read_rows(self, path: Path) -> Rows:
         """The readable rows of one of this run's JSONL files; empty when it is not there yet."""
         return read_jsonl(path)
 
+    def has_metric(self, metric: str) -> bool:
+        """Whether `evals.jsonl` has a value of `metric`; False, too, where it cannot be read."""
+        try:
+            return any(row.get("metric") == metric for row in read_jsonl(self.evals).rows)
+        except RecordError:
+            return False
+
     def last_step(self) -> dict[str, Any] | None:
-        """The newest complete row of `steps.jsonl`, read from the end of the file."""
-        if not self.steps.is_file():
-            return None
-        with self.steps.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - 4096))
-            lines = file.read().split(b"\n")
-        for line in reversed(lines):
-            row = parse_row(line)
-            if row is not None:
-                return row
-        return None
+        """The newest complete row of `steps.jsonl` whose values are what they should be, read from its end."""
+        return next(last_rows(self.steps, StepRow), None)
 
 
 def other_version(run: Path | str, version: object) -> RecordError:
@@ -151,63 +173,57 @@ def other_version(run: Path | str, version: object) -> RecordError:
     )
 
 
-def find_runs(*roots: Path) -> Iterator[RunDir]:
-    """Every run folder at or below `roots`, in the order of their paths, each once. A run is not searched inside."""
+def find_runs(*roots: Path, skipped: Skipped | None = None) -> Iterator[RunDir]:
+    """Every run folder at or below `roots`, in the order of their paths, each once. A run is not searched inside.
+
+    A folder with `run.json` or `status.json` in it is a run, whatever state these files are in: reading them says what
+    is wrong. What is not used is added to `skipped`, with the reason, while the runs are gone through: folders that
+    cannot be listed, links to folders elsewhere, links that lead nowhere, and folders that hold rows of a run and no
+    record of it.
+    """
+    left_out: Skipped = [] if skipped is None else skipped
+    inside = [root.resolve() for root in roots]
     seen: set[Path] = set()
     for root in roots:
-        for run_dir in _runs_below(root):
+        for run_dir in _runs_below(root, inside, left_out):
             resolved = run_dir.path.resolve()
             if resolved not in seen:
                 seen.add(resolved)
                 yield run_dir
 
 
-def _runs_below(root: Path) -> Iterator[RunDir]:
-    for folder, subfolders, _ in os.walk(root):
-        run_dir = RunDir(Path(folder))
-        if run_dir.exists():
-            subfolders.clear()  # checkpoints and samples can be thousands of files
-            yield run_dir
-        subfolders.sort()
+def _runs_below(root: Path, inside: list[Path], skipped: Skipped) -> Iterator[RunDir]:
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        run_dir = RunDir(folder)
+        try:
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except FileNotFoundError:  # it has been removed since its parent was listed
+            continue
+        except OSError as error:
+            skipped.append((str(folder), f"it cannot be read: {error.strerror}"))
+            continue
+        names = {entry.name for entry in entries}
+        if not names.isdisjoint({run_dir.run_json.name, run_dir.status_json.name}):
+            yield run_dir  # and not what is in it: checkpoints and samples can be thousands of files
+        elif (reason := run_dir.missing_records()) is not None:
+            skipped.append((str(folder), reason))
+        else:
+            skipped += [(entry.path, why) for entry in entries if (why := _unused_link(entry, inside)) is not None]
+            waiting += [folder / entry.name for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
 
 
-def read_jsonl(path: Path) -> Rows:
-    """The rows of a JSONL file; a line that is not a JSON object is counted as damaged."""
-    if not path.is_file():
-        return Rows([], 0)
-    lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
-    parsed = [parse_row(line) for line in lines]
-    rows = [row for row in parsed if row is not None]
-    return Rows(rows, len(lines) - len(rows))
-
-
-def parse_row(line: bytes) -> dict[str, Any] | None:
-    """One line of a JSONL file, or None where it is cut or no JSON object."""
-    try:
-        row = json.loads(line)
-    except ValueError:
+def _unused_link(entry: os.DirEntry[str], inside: list[Path]) -> str | None:
+    """Why a link is not followed; None for what is no link, or one to a file."""
+    if not entry.is_symlink():
         return None
-    return row if isinstance(row, dict) else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecordError(f"{path} does not exist.", "Is this the folder of a run?") from error
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror}.", "Make it readable.") from error
-    except ValueError as error:
-        raise RecordError(f"{path} is damaged: {error}.", "Restore it, or start the run in a new folder.") from error
-    if not isinstance(raw, dict):
-        raise RecordError(f"{path} does not hold a JSON object.", "Restore it, or start the run in a new folder.")
-    return raw
-
-
-def _validated(kind: type[Kind], raw: dict[str, Any], path: Path) -> Kind:
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecordError(f"{path} is damaged: {where}: {first['msg']}.", "Restore it, or start anew.") from error
+    target = Path(os.path.realpath(entry.path))
+    if not os.path.exists(target):
+        return "it is a link to something that does not exist"
+    if not os.path.isdir(target):
+        return None
+    if any(target.is_relative_to(root) for root in inside):
+        return f"it is a link to {target}, which is read by itself"
+    return f"it is a link, and links are not followed: name {target}"

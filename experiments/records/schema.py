@@ -6,9 +6,12 @@ A missing value is missing: the key is absent from the file, never 0 and never "
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from experiments.inputs import MAX_WHOLE
+from experiments.text import encodable
 
 SCHEMA_VERSION = 1
 
@@ -16,9 +19,47 @@ State = Literal["planned", "running", "done", "failed", "interrupted"]
 Weights = Literal["raw", "ema"]
 Precision = Literal["fp32", "bf16"]
 
+MAX_NUMBER = 1e12
+"""The largest number of a setting that tables compute with."""
+
+Whole = Annotated[int, Field(ge=-MAX_WHOLE, le=MAX_WHOLE)]
+Count = Annotated[int, Field(ge=0, le=MAX_WHOLE)]
+Amount = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, le=MAX_NUMBER)]
+ProcessId = Annotated[int, Field(ge=1, lt=2**31)]
+NUMBERS_IN_SETTINGS = frozenset({
+    "guidance", "guidance_start", "guidance_stop", "steps", "shift", "batch_images", "num_threads", "rounds",
+})  # fmt: skip
+"""Settings of a measurement that tables compute with."""
+NOT_IN_SETTINGS = frozenset({
+    "metric", "value", "low", "high", "spread", "weights", "num_samples", "num_seeds", "seed", "run", "setting",
+    "study", "arm", "variant",
+})  # fmt: skip
+"""Names that are columns of their own in every table of measurements."""
+
+
+def checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` of a measurement; a `ValueError` where a table could not hold them beside its other columns."""
+    for name, value in settings.items():
+        if name in NOT_IN_SETTINGS:
+            raise ValueError(f"{name!r} is no setting of a measurement")
+        if not (value is None or type(value) in (str, int, float, bool)):
+            raise ValueError(f"{name} should be a number or a text")
+        if name in NUMBERS_IN_SETTINGS and (type(value) not in (int, float) or not abs(value) <= MAX_NUMBER):
+            raise ValueError(f"{name} should be a number of at most {MAX_NUMBER:g}")
+    return settings
+
+
+MeasurementSettings = Annotated[dict[str, Any], AfterValidator(checked_settings)]
+Words = Annotated[str, BeforeValidator(lambda text: encodable(text) if isinstance(text, str) else text)]
+"""Text that may come from the file system or a command line, where names need not be valid Unicode."""
+
 
 class Record(BaseModel):
-    """Frozen and closed to unknown keys. NaN and infinity are refused by `allow_inf_nan=False`."""
+    """Frozen and closed to unknown keys. NaN and infinity are refused by `allow_inf_nan=False`.
+
+    Whoever reads a record validates it with `strict=True`: a text or a boolean is then no number.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -29,25 +70,25 @@ class RunRecord(Record):
     schema_version: int = SCHEMA_VERSION
     config: dict[str, Any] = Field(description="the resolved `RunConfig`, nested")
     config_id: str = Field(description="hash of the settings that change the numbers")
-    name: str = Field(description="readable name, unique in a sweep")
-    sweep: str | None = Field(None, description="name of the sweep the run belongs to")
+    name: Words = Field(description="readable name, unique in a sweep")
+    sweep: Words | None = Field(None, description="name of the sweep the run belongs to")
     created_at: str = Field(description="UTC, ISO 8601")
-    command: list[str]
+    command: list[Words]
     git_commit: str | None = None
     versions: dict[str, str] = Field(description="python, torch, deepspeed, ecdit, ...")
-    host: str
-    device: str = Field(description="'cpu: ' and its name and cores, or the accelerator's name")
-    num_threads: int
+    host: Words
+    device: Words = Field(description="'cpu: ' and its name and cores, or the accelerator's name")
+    num_threads: Count
     precision: Precision = Field(description="what train.precision became here")
-    world: int
-    matmul_flops_per_second: float | None = Field(
+    world: Annotated[int, Field(ge=1, le=MAX_WHOLE)]
+    matmul_flops_per_second: Amount | None = Field(
         None, description="of one process: its fastest large matmul in this precision, measured at the first start"
     )
-    params_total: int
-    params_active: int = Field(description="weights that one token passes through on average")
-    params_by_part: dict[str, int]
-    flops_per_image: int = Field(description="one forward pass over all tokens of one image")
-    train_flops_per_image: int = Field(description="forward and backward over the tokens training keeps")
+    params_total: Count
+    params_active: Count = Field(description="weights that one token passes through on average")
+    params_by_part: dict[str, Count]
+    flops_per_image: Count = Field(description="one forward pass over all tokens of one image")
+    train_flops_per_image: Count = Field(description="forward and backward over the tokens training keeps")
 
     @property
     def on_accelerator(self) -> bool:
@@ -59,16 +100,16 @@ class Status(Record):
     """`status.json`: replaced atomically; the only word on whether a run is finished."""
 
     state: State
-    images_seen: int = 0
-    images_total: int
-    heartbeat: float = Field(description="seconds since the epoch when this was written")
-    reason: str | None = Field(None, description="why it failed or was interrupted")
-    peak_memory_gib: float | None = Field(
+    images_seen: Count = 0
+    images_total: Count
+    heartbeat: Seconds = Field(description="seconds since the epoch when this was written")
+    reason: Words | None = Field(None, description="why it failed or was interrupted")
+    peak_memory_gib: Amount | None = Field(
         None, description="most that this process has taken: of the accelerator, or its resident set on a CPU"
     )
-    pid: int | None = None
-    host: str | None = None
-    checkpoint_images: int | None = Field(
+    pid: ProcessId | None = None
+    host: Words | None = None
+    checkpoint_images: Count | None = Field(
         None, description="images seen at the newest complete checkpoint, 0 before the first; None: not known"
     )
 
@@ -76,21 +117,21 @@ class Status(Record):
 class StepRow(Record):
     """`steps.jsonl`: one row each `log.every_images`, means over the images since the row before."""
 
-    images_seen: int
-    flops: float = Field(description="spent so far: images_seen x train_flops_per_image")
-    seconds: float = Field(description="spent training so far, over all resumptions, without evaluation")
+    images_seen: Count
+    flops: Amount = Field(description="spent so far: images_seen x train_flops_per_image")
+    seconds: Seconds = Field(description="spent training so far, over all resumptions, without evaluation")
     loss: float = Field(description="velocity mean squared error, without auxiliary losses")
     auxiliary_loss: float | None = Field(None, description="weighted balance losses, summed over the routed layers")
     learning_rate: float
-    grad_norm: float
-    images_per_second: float
+    grad_norm: Amount
+    images_per_second: Amount
 
 
 class RoutingRow(Record):
     """`routing.jsonl`: one row per routed layer each `eval.every_images`, over the validation set."""
 
-    images_seen: int
-    layer: int
+    images_seen: Count
+    layer: Count
     condition: Literal["mixed_t", "same_t"] = Field(description="how t is batched; sampling is same_t")
     load: list[float] = Field(description="share of the token-to-expert assignments by expert; sums to 1")
     entropy: float = Field(description="of a token's affinities over experts, mean, divided by log E: 0 to 1")
@@ -107,15 +148,15 @@ class EvalRow(Record):
     dense); with `eval.metric_images` also `shapes-geneval` and `frechet-shapes`. The others come from `ecdit evaluate`.
     """
 
-    images_seen: int
+    images_seen: Count
     metric: str
     value: float
     interval_low: float | None = Field(None, description="lower end of the 95% interval of `value`, where it has one")
     interval_high: float | None = None
-    num_samples: int
-    seed: int
+    num_samples: Count
+    seed: Whole
     weights: Weights
-    settings: dict[str, Any] = Field(default_factory=dict, description="what else the value depends on")
+    settings: MeasurementSettings = Field(default_factory=dict, description="what else the value depends on")
     while_training: bool | None = Field(
         None, description="true where training sampled it, and measures it again when it goes on from before it"
     )
@@ -128,12 +169,14 @@ class RoutingMapRow(Record):
     conditional branch. Shares are of token-to-expert assignments. E experts, T tokens of an image.
     """
 
-    images_seen: int
+    images_seen: Count
     weights: Weights
     source: Literal["scenes", "samples"]
-    settings: dict[str, Any] = Field(default_factory=dict, description="how images were made; guidance for samples")
-    num_images: int
-    layer: int
+    settings: MeasurementSettings = Field(
+        default_factory=dict, description="how images were made; guidance for samples"
+    )
+    num_images: Count
+    layer: Count
     time: float | None = Field(None, description="t; None: over all times that were measured")
     load: list[float] = Field(description="[E] share of the assignments by expert; sums to 1")
     entropy: float = Field(description="of a token's affinities over experts, mean, divided by log E: 0 to 1")

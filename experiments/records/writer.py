@@ -189,9 +189,11 @@ class RecordWriter:
 
 def stored_rows(path: Path, kind: type[Stored]) -> Iterator[Stored]:
     """The rows of a file that are whole and of this version."""
+    if not path.is_file():  # whoever appends to what stands there instead says what is wrong with it
+        return
     for raw in read_jsonl(path).rows:
         try:
-            yield kind.model_validate(raw)
+            yield kind.model_validate(raw, strict=True)
         except ValidationError:  # of another version: it stays in the file, and the mirror does without
             continue
 
@@ -199,7 +201,7 @@ def stored_rows(path: Path, kind: type[Stored]) -> Iterator[Stored]:
 def _appender(path: Path, files: ExitStack) -> Callable[[bytes], None]:
     """A function that appends one whole line to `path`, which `files` will close."""
     with storage_errors(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     files.callback(os.close, descriptor)
     return lambda line: append_line(descriptor, line, path)
 

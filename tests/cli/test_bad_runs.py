@@ -81,8 +81,8 @@ def test_what_is_damaged_is_left_out_counted_and_listed(
     assert executed(command, runs, tmp_path) == 0
     said = capsys.readouterr().err.splitlines()
     expected = [
-        f"  {runs / 'dense'}: 1 row of steps.jsonl damaged",
-        f"  {runs / 'nan'}: 2 rows of evals.jsonl without finite numbers",
+        f"  {runs / 'dense'}: 1 row of steps.jsonl damaged (line 11: EOF while parsing a string at column 25)",
+        f"  {runs / 'nan'}: 2 rows of evals.jsonl without finite numbers (line 1; line 2)",
         f"  {runs / 'nan'}: no validation loss at 3,200 images, its end",
     ]
     assert said[:4] == ["Left out: 3; used: 2 runs.", *expected]

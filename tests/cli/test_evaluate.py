@@ -162,3 +162,15 @@ def test_results_of_geneval_join_the_records(runs: Path, tmp_path: Path, capsys:
     assert "75.0%" in capsys.readouterr().out
     values = {row["metric"]: row["value"] for row in recorded(runs / "dense")}
     assert values == {"geneval": 0.75, "geneval/counting": 0.75}
+
+
+def test_a_run_that_cannot_be_read_is_left_out_and_the_others_are_measured(runs: Path, capsys: Captured) -> None:
+    RunDir(runs / "dense").run_json.unlink()
+    os.mkfifo(RunDir(runs / "dense").run_json)
+    (runs / "linked").symlink_to(runs.parent)
+    assert run(["evaluate", str(runs), "--metrics", "frechet-shapes", *FEW]) == 0
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.out.splitlines()] == ["run", "expert_choice"]
+    assert f"Left out: {runs / 'dense'}: {runs / 'dense' / 'run.json'} cannot be read: it is a FIFO" in captured.err
+    assert f"Left out: {runs / 'linked'}: it is a link" in captured.err
+    assert "it is a FIFO" in error_of(["evaluate", str(runs / "dense"), *FEW], capsys)

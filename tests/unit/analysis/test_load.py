@@ -66,7 +66,7 @@ def test_a_cut_line_is_counted_and_the_others_are_kept(done: RunDir) -> None:
     append(done.steps, '{"images_seen": 3520, "lo')
     records = load_records([done.path])
     assert len(records.steps) == 10
-    assert reasons(records) == ["1 row of steps.jsonl damaged"]
+    assert reasons(records) == ["1 row of steps.jsonl damaged (line 11: EOF while parsing a string at column 25)"]
 
 
 def test_rows_without_finite_numbers_are_counted(done: RunDir) -> None:
@@ -76,7 +76,10 @@ def test_rows_without_finite_numbers_are_counted(done: RunDir) -> None:
     records = load_records([done.path])
     assert len(records.steps) == 10
     assert set(records.evals["images_seen"]) == {1600, 3200}
-    assert reasons(records) == ["1 row of steps.jsonl without finite numbers", "1 row of evals.jsonl damaged"]
+    assert reasons(records) == [
+        "1 row of steps.jsonl without finite numbers (line 11)",
+        "1 row of evals.jsonl damaged (line 3: value: Input should be a valid number)",
+    ]
 
 
 def test_a_row_of_routing_that_cannot_be_used_is_counted_when_routing_is_asked_for(done: RunDir) -> None:
@@ -87,7 +90,9 @@ def test_a_row_of_routing_that_cannot_be_used_is_counted_when_routing_is_asked_f
     assert frame[["run", "layer", "dropped_share"]].to_dict("records") == [
         {"run": str(done.path), "layer": 1, "dropped_share": 0.1}
     ]
-    assert [str(entry) for entry in left_out] == [f"{done.path}: 1 row of routing.jsonl damaged"]
+    assert [str(entry) for entry in left_out] == [
+        f"{done.path}: 1 row of routing.jsonl damaged (line 2: EOF while parsing a string at column 25)"
+    ]
 
 
 def test_a_row_written_again_after_a_resumption_replaces_the_first(done: RunDir) -> None:

@@ -1,6 +1,9 @@
 """Scores of GenEval and DSG are those of their own summaries, worked out by hand on small files."""
 
 import json
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +145,45 @@ def test_other_files_and_empty_ones_are_refused(tmp_path):
         dsg_rows(tmp_path / "prompts.csv", BASE)
     with pytest.raises(ConfigError, match=r"what kind of table .*vqa\.xlsx"):
         dsg_rows(tmp_path / "vqa.xlsx", BASE)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"tag": "a", "tag": "b", "correct": true}', "line 1: expected JSON, the key 'tag' is there twice"),
+        ('{"tag": "a\\ud800", "correct": true}', "line 1: expected JSON, "),
+        ("[" * 100_000, "line 1: expected JSON, recursion limit"),
+        ('{"tag": "a", "correct": "true"}', "line 1: expected true or false in 'correct', found 'true'"),
+        ('{"tag": "a", "correct": NaN}', "line 1: expected JSON, "),
+        ("", "holds no result"),
+    ],
+)
+def test_hostile_results_are_one_line(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "results.jsonl"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as raised:
+        geneval_rows(file, BASE)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_results_that_are_no_file_are_one_line_and_never_block(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "results.jsonl")
+    with pytest.raises(ConfigError, match=r"cannot read .*results\.jsonl: it is a "):
+        geneval_rows(tmp_path / "results.jsonl", BASE)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("item_id,item_id,question_id,dependency_id,answer\n", "line 1: the column 'item_id' is there twice"),
+        (f"item_id,question_id,dependency_id,answer\na,{'9' * 5000},0,yes\n", "expected a number in 'question_id'"),
+    ],
+)
+def test_hostile_answers_are_one_line(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "answers.csv"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as raised:
+        dsg_rows(file, BASE)
+    assert said in str(raised.value)

@@ -1,0 +1,163 @@
+"""Reading one file of records that somebody else may have written: JSON, or JSON line by line, against a schema.
+
+A text, a boolean or a number out of range is no number. A key that is there twice, NaN, and a file that is a directory,
+a FIFO or far too large are refused; each message names the file, and the line where there are several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from experiments.errors import RecordError
+from experiments.inputs import MAX_ROWS_BYTES, parse_json, read_end, read_input
+from experiments.records.schema import Record
+
+Kind = TypeVar("Kind", bound=BaseModel)
+TAIL_BYTES = 1 << 14
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one JSONL file, and the lines that could not be read: (line number, reason)."""
+
+    rows: list[dict[str, Any]]
+    lines: list[int]
+    """The number of the line of each row."""
+    damaged: list[tuple[int, str]]
+
+    @property
+    def num_damaged(self) -> int:
+        """How many lines could not be read."""
+        return len(self.damaged)
+
+
+def read_content(path: Path) -> bytes:
+    """The bytes of a file of rows; none where there is no file.
+
+    A `RecordError` where something else is in its place, or it cannot be read.
+    """
+    try:
+        return read_input(path, MAX_ROWS_BYTES)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_jsonl(path: Path) -> Rows:
+    """The rows of a JSONL file; a line that is not a JSON object is named as damaged.
+
+    Empty where there is no file. A `RecordError` where something else is in its place, or it cannot be read.
+    """
+    read = Rows([], [], [])
+    for number, line in enumerate(read_content(path).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            read.rows.append(_object_of(line))
+            read.lines.append(number)
+        except ValueError as error:
+            read.damaged.append((number, str(error).replace(" at line 1 column", " at column")))
+    return read
+
+
+def read_valid(path: Path, kind: type[Kind]) -> tuple[list[dict[str, Any]], list[int], list[tuple[int, str]]]:
+    """The rows of a JSONL file that are a `kind`, their line numbers, and the other lines with what is wrong in each.
+
+    Raises `RecordError` as `read_jsonl`.
+    """
+    read = read_jsonl(path)
+    rows, lines, damaged = [], [], list(read.damaged)
+    for row, number in zip(read.rows, read.lines, strict=True):
+        try:
+            kind.model_validate(row, strict=True)
+        except ValidationError as error:
+            damaged.append((number, first_fault(error)))
+        else:
+            rows.append(row)
+            lines.append(number)
+    return rows, lines, sorted(damaged)
+
+
+def last_rows(path: Path, kind: type[Record], word: bytes = b"{", anywhere: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows of the last lines of a JSONL file that hold `word`, the last line first; keys may be missing in them.
+
+    Only the end of the file is read, because folders are many; `anywhere`: then all of it, where the end was not
+    enough. A `RecordError` where something else is in the place of the file, or it cannot be read.
+    """
+    try:
+        end = read_end(path, TAIL_BYTES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    yield from _rows_backwards(end, kind, word)
+    if anywhere and len(end) == TAIL_BYTES:
+        yield from _rows_backwards(read_content(path), kind, word)
+
+
+def _rows_backwards(content: bytes, kind: type[Record], word: bytes) -> Iterator[dict[str, Any]]:
+    for line in reversed(content.split(b"\n")):
+        row = parse_row(line) if word in line else None
+        if row is not None and all(fault["type"] == "missing" for fault in _faults(row, kind)):
+            yield row
+
+
+def _faults(row: dict[str, Any], kind: type[Record]) -> list[ErrorDetails]:
+    try:
+        kind.model_validate(row, strict=True)
+    except ValidationError as error:
+        return error.errors(include_url=False, include_context=False)
+    return []
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """One line of a JSONL file, or None where it is cut or no JSON object."""
+    try:
+        return _object_of(line)
+    except ValueError:
+        return None
+
+
+def first_fault(error: ValidationError) -> str:
+    """`loss: Input should be a valid number`: the first thing that is wrong, and where."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def _object_of(content: bytes) -> dict[str, Any]:
+    raw = parse_json(content)
+    if not isinstance(raw, dict):
+        raise ValueError("it does not hold a JSON object")
+    return raw
+
+
+def _unreadable(path: Path, error: OSError) -> RecordError:
+    return RecordError(f"{path} cannot be read: {error.strerror}.", "Put the file back, or make it readable.")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in the file at `path`. A `RecordError` says what is wrong with it."""
+    try:
+        return _object_of(read_input(path))
+    except FileNotFoundError as error:
+        raise RecordError(f"{path} does not exist.", "Is this the folder of a run?") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: {error}.", "Restore it, or start the run in a new folder.") from error
+
+
+def validated(kind: type[Kind], raw: object, path: Path) -> Kind:
+    """`raw`, which was read from `path`, as a record. A `RecordError` names what is wrong with it first."""
+    try:
+        return kind.model_validate(raw, strict=True)
+    except ValidationError as error:
+        raise RecordError(f"{path} is damaged: {first_fault(error)}.", "Restore it, or start anew.") from error
