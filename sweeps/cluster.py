@@ -244,12 +244,13 @@ def _check(keys: Mapping[str, Any], source: str) -> None:
 
 
 def _explained(error: ValidationError, source: str) -> SpecError:
-    """The first thing wrong, in one line; a key that is not known before one that is missing, which it may stand for."""
+    """The first thing wrong, in one line; an unknown key before a missing one, which it may be meant to be."""
     first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     key = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         return SpecError(
-            f"{source}: {key!r} is not a key of a cluster.", did_you_mean(key, [*Resources.model_fields, "rules", "where"])
+            f"{source}: {key!r} is not a key of a cluster.",
+            did_you_mean(key, [*Resources.model_fields, "rules", "where"]),
         )
     if first["type"] == "missing":
         return SpecError(f"{source}: {key} is missing.", TIME_FORMS)

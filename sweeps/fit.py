@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from experiments.config.activations import working_bytes
-from experiments.config.checks import check_config
+from experiments.config.checks import check_config, divisors
 from experiments.config.memory import memory
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, SpecError
@@ -142,8 +142,3 @@ def is_accepted(config: RunConfig) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def divisors(number: int, limit: int) -> list[int]:
-    """Of `number`, up to `limit`."""
-    return [divisor for divisor in range(1, min(number, limit) + 1) if number % divisor == 0]

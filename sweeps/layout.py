@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from experiments.config.budget import budget, recomputed_flops_per_image
+from experiments.config.checks import divisors
 from experiments.config.memory import GIB, Memory, memory
 from experiments.config.schema import RunConfig
 from experiments.config.traffic import Transfer, transfers
 from sweeps.cost import Place
 from sweeps.devices import Device
-from sweeps.fit import divisors, is_accepted, laid_out, zero_stages
+from sweeps.fit import is_accepted, laid_out, zero_stages
 
 HOUR = 3600.0
 DAY = 24 * HOUR

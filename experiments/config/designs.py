@@ -95,7 +95,9 @@ def _iso_activation(text: str) -> str | None:
     if text in NONE:
         return None
     if text not in MATCHES:
-        raise ConfigError(f"{ISO_ACTIVATION}={shown(text)} is not a way to match.", did_you_mean(text, [*MATCHES, "None"]))
+        raise ConfigError(
+            f"{ISO_ACTIVATION}={shown(text)} is not a way to match.", did_you_mean(text, [*MATCHES, "None"])
+        )
     return text
 
 

@@ -1,8 +1,8 @@
 """The least and the greatest value of every number among the settings, and the types that hold them.
 
-A number outside of them is a slip or an attack, not a plan: the limits lie well above what anybody has trained or could,
-so that a larger machine needs no change here, and low enough that everything which is computed from a setting before a
-run starts (parameters, FLOPs, memory, layouts) is finite and quick. They say nothing of whether a run fits a machine.
+A number outside of them is a slip or an attack, not a plan. The limits lie well above what anybody has trained or
+could, so that a larger machine needs no change here, and low enough that everything which is computed from a setting
+before a run starts (parameters, FLOPs, memory, layouts) is finite and quick. They do not say whether a run fits a machine.
 Types are strict, because a stored config is input too: a text or a boolean is no number.
 """
 
@@ -33,7 +33,6 @@ MAX_SEED = 2**63 - 1
 """The largest that every random generator and every table of integers takes."""
 MAX_FLOPS = 1e30
 """A thousand times what has been spent on any model."""
-
 
 
 def _not_below(least: float) -> AfterValidator:

@@ -160,7 +160,9 @@ def _written(key: str, value: Any) -> str:
     if key not in known_settings() and isinstance(value, dict | list):
         return str(value)
     kind = "a list" if isinstance(value, list) else "a group"
-    raise ConfigError(f"{key}={shown(str(value))} is {kind}.", "A setting takes one value; lists belong in a sweep file.")
+    raise ConfigError(
+        f"{key}={shown(str(value))} is {kind}.", "A setting takes one value; lists belong in a sweep file."
+    )
 
 
 @cache
@@ -179,9 +181,13 @@ def _read_file(file: Path) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     spellings: list[tuple[str, Spelling]] = []
     for path, text in _flattened(content.value):
-        spelled, inner = ".".join(path), _inner(".".join(path), text)
+        spelling = Spelling(".".join(path), content.lines[path])
+        try:
+            inner = _inner(spelling.text, text)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: line {spelling.line}: {error.message}", error.hint) from error
         found += inner
-        spellings += [(resolved_name(key), Spelling(spelled, content.lines[path])) for key, _ in inner]
+        spellings += [(resolved_name(key), spelling) for key, _ in inner]
     refuse_repeated(spellings, str(file), ConfigError)
     return found
 

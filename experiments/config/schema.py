@@ -13,9 +13,34 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from experiments.config.limits import (
-    BatchImages, Epsilon, Experts, Guidance, Halflife, Heads, HeldImages, HeldImagesOrNone, Images, ImagesOrNone, Layers,
-    LearningRate, LogitMean, LogitStd, LossWeight, Norm, Seed, Share, Side, Smoothing, Steps, Tokens, TopK, WeightDecay,
-    Width, WidthFactor, WidthFactorOrNone, World,
+    BatchImages,
+    Epsilon,
+    Experts,
+    Guidance,
+    Halflife,
+    Heads,
+    HeldImages,
+    HeldImagesOrNone,
+    Images,
+    ImagesOrNone,
+    Layers,
+    LearningRate,
+    LogitMean,
+    LogitStd,
+    LossWeight,
+    Norm,
+    Seed,
+    Share,
+    Side,
+    Smoothing,
+    Steps,
+    Tokens,
+    TopK,
+    WeightDecay,
+    Width,
+    WidthFactor,
+    WidthFactorOrNone,
+    World,
 )  # fmt: skip
 from experiments.config.presets import find_preset, model_defaults
 from experiments.config.routers import RouterName, routing_defaults
@@ -173,7 +198,9 @@ class WandbConfig(Settings):
     """The mirror. `auto`: online where a key is configured, else offline."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str | None = Field(None, description="None: as W&B is set up (WANDB_PROJECT, its settings file), else ecdit")
+    project: str | None = Field(
+        None, description="None: as W&B is set up (WANDB_PROJECT, its settings file), else ecdit"
+    )
     entity: str | None = None
     group: str | None = None
 

@@ -2,9 +2,9 @@
 
 The YAML library lets the last of two equal keys win, expands aliases without end and recurses as deep as the text does.
 Here a key that is given twice is refused with both lines, aliases are counted before they are expanded, and depth, size
-and kind of the file are limited. `<<` merges as YAML says: what a mapping itself says wins over what it merges. Keys are
-always text. The line of every key is kept, so that a reader who knows what keys mean can refuse two names of one thing
-(`refuse_repeated`).
+and kind of the file are limited. `<<` merges as YAML says: what a mapping itself says wins over what it merges. Keys
+are always text. The line of every key is kept, so that a reader who knows what keys mean can refuse two names of one
+thing (`refuse_repeated`).
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def refuse_repeated(
     return found
 
 
-def _given_twice(name: str, first: Spelling, second: Spelling) -> str:
+def _given_twice(name: str, *both: Spelling) -> str:
+    first, second = sorted(both, key=lambda spelling: spelling.line)
     if {first.text, second.text} == {name}:
         return f"{name} is given twice, in lines {first.line} and {second.line}."
     return f"{name} is given twice, in line {first.line} ({first.text}) and in line {second.line} ({second.text})."
@@ -130,7 +131,9 @@ class _Loader(Composer, CParser, SafeConstructor, Resolver):
             line = self.peek_event().start_mark.line + 1
             node = super().compose_node(parent, index)
             if id(node) not in self._extents:
-                raise _RefusedYamlError(f"the alias in line {line} stands for what it is itself a part of.", "Write it out.")
+                raise _RefusedYamlError(
+                    f"the alias in line {line} stands for what it is itself a part of.", "Write it out."
+                )
             return node
         event = self.peek_event()
         self._depth += 1
@@ -211,14 +214,15 @@ class _Reader:
         nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
         if not all(isinstance(node, yaml.MappingNode) for node in nodes):
             raise _RefusedYamlError(
-                f"<< in line {key.start_mark.line + 1} does not merge keys.", "Write an alias of a mapping, `<<: *name`."
+                f"<< in line {key.start_mark.line + 1} does not merge keys.",
+                "Write an alias of a mapping, `<<: *name`.",
             )
         return list(nodes)
 
     def _scalar(self, node: Node) -> Any:
         try:
             return self.loader.construct_object(node)
-        except (ValueError, LookupError, AttributeError, OverflowError) as error:  # of `!!int abc` or a date in month 13
+        except (ValueError, LookupError, AttributeError, OverflowError) as error:  # `!!int abc`, a date in month 13
             kind, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
             raise _RefusedYamlError(
                 f"line {line}: {shortened(printable(node.value), 60)} is not of the kind {kind}.", "Put it in quotes."
