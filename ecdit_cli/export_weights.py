@@ -17,7 +17,7 @@ def export_weights(
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], typer.Option(help="Of the numbers; auto: the one the run was trained in.")
     ] = "auto",
-    shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file, in GiB.")] = 5.0,
+    shard_gib: Annotated[float, typer.Option(min=0.001, max=65_536, help="Largest file, in GiB.")] = 5.0,
     as_json: Json = False,
 ) -> None:
     """Write the newest checkpoint of a run as safetensors, without optimizer state. `ecdit sample OUT` reads them.

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from experiments.config.budget import capacity_factor, expert_capacity, hidden_width
 from experiments.config.schema import RunConfig
+from experiments.config.values import shown
 from experiments.errors import ConfigError
 
 NEEDS_CAPACITY = ("expert_choice",)
@@ -56,7 +57,9 @@ def _check_data(config: RunConfig) -> None:
         for key, value in SHAPES_HAVE.items():
             if getattr(data, key) != value:
                 way_out = "Use data.name=latents." if value is None else f"Use data.{key}={value}."
-                raise ConfigError(f"data.{key}={getattr(data, key)} does not fit data.name=shapes.", way_out)
+                raise ConfigError(
+                    f"data.{key}={shown(str(getattr(data, key)))} does not fit data.name=shapes.", way_out
+                )
         return
     for key in ("sample_images", "metric_images"):
         if getattr(evaluation, key):

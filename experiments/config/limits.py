@@ -2,8 +2,8 @@
 
 A number outside of them is a slip or an attack, not a plan. The limits lie well above what anybody has trained or
 could, so that a larger machine needs no change here, and low enough that everything which is computed from a setting
-before a run starts (parameters, FLOPs, memory, layouts) is finite and quick. They do not say whether a run fits a machine.
-Types are strict, because a stored config is input too: a text or a boolean is no number.
+before a run starts (parameters, FLOPs, memory, layouts) is finite and quick. They do not say whether a run fits a
+machine. Types are strict, because a stored config is input too: a text or a boolean is no number.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ Steps = Annotated[int, Field(strict=True, gt=0, le=MAX_STEPS)]
 World = Annotated[int, Field(strict=True, gt=0, le=MAX_WORLD)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
 
-WidthFactor = Annotated[float, Field(strict=True, gt=0, le=1e6), _not_below(1e-6)]
-"""Hidden width over width, or expert slots per token."""
+WidthFactor = Annotated[float, Field(strict=True, gt=0, le=MAX_EXPERTS), _not_below(1e-6)]
+"""Hidden width over width; or expert slots per token, which are at most as many as there are experts."""
 WidthFactorOrNone = Annotated[float, Field(strict=True, ge=0, le=1e6)]
 LossWeight = Annotated[float, Field(strict=True, ge=0, le=1e6)]
 LogitMean = Annotated[float, Field(strict=True, ge=-100, le=100)]
@@ -75,4 +75,6 @@ Epsilon = Annotated[float, Field(strict=True, gt=0, le=1.0), _not_below(1e-30)]
 Norm = Annotated[float, Field(strict=True, gt=0, le=1e12), _not_below(1e-12)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Halflife = Annotated[float, Field(strict=True, gt=0, le=1e12), _not_below(1e-6)]
+Text = Annotated[str, Field(max_length=4096)]
+"""A name or a path; no file system takes a longer one."""
 Guidance = Annotated[float, Field(strict=True, ge=0, le=1e3)]

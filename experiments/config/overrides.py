@@ -27,7 +27,7 @@ from experiments.config.schema import RunConfig
 from experiments.config.values import Accepts, Scalar, accepted_by, convert, shown
 from experiments.config.yaml_file import KeyPath, Spelling, parse_yaml, read_yaml, refuse_repeated
 from experiments.errors import ConfigError, did_you_mean
-from experiments.text import shortened
+from experiments.text import printable, shortened
 
 SHORT_FORMS = {section: f"{section}.name" for section in ("model", "routing", "data", "optim")}
 ARM = "arm"
@@ -234,5 +234,5 @@ def _limit_error(error: ValidationError) -> ConfigError:
     first, known = details[0], known_settings()
     key = next(k for n in (2, 1) if (k := ".".join(map(str, first["loc"][:n]))) in known)
     value = first["input"]
-    text = f"{value:g}" if isinstance(value, float) else shortened(str(value), LONGEST_NUMBER)
+    text = f"{value:g}" if isinstance(value, float) else shortened(printable(str(value)), LONGEST_NUMBER)
     return ConfigError(f"{key}={text} is out of range.", first["msg"].replace("Input should be", "It must be") + ".")

@@ -34,6 +34,7 @@ from experiments.config.limits import (
     Side,
     Smoothing,
     Steps,
+    Text,
     Tokens,
     TopK,
     WeightDecay,
@@ -120,8 +121,8 @@ class DataConfig(Settings):
     seed: Seed = Field(0, description="of the data stream; runs of different `seed` share it")
     text_width: Width | None = Field(None, exclude_if=_is_none, description="of precomputed T5 features")
     pooled_width: Width | None = Field(None, exclude_if=_is_none, description="of pooled CLIP features")
-    fingerprint: str | None = Field(None, exclude_if=_is_none, description="of the data set")
-    path: str | None = Field(None, exclude_if=_is_none, description="folder of the data set")
+    fingerprint: Text | None = Field(None, exclude_if=_is_none, description="of the data set")
+    path: Text | None = Field(None, exclude_if=_is_none, description="folder of the data set")
 
 
 class OptimConfig(Settings):
@@ -198,11 +199,9 @@ class WandbConfig(Settings):
     """The mirror. `auto`: online where a key is configured, else offline."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str | None = Field(
-        None, description="None: as W&B is set up (WANDB_PROJECT, its settings file), else ecdit"
-    )
-    entity: str | None = None
-    group: str | None = None
+    project: Text | None = Field(None, description="None: what WANDB_PROJECT or W&B's settings file says, else ecdit")
+    entity: Text | None = None
+    group: Text | None = None
 
 
 class RunConfig(Settings):
