@@ -60,7 +60,7 @@ class SweepSpec(Closed):
     metric: Metric | None = None
     name: str
     description: str | None = None
-    run_cap: int | None = Field(None, gt=0, le=MAX_RUNS)
+    run_cap: int | None = Field(None, strict=True, gt=0, le=MAX_RUNS)
     project: str | None = None
     entity: str | None = None
     apiVersion: str | None = None
