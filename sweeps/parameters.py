@@ -147,7 +147,9 @@ class Parameter(Closed):
 
     def _check_range(self) -> None:
         """What is drawn is finite, and `q` cuts its range into more than one and not too many steps."""
-        low, high = ENDS.get(self.form.removeprefix("q_"), lambda parameter: (0.0, 0.0))(self)
+        if self.form.removeprefix("q_") not in ENDS:
+            return
+        low, high = ENDS[self.form.removeprefix("q_")](self)
         if "log" in self.form and not self.form.endswith("values") and max(-low, high) > MAX_EXPONENT:
             raise ValueError(
                 f"{self.form} takes logarithms, of at most {MAX_EXPONENT:g}: e to the power of {max(-low, high):g} is "

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from yaml.composer import Composer
 from yaml.constructor import SafeConstructor
-from yaml.cyaml import CParser
+from yaml.cyaml import CParser  # type: ignore[attr-defined]
 from yaml.resolver import Resolver
 
 from experiments.errors import EcditError
@@ -127,17 +127,17 @@ class _Loader(Composer, CParser, SafeConstructor, Resolver):
         """Of every whole node: the number of values in it and its depth, with aliases expanded."""
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        if self.check_event(yaml.AliasEvent):
-            line = self.peek_event().start_mark.line + 1
+        event: Any = self.peek_event()
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self._extents:
                 raise _RefusedYamlError(
                     f"the alias in line {line} stands for what it is itself a part of.", "Write it out."
                 )
             return node
-        event = self.peek_event()
         self._depth += 1
-        self._refuse_too_deep(self._depth, event.start_mark.line)
+        self._refuse_too_deep(self._depth, line)
         node = super().compose_node(parent, index)
         self._depth -= 1
         assert node is not None, "only an empty document has no node"
@@ -152,13 +152,13 @@ class _Loader(Composer, CParser, SafeConstructor, Resolver):
             raise _RefusedYamlError(
                 f"it holds more than {MAX_VALUES:,} values, its aliases expanded.", "Write a smaller file."
             )
-        self._refuse_too_deep(depth, node.start_mark.line)
+        self._refuse_too_deep(depth, node.start_mark.line + 1)
         return num_values, depth
 
     def _refuse_too_deep(self, depth: int, line: int) -> None:
         if depth > MAX_DEPTH:
             raise _RefusedYamlError(
-                f"line {line + 1} is nested more than {MAX_DEPTH} levels deep.", "Write settings as section.name."
+                f"line {line} is nested more than {MAX_DEPTH} levels deep.", "Write settings as section.name."
             )
 
 
