@@ -67,7 +67,8 @@ def split_words(overrides: Iterable[str]) -> list[tuple[str, str]]:
     """
     pairs = [pair for pair in map(_split, overrides) if pair[0] != STORED_BY_WANDB]
     if any(key == RECORDED for key, _ in pairs):
-        pairs = [(key, text) for key, text in pairs if resolved_name(key) in known_settings() or key in _sections()]
+        resolved = {*known_settings(), *SHORT_FORMS, *_sections()} - {DESIGN_SECTION}
+        pairs = [(key, text) for key, text in pairs if key in resolved]
         pairs.sort(key=lambda pair: pair[1].startswith("{"))  # the groups are the resolved settings, and win
     return [each for key, text in pairs for each in _inner(key, text)]
 

@@ -71,6 +71,7 @@ STORED = {
     "arm": "routing.name=expert_choice model.ffn_factor=6",
     "ecdit.iso_activation": "ffn_factor",
     "ecdit.train_flops": 1e12,
+    "ecdit": {"train_flops": 1e12},
     "name": "nano-dense",
     "git_commit": None,
     "command": ["ecdit", "train"],
@@ -79,7 +80,7 @@ STORED = {
 
 
 def test_the_words_of_a_requeued_run_are_its_stored_settings() -> None:
-    words = [f"{STORED['arm'] and 'arm'}={STORED['arm']}", "ecdit.iso_activation=ffn_factor", "ecdit.train_flops=1e12"]
+    words = [f"arm={STORED['arm']}", "ecdit.iso_activation=ffn_factor", "ecdit.train_flops=1e12"]
     first = load_designed(words).config
     stored = {**STORED, **first.model_dump(mode="json"), "config_id": config_id(first), "train.images": 64}
     for order in (list(stored), list(reversed(stored)), sorted(stored)):
