@@ -7,6 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
+# Every number has a least and a greatest value; a test asks every option for both.
+MAX_SLOTS = 4096
+"""Runs, cores or devices of one machine."""
+MAX_TIMEOUT_SECONDS = 30 * 24 * 3600
+MAX_RETRIES = 1000
+
 Overrides = Annotated[
     list[str],
     typer.Argument(
@@ -117,11 +123,15 @@ Executor = Annotated[str, typer.Option(metavar="local|slurm", help="Where the ru
 Cluster = Annotated[
     Path | None, typer.Option(metavar="FILE", help="For slurm: the cluster file. Default: ecdit.cluster of SPEC.")
 ]
-Slots = Annotated[int | None, typer.Option(min=1, help="Runs at a time. Default: one per accelerator or core.")]
-CoresPerRun = Annotated[int | None, typer.Option(min=1, help="Cores that a run is pinned to.")]
-RunsPerAccelerator = Annotated[int, typer.Option(min=1, help="Runs that share an accelerator.")]
-Timeout = Annotated[float, typer.Option(min=1, help="Seconds without a sign after which a run is killed.")]
-Retries = Annotated[int, typer.Option(min=0, help="How often a run that was killed is started again.")]
+Slots = Annotated[
+    int | None, typer.Option(min=1, max=MAX_SLOTS, help="Runs at a time. Default: one per accelerator or core.")
+]
+CoresPerRun = Annotated[int | None, typer.Option(min=1, max=MAX_SLOTS, help="Cores that a run is pinned to.")]
+RunsPerAccelerator = Annotated[int, typer.Option(min=1, max=MAX_SLOTS, help="Runs that share an accelerator.")]
+Timeout = Annotated[
+    float, typer.Option(min=1, max=MAX_TIMEOUT_SECONDS, help="Seconds without a sign after which a run is killed.")
+]
+Retries = Annotated[int, typer.Option(min=0, max=MAX_RETRIES, help="How often a run that was killed is started again.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Also start runs again that failed by themselves.")]
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="Estimate for an accelerator of the table, e.g. H100, not for here.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Sequence
 
 from ecdit_cli._console import talk
@@ -12,8 +11,9 @@ from ecdit_cli._console import talk
 
 def register(spec: str, overrides: Sequence[str]) -> str:
     """Create the sweep; returns `entity/project/id`. An `EcditError` without a key, or where the server refuses."""
+    from experiments.config.yaml_file import read_yaml
     from experiments.errors import EcditError
-    from experiments.records.wandb_mirror import ask_wandb
+    from experiments.records.wandb_mirror import ask_wandb, project_of
     from sweeps.spec import find_spec, load_spec
 
     checked = load_spec(spec)
@@ -23,11 +23,10 @@ def register(spec: str, overrides: Sequence[str]) -> str:
     if not has_key:
         raise EcditError("No W&B key is configured.", "Log in with `wandb login`, or set WANDB_API_KEY.")
     import wandb
-    import yaml
 
-    content = yaml.safe_load(find_spec(spec).read_text(encoding="utf-8"))
+    content = read_yaml(find_spec(spec), EcditError, as_text=False).value
     content.setdefault("name", checked.name)
-    project = checked.project or os.environ.get("WANDB_PROJECT") or "ecdit"
+    project = project_of(checked.project)
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):  # it prints the id and the address

@@ -22,18 +22,19 @@ def bench(
         str, typer.Argument(metavar="routing|train|sample|data|checkpoint|cli|sweep", help="What to measure.")
     ],
     overrides: Overrides,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps to time for each model.")] = 40,
-    rounds: Annotated[int, typer.Option(min=1, help="Repetitions of everything else; the median counts.")] = 5,
-    tokens: Annotated[int, typer.Option(min=1, help="routing: tokens of a batch.")] = 4096,
-    width: Annotated[list[int] | None, typer.Option(min=1, help="routing: model width; may be given again.")] = None,
-    experts: Annotated[list[int] | None, typer.Option(min=1, help="routing: experts; may be given again.")] = None,
+    steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps to time for each model.")] = 40,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Repetitions of everything else; the median counts.")
+    ] = 5,
+    tokens: Annotated[int, typer.Option(min=1, max=2**24, help="routing: tokens of a batch.")] = 4096,
+    width: Annotated[
+        list[int] | None, typer.Option(min=1, max=131_072, help="routing: model width; may be given again.")
+    ] = None,
+    experts: Annotated[
+        list[int] | None, typer.Option(min=1, max=1_048_576, help="routing: experts; may be given again.")
+    ] = None,
     gib: Annotated[
-        float,
-        typer.Option(
-            min=0.001,
-            max=256,
-            help="data: size of each data set of latents that is written and read.",
-        ),
+        float, typer.Option(min=0.001, max=256, help="data: size of each data set of latents written and read.")
     ] = 1.0,
     clock: Annotated[
         Literal["wall", "cpu"], typer.Option(help="cpu: seconds computed, for a machine that others use too.")

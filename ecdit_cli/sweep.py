@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ def asked_for(spec: str, overrides: Sequence[str], out: Path | None) -> tuple[Sw
     from experiments.errors import SpecError
     from sweeps.folder import SweepFolder
 
-    frozen = SweepFolder(Path(spec)).read_plan() if Path(spec).is_dir() else None
+    frozen = SweepFolder(Path(spec)).read_plan() if os.path.isdir(spec) else None
     if frozen is None:
         return SweepFolder(out or Path("out") / Path(spec).stem), plan_of(spec, overrides)
     if overrides or out is not None:

@@ -17,16 +17,17 @@ to `slurm.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
-from experiments.config.overrides import expand
+from experiments.config.limits import MAX_WORLD
+from experiments.config.overrides import expand, resolved_name
 from experiments.config.values import FALSE_SPELLINGS, TRUE_SPELLINGS, Scalar
-from experiments.config.yaml_file import read_yaml_text
+from experiments.config.yaml_file import KeyPath, Spelling, read_yaml, refuse_repeated
 from experiments.errors import ConfigError, SpecError, did_you_mean
 
 PARAMETER = "ecdit.cluster"
@@ -37,6 +38,13 @@ SET_BY_US = frozenset({
     "array", "error", "job-name", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal",
 })  # fmt: skip
 TIME_FORMS = "Write minutes, hours:minutes:seconds or days-hours, e.g. time: 12:00:00."
+
+
+MAX_DAYS = 3650
+MAX_ON_A_NODE = 4096
+"""Tasks, GPUs or cores of one node."""
+Nodes = Annotated[int, Field(gt=0, le=MAX_WORLD)]
+OnANode = Annotated[int, Field(gt=0, le=MAX_ON_A_NODE)]
 
 
 def minutes(text: Any) -> int:
@@ -53,6 +61,8 @@ def minutes(text: Any) -> int:
     total_seconds = ((int(days or 0) * 24 + hours) * 60 + mins) * 60 + seconds
     if total_seconds == 0:
         raise ValueError(f"{text} is no time at all")
+    if total_seconds > MAX_DAYS * 24 * 3600:
+        raise ValueError(f"{text} is more than {MAX_DAYS} days")
     return -(-total_seconds // 60)
 
 
@@ -60,9 +70,17 @@ def _lines(value: Any) -> Any:
     return value.splitlines() if isinstance(value, str) else value
 
 
+def _option(name: str) -> str:
+    """The name of an sbatch option with dashes, as Slurm writes it."""
+    return name.replace("_", "-")
+
+
 def _options(value: Any) -> Any:
-    """Names of sbatch options with dashes, as Slurm writes them."""
-    return {str(name).replace("_", "-"): text for name, text in value.items()} if isinstance(value, dict) else value
+    return {_option(str(name)): text for name, text in value.items()} if isinstance(value, dict) else value
+
+
+SPELLED_ALIKE: Mapping[str, Callable[[str], str]] = {"extra": _option, "where": resolved_name}
+"""Blocks whose keys may be written in several ways, and what they come to."""
 
 
 class Resources(BaseModel):
@@ -74,14 +92,14 @@ class Resources(BaseModel):
     partition: str | None = None
     account: str | None = None
     constraint: str | None = None
-    nodes: PositiveInt = 1
-    tasks_per_node: PositiveInt | None = Field(None, description="None: one for each GPU, one without GPUs")
-    gpus_per_node: NonNegativeInt = 0
-    cpus_per_task: PositiveInt = 1
+    nodes: Nodes = 1
+    tasks_per_node: OnANode | None = Field(None, description="None: one for each GPU, one without GPUs")
+    gpus_per_node: int = Field(0, ge=0, le=MAX_ON_A_NODE)
+    cpus_per_task: OnANode = 1
     mem: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="of a node, as Slurm writes it: 64G; 0 is all")
     setup: Annotated[tuple[str, ...], BeforeValidator(_lines)] = Field((), description="shell lines before srun")
-    max_parallel: PositiveInt | None = Field(None, description="runs of one array at a time")
-    save_seconds: PositiveInt = Field(120, description="how long before the limit a run is told to save")
+    max_parallel: int | None = Field(None, gt=0, le=100_000, description="runs of one array at a time")
+    save_seconds: int = Field(120, gt=0, le=24 * 3600, description="how long before the limit a run is told to save")
     extra: Annotated[dict[str, str], BeforeValidator(_options)] = Field({}, description="further options of sbatch")
 
     @property
@@ -135,25 +153,34 @@ class Cluster:
 
 def load_cluster(path: Path) -> Cluster:
     """The cluster of a cluster file, or of the sweep file at `path`. Raises `SpecError`."""
-    content = _read(path)
+    content, lines = _read(path)
     if "program" not in content and "parameters" not in content:
         return parse_cluster(content, str(path))
-    block = _block(content)
+    block = _block(content, lines, path)
     if isinstance(block, str) and block:
-        return parse_cluster(_read(path.parent / block), str(path.parent / block))
+        return parse_cluster(_read(path.parent / block)[0], str(path.parent / block))
     if not block:
         way = f"{PARAMETER}: {{value: {{time: 12:00:00}}}}"
         raise SpecError(f"{path} has no cluster.", f"Add `{way}` to its parameters, or give --cluster FILE.")
     return parse_cluster(block, f"{path}: {PARAMETER}")
 
 
-def _block(content: Mapping[str, Any]) -> Any:
-    """What a sweep file says of the cluster, in the place that W&B leaves alone or in one of its own; None: nothing."""
-    own, parameters = content.get("ecdit"), content.get("parameters")
-    if isinstance(own, dict) and "cluster" in own:
-        return own["cluster"]
-    given = parameters.get(PARAMETER) if isinstance(parameters, dict) else None
-    return given.get("value") if isinstance(given, dict) else None
+PLACES: tuple[KeyPath, ...] = (
+    ("ecdit", "cluster"),
+    ("parameters", PARAMETER, "value"),
+    ("parameters", "ecdit", "parameters", "cluster", "value"),
+)
+"""Where a sweep file may say what the cluster is; W&B leaves the parameters alone."""
+
+
+def _block(content: Mapping[str, Any], lines: Mapping[KeyPath, int], path: Path) -> Any:
+    """What a sweep file says of the cluster in one of `PLACES`; None: nothing."""
+    given = [place for place in PLACES if place in lines]
+    refuse_repeated(((PARAMETER, Spelling(".".join(place), lines[place])) for place in given), str(path), SpecError)
+    block: Any = content if given else None
+    for key in given[0] if given else ():
+        block = block[key]
+    return block
 
 
 def parse_cluster(content: Any, source: str = "cluster") -> Cluster:
@@ -172,6 +199,8 @@ def parse_cluster(content: Any, source: str = "cluster") -> Cluster:
 def _rule(raw: Any, keys: Mapping[str, Any], source: str) -> Rule:
     where = raw.get("where") if isinstance(raw, dict) else None
     if not isinstance(where, dict) or not where:
+        if isinstance(raw, dict):
+            _check(_merged(keys, [Rule({}, {key: value for key, value in raw.items() if key != "where"})]), source)
         raise SpecError(f"{source} does not say for which runs.", "Write `where: {model: XL}`.")
     own = {key: value for key, value in raw.items() if key != "where"}
     rule = Rule(dict(_condition(name, value, source) for name, value in where.items()), own)
@@ -215,12 +244,13 @@ def _check(keys: Mapping[str, Any], source: str) -> None:
 
 
 def _explained(error: ValidationError, source: str) -> SpecError:
-    """The first thing wrong, in one line."""
-    first = error.errors()[0]
+    """The first thing wrong, in one line; an unknown key before a missing one, which it may be meant to be."""
+    first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     key = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         return SpecError(
-            f"{source}: {key!r} is not a key of a cluster.", did_you_mean(key, [*Resources.model_fields, "rules"])
+            f"{source}: {key!r} is not a key of a cluster.",
+            did_you_mean(key, [*Resources.model_fields, "rules", "where"]),
         )
     if first["type"] == "missing":
         return SpecError(f"{source}: {key} is missing.", TIME_FORMS)
@@ -238,9 +268,18 @@ def _setting(config: Mapping[str, Any], name: str) -> Scalar:
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The keys of a file with every value as text."""
-    content = read_yaml_text(path, SpecError)
-    if not isinstance(content, dict):
+def _read(path: Path) -> tuple[dict[str, Any], Mapping[KeyPath, int]]:
+    """The keys of a file with every value as text, and the lines of the keys."""
+    content = read_yaml(path, SpecError, as_text=True)
+    if not isinstance(content.value, dict):
         raise SpecError(f"{path} holds no keys.", "Write at least `time: 12:00:00`.")
-    return content
+    refuse_repeated(_names(content.lines), str(path), SpecError)
+    return content.value, content.lines
+
+
+def _names(lines: Mapping[KeyPath, int]) -> Iterator[tuple[str, Spelling]]:
+    """The keys of every block that has several spellings of one name: options of sbatch, and conditions of rules."""
+    for path, line in lines.items():
+        block = path[-2] if len(path) > 1 else ""
+        if block in SPELLED_ALIKE:
+            yield ".".join((*path[:-1], SPELLED_ALIKE[block](path[-1]))), Spelling(".".join(path), line)

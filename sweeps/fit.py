@@ -7,10 +7,10 @@ layouts that training accepts (`experiments/config/checks.py`) are proposed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from experiments.config.activations import working_bytes
-from experiments.config.checks import check_config
+from experiments.config.checks import check_config, divisors
 from experiments.config.memory import memory
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, SpecError
@@ -64,24 +64,46 @@ def _world(run: PlannedRun) -> int:
 def smallest_layout(config: RunConfig, place: Place) -> RunConfig | None:
     """`config` in the first layout that fits at `place`; None where none does."""
     max_world = place.max_world if place.on_accelerator else 1  # more processes on a CPU take more of the same memory
-    found = layouts(config, max_world, place.on_accelerator)
+    found = layouts(config, max_world, place.on_accelerator, lambda candidate: may_fit(candidate, place))
     return next((candidate for candidate in found if fits(candidate, place)), None)
 
 
-def layouts(config: RunConfig, max_world: int, on_accelerator: bool = True) -> Iterator[RunConfig]:
+def may_fit(config: RunConfig, place: Place) -> bool:
+    """Whether `config` fits with any accumulation: without, or with one image at a time, which takes the least memory.
+
+    Whether training would take those two is not asked. A batch of a million images has hundreds of accumulations, and
+    where none fits they would all be tried.
+    """
+    images, parallel = config.train.batch_images // config.parallel.world, config.parallel
+    spread = (parallel.zero_stage, parallel.expert_parallel, parallel.activation_checkpointing)
+    return any(fits(laid_out(config, parallel.world, number, *spread), place) for number in dict.fromkeys((images, 1)))
+
+
+def layouts(
+    config: RunConfig,
+    max_world: int,
+    on_accelerator: bool = True,
+    is_hopeful: Callable[[RunConfig], bool] = lambda candidate: True,
+) -> Iterator[RunConfig]:
     """Every way to spread the batch of `config` over at most `max_world` processes, the smallest first.
 
-    Activation checkpointing that `config` asks for stays on.
+    Activation checkpointing that `config` asks for stays on. `is_hopeful` is asked once for each way, before it is
+    looked at with every accumulation.
     """
     batch, asked = config.train.batch_images, config.parallel.activation_checkpointing
     for world in divisors(batch, max_world):
         for checkpointing in (True,) if asked else (False, True):
-            for accumulation in divisors(batch // world, batch):
-                for zero_stage in zero_stages(config, on_accelerator):
-                    for expert_parallel in divisors(world, max(1, config.routing.num_experts)):
-                        found = laid_out(config, world, accumulation, zero_stage, expert_parallel, checkpointing)
-                        if is_accepted(found):
-                            yield found
+            ways = [
+                (zero_stage, expert_parallel, checkpointing)
+                for zero_stage in zero_stages(config, on_accelerator)
+                for expert_parallel in divisors(world, max(1, config.routing.num_experts))
+            ]
+            ways = [way for way in ways if is_hopeful(laid_out(config, world, 1, *way))]
+            for accumulation in divisors(batch // world, batch) if ways else ():
+                for way in ways:
+                    found = laid_out(config, world, accumulation, *way)
+                    if is_accepted(found):
+                        yield found
 
 
 def zero_stages(config: RunConfig, on_accelerator: bool) -> tuple[int, ...]:
@@ -142,8 +164,3 @@ def is_accepted(config: RunConfig) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def divisors(number: int, limit: int) -> list[int]:
-    """Of `number`, up to `limit`."""
-    return [divisor for divisor in range(1, min(number, limit) + 1) if number % divisor == 0]

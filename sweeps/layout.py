@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from experiments.config.budget import budget, recomputed_flops_per_image
+from experiments.config.checks import divisors
 from experiments.config.memory import GIB, Memory, memory
 from experiments.config.schema import RunConfig
 from experiments.config.traffic import Transfer, transfers
 from sweeps.cost import Place
 from sweeps.devices import Device
-from sweeps.fit import divisors, is_accepted, laid_out, zero_stages
+from sweeps.fit import is_accepted, laid_out, may_fit, zero_stages
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -151,6 +152,8 @@ def _fitting(config: RunConfig, place: Place, world: int) -> Iterator[LayoutPlan
     for expert_parallel in divisors(world, max(1, config.routing.num_experts)):
         for zero_stage in zero_stages(config, place.on_accelerator):
             for checkpointing in (False, True):
+                if not may_fit(laid_out(config, world, 1, zero_stage, expert_parallel, checkpointing), place):
+                    continue
                 for accumulation in divisors(config.train.batch_images // world, config.train.batch_images):
                     candidate = laid_out(config, world, accumulation, zero_stage, expert_parallel, checkpointing)
                     if not is_accepted(candidate):

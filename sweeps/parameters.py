@@ -12,11 +12,36 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Number = int | float
+from experiments.config.values import shown
+
+MAX_NUMBER = 1e18
+"""The greatest number along a parameter; no setting takes more."""
+MAX_EXPONENT = 100.0
+"""Of e, in `log_uniform` and `log_normal`, which take logarithms."""
+MAX_MULTIPLES = 10**15
+"""So many multiples of `q` are exact as floats."""
+LEAST_Q = 1e-30
+
+
+def _bounded(value: Any) -> Any:
+    """A number as YAML gives it; `1e-4` is a text to YAML 1.1."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value} is not a number")
+    number = float(value) if isinstance(value, str) else value
+    if not -MAX_NUMBER <= number <= MAX_NUMBER:
+        raise ValueError(f"{shown(str(value))} is not a number between -{MAX_NUMBER:g} and {MAX_NUMBER:g}")
+    return number
+
+
+Number = Annotated[int | float, BeforeValidator(_bounded)]
+Mean = Annotated[float, BeforeValidator(_bounded)]
+Spread = Annotated[float, Field(ge=0), BeforeValidator(_bounded)]
+Quantum = Annotated[float, Field(gt=0), BeforeValidator(_bounded)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_bounded)]
 Distribution = Literal[
     "constant",
     "categorical",
@@ -37,10 +62,14 @@ BOUNDED = ("min", "max")
 SPREAD = ("mu", "sigma")
 
 
+MOST_SIGMAS = 8.3
+"""No position that a float can say lies farther from the middle of a normal distribution."""
+
+
 class Closed(BaseModel):
     """A part of a sweep file: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Parameter(Closed):
@@ -48,12 +77,12 @@ class Parameter(Closed):
 
     value: Any = None
     values: list[Any] = Field([], min_length=1)
-    probabilities: list[NonNegativeFloat] = Field([], min_length=1)
+    probabilities: list[Share] = Field([], min_length=1)
     min: Number = 0
     max: Number = 0
-    mu: float = 0.0
-    sigma: NonNegativeFloat = 1.0
-    q: PositiveFloat = 1.0
+    mu: Mean = 0.0
+    sigma: Spread = 1.0
+    q: Quantum = 1.0
     distribution: Distribution | None = None
     parameters: dict[str, Parameter] = Field({}, min_length=1)
 
@@ -85,7 +114,7 @@ class Parameter(Closed):
         return "int_uniform" if isinstance(self.min, int) and isinstance(self.max, int) else "uniform"
 
     def choices(self) -> Sequence[Any] | None:
-        """Every value along this parameter; None where there is no end to them."""
+        """Every value along this parameter, as a range where there are many; None where there is no end to them."""
         if self.form == "int_uniform":
             return range(int(self.min), int(self.max) + 1)
         if self.form == "constant":
@@ -99,7 +128,7 @@ class Parameter(Closed):
             return self.values[min(bisect.bisect_right(ends, position * ends[-1]), len(ends) - 1)]
         choices = self.choices()
         if choices is not None:
-            return choices[math.floor(position * len(choices))]
+            return choices[min(math.floor(position * len(choices)), len(choices) - 1)]
         drawn = INVERSES[self.form.removeprefix("q_")](self, position)
         return _quantized(drawn, self.q) if self.form.startswith("q_") else drawn
 
@@ -114,6 +143,24 @@ class Parameter(Closed):
             len(self.probabilities) != len(self.values) or not math.isclose(sum(self.probabilities), 1, abs_tol=1e-6)
         ):
             raise ValueError("probabilities are one for each of values, and sum to 1")
+        self._check_range()
+
+    def _check_range(self) -> None:
+        """What is drawn is finite, and `q` cuts its range into more than one and not too many steps."""
+        if self.form.removeprefix("q_") not in ENDS:
+            return
+        low, high = ENDS[self.form.removeprefix("q_")](self)
+        if "log" in self.form and not self.form.endswith("values") and max(-low, high) > MAX_EXPONENT:
+            raise ValueError(
+                f"{self.form} takes logarithms, of at most {MAX_EXPONENT:g}: e to the power of {max(-low, high):g} is "
+                "no setting; log_uniform_values takes the values themselves"
+            )
+        if self.form.startswith("q_"):
+            ends = (math.exp(low), math.exp(high)) if self.form in ("q_log_uniform", "q_log_normal") else (low, high)
+            if self.q < LEAST_Q or max(map(abs, ends)) / self.q > MAX_MULTIPLES:
+                raise ValueError(f"q {self.q:g} is too small for values as large as {max(map(abs, ends)):g}")
+            if "max" in self.model_fields_set and self.q > ends[1] - ends[0]:
+                raise ValueError(f"q {self.q:g} is more than the range from {ends[0]:g} to {ends[1]:g}")
 
 
 def _quantized(drawn: float, q: float) -> Number:
@@ -137,6 +184,18 @@ def _log_values(parameter: Parameter, position: float) -> float:
     drawn = math.exp(_between(math.log(parameter.min), math.log(parameter.max), position))
     return min(max(drawn, float(parameter.min)), float(parameter.max))
 
+
+ENDS: dict[str, Callable[[Parameter], tuple[float, float]]] = {
+    **dict.fromkeys(("uniform", "log_uniform", "log_uniform_values"), lambda parameter: (parameter.min, parameter.max)),
+    **dict.fromkeys(
+        ("normal", "log_normal"),
+        lambda parameter: (
+            parameter.mu - MOST_SIGMAS * parameter.sigma,
+            parameter.mu + MOST_SIGMAS * parameter.sigma,
+        ),
+    ),
+}
+"""The least and the greatest value that can be drawn, of a normal distribution those of positions in floats."""
 
 INVERSES: dict[str, Callable[[Parameter, float], float]] = {
     "uniform": lambda parameter, position: _between(parameter.min, parameter.max, position),

@@ -9,19 +9,22 @@ parameters under `ecdit.` (`experiments/config/designs.py` says what it means to
 
 from __future__ import annotations
 
-import itertools
 import math
+import os
 import random
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from experiments.config.designs import SEED
-from experiments.errors import SpecError, did_you_mean
+from experiments.config.limits import MAX_SEED
+from experiments.config.overrides import ARM, resolved_name, split_words
+from experiments.config.values import shown
+from experiments.config.yaml_file import KeyPath, Spelling, read_yaml, refuse_repeated
+from experiments.errors import ConfigError, SpecError, did_you_mean
 from sweeps.parameters import Closed, Parameter
 
 SHIPPED = Path(__file__).parent
@@ -32,7 +35,7 @@ COMMAND = ["${env}", "ecdit", "train", ARGUMENTS]
 WANDB_ONLY = ("early_terminate", "controller", "scheduler", "metrics", "job", "image_uri")
 WANDB_ONLY_DISTRIBUTIONS = ("beta", "q_beta", "inv_log_uniform", "inv_log_uniform_values")
 MAX_RUNS = 100_000
-"""A larger grid is taken for a slip."""
+"""A larger sweep is taken for a slip: it is refused before anything of it is made."""
 
 PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
@@ -57,7 +60,7 @@ class SweepSpec(Closed):
     metric: Metric | None = None
     name: str
     description: str | None = None
-    run_cap: PositiveInt | None = None
+    run_cap: int | None = Field(None, strict=True, gt=0, le=MAX_RUNS)
     project: str | None = None
     entity: str | None = None
     apiVersion: str | None = None
@@ -75,23 +78,28 @@ class SweepSpec(Closed):
     def combinations(self, replaced: Collection[str] = (), seed: int | None = None) -> Iterator[list[str]]:
         """The settings of each run as `name=value`, without the parameters named in `replaced`.
 
-        A grid is in W&B's order: parameters by name, the last one fastest; `run_cap` keeps the first ones. Random draws
-        have no end: whoever takes them stops at `run_cap` runs. They follow from `seed` (default: `ecdit.seed` of the
-        file, else 0) in every process and version; a parameter that is added or replaced does not change the others.
+        A grid is in W&B's order: parameters by name, the last one fastest; `run_cap` keeps the first ones, and no
+        others are made. Random draws have no end: whoever takes them stops at `run_cap` runs. They follow from `seed`
+        (default: `ecdit.seed` of the file, else 0) in every process and version; a parameter that is added or replaced
+        does not change the others.
         """
         return self._grid(replaced) if self.method == "grid" else self._draws(replaced, seed)
 
     def _grid(self, replaced: Collection[str]) -> Iterator[list[str]]:
-        grid: dict[str, Sequence[Any]] = {}
-        for name, parameter in self._leaves().items():
-            if name not in replaced:
-                grid[name] = _choices(name, parameter)
-        num_runs = math.prod(len(choices) for choices in grid.values())
+        leaves = self._leaves().items()
+        grid = {name: _choices(name, parameter) for name, parameter in leaves if name not in replaced}
+        num_runs = math.prod(map(len, grid.values()))
         if num_runs > MAX_RUNS and self.run_cap is None:
-            raise SpecError(f"parameters: the grid has {num_runs:,} runs.", "Shorten the lists, or set run_cap.")
-        products = itertools.product(*grid.values())
-        for values in itertools.islice(products, self.run_cap):
-            yield [f"{name}={value}" for name, value in zip(grid, values, strict=True)]
+            raise SpecError(
+                f"parameters: the grid has {_written(num_runs)} runs, and at most {MAX_RUNS:,} are taken.",
+                "Shorten the lists, or set run_cap.",
+            )
+        for index in range(min(num_runs, self.run_cap or num_runs)):
+            settings, rest = [], index
+            for name, choices in reversed(grid.items()):
+                rest, digit = divmod(rest, len(choices))
+                settings.append(f"{name}={choices[digit]}")
+            yield settings[::-1]
 
     def _draws(self, replaced: Collection[str], seed: int | None) -> Iterator[list[str]]:
         leaves = self._leaves()
@@ -104,14 +112,15 @@ class SweepSpec(Closed):
     def _seed(self, leaves: dict[str, Parameter]) -> int:
         """Of the draws: the constant `ecdit.seed`, 0 unless given."""
         seed = leaves[SEED].value if SEED in leaves else 0
-        if not isinstance(seed, int) or isinstance(seed, bool):
+        if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) > MAX_SEED:
             raise SpecError(f"parameters: {SEED} is not one whole number.", f"Write `{SEED}: {{value: 1}}`.")
         return seed
 
     def _leaves(self) -> dict[str, Parameter]:
         """Every parameter by its dotted name, sorted."""
         leaves: dict[str, Parameter] = {}
-        for name, parameter in _flatten(self.parameters):
+        for path, parameter in _paths(self.parameters):
+            name = ".".join(path[1::2])
             if name in leaves:
                 raise SpecError(f"parameters: {name} is given twice.", "Keep the dotted or the nested one.")
             leaves[name] = parameter
@@ -126,26 +135,62 @@ def shipped_specs() -> list[str]:
 def find_spec(name_or_path: str) -> Path:
     """The file of a shipped spec or at a path; a `SpecError` with the closest name when there is neither."""
     path = Path(name_or_path)
-    if path.suffix in {".yaml", ".yml"} or path.is_file():
-        if not path.is_file():
+    if path.suffix in {".yaml", ".yml"} or (os.path.exists(path) and not os.path.isdir(path)):
+        if not os.path.exists(path):
             raise SpecError(f"{path} does not exist.", f"Shipped sweeps: {', '.join(shipped_specs())}.")
         return path
     if name_or_path not in shipped_specs():
-        raise SpecError(f"{name_or_path!r} is not a sweep.", did_you_mean(name_or_path, shipped_specs()))
+        raise SpecError(f"'{shown(name_or_path)}' is not a sweep.", did_you_mean(name_or_path, shipped_specs()))
     return SHIPPED / f"{name_or_path}.yaml"
 
 
 def load_spec(name_or_path: str) -> SweepSpec:
     """Read and check a sweep file; a `SpecError` names the key that is wrong."""
     path = find_spec(name_or_path)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        detail = " ".join(str(error).split())
-        raise SpecError(f"{path} is not YAML: {detail}.", "Correct it, or start from a shipped spec.") from error
-    if not isinstance(content, dict):
+    content = read_yaml(path, SpecError, as_text=False)
+    if not isinstance(content.value, dict):
         raise SpecError(f"{path} holds no keys.", "Write at least program, method and parameters.")
-    return parse_spec(content, default_name=path.stem)
+    spec = parse_spec(content.value, default_name=path.stem)
+    _refuse_settings_given_twice(spec, content.lines, str(path))
+    return spec
+
+
+def _refuse_settings_given_twice(spec: SweepSpec, lines: Mapping[KeyPath, int], source: str) -> None:
+    """A `SpecError` where two parameters, or a parameter and the command, speak of one setting."""
+    given: list[tuple[str, Spelling]] = []
+    arms: list[list[tuple[str, Spelling]]] = []
+    for index, word in enumerate(spec.command):
+        if word in spec.fixed_settings():
+            given += _settings_of(word, word, lines["command", str(index)], source)
+    for path, parameter in _paths(spec.parameters):
+        name, line = ".".join(path[1::2]), lines[path]
+        values = parameter.values or [parameter.value]
+        if name != ARM and not any(isinstance(value, dict) for value in values):
+            given.append((resolved_name(name), Spelling(name, line)))
+            continue
+        for index, value in enumerate(values):
+            of_value = lines.get((*path, "values", str(index)), lines.get((*path, "value"), line))
+            arms.append(_settings_of(f"{name}={value}", name, of_value, source))
+    known = refuse_repeated(given, source, SpecError)
+    for arm in arms:
+        refuse_repeated(arm, source, SpecError, known)
+
+
+def _settings_of(word: str, spelled: str, line: int, source: str) -> list[tuple[str, Spelling]]:
+    """The settings that a word stands for, in a line of the file."""
+    try:
+        return [(resolved_name(key), Spelling(spelled, line)) for key, _ in split_words([word])]
+    except ConfigError as error:
+        raise SpecError(f"{source}: line {line}: {error.message}", error.hint) from error
+
+
+def _paths(parameters: Mapping[str, Parameter], path: KeyPath = ("parameters",)) -> Iterator[tuple[KeyPath, Parameter]]:
+    """Every single parameter with the path of its key in the file."""
+    for name, parameter in parameters.items():
+        if parameter.parameters:
+            yield from _paths(parameter.parameters, (*path, name, "parameters"))
+        else:
+            yield (*path, name), parameter
 
 
 def parse_spec(content: dict[str, Any], default_name: str) -> SweepSpec:
@@ -173,12 +218,8 @@ def _choices(name: str, parameter: Parameter) -> Sequence[Any]:
     return choices
 
 
-def _flatten(parameters: dict[str, Parameter], prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-    for name, parameter in parameters.items():
-        if parameter.parameters:
-            yield from _flatten(parameter.parameters, f"{prefix}{name}.")
-        else:
-            yield prefix + name, parameter
+def _written(number: int) -> str:
+    return f"{number:,}" if number < 10**15 else f"10^{len(str(number)) - 1}"
 
 
 def _all_names(parameters: dict[str, Parameter]) -> Iterator[str]:
@@ -209,8 +250,11 @@ def _distributions(parameters: Any, prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _explained(error: ValidationError) -> SpecError:
-    """The first thing wrong in a file, in one line with the path of its key."""
-    first = error.errors()[0]
+    """The first thing wrong in a file, in one line with the path of its key.
+
+    A key that is not known comes before one that is missing, which it may stand for.
+    """
+    first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"]]
     where, key = ".".join(path), path[-1] if path else ""
     if first["type"] == "extra_forbidden":
@@ -220,6 +264,6 @@ def _explained(error: ValidationError) -> SpecError:
     if first["type"] == "missing":
         return SpecError(f"{where} is missing.", f"Add `{key}:` to the sweep file.")
     if where == "program":
-        return SpecError(f"program: {first['input']!r} is not ecdit.", "Write `program: ecdit`.")
+        return SpecError(f"program: '{shown(str(first['input']))}' is not ecdit.", "Write `program: ecdit`.")
     message = first["msg"].removeprefix("Value error, ")
     return SpecError(f"{where}: {message}.", "See the shipped specs for the form.")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from experiments.config.budget import capacity_factor, expert_capacity, hidden_width
 from experiments.config.schema import RunConfig
+from experiments.config.values import shown
 from experiments.errors import ConfigError
 
 NEEDS_CAPACITY = ("expert_choice",)
@@ -56,7 +57,9 @@ def _check_data(config: RunConfig) -> None:
         for key, value in SHAPES_HAVE.items():
             if getattr(data, key) != value:
                 way_out = "Use data.name=latents." if value is None else f"Use data.{key}={value}."
-                raise ConfigError(f"data.{key}={getattr(data, key)} does not fit data.name=shapes.", way_out)
+                raise ConfigError(
+                    f"data.{key}={shown(str(getattr(data, key)))} does not fit data.name=shapes.", way_out
+                )
         return
     for key in ("sample_images", "metric_images"):
         if getattr(evaluation, key):
@@ -235,11 +238,18 @@ def _check_layout(config: RunConfig) -> None:
 
 def _require_divisible(key: str, value: int, by_key: str, by: int) -> None:
     if value % by:
-        divisor = max(n for n in range(1, by) if value % n == 0)
+        divisor = divisors(value, by - 1)[-1]
         raise ConfigError(
             f"{key}={value} is not divisible by {by_key}={by}.",
             f"Use {key}={_next_multiple(value, by)}, or {by_key}={divisor}.",
         )
+
+
+def divisors(number: int, limit: int) -> list[int]:
+    """The divisors of `number` up to `limit`, in order. The work grows with the square root of `number`."""
+    small = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
+    both = {*small, *(number // each for each in small)}
+    return sorted(each for each in both if each <= limit)
 
 
 def _local_batch(config: RunConfig) -> int:

@@ -16,19 +16,21 @@ A resolved config knows nothing of how it was designed. What the settings themse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.config.budget import Budget, budget, hidden_width
 from experiments.config.checks import check_config
 from experiments.config.identity import run_name
-from experiments.config.overrides import ARM, load_config
+from experiments.config.limits import MAX_FLOPS
+from experiments.config.overrides import DESIGN_SECTION, load_config, split_words, validated
 from experiments.config.routers import routing_defaults
 from experiments.config.schema import RoutingConfig, RunConfig
+from experiments.config.values import shown
 from experiments.errors import ConfigError, did_you_mean
 
-PREFIX = "ecdit."
+PREFIX = f"{DESIGN_SECTION}."
 TRAIN_FLOPS = f"{PREFIX}train_flops"
 ISO_ACTIVATION = f"{PREFIX}iso_activation"
 SEED = f"{PREFIX}seed"
@@ -79,32 +81,23 @@ def separate(overrides: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Overrides without designs, and the designs among them by name; the later one wins. Arms are looked into."""
     plain: list[str] = []
     designs: dict[str, str] = {}
-    for key, text in _pairs(overrides):
+    for key, text in split_words(overrides):
         if not key.startswith(PREFIX):
-            plain.append(f"{key}={text}" if text is not None else key)
+            plain.append(f"{key}={text}")
         elif key not in DESIGNS:
-            raise ConfigError(f"{key!r} is not a design.", did_you_mean(key, DESIGNS))
-        elif text is None:
-            raise ConfigError(f"{key!r} is not KEY=VALUE.", f"Write for example {TRAIN_FLOPS}=1e13.")
+            raise ConfigError(f"'{shown(key)}' is not a design.", did_you_mean(key, DESIGNS))
         else:
             designs[key] = text
     return plain, designs
-
-
-def _pairs(overrides: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-    for override in overrides:
-        key, equals, text = override.removeprefix("--").partition("=")
-        if key.strip() == ARM:
-            yield from _pairs(text.split())
-        else:
-            yield key.strip(), text.strip() if equals else None
 
 
 def _iso_activation(text: str) -> str | None:
     if text in NONE:
         return None
     if text not in MATCHES:
-        raise ConfigError(f"{ISO_ACTIVATION}={text} is not a way to match.", did_you_mean(text, [*MATCHES, "None"]))
+        raise ConfigError(
+            f"{ISO_ACTIVATION}={shown(text)} is not a way to match.", did_you_mean(text, [*MATCHES, "None"])
+        )
     return text
 
 
@@ -115,8 +108,11 @@ def _train_flops(text: str) -> float | None:
         flops = float(text)
     except ValueError:
         flops = 0.0
-    if not 0 < flops < float("inf"):
-        raise ConfigError(f"{TRAIN_FLOPS}={text} is not a number of FLOPs.", f"Write for example {TRAIN_FLOPS}=1e13.")
+    if not 0 < flops <= MAX_FLOPS:
+        raise ConfigError(
+            f"{TRAIN_FLOPS}={shown(text)} is not a number of FLOPs of at most {MAX_FLOPS:g}.",
+            f"Write for example {TRAIN_FLOPS}=1e13.",
+        )
     return flops
 
 
@@ -133,13 +129,13 @@ def _with_horizon(config: RunConfig, flops: float | None, cost_of: CostOf) -> Ru
             f"Use at least {TRAIN_FLOPS}={batch_flops:.2g}, or a smaller train.batch_images.",
         )
     images = num_batches * config.train.batch_images
-    return config.model_copy(update={"train": config.train.model_copy(update={"images": images})})
+    return validated(config.model_copy(update={"train": config.train.model_copy(update={"images": images})}))
 
 
 def _matched(config: RunConfig, way: str, cost_of: CostOf) -> RunConfig:
     """The dense config that activates nearest to as many parameters as `config` does."""
     dense = config.model_copy(update={"routing": DENSE})
-    matched = MATCHES[way](dense, cost_of(config).params_active, cost_of)
+    matched = validated(MATCHES[way](dense, cost_of(config).params_active, cost_of))
     check_config(matched)
     return matched
 

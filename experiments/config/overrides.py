@@ -1,14 +1,19 @@
-"""From a YAML file and `KEY=VALUE` overrides to a checked `RunConfig`; later settings win.
+"""From a YAML file and `KEY=VALUE` overrides to a checked `RunConfig`.
+
+Overrides win over the file, and of overrides the later one wins: a sweep and a W&B agent append what they vary to what
+was there. Inside of a file there is no order, so that a setting which is given twice is refused.
 
 A key is the dotted path of a setting. Short forms: `model=nano` is `model.name=nano`, likewise `routing`, `data` and
 `optim`. `arm="routing.name=dense model.ffn_factor=6"` stands for the overrides in it, at its place, so that a grid can
-vary settings together. A leading `--` is accepted, because a W&B agent passes `--key=value`. What the text of a value
-means is decided in `values.py`, whether settings fit each other in `checks.py`.
+vary settings together. What a W&B agent passes is understood: a leading `--`, a group of nested parameters as one word
+(`optim={'learning_rate': 0.0001}`), and the words of a requeued run, which are all that W&B had stored of it. What the
+text of a value means is decided in `values.py`, whether settings fit each other in `checks.py`.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,14 +24,22 @@ from pydantic import BaseModel, ValidationError
 from experiments.config.checks import check_config
 from experiments.config.data_set import with_data_set
 from experiments.config.schema import RunConfig
-from experiments.config.values import Accepts, Scalar, accepted_by, convert
-from experiments.config.yaml_file import read_yaml_text
+from experiments.config.values import Accepts, Scalar, accepted_by, convert, shown
+from experiments.config.yaml_file import KeyPath, Spelling, parse_yaml, read_yaml, refuse_repeated
 from experiments.errors import ConfigError, did_you_mean
+from experiments.text import printable, shortened
 
 SHORT_FORMS = {section: f"{section}.name" for section in ("model", "routing", "data", "optim")}
 ARM = "arm"
+DESIGN_SECTION = "ecdit"
+"""Of the designs in `designs.py`."""
+STORED_BY_WANDB = "_wandb"
+"""The key under which W&B keeps its own facts in the config of a run."""
+RECORDED = "config_id"
+"""Among the words of a requeued run: our mirror has stored its settings."""
 ALIKE = 0.6
 """Least share of equal letters for a suggestion, as in `did_you_mean`."""
+LONGEST_NUMBER = 24
 
 
 def load_config(overrides: Sequence[str] = (), file: Path | None = None) -> RunConfig:
@@ -34,16 +47,30 @@ def load_config(overrides: Sequence[str] = (), file: Path | None = None) -> RunC
 
     Raises `ConfigError` with one line naming key, value and the way out.
     """
-    pairs = [] if file is None else list(_read_file(file))
-    flat = _converted([*pairs, *map(_split, overrides)])
-    config = build_config(flat)
+    pairs = [] if file is None else _read_file(file)
+    config = build_config(_converted([*pairs, *split_words(overrides)]))
     check_config(config)
     return config
 
 
 def expand(overrides: Iterable[str]) -> dict[str, Scalar]:
-    """Overrides as a flat mapping of dotted settings to values; short forms and arms are resolved."""
-    return _converted(map(_split, overrides))
+    """Overrides as a flat mapping of dotted settings to values; short forms, groups and arms are resolved."""
+    return _converted(split_words(overrides))
+
+
+def split_words(overrides: Iterable[str]) -> list[tuple[str, str]]:
+    """Overrides as keys and texts in their order; arms and groups are replaced by the settings in them.
+
+    W&B starts a requeued run with all that it had stored of it: the sweep's parameters, and where the run had started,
+    what our mirror added (`experiments/records/wandb_mirror.py`), which holds every resolved setting. Then only those
+    are taken, because the arms and designs among the parameters are resolved in them already.
+    """
+    pairs = [pair for pair in map(_split, overrides) if pair[0] != STORED_BY_WANDB]
+    if any(key == RECORDED for key, _ in pairs):
+        resolved = {*known_settings(), *SHORT_FORMS, *_sections()} - {DESIGN_SECTION}
+        pairs = [(key, text) for key, text in pairs if key in resolved]
+        pairs.sort(key=lambda pair: pair[1].startswith("{"))  # the groups are the resolved settings, and win
+    return [each for key, text in pairs for each in _inner(key, text)]
 
 
 def build_config(flat: Mapping[str, Scalar]) -> RunConfig:
@@ -54,6 +81,14 @@ def build_config(flat: Mapping[str, Scalar]) -> RunConfig:
         (nested.setdefault(section, {}) if section else nested)[name] = value
     try:
         return RunConfig.model_validate(with_data_set(nested))
+    except ValidationError as error:
+        raise _limit_error(error) from error
+
+
+def validated(config: RunConfig) -> RunConfig:
+    """`config`, which was changed without a check, with its limits checked."""
+    try:
+        return RunConfig.model_validate(config.model_dump())
     except ValidationError as error:
         raise _limit_error(error) from error
 
@@ -71,13 +106,15 @@ def known_settings() -> dict[str, Accepts]:
     return found
 
 
+def resolved_name(key: str) -> str:
+    """The dotted setting that `key` names, or `key` where it is no short form."""
+    return SHORT_FORMS.get(key, key)
+
+
 def _converted(pairs: Iterable[tuple[str, str]]) -> dict[str, Scalar]:
     flat: dict[str, Scalar] = {}
     for given, text in pairs:
-        if given == ARM:
-            flat |= expand(text.split())
-            continue
-        key = SHORT_FORMS.get(given, given)
+        key = resolved_name(given)
         if key not in known_settings():
             raise _unknown_setting(key)
         flat[key] = convert(key, text, known_settings()[key])
@@ -87,30 +124,82 @@ def _converted(pairs: Iterable[tuple[str, str]]) -> dict[str, Scalar]:
 def _split(override: str) -> tuple[str, str]:
     key, equals, text = override.removeprefix("--").partition("=")
     if not equals or not key:
-        raise ConfigError(f"{override!r} is not KEY=VALUE.", "Write for example train.images=6400.")
+        raise ConfigError(f"'{shown(override)}' is not KEY=VALUE.", "Write for example train.images=6400.")
     return key.strip(), text.strip()
 
 
-def _read_file(file: Path) -> Iterator[tuple[str, str]]:
-    """The settings of a YAML file as text. BaseLoader leaves every value as it is written."""
-    raw = read_yaml_text(file, ConfigError)
-    if raw is None:
-        return
-    if not isinstance(raw, dict):
+def _inner(key: str, text: str) -> list[tuple[str, str]]:
+    """The settings that one word stands for: those of an arm or of a group, or itself."""
+    if key == ARM:
+        return _of_arm(text)
+    if key in _sections() and text.startswith("{"):
+        return _of_group(key, text)
+    return [(key, text)]
+
+
+def _of_arm(text: str) -> list[tuple[str, str]]:
+    inner = [_split(word) for word in text.split()]
+    names = Counter(resolved_name(key) for key, _ in inner)
+    for name, times in names.items():
+        if name == ARM:
+            raise ConfigError(f"an arm stands inside of the arm '{shown(text)}'.", "Write its settings out.")
+        if times > 1:
+            raise ConfigError(f"{name} is given twice in the arm '{shown(text)}'.", "Keep one of them.")
+    return inner
+
+
+def _of_group(section: str, text: str) -> list[tuple[str, str]]:
+    """Settings from a mapping as Python or JSON writes it, which YAML can read."""
+    content = parse_yaml(text, section, ConfigError, as_text=True).value
+    return [(f"{section}.{name}", _written(f"{section}.{name}", value)) for name, value in content.items()]
+
+
+def _written(key: str, value: Any) -> str:
+    """The text of a value that was read as text; only a design may be more than one value."""
+    if isinstance(value, str):
+        return value
+    if key not in known_settings() and isinstance(value, dict | list):
+        return str(value)
+    kind = "a list" if isinstance(value, list) else "a group"
+    raise ConfigError(
+        f"{key}={shown(str(value))} is {kind}.", "A setting takes one value; lists belong in a sweep file."
+    )
+
+
+@cache
+def _sections() -> frozenset[str]:
+    """Groups of settings, designs among them."""
+    return frozenset({key.split(".")[0] for key in known_settings() if "." in key} | {DESIGN_SECTION})
+
+
+def _read_file(file: Path) -> list[tuple[str, str]]:
+    """The settings of a YAML file as text. A `ConfigError` where one is given twice, however it is spelled."""
+    content = read_yaml(file, ConfigError, as_text=True)
+    if content.value is None:
+        return []
+    if not isinstance(content.value, dict):
         raise ConfigError(f"{file} does not hold settings.", "Write lines such as `train.images: 6400`.")
-    yield from _flattened(raw, prefix="")
+    found: list[tuple[str, str]] = []
+    spellings: list[tuple[str, Spelling]] = []
+    for path, text in _flattened(content.value):
+        spelling = Spelling(".".join(path), content.lines[path])
+        try:
+            inner = _inner(spelling.text, text)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: line {spelling.line}: {error.message}", error.hint) from error
+        found += inner
+        spellings += [(resolved_name(key), spelling) for key, _ in inner]
+    refuse_repeated(spellings, str(file), ConfigError)
+    return found
 
 
-def _flattened(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    sections = {key.split(".")[0] for key in known_settings() if "." in key}
+def _flattened(tree: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     for name, value in tree.items():
-        key = f"{prefix}{name}"
+        key = ".".join((*path, name))
         if isinstance(value, dict):
-            yield from _flattened(value, f"{key}.")
-        elif isinstance(value, list):
-            raise ConfigError(f"{key}={value} is a list.", "A setting takes one value; lists belong in a sweep file.")
-        elif not (value == "" and key in sections):
-            yield key, value
+            yield from _flattened(value, (*path, name))
+        elif not (value == "" and key in _sections()):
+            yield (*path, name), _written(key, value)
 
 
 def _unknown_setting(key: str) -> ConfigError:
@@ -127,7 +216,7 @@ def _unknown_setting(key: str) -> ConfigError:
         hint = f"Choose from: {', '.join(in_section)}."
     else:
         hint = did_you_mean(section, {path.split(".")[0] for path in known})
-    return ConfigError(f"{key!r} is not a setting.", hint)
+    return ConfigError(f"'{shown(key)}' is not a setting.", hint)
 
 
 def _likeness(key: str, path: str) -> float:
@@ -145,5 +234,6 @@ def _limit_error(error: ValidationError) -> ConfigError:
     assert details, error
     first, known = details[0], known_settings()
     key = next(k for n in (2, 1) if (k := ".".join(map(str, first["loc"][:n]))) in known)
-    value = f"{first['input']:g}" if isinstance(first["input"], float) else first["input"]
-    return ConfigError(f"{key}={value} is out of range.", first["msg"].replace("Input should be", "It must be") + ".")
+    value = first["input"]
+    text = f"{value:g}" if isinstance(value, float) else shortened(printable(str(value)), LONGEST_NUMBER)
+    return ConfigError(f"{key}={text} is out of range.", first["msg"].replace("Input should be", "It must be") + ".")

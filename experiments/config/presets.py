@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from experiments.config.values import shown
 from experiments.errors import ConfigError, did_you_mean
 
 
@@ -54,7 +55,7 @@ PRESETS: dict[str, Preset] = {
 def find_preset(name: str) -> Preset:
     """The row called `name`; a `ConfigError` with the closest name when there is none."""
     if name not in PRESETS:
-        raise ConfigError(f"model.name={name!r} is not a preset.", did_you_mean(name, PRESETS))
+        raise ConfigError(f"model.name='{shown(name)}' is not a preset.", did_you_mean(name, PRESETS))
     return PRESETS[name]
 
 

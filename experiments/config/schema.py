@@ -10,8 +10,39 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from experiments.config.limits import (
+    BatchImages,
+    Epsilon,
+    Experts,
+    Guidance,
+    Halflife,
+    Heads,
+    HeldImages,
+    HeldImagesOrNone,
+    Images,
+    ImagesOrNone,
+    Layers,
+    LearningRate,
+    LogitMean,
+    LogitStd,
+    LossWeight,
+    Norm,
+    Seed,
+    Share,
+    Side,
+    Smoothing,
+    Steps,
+    Text,
+    Tokens,
+    TopK,
+    WeightDecay,
+    Width,
+    WidthFactor,
+    WidthFactorOrNone,
+    World,
+)  # fmt: skip
 from experiments.config.presets import find_preset, model_defaults
 from experiments.config.routers import RouterName, routing_defaults
 
@@ -29,44 +60,44 @@ class ModelConfig(Settings):
     """The backbone. Everything but `name` comes from the preset unless it is set."""
 
     name: str
-    width: PositiveInt
-    num_layers: PositiveInt
-    num_heads: PositiveInt
-    num_kv_heads: PositiveInt
-    patch_size: PositiveInt
+    width: Width
+    num_layers: Layers
+    num_heads: Heads
+    num_kv_heads: Heads
+    patch_size: Side
     sparse_layers: Literal["alternate", "all"]
-    text_width: PositiveInt
-    text_layers: PositiveInt
-    ffn_factor: PositiveFloat = Field(4.0, description="hidden width of a dense feed-forward over width")
+    text_width: Width
+    text_layers: Layers
+    ffn_factor: WidthFactor = Field(4.0, description="hidden width of a dense feed-forward over width")
 
 
 class RoutingConfig(Settings):
     """Which tokens go to which expert. A field that a router does not have is None (or 0)."""
 
     name: RouterName
-    num_experts: int = Field(ge=0, description="0 when dense")
-    capacity_factor: PositiveFloat | None = Field(
+    num_experts: Experts = Field(description="0 when dense")
+    capacity_factor: WidthFactor | None = Field(
         description="expert slots per token, C = S f_c / E; None: no limit and no drops"
     )
-    eval_capacity_factor: PositiveFloat | Same | None = Field(
+    eval_capacity_factor: WidthFactor | Same | None = Field(
         description="the same unit outside training; 'same': as in training"
     )
-    top_k: PositiveInt | None = Field(description="experts that a token picks; None where experts pick")
-    group_images: PositiveInt | Batch | None = Field(
+    top_k: TopK | None = Field(description="experts that a token picks; None where experts pick")
+    group_images: BatchImages | Batch | None = Field(
         description="images per routing group; 'batch': all that one process takes at a time"
     )
     gating: Literal["softmax", "sigmoid", "identity"] | None
     expert: Literal["gelu", "swiglu"] | None
-    expert_factor: PositiveFloat | None = Field(description="hidden width of an expert over width")
-    shared_factor: float | None = Field(ge=0, description="hidden width of the shared experts over width")
-    balance_loss_weight: float = Field(ge=0, description="of one routed layer; the losses of all layers are added")
+    expert_factor: WidthFactor | None = Field(description="hidden width of an expert over width")
+    shared_factor: WidthFactorOrNone | None = Field(description="hidden width of the shared experts over width")
+    balance_loss_weight: LossWeight = Field(description="of one routed layer; the losses of all layers are added")
 
 
 class FlowConfig(Settings):
     """Rectified flow with logit-normal t. The paper states neither mean nor scale: these are ours."""
 
-    time_mean: float = 0.0
-    time_std: PositiveFloat = 1.0
+    time_mean: LogitMean = 0.0
+    time_std: LogitStd = 1.0
 
 
 def _is_none(value: object) -> bool:
@@ -81,67 +112,67 @@ class DataConfig(Settings):
     """
 
     name: Literal["shapes", "latents"] = "shapes"
-    image_size: PositiveInt = Field(32, description="side of the grid that the model sees")
-    channels: PositiveInt = 3
+    image_size: Side = Field(32, description="side of the grid that the model sees")
+    channels: Side = 3
     vocab_size: Literal[64] | None = Field(
         64, description="of the trained text encoder; None: features are precomputed"
     )
-    caption_length: PositiveInt = Field(16, description="tokens that a caption is padded to")
-    seed: int = Field(0, ge=0, description="of the data stream; runs of different `seed` share it")
-    text_width: PositiveInt | None = Field(None, exclude_if=_is_none, description="of precomputed T5 features")
-    pooled_width: PositiveInt | None = Field(None, exclude_if=_is_none, description="of pooled CLIP features")
-    fingerprint: str | None = Field(None, exclude_if=_is_none, description="of the data set")
-    path: str | None = Field(None, exclude_if=_is_none, description="folder of the data set")
+    caption_length: Tokens = Field(16, description="tokens that a caption is padded to")
+    seed: Seed = Field(0, description="of the data stream; runs of different `seed` share it")
+    text_width: Width | None = Field(None, exclude_if=_is_none, description="of precomputed T5 features")
+    pooled_width: Width | None = Field(None, exclude_if=_is_none, description="of pooled CLIP features")
+    fingerprint: Text | None = Field(None, exclude_if=_is_none, description="of the data set")
+    path: Text | None = Field(None, exclude_if=_is_none, description="folder of the data set")
 
 
 class OptimConfig(Settings):
     """Optimizer and schedule. RMSProp's momentum and every Adam constant are ours."""
 
     name: Literal["adamw", "rmsprop"] = "adamw"
-    learning_rate: PositiveFloat
-    weight_decay: float = Field(0.0, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.99, ge=0, lt=1, description="RMSProp: the smoothing constant")
-    momentum: float = Field(0.9, ge=0, lt=1, description="RMSProp only")
-    epsilon: PositiveFloat = 1e-8
-    warmup_images: int = Field(3200, ge=0)
+    learning_rate: LearningRate
+    weight_decay: WeightDecay = 0.0
+    beta1: Smoothing = 0.9
+    beta2: Smoothing = Field(0.99, description="RMSProp: the smoothing constant")
+    momentum: Smoothing = Field(0.9, description="RMSProp only")
+    epsilon: Epsilon = 1e-8
+    warmup_images: ImagesOrNone = 3200
     schedule: Literal["constant", "cosine"] = "cosine"
-    clip_norm: PositiveFloat = 1.0
+    clip_norm: Norm = 1.0
 
 
 class TrainConfig(Settings):
     """How long and how. Progress is counted in images."""
 
-    images: PositiveInt = 38_400
-    batch_images: PositiveInt = Field(32, description="over all processes and accumulation steps")
-    accumulation: PositiveInt = Field(1, description="forward passes per optimizer step")
+    images: Images = 38_400
+    batch_images: BatchImages = Field(32, description="over all processes and accumulation steps")
+    accumulation: BatchImages = Field(1, description="forward passes per optimizer step")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     implementation: Literal["fast", "reference"] = Field(
         "fast", description="reference: the routed layers in plain operations, the same numbers up to rounding"
     )
-    mask_ratio: float = Field(0.0, ge=0, lt=1, description="share of the tokens dropped in training")
-    caption_dropout: float = Field(0.1, ge=0, le=1, description="for classifier-free guidance")
-    ema_halflife_images: PositiveFloat = 2000.0
+    mask_ratio: Smoothing = Field(0.0, description="share of the tokens dropped in training")
+    caption_dropout: Share = Field(0.1, description="for classifier-free guidance")
+    ema_halflife_images: Halflife = 2000.0
 
 
 class CheckpointConfig(Settings):
     """When to save. The last `keep` complete checkpoints stay."""
 
-    every_images: PositiveInt = 12_800
-    keep: PositiveInt = 2
+    every_images: Images = 12_800
+    keep: Steps = 2
 
 
 class EvalConfig(Settings):
     """Validation on a fixed set of (image, t, noise); the samples shown in W&B, and what is measured on others."""
 
-    every_images: PositiveInt = 6_400
-    images: PositiveInt = 512
-    batch_images: PositiveInt = 32
-    sample_images: int = Field(8, ge=0)
-    sample_steps: PositiveInt = 24
-    guidance: float = Field(2.0, ge=0)
-    metric_images: int = Field(
-        0, ge=0, description="images sampled at every evaluation for shapes-geneval and frechet-shapes; 0: neither"
+    every_images: Images = 6_400
+    images: HeldImages = 512
+    batch_images: BatchImages = 32
+    sample_images: HeldImagesOrNone = 8
+    sample_steps: Steps = 24
+    guidance: Guidance = 2.0
+    metric_images: HeldImagesOrNone = Field(
+        0, description="images sampled at every evaluation for shapes-geneval and frechet-shapes; 0: neither"
     )
 
 
@@ -151,8 +182,8 @@ class ParallelConfig(Settings):
     The exception is `world` with `routing.group_images=batch`, whose groups are those of one process (`identity.py`).
     """
 
-    world: PositiveInt = Field(1, description="processes")
-    expert_parallel: PositiveInt = Field(1, description="processes that the experts of a layer are spread over")
+    world: World = Field(1, description="processes")
+    expert_parallel: World = Field(1, description="processes that the experts of a layer are spread over")
     zero_stage: Literal[0, 1, 2, 3] = Field(
         1, description="what is sharded: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too"
     )
@@ -164,16 +195,16 @@ class ParallelConfig(Settings):
 class LogConfig(Settings):
     """How often rows are written."""
 
-    every_images: PositiveInt = 320
+    every_images: Images = 320
 
 
 class WandbConfig(Settings):
     """The mirror. `auto`: online where a key is configured, else offline."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "ecdit"
-    entity: str | None = None
-    group: str | None = None
+    project: Text | None = Field(None, description="None: what WANDB_PROJECT or W&B's settings file says, else ecdit")
+    entity: Text | None = None
+    group: Text | None = None
 
 
 class RunConfig(Settings):
@@ -190,7 +221,7 @@ class RunConfig(Settings):
     parallel: ParallelConfig = ParallelConfig()
     log: LogConfig = LogConfig()
     wandb: WandbConfig = WandbConfig()
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @model_validator(mode="before")
     @classmethod

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from experiments.errors import ConfigError, did_you_mean
+from experiments.text import printable, shortened
 
 Scalar = str | int | float | bool | None
 
 NONE_SPELLINGS = frozenset({"none", "null", "~", ""})
 TRUE_SPELLINGS = frozenset({"true", "yes", "on"})
 FALSE_SPELLINGS = frozenset({"false", "no", "off"})
+LONGEST_SHOWN = 80
 TYPE_NAMES: dict[type, str] = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -70,11 +72,21 @@ def convert(key: str, text: str, accepts: Accepts) -> Scalar:
         return text
     words = [str(word) for word in accepts.words]
     hint = did_you_mean(text, words) if words else ""
-    raise ConfigError(f"{key}={text!r} is not {accepts}.", hint if hint.startswith("Did") else "")
+    raise ConfigError(f"{key}='{shown(text)}' is not {accepts}.", hint if hint.startswith("Did") else "")
+
+
+def shown(text: str) -> str:
+    """`text` as an error shows it: on one line and not longer than a line."""
+    return shortened(printable(text), LONGEST_SHOWN)
 
 
 def _number(text: str, kinds: frozenset[type]) -> int | float | None:
-    """`text` as an integer where one is taken and it is whole (`1e6` is), else as a float where one is taken."""
+    """`text` as an integer where one is taken and it is whole (`1e6` is), else as a float where one is taken.
+
+    Only in ASCII: Python also reads the digits of other scripts, which look like a slip in a config.
+    """
+    if not text.isascii():
+        return None
     try:
         value = float(text)
     except ValueError:

@@ -33,6 +33,7 @@ FINISH_TIMEOUT_SECONDS = 30.0
 MAX_HISTOGRAM_BINS = 512
 EVAL_LINES = "rows/evals"
 ROUTING_LINES = "rows/routing"
+DEFAULT_PROJECT = "ecdit"
 
 talk = logging.getLogger(__name__)
 
@@ -175,16 +176,26 @@ def ask_wandb(wanted: Literal["auto", "online"]) -> tuple[str, bool]:
     return configured, wandb.login(prompt=False, verify=False)
 
 
+def project_of(given: str | None) -> str:
+    """The project that is `given`, else that of WANDB_PROJECT or of W&B's settings file, else ours.
+
+    W&B looks up the entity in the same way by itself, but its own last resort for a project is `uncategorized`.
+    """
+    import wandb
+
+    own = wandb.setup(wandb.Settings(silent=True)).settings  # quiet also in what is said outside of a run
+    return given or own.project or DEFAULT_PROJECT
+
+
 def _init(record: RunRecord, run_dir: RunDir, mode: Mode) -> Any:
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))  # what is said outside a run: to be quiet is not the run's setting alone
     settings = record.config["wandb"]
     facts = record.model_dump(mode="json", exclude={"config"}, exclude_none=True)
     return wandb.init(
         mode=mode,
         dir=str(run_dir.path),
-        project=settings["project"],
+        project=project_of(settings["project"]),
         entity=settings["entity"],
         group=settings["group"] or record.sweep,
         name=record.name,

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from experiments.config.designs import load_designed
+from experiments.config.identity import config_id
 from experiments.config.overrides import expand, known_settings, load_config
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
@@ -48,6 +50,70 @@ def test_leading_dashes_are_accepted_as_a_wandb_agent_passes_them() -> None:
 def test_a_preset_fills_what_is_left_open_and_nothing_else() -> None:
     config = load_config(["model=micro", "model.width=256"])
     assert (config.model.width, config.model.num_heads, config.optim.learning_rate) == (256, 4, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optim={'learning_rate': 0.0001, 'name': 'rmsprop'}", "routing={'capacity_factor': None, 'name': 'switch'}"],
+        ['--optim={"learning_rate": 0.0001, "name": "rmsprop"}', '--routing={"capacity_factor":null,"name":"switch"}'],
+    ],
+)
+def test_nested_parameters_of_a_wandb_agent_are_groups_of_settings(words: list[str]) -> None:
+    flat = ["optim.learning_rate=0.0001", "optim=rmsprop", "routing=switch", "routing.capacity_factor=None"]
+    assert load_config(words) == load_config(flat)
+    assert load_config(["optim.weight_decay=0.1", *words]).optim.weight_decay == 0.1  # a group names some settings
+    assert load_designed(["ecdit={'train_flops': 10000000000000.0}"]) == load_designed(["ecdit.train_flops=1e13"])
+
+
+STORED = {
+    "_wandb": {"cli_version": "0.22.0", "t": {"1": [1, 5], "2": []}},
+    "arm": "routing.name=expert_choice model.ffn_factor=6",
+    "ecdit.iso_activation": "ffn_factor",
+    "ecdit.train_flops": 1e12,
+    "ecdit": {"train_flops": 1e12},
+    "name": "nano-dense",
+    "git_commit": None,
+    "command": ["ecdit", "train"],
+    "versions": {"python": "3.11"},
+}
+
+
+def test_the_words_of_a_requeued_run_are_its_stored_settings() -> None:
+    words = [f"arm={STORED['arm']}", "ecdit.iso_activation=ffn_factor", "ecdit.train_flops=1e12"]
+    first = load_designed(words).config
+    stored = {**STORED, **first.model_dump(mode="json"), "config_id": config_id(first), "train.images": 64}
+    for order in (list(stored), list(reversed(stored)), sorted(stored)):
+        assert load_designed([f"{key}={stored[key]}" for key in order]).config == first
+
+
+def test_a_run_that_was_requeued_before_it_started_keeps_its_parameters() -> None:
+    words = ["_wandb={'desc': None}", "arm=routing.name=dense seed=3", "train.images=64"]
+    assert load_designed(words) == load_designed(words[1:])
+    assert load_designed(words).config.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim={'learning_rate': 1", "optim is not YAML"),
+        ("optim={'learning_rate': 1, 'learning_rate': 2}", "optim: learning_rate is given twice, in lines 1 and 1."),
+        ("optim={'learning_rat': 1}", "'optim.learning_rat' is not a setting. Did you mean 'optim.learning_rate'?"),
+        ("optim={'learning_rate': [1, 2]}", "is a list. A setting takes one value; lists belong in a sweep file."),
+        ("optim={'learning_rate': {'a': 1}}", "is a group."),
+        ("optim={'learning_rate': " + "[" * 9000, "optim: line 1 is nested more than"),
+        ("optim={'a': &a [*a]}", "stands for what it is itself a part of"),
+        ("arm=" * 5000 + "seed=1", "an arm stands inside of the arm 'arm=arm=arm="),
+        ("arm=seed=1 train.images=4 seed=2", "seed is given twice in the arm 'seed=1 train.images=4 seed=2'."),
+        ("arm=model=nano model.name=micro", "model.name is given twice in the arm"),
+    ],
+)
+def test_a_group_or_an_arm_that_cannot_be_read_is_one_line(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_designed([word])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 def test_an_arm_sets_its_settings_together_at_its_place() -> None:
@@ -154,6 +220,39 @@ def test_a_mistake_in_a_file_is_one_line(tmp_path: Path, text: str, message: str
         load_config(file=write(tmp_path, text))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n  images: 1280\n  images: 64000\n", "train.images is given twice, in lines 2 and 3."),
+        ("seed: 1\noptim: {beta1: 0}\ntrain: {}\noptim: {beta2: 0}\n", "optim is given twice, in lines 2 and 4."),
+        ("train.images: 1280\ntrain:\n  images: 64000\n", "train.images is given twice, in lines 1 and 3."),
+        (
+            "model: nano\nmodel.name: micro\n",
+            "model.name is given twice, in line 1 (model) and in line 2 (model.name).",
+        ),
+        ("model: {name: nano}\nmodel.name: nano\n", "model.name is given twice, in lines 1 and 2."),
+        (
+            "seed: 1\narm: routing=dense seed=2\n",
+            "seed is given twice, in line 1 (seed) and in line 2 (arm).",
+        ),
+        ("\narm: seed=1 seed=2\n", "line 2: seed is given twice in the arm 'seed=1 seed=2'."),
+        (
+            "train: &t {images: 64}\ntrain.images: 32\n",
+            "train.images is given twice, in lines 1 and 2.",
+        ),
+        (
+            'train: "{images: 64}"\ntrain.images: 32\n',
+            "train.images is given twice, in line 1 (train) and in line 2 (train.images).",
+        ),
+    ],
+)
+def test_a_setting_given_twice_in_a_file_is_refused_with_both_lines(tmp_path: Path, text: str, message: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file=file)
+    assert str(caught.value) == f"{file}: {message} Keep one of them."
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

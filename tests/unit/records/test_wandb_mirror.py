@@ -116,6 +116,31 @@ def test_a_group_of_the_settings_wins_over_the_sweep(run_offline, run_dir):
     assert (run.run_group, run.project) == ("mine", "theirs")
 
 
+@pytest.mark.parametrize("where", ["environment", "settings file"])
+def test_the_project_of_wandbs_own_settings_is_honoured_as_the_entity_is(
+    run_offline, run_dir, tmp_path, monkeypatch, where
+):
+    if where == "environment":
+        monkeypatch.setenv("WANDB_PROJECT", "theirs")
+        monkeypatch.setenv("WANDB_ENTITY", "us")
+    else:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "wandb").mkdir()
+        (tmp_path / "wandb" / "settings").write_text("[default]\nproject = theirs\nentity = us\n")
+    wandb.teardown()  # which remembers what it was set up with
+    run_offline()
+    run = next(record.run for record in wandb_records(run_dir.wandb) if record.HasField("run"))
+    assert (run.project, run.entity) == ("theirs", "us")
+
+
+def test_a_project_of_the_settings_wins_over_the_environment(run_offline, run_dir, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    wandb.teardown()
+    run_offline("wandb.project=ecdit")
+    run = next(record.run for record in wandb_records(run_dir.wandb) if record.HasField("run"))
+    assert run.project == "ecdit"
+
+
 def test_records_are_the_same_with_and_without_the_mirror(run_offline, run_dir, make_record, make_step):
     run_offline()
     subprocess.run(["rm", "-r", run_dir.wandb], check=True)

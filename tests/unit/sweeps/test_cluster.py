@@ -140,3 +140,60 @@ def test_a_file_that_cannot_be_read_is_named(write, tmp_path):
         load_cluster(write("a: [1"))
     with pytest.raises(SpecError, match=r"cluster\.yaml holds no keys"):
         load_cluster(write("- 1"))
+
+
+HEAD = "program: ecdit\nmethod: grid\nparameters:\n  seed: {value: 0}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("time: 10\npartition: short\ntime: 600\n", "time is given twice, in lines 1 and 3."),
+        (
+            "time: 10\nextra:\n  gpu-bind: none\n  gpu_bind: closest\n",
+            "extra.gpu-bind is given twice, in line 3 (extra.gpu-bind) and in line 4 (extra.gpu_bind).",
+        ),
+        (
+            "time: 10\nrules:\n  - where: {model: XL, model.name: L}\n    nodes: 2\n",
+            "rules.0.where.model.name is given twice, in line 3 (rules.0.where.model) and in line 3 "
+            "(rules.0.where.model.name).",
+        ),
+        (
+            "time: 10\nrules:\n  - where: {seed: 1}\n    nodes: 2\n    nodes: 3\n",
+            "rules.0.nodes is given twice, in lines 4 and 5.",
+        ),
+        (
+            HEAD + "  ecdit.cluster: {value: {time: 10}}\necdit: {cluster: {time: 20}}\n",
+            "ecdit.cluster is given twice, in line 5 (parameters.ecdit.cluster.value) and in line 6 (ecdit.cluster).",
+        ),
+    ],
+)
+def test_a_key_given_twice_is_refused_with_both_lines(write, text, message):
+    file = write(text)
+    with pytest.raises(SpecError) as caught:
+        load_cluster(file)
+    assert str(caught.value) == f"{file}: {message} Keep one of them."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"tme": "60"}, r"c: 'tme' is not a key of a cluster\. Did you mean 'time'\?"),
+        ({"time": "60", "rulez": []}, r"c: 'rulez' is not a key of a cluster\. Did you mean 'rules'\?"),
+        ({"time": "60", "rules": [{"wher": {"seed": "1"}}]}, r"c: rules\.1: 'wher' is not a key .* 'where'\?"),
+        (
+            {"time": "60", "nodes": "1" + "0" * 30},
+            r"nodes='10+' does not fit\. It must be: less than or equal to 131072",
+        ),
+        ({"time": "60", "cpus_per_task": "100000"}, r"cpus_per_task='100000' does not fit\. It must be: less than"),
+        ({"time": "9" * 30}, r"time='9+' does not fit"),
+        ({"time": "9" * 5000}, r"time='9+' does not fit"),
+        ({"time": "\u00b2"}, r"does not fit"),
+        ({"time": "60", "save_seconds": "1e300"}, r"save_seconds='1e300' does not fit"),
+        ({"time": "60", "gpus_per_node": "inf"}, r"gpus_per_node='inf' does not fit"),
+        ({"time": "60", "max_parallel": "true"}, r"max_parallel='true' does not fit"),
+    ],
+)
+def test_misspelt_keys_and_numbers_without_a_meaning_are_named(content, message):
+    with pytest.raises(SpecError, match=message):
+        parse_cluster(content, "c")

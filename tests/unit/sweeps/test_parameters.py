@@ -117,3 +117,59 @@ def test_the_distribution_that_wandb_takes_when_none_is_named(given, form):
 def test_what_does_not_go_together_is_named(given, message):
     with pytest.raises(ValidationError, match=message):
         Parameter(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"min": 0, "max": 10**30}, "is not a number between"),
+        ({"min": 0, "max": 10**400}, "is not a number between"),
+        ({"min": 0.0, "max": math.inf}, "is not a number between"),
+        ({"min": math.nan, "max": 1.0}, "is not a number between"),
+        ({"min": False, "max": 3}, "False is not a number"),
+        ({"min": [0], "max": 3}, "is not a number"),
+        ({"distribution": "normal", "mu": math.inf}, "is not a number between"),
+        ({"distribution": "normal", "sigma": math.inf}, "is not a number between"),
+        ({"distribution": "normal", "sigma": -1}, "greater than or equal to 0"),
+        ({"distribution": "log_normal", "sigma": 1e5}, "log_normal takes logarithms, of at most 100"),
+        ({"distribution": "log_normal", "mu": -1e5}, "log_normal takes logarithms, of at most 100"),
+        ({"distribution": "q_log_normal", "mu": 1e5}, "q_log_normal takes logarithms, of at most 100"),
+        ({"distribution": "log_uniform", "min": -1e10, "max": 1e10}, "log_uniform takes logarithms, of at most 100"),
+        ({"distribution": "q_log_uniform", "min": 0, "max": 1000}, "q_log_uniform takes logarithms, of at most 100"),
+        ({"distribution": "log_uniform_values", "min": 1e-300, "max": 1e300}, "is not a number between"),
+        ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 1e-300}, "q 1e-300 is too small for values as large"),
+        ({"distribution": "q_normal", "q": 1e-300}, "q 1e-300 is too small for values as large"),
+        ({"distribution": "q_log_normal", "mu": 90, "q": 1e-9}, "q 1e-09 is too small for values as large"),
+        ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}, "greater than 0"),
+        ({"distribution": "q_uniform", "min": 0, "max": 1, "q": math.nan}, "is not a number between"),
+        ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 2}, "q 2 is more than the range from 0 to 1"),
+        ({"values": [1, 2], "probabilities": [math.inf, 0]}, "is not a number between"),
+        ({"values": [1, 2], "probabilities": [True, False]}, "True is not a number"),
+    ],
+)
+def test_numbers_without_a_meaning_are_refused(given, message):
+    with pytest.raises(ValidationError) as caught:
+        Parameter(**given)
+    assert message in caught.value.errors()[0]["msg"]
+
+
+@pytest.mark.parametrize("form", sorted({form for form in KEYS if "values" not in KEYS[form][0]} - {"constant"}))
+def test_at_the_greatest_ends_every_draw_is_finite(form):
+    ends = {"min": 1e-18, "max": 1e18} if form.endswith("values") else {"min": -100, "max": 100}
+    given = ends if "min" in KEYS[form][0] else {"mu": 10.0, "sigma": 10.0}
+    if form.startswith("q_") and "log" in form:
+        given = (
+            {**given, "q": 1e4} if form.endswith("values") else {"mu": 3.0} if "mu" in given else {"min": 0, "max": 30}
+        )
+    parameter = Parameter(distribution=form, **given)
+    assert all(math.isfinite(parameter.draw(position)) for position in (0.0, 0.5, math.nextafter(1.0, 0.0)))
+
+
+def test_a_huge_range_of_whole_numbers_is_drawn_without_being_made():
+    parameter = Parameter(min=-(10**18), max=10**18)
+    assert parameter.draw(0.0) == -(10**18)
+    assert 10**18 - 1000 <= parameter.draw(math.nextafter(1.0, 0.0)) <= 10**18
+
+
+def test_a_number_in_the_spelling_that_yaml_takes_for_a_text_is_a_number():
+    assert Parameter(distribution="log_uniform_values", min="1e-4", max="1e-2").draw(0.0) == pytest.approx(1e-4)

@@ -219,6 +219,125 @@ def test_a_grid_that_is_too_large_is_taken_for_a_slip():
         next(spec(parameters=parameters).combinations())
 
 
+@pytest.mark.parametrize(
+    ("parameters", "num_runs"),
+    [
+        ({f"p{n}": {"values": [0, 1, 2]} for n in range(60)}, r"10\^28 runs"),
+        ({f"p{n}": {"min": 0, "max": 10**18} for n in range(60)}, r"10\^1080 runs"),
+        ({"seed": {"min": 0, "max": 100_000}}, "100,001 runs"),
+    ],
+)
+def test_combinations_are_counted_before_they_are_made(parameters, num_runs):
+    with pytest.raises(SpecError, match=rf"the grid has {num_runs}, and at most 100,000 are taken\. Shorten"):
+        next(spec(parameters=parameters).combinations())
+
+
+def test_run_cap_takes_the_first_of_a_grid_of_any_size():
+    huge = {"a": {"min": 0, "max": 10**18}, "b": {"min": 0, "max": 10**18}}
+    assert list(spec(parameters=huge, run_cap=2).combinations()) == [["a=0", "b=0"], ["a=0", "b=1"]]
+
+
+@pytest.mark.parametrize("run_cap", [10**9, 10**30, 100_001, True, 1.5])
+@pytest.mark.parametrize("method", ["grid", "random"])
+def test_run_cap_has_a_limit(run_cap, method):
+    with pytest.raises(SpecError, match="run_cap: Input should be"):
+        spec(run_cap=run_cap, method=method)
+
+
+HEAD = "program: ecdit\nmethod: grid\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            HEAD + "parameters:\n  seed: {value: 0}\n  train.images: {value: 64}\n  seed: {values: [1, 2]}\n",
+            "parameters.seed is given twice, in lines 4 and 6.",
+        ),
+        (HEAD + "method: random\nparameters:\n  seed: {value: 0}\n", "method is given twice, in lines 2 and 3."),
+        (
+            HEAD + "parameters:\n  seed: {value: 0,\n    value: 1}\n",
+            "parameters.seed.value is given twice, in lines 4 and 5.",
+        ),
+        (
+            HEAD + "parameters:\n  model: {value: nano}\n  model.name: {values: [micro]}\n",
+            "model.name is given twice, in line 4 (model) and in line 5 (model.name).",
+        ),
+        (
+            HEAD + "parameters:\n  train.images: {value: 64}\n  train:\n    parameters: {images: {value: 32}}\n",
+            "train.images is given twice, in lines 4 and 6.",
+        ),
+        (
+            HEAD + "parameters:\n  ecdit.seed: {value: 1}\n  ecdit:\n    parameters: {seed: {value: 2}}\n",
+            "ecdit.seed is given twice, in lines 4 and 6.",
+        ),
+        (
+            HEAD + "parameters:\n  seed: {values: [0, 1]}\n  arm:\n    values:\n      - model=nano\n      - seed=3\n",
+            "seed is given twice, in line 4 (seed) and in line 8 (arm).",
+        ),
+        (
+            HEAD + "parameters:\n  arm:\n    values:\n      - model=nano\n      - model=nano model.name=micro\n",
+            "line 7: model.name is given twice in the arm 'model=nano model.name=micro'.",
+        ),
+        (
+            HEAD + "parameters:\n  optim: {value: {learning_rate: 1}}\n  optim.learning_rate: {value: 2}\n",
+            "optim.learning_rate is given twice, in line 4 (optim) and in line 5 (optim.learning_rate).",
+        ),
+        (
+            "program: ecdit\nmethod: grid\ncommand:\n  - ecdit\n  - train\n  - seed=1\n  - ${args_no_hyphens}\n"
+            "parameters: {seed: {values: [0, 1]}}\n",
+            "seed is given twice, in line 6 (seed=1) and in line 8 (seed).",
+        ),
+        (
+            "x: &x {seed: {value: 0}}\n" + HEAD + "parameters:\n  <<: *x\n  train: {parameters: {images: {value: 1}}}\n"
+            "  train.images: {value: 2}\n",
+            None,
+        ),
+    ],
+)
+def test_a_setting_given_twice_in_a_file_is_refused_with_both_lines(tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_spec(str(file))
+    assert str(caught.value) == (f"{file}: {message} Keep one of them." if message else str(caught.value))
+    assert message or "x is not a key of a W&B sweep" in str(caught.value)
+
+
+def test_what_merge_keys_bring_counts_as_given_where_it_stands(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        HEAD + "parameters:\n  train:\n    parameters: &t\n      images: {value: 64}\n  eval:\n    parameters:\n"
+        "      <<: *t\n      batch_images: {value: 8}\n  eval.images: {value: 32}\n"
+    )
+    with pytest.raises(SpecError, match=r"eval\.images is given twice, in lines 6 and 11\. Keep one of them\."):
+        load_spec(str(file))
+
+
+@pytest.mark.parametrize(
+    ("key", "right"),
+    [("parameterz", "parameters"), ("programme", "program"), ("methods", "method"), ("run_caps", "run_cap")],
+)
+def test_a_misspelt_key_is_named_with_the_right_one(key, right):
+    content = {**SMALL, "run_cap": 1}
+    content[key] = content.pop(right)
+    with pytest.raises(SpecError, match=rf"^{key} is not a key of a W&B sweep\. Did you mean '{right}'\?$"):
+        parse_spec(content, default_name="small")
+
+
+def test_nested_parameters_run_as_the_file_says(tmp_path):
+    file = tmp_path / "nested.yaml"
+    file.write_text(
+        HEAD + "parameters:\n  model:\n    parameters:\n      name: {values: [nano, micro]}\n"
+        "  train: {parameters: {images: {value: 640}}}\n"
+    )
+    configs = [run.config for run in make_plan(load_spec(str(file))).runs]
+    assert [(config["model"]["name"], config["train"]["images"]) for config in configs] == [
+        ("nano", 640),
+        ("micro", 640),
+    ]
+
+
 def test_an_unknown_sweep_names_the_closest():
     with pytest.raises(SpecError, match=r"'quikstart' is not a sweep\. Did you mean 'quickstart'\?"):
         load_spec("quikstart")
