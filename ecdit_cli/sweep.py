@@ -242,13 +242,14 @@ def measure_inference(runs: Sequence[Path]) -> None:
     import subprocess
     import sys
 
+    from experiments.environment import child_environment
     from experiments.records.layout import RunDir
 
     if all(_has_inference_time(RunDir(path)) for path in runs):
         return
     say("Timing the generation of images ...")
     command = [sys.executable, "-m", "ecdit_cli", "evaluate", "--metrics", "inference-time", *map(str, runs)]
-    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode != 0:
+    if subprocess.run(command, stdout=subprocess.DEVNULL, env=child_environment(), check=False).returncode != 0:
         say("The time to generate an image was not measured; the same command tries again.")
 
 
