@@ -54,8 +54,8 @@ def child_environment(own: Mapping[str, str] | None = None, kept_ranks: Sequence
     """The environment of a Python process that a command starts: no ranks, a safe path, and `own` on top.
 
     A safe path leaves out the working folder, where a user may have an `experiments` or a `torch` of his own. Where our
-    own packages were found there, in a checkout that was not installed, it is named. `kept_ranks`: prefixes of variables
-    of ranks to keep.
+    own packages were found there, in a checkout that was not installed, it is named. `kept_ranks`: prefixes of
+    variables of ranks to keep.
     """
     environment = without_ranks(os.environ, kept_ranks)
     root = str(Path(__file__).parents[1])

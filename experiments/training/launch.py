@@ -88,7 +88,10 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
     if _num_processes(environment, "SLURM_STEP_NUM_TASKS") == 1:
         return {}
     try:
-        nodes, job = environment["SLURM_STEP_NODELIST"], _number(environment, "SLURM_JOB_ID", "the id of a job", 0, MAX_ID)
+        nodes, job = (
+            environment["SLURM_STEP_NODELIST"],
+            _number(environment, "SLURM_JOB_ID", "the id of a job", 0, MAX_ID),
+        )
         step = _number(environment, "SLURM_STEP_ID", "the id of a step", 0, MAX_ID)
         return {
             "RANK": environment["SLURM_PROCID"],
