@@ -26,6 +26,8 @@ NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 MAX_PROCESSES, MAX_PORT = 10_000_000, 65_535
 MAX_ID = 2**32 - 1
 """Slurm's ids of jobs and steps have 32 bits."""
+OF_A_TASK = ("SLURM_STEP_NODELIST", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_LOCALID")
+"""What srun sets for each task, as far as it is needed here."""
 WAY_OUT = "Unset it for one process, or start with torchrun, srun, mpirun or deepspeed, which set it."
 
 
@@ -51,7 +53,7 @@ def work_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int, i
     try:
         known = {"LOCAL_RANK": "0", **launched_ranks({"MASTER_ADDR": "", **environment}), **environment}
         world = _num_processes(known, "WORLD_SIZE")
-        return _rank(known, "RANK", world), world, _rank(known, "LOCAL_RANK", world)
+        return int(_rank(known, "RANK", world)), world, int(_rank(known, "LOCAL_RANK", world))
     except ConfigError:
         return 0, 1, 0
 
@@ -85,26 +87,23 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
     """
     if "WORLD_SIZE" in environment or "SLURM_STEP_NUM_TASKS" not in environment:
         return {}
-    if _num_processes(environment, "SLURM_STEP_NUM_TASKS") == 1:
+    world = _num_processes(environment, "SLURM_STEP_NUM_TASKS")
+    if world == 1:
         return {}
-    try:
-        nodes, job = (
-            environment["SLURM_STEP_NODELIST"],
-            _number(environment, "SLURM_JOB_ID", "the id of a job", 0, MAX_ID),
-        )
-        step = _number(environment, "SLURM_STEP_ID", "the id of a step", 0, MAX_ID)
-        return {
-            "RANK": environment["SLURM_PROCID"],
-            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-            "LOCAL_RANK": _local_rank(environment, "SLURM_LOCALID"),
-            "MASTER_ADDR": first_host(nodes),
-            "MASTER_PORT": str(FIRST_PORT + (job + step) % NUM_PORTS),
-        }
-    except KeyError as missing:
+    missing = next((name for name in OF_A_TASK if name not in environment), None)
+    if missing is not None:
         raise ConfigError(
-            f"Slurm started {environment['SLURM_STEP_NUM_TASKS']} processes but did not set {missing.args[0]}.",
-            "Start with srun, or use torchrun.",
-        ) from missing
+            f"Slurm started {world} processes but did not set {missing}.", "Start with srun, or use torchrun."
+        )
+    job = _number(environment, "SLURM_JOB_ID", "the id of a job", 0, MAX_ID)
+    step = _number(environment, "SLURM_STEP_ID", "the id of a step", 0, MAX_ID)
+    return {
+        "RANK": _rank(environment, "SLURM_PROCID", world),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": _local_rank(environment, "SLURM_LOCALID", world),
+        "MASTER_ADDR": first_host(environment["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": str(FIRST_PORT + (job + step) % NUM_PORTS),
+    }
 
 
 def open_mpi_ranks(environment: Mapping[str, str]) -> dict[str, str]:
@@ -112,14 +111,14 @@ def open_mpi_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
     The port comes from the name of the job, which all processes know and no other job has.
     """
-    if _num_processes(environment, "OMPI_COMM_WORLD_SIZE") == 1:
+    world = _num_processes(environment, "OMPI_COMM_WORLD_SIZE")
+    if world == 1:
         return {}
-    world = environment["OMPI_COMM_WORLD_SIZE"]
-    here = _one_node(environment, world, environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", world), "mpirun -x MASTER_ADDR=")
-    return here | {
-        "RANK": environment["OMPI_COMM_WORLD_RANK"],
-        "WORLD_SIZE": world,
-        "LOCAL_RANK": _local_rank(environment, "OMPI_COMM_WORLD_LOCAL_RANK"),
+    here = _num_processes({"OMPI_COMM_WORLD_LOCAL_SIZE": str(world), **environment}, "OMPI_COMM_WORLD_LOCAL_SIZE")
+    return _one_node(environment, world, here, "mpirun -x MASTER_ADDR=") | {
+        "RANK": _rank(environment, "OMPI_COMM_WORLD_RANK", world),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": _local_rank(environment, "OMPI_COMM_WORLD_LOCAL_RANK", world),
         "MASTER_PORT": _port(environment.get("PMIX_NAMESPACE", "")),
     }
 
@@ -129,13 +128,14 @@ def hydra_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
     It names no job. On one node its processes have the same parent; on several they take one port unless told another.
     """
-    if _num_processes(environment, "PMI_SIZE") == 1:
+    world = _num_processes(environment, "PMI_SIZE")
+    if world == 1:
         return {}
-    world, here = environment["PMI_SIZE"], environment.get("MPI_LOCALNRANKS", "1")
+    here = _num_processes({"MPI_LOCALNRANKS": "1", **environment}, "MPI_LOCALNRANKS")
     return _one_node(environment, world, here, "mpiexec -genv MASTER_ADDR ") | {
-        "RANK": environment["PMI_RANK"],
-        "WORLD_SIZE": world,
-        "LOCAL_RANK": _local_rank(environment, "MPI_LOCALRANKID"),
+        "RANK": _rank(environment, "PMI_RANK", world),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": _local_rank(environment, "MPI_LOCALRANKID", world),
         "MASTER_PORT": _port(str(os.getppid()) if here == world else ""),
     }
 
@@ -146,7 +146,7 @@ def first_host(node_list: str) -> str:
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first.group()) if first else node_list
 
 
-def _one_node(environment: Mapping[str, str], world: str, here: str, option: str) -> dict[str, str]:
+def _one_node(environment: Mapping[str, str], world: int, here: int, option: str) -> dict[str, str]:
     """`MASTER_ADDR` where all processes are on this node; on several, MPI does not say where rank 0 is."""
     if here == world:
         return {"MASTER_ADDR": "127.0.0.1"}
@@ -162,10 +162,10 @@ def _port(job: str) -> str:
     return str(FIRST_PORT + zlib.crc32(job.encode()) % NUM_PORTS)
 
 
-def _local_rank(environment: Mapping[str, str], name: str) -> str:
+def _local_rank(environment: Mapping[str, str], name: str, world: int) -> str:
     """Number of the device to use: the place on the node, unless the launcher shows this process one device alone."""
     visible = next((environment[name] for name in VISIBLE_DEVICES if environment.get(name)), "")
-    return "0" if visible and "," not in visible else _given(environment, name)
+    return "0" if visible and "," not in visible else _rank(environment, name, world)
 
 
 def _check_complete(environment: Mapping[str, str]) -> None:
@@ -174,7 +174,7 @@ def _check_complete(environment: Mapping[str, str]) -> None:
     if "LOCAL_WORLD_SIZE" in environment:
         _num_processes(environment, "LOCAL_WORLD_SIZE")
     if "LOCAL_RANK" in environment:
-        _rank(environment, "LOCAL_RANK", MAX_PROCESSES)
+        _number(environment, "LOCAL_RANK", "a rank", 0, MAX_PROCESSES)
     given = "WORLD_SIZE" if "WORLD_SIZE" in environment else "RANK"
     missing = [name for name in ("WORLD_SIZE", *NEEDED) if not environment.get(name)]
     if missing and (world > 1 or (given == "RANK" and "RANK" in environment)):
@@ -185,29 +185,26 @@ def _check_complete(environment: Mapping[str, str]) -> None:
     if "RANK" in environment:
         _rank(environment, "RANK", world)
     if world > 1:
-        _number(environment, "MASTER_PORT", "a port", 1, MAX_PORT)
+        _number(environment, "MASTER_PORT", "a port from 1 to 65535", 1, MAX_PORT)
 
 
 def _num_processes(environment: Mapping[str, str], name: str) -> int:
     return _number(environment, name, "a number of processes", 1, MAX_PROCESSES)
 
 
-def _rank(environment: Mapping[str, str], name: str, world: int) -> int:
-    return _number(environment, name, f"a rank of {world} process(es)", 0, world - 1)
+def _rank(environment: Mapping[str, str], name: str, world: int) -> str:
+    """The rank as text, once it is known to be one."""
+    return str(_number(environment, name, f"a rank of {world} process(es), from 0 to {world - 1}", 0, world - 1))
 
 
 def _number(environment: Mapping[str, str], name: str, what: str, lowest: int, highest: int) -> int:
     """The variable as a whole number; a `ConfigError` that says `what` it is not."""
-    text = _given(environment, name)
+    text = environment.get(name)
+    if text is None:
+        raise ConfigError(f"Several processes were started but {name} is not set.", "Use torchrun, which sets all.")
     if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_ID)) and lowest <= int(text) <= highest:
         return int(text)
     raise ConfigError(f"{name}={_shown(text)!r} is not {what}.", WAY_OUT)
-
-
-def _given(environment: Mapping[str, str], name: str) -> str:
-    if name not in environment:
-        raise ConfigError(f"Several processes were started, but {name} is not set.", WAY_OUT)
-    return environment[name]
 
 
 def _shown(text: str) -> str:
