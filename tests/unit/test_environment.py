@@ -57,3 +57,12 @@ def test_a_child_imports_nothing_from_the_working_folder(tmp_path):
 def test_a_count_of_restarts_that_is_no_number_counts_as_none(text, number):
     assert num_restarts({"SLURM_RESTART_COUNT": text}) == number
     assert num_restarts({}) == 0
+
+
+def test_a_backend_of_matplotlib_that_does_not_exist_is_no_concern_of_figures(tmp_path):
+    code = (
+        "from ecdit_cli.app import run; run(['presets', '--json']); import matplotlib; print(matplotlib.get_backend())"
+    )
+    own = {**os.environ, "MPLBACKEND": "foo", "MPLCONFIGDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("agg\n"), done.stderr
