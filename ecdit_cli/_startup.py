@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.environment import child_environment
+
 NUM_PLANNED_RUNS = 500
 SPEC = f"""\
 program: ecdit
@@ -57,7 +59,8 @@ def measure_commands(rounds: int, overrides: Sequence[str], on_round: Callable[[
 
 def _seconds_of(arguments: Sequence[str]) -> float:
     started = time.perf_counter()
-    subprocess.run(_ecdit(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    command, nowhere = _ecdit(arguments), subprocess.DEVNULL
+    subprocess.run(command, stdout=nowhere, stderr=nowhere, env=child_environment(), check=True)
     return time.perf_counter() - started
 
 
@@ -70,7 +73,9 @@ def _seconds_to_first_row(overrides: Sequence[str]) -> float:
         run = RunDir(Path(folder) / "run")
         arguments = ["train", *overrides, "log.every_images=1", "wandb.mode=disabled", "--run-dir", str(run.path)]
         started = time.perf_counter()
-        process = subprocess.Popen(_ecdit(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            _ecdit(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=child_environment()
+        )
         try:
             while run.last_step() is None:
                 if process.poll() is not None:

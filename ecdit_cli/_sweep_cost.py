@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ecdit_cli._console import Column, count, duration, flops, print_rows, talk
+from ecdit_cli._console import Column, count, duration, flops, print_json, print_rows, say, talk
 
 if TYPE_CHECKING:
-    from sweeps.calibration import SpeedPoint
+    from ecdit_cli.sweep import How
     from sweeps.cost import Place
     from sweeps.plan import Plan, PlannedRun
     from sweeps.slots import Slot
@@ -25,29 +26,47 @@ COST_COLUMNS = (
     Column("memory_gib", "GiB", "{:.2f}".format, priority=1),
     Column("seconds", "time", duration),
 )
+FITS = Column("fits", "fits", lambda fits: "yes" if fits else "no")
+"""Shown where a run does not."""
 
 
-def place_of(
-    plan: Plan, slots: Sequence[Slot], device: str | None, utilisation: float | None, calibrate: bool
-) -> Place:
-    """An accelerator of the table, or this machine with `slots`, timed unless `calibrate` is False."""
+def place_of(slots: Sequence[Slot], device: str | None, utilisation: float | None) -> Place:
+    """An accelerator of the table, or this machine with `slots`, of whose speed nothing is known yet."""
     from sweeps.cost import table_device, this_machine
 
     if device is not None:
         return table_device(device) if utilisation is None else table_device(device, utilisation)
-    num_accelerators = len({name for slot in slots for name in slot.accelerators})
-    points: tuple[SpeedPoint, ...] = ()
-    if calibrate and plan.wanted:
-        from sweeps.calibration import calibrate_plan
-
-        talk().print("Timing a few training steps here (--no-calibration leaves that out) ...", soft_wrap=True)
-        points = calibrate_plan(plan, slots[0].num_threads)
-    return this_machine(len(slots), num_accelerators, points)
+    return this_machine(len(slots), len({name for slot in slots for name in slot.accelerators}))
 
 
-def cost_rows(plan: Plan, num_slots: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """One row per run, and the total."""
+def timed(place: Place, plan: Plan, num_threads: int) -> Place:
+    """`place`, which is this machine, with the speed of the models of `plan` that can be timed here.
+
+    Raises `SpecError` when a training that is timed fails.
+    """
+    from sweeps.calibration import FLOPS_PER_SECOND_OF_ACCELERATOR, calibrate_plan
+    from sweeps.fit import fits
+
+    say("Timing a few training steps here (--no-calibration leaves that out) ...")
+    assumed = FLOPS_PER_SECOND_OF_ACCELERATOR if place.on_accelerator else None
+    points = calibrate_plan(
+        plan, num_threads, has_room=lambda short: fits(short, place), assumed_flops_per_second=assumed
+    )
+    dearest = max((run.train_flops_per_image for run in plan.wanted), default=0)
+    if not points and plan.wanted:
+        say("No model was timed: each has no room here, or would take too long. Times for a device: --device NAME.")
+    elif points and dearest > (limit := max(point.train_flops_per_image for point in points)):
+        say(
+            f"Dearer models than {flops(limit)} of training an image were not timed: those that fit are taken to be as "
+            "fast as the dearest that was."
+        )
+    return replace(place, points=points)
+
+
+def cost_rows(plan: Plan, num_slots: int, place: Place | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One row per run, and the total; with `place`, whether each run fits there."""
     from sweeps.cost import total
+    from sweeps.fit import is_fitting
 
     whole = total(plan, num_slots)
     sums = {
@@ -60,14 +79,17 @@ def cost_rows(plan: Plan, num_slots: int) -> tuple[list[dict[str, Any]], dict[st
         "seconds": whole.seconds,
         "num_slots": num_slots,
     }
-    return [_row(run) for run in plan.wanted], {key: value for key, value in sums.items() if value is not None}
+    rows = [_row(run) | ({} if place is None else {"fits": is_fitting(run, place)}) for run in plan.wanted]
+    return rows, {key: value for key, value in sums.items() if value is not None}
 
 
-def print_cost(plan: Plan, num_slots: int) -> None:
+def print_cost(plan: Plan, num_slots: int, place: Place | None = None) -> None:
     """The table, cheap runs first as they will be run, and where the times come from."""
-    rows, sums = cost_rows(plan, num_slots)
+    rows, sums = cost_rows(plan, num_slots, place)
     last = {**sums, "name": f"total of {len(rows)} runs"}
     columns = [column for column in COST_COLUMNS if any(row.get(column.key) is not None for row in rows)]
+    if not all(row.get("fits", True) for row in rows):
+        columns.append(FITS)
     print_rows([*rows, last], columns, False, title=plan.sweep)
     bases = {run.estimate.basis for run in plan.wanted if run.estimate is not None and run.estimate.seconds is not None}
     if bases:
@@ -78,6 +100,46 @@ def print_cost(plan: Plan, num_slots: int) -> None:
             highlight=False,
             markup=False,
         )
+
+
+def show_cost(plan: Plan, how: How, scripts: Sequence[str], as_json: bool) -> None:
+    """The table, and the batch scripts; then what does not fit.
+
+    It is said of this machine, since the plan may be for another, and refused of a device that was asked for.
+    """
+    from sweeps.cost import estimated
+    from sweeps.fit import misfit_of
+
+    slots = how.slots_for(plan, len(plan.wanted), must_fit=False) if how.device is None and not scripts else ()
+    place = place_of(slots, how.device, how.utilisation) if slots or how.device is not None else None
+    if place is not None:
+        plan = estimated(plan, _timed_if_asked(place, plan, how, slots))
+    num_slots = max(1, len(slots) if slots else how.slots or 1)
+    if as_json:
+        rows, total = cost_rows(plan, num_slots, place)
+        print_json({"runs": rows, "total": total, **({"scripts": list(scripts)} if scripts else {})})
+    else:
+        print_cost(plan, num_slots, place)
+        for script in scripts:
+            print(f"\n{script}")
+    misfit = None if place is None else misfit_of(plan, place)
+    if misfit is not None and how.device is not None:
+        raise misfit
+    if misfit is not None:
+        say(str(misfit))
+
+
+def _timed_if_asked(place: Place, plan: Plan, how: How, slots: Sequence[Slot]) -> Place:
+    """`place` with the speed of its models where it is to be timed. A plan is shown without times where that fails."""
+    from experiments.errors import SpecError
+
+    if not (how.calibrate and slots):
+        return place
+    try:
+        return timed(place, plan, slots[0].num_threads)
+    except SpecError as error:
+        say(f"No times: {error}")
+        return place
 
 
 def _row(run: PlannedRun) -> dict[str, Any]:

@@ -8,6 +8,7 @@ else is a bug and keeps its traceback. Command modules import what they need ins
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -30,10 +31,13 @@ from ecdit_cli.sample import sample
 from ecdit_cli.status import status
 from ecdit_cli.sweep import sweep
 from ecdit_cli.train import train
+from experiments.environment import forget_ranks
 from experiments.errors import EcditError
 from experiments.out_of_memory import out_of_memory
 
 INTERRUPTED = 130
+SHARED_COMMANDS = (("train",), ("data", "prepare"))
+"""Those that several processes of a launcher work on together; in all others each process works by itself."""
 
 COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
     # function, whether it takes overrides (also as --KEY=VALUE, the way a W&B agent passes them)
@@ -70,6 +74,9 @@ def run(arguments: Sequence[str]) -> int:
     words = list(arguments)  # DeepSpeed's launcher puts --local_rank=N first, which LOCAL_RANK says too
     if words and words[0].startswith("--local_rank="):
         del words[0]
+    if tuple(words[:1]) not in SHARED_COMMANDS and tuple(words[:2]) not in SHARED_COMMANDS:
+        forget_ranks()
+    os.environ["MPLBACKEND"] = "agg"  # figures are files; a name of a backend that is unknown ends the import
     try:
         command = typer.main.get_command(app)
         code = command.main(args=words or ["--help"], prog_name="ecdit", standalone_mode=False)
@@ -102,6 +109,7 @@ def _name_too_long(error: Exception) -> EcditError | None:
 
 def main() -> None:
     """The console script."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # what this process starts imports nothing from the working folder
     guard_streams()
     code = run(sys.argv[1:])
     try:

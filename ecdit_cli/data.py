@@ -145,13 +145,13 @@ def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object
 
 
 def _launched() -> tuple[int, int, int]:
-    """Rank, number of processes and rank on this node, where torchrun or srun started several."""
-    import os
+    """Rank, number of processes and rank on this node, where a launcher started several; no library learns of it."""
+    from experiments.environment import forget_ranks
+    from experiments.training.launch import work_share
 
-    from experiments.training.launch import slurm_ranks
-
-    given = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", **slurm_ranks(os.environ), **os.environ}
-    return int(given["RANK"]), int(given["WORLD_SIZE"]), int(given["LOCAL_RANK"])
+    share = work_share()
+    forget_ranks()
+    return share
 
 
 def _nothing(line: str) -> None:

@@ -53,11 +53,16 @@ class How:
     utilisation: float | None = None
     calibrate: bool = True
 
-    def slots_for(self, plan: Plan, num_runs: int) -> tuple[Slot, ...]:
-        """The slots of this machine for `num_runs` runs of `plan`."""
-        from sweeps.slots import choose_slots
+    def slots_for(self, plan: Plan, num_runs: int, must_fit: bool = True) -> tuple[Slot, ...]:
+        """The slots of this machine for `num_runs` runs of `plan`.
+
+        Raises `ConfigError` for a run of more processes than there are accelerators, unless `must_fit` is False.
+        """
+        from sweeps.slots import choose_slots, visible_accelerators
 
         processes = max((run.config["parallel"]["world"] for run in plan.wanted), default=1)
+        if not must_fit:
+            processes = min(processes, len(visible_accelerators()) or processes)
         return choose_slots(num_runs, self.slots, self.cores_per_run, self.runs_per_accelerator, processes)
 
 
@@ -103,7 +108,9 @@ def sweep(
     if executor == "slurm":
         _on_slurm(spec, cluster, folder, plan, how, dry_run, as_json)
     elif dry_run:
-        _print_cost(plan, how, [], as_json)
+        from ecdit_cli._sweep_cost import show_cost
+
+        show_cost(plan, how, [], as_json)
     else:
         result = run_here(folder, plan, how)
         _print_result(folder, result, as_json)
@@ -181,18 +188,18 @@ def _estimated(folder: SweepFolder, plan: Plan, how: How, slots: Sequence[Slot])
 
     Runs are timed once: a plan whose runs all carry an estimate is not timed again.
     """
-    from ecdit_cli._sweep_cost import place_of
+    from ecdit_cli._sweep_cost import place_of, timed
     from sweeps.cost import estimated
     from sweeps.fit import refuse_what_does_not_fit
 
     frozen = folder.read_plan()
     known = {run.config_id: run.estimate for run in frozen.runs} if frozen is not None else {}
     is_known = all(known.get(run.config_id) is not None for run in plan.wanted)
-    place = place_of(plan, slots, how.device, how.utilisation, how.calibrate and not is_known)
+    place = place_of(slots, how.device, how.utilisation)
     priced = estimated(plan, place)
     refuse_what_does_not_fit(priced, place)
     if not is_known:
-        return priced
+        return estimated(plan, timed(place, plan, slots[0].num_threads)) if how.calibrate else priced
     return plan.model_copy(
         update={"runs": [run.model_copy(update={"estimate": known.get(run.config_id)}) for run in plan.runs]}
     )
@@ -206,31 +213,11 @@ def _on_slurm(
 
     cluster = cluster_of(spec, file, plan)
     if dry_run:
-        _print_cost(plan, how, batch_scripts(folder, plan, cluster), as_json)
+        from ecdit_cli._sweep_cost import show_cost
+
+        show_cost(plan, how, batch_scripts(folder, plan, cluster), as_json)
     else:
         submit_sweep(folder, plan, cluster, how.retry_failed, as_json)
-
-
-def _print_cost(plan: Plan, how: How, scripts: Sequence[str], as_json: bool) -> None:
-    """The table, and the batch scripts; then a refusal where a run cannot fit in its layout."""
-    from ecdit_cli._sweep_cost import cost_rows, place_of, print_cost
-    from sweeps.cost import estimated
-    from sweeps.fit import refuse_what_does_not_fit
-
-    slots = how.slots_for(plan, len(plan.wanted)) if how.device is None and not scripts else ()
-    if slots or how.device is not None:
-        place = place_of(plan, slots, how.device, how.utilisation, how.calibrate)
-        plan = estimated(plan, place)
-    num_slots = max(1, len(slots) if slots else how.slots or 1)
-    if as_json:
-        rows, total = cost_rows(plan, num_slots)
-        print_json({"runs": rows, "total": total, **({"scripts": list(scripts)} if scripts else {})})
-    else:
-        print_cost(plan, num_slots)
-        for script in scripts:
-            print(f"\n{script}")
-    if slots or how.device is not None:
-        refuse_what_does_not_fit(plan, place)
 
 
 def measure_inference(runs: Sequence[Path]) -> None:
@@ -242,13 +229,14 @@ def measure_inference(runs: Sequence[Path]) -> None:
     import subprocess
     import sys
 
+    from experiments.environment import child_environment
     from experiments.records.layout import RunDir
 
     if all(RunDir(path).has_metric("inference_seconds_per_image") for path in runs):
         return
     say("Timing the generation of images ...")
     command = [sys.executable, "-m", "ecdit_cli", "evaluate", "--metrics", "inference-time", *map(str, runs)]
-    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode != 0:
+    if subprocess.run(command, stdout=subprocess.DEVNULL, env=child_environment(), check=False).returncode != 0:
         say("The time to generate an image was not measured; the same command tries again.")
 
 

@@ -8,7 +8,6 @@ reading where it stands from its folders.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from experiments.environment import child_environment
 from experiments.errors import RunFailedError
 from experiments.records.schema import EvalRow, Record, Status, StepRow
 from sweeps.folder import SweepFolder
@@ -82,7 +82,7 @@ def measure_sweep(
 def measure_executor(out: Path, overrides: Sequence[str] = (), num_runs: int = NUM_TINY_RUNS) -> Row:
     """Seconds of a sweep of tiny runs, and what its process took; start of the server included."""
     command = [sys.executable, "-c", SWEEP_PROCESS, str(out), json.dumps(list(overrides)), str(num_runs)]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=child_environment(), check=False)
     if answer.returncode != 0:
         raise RunFailedError("The sweep of tiny runs failed.", f"See {out}.")
     said: Row = json.loads(answer.stdout.splitlines()[-1])
@@ -123,7 +123,7 @@ def measure_processes(out: Path, overrides: Sequence[str] = (), num_runs: int = 
         command = [*TRAIN, "--config", str(folder.write_config(run)), "--run-dir", str(folder.run_dir(run).path)]
         done = subprocess.run(
             command,
-            env={**os.environ, **slot.environment()},
+            env=child_environment(slot.environment()),
             preexec_fn=slot.pin,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -3,18 +3,18 @@
 The planning process never imports torch. What is measured is model FLOP/s (forward and backward of the budget over
 seconds of an iteration), so it is only as general as the model: small models are slower per FLOP, and routers differ.
 `calibrate_plan` therefore measures the cheapest and the dearest model of a plan, and what lies between is interpolated.
+A model that has no room here or would take too long is not started: memory and FLOPs are known before any training.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,18 @@ import yaml
 from experiments.config.activations import micro_batch_images
 from experiments.config.budget import budget
 from experiments.config.schema import RunConfig
+from experiments.environment import child_environment
 from experiments.errors import SpecError
 from experiments.records.layout import RunDir
 from sweeps.plan import Plan
+from sweeps.slots import visible_cores
 
-WARM_UP_STEPS = 3
-TIMED_STEPS = 8
+STEPS = ((3, 8), (1, 2))
+"""Steps to warm up and steps to time; the few are for models of which many steps would take too long."""
+PLANNED_SECONDS = 60.0
+"""What timing one model may take, as planned from its FLOPs."""
+FLOPS_PER_SECOND_OF_CORE, FLOPS_PER_SECOND_OF_ACCELERATOR = 3e10, 1e13
+"""What is assumed for that. One core of the machines where this was tried reached 1.4e10 to 3.1e10."""
 TIMEOUT_SECONDS = 300.0
 TRAIN = (sys.executable, "-m", "ecdit_cli", "train")
 
@@ -46,19 +52,21 @@ def calibrate(
     num_threads: int | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
     command: Sequence[str] = TRAIN,
+    steps: tuple[int, int] = STEPS[0],
 ) -> float:
     """FLOP/s of one process that trains `config` here, with `num_threads` cores (default: all).
 
-    Takes a start of Python and torch and eleven steps. Raises `SpecError` when the training fails or takes longer than
+    Takes a start of Python and torch and `steps`. Raises `SpecError` when the training fails or takes longer than
     `timeout_seconds`.
     """
-    short = _short(config)
+    num_warm_up, num_timed = steps
+    short = _short(config, num_warm_up + num_timed)
     with tempfile.TemporaryDirectory() as folder:
         file, run_dir = Path(folder) / "config.yaml", RunDir(Path(folder) / "run")
         file.write_text(yaml.safe_dump(short.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         _train([*command, "--config", str(file), "--run-dir", str(run_dir.path)], num_threads, timeout_seconds)
         rows = run_dir.read_rows(run_dir.steps).rows
-    rates = [float(row["images_per_second"]) for row in rows[WARM_UP_STEPS:]]
+    rates = [float(row["images_per_second"]) for row in rows[num_warm_up:]]
     return statistics.median(rates) * budget(short).train_flops_per_image
 
 
@@ -67,13 +75,32 @@ def calibrate_plan(
     num_threads: int | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
     command: Sequence[str] = TRAIN,
+    has_room: Callable[[RunConfig], bool] = lambda config: True,
+    assumed_flops_per_second: float | None = None,
 ) -> tuple[SpeedPoint, ...]:
-    """Of the models of `plan` that take the fewest and the most FLOPs for an image; one point where they are equal."""
-    by_cost = {run.train_flops_per_image: run for run in plan.wanted}
-    ends = dict.fromkeys((min(by_cost), max(by_cost))) if by_cost else {}
-    configs = {flops: RunConfig.model_validate(by_cost[flops].config) for flops in ends}
+    """Of the models of `plan` that take the fewest and the most FLOPs for an image, among those that can be timed here.
+
+    One point where they are equal, none where no model can be timed: where `has_room` is False of its short training,
+    or where that would take more than `PLANNED_SECONDS` at `assumed_flops_per_second` (default: that of `num_threads`
+    cores).
+    """
+    speed = assumed_flops_per_second or (num_threads or len(visible_cores())) * FLOPS_PER_SECOND_OF_CORE
+    by_cost = {run.train_flops_per_image: run.config for run in plan.wanted}
+
+    def first(costs: Iterable[int]) -> tuple[int, RunConfig, tuple[int, int]] | None:
+        for cost in costs:
+            config = RunConfig.model_validate(by_cost[cost])
+            for steps in STEPS:
+                short = _short(config, sum(steps))
+                if short.total_images * cost <= PLANNED_SECONDS * speed and has_room(short):
+                    return cost, config, steps
+        return None
+
+    ends = (first(sorted(by_cost)), first(sorted(by_cost, reverse=True)))
+    chosen = {end[0]: end for end in ends if end is not None}
     return tuple(
-        SpeedPoint(flops, calibrate(config, num_threads, timeout_seconds, command)) for flops, config in configs.items()
+        SpeedPoint(cost, calibrate(config, num_threads, timeout_seconds, command, steps))
+        for cost, config, steps in chosen.values()
     )
 
 
@@ -92,7 +119,7 @@ def interpolate(points: Sequence[SpeedPoint], train_flops_per_image: int) -> flo
 
 
 def _train(command: Sequence[str], num_threads: int | None, timeout_seconds: float) -> None:
-    environment = {**os.environ, **({} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)})}
+    environment = child_environment({} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)})
     hint = "Use --device to price the plan from a table, or leave the calibration out."
     try:
         ended = subprocess.run(
@@ -105,10 +132,10 @@ def _train(command: Sequence[str], num_threads: int | None, timeout_seconds: flo
         raise SpecError(f"the calibration failed: {last.strip()}", hint)
 
 
-def _short(config: RunConfig) -> RunConfig:
-    """Eleven steps of one process with the micro batch of `config`, a row each, and as good as no evaluation."""
+def _short(config: RunConfig, num_steps: int) -> RunConfig:
+    """Steps of one process with the micro batch of `config`, a row each, and as good as no evaluation."""
     batch = micro_batch_images(config) * config.train.accumulation
-    images = (WARM_UP_STEPS + TIMED_STEPS) * batch
+    images = num_steps * batch
     changes = {
         "train": {"images": images, "batch_images": batch},
         "log": {"every_images": batch},

@@ -46,6 +46,18 @@ class Place:
     """Of the table."""
     devices_per_node: int = DEVICES_PER_NODE
 
+    def needed_gib(self, memory_gib: float, world: int) -> float:
+        """What a run of `world` processes needs of `memory_gib`, which is what one of them takes.
+
+        Every accelerator holds one process; on a CPU the processes of a run share the memory.
+        """
+        return memory_gib * (1 if self.on_accelerator else world)
+
+    def has_room(self, memory_gib: float, world: int) -> bool:
+        """Whether there are the accelerators and the memory for a run of `world` processes of `memory_gib` each."""
+        too_many = self.on_accelerator and world > self.max_world
+        return not too_many and self.needed_gib(memory_gib, world) <= self.memory_gib
+
     def seconds(self, run: PlannedRun, config: RunConfig) -> float | None:
         """Of the whole training; None where nothing is known of the speed. Processes are taken to share evenly.
 
@@ -114,11 +126,12 @@ def estimated(plan: Plan, place: Place) -> Plan:
 
 
 def _estimate(run: PlannedRun, config: RunConfig, held: Memory, place: Place) -> Estimate:
+    is_elsewhere = bool(place.points) and not place.has_room(held.peak_gib, config.parallel.world)
     return Estimate(
         memory_gib=held.peak_gib,
         host_memory_gib=held.host_peak / GIB if place.on_accelerator else None,
-        seconds=place.seconds(run, config),
-        basis=place.basis(config),
+        seconds=None if is_elsewhere else place.seconds(run, config),
+        basis=f"does not fit {place.name}, which was timed" if is_elsewhere else place.basis(config),
     )
 
 

@@ -23,9 +23,16 @@ def refuse_what_does_not_fit(plan: Plan, place: Place) -> None:
 
     `plan` carries the estimates of `cost.estimated(plan, place)`.
     """
-    refused = [run for run in plan.wanted if not _has_room(place, _world(run), _planned_gib(run, place))]
+    misfit = misfit_of(plan, place)
+    if misfit is not None:
+        raise misfit
+
+
+def misfit_of(plan: Plan, place: Place) -> SpecError | None:
+    """What `refuse_what_does_not_fit` raises; None where everything fits."""
+    refused = [run for run in plan.wanted if not is_fitting(run, place)]
     if not refused:
-        return
+        return None
     worst = max(refused, key=lambda run: _planned_gib(run, place))
     more = f" Other runs that do not fit: {len(refused) - 1}." if len(refused) > 1 else ""
     if place.on_accelerator and _world(worst) > place.max_world:
@@ -33,28 +40,29 @@ def refuse_what_does_not_fit(plan: Plan, place: Place) -> None:
     else:
         needs = _planned_gib(worst, place)
         problem = f"needs {needs:.1f} GiB, and {place.name} has {place.memory_gib:.1f}"
-    raise SpecError(f"{worst.name} {problem}.{more}", way_out(RunConfig.model_validate(worst.config), place))
+    return SpecError(f"{worst.name} {problem}.{more}", way_out(RunConfig.model_validate(worst.config), place))
 
 
 def fits(config: RunConfig, place: Place) -> bool:
     """Whether `place` has the accelerators and the memory for `config`."""
-    return _has_room(place, config.parallel.world, needed_gib(config, place))
+    return place.has_room(memory(config, place.on_accelerator).peak_gib, config.parallel.world)
+
+
+def is_fitting(run: PlannedRun, place: Place) -> bool:
+    """Whether `place` has room for a planned run, by its estimate."""
+    assert run.estimate is not None, "fit follows cost.estimated"
+    return place.has_room(run.estimate.memory_gib, _world(run))
 
 
 def needed_gib(config: RunConfig, place: Place) -> float:
     """Of every accelerator; on a CPU of all processes of the run together, since they share the memory."""
-    sharing = 1 if place.on_accelerator else config.parallel.world
-    return sharing * memory(config, place.on_accelerator).peak_gib
+    return place.needed_gib(memory(config, place.on_accelerator).peak_gib, config.parallel.world)
 
 
 def _planned_gib(run: PlannedRun, place: Place) -> float:
     """`needed_gib` from the estimate of a planned run."""
     assert run.estimate is not None, "fit follows cost.estimated"
-    return run.estimate.memory_gib * (1 if place.on_accelerator else _world(run))
-
-
-def _has_room(place: Place, world: int, gib: float) -> bool:
-    return (not place.on_accelerator or world <= place.max_world) and gib <= place.memory_gib
+    return place.needed_gib(run.estimate.memory_gib, _world(run))
 
 
 def _world(run: PlannedRun) -> int:

@@ -37,6 +37,8 @@ from sweeps.slurm_job import TRAIN, RunJob
 
 DEFAULT_ARRAY_SIZE = 1000
 """Slurm's own limit is 1001 unless the cluster has another."""
+SAFE_PATH = "export PYTHONSAFEPATH=1"
+"""A job starts in the folder where it was submitted, whose modules must not hide ours."""
 COMMAND_SECONDS = 60.0
 """How long squeue and scontrol may take to answer."""
 
@@ -159,7 +161,7 @@ def _parameters(sweep: str, array: JobArray) -> dict[str, Any]:
         "ntasks_per_node": resources.num_tasks_per_node,
         "cpus_per_task": resources.cpus_per_task,
         "gpus_per_node": resources.gpus_per_node or None,
-        "setup": list(resources.setup) or None,
+        "setup": [*resources.setup, SAFE_PATH],
         "signal_delay_s": resources.save_seconds,
         "array_parallelism": resources.max_parallel or len(array.runs),
         "wckey": None,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import IO
 
+from experiments.environment import child_environment, num_restarts
 from experiments.errors import RecordError, RunFailedError
 from experiments.records.layout import RunDir
 from experiments.records.ownership import holder
@@ -58,7 +59,7 @@ class Task:
             job=f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"],
             rank=int(environment.get("SLURM_PROCID", "0")),
             node=environment.get("SLURMD_NODENAME", host_name()),
-            num_starts=1 + int(environment.get("SLURM_RESTART_COUNT", "0")),
+            num_starts=1 + num_restarts(environment),
         )
 
 
@@ -114,7 +115,7 @@ class RunJob:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(os.environ),
+                env=_environment(),
                 preexec_fn=_ignore_announcement,
             )
             if told:
@@ -183,10 +184,11 @@ def _scontrol(*arguments: str) -> str:
     return done.stdout
 
 
-def _environment(own: Mapping[str, str]) -> dict[str, str]:
-    """As many threads as the task has processors."""
-    threads = {"OMP_NUM_THREADS": own["SLURM_CPUS_PER_TASK"]} if "SLURM_CPUS_PER_TASK" in own else {}
-    return {**own, **threads}
+def _environment() -> dict[str, str]:
+    """As many threads as the task has processors, and the rank that this job's own srun gave, no other launcher's."""
+    num_cores = os.environ.get("SLURM_CPUS_PER_TASK")
+    threads = {} if num_cores is None else {"OMP_NUM_THREADS": num_cores}
+    return child_environment(threads, kept_ranks=("SLURM_", "MASTER_"))
 
 
 def _ignore_announcement() -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from experiments.environment import child_environment
 from experiments.records.processes import Owner
 from sweeps.slots import Slot
 
@@ -136,7 +137,7 @@ class CommandLauncher:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **slot.environment()},
+                env=child_environment(slot.environment()),
                 start_new_session=True,
                 preexec_fn=slot.pin,
             )
@@ -219,7 +220,7 @@ class _ServerClient:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **single, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
+                env=child_environment({**single, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )

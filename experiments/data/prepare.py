@@ -43,6 +43,11 @@ LEFT_OUT_FILE = "left_out.jsonl"
 OnRows = Callable[[int, int], None]
 """(rows done, rows in all)"""
 SECONDS_BETWEEN_LOOKS = 0.5
+PATIENCE_SECONDS = 10.0
+PATIENCE_FILES = 3
+"""The first process makes the files of the others when none has appeared for the seconds, and for as long as that many
+of its own files took: the variables of a launcher may speak of processes that were never started.
+"""
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,16 @@ def prepare(
         done += rows
         on_rows(done, total)
 
-    encode_shards(request, waiting, folder, num_processes, launch.local_rank * num_processes, count)
+    started, first_device = time.monotonic(), launch.local_rank * num_processes
+    encode_shards(request, waiting, folder, num_processes, first_device, count)
     if launch.rank:
         return None
-    _wait_for_others(tasks, folder, on_rows, say)
-    return Prepared(_write_index(request, source, encoders, vae, tasks, folder), len(waiting))
+    seconds_of_file = (time.monotonic() - started) / max(1, len(waiting) // num_processes)
+    patience_seconds = PATIENCE_SECONDS + PATIENCE_FILES * seconds_of_file
+    absent = _wait_for_others(tasks, folder, patience_seconds, on_rows, say)
+    total, done = num_rows(tasks), num_rows(tasks) - num_rows(absent)
+    encode_shards(request, absent, folder, num_processes, first_device, count)
+    return Prepared(_write_index(request, source, encoders, vae, tasks, folder), len(waiting) + len(absent))
 
 
 def num_rows(tasks: Sequence[ShardTask]) -> int:
@@ -116,16 +126,28 @@ def num_rows(tasks: Sequence[ShardTask]) -> int:
 
 
 def _wait_for_others(
-    tasks: Sequence[ShardTask], folder: SetFolder, on_rows: OnRows, say: Callable[[str], None]
-) -> None:
-    """Until the other processes of a launch have made their files; the launcher ends all where one fails."""
+    tasks: Sequence[ShardTask], folder: SetFolder, patience_seconds: float, on_rows: OnRows, say: Callable[[str], None]
+) -> list[ShardTask]:
+    """Until the other processes of a launch have made their files, or make none any more: those are returned.
+
+    A process that is late nevertheless makes the same files again, which does no harm. The launcher ends all processes
+    where one fails.
+    """
     waiting = [task for task in tasks if not folder.is_made(task, verify=False)]
     if waiting:
         say("The files of this process are made; waiting for those of the others.")
+    last_change = time.monotonic()
     while waiting:
         on_rows(num_rows(tasks) - num_rows(waiting), num_rows(tasks))
         time.sleep(SECONDS_BETWEEN_LOOKS)
-        waiting = [task for task in waiting if not folder.is_made(task, verify=False)]
+        left = [task for task in waiting if not folder.is_made(task, verify=False)]
+        if len(left) < len(waiting):
+            last_change = time.monotonic()
+        elif time.monotonic() - last_change > patience_seconds:
+            say(f"No other process has made a file for {patience_seconds:.0f} s: making the rest here.")
+            break
+        waiting = left
+    return waiting
 
 
 def _check_out(out: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Self
 
 import psutil
 
+from experiments.environment import num_restarts
 from experiments.records.provenance import host_name
 
 
@@ -64,7 +65,7 @@ class Owner:
 
 def _slurm_job() -> tuple[str | None, int]:
     """The job that this process belongs to, and how often it has been queued again."""
-    return os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return os.environ.get("SLURM_JOB_ID"), num_restarts()
 
 
 @cache

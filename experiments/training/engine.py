@@ -108,7 +108,7 @@ def process_group(log: Path, meeting: Meeting | None = None) -> Iterator[None]:
         if torch.accelerator.is_available():
             torch.accelerator.set_device_index(local_rank)
             options["dist_backend"] = get_accelerator().communication_backend_name()
-        if "RANK" not in os.environ:
+        if launched_world() == 1:
             options |= {"init_method": f"file://{folder}/rendezvous", "rank": 0, "world_size": 1}
         meeting.make_group(options["dist_backend"])
         deepspeed.init_distributed(**options)

@@ -16,12 +16,19 @@ from collections.abc import Mapping, MutableMapping
 from typing import NoReturn
 
 from experiments.errors import ConfigError
+from experiments.text import printable, shortened
 
 FIRST_PORT, NUM_PORTS = 10_000, 20_000
 """Below the ports that Linux deals out by itself (32768 and up)."""
 VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 SPEAKING_SECONDS = 2.0
 NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+MAX_PROCESSES, MAX_PORT = 10_000_000, 65_535
+MAX_ID = 2**32 - 1
+"""Slurm's ids of jobs and steps have 32 bits."""
+OF_A_TASK = ("SLURM_STEP_NODELIST", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_LOCALID")
+"""What srun sets for each task, as far as it is needed here."""
+WAY_OUT = "Unset it for one process, or start with torchrun, srun, mpirun or deepspeed, which set it."
 
 
 def adopt_ranks(environment: MutableMapping[str, str] = os.environ) -> bool:
@@ -36,6 +43,19 @@ def adopt_ranks(environment: MutableMapping[str, str] = os.environ) -> bool:
         environment.setdefault(name, value)
     _check_complete(environment)
     return environment.get("RANK" if found else "LOCAL_RANK", "0") == "0"
+
+
+def work_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
+    """Rank, number of processes and rank on this node, for work that is shared without the processes ever meeting.
+
+    What does not tell of several processes in full is not an error here: this process then works alone.
+    """
+    try:
+        known = {"LOCAL_RANK": "0", **launched_ranks({"MASTER_ADDR": "", **environment}), **environment}
+        world = _num_processes(known, "WORLD_SIZE")
+        return int(_rank(known, "RANK", world)), world, int(_rank(known, "LOCAL_RANK", world))
+    except ConfigError:
+        return 0, 1, 0
 
 
 def leave_it_to_the_speaker(exit_code: int) -> NoReturn:
@@ -65,22 +85,25 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
     Empty outside of a step and in a step of one process, which needs no other. The batch script itself is no step,
     though Slurm tells it of tasks: a plain `ecdit train` in it is one process.
     """
-    if "WORLD_SIZE" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+    if "WORLD_SIZE" in environment or "SLURM_STEP_NUM_TASKS" not in environment:
         return {}
-    try:
-        nodes, job = environment["SLURM_STEP_NODELIST"], int(environment["SLURM_JOB_ID"])
-        return {
-            "RANK": environment["SLURM_PROCID"],
-            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-            "LOCAL_RANK": _local_rank(environment, "SLURM_LOCALID"),
-            "MASTER_ADDR": first_host(nodes),
-            "MASTER_PORT": str(FIRST_PORT + (job + int(environment["SLURM_STEP_ID"])) % NUM_PORTS),
-        }
-    except KeyError as missing:
+    world = _num_processes(environment, "SLURM_STEP_NUM_TASKS")
+    if world == 1:
+        return {}
+    missing = next((name for name in OF_A_TASK if name not in environment), None)
+    if missing is not None:
         raise ConfigError(
-            f"Slurm started {environment['SLURM_STEP_NUM_TASKS']} processes but did not set {missing.args[0]}.",
-            "Start with srun, or use torchrun.",
-        ) from missing
+            f"Slurm started {world} processes but did not set {missing}.", "Start with srun, or use torchrun."
+        )
+    job = _number(environment, "SLURM_JOB_ID", "the id of a job", 0, MAX_ID)
+    step = _number(environment, "SLURM_STEP_ID", "the id of a step", 0, MAX_ID)
+    return {
+        "RANK": _rank(environment, "SLURM_PROCID", world),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": _local_rank(environment, "SLURM_LOCALID", world),
+        "MASTER_ADDR": first_host(environment["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": str(FIRST_PORT + (job + step) % NUM_PORTS),
+    }
 
 
 def open_mpi_ranks(environment: Mapping[str, str]) -> dict[str, str]:
@@ -88,14 +111,14 @@ def open_mpi_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
     The port comes from the name of the job, which all processes know and no other job has.
     """
-    world = environment["OMPI_COMM_WORLD_SIZE"]
-    if int(world) == 1:
+    world = _num_processes(environment, "OMPI_COMM_WORLD_SIZE")
+    if world == 1:
         return {}
-    here = _one_node(environment, world, environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", world), "mpirun -x MASTER_ADDR=")
-    return here | {
-        "RANK": environment["OMPI_COMM_WORLD_RANK"],
-        "WORLD_SIZE": world,
-        "LOCAL_RANK": _local_rank(environment, "OMPI_COMM_WORLD_LOCAL_RANK"),
+    here = _num_processes({"OMPI_COMM_WORLD_LOCAL_SIZE": str(world), **environment}, "OMPI_COMM_WORLD_LOCAL_SIZE")
+    return _one_node(environment, world, here, "mpirun -x MASTER_ADDR=") | {
+        "RANK": _rank(environment, "OMPI_COMM_WORLD_RANK", world),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": _local_rank(environment, "OMPI_COMM_WORLD_LOCAL_RANK", world),
         "MASTER_PORT": _port(environment.get("PMIX_NAMESPACE", "")),
     }
 
@@ -105,13 +128,14 @@ def hydra_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
     It names no job. On one node its processes have the same parent; on several they take one port unless told another.
     """
-    world, here = environment["PMI_SIZE"], environment.get("MPI_LOCALNRANKS", "1")
-    if int(world) == 1:
+    world = _num_processes(environment, "PMI_SIZE")
+    if world == 1:
         return {}
+    here = _num_processes({"MPI_LOCALNRANKS": "1", **environment}, "MPI_LOCALNRANKS")
     return _one_node(environment, world, here, "mpiexec -genv MASTER_ADDR ") | {
-        "RANK": environment["PMI_RANK"],
-        "WORLD_SIZE": world,
-        "LOCAL_RANK": _local_rank(environment, "MPI_LOCALRANKID"),
+        "RANK": _rank(environment, "PMI_RANK", world),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": _local_rank(environment, "MPI_LOCALRANKID", world),
         "MASTER_PORT": _port(str(os.getppid()) if here == world else ""),
     }
 
@@ -122,7 +146,7 @@ def first_host(node_list: str) -> str:
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first.group()) if first else node_list
 
 
-def _one_node(environment: Mapping[str, str], world: str, here: str, option: str) -> dict[str, str]:
+def _one_node(environment: Mapping[str, str], world: int, here: int, option: str) -> dict[str, str]:
     """`MASTER_ADDR` where all processes are on this node; on several, MPI does not say where rank 0 is."""
     if here == world:
         return {"MASTER_ADDR": "127.0.0.1"}
@@ -138,20 +162,50 @@ def _port(job: str) -> str:
     return str(FIRST_PORT + zlib.crc32(job.encode()) % NUM_PORTS)
 
 
-def _local_rank(environment: Mapping[str, str], name: str) -> str:
+def _local_rank(environment: Mapping[str, str], name: str, world: int) -> str:
     """Number of the device to use: the place on the node, unless the launcher shows this process one device alone."""
     visible = next((environment[name] for name in VISIBLE_DEVICES if environment.get(name)), "")
-    return "0" if visible and "," not in visible else environment[name]
+    return "0" if visible and "," not in visible else _rank(environment, name, world)
 
 
 def _check_complete(environment: Mapping[str, str]) -> None:
-    """Several processes must know who they are and where rank 0 is."""
-    world = environment.get("WORLD_SIZE", "1")
-    if not world.isdigit():
-        raise ConfigError(f"WORLD_SIZE={world!r} is not a number of processes.", "Unset it, or start with torchrun.")
-    missing = [name for name in NEEDED if name not in environment]
-    if int(world) > 1 and missing:
+    """Several processes must know who they are and where rank 0 is; what one process is told must be a number."""
+    world = _num_processes(environment, "WORLD_SIZE") if "WORLD_SIZE" in environment else 1
+    if "LOCAL_WORLD_SIZE" in environment:
+        _num_processes(environment, "LOCAL_WORLD_SIZE")
+    if "LOCAL_RANK" in environment:
+        _number(environment, "LOCAL_RANK", "a rank", 0, MAX_PROCESSES)
+    given = "WORLD_SIZE" if "WORLD_SIZE" in environment else "RANK"
+    missing = [name for name in ("WORLD_SIZE", *NEEDED) if not environment.get(name)]
+    if missing and (world > 1 or (given == "RANK" and "RANK" in environment)):
         raise ConfigError(
-            f"WORLD_SIZE={world} is set but {' and '.join(missing)} not.",
-            "Start with torchrun, srun, mpirun or deepspeed, which set it, or unset WORLD_SIZE for one process.",
+            f"{given}={_shown(environment[given])} is set but {' and '.join(missing)} not.",
+            f"Start with torchrun, srun, mpirun or deepspeed, which set it, or unset {given} for one process.",
         )
+    if "RANK" in environment:
+        _rank(environment, "RANK", world)
+    if world > 1:
+        _number(environment, "MASTER_PORT", "a port from 1 to 65535", 1, MAX_PORT)
+
+
+def _num_processes(environment: Mapping[str, str], name: str) -> int:
+    return _number(environment, name, "a number of processes", 1, MAX_PROCESSES)
+
+
+def _rank(environment: Mapping[str, str], name: str, world: int) -> str:
+    """The rank as text, once it is known to be one."""
+    return str(_number(environment, name, f"a rank of {world} process(es), from 0 to {world - 1}", 0, world - 1))
+
+
+def _number(environment: Mapping[str, str], name: str, what: str, lowest: int, highest: int) -> int:
+    """The variable as a whole number; a `ConfigError` that says `what` it is not."""
+    text = environment.get(name)
+    if text is None:
+        raise ConfigError(f"Several processes were started but {name} is not set.", "Use torchrun, which sets all.")
+    if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_ID)) and lowest <= int(text) <= highest:
+        return int(text)
+    raise ConfigError(f"{name}={_shown(text)!r} is not {what}.", WAY_OUT)
+
+
+def _shown(text: str) -> str:
+    return shortened(printable(text), 40)

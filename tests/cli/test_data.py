@@ -90,6 +90,29 @@ def test_sizes_in_gib_are_finite(value: str, tmp_path: Path, capsys: pytest.Capt
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "ranks",
+    [{"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "0"}, {"SLURM_STEP_NUM_TASKS": ""}],
+    ids=lambda ranks: str(ranks),
+)
+def test_prepare_makes_the_files_of_processes_that_never_came(
+    ranks: dict[str, str],
+    encoder_folders: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("experiments.data.prepare.PATIENCE_SECONDS", 0.1)
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    source, out = write_sidecars(tmp_path / "source", 20), tmp_path / "set"
+    assert run([*arguments(source, out, encoder_folders), "--json"]) == 0
+    captured = capsys.readouterr()
+    made = json.loads(captured.out)
+    assert made["train_images"] + made["validation_images"] == 20
+    assert ("No other process has made a file" in captured.err) == (ranks.get("WORLD_SIZE") == "2")
+
+
 def test_without_a_command_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["data"]) == 0
     captured = capsys.readouterr()

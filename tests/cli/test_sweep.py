@@ -160,6 +160,39 @@ def test_a_plan_that_cannot_fit_is_refused_with_the_layout_that_does(capsys):
     assert run(["sweep", "quickstart", *large, layout, "--device", "RTX 4090", "--dry-run"]) == 0
 
 
+def test_a_dry_run_shows_what_does_not_fit_this_machine(tmp_path, capsys, monkeypatch):
+    """A model of hundreds of GiB beside a small one: the plan is for a larger machine, and is printed."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    parameters = {"model.name": {"values": ["nano", "XXL"]}, "routing.num_experts": {"value": 64}}
+    (tmp_path / "two.yaml").write_text(json.dumps({"program": "ecdit", "method": "grid", "parameters": parameters}))
+    sweep = [str(tmp_path / "two.yaml"), "train.images=6400", "train.batch_images=4", "eval.batch_images=4"]
+    plan = dry_run(capsys, *sweep)
+    small, large = plan["runs"]
+    assert (small["fits"], large["fits"]) == (True, False)
+    assert small["seconds"] > 0
+    assert "seconds" not in large
+    assert "seconds" not in plan["total"]
+    assert run(["sweep", *sweep, "--dry-run", "--no-calibration"]) == 0
+    captured = capsys.readouterr()
+    assert [line.split()[-1] for line in captured.out.splitlines()[:3]] == ["fits", "yes", "no"]
+    assert f"{large['name']} needs " in captured.err
+
+
+def test_a_dry_run_is_shown_without_times_where_the_timing_fails(spec, capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no Python starts any more
+    assert run(["sweep", spec, "--dry-run", "--json"]) == 0
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out)["runs"]
+    assert len(rows) == 3
+    assert all("seconds" not in row for row in rows)
+    assert "No times: the calibration failed: " in captured.err
+
+
+def test_a_dry_run_for_more_accelerators_than_there_are_shows_its_plan(spec, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert len(dry_run(capsys, spec, "parallel.world=2", "--no-calibration")["runs"]) == 3
+
+
 def test_estimates_are_compared_with_what_was_measured(spec, out, capsys):
     folder, plan = asked_for(spec, ["train.precision=bf16"], out)
     run_here(folder, estimated(plan, table_device("H100")), How(), worker())

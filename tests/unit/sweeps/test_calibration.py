@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import astuple
 
 import pytest
 
@@ -48,6 +49,24 @@ def test_the_cheapest_and_the_dearest_model_are_measured_by_the_median_after_a_w
     nano, mini = (plan.runs[place].train_flops_per_image for place in (0, -1))
     assert points == (SpeedPoint(nano, 10.0 * nano), SpeedPoint(mini, 2.0 * mini))
     assert len(calibrate_plan(make_plan(grid(seed=[0, 1])), command=[sys.executable, "-c", TRAINER])) == 1
+
+
+def test_only_what_has_room_and_can_be_afforded_is_timed(grid):
+    """Known before any training: `TRAINER` would not know the other models."""
+    plan = make_plan(grid(model__name=["micro", "mini", "nano", "B"]))
+    trainer = [sys.executable, "-c", TRAINER]
+
+    def names(**options):
+        return [
+            next(run.config["model"]["name"] for run in plan.runs if run.train_flops_per_image == point[0])
+            for point in map(astuple, calibrate_plan(plan, 2, command=trainer, **options))
+        ]
+
+    assert names() == ["nano", "mini"], "eleven steps or three of B would take too long on two cores"
+    assert names(has_room=lambda config: config.model.width < 128) == ["nano"]
+    assert names(has_room=lambda config: config.model.name in ("mini", "B")) == ["mini"]
+    assert names(has_room=lambda config: False) == []
+    assert names(assumed_flops_per_second=1.0) == []
 
 
 @pytest.mark.parametrize(

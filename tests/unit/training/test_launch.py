@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from experiments.errors import ConfigError
-from experiments.training.launch import adopt_ranks, first_host, launched_ranks, slurm_ranks
+from experiments.training.launch import adopt_ranks, first_host, launched_ranks, slurm_ranks, work_share
 
 STEP = {
     "SLURM_JOB_ID": "70123",
@@ -159,6 +159,66 @@ def test_one_process_of_a_command_speaks_for_all():
 def test_half_an_environment_is_an_error_that_says_so(environment, line):
     with pytest.raises(ConfigError, match=line):
         adopt_ranks(environment)
+
+
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
+NOT_NUMBERS = ("", "abc", "-1", "1.5", "\u00b2", "9" * 5000)
+
+
+@pytest.mark.parametrize("text", NOT_NUMBERS)
+@pytest.mark.parametrize(
+    ("launcher", "name"),
+    [
+        *((TORCHRUN, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")),
+        *((STEP, name) for name in STEP if name != "SLURM_STEP_NODELIST"),
+        *((OPEN_MPI, name) for name in OPEN_MPI if name != "PMIX_NAMESPACE"),
+        *((HYDRA, name) for name in HYDRA),
+    ],
+)
+def test_what_should_be_a_number_and_is_not_is_one_line_that_names_it(launcher, name, text):
+    with pytest.raises(ConfigError) as caught:
+        adopt_ranks({**launcher, name: text})
+    assert name in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({**TORCHRUN, "RANK": "2"}, "RANK='2' is not a rank of 2 process\\(es\\), from 0 to 1"),
+        ({**TORCHRUN, "WORLD_SIZE": "0"}, "WORLD_SIZE='0' is not a number of processes"),
+        ({**TORCHRUN, "MASTER_PORT": "70000"}, "MASTER_PORT='70000' is not a port"),
+        ({**TORCHRUN, "MASTER_ADDR": ""}, "WORLD_SIZE=2 is set but MASTER_ADDR not"),
+        ({"RANK": "0"}, "RANK=0 is set but WORLD_SIZE and MASTER_ADDR and MASTER_PORT not"),
+        ({**STEP, "SLURM_PROCID": "8"}, "SLURM_PROCID='8' is not a rank of 8"),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE is not set"),
+    ],
+)
+def test_numbers_that_fit_no_launch_are_one_line(environment, name):
+    with pytest.raises(ConfigError, match=name):
+        adopt_ranks(environment)
+
+
+def test_one_process_needs_nothing_else():
+    for environment in ({"RANK": "0", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "1"}, {"LOCAL_RANK": "1"}):
+        assert adopt_ranks(environment) == ("LOCAL_RANK" not in environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "share"),
+    [
+        ({}, (0, 1, 0)),
+        ({**TORCHRUN, "RANK": "1", "LOCAL_RANK": "1"}, (1, 2, 1)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2, 0)),
+        (STEP, (5, 8, 1)),
+        ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, (5, 8, 1)),
+        ({"RANK": "0"}, (0, 1, 0)),
+        ({**TORCHRUN, "RANK": "7"}, (0, 1, 0)),
+        ({"SLURM_STEP_NUM_TASKS": ""}, (0, 1, 0)),
+    ],
+)
+def test_work_that_needs_no_meeting_is_shared_by_those_who_know_their_rank(environment, share):
+    assert work_share(environment) == share
 
 
 def test_it_needs_no_torch():
