@@ -161,7 +161,7 @@ def _make(
             watcher.end_batch(batch.images_BCHW)
     images_BCHW = torch.cat(batches)
     drawn = watcher.compute_map(dict(enumerate(texts))) if watcher is not None else None
-    return _Made(run, images_BCHW, _verdicts(images_BCHW, texts), drawn)
+    return _Made(run, images_BCHW, _verdicts(images_BCHW, texts, show), drawn)
 
 
 def _check_latents(run: LoadedRun, captions: Sequence[str], caption_file: Path | None, wants_map: bool) -> None:
@@ -205,12 +205,19 @@ def _check_words(captions: Sequence[str]) -> None:
         tokenize(caption)
 
 
-def _verdicts(images_BCHW: Tensor, captions: Sequence[str]) -> list[Verdict | None]:
-    """None where a caption is no sentence of the grammar: the model can be asked anything, the judge cannot."""
+def _verdicts(images_BCHW: Tensor, captions: Sequence[str], show: Show) -> list[Verdict | None]:
+    """None where a caption is no sentence of the grammar: the model can be asked anything, the judge cannot.
+
+    None for all, and said, where the images are too small for the judge.
+    """
+    from experiments.config.checks import MIN_JUDGED_SIZE, UNRELIABLE_BELOW
     from experiments.data.captions import parse
     from experiments.errors import ConfigError
     from experiments.evaluation.judge import judge
 
+    if images_BCHW.shape[-1] < MIN_JUDGED_SIZE:
+        show.say(f"Images of {images_BCHW.shape[-1]} pixels are not judged: {UNRELIABLE_BELOW}.")
+        return [None] * len(captions)
     verdicts: list[Verdict | None] = []
     for number, caption in enumerate(captions):
         try:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from ecdit_cli.app import run
+from experiments.data import shapes
+from experiments.evaluation import judge
 from experiments.records.layout import RunDir, read_jsonl
 from tests.training_runs import random_run_folder
 
@@ -94,9 +96,42 @@ def test_the_judge_is_checked_without_a_run(capsys: Captured, monkeypatch: pytes
     monkeypatch.setattr("ecdit_cli._evaluation.JUDGE_CHECK_IMAGES", 24)
     assert run(["evaluate", "--check-judge"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.splitlines()[0].split()[0] == "captions"
-    assert len(captured.out.splitlines()) == 1 + 12
+    assert captured.out.splitlines()[0].split()[0] == "pictures"
+    assert len(captured.out.splitlines()) == 1 + 12 + 1
+    assert captured.out.splitlines()[-1].split()[:5] == ["independent", "0", "0", "40", "100.0%"]
     assert "% of true captions" in captured.err
+    assert "Of 40 pictures that were drawn without the data's drawing code it reads 40 right." in captured.err
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_the_check_of_the_judge_fails_when_the_drawing_code_is_wrong(
+    options: tuple[str, ...], capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    circle, square = shapes.SHAPES["circle"], shapes.SHAPES["square"]
+    monkeypatch.setitem(shapes.SHAPES, "circle", square)
+    monkeypatch.setitem(shapes.SHAPES, "square", circle)
+    monkeypatch.setattr("ecdit_cli._evaluation.JUDGE_CHECK_IMAGES", 2)
+    judge._bank.cache_clear()
+    try:
+        line = error_of(["evaluate", "--check-judge", *options], capsys, code=1)
+    finally:
+        judge._bank.cache_clear()
+    assert "misreads 14 of 40 pictures that were drawn independently of the data" in line
+    assert "Shapes that it does not recognise: circle, square." in line
+
+
+def test_images_too_small_for_the_judge_are_refused_with_its_rate(tmp_path: Path, capsys: Captured) -> None:
+    small = random_run_folder(tmp_path / "small", "data.image_size=12", "routing=dense")
+    line = error_of(["evaluate", str(small.path), *FEW], capsys)
+    assert "shapes-geneval does not fit data.image_size=12: below 16 pixels the judge" in line
+    assert "92.6% at 12" in line
+    assert "Measure without it: --metrics frechet-shapes." in line
+    assert run(["evaluate", str(small.path), "--metrics", "frechet-shapes", *FEW]) == 0
+    capsys.readouterr()
+    assert run(["sample", str(small.path), "--steps", "2", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "Images of 12 pixels are not judged: below 16 pixels" in captured.err
+    assert {row["verdict"] for row in json.loads(captured.out[captured.out.index("{") :])["images"]} == {None}
 
 
 @pytest.mark.parametrize(
