@@ -29,6 +29,7 @@ from ecdit_cli.status import status
 from ecdit_cli.sweep import sweep
 from ecdit_cli.train import train
 from experiments.errors import EcditError
+from experiments.text import printable, shortened
 
 INTERRUPTED = 130
 
@@ -74,11 +75,22 @@ def run(arguments: Sequence[str]) -> int:
         print_error(str(error))
         return error.exit_code
     except typer.TyperException as error:
-        print_error(error.format_message())
+        print_error(_usage_line(error))
         return error.exit_code
     if code == INTERRUPTED:
         talk().print("interrupted", highlight=False)
     return int(code or 0)
+
+
+def _usage_line(error: typer.TyperException) -> str:
+    """The message of a usage error, with the value that was refused, which typer leaves out of it."""
+    from pydantic import ValidationError
+
+    message = error.format_message()
+    if not isinstance(error.__cause__, ValidationError):
+        return message
+    value = shortened(printable(str(error.__cause__.errors(include_url=False, include_context=False)[0]["input"])), 80)
+    return message if repr(value) in message else f"{message.rstrip('.')}, not {value}."
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ def sample(
     if grid_file.suffix.lower() != ".png":
         raise EcditError(f"--grid {grid_file} is not a PNG.", "Name a file that ends in .png.")
     prompts = _prompts(captions, caption_file)
-    from ecdit_cli._sampling import sampler_settings, sampling_progress
+    from ecdit_cli._sampling import checked_number, sampler_settings, sampling_progress
 
     with sampling_progress("importing torch") as show:
         from experiments.evaluation.load import load_run
@@ -102,7 +102,7 @@ def sample(
         scale = config.eval.guidance if guidance is None else guidance
         settings = sampler_settings(steps or config.eval.sample_steps, scale, guidance_interval, shift, sampler)
         noise_seed = config.data.seed if seed is None else seed
-        num_images = len(prompts) * per_caption
+        num_images = checked_number(len(prompts), per_caption)
         conditions = Conditions(num_images, batch_images, noise_seed, weights, loaded.precision, settings)
         if config.data.name == "shapes":
             made = _make(loaded, prompts, per_caption, conditions, compute_map, show)

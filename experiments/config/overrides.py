@@ -79,7 +79,7 @@ def _converted(pairs: Iterable[tuple[str, str]]) -> dict[str, Scalar]:
             continue
         key = SHORT_FORMS.get(given, given)
         if key not in known_settings():
-            raise _unknown_setting(key)
+            raise unknown_setting(key)
         flat[key] = convert(key, text, known_settings()[key])
     return flat
 
@@ -113,7 +113,7 @@ def _flattened(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, str]
             yield key, value
 
 
-def _unknown_setting(key: str) -> ConfigError:
+def unknown_setting(key: str) -> ConfigError:
     """Names the settings most like `key`; without one, what its section holds, or the sections."""
     known, section = list(known_settings()), key.split(".")[0]
     in_section = [path for path in known if path.startswith(f"{section}.")]

@@ -6,7 +6,7 @@ arXiv 1706.08500) with the means and covariances of the features of `features.py
 What may be compared: values of the same number of images and of the same `data.image_size`, and no others. Of few
 images the distance is too large; images of another size are scaled to the network's 32 pixels, which changes the
 features of true renders too, and so the reference. Figures refuse values of different conditions. Of no more images
-than features (64) the covariance is singular and the value says little: `MIN_FRECHET_IMAGES` in the records' schema.
+than features (64) the covariance is singular and the value says little; tables and figures say so.
 
 Legend: B images, F features.
 """

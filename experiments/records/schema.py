@@ -16,6 +16,10 @@ State = Literal["planned", "running", "done", "failed", "interrupted"]
 Weights = Literal["raw", "ema"]
 Precision = Literal["fp32", "bf16"]
 
+FRECHET_FEATURES = 64
+"""Of the network that `frechet-shapes` is measured with. A covariance of no more images than features is singular, and
+the distance that is computed with it is far too large: such a value must not be shown without a word."""
+
 
 class Record(BaseModel):
     """Frozen and closed to unknown keys. NaN and infinity are refused by `allow_inf_nan=False`."""
