@@ -20,10 +20,12 @@ import pandas as pd
 
 from analysis.comparable import first_difference
 from analysis.load import MissingDataError
+from experiments.records.schema import FRECHET_FEATURES
 
 Along = Literal["images_seen", "guidance"]
 """What a curve of a metric is drawn against."""
 
+FRECHET_DISTANCE = "frechet-shapes"
 BESIDE_CONDITIONS = ("guidance", "batch_images")
 SAMPLING = ("steps", "sampler", "shift", "guidance_start", "guidance_stop", "precision")
 """Settings that two metrics of the same images share."""
@@ -119,7 +121,19 @@ def foot(panels: Sequence[Measured]) -> list[str]:
     names: dict[str, list[str]] = {}
     for measured in panels:
         names.setdefault(_how(measured), []).append(measured.metric.name)
-    return [f"{', '.join(metrics)}: {how}." for how, metrics in names.items()]
+    lines = [f"{', '.join(metrics)}: {how}." for how, metrics in names.items()]
+    return [*lines, *(word for measured in panels if (word := _too_few(measured)) is not None)]
+
+
+def _too_few(measured: Measured) -> str | None:
+    """A word about a Frechet distance of too few images; None where there is nothing to say."""
+    num_samples = measured.conditions["num_samples"]
+    if measured.metric.name != FRECHET_DISTANCE or num_samples > FRECHET_FEATURES:
+        return None
+    return (
+        f"{FRECHET_DISTANCE} says little here: of {num_samples} images, no more than its {FRECHET_FEATURES} features, "
+        "the covariance is singular."
+    )
 
 
 def _how(measured: Measured) -> str:

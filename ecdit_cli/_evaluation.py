@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ecdit_cli._console import Column, print_json, print_rows, say
 from ecdit_cli._evaluation_table import Measured
@@ -14,6 +14,7 @@ from ecdit_cli._evaluation_table import Measured
 if TYPE_CHECKING:
     from ecdit_cli._sampling import Show
     from experiments.config.schema import RunConfig
+    from experiments.evaluation.judge_check import Checked
     from experiments.evaluation.load import LoadedRun
     from experiments.evaluation.settings import Conditions
     from experiments.records.layout import RunDir, Skipped
@@ -188,15 +189,15 @@ def joined(first: Sequence[Measured], second: Sequence[Measured]) -> list[Measur
 
 
 JUDGE_CHECK_IMAGES = 1000
+CHECKED = ("split", "blur", "noise", "num_images", "num_right", "num_yes_shuffled", "num_true_shuffled")
 
 
 def print_judge_check(as_json: bool) -> None:
-    """How often the judge agrees with the truth."""
-    from dataclasses import asdict
-
+    """How often the judge agrees with the truth; a `RunFailedError` where it misreads an independent picture."""
     from ecdit_cli._sampling import sampling_progress
 
     with sampling_progress("judging true renders") as show:
+        from experiments.evaluation.independent_check import require_all_read
         from experiments.evaluation.judge_check import DEGRADATIONS, SPLITS, check_judge
 
         judged, total = 0, JUDGE_CHECK_IMAGES * len(DEGRADATIONS) * len(SPLITS)
@@ -207,12 +208,19 @@ def print_judge_check(as_json: bool) -> None:
             show(judged, total)
 
         checked = list(check_judge(JUDGE_CHECK_IMAGES, on_images=on_images))
-    rows = [asdict(one) | {"agreement": one.agreement, "interval": list(one.interval)} for one in checked]
+    _print_checked(checked, as_json)
+    independent = checked[-1]
+    require_all_read(independent.misread, independent.num_images)
+
+
+def _print_checked(checked: Sequence[Checked], as_json: bool) -> None:
+    """One row for each split and degradation, and one for the independent pictures."""
+    rows = [_checked_row(one) for one in checked]
     if as_json:
         print_json(rows)
         return
     columns = (
-        Column("split", "captions"),
+        Column("split", "pictures"),
         Column("blur", "blur (px)", "{:g}".format),
         Column("noise", "noise", "{:g}".format),
         Column("num_images", "images", "{:,}".format),
@@ -222,8 +230,20 @@ def print_judge_check(as_json: bool) -> None:
         Column("num_true_shuffled", "of which true"),
     )
     print_rows(rows, columns, as_json=False)
-    right, images = sum(one.num_right for one in checked), sum(one.num_images for one in checked)
+    renders, independent = checked[:-1], checked[-1]
+    right, images = sum(one.num_right for one in renders), sum(one.num_images for one in renders)
     say(f"The judge says yes to {right / images:.2%} of true captions; shuffled ones are of the same kind.")
+    say(
+        f"Of {independent.num_images} pictures that were drawn without the data's drawing code it reads "
+        f"{independent.num_right} right."
+    )
+
+
+def _checked_row(one: Checked) -> dict[str, Any]:
+    """What is known of one row; what is not known is left out."""
+    row = {name: getattr(one, name) for name in CHECKED if getattr(one, name) is not None}
+    misread = {"misread": list(map(str, one.misread))} if one.misread else {}
+    return row | {"agreement": one.agreement, "interval": list(one.interval)} | misread
 
 
 def import_results(folders: Sequence[RunDir], geneval: Path | None, dsg: Path | None, how: How) -> list[Measured]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ecdit_cli._console import Column, flops, print_json, print_rows, talk
+from ecdit_cli._console import Column, flops, print_json, print_rows, say, talk
 
 if TYPE_CHECKING:
     from experiments.evaluation.inference_time import Overhead
     from experiments.records.schema import EvalRow
 
+FRECHET = "frechet-shapes"
 SHORT_KINDS = {
     "single_object": "single", "two_object": "two", "counting": "count", "colors": "colour", "position": "position",
     "color_attribution": "attribute",
@@ -30,6 +31,7 @@ class Measured:
 
 def print_table(measured: Sequence[Measured], as_json: bool) -> None:
     """One line for each run and guidance scale; as JSON every row whole."""
+    _say_too_few(measured)
     if as_json:
         print_json([_json(one) for one in measured])
         return
@@ -42,6 +44,29 @@ def print_table(measured: Sequence[Measured], as_json: bool) -> None:
     for key, note in NOTES.items():
         if any(key in row for row in rows):
             talk().print(note, soft_wrap=True, highlight=False)
+
+
+def has_too_few_images(row: EvalRow) -> bool:
+    """Whether it is a Frechet distance of no more images than features, which says little."""
+    from experiments.records.schema import FRECHET_FEATURES
+
+    return row.metric == FRECHET and row.num_samples <= FRECHET_FEATURES
+
+
+def _say_too_few(measured: Sequence[Measured]) -> None:
+    from experiments.records.schema import FRECHET_FEATURES
+
+    counts = {row.num_samples for one in measured for row in one.rows if has_too_few_images(row)}
+    if counts:
+        say(
+            f"frechet-shapes of {' and '.join(map(str, sorted(counts)))} images says little: of no more images than "
+            f"its {FRECHET_FEATURES} features the covariance is singular and the distance far too large. "
+            "Sample more: --images 512."
+        )
+
+
+def _frechet(row: EvalRow) -> str:
+    return f"{row.value:.3g}" + (" (too few)" if has_too_few_images(row) else "")
 
 
 def _json(one: Measured) -> dict[str, Any]:
@@ -86,7 +111,7 @@ COLUMNS = (
     Column("num_samples", "samples", "{:,}".format),
     Column("shapes-geneval", "shapes-geneval", _percent_with_interval, whole=True),
     Column("shapes-geneval-held-out", "held-out", _percent_with_interval, whole=True),
-    Column("frechet-shapes", "frechet-shapes", lambda row: f"{row.value:.3g}", whole=True),
+    Column(FRECHET, FRECHET, _frechet, whole=True),
     Column("fid", "fid", lambda row: f"{row.value:.2f}", whole=True),
     Column("clip-score", "clip-score", lambda row: f"{row.value:.2f}", whole=True),
     Column("geneval", "geneval", _percent_with_interval, whole=True),

@@ -56,25 +56,40 @@ Parameters = Annotated[
     ),
 ]
 
+MAX_IMAGES = 100_000
+"""Sampled at a time; FID is usually taken of 50,000. The scenes of all captions are in memory."""
+MAX_SEED = 2**63 - 1
+MAX_GUIDANCE = 1000.0
+MAX_SHIFT = 100.0
+
 # How a trained model is sampled: the same for every command that does.
 Weights = Annotated[Literal["raw", "ema"], typer.Option(help="Which weights: raw, or their moving average.")]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"], typer.Option(help="Of the model; auto: the precision it was trained in.")
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps of the sampler. Default: the run's eval.sample_steps.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, max=10_000, help="Steps of the sampler. Default: the run's eval.sample_steps.")
+]
 Sampler = Annotated[Literal["euler", "heun"], typer.Option(help="First or second order; heun calls the model twice.")]
-Shift = Annotated[float, typer.Option(min=0.01, help="Timestep shift; above 1, more of the steps near noise.")]
+Shift = Annotated[
+    float,
+    typer.Option(min=0.01, max=MAX_SHIFT, help="Timestep shift; above 1, more steps near noise."),
+]
 GuidanceInterval = Annotated[
     str, typer.Option(metavar="START,STOP", help="Times t between which guidance applies; 1 is noise, 0 the image.")
 ]
 SampleSeed = Annotated[
-    int | None, typer.Option(min=0, help="Of the noise; image i has its own. Default: the run's data.seed.")
+    int | None,
+    typer.Option(min=0, max=MAX_SEED, help="Of the noise; image i has its own. Default: the run's data.seed."),
 ]
-SampleBatch = Annotated[int, typer.Option(min=1, help="Images sampled at a time.")]
+SampleBatch = Annotated[int, typer.Option(min=1, max=16_384, help="Images sampled at a time.")]
+SampledImages = Annotated[
+    int, typer.Option(min=2, max=MAX_IMAGES, help="Images sampled of each run at each guidance scale.")
+]
 
 # What `ecdit evaluate` measures with, and what others measured.
 Scales = Annotated[str | None, typer.Option(help="Scales, by commas; 1 is none. Default: the run's eval.guidance.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Repetitions of inference-time; the median counts.")]
+Rounds = Annotated[int, typer.Option(min=1, max=10_000, help="Repetitions of inference-time; the median counts.")]
 InceptionWeights = Annotated[
     Path | None, typer.Option(metavar="FILE", help="For fid: torch-fidelity's InceptionV3 weights.")
 ]
@@ -100,9 +115,10 @@ CaptionFile = Annotated[
 ]
 Grid = Annotated[Path | None, typer.Option(metavar="FILE", help="Where the grid goes (PNG). Default: RUN/samples/.")]
 WithComputeMap = Annotated[bool, typer.Option("--compute-map", help="Also draw how many experts processed each token.")]
-PerCaption = Annotated[int, typer.Option(min=1, help="Images of each caption.")]
+PerCaption = Annotated[int, typer.Option(min=1, max=1000, help="Images of each caption.")]
 Scale = Annotated[
-    float | None, typer.Option(min=0, help="Guidance scale; 1 is none. Default: the run's eval.guidance.")
+    float | None,
+    typer.Option(min=0, max=MAX_GUIDANCE, help="Guidance scale; 1 is none. Default: the run's eval.guidance."),
 ]
 VaeModel = Annotated[
     str | None,

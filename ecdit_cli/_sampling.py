@@ -8,27 +8,45 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from ecdit_cli._console import duration, say, talk
-from experiments.text import printable
+from ecdit_cli._options import MAX_GUIDANCE, MAX_IMAGES
+from experiments.text import printable, shortened
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from experiments.evaluation.generate import SamplerSettings
 
+DEFAULT_CAPTIONS = (
+    "a circle",
+    "a heart and a cross",
+    "three green circles",
+    "a yellow bar",
+    "a red circle left of a blue square",
+    "a white ring and a black heart",
+)
+"""Captions for a run that is sampled without any: one of each kind."""
+
 SECONDS_BETWEEN_LINES = 30.0
+MAX_SCALES = 100
+"""Guidance scales of one command: at each, all images are sampled anew."""
 
 
 def parse_guidance(text: str) -> tuple[float, ...]:
-    """`1,2,4` as numbers; an `EcditError` for what is none."""
+    """`1,2,4` as numbers; an `EcditError` for what is none, out of range or too many."""
     from experiments.errors import EcditError
 
+    shown = shortened(printable(text), 80)
     try:
-        scales = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        scales = ()
-    if not scales or not all(0 <= scale < float("inf") for scale in scales):
-        raise EcditError(f"--guidance {text!r} is not a list of scales.", "Write for example --guidance 1,2,4.")
-    return tuple(dict.fromkeys(scales))
+        scales = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError as error:
+        raise EcditError(
+            f"--guidance '{shown}' is not a list of scales.", "Write for example --guidance 1,2,4."
+        ) from error
+    if not all(0 <= scale <= MAX_GUIDANCE for scale in scales):
+        raise EcditError(f"--guidance '{shown}' is out of range.", f"A scale is from 0 to {MAX_GUIDANCE:g}; 1 is none.")
+    if len(scales) > MAX_SCALES:
+        raise EcditError(f"--guidance names {len(scales)} scales.", f"At most {MAX_SCALES} are measured at a time.")
+    return scales
 
 
 def parse_interval(text: str) -> tuple[float, float]:
@@ -41,9 +59,23 @@ def parse_interval(text: str) -> tuple[float, float]:
         start, stop = 1.0, 0.0
     if not 0 <= start <= stop <= 1:
         raise EcditError(
-            f"--guidance-interval {text!r} is not START,STOP.", "Write two times from 0 (image) to 1 (noise): 0.1,0.9."
+            f"--guidance-interval '{shortened(printable(text), 80)}' is not START,STOP.",
+            "Write two times from 0 (image) to 1 (noise): 0.1,0.9.",
         )
     return start, stop
+
+
+def checked_number(num_captions: int, per_caption: int) -> int:
+    """How many images there will be; an `EcditError` for more than are kept in memory."""
+    from experiments.errors import EcditError
+
+    num_images = num_captions * per_caption
+    if num_images > MAX_IMAGES:
+        raise EcditError(
+            f"--per-caption {per_caption} of {num_captions:,} captions makes {num_images:,} images.",
+            f"At most {MAX_IMAGES:,} are sampled at a time.",
+        )
+    return num_images
 
 
 def sampler_settings(

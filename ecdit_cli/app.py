@@ -34,6 +34,7 @@ from ecdit_cli.train import train
 from experiments.environment import forget_ranks
 from experiments.errors import EcditError
 from experiments.out_of_memory import out_of_memory
+from experiments.text import printable, shortened
 
 INTERRUPTED = 130
 SHARED_COMMANDS = (("train",), ("data", "prepare"))
@@ -93,7 +94,7 @@ def run(arguments: Sequence[str]) -> int:
         print_error(str(short))
         return short.exit_code
     except typer.TyperException as error:
-        print_error(error.format_message())
+        print_error(_usage_line(error))
         return error.exit_code
     if code == INTERRUPTED:
         talk().print("interrupted", highlight=False)
@@ -105,6 +106,17 @@ def _name_too_long(error: Exception) -> EcditError | None:
     if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
         return None
     return EcditError(f"{error.filename}: the name is too long for the file system.", "Choose a shorter one.")
+
+
+def _usage_line(error: typer.TyperException) -> str:
+    """The message of a usage error, with the value that was refused, which typer leaves out of it."""
+    from pydantic import ValidationError
+
+    message = error.format_message()
+    if not isinstance(error.__cause__, ValidationError):
+        return message
+    value = shortened(printable(str(error.__cause__.errors(include_url=False, include_context=False)[0]["input"])), 80)
+    return message if repr(value) in message else f"{message.rstrip('.')}, not {value}."
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from ecdit_cli._options import (
     Rounds,
     RunFolders,
     SampleBatch,
+    SampledImages,
     Sampler,
     SampleSeed,
     Scales,
@@ -35,7 +36,7 @@ DEFAULT_METRICS = "shapes-geneval,frechet-shapes"
 def evaluate(
     runs: RunFolders,
     metrics: Annotated[str, typer.Option(help=f"What to measure, by commas: {', '.join(METRICS)}.")] = DEFAULT_METRICS,
-    images: Annotated[int, typer.Option(min=2, help="Images sampled of each run at each guidance scale.")] = 512,
+    images: SampledImages = 512,
     guidance: Scales = None,
     guidance_interval: GuidanceInterval = "0,1",
     steps: Steps = None,

@@ -42,16 +42,6 @@ if TYPE_CHECKING:
     from experiments.evaluation.settings import Conditions
     from experiments.records.compute_map import ComputeMap
 
-DEFAULT_CAPTIONS = (
-    "a circle",
-    "a heart and a cross",
-    "three green circles",
-    "a yellow bar",
-    "a red circle left of a blue square",
-    "a white ring and a black heart",
-)
-"""One of each kind."""
-
 
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
@@ -87,7 +77,7 @@ def sample(
     grid_file = grid or run_dir.samples / "grid.png"
     _check_files(grid_file, compute_map)
     prompts = _prompts(captions, caption_file)
-    from ecdit_cli._sampling import sampler_settings, sampling_progress
+    from ecdit_cli._sampling import checked_number, sampler_settings, sampling_progress
 
     with sampling_progress("importing torch") as show:
         from experiments.evaluation.load import load_run
@@ -100,7 +90,7 @@ def sample(
         scale = config.eval.guidance if guidance is None else guidance
         settings = sampler_settings(steps or config.eval.sample_steps, scale, guidance_interval, shift, sampler)
         noise_seed = config.data.seed if seed is None else seed
-        num_images = len(prompts) * per_caption
+        num_images = checked_number(len(prompts), per_caption)
         conditions = Conditions(num_images, batch_images, noise_seed, weights, loaded.precision, settings)
         if config.data.name == "shapes":
             made = _make(loaded, prompts, per_caption, conditions, compute_map, show)
@@ -126,6 +116,8 @@ def _prompts(captions: Sequence[str], caption_file: Path | None) -> list[Prompt]
     from experiments.evaluation.exports import Prompt, read_prompts
 
     given = [Prompt(caption) for caption in captions] + (read_prompts(caption_file) if caption_file else [])
+    from ecdit_cli._sampling import DEFAULT_CAPTIONS
+
     return given or [Prompt(caption) for caption in DEFAULT_CAPTIONS]
 
 
@@ -159,7 +151,7 @@ def _make(
             watcher.end_batch(batch.images_BCHW)
     images_BCHW = torch.cat(batches)
     drawn = watcher.compute_map(dict(enumerate(texts))) if watcher is not None else None
-    return _Made(run, images_BCHW, _verdicts(images_BCHW, texts), drawn)
+    return _Made(run, images_BCHW, _verdicts(images_BCHW, texts, show), drawn)
 
 
 def _check_latents(run: LoadedRun, captions: Sequence[str], caption_file: Path | None, wants_map: bool) -> None:
@@ -203,12 +195,19 @@ def _check_words(captions: Sequence[str]) -> None:
         tokenize(caption)
 
 
-def _verdicts(images_BCHW: Tensor, captions: Sequence[str]) -> list[Verdict | None]:
-    """None where a caption is no sentence of the grammar: the model can be asked anything, the judge cannot."""
+def _verdicts(images_BCHW: Tensor, captions: Sequence[str], show: Show) -> list[Verdict | None]:
+    """None where a caption is no sentence of the grammar: the model can be asked anything, the judge cannot.
+
+    None for all, and said, where the images are too small for the judge.
+    """
+    from experiments.config.checks import MIN_JUDGED_SIZE, UNRELIABLE_BELOW
     from experiments.data.captions import parse
     from experiments.errors import ConfigError
     from experiments.evaluation.judge import judge
 
+    if images_BCHW.shape[-1] < MIN_JUDGED_SIZE:
+        show.say(f"Images of {images_BCHW.shape[-1]} pixels are not judged: {UNRELIABLE_BELOW}.")
+        return [None] * len(captions)
     verdicts: list[Verdict | None] = []
     for number, caption in enumerate(captions):
         try:

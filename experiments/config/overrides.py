@@ -116,7 +116,7 @@ def _converted(pairs: Iterable[tuple[str, str]]) -> dict[str, Scalar]:
     for given, text in pairs:
         key = resolved_name(given)
         if key not in known_settings():
-            raise _unknown_setting(key)
+            raise unknown_setting(key)
         flat[key] = convert(key, text, known_settings()[key])
     return flat
 
@@ -202,7 +202,7 @@ def _flattened(tree: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[Ke
             yield (*path, name), _written(key, value)
 
 
-def _unknown_setting(key: str) -> ConfigError:
+def unknown_setting(key: str) -> ConfigError:
     """Names the settings most like `key`; without one, what its section holds, or the sections."""
     known, section = list(known_settings()), key.split(".")[0]
     in_section = [path for path in known if path.startswith(f"{section}.")]

@@ -1,6 +1,6 @@
-"""The settings that a run or a plan was stored with, as settings of this version.
+"""The settings that a run, a plan or exported weights were stored with, as settings of this version.
 
-They are input: another version may have written presets, routers or settings that do not exist here, and an editor
+They are input: another version may have written presets, routers or settings that do not exist here, and a stranger
 anything at all. Settings that an earlier version did not have yet get their defaults.
 """
 
@@ -12,10 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from experiments.config.checks import check_config
+from experiments.config.overrides import known_settings, unknown_setting
 from experiments.config.schema import RunConfig
-from experiments.errors import ConfigError, RecordError
+from experiments.errors import ConfigError, RecordError, did_you_mean
+from experiments.text import printable, shortened
 
-WAY_OUT = "Leave it out, or use the version of ecdit that wrote it."
+WAY_OUT = "Use the version of ecdit that wrote it."
 
 
 def stored_config(settings: Mapping[str, Any], file: Path) -> RunConfig:
@@ -23,9 +26,43 @@ def stored_config(settings: Mapping[str, Any], file: Path) -> RunConfig:
     try:
         return RunConfig.model_validate(settings, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        setting = ".".join(str(part) for part in first["loc"])
-        fault = f"{setting}: {first['msg']}"
+        fault = _fault(error)
     except ConfigError as error:
-        fault = error.message.rstrip(".")
-    raise RecordError(f"{file} has settings that this ecdit does not read: {fault}.", WAY_OUT)
+        fault = error
+    raise RecordError(f"{file}: {fault.message}", fault.hint or WAY_OUT)
+
+
+def buildable_config(settings: Mapping[str, Any], file: Path) -> RunConfig:
+    """The same, of which a model can be built: the settings also fit each other."""
+    config = stored_config(settings, file)
+    try:
+        # What is measured while a run trains says nothing of its model, and earlier versions measured small images.
+        check_config(config.model_copy(update={"eval": config.eval.model_copy(update={"metric_images": 0})}))
+    except ConfigError as error:
+        raise RecordError(f"{file}: {error.message}", WAY_OUT) from error
+    return config
+
+
+def _fault(error: ValidationError) -> ConfigError:
+    """The first thing that pydantic reports, in the words in which the same mistake on a command line is told."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = [printable(str(part)) for part in first["loc"]]
+    known = known_settings()
+    key = next((k for n in (2, 1) if (k := ".".join(where[:n])) in known), ".".join(where[:2]))
+    if first["type"] == "extra_forbidden":
+        key = shortened(key, 80)
+        sections = {path.split(".")[0] for path in known}
+        is_setting = "." in key
+        return (
+            unknown_setting(key) if is_setting else ConfigError(f"'{key}' is no setting.", did_you_mean(key, sections))
+        )
+    if first["type"] == "missing":
+        return ConfigError(f"{key} is missing.")
+    value = shortened(printable(repr(first["input"])), 80)
+    if key not in known:
+        return ConfigError(f"{key or 'config'}={value} is not a group of settings.")
+    if first["type"].startswith(("greater", "less", "finite", "too_")):
+        return ConfigError(
+            f"{key}={value} is out of range.", f"{first['msg'].replace('Input should be', 'It must be')}."
+        )
+    return ConfigError(f"{key}={value} is not {known[key]}.")

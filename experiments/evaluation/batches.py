@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
+from experiments.evaluation.finite import require_finite_images
 from experiments.evaluation.generate import caption_ids, image_noise, sample
 from experiments.evaluation.settings import Conditions
 from experiments.models.dit import DiT, DiTOutput
@@ -50,7 +51,8 @@ def sampled_batches(
 ) -> Iterator[SampledBatch]:
     """Images of `captions`; caption i belongs to number `numbers[i]` (default: counted from 0).
 
-    `on_call` is told of each call of the model, `num_calls` of them for each batch.
+    `on_call` is told of each call of the model, `num_calls` of them for each batch. A `RunFailedError` where an image
+    is not finite.
     """
     numbers = numbers if numbers is not None else range(len(captions))
     device = next(model.parameters()).device
@@ -67,6 +69,7 @@ def sampled_batches(
             watcher.begin_batch(len(mine), mine.start)
         noise = image_noise(config, mine, conditions.seed).to(device)
         images_BCHW = sample(model, caption_ids(captions[here]), noise, conditions.sampler, watch)
+        require_finite_images(images_BCHW)
         yield SampledBatch(mine, images_BCHW.float().cpu())
 
 

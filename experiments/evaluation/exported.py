@@ -15,37 +15,47 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from experiments.errors import CheckpointError, RecordError, StorageError
+from experiments.inputs import read_input
 from experiments.records.layout import RunDir
-from experiments.records.schema import Precision, RunRecord, Weights
+from experiments.records.schema import Precision, Record, RunRecord, Weights
 from experiments.records.storage import storage_errors
 from experiments.records.writer import write_json_atomic
+from experiments.text import printable, shortened
 from experiments.training.checkpoint import Checkpoint, load_newest
+from experiments.training.checkpoint_contents import tensor_headers
 from experiments.training.checkpoint_files import save_tensors, sha256_of_file, shard_name
 
+Result = TypeVar("Result")
 FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+STORED_AS: dict[Precision, str] = {"fp32": "F32", "bf16": "BF16"}
+"""The same in the words of safetensors."""
+EXPORT_AGAIN = "Export the run again."
 INDEX = "model.safetensors.index.json"
 
 
-@dataclass(frozen=True)
-class Exported:
-    """`model.json`."""
+class Exported(Record):
+    """`model.json`: the record of the run, which of its weights these are, and the checksum of every file."""
 
     record: RunRecord
-    images_seen: int
+    images_seen: int = Field(ge=0, lt=2**63)
     weights: Weights
     precision: Precision
     sha256: dict[str, str]
+
+    def files(self, folder: RunDir) -> dict[Path, str]:
+        """Checksums by path. A path is always inside of the folder, whatever `model.json` says."""
+        return {folder.path / Path(name).name: digest for name, digest in self.sha256.items()}
 
 
 def newest(run_dir: RunDir, weights: Weights, say: Callable[[str], None]) -> tuple[RunRecord, Checkpoint]:
@@ -115,30 +125,57 @@ def _folder_that_appears_whole(out: Path) -> Iterator[Path]:
 
 
 def read_exported(folder: RunDir) -> Exported:
-    """`model.json`; a `RecordError` where it is damaged."""
+    """`model.json`; a `RecordError` where it cannot be read or does not say what it should."""
+    path = folder.exported
     try:
-        raw: dict[str, Any] = json.loads(folder.exported.read_text(encoding="utf-8"))
-        record = RunRecord.model_validate(raw["record"])
-        sums = {str(Path(name).name): str(digest) for name, digest in raw["sha256"].items()}
-        return Exported(record, int(raw["images_seen"]), raw["weights"], raw["precision"], sums)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{folder.exported} is damaged ({error!r}).", "Export the run again.") from error
+        raw = json.loads(read_input(path))
+        return Exported.model_validate(raw, strict=True)
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}.", EXPORT_AGAIN) from error
+    except RecursionError as error:
+        raise RecordError(f"{path} is damaged: it is nested too deeply.", EXPORT_AGAIN) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        reason = shortened(printable(f"{where}{first['msg']}"), 200)
+        raise RecordError(f"{path} is damaged: {reason}.", EXPORT_AGAIN) from error
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: it is not JSON ({error}).", EXPORT_AGAIN) from error
+
+
+def exported_shapes(folder: RunDir, exported: Exported) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor by name, from the headers of the files; a `CheckpointError` where they are no tensors.
+
+    It also raises where the numbers are not of the precision that `model.json` says.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in exported.files(folder):
+        for name, header in _checked(path, tensor_headers).items():
+            if header.dtype != STORED_AS[exported.precision]:
+                raise CheckpointError(
+                    f"{path} holds {printable(name)} as {header.dtype}; model.json says {exported.precision}.",
+                    EXPORT_AGAIN,
+                )
+            shapes[name] = header.shape
+    return shapes
 
 
 def exported_tensors(folder: RunDir, exported: Exported) -> dict[str, Tensor]:
     """Every parameter by name, checked; a `CheckpointError` for a file that is damaged, or none of safetensors."""
-    return {name: tensor for file in exported.sha256 for name, tensor in _checked(folder.path / file, exported)}
+    tensors: dict[str, Tensor] = {}
+    for path, digest in exported.files(folder).items():
+        if _checked(path, sha256_of_file) != digest:
+            raise CheckpointError(f"{path} is damaged: its checksum does not match.", EXPORT_AGAIN)
+        tensors |= _checked(path, load_file)
+    return tensors
 
 
-def _checked(path: Path, exported: Exported) -> Iterator[tuple[str, Tensor]]:
+def _checked(path: Path, read: Callable[[Path], Result]) -> Result:
+    """What `read` makes of the file; a `CheckpointError` where it cannot."""
     try:
-        whole = sha256_of_file(path) == exported.sha256[path.name]
-        tensors = load_file(path) if whole else {}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}).", "Export the run again.") from error
-    if not whole:
-        raise CheckpointError(f"{path} is damaged: its checksum does not match.", "Export the run again.")
-    yield from tensors.items()
+        return read(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{printable(str(path))} cannot be read ({error}).", EXPORT_AGAIN) from error
 
 
 def _whole(checkpoint: Checkpoint, weights: Weights, name: str) -> Tensor:

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-NUM_FEATURES = 64
+from experiments.records.schema import FRECHET_FEATURES
+
+NUM_FEATURES = FRECHET_FEATURES
 IMAGE_SIZE = 32
 """Pixels; images of another size are resized to it."""
 WEIGHTS = Path(__file__).with_name("features.safetensors")

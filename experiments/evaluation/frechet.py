@@ -1,8 +1,12 @@
 """`frechet-shapes`: how far generated images are, as a distribution, from renders of the data. It is not FID.
 
 The Frechet distance between two normal distributions (Dowson and Landau 1982; for images Heusel et al.,
-arXiv 1706.08500) with the means and covariances of the features of `features.py`. Of few images the distance is too
-large, so values compare only at the same number of images, which every row carries.
+arXiv 1706.08500) with the means and covariances of the features of `features.py`.
+
+What may be compared: values of the same number of images and of the same `data.image_size`, and no others. Of few
+images the distance is too large; images of another size are scaled to the network's 32 pixels, which changes the
+features of true renders too, and so the reference. Figures refuse values of different conditions. Of no more images
+than features (64) the covariance is singular and the value says little; tables and figures say so.
 
 Legend: B images, F features.
 """
@@ -19,6 +23,7 @@ from torch import Tensor
 
 from experiments.data.scenes import draw_scenes, render_scenes
 from experiments.evaluation.features import NUM_FEATURES, features_of, weights_digest
+from experiments.evaluation.finite import require_finite_images
 from experiments.records.schema import EvalRow
 
 DISTANCE = "frechet-shapes"
@@ -76,7 +81,8 @@ class FrechetShapes:
         self._moments = Moments()
 
     def add(self, images_BCHW: Tensor) -> None:
-        """Count images in [-1, 1] in."""
+        """Count images in [-1, 1] in; a `RunFailedError` where they are not finite."""
+        require_finite_images(images_BCHW)
         self._moments.add(features_of(images_BCHW))
 
     def row(self, base: EvalRow) -> EvalRow:

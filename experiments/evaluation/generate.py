@@ -68,11 +68,12 @@ def sample(
 ) -> Tensor:
     """Images [B, C, H, W] in [-1, 1], float32, of token ids. `watch(t, output)` sees every call of the model.
 
-    The model is put in evaluation mode and back again.
+    The model is put in evaluation mode and back again. A pixel that is not finite is NaN.
     """
     caption_BL = caption_BL.to(noise_BCHW.device)
     null_BL = torch.as_tensor(null_caption()).long().to(noise_BCHW.device).expand_as(caption_BL)
-    return integrate(model, caption_BL, null_BL, noise_BCHW, settings, watch).clamp(-1, 1)
+    image_BCHW = integrate(model, caption_BL, null_BL, noise_BCHW, settings, watch)
+    return image_BCHW.masked_fill(~image_BCHW.isfinite(), torch.nan).clamp(-1, 1)  # clamp would hide an infinite pixel
 
 
 @torch.no_grad()

@@ -3,13 +3,15 @@
 No training and no weights. A pixel belongs to the colour it is nearest to, or to the background; pixels of one colour
 that touch are one thing; a thing is the shape, radius and place whose render (from `shapes.py`, a little blurred)
 differs least from it. A thing that is like no shape has `shape` None: it counts as an object and matches no word.
-How often this agrees with the truth is measured in `judge_check.py`; scores over many captions are in `alignment.py`.
+How often this agrees with the truth is measured in `judge_check.py`, on renders and on pictures that were drawn without
+`shapes.py`; scores over many captions are in `alignment.py`.
 
 The rules are GenEval's six kinds (Ghosh et al., arXiv 2310.11513) made strict: a caption of this data names every
 object of its scene, so a picture that shows more than the caption says is wrong, as well as one that shows less.
 
 Legend: B images, C channels, H rows, W columns, R reference colours, S shifts, K templates, P pixels of a window.
-Lengths are in pixels; at another image size than 32 the picture is scaled to 32 first.
+Lengths are in pixels; at another image size than 32 the picture is scaled to 32 first. Pictures of fewer than 16 pixels
+show too little: there true renders are denied (`require_judged_size` in `experiments.config.checks`).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torch import Tensor
 from experiments.data.captions import Assertion, Term
 from experiments.data.scenes import FRAME, relation_between
 from experiments.data.shapes import COLORS, SHAPES, Object, cover
+from experiments.evaluation.finite import require_finite_images
 
 SIZE = int(FRAME)
 Floats = NDArray[np.float32]
@@ -39,8 +42,14 @@ SMOOTHING = 0.6
 MIN_AREA = 14
 """Pixels that make a thing; the smallest object of the data has 33."""
 MAX_MISFIT = 0.2
-"""Squared difference to the best template over the template's own square: above it, a thing is no shape. Twice what
-999 of 1,000 true things have under the degradations of `judge_check.py`; blobs that nobody would name have more."""
+"""Squared difference to the best template over the template's own square: above it, a thing is no shape.
+
+Twice what 999 of 1,000 true things have under the degradations of `judge_check.py`, so that a shape which a model draws
+badly still counts. The price is that a shape is named where nobody would name one: of random blobs as large as objects,
+about half are below the limit when they are ragged, and nine of ten when they are smooth and round
+(`tests/unit/evaluation/test_judge.py` measures both). The score therefore says which of the eight shapes a thing is
+most like, and not that it is well drawn; how far images are from the data as a whole is `frechet.py`'s.
+"""
 WINDOW = 24
 RADII = np.arange(4.0, 9.01, 0.25)
 BLURS = (0.6, 1.2)
@@ -72,7 +81,8 @@ class Verdict:
 
 
 def find_objects(images_BCHW: Tensor) -> list[list[Found]]:
-    """The things in each image of float32 [B, 3, H, W] in [-1, 1]."""
+    """The things in each image of float32 [B, 3, H, W] in [-1, 1]; a `RunFailedError` where they are not finite."""
+    require_finite_images(images_BCHW)
     scale = images_BCHW.shape[-1] / SIZE
     images_BCHW = images_BCHW.float().cpu()
     if scale != 1:

@@ -3,12 +3,16 @@
 True pairs are an image and its own caption: the answer is yes. Shuffled pairs are an image and the caption of another
 image of the same kind: mostly no, and yes as often as that caption happens to be true, which is the chance that a
 judge that knew nothing of the caption could not stay below. The images are blurred and noisy as a sampler leaves them.
+
+Renders cannot show an error of the drawing code, because the judge's templates have it too. The last row is therefore
+measured on pictures that were drawn without that code (`independent_check.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,27 +21,33 @@ from scipy import ndimage
 from experiments.data.captions import Assertion, assertion_of
 from experiments.data.scenes import KINDS, Scene, Split, draw_scenes, render_scenes
 from experiments.data.shapes import Floats32
+from experiments.evaluation.independent_check import Misread, independent_pictures, misread_pictures
 from experiments.evaluation.intervals import wilson
 from experiments.evaluation.judge import Found, find_objects, verdict
 
 DEGRADATIONS = ((0.0, 0.0), (0.8, 0.0), (1.2, 0.0), (0.0, 0.2), (0.8, 0.2), (1.2, 0.1))
 """(standard deviation of a Gaussian blur in pixels, of the noise on [-1, 1])."""
 SPLITS: tuple[Split, ...] = ("validation", "held_out")
+Source = Split | Literal["independent"]
+"""Where judged pictures are from: renders of a split, or pictures drawn without the data's drawing code."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One split under one degradation. Shares are of `num_images` pairs."""
+    """One split under one degradation, or the independent pictures. Shares are of `num_images` pairs."""
 
-    split: Split
+    split: Source
     blur: float
     noise: float
     num_images: int
     num_right: int
     """True pairs that the judge answers with yes."""
-    num_yes_shuffled: int
-    num_true_shuffled: int
+    num_yes_shuffled: int | None = None
+    """None for the independent pictures, of which no facts but their captions are known."""
+    num_true_shuffled: int | None = None
     """Shuffled pairs whose caption is true all the same."""
+    misread: tuple[Misread, ...] = ()
+    """The independent pictures on which the judge denies the caption."""
 
     @property
     def agreement(self) -> float:
@@ -53,7 +63,10 @@ class Checked:
 def check_judge(
     num_images: int, seed: int = 0, on_images: Callable[[int], None] = lambda num: None
 ) -> Iterator[Checked]:
-    """Every split under every degradation, `num_images` each; `on_images` is told how many were just judged."""
+    """Every split under every degradation, `num_images` each, then the independent pictures.
+
+    `on_images` is told how many were just judged.
+    """
     random = np.random.default_rng(seed)
     for split in SPLITS:
         scenes = draw_scenes(seed, range(num_images), split)
@@ -70,6 +83,11 @@ def check_judge(
             yield Checked(
                 split, blur, noise, num_images, _num_yes(found, true), _num_yes(found, shuffled), num_true_shuffled
             )
+    pictures = independent_pictures()
+    misread = tuple(misread_pictures(pictures))
+    num_pictures = len(pictures.files)
+    on_images(num_pictures)
+    yield Checked("independent", 0.0, 0.0, num_pictures, num_pictures - len(misread), misread=misread)
 
 
 def degrade(images_BCHW: Floats32, blur: float, noise: float, random: np.random.Generator) -> Floats32:

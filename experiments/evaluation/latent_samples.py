@@ -19,6 +19,7 @@ from experiments.config.data_set import DataSetIndex
 from experiments.data.encoders import Autoencoder, find_encoder
 from experiments.data.latents import LatentImages
 from experiments.errors import ConfigError
+from experiments.evaluation.finite import require_finite_images
 from experiments.evaluation.generate import image_noise, integrate
 from experiments.evaluation.load import LoadedRun, current_device
 from experiments.evaluation.settings import Conditions
@@ -43,7 +44,8 @@ def sample_validation(
 ) -> DecodedImages:
     """Images of the first captions of the validation set; fewer captions where it has fewer.
 
-    Raises `ConfigError` before anything is sampled: no data set, another one, no VAE, another one.
+    Raises `ConfigError` before anything is sampled: no data set, another one, no VAE, another one; and `RunFailedError`
+    where what is sampled is not finite.
     """
     source = LatentImages(data_set or Path(run.config.data.path or ""), run.config.data)
     decoder = open_decoder(source.index, vae, current_device())
@@ -61,6 +63,7 @@ def sample_validation(
             run.model, (text, length, pooled), (null_text, null_length, null_pooled), noise, conditions.sampler,
             lambda time, output: on_call(),
         )  # fmt: skip
+        require_finite_images(latent_BCHW)
         images.append(decoder.decode(latent_BCHW))
     return DecodedImages(torch.cat(images), source.validation_captions(range(num_captions)))
 

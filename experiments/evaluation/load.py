@@ -4,16 +4,29 @@ anything that was saved.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
-from experiments.config.stored import stored_config
+from experiments.config.stored import buildable_config
+from experiments.config.tensors import tensor_sizes
 from experiments.errors import CheckpointError, ConfigError
-from experiments.evaluation.exported import DTYPES, FILE_OF_WEIGHTS, exported_tensors, newest, read_exported
+from experiments.evaluation.exported import (
+    DTYPES,
+    FILE_OF_WEIGHTS,
+    exported_shapes,
+    exported_tensors,
+    newest,
+    read_exported,
+)
+from experiments.evaluation.finite import require_finite_weights
 from experiments.evaluation.replay import allow_replay
 from experiments.models.dit import DiT
 from experiments.records.layout import RunDir
@@ -39,43 +52,69 @@ def load_run(
 ) -> LoadedRun:
     """The newest whole checkpoint of a run, on the current device; in the precision it was trained in unless given.
 
-    The same from a folder of `ecdit export-weights`. Raises `RecordError` for what is neither, and `CheckpointError`
-    where there is no checkpoint, or weights do not fit the model.
+    The same from a folder of `ecdit export-weights`. Raises `RecordError` for what is neither, and for settings of
+    which no model can be built; `CheckpointError` where there is no checkpoint, or where weights do not fit the model
+    or are not finite. Nothing larger than the files of weights is made before it is known that they fit.
     """
-    if run_dir.exported.is_file():
+    if os.path.lexists(run_dir.exported):
         return _load_exported(run_dir, weights, precision)
     record, checkpoint = newest(run_dir, weights, say)
-    prefer_large_pages(stored_config(record.config, run_dir.run_json))
+    config = buildable_config(record.config, run_dir.run_json)
+    require_same_sizes(config, checkpoint.shapes, run_dir.path)
+    prefer_large_pages(config)
     images_seen = int(checkpoint.state["images_seen"])
     tensors = checkpoint.full(FILE_OF_WEIGHTS[weights])
-    return _loaded(run_dir, record, tensors, images_seen, weights, precision or record.precision)
+    return _loaded(run_dir, record, config, tensors, images_seen, weights, precision or record.precision)
 
 
 def _load_exported(folder: RunDir, weights: Weights, precision: Precision | None) -> LoadedRun:
     exported = read_exported(folder)
     if exported.weights != weights:
         raise ConfigError(f"{folder.path} holds {exported.weights} weights.", f"Use --weights {exported.weights}.")
-    prefer_large_pages(stored_config(exported.record.config, folder.exported))
+    config = buildable_config(exported.record.config, folder.exported)
+    require_same_sizes(config, exported_shapes(folder, exported), folder.path)
+    prefer_large_pages(config)
     tensors = exported_tensors(folder, exported)
-    return _loaded(folder, exported.record, tensors, exported.images_seen, weights, precision or exported.precision)
+    precision = precision or exported.precision
+    return _loaded(folder, exported.record, config, tensors, exported.images_seen, weights, precision)
 
 
 def _loaded(
     run_dir: RunDir,
     record: RunRecord,
+    config: RunConfig,
     tensors: Mapping[str, Tensor],
     images_seen: int,
     weights: Weights,
     precision: Precision,
 ) -> LoadedRun:
-    config = stored_config(record.config, run_dir.path)
     model = DiT(config)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
-        raise CheckpointError(f"The weights in {run_dir.path} are not those of its model.", "Export the run again.")
+        raise _not_of_this_model(run_dir.path)
     model.load_state_dict(tensors)
-    model = model.to(device=current_device(), dtype=DTYPES[precision]).eval()
+    model = model.to(dtype=DTYPES[precision]).eval()
+    require_finite_weights(model.named_parameters(), str(run_dir.path))
+    model = model.to(device=current_device())
     return LoadedRun(run_dir, record, config, allow_replay(model), images_seen, weights, precision)
+
+
+def require_same_sizes(config: RunConfig, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Return when tensors of these shapes have the sizes that the parameters of `config` have; else `CheckpointError`.
+
+    By arithmetic and lazily, because a config from elsewhere may ask for 10^7 layers: to build that model, in order to
+    see that it is another one, takes all memory.
+    """
+    expected = (size for size, _ in tensor_sizes(config))
+    if sorted(islice(expected, len(shapes) + 1)) != sorted(map(math.prod, shapes.values())):
+        raise _not_of_this_model(path)
+
+
+def _not_of_this_model(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"The weights in {path} are not those of its model: they have other shapes than its settings give.",
+        "Export the run again.",
+    )
 
 
 def require_shapes(run: LoadedRun) -> LoadedRun:

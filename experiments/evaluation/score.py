@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from experiments.config.checks import require_judged_size
 from experiments.config.schema import RunConfig
 from experiments.data.captions import assertion_of, describe
 from experiments.data.scenes import Scene, Split, draw_scenes
@@ -56,10 +57,19 @@ def caption_set(config: RunConfig, split: Split, num_images: int) -> CaptionSet:
     return CaptionSet(scenes, range(first, first + num_images))
 
 
+def require_judged(config: RunConfig, metrics: Sequence[str]) -> None:
+    """Return unless the judge is asked about images that are too small for it; then a `ConfigError`."""
+    if SCORE in metrics:
+        way_out = f"Measure without it: --metrics {DISTANCE}."
+        require_judged_size(config.data.image_size, SCORE, way_out)
+
+
 class ShapesScores:
     """`shapes-geneval` and `frechet-shapes`, counted batch by batch. Images [B, C, H, W] in [-1, 1]."""
 
     def __init__(self, config: RunConfig, metrics: Sequence[str], seen: CaptionSet, unseen: CaptionSet | None) -> None:
+        """Raises `ConfigError` where the images are too small to be judged."""
+        require_judged(config, metrics)
         self._seen, self._unseen = seen, unseen
         self._correct: dict[int, bool] = {}
         self._judges = SCORE in metrics
@@ -96,7 +106,11 @@ class RunScorer:
         backbones: Backbones | None = None,
         again: bool = False,
     ) -> None:
-        """Reads what is recorded. `again`: measure that too. `backbones`: of the metrics in `REAL`."""
+        """Reads what is recorded. `again`: measure that too. `backbones`: of the metrics in `REAL`.
+
+        Raises `ConfigError` where the images are too small to be judged, also where a value is recorded.
+        """
+        require_judged(run.config, metrics)
         self.run, self.conditions, self._backbones = run, conditions, backbones
         self.base = conditions.row(run.config, run.images_seen)
         possible = [metric for metric in metrics if metric != ROUTING or run.config.routing.name != "dense"]

@@ -55,6 +55,11 @@ Words = Annotated[str, BeforeValidator(lambda text: encodable(text) if isinstanc
 """Text that may come from the file system or a command line, where names need not be valid Unicode."""
 
 
+FRECHET_FEATURES = 64
+"""Of the network that `frechet-shapes` is measured with. A covariance of no more images than features is singular, and
+the distance that is computed with it is far too large: such a value must not be shown without a word."""
+
+
 class Record(BaseModel):
     """Frozen and closed to unknown keys. NaN and infinity are refused by `allow_inf_nan=False`.
 

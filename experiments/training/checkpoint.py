@@ -22,6 +22,7 @@ from torch import Tensor
 from experiments.errors import CheckpointError
 from experiments.inputs import MAX_ROWS_BYTES, read_input
 from experiments.records.layout import RunDir
+from experiments.training.checkpoint_contents import require_stretches, require_well_formed
 from experiments.training.checkpoint_files import (
     FORMAT_VERSION,
     TENSOR_FILES,
@@ -141,6 +142,7 @@ def load_newest(
 def _open(path: Path, config_id: str, files: Sequence[str], wanted: Mapping[str, tuple[int, int]] | None) -> Checkpoint:
     content = _read_state(path)
     _require_same_run(path, content, config_id)
+    _require_true(path, require_well_formed, content)
     stretches = [{name: tuple(bounds) for name, bounds in shard.items()} for shard in content["stretches"]]
     shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
     checkpoint = Checkpoint(path, content["state"], shapes, stretches)
@@ -148,17 +150,20 @@ def _open(path: Path, config_id: str, files: Sequence[str], wanted: Mapping[str,
     for shard in shards:
         for file in files:
             name = shard_name(file, shard, len(stretches))
-            _require_whole(path / name, content["sha256"][name])
+            _require_whole(path / name, content["sha256"].get(name, ""))
+            if file != "optimizer":
+                _require_true(path / name, require_stretches, path / name, stretches[shard], shapes)
     return checkpoint
 
 
 def _require_same_run(path: Path, content: Mapping[str, Any], config_id: str) -> None:
-    if content["format_version"] != FORMAT_VERSION:
+    if content.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {content['format_version']}, this ecdit reads {FORMAT_VERSION}.",
+            f"{path} has format {content.get('format_version')}, this ecdit reads {FORMAT_VERSION}.",
             "Use the version of ecdit that wrote it.",
         )
-    found = content["state"]["config_id"]
+    state = content.get("state")
+    found = state.get("config_id") if isinstance(state, dict) else None
     if found != config_id:
         raise CheckpointError(f"{path} belongs to config {found}, not {config_id}.", "Use another --run-dir.")
 
@@ -175,6 +180,14 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not whole:
         raise DamagedCheckpointError(f"{file} is damaged (its checksum does not match).")
     return content
+
+
+def _require_true(file: Path, check: Callable[..., None], *arguments: Any) -> None:
+    """Run a check of `checkpoint_contents.py`; what it does not accept is damage."""
+    try:
+        check(*arguments)
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{file} is damaged ({error})") from error
 
 
 def _require_whole(file: Path, digest: str) -> None:

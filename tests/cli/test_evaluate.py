@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from ecdit_cli.app import run
+from experiments.data import shapes
+from experiments.evaluation import judge
 from experiments.records.layout import RunDir, read_jsonl
 from tests.training_runs import random_run_folder
 
@@ -94,9 +96,42 @@ def test_the_judge_is_checked_without_a_run(capsys: Captured, monkeypatch: pytes
     monkeypatch.setattr("ecdit_cli._evaluation.JUDGE_CHECK_IMAGES", 24)
     assert run(["evaluate", "--check-judge"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.splitlines()[0].split()[0] == "captions"
-    assert len(captured.out.splitlines()) == 1 + 12
+    assert captured.out.splitlines()[0].split()[0] == "pictures"
+    assert len(captured.out.splitlines()) == 1 + 12 + 1
+    assert captured.out.splitlines()[-1].split()[:5] == ["independent", "0", "0", "40", "100.0%"]
     assert "% of true captions" in captured.err
+    assert "Of 40 pictures that were drawn without the data's drawing code it reads 40 right." in captured.err
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_the_check_of_the_judge_fails_when_the_drawing_code_is_wrong(
+    options: tuple[str, ...], capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    circle, square = shapes.SHAPES["circle"], shapes.SHAPES["square"]
+    monkeypatch.setitem(shapes.SHAPES, "circle", square)
+    monkeypatch.setitem(shapes.SHAPES, "square", circle)
+    monkeypatch.setattr("ecdit_cli._evaluation.JUDGE_CHECK_IMAGES", 2)
+    judge._bank.cache_clear()
+    try:
+        line = error_of(["evaluate", "--check-judge", *options], capsys, code=1)
+    finally:
+        judge._bank.cache_clear()
+    assert "misreads 14 of 40 pictures that were drawn independently of the data" in line
+    assert "Shapes that it does not recognise: circle, square." in line
+
+
+def test_images_too_small_for_the_judge_are_refused_with_its_rate(tmp_path: Path, capsys: Captured) -> None:
+    small = random_run_folder(tmp_path / "small", "data.image_size=12", "routing=dense")
+    line = error_of(["evaluate", str(small.path), *FEW], capsys)
+    assert "shapes-geneval does not fit data.image_size=12: below 16 pixels the judge" in line
+    assert "92.6% at 12" in line
+    assert "Measure without it: --metrics frechet-shapes." in line
+    assert run(["evaluate", str(small.path), "--metrics", "frechet-shapes", *FEW]) == 0
+    capsys.readouterr()
+    assert run(["sample", str(small.path), "--steps", "2", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "Images of 12 pixels are not judged: below 16 pixels" in captured.err
+    assert {row["verdict"] for row in json.loads(captured.out[captured.out.index("{") :])["images"]} == {None}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +146,89 @@ def test_the_judge_is_checked_without_a_run(capsys: Captured, monkeypatch: pytes
 )
 def test_mistakes_in_options_are_one_line(runs: Path, capsys: Captured, options: list[str], message: str) -> None:
     assert message in error_of(["evaluate", str(runs), *options, *FEW], capsys)
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+@pytest.mark.parametrize(
+    ("option", "value", "bound"),
+    [
+        ("--shift", "inf", "less than or equal to 100"),
+        ("--shift", "nan", "less than or equal to 100"),
+        ("--shift", "1e-300", "greater than or equal to 0.01"),
+        ("--steps", "0", "greater than or equal to 1"),
+        ("--steps", "10001", "less than or equal to 10000"),
+        ("--seed", "-1", "greater than or equal to 0"),
+        ("--seed", str(2**63), "less than or equal to 9223372036854775807"),
+        ("--seed", "9" * 30, "less than or equal to 9223372036854775807"),
+        ("--batch-images", "100000000000", "less than or equal to 16384"),
+    ],
+)
+def test_every_number_has_a_bound_that_the_message_says(
+    command: str, option: str, value: str, bound: str, tmp_path: Path, capsys: Captured
+) -> None:
+    line = error_of([command, str(tmp_path), option, value], capsys)
+    assert line == f"error: Invalid value for '{option}': Input should be {bound}, not {value}."
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value", "bound"),
+    [
+        ("sample", "--guidance", "1e308", "less than or equal to 1000"),
+        ("sample", "--guidance", "nan", "less than or equal to 1000"),
+        ("sample", "--guidance", "-0.5", "greater than or equal to 0"),
+        ("sample", "--per-caption", "1001", "less than or equal to 1000"),
+        ("sample", "--per-caption", "0", "greater than or equal to 1"),
+        ("evaluate", "--images", "100000000000", "less than or equal to 100000"),
+        ("evaluate", "--images", "1", "greater than or equal to 2"),
+        ("evaluate", "--rounds", "10001", "less than or equal to 10000"),
+    ],
+)
+def test_numbers_of_one_command_have_bounds_too(
+    command: str, option: str, value: str, bound: str, tmp_path: Path, capsys: Captured
+) -> None:
+    line = error_of([command, str(tmp_path), option, value], capsys)
+    assert line.startswith(f"error: Invalid value for '{option}': Input should be {bound}, not ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1e308", "--guidance '1e308' is out of range. A scale is from 0 to 1000; 1 is none."),
+        ("1,nan", "--guidance '1,nan' is out of range."),
+        ("1,-1", "--guidance '1,-1' is out of range."),
+        ("", "--guidance '' is not a list of scales."),
+        (",".join(str(scale / 8) for scale in range(101)), "--guidance names 101 scales. At most 100"),
+        ("1," + "\x1b" * 300, "is not a list of scales."),
+    ],
+)
+def test_guidance_scales_are_bounded(text: str, message: str, tmp_path: Path, capsys: Captured) -> None:
+    line = error_of(["evaluate", str(tmp_path), "--guidance", text], capsys)
+    assert message in line
+    assert len(line) < 300
+
+
+def test_a_usage_error_says_the_value_once(tmp_path: Path, capsys: Captured) -> None:
+    assert error_of(["sample", str(tmp_path), "--sampler", "rk45"], capsys).count("rk45") == 1
+
+
+def test_more_images_than_are_kept_are_refused(runs: Path, tmp_path: Path, capsys: Captured) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a circle\n" * 101)
+    line = error_of(["sample", str(runs / "dense"), "--captions", str(captions), "--per-caption", "1000"], capsys)
+    assert "--per-caption 1000 of 101 captions makes 101,000 images. At most 100,000 are sampled at a time." in line
+
+
+def test_a_frechet_distance_of_too_few_images_has_a_word(runs: Path, capsys: Captured) -> None:
+    command = ["evaluate", str(runs / "dense"), "--metrics", "frechet-shapes", "--steps", "1", "--images"]
+    for options in ([], ["--json"]):
+        assert run([*command, "64", *options]) == 0
+        captured = capsys.readouterr()
+        assert "frechet-shapes of 64 images says little: of no more images than its 64 features" in captured.err
+        assert ("(too few)" in captured.out) == (not options)
+    assert run([*command, "66"]) == 0
+    captured = capsys.readouterr()
+    assert "says little" not in captured.err
+    assert "(too few)" not in captured.out
 
 
 def test_no_runs_is_one_line(tmp_path: Path, capsys: Captured) -> None:

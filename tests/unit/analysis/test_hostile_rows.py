@@ -115,7 +115,7 @@ def test_settings_that_this_version_does_not_know_leave_the_run_out(
     raw["config"][section][key] = value
     raw["config_id"] = settings_id(raw["config"])
     bad.run_json.write_text(json.dumps(raw))
-    assert left_out(bad) == [f"{bad.run_json} has settings that this ecdit does not read: {said}."]
+    assert left_out(bad) == [f"{bad.run_json}: {said}."]
     damaged = export_runs(bad.path.parent).set_index("run")["damaged"]
     assert said in damaged["bad"]
     assert pd.isna(damaged["good"])

@@ -187,6 +187,25 @@ def test_a_run_that_was_not_measured_is_said_at_the_foot(two_runs: tuple[RunDir,
     assert any("Not measured: 1 of the runs" in text.get_text() for text in figure.texts)
 
 
+@pytest.mark.parametrize(("num_samples", "few"), [(8, True), (64, True), (65, False)])
+def test_a_frechet_distance_of_too_few_images_is_said_at_the_foot(
+    num_samples: int, few: bool, two_runs: tuple[RunDir, RunDir], sampled: Row
+) -> None:
+    for run in two_runs:
+        append_evaluations(
+            run,
+            [
+                sampled("shapes-geneval", 0.5, num_samples=num_samples),
+                sampled("frechet-shapes", 9.0, num_samples=num_samples),
+                sampled("inference_seconds_per_image", 0.1),
+            ],
+        )
+    records = load_records([two_runs[0].path.parent])
+    texts = [text.get_text() for text in find_figure("quality-time").draw(records, run_table(records)).figure.texts]
+    word = f"frechet-shapes says little here: of {num_samples} images, no more than its 64 features"
+    assert any(word in " ".join(text.split()) for text in texts) == few
+
+
 @pytest.mark.parametrize("name", SAMPLED)
 def test_the_same_records_give_the_same_bytes(name: str, folder: Path, tmp_path: Path) -> None:
     written = []

@@ -42,6 +42,9 @@ WITH_A_WAY_OUT = [
     ("routing.group_images=5", "routing.group_images=5 does not divide the 32 images that one process takes"),
     ("routing.num_experts=129", f"{NO_SLOT} 2.0157 with 129 experts and 64 tokens per group."),
     ("routing.num_experts=64 train.mask_ratio=0.75", f"{NO_SLOT} 4 with 64 experts and 16 tokens per group."),
+    ("eval.metric_images=1", "eval.metric_images=1 is too few: frechet-shapes compares a covariance"),
+    ("data.image_size=8 eval.metric_images=4", "eval.metric_images=4 does not fit data.image_size=8: below 16 pixels"),
+    ("data.image_size=12 eval.metric_images=4", "says yes to 67.8% of them at 8 pixels, 92.6% at 12"),
     ("routing.eval_capacity_factor=0.05", f"{NO_SLOT} 0.125 with 8 experts and 64 tokens per group."),
 ]
 

@@ -5,10 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
-from experiments.data.captions import parse
-from experiments.data.scenes import RELATIONS
+from experiments.config.checks import MIN_JUDGED_SIZE, UNRELIABLE_BELOW
+from experiments.data.captions import assertion_of, parse
+from experiments.data.scenes import RELATIONS, draw_scenes, render_scenes
 from experiments.data.shapes import COLORS, SHAPES, Object, render
+from experiments.errors import RunFailedError
 from experiments.evaluation.judge import find_objects, judge, verdict
 from experiments.evaluation.judge_check import (
     check_judge,
@@ -105,6 +108,50 @@ def test_a_blob_is_an_object_of_no_shape_and_grey_is_nothing():
     assert judge(picture(), [parse("a circle")])[0].reason == "missing"
 
 
+def random_blobs(num: int, smoothness: float) -> torch.Tensor:
+    """Blobs of 60 to 200 pixels, as large as the data's objects: the largest part of noise above a level.
+
+    `smoothness` is the standard deviation in pixels of the blur of the noise: 1.5 makes ragged blobs, 4 round ones.
+    """
+    random = np.random.default_rng(0)
+    down, right = np.mgrid[:32, :32] - 15.5
+    middle = np.exp(-(right**2 + down**2) / 72)
+    images = []
+    while len(images) < num:
+        field = ndimage.gaussian_filter(random.standard_normal((32, 32)), smoothness)
+        labels, num_parts = ndimage.label((field / field.std() + 2) * middle > random.uniform(0.8, 1.6))
+        areas = np.bincount(labels.ravel())[1:]
+        if num_parts and 60 <= areas.max() <= 200:
+            cover = ndimage.gaussian_filter((labels == areas.argmax() + 1).astype(np.float32), 0.6)
+            images.append(cover * np.array([1, -1, -1], dtype=np.float32)[:, None, None])
+    return torch.from_numpy(np.stack(images))
+
+
+@pytest.mark.parametrize(("smoothness", "low", "high"), [(1.5, 0.4, 0.6), (4.0, 0.85, 0.98)])
+def test_how_many_blobs_are_named_is_what_the_limit_says(smoothness, low, high):
+    """About half of ragged blobs and nine of ten round ones: `MAX_MISFIT` claims no less."""
+    found = [thing for things in find_objects(random_blobs(200, smoothness)) for thing in things]
+    assert len(found) == 200
+    assert low < np.mean([thing.shape is not None for thing in found]) < high
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_an_image_that_is_not_finite_is_said_to_be_so(value):
+    images = torch.cat([picture(RED_CIRCLE), picture(BLUE_SQUARE)])
+    images[1, 2, 3, 4] = value
+    with pytest.raises(RunFailedError, match=r"^1 of 2 images are not finite.*weights have diverged"):
+        judge(images, [parse("a circle"), parse("a square")])
+
+
+@pytest.mark.parametrize(("size", "rate"), [(8, 0.678), (12, 0.926), (14, 0.989), (16, 0.9995)])
+def test_the_rates_by_image_size_are_those_that_the_refusal_states(size, rate):
+    scenes = draw_scenes(0, range(400), "validation", size)
+    verdicts = judge(torch.from_numpy(render_scenes(scenes)), [assertion_of(scene) for scene in scenes])
+    assert np.mean([each.correct for each in verdicts]) == pytest.approx(rate, abs=0.03 if size < 14 else 0.012)
+    assert f"{rate:.2%}".replace("0%", "%") in UNRELIABLE_BELOW
+    assert (size < MIN_JUDGED_SIZE) == (rate < 0.99)
+
+
 def test_shuffled_captions_stay_in_their_kind_and_are_all_used():
     assertions = [parse(c) for c in ("a circle", "a heart", "a red bar", "a ring", "a blue moon", "two red bars")]
     shuffled = shuffled_within_kinds(assertions, np.random.default_rng(0))
@@ -115,7 +162,8 @@ def test_shuffled_captions_stay_in_their_kind_and_are_all_used():
 
 def test_the_judge_agrees_with_the_truth_on_blurred_and_noisy_renders():
     """At least 99.5%, and on shuffled captions it says yes as often as they are true: no more than chance."""
-    checked = list(check_judge(NUM_CHECKED))
+    *checked, independent = check_judge(NUM_CHECKED)
+    assert (independent.split, independent.num_images, independent.agreement) == ("independent", 40, 1.0)
     assert {(one.split, one.blur, one.noise) for one in checked} >= {("held_out", 1.2, 0.1), ("validation", 0.0, 0.2)}
     for one in checked:
         assert one.agreement >= 0.987, one  # two of 160; the pool is what decides
@@ -125,13 +173,9 @@ def test_the_judge_agrees_with_the_truth_on_blurred_and_noisy_renders():
 
 
 def test_a_judge_would_fail_the_check_on_pictures_it_cannot_read():
-    from experiments.data.scenes import draw_scenes, render_scenes
-
     scenes = draw_scenes(0, range(40), "validation")
     ruined = degrade(render_scenes(scenes), 4.0, 0.6, np.random.default_rng(0))
     found = find_objects(torch.from_numpy(ruined))
-    from experiments.data.captions import assertion_of
-
     right = [verdict(things, assertion_of(scene)).correct for things, scene in zip(found, scenes, strict=True)]
     assert np.mean(right) < 0.5
     assert all(is_true_of(scene, assertion_of(scene)) for scene in scenes)

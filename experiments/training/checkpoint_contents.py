@@ -1,0 +1,107 @@
+"""Whether what a checkpoint says of its tensors is well formed, and true of the tensors in its files.
+
+Its checksums show that nothing was damaged since it was written. They do not show who wrote it: `state.json` may come
+from a stranger with checksums that fit, so that its types, and the shapes and types of the tensors, are checked before
+anything is computed from them. Only the headers of the files are read here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from experiments.text import printable, shortened
+
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class TensorHeader(NamedTuple):
+    """What a file of safetensors says of one tensor; `dtype` in its own words (`F32`)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class _LoopState(BaseModel):
+    """The part of the training loop's state that everybody who reads a checkpoint needs."""
+
+    model_config = ConfigDict(strict=True)
+
+    config_id: str
+    images_seen: Whole
+
+
+class _StateFile(BaseModel):
+    """`state.json` of the format that this version reads."""
+
+    model_config = ConfigDict(strict=True)
+
+    sha256: dict[str, str]
+    shapes: dict[str, list[Whole]]
+    stretches: Annotated[
+        list[dict[str, Annotated[list[Whole], Field(min_length=2, max_length=2)]]], Field(min_length=1)
+    ]
+    state: _LoopState
+
+
+def tensor_headers(path: Path) -> dict[str, TensorHeader]:
+    """By name, from the header of the file alone. Raises `OSError`, and `ValueError` where it is no safetensors."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is not a regular file")  # opening a FIFO would wait for ever
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            return {name: TensorHeader(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def require_well_formed(content: Mapping[str, Any]) -> None:
+    """Return when `state.json` has what is read of it, and its shards together hold every number of every parameter.
+
+    Raises `ValueError` with the first thing that is wrong.
+    """
+    try:
+        _StateFile.model_validate(dict(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = shortened(printable(".".join(map(str, first["loc"]))), 80)
+        raise ValueError(f"{where}: {first['msg']}") from error
+    for name, shape in content["shapes"].items():
+        bounds = sorted(tuple(shard[name]) for shard in content["stretches"] if name in shard)
+        reached = 0
+        for start, stop in bounds:
+            if start != reached or stop < start:
+                break
+            reached = stop
+        if reached != math.prod(shape):
+            raise ValueError(f"its shards do not hold all numbers of {printable(name)}")
+
+
+def require_stretches(
+    path: Path, stretches: Mapping[str, tuple[int, int]], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Return when the file holds fp32 numbers of all `stretches`, flat or in the shape of the whole parameter.
+
+    Raises as `tensor_headers`.
+    """
+    headers = tensor_headers(path)
+    for name, (start, stop) in stretches.items():
+        header = headers.get(name)
+        if header is None:
+            raise ValueError(f"{printable(name)} is not in it")
+        fits = header.shape == (stop - start,) or (
+            header.shape == shapes.get(name) and math.prod(header.shape) == stop - start
+        )
+        if header.dtype != "F32" or not fits:
+            raise ValueError(
+                f"{printable(name)} is {header.dtype} {list(header.shape)}, and state.json says {stop - start:,} "
+                "numbers of F32"
+            )
