@@ -113,11 +113,10 @@ class _Made:
 
 
 def _prompts(captions: Sequence[str], caption_file: Path | None) -> list[Prompt]:
+    from ecdit_cli._sampling import DEFAULT_CAPTIONS
     from experiments.evaluation.exports import Prompt, read_prompts
 
     given = [Prompt(caption) for caption in captions] + (read_prompts(caption_file) if caption_file else [])
-    from ecdit_cli._sampling import DEFAULT_CAPTIONS
-
     return given or [Prompt(caption) for caption in DEFAULT_CAPTIONS]
 
 
@@ -297,6 +296,5 @@ def _print(made: _Made, prompts: Sequence[Prompt], per_caption: int, files: Sequ
 
 def _found(verdict: Verdict | None) -> str | None:
     """`red circle, blue ?`: what the judge saw, also where no caption was judged against it."""
-    if verdict is None:
-        return None
-    return ", ".join(f"{thing.color} {thing.shape or '?'}" for thing in verdict.found) or "nothing"
+    found = [f"{thing.color} {thing.shape or '?'}" for thing in verdict.found] if verdict is not None else None
+    return None if found is None else ", ".join(found) or "nothing"

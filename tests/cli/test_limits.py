@@ -13,6 +13,8 @@ from typer.core import TyperGroup
 
 from ecdit_cli.app import app, run
 
+NUMERIC = (int, float, list[int], list[float])
+
 
 def options(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """(command, option) of every option or argument that takes a number."""
