@@ -15,6 +15,8 @@ from ecdit_cli._options import Json
 
 if TYPE_CHECKING:
     from experiments.config.data_set import DataSetIndex
+    from experiments.data.prepare import Launch
+    from experiments.data.shards import Request
 
 data = typer.Typer(help="Prepare real images for training, and check what was prepared.", invoke_without_command=True)
 LISTED_ROWS = 5
@@ -80,10 +82,8 @@ def prepare(
     ecdit train data.name=latents data.path=OUT
     """
     rank, world, local_rank = _launched()
-    tell = say if rank == 0 else _nothing
-    tell("importing torch ...")
-    from experiments.data.prepare import LEFT_OUT_FILE, Launch
-    from experiments.data.prepare import prepare as make
+    (say if rank == 0 else _nothing)("importing torch ...")
+    from experiments.data.prepare import Launch
     from experiments.data.shards import Request
 
     request = Request(
@@ -91,12 +91,18 @@ def prepare(
         validation_images=validation_images, shard_images=shard_images, batch_images=batch_images, split=split,
         subset=subset, image_column=image_column, caption_column=caption_column,
     )  # fmt: skip
-    launch = Launch(rank, world, local_rank)
-    if rank:
-        make(request, out, processes, launch=launch)
+    _make(request, out, processes, Launch(rank, world, local_rank), as_json)
+
+
+def _make(request: Request, out: Path, processes: int, launch: Launch, as_json: bool) -> None:
+    """Make the share of this process; the first process of a launch also shows how far all are, and the result."""
+    from experiments.data.prepare import LEFT_OUT_FILE, prepare
+
+    if launch.rank:
+        prepare(request, out, processes, launch=launch)
         return
     with counting("encoding", "images") as show:
-        made = make(request, out, processes, show, show.say, launch)
+        made = prepare(request, out, processes, show, show.say, launch)
     assert made is not None
     if not made.num_files_made:
         say(f"Finished already, nothing to do: {out}")
