@@ -250,7 +250,7 @@ def write_drawing(drawing: Drawing, folder: Path, name: str) -> list[Path]:
 
 def key_text_inches(label: str) -> float:
     """Width of a label in a legend; of a formula about as much, since its marks are counted as letters."""
-    return _text_inches(label, KEY_POINTS)
+    return _text_inches(printable(label), KEY_POINTS)
 
 
 def _text_inches(text: str, points: float) -> float:

@@ -87,7 +87,7 @@ def title_panel(axes: Axes, text: str, columns: int) -> None:
     """The bold title of one of `columns` panels beside each other, in lines that do not reach the next panel."""
     width = TEXT_WIDTH_INCHES / columns - LEFT_OF_PANEL_INCHES
     lines = [line for part in text.splitlines() for line in wrapped(part, width, mpl.rcParams["axes.titlesize"])]
-    axes.set_title(shown("\n".join(lines)), loc="left", fontweight="bold")
+    axes.set_title("\n".join(map(shown, lines)), loc="left", fontweight="bold")
 
 
 def label_losses(panels: Sequence[Axes]) -> None:

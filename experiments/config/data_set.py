@@ -138,7 +138,7 @@ def fingerprint_of(content: Mapping[str, Any]) -> str:
 def read_index(folder: Path) -> DataSetIndex:
     """The index of a whole data set; a `ConfigError` for a folder that is none, unfinished or damaged."""
     path = folder / INDEX_FILE
-    if not os.path.isfile(path):  # unlike `Path.is_file`, it raises nothing for a name that is too long
+    if not path.is_file():
         raise _missing(folder)
     try:
         text = read_input(path, MAX_ROWS_BYTES)

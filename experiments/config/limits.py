@@ -25,7 +25,9 @@ MAX_BATCH_IMAGES = 1_048_576
 MAX_IMAGES = 10**12
 """A thousand times the largest image data sets."""
 MAX_HELD_IMAGES = 10**7
-"""Images of a validation set or of a measurement, which a process holds or samples by itself."""
+"""Images of a validation set, which a process holds by itself."""
+MAX_SAMPLED_IMAGES = 100_000
+"""Images that are sampled for a measurement. It stays below the numbers of the held-out images, which begin at 2^20."""
 MAX_STEPS = 10_000
 MAX_WORLD = 131_072
 """Processes of one run; the largest clusters have about as many accelerators."""
@@ -58,6 +60,7 @@ Images = Annotated[int, Field(strict=True, gt=0, le=MAX_IMAGES)]
 ImagesOrNone = Annotated[int, Field(strict=True, ge=0, le=MAX_IMAGES)]
 HeldImages = Annotated[int, Field(strict=True, gt=0, le=MAX_HELD_IMAGES)]
 HeldImagesOrNone = Annotated[int, Field(strict=True, ge=0, le=MAX_HELD_IMAGES)]
+SampledImagesOrNone = Annotated[int, Field(strict=True, ge=0, le=MAX_SAMPLED_IMAGES)]
 Steps = Annotated[int, Field(strict=True, gt=0, le=MAX_STEPS)]
 World = Annotated[int, Field(strict=True, gt=0, le=MAX_WORLD)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
@@ -68,11 +71,12 @@ WidthFactorOrNone = Annotated[float, Field(strict=True, ge=0, le=1e6)]
 LossWeight = Annotated[float, Field(strict=True, ge=0, le=1e6)]
 LogitMean = Annotated[float, Field(strict=True, ge=-100, le=100)]
 LogitStd = Annotated[float, Field(strict=True, gt=0, le=100), _not_below(1e-6)]
-LearningRate = Annotated[float, Field(strict=True, gt=0, le=1e3), _not_below(1e-12)]
+LearningRate = Annotated[float, Field(strict=True, gt=0, le=1e30), _not_below(1e-12)]
+"""Runs that are meant to diverge have absurd rates; a larger one would overflow in float32 by itself."""
 WeightDecay = Annotated[float, Field(strict=True, ge=0, le=1e3)]
 Smoothing = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Epsilon = Annotated[float, Field(strict=True, gt=0, le=1.0), _not_below(1e-30)]
-Norm = Annotated[float, Field(strict=True, gt=0, le=1e12), _not_below(1e-12)]
+Norm = Annotated[float, Field(strict=True, gt=0, le=1e30), _not_below(1e-12)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Halflife = Annotated[float, Field(strict=True, gt=0, le=1e12), _not_below(1e-6)]
 Text = Annotated[str, Field(max_length=4096)]

@@ -29,6 +29,7 @@ from experiments.config.limits import (
     LogitStd,
     LossWeight,
     Norm,
+    SampledImagesOrNone,
     Seed,
     Share,
     Side,
@@ -171,7 +172,7 @@ class EvalConfig(Settings):
     sample_images: HeldImagesOrNone = 8
     sample_steps: Steps = 24
     guidance: Guidance = 2.0
-    metric_images: HeldImagesOrNone = Field(
+    metric_images: SampledImagesOrNone = Field(
         0, description="images sampled at every evaluation for shapes-geneval and frechet-shapes; 0: neither"
     )
 

@@ -7,6 +7,7 @@ is being written: a line that was cut, or that is no row, is left out and named.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -203,6 +204,8 @@ def _runs_below(root: Path, inside: list[Path], skipped: Skipped) -> Iterator[Ru
         except FileNotFoundError:  # it has been removed since its parent was listed
             continue
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # only a root can have such a name, and the command says so
+                raise
             skipped.append((str(folder), f"it cannot be read: {error.strerror}"))
             continue
         names = {entry.name for entry in entries}

@@ -103,9 +103,9 @@ def test_a_fifo_in_the_place_of_rows_is_named_and_never_blocks(bad: RunDir) -> N
     [
         ("model", "name", "giant", "model.name='giant' is not a preset"),
         ("routing", "name", "newer", "routing.name='newer' is not a router"),
-        ("train", "newer", 1, "train.newer: Extra inputs are not permitted"),
-        ("train", "images", "3200", "train.images: Input should be a valid integer"),
-        ("routing", "num_experts", True, "routing.num_experts: Input should be a valid integer"),
+        ("train", "newer", 1, "'train.newer' is not a setting"),
+        ("train", "images", "3200", "train.images='3200' is not an integer"),
+        ("routing", "num_experts", True, "routing.num_experts=True is not an integer"),
     ],
 )
 def test_settings_that_this_version_does_not_know_leave_the_run_out(

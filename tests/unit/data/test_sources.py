@@ -329,7 +329,7 @@ def test_links_to_nowhere_fifos_and_linked_folders_are_listed_and_never_block(tm
     used, left = rows_of(source)
     assert used == {"f.png": "a cat", "g.png": "what a user links is data"}
     assert left == {
-        "a.png": "no such file or directory", "b.png": "it is a FIFO, not a regular file",
+        "a.png": "it is a link to a file that does not exist", "b.png": "it is a FIFO, not a regular file",
         "c.png": "it is a device, not a regular file", "d.png": "too many levels of symbolic links",
         "e.png": "it is a FIFO, not a regular file", "more": "a link to a folder, which is not followed",
     }  # fmt: skip

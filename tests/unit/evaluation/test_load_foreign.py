@@ -19,6 +19,7 @@ from experiments.errors import CheckpointError, EcditError, RecordError
 from experiments.evaluation.exported import export_weights
 from experiments.evaluation.load import load_run
 from experiments.records.layout import RunDir
+from experiments.settings_id import settings_id
 from experiments.training.checkpoint_files import sha256_of_content, sha256_of_file
 from tests.training_runs import random_run_folder
 
@@ -89,6 +90,14 @@ def rewrite_checkpoint(
     (folder / "state.json").write_text(json.dumps({**content, "sha256_of_this": sha256_of_content(content)}))
 
 
+def give_the_id_of_its_settings(run: RunDir) -> None:
+    """Make the config id of a run and of its checkpoint that of the changed settings: a stranger can do this too."""
+    about = json.loads(run.run_json.read_text())
+    about["config_id"] = settings_id(about["config"])
+    run.run_json.write_text(json.dumps(about))
+    rewrite_checkpoint(run, state=lambda content: content["state"].update(config_id=about["config_id"]))
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_weights_that_are_not_finite_are_named(value: float, exported: RunDir, run: RunDir) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
@@ -156,6 +165,8 @@ def test_settings_that_this_version_does_not_know_are_one_line_as_any_setting(
     about = json.loads(file.read_text())
     change(about)
     file.write_text(json.dumps(about))
+    if where == "run":
+        give_the_id_of_its_settings(folder)
     error = error_of(folder)
     assert isinstance(error, RecordError)
     assert str(error).startswith(f"{file}: ")
@@ -181,6 +192,8 @@ def test_a_model_that_the_weights_do_not_fill_is_refused_before_it_is_built(
     about = json.loads(file.read_text())
     (about["record"]["config"] if where == "exported" else about["config"])["model"].update(changes)
     file.write_text(json.dumps(about))
+    if where == "run":
+        give_the_id_of_its_settings(folder)
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + GIB // 2, before[1]))
