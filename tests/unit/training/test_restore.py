@@ -25,6 +25,7 @@ OPTIMIZERS = ["optim=adamw", "optim=adamw optim.weight_decay=0.1", "optim=rmspro
 
 
 def saved(engine: Engine, folder: Path, images_seen: int) -> Checkpoint:
+    folder.mkdir(exist_ok=True)
     saver = Saver(RunDir(folder), "abc", engine.partitions.shapes, 1, engine.rank, engine.world)
     saver.begin({"images_seen": images_seen}, snapshot(engine))
     saver.finish()
@@ -79,6 +80,7 @@ def test_a_snapshot_is_of_its_moment(
     at_once = saved(engine, tmp_path / "a", 16)
     taken = snapshot(engine)
     advance(engine, config, start=2, num_steps=2)
+    (tmp_path / "b").mkdir()
     saver = Saver(RunDir(tmp_path / "b"), "abc", engine.partitions.shapes, 1, 0, 1)
     saver.begin({"images_seen": 16}, taken)
     saver.finish()
