@@ -95,9 +95,10 @@ def _is_finished(config: RunConfig, folder: RunDir) -> bool:
     """Whether this very run is done; said, so that nobody waits for it. Needs no torch."""
     from ecdit_cli._console import say
     from experiments.config.identity import config_id
+    from experiments.settings_id import settings_id
 
     status = folder.read_status() if folder.exists() else None
-    if status is None or status.state != "done" or folder.read_run().config_id != config_id(config):
+    if status is None or status.state != "done" or settings_id(folder.read_run().config) != config_id(config):
         return False
     say(f"Finished already, left alone: {folder.path}")
     return True

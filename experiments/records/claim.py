@@ -26,6 +26,7 @@ from experiments.records.layout import RunDir, parse_row
 from experiments.records.ownership import STALE_SECONDS, Claim, Holder, create_once, take_if_dead
 from experiments.records.schema import RunRecord
 from experiments.records.storage import deleted_error, replace_atomically, set_aside, storage_errors
+from experiments.settings_id import settings_id
 
 # Sections that may change between two starts of one run; named as the difference only when nothing else differs.
 FREE_SECTIONS = ("parallel", "checkpoint", "log", "wandb")
@@ -109,7 +110,7 @@ def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
         if _create_record(run_dir, record):  # of two first starts at once, one makes the file and both keep to it
             return record
     stored = run_dir.read_run()
-    if stored.config_id != record.config_id:
+    if settings_id(stored.config) != record.config_id:  # an earlier version's id did not count the processes
         _require_same_groups(run_dir, stored, record)
         raise RecordError(
             f"{run_dir.path} holds another run: {_first_difference(stored, record)}.",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import RecordError
-from experiments.records.reading import Rows, last_rows, parse_row, read_jsonl, read_object, validated
+from experiments.records.reading import WAY_OUT, Rows, last_rows, parse_row, read_jsonl, read_object, validated
 from experiments.records.schema import SCHEMA_VERSION, RunRecord, Status, StepRow
 from experiments.settings_id import is_settings_id, settings_id
 
@@ -131,7 +131,7 @@ class RunDir:
             found = settings_id(record.config)
             raise RecordError(
                 f"{self.run_json} is damaged: its config has the id {found}, its config_id is {record.config_id}.",
-                "Restore it, or start the run in a new folder.",
+                WAY_OUT,
             )
         return record
 
@@ -144,11 +144,10 @@ class RunDir:
 
     def read_status(self) -> Status | None:
         """`status.json`, or None before the run has one; a `RecordError` when it is damaged."""
-        return (
-            validated(Status, read_object(self.status_json), self.status_json)
-            if os.path.lexists(self.status_json)
-            else None
-        )
+        if not os.path.lexists(self.status_json):
+            return None
+        way_out = "Restore it, or remove it: its checkpoints and rows say, too, where the run stands."
+        return validated(Status, read_object(self.status_json, way_out), self.status_json, way_out)
 
     def read_rows(self, path: Path) -> Rows:
         """The readable rows of one of this run's JSONL files; empty when it is not there yet."""

@@ -20,6 +20,7 @@ from experiments.records.schema import Record
 
 Kind = TypeVar("Kind", bound=BaseModel)
 TAIL_BYTES = 1 << 14
+WAY_OUT = "Restore it, or start the run in a new folder."
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ def _unreadable(path: Path, error: OSError) -> RecordError:
     return RecordError(f"{path} cannot be read: {error.strerror}.", "Put the file back, or make it readable.")
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file at `path`. A `RecordError` says what is wrong with it."""
+def read_object(path: Path, way_out: str = WAY_OUT) -> dict[str, Any]:
+    """The JSON object in the file at `path`. A `RecordError` says what is wrong with it, and `way_out`."""
     try:
         return _object_of(read_input(path))
     except FileNotFoundError as error:
@@ -152,12 +153,12 @@ def read_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise _unreadable(path, error) from error
     except ValueError as error:
-        raise RecordError(f"{path} is damaged: {error}.", "Restore it, or start the run in a new folder.") from error
+        raise RecordError(f"{path} is damaged: {error}.", way_out) from error
 
 
-def validated(kind: type[Kind], raw: object, path: Path) -> Kind:
-    """`raw`, which was read from `path`, as a record. A `RecordError` names what is wrong with it first."""
+def validated(kind: type[Kind], raw: object, path: Path, way_out: str = WAY_OUT) -> Kind:
+    """`raw`, which was read from `path`, as a record. A `RecordError` names the first fault, and `way_out`."""
     try:
         return kind.model_validate(raw, strict=True)
     except ValidationError as error:
-        raise RecordError(f"{path} is damaged: {first_fault(error)}.", "Restore it, or start anew.") from error
+        raise RecordError(f"{path} is damaged: {first_fault(error)}.", way_out) from error

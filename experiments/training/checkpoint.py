@@ -22,6 +22,7 @@ from torch import Tensor
 from experiments.errors import CheckpointError
 from experiments.inputs import MAX_ROWS_BYTES, read_input
 from experiments.records.layout import RunDir
+from experiments.text import printable, shortened
 from experiments.training.checkpoint_contents import require_stretches, require_well_formed
 from experiments.training.checkpoint_files import (
     FORMAT_VERSION,
@@ -118,7 +119,7 @@ def load_newest(
     A damaged one is passed over and said. A `CheckpointError` when all are damaged, when one belongs to another config
     or version or cannot be read, and when the records say that there was one and there is none.
     """
-    complete = saved_checkpoints(run_dir) if paths is None else paths
+    complete = saved_checkpoints(run_dir, say) if paths is None else paths
     for path in reversed(complete):
         trouble: CheckpointError | None = None
         found = None
@@ -176,7 +177,8 @@ def _read_state(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise _not_read(file, error) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedCheckpointError(f"{file} is damaged ({error!r}).") from error
+        short = shortened(printable(repr(error)), 200)  # some errors hold all of what could not be decoded
+        raise DamagedCheckpointError(f"{file} is damaged ({short}).") from error
     if not whole:
         raise DamagedCheckpointError(f"{file} is damaged (its checksum does not match).")
     return content

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from experiments.text import printable, shortened
 
+LOSS = {"balance_loss": "sum over layers"}
+"""What the loop's state says of the loss. Checkpoints without it are of a version that took the mean over layers."""
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from experiments.errors import CheckpointError
+from experiments.errors import CheckpointError, RecordError
 from experiments.records.layout import RunDir
 
 CHECKPOINT_NAME = re.compile(r"images_[0-9]{12}")
@@ -32,10 +33,11 @@ def complete_checkpoints(run_dir: RunDir) -> list[Path]:
     return sorted(run_dir.checkpoints / name for name in names if CHECKPOINT_NAME.fullmatch(name))
 
 
-def saved_checkpoints(run_dir: RunDir) -> list[Path]:
+def saved_checkpoints(run_dir: RunDir, say: Callable[[str], None]) -> list[Path]:
     """The complete checkpoints, oldest first; empty only where the run never had one.
 
-    Raises `CheckpointError` where they cannot be read, or none is left of a run whose records say that it saved.
+    `say` hears where the newest that the run has saved is not among them. Raises `CheckpointError` where they cannot be
+    read, or none is left of a run whose records say that it saved.
     """
     found = complete_checkpoints(run_dir)
     saved = 0 if found else _images_saved(run_dir)
@@ -44,7 +46,19 @@ def saved_checkpoints(run_dir: RunDir) -> list[Path]:
             f"{run_dir.checkpoints} holds no checkpoint, but the run has saved after {saved:,} images.",
             f"Bring it back, or {START_ANEW}",
         )
+    newest = _newest_by_status(run_dir) if found else 0
+    if found and newest > int(found[-1].name.removeprefix("images_")):
+        say(f"{run_dir.checkpoints} has lost the checkpoint after {newest:,} images; its newest is {found[-1].name}.")
     return found
+
+
+def _newest_by_status(run_dir: RunDir) -> int:
+    """Images seen at the newest checkpoint of which the status tells; 0 where it tells of none or cannot be read."""
+    try:
+        status = run_dir.read_status()
+    except RecordError:
+        return 0
+    return 0 if status is None else status.checkpoint_images or 0
 
 
 def is_missing(path: Path, error: OSError) -> bool:

@@ -29,6 +29,7 @@ from experiments.records.writer import RecordWriter
 from experiments.routing.deepspeed_library import dist
 from experiments.training.agreement import any_process, first_trouble, of_the_first
 from experiments.training.checkpoint import Checkpoint, load_newest
+from experiments.training.checkpoint_contents import LOSS
 from experiments.training.checkpoint_files import drop_leftovers
 from experiments.training.checkpoint_list import complete_checkpoints, saved_checkpoints
 from experiments.training.clock import NoClock, StepClock
@@ -50,7 +51,7 @@ from experiments.training.objective import forward_loss, to_device
 from experiments.training.pauses import TrainingClock
 from experiments.training.peak import matmul_flops_per_second
 from experiments.training.reporter import Reporter
-from experiments.training.restore import restore, snapshot
+from experiments.training.restore import require_same_loss, restore, snapshot
 from experiments.training.room import require_room
 from experiments.training.saver import Saver
 from experiments.training.schedule import learning_rate
@@ -119,15 +120,17 @@ def train(
             record = record.model_copy(update={"matmul_flops_per_second": matmul_flops_per_second(record.precision)})
         settle_record(run_dir, record)
         if not restart:
-            saved_checkpoints(run_dir)  # those that cannot be reached are said before a row is cut
+            saved_checkpoints(run_dir, reporter.warn)  # those that cannot be reached are said before a row is cut
     reporter.phase("building")
     with process_group(run_dir.log, meeting), StopRequest() as stop:
-        engine = build_engine(config, run_dir.read_run().precision)  # a run keeps the precision it began with
+        begun = run_dir.read_run()  # a run keeps the precision and the id that it began with
+        engine = build_engine(config, begun.precision)
         if config.parallel.zero_stage < 3:  # whose layers hold no weights between two calls
             assert_matches_budget(engine.model, cost, engine.share.count)
-        checkpoint = None if restart else _newest_checkpoint(engine, run_dir, record.config_id, reporter)
+        checkpoint = None if restart else _newest_checkpoint(engine, run_dir, begun.config_id, reporter)
         means = RunningMeans()
         if checkpoint is not None:
+            require_same_loss(config, checkpoint)
             restore(engine, checkpoint)
             means = RunningMeans.from_state(checkpoint.state)
         writer = None
@@ -136,7 +139,7 @@ def train(
         shapes, keep = engine.partitions.shapes, config.checkpoint.keep
         run = Run(
             config, run_dir, engine, writer, reporter, observers, cost.train_flops_per_image, means, clock or NoClock(),
-            Saver(run_dir, record.config_id, shapes, keep, engine.rank, engine.world, means.images_seen),
+            Saver(run_dir, begun.config_id, shapes, keep, engine.rank, engine.world, means.images_seen),
             TrainingClock(reporter.warn if engine.rank == 0 else lambda message: None),
         )  # fmt: skip
         with recorded_end(run.status, run.writer, meeting, reporter.warn):
@@ -280,7 +283,7 @@ def _save(run: Run, wait: bool) -> None:
     """Begin a checkpoint of this moment, once the one before it is complete; with `wait` see it through."""
     run.reporter.phase("saving")
     run.saver.finish(beat=lambda: run.status("running"))
-    run.saver.begin(run.means.state(), snapshot(run.engine))
+    run.saver.begin({**LOSS, **run.means.state()}, snapshot(run.engine))
     if wait:
         run.saver.finish(beat=lambda: run.status("running"))
     run.reporter.phase("training")

@@ -10,9 +10,12 @@ import math
 import torch
 from torch import Tensor
 
+from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError
 from experiments.training.checkpoint import Checkpoint
+from experiments.training.checkpoint_contents import LOSS
 from experiments.training.checkpoint_files import Snapshot
+from experiments.training.checkpoint_list import START_ANEW
 from experiments.training.engine import Engine
 from experiments.training.partitions import Partitions
 
@@ -34,6 +37,21 @@ def snapshot(engine: Engine) -> Snapshot:
         for stretch in partitions.stretches(partitions.flats)
     }
     return Snapshot({**tensors, "optimizer": optimizer}, bounds, counters)
+
+
+def require_same_loss(config: RunConfig, checkpoint: Checkpoint) -> None:
+    """A `CheckpointError` where the run was begun by a version that trained on another loss with the same settings.
+
+    Its balance loss was the mean over the routed layers, and is now the sum. A run that changes its loss on the way
+    would stand in every comparison as a run of one loss.
+    """
+    num_layers, weight = len(config.sparse_layer_indices), config.routing.balance_loss_weight
+    if weight > 0 and num_layers > 1 and not LOSS.items() <= checkpoint.state.items():
+        raise CheckpointError(
+            f"{checkpoint.path} is of a version of ecdit whose balance loss was the mean over the {num_layers} routed "
+            f"layers; it is now their sum, {num_layers} times as strong with routing.balance_loss_weight={weight:g}.",
+            f"Continue with that version, or {START_ANEW}",
+        )
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:

@@ -28,7 +28,7 @@ def assert_one_line(process, exit_code, *words):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_layer(train, tmp_path):
-    process = train(tmp_path / "run", "optim.learning_rate=1e30", "optim.warmup_images=0")
+    process = train(tmp_path / "run", "optim.learning_rate=1e3", "optim.weight_decay=1e3", "optim.warmup_images=0")
     assert_one_line(process, 1, "Not finite", "optim.learning_rate")
     status = RunDir(tmp_path / "run").read_status()
     assert status.state == "failed"

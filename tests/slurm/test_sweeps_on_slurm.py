@@ -31,7 +31,7 @@ def limited(slurm, sweep):
 @pytest.fixture(scope="module")
 def array(slurm, sweep):
     """An array of three runs, one of which fails, submitted twice and worked off."""
-    runs = sweep(arms=["seed=0", "seed=1", "optim.learning_rate=1e30"])
+    runs = sweep(arms=["seed=0", "seed=1", "optim.learning_rate=1e3 optim.weight_decay=1e3"])
     first, second = runs.submit(), runs.submit()
     slurm.wait_until_idle()
     return runs, first, second

@@ -70,6 +70,21 @@ def test_a_run_whose_groups_follow_the_processes_goes_on_with_as_many(router, th
     assert refusal.value.exit_code == 2
 
 
+@pytest.mark.parametrize("here", [1, 2, 4])
+def test_a_run_whose_id_does_not_count_its_two_processes_goes_on_with_two(here, run_dir, make_record):
+    """An earlier version gave the same id with any number of processes."""
+    begun = record_of(make_record, "token_choice", "batch", 2)
+    begun = begun.model_copy(update={"config_id": record_of(make_record, "token_choice", "batch", 1).config_id})
+    run_dir.path.mkdir()
+    settle_record(run_dir, begun)
+    wanted = record_of(make_record, "token_choice", "batch", here)
+    if here == 2:
+        assert settle_record(run_dir, wanted) == begun
+        return
+    with pytest.raises(RecordError, match=f"begun with parallel.world=2 and cannot go on with parallel.world={here}"):
+        settle_record(run_dir, wanted)
+
+
 def test_the_way_out_works_and_another_difference_is_named_first(run_dir, make_record):
     begun = record_of(make_record, "token_choice", 1, 1)
     run_dir.path.mkdir()

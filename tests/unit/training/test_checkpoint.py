@@ -112,6 +112,14 @@ def test_a_state_that_is_something_else_is_damage(run_dir: RunDir, content: str)
     assert load(run_dir)[0] == 100
 
 
+def test_the_bytes_of_a_damaged_state_are_not_printed(run_dir: RunDir) -> None:
+    write(run_dir, 100)
+    (write(run_dir, 200) / "state.json").write_bytes(b"\xff\x1b" * 5000)
+    _, said = load(run_dir)
+    assert "state.json is damaged (UnicodeDecodeError" in said[0]
+    assert len(said[0]) < 500 + len(str(run_dir.path))
+
+
 def test_when_all_are_damaged_nothing_is_lost_silently(run_dir: RunDir) -> None:
     for images in (100, 200):
         (write(run_dir, images) / "ema.safetensors").unlink()

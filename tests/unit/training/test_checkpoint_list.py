@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from experiments.records.layout import RunDir
 from experiments.records.schema import EvalRow
 from experiments.records.writer import append_evaluations
 from experiments.training import checkpoint
+from experiments.training.checkpoint_files import sha256_of_content
 from experiments.training.checkpoint_list import saved_checkpoints
 from experiments.training.loop import train
 from experiments.training.reporter import Reporter
@@ -132,6 +134,58 @@ def test_without_a_word_in_the_status_the_rows_say_that_there_was_one(interrupte
         train(tiny(*SAVES), interrupted, ["test"])
 
 
+def test_a_newest_checkpoint_that_has_gone_is_said_before_the_rows_after_the_one_before_it_are_cut(
+    interrupted: RunDir, tiny: Tiny
+) -> None:
+    remove(interrupted.checkpoints / "images_000000000040")
+    line = f"{interrupted.checkpoints} has lost the checkpoint after 40 images; its newest is images_000000000032."
+    said: list[str] = []
+    newest(interrupted, "raw", say=said.append)
+    assert said == [line]
+    assert train(tiny(*SAVES), interrupted, ["test"], Reporter(warn=said.append)) == "done"
+    assert said == [line, line]
+    assert train(tiny(*SAVES), interrupted, ["test"], Reporter(warn=pytest.fail)) == "done"
+
+
+@pytest.mark.parametrize("content", ["", "garbage", '{"state": "gone", "images_seen": 8}'])
+def test_a_damaged_status_may_be_removed_as_its_message_says(interrupted: RunDir, tiny: Tiny, content: str) -> None:
+    interrupted.status_json.write_text(content)
+    with pytest.raises(RecordError, match=r"status\.json is damaged: .*\. Restore it, or remove it: its checkpoints"):
+        interrupted.read_status()
+    _, found = newest(interrupted, "raw", say=pytest.fail)
+    assert found.state["images_seen"] == 40
+    interrupted.status_json.unlink()
+    said: list[str] = []
+    assert train(tiny(*SAVES), interrupted, ["test"], Reporter(say=said.append)) == "done"
+    assert said == ["Continuing at 40 of 64 images."]
+
+
+@pytest.mark.parametrize(("router", "sparse_layers", "goes_on"), [
+    ("token_choice", "all", False), ("switch", "all", False),
+    ("token_choice", "alternate", True), ("expert_choice", "all", True),
+])  # fmt: skip
+def test_a_run_begun_with_the_mean_of_the_balance_losses_goes_on_where_the_sum_is_the_same(
+    run_dir: RunDir, tiny: Tiny, router: str, sparse_layers: str, goes_on: bool
+) -> None:
+    """Its checkpoints do not say what they sum over. Of two layers `alternate` makes one a routed one."""
+    config = tiny(*SAVES, f"routing={router}", f"model.sparse_layers={sparse_layers}")
+    stop = Reporter(step=lambda images_seen: signal.raise_signal(signal.SIGTERM) if images_seen == 24 else None)
+    assert train(config, run_dir, ["test"], stop) == "interrupted"
+    for path in run_dir.checkpoints.glob("*/state.json"):
+        content = json.loads(path.read_text())
+        del content["state"]["balance_loss"], content["sha256_of_this"]
+        path.write_text(json.dumps({**content, "sha256_of_this": sha256_of_content(content)}))
+    before = contents(run_dir)
+    if goes_on:
+        assert train(config, run_dir, ["test"]) == "done"
+        return
+    with pytest.raises(CheckpointError, match=r"mean over the 2 routed layers; it is now their sum, 2 times .*=0\.01"):
+        train(config, run_dir, ["test"])
+    after = contents(run_dir)
+    assert {name: after[name] for name in before} == before
+    assert train(config, run_dir, ["test"], restart=True) == "done"
+
+
 def test_a_run_that_ended_before_its_first_checkpoint_starts_over(tiny: Tiny, run_dir: RunDir) -> None:
     def die_at_24(images_seen: int) -> None:
         if images_seen == 24:
@@ -140,7 +194,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_over(tiny: Tiny, ru
     with pytest.raises(ZeroDivisionError):
         train(tiny("checkpoint.every_images=32"), run_dir, ["test"], Reporter(step=die_at_24))
     assert len(run_dir.read_rows(run_dir.steps).rows) == 3
-    assert saved_checkpoints(run_dir) == []
+    assert saved_checkpoints(run_dir, pytest.fail) == []
     assert train(tiny("checkpoint.every_images=32"), run_dir, ["test"]) == "done"
     assert [row["images_seen"] for row in run_dir.read_rows(run_dir.steps).rows] == list(range(8, 72, 8))
 
