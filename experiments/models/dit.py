@@ -126,7 +126,7 @@ class DiT(nn.Module):
         return DiTOutput(velocity_BKP, _summed_auxiliary_loss(answers), answers)
 
     def _through(self, block: nn.Module, *inputs: Tensor) -> tuple[Tensor, FeedForwardOutput]:
-        """Runs one block, checkpointed or not. Nothing in a block is random, so recomputing it repeats every decision."""
+        """Runs one block, checkpointed or not. A block has no randomness, so recomputing it repeats every decision."""
         if not (self.checkpointed and self.training and torch.is_grad_enabled()):
             plain: tuple[Tensor, FeedForwardOutput] = block(*inputs)
             return plain
@@ -135,7 +135,7 @@ class DiT(nn.Module):
         return tokens_BTD, answer._replace(out_BTD=hollow_BTD)
 
     def to_image(self, velocity_BTP: Tensor) -> Tensor:
-        """Arranges the tokens of whole images as [B, C, H, W] in float32, the form in which samplers take a velocity."""
+        """Arranges the tokens of whole images as [B, C, H, W] in float32, as samplers take a velocity."""
         return unpatchify(velocity_BTP.float(), self.patch_size, self.image_size)
 
 

@@ -131,7 +131,7 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.position_LV, std=0.5)
 
     def forward(self, caption_BL: Tensor) -> EncodedCaption:
-        """Encodes a batch. Every caption must begin with a start token, as a row of padding has nothing to attend to."""
+        """Encodes a batch. Every caption must begin with a start token, since padding alone cannot be attended to."""
         mask_B11L = (caption_BL != PAD_TOKEN)[:, None, None, :]
         x_BLV = self.token(caption_BL) + self.position_LV
         for block in self.blocks:
@@ -148,7 +148,7 @@ class FeatureProjection(nn.Module):
         self.pooled_in, self.pooled_out = nn.Linear(pooled_width, width), nn.Linear(width, width)
 
     def forward(self, caption: TextFeatures) -> EncodedCaption:
-        """Projects a batch. Every caption has at least one token, since T5 ends even the empty caption with its end token."""
+        """Projects a batch. Every caption has at least one token, since T5 adds an end token even to the empty one."""
         text_BLV, length_B, pooled_BU = caption
         dtype, place_L = self.text_in.weight.dtype, torch.arange(text_BLV.shape[1], device=text_BLV.device)
         mask_B11L = (place_L < length_B[:, None])[:, None, None, :]

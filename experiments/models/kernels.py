@@ -144,7 +144,7 @@ class _NormHeads(torch.autograd.Function):
 
 
 def _heads_in_order(x_BTHK: Tensor) -> Tensor:
-    """Returns `x_BTHK`, copied if need be, so that tokens lie at one stride over all images and heads are contiguous."""
+    """Returns `x_BTHK`, copied if need be, so that one stride leads from token to token and heads are contiguous."""
     _, num_tokens, _, size = x_BTHK.shape
     image, token, head, number = x_BTHK.stride()
     in_order = number == 1 and head == size and image == num_tokens * token
@@ -244,7 +244,7 @@ def _gated_residual_gradients(
 
 @triton.jit
 def _norm_heads(x, weight, out, num_rows, heads, token_stride, size, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """One program normalises ROWS consecutive heads, as a block [ROWS, BLOCK]: single heads are too short to fill it."""
+    """One program normalises ROWS consecutive heads, as a block [ROWS, BLOCK], since one head is too short."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = (rows[:, None] < num_rows) & (columns[None, :] < size)

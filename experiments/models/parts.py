@@ -42,7 +42,7 @@ def params_by_part(model: nn.Module) -> dict[str, int]:
 
 
 def assert_matches_budget(model: nn.Module, expected: Budget, num_shares: int = 1) -> None:
-    """Asserts that the module has the parameters of `expected`, part by part, and one of `num_shares` of the experts."""
+    """Asserts that the module has the parameters of `expected`, part by part, and one of `num_shares` of experts."""
     wanted = {part: count for part, count in expected.params_by_part.items() if count}
     if "experts" in wanted:
         wanted["experts"] //= num_shares
