@@ -58,7 +58,7 @@ def _norm(parameters: list[torch.nn.Parameter], share: ExpertShare) -> Tensor:
 def _sum_of_squares(
     gradients: list[Tensor], dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
-    """Returns the sum of squares, computed in `dtype` or else in that of the gradients; 0 on `device` for no gradients."""
+    """Returns the sum of squares, computed in `dtype` or that of the gradients; 0 on `device` for none."""
     if not gradients:
         return torch.zeros((), dtype=dtype, device=device)
     return torch.stack(torch._foreach_norm(gradients, 2, dtype=dtype)).square().sum()
@@ -80,7 +80,7 @@ def _has_overflow(optimizer: Any) -> Tensor:
 
 
 def _group_norm(optimizer: Any, gradients: Iterable[Tensor], params: Iterable[Tensor], norm_type: float = 2) -> Tensor:
-    """Returns the norm of one parameter group over all processes, float32; DeepSpeed expects -1 where it is not finite."""
+    """Returns the norm of one parameter group over its processes, float32; DeepSpeed expects -1 where it is not finite."""
     assert norm_type == 2
     measured = [gradient.detach() for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
     total = _sum_of_squares(measured, torch.float32, optimizer.device)

@@ -55,7 +55,10 @@ def _bad_output(model: nn.Module, batch: Batch, patch_size: int) -> str | None:
 
 
 def _bad_gradient(model: nn.Module, batch: Batch, patch_size: int) -> str | None:
-    """Returns the parameter whose gradient is not finite first; None with ZeRO-3, whose gathering hooks autograd skips."""
+    """Returns the first parameter, in the order of the backward pass, whose gradient is not finite.
+
+    Returns None with ZeRO-3, where hooks gather the weights that this search would bypass.
+    """
     names, parameters = zip(*model.named_parameters(), strict=True)
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
         return None

@@ -39,7 +39,7 @@ from experiments.training.meeting import Meeting
 from experiments.training.partitions import Partitions, partitions_of
 
 ZERO_3 = {"stage3_param_persistence_threshold": 0}
-"""With threshold 0 small weights are partitioned too, so that a process only has to keep its own partition up to date."""
+"""Makes ZeRO-3 partition small weights too, so that a process only has to keep its own partition up to date."""
 
 
 @dataclass
@@ -123,7 +123,7 @@ def process_group(log: Path, meeting: Meeting | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _talk_to(file: TextIO) -> Iterator[None]:
-    """Redirects stdout, Python's warnings and DeepSpeed's logger to `file`, as stdout is for data and stderr for users."""
+    """Redirects stdout, Python's warnings and DeepSpeed's logger to `file`, since stdout is for data."""
     handlers = deepspeed_logger.handlers[:]
     with contextlib.redirect_stdout(file), warnings.catch_warnings():
         # DeepSpeed's barriers name no device; they need none, because `process_group` has set the current one.
@@ -168,14 +168,14 @@ def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT]
 
 
 def expert_share(config: RunConfig) -> ExpertShare:
-    """Returns this process's share of experts; DeepSpeed's expert-parallel groups are consecutive ranks."""
+    """Returns this process's share of experts. DeepSpeed's expert-parallel groups hold consecutive ranks."""
     count = config.parallel.expert_parallel if config.sparse_layer_indices else 1
     return ExpertShare(dist.get_rank() % count, count)
 
 
 @contextlib.contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Disables torch.compile within this context: DeepSpeed would compile an optimizer that is unused here, for seconds."""
+    """Disables torch.compile: DeepSpeed's start would compile an optimizer that is unused here, which takes seconds."""
     name = "TORCHDYNAMO_DISABLE"
     before = os.environ.get(name)
     os.environ[name] = "1"
