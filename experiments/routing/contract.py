@@ -68,7 +68,7 @@ class Assignment(NamedTuple):
 
     @property
     def expert_M(self) -> Tensor:
-        """The expert of each slot, int64 [M]."""
+        """Returns the expert of each slot, int64 [M]."""
         num_experts, num_slots = self.logits_NE.shape[1], self.token_M.shape[0]
         expert_E = torch.arange(num_experts, device=self.token_M.device)
         slots = num_slots // num_experts if self.slots_E is None else self.slots_E
@@ -76,7 +76,7 @@ class Assignment(NamedTuple):
 
     @property
     def tokens_per_expert_E(self) -> Tensor:
-        """The number of tokens that each expert processes, int64 [E]."""
+        """Returns the number of tokens that each expert processes, int64 [E]."""
         if self.slots_E is not None:
             return self.slots_E
         num_experts = self.logits_NE.shape[1]
@@ -86,7 +86,7 @@ class Assignment(NamedTuple):
 
     @property
     def experts_per_token_N(self) -> Tensor:
-        """The number of experts that process each token, int64 [N]; 0 for a token that is dropped or chosen by none."""
+        """Returns the number of experts that process each token, int64 [N]; 0 where it is dropped or chosen by none."""
         counts_N = torch.zeros(self.logits_NE.shape[0], dtype=torch.int64, device=self.token_M.device)
         filled_M = torch.ones_like(self.token_M) if self.filled_M is None else self.filled_M.long()
         return counts_N.scatter_add_(0, self.token_M, filled_M)
@@ -106,14 +106,14 @@ class FeedForwardOutput(NamedTuple):
 
     @property
     def tokens_per_expert_E(self) -> Tensor:
-        """The number of tokens that each expert processes, int64 [E]; a single B T for a dense layer."""
+        """Returns the number of tokens that each expert processes, int64 [E]; a single B T for a dense layer."""
         if self.assignment is None:
             return torch.tensor([self.out_BTD.shape[0] * self.out_BTD.shape[1]], device=self.out_BTD.device)
         return self.assignment.tokens_per_expert_E
 
     @property
     def experts_per_token_BT(self) -> Tensor:
-        """The number of experts that process each token, int64 [B, T]; ones for a dense layer."""
+        """Returns the number of experts that process each token, int64 [B, T]; ones for a dense layer."""
         if self.assignment is None:
             return torch.ones(self.out_BTD.shape[:2], dtype=torch.int64, device=self.out_BTD.device)
         return self.assignment.experts_per_token_N.view(self.out_BTD.shape[:2])
@@ -176,5 +176,6 @@ def _mean_loss(decisions: Sequence[GroupDecision | Choices], num_tokens: Sequenc
 
 
 def _experts_first(slots_GEC: Tensor) -> Tensor:
+    """Reorders slots by expert and then by group: [G, E, C] to [E, G C]."""
     num_experts = slots_GEC.shape[1]
     return slots_GEC.transpose(0, 1).reshape(num_experts, -1)

@@ -22,7 +22,7 @@ from torch.autograd.function import FunctionCtx
 from experiments.routing.accelerated import has_kernels
 
 STRETCH_ELEMENTS = 2**16
-"""How many elements of slots the backward pass of `combine` handles at once on a CPU: 256 KiB in float32."""
+"""The backward pass of `combine` handles this many elements of slots at once on a CPU: 256 KiB in float32."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ Compute = Callable[[Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class ExpertShare:
-    """Which experts a process holds: the `place`-th (from 0) of `count` equal ranges of experts."""
+    """The experts that a process holds: the `place`-th (from 0) of `count` equal ranges of experts."""
 
     place: int = 0
     count: int = 1
@@ -42,7 +42,7 @@ class ExpertShare:
 
     @property
     def group_name(self) -> str:
-        """The name by which DeepSpeed knows the expert-parallel group."""
+        """Returns the name by which DeepSpeed knows the expert-parallel group."""
         return f"ep_size_{self.count}"
 
     def mark(self, parameter: nn.Parameter) -> None:

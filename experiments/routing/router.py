@@ -28,7 +28,7 @@ class Router(nn.Module, ABC):
     """Decides which token goes to which slot of which expert, and with which combine weight."""
 
     rounds_capacity_up: ClassVar[bool]
-    """Whether S f_c / E is rounded up, as DeepSpeed does for token choice, or down, so that f_c bounds the compute."""
+    """Says whether S f_c / E is rounded up, as in DeepSpeed's token choice, or down, so that f_c bounds the compute."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class RoutingStats:
 
     @property
     def dropped_share(self) -> float:
-        """The share of tokens that no routed expert processed."""
+        """Returns the share of tokens that no routed expert processed."""
         return float(self.tokens_by_experts[0]) / self.num_tokens
 
     def row(self, images_seen: int, layer: int, condition: Literal["mixed_t", "same_t"]) -> RoutingRow:

@@ -41,7 +41,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one process saves, in host memory: tensors by file and key, and its stretch of every parameter."""
+    """The state that one process saves, in host memory: tensors by file and key, and its stretch of every parameter."""
 
     tensors: Mapping[str, Mapping[str, Tensor]]
     stretches: Stretches

@@ -80,7 +80,7 @@ def _has_overflow(optimizer: Any) -> Tensor:
 
 
 def _group_norm(optimizer: Any, gradients: Iterable[Tensor], params: Iterable[Tensor], norm_type: float = 2) -> Tensor:
-    """Returns the norm of one parameter group over its processes, float32; DeepSpeed expects -1 where it is not finite."""
+    """Returns the norm of one parameter group over its processes, float32; -1 tells DeepSpeed that it is not finite."""
     assert norm_type == 2
     measured = [gradient.detach() for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
     total = _sum_of_squares(measured, torch.float32, optimizer.device)

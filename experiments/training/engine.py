@@ -60,7 +60,7 @@ class Engine:
 
     @property
     def layers_are_collective(self) -> bool:
-        """Whether calling the model is collective, because processes hold experts or weights for each other."""
+        """Says whether calling the model is collective, because processes hold experts or weights for each other."""
         return self.share.count > 1 or (self.zero_stage == 3 and self.world > 1)
 
     def set_learning_rate(self, rate: float) -> None:

@@ -22,7 +22,7 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.distributed._tools.fake_collectives  # the shapes that collectives answer with
+import torch.distributed._tools.fake_collectives  # registers the shapes of collectives' results
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -45,9 +45,10 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 @dataclass(frozen=True)
 class StepInShape:
-    """What the dry run of one optimizer step found for one rank.
+    """The result of the dry run of one optimizer step of one rank.
 
-    `persistent`, `activations` and `peak` are bytes of tensors, without DeepSpeed's reduction bucket.
+    `persistent`, `activations` and `peak` are bytes of tensors, without DeepSpeed's reduction bucket. `seconds` is the
+    time of the dry run itself.
     """
 
     rank: int
@@ -62,6 +63,7 @@ class StepInShape:
     activations: int
     """Bytes that one forward pass saves for the backward pass."""
     peak: int
+    """The largest number of bytes that were allocated at once during a step."""
     collectives: dict[str, tuple[int, int]]
     """For each collective of the step, the number of calls and the bytes that this process passed to them."""
     seconds: float
@@ -124,8 +126,8 @@ def step_in_shape(config: RunConfig, precision: Precision, rank: int = 0) -> Ste
     """Builds the engine for `rank` of `config.parallel.world` and runs two optimizer steps, of which it reports the
     second.
 
-    No tensor memory is needed. Raises `ConfigError` for ZeRO-3, whose processes read back values from each other that
-    fake tensors do not have.
+    The first step allocates the optimizer state. No tensor memory is needed. Raises `ConfigError` for ZeRO-3, whose
+    processes read back values from each other that fake tensors do not have.
     """
     if config.parallel.zero_stage == 3:
         raise ConfigError("parallel.zero_stage=3 cannot be stepped in shape.", "Use parallel.zero_stage=2.")

@@ -36,9 +36,9 @@ from experiments.training.launch import leave_it_to_the_speaker
 from experiments.training.watchdog import Watchdog
 
 MEETING_SECONDS = 300.0
-"""How long ranks wait for each other, since nodes start at different times and may import from a slow disk."""
+"""Ranks wait this long for each other, since nodes start at different times and may import from a slow disk."""
 FOLDER_SECONDS = 20.0
-"""How long a shared disk may take to show a new file to another node."""
+"""A shared disk may take this long to show a new file to another node."""
 SAME_VERSION = ("torch", "deepspeed", "ecdit")
 COMMIT = "git commit"
 INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -107,7 +107,7 @@ def meet(run_dir: RunDir, record: RunRecord, tell: Callable[[str], None]) -> Mee
 
 @dataclass(frozen=True)
 class Rank:
-    """What a process reports about itself.
+    """The report of a process about itself.
 
     `folder` is the path of its run folder, and `sees_folder` says whether that is the same folder as rank 0's.
     """

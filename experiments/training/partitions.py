@@ -53,7 +53,7 @@ class Partitions(ABC):
     """
 
     master_is_module: bool
-    """Whether the module's own parameters are the only fp32 weights, without a separate master copy."""
+    """Says whether the module's own parameters are the only fp32 weights, without a separate master copy."""
 
     def __init__(self, module: nn.Module, share: ExpertShare) -> None:
         self.parameters: dict[str, nn.Parameter] = dict(module.named_parameters())

@@ -36,7 +36,7 @@ class Saver:
 
     @property
     def is_writing(self) -> bool:
-        """Whether this process is still writing its shard."""
+        """Says whether this process is still writing its shard."""
         return self._thread is not None and self._thread.is_alive()
 
     def begin(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:

@@ -25,7 +25,7 @@ from experiments.training.reporter import Reporter
 
 
 def measure_saving(config: RunConfig, steps: int, rounds: int, on_step: Callable[[], None]) -> dict[str, Any]:
-    """Returns medians over `rounds` saves, `steps` iterations apart; half as many must be enough to write a checkpoint.
+    """Returns medians over `rounds` saves, `steps` iterations apart; half of these must suffice to write one.
 
     They are `iteration_seconds`, `copy_seconds` (in which training waits), `extra_seconds` (the whole cost of a save),
     `checkpoint_bytes`, `cadence_iterations` (between saves at the config's interval) and `stall_share` (the extra

@@ -39,5 +39,5 @@ class StopRequest:
 
     @property
     def is_asked(self) -> bool:
-        """Whether a signal has asked this process to stop."""
+        """Says whether a signal has asked this process to stop."""
         return self.name is not None
