@@ -1,8 +1,8 @@
 """Decides where Triton kernels replace plain PyTorch operations: on accelerators that Triton supports.
 
 Triton comes with torch's builds for accelerators and needs a C compiler on the machine. Without either the plain
-operations do the same work more slowly. The kernels are in `kernels.py` and
-`experiments/models/kernels.py`, which are imported only where they run.
+operations do the same work more slowly. The kernels are in `kernels.py` and `experiments/models/kernels.py`,
+which are imported only where they run.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The experts' feed-forward where loads differ: each expert runs over its own segment of the slots, without padding.
 
-Slots are sorted by expert. A CPU takes one expert after the other and writes outputs and gradients to their place in
+Slots are sorted by expert. The loop takes one expert after the other and writes outputs and gradients to their place in
 tensors whose sizes depend on M alone. Scratch memory is allocated once for the largest segment and shared by all
 experts, because loads change with every step and an allocator serves ever-changing sizes badly. As in `pieces.py`, the
 forward pass saves the first product but not its activation, and the hidden layer is stored transposed.
 
-Accelerators use torch's grouped matmul, which reads the loads on the device. Where it does not apply (types other than
-bfloat16, rows that are not multiples of 16 bytes) the loop over experts does the work there too.
+Devices of type `cuda` use torch's grouped matmul, which reads the loads on the device. Where it does not apply (other
+devices, types other than bfloat16, rows that are not multiples of 16 bytes) the loop over experts does the work.
 
 Legend: M slots of all experts, m slots of one, D width, E experts, F hidden width; `w_in_EFD` and `hidden_Fm` hold 2 F
 rows with SwiGLU.

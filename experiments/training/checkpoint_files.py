@@ -92,8 +92,9 @@ def publish(
     """Gives the checkpoint that all processes have written its name, and keeps only it and the `keep - 1` before it.
 
     Checkpoints of more images are removed too: they were damaged, so training went on from an earlier one and will
-    reach them again. A folder that holds anything but the files of a checkpoint is never removed. Raises
-    `StorageError`; older checkpoints are then untouched, and the unfinished one is removed.
+    reach them again. A folder that holds anything but the files of a checkpoint is never removed. Older
+    checkpoints are removed only after the new one is complete. Raises `StorageError`, after it has removed the
+    checkpoint if that is still unfinished.
     """
     images_seen = int(state["images_seen"])
     final, folder = final_folder(run_dir, images_seen), _temporary_folder(run_dir, images_seen)

@@ -77,7 +77,7 @@ def _images_saved(run_dir: RunDir) -> int:
     """Returns the images seen at a checkpoint that the run must have had, or 0 where it need not have had any.
 
     The status records this. Where it does not (an earlier version wrote it, or it was lost), the rows show it: a run
-    that went beyond its second saving has waited for the first checkpoint to be complete.
+    that went beyond its second time of saving has waited for the first checkpoint to be complete.
     """
     status = run_dir.read_status()
     if status is not None and status.checkpoint_images is not None:

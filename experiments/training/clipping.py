@@ -23,8 +23,7 @@ EPSILON = 1e-6
 
 
 def clip_before_steps(optimizer: torch.optim.Optimizer, clip_norm: float, share: ExpertShare) -> None:
-    """Clips gradients to `clip_norm` before each step of `optimizer`, and stores the norm where the engine looks for
-    it.
+    """Clips gradients to `clip_norm` before each step of `optimizer`, and stores the norm where the engine reads it.
 
     Where the norm is not finite the step changes no weights, as in DeepSpeed's sharded optimizers. Steps are collective
     where experts are spread over processes.

@@ -57,7 +57,7 @@ def _bad_output(model: nn.Module, batch: Batch, patch_size: int) -> str | None:
 def _bad_gradient(model: nn.Module, batch: Batch, patch_size: int) -> str | None:
     """Returns the first parameter, in the order of the backward pass, whose gradient is not finite.
 
-    Returns None with ZeRO-3, where hooks gather the weights that this search would bypass.
+    Returns None with ZeRO-3, which gathers weights in hooks that this search would bypass.
     """
     names, parameters = zip(*model.named_parameters(), strict=True)
     if any(hasattr(parameter, "ds_id") for parameter in parameters):

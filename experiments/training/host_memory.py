@@ -19,8 +19,7 @@ NEVER = -1
 
 
 def prefer_large_pages(config: RunConfig) -> None:
-    """Makes torch ask Linux for pages of 2 MiB for large tensors, unless the environment or the config decides
-    otherwise.
+    """Makes torch ask Linux for pages of 2 MiB for large tensors, unless the environment says otherwise.
 
     `train.implementation=reference` turns it off. Torch reads the variable once, when it allocates its first tensor, so
     this must be called before.

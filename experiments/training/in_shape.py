@@ -123,11 +123,11 @@ class _StaysInPlace(DiT):
 
 
 def step_in_shape(config: RunConfig, precision: Precision, rank: int = 0) -> StepInShape:
-    """Builds the engine for `rank` of `config.parallel.world` and runs two optimizer steps, of which it reports the
-    second.
+    """Builds the engine for `rank` of `config.parallel.world` and runs two optimizer steps.
 
-    The first step allocates the optimizer state. No tensor memory is needed. Raises `ConfigError` for ZeRO-3, whose
-    processes read back values from each other that fake tensors do not have.
+    Peak and collectives are those of the second step, because the first allocates the optimizer state. No tensor memory
+    is needed. Raises `ConfigError` for ZeRO-3, whose processes read back values from each other that fake tensors do
+    not have.
     """
     if config.parallel.zero_stage == 3:
         raise ConfigError("parallel.zero_stage=3 cannot be stepped in shape.", "Use parallel.zero_stage=2.")

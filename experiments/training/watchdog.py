@@ -60,8 +60,8 @@ class Watchdog:
     ) -> None:
         """Prepares the threads; entering the context starts them.
 
-        `names` describes every rank in messages. `tell` is called with the reason before the process ends itself. All
-        constants in seconds are counted in ticks of `look_seconds`, so with the default of 1 a tick is a second.
+        `names` describes every rank in messages. `tell` is called with the reason before the process ends itself.
+        Silence is counted in ticks of `look_seconds`, so with the default of 1 a tick is a second.
         """
         # The clone has its own connection: a call that waits blocks every other call on the same connection.
         self._store = store.clone()  # type: ignore[attr-defined]  # the stub does not know it
