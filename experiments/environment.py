@@ -1,7 +1,7 @@
 """Environment variables of launchers, and the environment of the processes that a command starts.
 
-A launcher (torchrun, srun, mpirun, DeepSpeed's, Kubeflow's) tells each of its processes in variables which rank it has
-among how many. `experiments/training/launch.py` reads them for the commands that several processes share; no other
+A launcher (torchrun, srun, mpirun, DeepSpeed's, Kubeflow's) sets variables that tell each process its rank and the
+number of processes. `experiments/training/launch.py` reads them for the commands that several processes share; no other
 process may see them, since PyTorch, DeepSpeed and MPI would then wait for ranks that never come.
 """
 
@@ -28,34 +28,34 @@ RANK_PREFIXES = (
 
 
 def is_of_a_rank(name: str) -> bool:
-    """Whether the variable tells a process which rank it has, or where the ranks of its launcher meet."""
+    """Returns whether the variable tells a process its rank, or where the ranks of its launcher meet."""
     return name in RANK_VARIABLES or name.startswith(RANK_PREFIXES)
 
 
 def without_ranks(environment: Mapping[str, str], kept_prefixes: Sequence[str] = ()) -> dict[str, str]:
-    """`environment` without what launchers say of ranks, except for names that begin with one of `kept_prefixes`."""
+    """Returns `environment` without rank variables, except those whose names begin with one of `kept_prefixes`."""
     kept = tuple(kept_prefixes)
     return {name: value for name, value in environment.items() if name.startswith(kept) or not is_of_a_rank(name)}
 
 
 def forget_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Remove what launchers say of ranks, for a process that works alone."""
+    """Removes the rank variables of launchers, for a process that works alone."""
     for name in [name for name in environment if is_of_a_rank(name)]:
         del environment[name]
 
 
 def num_restarts(environment: Mapping[str, str] = os.environ) -> int:
-    """How often Slurm has queued this job again; 0 where it does not say so in a number."""
+    """Returns how often Slurm has requeued this job; 0 where it sets no valid number."""
     text = environment.get("SLURM_RESTART_COUNT", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def child_environment(own: Mapping[str, str] | None = None, kept_ranks: Sequence[str] = ()) -> dict[str, str]:
-    """The environment of a Python process that a command starts: no ranks, a safe path, and `own` on top.
+    """Returns the environment for a Python process that a command starts: no rank variables, a safe path, and `own`.
 
-    A safe path leaves out the working folder, where a user may have an `experiments` or a `torch` of his own. Where our
-    own packages were found there, in a checkout that was not installed, it is named. `kept_ranks`: prefixes of
-    variables of ranks to keep.
+    The safe path leaves out the working folder, where a user may have his own `experiments` or `torch`. In a checkout
+    that was not installed our packages are found there, so that it is put on `PYTHONPATH`. `kept_ranks` has prefixes of
+    rank variables to keep.
     """
     environment = without_ranks(os.environ, kept_ranks)
     root = str(Path(__file__).parents[1])

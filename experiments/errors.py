@@ -1,6 +1,6 @@
-"""The errors a user can cause, each with the way out.
+"""The errors that a user can cause, each with the way out.
 
-Every `EcditError` prints as one line. `exit_code` 2 is a mistake in what was asked for, 1 is a run that
+Every `EcditError` prints as one line. Its `exit_code` is 2 for a mistake in what was asked for and 1 for a run that
 failed. A programmer's mistake is an `assert`, never one of these.
 """
 
@@ -21,7 +21,7 @@ class EcditError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        """One line: the message, then the hint."""
+        """Returns one line: the message, then the hint."""
         return f"{self.message} {self.hint}".strip()
 
 
@@ -58,7 +58,7 @@ class RunFailedError(EcditError):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """A hint naming the closest of `choices`, or all of them when none is close."""
+    """Returns a hint that names the closest of `choices`, or all of them when none is close."""
     known = sorted(choices)
     by_lower_case = {choice.lower(): choice for choice in known}
     close = difflib.get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""Reading a file that this program did not write: a config, a sweep file, the records of a run, notes of a data set.
+"""Reads files that this program did not write: configs, sweep files, records of runs, notes of data sets.
 
 Such a file may be anything. A FIFO blocks whoever opens it, `/dev/zero` never ends, a directory cannot be read, and a
 file of many gigabytes does not fit in memory. `read_input` answers each of these with an `OSError` that says what is
@@ -44,7 +44,7 @@ _KINDS = (
 
 
 def read_input(path: Path, max_bytes: int = MAX_SETTINGS_BYTES) -> bytes:
-    """The bytes of the regular file at `path`.
+    """Returns the bytes of the regular file at `path`.
 
     Raises an `OSError` whose `strerror` completes "FILE cannot be read: ..." ("it is a FIFO, not a regular file") where
     it is missing, unreadable, not a regular file, or larger than `max_bytes`. Opening never blocks. Only a path at
@@ -59,20 +59,20 @@ def read_input(path: Path, max_bytes: int = MAX_SETTINGS_BYTES) -> bytes:
 
 
 def read_end(path: Path, num_bytes: int) -> bytes:
-    """The last `num_bytes` of the regular file at `path`, or all of a shorter one. Raises `OSError` as `read_input`."""
+    """Returns the last `num_bytes` of the regular file at `path`. Raises the `OSError`s of `read_input`."""
     with _regular_file(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
         return file.read(num_bytes)
 
 
 def parse_json(content: bytes) -> Any:
-    """The value of one JSON text that somebody else may have written. Raises `ValueError` with the reason.
+    """Returns the value of one JSON text that somebody else may have written. Raises `ValueError` with the reason.
 
-    Stricter than `json.loads`: a key that is there twice, NaN, infinity, a whole number of more than 64 bits, half a
-    surrogate pair and nesting of more than about 200 levels are refused.
+    It is stricter than `json.loads`: a key that is there twice, NaN, infinity, a whole number of more than 64 bits,
+    half a surrogate pair and nesting of more than about 200 levels are refused.
     """
     value = from_json(content, allow_inf_nan=False)
-    if _num_keys(value) != content.count(b'":'):  # it is when every key is there once, unless texts hold a quote too
+    if _num_keys(value) != content.count(b'":'):  # equal when every key is unique, unless strings contain `":` too
         json.loads(content, object_pairs_hook=_unique_keys)
     return value
 
@@ -95,7 +95,7 @@ def _regular_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _num_keys(value: Any, key: str = "it") -> int:
-    """How many keys there are in all objects of `value`. Raises `ValueError` for a number that is out of range."""
+    """Returns the number of keys in all objects of `value`. Raises `ValueError` for a number that is out of range."""
     kind = type(value)
     if kind is dict:
         return len(value) + sum(_num_keys(inner, name) for name, inner in value.items())

@@ -1,6 +1,7 @@
-"""An allocation that fails, as one line with its size, whoever tried: Python, NumPy, PyTorch, or the system's loader.
+"""Turns a failed allocation into one line with its size, whether Python, NumPy, PyTorch or the loader tried it.
 
-Each has its own exception and its own words. Free of torch, so that a command without it can ask too.
+Each of these raises its own exception with its own text. This module does not import torch, so that commands without
+torch can use it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ GIB = 2**30
 
 
 class OutOfMemoryError(EcditError):
-    """There is not enough memory for what was asked, in the machine or within the limit of this process."""
+    """The machine, or the limit of this process, does not have enough memory for what was asked."""
 
     exit_code = 1
 
 
 def out_of_memory(error: BaseException) -> OutOfMemoryError | None:
-    """What to raise in the place of `error` where it says that an allocation failed; None where it does not."""
+    """Returns the error to raise instead of `error` where that reports a failed allocation, else None."""
     has_failed = (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)

@@ -1,8 +1,8 @@
 """The id of the settings of a run, computed from the settings as they are stored.
 
 `config/identity.py` computes it when a run begins, from a `RunConfig`; `records/layout.py` computes it again when a run
-is read, from `run.json`. The hash is over what is stored and over nothing else, so that the settings that an earlier
-version did not have yet do not change the id of its runs.
+is read, from `run.json`. Only stored settings are hashed, so that settings that an earlier version
+did not have do not change the ids of its runs.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 
 LEFT_OUT = frozenset({"wandb", "checkpoint", "parallel", "log"})
 ONLY_WATCHES = frozenset({"metric_images"})
-"""Settings of `eval` that add measurements and change none."""
+"""Settings of `eval` that add measurements without changing others."""
 ONLY_HOW = frozenset({"implementation"})
-"""Settings of `train` that change how fast the same numbers come."""
+"""Settings of `train` that change only the speed at which the same results are computed."""
 MAY_MOVE = frozenset({"path"})
-"""Settings of `data` that do not say what the data are: `data.fingerprint` does."""
+"""Settings of `data` that do not identify the data, which `data.fingerprint` does."""
 PARTS_LEFT_OUT = {"eval": ONLY_WATCHES, "train": ONLY_HOW, "data": MAY_MOVE}
 
 
 def settings_id(settings: Mapping[str, Any]) -> str:
-    """10 hex digits of the SHA-256 over the canonical JSON of every one of the nested `settings` that changes numbers.
+    """Returns 10 hex digits of the SHA-256 of the canonical JSON of those `settings` that change results.
 
-    Of `parallel` the number of processes counts where routing groups follow it. Raises `ValueError` for values that are
+    The number of processes is included only where routing groups depend on it. Raises `ValueError` for values that are
     not JSON.
     """
     counted = {name: _counted(name, value) for name, value in settings.items() if name not in LEFT_OUT}
@@ -36,17 +36,17 @@ def settings_id(settings: Mapping[str, Any]) -> str:
 
 
 def is_settings_id(identity: str, settings: Mapping[str, Any]) -> bool:
-    """Whether `identity` is that of `settings`, by this version or by one that did not count the processes yet."""
+    """Returns whether `identity` is that of `settings`, now or in versions that ignored the number of processes."""
     without_processes = {name: value for name, value in settings.items() if name != "parallel"}
     return identity in (settings_id(settings), settings_id(without_processes))
 
 
 def _groups_follow_processes(settings: Mapping[str, Any]) -> bool:
-    """Whether training on another number of processes has other routing groups, and with them other losses.
+    """Returns whether another number of processes changes the routing groups of training, and with them its losses.
 
-    With `routing.group_images=batch` a group is what one process takes at a time. It decides who competes for slots,
-    and over whom a balance loss counts: without a capacity and without a balance loss it decides nothing. Validation
-    and sampling have batches of the same images on any number of processes.
+    With `routing.group_images=batch` a group is the batch of one process. Groups decide which tokens compete for slots
+    and over which tokens a balance loss is taken; without a capacity and a balance loss they change nothing. Validation
+    and sampling use batches of the same images on any number of processes.
     """
     routing = settings.get("routing")
     if not isinstance(routing, Mapping) or routing.get("name") == "dense" or routing.get("group_images") != "batch":
@@ -67,7 +67,7 @@ def _digest(counted: Mapping[str, Any]) -> str:
 
 
 def _counted(section: str, settings: Any) -> Any:
-    """The settings of a section without those that change no numbers."""
+    """Returns the settings of a section without those that change no results."""
     left_out = PARTS_LEFT_OUT.get(section)
     if left_out is None or not isinstance(settings, Mapping):
         return settings
@@ -75,7 +75,7 @@ def _counted(section: str, settings: Any) -> Any:
 
 
 def _canonical(value: Any) -> Any:
-    """Whole floats as integers, so that 2 and 2.0 are one setting."""
+    """Returns `value` with whole floats as integers, so that 2 and 2.0 are the same setting."""
     if isinstance(value, Mapping):
         return {key: _canonical(inner) for key, inner in value.items()}
     if isinstance(value, float) and value.is_integer():

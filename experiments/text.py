@@ -1,9 +1,9 @@
-"""Text that comes from elsewhere, made safe to show: names of runs and folders, reasons of failures, captions.
+"""Makes text from other sources safe to show: names of runs and folders, reasons of failures, captions.
 
 Such text is data. It may hold escape sequences that move a terminal's cursor, line breaks that break a table,
 characters that reverse the reading direction, or surrogates that cannot be encoded. `printable` writes all of these out
-as escapes. What else a destination gives a meaning to (HTML, Markdown, rich's markup, matplotlib's mathtext) is escaped
-where that destination is written.
+as escapes. Characters that have a meaning only in some destination (HTML, Markdown, rich's markup, matplotlib's
+mathtext) are escaped where that destination is written.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ ELLIPSIS = "…"
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with every character that is not printable written as `\\x1b`, `\\n` or `\\udc80`."""
+    """Returns `text` on one line, with every unprintable character written as `\\x1b`, `\\n` or `\\udc80`."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(each) if unicodedata.category(each) in _UNSAFE_CATEGORIES else each for each in text)
 
 
 def encodable(text: str) -> str:
-    """`text` with every surrogate written as `\\udc80`: names that are not valid Unicode hold them, and UTF-8 cannot.
+    """Returns `text` with every surrogate written as `\\udc80`, and everything else unchanged.
 
-    Everything else stays as it is.
+    Names that are not valid Unicode hold surrogates, which UTF-8 cannot encode.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def shortened(text: str, num_characters: int) -> str:
-    """`text`, with its middle replaced by an ellipsis where it is longer than `num_characters`.
+    """Returns `text`, with its middle replaced by an ellipsis where it is longer than `num_characters`.
 
     Names of runs begin with the model and end with the settings that differ, so that both ends are kept.
     """

@@ -1,1 +1,1 @@
-"""Rectified flow: the path, the loss, and samplers. Knows no network."""
+"""Rectified flow: the path, the loss, and samplers, independent of the network."""

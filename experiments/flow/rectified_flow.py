@@ -13,16 +13,16 @@ from torch import Tensor
 
 
 def interpolate(image_BCHW: Tensor, noise_BCHW: Tensor, time_B: Tensor) -> Tensor:
-    """x_t: the image at t = 0, the noise at t = 1."""
+    """Returns x_t, which is the image at t = 0 and the noise at t = 1."""
     time_B111 = time_B.view(-1, 1, 1, 1)
     return (1 - time_B111) * image_BCHW + time_B111 * noise_BCHW
 
 
 def velocity_target(image_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
-    """dx_t / dt, the same for every t."""
+    """Returns dx_t / dt, which is the same for every t."""
     return noise_BCHW - image_BCHW
 
 
 def velocity_loss(predicted_BKP: Tensor, target_BKP: Tensor) -> Tensor:
-    """Mean squared error of each image, float32 [B]; over the kept tokens only where tokens were dropped."""
+    """Returns the mean squared error of each image, float32 [B], over the kept tokens where tokens were masked."""
     return (predicted_BKP.float() - target_BKP.float()).square().mean(dim=(1, 2))

@@ -1,7 +1,7 @@
-"""Samplers: from noise at t = 1 along a velocity field to an image at t = 0.
+"""Samplers, which integrate a velocity field from noise at t = 1 to an image at t = 0.
 
-Euler and Heun over a grid of times, with SD3's timestep shift and classifier-free guidance (Ho and Salimans 2022) in
-one batched call for both branches. A sampler knows only a function `velocity(x, time_B)`.
+There are Euler and Heun over a grid of times, with SD3's timestep shift, and classifier-free guidance (Ho and Salimans
+2022) with one batched call for both branches. A sampler depends only on a function `velocity(x, time_B)`.
 
 Legend: B images, C channels, H, W height and width, N steps.
 """
@@ -17,26 +17,26 @@ import torch
 from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-"""(x_BCHW, time_B) -> velocity_BCHW."""
+"""A velocity field: (x_BCHW, time_B) -> velocity_BCHW."""
 Caption = TypeVar("Caption", Tensor, tuple[Tensor, Tensor, Tensor])
-"""Whatever a network takes as the captions of a batch: one tensor, or three, each [B, ...]."""
+"""The captions of a batch as the network takes them: one tensor or three, each [B, ...]."""
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance of strength `scale`, where `start <= t <= stop`; 1 is no guidance."""
+    """Classifier-free guidance of strength `scale` at times `start <= t <= stop`; a scale of 1 is no guidance."""
 
     scale: float = 1.0
     start: float = 0.0
     stop: float = 1.0
 
     def covers(self, time: float) -> bool:
-        """Whether both branches are needed at `time`."""
+        """Returns whether both branches are needed at `time`."""
         return self.scale != 1.0 and self.start <= time <= self.stop
 
 
 def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
-    """N + 1 times from 1 to 0; `shift` > 1 spends more of the steps near noise (SD3, equation 23)."""
+    """Returns N + 1 times from 1 to 0; `shift` > 1 spends more of the steps near noise (SD3, equation 23)."""
     even = [1 - step / num_steps for step in range(num_steps + 1)]
     return [shift * t / (1 + (shift - 1) * t) for t in even]
 
@@ -44,7 +44,10 @@ def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
 def guided(
     velocity: Callable[[Tensor, Tensor, Caption], Tensor], caption: Caption, null: Caption, guidance: Guidance
 ) -> Velocity:
-    """The velocity u + scale (c - u), from one call with the caption and the null caption side by side."""
+    """Returns the guided velocity field u + scale (c - u).
+
+    One call on a doubled batch yields both the conditional velocity c and the velocity u of the null caption.
+    """
     both_captions = _joined(caption, null)
 
     def field(x_BCHW: Tensor, time_B: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ def guided(
 
 
 def _joined(caption: Caption, null: Caption) -> Caption:
-    """One after the other, tensor by tensor."""
+    """Concatenates two batches of captions, tensor by tensor."""
     if isinstance(caption, Tensor):
         return torch.cat([caption, null])
     (text, length, pooled), (null_text, null_length, null_pooled) = caption, null
@@ -66,7 +69,7 @@ def _joined(caption: Caption, null: Caption) -> Caption:
 
 
 def euler(velocity: Velocity, noise_BCHW: Tensor, times: list[float]) -> Iterator[Tensor]:
-    """x after each step, first order; the last is the image."""
+    """Yields x after each step of Euler's first-order method; the last is the image."""
     x = noise_BCHW
     for start, stop in pairwise(times):
         x = x + (stop - start) * velocity(x, _full(x, start))
@@ -74,7 +77,7 @@ def euler(velocity: Velocity, noise_BCHW: Tensor, times: list[float]) -> Iterato
 
 
 def heun(velocity: Velocity, noise_BCHW: Tensor, times: list[float]) -> Iterator[Tensor]:
-    """x after each step, second order, two calls a step."""
+    """Yields x after each step of Heun's second-order method, which calls the velocity twice a step."""
     x = noise_BCHW
     for start, stop in pairwise(times):
         slope = velocity(x, _full(x, start))

@@ -2,9 +2,9 @@
 
 A block is self-attention, cross-attention to the caption, and a feed-forward that is dense or routed (EC-DIT, section
 3, after PixArt-alpha). The timestep enters by adaLN-single: one modulation for all blocks plus a learned table of each
-block. The router reads what the experts read, LN(x + cross-attention) modulated, so it sees image, text and timestep
-(equation 4; whether modulated is not stated there, this is our choice). Modulation, cross-attention outputs and the
-head start at zero, so the model starts as the identity on tokens and predicts zero.
+block. The router reads what the experts read, LN(x + cross-attention) after modulation, so it sees image, text and
+timestep (equation 4 does not say whether it is modulated; that is our choice). Modulation, cross-attention outputs and
+the head start at zero, so the model starts as the identity on tokens and predicts zero.
 
 The model computes no loss: it returns the velocity and each layer's `FeedForwardOutput`.
 
@@ -37,8 +37,9 @@ from experiments.routing.parallel import ALL_EXPERTS, ExpertShare
 
 
 class DiTOutput(NamedTuple):
-    """velocity_BKP: by token, of the kept tokens. auxiliary_loss: float32 scalar, summed over the routed layers.
+    """The output of the model.
 
+    velocity_BKP: the velocity at each kept token. auxiliary_loss: float32 scalar, summed over the routed layers.
     feed_forward: one `FeedForwardOutput` per block, in order.
     """
 
@@ -48,7 +49,7 @@ class DiTOutput(NamedTuple):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention, feed-forward."""
+    """One transformer block: self-attention, cross-attention and a dense or routed feed-forward."""
 
     def __init__(self, config: RunConfig, layer: int, share: ExpertShare) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: Tensor, modulation_B6D: Tensor, text_BLD: Tensor, mask_B11L: Tensor
     ) -> tuple[Tensor, FeedForwardOutput]:
-        """[B, T, D] to the same, and what the feed-forward answered."""
+        """Maps [B, T, D] to [B, T, D], and returns the output of the feed-forward too."""
         mixed_B6D = modulation_B6D + self.modulation_6D
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = mixed_B6D.unsqueeze(2).unbind(1)
         normed_BTD = modulate(x_BTD, shift_a, scale_a, self.fast)
@@ -73,10 +74,11 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocity of rectified flow from a noisy image, its time and its caption.
+    """Predicts the velocity of rectified flow from a noisy image, its time and its caption.
 
-    `share`: the experts that this process holds, all by default. `checkpointed`: in training keep only the input of
-    each block for the backward pass, and compute the rest again (Chen et al. 2016, arXiv 1604.06174).
+    `share` says which experts this process holds, all by default. `checkpointed` turns on activation checkpointing in
+    training: only the input of each block is saved, and the backward pass recomputes the rest (Chen et al. 2016, arXiv
+    1604.06174).
     """
 
     position_TD: Tensor
@@ -103,9 +105,10 @@ class DiT(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, noisy_BCHW: Tensor, time_B: Tensor, caption: Caption, keep_BK: Tensor | None = None) -> DiTOutput:
-        """The velocity at `noisy_BCHW`; with `keep_BK` (int64 token indices) the other tokens are never computed.
+        """Predicts the velocity at `noisy_BCHW`; with `keep_BK` (int64 token indices) only for these tokens.
 
-        `caption`: token ids [B, L], or precomputed features where the data have them.
+        The other tokens then enter no layer. `caption` holds token ids [B, L], or precomputed features where the data
+        have them.
         """
         dtype = self.embed.weight.dtype
         patches_BTP, position_BTD = patchify(noisy_BCHW.to(dtype), self.patch_size), self.position_TD.to(dtype)
@@ -123,21 +126,21 @@ class DiT(nn.Module):
         return DiTOutput(velocity_BKP, _summed_auxiliary_loss(answers), answers)
 
     def _through(self, block: nn.Module, *inputs: Tensor) -> tuple[Tensor, FeedForwardOutput]:
-        """One block. Nothing in it is random, so that computing it again decides as before."""
+        """Runs one block, checkpointed or not. A block has no randomness, so recomputing it repeats every decision."""
         if not (self.checkpointed and self.training and torch.is_grad_enabled()):
             plain: tuple[Tensor, FeedForwardOutput] = block(*inputs)
             return plain
         tokens_BTD, answer = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-        hollow_BTD = answer.out_BTD.new_empty(()).expand(answer.out_BTD.shape)  # keeps the shape and no memory
+        hollow_BTD = answer.out_BTD.new_empty(()).expand(answer.out_BTD.shape)  # has the shape but takes no memory
         return tokens_BTD, answer._replace(out_BTD=hollow_BTD)
 
     def to_image(self, velocity_BTP: Tensor) -> Tensor:
-        """Tokens of whole images as [B, C, H, W] in float32: what a sampler follows."""
+        """Arranges the tokens of whole images as [B, C, H, W] in float32, as samplers take a velocity."""
         return unpatchify(velocity_BTP.float(), self.patch_size, self.image_size)
 
 
 def _build_text(config: RunConfig) -> nn.Module:
-    """What turns the captions of the data into something to attend to."""
+    """Builds the module that turns the captions of the data into an `EncodedCaption`."""
     model, data = config.model, config.data
     if data.text_width is not None and data.pooled_width is not None:
         return FeatureProjection(data.text_width, data.pooled_width, model.width)
@@ -146,15 +149,15 @@ def _build_text(config: RunConfig) -> nn.Module:
 
 
 def gather_tokens(x_BTD: Tensor, keep_BK: Tensor) -> Tensor:
-    """The rows `keep_BK` of each image: [B, K, D]."""
+    """Returns the tokens `keep_BK` of each image, [B, K, D]."""
     return x_BTD.gather(1, keep_BK.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
 
 
 def _summed_auxiliary_loss(answers: list[FeedForwardOutput]) -> Tensor:
-    """Sum over the routed layers; 0 when all are dense.
+    """Returns the sum of the auxiliary losses of the routed layers; 0 when all layers are dense.
 
-    GShard, Switch Transformer and DiT-MoE add the loss of every layer: `routing.balance_loss_weight` is that of one
-    layer, and the pull on a router does not weaken with depth.
+    GShard, Switch Transformer and DiT-MoE too add the losses of all layers. `routing.balance_loss_weight` is therefore
+    the weight of each single layer, and its effect on a router does not weaken as the model gets deeper.
     """
     losses = [answer.auxiliary_loss for answer in answers if answer.assignment is not None]
     return torch.stack(losses).sum() if losses else torch.zeros((), device=answers[0].out_BTD.device)

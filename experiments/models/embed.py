@@ -1,4 +1,4 @@
-"""What goes into the transformer: patches, 2-D positions, the timestep, and captions.
+"""The inputs of the transformer: patches, 2-D positions, the timestep, and captions.
 
 Patches and sinusoidal positions follow DiT (arXiv 2212.09748); the one modulation layer for all blocks is
 PixArt-alpha's adaLN-single (arXiv 2310.00426). The text encoder is ours: small, trained with the model, over the closed
@@ -22,16 +22,20 @@ from torch import Tensor, nn
 from experiments.config.budget import TIME_FREQUENCIES
 
 PAD_TOKEN = 0
-"""Id of the padding of a caption (`experiments.data.captions`)."""
+"""The token id of padding in a caption, as `experiments.data.captions` writes it."""
 
 TextFeatures = tuple[Tensor, Tensor, Tensor]
-"""Of T5 [B, L, V], the number of real tokens of each caption (int64 [B]), and of CLIP, pooled [B, U]."""
+"""T5 features [B, L, V], the number of real tokens of each caption (int64 [B]), and pooled CLIP features [B, U]."""
 Caption = Tensor | TextFeatures
-"""Token ids, int64 [B, L], or features."""
+"""The captions of a batch: token ids, int64 [B, L], or precomputed features."""
 
 
 class EncodedCaption(NamedTuple):
-    """What blocks attend to, the mask [B, 1, 1, L] of what they may, and what joins the timestep, if anything does."""
+    """A caption as the blocks use it.
+
+    `text_BLD` is what cross-attention attends to, where `mask_B11L` is True. `pooled_BD` is added to the embedded
+    timestep; it is None for captions without pooled features.
+    """
 
     text_BLD: Tensor
     mask_B11L: Tensor
@@ -39,18 +43,18 @@ class EncodedCaption(NamedTuple):
 
 
 def patchify(image_BCHW: Tensor, patch_size: int) -> Tensor:
-    """[B, C, H, W] to [B, T, P], tokens in reading order, P = C patch_size^2."""
+    """Cuts [B, C, H, W] into tokens [B, T, P] in reading order, where P = C patch_size^2."""
     patches = F.unfold(image_BCHW, patch_size, stride=patch_size)
     return patches.transpose(1, 2)
 
 
 def unpatchify(patches_BTP: Tensor, patch_size: int, image_size: int) -> Tensor:
-    """The inverse of `patchify`."""
+    """Inverts `patchify`: joins tokens [B, T, P] to images [B, C, H, W]."""
     return F.fold(patches_BTP.transpose(1, 2), image_size, patch_size, stride=patch_size)
 
 
 def sinusoidal_positions(width: int, side: int) -> Tensor:
-    """Fixed 2-D positions [T, D]: half of the width encodes the row, half the column (MAE, DiT)."""
+    """Returns fixed 2-D position embeddings [T, D]: half of the width encodes the row, half the column (MAE, DiT)."""
     quarter = width // 4
     frequency = 10_000 ** (-torch.arange(quarter, dtype=torch.float32) / quarter)
     angle = torch.arange(side, dtype=torch.float32).outer(frequency)
@@ -60,7 +64,7 @@ def sinusoidal_positions(width: int, side: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """t in [0, 1] to a vector [B, D] and to the shared modulation [B, 6, D] of all blocks (adaLN-single)."""
+    """Embeds the time t in [0, 1] as a vector [B, D] and as the modulation [B, 6, D] of all blocks (adaLN-single)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -73,7 +77,10 @@ class TimeEmbedding(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, time_B: Tensor, pooled_BD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Frequencies in float32 over t scaled to 0..1000, as DiT's timesteps; `pooled_BD` is added to the vector."""
+        """Returns the vector, to which `pooled_BD` is added, and the modulation.
+
+        Angles are computed in float32, and t is scaled to 0..1000, the range of DiT's timesteps.
+        """
         half = TIME_FREQUENCIES // 2
         frequency = torch.exp(-math.log(10_000) / half * torch.arange(half, device=time_B.device))
         angle = 1000 * time_B.float().unsqueeze(1) * frequency
@@ -85,7 +92,7 @@ class TimeEmbedding(nn.Module):
 
 
 class TextBlock(nn.Module):
-    """Pre-norm self-attention and feed-forward over a caption: 12 V^2 + 2 V parameters."""
+    """A pre-norm transformer block over a caption, with 12 V^2 + 2 V parameters."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -98,7 +105,7 @@ class TextBlock(nn.Module):
         self.ffn_out = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x_BLV: Tensor, mask_B11L: Tensor) -> Tensor:
-        """[B, L, V] to the same; padding is not attended to."""
+        """Maps [B, L, V] to [B, L, V]; padding is not attended to."""
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for part in self.qkv(self.norm_attention(x_BLV)).chunk(3, dim=-1)
@@ -111,7 +118,7 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Caption ids [B, L] to `EncodedCaption`s: features [B, L, D] and the mask, which is True at real tokens."""
+    """Encodes caption ids [B, L] as features [B, L, D] with a mask that is True at real tokens."""
 
     def __init__(self, vocab_size: int, length: int, text_width: int, num_layers: int, width: int) -> None:
         super().__init__()
@@ -124,7 +131,7 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.position_LV, std=0.5)
 
     def forward(self, caption_BL: Tensor) -> EncodedCaption:
-        """Every caption must begin with a start token: an all-padding row has nothing to attend to."""
+        """Encodes a batch. Every caption must begin with a start token, since padding alone cannot be attended to."""
         mask_B11L = (caption_BL != PAD_TOKEN)[:, None, None, :]
         x_BLV = self.token(caption_BL) + self.position_LV
         for block in self.blocks:
@@ -133,7 +140,7 @@ class TextEncoder(nn.Module):
 
 
 class FeatureProjection(nn.Module):
-    """Precomputed text features to the width of the model: (V + U + 2 D + 4) D parameters."""
+    """Projects precomputed text features to the width of the model; it has (V + U + 2 D + 4) D parameters."""
 
     def __init__(self, text_width: int, pooled_width: int, width: int) -> None:
         super().__init__()
@@ -141,7 +148,7 @@ class FeatureProjection(nn.Module):
         self.pooled_in, self.pooled_out = nn.Linear(pooled_width, width), nn.Linear(width, width)
 
     def forward(self, caption: TextFeatures) -> EncodedCaption:
-        """Every caption has at least one token: T5 ends even the empty one with its end token."""
+        """Projects a batch. Every caption has at least one token, since T5 adds an end token even to the empty one."""
         text_BLV, length_B, pooled_BU = caption
         dtype, place_L = self.text_in.weight.dtype, torch.arange(text_BLV.shape[1], device=text_BLV.device)
         mask_B11L = (place_L < length_B[:, None])[:, None, None, :]

@@ -1,10 +1,11 @@
-"""Triton's kernels of a block's small parts: adaptive layer norm, layer norm of heads, and the gated residual.
+"""Triton kernels of a block's elementwise parts: adaptive layer norm, layer norm of heads, and the gated residual.
 
-Forward and backward each read a token once and write it once. What is summed over tokens or heads (the gradients of
-shift, scale, gate and of the norm's weights) is summed in float32 by stretches of tokens, then over stretches, in a
-fixed order. What they are held against is `layers.py` in plain operations.
+The forward and the backward kernel each read and write a token once. Gradients that are sums over tokens or heads
+(those of shift, scale and gate, and of the norm's weights) are summed in two steps in float32: each program writes the
+sum over its own stretch of tokens, and torch adds the stretches. This order is fixed, unlike that of atomic additions,
+so results are reproducible. Tests compare the kernels with the plain operations in `layers.py`.
 
-Legend: B images, T tokens, D width, H heads, K size of a head, R rows (B T H), J stretches of tokens.
+Legend: B images, T tokens, D width, H heads, K size of a head, R rows (B T H), J stretches of tokens or rows.
 """
 
 from __future__ import annotations
@@ -20,32 +21,34 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from experiments.routing.kernels import row_block
 
 TOKENS = 16
-"""Tokens of an image that one program goes through where sums over tokens are wanted."""
+"""The number of tokens of one image that one program of a backward kernel sums over."""
 NORMED = 256
-"""Numbers of a row for each warp."""
+"""Elements of a row for each warp."""
 HEAD_ROWS, HEAD_LOOPS = 32, 16
-"""Rows of a program in the norm of heads: at once, and how often."""
+"""A program of the head norm takes this many rows at once; in the backward pass it does so this many times."""
 
 
 def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, eps: float) -> Tensor:
-    """Layer norm without weights, times 1 + scale, plus shift."""
+    """Computes the layer norm without weights of `x_BTD`, times 1 + scale, plus shift."""
     out_BTD: Tensor = _Modulate.apply(x_BTD, shift_B1D, scale_B1D, eps)
     return out_BTD
 
 
 def gated_residual(x_BTD: Tensor, gate_B1D: Tensor, y_BTD: Tensor) -> Tensor:
-    """x + gate y."""
+    """Computes x + gate y."""
     out_BTD: Tensor = _GatedResidual.apply(x_BTD, gate_B1D, y_BTD)
     return out_BTD
 
 
 def norm_heads(x_BTHK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
-    """Layer norm of each head, contiguous, with weights; `x_BTHK` may be a stretch of a wider tensor along H."""
+    """Computes the weighted layer norm of each head, contiguous; `x_BTHK` may be a slice of a wider tensor along H."""
     out_BTHK: Tensor = _NormHeads.apply(x_BTHK, weight_K, eps)
     return out_BTHK
 
 
 class _Modulate(torch.autograd.Function):
+    """Adaptive layer norm, which saves its input and recomputes mean and variance in the backward pass."""
+
     @staticmethod
     def forward(ctx: FunctionCtx, x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, eps: float) -> Tensor:
         x_BTD = x_BTD.contiguous()
@@ -77,6 +80,8 @@ class _Modulate(torch.autograd.Function):
 
 
 class _GatedResidual(torch.autograd.Function):
+    """The gated residual, whose gradient of `x_BTD` is the incoming gradient itself."""
+
     @staticmethod
     def forward(ctx: FunctionCtx, x_BTD: Tensor, gate_B1D: Tensor, y_BTD: Tensor) -> Tensor:
         x_BTD, y_BTD = x_BTD.contiguous(), y_BTD.contiguous()
@@ -106,6 +111,8 @@ class _GatedResidual(torch.autograd.Function):
 
 
 class _NormHeads(torch.autograd.Function):
+    """Layer norm of heads, which saves its input and recomputes mean and variance in the backward pass."""
+
     @staticmethod
     def forward(ctx: FunctionCtx, x_BTHK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
         x_BTHK = _heads_in_order(x_BTHK)
@@ -137,7 +144,7 @@ class _NormHeads(torch.autograd.Function):
 
 
 def _heads_in_order(x_BTHK: Tensor) -> Tensor:
-    """Such that token t of all images begins at t strides and its heads follow one another; else a copy that does."""
+    """Returns `x_BTHK`, copied if need be, so that one stride leads from token to token and heads are contiguous."""
     _, num_tokens, _, size = x_BTHK.shape
     image, token, head, number = x_BTHK.stride()
     in_order = number == 1 and head == size and image == num_tokens * token
@@ -146,6 +153,10 @@ def _heads_in_order(x_BTHK: Tensor) -> Tensor:
 
 @triton.jit
 def _modulate(x, shift, scale, out, num_tokens, width, shift_stride, scale_stride, eps, BLOCK: tl.constexpr):
+    """One program normalises and modulates one token, whose `width` elements it holds in registers.
+
+    Shift and scale have one row per image; these are slices of a wider tensor, so their rows have a stride.
+    """
     row = tl.program_id(0).to(tl.int64)
     image = row // num_tokens
     columns = tl.arange(0, BLOCK)
@@ -163,6 +174,11 @@ def _modulate_gradients(
     of_out, x, scale, of_x, of_shift, of_scale, num_tokens, stretches, width, scale_stride, eps,
     TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """One program goes through TOKENS consecutive tokens of one image, in memory order, a whole row at a time.
+
+    It writes the gradient of each token, and of the image's shift and scale its own float32 partial sums, which stay in
+    registers meanwhile. Statistics are recomputed from `x`, which is cheaper than reading them back.
+    """
     program = tl.program_id(0).to(tl.int64)
     image, stretch = program // stretches, program % stretches
     columns = tl.arange(0, BLOCK)
@@ -190,6 +206,7 @@ def _modulate_gradients(
 
 @triton.jit
 def _gated_residual(x, gate, y, out, num_tokens, width, gate_stride, BLOCK: tl.constexpr):
+    """One program computes one token with the gate of its image, in float32."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -205,6 +222,10 @@ def _gated_residual_gradients(
     of_out, gate, y, of_y, of_gate, num_tokens, stretches, width, gate_stride,
     TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """One program goes through TOKENS consecutive tokens of one image, as in `_modulate_gradients`.
+
+    It writes the gradient of `y` for each token, and its partial sum of the gradient of the image's gate.
+    """
     program = tl.program_id(0).to(tl.int64)
     image, stretch = program // stretches, program % stretches
     columns = tl.arange(0, BLOCK)
@@ -223,6 +244,7 @@ def _gated_residual_gradients(
 
 @triton.jit
 def _norm_heads(x, weight, out, num_rows, heads, token_stride, size, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """One program normalises ROWS consecutive heads, as a block [ROWS, BLOCK], since one head is too short."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
@@ -239,6 +261,11 @@ def _norm_heads_gradients(
     of_out, x, weight, of_x, of_weight, num_rows, heads, of_out_stride, token_stride, size, eps,
     LOOPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """One program goes through LOOPS consecutive blocks of ROWS heads, in memory order.
+
+    It writes the gradient of each head, and its float32 partial sum of the gradient of the weights, which all heads
+    share; several blocks per program keep the number of partial sums small.
+    """
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     w = tl.load(weight + columns, mask=columns < size, other=0.0).to(tl.float32)

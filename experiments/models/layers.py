@@ -1,8 +1,7 @@
 """The parts of a block: grouped-query attention and adaptive layer norm.
 
-Query and key are layer-normalised per head (ViT-22B, arXiv 2302.05442), which the paper leaves open: ours, for
-stability at high learning rates.
-Grouped queries share key and value heads (EC-DIT: 18 query heads over 6).
+Queries and keys are layer-normalised per head (ViT-22B, arXiv 2302.05442). EC-DIT leaves this open; we do it for
+stability at high learning rates. Groups of query heads share key and value heads (EC-DIT: 18 query heads over 6).
 
 Legend: B images, T tokens, M tokens attended to, D width, H heads.
 """
@@ -16,18 +15,18 @@ from torch import Tensor, nn
 from experiments.routing.accelerated import has_kernels
 
 NORM_EPSILON = 1e-6
-"""Of the norm without weights, as in DiT."""
+"""The epsilon of the layer norm without weights, as in DiT."""
 
 
 class HeadNorm(nn.LayerNorm):
-    """Layer norm of each head by itself, [..., H, K] to the same; torch's own kernels are slow with rows so short."""
+    """Layer norm of each head by itself, in a kernel of its own: torch's are slow with rows as short as a head."""
 
     def __init__(self, head_size: int, fast: bool) -> None:
         super().__init__(head_size, bias=False)
         self.fast = fast
 
     def forward(self, x_BTHK: Tensor) -> Tensor:
-        """In the type of the input."""
+        """Maps [B, T, H, K] to the same shape, in the type of the input."""
         if self.fast and has_kernels(x_BTHK):
             from experiments.models import kernels
 
@@ -36,7 +35,10 @@ class HeadNorm(nn.LayerNorm):
 
 
 class Attention(nn.Module):
-    """Self- or cross-attention without biases: 2 D^2 (1 + kv_heads / heads) weights, and two norms of a head's size."""
+    """Self- or cross-attention without biases.
+
+    It has 2 D^2 (1 + num_kv_heads / num_heads) weights, and two norms with as many weights as a head has elements.
+    """
 
     def __init__(
         self, width: int, num_heads: int, num_kv_heads: int, zero_output: bool = False, fast: bool = True
@@ -57,7 +59,7 @@ class Attention(nn.Module):
             nn.init.xavier_uniform_(self.out.weight)
 
     def forward(self, x_BTD: Tensor, context_BMD: Tensor, mask_B11M: Tensor | None = None) -> Tensor:
-        """Queries from `x_BTD`, keys and values from `context_BMD`; True in the mask is attended to."""
+        """Attends from the tokens `x_BTD` to the tokens `context_BMD` where the mask is True; returns [B, T, D]."""
         query = self.norm_query(self.query(x_BTD).unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
         key, value = self.key_value(context_BMD).unflatten(-1, (2 * self.num_kv_heads, -1)).chunk(2, dim=2)
         key, value = self.norm_key(key).transpose(1, 2), value.transpose(1, 2)
@@ -68,7 +70,7 @@ class Attention(nn.Module):
 
 
 def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, fast: bool = True) -> Tensor:
-    """Layer norm without weights, then the timestep's scale and shift (AdaLN)."""
+    """Applies layer norm without weights, then the timestep's scale and shift (AdaLN)."""
     if fast and has_kernels(x_BTD):
         from experiments.models import kernels
 
@@ -78,7 +80,7 @@ def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, fast: bool = T
 
 
 def gated_residual(x_BTD: Tensor, gate_B1D: Tensor, y_BTD: Tensor, fast: bool = True) -> Tensor:
-    """x + gate y, with the timestep's gate."""
+    """Computes x + gate y with the timestep's gate."""
     if fast and has_kernels(x_BTD):
         from experiments.models import kernels
 

@@ -1,6 +1,7 @@
-"""Which part of the budget a parameter belongs to.
+"""Maps parameters to the parts of the parameter budget.
 
-The names are those of `experiments.config.budget`. Training asserts that the real parameters sum to the arithmetic.
+The names of the parts are those of `experiments.config.budget`. Training asserts that the real parameters agree with
+the computed budget.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _PART_BY_BLOCK_PREFIX = {
 
 
 def part_of(name: str) -> str:
-    """The part of the parameter called `name` in a `DiT`."""
+    """Returns the part of the budget to which the parameter `name` of a `DiT` belongs."""
     pieces = name.split(".")
     if pieces[0] != "blocks":
         return _PART_BY_PREFIX[pieces[0]]
@@ -33,7 +34,7 @@ def part_of(name: str) -> str:
 
 
 def params_by_part(model: nn.Module) -> dict[str, int]:
-    """Parameters of the real module by part; parts without parameters are absent."""
+    """Counts the parameters of the module by part; parts without parameters are absent."""
     counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         counts[part_of(name)] += parameter.numel()
@@ -41,7 +42,7 @@ def params_by_part(model: nn.Module) -> dict[str, int]:
 
 
 def assert_matches_budget(model: nn.Module, expected: Budget, num_shares: int = 1) -> None:
-    """The real module and the arithmetic agree, part by part; of the experts it holds one of `num_shares`."""
+    """Asserts that the module has the parameters of `expected`, part by part, and one of `num_shares` of experts."""
     wanted = {part: count for part, count in expected.params_by_part.items() if count}
     if "experts" in wanted:
         wanted["experts"] //= num_shares

@@ -1,11 +1,11 @@
-"""What a router decides and what every feed-forward layer answers.
+"""The data types between routers, experts and blocks: what a router decides and what a feed-forward layer returns.
 
 A router turns tokens into an `Assignment`: which token sits in which slot of which expert, and with which weight its
 result is added back. Everything after that (gather, expert matmuls, weighted sum) is `experts.py`, the same for every
 router, so that a comparison of routers compares decisions and not implementations. With a capacity every expert has
-equally many slots, and some may stay empty; without one an expert has the slots of the tokens that chose it, and no
-other. What modules return are named tuples: ZeRO-3 looks into tuples for the tensors by which it knows that a layer's
-backward pass begins.
+equally many slots, some of which may stay empty; without one an expert has exactly one slot for each token that chose
+it. Modules return named tuples because ZeRO-3 hooks the backward pass of a layer on the tensors in its output, and it
+looks for them in tuples but not in dataclasses.
 
 Legend: B images, T tokens of an image, N = B T tokens of the batch, D width, E experts, K choices of a token, G routing
 groups, S tokens of a group, C slots of an expert in a group, P slots of an expert over all groups (G C), M slots of all
@@ -26,10 +26,10 @@ from torch import Tensor
 class GroupDecision:
     """One router's decision over G groups of S tokens, with a capacity.
 
-    token_GEC: int64, index in the group of the token in each slot (any valid index where empty).
-    weight_GEC: float32, combine weight; 0 where empty.
-    filled_GEC: bool, or None when every slot holds a token.
-    auxiliary_loss: float32 scalar, already weighted, mean over groups; None where balance holds by construction.
+    token_GEC: int64, index in its group of the token in each slot; any valid index where the slot is empty.
+    weight_GEC: float32, combine weight of each slot; 0 where it is empty.
+    filled_GEC: bool, whether each slot holds a token; None when all do.
+    auxiliary_loss: float32 scalar, already weighted, mean over groups; None where loads are balanced by construction.
     """
 
     token_GEC: Tensor
@@ -40,9 +40,10 @@ class GroupDecision:
 
 @dataclass(frozen=True)
 class Choices:
-    """What every token chose, where no capacity limits it.
+    """The experts that every token chose, where no capacity limits them.
 
-    expert_NK: int64. weight_NK: float32. auxiliary_loss: as in `GroupDecision`.
+    expert_NK: int64, the chosen experts. weight_NK: float32, their combine weights. auxiliary_loss: as in
+    `GroupDecision`.
     """
 
     expert_NK: Tensor
@@ -51,11 +52,11 @@ class Choices:
 
 
 class Assignment(NamedTuple):
-    """The decision for a whole batch: its slots, sorted by expert; tokens are numbered flat over the batch.
+    """The decision for a whole batch: its slots, sorted by expert. Tokens are numbered over the whole batch.
 
-    token_M: int64 in [0, N). weight_M: float32. filled_M: bool or None, when every slot holds a token.
-    slots_E: int64, the slots of each expert where they differ; None where every expert has M / E.
-    logits_NE: float32, without gradient. auxiliary_loss: float32 scalar or None.
+    token_M: int64 in [0, N). weight_M: float32. filled_M: bool, or None when every slot holds a token.
+    slots_E: int64, number of slots of each expert where they differ; None where every expert has M / E.
+    logits_NE: float32, detached. auxiliary_loss: float32 scalar or None.
     """
 
     token_M: Tensor
@@ -67,7 +68,7 @@ class Assignment(NamedTuple):
 
     @property
     def expert_M(self) -> Tensor:
-        """Int64 [M]: the expert of each slot."""
+        """Returns the expert of each slot, int64 [M]."""
         num_experts, num_slots = self.logits_NE.shape[1], self.token_M.shape[0]
         expert_E = torch.arange(num_experts, device=self.token_M.device)
         slots = num_slots // num_experts if self.slots_E is None else self.slots_E
@@ -75,7 +76,7 @@ class Assignment(NamedTuple):
 
     @property
     def tokens_per_expert_E(self) -> Tensor:
-        """Int64 [E]: tokens that each expert processes."""
+        """Returns the number of tokens that each expert processes, int64 [E]."""
         if self.slots_E is not None:
             return self.slots_E
         num_experts = self.logits_NE.shape[1]
@@ -85,18 +86,18 @@ class Assignment(NamedTuple):
 
     @property
     def experts_per_token_N(self) -> Tensor:
-        """Int64 [N]: experts that process each token; 0 for a token that is dropped or chosen by nobody."""
+        """Returns the number of experts that process each token, int64 [N]; 0 where it is dropped or chosen by none."""
         counts_N = torch.zeros(self.logits_NE.shape[0], dtype=torch.int64, device=self.token_M.device)
         filled_M = torch.ones_like(self.token_M) if self.filled_M is None else self.filled_M.long()
         return counts_N.scatter_add_(0, self.token_M, filled_M)
 
 
 class FeedForwardOutput(NamedTuple):
-    """What every feed-forward layer answers, dense or routed.
+    """The output of every feed-forward layer, dense or routed.
 
-    out_BTD: in the type of the input. auxiliary_loss: float32 scalar, 0 where balance holds by construction.
-    tokens_per_expert_E: int64; a dense layer is one expert that sees every token. experts_per_token_BT: int64.
-    assignment: None when dense.
+    out_BTD: in the type of the input. auxiliary_loss: float32 scalar, 0 where loads are balanced by construction.
+    assignment: the router's decision; None for a dense layer, whose load properties are those of a single expert that
+    processes every token.
     """
 
     out_BTD: Tensor
@@ -105,24 +106,24 @@ class FeedForwardOutput(NamedTuple):
 
     @property
     def tokens_per_expert_E(self) -> Tensor:
-        """Int64 [E]; [B T] when dense."""
+        """Returns the number of tokens that each expert processes, int64 [E]; a single B T for a dense layer."""
         if self.assignment is None:
             return torch.tensor([self.out_BTD.shape[0] * self.out_BTD.shape[1]], device=self.out_BTD.device)
         return self.assignment.tokens_per_expert_E
 
     @property
     def experts_per_token_BT(self) -> Tensor:
-        """Int64 [B, T]; ones when dense."""
+        """Returns the number of experts that process each token, int64 [B, T]; ones for a dense layer."""
         if self.assignment is None:
             return torch.ones(self.out_BTD.shape[:2], dtype=torch.int64, device=self.out_BTD.device)
         return self.assignment.experts_per_token_N.view(self.out_BTD.shape[:2])
 
 
 def flatten_groups(decisions: Sequence[GroupDecision], sizes: Sequence[int], logits_NE: Tensor) -> Assignment:
-    """One assignment over the batch from decisions over consecutive stretches of it.
+    """Joins decisions over consecutive parts of a batch into one assignment over the batch.
 
-    `sizes[i]` is S, the tokens of one group, in `decisions[i]`; there is more than one decision only where the last
-    group of an evaluation batch is smaller than the others.
+    `sizes[i]` is S, the number of tokens of a group, in `decisions[i]`. There is more than one decision only where the
+    last group of an evaluation batch is smaller than the others.
     """
     tokens, weights, filled = [], [], []
     stretches: list[int] = []
@@ -144,9 +145,10 @@ def flatten_groups(decisions: Sequence[GroupDecision], sizes: Sequence[int], log
 
 
 def sort_choices(choices: Sequence[Choices], logits_NE: Tensor) -> Assignment:
-    """The same from choices: an expert has N K / E slots on average, one for each token that chose it.
+    """Sorts choices without a capacity into one assignment: an expert gets one slot for each token that chose it.
 
-    Within an expert first choices come before second ones, and each in the order of their tokens.
+    That is N K / E slots on average. Within an expert all first choices come before all second choices, and each of
+    these is in the order of its tokens.
     """
     num_tokens, num_experts = logits_NE.shape
     expert_KN = torch.cat([each.expert_NK for each in choices]).T
@@ -164,7 +166,7 @@ def sort_choices(choices: Sequence[Choices], logits_NE: Tensor) -> Assignment:
 
 
 def _mean_loss(decisions: Sequence[GroupDecision | Choices], num_tokens: Sequence[int]) -> Tensor | None:
-    """The mean over tokens of auxiliary losses, each of a stretch of so many tokens."""
+    """Returns the mean of the auxiliary losses of consecutive parts of the batch, weighted by their tokens."""
     weighted = [
         decision.auxiliary_loss * (count / sum(num_tokens))
         for decision, count in zip(decisions, num_tokens, strict=True)
@@ -174,5 +176,6 @@ def _mean_loss(decisions: Sequence[GroupDecision | Choices], num_tokens: Sequenc
 
 
 def _experts_first(slots_GEC: Tensor) -> Tensor:
+    """Reorders slots by expert and then by group: [G, E, C] to [E, G C]."""
     num_experts = slots_GEC.shape[1]
     return slots_GEC.transpose(0, 1).reshape(num_experts, -1)

@@ -1,8 +1,8 @@
-"""DeepSpeed, imported in one place so that it comes up the same everywhere and says nothing on stdout.
+"""The one import of DeepSpeed, so that it is set up the same way everywhere and writes nothing to stdout.
 
-Everything of DeepSpeed that this project uses is named here. Without an accelerator it is told so, instead of searching
-and warning. On a CPU the shared-memory communication op is turned off: the first process group would compile it for a
-minute, and crash without a compiler; gloo does the same work.
+Everything of DeepSpeed that this project uses is listed here. Without an accelerator DeepSpeed is told to use the CPU;
+otherwise it would search for a device and warn. Its shared-memory communication op for CPUs is turned off: the first
+process group would compile it for a minute, and crash without a compiler, while gloo does the same work.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Tokens into slots and back, fast: an inverse index instead of scattered additions.
+"""Fast dispatch of tokens to slots and combine of the results, through an inverse index instead of scattered additions.
 
-Which slots hold a token is one stable sort of the slots by their token. With it the weighted sum of the experts'
-results, and the gradient of the gather, are `embedding_bag`: each output row is read, scaled and summed once, in the
-order of its slots. No row is added to by two workers, so the result is the same every time on every processor, and
-every shape is fixed by the number of slots. On accelerators `kernels.py` does the sums and their gradient. The plain
-form that this is held against is `experts.apply_experts` with `fast=False`.
+One stable sort of the slots by their token yields the slots of each token. With this index the weighted sum of the
+experts' results and the gradient of the gather are each one `embedding_bag`: it reads the rows of a token's slots once,
+in the order of the slots, and writes one sum. No two threads add to the same row, so results are reproducible bit for
+bit, and every shape is fixed by the number of slots. On accelerators the kernels of `kernels.py` compute these sums and
+their gradients. The reference that tests compare with is `experts.apply_experts` with `fast=False`.
 
 Legend: N tokens, D width, S slots of all experts.
 """
@@ -22,15 +22,15 @@ from torch.autograd.function import FunctionCtx
 from experiments.routing.accelerated import has_kernels
 
 STRETCH_ELEMENTS = 2**16
-"""Of the slots' rows that the gradient of `combine` has in hand at once on a processor: 256 KiB in float32."""
+"""The backward pass of `combine` handles this many elements of slots at once on a CPU: 256 KiB in float32."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where each token sits; all int64.
+    """The index from slots to tokens and its inverse, all int64.
 
-    token_S: the token in each slot. slot_S: the slots sorted by token. first_N: where each token's slots begin in
-    `slot_S`; a token in no slot has an empty stretch.
+    `token_S` holds the token in each slot, and `slot_S` the slots sorted by token. `first_N` says where the slots of
+    each token begin in `slot_S`; they end where those of the next token begin, so a token in no slot has none.
     """
 
     token_S: Tensor
@@ -39,7 +39,7 @@ class Places:
 
     @classmethod
     def of(cls, token_S: Tensor, num_tokens: int) -> Places:
-        """From the tokens of the slots, which lie in [0, num_tokens)."""
+        """Builds both indices from the token in each slot, a number in [0, num_tokens)."""
         key_S = token_S.int() if token_S.device.type != "cpu" and num_tokens < 2**31 else token_S  # half the passes
         sorted_S, slot_S = torch.sort(key_S, stable=True)
         every_N = torch.arange(num_tokens, dtype=sorted_S.dtype, device=token_S.device)
@@ -47,19 +47,19 @@ class Places:
 
 
 def gather(x_ND: Tensor, places: Places) -> Tensor:
-    """The token of each slot: [N, D] to [S, D]."""
+    """Copies the token of each slot to the slot: [N, D] to [S, D]."""
     out: Tensor = _Gather.apply(x_ND, places.token_S, places.slot_S, places.first_N)  # type: ignore[no-untyped-call]
     return out
 
 
 def combine(y_SD: Tensor, weight_S: Tensor, places: Places) -> Tensor:
-    """Each token's slots, weighted and summed in float32 or better: [N, D] in the type of `y_SD`; 0 for no slot."""
+    """Sums the weighted results of each token in float32 or wider: [N, D] in the type of `y_SD`; 0 without slots."""
     out: Tensor = _Combine.apply(y_SD, weight_S, places.token_S, places.slot_S, places.first_N)  # type: ignore[no-untyped-call]
     return out
 
 
 def sum_rows(rows_SD: Tensor, index: Tensor, first_N: Tensor, weight: Tensor | None = None) -> Tensor:
-    """For each n the sum of the rows `index[first_N[n] : first_N[n + 1]]`, times `weight` where given."""
+    """Returns for each n the sum of the rows `index[first_N[n] : first_N[n + 1]]`, times `weight` where given."""
     if weight is None and has_kernels(rows_SD):
         from experiments.routing import kernels
 
@@ -68,9 +68,11 @@ def sum_rows(rows_SD: Tensor, index: Tensor, first_N: Tensor, weight: Tensor | N
 
 
 def weighted_sum(y_SD: Tensor, weight_S: Tensor, slot_S: Tensor, first_N: Tensor) -> Tensor:
-    """As `combine`. Rows of 16 bits are read as they are: a weight of 32 is then two of 16, what the first leaves out.
+    """Computes the sum of `combine` without widening 16-bit rows in memory.
 
-    `embedding_bag` sums them in float32, so that the two parts together are as good as the whole weight.
+    `embedding_bag` wants weights in the type of the rows. With 16-bit rows each float32 weight is therefore split into
+    its rounded 16-bit value and the 16-bit rest, and each row is summed once with either. As the sums run in float32,
+    the two parts together keep nearly the precision of the whole weight.
     """
     if has_kernels(y_SD, weight_S):
         from experiments.routing import kernels
@@ -85,12 +87,12 @@ def weighted_sum(y_SD: Tensor, weight_S: Tensor, slot_S: Tensor, first_N: Tensor
 
 
 def wide_type(y_SD: Tensor, weight_S: Tensor) -> torch.dtype:
-    """What products of the two are taken in."""
+    """Returns the type in which products of results and weights are computed."""
     return torch.promote_types(y_SD.dtype, weight_S.dtype)
 
 
 class _Gather(torch.autograd.Function):
-    """`index_select`, whose gradient sums in a fixed order and in float32 inside."""
+    """`index_select` with a gradient that is summed in a fixed order, and in float32 where rows have 16 bits."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_ND: Tensor, token_S: Tensor, slot_S: Tensor, first_N: Tensor) -> Tensor:
@@ -104,7 +106,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """The gates ride on the sum: neither the weighted results nor their gradient is written out on its own."""
+    """The weighted sum, which never writes the weighted results [S, D] to memory."""
 
     @staticmethod
     def forward(
@@ -129,7 +131,7 @@ class _Combine(torch.autograd.Function):
 
 
 def _stretches(y_SD: Tensor) -> Iterator[slice]:
-    """Of the slots: on a processor as many as stay in its cache while they are widened and weighted."""
+    """Returns slices of the slots: on a CPU short enough that their float32 copies stay in its cache, else one."""
     num_slots, width = y_SD.shape
     size = max(1, STRETCH_ELEMENTS // max(1, width)) if y_SD.device.type == "cpu" else max(1, num_slots)
     return (slice(first, first + size) for first in range(0, num_slots, size))

@@ -1,8 +1,8 @@
-"""Stacked expert weights, and the one dispatch, expert computation and combine that serve every router.
+"""Stacked expert weights, and the dispatch, expert computation and combine that all routers share.
 
 Tokens are gathered into their slots, the experts run over them, and the results are added back with the router's
-weights; there is no one-hot matmul. Where all experts have as many slots they run as two batched matmuls (`pieces.py`),
-and where loads differ each over its own slots (`segments.py`), so that what is computed is what is routed.
+weights; there is no one-hot matmul. Where all experts have equally many slots they run as two batched matmuls
+(`pieces.py`). Where loads differ each expert runs over its own slots (`segments.py`), so that no padding is computed.
 `dispatch.py` has the fast gather and sum. GELU experts are two matrices (EC-DIT), SwiGLU experts three (DiT-MoE), gate
 and up stored side by side.
 
@@ -27,9 +27,9 @@ from experiments.routing.segments import feed_forward_in_segments, plain_segment
 
 
 class StackedExperts(nn.Module):
-    """E feed-forwards with stacked weights, without biases (8 d^2 each with GELU and factor 4, as in EC-DIT).
+    """E feed-forward networks with stacked weights and no biases (8 D^2 each with GELU and factor 4, as in EC-DIT).
 
-    `share`: which of them this process holds; all by default. `seed`: of all weights.
+    `share` says which of them this process holds, all by default. All weights are drawn from `seed`.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class StackedExperts(nn.Module):
             share.mark(self.w_out_EFD)
 
     def forward(self, x_MD: Tensor, slots_E: Tensor | None = None, fast: bool = True) -> Tensor:
-        """Each expert over its own slots, wherever it is held: [M, D] to [M, D].
+        """Applies each expert to its own slots, on whichever process holds it: [M, D] to [M, D].
 
-        `slots_E`: the slots of each expert; as many for all where it is None.
+        `slots_E` is the number of slots of each expert; None means that all have equally many.
         """
         compute = partial(self._compute, fast)
         return compute(x_MD, slots_E) if self.exchange is None else self.exchange(x_MD, slots_E, compute)
 
     def _compute(self, fast: bool, x_MD: Tensor, slots_E: Tensor | None) -> Tensor:
-        """The experts held here."""
+        """Applies the experts that this process holds."""
         weights = (self.w_in_EFD, self.w_out_EFD, self.activation)
         if slots_E is not None:
             return (feed_forward_in_segments if fast else plain_segments)(x_MD, slots_E, *weights)
@@ -71,14 +71,14 @@ class StackedExperts(nn.Module):
 
 
 def init_feed_forward(width: int, hidden: int, *weights: Tensor, generator: torch.Generator | None = None) -> None:
-    """Xavier-uniform for each matrix [width, hidden] by itself, as in DiT."""
+    """Draws the weights Xavier-uniform as in DiT, with the bound of a single matrix [width, hidden]."""
     bound = math.sqrt(6 / (width + hidden))
     for weight in weights:
         nn.init.uniform_(weight, -bound, bound, generator=generator)
 
 
 def _generator(seed: str, expert: int, device: torch.device) -> torch.Generator | None:
-    """Of one expert by its global number, so that its weights do not depend on who holds it; None without weights."""
+    """Returns an expert's generator, seeded by its global number so that any layout draws the same; None on `meta`."""
     if device.type == "meta":
         return None
     digest = hashlib.blake2b(f"{seed} {expert}".encode(), digest_size=8).digest()
@@ -86,15 +86,15 @@ def _generator(seed: str, expert: int, device: torch.device) -> torch.Generator 
 
 
 def plain_feed_forward(x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation) -> Tensor:
-    """All experts at once: two batched matmuls over [E, P, D]."""
+    """Applies all experts at once, with two batched matmuls over [E, P, D]; the reference for `pieces.py`."""
     return torch.bmm(activate(torch.bmm(x_EPD, w_in_EFD.mT), activation), w_out_EFD)
 
 
 def apply_experts(experts: StackedExperts, x_ND: Tensor, assignment: Assignment, fast: bool = True) -> Tensor:
-    """Gather, expert matmuls, weighted sum: [N, D] to [N, D]; a token that nobody processes gets 0.
+    """Dispatches tokens to their slots, applies the experts and combines the results: [N, D] to [N, D].
 
-    The sum runs in float32, as the weights are, and returns in the type of `x_ND`. `fast=False` is the reference: plain
-    operations, the same up to rounding.
+    A token that no expert processes gets 0. The weighted sum runs in float32, the type of the weights, and is returned
+    in the type of `x_ND`. `fast=False` is the reference in plain operations, which agrees up to rounding.
     """
     if fast:
         places = Places.of(assignment.token_M, x_ND.shape[0])

@@ -1,8 +1,8 @@
-"""Triton's kernels of the routed layer: sums over a token's slots, their gradient, and the activation's gradient.
+"""Triton kernels of the routed layer: the sum over a token's slots, the activation, and the gradients of both.
 
-Each reads its inputs once and writes its results once, with float32 in between, where plain operations would write what
-lies between to memory. Sums run in a fixed order, so that the numbers are the same every time. What they are held
-against is `dispatch.py` and `pieces.py` in plain operations.
+Each kernel reads its inputs once, computes in float32 in registers and writes its results once, where plain operations
+would write every intermediate to memory. Sums run in a fixed order, so results are reproducible. Tests compare the
+kernels with the plain operations in `dispatch.py` and `pieces.py`.
 
 Legend: N tokens, D width, S slots of all experts, E experts, F hidden width, P slots of an expert.
 """
@@ -15,15 +15,15 @@ import triton.language as tl
 from torch import Tensor
 
 ELEMENTS = 1024
-"""Of a program that goes through memory in order."""
+"""The number of consecutive elements that one program of the elementwise kernels computes."""
 SUMMED = 512
-"""Numbers of a row for each warp: few warps, since each program waits for one address after the other."""
+"""Elements of a row for each warp. A program waits for one index after another, so more warps would only wait too."""
 
 
 def sum_rows(rows_SD: Tensor, index: Tensor, first_N: Tensor, weight_S: Tensor | None = None) -> Tensor:
-    """For each n the sum of the rows `index[first_N[n] : first_N[n + 1]]`, each times its `weight_S` where given.
+    """Returns for each n the sum of the rows `index[first_N[n] : first_N[n + 1]]`, each times its `weight_S` if given.
 
-    [N, D] in the type of `rows_SD`, summed in float32.
+    The result is [N, D] in the type of `rows_SD`, summed in float32.
     """
     num_tokens, width = first_N.shape[0], rows_SD.shape[1]
     rows_SD = rows_SD.contiguous()
@@ -40,7 +40,7 @@ def sum_rows(rows_SD: Tensor, index: Tensor, first_N: Tensor, weight_S: Tensor |
 
 
 def combine_gradients(of_out_ND: Tensor, token_S: Tensor, y_SD: Tensor, weight_S: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the weighted sum: the gradients of its rows [S, D] and of its weights [S]."""
+    """Returns the gradients of the weighted sum with respect to its rows, [S, D], and its weights, [S]."""
     num_slots, width = y_SD.shape
     of_y_SD, of_weight_S = torch.empty_like(y_SD), torch.empty_like(weight_S)
     if num_slots:
@@ -53,7 +53,7 @@ def combine_gradients(of_out_ND: Tensor, token_S: Tensor, y_SD: Tensor, weight_S
 
 
 def activation(hidden_EFP: Tensor, gated: bool) -> Tensor:
-    """What the activation makes of `hidden_EFP`, contiguous. `gated`: SwiGLU of gate and up along F; else GELU."""
+    """Applies the activation to `hidden_EFP`, contiguous: SwiGLU of gate and up along F if `gated`, otherwise GELU."""
     num_experts, rows, num_slots = hidden_EFP.shape
     acted_EFP = hidden_EFP.new_empty(num_experts, rows // 2 if gated else rows, num_slots)
     size = acted_EFP[0].numel() if num_experts else 0
@@ -65,7 +65,11 @@ def activation(hidden_EFP: Tensor, gated: bool) -> Tensor:
 
 
 def activation_with_gradient(hidden_EFP: Tensor, of_acted_EFP: Tensor, of_hidden_EFP: Tensor, gated: bool) -> Tensor:
-    """The same, and its gradient into `of_hidden_EFP`, which with GELU may be `of_acted_EFP`. All contiguous."""
+    """Returns the activation of `hidden_EFP` and writes the gradient of `hidden_EFP` to `of_hidden_EFP`.
+
+    `of_acted_EFP` is the gradient of the activation. With GELU `of_hidden_EFP` may be the same tensor, since a program
+    reads each element before it overwrites it. All tensors are contiguous.
+    """
     num_experts, size = hidden_EFP.shape[0], of_acted_EFP[0].numel() if of_acted_EFP.numel() else 0
     acted_EFP = torch.empty_like(of_acted_EFP)
     if size:
@@ -76,7 +80,7 @@ def activation_with_gradient(hidden_EFP: Tensor, of_acted_EFP: Tensor, of_hidden
 
 
 def row_block(width: int, numbers_of_a_warp: int) -> tuple[int, int]:
-    """A block that holds a row, and the warps that share it."""
+    """Returns the size of a block that holds a whole row, a power of two, and the number of warps that share it."""
     block = triton.next_power_of_2(width)
     return block, max(1, min(8, block // numbers_of_a_warp))
 
@@ -85,6 +89,10 @@ def row_block(width: int, numbers_of_a_warp: int) -> tuple[int, int]:
 def _sum_rows(
     rows, index, first, weight, out, num_tokens, num_slots, width, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """One program sums the rows of one token, one whole row of `width` elements after the other.
+
+    The running sum stays in registers. Rows are added in the order of `index`, so no atomic additions are needed.
+    """
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -104,6 +112,11 @@ def _sum_rows(
 
 @triton.jit
 def _combine_gradients(of_out, token, y, weight, of_y, of_weight, width, BLOCK: tl.constexpr):
+    """One program computes the gradients of one slot: its row of `of_y` and its element of `of_weight`.
+
+    The gradient of the token's row is read once and serves both. A slot belongs to one token, so nothing is shared
+    between programs.
+    """
     slot = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -117,12 +130,16 @@ def _combine_gradients(of_out, token, y, weight, of_y, of_weight, width, BLOCK: 
 
 @triton.jit
 def _gelu_share(x):
-    """Of x that GELU lets through."""
+    """Returns the normal distribution function at x, the factor of x in the exact GELU."""
     return 0.5 * (1 + tl.erf(x * 0.7071067811865476))
 
 
 @triton.jit
 def _activation(hidden, acted, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
+    """One program computes BLOCK consecutive elements of one expert's [F, P] output, in memory order.
+
+    `size` is F P. With SwiGLU an expert's gates fill the first `size` elements of `hidden` and its ups the next `size`.
+    """
     expert = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
@@ -139,6 +156,10 @@ def _activation(hidden, acted, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _activation_with_gradient(hidden, of_acted, acted, of_hidden, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
+    """One program recomputes BLOCK consecutive elements of one expert's activation and their gradient.
+
+    The memory layout is that of `_activation`. Both results come from one read of `hidden`.
+    """
     expert = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size

@@ -1,4 +1,4 @@
-"""The feed-forward slot of a block: dense, or a router with its experts. Both answer a `FeedForwardOutput`.
+"""The feed-forward layer of a block: dense, or a router with its experts. Both return a `FeedForwardOutput`.
 
 Legend: B images, T tokens, D width, F hidden width.
 """
@@ -29,7 +29,7 @@ ROUTER_CLASSES: dict[str, type[Router]] = {
 
 
 class DenseFeedForward(nn.Module):
-    """Two matrices with GELU, or three with SwiGLU; no biases, so that an expert is its exact copy."""
+    """A feed-forward of two matrices with GELU or three with SwiGLU; it has no biases, exactly like an expert."""
 
     def __init__(self, width: int, hidden: int, activation: Activation = "gelu") -> None:
         super().__init__()
@@ -39,13 +39,13 @@ class DenseFeedForward(nn.Module):
         init_feed_forward(width, hidden, self.w_in.weight, self.w_out.weight)
 
     def forward(self, x_BTD: Tensor) -> FeedForwardOutput:
-        """[B, T, D] to the same, with no auxiliary loss."""
+        """Maps [B, T, D] to [B, T, D]; the auxiliary loss is 0."""
         out_BTD = self.w_out(activate(self.w_in(x_BTD), self.activation))
         return FeedForwardOutput(out_BTD, _no_loss(x_BTD))
 
 
 class RoutedFeedForward(nn.Module):
-    """A router, its stacked experts, and the shared experts of DiT-MoE where the config has them."""
+    """A routed feed-forward: a router, its stacked experts, and DiT-MoE's shared experts where the config has them."""
 
     def __init__(
         self, router: Router, experts: StackedExperts, shared: DenseFeedForward | None = None, fast: bool = True
@@ -57,7 +57,7 @@ class RoutedFeedForward(nn.Module):
         self.fast = fast
 
     def forward(self, x_BTD: Tensor) -> FeedForwardOutput:
-        """[B, T, D] to the same; a token that nobody processes gets 0 from the routed experts."""
+        """Maps [B, T, D] to [B, T, D]; a token that no expert processes gets 0 from the routed experts."""
         assignment = self.router(x_BTD)
         out_BTD = apply_experts(self.experts, x_BTD.flatten(0, 1), assignment, self.fast).view_as(x_BTD)
         if self.shared is not None:
@@ -73,9 +73,9 @@ def _no_loss(x_BTD: Tensor) -> Tensor:
 def build_feed_forward(
     config: RunConfig, layer: int, share: ExpertShare = ALL_EXPERTS
 ) -> DenseFeedForward | RoutedFeedForward:
-    """The feed-forward of block `layer` (from 0): routed in `config.sparse_layer_indices`, dense in the others.
+    """Builds the feed-forward of block `layer` (from 0): routed in `config.sparse_layer_indices`, dense in the others.
 
-    `share`: the experts that this process holds.
+    `share` says which experts this process holds.
     """
     width, routing = config.model.width, config.routing
     if layer not in config.sparse_layer_indices:

@@ -1,6 +1,6 @@
-"""Balance losses, pure functions.
+"""The balance loss of DiT-MoE, as a pure function.
 
-DeepSpeed's gates bring their own (GShard's and Switch's); this is DiT-MoE's (arXiv 2407.11633, equation 5):
+DeepSpeed's gates bring GShard's and Switch's losses of their own. DiT-MoE's (arXiv 2407.11633, equation 5) is
 sum_i (E / (K S) sum_t I(t chose i)) (1 / S sum_t P_i(t)), which is 1 at perfect balance.
 
 Legend: as in `contract.py`, with K choices of each token.
@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 def balance_loss(logits_GSE: Tensor, choice_GSK: Tensor) -> Tensor:
-    """Scalar float32, the mean over groups.
+    """Returns the balance loss as a float32 scalar, the mean over groups.
 
-    `choice_GSK`: int64 experts that each token chose, dropped or not. P is the softmax of the logits, whatever the
-    gates are, and the gradient flows through it alone.
+    `choice_GSK` holds the experts, int64, that each token chose, dropped or not. P is the softmax of the logits,
+    whatever function yields the gates; the gradient flows through P alone, as counts have none.
     """
     num_groups, _, num_experts = logits_GSE.shape
     choice_GM = choice_GSK.flatten(1)

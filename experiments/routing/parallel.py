@@ -1,9 +1,9 @@
-"""Expert parallelism: the experts of a layer spread over processes, by DeepSpeed's groups and all-to-all.
+"""Expert parallelism: the experts of a layer spread over processes, with DeepSpeed's groups and all-to-all.
 
-Each of R processes of an expert-parallel group holds E / R experts of every routed layer and routes its own images. The
-slots travel to the processes that hold their experts, and the results travel back (GShard, arXiv 2006.16668;
-DeepSpeed-MoE, arXiv 2201.05596). Without a capacity their numbers travel first, and nothing else is sent or computed.
-Nothing else of a layer knows of it: `StackedExperts` calls what is here around its two products.
+Each of R processes of an expert-parallel group holds E / R experts of every routed layer and routes its own images. One
+all-to-all sends the slots to the processes that hold their experts, a second sends the results back (GShard, arXiv
+2006.16668; DeepSpeed-MoE, arXiv 2201.05596). Without a capacity the processes first exchange their numbers of slots, so
+that no padding is sent or computed. Only `StackedExperts` uses this: routers and blocks do not depend on the layout.
 
 Legend: E experts, R processes of an expert-parallel group, P slots of an expert on one process, M slots of all experts
 on one process, D width.
@@ -24,29 +24,29 @@ from experiments.routing.deepspeed_library import AllToAll, MoE, dist, groups
 from experiments.routing.segments import slot_counts
 
 Compute = Callable[[Tensor, Tensor | None], Tensor]
-"""Slots [M, D] sorted by expert, and those of each expert where they differ."""
+"""The experts' computation: takes slots [M, D] sorted by expert, and the slots of each expert where loads differ."""
 
 
 @dataclass(frozen=True)
 class ExpertShare:
-    """Which experts a process holds: the `place`-th of `count` equal stretches."""
+    """The experts that a process holds: the `place`-th (from 0) of `count` equal ranges of experts."""
 
     place: int = 0
     count: int = 1
 
     def of(self, num_experts: int) -> range:
-        """Global numbers of the experts."""
+        """Returns the global numbers of the experts that this process holds."""
         assert num_experts % self.count == 0, f"{num_experts} experts do not divide into {self.count} shares"
         size = num_experts // self.count
         return range(self.place * size, (self.place + 1) * size)
 
     @property
     def group_name(self) -> str:
-        """What DeepSpeed calls the group."""
+        """Returns the name by which DeepSpeed knows the expert-parallel group."""
         return f"ep_size_{self.count}"
 
     def mark(self, parameter: nn.Parameter) -> None:
-        """Tell DeepSpeed that gradients are summed over the processes that hold the same experts only."""
+        """Tells DeepSpeed to reduce the gradient of `parameter` only over the processes that hold the same experts."""
         parameter.allreduce = False  # type: ignore[attr-defined]
         parameter.group_name = self.group_name  # type: ignore[attr-defined]
 
@@ -55,10 +55,10 @@ ALL_EXPERTS = ExpertShare()
 
 
 class ExpertExchange(MoE):  # type: ignore[misc]
-    """Slots to the processes that hold their experts, and back. No parameters.
+    """Sends slots to the processes that hold their experts and the results back. It has no parameters.
 
-    It is a DeepSpeed `MoE` by name only: by that the engine knows that there are expert parameters, and lets it make
-    the groups once the process group exists.
+    It derives from DeepSpeed's `MoE` but uses none of it: the engine looks for modules of that class to learn that
+    there are expert parameters, and calls `set_deepspeed_parallelism` on them once the process group exists.
     """
 
     def __init__(self, num_experts: int, share: ExpertShare) -> None:
@@ -67,7 +67,7 @@ class ExpertExchange(MoE):  # type: ignore[misc]
         self.group: dist.ProcessGroup | None = None
 
     def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
-        """Called by `deepspeed.initialize`."""
+        """Creates the expert-parallel groups unless another layer has; `deepspeed.initialize` calls this."""
         if self.share.group_name not in groups._get_expert_parallel_group_dict():
             groups._create_expert_and_data_parallel(
                 self.share.count, use_data_before_expert_parallel_=use_data_before_expert_parallel_
@@ -75,18 +75,19 @@ class ExpertExchange(MoE):  # type: ignore[misc]
         self.group = groups._get_expert_parallel_group(self.share.group_name)
 
     def forward(self, x_MD: Tensor, slots_E: Tensor | None, compute: Compute) -> Tensor:
-        """`compute` over the slots of all processes of the group, by those that hold the experts. Collective.
+        """Runs `compute` over the slots of all processes of the group, where the experts are held. Collective.
 
-        [M, D] to the same. `slots_E`: as in `StackedExperts.forward`.
+        Maps [M, D] to [M, D]; `slots_E` is as in `StackedExperts.forward`.
         """
         if slots_E is not None:
             return self._uneven(x_MD, slots_E, compute)
         return self._even(x_MD.view(self.num_experts, -1, x_MD.shape[1]), compute).flatten(0, 1)
 
     def _even(self, x_EPD: Tensor, compute: Compute) -> Tensor:
-        """In training every process has as many slots, fixed by the capacity.
+        """Exchanges slots of which all experts of a process have equally many.
 
-        Otherwise (a last batch of validation) the group agrees on the most, and the others send empty ones along.
+        In training all processes have the same number too, as the capacity fixes it. Otherwise (the last batch of a
+        validation) the group agrees on the largest number, and the other processes pad theirs with zeros.
         """
         num_experts, num_slots, width = x_EPD.shape
         most = num_slots if self.training else self._most(num_slots, x_EPD.device)
@@ -99,13 +100,17 @@ class ExpertExchange(MoE):  # type: ignore[misc]
         return returned_EPD[:, :num_slots]
 
     def _most(self, num_slots: int, device: torch.device) -> int:
-        """The largest number of slots of an expert on any process of the group."""
+        """Returns the largest number of slots of an expert on any process of the group. Collective."""
         most = torch.tensor([num_slots], device=device)
         dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self.group)
         return int(most.item())
 
     def _uneven(self, x_MD: Tensor, slots_E: Tensor, compute: Compute) -> Tensor:
-        """What arrives lies by sender, and inside by expert; it is computed by expert, and sent back as it came."""
+        """Exchanges slots of which experts have different numbers.
+
+        Slots arrive sorted by sender and then by expert. They are regrouped by expert for the computation, and back
+        into the order of their arrival before the results are returned.
+        """
         held, total = self.num_experts // self.share.count, len(x_MD)
         arriving_E = torch.empty_like(slots_E)
         dist.all_to_all_single(arriving_E, slots_E, group=self.group)
@@ -122,7 +127,7 @@ class ExpertExchange(MoE):  # type: ignore[misc]
 
 
 class _UnevenAllToAll(torch.autograd.Function):
-    """DeepSpeed's, which sends equal shares, with `sent` rows to and `received` rows from each process."""
+    """An all-to-all with `sent[r]` rows to and `received[r]` rows from process r; DeepSpeed's sends equal shares."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_MD: Tensor, group: object, sent: Sequence[int], received: Sequence[int]) -> Tensor:
@@ -139,6 +144,6 @@ class _UnevenAllToAll(torch.autograd.Function):
 
 
 def _regrouped(x_MD: Tensor, counts: Sequence[int], size: int) -> Tensor:
-    """Rows in stretches of `counts`, which come in groups of `size`: first the first of each group, and so on."""
+    """Reorders runs of `counts` rows in groups of `size` runs: the first run of each group comes first, and so on."""
     stretches = torch.split(x_MD, list(counts))
     return torch.cat([stretch for place in range(size) for stretch in stretches[place::size]])

@@ -1,13 +1,12 @@
-"""The experts' feed-forward a few experts at a time, so that what lies between its two products stays in the cache.
+"""The experts' feed-forward for equal loads, a few experts at a time so that hidden layers stay in the CPU's cache.
 
-Forward keeps the first product and not its activation, which backward computes again: a third less memory, and on a
-processor less time than writing it out, since fresh memory is expensive there (docs/benchmarks). An accelerator takes
-all experts at once. Each expert's numbers are those of the plain form, `experts.plain_feed_forward`, which is what this
-is held against.
+The forward pass saves the first product but not its activation, which the backward pass recomputes. This takes a third
+less memory, and on a CPU less time than storing it, since first touches of memory are expensive (docs/benchmarks). An
+accelerator takes all experts at once. Tests compare the results with the plain form, `experts.plain_feed_forward`.
 
-Where gradients are wanted the hidden layer lies transposed, [F, P]. Each product of backward then reads the factor on
-its left as it lies in memory, which 16-bit matmuls of processors want: with 32 experts the six products take 0.8 of the
-time (docs/benchmarks).
+Where gradients are wanted the hidden layer is stored transposed, [F, P]. Each product of the backward pass then finds
+its left factor contiguous in memory, as the 16-bit matmuls of CPUs want it: with 32 experts the six products take 0.8
+of the time (docs/benchmarks).
 
 Legend: E experts, P slots of an expert, D width, F hidden width; `w_in_EFD` and `hidden_EFP` hold 2 F rows with
 SwiGLU.
@@ -28,11 +27,11 @@ from experiments.routing.accelerated import has_kernels
 Activation = Literal["gelu", "swiglu"]
 
 PIECE_BYTES = 4 * 2**20
-"""Of `hidden_EFP` in a piece, or one expert where that is more."""
+"""The size of the part of `hidden_EFP` in one piece; a piece is one expert where an expert's part is larger."""
 
 
 def activate(hidden: Tensor, activation: Activation, dim: int = -1) -> Tensor:
-    """SwiGLU over the two halves of the axis `dim` (gate, up), or GELU.
+    """Applies SwiGLU to the two halves (gate, up) of the axis `dim`, or GELU.
 
     The papers do not say which GELU; the exact one takes a third of the time of the tanh form on a CPU.
     """
@@ -45,9 +44,10 @@ def activate(hidden: Tensor, activation: Activation, dim: int = -1) -> Tensor:
 def activate_with_gradient(
     hidden: Tensor, grad_acted: Tensor, acted: Tensor, grad_hidden: Tensor, activation: Activation, dim: int = 0
 ) -> None:
-    """Write what `activate` makes of `hidden` to `acted`, and the gradient of `hidden` to `grad_hidden`.
+    """Writes the activation of `hidden` to `acted`, and the gradient of `hidden` to `grad_hidden`.
 
-    `grad_acted`, the gradient of `acted`, is overwritten meanwhile; with GELU `grad_hidden` may be the same tensor.
+    `grad_acted`, the gradient of `acted`, is overwritten as scratch memory. With GELU `grad_hidden` may be the same
+    tensor.
     """
     if activation == "gelu":
         torch.ops.aten.gelu.out(hidden, out=acted)
@@ -61,16 +61,16 @@ def activate_with_gradient(
 
 
 def memory_again(like: Tensor, size: int, activation: Activation) -> tuple[Tensor, Tensor, Tensor]:
-    """What `activate_with_gradient` reads and writes for `size` numbers of `acted`, flat, to be used again and again.
+    """Allocates flat buffers for `activate_with_gradient`, which all pieces use in turn: fresh memory would cost time.
 
-    That is `grad_acted`, `acted` and `grad_hidden`.
+    They are `grad_acted`, `acted` and `grad_hidden` for at most `size` elements of `acted`.
     """
     grad_acted, acted = like.new_empty(size), like.new_empty(size)
     return grad_acted, acted, like.new_empty(2 * size) if activation == "swiglu" else grad_acted
 
 
 def feed_forward_in_pieces(x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation) -> Tensor:
-    """Each expert over its own slots: [E, P, D] to the same. All in one type; gradients of the first order only."""
+    """Applies each expert to its own slots: [E, P, D] to [E, P, D], all of one type, differentiable once."""
     if torch.is_grad_enabled():
         out: Tensor = _InPieces.apply(x_EPD, w_in_EFD, w_out_EFD, activation)  # type: ignore[no-untyped-call]
         return out
@@ -82,7 +82,7 @@ def feed_forward_in_pieces(x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, a
 
 
 def _pieces(x_EPD: Tensor, w_in_EFD: Tensor) -> Iterator[slice]:
-    """Of the experts. An accelerator has no cache for pieces to stay in, and wants few large products."""
+    """Returns slices of the experts. An accelerator gets a single one, since few large products are fastest there."""
     num_experts, num_slots, _ = x_EPD.shape
     if x_EPD.device.type != "cpu":
         return iter([slice(0, num_experts)])
@@ -92,6 +92,8 @@ def _pieces(x_EPD: Tensor, w_in_EFD: Tensor) -> Iterator[slice]:
 
 
 class _InPieces(torch.autograd.Function):
+    """The feed-forward of all experts, which saves the hidden layer before its activation for the backward pass."""
+
     @staticmethod
     def forward(ctx: FunctionCtx, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation) -> Tensor:
         hidden_EFP = x_EPD.new_empty(*w_in_EFD.shape[:2], x_EPD.shape[1])
@@ -130,7 +132,7 @@ class _InPieces(torch.autograd.Function):
 
 
 def _activated(hidden_EFP: Tensor, activation: Activation) -> Tensor:
-    """`activate` of the transposed hidden layer."""
+    """Applies the activation to the transposed hidden layer, [E, F, P]."""
     if has_kernels(hidden_EFP):
         from experiments.routing import kernels
 
@@ -141,9 +143,9 @@ def _activated(hidden_EFP: Tensor, activation: Activation) -> Tensor:
 def _with_kernels(
     grad_y_EPD: Tensor, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, hidden_EFP: Tensor, activation: Activation
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same gradients with few large products; activation and gradient are one pass over memory.
+    """Computes the gradients of `_InPieces` with few large products; the activation and its gradient are one kernel.
 
-    The activation is computed again for one half of the experts after the other, so that only a half is ever there.
+    The activation is recomputed for one half of the experts after the other, so that only half of it is ever in memory.
     """
     from experiments.routing import kernels
 

@@ -1,7 +1,8 @@
-"""The router: a linear map to expert logits in float32, routing groups, and a decision left to the subclass.
+"""The base class of routers: a linear map to float32 logits, and the split of a batch into routing groups.
 
-A routing group is `routing.group_images` consecutive images of one process's batch; tokens compete for slots inside
-their group only. With one image per group no image changes another. Outside training a last group may be smaller.
+Subclasses decide from the logits. A routing group is `routing.group_images` consecutive images of one process's batch,
+and tokens compete for slots only inside their group. With one image per group no image influences another. Outside
+training the last group may be smaller.
 
 Legend: as in `contract.py`.
 """
@@ -24,10 +25,10 @@ from experiments.routing.contract import Assignment, Choices, GroupDecision, fla
 
 
 class Router(nn.Module, ABC):
-    """Decides which token goes to which slot of which expert, with which weight."""
+    """Decides which token goes to which slot of which expert, and with which combine weight."""
 
     rounds_capacity_up: ClassVar[bool]
-    """Tokens that choose always get a slot; experts that choose never spend more than f_c."""
+    """Says whether S f_c / E is rounded up, as in DeepSpeed's token choice, or down, so that f_c bounds the compute."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
@@ -41,19 +42,19 @@ class Router(nn.Module, ABC):
 
     @abstractmethod
     def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
-        """The decision for G groups of S tokens from their float32 logits, with `capacity` slots of an expert each."""
+        """Decides for G groups of S tokens from float32 logits; each expert has `capacity` slots in each group."""
 
     def choose(self, logits_GSE: Tensor) -> Choices:
-        """The same without a limit, where nothing competes; balance losses are still those of G groups."""
+        """Decides without a capacity, where tokens do not compete; balance losses are still taken within each group."""
         raise AssertionError("experts that choose need a number of slots")
 
     def forward(self, x_BTD: Tensor) -> Assignment:
-        """Each group's decision; a `ConfigError` where an expert would have no slot."""
+        """Decides for all groups of the batch. Raises `ConfigError` where an expert would have no slot."""
         num_images, num_tokens, _ = x_BTD.shape
         logits_NE = self.logits(x_BTD.flatten(0, 1))
         group = self._images_per_group(num_images)
         rest = num_images % group
-        stretches = torch.split(logits_NE, (num_images - rest) * num_tokens)  # whole groups, then what is left
+        stretches = torch.split(logits_NE, (num_images - rest) * num_tokens)  # whole groups, then the rest
         sizes = [images * num_tokens for images in (group, rest)][: len(stretches)]
         groups = [logits_ME.view(-1, size, self.num_experts) for logits_ME, size in zip(stretches, sizes, strict=True)]
         if self.factors[self.training] is None:
@@ -65,7 +66,7 @@ class Router(nn.Module, ABC):
         return flatten_groups(decisions, sizes, logits_NE)
 
     def logits(self, x_ND: Tensor) -> Tensor:
-        """Float32 [N, E], whatever the precision of `x_ND` and of the surrounding autocast."""
+        """Returns logits in float32, [N, E], whatever the precision of `x_ND` and of the surrounding autocast."""
         with torch.autocast(x_ND.device.type, enabled=False):
             if self.fast and has_kernels(x_ND) and x_ND.dtype == self.weight_DE.dtype != torch.float32:
                 logits_NE: Tensor = _NarrowLogits.apply(x_ND, self.weight_DE)  # type: ignore[no-untyped-call]
@@ -73,10 +74,10 @@ class Router(nn.Module, ABC):
             return x_ND.float() @ self.weight_DE.float()
 
     def capacity(self, num_images: int, num_tokens: int) -> int:
-        """C = S f_c / E of a group of `num_images`, at most S.
+        """Returns the capacity C = S f_c / E of an expert in a group of `num_images`, at most S.
 
-        A `ConfigError` when that is less than one slot, except that a last group, which is smaller than the setting
-        says, has at least one: sampling three images works where groups of two do.
+        Raises `ConfigError` when that is less than one slot. A last group that is smaller than the setting gets at
+        least one slot instead, so that three images can be sampled in groups of two.
         """
         factor, size = self.factors[self.training], num_images * num_tokens
         assert factor is not None, "without a limit there is no capacity"
@@ -104,10 +105,11 @@ class Router(nn.Module, ABC):
 
 
 class _NarrowLogits(torch.autograd.Function):
-    """Logits of 16-bit factors, which need no copies in float32: their products are exact in float32 sums.
+    """Float32 logits from 16-bit inputs and weights without float32 copies of either.
 
-    The gradient of the logits, which is in float32, goes into backward's products as two numbers of 16 bits, what the
-    first leaves out.
+    The forward pass loses nothing by that: products of 16-bit numbers are exact in float32, and they are summed in
+    float32. The gradient of the logits is float32; for the products of the backward pass it is split into its rounded
+    16-bit value and the 16-bit rest, which together keep most of its precision.
     """
 
     @staticmethod
@@ -126,14 +128,14 @@ class _NarrowLogits(torch.autograd.Function):
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """In float32, of 16-bit factors."""
+    """Returns the matrix product of 16-bit factors in float32."""
     if a.device.type == "cuda" and torch.version.hip is None:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
 
 
 def affinity(logits: Tensor, gating: str | None, dim: int = -1) -> Tensor:
-    """How much a token and an expert want each other: softmax over experts (`dim`), sigmoid, or the logit itself."""
+    """Returns token-expert affinities from logits: softmax over experts (`dim`), sigmoid, or the logit itself."""
     if gating == "sigmoid":
         return logits.sigmoid()
     if gating == "identity":

@@ -1,14 +1,14 @@
-"""The experts' feed-forward where loads differ: each expert over its own stretch of the slots, and over nothing else.
+"""The experts' feed-forward where loads differ: each expert runs over its own segment of the slots, without padding.
 
-Slots lie sorted by expert. A processor takes one expert after the other, and writes outputs and gradients to their
-place in tensors of fixed size; what one expert needs meanwhile lies in memory that the next one uses again. As in
-`pieces.py`, forward keeps the first product and not its activation, and the hidden layer lies transposed. Loads change
-with every step, so that nothing is allocated by their size but that memory.
+Slots are sorted by expert. The loop takes one expert after the other and writes outputs and gradients to their place in
+tensors whose sizes depend on M alone. Scratch memory is allocated once for the largest segment and shared by all
+experts, because loads change with every step and an allocator serves ever-changing sizes badly. As in `pieces.py`, the
+forward pass saves the first product but not its activation, and the hidden layer is stored transposed.
 
-Accelerators take the grouped products of torch, which read the loads where they lie. Where those do not apply (other
-types than bfloat16, rows that are not whole multiples of 16 bytes) the same loop does the work.
+Devices of type `cuda` use torch's grouped matmul, which reads the loads on the device. Where it does not apply (other
+devices, types other than bfloat16, rows that are not multiples of 16 bytes) the loop over experts does the work.
 
-Legend: M slots of all experts, m those of one, D width, E experts, F hidden width; `w_in_EFD` and `hidden_Fm` hold 2 F
+Legend: M slots of all experts, m slots of one, D width, E experts, F hidden width; `w_in_EFD` and `hidden_Fm` hold 2 F
 rows with SwiGLU.
 """
 
@@ -27,15 +27,15 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from experiments.routing.pieces import Activation, activate, activate_with_gradient, memory_again
 
 ALIGNED_BYTES = 16
-"""Rows of the factors of a grouped product begin at multiples of this."""
+"""A grouped matmul requires that the rows of its factors begin at multiples of this."""
 
 
 def feed_forward_in_segments(
     x_MD: Tensor, slots_E: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation
 ) -> Tensor:
-    """The first `slots_E[0]` slots through the first expert, and so on: [M, D] to the same, all in one type.
+    """Applies the first expert to the first `slots_E[0]` slots, and so on: [M, D] to [M, D].
 
-    Gradients of the first order only.
+    All tensors have one type, and the result is differentiable once.
     """
     if takes_grouped_products(x_MD, w_out_EFD):
         return grouped_feed_forward(x_MD, slots_E, w_in_EFD, w_out_EFD, activation)
@@ -52,7 +52,7 @@ def feed_forward_in_segments(
 def plain_segments(
     x_MD: Tensor, slots_E: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation
 ) -> Tensor:
-    """The reference: the same in plain operations."""
+    """Computes `feed_forward_in_segments` in plain operations; it is the reference of the tests."""
     parts = torch.split(x_MD, slot_counts(slots_E, len(x_MD)))
     outs = [
         activate(x_mD @ w_in_FD.T, activation) @ w_out_FD
@@ -62,7 +62,10 @@ def plain_segments(
 
 
 def slot_counts(slots: Tensor, total: int) -> list[int]:
-    """`slots` as numbers, read back from an accelerator; even ones of the same sum where a step has shapes only."""
+    """Returns `slots` as a list; on an accelerator this waits for the device.
+
+    Fake tensors (`training/in_shape.py`) have no values: for these the `total` is divided evenly.
+    """
     if isinstance(slots, FakeTensor):  # `training/in_shape.py`
         even, rest = divmod(total, slots.numel())
         return [even + (place < rest) for place in range(slots.numel())]
@@ -71,7 +74,7 @@ def slot_counts(slots: Tensor, total: int) -> list[int]:
 
 
 def takes_grouped_products(x_MD: Tensor, w_out_EFD: Tensor) -> bool:
-    """Whether torch has a grouped product for these on their device."""
+    """Returns whether torch's grouped matmul takes these tensors on their device."""
     aligned = all(size * x_MD.element_size() % ALIGNED_BYTES == 0 for size in w_out_EFD.shape[1:])
     return x_MD.is_cuda and x_MD.dtype == torch.bfloat16 and aligned
 
@@ -79,18 +82,20 @@ def takes_grouped_products(x_MD: Tensor, w_out_EFD: Tensor) -> bool:
 def grouped_feed_forward(
     x_MD: Tensor, slots_E: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation
 ) -> Tensor:
-    """Two grouped products, which autograd differentiates; both sides of the activation are kept."""
+    """Applies the experts with two grouped matmuls; autograd saves the hidden layer before and after its activation."""
     ends_E = slots_E.cumsum(0).to(torch.int32)
     acted_MF = activate(F.grouped_mm(x_MD, w_in_EFD.mT, offs=ends_E), activation)
     return F.grouped_mm(acted_MF, w_out_EFD, offs=ends_E)
 
 
 def _segments(sizes: Sequence[int]) -> Iterator[slice]:
-    """Of the slots, by expert."""
+    """Yields the slice of the slots of each expert."""
     return (slice(last - size, last) for size, last in zip(sizes, accumulate(sizes), strict=True))
 
 
 class _InSegments(torch.autograd.Function):
+    """The loop over experts, which saves the hidden layer before its activation, as one flat tensor."""
+
     @staticmethod
     def forward(
         ctx: FunctionCtx, x_MD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation, sizes: list[int]
@@ -128,5 +133,5 @@ class _InSegments(torch.autograd.Function):
 
 
 def _of_segment(hidden: Tensor, rows: slice, num_rows: int) -> Tensor:
-    """The stretch of the hidden layers that belongs to the slots `rows`, [F, m]."""
+    """Returns the part of the flat hidden layer that belongs to the slots `rows` of one expert, [F, m]."""
     return hidden[rows.start * num_rows : rows.stop * num_rows].view(num_rows, rows.stop - rows.start)

@@ -1,8 +1,8 @@
 """DiT-MoE's router (arXiv 2407.11633): softmax top-k over routed experts, gates not renormalised, with a balance loss.
 
-By default no token is dropped, and an expert has the slots of those that chose it. With a `capacity_factor`, choices
-beyond it are dropped in queue order, as in GShard. The shared experts, which see every token, are part of the layer
-(`layer.py`), not of the decision.
+By default no token is dropped: an expert has one slot for each token that chose it. With a `capacity_factor`, choices
+beyond the capacity are dropped in queue order, as in GShard. The shared experts, which see every token, are part of the
+layer (`layer.py`), not of the decision.
 
 Legend: as in `contract.py`, with K choices of each token.
 """
@@ -19,7 +19,7 @@ from experiments.routing.slots import fill_slots, queue_locations
 
 
 class SharedExpertRouter(Router):
-    """Tokens choose k routed experts beside the shared ones."""
+    """The router of DiT-MoE, in which each token chooses k routed experts in addition to the shared ones."""
 
     rounds_capacity_up = True
 
@@ -32,7 +32,7 @@ class SharedExpertRouter(Router):
         self.balance_loss_weight = config.routing.balance_loss_weight
 
     def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
-        """Slots of less loaded experts stay empty."""
+        """Drops choices beyond the capacity; experts with fewer choices have empty slots."""
         choice_GSK, gate_GSK, loss = self._choices(logits_GSE)
         choice_GKS, gate_GKS = choice_GSK.transpose(1, 2), gate_GSK.transpose(1, 2)
         location_GKS = queue_locations(choice_GKS, self.num_experts)
@@ -41,11 +41,11 @@ class SharedExpertRouter(Router):
         return GroupDecision(*slots, auxiliary_loss=loss)
 
     def choose(self, logits_GSE: Tensor) -> Choices:
-        """Every choice is processed."""
+        """Returns the k experts of every token; none is dropped."""
         choice_GSK, gate_GSK, loss = self._choices(logits_GSE)
         return Choices(choice_GSK.flatten(0, 1), gate_GSK.flatten(0, 1), loss)
 
     def _choices(self, logits_GSE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The experts of each token, their gates, and the weighted balance loss."""
+        """Returns the experts of each token, their gates, and the weighted balance loss."""
         gate_GSK, choice_GSK = affinity(logits_GSE, self.gating).topk(self.top_k, dim=-1)
         return choice_GSK, gate_GSK, self.balance_loss_weight * balance_loss(logits_GSE, choice_GSK)

@@ -1,4 +1,4 @@
-"""From tokens that chose experts to slots that hold tokens.
+"""Conversion of token choice into slots: each token names its experts, and each expert's slots name their tokens.
 
 Legend: as in `contract.py`, with K choices of each token.
 """
@@ -12,10 +12,10 @@ from torch import Tensor
 def fill_slots(
     expert_GKS: Tensor, location_GKS: Tensor, weight_GKS: Tensor, num_experts: int, capacity: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn choices into (token_GEC, weight_GEC, filled_GEC).
+    """Turns choices into (token_GEC, weight_GEC, filled_GEC).
 
-    `expert_GKS` is -1 where a choice was dropped; `location_GKS` is the slot it takes in the expert's buffer. Dropped
-    choices go to one scratch slot past the end, which is cut off.
+    `expert_GKS` is -1 where a choice was dropped; `location_GKS` is the slot of each choice among those of its expert.
+    Dropped choices are scattered to one scratch slot past the end, which is cut off.
     """
     num_groups, num_choices, size = expert_GKS.shape
     last, device = num_experts * capacity, expert_GKS.device
@@ -23,7 +23,7 @@ def fill_slots(
     slot_GM = slot_GKS.reshape(num_groups, -1)
     token_GM = torch.arange(size, device=device).repeat(num_groups, num_choices)
     shape = (num_groups, last + 1)
-    # Empty slots compute a token and add it with weight 0. All on one token, those sums would queue for one row.
+    # Empty slots compute some token and add it with weight 0. Tokens differ, as additions to one row would queue.
     token_GC = (torch.arange(last + 1, device=device) % size).repeat(num_groups, 1).scatter(1, slot_GM, token_GM)
     weight_GC = weight_GKS.new_zeros(shape).scatter(1, slot_GM, weight_GKS.reshape(num_groups, -1))
     filled_GC = torch.zeros(shape, dtype=torch.bool, device=device).scatter(1, slot_GM, True)
@@ -34,7 +34,7 @@ def fill_slots(
 
 
 def queue_locations(choice_GKS: Tensor, num_experts: int) -> Tensor:
-    """The place of each choice in its expert's queue: all first choices in token order, then all second ones."""
+    """Returns the place of each choice in its expert's queue: all first choices in token order, then all second."""
     num_groups, num_choices, size = choice_GKS.shape
     flat = choice_GKS.reshape(num_groups, -1)
     one_hot = torch.zeros(num_groups, flat.shape[1], num_experts, dtype=torch.int32, device=flat.device)

@@ -1,6 +1,6 @@
-"""What a routed layer did, as numbers. No gradient.
+"""Statistics of a routed layer: load, entropy and experts per token.
 
-Accumulates over batches, so that a share is a share of all tokens seen and not a mean of batch means.
+Counts accumulate over batches, so that a share is a share of all tokens seen and not a mean of batch means.
 
 Legend: as in `contract.py`.
 """
@@ -28,7 +28,7 @@ class RoutingStats:
 
     @torch.no_grad()
     def add(self, output: FeedForwardOutput) -> None:
-        """Count one batch."""
+        """Adds the counts of one batch."""
         assert output.assignment is not None, "a dense layer routes nothing"
         experts_N = output.assignment.experts_per_token_N.cpu()
         self.load_E += output.assignment.tokens_per_expert_E.double().cpu()
@@ -37,7 +37,7 @@ class RoutingStats:
         self.num_tokens += experts_N.numel()
 
     def merge(self, other: RoutingStats) -> None:
-        """Count what another process counted."""
+        """Adds the counts of another process."""
         self.load_E += other.load_E
         self.tokens_by_experts += other.tokens_by_experts
         self.entropy_sum += other.entropy_sum
@@ -45,11 +45,11 @@ class RoutingStats:
 
     @property
     def dropped_share(self) -> float:
-        """Share of tokens that no routed expert processed."""
+        """Returns the share of tokens that no routed expert processed."""
         return float(self.tokens_by_experts[0]) / self.num_tokens
 
     def row(self, images_seen: int, layer: int, condition: Literal["mixed_t", "same_t"]) -> RoutingRow:
-        """The record of what was counted."""
+        """Returns the record of these statistics; both entropies are in units of their maximum, log E."""
         load_E = self.load_E / self.load_E.sum()
         log_experts = math.log(max(2, load_E.numel()))
         return RoutingRow(
@@ -69,12 +69,12 @@ def _entropy(p_E: Tensor) -> float:
 
 
 def token_entropy_N(logits_NE: Tensor) -> Tensor:
-    """Entropy of each token's affinities over the experts, in nats."""
+    """Returns the entropy, in nats, of the softmax of each token's logits over the experts."""
     log_p_NE = logits_NE.log_softmax(dim=-1)
     return -(log_p_NE.exp() * log_p_NE).sum(dim=-1)
 
 
 def trimmed(share: Tensor) -> Tensor:
-    """Without the trailing zeros: a token seldom has more than a few of 64 experts."""
+    """Cuts trailing zeros, since a token seldom has more than a few of, say, 64 experts."""
     last = int(share.nonzero().max()) if bool(share.any()) else 0
     return share[: last + 1]

@@ -1,12 +1,12 @@
 """Token choice and switch: each token picks its top-k experts, by DeepSpeed's own gates.
 
-k = 2 is GShard (arXiv 2006.16668): gates renormalised over the choices that were kept, second choices queue behind all
-first ones. k = 1 is Switch (arXiv 2101.03961): the raw probability. k >= 3 renormalises and drops the smallest gates.
-All drop tokens beyond the capacity and carry an auxiliary loss. DeepSpeed leaves noise on in evaluation (random token
-selection for k = 1, a sampled second expert for k = 2); it is turned off here, so that a decision is a function of the
-logits. With k = 1 the tokens that a full expert keeps are then those that `torch.topk` finds among equals: always the
-same ones, but in no order that means anything. `routing.capacity_factor` counts slots per token: DeepSpeed's k = 2,
-capacity factor 1 is f_c = 2.
+k = 2 is GShard (arXiv 2006.16668): gates are renormalised over the choices that were kept, and second choices queue
+behind all first ones. k = 1 is Switch (arXiv 2101.03961), whose gate is the raw probability. k >= 3 renormalises and
+drops the choices with the smallest gates. All drop tokens beyond the capacity and have an auxiliary loss. DeepSpeed
+leaves noise on in evaluation (random token selection for k = 1, a sampled second expert for k = 2); it is turned off
+here, so that a decision is a function of the logits. With k = 1 a full expert then keeps the tokens that `torch.topk`
+happens to pick among equal priorities: always the same ones, but by no meaningful rule. `routing.capacity_factor`
+counts slots per token: DeepSpeed's k = 2, capacity factor 1 is f_c = 2.
 
 Legend: as in `contract.py`, with K choices of each token.
 """
@@ -29,7 +29,7 @@ from experiments.routing.slots import fill_slots
 
 
 class TokenChoiceRouter(Router):
-    """Tokens choose experts; the decision is DeepSpeed's."""
+    """A router in which tokens choose experts and DeepSpeed's gates decide."""
 
     rounds_capacity_up = True
 
@@ -41,11 +41,11 @@ class TokenChoiceRouter(Router):
         self.balance_loss_weight = config.routing.balance_loss_weight
 
     def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
-        """Slots may be empty, and tokens beyond the capacity are processed by fewer experts or by none."""
+        """Decides with DeepSpeed's gates; slots may stay empty, and tokens beyond capacity may get no expert."""
         gate = partial(_gate, top_k=self.top_k, capacity=capacity)
         if logits_GSE.shape[0] == 1:
             answers: tuple[Tensor, ...] = tuple(answer.unsqueeze(0) for answer in gate(logits_GSE[0]))
-        else:  # the gates know no groups: map them over this axis
+        else:  # DeepSpeed's gates take one group: map them over the groups
             with _ScatterOutOfPlace():
                 answers = torch.vmap(gate)(logits_GSE)
         loss_G, expert_GKS, location_GKS, weight_GKS = answers
@@ -53,7 +53,7 @@ class TokenChoiceRouter(Router):
         return GroupDecision(*slots, auxiliary_loss=self.balance_loss_weight * loss_G.mean())
 
     def choose(self, logits_GSE: Tensor) -> Choices:
-        """Every choice is processed."""
+        """Returns the k experts of every token; none is dropped."""
         losses, experts, _, weights = zip(
             *(_gate(logits_SE, self.top_k, None) for logits_SE in logits_GSE), strict=True
         )
@@ -62,10 +62,13 @@ class TokenChoiceRouter(Router):
 
 
 def _gate(logits_SE: Tensor, top_k: int, capacity: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """DeepSpeed's gate without its noise: loss, experts (-1 dropped), places in their slots, gates; the last [K, S]."""
+    """Runs DeepSpeed's gate without its noise on one group.
+
+    Returns the loss, and as [K, S] the experts (-1 where dropped), the slots in these experts, and the gates.
+    """
     drop, factor = capacity is not None, 1.0
     if capacity is not None:
-        # DeepSpeed rounds (S / E) factor k up to slots, in float32: half a slot less arrives at `capacity` exactly.
+        # DeepSpeed rounds (S / E) factor k up to whole slots in float32: asking for half a slot less yields `capacity`.
         size, num_experts = logits_SE.shape
         factor = (capacity - 0.5) * num_experts / (size * top_k)
     if top_k == 1:
@@ -79,7 +82,7 @@ def _gate(logits_SE: Tensor, top_k: int, capacity: int | None) -> tuple[Tensor, 
 
 
 class _ScatterOutOfPlace(TorchFunctionMode):
-    """`torch.vmap` runs `scatter_`, which the gates call, group by group and warns; `scatter` it runs at once."""
+    """Replaces `scatter_`, which the gates call, by `scatter`: `torch.vmap` batches only the latter, and would warn."""
 
     def __torch_function__(
         self,

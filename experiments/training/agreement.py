@@ -1,4 +1,4 @@
-"""What the processes of a run decide together, between two steps. All of it is collective; with one process, free."""
+"""Decisions that the processes of a run take together between steps. All are collective, and free for one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = TypeVar("Kind")
 
 
 def any_process(flags: Sequence[bool], world: int, device: torch.device) -> list[bool]:
-    """Each flag, set where any process has set it; the same answer on all of them."""
+    """Returns the flags, each of them set where any process has set it; the result is equal on all processes."""
     if world == 1:
         return list(flags)
     raised = torch.tensor([int(flag) for flag in flags], device=device)
@@ -23,7 +23,7 @@ def any_process(flags: Sequence[bool], world: int, device: torch.device) -> list
 
 
 def everyone(mine: Kind, world: int) -> list[Kind]:
-    """What each process has, by rank."""
+    """Returns the values `mine` of all processes, by rank."""
     found: list[Kind] = [mine] * world
     if world > 1:
         dist.all_gather_object(found, mine)
@@ -31,12 +31,12 @@ def everyone(mine: Kind, world: int) -> list[Kind]:
 
 
 def first_trouble(mine: Kind | None, world: int) -> Kind | None:
-    """Of the lowest rank that has any."""
+    """Returns the trouble of the lowest rank that has any, or None; the result is equal on all processes."""
     return next((trouble for trouble in everyone(mine, world) if trouble is not None), None)
 
 
 def of_the_first(paths: Sequence[Path], world: int) -> list[Path]:
-    """What rank 0 says: on a shared disk others may not see yet what it has just renamed."""
+    """Returns rank 0's `paths` on every process: on a shared disk others may not see yet what it has just renamed."""
     told = [list(paths)]
     if world > 1:
         dist.broadcast_object_list(told, src=0)

@@ -1,7 +1,7 @@
-"""Reading checkpoints, from whatever layout they were written: stretches of parameters by name.
+"""Reads checkpoints as stretches of parameters by name, whatever layout wrote them.
 
-What a checkpoint holds and how it is written is in `checkpoint_files.py`; how training goes on from it in `restore.py`.
-A process reads, and checks, only the shards that hold what it asks for. Loading never executes code: state is JSON,
+`checkpoint_files.py` describes the format and writes it; `restore.py` continues training from a checkpoint. A process
+reads, and checks, only the shards that hold what it asks for. Loading never executes code: state is JSON,
 tensors are safetensors.
 """
 
@@ -35,32 +35,32 @@ from experiments.training.checkpoint_files import (
 from experiments.training.checkpoint_list import START_ANEW, is_missing, saved_checkpoints, unreachable
 
 NO_FILE = frozenset({errno.ENOTDIR, errno.EISDIR, errno.EINVAL})
-"""What opening something says that is not a regular file."""
+"""The error numbers of opening something that is not a regular file."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """One checkpoint cannot be used; another one may."""
+    """One checkpoint cannot be used, but an older one may be usable."""
 
 
 Agree = Callable[[CheckpointError | None], CheckpointError | None]
-"""The first trouble that any process of the run has. Collective."""
+"""Takes this process's error, if any, and returns the first error of any process of the run. Collective."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: the loop's own state, and tensors on demand."""
+    """A complete checkpoint: the state of the training loop, and tensors that are read on demand."""
 
     path: Path
     state: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     stretches: list[Stretches]
-    """Of each shard, [start, stop) of the flattened parameters that it has."""
+    """For each shard, the elements [start, stop) of every flattened parameter that it holds."""
     opened: dict[Path, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def read(self, file: str, name: str, start: int, stop: int, state: str = "") -> Tensor:
-        """The numbers [start, stop) of the flattened parameter `name`, fp32, of `weights`, `ema` or `optimizer`.
+        """Reads the elements [start, stop) of the flattened parameter `name`, fp32, and no other bytes.
 
-        `state`: of the optimizer (`exp_avg`). Only these bytes are read.
+        `file` is `weights`, `ema` or `optimizer`; for the latter `state` names the optimizer state, such as `exp_avg`.
         """
         key = f"{name}/{state}" if state else name
         parts = [self._part(file, shard, key, *bounds) for shard, bounds in self._overlaps(name, start, stop)]
@@ -68,16 +68,20 @@ class Checkpoint:
         return parts[0] if len(parts) == 1 else torch.cat([*parts, torch.empty(0)])
 
     def full(self, file: str) -> dict[str, Tensor]:
-        """Every parameter whole, by name."""
+        """Reads every parameter in full, by name."""
         return {name: self.read(file, name, 0, math.prod(shape)).view(shape) for name, shape in self.shapes.items()}
 
     def shards_of(self, wanted: Mapping[str, tuple[int, int]]) -> list[int]:
-        """The shards that hold anything of `wanted`."""
+        """Returns the numbers of the shards that hold any element of the `wanted` stretches."""
         found = {shard for name, bounds in wanted.items() for shard, _ in self._overlaps(name, *bounds)}
         return sorted(found)
 
     def _overlaps(self, name: str, start: int, stop: int) -> list[tuple[int, tuple[int, int, int]]]:
-        """(shard, (first and last number inside its stretch, size of the stretch)), in the order of the numbers."""
+        """Returns the shards that overlap [start, stop) of a parameter, in the order of its elements.
+
+        Each comes with (low, high, size): [low, high) is the overlap within the shard's stretch, which has `size`
+        elements.
+        """
         found = []
         for shard, stretches in enumerate(self.stretches):
             first, last = stretches.get(name, (0, 0))
@@ -96,7 +100,7 @@ class Checkpoint:
             tensor = opened.get_tensor(key).reshape(-1)
         elif len(opened.get_slice(key).get_shape()) == 1:
             tensor = opened.get_slice(key)[low:high]
-        else:  # a whole parameter, of which the rows that hold these numbers are read
+        else:  # a whole parameter: only the rows that hold these elements are read
             rows, row = opened.get_slice(key), math.prod(opened.get_slice(key).get_shape()[1:])
             some = rows[low // row : -(-high // row)].reshape(-1)
             tensor = some[low % row : low % row + high - low]
@@ -112,12 +116,12 @@ def load_newest(
     paths: Sequence[Path] | None = None,
     agree: Agree = lambda trouble: trouble,
 ) -> Checkpoint | None:
-    """The newest checkpoint of which `files` are whole; None when the run has none.
+    """Opens the newest checkpoint whose `files` are intact; returns None when the run has none.
 
-    `wanted`: the stretches that this process will read, all by default; only the shards that hold them are checked.
-    `paths`: the checkpoints to choose from, oldest first. `agree`: with several processes, all take the same.
-    A damaged one is passed over and said. A `CheckpointError` when all are damaged, when one belongs to another config
-    or version or cannot be read, and when the records say that there was one and there is none.
+    `wanted` has the stretches that this process will read, all by default; only the shards that hold them are checked.
+    `paths` are the checkpoints to choose from, oldest first. `agree` makes several processes take the same one.
+    A damaged checkpoint is skipped with a message through `say`. Raises `CheckpointError` when all are damaged, when
+    one belongs to another config or version or cannot be read, and when the records mention one but none is there.
     """
     complete = saved_checkpoints(run_dir, say) if paths is None else paths
     for path in reversed(complete):
@@ -185,7 +189,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _require_true(file: Path, check: Callable[..., None], *arguments: Any) -> None:
-    """Run a check of `checkpoint_contents.py`; what it does not accept is damage."""
+    """Runs a check of `checkpoint_contents.py` and raises `DamagedCheckpointError` where it fails."""
     try:
         check(*arguments)
     except (OSError, ValueError) as error:
@@ -202,7 +206,11 @@ def _require_whole(file: Path, digest: str) -> None:
 
 
 def _not_read(file: Path, error: OSError) -> CheckpointError:
-    """A file that is missing, or something else than a file, is damage; one that cannot be reached may come back."""
+    """Returns the error for a file that cannot be read.
+
+    A file that is missing or not a regular file counts as damage, so that an older checkpoint is tried. A file that
+    cannot be reached may come back, so that training must not go on without it.
+    """
     if is_missing(file, error) or error.errno in NO_FILE:
         return DamagedCheckpointError(f"{file} is damaged ({(error.strerror or str(error)).lower()}).")
     return unreachable(file, error)

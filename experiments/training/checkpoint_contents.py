@@ -1,8 +1,8 @@
-"""Whether what a checkpoint says of its tensors is well formed, and true of the tensors in its files.
+"""Checks that a checkpoint's description of its tensors is well formed and agrees with the tensors in its files.
 
-Its checksums show that nothing was damaged since it was written. They do not show who wrote it: `state.json` may come
-from a stranger with checksums that fit, so that its types, and the shapes and types of the tensors, are checked before
-anything is computed from them. Only the headers of the files are read here.
+Checksums show that nothing was damaged since a checkpoint was written, but not who wrote it: a stranger's `state.json`
+can have valid checksums. Its types, and the shapes and types of the tensors, are therefore checked before anything is
+computed from them. Only the headers of the tensor files are read here.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Whole = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class TensorHeader(NamedTuple):
-    """What a file of safetensors says of one tensor; `dtype` in its own words (`F32`)."""
+    """The header of one tensor in a safetensors file; `dtype` is in the names of that format (`F32`)."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 class _LoopState(BaseModel):
-    """The part of the training loop's state that everybody who reads a checkpoint needs."""
+    """The part of the training loop's state that every reader of a checkpoint needs."""
 
     model_config = ConfigDict(strict=True)
 
@@ -41,7 +41,7 @@ class _LoopState(BaseModel):
 
 
 class _StateFile(BaseModel):
-    """`state.json` of the format that this version reads."""
+    """The content of `state.json` in the format that this version reads."""
 
     model_config = ConfigDict(strict=True)
 
@@ -54,7 +54,7 @@ class _StateFile(BaseModel):
 
 
 def tensor_headers(path: Path) -> dict[str, TensorHeader]:
-    """By name, from the header of the file alone. Raises `OSError`, and `ValueError` where it is no safetensors."""
+    """Returns the headers of all tensors by name. Raises `OSError`, and `ValueError` for any other file format."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("it is not a regular file")  # opening a FIFO would wait for ever
     try:
@@ -66,9 +66,9 @@ def tensor_headers(path: Path) -> dict[str, TensorHeader]:
 
 
 def require_well_formed(content: Mapping[str, Any]) -> None:
-    """Return when `state.json` has what is read of it, and its shards together hold every number of every parameter.
+    """Checks that `state.json` has all fields that are read, and that its shards hold every element exactly once.
 
-    Raises `ValueError` with the first thing that is wrong.
+    Raises `ValueError` with the first fault.
     """
     try:
         _StateFile.model_validate(dict(content))
@@ -90,9 +90,9 @@ def require_well_formed(content: Mapping[str, Any]) -> None:
 def require_stretches(
     path: Path, stretches: Mapping[str, tuple[int, int]], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Return when the file holds fp32 numbers of all `stretches`, flat or in the shape of the whole parameter.
+    """Checks that the file holds fp32 elements of all `stretches`, flat or in the shape of the whole parameter.
 
-    Raises as `tensor_headers`.
+    Raises `ValueError` where it does not, and the errors of `tensor_headers`.
     """
     headers = tensor_headers(path)
     for name, (start, stop) in stretches.items():

@@ -1,12 +1,12 @@
-"""Writing a checkpoint: shards by the processes that hold them, and a name once all of them are there.
+"""Writes checkpoints: every process writes its own shard, and the checkpoint gets its name once all shards are there.
 
 `checkpoints/images_000012800/` holds `weights.safetensors` (fp32 master weights), `ema.safetensors` and
-`optimizer.safetensors` (`<parameter>/<state>`), each of n processes its own (`weights-<i>-of-<n>.safetensors`), and
-`state.json`: images seen, running means, the shape of every parameter, which stretch of it each shard has, and
-checksums of all files, its own content included. No process writes what it does not hold, nor sends anything. All is
-written under another name, synced and renamed: a checkpoint is complete or invisible. A stretch that is the whole
-parameter has its shape, a part is flat; stacked experts are one parameter whose first axis is the global expert id. So
-a checkpoint does not know the layout it was written from. Reading is `checkpoint.py`'s.
+`optimizer.safetensors` (keys `<parameter>/<state>`); with n processes there are n of each, with names like
+`weights-<i>-of-<n>.safetensors`. `state.json` has images seen, running means, the shape of every parameter, the stretch
+of it in each shard, and checksums of all files and of its own content. A process writes only what it holds and sends
+nothing. Everything is written to a temporary folder, synced and renamed, so that a checkpoint is complete or invisible.
+A stretch that is the whole parameter has its shape, a part is flat; stacked experts are one parameter whose first axis
+is the global expert number. A checkpoint is thus independent of the layout that wrote it. `checkpoint.py` reads it.
 """
 
 from __future__ import annotations
@@ -41,39 +41,39 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one process saves, in host memory: tensors by file and key, the stretch of every parameter it has."""
+    """The state that one process saves, in host memory: tensors by file and key, and its stretch of every parameter."""
 
     tensors: Mapping[str, Mapping[str, Tensor]]
     stretches: Stretches
     counters: Mapping[str, float]
-    """Of the optimizer, the same on every process: `step`."""
+    """Scalar optimizer state, such as `step`, which is equal on every process."""
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """A shard that was written: checksums by file name."""
+    """Describes a shard that was written: its stretches, and checksums by file name."""
 
     stretches: Stretches
     sha256: dict[str, str]
 
 
 def final_folder(run_dir: RunDir, images_seen: int) -> Path:
-    """Where the checkpoint at `images_seen` is once it is complete."""
+    """Returns the folder of the complete checkpoint at `images_seen`."""
     return run_dir.checkpoints / f"images_{images_seen:012d}"
 
 
 def shard_name(file: str, rank: int, world: int) -> str:
-    """Counted from 1, as Hugging Face counts the shards of a model; without numbers where there is one."""
+    """Returns a shard's file name, numbered from 1 as on Hugging Face; a single shard has no number."""
     if world == 1:
         return f"{file}.safetensors"
     return f"{file}-{rank + 1:05d}-of-{world:05d}.safetensors"
 
 
 def write_shard(run_dir: RunDir, images_seen: int, snapshot: Snapshot, rank: int, world: int) -> ShardReport:
-    """Write and sync the files of one process. Raises `StorageError`."""
+    """Writes and syncs the files of one process. Raises `StorageError`."""
     folder = _temporary_folder(run_dir, images_seen)
     try:
-        run_dir.checkpoints.mkdir(exist_ok=True)  # without the folder of the run, which somebody may have deleted
+        run_dir.checkpoints.mkdir(exist_ok=True)  # no parents: a run folder that somebody has deleted stays deleted
         folder.mkdir(exist_ok=True)
         sums = {}
         for file, tensors in snapshot.tensors.items():
@@ -89,11 +89,12 @@ def write_shard(run_dir: RunDir, images_seen: int, snapshot: Snapshot, rank: int
 def publish(
     run_dir: RunDir, state: Mapping[str, Any], shapes: Shapes, reports: Sequence[ShardReport], keep: int
 ) -> Path:
-    """Give what all processes have written its name, then drop all but it and the `keep - 1` before it.
+    """Gives the checkpoint that all processes have written its name, and keeps only it and the `keep - 1` before it.
 
-    Those of more images belong to a future that training is writing anew: it went on from an earlier one because they
-    are damaged. A folder that holds anything but the files of a checkpoint is never dropped. Raises `StorageError`;
-    what was there before is then untouched, and what was begun is removed.
+    Checkpoints of more images are removed too: they were damaged, so training went on from an earlier one and will
+    reach them again. A folder that holds anything but the files of a checkpoint is never removed. Older
+    checkpoints are removed only after the new one is complete. Raises `StorageError`, after it has removed the
+    checkpoint if that is still unfinished.
     """
     images_seen = int(state["images_seen"])
     final, folder = final_folder(run_dir, images_seen), _temporary_folder(run_dir, images_seen)
@@ -109,9 +110,9 @@ def publish(
         (folder / "state.json").write_text(text, encoding="utf-8")
         sync(folder / "state.json")
         sync(folder)
-        if os.path.lexists(final):  # damaged, and passed over when training went on
+        if os.path.lexists(final):  # it was damaged and skipped when training continued
             _drop(final)
-        if os.path.lexists(final):  # somebody keeps something in it
+        if os.path.lexists(final):  # it holds files of somebody else
             set_aside(final)
         folder.rename(final)
         sync(run_dir.checkpoints)
@@ -125,7 +126,7 @@ def publish(
 def write_checkpoint(
     run_dir: RunDir, config_id: str, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], keep: int
 ) -> Path:
-    """A whole checkpoint at `state["images_seen"]` at once, from full tensors by file and name."""
+    """Writes a complete checkpoint at `state["images_seen"]` in one call, from full tensors by file and name."""
     run_dir.path.mkdir(parents=True, exist_ok=True)
     drop_leftovers(run_dir)
     images_seen, weights = int(state["images_seen"]), tensors["weights"]
@@ -140,23 +141,26 @@ def write_checkpoint(
 
 
 def drop_leftovers(run_dir: RunDir) -> None:
-    """Remove what a process that died had begun; by the one process that publishes, before any other writes."""
+    """Removes unfinished checkpoints of processes that died.
+
+    Only the process that publishes may call this, before any process writes.
+    """
     for leftover in run_dir.checkpoints.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def abandon(run_dir: RunDir, images_seen: int) -> None:
-    """Remove what was begun."""
+    """Removes the unfinished checkpoint at `images_seen`."""
     shutil.rmtree(_temporary_folder(run_dir, images_seen), ignore_errors=True)
 
 
 def sha256_of_content(content: Mapping[str, Any]) -> str:
-    """The checksum of the canonical JSON of `content`."""
+    """Returns the SHA-256 of the canonical JSON of `content`."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:
-    """The checksum of the bytes of a regular file; an `OSError` for a FIFO, on which opening would wait for ever."""
+    """Returns the SHA-256 of a regular file. Raises `OSError` for others, as opening a FIFO would block for ever."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "It is not a regular file", str(path))
     with path.open("rb") as file:
@@ -176,7 +180,7 @@ def _drop_all_but(run_dir: RunDir, newest: Path, keep: int) -> None:
 
 
 def _drop(checkpoint: Path) -> None:
-    """Remove a checkpoint that we wrote. A link, or a folder in which somebody keeps something else, stays."""
+    """Removes a checkpoint that we wrote; a link, or a folder that holds any other file, stays."""
     if checkpoint.is_symlink() or not checkpoint.is_dir():
         return
     names = os.listdir(checkpoint)
@@ -187,7 +191,10 @@ def _drop(checkpoint: Path) -> None:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a file of safetensors. Raises `OSError` where the library has one of its own, without its number."""
+    """Writes a safetensors file.
+
+    Raises `OSError` also where the library raises its own error, which has the error number only in its text.
+    """
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:

@@ -1,9 +1,9 @@
-"""Which checkpoints a run has: none ever, some, or some that are there and cannot be reached.
+"""Lists the checkpoints of a run, and tells a run that never saved from one whose checkpoints cannot be reached.
 
-A run that never saved starts at its first image. A run that saved and whose checkpoints cannot be listed (a disk that
-is not mounted, a folder without permission, a folder that was removed) must not: its rows would be cut and its training
-spent again. So the two are told apart here, before anything is written. Whether a checkpoint is whole is
-`checkpoint.py`'s.
+A run that never saved starts at its first image. A run that saved, but whose checkpoints cannot be listed (a disk that
+is not mounted, a folder without permission, a folder that was removed), must not start again: its rows would be cut and
+its training repeated. This module decides which it is before anything is written. `checkpoint.py` checks whether a
+checkpoint is intact.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from experiments.errors import CheckpointError, RecordError
 from experiments.records.layout import RunDir
 
 CHECKPOINT_NAME = re.compile(r"images_[0-9]{12}")
-"""The names that training writes. A copy with another name (`images_000000000256_keep`) is its owner's."""
+"""The names that training writes. A copy with another name (`images_000000000256_keep`) is a user's own."""
 
 START_ANEW = "start anew with `ecdit train ... --restart`, which sets the old records aside."
 
 
 def complete_checkpoints(run_dir: RunDir) -> list[Path]:
-    """The complete checkpoints, oldest first. Raises `CheckpointError` where the folder is there and cannot be read."""
+    """Returns the complete checkpoints, oldest first. Raises `CheckpointError` where their folder cannot be read."""
     try:
         names = os.listdir(run_dir.checkpoints)
     except OSError as error:
@@ -34,10 +34,10 @@ def complete_checkpoints(run_dir: RunDir) -> list[Path]:
 
 
 def saved_checkpoints(run_dir: RunDir, say: Callable[[str], None]) -> list[Path]:
-    """The complete checkpoints, oldest first; empty only where the run never had one.
+    """Returns the complete checkpoints, oldest first; the list is empty only where the run never had one.
 
-    `say` hears where the newest that the run has saved is not among them. Raises `CheckpointError` where they cannot be
-    read, or none is left of a run whose records say that it saved.
+    `say` is told where the newest checkpoint that the run has saved is not among them. Raises `CheckpointError` where
+    they cannot be read, or where none is left although the records say that it saved.
     """
     found = complete_checkpoints(run_dir)
     saved = 0 if found else _images_saved(run_dir)
@@ -62,12 +62,15 @@ def _newest_by_status(run_dir: RunDir) -> int:
 
 
 def is_missing(path: Path, error: OSError) -> bool:
-    """Whether `error` says that `path` does not exist. Behind a link that leads nowhere it may: on another disk."""
+    """Returns whether `error` means that `path` does not exist.
+
+    A broken link does not count as missing, because its target may be on a disk that is not mounted.
+    """
     return isinstance(error, FileNotFoundError) and _broken_link(path) is None
 
 
 def unreachable(path: Path, error: OSError) -> CheckpointError:
-    """What to raise for a path that exists and cannot be read."""
+    """Returns the error for a path that exists but cannot be read."""
     link = _broken_link(path)
     if link is None:
         reason = (error.strerror or str(error)).lower()
@@ -80,15 +83,15 @@ def unreachable(path: Path, error: OSError) -> CheckpointError:
 
 
 def _broken_link(path: Path) -> Path | None:
-    """`path`, or the folder that it is in, where that is a link that leads nowhere."""
+    """Returns `path` or its folder, whichever is a broken link, or None."""
     return next((each for each in (path, path.parent) if each.is_symlink() and not each.exists()), None)
 
 
 def _images_saved(run_dir: RunDir) -> int:
-    """Images seen at a checkpoint that the run must have had, 0 where it need not have had any.
+    """Returns the images seen at a checkpoint that the run must have had, or 0 where it need not have had any.
 
-    The status says it. Where the status does not (of an earlier version, or lost), the rows do: a run that went beyond
-    its second cadence has waited for the checkpoint of the first.
+    The status records this. Where it does not (an earlier version wrote it, or it was lost), the rows show it: a run
+    that went beyond its second time of saving has waited for the first checkpoint to be complete.
     """
     status = run_dir.read_status()
     if status is not None and status.checkpoint_images is not None:

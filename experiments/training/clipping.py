@@ -1,9 +1,9 @@
-"""Gradient norms where DeepSpeed's own are wrong or slow.
+"""Gradient norms for the cases in which DeepSpeed's own are wrong or slow.
 
-ZeRO-0: DeepSpeed clips by the norm of what one process holds when nothing is sharded, so that the experts of others are
-left out and processes clip differently (its issue 8475). Here the norm is that of the whole model, as ZeRO-1 to 3 take
-it. ZeRO-1 and 2 on an accelerator: DeepSpeed asks of each gradient by itself whether it is finite and how long it is,
-with about ten small kernels each, for which a fast accelerator waits (docs/benchmarks). Here all are asked at once.
+With ZeRO-0 DeepSpeed clips by the norm of the gradients on one process, which leaves out the experts of other processes
+and makes processes clip differently (its issue 8475). Here the norm is that of the whole model, as with ZeRO-1 to 3.
+With ZeRO-1 and 2 on an accelerator DeepSpeed checks each gradient by itself for overflow and for its norm, with about
+ten small kernels each, so that launches dominate (docs/benchmarks). Here a few kernels treat all gradients at once.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from experiments.routing.deepspeed_library import dist, groups
 from experiments.routing.parallel import ExpertShare
 
 EPSILON = 1e-6
-"""As DeepSpeed's."""
+"""Added to the norm before it divides, as DeepSpeed does."""
 
 
 def clip_before_steps(optimizer: torch.optim.Optimizer, clip_norm: float, share: ExpertShare) -> None:
-    """Before each step of `optimizer` clip to `clip_norm`, and leave the norm where the engine looks for it.
+    """Clips gradients to `clip_norm` before each step of `optimizer`, and stores the norm where the engine reads it.
 
-    A norm that is not finite leaves the weights alone, as DeepSpeed's sharded optimizers do. Collective where experts
-    are shared out.
+    Where the norm is not finite the step changes no weights, as in DeepSpeed's sharded optimizers. Steps are collective
+    where experts are spread over processes.
     """
 
     def before(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -45,7 +45,7 @@ def clip_before_steps(optimizer: torch.optim.Optimizer, clip_norm: float, share:
 
 
 def _norm(parameters: list[torch.nn.Parameter], share: ExpertShare) -> Tensor:
-    """Of all gradients: those of experts are summed over the processes that hold different ones."""
+    """Returns the norm of all gradients of the model; squares of experts' are summed over the expert-parallel group."""
     mine = [p.grad for p in parameters if getattr(p, "allreduce", True) and p.grad is not None]
     experts = [p.grad for p in parameters if not getattr(p, "allreduce", True) and p.grad is not None]
     total, of_experts = _sum_of_squares(mine), _sum_of_squares(experts)
@@ -57,20 +57,20 @@ def _norm(parameters: list[torch.nn.Parameter], share: ExpertShare) -> Tensor:
 def _sum_of_squares(
     gradients: list[Tensor], dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
-    """Taken in `dtype`, or in that of the gradients; 0 on `device` without any."""
+    """Returns the sum of squares, computed in `dtype` or that of the gradients; 0 on `device` for none."""
     if not gradients:
         return torch.zeros((), dtype=dtype, device=device)
     return torch.stack(torch._foreach_norm(gradients, 2, dtype=dtype)).square().sum()
 
 
 def measure_gradients_at_once(optimizer: Any) -> None:
-    """Of DeepSpeed's optimizer for ZeRO-1 and 2: the same answers up to rounding, in a few kernels."""
+    """Replaces two methods of DeepSpeed's ZeRO-1 and 2 optimizer by ones with the same results in a few kernels."""
     optimizer.has_overflow_partitioned_grads_serial = partial(_has_overflow, optimizer)
     optimizer.get_grad_norm_direct = partial(_group_norm, optimizer)
 
 
 def _has_overflow(optimizer: Any) -> Tensor:
-    """Whether any gradient that this process reduced is not finite: bool [1]."""
+    """Returns whether any gradient that this process reduced is not finite, bool [1]."""
     groups_of_gradients = [optimizer.averaged_gradients[number] or [] for number in range(len(optimizer.bit16_groups))]
     gradients = [gradient for group in groups_of_gradients for gradient in group if gradient is not None]
     if not gradients:
@@ -79,7 +79,7 @@ def _has_overflow(optimizer: Any) -> Tensor:
 
 
 def _group_norm(optimizer: Any, gradients: Iterable[Tensor], params: Iterable[Tensor], norm_type: float = 2) -> Tensor:
-    """Of one group over the processes that share it, float32; -1 where it is not finite, as DeepSpeed says it."""
+    """Returns the norm of one parameter group over its processes, float32; -1 tells DeepSpeed that it is not finite."""
     assert norm_type == 2
     measured = [gradient.detach() for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
     total = _sum_of_squares(measured, torch.float32, optimizer.device)

@@ -1,7 +1,7 @@
-"""Where the time of a step goes. The loop names its parts; unless somebody measures, nothing is timed.
+"""Clocks that measure the parts of a training step. The loop names the parts; by default nothing is timed.
 
-Parts: `forward`, `backward`, `optimizer`; what is left of an iteration (waiting for data, the moving average, reading
-the loss back, rows, signals) is not named and found by subtraction.
+The parts are `forward`, `backward` and `optimizer`. The rest of an iteration (waiting for data, the moving average,
+reading the loss back, rows, signals) has no name; its time is found by subtraction.
 """
 
 from __future__ import annotations
@@ -18,41 +18,45 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class StepClock(Protocol):
-    """What the loop asks of a clock."""
+    """The interface of a clock as the loop uses it."""
 
     def part(self, name: Part) -> AbstractContextManager[None]:
-        """A context around one part of a step."""
+        """Returns a context manager that encloses one part of a step."""
 
 
 class NoClock:
-    """Times nothing and costs nothing."""
+    """The default clock, which measures nothing and costs no time."""
 
     def part(self, name: Part) -> AbstractContextManager[None]:
-        """An empty context."""
+        """Returns a context manager that does nothing."""
         return _NOTHING
 
 
 class RecordingClock:
-    """Sums the seconds of each part until `take`; waits for the accelerator where there is one."""
+    """A clock that sums the seconds of each part until `take`.
+
+    It waits for the accelerator at the borders of a part, since kernels run asynchronously. This costs some time
+    itself.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
 
     @contextmanager
     def part(self, name: Part) -> Iterator[None]:
-        """Time what happens inside."""
+        """Adds the seconds that pass within this context to the part `name`."""
         started = synchronized_time()
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + synchronized_time() - started
 
     def take(self) -> dict[str, float]:
-        """The seconds by part since the last call."""
+        """Returns the seconds of each part since the last call, and starts again from 0."""
         taken, self._seconds = self._seconds, {}
         return taken
 
 
 def synchronized_time() -> float:
-    """Seconds on a clock, once the accelerator has done what it was given."""
+    """Returns the seconds of a monotonic clock after the accelerator has finished its queued work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""`run.json` of a run that is about to start: its settings, its cost and where it runs."""
+"""Builds `run.json` for a run that is about to start: its settings, its cost and the machine it runs on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experiments.training.engine import launched_world
 
 
 def describe_run(config: RunConfig, precision: Precision, cost: Budget, command: Sequence[str]) -> RunRecord:
-    """The record of a first start; a resumed run keeps the one it has."""
+    """Returns the record of a first start; a resumed run keeps its own."""
     return RunRecord(
         config=config.model_dump(mode="json"),
         config_id=config_id(config),
@@ -45,25 +45,25 @@ def describe_run(config: RunConfig, precision: Precision, cost: Budget, command:
 
 
 def device_name() -> str:
-    """The accelerator's name, or `cpu` with the processor's."""
+    """Returns the name of the accelerator, or `cpu` with the name of the processor."""
     if torch.accelerator.is_available():
         return str(torch.get_device_module().get_device_name())
     return f"cpu: {torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, {os.cpu_count()} cores"
 
 
 def peak_memory_gib() -> float:
-    """What this process has held at most, so far: on the accelerator where there is one, else in memory."""
+    """Returns the peak memory of this process so far: on the accelerator where there is one, otherwise on the host."""
     if torch.accelerator.is_available():
         return float(torch.accelerator.max_memory_reserved()) / 2**30
     status = Path("/proc/self/status")
     held = resident_peak_bytes(status.read_text()) if status.is_file() else None
-    if held is None:  # on Linux the second choice: it begins with the memory of the process that started this one
+    if held is None:  # a fallback on Linux, since ru_maxrss starts from the memory of the parent process
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         held = largest if sys.platform == "darwin" else 1024 * largest  # bytes there, KiB elsewhere
     return held / 2**30
 
 
 def resident_peak_bytes(status: str) -> int | None:
-    """From the text of `/proc/self/status`; None where the kernel does not tell, as gVisor's."""
+    """Parses the peak from the text of `/proc/self/status`; returns None where the kernel omits it, as gVisor does."""
     line = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
     return None if line is None else 1024 * int(line[1])

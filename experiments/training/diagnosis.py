@@ -1,7 +1,7 @@
-"""Where a number first stopped being finite: the layer that a user must look at.
+"""Finds the layer in which a value first stopped being finite, so that the error can name it.
 
-DeepSpeed leaves the weights alone when the gradient norm is not finite, so running the same images again meets the same
-number at the same place.
+DeepSpeed does not change the weights when the gradient norm is not finite. Running the same images again therefore
+reproduces the value in the same layer.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from experiments.training.objective import forward_loss
 
 
 def nonfinite_layer(model: nn.Module, batches: Sequence[Batch], patch_size: int, world: int) -> str:
-    """The first module, over all processes, whose weights, output or gradient is not finite.
+    """Returns the first module over all processes whose weights, output or gradient is not finite.
 
-    Collective, with as many batches on every process: each step of the search is taken by all or by none, since a layer
-    may need the experts of others.
+    Collective. Every process needs equally many batches, and all take each step of the search or none does, since a
+    layer may need the experts of other processes.
     """
     found = first_trouble(_bad_weights(model), world)
     for batch in batches:
@@ -33,7 +33,7 @@ def nonfinite_layer(model: nn.Module, batches: Sequence[Batch], patch_size: int,
 
 
 def nonfinite_error(config: RunConfig, images_seen: int, where: str, what: str) -> RunFailedError:
-    """The line that ends a run: `where` is the layer, `what` the number that was looked at."""
+    """Returns the error that ends a run: `where` is the layer, `what` the value that was found not finite."""
     return RunFailedError(
         f"Not finite after {images_seen:,} images: {where} ({what}).",
         f"Lower optim.learning_rate={config.optim.learning_rate:g}, or lengthen optim.warmup_images.",
@@ -55,13 +55,16 @@ def _bad_output(model: nn.Module, batch: Batch, patch_size: int) -> str | None:
 
 
 def _bad_gradient(model: nn.Module, batch: Batch, patch_size: int) -> str | None:
-    """With ZeRO-3 weights are gathered by hooks that this search would miss, so there the layer stays unnamed."""
+    """Returns the first parameter, in the order of the backward pass, whose gradient is not finite.
+
+    Returns None with ZeRO-3, which gathers weights in hooks that this search would bypass.
+    """
     names, parameters = zip(*model.named_parameters(), strict=True)
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
         return None
     loss_B, output = forward_loss(model, batch, patch_size)
     gradients = torch.autograd.grad(loss_B.mean() + output.auxiliary_loss, parameters, allow_unused=True)
-    # Backward meets the last layers first, and parameters are named in the order of the forward pass.
+    # The backward pass starts at the last layers, and parameters are listed in the order of the forward pass.
     bad = [
         name for name, gradient in zip(names, gradients, strict=True) if gradient is not None and not _finite(gradient)
     ]
@@ -81,7 +84,7 @@ def _reporter(name: str, found: list[str]) -> Any:
 
 
 def _tensors(output: Any) -> Iterable[Tensor]:
-    """A layer answers a tensor, or several: a router its assignment."""
+    """Returns the tensors in a layer's output, which is one tensor or a tuple, such as a router's assignment."""
     parts = output if isinstance(output, tuple) else [output]
     return (part for part in parts if isinstance(part, Tensor))
 

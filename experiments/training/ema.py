@@ -1,8 +1,8 @@
 """Exponential moving average of the weights, in fp32 over ZeRO's partitions.
 
-Each process averages its own share, so the average is sharded like the optimizer state, and bf16 training does not
-round it away. The half-life is in images and grows with the run until it reaches its setting, so that the average is
-not dominated by the initial weights (EDM2, arXiv 2312.02696, appendix C).
+Each process averages its own partition, so the average is sharded like the optimizer state. It is fp32 because in bf16
+the small updates would be rounded away. The half-life is in images and grows with the run until it reaches its setting,
+so that the average is not dominated by the initial weights (EDM2, arXiv 2312.02696, appendix C).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from experiments.training.partitions import Partitions
 RAMP_UP = 0.05
 """The half-life is at most this share of the images seen so far."""
 CHUNK = 2**24
-"""Numbers that change places at a time."""
+"""The number of elements that are swapped at once, which bounds the temporary copy."""
 
 
 class MovingAverage:
-    """`average <- decay average + (1 - decay) weights` after every step."""
+    """The moving average `average <- decay average + (1 - decay) weights`, updated after every step."""
 
     def __init__(self, partitions: Partitions, halflife_images: float) -> None:
         self.partitions = partitions
@@ -30,16 +30,16 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, images_seen: int, batch_images: int) -> None:
-        """After a step of `batch_images` images that ended at `images_seen`."""
+        """Updates the average after a step of `batch_images` images, which ended at `images_seen`."""
         halflife = max(min(self.halflife_images, images_seen * RAMP_UP), 1e-8)
         torch._foreach_lerp_(self.flats, self.partitions.flats, 1 - 0.5 ** (batch_images / halflife))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The module holds the average inside, and the trained weights again outside. Collective.
+        """Puts the average into the module within this context, and the trained weights back afterwards. Collective.
 
-        No second copy of either is made: where the module's own numbers are the only fp32 weights, the two change
-        places.
+        No further copy is made. Where the module's own parameters are the only fp32 weights, weights and average are
+        swapped; otherwise the module is refilled from the master weights.
         """
         if self.partitions.master_is_module:
             self._change_places()

@@ -1,7 +1,7 @@
-"""How a run ends in its records: whatever ends training, the status says so and the files are closed.
+"""Records the end of a run: whatever ends training, the status states it and the files are closed.
 
-Most ends are exceptions of the loop. A process that waits for a lost one raises none; the watchdog ends it, and records
-the end from its own thread before it does.
+Most ends are exceptions of the loop. A process that waits in a collective for a lost one raises none; the watchdog
+ends it, and records the end from its own thread before it does.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def recorded_end(
     meeting: Meeting,
     warn: Callable[[str], None],
 ) -> Iterator[None]:
-    """Inside is the loop; `status` records a state with its reason. `writer` is None but on rank 0.
+    """Encloses the training loop and records how it ends; `status` takes the state and its reason.
 
-    `warn` hears where `run.json` had to be written again.
+    `writer` is None on all ranks but 0. `warn` is called where `run.json` had to be written again.
     """
 
     def record(state: State, reason: str) -> None:
-        with suppress(StorageError):  # a full disk: what ended the run is what must be heard
+        with suppress(StorageError):  # on a full disk the error that ended the run matters more
             status(state, reason)
 
     def close() -> None:
         if writer is not None:
-            with suppress(StorageError):  # the disk is full, or the folder has gone
+            with suppress(StorageError):  # the disk is full or the folder was removed
                 if (done := keep_record(writer.run_dir, writer.record)) is not None:
                     warn(done)
             writer.close()

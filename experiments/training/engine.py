@@ -1,7 +1,8 @@
-"""`deepspeed.initialize` around the model: one process or many, ZeRO-1 by default.
+"""Builds the DeepSpeed engine around the model, for one process or many, with ZeRO-1 by default.
 
-Works out the precision, the process group and the DeepSpeed config from the run's config. What DeepSpeed prints goes to
-the run's log. DeepSpeed's own checkpoints are not used (`checkpoint.py`), nor its schedulers (`schedule.py`).
+This module derives the precision, the process group and the DeepSpeed config from the run's config, and sends what
+DeepSpeed prints to the run's log. DeepSpeed's checkpoints and schedulers are not used (see `checkpoint.py`,
+`schedule.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from experiments.training.meeting import Meeting
 from experiments.training.partitions import Partitions, partitions_of
 
 ZERO_3 = {"stage3_param_persistence_threshold": 0}
-"""Small weights are cut up like the others, so that a process's share is all that must be kept up to date."""
+"""Makes ZeRO-3 partition small weights too, so that a process only has to keep its own partition up to date."""
 
 
 @dataclass
@@ -59,29 +60,29 @@ class Engine:
 
     @property
     def layers_are_collective(self) -> bool:
-        """Whether a call of the model needs all processes: layers hold experts or weights of others."""
+        """Says whether calling the model is collective, because processes hold experts or weights for each other."""
         return self.share.count > 1 or (self.zero_stage == 3 and self.world > 1)
 
     def set_learning_rate(self, rate: float) -> None:
-        """For the next step, in every group."""
+        """Sets the learning rate of the next step in every parameter group."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
 
 def launched_world() -> int:
-    """Processes that the launcher (torchrun, deepspeed) started; 1 without one."""
+    """Returns the number of processes that the launcher (torchrun, deepspeed) started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def launched_rank() -> int:
-    """Rank of this process; 0 without a launcher."""
+    """Returns the rank of this process; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
 def resolve_precision(setting: str, zero_stage: int = 1) -> Precision:
-    """`auto` is bf16 on accelerators and on processors with AMX, where it is faster, and fp32 elsewhere.
+    """Resolves `auto` to bf16 on accelerators and CPUs with AMX, where it is faster, and to fp32 elsewhere.
 
-    With ZeRO-0 it is fp32: in bf16 DeepSpeed then leaves the experts' gradients out of the clip norm (its issue 8613).
+    With ZeRO-0 `auto` is fp32: in bf16 DeepSpeed leaves the experts' gradients out of the clip norm (its issue 8613).
     """
     if setting == "auto" and zero_stage == 0:
         return "fp32"
@@ -94,9 +95,9 @@ def resolve_precision(setting: str, zero_stage: int = 1) -> Precision:
 
 @contextlib.contextmanager
 def process_group(log: Path, meeting: Meeting | None = None) -> Iterator[None]:
-    """The distributed environment, torn down at the end; what libraries print and warn of goes to `log`.
+    """Sets up the distributed environment and tears it down at the end; output and warnings of libraries go to `log`.
 
-    `meeting`: where the processes have met, whose watchdog looks on from here to the end.
+    `meeting` is the meeting of the processes, whose watchdog runs until the end of this context.
     """
     meeting = meeting or Meeting()
     with storage_errors(log):
@@ -116,16 +117,16 @@ def process_group(log: Path, meeting: Meeting | None = None) -> Iterator[None]:
             yield
         finally:
             dist.destroy_process_group()
-            if alone:  # or whatever this process starts next would take it for a launcher's
+            if alone:  # otherwise processes that this one starts would think that a launcher had set it
                 os.environ.pop("LOCAL_RANK", None)
 
 
 @contextlib.contextmanager
 def _talk_to(file: TextIO) -> Iterator[None]:
-    """stdout, Python's warnings and DeepSpeed's logger write to `file`: stdout is for data, stderr for a person."""
+    """Redirects stdout, Python's warnings and DeepSpeed's logger to `file`, since stdout is for data."""
     handlers = deepspeed_logger.handlers[:]
     with contextlib.redirect_stdout(file), warnings.catch_warnings():
-        # DeepSpeed's barriers name no device, and need not: `process_group` has chosen the current one.
+        # DeepSpeed's barriers name no device; they need none, because `process_group` has set the current one.
         warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context")
         deepspeed_logger.handlers[:] = [logging.StreamHandler(file)]
         warnings.showwarning = lambda message, category, filename, lineno, *_: print(
@@ -138,7 +139,7 @@ def _talk_to(file: TextIO) -> Iterator[None]:
 
 
 def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT] = DiT) -> Engine:
-    """The model of `config`, initialised from `config.seed` alone, inside a DeepSpeed engine."""
+    """Builds the model of `config`, initialised from `config.seed` alone, and a DeepSpeed engine around it."""
     share, stage = expert_share(config), config.parallel.zero_stage
     torch.manual_seed(config.seed)
     model = model_class(config, share, config.parallel.activation_checkpointing)
@@ -167,14 +168,14 @@ def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT]
 
 
 def expert_share(config: RunConfig) -> ExpertShare:
-    """The experts of this process: DeepSpeed's expert-parallel groups hold consecutive ranks. Dense: no share."""
+    """Returns this process's share of experts. DeepSpeed's expert-parallel groups hold consecutive ranks."""
     count = config.parallel.expert_parallel if config.sparse_layer_indices else 1
     return ExpertShare(dist.get_rank() % count, count)
 
 
 @contextlib.contextmanager
 def _without_compiler() -> Iterator[None]:
-    """DeepSpeed's first start compiles an optimizer that is not used here, which would load the compiler: seconds."""
+    """Disables torch.compile: DeepSpeed's start would compile an optimizer that is unused here, which takes seconds."""
     name = "TORCHDYNAMO_DISABLE"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -187,7 +188,7 @@ def _without_compiler() -> Iterator[None]:
 
 
 def check_world(config: RunConfig) -> None:
-    """The launcher and the config agree on the number of processes."""
+    """Raises `ConfigError` where the launcher started another number of processes than the config has."""
     world = launched_world()
     if config.parallel.world != world:
         raise ConfigError(
@@ -197,7 +198,7 @@ def check_world(config: RunConfig) -> None:
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether a collective failed because another process went away; gloo has no error class of its own."""
+    """Returns whether a collective failed because another process ended; gloo has no error class of its own."""
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
@@ -206,7 +207,7 @@ def _build_optimizer(config: RunConfig, parameters: list[dict[str, Any]]) -> tor
     common: dict[str, Any] = {"lr": optim.learning_rate, "eps": optim.epsilon, "weight_decay": optim.weight_decay}
     if optim.name == "rmsprop":
         return torch.optim.RMSprop(parameters, alpha=optim.beta2, momentum=optim.momentum, **common)
-    # One pass over weights, gradients and moments: on a processor five times as fast as one for each operation.
+    # The fused optimizer passes once over memory: on a CPU it is five times as fast as one pass per operation.
     kind = get_accelerator().device_name()
     in_one_pass = config.train.implementation == "fast" and kind in {"cpu", *accelerated.DEVICES}
     return torch.optim.AdamW(
@@ -220,7 +221,7 @@ def _deepspeed_config(config: RunConfig, precision: Precision) -> dict[str, Any]
         "train_batch_size": train.batch_images,
         "train_micro_batch_size_per_gpu": train.batch_images // (config.parallel.world * train.accumulation),
         "gradient_accumulation_steps": train.accumulation,
-        "gradient_clipping": config.optim.clip_norm if stage else 0.0,  # of ZeRO-0: clipping.py
+        "gradient_clipping": config.optim.clip_norm if stage else 0.0,  # clipping.py clips for ZeRO-0
         "zero_optimization": {"stage": stage, **ZERO_3} if stage == 3 else {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": precision == "bf16"},

@@ -1,7 +1,8 @@
-"""How the memory of a processor is handed to torch: in large pages, and what is freed is kept for the next tensor.
+"""Sets up host memory for training on a CPU: large pages, and freed memory that is kept for the next tensor.
 
-Fresh memory costs a fault for each page of 4 KiB, and glibc gives back at once what is larger than 32 MiB, so that
-every step would pay for its activations and gradients again (docs/benchmarks). Nothing here concerns an accelerator.
+Fresh memory costs a page fault for every 4 KiB, and glibc returns blocks above 32 MiB to the system as soon as they are
+freed, so that every step would pay again for its activations and gradients (docs/benchmarks). Memory of accelerators is
+not affected.
 """
 
 from __future__ import annotations
@@ -13,22 +14,24 @@ import platform
 from experiments.config.schema import RunConfig
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Names of `mallopt` in glibc's malloc.h."""
+"""Parameters of `mallopt`, from glibc's malloc.h."""
 NEVER = -1
 
 
 def prefer_large_pages(config: RunConfig) -> None:
-    """Let torch ask Linux for pages of 2 MiB under large tensors. What the environment says wins.
+    """Makes torch ask Linux for pages of 2 MiB for large tensors, unless the environment says otherwise.
 
-    Not with `train.implementation=reference`. Torch looks once in a process, when it makes its first tensor.
+    `train.implementation=reference` turns it off. Torch reads the variable once, when it allocates its first tensor, so
+    this must be called before.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1" if config.train.implementation == "fast" else "0")
 
 
 def keep_freed_memory(config: RunConfig) -> None:
-    """For the rest of this process, which then keeps the most it ever took: for commands, and not for a library.
+    """Makes glibc keep freed memory until the process ends; commands may call this, but a library should not.
 
-    Nothing with `train.implementation=reference`, with another C library, and where the environment chose already.
+    It does nothing with `train.implementation=reference`, with another C library, and where the environment already
+    configures the allocator.
     """
     if config.train.implementation == "fast" and platform.libc_ver()[0] == "glibc" and not _allocator_is_chosen():
         libc = ctypes.CDLL(None)

@@ -1,11 +1,11 @@
-"""A training step of any layout on one machine, in shape: the real model, engine and collectives, without numbers.
+"""Dry run of a training step of any layout on one machine, with fake tensors that have shapes but no values.
 
-The engine of `engine.py` is built for one rank of a process group that sends nothing (PyTorch's `fake` backend), on
-tensors that have a shape and no memory (`FakeTensorMode`), as on a machine without an accelerator. What the code would
-do wrong with shapes on 512 processes (experts that do not divide, a partition of another size, an all-to-all that does
-not fit) fails here. Storages are counted as they come and go, so that memory is that of the real sequence of
-operations; so is what each collective is handed. Numbers that the code reads back (a norm, an overflow) are answered
-with 1 or 0.
+The model, the engine of `engine.py` and the sequence of collectives are real. The engine is built for one rank of a
+process group that sends nothing (PyTorch's `fake` backend), on tensors without memory (`FakeTensorMode`), as on a
+machine without an accelerator. Errors of shape that would show on 512 processes (experts that do not divide, a
+partition of the wrong size, an all-to-all that does not fit) therefore show here. Storages are counted when they are
+allocated and freed, which yields the memory of the real sequence of operations, and so are the bytes handed to each
+collective. Where the code reads a value back (a norm, an overflow flag) it gets 1 or 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.distributed._tools.fake_collectives  # the shapes that collectives answer with
+import torch.distributed._tools.fake_collectives  # registers the shapes of collectives' results
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -45,27 +45,35 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 @dataclass(frozen=True)
 class StepInShape:
-    """One optimizer step of one rank. Sizes are in bytes, of tensors alone, without DeepSpeed's reduction bucket."""
+    """The result of the dry run of one optimizer step of one rank.
+
+    `persistent`, `activations` and `peak` are bytes of tensors, without DeepSpeed's reduction bucket. `seconds` is the
+    time of the dry run itself.
+    """
 
     rank: int
     params_total: int
-    """Of all processes."""
+    """Number of parameters over all processes."""
     params_held: int
-    """In working precision on this process."""
+    """Number of parameters in working precision on this process."""
     numbers_kept: int
-    """fp32 master weights on this process."""
+    """Number of fp32 master weights on this process."""
     persistent: int
-    """Between two steps."""
+    """Bytes that stay allocated between two steps."""
     activations: int
-    """Saved for the backward pass."""
+    """Bytes that one forward pass saves for the backward pass."""
     peak: int
+    """The largest number of bytes that were allocated at once during a step."""
     collectives: dict[str, tuple[int, int]]
-    """Of the step, by name: how often, and the bytes that this process handed over."""
+    """For each collective of the step, the number of calls and the bytes that this process passed to them."""
     seconds: float
 
 
 class ShapesOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers what is read back, and counts storages and collectives."""
+    """Dispatch mode that returns fixed values for tensors that are read back, and counts storages and collectives.
+
+    `live` and `peak` are bytes of storages that are allocated now, and at most.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -75,19 +83,19 @@ class ShapesOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """One operation."""
+        """Runs one operation and counts the storages of its results."""
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
             return _answer(args[0].dtype)
         out = func(*args, **(kwargs or {}))
         if func.namespace == "c10d":
             self._count_collective(func.overloadpacket.__name__.strip("_"), args)
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.device.type != "meta":  # which have no memory in earnest either
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":  # which take no memory in a real run either
                 self._count_storage(tensor.untyped_storage())
         return out
 
     def _count_collective(self, name: str, args: Any) -> None:
-        """The last tensors of a call are what goes in."""
+        """Counts one collective and the bytes of its input, the last tensor argument of every c10d operation."""
         given = [leaves for arg in args if (leaves := [t for t in tree_leaves(arg) if isinstance(t, Tensor)])]
         self.calls[name] += 1
         self.bytes_handed[name] += sum(t.numel() * t.element_size() for t in given[-1]) if given else 0
@@ -107,17 +115,19 @@ class ShapesOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _StaysInPlace(DiT):
-    """A tensor without memory cannot be moved to a device."""
+    """A `DiT` whose `to` does nothing, because a fake tensor cannot be moved to a device."""
 
     def to(self, *args: Any, **kwargs: Any) -> DiT:  # type: ignore[override]
-        """Itself."""
+        """Returns the module as it is."""
         return self
 
 
 def step_in_shape(config: RunConfig, precision: Precision, rank: int = 0) -> StepInShape:
-    """Build, forward, backward and step of `rank` of `config.parallel.world`. Needs memory for bookkeeping only.
+    """Builds the engine for `rank` of `config.parallel.world` and runs two optimizer steps.
 
-    A `ConfigError` for ZeRO-3, whose processes read back what the others are about to do.
+    Peak and collectives are those of the second step, because the first allocates the optimizer state. No tensor memory
+    is needed. Raises `ConfigError` for ZeRO-3, whose processes read back values from each other that fake tensors do
+    not have.
     """
     if config.parallel.zero_stage == 3:
         raise ConfigError("parallel.zero_stage=3 cannot be stepped in shape.", "Use parallel.zero_stage=2.")
@@ -133,7 +143,7 @@ def step_in_shape(config: RunConfig, precision: Precision, rank: int = 0) -> Ste
         persistent, shapes.peak = shapes.live, shapes.live
         shapes.calls.clear()
         shapes.bytes_handed.clear()
-        _step(engine, config, shapes)  # the first one makes what stays
+        _step(engine, config, shapes)  # the first step allocated the optimizer state
         return StepInShape(
             rank=rank,
             params_total=total,
@@ -148,7 +158,7 @@ def step_in_shape(config: RunConfig, precision: Precision, rank: int = 0) -> Ste
 
 
 def _step(engine: Engine, config: RunConfig, shapes: ShapesOnly) -> int:
-    """One optimizer step; returns the bytes saved by the last forward pass."""
+    """Runs one optimizer step and returns the bytes that its last forward pass saved."""
     images = config.train.batch_images // (config.parallel.world * config.train.accumulation)
     saved = 0
     for _ in range(config.train.accumulation):
@@ -185,7 +195,7 @@ def _batch(config: RunConfig, images: int) -> Batch:
 
 
 def _answer(dtype: torch.dtype) -> bool | int | float:
-    """No overflow, a norm of 1."""
+    """Returns the value for a tensor that is read back: False (no overflow), 1.0 (a norm) or 0."""
     if dtype == torch.bool:
         return False
     return 1.0 if dtype.is_floating_point else 0
@@ -193,7 +203,7 @@ def _answer(dtype: torch.dtype) -> bool | int | float:
 
 @contextmanager
 def _pretended_group(rank: int, world: int) -> Iterator[None]:
-    """A process group of `world`, of which this is `rank`, and which sends nothing."""
+    """Makes a process group of `world` ranks that sends nothing, in which this process is `rank`."""
     assert not torch.distributed.is_initialized(), "a process group is in use"
 
     before = {name: os.environ.get(name) for name in LAUNCHER}
@@ -201,7 +211,7 @@ def _pretended_group(rank: int, world: int) -> Iterator[None]:
     torch.distributed.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
         with _on_a_processor(), warnings.catch_warnings():
-            # DeepSpeed looks whether memory is aligned, and nothing here has an address.
+            # DeepSpeed checks whether memory is aligned, but fake tensors have no address.
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
             deepspeed.init_distributed(dist_backend="fake", auto_mpi_discovery=False, verbose=False)
             yield
@@ -215,7 +225,7 @@ def _pretended_group(rank: int, world: int) -> Iterator[None]:
 
 @contextmanager
 def _on_a_processor() -> Iterator[None]:
-    """DeepSpeed would put its part on the accelerator of this machine, away from the model and the batch."""
+    """Makes DeepSpeed use the CPU: it would put its buffers on an accelerator, but model and batch are on the CPU."""
     accelerator = get_accelerator()
     set_accelerator(CPU_Accelerator())
     try:

@@ -1,9 +1,10 @@
-"""Ranks from whatever started the processes: what torchrun would set, for those that srun or mpirun started.
+"""Sets the rank variables that torchrun would set, for processes that srun or mpirun started.
 
 PyTorch and DeepSpeed read `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT`. torchrun and DeepSpeed's
-launcher set them; Slurm says who a process is in `SLURM_*`, Open MPI in `OMPI_COMM_WORLD_*`, MPICH and Intel MPI in
-`PMI_*`. What is set already (by a launcher, or by a user whose first node has another name on the fast network) is left
-as it is. Torch-free: it runs before the settings of a run are read, because `parallel.world` depends on it.
+launcher set them. Slurm describes a process in `SLURM_*`, Open MPI in `OMPI_COMM_WORLD_*`, MPICH and Intel MPI in
+`PMI_*`. Variables that are set already (by a launcher, or by a user whose first node has another name on the fast
+network) are left as they are. This module does not import torch: it runs before the settings of a run are read, since
+`parallel.world` depends on it.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from experiments.errors import ConfigError
 from experiments.text import printable, shortened
 
 FIRST_PORT, NUM_PORTS = 10_000, 20_000
-"""Below the ports that Linux deals out by itself (32768 and up)."""
+"""The range of ports for rendezvous, below the ephemeral ports of Linux (32768 and up)."""
 VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 SPEAKING_SECONDS = 2.0
 NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 MAX_PROCESSES, MAX_PORT = 10_000_000, 65_535
 MAX_ID = 2**32 - 1
-"""Slurm's ids of jobs and steps have 32 bits."""
+"""The largest id of a job or step: Slurm's ids have 32 bits."""
 OF_A_TASK = ("SLURM_STEP_NODELIST", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_LOCALID")
-"""What srun sets for each task, as far as it is needed here."""
+"""The variables of srun's tasks that are needed here."""
 WAY_OUT = "Unset it for one process, or start with torchrun, srun, mpirun or deepspeed, which set it."
 
 
 def adopt_ranks(environment: MutableMapping[str, str] = os.environ) -> bool:
-    """Add the launcher's variables to `environment` where several processes were started and no launcher followed.
+    """Adds rank variables to `environment` where several processes were started and no launcher has set them.
 
-    Returns whether this process is the one to say what is wrong with the command line that it shares with others: one
-    of all that srun or mpirun started, one on each node of a launcher that was typed in on every node. Raises
-    `ConfigError` where the variables tell of several processes and leave out how they find each other.
+    Returns whether this process reports errors in the command line that it shares with the others. That is one of all
+    processes under srun or mpirun, and one per node under a launcher that is started on every node. Raises
+    `ConfigError` where the variables announce several processes but not how they find each other.
     """
     found = launched_ranks(environment)
     for name, value in found.items():
@@ -46,9 +47,9 @@ def adopt_ranks(environment: MutableMapping[str, str] = os.environ) -> bool:
 
 
 def work_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
-    """Rank, number of processes and rank on this node, for work that is shared without the processes ever meeting.
+    """Returns rank, number of processes and local rank, for work that processes share without communicating.
 
-    What does not tell of several processes in full is not an error here: this process then works alone.
+    Incomplete or invalid variables are no error here: the process then works alone, as (0, 1, 0).
     """
     try:
         known = {"LOCAL_RANK": "0", **launched_ranks({"MASTER_ADDR": "", **environment}), **environment}
@@ -59,15 +60,19 @@ def work_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int, i
 
 
 def leave_it_to_the_speaker(exit_code: int) -> NoReturn:
-    """End silently, for a mistake that another process says: after it, since launchers kill the others at the first."""
+    """Exits silently because another process reports the error.
+
+    It waits first, since launchers kill all other processes as soon as one has ended.
+    """
     time.sleep(SPEAKING_SECONDS)
     raise SystemExit(exit_code)
 
 
 def launched_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT` of this process; empty where they are known.
+    """Returns the rank variables of this process; the result is empty where a launcher has set them.
 
-    Under Slurm the MPIs start daemons of their own through srun, whose variables then speak of the daemons.
+    MPI is asked before Slurm: within a Slurm job MPIs start their daemons through srun, and the Slurm variables then
+    describe the daemons.
     """
     if "WORLD_SIZE" in environment:
         return {}
@@ -80,10 +85,10 @@ def launched_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Those of a process of a Slurm step.
+    """Returns the rank variables of a process in a Slurm step; empty outside of a step and in a step of one process.
 
-    Empty outside of a step and in a step of one process, which needs no other. The batch script itself is no step,
-    though Slurm tells it of tasks: a plain `ecdit train` in it is one process.
+    The batch script itself is no step, although Slurm sets numbers of tasks there: a plain `ecdit train` in it is one
+    process. Raises `ConfigError` for missing or invalid variables.
     """
     if "WORLD_SIZE" in environment or "SLURM_STEP_NUM_TASKS" not in environment:
         return {}
@@ -107,9 +112,9 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def open_mpi_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Those of a process that Open MPI's mpirun started (4 and 5); empty for a single one.
+    """Returns the rank variables of a process that Open MPI's mpirun (4 and 5) started; empty for a single process.
 
-    The port comes from the name of the job, which all processes know and no other job has.
+    The port is a hash of the job's name, which all its processes know and no other job has.
     """
     world = _num_processes(environment, "OMPI_COMM_WORLD_SIZE")
     if world == 1:
@@ -124,9 +129,10 @@ def open_mpi_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def hydra_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Those of a process that the mpiexec of MPICH or Intel MPI started; empty for a single one.
+    """Returns the rank variables of a process that mpiexec of MPICH or Intel MPI started; empty for a single process.
 
-    It names no job. On one node its processes have the same parent; on several they take one port unless told another.
+    These set no name of the job. On one node the port is a hash of the common parent process. On several nodes all jobs
+    get the same port unless `MASTER_PORT` is set.
     """
     world = _num_processes(environment, "PMI_SIZE")
     if world == 1:
@@ -141,13 +147,16 @@ def hydra_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_host(node_list: str) -> str:
-    """The first name in Slurm's notation: `n3` of `n[3-5,8],m1`, `rack0-n03` of `rack[0-1]-n[03-09]`."""
+    """Returns the first host in Slurm's notation: `n3` in `n[3-5,8],m1`, `rack0-n03` in `rack[0-1]-n[03-09]`."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", node_list)
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first.group()) if first else node_list
 
 
 def _one_node(environment: Mapping[str, str], world: int, here: int, option: str) -> dict[str, str]:
-    """`MASTER_ADDR` where all processes are on this node; on several, MPI does not say where rank 0 is."""
+    """Returns `MASTER_ADDR` where all processes are on this node, and nothing where the user has set it.
+
+    Raises `ConfigError` otherwise, because MPI does not say on which node rank 0 is.
+    """
     if here == world:
         return {"MASTER_ADDR": "127.0.0.1"}
     if "MASTER_ADDR" not in environment:
@@ -163,13 +172,13 @@ def _port(job: str) -> str:
 
 
 def _local_rank(environment: Mapping[str, str], name: str, world: int) -> str:
-    """Number of the device to use: the place on the node, unless the launcher shows this process one device alone."""
+    """Returns the number of the device to use: the rank on the node, or 0 where only one device is visible."""
     visible = next((environment[name] for name in VISIBLE_DEVICES if environment.get(name)), "")
     return "0" if visible and "," not in visible else _rank(environment, name, world)
 
 
 def _check_complete(environment: Mapping[str, str]) -> None:
-    """Several processes must know who they are and where rank 0 is; what one process is told must be a number."""
+    """Raises `ConfigError` where rank variables are invalid, or are incomplete for several processes."""
     world = _num_processes(environment, "WORLD_SIZE") if "WORLD_SIZE" in environment else 1
     if "LOCAL_WORLD_SIZE" in environment:
         _num_processes(environment, "LOCAL_WORLD_SIZE")
@@ -193,12 +202,12 @@ def _num_processes(environment: Mapping[str, str], name: str) -> int:
 
 
 def _rank(environment: Mapping[str, str], name: str, world: int) -> str:
-    """The rank as text, once it is known to be one."""
+    """Returns the variable as text after checking that it is a rank. Raises `ConfigError` where it is not."""
     return str(_number(environment, name, f"a rank of {world} process(es), from 0 to {world - 1}", 0, world - 1))
 
 
 def _number(environment: Mapping[str, str], name: str, what: str, lowest: int, highest: int) -> int:
-    """The variable as a whole number; a `ConfigError` that says `what` it is not."""
+    """Returns the variable as a whole number. Raises `ConfigError`, which says that it is not `what`, otherwise."""
     text = environment.get(name)
     if text is None:
         raise ConfigError(f"Several processes were started but {name} is not set.", "Use torchrun, which sets all.")

@@ -1,8 +1,8 @@
-"""The training loop: batches to steps, steps to rows, and at their cadences validation and checkpoints.
+"""The training loop: it takes steps, records rows, and validates and saves at the intervals of the config.
 
-Everything that decides a number is a function of the config and of `images_seen`; so a run that stops at any step and
-starts again goes on as if nothing had happened. A run ends as done, interrupted (saved, to be continued) or failed
-(with the reason in its status).
+Every result depends only on the config and on `images_seen`, so that a run that stops at any step and starts again
+continues as if it had not been interrupted. A run ends as done, interrupted (saved, to be continued) or failed (with
+the reason in its status).
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ from experiments.training.stop import StopRequest
 from experiments.training.validation import Validator
 
 Observer = Callable[[Engine, RunConfig, int, RecordWriter | None], None]
-"""Called at every evaluation with the trained model: previews. The writer is None but on rank 0. Collective."""
+"""Called at every evaluation with the trained model, to sample previews; the writer is None except on rank 0."""
 HEARTBEAT_SECONDS = 10.0
-"""The status is renewed at least this often while steps go on."""
+"""The status is written at least this often while training makes steps."""
 
 
 @dataclass
 class Run:
-    """What the loop works with."""
+    """The state of a run and the objects that the loop uses."""
 
     config: RunConfig
     run_dir: RunDir
@@ -82,7 +82,7 @@ class Run:
     heartbeat: float = field(default_factory=time.monotonic)
 
     def status(self, state: State, reason: str | None = None) -> None:
-        """Replace the status, on the process that writes."""
+        """Replaces the recorded status, on the process that writes records."""
         self.heartbeat = time.monotonic()
         if self.writer is not None:
             saved = self.saver.images_saved
@@ -98,9 +98,9 @@ def train(
     clock: StepClock | None = None,
     restart: bool = False,
 ) -> State:
-    """Train to `train.images`, continuing from the newest checkpoint; returns `done` or `interrupted`.
+    """Trains to `train.images`, continuing from the newest checkpoint; returns `done` or `interrupted`.
 
-    `restart`: from the first image instead, with what the folder holds of the run set aside.
+    With `restart` it starts at the first image instead, and what the folder holds of the run is set aside.
 
     Raises `RunFailedError` for a non-finite loss, and other `EcditError`s for mistakes; the status holds the reason.
     """
@@ -120,12 +120,12 @@ def train(
             record = record.model_copy(update={"matmul_flops_per_second": matmul_flops_per_second(record.precision)})
         settle_record(run_dir, record)
         if not restart:
-            saved_checkpoints(run_dir, reporter.warn)  # those that cannot be reached are said before a row is cut
+            saved_checkpoints(run_dir, reporter.warn)  # raises before rows are cut, where they cannot be reached
     reporter.phase("building")
     with process_group(run_dir.log, meeting), StopRequest() as stop:
         begun = run_dir.read_run()  # a run keeps the precision and the id that it began with
         engine = build_engine(config, begun.precision)
-        if config.parallel.zero_stage < 3:  # whose layers hold no weights between two calls
+        if config.parallel.zero_stage < 3:  # ZeRO-3's layers hold no weights between calls
             assert_matches_budget(engine.model, cost, engine.share.count)
         checkpoint = None if restart else _newest_checkpoint(engine, run_dir, begun.config_id, reporter)
         means = RunningMeans()
@@ -150,7 +150,7 @@ def train(
 
 
 def _newest_checkpoint(engine: Engine, run_dir: RunDir, config_id: str, reporter: Reporter) -> Checkpoint | None:
-    """The one that all processes go on from; each checks the shards that it will read. Collective."""
+    """Opens the checkpoint from which all processes continue; each checks the shards that it will read. Collective."""
     if engine.rank == 0:
         drop_leftovers(run_dir)
     return load_newest(
@@ -164,7 +164,7 @@ def _newest_checkpoint(engine: Engine, run_dir: RunDir, config_id: str, reporter
 
 
 def _loop(run: Run, stop: StopRequest) -> State:
-    """Steps until the horizon or a signal."""
+    """Trains until the last image of the config or until a signal asks to stop."""
     config, means, engine = run.config, run.means, run.engine
     validator = Validator(config)
     run.status("running")
@@ -192,7 +192,7 @@ def _loop(run: Run, stop: StopRequest) -> State:
         if stopped and not done:
             run.status("interrupted", stop.name)
             return "interrupted"
-        if run.saver.images_saved != saved:  # from now on this run must not start anew unasked
+        if run.saver.images_saved != saved:  # the status records it, so that the run cannot restart by mistake
             saved = run.saver.images_saved
             run.status("running")
         started = run.seconds.now()
@@ -201,9 +201,9 @@ def _loop(run: Run, stop: StopRequest) -> State:
 
 
 def _step(run: Run, batch: Batch, started: float) -> float:
-    """One optimizer step over this process's share of the batch; returns the learning rate it used.
+    """Takes one optimizer step over this process's share of the batch; returns the learning rate it used.
 
-    `started`: when the loop began to wait for the batch, so that waiting for data is part of the step's seconds.
+    `started` is when the loop began to wait for the batch, so that waiting for data is part of the step's seconds.
     """
     config, engine, clock = run.config, run.engine, run.clock
     rate = learning_rate(config, run.means.images_seen)
@@ -231,7 +231,7 @@ def _step(run: Run, batch: Batch, started: float) -> float:
 
 
 def _mean_over_processes(engine: Engine, values: Tensor) -> list[float]:
-    """The mean of each value over all processes. Collective."""
+    """Returns the mean of each value over all processes. Collective."""
     if engine.world > 1:
         dist.all_reduce(values)
         values /= engine.world
@@ -240,7 +240,7 @@ def _mean_over_processes(engine: Engine, values: Tensor) -> list[float]:
 
 
 def _micro_batches(batch: Batch, accumulation: int) -> Iterator[Batch]:
-    """The batch in `accumulation` equal pieces."""
+    """Yields the batch in `accumulation` equal parts."""
     if accumulation == 1:
         yield batch
         return
@@ -262,7 +262,7 @@ def _write_row(run: Run, rate: float) -> None:
 
 
 def _evaluate(run: Run, validator: Validator, last: bool) -> None:
-    """Validation with the raw weights; at the end also with the moving average; then the observers."""
+    """Validates with the raw weights, at the end also with the moving average, and then calls the observers."""
     images_seen = run.means.images_seen
     run.reporter.phase("validating")
     evals, routing = validator.measure(run.engine, images_seen, "raw")
@@ -273,14 +273,14 @@ def _evaluate(run: Run, validator: Validator, last: bool) -> None:
         run.writer.evaluation(evals)
         run.writer.routing(routing)
     for observe in run.observers:
-        run.status("running")  # sampling can take minutes, and a silent run is taken for one that hangs
+        run.status("running")  # sampling can take minutes, and a run with an old status seems to hang
         run.reporter.phase("sampling")
         observe(run.engine, run.config, images_seen, run.writer)
     run.reporter.phase("training")
 
 
 def _save(run: Run, wait: bool) -> None:
-    """Begin a checkpoint of this moment, once the one before it is complete; with `wait` see it through."""
+    """Begins a checkpoint once the one before is complete; with `wait` returns only when it is complete too."""
     run.reporter.phase("saving")
     run.saver.finish(beat=lambda: run.status("running"))
     run.saver.begin({**LOSS, **run.means.state()}, snapshot(run.engine))
@@ -290,5 +290,5 @@ def _save(run: Run, wait: bool) -> None:
 
 
 def _crossed(before: int, after: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (before, after]."""
+    """Returns whether a multiple of `every` lies in (before, after]."""
     return before // every != after // every

@@ -1,5 +1,6 @@
-"""Running means between two rows of `steps.jsonl`, and the clock of the run. Saved with a checkpoint, so that a resumed
-run writes the same rows as an undisturbed one (but for the seconds).
+"""Running means between two rows of `steps.jsonl`, and the images and seconds that a run has spent.
+
+They are saved in checkpoints, so that a resumed run writes the same rows as an uninterrupted one, except for seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from experiments.records.schema import StepRow
 
 @dataclass
 class RunningMeans:
-    """Sums over the steps since the last row, and what the run has spent."""
+    """Sums over the steps since the last row, and the images and seconds of the whole run."""
 
     images_seen: int = 0
     seconds: float = 0.0
@@ -24,7 +25,7 @@ class RunningMeans:
     grad_norm_sum: float = 0.0
 
     def add(self, images: int, seconds: float, loss: float, auxiliary_loss: float, grad_norm: float) -> None:
-        """Count one optimizer step."""
+        """Adds the values of one optimizer step."""
         self.images_seen += images
         self.seconds += seconds
         self.row_steps += 1
@@ -35,7 +36,7 @@ class RunningMeans:
         self.grad_norm_sum += grad_norm
 
     def take_row(self, learning_rate: float, train_flops_per_image: int, has_auxiliary_loss: bool) -> StepRow:
-        """The row over everything since the last one, and start the next."""
+        """Returns the row over all steps since the last row, and resets the sums."""
         steps = self.row_steps
         row = StepRow(
             images_seen=self.images_seen,
@@ -52,10 +53,10 @@ class RunningMeans:
         return row
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint; JSON keeps every bit of a float."""
+        """Returns the state for a checkpoint; JSON keeps every bit of a float."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> RunningMeans:
-        """What `state` was taken from."""
+        """Restores the object from its `state`."""
         return cls(**{name: state[name] for name in cls.__dataclass_fields__})

@@ -1,8 +1,9 @@
-"""All processes of a run meet before anything is built: same versions, same settings, same run folder, and a watch.
+"""Brings all processes of a run together before anything is built, and checks that they agree.
 
-They meet at the store that the launcher named (`MASTER_ADDR`, `MASTER_PORT`) and exchange plain strings, so that ranks
-whose PyTorch or DeepSpeed differ can still say so. From then on they watch each other (`watchdog.py`), also while the
-process group is made, which waits half an hour for a rank that does not come. With one process there is nothing to do.
+They connect to the store that the launcher named (`MASTER_ADDR`, `MASTER_PORT`) and compare versions, settings and run
+folder as plain strings, so that this works even between ranks whose PyTorch or DeepSpeed differ. From then on they
+watch each other (`watchdog.py`), also while the process group is made, which alone would wait half an hour for a
+missing rank. With one process there is nothing to do.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from experiments.training.launch import leave_it_to_the_speaker
 from experiments.training.watchdog import Watchdog
 
 MEETING_SECONDS = 300.0
-"""How long ranks wait for each other: nodes start, and import from a slow disk, at different times."""
+"""Ranks wait this long for each other, since nodes start at different times and may import from a slow disk."""
 FOLDER_SECONDS = 20.0
-"""How long a shared disk may take to show a new file to another node."""
+"""A shared disk may take this long to show a new file to another node."""
 SAME_VERSION = ("torch", "deepspeed", "ecdit")
 COMMIT = "git commit"
 INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -46,7 +47,7 @@ Facts = dict[str, str]
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the processes of this run meet. `store` and `watchdog` are None for one process."""
+    """The connection between the processes of this run. `store` and `watchdog` are None for a single process."""
 
     rank: int = 0
     world: int = 1
@@ -54,13 +55,13 @@ class Meeting:
     watchdog: Watchdog | None = None
 
     def make_group(self, backend: str) -> None:
-        """The process group, at the store where the ranks have met; with one process nothing."""
+        """Makes the process group over the store of the meeting; does nothing for a single process. Collective."""
         if self.store is not None:
             init_process_group(backend, store=PrefixStore("group", self.store), rank=self.rank, world_size=self.world)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Until its end, a rank that goes silent ends the others."""
+        """Runs the watchdog within this context: a rank that goes silent ends all other processes."""
         if self.watchdog is None:
             yield
             return
@@ -69,7 +70,7 @@ class Meeting:
 
     @contextlib.contextmanager
     def ending(self, end: Callable[[str], None]) -> Iterator[None]:
-        """Inside, `end` is called with the reason before the watchdog ends this process."""
+        """Within this context, `end` is called with the reason before the watchdog ends this process."""
         if self.watchdog is None:
             yield
             return
@@ -78,10 +79,11 @@ class Meeting:
 
 
 def meet(run_dir: RunDir, record: RunRecord, tell: Callable[[str], None]) -> Meeting:
-    """Wait for all ranks and compare what they run; `tell` says why the watchdog ends this process, if it does.
+    """Waits for all ranks and compares their versions, settings and run folders. Collective.
 
-    Collective. Raises `ConfigError` on rank 0, which speaks for all, where a rank differs; the others end with the same
-    exit code. Raises `RunFailedError` when a rank does not come.
+    The watchdog calls `tell` with the reason if it ends this process. Raises `ConfigError` on rank 0, which reports for
+    all, where a rank differs; the other ranks exit silently with the same code. Raises `RunFailedError` when a rank
+    does not come.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -105,7 +107,10 @@ def meet(run_dir: RunDir, record: RunRecord, tell: Callable[[str], None]) -> Mee
 
 @dataclass(frozen=True)
 class Rank:
-    """What a process says of itself. `folder`: the run folder, and whether it sees the one of rank 0 there."""
+    """The report of a process about itself.
+
+    `folder` is the path of its run folder, and `sees_folder` says whether that is the same folder as rank 0's.
+    """
 
     number: int
     host: str
@@ -114,12 +119,12 @@ class Rank:
     sees_folder: bool
 
     def __str__(self) -> str:
-        """For messages."""
+        """Returns the name of this rank in messages."""
         return f"rank {self.number} on {self.host}"
 
 
 def facts_of(record: RunRecord) -> Facts:
-    """What must be the same on every rank, the versions first."""
+    """Returns what must be equal on every rank: versions first, then all settings by their dotted names."""
     facts = {name: record.versions[name] for name in SAME_VERSION if name in record.versions}
     facts["python"] = ".".join(record.versions["python"].split(".")[:2])
     if record.git_commit is not None:
@@ -128,9 +133,9 @@ def facts_of(record: RunRecord) -> Facts:
 
 
 def first_trouble(ranks: Sequence[Rank]) -> tuple[str, str] | None:
-    """What makes a rank unfit to run with rank 0, and the way out; None where nothing does.
+    """Returns the first difference between a rank and rank 0 with the way out, or None where all agree.
 
-    A commit is compared where both are known: an installed package has none.
+    Commits are compared only where both are known, since an installed package has none.
     """
     first, *others = ranks
     for rank in others:
@@ -150,17 +155,18 @@ def first_trouble(ranks: Sequence[Rank]) -> tuple[str, str] | None:
 
 
 def choose_interface(environment: MutableMapping[str, str]) -> None:
-    """Tell gloo the network interface that leads to `MASTER_ADDR`: by itself it takes the one of the host's name.
+    """Sets the variable that tells gloo to use the network interface which leads to `MASTER_ADDR`.
 
-    That is often a loopback address (127.0.1.1 on Debian), which no other node reaches.
+    By default gloo uses the address of the host's own name. That is often a loopback address (127.0.1.1 on Debian),
+    which no other node reaches.
     """
     if environment.get(INTERFACE):
         return
     try:
         with socket.socket(*_datagram(environment["MASTER_ADDR"])[:2]) as probe:
-            probe.connect(_datagram(environment["MASTER_ADDR"])[2])  # sends nothing
+            probe.connect(_datagram(environment["MASTER_ADDR"])[2])  # UDP: this picks a route and sends nothing
             address = str(probe.getsockname()[0])
-    except OSError:  # the rendezvous says it better
+    except OSError:  # the rendezvous will fail with a better message
         return
     if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         return
@@ -175,7 +181,11 @@ def _datagram(host: str) -> tuple[int, int, Any]:
 
 
 def _present(table: Store, run_dir: RunDir, facts: Facts, rank: int, world: int) -> list[Rank]:
-    """What every process says of itself, on all of them. Rank 0 makes a file in its folder that the others look for."""
+    """Returns the reports of all ranks, on every rank. Collective.
+
+    Rank 0 creates a file with a random name in its run folder. The others look for it to learn whether they see the
+    same folder; equal paths on different disks would not show this.
+    """
     with _token(run_dir) if rank == 0 else contextlib.nullcontext("") as token:
         if rank == 0:
             table.set("token", token)
@@ -188,7 +198,7 @@ def _present(table: Store, run_dir: RunDir, facts: Facts, rank: int, world: int)
 
 @contextlib.contextmanager
 def _token(run_dir: RunDir) -> Iterator[str]:
-    """A file that was in no folder before; its name."""
+    """Creates a file with a random name in the run folder, yields the name and removes the file at the end."""
     token = secrets.token_hex(8)
     with storage_errors(run_dir.path):
         run_dir.token(token).touch()
@@ -209,7 +219,7 @@ def _appears(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _everyone_comes(world: int) -> Iterator[None]:
-    """What PyTorch says of a rendezvous that fails, in a line with the way out."""
+    """Turns PyTorch's errors of a failed rendezvous into a `RunFailedError` of one line with the way out."""
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         yield

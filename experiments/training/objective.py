@@ -1,4 +1,4 @@
-"""What training minimises and validation reports: the velocity loss of a batch.
+"""The velocity loss of a batch, which training minimises and validation reports.
 
 Legend: B images, K tokens, P values of a token.
 """
@@ -15,7 +15,7 @@ from experiments.models.embed import patchify
 
 
 def forward_loss(model: torch.nn.Module, batch: Batch, patch_size: int) -> tuple[Tensor, DiTOutput]:
-    """The loss of each image, float32 [B], and the model's answer."""
+    """Returns the loss of each image, float32 [B], and the output of the model."""
     noisy_BCHW = interpolate(batch.pixels_BCHW, batch.noise_BCHW, batch.time_B)
     output: DiTOutput = model(noisy_BCHW, batch.time_B, batch.caption, batch.keep_BK)
     target_BKP = patchify(velocity_target(batch.pixels_BCHW, batch.noise_BCHW), patch_size)
@@ -25,7 +25,7 @@ def forward_loss(model: torch.nn.Module, batch: Batch, patch_size: int) -> tuple
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with every tensor on `device`."""
+    """Returns the batch with every tensor on `device`."""
     moved = {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in vars(batch).items()

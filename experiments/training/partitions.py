@@ -1,10 +1,11 @@
-"""Between named parameters and the flat fp32 tensors that a process keeps of them, whatever the ZeRO stage.
+"""The map between named parameters and the flat fp32 partitions that a process holds, for every ZeRO stage.
 
-ZeRO-1 and 2 keep one flat fp32 tensor per parameter group on each process, its share of the master weights; ZeRO-3 the
-same, cut parameter by parameter; ZeRO-0 nothing but the module's own parameters. Optimizer state and the moving average
-have the layout of the master weights. Here each is a set of stretches of parameters: the numbers [start, stop) of the
-flattened parameter *of all processes*, in which stacked experts lie by their global number. A checkpoint written by
-stretches knows nothing of the layout it came from. What is read from DeepSpeed's optimizers is read here alone.
+ZeRO-1 and 2 hold one flat fp32 tensor per parameter group on each process, its partition of the master weights. ZeRO-3
+does the same but cuts every parameter by itself. ZeRO-0 has only the module's own parameters. Optimizer state and the
+moving average have the layout of the master weights. This module describes each of them as stretches of parameters: the
+elements [start, stop) of the flattened global parameter, in which stacked experts are ordered by their global number.
+A checkpoint of stretches is therefore independent of the layout that wrote it. Only this module reads the internals of
+DeepSpeed's optimizers.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from experiments.routing.deepspeed_library import all_gather_dp_groups, dist, gr
 from experiments.routing.parallel import ExpertShare
 
 Read = Callable[[str, int, int], Tensor]
-"""The numbers [start, stop) of a flattened parameter, by its name; fp32 [stop - start]."""
+"""Takes (name, start, stop) and returns these elements of the flattened parameter, fp32 [stop - start]."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What a process keeps of a parameter: `flats[flat][offset : offset + numel]` are its numbers from `start` on."""
+    """A process's part of a parameter: `flats[flat][offset : offset + numel]` are its elements from `start` on."""
 
     flat: int
     offset: int
@@ -37,7 +38,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Stretch:
-    """[start, stop) of the flattened parameter `name`, fp32."""
+    """Consecutive elements `numbers`, fp32, of the flattened parameter `name`, which begin at `start`."""
 
     name: str
     start: int
@@ -45,12 +46,14 @@ class Stretch:
 
 
 class Partitions(ABC):
-    """The fp32 weights of a process. `keys`: the same tensors as the optimizer's state knows them. `shapes`: of every
-    parameter, with the experts of all processes.
+    """The fp32 weights that a process holds, as `flats`, and where in the global parameters they belong (`pieces`).
+
+    `keys` are the tensors under which the optimizer keeps the state of each flat. `shapes` has the global shape of
+    every parameter, with the experts of all processes.
     """
 
     master_is_module: bool
-    """Whether there are no fp32 weights beside the module's own."""
+    """Says whether the module's own parameters are the only fp32 weights, without a separate master copy."""
 
     def __init__(self, module: nn.Module, share: ExpertShare) -> None:
         self.parameters: dict[str, nn.Parameter] = dict(module.named_parameters())
@@ -62,17 +65,20 @@ class Partitions(ABC):
 
     @abstractmethod
     def copy_to_module(self, flats: Sequence[Tensor]) -> None:
-        """Copy tensors laid out like the master weights into the module's own parameters. Collective."""
+        """Copies tensors laid out like the master weights into the module's own parameters. Collective."""
 
     def let_go(self) -> None:  # noqa: B027
-        """Drop what layers still hold of other processes' weights, since those are about to change."""
+        """Releases weights gathered from other processes, which are about to change (ZeRO-3 only)."""
 
     def refresh_module(self) -> None:
-        """Copy the master weights into the module's own (possibly bf16) parameters. Collective."""
+        """Copies the master weights into the module's own (possibly bf16) parameters. Collective."""
         self.copy_to_module(self.flats)
 
     def stretches(self, flats: Sequence[Tensor]) -> Iterator[Stretch]:
-        """What this process saves of tensors laid out like the master weights: views, every number on one process."""
+        """Yields what this process saves of tensors laid out like the master weights.
+
+        Stretches are views. Over all processes each element is saved exactly once.
+        """
         for name, piece in self.pieces.items():
             first, last = self._saved(name, piece)
             if last > first:
@@ -80,17 +86,17 @@ class Partitions(ABC):
                 yield Stretch(name, piece.start + first, numbers)
 
     def fill(self, read: Read, flats: Sequence[Tensor]) -> None:
-        """Write this process's share of every parameter into `flats`."""
+        """Fills `flats` with this process's part of every parameter, which `read` supplies."""
         for name, piece in self.pieces.items():
             place = flats[piece.flat].detach().narrow(0, piece.offset, piece.numel)
             place.copy_(read(name, piece.start, piece.start + piece.numel))
 
     def wanted(self) -> dict[str, tuple[int, int]]:
-        """[start, stop) of what `fill` reads."""
+        """Returns the elements [start, stop) that `fill` reads of each parameter."""
         return {name: (piece.start, piece.start + piece.numel) for name, piece in self.pieces.items()}
 
     def _saved(self, name: str, piece: Piece) -> tuple[int, int]:
-        """Of what is kept, the part that this process saves."""
+        """Returns [first, last) within the piece that this process saves; it holds the whole piece."""
         return 0, piece.numel
 
     def _global_shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
@@ -98,12 +104,12 @@ class Partitions(ABC):
         return (shape[0] * self.share.count, *shape[1:]) if _is_expert(parameter) else shape
 
     def _first(self, parameter: nn.Parameter) -> int:
-        """Where this process's own tensor begins in the parameter of all processes."""
+        """Returns where this process's tensor begins in the flattened global parameter."""
         return self.share.place * parameter.numel() if _is_expert(parameter) else 0
 
 
 class ShardedStates(Partitions):
-    """ZeRO-1 and 2: DeepSpeed's own map from parameters to fragments."""
+    """The partitions of ZeRO-1 and 2, read from DeepSpeed's own map from parameters to fragments."""
 
     master_is_module = False
 
@@ -122,7 +128,7 @@ class ShardedStates(Partitions):
                 self.pieces[name] = Piece(group_of[id(parameter)], here.start, start, here.numel)
 
     def copy_to_module(self, flats: Sequence[Tensor]) -> None:
-        """As at the end of every step: this process's share, then everybody's."""
+        """Copies this process's partition to the module, then all-gathers the others, as DeepSpeed's step does."""
         zero = self.zero
         for flat, parts, group in zip(
             flats, zero.parallel_partitioned_bit16_groups, zero.real_dp_process_group, strict=True
@@ -138,7 +144,7 @@ class ShardedStates(Partitions):
 
 
 class ShardedWeights(Partitions):
-    """ZeRO-3: every process has an equal cut of every parameter, the last ones padded."""
+    """The partitions of ZeRO-3, which gives every process an equal part of every parameter and pads the last parts."""
 
     def __init__(self, module: nn.Module, share: ExpertShare, zero: Any) -> None:
         super().__init__(module, share)
@@ -154,19 +160,19 @@ class ShardedWeights(Partitions):
 
     @torch.no_grad()
     def copy_to_module(self, flats: Sequence[Tensor]) -> None:
-        """Processes gather a layer's weights when they need them: the own share is all."""
+        """Copies only this process's partition, since layers gather the others' when they need them."""
         self.let_go()
         for own, flat in zip(self.zero.fp16_partitioned_groups_flat, flats, strict=True):
             if own is not flat:
                 own.data.copy_(flat.data)
 
     def let_go(self) -> None:
-        """DeepSpeed keeps weights that the next call will need again."""
+        """Releases gathered weights, which DeepSpeed otherwise keeps when it expects the next call to need them."""
         self.zero.parameter_offload.partition_all_parameters()
 
 
 class WholeStates(Partitions):
-    """ZeRO-0 in fp32: the module's parameters are all there is, and each process saves its share of them."""
+    """ZeRO-0 in fp32, where only the module's parameters exist; processes with equal ones share the work of saving."""
 
     master_is_module = True
 
@@ -178,13 +184,13 @@ class WholeStates(Partitions):
             self.pieces[name] = Piece(place, 0, self._first(parameter), parameter.numel())
 
     def copy_to_module(self, flats: Sequence[Tensor]) -> None:
-        """Nothing to do for the master weights: they are the module's."""
+        """Copies `flats` to the module; the master weights already are the module's parameters and are skipped."""
         for own, flat in zip(self.flats, flats, strict=True):
             if own is not flat:
                 own.copy_(flat)
 
     def _saved(self, name: str, piece: Piece) -> tuple[int, int]:
-        """Processes that hold the same save equal parts of it."""
+        """Divides a parameter equally between the processes that hold the same copy of it."""
         group = groups._get_expert_data_parallel_group(self.share.group_name) if self._is_shared(name) else None
         rank, world = dist.get_rank(group=group), dist.get_world_size(group=group)
         return piece.numel * rank // world, piece.numel * (rank + 1) // world
@@ -194,12 +200,12 @@ class WholeStates(Partitions):
 
 
 def partitions_of(module: nn.Module, share: ExpertShare, zero_stage: int, optimizer: Any) -> Partitions:
-    """Of an engine's module; `optimizer` is the engine's."""
+    """Returns the partitions of `module` for this ZeRO stage; `optimizer` is the DeepSpeed engine's."""
     if zero_stage == 0:
         return WholeStates(module, share)
     return (ShardedWeights if zero_stage == 3 else ShardedStates)(module, share, optimizer)
 
 
 def _is_expert(parameter: nn.Parameter) -> bool:
-    """Whether processes hold different experts in it (`ExpertShare.mark`)."""
+    """Returns whether processes hold different experts in this parameter (see `ExpertShare.mark`)."""
     return not getattr(parameter, "allreduce", True)

@@ -1,9 +1,8 @@
-"""A clock of training that stands still while the process is stopped: by SIGSTOP, by a cluster that suspends a job, by
-a container that is paused.
+"""A clock of training that pauses while the process is stopped: by SIGSTOP, a suspended job or a paused container.
 
-The clocks of the system go on meanwhile, and hours of standing still would count as seconds of training. A thread looks
-at the clock every second; a look that comes far too late says that nothing could run. Waiting for data, for another
-process or for an accelerator is no such gap, because other threads go on.
+The clocks of the system go on meanwhile, so that hours of suspension would count as training time. A thread reads the
+clock every second; when a reading comes much too late, no thread could run in between. Waiting for data, for another
+process or for an accelerator causes no such gap, because the thread goes on.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from typing import Self
 
 TICK_SECONDS = 1.0
 GAP_SECONDS = 5.0
-"""A look that is later than this is no matter of a busy machine."""
+"""A reading that is later than this means that the process was stopped; a busy machine causes shorter delays."""
 
 
 class TrainingClock:
-    """A context in which `now` is seconds on a clock that stands still while this process is stopped."""
+    """A context manager whose `now` returns seconds on a clock that pauses while this process is stopped."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
-        """`warn` hears of every gap."""
+        """Makes the clock; it calls `warn` with a message for every pause."""
         self._warn = warn
         self._paused_seconds = 0.0
         self._last = time.perf_counter()
@@ -32,7 +31,7 @@ class TrainingClock:
         self._thread = threading.Thread(target=self._tick, name="clock", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin to look."""
+        """Starts the thread that reads the clock."""
         self._last = time.perf_counter()
         self._thread.start()
         return self
@@ -40,12 +39,12 @@ class TrainingClock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the thread."""
+        """Ends the thread."""
         self._ended.set()
         self._thread.join()
 
     def now(self) -> float:
-        """Seconds since some moment, without those in which the process was stopped."""
+        """Returns seconds since a fixed moment, without those in which the process was stopped."""
         with self._lock:
             now = time.perf_counter()
             late = now - self._last - TICK_SECONDS

@@ -1,9 +1,9 @@
-"""How fast this machine multiplies matrices: what a run's FLOPs per second are a share of.
+"""Measures the matmul throughput of this machine, to which the FLOPs per second of a run are compared.
 
-A short measurement at the first start of a run, in its precision, on its device, with its threads: the fastest of
-several products of two square matrices, 2 n^3 FLOPs each, n doubled until a product takes a few milliseconds. A share
-of it is a share of what this process could do with nothing but large matmuls; it is no data sheet's number. What
-becomes of it is `analysis.tables`'.
+The measurement is taken at the first start of a run, in its precision, on its device and with its threads: the fastest
+of several products of two square matrices, 2 n^3 FLOPs each, where n doubles until a product takes a few milliseconds.
+Utilisation relative to it is the share of what this process could do with large matmuls alone; it is not the peak of a
+data sheet. `analysis.tables` computes the utilisation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NUM_REPETITIONS = 3
 
 
 def matmul_flops_per_second(precision: Precision) -> float:
-    """FLOPs per second of one process. Takes below 0.1 s; leaves the random state and the record of memory alone."""
+    """Returns FLOPs per second of one process. It takes under 0.1 s and changes no random state or peak memory."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     side, speeds = SMALLEST_SIDE, [0.0]
@@ -31,7 +31,7 @@ def matmul_flops_per_second(precision: Precision) -> float:
         if seconds > LONG_ENOUGH_SECONDS or side == LARGEST_SIDE:
             break
         side *= 2
-    if device is not None and device.type != "cpu":  # or the matrices would count as memory of a small run
+    if device is not None and device.type != "cpu":  # or the matrices would count in the run's peak memory
         memory = torch.get_device_module()
         memory.empty_cache()
         memory.reset_peak_memory_stats()
@@ -39,7 +39,7 @@ def matmul_flops_per_second(precision: Precision) -> float:
 
 
 def _fastest(x_NN: torch.Tensor) -> float:
-    """Seconds of the fastest product; the first, which loads the kernel, does not count."""
+    """Returns the seconds of the fastest product; the first, which loads the kernel, does not count."""
     out_NN = x_NN @ x_NN
     durations = []
     for _ in range(NUM_REPETITIONS):

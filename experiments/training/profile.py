@@ -1,8 +1,8 @@
-"""Which share of a training iteration is forward, backward and optimizer: what the loop itself costs.
+"""Measures which share of a training iteration is forward, backward and optimizer, and what the loop itself costs.
 
-A short real run in a folder of its own, by the real loop, with a clock in it. An iteration is the time from one step to
-the next: waiting for data, moving average, reading the loss back, rows and status are all in it. Validation and
-checkpoints happen at the end only and are not. `ecdit bench train` prints it.
+It makes a short run with the real loop and a clock, in a temporary folder. An iteration is the time from one step to
+the next and includes waiting for data, the moving average, reading the loss back, rows and status. Validation and
+checkpoints happen only at the end and are not included. `ecdit bench train` prints the result.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PARTS = ("forward", "backward", "optimizer")
 
 
 def measure_step_shares(config: RunConfig, steps: int) -> dict[str, float]:
-    """Medians over `steps` iterations after a warm-up.
+    """Returns medians over `steps` iterations after a warm-up.
 
-    `<part>_seconds` for forward, backward and optimizer, `iteration_seconds`, `other_seconds` (the rest),
-    `compute_share` (the three parts over the iteration) and `images_per_second`. Rows are written every iteration: more
-    than a run does.
+    They are `<part>_seconds` for forward, backward and optimizer, `iteration_seconds`, `other_seconds` (the rest),
+    `compute_share` (the three parts over the iteration) and `images_per_second`. Rows are written at every iteration,
+    which is more often than in a normal run.
     """
     clock = RecordingClock()
     iterations: list[dict[str, float]] = []
@@ -45,7 +45,7 @@ def measure_step_shares(config: RunConfig, steps: int) -> dict[str, float]:
 
 
 def _medians(iterations: Sequence[dict[str, float]], batch_images: int) -> dict[str, float]:
-    """The first report comes before the first step, so it is not among `iterations`."""
+    """Returns the medians of `measure_step_shares` from the seconds of each part in each iteration."""
     seconds = {name: statistics.median(one[name] for one in iterations) for name in (*PARTS, "iteration")}
     share = statistics.median(sum(one[name] for name in PARTS) / one["iteration"] for one in iterations)
     return {
@@ -57,7 +57,7 @@ def _medians(iterations: Sequence[dict[str, float]], batch_images: int) -> dict[
 
 
 def short_run(config: RunConfig, steps: int) -> RunConfig:
-    """`steps` steps of `config` with a row each, a small evaluation at the end, and no mirror."""
+    """Returns a config for `steps` steps of `config` with a row each, a small evaluation at the end, and no mirror."""
     images = steps * config.train.batch_images
     changes = {
         "train": {"images": images},

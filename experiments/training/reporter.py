@@ -1,5 +1,6 @@
-"""How a run talks to whoever watches it: a progress bar, a log, a test. Free of torch, so that a bar can stand before
-torch is imported.
+"""The callbacks by which a run reports its progress to a progress bar, a log or a test.
+
+This module does not import torch, so that a progress bar can be shown before torch is imported.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from experiments.records.schema import StepRow
 
 @dataclass(frozen=True)
 class Reporter:
-    """Does nothing by default.
+    """Callbacks of a run, which do nothing by default.
 
-    say: one line for a person. warn: one line that must be heard, also by whoever asked for no progress. phase: what
-    the run is doing now, in a word or two. step: images seen after each optimizer step. row: each row of `steps.jsonl`,
-    once it is written. fail: the reason, right before the process is ended from outside of its main thread; every other
-    failure is raised.
+    `say` takes one line for a person; `warn` takes a line that must be shown even where no progress is wanted. `phase`
+    takes what the run is doing now, in a word or two, `step` the images seen after each optimizer step, and `row` each
+    row of `steps.jsonl` once it is written. `fail` takes the reason right before the watchdog ends the process from its
+    own thread; every other failure is raised as an exception.
     """
 
     say: Callable[[str], None] = lambda message: None

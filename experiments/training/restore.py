@@ -1,6 +1,6 @@
-"""Between the engine and a checkpoint: what each process saves, and how training goes on from it on any layout.
+"""Copies the engine's state into a snapshot for a checkpoint, and restores it from a checkpoint of any layout.
 
-Everything is in stretches of parameters (`partitions.py`), fp32. The files are those of `checkpoint_files.py`.
+All tensors are fp32 stretches of parameters (`partitions.py`). `checkpoint_files.py` describes the files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from experiments.training.partitions import Partitions
 
 
 def snapshot(engine: Engine) -> Snapshot:
-    """What this process saves, copied to host memory: training may go on at once. Not collective."""
+    """Copies what this process saves to host memory, so that training can continue at once. Not collective."""
     partitions = engine.partitions
     tensors = {"weights": _copied(partitions, partitions.flats), "ema": _copied(partitions, engine.ema.flats)}
     states = [engine.optimizer.state[key] for key in partitions.keys]
@@ -55,7 +55,10 @@ def require_same_loss(config: RunConfig, checkpoint: Checkpoint) -> None:
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Continue from `checkpoint`: master weights, module weights, moving average and optimizer state. Collective."""
+    """Restores master weights, module weights, moving average and optimizer state from `checkpoint`. Collective.
+
+    Raises `CheckpointError` where the checkpoint has other parameters than the model.
+    """
     partitions = engine.partitions
     if checkpoint.shapes != partitions.shapes:
         raise CheckpointError(f"{checkpoint.path} holds other parameters than this model.", "Use another --run-dir.")
@@ -70,7 +73,7 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
 
 
 def _restore_state(engine: Engine, checkpoint: Checkpoint, state: str) -> None:
-    """One tensor of the optimizer's state: `exp_avg`."""
+    """Restores one kind of optimizer state, such as `exp_avg`, for all parameters."""
     partitions = engine.partitions
     filled = [torch.zeros_like(flat) for flat in partitions.flats]
     partitions.fill(lambda name, start, stop: checkpoint.read("optimizer", name, start, stop, state), filled)
@@ -79,7 +82,7 @@ def _restore_state(engine: Engine, checkpoint: Checkpoint, state: str) -> None:
 
 
 def _copied(partitions: Partitions, flats: list[Tensor], suffix: str = "") -> dict[str, Tensor]:
-    """By name, in host memory; a whole parameter in its shape."""
+    """Copies stretches to host memory, by name; a whole parameter keeps its shape, and a part is flat."""
     copies = {}
     for name, start, numbers in ((s.name, s.start, s.numbers) for s in partitions.stretches(flats)):
         whole = numbers.numel() == math.prod(partitions.shapes[name])

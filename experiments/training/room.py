@@ -1,8 +1,7 @@
-"""Whether a run has room here, before anything is built: one line instead of a process that is killed in its first
-step.
+"""Checks before anything is built that a run fits in memory, instead of letting its first step be killed.
 
-The arithmetic (`experiments/config/memory.py`) was within 10% wherever it was measured, so that only what is plainly
-too large is refused: `TOO_LARGE` times what there is.
+The estimate (`experiments/config/memory.py`) was within 10% wherever it was measured. Only runs that are plainly too
+large are refused: those that need more than `TOO_LARGE` times the available memory.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ TOO_LARGE = 1.25
 
 
 def require_room(config: RunConfig, precision: Precision) -> None:
-    """A `ConfigError` where this process's share is far more than its device, or its part of the host, has."""
+    """Raises `ConfigError` where this process needs far more memory than its device, or its part of the host, has."""
     on_accelerator = torch.accelerator.is_available()
     train = config.train.model_copy(update={"precision": precision})
     needed = memory(config.model_copy(update={"train": train}), on_accelerator).peak
@@ -35,7 +34,7 @@ def require_room(config: RunConfig, precision: Precision) -> None:
 
 
 def _what_there_is(on_accelerator: bool) -> tuple[int, str]:
-    """Bytes for one process, and of what."""
+    """Returns the bytes available to one process, and a description of where they are."""
     if on_accelerator:
         return int(torch.get_device_module().mem_get_info()[1]), "an accelerator here"
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,8 +1,8 @@
-"""Saving while training goes on.
+"""Saves checkpoints in the background while training goes on.
 
-A process copies what it holds to host memory and trains on; a thread writes the copy. Once every process has written
-its shard, which they find out together between two steps, one of them gives the checkpoint its name. A run that dies in
-between has the checkpoint before it.
+A process copies what it holds to host memory and trains on, while a thread writes the copy. Once every process has
+written its shard, which they find out together between two steps, rank 0 gives the checkpoint its name. A run that dies
+before that still has the previous checkpoint.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from experiments.training.agreement import everyone, first_trouble
 from experiments.training.checkpoint_files import Shapes, ShardReport, Snapshot, abandon, publish, write_shard
 
 WAIT_SECONDS = 5.0
-"""How long to wait in silence for a disk."""
+"""While it waits for the disk, `finish` calls `beat` this often."""
 
 
 class Saver:
-    """At most one checkpoint is being written at a time."""
+    """Writes the checkpoints of a run, at most one at a time."""
 
     def __init__(
         self, run_dir: RunDir, config_id: str, shapes: Shapes, keep: int, rank: int, world: int, images_saved: int = 0
     ) -> None:
-        """`images_saved`: those of the checkpoint that training goes on from."""
+        """Makes the saver; `images_saved` are the images of the checkpoint from which training continues."""
         self.images_saved = images_saved
         self.run_dir, self.config_id, self.shapes, self.keep = run_dir, config_id, shapes, keep
         self.rank, self.world = rank, world
@@ -36,11 +36,11 @@ class Saver:
 
     @property
     def is_writing(self) -> bool:
-        """Whether this process still writes. One that has nothing begun does not."""
+        """Says whether this process is still writing its shard."""
         return self._thread is not None and self._thread.is_alive()
 
     def begin(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:
-        """Write `snapshot`, taken at `state["images_seen"]`, and return at once. Follows `finish`."""
+        """Starts to write `snapshot`, taken at `state["images_seen"]`, and returns at once; call `finish` before."""
         assert self._state is None, "one checkpoint at a time"
         self._state = {
             "config_id": self.config_id,
@@ -52,12 +52,12 @@ class Saver:
         self._thread.start()
 
     def poll(self, anybody_writes: bool) -> None:
-        """Between two steps: publish what all processes have written. Raises `StorageError`. Collective."""
+        """Publishes the checkpoint once no process writes any more. Raises `StorageError`. Collective."""
         if self._state is not None and not anybody_writes:
             self._publish()
 
     def finish(self, beat: Callable[[], None] = lambda: None) -> None:
-        """Wait for what is being written, and publish it. `beat` is called meanwhile. Collective."""
+        """Waits until the checkpoint is written and publishes it, calling `beat` meanwhile. Collective."""
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(WAIT_SECONDS)
             beat()
@@ -72,7 +72,7 @@ class Saver:
             self._written = error
 
     def _publish(self) -> None:
-        """Every process raises where one could not write."""
+        """Publishes the checkpoint on rank 0. Raises `StorageError` on all processes where any could not write."""
         state, written = self._state, self._written
         assert state is not None
         self._state = self._thread = self._written = None

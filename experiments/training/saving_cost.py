@@ -1,9 +1,9 @@
-"""How much training waits for its checkpoints: `ecdit bench checkpoint`.
+"""Measures how much checkpoints slow training down, for `ecdit bench checkpoint`.
 
-A short real run by the real loop saves once after another. What the first half of the iterations from one save to the
-next takes beyond the second half is its cost: the copy to host memory, the thread that writes beside the training, and
-the moment in which the checkpoint gets its name. The two lie side by side, because machines drift. At the cadence of
-the config (`checkpoint.every_images`) the cost falls on so many iterations.
+A short run with the real loop saves repeatedly. Of the iterations between two saves, the first half contains the save
+and the second half does not, so their difference in time is its cost: the copy to host memory, the thread that writes
+beside the training, and the renaming at the end. Adjacent halves are compared because the speed of machines drifts. At
+the interval of the config (`checkpoint.every_images`) this cost is spread over that many iterations.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from experiments.training.reporter import Reporter
 
 
 def measure_saving(config: RunConfig, steps: int, rounds: int, on_step: Callable[[], None]) -> dict[str, Any]:
-    """Medians over `rounds` saves, `steps` iterations apart: enough of them that half are enough to write.
+    """Returns medians over `rounds` saves, `steps` iterations apart; half of these must suffice to write one.
 
-    `iteration_seconds`, `copy_seconds` (training stands still), `extra_seconds` (all that a save costs),
-    `checkpoint_bytes`, `cadence_iterations`, `stall_share` (extra over the iterations of the cadence).
+    They are `iteration_seconds`, `copy_seconds` (in which training waits), `extra_seconds` (the whole cost of a save),
+    `checkpoint_bytes`, `cadence_iterations` (between saves at the config's interval) and `stall_share` (the extra
+    seconds relative to the time of these iterations).
     """
     moments: list[float] = []
     copies: list[list[float]] = []

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the images seen: linear warm-up, then constant or half a cosine to zero."""
+"""The learning rate as a function of the images seen: linear warm-up, then constant or a half cosine to zero."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from experiments.config.schema import RunConfig
 
 
 def learning_rate(config: RunConfig, images_seen: int) -> float:
-    """The rate of the step that begins after `images_seen` images."""
+    """Returns the learning rate of the step that begins after `images_seen` images."""
     optim, total = config.optim, config.train.images
     after_step = images_seen + config.train.batch_images
     warm = min(1.0, after_step / optim.warmup_images) if optim.warmup_images else 1.0

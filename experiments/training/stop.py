@@ -1,6 +1,7 @@
-"""SIGTERM, SIGINT and SIGHUP as a flag that the loop reads between two steps: it saves, and stops.
+"""Turns SIGTERM, SIGINT and SIGHUP into a flag that the loop reads between steps, so that it saves and stops.
 
-SIGHUP comes when the terminal is closed or its connection is lost. Under `nohup` it is ignored, and stays so.
+SIGHUP is sent when the terminal is closed or its connection is lost. `nohup` makes processes ignore it, and then it
+stays ignored.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from typing import Self
 
 
 class StopRequest:
-    """A context in which these signals only set a flag; a second SIGINT interrupts at once."""
+    """A context manager in which these signals only set a flag; a SIGINT after that interrupts at once."""
 
     def __init__(self) -> None:
         self.name: str | None = None
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
-        """Take the signals over."""
+        """Installs the handlers."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 self._previous[number] = signal.signal(number, self._note)
@@ -27,7 +28,7 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give them back."""
+        """Restores the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -38,5 +39,5 @@ class StopRequest:
 
     @property
     def is_asked(self) -> bool:
-        """Whether this process was asked to stop."""
+        """Says whether a signal has asked this process to stop."""
         return self.name is not None

@@ -1,7 +1,7 @@
-"""Validation loss on a fixed set of (image, t, noise), by tenths of t, under both ways of batching t.
+"""Validation loss on a fixed set of (image, t, noise), in total and by tenths of t, under two ways of batching t.
 
-`mixed_t`: every batch holds all timesteps, as in training. `same_t`: every batch holds one, as in sampling, where a
-router that counts capacity over the batch meets other loads. The images and the noise are the same.
+With `mixed_t` a batch holds all timesteps, as in training. With `same_t` it holds a single one, as in sampling, where a
+router that counts capacity over the batch meets other loads. Images and noise are the same in both.
 
 Legend: B images.
 """
@@ -32,15 +32,15 @@ Condition = Literal["mixed_t", "same_t"]
 
 @dataclass(frozen=True)
 class Measured:
-    """Losses of the images of this process by batch, and its routed layers' statistics."""
+    """The losses of this process's images by batch, and the statistics of the routed layers."""
 
     losses: list[tuple[int, list[float], list[float]]]
-    """(number of the batch, loss of each image, t of each image)"""
+    """For each batch its number, the loss of each image and the t of each image."""
     stats: dict[int, RoutingStats]
 
 
 class Validator:
-    """The fixed validation set of a run, kept in memory, and what to measure on it."""
+    """Measures a model on the fixed validation set of a run, which it keeps in memory."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -50,7 +50,10 @@ class Validator:
         }
 
     def measure(self, engine: Engine, images_seen: int, weights: Weights) -> tuple[list[EvalRow], list[RoutingRow]]:
-        """Rows for `evals.jsonl` and `routing.jsonl`, the same on every process. Collective."""
+        """Returns rows for `evals.jsonl` and `routing.jsonl`, equal on every process. Collective.
+
+        Raises `RunFailedError` where a loss is not finite.
+        """
         evals: list[EvalRow] = []
         routing: list[RoutingRow] = []
         for condition in self.batches:
@@ -72,9 +75,9 @@ class Validator:
         return evals, routing
 
     def _not_finite(self, engine: Engine, condition: Condition, images_seen: int, weights: Weights) -> RunFailedError:
-        """Why the validation loss cannot be recorded. Collective."""
+        """Returns the error for a loss that is not finite, which names the layer where that began. Collective."""
         batches = self.batches[condition]
-        turns = turns_of(len(batches), engine.rank, engine.world, together=True)  # the search goes batch by batch
+        turns = turns_of(len(batches), engine.rank, engine.world, together=True)  # all need equally many
         mine = [to_device(batches[number % len(batches)], engine.device) for number in turns]
         where = nonfinite_layer(engine.model, mine, self.config.model.patch_size, engine.world)
         return nonfinite_error(self.config, images_seen, where, f"validation loss of the {weights} weights")
@@ -90,9 +93,10 @@ def measure_batches(
     world: int = 1,
     together: bool = False,
 ) -> Measured:
-    """The batches of this rank (every `world`-th), the model in evaluation mode and back again.
+    """Measures every `world`-th batch, those of this rank, with the model in evaluation mode.
 
-    `together`: a call of the model needs all processes, so that those without a batch in the last turn repeat one.
+    `together` means that calling the model is collective: a process without a batch in the last turn then repeats an
+    earlier one and ignores its result. The model returns to the mode it was in.
     """
     was_training = model.training
     model.eval()
@@ -111,13 +115,16 @@ def measure_batches(
 
 
 def turns_of(num_batches: int, rank: int, world: int, together: bool) -> range:
-    """Numbers of the batches of a rank; with `together` as many on every rank, those from `num_batches` on for show."""
+    """Returns the numbers of a rank's batches; with `together` all ranks get equally many.
+
+    Numbers from `num_batches` on are fillers whose results do not count.
+    """
     end = -(-num_batches // world) * world if together else num_batches
     return range(rank, end, world)
 
 
 def _merge(measurements: Sequence[Measured]) -> tuple[list[tuple[float, float]], dict[int, RoutingStats]]:
-    """(loss, t) of each image in the order of the set, whatever the number of processes; and summed statistics."""
+    """Returns (loss, t) of each image in the order of the set, for any number of processes, and summed statistics."""
     batches = sorted(batch for measured in measurements for batch in measured.losses)
     losses = [pair for _, loss, time in batches for pair in zip(loss, time, strict=True)]
     stats: dict[int, RoutingStats] = {}
@@ -131,7 +138,7 @@ def _merge(measurements: Sequence[Measured]) -> tuple[list[tuple[float, float]],
 
 
 def _loss_values(losses: list[tuple[float, float]], condition: Condition) -> dict[str, float]:
-    """Means over the set; with mixed t also by tenths of t, those without an image left out."""
+    """Returns mean losses over the set, with mixed t also for each tenth of t that has an image."""
     mean = sum(loss for loss, _ in losses) / len(losses)
     if condition == "same_t":
         return {"val_loss_same_t": mean}
@@ -144,7 +151,7 @@ def _loss_values(losses: list[tuple[float, float]], condition: Condition) -> dic
 
 
 def _dropped_values(stats: dict[int, RoutingStats], condition: Condition) -> dict[str, float]:
-    """Mean over the routed layers of the share of tokens that no expert processed; nothing when dense."""
+    """Returns the share of tokens that no expert processed, as the mean over routed layers; empty for dense models."""
     if not stats:
         return {}
     name = "dropped_share" if condition == "mixed_t" else "dropped_share_same_t"

@@ -1,11 +1,13 @@
-"""A rank that goes silent ends the run: each process shows that it lives, and looks whether the others do.
+"""Ends a run when one of its ranks goes silent, by heartbeats that the processes exchange over the store.
 
-A process that is killed is noticed at once by gloo, but one that is stopped, a network that is cut, and on accelerators
-any lost process leave the others waiting in a collective for half an hour. So every process beats every few seconds in
-a thread of its own, which a long step does not disturb: rank 0 looks at all others and passes sentence, the others look
-at rank 0. Who finds a rank silent says why, and ends its own process: its main thread may never return.
+When a process is killed gloo notices at once. When it is stopped, when the network is cut, and on accelerators when any
+process is lost, the others would wait in a collective for half an hour. So every process writes a heartbeat every few
+seconds from a thread of its own, which a long step does not delay. Rank 0 checks all other ranks and publishes its
+verdict (the key `sentence`); the others check rank 0 and read the verdict. A process that learns of a lost rank reports
+the reason and ends itself with `os._exit`, because its main thread may never return from a collective.
 
-Silence is counted in looks and not by the clock, so that a run that was suspended as a whole goes on when it is woken.
+Silence is counted in ticks of the checking thread and not by the clock, so that a run that was suspended as a whole
+continues when it wakes up.
 """
 
 from __future__ import annotations
@@ -24,17 +26,17 @@ from experiments.errors import RunFailedError
 
 BEAT_SECONDS = 3.0
 SILENT_SECONDS = 35.0
-"""With the seconds below, every process of a run has ended within a minute of the loss."""
+"""A rank counts as lost after this silence. With the delays below, all processes end within a minute of the loss."""
 GRACE_SECONDS = 10.0
-"""For a rank that is known to have ended: the collectives may say so first, and why."""
+"""The delay for a rank that is known to have ended, in which collectives may fail first and with a better reason."""
 LAST_WORDS_SECONDS = 10.0
-"""For the status and the mirror; a disk or a network that hangs does not keep the process."""
+"""The time to record the end in the status and the mirror. A disk or network that hangs cannot delay it further."""
 ENDED, FAILED = "ended", "failed"
 NO_SIGN = "gave no sign for {seconds:.0f} s"
 
 
 def lost_process(which: str = "") -> RunFailedError:
-    """What ends a run that has lost a process; `which`, where that is known."""
+    """Returns the error that ends a run that has lost a process; `which` says which one, where that is known."""
     return RunFailedError(
         f"Another process of this run has ended{f' or hangs: {which}' if which else ''}.",
         "If it said nothing, look for its memory limit. The same command continues from the last checkpoint.",
@@ -42,7 +44,11 @@ def lost_process(which: str = "") -> RunFailedError:
 
 
 class Watchdog:
-    """Two threads: one beats and reads over the store, which may hang; the other counts, and ends the process."""
+    """The watchdog of one process, a context manager with two threads.
+
+    One thread writes and reads heartbeats over the store and may hang there. The other counts the silence and ends the
+    process, and it touches nothing that may hang.
+    """
 
     def __init__(
         self,
@@ -52,8 +58,12 @@ class Watchdog:
         tell: Callable[[str], None],
         look_seconds: float = 1.0,
     ) -> None:
-        """`names` of all ranks; `tell` hears why this process is ended; with one look a second a tick is a second."""
-        # a connection of its own: a call that waits holds up every other on its connection
+        """Prepares the threads; entering the context starts them.
+
+        `names` describes every rank in messages. `tell` is called with the reason before the process ends itself.
+        Silence is counted in ticks of `look_seconds`, so with the default of 1 a tick is a second.
+        """
+        # The clone has its own connection: a call that waits blocks every other call on the same connection.
         self._store = store.clone()  # type: ignore[attr-defined]  # the stub does not know it
         self._rank, self._names, self._tell = rank, names, tell
         self._end: Callable[[str], None] = lambda reason: None
@@ -68,7 +78,7 @@ class Watchdog:
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._beat, self._look)]
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Starts both threads."""
         for thread in self._threads:
             thread.start()
         return self
@@ -76,7 +86,7 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop looking, and let the others know how this process ends."""
+        """Stops both threads, and tells the other ranks whether this process ended well or failed."""
         self._stopped.set()
         beating = self._threads[0]
         beating.join(BEAT_SECONDS)
@@ -89,7 +99,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def ending(self, end: Callable[[str], None]) -> Iterator[None]:
-        """Inside, `end` is called with the reason before this process is ended."""
+        """Within this context, `end` is called with the reason before the watchdog ends this process."""
         self._end = end
         try:
             yield
@@ -97,14 +107,14 @@ class Watchdog:
             self._end = lambda reason: None
 
     def _beat(self) -> None:
-        """Show that this process lives, and read the others' beats."""
+        """Runs the thread that writes this process's heartbeat and reads those of the watched ranks."""
         number = 0
         while True:
             number += 1
             try:
                 self._exchange(str(number))
                 self._cut_at = None
-            except RuntimeError:  # the process with the store has ended; the collectives may know more
+            except RuntimeError:  # the process that hosts the store has ended; collectives may report a better reason
                 self._cut_at = self._ticks if self._cut_at is None else self._cut_at
             if self._stopped.wait(BEAT_SECONDS * self._look_seconds):
                 return
@@ -120,7 +130,7 @@ class Watchdog:
         self._sentence = self._sentence or sentence.decode()
 
     def _look(self) -> None:
-        """Count the silence, and end the process when somebody is lost."""
+        """Runs the thread that counts the silence of the watched ranks and ends the process when one is lost."""
         while not self._stopped.wait(self._look_seconds):
             self._ticks += 1
             self._sentence = self._sentence or self._judged()
@@ -128,7 +138,7 @@ class Watchdog:
                 self._end_process(str(lost_process(self._sentence)))
 
     def _judged(self) -> str:
-        """Which rank is lost; empty while none is."""
+        """Returns which rank is lost and how that shows, or an empty string while none is."""
         for other in self._watched:
             silence, beat = self._ticks - self._heard[other], self._beats[other]
             if beat != ENDED and silence > (GRACE_SECONDS if beat == FAILED else SILENT_SECONDS):
@@ -147,11 +157,11 @@ class Watchdog:
         heard_by_then = time.monotonic() + 2 * BEAT_SECONDS * self._look_seconds
         self._tell(reason)
         self._end(reason)
-        if self._rank == 0:  # the store may end with this process, and the others are to read the sentence first
+        if self._rank == 0:  # rank 0 may host the store: it stays until the others have read the verdict
             time.sleep(max(0.0, heard_by_then - time.monotonic()))
 
     def _wait_for_others(self) -> None:
-        """The store may end with this process, which the others would take for a loss."""
+        """Waits until the other ranks have ended, since the store may end with this process, as if it were lost."""
         deadline = time.monotonic() + GRACE_SECONDS
         keys = [_beat_key(other) for other in self._watched]
         while any(beat.decode() not in (ENDED, FAILED) for beat in self._store.multi_get(keys)):
