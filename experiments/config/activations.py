@@ -1,7 +1,7 @@
-"""What autograd saves of a forward pass, tensor by tensor as the modules are written, by arithmetic.
+"""Computes what autograd saves during a forward pass by arithmetic, tensor by tensor in the order of the modules.
 
-Not counted: what an attention kernel without a fused form would add. With `parallel.activation_checkpointing` only the
-input of each block, and what it answers, is kept; its backward pass computes the rest again, one block at a time.
+What attention without a fused kernel would save in addition is not counted. `parallel.activation_checkpointing` keeps
+only each block's input and routing decision; the backward pass computes the rest again, one block at a time.
 
 Everything is in bytes. Legend: d width, T tokens that training keeps, L caption length, F hidden width, P slots of all
 experts together.
@@ -21,29 +21,29 @@ Precision = Literal["fp32", "bf16"]
 
 
 class Activations(NamedTuple):
-    """Bytes of one image."""
+    """Holds what the activations of one image take, in bytes."""
 
     saved: float
-    """At the end of the forward pass."""
+    """What is saved at the end of the forward pass."""
     recomputed: float
-    """Of the block that is computed again, beyond its input; 0 without activation checkpointing."""
+    """What the block that is computed again saves beyond its input; 0 without activation checkpointing."""
     widest_gradient: float
-    """Of the hidden layer of one feed-forward; with what is computed again, where that is of all experts at once."""
+    """The gradient of one hidden layer; kernels over all experts at once add what they compute again."""
     exchanged: float
-    """Expert parallelism: slots on their way out and back, on both sides. They do not outlive their layer.
+    """All-to-all buffers of expert parallelism: slots sent out and back, on both sides. They do not outlive the layer.
 
-    Without a limit, as many arrive as are sent only on average over the processes.
+    Without a capacity limit, a process receives as many slots as it sends only on average over the processes.
     """
 
 
 def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activations:
-    """Of one image, `width` bytes to a number where it is not always fp32."""
+    """Returns the bytes of one image's activations, with `width` bytes per element that is not always fp32."""
     slots = _slots(config) if config.sparse_layer_indices else 0.0
     fast = config.train.implementation == "fast"
-    kernels = fast and on_accelerator  # which keep what they were given, and nothing in between
+    kernels = fast and on_accelerator  # fused kernels save only their inputs, no intermediate results
     again = fast and not (on_accelerator and config.routing.capacity_factor is None)  # grouped products keep both sides
-    # Gradients of both sides of the activation, which are in one place with GELU, and one side again for half of the
-    # experts; a processor has a few experts in hand, and the gradient of the widest is all that counts.
+    # The kernels hold gradients of both sides of the activation (in one buffer with GELU), and one side computed again
+    # for half of the experts. A CPU works on a few experts at a time, so only the largest gradient counts.
     at_once = (3.5 if config.routing.expert == "swiglu" else 1.5) if kernels else 1
     blocks = _block_bytes(config, width, again, kernels)
     if config.parallel.activation_checkpointing:
@@ -158,7 +158,7 @@ def _slots(config: RunConfig) -> float:
 
 
 def _text_bytes(config: RunConfig, width: int) -> float:
-    """Returns the bytes saved by the caption encoder: norms in fp32, attention, and the projection to the model's width.
+    """Returns the bytes saved by the caption encoder: norms in fp32, attention, and the projection to model width.
 
     For precomputed features it saves the features, both sides of the activation, and the output of the second layer.
     """

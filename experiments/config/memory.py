@@ -286,14 +286,14 @@ def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_ac
 
 
 def _gathered(config: RunConfig, params: dict[str, int]) -> int:
-    """ZeRO-3: the numbers of the weights that are whole at a time, at most."""
+    """Returns the most weight elements that ZeRO-3 holds gathered at a time."""
     layers = len(config.sparse_layer_indices)
     module = max(largest_tensor(config), params["experts"] // layers if layers else 0)
     return min(sum(params.values()), REUSED_ELEMENTS + PREFETCH_ELEMENTS + module)
 
 
 def _image_bytes(config: RunConfig) -> int:
-    """Pixels and noise in fp32, caption and kept tokens as indices; precomputed features in fp16 and their length."""
+    """Returns the bytes of one image of a batch: pixels and noise in fp32, kept tokens, and caption or its features."""
     data = config.data
     kept = config.num_train_tokens if config.train.mask_ratio else 0
     caption = 2 * precomputed_features(config) + 8 if data.text_width is not None else 8 * data.caption_length
