@@ -1,4 +1,4 @@
-"""Batches: for training, and the fixed set that validates every run.
+"""Makes batches: those for training, and the fixed set that validates every run.
 
 Everything about image i is drawn from counters at i, so it does not depend on batch size, rank or world, and a run
 that resumes at `images_seen` sees what it would have seen. The images (scenes here, latents in `latents.py`) follow
@@ -40,7 +40,7 @@ MAX_THREADS = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass of training or validation needs."""
+    """Holds what one forward pass of training or validation needs."""
 
     index_B: Tensor
     """int64: index of the image in its split."""
@@ -63,7 +63,7 @@ class Batch:
 
     @property
     def caption(self) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """What the model takes: token ids, or features, lengths and pooled features."""
+        """Returns the captions for the model: token ids, or features, lengths and pooled features."""
         if self.caption_BL is not None:
             return self.caption_BL
         assert self.text_BLV is not None
@@ -89,13 +89,13 @@ class ShapesImages:
         self.data = config.data
 
     def training(self, images: range, dropped_B: Tensor) -> dict[str, Tensor]:
-        """int64 [B], float32 [B, C, H, W] and int64 [B, L]."""
+        """Returns indices int64 [B], pixels float32 [B, C, H, W] and token ids int64 [B, L]."""
         drawn = self._drawn(images, "train")
         drawn["caption_BL"][dropped_B] = torch.tensor(null_caption(self.data.caption_length))
         return drawn
 
     def validation(self, images: range) -> dict[str, Tensor]:
-        """Of the validation split, which is another stream."""
+        """Returns scenes of the validation split, which uses another random stream."""
         return self._drawn(images, "validation")
 
     def _drawn(self, images: range, split: Split) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ def open_images(config: RunConfig) -> Images:
 
 
 def check_images(config: RunConfig) -> None:
-    """Before anything is built: a `ConfigError` for a data set with a missing or damaged file, or another data set."""
+    """Raises `ConfigError` before a model is built where the data set has missing or damaged files, or is another."""
     if config.data.path is not None:
         check_data_set(Path(config.data.path), config.data)
 
@@ -134,7 +134,7 @@ class TrainStream:
         self.share = config.train.batch_images // world
 
     def batch(self, images_seen: int) -> Batch:
-        """This rank's contiguous share of the global batch that starts at image `images_seen`."""
+        """Returns this rank's contiguous part of the global batch that starts at image `images_seen`."""
         config, first = self.config, images_seen + self.rank * self.share
         images = range(first, first + self.share)
         dropped_B = uniforms(config.seed, Stream.TRAIN_DROPOUT, images, 1)[:, 0] < config.train.caption_dropout
@@ -167,7 +167,7 @@ class TrainStream:
 
 
 def loader_threads() -> int:
-    """Threads that make batches, by the cores that this process has; what they make does not depend on them."""
+    """Returns the number of threads that make batches, from the process's cores; it does not change the batches."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(MAX_THREADS, cores // processes // CORES_PER_THREAD))
@@ -227,7 +227,7 @@ def _caption_ids(caption: str, length: int) -> tuple[int, ...]:
 
 
 def _noise(config: RunConfig, seed: int, stream: Stream, images: range) -> Tensor:
-    """Standard normal [B, C, H, W]."""
+    """Returns standard normal noise, [B, C, H, W]."""
     shape = (config.data.channels, config.data.image_size, config.data.image_size)
     noise = normals(seed, stream, images, int(np.prod(shape)))
     return torch.from_numpy(noise).reshape(len(images), *shape)

@@ -132,9 +132,9 @@ def with_ending(samples: Iterable[Sample], chosen: str) -> list[Sample]:
 
 
 def _of_stem(names: Sequence[str], places: Sequence[int], captions: dict[str, int]) -> Iterator[Sample]:
-    """Yields the samples of images of one stem. One gets the caption, preferably a decodable one; the others are reported.
+    """Yields the samples of images of one stem. One of them gets the caption, preferably one that can be decoded.
 
-    An image of the same stem may be a mask of the captioned one, for example.
+    The others, which may be masks of that image, are reported as unusable.
     """
     first, *others = sorted(places, key=lambda place: names[place].rpartition(".")[2].lower() not in decoded_endings())
     yield Sample(first, captions)

@@ -79,7 +79,7 @@ def unlisted(folder: Path, images: Iterable[str], files: Sequence[ImageFile]) ->
 
 
 def find_caption_column(columns: Collection[str], source: str, given: str | None) -> str:
-    """Returns the caption column: `given`, or the first of `CAPTION_COLUMNS`. Raises `ConfigError` where it is absent."""
+    """Returns the caption column: `given`, or the first of `CAPTION_COLUMNS`. Raises `ConfigError` if it is absent."""
     if given is not None:
         if given not in columns and given.partition(".")[0] not in columns:
             raise ConfigError(f"--caption-column {given!r} is not a column of {source}.", did_you_mean(given, columns))

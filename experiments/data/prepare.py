@@ -160,7 +160,7 @@ def _check_out(out: Path) -> None:
 
 
 def _check_size(request: Request, vae: VaeConfig) -> None:
-    """Raises `ConfigError` where the image size is not a multiple of 2^(n - 1), by which a VAE of n blocks divides it."""
+    """Raises `ConfigError` where the image size is not a multiple of 2^(n - 1), the scale of a VAE of n blocks."""
     factor = 2 ** (len(vae.block_out_channels) - 1)
     if request.image_size % factor:
         raise ConfigError(
@@ -172,7 +172,7 @@ def _check_size(request: Request, vae: VaeConfig) -> None:
 def _settle(
     request: Request, source: SourceRows, encoders: EncoderFolders, out: Path, tasks: Sequence[ShardTask]
 ) -> SetFolder:
-    """Returns the folder, bound to this request by a file. Raises `ConfigError` where it holds another request's data."""
+    """Returns the folder, bound to this request by a file. Raises `ConfigError` where it belongs to another request."""
     wanted = {
         **{key: value for key, value in asdict(request).items() if key not in ("source", "vae", "t5", "clip")},
         "image_column": source.image_column,

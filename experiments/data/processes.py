@@ -31,7 +31,7 @@ Report = int | EcditError
 
 
 class ShardEncoder:
-    """The source and the networks, opened once for many files."""
+    """Holds the source and the networks, which are opened once for many files."""
 
     def __init__(self, request: Request, device: torch.device) -> None:
         self._request = request
@@ -41,7 +41,7 @@ class ShardEncoder:
         self._vae = Autoencoder(folders["vae"], device)
 
     def encode(self, task: ShardTask, on_rows: OnRows) -> EncodedRows:
-        """The content of one file."""
+        """Returns the content of one file."""
         if not task.rows:
             return EncodedRows(encode_empty_caption(self._text), [], "")
         size, batch = self._request.image_size, self._request.batch_images
@@ -49,7 +49,7 @@ class ShardEncoder:
 
 
 def open_request(request: Request) -> SourceRows:
-    """The rows of the source that is asked for."""
+    """Returns the rows of the source that `request` names."""
     return open_source(request.source, request.split, request.subset, request.image_column, request.caption_column)
 
 
@@ -102,7 +102,7 @@ def _in_processes(
 
 
 def _take(reports: Queue[Report], on_rows: OnRows) -> bool:
-    """Wait a moment for a report; whether there was one."""
+    """Waits a moment for a report, and says whether there was one."""
     try:
         report = reports.get(timeout=SECONDS_BETWEEN_LOOKS)
     except Empty:
@@ -125,7 +125,7 @@ def _raise_if_lost(workers: Sequence[SpawnProcess]) -> None:
 def _work(
     request: Request, tasks: Sequence[ShardTask], out: SetFolder, device: int, parent: int, reports: Queue[Report]
 ) -> None:
-    """The life of one process."""
+    """Runs in each worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all; the first process ends the others
     end_with(parent)
     try:
@@ -135,7 +135,7 @@ def _work(
 
 
 def end_with(parent: int) -> None:
-    """From now on, this process ends at once when the one that started it is gone."""
+    """Makes this process end at once when the process `parent`, which started it, is gone."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -146,7 +146,7 @@ def end_with(parent: int) -> None:
 
 
 def _device(number: int) -> torch.device:
-    """Accelerators in turn, or the CPU."""
+    """Returns the device of process `number`: the accelerators in turn, or the CPU."""
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator()

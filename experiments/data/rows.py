@@ -1,4 +1,4 @@
-"""One row of a source: an image as it is stored and its caption, both written by others and checked here.
+"""Defines a row of a source, an encoded image and its caption, and checks both, as they are untrusted input.
 
 A row that cannot be used is not an error of the whole source: `UnusableRowError` carries its name and the reason, and
 whoever encodes lists it. Captions are text or nothing: bytes are decoded by their byte order mark or as UTF-8, and what
@@ -39,7 +39,7 @@ class Row:
 
 
 class UnusableRowError(Exception):
-    """A row that is left out, for this reason."""
+    """Is raised for a row that cannot be used, with the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
@@ -58,7 +58,7 @@ class Rows(Protocol):
 
 @contextmanager
 def listed_as(name: str) -> Iterator[None]:
-    """What goes wrong with the files and the text of one row becomes the reason why that row is left out."""
+    """Turns errors in the files and the text of one row into an `UnusableRowError` with the reason."""
     try:
         yield
     except OSError as error:

@@ -64,7 +64,7 @@ class ShardTask:
 
 
 class Note(BaseModel):
-    """Describes a file of tensors in a JSON file beside it. `request` is the request's digest, or None in older notes."""
+    """Describes a file of tensors in JSON beside it. `request` is the digest of the request, or None in older notes."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 

@@ -99,7 +99,7 @@ def open_source(
 
 
 def _open_folder(asked: Asked, folder: Path) -> SourceRows:
-    """Opens a folder by its content, tried in this order: metadata tables, caption files, other tables, packed files."""
+    """Opens a folder by what it holds, in this order: metadata tables, caption files, other tables, packed files."""
     names, problems = list_folder(folder)
     images, tables = [name for name in names if Endings().image_stem(name)], find_tables(names)
     listing = Listing(folder, names, images, tables, problems)

@@ -83,7 +83,7 @@ def open_parquet(
 def open_hub(
     name: str, split: str, subset: str | None, image_column: str | None, caption_column: str | None
 ) -> tuple[TableRows, str, str]:
-    """Returns the rows and the two columns of a Hub data set. Raises `ConfigError` where the Hub does not provide it."""
+    """Returns the rows and the two columns of a Hub data set. Raises `ConfigError` where the Hub does not give it."""
     datasets = _datasets()
     dataset = _loaded(datasets, name, name, name=subset, split=split)
     caches = [Path(library("huggingface_hub").constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)]

@@ -53,7 +53,7 @@ class TarRows:
         return len(self.place_S4)
 
     def read(self, number: int) -> Row:
-        """`UnusableRowError` for a member that is no file or cannot be used."""
+        """Returns row `number`. Raises `UnusableRowError` for a member that is no file or cannot be used."""
         tar, image, caption, problem = self.place_S4[number].tolist()
         name = f"{self.tars[tar].name} byte {image}"
         try:
@@ -110,7 +110,7 @@ def member_at(opened: tarfile.TarFile, place: int) -> tarfile.TarInfo:
 
 
 def content_of(opened: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int) -> bytes:
-    """What a member holds; a `ValueError` for a link, a device, or more than `max_bytes`."""
+    """Returns a member's content. Raises `ValueError` for a link, a device, or more than `max_bytes`."""
     if not member.isreg():
         raise ValueError("it is not a regular file")
     if member.size > max_bytes:
@@ -156,7 +156,7 @@ def _members(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _check_whole(path: Path) -> None:
-    """A tar ends in zeros. One that is cut short would be read up to where it ends, without a word."""
+    """Checks that a tar ends in zeros, since `tarfile` reads one that is cut short without an error."""
     if not path.is_file():  # opening a FIFO would wait for ever
         raise ConfigError(f"SOURCE {path} cannot be read: it is not a regular file.", "Name or copy the file itself.")
     with path.open("rb") as file:

@@ -211,7 +211,7 @@ def without_missing(dumped: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_difference(stored: RunRecord, wanted: RunRecord) -> str:
-    """Returns, as `seed is 0 there and 1 here`, the first setting that differs; those that change results come first."""
+    """Returns, as `seed is 0 there and 1 here`, the first setting that differs; those that change results go first."""
     there, here = dict(_flat(stored.config)), dict(_flat(wanted.model_dump(mode="json")["config"]))
     keys = [key for key in {**here, **there} if there.get(key) != here.get(key)]
     if not keys:

@@ -50,7 +50,7 @@ def output_files(paths: Sequence[Path], root: Path | None = None) -> Iterator[li
 
 
 def require_ours(paths: Sequence[Path], root: Path | None = None) -> None:
-    """Raise `OutputError` where one of `paths` is there and was not written by ecdit, or was changed since."""
+    """Raises `OutputError` where one of `paths` exists and was not written by ecdit, or was changed since."""
     for path in filter(os.path.lexists, paths):
         if not is_ours(path, root):
             raise OutputError(
@@ -60,7 +60,7 @@ def require_ours(paths: Sequence[Path], root: Path | None = None) -> None:
 
 
 def is_ours(path: Path, root: Path | None = None) -> bool:
-    """Whether `path` is a file just as ecdit wrote it."""
+    """Says whether `path` is a file that ecdit wrote and nobody has changed since."""
     root = root or path.parent
     with storage_errors(path):
         return not path.is_symlink() and path.is_file() and _mark(path, path.relative_to(root)) in _marks(root)
@@ -79,7 +79,7 @@ def _marks(root: Path) -> set[bytes]:
 
 
 def _add_mark(root: Path, mark: bytes) -> None:
-    """Append a line, in one piece, so that commands that write to one folder at once do not disturb each other."""
+    """Appends a line in one write, so that commands that write to one folder at once do not mix their lines."""
     if mark not in _marks(root):
         with (root / MARKS).open("ab", buffering=0) as file:
             file.write(mark + b"\n")

@@ -24,21 +24,21 @@ TAIL_BYTES = 1 << 14
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one JSONL file, and the lines that could not be read: (line number, reason)."""
+    """Holds the rows of one JSONL file, and the lines that could not be read as (line number, reason)."""
 
     rows: list[dict[str, Any]]
     lines: list[int]
-    """The number of the line of each row."""
+    """The line number of each row."""
     damaged: list[tuple[int, str]]
 
     @property
     def num_damaged(self) -> int:
-        """How many lines could not be read."""
+        """Returns how many lines could not be read."""
         return len(self.damaged)
 
 
 def read_content(path: Path) -> bytes:
-    """The bytes of a file of rows; none where there is no file.
+    """Returns the bytes of a file of rows; empty where there is no file.
 
     A `RecordError` where something else is in its place, or it cannot be read.
     """
@@ -51,7 +51,7 @@ def read_content(path: Path) -> bytes:
 
 
 def read_jsonl(path: Path) -> Rows:
-    """The rows of a JSONL file; a line that is not a JSON object is named as damaged.
+    """Returns the rows of a JSONL file; lines that are not JSON objects are listed as damaged.
 
     Empty where there is no file. A `RecordError` where something else is in its place, or it cannot be read.
     """
@@ -118,7 +118,7 @@ def _faults(row: dict[str, Any], kind: type[Record]) -> list[ErrorDetails]:
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """One line of a JSONL file, or None where it is cut or no JSON object."""
+    """Returns the row in one line of a JSONL file, or None where the line is cut short or no JSON object."""
     try:
         return _object_of(line)
     except ValueError:
@@ -126,7 +126,7 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
 
 
 def first_fault(error: ValidationError) -> str:
-    """`loss: Input should be a valid number`: the first thing that is wrong, and where."""
+    """Returns the first fault and its place, such as `loss: Input should be a valid number`."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where}: {first['msg']}" if where else first["msg"]
@@ -144,7 +144,7 @@ def _unreadable(path: Path, error: OSError) -> RecordError:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file at `path`. A `RecordError` says what is wrong with it."""
+    """Returns the JSON object in the file at `path`. Raises `RecordError` where there is none."""
     try:
         return _object_of(read_input(path))
     except FileNotFoundError as error:
@@ -156,7 +156,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def validated(kind: type[Kind], raw: object, path: Path) -> Kind:
-    """`raw`, which was read from `path`, as a record. A `RecordError` names what is wrong with it first."""
+    """Returns `raw`, which was read from `path`, as a record. Raises `RecordError` with its first fault."""
     try:
         return kind.model_validate(raw, strict=True)
     except ValidationError as error:

@@ -37,7 +37,7 @@ StartMirror = Callable[[RunRecord, RunDir], Mirror | None]
 
 
 def write_status(run_dir: RunDir, status: Status) -> None:
-    """Replace `status.json` atomically, creating the folder where a run is only planned."""
+    """Replaces `status.json` atomically and creates the folder where a run is only planned."""
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)
     write_json_atomic(run_dir.status_json, status.model_dump(mode="json", exclude_none=True))
@@ -52,7 +52,7 @@ def append_evaluations(run_dir: RunDir, rows: Sequence[EvalRow]) -> None:
 
 
 def append_routing_maps(run_dir: RunDir, rows: Sequence[RoutingMapRow]) -> None:
-    """The same for `routing_maps.jsonl`."""
+    """Appends rows that were measured after training to `routing_maps.jsonl`; other files stay as they are."""
     _append(run_dir, run_dir.routing_maps, rows)
 
 
@@ -177,7 +177,7 @@ class RecordWriter:
             self._mirror.row(row)
 
     def _replay(self) -> None:
-        """Mirror the rows of earlier processes. W&B takes rows in rising order only."""
+        """Mirrors the rows of earlier processes first, since W&B takes rows only in rising order."""
         past: list[Row] = [
             *stored_rows(self.run_dir.steps, StepRow),
             *stored_rows(self.run_dir.routing, RoutingRow),
@@ -188,7 +188,7 @@ class RecordWriter:
 
 
 def stored_rows(path: Path, kind: type[Stored]) -> Iterator[Stored]:
-    """The rows of a file that are whole and of this version."""
+    """Yields the rows of a file that are complete and of this version."""
     if not path.is_file():  # whoever appends to what stands there instead says what is wrong with it
         return
     for raw in read_jsonl(path).rows:
@@ -199,7 +199,7 @@ def stored_rows(path: Path, kind: type[Stored]) -> Iterator[Stored]:
 
 
 def _appender(path: Path, files: ExitStack) -> Callable[[bytes], None]:
-    """A function that appends one whole line to `path`, which `files` will close."""
+    """Returns a function that appends one whole line to `path`, which `files` will close."""
     with storage_errors(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     files.callback(os.close, descriptor)
@@ -207,12 +207,12 @@ def _appender(path: Path, files: ExitStack) -> Callable[[bytes], None]:
 
 
 def _line(row: Row | RoutingMapRow) -> bytes:
-    """A missing value is an absent key."""
+    """Returns a row as a line of JSON, in which a missing value is an absent key."""
     return row.model_dump_json(exclude_none=True).encode() + b"\n"
 
 
 def _ends_whole(path: Path) -> bool:
-    """Whether the last line is complete (or there is none)."""
+    """Says whether the last line is complete; True where there is none."""
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return True
