@@ -199,8 +199,9 @@ def _settings_of(index: DataSetIndex) -> dict[str, Any]:
 
 
 def _evaluation(given: Mapping[str, Any], index: DataSetIndex, path: str) -> dict[str, Any]:
-    """Returns the `eval` settings: `images` is limited to the validation images of the data set, and by default to
-    `DEFAULT_EVAL_IMAGES`; no sample images are drawn unless asked for.
+    """Returns the `eval` settings: by default at most `DEFAULT_EVAL_IMAGES` validation images, and no sample images.
+
+    Raises `ConfigError` where more images are asked for than the data set has.
     """
     available = index.num_images("validation")
     images = given.get("images", min(available, DEFAULT_EVAL_IMAGES))

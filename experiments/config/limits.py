@@ -36,7 +36,7 @@ MAX_FLOPS = 1e30
 
 
 def _not_below(least: float) -> AfterValidator:
-    """For positive numbers, the least that is taken for meant."""
+    """Returns a validator that refuses positive numbers below `least`, which are taken for typing errors."""
 
     def check(value: float) -> float:
         if value < least:

@@ -1,4 +1,4 @@
-"""The settings of a run as frozen pydantic models: one name for each, everywhere.
+"""Defines the settings of a run as frozen pydantic models; each setting has the same name everywhere.
 
 A config path (`routing.capacity_factor`) is the override on the command line, the column of the records and the key
 in W&B. Building a `RunConfig` fills what the user left open from the preset of `model.name` and from the defaults of
@@ -226,7 +226,7 @@ class RunConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_open_settings(cls, raw: Any) -> Any:
-        """Preset and router defaults under what the user set."""
+        """Fills settings that the user left open with the defaults of the preset and the router."""
         if not isinstance(raw, dict) or not all(
             isinstance(raw.get(key, {}), dict) for key in ("model", "routing", "optim")
         ):
@@ -242,22 +242,22 @@ class RunConfig(Settings):
 
     @property
     def total_images(self) -> int:
-        """`train.images` in whole batches, rounded up: what a finished run has seen."""
+        """Returns the images that a finished run has seen: `train.images` rounded up to whole batches."""
         return -(-self.train.images // self.train.batch_images) * self.train.batch_images
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of one image, unmasked."""
+        """Returns the number of tokens of one image without masking."""
         return (self.data.image_size // self.model.patch_size) ** 2
 
     @property
     def num_train_tokens(self) -> int:
-        """Tokens of one image that training keeps."""
+        """Returns the number of tokens of one image that training keeps."""
         return self.num_tokens - int(self.num_tokens * self.train.mask_ratio)
 
     @property
     def sparse_layer_indices(self) -> tuple[int, ...]:
-        """Layers whose feed-forward is routed: the 2nd, 4th, ... or all; none when dense."""
+        """Returns the layers whose feed-forward is routed: the 2nd, 4th, ... or all; none when dense."""
         if self.routing.name == "dense":
             return ()
         every = 2 if self.model.sparse_layers == "alternate" else 1

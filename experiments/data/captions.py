@@ -1,4 +1,4 @@
-"""Captions: what a scene's caption asserts, in words, in token ids, and back.
+"""Converts between scenes, what their captions assert, the words of captions, and token ids.
 
 The vocabulary is closed and its order is part of the data: trained text encoders rely on the ids. `describe` and
 `parse` are inverse, so a judge can check an image against any caption of the grammar:
@@ -55,7 +55,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Assertion:
-    """What a caption says: one term, or two; `relation` is of the first to the second."""
+    """Holds what a caption says: one term or two; `relation` is the position of the first relative to the second."""
 
     kind: Kind
     terms: tuple[Term, ...]
@@ -73,7 +73,7 @@ def assertion_of(scene: Scene) -> Assertion:
 
 
 def compose(assertion: Assertion) -> str:
-    """The words of an assertion."""
+    """Returns the words of an assertion."""
     return f" {assertion.relation or 'and'} ".join(map(_phrase, assertion.terms))
 
 
@@ -116,7 +116,7 @@ def null_caption(length: int = 16) -> list[int]:
 
 
 def caption_space(split: Split) -> set[str]:
-    """Every caption that a split can draw."""
+    """Returns every caption that a split can draw."""
     return {
         compose(_assertion(kind, looks * count, relation))
         for kind in kinds_of(split)

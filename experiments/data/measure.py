@@ -1,4 +1,4 @@
-"""How fast the data is made, whole and by part. `ecdit bench data` prints it."""
+"""Measures how fast data is made, in total and by part, for `ecdit bench data`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _latents_parts(stream: TrainStream) -> Parts:
 
 
 def _seconds(call: Callable[[int], object], num_batches: int, size: int) -> float:
-    """Mean seconds of `call` over consecutive batches."""
+    """Returns the mean seconds of `call` over consecutive batches."""
     call(0)
     started = perf_counter()
     for number in range(1, num_batches + 1):

@@ -83,11 +83,11 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether it shows a look that training never shows."""
+        """Says whether the scene shows a look that training never shows."""
         return any((thing.color, thing.shape) in HELD_OUT for thing in self.objects)
 
     def masks(self) -> NDArray[np.bool_]:
-        """Pixels of each object: bool [objects, rows, columns]."""
+        """Returns the pixels of each object as bool [objects, rows, columns]."""
         return object_masks(self.objects, self.image_size)
 
 
@@ -119,12 +119,12 @@ def draw_scenes(seed: int, indices: range, split: Split, image_size: int = 32) -
 
 
 def render_scenes(scenes: Sequence[Scene]) -> Floats32:
-    """Images of scenes of one size: float32 [B, C, H, W] in [-1, 1]."""
+    """Renders scenes of one size to float32 [B, C, H, W] in [-1, 1]."""
     return render([scene.objects for scene in scenes], [scene.background for scene in scenes], scenes[0].image_size)
 
 
 def relation_between(first: Object, second: Object) -> Relation:
-    """Where `first` is, seen from `second`, along the axis on which their centres are farther apart."""
+    """Returns where `first` is relative to `second`, along the axis on which their centres are farther apart."""
     right, down = first.x - second.x, first.y - second.y
     if abs(right) > abs(down):
         return "right of" if right > 0 else "left of"

@@ -52,7 +52,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Patches:
-    """What objects cover, each in a window of the image around it; outside, they cover nothing."""
+    """Holds the pixels that objects cover, each in a window around it; outside the window it covers nothing."""
 
     cover_MPP: Floats32
     """Share of each pixel that is covered, in [0, 1]."""
@@ -89,7 +89,7 @@ def object_masks(objects: Sequence[Object], image_size: int) -> NDArray[np.bool_
 
 
 def cover(objects: Sequence[Object], image_size: int) -> Patches:
-    """What each of `objects` covers, in windows of one size for all."""
+    """Returns what each of `objects` covers, in windows of one size for all."""
     circle_M3 = np.array([(thing.x, thing.y, thing.radius) for thing in objects]).reshape(-1, 3)
     center_M2, radius_M1 = circle_M3[:, :2], circle_M3[:, 2:]
     size = min(image_size, math.ceil(2 * (float(radius_M1.max(initial=0)) + WINDOW_MARGIN)) + 1)
@@ -114,13 +114,13 @@ def _length(u: Floats32, v: Floats32) -> Floats32:
 
 
 def _both(first: Floats32, second: Floats32) -> Floats32:
-    """Distance to what is inside both."""
+    """Returns the signed distance to the intersection of two shapes."""
     distance: Floats32 = np.maximum(first, second)
     return distance
 
 
 def _either(first: Floats32, second: Floats32) -> Floats32:
-    """Distance to what is inside one or the other."""
+    """Returns the signed distance to the union of two shapes."""
     distance: Floats32 = np.minimum(first, second)
     return distance
 
