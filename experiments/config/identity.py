@@ -1,8 +1,8 @@
-"""What names a run: a hash of the settings that change its numbers, and a readable name that carries it.
+"""Names a run by a hash of the settings that change its results, and by a readable name that contains the hash.
 
-Left out are what is measured on samples meanwhile (`ONLY_WATCHES`), where the record is mirrored (`wandb`), when it is
-saved and written (`checkpoint`, `log`), on how many processes it is computed (`parallel`, but for `parallel.world`
-where routing groups follow it), by which of two implementations (`ONLY_HOW`) and where its data set lies (`MAY_MOVE`).
+The hash leaves out what is measured on samples meanwhile (`ONLY_WATCHES`), where the record is mirrored (`wandb`), when
+it is saved and written (`checkpoint`, `log`), on how many processes it is computed (`parallel`, but `parallel.world`
+counts where routing groups follow it), by which implementation (`ONLY_HOW`) and where its data set lies (`MAY_MOVE`).
 Two configs with the same id give the same losses, up to rounding. The hash itself is in `experiments/settings_id.py`,
 because whoever reads a run computes it too.
 """

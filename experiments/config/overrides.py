@@ -32,7 +32,7 @@ from experiments.text import printable, shortened
 SHORT_FORMS = {section: f"{section}.name" for section in ("model", "routing", "data", "optim")}
 ARM = "arm"
 DESIGN_SECTION = "ecdit"
-"""Of the designs in `designs.py`."""
+"""The section of the designs in `designs.py`."""
 STORED_BY_WANDB = "_wandb"
 """The key under which W&B keeps its own facts in the config of a run."""
 RECORDED = "config_id"
@@ -155,7 +155,7 @@ def _of_group(section: str, text: str) -> list[tuple[str, str]]:
 
 
 def _written(key: str, value: Any) -> str:
-    """The text of a value that was read as text; only a design may be more than one value."""
+    """Returns the text of a value that was read as text; only a design may be more than one value."""
     if isinstance(value, str):
         return value
     if key not in known_settings() and isinstance(value, dict | list):

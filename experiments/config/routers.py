@@ -1,4 +1,4 @@
-"""What each router has and its defaults, as one aligned table.
+"""Holds the settings that each router has, and their defaults, in one aligned table.
 
 `group_images="batch"` is the field's habit for token choice (DeepSpeed and GShard count capacity over the local batch);
 expert choice defaults to one image, so that no image changes another. Sources: EC-DIT section 3 (expert choice,

@@ -57,7 +57,7 @@ class Settings(BaseModel):
 
 
 class ModelConfig(Settings):
-    """The backbone. Everything but `name` comes from the preset unless it is set."""
+    """Holds the settings of the backbone. All but `name` come from the preset unless they are set."""
 
     name: str
     width: Width
@@ -72,7 +72,7 @@ class ModelConfig(Settings):
 
 
 class RoutingConfig(Settings):
-    """Which tokens go to which expert. A field that a router does not have is None (or 0)."""
+    """Holds the settings of routing. A field that a router does not have is None (or 0)."""
 
     name: RouterName
     num_experts: Experts = Field(description="0 when dense")
@@ -105,10 +105,10 @@ def _is_none(value: object) -> bool:
 
 
 class DataConfig(Settings):
-    """What is trained on. `shapes`: procedural captioned scenes, pixels in [-1, 1].
+    """Holds the settings of the data. `shapes` are procedural captioned scenes with pixels in [-1, 1].
 
-    `latents`: a data set of `ecdit data prepare`, which says everything but `path` and `seed` (`data_set.py`). What
-    only latents have is absent from the settings of other runs.
+    `latents` is a data set of `ecdit data prepare`, which determines all but `path` and `seed` (`data_set.py`). Fields
+    that only latents have are absent from the settings of other runs.
     """
 
     name: Literal["shapes", "latents"] = "shapes"
@@ -141,7 +141,7 @@ class OptimConfig(Settings):
 
 
 class TrainConfig(Settings):
-    """How long and how. Progress is counted in images."""
+    """Holds the settings of training. Its progress is counted in images."""
 
     images: Images = 38_400
     batch_images: BatchImages = Field(32, description="over all processes and accumulation steps")
@@ -177,7 +177,7 @@ class EvalConfig(Settings):
 
 
 class ParallelConfig(Settings):
-    """The layout. It does not change what a run computes, so it is not part of the config id.
+    """Holds the layout of processes. It does not change what a run computes, so it is not part of the config id.
 
     The exception is `world` with `routing.group_images=batch`, whose groups are those of one process (`identity.py`).
     """
@@ -193,13 +193,13 @@ class ParallelConfig(Settings):
 
 
 class LogConfig(Settings):
-    """How often rows are written."""
+    """Holds how often rows are written."""
 
     every_images: Images = 320
 
 
 class WandbConfig(Settings):
-    """The mirror. `auto`: online where a key is configured, else offline."""
+    """Holds the settings of the W&B mirror. `auto` is online where a key is configured, else offline."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: Text | None = Field(None, description="None: what WANDB_PROJECT or W&B's settings file says, else ecdit")

@@ -60,9 +60,9 @@ class _RefusedYamlError(yaml.YAMLError):
 
 
 def read_yaml(file: Path, error_type: type[EcditError], as_text: bool) -> YamlContent:
-    """The content of `file`; `as_text` leaves numbers and booleans as they are written.
+    """Returns the content of `file`; `as_text` keeps numbers and booleans as the text that is written.
 
-    Raises an `error_type` where there is no such file, or where it is not YAML that is taken.
+    Raises an `error_type` where there is no such file, or its YAML is not valid or is refused.
     """
     try:
         written = read_input(file, MAX_YAML_BYTES)
@@ -124,7 +124,7 @@ class _Loader(Composer, CParser, SafeConstructor, Resolver):
         Resolver.__init__(self)
         self._depth = 0
         self._extents: dict[int, tuple[int, int]] = {}
-        """Of every whole node: the number of values in it and its depth, with aliases expanded."""
+        """The number of values in every complete node, and its depth, with aliases expanded."""
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         event: Any = self.peek_event()

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 MAX_KEPT_BUFFERS = 16
-"""Of batches that wait and are in use; what is beyond goes back to the system."""
+"""The most buffers that are kept for batches that wait or are in use; memory beyond is returned to the system."""
 FREE_REFERENCES = 2
-"""To the array of a buffer that no tensor uses: from the buffer, and from the call that counts them."""
+"""The reference count of a buffer's array that no tensor uses: the buffer and the counting call refer to it."""
 
 
 class PaddedText:

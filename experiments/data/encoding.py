@@ -40,7 +40,7 @@ DAMAGED = (
     OSError, SyntaxError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError, EOFError, RuntimeError,
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-"""What PIL's decoders raise for files that are no image, are cut short, or were made to break them."""
+"""The errors that PIL's decoders raise for files that are no image, are cut short, or were made to break them."""
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `MAX_PIXELS` is stricter
 
 

@@ -49,7 +49,7 @@ class FileRows:
     keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Returns the number of rows."""
         return len(self.files)
 
     def read(self, number: int) -> Row:

@@ -73,17 +73,17 @@ class Batch:
 
 
 class Images(Protocol):
-    """Where images and captions come from. Both answer `index_B`, `pixels_BCHW` and the captions of a `Batch`."""
+    """Provides images and captions. Both methods return `index_B`, `pixels_BCHW` and the captions of a `Batch`."""
 
     def training(self, images: range, dropped_B: Tensor) -> dict[str, Tensor]:
-        """Images of the endless training stream; where `dropped_B` is True, with the empty caption."""
+        """Returns images of the endless training stream, with the empty caption where `dropped_B` is True."""
 
     def validation(self, images: range) -> dict[str, Tensor]:
-        """The first images of the validation set, the same for every run."""
+        """Returns the first images of the validation set, which are the same for every run."""
 
 
 class ShapesImages:
-    """Procedural scenes: image i of the stream is scene i."""
+    """Provides procedural scenes; image i of the stream is scene i."""
 
     def __init__(self, config: RunConfig) -> None:
         self.data = config.data
@@ -109,7 +109,7 @@ class ShapesImages:
 
 
 def open_images(config: RunConfig) -> Images:
-    """The images of `data.name`; a `ConfigError` for a data set that is damaged or not the one of the settings."""
+    """Opens the images of `data.name`. Raises `ConfigError` for a damaged data set or one of another fingerprint."""
     if config.data.name == "shapes":
         return ShapesImages(config)
     assert config.data.path is not None
@@ -123,7 +123,7 @@ def check_images(config: RunConfig) -> None:
 
 
 class TrainStream:
-    """The training data of one rank: a pure function of how many images the run has seen."""
+    """Makes the training data of one rank, which are a pure function of the number of images seen."""
 
     def __init__(self, config: RunConfig, rank: int = 0, world: int = 1) -> None:
         """`rank` of `world` data-parallel processes, which divide `train.batch_images`."""
@@ -147,7 +147,7 @@ class TrainStream:
         )
 
     def iterate(self, images_seen: int, num_threads: int | None = None) -> Iterator[Batch]:
-        """The batches from `images_seen` to `train.images`, made ahead by threads: as many as `loader_threads` says.
+        """Yields the batches from `images_seen` to `train.images`, made ahead by `loader_threads` threads by default.
 
         Every batch is full: the horizon is rounded up to whole batches.
         """
@@ -174,7 +174,7 @@ def loader_threads() -> int:
 
 
 def validation_set(config: RunConfig) -> list[Batch]:
-    """The fixed (image, t, noise) of `eval.images` images in batches of `eval.batch_images`, captions and all tokens.
+    """Returns the fixed (image, t, noise) of `eval.images` images in batches, with captions and all tokens.
 
     t is standard logit-normal. Its quantiles follow van der Corput's sequence, so that the times of every batch, of any
     size, spread evenly over the distribution, and triple i is the same whatever the sizes. The last batch may be short.
@@ -186,7 +186,7 @@ def validation_set(config: RunConfig) -> list[Batch]:
 
 
 def same_time_batches(config: RunConfig) -> list[Batch]:
-    """The images and noise of `validation_set`, with one t in each batch, as in sampling.
+    """Returns the images and noise of `validation_set`, with one t in each batch, as in sampling.
 
     The times are the middles of equal strata of the same distribution, one for each batch.
     """
@@ -203,7 +203,7 @@ def _eval_ranges(config: RunConfig) -> list[range]:
 
 
 def _validation_batch(config: RunConfig, source: Images, images: range, quantile_B: Floats) -> Batch:
-    """A batch of the validation split at given quantiles of t; nothing of it depends on the run's seed."""
+    """Returns a batch of the validation split at given quantiles of t, which does not depend on the run's seed."""
     return Batch(
         **source.validation(images),
         noise_BCHW=_noise(config, config.data.seed, Stream.VALIDATION_NOISE, images),
@@ -241,7 +241,7 @@ def _logit_normal(quantile_B: Floats, mean: float, std: float) -> Tensor:
 
 
 def _kept_tokens(config: RunConfig, images: range) -> Tensor | None:
-    """Which tokens of each image training keeps, [B, K], uniform over the subsets of that size."""
+    """Returns the tokens of each image that training keeps, [B, K], drawn uniformly from the subsets of that size."""
     if config.train.mask_ratio == 0:
         return None
     rank_BT = uniforms(config.seed, Stream.TRAIN_MASK, images, config.num_tokens)

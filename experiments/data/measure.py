@@ -17,7 +17,7 @@ Parts = dict[str, Callable[[int], object]]
 
 
 def measure_loader(config: RunConfig, num_images: int = 8192) -> dict[str, float]:
-    """Images per second of one thread, and microseconds per image of the whole batch and of its parts.
+    """Returns images per second of one thread, and microseconds per image of the whole batch and of its parts.
 
     About `num_images` images are made once, after a batch to warm up, by the same calls that training makes. The parts
     of latents: reading rows and drawing them from their posteriors, and the noise.

@@ -23,7 +23,7 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def shuffled(seed: int, positions_N: Integers, num_images: int) -> Integers:
-    """The images at `positions_N` of a stream that goes through `num_images` epoch by epoch: int64 [N]."""
+    """Returns the images at `positions_N` of a stream that goes through `num_images` epoch by epoch: int64 [N]."""
     epoch_N, place_N = np.divmod(positions_N, num_images)
     image_N = np.empty_like(place_N)
     for epoch in np.unique(epoch_N):

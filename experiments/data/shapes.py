@@ -41,7 +41,7 @@ WINDOW_MARGIN = 1.5
 
 @dataclass(frozen=True)
 class Object:
-    """One drawn thing: centre and `radius` (half the side of the box around it) in pixels."""
+    """Describes one drawn object: its centre and `radius` (half the side of the box around it) are in pixels."""
 
     color: str
     shape: str
@@ -61,7 +61,7 @@ class Patches:
 
 
 def render(objects: Sequence[Sequence[Object]], background: Sequence[float], image_size: int) -> Floats32:
-    """Images of `objects` over plain greys in [0, 1]: float32 [B, C, H, W] in [-1, 1].
+    """Renders `objects` over plain greys in [0, 1] to float32 [B, C, H, W] in [-1, 1].
 
     The objects of one image must not overlap: their coverages are added.
     """
@@ -80,7 +80,7 @@ def render(objects: Sequence[Sequence[Object]], background: Sequence[float], ima
 
 
 def object_masks(objects: Sequence[Object], image_size: int) -> NDArray[np.bool_]:
-    """Pixels at least half covered by each object: bool [M, H, W], in the order of `objects`."""
+    """Returns the pixels that each object covers at least by half: bool [M, H, W], in the order of `objects`."""
     masks_MHW = np.zeros((len(objects), image_size, image_size), dtype=np.bool_)
     patches = cover(objects, image_size)
     for mask_HW, window, cover_PP in zip(masks_MHW, patches.windows, patches.cover_MPP, strict=True):

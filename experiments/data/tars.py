@@ -41,7 +41,7 @@ COPY_AGAIN = "Copy it again."
 
 @dataclass(frozen=True)
 class TarRows:
-    """The images of tars: for each the tar, where image and caption begin in it, and the number of a problem."""
+    """Holds the images of tars: for each its tar, the offsets of image and caption, and the number of a problem."""
 
     tars: Sequence[Path]
     place_S4: np.ndarray[Any, np.dtype[np.int64]]
@@ -49,7 +49,7 @@ class TarRows:
     keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Returns the number of rows."""
         return len(self.place_S4)
 
     def read(self, number: int) -> Row:
@@ -78,7 +78,7 @@ class TarRows:
 def open_tars(
     source: str, tars: Sequence[Path], image_column: str | None, caption_column: str | None
 ) -> tuple[TarRows, str, str]:
-    """The rows of tars, and what they call their images and captions.
+    """Returns the rows of tars, and the names of their image and caption columns.
 
     Raises `ConfigError` for a tar that is damaged, and where no image has a caption.
     """
@@ -103,7 +103,7 @@ def open_tars(
 
 
 def member_at(opened: tarfile.TarFile, place: int) -> tarfile.TarInfo:
-    """The member that begins at this byte, with its long name; a `tarfile.TarError` where none does any more."""
+    """Returns the member at this byte, with its long name. Raises `tarfile.TarError` where there is none any more."""
     assert opened.fileobj is not None
     opened.fileobj.seek(place)
     return tarfile.TarInfo.fromtarfile(opened)

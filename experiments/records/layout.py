@@ -174,7 +174,7 @@ def other_version(run: Path | str, version: object) -> RecordError:
 
 
 def find_runs(*roots: Path, skipped: Skipped | None = None) -> Iterator[RunDir]:
-    """Every run folder at or below `roots`, in the order of their paths, each once. A run is not searched inside.
+    """Yields every run folder at or below `roots` once, in the order of paths. It does not search inside runs.
 
     A folder with `run.json` or `status.json` in it is a run, whatever state these files are in: reading them says what
     is wrong. What is not used is added to `skipped`, with the reason, while the runs are gone through: folders that

@@ -68,7 +68,7 @@ def read_jsonl(path: Path) -> Rows:
 
 
 def read_valid(path: Path, kind: type[Kind]) -> tuple[list[dict[str, Any]], list[int], list[tuple[int, str]]]:
-    """The rows of a JSONL file that are a `kind`, their line numbers, and the other lines with what is wrong in each.
+    """Returns the rows of a JSONL file that are a `kind`, their line numbers, and the other lines with their faults.
 
     Raises `RecordError` as `read_jsonl`.
     """
@@ -86,10 +86,10 @@ def read_valid(path: Path, kind: type[Kind]) -> tuple[list[dict[str, Any]], list
 
 
 def last_rows(path: Path, kind: type[Record], word: bytes = b"{", anywhere: bool = False) -> Iterator[dict[str, Any]]:
-    """The rows of the last lines of a JSONL file that hold `word`, the last line first; keys may be missing in them.
+    """Yields the rows of a JSONL file whose lines hold `word`, the last line first; keys may be missing in them.
 
-    Only the end of the file is read, because folders are many; `anywhere`: then all of it, where the end was not
-    enough. A `RecordError` where something else is in the place of the file, or it cannot be read.
+    Only the end of the file is read, because there can be many folders; `anywhere` reads the whole file where the end
+    was not enough. Raises `RecordError` where the path is no regular file, or it cannot be read.
     """
     try:
         end = read_end(path, TAIL_BYTES)

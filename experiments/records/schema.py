@@ -1,4 +1,4 @@
-"""What a run writes: `run.json`, `status.json` and the rows of the three JSONL files.
+"""Defines what a run writes: `run.json`, `status.json` and the rows of the JSONL files.
 
 The names here are the columns of every table and the keys in W&B. Units are in the names; counts start with `num_`.
 A missing value is missing: the key is absent from the file, never 0 and never "".
@@ -56,8 +56,8 @@ Words = Annotated[str, BeforeValidator(lambda text: encodable(text) if isinstanc
 
 
 FRECHET_FEATURES = 64
-"""Of the network that `frechet-shapes` is measured with. A covariance of no more images than features is singular, and
-the distance that is computed with it is far too large: such a value must not be shown without a word."""
+"""The number of features of the network for `frechet-shapes`. With no more images than features a covariance is
+singular and the distance far too large, so that such a value must not be shown without a warning."""
 
 
 class Record(BaseModel):

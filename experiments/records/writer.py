@@ -44,7 +44,7 @@ def write_status(run_dir: RunDir, status: Status) -> None:
 
 
 def append_evaluations(run_dir: RunDir, rows: Sequence[EvalRow]) -> None:
-    """Add what was measured after training to `evals.jsonl`; every other file stays as it is.
+    """Appends rows that were measured after training to `evals.jsonl`; other files stay as they are.
 
     Safe beside other processes that append. Raises `RecordError` when `run_dir` is not the folder of a run.
     """
@@ -73,7 +73,7 @@ class RecordWriter:
     """
 
     def __init__(self, run_dir: RunDir, record: RunRecord, claim: FolderClaim, files: ExitStack) -> None:
-        """Use `RecordWriter.open`. `files` closes what the writer holds; `claim` is renewed with every status."""
+        """Is called by `open` only. `files` closes what the writer holds; `claim` is renewed with every status."""
         self.run_dir = run_dir
         self.record = record
         self._append_step = _appender(run_dir.steps, files)
@@ -93,7 +93,7 @@ class RecordWriter:
         start_mirror: StartMirror | None = None,
         restart: bool = False,
     ) -> RecordWriter:
-        """Claim the folder and continue its records from `images_seen` (0 without a checkpoint).
+        """Claims the folder and continues its records from `images_seen` (0 without a checkpoint).
 
         `restart`: begin anew, with the old records set aside.
 
@@ -113,24 +113,24 @@ class RecordWriter:
             return writer
 
     def step(self, row: StepRow) -> None:
-        """Append one row to `steps.jsonl`."""
+        """Appends one row to `steps.jsonl`."""
         self._append_step(_line(row))
         self._show(row)
 
     def routing(self, rows: Sequence[RoutingRow]) -> None:
-        """Append the rows of one look at the routed layers to `routing.jsonl`."""
+        """Appends the rows of one look at the routed layers to `routing.jsonl`."""
         for row in rows:
             self._append_routing(_line(row))
             self._show(row)
 
     def evaluation(self, rows: Sequence[EvalRow]) -> None:
-        """Append the values of one evaluation to `evals.jsonl`."""
+        """Appends the values of one evaluation to `evals.jsonl`."""
         for row in rows:
             self._append_evaluation(_line(row))
             self._show(row)
 
     def images(self, name: str, path: Path, images_seen: int) -> None:
-        """Show an image that is already on disk (a sample grid, a routing map) in W&B under `name`."""
+        """Shows an image that is already on disk (a sample grid, a routing map) in W&B under `name`."""
         if self._mirror is not None:
             self._mirror.images(name, path, images_seen)
 
@@ -142,7 +142,7 @@ class RecordWriter:
         peak_memory_gib: float | None = None,
         checkpoint_images: int | None = None,
     ) -> None:
-        """Replace `status.json`: the heartbeat is now, the process this one.
+        """Replaces `status.json` with the present time as its heartbeat and this process as its writer.
 
         Raises `RecordError`, and leaves the status alone, when another process has taken the run over.
         """
@@ -162,7 +162,7 @@ class RecordWriter:
         self._status = status
 
     def close(self) -> None:
-        """Finish the mirror and give the folder back; a second call does nothing."""
+        """Finishes the mirror and releases the folder; a second call does nothing."""
         if self._mirror is not None:
             last = self._status
             if last is None:
