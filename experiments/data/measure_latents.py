@@ -51,7 +51,7 @@ def bytes_per_image(num_tokens: int) -> int:
 
 
 def write_random_set(folder: Path, num_tokens: int, gib: float) -> int:
-    """Writes a data set of about `gib` GiB with captions of `num_tokens` tokens; returns its training images' number."""
+    """Writes a data set of about `gib` GiB with captions of `num_tokens` tokens; returns how many images train."""
     num_images = max(4, int(gib * 2**30 / bytes_per_image(num_tokens)))
     empty = _write(folder, "empty-caption", 1, num_tokens=1)
     shards = [_shard(folder, "validation", 0, VALIDATION_IMAGES, num_tokens)]
