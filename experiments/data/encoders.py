@@ -1,9 +1,9 @@
-"""The frozen networks that turn pixels into latents and captions into features: a VAE, T5 and CLIP.
+"""Loads the frozen networks that turn pixels into latents and captions into features: a VAE, T5 and CLIP.
 
-Classes of diffusers and transformers, through their own `from_pretrained`, from folders or from the Hub, alone or as
-parts of a pipeline (`OWNER/MODEL/text_encoder`, with its `tokenizer` beside it). Weights are read from safetensors
-only, so that no file can execute code. The VAE works in float32 (that of SDXL overflows in float16); the text encoders
-in bfloat16 on an accelerator. What is stored is float16.
+The networks are classes of diffusers and transformers, loaded by `from_pretrained` from folders or from the Hub, alone
+or as parts of a pipeline (`OWNER/MODEL/text_encoder`, with its `tokenizer` beside it). Weights come from safetensors
+only, so that no file can execute code. The VAE works in float32 (that of SDXL overflows in float16), the text encoders
+in bfloat16 on an accelerator. Results are stored in float16.
 
 Legend: B images, C channels, H, W height and width, V, U widths of T5 and CLIP.
 """

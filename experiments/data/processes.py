@@ -1,7 +1,7 @@
-"""The processes that encode: each holds the networks on its own device and makes whole files.
+"""Runs the processes that encode; each of them holds the networks on its own device and makes whole files.
 
-With one process the work is done here. A process ends by itself when the one that started it is gone, so that a kill
-leaves nothing behind. Which process makes a file does not change the file.
+A single process works without starting another. A worker ends by itself when the process that started it is gone, so
+that a kill leaves no process behind. The content of a file does not depend on the process that makes it.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def open_request(request: Request) -> SourceRows:
 def encode_shards(
     request: Request, tasks: Sequence[ShardTask], out: SetFolder, num_processes: int, first_device: int, on_rows: OnRows
 ) -> None:
-    """Make and write the files of `tasks`; `on_rows` is told of rows as they are done.
+    """Makes and writes the files of `tasks`; `on_rows` is called with the numbers of rows as they are done.
 
-    Raises what a process raised, and `RunFailedError` where one was killed.
+    Raises the error that a process raised, and `RunFailedError` where one was killed.
     """
     if num_processes > 1 and len(tasks) > 1:
         _in_processes(request, tasks, out, min(num_processes, len(tasks)), first_device, on_rows)
@@ -77,7 +77,7 @@ def _encode_all(
 def _in_processes(
     request: Request, tasks: Sequence[ShardTask], out: SetFolder, number: int, first_device: int, on_rows: OnRows
 ) -> None:
-    """Every process has its files from the start; they take about as long."""
+    """Encodes in `number` processes. Each gets its files at the start, as all files take about the same time."""
     context = multiprocessing.get_context("spawn")
     reports: Queue[Report] = context.Queue()
     workers = [

@@ -1,7 +1,7 @@
 """Identifies a process uniquely over machines and time, and tells whether it is still alive.
 
-A process id is used again, and a moved clock makes a process look younger than what it wrote; so a process is known by
-its id, the start of its machine, and the tick since then at which it began, which no clock moves.
+Process ids are reused, and setting the clock can make a process look younger than the files it wrote. A process is
+so identified by its id, the boot of its machine, and its start in ticks since boot, which no clock change moves.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Owner:
     def is_dead(self) -> bool | None:
         """Says whether the process has surely ended; None where that cannot be known from here.
 
-        A Slurm job runs once at a time: what an earlier start of this very job holds is dead, on whichever node it was.
-        Its other processes, on other nodes, are not.
+        A Slurm job runs only once at a time. Processes of an earlier start of this same job are therefore dead, on
+        whichever node they were; other processes of the present start, on other nodes, are not.
         """
         if not self.is_local:
             job, job_start = _slurm_job()

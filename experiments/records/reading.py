@@ -1,7 +1,7 @@
-"""Reading one file of records that somebody else may have written: JSON, or JSON line by line, against a schema.
+"""Reads a file of records, JSON or JSON lines, and validates it against a schema, as it may be untrusted input.
 
-A text, a boolean or a number out of range is no number. A key that is there twice, NaN, and a file that is a directory,
-a FIFO or far too large are refused; each message names the file, and the line where there are several.
+A text, a boolean or a number out of range is not accepted as a number. Duplicate keys, NaN, and a path that is a
+directory, a FIFO or far too large a file are refused. Each message names the file, and the line if there are several.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Writes the records of a run: rows appended line by line, the status replaced as a whole. One process writes.
+"""Writes the records of a run from one process: it appends rows line by line and replaces the status as a whole.
 
-A row has left the process when `step`, `routing` or `evaluation` returns, so a kill loses none that was written.
-Order in the training loop: rows first, then the checkpoint that contains them (see `claim.py`). The W&B mirror gets
-the same rows after the files have them. Names and units are `schema.py`'s, file names `layout.py`'s.
+A row has been handed to the system when `step`, `routing` or `evaluation` returns, so that a kill loses none of them.
+The training loop writes rows before the checkpoint that covers them (see `claim.py`). The W&B mirror gets the same rows
+after they are in the files. `schema.py` defines names and units, and `layout.py` names the files.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class RecordWriter:
     """
 
     def __init__(self, run_dir: RunDir, record: RunRecord, claim: FolderClaim, files: ExitStack) -> None:
-        """Is called by `open` only. `files` closes what the writer holds; `claim` is renewed with every status."""
+        """Sets up the writer for `open`. `files` closes what it holds; `claim` is renewed with every status."""
         self.run_dir = run_dir
         self.record = record
         self._append_step = _appender(run_dir.steps, files)
@@ -95,7 +95,7 @@ class RecordWriter:
     ) -> RecordWriter:
         """Claims the folder and continues its records from `images_seen` (0 without a checkpoint).
 
-        `restart`: begin anew, with the old records set aside.
+        `restart` sets the old records aside and begins anew.
 
         `start_mirror` (see `wandb_mirror.start_mirror`) is called once the folder is known to be this run's; the mirror
         gets the rows that are already there, so that it is whole however the last process ended. Raises `RecordError`
