@@ -1,7 +1,7 @@
 """Identifies a process uniquely over machines and time, and tells whether it is still alive.
 
 Process ids are reused, and setting the clock can make a process look younger than the files it wrote. A process is
-so identified by its id, the boot of its machine, and its start in ticks since boot, which no clock change moves.
+therefore known by its id, the boot of its machine, and its start in ticks since boot, which no clock change moves.
 """
 
 from __future__ import annotations
