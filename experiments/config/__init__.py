@@ -1,1 +1,1 @@
-"""What a run is: settings, presets, overrides and budget. Free of torch."""
+"""Defines what a run is: settings, presets, overrides and budget. This package does not import torch."""

@@ -1,7 +1,7 @@
-"""What autograd saves of a forward pass, tensor by tensor as the modules are written, by arithmetic.
+"""Computes what autograd saves during a forward pass by arithmetic, tensor by tensor in the order of the modules.
 
-Not counted: what an attention kernel without a fused form would add. With `parallel.activation_checkpointing` only the
-input of each block, and what it answers, is kept; its backward pass computes the rest again, one block at a time.
+What attention without a fused kernel would save in addition is not counted. `parallel.activation_checkpointing` keeps
+only each block's input and routing decision; the backward pass computes the rest again, one block at a time.
 
 Everything is in bytes. Legend: d width, T tokens that training keeps, L caption length, F hidden width, P slots of all
 experts together.
@@ -21,29 +21,29 @@ Precision = Literal["fp32", "bf16"]
 
 
 class Activations(NamedTuple):
-    """Bytes of one image."""
+    """Holds what the activations of one image take, in bytes."""
 
     saved: float
-    """At the end of the forward pass."""
+    """What is saved at the end of the forward pass."""
     recomputed: float
-    """Of the block that is computed again, beyond its input; 0 without activation checkpointing."""
+    """What the block that is computed again saves beyond its input; 0 without activation checkpointing."""
     widest_gradient: float
-    """Of the hidden layer of one feed-forward; with what is computed again, where that is of all experts at once."""
+    """The gradient of one hidden layer; kernels over all experts at once add what they compute again."""
     exchanged: float
-    """Expert parallelism: slots on their way out and back, on both sides. They do not outlive their layer.
+    """All-to-all buffers of expert parallelism: slots sent out and back, on both sides. They do not outlive the layer.
 
-    Without a limit, as many arrive as are sent only on average over the processes.
+    Without a capacity limit, a process receives as many slots as it sends only on average over the processes.
     """
 
 
 def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activations:
-    """Of one image, `width` bytes to a number where it is not always fp32."""
+    """Returns the bytes of one image's activations, with `width` bytes per element that is not always fp32."""
     slots = _slots(config) if config.sparse_layer_indices else 0.0
     fast = config.train.implementation == "fast"
-    kernels = fast and on_accelerator  # which keep what they were given, and nothing in between
+    kernels = fast and on_accelerator  # fused kernels save only their inputs, no intermediate results
     again = fast and not (on_accelerator and config.routing.capacity_factor is None)  # grouped products keep both sides
-    # Gradients of both sides of the activation, which are in one place with GELU, and one side again for half of the
-    # experts; a processor has a few experts in hand, and the gradient of the widest is all that counts.
+    # The kernels hold gradients of both sides of the activation (in one buffer with GELU), and one side computed again
+    # for half of the experts. A CPU works on a few experts at a time, so only the largest gradient counts.
     at_once = (3.5 if config.routing.expert == "swiglu" else 1.5) if kernels else 1
     blocks = _block_bytes(config, width, again, kernels)
     if config.parallel.activation_checkpointing:
@@ -61,10 +61,10 @@ def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activati
 
 
 def working_bytes(config: RunConfig, on_accelerator: bool) -> int:
-    """Bytes of a number in working precision.
+    """Returns the bytes of one element in working precision.
 
-    `auto` counts as bf16 on an accelerator and as fp32 on a CPU, which is the larger of what it may become there, and
-    as fp32 with ZeRO-0.
+    `auto` counts as fp32 with ZeRO-0, as bf16 on an accelerator, and as fp32 on a CPU: the larger of the two that it
+    may become there.
     """
     setting = config.train.precision
     bf16 = on_accelerator and config.parallel.zero_stage > 0
@@ -73,17 +73,17 @@ def working_bytes(config: RunConfig, on_accelerator: bool) -> int:
 
 
 def micro_batch_images(config: RunConfig) -> int:
-    """Images of one forward pass of one process."""
+    """Returns the number of images of one forward pass of one process."""
     return config.train.batch_images // (config.parallel.world * config.train.accumulation)
 
 
 def exchanged_slots(config: RunConfig) -> float:
-    """Slots of one image in one routed layer that travel to the processes that hold their experts."""
+    """Returns how many slots of one image a routed layer sends to the processes that hold their experts."""
     return _slots(config) if config.sparse_layer_indices else 0.0
 
 
 def _block_bytes(config: RunConfig, width: int, again: bool, kernels: bool) -> list[float]:
-    """Of every block."""
+    """Returns the bytes that autograd saves in each block for one image."""
     attention, dense = _attention_bytes(config, width, kernels), _dense_bytes(config, width, kernels)
     sparse = _sparse_bytes(config, width, again, kernels) if config.sparse_layer_indices else 0.0
     routed = set(config.sparse_layer_indices)
@@ -91,9 +91,10 @@ def _block_bytes(config: RunConfig, width: int, again: bool, kernels: bool) -> l
 
 
 def _kept_bytes(config: RunConfig, width: int, layer: int) -> float:
-    """Of a checkpointed block: its input; of a routed one also what was decided, which the loop holds until the step.
+    """Returns the bytes that a checkpointed block keeps for one image.
 
-    That is the token and the weight of every slot, and the logits.
+    That is its input and, in a routed block, the routing decision, which the training loop holds until the step: the
+    token and the combine weight of every slot, and the logits.
     """
     kept = width * config.num_train_tokens * config.model.width
     if layer not in config.sparse_layer_indices:
@@ -104,11 +105,13 @@ def _kept_bytes(config: RunConfig, width: int, layer: int) -> float:
 
 
 def _attention_bytes(config: RunConfig, width: int, kernels: bool) -> float:
-    """Self- and cross-attention of one layer, with the norm and modulation before, and fused kernels.
+    """Returns the bytes saved by self- and cross-attention of one layer, with the norm and modulation before them.
 
-    Self: input, its norm, the modulated norm, query before and after its norm, output of heads, output (for its gate);
-    key and value, and the normed key. Cross: input, query twice, output of heads; key and value, and the normed key.
-    `kernels` keep no norm, and no means and deviations of norms.
+    Attention is assumed to be fused, so that no attention matrix is saved. Self-attention saves its input, the norm of
+    it, the modulated norm, the query before and after its norm, the output of the heads, the output (for the gradient
+    of its gate), key and value, and the normed key. Cross-attention saves its input, the query before and after its
+    norm, the output of the heads, key and value, and the normed key. The fused `kernels` save neither the norm of the
+    input nor means and deviations of norms.
     """
     model, T, L = config.model, config.num_train_tokens, config.data.caption_length
     kv = model.width * model.num_kv_heads // model.num_heads
@@ -121,23 +124,23 @@ def _attention_bytes(config: RunConfig, width: int, kernels: bool) -> float:
 
 
 def _dense_bytes(config: RunConfig, width: int, kernels: bool) -> float:
-    """Input, its norm, the modulated norm, both sides of the activation, and the output (for its gate)."""
+    """Returns the bytes saved by a dense feed-forward: `_around_bytes`, and both sides of the activation function."""
     hidden = hidden_width(config, config.model.ffn_factor)
     return _around_bytes(config, width, kernels) + width * config.num_train_tokens * 2 * hidden
 
 
 def _around_bytes(config: RunConfig, width: int, kernels: bool) -> float:
-    """Of any feed-forward: its input, the norm of that, the modulated norm, and the output; `kernels` keep no norm."""
+    """Returns what any feed-forward saves: input, its norm (not with `kernels`), modulated norm, and gated output."""
     T, d = config.num_train_tokens, config.model.width
     return float(width * 3 * T * d if kernels else width * (T * (4 * d + 2) + d))
 
 
 def _sparse_bytes(config: RunConfig, width: int, again: bool, kernels: bool) -> float:
-    """As dense, over slots: gathered inputs, both sides of the activation, and outputs.
+    """Returns the bytes saved by a routed feed-forward: inputs, both sides of the activation, and outputs of all slots.
 
-    `again`: the near side of the activation is kept and the other computed again.
-    The router and the sum over experts are in fp32: a copy of its input in bf16 training (but with `kernels`),
-    affinities, and indices.
+    With `again` only the input of the activation is kept, and its output is computed again.
+    The router and the sum over experts are in fp32: they save affinities, indices and, in bf16 training without
+    `kernels`, an fp32 copy of the router's input.
     """
     T, d, routing = config.num_train_tokens, config.model.width, config.routing
     slots, sides = _slots(config), 4 if routing.expert == "swiglu" else 2
@@ -150,14 +153,14 @@ def _sparse_bytes(config: RunConfig, width: int, again: bool, kernels: bool) -> 
 
 
 def _slots(config: RunConfig) -> float:
-    """Slots of one image in one routed layer, empty ones included; without a limit there are none of those."""
+    """Returns the slots of one image in one routed layer; with a capacity limit this includes empty slots."""
     return slots_per_image(config, config.num_train_tokens, training=True)
 
 
 def _text_bytes(config: RunConfig, width: int) -> float:
-    """The caption encoder: three norms in fp32, attention, and the projection to the width of the model.
+    """Returns the bytes saved by the caption encoder: norms in fp32, attention, and the projection to model width.
 
-    Of precomputed features: those, both sides of the activation, and what comes out of the second layer.
+    For precomputed features it saves the features, both sides of the activation, and the output of the second layer.
     """
     w, L, layers = config.model.text_width, config.data.caption_length, config.model.text_layers
     if config.data.text_width is not None:
@@ -167,7 +170,7 @@ def _text_bytes(config: RunConfig, width: int) -> float:
 
 
 def _ends_bytes(config: RunConfig, width: int, kernels: bool) -> float:
-    """Embedding of patches and time, and the head: its norm, its input, and the difference that the loss squares."""
+    """Returns what the patch and time embeddings and the head save, with the difference that the loss squares."""
     T, d = config.num_train_tokens, config.model.width
     patch = config.model.patch_size**2 * config.data.channels
     return width * (T * (patch + (2 if kernels else 3) * d) + 256 + 5 * d) + FLOAT32 * T * patch

@@ -1,6 +1,6 @@
-"""Parameters and FLOPs of a config by arithmetic, without building anything.
+"""Computes the parameters and FLOPs of a config by arithmetic, without building a model.
 
-Every part is named as in the real module and a test holds it equal to that module. FLOPs follow
+Every part is named as in the real module, and a test compares it with that module. FLOPs follow
 `torch.utils.flop_counter`: a product of [m, k] and [k, n] is 2 m k n, pointwise work is free.
 
 Activated parameters are the weights one token passes through on average: with experts that choose, f_c experts
@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from experiments.config.schema import RunConfig
 
 TIME_FREQUENCIES = 256
-"""Sinusoids that embed the timestep (DiT)."""
+"""The number of sinusoids that embed the timestep (DiT)."""
 BLOCK_PARTS = ("attention", "cross_attention", "ffn", "experts", "shared_experts", "router")
-"""The parts that blocks are made of, but for their tables of modulation, which take no FLOPs."""
+"""The parts of a block, except its modulation tables, which take no FLOPs."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a model costs. FLOPs are per image; `train_` counts forward and backward over the kept tokens."""
+    """Holds the cost of a model. FLOPs are per image; `train_` counts forward and backward over the kept tokens."""
 
     params_by_part: dict[str, int]
     active_by_part: dict[str, int]
@@ -34,17 +34,17 @@ class Budget:
 
     @property
     def params_total(self) -> int:
-        """All parameters, experts included."""
+        """Returns the number of all parameters, experts included."""
         return sum(self.params_by_part.values())
 
     @property
     def params_active(self) -> int:
-        """Parameters that one token passes through on average."""
+        """Returns the number of parameters that one token passes through on average."""
         return sum(self.active_by_part.values())
 
 
 def budget(config: RunConfig) -> Budget:
-    """The cost of `config`; needs no torch and no memory, whatever the size."""
+    """Returns the cost of `config`; this needs no torch and allocates no weights."""
     params = _params_by_part(config)
     active = dict(params)
     if config.sparse_layer_indices:
@@ -62,7 +62,7 @@ def budget(config: RunConfig) -> Budget:
 
 
 def recomputed_flops_per_image(config: RunConfig) -> int:
-    """What `parallel.activation_checkpointing` adds to training: the forward pass of the blocks once more."""
+    """Returns the FLOPs that activation checkpointing adds to training: a second forward pass of the blocks."""
     if not config.parallel.activation_checkpointing:
         return 0
     parts = _flops_by_part(config, config.num_train_tokens, training=True)
@@ -70,17 +70,17 @@ def recomputed_flops_per_image(config: RunConfig) -> int:
 
 
 def hidden_width(config: RunConfig, factor: float) -> int:
-    """Hidden width of a feed-forward `factor` times as wide as the model."""
+    """Returns the hidden width of a feed-forward that is `factor` times as wide as the model."""
     return round(config.model.width * factor)
 
 
 def num_expert_matrices(config: RunConfig) -> int:
-    """2 for GELU experts, 3 for SwiGLU (gate, up, down)."""
+    """Returns the number of weight matrices of an expert: 2 for GELU, 3 for SwiGLU (gate, up, down)."""
     return 3 if config.routing.expert == "swiglu" else 2
 
 
 def experts_per_token(config: RunConfig) -> float:
-    """Experts that process a token on average, by design: f_c, or top_k where tokens choose."""
+    """Returns how many experts process a token on average: f_c, top_k, or the smaller where a router has both."""
     routing = config.routing
     limits = [float(routing.num_experts)]
     limits += [routing.capacity_factor] if routing.capacity_factor is not None else []
@@ -89,7 +89,7 @@ def experts_per_token(config: RunConfig) -> float:
 
 
 def capacity_factor(config: RunConfig, training: bool) -> float | None:
-    """f_c in force: `eval_capacity_factor` outside training unless it is 'same'."""
+    """Returns the f_c that applies: `eval_capacity_factor` outside training unless it is 'same'."""
     routing = config.routing
     if training or routing.eval_capacity_factor == "same":
         return routing.capacity_factor
@@ -97,10 +97,10 @@ def capacity_factor(config: RunConfig, training: bool) -> float | None:
 
 
 def expert_capacity(num_group_tokens: int, factor: float, num_experts: int, round_up: bool) -> int:
-    """Slots of one expert, C = S f_c / E.
+    """Returns the slots of one expert, C = S f_c / E.
 
     Expert choice rounds down, so that it never spends more than f_c; token choice rounds up, as DeepSpeed does.
-    The factor is rational in practice: the small term keeps 64 x 0.3 / 19.2 from losing a slot to rounding.
+    The small term compensates for floating-point error, so that 64 x 0.3 / 19.2 does not lose a slot.
     """
     exact = num_group_tokens * factor / num_experts
     return math.ceil(exact - 1e-9) if round_up else math.floor(exact + 1e-9)
@@ -130,7 +130,7 @@ def _params_by_part(config: RunConfig) -> dict[str, int]:
 
 
 def _text_params(config: RunConfig) -> int:
-    """The trained caption encoder; or two layers on precomputed features of the tokens, and two on the pooled ones."""
+    """Returns the parameters of the trained caption encoder, or of the two projections of precomputed features."""
     data, d, w = config.data, config.model.width, config.model.text_width
     if data.text_width is not None and data.pooled_width is not None:
         return (data.text_width + data.pooled_width + 2 * d + 4) * d
@@ -146,7 +146,7 @@ def _text_flops(config: RunConfig) -> int:
 
 
 def precomputed_features(config: RunConfig) -> int:
-    """Features of one caption that come with the data: T5's of every token, padding too, and CLIP's."""
+    """Returns how many precomputed numbers a caption has: T5 features of all tokens, with padding, and CLIP's."""
     return config.data.caption_length * (config.data.text_width or 0) + (config.data.pooled_width or 0)
 
 
@@ -174,9 +174,10 @@ def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[s
 
 
 def slots_per_image(config: RunConfig, num_tokens: int, training: bool) -> float:
-    """Expert slots computed per image, all experts of a layer together.
+    """Returns the expert slots that one layer computes per image, over all its experts.
 
-    Without a limit those are top_k for each token, and with one the empty slots count, since they are computed too.
+    Without a capacity limit there are top_k slots for each token. With a limit, empty slots count, as they are computed
+    too.
     """
     routing = config.routing
     factor = capacity_factor(config, training)

@@ -1,8 +1,8 @@
-"""Whether the settings of a run fit each other. One line for each mistake: key, value, and a number that works.
+"""Checks that the settings of a run fit each other. Each mistake is reported in one line with a value that works.
 
-Types and single limits are held by `schema.py`; what a router does not have by `routers.py`. The capacity of an expert,
-C = S f_c / E, is held here for training and for evaluation: below one slot a layer would output zeros without an error
-(EC-DIT, arXiv 2410.02098, section 3).
+`schema.py` checks types and the limits of single settings; `routers.py` checks which settings a router has. The
+capacity of an expert, C = S f_c / E, is checked here for training and for evaluation: with less than one slot a layer
+would output zeros without an error (EC-DIT, arXiv 2410.02098, section 3).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from experiments.errors import ConfigError
 NEEDS_CAPACITY = ("expert_choice",)
 SOFTMAX_ONLY = ("token_choice", "switch")
 TEXT_HEAD_SIZE = 64
-"""As in `experiments.models.embed`."""
+"""Width of an attention head of the text encoder, as in `experiments.models.embed`."""
 
 MIN_JUDGED_SIZE = 16
 """The smallest `data.image_size` at which the judge of `shapes-geneval` can be trusted with true renders."""
@@ -27,7 +27,7 @@ UNRELIABLE_BELOW = (
     f"below {MIN_JUDGED_SIZE} pixels the judge of shapes-geneval denies true renders (it says yes to 67.8% of them at "
     "8 pixels, 92.6% at 12, 98.9% at 14, and 99.95% at 16)"
 )
-"""Measured on the first 2,000 scenes of the validation split; a test measures it again."""
+"""The rates were measured on the first 2,000 scenes of the validation split; a test measures them again."""
 
 SHAPES_HAVE = {
     "channels": 3, "vocab_size": 64, "caption_length": 16, "text_width": None, "pooled_width": None,
@@ -47,7 +47,7 @@ WORKING_VALUES = {
 
 
 def check_config(config: RunConfig) -> None:
-    """Return when all settings fit; a `ConfigError` for the first that does not."""
+    """Returns when all settings fit each other. Raises `ConfigError` for the first that does not."""
     _check_data(config)
     _check_backbone(config)
     _check_batches(config)
@@ -60,7 +60,7 @@ def check_config(config: RunConfig) -> None:
 
 
 def _check_data(config: RunConfig) -> None:
-    """What shapes have is fixed; what is measured on their samples needs their judge."""
+    """Checks that `shapes` data have their fixed sizes, and that latents ask for no samples or metrics in pixels."""
     data, evaluation = config.data, config.eval
     if data.name == "shapes":
         for key, value in SHAPES_HAVE.items():
@@ -92,7 +92,7 @@ def _check_metric_images(config: RunConfig) -> None:
 
 
 def require_judged_size(image_size: int, asked: str, way_out: str) -> None:
-    """Return where images of `image_size` pixels can be judged; else a `ConfigError` about `asked`."""
+    """Raises `ConfigError` about the setting `asked` where images of `image_size` are too small for the judge."""
     if image_size < MIN_JUDGED_SIZE:
         raise ConfigError(f"{asked} does not fit data.image_size={image_size}: {UNRELIABLE_BELOW}.", way_out)
 
@@ -131,7 +131,7 @@ def _check_batches(config: RunConfig) -> None:
 
 
 def _check_router(config: RunConfig) -> None:
-    """Settings that this router cannot do without, or can only have in one form."""
+    """Checks the settings that this router requires, and those that can only have one value with it."""
     routing = config.routing
     needed = ["gating", "expert", "expert_factor", "group_images"]
     needed += ["top_k"] if routing.name not in NEEDS_CAPACITY else []
@@ -177,7 +177,7 @@ def _check_experts(config: RunConfig) -> None:
 
 
 def _check_groups(config: RunConfig) -> None:
-    """Training cuts every batch into whole routing groups; in evaluation the last group may be smaller."""
+    """Checks that routing groups divide a training batch evenly; in evaluation the last group may be smaller."""
     group, local = config.routing.group_images, _local_batch(config)
     if isinstance(group, int) and local % group:
         batch = _next_multiple(local, group) * config.parallel.world * config.train.accumulation
@@ -188,7 +188,7 @@ def _check_groups(config: RunConfig) -> None:
 
 
 def _check_capacity(config: RunConfig) -> None:
-    """At least one slot for an expert in every group, and no more slots than tokens."""
+    """Checks that an expert has at least one slot in every group, and no more slots than there are tokens."""
     for training in (True, False):
         own = not training and config.routing.eval_capacity_factor != "same"
         key = "routing.eval_capacity_factor" if own else "routing.capacity_factor"
@@ -207,7 +207,10 @@ def _check_capacity(config: RunConfig) -> None:
 
 
 def _require_a_slot(config: RunConfig, key: str, factor: float, setting: str, images: int, tokens: int) -> None:
-    """`images` of `tokens` are the smallest group; `setting` is what makes it larger."""
+    """Raises `ConfigError` where an expert has no slot in the smallest group, of `images` with `tokens` tokens each.
+
+    `setting` is the key that makes this group larger.
+    """
     num_experts, group_tokens = config.routing.num_experts, images * tokens
     if expert_capacity(group_tokens, factor, num_experts, round_up=config.routing.top_k is not None) >= 1:
         return
@@ -225,7 +228,7 @@ def _require_a_slot(config: RunConfig, key: str, factor: float, setting: str, im
 
 
 def _smallest_groups(config: RunConfig, training: bool) -> Iterator[tuple[str, int]]:
-    """Images of the smallest routing group of every kind of batch, with the setting that decides it."""
+    """Yields, for every kind of batch, the setting that decides its smallest routing group, and that group's images."""
     group, evaluation = config.routing.group_images, config.eval
     batches = {
         "eval.batch_images": min(evaluation.images, evaluation.batch_images),
@@ -274,14 +277,14 @@ def _require_divisible(key: str, value: int, by_key: str, by: int) -> None:
 
 
 def divisors(number: int, limit: int) -> list[int]:
-    """The divisors of `number` up to `limit`, in order. The work grows with the square root of `number`."""
+    """Returns the divisors of `number` up to `limit` in order. The work grows with the square root of `number`."""
     small = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
     both = {*small, *(number // each for each in small)}
     return sorted(each for each in both if each <= limit)
 
 
 def _local_batch(config: RunConfig) -> int:
-    """Images of one forward pass of one process."""
+    """Returns the number of images of one forward pass of one process."""
     return config.train.batch_images // (config.parallel.world * config.train.accumulation)
 
 
@@ -290,5 +293,5 @@ def _next_multiple(value: int, of: int) -> int:
 
 
 def _round_up(value: float) -> str:
-    """`value` as text with at most four decimals, never smaller than it."""
+    """Returns `value` rounded up to four decimals, as text."""
     return f"{math.ceil(value * 10_000) / 10_000:g}"

@@ -1,7 +1,7 @@
-"""`index.json` of a prepared data set: what `ecdit data prepare` wrote, and what a run takes of it.
+"""Reads `index.json` of a data set that `ecdit data prepare` wrote, and derives the settings of runs on it.
 
 A data set is a folder of safetensors shards, which can be mapped into memory, and this index, which is written last: a
-folder with an index is whole. Shapes, widths and the fingerprint of a data set become settings of every run on it
+folder with an index is complete. Shapes, widths and the fingerprint of a data set become settings of every run on it
 (`data.channels`, `data.fingerprint`, ...), so that a run can tell its data set from another one. The fingerprint covers
 the checksums of all files and what decodes them, never a path: a data set may be moved and copied.
 
@@ -31,13 +31,13 @@ from experiments.inputs import MAX_ROWS_BYTES, read_input
 
 INDEX_FILE = "index.json"
 REQUEST_FILE = "request.json"
-"""What was asked for, while a data set is being made."""
+"""The file that holds the request for which a data set is made."""
 SCHEMA_VERSION = 1
 FINGERPRINT_DIGITS = 16
 SetSplit = Literal["train", "validation"]
 DEFAULT_EVAL_IMAGES = 512
 MAX_IMAGE_SIZE = 4096
-"""Pixels of a side that images are resized to."""
+"""The largest side, in pixels, to which images are resized."""
 MAX_CAPTION_LENGTH = 4096
 MAX_WIDTH = 2**16
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -50,7 +50,7 @@ class _Entry(BaseModel):
 
 
 class FileEntry(_Entry):
-    """One file of tensors: its name in the folder, its length in bytes and its SHA-256."""
+    """Describes one file of tensors: its name in the folder, its length in bytes and its SHA-256."""
 
     file: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
     num_bytes: Count
@@ -58,9 +58,9 @@ class FileEntry(_Entry):
 
 
 class Shard(FileEntry):
-    """Images of one split, in order. `source_sha256`: of the image files and captions that went into it.
+    """Describes a shard of one split. `source_sha256` is the hash of the image files and captions in it.
 
-    `num_cut_t5`, `num_cut_clip`: captions that were too long for an encoder; None where nobody had counted.
+    `num_cut_t5` and `num_cut_clip` count captions that were too long for an encoder; None where this was not counted.
     """
 
     split: SetSplit
@@ -72,7 +72,7 @@ class Shard(FileEntry):
 
 
 class Encoder(_Entry):
-    """A model that made a part of the data: where it was, its class, and the SHA-256 of its files."""
+    """Describes a model that made a part of the data: its path, its class, and the SHA-256 of its files."""
 
     path: str
     kind: str
@@ -80,7 +80,7 @@ class Encoder(_Entry):
 
 
 class Source(_Entry):
-    """Where the images came from; rows are those of the source, damaged ones included."""
+    """Describes the source of the images; `num_rows` includes rows that were left out as damaged."""
 
     path: str
     num_rows: Count
@@ -89,7 +89,7 @@ class Source(_Entry):
 
 
 class DataSetIndex(_Entry):
-    """The whole of `index.json`."""
+    """Holds the whole content of `index.json`."""
 
     schema_version: int
     fingerprint: str
@@ -98,7 +98,7 @@ class DataSetIndex(_Entry):
     latent_size: Size
     channels: Width
     caption_length: Annotated[int, Field(ge=1, le=MAX_CAPTION_LENGTH)]
-    """The most text tokens of a caption: what captions are padded to."""
+    """The most text tokens of a caption, to which captions are padded."""
     text_width: Width
     pooled_width: Width
     scaling_factor: float
@@ -113,21 +113,21 @@ class DataSetIndex(_Entry):
     num_damaged: Count
 
     def num_images(self, split: SetSplit) -> int:
-        """Of a split, over all shards."""
+        """Returns the number of images of a split over all shards."""
         return sum(shard.num_images for shard in self.shards if shard.split == split)
 
     def num_cut(self, encoder: Literal["t5", "clip"]) -> int | None:
-        """Captions that were too long for it; None where that was not counted."""
+        """Returns how many captions were too long for `encoder`; None where that was not counted."""
         counts = [getattr(shard, f"num_cut_{encoder}") for shard in self.shards]
         return None if None in counts else sum(counts)
 
     def files(self) -> tuple[FileEntry, ...]:
-        """Every file of tensors."""
+        """Returns the entries of all files of tensors."""
         return (self.empty_caption, *self.shards)
 
 
 def fingerprint_of(content: Mapping[str, Any]) -> str:
-    """Of the content of an index as JSON: hex digits of a SHA-256 that does not depend on where anything lies."""
+    """Returns hex digits of the SHA-256 of an index's JSON content without paths, so that a moved data set keeps it."""
     named = {key: value for key, value in content.items() if key not in ("fingerprint", "source")}
     for encoder in ("vae", "t5", "clip"):
         named[encoder] = {key: value for key, value in content[encoder].items() if key != "path"}
@@ -136,7 +136,7 @@ def fingerprint_of(content: Mapping[str, Any]) -> str:
 
 
 def read_index(folder: Path) -> DataSetIndex:
-    """The index of a whole data set; a `ConfigError` for a folder that is none, unfinished or damaged."""
+    """Returns the index of a data set. Raises `ConfigError` where it is missing, unfinished or damaged."""
     path = folder / INDEX_FILE
     if not path.is_file():
         raise _missing(folder)
@@ -164,7 +164,7 @@ def read_index(folder: Path) -> DataSetIndex:
 
 
 def with_data_set(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings of a run, completed by what its data set says; unchanged where it trains on none.
+    """Returns the nested settings of a run, completed from its data set; unchanged where it uses none.
 
     Raises `ConfigError` where a setting contradicts the data set: `data.fingerprint` when it is another one.
     """
@@ -199,7 +199,10 @@ def _settings_of(index: DataSetIndex) -> dict[str, Any]:
 
 
 def _evaluation(given: Mapping[str, Any], index: DataSetIndex, path: str) -> dict[str, Any]:
-    """The validation set is as large as the data set has it; what is measured on shapes is not measured."""
+    """Returns the `eval` settings: by default at most `DEFAULT_EVAL_IMAGES` validation images, and no sample images.
+
+    Raises `ConfigError` where more images are asked for than the data set has.
+    """
     available = index.num_images("validation")
     images = given.get("images", min(available, DEFAULT_EVAL_IMAGES))
     if images > available:

@@ -45,18 +45,18 @@ CostOf = Callable[[RunConfig], Budget]
 
 @dataclass(frozen=True)
 class DesignedConfig:
-    """A resolved config and what its design asked for; None where nothing was asked."""
+    """Holds a resolved config and what its design asked for; a field is None where nothing was asked."""
 
     config: RunConfig
     train_flops_budget: float | None = None
     matched_run: str | None = None
     """Name of the run with experts that this dense one is matched to."""
     matched_params_active: int | None = None
-    """Activated parameters of that run."""
+    """The number of activated parameters of that run."""
 
 
 def load_designed(overrides: Sequence[str] = (), file: Path | None = None, cost_of: CostOf = budget) -> DesignedConfig:
-    """`load_config` for settings that may hold designs. `cost_of` may remember budgets.
+    """Loads a config like `load_config`, from settings that may hold designs. `cost_of` may cache budgets.
 
     Raises `ConfigError` for a design that does not exist or cannot be met.
     """
@@ -78,7 +78,7 @@ def load_designed(overrides: Sequence[str] = (), file: Path | None = None, cost_
 
 
 def separate(overrides: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Overrides without designs, and the designs among them by name; the later one wins. Arms are looked into."""
+    """Returns the overrides without designs, and the designs by name; the last value wins. Arms are expanded."""
     plain: list[str] = []
     designs: dict[str, str] = {}
     for key, text in split_words(overrides):
@@ -117,7 +117,7 @@ def _train_flops(text: str) -> float | None:
 
 
 def _with_horizon(config: RunConfig, flops: float | None, cost_of: CostOf) -> RunConfig:
-    """`config` for as many whole batches as come nearest to `flops`."""
+    """Returns `config` with the number of whole batches whose cost is nearest to `flops`."""
     if flops is None:
         return config
     batch_flops = cost_of(config).train_flops_per_image * config.train.batch_images
@@ -133,7 +133,7 @@ def _with_horizon(config: RunConfig, flops: float | None, cost_of: CostOf) -> Ru
 
 
 def _matched(config: RunConfig, way: str, cost_of: CostOf) -> RunConfig:
-    """The dense config that activates nearest to as many parameters as `config` does."""
+    """Returns the dense config whose activated parameters are nearest to those of `config`."""
     dense = config.model_copy(update={"routing": DENSE})
     matched = validated(MATCHES[way](dense, cost_of(config).params_active, cost_of))
     check_config(matched)
@@ -141,10 +141,11 @@ def _matched(config: RunConfig, way: str, cost_of: CostOf) -> RunConfig:
 
 
 def _match_ffn_factor(dense: RunConfig, target: int, cost_of: CostOf) -> RunConfig:
-    """Every column of every feed-forward is 2 d parameters, so the hidden width follows by division.
+    """Returns `dense` with the `ffn_factor` that gives it `target` activated parameters.
 
-    A multiple of 8 where that stays within 0.2% of the parameters: 16-bit matmuls of other widths run at a fraction of
-    their speed on accelerators, and the dense side would lose by that.
+    Every hidden column of every feed-forward has 2 d parameters, so the hidden width follows by division. It is rounded
+    to a multiple of 8 where that stays within 0.2% of the parameters: 16-bit matmuls of other widths run at a fraction
+    of their speed on accelerators, which would be unfair to the dense side.
     """
     model, per_column = dense.model, 2 * dense.model.width * dense.model.num_layers
     exact = hidden_width(dense, model.ffn_factor) + (target - cost_of(dense).params_active) / per_column
@@ -154,7 +155,10 @@ def _match_ffn_factor(dense: RunConfig, target: int, cost_of: CostOf) -> RunConf
 
 
 def _match_width(dense: RunConfig, target: int, cost_of: CostOf) -> RunConfig:
-    """Parameters grow with the width, which must divide into heads of even size: bisection over those widths."""
+    """Returns `dense` with the width, found by bisection, whose activated parameters are nearest to `target`.
+
+    Only widths that divide into heads of even size are tried; parameters grow with the width.
+    """
     step = 2 * dense.model.num_heads
 
     def params_active(count: int) -> int:

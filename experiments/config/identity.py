@@ -1,8 +1,8 @@
-"""What names a run: a hash of the settings that change its numbers, and a readable name that carries it.
+"""Names a run by a hash of the settings that change its results, and by a readable name that contains the hash.
 
-Left out are what is measured on samples meanwhile (`ONLY_WATCHES`), where the record is mirrored (`wandb`), when it is
-saved and written (`checkpoint`, `log`), on how many processes it is computed (`parallel`, but for `parallel.world`
-where routing groups follow it), by which of two implementations (`ONLY_HOW`) and where its data set lies (`MAY_MOVE`).
+The hash leaves out what is measured on samples meanwhile (`ONLY_WATCHES`), where the record is mirrored (`wandb`), when
+it is saved and written (`checkpoint`, `log`), on how many processes it is computed (`parallel`, but `parallel.world`
+counts where routing groups follow it), by which implementation (`ONLY_HOW`) and where its data set lies (`MAY_MOVE`).
 Two configs with the same id give the same losses, up to rounding. The hash itself is in `experiments/settings_id.py`,
 because whoever reads a run computes it too.
 """
@@ -16,13 +16,13 @@ __all__ = ["LEFT_OUT", "MAY_MOVE", "ONLY_HOW", "ONLY_WATCHES", "config_id", "run
 
 
 def config_id(config: RunConfig) -> str:
-    """10 hex digits of the SHA-256 over the canonical JSON of every setting that changes the numbers."""
+    """Returns 10 hex digits of the SHA-256 of the canonical JSON of every setting that changes results."""
     counted = config.model_dump(exclude=set(LEFT_OUT))
     return settings_id({**counted, "parallel": {"world": config.parallel.world}})
 
 
 def run_name(config: RunConfig, identity: str | None = None) -> str:
-    """A file-safe name: `nano-expert_choice-8e-c2-g1-s0-1a2b3c`, `nano-dense-s0-1a2b3c`.
+    """Returns a file-safe name such as `nano-expert_choice-8e-c2-g1-s0-1a2b3c` or `nano-dense-s0-1a2b3c`.
 
     e experts, k experts a token picks, c capacity factor (left out: no limit), g images per routing group, s seed.
     `identity`: the config id, where it is known already.

@@ -1,4 +1,4 @@
-"""The least and the greatest value of every number among the settings, and the types that hold them.
+"""Defines the least and the greatest value of every numeric setting, and the types that enforce them.
 
 A number outside of them is a slip or an attack, not a plan. The limits lie well above what anybody has trained or
 could, so that a larger machine needs no change here, and low enough that everything which is computed from a setting
@@ -38,7 +38,7 @@ MAX_FLOPS = 1e30
 
 
 def _not_below(least: float) -> AfterValidator:
-    """For positive numbers, the least that is taken for meant."""
+    """Returns a validator that refuses positive numbers below `least`, which are taken for mistakes."""
 
     def check(value: float) -> float:
         if value < least:

@@ -1,18 +1,18 @@
-"""Memory of one training process by arithmetic: what the engine holds, and the peaks of an iteration.
+"""Estimates the memory of one training process by arithmetic: what it always holds, and the peaks of an iteration.
 
-Counted is what `training/engine.py` and DeepSpeed 0.19.8 really keep: weights in working precision, the process's share
-of the fp32 master weights, of the moving average and of the optimizer state, gradients, the buffers that they are
-reduced in, and what autograd saves (`activations.py`). By ZeRO stage:
+The estimate counts what `training/engine.py` and DeepSpeed 0.19.8 really keep: weights in working precision, the
+process's partition of fp32 master weights, moving average and optimizer state, gradients, reduction buffers, and what
+autograd saves (`activations.py`). The ZeRO stage decides what is partitioned:
 
-- 0: everything is whole on every process. In fp32 the module's weights are the master weights; in bf16 there is an fp32
-  copy, and at the step an fp32 gradient, of all of them (`FP16_UnfusedOptimizer`).
-- 1: master weights, average and optimizer state are cut up; gradients are whole until they are reduced.
-- 2: gradients are reduced while the backward pass goes on, and kept of the tensors that the share touches.
-- 3: weights are cut up too. Gathered ones stay while they are used again within `stage3_max_reuse_distance` (10^9)
-  numbers, half of which lie before the turn to the backward pass; on top come the prefetch bucket and the module at
-  work. The gradients of the share have a buffer of their own.
+- 0: every process holds everything whole. In fp32 the module's weights are the master weights; in bf16 there is an fp32
+  copy of all weights and, at the optimizer step, an fp32 gradient of all of them (`FP16_UnfusedOptimizer`).
+- 1: master weights, average and optimizer state are partitioned; gradients are whole until they are reduced.
+- 2: gradients are reduced during the backward pass, and kept for the tensors that the process's partition touches.
+- 3: weights are partitioned too. Gathered weights stay if they are used again within `stage3_max_reuse_distance` (10^9)
+  elements, half of which lie in the forward pass; the prefetch bucket and the module that is computing come on top.
+  The gradients of the process's partition have a buffer of their own.
 
-Tests hold the sums against measured tensors and against the resident set of a real run. Everything is in bytes.
+Tests compare the sums with measured tensors and with the resident set of a real run. All results are in bytes.
 """
 
 from __future__ import annotations
@@ -27,70 +27,70 @@ from experiments.config.tensors import experts_spread, largest_tensor, shares
 
 GIB = 2**30
 BUCKET_ELEMENTS = 500_000_000
-"""DeepSpeed's `reduce_bucket_size`. An accelerator holds all of it; on a CPU only what is written to becomes real."""
+"""DeepSpeed's `reduce_bucket_size`. An accelerator allocates it all; a CPU backs only the pages that are written."""
 REUSED_ELEMENTS = 500_000_000
-"""Half of DeepSpeed's `stage3_max_reuse_distance`."""
+"""Half of DeepSpeed's `stage3_max_reuse_distance`: the part that lies in the forward pass."""
 PREFETCH_ELEMENTS = 50_000_000
 """DeepSpeed's `stage3_prefetch_bucket_size`."""
 SUB_GROUP_ELEMENTS = 1_000_000_000
-"""DeepSpeed's `sub_group_size`: ZeRO-3 optimizes so many numbers at a time."""
+"""DeepSpeed's `sub_group_size`: the number of elements that ZeRO-3 optimizes at a time."""
 PROCESS_BYTES = 375 * 2**20
 """Resident set of a training process on a CPU before it holds a tensor: Python, torch, DeepSpeed, loaded kernels."""
 PEERS_BYTES = 25 * 2**20
-"""More of it where processes talk to each other."""
+"""The resident set grows by this much where processes communicate with each other."""
 MIRROR_BYTES = 80 * 2**20
-"""More of it with W&B: its client, and pandas, which that imports for the first image."""
+"""The resident set grows by this much with W&B: its client, and pandas, which it imports for the first image."""
 HOST_SLACK = 1.1
-"""Resident set over live tensors on a CPU: what the allocator keeps between tensors of changing sizes."""
+"""Ratio of resident set to live tensors on a CPU: the allocator keeps gaps between tensors of changing sizes."""
 CONTEXT_BYTES = 700 * 2**20
-"""Of an accelerator, outside any tensor: driver context, kernels, the libraries' workspaces. An assumption."""
+"""Assumed accelerator memory outside any tensor: the driver's context, kernels and the libraries' workspaces."""
 ACCELERATOR_SLACK = 1.05
-"""Reserved over allocated memory of an accelerator. An assumption."""
+"""Assumed ratio of reserved to allocated memory on an accelerator."""
 
 Moment = dict[str, int]
-"""Bytes by kind that are alive together."""
+"""Bytes by kind of memory that are alive at the same time."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What one process holds, in bytes; the first four always, the others at some point of an iteration."""
+    """Holds the parts of one process's memory in bytes: the first four always exist, the others during an iteration."""
 
     parameters: int
-    """In working precision; with ZeRO-3 the process's share."""
+    """Weights in working precision; with ZeRO-3 only the process's partition."""
     master_weights: int
-    """In fp32. DeepSpeed keeps them in fp32 training too, but for ZeRO-0."""
+    """Master weights in fp32. DeepSpeed keeps this copy in fp32 training too, except with ZeRO-0."""
     moving_average: int
     optimizer_state: int
     batch: int
     """The images, noise and captions of all accumulation steps."""
     gathered: int
-    """ZeRO-3: weights of other processes, as far as layers have them."""
+    """Weights of other processes that ZeRO-3 has gathered for layers at one time."""
     gradients: int
-    """As the backward pass leaves them: all with ZeRO-0 and 1, with ZeRO-2 and 3 on an accelerator the largest one."""
+    """Unreduced gradients: those of all tensors, or of the largest tensor with ZeRO-2 and 3 on an accelerator."""
     gradient_partition: int
-    """What stays after reduction: with ZeRO-1 and 2 of every tensor that the process's share touches."""
+    """Reduced gradients; with ZeRO-1 and 2 those of every tensor that the process's partition touches."""
     reduction_bucket: int
-    """The buffer that gradients are reduced in, where it is not the memory of the gradients themselves."""
+    """The buffer in which gradients are reduced, where it is separate from the gradients' own memory."""
     reduction_copy: int
-    """The flat copy of the bucket that is sent."""
+    """The flat copy of the bucket that is sent to the other processes."""
     activations: int
-    """Saved for the backward pass of one micro batch."""
+    """What autograd saves for the backward pass of one micro batch."""
     recomputed: int
-    """Activation checkpointing: one block's."""
+    """Activations of the one block that activation checkpointing recomputes at a time; 0 without checkpointing."""
     backward_scratch: int
-    """The widest gradient of an activation."""
+    """The largest gradient of an activation."""
     all_to_all: int
-    """Expert parallelism: slots on their way, on both sides."""
+    """Send and receive buffers of the all-to-all exchange of slots; 0 without expert parallelism."""
     optimizer_scratch: int
-    """The fp32 gradient of the step and the optimizer's temporaries."""
+    """The fp32 gradient at the optimizer step and the optimizer's temporaries."""
     checkpoint: int
-    """The process's share of what is saved in fp32: a copy in host memory while it is written."""
+    """The process's part of the fp32 state in a checkpoint: a copy in host memory while it is written."""
     validation_set: int
-    """In host memory."""
+    """The validation set in host memory."""
     wandb_client: int
-    """In host memory; of the first process, and counted for each."""
+    """The W&B client in host memory. Only the first process has one, but it is counted for every process."""
     activations_at_first_reduction: int
-    """ZeRO-2 and 3: what the backward pass has still to use when the bucket is full for the first time."""
+    """Saved activations that the backward pass still needs when the ZeRO-2 or 3 bucket is full for the first time."""
     zero_stage: int
     has_peers: bool
     accumulates: bool
@@ -98,32 +98,32 @@ class Memory:
 
     @property
     def persistent(self) -> int:
-        """Held from the first step to the last."""
+        """Returns the bytes that are held from the first step to the last."""
         states = self.parameters + self.master_weights + self.moving_average + self.optimizer_state
         return states + self._kept_for_good + (self.reduction_bucket if self.zero_stage == 3 else 0)
 
     @property
     def backward_peak(self) -> int:
-        """While activations turn into gradients, and while those are reduced."""
+        """Returns the most bytes that tensors take during the backward pass and the reduction of gradients."""
         return max(sum(moment.values()) for name, moment in self.moments().items() if name != "optimizer step")
 
     @property
     def step_peak(self) -> int:
-        """While the optimizer works."""
+        """Returns the bytes that tensors take during the optimizer step."""
         return sum(self.moments()["optimizer step"].values())
 
     @property
     def tensors_peak(self) -> int:
-        """The most that live tensors take at any point of an iteration, on the device that trains."""
+        """Returns the most bytes that live tensors take at any point of an iteration on the training device."""
         return sum(self.at_peak()[1].values())
 
     @property
     def peak(self) -> int:
-        """Of one process on the device that trains: what must fit. On a CPU what is being saved counts too."""
+        """Returns what one process needs on the training device; on a CPU it includes the checkpoint copy."""
         return self.tensors_peak + self.outside_tensors(self.tensors_peak)
 
     def outside_tensors(self, tensors: int) -> int:
-        """What a process takes beside `tensors` bytes of them."""
+        """Returns the bytes that a process takes on the training device beside `tensors` bytes of tensors."""
         if self.on_accelerator:
             return CONTEXT_BYTES + round((ACCELERATOR_SLACK - 1) * tensors)
         fragments = round((HOST_SLACK - 1) * tensors)
@@ -131,25 +131,25 @@ class Memory:
 
     @property
     def host_peak(self) -> int:
-        """Of one process in host memory, while it saves; the same as `peak` on a CPU."""
+        """Returns what one process needs in host memory while it saves a checkpoint; on a CPU this is `peak`."""
         return self._host_bytes if self.on_accelerator else self.peak
 
     @property
     def peak_gib(self) -> float:
-        """`peak` in GiB."""
+        """Returns `peak` in GiB."""
         return self.peak / GIB
 
     def by_part(self) -> dict[str, int]:
-        """Every counted part by name."""
+        """Returns every counted part by name."""
         plain = ("zero_stage", "has_peers", "accumulates", "on_accelerator", "activations_at_first_reduction")
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in plain}
 
     def at_peak(self) -> tuple[str, Moment]:
-        """The moment at which most is alive, and what that is."""
+        """Returns the name of the moment at which most bytes are alive, and those bytes by kind."""
         return max(self.moments().items(), key=lambda moment: sum(moment[1].values()))
 
     def moments(self) -> dict[str, Moment]:
-        """What is alive together at the points of an iteration that can be the fullest."""
+        """Returns what is alive at each point of an iteration that can be the peak."""
         held: Moment = {
             "parameters": self.parameters,
             "master_weights": self.master_weights,
@@ -180,16 +180,16 @@ class Memory:
 
     @property
     def _host_bytes(self) -> int:
-        """What is in host memory on an accelerator, too."""
+        """Returns the bytes that are in host memory even where training runs on an accelerator."""
         return PROCESS_BYTES + PEERS_BYTES * self.has_peers + self.validation_set + self.checkpoint + self.wandb_client
 
     @property
     def _kept_for_good(self) -> int:
-        """ZeRO-3 has its share of the gradients in a buffer that never goes."""
+        """Returns the bytes of gradients that are never freed: ZeRO-3 keeps its partition in a permanent buffer."""
         return self.gradient_partition if self.zero_stage == 3 else 0
 
     def _reduced(self, kept: int) -> Moment:
-        """When all gradients are there. Those that are in the bucket have no other memory; on a CPU the reverse."""
+        """Returns what is alive once all gradients exist. On an accelerator those in the bucket exist only there."""
         copy, partition = self.reduction_copy, self.gradient_partition if self.zero_stage in (1, 2) else 0
         in_bucket = min(self.reduction_bucket, self.gradients) if self.zero_stage == 1 else 0
         at_once = copy + partition if in_bucket < self.gradients and self.on_accelerator else max(copy, partition)
@@ -198,23 +198,23 @@ class Memory:
 
 
 class _Elements(NamedTuple):
-    """Numbers that one process has."""
+    """Counts the elements that one process has."""
 
     held: int
-    """Of the weights it computes with."""
+    """Elements of the weights that it computes with."""
     share: int
-    """Of the states."""
+    """Elements of its partition of master weights, moving average and optimizer state."""
     kept: int
-    """Of the gradients after reduction."""
+    """Elements of the gradients that it keeps after reduction."""
     optimized: int
-    """At a time."""
+    """The most elements that are optimized at a time."""
     before_last: int
-    """The same but for the last group, whose gradients are the last that wait; 0 with one group."""
+    """`optimized` without the last group, whose gradients wait while the others are stepped; 0 with one group."""
     last: int
 
 
 def memory(config: RunConfig, on_accelerator: bool) -> Memory:
-    """What each process of `config` holds with its `parallel`, `train.accumulation` and `train.precision`."""
+    """Returns what each process of `config` holds, given its `parallel`, `train.accumulation` and `train.precision`."""
     width, stage = working_bytes(config, on_accelerator), config.parallel.zero_stage
     params = budget(config).params_by_part
     total, images, world = sum(params.values()), micro_batch_images(config), config.parallel.world
@@ -264,11 +264,11 @@ def _elements(config: RunConfig, params: dict[str, int]) -> _Elements:
 
 
 def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_accelerator: bool) -> int:
-    """The fp32 gradient and the optimizer's temporaries: for AdamW none where it takes one pass, and else two of the
-    size of what is stepped at a time.
+    """Returns the bytes of the fp32 gradient and of the optimizer's temporaries. AdamW has no temporaries where it is
+    a single pass, and otherwise two of the size of what is stepped at a time.
 
-    Gradients that wait for their group are there too. ZeRO-0 steps tensor by tensor on a CPU, and all at once on an
-    accelerator, where the operators over many tensors have one temporary less.
+    Gradients that wait for their group are counted too. ZeRO-0 steps tensor by tensor on a CPU, and all tensors at once
+    on an accelerator, where the multi-tensor operators have one temporary less.
     """
     in_one_pass = config.train.implementation == "fast"
     temporaries = (0 if in_one_pass else 2) if config.optim.name == "adamw" else 1
@@ -286,14 +286,14 @@ def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_ac
 
 
 def _gathered(config: RunConfig, params: dict[str, int]) -> int:
-    """ZeRO-3: the numbers of the weights that are whole at a time, at most."""
+    """Returns the most weight elements that ZeRO-3 holds gathered at a time."""
     layers = len(config.sparse_layer_indices)
     module = max(largest_tensor(config), params["experts"] // layers if layers else 0)
     return min(sum(params.values()), REUSED_ELEMENTS + PREFETCH_ELEMENTS + module)
 
 
 def _image_bytes(config: RunConfig) -> int:
-    """Pixels and noise in fp32, caption and kept tokens as indices; precomputed features in fp16 and their length."""
+    """Returns the bytes of one image of a batch: pixels and noise in fp32, kept tokens, and caption or its features."""
     data = config.data
     kept = config.num_train_tokens if config.train.mask_ratio else 0
     caption = 2 * precomputed_features(config) + 8 if data.text_width is not None else 8 * data.caption_length

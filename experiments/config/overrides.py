@@ -1,4 +1,4 @@
-"""From a YAML file and `KEY=VALUE` overrides to a checked `RunConfig`.
+"""Builds a checked `RunConfig` from a YAML file and `KEY=VALUE` overrides.
 
 Overrides win over the file, and of overrides the later one wins: a sweep and a W&B agent append what they vary to what
 was there. Inside of a file there is no order, so that a setting which is given twice is refused.
@@ -32,7 +32,7 @@ from experiments.text import printable, shortened
 SHORT_FORMS = {section: f"{section}.name" for section in ("model", "routing", "data", "optim")}
 ARM = "arm"
 DESIGN_SECTION = "ecdit"
-"""Of the designs in `designs.py`."""
+"""The section of the designs in `designs.py`."""
 STORED_BY_WANDB = "_wandb"
 """The key under which W&B keeps its own facts in the config of a run."""
 RECORDED = "config_id"
@@ -43,7 +43,7 @@ LONGEST_NUMBER = 24
 
 
 def load_config(overrides: Sequence[str] = (), file: Path | None = None) -> RunConfig:
-    """The complete, checked settings of a run: `file` (YAML, nested or dotted keys), then `overrides`.
+    """Returns the complete, checked settings of a run: `file` (YAML, nested or dotted keys), then `overrides`.
 
     Raises `ConfigError` with one line naming key, value and the way out.
     """
@@ -54,12 +54,12 @@ def load_config(overrides: Sequence[str] = (), file: Path | None = None) -> RunC
 
 
 def expand(overrides: Iterable[str]) -> dict[str, Scalar]:
-    """Overrides as a flat mapping of dotted settings to values; short forms, groups and arms are resolved."""
+    """Returns overrides as a mapping of dotted settings to values; short forms, groups and arms are resolved."""
     return _converted(split_words(overrides))
 
 
 def split_words(overrides: Iterable[str]) -> list[tuple[str, str]]:
-    """Overrides as keys and texts in their order; arms and groups are replaced by the settings in them.
+    """Returns overrides as keys and texts in their order; arms and groups are replaced by the settings in them.
 
     W&B starts a requeued run with all that it had stored of it: the sweep's parameters, and where the run had started,
     what our mirror added (`experiments/records/wandb_mirror.py`), which holds every resolved setting. Then only those
@@ -74,7 +74,7 @@ def split_words(overrides: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def build_config(flat: Mapping[str, Scalar]) -> RunConfig:
-    """The complete settings from dotted settings, without the checks between them; reads the index of a data set."""
+    """Builds complete settings from dotted ones without checking that they fit; reads the index of a data set."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         section, _, name = key.rpartition(".")
@@ -86,7 +86,7 @@ def build_config(flat: Mapping[str, Scalar]) -> RunConfig:
 
 
 def validated(config: RunConfig) -> RunConfig:
-    """`config`, which was changed without a check, with its limits checked."""
+    """Returns `config`, which was changed without validation, after checking its limits."""
     try:
         return RunConfig.model_validate(config.model_dump())
     except ValidationError as error:
@@ -95,7 +95,7 @@ def validated(config: RunConfig) -> RunConfig:
 
 @cache
 def known_settings() -> dict[str, Accepts]:
-    """Every dotted setting of a run and what it accepts."""
+    """Returns every dotted setting of a run and what it accepts."""
     found: dict[str, Accepts] = {}
     for section, field in RunConfig.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -107,7 +107,7 @@ def known_settings() -> dict[str, Accepts]:
 
 
 def resolved_name(key: str) -> str:
-    """The dotted setting that `key` names, or `key` where it is no short form."""
+    """Returns the dotted setting that `key` abbreviates, or `key` where it is no short form."""
     return SHORT_FORMS.get(key, key)
 
 
@@ -129,7 +129,7 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def _inner(key: str, text: str) -> list[tuple[str, str]]:
-    """The settings that one word stands for: those of an arm or of a group, or itself."""
+    """Returns the settings that one word stands for: those of an arm or of a group, or itself."""
     if key == ARM:
         return _of_arm(text)
     if key in _sections() and text.startswith("{"):
@@ -149,13 +149,13 @@ def _of_arm(text: str) -> list[tuple[str, str]]:
 
 
 def _of_group(section: str, text: str) -> list[tuple[str, str]]:
-    """Settings from a mapping as Python or JSON writes it, which YAML can read."""
+    """Returns the settings in a mapping in Python's or JSON's notation, which YAML can read."""
     content = parse_yaml(text, section, ConfigError, as_text=True).value
     return [(f"{section}.{name}", _written(f"{section}.{name}", value)) for name, value in content.items()]
 
 
 def _written(key: str, value: Any) -> str:
-    """The text of a value that was read as text; only a design may be more than one value."""
+    """Returns the text of a value that was read as text; only a design may be more than one value."""
     if isinstance(value, str):
         return value
     if key not in known_settings() and isinstance(value, dict | list):
@@ -168,12 +168,12 @@ def _written(key: str, value: Any) -> str:
 
 @cache
 def _sections() -> frozenset[str]:
-    """Groups of settings, designs among them."""
+    """Returns the names of all groups of settings, including that of designs."""
     return frozenset({key.split(".")[0] for key in known_settings() if "." in key} | {DESIGN_SECTION})
 
 
 def _read_file(file: Path) -> list[tuple[str, str]]:
-    """The settings of a YAML file as text. A `ConfigError` where one is given twice, however it is spelled."""
+    """Returns the settings of a YAML file as text. Raises `ConfigError` where one is given twice in any spelling."""
     content = read_yaml(file, ConfigError, as_text=True)
     if content.value is None:
         return []
@@ -203,7 +203,7 @@ def _flattened(tree: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[Ke
 
 
 def unknown_setting(key: str) -> ConfigError:
-    """Names the settings most like `key`; without one, what its section holds, or the sections."""
+    """Returns an error that suggests settings similar to `key`, or lists its section's settings or the sections."""
     known, section = list(known_settings()), key.split(".")[0]
     in_section = [path for path in known if path.startswith(f"{section}.")]
     if key == section and in_section:
@@ -220,7 +220,7 @@ def unknown_setting(key: str) -> ConfigError:
 
 
 def _likeness(key: str, path: str) -> float:
-    """0 unless the last parts are alike; more the closer they are, and the closer the sections are where given."""
+    """Returns the similarity of `key` to `path`: 0 unless the last parts are similar; closer sections add to it."""
     section, _, name = key.rpartition(".")
     path_section, _, path_name = path.rpartition(".")
     names = difflib.SequenceMatcher(None, name, path_name).ratio()
@@ -229,7 +229,7 @@ def _likeness(key: str, path: str) -> float:
 
 
 def _limit_error(error: ValidationError) -> ConfigError:
-    """One line from pydantic's report. Types are right by now, so what is left are limits."""
+    """Turns pydantic's report into one line. Types were checked before, so that only limits can be violated."""
     details = [detail for detail in error.errors() if detail["type"] != "literal_error"]
     assert details, error
     first, known = details[0], known_settings()

@@ -15,7 +15,7 @@ from experiments.errors import ConfigError, did_you_mean
 
 
 class Preset(NamedTuple):
-    """One row: `num_layers` when dense, `num_layers_sparse` with experts."""
+    """Holds one preset: its depth is `num_layers` when dense and `num_layers_sparse` with experts."""
 
     width: int
     num_layers: int
@@ -53,14 +53,14 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """The row called `name`; a `ConfigError` with the closest name when there is none."""
+    """Returns the preset called `name`. Raises `ConfigError` with the closest name where there is none."""
     if name not in PRESETS:
         raise ConfigError(f"model.name='{shown(name)}' is not a preset.", did_you_mean(name, PRESETS))
     return PRESETS[name]
 
 
 def model_defaults(name: str, sparse: bool) -> dict[str, Any]:
-    """The `model.*` settings of a preset, with the depth that goes with dense or sparse."""
+    """Returns the `model.*` settings of a preset, with its depth for dense or for sparse models."""
     row = find_preset(name)._asdict()
     depth_sparse, depth_dense = row.pop("num_layers_sparse"), row.pop("num_layers")
     del row["learning_rate"]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One printed row; None where the paper prints nothing."""
+    """Holds one row of a paper's table; a field is None where the paper prints nothing."""
 
     params_total: int
     params_active: int | None
@@ -46,11 +46,11 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         "captions, with cross-attention in every block and one AdaLN network for all (PixArt-alpha).",
     ),
 }
-"""In words, by paper: what keeps our counts from equalling the printed ones."""
+"""Explanations, by paper, of why our counts differ from the printed ones."""
 
 
 def paper_of(preset: str) -> str | None:
-    """The paper whose table a preset comes from, where that table has parameter counts."""
+    """Returns the paper from whose table a preset comes, or None where that table has no parameter counts."""
     if preset.startswith("dit-moe-"):
         return "DiT-MoE"
     return "EC-DIT" if (preset, 0) in PUBLISHED else None

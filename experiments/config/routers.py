@@ -1,4 +1,4 @@
-"""What each router has and its defaults, as one aligned table.
+"""Holds the settings that each router has, and their defaults, in one aligned table.
 
 `group_images="batch"` is the field's habit for token choice (DeepSpeed and GShard count capacity over the local batch);
 expert choice defaults to one image, so that no image changes another. Sources: EC-DIT section 3 (expert choice,
@@ -17,7 +17,7 @@ RouterName = Literal["dense", "expert_choice", "token_choice", "switch", "shared
 
 
 class RouterDefaults(NamedTuple):
-    """Defaults of one router; a None in `top_k`, `gating` or `shared_factor` means it has none."""
+    """Holds the defaults of one router; None in `top_k`, `gating` or `shared_factor` means that it has none."""
 
     num_experts: int
     capacity_factor: float | None
@@ -43,7 +43,7 @@ assert set(ROUTERS) == set(get_args(RouterName))
 
 
 def routing_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """`routing.*` as given over the defaults of its router.
+    """Returns the `routing.*` settings: `given`, completed by the defaults of its router.
 
     Dense has no routing settings: what is given is dropped, so that a grid over `routing.name` and, say,
     `routing.num_experts` holds each dense run once. For the other routers a setting that the router does not have is a

@@ -1,4 +1,4 @@
-"""The settings of a run as frozen pydantic models: one name for each, everywhere.
+"""Defines the settings of a run as frozen pydantic models; each setting has the same name everywhere.
 
 A config path (`routing.capacity_factor`) is the override on the command line, the column of the records and the key
 in W&B. Building a `RunConfig` fills what the user left open from the preset of `model.name` and from the defaults of
@@ -58,7 +58,7 @@ class Settings(BaseModel):
 
 
 class ModelConfig(Settings):
-    """The backbone. Everything but `name` comes from the preset unless it is set."""
+    """Holds the settings of the backbone. All but `name` come from the preset unless they are set."""
 
     name: str
     width: Width
@@ -73,7 +73,7 @@ class ModelConfig(Settings):
 
 
 class RoutingConfig(Settings):
-    """Which tokens go to which expert. A field that a router does not have is None (or 0)."""
+    """Holds the settings of routing. A field that a router does not have is None (or 0)."""
 
     name: RouterName
     num_experts: Experts = Field(description="0 when dense")
@@ -106,10 +106,10 @@ def _is_none(value: object) -> bool:
 
 
 class DataConfig(Settings):
-    """What is trained on. `shapes`: procedural captioned scenes, pixels in [-1, 1].
+    """Holds the settings of the data. `shapes` are procedural captioned scenes with pixels in [-1, 1].
 
-    `latents`: a data set of `ecdit data prepare`, which says everything but `path` and `seed` (`data_set.py`). What
-    only latents have is absent from the settings of other runs.
+    `latents` is a data set of `ecdit data prepare`, which determines all but `path` and `seed` (`data_set.py`). Fields
+    that only latents have are absent from the settings of other runs.
     """
 
     name: Literal["shapes", "latents"] = "shapes"
@@ -142,7 +142,7 @@ class OptimConfig(Settings):
 
 
 class TrainConfig(Settings):
-    """How long and how. Progress is counted in images."""
+    """Holds the settings of training. Its progress is counted in images."""
 
     images: Images = 38_400
     batch_images: BatchImages = Field(32, description="over all processes and accumulation steps")
@@ -178,7 +178,7 @@ class EvalConfig(Settings):
 
 
 class ParallelConfig(Settings):
-    """The layout. It does not change what a run computes, so it is not part of the config id.
+    """Holds the layout of processes. It does not change what a run computes, so it is not part of the config id.
 
     The exception is `world` with `routing.group_images=batch`, whose groups are those of one process (`identity.py`).
     """
@@ -194,13 +194,13 @@ class ParallelConfig(Settings):
 
 
 class LogConfig(Settings):
-    """How often rows are written."""
+    """Holds how often rows are written."""
 
     every_images: Images = 320
 
 
 class WandbConfig(Settings):
-    """The mirror. `auto`: online where a key is configured, else offline."""
+    """Holds the settings of the W&B mirror. `auto` is online where a key is configured, else offline."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: Text | None = Field(None, description="None: what WANDB_PROJECT or W&B's settings file says, else ecdit")
@@ -227,7 +227,7 @@ class RunConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_open_settings(cls, raw: Any) -> Any:
-        """Preset and router defaults under what the user set."""
+        """Fills settings that the user left open with the defaults of the preset and the router."""
         if not isinstance(raw, dict) or not all(
             isinstance(raw.get(key, {}), dict) for key in ("model", "routing", "optim")
         ):
@@ -243,22 +243,22 @@ class RunConfig(Settings):
 
     @property
     def total_images(self) -> int:
-        """`train.images` in whole batches, rounded up: what a finished run has seen."""
+        """Returns the images that a finished run has seen: `train.images` rounded up to whole batches."""
         return -(-self.train.images // self.train.batch_images) * self.train.batch_images
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of one image, unmasked."""
+        """Returns the number of tokens of one image without masking."""
         return (self.data.image_size // self.model.patch_size) ** 2
 
     @property
     def num_train_tokens(self) -> int:
-        """Tokens of one image that training keeps."""
+        """Returns the number of tokens of one image that training keeps."""
         return self.num_tokens - int(self.num_tokens * self.train.mask_ratio)
 
     @property
     def sparse_layer_indices(self) -> tuple[int, ...]:
-        """Layers whose feed-forward is routed: the 2nd, 4th, ... or all; none when dense."""
+        """Returns the layers whose feed-forward is routed: the 2nd, 4th, ... or all; none when dense."""
         if self.routing.name == "dense":
             return ()
         every = 2 if self.model.sparse_layers == "alternate" else 1

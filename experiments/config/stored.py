@@ -22,7 +22,7 @@ WAY_OUT = "Use the version of ecdit that wrote it."
 
 
 def stored_config(settings: Mapping[str, Any], file: Path) -> RunConfig:
-    """The nested `settings` that stand in `file`. A `RecordError` names the first that this version does not know."""
+    """Returns the nested `settings` from `file` as a config. Raises `RecordError` for the first unknown setting."""
     try:
         return RunConfig.model_validate(settings, strict=True)
     except ValidationError as error:
@@ -33,7 +33,7 @@ def stored_config(settings: Mapping[str, Any], file: Path) -> RunConfig:
 
 
 def buildable_config(settings: Mapping[str, Any], file: Path) -> RunConfig:
-    """The same, of which a model can be built: the settings also fit each other."""
+    """Returns `stored_config`, and also checks that the settings fit each other, so that a model can be built."""
     config = stored_config(settings, file)
     try:
         # What is measured while a run trains says nothing of its model, and earlier versions measured small images.
@@ -44,7 +44,7 @@ def buildable_config(settings: Mapping[str, Any], file: Path) -> RunConfig:
 
 
 def _fault(error: ValidationError) -> ConfigError:
-    """The first thing that pydantic reports, in the words in which the same mistake on a command line is told."""
+    """Returns pydantic's first fault, worded like the same mistake on a command line."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = [printable(str(part)) for part in first["loc"]]
     known = known_settings()

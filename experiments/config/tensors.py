@@ -1,10 +1,10 @@
-"""The parameter tensors of a model in the order of the real module, by arithmetic; and how ZeRO-1 and 2 cut them up.
+"""Computes the sizes of a model's parameter tensors, in the module's order, and how ZeRO-1 and 2 partition them.
 
-A process's share of the master weights is an even cut of a group of parameters laid end to end, but DeepSpeed 0.19.8
-keeps the *whole* gradient of every tensor that this cut touches (`copy_grads_in_partition`). Where the experts of a
-layer are one tensor of many numbers, that is far more than the share; `kept_elements` says how much.
+A process's parameter partition is an even slice of a group of parameters that are laid end to end, but DeepSpeed 0.19.8
+keeps the *whole* gradient of every tensor that this slice touches (`copy_grads_in_partition`). Where the experts of a
+layer are one large tensor, that is far more than the slice; `Shares.kept` says how much.
 
-A test holds the tensors equal to the parameters of the real module.
+A test compares the sizes with the parameters of the real module.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ from experiments.config.budget import TIME_FREQUENCIES, hidden_width
 from experiments.config.schema import RunConfig
 
 EXPERT_GROUP_ELEMENTS = 178_956_971
-"""Experts are optimized in groups of at most so many numbers (`max_group_size` of DeepSpeed's
+"""The most elements in one optimizer group of experts (`max_group_size` of DeepSpeed's
 `split_params_into_different_moe_groups_for_optimizer`); a larger tensor is a group of its own."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are flattened, cut and optimized together."""
+    """Describes parameters that are flattened, partitioned and optimized together; `sizes` are in elements."""
 
     sizes: tuple[int, ...]
     num_partitions: int
     ranks_per_partition: int
-    """Consecutive processes that hold the same part: 1, or the size of an expert-parallel group."""
+    """How many consecutive processes have the same partition number: 1, or the size of an expert-parallel group."""
 
     @property
     def partition_elements(self) -> int:
-        """Numbers of one part. Parts are padded to an even size."""
+        """Returns the elements of one partition. Partitions are padded to an even size."""
         return 2 * -(-sum(self.sizes) // (2 * self.num_partitions))
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What one process of ZeRO-1 or 2 has of the parameters that it holds, in numbers."""
+    """Counts, in elements, what one process optimizes with ZeRO-1 or 2 of the parameters that it holds."""
 
     partition: int
-    """Its cut of all groups."""
+    """Elements of its partitions of all groups together."""
     largest_group: int
-    """Its cut of the largest group: groups are optimized one after the other."""
+    """Elements of its partition of the largest group. Groups are optimized one after the other."""
     kept: int
-    """Of the tensors that its cut touches, on the process that has most of them."""
+    """Elements of all tensors that its partitions touch, on the process for which that is largest."""
     num_groups: int
     before_last: int
-    """Its cut of the largest group but the last: while those are optimized, the gradients of all still wait."""
+    """Elements of its partition of the largest group before the last one; 0 with one group."""
     last: int
+    """Elements of its partition of the last group, which is stepped when no other gradients wait."""
 
 
 def tensor_sizes(config: RunConfig) -> Iterator[tuple[int, bool]]:
-    """(numbers, whether it holds experts) of every parameter of the whole model, in the order of the module."""
+    """Yields (elements, whether it holds experts) for every parameter of the whole model, in the module's order."""
     model, data = config.model, config.data
     d, patch = model.width, model.patch_size**2 * data.channels
     dense = [2 * d, patch * d, d, TIME_FREQUENCIES * d, d, d * d, d, 6 * d * d, 6 * d]
@@ -67,7 +68,7 @@ def tensor_sizes(config: RunConfig) -> Iterator[tuple[int, bool]]:
 
 
 def shares(config: RunConfig) -> Shares:
-    """Of the layout in `config.parallel`, for ZeRO-1 and 2."""
+    """Returns what a process optimizes with ZeRO-1 or 2 in the layout of `config.parallel`."""
     world = config.parallel.world
     groups = _groups(_sizes_of(config), world, experts_spread(config))
     partitions = [group.partition_elements for group in groups]
@@ -82,18 +83,18 @@ def shares(config: RunConfig) -> Shares:
 
 
 def largest_tensor(config: RunConfig) -> int:
-    """Numbers of the largest parameter that one process holds."""
+    """Returns the elements of the largest parameter that one process holds."""
     spread = experts_spread(config)
     return max(size // spread if is_expert else size for size, is_expert in _sizes_of(config))
 
 
 def experts_spread(config: RunConfig) -> int:
-    """Processes that the experts of a layer are spread over. A dense run has none to spread."""
+    """Returns over how many processes the experts of a layer are distributed; 1 in a dense run."""
     return config.parallel.expert_parallel if config.sparse_layer_indices else 1
 
 
 def _sizes_of(config: RunConfig) -> tuple[tuple[int, bool], ...]:
-    """`tensor_sizes`, remembered: the layouts of one model differ in nothing that it reads."""
+    """Returns `tensor_sizes` from a cache, whose key leaves out the sections that it does not read."""
     plain = config.model_copy(update={"parallel": None, "train": None, "eval": None, "optim": None})
     return _remembered_sizes(plain)
 
@@ -104,7 +105,7 @@ def _remembered_sizes(config: RunConfig) -> tuple[tuple[int, bool], ...]:
 
 
 def _attention_sizes(config: RunConfig) -> tuple[int, ...]:
-    """Query, key and value, output, and the norms of query and key."""
+    """Returns the elements of query, key and value, output, and the norms of query and key."""
     d, head = config.model.width, config.model.width // config.model.num_heads
     return (d * d, 2 * d * head * config.model.num_kv_heads, d * d, head, head)
 
@@ -135,7 +136,7 @@ def _text_sizes(config: RunConfig) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _groups(sizes: tuple[tuple[int, bool], ...], world: int, spread: int) -> tuple[Group, ...]:
-    """One of all parameters; with expert parallelism one without the experts, and these by `EXPERT_GROUP_ELEMENTS`."""
+    """Returns one group of all parameters or, with expert parallelism, one without experts and others of experts."""
     if spread == 1:
         return (Group(tuple(size for size, _ in sizes), world, 1),)
     groups = [Group(tuple(size for size, is_expert in sizes if not is_expert), world, 1)]
@@ -150,13 +151,13 @@ def _groups(sizes: tuple[tuple[int, bool], ...], world: int, spread: int) -> tup
 
 @lru_cache(maxsize=4096)
 def _kept_elements(groups: tuple[Group, ...], world: int) -> int:
-    """The largest sum over groups, of any process. Most groups of experts are alike and are looked at once."""
+    """Returns `Shares.kept`: the largest sum over groups of any process. Equal groups are looked at only once."""
     by_group = [(_touched(group), group.ranks_per_partition, times) for group, times in Counter(groups).items()]
     return max(sum(times * touched[rank // ranks] for touched, ranks, times in by_group) for rank in range(world))
 
 
 def _touched(group: Group) -> Sequence[int]:
-    """For every part, the numbers of the tensors that reach into it."""
+    """Returns, for every partition, the elements of all tensors that overlap it."""
     size, touched = group.partition_elements, [0] * group.num_partitions
     for start, stop in itertools.pairwise(itertools.accumulate(group.sizes, initial=0)):
         for part in range(start // size, -(-stop // size)):

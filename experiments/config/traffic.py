@@ -1,4 +1,4 @@
-"""What one process sends to others in an optimizer step, by arithmetic.
+"""Computes by arithmetic what one process sends to others in an optimizer step.
 
 Gradients, weights and expert slots travel in working precision, by the collectives of DeepSpeed 0.19.8: a ring
 all-reduce of N bytes among n processes sends 2 (n - 1) / n N from each, an all-gather or reduce-scatter half of that.
@@ -32,26 +32,26 @@ Operation = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all"]
 
 @dataclass(frozen=True)
 class Transfer:
-    """One kind of traffic."""
+    """Describes one kind of traffic."""
 
     what: str
     operation: Operation
     bytes_sent: int
-    """By each process in an optimizer step."""
+    """What each process sends in an optimizer step."""
     group: int
-    """Processes that take part."""
+    """The number of processes that take part."""
     stride: int
-    """How far the ranks of neighbours in a group are apart: 1, or the size of an expert-parallel group."""
+    """The distance between ranks of neighbours in the group: 1, or the size of an expert-parallel group."""
 
 
 def transfers(config: RunConfig, on_accelerator: bool) -> list[Transfer]:
-    """All that is sent; what nobody receives is left out."""
+    """Returns every transfer of a step, without those that have no receiver."""
     found = [*_of_weights(config, on_accelerator), *_of_slots(config, on_accelerator)]
     return [transfer for transfer in found if transfer.bytes_sent]
 
 
 def _of_weights(config: RunConfig, on_accelerator: bool) -> list[Transfer]:
-    """Gradients and weights: together where all processes hold the same, else with the experts apart."""
+    """Returns the transfers of gradients and weights; with expert parallelism those of experts are separate."""
     world, spread, width = config.parallel.world, experts_spread(config), working_bytes(config, on_accelerator)
     params = budget(config).params_by_part
     total, experts = sum(params.values()), params["experts"]
@@ -62,7 +62,7 @@ def _of_weights(config: RunConfig, on_accelerator: bool) -> list[Transfer]:
 
 
 def _of_group(config: RunConfig, whose: str, size: int, group: int, stride: int) -> list[Transfer]:
-    """`size` bytes that the processes of `group` all hold, or hold shares of."""
+    """Returns the transfers for `size` bytes that the processes of `group` all hold, or hold partitions of."""
     stage, times = config.parallel.zero_stage, config.train.accumulation
     ring = size * (group - 1) / group
 

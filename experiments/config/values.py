@@ -1,4 +1,4 @@
-"""The text of a value to the type of its setting.
+"""Converts the text of a value to the type of its setting.
 
 A value means the same in a YAML file, on the command line and in a sweep, because all three hand over its text:
 `1e-5`, `1_000`, `True`, `yes`, `None` and `null` are read by what the setting accepts, never by how they look. Which
@@ -25,21 +25,21 @@ TYPE_NAMES: dict[type, str] = {int: "an integer", float: "a number", bool: "true
 
 @dataclass(frozen=True)
 class Accepts:
-    """What one setting takes: any value of `kinds`, one of `words`, or None."""
+    """Describes the values that a setting accepts: any value of `kinds`, one of `words`, or None."""
 
     kinds: frozenset[type] = frozenset()
     words: tuple[str | int, ...] = ()
     none: bool = False
 
     def __str__(self) -> str:
-        """For an error: `an integer, 'batch' or None`."""
+        """Returns a text for error messages, such as `an integer, 'batch' or None`."""
         names = [name for kind, name in TYPE_NAMES.items() if kind in self.kinds]
         names += [repr(word) for word in self.words] + ["None"] * self.none
         return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def accepted_by(annotation: Any) -> Accepts:
-    """What a field annotated so accepts; unions, literals and constraints are looked into."""
+    """Returns what a field with this annotation accepts; unions, literals and constraints are resolved."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is type(None):
         return Accepts(none=True)
@@ -57,7 +57,7 @@ def accepted_by(annotation: Any) -> Accepts:
 
 
 def convert(key: str, text: str, accepts: Accepts) -> Scalar:
-    """`text` as a value of the setting `key`; a `ConfigError` naming key, value and what it accepts."""
+    """Converts `text` to a value of the setting `key`. Raises `ConfigError` where the setting does not accept it."""
     if accepts.none and text.lower() in NONE_SPELLINGS:
         return None
     for word in accepts.words:
@@ -76,7 +76,7 @@ def convert(key: str, text: str, accepts: Accepts) -> Scalar:
 
 
 def shown(text: str) -> str:
-    """`text` as an error shows it: on one line and not longer than a line."""
+    """Returns `text` for an error message: on one line and shortened."""
     return shortened(printable(text), LONGEST_SHOWN)
 
 

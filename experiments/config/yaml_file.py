@@ -37,7 +37,7 @@ Node = yaml.Node
 
 @dataclass(frozen=True)
 class YamlContent:
-    """What a file holds, and the line (from 1) of every key and list item by its path."""
+    """Holds the content of a file, and the line (from 1) of every key and list item by its path."""
 
     value: Any
     lines: Mapping[KeyPath, int]
@@ -45,14 +45,14 @@ class YamlContent:
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a name is written in a file, and in which line."""
+    """Records how a name is written in a file, and in which line."""
 
     text: str
     line: int
 
 
 class _RefusedYamlError(yaml.YAMLError):
-    """Well-formed YAML that is not taken."""
+    """Is raised for well-formed YAML that is refused."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -60,9 +60,9 @@ class _RefusedYamlError(yaml.YAMLError):
 
 
 def read_yaml(file: Path, error_type: type[EcditError], as_text: bool) -> YamlContent:
-    """The content of `file`; `as_text` leaves numbers and booleans as they are written.
+    """Returns the content of `file`; `as_text` keeps numbers and booleans as the text that is written.
 
-    Raises an `error_type` where there is no such file, or where it is not YAML that is taken.
+    Raises an `error_type` where there is no such file, or its YAML is not valid or is refused.
     """
     try:
         written = read_input(file, MAX_YAML_BYTES)
@@ -73,7 +73,7 @@ def read_yaml(file: Path, error_type: type[EcditError], as_text: bool) -> YamlCo
 
 
 def parse_yaml(written: bytes | str, source: str, error_type: type[EcditError], as_text: bool) -> YamlContent:
-    """The same of text that is in memory; `source` names it in an error."""
+    """Returns the content of YAML text in memory; `source` names it in errors."""
     try:
         loader = _Loader(written)
         node = loader.get_single_node()
@@ -124,7 +124,7 @@ class _Loader(Composer, CParser, SafeConstructor, Resolver):
         Resolver.__init__(self)
         self._depth = 0
         self._extents: dict[int, tuple[int, int]] = {}
-        """Of every whole node: the number of values in it and its depth, with aliases expanded."""
+        """The number of values in every complete node, and its depth, with aliases expanded."""
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         event: Any = self.peek_event()
@@ -164,14 +164,14 @@ class _Loader(Composer, CParser, SafeConstructor, Resolver):
 
 @dataclass
 class _Reader:
-    """From nodes to Python's values."""
+    """Converts YAML nodes to Python values."""
 
     loader: _Loader
     as_text: bool
     lines: dict[KeyPath, int] = field(default_factory=dict)
 
     def read(self, node: Node, path: KeyPath) -> Any:
-        """The value of a node at `path`."""
+        """Returns the value of a node at `path`."""
         self.lines[path] = node.start_mark.line + 1
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*path, str(index))) for index, item in enumerate(node.value)]
@@ -191,7 +191,7 @@ class _Reader:
         return read
 
     def _pairs(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, tuple[Node, Node]]:
-        """Keys and values by name, what is merged into them included."""
+        """Returns keys and values by name, including those of merged mappings."""
         own: dict[str, tuple[Node, Node]] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1

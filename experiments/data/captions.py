@@ -1,4 +1,4 @@
-"""Captions: what a scene's caption asserts, in words, in token ids, and back.
+"""Converts between scenes, what their captions assert, the words of captions, and token ids.
 
 The vocabulary is closed and its order is part of the data: trained text encoders rely on the ids. `describe` and
 `parse` are inverse, so a judge can check an image against any caption of the grammar:
@@ -55,7 +55,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Assertion:
-    """What a caption says: one term, or two; `relation` is of the first to the second."""
+    """Holds what a caption says: one term or two; `relation` is the position of the first relative to the second."""
 
     kind: Kind
     terms: tuple[Term, ...]
@@ -63,24 +63,24 @@ class Assertion:
 
 
 def describe(scene: Scene) -> str:
-    """The caption of a scene: 'a circle', 'three red circles', 'a red circle left of a blue square', ..."""
+    """Returns the caption of a scene: 'a circle', 'three red circles', 'a red circle left of a blue square', ..."""
     return compose(assertion_of(scene))
 
 
 def assertion_of(scene: Scene) -> Assertion:
-    """What the caption of a scene asserts: every object of it, and their colours where the kind names them."""
+    """Returns what a scene's caption asserts: all its objects, and their colours where the kind names them."""
     return _assertion(scene.kind, tuple((o.color, o.shape) for o in scene.objects), scene.relation)
 
 
 def compose(assertion: Assertion) -> str:
-    """The words of an assertion."""
+    """Returns the words of an assertion."""
     return f" {assertion.relation or 'and'} ".join(map(_phrase, assertion.terms))
 
 
 def parse(caption: str) -> Assertion:
-    """What a caption asserts, the inverse of `compose`; the kind follows from what is named.
+    """Returns what a caption asserts, as the inverse of `compose`; the kind follows from what is named.
 
-    `ConfigError` names every word outside the vocabulary, or shows the grammar.
+    Raises `ConfigError`, which names every word outside the vocabulary, or shows the grammar.
     """
     words = " ".join(_known_words(caption))
     if match := _ONE.fullmatch(words):
@@ -100,9 +100,9 @@ def parse(caption: str) -> Assertion:
 
 
 def tokenize(caption: str, length: int = 16) -> list[int]:
-    """Token ids: `<start>`, the words, `<pad>` up to `length`. Any order of known words has ids.
+    """Returns token ids: `<start>`, the words, `<pad>` up to `length`. Known words may come in any order.
 
-    `ConfigError` names every word outside the vocabulary, or says that the caption is too long.
+    Raises `ConfigError`, which names every word outside the vocabulary, or says that the caption is too long.
     """
     words = _known_words(caption)
     if len(words) >= length:
@@ -111,12 +111,12 @@ def tokenize(caption: str, length: int = 16) -> list[int]:
 
 
 def null_caption(length: int = 16) -> list[int]:
-    """The token ids that stand for no caption, for guidance: `<start>` alone."""
+    """Returns the token ids of the empty caption for guidance: `<start>` alone."""
     return tokenize("", length)
 
 
 def caption_space(split: Split) -> set[str]:
-    """Every caption that a split can draw."""
+    """Returns every caption that a split can draw."""
     return {
         compose(_assertion(kind, looks * count, relation))
         for kind in kinds_of(split)
@@ -128,7 +128,7 @@ def caption_space(split: Split) -> set[str]:
 
 
 def _assertion(kind: Kind, looks: tuple[Look, ...], relation: Relation | None) -> Assertion:
-    """What a caption says of a scene of `kind` with objects of these looks."""
+    """Returns what a caption says of a scene of `kind` with objects of these looks."""
     if kind == "counting":
         return Assertion(kind, (Term(looks[0][1], looks[0][0], len(looks)),), None)
     named = kind not in ("single_object", "two_object")
@@ -136,13 +136,13 @@ def _assertion(kind: Kind, looks: tuple[Look, ...], relation: Relation | None) -
 
 
 def _phrase(term: Term) -> str:
-    """A term in words: 'a red circle', 'three red circles', 'a circle'."""
+    """Returns a term in words: 'a red circle', 'three red circles', 'a circle'."""
     noun = term.shape if term.count == 1 else PLURALS[term.shape]
     return " ".join(word for word in (NUMBER_WORDS[term.count], term.color, noun) if word)
 
 
 def _known_words(caption: str) -> list[str]:
-    """The words in lower case; a `ConfigError` names those that are not in the vocabulary."""
+    """Returns the words in lower case. Raises `ConfigError` for those that are not in the vocabulary."""
     words = caption.lower().split()
     unknown = dict.fromkeys(word for word in words if word not in _WORDS)
     if unknown:

@@ -26,7 +26,7 @@ NORMALS_AT_ONCE = 1 << 15
 
 
 class Stream(IntEnum):
-    """What a number is for. Streams of one seed are independent; the values are part of the data and never change."""
+    """Says what a number is for. Streams of one seed are independent; the values define the data and never change."""
 
     TRAIN_SCENE = 1
     VALIDATION_SCENE = 2
@@ -43,7 +43,7 @@ class Stream(IntEnum):
 
 
 def uniforms(seed: int, stream: Stream, images: range, num: int) -> Floats:
-    """Uniform numbers in the open interval (0, 1) for each of `images`: float64 [N, M] with M = `num`."""
+    """Returns uniform numbers in the open interval (0, 1) for each of `images`: float64 [N, M] with M = `num`."""
     bits_NM = random_bits(seed, stream, images, num)
     uniform_NM = (bits_NM >> np.uint64(12)).astype(np.float64)
     uniform_NM += 0.5
@@ -52,7 +52,7 @@ def uniforms(seed: int, stream: Stream, images: range, num: int) -> Floats:
 
 
 def normals(seed: int, stream: Stream, images: range, num: int) -> Floats32:
-    """Standard normal numbers for each of `images`: float32 [N, M] with M = `num`. The tails reach 6.7."""
+    """Returns standard normal numbers for each of `images`: float32 [N, M] with M = `num`. The tails reach 6.7."""
     normal_NM = np.empty((len(images), num), dtype=np.float32)
     rows = max(1, NORMALS_AT_ONCE // num)
     for first in range(0, len(images), rows):
@@ -62,7 +62,7 @@ def normals(seed: int, stream: Stream, images: range, num: int) -> Floats32:
 
 
 def _box_muller(bits_NP: NDArray[np.uint64]) -> Floats32:
-    """Two normal numbers from each 64 bits, [N, 2 P]: sqrt(-2 log u) cos(2 pi w) and with sin."""
+    """Returns two normal numbers from each 64 bits, [N, 2 P]: sqrt(-2 log u) times cos(2 pi w) and sin(2 pi w)."""
     uniform_N2P = bits_NP.view(np.uint32).reshape(len(bits_NP), 2, -1).astype(np.float32)
     uniform_N2P += np.float32(0.5)
     uniform_N2P *= np.float32(2.0**-32)
@@ -75,7 +75,7 @@ def _box_muller(bits_NP: NDArray[np.uint64]) -> Floats32:
 
 
 def random_bits(seed: int, stream: Stream, images: range, num: int) -> NDArray[np.uint64]:
-    """64 random bits a number, uint64 [N, M] with M = `num`.
+    """Returns numbers of 64 random bits, uint64 [N, M] with M = `num`.
 
     One call for the whole range; image i starts at a multiple of its counts.
     """
@@ -89,5 +89,5 @@ def random_bits(seed: int, stream: Stream, images: range, num: int) -> NDArray[n
 
 @lru_cache(maxsize=256)
 def _key(seed: int, stream: Stream) -> NDArray[np.uint64]:
-    """The key of a stream; hashed, so that neighbouring seeds share nothing, and seeds of any size fit."""
+    """Returns a stream's key, which is hashed so that neighbouring seeds are unrelated and seeds of any size fit."""
     return np.random.SeedSequence((seed, int(stream))).generate_state(2, np.uint64).astype(np.uint64)

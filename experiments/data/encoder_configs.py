@@ -28,7 +28,7 @@ Channels = Annotated[int, Field(ge=1, le=MAX_CONV_CHANNELS)]
 
 
 class VaeConfig(BaseModel):
-    """What is read of the config of an AutoencoderKL, with the defaults of diffusers."""
+    """Holds the keys of an AutoencoderKL's config that are used, with the defaults of diffusers."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -40,7 +40,7 @@ class VaeConfig(BaseModel):
 
 
 def read_vae_config(path: str, folder: Path) -> VaeConfig:
-    """Of the VAE in `folder`, which was asked for as `path`; a `ConfigError` names the key that is wrong."""
+    """Returns the config of the VAE in `folder`. Raises `ConfigError`, naming `path`, for the first wrong key."""
     try:
         return VaeConfig.model_validate(read_encoder_config("vae", path, folder))
     except ValidationError as error:
@@ -50,7 +50,7 @@ def read_vae_config(path: str, folder: Path) -> VaeConfig:
 
 
 def read_encoder_config(name: str, path: str, folder: Path) -> dict[str, Any]:
-    """The config of an encoder; a `ConfigError` where it is no JSON object, or a network of it would be absurd."""
+    """Returns the config of an encoder. Raises `ConfigError` where it is no JSON object, or its numbers are absurd."""
     try:
         config = json.loads(read_input(folder / CONFIG_FILE))
     except OSError as error:

@@ -1,9 +1,9 @@
-"""The frozen networks that turn pixels into latents and captions into features: a VAE, T5 and CLIP.
+"""Loads the frozen networks that turn pixels into latents and captions into features: a VAE, T5 and CLIP.
 
-Classes of diffusers and transformers, through their own `from_pretrained`, from folders or from the Hub, alone or as
-parts of a pipeline (`OWNER/MODEL/text_encoder`, with its `tokenizer` beside it). Weights are read from safetensors
-only, so that no file can execute code. The VAE works in float32 (that of SDXL overflows in float16); the text encoders
-in bfloat16 on an accelerator. What is stored is float16.
+The networks are classes of diffusers and transformers, loaded by `from_pretrained` from folders or from the Hub, alone
+or as parts of a pipeline (`OWNER/MODEL/text_encoder`, with its `tokenizer` beside it). Weights come from safetensors
+only, so that no file can execute code. The VAE works in float32 (that of SDXL overflows in float16), the text encoders
+in bfloat16 on an accelerator. Results are stored in float16.
 
 Legend: B images, C channels, H, W height and width, V, U widths of T5 and CLIP.
 """
@@ -29,13 +29,13 @@ from experiments.text import printable
 
 CLASSES = {"vae": "AutoencoderKL", "t5": "T5EncoderModel", "clip": "CLIPTextModel"}
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
-"""What makes a model and its tokenizer."""
+"""The classes that load each model and its tokenizer."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json")
 
 
 @dataclass(frozen=True)
 class EncoderFolders:
-    """Where the three lie on this machine, each with the hash of its files."""
+    """Holds the folders of the three encoders on this machine, each with the hash of its files."""
 
     vae: Encoder
     t5: Encoder
@@ -44,14 +44,14 @@ class EncoderFolders:
 
 
 def find_encoders(vae: str, t5: str, clip: str) -> EncoderFolders:
-    """Folders, or names on the Hub, which are downloaded; a `ConfigError` for what is neither."""
+    """Finds encoders given as folders or as Hub names, which it downloads. Raises `ConfigError` for anything else."""
     found = {name: find_encoder(name, path) for name, path in (("vae", vae), ("t5", t5), ("clip", clip))}
     entries = {name: entry for name, (entry, _) in found.items()}
     return EncoderFolders(**entries, folders={name: folder for name, (_, folder) in found.items()})
 
 
 def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
-    """One of `CLASSES`: what it is, and its folder on this machine; a `ConfigError` where there is none."""
+    """Returns the description and the folder of one of `CLASSES`. Raises `ConfigError` where there is none."""
     folder = _folder(name, path)
     if name == "vae":
         read_vae_config(path, folder)
@@ -63,12 +63,12 @@ def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
 
 
 def encoder_folders(vae: str, t5: str, clip: str) -> dict[str, Path]:
-    """As `find_encoders`, without reading their files."""
+    """Returns the folders of the encoders by name, without reading their files as `find_encoders` does."""
     return {name: _folder(name, path) for name, path in (("vae", vae), ("t5", t5), ("clip", clip))}
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """Beside the weights; or, as in pipelines of diffusers, `tokenizer_2` for the weights in `text_encoder_2`."""
+    """Returns the tokenizer's folder: that of the weights, or `tokenizer_2` for `text_encoder_2` as in diffusers."""
     beside = folder.parent / _tokenizer_of(folder.name)
     has_own = any((folder / name).is_file() for name in TOKENIZER_FILES)
     return folder if has_own or not beside.is_dir() else beside
@@ -76,7 +76,7 @@ def tokenizer_folder(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class EncodedCaptions:
-    """Features of the tokens of each caption, [L', V] without padding, and pooled ones; float16.
+    """Holds the token features of each caption, [L', V] without padding, and the pooled ones, in float16.
 
     `num_cut_t5` and `num_cut_clip` captions had more tokens than the encoder was given.
     """
@@ -88,7 +88,7 @@ class EncodedCaptions:
 
 
 class Autoencoder:
-    """A VAE, between pixels in [-1, 1] and latents as it makes them (neither shifted nor scaled)."""
+    """Runs a VAE between pixels in [-1, 1] and its raw latents (neither shifted nor scaled)."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         kind = library("diffusers").AutoencoderKL
@@ -97,30 +97,30 @@ class Autoencoder:
 
     @property
     def scaling_factor(self) -> float:
-        """What latents are multiplied by, after the shift."""
+        """Returns the factor by which latents are multiplied after the shift."""
         return float(self._vae.config.scaling_factor)
 
     @property
     def shift_factor(self) -> float:
-        """What is taken off latents; 0 where the VAE knows none."""
+        """Returns the shift that is subtracted from latents; 0 where the VAE has none."""
         return float(self._vae.config.get("shift_factor") or 0.0)
 
     @torch.no_grad()
     def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the posterior, float16 [B, C, H, W]."""
+        """Returns mean and standard deviation of the posterior, float16 [B, C, H, W]."""
         posterior = self._vae.encode(pixels_BCHW.to(self._device)).latent_dist
         return _stored(posterior.mean, "latents"), _stored(posterior.std, "latents")
 
     @torch.no_grad()
     def decode(self, latent_BCHW: Tensor) -> Tensor:
-        """Pixels from what a model of the data makes: shifted and scaled latents."""
+        """Returns the pixels of shifted and scaled latents, as a diffusion model generates them."""
         raw_BCHW = latent_BCHW.to(self._device) / self.scaling_factor + self.shift_factor
         pixels_BCHW: Tensor = self._vae.decode(raw_BCHW).sample
         return pixels_BCHW.float().clamp(-1, 1).cpu()
 
 
 class TextEncoders:
-    """T5 for tokens, CLIP for whole captions."""
+    """Encodes captions: T5 gives features of tokens, CLIP gives those of the whole caption."""
 
     def __init__(self, t5: Path, clip: Path, max_tokens: int, device: torch.device) -> None:
         transformers = library("transformers")
@@ -140,7 +140,7 @@ class TextEncoders:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> EncodedCaptions:
-        """Each caption as both encoders see it; one that is too long is cut, and keeps its end token."""
+        """Returns the features of both encoders; a caption that is too long is cut and keeps its end token."""
         tokens, num_cut_t5 = self._tokens(self._t5_tokenizer, captions, self._max_tokens)
         features = _stored(self._t5(**tokens).last_hidden_state, "T5 features")
         lengths = tokens["attention_mask"].sum(dim=1).tolist()
@@ -151,7 +151,7 @@ class TextEncoders:
         return EncodedCaptions(each, pooled_BU, num_cut_t5, num_cut_clip)
 
     def _tokens(self, tokenizer: Any, captions: Sequence[str], max_length: int) -> tuple[dict[str, Tensor], int]:
-        """Padded on the right, and how many captions were cut."""
+        """Returns the tokens, padded on the right, and how many captions were cut."""
         num_cut = sum(len(ids) > max_length for ids in tokenizer(list(captions))["input_ids"])
         tokens = tokenizer(
             list(captions), padding="longest", truncation=True, max_length=max_length, return_tensors="pt",
@@ -168,7 +168,7 @@ def _stored(values: Tensor, what: str) -> Tensor:
 
 
 def _folder(name: str, path: str) -> Path:
-    """On this machine; what is only on the Hub is brought here."""
+    """Returns an encoder's folder on this machine, and downloads it where it is only on the Hub."""
     folder = Path(path)
     if not os.path.isdir(folder):
         if os.path.lexists(folder) or path.count("/") > 2 or path.startswith((".", "/")):
@@ -180,7 +180,7 @@ def _folder(name: str, path: str) -> Path:
 
 
 def _downloaded(name: str, path: str) -> Path:
-    """`OWNER/MODEL`, or a folder in one, `OWNER/MODEL/text_encoder`, which brings its tokenizer's folder along."""
+    """Downloads `OWNER/MODEL`, or a folder in it such as `OWNER/MODEL/text_encoder` with its tokenizer's folder."""
     owner_and_model, inside = "/".join(path.split("/")[:2]), "".join(path.split("/")[2:])
     folders = [f"{folder}/" for folder in (inside, _tokenizer_of(inside))] if inside else [""]
     patterns = [folder + pattern for folder in folders for pattern in FILES]
@@ -219,7 +219,7 @@ def _load_tokenizer(name: str, folder: Path) -> Any:
 
 
 def _load_whole(name: str, folder: Path, kind: Any, dtype: torch.dtype) -> Any:
-    """A model of transformers, all of whose weights are in the folder; transformers would go on with random ones."""
+    """Loads a model and checks that no weight is missing, which transformers would initialize at random."""
     model, report = _load(name, folder, kind, dtype=dtype, output_loading_info=True)
     if report["missing_keys"]:
         raise ConfigError(f"the weights in --{name} {folder} lack {min(report['missing_keys'])}.", _hint(name))
@@ -236,5 +236,5 @@ def _read(name: str, folder: Path, load: Callable[[], Any]) -> Any:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Regular ones: to open a FIFO would wait for ever."""
+    """Returns the regular files of a folder; others are left out, as opening a FIFO would block for ever."""
     return sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})

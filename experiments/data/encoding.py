@@ -1,4 +1,4 @@
-"""Rows of a source to one shard: decode, resize and cut, encode, write.
+"""Turns rows of a source into the tensors of one shard: decodes, resizes, crops and encodes them.
 
 What a shard holds depends on the rows and the networks alone, not on who makes it or what was made before: images go
 through the networks in the same batches every time. A row that cannot be decoded, or has no caption, is left out and
@@ -40,13 +40,13 @@ DAMAGED = (
     OSError, SyntaxError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError, EOFError, RuntimeError,
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-"""What PIL's decoders raise for files that are no image, are cut short, or were made to break them."""
+"""The errors that PIL's decoders raise for files that are no image, are cut short, or were made to break them."""
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `MAX_PIXELS` is stricter
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row that is not in the data set."""
+    """Describes a row that is left out of the data set, and why."""
 
     row: int
     name: str
@@ -55,7 +55,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A row that is: its pixels, float32 [3, H, W] in [-1, 1], and the SHA-256 of file and caption."""
+    """Holds a usable row: pixels as float32 [3, H, W] in [-1, 1], and the SHA-256 of file and caption."""
 
     row: int
     pixels_CHW: Tensor
@@ -65,7 +65,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """The tensors of a shard, by name, and what was left out. `source_sha256`: of all files and captions in it."""
+    """Holds a shard's tensors by name, and the rows left out. `source_sha256` hashes all its files and captions."""
 
     tensors: dict[str, Tensor]
     left_out: list[LeftOut]
@@ -83,7 +83,7 @@ def encode_rows(
     text: TextEncoders,
     on_rows: Callable[[int], None] = lambda num_rows: None,
 ) -> EncodedRows:
-    """Everything a shard holds of `rows`, in their order; `on_rows` is told how many rows each batch took."""
+    """Encodes `rows` in their order to a shard's content; `on_rows` is called with the number of rows of each batch."""
     left_out: list[LeftOut] = []
     parts: list[dict[str, Tensor]] = []
     captions: list[EncodedCaptions] = []
@@ -108,14 +108,14 @@ def encode_rows(
 
 
 def encode_empty_caption(text: TextEncoders) -> dict[str, Tensor]:
-    """The tensors of the file of the empty caption: as a shard of one image without latents."""
+    """Returns the tensors of the empty caption's file, which are those of a shard of one image without latents."""
     encoded = text.encode([""])
     (text_TV,) = encoded.features
     return {"text_MV": text_TV, "text_start_N1": torch.tensor([0, len(text_TV)]), "pooled_NU": encoded.pooled_BU}
 
 
 def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOut:
-    """Read and decode one row."""
+    """Reads and decodes one row; returns `LeftOut` where it cannot be used."""
     name = f"row {row}"
     try:
         stored = source.read(row)
@@ -134,12 +134,12 @@ def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOut:
 
 
 def _left_out(row: int, name: str, reason: str) -> LeftOut:
-    """Names and reasons hold what others wrote, so that they are made safe to show and short."""
+    """Returns a `LeftOut` whose name and reason, which contain foreign text, are short and printable."""
     return LeftOut(row, *(shortened(printable(text), LISTED_CHARACTERS) for text in (name, reason)))
 
 
 def decode(content: bytes, image_size: int) -> Tensor:
-    """An image file as float32 [3, H, W] in [-1, 1]: turned upright, its short side resized, its middle cut out.
+    """Returns an image as float32 [3, H, W] in [-1, 1]: rotated upright, resized by its short side, center-cropped.
 
     Transparency becomes white. Bicubic with antialiasing, as ADM and DiT prepare ImageNet. A `ValueError` for more
     than `MAX_PIXELS`.
@@ -159,7 +159,7 @@ def decode(content: bytes, image_size: int) -> Tensor:
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """The upper half of 16-bit grey, which PIL would turn white; a `ValueError` for pixels whose range is not known."""
+    """Keeps the high bytes of 16-bit grey, which PIL would turn white. Raises `ValueError` for unknown pixel ranges."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -174,7 +174,7 @@ def _pixels(loaded: Sequence[Loaded]) -> Tensor:
 def _tensors(
     loaded: Sequence[Loaded], mean_BCHW: Tensor, std_BCHW: Tensor, encoded: EncodedCaptions
 ) -> dict[str, Tensor]:
-    """What is stored of one batch; lengths instead of starts, so that batches can be joined."""
+    """Returns what is stored of one batch, with lengths in place of starts so that batches can be concatenated."""
     captions = [one.caption.encode() for one in loaded]
     return {
         "latent_mean_NCHW": mean_BCHW,

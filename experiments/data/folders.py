@@ -1,4 +1,4 @@
-"""Images that are files of a folder: captions beside them, or in a table that names the images (`path_tables.py`).
+"""Reads images that are files of a folder, with captions in files beside them or in a table (`path_tables.py`).
 
 A table may come from anywhere, so that what it names has to lie in the folder, wherever links lead. What lies in the
 folder itself is the user's, whose links are followed. Nothing is opened before its row is read, and nothing blocks.
@@ -42,18 +42,18 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class FileRows:
-    """The image files of a folder; `keys` lead to the caption in a caption file of JSON."""
+    """Holds the image files of a folder; `keys` lead to the caption inside JSON caption files."""
 
     folder: Path
     files: Sequence[ImageFile]
     keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Returns the number of rows."""
         return len(self.files)
 
     def read(self, number: int) -> Row:
-        """`UnusableRowError` for what is not there, is no regular file, or lies elsewhere."""
+        """Returns a row. Raises `UnusableRowError` for a file that is missing, not regular, or outside the folder."""
         file = self.files[number]
         if file.problem:
             raise UnusableRowError(file.name, file.problem)
@@ -69,7 +69,7 @@ class FileRows:
 
 @dataclass(frozen=True)
 class JoinedRows:
-    """The rows of one source and then those of another."""
+    """Concatenates the rows of two sources."""
 
     first: Rows
     second: Rows
@@ -79,13 +79,13 @@ class JoinedRows:
         return len(self.first) + len(self.second)
 
     def read(self, number: int) -> Row:
-        """`UnusableRowError` where the row cannot be used."""
+        """Returns row `number`. Raises `UnusableRowError` where it cannot be used."""
         from_second = number - len(self.first)
         return self.first.read(number) if from_second < 0 else self.second.read(from_second)
 
 
 def inside(folder: Path, name: object) -> Path:
-    """The file that a table names, which lies in `folder` or below; `ValueError` for any other.
+    """Returns the path of a file that a table names. Raises `ValueError` where it is not in or below `folder`.
 
     A folder of the Hub's cache is made of links into the repository's `blobs`, which therefore belong to it.
     """
@@ -101,7 +101,7 @@ def inside(folder: Path, name: object) -> Path:
 
 
 def list_folder(folder: Path) -> tuple[list[str], list[ImageFile]]:
-    """Every file below, hidden ones left out, as sorted relative paths; and the folders that cannot be entered."""
+    """Returns all files below that are not hidden as sorted relative paths, and the folders that cannot be read."""
     names: list[str] = []
     problems: list[ImageFile] = []
 
@@ -120,7 +120,7 @@ def list_folder(folder: Path) -> tuple[list[str], list[ImageFile]]:
 
 
 def captioned_beside(names: Sequence[str], endings: Endings) -> tuple[list[ImageFile], str] | None:
-    """Images with captions in files of the same name, and the ending of those; None where there are none."""
+    """Returns images with captions in files of the same name, and the captions' ending; None without captions."""
     samples = pair(names, endings)
     chosen = choose_ending(samples, endings)
     if chosen is None:

@@ -42,7 +42,7 @@ class LatentImages:
     """The images of one data set, for training and for validation (`loader.Images`)."""
 
     def __init__(self, folder: Path, data: DataConfig) -> None:
-        """`ConfigError` where the folder holds no data set, or another one than `data.fingerprint`."""
+        """Opens the data set. Raises `ConfigError` where it is missing or its fingerprint is not `data.fingerprint`."""
         self.folder, self.data = folder, data
         self.index = read_index(folder)
         if self.index.fingerprint != data.fingerprint:
@@ -58,24 +58,24 @@ class LatentImages:
         }
 
     def training(self, images: range, dropped_B: Tensor) -> dict[str, Tensor]:
-        """Images at these positions of a stream without end; the empty caption where `dropped_B`."""
+        """Returns images at these positions of an endless stream, with the empty caption where `dropped_B`."""
         rows = self._splits["train"]
         order_B = shuffled(self.data.seed, np.arange(images.start, images.stop), rows.num_images)
         return self._content(rows, order_B, images, Stream.TRAIN_LATENT, dropped_B, self._buffers)
 
     def validation(self, images: range) -> dict[str, Tensor]:
-        """The first images of the validation split, always with the same latents."""
+        """Returns the first images of the validation split, always with the same latents."""
         order_B = np.arange(images.start, images.stop)
         kept_B = torch.zeros(len(images), dtype=torch.bool)
         rows = self._splits["validation"]
         return self._content(rows, order_B, images, Stream.VALIDATION_LATENT, kept_B, TextBuffers())
 
     def validation_captions(self, numbers: range) -> list[str]:
-        """In words, of these images of the validation split."""
+        """Returns the captions of these images of the validation split as text."""
         return [self._splits["validation"].caption(number) for number in numbers]
 
     def null_caption(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The empty caption `num` times: features, lengths and pooled features, as a batch has them."""
+        """Returns the empty caption `num` times: features, lengths and pooled features, as in a batch."""
         text_TV, pooled_U = self.empty.text(0)
         text_BLV = torch.zeros(num, self.data.caption_length, self.index.text_width, dtype=text_TV.dtype)
         text_BLV[:, : len(text_TV)] = text_TV
@@ -85,7 +85,7 @@ class LatentImages:
         self, rows: ShardedRows, order_B: np.ndarray[Any, np.dtype[np.int64]], images: range, stream: Stream,
         dropped_B: Tensor, buffers: TextBuffers,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """One pass over the rows of a batch; `images` are the counters of their posteriors."""
+        """Reads a batch in one pass over its rows; `images` are the counters that seed their posterior samples."""
         found = rows.find_all(order_B)
         buffer, text_BLV = buffers.take((len(images), self.data.caption_length, self.index.text_width))
         lengths, pooled = [], []
@@ -103,7 +103,7 @@ class LatentImages:
         }
 
     def _latents(self, found: Sequence[Found], images: range, stream: Stream) -> Tensor:
-        """Drawn from their posteriors, shifted and scaled: float32 [B, C, H, W]."""
+        """Returns latents drawn from their posteriors, shifted and scaled, as float32 [B, C, H, W]."""
         data = self.data
         noise = normals(data.seed, stream, images, data.channels * data.image_size**2)
         latent_BCHW = torch.from_numpy(noise).view(len(images), data.channels, data.image_size, data.image_size)
@@ -117,7 +117,7 @@ class LatentImages:
 
 
 class ShardedRows:
-    """The images of one split, numbered through its shards."""
+    """Numbers the images of one split consecutively over its shards."""
 
     def __init__(self, folder: Path, index: DataSetIndex, split: SetSplit) -> None:
         self.files = [folder / shard.file for shard in index.shards if shard.split == split]
@@ -127,7 +127,7 @@ class ShardedRows:
         self._open = lru_cache(MAX_OPEN_SHARDS)(MappedShard)
 
     def find_all(self, row_B: np.ndarray[Any, np.dtype[np.int64]]) -> list[Found]:
-        """The shard of each image, and its number there."""
+        """Returns the shard of each image, and its index there."""
         place_B = np.searchsorted(self.starts, row_B, side="right") - 1
         inside_B = row_B - self.starts[place_B]
         return [
@@ -142,7 +142,7 @@ class ShardedRows:
 
 
 class MappedShard:
-    """One file, mapped: only the rows that are asked for are read. A `ConfigError` where it is missing or damaged."""
+    """Maps one file, so that only requested rows are read. Raises `ConfigError` where it is missing or damaged."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -162,17 +162,17 @@ class MappedShard:
 
     @property
     def latent_std_NCHW(self) -> Tensor:
-        """Standard deviation, float16."""
+        """Returns the standard deviations of the posteriors in float16, as a read-only view."""
         std_NCHW: Tensor = self._tensors["latent_std_NCHW"]
         return std_NCHW
 
     def text(self, number: int) -> tuple[Tensor, Tensor]:
-        """Features of the tokens that the caption has, float16 [L', V], and pooled ones [U]."""
+        """Returns the features of a caption's tokens without padding, float16 [L', V], and the pooled ones [U]."""
         start, stop = self._text_start[number : number + 2]
         return self._tensors["text_MV"][start:stop], self._tensors["pooled_NU"][number]
 
     def holds(self, index: DataSetIndex, num_images: int, with_latents: bool) -> bool:
-        """Whether its tensors have the types and shapes of so many images of a data set, and its captions fit."""
+        """Says whether its tensors have the types and shapes for `num_images` of a data set, and its captions fit."""
         num_tokens, latents = len(self._tensors.get("text_MV", ())), (index.channels, *2 * (index.latent_size,))
         wanted = {
             "text_MV": (torch.float16, (num_tokens, index.text_width)),
@@ -200,7 +200,7 @@ Found = tuple[MappedShard, int]
 
 
 def check_data_set(folder: Path, data: DataConfig) -> None:
-    """Before a run begins: the data set is the model's, and its files are whole. Raises `ConfigError`."""
+    """Checks before a run that the data set is the one of the settings, and its files intact. Raises `ConfigError`."""
     index = LatentImages(folder, data).index
     verify = sum(file.num_bytes for file in index.files()) <= VERIFIED_BYTES
     for file in index.files():
@@ -211,7 +211,7 @@ def check_data_set(folder: Path, data: DataConfig) -> None:
 
 
 def check_length(folder: Path, file: FileEntry) -> None:
-    """A `ConfigError` where a file is missing, or not as long as it was written."""
+    """Raises `ConfigError` where a file is missing or has not the length that the index states."""
     path = folder / file.file
     if not path.is_file():
         raise ConfigError(f"the data set lacks its shard {path}.", AGAIN)
@@ -222,13 +222,13 @@ def check_length(folder: Path, file: FileEntry) -> None:
 
 
 def check_content(folder: Path, file: FileEntry) -> None:
-    """A `ConfigError` where a file is not what was written."""
+    """Raises `ConfigError` where the content of a file does not match its checksum."""
     if file_sha256([folder / file.file]) != file.sha256:
         raise ConfigError(f"the shard {folder / file.file} is damaged: its checksum is another one.", AGAIN)
 
 
 def check_tensors(folder: Path, index: DataSetIndex, file: FileEntry) -> None:
-    """A `ConfigError` where a file does not hold the tensors that the index says; no image is read for it."""
+    """Raises `ConfigError` where a file does not hold the tensors that the index states; it reads no image."""
     is_shard = isinstance(file, Shard)
     num_images = file.num_images if isinstance(file, Shard) else 1
     if num_images and not MappedShard(folder / file.file).holds(index, num_images, with_latents=is_shard):
@@ -236,7 +236,7 @@ def check_tensors(folder: Path, index: DataSetIndex, file: FileEntry) -> None:
 
 
 def file_sha256(paths: Sequence[Path]) -> str:
-    """Of the files' contents, one after the other, as hex digits."""
+    """Returns the SHA-256 of the files' concatenated contents as hex digits."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -11,7 +11,7 @@ INSTALL = "Install what it needs with: pip install 'ecdit[data]'."
 
 
 def library(name: str) -> Any:
-    """A module of the extra; a `ConfigError` with the way out where it is not installed."""
+    """Imports a module of the extra `ecdit[data]`. Raises `ConfigError` with a remedy where it is not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -19,6 +19,6 @@ def library(name: str) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, without a traceback or a full stop."""
+    """Returns the first line of an error's message, without a full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".:")

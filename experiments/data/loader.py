@@ -1,4 +1,4 @@
-"""Batches: for training, and the fixed set that validates every run.
+"""Makes batches: those for training, and the fixed set that validates every run.
 
 Everything about image i is drawn from counters at i, so it does not depend on batch size, rank or world, and a run
 that resumes at `images_seen` sees what it would have seen. The images (scenes here, latents in `latents.py`) follow
@@ -40,7 +40,7 @@ MAX_THREADS = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass of training or validation needs."""
+    """Holds what one forward pass of training or validation needs."""
 
     index_B: Tensor
     """int64: index of the image in its split."""
@@ -63,7 +63,7 @@ class Batch:
 
     @property
     def caption(self) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """What the model takes: token ids, or features, lengths and pooled features."""
+        """Returns the captions for the model: token ids, or features, lengths and pooled features."""
         if self.caption_BL is not None:
             return self.caption_BL
         assert self.text_BLV is not None
@@ -73,29 +73,29 @@ class Batch:
 
 
 class Images(Protocol):
-    """Where images and captions come from. Both answer `index_B`, `pixels_BCHW` and the captions of a `Batch`."""
+    """Provides images and captions. Both methods return `index_B`, `pixels_BCHW` and the captions of a `Batch`."""
 
     def training(self, images: range, dropped_B: Tensor) -> dict[str, Tensor]:
-        """Images of the endless training stream; where `dropped_B` is True, with the empty caption."""
+        """Returns images of the endless training stream, with the empty caption where `dropped_B` is True."""
 
     def validation(self, images: range) -> dict[str, Tensor]:
-        """The first images of the validation set, the same for every run."""
+        """Returns the first images of the validation set, which are the same for every run."""
 
 
 class ShapesImages:
-    """Procedural scenes: image i of the stream is scene i."""
+    """Provides procedural scenes; image i of the stream is scene i."""
 
     def __init__(self, config: RunConfig) -> None:
         self.data = config.data
 
     def training(self, images: range, dropped_B: Tensor) -> dict[str, Tensor]:
-        """int64 [B], float32 [B, C, H, W] and int64 [B, L]."""
+        """Returns indices int64 [B], pixels float32 [B, C, H, W] and token ids int64 [B, L]."""
         drawn = self._drawn(images, "train")
         drawn["caption_BL"][dropped_B] = torch.tensor(null_caption(self.data.caption_length))
         return drawn
 
     def validation(self, images: range) -> dict[str, Tensor]:
-        """Of the validation split, which is another stream."""
+        """Returns scenes of the validation split, which uses another random stream."""
         return self._drawn(images, "validation")
 
     def _drawn(self, images: range, split: Split) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ class ShapesImages:
 
 
 def open_images(config: RunConfig) -> Images:
-    """The images of `data.name`; a `ConfigError` for a data set that is damaged or not the one of the settings."""
+    """Opens the images of `data.name`. Raises `ConfigError` for a damaged data set or one of another fingerprint."""
     if config.data.name == "shapes":
         return ShapesImages(config)
     assert config.data.path is not None
@@ -117,13 +117,13 @@ def open_images(config: RunConfig) -> Images:
 
 
 def check_images(config: RunConfig) -> None:
-    """Before anything is built: a `ConfigError` for a data set with a missing or damaged file, or another data set."""
+    """Raises `ConfigError` before a model is built where the data set has missing or damaged files, or is another."""
     if config.data.path is not None:
         check_data_set(Path(config.data.path), config.data)
 
 
 class TrainStream:
-    """The training data of one rank: a pure function of how many images the run has seen."""
+    """Makes the training data of one rank, which are a pure function of the number of images seen."""
 
     def __init__(self, config: RunConfig, rank: int = 0, world: int = 1) -> None:
         """`rank` of `world` data-parallel processes, which divide `train.batch_images`."""
@@ -134,7 +134,7 @@ class TrainStream:
         self.share = config.train.batch_images // world
 
     def batch(self, images_seen: int) -> Batch:
-        """This rank's contiguous share of the global batch that starts at image `images_seen`."""
+        """Returns this rank's contiguous part of the global batch that starts at image `images_seen`."""
         config, first = self.config, images_seen + self.rank * self.share
         images = range(first, first + self.share)
         dropped_B = uniforms(config.seed, Stream.TRAIN_DROPOUT, images, 1)[:, 0] < config.train.caption_dropout
@@ -147,7 +147,7 @@ class TrainStream:
         )
 
     def iterate(self, images_seen: int, num_threads: int | None = None) -> Iterator[Batch]:
-        """The batches from `images_seen` to `train.images`, made ahead by threads: as many as `loader_threads` says.
+        """Yields the batches from `images_seen` to `train.images`, made ahead by `loader_threads` threads by default.
 
         Every batch is full: the horizon is rounded up to whole batches.
         """
@@ -167,14 +167,14 @@ class TrainStream:
 
 
 def loader_threads() -> int:
-    """Threads that make batches, by the cores that this process has; what they make does not depend on them."""
+    """Returns the number of threads that make batches, from the process's cores; it does not change the batches."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(MAX_THREADS, cores // processes // CORES_PER_THREAD))
 
 
 def validation_set(config: RunConfig) -> list[Batch]:
-    """The fixed (image, t, noise) of `eval.images` images in batches of `eval.batch_images`, captions and all tokens.
+    """Returns the fixed (image, t, noise) of `eval.images` images in batches, with captions and all tokens.
 
     t is standard logit-normal. Its quantiles follow van der Corput's sequence, so that the times of every batch, of any
     size, spread evenly over the distribution, and triple i is the same whatever the sizes. The last batch may be short.
@@ -186,7 +186,7 @@ def validation_set(config: RunConfig) -> list[Batch]:
 
 
 def same_time_batches(config: RunConfig) -> list[Batch]:
-    """The images and noise of `validation_set`, with one t in each batch, as in sampling.
+    """Returns the images and noise of `validation_set`, with one t in each batch, as in sampling.
 
     The times are the middles of equal strata of the same distribution, one for each batch.
     """
@@ -203,7 +203,7 @@ def _eval_ranges(config: RunConfig) -> list[range]:
 
 
 def _validation_batch(config: RunConfig, source: Images, images: range, quantile_B: Floats) -> Batch:
-    """A batch of the validation split at given quantiles of t; nothing of it depends on the run's seed."""
+    """Returns a batch of the validation split at given quantiles of t, which does not depend on the run's seed."""
     return Batch(
         **source.validation(images),
         noise_BCHW=_noise(config, config.data.seed, Stream.VALIDATION_NOISE, images),
@@ -227,7 +227,7 @@ def _caption_ids(caption: str, length: int) -> tuple[int, ...]:
 
 
 def _noise(config: RunConfig, seed: int, stream: Stream, images: range) -> Tensor:
-    """Standard normal [B, C, H, W]."""
+    """Returns standard normal noise, [B, C, H, W]."""
     shape = (config.data.channels, config.data.image_size, config.data.image_size)
     noise = normals(seed, stream, images, int(np.prod(shape)))
     return torch.from_numpy(noise).reshape(len(images), *shape)
@@ -241,7 +241,7 @@ def _logit_normal(quantile_B: Floats, mean: float, std: float) -> Tensor:
 
 
 def _kept_tokens(config: RunConfig, images: range) -> Tensor | None:
-    """Which tokens of each image training keeps, [B, K], uniform over the subsets of that size."""
+    """Returns the tokens of each image that training keeps, [B, K], drawn uniformly from the subsets of that size."""
     if config.train.mask_ratio == 0:
         return None
     rank_BT = uniforms(config.seed, Stream.TRAIN_MASK, images, config.num_tokens)

@@ -1,4 +1,4 @@
-"""How fast the data is made, whole and by part. `ecdit bench data` prints it."""
+"""Measures how fast data is made, in total and by part, for `ecdit bench data`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Parts = dict[str, Callable[[int], object]]
 
 
 def measure_loader(config: RunConfig, num_images: int = 8192) -> dict[str, float]:
-    """Images per second of one thread, and microseconds per image of the whole batch and of its parts.
+    """Returns images per second of one thread, and microseconds per image of the whole batch and of its parts.
 
     About `num_images` images are made once, after a batch to warm up, by the same calls that training makes. The parts
     of latents: reading rows and drawing them from their posteriors, and the noise.
@@ -58,7 +58,7 @@ def _latents_parts(stream: TrainStream) -> Parts:
 
 
 def _seconds(call: Callable[[int], object], num_batches: int, size: int) -> float:
-    """Mean seconds of `call` over consecutive batches."""
+    """Returns the mean seconds of `call` over consecutive batches."""
     call(0)
     started = perf_counter()
     for number in range(1, num_batches + 1):

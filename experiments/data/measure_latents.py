@@ -1,4 +1,4 @@
-"""How fast latents and text features are read at the sizes of real networks, against what a model trains on.
+"""Measures how fast latents and text features of real networks' sizes are read, to compare with training's needs.
 
 The data set holds random numbers in the shapes of 256-pixel images (a VAE of 4 channels that divides by 8), T5-XXL and
 CLIP-L, and is read as training reads it. It is larger than the caches of a processor, and lies in the memory that the
@@ -46,12 +46,12 @@ Clock = Callable[[], float]
 
 
 def bytes_per_image(num_tokens: int) -> int:
-    """Of an image whose caption has `num_tokens` tokens: what is read for it."""
+    """Returns the bytes that are read for an image whose caption has `num_tokens` tokens."""
     return 2 * (2 * CHANNELS * LATENT_SIZE**2 + num_tokens * TEXT_WIDTH + POOLED_WIDTH)
 
 
 def write_random_set(folder: Path, num_tokens: int, gib: float) -> int:
-    """A data set of about `gib` GiB, every caption of `num_tokens` tokens; answers how many training images it has."""
+    """Writes a data set of about `gib` GiB with captions of `num_tokens` tokens; returns how many images train."""
     num_images = max(4, int(gib * 2**30 / bytes_per_image(num_tokens)))
     empty = _write(folder, "empty-caption", 1, num_tokens=1)
     shards = [_shard(folder, "validation", 0, VALIDATION_IMAGES, num_tokens)]
@@ -70,7 +70,7 @@ def write_random_set(folder: Path, num_tokens: int, gib: float) -> int:
 
 
 def reading_config(folder: Path, model: str, num_images: int) -> RunConfig:
-    """A dense run of `model` on the data set, which goes through it once in batches as an accelerator gets them."""
+    """Returns the config of a dense run of `model` that reads the data set once, in an accelerator's batches."""
     batch = min(BATCH_IMAGES, num_images // 2)
     return load_config(
         [f"model={model}", "routing=dense", "data.name=latents", f"data.path={folder}", f"train.batch_images={batch}",
@@ -85,7 +85,7 @@ def measure_reading(
     clock: Clock = perf_counter,
     on_round: Callable[[], None] = lambda: None,
 ) -> dict[int, float]:
-    """Images per second of `clock` by number of threads: the median of `rounds` passes over the data set, in turns."""
+    """Returns images per second by number of threads: the median of `rounds` interleaved passes over the data set."""
     stream = TrainStream(config)
     seconds: dict[int, list[float]] = {threads: [] for threads in thread_counts}
     _pass(stream, max(thread_counts), clock)
@@ -129,11 +129,11 @@ def _shard(folder: Path, split: SetSplit, number: int, num_images: int, num_toke
 
 
 def _write(folder: Path, name: str, num_images: int, num_tokens: int) -> dict[str, Any]:
-    """One file, as `prepare` writes them, but for the checksum, which reading does not look at."""
+    """Writes one file as `prepare` does, but without a real checksum, which reading does not check."""
     path, generator = folder / f"{name}.safetensors", torch.Generator().manual_seed(num_images)
 
     def random(*shape: int) -> Tensor:
-        """The same megabyte again and again: its values do not matter."""
+        """Returns a tensor that repeats the same random megabyte, as values do not matter."""
         some = torch.rand(1 << 19, generator=generator).half()
         return some.repeat(-(-torch.Size(shape).numel() // len(some)))[: torch.Size(shape).numel()].view(shape)
 

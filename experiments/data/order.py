@@ -23,7 +23,7 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def shuffled(seed: int, positions_N: Integers, num_images: int) -> Integers:
-    """The images at `positions_N` of a stream that goes through `num_images` epoch by epoch: int64 [N]."""
+    """Returns the images at `positions_N` of a stream that goes through `num_images` epoch by epoch: int64 [N]."""
     epoch_N, place_N = np.divmod(positions_N, num_images)
     image_N = np.empty_like(place_N)
     for epoch in np.unique(epoch_N):
@@ -37,7 +37,7 @@ def _keys(seed: int, epoch: int) -> Bits:
 
 
 def _permuted(keys: Bits, place_N: Bits, num_images: int) -> Integers:
-    """A bijection of 0 .. `num_images` - 1: places that land outside are permuted again."""
+    """Applies a bijection of 0 .. `num_images` - 1: values that land outside are permuted again (cycle walking)."""
     half_bits = max(1, (int(num_images - 1).bit_length() + 1) // 2)
     result_N = _feistel(keys, place_N, half_bits)
     outside_N = result_N >= num_images
@@ -48,7 +48,7 @@ def _permuted(keys: Bits, place_N: Bits, num_images: int) -> Integers:
 
 
 def _feistel(keys: Bits, value_N: Bits, half_bits: int) -> Bits:
-    """A bijection of the numbers below 4^half_bits."""
+    """Applies a Feistel network, which is a bijection of the numbers below 4^half_bits."""
     shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left_N, right_N = value_N >> shift, value_N & mask
     for key in keys:
@@ -57,7 +57,7 @@ def _feistel(keys: Bits, value_N: Bits, half_bits: int) -> Bits:
 
 
 def _mixed(value_N: Bits) -> Bits:
-    """SplitMix64's finaliser (Steele et al., OOPSLA 2014): every bit of the input moves every bit of the result."""
+    """Applies SplitMix64's finaliser (Steele et al., OOPSLA 2014): every input bit affects every bit of the result."""
     value_N = (value_N ^ (value_N >> np.uint64(30))) * _MIX_1
     value_N = (value_N ^ (value_N >> np.uint64(27))) * _MIX_2
     return value_N ^ (value_N >> np.uint64(31))

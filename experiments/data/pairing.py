@@ -1,8 +1,8 @@
-"""Which files are images, and which caption belongs to which image, by their names: in a folder and in a tar alike.
+"""Pairs images with captions by their file names, in folders and in tars alike.
 
-An image and its caption have the same name up to their endings: `cat.jpg` and `cat.txt`, `a.b.jpg` and `a.b.txt`; with
-`--image-column input.jpg --caption-column outputs.txt`, `cat.input.jpg` and `cat.outputs.txt`. Case does not matter in
-endings. Every image is a row, and every caption without an image is one too, so that nothing is dropped unsaid.
+An image and its caption have the same name up to their endings: `cat.jpg` and `cat.txt`, `a.b.jpg` and `a.b.txt`. With
+`--image-column input.jpg --caption-column outputs.txt` they are `cat.input.jpg` and `cat.outputs.txt`. The case of
+endings does not matter. Captions without an image become rows too, so that nothing is dropped without a report.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from functools import cache
 from PIL import Image
 
 CAPTION_ENDINGS = ("txt", "caption", "text", "json")
-"""Looked for in this order; one of them holds the captions of the whole source."""
+"""Endings of caption files in order of preference; one of them is chosen for the whole source."""
 OTHER_IMAGE_ENDINGS = frozenset({"heic", "heif", "jxl", "svg", "eps", "ps", "wmf", "emf"})
-"""Endings of images that are not decoded: such files are listed, rather than not seen."""
+"""Endings of images that cannot be decoded. Such files become rows that are reported, rather than ignored."""
 UNDECODED_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
-"""PIL knows these and does not decode them itself; it gives EPS to Ghostscript, which can read files and run on."""
+"""Formats that PIL does not decode itself. It runs Ghostscript for EPS, which can read other files and never end."""
 HIDDEN_NAMES = frozenset({"@eadir", "__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "#recycle", "lost+found"})
-"""What file managers, network drives and archivers leave behind, in lower case."""
+"""Names, in lower case, of what file managers, network drives and archivers leave behind."""
 
 
 @dataclass(frozen=True)
 class Endings:
-    """What the names of images and captions end with, without the first dot and in lower case."""
+    """Holds the endings of image and caption files, without the first dot and in lower case."""
 
     captions: Sequence[str] = CAPTION_ENDINGS
     image: str | None = None
-    """None: every ending of an image."""
+    """The ending of images; None stands for every known ending of an image."""
     caption_column: str | None = None
-    """As it was asked for: an ending, or an ending of JSON and the keys that lead to the caption in it."""
+    """The caption column that the user asked for: an ending, or a JSON ending and the keys that lead to the caption."""
 
     @classmethod
     def asked(cls, image_column: str | None, caption_column: str | None) -> Endings:
-        """What the columns mean: of `a.b.c`, that longest ending is meant which there is, and the rest are keys."""
+        """Interprets the user's columns. In `a.b.c`, the longest ending that files have counts; the rest are keys."""
         image = image_column and image_column.lower()
         if caption_column is None:
             return cls(image=image)
@@ -44,12 +44,12 @@ class Endings:
         return cls(captions, image, caption_column)
 
     def keys(self, chosen: str) -> tuple[str, ...]:
-        """What leads to the caption in a file with the chosen ending; empty where the whole text is the caption."""
+        """Returns the keys that lead to the caption in a file with the chosen ending; none if all its text is it."""
         rest = (self.caption_column or "")[len(chosen) + 1 :]
         return tuple(rest.split(".")) if rest else ()
 
     def image_stem(self, name: str) -> str:
-        """The name of an image without its ending; empty where `name` is not that of an image."""
+        """Returns the name of an image without its ending, or an empty string where `name` is not an image's."""
         if self.image is not None:
             return (stem_of(name, [self.image]) or ("", ""))[0]
         stem, _, ending = name.rpartition(".")
@@ -59,9 +59,10 @@ class Endings:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image and its captions by ending, as places among the names; with `problem`, why it cannot be used.
+    """Holds an image and its captions by ending, as indices into the list of names.
 
-    `is_image`: its ending says so.
+    `problem` says why the sample cannot be used; it is empty for a usable one. `is_image` says whether the file at
+    `place` has the ending of an image.
     """
 
     place: int
@@ -72,26 +73,26 @@ class Sample:
 
 @cache
 def image_formats() -> tuple[str, ...]:
-    """The formats that are decoded, whatever the name of the file says."""
+    """Returns the formats that are decoded. A file's format is told by its content, not by its name."""
     Image.init()
     return tuple(name for name in Image.OPEN if name not in UNDECODED_FORMATS)
 
 
 @cache
 def decoded_endings() -> frozenset[str]:
-    """The endings of images that PIL decodes, in lower case and without the dot."""
+    """Returns the endings of images that PIL decodes, in lower case and without the dot."""
     known = Image.registered_extensions().items()
     return frozenset(suffix[1:].lower() for suffix, kind in known if kind in image_formats())
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path, relative to the source, leads to or through what a program made for itself."""
+    """Says whether a path, relative to the source, has a part that starts with a dot or is in `HIDDEN_NAMES`."""
     parts = (part for part in name.split("/") if part not in (".", ".."))
     return any(part.startswith(".") or part.lower() in HIDDEN_NAMES for part in parts)
 
 
 def stem_of(name: str, endings: Iterable[str]) -> tuple[str, str] | None:
-    """The name without its ending, and the first of `endings` that it has; None where it has none of them."""
+    """Returns the name without its ending, and the first of `endings` that it has; None where it has none of them."""
     lower = name.lower()
     for ending in endings:
         if lower.endswith(f".{ending}"):
@@ -100,7 +101,7 @@ def stem_of(name: str, endings: Iterable[str]) -> tuple[str, str] | None:
 
 
 def pair(names: Sequence[str], endings: Endings) -> list[Sample]:
-    """A sample for every image, and one for every caption without an image, in the order of `names`."""
+    """Returns a sample for every image and for every caption without an image, in the order of `names`."""
     images: dict[str, list[int]] = {}
     captions: dict[str, dict[str, int]] = {}
     others: dict[str, int] = {}
@@ -120,18 +121,21 @@ def pair(names: Sequence[str], endings: Endings) -> list[Sample]:
 
 
 def choose_ending(samples: Iterable[Sample], endings: Endings) -> str | None:
-    """The first of the captions' endings that an image has; None where no image has a caption."""
+    """Returns the first caption ending that occurs beside an image, or None where no image has a caption."""
     found = {ending for sample in samples if sample.is_image for ending in sample.captions}
     return next((ending for ending in endings.captions if ending in found), None)
 
 
 def with_ending(samples: Iterable[Sample], chosen: str) -> list[Sample]:
-    """`samples` without the captions that have neither an image nor the chosen ending: notes of other things."""
+    """Returns `samples` without text files that have neither an image nor the chosen ending: they are no captions."""
     return [sample for sample in samples if sample.is_image or chosen in sample.captions]
 
 
 def _of_stem(names: Sequence[str], places: Sequence[int], captions: dict[str, int]) -> Iterator[Sample]:
-    """One image has the caption, if possible one that can be decoded; another with its name may be its mask."""
+    """Yields the samples of images of one stem. One of them gets the caption, preferably one that can be decoded.
+
+    The others, which may be masks of that image, are reported as unusable.
+    """
     first, *others = sorted(places, key=lambda place: names[place].rpartition(".")[2].lower() not in decoded_endings())
     yield Sample(first, captions)
     for place in others:
@@ -139,7 +143,7 @@ def _of_stem(names: Sequence[str], places: Sequence[int], captions: dict[str, in
 
 
 def _without_ending(captions: dict[str, int], other: int | None) -> Sample:
-    """A file that has a caption may be an image whatever its ending says: who decodes it will see."""
+    """Returns the sample of a stem without an image's ending: a file of another ending, which decoding will check."""
     if other is not None:
         return Sample(other, captions, is_image=False)
     return Sample(next(iter(captions.values())), captions, "a caption without an image", is_image=False)

@@ -1,8 +1,8 @@
-"""Tables that name image files and give their captions: JSON lines, CSV or Parquet in the folder of the images.
+"""Reads tables that name image files and give their captions: JSON lines, CSV or Parquet in the images' folder.
 
-A row that cannot be read is a row with a problem, which is listed under its line; a file in which no column can be
-found is an error that names it. Bytes that are not UTF-8 are carried along as surrogates, so that only their row is
-lost.
+A row that cannot be read becomes a row with a problem, which is reported with its line number. A metadata file without
+any readable line raises an error. Bytes that are not UTF-8 are decoded to surrogate characters, so that only the row
+with these bytes is lost and not the whole file.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ TABLE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PATH_COLUMNS = ("file_name", "image", "image_path", "filename", "filepath", "path", "file", "jpg", "png", "jpeg")
 CAPTION_COLUMNS = ("caption", "text", "txt", "captions", "prompt", "json.caption", "json.text")
-"""Looked for in this order. A dot goes into a column of JSON."""
+"""Names of caption columns in order of preference. A dot leads to a key inside a column of JSON."""
 SAMPLED_LINES = 100
-"""Lines of JSON in which columns are looked for."""
+"""The number of readable rows whose keys count as the columns of a table."""
 NOT_TEXT = "Write it as UTF-8: JSON lines have one object a line, CSV has the columns in its first line."
 TableRow = tuple[str, Mapping[str, Any] | str]
-"""What to call the row, and its values or why it has none."""
+"""The label of a row in messages, and its values or, as a string, the reason why it could not be read."""
 
 
 def find_tables(names: Iterable[str]) -> list[str]:
-    """The tables that are called metadata, one of each folder; without any, all tables."""
+    """Returns the tables named metadata, at most one for each folder; where there are none, returns all tables."""
     tables = [name for name in names if name.lower().endswith(TABLE_SUFFIXES)]
     metadata: dict[str, str] = {}
     for wanted in METADATA_FILES:
@@ -47,16 +47,16 @@ def find_tables(names: Iterable[str]) -> list[str]:
 
 
 def is_metadata(name: str) -> bool:
-    """Whether a table has a name by which it says that it describes the images."""
+    """Says whether the file name of a table is one of `METADATA_FILES`."""
     return os.path.basename(name) in METADATA_FILES
 
 
 def read_table(
     folder: Path, name: str, image_column: str | None, caption_column: str | None
 ) -> tuple[list[ImageFile], str] | None:
-    """The image files that a table names, and its column of captions; None where it names no files.
+    """Returns the image files that a table names, and its caption column; None where no column names files.
 
-    Raises `ConfigError` for a file that is no such table, or has no captions.
+    Raises `ConfigError` for a file that cannot be read as a table, or has no captions.
     """
     path = folder / name
     in_parquet = path.suffix.lower() == ".parquet"
@@ -73,13 +73,13 @@ def read_table(
 
 
 def unlisted(folder: Path, images: Iterable[str], files: Sequence[ImageFile]) -> list[ImageFile]:
-    """The images that no table names: they have no caption, and are listed as such."""
+    """Returns the images that no table names; they have no caption and are reported as left out."""
     named = {os.path.realpath(folder / file.name) for file in files if file.is_named}
     return [ImageFile(name) for name in images if os.path.realpath(folder / name) not in named]
 
 
 def find_caption_column(columns: Collection[str], source: str, given: str | None) -> str:
-    """The column of captions; `ConfigError` where there is none."""
+    """Returns the caption column: `given`, or the first of `CAPTION_COLUMNS`. Raises `ConfigError` if it is absent."""
     if given is not None:
         if given not in columns and given.partition(".")[0] not in columns:
             raise ConfigError(f"--caption-column {given!r} is not a column of {source}.", did_you_mean(given, columns))
@@ -94,8 +94,8 @@ def find_caption_column(columns: Collection[str], source: str, given: str | None
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """The columns of a Parquet file; `ConfigError` where it is none."""
-    if not path.is_file():  # opening a FIFO would wait for ever
+    """Returns the schema of a Parquet file. Raises `ConfigError` for any other file."""
+    if not path.is_file():  # opening a FIFO would block for ever
         raise ConfigError(f"SOURCE {path} cannot be read: it is not a regular file.", "Name or copy the file itself.")
     try:
         return parquet.read_schema(path)
@@ -104,7 +104,7 @@ def read_schema(path: Path) -> pa.Schema:
 
 
 def _lines(path: Path) -> tuple[list[str], list[TableRow]]:
-    """The columns and rows of CSV or JSON lines."""
+    """Returns the columns and rows of a file of CSV or JSON lines. Raises `ConfigError` where it is neither."""
     try:
         text = decode_text(read_input(path, MAX_ROWS_BYTES), errors="surrogateescape")
         if "\0" in text.partition("\n")[0]:
@@ -133,7 +133,7 @@ def _parsed(line: str) -> Mapping[str, Any] | str:
 
 
 def _csv_rows(text: str, name: str) -> Iterator[TableRow]:
-    """A `ValueError` names the line that the csv module cannot read."""
+    """Yields the rows of CSV text. Raises `ValueError`, naming the line, where the csv module cannot read it."""
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
     try:
         for row in reader:
@@ -143,7 +143,9 @@ def _csv_rows(text: str, name: str) -> Iterator[TableRow]:
 
 
 def _text_columns(path: Path, given: str | None) -> list[str]:
-    """The columns that may name files: none where another column holds images, which paths then only describe."""
+    """Returns the text columns, which may name files. Unless one of them is `given`, returns none where another column
+    holds images: a path beside such an image only describes it.
+    """
     schema = read_schema(path)
     texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if _is_text(kind)]
     others = [field for field in schema if field.name not in texts]
@@ -152,12 +154,12 @@ def _text_columns(path: Path, given: str | None) -> list[str]:
 
 
 def _has_bytes(kind: pa.DataType) -> bool:
-    """Whether it is the type in which `datasets` stores images."""
+    """Says whether `kind` is the struct type in which `datasets` stores images."""
     return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
 def _parquet_rows(path: Path, image: str, caption: str) -> list[TableRow]:
-    """Text as bytes, which are decoded row by row."""
+    """Returns the rows with text as bytes, so that bytes that are not UTF-8 cost only their own row when decoded."""
     names = read_schema(path).names
     wanted = list(dict.fromkeys([image, caption if caption in names else caption.partition(".")[0]]))
     try:
@@ -176,7 +178,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def path_column(columns: Sequence[str], given: str | None) -> str | None:
-    """The column of paths among `columns`; `image` is what that of `file_name` has been called."""
+    """Returns the path column among `columns`, or None. A `given` name `image` also means the usual path columns."""
     if given is not None and given in columns:
         return given
     return next((name for name in PATH_COLUMNS if name in columns), None) if given in (None, "image") else None

@@ -1,9 +1,9 @@
-"""`ecdit data prepare`: captioned images to a data set of latents and text features, by several processes, resumable.
+"""Implements `ecdit data prepare`, which encodes captioned images to latents and text features in several processes.
 
-The rows of a source are dealt to shards by number alone, those of the validation set by a fixed permutation; each shard
-is made by one process and appears whole or not at all, with a note beside it (`train-00000.json`: checksum, what was
-left out). So a run that was killed goes on where it was and ends with the same files. The index comes last. Running it
-again on a data set that is whole makes only what is missing or damaged, be it a file, a note, the request or the index.
+Rows are assigned to shards by number alone; a fixed permutation selects the validation set. Each shard is made by one
+process and appears atomically, with a note beside it (`train-00000.json`: checksum, rows left out). A command that was
+killed can therefore be repeated, continues, and ends with the same files. The index is written last. Repeating the
+command on a complete data set makes only what is missing or damaged: a file, a note, the request or the index.
 The format is described in `experiments.config.data_set`.
 """
 
@@ -41,18 +41,18 @@ from experiments.text import printable, shortened
 
 LEFT_OUT_FILE = "left_out.jsonl"
 OnRows = Callable[[int, int], None]
-"""(rows done, rows in all)"""
+"""A callback for progress that is given the number of rows that are done and the number of all rows."""
 SECONDS_BETWEEN_LOOKS = 0.5
 PATIENCE_SECONDS = 10.0
 PATIENCE_FILES = 3
-"""The first process makes the files of the others when none has appeared for the seconds, and for as long as that many
-of its own files took: the variables of a launcher may speak of processes that were never started.
+"""The first process makes the other processes' files itself when none has appeared for `PATIENCE_SECONDS` plus the time
+of `PATIENCE_FILES` files of its own: a launcher's variables may count processes that were never started.
 """
 
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those that a launcher started on one folder, each of which makes its share of the files."""
+    """Identifies this process among those that a launcher started on one folder; each makes its part of the files."""
 
     rank: int = 0
     world: int = 1
@@ -64,7 +64,7 @@ ALONE = Launch()
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data set, and what of it was made now."""
+    """Holds the index of the finished data set, and the number of files that this call made."""
 
     index: DataSetIndex
     num_files_made: int
@@ -78,9 +78,10 @@ def prepare(
     say: Callable[[str], None] = lambda line: None,
     launch: Launch = ALONE,
 ) -> Prepared | None:
-    """Make, continue or mend the data set in `out`; None in a process that is not the first of its launch.
+    """Makes, continues or repairs the data set in `out`; returns None in all but the first process of a launch.
 
-    Raises `ConfigError` for a source, a model or a folder that does not fit, before anything is encoded.
+    Raises `ConfigError` before anything is encoded where the source, an encoder or the folder does not fit, and at the
+    end where no image of a split could be used.
     """
     if launch.world > 1:
         end_with(os.getppid())
@@ -121,17 +122,17 @@ def prepare(
 
 
 def num_rows(tasks: Sequence[ShardTask]) -> int:
-    """The number of rows of all tasks together."""
+    """Returns the number of rows of all tasks together."""
     return sum(len(task.rows) for task in tasks)
 
 
 def _wait_for_others(
     tasks: Sequence[ShardTask], folder: SetFolder, patience_seconds: float, on_rows: OnRows, say: Callable[[str], None]
 ) -> list[ShardTask]:
-    """Until the other processes of a launch have made their files, or make none any more: those are returned.
+    """Waits until the other processes have made their files, or none has for `patience_seconds`; returns the rest.
 
-    A process that is late nevertheless makes the same files again, which does no harm. The launcher ends all processes
-    where one fails.
+    A process that is merely late makes the same files a second time, which does no harm. If a process fails, its
+    launcher ends all of them.
     """
     waiting = [task for task in tasks if not folder.is_made(task, verify=False)]
     if waiting:
@@ -151,7 +152,7 @@ def _wait_for_others(
 
 
 def _check_out(out: Path) -> None:
-    """`safetensors` opens no path that is not Unicode."""
+    """Raises `ConfigError` where `out` is a file, or its path is not Unicode, which `safetensors` cannot open."""
     if os.path.isfile(out):
         raise ConfigError(f"{out} is a file.", "Name a folder, or one that does not exist.")
     if any(0xDC80 <= ord(character) <= 0xDCFF for character in str(out)):  # bytes that are no UTF-8
@@ -159,7 +160,7 @@ def _check_out(out: Path) -> None:
 
 
 def _check_size(request: Request, vae: VaeConfig) -> None:
-    """A VAE with n blocks divides the side of an image by 2^(n - 1)."""
+    """Raises `ConfigError` where the image size is not a multiple of 2^(n - 1), the scale of a VAE of n blocks."""
     factor = 2 ** (len(vae.block_out_channels) - 1)
     if request.image_size % factor:
         raise ConfigError(
@@ -171,7 +172,7 @@ def _check_size(request: Request, vae: VaeConfig) -> None:
 def _settle(
     request: Request, source: SourceRows, encoders: EncoderFolders, out: Path, tasks: Sequence[ShardTask]
 ) -> SetFolder:
-    """The folder belongs to this request from now on; a `ConfigError` names what another one asked for."""
+    """Returns the folder, bound to this request by a file. Raises `ConfigError` where it belongs to another request."""
     wanted = {
         **{key: value for key, value in asdict(request).items() if key not in ("source", "vae", "t5", "clip")},
         "image_column": source.image_column,
@@ -207,7 +208,7 @@ def _digest(wanted: dict[str, Any]) -> str:
 
 
 def _read_request(path: Path) -> dict[str, Any] | None:
-    """What the data set was begun with; None where that cannot be read."""
+    """Returns the stored request with which the data set was begun; None where it cannot be read."""
     try:
         stored = json.loads(read_input(path))
     except (OSError, ValueError, RecursionError):
@@ -216,7 +217,10 @@ def _read_request(path: Path) -> dict[str, Any] | None:
 
 
 def _mend_request(path: Path, wanted: dict[str, Any], folder: SetFolder, tasks: Sequence[ShardTask]) -> None:
-    """The notes say which files belong to this request, and the others are made again; older notes do not say it."""
+    """Writes a damaged request again. Notes hold the request's digest, so that files of another one are made again.
+
+    Raises `ConfigError` where there are older notes without that digest.
+    """
     if any(note.request is None for task in tasks if (note := folder.read_note(task))):
         raise ConfigError(
             f"{path} is damaged, and nothing else says what the data set was begun with.", "Name another folder."
@@ -228,7 +232,10 @@ def _write_index(
     request: Request, source: SourceRows, encoders: EncoderFolders, vae: VaeConfig, tasks: Sequence[ShardTask],
     folder: SetFolder,
 ) -> DataSetIndex:  # fmt: skip
-    """From the notes, so that it is the same whoever made the shards; then the list of what was left out."""
+    """Writes the list of rows left out and then the index, both from the notes: they do not depend on who made them.
+
+    Raises `ConfigError` where no image of a split could be used.
+    """
     out, notes = folder.path, [note for task in tasks if (note := folder.read_note(task))]
     assert len(notes) == len(tasks)
     shards = [note.entry for note in notes if isinstance(note.entry, Shard)]
@@ -265,7 +272,7 @@ def _write_index(
 
 
 def _shapes(out: Path, shards: Sequence[Shard]) -> dict[str, Any]:
-    """What the networks made of an image and a caption."""
+    """Returns the sizes of latents and text features, as the first shard with images has them."""
     first = MappedShard(out / next(shard.file for shard in shards if shard.num_images))
     text_TV, pooled_U = first.text(0)
     _, channels, latent_size, _ = first.latent_mean_NCHW.shape

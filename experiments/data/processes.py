@@ -1,7 +1,7 @@
-"""The processes that encode: each holds the networks on its own device and makes whole files.
+"""Runs the processes that encode; each of them holds the networks on its own device and makes whole files.
 
-With one process the work is done here. A process ends by itself when the one that started it is gone, so that a kill
-leaves nothing behind. Which process makes a file does not change the file.
+A single process works without starting another. A worker ends by itself when the process that started it is gone, so
+that a kill leaves no process behind. The content of a file does not depend on the process that makes it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Report = int | EcditError
 
 
 class ShardEncoder:
-    """The source and the networks, opened once for many files."""
+    """Holds the source and the networks, which are opened once for many files."""
 
     def __init__(self, request: Request, device: torch.device) -> None:
         self._request = request
@@ -41,7 +41,7 @@ class ShardEncoder:
         self._vae = Autoencoder(folders["vae"], device)
 
     def encode(self, task: ShardTask, on_rows: OnRows) -> EncodedRows:
-        """The content of one file."""
+        """Returns the content of one file."""
         if not task.rows:
             return EncodedRows(encode_empty_caption(self._text), [], "")
         size, batch = self._request.image_size, self._request.batch_images
@@ -49,16 +49,16 @@ class ShardEncoder:
 
 
 def open_request(request: Request) -> SourceRows:
-    """The rows of the source that is asked for."""
+    """Returns the rows of the source that `request` names."""
     return open_source(request.source, request.split, request.subset, request.image_column, request.caption_column)
 
 
 def encode_shards(
     request: Request, tasks: Sequence[ShardTask], out: SetFolder, num_processes: int, first_device: int, on_rows: OnRows
 ) -> None:
-    """Make and write the files of `tasks`; `on_rows` is told of rows as they are done.
+    """Makes and writes the files of `tasks`; `on_rows` is called with the numbers of rows as they are done.
 
-    Raises what a process raised, and `RunFailedError` where one was killed.
+    Raises the error that a process raised, and `RunFailedError` where one was killed.
     """
     if num_processes > 1 and len(tasks) > 1:
         _in_processes(request, tasks, out, min(num_processes, len(tasks)), first_device, on_rows)
@@ -77,7 +77,7 @@ def _encode_all(
 def _in_processes(
     request: Request, tasks: Sequence[ShardTask], out: SetFolder, number: int, first_device: int, on_rows: OnRows
 ) -> None:
-    """Every process has its files from the start; they take about as long."""
+    """Encodes in `number` processes. Each gets its files at the start, as all files take about the same time."""
     context = multiprocessing.get_context("spawn")
     reports: Queue[Report] = context.Queue()
     workers = [
@@ -102,7 +102,7 @@ def _in_processes(
 
 
 def _take(reports: Queue[Report], on_rows: OnRows) -> bool:
-    """Wait a moment for a report; whether there was one."""
+    """Waits a moment for a report, and says whether there was one."""
     try:
         report = reports.get(timeout=SECONDS_BETWEEN_LOOKS)
     except Empty:
@@ -125,7 +125,7 @@ def _raise_if_lost(workers: Sequence[SpawnProcess]) -> None:
 def _work(
     request: Request, tasks: Sequence[ShardTask], out: SetFolder, device: int, parent: int, reports: Queue[Report]
 ) -> None:
-    """The life of one process."""
+    """Runs in each worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all; the first process ends the others
     end_with(parent)
     try:
@@ -135,7 +135,7 @@ def _work(
 
 
 def end_with(parent: int) -> None:
-    """From now on, this process ends at once when the one that started it is gone."""
+    """Makes this process end at once when the process `parent`, which started it, is gone."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -146,7 +146,7 @@ def end_with(parent: int) -> None:
 
 
 def _device(number: int) -> torch.device:
-    """Accelerators in turn, or the CPU."""
+    """Returns the device of process `number`: the accelerators in turn, or the CPU."""
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator()

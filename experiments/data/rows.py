@@ -1,4 +1,4 @@
-"""One row of a source: an image as it is stored and its caption, both written by others and checked here.
+"""Defines a row of a source, an encoded image and its caption, and checks both, as they are untrusted input.
 
 A row that cannot be used is not an error of the whole source: `UnusableRowError` carries its name and the reason, and
 whoever encodes lists it. Captions are text or nothing: bytes are decoded by their byte order mark or as UTF-8, and what
@@ -31,7 +31,7 @@ _BYTE_ORDER_MARKS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One image as it is stored, its caption (None: there is none), and what to call it."""
+    """Holds one encoded image, its caption (None where there is none), and its name in messages."""
 
     content: bytes
     caption: str | None
@@ -39,7 +39,7 @@ class Row:
 
 
 class UnusableRowError(Exception):
-    """A row that is left out, for this reason."""
+    """Is raised for a row that cannot be used, with the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
@@ -50,7 +50,7 @@ class Rows(Protocol):
     """Rows that can be read in any order and from several threads."""
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Returns the number of rows."""
 
     def read(self, number: int) -> Row:
         """`UnusableRowError` where the row cannot be used."""
@@ -58,7 +58,7 @@ class Rows(Protocol):
 
 @contextmanager
 def listed_as(name: str) -> Iterator[None]:
-    """What goes wrong with the files and the text of one row becomes the reason why that row is left out."""
+    """Turns errors in the files and the text of one row into an `UnusableRowError` with the reason."""
     try:
         yield
     except OSError as error:
@@ -81,7 +81,7 @@ def decode_text(content: bytes, errors: str = "strict") -> str:
 
 
 def as_caption(value: object) -> str | None:
-    """The caption that a column holds, the first that is not blank of several; None where there is none.
+    """Returns the caption in a column's value, or of several the first that is not blank; None where there is none.
 
     Raises `ValueError` with the reason where the value is no text that can be trusted.
     """
@@ -104,12 +104,12 @@ def as_caption(value: object) -> str | None:
 
 
 def caption_in(content: bytes, keys: tuple[str, ...]) -> str | None:
-    """The caption in a file of its own: the whole text, or what `keys` lead to in JSON."""
+    """Returns the caption in a caption file: its whole text, or the value to which `keys` lead in JSON."""
     return as_caption(look_up(parse_json(decode_text(content)), ".".join(keys)) if keys else content)
 
 
 def find_json_key(contents: Iterable[bytes]) -> str:
-    """Which key of these JSON files holds captions: the first of `CAPTION_KEYS` that one of them has."""
+    """Returns the key that holds captions in JSON files: the first of `CAPTION_KEYS` that one of them has."""
     found: set[str] = set()
     for content in contents:
         with suppress(ValueError, RecursionError):  # such a file is listed when its row is read
@@ -118,7 +118,7 @@ def find_json_key(contents: Iterable[bytes]) -> str:
 
 
 def parse_json(text: str) -> Mapping[str, Any]:
-    """A JSON object; `ValueError` for other text."""
+    """Parses a JSON object. Raises `ValueError` for other text."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -129,7 +129,7 @@ def parse_json(text: str) -> Mapping[str, Any]:
 
 
 def look_up(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column, whose own name may hold dots; otherwise a dot goes into a column of JSON."""
+    """Returns the value of a column, whose name may hold dots; otherwise a dot leads into a column of JSON."""
     if name in row:
         return row[name]
     column, dot, key = name.partition(".")

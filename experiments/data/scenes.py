@@ -65,13 +65,13 @@ _STREAMS: dict[Split, Stream] = {
     "held_out": Stream.HELD_OUT_SCENE,
 }
 _SLOTS: tuple[tuple[int, ...], ...] = ((0,), (0, 2), (0, 1, 2), (0, 1, 2, 3))
-"""By number of objects: the slots they take. 0 and 1 share the first band of the frame, 2 and 3 the second."""
+"""The slots that objects take, by their number. 0 and 1 share the first band of the frame, 2 and 3 the second."""
 _NUM_UNIFORMS = 24
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts of one image. `relation` is of the first object to the second, in scenes of kind `position`."""
+    """Holds the facts of one image. In scenes of kind `position`, `relation` relates the first object to the second."""
 
     split: Split
     index: int
@@ -83,11 +83,11 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether it shows a look that training never shows."""
+        """Says whether the scene shows a look that training never shows."""
         return any((thing.color, thing.shape) in HELD_OUT for thing in self.objects)
 
     def masks(self) -> NDArray[np.bool_]:
-        """Pixels of each object: bool [objects, rows, columns]."""
+        """Returns the pixels of each object as bool [objects, rows, columns]."""
         return object_masks(self.objects, self.image_size)
 
 
@@ -97,7 +97,7 @@ def draw_scene(seed: int, index: int, split: Split, image_size: int = 32) -> Sce
 
 
 def draw_scenes(seed: int, indices: range, split: Split, image_size: int = 32) -> list[Scene]:
-    """The scenes of a range of indices; the same as one by one, and faster."""
+    """Draws the scenes of a range of indices; they equal those of `draw_scene`, but this is faster."""
     uniform_NU = uniforms(seed, _STREAMS[split], indices, _NUM_UNIFORMS)
     contents = [_draw_content(split, *row) for row in uniform_NU[:, :3].tolist()]
     num_objects_N = np.array([len(looks) for _, looks in contents])
@@ -119,12 +119,12 @@ def draw_scenes(seed: int, indices: range, split: Split, image_size: int = 32) -
 
 
 def render_scenes(scenes: Sequence[Scene]) -> Floats32:
-    """Images of scenes of one size: float32 [B, C, H, W] in [-1, 1]."""
+    """Renders scenes of one size to float32 [B, C, H, W] in [-1, 1]."""
     return render([scene.objects for scene in scenes], [scene.background for scene in scenes], scenes[0].image_size)
 
 
 def relation_between(first: Object, second: Object) -> Relation:
-    """Where `first` is, seen from `second`, along the axis on which their centres are farther apart."""
+    """Returns where `first` is relative to `second`, along the axis on which their centres are farther apart."""
     right, down = first.x - second.x, first.y - second.y
     if abs(right) > abs(down):
         return "right of" if right > 0 else "left of"
@@ -132,7 +132,7 @@ def relation_between(first: Object, second: Object) -> Relation:
 
 
 def kinds_of(split: Split) -> tuple[Kind, ...]:
-    """The kinds that a split draws, equally often."""
+    """Returns the kinds that a split draws, each equally often."""
     return KINDS if split != "held_out" else ("counting", "colors", "position", "color_attribution")
 
 
@@ -155,7 +155,7 @@ def looks_of(kind: Kind, split: Split) -> tuple[tuple[Look, ...], ...]:
 
 
 def _draw_content(split: Split, for_kind: float, for_looks: float, for_count: float) -> tuple[Kind, tuple[Look, ...]]:
-    """The kind of a scene and the look of each of its objects, from three uniform numbers."""
+    """Returns the kind of a scene and the look of each of its objects, drawn from three uniform numbers."""
     kinds = kinds_of(split)
     kind = kinds[int(for_kind * len(kinds))]
     choices = looks_of(kind, split)
@@ -187,7 +187,7 @@ def _place(num_objects_N: NDArray[np.int64], radius_NS: Floats, related_N: NDArr
 
 
 def _cut(first_N: Floats, second_N: Floats, u_N: Floats) -> Floats:
-    """Where the first part of the frame ends and the second begins, [2, N]; uncut where the second is empty."""
+    """Returns where the frame's first part ends and its second begins, [2, N]; an empty second part takes no room."""
     low_N, high_N = EDGE + first_N, FRAME - EDGE - GAP - second_N
     end_N = np.where(second_N > 0, low_N + u_N * (high_N - low_N), FRAME - EDGE)
     return np.stack([end_N, end_N + GAP])

@@ -41,7 +41,7 @@ WINDOW_MARGIN = 1.5
 
 @dataclass(frozen=True)
 class Object:
-    """One drawn thing: centre and `radius` (half the side of the box around it) in pixels."""
+    """Describes one drawn object: its centre and `radius` (half the side of the box around it) are in pixels."""
 
     color: str
     shape: str
@@ -52,7 +52,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Patches:
-    """What objects cover, each in a window of the image around it; outside, they cover nothing."""
+    """Holds the pixels that objects cover, each in a window around it; outside the window it covers nothing."""
 
     cover_MPP: Floats32
     """Share of each pixel that is covered, in [0, 1]."""
@@ -61,7 +61,7 @@ class Patches:
 
 
 def render(objects: Sequence[Sequence[Object]], background: Sequence[float], image_size: int) -> Floats32:
-    """Images of `objects` over plain greys in [0, 1]: float32 [B, C, H, W] in [-1, 1].
+    """Renders `objects` over plain greys in [0, 1] to float32 [B, C, H, W] in [-1, 1].
 
     The objects of one image must not overlap: their coverages are added.
     """
@@ -80,7 +80,7 @@ def render(objects: Sequence[Sequence[Object]], background: Sequence[float], ima
 
 
 def object_masks(objects: Sequence[Object], image_size: int) -> NDArray[np.bool_]:
-    """Pixels at least half covered by each object: bool [M, H, W], in the order of `objects`."""
+    """Returns the pixels that each object covers at least by half: bool [M, H, W], in the order of `objects`."""
     masks_MHW = np.zeros((len(objects), image_size, image_size), dtype=np.bool_)
     patches = cover(objects, image_size)
     for mask_HW, window, cover_PP in zip(masks_MHW, patches.windows, patches.cover_MPP, strict=True):
@@ -89,7 +89,7 @@ def object_masks(objects: Sequence[Object], image_size: int) -> NDArray[np.bool_
 
 
 def cover(objects: Sequence[Object], image_size: int) -> Patches:
-    """What each of `objects` covers, in windows of one size for all."""
+    """Returns what each of `objects` covers, in windows of one size for all."""
     circle_M3 = np.array([(thing.x, thing.y, thing.radius) for thing in objects]).reshape(-1, 3)
     center_M2, radius_M1 = circle_M3[:, :2], circle_M3[:, 2:]
     size = min(image_size, math.ceil(2 * (float(radius_M1.max(initial=0)) + WINDOW_MARGIN)) + 1)
@@ -114,13 +114,13 @@ def _length(u: Floats32, v: Floats32) -> Floats32:
 
 
 def _both(first: Floats32, second: Floats32) -> Floats32:
-    """Distance to what is inside both."""
+    """Returns the signed distance to the intersection of two shapes."""
     distance: Floats32 = np.maximum(first, second)
     return distance
 
 
 def _either(first: Floats32, second: Floats32) -> Floats32:
-    """Distance to what is inside one or the other."""
+    """Returns the signed distance to the union of two shapes."""
     distance: Floats32 = np.minimum(first, second)
     return distance
 

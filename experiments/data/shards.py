@@ -1,8 +1,8 @@
-"""The files of a data set while it is made: which rows go into which, and what is there already.
+"""Assigns the rows of a source to the files of a data set, writes these files, and finds those that exist already.
 
-The rows of a source are dealt by number alone, those of the validation set by a fixed permutation. A file of tensors
-appears whole, and then its note (`train-00000.json`): its rows, its checksum, and what was left out and why. A file
-without a note that can be read, or with one that belongs to other rows or to another request, is made again.
+Rows are assigned by number alone; a fixed permutation selects the validation set. A file of tensors appears atomically,
+followed by its note (`train-00000.json`): its rows, its checksum, and which rows were left out and why. A file is made
+again if its note is missing or unreadable, or belongs to other rows or to another request.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from experiments.records.storage import replace_atomically, storage_errors, writ
 
 EMPTY_CAPTION = "empty-caption"
 VALIDATION_SEED = 0
-"""Which rows validate does not depend on a run."""
+"""Seed of the permutation that selects the validation rows; it does not depend on a run's seed."""
 MAX_TRIED_ROWS = 4096
-"""Rows that are read in search of one that can validate; nearly always the first can."""
+"""The most rows that are read to find a usable validation image; nearly always the first one is usable."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a data set is made of and how."""
+    """Describes what a data set is made of: source, encoders, sizes, split and columns."""
 
     source: str
     vae: str
@@ -45,7 +45,7 @@ class Request:
     image_size: int = 256
     max_tokens: int = 120
     validation_images: int | None = None
-    """None: a twentieth of the rows, at most 512."""
+    """None stands for a twentieth of the rows, at least 1 and at most 512."""
     shard_images: int = 1024
     batch_images: int = 16
     split: str = "train"
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to make; without rows, the file of the empty caption."""
+    """Describes one file to make: a shard or, without rows, the features of the empty caption."""
 
     name: str
     split: SetSplit
@@ -64,7 +64,7 @@ class ShardTask:
 
 
 class Note(BaseModel):
-    """What is written beside a file of tensors. `request`: the digest of what was asked for; None in older notes."""
+    """Describes a file of tensors in JSON beside it. `request` is the digest of the request, or None in older notes."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -75,11 +75,12 @@ class Note(BaseModel):
 
 
 def deal_rows(request: Request, num_rows: int, is_good: Callable[[int], bool]) -> list[ShardTask]:
-    """Every file of tensors, in the order of the index; the first is the empty caption.
+    """Returns the tasks of all files of tensors in the order of the index; the first is the empty caption.
 
-    Where none of the rows that were drawn to validate is good, as in a small source, rows are drawn on until one is.
+    Where `is_good` accepts none of the rows drawn for validation, which can happen in a small source, more rows are
+    drawn until it accepts one.
 
-    Raises `ConfigError` where nothing would be left to train on or to validate with.
+    Raises `ConfigError` where no rows would be left for training or for validation.
     """
     num_validation = request.validation_images
     if num_validation is None:
@@ -105,13 +106,13 @@ def deal_rows(request: Request, num_rows: int, is_good: Callable[[int], bool]) -
 
 @dataclass(frozen=True)
 class SetFolder:
-    """The folder of a data set that is being made, and the digest of what was asked for, which its notes carry."""
+    """Writes and checks files in the folder of a data set that is being made; notes carry the digest of the request."""
 
     path: Path
     request_sha256: str
 
     def write(self, task: ShardTask, encoded: EncodedRows) -> None:
-        """The file, then its note: a shard without a note is made again."""
+        """Writes the file and then its note, so that a note never stands beside an incomplete file."""
         path = self.path / f"{task.name}.safetensors"
         with storage_errors(path):
             replace_atomically(path, save(encoded.tensors))
@@ -130,7 +131,7 @@ class SetFolder:
         write_json_atomic(self.path / f"{task.name}.json", note)
 
     def is_made(self, task: ShardTask, verify: bool) -> bool:
-        """Whether file and note are there and agree; with `verify`, to the last bit."""
+        """Says whether file and note exist and agree in rows and length; `verify` compares the checksum too."""
         note, path = self.read_note(task), self.path / f"{task.name}.safetensors"
         if note is None or note.rows != _rows_sha256(task) or not path.is_file():
             return False
@@ -138,7 +139,7 @@ class SetFolder:
         return same_length and (not verify or file_sha256([path]) == note.entry.sha256)
 
     def read_note(self, task: ShardTask) -> Note | None:
-        """What was written beside a file of tensors; None where nothing is, or no note of this task and request."""
+        """Returns the note of a task; None where there is none, or it is unreadable or of another task or request."""
         try:
             note = Note.model_validate_json(read_input(self.path / f"{task.name}.json", MAX_ROWS_BYTES))
         except (OSError, ValidationError):
@@ -149,7 +150,7 @@ class SetFolder:
         return note if fits and of_request and {one.row for one in note.left_out} <= set(task.rows) else None
 
     def remove_unfinished(self, task: ShardTask) -> None:
-        """What a process that was killed had begun to write; its number is in the name (`replace_atomically`)."""
+        """Removes temporary files of killed processes; their names hold the process id (see `replace_atomically`)."""
         for path in self.path.glob(f".{task.name}.*.tmp"):
             if not psutil.pid_exists(int(path.name.split(".")[-2])):
                 path.unlink(missing_ok=True)
@@ -160,5 +161,5 @@ def _length(tensors: dict[str, Tensor], name: str) -> int:
 
 
 def _rows_sha256(task: ShardTask) -> str:
-    """Of the row numbers: a note belongs to its rows."""
+    """Returns the SHA-256 of the task's row numbers, by which a note is matched to its rows."""
     return hashlib.sha256(np.array(task.rows, dtype=np.int64).tobytes()).hexdigest()

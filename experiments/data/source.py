@@ -1,8 +1,8 @@
-"""Captioned images from outside: a folder, Parquet, WebDataset tars, or a data set of the Hub; opened by what they are.
+"""Opens captioned images of the user: a folder, Parquet, WebDataset tars, or a data set of the Hub.
 
-Folders and tars are read where they lie; Parquet that holds images, and the Hub, through Hugging Face `datasets`, which
-maps them into memory. Images stay bytes here: who decodes them (`encoding.py`) decides what is damaged. Rows are
-numbered by the source, so that every process reads the same ones.
+Folders and tars are read in place. Parquet files that hold images and data sets of the Hub are read through Hugging
+Face `datasets`, which maps them into memory. Images stay encoded bytes here; `encoding.py`, which decodes them, decides
+which are damaged. A row's number depends only on the source, so that every process reads the same rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PACKED_SUFFIXES = (".parquet", ".tar")
 
 @dataclass(frozen=True)
 class SourceRows:
-    """All rows of a source, readable in any order."""
+    """Holds all rows of a source, which can be read in any order."""
 
     path: str
     rows: Rows
@@ -40,20 +40,20 @@ class SourceRows:
     caption_column: str
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Returns the number of rows."""
         return len(self.rows)
 
     def read(self, number: int) -> Row:
-        """`UnusableRowError` where there is no image, or it is a file that cannot be read."""
+        """Returns row `number`. Raises `UnusableRowError` where it has no image, or a file that cannot be read."""
         return self.rows.read(number)
 
     def sample_sha256(self) -> str:
-        """A hash of some images and captions, spread over the source, that tells it from another of the same length."""
+        """Returns a hash of a few rows spread over the source, which tells it from another of the same length."""
         digest = hashlib.sha256()
         for number in sorted({place * (len(self) - 1) // (SAMPLED_ROWS - 1) for place in range(SAMPLED_ROWS)}):
             try:
                 row = self.read(number)
-            except UnusableRowError:  # it will be listed
+            except UnusableRowError:  # it is listed as left out when its shard is made
                 continue
             digest.update(hashlib.sha256(row.content).digest() + (row.caption or "").encode() + b"\0")
         return digest.hexdigest()
@@ -61,7 +61,7 @@ class SourceRows:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked for: the source, and its columns unless they are to be found by their types and names."""
+    """Holds the user's request: the source and its columns; a column that is None is found by its type and name."""
 
     source: str
     image_column: str | None
@@ -70,7 +70,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in a folder: all files, those of them that are images or tables, and what cannot be entered."""
+    """Lists a folder: all files, those that are images or tables, and the subfolders that cannot be read."""
 
     folder: Path
     names: Sequence[str]
@@ -82,11 +82,11 @@ class Listing:
 def open_source(
     source: str, split: str, subset: str | None, image_column: str | None, caption_column: str | None
 ) -> SourceRows:
-    """The rows of `source`; columns are found by their types and names unless given.
+    """Returns the rows of `source`; columns that are not given are found by their types and names.
 
-    Raises `ConfigError`: nothing there, no images, no captions, a Hub that cannot be reached.
+    Raises `ConfigError` where the source does not exist, has no images or no captions, or the Hub cannot be reached.
     """
-    library("datasets")  # a missing extra is said first, whatever the source is
+    library("datasets")  # reports a missing optional dependency before any other error
     asked = Asked(source, image_column, caption_column)
     if os.path.isfile(source):
         return _open_packed(asked, Path(source).parent, [Path(source).name], [])
@@ -99,7 +99,7 @@ def open_source(
 
 
 def _open_folder(asked: Asked, folder: Path) -> SourceRows:
-    """A folder is opened by what lies in it: metadata, captions beside images, other tables, and then packed files."""
+    """Opens a folder by what it holds, in this order: metadata tables, caption files, other tables, packed files."""
     names, problems = list_folder(folder)
     images, tables = [name for name in names if Endings().image_stem(name)], find_tables(names)
     listing = Listing(folder, names, images, tables, problems)
@@ -122,7 +122,7 @@ def _open_folder(asked: Asked, folder: Path) -> SourceRows:
 
 
 def _captioned_beside(asked: Asked, listing: Listing) -> SourceRows | None:
-    """`image` and `caption` are what both are called where they have no column."""
+    """Returns the images that have caption files beside them, or None. The default column names mean no column here."""
     image, caption = asked.image_column or "image", asked.caption_column or "caption"
     endings = Endings.asked(None if image == "image" else image, None if caption == "caption" else caption)
     found = captioned_beside(listing.names, endings)
@@ -142,7 +142,7 @@ def _some_captions(folder: Path, files: Sequence[ImageFile]) -> Iterator[bytes]:
 
 
 def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
-    """Images that no table names have no caption, and are listed as such."""
+    """Returns the images that tables name, or None. Other images of the folder become rows without a caption."""
     read = [read_table(listing.folder, name, asked.image_column, asked.caption_column) for name in listing.tables]
     found = [each for each in read if each is not None]
     if not found:
@@ -154,7 +154,7 @@ def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
 
 
 def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Sequence[ImageFile]) -> SourceRows:
-    """Files that are all tars or all Parquet; a Parquet file beside the tar of its name only describes it."""
+    """Opens files that are all tars or all Parquet; a Parquet file beside a tar of the same name is ignored."""
     stems = {stem for stem, suffix in map(os.path.splitext, names) if suffix.lower() == ".tar"}
     names = [name for name in names if not (_suffix(name) == ".parquet" and os.path.splitext(name)[0] in stems)]
     kinds = {_suffix(name) for name in names}
@@ -179,5 +179,5 @@ def _suffix(name: str) -> str:
 
 
 def _with(rows: Rows, folder: Path, others: Sequence[ImageFile]) -> Rows:
-    """`rows`, and after them the images that lie beside what is packed and have no caption."""
+    """Returns `rows` followed by the images beside the packed files, which have no caption."""
     return JoinedRows(rows, FileRows(folder, others)) if others else rows

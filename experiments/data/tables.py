@@ -1,8 +1,8 @@
-"""Tables that hold images: Parquet files and data sets of the Hub, through Hugging Face `datasets`.
+"""Reads tables that hold images, Parquet files and data sets of the Hub, through Hugging Face `datasets`.
 
-`datasets` converts them once and maps them into memory. An image is bytes, or a path without bytes: such a path was
-written by others, so that it has to lie in the folder of the table, or in the cache of what the Hub gave. Text is read
-as bytes and decoded here, row by row.
+`datasets` converts them once and maps them into memory. An image is given as bytes or as a path. Paths come from
+whoever wrote the table, so only those inside the table's folder or the Hub's cache are opened. Text is read as bytes
+and decoded here row by row, so that bytes that are not UTF-8 cost only their own row.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from experiments.errors import ConfigError, did_you_mean
 from experiments.inputs import read_input
 
 IMAGE_COLUMNS = ("image", "jpg", "png", "jpeg")
-"""Looked for where no column has the type of images."""
+"""Names of image columns, used where no column has the type of images."""
 
 
 @dataclass(frozen=True)
 class TableRows:
-    """The rows of a data set; `folders[n]` holds what the paths from row `starts[n]` on may name."""
+    """Holds the rows of a data set. Paths in rows from `starts[n]` on must lie in one of the folders `folders[n]`."""
 
     dataset: Any
     image_column: str
@@ -40,11 +40,11 @@ class TableRows:
     folders: Sequence[Sequence[Path]]
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Returns the number of rows."""
         return len(self.dataset)
 
     def read(self, number: int) -> Row:
-        """`UnusableRowError` where there is no image, or its text cannot be read."""
+        """Returns row `number`. Raises `UnusableRowError` where it has no image, or its image or text is unreadable."""
         name = f"row {number}"
         with listed_as(name):
             row = self.dataset[number]
@@ -72,7 +72,7 @@ class TableRows:
 def open_parquet(
     source: str, files: Sequence[Path], image_column: str | None, caption_column: str | None
 ) -> tuple[TableRows, str, str]:
-    """The rows of Parquet files, and their columns; `ConfigError` for a file that is none."""
+    """Returns the rows of Parquet files, and the image and caption columns. Raises `ConfigError` for other files."""
     datasets = _datasets()
     counts = [_num_rows(path) for path in files]
     dataset = _loaded(datasets, source, "parquet", data_files=[str(path) for path in files], split="train")
@@ -83,7 +83,7 @@ def open_parquet(
 def open_hub(
     name: str, split: str, subset: str | None, image_column: str | None, caption_column: str | None
 ) -> tuple[TableRows, str, str]:
-    """The rows of a data set of the Hub, and its columns; `ConfigError` where the Hub does not give it."""
+    """Returns the rows and the two columns of a Hub data set. Raises `ConfigError` where the Hub does not give it."""
     datasets = _datasets()
     dataset = _loaded(datasets, name, name, name=subset, split=split)
     caches = [Path(library("huggingface_hub").constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)]
@@ -92,7 +92,7 @@ def open_hub(
 
 def _datasets() -> Any:
     datasets = library("datasets")
-    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # what it logs, it also raises
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # the errors that it logs are also raised
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     return datasets
@@ -123,7 +123,7 @@ def _table(
 
 
 def _columns(dataset: Any) -> list[str]:
-    """The names of the columns, and of the keys inside columns of JSON."""
+    """Returns the names of the columns, and `column.key` for the keys inside columns of JSON."""
     inner = [f"{name}.{key}" for name, kind in dataset.features.items() if isinstance(kind, dict) for key in kind]
     return [*dataset.column_names, *inner]
 

@@ -41,7 +41,7 @@ COPY_AGAIN = "Copy it again."
 
 @dataclass(frozen=True)
 class TarRows:
-    """The images of tars: for each the tar, where image and caption begin in it, and the number of a problem."""
+    """Holds the images of tars: for each its tar, the offsets of image and caption, and the number of a problem."""
 
     tars: Sequence[Path]
     place_S4: np.ndarray[Any, np.dtype[np.int64]]
@@ -49,11 +49,11 @@ class TarRows:
     keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Returns the number of rows."""
         return len(self.place_S4)
 
     def read(self, number: int) -> Row:
-        """`UnusableRowError` for a member that is no file or cannot be used."""
+        """Returns row `number`. Raises `UnusableRowError` for a member that is no file or cannot be used."""
         tar, image, caption, problem = self.place_S4[number].tolist()
         name = f"{self.tars[tar].name} byte {image}"
         try:
@@ -78,7 +78,7 @@ class TarRows:
 def open_tars(
     source: str, tars: Sequence[Path], image_column: str | None, caption_column: str | None
 ) -> tuple[TarRows, str, str]:
-    """The rows of tars, and what they call their images and captions.
+    """Returns the rows of tars, and the names of their image and caption columns.
 
     Raises `ConfigError` for a tar that is damaged, and where no image has a caption.
     """
@@ -103,14 +103,14 @@ def open_tars(
 
 
 def member_at(opened: tarfile.TarFile, place: int) -> tarfile.TarInfo:
-    """The member that begins at this byte, with its long name; a `tarfile.TarError` where none does any more."""
+    """Returns the member at this byte, with its long name. Raises `tarfile.TarError` where there is none any more."""
     assert opened.fileobj is not None
     opened.fileobj.seek(place)
     return tarfile.TarInfo.fromtarfile(opened)
 
 
 def content_of(opened: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int) -> bytes:
-    """What a member holds; a `ValueError` for a link, a device, or more than `max_bytes`."""
+    """Returns a member's content. Raises `ValueError` for a link, a device, or more than `max_bytes`."""
     if not member.isreg():
         raise ValueError("it is not a regular file")
     if member.size > max_bytes:
@@ -156,7 +156,7 @@ def _members(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _check_whole(path: Path) -> None:
-    """A tar ends in zeros. One that is cut short would be read up to where it ends, without a word."""
+    """Checks that a tar ends in zeros, since `tarfile` reads one that is cut short without an error."""
     if not path.is_file():  # opening a FIFO would wait for ever
         raise ConfigError(f"SOURCE {path} cannot be read: it is not a regular file.", "Name or copy the file itself.")
     with path.open("rb") as file:

@@ -1,1 +1,1 @@
-"""What a run writes, and the only place that names its files. Free of torch."""
+"""Writes and reads the records of a run, and alone names its files. This package does not import torch."""

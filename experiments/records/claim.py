@@ -1,12 +1,14 @@
-"""Taking over a run folder before anything is written to it: same settings, one writer, no row from the future.
+"""Takes over a run folder before training writes to it.
 
-A run is resumed by the same command. The folder then holds `run.json` of the first start, which stays, and rows that
-may reach beyond the checkpoint that training continues from, which are cut off: training writes them again, to the
-last bit the same. What else is in the files stays: values that an evaluation measured, or that were imported. The
-writer saves a checkpoint only after the rows up to it are written, so no row is ever missing.
+Taking over checks that the folder belongs to the same settings, makes sure that there is only one writer, and cuts off
+the rows that lie beyond the checkpoint from which training continues.
 
-Who may write is decided by a claim file (`ownership.py`), which holds on shared file systems too; a lock on `run.json`
-is the second line, against whatever the first cannot know.
+A run is resumed by the same command. The `run.json` of the first start then stays. Rows beyond the checkpoint are cut
+off because training writes them again, bit for bit. Other rows stay: values that an evaluation measured, or that were
+imported. The writer saves a checkpoint only after the rows up to it are written, so no row is ever missing.
+
+A claim file (`ownership.py`), which also works on shared file systems, decides who may write. A lock on `run.json` is
+the second safeguard, for cases that claim files cannot detect.
 """
 
 from __future__ import annotations
@@ -28,25 +30,25 @@ from experiments.records.schema import RunRecord
 from experiments.records.storage import deleted_error, replace_atomically, set_aside, storage_errors
 from experiments.settings_id import settings_id
 
-# Sections that may change between two starts of one run; named as the difference only when nothing else differs.
+# Sections that may change between two starts of one run. They are reported as the difference only if no other differs.
 FREE_SECTIONS = ("parallel", "checkpoint", "log", "wandb")
 VALIDATION_METRIC = re.compile(r"(val_loss|dropped_share)(_t[0-9]|_same_t)?")
-"""The metrics that only training measures."""
+"""Matches the metrics that only training measures."""
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
 @dataclass(frozen=True)
 class FolderClaim:
-    """The right of this process to write to a run's folder."""
+    """Represents the right of this process to write to a run's folder."""
 
     path: Path
     _claim: Claim
     _lock: int
 
     def renew(self) -> None:
-        """Show that we live.
+        """Renews the time stamp by which other processes see that this one is alive.
 
-        Raises `RecordError` when another process has taken the folder over, `StorageError` when it is gone.
+        Raises `RecordError` when another process has taken the folder over, `StorageError` when the folder is gone.
         """
         if not self._claim.renew():
             if not self._claim.folder.is_dir():
@@ -57,15 +59,15 @@ class FolderClaim:
             )
 
     def release(self) -> None:
-        """Give the folder back."""
+        """Releases the folder, so that another process can claim it."""
         os.close(self._lock)
         self._claim.release()
 
 
 def claim(run_dir: RunDir, record: RunRecord, images_seen: int, restart: bool = False) -> tuple[RunRecord, FolderClaim]:
-    """Make the folder ready for writing from `images_seen` on; with `restart` set aside all that the run has written.
+    """Prepares the folder for writing from `images_seen` on; `restart` first sets aside what the run has written.
 
-    Returns the record that holds for this run (the first start's, where there was one) and the claim on the folder.
+    Returns the record of this run (that of the first start, if there was one) and the claim on the folder.
     Raises `RecordError` when the folder belongs to another config or another process is writing to it, `StorageError`
     when it cannot be written.
     """
@@ -94,10 +96,10 @@ def claim(run_dir: RunDir, record: RunRecord, images_seen: int, restart: bool = 
 
 
 def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
-    """`run.json` as it was first written; `record`, newly written, where there is none yet.
+    """Returns the record in `run.json` as it was first written; where there is none, writes and returns `record`.
 
-    Raises `RecordError` naming the first setting that differs when the folder belongs to another config, and for a
-    folder that holds records without saying of which run: they may be somebody else's.
+    Raises `RecordError` when the folder belongs to another config, naming the first setting that differs. It also
+    raises `RecordError` for a folder with records but without `run.json`: they may belong to another run.
     """
     if not os.path.lexists(run_dir.run_json):
         others = [path.name for path in written_files(run_dir) if path != run_dir.status_json]  # a plan has a status
@@ -120,9 +122,10 @@ def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
 
 
 def keep_record(run_dir: RunDir, record: RunRecord) -> str | None:
-    """Write `run.json` again where it has gone or something else has taken its place; what was done, for a person.
+    """Writes `run.json` again where it is missing, unreadable or of another run, and returns a message about it.
 
-    Without it the run could not be read or continued. What stands there is set aside. Raises `StorageError`.
+    Without this file the run could not be read or continued. A file that is in its place is set aside. Returns None
+    where nothing had to be done. Raises `StorageError` where the file cannot be written.
     """
     try:
         if run_dir.read_run().config_id == record.config_id:
@@ -144,16 +147,17 @@ def _create_record(run_dir: RunDir, record: RunRecord) -> bool:
 
 
 def written_files(run_dir: RunDir) -> list[Path]:
-    """What the run has written and a new start would write anew; links that lead nowhere among it."""
+    """Returns the paths that the run has written and a restart would write again, including dangling links."""
     rows = (run_dir.steps, run_dir.routing, run_dir.evals, run_dir.routing_maps)
     paths = (*rows, run_dir.status_json, run_dir.checkpoints, run_dir.samples)
     return [path for path in paths if os.path.lexists(path)]
 
 
 def cut_rows(path: Path, images_seen: int) -> None:
-    """Leave the readable rows up to `images_seen`, byte for byte; at 0 none, because training starts over.
+    """Removes from the file `path` the rows beyond `images_seen` and unreadable rows; all others stay byte for byte.
 
-    Rows that training does not write again stay: values that an evaluation measured, or that were imported.
+    At `images_seen` 0 all rows of training go, because it starts over. Rows that training does not write again always
+    stay: values that an evaluation measured, or that were imported.
     """
     if not path.is_file():
         return
@@ -172,7 +176,10 @@ def _is_kept(line: bytes, images_seen: int) -> bool:
 
 
 def _lock(run_dir: RunDir) -> int:
-    """Hold `run.json`, the one file that is never replaced. The lock goes with the process, however it ends."""
+    """Locks `run.json` and returns its descriptor. The operating system releases the lock when the process ends.
+
+    The lock belongs to an inode, and `run.json` is the one file of the folder that no write replaces by another.
+    """
     with storage_errors(run_dir.run_json):
         descriptor = os.open(run_dir.run_json, os.O_RDWR)
     try:
@@ -200,12 +207,12 @@ def _held_by(run_dir: RunDir, holder: Holder | None) -> RecordError:
 
 
 def without_missing(dumped: dict[str, Any]) -> dict[str, Any]:
-    """Missing facts are absent; inside `config` None is a setting (no limit) and stays."""
+    """Returns `dumped` without top-level None values; inside `config`, None is a setting (no limit) and stays."""
     return {key: value for key, value in dumped.items() if value is not None}
 
 
 def _first_difference(stored: RunRecord, wanted: RunRecord) -> str:
-    """`seed is 0 there and 1 here`: the first setting that differs, those that change the numbers first."""
+    """Returns, as `seed is 0 there and 1 here`, the first setting that differs; those that change results go first."""
     there, here = dict(_flat(stored.config)), dict(_flat(wanted.model_dump(mode="json")["config"]))
     keys = [key for key in {**here, **there} if there.get(key) != here.get(key)]
     if not keys:
@@ -215,7 +222,7 @@ def _first_difference(stored: RunRecord, wanted: RunRecord) -> str:
 
 
 def _require_same_groups(run_dir: RunDir, stored: RunRecord, wanted: RunRecord) -> None:
-    """A `RecordError` where the number of processes alone makes it another run: routing groups follow it."""
+    """Raises `RecordError` where only the number of processes makes it another run, as routing groups depend on it."""
     there, here = dict(_flat(stored.config)), dict(_flat(wanted.model_dump(mode="json")["config"]))
     world = "parallel.world"
     only_the_layout = all(

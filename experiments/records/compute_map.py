@@ -1,4 +1,4 @@
-"""`ComputeMap`: generated images with the number of experts that processed each of their tokens (EC-DIT, figure 6).
+"""Stores generated images with the number of experts that processed each of their tokens (EC-DIT, figure 6).
 
 A file of arrays that figures read without torch. Who fills it is `experiments/evaluation`.
 
@@ -20,7 +20,7 @@ from experiments.records.storage import storage_errors
 
 @dataclass(frozen=True)
 class ComputeMap:
-    """Images uint8 [B, H, W, 3]; experts uint8 [B, K, N, T], conditional branch; times [N]; layers [K]."""
+    """Holds images uint8 [B, H, W, 3], experts of the conditional branch uint8 [B, K, N, T], times [N], layers [K]."""
 
     captions: tuple[str, ...]
     images_BHWC: NDArray[np.uint8]
@@ -32,12 +32,12 @@ class ComputeMap:
 
     @property
     def mean_BT(self) -> NDArray[np.float64]:
-        """Mean experts per token over routed layers and times, [B, T]."""
+        """Returns the mean experts per token over routed layers and times, [B, T]."""
         mean: NDArray[np.float64] = self.experts_BKNT.mean(axis=(1, 2), dtype=np.float64)
         return mean
 
     def save(self, path: Path) -> None:
-        """Write it; raises `StorageError`."""
+        """Writes the map to `path`. Raises `StorageError` where that fails."""
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(
@@ -52,7 +52,7 @@ class ComputeMap:
 
     @classmethod
     def load(cls, path: Path) -> ComputeMap:
-        """Read it, executing nothing. Raises `RecordError` for a missing or damaged file."""
+        """Reads a map without unpickling, which could run code. Raises `RecordError` for a missing or damaged file."""
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 about = arrays["about"]

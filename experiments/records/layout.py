@@ -27,95 +27,95 @@ Skipped = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class RunDir:
-    """One run folder. Nothing here creates anything."""
+    """Names the files of one run folder and reads them. No method creates a file."""
 
     path: Path
 
     @property
     def run_json(self) -> Path:
-        """What the run is (`RunRecord`)."""
+        """Returns the path of the run's description (`RunRecord`)."""
         return self.path / "run.json"
 
     @property
     def status_json(self) -> Path:
-        """Where it stands (`Status`)."""
+        """Returns the path of the run's state (`Status`)."""
         return self.path / "status.json"
 
     @property
     def steps(self) -> Path:
-        """Rows of `StepRow`."""
+        """Returns the path of the file of `StepRow`s."""
         return self.path / "steps.jsonl"
 
     @property
     def routing(self) -> Path:
-        """Rows of `RoutingRow`."""
+        """Returns the path of the file of `RoutingRow`s."""
         return self.path / "routing.jsonl"
 
     @property
     def evals(self) -> Path:
-        """Rows of `EvalRow`."""
+        """Returns the path of the file of `EvalRow`s."""
         return self.path / "evals.jsonl"
 
     @property
     def routing_maps(self) -> Path:
-        """Rows of `RoutingMapRow`."""
+        """Returns the path of the file of `RoutingMapRow`s."""
         return self.path / "routing_maps.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """One folder per complete checkpoint."""
+        """Returns the folder that holds one subfolder per complete checkpoint."""
         return self.path / "checkpoints"
 
     @property
     def samples(self) -> Path:
-        """Sample grids as PNG."""
+        """Returns the folder of sample grids as PNG."""
         return self.path / "samples"
 
     @property
     def compute_map(self) -> Path:
-        """The newest `ComputeMap`: images with the experts of every token."""
+        """Returns the path of the newest `ComputeMap`: images with the experts of every token."""
         return self.samples / "compute_map.npz"
 
     @property
     def exported(self) -> Path:
-        """What a folder of `ecdit export-weights` holds; a run has none."""
+        """Returns the path of the file that marks a folder of `ecdit export-weights`; a run has no such file."""
         return self.path / "model.json"
 
     @property
     def log(self) -> Path:
-        """What libraries print while the run goes."""
+        """Returns the path of the log of what libraries print during the run."""
         return self.path / "log.txt"
 
     @property
     def claims(self) -> Path:
-        """Which process writes here (`ownership.py`)."""
+        """Returns the folder of claims, which say which process writes here (`ownership.py`)."""
         return self.path / ".claims"
 
     def token(self, word: str) -> Path:
-        """A file that is there for a moment, by which processes on several nodes see that they share the folder."""
+        """Returns the path of a short-lived file by which processes on several nodes see that they share the folder."""
         return self.path / f".token-{word}"
 
     @property
     def wandb(self) -> Path:
-        """Where the mirror keeps its files; deleting it loses nothing."""
+        """Returns the folder in which the W&B mirror keeps its files; deleting it loses nothing."""
         return self.path / "wandb"
 
     @property
     def row_files(self) -> tuple[Path, ...]:
-        """The files of rows."""
+        """Returns the paths of all files of rows."""
         return self.steps, self.routing, self.evals, self.routing_maps
 
     def exists(self) -> bool:
-        """Whether a run was ever started or planned here."""
+        """Says whether a run was ever started or planned here."""
         return os.path.lexists(self.run_json) or os.path.lexists(self.status_json)
 
     def missing_records(self) -> str | None:
-        """Why this folder is no run although rows of one are in it; None where nothing is missing."""
+        """Returns why this folder is no run although it holds rows of one; None where nothing is missing."""
         rows = [path.name for path in self.row_files if os.path.isfile(path)]
         return f"it has {rows[0]} but neither run.json nor status.json" if rows and not self.exists() else None
 
     def read_run(self) -> RunRecord:
-        """`run.json`; a `RecordError` when it is missing, damaged or of another schema version.
+        """Returns the content of `run.json`. Raises `RecordError` if it is missing, damaged or of another version.
 
         It is damaged, too, where its settings do not give its config id: then one of the two was changed afterwards.
         """
@@ -136,37 +136,37 @@ class RunDir:
         return record
 
     def schema_version(self) -> object:
-        """What `run.json` says of its schema version; None where it cannot be read."""
+        """Returns the schema version that `run.json` states; None where it cannot be read."""
         try:
             return read_object(self.run_json).get("schema_version")
         except RecordError:
             return None
 
     def read_status(self) -> Status | None:
-        """`status.json`, or None before the run has one; a `RecordError` when it is damaged."""
+        """Returns the content of `status.json`, or None before it exists. Raises `RecordError` where it is damaged."""
         if not os.path.lexists(self.status_json):
             return None
         way_out = "Restore it, or remove it: its checkpoints and rows say, too, where the run stands."
         return validated(Status, read_object(self.status_json, way_out), self.status_json, way_out)
 
     def read_rows(self, path: Path) -> Rows:
-        """The readable rows of one of this run's JSONL files; empty when it is not there yet."""
+        """Returns the readable rows of one of this run's JSONL files; there are none before it exists."""
         return read_jsonl(path)
 
     def has_metric(self, metric: str) -> bool:
-        """Whether `evals.jsonl` has a value of `metric`; False, too, where it cannot be read."""
+        """Says whether `evals.jsonl` has a value of `metric`; False where the file cannot be read."""
         try:
             return any(row.get("metric") == metric for row in read_jsonl(self.evals).rows)
         except RecordError:
             return False
 
     def last_step(self) -> dict[str, Any] | None:
-        """The newest complete row of `steps.jsonl` whose values are what they should be, read from its end."""
+        """Returns the newest complete and valid row of `steps.jsonl`, which is read from its end."""
         return next(last_rows(self.steps, StepRow), None)
 
 
 def other_version(run: Path | str, version: object) -> RecordError:
-    """What to raise for a run of another schema version, of which no number may be compared."""
+    """Returns the error for a run of another schema version, whose numbers may not be compared with ours."""
     return RecordError(
         f"{run} has schema version {version}; this ecdit reads and compares version {SCHEMA_VERSION}.",
         "Leave that run out, or use the version of ecdit that wrote it.",
@@ -174,7 +174,7 @@ def other_version(run: Path | str, version: object) -> RecordError:
 
 
 def find_runs(*roots: Path, skipped: Skipped | None = None) -> Iterator[RunDir]:
-    """Every run folder at or below `roots`, in the order of their paths, each once. A run is not searched inside.
+    """Yields every run folder at or below `roots` once, in the order of paths. It does not search inside runs.
 
     A folder with `run.json` or `status.json` in it is a run, whatever state these files are in: reading them says what
     is wrong. What is not used is added to `skipped`, with the reason, while the runs are gone through: folders that
@@ -218,7 +218,7 @@ def _runs_below(root: Path, inside: list[Path], skipped: Skipped) -> Iterator[Ru
 
 
 def _unused_link(entry: os.DirEntry[str], inside: list[Path]) -> str | None:
-    """Why a link is not followed; None for what is no link, or one to a file."""
+    """Returns why a link is not followed; None for an entry that is no link, or a link to a file."""
     if not entry.is_symlink():
         return None
     target = Path(os.path.realpath(entry.path))

@@ -1,9 +1,9 @@
-"""Files that a command writes where its user says (`--out`, `--grid`): nothing but what ecdit wrote is replaced.
+"""Writes files to paths that the user chose (`--out`, `--grid`), and replaces only files that ecdit itself wrote.
 
-A folder that such files were written to has a file `.made-by-ecdit`, in the format of `sha256sum`: on each line a
-checksum and the name of the file that had it. What stands there with its checksum is ours, and the next command
-replaces it. Whatever else has the name of an output is refused before anything is written: a file of somebody else, one
-of ours that somebody has edited, a link, a folder. Every file is written under another name and appears whole.
+A folder with such files also holds a file `.made-by-ecdit` in the format of `sha256sum`: each line has a checksum and
+the name of the file that had it. A file that matches its checksum may be replaced by the next command. Anything else
+with the name of an output is refused before anything is written: a foreign file, one of ours that was edited since, a
+link, or a folder. Every file is written under a temporary name and appears atomically.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MARKS = ".made-by-ecdit"
 
 @contextmanager
 def output_files(paths: Sequence[Path], root: Path | None = None) -> Iterator[list[Path]]:
-    """Inside, the caller writes `paths`, all of one folder, under the names that this gives; at the end they are there.
+    """Yields temporary names to which the caller writes `paths`, all of one folder; at the end it renames the files.
 
-    The marks are kept in `root`, by default that folder, for a program that reads all that is in the folder. Raises
+    The marks are kept in `root`, by default that folder; another one serves programs that read all its files. Raises
     `OutputError` where one of the files is not ours to replace, `StorageError` where they cannot be written; then none
     of them has changed.
     """
@@ -50,7 +50,7 @@ def output_files(paths: Sequence[Path], root: Path | None = None) -> Iterator[li
 
 
 def require_ours(paths: Sequence[Path], root: Path | None = None) -> None:
-    """Raise `OutputError` where one of `paths` is there and was not written by ecdit, or was changed since."""
+    """Raises `OutputError` where one of `paths` exists and was not written by ecdit, or was changed since."""
     for path in filter(os.path.lexists, paths):
         if not is_ours(path, root):
             raise OutputError(
@@ -60,7 +60,7 @@ def require_ours(paths: Sequence[Path], root: Path | None = None) -> None:
 
 
 def is_ours(path: Path, root: Path | None = None) -> bool:
-    """Whether `path` is a file just as ecdit wrote it."""
+    """Says whether `path` is a file that ecdit wrote and nobody has changed since."""
     root = root or path.parent
     with storage_errors(path):
         return not path.is_symlink() and path.is_file() and _mark(path, path.relative_to(root)) in _marks(root)
@@ -79,7 +79,7 @@ def _marks(root: Path) -> set[bytes]:
 
 
 def _add_mark(root: Path, mark: bytes) -> None:
-    """Append a line, in one piece, so that commands that write to one folder at once do not disturb each other."""
+    """Appends a line in one write, so that commands that write to one folder at once do not mix their lines."""
     if mark not in _marks(root):
         with (root / MARKS).open("ab", buffering=0) as file:
             file.write(mark + b"\n")

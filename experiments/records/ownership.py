@@ -1,13 +1,13 @@
-"""Who works on something: claim files that also hold on a shared file system, where locks may not.
+"""Records which process works on a resource, in claim files that also work on shared file systems without locks.
 
-The claims on a thing are files in one folder, `00000001.held`, `00000002.held`, ...; the highest number holds. A file
-appears complete and at once (a hard link), and to take over number n is to make n + 1, which only one process can. A
-claim that is given back is renamed to `.free`; numbers never fall, so that a process that looked long ago cannot take
-what somebody else has taken since. A holder shows that it lives by renewing the time of its file.
+The claims on one resource are files in one folder, `00000001.held`, `00000002.held`, ...; the highest number is valid.
+A hard link makes each file appear complete and atomically. A process takes over number n by creating n + 1, which only
+one process can. A released claim is renamed to `.free`. Numbers never decrease, so that a process with an outdated
+listing cannot take a claim that was taken since. A holder shows that it is alive by renewing its file's time stamp.
 
-On the machine of the holder its process says whether it lives (`processes.py`). On another machine a claim counts as
-dead when its file has not been renewed for long; that age comes from the file system's own clock (`silence_on_disk`) or
-is observed on the monotonic one (`Silence`), since the clocks of machines differ and are moved.
+On the holder's machine its process shows whether it is alive (`processes.py`). On another machine a claim counts as
+dead when its file has not been renewed for a long time. That age is measured on the file system's own clock
+(`silence_on_disk`) or on the monotonic clock (`Silence`), since the clocks of machines differ and can be set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from experiments.records.storage import storage_errors
 STALE_SECONDS = 600.0
 """A holder on another machine is taken for dead after this long without a sign."""
 MAX_LOOKS, SECONDS_BETWEEN_LOOKS = 200, 0.05
-"""A race for a claim is decided in a few looks."""
+"""Limits of the retries in `take_if_dead`. A race for a claim is normally decided in a few of them."""
 OWNER = TypeAdapter(Owner)
 CLAIM_NAME = re.compile(r"([0-9]{8})\.(held|free)")
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
@@ -41,10 +41,10 @@ NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK,
 
 @dataclass(frozen=True)
 class Holder:
-    """Whoever holds a claim, as its file says.
+    """Describes the holder of a claim according to its file.
 
-    `owner` is None where the file cannot be read (yet); `trouble` is then what the system says, if it says anything: it
-    is another user's, or no file. Whether such a holder lives is known from its signs alone.
+    `owner` is None where the file cannot be read or parsed (yet); `trouble` then holds the system's error, if there was
+    one. Whether such a holder is alive is known only from the time stamp of its file.
     """
 
     number: int
@@ -55,23 +55,23 @@ class Holder:
 
     @property
     def pulse(self) -> Hashable:
-        """Changes whenever the holder gives a sign."""
+        """Returns a value that changes whenever the holder renews its claim."""
         return (self.number, self.inode, self.renewed_ns)
 
     def is_dead(self) -> bool | None:
-        """Like `Owner.is_dead`."""
+        """Says whether the owner is dead, as `Owner.is_dead` does; None where it is not known."""
         return None if self.owner is None else self.owner.is_dead()
 
 
 class Silence:
-    """How long things have not changed, counted from when this object first saw them, on the monotonic clock."""
+    """Measures on the monotonic clock how long values have stayed unchanged since this object first saw them."""
 
     def __init__(self) -> None:
-        """Nothing has been seen."""
+        """Starts with nothing seen."""
         self._seen: dict[Hashable, tuple[Hashable, float]] = {}
 
     def seconds(self, key: Hashable, pulse: Hashable) -> float:
-        """Since `pulse` of `key` was first seen to be what it is now."""
+        """Returns the seconds since `key` was first seen with its present value `pulse`."""
         now = time.monotonic()
         before = self._seen.get(key)
         if before is None or before[0] != pulse:
@@ -79,32 +79,32 @@ class Silence:
         return now - before[1]
 
     def forget(self, key: Hashable) -> None:
-        """Count anew when it is seen again."""
+        """Forgets `key`, so that its time starts at zero when it is seen again."""
         self._seen.pop(key, None)
 
 
 class Claim:
-    """A claim that this process holds."""
+    """Represents a claim that this process holds."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Use `take`."""
+        """Wraps the claim file `path` and its open descriptor; callers get a claim from `take`."""
         self._path = path
         self._descriptor: int | None = descriptor
 
     @property
     def folder(self) -> Path:
-        """Where the claims on the same thing are."""
+        """Returns the folder of all claims on the same resource."""
         return self._path.parent
 
     def renew(self) -> bool:
-        """Show that we live; False when somebody has taken over."""
+        """Renews the time stamp of the claim file; returns False when another process has taken over."""
         if self._descriptor is None or not self._path.exists():
             return False
         os.utime(self._descriptor)
         return _highest(self._path.parent) == (int(self._path.stem), True)
 
     def release(self) -> None:
-        """Give it back; a second call does nothing."""
+        """Releases the claim; a second call does nothing."""
         if self._descriptor is None:
             return
         os.close(self._descriptor)
@@ -116,7 +116,7 @@ class Claim:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who holds the claim of `folder`; None when nobody does. Raises `StorageError` where the folder cannot be read."""
+    """Returns the holder of the claim of `folder`, or None. Raises `StorageError` where the folder cannot be read."""
     with storage_errors(folder):
         number, is_held = _highest(folder)
         if not is_held:
@@ -134,9 +134,9 @@ def holder(folder: Path) -> Holder | None:
 
 
 def take(folder: Path, replaced: Holder | None = None, owner: Owner | None = None) -> Claim | None:
-    """Hold the claim of `folder`, free until now or held by `replaced`, who is dead; None when another was first.
+    """Takes the claim of `folder` if it is free or held by `replaced`, which the caller has found to be dead.
 
-    Raises `StorageError` where the folder cannot be written.
+    Returns None when another process was first. Raises `StorageError` where the folder cannot be written.
     """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def take(folder: Path, replaced: Holder | None = None, owner: Owner | None = Non
         path = _held(folder, number + 1)
         if not create_once(path, json.dumps(asdict(owner or Owner.of())).encode()):
             return None
-        if _highest(folder) != (number + 1, True):  # we had looked long ago: others have come and gone since
+        if _highest(folder) != (number + 1, True):  # our listing was outdated: others took and released claims since
             path.unlink(missing_ok=True)
             return None
         descriptor = os.open(path, os.O_WRONLY)
@@ -155,10 +155,10 @@ def take(folder: Path, replaced: Holder | None = None, owner: Owner | None = Non
 
 
 def take_if_dead(folder: Path, stale_seconds: float = STALE_SECONDS) -> Claim | Holder:
-    """Hold the claim of `folder` unless somebody lives who does: then that holder.
+    """Takes the claim of `folder` and returns it; returns the holder instead where one is alive.
 
-    For a process that looks once. Silence is counted on the file system's clock, so that clocks that differ between
-    machines do no harm. Raises `StorageError` where the folder cannot be read or written.
+    This is meant for a process that checks once. The age of a claim is measured on the file system's clock, so that
+    different clocks of machines do no harm. Raises `StorageError` where the folder cannot be read or written.
     """
     for _ in range(MAX_LOOKS):
         found = holder(folder)
@@ -174,7 +174,7 @@ def take_if_dead(folder: Path, stale_seconds: float = STALE_SECONDS) -> Claim | 
 
 
 def silence_on_disk(folder: Path, found: Holder) -> float:
-    """Seconds since the last sign of `found`, on the clock of the file system that stamps the files of `folder`."""
+    """Returns the seconds since `found` renewed its claim, on the clock of the file system that holds `folder`."""
     probe = folder / f".{os.getpid()}.now"
     with storage_errors(probe):
         probe.touch()
@@ -184,7 +184,7 @@ def silence_on_disk(folder: Path, found: Holder) -> float:
 
 
 def create_once(path: Path, content: bytes) -> bool:
-    """Make `path`, whole and at once, unless it is there; whether we were the one. Raises `OSError`."""
+    """Creates `path` complete and atomically unless it exists, and says whether it did so. Raises `OSError`."""
     temporary = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -193,7 +193,7 @@ def create_once(path: Path, content: bytes) -> bool:
             os.fsync(file.fileno())
         os.link(temporary, path)
         return True
-    except FileExistsError:  # a network file system may have lost its own answer: two names say that it was us
+    except FileExistsError:  # NFS may have lost the reply to a link that worked: then the file has two names
         return temporary.stat().st_nlink == 2
     except OSError as error:
         if error.errno not in NO_LINKS:
@@ -204,7 +204,7 @@ def create_once(path: Path, content: bytes) -> bool:
 
 
 def _create_exclusively(path: Path, content: bytes) -> bool:
-    """For file systems without hard links; a reader may see it empty for a moment."""
+    """Creates `path` on a file system without hard links; a reader may see it empty for a moment."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
@@ -219,7 +219,7 @@ def _held(folder: Path, number: int) -> Path:
 
 
 def _numbers(folder: Path) -> dict[int, bool]:
-    """Every claim of `folder` by its number, and whether it is held."""
+    """Returns, for the number of every claim of `folder`, whether it is held."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -233,7 +233,7 @@ def _highest(folder: Path) -> tuple[int, bool]:
 
 
 def _drop_below(folder: Path, number: int) -> None:
-    """Remove the claims of lower numbers, which mean nothing any more; one that cannot be removed does no harm."""
+    """Removes the claims below `number`, which are no longer valid; one that cannot be removed does no harm."""
     for lower in _numbers(folder):
         if lower < number:
             for suffix in (".held", ".free"):

@@ -1,7 +1,7 @@
-"""Which process: told apart from all others of all machines and all times, and whether it still lives.
+"""Identifies a process uniquely over machines and time, and tells whether it is still alive.
 
-A process id is used again, and a moved clock makes a process look younger than what it wrote; so a process is known by
-its id, the start of its machine, and the tick since then at which it began, which no clock moves.
+Process ids are reused, and setting the clock can make a process look younger than the files it wrote. A process is
+therefore known by its id, the boot of its machine, and its start in ticks since boot, which no clock change moves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from experiments.records.provenance import host_name
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, told apart from all others of all machines and all times. `began` is in ticks since `boot`.
+    """Identifies one process uniquely over machines and time. `began` is in clock ticks since `boot`.
 
     `job`: of Slurm, and `job_start` how often that job had been queued again when the process began.
     """
@@ -36,22 +36,22 @@ class Owner:
 
     @classmethod
     def of(cls, pid: int | None = None) -> Self:
-        """This process, or another one of this machine."""
+        """Returns the identity of this process, or of process `pid` on this machine."""
         pid = os.getpid() if pid is None else pid
         job, job_start = _slurm_job()
         return cls(*_this_machine(), pid=pid, began=_began(pid) or "", job=job, job_start=job_start)
 
     @property
     def is_local(self) -> bool:
-        """Whether its process id means something here: same machine, same view of processes (containers)."""
+        """Says whether its process id is valid here: same machine and same process namespace (containers)."""
         here = _this_machine()
         return (self.host, self.machine, self.processes) == (here[0], here[1], here[3])
 
     def is_dead(self) -> bool | None:
-        """Whether the process is surely gone; None where that cannot be known from here.
+        """Says whether the process has surely ended; None where that cannot be known from here.
 
-        A Slurm job runs once at a time: what an earlier start of this very job holds is dead, on whichever node it was.
-        Its other processes, on other nodes, are not.
+        A Slurm job runs only once at a time. Processes of an earlier start of this same job are therefore dead, on
+        whichever node they were; other processes of the present start, on other nodes, are not.
         """
         if not self.is_local:
             job, job_start = _slurm_job()
@@ -59,18 +59,18 @@ class Owner:
         return self.boot != _this_machine()[2] or _began(self.pid) != self.began
 
     def __str__(self) -> str:
-        """For messages."""
+        """Returns a description of the process for messages."""
         return f"process {self.pid} on {self.host}"
 
 
 def _slurm_job() -> tuple[str | None, int]:
-    """The job that this process belongs to, and how often it has been queued again."""
+    """Returns the Slurm job that this process belongs to, and how often it has been requeued."""
     return os.environ.get("SLURM_JOB_ID"), num_restarts()
 
 
 @cache
 def _this_machine() -> tuple[str, str, str, str]:
-    """Host name, machine id, boot id, and which view of its processes this is."""
+    """Returns host name, machine id, boot id, and process namespace."""
     return (
         host_name(),
         _first_line("/etc/machine-id"),
@@ -94,7 +94,7 @@ def _link(path: str) -> str:
 
 
 def _began(pid: int) -> str | None:
-    """When the process began, in ticks since the machine started; None when there is none or it has ended."""
+    """Returns the start time of a process in clock ticks since boot; None where it does not exist or has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]

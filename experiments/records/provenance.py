@@ -1,4 +1,4 @@
-"""Where a run comes from: the commit of this code, the versions it ran with, the host, the time. Free of torch.
+"""Collects the provenance of a run: commit of this code, package versions, host and time. It does not import torch.
 
 What only the running process knows (device, threads, precision, world size) is the training's to add.
 """
@@ -16,7 +16,7 @@ PACKAGES = ("ecdit", "torch", "deepspeed", "numpy", "pydantic", "safetensors", "
 
 
 def git_commit(folder: Path = Path(__file__).parent) -> str | None:
-    """The commit `folder`'s code is at, ending in `-dirty` where tracked files differ from it.
+    """Returns the commit of the code in `folder`, ending in `-dirty` where tracked files differ from it.
 
     None without git, and for code that git does not track (an installed package inside somebody's repository).
     """
@@ -26,7 +26,7 @@ def git_commit(folder: Path = Path(__file__).parent) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the installed packages that a run's numbers can depend on."""
+    """Returns the versions of Python and of the installed packages on which a run's numbers can depend."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -37,17 +37,17 @@ def versions() -> dict[str, str]:
 
 
 def host_name() -> str:
-    """The name of this machine."""
+    """Returns the name of this machine."""
     return platform.node()
 
 
 def utc_now() -> str:
-    """The time in ISO 8601, UTC, to the microsecond: two runs on one machine never start at the same one."""
+    """Returns the time in ISO 8601, UTC, to the microsecond, so that two runs on one machine differ in it."""
     return datetime.now(UTC).isoformat()
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git answers, or None where it is missing or refuses. A hook's GIT_DIR must not point it elsewhere."""
+    """Returns git's output, or None where it fails. GIT_DIR, which hooks set, must not lead to another repository."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:

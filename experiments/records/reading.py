@@ -1,7 +1,7 @@
-"""Reading one file of records that somebody else may have written: JSON, or JSON line by line, against a schema.
+"""Reads a file of records, JSON or JSON lines, and validates it against a schema, as it may be untrusted input.
 
-A text, a boolean or a number out of range is no number. A key that is there twice, NaN, and a file that is a directory,
-a FIFO or far too large are refused; each message names the file, and the line where there are several.
+A text, a boolean or a number out of range is not accepted as a number. Duplicate keys, NaN, and a path that is a
+directory, a FIFO or far too large a file are refused. Each message names the file, and the line if there are several.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ WAY_OUT = "Restore it, or start the run in a new folder."
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one JSONL file, and the lines that could not be read: (line number, reason)."""
+    """Holds the rows of one JSONL file, and the lines that could not be read as (line number, reason)."""
 
     rows: list[dict[str, Any]]
     lines: list[int]
-    """The number of the line of each row."""
+    """The line number of each row."""
     damaged: list[tuple[int, str]]
 
     @property
     def num_damaged(self) -> int:
-        """How many lines could not be read."""
+        """Returns how many lines could not be read."""
         return len(self.damaged)
 
 
 def read_content(path: Path) -> bytes:
-    """The bytes of a file of rows; none where there is no file.
+    """Returns the bytes of a file of rows; empty where there is no file.
 
     A `RecordError` where something else is in its place, or it cannot be read.
     """
@@ -52,7 +52,7 @@ def read_content(path: Path) -> bytes:
 
 
 def read_jsonl(path: Path) -> Rows:
-    """The rows of a JSONL file; a line that is not a JSON object is named as damaged.
+    """Returns the rows of a JSONL file; lines that are not JSON objects are listed as damaged.
 
     Empty where there is no file. A `RecordError` where something else is in its place, or it cannot be read.
     """
@@ -69,7 +69,7 @@ def read_jsonl(path: Path) -> Rows:
 
 
 def read_valid(path: Path, kind: type[Kind]) -> tuple[list[dict[str, Any]], list[int], list[tuple[int, str]]]:
-    """The rows of a JSONL file that are a `kind`, their line numbers, and the other lines with what is wrong in each.
+    """Returns the rows of a JSONL file that are a `kind`, their line numbers, and the other lines with their faults.
 
     Raises `RecordError` as `read_jsonl`.
     """
@@ -87,10 +87,10 @@ def read_valid(path: Path, kind: type[Kind]) -> tuple[list[dict[str, Any]], list
 
 
 def last_rows(path: Path, kind: type[Record], word: bytes = b"{", anywhere: bool = False) -> Iterator[dict[str, Any]]:
-    """The rows of the last lines of a JSONL file that hold `word`, the last line first; keys may be missing in them.
+    """Yields the rows of a JSONL file whose lines hold `word`, the last line first; keys may be missing in them.
 
-    Only the end of the file is read, because folders are many; `anywhere`: then all of it, where the end was not
-    enough. A `RecordError` where something else is in the place of the file, or it cannot be read.
+    Only the end of the file is read, because there can be many folders; `anywhere` reads the whole file where the end
+    was not enough. Raises `RecordError` where the path is no regular file, or it cannot be read.
     """
     try:
         end = read_end(path, TAIL_BYTES)
@@ -119,7 +119,7 @@ def _faults(row: dict[str, Any], kind: type[Record]) -> list[ErrorDetails]:
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """One line of a JSONL file, or None where it is cut or no JSON object."""
+    """Returns the row in one line of a JSONL file, or None where the line is cut short or no JSON object."""
     try:
         return _object_of(line)
     except ValueError:
@@ -127,7 +127,7 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
 
 
 def first_fault(error: ValidationError) -> str:
-    """`loss: Input should be a valid number`: the first thing that is wrong, and where."""
+    """Returns the first fault and its place, such as `loss: Input should be a valid number`."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where}: {first['msg']}" if where else first["msg"]
@@ -145,7 +145,7 @@ def _unreadable(path: Path, error: OSError) -> RecordError:
 
 
 def read_object(path: Path, way_out: str = WAY_OUT) -> dict[str, Any]:
-    """The JSON object in the file at `path`. A `RecordError` says what is wrong with it, and `way_out`."""
+    """Returns the JSON object in the file at `path`. Raises `RecordError` with `way_out` where there is none."""
     try:
         return _object_of(read_input(path))
     except FileNotFoundError as error:
@@ -157,7 +157,7 @@ def read_object(path: Path, way_out: str = WAY_OUT) -> dict[str, Any]:
 
 
 def validated(kind: type[Kind], raw: object, path: Path, way_out: str = WAY_OUT) -> Kind:
-    """`raw`, which was read from `path`, as a record. A `RecordError` names the first fault, and `way_out`."""
+    """Returns `raw`, which was read from `path`, as a record. Raises `RecordError` with its first fault."""
     try:
         return kind.model_validate(raw, strict=True)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What a run writes: `run.json`, `status.json` and the rows of the three JSONL files.
+"""Defines what a run writes: `run.json`, `status.json` and the rows of the JSONL files.
 
 The names here are the columns of every table and the keys in W&B. Units are in the names; counts start with `num_`.
 A missing value is missing: the key is absent from the file, never 0 and never "".
@@ -39,7 +39,7 @@ NOT_IN_SETTINGS = frozenset({
 
 
 def checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` of a measurement; a `ValueError` where a table could not hold them beside its other columns."""
+    """Returns `settings` of a measurement. Raises `ValueError` where a table cannot hold them beside its columns."""
     for name, value in settings.items():
         if name in NOT_IN_SETTINGS:
             raise ValueError(f"{name!r} is no setting of a measurement")
@@ -56,12 +56,12 @@ Words = Annotated[str, BeforeValidator(lambda text: encodable(text) if isinstanc
 
 
 FRECHET_FEATURES = 64
-"""Of the network that `frechet-shapes` is measured with. A covariance of no more images than features is singular, and
-the distance that is computed with it is far too large: such a value must not be shown without a word."""
+"""The number of features of the network for `frechet-shapes`. With no more images than features a covariance is
+singular and the distance far too large, so that such a value must not be shown without a warning."""
 
 
 class Record(BaseModel):
-    """Frozen and closed to unknown keys. NaN and infinity are refused by `allow_inf_nan=False`.
+    """Is the base of all records: frozen, closed to unknown keys, and without NaN and infinity.
 
     Whoever reads a record validates it with `strict=True`: a text or a boolean is then no number.
     """
@@ -70,7 +70,7 @@ class Record(BaseModel):
 
 
 class RunRecord(Record):
-    """`run.json`: what the run is and where it ran. Written once, when the run first starts."""
+    """Holds `run.json`, which says what the run is and where it ran. It is written once, when the run first starts."""
 
     schema_version: int = SCHEMA_VERSION
     config: dict[str, Any] = Field(description="the resolved `RunConfig`, nested")
@@ -97,12 +97,12 @@ class RunRecord(Record):
 
     @property
     def on_accelerator(self) -> bool:
-        """Whether it trained on one."""
+        """Says whether the run trained on an accelerator."""
         return self.device.partition(":")[0] != "cpu"
 
 
 class Status(Record):
-    """`status.json`: replaced atomically; the only word on whether a run is finished."""
+    """Holds `status.json`, which is replaced atomically; it alone decides whether a run is finished."""
 
     state: State
     images_seen: Count = 0
@@ -120,7 +120,7 @@ class Status(Record):
 
 
 class StepRow(Record):
-    """`steps.jsonl`: one row each `log.every_images`, means over the images since the row before."""
+    """Is a row of `steps.jsonl`: means over the images since the row before, every `log.every_images`."""
 
     images_seen: Count
     flops: Amount = Field(description="spent so far: images_seen x train_flops_per_image")
@@ -133,7 +133,7 @@ class StepRow(Record):
 
 
 class RoutingRow(Record):
-    """`routing.jsonl`: one row per routed layer each `eval.every_images`, over the validation set."""
+    """Is a row of `routing.jsonl`: one per routed layer, over the validation set, every `eval.every_images`."""
 
     images_seen: Count
     layer: Count
@@ -146,7 +146,7 @@ class RoutingRow(Record):
 
 
 class EvalRow(Record):
-    """`evals.jsonl`: one measured value.
+    """Is a row of `evals.jsonl`: one measured value.
 
     Metrics that training writes: `val_loss`; `val_loss_t0` ... `val_loss_t9` (tenths of t); `val_loss_same_t` (batches
     of one timestep, as in sampling); `dropped_share` and `dropped_share_same_t` (mean over routed layers; absent when

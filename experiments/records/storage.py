@@ -1,4 +1,4 @@
-"""Writing so that a file is either the old one or the new one, and a full disk is one clear line.
+"""Writes files atomically, so that a reader finds the old or the new file, and reports a full disk in one line.
 
 Everything a run replaces (run.json, status.json, a row file that is cut on resumption) goes through
 `replace_atomically`; everything it writes goes through `storage_errors`. Which file holds what is `layout.py`'s.
@@ -22,7 +22,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` while writing `path` into a `StorageError` that names it and the way out."""
+    """Turns an `OSError` while writing `path` into a `StorageError` that names the path and a remedy."""
     try:
         yield
     except OSError as error:
@@ -37,7 +37,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def deleted_error(folder: Path) -> StorageError:
-    """What to raise where the folder of a run has gone while the run wrote to it."""
+    """Returns the error for a run folder that was deleted while the run wrote to it."""
     return StorageError(
         f"{folder} was deleted or moved while this run wrote to it.",
         "What was written since is lost. Run the same command again, or move the folder back first.",
@@ -45,13 +45,13 @@ def deleted_error(folder: Path) -> StorageError:
 
 
 def write_json_atomic(path: Path, payload: Mapping[str, Any]) -> None:
-    """Replace `path` by `payload` as indented JSON. NaN and infinity are refused."""
+    """Replaces `path` atomically by `payload` as indented JSON. NaN and infinity are refused."""
     text = json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False)
     replace_atomically(path, text.encode() + b"\n")
 
 
 def replace_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`: a reader, a kill or a full disk at any moment finds the old file or the new one."""
+    """Replaces `path` by `content` atomically: after a kill or with a full disk there is the old or the new file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
         try:
@@ -64,7 +64,7 @@ def replace_atomically(path: Path, content: bytes) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename `path` to the first free `NAME.set-aside-1`, `-2`, ... beside it, and return that. Raises `OSError`."""
+    """Renames `path` to the first free `NAME.set-aside-1`, `-2`, ... and returns the new path. Raises `OSError`."""
     names = (path.with_name(f"{path.name}.set-aside-{number}") for number in count(1))
     aside = next(name for name in names if not os.path.lexists(name))
     path.rename(aside)
@@ -72,7 +72,7 @@ def set_aside(path: Path) -> Path:
 
 
 def append_line(descriptor: int, line: bytes, path: Path) -> None:
-    """Append one whole line; it has left the process when this returns. `descriptor` is open with O_APPEND."""
+    """Appends one whole line, unbuffered, so that a killed process loses none. `descriptor` is open with O_APPEND."""
     with storage_errors(path):
         written = os.write(descriptor, line)
         while written < len(line):  # a disk that fills up takes a part first, and says so on the next call
@@ -87,7 +87,7 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut."""
+    """Calls fsync on a file or a folder, so that its content or its names survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

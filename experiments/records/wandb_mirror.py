@@ -1,16 +1,17 @@
-"""The same rows in Weights & Biases, under the same names. The run folder is the truth; nothing here can stop a run.
+"""Mirrors a run's rows to Weights & Biases. The run folder is authoritative, and a failure here cannot stop a run.
 
-Keys: a `StepRow`'s fields as they are. An `EvalRow` under its metric's name (`val_loss`), with averaged weights under
-`ema/val_loss`. A `RoutingRow` as `routing/layer3/entropy`, `.../load_entropy`, `.../dropped_share`, and as histograms
-`.../load` and `.../experts_per_token`; where t is batched as in sampling the last part ends in `_same_t`. Every logged
-row carries the three x-axes `images_seen` (the default, and W&B's own step), `flops` and `seconds`.
+The keys in W&B are these. The fields of a `StepRow` keep their names. An `EvalRow` appears under the name of its metric
+(`val_loss`), or under `ema/val_loss` for averaged weights. A `RoutingRow` appears as `routing/layer3/entropy`,
+`.../load_entropy`, `.../dropped_share`, and as the histograms `.../load` and `.../experts_per_token`. The last part
+ends in `_same_t` where all images of a batch have the same t, as in sampling. Every logged row carries the three x-axes
+`images_seen` (the default, and W&B's own step), `flops` and `seconds`.
 
-A number under a metric's name does not say how it was measured, so the lines of evals.jsonl and routing.jsonl are
-logged as they are, too: as text under `rows/evals` and `rows/routing`, which W&B's pages do not show. With them, the
-settings and the summary's `peak_memory_gib` and `reason`, a run can be read back whole (`analysis/wandb_runs.py`).
+A value under a metric's name does not say how it was measured. The lines of evals.jsonl and routing.jsonl are therefore
+also logged as text under `rows/evals` and `rows/routing`, which W&B's pages do not show. These, the settings, and
+`peak_memory_gib` and `reason` of the summary suffice to restore a run (`analysis/wandb_runs.py`).
 
-wandb is imported inside functions: half a second that a run without it does not pay. What is written, and when, is
-`writer.py`'s.
+wandb is imported inside functions because the import takes half a second, which a run without it should not pay.
+`writer.py` decides what is written, and when.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ talk = logging.getLogger(__name__)
 
 
 def start_mirror(record: RunRecord, run_dir: RunDir) -> Mirror | None:
-    """Mirror `record`'s run as the `wandb` section of its config says; None when disabled.
+    """Starts the mirror that the `wandb` section of `record`'s config asks for; returns None when it is disabled.
 
-    Asks nothing and prints nothing to stdout. Where W&B does not answer in time the mirror is offline, where it cannot
-    start at all there is none; each is one line of log. A `ConfigError` when `wandb.mode` is `online` without a key.
+    The function prompts for nothing and prints nothing to stdout. If W&B does not answer in time, the mirror is
+    offline; if it cannot start at all, the function returns None. Either logs one line. Raises `ConfigError` when
+    `wandb.mode` is `online` and there is no key.
     """
     mode = _decide_mode(record.config["wandb"]["mode"])
     if mode == "disabled":
@@ -59,19 +61,19 @@ def start_mirror(record: RunRecord, run_dir: RunDir) -> Mirror | None:
 
 
 def mirror_id(record: RunRecord) -> str:
-    """W&B's id of a run: of its settings and its first start, so that a resumption continues it.
+    """Returns W&B's id of a run, made of its settings and its first start, so that a resumed run continues it.
 
-    Settings alone would merge two runs of one config, and W&B never takes the id of a deleted run again.
+    An id of the settings alone would merge two runs of one config, and W&B never accepts the id of a deleted run again.
     """
     start = hashlib.sha256(f"{record.created_at} {record.host}".encode()).hexdigest()
     return f"{record.config_id}-{start[:6]}"
 
 
 class Mirror:
-    """One W&B run. A failure while logging ends the mirror with one line of log, never the run."""
+    """Logs to one W&B run. A failure ends the mirror with one line of log, but never the training run."""
 
     def __init__(self, run: Any, record: RunRecord) -> None:
-        """`run` is a started `wandb.Run`."""
+        """Sets up the x-axes of `run`, a started `wandb.Run`."""
         self._run = run
         self._flops_per_image = record.train_flops_per_image
         self._next_step: int = run.starting_step
@@ -85,7 +87,7 @@ class Mirror:
             run.define_metric(lines, hidden=True, summary="none")
 
     def row(self, row: Row) -> None:
-        """Show one row, after all rows of fewer images. Rows of the same images_seen become one row in W&B."""
+        """Logs one row; rows must come in order of images_seen. Those with the same value become one row in W&B."""
         if isinstance(row, StepRow):
             self._seconds = row.seconds
             self._log(row.images_seen, row.model_dump(exclude_none=True))
@@ -96,7 +98,7 @@ class Mirror:
             self._log(row.images_seen, {**_routing_values(row), **self._with_line(ROUTING_LINES, row)})
 
     def images(self, name: str, path: Path, images_seen: int) -> None:
-        """Show the image file `path` under `name`."""
+        """Logs the image file `path` under `name`."""
         import wandb
 
         try:
@@ -107,9 +109,9 @@ class Mirror:
             self._log(images_seen, {name: image})
 
     def close(self, state: State, **summary: float | str | None) -> None:
-        """Finish the W&B run as `state` says, waiting at most half a minute for the upload.
+        """Finishes the W&B run with the exit code for `state`, and waits at most half a minute for the upload.
 
-        What is known of `summary` (`peak_memory_gib`, `reason`) becomes part of the run's summary.
+        Values of `summary` (`peak_memory_gib`, `reason`) that are not None become part of the run's summary.
         """
         run, self._run = self._run, None
         if run is None:
@@ -125,14 +127,14 @@ class Mirror:
             _tear_down()
 
     def _with_line(self, name: str, row: EvalRow | RoutingRow) -> dict[str, str]:
-        """All lines of this kind at the row's images_seen; each call logs them anew, and the last one stays."""
+        """Returns all lines of this kind at the row's images_seen, since each logged value replaces the one before."""
         if row.images_seen != self._lines_at:
             self._lines, self._lines_at = {}, row.images_seen
         self._lines[name] = self._lines.get(name, "") + row.model_dump_json(exclude_none=True) + "\n"
         return {name: self._lines[name]}
 
     def _log(self, images_seen: int, values: dict[str, Any]) -> None:
-        """Log beside the x-axes. W&B refuses rows before those it has (of a resumed run), so they are not sent."""
+        """Logs `values` with the x-axes, but skips steps below W&B's last one (of a resumed run), which it rejects."""
         if self._run is None or images_seen < self._next_step:
             return
         self._next_step = images_seen
@@ -150,7 +152,7 @@ class Mirror:
 
 
 def _decide_mode(wanted: Mode | Literal["auto"]) -> Mode:
-    """`auto`: what WANDB_MODE or W&B's settings file says, else online where a key is configured, else offline."""
+    """Returns the mode to start in. `auto` follows WANDB_MODE or W&B's settings, else is online if there is a key."""
     if wanted == "disabled" or wanted == "offline":
         return wanted
     try:
@@ -166,7 +168,7 @@ def _decide_mode(wanted: Mode | Literal["auto"]) -> Mode:
 
 
 def ask_wandb(wanted: Literal["auto", "online"]) -> tuple[str, bool]:
-    """W&B's own mode (environment, settings file) and whether it has a key (those, netrc), without a prompt."""
+    """Returns W&B's own mode (environment, settings file) and whether it has a key (those, netrc), without a prompt."""
     import wandb
 
     asked = wandb.Settings(silent=True, mode="online") if wanted == "online" else wandb.Settings(silent=True)
@@ -177,9 +179,9 @@ def ask_wandb(wanted: Literal["auto", "online"]) -> tuple[str, bool]:
 
 
 def project_of(given: str | None) -> str:
-    """The project that is `given`, else that of WANDB_PROJECT or of W&B's settings file, else ours.
+    """Returns the project: `given`, else that of WANDB_PROJECT or of W&B's settings file, else `DEFAULT_PROJECT`.
 
-    W&B looks up the entity in the same way by itself, but its own last resort for a project is `uncategorized`.
+    W&B looks up the entity in the same way by itself, but its own default project is `uncategorized`.
     """
     import wandb
 
@@ -236,7 +238,7 @@ def _routing_values(row: RoutingRow) -> dict[str, Any]:
 
 
 def _tear_down() -> None:
-    """End W&B's service process: a run id it has failed with, or a broken pipe to it, must not outlive the failure."""
+    """Ends W&B's service process, so that neither a failed run id nor a broken pipe affects a later start."""
     import wandb
 
     with suppress(Exception, SystemExit):
@@ -244,5 +246,5 @@ def _tear_down() -> None:
 
 
 def one_line(error: Exception) -> str:
-    """What a library says in an error, at most 300 characters."""
+    """Returns the message of an error on one line of at most 300 characters, or the name of its class."""
     return " ".join(str(error).split())[:300] or type(error).__name__

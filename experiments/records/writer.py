@@ -1,8 +1,8 @@
-"""Writes the records of a run: rows appended line by line, the status replaced as a whole. One process writes.
+"""Writes the records of a run from one process: it appends rows line by line and replaces the status as a whole.
 
-A row has left the process when `step`, `routing` or `evaluation` returns, so a kill loses none that was written.
-Order in the training loop: rows first, then the checkpoint that contains them (see `claim.py`). The W&B mirror gets
-the same rows after the files have them. Names and units are `schema.py`'s, file names `layout.py`'s.
+A row has been handed to the system when `step`, `routing` or `evaluation` returns, so that a kill loses none of them.
+The training loop writes rows before the checkpoint that covers them (see `claim.py`). The W&B mirror gets the same rows
+after they are in the files. `schema.py` defines names and units, and `layout.py` names the files.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ StartMirror = Callable[[RunRecord, RunDir], Mirror | None]
 
 
 def write_status(run_dir: RunDir, status: Status) -> None:
-    """Replace `status.json` atomically, creating the folder where a run is only planned."""
+    """Replaces `status.json` atomically and creates the folder where a run is only planned."""
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)
     write_json_atomic(run_dir.status_json, status.model_dump(mode="json", exclude_none=True))
 
 
 def append_evaluations(run_dir: RunDir, rows: Sequence[EvalRow]) -> None:
-    """Add what was measured after training to `evals.jsonl`; every other file stays as it is.
+    """Appends rows that were measured after training to `evals.jsonl`; other files stay as they are.
 
     Safe beside other processes that append. Raises `RecordError` when `run_dir` is not the folder of a run.
     """
@@ -52,7 +52,7 @@ def append_evaluations(run_dir: RunDir, rows: Sequence[EvalRow]) -> None:
 
 
 def append_routing_maps(run_dir: RunDir, rows: Sequence[RoutingMapRow]) -> None:
-    """The same for `routing_maps.jsonl`."""
+    """Appends rows that were measured after training to `routing_maps.jsonl`; other files stay as they are."""
     _append(run_dir, run_dir.routing_maps, rows)
 
 
@@ -73,7 +73,7 @@ class RecordWriter:
     """
 
     def __init__(self, run_dir: RunDir, record: RunRecord, claim: FolderClaim, files: ExitStack) -> None:
-        """Use `RecordWriter.open`. `files` closes what the writer holds; `claim` is renewed with every status."""
+        """Sets up the writer for `open`. `files` closes what it holds; `claim` is renewed with every status."""
         self.run_dir = run_dir
         self.record = record
         self._append_step = _appender(run_dir.steps, files)
@@ -93,9 +93,9 @@ class RecordWriter:
         start_mirror: StartMirror | None = None,
         restart: bool = False,
     ) -> RecordWriter:
-        """Claim the folder and continue its records from `images_seen` (0 without a checkpoint).
+        """Claims the folder and continues its records from `images_seen` (0 without a checkpoint).
 
-        `restart`: begin anew, with the old records set aside.
+        `restart` sets the old records aside and begins anew.
 
         `start_mirror` (see `wandb_mirror.start_mirror`) is called once the folder is known to be this run's; the mirror
         gets the rows that are already there, so that it is whole however the last process ended. Raises `RecordError`
@@ -113,24 +113,24 @@ class RecordWriter:
             return writer
 
     def step(self, row: StepRow) -> None:
-        """Append one row to `steps.jsonl`."""
+        """Appends one row to `steps.jsonl`."""
         self._append_step(_line(row))
         self._show(row)
 
     def routing(self, rows: Sequence[RoutingRow]) -> None:
-        """Append the rows of one look at the routed layers to `routing.jsonl`."""
+        """Appends the rows of one look at the routed layers to `routing.jsonl`."""
         for row in rows:
             self._append_routing(_line(row))
             self._show(row)
 
     def evaluation(self, rows: Sequence[EvalRow]) -> None:
-        """Append the values of one evaluation to `evals.jsonl`."""
+        """Appends the values of one evaluation to `evals.jsonl`."""
         for row in rows:
             self._append_evaluation(_line(row))
             self._show(row)
 
     def images(self, name: str, path: Path, images_seen: int) -> None:
-        """Show an image that is already on disk (a sample grid, a routing map) in W&B under `name`."""
+        """Shows an image that is already on disk (a sample grid, a routing map) in W&B under `name`."""
         if self._mirror is not None:
             self._mirror.images(name, path, images_seen)
 
@@ -142,7 +142,7 @@ class RecordWriter:
         peak_memory_gib: float | None = None,
         checkpoint_images: int | None = None,
     ) -> None:
-        """Replace `status.json`: the heartbeat is now, the process this one.
+        """Replaces `status.json` with the present time as its heartbeat and this process as its writer.
 
         Raises `RecordError`, and leaves the status alone, when another process has taken the run over.
         """
@@ -162,7 +162,7 @@ class RecordWriter:
         self._status = status
 
     def close(self) -> None:
-        """Finish the mirror and give the folder back; a second call does nothing."""
+        """Finishes the mirror and releases the folder; a second call does nothing."""
         if self._mirror is not None:
             last = self._status
             if last is None:
@@ -177,7 +177,7 @@ class RecordWriter:
             self._mirror.row(row)
 
     def _replay(self) -> None:
-        """Mirror the rows of earlier processes. W&B takes rows in rising order only."""
+        """Mirrors the rows of earlier processes first, since W&B takes rows only in rising order."""
         past: list[Row] = [
             *stored_rows(self.run_dir.steps, StepRow),
             *stored_rows(self.run_dir.routing, RoutingRow),
@@ -188,7 +188,7 @@ class RecordWriter:
 
 
 def stored_rows(path: Path, kind: type[Stored]) -> Iterator[Stored]:
-    """The rows of a file that are whole and of this version."""
+    """Yields the rows of a file that are complete and of this version."""
     if not path.is_file():  # whoever appends to what stands there instead says what is wrong with it
         return
     for raw in read_jsonl(path).rows:
@@ -199,7 +199,7 @@ def stored_rows(path: Path, kind: type[Stored]) -> Iterator[Stored]:
 
 
 def _appender(path: Path, files: ExitStack) -> Callable[[bytes], None]:
-    """A function that appends one whole line to `path`, which `files` will close."""
+    """Returns a function that appends one whole line to `path`, which `files` will close."""
     with storage_errors(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     files.callback(os.close, descriptor)
@@ -207,12 +207,12 @@ def _appender(path: Path, files: ExitStack) -> Callable[[bytes], None]:
 
 
 def _line(row: Row | RoutingMapRow) -> bytes:
-    """A missing value is an absent key."""
+    """Returns a row as a line of JSON, in which a missing value is an absent key."""
     return row.model_dump_json(exclude_none=True).encode() + b"\n"
 
 
 def _ends_whole(path: Path) -> bool:
-    """Whether the last line is complete (or there is none)."""
+    """Says whether the last line is complete; True where there is none."""
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return True
