@@ -114,7 +114,7 @@ def _draw_points(axes: Axes, points: pd.DataFrame) -> None:
         log_axis(axes, "x", points[INFERENCE] * 1e3)
     axes.set_xlabel("Measured inference time per image (ms)")
     axes.set_ylabel("Validation loss (velocity MSE)")
-    axes.set_title("Quality against inference time", loc="left")
+    axes.set_title("Quality against inference time", loc="left", fontweight="bold")
 
 
 def _draw_point(axes: Axes, point: dict[Any, Any], variant: int) -> None:
