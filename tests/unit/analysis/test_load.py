@@ -205,3 +205,13 @@ def test_a_value_of_no_samples_is_no_value(done: RunDir) -> None:
     row = json.loads(done.evals.read_text().splitlines()[0])
     append(done.evals, json.dumps(row | {"num_samples": 0}) + "\n")
     assert "line 3: num_samples: Input should be greater than or equal to 1" in reasons(load_records([done.path]))[0]
+
+
+def test_a_run_in_the_folder_of_another_is_listed(done: RunDir, write_run: WriteRun) -> None:
+    inner = write_run(done.path / "inner", SHORT | {"seed": 1}, loss)
+    records = load_records([done.path.parent])
+    assert list(records.runs["run"]) == [str(done.path)]
+    assert [str(each) for each in records.left_out] == [
+        f"{inner.path}: it lies in the folder of the run done: name it by itself"
+    ]
+    assert list(load_records([inner.path]).runs["run"]) == [str(inner.path)]
