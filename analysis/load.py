@@ -97,17 +97,20 @@ def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records
         raise RecordError(f"No runs of ecdit in {', '.join(projects)} ({left_out[0]}).", "Name another project.")
     found, tables = _read_all(dirs)
     left_out += [each for each in found if isinstance(each, LeftOut)]
-    finished, copies = _without_copies([each for each in found if isinstance(each, _Finished)])
+    finished = [each for each in found if isinstance(each, _Finished)]
     if not finished:
         reasons = "; ".join(map(str, left_out[:3])) + ("; ..." if len(left_out) > 3 else "")
         raise RecordError(f"None of the {len(dirs)} runs is finished ({reasons}).", "Re-run its command to continue.")
-    runs = pd.DataFrame([each.row for each in finished])
+    incomplete = _without_final_loss(finished, *(table.frame for table in tables))
+    unusable = {each.run for each in incomplete}
+    kept, copies = _without_copies([each for each in finished if each.run not in unusable])
+    if not kept:
+        raise RecordError(f"No finished run is complete ({incomplete[0]}).", "Train it again in a new folder.")
+    runs = pd.DataFrame([each.row for each in kept])
     steps, evals = (_only(runs, table.frame) for table in tables)
-    used = set(runs["run"])
-    rows_left_out = [LeftOut(*entry) for table in tables for entry in table.left_out if entry[0] in used]
-    runs, incomplete = _with_final_loss(runs, steps, evals)
-    complete = [_only(runs, frame) for frame in (steps, evals)]
-    return Records(runs, complete[0], complete[1], (*left_out, *copies, *rows_left_out, *incomplete))
+    copied = {each.run for each in copies}
+    rows_left_out = [LeftOut(*entry) for table in tables for entry in table.left_out if entry[0] not in copied]
+    return Records(runs, steps, evals, (*left_out, *copies, *rows_left_out, *incomplete))
 
 
 def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOut]]:
@@ -148,7 +151,7 @@ def _finished_run(run: RunDir) -> _Finished | LeftOut:
 
 def _refuse_other_version(run: RunDir) -> None:
     version = run.schema_version()
-    if type(version) is int and version != SCHEMA_VERSION:
+    if type(version) is int and version > 0 and version != SCHEMA_VERSION:
         raise other_version(run.path, version)
 
 
@@ -178,23 +181,18 @@ def _described(run: RunDir, record: RunRecord, images_seen: int) -> _Finished:
     return _Finished(row["run"], row, mirror_id(record), json.dumps(compared))
 
 
-def _with_final_loss(
-    runs: pd.DataFrame, steps: pd.DataFrame, evals: pd.DataFrame
-) -> tuple[pd.DataFrame, list[LeftOut]]:
-    """The runs that were validated at their end; an earlier loss must not pass for the final one."""
+def _without_final_loss(finished: list[_Finished], steps: pd.DataFrame, evals: pd.DataFrame) -> list[LeftOut]:
+    """The runs that were not validated at their end; an earlier loss must not pass for the final one."""
     losses = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")]
-    last = runs["run"].map(losses.groupby("run")["images_seen"].max())
-    trained = runs["run"].isin(steps["run"].unique())
-    reasons = {
-        run: "no row in steps.jsonl" if not has_steps else f"no validation loss at {images:,} images, its end"
-        for run, images, at, has_steps in zip(runs["run"], runs["images_seen"], last, trained, strict=True)
-        if at != images or not has_steps
-    }
-    kept = runs[~runs["run"].isin(reasons)].reset_index(drop=True)
-    left_out = [LeftOut(run, reason) for run, reason in reasons.items()]
-    if kept.empty:
-        raise RecordError(f"No finished run is complete ({left_out[0]}).", "Train it again in a new folder.")
-    return kept, left_out
+    last = losses.groupby("run")["images_seen"].max().to_dict()
+    trained = set(steps["run"].unique())
+    left_out = []
+    for run, row, *_ in finished:
+        if run not in trained:
+            left_out.append(LeftOut(run, "no row in steps.jsonl"))
+        elif last.get(run) != row["images_seen"]:
+            left_out.append(LeftOut(run, f"no validation loss at {row['images_seen']:,} images, its end"))
+    return left_out
 
 
 def _only(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

@@ -38,10 +38,11 @@ def find_count(name: str) -> Count:
     return COUNTS[name]
 
 
-def counts_without_embeddings(record: RunRecord) -> dict[str, int]:
-    """The columns of `COUNTS` that leave out embeddings."""
+def counts_without_embeddings(record: RunRecord) -> dict[str, int | None]:
+    """The columns of `COUNTS` that leave out embeddings; missing where a record leaves nothing beside them."""
     embeddings = sum(count for part, count in record.params_by_part.items() if part in EMBEDDINGS)
-    return {
+    counts = {
         "params_without_embeddings": sum(record.params_by_part.values()) - embeddings,
         "params_active_without_embeddings": record.params_active - embeddings,
     }
+    return {name: count if count > 0 else None for name, count in counts.items()}

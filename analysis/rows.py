@@ -29,7 +29,7 @@ from analysis.step_rows import same_keys_columns
 from experiments.errors import RecordError
 from experiments.records.layout import RunDir
 from experiments.records.reading import read_content, read_valid
-from experiments.records.schema import EvalRow, RoutingRow, StepRow, checked_settings
+from experiments.records.schema import MAX_MEASURED, EvalRow, RoutingRow, StepRow, checked_settings
 
 RowKind = type[StepRow] | type[EvalRow] | type[RoutingRow]
 Columns = dict[str, Any]
@@ -232,6 +232,8 @@ def _require_nested(name: str, values: list[Any]) -> None:
                 checked_settings(value)
         elif type(value) is not list or not set(map(type, value)) <= {int, float}:
             raise TypeError(f"{name} is no list of numbers in some row")
+        elif any(abs(each) > MAX_MEASURED for each in value):  # NaN passes: it is named afterwards
+            raise ValueError(f"{name} holds a number out of range in some row")
 
 
 def _numbers(values: list[Any], name: str, is_required: bool) -> np.ndarray[tuple[int], np.dtype[Any]]:

@@ -73,7 +73,7 @@ def parse_json(content: bytes) -> Any:
     """
     value = from_json(content, allow_inf_nan=False)
     if _num_keys(value) != content.count(b'":'):  # equal when every key is unique, unless strings contain `":` too
-        json.loads(content, object_pairs_hook=_unique_keys)
+        json.loads(content, object_pairs_hook=unique_keys)
     return value
 
 
@@ -108,8 +108,11 @@ def _num_keys(value: Any, key: str = "it") -> int:
     return 0
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> None:
-    if len({key for key, _ in pairs}) < len(pairs):
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, for the parser of `json`; a `ValueError` where a key is there twice."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice!r} is there twice")
+    return value

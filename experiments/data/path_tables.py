@@ -31,6 +31,7 @@ CAPTION_COLUMNS = ("caption", "text", "txt", "captions", "prompt", "json.caption
 SAMPLED_LINES = 100
 """The number of readable rows whose keys count as the columns of a table."""
 NOT_TEXT = "Write it as UTF-8: JSON lines have one object a line, CSV has the columns in its first line."
+MORE_CELLS = "it has more cells than there are columns: quote a text that holds commas"
 TableRow = tuple[str, Mapping[str, Any] | str]
 """The label of a row in messages, and its values or, as a string, the reason why it could not be read."""
 
@@ -133,11 +134,21 @@ def _parsed(line: str) -> Mapping[str, Any] | str:
 
 
 def _csv_rows(text: str, name: str) -> Iterator[TableRow]:
-    """Yields the rows of CSV text. Raises `ValueError`, naming the line, where the csv module cannot read it."""
+    """Yields the rows of CSV text.
+
+    Raises `ValueError`, naming the line, where the csv module cannot read it, or where a column is there twice. A row
+    of more cells than columns holds a comma that is not quoted, so what stands before it is not the whole caption.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a caption that is too long is listed, not refused
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
     try:
+        columns = [column for column in reader.fieldnames or () if column]
+        twice = next((column for column in columns if columns.count(column) > 1), None)
+        if twice is not None:
+            raise ValueError(f"line 1 has the column {twice!r} twice")
         for row in reader:
-            yield f"{name} line {reader.line_num}", row
+            has_more = any(row.get("") or ()) and "" not in (reader.fieldnames or ())
+            yield f"{name} line {reader.line_num}", MORE_CELLS if has_more else row
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from experiments.inputs import unique_keys
+
 MAX_IMAGE_BYTES = 2**28
 MAX_CAPTION_BYTES = 2**20
 """The largest image file and the largest caption file (of JSON, which may describe much else) that are read."""
@@ -118,9 +120,9 @@ def find_json_key(contents: Iterable[bytes]) -> str:
 
 
 def parse_json(text: str) -> Mapping[str, Any]:
-    """Parses a JSON object. Raises `ValueError` for other text."""
+    """Parses a JSON object. Raises `ValueError` for other text, and for a key that is there twice."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error.msg}") from error
     if not isinstance(value, dict):

@@ -72,9 +72,18 @@ class TableRows:
 def open_parquet(
     source: str, files: Sequence[Path], image_column: str | None, caption_column: str | None
 ) -> tuple[TableRows, str, str]:
-    """Returns the rows of Parquet files, and the image and caption columns. Raises `ConfigError` for other files."""
+    """Returns the rows of Parquet files, and the image and caption columns. Raises `ConfigError` for other files.
+
+    Files without rows are passed over, since `datasets` cannot read them.
+    """
     datasets = _datasets()
     counts = [_num_rows(path) for path in files]
+    files, counts = (
+        [path for path, count in zip(files, counts, strict=True) if count],
+        [each for each in counts if each],
+    )
+    if not files:
+        raise ConfigError(f"SOURCE {source} has no rows.", "Name Parquet files that hold images.")
     dataset = _loaded(datasets, source, "parquet", data_files=[str(path) for path in files], split="train")
     starts = [0, *np.cumsum(counts).tolist()][:-1]
     return _table(datasets, dataset, source, image_column, caption_column, starts, [[path.parent] for path in files])

@@ -177,9 +177,9 @@ def find_runs(*roots: Path, skipped: Skipped | None = None) -> Iterator[RunDir]:
     """Yields every run folder at or below `roots` once, in the order of paths. It does not search inside runs.
 
     A folder with `run.json` or `status.json` in it is a run, whatever state these files are in: reading them says what
-    is wrong. What is not used is added to `skipped`, with the reason, while the runs are gone through: folders that
-    cannot be listed, links to folders elsewhere, links that lead nowhere, and folders that hold rows of a run and no
-    record of it.
+    is wrong. What is not used is added to `skipped`, with the reason, while the runs are gone through: runs in the
+    folder of another, folders that cannot be listed, links to folders elsewhere, links that lead nowhere, and folders
+    that hold rows of a run and no record of it.
     """
     left_out: Skipped = [] if skipped is None else skipped
     inside = [root.resolve() for root in roots]
@@ -210,11 +210,18 @@ def _runs_below(root: Path, inside: list[Path], skipped: Skipped) -> Iterator[Ru
         names = {entry.name for entry in entries}
         if not names.isdisjoint({run_dir.run_json.name, run_dir.status_json.name}):
             yield run_dir  # and not what is in it: checkpoints and samples can be thousands of files
+            skipped += _runs_inside(run_dir, entries)
         elif (reason := run_dir.missing_records()) is not None:
             skipped.append((str(folder), reason))
         else:
             skipped += [(entry.path, why) for entry in entries if (why := _unused_link(entry, inside)) is not None]
             waiting += [folder / entry.name for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
+
+
+def _runs_inside(run_dir: RunDir, entries: list[os.DirEntry[str]]) -> Iterator[tuple[str, str]]:
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False) and RunDir(Path(entry.path)).exists():
+            yield entry.path, f"it lies in the folder of the run {run_dir.path.name}: name it by itself"
 
 
 def _unused_link(entry: os.DirEntry[str], inside: list[Path]) -> str | None:

@@ -22,9 +22,16 @@ Precision = Literal["fp32", "bf16"]
 MAX_NUMBER = 1e12
 """The largest number of a setting that tables compute with."""
 
+MAX_MEASURED = 1e40
+"""The largest measured number. It is above every number of float32, which is what training computes in, and its square
+is far below what a float64 holds, so that spreads and fits of any rows can be computed."""
+
+Number = Annotated[float, Field(ge=-MAX_MEASURED, le=MAX_MEASURED)]
+OptionalNumber = Annotated[float | None, Field(ge=-MAX_MEASURED, le=MAX_MEASURED)]
 Whole = Annotated[int, Field(ge=-MAX_WHOLE, le=MAX_WHOLE)]
 Count = Annotated[int, Field(ge=0, le=MAX_WHOLE)]
-Amount = Annotated[float, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, le=MAX_WHOLE)]
+Amount = Annotated[float, Field(ge=0, le=MAX_MEASURED)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_NUMBER)]
 ProcessId = Annotated[int, Field(ge=1, lt=2**31)]
 NUMBERS_IN_SETTINGS = frozenset({
@@ -85,15 +92,15 @@ class RunRecord(Record):
     device: Words = Field(description="'cpu: ' and its name and cores, or the accelerator's name")
     num_threads: Count
     precision: Precision = Field(description="what train.precision became here")
-    world: Annotated[int, Field(ge=1, le=MAX_WHOLE)]
+    world: Positive
     matmul_flops_per_second: Amount | None = Field(
         None, description="of one process: its fastest large matmul in this precision, measured at the first start"
     )
-    params_total: Count
-    params_active: Count = Field(description="weights that one token passes through on average")
+    params_total: Positive
+    params_active: Positive = Field(description="weights that one token passes through on average")
     params_by_part: dict[str, Count]
-    flops_per_image: Count = Field(description="one forward pass over all tokens of one image")
-    train_flops_per_image: Count = Field(description="forward and backward over the tokens training keeps")
+    flops_per_image: Positive = Field(description="one forward pass over all tokens of one image")
+    train_flops_per_image: Positive = Field(description="forward and backward over the tokens training keeps")
 
     @property
     def on_accelerator(self) -> bool:
@@ -125,9 +132,9 @@ class StepRow(Record):
     images_seen: Count
     flops: Amount = Field(description="spent so far: images_seen x train_flops_per_image")
     seconds: Seconds = Field(description="spent training so far, over all resumptions, without evaluation")
-    loss: float = Field(description="velocity mean squared error, without auxiliary losses")
-    auxiliary_loss: float | None = Field(None, description="weighted balance losses, summed over the routed layers")
-    learning_rate: float
+    loss: Number = Field(description="velocity mean squared error, without auxiliary losses")
+    auxiliary_loss: OptionalNumber = Field(None, description="weighted balance losses, summed over the routed layers")
+    learning_rate: Number
     grad_norm: Amount
     images_per_second: Amount
 
@@ -138,11 +145,11 @@ class RoutingRow(Record):
     images_seen: Count
     layer: Count
     condition: Literal["mixed_t", "same_t"] = Field(description="how t is batched; sampling is same_t")
-    load: list[float] = Field(description="share of the token-to-expert assignments by expert; sums to 1")
-    entropy: float = Field(description="of a token's affinities over experts, mean, divided by log E: 0 to 1")
-    load_entropy: float = Field(description="of `load`, divided by log E: 1 is perfect balance")
-    dropped_share: float = Field(description="share of tokens that no expert processed")
-    experts_per_token: list[float] = Field(description="share of tokens processed by 0, 1, 2, ... experts")
+    load: list[Number] = Field(description="share of the token-to-expert assignments by expert; sums to 1")
+    entropy: Number = Field(description="of a token's affinities over experts, mean, divided by log E: 0 to 1")
+    load_entropy: Number = Field(description="of `load`, divided by log E: 1 is perfect balance")
+    dropped_share: Number = Field(description="share of tokens that no expert processed")
+    experts_per_token: list[Number] = Field(description="share of tokens processed by 0, 1, 2, ... experts")
 
 
 class EvalRow(Record):
@@ -155,10 +162,10 @@ class EvalRow(Record):
 
     images_seen: Count
     metric: str
-    value: float
-    interval_low: float | None = Field(None, description="lower end of the 95% interval of `value`, where it has one")
-    interval_high: float | None = None
-    num_samples: Count
+    value: Number
+    interval_low: OptionalNumber = Field(None, description="lower end of the 95% interval of `value`, where it has one")
+    interval_high: OptionalNumber = None
+    num_samples: Positive
     seed: Whole
     weights: Weights
     settings: MeasurementSettings = Field(default_factory=dict, description="what else the value depends on")
@@ -182,16 +189,16 @@ class RoutingMapRow(Record):
     )
     num_images: Count
     layer: Count
-    time: float | None = Field(None, description="t; None: over all times that were measured")
-    load: list[float] = Field(description="[E] share of the assignments by expert; sums to 1")
-    entropy: float = Field(description="of a token's affinities over experts, mean, divided by log E: 0 to 1")
-    dropped_share: float = Field(description="share of tokens that no expert processed")
-    experts_per_token: list[float] = Field(description="share of tokens processed by 0, 1, 2, ... experts")
-    object_experts: float | None = Field(None, description="mean experts per token on objects")
-    background_experts: float | None = Field(None, description="mean experts per token elsewhere")
-    divergence: float | None = Field(
+    time: OptionalNumber = Field(None, description="t; None: over all times that were measured")
+    load: list[Number] = Field(description="[E] share of the assignments by expert; sums to 1")
+    entropy: Number = Field(description="of a token's affinities over experts, mean, divided by log E: 0 to 1")
+    dropped_share: Number = Field(description="share of tokens that no expert processed")
+    experts_per_token: list[Number] = Field(description="share of tokens processed by 0, 1, 2, ... experts")
+    object_experts: OptionalNumber = Field(None, description="mean experts per token on objects")
+    background_experts: OptionalNumber = Field(None, description="mean experts per token elsewhere")
+    divergence: OptionalNumber = Field(
         None, description="1 - 2 |C and U| / (|C| + |U|) over (token, expert) pairs of both guidance branches"
     )
-    experts_by_position: list[float] | None = Field(None, description="[T] mean experts per token at each position")
-    load_by_position: list[list[float]] | None = Field(None, description="[E][T] share of position's assignments")
-    load_by_kind: dict[str, list[float]] | None = Field(None, description="caption kind -> [E] share of assignments")
+    experts_by_position: list[Number] | None = Field(None, description="[T] mean experts per token at each position")
+    load_by_position: list[list[Number]] | None = Field(None, description="[E][T] share of position's assignments")
+    load_by_kind: dict[str, list[Number]] | None = Field(None, description="caption kind -> [E] share of assignments")

@@ -127,6 +127,18 @@ def _change_field(random: Random, path: Path) -> None:
     path.write_text(text if whole else "\n".join([*lines[:at], text, *lines[at + 1 :], ""]))
 
 
+def _extreme_number(random: Random, path: Path) -> None:
+    """Give one number, or as many as the last row has, a value at the end of what a float64 or an int64 holds."""
+    lines = path.read_text().splitlines()
+    whole = path.suffix == ".json"
+    record = json.loads(path.read_text() if whole else lines[-1])
+    names = [name for name, value in record.items() if type(value) in (int, float)]
+    for name in random.choice(([random.choice(names)], names)):
+        record[name] = random.choice((1.7e308, -1.7e308, 1e41, 1e39, 1e-320, 0, 2**63 - 1, 2**53 + 1, 1))
+    text = json.dumps(record)
+    path.write_text(text if whole else "\n".join([*lines[:-1], text, ""]))
+
+
 def _flip_bytes(random: Random, path: Path) -> None:
     content = bytearray(path.read_bytes())
     for _ in range(random.randint(1, 20)):
@@ -182,6 +194,8 @@ DAMAGES: dict[str, Callable[[Random, Path], None]] = {
     "has a field of another type": _change_field,
     "has another field of another type": _change_field,
     "has a third field of another type": _change_field,
+    "has an extreme number": _extreme_number,
+    "has another extreme number": _extreme_number,
     "has flipped bytes": _flip_bytes,
     "is cut": _cut,
     "is nested deeply": _nest,

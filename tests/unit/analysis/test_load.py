@@ -169,3 +169,49 @@ def test_several_processes_read_the_same_frames_as_one(
         pd.testing.assert_frame_equal(
             mine.sort_values(by, ignore_index=True), theirs.sort_values(by, ignore_index=True)
         )
+
+
+def test_a_damaged_copy_does_not_take_the_place_of_a_whole_one(done: RunDir, write_run: WriteRun) -> None:
+    cut = write_run(done.path.parent / "a-cut", SHORT, loss, eval_images=[1600])
+    records = load_records([done.path.parent])
+    assert list(records.runs["run"]) == [str(done.path)]
+    assert [str(entry) for entry in records.left_out] == [f"{cut.path}: no validation loss at 3,200 images, its end"]
+
+
+def test_a_schema_version_that_never_was_is_damage_and_stops_nothing(done: RunDir, write_run: WriteRun) -> None:
+    other = write_run(done.path.parent / "other", SHORT | {"seed": 1}, loss)
+    other.run_json.write_text(json.dumps(json.loads(other.run_json.read_text()) | {"schema_version": 0}))
+    records = load_records([done.path.parent])
+    assert list(records.runs["run"]) == [str(done.path)]
+    assert [entry.run for entry in records.left_out] == [str(other.path)]
+
+
+@pytest.mark.parametrize("value", [1.7e308, -1.7e308, 1e41])
+def test_a_measured_number_whose_square_is_none_is_left_out(value: float, done: RunDir) -> None:
+    row = json.loads(done.evals.read_text().splitlines()[0])
+    step = json.loads(done.steps.read_text().splitlines()[0])
+    append(done.evals, json.dumps(row | {"metric": "frechet-shapes", "value": value}) + "\n")
+    append(done.evals, json.dumps(row | {"metric": "shapes-geneval", "interval_high": value}) + "\n")
+    append(done.steps, json.dumps(step | {"images_seen": 3360, "loss": value}) + "\n")
+    records = load_records([done.path])
+    assert set(records.evals["metric"]) == {"val_loss"}
+    assert len(records.steps) == 10
+    evals, steps = sorted(reasons(records), reverse=True)
+    assert steps.startswith("1 row of steps.jsonl damaged (line 11: loss: Input should be")
+    assert evals.startswith("2 rows of evals.jsonl damaged (line 3: value: Input should be")
+
+
+def test_a_value_of_no_samples_is_no_value(done: RunDir) -> None:
+    row = json.loads(done.evals.read_text().splitlines()[0])
+    append(done.evals, json.dumps(row | {"num_samples": 0}) + "\n")
+    assert "line 3: num_samples: Input should be greater than or equal to 1" in reasons(load_records([done.path]))[0]
+
+
+def test_a_run_in_the_folder_of_another_is_listed(done: RunDir, write_run: WriteRun) -> None:
+    inner = write_run(done.path / "inner", SHORT | {"seed": 1}, loss)
+    records = load_records([done.path.parent])
+    assert list(records.runs["run"]) == [str(done.path)]
+    assert [str(each) for each in records.left_out] == [
+        f"{inner.path}: it lies in the folder of the run done: name it by itself"
+    ]
+    assert list(load_records([inner.path]).runs["run"]) == [str(inner.path)]

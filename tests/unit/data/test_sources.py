@@ -513,3 +513,34 @@ def test_a_socket_is_no_image(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(source / "b.png"))
     assert list(rows_of(source)[1]) == ["b.png"]
+
+
+def test_a_row_of_csv_with_a_comma_that_is_not_quoted_is_listed_and_no_caption_is_cut(tmp_path: Path) -> None:
+    lines = b'file_name,caption\n0.png,"a cat, asleep"\n1.png,a cat, asleep\n2.png,a dog,\n3.png,%s\n' % (
+        b"y" * 200_000
+    )
+    source = write(tmp_path / "s", {f"{i}.png": PNG for i in range(4)} | {"metadata.csv": lines})
+    used, listed = rows_of(source)
+    assert used == {"0.png": "a cat, asleep", "2.png": "a dog"}
+    assert listed["metadata.csv line 3"] == "it has more cells than there are columns: quote a text that holds commas"
+    assert listed["3.png"] == "its caption is longer than 65,536 characters"
+
+
+def test_a_column_or_a_key_that_is_there_twice_is_not_taken(tmp_path: Path) -> None:
+    pictures = {"0.png": PNG, "1.png": PNG}
+    table = {"metadata.csv": b"file_name,caption,caption\n0.png,a cat,a dog\n"}
+    with pytest.raises(ConfigError, match=r"metadata\.csv cannot be read: line 1 has the column 'caption' twice\."):
+        open_rows(write(tmp_path / "csv", pictures | table))
+    lines = b'{"file_name": "0.png", "text": "a cat"}\n{"file_name": "1.png", "text": "a cat", "text": "a dog"}\n'
+    used, listed = rows_of(write(tmp_path / "json", pictures | {"metadata.jsonl": lines}))
+    assert used == {"0.png": "a cat"}
+    assert listed["metadata.jsonl line 2"] == "the key 'text' is there twice"
+
+
+def test_a_parquet_file_without_rows_costs_no_other(tmp_path: Path) -> None:
+    file = in_table(tmp_path / "s", {"0": b"a cat", "1": b"a dog"})
+    parquet.write_table(parquet.read_table(file).slice(0, 0), tmp_path / "s" / "a.parquet")
+    assert len(open_rows(tmp_path / "s")) == 2
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"has no rows\."):
+        open_rows(tmp_path / "s")
