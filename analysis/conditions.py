@@ -1,10 +1,10 @@
-"""Under which conditions a metric of sampled images was measured, and which rows may therefore stand in one figure.
+"""Choose the rows of a metric of sampled images that were measured under equal conditions and may share a figure.
 
 A value depends on the guidance scale and on its *conditions*: weights, number of images, seed of the noise, and every
 other setting of the sampler. A figure shows values of one set of conditions, under which every run that has the metric
-was measured: of several, EMA weights before raw ones, then most images, then the last written. Where there is none,
-the figure is refused and the difference named. `batch_images` is a condition among the runs that record it: those
-whose routing depends on the batch.
+was measured. Where several sets qualify, EMA weights are preferred to raw ones, then more points along the curve, then
+more images, then what was written last. Where none qualifies, the figure is refused and the difference is named.
+`batch_images` is a condition only among the runs that record it, which are those whose routing depends on the batch.
 
 The rows are made in `scores.py`, which also takes means over seeds.
 """
@@ -23,15 +23,15 @@ from analysis.load import MissingDataError
 from experiments.records.schema import FRECHET_FEATURES
 
 Along = Literal["images_seen", "guidance"]
-"""What a curve of a metric is drawn against."""
+"""The quantity on the horizontal axis of a curve of a metric."""
 
 FRECHET_DISTANCE = "frechet-shapes"
 BESIDE_CONDITIONS = ("guidance", "batch_images")
 SAMPLING = ("steps", "sampler", "shift", "guidance_start", "guidance_stop", "precision")
-"""Settings that two metrics of the same images share."""
+"""Settings of the sampler that two metrics must share to describe the same images."""
 
 USUAL = {"shift": 1.0, "guidance_start": 0.0, "guidance_stop": 1.0, "seed": 0}
-"""What the foot of a figure does not say."""
+"""Default values of conditions, which the foot of a figure does not mention."""
 
 
 WEIGHTS_TEXTS = {"ema": "EMA", "raw": "raw"}
@@ -39,7 +39,10 @@ MEASURE_ALIKE = "Evaluate all of them alike, or name only the folders that belon
 
 
 class Metric(NamedTuple):
-    """A metric of `evals`, the label of its axis, the factor from record to axis, whether dense runs have it."""
+    """A metric of `evals` and how it is drawn: `factor` converts the recorded value to the units of the axis.
+
+    `of_dense` is False for a metric that runs of dense models cannot have.
+    """
 
     name: str
     label: str
@@ -50,7 +53,7 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """Comparable rows of one metric, their conditions, and how many of the runs have none."""
+    """Comparable rows of one metric, the conditions they share, and `num_without`: how many runs lack the metric."""
 
     metric: Metric
     rows: pd.DataFrame
@@ -59,7 +62,7 @@ class Measured:
 
 
 def conditions_of(rows: pd.DataFrame) -> list[str]:
-    """By row its conditions without `BESIDE_CONDITIONS`, as a text that is equal where they are."""
+    """Returns the conditions of each row as JSON text, equal where they are; `BESIDE_CONDITIONS` are left out."""
     columns = ["weights", "num_samples", "noise_seed", "settings_key"]
     different = rows[columns].drop_duplicates().itertuples(index=False, name=None)
     texts = {key: _conditions_text(*key) for key in different}
@@ -67,9 +70,10 @@ def conditions_of(rows: pd.DataFrame) -> list[str]:
 
 
 def same_conditions(rows: pd.DataFrame, metric: Metric, num_runs: int, along: Along | None = None) -> Measured:
-    """Those of `rows` under one set of conditions that all runs in them share; `num_runs` were asked for.
+    """Returns the rows under the best set of conditions that all runs in `rows` share.
 
-    `along`: the more values of it the better. A `MissingDataError` where the runs share no conditions.
+    `num_runs` is the number of runs that could have the metric, from which those without it are counted. With `along`,
+    sets with more points along that axis are preferred. Raises `MissingDataError` where the runs share no conditions.
     """
     assert len(rows)
     measured = rows["run"].nunique()
@@ -85,7 +89,11 @@ def same_conditions(rows: pd.DataFrame, metric: Metric, num_runs: int, along: Al
 
 
 def at_one_guidance(measured: Measured) -> Measured:
-    """At one scale: of those that all runs share the one equal to their `eval.guidance`, else that of the best mean."""
+    """Returns the rows at one guidance scale, chosen among the scales at which all runs were measured.
+
+    The choice is the scale in the runs' own setting `eval.guidance`, where they agree on one that was measured, and
+    otherwise the scale with the best mean. Raises `MissingDataError` where the runs share no scale.
+    """
     rows, metric = measured.rows, measured.metric
     by_scale = rows.groupby("guidance")["run"].nunique()
     shared = by_scale.index[by_scale == rows["run"].nunique()].to_numpy(dtype=float)
@@ -103,7 +111,7 @@ def at_one_guidance(measured: Measured) -> Measured:
 
 
 def sampled_like(rows: pd.DataFrame, like: Measured, same_weights: bool = True) -> pd.DataFrame:
-    """Those of `rows` whose images were sampled as those of `like`, as far as both say how."""
+    """Returns the rows whose images were sampled like those of `like`, judged by the settings that both record."""
     names = (*SAMPLING, "weights") if same_weights else SAMPLING
     wanted = {name: like.conditions[name] for name in names if name in like.conditions}
     alike = {}
@@ -117,7 +125,7 @@ def sampled_like(rows: pd.DataFrame, like: Measured, same_weights: bool = True) 
 
 
 def foot(panels: Sequence[Measured]) -> list[str]:
-    """How the values came about, for the foot of a figure: one line for all metrics that were measured alike."""
+    """Returns the lines of a figure's foot on how its values were measured; metrics measured alike share a line."""
     names: dict[str, list[str]] = {}
     for measured in panels:
         names.setdefault(_how(measured), []).append(measured.metric.name)
@@ -126,7 +134,7 @@ def foot(panels: Sequence[Measured]) -> list[str]:
 
 
 def _too_few(measured: Measured) -> str | None:
-    """A word about a Frechet distance of too few images; None where there is nothing to say."""
+    """Returns a warning about a Frechet distance over too few images, or None where there are enough."""
     num_samples = measured.conditions["num_samples"]
     if measured.metric.name != FRECHET_DISTANCE or num_samples > FRECHET_FEATURES:
         return None
@@ -156,7 +164,10 @@ def _conditions_text(weights: str, num_samples: int, noise_seed: int, settings_k
 
 
 def _candidates(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The rows of each set of conditions; with `batch_images`, once for each."""
+    """Yields the rows of each set of conditions, once for each batch size where runs record one.
+
+    Rows without a batch size belong to every one of these, because their values do not depend on it.
+    """
     for _, group in rows.groupby("conditions", sort=False):
         batches = group["batch_images"]
         for batch in batches.dropna().unique():
@@ -172,7 +183,7 @@ def _preference(candidate: pd.DataFrame, along: Along | None) -> tuple[bool, int
 
 
 def _difference(rows: pd.DataFrame, metric: Metric) -> str:
-    """The first condition in which the last rows of two runs differ."""
+    """Returns a sentence that names the first condition in which the last rows of two runs differ."""
     last = rows.drop_duplicates("run", keep="last").reset_index(drop=True)
     given = pd.DataFrame([json.loads(text) for text in last["conditions"]], dtype=object)
     differences = [first_difference(f"{name} of {metric.name}", given[name], last["run"]) for name in given]

@@ -1,16 +1,17 @@
-"""Compute multipliers: how many times less of the horizontal axis one routing needs for the loss of another.
+"""Compute multipliers: by which factor one routing needs less compute, data or time to the loss of another.
 
-Two validation curves of one setting, against training FLOPs (of activated weights), images and seconds. Over the range
-of losses that both reach, the horizontal distance between them, in logarithms, is averaged evenly over the losses; its
-exponential is the multiplier. Above 1 the arm needs less than the reference; exchanging the two gives the inverse.
-`at_lowest` is the distance at the lowest loss both reach, where the curves are flat and compute is dear.
+The validation curves of two arms of one setting are compared against training FLOPs (of activated weights), images and
+seconds. Over the range of losses that both reach, the horizontal distance between the curves, in logarithms, is
+averaged uniformly over the losses; its exponential is the multiplier. Above 1 the arm needs less than the reference;
+exchanging the two gives the inverse. `at_lowest` is the distance at the lowest loss that both reach, where the curves
+are flat and a small gain in loss costs much compute.
 
-"Reaches" means reaches and stays, as in `curves.py`: the last time a curve comes down through a loss, after its noise
-was taken off, without which the noisier of two curves would come later than it does. Between evaluations a curve is
-straight in the logarithm of the axis. Pairs are of the same seed;
-intervals are Student's t over their logarithms. Seconds of different machines are refused. Along a schedule that decays
-the learning rate, a point on the way of one run is compared with the end of another, which has decayed: a multiplier
-then errs towards 1.
+A curve reaches a loss when it falls below it for the last time, as in `curves.py`. Curves are denoised first, because
+noise delays the last crossing and so would put the noisier curve at a disadvantage. Between evaluations a curve is
+interpolated linearly in the logarithm of the axis. Runs are paired by seed, and intervals are Student's t over the
+logarithms of the pairs. Seconds that were measured on different machines are refused. With a schedule that decays the
+learning rate, an intermediate point of one run is compared with the decayed end of another, which biases a multiplier
+towards 1.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from analysis.intervals import Interval, interval_of_mean
 from analysis.load import MissingDataError, Records
 
 NUM_LOSSES = 200
-"""Losses at which the distance is read; the curves are straight between evaluations."""
+"""How many losses the distance between two curves is evaluated at, for the mean over the losses."""
 
 Floats = NDArray[np.float64]
 
 
 class Curve(NamedTuple):
-    """A validation curve of one run, in the order of training; `x` is positive."""
+    """The validation curve of one run in the order of training; `x` (FLOPs, images or seconds) is positive."""
 
     x: Sequence[float]
     loss: Sequence[float]
 
 
 class Shift(NamedTuple):
-    """Logarithms of how many times less: mean over the losses between `loss_low` and `loss_high`, and at the lowest."""
+    """The log multiplier of two runs: its mean over losses from `loss_low` to `loss_high`, and at the lowest."""
 
     mean: float
     at_lowest: float
@@ -54,7 +55,10 @@ class Shift(NamedTuple):
 
 @dataclass(frozen=True)
 class Multiplier:
-    """How many times less of `axis` (one of `AXES`) `arm` needs than `reference`; `refusal` says why there is none."""
+    """The factor by which `arm` needs less of `axis` (one of `AXES`) than `reference`, with its interval over seeds.
+
+    `refusal` says why there is none; the factors and the range of losses are then None.
+    """
 
     setting: str
     arm: str
@@ -68,7 +72,10 @@ class Multiplier:
 
 
 def multipliers(records: Records, table: pd.DataFrame) -> list[Multiplier]:
-    """Every pair of arms that `claims.py` compares, on each of `AXES`. A `MissingDataError` where there is no pair."""
+    """Returns the multipliers of every pair of arms that `claims.py` compares, on each of `AXES`.
+
+    Raises `MissingDataError` where no setting has two arms to compare.
+    """
     curves = validation_curves(records, table)
     found = []
     for setting, runs in table.groupby("setting", sort=False):
@@ -89,7 +96,7 @@ def multipliers(records: Records, table: pd.DataFrame) -> list[Multiplier]:
 
 
 def shift(ours: Curve, theirs: Curve) -> Shift | None:
-    """The distance between two curves over the losses that both reach; None where they reach none in common."""
+    """Returns the log distance between two curves over the losses that both reach, or None where there are none."""
     ours, theirs = (Curve(curve.x, denoised(*curve).tolist()) for curve in (ours, theirs))
     high, low = min(max(ours.loss), max(theirs.loss)), max(ours.loss[-1], theirs.loss[-1])
     if low >= high:
@@ -101,7 +108,7 @@ def shift(ours: Curve, theirs: Curve) -> Shift | None:
 
 
 def multiplier_rows(found: Sequence[Multiplier]) -> pd.DataFrame:
-    """One row each: `factor`, `at_lowest` with `_low` and `_high`, the losses, `num_seeds` and `refusal`."""
+    """Returns one row for each: `factor` and `at_lowest` with `_low` and `_high`, losses, `num_seeds`, `refusal`."""
     return pd.DataFrame([dict(_row(each)) for each in found])
 
 
@@ -119,7 +126,7 @@ def _multiplier(setting: str, arm: str, reference: str, axis: str, curves: pd.Da
 
 
 def _machines_differ(runs: pd.DataFrame, arm: str, reference: str) -> str | None:
-    """Why the seconds of two arms are not compared, if they were measured on different machines."""
+    """Returns why the seconds of two arms are not comparable, or None if they were measured on equal machines."""
     ours = runs[runs["arm"].isin([arm, reference])]
     found = (first_difference(name, ours[name], ours["run"]) for name in MEASURED_ON)
     difference = next(filter(None, found), None)
@@ -127,7 +134,7 @@ def _machines_differ(runs: pd.DataFrame, arm: str, reference: str) -> str | None
 
 
 def geometric_mean(logs: Sequence[float]) -> Interval:
-    """The geometric mean of numbers given by their logarithms, and its interval."""
+    """Returns the geometric mean, and its interval, of numbers that are given by their logarithms."""
     at = interval_of_mean(logs)
     low, high = (None if end is None else math.exp(end) for end in (at.low, at.high))
     return Interval(math.exp(at.mean), low, high, at.num_values, "paired")
@@ -147,7 +154,7 @@ def _by_seed(curves: pd.DataFrame, arm: str, axis: str) -> dict[int, Curve]:
 
 
 def _log_x_at(losses: Floats, curve: Curve) -> Floats:
-    """Logarithm of where a curve comes down to each loss for the last time, `curves.reach` for many losses at once."""
+    """Returns the log of `x` where the curve falls to each loss for the last time (`curves.reach`, vectorised)."""
     log_x, loss = np.log(np.asarray(curve.x, dtype=float)), np.asarray(curve.loss, dtype=float)
     above = loss > losses[:, np.newaxis]
     found = np.full(len(losses), log_x[0])

@@ -1,10 +1,10 @@
-"""The JSONL files of many runs as one frame, fast, with what could not be used counted.
+"""Read the JSONL files of many runs into one frame, fast, and report the rows that could not be used.
 
-A file of numbers is taken by `step_rows.py`; another is parsed as one JSON array of which the columns are taken. Both
-ways hold what they took against the types and limits of the schema, column by column. Whatever does not pass (a cut
-line, a text where a number belongs, a key that is there twice) goes line by line through the schema, which says of each
-line what is wrong. A row that was written again after a resumption replaces the earlier one. Which files there are is
-known by `RunDir`; what is done with the frames by others.
+There are two fast ways: `step_rows.py` reads a file of numbers only, and any other file is parsed as one JSON array.
+Both check the columns they read against the types and limits of the schema. A file that does not pass (a truncated
+line, a text in place of a number, a duplicate key) is read again line by line through the schema, which says what is
+wrong with each line. A row that was written again after a run resumed replaces the earlier one. `RunDir` knows which
+files there are.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from experiments.records.schema import MAX_MEASURED, EvalRow, RoutingRow, StepRo
 RowKind = type[StepRow] | type[EvalRow] | type[RoutingRow]
 Columns = dict[str, Any]
 
-# What identifies a row in its run.
+# The columns that identify a row within its run: of rows that agree in all of them, only the last counts.
 IDENTITY = {
     EvalRow: ["images_seen", "metric", "weights", "num_samples", "seed", "settings_key"],
     RoutingRow: ["images_seen", "layer", "condition"],
@@ -43,13 +43,13 @@ TEXT = {"metric", "weights", "condition"}
 NESTED = {"settings", "load", "experts_per_token"}
 WHOLE = {"images_seen", "layer", "num_samples", "seed"}
 LARGEST_EXACT = 2**53
-"""Up to here every whole number is a float64 too."""
+"""Every whole number up to here is exact in float64; a larger one is left to the reader that goes line by line."""
 MOST_NAMED = 3
-"""Lines that are named one by one; the others are counted."""
+"""How many damaged lines a message names; the others are only counted."""
 
 
 class Limits(NamedTuple):
-    """What the schema allows in a column of numbers."""
+    """The range that the schema allows in a column of numbers, and whether every row must have a number."""
 
     lowest: float
     highest: float
@@ -57,7 +57,7 @@ class Limits(NamedTuple):
 
 
 def _limits(kind: RowKind) -> dict[str, Limits]:
-    """By column of numbers."""
+    """Returns the limits of each column of numbers, read from the constraints of the schema's fields."""
     found = {}
     for name, field in kind.model_fields.items():
         if name not in TEXT | NESTED:
@@ -73,28 +73,29 @@ WORDS: dict[RowKind, dict[str, set[str]]] = {
     kind: {name: set(get_args(field.annotation)) for name, field in kind.model_fields.items() if name in TEXT}
     for kind in (EvalRow, RoutingRow)
 }
-"""The texts that a column allows; none: any."""
+"""The texts that the schema allows in each column of texts; an empty set allows any text."""
 
 
 @dataclass(frozen=True)
 class RowTable:
-    """One frame with a `run` column, categorical, and (run, reason) for what is not in it."""
+    """One frame with a categorical column `run`, and a (run, reason) for each group of rows that is not in it."""
 
     frame: pd.DataFrame
     left_out: list[tuple[str, str]]
 
     @staticmethod
     def concat(tables: Sequence[RowTable]) -> RowTable:
-        """All tables as one, with `run` as text: only here, because texts are slow to send between processes."""
+        """Joins the tables and converts `run` to text only here, because texts are slow to send to a process."""
         frames = [table.frame.assign(run=table.frame["run"].astype("str")) for table in tables]
         left_out = [entry for table in tables for entry in table.left_out]
         return RowTable(pd.concat(frames, ignore_index=True), left_out)
 
 
 def read_steps(files: list[tuple[RunDir, Path]], num_threads: int) -> RowTable:
-    """The rows of `files` of `StepRow`, in the order of the files and of `images_seen`.
+    """Reads files of `StepRow`; the rows are in the order of the files, and in a file in that of `images_seen`.
 
-    In threads: Arrow reads numbers without Python's lock, and millions of rows are slow to send between processes.
+    It uses threads and not processes, because Arrow converts numbers without holding Python's interpreter lock, and
+    because millions of rows are slow to send between processes.
     """
     with ThreadPoolExecutor(num_threads) as pool:
         parts = list(pool.map(partial(_read_file, kind=StepRow), files))
@@ -102,13 +103,13 @@ def read_steps(files: list[tuple[RunDir, Path]], num_threads: int) -> RowTable:
 
 
 def read_table(files: list[tuple[RunDir, Path]], kind: RowKind) -> RowTable:
-    """The rows of `files` (each with its run), in the order of the files."""
+    """Reads `files`, each given with its run; the rows are in the order of the files, the last of equal ones kept."""
     table = _as_table(files, [_read_file(file, kind) for file in files], kind)
     return RowTable(_last_written(table.frame, kind), table.left_out)
 
 
 def _read_file(file: tuple[RunDir, Path], kind: RowKind) -> tuple[Columns, list[str]]:
-    """The columns of one file, and what is not in them."""
+    """Returns the columns of one file, and a reason for each group of its rows that is left out."""
     _, path = file
     try:
         columns, lines, damaged = _read_columns(path, kind)
@@ -124,12 +125,12 @@ def _read_file(file: tuple[RunDir, Path], kind: RowKind) -> tuple[Columns, list[
 
 
 def said_damaged(path: Path, lines: Sequence[tuple[int, str]]) -> str:
-    """`2 rows of evals.jsonl damaged (line 3: ...; line 7: ...)`."""
+    """Returns the message on damaged lines, as in `2 rows of evals.jsonl damaged (line 3: ...; line 7: ...)`."""
     return _said(path, "damaged", [f"line {number}: {reason}" for number, reason in lines])
 
 
 def _said(path: Path, what: str, places: list[str]) -> str:
-    """`2 rows of evals.jsonl damaged (line 3: ...; line 7: ...)`."""
+    """Returns the message that counts the unusable rows and names the first `MOST_NAMED` places."""
     rest = f"; and {len(places) - MOST_NAMED:,} more" if len(places) > MOST_NAMED else ""
     rows = "1 row" if len(places) == 1 else f"{len(places)} rows"
     return f"{rows} of {path.name} {what} ({'; '.join(places[:MOST_NAMED])}{rest})"
@@ -149,7 +150,7 @@ def _as_table(files: list[tuple[RunDir, Path]], parts: list[tuple[Columns, list[
 
 
 def _in_order(columns: Columns) -> Columns:
-    """Rows in the order of `images_seen`; of those at the same number the last, which a resumption wrote."""
+    """Sorts the rows by `images_seen` and keeps the last of equal ones, which was written when the run resumed."""
     images = columns["images_seen"]
     if (images[1:] > images[:-1]).all():
         return columns
@@ -159,9 +160,10 @@ def _in_order(columns: Columns) -> Columns:
 
 
 def _read_columns(path: Path, kind: RowKind) -> tuple[Columns, list[int], list[tuple[int, str]]]:
-    """The columns of one file, the line of each row (none: they count up from 1), and the damaged lines.
+    """Returns the columns of one file, the line number of each row, and the damaged lines.
 
-    Raises `RecordError` where something else is in the place of the file.
+    The line numbers are empty where row i is on line i + 1, which holds for a file that was read the fast way. Raises
+    `RecordError` where the path is not a readable file.
     """
     columns = _fast_columns(read_content(path), kind)
     if columns is not None:
@@ -171,7 +173,7 @@ def _read_columns(path: Path, kind: RowKind) -> tuple[Columns, list[int], list[t
 
 
 def _fast_columns(content: bytes, kind: RowKind) -> Columns | None:
-    """The columns of a file all of whose lines are rows of `kind`; None for every other file."""
+    """Returns the columns of a file in which every line is a valid row of `kind`, or None for any other file."""
     numbers = same_keys_columns(content) if kind is StepRow else None
     if numbers is not None:
         required = {name for name, limits in LIMITS[kind].items() if limits.is_required}
@@ -191,18 +193,19 @@ def _fast_columns(content: bytes, kind: RowKind) -> Columns | None:
 
 
 def _have_one_of_each_key(rows: list[dict[str, Any]], content: bytes, kind: RowKind) -> bool:
-    """Whether every row has keys of the schema only, and none twice: the parser takes the last in silence.
+    """Returns whether every row has only keys of the schema, and none twice; the parser silently keeps the last.
 
-    Each key stands before `":`. A file that is written otherwise (with blanks) is read line by line.
+    Duplicates show as fewer parsed keys than there are `":` in the text, which follows every key. A file in another
+    layout (with blanks before the colon, say) fails this test too, and is then read line by line.
     """
     num_keys = sum(map(len, rows)) + sum(len(row.get("settings") or ()) for row in rows)
     return num_keys == content.count(b'":') and set().union(*rows) <= kind.model_fields.keys()
 
 
 def _columns(rows: list[dict[str, Any]], kind: RowKind) -> Columns:
-    """Arrays by field: numbers as numbers, objects for texts and lists; a missing number is NaN.
+    """Returns an array for each field: numeric for numbers, of objects for texts and lists; a missing number is NaN.
 
-    Raises `ValueError` or `TypeError` where a value is of another type than the schema says.
+    Raises `ValueError` or `TypeError` where a value has another type than in the schema.
     """
     columns: Columns = {}
     for name in kind.model_fields:
@@ -225,7 +228,7 @@ def _require_words(name: str, values: list[Any], allowed: set[str]) -> None:
 
 
 def _require_nested(name: str, values: list[Any]) -> None:
-    """Settings that tables can hold, or lists of numbers."""
+    """Raises `ValueError` or `TypeError` unless every value is valid settings (or None), or else a list of numbers."""
     for value in values:
         if name == "settings":
             if value is not None:
@@ -248,7 +251,7 @@ def _numbers(values: list[Any], name: str, is_required: bool) -> np.ndarray[tupl
 
 
 def _are_within_limits(columns: Columns, kind: RowKind) -> bool:
-    """Whether every number is one that the schema allows. NaN and infinity pass here: they are named afterwards."""
+    """Returns whether every finite number is allowed by the schema; `_is_finite` finds NaN and infinity afterwards."""
     for name, (lowest, highest, _) in LIMITS[kind].items():
         values = columns[name]
         if len(values) == 0:
@@ -263,10 +266,10 @@ def _are_within_limits(columns: Columns, kind: RowKind) -> bool:
 
 
 def _is_finite(columns: Columns, kind: RowKind) -> NDArray[np.bool_]:
-    """By row: whether all required numbers are there, and none is infinite."""
+    """Returns for each row whether all its required numbers are finite and none of its optional ones is infinite."""
     required = [columns[name] for name, limits in LIMITS[kind].items() if limits.is_required]
     optional = [columns[name] for name, limits in LIMITS[kind].items() if not limits.is_required]
-    with np.errstate(all="ignore"):  # a sum is finite only where all numbers are: faster than to look at each
+    with np.errstate(all="ignore"):  # A finite sum proves that all numbers are finite, which is faster.
         is_simple = all(math.isfinite(values.sum()) for values in required)
     found = [] if is_simple else [np.isfinite(values) for values in required]
     found += [~np.isinf(values) for values in optional]
@@ -275,7 +278,7 @@ def _is_finite(columns: Columns, kind: RowKind) -> NDArray[np.bool_]:
 
 
 def _last_written(frame: pd.DataFrame, kind: RowKind) -> pd.DataFrame:
-    """Of the rows with one identity the last, which a resumption wrote."""
+    """Keeps the last of the rows that agree in `IDENTITY`, which was written when the run resumed."""
     if kind is EvalRow:
         frame["settings_key"] = [json.dumps(given, sort_keys=True) if given else "{}" for given in frame["settings"]]
     return frame.drop_duplicates(["run", *IDENTITY[kind]], keep="last", ignore_index=True)

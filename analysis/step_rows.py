@@ -1,11 +1,12 @@
-"""One `steps.jsonl` as columns, several times faster than as JSON: its lines all have the same keys and only numbers.
+"""A fast reader of `steps.jsonl`, several times faster than a JSON parser.
 
-Every colon ends a key and every comma and closing brace ends a number, so that two neighbouring positions of these
-enclose a number or what stands between two numbers: `,"loss":`, or `}`, the end of the line and `{"images_seen":`.
-Arrow takes the bytes and the positions as an array of texts, without a copy and without Python's lock. Once with the
-numbers alone: they are converted, exactly. Once with what stands between: it must be, to the byte, what these keys and
-this number of rows make. A file that is anything else (a cut line, a null, a text, keys that change, blanks) is left to
-`rows.py`, which reads it line by line.
+It relies on all lines having the same keys and only numbers as values. Then every colon ends a key, and every comma or
+closing brace ends a number. Cutting the file at these positions gives texts that alternate between separators
+(`,"loss":`, or `}`, a newline and `{"images_seen":`) and numbers. Arrow takes the bytes and the positions as an array
+of strings, without copying them and without holding Python's interpreter lock. The array is built twice. With the
+separators masked as null, Arrow casts the numbers to float64, exactly. With the numbers masked, the separators must
+equal, to the byte, those which these keys and this number of rows give. Any other file (a truncated line, a null, a
+text, changing keys, blanks) is left to `rows.py`, which reads it with the general parser.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ Positions = NDArray[np.int64]
 
 COLON, COMMA, BRACE = b":,}"
 BETWEEN, NUMBERS = 0b01010101, 0b10101010
-"""Which texts are there, as Arrow's bits, the lowest first: what stands between numbers is the first, third, ..."""
+"""Arrow validity bitmaps, lowest bit first: `BETWEEN` keeps the separators (1st, 3rd, ...), `NUMBERS` the numbers."""
 
 
 def same_keys_columns(content: bytes) -> Numbers | None:
-    """The numbers by key, of all lines of `content`; None where they are not all numbers under the same keys."""
+    """Returns the values of each key over all lines, or None where the lines are not all numbers under equal keys."""
     try:
         keys = tuple(from_json(content.partition(b"\n")[0]))
         bounds = _bounds(content)
@@ -43,7 +44,10 @@ def same_keys_columns(content: bytes) -> Numbers | None:
 
 
 def _bounds(content: bytes) -> Positions:
-    """Where the texts begin, and where the last ends: after a colon, and at a comma or closing brace."""
+    """Returns the offsets at which the texts begin, and where the last ends.
+
+    A number begins after a colon, and a separator begins at a comma or a closing brace.
+    """
     byte = np.frombuffer(content, dtype=np.uint8)
     marks = np.flatnonzero((byte == COLON) | (byte == COMMA) | (byte == BRACE))
     bounds = np.zeros(len(marks) + 1, dtype=np.int64)
@@ -53,7 +57,7 @@ def _bounds(content: bytes) -> Positions:
 
 
 def _texts(content: bytes, bounds: Positions, which: int) -> pa.LargeStringArray:
-    """The texts of `content` between `bounds`, with every second missing."""
+    """Returns the texts of `content` between `bounds`; the bitmap `which` masks every second one as null."""
     num_texts = len(bounds) - 1
     there = pa.py_buffer(bytes([which]) * (num_texts // 8 + 1))
     return pa.Array.from_buffers(pa.large_string(), num_texts, [there, pa.py_buffer(bounds), pa.py_buffer(content)])
@@ -61,7 +65,7 @@ def _texts(content: bytes, bounds: Positions, which: int) -> pa.LargeStringArray
 
 @lru_cache(maxsize=64)
 def _between(keys: tuple[str, ...], num_rows: int) -> pa.LargeStringArray:
-    """What stands between the numbers of `num_rows` lines, with the numbers missing."""
+    """Returns the expected separators of `num_rows` lines with these keys, with nulls in place of the numbers."""
     later = [text for key in keys[1:] for text in (f',"{key}":', None)]
     first = f'{{"{keys[0]}":'
     first_line, other_line = [first, None, *later], ["}\n" + first, None, *later]

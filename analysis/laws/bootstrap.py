@@ -1,16 +1,16 @@
-"""Intervals of a fit by reweighting configurations, with every resample fitted again from the point fit.
+"""Bootstrap intervals of a fit: configurations are reweighted, and each resample is refitted from the point fit.
 
-A configuration counts with all its seeds. What a law misses of a configuration it misses in every seed of it: seeds are
-no independent witnesses of the law, and intervals that resample runs are too narrow, the more so the more seeds there
-are. There is one way to draw, so that no interval can be made the other way.
+The unit of resampling is a configuration with all its seeds. The misfit of a law at a configuration is common to all of
+its seeds, so seeds are not independent observations of the law; intervals that resample single runs are too narrow, the
+more so the more seeds there are. Resampling single runs is therefore not offered.
 
 The weights of configurations are drawn from an exponential distribution (the Bayesian bootstrap of Rubin 1981), which
-gives the intervals of drawing configurations with replacement, but leaves none out: studies of laws are designs of
-few configurations, of which half of all draws with replacement would no longer identify the law.
+gives about the intervals of drawing configurations with replacement, but leaves no configuration out. This matters
+because studies of scaling laws have few configurations, and many draws with replacement no longer identify the law.
 
-A resample whose search does not settle gives no law: it is counted and said, and above half of them no interval is
-given.
-Shapes: R resamples that gave a law, n runs, P coordinates.
+A resample whose search does not converge gives no law. Such resamples are counted and reported, and where they are
+more than half, no interval is given.
+Shapes: R resamples that gave a law, n runs, P coordinates of the search.
 """
 
 from __future__ import annotations
@@ -33,20 +33,23 @@ MAX_FAILED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value of the point fit and its percentile interval."""
+    """A value of the point fit and its bootstrap percentile interval."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        """As `0.347 (0.321 to 0.379)`."""
+        """Formats the value and its interval, as in `0.347 (0.321 to 0.379)`."""
         return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
 
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """`thetas_RP`: the laws of the resamples. `failures`: why there was none, with how often."""
+    """The point fit and its resamples: `thetas_RP` are their laws in the coordinates of the search.
+
+    `failures` maps each reason why a resample gave no law to the number of such resamples.
+    """
 
     fit: Fit
     thetas_RP: Values
@@ -59,31 +62,32 @@ class Bootstrap:
 
     @property
     def laws(self) -> list[dict[str, float]]:
-        """[R] the parameters of each resample."""
+        """Returns the parameters of each of the R resamples."""
         model = LogModel(self.fit.form, self.fit.observations.values)
         return [model.unpack(theta_P) for theta_P in self.thetas_RP]
 
     @property
     def parameters(self) -> dict[str, Estimate]:
-        """Each parameter with its interval."""
+        """Returns each parameter of the point fit with its interval."""
         laws = self.laws
         return {name: estimate(value, [law[name] for law in laws]) for name, value in self.fit.parameters.items()}
 
     def predictions(self, values: Mapping[str, ArrayLike]) -> Values:
-        """[R, m] the loss by every resample at the m points of `values`."""
+        """Returns the loss [R, m] that each resample predicts at the m points of `values`."""
         return np.stack([np.atleast_1d(self.fit.form.loss(values, law)) for law in self.laws])
 
     def predict(self, values: Mapping[str, ArrayLike]) -> list[Estimate]:
-        """[m] the loss of the law at `values` with its interval.
+        """Returns the loss of the law at each of the m points of `values`, with its interval.
 
-        The interval is of the law alone: what a new configuration is off it is in `predict.py`.
+        The interval is that of the law (a confidence interval). A new configuration scatters around the law, and
+        `predict.py` has the wider prediction interval for it.
         """
         point_m = np.atleast_1d(self.fit.predict(values))
         by_resample_Rm = self.predictions(values)
         return [estimate(float(point), by_resample_Rm[:, i]) for i, point in enumerate(point_m)]
 
     def __str__(self) -> str:
-        """How many resamples there were, and how many gave no law for which reason."""
+        """Says how many resamples there were, and how many of them gave no law for which reason."""
         num = len(self.thetas_RP) + self.num_failed
         if not self.failures:
             return f"{num:,} resamples over configurations"
@@ -92,16 +96,16 @@ class Bootstrap:
 
 
 def estimate(value: float, resampled: Sequence[float] | Values) -> Estimate:
-    """The percentile interval of `resampled` around `value`."""
+    """Returns `value` with the percentile interval of `resampled`."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(resampled, [tail, 100 - tail])
     return Estimate(value, float(low), float(high))
 
 
 def bootstrap(fit: Fit, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Bootstrap:
-    """`num_resamples` laws, the same for the same `seed`.
+    """Refits the law of `fit` to `num_resamples` reweightings of its runs; deterministic for a given `seed`.
 
-    A `FitError` when more than half of the resamples give no law.
+    Raises `FitError` when more than half of the resamples give no law.
     """
     observations, model = fit.observations, LogModel(fit.form, fit.observations.values)
     log_loss_n = np.log(observations.loss)
@@ -123,6 +127,9 @@ def bootstrap(fit: Fit, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Bo
 
 
 def draw(configuration_n: NDArray[np.intp], random: np.random.Generator) -> Values:
-    """[n] the weight of each run in one resample, 1 on average, which is the same for all runs of one configuration."""
+    """Draws the weights [n] of the runs in one resample, which are equal within a configuration.
+
+    The mean over configurations is 1.
+    """
     weights = random.exponential(size=int(configuration_n.max()) + 1)
     return np.asarray((weights / weights.mean())[configuration_n])

@@ -1,9 +1,9 @@
-"""Which runs one law is fitted to: families that hold everything equal that a law has no variable for.
+"""Divide runs into the families to which one law is fitted: only what the law has a variable for differs in a family.
 
-Laws in compute, or in parameters and images, are of one arm; laws with the number of experts are of one router, all its
-numbers of experts and dense of the same depth as one expert, and the routed one, which has no variable for images, of
-one length of training besides. Runs that differ in anything else that acts on losses, as the learning rate, are
-different families.
+A law in compute, or in parameters and images, is fitted to the runs of one arm. A law in the number of experts is
+fitted to the runs of one router with all its numbers of experts, and to dense models of the same depth, which count as
+one expert. The routed law has no variable for images, so its families have one length of training each. Runs that
+differ in anything else that acts on the loss, such as the learning rate, belong to different families.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import pandas as pd
 from analysis.arms import ROUTER_LABELS, group_text
 
 SIZES = ("model.", "train.images")
-"""Beginnings of the parts of a setting that are no condition but a variable of the laws."""
+"""Prefixes of those parts of a setting that are variables of the laws and do not separate families."""
 
 Families = Iterator[tuple[str, pd.DataFrame]]
-"""(name, its rows of a run table)"""
+"""Pairs of the name of a family and its rows of the run table."""
 
 
 def arm_families(rows: pd.DataFrame) -> Families:
-    """The runs of one arm under equal conditions, of all sizes and lengths of training."""
+    """Yields the runs of each arm under equal conditions, with all sizes and lengths of training."""
     for condition, runs in condition_families(rows):
         for arm, of_arm in runs.groupby("arm", sort=False):
             yield f"{arm}{condition}", of_arm
 
 
 def router_families(rows: pd.DataFrame) -> Families:
-    """The runs of one router with all its numbers of experts, beside those of dense of the same depth."""
+    """Yields the runs of each router with all its numbers of experts, together with dense runs of the same depth."""
     for condition, runs in condition_families(rows):
         dense = runs[runs["arm_kind"] == "dense_same_depth"]
         routed = runs[runs["arm_kind"] == "sparse"]
@@ -45,28 +45,29 @@ def router_families(rows: pd.DataFrame) -> Families:
 
 
 def length_families(rows: pd.DataFrame) -> Families:
-    """`router_families` of one length of training each."""
+    """Yields the `router_families` separately for each length of training."""
     for images, runs in rows.groupby("images_seen"):
         for family, of_family in router_families(runs):
             yield f"{family}, {images:,} images", of_family
 
 
 def condition_families(rows: pd.DataFrame) -> Families:
-    """The runs that differ in sizes, lengths of training, routing and seeds alone; named `, optim.learning_rate=0.001`.
+    """Yields groups of runs that differ only in size, length of training, routing and seed.
 
-    The name is empty where all runs are alike.
+    Each comes with the text of its other settings, as in `, optim.learning_rate=0.001`, to be appended to
+    the name of an arm and is empty for runs whose settings name nothing else.
     """
     conditions = pd.Series([_condition(setting) for setting in rows["setting"]], index=rows.index)
     yield from ((str(condition), runs) for condition, runs in rows.groupby(conditions, sort=False))
 
 
 def _condition(setting: str) -> str:
-    """What a setting says beside sizes and lengths of training, as `, optim.learning_rate=0.001`."""
+    """Returns the parts of a setting other than size and length of training, as in `, optim.learning_rate=0.001`."""
     parts = [part for part in setting.split(", ")[1:] if not part.startswith(SIZES) and not part.endswith(" images")]
     return "".join(f", {part}" for part in parts)
 
 
 def _routing_keys(runs: pd.DataFrame) -> pd.Series[str]:
-    """Equal where runs of one router differ in the number of experts at most."""
+    """Returns a key for each run, equal for runs whose routing differs in nothing but the number of experts."""
     names = [name for name in runs.columns if name.startswith("routing.") and name != "routing.num_experts"]
     return runs[names].map(str).agg(" ".join, axis=1)

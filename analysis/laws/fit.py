@@ -1,12 +1,14 @@
-"""The fit of a law: the sum of Huber losses of the logarithmic residuals, from a start by variable projection.
+"""Fit a scaling law by minimizing the sum of the Huber losses of the residuals of ln L.
 
-The objective is that of Hoffmann et al. 2022 (2203.15556, eq. 3) with their delta: sum over the runs of
-Huber(ln L_predicted - ln L_measured), quadratic within 1e-3 and linear beyond, so that single bad runs pull little.
-From each of the best starts (`start.py`) least squares finds the valley, then BFGS with the analytic gradient, in
-coordinates in which the problem is round, descends the objective itself. Nothing is random.
+The objective is that of Hoffmann et al. 2022 (2203.15556, eq. 3) with their delta: the sum over the runs of
+Huber(ln L_predicted - ln L_measured), quadratic within 1e-3 and linear beyond, so that single outliers have little
+influence. The search starts from the best points of a grid (`start.py`). From each of them, nonlinear least squares
+finds a basin of attraction; then BFGS with the analytic gradient minimizes the objective, in coordinates in which
+it is well conditioned. The search is deterministic.
 
-`fit` fits whatever it is given; `identify.identified_fit` asks whether the data can tell. Intervals: `bootstrap.py`.
-Shapes: n runs, P coordinates.
+`fit` fits the law to any runs; `identify.identified_fit` also checks that the runs identify it. Intervals are computed
+in `bootstrap.py`.
+Shapes: n runs, P coordinates of the search.
 """
 
 from __future__ import annotations
@@ -28,23 +30,23 @@ from experiments.errors import EcditError
 HUBER_DELTA = 1e-3
 MAX_ROUNDS = 5
 SETTLED = 1e-5
-"""A round that lowers the objective by a smaller share ends the search."""
+"""The search has converged when a round of BFGS lowers the objective by no more than this share of it."""
 SAME_VALLEY = 1e-3
-"""Starts whose objectives after least squares differ by a smaller share lead to one minimum."""
+"""Starts whose objectives after least squares differ by at most this share are taken to be in the same basin."""
 FLAT = 1e-5
-"""Gradient, over delta and in round coordinates, that counts as 0."""
+"""The tolerance of BFGS for the gradient, in units of delta and in well-conditioned coordinates."""
 QUADRATIC_SHARE = 0.1
-"""Of the residuals, about how many are within delta: the curvature that BFGS starts from."""
+"""The assumed share of residuals within delta. Only these contribute curvature, so it sets BFGS's initial scale."""
 FLATTEST = 1e-7
-"""Directions in which the losses move less than this, relative to the steepest, are not stretched further."""
+"""The lower limit of singular values, relative to the largest, by which the coordinates are rescaled."""
 
 
 class FitError(EcditError):
-    """A search that found no minimum."""
+    """Raised when the search for a fit found no minimum."""
 
 
 class Optimum(NamedTuple):
-    """Where a search ended: theta [P], the objective there and whether it had settled."""
+    """The end of a search: the coordinates theta [P], the objective there, and whether the search converged."""
 
     theta_P: Values
     objective: float
@@ -53,7 +55,7 @@ class Optimum(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A law fitted to runs. `residuals` [n] are ln measured - ln predicted; `theta_P` the coordinates of the search."""
+    """A law fitted to runs: `residuals` [n] are ln measured - ln predicted, `theta_P` the coordinates of the search."""
 
     form: Form
     observations: Observations
@@ -65,23 +67,23 @@ class Fit:
 
     @property
     def num_points(self) -> int:
-        """Number of runs fitted."""
+        """Returns the number of runs that the law was fitted to."""
         return len(self.observations)
 
     def predict(self, values: Mapping[str, ArrayLike]) -> Values:
-        """The loss at `values` (variable -> number or array)."""
+        """Returns the loss at `values`, a mapping from variable to number or array."""
         return self.form.loss(values, self.parameters)
 
 
 def fit(form: Form, observations: Observations, delta: float = HUBER_DELTA) -> Fit:
-    """The law of `form` nearest to all runs. A `FitError` where the search runs away from every start."""
+    """Fits the law of `form` to all runs. Raises `FitError` where the best search did not converge."""
     found = search(form, observations, delta)
     require_settled(found)
     return found
 
 
 def require_settled(found: Fit) -> None:
-    """A `FitError` where the search ended without a minimum."""
+    """Raises `FitError` where the search ended without converging to a minimum."""
     if not found.is_settled:
         where = ", ".join(f"{name} {value:.3g}" for name, value in found.parameters.items())
         raise FitError(
@@ -90,7 +92,7 @@ def require_settled(found: Fit) -> None:
 
 
 def search(form: Form, observations: Observations, delta: float = HUBER_DELTA) -> Fit:
-    """Like `fit`, but where the search runs away, it is returned as far as it came, with `is_settled` False."""
+    """Fits like `fit`, but returns the last point of a search that did not converge, with `is_settled` False."""
     model, log_loss_n = LogModel(form, observations.values), np.log(observations.loss)
     weights_n = np.ones(len(log_loss_n))
     valleys = [_least_squares(model, log_loss_n, theta_P, delta) for theta_P in starts(model, log_loss_n)]
@@ -101,7 +103,7 @@ def search(form: Form, observations: Observations, delta: float = HUBER_DELTA) -
 
 
 def huber(residuals_n: Values, delta: float) -> Values:
-    """[n] r^2 / 2 within delta, delta (|r| - delta / 2) beyond."""
+    """Returns the Huber loss [n] of residuals: r^2 / 2 within delta, and delta (|r| - delta / 2) beyond."""
     size_n = np.abs(residuals_n)
     return np.where(size_n <= delta, 0.5 * size_n**2, delta * (size_n - 0.5 * delta))
 
@@ -109,9 +111,10 @@ def huber(residuals_n: Values, delta: float) -> Values:
 def descend(
     model: LogModel, log_loss_n: Values, weights_n: Values, theta_P: Values, delta: float = HUBER_DELTA
 ) -> Optimum:
-    """The minimum of the weighted sum of Huber losses that is below `theta_P`.
+    """Minimizes the weighted sum of Huber losses from `theta_P`.
 
-    Where BFGS stops without a gradient near 0, because of the kinks of Huber, it goes on from there in new coordinates.
+    The second derivative of the Huber loss jumps at delta, so BFGS can stop before the gradient is near 0. It is then
+    restarted from there, in coordinates rescaled at that point, up to `MAX_ROUNDS` times.
     """
     objective = np.inf
     for _ in range(MAX_ROUNDS):
@@ -125,7 +128,10 @@ def descend(
 def _bfgs(
     model: LogModel, log_loss_n: Values, weights_n: Values, theta_P: Values, delta: float
 ) -> tuple[Values, float, bool]:
-    """One round: theta and the objective at its end, never above its start, and whether the gradient is near 0."""
+    """Runs BFGS once; returns theta, the objective, and whether the gradient is near 0.
+
+    The objective is never above that of the start.
+    """
     step = np.sqrt(delta / QUADRATIC_SHARE)
     round_PP = step * _round_coordinates(model.log_loss_and_gradient(theta_P)[1] * np.sqrt(weights_n)[:, None])
 
@@ -141,7 +147,7 @@ def _bfgs(
 
 
 def _round_coordinates(jacobian_nP: Values) -> Values:
-    """[P, P] the change of coordinates after which a step of 1 in any direction moves the losses by 1."""
+    """Returns the matrix [P, P] of coordinates in which a unit step in any direction changes ln L by a norm of 1."""
     _, singular_P, direction_PP = np.linalg.svd(jacobian_nP, full_matrices=False)
     scale_P = np.maximum(singular_P, FLATTEST * singular_P[0])
     return np.asarray(direction_PP.T / scale_P)
@@ -160,7 +166,7 @@ def _least_squares(model: LogModel, log_loss_n: Values, theta_P: Values, delta: 
 
 
 def _different(found: list[Optimum]) -> list[Optimum]:
-    """Each valley once: the objective tells them apart."""
+    """Keeps one optimum of each basin; optima with nearly the same objective are taken to be in one basin."""
     kept: list[Optimum] = []
     for each in found:
         if not any(abs(each.objective - other.objective) <= SAME_VALLEY * other.objective for other in kept):

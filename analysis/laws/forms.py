@@ -1,4 +1,4 @@
-"""The forms of scaling laws: as printed, and as sums of exponentials of linear functions, which is how they are fitted.
+"""The forms of scaling laws: as printed, and as the sums of exponentials of linear functions that are fitted.
 
 - `POWER_LAW`  L = E + A C^-a: power law with a floor in training compute C.
 - `POWER_LAW_WITHOUT_FLOOR` L = A C^-a: where the data do not show a floor.
@@ -13,7 +13,7 @@ Which parameters N counts (activated, total, without embeddings) is decided by t
 E^ is the saturated number of experts, `saturated`; the forms without `_SATURATED` in their name take E^ = E, because
 few studies have the four expert counts that E_start and E_max need.
 
-Here is what the laws are. How they are fitted is in `fit.py`, whether the data identify them in `identify.py`.
+This module only defines the laws. `fit.py` fits them, and `identify.py` decides whether the data identify them.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ SATURATION = ("E_start", "E_max")
 
 
 def power_law(C: ArrayLike, *, E: float, A: float, a: float) -> Values:
-    """L = E + A C^-a, C in FLOPs."""
+    """Returns L = E + A C^-a, with C in FLOPs."""
     return np.asarray(E + A * np.asarray(C, float) ** -a)
 
 
 def chinchilla(N: ArrayLike, D: ArrayLike, *, E: float, A: float, B: float, alpha: float, beta: float) -> Values:
-    """L = E + A / N^alpha + B / D^beta (2203.15556, eq. 2)."""
+    """Returns L = E + A / N^alpha + B / D^beta (2203.15556, eq. 2)."""
     return np.asarray(E + A / np.asarray(N, float) ** alpha + B / np.asarray(D, float) ** beta)
 
 
 def saturated(experts: ArrayLike, E_start: float = 1.0, E_max: float = np.inf) -> Values:
-    """E^ of 2202.01169, also used by 2502.05172: E_start for one expert, E_max for infinitely many.
+    """Returns the saturated number of experts E^ of 2202.01169, also used by 2502.05172.
+
+    It is E_start for one expert and tends to E_max for infinitely many.
 
     1/E^ = 1 / (E - 1 + 1 / (1/E_start - 1/E_max)) + 1/E_max; the defaults make it E itself.
     """
@@ -52,7 +54,7 @@ def routed(
     N: ArrayLike, experts: ArrayLike, *,
     a: float, b: float, c: float, d: float, E_start: float = 1.0, E_max: float = np.inf,
 ) -> Values:  # fmt: skip
-    """L with ln L = a ln N + b ln E^ + c ln N ln E^ + d (2202.01169, eq. 1)."""
+    """Returns L, where ln L = a ln N + b ln E^ + c ln N ln E^ + d (2202.01169, eq. 1)."""
     n, e = np.log(np.asarray(N, float)), np.log(saturated(experts, E_start, E_max))
     return np.asarray(np.exp(a * n + b * e + c * n * e + d))
 
@@ -62,7 +64,10 @@ def joint(
     a: float, b: float, c: float, alpha: float, beta: float, gamma: float, delta: float, omega: float, zeta: float,
     E_start: float = 1.0, E_max: float = np.inf,
 ) -> Values:  # fmt: skip
-    """L = a E^^delta N^(alpha + gamma ln E^) + b E^^omega D^(beta + zeta ln E^) + c (2502.05172); alpha, beta < 0."""
+    """Returns L = a E^^delta N^(alpha + gamma ln E^) + b E^^omega D^(beta + zeta ln E^) + c (2502.05172).
+
+    The exponents alpha and beta are negative.
+    """
     E_hat = saturated(experts, E_start, E_max)
     of_size = a * E_hat**delta * np.asarray(N, float) ** (alpha + gamma * np.log(E_hat))
     of_data = b * E_hat**omega * np.asarray(D, float) ** (beta + zeta * np.log(E_hat))
@@ -71,7 +76,7 @@ def joint(
 
 @dataclass(frozen=True)
 class Coefficient:
-    """One summand of a term's exponent: the parameter (its logarithm for an amplitude) x sign x logs of variables."""
+    """A summand of a term's exponent: parameter (or its log, for an amplitude) x sign x product of logs of variables."""
 
     parameter: str
     logs_of: tuple[str, ...] = ()
@@ -84,7 +89,7 @@ Term = tuple[Coefficient, ...]
 
 @dataclass(frozen=True)
 class Form:
-    """A law. `terms` say the same as `function`: L is the sum over the terms of exp(sum of their coefficients)."""
+    """A law, given twice: as `function`, and as `terms`, where L is the sum over terms of exp(sum of coefficients)."""
 
     name: str
     equation: str
@@ -92,36 +97,36 @@ class Form:
     function: Callable[..., Values]
     terms: tuple[Term, ...]
     min_distinct: Mapping[str, int] = field(hash=False)
-    """Variable -> how many different values its parameters need, by counting unknowns."""
+    """Maps each variable to the number of different values that its parameters need, by counting unknowns."""
     exponents: tuple[str, ...] = ()
-    """Parameters that must stand clear of 0, else the law says nothing about its variable."""
+    """Parameters that must differ significantly from 0; otherwise the law says nothing about their variable."""
     floor: str | None = None
-    """The parameter that the loss tends to; its term is the first."""
+    """The parameter that is the loss in the limit of large variables; its term comes first in `terms`."""
     grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
-    """Exponents from which the search starts; those not named start at 0."""
+    """The grid of exponents from which the search starts; an exponent without an entry starts at 0."""
     is_saturated: bool = False
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """In the order that `function` takes them."""
+        """Returns the variables in the order in which `function` takes them."""
         return tuple(self.min_distinct)
 
     @property
     def coefficients(self) -> Term:
-        """Of all terms, in the order of the terms."""
+        """Returns the coefficients of all terms, in the order of the terms."""
         return tuple(coefficient for term in self.terms for coefficient in term)
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of what is fitted."""
+        """Returns the names of the fitted parameters, in the order of the search's coordinates."""
         return tuple(each.parameter for each in self.coefficients) + (SATURATION if self.is_saturated else ())
 
     def loss(self, values: Mapping[str, ArrayLike], parameters: Mapping[str, float]) -> Values:
-        """The law at `values` (variable -> number or array)."""
+        """Returns the loss of the law at `values`, a mapping from variable to number or array."""
         return self.function(*(values[name] for name in self.variables), **parameters)
 
     def without_floor(self) -> Form:
-        """The same law with its floor at 0."""
+        """Returns the same law with its floor fixed at 0."""
         assert self.floor is not None
         at_zero = partial(self.function, **{self.floor: 0.0})
         return replace(self, name=f"{self.name} without floor", function=at_zero, terms=self.terms[1:], floor=None)
@@ -132,7 +137,7 @@ def _amplitude(parameter: str) -> Coefficient:
 
 
 def _steps(first: float, last: float, num: int) -> tuple[float, ...]:
-    """`num` values from `first` to `last`, equal ratios."""
+    """Returns `num` values from `first` to `last` in a geometric sequence."""
     return tuple(float(value) for value in np.geomspace(first, last, num))
 
 

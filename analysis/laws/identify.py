@@ -1,17 +1,17 @@
-"""What the runs cannot tell: a law is refused with what is missing, in one line.
+"""Decide whether the runs identify a law; one that they do not is refused, and the message says what is missing.
 
-Before the fit, from the design (`design_problems`): enough configurations for the number of parameters; enough
-different values of each variable; a span of at least `MIN_SPAN`; no two variables that rise together.
-After the fit, from the optimum (`fit_problems`):
-- the condition number of the Jacobian, columns scaled to length 1: beyond `MAX_CONDITION` parameters are not told
-  apart;
-- an exponent, or a saturation, whose standard error is large;
-- a loss that rises with N, D or C at any of the runs, or with the experts over all of them: these laws are of losses
-  that fall;
-- the floor, where the same law without it fits as well: the sums of absolute residuals S_0 without and S_1 with it are
+Before the fit, the design must have (`design_problems`): enough configurations for the number of parameters; enough
+different values of each variable, over a span of at least `MIN_SPAN`; and no two variables that are almost collinear.
+After the fit, a law is refused at its optimum (`fit_problems`) for any of these reasons:
+- The condition number of the Jacobian, with columns scaled to length 1, exceeds `MAX_CONDITION`: the runs do not
+  separate some parameters.
+- The standard error of an exponent, or of the saturation, is large.
+- The loss rises with N, D or C at any run, or with the experts on average over the runs: the laws describe losses that
+  fall.
+- The same law without its floor fits as well. The sums of absolute residuals S_0 without and S_1 with the floor are
   compared by the likelihood ratio of least absolute deviations (Koenker and Bassett 1982), 4 f(0) (S_0 - S_1) with
   f(0) = 1 / (pi mean|r|) for normal residuals, against the 95% quantile of chi-squared with 1 degree of freedom.
-Standard errors are those of least absolute deviations, to which Huber comes near where residuals exceed its delta:
+Standard errors are those of least absolute deviations, which Huber's loss approaches where residuals exceed its delta:
 sqrt(pi / 2) sigma (J^T J)^-1/2, with sigma = sqrt(pi / 2) mean|r|.
 """
 
@@ -32,23 +32,23 @@ from analysis.load import MissingDataError
 from analysis.tables import significant
 
 MIN_SPAN = {"N": 2.0, "D": 2.0, "C": 4.0, EXPERTS: 2.0}
-"""Largest over smallest value."""
+"""The smallest ratio of the largest to the smallest value of each variable for which a law is fitted."""
 MAX_CORRELATION = 0.98
-"""Of the logarithms of two variables."""
+"""The largest correlation of the logarithms of two variables for which their effects can be separated."""
 MAX_CONDITION = 1e7
 MAX_RELATIVE_ERROR = 0.5
-"""Standard error over value, of an exponent: beyond it the exponent is not told from 0."""
+"""The limit of an exponent's standard error over its value; beyond it the exponent is not distinguished from 0."""
 MAX_LOG_ERROR = 1.0
-"""Standard error of ln E_max."""
+"""The largest standard error of ln E_max for which E_max counts as identified."""
 BEYOND_EXPERTS = 100.0
-"""E_max over the most experts that were trained: beyond it there is none to be seen."""
+"""The limit of E_max over the most experts trained; beyond it the runs show no saturation."""
 MORE_EXPERTS = "Add runs of more experts, or fit the form that is not saturated"
 NO_FLOOR = 1e-3
-"""Share of the loss below which the search has done away with the floor."""
+"""The share of the loss below which the search has removed the floor."""
 NO_TERM = 1e-6
-"""The same for the terms of N, D and C."""
+"""The share of the loss below which the search has removed a term of N, D or C."""
 SMALLEST_RESIDUAL = 1e-9
-"""Of ln L: smaller ones are rounding."""
+"""The smallest mean absolute residual of ln L that is taken at its value; below it there is only rounding error."""
 CHI_SQUARED_95 = float(stats.chi2.ppf(0.95, 1))
 
 PLURALS = {
@@ -60,7 +60,7 @@ PLURALS = {
 
 
 class Problem(NamedTuple):
-    """`kind` is the same for all runs, for counting; `message` has the numbers; `remedy` is what to train."""
+    """A reason to refuse a law: `kind` names it without numbers, `message` gives them, `remedy` says what to train."""
 
     kind: str
     message: str
@@ -68,7 +68,7 @@ class Problem(NamedTuple):
 
 
 def identified_fit(form: Form, observations: Observations) -> Fit:
-    """The fit of `form`, or a `MissingDataError` saying what the runs lack for it."""
+    """Returns the fit of `form`. Raises `MissingDataError` naming what is missing, or `FitError` without a minimum."""
     _refuse(form, design_problems(form, observations))
     found = search(form, observations)
     _refuse(form, fit_problems(found))
@@ -82,7 +82,7 @@ def _refuse(form: Form, problems: list[Problem]) -> None:
 
 
 def design_problems(form: Form, observations: Observations) -> list[Problem]:
-    """What the values of the variables lack, before any loss is looked at."""
+    """Returns what the values of the variables lack for a fit of `form`, without using the losses."""
     values = {name: observations.values[name] for name in form.variables}
     too_few = [problem for name in form.variables for problem in _range_problems(form, name, values[name])]
     pairs = combinations(form.variables, 2) if not too_few else ()
@@ -129,14 +129,14 @@ def _count_problems(form: Form, values: dict[str, Values]) -> list[Problem]:
 
 
 def fit_problems(found: Fit) -> list[Problem]:
-    """What the losses do not tell, at the optimum."""
+    """Returns the reasons why the losses do not identify the law, judged at the optimum."""
     model = LogModel(found.form, found.observations.values)
     jacobian_nP = model.log_loss_and_gradient(found.theta_P)[1]
     names, floor = found.form.parameters, _floor_problems(found)
     vanished = [*_vanished_problems(found.form, jacobian_nP), *_unsaturated_problems(found)]
     if vanished:
         return [*vanished, *floor]
-    if floor and jacobian_nP[:, 0].max() < NO_FLOOR:  # its derivatives vanish: the rest is judged without it
+    if floor and jacobian_nP[:, 0].max() < NO_FLOOR:  # The floor's derivatives vanish and would make J singular.
         names, jacobian_nP = names[1:], jacobian_nP[:, 1:]
     alike = _condition_problems(names, jacobian_nP)
     if alike:
@@ -147,7 +147,10 @@ def fit_problems(found: Fit) -> list[Problem]:
 
 
 def _vanished_problems(form: Form, jacobian_nP: Values) -> list[Problem]:
-    """The derivative with respect to the logarithm of an amplitude is the share of its term in the loss."""
+    """Returns a problem for each term that is a negligible share of the loss.
+
+    The share of a term is the derivative of ln L with respect to the logarithm of the term's amplitude.
+    """
     problems, first = [], 0
     for term in form.terms:
         variables = sorted({name for each in term for name in each.logs_of if name != EXPERTS})
@@ -172,7 +175,7 @@ def _unsaturated_problems(found: Fit) -> list[Problem]:
 
 
 def condition(jacobian_nP: Values) -> tuple[float, Values]:
-    """The condition number with columns of length 1, and the direction [P] in which the losses move least."""
+    """Returns the condition number after scaling columns to length 1, and the direction [P] that moves ln L least."""
     length_P = np.linalg.norm(jacobian_nP, axis=0)
     if not length_P.all():
         return np.inf, (length_P == 0).astype(float)
@@ -191,7 +194,7 @@ def _condition_problems(names: Sequence[str], jacobian_nP: Values) -> list[Probl
 
 
 def _covariance(found: Fit, jacobian_nP: Values) -> Values:
-    """[P, P] of theta, by linearization at the optimum."""
+    """Returns the covariance [P, P] of theta, by linearization at the optimum."""
     num, num_parameters = jacobian_nP.shape
     mean_absolute = float(np.abs(found.residuals).sum()) / max(num - num_parameters, 1)
     length_P = np.linalg.norm(jacobian_nP, axis=0)
@@ -233,7 +236,7 @@ def _exponent_problems(found: Fit, names: Sequence[str], error_PP: Values) -> li
 
 
 def _rising_problems(found: Fit) -> list[Problem]:
-    """The variables with which a term of the law rises, where all of them should make the loss fall."""
+    """Returns a problem for each variable with which a term of the law rises, since the loss should fall with all."""
     problems, names, values = [], found.form.variables, dict(found.observations.values)
     if EXPERTS in names:
         saturation = [found.parameters[name] for name in SATURATION if found.form.is_saturated]
@@ -256,7 +259,7 @@ def _rising_problems(found: Fit) -> list[Problem]:
 
 
 def _slope(term: Term, name: str, logs: Mapping[str, Values], parameters: Mapping[str, float]) -> Values:
-    """[n] d ln(term) / d ln(variable `name`) at the runs."""
+    """Returns the slope [n] d ln(term) / d ln(variable `name`) at the runs."""
     slope_n = np.zeros(len(logs[name]))
     for each in (each for each in term if name in each.logs_of):
         others = [logs[other] for other in each.logs_of if other != name]

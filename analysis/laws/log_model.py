@@ -1,9 +1,10 @@
-"""The logarithm of a law and its gradient, in the coordinates of the search.
+"""The logarithm of a law and its derivatives, in the coordinates of the search.
 
-Coordinates theta [P]: the parameters of the form in their order, amplitudes as logarithms; the saturation, where it is
-fitted, as ln E_start and ln ln(E_max / E_start), so that every theta is a law.
-With ln x_np the signed products of logarithms that coefficient p multiplies, term t is exp(sum_p theta_p x_np), and
-ln L is the logarithm of the sum over terms; its gradient weighs x_np by the share of p's term in the loss.
+The coordinates theta [P] are the parameters of the form in their order, with amplitudes as logarithms. Where the
+saturation is fitted, ln E_start and ln ln(E_max / E_start) follow. Any real theta is then a valid law, with positive
+amplitudes and E_start < E_max. Let x_np be the signed product of logarithms of variables that coefficient p multiplies.
+Then term t is exp(sum_p theta_p x_np) over the coefficients p of t, and ln L is the log-sum-exp over terms. Its
+derivative with respect to theta_p is x_np times the share of p's term in the loss.
 
 Shapes: n runs, P coordinates, T terms, K saturation coordinates (0 or 2).
 """
@@ -19,11 +20,11 @@ from analysis.laws.forms import SATURATION, Form, Values, saturated
 EXPERTS = "experts"
 LARGEST_LOG = 700.0
 SATURATION_LIMITS = np.array([[-3.0, 6.0], [-4.0, 4.0]])
-"""Of ln E_start and ln ln(E_max / E_start): outside nothing changes in float64."""
+"""The ranges to which ln E_start and ln ln(E_max / E_start) are clipped, so that the law stays finite in float64."""
 
 
 class LogModel:
-    """ln L of `form` at the n runs of `values`."""
+    """Computes ln L of `form`, and its derivatives, at the n runs of `values`."""
 
     def __init__(self, form: Form, values: Mapping[str, Values]) -> None:
         self.form = form
@@ -39,11 +40,11 @@ class LogModel:
             self.x_nP[:, p] = coefficient.sign * np.prod(logs, axis=0) if logs else coefficient.sign
 
     def log_loss(self, theta_P: Values) -> Values:
-        """ln L [n]."""
+        """Returns ln L [n]."""
         return self.log_loss_and_gradient(theta_P)[0]
 
     def log_loss_and_gradient(self, theta_P: Values) -> tuple[Values, Values]:
-        """ln L [n] and its derivatives [n, P]."""
+        """Returns ln L [n] and its derivatives [n, P] with respect to theta."""
         num = len(self.term_of)
         x_nP, slopes_nK = self._features(theta_P[num:])
         term_nT = np.add.reduceat(x_nP * theta_P[:num], self.first_of_term, axis=1)
@@ -66,7 +67,7 @@ class LogModel:
         return np.where(self.has_experts, self.x_nP * log_experts_n[:, None], self.x_nP), slopes_nK
 
     def unpack(self, theta_P: Values) -> dict[str, float]:
-        """The parameters, as printed in the law."""
+        """Returns the parameters of the law in its printed form, with amplitudes as positive numbers."""
         num = len(self.term_of)
         natural = np.where(self.is_amplitude, np.exp(np.clip(theta_P[:num], -LARGEST_LOG, LARGEST_LOG)), theta_P[:num])
         found = dict(zip(self.form.parameters[:num], natural.tolist(), strict=True))
@@ -76,13 +77,13 @@ class LogModel:
 
 
 def saturation(coordinates_K: Values) -> tuple[float, float]:
-    """E_start and E_max."""
+    """Returns E_start and E_max of the saturation coordinates."""
     log_start, log_ratio = np.clip(coordinates_K, *SATURATION_LIMITS.T)
     return float(np.exp(log_start)), float(np.exp(log_start + np.exp(log_ratio)))
 
 
 def log_saturated(experts: Values, coordinates_K: Values) -> tuple[Values, Values]:
-    """ln E^ [n] and its derivatives [n, K] with respect to the coordinates."""
+    """Returns ln E^ [n] and its derivatives [n, K] with respect to the saturation coordinates."""
     E_start, E_max = saturation(coordinates_K)
     E_hat = saturated(experts, E_start, E_max)
     start, most = 1 / E_start, 1 / E_max

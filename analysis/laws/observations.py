@@ -1,8 +1,9 @@
-"""What a law is fitted to: one final loss per run, at the run's values of the law's variables.
+"""The observations that a law is fitted to: the final loss of each run, and the run's values of the law's variables.
 
-Made from a run table by naming the column of each variable, so that N is switched by the column (activated, total,
-without embeddings). Rows that lack a number are left out and listed. A dense run counts as one expert.
-Runs of equal values and, where a column for it is named, of one arm are one configuration: they differ in their seeds.
+They are made from a run table by naming the column of each variable; the column given for N decides which parameters
+count (activated, total, without embeddings). Rows that lack a number are left out and listed. A dense run counts as one
+expert. Runs with equal values (and of one arm, where a column for arms is named) are one configuration and differ only
+in their seeds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ EXPERTS = "experts"
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """n runs: `values` variable -> [n], `loss` [n], `run` and `arm` [n] names, `columns` variable -> its column."""
+    """n runs with their values: `values` maps each variable to [n] numbers, `columns` to its column in the run table.
+
+    `loss` [n] is the final loss, and `run` and `arm` [n] are names.
+    """
 
     values: Mapping[str, Values]
     loss: Values
@@ -32,18 +36,18 @@ class Observations:
     left_out: tuple[LeftOut, ...] = ()
 
     def __len__(self) -> int:
-        """Number of runs."""
+        """Returns the number of runs."""
         return len(self.loss)
 
     @property
     def configuration(self) -> NDArray[np.intp]:
-        """[n] the number of each run's configuration, 0, 1, ..."""
+        """Returns the index [n] of each run's configuration, counted from 0."""
         arms = np.unique(self.arm, return_inverse=True)[1]
         rows = np.stack([*self.values.values(), arms.astype(float)], axis=1)
         return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
 
     def take(self, chosen: NDArray[np.bool_]) -> Observations:
-        """The runs where `chosen` [n] holds."""
+        """Returns the runs for which the mask `chosen` [n] is True."""
         values = {name: column[chosen] for name, column in self.values.items()}
         run, arm = (tuple(np.array(names, object)[chosen].tolist()) for names in (self.run, self.arm))
         return Observations(values, self.loss[chosen], run, arm, self.columns, self.left_out)
@@ -52,10 +56,10 @@ class Observations:
 def observe(
     table: pd.DataFrame, columns: Mapping[str, str], loss: str = "val_loss", arm: str | None = None
 ) -> Observations:
-    """The rows of `table` as observations; `columns` maps each variable (`N`, `D`, `C`, `experts`) to its column.
+    """Makes observations of the rows of `table`; `columns` maps each variable (`N`, `D`, `C`, `experts`) to its column.
 
-    `arm` names the column that tells apart what differs in more than these variables and the seed.
-    A `MissingDataError` when a column does not exist or no row has all its numbers.
+    `arm` names a column that separates configurations which these variables do not tell apart. Raises
+    `MissingDataError` when a column does not exist or when no row has a positive number for the loss and all variables.
     """
     for name, column in (*columns.items(), ("the loss", loss), ("the arm", arm or loss)):
         if column not in table.columns:

@@ -1,18 +1,19 @@
-"""The headline of a law: how far off it is on the largest runs when it has not seen them.
+"""The hold-out error of a law: how well it predicts the largest runs when it is fitted without them.
 
-The runs of the largest compute tier are left out, the law is fitted to the others and predicts them. The relative error
-is predicted / measured - 1, where the seeds of one configuration are first averaged. A small residual is easy with five
-parameters; this error is what a law is for.
+The runs of the largest compute tier are held out; the law is fitted to the others and predicts them. The relative error
+is predicted / measured - 1, where the seeds of one configuration are first averaged. With five parameters small
+residuals are easy to reach, whereas extrapolation to larger compute is the purpose of a law.
 
-The interval is that of a prediction: 0 lies in it in 95 of 100 cases where the law holds. In logarithms it adds up
-- how far the law itself moves over reweighted configurations (`bootstrap.py`), widened by sqrt(C / nu): resampling C
-  configurations, to which P parameters were fitted, understates variances by nu / C with nu = C - P;
-- how far a new configuration lies from the law, which the seeds of it share, and the scatter of its mean over seeds.
-  Both are in the mean residuals of the fitted configurations: s^2 is their sum of squares over nu. Where the new
-  configuration has another number of seeds, the variance between seeds is scaled to it.
-Both are multiplied by sqrt(nu / chi-squared of nu), since s is an estimate of few configurations: for a linear law that
-is Student's prediction interval. What is not inside is a law of the wrong form: where an interval excludes 0, the law
-does not hold at the largest runs.
+The interval is a prediction interval: where the law holds, it contains 0 in 95 of 100 cases. In logarithms it is the
+sum of two deviations:
+- The law itself varies over reweighted configurations (`bootstrap.py`). This is widened by sqrt(C / nu) with
+  nu = C - P, because resampling C configurations, to which P parameters were fitted, understates variances by nu / C.
+- A new configuration deviates from the law in a way that its seeds share, and its mean over seeds scatters. The mean
+  residuals of the fitted configurations contain both: s^2 is their sum of squares over nu. Where the new configuration
+  has another number of seeds, the variance between seeds is rescaled to that number.
+Both are multiplied by sqrt(nu / chi-squared of nu), since s is estimated from few configurations; for a linear law this
+gives Student's prediction interval. The interval does not allow for a law of the wrong form: where it excludes 0, the
+law does not hold at the largest runs.
 
 Shapes: R resamples that gave a law, m configurations that are predicted.
 """
@@ -35,18 +36,18 @@ from analysis.tables import significant
 
 COMPUTE = "C"
 TIER_FACTOR = 1.1
-"""Runs within this factor of the largest compute are one tier: budgets are met approximately."""
+"""Runs within this factor of the largest compute form one tier, because runs meet a compute budget only roughly."""
 LARGEST_LOG_ERROR = 100.0
-"""Of a prediction: with very few configurations single draws would overflow."""
+"""The limit to which log errors of a prediction are clipped; with very few configurations some would overflow."""
 
 
 @dataclass(frozen=True, eq=False)
 class LargestOut:
-    """The law of the smaller runs (`fit`, `resamples`) and its error on the largest.
+    """The law of the smaller runs (`fit`, `resamples`) and its error on the largest runs.
 
-    `errors`: a row per configuration of the largest tier with its variables, `num_seeds`, `measured`, `predicted` and
-    `relative_error`. `mean_error` keeps the sign (above 0: the law is too pessimistic), `mean_absolute_error` does not.
-    `compute_factor`: largest compute over the largest that was fitted.
+    `errors` has a row for each configuration of the largest tier with its variables, `num_seeds`, `measured`,
+    `predicted` and `relative_error`. `mean_error` keeps the sign (above 0 the law predicts too high a loss);
+    `mean_absolute_error` does not. `compute_factor` is the largest compute over the largest that was fitted.
     """
 
     fit: Fit
@@ -57,7 +58,7 @@ class LargestOut:
     compute_factor: float
 
     def __str__(self) -> str:
-        """The headline."""
+        """Returns the sentence that a report shows as the law's headline."""
         absolute, signed = self.mean_absolute_error, self.mean_error
         return (
             f"Fitted to {self.fit.num_points} runs, it predicts the {len(self.errors)} largest configurations, at "
@@ -74,9 +75,10 @@ def leave_largest_out(
     tier_factor: float = TIER_FACTOR,
     seed: int = 0,
 ) -> LargestOut:
-    """The prediction error of `form` on the largest tier of `observations`, which must have the variable `C`.
+    """Returns the hold-out error of `form` on the largest tier of `observations`, which must have the variable `C`.
 
-    A `MissingDataError` when there is one tier only, or the smaller runs do not identify the law.
+    Raises `MissingDataError` when there is only one tier or when the smaller runs do not identify the law, and
+    `FitError` when the search or most of the resamples do not converge.
     """
     is_largest = largest_tier(observations, tier_factor)
     smaller, largest = observations.take(~is_largest), observations.take(is_largest)
@@ -95,7 +97,10 @@ def leave_largest_out(
 
 
 def largest_tier(observations: Observations, factor: float = TIER_FACTOR) -> NDArray[np.bool_]:
-    """[n] whether a run's compute is within `factor` of the largest."""
+    """Returns the mask [n] of the runs whose compute is within `factor` of the largest.
+
+    Raises `MissingDataError` where compute is not known or where all runs are of one tier.
+    """
     if COMPUTE not in observations.values:
         raise MissingDataError("The largest runs are those of the most compute, and no column was named for C.")
     compute_n = observations.values[COMPUTE]
@@ -118,7 +123,7 @@ def _errors(fit: Fit, largest: Observations) -> pd.DataFrame:
 
 
 def _likely_errors(resamples: Bootstrap, errors: pd.DataFrame, between_seeds: float, seed: int) -> Values:
-    """[R, m] relative errors at the m configurations of `errors`, as they may come out where the law holds."""
+    """Draws relative errors [R, m] at the m configurations of `errors`: the measured ones plus what chance may add."""
     random, fit = np.random.default_rng([seed, 1]), resamples.fit
     points = {name: errors[name].to_numpy() for name in fit.form.variables}
     moved_Rm = np.log(resamples.predictions(points)) - np.log(fit.predict(points))
@@ -135,14 +140,14 @@ def _likely_errors(resamples: Bootstrap, errors: pd.DataFrame, between_seeds: fl
 
 
 def _mean_residuals(fit: Fit) -> tuple[Values, Values]:
-    """Of each fitted configuration its number of seeds and its mean residual."""
+    """Returns the number of seeds and the mean residual of each fitted configuration."""
     configuration_n = fit.observations.configuration
     seeds_c = np.bincount(configuration_n).astype(float)
     return seeds_c, np.bincount(configuration_n, fit.residuals) / seeds_c
 
 
 def _variance_between_seeds(*parts: Observations) -> float:
-    """The variance of ln L within configurations, 0 where every configuration has one seed."""
+    """Returns the pooled variance of ln L within configurations, or 0 where every configuration has one seed."""
     squares, freedom = 0.0, 0
     for each in parts:
         log_loss, configuration_n = pd.Series(np.log(each.loss)), each.configuration

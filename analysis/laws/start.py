@@ -1,8 +1,8 @@
-"""Where the search for a law starts: variable projection on a grid.
+"""Starting points of the search for a law, by variable projection on a grid (Golub and Pereyra 1973).
 
-For given exponents (and saturation) a law is linear in its amplitudes, so that these follow by least squares of the
-relative error, at least 0, and only exponents need a grid (Golub and Pereyra 1973). A law of one term without an
-amplitude is linear in all its parameters once the logarithm is taken. What follows the start is in `fit.py`.
+For given exponents (and saturation) a law is linear in its amplitudes. They follow from non-negative least squares
+of the relative error, so only the exponents need a grid. The logarithm of a law of one term without an amplitude is
+linear in all its parameters. The search itself is in `fit.py`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ SATURATION_GRID = tuple(
 )
 NUM_STARTS = 4
 SMALLEST_SHARE = 1e-4
-"""Of the loss: what an amplitude that came out as 0 starts with, where its logarithm would have no gradient."""
+"""The share of the loss at which a vanishing amplitude starts; from ln 0 the search could not move."""
 
 
 def starts(model: LogModel, log_loss_n: Values) -> list[Values]:
-    """Coordinates theta [P] of the lowest few local minima of the grid, best first."""
+    """Returns the coordinates theta [P] of the best `NUM_STARTS` local minima of the grid, best first."""
     found = [each for saturation in _saturations(model) for each in _projected(model, log_loss_n, saturation)]
     found.sort(key=lambda each: each[0])
     return [theta_P for _, theta_P in found[:NUM_STARTS]]
@@ -36,7 +36,7 @@ def _saturations(model: LogModel) -> list[Values]:
 
 
 def _projected(model: LogModel, log_loss_n: Values, saturation_K: Values) -> list[tuple[float, Values]]:
-    """(sum of absolute relative errors, theta) of each local minimum of the grid at one saturation."""
+    """Returns (sum of absolute relative errors, theta) for each local minimum of the grid at one saturation."""
     x_nP = _features(model, saturation_K)
     if not model.is_amplitude.any():
         linear_P, *_ = np.linalg.lstsq(x_nP, log_loss_n, rcond=None)
@@ -60,7 +60,7 @@ def _features(model: LogModel, saturation_K: Values) -> Values:
 
 
 def _solve_amplitudes(model: LogModel, x_nP: Values, log_loss_n: Values, theta_P: Values) -> float:
-    """Writes the logarithms of the best amplitudes into `theta_P`; returns the sum of absolute relative errors."""
+    """Writes the logarithms of the best amplitudes into `theta_P` and returns the sum of absolute relative errors."""
     log_basis_nT = np.add.reduceat(x_nP * theta_P, model.first_of_term, axis=1) - log_loss_n[:, None]
     log_scale_T = log_basis_nT.max(axis=0)
     basis_nT = np.exp(log_basis_nT - log_scale_T)

@@ -1,5 +1,5 @@
-"""The report: one page that holds the question, the runs, the figures, the fits and what is supported, twice.
+"""The report: one page with the question, the runs, the figures, the fitted laws and the verdicts, in two formats.
 
-`index.html` works from disk and asks nothing of the network; `report.md` says the same; both are made from one
-`document.Report`. `write.py` writes them.
+`index.html` works from disk and loads nothing from the network; `report.md` has the same content. Both are rendered
+from one `document.Report`, and `write.py` writes them.
 """

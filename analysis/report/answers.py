@@ -1,6 +1,6 @@
 """The short answers at the top of a report: each setting, the compute multipliers, the paper's claims, the laws.
 
-They say in one line what the tables below hold in full; nothing is computed here.
+Each answer sums up in one line what the tables below show in full; this module computes no results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from analysis.report.document import Block, Bullets
 from analysis.report.laws import Law
 
 FOLDED_FROM = 12
-"""Lists of at least this length are folded."""
+"""Lists of at least this many items are collapsed in the HTML page."""
 
 COMPUTE = "How many times less is needed for the same loss at {} (below 1: more is needed)"
 AXIS_WORDS = {"images_seen": "images", "flops": "activated training FLOPs", "seconds": "training seconds"}
@@ -32,7 +32,10 @@ def answer_blocks(
     paper: Sequence[PaperClaim],
     laws: Sequence[Law],
 ) -> list[Block]:
-    """One sentence for each setting, pair of the largest setting, claim of the paper and fitted law."""
+    """Returns four lists: one sentence for each setting, pair of arms, claim of the paper and fitted law.
+
+    The pairs of arms are those of the last setting of `runs`, which is sorted so that the largest comes last.
+    """
     settings = [conclusion(of_setting, list(claims)) for _, of_setting in runs.groupby("setting", sort=False)]
     settings += filter(None, [correction(claims)])
     largest = str(runs["setting"].iloc[-1])
@@ -67,7 +70,7 @@ def _times(each: Multiplier) -> str:
 
 
 def _paper(found: Sequence[PaperClaim]) -> Iterator[str]:
-    """Each claim with the number of comparisons of each verdict; with the reason where there is one comparison."""
+    """Yields a line for each claim: how many comparisons had each verdict, or the reason if there is only one."""
     for form in dict.fromkeys(each.form for each in found):
         of_form = [each for each in found if each.form == form]
         counts = Counter(each.verdict for each in of_form)

@@ -1,6 +1,7 @@
-"""What a report says, and in which order: question, answer, runs, arms, figures, fits, verdicts, how to reproduce it.
+"""The content of a report in order: question, answer, runs, arms, figures, laws, verdicts, notes and reproduction.
 
-Every number comes from the module that makes it for the other commands; here is only the order and the words.
+Every number comes from the module that also computes it for the other commands; this module sets the order and the
+wording only.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def content(
     parameters: Count = ACTIVATED,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """The report of `records`, whose run table is `runs`; `roots` are the folders it was asked for."""
+    """Returns the report of `records`, whose run table is `runs`; `roots` are the folders given on the command line."""
     comparison, rows = compare(records), run_rows(records, runs)
     fitted, paper = laws(rows, parameters.column, num_resamples, tell), paper_claims(records, runs)
     multipliers, refusal = found_multipliers(records, runs)
@@ -121,7 +122,7 @@ def _runs_table(rows: pd.DataFrame) -> Table:
 
 
 def _left_out(records: Records) -> list[Block]:
-    """Counted and listed, or said to be nothing."""
+    """Returns the list of the runs and rows that were left out, or a sentence saying that nothing was."""
     if not records.left_out:
         return [Paragraph("Nothing was left out: every run that was found is finished and whole.")]
     items = [str(entry) for entry in records.left_out]
@@ -166,5 +167,5 @@ def _law_row(law: Law) -> dict[str, object]:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    """Those of the comparison; what was left out is listed with the runs."""
+    """Returns the notes of the comparison except those on left-out runs, which the section on runs already lists."""
     return [note for note in comparison.notes if not note.startswith("Left out: ")]

@@ -1,7 +1,7 @@
 """A report as data: sections of paragraphs, lists, tables, figures and commands, which HTML and Markdown both render.
 
-A cell keeps the number beside its text, so that a table is sorted by values and not by what they look like.
-What a report says is decided in `content.py`.
+A cell keeps the number beside its text, so that the page sorts a table by value and not alphabetically.
+The content of a report is decided in `content.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ MISSING = "–"
 
 
 class Cell(NamedTuple):
-    """What is shown, and the number it stands for where it is one."""
+    """One cell of a table: the text that is shown, and the number it stands for (None where the cell is words)."""
 
     text: str
     number: float | None = None
 
 
 class Column(NamedTuple):
-    """A column of a table: the key of the rows, the title, how a number is written (None: the cells are words)."""
+    """A column of a table: its key in the rows, its title, and the function that formats its numbers.
+
+    `write` is None for a column whose cells are words.
+    """
 
     key: str
     title: str
@@ -32,14 +35,14 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Plain text."""
+    """A paragraph of plain text, without markup."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list of plain texts; `are_folded` hides a long one until it is asked for, under `summary`."""
+    """A list of plain texts with the heading `summary`; `are_folded` collapses it on the HTML page."""
 
     items: Sequence[str]
     summary: str = ""
@@ -48,14 +51,17 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Commands:
-    """Lines to type."""
+    """A block of shell commands, one on each line."""
 
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Table:
-    """`key` is unique in the report; `caption` says what the rows are; `note` where the numbers are from."""
+    """A table: `caption` says what the rows are, and `note` says below it where the numbers come from.
+
+    `key` is unique in the report and becomes the HTML id of the table.
+    """
 
     key: str
     caption: str
@@ -66,9 +72,9 @@ class Table:
 
 @dataclass(frozen=True)
 class FigureBlock:
-    """A drawn figure: `alt` names it for those who do not see it, `svg` is the picture, `csv` its numbers.
+    """A drawn figure: `svg` is the picture, `alt` its text alternative, and `csv` the plotted numbers.
 
-    `command` draws it again.
+    `command` is the shell command that draws the figure again.
     """
 
     key: str
@@ -84,7 +90,7 @@ Block = Paragraph | Bullets | Commands | Table | FigureBlock
 
 @dataclass(frozen=True)
 class Section:
-    """`key` is what links within the page point to."""
+    """A section with its heading and blocks; `key` is the anchor that links within the page point to."""
 
     key: str
     title: str
@@ -93,7 +99,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """A page: its title, one line under it, and its sections."""
+    """A whole report: its title, the line below the title, and its sections."""
 
     title: str
     subtitle: str
@@ -103,14 +109,14 @@ class Report:
 def table(
     key: str, caption: str, columns: Sequence[Column], rows: Sequence[Mapping[Any, Any]], note: str = ""
 ) -> Table:
-    """A table of `rows` (a mapping from key to value each); columns in which nothing was measured are left away."""
+    """Returns the table of `rows`, each a mapping from column key to value, without the columns that have no value."""
     cells = [[cell(row.get(column.key), column) for column in columns] for row in rows]
     kept = [i for i in range(len(columns)) if any(line[i].text != MISSING for line in cells)]
     return Table(key, caption, [columns[i] for i in kept], [[line[i] for i in kept] for line in cells], note)
 
 
 def cell(value: object, column: Column) -> Cell:
-    """One value in its column; a dash where it is missing."""
+    """Returns the cell of one value, formatted as its column says; a missing value becomes a dash."""
     if column.write is None:
         return Cell(MISSING if value is None or value != value or value == "" else str(value))
     if not isinstance(value, int | float) or is_missing(value):

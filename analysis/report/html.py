@@ -1,7 +1,7 @@
-"""A report as one HTML page that loads nothing: styles, the script and the figures are inside.
+"""Render a report as one HTML page that loads nothing: styles, the script and the figures are embedded.
 
-Tables are whole without the script, which only sorts them. Every figure has an accessible name, every table a caption
-and every section a link. `page.css` and `page.js` lie beside this file.
+Tables are complete without the script, which only sorts them. Every figure has an accessible name, every table a
+caption and every section a link. `page.css` and `page.js` lie beside this file.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from analysis.escaping import html_text
 from analysis.report.document import Block, Bullets, Cell, Commands, FigureBlock, Paragraph, Report, Section, Table
 
 LARGEST_CSV_BYTES = 1 << 19
-"""Numbers of a figure that are more stay outside the page, in `figures/`."""
+"""A larger CSV of a figure is not embedded in the page, which then names the file in `figures/` instead."""
 
 SHORT = 40
-"""Letters up to which the words of a cell stay on one line."""
+"""Cells of words with at most this many characters get the CSS class `short`, which keeps them on one line."""
 
 
 def html_page(report: Report) -> str:
-    """The whole page."""
+    """Returns the whole HTML page."""
     style, script = (files("analysis.report").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     links = "".join(f'<li><a href="#{section.key}">{html_text(section.title)}</a></li>' for section in report.sections)
     parts = [
@@ -42,9 +42,9 @@ def html_page(report: Report) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """What the page may load and run: its own style, its own script and pictures that are inside it, and nothing else.
+    """Returns the Content-Security-Policy: the page's own style, its own script and embedded pictures, nothing else.
 
-    Whatever a record might bring into the page is then not executed.
+    It is a second defence beside escaping: script that a text of a record smuggled into the page would not run.
     """
     hashes = [f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in (style, script)]
     rules = ("default-src 'none'", "img-src data:", f"style-src {hashes[0]}", f"script-src {hashes[1]}")

@@ -1,7 +1,7 @@
-"""The scaling laws of a report: every form for every family of runs, fitted where the runs identify it.
+"""The scaling laws of a report: every form is fitted to every family of runs, where the runs identify it.
 
-Families are told apart in `analysis/laws/families.py`. N is the column `size` of the run table, D the images of
-training, C its FLOPs.
+`analysis/laws/families.py` divides the runs into families. N is read from the column of the run table that the
+argument `size` names, D is the number of training images, and C is the training FLOPs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ OF_ROUTER_AND_IMAGES = (ROUTED, ROUTED_SATURATED)
 
 @dataclass(frozen=True)
 class Law:
-    """One form for one family: its parameters with intervals and its headline, or why there is none."""
+    """One form fitted to one family of runs: its parameters with intervals and its headline, or why it is refused.
+
+    `parameters` is None where the law was not fitted, and `refusal` then has the reason. `resamples` describes the
+    bootstrap, and `headline` the prediction error on the largest runs.
+    """
 
     form: Form
     family: str
@@ -54,7 +58,7 @@ def laws(
     num_resamples: int = NUM_RESAMPLES,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Law]:
-    """Every form for every family of the run rows (`run_rows`), in the order of the forms; `tell` hears each first."""
+    """Returns every form for every family of the run rows (`run_rows`), ordered by form; `tell` announces each fit."""
     columns = {"N": size, "D": "images_seen", "C": "train_flops", "experts": "routing.num_experts"}
     found = []
     of_forms = ((OF_ARM, arm_families), (OF_ROUTER_AND_IMAGES, length_families), (OF_ROUTER, router_families))
@@ -80,7 +84,7 @@ def _law(form: Form, family: str, observations: Observations, num_resamples: int
 
 
 def _headline(form: Form, observations: Observations, num_resamples: int) -> str:
-    """The error on the largest runs when the law has not seen them, or why it is not known."""
+    """Returns a sentence with the prediction error on the largest runs, held out of the fit, or why it is unknown."""
     try:
         return str(leave_largest_out(form, observations, num_resamples=num_resamples))
     except (MissingDataError, FitError) as error:

@@ -1,4 +1,4 @@
-"""A report as Markdown; figures are files beside the page, in `figures/`."""
+"""Render a report as Markdown; the figures are files in `figures/`, beside the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIGURES = "figures"
 
 
 def markdown_page(report: Report) -> str:
-    """The whole page, with a table of contents."""
+    """Returns the whole page, with a table of contents."""
     contents = "".join(f"- [{section.title}](#{section.key})\n" for section in report.sections)
     parts = [f"# {markdown_text(report.title)}\n", f"{markdown_text(report.subtitle)}\n", contents]
     for section in report.sections:

@@ -1,7 +1,7 @@
-"""The figures of a report: all that the registry can draw from the runs, and why not the others.
+"""The figures of a report: all that the registry can draw from the runs, and why the others cannot be drawn.
 
-A picture goes into the page as an image of its own (a data URI), so that the names inside one SVG cannot clash with
-those of another.
+Each picture is embedded as an image of its own (a data URI) and not as inline SVG, so that the ids inside one SVG
+cannot clash with those of another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from experiments.errors import RecordError
 
 @dataclass(frozen=True)
 class Pictures:
-    """The files that were written, the figures in them, and (name, reason) of what could not be drawn."""
+    """The files that were written, the figures they hold, and a (name, reason) for each figure not drawn."""
 
     paths: list[Path]
     blocks: list[FigureBlock]
@@ -39,9 +39,10 @@ def draw_all(
     parameters: Count = ACTIVATED,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Pictures:
-    """Every figure of the registry, in its order, written into `folder`. Raises `StorageError`.
+    """Draws every figure of the registry, in its order, and writes the files into `folder`.
 
-    `roots` is what to type to load `records` again; `tell` hears which figure is next.
+    `roots` are the folders on the command line that would load `records` again; `tell` is called with the name of
+    each figure before it is drawn. Raises `StorageError` when a file cannot be written.
     """
     pictures = Pictures([], [], [])
     options = _options(paper_values, parameters)
@@ -49,7 +50,7 @@ def draw_all(
         tell(f"figure {entry.name} ...")
         try:
             drawing = entry.drawing(records, table, paper_values, parameters)
-        except (MissingDataError, RecordError) as error:  # or measured under other conditions
+        except (MissingDataError, RecordError) as error:  # RecordError: conditions differ
             pictures.not_drawn.append((entry.name, str(error)))
             continue
         png, svg, csv = write_drawing(drawing, folder, entry.name)
@@ -62,13 +63,13 @@ def draw_all(
 
 
 def _options(paper_values: bool, parameters: Count) -> list[str]:
-    """As they are typed."""
+    """Returns the command-line options of `ecdit plot` that give the same figures; defaults are left out."""
     names = [name for name, count in COUNTS.items() if count == parameters and count != ACTIVATED]
     return [*(["--paper-values"] if paper_values else []), *(["--parameters", *names] if names else [])]
 
 
 def alt_text(description: str, drawing: Drawing) -> str:
-    """What the figure shows, and of which arms."""
+    """Returns the text alternative of a figure: its description, and the arms it shows where its numbers name them."""
     if "arm" not in drawing.numbers:
         return description
     arms = ", ".join(str(arm) for arm in drawing.numbers["arm"].dropna().unique())

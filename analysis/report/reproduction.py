@@ -1,4 +1,4 @@
-"""How each number of a report is made again: commands, code, versions and machine of every run, and the files."""
+"""How each number of a report is reproduced: files, commands, code, library versions and hardware of every run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COLUMNS = (
 
 
 def reproduction_blocks(rows: pd.DataFrame, roots: Sequence[str]) -> list[Block]:
-    """`rows` are the run rows (`run_rows`)."""
+    """Returns the section on reproduction, made from the run rows (`run_rows`) and the folders of the command line."""
     folders = shlex.join(roots)
     made = [
         {
@@ -62,7 +62,7 @@ def reproduction_blocks(rows: pd.DataFrame, roots: Sequence[str]) -> list[Block]
 
 
 def _commit(commit: Any) -> str:
-    """Ten digits, and whether the code was changed since."""
+    """Returns ten digits of the commit, with its suffix (such as `-dirty`) where the working tree had changes."""
     if commit is None or commit != commit:
         return NOT_RECORDED
     digits, mark, state = str(commit).partition("-")
@@ -70,6 +70,6 @@ def _commit(commit: Any) -> str:
 
 
 def _counted(values: pd.Series[Any], prefix: str) -> list[str]:
-    """Each different value with its number of runs."""
+    """Returns a line for each different value, with the number of runs that have it."""
     counts = values.value_counts(sort=False)
     return [f"{prefix}{value} ({count:,} run{'' if count == 1 else 's'})" for value, count in counts.items()]

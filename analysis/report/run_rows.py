@@ -1,9 +1,9 @@
-"""The run table of a report: every run with what it is, what it cost and what it reached.
+"""The run table of a report: the settings, the cost and the results of every run.
 
-Parameters are counted three ways: all; those a token passes through on average (activated); those without what embeds
-patches, timesteps and captions. Evaluations are the last ones of a run, in the metric's own units; columns are
-`evals.METRIC@GUIDANCE`. `flops_per_second` is achieved: FLOPs of training by its median speed; `utilisation`
-is its share of the fastest matmul that the run has measured on its machine.
+Parameters are counted three ways: all; those a token passes through on average (activated); and those without the
+embeddings of patches, timesteps and captions. Evaluations are the last ones of a run, in the metric's own units, in
+columns `evals.METRIC@GUIDANCE`. `flops_per_second` is what training achieved: its FLOPs per image times its median
+images per second. `utilisation` divides it by the fastest matmul that the run measured on its machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCORE = "evals."
 
 
 def whole(value: float) -> str:
-    """`12,800`."""
+    """Formats a number without decimals and with separated thousands, as in `12,800`."""
     return f"{value:,.0f}"
 
 
@@ -59,7 +59,7 @@ COLUMNS = (
 
 
 def run_rows(records: Records, table: pd.DataFrame) -> pd.DataFrame:
-    """The run table with the columns of `COLUMNS`, evaluations and what reproduces each run."""
+    """Returns the run table with the columns of `COLUMNS`, the last scores, and the versions that each run recorded."""
     read = {run: RunDir(Path(run)).read_run() for run in table["run"]}
     rows = table.assign(
         train_flops=table["images_seen"].astype(float) * table["train_flops_per_image"],
@@ -72,7 +72,11 @@ def run_rows(records: Records, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def last_scores(evals: pd.DataFrame) -> pd.DataFrame:
-    """Index run; a column per metric, guidance scale and weights, of the last row written; losses and parts aside."""
+    """Returns the last written score of every run (index) for every metric, guidance scale and weights (columns).
+
+    Validation losses and inference time have columns of their own in `COLUMNS` and are left out here, as are metrics
+    that are a part of another (named with `/`) and the losses per timestep.
+    """
     is_final = evals["metric"].isin([metric for metric, _ in FINAL_METRICS.values()])
     is_part = evals["metric"].str.contains("/") | evals["metric"].str.startswith("val_loss_t")
     rows = evals[~is_final & ~is_part & (evals["metric"] != INFERENCE)]
@@ -84,12 +88,12 @@ def last_scores(evals: pd.DataFrame) -> pd.DataFrame:
 
 
 def guidance_text(settings_key: str) -> str:
-    """`@2` where the settings have a guidance scale."""
+    """Returns the guidance scale of the settings, as in `@2`, or an empty text where they have none."""
     scale = json.loads(settings_key).get("guidance")
     return "" if scale is None else f"@{scale:g}"
 
 
 def columns_with_scores(rows: pd.DataFrame) -> list[Column]:
-    """`COLUMNS`, and one for each score."""
+    """Returns `COLUMNS` followed by one column for each score that the rows have."""
     scores = [str(name) for name in rows.columns if name.startswith(SCORE)]
     return [*COLUMNS, *(Column(name, name.removeprefix(SCORE), partial(significant, digits=4)) for name in scores)]

@@ -1,6 +1,6 @@
-"""What is supported and what is not, as the tables of a report: differences, compute multipliers, the paper's claims.
+"""The verdicts of a report as tables: differences in loss, compute multipliers and the paper's claims.
 
-The tests themselves are made in `claims.py`, `multiplier.py` and `paper_claims.py`.
+The tests themselves are computed in `claims.py`, `multiplier.py` and `paper_claims.py`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PAPER_COLUMNS = (
 
 
 def found_multipliers(records: Records, runs: pd.DataFrame) -> tuple[list[Multiplier], str]:
-    """The compute multipliers; or none, and why."""
+    """Returns the compute multipliers and an empty text, or an empty list and the reason why there are none."""
     try:
         return multipliers(records, runs), ""
     except MissingDataError as error:
@@ -55,7 +55,7 @@ def found_multipliers(records: Records, runs: pd.DataFrame) -> tuple[list[Multip
 def verdict_blocks(
     found: Sequence[Claim], multipliers: Sequence[Multiplier], refusal: str, paper: Sequence[PaperClaim]
 ) -> list[Block]:
-    """The three tables; a sentence where one has nothing to say."""
+    """Returns the three tables; a table without rows is replaced by a sentence that says why."""
     return [_differences(found), _multipliers(multipliers, refusal), _paper(paper)]
 
 

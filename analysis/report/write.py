@@ -1,4 +1,4 @@
-"""Writes a report: `index.html`, `report.md`, `runs.csv`, and the figures with their numbers in `figures/`."""
+"""Write a report folder: `index.html`, `report.md`, `runs.csv`, and the figures with their numbers in `figures/`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from experiments.records.outputs import output_files, require_ours
 
 
 def write_report(roots: Sequence[Path], folder: Path) -> list[Path]:
-    """The report of the finished runs at or below `roots`, into `folder`; the files, the page first.
+    """Loads the finished runs at or below `roots`, writes their report into `folder` and returns the files written.
 
-    A `RecordError` when there are none or they cannot be compared, an `OutputError` when `folder` holds a file of that
-    name that is not ours to replace, a `StorageError` when it cannot be written.
+    `index.html` is the first of the returned paths. Raises `RecordError` when there are no runs or they cannot be
+    compared, `OutputError` when `folder` holds a file of the same name that `ecdit` did not write, and `StorageError`
+    when a file cannot be written.
     """
     return write_report_of(load_records(roots), [str(root) for root in roots], folder)
 
@@ -36,10 +37,14 @@ def write_report_of(
     parameters: Count = ACTIVATED,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """The same of records that are loaded; `roots` is what to type to load them again, `tell` hears what is done."""
+    """Writes the report of records that are already loaded; otherwise like `write_report`.
+
+    `roots` are the folders on the command line that would load the same records; the report prints them in its
+    commands. `tell` is called with a line of progress before each figure and each law.
+    """
     names = ("index.html", "report.md", "runs.csv")
     paths = [folder / name for name in names]
-    require_ours(paths)  # before the figures, which take minutes
+    require_ours(paths)  # Checked before the figures are drawn, because drawing them takes minutes.
     runs = run_table(records)
     pictures = draw_all(records, runs, folder / FIGURES, roots, paper_values, parameters, tell)
     report = content(records, runs, pictures, roots, num_resamples, parameters, tell)
