@@ -76,7 +76,7 @@ def joint(
 
 @dataclass(frozen=True)
 class Coefficient:
-    """A summand of a term's exponent: parameter (or its log, for an amplitude) x sign x product of logs of variables."""
+    """A summand of a term's exponent: parameter (or the log of an amplitude) x sign x product of logs of variables."""
 
     parameter: str
     logs_of: tuple[str, ...] = ()
