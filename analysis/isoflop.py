@@ -6,10 +6,11 @@ Its minimum is found twice: of a parabola through all points (`quadratic`), and 
 every point and assumes no shape (`akima`). A minimum at the edge of the sizes that were run is flagged and not used:
 the best size may lie outside. D* is the number of images that the budget buys at N*.
 
-N* and D* against the FLOPs C are power laws, least squares in logarithms. Intervals are over seeds: each seed gives a
-minimum and a law of its own, and Student's t their spread; with one seed there is none. Sizes differ in width or preset
-(`model.*`), in what goes with the size, and in the images they see; runs of one size that differ in anything else are
-profiles of their own.
+N* and D* against the FLOPs C are power laws, fitted in `isoflop_laws.py`. The interval of a single minimum is over
+seeds: each seed gives a minimum of its own, and Student's t their spread. Seeds of one configuration share its error,
+so that this interval says how well the minimum repeats, and not how far it lies from the best size. Sizes differ in
+width or preset (`model.*`), in what goes with the size, and in the images they see; runs of one size that differ in
+anything else are profiles of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,27 +26,21 @@ from numpy.typing import NDArray
 from scipy.interpolate import Akima1DInterpolator
 
 from analysis.arms import ARM_SETTINGS, arm_list, with_arms
-from analysis.intervals import Interval, interval_of_mean
+from analysis.intervals import interval_of_mean
+from analysis.isoflop_laws import laws_of_minima
 from analysis.load import WITHOUT_EFFECT, MissingDataError
 from analysis.style import scaled
 
 Method = Literal["quadratic", "akima"]
 METHODS: tuple[Method, ...] = ("quadratic", "akima")
-QUANTITIES = ("params", "images")
 
 LOOK = ("routing.name", "variant")
 """What an arm is drawn by."""
 BUDGET_TOLERANCE = 0.05
 """Relative difference in training FLOPs up to which runs have spent the same: whole batches are never exact."""
-ENDS = (("low", -1), ("high", 1))
 MIN_SIZES = 3
-MIN_BUDGETS = 2
 WAY_OUT = "Run one with: ecdit sweep isoflop"
 
-LAW_COLUMNS = [
-    "study", "arm", "method", "quantity", "factor", "exponent", "exponent_low", "exponent_high", "num_budgets",
-    "num_seeds",
-]  # fmt: skip
 MINIMUM_ENDS = ("params_low", "params_high", "images_low", "images_high")
 
 Floats = NDArray[np.float64]
@@ -69,7 +63,7 @@ class IsoFlop:
     `minima`: `study`, `arm`, `flops`, `method`, `params`, `images`, `loss`, `is_edge`, `params_low`, `params_high`,
     `images_low`, `images_high`, `num_seeds`; a row a profile and method. An edge minimum has no interval.
     `laws`: `study`, `arm`, `method`, `quantity` (params or images), `factor`, `exponent`, `exponent_low`,
-    `exponent_high`, `num_budgets`, `num_seeds` (of the interval; 1 without one): quantity = factor C^exponent.
+    `exponent_high`, `num_budgets`: quantity = factor C^exponent. A law that falls is refused.
     """
 
     profiles: pd.DataFrame
@@ -103,11 +97,9 @@ def isoflop(table: pd.DataFrame, size: str = "params_active") -> IsoFlop:
     refused += _said(minima[minima["is_edge"]], "the {} minimum lies at the edge of the sizes and is not used.")
     without = (minima["num_seeds"] > 1) & ~minima["is_edge"] & minima["params_low"].isna()
     refused += _said(minima[without], "no interval: not every seed ran every size and has a {} minimum inside.")
-    by_arm = groupby(usable, key=lambda budget: (budget.study, budget.arm))
-    laws = [row for _, of_arm in by_arm for row in _law_rows(list(of_arm), minima, size)]
     profiles = pd.concat([_profile_rows(budget, size) for budget in usable], ignore_index=True)
-    law_frame = pd.DataFrame(laws, columns=LAW_COLUMNS).astype(dict.fromkeys(LAW_COLUMNS[4:8], "float64"))
-    return IsoFlop(profiles, minima, law_frame, tuple(refused))
+    laws, falling = laws_of_minima(minima)
+    return IsoFlop(profiles, minima, laws, (*refused, *falling))
 
 
 def flops_text(flops: float) -> str:
@@ -262,35 +254,3 @@ def _log_images(runs: pd.DataFrame, size: str, log_params: float) -> float:
     """What the budget buys at a size between those that were run, along a straight line in logarithms."""
     images = runs.groupby(size)["images_seen"].mean()
     return float(np.interp(log_params, np.log(images.index.to_numpy(dtype=float)), np.log(images.to_numpy(float))))
-
-
-def _law_rows(budgets: Sequence[_Budget], minima: pd.DataFrame, size: str) -> Iterator[dict[str, object]]:
-    """The laws of one arm, by method and quantity; none with fewer than `MIN_BUDGETS` inner minima."""
-    study, arm = budgets[0].study, budgets[0].arm
-    for method in METHODS:
-        ours = minima[(minima["study"] == study) & (minima["arm"] == arm) & (minima["method"] == method)]
-        inner = ours[~ours["is_edge"].astype(bool)]
-        if len(inner) < MIN_BUDGETS:
-            continue
-        used = [budget for budget in budgets if budget.flops in set(inner["flops"])]
-        of_seeds = [_by_seed(budget, size, method) for budget in used]
-        for place, quantity in enumerate(QUANTITIES):
-            log_flops = np.log(inner["flops"].to_numpy(float))
-            exponent, log_factor = np.polyfit(log_flops, np.log(inner[quantity].to_numpy(float)), 1)
-            spread = _exponent_over_seeds(log_flops, of_seeds, place)
-            half = None if spread is None or spread.high is None else spread.high - spread.mean
-            row: dict[str, object] = {"study": study, "arm": arm, "method": method, "quantity": quantity}
-            row |= {"factor": math.exp(log_factor), "exponent": float(exponent)}
-            row |= {f"exponent_{end}": None if half is None else exponent + sign * half for end, sign in ENDS}
-            yield row | {"num_budgets": len(inner), "num_seeds": spread.num_values if spread else 1}
-
-
-def _exponent_over_seeds(
-    log_flops: Floats, of_seeds: Sequence[dict[int, tuple[float, float]]], place: int
-) -> Interval | None:
-    """The exponents of every seed; None unless all budgets have minima of the same seeds, at least two."""
-    seeds = set(of_seeds[0])
-    if len(seeds) < 2 or any(set(of_budget) != seeds for of_budget in of_seeds):
-        return None
-    logs = {seed: [of_budget[seed][place] for of_budget in of_seeds] for seed in seeds}
-    return interval_of_mean([float(np.polyfit(log_flops, values, 1)[0]) for values in logs.values()])

@@ -4,7 +4,7 @@ Above, a panel per arm: final validation loss against parameters, one parabola p
 to full colour (large), the minimum marked; a crossed mark is at the edge of the sizes and not used. Bars go from the
 lowest to the highest seed. Below, N* (parameters) and D* (images) of the minima against the budget with their
 power laws: full marks and lines are of the parabolas, hollow marks of Akima's interpolation; bars are 95% intervals
-over seeds. The method is in `analysis/isoflop.py`.
+over seeds, and the foot gives those of the exponents over budgets. The method is in `analysis/isoflop.py`.
 """
 
 from __future__ import annotations
@@ -229,5 +229,5 @@ def _foot(found: IsoFlop) -> list[str]:
 def _exponent(law: dict[Any, Any]) -> str:
     name = {"params": "N*", "images": "D*"}[law["quantity"]]
     known = law["exponent_low"] is not None and law["exponent_low"] == law["exponent_low"]
-    interval = f"{law['exponent_low']:.2f} to {law['exponent_high']:.2f}" if known else "no interval: one seed"
+    interval = f"{law['exponent_low']:.2f} to {law['exponent_high']:.2f}" if known else "no interval: two budgets"
     return f"{name} grows as C to the {law['exponent']:.2f} ({interval}; {law['num_budgets']} budgets)"

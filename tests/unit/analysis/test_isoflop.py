@@ -75,10 +75,10 @@ def test_images_are_what_the_budget_buys_at_the_best_size(write_budgets: WriteBu
     assert math.log(minimum["images"]) == pytest.approx(expected)
 
 
-def test_one_seed_has_no_interval(write_budgets: WriteBudgets) -> None:
+def test_a_minimum_of_one_seed_has_no_interval_and_its_law_has_one(write_budgets: WriteBudgets) -> None:
     found = analysed(write_budgets())
     assert found.minima["params_low"].isna().all()
-    assert found.laws["exponent_low"].isna().all()
+    assert (found.laws["exponent_low"] < found.laws["exponent"]).all()
 
 
 def test_intervals_are_over_the_minima_of_the_seeds(write_budgets: WriteBudgets) -> None:
@@ -88,9 +88,8 @@ def test_intervals_are_over_the_minima_of_the_seeds(write_budgets: WriteBudgets)
     assert math.log(minimum["params_high"] / minimum["params"]) == pytest.approx(half, rel=1e-3)
     assert math.log(minimum["params"] / minimum["params_low"]) == pytest.approx(half, rel=1e-3)
     law = found.laws.iloc[0]
-    assert (law["num_seeds"], law["num_budgets"]) == (3, 3)
+    assert law["num_budgets"] == 3
     assert law["exponent_low"] <= law["exponent"] <= law["exponent_high"]
-    assert law["exponent_high"] - law["exponent_low"] < 1e-6  # all seeds are moved by the same factor
 
 
 def test_an_edge_minimum_is_flagged_said_and_not_used(write_budgets: WriteBudgets) -> None:

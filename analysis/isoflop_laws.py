@@ -1,0 +1,63 @@
+"""The power laws through iso-FLOP minima: how the best size N* and the best training D* grow with compute C.
+
+They are straight lines in logarithms, by least squares (Hoffmann et al. 2022, arXiv 2203.15556, section 3.2). The
+interval of an exponent is the one of the regression over budgets, by Student's t. Each budget has configurations of its
+own, so the scatter of its minimum about the law holds what configurations and seeds are off. Seeds alone would not do:
+those of one configuration share its error, and more seeds would narrow an interval about which they say nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import linregress
+from scipy.stats import t as student_t
+
+QUANTITIES = {"params": "best size N*", "images": "best training D*"}
+MIN_BUDGETS = 2
+ENDS = (("low", -1), ("high", 1))
+COLUMNS = [
+    "study", "arm", "method", "quantity", "factor", "exponent", "exponent_low", "exponent_high", "num_budgets",
+]  # fmt: skip
+NUMBERS = ("factor", "exponent", "exponent_low", "exponent_high")
+
+
+def laws_of_minima(minima: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the laws with `COLUMNS`, one for each study, arm, method and quantity, and a line for each refused law.
+
+    Minima at the edge of the sizes are not used, and two inner minima are needed. An exponent has no interval with two
+    budgets, which leave no scatter. A law that falls with compute is refused: no training has a smaller best size, or
+    fewer best images, for more compute.
+    """
+    inner = minima[~minima["is_edge"].astype(bool)]
+    by_law = inner.groupby(["study", "arm", "method"], sort=False)
+    rows = [row for key, points in by_law if len(points) >= MIN_BUDGETS for row in _laws(key, points)]
+    laws = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, "float64"))
+    falls = laws["exponent"] < 0
+    return laws[~falls].reset_index(drop=True), [_refusal(law) for law in laws[falls].to_dict("records")]
+
+
+def _laws(key: tuple[Hashable, ...], points: pd.DataFrame) -> Iterator[dict[str, object]]:
+    about = dict(zip(("study", "arm", "method"), key, strict=True))
+    log_flops = np.log(points["flops"].to_numpy(float))
+    for quantity in QUANTITIES:
+        line = linregress(log_flops, np.log(points[quantity].to_numpy(float)))
+        half = _half_width(line.stderr, len(points) - 2)
+        row = {**about, "quantity": quantity, "factor": math.exp(line.intercept), "exponent": line.slope}
+        row |= {f"exponent_{end}": None if half is None else line.slope + sign * half for end, sign in ENDS}
+        yield row | {"num_budgets": len(points)}
+
+
+def _half_width(standard_error: float, degrees_of_freedom: int) -> float | None:
+    """Returns half of the 95% interval by Student's t, or None without a degree of freedom."""
+    return float(student_t.ppf(0.975, degrees_of_freedom) * standard_error) if degrees_of_freedom > 0 else None
+
+
+def _refusal(law: dict[Hashable, Any]) -> str:
+    arm = f"{law['arm']}, {law['study']}" if law["study"] else law["arm"]
+    fall = f"the {QUANTITIES[law['quantity']]} falls with compute (exponent {law['exponent']:.2f}, {law['method']})"
+    return f"{arm}: {fall}, which no training does; the law is refused."

@@ -1,0 +1,78 @@
+"""The laws of iso-FLOP minima: intervals that cover, and laws that mean nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.isoflop import quadratic_minimum
+from analysis.isoflop_laws import laws_of_minima
+
+EXPONENT = 0.5
+NUM_SETS = 300
+
+
+def minima_of(log_flops: np.ndarray, log_params: np.ndarray, **given: object) -> pd.DataFrame:
+    """Minima of one arm; the images are those of a model that costs 6 N FLOPs an image."""
+    about = {"study": "", "arm": "Expert choice", "method": "quadratic", "is_edge": False, **given}
+    flops, params = np.exp(log_flops), np.exp(log_params)
+    return pd.DataFrame({"flops": flops, "params": params, "images": flops / (6 * params), "num_seeds": 3}).assign(
+        **about
+    )
+
+
+def simulated(rng: np.random.Generator, num_seeds: int) -> pd.DataFrame:
+    """Four budgets of five sizes each: parabolas whose configurations are off by 1%, which all of their seeds share."""
+    log_flops = np.log(1e12) + np.log(2.0) * np.arange(4)
+    minima = []
+    for log_budget in log_flops:
+        best = EXPONENT * log_budget
+        sizes = best + np.linspace(-1.2, 1.2, 5)
+        shared = rng.normal(0, 0.01, len(sizes))
+        seeds = rng.normal(0, 0.002, (num_seeds, len(sizes))).mean(axis=0)
+        losses = (0.2 + 0.02 * (sizes - best) ** 2) * np.exp(shared + seeds)
+        minima.append(quadratic_minimum(sizes.tolist(), losses.tolist()).log_params)
+    return minima_of(log_flops, np.array(minima))
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_the_interval_of_an_exponent_covers_where_seeds_share_the_error_of_their_configuration(num_seeds: int) -> None:
+    rng = np.random.default_rng(0)
+    laws = [laws_of_minima(simulated(rng, num_seeds))[0].iloc[0] for _ in range(NUM_SETS)]
+    covered = [law["exponent_low"] <= EXPONENT <= law["exponent_high"] for law in laws]
+    assert 0.92 <= np.mean(covered) <= 0.98
+
+
+def test_more_seeds_of_the_same_configurations_do_not_narrow_the_interval() -> None:
+    widths = []
+    for num_seeds in (2, 16):
+        rng = np.random.default_rng(1)
+        laws = [laws_of_minima(simulated(rng, num_seeds))[0].iloc[0] for _ in range(NUM_SETS)]
+        widths.append(np.median([law["exponent_high"] - law["exponent_low"] for law in laws]))
+    assert widths[1] > 0.8 * widths[0]
+
+
+def test_two_budgets_leave_no_scatter_and_no_interval() -> None:
+    laws, refused = laws_of_minima(minima_of(np.array([27.0, 28.0]), np.array([13.0, 13.4])))
+    assert laws["exponent"].to_list() == pytest.approx([0.4, 0.6])
+    assert laws[["exponent_low", "exponent_high"]].isna().all(axis=None)
+    assert refused == []
+
+
+@pytest.mark.parametrize(
+    ("slope", "what"), [(-0.2, "best size N* falls with compute (exponent -0.20"), (1.3, "best training D* falls")]
+)
+def test_a_law_that_falls_with_compute_is_refused_by_name(slope: float, what: str) -> None:
+    log_flops = np.array([27.0, 28.0, 29.0])
+    laws, refused = laws_of_minima(minima_of(log_flops, 13 + slope * (log_flops - 27), study="images=6400"))
+    assert len(laws) == 1
+    assert len(refused) == 1
+    assert refused[0].startswith(f"Expert choice, images=6400: the {what}")
+    assert refused[0].endswith("which no training does; the law is refused.")
+
+
+def test_minima_at_an_edge_are_not_used() -> None:
+    laws, refused = laws_of_minima(minima_of(np.array([27.0, 28.0]), np.array([13.0, 13.4]), is_edge=[True, False]))
+    assert laws.empty
+    assert refused == []
