@@ -145,7 +145,7 @@ def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object
 
 
 def _launched() -> tuple[int, int, int]:
-    """Returns rank, number of processes and local rank where a launcher started several, and hides them from libraries."""
+    """Returns rank, number of processes and local rank under a launcher, and hides them from libraries."""
     from experiments.environment import forget_ranks
     from experiments.training.launch import work_share
 
