@@ -87,7 +87,7 @@ def existing_runs(roots: Sequence[Path]) -> list[RunDir]:
 
 
 def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: How) -> list[Measured]:
-    """Samples each run at each guidance scale and measures the missing values, which are recorded at once."""
+    """Samples each run at each guidance scale, measures what is missing, and records each result immediately."""
     from ecdit_cli._sampling import sampling_progress
 
     measured: list[Measured] = []

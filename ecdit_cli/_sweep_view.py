@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 LINES_AROUND = 7
-"""The lines of the live view that are not runs: title, header, total and frame."""
+"""The number of lines of the live view that are not runs, such as the header and the total."""
 
 TITLES = ("images", "loss", "images/s", "left")
 LAYOUTS = ((100, TITLES, 58), (80, (*TITLES[:2], TITLES[3]), 58), (60, TITLES[:1], 42), (0, (), 18))

@@ -165,7 +165,7 @@ def _step_in_shape(plan: LayoutPlan) -> dict[str, Any]:
     from experiments.training.in_shape import step_in_shape
 
     step = step_in_shape(config, precision, rank=config.parallel.world - 1)
-    planned = memory(config, on_accelerator=False)  # # as is the engine that was stepped, which reduces accordingly
+    planned = memory(config, on_accelerator=False)  # as is the engine that was stepped, which reduces accordingly
     return {**asdict(step), "planned_persistent": planned.persistent, "planned_peak": planned.tensors_peak}
 
 

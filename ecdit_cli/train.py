@@ -41,7 +41,7 @@ def train(
     is_speaker = adopt_ranks()
     try:
         config = load_designed([*_launched_world(), *overrides], config_file).config
-    except EcditError as error:  # of the command line, which the other processes share
+    except EcditError as error:  # a mistake on the command line, which all processes make
         if is_speaker:
             raise
         leave_it_to_the_speaker(error.exit_code)
@@ -51,7 +51,7 @@ def train(
         return
     state = "done" if not restart and _is_finished(config, folder) else _run(config, folder, plain, restart)
     if _is_main_process():
-        with unwritable_output_is_said():  # the run has ended as its exit code says
+        with unwritable_output_is_said():  # printing must not change the exit code of the run
             _print_result(folder, as_json)
     if state != "done":
         raise typer.Exit(130)

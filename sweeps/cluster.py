@@ -53,7 +53,7 @@ def minutes(text: Any) -> int:
     if not all(part.isdigit() for part in [*parts, *([days] if dash else [])]) or len(parts) > 3:
         raise ValueError(f"{text} is not a time")
     numbers = [int(part) for part in parts] + [0] * (3 - len(parts))
-    if dash or len(parts) == 3:  # hours come first
+    if dash or len(parts) == 3:  # the first number is hours
         hours, mins, seconds = numbers
     else:
         hours, mins, seconds = 0, numbers[0], numbers[1]

@@ -66,7 +66,8 @@ class Place:
         """Returns the seconds of the whole training, or None where the speed is not known.
 
         Processes are taken to share the work evenly. A measured speed already contains the cost of activation
-        checkpointing; an assumed utilisation does not, so that the recomputed FLOPs are added there.
+        checkpointing. An assumed utilisation is a share of all FLOPs that a device executes, so that the recomputed
+        ones are added there.
         """
         if self.points:
             return run.train_flops / (interpolate(self.points, run.train_flops_per_image) * config.parallel.world)

@@ -23,7 +23,7 @@ MAX_NUMBER = 1e18
 MAX_EXPONENT = 100.0
 """The largest exponent of e in `log_uniform` and `log_normal`, whose numbers are logarithms."""
 MAX_MULTIPLES = 10**15
-"""The largest multiple of `q`: up to here multiples are exact as floats."""
+"""The largest number of multiples of `q`: up to here they are exact as floats."""
 LEAST_Q = 1e-30
 
 

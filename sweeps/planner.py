@@ -59,7 +59,7 @@ def make_plan(spec: SweepSpec, overrides: Sequence[str] = ()) -> Plan:
 
 
 def with_unique_names(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """Names carry 6 digits of the config id; the rare runs that share a name get all 10 digits."""
+    """Returns the runs with unique names: the usual 6 digits of the config id, or all 10 where names collide."""
     shared = Counter(run.name for run in runs)
     return [run if shared[run.name] == 1 else run.model_copy(update={"name": long_name(run)}) for run in runs]
 
@@ -102,7 +102,7 @@ def _unrepeated(spec: SweepSpec, replaced: set[str], seed: str | None) -> Iterat
         return
     seen: set[tuple[str, ...]] = set()
     while True:
-        patience = PATIENCE + 20 * len(seen)  # # misses one of N equally likely ones with chance e^-20
+        patience = PATIENCE + 20 * len(seen)  # misses one of N equally likely ones with chance e^-20
         new = next((one for one in itertools.islice(combinations, patience) if tuple(one) not in seen), None)
         if new is None:
             return

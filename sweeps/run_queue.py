@@ -83,7 +83,7 @@ class RunQueue:
                 self.unclaimable[name] = str(error)
                 self._drop(name)
                 continue
-            if is_ours and self._is_settled(run):  # # its last holder finished it just before the claim
+            if is_ours and self._is_settled(run):  # its last holder finished it just before the claim
                 self._shared.give_back(run)
             elif is_ours:
                 self._waiting.pop(name)

@@ -63,7 +63,7 @@ class SweepResult:
 
     @property
     def exit_code(self) -> int:
-        """0 when all runs are done, 1 when one is not, 130 when the sweep was interrupted before that."""
+        """The exit code is 0 when all runs are done, else 130 when the sweep was interrupted, and 1 otherwise."""
         if all(run.state == "done" for run in self.runs):
             return 0
         return 130 if self.interrupted else 1
@@ -192,7 +192,7 @@ class _Session:
         return Snapshot(list(self._progress.values()), seconds, self._seconds_left(), self._stopping, events)
 
     def _seconds_left(self) -> float | None:
-        """Seconds left at the FLOPs per slot and second of this session, evaluation and start-up included."""
+        """Returns the seconds left at this session's FLOPs per slot and second, evaluation and start-up included."""
         flops = {name: run.train_flops_per_image for name, run in self._planned.items()}
         gained = {name: run.images_seen - self._images_before[name] for name, run in self._progress.items()}
         done = sum(max(0, images) * flops[name] for name, images in gained.items())

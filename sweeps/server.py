@@ -133,7 +133,7 @@ def become_run(request: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Serve; in a child, the exit code of its run."""
+    """Serves until the sweep hangs up. In a child it executes the run, and returns its exit code."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     module, _, function = sys.argv[2].partition(":")
     for name in (module, *sys.argv[3].split(",")):
@@ -143,7 +143,7 @@ def main() -> int:
     server = Server(channel)
     server.say(safe=is_safe_to_fork())
     gc.collect()
-    gc.freeze()  # what is here stays here: a child's collector need not look at it, nor copy its pages
+    gc.freeze()  # the imported objects stay: a child's collector need not scan them, nor copy their pages
     request = server.serve()
     channel.close()
     if request is None:

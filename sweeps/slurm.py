@@ -82,7 +82,7 @@ def batch_script(folder: SweepFolder, sweep: str, array: JobArray) -> str:
     """
     jobs = jobs_folder(folder)
     parameters = _parameters(sweep, array)
-    count = {"map_count": len(array.runs)} if len(array.runs) > 1 else {}  # # as in submitit, one run is a plain job
+    count = {"map_count": len(array.runs)} if len(array.runs) > 1 else {}  # as in submitit, one run is a plain job
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(jobs))}"
     script: str = _submitit()._make_sbatch_string(command=command, folder=jobs, **count, **parameters)
     return script

@@ -104,7 +104,7 @@ class SweepSpec(Closed):
     def _draws(self, replaced: Collection[str], seed: int | None) -> Iterator[list[str]]:
         leaves = self._leaves()
         seed = self._seed(leaves) if seed is None else seed
-        sources = {name: random.Random(f"{seed}/{name}") for name in leaves}  # # one each: none shifts another
+        sources = {name: random.Random(f"{seed}/{name}") for name in leaves}  # one each: none shifts another
         while True:
             drawn = {name: parameter.draw(sources[name].random()) for name, parameter in leaves.items()}
             yield [f"{name}={value}" for name, value in drawn.items() if name not in replaced]

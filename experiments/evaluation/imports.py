@@ -115,7 +115,7 @@ def _parents(row: Row) -> tuple[int, ...] | None:
         raise ConfigError(f"{row[0]}: expected '0' or the ids of questions, as '1,2', in 'dependency_id'.")
     parts = [str(part).strip() for part in (named if isinstance(named, list) else str(named).split(","))]
     if not all(_is_whole(part) for part in parts):
-        return None  # # DSG-1k has eight items like '5, background'; DSG's script then ignores the item's dependencies
+        return None  # DSG-1k has eight items like '5, background'; DSG's script then ignores the item's dependencies
     return tuple(int(part) for part in parts if int(part) != 0)
 
 

@@ -111,7 +111,7 @@ class _Job:
         if device.type != "cpu":
             others = torch.accelerator.memory_allocated() - self._weight_bytes()
             torch.accelerator.reset_peak_memory_stats()
-            self._sample(one_call, lambda time, output: None)  # # not replayed: a recorded pass keeps its own memory
+            self._sample(one_call, lambda time, output: None)  # not replayed: a recorded pass keeps its own memory
             return float(torch.accelerator.max_memory_allocated() - others) / BYTES_PER_GIB
         tracker = MemTracker()
         tracker.track_external(self.run.model)

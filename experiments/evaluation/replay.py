@@ -52,7 +52,7 @@ class Replay:
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
-            for _ in range(WARM_UP_PASSES):  # # compiles kernels and sets up libraries before recording
+            for _ in range(WARM_UP_PASSES):  # compiles kernels and sets up libraries before recording
                 _velocity(model, inputs)
         torch.cuda.current_stream().wait_stream(beside)
         with torch.cuda.graph(graph):

@@ -31,7 +31,7 @@ class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         given = {storage._cdata for storage in _storages_of((args, kwargs))}
         for storage in _storages_of(out):
-            if storage._cdata not in given and storage._cdata not in self.serial_of:  # # else a view, or in place
+            if storage._cdata not in given and storage._cdata not in self.serial_of:  # else a view, or in place
                 self._count(storage)
         return out
 

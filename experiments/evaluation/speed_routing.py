@@ -207,7 +207,7 @@ def _floor_seconds(layers: Layers, machine: Machine, name: str) -> float:
     )
     if name == MATMULS:
         return matmuls
-    # # Forward reads the columns and writes one; backward reads them and a gradient, and writes the columns' gradients.
+    # Forward reads the columns and writes one; backward reads them and a gradient, and writes the columns' gradients.
     moved = slots * hidden * (3 * columns + 2)
     if name == OURS:
         matmuls += machine.seconds(3 * 2.0 * tokens * width * routing.num_experts)

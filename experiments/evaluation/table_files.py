@@ -62,7 +62,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
                 raise ConfigError(f"{where}: expected {len(reader.fieldnames or ())} columns, as in the first line.")
             yield where, values
     except csv.Error as error:
-        raise ConfigError(f"{path}, line {reader.line_num + 1}: {error}.") from error  # # follows the last good row
+        raise ConfigError(f"{path}, line {reader.line_num + 1}: {error}.") from error  # follows the last good row
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Row]:
