@@ -1,12 +1,13 @@
-"""`python -m ecdit_cli`: what launchers run."""
+"""`python -m ecdit_cli`: the entry point for launchers."""
 
 import sys
 from pathlib import Path
 
 
 def leave_working_folder() -> None:
-    """Look for modules where this package is: `-m` looks in the working folder first, where a user may have an
-    `experiments` of his own.
+    """Removes the working folder from the module path, unless this package is in it.
+
+    `python -m` puts it first, where a user may have another package called `experiments`.
     """
     if not sys.flags.safe_path and Path(sys.path[0]).resolve() != Path(__file__).resolve().parents[1]:
         del sys.path[0]

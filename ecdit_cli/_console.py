@@ -1,10 +1,10 @@
-"""How the commands speak: data to stdout, talk to stderr.
+"""Output of the commands: data goes to stdout, progress, hints and errors to stderr.
 
-A person at a terminal sees rich tables of which every row is one line: at a narrow terminal names are shortened from
-the middle, and then the columns that matter least are left away (`_table.py`). A pipe gets all cells as aligned plain
-text; `--json` gets JSON with the raw values. A missing value is a missing key, or an empty cell: never 0.
+At a terminal tables are drawn by rich, and every row is one line: where the terminal is narrow names are shortened in
+the middle, and then the least important columns are left out (`_table.py`). A pipe gets all cells as aligned plain
+text; `--json` gets JSON with the raw values. A missing value is a missing key or an empty cell, never 0.
 
-Names, reasons and paths are data: what is not printable in them is written as an escape, and nothing is markup.
+Names, reasons and paths are data: characters in them that are not printable are escaped, and nothing is read as markup.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: the key of the rows, the title, and how a value is written.
+    """One column of a table: the key in the rows, the title, and the function that formats a value.
 
-    `whole`: its cells are measurements; they stand to the right and are never broken or cut, however narrow the screen.
-    `prose`: its cells are sentences; they may take several lines. `priority`: of the columns that do not fit a terminal
-    those of the largest number go first, and of equal ones the last.
+    `whole` columns hold measurements, which are right-aligned and never broken or cut, however narrow the terminal is.
+    `prose` columns hold sentences, which may take several lines. Where the columns do not fit, those of the largest
+    `priority` are left out first, and of equal ones the last.
     """
 
     key: str
@@ -39,42 +39,42 @@ class Column:
     priority: int = 0
 
     def cell(self, row: Row) -> str:
-        """The text of this column in `row`; empty where the value is missing."""
+        """Returns the text of this column in `row`, empty where the value is missing."""
         value = row.get(self.key)
         return "" if value is None else printable(self.write(value))
 
     def is_number(self, rows: Sequence[Row]) -> bool:
-        """Whether its cells stand to the right and are never cut."""
+        """Return whether the cells are right-aligned and never cut."""
         return self.whole or any(_is_number(row.get(self.key)) for row in rows)
 
 
 def talk() -> Console:
-    """Where progress, hints and errors go."""
+    """Returns the console for progress, hints and errors."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def data() -> Console:
-    """Where results go."""
+    """Returns the console for results."""
     from rich.console import Console
 
     return Console()
 
 
 def say(line: str) -> None:
-    """One line to stderr: not wrapped, no markup, and what is not printable escaped."""
+    """Prints one line to stderr without wrapping and markup; characters that are not printable are escaped."""
     talk().print(printable(line), soft_wrap=True, highlight=False, markup=False)
 
 
 def print_paths(paths: Iterable[object]) -> None:
-    """The files that were written, one a line, to stdout."""
+    """Prints the paths of written files to stdout, one on each line."""
     for path in paths:
         print(printable(str(path)))
 
 
 def print_error(message: str) -> None:
-    """One line on stderr, whatever the width of the terminal."""
+    """Prints an error as one line on stderr, whatever the width of the terminal."""
     from rich.text import Text
 
     line = Text.assemble(("error:", "bold red"), " ", printable(" ".join(message.split())))
@@ -82,7 +82,7 @@ def print_error(message: str) -> None:
 
 
 def print_rows(rows: Sequence[Row], columns: Sequence[Column], as_json: bool, title: str = "") -> None:
-    """`rows` as a table of `columns`, or as a JSON list with every key that the rows have."""
+    """Prints `rows` as a table of `columns`, or as a JSON list with every key that the rows have."""
     if as_json:
         print_json([{key: value for key, value in row.items() if value is not None} for row in rows])
     elif data().is_terminal:
@@ -94,22 +94,22 @@ def print_rows(rows: Sequence[Row], columns: Sequence[Column], as_json: bool, ti
 
 
 def print_json(value: Any) -> None:
-    """`value` as indented JSON. NaN and infinity are refused: they are not JSON, and not data."""
+    """Prints `value` as indented JSON. Raises `ValueError` for NaN and infinity, which JSON does not have."""
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def count(value: float) -> str:
-    """`1.62B`: three digits with K, M, B or T."""
+    """Formats a number with three digits and K, M, B or T: `1.62B`."""
     return _scaled(value, ("", "K", "M", "B", "T"), "")
 
 
 def flops(value: float) -> str:
-    """`44.2 MFLOP`: three digits with k, M, G, T, P or E."""
+    """Formats FLOPs with three digits and k, M, G, T, P or E: `44.2 MFLOP`."""
     return _scaled(value, ("", "k", "M", "G", "T", "P", "E"), " ") + "FLOP"
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `4 min 10 s` or `2 h 05 min`."""
+    """Formats seconds as `42 s`, `4 min 10 s` or `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,7 +1,7 @@
-"""The progress of `ecdit data`: how many are done, how many a second, and how long it will take.
+"""The progress of `ecdit data`: how many items are done, how many a second, and how long the rest will take.
 
-A bar at a terminal, a line every half minute in a log. What was there when the command began counts as done, but not
-for the speed.
+It is a bar at a terminal, and a line every half minute in a log. Items that were there when the command began count as
+done, but not for the speed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Counting:
-    """In a log: lines."""
+    """Shows the progress as lines, for a log."""
 
     def __init__(self, what: str, unit: str) -> None:
         self.what, self.unit = what, unit
@@ -30,7 +30,7 @@ class Counting:
         self._last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        """`done` of `total` are done."""
+        """Takes note that `done` of `total` are done, and shows it when it is time."""
         now, speed = time.monotonic(), self.speed(done)
         if speed and now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
@@ -38,11 +38,14 @@ class Counting:
             self.say(f"{self.what}: {done:,}/{total:,} {self.unit}, {_rate(speed)} a second, {left} left")
 
     def say(self, line: str) -> None:
-        """One line for a person."""
+        """Prints one line."""
         say(line)
 
     def speed(self, done: int) -> float | None:
-        """A second, from the first that were done by this command: loading what is needed does not count."""
+        """Returns items per second since the first one that this command made, or None as long as there are too few.
+
+        The time before does not count, because models are loaded then.
+        """
         now = time.monotonic()
         if self._before is None:
             self._before = done
@@ -54,7 +57,7 @@ class Counting:
 
 
 class _Bar(Counting):
-    """At a terminal."""
+    """Shows the progress as a bar, at a terminal."""
 
     def __init__(self, what: str, unit: str, bars: Progress) -> None:
         super().__init__(what, unit)
@@ -77,7 +80,7 @@ def _rate(speed: float) -> str:
 
 @contextmanager
 def counting(what: str, unit: str) -> Iterator[Counting]:
-    """Call it with what is done and the total; it shows them as the terminal or the log allows."""
+    """Yields an object to call with the number done and the total; it shows them at a terminal or in a log."""
     console = talk()
     if not console.is_terminal:
         yield Counting(what, unit)

@@ -1,4 +1,4 @@
-"""The work behind `ecdit evaluate`: which runs lack which values, the measuring, and the table of all of them."""
+"""The work behind `ecdit evaluate`: finding out which runs lack which values, and measuring these."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class How:
-    """The options of `ecdit evaluate`; None: as the run's own settings say."""
+    """The options of `ecdit evaluate`. None stands for what the run's own settings say."""
 
     images: int
     scales: tuple[float, ...] | None
@@ -40,7 +40,7 @@ class How:
     again: bool
 
     def conditions(self, run: LoadedRun, scale: float) -> Conditions:
-        """For one run at one guidance scale."""
+        """Returns the conditions for one run at one guidance scale."""
         from ecdit_cli._sampling import sampler_settings
         from experiments.evaluation.settings import Conditions
 
@@ -52,12 +52,12 @@ class How:
         return Conditions(self.images, self.batch_images, seed, self.weights, run.precision, sampler)
 
     def scales_of(self, config: RunConfig) -> tuple[float, ...]:
-        """The guidance scales to measure a run at."""
+        """Returns the guidance scales to measure a run at."""
         return self.scales or (config.eval.guidance,)
 
 
 def check_metrics(text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """The names in `text`; an `EcditError` for one that does not exist."""
+    """Returns the names in `text`. Raises `EcditError` for one that does not exist."""
     from experiments.errors import EcditError, did_you_mean
 
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
@@ -68,7 +68,7 @@ def check_metrics(text: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def existing_runs(roots: Sequence[Path]) -> list[RunDir]:
-    """The run folders at or below `roots`; an `EcditError` when there are none."""
+    """Returns the run folders at or below `roots`. Raises `EcditError` when there are none."""
     from experiments.errors import EcditError
     from experiments.records.layout import find_runs
 
@@ -87,7 +87,7 @@ def existing_runs(roots: Sequence[Path]) -> list[RunDir]:
 
 
 def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: How) -> list[Measured]:
-    """Sample each run at each guidance scale and measure what is missing; each result is recorded at once."""
+    """Samples each run at each guidance scale, measures what is missing, and records each result immediately."""
     from ecdit_cli._sampling import sampling_progress
 
     measured: list[Measured] = []
@@ -117,7 +117,10 @@ def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: How)
 def _loaded(
     folders: Sequence[RunDir], load: Callable[[RunDir], LoadedRun], tell: Callable[[str], None]
 ) -> Iterator[tuple[RunDir, LoadedRun]]:
-    """Each run that can be loaded; the others are told with the reason. The reason of the last where none can be."""
+    """Yields each run that can be loaded; `tell` gets the reason for the others.
+
+    Raises the error of the last run where none can be loaded.
+    """
     from experiments.errors import CheckpointError, RecordError
 
     num_loaded, last = 0, None
@@ -136,12 +139,12 @@ def _loaded(
 
 
 def _show_share(show: Show, total: float, done: float, each: float, share: float) -> None:
-    """`done` parts of `total` and a `share` of the next, which is `each` long."""
+    """Shows that `done` parts of `total` and a `share` of the next part, whose length is `each`, are complete."""
     show(done + each * share, total)
 
 
 def measure_time(folders: Sequence[RunDir], how: How) -> list[Measured]:
-    """Time all runs in turns, unless all have been timed under these conditions."""
+    """Times the generation of images by all runs, which take turns."""
     from ecdit_cli._sampling import sampling_progress
 
     with sampling_progress("importing torch") as show:
@@ -179,7 +182,7 @@ def measure_time(folders: Sequence[RunDir], how: How) -> list[Measured]:
 
 
 def joined(first: Sequence[Measured], second: Sequence[Measured]) -> list[Measured]:
-    """The rows of both, those of one run and guidance scale together."""
+    """Returns the rows of both, those of one run and guidance scale together."""
     merged = {(one.run, one.guidance): one for one in first}
     for other in second:
         key = (other.run, other.guidance)
@@ -193,7 +196,7 @@ CHECKED = ("split", "blur", "noise", "num_images", "num_right", "num_yes_shuffle
 
 
 def print_judge_check(as_json: bool) -> None:
-    """How often the judge agrees with the truth; a `RunFailedError` where it misreads an independent picture."""
+    """Prints how often the judge is right. Raises `RunFailedError` where it misreads an independent picture."""
     from ecdit_cli._sampling import sampling_progress
 
     with sampling_progress("judging true renders") as show:
@@ -214,7 +217,7 @@ def print_judge_check(as_json: bool) -> None:
 
 
 def _print_checked(checked: Sequence[Checked], as_json: bool) -> None:
-    """One row for each split and degradation, and one for the independent pictures."""
+    """Prints one row for each split and degradation, and one for the independent pictures."""
     rows = [_checked_row(one) for one in checked]
     if as_json:
         print_json(rows)
@@ -240,14 +243,14 @@ def _print_checked(checked: Sequence[Checked], as_json: bool) -> None:
 
 
 def _checked_row(one: Checked) -> dict[str, Any]:
-    """What is known of one row; what is not known is left out."""
+    """Returns one row without the values that are not known."""
     row = {name: getattr(one, name) for name in CHECKED if getattr(one, name) is not None}
     misread = {"misread": list(map(str, one.misread))} if one.misread else {}
     return row | {"agreement": one.agreement, "interval": list(one.interval)} | misread
 
 
 def import_results(folders: Sequence[RunDir], geneval: Path | None, dsg: Path | None, how: How) -> list[Measured]:
-    """Add what GenEval's or DSG's own programs measured to the records of the one run it belongs to."""
+    """Adds the results of GenEval's or DSG's own programs to the records of the run that they belong to."""
     from experiments.errors import EcditError
 
     if len(folders) != 1:

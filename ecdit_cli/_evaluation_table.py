@@ -1,4 +1,4 @@
-"""What `ecdit evaluate` prints: one line for each run and guidance scale, or every row as JSON."""
+"""The output of `ecdit evaluate`: one line for each run and guidance scale, or every row as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHORT_KINDS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """The rows of one run at one guidance scale."""
+    """The measured rows of one run at one guidance scale."""
 
     run: str
     guidance: float
@@ -30,7 +30,7 @@ class Measured:
 
 
 def print_table(measured: Sequence[Measured], as_json: bool) -> None:
-    """One line for each run and guidance scale; as JSON every row whole."""
+    """Prints one line for each run and guidance scale, or with `as_json` every row in full."""
     _say_too_few(measured)
     if as_json:
         print_json([_json(one) for one in measured])
@@ -47,7 +47,7 @@ def print_table(measured: Sequence[Measured], as_json: bool) -> None:
 
 
 def has_too_few_images(row: EvalRow) -> bool:
-    """Whether it is a Frechet distance of no more images than features, which says little."""
+    """Return whether the row is a Frechet distance of no more images than features, which says little."""
     from experiments.records.schema import FRECHET_FEATURES
 
     return row.metric == FRECHET and row.num_samples <= FRECHET_FEATURES
@@ -76,7 +76,7 @@ def _json(one: Measured) -> dict[str, Any]:
 
 
 def _cells(one: Measured) -> dict[str, Any]:
-    """Values by metric, with half of the 95% interval where there is one."""
+    """Returns the rows by metric, with the overheads; the columns format a row as value and interval."""
     row: dict[str, Any] = {"run": one.run, "guidance": one.guidance}
     for measured in one.rows:
         row[measured.metric] = measured

@@ -1,4 +1,4 @@
-"""The options that commands share, each spelled and explained once."""
+"""The options that several commands share, each spelled and explained once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 # Every number has a least and a greatest value; a test asks every option for both.
 MAX_SLOTS = 4096
-"""Runs, cores or devices of one machine."""
+"""The most runs, cores or devices of one machine."""
 MAX_TIMEOUT_SECONDS = 30 * 24 * 3600
 MAX_RETRIES = 1000
 
@@ -43,7 +43,7 @@ FromProjects = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and what it costs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-# What figures show.
+# Options of figures.
 PaperValues = Annotated[
     bool, typer.Option("--paper-values", help="Beside ours, the numbers that EC-DIT printed, where there are any.")
 ]
@@ -57,12 +57,15 @@ Parameters = Annotated[
 ]
 
 MAX_IMAGES = 100_000
-"""Sampled at a time; FID is usually taken of 50,000. The scenes of all captions are in memory."""
+"""The most images that are sampled at a time.
+
+FID usually takes 50,000. The scenes of all captions are kept in memory.
+"""
 MAX_SEED = 2**63 - 1
 MAX_GUIDANCE = 1000.0
 MAX_SHIFT = 100.0
 
-# How a trained model is sampled: the same for every command that does.
+# Options of sampling from a trained model, shared by every command that samples.
 Weights = Annotated[Literal["raw", "ema"], typer.Option(help="Which weights: raw, or their moving average.")]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"], typer.Option(help="Of the model; auto: the precision it was trained in.")
@@ -87,7 +90,7 @@ SampledImages = Annotated[
     int, typer.Option(min=2, max=MAX_IMAGES, help="Images sampled of each run at each guidance scale.")
 ]
 
-# What `ecdit evaluate` measures with, and what others measured.
+# What `ecdit evaluate` measures with, and results of other programs that it imports.
 Scales = Annotated[str | None, typer.Option(help="Scales, by commas; 1 is none. Default: the run's eval.guidance.")]
 Rounds = Annotated[int, typer.Option(min=1, max=10_000, help="Repetitions of inference-time; the median counts.")]
 InceptionWeights = Annotated[
@@ -105,7 +108,7 @@ CheckJudge = Annotated[
 ]
 Again = Annotated[bool, typer.Option("--again", help="Measure anew what is recorded already.")]
 
-# What `ecdit sample` makes.
+# Options of `ecdit sample`.
 Captions = Annotated[
     list[str],
     typer.Argument(metavar="CAPTION", default_factory=list, show_default=False, help="Default: one of each kind."),
@@ -134,7 +137,7 @@ DsgFolder = Annotated[
     Path | None, typer.Option("--dsg", metavar="FOLDER", help="Also write the images in DSG's layout.")
 ]
 
-# How `ecdit sweep` runs.
+# Options of `ecdit sweep`.
 Executor = Annotated[str, typer.Option(metavar="local|slurm", help="Where the runs go.")]
 Cluster = Annotated[
     Path | None, typer.Option(metavar="FILE", help="For slurm: the cluster file. Default: ecdit.cluster of SPEC.")

@@ -1,4 +1,4 @@
-"""How `ecdit plan` shows a layout: as tables for a person, and the same numbers as JSON."""
+"""Shows the layouts of `ecdit plan` as tables for a person, and the same numbers as JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KINDS = {
 
 
 def plan_row(plan: LayoutPlan, dollars_per_hour: float | None) -> dict[str, Any]:
-    """A layout and what it takes; what is not known is absent."""
+    """Returns a layout with its memory, time and cost, without the keys that are not known."""
     config, hours = plan.config, plan.device_hours
     row = {
         "world": config.parallel.world,
@@ -50,7 +50,7 @@ def plan_row(plan: LayoutPlan, dollars_per_hour: float | None) -> dict[str, Any]
 
 
 def plan_json(plan: LayoutPlan, dollars_per_hour: float | None) -> dict[str, Any]:
-    """Everything that the tables show."""
+    """Returns everything that the tables show."""
     from experiments.config.budget import budget
 
     cost = budget(plan.config)
@@ -80,7 +80,7 @@ def plan_json(plan: LayoutPlan, dollars_per_hour: float | None) -> dict[str, Any
 
 
 def print_plan(plan: LayoutPlan, dollars_per_hour: float | None) -> None:
-    """Four tables: what is trained, the memory of a device, what it sends, and time and cost."""
+    """Prints four tables: the run, the memory of a device, its traffic, and time and cost."""
     _print_model(plan)
     _print_memory(plan)
     if plan.transfers:
@@ -89,7 +89,7 @@ def print_plan(plan: LayoutPlan, dollars_per_hour: float | None) -> None:
 
 
 def print_layouts(plans: Sequence[LayoutPlan], dollars_per_hour: float | None) -> None:
-    """A row for each layout."""
+    """Prints a row for each layout."""
     rows = [{**plan_row(plan, dollars_per_hour), "layout": _layout(plan)} for plan in plans]
     columns = (
         Column("world", "devices"),
@@ -124,7 +124,7 @@ def _print_model(plan: LayoutPlan) -> None:
 
 
 def _print_memory(plan: LayoutPlan) -> None:
-    """A column for each moment of a step that can be the fullest."""
+    """Prints the memory by kind, with a column for each moment of a step at which it may be largest."""
     moments, on_accelerator = _moments(plan), plan.place.on_accelerator
     name, unit, digits = ("GiB", GIB, 2) if plan.memory.peak >= GIB else ("MiB", MIB, 1)
     labels = {**KINDS, "outside": "driver and allocator" if on_accelerator else "process, allocator and saving"}
@@ -188,7 +188,7 @@ def _print_cost(plan: LayoutPlan, dollars_per_hour: float | None) -> None:
 
 
 def _print_block(rows: Sequence[Row], columns: Sequence[Column], title: str) -> None:
-    """A table under its title, in a pipe too: several follow each other."""
+    """Prints a table under its title, in a pipe too, because several tables follow each other."""
     from ecdit_cli._console import data
 
     if not data().is_terminal:
@@ -197,7 +197,10 @@ def _print_block(rows: Sequence[Row], columns: Sequence[Column], title: str) -> 
 
 
 def _moments(plan: LayoutPlan) -> dict[str, dict[str, int]]:
-    """With what is outside tensors: the driver, the process, and on a CPU the checkpoint that is being written."""
+    """Returns the bytes of each moment by kind, with those outside tensors.
+
+    Outside tensors are the driver, the process and, on a CPU, the checkpoint that is being written.
+    """
     return {
         name: {**parts, "outside": plan.memory.outside_tensors(sum(parts.values()))}
         for name, parts in plan.memory.moments().items()
@@ -213,21 +216,21 @@ def _params_per_process(plan: LayoutPlan) -> int:
 
 
 def _seconds(seconds: float | None) -> str:
-    """`0.324 s`; longer times as a duration; nothing where it is not known."""
+    """Formats seconds as `0.324 s`, longer times as a duration, and an unknown time as nothing."""
     if seconds is None:
         return ""
     return f"{seconds:.3g} s" if seconds < 60 else duration(seconds)
 
 
 def _long(seconds: float | None) -> str:
-    """From two days on in days."""
+    """Formats seconds as a duration, from two days on in days."""
     if seconds is None:
         return ""
     return duration(seconds) if seconds < 2 * DAY else f"{seconds / DAY:,.1f} days"
 
 
 def _amount(value: float | None) -> str:
-    """Hours or dollars: `4.93`, `21,548`."""
+    """Formats hours or dollars: `4.93`, `21,548`."""
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
@@ -238,7 +241,7 @@ def _all_flops(value: float) -> str:
 
 
 def _layout(plan: LayoutPlan) -> str:
-    """`ZeRO-1, experts over 64, 2 passes, recompute`."""
+    """Describes a layout: `ZeRO-1, experts over 64, 2 passes, recompute`."""
     parallel, passes = plan.config.parallel, plan.config.train.accumulation
     words = [f"ZeRO-{parallel.zero_stage}"]
     words += [f"experts over {parallel.expert_parallel}"] if parallel.expert_parallel > 1 else []

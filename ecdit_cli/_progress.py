@@ -1,6 +1,6 @@
-"""The progress of one run: a bar at a terminal, a line now and then in a log.
+"""The progress of one run: a bar at a terminal, occasional lines in a log.
 
-It stands before torch is imported, so that nobody waits in front of an empty screen.
+It is shown before torch is imported, which takes seconds.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 30.0
 IMPORTING = "importing"
 OTHER_COLUMNS = 59
-"""Width of everything but the bar and the two numbers of images; leaves room for a ^C, which would wrap a full line."""
+"""The width of everything but the bar and the two numbers of images.
+
+It leaves room for a ^C, which would wrap a full line.
+"""
 
 
 @contextmanager
 def progress(config: RunConfig, visible: bool) -> Iterator[Reporter]:
-    """A reporter for the training loop; when not `visible` it shows nothing but warnings and errors."""
+    """Yields a reporter for the training loop; when not `visible` it shows only warnings and errors."""
     from experiments.training.reporter import Reporter
 
     if not visible:
@@ -57,7 +60,7 @@ def _bar(config: RunConfig) -> Iterator[Reporter]:
     with Progress(*columns, console=console, transient=True) as bars:
 
         def fail(reason: str) -> None:
-            bars.stop()  # gives the cursor back
+            bars.stop()  # restores the cursor
             print_error(reason)
 
         def say_above(message: str) -> None:

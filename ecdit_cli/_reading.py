@@ -1,7 +1,8 @@
-"""`ecdit bench data`, the part about latents: images per second that are read against what B trains on an H100.
+"""The latent part of `ecdit bench data`: images read per second, compared with what B trains per second on an H100.
 
-What B consumes follows from its FLOPs an image and a share of the accelerator's peak; nobody had the accelerator.
-Beside what is read stands what this machine copies from memory to memory, which no reading exceeds.
+How many images B would train on follows from its FLOPs per image and an assumed share of the accelerator's peak; it was
+not measured. The rate at which this machine copies from memory to memory is shown beside the reading rate, because it
+is an upper limit of it.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ from ecdit_cli._console import Column
 
 MODEL, DEVICE = "B", "H100"
 UTILISATIONS = (0.35, 0.5)
-"""What published mixtures of experts and dense transformers reach; the first is what plans are priced at."""
+"""Shares of the peak that published mixtures of experts and dense transformers reach; plans are priced at the first."""
 CAPTION_TOKENS = (30, 60, 120)
-"""A caption of the web, a long one, and the most that is kept: text features are nearly all that is read."""
+"""Tokens of a usual web caption, of a long one, and the most that are kept.
+
+Text features are nearly all of the bytes that are read.
+"""
 WANTED_TIMES = 3
-"""The loader is never to be slower than this many times the training."""
+"""The loader should be at least this many times as fast as the training."""
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
 def bench_reading(gib: float, rounds: int, clock_name: str, progress: Progress) -> list[dict[str, Any]]:
-    """A row for each length of captions and number of threads.
+    """Returns a row for each caption length and number of threads.
 
-    By the clock `cpu` one thread alone, because the seconds of several add up.
+    With the `cpu` clock only one thread is measured, because CPU seconds of several threads add up.
     """
     clock = process_time if clock_name == "cpu" else perf_counter
     with progress("reading latents", rounds * len(CAPTION_TOKENS)) as advance:
@@ -68,7 +72,7 @@ def _rows(
 
 
 def thread_counts(clock_name: str) -> tuple[int, ...]:
-    """1, 2, 4, 8: as many as this machine has cores for, and those of the default."""
+    """Returns the numbers of threads to measure: 1, 2, 4, 8 up to the cores here, and the loader's default."""
     if clock_name == "cpu":
         return (1,)
     from experiments.data.loader import MAX_THREADS, loader_threads

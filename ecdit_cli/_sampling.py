@@ -1,4 +1,4 @@
-"""What `ecdit sample` and `ecdit evaluate` share: options to conditions, and a bar that shows sampling go on."""
+"""Shared by `ecdit sample` and `ecdit evaluate`: parsing of their options, and the progress of sampling."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ DEFAULT_CAPTIONS = (
     "a red circle left of a blue square",
     "a white ring and a black heart",
 )
-"""Captions for a run that is sampled without any: one of each kind."""
+"""The captions for a run that is sampled without any: one of each kind."""
 
 SECONDS_BETWEEN_LINES = 30.0
 MAX_SCALES = 100
-"""Guidance scales of one command: at each, all images are sampled anew."""
+"""The most guidance scales of one command: all images are sampled anew at each."""
 
 
 def parse_guidance(text: str) -> tuple[float, ...]:
-    """`1,2,4` as numbers; an `EcditError` for what is none, out of range or too many."""
+    """Parses `1,2,4` into scales. Raises `EcditError` for what is no number or out of range, and for too many."""
     from experiments.errors import EcditError
 
     shown = shortened(printable(text), 80)
@@ -50,7 +50,7 @@ def parse_guidance(text: str) -> tuple[float, ...]:
 
 
 def parse_interval(text: str) -> tuple[float, float]:
-    """`0.1,0.9` as a stretch of t; an `EcditError` for what is none."""
+    """Parses `0.1,0.9` into an interval of t. Raises `EcditError` where it is none."""
     from experiments.errors import EcditError
 
     try:
@@ -66,7 +66,7 @@ def parse_interval(text: str) -> tuple[float, float]:
 
 
 def checked_number(num_captions: int, per_caption: int) -> int:
-    """How many images there will be; an `EcditError` for more than are kept in memory."""
+    """Returns the number of images. Raises `EcditError` for more than can be kept in memory."""
     from experiments.errors import EcditError
 
     num_images = num_captions * per_caption
@@ -81,7 +81,7 @@ def checked_number(num_captions: int, per_caption: int) -> int:
 def sampler_settings(
     steps: int, guidance: float, interval: str, shift: float, sampler: Literal["euler", "heun"]
 ) -> SamplerSettings:
-    """The options as settings of the sampler."""
+    """Returns the options as settings of the sampler."""
     from experiments.evaluation.generate import SamplerSettings
     from experiments.flow.samplers import Guidance
 
@@ -89,18 +89,18 @@ def sampler_settings(
 
 
 class Show(Protocol):
-    """How far the work is, and lines in between that a bar does not lie over."""
+    """Shows how far the work is, and prints lines above the progress bar."""
 
     def __call__(self, done: float, total: float, now_at: str | None = None) -> None:
-        """`done` of `total`; with `now_at`, at what."""
+        """Shows `done` of `total`; `now_at` names the current part."""
 
     def say(self, line: str) -> None:
-        """One line for a person."""
+        """Prints one line."""
 
 
 @contextmanager
 def sampling_progress(what: str) -> Iterator[Show]:
-    """Shows how far the work is: a bar at a terminal, a line now and then in a log."""
+    """Yields the progress display: a bar at a terminal, occasional lines in a log."""
     console = talk()
     if not console.is_terminal:
         yield _Lines(what)
@@ -113,7 +113,7 @@ def sampling_progress(what: str) -> Iterator[Show]:
 
 
 class _Bar:
-    """One bar of rich."""
+    """Shows the progress as one bar of rich."""
 
     def __init__(self, bars: Progress, what: str) -> None:
         self._bars = bars
@@ -127,7 +127,7 @@ class _Bar:
 
 
 class _Lines:
-    """One line for each thing that begins, and one about every half minute."""
+    """Prints one line for each part that begins, and one about every half minute."""
 
     def __init__(self, what: str) -> None:
         self._what = what

@@ -1,4 +1,4 @@
-"""The table of routing at the speed of dense: target beside measured, the floor of this machine, and the gap."""
+"""The benchmarks of routing against dense, as a table of measured value, target, floor of this machine, and gap."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 MODEL = "model=mini"
-"""The largest size for a CPU; settings on the command line win."""
+"""The largest preset for a CPU; settings on the command line override it."""
 
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """What the command line says of a measurement."""
+    """The options of a measurement on the command line."""
 
     overrides: list[str]
     rounds: int
@@ -32,7 +32,7 @@ class SpeedOptions:
 
 
 def bench_routing(options: SpeedOptions, progress: Progress) -> Rows:
-    """The layer, at every width with every number of experts."""
+    """Measures the layer at every width with every number of experts."""
     from experiments.config.overrides import load_config
 
     settings = [
@@ -53,7 +53,7 @@ def bench_routing(options: SpeedOptions, progress: Progress) -> Rows:
 
 
 def bench_training(options: SpeedOptions, steps: int, progress: Progress) -> Rows:
-    """Expert choice beside the dense model that activates as much."""
+    """Measures training with expert choice beside the dense model with as many activated parameters."""
     from experiments.config.designs import load_designed
 
     ours, dense = (
@@ -69,7 +69,7 @@ def bench_training(options: SpeedOptions, steps: int, progress: Progress) -> Row
 
 
 def bench_sample(options: SpeedOptions, progress: Progress) -> Rows:
-    """Expert choice beside dense of the same depth and width."""
+    """Measures sampling with expert choice beside a dense model of the same depth and width."""
     from experiments.config.overrides import load_config
 
     ours, dense = (load_config([MODEL, *options.overrides, f"routing={name}"]) for name in ("expert_choice", "dense"))
@@ -95,7 +95,7 @@ def _refuse_other_routers(configs: list[RunConfig]) -> None:
 
 
 def _once(rows: Iterator[SpeedRow] | list[SpeedRow]) -> Iterator[dict[str, Any]]:
-    """As plain rows; what is skipped is named once."""
+    """Yields rows as dicts; rows for an accelerator that is not there are repeated for each setting, and kept once."""
     seen = set()
     for row in rows:
         key = (row.what, row.setting)

@@ -1,4 +1,4 @@
-"""How long commands take, each in a process of its own: what a user waits for before anything happens."""
+"""Measures how long commands take to start, each in a process of its own, as a user waits for them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ parameters:
   seed: {{values: {list(range(NUM_PLANNED_RUNS // 2))}}}
 """
 LIMIT_SECONDS = {"help": 0.4, "plan": 2.0, "first_row": 10.0}
-"""What the project promises of a command on a machine with 2 cores."""
+"""The limits that the project promises on a machine with 2 cores."""
 
 
 def measure_commands(rounds: int, overrides: Sequence[str], on_round: Callable[[], None]) -> list[dict[str, Any]]:
-    """Median seconds of each command over `rounds`; the commands take turns."""
+    """Returns the median seconds of each command over `rounds`. The commands take turns."""
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "sweep.yaml"
         spec.write_text(SPEC)
@@ -65,7 +65,7 @@ def _seconds_of(arguments: Sequence[str]) -> float:
 
 
 def _seconds_to_first_row(overrides: Sequence[str]) -> float:
-    """From the command to the first row of `steps.jsonl`, in a fresh folder; the run is then ended."""
+    """Returns the seconds from the command to the first row of `steps.jsonl` in a fresh folder, and ends the run."""
     from experiments.errors import RunFailedError
     from experiments.records.layout import RunDir
 

@@ -1,8 +1,9 @@
-"""What happens when stdout or stderr cannot be written: the reader has gone, the disk is full, the stream is closed.
+"""Handles a stdout or stderr that cannot be written: its reader has gone, the disk is full, or it is closed.
 
-stderr is talk. Where nobody can hear it, it is lost, and the command goes on: a training must not end because a
-terminal was closed or `| head -1` has read enough. stdout is data. Where it cannot be written the command says so in
-one line and ends with exit code 1; in silence where its reader has gone, as other Unix tools do.
+stderr carries progress and errors. Where it cannot be written, these are lost and the command goes on: a training must
+not end because a terminal was closed or because `| head -1` has read enough. stdout carries data. Where it cannot be
+written, the command says so in one line and ends with exit code 1; where its reader has gone it says nothing, as other
+Unix tools do.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 class UnwritableOutputError(EcditError):
-    """Standard output cannot be written."""
+    """Raised when standard output cannot be written."""
 
     exit_code = 1
 
@@ -34,18 +35,18 @@ class UnwritableOutputError(EcditError):
         self.is_reader_gone = error.errno == errno.EPIPE
 
     def say(self) -> None:
-        """Print the one line, unless whoever started the command wanted to read no more."""
+        """Prints the error, unless the reader has gone and so wants to read no more."""
         if not self.is_reader_gone:
             print_error(str(self))
 
 
 class _Output(io.FileIO):
-    """A descriptor that is written until it fails; whatever comes later is dropped, so that no other error follows."""
+    """A descriptor that is written until it fails. Later output is dropped, so that no other error follows."""
 
     is_broken = False
 
     def write(self, content: Buffer, /) -> int:
-        """Write what can be written, and pass over the rest."""
+        """Writes `content`, or drops it after a failure."""
         if not self.is_broken:
             try:
                 return super().write(content) or 0
@@ -55,7 +56,7 @@ class _Output(io.FileIO):
         return memoryview(content).nbytes
 
     def _fail(self, error: OSError) -> None:
-        """Nothing follows: this is how talk ends."""
+        """Does nothing: lost progress output is no error."""
 
 
 class _DataOutput(_Output):
@@ -65,7 +66,7 @@ class _DataOutput(_Output):
 
 @contextmanager
 def unwritable_output_is_said() -> Iterator[None]:
-    """What is printed inside may be lost without changing how the command ends."""
+    """Reports a failure to print inside this block without changing how the command ends."""
     try:
         yield
         sys.stdout.flush()
@@ -74,22 +75,22 @@ def unwritable_output_is_said() -> Iterator[None]:
 
 
 def guard_streams() -> None:
-    """Replace `sys.stdout` and `sys.stderr` by streams of the same descriptors that fail in these ways.
+    """Replaces `sys.stdout` and `sys.stderr` by streams of the same descriptors that fail in these ways.
 
-    A descriptor that was closed (`>&-`) is given to `/dev/null`, opened for reading, so that writing to it fails and no
-    file that is opened later (a row file of a run) gets its number and what libraries print.
+    A closed descriptor (`>&-`) is opened as `/dev/null` for reading, so that writing to it fails. Otherwise a file that
+    is opened later (a row file of a run) would get its number, and with it what libraries print.
     """
     for descriptor in (STDIN, STDOUT, STDERR):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY)  # which gets the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDONLY)  # it gets the lowest free number, which is this one
     sys.stdout = _stream(_DataOutput(STDOUT, "w", closefd=False), sys.stdout)
     sys.stderr = _stream(_Output(STDERR, "w", closefd=False), sys.stderr, line_buffering=True)
 
 
 def _stream(raw: _Output, like: TextIO | None, line_buffering: bool = False) -> TextIO:
-    """`raw` with the encoding of `like`; a character that it lacks is written as an escape and is no error."""
+    """Returns a text stream of `raw` with the encoding of `like`; characters that the encoding lacks are escaped."""
     encoding = "utf-8" if like is None else like.encoding
     errors = "backslashreplace" if like is None or like.errors in (None, "strict") else like.errors
     if like is not None:

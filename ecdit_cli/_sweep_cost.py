@@ -1,4 +1,4 @@
-"""What a sweep takes, before it is spent: estimates for every run, and the table of them."""
+"""Estimates what the runs of a sweep cost before they are started, and prints the table of the estimates."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ COST_COLUMNS = (
     Column("seconds", "time", duration),
 )
 FITS = Column("fits", "fits", lambda fits: "yes" if fits else "no")
-"""Shown where a run does not."""
+"""The column that is shown where at least one run does not fit."""
 
 
 def place_of(slots: Sequence[Slot], device: str | None, utilisation: float | None) -> Place:
-    """An accelerator of the table, or this machine with `slots`, of whose speed nothing is known yet."""
+    """Returns an accelerator of the table, or this machine with `slots`, whose speed is not measured yet."""
     from sweeps.cost import table_device, this_machine
 
     if device is not None:
@@ -40,7 +40,7 @@ def place_of(slots: Sequence[Slot], device: str | None, utilisation: float | Non
 
 
 def timed(place: Place, plan: Plan, num_threads: int) -> Place:
-    """`place`, which is this machine, with the speed of the models of `plan` that can be timed here.
+    """Returns `place`, which is this machine, with the measured speed of the models of `plan` that can be timed here.
 
     Raises `SpecError` when a training that is timed fails.
     """
@@ -64,7 +64,7 @@ def timed(place: Place, plan: Plan, num_threads: int) -> Place:
 
 
 def cost_rows(plan: Plan, num_slots: int, place: Place | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """One row per run, and the total; with `place`, whether each run fits there."""
+    """Returns one row per run, and the total; with `place` each row also says whether the run fits there."""
     from sweeps.cost import total
     from sweeps.fit import is_fitting
 
@@ -84,7 +84,7 @@ def cost_rows(plan: Plan, num_slots: int, place: Place | None = None) -> tuple[l
 
 
 def print_cost(plan: Plan, num_slots: int, place: Place | None = None) -> None:
-    """The table, cheap runs first as they will be run, and where the times come from."""
+    """Prints the table of runs in the order of the plan, the cheap ones first, and where the times come from."""
     rows, sums = cost_rows(plan, num_slots, place)
     last = {**sums, "name": f"total of {len(rows)} runs"}
     columns = [column for column in COST_COLUMNS if any(row.get(column.key) is not None for row in rows)]
@@ -103,9 +103,10 @@ def print_cost(plan: Plan, num_slots: int, place: Place | None = None) -> None:
 
 
 def show_cost(plan: Plan, how: How, scripts: Sequence[str], as_json: bool) -> None:
-    """The table, and the batch scripts; then what does not fit.
+    """Prints the table and the batch scripts, and then reports what does not fit.
 
-    It is said of this machine, since the plan may be for another, and refused of a device that was asked for.
+    A run that does not fit this machine is only reported, because the plan may be for another one. Raises `SpecError`
+    where it does not fit a device that was asked for.
     """
     from sweeps.cost import estimated
     from sweeps.fit import misfit_of
@@ -130,7 +131,7 @@ def show_cost(plan: Plan, how: How, scripts: Sequence[str], as_json: bool) -> No
 
 
 def _timed_if_asked(place: Place, plan: Plan, how: How, slots: Sequence[Slot]) -> Place:
-    """`place` with the speed of its models where it is to be timed. A plan is shown without times where that fails."""
+    """Returns `place` with the measured speed of its models where that is asked for and timing does not fail."""
     from experiments.errors import SpecError
 
     if not (how.calibrate and slots):

@@ -1,4 +1,4 @@
-"""`ecdit sweep --register`: the same file as a sweep on the W&B server, whose agents then run it."""
+"""`ecdit sweep --register`: creates the sweep of a file on the W&B server, whose agents then run it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from ecdit_cli._console import talk
 
 
 def register(spec: str, overrides: Sequence[str]) -> str:
-    """Create the sweep; returns `entity/project/id`. An `EcditError` without a key, or where the server refuses."""
+    """Creates the sweep, and returns `entity/project/id`.
+
+    Raises `EcditError` where no key is configured, or where the server refuses.
+    """
     from experiments.config.yaml_file import read_yaml
     from experiments.errors import EcditError
     from experiments.records.wandb_mirror import ask_wandb, project_of
@@ -29,7 +32,7 @@ def register(spec: str, overrides: Sequence[str]) -> str:
     project = project_of(checked.project)
     said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):  # it prints the id and the address
+        with contextlib.redirect_stdout(said):  # wandb prints the id and the address of the sweep
             name = wandb.sweep(content, entity=checked.entity, project=project)
     except (wandb.Error, ValueError, OSError) as error:
         raise EcditError(f"W&B did not create the sweep: {error}", "Check the key and the server.") from error

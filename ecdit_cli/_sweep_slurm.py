@@ -1,4 +1,4 @@
-"""`ecdit sweep --executor slurm`: what will be submitted, and submitting it. The jobs then go on alone."""
+"""`ecdit sweep --executor slurm`: shows what would be submitted, and submits it. The jobs then go on by themselves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMNS = (Column("name", "run"), Column("state", "state"), Column("job", "job")
 
 
 def cluster_of(spec: str, file: Path | None, plan: Plan) -> Cluster:
-    """The cluster of a file, or of the sweep file; rules that fit no run are said."""
+    """Returns the cluster of a cluster file or of the sweep file, and reports rules that apply to no run."""
     from sweeps.cluster import load_cluster
     from sweeps.spec import find_spec
 
@@ -27,14 +27,14 @@ def cluster_of(spec: str, file: Path | None, plan: Plan) -> Cluster:
 
 
 def batch_scripts(folder: SweepFolder, plan: Plan, cluster: Cluster) -> list[str]:
-    """The script of every job array."""
+    """Returns the batch script of every job array."""
     from sweeps.slurm import batch_script, job_arrays
 
     return [batch_script(folder, plan.sweep, array) for array in job_arrays(plan.wanted, cluster)]
 
 
 def submit_sweep(folder: SweepFolder, asked: Plan, cluster: Cluster, retry_failed: bool, as_json: bool) -> None:
-    """Queue what is not done, running or queued; failed runs only when asked to."""
+    """Submits what is not done, running or queued; failed runs only with `retry_failed`."""
     from sweeps.progress import read_progress
     from sweeps.runner import freeze_plan
     from sweeps.slurm import submit

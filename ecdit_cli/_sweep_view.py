@@ -1,7 +1,7 @@
-"""How a sweep and its runs are shown: live while it goes, and as rows when it is over.
+"""Shows a sweep and its runs: live while it is running, and as rows when it is over.
 
-At a terminal one table is drawn over and over; in a pipe or a log file there is one line at each change of state and
-one about every 10 seconds. What is shown comes as a `Snapshot`; nothing is read here.
+At a terminal one table is redrawn. In a pipe or a log file one line is printed at each change of state, and others
+about every 10 seconds. The state comes as a `Snapshot`; this module reads no files.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 LINES_AROUND = 7
-"""Lines of the live view that are not runs: head, rest, total, frame."""
+"""The number of lines of the live view that are not runs, such as the header and the total."""
 
 TITLES = ("images", "loss", "images/s", "left")
 LAYOUTS = ((100, TITLES, 58), (80, (*TITLES[:2], TITLES[3]), 58), (60, TITLES[:1], 42), (0, (), 18))
-"""From this width on: what is shown beside name and state, and the width of everything but the name."""
+"""For each least width: the columns shown beside name and state, and the width of everything but the name."""
 LAST_CHARACTERS = 12
-"""Of a shortened name."""
+"""The number of characters kept at the end of a shortened name."""
 
 STATES: tuple[State, ...] = ("running", "failed", "interrupted", "planned", "done")
 STYLES = {"running": "cyan", "failed": "bold red", "interrupted": "yellow", "planned": "dim", "done": "green"}
@@ -49,11 +49,11 @@ COLUMNS = (
     Column("reason", "reason", priority=2),
 )
 RESULT_COLUMNS = tuple(column for column in COLUMNS if column.key not in {"loss", "heartbeat_age_seconds"})
-"""`off`: how far the measurement is from the estimate that was made before the run."""
+"""Columns for a sweep that is over. Titles with `off` are the error of the estimate that was made before the run."""
 
 
 def run_row(run: RunProgress) -> dict[str, Any]:
-    """One run for `print_rows` and JSON; what is not known is left out."""
+    """Returns the row of one run for `print_rows` and JSON, without the keys that are not known."""
     row = {
         "name": run.name,
         "state": run.state,
@@ -70,7 +70,7 @@ def run_row(run: RunProgress) -> dict[str, Any]:
 
 
 def errors_by_name(folder: SweepFolder) -> dict[str, dict[str, float]]:
-    """By run: measured over estimated, minus 1, for time and memory, where both are known."""
+    """Returns, by run, measured over estimated minus 1, for time and memory where both are known."""
     from sweeps.cost import errors_of
 
     found = {}
@@ -81,14 +81,14 @@ def errors_by_name(folder: SweepFolder) -> dict[str, dict[str, float]]:
 
 
 def total_row(snapshot: Snapshot) -> dict[str, Any]:
-    """The sums over all runs."""
+    """Returns the sums over all runs."""
     by_state = {f"num_{state}": snapshot.num_by_state[state] for state in STATES}
     images = {"images_seen": snapshot.images_seen, "images_total": snapshot.images_total}
     return {"num_runs": len(snapshot.runs), **by_state, **images}
 
 
 def total_line(snapshot: Snapshot) -> str:
-    """`3 done, 2 running, 4 planned; 45% of the images; 2 min 10 s, 3 min 05 s left`."""
+    """Returns a summary: `3 done, 2 running, 4 planned; 45% of the images; 2 min 10 s, 3 min 05 s left`."""
     counts = snapshot.num_by_state
     parts = [", ".join(f"{counts[state]} {state}" for state in reversed(STATES) if counts[state])]
     if snapshot.images_total:
@@ -103,7 +103,7 @@ def total_line(snapshot: Snapshot) -> str:
 
 @contextmanager
 def live_view() -> Iterator[OnProgress]:
-    """A function that shows each snapshot it is given, on stderr."""
+    """Yields a function that shows each snapshot it is given on stderr."""
     from rich.live import Live
 
     console = talk()
@@ -117,7 +117,7 @@ def live_view() -> Iterator[OnProgress]:
 
 
 class PlainView:
-    """One line for each change of state, and one about every 10 s."""
+    """Prints one line for each change of state, and the progress of all running runs about every 10 s."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -146,7 +146,7 @@ def _progress(run: RunProgress) -> str:
 
 
 def _cells(run: RunProgress) -> tuple[str, str, str, str]:
-    """Images, loss, images/s and time left; empty where there is nothing to say."""
+    """Returns images, loss, images/s and time left as texts, empty where there is nothing to show."""
     share = f"/{run.images_total:,} {run.images_seen / run.images_total:.0%}" if run.images_total else ""
     return (
         f"{run.images_seen:,}{share}",
@@ -157,7 +157,10 @@ def _cells(run: RunProgress) -> tuple[str, str, str, str]:
 
 
 def live_table(snapshot: Snapshot, width: int, max_runs: int) -> Group:
-    """All runs in the order of the plan; where they do not fit, the running ones first and the rest counted."""
+    """Returns a table of all runs in the order of the plan.
+
+    Where they do not fit, the running ones come first and the hidden ones are counted.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Group
     from rich.table import Table
@@ -179,7 +182,7 @@ def live_table(snapshot: Snapshot, width: int, max_runs: int) -> Group:
 
 
 def _shortened(name: str, width: int) -> str:
-    """Cut in the middle: what tells runs apart (seed, digits of the config id) stands at the end."""
+    """Cuts a name in the middle: what tells runs apart (seed, digits of the config id) is at its end."""
     if len(name) <= width:
         return name
     tail = max(1, min(width - 1, LAST_CHARACTERS))

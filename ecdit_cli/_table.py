@@ -1,7 +1,8 @@
-"""A table for a terminal in which every row is one line, whatever the width.
+"""Tables for a terminal in which every row is one line, whatever the width.
 
-Columns of words are shortened from the middle, because names of runs begin with the model and end with the settings
-that differ. Where that would leave too little of them, the columns that matter least are left away and named below.
+Text columns are shortened in the middle, because names of runs begin with the model and end with the settings that
+differ. Where too little would be left of them, the least important columns are left out instead and named below the
+table.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 BETWEEN = 3
-"""Characters between two columns."""
+"""The number of characters between two columns."""
 AROUND = 2
-"""Characters beside the first and the last column."""
+"""The number of characters beside the first and the last column together."""
 SHORTEST, LONGEST_LEAST = 12, 40
-"""What of a name is always shown, at the narrowest terminals and at wide ones."""
+"""A name keeps at least 12 characters at the narrowest terminals, and at least 40 at wide ones."""
 
 
 def print_table(console: Console, rows: Sequence[Row], columns: Sequence[Column], title: str) -> None:
-    """`rows` as lines that are no wider than the terminal."""
+    """Prints `rows` as lines that are no wider than the terminal."""
     shown, widths = _fitted(rows, columns, console.width)
     table = Table(title=Text(printable(title)) if title else None, title_justify="left", box=SIMPLE_HEAD)
     table.pad_edge = False
@@ -47,7 +48,7 @@ def print_table(console: Console, rows: Sequence[Row], columns: Sequence[Column]
 
 
 def within(text: str, width: int) -> str:
-    """`text` in at most `width` cells of a terminal, of which some characters take two, without its middle."""
+    """Returns `text` without its middle, in at most `width` terminal cells; some characters take two cells."""
     length = width
     while cell_len(short := shortened(text, length)) > width:
         length -= 1
@@ -60,7 +61,7 @@ def _cell(column: Column, row: Row, width: int) -> Text:
 
 
 def _fitted(rows: Sequence[Row], columns: Sequence[Column], width: int) -> tuple[list[Column], list[int]]:
-    """The columns that fit, and their widths."""
+    """Returns the columns that fit, and their widths."""
     shown = list(columns)
     full = {id(column): _full_width(rows, column) for column in columns}
     least = max(SHORTEST, min(LONGEST_LEAST, width // 4))
@@ -81,7 +82,10 @@ def _full_width(rows: Sequence[Row], column: Column) -> int:
 
 
 def _shrunk(widths: list[int], lowest: list[int], room: int) -> list[int]:
-    """`widths`, the widest of them made smaller until they fit in `room`, none below its lowest while there is one."""
+    """Returns `widths` that sum to at most `room`, made by narrowing the widest column again and again.
+
+    No column becomes narrower than its entry in `lowest`, unless it is the only one left.
+    """
     widths = list(widths)
     while sum(widths) > room:
         able = [place for place in range(len(widths)) if widths[place] > lowest[place]]

@@ -1,8 +1,8 @@
-"""The `ecdit` command: which commands there are, and how a run of one ends.
+"""The `ecdit` command: the list of its commands, and how errors become messages and exit codes.
 
-A user's mistake is one line on stderr and the exit code of its `EcditError`; Ctrl-C is one line and 130; everything
-else is a bug and keeps its traceback. Command modules import what they need inside the function, so that
-`ecdit --help` stays free of torch.
+A user's mistake is reported as one line on stderr, with the exit code of its `EcditError`; Ctrl-C as one line and 130.
+Everything else is a bug and keeps its traceback. Command modules import what they need inside their functions, so that
+`ecdit --help` does not import torch.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from experiments.text import printable, shortened
 
 INTERRUPTED = 130
 SHARED_COMMANDS = (("train",), ("data", "prepare"))
-"""Those that several processes of a launcher work on together; in all others each process works by itself."""
+"""Commands that several processes of a launcher work on together; in all others each process works by itself."""
 
 COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
-    # function, whether it takes overrides (also as --KEY=VALUE, the way a W&B agent passes them)
+    # (function, whether it takes overrides, which may also be --KEY=VALUE as a W&B agent passes them)
     (train, True),
     (sweep, True),
     (plan, True),
@@ -71,13 +71,13 @@ app.add_typer(data, name="data")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The exit code of `ecdit ARGUMENTS`."""
-    words = list(arguments)  # DeepSpeed's launcher puts --local_rank=N first, which LOCAL_RANK says too
+    """Runs `ecdit ARGUMENTS` and returns the exit code."""
+    words = list(arguments)  # DeepSpeed's launcher puts --local_rank=N first; LOCAL_RANK has the same
     if words and words[0].startswith("--local_rank="):
         del words[0]
     if tuple(words[:1]) not in SHARED_COMMANDS and tuple(words[:2]) not in SHARED_COMMANDS:
         forget_ranks()
-    os.environ["MPLBACKEND"] = "agg"  # figures are files; a name of a backend that is unknown ends the import
+    os.environ["MPLBACKEND"] = "agg"  # figures are files; an unknown backend in the environment would end the import
     try:
         command = typer.main.get_command(app)
         code = command.main(args=words or ["--help"], prog_name="ecdit", standalone_mode=False)
@@ -102,14 +102,17 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _name_too_long(error: Exception) -> EcditError | None:
-    """Any path of any command may be longer than a file system allows, the name of a run with many settings first."""
+    """Returns an error in one line where a path is longer than the file system allows, else None.
+
+    This can happen to any command, most easily because the name of a run holds many settings.
+    """
     if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
         return None
     return EcditError(f"{error.filename}: the name is too long for the file system.", "Choose a shorter one.")
 
 
 def _usage_line(error: typer.TyperException) -> str:
-    """The message of a usage error, with the value that was refused, which typer leaves out of it."""
+    """Returns the message of a usage error with the refused value, which typer leaves out."""
     from pydantic import ValidationError
 
     message = error.format_message()
@@ -120,12 +123,12 @@ def _usage_line(error: typer.TyperException) -> str:
 
 
 def main() -> None:
-    """The console script."""
-    os.environ["PYTHONSAFEPATH"] = "1"  # what this process starts imports nothing from the working folder
+    """Entry point of the console script."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # processes started here import nothing from the working folder
     guard_streams()
     code = run(sys.argv[1:])
     try:
-        sys.stdout.flush()  # a full disk may be found only now
+        sys.stdout.flush()  # a full disk may show only now
     except UnwritableOutputError as error:
         error.say()
         code = code or error.exit_code

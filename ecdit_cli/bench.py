@@ -1,4 +1,4 @@
-"""`ecdit bench`: what the suite promises of its own speed, measured side by side in one run."""
+"""`ecdit bench`: measures the speeds and costs that the project promises, side by side in one run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def bench(
 
 
 def _print_train(options: SpeedOptions, steps: int, as_json: bool) -> None:
-    """Two tables for a person; one list as JSON, whose rows of the second kind have `what`."""
+    """Prints two tables, or one JSON list, in which the rows of the second table have the key `what`."""
     shares = _bench_train(options.overrides, steps)
     speed = bench_training(options, steps, _progress)
     if as_json:
@@ -79,7 +79,7 @@ def _print_train(options: SpeedOptions, steps: int, as_json: bool) -> None:
 
 
 def _print_data(options: SpeedOptions, steps: int, gib: float, as_json: bool) -> None:
-    """Two tables for a person; one list as JSON, whose rows of the second have `what`."""
+    """Prints two tables, or one JSON list, in which the rows of the second table have the key `what`."""
     from ecdit_cli._reading import READING_COLUMNS, bench_reading
 
     drawn = _bench_data(options.overrides, steps)
@@ -109,7 +109,7 @@ def _bench_train(overrides: list[str], steps: int) -> Rows:
 
 
 def _bench_data(overrides: list[str], steps: int) -> Rows:
-    """Dense trains fastest, and asks most of the data."""
+    """Measures how fast images are drawn and trained on by a dense model, which is the fastest to train."""
     from experiments.config.overrides import load_config
 
     config = load_config(["routing=dense", *overrides])
@@ -136,7 +136,7 @@ def _bench_data(overrides: list[str], steps: int) -> Rows:
 
 
 def _bench_checkpoint(overrides: list[str], steps: int, rounds: int) -> Rows:
-    """`rounds` saves, `steps` iterations apart."""
+    """Measures `rounds` saves that are `steps` iterations apart."""
     from experiments.config.overrides import load_config
 
     config = load_config(overrides)
@@ -213,7 +213,7 @@ SWEEP_COLUMNS = (
     Column("unit", "unit"),
 )
 STALL_LIMIT = 0.05
-"""Share of training that saves may cost at the cadence of a run."""
+"""The largest share of training that saves may cost at the cadence of a run."""
 CHECKPOINT_COLUMNS = (
     Column("model", "model"),
     Column("routing", "routing"),

@@ -1,4 +1,4 @@
-"""`ecdit compare-routing`: what each router gains and costs, and what the data supports."""
+"""`ecdit compare-routing`: the quality and the cost of each router, and what the data supports."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def compare_routing(runs: RunFolders, projects: FromProjects, out: OutDirectory 
 
 
 def _swept(out: Path | None) -> tuple[list[Path], Path, int]:
-    """The folder of the sweep twice, as what to read and where to write, and how the sweep ended."""
+    """Runs the sweep; returns the folder to read, the folder to write to, and the exit code of the sweep."""
     from ecdit_cli.sweep import execute
 
     folder, result = execute(SPEC, [], out)

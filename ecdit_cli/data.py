@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 data = typer.Typer(help="Prepare real images for training, and check what was prepared.", invoke_without_command=True)
 LISTED_ROWS = 5
-"""What was left out is listed up to here; the file lists all."""
+"""The number of images left out that are listed; the file lists all."""
 TITLES = {"gib": "GiB", "cut_for_t5": "cut for T5", "cut_for_clip": "cut for CLIP"}
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the data set.")]
 
@@ -128,7 +128,7 @@ def check(out: Folder, as_json: Json = False) -> None:
 
 
 def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object]:
-    """What a data set holds; what is not in it, or not whole, is said aloud."""
+    """Returns what a data set holds, and reports images that were left out and captions that were cut."""
     if index.num_damaged:
         say(f"Left out {index.num_damaged:,} of {index.source.num_rows:,} images: see {left_out}")
         with left_out.open(encoding="utf-8") as lines:
@@ -151,7 +151,7 @@ def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object
 
 
 def _launched() -> tuple[int, int, int]:
-    """Rank, number of processes and rank on this node, where a launcher started several; no library learns of it."""
+    """Returns rank, number of processes and local rank under a launcher, and hides them from libraries."""
     from experiments.environment import forget_ranks
     from experiments.training.launch import work_share
 
@@ -161,11 +161,11 @@ def _launched() -> tuple[int, int, int]:
 
 
 def _nothing(line: str) -> None:
-    """The other processes of a launch do not talk."""
+    """Discards `line`: only the first process of a launch prints."""
 
 
 def _print(row: dict[str, object], as_json: bool) -> None:
-    """One thing a line: paths and fingerprints are too long to stand beside each other."""
+    """Prints one item on each line, because paths and fingerprints are too long for columns."""
     from ecdit_cli._console import Column, print_rows
 
     if as_json:

@@ -52,7 +52,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _versions() -> Iterator[Check]:
-    """Python and every dependency against the ranges that the package declares."""
+    """Checks Python and every dependency against the ranges that the package declares."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     from packaging.requirements import Requirement
@@ -71,7 +71,7 @@ def _versions() -> Iterator[Check]:
 
 
 def version_check(name: str, version: str | None, allowed: SpecifierSet) -> Check:
-    """Whether `version` (None: not installed) lies in the range."""
+    """Checks whether `version` (None: not installed) lies in the range."""
     if version is None:
         return Check(name, "missing", "not installed", f"Install {name}{allowed}.")
     if not allowed.contains(version, prereleases=True):
@@ -86,7 +86,7 @@ def _installed(name: str) -> str | None:
 
 
 def _sweeps_is_ours() -> Check:
-    """`wandb[sweeps]` installs a package of the same name, which would take the place of ours."""
+    """Checks that `sweeps` is our package: `wandb[sweeps]` installs another one of the same name."""
     spec = importlib.util.find_spec("sweeps")
     home = Path(spec.origin).parent if spec is not None and spec.origin else None
     if home != Path(__file__).parent.parent / "sweeps" or _installed("sweeps") is not None:
@@ -95,7 +95,7 @@ def _sweeps_is_ours() -> Check:
 
 
 def _folder() -> Check:
-    """Runs are written below the working directory unless told otherwise."""
+    """Checks that the working folder, below which runs are written by default, can be written."""
     try:
         here = Path.cwd()
         with tempfile.TemporaryFile(dir=here):
@@ -106,7 +106,7 @@ def _folder() -> Check:
 
 
 def _machine() -> Iterator[Check]:
-    """Processor, threads, accelerator, compiler: what decides the speed, none of it required."""
+    """Reports processor, threads, accelerator and compiler, which decide the speed; none of them is required."""
     import torch
 
     capabilities = torch.cpu.get_capabilities()
@@ -124,7 +124,7 @@ def _machine() -> Iterator[Check]:
 
 
 def _compiler(on_accelerator: bool) -> Check:
-    """Triton makes kernels for an accelerator with a C compiler; nothing else is compiled."""
+    """Checks for a C compiler, which Triton needs to build kernels for an accelerator; nothing else is compiled."""
     from experiments.routing.accelerated import has_compiler
 
     if not on_accelerator:

@@ -61,7 +61,7 @@ def export(
 
 
 def _final(roots: list[Path], projects: list[str]) -> FinalTables | None:
-    """The tables of finished runs; None, with the reason said, where none is finished or they do not compare."""
+    """Returns the tables of finished runs, or None, with a message, where none is finished or they do not compare."""
     from analysis.export import final_tables
     from ecdit_cli.plot import read_runs
     from experiments.errors import RecordError
@@ -82,7 +82,7 @@ def _print(final: FinalTables) -> None:
 
 
 def _columns(frame: pd.DataFrame, columns: Any) -> list[Column]:
-    """Those that hold a value at all."""
+    """Returns the columns that hold at least one value."""
     shown: list[ReportColumn] = [column for column in columns if frame[column.key].notna().any()]
     return [Column(column.key, column.title, column.write or str) for column in shown]
 

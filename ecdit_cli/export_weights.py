@@ -1,4 +1,4 @@
-"""`ecdit export-weights`: the weights of a run for inference, whole, whatever layout they were trained on."""
+"""`ecdit export-weights`: writes whole weights of a run for inference, whatever layout they were trained in."""
 
 from __future__ import annotations
 

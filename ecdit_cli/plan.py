@@ -1,4 +1,4 @@
-"""`ecdit plan`: what one run takes in its layout, before a single process is started; and the cheapest layout."""
+"""`ecdit plan`: what one run costs in its layout before a process is started, and which layout is the cheapest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SHOWN_LAYOUTS = 8
 QUIET_SECONDS = 1.0
-"""A search that is shorter shows no progress."""
+"""A search that is shorter than this shows no progress."""
 
 
 def plan(
@@ -61,7 +61,7 @@ def plan(
 
 
 def _config(overrides: list[str], config_file: Path | None) -> RunConfig:
-    """The settings of the run. A batch that nobody gave and that does not divide becomes the next one that does."""
+    """Returns the settings of the run. A default batch that does not divide is rounded up to one that does."""
     from experiments.config.designs import load_designed, separate
     from experiments.config.overrides import build_config, expand
 
@@ -77,7 +77,7 @@ def _config(overrides: list[str], config_file: Path | None) -> RunConfig:
 
 
 def _place(device: str | None, devices_per_node: int, utilisation: float | None, max_devices: int | None) -> Place:
-    """Accelerators of the table, or this machine."""
+    """Returns accelerators of the table, or this machine."""
     from dataclasses import replace
 
     from sweeps.cost import MAX_DEVICES, table_device, this_machine
@@ -90,7 +90,7 @@ def _place(device: str | None, devices_per_node: int, utilisation: float | None,
 
 
 def _search(config: RunConfig, place: Place, days: float | None) -> list[LayoutPlan]:
-    """`SpecError` where nothing fits, or not in time."""
+    """Returns the layouts that fit. Raises `SpecError` where none does, or none in time."""
     from experiments.errors import SpecError
     from sweeps.fit import way_out
     from sweeps.layout import DAY, search
@@ -110,7 +110,7 @@ def _search(config: RunConfig, place: Place, days: float | None) -> list[LayoutP
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, once the search has taken longer than a moment."""
+    """Yields a function that shows a bar on stderr once the search has taken some time."""
     import time
 
     from rich.progress import Progress
@@ -135,7 +135,7 @@ def _show(
     as_json: bool,
     in_shape: dict[str, Any] | None,
 ) -> None:
-    """The layout that was asked for; with a search the cheapest, and the runners-up."""
+    """Prints the layout that was asked for; after a search the cheapest one, and the next ones."""
     from ecdit_cli._plan_tables import plan_json, plan_row, print_layouts, print_plan
     from sweeps.fit import settings
 
@@ -152,7 +152,7 @@ def _show(
 
 
 def _step_in_shape(plan: LayoutPlan) -> dict[str, Any]:
-    """What the engine did, of the last rank, and what the arithmetic says of the same step."""
+    """Steps the engine of the last rank on fake tensors, and returns what it did beside the estimate."""
     from dataclasses import asdict
 
     from experiments.config.memory import memory
@@ -165,7 +165,7 @@ def _step_in_shape(plan: LayoutPlan) -> dict[str, Any]:
     from experiments.training.in_shape import step_in_shape
 
     step = step_in_shape(config, precision, rank=config.parallel.world - 1)
-    planned = memory(config, on_accelerator=False)  # as the engine reduces without one: that is what was stepped
+    planned = memory(config, on_accelerator=False)  # as is the engine that was stepped, which reduces accordingly
     return {**asdict(step), "planned_persistent": planned.persistent, "planned_peak": planned.tensors_peak}
 
 
@@ -202,7 +202,7 @@ def _say_where_it_comes_from(shown: LayoutPlan) -> None:
 
 
 def _say_that_it_does_not_fit(asked: LayoutPlan, found: list[LayoutPlan], search: bool) -> None:
-    """A mistake where this layout was asked for; after a search only the reason why it is not among the answers."""
+    """Raises `SpecError` where this layout was asked for; after a search it only reports why it is not listed."""
     from experiments.errors import SpecError
     from sweeps.fit import way_out
 

@@ -68,12 +68,12 @@ def plot(
 
 
 def roots_of(runs: list[Path], projects: list[str]) -> list[Path]:
-    """The folders to read: where nothing is named, all runs below out/."""
+    """Returns the folders to read, `out/` where nothing is named."""
     return runs if runs or projects else [DEFAULT_RUNS]
 
 
 def read_runs(roots: list[Path], projects: list[str]) -> Records:
-    """The records of the finished runs; every run and row that is not in them is said, with the reason."""
+    """Reads the records of the finished runs, and reports every run and row that is left out with the reason."""
     from analysis.load import load_records
 
     records = load_records(roots, projects)
@@ -97,7 +97,10 @@ def _wanted(figure: str) -> list[FigureEntry]:
 def _draw(
     wanted: list[FigureEntry], draw: Callable[[FigureEntry], Drawing], out: Path, skip_impossible: bool
 ) -> list[dict[str, Any]]:
-    """Draw and write each figure; one that the runs do not allow is said, and an error when it is the only one."""
+    """Draws and writes each figure.
+
+    A figure that the runs do not allow is reported, and raises its error when it is the only one.
+    """
     from analysis.load import MissingDataError
     from analysis.style import write_drawing
 
@@ -120,7 +123,7 @@ def _draw(
 
 
 def _say_not_printed(drawn: list[dict[str, Any]]) -> None:
-    """Which of the drawn figures have no published numbers beside them."""
+    """Reports which of the drawn figures have no published numbers beside them."""
     from analysis.figures.registry import find_figure
 
     without = [name for name in (entry["figure"] for entry in drawn) if find_figure(name).draw_beside_paper is None]

@@ -1,4 +1,4 @@
-"""`ecdit presets`: what every preset costs, dense and with 8 to 64 experts, beside the papers' numbers."""
+"""`ecdit presets`: the cost of every preset, dense and with 8 to 64 experts, beside the papers' numbers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def presets(
 
 
 def _row(name: str, num_experts: int) -> dict[str, Any]:
-    """One preset with `num_experts` experts (0: dense), and what the paper prints for it."""
+    """Returns the row of one preset with `num_experts` experts (0: dense), with what the paper prints for it."""
     from experiments.config.budget import budget
     from experiments.config.overrides import load_config
     from experiments.config.published import PUBLISHED
@@ -72,7 +72,7 @@ def _row(name: str, num_experts: int) -> dict[str, Any]:
 
 
 def _routing(name: str, num_experts: int) -> list[str]:
-    """The router that the paper of a preset uses: DiT-MoE's own, else expert choice with f_c = 2."""
+    """Returns the router that the paper of a preset uses: DiT-MoE's own, else expert choice with f_c = 2."""
     if num_experts == 0:
         return ["routing=dense"]
     router = "shared_expert" if name.startswith("dit-moe-") else "expert_choice"
@@ -80,7 +80,7 @@ def _routing(name: str, num_experts: int) -> list[str]:
 
 
 def _notes(shown: list[str]) -> Iterator[str]:
-    """Why our counts and the papers' differ, for the papers whose presets are shown."""
+    """Yields why our counts and the papers' differ, for the papers whose presets are shown."""
     from experiments.config.published import DIFFERENCES, paper_of
 
     for paper, differences in DIFFERENCES.items():

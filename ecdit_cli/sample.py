@@ -1,4 +1,4 @@
-"""`ecdit sample`: images of given captions from a trained run, as one grid, with the compute spent on each token."""
+"""`ecdit sample`: images of given captions from a trained run as one grid, with the compute spent on each token."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def sample(
 
 @dataclass(frozen=True)
 class _Made:
-    """Images [B, C, H, W] in [-1, 1]; verdicts where the caption is one that the judge can read."""
+    """Sampled images [B, C, H, W] in [-1, 1], with verdicts where the judge can read the caption."""
 
     run: LoadedRun
     images_BCHW: Tensor
@@ -123,7 +123,7 @@ def _prompts(captions: Sequence[str], caption_file: Path | None) -> list[Prompt]
 def _make(
     run: LoadedRun, prompts: Sequence[Prompt], per_caption: int, conditions: Conditions, wants_map: bool, show: Show
 ) -> _Made:
-    """Sample every caption `per_caption` times; image numbers count through."""
+    """Samples every caption `per_caption` times; images are numbered across captions."""
     import torch
 
     from experiments.errors import EcditError
@@ -154,7 +154,7 @@ def _make(
 
 
 def _check_latents(run: LoadedRun, captions: Sequence[str], caption_file: Path | None, wants_map: bool) -> None:
-    """A `ConfigError` for what a run on latents cannot do."""
+    """Raises `ConfigError` for what a run on latents cannot do."""
     from experiments.errors import ConfigError
 
     where = f"{run.run_dir.path} was trained on latents"
@@ -168,7 +168,7 @@ def _make_from_latents(
     run: LoadedRun, num_captions: int, per_caption: int, conditions: Conditions, vae: str | None,
     data_set: Path | None, show: Show,
 ) -> tuple[list[Prompt], _Made]:  # fmt: skip
-    """The first captions of the validation set, each `per_caption` times, decoded."""
+    """Samples the first captions of the validation set, each `per_caption` times, and decodes them."""
     from experiments.evaluation.batches import num_calls
     from experiments.evaluation.exports import Prompt
     from experiments.evaluation.latent_samples import sample_validation
@@ -187,7 +187,7 @@ def _make_from_latents(
 
 
 def _check_words(captions: Sequence[str]) -> None:
-    """A `ConfigError` names the words that the run has never seen."""
+    """Raises `ConfigError` that names the words which the run has never seen."""
     from experiments.data.captions import tokenize
 
     for caption in dict.fromkeys(captions):
@@ -195,9 +195,9 @@ def _check_words(captions: Sequence[str]) -> None:
 
 
 def _verdicts(images_BCHW: Tensor, captions: Sequence[str], show: Show) -> list[Verdict | None]:
-    """None where a caption is no sentence of the grammar: the model can be asked anything, the judge cannot.
+    """Returns a verdict for each image, or None where its caption is no sentence of the grammar.
 
-    None for all, and said, where the images are too small for the judge.
+    The model can be asked anything, the judge cannot. Images too small for the judge are all None, with a message.
     """
     from experiments.config.checks import MIN_JUDGED_SIZE, UNRELIABLE_BELOW
     from experiments.data.captions import parse
@@ -221,7 +221,7 @@ def _verdicts(images_BCHW: Tensor, captions: Sequence[str], show: Show) -> list[
 def _write(
     made: _Made, prompts: Sequence[Prompt], per_caption: int, grid_file: Path, geneval: Path | None, dsg: Path | None
 ) -> list[Path]:  # fmt: skip
-    """The grid, the compute map and the exports; the paths of what was written."""
+    """Writes the grid, the compute map and the exports; returns the paths of what was written."""
     import torch
 
     from analysis.figures.compute_map import draw_compute_map
@@ -247,7 +247,7 @@ def _write(
 
 
 def _check_files(grid_file: Path, compute_map: bool) -> None:
-    """Refuse what cannot be written before the sampling, which takes minutes."""
+    """Refuses files that cannot be written before the sampling, which takes minutes."""
     from experiments.errors import EcditError
     from experiments.records.outputs import require_ours
 
@@ -257,20 +257,20 @@ def _check_files(grid_file: Path, compute_map: bool) -> None:
 
 
 def _files(grid_file: Path, compute_map: bool) -> list[Path]:
-    """The grid, and beside it the files of the compute map where it is asked for."""
+    """Returns the path of the grid, and the files of the compute map beside it where it is asked for."""
     kinds = ("png", "svg", "csv") if compute_map else ()
     return [grid_file, *(grid_file.with_name(f"{grid_file.stem}-compute-map.{kind}") for kind in kinds)]
 
 
 def _note(verdict: Verdict | None) -> str:
-    """Under an image."""
+    """Returns the text under an image."""
     if verdict is None:
         return ""
     return "right" if verdict.correct else f"wrong: {verdict.reason}"
 
 
 def _print(made: _Made, prompts: Sequence[Prompt], per_caption: int, files: Sequence[Path], as_json: bool) -> None:
-    """What each image shows, and where everything is."""
+    """Prints what each image shows, and where the files are."""
     from ecdit_cli._console import Column, print_json, print_rows
 
     texts = [prompt.text for prompt in prompts for _ in range(per_caption)]
@@ -295,6 +295,6 @@ def _print(made: _Made, prompts: Sequence[Prompt], per_caption: int, files: Sequ
 
 
 def _found(verdict: Verdict | None) -> str | None:
-    """`red circle, blue ?`: what the judge saw, also where no caption was judged against it."""
+    """Returns what the judge saw, such as `red circle, blue ?`, also where no caption was judged."""
     found = [f"{thing.color} {thing.shape or '?'}" for thing in verdict.found] if verdict is not None else None
     return None if found is None else ", ".join(found) or "nothing"

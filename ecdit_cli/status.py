@@ -62,7 +62,7 @@ def _read(folder: Path) -> Snapshot:
 
 
 def _left_out(snapshot: Snapshot) -> dict[str, list[dict[str, str]]]:
-    """For JSON; absent where nothing was left out."""
+    """Returns what was left out for JSON; the key is absent where nothing was."""
     entries = [{"run": where, "reason": why} for where, why in snapshot.left_out]
     return {"left_out": entries} if entries else {}
 

@@ -1,4 +1,4 @@
-"""`ecdit sweep`: run all that a sweep file asks for, here or on a Slurm cluster, or say what it would cost."""
+"""`ecdit sweep`: runs all that a sweep file asks for, here or on a Slurm cluster, or shows what it would cost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EXECUTORS = ("local", "slurm")
 
 @dataclass(frozen=True)
 class How:
-    """How a sweep is executed on this machine, and what its estimates are made of."""
+    """The options for executing a sweep on this machine, and for its estimates."""
 
     slots: int | None = None
     cores_per_run: int | None = None
@@ -54,7 +54,7 @@ class How:
     calibrate: bool = True
 
     def slots_for(self, plan: Plan, num_runs: int, must_fit: bool = True) -> tuple[Slot, ...]:
-        """The slots of this machine for `num_runs` runs of `plan`.
+        """Returns the slots of this machine for `num_runs` runs of `plan`.
 
         Raises `ConfigError` for a run of more processes than there are accelerators, unless `must_fit` is False.
         """
@@ -118,7 +118,7 @@ def sweep(
 
 
 def asked_for(spec: str, overrides: Sequence[str], out: Path | None) -> tuple[SweepFolder, Plan]:
-    """The folder of a sweep, and the runs that its file (or its frozen plan) asks for. Writes nothing."""
+    """Returns the folder of a sweep, and the runs that its file or frozen plan asks for. It writes nothing."""
     from experiments.errors import SpecError
     from sweeps.folder import SweepFolder
 
@@ -131,7 +131,7 @@ def asked_for(spec: str, overrides: Sequence[str], out: Path | None) -> tuple[Sw
 
 
 def plan_of(spec: str, overrides: Sequence[str]) -> Plan:
-    """The runs that a sweep file asks for. Writes nothing."""
+    """Returns the runs that a sweep file asks for. It writes nothing."""
     from sweeps.planner import make_plan
     from sweeps.spec import load_spec
 
@@ -157,7 +157,7 @@ def execute(
 
 
 def run_here(folder: SweepFolder, asked: Plan, how: How, command: Sequence[str] | None = None) -> SweepResult:
-    """Everything of `asked` that is not done, on this machine; then the time to generate an image."""
+    """Executes everything of `asked` that is not done on this machine, and then times generating an image."""
     from ecdit_cli._sweep_view import live_view
     from sweeps.local import LocalExecutor
     from sweeps.run_queue import Retries as RetryPolicy
@@ -184,9 +184,9 @@ def run_here(folder: SweepFolder, asked: Plan, how: How, command: Sequence[str] 
 
 
 def _estimated(folder: SweepFolder, plan: Plan, how: How, slots: Sequence[Slot]) -> Plan:
-    """`plan` with what its runs will take. Raises `SpecError` where it cannot fit.
+    """Returns `plan` with estimates. Raises `SpecError` where a run cannot fit.
 
-    Runs are timed once: a plan whose runs all carry an estimate is not timed again.
+    Models are timed once: a plan whose runs all carry an estimate is not timed again.
     """
     from ecdit_cli._sweep_cost import place_of, timed
     from sweeps.cost import estimated
@@ -208,7 +208,7 @@ def _estimated(folder: SweepFolder, plan: Plan, how: How, slots: Sequence[Slot])
 def _on_slurm(
     spec: str, file: Path | None, folder: SweepFolder, plan: Plan, how: How, dry_run: bool, as_json: bool
 ) -> None:
-    """Submit, or show the scripts that would be."""
+    """Submits the runs, or shows the scripts that would be submitted."""
     from ecdit_cli._sweep_slurm import batch_scripts, cluster_of, submit_sweep
 
     cluster = cluster_of(spec, file, plan)
@@ -221,10 +221,10 @@ def _on_slurm(
 
 
 def measure_inference(runs: Sequence[Path]) -> None:
-    """Time the generation of images in one process of its own, unless all of `runs` have been timed.
+    """Times the generation of images in a process of its own, unless all of `runs` have been timed.
 
-    All together, so that the times can be compared, and after all training, so that nothing else uses the cores. A
-    failure is said; the runs stay done.
+    The runs are timed together, so that their times can be compared, and after all training, so that nothing else uses
+    the cores. A failure is reported; the runs stay done.
     """
     import subprocess
     import sys
@@ -248,7 +248,7 @@ def _check_executor(executor: str) -> None:
 
 
 def _announce(folder: SweepFolder, plan: Plan) -> int:
-    """Say how many runs are left alone, and return how many are to go."""
+    """Reports how many runs are left alone, and returns how many are to be executed."""
     from sweeps.progress import read_progress
 
     states = [read_progress(folder.run_dir(run), evaluations=False).state for run in plan.wanted]

@@ -41,7 +41,7 @@ def train(
     is_speaker = adopt_ranks()
     try:
         config = load_designed([*_launched_world(), *overrides], config_file).config
-    except EcditError as error:  # of the command line, which the other processes share
+    except EcditError as error:  # a mistake on the command line, which all processes make
         if is_speaker:
             raise
         leave_it_to_the_speaker(error.exit_code)
@@ -51,14 +51,14 @@ def train(
         return
     state = "done" if not restart and _is_finished(config, folder) else _run(config, folder, plain, restart)
     if _is_main_process():
-        with unwritable_output_is_said():  # the run has ended as its exit code says
+        with unwritable_output_is_said():  # printing must not change the exit code of the run
             _print_result(folder, as_json)
     if state != "done":
         raise typer.Exit(130)
 
 
 def _run(config: RunConfig, folder: RunDir, plain: bool, restart: bool) -> str:
-    """Import torch, and train."""
+    """Imports torch, and trains. Returns the state of the run."""
     from ecdit_cli._progress import progress
 
     with progress(config, visible=not plain and _is_main_process()) as reporter:
@@ -73,7 +73,7 @@ def _run(config: RunConfig, folder: RunDir, plain: bool, restart: bool) -> str:
 
 
 def _launched_world() -> list[str]:
-    """Under a launcher the number of processes is known; a setting on the command line still wins."""
+    """Returns the number of processes as a setting under a launcher; one on the command line still overrides it."""
     import os
 
     return [f"parallel.world={os.environ['WORLD_SIZE']}"] if "WORLD_SIZE" in os.environ else []
@@ -92,7 +92,7 @@ def _default_folder(name: str) -> Path:
 
 
 def _is_finished(config: RunConfig, folder: RunDir) -> bool:
-    """Whether this very run is done; said, so that nobody waits for it. Needs no torch."""
+    """Return whether this very run is done, with a message, so that nobody waits for it. It needs no torch."""
     from ecdit_cli._console import say
     from experiments.config.identity import config_id
     from experiments.settings_id import settings_id
@@ -134,7 +134,7 @@ def _print_plan(config: RunConfig, folder: RunDir, as_json: bool) -> None:
 
 
 def _print_result(folder: RunDir, as_json: bool) -> None:
-    """The last losses and where everything is."""
+    """Prints the last losses and the path of the run folder."""
     from ecdit_cli._console import Column, duration, print_json, print_rows
 
     status, step = folder.read_status(), folder.last_step() or {}

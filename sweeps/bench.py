@@ -1,8 +1,8 @@
-"""What the executor and the planner cost, measured side by side in one run. Free of torch.
+"""Measures what the executor and the planner cost, without torch.
 
-`measure_executor`: tiny runs through the executor against as many `ecdit train` processes in the same slots, and what
-the process of the sweep itself takes while they run. `measure_plan` and `measure_status`: planning a large sweep, and
-reading where it stands from its folders.
+`measure_executor` runs tiny runs through the executor, and what the process of the sweep itself takes meanwhile;
+`measure_processes` runs the same as `ecdit train` processes in the same slots, for comparison. `measure_plan` plans a
+large sweep, and `measure_status` reads the state of its runs from their folders.
 """
 
 from __future__ import annotations
@@ -35,11 +35,15 @@ TINY = (
     "log.every_images=8", "eval.every_images=16", "eval.images=8", "eval.batch_images=8", "eval.sample_images=0",
     "checkpoint.every_images=16", "train.precision=fp32", "optim.warmup_images=8", "wandb.mode=disabled",
 )  # fmt: skip
-"""A run that is over as soon as it has begun: what is left is the cost of starting it."""
+"""Settings of a run that ends as soon as it has begun, so that only the cost of starting it is left."""
 NUM_TINY_RUNS = 24
 NUM_PLANNED_RUNS = 10_000
 MAX_SECONDS_RATIO, MAX_CORE_SHARE, MAX_MEBIBYTES, MAX_SECONDS = 0.5, 0.02, 300.0, 5.0
-"""What the project promises: of the time of the processes, of one core, of memory, for 10,000 runs."""
+"""The limits that the project promises.
+
+They are the time of a sweep as a share of that of separate processes, the sweep's share of one core, its memory, and
+the seconds for planning, or reading the status of, 10,000 runs.
+"""
 SWEEP_PROCESS = """
 import json, resource, sys
 from pathlib import Path
@@ -57,7 +61,7 @@ def measure_sweep(
     num_planned: int = NUM_PLANNED_RUNS,
     on_part: Callable[[], None] = lambda: None,
 ) -> list[Row]:
-    """All of it, in `folder`, which must be empty; `on_part` is called four times."""
+    """Measures everything in `folder`, which must be empty. `on_part` is called after each of the four parts."""
     swept = measure_executor(folder / "swept", overrides, num_runs)
     on_part()
     alone_seconds = measure_processes(folder / "alone", overrides, num_runs)
@@ -80,7 +84,7 @@ def measure_sweep(
 
 
 def measure_executor(out: Path, overrides: Sequence[str] = (), num_runs: int = NUM_TINY_RUNS) -> Row:
-    """Seconds of a sweep of tiny runs, and what its process took; start of the server included."""
+    """Returns the seconds of a sweep of tiny runs and what its process took; the start of the server is included."""
     command = [sys.executable, "-c", SWEEP_PROCESS, str(out), json.dumps(list(overrides)), str(num_runs)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=child_environment(), check=False)
     if answer.returncode != 0:
@@ -92,7 +96,10 @@ def measure_executor(out: Path, overrides: Sequence[str] = (), num_runs: int = N
 
 
 def run_tiny_sweep(out: Path, overrides: Sequence[str], num_runs: int) -> Row:
-    """Seconds, those of this process on a core meanwhile, and how many runs are done. For a process of its own."""
+    """Runs a sweep of tiny runs; it is called in a process of its own.
+
+    Returns the wall seconds, the CPU seconds of this process meanwhile, and how many runs are done.
+    """
     from sweeps.local import LocalExecutor
     from sweeps.runner import freeze_plan, run_sweep
     from sweeps.workers import PreloadedLauncher
@@ -111,7 +118,7 @@ def run_tiny_sweep(out: Path, overrides: Sequence[str], num_runs: int) -> Row:
 
 
 def measure_processes(out: Path, overrides: Sequence[str] = (), num_runs: int = NUM_TINY_RUNS) -> float:
-    """Seconds of the same runs, each as `python -m ecdit_cli train`, in the same slots."""
+    """Returns the seconds of the same runs, each started as `python -m ecdit_cli train`, in the same slots."""
     folder, plan = SweepFolder(out), tiny_plan(num_runs, overrides)
     slots: SimpleQueue[Slot] = SimpleQueue()
     choice = choose_slots(num_runs)
@@ -140,13 +147,13 @@ def measure_processes(out: Path, overrides: Sequence[str] = (), num_runs: int = 
 
 
 def tiny_plan(num_runs: int, overrides: Sequence[str] = ()) -> Plan:
-    """Tiny runs that differ in the seed."""
+    """Returns a plan of tiny runs that differ in the seed."""
     content = {"program": "ecdit", "method": "grid", "parameters": {"seed": {"values": list(range(num_runs))}}}
     return make_plan(parse_spec(content, default_name="bench"), [*TINY, *overrides])
 
 
 def measure_plan(num_runs: int = NUM_PLANNED_RUNS) -> tuple[Plan, float]:
-    """The plan of a large sweep, and how many seconds it took."""
+    """Returns the plan of a large sweep, and how many seconds making it took."""
     parameters = {
         "routing.name": {"values": ["dense", "expert_choice"]},
         "model.name": {"values": ["nano", "micro"]},
@@ -159,7 +166,7 @@ def measure_plan(num_runs: int = NUM_PLANNED_RUNS) -> tuple[Plan, float]:
 
 
 def measure_status(out: Path, plan: Plan, num_rows: int = 40) -> float:
-    """Seconds to read where each run of `plan` stands, from folders with as many rows."""
+    """Returns the seconds that reading the state of each run of `plan` takes, from folders with `num_rows` rows."""
     folder = SweepFolder(out)
     folder.write_plan(plan)
     steps, evaluations = _example_rows(num_rows)

@@ -1,9 +1,10 @@
-"""How fast this machine trains: a few steps of real training, timed in a process of its own.
+"""Measures how fast this machine trains: a few steps of real training, timed in a process of their own.
 
-The planning process never imports torch. What is measured is model FLOP/s (forward and backward of the budget over
-seconds of an iteration), so it is only as general as the model: small models are slower per FLOP, and routers differ.
-`calibrate_plan` therefore measures the cheapest and the dearest model of a plan, and what lies between is interpolated.
-A model that has no room here or would take too long is not started: memory and FLOPs are known before any training.
+The planning process never imports torch. The result is model FLOP/s (FLOPs of the forward and backward pass, as
+budgeted, over the seconds of an iteration). It holds for similar models only: small models are slower per FLOP, and
+routers differ. `calibrate_plan` therefore measures the cheapest and the most expensive model of a plan, and
+`interpolate` is used for those in between. A model that does not fit here or would take too long is not started, since
+its memory and FLOPs are known before any training.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from sweeps.plan import Plan
 from sweeps.slots import visible_cores
 
 STEPS = ((3, 8), (1, 2))
-"""Steps to warm up and steps to time; the few are for models of which many steps would take too long."""
+"""Pairs of steps to warm up and steps to time. The short pair is for models of which many steps would take too long."""
 PLANNED_SECONDS = 60.0
-"""What timing one model may take, as planned from its FLOPs."""
+"""The longest time that timing one model may take, as predicted from its FLOPs."""
 FLOPS_PER_SECOND_OF_CORE, FLOPS_PER_SECOND_OF_ACCELERATOR = 3e10, 1e13
-"""What is assumed for that. One core of the machines where this was tried reached 1.4e10 to 3.1e10."""
+"""The speeds that this prediction assumes. One core of the machines where it was tried reached 1.4e10 to 3.1e10."""
 TIMEOUT_SECONDS = 300.0
 TRAIN = (sys.executable, "-m", "ecdit_cli", "train")
 
 
 @dataclass(frozen=True)
 class SpeedPoint:
-    """What one model reached on one process of this machine."""
+    """The speed that one model reached in one process of this machine."""
 
     train_flops_per_image: int
     flops_per_second: float
@@ -54,10 +55,10 @@ def calibrate(
     command: Sequence[str] = TRAIN,
     steps: tuple[int, int] = STEPS[0],
 ) -> float:
-    """FLOP/s of one process that trains `config` here, with `num_threads` cores (default: all).
+    """Returns the FLOP/s of one process that trains `config` here with `num_threads` cores (default: all).
 
-    Takes a start of Python and torch and `steps`. Raises `SpecError` when the training fails or takes longer than
-    `timeout_seconds`.
+    It takes the start of Python and torch, and then `steps`. Raises `SpecError` when the training fails or takes longer
+    than `timeout_seconds`.
     """
     num_warm_up, num_timed = steps
     short = _short(config, num_warm_up + num_timed)
@@ -78,11 +79,11 @@ def calibrate_plan(
     has_room: Callable[[RunConfig], bool] = lambda config: True,
     assumed_flops_per_second: float | None = None,
 ) -> tuple[SpeedPoint, ...]:
-    """Of the models of `plan` that take the fewest and the most FLOPs for an image, among those that can be timed here.
+    """Times the models of `plan` with the fewest and the most FLOPs for an image, among those that can be timed here.
 
-    One point where they are equal, none where no model can be timed: where `has_room` is False of its short training,
-    or where that would take more than `PLANNED_SECONDS` at `assumed_flops_per_second` (default: that of `num_threads`
-    cores).
+    A model cannot be timed where `has_room` is False for its short training, or where that would take more than
+    `PLANNED_SECONDS` at `assumed_flops_per_second` (default: that of `num_threads` cores). Returns one point where the
+    two models are the same, and none where no model can be timed.
     """
     speed = assumed_flops_per_second or (num_threads or len(visible_cores())) * FLOPS_PER_SECOND_OF_CORE
     by_cost = {run.train_flops_per_image: run.config for run in plan.wanted}
@@ -105,7 +106,7 @@ def calibrate_plan(
 
 
 def interpolate(points: Sequence[SpeedPoint], train_flops_per_image: int) -> float:
-    """FLOP/s for a model, linear between the logarithms of two points and constant beyond them."""
+    """Returns the FLOP/s for a model: linear between the logarithms of two points, constant beyond them."""
     assert points, "nothing was measured"
     ordered = sorted(points, key=lambda point: point.train_flops_per_image)
     if train_flops_per_image <= ordered[0].train_flops_per_image:
@@ -133,7 +134,10 @@ def _train(command: Sequence[str], num_threads: int | None, timeout_seconds: flo
 
 
 def _short(config: RunConfig, num_steps: int) -> RunConfig:
-    """Steps of one process with the micro batch of `config`, a row each, and as good as no evaluation."""
+    """Returns `config` shortened to `num_steps` steps of one process, with its micro batch and hardly any evaluation.
+
+    Every step writes a row of its own, whose rate is then read.
+    """
     batch = micro_batch_images(config) * config.train.accumulation
     images = num_steps * batch
     changes = {

@@ -8,10 +8,9 @@
       - where: {model: XL}
         nodes: 4
 
-In a sweep file the same keys, or the path of a cluster file beside it, are the value of the parameter `ecdit.cluster`
-(a place that W&B accepts) or stand under `ecdit: cluster:`. Rules are taken in turn: a later one wins, key by key.
-Values are read as they are written, because PyYAML takes 12:00:00 for 43200. Turning this into batch scripts is left
-to `slurm.py`.
+In a sweep file the same keys, or the path of a cluster file beside it, are the value of the parameter `ecdit.cluster`,
+which W&B accepts, or stand under `ecdit: cluster:`. Rules are applied in order: a later one wins, key by key. Values
+are read as text, because PyYAML would turn 12:00:00 into 43200. `slurm.py` turns this into batch scripts.
 """
 
 from __future__ import annotations
@@ -42,19 +41,19 @@ TIME_FORMS = "Write minutes, hours:minutes:seconds or days-hours, e.g. time: 12:
 
 MAX_DAYS = 3650
 MAX_ON_A_NODE = 4096
-"""Tasks, GPUs or cores of one node."""
+"""The largest number of tasks, GPUs or cores of one node."""
 Nodes = Annotated[int, Field(gt=0, le=MAX_WORLD)]
 OnANode = Annotated[int, Field(gt=0, le=MAX_ON_A_NODE)]
 
 
 def minutes(text: Any) -> int:
-    """A time limit in Slurm's spelling as whole minutes, rounded up as Slurm does. Raises ValueError."""
+    """Returns a time limit in Slurm's spelling as whole minutes, rounded up as Slurm does. Raises `ValueError`."""
     days, dash, clock = str(text).rpartition("-")
     parts = clock.split(":")
     if not all(part.isdigit() for part in [*parts, *([days] if dash else [])]) or len(parts) > 3:
         raise ValueError(f"{text} is not a time")
     numbers = [int(part) for part in parts] + [0] * (3 - len(parts))
-    if dash or len(parts) == 3:  # hours come first
+    if dash or len(parts) == 3:  # the first number is hours
         hours, mins, seconds = numbers
     else:
         hours, mins, seconds = 0, numbers[0], numbers[1]
@@ -71,7 +70,7 @@ def _lines(value: Any) -> Any:
 
 
 def _option(name: str) -> str:
-    """The name of an sbatch option with dashes, as Slurm writes it."""
+    """Returns the name of an sbatch option with dashes, as Slurm writes it."""
     return name.replace("_", "-")
 
 
@@ -80,11 +79,11 @@ def _options(value: Any) -> Any:
 
 
 SPELLED_ALIKE: Mapping[str, Callable[[str], str]] = {"extra": _option, "where": resolved_name}
-"""Blocks whose keys may be written in several ways, and what they come to."""
+"""Blocks whose keys have several spellings, with the function that turns a spelling into the name it stands for."""
 
 
 class Resources(BaseModel):
-    """What one run gets; each of its tasks is one process of the run."""
+    """The resources of one run; each of its tasks is one process of the run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -104,55 +103,55 @@ class Resources(BaseModel):
 
     @property
     def num_tasks_per_node(self) -> int:
-        """Processes on each node."""
+        """The number of processes on each node."""
         return self.tasks_per_node or self.gpus_per_node or 1
 
     @property
     def world(self) -> int:
-        """Processes of one run."""
+        """The number of processes of one run."""
         return self.nodes * self.num_tasks_per_node
 
     def extra_options(self) -> dict[str, str | bool]:
-        """`extra` as sbatch takes it: a yes is an option without a value, a no is none."""
+        """Returns `extra` as sbatch takes it: "yes" makes an option without a value, "no" leaves the option out."""
         spoken = {name: text for name, text in self.extra.items() if text.lower() not in FALSE_SPELLINGS}
         return {name: True if text.lower() in TRUE_SPELLINGS else text for name, text in spoken.items()}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Other resources for the runs whose settings are all among `where`."""
+    """Different resources for the runs whose settings all have one of the values in `where`."""
 
     where: Mapping[str, frozenset[Scalar]]
     keys: Mapping[str, Any]
 
     def fits(self, config: Mapping[str, Any]) -> bool:
-        """Whether a run with this (nested) config gets it."""
+        """Return whether the rule applies to a run with this (nested) config."""
         return all(_setting(config, name) in wanted for name, wanted in self.where.items())
 
     def __str__(self) -> str:
-        """As in the file: `model.name: XL`."""
+        """Returns the condition as it stands in the file: `model.name: XL`."""
         return ", ".join(f"{name}: {'|'.join(map(str, sorted(v, key=str)))}" for name, v in self.where.items())
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster file that was read and checked."""
+    """The content of a cluster file after it was read and checked."""
 
     keys: Mapping[str, Any]
     rules: tuple[Rule, ...] = ()
 
     def resources(self, config: Mapping[str, Any]) -> Resources:
-        """What a run with this (nested) config gets."""
+        """Returns the resources of a run with this (nested) config."""
         return Resources.model_validate(_merged(self.keys, (rule for rule in self.rules if rule.fits(config))))
 
     def idle_rules(self, configs: Iterable[Mapping[str, Any]]) -> list[Rule]:
-        """The rules that no run fits: perhaps a slip."""
+        """Returns the rules that apply to no run, which may be a mistake in the file."""
         known = list(configs)
         return [rule for rule in self.rules if not any(rule.fits(config) for config in known)]
 
 
 def load_cluster(path: Path) -> Cluster:
-    """The cluster of a cluster file, or of the sweep file at `path`. Raises `SpecError`."""
+    """Returns the cluster of the cluster file, or of the sweep file, at `path`. Raises `SpecError`."""
     content, lines = _read(path)
     if "program" not in content and "parameters" not in content:
         return parse_cluster(content, str(path))
@@ -170,11 +169,11 @@ PLACES: tuple[KeyPath, ...] = (
     ("parameters", PARAMETER, "value"),
     ("parameters", "ecdit", "parameters", "cluster", "value"),
 )
-"""Where a sweep file may say what the cluster is; W&B leaves the parameters alone."""
+"""The places where a sweep file may describe the cluster. W&B ignores a parameter of this name."""
 
 
 def _block(content: Mapping[str, Any], lines: Mapping[KeyPath, int], path: Path) -> Any:
-    """What a sweep file says of the cluster in one of `PLACES`; None: nothing."""
+    """Returns what a sweep file says of the cluster in one of `PLACES`, or None where it says nothing."""
     given = [place for place in PLACES if place in lines]
     refuse_repeated(((PARAMETER, Spelling(".".join(place), lines[place])) for place in given), str(path), SpecError)
     block: Any = content if given else None
@@ -184,7 +183,7 @@ def _block(content: Mapping[str, Any], lines: Mapping[KeyPath, int], path: Path)
 
 
 def parse_cluster(content: Any, source: str = "cluster") -> Cluster:
-    """Check the keys of a cluster file, every value still a text. Raises `SpecError` naming `source` and the key."""
+    """Checks the keys of a cluster file whose values are all text. Raises `SpecError` naming `source` and the key."""
     if not isinstance(content, dict):
         raise SpecError(f"{source} holds no keys.", "Write at least `time: 12:00:00`.")
     keys = {key: value for key, value in content.items() if key != "rules"}
@@ -209,7 +208,7 @@ def _rule(raw: Any, keys: Mapping[str, Any], source: str) -> Rule:
 
 
 def _condition(name: str, value: Any, source: str) -> tuple[str, frozenset[Scalar]]:
-    """A setting and the values that fit, read as the command line reads them."""
+    """Returns a setting and the values that fit it, parsed as the command line parses them."""
     texts = value if isinstance(value, list) else [value]
     try:
         pairs = [item for text in texts for item in expand([f"{name}={text}"]).items()]
@@ -244,7 +243,7 @@ def _check(keys: Mapping[str, Any], source: str) -> None:
 
 
 def _explained(error: ValidationError, source: str) -> SpecError:
-    """The first thing wrong, in one line; an unknown key before a missing one, which it may be meant to be."""
+    """Explains the first error in one line; an unknown key, often a misspelling, comes before a missing one."""
     first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     key = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
@@ -269,7 +268,7 @@ def _setting(config: Mapping[str, Any], name: str) -> Scalar:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Mapping[KeyPath, int]]:
-    """The keys of a file with every value as text, and the lines of the keys."""
+    """Returns the keys of a file with every value as text, and the lines of the keys."""
     content = read_yaml(path, SpecError, as_text=True)
     if not isinstance(content.value, dict):
         raise SpecError(f"{path} holds no keys.", "Write at least `time: 12:00:00`.")
@@ -278,7 +277,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Mapping[KeyPath, int]]:
 
 
 def _names(lines: Mapping[KeyPath, int]) -> Iterator[tuple[str, Spelling]]:
-    """The keys of every block that has several spellings of one name: options of sbatch, and conditions of rules."""
+    """Yields the keys of every block with several spellings of one name: sbatch options, and conditions of rules."""
     for path, line in lines.items():
         block = path[-2] if len(path) > 1 else ""
         if block in SPELLED_ALIKE:

@@ -1,8 +1,9 @@
-"""What a plan takes before it is spent: memory of a process and time of every run, and how far off that was afterwards.
+"""Estimates the memory and time of every run of a plan, and compares them with what was measured later.
 
-Memory is arithmetic (`experiments/config/memory.py`); time is training FLOPs over the FLOP/s of a place, measured here
-(`calibration.py`) or assumed for an accelerator of the table (`devices.py`). Training only: evaluation, starting and
-saving come on top. Whether a plan fits, and what would, is in `fit.py`.
+Memory is that of one process, computed from the config (`experiments/config/memory.py`). Time is the training FLOPs
+divided by the FLOP/s of a place, which were either measured on this machine (`calibration.py`) or assumed for an
+accelerator of the table (`devices.py`). An estimate covers training only: evaluation, starting and saving come on top.
+`fit.py` decides whether a plan fits, and which layout would.
 """
 
 from __future__ import annotations
@@ -24,44 +25,49 @@ from sweeps.progress import schedule_seconds
 
 UNKNOWN_SPEED = "not calibrated"
 MAX_DEVICES = 4096
-"""More than this is not proposed."""
+"""The largest number of devices that a proposed layout may use."""
 DEVICES_PER_NODE = 8
-"""As the makers build them (DGX and HGX systems)."""
+"""Accelerators in one node of the makers' own systems (DGX and HGX)."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs are meant to go. Either `points` were measured, or `peak` FLOP/s are reached in part, or neither."""
+    """The machine or accelerators that runs are meant for: their memory, and what is known of their speed.
+
+    The speed is measured (`points`), or assumed to be a share of the peak (`peak_flops_per_second`), or unknown.
+    """
 
     name: str
     memory_gib: float
-    """For one process."""
+    """Memory that one process may use. On a CPU all processes of a run share it."""
     on_accelerator: bool
     max_world: int
-    """Processes that one run may have, each with that memory."""
+    """The largest number of processes of one run; on accelerators each has `memory_gib` to itself."""
     points: tuple[SpeedPoint, ...] = ()
     peak_flops_per_second: float | None = None
     utilisation: float = UTILISATION
     device: Device | None = None
-    """Of the table."""
+    """The row of the table of accelerators, for places that come from it."""
     devices_per_node: int = DEVICES_PER_NODE
 
     def needed_gib(self, memory_gib: float, world: int) -> float:
-        """What a run of `world` processes needs of `memory_gib`, which is what one of them takes.
+        """Returns the GiB to compare with `self.memory_gib` for a run of `world` processes that take `memory_gib` each.
 
         Every accelerator holds one process; on a CPU the processes of a run share the memory.
         """
         return memory_gib * (1 if self.on_accelerator else world)
 
     def has_room(self, memory_gib: float, world: int) -> bool:
-        """Whether there are the accelerators and the memory for a run of `world` processes of `memory_gib` each."""
+        """Return whether there is room for a run of `world` processes that take `memory_gib` each."""
         too_many = self.on_accelerator and world > self.max_world
         return not too_many and self.needed_gib(memory_gib, world) <= self.memory_gib
 
     def seconds(self, run: PlannedRun, config: RunConfig) -> float | None:
-        """Of the whole training; None where nothing is known of the speed. Processes are taken to share evenly.
+        """Returns the seconds of the whole training, or None where the speed is not known.
 
-        What was measured knows of activation checkpointing; of a device, the utilisation counts what is computed again.
+        Processes are taken to share the work evenly. A measured speed already contains the cost of activation
+        checkpointing. An assumed utilisation is a share of all FLOPs that a device executes, so that the recomputed
+        ones are added there.
         """
         if self.points:
             return run.train_flops / (interpolate(self.points, run.train_flops_per_image) * config.parallel.world)
@@ -69,7 +75,7 @@ class Place:
         return None if speed is None else (run.train_flops + again) / (speed * config.parallel.world)
 
     def basis(self, config: RunConfig) -> str:
-        """Where the seconds come from, in words."""
+        """Says in words where the estimate of the seconds comes from."""
         if self.points:
             return f"{len(self.points)} calibration(s) on this machine"
         if self.peak_flops_per_second is None:
@@ -79,7 +85,10 @@ class Place:
         return f"{self.name} at {self.utilisation:.0%} of {self.peak_flops_per_second / 1e12:g} TFLOP/s (assumed)"
 
     def assumed_flops_per_second(self, config: RunConfig) -> float | None:
-        """Of one device of the table. None elsewhere, and in fp32, of which a bf16 peak says nothing."""
+        """Returns the FLOP/s that one device of the table is assumed to reach, or None.
+
+        It is None for other places, and for runs in fp32, because the peaks of the table are those of bf16.
+        """
         if self.peak_flops_per_second is None or working_bytes(config, on_accelerator=True) != 2:
             return None
         return self.utilisation * self.peak_flops_per_second
@@ -88,7 +97,7 @@ class Place:
 def table_device(
     name: str, utilisation: float = UTILISATION, max_world: int = MAX_DEVICES, devices_per_node: int = DEVICES_PER_NODE
 ) -> Place:
-    """As many accelerators of the table as it takes. Raises `SpecError` for a name that is not in it."""
+    """Returns a place of up to `max_world` accelerators of the table. Raises `SpecError` for an unknown name."""
     found, device = find_device(name)
     return Place(
         name=found,
@@ -103,17 +112,17 @@ def table_device(
 
 
 def this_machine(num_slots: int = 1, num_accelerators: int = 0, points: Sequence[SpeedPoint] = ()) -> Place:
-    """The accelerators of this machine, or its memory shared evenly by `num_slots` runs at a time."""
+    """Returns a place for the accelerators of this machine, or for its memory shared by `num_slots` runs at a time."""
     accelerator = accelerator_memory_gib() if num_accelerators else None
     if accelerator is not None:
-        share = max(1, -(-num_slots // num_accelerators))  # several runs on one accelerator
+        share = max(1, -(-num_slots // num_accelerators))  # several runs share one accelerator
         return Place("an accelerator of this machine", accelerator / share, True, num_accelerators, tuple(points))
     who = "this machine" if num_slots == 1 else f"each of {num_slots} runs at a time on this machine"
     return Place(who, host_memory_gib() / num_slots, False, 1, tuple(points))
 
 
 def estimated(plan: Plan, place: Place) -> Plan:
-    """`plan` with an `Estimate` at every run, in the layout of its config; to be frozen with it."""
+    """Returns `plan` with an `Estimate` at every run, for the layout of its config."""
     known: dict[Hashable, Memory] = {}
     runs = []
     for run in plan.runs:
@@ -136,7 +145,10 @@ def _estimate(run: PlannedRun, config: RunConfig, held: Memory, place: Place) ->
 
 
 def _what_memory_depends_on(config: RunConfig) -> Hashable:
-    """Not the seed, the rates and the number of images, in which the runs of a sweep differ most."""
+    """Returns the settings that memory depends on, as a key for caching.
+
+    The seed, the learning rate and the number of images are left out: the runs of a sweep differ mostly in these.
+    """
     train = config.train
     passes = (train.batch_images, train.accumulation, train.precision, train.mask_ratio, train.implementation)
     states = (config.optim.name, config.optim.momentum > 0, config.eval.images)
@@ -145,21 +157,21 @@ def _what_memory_depends_on(config: RunConfig) -> Hashable:
 
 @dataclass(frozen=True)
 class Total:
-    """A whole plan. Seconds are None where one run's are."""
+    """Sums over a whole plan. A number of seconds is None where that of a run is not known."""
 
     num_runs: int
     images: int
     train_flops: int
     memory_gib: float | None
-    """Of the largest process."""
+    """Memory of the largest process."""
     device_seconds: float | None
-    """Seconds times processes, over all runs."""
+    """Seconds times processes, summed over all runs."""
     seconds: float | None
-    """Until the last run ends, `num_slots` at a time in the order of the plan."""
+    """Seconds until the last run ends, with `num_slots` runs at a time in the order of the plan."""
 
 
 def total(plan: Plan, num_slots: int = 1) -> Total:
-    """Sums over the runs that the sweep file asks for now; estimates come from `estimated`."""
+    """Sums over the runs that the sweep file asks for now. Their estimates come from `estimated`."""
     runs = plan.wanted
     estimates = [run.estimate for run in runs if run.estimate is not None]
     known = [one.seconds for one in estimates if one.seconds is not None]
@@ -176,7 +188,7 @@ def total(plan: Plan, num_slots: int = 1) -> Total:
 
 @dataclass(frozen=True)
 class EstimateError:
-    """One finished run: measured over estimated, minus 1. None where one of the two is missing."""
+    """The estimates and the measurements of one finished run. An error is None where one of the two is missing."""
 
     name: str
     seconds_estimated: float | None
@@ -186,17 +198,17 @@ class EstimateError:
 
     @property
     def seconds_error(self) -> float | None:
-        """Positive: the run took longer than was said."""
+        """Measured over estimated seconds, minus 1. It is positive where the run took longer than estimated."""
         return _error(self.seconds_measured, self.seconds_estimated)
 
     @property
     def memory_error(self) -> float | None:
-        """Positive: the run took more than was said."""
+        """Measured over estimated memory, minus 1. It is positive where the run took more than estimated."""
         return _error(self.memory_gib_measured, self.memory_gib_estimated)
 
 
 def errors_of(folder: SweepFolder) -> list[EstimateError]:
-    """Estimate against measurement for every finished run of a frozen plan that carries an estimate."""
+    """Compares estimate and measurement for every finished run of the frozen plan that carries an estimate."""
     plan = folder.read_plan()
     rows = [_error_of(run, folder.run_dir(run)) for run in (plan.runs if plan is not None else [])]
     return [row for row in rows if row is not None]
@@ -205,7 +217,7 @@ def errors_of(folder: SweepFolder) -> list[EstimateError]:
 def _error_of(run: PlannedRun, run_dir: RunDir) -> EstimateError | None:
     try:
         status, step = (run_dir.read_status() if run.estimate is not None else None), run_dir.last_step() or {}
-    except RecordError:  # `read_progress` says it of the run
+    except RecordError:  # `read_progress` reports the damaged record
         return None
     if run.estimate is None or status is None or status.state != "done":
         return None

@@ -1,9 +1,10 @@
-"""Accelerators that a plan can be priced on without having one, and what this machine has.
+"""The table of accelerators that a plan can be priced on without having one, and the memory of this machine.
 
 Peaks are of dense bf16 matmuls with fp32 sums, as the makers state them; datasheets that print twice as much count 2:4
-sparsity. Memory is the makers' gigabytes (10^9 bytes), up to 7% less than what drivers show: the margin is wanted.
-Bandwidths are peaks of one device in one direction, half of what datasheets call bidirectional: inside a node its links
-to the others together, across nodes its share of the network cards of the maker's own system.
+sparsity. Memory is the makers' gigabytes (10^9 bytes), up to 7% less than what drivers show; this difference is kept as
+a margin. Bandwidths are peaks of one device in one direction, half of what datasheets call bidirectional. Inside a node
+the bandwidth is that of all links of a device together; across nodes it is the device's share of the network cards in
+the maker's own system.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from experiments.errors import SpecError, did_you_mean
 
 
 class Device(NamedTuple):
-    """One accelerator."""
+    """The memory, peak and bandwidths of one accelerator."""
 
     memory_gigabytes: float
     peak_bf16_teraflops: float
     node_gigabytes_per_second: float
-    """To the other devices of its node, one direction."""
+    """Bandwidth to the other devices of its node, in one direction."""
     network_gigabytes_per_second: float | None
-    """To other nodes, one direction. None where no system of the maker fixes it."""
+    """Bandwidth to other nodes, in one direction. None where no system of the maker fixes it."""
 
     @property
     def memory_gib(self) -> float:
@@ -35,7 +36,7 @@ class Device(NamedTuple):
 
     @property
     def peak_flops_per_second(self) -> float:
-        """Dense bf16."""
+        """The peak of dense bf16 matmuls."""
         return self.peak_bf16_teraflops * 1e12
 
 
@@ -57,15 +58,18 @@ DEVICES: dict[str, Device] = {
 # fmt: on
 
 UTILISATION = 0.35
-"""Share of the peak that training is assumed to reach (MFU). Published dense transformers reach 0.4 to 0.55, and a
-public mixture of experts on the same code 0.35 where dense has 0.46 (nanochat). Widths below about 1,024 stay under it:
-their matmuls do not fill the device. Give `--utilisation` what a run of yours has measured."""
+"""The share of the peak that training is assumed to reach (MFU).
+
+Published dense transformers reach 0.4 to 0.55, and a public mixture of experts on the same code reaches 0.35 where
+dense has 0.46 (nanochat). Models of a width below about 1,024 stay under it, because their matmuls do not fill the
+device. Pass what a run of yours has measured as `--utilisation`.
+"""
 
 
 def find_device(name: str) -> tuple[str, Device]:
-    """The row called `name`, whatever its case and separators, with or without its memory (`h100-80gb`).
+    """Returns the row called `name`, whatever its case and separators, with or without its memory (`h100-80gb`).
 
-    A `SpecError` with the closest name where there is none.
+    Raises `SpecError` with the closest name where there is none.
     """
     wanted = _bare(name)
     for known, device in DEVICES.items():
@@ -75,7 +79,7 @@ def find_device(name: str) -> tuple[str, Device]:
 
 
 def host_memory_gib() -> float:
-    """Memory that this process may use: of the machine, or of its control group where that has less."""
+    """Returns the memory that this process may use: that of the machine, or of its control group where that is less."""
     total = float(psutil.virtual_memory().total)
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         limit = _number_in(path)
@@ -84,7 +88,7 @@ def host_memory_gib() -> float:
 
 
 def accelerator_memory_gib() -> float | None:
-    """Of the smallest accelerator of this machine, found without torch; None on a CPU."""
+    """Returns the memory of the smallest accelerator here, found without torch; None without accelerators."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return None
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]

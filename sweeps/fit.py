@@ -1,8 +1,9 @@
-"""Whether a plan fits where it is meant to go, and the smallest layout of a run that does.
+"""Checks whether a plan fits where it is meant to run, and finds the smallest layout of a run that does.
 
-Small is first of all few devices; among those what costs least comes first: accumulation, which is free, then a higher
-ZeRO stage and expert parallelism, which send more, and last activation checkpointing, which computes a third more. Only
-layouts that training accepts (`experiments/config/checks.py`) are proposed.
+The smallest layout has the fewest devices. Among layouts with as many devices the cheapest comes first: gradient
+accumulation is free, a higher ZeRO stage and expert parallelism communicate more, and activation checkpointing comes
+last, because it computes a third more. Only layouts that training accepts (`experiments/config/checks.py`) are
+proposed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sweeps.plan import Plan, PlannedRun
 
 
 def refuse_what_does_not_fit(plan: Plan, place: Place) -> None:
-    """A `SpecError` for the largest run of `plan` that does not fit, with the smallest layout that does, in one line.
+    """Raises a `SpecError` for the largest run of `plan` that does not fit; its hint is the smallest layout that does.
 
     `plan` carries the estimates of `cost.estimated(plan, place)`.
     """
@@ -29,7 +30,7 @@ def refuse_what_does_not_fit(plan: Plan, place: Place) -> None:
 
 
 def misfit_of(plan: Plan, place: Place) -> SpecError | None:
-    """What `refuse_what_does_not_fit` raises; None where everything fits."""
+    """Returns the error that `refuse_what_does_not_fit` raises, or None where everything fits."""
     refused = [run for run in plan.wanted if not is_fitting(run, place)]
     if not refused:
         return None
@@ -44,23 +45,23 @@ def misfit_of(plan: Plan, place: Place) -> SpecError | None:
 
 
 def fits(config: RunConfig, place: Place) -> bool:
-    """Whether `place` has the accelerators and the memory for `config`."""
+    """Return whether `place` has the accelerators and the memory for `config`."""
     return place.has_room(memory(config, place.on_accelerator).peak_gib, config.parallel.world)
 
 
 def is_fitting(run: PlannedRun, place: Place) -> bool:
-    """Whether `place` has room for a planned run, by its estimate."""
+    """Return whether `place` has room for a planned run, judged by its estimate."""
     assert run.estimate is not None, "fit follows cost.estimated"
     return place.has_room(run.estimate.memory_gib, _world(run))
 
 
 def needed_gib(config: RunConfig, place: Place) -> float:
-    """Of every accelerator; on a CPU of all processes of the run together, since they share the memory."""
+    """Returns the GiB that an accelerator needs; on a CPU that of all processes, which share the memory."""
     return place.needed_gib(memory(config, place.on_accelerator).peak_gib, config.parallel.world)
 
 
 def _planned_gib(run: PlannedRun, place: Place) -> float:
-    """`needed_gib` from the estimate of a planned run."""
+    """Returns the same as `needed_gib`, computed from the estimate of a planned run."""
     assert run.estimate is not None, "fit follows cost.estimated"
     return place.needed_gib(run.estimate.memory_gib, _world(run))
 
@@ -70,17 +71,18 @@ def _world(run: PlannedRun) -> int:
 
 
 def smallest_layout(config: RunConfig, place: Place) -> RunConfig | None:
-    """`config` in the first layout that fits at `place`; None where none does."""
-    max_world = place.max_world if place.on_accelerator else 1  # more processes on a CPU take more of the same memory
+    """Returns `config` in the first layout that fits at `place`, or None where none does."""
+    max_world = place.max_world if place.on_accelerator else 1  # on a CPU more processes take more of the same memory
     found = layouts(config, max_world, place.on_accelerator, lambda candidate: may_fit(candidate, place))
     return next((candidate for candidate in found if fits(candidate, place)), None)
 
 
 def may_fit(config: RunConfig, place: Place) -> bool:
-    """Whether `config` fits with any accumulation: without, or with one image at a time, which takes the least memory.
+    """Return whether `config` fits with some number of accumulation steps: a cheap test before all of them are tried.
 
-    Whether training would take those two is not asked. A batch of a million images has hundreds of accumulations, and
-    where none fits they would all be tried.
+    It tries no accumulation and one image at a time, which takes the least memory, without asking whether training
+    would accept these two. A batch of a million images can be accumulated in hundreds of ways, and where none of them
+    fits they would otherwise all be tried.
     """
     images, parallel = config.train.batch_images // config.parallel.world, config.parallel
     spread = (parallel.zero_stage, parallel.expert_parallel, parallel.activation_checkpointing)
@@ -93,10 +95,10 @@ def layouts(
     on_accelerator: bool = True,
     is_hopeful: Callable[[RunConfig], bool] = lambda candidate: True,
 ) -> Iterator[RunConfig]:
-    """Every way to spread the batch of `config` over at most `max_world` processes, the smallest first.
+    """Yields every way to spread the batch of `config` over at most `max_world` processes, the smallest first.
 
-    Activation checkpointing that `config` asks for stays on. `is_hopeful` is asked once for each way, before it is
-    looked at with every accumulation.
+    Activation checkpointing that `config` asks for stays on. `is_hopeful` is called once for each combination of ZeRO
+    stage, expert parallelism and checkpointing; a combination that it rejects is not tried with any accumulation.
     """
     batch, asked = config.train.batch_images, config.parallel.activation_checkpointing
     for world in divisors(batch, max_world):
@@ -115,20 +117,22 @@ def layouts(
 
 
 def zero_stages(config: RunConfig, on_accelerator: bool) -> tuple[int, ...]:
-    """What may be proposed, the cheapest first. ZeRO-0 only in fp32, where it has no second copy of the weights; with
-    `train.precision=auto` it would change the precision.
+    """Returns the ZeRO stages that may be proposed, the cheapest first.
+
+    ZeRO-0 is proposed in fp32 only, where there is no second copy of the weights. With `train.precision=auto` it would
+    change the precision of a bf16 run.
     """
     sharded = config.model_copy(update={"parallel": config.parallel.model_copy(update={"zero_stage": 1})})
     return (1, 2, 3) if working_bytes(sharded, on_accelerator) == 2 else (1, 0, 2, 3)
 
 
 def differences(config: RunConfig, other: RunConfig) -> list[str]:
-    """The layout of `other` as `KEY=VALUE`, as far as it is not that of `config`."""
+    """Returns the layout of `other` as `KEY=VALUE` words, as far as it differs from that of `config`."""
     return [after for after, before in zip(settings(other), settings(config), strict=True) if after != before]
 
 
 def way_out(config: RunConfig, place: Place) -> str:
-    """One line: the smallest layout that fits, or what else could help."""
+    """Says in one line which smallest layout fits, or else what could help."""
     smallest = smallest_layout(config, place)
     if smallest is not None:
         return f"Use {' '.join(differences(config, smallest))} ({needed_gib(smallest, place):.1f} GiB)."
@@ -140,7 +144,7 @@ def way_out(config: RunConfig, place: Place) -> str:
 def laid_out(
     config: RunConfig, world: int, accumulation: int, zero_stage: int, expert_parallel: int, checkpointing: bool
 ) -> RunConfig:
-    """`config` in another layout, not checked."""
+    """Returns `config` in another layout, without checking that training accepts it."""
     parallel = {
         "world": world, "zero_stage": zero_stage, "expert_parallel": expert_parallel,
         "activation_checkpointing": checkpointing,
@@ -154,7 +158,7 @@ def laid_out(
 
 
 def settings(config: RunConfig) -> list[str]:
-    """The layout of `config` as `KEY=VALUE`."""
+    """Returns the layout of `config` as `KEY=VALUE` words."""
     parallel = config.parallel
     return [
         f"parallel.world={parallel.world}",
@@ -166,7 +170,7 @@ def settings(config: RunConfig) -> list[str]:
 
 
 def is_accepted(config: RunConfig) -> bool:
-    """Whether training would take it."""
+    """Return whether training would accept `config`."""
     try:
         check_config(config)
     except ConfigError:

@@ -1,4 +1,4 @@
-"""`SweepFolder`: the only place that names the files of a sweep. The files of a run are named by `RunDir`.
+"""`SweepFolder` is the only place that names the files of a sweep. The files of a run are named by `RunDir`.
 
 <out>/plan.json  configs/<run>.yaml  runs/<run>/  claims/<run>/  server.log
 """
@@ -28,34 +28,34 @@ LOCK_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """The folder of one sweep. Reading creates nothing."""
+    """The folder of one sweep. Reading from it creates nothing."""
 
     path: Path
 
     @property
     def plan_json(self) -> Path:
-        """The frozen `Plan`."""
+        """The file that holds the frozen `Plan`."""
         return self.path / "plan.json"
 
     def run_dir(self, run: PlannedRun) -> RunDir:
-        """Where `run` records itself."""
+        """Returns the folder in which `run` keeps its records."""
         return RunDir(self.path / "runs" / run.name)
 
     def config_file(self, run: PlannedRun) -> Path:
-        """The settings of `run`, as `ecdit train --config` takes them."""
+        """Returns the file of the settings of `run`, in the form that `ecdit train --config` takes."""
         return self.path / "configs" / f"{run.name}.yaml"
 
     def claims(self, run: PlannedRun) -> Path:
-        """Which sweep has `run` executed (`sharing.py`)."""
+        """Returns the folder of the claims that say which sweep executes `run` (`sharing.py`)."""
         return self.path / "claims" / run.name
 
     @property
     def server_log(self) -> Path:
-        """What the process says that runs are forked from."""
+        """The output of the server process that runs are forked from."""
         return self.path / "server.log"
 
     def read_plan(self) -> Plan | None:
-        """The frozen plan, or None before there is one; a `SpecError` when it is damaged or of another version."""
+        """Returns the frozen plan, or None before there is one. Raises `SpecError` when it cannot be used."""
         if not os.path.lexists(self.plan_json):
             return None
         hint = f"Delete it and run the sweep again: finished runs in {self.path / 'runs'} are found by their names."
@@ -71,24 +71,25 @@ class SweepFolder:
         return plan
 
     def write_plan(self, plan: Plan) -> None:
-        """Replace the plan atomically. Raises `StorageError`."""
+        """Replaces the plan atomically. Raises `StorageError`."""
         _replace(self.plan_json, plan.model_dump_json(indent=1) + "\n")
 
     def write_config(self, run: PlannedRun) -> Path:
-        """Write the settings of `run` for its process, and return where. Raises `StorageError`."""
+        """Writes the settings of `run` for its process, and returns the file. Raises `StorageError`."""
         file = self.config_file(run)
         _replace(file, yaml.safe_dump(run.config, sort_keys=False))
         return file
 
     def started(self, plan: Plan) -> set[str]:
-        """Names of the runs of `plan` that have a folder with records."""
+        """Returns the names of the runs of `plan` that have a folder with records."""
         return {run.name for run in plan.runs if self.run_dir(run).exists()}
 
     @contextmanager
     def lock(self, timeout_seconds: float = LOCK_SECONDS) -> Iterator[None]:
-        """Hold the plan for this process while it is read and extended; others wait.
+        """Holds the plan for this process while it is read and extended; other processes wait.
 
-        Raises `SpecError` when somebody else does not give it back in time, `StorageError` when it cannot be written.
+        Raises `SpecError` when another process does not release it in time, and `StorageError` when it cannot be
+        written.
         """
         deadline = time.monotonic() + timeout_seconds
         while not isinstance(held := take_if_dead(self.path / "claims" / ".plan"), Claim):
@@ -104,7 +105,7 @@ class SweepFolder:
 
 
 def _check_settings(run: PlannedRun, file: Path) -> None:
-    """A `RecordError` where the settings of a planned run are not those of its id, or not of this version."""
+    """Raises `RecordError` where the settings of a planned run do not match its id, or are not of this version."""
     found = settings_id(run.config)
     if found != run.config_id:
         raise RecordError(f"{file} is damaged: the config of {run.name} has the id {found}, not {run.config_id}.")

@@ -1,9 +1,10 @@
-"""One run in one layout, priced before it is started; and the cheapest layout that fits.
+"""Prices one run in one layout before it is started, and searches for the cheapest layout that fits.
 
-Time is what the device executes over the share of its peak that is assumed, and what is sent over the bandwidth of the
-data sheet, one after the other: DeepSpeed overlaps the two in ZeRO-3 alone. A ring over several nodes is as fast as all
-network cards that its processes have on a node together. Training only: starting, evaluation and saving come on top.
-Memory and traffic are arithmetic (`experiments/config`), devices those of `devices.py`.
+The seconds of a step are the executed FLOPs over the assumed share of the peak, plus the bytes sent over the bandwidth
+of the data sheet. The two are added because DeepSpeed overlaps computation and communication in ZeRO-3 only. A ring
+over several nodes is taken to be as fast as all network cards together that its processes use on one node. The plan
+covers training only: starting, evaluation and saving come on top. Memory and traffic are computed from the config
+(`experiments/config`); the accelerators are those of `devices.py`.
 """
 
 from __future__ import annotations
@@ -26,69 +27,69 @@ DAY = 24 * HOUR
 
 @dataclass(frozen=True)
 class LayoutPlan:
-    """What a run takes in the layout of its config. Seconds are None where the speed of the place is not known."""
+    """Memory, traffic and time of a run in the layout of its config. Seconds are None where the speed is not known."""
 
     config: RunConfig
     place: Place
     memory: Memory
     transfers: list[Transfer]
     train_flops_per_step: int
-    """Forward and backward of all processes."""
+    """FLOPs of the forward and backward pass, summed over all processes."""
     executed_flops_per_step: int
-    """With what activation checkpointing computes again."""
+    """The same FLOPs plus those that activation checkpointing recomputes."""
     compute_seconds: float | None
-    """Of a step."""
+    """Seconds that a process computes for one step."""
     transfer_seconds: list[float | None]
-    """Of a step, in the order of `transfers`."""
+    """Seconds of each transfer in one step, in the order of `transfers`."""
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps."""
+        """The number of optimizer steps of the training."""
         return self.config.total_images // self.config.train.batch_images
 
     @property
     def communication_seconds(self) -> float | None:
-        """Of a step."""
+        """Seconds of all transfers of one step, or None where the time of one is not known."""
         known = [seconds for seconds in self.transfer_seconds if seconds is not None]
         return sum(known) if len(known) == len(self.transfer_seconds) else None
 
     @property
     def step_seconds(self) -> float | None:
-        """Computing and communicating, one after the other."""
+        """Seconds of one step: computation followed by communication, without overlap."""
         if self.compute_seconds is None or self.communication_seconds is None:
             return None
         return self.compute_seconds + self.communication_seconds
 
     @property
     def seconds(self) -> float | None:
-        """Of the whole training."""
+        """Seconds of the whole training."""
         return None if self.step_seconds is None else self.step_seconds * self.num_steps
 
     @property
     def device_hours(self) -> float | None:
-        """Hours times devices."""
+        """Hours of the whole training times the number of devices."""
         return None if self.seconds is None else self.seconds / HOUR * self.config.parallel.world
 
     @property
     def needed_gib(self) -> float:
-        """Of every accelerator; on a CPU of all processes together."""
+        """GiB that every accelerator needs; on a CPU that of all processes together, since they share the memory."""
         return self.memory.peak_gib * (1 if self.place.on_accelerator else self.config.parallel.world)
 
     @property
     def host_gib(self) -> float:
-        """Of the host memory of a node, while a checkpoint is written."""
+        """GiB of host memory that one node needs while a checkpoint is written."""
         processes = min(self.config.parallel.world, self.place.devices_per_node)
         return self.memory.host_peak * processes / GIB
 
     @property
     def fits(self) -> bool:
-        """Whether the place has the accelerators and the memory."""
+        """Return whether the place has the accelerators and the memory for this layout."""
         enough = not self.place.on_accelerator or self.config.parallel.world <= self.place.max_world
         return enough and self.needed_gib <= self.place.memory_gib
 
 
 def plan_layout(config: RunConfig, place: Place) -> LayoutPlan:
-    """Of `config` as it is laid out, whether it fits or not."""
+    """Returns the plan of `config` in the layout that it has, whether it fits or not."""
     cost, sent = budget(config), transfers(config, place.on_accelerator)
     batch, speed = config.train.batch_images, place.assumed_flops_per_second(config)
     executed = batch * (cost.train_flops_per_image + recomputed_flops_per_image(config))
@@ -106,7 +107,13 @@ def plan_layout(config: RunConfig, place: Place) -> LayoutPlan:
 
 
 def _seconds(transfer: Transfer, device: Device, devices_per_node: int) -> float | None:
-    """None across nodes where the network of the device is not known."""
+    """Returns the seconds of one transfer in a step.
+
+    A group that lies inside one node uses the links of the node. An all-to-all across nodes sends a share of its bytes
+    inside and the rest over the network at the same time, so that the slower of the two counts. Every other operation
+    across nodes is taken for a ring, which is limited by its slowest link. Returns None across nodes where the network
+    of the device is not known.
+    """
     inside, network = device.node_gigabytes_per_second * 1e9, device.network_gigabytes_per_second
     if (transfer.group - 1) * transfer.stride < devices_per_node:
         return transfer.bytes_sent / inside
@@ -125,10 +132,11 @@ def search(
     most_seconds: float | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[LayoutPlan]:
-    """For every number of devices the cheapest layout that fits, the cheapest first; of equals the fewest devices.
+    """Returns the cheapest layout that fits for every number of devices, the cheapest first.
 
-    Cheap is few device-hours, where they are not known few devices. `most_seconds` bounds the whole training.
-    `on_progress` is called with the numbers of devices that were looked at, and that there are.
+    The cheapest has the fewest device-hours or, where these are not known, the fewest devices; the latter also breaks
+    ties. `most_seconds` bounds the whole training. `on_progress` is called with how many numbers of devices were tried
+    so far, and how many there are.
     """
     worlds, best = _worlds(config, place), []
     for done, world in enumerate(worlds):
@@ -141,14 +149,14 @@ def search(
 
 
 def _worlds(config: RunConfig, place: Place) -> list[int]:
-    """Numbers of processes that divide the batch: on one node, or on whole nodes."""
-    most = place.max_world if place.on_accelerator else 1  # more processes on a CPU take more of the same memory
+    """Returns the numbers of processes that divide the batch and lie on one node or fill whole nodes."""
+    most = place.max_world if place.on_accelerator else 1  # on a CPU more processes take more of the same memory
     found = divisors(config.train.batch_images, most)
     return [world for world in found if world <= place.devices_per_node or world % place.devices_per_node == 0]
 
 
 def _fitting(config: RunConfig, place: Place, world: int) -> Iterator[LayoutPlan]:
-    """Of each kind of layout the one with the least accumulation that fits: more only sends more."""
+    """Yields the layout with the least accumulation that fits, for each kind: more would only send more."""
     for expert_parallel in divisors(world, max(1, config.routing.num_experts)):
         for zero_stage in zero_stages(config, place.on_accelerator):
             for checkpointing in (False, True):
@@ -169,7 +177,11 @@ def _in_time(plan: LayoutPlan, most_seconds: float | None) -> bool:
 
 
 def _price(plan: LayoutPlan) -> tuple[float, ...]:
-    """Device-hours to six digits; then the fewest devices and the plainest layout, ZeRO-1 before the others."""
+    """Returns the sort key of a layout: device-hours rounded to six digits, then devices, then how plain the layout is.
+
+    Among layouts that cost the same the plainest wins: no activation checkpointing, little accumulation, and ZeRO-1,
+    the default, before other stages.
+    """
     parallel, hours = plan.config.parallel, plan.device_hours
     return (
         float("inf") if hours is None else float(f"{hours:.6g}"),

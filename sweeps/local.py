@@ -1,9 +1,9 @@
 """The executor for this machine: each run in its own process, a fixed number of them at a time.
 
-A run is judged by its `status.json`, never by its exit code: a process may abort in teardown after all work was done,
-and one that was killed could not say so. One that changes nothing in its folder for too long hangs, and is ended.
-Workers lead their own session, so that Ctrl-C reaches the sweep alone, which passes it on. How a process is started is
-in `workers.py`; which run goes next, and whether it is tried again, is `runner.py`'s to say.
+A run is judged by its `status.json`, never by its exit code: a process may abort in teardown after all work is done,
+and one that was killed could not write why. A run that changes nothing in its folder for too long hangs, and is ended.
+Workers lead sessions of their own, so that Ctrl-C reaches the sweep only, which passes it on. `workers.py` starts
+processes; `runner.py` decides which run is next and whether it is tried again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from sweeps.slots import Slot
 from sweeps.workers import FoundWorker, Launcher, Worker
 
 TIMEOUT_SECONDS = 600.0
-"""A run that changes nothing in its folder for this long hangs."""
+"""A run that changes nothing in its folder for this long is taken to hang."""
 GRACE_SECONDS = 30.0
-"""What a run that hangs has between SIGTERM and SIGKILL."""
+"""Seconds between SIGTERM and SIGKILL for a run that hangs."""
 LOOK_SECONDS = 2.0
 FIRST_WAS_KILLED = re.compile(r"Root Cause(?:(?!exitcode).)*exitcode\s*:\s*-(\d+)", re.DOTALL)
-"""Of torchrun, whose own exit code does not tell a killed process from one that failed."""
+"""Finds the signal in torchrun's report, because its exit code does not tell a killed process from a failed one."""
 
 
 class LocalExecutor:
-    """Runs planned runs as processes of this machine, in `slots`."""
+    """Executes planned runs as processes of this machine, in `slots`."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class LocalExecutor:
         timeout_seconds: float = TIMEOUT_SECONDS,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
-        """Nothing starts before `execute`."""
+        """Creates the executor; nothing starts before `execute`."""
         self._folder, self._slots, self._launcher = folder, tuple(slots), launcher
         self._timeout_seconds, self._grace_seconds = timeout_seconds, grace_seconds
         self._workers: set[Worker] = set()
@@ -55,14 +55,14 @@ class LocalExecutor:
 
     @property
     def num_slots(self) -> int:
-        """How many runs go at once."""
+        """The number of runs that are executed at once."""
         return len(self._slots)
 
     async def execute(self, run: PlannedRun, slot: int) -> Killed | None:
-        """Bring `run` to an end: done, failed or interrupted, as its folder then says; or `Killed`, without a word.
+        """Executes `run` until its folder says done, failed or interrupted; else returns `Killed`.
 
-        A process of an earlier sweep that still works on it is waited for, not joined by a second one.
-        Raises `StorageError` when the folder cannot be written.
+        A process of an earlier sweep that still works on the run is waited for, so that no second one joins it. Raises
+        `StorageError` when the folder cannot be written.
         """
         run_dir = self._folder.run_dir(run)
         while (other := found_worker(run_dir)) is not None and not self._stopping:
@@ -75,24 +75,24 @@ class LocalExecutor:
         if worker is None:
             return Killed("the process that starts runs has ended")
         exit_code, hangs = await self._watch(worker, run_dir)
-        if (other := found_worker(run_dir)) is not None:  # a second one was refused: somebody had been faster
+        if (other := found_worker(run_dir)) is not None:  # ours was refused, because another process had been faster
             await self._watch(other, run_dir)
         return self._judge(run, before, exit_code, hangs, log_start)
 
     def stop(self) -> None:
-        """Ask every worker to save and end (SIGTERM); nothing new starts."""
+        """Asks every worker to save and end (SIGTERM); nothing new is started."""
         self._stopping = True
         for worker in self._workers:
             worker.signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End every worker and what it started at once; the last checkpoint stays."""
+        """Ends every worker and what it started at once; the last checkpoint stays."""
         self._stopping = True
         for worker in self._workers:
             worker.kill()
 
     async def close(self) -> None:
-        """Nothing will be started any more."""
+        """Closes the launcher when nothing will be started any more."""
         await self._launcher.close()
 
     async def _start(self, run: PlannedRun, slot: int) -> Worker | None:
@@ -106,7 +106,7 @@ class LocalExecutor:
         )
 
     async def _watch(self, worker: Worker, run_dir: RunDir) -> tuple[int | None, bool]:
-        """Wait for the end of `worker`: its exit code, and whether it had to be ended because it hangs."""
+        """Waits for the end of `worker`. Returns its exit code, and whether it was ended because it hung."""
         self._workers.add(worker)
         if self._stopping:
             worker.signal(signal.SIGTERM)
@@ -124,7 +124,11 @@ class LocalExecutor:
     def _judge(
         self, run: PlannedRun, before: Status | None, exit_code: int | None, hangs: bool, log_start: int
     ) -> Killed | None:
-        """What the folder says counts; a run that could not say how it ended was killed, or failed without words."""
+        """Returns `Killed` for a run that can be tried again, and None for one that has ended by itself.
+
+        What the folder says counts. A run that did not write how it ended was killed, or failed with a message in its
+        log; the latter is then written to its status here.
+        """
         run_dir = self._folder.run_dir(run)
         status = run_dir.read_status()
         has_spoken = status is not None and status != before and status.state != "running"
@@ -145,7 +149,7 @@ class LocalExecutor:
 
 
 def found_worker(run_dir: RunDir) -> FoundWorker | None:
-    """The process of this machine that works on the run, whoever started it."""
+    """Returns the process of this machine that works on the run, whoever started it, or None."""
     found = holder(run_dir.claims)
     if found is None or found.owner is None or found.is_dead() is not False:
         return None
@@ -153,7 +157,7 @@ def found_worker(run_dir: RunDir) -> FoundWorker | None:
 
 
 def pulse(run_dir: RunDir) -> Hashable:
-    """Changes whenever a run writes anything: status, rows, log, checkpoints."""
+    """Returns a value that changes whenever a run writes anything: status, rows, log, checkpoints."""
     paths = (run_dir.status_json, run_dir.steps, run_dir.routing, run_dir.evals, run_dir.log, run_dir.checkpoints)
     return tuple(map(_state_of, paths))
 
@@ -179,7 +183,7 @@ def _signal_name(exit_code: int | None) -> str:
 
 
 def _lost_process(run_dir: RunDir, status: Status | None, log_start: int) -> str | None:
-    """Which signal ended one of several processes, as torchrun says it."""
+    """Says which signal ended one of several processes, by torchrun's report in the log; None where none did."""
     if status is not None and status.state == "done":
         return None
     found = FIRST_WAS_KILLED.search("\n".join(_tail(run_dir, log_start)))

@@ -1,8 +1,8 @@
 """One parameter of a sweep file: a constant, a list, a range or a distribution, in W&B's form.
 
-Every distribution is drawn by its inverse from one number in [0, 1), so that a draw depends on nothing but the seed: of
-Python's generators only `random()` is promised to give the same numbers in every version. Names, defaults and the
-meaning of `q` are W&B's (docs.wandb.ai/models/sweeps/sweep-config-keys). Combining parameters is left to `spec.py`.
+Every distribution is drawn by its inverse from one number in [0, 1), so that a draw depends on the seed only: of
+Python's generators only `random()` is guaranteed to give the same numbers in every version. Names, defaults and the
+meaning of `q` are W&B's (docs.wandb.ai/models/sweeps/sweep-config-keys). `spec.py` combines parameters.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from experiments.config.values import shown
 
 MAX_NUMBER = 1e18
-"""The greatest number along a parameter; no setting takes more."""
+"""The largest absolute number in a parameter; no setting takes a larger one."""
 MAX_EXPONENT = 100.0
-"""Of e, in `log_uniform` and `log_normal`, which take logarithms."""
+"""The largest exponent of e in `log_uniform` and `log_normal`, whose numbers are logarithms."""
 MAX_MULTIPLES = 10**15
-"""So many multiples of `q` are exact as floats."""
+"""The largest number of multiples of `q`: up to here they are exact as floats."""
 LEAST_Q = 1e-30
 
 
 def _bounded(value: Any) -> Any:
-    """A number as YAML gives it; `1e-4` is a text to YAML 1.1."""
+    """Returns a number as YAML gives it, also from text, because `1e-4` is text in YAML 1.1."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value} is not a number")
     number = float(value) if isinstance(value, str) else value
@@ -63,11 +63,11 @@ SPREAD = ("mu", "sigma")
 
 
 MOST_SIGMAS = 8.3
-"""No position that a float can say lies farther from the middle of a normal distribution."""
+"""The largest distance from the mean, in standard deviations, that a float in [0, 1) can select."""
 
 
 class Closed(BaseModel):
-    """A part of a sweep file: frozen, and closed to unknown keys."""
+    """A part of a sweep file: it is frozen, and refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -103,7 +103,7 @@ class Parameter(Closed):
 
     @property
     def form(self) -> Distribution:
-        """The distribution, as W&B infers it where the file does not name one."""
+        """The distribution, inferred as W&B does where the file does not name one."""
         given = self.model_fields_set
         if self.distribution is not None:
             return self.distribution
@@ -114,7 +114,7 @@ class Parameter(Closed):
         return "int_uniform" if isinstance(self.min, int) and isinstance(self.max, int) else "uniform"
 
     def choices(self) -> Sequence[Any] | None:
-        """Every value along this parameter, as a range where there are many; None where there is no end to them."""
+        """Returns every value of this parameter, as a range where there are many; None if they are infinite."""
         if self.form == "int_uniform":
             return range(int(self.min), int(self.max) + 1)
         if self.form == "constant":
@@ -122,7 +122,7 @@ class Parameter(Closed):
         return self.values if self.form.startswith("categorical") else None
 
     def draw(self, position: float) -> Any:
-        """The value below which the share `position`, in [0, 1), of all draws lies."""
+        """Returns the quantile at `position` in [0, 1): the value below which that share of all draws lies."""
         if self.form == "categorical_w_probabilities":
             ends = list(itertools.accumulate(self.probabilities))
             return self.values[min(bisect.bisect_right(ends, position * ends[-1]), len(ends) - 1)]
@@ -146,7 +146,7 @@ class Parameter(Closed):
         self._check_range()
 
     def _check_range(self) -> None:
-        """What is drawn is finite, and `q` cuts its range into more than one and not too many steps."""
+        """Checks that all draws are finite, and that `q` cuts their range into more than one and not too many steps."""
         if self.form.removeprefix("q_") not in ENDS:
             return
         low, high = ENDS[self.form.removeprefix("q_")](self)
@@ -164,7 +164,7 @@ class Parameter(Closed):
 
 
 def _quantized(drawn: float, q: float) -> Number:
-    """The multiple of `q` next to it; a whole number where `q` is one."""
+    """Returns the multiple of `q` that is nearest to `drawn`, as a whole number where `q` is one."""
     multiple = round(drawn / q)
     return multiple * int(q) if float(q).is_integer() else float(f"{multiple * q:.12g}")
 
@@ -174,7 +174,7 @@ def _between(low: float, high: float, position: float) -> float:
 
 
 def _normal(parameter: Parameter, position: float) -> float:
-    """The smallest position is 0, of which a normal distribution has no value."""
+    """Returns the normal quantile. Position 0, whose quantile is infinite, is moved to 2^-54."""
     if parameter.sigma == 0:
         return parameter.mu
     return NormalDist(parameter.mu, parameter.sigma).inv_cdf(max(position, 2.0**-54))
@@ -195,7 +195,7 @@ ENDS: dict[str, Callable[[Parameter], tuple[float, float]]] = {
         ),
     ),
 }
-"""The least and the greatest value that can be drawn, of a normal distribution those of positions in floats."""
+"""The smallest and the largest value of a distribution; for a normal one those that float positions can reach."""
 
 INVERSES: dict[str, Callable[[Parameter, float], float]] = {
     "uniform": lambda parameter, position: _between(parameter.min, parameter.max, position),
@@ -204,7 +204,7 @@ INVERSES: dict[str, Callable[[Parameter, float], float]] = {
     "normal": _normal,
     "log_normal": lambda parameter, position: math.exp(_normal(parameter, position)),
 }
-"""From a distribution to the value at a position. `log_uniform` takes exponents, `log_uniform_values` the values."""
+"""The quantile function of each distribution. `log_uniform` takes exponents, `log_uniform_values` the values."""
 
 KEYS: dict[Distribution, tuple[Sequence[str], Sequence[str]]] = {
     "constant": (["value"], []),
@@ -222,7 +222,7 @@ KEYS: dict[Distribution, tuple[Sequence[str], Sequence[str]]] = {
     "log_normal": ([], SPREAD),
     "q_log_normal": ([], [*SPREAD, "q"]),
 }
-"""Keys that a distribution needs, and those it may have."""
+"""The keys that each distribution requires, and those that it may have."""
 
 
 def _listed(needed: Sequence[str], optional: Sequence[str]) -> str:

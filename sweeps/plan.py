@@ -1,7 +1,8 @@
-"""The frozen plan of a sweep, and how it grows when the sweep file changes.
+"""The frozen plan of a sweep, and how it is extended when the sweep file changes.
 
-A plan only ever gains runs: a run that was started keeps its name, its place and the estimate it was started with,
-whether or not the file still asks for it. `folder.py` says where the plan lies, `cost.py` what an estimate is worth.
+A run that was started never leaves the plan: it keeps its name, its place and the estimate it was started with, whether
+or not the file still asks for it. `folder.py` says where the plan is stored, `cost.py` how estimates are made and
+checked.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from experiments.records.schema import Amount, Count
 
 PLAN_VERSION = 1
 MAX_NAME_BYTES = 255
-"""What file systems allow."""
+"""The longest name that common file systems allow."""
 
 
 def _as_folder_name(name: str) -> str:
-    """`name`; a `ValueError` where it does not name one folder inside of another."""
+    """Returns `name`. Raises `ValueError` where it does not name one folder inside another."""
     if name in ("", ".", "..") or "/" in name or "\0" in name or len(name.encode()) > MAX_NAME_BYTES:
         raise ValueError("it should be the name of a folder")
     return name
 
 
 class Estimate(BaseModel):
-    """What a run is expected to take, said before it starts. None where it could not be said."""
+    """The memory and time that a run is expected to take, estimated before it starts. None where it is not known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -38,7 +39,7 @@ class Estimate(BaseModel):
 
 
 class PlannedRun(BaseModel):
-    """One run: its resolved config and what it will cost. `name` is also the name of its folder."""
+    """One planned run: its resolved config and what it will cost. `name` is also the name of its folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -63,17 +64,17 @@ class PlannedRun(BaseModel):
 
     @property
     def train_flops_mismatch(self) -> float | None:
-        """Share by which the run spends more than its budget, because of whole batches."""
+        """The share by which the run spends more than its FLOP budget, because it trains on whole batches."""
         return None if self.train_flops_budget is None else self.train_flops / self.train_flops_budget - 1
 
     @property
     def params_active_mismatch(self) -> float | None:
-        """Share by which the run activates more parameters than the one it is matched to."""
+        """The share by which the run activates more parameters than the run that it is matched to."""
         return None if self.matched_params_active is None else self.params_active / self.matched_params_active - 1
 
 
 class Plan(BaseModel):
-    """`plan.json`: what was asked for and the runs it came to, in the order of execution."""
+    """The content of `plan.json`: what was asked for, and the resulting runs in the order of execution."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,7 +87,7 @@ class Plan(BaseModel):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        """Each run has a folder and settings of its own."""
+        """Raises `ValueError` where two runs share a name, and thus a folder, or a config id."""
         for what in ("name", "config_id"):
             most, times = Counter(getattr(run, what) for run in self.runs).most_common(1)[0] if self.runs else ("", 1)
             if times > 1:
@@ -100,11 +101,12 @@ class Plan(BaseModel):
 
 
 def extend(frozen: Plan, asked: Plan, started: Collection[str]) -> Plan:
-    """`asked` with what `frozen` already fixed: names, and the places of the runs called `started`.
+    """Returns `asked` with what `frozen` has already fixed: names, and the places of the runs called `started`.
 
-    Everything up to the last started run stays where it is; what comes after is ordered anew, cheap first. A run of
-    `frozen` that the file no longer asks for stays if it was started, and is not continued. A run asked for again takes
-    the new settings that its config id does not cover (where it logs, how it is laid out).
+    Everything up to the last started run stays where it is; what comes after is ordered anew, the cheapest first. A run
+    of `frozen` that the file no longer asks for stays in the plan if it was started, and is not continued. A run that
+    is still asked for takes the new values of settings that its config id does not cover (where it logs, how it is laid
+    out).
     """
     wanted = _named_as_before(frozen, asked)
     last = max((place for place, run in enumerate(frozen.runs) if run.name in started), default=-1)
@@ -119,7 +121,7 @@ def extend(frozen: Plan, asked: Plan, started: Collection[str]) -> Plan:
 
 
 def _named_as_before(frozen: Plan, asked: Plan) -> dict[str, PlannedRun]:
-    """The runs of `asked` by config id; a new one whose name is taken gets all digits of its id."""
+    """Returns the runs of `asked` by config id; a new run whose name is taken gets all digits of its id in its name."""
     names = {run.config_id: run.name for run in frozen.runs}
     taken = set(names.values())
     named: dict[str, PlannedRun] = {}
@@ -130,12 +132,12 @@ def _named_as_before(frozen: Plan, asked: Plan) -> dict[str, PlannedRun]:
 
 
 def long_name(run: PlannedRun) -> str:
-    """A name carries 6 digits of the config id; this one all 10."""
+    """Returns the name of `run` with all 10 digits of the config id, instead of the usual 6."""
     return run.name.removesuffix(run.config_id[6:]) + run.config_id[6:]
 
 
 def _continued(run: PlannedRun, again: PlannedRun | None) -> PlannedRun:
-    """A started run: out of the spec, or as now asked for with the estimate of its start."""
+    """Returns a started run: marked as out of the spec, or as it is now asked for with the estimate of its start."""
     if again is None:
         return run.model_copy(update={"in_spec": False})
     return again if run.estimate is None else again.model_copy(update={"estimate": run.estimate})

@@ -1,8 +1,8 @@
-"""From a sweep file to the runs it asks for, each with its config and its cost. Builds no model.
+"""Turns a sweep file into the runs it asks for, each with its config and its cost, without building a model.
 
-Combinations that come to the same config (a dense run at every `routing.num_experts`) are one run. Cheap runs come
-first, so that trouble shows early. What is kept on disk, and what happens to it when the file changes, is in `plan.py`;
-what a run takes in time and memory in `cost.py`.
+Combinations that result in the same config (a dense run at every `routing.num_experts`) are one run. Cheap runs come
+first, so that problems show early. `plan.py` says what is kept on disk, and what happens to it when the file changes;
+`cost.py` estimates time and memory.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from sweeps.plan import Plan, PlannedRun, long_name
 from sweeps.spec import SweepSpec
 
 PATIENCE = 1000
-"""So many draws of a random sweep in a row that bring nothing new: there is no more."""
+"""A random sweep ends after this many draws in a row that yield no new run."""
 
 
 class Costs:
-    """Budgets of configs, each model computed once: a seed or a learning rate changes none."""
+    """The budgets of configs, each model computed once: seed and learning rate do not change a budget."""
 
     def __init__(self) -> None:
-        """Remembers nothing yet."""
+        """Starts with an empty cache."""
         self._known: dict[Hashable, Budget] = {}
 
     def __call__(self, config: RunConfig) -> Budget:
-        """The same as `budget`."""
+        """Returns `budget(config)`, from the cache where a config with the same cost has been computed."""
         train, parallel = config.train, config.parallel
         passes = (train.batch_images, train.accumulation, train.mask_ratio, config.eval.batch_images, parallel.world)
         key = (config.model, config.routing, config.data, passes)
@@ -42,7 +42,7 @@ class Costs:
 
 
 def make_plan(spec: SweepSpec, overrides: Sequence[str] = ()) -> Plan:
-    """The runs of `spec`, where `overrides` (`KEY=VALUE`) replace what the file says for all of them.
+    """Returns the plan of the runs of `spec`. `overrides` (`KEY=VALUE`) replace what the file says, for all runs.
 
     Raises `ConfigError` for a setting that does not exist or does not fit, naming the combination.
     """
@@ -59,15 +59,15 @@ def make_plan(spec: SweepSpec, overrides: Sequence[str] = ()) -> Plan:
 
 
 def with_unique_names(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """A name carries 6 digits of the config id; the rare runs that share it get all 10."""
+    """Returns the runs with unique names: the usual 6 digits of the config id, or all 10 where names collide."""
     shared = Counter(run.name for run in runs)
     return [run if shared[run.name] == 1 else run.model_copy(update={"name": long_name(run)}) for run in runs]
 
 
 def _distinct(spec: SweepSpec, designed: Iterator[DesignedConfig]) -> tuple[dict[str, DesignedConfig], int]:
-    """Configs by id, the first of equal ones, and how many combinations of a grid were left out as equal.
+    """Returns configs by id, the first of equal ones, and how many combinations of a grid were left out as equal.
 
-    A random sweep draws on until it has `run_cap` different runs, or finds no more.
+    A random sweep draws until it has `run_cap` different runs, or finds no more.
     """
     found: dict[str, DesignedConfig] = {}
     num_repeated = num_in_a_row = 0
@@ -83,7 +83,7 @@ def _distinct(spec: SweepSpec, designed: Iterator[DesignedConfig]) -> tuple[dict
 
 
 def _designed(spec: SweepSpec, overrides: Sequence[str], cost_of: Costs) -> Iterator[DesignedConfig]:
-    """One config per combination; what the command line gives is not varied."""
+    """Yields one config per combination; settings given on the command line are not varied."""
     fixed = [f"wandb.group={spec.name}", *spec.fixed_settings()]
     plain, designs = separate(overrides)
     for settings in _unrepeated(spec, _replaced(plain, designs), designs.get(SEED)):
@@ -95,14 +95,14 @@ def _designed(spec: SweepSpec, overrides: Sequence[str], cost_of: Costs) -> Iter
 
 
 def _unrepeated(spec: SweepSpec, replaced: set[str], seed: str | None) -> Iterator[list[str]]:
-    """Combinations of settings; those drawn before are not made into a config again."""
+    """Yields combinations of settings; a random sweep skips those that were drawn before."""
     combinations = spec.combinations(replaced, None if seed is None else _whole_number(seed))
     if spec.method == "grid":
         yield from combinations
         return
     seen: set[tuple[str, ...]] = set()
     while True:
-        patience = PATIENCE + 20 * len(seen)  # the last of N equally likely ones is then missed once in e^20
+        patience = PATIENCE + 20 * len(seen)  # misses one of N equally likely ones with chance e^-20
         new = next((one for one in itertools.islice(combinations, patience) if tuple(one) not in seen), None)
         if new is None:
             return
@@ -111,7 +111,10 @@ def _unrepeated(spec: SweepSpec, replaced: set[str], seed: str | None) -> Iterat
 
 
 def _replaced(plain: Sequence[str], designs: Mapping[str, str]) -> set[str]:
-    """Parameters of the file that the command line speaks of; how long to train is said in images or in FLOPs."""
+    """Returns the parameters of the file that the command line replaces.
+
+    `train.images` and `ecdit.train_flops` both say how long to train, so that giving one replaces the other, too.
+    """
     replaced = {*expand(plain), *designs}
     horizon = {"train.images", TRAIN_FLOPS}
     return replaced | horizon if replaced & horizon else replaced

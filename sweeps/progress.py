@@ -1,7 +1,7 @@
-"""Where each run of a sweep stands, read from its folder, and how long the rest will take.
+"""Reads the state of each run of a sweep from its folder, and estimates how long the rest will take.
 
-A folder is believed only as far as it can be checked: a run that says `running` while its process is gone is
-interrupted. How this is shown is left to the command line.
+A folder is believed only as far as it can be checked: a run whose status is `running` while its process is gone counts
+as interrupted. How this is shown is left to the command line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from sweeps.folder import SweepFolder
 
 @dataclass(frozen=True)
 class RunProgress:
-    """One run as its folder tells it; None where there is nothing to tell. `heartbeat`: seconds since the epoch."""
+    """The state of one run, read from its folder. Fields are None where the folder does not tell them.
+
+    `heartbeat` is in seconds since the epoch.
+    """
 
     name: str
     state: State
@@ -39,24 +42,24 @@ class RunProgress:
     heartbeat: float | None = None
     reason: str | None = None
     host: str | None = None
-    """Where its process runs or ran."""
+    """The host where the process of the run runs or ran."""
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate of the last row; None when it is not running or has no rate yet."""
+        """Seconds left at the rate of the last row; None when the run is not running or has no rate yet."""
         if self.state != "running" or not self.images_per_second or self.images_total is None:
             return None
         return (self.images_total - self.images_seen) / self.images_per_second
 
     @property
     def heartbeat_age_seconds(self) -> float | None:
-        """How long the run has been silent."""
+        """Seconds since the last heartbeat."""
         return None if self.heartbeat is None else max(0.0, time.time() - self.heartbeat)
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a run and that its state does not tell: it is tried again, another sweep has it."""
+    """Something that happened to a run and that its state does not show, such as a retry."""
 
     name: str
     text: str
@@ -64,7 +67,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A whole sweep at one moment; `events` since the last. `seconds_left` is None before anything was measured."""
+    """The state of a whole sweep at one moment. `events` are those since the last snapshot.
+
+    `seconds_left` is None before anything was measured.
+    """
 
     runs: Sequence[RunProgress]
     seconds: float = 0.0
@@ -72,28 +78,29 @@ class Snapshot:
     stopping: bool = False
     events: Sequence[Event] = ()
     left_out: Skipped = field(default_factory=list)
-    """What looks like a run, or a plan, and is not among `runs`: where it is, and why."""
+    """Folders that look like runs, and plans, which could not be read: where they are, and why."""
 
     @property
     def num_by_state(self) -> Counter[State]:
-        """How many runs are in each state."""
+        """The number of runs in each state."""
         return Counter(run.state for run in self.runs)
 
     @property
     def images_seen(self) -> int:
-        """Over all runs."""
+        """Images that all runs together have seen."""
         return sum(run.images_seen for run in self.runs)
 
     @property
     def images_total(self) -> int:
-        """Over the runs whose total is known."""
+        """Images that the runs are to see in total, over the runs whose total is known."""
         return sum(run.images_total or 0 for run in self.runs)
 
 
 def read_progress(run: RunDir, images_total: int | None = None, evaluations: bool = True) -> RunProgress:
-    """The state of `run`. A folder whose status cannot be read counts as failed, and says why.
+    """Reads the state of `run`. A folder whose status cannot be read counts as failed, and says why.
 
-    `images_total` is what to show before the run has started; `evaluations=False` spares reading `val_loss`.
+    `images_total` is shown before the run has started. `evaluations=False` skips reading `val_loss`, which takes
+    longer.
     """
     name = run.path.name
     try:
@@ -125,9 +132,9 @@ def read_progress(run: RunDir, images_total: int | None = None, evaluations: boo
 
 
 def read_sweep(path: Path) -> Snapshot:
-    """All runs of a sweep folder, planned ones included, or of any other folder that holds runs.
+    """Reads all runs of a sweep folder, planned ones included, or of any other folder that holds runs.
 
-    Where the plan cannot be read, the runs that are there, and the plan among what is left out.
+    Where the plan cannot be read, the result holds the runs that are there, and lists the plan in `left_out`.
     """
     folder, left_out = SweepFolder(path), Skipped()
     try:
@@ -141,9 +148,9 @@ def read_sweep(path: Path) -> Snapshot:
 
 
 def last_val_loss(run: RunDir) -> float | None:
-    """The newest validation loss of the raw weights, as in all tables. Rows stand in the order of their images.
+    """Returns the newest validation loss of the raw weights, as in all tables. Rows are in the order of their images.
 
-    A `RecordError` where the file cannot be read.
+    Raises `RecordError` where the file cannot be read.
     """
     for row in last_rows(run.evals, EvalRow, b'"val_loss"', anywhere=True):
         if (row.get("metric"), row.get("weights")) == ("val_loss", "raw") and "value" in row:
@@ -152,7 +159,7 @@ def last_val_loss(run: RunDir) -> float | None:
 
 
 def is_alive(run: RunDir, status: Status) -> bool:
-    """Whether the process that wrote `status` is still there; on another host a recent heartbeat counts as life."""
+    """Return whether the process that wrote `status` is still there; on another host a recent heartbeat counts."""
     found = holder(run.claims)
     dead = None if found is None else found.is_dead()
     if dead is not None:
@@ -161,14 +168,14 @@ def is_alive(run: RunDir, status: Status) -> bool:
         return time.time() - status.heartbeat < STALE_SECONDS
     try:
         process = psutil.Process(status.pid)
-        # A process id is used again: the one that wrote the heartbeat was there before it.
+        # A process id may be used again: the process that wrote the heartbeat started before it.
         return not (process.status() == psutil.STATUS_ZOMBIE or process.create_time() > status.heartbeat + 1.0)
     except psutil.NoSuchProcess:
         return False
 
 
 def schedule_seconds(flops_left: Iterable[float], flops_per_slot_second: float, num_slots: int) -> float:
-    """When the last of the runs ends, if each next one goes to the first free slot."""
+    """Returns the seconds until the last run ends, if each next run goes to the first free slot."""
     slots = [0.0] * num_slots
     for flops in flops_left:
         heapq.heapreplace(slots, slots[0] + flops / flops_per_slot_second)

@@ -1,7 +1,9 @@
-"""Which run is next: in the order of the plan, not before its time, not what another sweep has or has finished.
+"""The queue of a sweep: which run is started next, and which runs come back after they have ended.
 
-A run that was killed comes back, a few times, after a while; one that failed by itself does not. What another sweep of
-the same folder works on is looked at now and then, until it is finished or free again.
+Runs are taken in the order of the plan, without those that wait for a retry and those that another sweep works on or
+has finished. A run that was killed comes back a few times, each time after a longer wait; one that failed by itself
+does not. A run that another sweep of the same folder works on is looked at regularly until it is finished or free
+again.
 """
 
 from __future__ import annotations
@@ -20,21 +22,21 @@ from sweeps.progress import Event, RunProgress, read_progress
 from sweeps.sharing import SharedRuns
 
 LOOK_SECONDS = 1.0
-"""How often a run of another sweep is looked at."""
+"""Seconds between two looks at a run of another sweep."""
 
 Ending = tuple[float | None, str | None]
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How often what was killed is tried again, and after how long; each time twice as long as the time before."""
+    """The number of retries of a killed run and the first wait; every further wait is twice as long."""
 
     count: int = 2
     backoff_seconds: float = 5.0
 
 
 class RunQueue:
-    """The runs of one sweep that are still to go."""
+    """The runs of one sweep that are still to be executed."""
 
     def __init__(
         self,
@@ -45,7 +47,7 @@ class RunQueue:
         retries: Retries,
         retry_failed: bool,
     ) -> None:
-        """`progress` is where each of `runs` stands; `retry_failed`: whether those that failed are to go again."""
+        """`progress` is the state of each of `runs`; `retry_failed` starts those that failed before again."""
         finished = ("done",) if retry_failed else ("done", "failed")
         self._folder, self._shared, self._retries = folder, shared, retries
         self._waiting = {run.name: run for run in runs if progress[run.name].state not in finished}
@@ -58,19 +60,19 @@ class RunQueue:
         self._changed: set[str] = set()
         self._events: list[Event] = []
         self.unclaimable: dict[str, str] = {}
-        """Runs whose claim could not be written, and why."""
+        """The runs whose claim could not be written, and why."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is left to be taken, now or later."""
+        """Return whether no run is left to be taken, now or later."""
         return not self._waiting
 
     def waiting(self) -> list[PlannedRun]:
-        """Those that nobody works on, in their order."""
+        """Returns the runs that nobody works on, in the order of the plan."""
         return [run for name, run in self._waiting.items() if name not in self._elsewhere]
 
     def take(self) -> PlannedRun | None:
-        """The next run, which is then ours; None while there is only waiting to do."""
+        """Claims and returns the next run, or None while all that is left has to wait."""
         now = time.monotonic()
         for name, run in list(self._waiting.items()):
             if self._not_before.get(name, now) > now:
@@ -81,7 +83,7 @@ class RunQueue:
                 self.unclaimable[name] = str(error)
                 self._drop(name)
                 continue
-            if is_ours and self._is_settled(run):  # finished by its last holder between our two looks
+            if is_ours and self._is_settled(run):  # its last holder finished it just before the claim
                 self._shared.give_back(run)
             elif is_ours:
                 self._waiting.pop(name)
@@ -92,7 +94,7 @@ class RunQueue:
         return None
 
     def give_back(self, run: PlannedRun, killed: str | None) -> None:
-        """A run has ended; `killed` says how, where it did not end by itself. Raises `StorageError`."""
+        """Takes back a run that has ended. `killed` says how, where it did not end by itself. Raises `StorageError`."""
         try:
             if killed is not None:
                 self._try_again(run, killed)
@@ -100,29 +102,29 @@ class RunQueue:
             self._shared.give_back(run)
 
     def changed(self) -> set[str]:
-        """Runs of which other sweeps may have news."""
+        """Returns the names of the runs whose state another sweep may have changed."""
         changed, self._changed = self._changed | self._elsewhere, set()
         return changed
 
     def take_events(self) -> list[Event]:
-        """What has happened since the last call."""
+        """Returns the events since the last call."""
         events, self._events = self._events, []
         return events
 
     def renew(self) -> None:
-        """Show other sweeps that we live."""
+        """Renews the claims, which shows other sweeps that this one lives."""
         self._shared.renew()
 
     def clear(self) -> None:
-        """Nothing will be started any more."""
+        """Empties the queue: nothing will be started any more."""
         self._waiting.clear()
 
     def close(self) -> None:
-        """Leave everything to others."""
+        """Releases all claims, so that other sweeps may continue."""
         self._shared.give_all_back()
 
     def _is_settled(self, run: PlannedRun) -> bool:
-        """Whether `run` has been brought to its end by another sweep; it then leaves the queue."""
+        """Return whether another sweep has brought `run` to its end; it then leaves the queue."""
         progress = read_progress(self._folder.run_dir(run), run.images, evaluations=False)
         is_new_failure = progress.state == "failed" and self._old_failures.get(run.name) != _ending(progress)
         if progress.state == "done" or is_new_failure:
@@ -152,14 +154,14 @@ class RunQueue:
         self._not_before[run.name] = time.monotonic() + seconds
         self._waiting[run.name] = run
         progress = read_progress(run_dir, run.images, evaluations=False)
-        if progress.state == "failed":  # of a run of several processes, by those that were not killed
+        if progress.state == "failed":  # processes of the run that were not killed reported this failure
             self._old_failures[run.name] = _ending(progress)
         text = f"{killed}; tried again in {seconds:.0f} s ({attempts} of {self._retries.count})"
         self._events.append(Event(run.name, text))
 
 
 def last_word(run: PlannedRun, status: Status | None, reason: str) -> Status:
-    """The status of a run that ended without one of its own."""
+    """Returns the final status of a run whose process did not write one."""
     images_seen = 0 if status is None else status.images_seen
     return Status(
         state="failed", images_seen=images_seen, images_total=run.images, heartbeat=time.time(), reason=reason,
@@ -168,5 +170,5 @@ def last_word(run: PlannedRun, status: Status | None, reason: str) -> Status:
 
 
 def _ending(run: RunProgress) -> Ending:
-    """Tells one failure of a run from the next."""
+    """Returns what tells one failure of a run from the next one."""
     return (run.heartbeat, run.reason)

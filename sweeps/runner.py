@@ -1,8 +1,8 @@
-"""Works off a plan: which run goes next, what is done when one ends, when the sweep is over.
+"""Works off a plan: starts runs in free slots, handles those that end, and ends the sweep.
 
-Knows nothing of how a run is executed (`local.py`, `slurm.py`) or shown (the command line); which run is next, and
-what is tried again, is in `run_queue.py`. Finished runs are left alone; all others are started again, and continue from
-their last checkpoint. One failing run never stops another.
+How a run is executed is left to `local.py` and `slurm.py`, how it is shown to the command line; `run_queue.py` chooses
+the next run and decides on retries. Finished runs are left alone; all others are started again, and continue from their
+last checkpoint. One failing run never stops another.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ OnProgress = Callable[[Snapshot], None]
 
 @dataclass(frozen=True)
 class Killed:
-    """A run that was ended from outside, or gave no sign for too long: it can be tried again."""
+    """The result of a run that was ended from outside, or hung: it can be tried again."""
 
     reason: str
 
 
 class Executor(Protocol):
-    """What works off runs somewhere; the local one is `local.LocalExecutor`."""
+    """The interface of what executes runs; the one for this machine is `local.LocalExecutor`."""
 
     @property
     def num_slots(self) -> int:
-        """How many runs go at once."""
+        """The number of runs that are executed at once."""
 
     async def execute(self, run: PlannedRun, slot: int) -> Killed | None:
-        """Bring `run` to an end, as its folder then says; or say that it was killed before it could."""
+        """Executes `run` until its folder says how it ended, or returns that it was killed before that."""
 
     def stop(self) -> None:
-        """Ask all to save and end."""
+        """Asks all running runs to save and end."""
 
     def kill(self) -> None:
-        """End all at once."""
+        """Ends all running runs at once."""
 
     async def close(self) -> None:
-        """Nothing will be executed any more."""
+        """Releases the executor when nothing will be executed any more."""
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a sweep ended; `runs` are those that the sweep file asks for, in the order of the plan."""
+    """The result of a sweep. `runs` are those that the sweep file asks for, in the order of the plan."""
 
     runs: list[RunProgress]
     seconds: float
@@ -63,16 +63,16 @@ class SweepResult:
 
     @property
     def exit_code(self) -> int:
-        """0 when all runs are done, 1 when one is not, 130 when the sweep was interrupted before that."""
+        """The exit code is 0 when all runs are done, else 130 when the sweep was interrupted, and 1 otherwise."""
         if all(run.state == "done" for run in self.runs):
             return 0
         return 130 if self.interrupted else 1
 
 
 def freeze_plan(folder: SweepFolder, asked: Plan) -> Plan:
-    """Write `asked` as the plan of `folder`, or extend the plan that is there. Call it with the folder locked.
+    """Writes `asked` as the plan of `folder`, or extends the plan that is there. Call it with the folder locked.
 
-    Raises `SpecError` when the folder belongs to another sweep, `StorageError` when it cannot be written.
+    Raises `SpecError` when the folder belongs to another sweep, and `StorageError` when it cannot be written.
     """
     frozen = folder.read_plan()
     if frozen is not None and frozen.sweep != asked.sweep:
@@ -94,10 +94,10 @@ def run_sweep(
     retry_failed: bool = True,
     shared: SharedRuns | None = None,
 ) -> SweepResult:
-    """Run everything in `plan` that is not done, in its order; `on_progress` is called about twice a second.
+    """Runs everything in `plan` that is not done, in its order. `on_progress` is called about twice a second.
 
-    Shares the work with other sweeps of the same folder: what they have finished counts as finished. `retry_failed`:
-    whether runs that had failed before are started again. SIGINT, SIGTERM and SIGHUP stop the sweep after its running
+    The work is shared with other sweeps of the same folder: what they have finished counts as finished. `retry_failed`
+    says whether runs that failed before are started again. SIGINT, SIGTERM and SIGHUP stop the sweep after its running
     runs have saved; a second SIGINT kills them.
     """
     shared = shared or SharedRuns(folder)
@@ -106,7 +106,7 @@ def run_sweep(
 
 
 class _Session:
-    """One call of `run_sweep`."""
+    """The state of one call of `run_sweep`."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class _Session:
             self._end(run, killed, reason)
 
     def _end(self, run: PlannedRun, killed: Killed | None, reason: str | None) -> None:
-        """Take the run's own word; where its folder could not be written, `reason` is all there is."""
+        """Takes the state of an ended run from its folder; `reason` says why the folder could not be written."""
         try:
             self._queue.give_back(run, None if killed is None or self._stopping else killed.reason)
         except EcditError as error:
@@ -174,7 +174,7 @@ class _Session:
         self._progress[run.name] = progress
 
     def _refresh(self) -> None:
-        """Look at what moves: the runs here and, now and then, those of other sweeps."""
+        """Reads the state of the runs here and of those of other sweeps."""
         self._queue.renew()
         for name in self._queue.changed() - self._running.keys():
             progress = read_progress(self._folder.run_dir(self._planned[name]), self._planned[name].images)
@@ -183,7 +183,7 @@ class _Session:
         for name in self._running:
             run_dir, planned = self._folder.run_dir(self._planned[name]), self._planned[name]
             progress = read_progress(run_dir, planned.images, evaluations=False)
-            # Until the new process has written its status, the old one is no news.
+            # Until the new process has written its status, the folder still holds the status of the old one.
             self._progress[name] = replace(progress, state="running", reason=None)
 
     def _snapshot(self) -> Snapshot:
@@ -192,7 +192,7 @@ class _Session:
         return Snapshot(list(self._progress.values()), seconds, self._seconds_left(), self._stopping, events)
 
     def _seconds_left(self) -> float | None:
-        """From the FLOPs that this session has computed per second and slot, evaluation and starting included."""
+        """Returns the seconds left at this session's FLOPs per slot and second, evaluation and start-up included."""
         flops = {name: run.train_flops_per_image for name, run in self._planned.items()}
         gained = {name: run.images_seen - self._images_before[name] for name, run in self._progress.items()}
         done = sum(max(0, images) * flops[name] for name, images in gained.items())
@@ -209,11 +209,11 @@ class _Session:
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            if signal.getsignal(number) is not signal.SIG_IGN:  # a signal that nohup ignores stays ignored
                 loop.add_signal_handler(number, self._stop, number)
 
     def _stop(self, number: signal.Signals) -> None:
-        """Stop orderly; only a second Ctrl-C loses what came after the last checkpoint."""
+        """Stops after the running runs have saved; a second Ctrl-C kills them, without a new checkpoint."""
         if self._stopping and number == signal.SIGINT:
             self._executor.kill()
         else:

@@ -2,14 +2,15 @@
 
     python -m sweeps.server SOCKET ENTRY MODULE,MODULE,...
 
-One JSON object per line on the socket: `{"id", "arguments", "environment", "num_threads", "cores", "log"}` asks for a
-run, and is answered by `{"id", "pid"}` and, when the child has ended, `{"id", "exit"}`. The modules are given by name:
-nothing here imports torch, and neither does the sweep (`workers.py`), which starts this process and talks to it.
+The two sides exchange one JSON object per line over the socket. `{"id", "arguments", "environment", "num_threads",
+"cores", "log"}` asks for a run, and is answered by `{"id", "pid"}` and, when the child has ended, by `{"id", "exit"}`.
+The modules are given by name, so that neither this file nor the sweep (`workers.py`), which starts this process and
+talks to it, imports torch.
 
-Forking is safe as long as this process has one thread and has not touched an accelerator. So it is started with one
-thread (OMP_NUM_THREADS, BLAS) and asks for devices through NVML, which leaves CUDA alone; whether that held is tried
-out with a first child before the first run, and where it did not, the sweep is told not to use this server. Each child
-leads a session of its own with its own log, and outlives this process. On other systems than Linux, forking after such
+Forking is safe as long as this process has one thread and has not initialised an accelerator. It is therefore started
+with one thread (OMP_NUM_THREADS, BLAS) and asks for devices through NVML, which does not initialise CUDA. Before the
+first run a first child tests whether that held; where it did not, the sweep is told not to use this server. Each child
+leads a session of its own with its own log, and outlives this process. On systems other than Linux forking after such
 imports is unsafe, and the sweep does not start this process.
 """
 
@@ -32,21 +33,24 @@ SAFE, UNSAFE = 0, 1
 
 @dataclass
 class Server:
-    """The children that have not ended, and the sweep's end of the socket."""
+    """The children that have not ended (request id by process id), and this end of the socket to the sweep."""
 
     channel: socket.socket
     children: dict[int, int] = field(default_factory=dict)
     received: bytes = b""
 
     def say(self, **message: Any) -> None:
-        """Tell the sweep; it may be gone."""
+        """Sends one message to the sweep, which may be gone already."""
         try:
             self.channel.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             return
 
     def serve(self) -> dict[str, Any] | None:
-        """Until the sweep hangs up: None then, and in each child the request it is to work off."""
+        """Forks a child for every request until the sweep hangs up.
+
+        Returns None in the server when the sweep has hung up, and in each child the request that it is to execute.
+        """
         woken, wakes = socket.socketpair()
         wakes.setblocking(False)
         signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
@@ -92,7 +96,11 @@ class Server:
 
 
 def is_safe_to_fork() -> bool:
-    """Whether a child could work: this process has one thread, and no accelerator that was started before the fork."""
+    """Return whether a child could work.
+
+    This process must have one thread, and no accelerator that was initialised before the fork: a first child tests
+    that.
+    """
     try:
         if len(os.listdir("/proc/self/task")) != 1:
             return False
@@ -125,7 +133,7 @@ def become_run(request: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Serve; in a child, the exit code of its run."""
+    """Serves until the sweep hangs up. In a child it executes the run, and returns its exit code."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     module, _, function = sys.argv[2].partition(":")
     for name in (module, *sys.argv[3].split(",")):
@@ -135,7 +143,7 @@ def main() -> int:
     server = Server(channel)
     server.say(safe=is_safe_to_fork())
     gc.collect()
-    gc.freeze()  # what is here stays here: a child's collector need not look at it, nor copy its pages
+    gc.freeze()  # the imported objects stay: a child's collector need not scan them, nor copy their pages
     request = server.serve()
     channel.close()
     if request is None:

@@ -1,8 +1,8 @@
-"""Which runs a sweep may work on, where others work on the same folder: on this machine, or through a shared disk.
+"""Decides which runs a sweep may work on when others, on this machine or on a shared disk, work on the same folder.
 
-A sweep claims each run before it starts it and renews its claims every few seconds. A claim of a process that is gone
-is taken over: at once where the process was of this machine, else after a long silence. A run whose own process still
-works on another machine is left to it even when its sweep is gone.
+A sweep claims each run before it starts it, and renews its claims every few seconds. The claim of a process that is
+gone is taken over: at once where the process was on this machine, else after a long silence. A run whose own process
+still works on another machine is left to it, even when the sweep that started it is gone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sweeps.plan import PlannedRun
 
 RENEW_SECONDS = 5.0
 OBSERVE_SECONDS = 60.0
-"""However old a claim looks, it is watched this long first: its disk's clock may have been moved."""
+"""A claim is watched for this long, however old it looks: the clock of the disk may have been changed."""
 
 
 class SharedRuns:
@@ -26,7 +26,7 @@ class SharedRuns:
     def __init__(
         self, folder: SweepFolder, stale_seconds: float = STALE_SECONDS, observe_seconds: float = OBSERVE_SECONDS
     ) -> None:
-        """Claims nothing."""
+        """Creates the object without claiming anything."""
         self._folder = folder
         self._stale_seconds, self._observe_seconds = stale_seconds, observe_seconds
         self._silence = Silence()
@@ -34,7 +34,7 @@ class SharedRuns:
         self._renewed = time.monotonic()
 
     def take(self, run: PlannedRun) -> bool:
-        """Claim `run`; False while it is somebody else's. Raises `StorageError`."""
+        """Claims `run`. Returns False while it belongs to another process. Raises `StorageError`."""
         if run.name in self._claims:
             return True
         claims, run_dir = self._folder.claims(run), self._folder.run_dir(run)
@@ -51,18 +51,18 @@ class SharedRuns:
         return claim is not None
 
     def give_back(self, run: PlannedRun) -> None:
-        """Let others work on `run`."""
+        """Releases the claim on `run`, so that other sweeps may work on it."""
         claim = self._claims.pop(run.name, None)
         if claim is not None:
             claim.release()
 
     def give_all_back(self) -> None:
-        """Let others work on everything."""
+        """Releases all claims."""
         while self._claims:
             self._claims.popitem()[1].release()
 
     def renew(self) -> None:
-        """Show that we live, every few seconds. What was taken over meanwhile is no longer ours."""
+        """Renews all claims every few seconds, and forgets those that another sweep has taken over meanwhile."""
         if time.monotonic() - self._renewed < RENEW_SECONDS:
             return
         self._renewed = time.monotonic()

@@ -1,4 +1,4 @@
-"""How many runs go at once on this machine, and what each gets: accelerators, or a group of cores. Free of torch."""
+"""Decides how many runs go at once on this machine, and gives each accelerators or a group of cores, without torch."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from experiments.errors import ConfigError
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one run. `cores`: those it is pinned to, empty where it is not; `accelerators`: ids of devices."""
+    """The part of the machine that one run gets.
+
+    `cores` are the cores that the run is pinned to, empty where it is not pinned; `accelerators` are ids of devices.
+    """
 
     num_threads: int
     cores: tuple[int, ...] = ()
     accelerators: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
-        """The variables that a run in this slot gets on top of ours."""
+        """Returns the environment variables that a run in this slot gets in addition to ours."""
         own = {"OMP_NUM_THREADS": str(self.num_threads)}
         if self.accelerators:
             own["CUDA_VISIBLE_DEVICES"] = ",".join(self.accelerators)
         return own
 
     def pin(self) -> None:
-        """Keep this process, and what it starts, on the cores of the slot."""
+        """Restricts this process, and what it starts, to the cores of the slot."""
         if self.cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, self.cores)
 
@@ -37,11 +40,11 @@ def choose_slots(
     runs_per_accelerator: int = 1,
     processes_per_run: int = 1,
 ) -> tuple[Slot, ...]:
-    """`asked` slots, else as many as accelerators or cores carry; never more than runs.
+    """Returns `asked` slots, or by default as many as the accelerators or cores allow, but never more than runs.
 
-    Where there are accelerators each run gets `processes_per_run` of them, which `runs_per_accelerator` runs share;
-    elsewhere `cores_per_run` cores of its own, by default an even share. Raises `ConfigError` where that is more than
-    the machine has.
+    Where there are accelerators each run gets `processes_per_run` of them, which `runs_per_accelerator` runs share.
+    Elsewhere each run gets `cores_per_run` cores of its own, by default an even share. Raises `ConfigError` where that
+    is more than the machine has.
     """
     accelerators, cores = visible_accelerators(), visible_cores()
     if cores_per_run is not None and cores_per_run > len(cores):
@@ -57,7 +60,7 @@ def choose_slots(
 
 
 def _on_cores(cores: tuple[int, ...], count: int, cores_per_run: int | None, processes: int) -> tuple[Slot, ...]:
-    """Neighbouring cores to each; where there are not enough, all share all."""
+    """Gives neighbouring cores to each slot; where there are not enough cores, all slots share all of them."""
     size = cores_per_run or max(1, len(cores) // count)
     num_threads = max(1, size // processes)
     if size * count > len(cores):
@@ -74,7 +77,7 @@ def _on_accelerators(
     runs_per_accelerator: int,
     processes: int,
 ) -> tuple[Slot, ...]:
-    """Dealt out in turn, so that two runs share a device only when all devices are in use."""
+    """Deals the accelerators out in turn, so that two runs share a device only when all devices are in use."""
     if processes > len(accelerators):
         raise ConfigError(
             f"parallel.world={processes} is more than the {len(accelerators)} accelerators here.",
@@ -88,14 +91,14 @@ def _on_accelerators(
 
 
 def visible_cores() -> tuple[int, ...]:
-    """Cores that this process may use."""
+    """Returns the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
 
 
 def visible_accelerators() -> tuple[str, ...]:
-    """Ids of the CUDA devices that this process may use, found without torch."""
+    """Returns the ids of the CUDA devices that this process may use, found without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(device.strip() for device in visible.split(",") if device.strip() not in ("", "-1"))

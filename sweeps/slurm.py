@@ -1,7 +1,7 @@
-"""Sweeps on a Slurm cluster, through submitit: one job array for the runs that get the same resources.
+"""Submits sweeps to a Slurm cluster, through submitit: one job array for the runs that get the same resources.
 
-Submitting is all that happens here; the jobs go on alone. What one job does (train, save when told to, queue again) is
-in `slurm_job.py`, what it gets in `cluster.py`. How far a run is, its folder says; Slurm is only asked which jobs are
+This module only submits; the jobs go on by themselves. `slurm_job.py` is what one job does (train, save when told to,
+requeue), `cluster.py` what it gets. The state of a run is read from its folder; Slurm is only asked which jobs are
 still queued, so that submitting twice runs nothing twice.
 
 <out>/slurm/jobs.jsonl   which job has which run      <out>/slurm/<job>_*   scripts and logs of submitit
@@ -36,16 +36,16 @@ from sweeps.progress import read_progress
 from sweeps.slurm_job import TRAIN, RunJob
 
 DEFAULT_ARRAY_SIZE = 1000
-"""Slurm's own limit is 1001 unless the cluster has another."""
+"""The array size where the cluster does not tell its own; Slurm's default MaxArraySize is 1001."""
 SAFE_PATH = "export PYTHONSAFEPATH=1"
-"""A job starts in the folder where it was submitted, whose modules must not hide ours."""
+"""A job starts in the folder where it was submitted, whose modules must not shadow ours."""
 COMMAND_SECONDS = 60.0
-"""How long squeue and scontrol may take to answer."""
+"""Seconds that squeue and scontrol may take to answer."""
 
 
 @dataclass(frozen=True)
 class JobArray:
-    """Runs that get the same, in the order of the plan."""
+    """Runs that get the same resources, in the order of the plan."""
 
     resources: Resources
     runs: tuple[PlannedRun, ...]
@@ -53,7 +53,7 @@ class JobArray:
 
 @dataclass(frozen=True)
 class Submission:
-    """What came of submitting: job id by run, for the new jobs and for those that were queued before."""
+    """The result of submitting: job ids of new jobs and of those queued before, and runs without a job."""
 
     submitted: dict[str, str] = field(default_factory=dict)
     queued: dict[str, str] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Submission:
 
 
 def job_arrays(runs: Sequence[PlannedRun], cluster: Cluster, max_size: int = DEFAULT_ARRAY_SIZE) -> list[JobArray]:
-    """The arrays that `runs` come to. Raises `SpecError` or `ConfigError` for a run that its resources do not fit."""
+    """Returns the job arrays for `runs`. Raises `SpecError` or `ConfigError` where resources do not fit a run."""
     groups: dict[str, tuple[Resources, list[PlannedRun]]] = {}
     for run in runs:
         resources = cluster.resources(run.config)
@@ -76,10 +76,13 @@ def job_arrays(runs: Sequence[PlannedRun], cluster: Cluster, max_size: int = DEF
 
 
 def batch_script(folder: SweepFolder, sweep: str, array: JobArray) -> str:
-    """The script that `submit` hands to sbatch for `array`. Needs no Slurm; an `EcditError` without submitit."""
+    """Returns the script that `submit` hands to sbatch for `array`.
+
+    It needs no Slurm. Raises `EcditError` without submitit.
+    """
     jobs = jobs_folder(folder)
     parameters = _parameters(sweep, array)
-    count = {"map_count": len(array.runs)} if len(array.runs) > 1 else {}  # submitit's own: one run is a plain job
+    count = {"map_count": len(array.runs)} if len(array.runs) > 1 else {}  # as in submitit, one run is a plain job
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(jobs))}"
     script: str = _submitit()._make_sbatch_string(command=command, folder=jobs, **count, **parameters)
     return script
@@ -88,7 +91,7 @@ def batch_script(folder: SweepFolder, sweep: str, array: JobArray) -> str:
 def submit(
     folder: SweepFolder, sweep: str, runs: Sequence[PlannedRun], cluster: Cluster, command: Sequence[str] = TRAIN
 ) -> Submission:
-    """Queue every one of `runs` that is not done, at work or queued already. Call it with the folder locked.
+    """Submits every one of `runs` that is not done, running or queued already. Call it with the folder locked.
 
     `command` (for Python) gets `--config FILE --run-dir DIR`. Raises `EcditError` where there is no Slurm or no
     submitit, or when Slurm refuses the jobs.
@@ -108,7 +111,7 @@ def submit(
 
 
 def queued_jobs(folder: SweepFolder) -> dict[str, str]:
-    """Job ids by run of the jobs of this sweep that Slurm still has, waiting or at work. Raises `EcditError`."""
+    """Returns job ids by run, for the jobs of this sweep that Slurm has, waiting or running. Raises `EcditError`."""
     recorded = recorded_jobs(folder)
     if not recorded:
         return {}
@@ -117,25 +120,25 @@ def queued_jobs(folder: SweepFolder) -> dict[str, str]:
 
 
 def recorded_jobs(folder: SweepFolder) -> dict[str, str]:
-    """The newest job id of each run that was ever submitted; needs no Slurm."""
+    """Returns the newest job id of each run that was ever submitted, without asking Slurm."""
     rows = read_jsonl(_jobs_file(folder)).rows
     return {str(row["run"]): str(row["job_id"]) for row in rows if "run" in row and "job_id" in row}
 
 
 def jobs_folder(folder: SweepFolder) -> Path:
-    """Where submitit keeps scripts, pickles and logs; absolute, because jobs start elsewhere."""
+    """Returns where submitit keeps scripts, pickles and logs; it is absolute, because jobs start elsewhere."""
     return folder.path.absolute() / "slurm"
 
 
 def _submit_array(folder: SweepFolder, sweep: str, array: JobArray, command: Sequence[str]) -> dict[str, str]:
-    """Hand one array to sbatch and write down which job has which run."""
+    """Submits one array and records which job has which run."""
     slurm, absolute = _submitit(), SweepFolder(folder.path.absolute())
     executor = slurm.SlurmExecutor(jobs_folder(folder))
     executor.update_parameters(**_parameters(sweep, array))
     for run in array.runs:
         absolute.write_config(run)
     try:
-        with redirect_stderr(io.StringIO()), executor.batch():  # submitit prints what it raises
+        with redirect_stderr(io.StringIO()), executor.batch():  # submitit prints what it also raises
             jobs = [executor.submit(RunJob(absolute, run, tuple(command))) for run in array.runs]
     except slurm.utils.FailedJobError as error:
         reason = " ".join(str(error).replace("sbatch: error: ", "").split())
@@ -146,7 +149,7 @@ def _submit_array(folder: SweepFolder, sweep: str, array: JobArray, command: Seq
 
 
 def _parameters(sweep: str, array: JobArray) -> dict[str, Any]:
-    """`array` as submitit takes it. None leaves an option out, where submitit has a default of its own."""
+    """Returns the parameters of `array` for submitit. A None leaves an option out that submitit has a default for."""
     resources = array.resources
     options: dict[str, str | bool] = {"requeue": True, **resources.extra_options()}
     if resources.mem is not None:
@@ -166,13 +169,13 @@ def _parameters(sweep: str, array: JobArray) -> dict[str, Any]:
         "array_parallelism": resources.max_parallel or len(array.runs),
         "wckey": None,
         "additional_parameters": options,
-        # srun of Slurm 22.05 and later does not take the processors of a task from sbatch
+        # Since Slurm 22.05 srun does not inherit the processors of a task from sbatch.
         "srun_args": [f"--cpus-per-task={resources.cpus_per_task}", "--kill-on-bad-exit=1"],
     }
 
 
 def _check_world(run: PlannedRun, resources: Resources) -> None:
-    """The run can be computed by that many processes."""
+    """Raises `SpecError` or `ConfigError` where the run cannot use as many processes as it gets."""
     wanted, world = run.config["parallel"]["world"], resources.world
     layout = f"{resources.nodes} x {resources.num_tasks_per_node} tasks"
     if wanted not in (1, world):
@@ -200,13 +203,13 @@ def _record(folder: SweepFolder, ids: Mapping[str, str]) -> None:
 
 
 def _max_array_size() -> int:
-    """Runs that one array may hold here: indices are below Slurm's MaxArraySize."""
+    """Returns how many runs one array may hold: indices must be below Slurm's MaxArraySize."""
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", _answer("scontrol", "show", "config"))
     return max(1, int(found.group(1)) - 1) if found else DEFAULT_ARRAY_SIZE
 
 
 def _answer(*command: str) -> str:
-    """What a command of Slurm prints; an `EcditError` when it is not there or Slurm does not answer."""
+    """Returns the output of a Slurm command. Raises `EcditError` when it is missing or Slurm does not answer."""
     hint = "Submit from a machine where `sinfo` answers, or use the local executor."
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)

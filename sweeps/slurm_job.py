@@ -1,10 +1,10 @@
-"""What one job of a sweep does on the cluster: start `ecdit train`, pass signals on, and queue again what was stopped.
+"""One job of a sweep on the cluster: it starts `ecdit train`, passes signals on, and requeues a stopped run.
 
-Each task of the job runs a `RunJob` (through submitit), and each starts one process of the run; `ecdit train` finds its
-rank in Slurm's variables by itself. Training is a process of its own, so that whatever becomes of it, something is left
-to say so. Slurm announces the end of the time limit by SIGUSR2 (submitit's choice: NCCL uses SIGUSR1) and preemption by
-SIGTERM; training knows SIGTERM: it saves and ends as interrupted. Task 0 then queues the job again, unless a person has
-cancelled it.
+Each task of the job executes a `RunJob` (through submitit), which starts one process of the run; `ecdit train` finds
+its rank in Slurm's variables. Training is a separate process, so that the task survives it and can record how it ended.
+Slurm announces the end of the time limit by SIGUSR2 (submitit's choice, because NCCL uses SIGUSR1) and preemption by
+SIGTERM. Both are passed on as SIGTERM, upon which training saves and ends as interrupted. Task 0 then requeues the job,
+unless a person has cancelled it.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
 
 TRAIN = ("-m", "ecdit_cli", "train")
-"""Arguments for the Python that the job runs under."""
+"""Arguments for the Python interpreter that executes the job."""
 INTERRUPTED = 130
-"""What `ecdit train` exits with after a signal."""
+"""The exit code of `ecdit train` after a signal."""
 MAX_VAIN_STARTS = 4
 """A run that was stopped this often before its first image is not started again."""
 GRACE_SECONDS = 20.0
-"""How long task 0 has to say why a run failed before another task says it."""
+"""Seconds that task 0 has to record why a run failed before another task does."""
 COMMAND_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Task:
-    """This task of the job, as Slurm's variables tell it."""
+    """This task of the job, read from Slurm's variables."""
 
     job: str
     rank: int
@@ -53,7 +53,11 @@ class Task:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Task:
-        """The job by its array and index: the bare id of an array's last job means the whole array."""
+        """Reads the task from `environment`.
+
+        A job of an array is named by array and index, because the bare id of the last job of an array means the whole
+        array.
+        """
         array = environment.get("SLURM_ARRAY_JOB_ID")
         return cls(
             job=f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"],
@@ -65,13 +69,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Ending:
-    """How the training process of this task ended; `told`: the signals that asked for it."""
+    """The end of the training process of this task; `told` are the signals that had asked for it."""
 
     exit_code: int
     told: tuple[str, ...]
 
     def __str__(self) -> str:
-        """`killed by SIGKILL, perhaps for lack of memory`."""
+        """Says it in words, such as `killed by SIGKILL, perhaps for lack of memory`."""
         if self.exit_code >= 0:
             return f"ended with exit code {self.exit_code}"
         name = signal.Signals(-self.exit_code).name
@@ -80,14 +84,14 @@ class Ending:
 
 @dataclass(frozen=True)
 class RunJob:
-    """One run of a sweep as a callable that submitit carries to the job; `folder` is absolute."""
+    """One run of a sweep as a callable that submitit pickles for the job; `folder` is absolute."""
 
     folder: SweepFolder
     run: PlannedRun
     command: tuple[str, ...] = TRAIN
 
     def __call__(self) -> None:
-        """Bring the run to an end, as its folder then says. Raises when it is not done, so that Slurm ends the job."""
+        """Executes the run until its folder says how it ended. Raises when it failed, so that Slurm ends the job."""
         task, run_dir = Task.of(os.environ), self.folder.run_dir(self.run)
         before = run_dir.read_status()
         ending = self._train(task, run_dir)
@@ -97,7 +101,7 @@ class RunJob:
             _queue_again(task)
 
     def _train(self, task: Task, run_dir: RunDir) -> Ending:
-        """Start `ecdit train`, and wait for its end."""
+        """Starts `ecdit train`, and waits for its end."""
         told: list[str] = []
         worker: subprocess.Popen[bytes] | None = None
 
@@ -123,7 +127,7 @@ class RunJob:
             return Ending(worker.wait(), tuple(told))
 
     def _conclusion(self, task: Task, ending: Ending, run_dir: RunDir, before: Status | None) -> State:
-        """What has become of the run; where its process could not say so, it is written down here."""
+        """Returns the state of the run; where its process could not write it, it is written here."""
         status = run_dir.read_status()
         if status is not None and status.state == "done":
             return "done"
@@ -141,7 +145,10 @@ class RunJob:
         return status.state
 
     def _end_of_other(self, task: Task, ending: Ending, run_dir: RunDir) -> None:
-        """The end of a process that keeps no records. If it was lost, the run is, and task 0 may not come to know."""
+        """Handles the end of a process other than rank 0.
+
+        If it was lost, so is the run, and task 0 may not notice; it is then recorded here.
+        """
         if ending.exit_code in (0, INTERRUPTED) or ending.told:
             return
         deadline = time.monotonic() + GRACE_SECONDS
@@ -155,7 +162,7 @@ class RunJob:
         raise RunFailedError(f"{self.run.name} failed: {reason}")
 
     def _say(self, run_dir: RunDir, state: State, reason: str) -> Status:
-        """The last word on a run that has none of its own."""
+        """Writes the final status of a run whose process did not write one."""
         before = run_dir.read_status()
         images_seen = 0 if before is None else before.images_seen
         total, now = self.run.images, time.time()
@@ -168,7 +175,7 @@ class RunJob:
 
 
 def _queue_again(task: Task) -> None:
-    """Requeue the job if it still runs: it was preempted or out of time. One that a person cancelled stays ended."""
+    """Requeues the job if Slurm says that it still runs. One that a person has cancelled does not, and stays ended."""
     shown = _scontrol("show", "job", "--oneliner", task.job)
     if "JobState=RUNNING" in shown.split():
         print(f"Saved. Queueing {task.job} again.", flush=True)
@@ -185,20 +192,20 @@ def _scontrol(*arguments: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """As many threads as the task has processors, and the rank that this job's own srun gave, no other launcher's."""
+    """Returns the environment: a thread for each core of the task, and the rank given by this job's own srun only."""
     num_cores = os.environ.get("SLURM_CPUS_PER_TASK")
     threads = {} if num_cores is None else {"OMP_NUM_THREADS": num_cores}
     return child_environment(threads, kept_ranks=("SLURM_", "MASTER_"))
 
 
 def _ignore_announcement() -> None:
-    """Slurm sends SIGUSR2 to every process of the task; the default would end the training."""
+    """Ignores SIGUSR2, which Slurm sends to every process of the task; its default action would end the training."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 @contextmanager
 def _output(task: Task, run_dir: RunDir) -> Iterator[IO[bytes] | None]:
-    """Where a process prints to: the log of the run, and Slurm's log of the task for those that keep no records."""
+    """Yields the log of the run as output of rank 0; other ranks print to Slurm's log of the task."""
     if task.rank != 0:
         yield None
         return
@@ -210,7 +217,7 @@ def _output(task: Task, run_dir: RunDir) -> Iterator[IO[bytes] | None]:
 
 
 def _reason(ending: Ending, run_dir: RunDir) -> str:
-    """The signal, or the last line that was printed."""
+    """Returns the signal that ended the process, or the last line that it printed."""
     if ending.exit_code < 0:
         return str(ending)
     with run_dir.log.open("rb") as log:

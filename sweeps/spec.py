@@ -2,9 +2,9 @@
 
 The same YAML runs under `ecdit sweep` and under `wandb agent`, so a value reaches a run here exactly as the agent would
 pass it: as `name=value` in Python spelling. Keys follow W&B's sweep configuration reference
-(docs.wandb.ai/models/sweeps/sweep-config-keys), which knows no keys of ours: what only ecdit has stands among the
-parameters under `ecdit.` (`experiments/config/designs.py` says what it means to a run). What one parameter can be is in
-`parameters.py`; turning settings into configs is left to `planner.py`.
+(docs.wandb.ai/models/sweeps/sweep-config-keys), which allows no further keys: what only ecdit has is therefore given as
+parameters that begin with `ecdit.` (`experiments/config/designs.py` says what they mean to a run). `parameters.py`
+defines a single parameter; `planner.py` turns settings into configs.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from experiments.errors import ConfigError, SpecError, did_you_mean
 from sweeps.parameters import Closed, Parameter
 
 SHIPPED = Path(__file__).parent
-"""Where the specs that come with the package lie."""
+"""The folder of the specs that come with the package."""
 
 ARGUMENTS = "${args_no_hyphens}"
 COMMAND = ["${env}", "ecdit", "train", ARGUMENTS]
 WANDB_ONLY = ("early_terminate", "controller", "scheduler", "metrics", "job", "image_uri")
 WANDB_ONLY_DISTRIBUTIONS = ("beta", "q_beta", "inv_log_uniform", "inv_log_uniform_values")
 MAX_RUNS = 100_000
-"""A larger sweep is taken for a slip: it is refused before anything of it is made."""
+"""A larger sweep is taken for a mistake: it is refused before any run of it is made."""
 
 PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
 class Metric(Closed):
-    """What the sweep is judged by; a grid only records it."""
+    """The metric that the sweep is judged by; a grid only records it."""
 
     name: str
     goal: Literal["minimize", "maximize"] = "minimize"
@@ -51,7 +51,7 @@ class Metric(Closed):
 
 
 class SweepSpec(Closed):
-    """A sweep file; `name` falls back to the name of the file."""
+    """The content of a sweep file; `name` defaults to the name of the file."""
 
     program: Literal["ecdit"]
     method: Literal["grid", "random"]
@@ -67,7 +67,7 @@ class SweepSpec(Closed):
     kind: Literal["sweep"] | None = None
 
     def fixed_settings(self) -> list[str]:
-        """`KEY=VALUE` words that `command` carries, given to every run before the parameters."""
+        """Returns the `KEY=VALUE` words in `command`, given to every run first. Raises `SpecError`."""
         words = [word for word in self.command if word != "${env}"]
         settings = [word for word in words[2:] if word != ARGUMENTS]
         if words[:2] != ["ecdit", "train"] or ARGUMENTS not in words or not all("=" in word for word in settings):
@@ -76,12 +76,12 @@ class SweepSpec(Closed):
         return [f"{key}={value}" for key, value in mirror.items() if value is not None] + settings
 
     def combinations(self, replaced: Collection[str] = (), seed: int | None = None) -> Iterator[list[str]]:
-        """The settings of each run as `name=value`, without the parameters named in `replaced`.
+        """Yields the settings of each run as `name=value`, without the parameters named in `replaced`.
 
         A grid is in W&B's order: parameters by name, the last one fastest; `run_cap` keeps the first ones, and no
-        others are made. Random draws have no end: whoever takes them stops at `run_cap` runs. They follow from `seed`
-        (default: `ecdit.seed` of the file, else 0) in every process and version; a parameter that is added or replaced
-        does not change the others.
+        others are made. Random draws never end: the caller stops at `run_cap` runs. They follow from `seed` (default:
+        `ecdit.seed` of the file, else 0) in every process and version; a parameter that is added or replaced does not
+        change the draws of the others.
         """
         return self._grid(replaced) if self.method == "grid" else self._draws(replaced, seed)
 
@@ -104,20 +104,20 @@ class SweepSpec(Closed):
     def _draws(self, replaced: Collection[str], seed: int | None) -> Iterator[list[str]]:
         leaves = self._leaves()
         seed = self._seed(leaves) if seed is None else seed
-        sources = {name: random.Random(f"{seed}/{name}") for name in leaves}  # of its own: none moves another
+        sources = {name: random.Random(f"{seed}/{name}") for name in leaves}  # one each: none shifts another
         while True:
             drawn = {name: parameter.draw(sources[name].random()) for name, parameter in leaves.items()}
             yield [f"{name}={value}" for name, value in drawn.items() if name not in replaced]
 
     def _seed(self, leaves: dict[str, Parameter]) -> int:
-        """Of the draws: the constant `ecdit.seed`, 0 unless given."""
+        """Returns the seed of the draws: the constant `ecdit.seed`, 0 unless given."""
         seed = leaves[SEED].value if SEED in leaves else 0
         if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) > MAX_SEED:
             raise SpecError(f"parameters: {SEED} is not one whole number.", f"Write `{SEED}: {{value: 1}}`.")
         return seed
 
     def _leaves(self) -> dict[str, Parameter]:
-        """Every parameter by its dotted name, sorted."""
+        """Returns every parameter by its dotted name, sorted."""
         leaves: dict[str, Parameter] = {}
         for path, parameter in _paths(self.parameters):
             name = ".".join(path[1::2])
@@ -128,12 +128,12 @@ class SweepSpec(Closed):
 
 
 def shipped_specs() -> list[str]:
-    """Names of the specs that come with the package."""
+    """Returns the names of the specs that come with the package."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
 def find_spec(name_or_path: str) -> Path:
-    """The file of a shipped spec or at a path; a `SpecError` with the closest name when there is neither."""
+    """Returns the file of a shipped spec or at a path. Raises `SpecError` with the closest shipped name."""
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"} or (os.path.exists(path) and not os.path.isdir(path)):
         if not os.path.exists(path):
@@ -145,7 +145,7 @@ def find_spec(name_or_path: str) -> Path:
 
 
 def load_spec(name_or_path: str) -> SweepSpec:
-    """Read and check a sweep file; a `SpecError` names the key that is wrong."""
+    """Reads and checks a sweep file. Raises `SpecError` that names the wrong key."""
     path = find_spec(name_or_path)
     content = read_yaml(path, SpecError, as_text=False)
     if not isinstance(content.value, dict):
@@ -156,7 +156,7 @@ def load_spec(name_or_path: str) -> SweepSpec:
 
 
 def _refuse_settings_given_twice(spec: SweepSpec, lines: Mapping[KeyPath, int], source: str) -> None:
-    """A `SpecError` where two parameters, or a parameter and the command, speak of one setting."""
+    """Raises `SpecError` where two parameters, or a parameter and the command, give the same setting."""
     given: list[tuple[str, Spelling]] = []
     arms: list[list[tuple[str, Spelling]]] = []
     for index, word in enumerate(spec.command):
@@ -177,7 +177,7 @@ def _refuse_settings_given_twice(spec: SweepSpec, lines: Mapping[KeyPath, int], 
 
 
 def _settings_of(word: str, spelled: str, line: int, source: str) -> list[tuple[str, Spelling]]:
-    """The settings that a word stands for, in a line of the file."""
+    """Returns the settings that a word stands for, with its line in the file."""
     try:
         return [(resolved_name(key), Spelling(spelled, line)) for key, _ in split_words([word])]
     except ConfigError as error:
@@ -185,7 +185,7 @@ def _settings_of(word: str, spelled: str, line: int, source: str) -> list[tuple[
 
 
 def _paths(parameters: Mapping[str, Parameter], path: KeyPath = ("parameters",)) -> Iterator[tuple[KeyPath, Parameter]]:
-    """Every single parameter with the path of its key in the file."""
+    """Yields every single parameter with the path of its key in the file."""
     for name, parameter in parameters.items():
         if parameter.parameters:
             yield from _paths(parameter.parameters, (*path, name, "parameters"))
@@ -194,7 +194,7 @@ def _paths(parameters: Mapping[str, Parameter], path: KeyPath = ("parameters",))
 
 
 def parse_spec(content: dict[str, Any], default_name: str) -> SweepSpec:
-    """Check the content of a sweep file. Raises `SpecError`."""
+    """Checks the content of a sweep file. Raises `SpecError`."""
     _refuse_what_only_wandb_runs(content)
     try:
         spec = SweepSpec.model_validate({"name": default_name, **content})
@@ -242,7 +242,7 @@ def _refuse_what_only_wandb_runs(content: dict[str, Any]) -> None:
 
 
 def _distributions(parameters: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, distribution) of every parameter that names one, before anything is checked."""
+    """Yields the name and distribution of every parameter that names one, before anything is checked."""
     for name, given in parameters.items() if isinstance(parameters, dict) else ():
         if isinstance(given, dict):
             yield f"{prefix}{name}", given.get("distribution")
@@ -250,9 +250,9 @@ def _distributions(parameters: Any, prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _explained(error: ValidationError) -> SpecError:
-    """The first thing wrong in a file, in one line with the path of its key.
+    """Explains the first error of a file in one line, with the path of its key.
 
-    A key that is not known comes before one that is missing, which it may stand for.
+    An unknown key comes before a missing one, of which it may be a misspelling.
     """
     first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"]]

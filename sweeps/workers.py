@@ -1,7 +1,7 @@
-"""Starting the process of a run, and what can be done with one: wait for it, signal it, end it.
+"""Starts the process of a run, and provides what can be done with one: wait for it, signal it, end it.
 
 `PreloadedLauncher` has runs forked from one process that has imported everything (`server.py`); `CommandLauncher`
-starts a command. When and where a run is started is `local.py`'s to say.
+starts a command. `local.py` decides when and where a run is started.
 """
 
 from __future__ import annotations
@@ -30,62 +30,62 @@ PRELOADED = (
     "experiments.training.loop",
     "experiments.evaluation.preview",
     "experiments.evaluation.cadence",
-    "torch._dynamo",  # seconds, which the first optimizer would pay
+    "torch._dynamo",  # takes seconds to import, which the first optimizer would otherwise pay for
     "rich.table",
 )
 POLL_SECONDS = 0.5
 
 
 class Worker(Protocol):
-    """The process of one run."""
+    """The process of one run, as the executor sees it."""
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
 
     async def wait(self) -> int | None:
-        """Its exit code, the negative signal where one ended it; None where that cannot be known."""
+        """Waits for the end and returns the exit code, -N after signal N, or None where it cannot be known."""
 
     def signal(self, number: signal.Signals) -> None:
-        """Reach it, unless it has ended a moment ago."""
+        """Sends a signal to the process, unless it has ended already."""
 
     def kill(self) -> None:
-        """End it and what it started, at once."""
+        """Ends the process and everything that it started, at once."""
 
 
 class Launcher(Protocol):
-    """What starts the processes of runs."""
+    """Starts the processes of runs."""
 
     async def start(self, arguments: Sequence[str], slot: Slot, log: Path, world: int) -> Worker | None:
-        """`ecdit train ARGUMENTS` over `world` processes, in `slot`; None where it is not known whether it started."""
+        """Starts `ecdit train ARGUMENTS` as `world` processes in `slot`. Returns None where it may not have started."""
 
     async def close(self) -> None:
-        """Nothing will be started any more; what runs goes on."""
+        """Releases the launcher when nothing will be started any more. Running processes go on."""
 
 
 @dataclass(eq=False)
 class CommandWorker:
-    """A process that we started ourselves."""
+    """A process that this sweep started itself."""
 
     process: Process
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self.process.pid
 
     async def wait(self) -> int | None:
-        """Its exit code."""
+        """Waits for the end and returns the exit code."""
         return await self.process.wait()
 
     def signal(self, number: signal.Signals) -> None:
-        """Reach the process."""
+        """Sends a signal to the process itself."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End its session."""
+        """Ends the whole session of the process."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -99,23 +99,23 @@ class FoundWorker:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self.owner.pid
 
     async def wait(self) -> int | None:
-        """Look now and then; how it ended is not known."""
+        """Polls until the process is gone, and returns None: only a parent learns the exit code."""
         while not self.owner.is_dead():
             await asyncio.sleep(POLL_SECONDS)
         return None
 
     def signal(self, number: signal.Signals) -> None:
-        """Reach the process."""
+        """Sends a signal to the process itself."""
         if not self.owner.is_dead():
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End its session if it leads one, else the process alone."""
+        """Ends the session of the process if it leads one, else the process alone."""
         if not self.owner.is_dead():
             with suppress(ProcessLookupError):
                 (os.killpg if os.getsid(self.pid) == self.pid else os.kill)(self.pid, signal.SIGKILL)
@@ -125,11 +125,11 @@ class CommandLauncher:
     """Starts `command ARGUMENTS`; for several processes torchrun, which starts that many `ecdit train`."""
 
     def __init__(self, command: Sequence[str] = TRAIN) -> None:
-        """`command` is what stands before the arguments."""
+        """`command` stands before the arguments."""
         self._command = tuple(command)
 
     async def start(self, arguments: Sequence[str], slot: Slot, log: Path, world: int) -> Worker | None:
-        """Start it."""
+        """Starts the command, pinned to `slot`, with its output appended to `log`."""
         with log.open("ab") as file:
             process = await asyncio.create_subprocess_exec(
                 *(torchrun(world) if world > 1 else self._command),
@@ -144,23 +144,23 @@ class CommandLauncher:
         return CommandWorker(process)
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Does nothing: there is nothing to close."""
 
 
 def torchrun(world: int) -> tuple[str, ...]:
-    """`ecdit train` over `world` processes of this machine, on a free port."""
+    """Returns the command that starts `ecdit train` as `world` processes of this machine, on a free port."""
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world))
     return (sys.executable, *launch, *TRAIN[1:])
 
 
 class PreloadedLauncher:
-    """Has runs forked from one preloaded process; a new one is started when it is gone.
+    """Has runs forked from one preloaded server process, and starts a new server when that one is gone.
 
-    Runs of several processes are started by torchrun, and so is every run by its command where forking is not safe.
+    Runs of several processes are started by torchrun; where forking is not safe, every run is started by its command.
     """
 
     def __init__(self, log: Path, preload: Sequence[str] = PRELOADED) -> None:
-        """What the server says goes to `log`. Nothing starts before the first run."""
+        """The output of the server goes to `log`. The server is started with the first run."""
         self._log, self._preload = log, tuple(preload)
         self._command = CommandLauncher()
         self._server: _ServerClient | None = None
@@ -168,7 +168,7 @@ class PreloadedLauncher:
         self._may_fork = sys.platform == "linux"
 
     async def start(self, arguments: Sequence[str], slot: Slot, log: Path, world: int) -> Worker | None:
-        """Have it forked."""
+        """Asks the server to fork the run, or starts the command where the server cannot be used."""
         server = await self._ready_server() if world == 1 and self._may_fork else None
         if server is None:
             return await self._command.start(arguments, slot, log, world)
@@ -182,12 +182,12 @@ class PreloadedLauncher:
         return await server.start(request)
 
     async def close(self) -> None:
-        """Let the server go; its children go on."""
+        """Disconnects from the server, which then ends. Its children go on."""
         if self._server is not None:
             await self._server.hang_up()
 
     async def _ready_server(self) -> _ServerClient | None:
-        """The one that lives, or a new one; None where none can be used here."""
+        """Returns the server that lives, or starts one; None where no server can be used here."""
         async with self._starting:
             if self._server is None or self._server.is_gone:
                 self._server = await _ServerClient.begin(self._log, self._preload)
@@ -198,7 +198,7 @@ class PreloadedLauncher:
 
 
 class _ServerClient:
-    """The sweep's side of one server process."""
+    """The sweep's end of the connection to one server process."""
 
     def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._process, self._reader, self._writer = process, reader, writer
@@ -211,7 +211,7 @@ class _ServerClient:
 
     @classmethod
     async def begin(cls, log: Path, preload: Sequence[str]) -> _ServerClient:
-        """Start the process. It counts with one thread, so that it may fork."""
+        """Starts the server, with one thread in every BLAS and OpenMP pool, so that it may fork."""
         ours, theirs = socket.socketpair()
         single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with theirs, log.open("ab") as file:
@@ -227,11 +227,11 @@ class _ServerClient:
         return cls(process, *await asyncio.open_connection(sock=ours))
 
     async def is_safe(self) -> bool:
-        """Once it has imported everything: whether it may fork. False when it could not start."""
+        """Waits until the server has imported everything; returns whether it may fork, False if it did not start."""
         return await self._safe
 
     async def start(self, request: dict[str, Any]) -> Worker | None:
-        """The child that works off `request`; None when the server ended before it answered."""
+        """Asks for a child that executes `request`. Returns None when the server ended before it answered."""
         number = len(self._ended)
         self._started[number], self._ended[number] = self._loop.create_future(), self._loop.create_future()
         if self.is_gone:
@@ -241,7 +241,7 @@ class _ServerClient:
         return None if pid is None else _ForkedWorker(Owner.of(pid), self._ended[number])
 
     async def hang_up(self) -> None:
-        """The server then ends by itself; one that is still importing has nothing to lose."""
+        """Closes the connection, which ends the server. One that is still importing has no children, and is killed."""
         self._writer.close()
         if not self._safe.done():
             with suppress(ProcessLookupError):
@@ -275,13 +275,13 @@ class _ServerClient:
 
 
 class _ForkedWorker(FoundWorker):
-    """A child of the server, which reports its exit code as long as it lives."""
+    """A child of the server, which reports the exit code of the child as long as the server lives."""
 
     def __init__(self, owner: Owner, ended: asyncio.Future[int | None]) -> None:
         super().__init__(owner)
         self._ended = ended
 
     async def wait(self) -> int | None:
-        """Its exit code; without the server that it is gone."""
+        """Returns the exit code; without the server it waits until the process is gone, and returns None."""
         code = await asyncio.shield(self._ended)
         return await super().wait() if code is None else code

@@ -1,1 +1,1 @@
-"""What trained models make, and what that costs: samples, previews, inference time."""
+"""Evaluation of trained models: samples and their scores, previews during training, and the cost of inference."""

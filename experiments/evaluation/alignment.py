@@ -1,7 +1,7 @@
 """`shapes-geneval`: the share of generated images that show exactly what their caption says, by kind and overall.
 
-Overall is the mean over the kinds, as GenEval's score is the mean over its tasks (Ghosh et al., arXiv 2310.11513). It
-is not GenEval: other captions, other objects, and a judge that knows this data (`judge.py`).
+The overall score is the mean over the kinds, as GenEval's score is the mean over its tasks (Ghosh et al., arXiv
+2310.11513). It is not GenEval: captions and objects are different, and the judge knows this data (`judge.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from experiments.records.schema import EvalRow
 
 SCORE = "shapes-geneval"
 HELD_OUT_SCORE = "shapes-geneval-held-out"
-"""Of captions that name looks which training never shows; only the kinds that name colours have them."""
+"""The score on captions that name looks which training never shows; only the kinds that name colours have them."""
 
 
 def alignment_rows(metric: str, kinds: Sequence[Kind], correct: Sequence[bool], base: EvalRow) -> list[EvalRow]:
-    """`metric` and `metric/<kind>` from the verdicts on images of captions of `kinds`; 95% intervals over images."""
+    """Returns the rows `metric` and `metric/<kind>`, with 95% intervals over images.
+
+    `correct` are the verdicts on images, and `kinds` the kinds of their captions.
+    """
     counts: dict[Kind, tuple[int, int]] = {}
     for kind in KINDS:
         mine = [good for good, of_kind in zip(correct, kinds, strict=True) if of_kind == kind]

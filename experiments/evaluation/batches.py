@@ -1,7 +1,8 @@
-"""Many images from captions, a batch at a time, under stated conditions.
+"""Samples many images from captions, a batch at a time, under given conditions.
 
-Image i starts from noise number i, so it is the same whatever the size of the batches (where routing does not depend on
-the batch). What is done with the images is the caller's; who watches the routed layers is told where a batch begins.
+Image i starts from noise number i, so that it is the same whatever the size of the batches (where routing does not
+depend on the batch). The caller decides what is done with the images; a watcher of the routed layers is told where a
+batch begins.
 
 Legend: B images, C channels, H, W height and width.
 """
@@ -26,15 +27,15 @@ class Watcher(Protocol):
     """Sees every call of the model."""
 
     def begin_batch(self, num_images: int, first_number: int) -> None:
-        """A batch of `num_images` begins; its first image has this number."""
+        """Begins a batch of `num_images` images, the first of which has the number `first_number`."""
 
     def watch(self, time: float, output: DiTOutput) -> None:
-        """One call at `time`."""
+        """Sees one call at `time`."""
 
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """Images on the CPU, float32 in [-1, 1], and which they are."""
+    """Sampled images on the CPU, float32 in [-1, 1], and their numbers."""
 
     numbers: range
     images_BCHW: Tensor
@@ -49,10 +50,10 @@ def sampled_batches(
     watcher: Watcher | None = None,
     on_call: Callable[[], None] = lambda: None,
 ) -> Iterator[SampledBatch]:
-    """Images of `captions`; caption i belongs to number `numbers[i]` (default: counted from 0).
+    """Yields images of `captions`; caption i belongs to number `numbers[i]` (default: counted from 0).
 
-    `on_call` is told of each call of the model, `num_calls` of them for each batch. A `RunFailedError` where an image
-    is not finite.
+    `on_call` is called after each call of the model, as often as `num_calls` says. Raises `RunFailedError` where an
+    image is not finite.
     """
     numbers = numbers if numbers is not None else range(len(captions))
     device = next(model.parameters()).device
@@ -74,11 +75,11 @@ def sampled_batches(
 
 
 def num_calls(num_captions: int, conditions: Conditions) -> int:
-    """How often `sampled_batches` calls the model."""
+    """Returns how often `sampled_batches` calls the model."""
     calls_per_batch = conditions.sampler.num_steps * (2 if conditions.sampler.sampler == "heun" else 1)
     return -(-num_captions // conditions.batch_images) * calls_per_batch
 
 
 def as_pixels(images_BCHW: Tensor) -> Tensor:
-    """Uint8 [B, H, W, C] on the CPU, from [-1, 1]."""
+    """Returns uint8 [B, H, W, C] on the CPU, from images in [-1, 1]."""
     return ((images_BCHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()

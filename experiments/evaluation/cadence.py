@@ -1,7 +1,7 @@
-"""Alignment and Frechet distance while a run trains (`eval.metric_images`), for figures over training.
+"""Measures alignment and Frechet distance while a run trains (`eval.metric_images`), for figures over training.
 
-The same values under the same settings as `ecdit evaluate` with its defaults would give for that moment: EMA weights,
-`eval.guidance`, `eval.sample_steps`. The images are shared out to the processes and judged on the one that writes.
+The values and settings are those that `ecdit evaluate` would give for that moment by default: EMA weights,
+`eval.guidance`, `eval.sample_steps`. Sampling is shared by all processes; the process that writes judges the images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Sampled = list[tuple[range, Tensor]]
 
 
 def measure_at_cadence(engine: Engine, config: RunConfig, images_seen: int, writer: RecordWriter | None) -> None:
-    """Sample, judge, record; an observer of the training loop. Collective."""
+    """Samples, judges and records; it is an observer of the training loop, and a collective operation."""
     num_images = config.eval.metric_images
     if num_images == 0:
         return
@@ -45,7 +45,7 @@ def measure_at_cadence(engine: Engine, config: RunConfig, images_seen: int, writ
 
 
 def _share(engine: Engine, config: RunConfig, captions: CaptionSet, conditions: Conditions) -> Sampled:
-    """This process's batches: every `world`-th, so that a batch is the same whatever their number."""
+    """Samples every `world`-th batch, so that a batch does not depend on the number of processes."""
     size = conditions.batch_images
     num_batches = -(-len(captions.scenes) // size)
     found: Sampled = []

@@ -1,10 +1,10 @@
-"""Weights of a run for inference, by themselves: `ecdit export-weights` writes them, `ecdit sample` reads them.
+"""Weights of a run for inference, on their own: `ecdit export-weights` writes them, `ecdit sample` reads them.
 
 A folder holds `model.safetensors`, or numbered shards with Hugging Face's `model.safetensors.index.json`, and
-`model.json`: the run's record, which weights these are, and a checksum of every file. Whole parameters by the names of
-the module, in one precision, without optimizer state; they are read from the checkpoint one at a time, so that no more
-than a shard is in memory, however large the run. Both files may come from strangers: JSON and safetensors execute
-nothing, and what does not fit the model is refused.
+`model.json` with the run's record, which weights these are, and a checksum of every file. The files hold whole
+parameters under the names of the module, in one precision, without optimizer state. They are read from the checkpoint
+one at a time, so that no more than a shard is in memory, however large the run. The files may come from strangers:
+reading JSON and safetensors executes nothing, and what does not fit the model is refused.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ Result = TypeVar("Result")
 FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STORED_AS: dict[Precision, str] = {"fp32": "F32", "bf16": "BF16"}
-"""The same in the words of safetensors."""
+"""The names of the precisions in safetensors."""
 EXPORT_AGAIN = "Export the run again."
 INDEX = "model.safetensors.index.json"
 
 
 class Exported(Record):
-    """`model.json`: the record of the run, which of its weights these are, and the checksum of every file."""
+    """The content of `model.json`: the record of the run, which weights these are, and the checksum of every file."""
 
     record: RunRecord
     images_seen: int = Field(ge=0, lt=2**63)
@@ -54,12 +54,12 @@ class Exported(Record):
     sha256: dict[str, str]
 
     def files(self, folder: RunDir) -> dict[Path, str]:
-        """Checksums by path. A path is always inside of the folder, whatever `model.json` says."""
+        """Returns the checksums by path. A path is always inside the folder, whatever `model.json` says."""
         return {folder.path / Path(name).name: digest for name, digest in self.sha256.items()}
 
 
 def newest(run_dir: RunDir, weights: Weights, say: Callable[[str], None]) -> tuple[RunRecord, Checkpoint]:
-    """The record of a run and its newest whole checkpoint; a `CheckpointError` where none is there or can be read."""
+    """Returns the record and the newest whole checkpoint of a run. Raises `CheckpointError` where none can be read."""
     record = run_dir.read_run()
     checkpoint = load_newest(run_dir, record.config_id, say, files=[FILE_OF_WEIGHTS[weights]])
     if checkpoint is None:
@@ -76,9 +76,10 @@ def export_weights(
     say: Callable[[str], None],
     written: Callable[[int], None] = lambda num_parameters: None,
 ) -> list[Path]:
-    """Write the newest checkpoint of a run to `out`; returns the files. `written` is told how many parameters are.
+    """Writes the newest checkpoint of a run to `out`, and returns the files.
 
-    Raises `CheckpointError` where there is nothing to export, and `StorageError` where `out` holds something else.
+    `written` is called with the number of parameters written so far. Raises `CheckpointError` where there is nothing to
+    export, and `StorageError` where `out` holds something else.
     """
     with storage_errors(out):
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
@@ -112,7 +113,7 @@ def export_weights(
 
 @contextmanager
 def _folder_that_appears_whole(out: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `out` at the end; after an error nothing is left of it."""
+    """Yields a folder to write to, which is renamed to `out` at the end; after an error it is removed."""
     folder = out.resolve().with_name(f".{out.resolve().name}.{os.getpid()}.writing")
     with storage_errors(out):
         folder.mkdir(parents=True)
@@ -125,7 +126,7 @@ def _folder_that_appears_whole(out: Path) -> Iterator[Path]:
 
 
 def read_exported(folder: RunDir) -> Exported:
-    """`model.json`; a `RecordError` where it cannot be read or does not say what it should."""
+    """Reads `model.json`. Raises `RecordError` where it cannot be read or is not as expected."""
     path = folder.exported
     try:
         raw = json.loads(read_input(path))
@@ -144,9 +145,9 @@ def read_exported(folder: RunDir) -> Exported:
 
 
 def exported_shapes(folder: RunDir, exported: Exported) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor by name, from the headers of the files; a `CheckpointError` where they are no tensors.
+    """Returns the shape of every tensor by name, from the headers of the files.
 
-    It also raises where the numbers are not of the precision that `model.json` says.
+    Raises `CheckpointError` where the files hold no tensors, or tensors of another precision than `model.json` says.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in exported.files(folder):
@@ -161,7 +162,7 @@ def exported_shapes(folder: RunDir, exported: Exported) -> dict[str, tuple[int, 
 
 
 def exported_tensors(folder: RunDir, exported: Exported) -> dict[str, Tensor]:
-    """Every parameter by name, checked; a `CheckpointError` for a file that is damaged, or none of safetensors."""
+    """Returns every parameter by name. Raises `CheckpointError` for a file that is damaged, or not of safetensors."""
     tensors: dict[str, Tensor] = {}
     for path, digest in exported.files(folder).items():
         if _checked(path, sha256_of_file) != digest:
@@ -171,7 +172,7 @@ def exported_tensors(folder: RunDir, exported: Exported) -> dict[str, Tensor]:
 
 
 def _checked(path: Path, read: Callable[[Path], Result]) -> Result:
-    """What `read` makes of the file; a `CheckpointError` where it cannot."""
+    """Returns the result of `read`. Raises `CheckpointError` where it cannot read the file."""
     try:
         return read(path)
     except (OSError, ValueError, SafetensorError) as error:
@@ -184,7 +185,7 @@ def _whole(checkpoint: Checkpoint, weights: Weights, name: str) -> Tensor:
 
 
 def _shards(shapes: dict[str, tuple[int, ...]], width: int, shard_bytes: int) -> list[list[str]]:
-    """Names by file, in order, none larger than it must be."""
+    """Returns the names by file, in order; a file exceeds `shard_bytes` only for a single parameter that does."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, shape in shapes.items():

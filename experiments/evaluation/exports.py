@@ -1,9 +1,9 @@
-"""Prompts from files, and images in the folder layouts that GenEval's and DSG's own programs read.
+"""Reads prompts from files, and writes images in the folder layouts that GenEval's and DSG's own programs read.
 
-GenEval (Ghosh et al. 2023): `00000/metadata.jsonl` and `00000/samples/0000.png`, a numbered folder for each prompt. For
-captions of the shapes data the metadata says in GenEval's terms what the caption asserts; their classes are shapes, so
-they need a detector that knows shapes. DSG (Cho et al. 2024): `images/<item_id>_<model>.jpg` and `prompts.csv`.
-Reading their results back is `imports.py`'s.
+GenEval (Ghosh et al. 2023) reads `00000/metadata.jsonl` and `00000/samples/0000.png`, a numbered folder for each
+prompt. For captions of the shapes data the metadata express in GenEval's terms what the caption asserts; their classes
+are shapes, so they need a detector that knows shapes. DSG (Cho et al. 2024) reads `images/<item_id>_<model>.jpg` and
+`prompts.csv`. `imports.py` reads their results.
 
 Legend: S images of one prompt, C channels (3), H, W height and width.
 """
@@ -28,12 +28,12 @@ from experiments.evaluation.table_files import Row, rows_of, text_of, value_of
 from experiments.records.outputs import output_files, require_ours
 
 GENEVAL_TAGS = {"color_attribution": "color_attr"}
-"""Kinds of captions that GenEval calls something else."""
+"""Kinds of captions that have another name in GenEval."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption; `metadata` is GenEval's line about it, `item_id` DSG's name of it, where the file had them."""
+    """A caption, with GenEval's `metadata` or DSG's `item_id` where the file had them."""
 
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -41,9 +41,9 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a file: captions (.txt), GenEval's evaluation_metadata (.jsonl) or DSG's table (.csv, .tsv).
+    """Reads the prompts of a file: captions (.txt), GenEval's evaluation_metadata (.jsonl) or DSG's table (.csv, .tsv).
 
-    A `ConfigError` names the line that is not as expected, or says that there is no prompt in the file.
+    Raises `ConfigError` that names the line that is not as expected, or says that there is no prompt in the file.
     """
     readers = {".txt": _plain_prompts, ".jsonl": _geneval_prompts, ".csv": _dsg_prompts, ".tsv": _dsg_prompts}
     if path.suffix.lower() not in readers:
@@ -76,7 +76,7 @@ def _geneval_prompt(row: Row) -> Prompt:
 
 
 def _dsg_prompts(path: Path) -> list[Prompt]:
-    """DSG's annotations have a line for each question; each item is one prompt."""
+    """Reads DSG's annotations, which have a line for each question; each item is one prompt."""
     texts: dict[str, str] = {}
     for row in rows_of(path):
         item_id = value_of(row, "item_id", str, "the name of an item")
@@ -89,11 +89,11 @@ def _dsg_prompts(path: Path) -> list[Prompt]:
 
 
 def export_geneval(folder: Path, prompts: Sequence[Prompt], images_by_prompt: Iterable[Tensor]) -> None:
-    """Write for each prompt its images [S, C, H, W] in [-1, 1] as `evaluate_images.py` of GenEval reads them.
+    """Writes the images [S, C, H, W] in [-1, 1] of each prompt in the layout of GenEval's `evaluate_images.py`.
 
-    `images_by_prompt` is taken one prompt at a time, so that it may be sampled meanwhile. `ConfigError` for a prompt
-    without metadata and for a folder with other images in it, which GenEval would count; `OutputError` for
-    a file that is not ours to replace; `StorageError` when full.
+    `images_by_prompt` is taken one prompt at a time, so that it may be sampled meanwhile. Raises `ConfigError` for a
+    prompt without metadata and for a folder with other images in it, which GenEval would count; `OutputError` for a
+    file that ecdit did not write; and `StorageError` when a file cannot be written.
     """
     metadata = [_geneval_metadata(prompt) for prompt in prompts]
     names = [f"{number:05}" for number in range(len(prompts))]
@@ -109,11 +109,11 @@ def export_geneval(folder: Path, prompts: Sequence[Prompt], images_by_prompt: It
 
 
 def export_dsg(folder: Path, prompts: Sequence[Prompt], images: Iterable[Tensor], model: str = "ecdit") -> None:
-    """Write the image [C, H, W] in [-1, 1] of each prompt to `images/<item_id>_<model>.jpg`, and `prompts.csv`.
+    """Writes the image [C, H, W] in [-1, 1] of each prompt to `images/<item_id>_<model>.jpg`, and `prompts.csv`.
 
-    Prompts without an item_id are called custom_0, custom_1, ... `ConfigError` for a folder with other images in it;
-    `OutputError` for a file that is not ours to replace; `StorageError` when full. JPEG, at its best quality, because
-    that is what DSG looks for.
+    Prompts without an item_id are called custom_0, custom_1, ... The images are JPEG of the best quality, because DSG
+    looks for that format. Raises `ConfigError` for a folder with other images in it; `OutputError` for a file that
+    ecdit did not write; and `StorageError` when a file cannot be written.
     """
     item_ids = [prompt.item_id or f"custom_{number}" for number, prompt in enumerate(prompts)]
     _refuse_others(folder / "images", r".*\.jpg", {f"{item_id}_{model}.jpg" for item_id in item_ids})
@@ -125,7 +125,7 @@ def export_dsg(folder: Path, prompts: Sequence[Prompt], images: Iterable[Tensor]
 
 
 def _geneval_metadata(prompt: Prompt) -> dict[str, Any]:
-    """The prompt's own, or what its words assert."""
+    """Returns the prompt's own metadata, or what its words assert."""
     if prompt.metadata:
         return prompt.metadata
     try:
@@ -136,7 +136,7 @@ def _geneval_metadata(prompt: Prompt) -> dict[str, Any]:
             "Take the prompts from GenEval's evaluation_metadata.jsonl, which says what to look for.",
         ) from error
     include = [_clause(term) for term in assertion.terms]
-    if assertion.relation is not None:  # GenEval names first the object that the other one is placed by
+    if assertion.relation is not None:  # GenEval names the reference object first
         include = [include[1], include[0] | {"position": [assertion.relation, 0]}]
     return {"tag": GENEVAL_TAGS.get(assertion.kind, assertion.kind), "include": include, **_too_many(assertion)} | {
         "prompt": prompt.text
@@ -144,12 +144,12 @@ def _geneval_metadata(prompt: Prompt) -> dict[str, Any]:
 
 
 def _clause(term: Term) -> dict[str, Any]:
-    """What must be found."""
+    """Returns GenEval's description of what must be found."""
     return {"class": term.shape, "count": term.count} | ({"color": term.color} if term.color else {})
 
 
 def _too_many(assertion: Assertion) -> dict[str, Any]:
-    """What must not be found: when counting, one more than asked for."""
+    """Returns what must not be found: for counting, one more than asked for."""
     if assertion.kind != "counting":
         return {}
     return {"exclude": [{"class": term.shape, "count": term.count + 1} for term in assertion.terms]}
@@ -160,14 +160,14 @@ def _pictures(images_BCHW: Tensor) -> list[Image.Image]:
 
 
 def _save(folder: Path, images: dict[str, Image.Image], root: Path) -> None:
-    """Write each under its name; quality and subsampling concern JPEG only. Nothing else comes into `folder`."""
+    """Writes the images under their names. Quality and subsampling concern JPEG only."""
     with output_files([folder / name for name in images], root) as parts:
         for part, image in zip(parts, images.values(), strict=True):
             image.save(part, quality=100, subsampling=0)
 
 
 def _refuse_others(folder: Path, pattern: str, names: set[str]) -> None:
-    """An evaluation reads the whole folder, so what an earlier, other export left there would count."""
+    """Raises `ConfigError` where `folder` holds other images, because an evaluation reads the whole folder."""
     found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     others = sorted(name for name in found - names if re.fullmatch(pattern, name))
     if others:

@@ -1,9 +1,9 @@
 """The fixed network whose features `frechet-shapes` compares: four convolutions and one linear layer, 64 features.
 
-Its weights ship with the package (`features.safetensors`), made by `train_features.py`, so that every machine measures
+Its weights ship with the package (`features.safetensors`, made by `train_features.py`), so that every machine measures
 with the same network; rows that depend on it carry the first digits of the file's hash. It was trained to say what is
-in a scene and how degraded the picture is, so its features answer to both. The distance between two sets of features
-is in `frechet.py`.
+in a scene and how degraded the picture is, so that its features respond to both. `frechet.py` computes the distance
+between two sets of features.
 
 Legend: B images, C channels, H, W height and width, F features.
 """
@@ -24,7 +24,7 @@ from experiments.records.schema import FRECHET_FEATURES
 
 NUM_FEATURES = FRECHET_FEATURES
 IMAGE_SIZE = 32
-"""Pixels; images of another size are resized to it."""
+"""The size in pixels that images of other sizes are resized to."""
 WEIGHTS = Path(__file__).with_name("features.safetensors")
 
 _CHANNELS = (3, 24, 48, 64, 32)
@@ -32,7 +32,7 @@ _FINAL_SIZE = 4
 
 
 class FeatureNetwork(nn.Module):
-    """Images [B, 3, H, W] in [-1, 1] to features [B, F], float32; each has unit variance over the training renders."""
+    """Maps images [B, 3, H, W] in [-1, 1] to features [B, F], float32, of unit variance over the training renders."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class FeatureNetwork(nn.Module):
         self.standardize = nn.BatchNorm1d(NUM_FEATURES, affine=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Features [B, F]."""
+        """Returns features [B, F]."""
         if images_BCHW.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
             size = (IMAGE_SIZE, IMAGE_SIZE)
             images_BCHW = F.interpolate(images_BCHW, size, mode="bilinear", antialias=True, align_corners=False)
@@ -51,7 +51,7 @@ class FeatureNetwork(nn.Module):
 
 
 def _convolution(num_in: int, num_out: int, first: bool) -> nn.Sequential:
-    """3 x 3, halving the size except in the first."""
+    """Returns a 3 x 3 convolution that halves the size, except in the first layer."""
     return nn.Sequential(
         nn.Conv2d(num_in, num_out, 3, stride=1 if first else 2, padding=1, bias=False),
         nn.BatchNorm2d(num_out),
@@ -61,7 +61,7 @@ def _convolution(num_in: int, num_out: int, first: bool) -> nn.Sequential:
 
 @lru_cache(maxsize=2)
 def feature_network(device: torch.device) -> FeatureNetwork:
-    """The shipped network on `device`, in evaluation mode, loaded once."""
+    """Returns the shipped network on `device`, in evaluation mode; it is loaded once."""
     network = FeatureNetwork()
     network.load_state_dict(load_file(WEIGHTS))
     network.requires_grad_(False).eval().to(device)
@@ -70,7 +70,7 @@ def feature_network(device: torch.device) -> FeatureNetwork:
 
 @torch.no_grad()
 def features_of(images_BCHW: Tensor) -> Tensor:
-    """Features [B, F] of images in [-1, 1] by the shipped network, float32, on the images' device."""
+    """Returns features [B, F] of images in [-1, 1] by the shipped network, float32, on the images' device."""
     images_BCHW = images_BCHW.float().contiguous(memory_format=torch.channels_last)
     features_BF: Tensor = feature_network(images_BCHW.device)(images_BCHW)
     return features_BF
@@ -78,5 +78,5 @@ def features_of(images_BCHW: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def weights_digest() -> str:
-    """The first 8 hexadecimal digits of the SHA-256 of the shipped weights."""
+    """Returns the first 8 hexadecimal digits of the SHA-256 of the shipped weights."""
     return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:8]

@@ -1,7 +1,7 @@
-"""Numbers that are not finite, said where they first show: in weights that are loaded, and in images that are judged.
+"""Rejects NaN and infinite numbers where they first appear: in weights that are loaded, and in images that are judged.
 
-A run that diverged, or weights from elsewhere, may hold NaN. Nothing that is measured on them means anything, and
-what measures fails somewhere inside with an error that does not name the cause.
+A run that diverged, or weights from elsewhere, may hold NaN. Measurements on them mean nothing, and would fail later
+with an error that does not name the cause.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from experiments.text import printable
 
 
 def require_finite_weights(named: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """Return when every number is finite; else a `CheckpointError` that names the first tensor with others."""
+    """Raises `CheckpointError` that names the first tensor with NaN or infinite numbers, if there is one."""
     for name, tensor in named:
         finite = tensor.isfinite()
         if not finite.all():
@@ -28,7 +28,7 @@ def require_finite_weights(named: Iterable[tuple[str, Tensor]], where: str) -> N
 
 
 def require_finite_images(images_BCHW: Tensor) -> None:
-    """Return when every pixel is finite; else a `RunFailedError`."""
+    """Raises `RunFailedError` where a pixel is not finite."""
     finite_B = images_BCHW.flatten(1).isfinite().all(dim=1)
     if not finite_B.all():
         num_bad = len(finite_B) - int(finite_B.sum())

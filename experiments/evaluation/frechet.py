@@ -1,12 +1,12 @@
-"""`frechet-shapes`: how far generated images are, as a distribution, from renders of the data. It is not FID.
+"""`frechet-shapes`: the distance of the distribution of generated images from renders of the data. It is not FID.
 
-The Frechet distance between two normal distributions (Dowson and Landau 1982; for images Heusel et al.,
-arXiv 1706.08500) with the means and covariances of the features of `features.py`.
+It is the Frechet distance between two normal distributions (Dowson and Landau 1982; for images Heusel et al., arXiv
+1706.08500) with the means and covariances of the features of `features.py`.
 
-What may be compared: values of the same number of images and of the same `data.image_size`, and no others. Of few
-images the distance is too large; images of another size are scaled to the network's 32 pixels, which changes the
-features of true renders too, and so the reference. Figures refuse values of different conditions. Of no more images
-than features (64) the covariance is singular and the value says little; tables and figures say so.
+Only values of the same number of images and of the same `data.image_size` may be compared. For few images the distance
+is biased upwards. Images of another size are scaled to the network's 32 pixels, which changes the features of true
+renders, too, and so the reference. Figures refuse values of different conditions. With no more images than features
+(64) the covariance is singular and the value says little; tables and figures say so.
 
 Legend: B images, F features.
 """
@@ -29,13 +29,13 @@ from experiments.records.schema import EvalRow
 DISTANCE = "frechet-shapes"
 REFERENCE_IMAGES = 8192
 REFERENCE_FIRST = 1 << 21
-"""Number of the first render of the reference in the validation split: no caption that is sampled is in it."""
+"""The number of the first reference render in the validation split; it is far above those of sampled captions."""
 
 Floats = NDArray[np.float64]
 
 
 class Moments:
-    """Mean and covariance of feature vectors, batch by batch, in float64 (Chan, Golub and LeVeque 1979)."""
+    """Mean and covariance of feature vectors, accumulated batch by batch in float64 (Chan, Golub and LeVeque 1979)."""
 
     def __init__(self, num_features: int = NUM_FEATURES) -> None:
         self.count = 0
@@ -43,7 +43,7 @@ class Moments:
         self._scatter_FF: Floats = np.zeros((num_features, num_features))
 
     def add(self, features_BF: Tensor) -> None:
-        """Count a batch in."""
+        """Adds a batch."""
         batch_BF = features_BF.double().cpu().numpy()
         if len(batch_BF) == 0:
             return
@@ -58,13 +58,17 @@ class Moments:
 
     @property
     def covariance_FF(self) -> Floats:
-        """With n - 1; of at least two vectors."""
+        """The covariance with divisor n - 1; at least two vectors must have been added."""
         assert self.count > 1
         return self._scatter_FF / (self.count - 1)
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2); the trace of the root from the symmetric C1^1/2 C2 C1^1/2."""
+    """Returns |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2).
+
+    The trace of the root is computed from the symmetric C1^1/2 C2 C1^1/2, which has the same eigenvalues as C1 C2.
+    Eigenvalues that rounding makes negative count as 0.
+    """
     values_F, vectors_FF = np.linalg.eigh(first.covariance_FF)
     root_FF = (vectors_FF * np.sqrt(values_F.clip(min=0))) @ vectors_FF.T
     product_F = np.linalg.eigvalsh(root_FF @ second.covariance_FF @ root_FF)
@@ -74,19 +78,19 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 
 class FrechetShapes:
-    """The distance of images that are added batch by batch to the renders of one data seed and image size."""
+    """Accumulates images, and computes their distance to the renders of one data seed and image size."""
 
     def __init__(self, data_seed: int, image_size: int) -> None:
         self._reference = reference_moments(data_seed, image_size)
         self._moments = Moments()
 
     def add(self, images_BCHW: Tensor) -> None:
-        """Count images in [-1, 1] in; a `RunFailedError` where they are not finite."""
+        """Adds images in [-1, 1]. Raises `RunFailedError` where they are not finite."""
         require_finite_images(images_BCHW)
         self._moments.add(features_of(images_BCHW))
 
     def row(self, base: EvalRow) -> EvalRow:
-        """The distance of what was added, at least two images."""
+        """Returns the row of the distance; at least two images must have been added."""
         settings = base.settings | {"features": weights_digest(), "reference_images": REFERENCE_IMAGES}
         value = frechet_distance(self._moments, self._reference)
         update = {"metric": DISTANCE, "value": value, "num_samples": self._moments.count, "settings": settings}
@@ -95,7 +99,7 @@ class FrechetShapes:
 
 @lru_cache(maxsize=4)
 def reference_moments(data_seed: int, image_size: int) -> Moments:
-    """Of `REFERENCE_IMAGES` renders of the validation split."""
+    """Returns the moments of `REFERENCE_IMAGES` renders of the validation split."""
     return moments_of(
         render_batch(data_seed, image_size, range(first, min(first + 256, REFERENCE_FIRST + REFERENCE_IMAGES)))
         for first in range(REFERENCE_FIRST, REFERENCE_FIRST + REFERENCE_IMAGES, 256)
@@ -103,7 +107,7 @@ def reference_moments(data_seed: int, image_size: int) -> Moments:
 
 
 def moments_of(batches: Iterable[Tensor], features: Callable[[Tensor], Tensor] = features_of) -> Moments:
-    """The moments of the features of images [B, C, H, W]."""
+    """Returns the moments of the features of images [B, C, H, W]."""
     moments = Moments()
     for images_BCHW in batches:
         moments.add(features(images_BCHW))
@@ -111,5 +115,5 @@ def moments_of(batches: Iterable[Tensor], features: Callable[[Tensor], Tensor] =
 
 
 def render_batch(data_seed: int, image_size: int, numbers: range) -> Tensor:
-    """Renders [B, C, H, W] of the validation split."""
+    """Returns renders [B, C, H, W] of the validation split."""
     return torch.from_numpy(render_scenes(draw_scenes(data_seed, numbers, "validation", image_size)))

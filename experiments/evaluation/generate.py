@@ -1,7 +1,7 @@
-"""Images from captions: the model, a sampler, guidance, and noise that belongs to the image's number.
+"""Samples images from captions: the model, a sampler, guidance, and noise that belongs to the image's number.
 
-Image i starts from the same noise whatever the batch it is sampled in, so with `routing.group_images=1` image i is the
-same in every batch.
+Image i starts from the same noise whatever the batch it is sampled in, so that with `routing.group_images=1` image i is
+the same in every batch.
 
 Legend: B images, C channels, H, W height and width, L caption length, T tokens of an image.
 """
@@ -25,7 +25,7 @@ from experiments.models.dit import DiT, DiTOutput
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How to integrate: steps, classifier-free guidance, timestep shift, and the sampler's name."""
+    """The integration: number of steps, classifier-free guidance, timestep shift, and the sampler's name."""
 
     num_steps: int
     guidance: Guidance
@@ -34,27 +34,27 @@ class SamplerSettings:
 
 
 def image_noise(config: RunConfig, numbers: Sequence[int], seed: int) -> Tensor:
-    """Standard normal noise [B, C, H, W] of the images called `numbers`, the same on every device."""
+    """Returns standard normal noise [B, C, H, W] of the images called `numbers`, the same on every device."""
     shape = (config.data.channels, config.data.image_size, config.data.image_size)
     generators = [torch.Generator().manual_seed(_mixed(seed, number)) for number in numbers]
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
 def _mixed(seed: int, number: int) -> int:
-    """One seed of 63 bits from both, so that neighbours share nothing and seeds of any size fit."""
+    """Returns one seed of 63 bits from both, by a hash, so that neighbours are unrelated and seeds of any size fit."""
     digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def validation_captions(config: RunConfig, num_images: int) -> Tensor:
-    """Token ids [B, L] of the first `num_images` images of the validation split; no other images are made."""
+    """Returns token ids [B, L] of the first `num_images` images of the validation split; no other images are made."""
     few = config.eval.model_copy(update={"images": num_images})
     batches = validation_set(config.model_copy(update={"eval": few}))
     return torch.cat([batch.caption_BL for batch in batches if batch.caption_BL is not None])
 
 
 def caption_ids(captions: Sequence[str]) -> Tensor:
-    """Token ids [B, L]; a `ConfigError` names words outside the vocabulary."""
+    """Returns token ids [B, L]. Raises `ConfigError` that names words outside the vocabulary."""
     return torch.stack([torch.as_tensor(tokenize(caption)) for caption in captions]).long()
 
 
@@ -66,14 +66,14 @@ def sample(
     settings: SamplerSettings,
     watch: Callable[[float, DiTOutput], None] | None = None,
 ) -> Tensor:
-    """Images [B, C, H, W] in [-1, 1], float32, of token ids. `watch(t, output)` sees every call of the model.
+    """Returns images [B, C, H, W] in [-1, 1], float32, of token ids. `watch(t, output)` sees every call of the model.
 
-    The model is put in evaluation mode and back again. A pixel that is not finite is NaN.
+    The model is put in evaluation mode and back again. A pixel that is not finite becomes NaN.
     """
     caption_BL = caption_BL.to(noise_BCHW.device)
     null_BL = torch.as_tensor(null_caption()).long().to(noise_BCHW.device).expand_as(caption_BL)
     image_BCHW = integrate(model, caption_BL, null_BL, noise_BCHW, settings, watch)
-    return image_BCHW.masked_fill(~image_BCHW.isfinite(), torch.nan).clamp(-1, 1)  # clamp would hide an infinite pixel
+    return image_BCHW.masked_fill(~image_BCHW.isfinite(), torch.nan).clamp(-1, 1)  # clamp would hide infinity
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def integrate(
     settings: SamplerSettings,
     watch: Callable[[float, DiTOutput], None] | None = None,
 ) -> Tensor:
-    """What the model makes of the noise, float32 [B, C, H, W]: pixels, or latents. `null` is the empty caption."""
+    """Integrates the noise to float32 [B, C, H, W]: pixels, or latents. `null` is the empty caption."""
 
     forward = velocity_of(model)
 

@@ -1,10 +1,10 @@
-"""Results of GenEval's and DSG's own programs as rows of `evals.jsonl`.
+"""Turns results of GenEval's and DSG's own programs into rows of `evals.jsonl`.
 
-GenEval (Ghosh et al. 2023), `results.jsonl`: one image a line; 'geneval/<tag>' is the share of correct images of a task
-and 'geneval' the mean over the tasks, as in its summary_scores.py. DSG (Cho et al. 2024), a table with one question a
-row: an item's score is the share of its questions answered yes, not counting those of which a parent question was not;
-'dsg' is the mean over all items and 'dsg/<category>' over the items of one source, as in its t2i_eval_dsg1k.py.
-Values are shares, 0 to 1. Writing what these programs read is `exports.py`'s.
+GenEval (Ghosh et al. 2023) writes `results.jsonl` with one image a line: 'geneval/<tag>' is the share of correct images
+of a task and 'geneval' the mean over the tasks, as in its summary_scores.py. DSG (Cho et al. 2024) writes a table with
+one question a row. The score of an item is the share of its questions that are answered yes and whose parent questions
+are, too; 'dsg' is the mean over all items and 'dsg/<category>' over the items of one source, as in its
+t2i_eval_dsg1k.py. Values are shares, 0 to 1. `exports.py` writes what these programs read.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ DSG_CATEGORIES = {
     "tifa": "tifa", "stanford": "paragraph", "localized": "paragraph", "countbench": "count", "vrd": "relation",
     "diffusion": "real_user", "midjourney": "real_user", "posescript": "pose", "whoops": "defying", "drawtext": "text",
 }  # fmt: skip
-"""What an item_id of DSG-1k begins with, and the category of its prompt."""
+"""The beginnings of the item_ids of DSG-1k, and the categories of their prompts."""
 
 MAX_DIGITS = 18
-"""Of the number of a question."""
+"""The most digits of the number of a question."""
 
 NORMALIZED = " \t\r\n.,?!"
-"""What DSG strips from the answer of a language model."""
+"""The characters that DSG strips from the answer of a language model."""
 
 Interval = tuple[float | None, float | None]
 
 
 def geneval_rows(path: Path, base: EvalRow) -> list[EvalRow]:
-    """'geneval' and then each 'geneval/<tag>' in the order of the file; the rest of each row is `base`'s.
+    """Returns 'geneval' and then each 'geneval/<tag>' in the order of the file; the rest of each row is `base`'s.
 
-    Images are taken as independent, also those of one prompt. `ConfigError` names the line that is not as expected.
+    Images are taken as independent, also those of one prompt. Raises `ConfigError` that names the line that is not as
+    expected.
     """
     counts: dict[str, list[bool]] = {}
     for row in rows_of(path):
@@ -57,10 +58,11 @@ def geneval_rows(path: Path, base: EvalRow) -> list[EvalRow]:
 
 
 def dsg_rows(path: Path, base: EvalRow) -> list[EvalRow]:
-    """'dsg' and then each 'dsg/<category>' in the order of the file; the rest of each row is `base`'s.
+    """Returns 'dsg' and then each 'dsg/<category>' in the order of the file; the rest of each row is `base`'s.
 
-    Columns: item_id, question_id, dependency_id ('0' or '1,2'), answer; a file that also has t2i_model or qg_model must
-    hold one model's images and DSG's own questions. `ConfigError` names the line that is not as expected.
+    The columns are item_id, question_id, dependency_id ('0' or '1,2') and answer; a file that also has t2i_model or
+    qg_model must hold one model's images and DSG's own questions. Raises `ConfigError` that names the line that is not
+    as expected.
     """
     items: dict[str, dict[int, Question]] = {}
     models: set[str] = set()
@@ -84,7 +86,7 @@ def dsg_rows(path: Path, base: EvalRow) -> list[EvalRow]:
 
 @dataclass(frozen=True)
 class Question:
-    """One answer; `parents` None where the annotation of what the question depends on is not numbers."""
+    """One answer. `parents` is None where the annotation of what the question depends on is no list of numbers."""
 
     where: str
     is_yes: bool
@@ -92,7 +94,7 @@ class Question:
 
 
 def _check_source(row: Row, models: set[str]) -> None:
-    """One model, whose names so far are `models`, and questions of DSG."""
+    """Raises `ConfigError` unless all rows are of one model and of DSG's questions; `models` are the names so far."""
     where, values = row
     models.add(str(values.get("t2i_model", "")))
     if len(models) > 1:
@@ -107,13 +109,13 @@ def _question(row: Row) -> Question:
 
 
 def _parents(row: Row) -> tuple[int, ...] | None:
-    """The questions that must be answered yes first; 0 stands for none."""
+    """Returns the questions that must be answered yes first; 0 in the file stands for none."""
     named = row[1].get("dependency_id")
     if named is None or named == "":
         raise ConfigError(f"{row[0]}: expected '0' or the ids of questions, as '1,2', in 'dependency_id'.")
     parts = [str(part).strip() for part in (named if isinstance(named, list) else str(named).split(","))]
     if not all(_is_whole(part) for part in parts):
-        return None  # DSG-1k has eight items like '5, background'; DSG's script then heeds no dependency of the item
+        return None  # DSG-1k has eight items like '5, background'; DSG's script then ignores the item's dependencies
     return tuple(int(part) for part in parts if int(part) != 0)
 
 
@@ -125,12 +127,12 @@ def _number(row: Row, column: str) -> int:
 
 
 def _is_whole(text: str) -> bool:
-    """Whether `text` is the number of a question."""
+    """Return whether `text` is the number of a question."""
     return text.isdecimal() and len(text) <= MAX_DIGITS
 
 
 def _item_score(item_id: str, questions: dict[int, Question]) -> float:
-    """Share of the questions that are answered yes, as are all of their parents."""
+    """Returns the share of the questions that are answered yes and whose parents are all answered yes."""
     heed = all(question.parents is not None for question in questions.values())
     valid = 0
     for question in questions.values():
@@ -143,13 +145,13 @@ def _item_score(item_id: str, questions: dict[int, Question]) -> float:
 
 
 def _category(item_id: str) -> str:
-    """DSG-1k's, or else what stands before the number: 'custom' of 'custom_12'."""
+    """Returns the category of DSG-1k, or else what stands before the number: 'custom' of 'custom_12'."""
     known = [category for begin, category in DSG_CATEGORIES.items() if item_id.startswith(begin)]
     return known[0] if known else item_id.rpartition("_")[0] or item_id
 
 
 def _mean_row(base: EvalRow, metric: str, values: Sequence[float]) -> EvalRow:
-    """The mean over items, which are independent."""
+    """Returns the row of the mean over items, which are independent."""
     return _row(base, metric, fmean(values), normal_interval(values, 0.0, 1.0), len(values))
 
 

@@ -1,9 +1,9 @@
-"""Whether the judge of `shapes-geneval` reads pictures that the data's own drawing code did not draw.
+"""Checks that the judge of `shapes-geneval` reads pictures which the data's own drawing code did not draw.
 
-The judge's templates are renders of that code, so that an error in it (circle and square exchanged, a moon turned
-round, two colours mixed up) is in the renders and in the judge alike, and renders cannot show it. The 40 pictures of
-`independent/` were drawn by another rasteriser from other outlines (`tests/draw_independent_pictures.py`), and were
-looked at; `captions.txt` beside them says what they show.
+The judge's templates are renders of that code, so that an error in it (circle and square exchanged, a moon rotated, two
+colours mixed up) is in the renders and in the judge alike, and renders cannot reveal it. The 40 pictures of
+`independent/` were drawn by another rasteriser from other outlines (`tests/draw_independent_pictures.py`) and were
+checked by eye; `captions.txt` beside them says what they show.
 
 Legend: B images, C channels, H rows, W columns.
 """
@@ -29,7 +29,7 @@ FOLDER = Path(__file__).with_name("independent")
 
 @dataclass(frozen=True)
 class Misread:
-    """One picture on which the judge denies the caption."""
+    """One picture whose caption the judge denies."""
 
     file: str
     caption: str
@@ -42,14 +42,14 @@ class Misread:
         return list(wanted - Counter(thing.shape for thing in self.verdict.found if thing.shape))
 
     def __str__(self) -> str:
-        """`'a circle' (00.png), in which it sees yellow square`."""
+        """Returns a description such as `'a circle' (00.png), in which it sees yellow square`."""
         seen = " and ".join(f"{thing.color} {thing.shape or 'thing of no shape'}" for thing in self.verdict.found)
         return f"{self.caption!r} ({self.file}), in which it sees {seen or 'nothing'}"
 
 
 @dataclass(frozen=True)
 class IndependentPictures:
-    """Float32 [B, 3, H, W] in [-1, 1], the name of each file and its caption."""
+    """Pictures, float32 [B, 3, H, W] in [-1, 1], with the name of each file and its caption."""
 
     images_BCHW: Tensor
     files: list[str]
@@ -57,12 +57,12 @@ class IndependentPictures:
 
     @property
     def assertions(self) -> list[Assertion]:
-        """What the captions say."""
+        """The assertions of the captions."""
         return [parse(caption) for caption in self.captions]
 
 
 def independent_pictures(folder: Path = FOLDER) -> IndependentPictures:
-    """Those that ship with the package."""
+    """Loads the pictures that ship with the package."""
     lines = (folder / "captions.txt").read_text(encoding="utf-8").splitlines()
     files, captions = zip(*(line.split("\t") for line in lines), strict=True)
     images = []
@@ -73,14 +73,14 @@ def independent_pictures(folder: Path = FOLDER) -> IndependentPictures:
 
 
 def misread_pictures(pictures: IndependentPictures) -> list[Misread]:
-    """The pictures on which the judge denies what their caption says; none when all is well."""
+    """Returns the pictures whose caption the judge denies; none when the judge is right."""
     verdicts = judge(pictures.images_BCHW, pictures.assertions)
     found = zip(pictures.files, pictures.captions, verdicts, strict=True)
     return [Misread(file, caption, verdict) for file, caption, verdict in found if not verdict.correct]
 
 
 def require_all_read(misread: Sequence[Misread], num_pictures: int) -> None:
-    """Return when no picture was misread; else a `RunFailedError` that names the shapes that were not recognised."""
+    """Raises `RunFailedError` that names the shapes which were not recognised, if any picture was misread."""
     if not misread:
         return
     shapes = Counter(shape for each in misread for shape in each.missing_shapes)

@@ -1,11 +1,12 @@
-"""What generating an image costs, measured for many runs side by side: seconds, peak memory, FLOPs.
+"""The cost of generating an image, measured for many runs side by side: seconds, peak memory, FLOPs.
 
 Every run samples whole images, caption and null caption in one call, with the same batch, steps and guidance. Runs take
-turns round by round, so that a machine that slows down slows all of them, and the median over rounds is recorded.
-Routing may depend on the weights, so each run is timed with its own.
+turns round by round, so that a machine that slows down slows all of them; the median over rounds is recorded. Routing
+may depend on the weights, so that each run is timed with its own.
 
-Peak memory is that of all tensors alive at once, weights included: the allocator's own peak on an accelerator, counted
-operation by operation on a CPU, where a process has no such number. FLOPs are the budget's, times the calls made.
+Peak memory is that of all tensors alive at once, weights included. On an accelerator it is the peak of the allocator;
+on a CPU, where a process has no such number, it is counted operation by operation. FLOPs are those of the budget, times
+the number of passes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ BYTES_PER_GIB = 2**30
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a run costs over dense of the same depth, as a share (0.2: 20% more); the paper's 3% against 23%."""
+    """The costs of a run relative to dense of the same depth, as a share (0.2: 20% more).
+
+    The paper reports 3% in theory and 23% measured.
+    """
 
     params_active: float
     flops: float
@@ -48,9 +52,9 @@ def measure_inference(
     rounds: int,
     on_round: Callable[[], None] = lambda: None,
 ) -> list[list[EvalRow]]:
-    """Rows of each run, sampling `batch_images` at a time by its entry of `settings`.
+    """Returns the rows of each run, which samples `batch_images` at a time by its entry of `settings`.
 
-    Seconds per image: the median over `rounds`.
+    Seconds per image are the median over `rounds`.
     """
     jobs = [_Job(run, of_run, batch_images) for run, of_run in zip(runs, settings, strict=True)]
     peaks = [job.peak_memory_gib() for job in jobs]
@@ -67,7 +71,7 @@ def measure_inference(
 
 
 def overhead_over_dense(runs: Sequence[LoadedRun], seconds: Sequence[float]) -> list[Overhead | None]:
-    """Of each run over the dense runs of the same preset, depth and width among them; None without one."""
+    """Returns the overhead of each run over the dense runs of the same preset, depth and width; None without one."""
     found: list[Overhead | None] = []
     for run, mine in zip(runs, seconds, strict=True):
         dense = [(other, theirs) for other, theirs in zip(runs, seconds, strict=True) if _is_dense_of(other, run)]
@@ -87,27 +91,27 @@ def overhead_over_dense(runs: Sequence[LoadedRun], seconds: Sequence[float]) -> 
 
 
 def _is_dense_of(dense: LoadedRun, run: LoadedRun) -> bool:
-    """Whether `dense` is the backbone of `run` without its experts."""
+    """Return whether `dense` is the backbone of `run` without its experts."""
     return dense.config.routing.name == "dense" and dense.config.model == run.config.model
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One run, and how it samples."""
+    """One run with the settings of its sampler."""
 
     run: LoadedRun
     settings: SamplerSettings
     batch_images: int
 
     def peak_memory_gib(self) -> float:
-        """Of one call with both branches of guidance, after a call that warms the model up."""
+        """Returns the peak of one call with both branches of guidance, after a call that warms the model up."""
         one_call = SamplerSettings(1, Guidance(self.settings.guidance.scale))
         self._sample(one_call)
         device = current_device()
         if device.type != "cpu":
             others = torch.accelerator.memory_allocated() - self._weight_bytes()
             torch.accelerator.reset_peak_memory_stats()
-            self._sample(one_call, lambda time, output: None)  # computed anew: a recorded pass keeps its own memory
+            self._sample(one_call, lambda time, output: None)  # not replayed: a recorded pass keeps its own memory
             return float(torch.accelerator.max_memory_allocated() - others) / BYTES_PER_GIB
         tracker = MemTracker()
         tracker.track_external(self.run.model)
@@ -120,7 +124,7 @@ class _Job:
         return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
     def flops_per_image(self) -> float:
-        """Forward FLOPs of one image times how often an image passes through the model."""
+        """Returns the forward FLOPs of one image times the number of its passes through the model."""
         passes = 0
 
         def count(time: float, output: DiTOutput) -> None:
@@ -131,7 +135,7 @@ class _Job:
         return self.run.record.flops_per_image * passes / self.batch_images
 
     def seconds_per_image(self) -> float:
-        """Of one batch."""
+        """Returns the seconds of one batch, divided by its images."""
         _synchronize()
         started = time.perf_counter()
         self._sample(self.settings)
@@ -139,7 +143,7 @@ class _Job:
         return (time.perf_counter() - started) / self.batch_images
 
     def rows(self, values: dict[str, float], seconds: Sequence[float]) -> list[EvalRow]:
-        """One row per value."""
+        """Returns one row per value."""
         settings = {
             "batch_images": self.batch_images,
             "steps": self.settings.num_steps,

@@ -1,8 +1,9 @@
-"""95% intervals: of a proportion, of the mean of the proportions of several groups, of the mean of any values.
+"""95% intervals of a proportion, of the mean of the proportions of several groups, and of the mean of any values.
 
-A proportion gets Wilson's score interval, which stays inside [0, 1] and keeps a width where everything or nothing
-succeeded (E. B. Wilson, JASA 1927). A mean over groups has as many terms as there are kinds of questions; the groups
-are fixed, only the images in them are drawn, so its variance is that of the proportions and not that between groups.
+A proportion gets Wilson's score interval, which stays inside [0, 1] and has a positive width where everything or
+nothing succeeded (E. B. Wilson, JASA 1927). A mean over groups has one term for each kind of question. The groups are
+fixed and only the images in them are drawn, so that its variance comes from the proportions, and not from the
+differences between groups.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Z_95 = 1.959963984540054  # the normal distribution has 95% of its mass within t
 
 
 def wilson(successes: int, total: int) -> tuple[float, float]:
-    """Both ends, in [0, 1], of the interval of the proportion `successes / total`; (0, 1) when nothing was counted."""
+    """Returns the ends, in [0, 1], of the interval of `successes / total`; (0, 1) when nothing was counted."""
     assert 0 <= successes <= total
     if total == 0:
         return 0.0, 1.0
@@ -23,16 +24,17 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
     centre = (share + Z_95**2 / (2 * total)) / shrink
     half_width = Z_95 / shrink * sqrt(share * (1 - share) / total + Z_95**2 / (4 * total**2))
     return (
-        0.0 if successes == 0 else max(0.0, centre - half_width),  # exact ends, free of rounding
+        0.0 if successes == 0 else max(0.0, centre - half_width),  # exact, without rounding
         1.0 if successes == total else min(1.0, centre + half_width),
     )
 
 
 def mean_interval(groups: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    """Both ends, in [0, 1], of the normal interval of the mean over `groups` (successes, total) of their proportions.
+    """Returns the ends, in [0, 1], of the normal interval of the mean of the proportions of `groups`.
 
-    A group's variance is taken at Wilson's centre, not at its share: a group in which all (or none) succeeded is not
-    known exactly. Where most groups are near 0 or 1 the interval errs on the wide side. At least one group, none empty.
+    `groups` are (successes, total), at least one and none empty. The variance of a group is taken at Wilson's centre
+    and not at its proportion, because a group in which all (or none) succeeded is not known exactly. Where most groups
+    are near 0 or 1 the interval is rather too wide.
     """
     assert groups
     assert all(0 <= successes <= total and total > 0 for successes, total in groups)
@@ -43,9 +45,9 @@ def mean_interval(groups: Sequence[tuple[int, int]]) -> tuple[float, float]:
 
 
 def normal_interval(values: Sequence[float], least: float, most: float) -> tuple[float | None, float | None]:
-    """Both ends of the normal interval of the mean of independent `values`, kept inside [least, most].
+    """Returns the ends of the normal interval of the mean of independent `values`, clipped to [least, most].
 
-    (None, None) for fewer than two values: they do not tell how far they spread.
+    Returns (None, None) for fewer than two values, which do not show their spread.
     """
     if len(values) < 2:
         return None, None
@@ -54,6 +56,9 @@ def normal_interval(values: Sequence[float], least: float, most: float) -> tuple
 
 
 def _variance(successes: int, total: int) -> float:
-    """Of a group's proportion, at the share with z^2 / 2 successes and as many failures added: Wilson's centre."""
+    """Returns the variance of a group's proportion, taken at Wilson's centre.
+
+    That is the proportion with z^2 / 2 successes and as many failures added.
+    """
     share = (successes + Z_95**2 / 2) / (total + Z_95**2)
     return share * (1 - share) / total

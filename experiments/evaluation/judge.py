@@ -1,13 +1,13 @@
 """The judge of `shapes-geneval`: which objects a picture of the `shapes` data shows, and if a caption is true of it.
 
-No training and no weights. A pixel belongs to the colour it is nearest to, or to the background; pixels of one colour
-that touch are one thing; a thing is the shape, radius and place whose render (from `shapes.py`, a little blurred)
-differs least from it. A thing that is like no shape has `shape` None: it counts as an object and matches no word.
-How often this agrees with the truth is measured in `judge_check.py`, on renders and on pictures that were drawn without
-`shapes.py`; scores over many captions are in `alignment.py`.
+It needs no training and no weights. A pixel belongs to the nearest colour, or to the background; touching pixels of one
+colour are one thing. A thing gets the shape, radius and place whose render (from `shapes.py`, slightly blurred) differs
+least from it. A thing that is like no shape has `shape` None: it counts as an object and matches no word.
+`judge_check.py` measures how often this agrees with the truth, on renders and on pictures that were drawn without
+`shapes.py`; `alignment.py` computes scores over many captions.
 
 The rules are GenEval's six kinds (Ghosh et al., arXiv 2310.11513) made strict: a caption of this data names every
-object of its scene, so a picture that shows more than the caption says is wrong, as well as one that shows less.
+object of its scene, so that a picture that shows more than the caption says is wrong, as well as one that shows less.
 
 Legend: B images, C channels, H rows, W columns, R reference colours, S shifts, K templates, P pixels of a window.
 Lengths are in pixels; at another image size than 32 the picture is scaled to 32 first. Pictures of fewer than 16 pixels
@@ -38,17 +38,17 @@ Floats = NDArray[np.float32]
 Reason = Literal["right", "missing", "extra", "shape", "colour", "relation"]
 
 SMOOTHING = 0.6
-"""Standard deviation of the blur before pixels are told apart: noise of one pixel is not a thing."""
+"""The standard deviation of the blur before pixels are classified, so that noise of single pixels makes no thing."""
 MIN_AREA = 14
-"""Pixels that make a thing; the smallest object of the data has 33."""
+"""The least number of pixels of a thing; the smallest object of the data has 33."""
 MAX_MISFIT = 0.2
-"""Squared difference to the best template over the template's own square: above it, a thing is no shape.
+"""The largest squared difference to the best template, over the template's own square, at which a thing is a shape.
 
-Twice what 999 of 1,000 true things have under the degradations of `judge_check.py`, so that a shape which a model draws
-badly still counts. The price is that a shape is named where nobody would name one: of random blobs as large as objects,
+It is twice what 999 of 1,000 true things have under the degradations of `judge_check.py`, so that a shape which a model
+draws badly still counts. The price is that some shapeless things get a shape: of random blobs as large as objects,
 about half are below the limit when they are ragged, and nine of ten when they are smooth and round
 (`tests/unit/evaluation/test_judge.py` measures both). The score therefore says which of the eight shapes a thing is
-most like, and not that it is well drawn; how far images are from the data as a whole is `frechet.py`'s.
+most like, and not that it is well drawn; `frechet.py` measures how far images are from the data as a whole.
 """
 WINDOW = 24
 RADII = np.arange(4.0, 9.01, 0.25)
@@ -56,12 +56,12 @@ BLURS = (0.6, 1.2)
 SHIFTS = (-1, 0, 1)
 SUBPIXELS = (0.0, 0.5)
 GREYS = (0.5, 0.6)
-"""A background pixel: mean within the first of zero, channels within the second of each other."""
+"""The limits of a background pixel: of the absolute mean of its channels, and of their range."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One thing in a picture; `shape` is None where it is like none. `misfit` is what `MAX_MISFIT` limits."""
+    """One thing in a picture; `shape` is None where it is like none. `MAX_MISFIT` is the limit of `misfit`."""
 
     color: str
     shape: str | None
@@ -73,7 +73,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a picture shows what a caption says, and if not, the first thing that is wrong."""
+    """The verdict on a picture and a caption: whether it is true, and if not, the first thing that is wrong."""
 
     correct: bool
     reason: Reason
@@ -81,7 +81,10 @@ class Verdict:
 
 
 def find_objects(images_BCHW: Tensor) -> list[list[Found]]:
-    """The things in each image of float32 [B, 3, H, W] in [-1, 1]; a `RunFailedError` where they are not finite."""
+    """Returns the things in each of the images, float32 [B, 3, H, W] in [-1, 1].
+
+    Raises `RunFailedError` where the images are not finite.
+    """
     require_finite_images(images_BCHW)
     scale = images_BCHW.shape[-1] / SIZE
     images_BCHW = images_BCHW.float().cpu()
@@ -92,12 +95,12 @@ def find_objects(images_BCHW: Tensor) -> list[list[Found]]:
 
 
 def judge(images_BCHW: Tensor, assertions: Sequence[Assertion]) -> list[Verdict]:
-    """One verdict for each image, on the assertion in its place."""
+    """Returns one verdict for each image, on the assertion at the same index."""
     return [verdict(things, assertion) for things, assertion in zip(find_objects(images_BCHW), assertions, strict=True)]
 
 
 def verdict(found: Sequence[Found], assertion: Assertion) -> Verdict:
-    """Yes, or the first of: something missing, something extra, a wrong shape, colour or relation."""
+    """Returns yes, or the first of: something missing, something extra, a wrong shape, colour or relation."""
     wanted = [term for term in assertion.terms for _ in range(term.count)]
     return Verdict((reason := _reason(found, wanted, assertion)) == "right", reason, tuple(found))
 
@@ -153,7 +156,7 @@ def _things(image_CHW: Floats) -> list[Found]:
 
 
 def _background(smooth_CHW: Floats) -> float:
-    """The grey between the things."""
+    """Returns the grey level between the things."""
     mean_HW = smooth_CHW.mean(axis=0)
     is_grey_HW = (np.ptp(smooth_CHW, axis=0) < GREYS[1]) & (np.abs(mean_HW) < GREYS[0])
     return float(np.median(mean_HW[is_grey_HW])) if is_grey_HW.any() else 0.0
@@ -162,7 +165,7 @@ def _background(smooth_CHW: Floats) -> float:
 def _coverage(
     image_CHW: Floats, color_C: Floats, grey: float, mine_HW: NDArray[np.bool_], others_HW: NDArray[np.bool_]
 ) -> Floats:
-    """How much of each pixel near one thing it covers, in [0, 1]; nothing where another is nearer."""
+    """Returns the share [H, W] of each pixel that one thing covers, in [0, 1]; 0 where another thing is nearer."""
     contrast_C = color_C - grey
     cover_HW = np.einsum("c,chw->hw", contrast_C, image_CHW - grey) / (contrast_C @ contrast_C)
     near_HW = ndimage.binary_dilation(mine_HW, np.ones((3, 3)), iterations=2) & ~ndimage.binary_dilation(others_HW)
@@ -172,7 +175,7 @@ def _coverage(
 
 @dataclass(frozen=True)
 class _Bank:
-    """Templates [K, P P] whose centroid is the middle of the window plus a part of a pixel, and what each shows."""
+    """Templates [K, P P], centred in the window up to a fraction of a pixel, and what each of them shows."""
 
     templates_KP: Floats
     squares_K: Floats
@@ -183,7 +186,7 @@ class _Bank:
 
 @cache
 def _bank() -> _Bank:
-    """Every shape at every radius, blur and part of a pixel."""
+    """Returns templates of every shape at every radius, blur and fraction of a pixel."""
     middle = WINDOW / 2
     rows: list[tuple[Floats, str, float, tuple[float, float]]] = []
     for shape in SHAPES:
@@ -213,13 +216,13 @@ def _render(shape: str, x: float, y: float, radius: float) -> Floats:
 
 
 def _centroid(cover_HW: Floats) -> tuple[float, float]:
-    """(x, y), pixel centres at halves."""
+    """Returns (x, y); the centre of a pixel is at one half."""
     y, x = ndimage.center_of_mass(cover_HW)
     return float(x) + 0.5, float(y) + 0.5
 
 
 def _fit(cover_HW: Floats, color: str) -> Found:
-    """The template that differs least, over a few places of the window."""
+    """Returns the thing with the template that differs least, tried at a few shifts of the window."""
     bank = _bank()
     x, y = _centroid(cover_HW)
     padded = np.pad(cover_HW, WINDOW)

@@ -1,11 +1,11 @@
-"""How often the judge of `shapes-geneval` is right, measured on renders whose content is known.
+"""Measures how often the judge of `shapes-geneval` is right, on renders whose content is known.
 
-True pairs are an image and its own caption: the answer is yes. Shuffled pairs are an image and the caption of another
-image of the same kind: mostly no, and yes as often as that caption happens to be true, which is the chance that a
-judge that knew nothing of the caption could not stay below. The images are blurred and noisy as a sampler leaves them.
+True pairs are an image and its own caption: the right answer is yes. Shuffled pairs are an image and the caption of
+another image of the same kind: the right answer is mostly no, and yes as often as that caption happens to be true. The
+images are blurred and noisy, as those of a sampler are.
 
-Renders cannot show an error of the drawing code, because the judge's templates have it too. The last row is therefore
-measured on pictures that were drawn without that code (`independent_check.py`).
+Renders cannot reveal an error of the drawing code, because the judge's templates have the same error. The last row is
+therefore measured on pictures that were drawn without that code (`independent_check.py`).
 """
 
 from __future__ import annotations
@@ -26,46 +26,46 @@ from experiments.evaluation.intervals import wilson
 from experiments.evaluation.judge import Found, find_objects, verdict
 
 DEGRADATIONS = ((0.0, 0.0), (0.8, 0.0), (1.2, 0.0), (0.0, 0.2), (0.8, 0.2), (1.2, 0.1))
-"""(standard deviation of a Gaussian blur in pixels, of the noise on [-1, 1])."""
+"""Pairs of standard deviations: of a Gaussian blur in pixels, and of noise on the scale [-1, 1]."""
 SPLITS: tuple[Split, ...] = ("validation", "held_out")
 Source = Split | Literal["independent"]
-"""Where judged pictures are from: renders of a split, or pictures drawn without the data's drawing code."""
+"""The source of judged pictures: renders of a split, or pictures drawn without the data's drawing code."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One split under one degradation, or the independent pictures. Shares are of `num_images` pairs."""
+    """The result for one split under one degradation, or for the independent pictures; shares are of `num_images`."""
 
     split: Source
     blur: float
     noise: float
     num_images: int
     num_right: int
-    """True pairs that the judge answers with yes."""
+    """The number of true pairs that the judge answers with yes."""
     num_yes_shuffled: int | None = None
-    """None for the independent pictures, of which no facts but their captions are known."""
+    """The number of shuffled pairs answered with yes; None for the independent pictures, which are not shuffled."""
     num_true_shuffled: int | None = None
-    """Shuffled pairs whose caption is true all the same."""
+    """The number of shuffled pairs whose caption happens to be true."""
     misread: tuple[Misread, ...] = ()
-    """The independent pictures on which the judge denies the caption."""
+    """The independent pictures whose caption the judge denies."""
 
     @property
     def agreement(self) -> float:
-        """Share of true pairs answered with yes."""
+        """The share of true pairs answered with yes."""
         return self.num_right / self.num_images
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of `agreement`."""
+        """The 95% interval of `agreement`."""
         return wilson(self.num_right, self.num_images)
 
 
 def check_judge(
     num_images: int, seed: int = 0, on_images: Callable[[int], None] = lambda num: None
 ) -> Iterator[Checked]:
-    """Every split under every degradation, `num_images` each, then the independent pictures.
+    """Yields the results of every split under every degradation, `num_images` each, then of the independent pictures.
 
-    `on_images` is told how many were just judged.
+    `on_images` is called with the number of images that were just judged.
     """
     random = np.random.default_rng(seed)
     for split in SPLITS:
@@ -91,14 +91,14 @@ def check_judge(
 
 
 def degrade(images_BCHW: Floats32, blur: float, noise: float, random: np.random.Generator) -> Floats32:
-    """Blurred by `blur` pixels, with normal noise of deviation `noise` on top, within [-1, 1]."""
+    """Returns images blurred by `blur` pixels, plus normal noise of deviation `noise`, clipped to [-1, 1]."""
     blurred = ndimage.gaussian_filter(images_BCHW, (0, 0, blur, blur)) if blur else images_BCHW
     noisy: Floats32 = blurred + noise * random.standard_normal(blurred.shape, dtype=np.float32)
     return noisy.clip(-1, 1)
 
 
 def shuffled_within_kinds(assertions: Sequence[Assertion], random: np.random.Generator) -> list[Assertion]:
-    """To each the assertion of another image of the same kind, as far as there are two."""
+    """Returns for each image the assertion of another image of the same kind, where there are at least two."""
     shuffled = list(assertions)
     for kind in KINDS:
         places = random.permutation([place for place, each in enumerate(assertions) if each.kind == kind])
@@ -108,7 +108,7 @@ def shuffled_within_kinds(assertions: Sequence[Assertion], random: np.random.Gen
 
 
 def is_true_of(scene: Scene, assertion: Assertion) -> bool:
-    """Whether an assertion is true of a scene, from its facts."""
+    """Return whether an assertion is true of a scene, computed from the objects of the scene."""
     things = [Found(thing.color, thing.shape, thing.x, thing.y, thing.radius, 0.0) for thing in scene.objects]
     return verdict(things, assertion).correct
 

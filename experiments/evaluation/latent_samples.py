@@ -1,7 +1,8 @@
 """Images of a run on latents: captions of its validation set, sampled as latents and decoded by the data set's VAE.
 
-The features of these captions lie in the data set, so neither T5 nor CLIP is needed. The VAE is found where it was when
-the data set was made, or where the user says; another one is refused, because it would decode something else.
+The features of these captions are stored in the data set, so that neither T5 nor CLIP is needed. The VAE is looked for
+where it was when the data set was made, or where the user says; a different one is refused, because it would decode the
+latents wrongly.
 
 Legend: B images of a batch, C channels, H, W height and width.
 """
@@ -27,7 +28,7 @@ from experiments.evaluation.settings import Conditions
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Float32 [B, 3, H, W] in [-1, 1] on the CPU, those of a caption one after the other, and the captions."""
+    """Decoded images, float32 [B, 3, H, W] in [-1, 1] on the CPU, all of one caption together, and the captions."""
 
     images_BCHW: Tensor
     captions: list[str]
@@ -42,10 +43,10 @@ def sample_validation(
     data_set: Path | None = None,
     on_call: Callable[[], None] = lambda: None,
 ) -> DecodedImages:
-    """Images of the first captions of the validation set; fewer captions where it has fewer.
+    """Samples images of the first captions of the validation set; fewer captions where it has fewer.
 
-    Raises `ConfigError` before anything is sampled: no data set, another one, no VAE, another one; and `RunFailedError`
-    where what is sampled is not finite.
+    Raises `ConfigError` before anything is sampled, where the data set or the VAE is missing or a different one, and
+    `RunFailedError` where the sampled latents are not finite.
     """
     source = LatentImages(data_set or Path(run.config.data.path or ""), run.config.data)
     decoder = open_decoder(source.index, vae, current_device())
@@ -69,7 +70,7 @@ def sample_validation(
 
 
 def open_decoder(index: DataSetIndex, vae: str | None, device: torch.device) -> Autoencoder:
-    """The VAE that made the latents; a `ConfigError` where it is not to be had, or is another one."""
+    """Opens the VAE that made the latents. Raises `ConfigError` where it is missing or a different one."""
     entry, folder = find_encoder("vae", vae or index.vae.path)
     if entry.sha256 != index.vae.sha256:
         raise ConfigError(f"--vae {entry.path} is not the VAE that made the data set.", "Name that one with --vae.")

@@ -1,5 +1,6 @@
-"""A trained model from its run folder or its exported weights, without DeepSpeed's engine and without executing
-anything that was saved.
+"""Loads a trained model from its run folder or its exported weights, without DeepSpeed's engine.
+
+Nothing that was saved is executed.
 """
 
 from __future__ import annotations
@@ -50,11 +51,12 @@ class LoadedRun:
 def load_run(
     run_dir: RunDir, weights: Weights, say: Callable[[str], None], precision: Precision | None = None
 ) -> LoadedRun:
-    """The newest whole checkpoint of a run, on the current device; in the precision it was trained in unless given.
+    """Loads the newest whole checkpoint of a run, or a folder of `ecdit export-weights`, to the current device.
 
-    The same from a folder of `ecdit export-weights`. Raises `RecordError` for what is neither, and for settings of
-    which no model can be built; `CheckpointError` where there is no checkpoint, or where weights do not fit the model
-    or are not finite. Nothing larger than the files of weights is made before it is known that they fit.
+    The model is in the precision it was trained or exported in, unless `precision` is given. Raises `RecordError` for
+    what is neither, and for settings of which no model can be built; `CheckpointError` where there is no checkpoint, or
+    where weights do not fit the model or are not finite. Until it is known that the weights fit, nothing larger than
+    their files is allocated.
     """
     if os.path.lexists(run_dir.exported):
         return _load_exported(run_dir, weights, precision)
@@ -100,10 +102,10 @@ def _loaded(
 
 
 def require_same_sizes(config: RunConfig, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
-    """Return when tensors of these shapes have the sizes that the parameters of `config` have; else `CheckpointError`.
+    """Raises `CheckpointError` unless tensors of these shapes have the sizes of the parameters of `config`.
 
-    By arithmetic and lazily, because a config from elsewhere may ask for 10^7 layers: to build that model, in order to
-    see that it is another one, takes all memory.
+    The sizes are computed from the config, and lazily, because a config from elsewhere may ask for 10^7 layers: to
+    build that model, only to find that it does not fit, would take all memory.
     """
     expected = (size for size, _ in tensor_sizes(config))
     if sorted(islice(expected, len(shapes) + 1)) != sorted(map(math.prod, shapes.values())):
@@ -118,7 +120,7 @@ def _not_of_this_model(path: Path) -> CheckpointError:
 
 
 def require_shapes(run: LoadedRun) -> LoadedRun:
-    """The run; a `ConfigError` where it makes latents, of which nothing that judges shapes can be measured."""
+    """Returns the run. Raises `ConfigError` where it makes latents, which the judge of shapes cannot read."""
     if run.config.data.name != "shapes":
         raise ConfigError(
             f"{run.run_dir.path} was trained with data.name={run.config.data.name}: this is measured on shapes only.",
@@ -128,6 +130,6 @@ def require_shapes(run: LoadedRun) -> LoadedRun:
 
 
 def current_device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
+    """Returns the accelerator where there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")

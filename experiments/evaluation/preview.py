@@ -1,7 +1,7 @@
 """Sample grids and routing maps while a run trains: PNG files in the run's `samples/`, mirrored to W&B.
 
-A routing map shows how many experts processed each token, as a mean over the routed layers and the sampling steps (the
-form of EC-DIT's figure 6), beside the image it belongs to.
+A routing map shows how many experts processed each token, as a mean over the routed layers and the sampling steps (as
+in EC-DIT's figure 6), beside the image it belongs to.
 
 Legend: B images, C channels, H, W height and width, T tokens of an image.
 """
@@ -24,11 +24,11 @@ from experiments.records.writer import RecordWriter
 from experiments.training.engine import Engine
 
 PREVIEW_SCALE = 4
-"""Pixels on the screen for each pixel of an image."""
+"""Screen pixels for each pixel of an image."""
 
 
 class ComputeMap:
-    """Mean number of experts per token, over routed layers and calls of the model."""
+    """Accumulates the mean number of experts per token, over routed layers and calls of the model."""
 
     def __init__(self, num_images: int) -> None:
         self.num_images = num_images
@@ -36,7 +36,7 @@ class ComputeMap:
         self.num_layers = 0
 
     def watch(self, time: float, output: DiTOutput) -> None:
-        """Count the conditional half of one call."""
+        """Counts the conditional half of one call."""
         for answer in output.feed_forward:
             if answer.assignment is not None:
                 counts_BT = answer.experts_per_token_BT[: self.num_images].float().cpu()
@@ -44,7 +44,7 @@ class ComputeMap:
                 self.num_layers += 1
 
     def maps(self) -> Tensor | None:
-        """[B, side, side], or None when nothing is routed."""
+        """Returns the maps [B, side, side], or None when nothing is routed."""
         if self.sum_BT is None:
             return None
         side = round(self.sum_BT.shape[1] ** 0.5)
@@ -52,9 +52,9 @@ class ComputeMap:
 
 
 def preview(engine: Engine, config: RunConfig, images_seen: int, writer: RecordWriter | None) -> None:
-    """Sample the first validation captions with the weights as they are; an observer of the training loop.
+    """Samples the first validation captions with the weights as they are; it is an observer of the training loop.
 
-    The process that writes does it, and where layers need all processes, all do the same.
+    Only the process that writes samples, unless the layers are collective: then all processes do the same work.
     """
     num_images = min(config.eval.sample_images, config.eval.images)
     if num_images == 0 or (writer is None and not engine.layers_are_collective):
@@ -75,7 +75,7 @@ def preview(engine: Engine, config: RunConfig, images_seen: int, writer: RecordW
 
 
 def grid(images_BCHW: Tensor, columns: int = 8, scale: int = PREVIEW_SCALE) -> Image.Image:
-    """Images in [-1, 1] side by side with a thin white gap, each pixel `scale` wide."""
+    """Returns images in [-1, 1] side by side with a thin white gap, each pixel `scale` wide."""
     big = F.interpolate(images_BCHW, scale_factor=scale, mode="nearest")
     framed = F.pad(big, (2, 2, 2, 2), value=1.0)
     missing = -len(framed) % columns
@@ -86,7 +86,7 @@ def grid(images_BCHW: Tensor, columns: int = 8, scale: int = PREVIEW_SCALE) -> I
 
 
 def _as_images(maps_BHW: Tensor, size: int) -> Tensor:
-    """Heat maps as grey images [B, 3, H, W] in [-1, 1]: black is 0 experts, white the most of this set."""
+    """Returns heat maps as grey images [B, 3, H, W] in [-1, 1]: black is 0 experts, white the most in this set."""
     scaled = maps_BHW / maps_BHW.max().clamp(min=1e-6) * 2 - 1
     return F.interpolate(scaled[:, None], size=(size, size), mode="nearest").expand(-1, 3, -1, -1)
 

@@ -1,10 +1,10 @@
-"""FID and CLIP score, by torchmetrics, with networks whose weights the user has.
+"""FID and CLIP score, by torchmetrics, with networks whose weights the user provides.
 
-FID (Heusel et al. 2017): the Frechet distance between real and generated images in the 2048 features of InceptionV3, in
-torch-fidelity's port of the original network with the original's resizing of small images; sums in float64. CLIP score
-(Hessel et al. 2021): 100 max(cos(image, caption), 0) for each image, the mean over images; in torchmetrics' units, 0 to
-100. Nothing is ever downloaded. The extra `ecdit[metrics]` has the libraries, which are imported only when asked for.
-The distance that needs no weights, `frechet-shapes`, is `frechet.py`'s.
+FID (Heusel et al. 2017) is the Frechet distance between real and generated images in the 2048 features of InceptionV3,
+in torch-fidelity's port of the original network with the original's resizing of small images; sums are in float64. CLIP
+score (Hessel et al. 2021) is 100 max(cos(image, caption), 0), averaged over images; it is in torchmetrics' units, 0 to
+100. Nothing is ever downloaded. The libraries are in the extra `ecdit[metrics]`, and are imported only when needed.
+`frechet.py` has the distance that needs no weights, `frechet-shapes`.
 
 Legend: B images, C channels (3), H, W height and width, F features.
 """
@@ -42,17 +42,17 @@ HASH_LENGTH = 12
 
 
 class ClipInputs(Protocol):
-    """What makes tensors of images or of captions, as torchmetrics calls it."""
+    """Makes tensors of images or of captions, as torchmetrics calls it."""
 
     def __call__(self, **inputs: Any) -> Mapping[str, Tensor]:
-        """`images` to pixel_values, or `text` to input_ids and attention_mask."""
+        """Turns `images` into pixel_values, or `text` into input_ids and attention_mask."""
 
 
 @dataclass(frozen=True)
 class Backbones:
     """The networks of the metrics that were asked for, on the CPU.
 
-    `inception` turns uint8 [B, C, H, W] into [B, F] and says its F in `num_features`; `settings` is by metric.
+    `inception` maps uint8 [B, C, H, W] to [B, F] and has F as `num_features`; `settings` are by metric.
     """
 
     inception: nn.Module | None = None
@@ -62,7 +62,7 @@ class Backbones:
 
 @dataclass(frozen=True)
 class MetricValue:
-    """A value over `num_samples` images; `low` and `high` end its 95% interval, where it has one."""
+    """A value over `num_samples` images; `low` and `high` are the ends of its 95% interval, where it has one."""
 
     value: float
     num_samples: int
@@ -71,9 +71,10 @@ class MetricValue:
 
 
 def load_backbones(metrics: Sequence[str], inception_weights: Path | None, clip_model: Path | None) -> Backbones:
-    """Load what `metrics` ask for among 'fid' and 'clip-score', from local files only; other metrics are not looked at.
+    """Loads the networks that `metrics` need for 'fid' and 'clip-score', from local files only.
 
-    `ConfigError`, in one line with the way out: no option, no such file, a damaged or another one, no library.
+    Raises `ConfigError`, in one line with the way out, where an option, a file or a library is missing, or a file is
+    damaged or a different one.
     """
     inception = _load_inception(inception_weights) if "fid" in metrics else None
     clip = _load_clip(clip_model) if "clip-score" in metrics else None
@@ -90,7 +91,7 @@ def load_backbones(metrics: Sequence[str], inception_weights: Path | None, clip_
 
 
 class RealMetrics:
-    """FID and CLIP score of one stream of images. Create one for each condition; they share their backbones."""
+    """Accumulates FID and CLIP score of one stream of images, one object for each condition; backbones are shared."""
 
     def __init__(self, backbones: Backbones, metrics: Sequence[str], device: torch.device) -> None:
         unknown = [metric for metric in metrics if metric not in REAL_METRICS]
@@ -105,13 +106,13 @@ class RealMetrics:
         assert backbones.clip is not None or "clip-score" not in metrics
 
     def add_real(self, images_BCHW: Tensor) -> None:
-        """Real images for FID, float32 [B, C, H, W] in [-1, 1]; no other metric looks at them."""
+        """Adds real images for FID, float32 [B, C, H, W] in [-1, 1]; no other metric uses them."""
         if self._fid is not None:
             self._fid.update(_bytes_of(images_BCHW).to(self._device), real=True)
             self._num_real += len(images_BCHW)
 
     def add(self, images_BCHW: Tensor, captions: Sequence[str]) -> None:
-        """Generated images, float32 [B, C, H, W] in [-1, 1], and what each was to show."""
+        """Adds generated images, float32 [B, C, H, W] in [-1, 1], and the caption of each."""
         assert len(images_BCHW) == len(captions)
         pixels_BCHW = _bytes_of(images_BCHW).to(self._device)
         self._num_generated += len(captions)
@@ -121,12 +122,12 @@ class RealMetrics:
             self._clip_scores += [self._clip_score(*pair) for pair in zip(pixels_BCHW, captions, strict=True)]
 
     def values(self) -> dict[str, MetricValue]:
-        """By metric. `ConfigError` when there are too few images for a covariance."""
+        """Returns the values by metric. Raises `ConfigError` when there are too few images for a covariance."""
         values: dict[str, MetricValue] = {}
         if self._fid is not None:
             if min(self._num_real, self._num_generated) < 2:
                 raise ConfigError("FID needs at least 2 images.", "Ask for more with --images N.")
-            distance = float(self._fid.compute())  # rounding takes that of equal images below 0
+            distance = float(self._fid.compute())  # rounding may make it negative for equal images
             values["fid"] = MetricValue(max(0.0, distance), self._num_generated)
         if "clip-score" in self._metrics:
             interval = normal_interval(self._clip_scores, 0.0, 100.0)
@@ -134,12 +135,12 @@ class RealMetrics:
         return values
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """By metric, the name of its backbone and the start of the weights' SHA-256: other weights, other values."""
+        """Returns, by metric, the name of its backbone and the start of the SHA-256 of the weights."""
         return {metric: dict(self._backbones.settings.get(metric, {})) for metric in self._metrics}
 
     @torch.inference_mode()
     def _clip_score(self, pixels_CHW: Tensor, caption: str) -> float:
-        """Of one image: torchmetrics has no interval, so the values of single images are needed."""
+        """Returns the score of one image; torchmetrics has no interval, for which single values are needed."""
         clip = self._backbones.clip
         score = _library("torchmetrics.functional.multimodal").clip_score
         return float(score(pixels_CHW, caption, lambda: clip))
@@ -151,13 +152,13 @@ def _frechet_inception_distance(inception: nn.Module | None, device: torch.devic
 
 
 def _bytes_of(images_BCHW: Tensor) -> Tensor:
-    """Uint8 [B, C, H, W], the form in which images are saved."""
+    """Returns uint8 [B, C, H, W], the form in which images are saved."""
     assert images_BCHW.shape[1] == 3
     return as_pixels(images_BCHW).permute(0, 3, 1, 2)
 
 
 class _InceptionFeatures(nn.Module):
-    """torch-fidelity's network, which answers with a tuple of the layers it was asked for."""
+    """Unpacks the features of torch-fidelity's network, which returns a tuple of the requested layers."""
 
     num_features = NUM_INCEPTION_FEATURES
 
@@ -166,14 +167,14 @@ class _InceptionFeatures(nn.Module):
         self.network = network
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Features [B, F] of uint8 images of any size."""
+        """Returns features [B, F] of uint8 images of any size."""
         (features_BF,) = self.network(pixels_BCHW)
         assert isinstance(features_BF, Tensor)
         return features_BF
 
 
 class _ClipFeatures(nn.Module):
-    """A CLIP model of transformers 5, whose features are in a field of what it returns; torchmetrics wants tensors."""
+    """A CLIP model of transformers 5 that returns tensors, as torchmetrics expects, and not objects with them."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -181,11 +182,11 @@ class _ClipFeatures(nn.Module):
         self.config = model.config
 
     def get_image_features(self, pixel_values: Tensor) -> Any:
-        """Projected features [B, F]."""
+        """Returns projected features [B, F]."""
         return self.model.get_image_features(pixel_values=pixel_values).pooler_output
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        """Projected features [B, F]."""
+        """Returns projected features [B, F]."""
         return self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
 
 
@@ -194,9 +195,9 @@ def _load_inception(path: Path | None) -> nn.Module:
         raise ConfigError("FID needs the weights of InceptionV3.", f"{INCEPTION_HINT} {INSTALL}")
     if not path.is_file():
         raise ConfigError(f"there is no file {path} with the weights of InceptionV3.", INCEPTION_HINT)
-    try:  # torch-fidelity unpickles with weights_only=False, which runs what a file says; so look first what is in it
+    try:  # torch-fidelity loads with weights_only=False, which executes what is pickled, so the file is checked first
         torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises for files of another kind is not documented
+    except Exception as error:  # torch does not document what it raises for other files
         raise ConfigError(f"{path} is damaged, or not a file of weights.", INCEPTION_HINT) from error
     _library("torchmetrics.image.fid")
     network = _library("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
@@ -204,7 +205,7 @@ def _load_inception(path: Path | None) -> nn.Module:
         weights = network(
             "inception-v3-compat", [str(NUM_INCEPTION_FEATURES)], feature_extractor_weights_path=str(path)
         )
-    except (RuntimeError, TypeError) as error:  # other keys or shapes; no dictionary
+    except (RuntimeError, TypeError) as error:  # other keys or shapes, or no dictionary
         raise ConfigError(f"the weights in {path} are not those of FID's InceptionV3.", INCEPTION_HINT) from error
     return _InceptionFeatures(weights).eval()
 
@@ -221,15 +222,15 @@ def _load_clip(folder: Path | None) -> tuple[nn.Module, ClipInputs]:
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
         inputs = _clip_inputs(transformers, folder, model.config.text_config.max_position_embeddings)
-    except Exception as error:  # what transformers raises for damaged files is not documented
+    except Exception as error:  # transformers does not document what it raises for damaged files
         raise ConfigError(f"{folder} cannot be read as a CLIP model: {_first_line(error)}.", CLIP_HINT) from error
-    if report["missing_keys"]:  # transformers would go on with random ones
+    if report["missing_keys"]:  # transformers would continue with random ones
         raise ConfigError(f"the weights in {folder} lack {min(report['missing_keys'])}.", CLIP_HINT)
     return _ClipFeatures(model.eval()), inputs
 
 
 def _check_clip_folder(folder: Path) -> None:
-    """A folder with a config of the CLIP family and with weights."""
+    """Raises `ConfigError` unless the folder has a config of the CLIP family and weights."""
     config = folder / "config.json"
     if not config.is_file():
         raise ConfigError(f"there is no CLIP model in {folder}: config.json is missing.", CLIP_HINT)
@@ -244,31 +245,31 @@ def _check_clip_folder(folder: Path) -> None:
 
 
 def _clip_weights(folder: Path) -> list[Path]:
-    """The files transformers reads, safetensors where there are any."""
+    """Returns the files that transformers reads, safetensors where there are any."""
     return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def _clip_inputs(transformers: Any, folder: Path, max_tokens: int) -> ClipInputs:
-    """The model's own preprocessing. Images by PIL: the backend of torchvision resizes to slightly other values."""
+    """Returns the model's own preprocessing, by PIL: torchvision's backend resizes slightly differently."""
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     images = transformers.CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
 
     def inputs(**given: Any) -> Any:
         if "images" in given:
             return images(given["images"], return_tensors="pt")
-        # cut here, where the end token is kept: CLIP reads its features off it
+        # truncated here, which keeps the end token: CLIP reads its features from it
         return tokenizer(given["text"], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
 
     return inputs
 
 
 def _library(name: str) -> Any:
-    """A module of the extra."""
+    """Imports a module of the extra. Raises `ConfigError` where it cannot be imported."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ConfigError(f"cannot import {name}: there is no module {error.name!r}.", INSTALL) from error
-    except (ImportError, RuntimeError) as error:  # a torchvision built for another torch
+    except (ImportError, RuntimeError) as error:  # a torchvision that was built for another torch
         hint = "Install torchvision and torch of the same build: both for CPU, or both for the same CUDA."
         raise ConfigError(f"cannot import {name}: {_first_line(error)}.", hint) from error
 
@@ -279,7 +280,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _short_hash(paths: Sequence[Path]) -> str:
-    """The start of the SHA-256 of the files' contents, one after the other."""
+    """Returns the start of the SHA-256 of the concatenated contents of the files."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -1,9 +1,10 @@
-"""The forward pass of a trained model recorded once for inputs of one shape, and replayed.
+"""Records the forward pass of a trained model once for inputs of one shape, and replays it.
 
-A small batch leaves an accelerator waiting for the processor, which starts hundreds of kernels in every pass: a
-recorded pass (a CUDA graph, also on AMD's cards) is started as one. It reads the weights where they were, so that only
-models whose weights stay in place may be replayed: those that were loaded to be sampled from. What `watch` looks into
-is computed anew (`generate.py`).
+With small batches an accelerator waits for the processor, which launches hundreds of kernels in every pass. A recorded
+pass (a CUDA graph, which also works on AMD's cards) is launched as a whole. It reads the weights from the addresses
+where they were when it was recorded, so that only models whose weights stay in place may be replayed: those that were
+loaded to be sampled from. A call that is watched is not replayed (`generate.py`), because `watch` needs its
+intermediate results.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from experiments.models.embed import Caption
 from experiments.routing.router import Router
 
 KEPT = 2
-"""Shapes of inputs: with both branches of guidance and with one."""
+"""The number of recorded input shapes: one for both branches of guidance in a call, and one for a single branch."""
 WARM_UP_PASSES = 2
 Forward = Callable[[Tensor, Tensor, Caption], Tensor]
 
 
 class Replay:
-    """`model`'s velocity of inputs of any shape; the two shapes used last stay recorded. Without gradients."""
+    """Computes the velocity of `model` without gradients; the two input shapes used last stay recorded."""
 
     def __init__(self, model: DiT) -> None:
-        self._model = ref(model)  # which is the key to this in `_REPLAYS`
+        self._model = ref(model)  # weak, because the model is the key of this object in `_REPLAYS`
         self.recorded: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
 
     def __call__(self, image_BCHW: Tensor, time_B: Tensor, caption: Caption) -> Tensor:
-        """Valid until the next call."""
+        """Returns the velocity [B, T, P] in a buffer that the next call overwrites."""
         given = [image_BCHW, time_B, *([caption] if isinstance(caption, Tensor) else caption)]
         key = tuple((tensor.shape, tensor.dtype) for tensor in given)
         found = self.recorded.pop(key, None) or self._record(given)
@@ -51,7 +52,7 @@ class Replay:
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
-            for _ in range(WARM_UP_PASSES):  # kernels are compiled and libraries set up before anything is recorded
+            for _ in range(WARM_UP_PASSES):  # compiles kernels and sets up libraries before recording
                 _velocity(model, inputs)
         torch.cuda.current_stream().wait_stream(beside)
         with torch.cuda.graph(graph):
@@ -60,18 +61,17 @@ class Replay:
 
 
 def allow_replay(model: DiT) -> DiT:
-    """`model`, whose weights stay in place from now on; replayed where its device can, and else computed anew."""
+    """Lets `model`, whose weights must stay in place from now on, be replayed where its device can. Returns `model`."""
     limits = [module.factors[False] for module in model.modules() if isinstance(module, Router)]
     on_device = next(model.parameters()).device.type == "cuda"
-    if (
-        on_device and model.fast and None not in limits
-    ):  # grouped products are unsafe in a recorded pass, and the loop beside them reads loads back
+    # Without a capacity limit, grouped products are unsafe in a graph, and the loop beside them reads loads back.
+    if on_device and model.fast and None not in limits:
         _REPLAYS[model] = Replay(model)
     return model
 
 
 def velocity_of(model: DiT) -> Forward:
-    """What computes the velocity [B, T, P] from image, time and caption."""
+    """Returns the function that computes the velocity [B, T, P] from image, time and caption."""
     replay = _REPLAYS.get(model)
     if replay is not None:
         return replay

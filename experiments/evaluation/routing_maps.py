@@ -1,9 +1,10 @@
-"""What routed layers do, to which tokens: on true scenes, where objects are known, and along the sampler's path.
+"""Measures which tokens routed layers process: on true scenes, where objects are known, and along the sampling path.
 
-On scenes the model sees renders of the validation split, noised to each of `TIMES`, with their captions: the number of
-experts on object tokens against that on background tokens is EC-DIT's claim that compute goes where the image is hard
-(section 4.4, figure 6), here as a ratio with an interval. Along the path, both branches of guidance are watched: how
-far they disagree about which expert takes which token is their divergence. Intervals are bootstrapped over images.
+On scenes, the model sees renders of the validation split with their captions, noised to each of `TIMES`. The number of
+experts on object tokens relative to that on background tokens tests EC-DIT's claim that compute goes where the image is
+hard (section 4.4, figure 6), here as a ratio with an interval. Along the sampling path both branches of guidance are
+watched: their divergence is the share of assignments of experts to tokens in which they differ. Intervals are
+bootstrapped over images.
 
 Legend: N images, B images of a batch, T tokens of an image, E experts, K routed layers, S calls of the model.
 """
@@ -37,22 +38,24 @@ DIVERGENCE = "branch_divergence"
 DROPPED = "sampled_dropped_share"
 RESAMPLES = 1000
 OBJECT_SHARE = 0.5
-"""Of the pixels of a token: from here on it is on an object. A token without any such pixel is background; those in
-between are on an edge and counted as neither."""
+"""A token whose pixels are covered by objects to at least this share is an object token.
+
+A token without any covered pixel is background. Those in between are on an edge, and count as neither.
+"""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class RoutingMeasured:
-    """Rows for `evals.jsonl` and for `routing_maps.jsonl`."""
+    """The rows for `evals.jsonl` and for `routing_maps.jsonl`."""
 
     evals: list[EvalRow]
     maps: list[RoutingMapRow]
 
 
 def scene_row(run: LoadedRun, conditions: Conditions) -> EvalRow:
-    """The row of `object_compute_ratio` without its value: the sampler does not enter."""
+    """Returns the row of `object_compute_ratio` without its value; no sampler is involved in it."""
     settings = {"precision": conditions.precision, "times": len(TIMES)}
     settings |= {"batch_images": conditions.batch_images} if depends_on_batch(run.config) else {}
     return conditions.row(run.config, run.images_seen).model_copy(update={"metric": RATIO, "settings": settings})
@@ -60,7 +63,10 @@ def scene_row(run: LoadedRun, conditions: Conditions) -> EvalRow:
 
 @torch.no_grad()
 def measure_scenes(run: LoadedRun, conditions: Conditions, on_call: Callable[[], None]) -> RoutingMeasured:
-    """Routing on the first scenes of the validation split at `TIMES`; `on_call` after each call of the model."""
+    """Measures routing on the first scenes of the validation split at `TIMES`.
+
+    `on_call` is called after each call of the model.
+    """
     config, base = run.config, scene_row(run, conditions)
     layers = _new_tallies(run)
     sums_N4 = np.zeros((conditions.num_images, 4))
@@ -94,7 +100,7 @@ def measure_scenes(run: LoadedRun, conditions: Conditions, on_call: Callable[[],
 
 
 def token_places(scenes: Sequence[Scene], patch_size: int) -> tuple[Tensor, Tensor]:
-    """Bool [B, T] each: tokens on objects, and tokens of background."""
+    """Returns two bool masks [B, T]: tokens on objects, and tokens of background."""
     covered = torch.stack([torch.from_numpy(scene.masks().any(axis=0)).float() for scene in scenes])
     share_BT = F.avg_pool2d(covered[:, None], patch_size).flatten(1)
     return share_BT >= OBJECT_SHARE, share_BT == 0
@@ -104,7 +110,7 @@ class RoutingWatcher:
     """Watches every call of the model while images are sampled."""
 
     def __init__(self, run: LoadedRun, kinds: Sequence[str], mapped: Sequence[int]) -> None:
-        """`kinds[i]`: of the caption of image i. `mapped`: the numbers of the images whose compute map is kept."""
+        """`kinds[i]` is the kind of the caption of image i; `mapped` are the images whose compute map is kept."""
         self._run, self._kinds, self._mapped = run, kinds, list(mapped)
         self._layers = _new_tallies(run)
         self._branches_N2 = np.zeros((len(kinds), 2))
@@ -115,12 +121,15 @@ class RoutingWatcher:
         self._pixels: dict[int, Tensor] = {}
 
     def begin_batch(self, num_images: int, first_number: int) -> None:
-        """A batch of `num_images` begins; its first image has this number."""
+        """Begins a batch of `num_images` images, the first of which has the number `first_number`."""
         self._numbers = range(first_number, first_number + num_images)
         self._times = []
 
     def watch(self, time: float, output: DiTOutput) -> None:
-        """One call at `time`: the conditional images, and after them the unconditional where guidance needs both."""
+        """Counts one call at `time`.
+
+        Its rows are the conditional images, and after them the unconditional ones where guidance needs both.
+        """
         num_images, here = len(self._numbers), slice(self._numbers.start, self._numbers.stop)
         self._times.append(time)
         experts_BT = []
@@ -145,12 +154,12 @@ class RoutingWatcher:
             self._experts.setdefault(number, []).append(of_layers)
 
     def end_batch(self, images_BCHW: Tensor) -> None:
-        """The images that the batch became."""
+        """Keeps the images that the batch has become, where their compute map is asked for."""
         for number in set(self._mapped) & set(self._numbers):
             self._pixels[number] = as_pixels(images_BCHW[number - self._numbers.start][None])[0]
 
     def measured(self, base: EvalRow) -> RoutingMeasured:
-        """Rows under the conditions of `base`."""
+        """Returns the rows under the conditions of `base`."""
         found = [_with_interval(base, DROPPED, bootstrap(self._dropped_N2, lambda sums: sums[..., 0] / sums[..., 1]))]
         if self._branches_N2[:, 1].all():
             different = bootstrap(self._branches_N2, lambda sums: 1 - sums[..., 0] / sums[..., 1])
@@ -162,7 +171,7 @@ class RoutingWatcher:
         return RoutingMeasured(found, _map_rows(self._run, self._layers, about, with_positions=False))
 
     def compute_map(self, captions: Mapping[int, str]) -> ComputeMap:
-        """Of the images asked for, in their order; every batch must have ended."""
+        """Returns the compute map of the images asked for, in their order; every batch must have ended."""
         experts_BSKT = torch.stack([torch.stack([torch.stack(k) for k in self._experts[n]]) for n in self._mapped])
         return ComputeMap(
             captions=tuple(captions[number] for number in self._mapped),
@@ -176,7 +185,7 @@ class RoutingWatcher:
 
 
 def bootstrap(sums_NK: Floats, statistic: Callable[[Floats], Floats], seed: int = 0) -> tuple[float, float, float]:
-    """`statistic` of the sums over images, and its 95% percentile interval over resampled images."""
+    """Returns `statistic` of the sums over images, with its 95% percentile interval over resampled images."""
     weights_RN = np.random.default_rng(seed).multinomial(
         len(sums_NK), np.full(len(sums_NK), 1 / len(sums_NK)), RESAMPLES
     )
@@ -191,14 +200,14 @@ def _with_interval(base: EvalRow, metric: str, found: tuple[float, float, float]
 
 
 def _place_sums(counts_BT: Tensor, objects_BT: Tensor, background_BT: Tensor) -> Floats:
-    """[B, 4]: experts on objects, tokens of objects, experts on background, tokens of background."""
+    """Returns [B, 4]: experts on objects, object tokens, experts on background, background tokens."""
     sums = [(counts_BT * objects_BT), objects_BT, (counts_BT * background_BT), background_BT]
     stacked: Floats = torch.stack([each.sum(dim=1) for each in sums], dim=1).double().numpy()
     return stacked
 
 
 def _new_tallies(run: LoadedRun) -> dict[int, dict[float, TokenTally]]:
-    """By routed layer, by time."""
+    """Returns empty tallies by routed layer, to be filled by time."""
     return {layer: {} for layer in run.config.sparse_layer_indices}
 
 
@@ -210,7 +219,7 @@ def _new_tally(run: LoadedRun) -> TokenTally:
 def _map_rows(
     run: LoadedRun, layers: dict[int, dict[float, TokenTally]], about: RoutingMapRow, with_positions: bool
 ) -> list[RoutingMapRow]:
-    """Of every layer: at each time, then over all times, the only one with positions and kinds."""
+    """Returns the rows of every layer: one for each time, then one over all, which alone has positions and kinds."""
     rows = []
     for layer, tallies in layers.items():
         whole = _new_tally(run)

@@ -1,7 +1,8 @@
-"""From a trained run to the values of its samples: one pass of sampling feeds everything that is measured on it.
+"""Measures the samples of a trained run: they are sampled once, and every metric is computed from the same images.
 
-Captions are those of the first scenes of the validation split; with `shapes-geneval` half as many again of the held-out
-split, whose looks training never shows. What each metric is lies in its own module.
+The captions are those of the first scenes of the validation split. For `shapes-geneval` half as many captions of the
+held-out split are sampled, too, whose looks (colour and shape) training never shows. Every metric is defined in its own
+module.
 
 Legend: B images, C channels, H, W height and width.
 """
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from experiments.evaluation.real_metrics import Backbones, RealMetrics
 
 HELD_OUT_FIRST = 1 << 20
-"""Number of the first image of the held-out split: its noise is its own."""
+"""The number of the first image of the held-out split. It is far above the others, so that the noise differs."""
 ROUTING = "routing"
 REAL = ("fid", "clip-score")
 
@@ -46,26 +47,26 @@ class CaptionSet:
 
     @property
     def captions(self) -> list[str]:
-        """In the words of the data."""
+        """The captions in the words of the data."""
         return [describe(scene) for scene in self.scenes]
 
 
 def caption_set(config: RunConfig, split: Split, num_images: int) -> CaptionSet:
-    """The first scenes of a split."""
+    """Returns the first scenes of a split."""
     first = HELD_OUT_FIRST if split == "held_out" else 0
     scenes = draw_scenes(config.data.seed, range(num_images), split, config.data.image_size)
     return CaptionSet(scenes, range(first, first + num_images))
 
 
 def require_judged(config: RunConfig, metrics: Sequence[str]) -> None:
-    """Return unless the judge is asked about images that are too small for it; then a `ConfigError`."""
+    """Raises `ConfigError` where `metrics` need the judge and the images are too small for it."""
     if SCORE in metrics:
         way_out = f"Measure without it: --metrics {DISTANCE}."
         require_judged_size(config.data.image_size, SCORE, way_out)
 
 
 class ShapesScores:
-    """`shapes-geneval` and `frechet-shapes`, counted batch by batch. Images [B, C, H, W] in [-1, 1]."""
+    """Accumulates `shapes-geneval` and `frechet-shapes` batch by batch, from images [B, C, H, W] in [-1, 1]."""
 
     def __init__(self, config: RunConfig, metrics: Sequence[str], seen: CaptionSet, unseen: CaptionSet | None) -> None:
         """Raises `ConfigError` where the images are too small to be judged."""
@@ -76,7 +77,7 @@ class ShapesScores:
         self._frechet = FrechetShapes(config.data.seed, config.data.image_size) if DISTANCE in metrics else None
 
     def add(self, numbers: range, images_BCHW: Tensor) -> None:
-        """Count images in, called by their numbers."""
+        """Adds a batch of images; `numbers` are their numbers."""
         mine = self._unseen if self._unseen is not None and numbers.start >= HELD_OUT_FIRST else self._seen
         if self._judges:
             scenes = [mine.scenes[number - mine.numbers.start] for number in numbers]
@@ -86,7 +87,7 @@ class ShapesScores:
             self._frechet.add(images_BCHW)
 
     def rows(self, base: EvalRow) -> list[EvalRow]:
-        """What was counted, under the conditions of `base`."""
+        """Returns the rows of what was added, under the conditions of `base`."""
         found = [] if self._frechet is None else [self._frechet.row(base)]
         for metric, part in ((SCORE, self._seen), (HELD_OUT_SCORE, self._unseen)):
             if self._judges and part is not None:
@@ -96,7 +97,7 @@ class ShapesScores:
 
 
 class RunScorer:
-    """What is missing of one run under one set of conditions, and the measuring of it."""
+    """Finds which metrics are missing for one run under one set of conditions, and measures them."""
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class RunScorer:
         backbones: Backbones | None = None,
         again: bool = False,
     ) -> None:
-        """Reads what is recorded. `again`: measure that too. `backbones`: of the metrics in `REAL`.
+        """Reads what is recorded, which is measured, too, with `again`. `backbones` are for the metrics in `REAL`.
 
         Raises `ConfigError` where the images are too small to be judged, also where a value is recorded.
         """
@@ -121,7 +122,7 @@ class RunScorer:
         self.missing = [metric for metric, rows in found.items() if not rows]
 
     def measure(self, on_share: Callable[[float], None] = lambda share: None) -> list[EvalRow]:
-        """Every row of the metrics asked for; what was missing is measured, and recorded once whole."""
+        """Returns every row of the metrics asked for. Missing ones are measured and recorded at the end."""
         if not self.missing:
             return self.past
         run, config = self.run, self.run.config
@@ -156,7 +157,7 @@ class RunScorer:
         return calls + (of_scenes if ROUTING in self.missing else 0)
 
     def _record_routing(self, watcher: RoutingWatcher, seen: CaptionSet, on_call: Callable[[], None]) -> list[EvalRow]:
-        """The maps go to their own files; the values are returned."""
+        """Writes the maps to their own files, and returns the rows of values."""
         along_path = watcher.measured(self.base)
         on_scenes = measure_scenes(self.run, self.conditions, on_call)
         append_routing_maps(self.run.run_dir, [*on_scenes.maps, *along_path.maps])
@@ -164,7 +165,7 @@ class RunScorer:
         return [*on_scenes.evals, *along_path.evals]
 
     def _real_metrics(self, num_images: int) -> RealMetrics | None:
-        """Those asked for, with as many renders counted in as images will be."""
+        """Returns the accumulator of FID and CLIP score with as many renders added as there will be images, or None."""
         wanted = [metric for metric in REAL if metric in self.missing]
         if not wanted:
             return None
@@ -180,7 +181,7 @@ class RunScorer:
         return real
 
     def _past_rows(self, metric: str, past: Sequence[EvalRow]) -> list[EvalRow]:
-        """The newest rows of a metric under these conditions; empty unless all of them are there."""
+        """Returns the newest rows of a metric under these conditions; none unless all of them are there."""
         if metric == ROUTING:
             found = [_newest(past, self.base, DROPPED), _newest(past, scene_row(self.run, self.conditions), RATIO)]
             if not all(found):
@@ -195,12 +196,12 @@ class RunScorer:
 
 
 def first_of_kinds(kinds: Sequence[str]) -> list[int]:
-    """The place of the first of each kind, in their order."""
+    """Returns the index of the first of each kind, in order."""
     return [place for place, kind in enumerate(kinds) if kind not in kinds[:place]]
 
 
 def _newest(past: Sequence[EvalRow], like: EvalRow, metric: str) -> list[EvalRow]:
-    """The last row of `metric` under the conditions of `like`, and its parts (`metric/...`), which follow it."""
+    """Returns the last row of `metric` under the conditions of `like`, and its parts (`metric/...`) after it."""
     places = [place for place, row in enumerate(past) if row.metric == metric and _same_conditions(row, like)]
     if not places:
         return []
@@ -213,7 +214,10 @@ def _newest(past: Sequence[EvalRow], like: EvalRow, metric: str) -> list[EvalRow
 
 
 def _same_conditions(row: EvalRow, like: EvalRow) -> bool:
-    """Whether all that `like` says is true of `row`; `row` may depend on more (a feature network)."""
+    """Return whether `row` was measured under the conditions of `like`.
+
+    `row` may record more settings than `like`, such as a feature network.
+    """
     same = (row.images_seen, row.weights, row.seed, row.num_samples)
     return same == (like.images_seen, like.weights, like.seed, like.num_samples) and all(
         name in row.settings and row.settings[name] == value for name, value in like.settings.items()
@@ -238,7 +242,7 @@ def _real_rows(real: RealMetrics, base: EvalRow) -> list[EvalRow]:
 
 
 def _counted(total: int, on_share: Callable[[float], None]) -> Callable[[], None]:
-    """A function to call `total` times; `on_share` gets the share that is done."""
+    """Returns a function to call `total` times; each call passes the finished share to `on_share`."""
     calls = 0
 
     def on_call() -> None:

@@ -1,6 +1,6 @@
-"""How images are made for a measurement, and how that is written into the records.
+"""The conditions under which images are made for a measurement, and how they are written into the records.
 
-Two values of one metric may be compared when their settings, seed, number of images and weights are equal; the same
+Two values of one metric may be compared when their settings, seed, number of images and weights are equal. The same
 four decide whether a value is recorded already.
 """
 
@@ -17,7 +17,7 @@ from experiments.records.schema import EvalRow, Weights
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a sampled value depends on beside the weights themselves."""
+    """Everything that a sampled value depends on apart from the values of the weights."""
 
     num_images: int
     batch_images: int
@@ -27,12 +27,12 @@ class Conditions:
     sampler: SamplerSettings
 
     def with_guidance(self, scale: float) -> Conditions:
-        """The same at another guidance scale."""
+        """Returns the same conditions at another guidance scale."""
         guidance = replace(self.sampler.guidance, scale=scale)
         return replace(self, sampler=replace(self.sampler, guidance=guidance))
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
-        """For the records. The batch counts only where the routing of an image depends on it."""
+        """Returns the settings for the records, with the batch only where an image's routing depends on it."""
         guidance = self.sampler.guidance
         shown: dict[str, Any] = {
             "guidance": guidance.scale,
@@ -46,7 +46,7 @@ class Conditions:
         return shown | ({"batch_images": self.batch_images} if depends_on_batch(config) else {})
 
     def row(self, config: RunConfig, images_seen: int) -> EvalRow:
-        """A row of these conditions that still lacks its metric and value."""
+        """Returns a row of these conditions whose metric and value are still to be set."""
         return EvalRow(
             images_seen=images_seen, metric="", value=0.0, num_samples=self.num_images,
             seed=self.seed, weights=self.weights, settings=self.settings(config),
@@ -54,11 +54,11 @@ class Conditions:
 
 
 def depends_on_batch(config: RunConfig) -> bool:
-    """Whether other images of a batch change an image: tokens compete for slots across images."""
+    """Return whether the other images of a batch change an image, because tokens compete for slots across images."""
     return config.routing.name != "dense" and config.routing.group_images not in (None, 1)
 
 
 def training_conditions(config: RunConfig, precision: str) -> Conditions:
-    """What is measured on samples while a run trains (`eval.metric_images`), and the default of `ecdit evaluate`."""
+    """Returns the conditions of samples measured during training, which `ecdit evaluate` has as defaults."""
     sampler = SamplerSettings(config.eval.sample_steps, Guidance(config.eval.guidance))
     return Conditions(config.eval.metric_images, config.eval.batch_images, config.data.seed, "ema", precision, sampler)

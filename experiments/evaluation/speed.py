@@ -1,9 +1,9 @@
-"""How speed is measured: sides that take turns, the machine's own peaks, and a row of target beside measured.
+"""Timing for benchmarks: sides that take turns, the peak rates of the machine, and rows of target and measurement.
 
-Sides take turns round by round with fresh random inputs, so that a machine that slows down slows all of them; a ratio
-is the median over rounds of the ratio within a round. On a machine that others use too, `clock="cpu"` counts the
-seconds this process computed in place of those that passed. The floor of a row is arithmetic: FLOPs at the matmul rate
-and bytes at the copy rate that this very run measured.
+The sides take turns round by round with fresh random inputs, so that a machine that slows down slows all of them; a
+ratio is the median over rounds of the ratio within a round. On a machine that others use too, `clock="cpu"` counts the
+CPU seconds of this process instead of wall seconds. The floor of a row is computed: FLOPs at the matmul rate plus bytes
+at the copy rate that were measured in this same run.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from experiments.training.clock import synchronized_time
 
 Clock = Literal["wall", "cpu"]
 Side = Callable[[], Callable[[], object]]
-"""Makes fresh inputs, and answers the work to be timed."""
+"""A side makes fresh inputs, and returns the function to be timed."""
 Seconds = dict[str, list[float]]
 
 WARM_UP_ROUNDS = 2
 NO_ACCELERATOR = "no accelerator"
 COPY_BYTES = 2**28
 IN_A_ROW = 8
-"""Steps of a layer, on an accelerator."""
+"""On an accelerator, the number of steps of a layer that are timed together."""
 
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """One line of the table. `gap`: measured over floor, or floor over measured where more is better; 1 is the limit.
+    """One line of the table of benchmarks.
 
-    `skipped`: why nothing was measured, and then `command` is what fills the row.
+    `gap` is measured over floor, or floor over measured where more is better, so that 1 is the limit. `skipped` says
+    why nothing was measured; `command` then is the command that fills the row.
     """
 
     what: str
@@ -51,14 +52,14 @@ class SpeedRow:
 
     @property
     def gap(self) -> float | None:
-        """How far from the floor; None without one."""
+        """The ratio of the measurement to the floor, or None without one."""
         if self.measured is None or self.floor is None:
             return None
         return self.floor / self.measured if self.more_is_better else self.measured / self.floor
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the target is met; None without one."""
+        """Return whether the target is met, or None without one."""
         if self.measured is None or self.target is None:
             return None
         return self.measured >= self.target if self.more_is_better else self.measured <= self.target
@@ -66,23 +67,26 @@ class SpeedRow:
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine reaches in this run: the best matmul rate over some sizes, and a copy's, read and written."""
+    """The rates that this machine reaches in this run.
+
+    They are the best matmul rate over several sizes, and the rate of a copy, which counts bytes read and bytes written.
+    """
 
     matmul_flops_per_second: float
     copy_bytes_per_second: float
 
     def seconds(self, flops: float, moved_bytes: float = 0.0) -> float:
-        """The least time for so much work, one after the other."""
+        """Returns the least seconds for this many FLOPs and then this many bytes moved."""
         return flops / self.matmul_flops_per_second + moved_bytes / self.copy_bytes_per_second
 
 
 def take_turns(
     sides: Mapping[str, Side], rounds: int, clock: Clock, on_round: Callable[[], None] = lambda: None, in_a_row: int = 1
 ) -> Seconds:
-    """Seconds of each side in each round, after a warm-up; who begins changes with the round.
+    """Returns the seconds of each side in each round, after warm-up rounds; the side that begins changes.
 
-    `in_a_row`: so many times on inputs of their own, and the mean counts. An accelerator then works on one while the
-    processor starts the next, as in training, where layer follows layer.
+    With `in_a_row` each side runs that many times in succession, on inputs of their own, and the mean counts. An
+    accelerator then works on one while the processor launches the next, as in training, where layer follows layer.
     """
     now = synchronized_time if clock == "wall" else time.process_time
     names = list(sides)
@@ -101,12 +105,12 @@ def take_turns(
 
 
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """The median of the ratios within a round."""
+    """Returns the median over rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def measure_machine(dtype: torch.dtype, device: torch.device, rounds: int, clock: Clock) -> Machine:
-    """The rates in `dtype` on `device`, with the threads that this process has."""
+    """Measures the rates in `dtype` on `device`, with the threads that this process has."""
     sizes = (512, 1024, 2048) if device.type == "cpu" else (2048, 4096, 8192)
     element = torch.empty((), dtype=dtype).element_size()
     source = torch.ones(COPY_BYTES // element, dtype=dtype, device=device)

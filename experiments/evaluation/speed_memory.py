@@ -1,7 +1,7 @@
 """Peak memory of a layer's step beyond its weights and their gradients, counted operator by operator.
 
-The same on every device: storages are counted while they live, and the gradients of the weights are left out
-afterwards. What a kernel takes for itself is not seen.
+The count is the same on every device: it adds up the storages that are alive, and leaves out the gradients of the
+weights afterwards. Memory that a kernel allocates internally is not seen.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """When each storage that an operator returns comes and goes: (serial number, bytes), negative when it goes."""
+    """Records when storages that operators return appear and go: (serial number, bytes), negative when gone."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -52,9 +52,10 @@ def _storages_of(tree: Any) -> list[torch.UntypedStorage]:
 
 
 def peak_bytes(step: Callable[[], Sequence[Tensor]]) -> int:
-    """The most that is alive at once during `step`, without the tensors that it returns: the gradients of weights.
+    """Returns the most bytes alive at once during `step`, without the gradients of weights, which it returns.
 
-    `step` takes them from `torch.autograd.grad`: under the count, `backward` would copy each on its way to `.grad`.
+    `step` computes them with `torch.autograd.grad`, because `backward` under this count would copy each one on its way
+    to `.grad`.
     """
     with _Storages() as storages:
         left_out = step()

@@ -1,9 +1,9 @@
 """`ecdit bench train` and `ecdit bench sample`: whole models side by side, in one process, taking turns.
 
-Training: expert choice beside the dense model that activates as many parameters (`ecdit.iso_activation=ffn_factor`),
-real steps of the real engine, data drawn before the clock starts. Sampling: expert choice beside dense of the same
-depth and width, both branches of guidance in one call; the weights are random, which costs the same with slots that are
-all full.
+Training compares expert choice with the dense model that activates as many parameters
+(`ecdit.iso_activation=ffn_factor`), in real steps of the real engine; data are drawn before the clock starts. Sampling
+compares expert choice with dense of the same depth and width, with both branches of guidance in one call. The weights
+are random; sampling costs the same as with trained ones, because expert choice always fills all slots.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SAMPLE_COMMAND = "ecdit bench sample model=B train.precision=bf16 --json"
 def measure_training(
     ours: RunConfig, dense: RunConfig, rounds: int, clock: Clock, on_round: Callable[[], None] = lambda: None
 ) -> list[SpeedRow]:
-    """Images per second over iso-activation dense, and the share of the machine's matmul rate."""
+    """Measures images per second relative to iso-activation dense, and the share of the machine's matmul rate."""
     prefer_large_pages(ours)
     precision, device = resolve_precision(ours.train.precision), current_device()
     machine = measure_machine(_dtype(precision), device, 5, clock)
@@ -93,9 +93,9 @@ def measure_sampling(
     clock: Clock,
     on_round: Callable[[], None] = lambda: None,
 ) -> list[SpeedRow]:
-    """(1 + measured overhead over dense) / (1 + overhead in FLOPs), as the paper's 1.23 / 1.03.
+    """Measures (1 + measured overhead over dense) / (1 + overhead in FLOPs); the paper's numbers are 1.23 / 1.03.
 
-    Of `eval.batch_images` images at a time, on a processor of 8 at most.
+    It samples `eval.batch_images` images at a time, on a CPU at most 8.
     """
     prefer_large_pages(ours)
     precision, device = resolve_precision(ours.train.precision), current_device()
@@ -126,7 +126,7 @@ def measure_sampling(
 
 
 def _step(config: RunConfig, precision: Precision) -> Side:
-    """One optimizer step on the next batch of the stream."""
+    """Returns a side that runs one optimizer step on the next batch of the stream."""
     engine: Engine = build_engine(config, precision)
     engine.model.train()
     batches = TrainStream(config).iterate(0)

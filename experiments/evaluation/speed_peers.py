@@ -1,7 +1,7 @@
-"""The layers that a routed layer is measured against: what else people write, and the limits.
+"""The layers that a routed layer is measured against: other usual implementations, and lower limits.
 
-All hold the experts of our layer and take its decision, except DeepSpeed's, which is theirs unmodified (top-2, its
-defaults), and the dense one, which has the same FLOPs. Nothing here is part of the product.
+All use the experts and the router of our layer, except DeepSpeed's layer, which is unmodified (top-2, its defaults),
+and the dense one, which has the same FLOPs. They are used by benchmarks only.
 
 Legend: B images, T tokens, N = B T, D width, E experts, G groups (images), S = T, C slots of an expert in a group, P
 slots of an expert.
@@ -24,7 +24,7 @@ from experiments.routing.pieces import activate
 
 
 def dense_of_the_same_flops(config: RunConfig) -> DenseFeedForward:
-    """As wide as the experts that a token passes through on average; the router's FLOPs are not matched."""
+    """Returns a dense layer as wide as the experts that a token passes on average, without the router's FLOPs."""
     routing = config.routing
     assert routing.capacity_factor is not None
     assert routing.expert_factor is not None
@@ -34,24 +34,27 @@ def dense_of_the_same_flops(config: RunConfig) -> DenseFeedForward:
 
 
 def weights_for_autograd(experts: StackedExperts) -> tuple[nn.Parameter, nn.Parameter]:
-    """Copies as [E, D, F] and [E, F, D], of which torch's own backward makes gradients that need no copy."""
+    """Returns copies of the weights as [E, D, F] and [E, F, D].
+
+    In these layouts autograd computes the gradients of the weights without another copy.
+    """
     return nn.Parameter(experts.w_in_EFD.detach().mT.contiguous()), nn.Parameter(experts.w_out_EFD.detach().clone())
 
 
 class MatmulsAlone(nn.Module):
-    """The two batched matmuls over slots that are full already: no router, gather, activation or sum."""
+    """The two batched matmuls over slots that are already filled, without router, gather, activation or sum."""
 
     def __init__(self, experts: StackedExperts) -> None:
         super().__init__()
         self.w_in_EDF, self.w_out_EFD = weights_for_autograd(experts)
 
     def forward(self, x_EPD: Tensor) -> Tensor:
-        """[E, P, D] to the same."""
+        """Maps [E, P, D] to the same shape."""
         return torch.bmm(torch.bmm(x_EPD, self.w_in_EDF), self.w_out_EFD)
 
 
 class OneHotDispatch(nn.Module):
-    """GShard's form: a one-hot matmul into the slots, and a weighted one back."""
+    """Dispatch in the form of GShard: a matmul with a one-hot tensor into the slots, and a weighted one back."""
 
     def __init__(self, layer: RoutedFeedForward) -> None:
         super().__init__()
@@ -59,7 +62,7 @@ class OneHotDispatch(nn.Module):
         self.w_in_EDF, self.w_out_EFD = weights_for_autograd(layer.experts)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] to the same, routed by image."""
+        """Maps [B, T, D] to the same shape, routed by image."""
         assignment, (num_images, num_tokens, width) = self.router(x_BTD), x_BTD.shape
         num_experts = assignment.logits_NE.shape[1]
         token_EGC = assignment.token_M.view(num_experts, num_images, -1) % num_tokens
@@ -72,7 +75,7 @@ class OneHotDispatch(nn.Module):
 
 
 class ExpertLoop(nn.Module):
-    """One expert after the other, in Python, each with weights of its own."""
+    """A Python loop over the experts, each with weights of its own."""
 
     def __init__(self, layer: RoutedFeedForward) -> None:
         super().__init__()
@@ -81,7 +84,7 @@ class ExpertLoop(nn.Module):
         self.w_out_DF = nn.ParameterList(weight.T.contiguous() for weight in layer.experts.w_out_EFD.detach())
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] to the same."""
+        """Maps [B, T, D] to the same shape."""
         assignment, x_ND = self.router(x_BTD), x_BTD.flatten(0, 1)
         out_ND = torch.zeros_like(x_ND)
         num_experts = assignment.logits_NE.shape[1]
@@ -94,14 +97,14 @@ class ExpertLoop(nn.Module):
 
 
 class DeepSpeedLayer(nn.Module):
-    """`deepspeed.moe.layer.MoE` with top-2 and the same experts. Needs a process group."""
+    """DeepSpeed's `deepspeed.moe.layer.MoE` with top-2 gating and the same experts. It needs a process group."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         width, routing = config.model.width, config.routing
         hidden = hidden_width(config, routing.expert_factor or 0)
         expert = nn.Sequential(nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, width, bias=False))
-        # It counts capacity per choice: with two choices a token, 1 is as many slots as f_c = 2.
+        # It counts capacity per choice: with two choices a token, 1 gives as many slots as f_c = 2.
         per_choice = (routing.capacity_factor or 2.0) / 2
         self.layer: Any = deepspeed.moe.layer.MoE(
             width, expert, routing.num_experts, k=2, capacity_factor=per_choice
@@ -109,6 +112,6 @@ class DeepSpeedLayer(nn.Module):
         self.layer.set_deepspeed_parallelism()
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] to the same."""
+        """Maps [B, T, D] to the same shape."""
         out_BTD: Tensor = self.layer(x_BTD)[0]
         return out_BTD

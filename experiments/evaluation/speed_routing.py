@@ -1,9 +1,9 @@
-"""`ecdit bench routing`: the expert-choice layer, forward and backward, beside dense and beside every peer, in one run.
+"""`ecdit bench routing`: the expert-choice layer, forward and backward, beside dense and every peer, in one run.
 
-What is timed is the step of one feed-forward layer: forward, and backward to its input and all its weights. The floor
-of a side is its matmuls, by their FLOPs at the measured matmul rate or by their bytes at the measured copy rate,
-whichever takes longer, and the bytes that its pointwise and copying work must read and write: both sides of the
-activation, and for the routed layer each slot gathered, summed, and both again backward.
+A timed step is that of one feed-forward layer: forward, and backward to its input and all its weights. The floor of a
+side is the time of its matmuls, by their FLOPs at the measured matmul rate or by their bytes at the measured copy rate,
+whichever is longer, plus the bytes that its pointwise and copying work must read and write. These are both sides of the
+activation and, for the routed layer, the slots that are gathered and summed, both also in the backward pass.
 
 Legend: B images, T tokens, N = B T, D width, F hidden width, E experts, P slots of an expert.
 """
@@ -50,7 +50,7 @@ from experiments.training.host_memory import prefer_large_pages
 OURS, DENSE, MATMULS = "expert choice", "dense of the same FLOPs", "its matmuls alone"
 REFERENCE, ONE_HOT, LOOP, DEEPSPEED = "its reference path", "one-hot dispatch", "a loop over experts", "DeepSpeed MoE"
 SPEED_UPS = {REFERENCE: {}, ONE_HOT: {8: 1.5, 32: 1.5}, LOOP: {8: 3.0, 32: 3.0}, DEEPSPEED: {8: 1.5, 32: 4.0}}
-"""Targets of the speed-up by number of experts."""
+"""The targets of the speed-up, by number of experts."""
 OVER_DENSE, OVER_MATMULS, MEMORY_OVER_DENSE = 1.10, 1.15, 1.15
 ACCELERATOR_COMMAND = "ecdit bench routing --tokens 16384 --width 1152 train.precision=bf16 --json"
 
@@ -67,12 +67,12 @@ class Layers:
 
     @property
     def num_slots(self) -> int:
-        """Of all experts."""
+        """The number of slots of all experts together."""
         routing = self.config.routing
         return round(self.num_images * self.config.num_tokens * (routing.capacity_factor or 0))
 
     def side(self, name: str) -> Side:
-        """One step of the layer `name`."""
+        """Returns a side that runs one step of the layer `name`."""
         module, config = self.by_name[name], self.config
         shape = (self.num_images, config.num_tokens, config.model.width)
         if name == MATMULS:
@@ -94,7 +94,7 @@ class Layers:
         return side
 
     def counted_step(self, name: str) -> Callable[[], Sequence[Tensor]]:
-        """The same step, which answers the gradients of the weights."""
+        """Returns the same step as a function that returns the gradients of the weights."""
         module = self.by_name[name]
         shape = (self.num_images, self.config.num_tokens, self.config.model.width)
 
@@ -109,7 +109,7 @@ class Layers:
 def measure_routing(
     config: RunConfig, tokens: int, rounds: int, clock: Clock, on_round: Callable[[], None] = lambda: None
 ) -> list[SpeedRow]:
-    """The rows of one setting: `config` is expert choice; `tokens` are those of the whole batch."""
+    """Measures the rows of one setting. `config` is expert choice; `tokens` are those of the whole batch."""
     prefer_large_pages(config)
     dtype = torch.bfloat16 if resolve_precision(config.train.precision) == "bf16" else torch.float32
     device = current_device()
@@ -172,7 +172,10 @@ def _row(
 
 
 def _memory_row(layers: Layers) -> SpeedRow:
-    """The floor: one side of the activation, the slots' inputs and outputs, and the gradient of the inputs."""
+    """Returns the row of peak memory.
+
+    Its floor is one side of the activation, the inputs and outputs of the slots, and the gradient of the inputs.
+    """
     peaks = {name: peak_bytes(layers.counted_step(name)) for name in (OURS, DENSE)}
     element = torch.empty((), dtype=layers.dtype).element_size()
     routing, width = layers.config.routing, layers.config.model.width
@@ -188,14 +191,14 @@ def _memory_row(layers: Layers) -> SpeedRow:
 
 
 def _floor_seconds(layers: Layers, machine: Machine, name: str) -> float:
-    """See the module: the matmuls, and the least bytes of the rest."""
+    """Returns the least seconds of a layer's step: its matmuls, and the bytes of everything else (see the module)."""
     config, slots = layers.config, layers.num_slots
     routing, width = config.routing, config.model.width
     hidden, tokens = (routing.expert_factor or 0) * width, layers.num_images * config.num_tokens
     element = torch.empty((), dtype=layers.dtype).element_size()
     matrices, columns = (3, 2) if routing.expert == "swiglu" else (2, 1)
     flops = 3 * 2.0 * matrices * slots * width * hidden
-    # Three products for each of forward's: all weights or their gradients once, and the slots on both sides.
+    # Three products for each of the forward pass: all weights or their gradients once, and the slots on both sides.
     held = (routing.capacity_factor or 0) if name == DENSE else routing.num_experts
     rows = slots if name != DENSE else tokens
     sides = 2 * rows * width + (columns + 1) * slots * hidden
@@ -221,7 +224,7 @@ def _setting(layers: Layers) -> str:
 
 
 def _accelerator_rows(device: torch.device) -> list[SpeedRow]:
-    """By name and with the command that fills them, where this machine cannot."""
+    """Returns rows without a measurement, with the command that fills them, where this machine has no accelerator."""
     if device.type != "cpu":
         return []
     setting = "16384 tokens, d 1152, bf16, 1 device"
@@ -234,6 +237,6 @@ def _accelerator_rows(device: torch.device) -> list[SpeedRow]:
 
 @contextmanager
 def _deepspeed_ready() -> Iterator[None]:
-    """A process group of one, which DeepSpeed's layer needs; what it prints goes to a file that nobody keeps."""
+    """Opens a process group of one, which DeepSpeed's layer needs; what it prints goes to a temporary file."""
     with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log.txt"):
         yield

@@ -1,7 +1,7 @@
-"""Files that other programs write, row by row, each row with the place an error can name.
+"""Reads tables that other programs wrote, row by row, each row with its place in the file for error messages.
 
-`.csv` and `.tsv` have a header line; `.jsonl` has an object on each line; `.json` is one array of objects. What the
-columns mean is the caller's: `exports.py` reads prompts, `imports.py` results.
+`.csv` and `.tsv` files have a header line; `.jsonl` has an object on each line; `.json` is one array of objects. The
+caller knows what the columns mean: `exports.py` reads prompts, `imports.py` results.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from experiments.errors import ConfigError
 from experiments.inputs import parse_json, read_input
 
 MAX_TABLE_BYTES = 2**30
-"""The largest table that is read. DSG-1k's has 8,000 questions and 1 MiB."""
+"""The largest table that is read. That of DSG-1k has 8,000 questions and 1 MiB."""
 Row = tuple[str, dict[str, Any]]
-"""Where a row stands ('results.jsonl, line 7') and its values by column."""
+"""The place of a row ('results.jsonl, line 7') and its values by column."""
 
 
 def rows_of(path: Path) -> Iterator[Row]:
-    """The rows of a table file, in order; a `ConfigError` says which line cannot be read and why."""
+    """Yields the rows of a table file, in order. Raises `ConfigError` that says which line cannot be read, and why."""
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_lines, ".json": _json_array}
     if path.suffix.lower() not in readers:
         raise ConfigError(f"cannot tell what kind of table {path} is.", f"Its name must end in {', '.join(readers)}.")
@@ -31,7 +31,7 @@ def rows_of(path: Path) -> Iterator[Row]:
 
 
 def text_of(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark; a `ConfigError` says why it cannot be read."""
+    """Returns the text of a UTF-8 file, with or without a byte order mark. Raises `ConfigError` if unreadable."""
     try:
         return read_input(path, MAX_TABLE_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -41,7 +41,7 @@ def text_of(path: Path) -> str:
 
 
 def value_of(row: Row, column: str, kind: type, expected: str) -> Any:
-    """The value of a column, which must be there and of this kind; else a `ConfigError` with what was `expected`."""
+    """Returns the value of a column. Raises `ConfigError`, with `expected` in it, where it is no `kind`."""
     where, values = row
     if not isinstance(values.get(column), kind):
         found = repr(values[column]) if values.get(column) is not None else "nothing"
@@ -62,7 +62,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
                 raise ConfigError(f"{where}: expected {len(reader.fieldnames or ())} columns, as in the first line.")
             yield where, values
     except csv.Error as error:
-        raise ConfigError(f"{path}, line {reader.line_num + 1}: {error}.") from error  # after the last good row
+        raise ConfigError(f"{path}, line {reader.line_num + 1}: {error}.") from error  # follows the last good row
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Row]:

@@ -1,7 +1,7 @@
-"""Which expert processed which token, counted over images for one routed layer: a tally, and the record it becomes.
+"""Counts which expert processed which token, over images and for one routed layer, and makes a record of the counts.
 
-A tally holds counts, so that tallies add: over batches, over times, over layers. What is watched, and when, is decided
-in `routing_maps.py`.
+A tally holds counts, so that tallies of batches, times or layers can be added. `routing_maps.py` decides what is
+watched, and when.
 
 Legend: B images, T tokens of an image, E experts, N tokens of the batch (B T), M slots of all experts.
 """
@@ -20,11 +20,11 @@ from experiments.routing.contract import Assignment
 from experiments.routing.stats import token_entropy_N, trimmed
 
 DIGITS = 6
-"""Of the numbers in the records, after the point."""
+"""The number of decimals in the records."""
 
 
 def processed_BTE(assignment: Assignment, num_images: int) -> Tensor:
-    """Bool [B, T, E] on the CPU: whether an expert processed a token."""
+    """Returns bool [B, T, E] on the CPU: whether an expert processed a token."""
     num_tokens, num_experts = assignment.logits_NE.shape
     token_M, filled_M = assignment.token_M, assignment.filled_M
     filled_M = torch.ones_like(token_M) if filled_M is None else filled_M.long()
@@ -34,16 +34,16 @@ def processed_BTE(assignment: Assignment, num_images: int) -> Tensor:
 
 
 def entropy_BT(assignment: Assignment, num_images: int) -> Tensor:
-    """Entropy of each token's affinities over the experts, divided by log E: float32 [B, T] on the CPU."""
+    """Returns the entropy of each token's affinities over the experts, divided by log E: float32 [B, T] on the CPU."""
     entropy_N = token_entropy_N(assignment.logits_NE) / math.log(max(2, assignment.logits_NE.shape[-1]))
     return entropy_N.view(num_images, -1).cpu()
 
 
 class TokenTally:
-    """Counts of one layer, over any number of images and times."""
+    """The counts of one layer, over any number of images and times."""
 
     def __init__(self, num_experts: int, num_tokens: int) -> None:
-        """`num_tokens` of one image."""
+        """`num_tokens` is the number of tokens of one image."""
         self.load_ET = torch.zeros(num_experts, num_tokens, dtype=torch.float64)
         self.tokens_by_experts = torch.zeros(num_experts + 1, dtype=torch.float64)
         self.entropy_sum = 0.0
@@ -54,7 +54,7 @@ class TokenTally:
         self.branches_2 = torch.zeros(2, dtype=torch.float64)
 
     def add(self, by_expert_BTE: Tensor, entropy: Tensor, kinds: Sequence[str]) -> None:
-        """Count images: who processed what, the entropy of each token [B, T], the kind of each image's caption."""
+        """Adds images: who processed what, the entropy of each token [B, T], and the kind of each image's caption."""
         counts_BT = by_expert_BTE.sum(dim=-1)
         self.load_ET += by_expert_BTE.sum(dim=0).T
         self.tokens_by_experts += torch.bincount(counts_BT.flatten(), minlength=len(self.tokens_by_experts))
@@ -65,16 +65,16 @@ class TokenTally:
             self.load_by_kind[kind] = self.load_by_kind.get(kind, 0) + load_E
 
     def add_places(self, counts_BT: Tensor, objects_BT: Tensor, background_BT: Tensor) -> None:
-        """Experts per token where there are objects and where there is none, of bool masks [B, T]."""
+        """Adds the experts of tokens on objects and of tokens on background, given as bool masks [B, T]."""
         self.on_objects_2 += torch.stack([counts_BT[objects_BT].sum(), objects_BT.sum()])
         self.on_background_2 += torch.stack([counts_BT[background_BT].sum(), background_BT.sum()])
 
     def add_branches(self, conditional_BTE: Tensor, unconditional_BTE: Tensor) -> None:
-        """Assignments that both branches of guidance have, and those of either."""
+        """Adds the assignments that both branches of guidance have, and those of either."""
         self.branches_2 += branch_pairs_B2(conditional_BTE, unconditional_BTE).sum(dim=0)
 
     def merge(self, other: TokenTally) -> None:
-        """Add the counts of another tally."""
+        """Adds the counts of another tally."""
         self.load_ET += other.load_ET
         self.tokens_by_experts += other.tokens_by_experts
         self.entropy_sum += other.entropy_sum
@@ -86,7 +86,7 @@ class TokenTally:
         self.branches_2 += other.branches_2
 
     def fields(self, with_positions: bool) -> dict[str, Any]:
-        """What a `RoutingMapRow` says of these counts; absent where nothing was counted."""
+        """Returns the fields of a `RoutingMapRow` for these counts, without those for which nothing was counted."""
         num_tokens = float(self.tokens_by_experts.sum())
         found: dict[str, Any] = {
             "load": _rounded(_shares(self.load_ET.sum(dim=1))),
@@ -110,13 +110,16 @@ class TokenTally:
         return found
 
     def row(self, base: RoutingMapRow, layer: int, time: float | None, with_positions: bool) -> RoutingMapRow:
-        """The record: `base` with what was counted."""
+        """Returns the record: `base` with the counts."""
         update = {"layer": layer, "time": time, **self.fields(with_positions)}
         return base.model_copy(update=update)
 
 
 def branch_pairs_B2(conditional_BTE: Tensor, unconditional_BTE: Tensor) -> Tensor:
-    """Of each image 2 |C and U| and |C| + |U|, over (token, expert) pairs: float64 [B, 2]."""
+    """Returns 2 |C and U| and |C| + |U| of each image, over (token, expert) pairs: float64 [B, 2].
+
+    C and U are the pairs of the conditional and the unconditional branch; the ratio is their Dice coefficient.
+    """
     both_B = 2 * (conditional_BTE & unconditional_BTE).sum(dim=(1, 2))
     either_B = conditional_BTE.sum(dim=(1, 2)) + unconditional_BTE.sum(dim=(1, 2))
     return torch.stack([both_B, either_B], dim=1).double()

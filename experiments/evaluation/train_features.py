@@ -1,8 +1,9 @@
-"""How `features.safetensors` was made: `python -m experiments.evaluation.train_features FILE`, a minute on one core.
+"""Makes `features.safetensors`: `python -m experiments.evaluation.train_features FILE`, a minute on one core.
 
 The network learns from renders of the training split what is in a scene (which looks, how many of each colour and
-shape, where) and, because most of those renders are blurred or noisy, how much. Deterministic on one machine; another
-one rounds differently, so the weights ship and this program is their provenance.
+shape, and where). Two thirds of the renders are blurred or noisy, and it also learns by how much. The result is
+deterministic on one machine; others round differently, so that the weights ship with the package and this program
+documents their origin.
 
 Legend: B images, C channels, H, W height and width, K targets.
 """
@@ -26,11 +27,11 @@ BATCH_IMAGES = 128
 NUM_STEPS = 400
 PEAK_LEARNING_RATE = 4e-3
 MAX_BLUR = 1.2
-"""Standard deviation of the widest blur, in pixels."""
+"""The standard deviation of the widest blur, in pixels."""
 MAX_NOISE = 0.3
-"""Standard deviation of the strongest noise; black to white is 2."""
+"""The standard deviation of the strongest noise, where black to white is 2."""
 GRID = 4
-"""Cells along each side of the frame for which the network says how much of them objects cover."""
+"""The number of cells along each side of the frame; the network learns how many objects are centred in each cell."""
 
 _NUM_LOOKS = len(COLORS) * len(SHAPES)
 _NUM_AMOUNTS = len(COLORS) + len(SHAPES) + GRID**2 + 3
@@ -42,7 +43,7 @@ _LOOK_NUMBERS = {
 
 
 def train_feature_network(seed: int = 0, num_steps: int = NUM_STEPS) -> FeatureNetwork:
-    """A network trained on the first renders of the training split of data seed `seed`."""
+    """Trains a network on the first renders of the training split of data seed `seed`."""
     torch.manual_seed(seed)
     network = FeatureNetwork()
     read_out = nn.Linear(NUM_FEATURES, _NUM_LOOKS + _NUM_AMOUNTS)
@@ -63,7 +64,7 @@ def train_feature_network(seed: int = 0, num_steps: int = NUM_STEPS) -> FeatureN
 
 
 def looks_of_scenes(scenes: Sequence[Scene]) -> Tensor:
-    """[B, 64] float32: 1 where a scene holds an object of that colour and shape."""
+    """Returns [B, 64] float32: 1 where a scene holds an object of that colour and shape."""
     looks_BK = torch.zeros(len(scenes), _NUM_LOOKS)
     for row, scene in enumerate(scenes):
         looks_BK[row, [_LOOK_NUMBERS[thing.color, thing.shape] for thing in scene.objects]] = 1
@@ -71,7 +72,7 @@ def looks_of_scenes(scenes: Sequence[Scene]) -> Tensor:
 
 
 def amounts_of_scenes(scenes: Sequence[Scene]) -> Tensor:
-    """[B, K] float32: objects of each colour, of each shape, in each cell of a grid, and the grey behind them."""
+    """Returns [B, K] float32: objects of each colour, of each shape, in each cell of a grid, and background grey."""
     colors, shapes = list(COLORS), list(SHAPES)
     amounts_BK = torch.zeros(len(scenes), _NUM_AMOUNTS - 2)
     for row, scene in zip(amounts_BK, scenes, strict=True):
@@ -85,7 +86,10 @@ def amounts_of_scenes(scenes: Sequence[Scene]) -> Tensor:
 
 
 def degrade(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """A third of the images blurred, a third noisy, a third as they are; and by how much of the worst, [B, 2]."""
+    """Blurs a third of the images, adds noise to a third, and leaves a third; returns them and the strengths [B, 2].
+
+    Strengths are shares of `MAX_BLUR` and `MAX_NOISE`.
+    """
     num = len(images_BCHW)
     which_B = torch.randint(3, (num,))
     damage_B2 = torch.rand(num, 2) * F.one_hot(which_B, 3)[:, :2]
@@ -95,7 +99,7 @@ def degrade(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def blur(images_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-    """Gaussian blur with a standard deviation in pixels for each image; 0 leaves it as it is."""
+    """Applies a Gaussian blur with a standard deviation in pixels for each image; 0 leaves it as it is."""
     place_H = torch.arange(images_BCHW.shape[-1])
     distance_HH = (place_H[:, None] - place_H).float()
     weight_BHH = torch.exp(-0.5 * (distance_HH / sigma_B.clamp(min=1e-3)[:, None, None]) ** 2)
@@ -104,14 +108,14 @@ def blur(images_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
 
 
 def _loss(said_BK: Tensor, looks_BK: Tensor, amounts_BK: Tensor) -> Tensor:
-    """Cross-entropy of the looks, and squared error of everything that is an amount, in sums over the targets."""
+    """Returns the cross-entropy of the looks plus the squared error of all amounts, both summed over the targets."""
     of_looks = F.binary_cross_entropy_with_logits(said_BK[:, :_NUM_LOOKS], looks_BK)
     of_amounts = F.mse_loss(said_BK[:, _NUM_LOOKS:], amounts_BK)
     return _NUM_LOOKS * of_looks + _NUM_AMOUNTS * of_amounts
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train, and write the weights to the one file named."""
+    """Trains, and writes the weights to the one file named."""
     assert len(arguments) == 1, "usage: python -m experiments.evaluation.train_features FILE"
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
