@@ -12,7 +12,7 @@ from experiments.evaluation.imports import dsg_rows, geneval_rows
 from experiments.evaluation.intervals import mean_interval, wilson
 from experiments.records.schema import EvalRow
 
-BASE = EvalRow(images_seen=5, metric="", value=0, num_samples=0, seed=3, weights="ema", settings={"guidance": 2.0})
+BASE = EvalRow(images_seen=5, metric="", value=0, num_samples=1, seed=3, weights="ema", settings={"guidance": 2.0})
 COLUMNS = ["dsg_prompt_split", "qg_model", "t2i_model", "item_id", "question", "question_id", "dependency_id", "answer"]
 
 
