@@ -199,7 +199,7 @@ def test_isoflop_shows_profiles_minima_and_laws(write_budgets: Callable[..., Pat
     frame = drawing.numbers
     assert frame.groupby("split").size().to_dict() == {"law": 8, "minimum": 12, "profile": 24}
     foot = " ".join(text.get_text() for text in drawing.figure.texts)
-    assert "Expert choice: N* grows as C to the 0.40 (no interval: one seed; 3 budgets)" in foot
+    assert "Expert choice: N* grows as C to the 0.40 (0.40 to 0.40; 3 budgets)" in foot
     assert ticks(drawing.figure.axes[-1]) == ["1", "2", "4"]
 
 
