@@ -6,19 +6,20 @@ Its minimum is found twice: of a parabola through all points (`quadratic`), and 
 every point and assumes no shape (`akima`). A minimum at the edge of the sizes that were run is flagged and not used:
 the best size may lie outside. D* is the number of images that the budget buys at N*.
 
-N* and D* against the FLOPs C are power laws, fitted in `isoflop_laws.py`. The interval of a single minimum is over
-seeds: each seed gives a minimum of its own, and Student's t their spread. Seeds of one configuration share its error,
-so that this interval says how well the minimum repeats, and not how far it lies from the best size. Sizes differ in
-width or preset (`model.*`), in what goes with the size, and in the images they see; runs of one size that differ in
-anything else are profiles of their own.
+N* and D* against the FLOPs C are power laws, fitted in `isoflop_laws.py`. The interval of a parabola's minimum is over
+configurations, from how far these lie from the parabolas of their arm (`isoflop_scatter.py`). Akima's interpolation
+passes through all of them, so it cannot tell, and its minima have no interval. Sizes differ in width or preset
+(`model.*`), in what goes with the size, and in the images they see; runs of one size that differ in anything else are
+profiles of their own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,13 +27,10 @@ from numpy.typing import NDArray
 from scipy.interpolate import Akima1DInterpolator
 
 from analysis.arms import ARM_SETTINGS, arm_list, with_arms
-from analysis.intervals import interval_of_mean
 from analysis.isoflop_laws import laws_of_minima
+from analysis.isoflop_scatter import Profile, Scatter, half_width, scatter
 from analysis.load import WITHOUT_EFFECT, MissingDataError
 from analysis.style import scaled
-
-Method = Literal["quadratic", "akima"]
-METHODS: tuple[Method, ...] = ("quadratic", "akima")
 
 LOOK = ("routing.name", "variant")
 """What an arm is drawn by."""
@@ -41,6 +39,11 @@ BUDGET_TOLERANCE = 0.05
 MIN_SIZES = 3
 WAY_OUT = "Run one with: ecdit sweep isoflop"
 
+NO_INTERVAL = (
+    "no interval of a minimum: 3 sizes a budget leave nothing to tell how far configurations are off a parabola."
+)
+LOG_LIMITS = (-300.0, 300.0)
+"""Of the ends of an interval: where the bend of a parabola is nearly 0, they would overflow."""
 MINIMUM_ENDS = ("params_low", "params_high", "images_low", "images_high")
 
 Floats = NDArray[np.float64]
@@ -61,7 +64,8 @@ class IsoFlop:
     `profiles`: `study`, `arm`, `flops`, `LOOK`, `params`, `images`, `loss`, `loss_min`, `loss_max`, `num_seeds`; a row
     a size.
     `minima`: `study`, `arm`, `flops`, `method`, `params`, `images`, `loss`, `is_edge`, `params_low`, `params_high`,
-    `images_low`, `images_high`, `num_seeds`; a row a profile and method. An edge minimum has no interval.
+    `images_low`, `images_high`, `num_seeds`; a row a profile and method. Inner minima of parabolas alone
+    have an interval.
     `laws`: `study`, `arm`, `method`, `quantity` (params or images), `factor`, `exponent`, `exponent_low`,
     `exponent_high`, `num_budgets`: quantity = factor C^exponent. A law that falls is refused.
     """
@@ -92,11 +96,14 @@ def isoflop(table: pd.DataFrame, size: str = "params_active") -> IsoFlop:
     A `MissingDataError` where no budget has `MIN_SIZES` sizes.
     """
     usable, refused = _usable(list(_budgets(table, size)), size)
-    minima = pd.DataFrame([row for budget in usable for row in _minimum_rows(budget, size)])
-    minima = minima.astype(dict.fromkeys(MINIMUM_ENDS, "float64"))
-    refused += _said(minima[minima["is_edge"]], "the {} minimum lies at the edge of the sizes and is not used.")
-    without = (minima["num_seeds"] > 1) & ~minima["is_edge"] & minima["params_low"].isna()
-    refused += _said(minima[without], "no interval: not every seed ran every size and has a {} minimum inside.")
+    rows: list[dict[str, object]] = []
+    for (study, arm), group in groupby(usable, key=lambda budget: (budget.study, budget.arm)):
+        budgets = list(group)
+        spread = scatter([_profile(budget, size) for budget in budgets])
+        refused += [] if spread else [f"{_arm_name(study, arm)}: {NO_INTERVAL}"]
+        rows += [row for budget in budgets for row in _minimum_rows(budget, size, spread)]
+    minima = pd.DataFrame(rows).astype(dict.fromkeys(MINIMUM_ENDS, "float64"))
+    refused += _edges(minima[minima["is_edge"]])
     profiles = pd.concat([_profile_rows(budget, size) for budget in usable], ignore_index=True)
     laws, falling = laws_of_minima(minima)
     return IsoFlop(profiles, minima, laws, (*refused, *falling))
@@ -109,14 +116,19 @@ def flops_text(flops: float) -> str:
     return f"{budget / factor:g} {unit}"
 
 
+def _arm_name(study: str, arm: str) -> str:
+    return f"{arm}{f' ({study})' if study else ''}"
+
+
 def _name(study: str, arm: str, flops: float) -> str:
-    return f"{arm}{f' ({study})' if study else ''} at {flops_text(flops)}"
+    return f"{_arm_name(study, arm)} at {flops_text(flops)}"
 
 
-def _said(minima: pd.DataFrame, sentence: str) -> list[str]:
-    """One line for each of `minima`, whose method goes into `sentence`."""
+def _edges(minima: pd.DataFrame) -> list[str]:
+    """Returns a line for each of `minima`, which lie at an edge."""
     rows = minima[["study", "arm", "flops", "method"]].itertuples(index=False, name=None)
-    return [f"{_name(study, arm, flops)}: {sentence.format(method)}" for study, arm, flops, method in rows]
+    what = "minimum lies at the edge of the sizes and is not used."
+    return [f"{_name(study, arm, flops)}: the {method} {what}" for study, arm, flops, method in rows]
 
 
 def quadratic_minimum(log_params: Sequence[float], loss: Sequence[float]) -> Lowest:
@@ -139,6 +151,12 @@ def akima_minimum(log_params: Sequence[float], loss: Sequence[float]) -> Lowest:
     candidates = [*log_params, *flat[np.isfinite(flat)]]
     lowest = min(candidates, key=lambda at: float(curve(at)))
     return Lowest(float(lowest), float(curve(lowest)), lowest in (log_params[0], log_params[-1]))
+
+
+METHODS: dict[str, Callable[[Sequence[float], Sequence[float]], Lowest]] = {
+    "quadratic": quadratic_minimum,
+    "akima": akima_minimum,
+}
 
 
 def _budgets(table: pd.DataFrame, size: str) -> Iterator[_Budget]:
@@ -210,47 +228,28 @@ def _profile_rows(budget: _Budget, size: str) -> pd.DataFrame:
     return rows.assign(**about)[[*about, *rows.columns]]
 
 
-def _minimum_rows(budget: _Budget, size: str) -> Iterator[dict[str, object]]:
-    for method in METHODS:
-        found = _lowest(budget.runs, size, method)
-        by_seed = _by_seed(budget, size, method)
-        params, images = math.exp(found.log_params), math.exp(_log_images(budget.runs, size, found.log_params))
+def _minimum_rows(budget: _Budget, size: str, spread: Scatter | None) -> Iterator[dict[str, object]]:
+    """Returns the minima of one budget by both methods; the images and their interval follow from the parameters."""
+    profile = _profile(budget, size)
+    log_images = np.log(budget.runs.groupby(size)["images_seen"].mean().to_numpy(dtype=float))
+    images_slope, _ = np.polyfit(profile.log_params, log_images, 1)
+    for method, find in METHODS.items():
+        found = find(*profile)
+        is_known = method == "quadratic" and not found.is_edge
+        half = half_width(profile, spread) if spread and is_known else None
         row: dict[str, object] = {"study": budget.study, "arm": budget.arm, "flops": budget.flops, "method": method}
-        row |= {"params": params, "images": images, "loss": found.loss, "is_edge": found.is_edge}
-        usable = {} if found.is_edge else by_seed
-        row |= _around("params", params, [log_params for log_params, _ in usable.values()])
-        row |= _around("images", images, [log_images for _, log_images in usable.values()])
-        yield row | {"num_seeds": budget.runs["seed"].nunique()}
+        row |= {"loss": found.loss, "is_edge": found.is_edge, "num_seeds": budget.runs["seed"].nunique()}
+        row |= _around("params", found.log_params, half)
+        at_minimum = float(np.interp(found.log_params, profile.log_params, log_images))
+        yield row | _around("images", at_minimum, half and half * abs(float(images_slope)))
 
 
-def _around(name: str, value: float, logs: Sequence[float]) -> dict[str, float | None]:
-    """The interval of `value`: as wide as the mean of the seeds' logarithms is uncertain."""
-    over_seeds = interval_of_mean(logs) if len(logs) > 1 else None
-    if over_seeds is None or over_seeds.high is None:
-        return {f"{name}_low": None, f"{name}_high": None}
-    half = over_seeds.high - over_seeds.mean
-    return {f"{name}_low": value * math.exp(-half), f"{name}_high": value * math.exp(half)}
+def _around(name: str, log_value: float, half: float | None) -> dict[str, float | None]:
+    """Returns a value and the ends of its interval, which are none where `half` of its logarithm's is not known."""
+    ends = (None, None) if half is None else np.exp(np.clip([log_value - half, log_value + half], *LOG_LIMITS)).tolist()
+    return {name: math.exp(log_value), f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
-def _lowest(runs: pd.DataFrame, size: str, method: Method) -> Lowest:
-    means = runs.groupby(size)["val_loss"].mean()
-    log_params = np.log(means.index.to_numpy(dtype=float)).tolist()
-    find = quadratic_minimum if method == "quadratic" else akima_minimum
-    return find(log_params, means.to_list())
-
-
-def _by_seed(budget: _Budget, size: str, method: Method) -> dict[int, tuple[float, float]]:
-    """(log N*, log D*) by seed; empty unless every seed ran every size and has a minimum inside."""
-    minima: dict[int, tuple[float, float]] = {}
-    for _, runs in budget.runs.groupby("seed"):
-        found = _lowest(runs, size, method) if runs[size].nunique() == budget.runs[size].nunique() else None
-        if found is None or found.is_edge:
-            return {}
-        minima[int(runs["seed"].iloc[0])] = found.log_params, _log_images(budget.runs, size, found.log_params)
-    return minima
-
-
-def _log_images(runs: pd.DataFrame, size: str, log_params: float) -> float:
-    """What the budget buys at a size between those that were run, along a straight line in logarithms."""
-    images = runs.groupby(size)["images_seen"].mean()
-    return float(np.interp(log_params, np.log(images.index.to_numpy(dtype=float)), np.log(images.to_numpy(float))))
+def _profile(budget: _Budget, size: str) -> Profile:
+    means = budget.runs.groupby(size)["val_loss"].mean()
+    return Profile(np.log(means.index.to_numpy(dtype=float)).tolist(), means.to_list())

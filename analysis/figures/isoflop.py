@@ -3,8 +3,9 @@
 Above, a panel per arm: final validation loss against parameters, one parabola per budget, from pale (small)
 to full colour (large), the minimum marked; a crossed mark is at the edge of the sizes and not used. Bars go from the
 lowest to the highest seed. Below, N* (parameters) and D* (images) of the minima against the budget with their
-power laws: full marks and lines are of the parabolas, hollow marks of Akima's interpolation; bars are 95% intervals
-over seeds, and the foot gives those of the exponents over budgets. The method is in `analysis/isoflop.py`.
+power laws: full marks and lines are of the parabolas, hollow marks of Akima's interpolation; bars are 95% intervals of
+the parabolas' minima over configurations, and the foot gives those of the exponents over budgets. The method is in
+`analysis/isoflop.py`.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ def _keys(arms: Sequence[_Arm], found: IsoFlop, budgets: Sequence[str]) -> list[
     keys += [(Line2D([], [], **line_style(arm.router, arm.variant), marker="o"), shown(arm.title)) for arm in arms]
     keys.append((Line2D([], [], color=GREY, marker="o", fillstyle="none", linestyle="none"), "Akima's minimum"))
     if found.minima["params_low"].notna().any():
-        keys.append((Line2D([], [], color=GREY, linewidth=0.7), "95% interval over seeds"))
+        keys.append((Line2D([], [], color=GREY, linewidth=0.7), "95% interval over configurations"))
     return keys
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.laws.bootstrap import Bootstrap, bootstrap, draw
-from analysis.laws.fit import fit
+from analysis.laws.fit import FitError, fit, search
 from analysis.laws.forms import CHINCHILLA, POWER_LAW, POWER_LAW_WITHOUT_FLOOR
 from analysis.laws.observations import Observations, observe
 from analysis.laws.predict import leave_largest_out
@@ -116,3 +116,13 @@ def test_resamples_whose_search_does_not_settle_are_counted() -> None:
     point = fit(POWER_LAW_WITHOUT_FLOOR, _four_configurations(0.01))
     some = Bootstrap(point, np.array([point.theta_P]), {"the search did not settle": 3})
     assert str(some) == "4 resamples over configurations, of which 3 gave no law (3: the search did not settle)"
+
+
+def test_resamples_most_of_which_give_no_law_are_refused() -> None:
+    """Losses that neither fall with N nor with D: what separates the terms are single configurations."""
+    points = pd.DataFrame(itertools.product((1e6, 1e7, 1e8), (1e6, 1e7, 1e8)), columns=["N", "D"])
+    flat = points.assign(val_loss=np.exp(np.random.default_rng(6).normal(0.0, 0.003, len(points))))
+    point = search(CHINCHILLA, observe(flat, {"N": "N", "D": "D"}))
+    message = r"of 10 resamples gave no law \(the search did not settle\)\. The fit hangs on single configurations"
+    with pytest.raises(FitError, match=message):
+        bootstrap(point, num_resamples=10)
