@@ -1,7 +1,8 @@
-"""Whether runs may stand in one comparison: same data, same validation set, same conditions of a measurement.
+"""Check that runs may be compared: equal data, equal validation set, equal conditions of a measurement.
 
-Refused with the difference named, because a figure over runs that saw different data looks exactly like a result.
-What may differ between the runs of a comparison, and how that makes arms and settings, is the business of `arms.py`.
+Other comparisons are refused, and the message names the difference, because a figure of runs that saw different data
+looks exactly like a result. `arms.py` defines what may differ between the runs of a comparison, and how the differences
+make arms and settings.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from analysis.load import Records
 from experiments.errors import RecordError
 
 SAME_IN_A_COMPARISON = ("data.", "flow.", "eval.images", "eval.batch_images")
-"""What the training data and the fixed validation set (image, t, noise) depend on."""
+"""Prefixes of the settings on which the training data and the fixed validation set (image, t, noise) depend."""
 
 CONDITIONS = ("batch_images", "steps", "sampler", "guidance", "precision", "device", "num_threads")
-"""The settings under which time is measured; the others tell how the measurement went."""
+"""Settings of a measurement of time that must be equal; its other settings only describe the measurement."""
 
 MEASURED_ON = ("device", "num_threads", "precision", "world")
-"""What the seconds of training depend on, beside the run itself."""
+"""Columns of the run table on which the seconds of training depend, besides the settings of the run itself."""
 
 WAY_OUT = "Name only the folders that belong together."
 
 
 def require_same_data(records: Records) -> None:
-    """A `RecordError` naming the first setting of the data or validation set that differs between the runs."""
+    """Raises `RecordError` naming the first setting of the data or validation set that differs between the runs."""
     runs = records.runs
     for column in (name for name in runs.columns if name.startswith(SAME_IN_A_COMPARISON)):
         _refuse_difference(column, runs[column], runs["run"])
@@ -36,14 +37,17 @@ def require_same_data(records: Records) -> None:
 
 
 def require_same_conditions(measurements: pd.DataFrame, metric: str) -> None:
-    """A `RecordError` naming the first condition in the `settings` of eval rows of one metric that differs."""
+    """Raises `RecordError` naming the first condition that differs in the `settings` of the rows of one metric."""
     for name in CONDITIONS:
         values = pd.Series([(given or {}).get(name) for given in measurements["settings"]], dtype=object)
         _refuse_difference(f"{name} of {metric}", values, measurements["run"].reset_index(drop=True))
 
 
 def last_shared_measurement(measurements: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row per run, under the last written conditions that all share. A `RecordError` where there are none."""
+    """Returns the last row of each run under the conditions that all runs share; of several, the last written ones.
+
+    Raises `RecordError` naming the first difference where the runs share no conditions and their last rows differ.
+    """
     conditions = [tuple(_text((given or {}).get(name)) for name in CONDITIONS) for given in measurements["settings"]]
     by_conditions = measurements.groupby(pd.Series(conditions, index=measurements.index, dtype=object), sort=False)
     shared = [rows for _, rows in by_conditions if rows["run"].nunique() == measurements["run"].nunique()]
@@ -56,7 +60,7 @@ def last_shared_measurement(measurements: pd.DataFrame, metric: str) -> pd.DataF
 
 
 def first_difference(what: str, values: pd.Series[Any], runs: pd.Series[Any]) -> str | None:
-    """Two runs between which `values` differ, in one sentence; None where all are equal."""
+    """Returns a sentence that names two runs between which `values` differ, or None where all are equal."""
     shown = values.map(_text)
     first_runs = runs.groupby(shown.to_numpy(), sort=False).first()
     if len(first_runs) < 2:

@@ -1,7 +1,7 @@
-"""The metrics of sampled images as rows of runs and arms: what alignment, quality and guidance figures are made of.
+"""The metrics of sampled images as rows of runs and arms, from which alignment, quality and guidance figures are drawn.
 
-A row is one measured value in the units of its axis, with the run it belongs to. Which rows may stand beside each
-other is decided in `conditions.py`. Means are over seeds.
+A row is one measured value in the units of its axis, with the run it belongs to. `conditions.py` decides which rows are
+comparable. Means are over seeds.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ RUN = ["run", "seed", "eval.guidance", "final_images"]
 
 
 def sampled_rows(records: Records, table: pd.DataFrame, metric: Metric) -> pd.DataFrame:
-    """The rows of one metric in the units of its axis, with `ARM`, `RUN`, `guidance`, `conditions`, `batch_images`.
+    """Returns the rows of one metric in the units of its axis.
 
-    `seed` is the run's, `noise_seed` the row's. `study` is what the setting of a run says beside its preset: sizes of
-    one study may be joined by a line.
+    Their columns are `ARM`, `RUN`, those of `evals`, `guidance`, `batch_images` and `conditions`. `seed` is that of the
+    run, `noise_seed` that of the sampling noise, and `study` is `study_of` the run's setting.
     """
     about = table.rename(columns={"images_seen": "final_images"})
     about["study"] = [study_of(*pair) for pair in zip(about["setting"], about["model.name"], strict=True)]
@@ -72,11 +72,13 @@ def sampled_rows(records: Records, table: pd.DataFrame, metric: Metric) -> pd.Da
 def measured_panels(
     records: Records, table: pd.DataFrame, metrics: Sequence[Metric], along: Along | None = None
 ) -> list[Measured]:
-    """Comparable values of those of `metrics` that were measured; the later ones of images sampled as for the first.
+    """Returns comparable values of each of `metrics` that was measured.
 
-    `along` None: one row per run, at its end and at one guidance scale. `guidance`: all scales, at its end.
-    `images_seen`: all points of its training, at one scale. Along something, only runs with several values of the
-    first metric count. A `MissingDataError` where nothing was measured, or runs differ in conditions or share no scale.
+    The later metrics are restricted to images that were sampled like those of the first. With `along` None there is one
+    row per run, at the end of training and at one guidance scale; with `guidance`, all scales at the end of training;
+    with `images_seen`, all points of training at one scale. In the last two cases only runs with several values of the
+    first metric count. Raises `MissingDataError` where nothing was measured, where the runs share no conditions, or
+    where they share no guidance scale.
     """
     found: list[Measured] = []
     for metric in metrics:
@@ -96,15 +98,15 @@ def measured_panels(
 
 
 def panel_points(panels: Sequence[Measured], *along: str) -> pd.DataFrame:
-    """The `arm_means` of every panel below each other, with `metric` and the conditions."""
+    """Returns the `arm_means` of all panels in one table, with columns for `metric` and the conditions."""
     means = [arm_means(each.rows, *along).assign(metric=each.metric.name, **each.conditions) for each in panels]
     return pd.concat(means, ignore_index=True)
 
 
 def seconds_like(records: Records, table: pd.DataFrame, like: Measured) -> pd.DataFrame:
-    """One row per run: seconds per image under the sampler settings of `like`, the last measurement; may be empty.
+    """Returns the last measured seconds per image of each run under the sampler settings of `like`; may be empty.
 
-    A `RecordError` where the conditions of the time (device, batch, ...) differ between the runs.
+    Raises `RecordError` where the conditions of the timing (device, batch, ...) differ between the runs.
     """
     rows = sampled_like(sampled_rows(records, table, SECONDS), like, same_weights=False)
     last = rows.drop_duplicates("run", keep="last")
@@ -113,10 +115,11 @@ def seconds_like(records: Records, table: pd.DataFrame, like: Measured) -> pd.Da
 
 
 def arm_means(rows: pd.DataFrame, *along: str) -> pd.DataFrame:
-    """By `ARM`, and by `along` where every seed was measured: `value`, `low`, `high`, `spread`, `num_seeds`.
+    """Returns the mean over seeds of each arm (`ARM`) and value of `along`, where all seeds of the arm were measured.
 
-    `spread` says what `low` and `high` are: of several seeds the lowest and highest (`seeds`); of one the 95% interval
-    over its images (`images`), or missing.
+    The columns are `value`, `low`, `high`, `spread` and `num_seeds`. `spread` says what `low` and `high` are: the
+    lowest and highest of several seeds (`seeds`), or the 95% interval over the images of a single seed (`images`). It
+    is empty where a single seed has no interval.
     """
     groups = rows.groupby([*ARM, *along], sort=False)
     means = groups.agg(
@@ -133,10 +136,10 @@ def arm_means(rows: pd.DataFrame, *along: str) -> pd.DataFrame:
 
 
 def _num_runs(table: pd.DataFrame, metric: Metric) -> int:
-    """How many runs can have the metric."""
+    """Returns how many runs can have the metric; some metrics are not defined for dense models."""
     return len(table) if metric.of_dense else int((table["routing.name"] != "dense").sum())
 
 
 def study_of(setting: str, preset: str) -> str:
-    """What a setting says beside its preset: sizes of one study may be joined by a line."""
+    """Returns the setting without its preset; runs of different sizes that agree in it may be joined by a line."""
     return setting.removeprefix(preset).removeprefix(", ")

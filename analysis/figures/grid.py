@@ -1,7 +1,8 @@
-"""What the figures of final losses share: panels in rows of three, keys above them, and the arms that form a line.
+"""Shared parts of the figures of final losses: panels in rows of three, legend keys above them, and lines of arms.
 
-A *family* is the arms of one router that differ only in the settings on the axes of a figure (the number of experts,
-say): one line. `paper_panel` gives the printed values a panel of their own, grey, because they are of other metrics.
+A *family* is the arms of one router that differ only in the settings on the axes of a figure, such as the number of
+experts; a figure draws it as one line. `paper_panel` marks a panel of printed values by a grey background, because they
+are of other metrics and must not be compared in level.
 """
 
 from __future__ import annotations
@@ -34,21 +35,22 @@ MOST_COLUMNS = 3
 PANEL_HEIGHT_INCHES = 2.0
 PAPER_BACKGROUND = "#F2F2F2"
 LEFT_OF_PANEL_INCHES = 0.75
-"""What tick labels, the name of the axis and the space between two panels take; bold letters are wider by a tenth."""
+"""The part of a panel's width that a title cannot use: tick and axis labels, the gap, and some for bold letters."""
 USUAL_KEY_ROWS = 2
-"""For which the heights of figures leave room."""
+"""The rows of legend keys for which the heights of figures already leave room."""
 KEY_ROW_INCHES = 0.15
 KEY_SPACING = {"columnspacing": 1.4, "handlelength": 2.6}
-"""In units of the size of the font, as matplotlib counts them."""
+"""Spacing of the legend in units of its font size, as matplotlib counts it."""
 LOSS_LABEL = "Validation loss (velocity MSE)"
 
 Key = tuple[Artist, str]
 
 
 def families(table: pd.DataFrame, free: Sequence[str]) -> pd.DataFrame:
-    """The run table with arms named and numbered as if the settings `free` were equal; these move to `num_experts` etc.
+    """Returns the run table with its arms named and numbered as if the settings `free` were equal in all runs.
 
-    A setting `routing.num_experts` is kept as the column `num_experts`, the arm of the run as `full_arm`.
+    Runs that differ only in `free` thereby become one arm, the family. The values of a setting such as
+    `routing.num_experts` are kept in the column `num_experts`, and the original name of the arm in `full_arm`.
     """
     alike = table.assign(full_arm=table["arm"])
     for name in free:
@@ -58,7 +60,10 @@ def families(table: pd.DataFrame, free: Sequence[str]) -> pd.DataFrame:
 
 
 def loss_points(runs: pd.DataFrame, along: Sequence[str], columns: Sequence[str] = ()) -> pd.DataFrame:
-    """By setting, arm and `along`: `loss`, `loss_min`, `loss_max`, `num_seeds`, and the first of `columns`."""
+    """Returns a row for each setting, arm and value of `along`: the final loss over seeds, and the first of `columns`.
+
+    The columns of the loss are `loss` (the mean), `loss_min`, `loss_max` and `num_seeds`.
+    """
     about = ["routing.name", "variant", "model.name", *columns]
     groups = runs.groupby(["setting", "arm", *along], sort=False)
     points = groups[about].first()
@@ -68,12 +73,12 @@ def loss_points(runs: pd.DataFrame, along: Sequence[str], columns: Sequence[str]
 
 
 def num_columns(num_panels: int) -> int:
-    """How many panels stand beside each other: at most `MOST_COLUMNS`, and four in two rows of two."""
+    """Returns the number of panels in a row: at most `MOST_COLUMNS`, and 2 for four panels, which fill two rows."""
     return 2 if num_panels == 4 else min(num_panels, MOST_COLUMNS)
 
 
 def panel_grid(num_panels: int, height_inches: float = PANEL_HEIGHT_INCHES) -> tuple[Figure, list[Axes]]:
-    """A figure of text width with panels in rows of `num_columns`."""
+    """Returns a figure of text width, and its panels in rows of `num_columns`."""
     columns = num_columns(num_panels)
     rows = -(-num_panels // columns)
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, height_inches * rows + 0.85), layout="constrained")
@@ -84,14 +89,14 @@ def panel_grid(num_panels: int, height_inches: float = PANEL_HEIGHT_INCHES) -> t
 
 
 def title_panel(axes: Axes, text: str, columns: int) -> None:
-    """The bold title of one of `columns` panels beside each other, in lines that do not reach the next panel."""
+    """Sets the bold title of one of `columns` panels in a row, wrapped so that it does not reach the next panel."""
     width = TEXT_WIDTH_INCHES / columns - LEFT_OF_PANEL_INCHES
     lines = [line for part in text.splitlines() for line in wrapped(part, width, mpl.rcParams["axes.titlesize"])]
     axes.set_title("\n".join(map(shown, lines)), loc="left", fontweight="bold")
 
 
 def label_losses(panels: Sequence[Axes]) -> None:
-    """`LOSS_LABEL` at the first panel of every row."""
+    """Labels the y axis of the first panel in every row with `LOSS_LABEL`."""
     for axes in panels:
         place = axes.get_subplotspec()
         if place is not None and place.is_first_col():
@@ -99,7 +104,7 @@ def label_losses(panels: Sequence[Axes]) -> None:
 
 
 def draw_family(axes: Axes, points: pd.DataFrame, x: Sequence[float]) -> None:
-    """The line of one family at `x` with its markers, and a thin bar from the lowest to the highest seed."""
+    """Draws the line of one family at `x`, with markers and a thin bar from the lowest to the highest seed."""
     first = points.iloc[0]
     style = line_style(first["routing.name"], first["variant"])
     for at, low, high in zip(x, points["loss_min"], points["loss_max"], strict=True):
@@ -109,14 +114,14 @@ def draw_family(axes: Axes, points: pd.DataFrame, x: Sequence[float]) -> None:
 
 
 def named_ticks(axes: Axes, places: Sequence[float], names: Sequence[str]) -> None:
-    """Exactly these ticks on the x axis."""
+    """Puts ticks on the x axis at exactly these places, with these names and without minor ticks."""
     axes.xaxis.set_major_locator(FixedLocator(list(places)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(list(places), list(names))
 
 
 def family_keys(points: pd.DataFrame) -> list[Key]:
-    """A sample of the line of every family, and what the bars are."""
+    """Returns the legend keys: a sample of the line of every family, and what the bars show."""
     preset = points["model.name"].iloc[0]
     keys: list[Key] = []
     for label, router, variant in arm_list(points):
@@ -126,13 +131,16 @@ def family_keys(points: pd.DataFrame) -> list[Key]:
 
 
 def seed_key(points: pd.DataFrame) -> list[Key]:
-    """What the bars go from and to; nothing with one seed."""
+    """Returns the legend key that explains the bars over seeds, or no key where every point has one seed."""
     num_seeds = points["num_seeds"]
     return [(Line2D([], [], color=GREY, linewidth=0.7), lowest_to_highest(num_seeds))] if num_seeds.max() > 1 else []
 
 
 def place_keys(figure: Figure, keys: Sequence[Key], most_columns: int = 4) -> None:
-    """The keys above all panels, in as many columns as the width holds; the figure grows by rows beyond the usual."""
+    """Places the legend above all panels, in as many columns as the text width holds.
+
+    The figure grows in height for rows of keys beyond `USUAL_KEY_ROWS`.
+    """
     handles, labels = zip(*keys, strict=True)
     fitting = [number for number in range(1, most_columns + 1) if _keys_inches(labels, number) <= TEXT_WIDTH_INCHES]
     columns = max(fitting, default=1)
@@ -142,7 +150,7 @@ def place_keys(figure: Figure, keys: Sequence[Key], most_columns: int = 4) -> No
 
 
 def _keys_inches(labels: Sequence[str], num_columns: int) -> float:
-    """Width of a legend that matplotlib fills column by column."""
+    """Estimates the width in inches of a legend with `num_columns`, which matplotlib fills column by column."""
     num_rows = -(-len(labels) // num_columns)
     widest = [max(map(key_text_inches, labels[i : i + num_rows])) for i in range(0, len(labels), num_rows)]
     handle = KEY_SPACING["handlelength"] + KEY_SPACING["columnspacing"] + 1.0
@@ -150,6 +158,6 @@ def _keys_inches(labels: Sequence[str], num_columns: int) -> float:
 
 
 def paper_panel(axes: Axes, what: str) -> None:
-    """Mark a panel as one of printed values of `what`."""
+    """Marks a panel, by its background and title, as one of printed values of `what`."""
     axes.set_facecolor(PAPER_BACKGROUND)
     axes.set_title(f"EC-DIT as printed: {what}", loc="left")

@@ -1,7 +1,7 @@
-"""What the figures of sampled metrics share: a grid of panels, keys of arms, sizes and spreads, and the foot.
+"""Shared parts of the figures of sampled metrics: a grid of panels, legend keys of arms, sizes and spreads, and a foot.
 
-Rows of the grid are studies or settings, columns metrics. Keys stand above and below the panels, never in them. The
-foot says in small grey letters how the values were measured.
+The rows of the grid are studies or settings, and its columns are metrics. The legend stands above the panels, where it
+covers no data. The foot says in small grey letters how the values were measured.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from analysis.style import (
 
 BAND_ALPHA = 0.12
 FOOT_CHARACTERS = 145
-"""In one line of the foot at the width of the text."""
+"""The number of characters that fit on one line of the foot at text width."""
 SIDEWAYS_POINTS = 2.2
-"""How far apart the points of two arms are drawn that cost the same."""
+"""The horizontal distance, in points, between markers of arms of equal cost, which would hide each other."""
 
 
 class Look(NamedTuple):
-    """What differs between the figures: what a row of panels is, how high it is, and whether sizes have markers."""
+    """Options that differ between figures: what a row of panels is, its height, and whether sizes have markers."""
 
     rows: Literal["study", "setting"]
     height_inches: float
@@ -48,7 +48,7 @@ class Look(NamedTuple):
 
 
 class Printed(NamedTuple):
-    """The paper's values: who draws them, and where they were printed."""
+    """The paper's values: the function that draws them into a panel, and where in the paper they were printed."""
 
     draw: Callable[[Axes], None]
     source: str
@@ -61,9 +61,10 @@ def draw_panels(
     draw: Callable[[Axes, pd.DataFrame, Measured], None],
     printed: Printed | None = None,
 ) -> Figure:
-    """A panel for each of `panels` and each row, filled by `draw(axes, its points, its measurement)`.
+    """Draws a grid with a row for each study or setting and a column for each of `panels`.
 
-    `printed` adds a panel of the paper's values at the right of the first row; the foot says where they are from.
+    Each panel is filled by `draw(axes, its points, its measurement)`. `printed` adds a panel of the paper's values at
+    the right of the first row, and the foot says where they were printed.
     """
     names = list(dict.fromkeys(points[look.rows]))
     one_size = points["model.name"].iloc[0] if points["model.name"].nunique() == 1 else ""
@@ -89,13 +90,16 @@ def draw_panels(
 
 
 def _above_zero(axes: Axes, highs: pd.Series[float]) -> None:
-    """Where every value is 0: an axis around it would show values that there are not."""
+    """Sets the limits of a panel in which every value is 0, so that the axis shows hardly any negative values.
+
+    Matplotlib's default limits would be symmetric about 0, but these metrics cannot be negative.
+    """
     top = 1.1 * max([1.0, *highs.dropna()])
     axes.set_ylim(-0.05 * top, top)
 
 
 def draw_arm_curve(axes: Axes, points: pd.DataFrame, x: pd.Series[float]) -> None:
-    """The line of one arm at `x`, with a band from `low` to `high` where known; a single point has a bar."""
+    """Draws the line of one arm at `x`, with a band from `low` to `high` where known; a single point gets a bar."""
     style = line_style(points["routing.name"].iloc[0], points["variant"].iloc[0])
     if len(points) == 1:
         _draw_spreads(axes, points, x, 0)
@@ -104,7 +108,7 @@ def draw_arm_curve(axes: Axes, points: pd.DataFrame, x: pd.Series[float]) -> Non
 
 
 def draw_arm_points(axes: Axes, points: pd.DataFrame, x: pd.Series[float], sideways_points: float = 0) -> None:
-    """A thin line from size to size, the error bars and the markers of one arm."""
+    """Draws one arm: a thin line from size to size, error bars and markers, moved sideways by points on the page."""
     router, variant = points["routing.name"].iloc[0], points["variant"].iloc[0]
     moved = _moved(axes, sideways_points)
     axes.plot(x, points["value"], **line_style(router, variant) | {"linewidth": 0.8, "zorder": 1}, transform=moved)
@@ -114,35 +118,35 @@ def draw_arm_points(axes: Axes, points: pd.DataFrame, x: pd.Series[float], sidew
 
 
 def _draw_spreads(axes: Axes, points: pd.DataFrame, x: pd.Series[float], sideways_points: float) -> None:
-    """A thin bar from low to high at each point, in the dashes of the arm."""
+    """Draws a thin bar from `low` to `high` at each point, in the colour and dashes of the arm."""
     style = line_style(points["routing.name"].iloc[0], points["variant"].iloc[0]) | {"linewidth": 0.7}
     for at, low, high in zip(x, points["low"], points["high"], strict=True):
         axes.plot([at, at], [low, high], **style, transform=_moved(axes, sideways_points))
     for end in ("low", "value", "high"):
-        axes.update_datalim(list(zip(x, points[end], strict=True)))  # which moved lines do not do
+        axes.update_datalim(list(zip(x, points[end], strict=True)))  # Shifted artists do not.
 
 
 def _moved(axes: Axes, sideways_points: float) -> Transform:
-    """Data, shifted by a distance on the page."""
+    """Returns the transform of data coordinates followed by a horizontal shift in points on the page."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     return axes.transData + ScaledTranslation(sideways_points / 72, 0, figure.dpi_scale_trans)
 
 
 def sideways(arms: Sequence[tuple[str, str, int]], label: str) -> float:
-    """Points by which the arm called `label` is moved, so that arms of equal cost lie side by side."""
+    """Returns the points by which the arm called `label` is moved, so that arms of equal cost lie side by side."""
     place = [arm[0] for arm in arms].index(label)
     return SIDEWAYS_POINTS * (place - (len(arms) - 1) / 2)
 
 
 def write_foot(figure: Figure, lines: Sequence[str]) -> None:
-    """`lines` below everything, wrapped at the width of the text."""
+    """Writes `lines` at the bottom of the figure, wrapped at text width."""
     wrapped = [part for line in lines for part in textwrap.wrap(line, FOOT_CHARACTERS)]
     figure.supxlabel("\n".join(map(figure_text, wrapped)), x=0.01, ha="left", fontsize=6, color=GREY, linespacing=1.35)
 
 
 def _arm_keys(points: pd.DataFrame, look: Look) -> list[Key]:
-    """A sample of the line of every arm, with the marker of the first size."""
+    """Returns a key for every arm: a sample of its line, with the marker of the first size where sizes have markers."""
     preset = points["model.name"].iloc[0]
     keys: list[Key] = []
     for label, router, variant in arm_list(points):
@@ -152,7 +156,7 @@ def _arm_keys(points: pd.DataFrame, look: Look) -> list[Key]:
 
 
 def _size_keys(points: pd.DataFrame, look: Look) -> list[Key]:
-    """The marker of every size, where there are several."""
+    """Returns a key with the marker of every size, or no keys where there is only one size."""
     sizes = list(dict.fromkeys(points["model.name"]))
     keys: list[Key] = [
         (Line2D([], [], color=GREY, marker=SIZE_MARKERS[size], linestyle="none"), size) for size in sizes
@@ -161,7 +165,7 @@ def _size_keys(points: pd.DataFrame, look: Look) -> list[Key]:
 
 
 def _spread_keys(points: pd.DataFrame, look: Look) -> list[Key]:
-    """What the bars or bands go from and to."""
+    """Returns the keys that explain what the bars or bands cover: seeds, or the 95% interval over images."""
     num_seeds = points.loc[points["spread"] == "seeds", "num_seeds"]
     texts = [] if num_seeds.empty else [lowest_to_highest(num_seeds)]
     if (points["spread"] == "images").any():

@@ -1,10 +1,10 @@
-"""`scaling-law`: how the loss falls with training compute, by routing: L = E + A C^-a and how well it predicts.
+"""`scaling-law`: the loss of each arm against training compute, the fitted law L = E + A C^-a, and its hold-out error.
 
-Left: final validation loss of every configuration against training FLOPs C with the law of its arm, which is fitted to
-all runs of the arm whatever their size, and the 95% band of the law over resampled configurations. Right: the same law
-fitted without the runs of most compute, and how far its prediction of these lies from what was measured. An arm whose
-runs do not identify the law has points and no line, and the foot says what it lacks. The laws are those of
-`analysis/laws`; runs that differ in anything else than size, length of training, routing and seed have their own panel.
+The left panel shows the final validation loss of every configuration against training FLOPs C. Each arm has its own
+law, fitted to all of its runs of every size, with a 95% band over resampled configurations. The right panel shows the
+relative error with which the same law, fitted without the runs of most compute, predicts these. An arm whose runs do
+not identify the law has points but no line, and the foot says what it lacks. The laws are those of `analysis/laws`.
+Runs that differ in anything but size, length of training, routing and seed are drawn in separate panels.
 """
 
 from __future__ import annotations
@@ -48,17 +48,20 @@ from analysis.style import (
 
 FLOPS = "train_flops"
 NUM_RESAMPLES = 300
-"""Enough for a band, and a figure of many arms does not take minutes."""
+"""Resamples for each arm: enough for a band, and few enough that a figure of many arms does not take minutes."""
 MOST_INK = 0.5
-"""Of all bands where they overlap."""
+"""The limit of the summed opacity of all bands, so that lines stay visible where the bands overlap."""
 NUM_STEPS = 60
-"""Points along the line of a law."""
+"""The number of points at which the line of a law is evaluated."""
 LONGEST_LINES = 6
-"""Laws, and refusals, that the foot has room for; the others are counted."""
+"""How many laws, and how many refusals, the foot lists; the others are only counted."""
 
 
 class _ArmLaw(NamedTuple):
-    """One arm under one condition: its configurations, its law or why it has none, the same for the prediction."""
+    """One arm under one condition: its configurations, and its law and hold-out error or why they are missing.
+
+    `refusal` says why `law` is None, and `not_predicted` why a fitted law has no hold-out error in `largest`.
+    """
 
     condition: str
     arm: tuple[str, str, int]
@@ -74,9 +77,9 @@ class _ArmLaw(NamedTuple):
 
 
 def draw_scaling_law(_records: Records, table: pd.DataFrame, num_resamples: int = NUM_RESAMPLES) -> Drawing:
-    """The figure and its numbers (`split` point, law, parameter, prediction or largest_out).
+    """Returns the figure and its numbers; the column `split` is point, law, parameter, prediction or largest_out.
 
-    A `MissingDataError` where no arm identifies the law.
+    Raises `MissingDataError` where no arm identifies the law.
     """
     laws = list(_arm_laws(table, num_resamples))
     if all(each.law is None for each in laws):
@@ -98,7 +101,7 @@ def draw_scaling_law(_records: Records, table: pd.DataFrame, num_resamples: int 
 
 
 def _arm_laws(table: pd.DataFrame, num_resamples: int) -> Iterator[_ArmLaw]:
-    """Baselines first, as in every figure."""
+    """Yields the law of every arm under every condition, with the baselines first, as in every figure."""
     spent = table.assign(**{FLOPS: table["images_seen"] * table["train_flops_per_image"].astype(float)})
     for condition, runs in condition_families(spent):
         for arm in arm_list(runs):
@@ -158,7 +161,7 @@ def _draw_laws(axes: Axes, laws: Sequence[_ArmLaw]) -> None:
 
 
 def _curve(points: pd.DataFrame, law: Bootstrap) -> pd.DataFrame:
-    """The law between the least and the most compute that it was fitted to, and its band."""
+    """Returns the law and its band at `NUM_STEPS` points between the least and the most compute it was fitted to."""
     flops = np.geomspace(points[FLOPS].min(), points[FLOPS].max(), NUM_STEPS)
     band = law.predict({"C": flops})
     rows = [{"loss": at.value, "loss_low": at.low, "loss_high": at.high} for at in band]
@@ -195,7 +198,7 @@ def _keys(laws: Sequence[_ArmLaw]) -> list[Key]:
 
 
 def _foot(laws: Sequence[_ArmLaw], num_resamples: int) -> list[str]:
-    """What was fitted to what, the laws, and what there is no law for."""
+    """Returns the lines of the foot: what was fitted, the fitted laws, and the arms without a law or prediction."""
     fitted = [_law_line(each) for each in laws if each.law is not None]
     refused = [f"{each.name} has no law: {each.refusal}" for each in laws if each.law is None]
     refused += [f"{each.name} is not predicted: {each.not_predicted}" for each in laws if each.not_predicted]
@@ -222,7 +225,7 @@ def _law_line(each: _ArmLaw) -> str:
 
 
 def _numbers(each: _ArmLaw) -> Iterator[pd.DataFrame]:
-    """Everything drawn, and the fitted parameters."""
+    """Yields the numbers of one arm: all that is drawn of it, and the fitted parameters."""
     about = {"condition": each.condition.removeprefix(", "), "arm": each.arm[0], "routing.name": each.arm[1]}
     yield each.points.assign(**about, split="point", refusal=each.refusal or None)
     if each.law is not None:

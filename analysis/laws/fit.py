@@ -154,7 +154,7 @@ def _round_coordinates(jacobian_nP: Values) -> Values:
 
 
 def _least_squares(model: LogModel, log_loss_n: Values, theta_P: Values, delta: float) -> Optimum:
-    """The valley below a start: the minimum of the sum of squares, with the objective there."""
+    """Minimizes the sum of squared residuals from a start; the objective returned is the Huber sum there."""
     found = least_squares(
         lambda theta_P: model.log_loss(theta_P) - log_loss_n,
         theta_P,

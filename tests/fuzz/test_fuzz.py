@@ -23,6 +23,8 @@ pytestmark = pytest.mark.fuzz
 
 SEED = os.environ.get("FUZZ_SEED", "0")
 CASES = int(os.environ.get("FUZZ_CASES", "300"))
+NOT_COMPARABLE = "Name only the folders that belong together."
+"""A damaged digit may leave a valid run of another validation set, which a comparison refuses by name."""
 NUM_RUNS = 20
 """Damaged runs in one folder, beside three that are whole."""
 READERS: tuple[tuple[str, ...], ...] = (
@@ -103,7 +105,7 @@ def test_damaged_records(case: int, folder: Path, write_run: Callable[..., Any])
     for words in READERS:
         ended = run(list(words), folder)
         assert_well_behaved(ended)
-        assert ended.code == 0, ended
+        assert ended.code == 0 or NOT_COMPARABLE in ended.stderr, ended
         shown = ended.stdout + ended.stderr
         if words[0] == "export":
             shown += (folder / "work/out/table.csv").read_text()
