@@ -23,7 +23,7 @@ MOST_SETTINGS = 8
 """Rows of panels in one figure, at about 2 inches each."""
 
 MOST_ARMS_OF_A_ROUTER = min(len(DASHES), len(FILLS))
-"""As many as there are line styles and fills of a marker, so that no two arms of one router look the same."""
+"""There are as many line styles and fills of a marker, so that no two arms of one router look the same."""
 
 Limit = Literal["settings", "arms"]
 ALL_LIMITS: tuple[Limit, ...] = ("settings", "arms")
@@ -82,7 +82,7 @@ def _best_settings(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _best_arms(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Of each router the baselines, and the arms with the lowest mean loss."""
+    """Keeps the baselines and, of each router, the arms with the lowest mean loss."""
     arms = table.groupby("arm", sort=False).agg(
         router=("routing.name", "first"),
         kind=("arm_kind", "first"),

@@ -49,7 +49,7 @@ class FigureEntry:
     has_parameters: bool = False
     """Whether it shows the size of models, which can be counted in several ways."""
     limits: tuple[Limit, ...] = ALL_LIMITS
-    """Of what it draws the best alone where there are many; a figure that fits all runs or groups arms has no limit."""
+    """It draws only the best settings or arms where there are many; a figure that fits all runs has no limit."""
 
     def drawing(
         self, records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED
