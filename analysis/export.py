@@ -27,9 +27,9 @@ from analysis.tables import fixed, is_missing, markdown, run_table, significant
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import stored_config
 from experiments.errors import OutputError, RecordError
-from experiments.records.layout import RunDir, Skipped, find_runs
 from experiments.records.outputs import is_ours, output_files
 from experiments.records.reading import read_valid
+from experiments.records.run_folder import RunDir, Skipped, find_runs
 from experiments.records.schema import EvalRow
 from experiments.records.storage import storage_errors
 from experiments.text import printable

@@ -29,7 +29,7 @@ from analysis.rows import RowTable, read_steps, read_table
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import stored_config
 from experiments.errors import EcditError, RecordError
-from experiments.records.layout import RunDir, Skipped, find_runs, other_version
+from experiments.records.run_folder import RunDir, Skipped, find_runs, other_version
 from experiments.records.schema import SCHEMA_VERSION, EvalRow, RoutingRow, RunRecord
 from experiments.records.wandb_mirror import mirror_id
 from experiments.text import encodable

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from analysis.arms import ROUTER_LABELS
 from analysis.load import MissingDataError
 from experiments.errors import RecordError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import RoutingMapRow
 
 Read = TypeVar("Read")

@@ -27,8 +27,8 @@ from pydantic_core import from_json
 
 from analysis.step_rows import same_keys_columns
 from experiments.errors import RecordError
-from experiments.records.layout import RunDir
 from experiments.records.reading import read_content, read_valid
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import MAX_MEASURED, EvalRow, RoutingRow, StepRow, checked_settings
 
 RowKind = type[StepRow] | type[EvalRow] | type[RoutingRow]

@@ -14,10 +14,10 @@ from ecdit_cli._evaluation_table import Measured
 if TYPE_CHECKING:
     from ecdit_cli._sampling import Show
     from experiments.config.schema import RunConfig
-    from experiments.evaluation.judge_check import Checked
-    from experiments.evaluation.load import LoadedRun
-    from experiments.evaluation.settings import Conditions
-    from experiments.records.layout import RunDir, Skipped
+    from experiments.evaluation.metrics.judge_check import Checked
+    from experiments.evaluation.sampling.load import LoadedRun
+    from experiments.evaluation.sampling.settings import Conditions
+    from experiments.records.run_folder import RunDir, Skipped
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class How:
     def conditions(self, run: LoadedRun, scale: float) -> Conditions:
         """Returns the conditions for one run at one guidance scale."""
         from ecdit_cli._sampling import sampler_settings
-        from experiments.evaluation.settings import Conditions
+        from experiments.evaluation.sampling.settings import Conditions
 
         config = run.config
         sampler = sampler_settings(
@@ -70,7 +70,7 @@ def check_metrics(text: str, known: Sequence[str]) -> tuple[str, ...]:
 def existing_runs(roots: Sequence[Path]) -> list[RunDir]:
     """Returns the run folders at or below `roots`. Raises `EcditError` when there are none."""
     from experiments.errors import EcditError
-    from experiments.records.layout import find_runs
+    from experiments.records.run_folder import find_runs
 
     if not roots:
         raise EcditError("Which runs?", "Name run folders, or folders that hold them: ecdit evaluate out/demo")
@@ -92,8 +92,8 @@ def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: How)
 
     measured: list[Measured] = []
     with sampling_progress("importing torch") as show:
-        from experiments.evaluation.load import load_run, require_shapes
-        from experiments.evaluation.real_metrics import load_backbones
+        from experiments.evaluation.metrics.real_metrics import load_backbones
+        from experiments.evaluation.sampling.load import load_run, require_shapes
         from experiments.evaluation.score import RunScorer
         from experiments.training.host_memory import keep_freed_memory
 
@@ -148,8 +148,8 @@ def measure_time(folders: Sequence[RunDir], how: How) -> list[Measured]:
     from ecdit_cli._sampling import sampling_progress
 
     with sampling_progress("importing torch") as show:
-        from experiments.evaluation.inference_time import SECONDS, measure_inference, overhead_over_dense
-        from experiments.evaluation.load import load_run, require_shapes
+        from experiments.evaluation.inference.inference_time import SECONDS, measure_inference, overhead_over_dense
+        from experiments.evaluation.sampling.load import load_run, require_shapes
         from experiments.records.writer import append_evaluations
         from experiments.training.host_memory import keep_freed_memory
 
@@ -200,8 +200,8 @@ def print_judge_check(as_json: bool) -> None:
     from ecdit_cli._sampling import sampling_progress
 
     with sampling_progress("judging true renders") as show:
-        from experiments.evaluation.independent_check import require_all_read
-        from experiments.evaluation.judge_check import DEGRADATIONS, SPLITS, check_judge
+        from experiments.evaluation.metrics.independent_check import require_all_read
+        from experiments.evaluation.metrics.judge_check import DEGRADATIONS, SPLITS, check_judge
 
         judged, total = 0, JUDGE_CHECK_IMAGES * len(DEGRADATIONS) * len(SPLITS)
 
@@ -255,8 +255,8 @@ def import_results(folders: Sequence[RunDir], geneval: Path | None, dsg: Path | 
 
     if len(folders) != 1:
         raise EcditError(f"{len(folders)} runs for the results of one.", "Name the run whose images were judged.")
-    from experiments.evaluation.imports import dsg_rows, geneval_rows
-    from experiments.evaluation.load import load_run
+    from experiments.evaluation.exchange.imports import dsg_rows, geneval_rows
+    from experiments.evaluation.sampling.load import load_run
     from experiments.records.writer import append_evaluations
 
     run = load_run(folders[0], how.weights, say, how.precision)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ecdit_cli._console import Column, flops, print_json, print_rows, say, talk
 
 if TYPE_CHECKING:
-    from experiments.evaluation.inference_time import Overhead
+    from experiments.evaluation.inference.inference_time import Overhead
     from experiments.records.schema import EvalRow
 
 FRECHET = "frechet-shapes"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ecdit_cli._console import Column, Row, count, duration, flops, print_rows
 
 if TYPE_CHECKING:
-    from sweeps.layout import LayoutPlan
+    from sweeps.parallel_layouts import LayoutPlan
 
 GIB, MIB = 2**30, 2**20
 ZETTA = 1e21

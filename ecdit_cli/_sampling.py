@@ -14,7 +14,7 @@ from experiments.text import printable, shortened
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from experiments.evaluation.generate import SamplerSettings
+    from experiments.evaluation.sampling.generate import SamplerSettings
 
 DEFAULT_CAPTIONS = (
     "a circle",
@@ -82,7 +82,7 @@ def sampler_settings(
     steps: int, guidance: float, interval: str, shift: float, sampler: Literal["euler", "heun"]
 ) -> SamplerSettings:
     """Returns the options as settings of the sampler."""
-    from experiments.evaluation.generate import SamplerSettings
+    from experiments.evaluation.sampling.generate import SamplerSettings
     from experiments.flow.samplers import Guidance
 
     return SamplerSettings(steps, Guidance(guidance, *parse_interval(interval)), shift, sampler)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ecdit_cli._console import Column
 
 if TYPE_CHECKING:
+    from experiments.benchmarks.sides import SpeedRow
     from experiments.config.schema import RunConfig
-    from experiments.evaluation.speed import SpeedRow
 
 Rows = list[dict[str, Any]]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
@@ -42,7 +42,7 @@ def bench_routing(options: SpeedOptions, progress: Progress) -> Rows:
     ]
     _refuse_other_routers(settings)
     with progress("layers", len(settings) * (options.rounds + 2)) as advance:
-        from experiments.evaluation.speed_routing import measure_routing
+        from experiments.benchmarks.routed_layer import measure_routing
         from experiments.training.host_memory import keep_freed_memory
 
         keep_freed_memory(settings[0])
@@ -61,7 +61,7 @@ def bench_training(options: SpeedOptions, steps: int, progress: Progress) -> Row
         for design in (["routing=expert_choice"], ["routing=expert_choice", "ecdit.iso_activation=ffn_factor"])
     )
     with progress("steps side by side", steps + 2) as advance:
-        from experiments.evaluation.speed_models import measure_training
+        from experiments.benchmarks.whole_models import measure_training
         from experiments.training.host_memory import keep_freed_memory
 
         keep_freed_memory(ours)
@@ -74,7 +74,7 @@ def bench_sample(options: SpeedOptions, progress: Progress) -> Rows:
 
     ours, dense = (load_config([MODEL, *options.overrides, f"routing={name}"]) for name in ("expert_choice", "dense"))
     with progress("sampling", options.rounds + 2) as advance:
-        from experiments.evaluation.speed_models import measure_sampling
+        from experiments.benchmarks.whole_models import measure_sampling
         from experiments.training.host_memory import keep_freed_memory
 
         keep_freed_memory(ours)

@@ -67,7 +67,7 @@ def _seconds_of(arguments: Sequence[str]) -> float:
 def _seconds_to_first_row(overrides: Sequence[str]) -> float:
     """Returns the seconds from the command to the first row of `steps.jsonl` in a fresh folder, and ends the run."""
     from experiments.errors import RunFailedError
-    from experiments.records.layout import RunDir
+    from experiments.records.run_folder import RunDir
 
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run")

@@ -96,8 +96,8 @@ def _bench_train(overrides: list[str], steps: int) -> Rows:
 
     configs = [load_config([*overrides, f"routing={name}"]) for name in ROUTERS]
     with _progress("training", len(configs)) as advance:
+        from experiments.benchmarks.step_shares import measure_step_shares
         from experiments.training.host_memory import keep_freed_memory
-        from experiments.training.profile import measure_step_shares
 
         keep_freed_memory(configs[0])
         rows = []
@@ -114,9 +114,9 @@ def _bench_data(overrides: list[str], steps: int) -> Rows:
 
     config = load_config(["routing=dense", *overrides])
     with _progress("drawing and training", 2) as advance:
-        from experiments.data.measure import measure_loader
+        from experiments.benchmarks.drawing import measure_loader
+        from experiments.benchmarks.step_shares import measure_step_shares
         from experiments.training.host_memory import keep_freed_memory
-        from experiments.training.profile import measure_step_shares
 
         keep_freed_memory(config)
         loader = measure_loader(config, NUM_LOADED_IMAGES)
@@ -141,8 +141,8 @@ def _bench_checkpoint(overrides: list[str], steps: int, rounds: int) -> Rows:
 
     config = load_config(overrides)
     with _progress("training and saving", 1 + (rounds + 1) * steps) as advance:
+        from experiments.benchmarks.saving_cost import measure_saving
         from experiments.training.host_memory import keep_freed_memory
-        from experiments.training.saving_cost import measure_saving
 
         keep_freed_memory(config)
         cost = measure_saving(config, steps, rounds, advance)

@@ -15,8 +15,8 @@ from ecdit_cli._options import Json
 
 if TYPE_CHECKING:
     from experiments.config.data_set import DataSetIndex
-    from experiments.data.prepare import Launch
-    from experiments.data.shards import Request
+    from experiments.data.prepare.job import Launch
+    from experiments.data.prepare.shards import Request
 
 data = typer.Typer(help="Prepare real images for training, and check what was prepared.", invoke_without_command=True)
 LISTED_ROWS = 5
@@ -83,8 +83,8 @@ def prepare(
     """
     rank, world, local_rank = _launched()
     (say if rank == 0 else _nothing)("importing torch ...")
-    from experiments.data.prepare import Launch
-    from experiments.data.shards import Request
+    from experiments.data.prepare.job import Launch
+    from experiments.data.prepare.shards import Request
 
     request = Request(
         source=source, vae=vae, t5=t5, clip=clip, image_size=image_size, max_tokens=max_tokens,
@@ -96,7 +96,7 @@ def prepare(
 
 def _make(request: Request, out: Path, processes: int, launch: Launch, as_json: bool) -> None:
     """Make the share of this process; the first process of a launch also shows how far all are, and the result."""
-    from experiments.data.prepare import LEFT_OUT_FILE, prepare
+    from experiments.data.prepare.job import LEFT_OUT_FILE, prepare
 
     if launch.rank:
         prepare(request, out, processes, launch=launch)
@@ -152,8 +152,8 @@ def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object
 
 def _launched() -> tuple[int, int, int]:
     """Returns rank, number of processes and local rank under a launcher, and hides them from libraries."""
+    from experiments.distributed.launchers import work_share
     from experiments.environment import forget_ranks
-    from experiments.training.launch import work_share
 
     share = work_share()
     forget_ranks()

@@ -125,7 +125,7 @@ def _machine() -> Iterator[Check]:
 
 def _compiler(on_accelerator: bool) -> Check:
     """Checks for a C compiler, which Triton needs to build kernels for an accelerator; nothing else is compiled."""
-    from experiments.routing.accelerated import has_compiler
+    from experiments.accelerated import has_compiler
 
     if not on_accelerator:
         return Check("compiler", "ok", "not needed")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from analysis.export import FinalTables
     from analysis.report.document import Column as ReportColumn
-    from experiments.records.layout import Skipped
+    from experiments.records.run_folder import Skipped
 
 DEFAULT_OUT = Path("out/runs")
 

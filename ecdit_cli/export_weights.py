@@ -26,8 +26,8 @@ def export_weights(
     """
     from ecdit_cli._console import print_json, say
     from ecdit_cli._sampling import sampling_progress
-    from experiments.evaluation.exported import export_weights as write
-    from experiments.records.layout import RunDir
+    from experiments.evaluation.exchange.exported_weights import export_weights as write
+    from experiments.records.run_folder import RunDir
 
     folder = RunDir(run)
     record = folder.read_run()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from experiments.config.schema import RunConfig
     from experiments.records.schema import Precision
     from sweeps.cost import Place
-    from sweeps.layout import LayoutPlan
+    from sweeps.parallel_layouts import LayoutPlan
 
 SHOWN_LAYOUTS = 8
 QUIET_SECONDS = 1.0
@@ -45,7 +45,7 @@ def plan(
 
     Examples: ecdit plan model=M routing.num_experts=64 parallel.world=512 parallel.expert_parallel=64 --device H100
     """
-    from sweeps.layout import plan_layout
+    from sweeps.parallel_layouts import plan_layout
 
     config = _config(overrides, config_file)
     place = _place(device, devices_per_node, utilisation, max_devices)
@@ -93,7 +93,7 @@ def _search(config: RunConfig, place: Place, days: float | None) -> list[LayoutP
     """Returns the layouts that fit. Raises `SpecError` where none does, or none in time."""
     from experiments.errors import SpecError
     from sweeps.fit import way_out
-    from sweeps.layout import DAY, search
+    from sweeps.parallel_layouts import DAY, search
 
     with _progress() as show:
         found = search(config, place, None if days is None else days * DAY, show)

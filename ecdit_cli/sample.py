@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ecdit_cli._sampling import Show
-    from experiments.evaluation.exports import Prompt
-    from experiments.evaluation.judge import Verdict
-    from experiments.evaluation.load import LoadedRun
-    from experiments.evaluation.settings import Conditions
+    from experiments.evaluation.exchange.exports import Prompt
+    from experiments.evaluation.metrics.judge import Verdict
+    from experiments.evaluation.sampling.load import LoadedRun
+    from experiments.evaluation.sampling.settings import Conditions
     from experiments.records.compute_map import ComputeMap
 
 
@@ -71,7 +71,7 @@ def sample(
 
     Example: ecdit sample out/runs/NAME "a red circle left of a blue square" "two green hearts" --compute-map
     """
-    from experiments.records.layout import RunDir
+    from experiments.records.run_folder import RunDir
 
     run_dir = RunDir(run)
     grid_file = grid or run_dir.samples / "grid.png"
@@ -80,8 +80,8 @@ def sample(
     from ecdit_cli._sampling import checked_number, sampler_settings, sampling_progress
 
     with sampling_progress("importing torch") as show:
-        from experiments.evaluation.load import load_run
-        from experiments.evaluation.settings import Conditions
+        from experiments.evaluation.sampling.load import load_run
+        from experiments.evaluation.sampling.settings import Conditions
         from experiments.training.host_memory import keep_freed_memory
 
         loaded = load_run(run_dir, weights, show.say, None if precision == "auto" else precision)
@@ -114,7 +114,7 @@ class _Made:
 
 def _prompts(captions: Sequence[str], caption_file: Path | None) -> list[Prompt]:
     from ecdit_cli._sampling import DEFAULT_CAPTIONS
-    from experiments.evaluation.exports import Prompt, read_prompts
+    from experiments.evaluation.exchange.exports import Prompt, read_prompts
 
     given = [Prompt(caption) for caption in captions] + (read_prompts(caption_file) if caption_file else [])
     return given or [Prompt(caption) for caption in DEFAULT_CAPTIONS]
@@ -127,8 +127,8 @@ def _make(
     import torch
 
     from experiments.errors import EcditError
-    from experiments.evaluation.batches import num_calls, sampled_batches
-    from experiments.evaluation.routing_maps import RoutingWatcher
+    from experiments.evaluation.inference.routing_maps import RoutingWatcher
+    from experiments.evaluation.sampling.batches import num_calls, sampled_batches
 
     if wants_map and run.config.routing.name == "dense":
         raise EcditError(f"{run.run_dir.path} is dense: every token gets the same.", "Leave out --compute-map.")
@@ -169,9 +169,9 @@ def _make_from_latents(
     data_set: Path | None, show: Show,
 ) -> tuple[list[Prompt], _Made]:  # fmt: skip
     """Samples the first captions of the validation set, each `per_caption` times, and decodes them."""
-    from experiments.evaluation.batches import num_calls
-    from experiments.evaluation.exports import Prompt
-    from experiments.evaluation.latent_samples import sample_validation
+    from experiments.evaluation.exchange.exports import Prompt
+    from experiments.evaluation.sampling.batches import num_calls
+    from experiments.evaluation.sampling.latent_samples import sample_validation
 
     total, done = num_calls(num_captions * per_caption, conditions), 0
 
@@ -202,7 +202,7 @@ def _verdicts(images_BCHW: Tensor, captions: Sequence[str], show: Show) -> list[
     from experiments.config.checks import MIN_JUDGED_SIZE, UNRELIABLE_BELOW
     from experiments.data.captions import parse
     from experiments.errors import ConfigError
-    from experiments.evaluation.judge import judge
+    from experiments.evaluation.metrics.judge import judge
 
     if images_BCHW.shape[-1] < MIN_JUDGED_SIZE:
         show.say(f"Images of {images_BCHW.shape[-1]} pixels are not judged: {UNRELIABLE_BELOW}.")
@@ -227,8 +227,8 @@ def _write(
     from analysis.figures.compute_map import draw_compute_map
     from analysis.figures.sample_grid import draw_sample_grid
     from analysis.style import write_drawing, write_png
-    from experiments.evaluation.batches import as_pixels
-    from experiments.evaluation.exports import export_dsg, export_geneval
+    from experiments.evaluation.exchange.exports import export_dsg, export_geneval
+    from experiments.evaluation.sampling.batches import as_pixels
 
     pixels_BHWC = as_pixels(made.images_BCHW).numpy()
     notes = [_note(verdict) for verdict in made.verdicts]

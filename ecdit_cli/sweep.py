@@ -230,7 +230,7 @@ def measure_inference(runs: Sequence[Path]) -> None:
     import sys
 
     from experiments.environment import child_environment
-    from experiments.records.layout import RunDir
+    from experiments.records.run_folder import RunDir
 
     if all(RunDir(path).has_metric("inference_seconds_per_image") for path in runs):
         return

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from experiments.config.schema import RunConfig
-    from experiments.records.layout import RunDir
+    from experiments.records.run_folder import RunDir
 
 
 def train(
@@ -35,8 +35,8 @@ def train(
     """
     from experiments.config.designs import load_designed
     from experiments.config.identity import run_name
-    from experiments.records.layout import RunDir
-    from experiments.training.launch import adopt_ranks, leave_it_to_the_speaker
+    from experiments.distributed.launchers import adopt_ranks, leave_it_to_the_speaker
+    from experiments.records.run_folder import RunDir
 
     is_speaker = adopt_ranks()
     try:
@@ -63,7 +63,7 @@ def _run(config: RunConfig, folder: RunDir, plain: bool, restart: bool) -> str:
 
     with progress(config, visible=not plain and _is_main_process()) as reporter:
         from experiments.evaluation.cadence import measure_at_cadence
-        from experiments.evaluation.preview import preview
+        from experiments.evaluation.sampling.preview import preview
         from experiments.training.host_memory import keep_freed_memory
         from experiments.training.loop import train as train_run
 

@@ -1,8 +1,8 @@
 """Environment variables of launchers, and the environment of the processes that a command starts.
 
 A launcher (torchrun, srun, mpirun, DeepSpeed's, Kubeflow's) sets variables that tell each process its rank and the
-number of processes. `experiments/training/launch.py` reads them for the commands that several processes share; no other
-process may see them, since PyTorch, DeepSpeed and MPI would then wait for ranks that never come.
+number of processes. `experiments/distributed/launchers.py` reads them for the commands that several processes share;
+no other process may see them, since PyTorch, DeepSpeed and MPI would then wait for ranks that never come.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The id of the settings of a run, computed from the settings as they are stored.
 
-`config/identity.py` computes it when a run begins, from a `RunConfig`; `records/layout.py` computes it again when a run
-is read, from `run.json`. Only stored settings are hashed, so that settings that an earlier version
-did not have do not change the ids of its runs.
+`config/identity.py` computes it when a run begins, from a `RunConfig`; `records/run_folder.py` computes it again when
+a run is read, from `run.json`. Only stored settings are hashed, so that settings that an earlier version did not have
+do not change the ids of its runs.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from experiments.config.budget import budget
 from experiments.config.schema import RunConfig
 from experiments.environment import child_environment
 from experiments.errors import SpecError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from sweeps.plan import Plan
 from sweeps.slots import visible_cores
 

@@ -16,7 +16,7 @@ from experiments.config.budget import recomputed_flops_per_image
 from experiments.config.memory import GIB, Memory, memory
 from experiments.config.schema import RunConfig
 from experiments.errors import RecordError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from sweeps.calibration import SpeedPoint, interpolate
 from sweeps.devices import UTILISATION, Device, accelerator_memory_gib, find_device, host_memory_gib
 from sweeps.folder import SweepFolder

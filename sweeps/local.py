@@ -15,8 +15,8 @@ import signal
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-from experiments.records.layout import RunDir
-from experiments.records.ownership import Silence, holder
+from experiments.records.lock_file import Silence, holder
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import Status
 from experiments.records.storage import storage_errors
 from experiments.records.writer import write_status

@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 
 from experiments.errors import RecordError, SpecError
-from experiments.records.layout import RunDir, Skipped, find_runs
-from experiments.records.ownership import STALE_SECONDS, holder
+from experiments.records.lock_file import STALE_SECONDS, holder
 from experiments.records.provenance import host_name
 from experiments.records.reading import last_rows
+from experiments.records.run_folder import RunDir, Skipped, find_runs
 from experiments.records.schema import EvalRow, State, Status
 from sweeps.folder import SweepFolder
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Hashable
 from pathlib import Path
 
-from experiments.records.ownership import STALE_SECONDS, Claim, Holder, Silence, holder, silence_on_disk, take
+from experiments.records.lock_file import STALE_SECONDS, Claim, Holder, Silence, holder, silence_on_disk, take
 from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
 

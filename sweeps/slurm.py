@@ -27,7 +27,7 @@ from typing import Any
 from experiments.config.checks import check_config
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, EcditError, SpecError
-from experiments.records.layout import read_jsonl
+from experiments.records.run_folder import read_jsonl
 from experiments.records.storage import append_line, storage_errors
 from sweeps.cluster import Cluster, Resources
 from sweeps.folder import SweepFolder

@@ -22,9 +22,9 @@ from typing import IO
 
 from experiments.environment import child_environment, num_restarts
 from experiments.errors import RecordError, RunFailedError
-from experiments.records.layout import RunDir
-from experiments.records.ownership import holder
+from experiments.records.lock_file import holder
 from experiments.records.provenance import host_name
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import State, Status
 from experiments.records.storage import storage_errors
 from experiments.records.writer import write_status

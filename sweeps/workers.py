@@ -28,7 +28,7 @@ TRAIN = (sys.executable, "-m", "ecdit_cli", "train")
 ENTRY = "ecdit_cli.app:run"
 PRELOADED = (
     "experiments.training.loop",
-    "experiments.evaluation.preview",
+    "experiments.evaluation.sampling.preview",
     "experiments.evaluation.cadence",
     "torch._dynamo",  # takes seconds to import, which the first optimizer would otherwise pay for
     "rich.table",

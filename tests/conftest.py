@@ -19,7 +19,7 @@ import torch
 from experiments.config.budget import budget
 from experiments.config.identity import config_id
 from experiments.config.schema import RunConfig
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import EvalRow, Record, RunRecord, State, Status, StepRow
 from tests.real_images import need_data_extra, save_encoders, small_request, write_sidecars
 from tests.wandb_server import Server, serving
@@ -75,8 +75,8 @@ def wandb_server(no_account: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.fixture
 def kernels_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Where Triton's kernels run in this test: the accelerator, else the processor with Triton's interpreter."""
-    from experiments.evaluation.load import current_device
-    from experiments.routing import accelerated
+    from experiments import accelerated
+    from experiments.evaluation.sampling.load import current_device
 
     pytest.importorskip("triton", reason="Triton is not installed: see `make kernel-test`")
     device = current_device()
@@ -183,7 +183,7 @@ def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def latent_set(encoder_folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared data set of 36 training and 4 validation images, in shards of at most 8. Not to be changed."""
-    from experiments.data.prepare import prepare
+    from experiments.data.prepare.job import prepare
 
     folder = tmp_path_factory.mktemp("latents")
     source = write_sidecars(folder / "source", 40)

@@ -19,7 +19,7 @@ from experiments.data.captions import describe
 from experiments.data.scenes import draw_scenes, render_scenes
 
 if TYPE_CHECKING:
-    from experiments.data.shards import Request
+    from experiments.data.prepare.shards import Request
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CHANNELS, TEXT_WIDTH, POOLED_WIDTH, MAX_TOKENS = 4, 24, 16, 12
@@ -172,7 +172,7 @@ def save_encoders(folder: Path) -> dict[str, str]:
 
 def small_request(source: Path, encoders: dict[str, str], **settings: Any) -> Request:
     """What is asked for in tests, unless told otherwise."""
-    from experiments.data.shards import Request
+    from experiments.data.prepare.shards import Request
 
     small: dict[str, Any] = {"image_size": IMAGE_SIZE, "max_tokens": MAX_TOKENS, "shard_images": 8, "batch_images": 3}
     return Request(source=str(source), **encoders, **(small | settings))

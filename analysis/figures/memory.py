@@ -25,7 +25,7 @@ from analysis.paper_values import MEMORY, SOURCES
 from analysis.style import GREY, ROUTER_STYLES, TEXT_WIDTH_INCHES, Drawing, arm_rows, few_ticks, paper_style, shown
 from experiments.config.memory import CONTEXT_BYTES, GIB, memory
 from experiments.config.stored import stored_config
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 
 INFERENCE_PEAK = "inference_peak_memory_gib"
 BYTES = {"fp32": 4, "bf16": 2}

@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.load import Records
 from analysis.report.document import Column
 from analysis.tables import FINAL_METRICS, INFERENCE, fixed, significant
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 
 SCORE = "evals."
 

@@ -12,7 +12,7 @@ A shard of N images with M text tokens together holds the tensors (float16 where
     caption_bytes, caption_start_N1     captions as UTF-8 (uint8, int64)
     row_N (int64)                       row of the source
 The file of the empty caption has the same tensors but for the latents. Who reads them is `experiments.data.latents`,
-who writes them `experiments.data.prepare`. This module is free of torch.
+who writes them `experiments.data.prepare.job`. This module is free of torch.
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
-from experiments.evaluation.alignment import SCORE
-from experiments.evaluation.batches import sampled_batches
-from experiments.evaluation.frechet import DISTANCE
+from experiments.distributed.agreement import everyone
+from experiments.evaluation.metrics.alignment import SCORE
+from experiments.evaluation.metrics.frechet import DISTANCE
+from experiments.evaluation.sampling.batches import sampled_batches
+from experiments.evaluation.sampling.settings import Conditions, training_conditions
 from experiments.evaluation.score import CaptionSet, ShapesScores, caption_set
-from experiments.evaluation.settings import Conditions, training_conditions
 from experiments.records.writer import RecordWriter
-from experiments.training.agreement import everyone
 from experiments.training.engine import Engine
 from experiments.training.validation import turns_of
 

@@ -19,18 +19,25 @@ from experiments.config.checks import require_judged_size
 from experiments.config.schema import RunConfig
 from experiments.data.captions import assertion_of, describe
 from experiments.data.scenes import Scene, Split, draw_scenes
-from experiments.evaluation.alignment import HELD_OUT_SCORE, SCORE, alignment_rows
-from experiments.evaluation.batches import num_calls, sampled_batches
-from experiments.evaluation.frechet import DISTANCE, REFERENCE_FIRST, FrechetShapes, render_batch
-from experiments.evaluation.judge import judge
-from experiments.evaluation.load import LoadedRun
-from experiments.evaluation.routing_maps import DROPPED, RATIO, TIMES, RoutingWatcher, measure_scenes, scene_row
-from experiments.evaluation.settings import Conditions
+from experiments.evaluation.inference.routing_maps import (
+    DROPPED,
+    RATIO,
+    TIMES,
+    RoutingWatcher,
+    measure_scenes,
+    scene_row,
+)
+from experiments.evaluation.metrics.alignment import HELD_OUT_SCORE, SCORE, alignment_rows
+from experiments.evaluation.metrics.frechet import DISTANCE, REFERENCE_FIRST, FrechetShapes, render_batch
+from experiments.evaluation.metrics.judge import judge
+from experiments.evaluation.sampling.batches import num_calls, sampled_batches
+from experiments.evaluation.sampling.load import LoadedRun
+from experiments.evaluation.sampling.settings import Conditions
 from experiments.records.schema import EvalRow
 from experiments.records.writer import append_evaluations, append_routing_maps, stored_rows
 
 if TYPE_CHECKING:
-    from experiments.evaluation.real_metrics import Backbones, RealMetrics
+    from experiments.evaluation.metrics.real_metrics import Backbones, RealMetrics
 
 HELD_OUT_FIRST = 1 << 20
 """The number of the first image of the held-out split. It is far above the others, so that the noise differs."""
@@ -170,7 +177,7 @@ class RunScorer:
         if not wanted:
             return None
         assert self._backbones is not None
-        from experiments.evaluation.real_metrics import RealMetrics
+        from experiments.evaluation.metrics.real_metrics import RealMetrics
 
         real = RealMetrics(self._backbones, wanted, next(self.run.model.parameters()).device)
         data = self.run.config.data

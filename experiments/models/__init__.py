@@ -1,1 +1,1 @@
-"""One diffusion transformer with one feed-forward slot per block."""
+"""The diffusion transformer, with one feed-forward slot in each block."""

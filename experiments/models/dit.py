@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from experiments.config.schema import RunConfig
+from experiments.layers.attention import Attention, gated_residual, modulate
+from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
+from experiments.layers.feed_forward import build_feed_forward
 from experiments.models.embed import (
     Caption,
     FeatureProjection,
@@ -30,10 +33,7 @@ from experiments.models.embed import (
     sinusoidal_positions,
     unpatchify,
 )
-from experiments.models.layers import Attention, gated_residual, modulate
 from experiments.routing.contract import FeedForwardOutput
-from experiments.routing.layer import build_feed_forward
-from experiments.routing.parallel import ALL_EXPERTS, ExpertShare
 
 
 class DiTOutput(NamedTuple):

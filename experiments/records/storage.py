@@ -1,7 +1,7 @@
 """Writes files atomically, so that a reader finds the old or the new file, and reports a full disk in one line.
 
 Everything a run replaces (run.json, status.json, a row file that is cut on resumption) goes through
-`replace_atomically`; everything it writes goes through `storage_errors`. Which file holds what is `layout.py`'s.
+`replace_atomically`; everything it writes goes through `storage_errors`. `run_folder.py` says which file holds what.
 """
 
 from __future__ import annotations

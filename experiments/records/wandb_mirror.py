@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.errors import ConfigError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import EvalRow, RoutingRow, RunRecord, State, StepRow
 
 Row = StepRow | RoutingRow | EvalRow

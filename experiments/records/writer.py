@@ -1,8 +1,8 @@
 """Writes the records of a run from one process: it appends rows line by line and replaces the status as a whole.
 
 A row has been handed to the system when `step`, `routing` or `evaluation` returns, so that a kill loses none of them.
-The training loop writes rows before the checkpoint that covers them (see `claim.py`). The W&B mirror gets the same rows
-after they are in the files. `schema.py` defines names and units, and `layout.py` names the files.
+The training loop writes rows before the checkpoint that covers them (see `run_lock.py`). The W&B mirror gets the same
+rows after they are in the files. `schema.py` defines names and units, and `run_folder.py` names the files.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from experiments.records.claim import FolderClaim, claim
-from experiments.records.layout import RunDir, read_jsonl
 from experiments.records.provenance import host_name
+from experiments.records.run_folder import RunDir, read_jsonl
+from experiments.records.run_lock import FolderClaim, claim
 from experiments.records.schema import EvalRow, Record, RoutingMapRow, RoutingRow, RunRecord, State, Status, StepRow
 from experiments.records.storage import append_line, storage_errors, write_json_atomic
 from experiments.records.wandb_mirror import Mirror, Row

@@ -1,1 +1,1 @@
-"""Routers behind one contract: a router decides, one stacked expert computation serves them all."""
+"""Routers behind one contract: a router only decides which token goes to which slot of which expert, and its weight."""

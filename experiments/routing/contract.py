@@ -1,11 +1,11 @@
 """The data types between routers, experts and blocks: what a router decides and what a feed-forward layer returns.
 
 A router turns tokens into an `Assignment`: which token sits in which slot of which expert, and with which weight its
-result is added back. Everything after that (gather, expert matmuls, weighted sum) is `experts.py`, the same for every
-router, so that a comparison of routers compares decisions and not implementations. With a capacity every expert has
-equally many slots, some of which may stay empty; without one an expert has exactly one slot for each token that chose
-it. Modules return named tuples because ZeRO-3 hooks the backward pass of a layer on the tensors in its output, and it
-looks for them in tuples but not in dataclasses.
+result is added back. Everything after that (gather, expert matmuls, weighted sum) is `layers/experts.py`, the same for
+every router, so that a comparison of routers compares decisions and not implementations. With a capacity every expert
+has equally many slots, some of which may stay empty; without one an expert has exactly one slot for each token that
+chose it. Modules return named tuples because ZeRO-3 hooks the backward pass of a layer on the tensors in its output,
+and it looks for them in tuples but not in dataclasses.
 
 Legend: B images, T tokens of an image, N = B T tokens of the batch, D width, E experts, K choices of a token, G routing
 groups, S tokens of a group, C slots of an expert in a group, P slots of an expert over all groups (G C), M slots of all

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from experiments.accelerated import has_kernels
 from experiments.config.budget import capacity_factor, expert_capacity
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
-from experiments.routing.accelerated import has_kernels
 from experiments.routing.contract import Assignment, Choices, GroupDecision, flatten_groups, sort_choices
 
 

@@ -2,7 +2,7 @@
 
 By default no token is dropped: an expert has one slot for each token that chose it. With a `capacity_factor`, choices
 beyond the capacity are dropped in queue order, as in GShard. The shared experts, which see every token, are part of the
-layer (`layer.py`), not of the decision.
+layer (`layers/feed_forward.py`), not of the decision.
 
 Legend: as in `contract.py`, with K choices of each token.
 """

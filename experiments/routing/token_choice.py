@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from experiments.config.schema import RunConfig
+from experiments.distributed.deepspeed_library import top1gating, top2gating, topkgating
 from experiments.routing.contract import Choices, GroupDecision
-from experiments.routing.deepspeed_library import top1gating, top2gating, topkgating
 from experiments.routing.router import Router
 from experiments.routing.slots import fill_slots
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from experiments.errors import CheckpointError
 from experiments.inputs import MAX_ROWS_BYTES, read_input
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.text import printable, shortened
 from experiments.training.checkpoint_contents import require_stretches, require_well_formed
 from experiments.training.checkpoint_files import (

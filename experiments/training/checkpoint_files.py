@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.errors import StorageError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.records.storage import FULL, deleted_error, set_aside, sync
 from experiments.training.checkpoint_list import complete_checkpoints
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.errors import CheckpointError, RecordError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 
 CHECKPOINT_NAME = re.compile(r"images_[0-9]{12}")
 """The names that training writes. A copy with another name (`images_000000000256_keep`) is a user's own."""

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.routing.deepspeed_library import dist, groups
-from experiments.routing.parallel import ExpertShare
+from experiments.distributed.deepspeed_library import dist, groups
+from experiments.layers.expert_parallel import ExpertShare
 
 EPSILON = 1e-6
 """Added to the norm before it divides, as DeepSpeed does."""

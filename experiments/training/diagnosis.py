@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch
+from experiments.distributed.agreement import first_trouble
 from experiments.errors import RunFailedError
-from experiments.training.agreement import first_trouble
 from experiments.training.objective import forward_loss
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from experiments.distributed.rendezvous import Meeting
+from experiments.distributed.watchdog import lost_process
 from experiments.errors import EcditError, StorageError
 from experiments.out_of_memory import out_of_memory
-from experiments.records.claim import keep_record
+from experiments.records.run_lock import keep_record
 from experiments.records.schema import State
 from experiments.records.writer import RecordWriter
 from experiments.training.engine import is_lost_process
-from experiments.training.meeting import Meeting
-from experiments.training.watchdog import lost_process
 
 
 @contextmanager

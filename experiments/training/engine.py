@@ -19,23 +19,23 @@ from typing import Any, TextIO
 
 import torch
 
+from experiments import accelerated
 from experiments.config.schema import RunConfig
-from experiments.errors import ConfigError
-from experiments.models.dit import DiT
-from experiments.records.schema import Precision
-from experiments.records.storage import storage_errors
-from experiments.routing import accelerated
-from experiments.routing.deepspeed_library import (
+from experiments.distributed.deepspeed_library import (
     deepspeed,
     deepspeed_logger,
     dist,
     get_accelerator,
     split_expert_groups,
 )
-from experiments.routing.parallel import ExpertShare
+from experiments.distributed.rendezvous import Meeting
+from experiments.errors import ConfigError
+from experiments.layers.expert_parallel import ExpertShare
+from experiments.models.dit import DiT
+from experiments.records.schema import Precision
+from experiments.records.storage import storage_errors
 from experiments.training.clipping import clip_before_steps, measure_gradients_at_once
 from experiments.training.ema import MovingAverage
-from experiments.training.meeting import Meeting
 from experiments.training.partitions import Partitions, partitions_of
 
 ZERO_3 = {"stage3_param_persistence_threshold": 0}

@@ -33,10 +33,10 @@ from experiments.config.budget import budget
 from experiments.config.memory import BUCKET_ELEMENTS
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch
+from experiments.distributed.deepspeed_library import CPU_Accelerator, deepspeed, dist, get_accelerator, set_accelerator
 from experiments.errors import ConfigError
 from experiments.models.dit import DiT
 from experiments.records.schema import Precision
-from experiments.routing.deepspeed_library import CPU_Accelerator, deepspeed, dist, get_accelerator, set_accelerator
 from experiments.training.engine import Engine, build_engine
 from experiments.training.objective import forward_loss
 

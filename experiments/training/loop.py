@@ -19,15 +19,16 @@ from torch import Tensor
 from experiments.config.budget import budget
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream, check_images
+from experiments.distributed.agreement import any_process, first_trouble, of_the_first
+from experiments.distributed.deepspeed_library import dist
+from experiments.distributed.rendezvous import meet
 from experiments.models.parts import assert_matches_budget
-from experiments.records.claim import settle_record
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
+from experiments.records.run_lock import settle_record
 from experiments.records.schema import State
 from experiments.records.storage import storage_errors
 from experiments.records.wandb_mirror import start_mirror
 from experiments.records.writer import RecordWriter
-from experiments.routing.deepspeed_library import dist
-from experiments.training.agreement import any_process, first_trouble, of_the_first
 from experiments.training.checkpoint import Checkpoint, load_newest
 from experiments.training.checkpoint_contents import LOSS
 from experiments.training.checkpoint_files import drop_leftovers
@@ -46,7 +47,6 @@ from experiments.training.engine import (
 )
 from experiments.training.host_memory import prefer_large_pages
 from experiments.training.means import RunningMeans
-from experiments.training.meeting import meet
 from experiments.training.objective import forward_loss, to_device
 from experiments.training.pauses import TrainingClock
 from experiments.training.peak import matmul_flops_per_second

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.routing.deepspeed_library import all_gather_dp_groups, dist, groups
-from experiments.routing.parallel import ExpertShare
+from experiments.distributed.deepspeed_library import all_gather_dp_groups, dist, groups
+from experiments.layers.expert_parallel import ExpertShare
 
 Read = Callable[[str, int, int], Tensor]
 """Takes (name, start, stop) and returns these elements of the flattened parameter, fp32 [stop - start]."""

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from experiments.distributed.agreement import everyone, first_trouble
 from experiments.errors import StorageError
-from experiments.records.layout import RunDir
-from experiments.training.agreement import everyone, first_trouble
+from experiments.records.run_folder import RunDir
 from experiments.training.checkpoint_files import Shapes, ShardReport, Snapshot, abandon, publish, write_shard
 
 WAIT_SECONDS = 5.0

@@ -17,11 +17,11 @@ import torch
 
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, same_time_batches, validation_set
+from experiments.distributed.agreement import everyone
 from experiments.errors import RunFailedError
 from experiments.models.dit import DiT
 from experiments.records.schema import EvalRow, RoutingRow, Weights
 from experiments.routing.stats import RoutingStats
-from experiments.training.agreement import everyone
 from experiments.training.diagnosis import nonfinite_error, nonfinite_layer
 from experiments.training.engine import Engine
 from experiments.training.objective import forward_loss, to_device

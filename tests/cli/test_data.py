@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from ecdit_cli.app import run
-from experiments.data.prepare import prepare
+from experiments.data.prepare.job import prepare
 from tests.real_images import IMAGE_SIZE, MAX_TOKENS, small_request, write_sidecars
 from tests.training_runs import environment, random_run_folder, start
 
@@ -103,7 +103,7 @@ def test_prepare_makes_the_files_of_processes_that_never_came(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("experiments.data.prepare.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("experiments.data.prepare.job.PATIENCE_SECONDS", 0.1)
     for name, value in ranks.items():
         monkeypatch.setenv(name, value)
     source, out = write_sidecars(tmp_path / "source", 20), tmp_path / "set"

@@ -12,8 +12,8 @@ import pytest
 
 from ecdit_cli.app import run
 from experiments.data import shapes
-from experiments.evaluation import judge
-from experiments.records.layout import RunDir, read_jsonl
+from experiments.evaluation.metrics import judge
+from experiments.records.run_folder import RunDir, read_jsonl
 from tests.training_runs import random_run_folder
 
 Captured = pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ecdit_cli.app import run
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from tests.training_runs import random_run_folder
 
 Captured = pytest.CaptureFixture[str]

@@ -14,10 +14,10 @@ from PIL import Image
 
 from ecdit_cli.app import run
 from experiments.data.latents import LatentImages
-from experiments.evaluation.latent_samples import sample_validation
-from experiments.evaluation.load import load_run
-from experiments.evaluation.settings import training_conditions
-from experiments.records.layout import RunDir
+from experiments.evaluation.sampling.latent_samples import sample_validation
+from experiments.evaluation.sampling.load import load_run
+from experiments.evaluation.sampling.settings import training_conditions
+from experiments.records.run_folder import RunDir
 from tests.real_images import save_vae
 from tests.training_runs import random_run_folder
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from ecdit_cli.app import run
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 
 Captured = pytest.CaptureFixture[str]
 WriteRun = Callable[..., RunDir]

@@ -20,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.config.overrides import load_config
 from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream
+from experiments.distributed.agreement import everyone, first_trouble
+from experiments.distributed.deepspeed_library import dist
 from experiments.models.dit import DiT
-from experiments.records.layout import RunDir
-from experiments.routing.deepspeed_library import dist
+from experiments.records.run_folder import RunDir
 from experiments.routing.router import Router
-from experiments.training.agreement import everyone, first_trouble
 from experiments.training.checkpoint import load_newest
 from experiments.training.engine import Engine, build_engine, process_group
 from experiments.training.objective import forward_loss

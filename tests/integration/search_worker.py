@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from experiments.config.overrides import load_config
+from experiments.distributed.deepspeed_library import dist
 from experiments.errors import RunFailedError
-from experiments.routing.deepspeed_library import dist
 from experiments.training.engine import build_engine, process_group
 from experiments.training.validation import Validator
 from tests.integration.layout_worker import SMALL

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.training.checkpoint_list import complete_checkpoints
 from tests.training_runs import environment, numbers, start, train_command, wait_for_rows
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from tests.training_runs import environment, numbers, train_command
 
 pytestmark = [pytest.mark.slow]

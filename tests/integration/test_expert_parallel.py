@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.training.engine import process_group
 from tests.integration.layout_worker import Outcome, Task, perform
 from tests.training_runs import TIMEOUT_SECONDS, environment

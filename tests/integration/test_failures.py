@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from tests.training_runs import environment, final_checkpoint, numbers, small_file_system, start, train_command
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from tests.training_runs import environment, final_checkpoint, numbers, start, train_command, wait_for_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]

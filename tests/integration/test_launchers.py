@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from tests.system_packages import program
 from tests.training_runs import environment, losses, train_command
 from tests.two_nodes import ADDRESSES, PORT, two_nodes

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.config.memory import memory
 from experiments.config.schema import RunConfig
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from tests.training_runs import environment, losses, numbers, start, train_command, wait_for_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]

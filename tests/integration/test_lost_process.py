@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from tests.training_runs import losses, wait_for_rows
 from tests.two_nodes import start_ranks
 

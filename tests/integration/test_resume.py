@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from tests.training_runs import final_checkpoint, numbers, start, train_command, wait_for_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from tests.training_runs import TINY, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]

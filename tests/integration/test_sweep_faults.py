@@ -14,8 +14,8 @@ from contextlib import suppress
 
 import pytest
 
-from experiments.records.claim import cut_rows
-from experiments.records.layout import RunDir, read_jsonl
+from experiments.records.run_folder import RunDir, read_jsonl
+from experiments.records.run_lock import cut_rows
 from sweeps.progress import read_sweep
 from tests.sweep_runs import descendants, ended, finish, on_host, run_folders, start_sweep, wait_until
 from tests.training_runs import numbers, small_file_system

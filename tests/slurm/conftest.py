@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.records.layout import RunDir, read_jsonl
+from experiments.records.run_folder import RunDir, read_jsonl
 from experiments.records.schema import Status
 from sweeps.cluster import Cluster, parse_cluster
 from sweeps.folder import SweepFolder

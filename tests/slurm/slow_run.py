@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.records.layout import RunDir
 from experiments.records.provenance import host_name
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import State, Status
 from experiments.records.writer import write_status
 

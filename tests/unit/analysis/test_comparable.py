@@ -12,7 +12,7 @@ import pytest
 from analysis.load import load_records
 from analysis.tables import run_table
 from experiments.errors import RecordError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 
 WriteRun = Callable[..., RunDir]
 BASE: dict[str, Any] = {"routing": {"name": "dense"}, "train": {"images": 3200}, "eval": {"every_images": 1600}}

@@ -13,7 +13,7 @@ import pytest
 
 from analysis.export import export_runs
 from analysis.load import load_records
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.settings_id import settings_id
 
 WriteRun = Callable[..., RunDir]

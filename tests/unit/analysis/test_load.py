@@ -13,7 +13,7 @@ import pytest
 from analysis import load
 from analysis.load import Records, load_records, read_routing
 from experiments.errors import RecordError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 
 WriteRun = Callable[..., RunDir]
 SHORT: dict[str, Any] = {"routing": {"name": "dense"}, "train": {"images": 3200}, "eval": {"every_images": 1600}}

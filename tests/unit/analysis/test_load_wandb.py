@@ -17,7 +17,7 @@ from analysis.load import Records, load_records, read_routing
 from analysis.tables import run_table
 from analysis.wandb_runs import WandbError
 from experiments.errors import RecordError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import EvalRow, RoutingRow, State, StepRow
 from experiments.records.wandb_mirror import mirror_id, start_mirror
 from experiments.records.writer import RecordWriter, stored_rows

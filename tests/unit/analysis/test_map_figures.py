@@ -17,7 +17,7 @@ from analysis.style import Drawing, write_drawing
 from analysis.tables import run_table
 from experiments.errors import RecordError
 from experiments.records.compute_map import ComputeMap
-from experiments.records.layout import RunDir, find_runs
+from experiments.records.run_folder import RunDir, find_runs
 from experiments.records.schema import EvalRow
 from experiments.records.writer import append_evaluations
 

@@ -25,7 +25,7 @@ from analysis.paper_claims import (
 )
 from analysis.paper_values import CAPACITIES, SCORES, SIZES, paper_score, paper_scores
 from analysis.tables import run_table
-from experiments.records.layout import find_runs
+from experiments.records.run_folder import find_runs
 from experiments.records.schema import EvalRow
 from experiments.records.writer import append_evaluations
 

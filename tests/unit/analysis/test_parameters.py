@@ -12,7 +12,7 @@ from analysis.load import Records, load_records
 from analysis.parameters import COUNTS, find_count
 from analysis.tables import run_table
 from experiments.errors import EcditError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 
 Add = Callable[..., None]
 

@@ -14,7 +14,7 @@ from analysis.load import MissingDataError, Records, load_records
 from analysis.style import write_drawing
 from analysis.tables import run_table
 from experiments.errors import RecordError
-from experiments.records.layout import RunDir, find_runs
+from experiments.records.run_folder import RunDir, find_runs
 from experiments.records.schema import EvalRow
 from experiments.records.writer import append_evaluations
 

@@ -17,7 +17,7 @@ from analysis.style import Drawing
 from analysis.tables import run_table
 from experiments.config.memory import memory
 from experiments.config.schema import RunConfig
-from experiments.records.layout import find_runs
+from experiments.records.run_folder import find_runs
 from experiments.records.schema import EvalRow
 from experiments.records.writer import append_evaluations
 

@@ -22,7 +22,7 @@ from experiments.config.overrides import known_settings, load_config
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from sweeps.cost import table_device
-from sweeps.layout import plan_layout
+from sweeps.parallel_layouts import plan_layout
 
 HOSTILE = (
     "1e300", "1e308", "1e400", "-1e300", "1e26", "1e12", "-1", "-0.5", "1e-320", "1e-300", "inf", "-inf", "nan",

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from experiments.data.scenes import HELD_OUT
-from experiments.evaluation.generate import SamplerSettings
+from experiments.evaluation.sampling.generate import SamplerSettings
+from experiments.evaluation.sampling.settings import Conditions
 from experiments.evaluation.score import HELD_OUT_FIRST, RunScorer, ShapesScores, caption_set, first_of_kinds
-from experiments.evaluation.settings import Conditions
 from experiments.flow.samplers import Guidance
 from experiments.records.compute_map import ComputeMap
-from experiments.records.layout import read_jsonl
+from experiments.records.run_folder import read_jsonl
 
 ALL = ("shapes-geneval", "frechet-shapes", "routing")
 HOW = Conditions(8, 4, 0, "ema", "fp32", SamplerSettings(2, Guidance(2.0)))
@@ -37,7 +37,7 @@ def test_true_renders_score_everything_and_are_near(random_run):
     import torch
 
     from experiments.data.scenes import render_scenes
-    from experiments.evaluation.frechet import render_batch
+    from experiments.evaluation.metrics.frechet import render_batch
 
     scores = ShapesScores(config, ALL, seen, unseen)
     scores.add(seen.numbers[:30], render_batch(config.data.seed, 32, seen.numbers[:30]))

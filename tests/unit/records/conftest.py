@@ -9,7 +9,7 @@ import pytest
 
 from experiments.config.identity import config_id, run_name
 from experiments.config.overrides import load_config
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import EvalRow, RoutingRow, RunRecord, StepRow
 
 MakeRecord = Callable[..., RunRecord]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from experiments.errors import RecordError
-from experiments.records.layout import RunDir, find_runs, read_jsonl
 from experiments.records.reading import read_valid
+from experiments.records.run_folder import RunDir, find_runs, read_jsonl
 from experiments.records.schema import EvalRow, RunRecord, Status, StepRow
 from experiments.records.writer import RecordWriter, write_status
 from experiments.settings_id import settings_id

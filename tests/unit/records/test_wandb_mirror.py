@@ -226,7 +226,7 @@ UNREACHABLE = """
 import sys
 from pathlib import Path
 from experiments.records import wandb_mirror
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import RunRecord
 wandb_mirror.INIT_TIMEOUT_SECONDS = 0.5
 wandb_mirror.start_mirror(RunRecord.model_validate_json(sys.argv[2]), RunDir(Path(sys.argv[1]))).close("done")
@@ -259,7 +259,7 @@ def test_settings_that_wandb_cannot_read_leave_the_run_without_a_mirror(run_dir,
 ORPHANED = """
 import os, subprocess, sys, time
 from pathlib import Path
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import RunRecord, StepRow
 from experiments.records.wandb_mirror import start_mirror
 from experiments.records.writer import RecordWriter

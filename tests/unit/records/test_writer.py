@@ -12,7 +12,7 @@ import pytest
 
 from experiments.config.schema import RunConfig
 from experiments.errors import RecordError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import EvalRow, RoutingRow, RunRecord, StepRow
 from experiments.records.writer import RecordWriter, append_evaluations
 
@@ -144,7 +144,7 @@ def test_status_is_a_heartbeat_of_this_process(run_dir, make_record):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import RunRecord, StepRow
 from experiments.records.writer import RecordWriter
 writer = RecordWriter.open(RunDir(Path(sys.argv[1])), RunRecord.model_validate_json(sys.argv[2]), 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
-from experiments.routing.layer import RoutedFeedForward, build_feed_forward
+from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forward
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.config.schema import RunConfig
-from experiments.routing.deepspeed_library import deepspeed
-from experiments.routing.layer import RoutedFeedForward, build_feed_forward
+from experiments.distributed.deepspeed_library import deepspeed
+from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forward
 
 NUM_EXPERTS, WIDTH, HIDDEN = 4, 8, 16
 FACTORS = {"tight": 0.75, "loose": 2.0}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from experiments.config.schema import RoutingConfig, RunConfig
-from experiments.routing.layer import RoutedFeedForward
+from experiments.layers.feed_forward import RoutedFeedForward
 from tests.oracles import Decision, feed_forward, mix, route
 
 ConfigOf = Callable[..., RunConfig]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.config.budget import expert_capacity, slots_per_image
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
-from experiments.routing.layer import RoutedFeedForward, build_feed_forward
+from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forward
 
 ConfigOf = Callable[..., RunConfig]
 LayerOf = Callable[..., RoutedFeedForward]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.routing.layer import RoutedFeedForward
+from experiments.layers.feed_forward import RoutedFeedForward
 
 LayerOf = Callable[..., RoutedFeedForward]
 

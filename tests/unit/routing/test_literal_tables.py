@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.layers.feed_forward import RoutedFeedForward
 from experiments.routing.contract import Assignment
-from experiments.routing.layer import RoutedFeedForward
 
 FIRST_EXPERT = [0.9, 0.6, 0.2, 0.8, 0.7, 0.1]
 SECOND_EXPERT = [0.1, 0.4, 0.8, 0.2, 0.3, 0.9]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.layers.experts import StackedExperts, apply_experts
+from experiments.layers.feed_forward import RoutedFeedForward
 from experiments.routing.contract import GroupDecision, flatten_groups
-from experiments.routing.experts import StackedExperts, apply_experts
-from experiments.routing.layer import RoutedFeedForward
 from experiments.routing.slots import fill_slots, queue_locations
 
 LayerOf = Callable[..., RoutedFeedForward]

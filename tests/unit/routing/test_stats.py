@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experiments.config.schema import RunConfig
-from experiments.routing.layer import DenseFeedForward, RoutedFeedForward
+from experiments.layers.feed_forward import DenseFeedForward, RoutedFeedForward
 from experiments.routing.stats import RoutingStats
 from tests.oracles import route
 

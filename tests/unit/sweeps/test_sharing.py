@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from experiments.records.ownership import take
+from experiments.records.lock_file import take
 from experiments.records.processes import Owner
 from experiments.records.schema import Status
 from experiments.records.writer import write_status

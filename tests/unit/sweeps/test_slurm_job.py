@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from experiments.records.ownership import take
+from experiments.records.lock_file import take
 from sweeps.slurm_job import RunJob, Task
 
 TRAINING = """
 import os, signal, sys, time
 from pathlib import Path
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import Status
 from experiments.records.writer import write_status
 

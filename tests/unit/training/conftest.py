@@ -13,7 +13,7 @@ import pytest
 from experiments.config.overrides import load_config
 from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.training.engine import Engine, build_engine, process_group
 from experiments.training.loop import train
 from experiments.training.objective import forward_loss, to_device

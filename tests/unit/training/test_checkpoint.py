@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments.errors import CheckpointError, StorageError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.training import checkpoint_files
 from experiments.training.checkpoint import Checkpoint, DamagedCheckpointError, load_newest
 from experiments.training.checkpoint_files import (

@@ -13,8 +13,8 @@ import pytest
 
 from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError, RecordError
-from experiments.evaluation.exported import newest
-from experiments.records.layout import RunDir
+from experiments.evaluation.exchange.exported_weights import newest
+from experiments.records.run_folder import RunDir
 from experiments.records.schema import EvalRow
 from experiments.records.writer import append_evaluations
 from experiments.training import checkpoint

@@ -12,8 +12,8 @@ import torch
 
 from experiments.config.overrides import load_config
 from experiments.data.loader import TrainStream
+from experiments.distributed.deepspeed_library import deepspeed, deepspeed_logger
 from experiments.errors import ConfigError, StorageError
-from experiments.routing.deepspeed_library import deepspeed, deepspeed_logger
 from experiments.training.engine import (
     build_engine,
     check_world,

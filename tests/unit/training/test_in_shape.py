@@ -15,8 +15,8 @@ from experiments.config.budget import budget
 from experiments.config.memory import memory
 from experiments.config.overrides import load_config
 from experiments.config.schema import RunConfig
+from experiments.distributed.deepspeed_library import CPU_Accelerator, get_accelerator, set_accelerator
 from experiments.errors import ConfigError
-from experiments.routing.deepspeed_library import CPU_Accelerator, get_accelerator, set_accelerator
 from experiments.training.engine import build_engine
 from experiments.training.in_shape import _pretended_group, _StaysInPlace, step_in_shape
 

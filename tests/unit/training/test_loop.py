@@ -14,7 +14,7 @@ from experiments.config.budget import budget
 from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream
 from experiments.errors import RunFailedError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.training.checkpoint import load_newest
 from experiments.training.checkpoint_list import complete_checkpoints
 from experiments.training.loop import _crossed, _micro_batches, train

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.training.checkpoint import Checkpoint, load_newest
 from experiments.training.engine import Engine
 from experiments.training.restore import restore, snapshot

@@ -12,7 +12,7 @@ import torch
 from experiments.config.overrides import load_config
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.training.loop import train
 from experiments.training.room import require_room
 

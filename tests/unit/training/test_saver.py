@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments.errors import StorageError
-from experiments.records.layout import RunDir
+from experiments.records.run_folder import RunDir
 from experiments.training import saver as saver_module
 from experiments.training.checkpoint import load_newest
 from experiments.training.checkpoint_files import Snapshot, write_shard

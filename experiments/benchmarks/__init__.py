@@ -1,0 +1,1 @@
+"""What `ecdit bench` measures. Only that command imports this package."""

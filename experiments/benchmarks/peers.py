@@ -1,0 +1,117 @@
+"""The layers that a routed layer is measured against: other usual implementations, and lower limits.
+
+All use the experts and the router of our layer, except DeepSpeed's layer, which is unmodified (top-2, its defaults),
+and the dense one, which has the same FLOPs. They are used by benchmarks only.
+
+Legend: B images, T tokens, N = B T, D width, E experts, G groups (images), S = T, C slots of an expert in a group, P
+slots of an expert.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.config.budget import hidden_width
+from experiments.config.schema import RunConfig
+from experiments.distributed.deepspeed_library import deepspeed
+from experiments.layers.experts import StackedExperts
+from experiments.layers.feed_forward import DenseFeedForward, RoutedFeedForward
+from experiments.layers.pieces import activate
+
+
+def dense_of_the_same_flops(config: RunConfig) -> DenseFeedForward:
+    """Returns a dense layer as wide as the experts that a token passes on average, without the router's FLOPs."""
+    routing = config.routing
+    assert routing.capacity_factor is not None
+    assert routing.expert_factor is not None
+    assert routing.expert is not None
+    hidden = hidden_width(config, routing.capacity_factor * routing.expert_factor)
+    return DenseFeedForward(config.model.width, hidden, routing.expert)
+
+
+def weights_for_autograd(experts: StackedExperts) -> tuple[nn.Parameter, nn.Parameter]:
+    """Returns copies of the weights as [E, D, F] and [E, F, D].
+
+    In these layouts autograd computes the gradients of the weights without another copy.
+    """
+    return nn.Parameter(experts.w_in_EFD.detach().mT.contiguous()), nn.Parameter(experts.w_out_EFD.detach().clone())
+
+
+class MatmulsAlone(nn.Module):
+    """The two batched matmuls over slots that are already filled, without router, gather, activation or sum."""
+
+    def __init__(self, experts: StackedExperts) -> None:
+        super().__init__()
+        self.w_in_EDF, self.w_out_EFD = weights_for_autograd(experts)
+
+    def forward(self, x_EPD: Tensor) -> Tensor:
+        """Maps [E, P, D] to the same shape."""
+        return torch.bmm(torch.bmm(x_EPD, self.w_in_EDF), self.w_out_EFD)
+
+
+class OneHotDispatch(nn.Module):
+    """Dispatch in the form of GShard: a matmul with a one-hot tensor into the slots, and a weighted one back."""
+
+    def __init__(self, layer: RoutedFeedForward) -> None:
+        super().__init__()
+        self.router, self.activation = layer.router, layer.experts.activation
+        self.w_in_EDF, self.w_out_EFD = weights_for_autograd(layer.experts)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Maps [B, T, D] to the same shape, routed by image."""
+        assignment, (num_images, num_tokens, width) = self.router(x_BTD), x_BTD.shape
+        num_experts = assignment.logits_NE.shape[1]
+        token_EGC = assignment.token_M.view(num_experts, num_images, -1) % num_tokens
+        dispatch_EGCS = F.one_hot(token_EGC, num_tokens).to(x_BTD.dtype)
+        x_EGCD = torch.einsum("egcs,gsd->egcd", dispatch_EGCS, x_BTD)
+        acted_EPF = activate(torch.bmm(x_EGCD.reshape(num_experts, -1, width), self.w_in_EDF), self.activation)
+        y_EGCD = torch.bmm(acted_EPF, self.w_out_EFD).view_as(x_EGCD)
+        weight_EGC1 = assignment.weight_M.view(num_experts, num_images, -1, 1).to(x_BTD.dtype)
+        return torch.einsum("egcs,egcd->gsd", dispatch_EGCS * weight_EGC1, y_EGCD)
+
+
+class ExpertLoop(nn.Module):
+    """A Python loop over the experts, each with weights of its own."""
+
+    def __init__(self, layer: RoutedFeedForward) -> None:
+        super().__init__()
+        self.router, self.activation = layer.router, layer.experts.activation
+        self.w_in_FD = nn.ParameterList(weight.clone() for weight in layer.experts.w_in_EFD.detach())
+        self.w_out_DF = nn.ParameterList(weight.T.contiguous() for weight in layer.experts.w_out_EFD.detach())
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Maps [B, T, D] to the same shape."""
+        assignment, x_ND = self.router(x_BTD), x_BTD.flatten(0, 1)
+        out_ND = torch.zeros_like(x_ND)
+        num_experts = assignment.logits_NE.shape[1]
+        by_expert = zip(assignment.token_M.chunk(num_experts), assignment.weight_M.chunk(num_experts), strict=True)
+        for number, (token_P, weight_P) in enumerate(by_expert):
+            hidden_PF = activate(F.linear(x_ND[token_P], self.w_in_FD[number]), self.activation)
+            y_PD = F.linear(hidden_PF, self.w_out_DF[number]) * weight_P.unsqueeze(1).to(x_ND.dtype)
+            out_ND = out_ND.index_add(0, token_P, y_PD)
+        return out_ND.view_as(x_BTD)
+
+
+class DeepSpeedLayer(nn.Module):
+    """DeepSpeed's `deepspeed.moe.layer.MoE` with top-2 gating and the same experts. It needs a process group."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        width, routing = config.model.width, config.routing
+        hidden = hidden_width(config, routing.expert_factor or 0)
+        expert = nn.Sequential(nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, width, bias=False))
+        # It counts capacity per choice: with two choices a token, 1 gives as many slots as f_c = 2.
+        per_choice = (routing.capacity_factor or 2.0) / 2
+        self.layer: Any = deepspeed.moe.layer.MoE(
+            width, expert, routing.num_experts, k=2, capacity_factor=per_choice
+        )  # fmt: skip
+        self.layer.set_deepspeed_parallelism()
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Maps [B, T, D] to the same shape."""
+        out_BTD: Tensor = self.layer(x_BTD)[0]
+        return out_BTD

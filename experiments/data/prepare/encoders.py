@@ -1,0 +1,240 @@
+"""Loads the frozen networks that turn pixels into latents and captions into features: a VAE, T5 and CLIP.
+
+The networks are classes of diffusers and transformers, loaded by `from_pretrained` from folders or from the Hub, alone
+or as parts of a pipeline (`OWNER/MODEL/text_encoder`, with its `tokenizer` beside it). Weights come from safetensors
+only, so that no file can execute code. The VAE works in float32 (that of SDXL overflows in float16), the text encoders
+in bfloat16 on an accelerator. Results are stored in float16.
+
+Legend: B images, C channels, H, W height and width, V, U widths of T5 and CLIP.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.config.data_set import Encoder
+from experiments.data.latents import file_sha256
+from experiments.data.prepare.encoder_configs import read_encoder_config, read_vae_config
+from experiments.data.prepare.libraries import first_line, library
+from experiments.errors import ConfigError
+from experiments.text import printable
+
+CLASSES = {"vae": "AutoencoderKL", "t5": "T5EncoderModel", "clip": "CLIPTextModel"}
+FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
+"""The classes that load each model and its tokenizer."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class EncoderFolders:
+    """Holds the folders of the three encoders on this machine, each with the hash of its files."""
+
+    vae: Encoder
+    t5: Encoder
+    clip: Encoder
+    folders: dict[str, Path]
+
+
+def find_encoders(vae: str, t5: str, clip: str) -> EncoderFolders:
+    """Finds encoders given as folders or as Hub names, which it downloads. Raises `ConfigError` for anything else."""
+    found = {name: find_encoder(name, path) for name, path in (("vae", vae), ("t5", t5), ("clip", clip))}
+    entries = {name: entry for name, (entry, _) in found.items()}
+    return EncoderFolders(**entries, folders={name: folder for name, (_, folder) in found.items()})
+
+
+def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
+    """Returns the description and the folder of one of `CLASSES`. Raises `ConfigError` where there is none."""
+    folder = _folder(name, path)
+    if name == "vae":
+        read_vae_config(path, folder)
+    else:
+        read_encoder_config(name, path, folder)
+    beside = [] if name == "vae" or tokenizer_folder(folder) == folder else _files(tokenizer_folder(folder))
+    entry = Encoder(path=printable(path), kind=CLASSES[name], sha256=file_sha256([*_files(folder), *beside]))
+    return entry, folder
+
+
+def encoder_folders(vae: str, t5: str, clip: str) -> dict[str, Path]:
+    """Returns the folders of the encoders by name, without reading their files as `find_encoders` does."""
+    return {name: _folder(name, path) for name, path in (("vae", vae), ("t5", t5), ("clip", clip))}
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Returns the tokenizer's folder: that of the weights, or `tokenizer_2` for `text_encoder_2` as in diffusers."""
+    beside = folder.parent / _tokenizer_of(folder.name)
+    has_own = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return folder if has_own or not beside.is_dir() else beside
+
+
+@dataclass(frozen=True)
+class EncodedCaptions:
+    """Holds the token features of each caption, [L', V] without padding, and the pooled ones, in float16.
+
+    `num_cut_t5` and `num_cut_clip` captions had more tokens than the encoder was given.
+    """
+
+    features: list[Tensor]
+    pooled_BU: Tensor
+    num_cut_t5: int
+    num_cut_clip: int
+
+
+class Autoencoder:
+    """Runs a VAE between pixels in [-1, 1] and its raw latents (neither shifted nor scaled)."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        kind = library("diffusers").AutoencoderKL
+        self._vae = _load("vae", folder, kind, low_cpu_mem_usage=False).to(device).eval().requires_grad_(False)
+        self._device = device
+
+    @property
+    def scaling_factor(self) -> float:
+        """Returns the factor by which latents are multiplied after the shift."""
+        return float(self._vae.config.scaling_factor)
+
+    @property
+    def shift_factor(self) -> float:
+        """Returns the shift that is subtracted from latents; 0 where the VAE has none."""
+        return float(self._vae.config.get("shift_factor") or 0.0)
+
+    @torch.no_grad()
+    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and standard deviation of the posterior, float16 [B, C, H, W]."""
+        posterior = self._vae.encode(pixels_BCHW.to(self._device)).latent_dist
+        return _stored(posterior.mean, "latents"), _stored(posterior.std, "latents")
+
+    @torch.no_grad()
+    def decode(self, latent_BCHW: Tensor) -> Tensor:
+        """Returns the pixels of shifted and scaled latents, as a diffusion model generates them."""
+        raw_BCHW = latent_BCHW.to(self._device) / self.scaling_factor + self.shift_factor
+        pixels_BCHW: Tensor = self._vae.decode(raw_BCHW).sample
+        return pixels_BCHW.float().clamp(-1, 1).cpu()
+
+
+class TextEncoders:
+    """Encodes captions: T5 gives features of tokens, CLIP gives those of the whole caption."""
+
+    def __init__(self, t5: Path, clip: Path, max_tokens: int, device: torch.device) -> None:
+        transformers = library("transformers")
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()  # it reports the half of a model that is not asked for
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self._device, self._max_tokens = device, max_tokens
+        self._t5_tokenizer = _load_tokenizer("t5", t5)
+        self._clip_tokenizer = _load_tokenizer("clip", clip)
+        self._t5, self._clip = (
+            _load_whole(name, folder, kind, dtype).to(device).eval().requires_grad_(False)
+            for name, folder, kind in (
+                ("t5", t5, transformers.T5EncoderModel),
+                ("clip", clip, transformers.CLIPTextModel),
+            )
+        )
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> EncodedCaptions:
+        """Returns the features of both encoders; a caption that is too long is cut and keeps its end token."""
+        tokens, num_cut_t5 = self._tokens(self._t5_tokenizer, captions, self._max_tokens)
+        features = _stored(self._t5(**tokens).last_hidden_state, "T5 features")
+        lengths = tokens["attention_mask"].sum(dim=1).tolist()
+        places = int(self._clip.config.max_position_embeddings)
+        clip_tokens, num_cut_clip = self._tokens(self._clip_tokenizer, captions, places)
+        pooled_BU = _stored(self._clip(**clip_tokens).pooler_output, "CLIP features")
+        each = [row[:length].clone() for row, length in zip(features, lengths, strict=True)]
+        return EncodedCaptions(each, pooled_BU, num_cut_t5, num_cut_clip)
+
+    def _tokens(self, tokenizer: Any, captions: Sequence[str], max_length: int) -> tuple[dict[str, Tensor], int]:
+        """Returns the tokens, padded on the right, and how many captions were cut."""
+        num_cut = sum(len(ids) > max_length for ids in tokenizer(list(captions))["input_ids"])
+        tokens = tokenizer(
+            list(captions), padding="longest", truncation=True, max_length=max_length, return_tensors="pt",
+            padding_side="right", return_token_type_ids=False,
+        )  # fmt: skip
+        return {name: values.to(self._device) for name, values in tokens.items()}, num_cut
+
+
+def _stored(values: Tensor, what: str) -> Tensor:
+    half = values.to(device="cpu", dtype=torch.float16).contiguous()
+    if not half.isfinite().all():
+        raise ConfigError(f"the {what} do not fit float16: they reach {values.abs().max():.3g}.", "Use another model.")
+    return half
+
+
+def _folder(name: str, path: str) -> Path:
+    """Returns an encoder's folder on this machine, and downloads it where it is only on the Hub."""
+    folder = Path(path)
+    if not os.path.isdir(folder):
+        if os.path.lexists(folder) or path.count("/") > 2 or path.startswith((".", "/")):
+            raise ConfigError(f"--{name} {path} is not a folder.", _hint(name))
+        folder = _downloaded(name, path)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"--{name} {path} holds no {CLASSES[name]}: config.json is missing.", _hint(name))
+    return folder
+
+
+def _downloaded(name: str, path: str) -> Path:
+    """Downloads `OWNER/MODEL`, or a folder in it such as `OWNER/MODEL/text_encoder` with its tokenizer's folder."""
+    owner_and_model, inside = "/".join(path.split("/")[:2]), "".join(path.split("/")[2:])
+    folders = [f"{folder}/" for folder in (inside, _tokenizer_of(inside))] if inside else [""]
+    patterns = [folder + pattern for folder in folders for pattern in FILES]
+    others = None if inside else ["*/*"]
+    try:
+        hub = library("huggingface_hub")
+        if not sys.stderr.isatty():
+            hub.utils.disable_progress_bars()
+        return Path(hub.snapshot_download(owner_and_model, allow_patterns=patterns, ignore_patterns=others)) / inside
+    except Exception as error:  # the Hub's client raises its own classes and those of the network below it
+        raise ConfigError(
+            f"--{name} {path} is no folder, and the Hugging Face Hub does not give it: {first_line(error)}.",
+            "Check the name and the network, or download it first and name the folder.",
+        ) from error
+
+
+def _tokenizer_of(folder_name: str) -> str:
+    return folder_name.replace("text_encoder", "tokenizer")
+
+
+def _hint(name: str) -> str:
+    return f"Name a folder that {CLASSES[name]}.save_pretrained wrote (safetensors), or a model on the Hub."
+
+
+def _load(name: str, folder: Path, kind: Any, **options: Any) -> Any:
+    if name == "vae" or options.get("output_loading_info"):
+        options["use_safetensors"] = True
+    return _read(name, folder, lambda: kind.from_pretrained(folder, local_files_only=True, **options))
+
+
+def _load_tokenizer(name: str, folder: Path) -> Any:
+    folder = tokenizer_folder(folder)
+    if (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file():
+        library("sentencepiece")  # without it transformers asks for another library, which does not help
+    return _load(name, folder, library("transformers").AutoTokenizer)
+
+
+def _load_whole(name: str, folder: Path, kind: Any, dtype: torch.dtype) -> Any:
+    """Loads a model and checks that no weight is missing, which transformers would initialize at random."""
+    model, report = _load(name, folder, kind, dtype=dtype, output_loading_info=True)
+    if report["missing_keys"]:
+        raise ConfigError(f"the weights in --{name} {folder} lack {min(report['missing_keys'])}.", _hint(name))
+    return model
+
+
+def _read(name: str, folder: Path, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # what these libraries raise for damaged files is not documented
+        raise ConfigError(
+            f"--{name} {folder} cannot be read as {CLASSES[name]}: {first_line(error)}.", _hint(name)
+        ) from error
+
+
+def _files(folder: Path) -> list[Path]:
+    """Returns the regular files of a folder; others are left out, as opening a FIFO would block for ever."""
+    return sorted({path for pattern in FILES for path in folder.glob(pattern) if path.is_file()})

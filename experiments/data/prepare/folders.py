@@ -1,0 +1,136 @@
+"""Reads images that are files of a folder, with captions in files beside them or in a table (`path_tables.py`).
+
+A table may come from anywhere, so that what it names has to lie in the folder, wherever links lead. What lies in the
+folder itself is the user's, whose links are followed. Nothing is opened before its row is read, and nothing blocks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.data.prepare.pairing import Endings, choose_ending, is_hidden, pair, with_ending
+from experiments.data.prepare.rows import (
+    MAX_CAPTION_BYTES,
+    MAX_IMAGE_BYTES,
+    Row,
+    Rows,
+    UnusableRowError,
+    as_caption,
+    caption_in,
+    listed_as,
+)
+from experiments.inputs import read_input
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image file by its path relative to the folder, and its caption: a value of a table, or a file beside it.
+
+    `problem`: why it cannot be used. `is_named`: a table names it.
+    """
+
+    name: str
+    caption: Any = None
+    caption_file: str = ""
+    problem: str = ""
+    is_named: bool = False
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Holds the image files of a folder; `keys` lead to the caption inside JSON caption files."""
+
+    folder: Path
+    files: Sequence[ImageFile]
+    keys: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+        return len(self.files)
+
+    def read(self, number: int) -> Row:
+        """Returns a row. Raises `UnusableRowError` for a file that is missing, not regular, or outside the folder."""
+        file = self.files[number]
+        if file.problem:
+            raise UnusableRowError(file.name, file.problem)
+        with listed_as(file.name):
+            path = inside(self.folder, file.name) if file.is_named else self.folder / file.name
+            return Row(read_input(path, MAX_IMAGE_BYTES), self._caption(file), file.name)
+
+    def _caption(self, file: ImageFile) -> str | None:
+        if not file.caption_file:
+            return as_caption(file.caption)
+        return caption_in(read_input(self.folder / file.caption_file, MAX_CAPTION_BYTES), self.keys)
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """Concatenates the rows of two sources."""
+
+    first: Rows
+    second: Rows
+
+    def __len__(self) -> int:
+        """The number of rows of both."""
+        return len(self.first) + len(self.second)
+
+    def read(self, number: int) -> Row:
+        """Returns row `number`. Raises `UnusableRowError` where it cannot be used."""
+        from_second = number - len(self.first)
+        return self.first.read(number) if from_second < 0 else self.second.read(from_second)
+
+
+def inside(folder: Path, name: object) -> Path:
+    """Returns the path of a file that a table names. Raises `ValueError` where it is not in or below `folder`.
+
+    A folder of the Hub's cache is made of links into the repository's `blobs`, which therefore belong to it.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError("its path is no text")
+    root = os.path.realpath(folder.parent.parent if folder.parent.name == "snapshots" else folder)
+    path = os.path.realpath(folder / name)
+    if os.path.commonpath((root, path)) != root:
+        raise ValueError("it lies outside of the folder of the source")
+    if is_hidden(name if not os.path.isabs(name) else os.path.relpath(path, root)):
+        raise ValueError("a hidden file is never data")
+    return Path(path)
+
+
+def list_folder(folder: Path) -> tuple[list[str], list[ImageFile]]:
+    """Returns all files below that are not hidden as sorted relative paths, and the folders that cannot be read."""
+    names: list[str] = []
+    problems: list[ImageFile] = []
+
+    def relative(path: str) -> str:
+        return os.path.relpath(path, folder)
+
+    def note(error: OSError) -> None:
+        problems.append(ImageFile(relative(error.filename), problem=f"a folder: {(error.strerror or '').lower()}"))
+
+    for where, folders, files in os.walk(folder, onerror=note):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        links = [path for name in folders if os.path.islink(path := os.path.join(where, name))]
+        problems += [ImageFile(relative(path), problem="a link to a folder, which is not followed") for path in links]
+        names += [relative(os.path.join(where, name)) for name in files if not is_hidden(name)]
+    return sorted(names, key=lambda name: name.split("/")), sorted(problems, key=lambda one: one.name)
+
+
+def captioned_beside(names: Sequence[str], endings: Endings) -> tuple[list[ImageFile], str] | None:
+    """Returns images with captions in files of the same name, and the captions' ending; None without captions."""
+    samples = pair(names, endings)
+    chosen = choose_ending(samples, endings)
+    if chosen is None:
+        return None
+    files = []
+    for sample in with_ending(samples, chosen):
+        caption = sample.captions.get(chosen)
+        files.append(
+            ImageFile(
+                names[sample.place], caption_file="" if caption is None else names[caption], problem=sample.problem
+            )
+        )
+    return files, chosen

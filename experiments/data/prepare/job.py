@@ -1,0 +1,284 @@
+"""Implements `ecdit data prepare`, which encodes captioned images to latents and text features in several processes.
+
+Rows are assigned to shards by number alone; a fixed permutation selects the validation set. Each shard is made by one
+process and appears atomically, with a note beside it (`train-00000.json`: checksum, rows left out). A command that was
+killed can therefore be repeated, continues, and ends with the same files. The index is written last. Repeating the
+command on a complete data set makes only what is missing or damaged: a file, a note, the request or the index.
+The format is described in `experiments.config.data_set`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.config.data_set import (
+    INDEX_FILE,
+    REQUEST_FILE,
+    SCHEMA_VERSION,
+    DataSetIndex,
+    Shard,
+    Source,
+    fingerprint_of,
+)
+from experiments.data.latents import MappedShard
+from experiments.data.prepare.encoder_configs import VaeConfig, read_vae_config
+from experiments.data.prepare.encoders import EncoderFolders, find_encoders
+from experiments.data.prepare.encoding import Loaded, load_row
+from experiments.data.prepare.processes import encode_shards, end_with, open_request
+from experiments.data.prepare.shards import Request, SetFolder, ShardTask, deal_rows
+from experiments.data.prepare.source import SourceRows
+from experiments.errors import ConfigError
+from experiments.inputs import read_input
+from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
+from experiments.text import printable, shortened
+
+LEFT_OUT_FILE = "left_out.jsonl"
+OnRows = Callable[[int, int], None]
+"""A callback for progress that is given the number of rows that are done and the number of all rows."""
+SECONDS_BETWEEN_LOOKS = 0.5
+PATIENCE_SECONDS = 10.0
+PATIENCE_FILES = 3
+"""The first process makes the other processes' files itself when none has appeared for `PATIENCE_SECONDS` plus the time
+of `PATIENCE_FILES` files of its own: a launcher's variables may count processes that were never started.
+"""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Identifies this process among those that a launcher started on one folder; each makes its part of the files."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+
+ALONE = Launch()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Holds the index of the finished data set, and the number of files that this call made."""
+
+    index: DataSetIndex
+    num_files_made: int
+
+
+def prepare(
+    request: Request,
+    out: Path,
+    num_processes: int = 1,
+    on_rows: OnRows = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
+    launch: Launch = ALONE,
+) -> Prepared | None:
+    """Makes, continues or repairs the data set in `out`; returns None in all but the first process of a launch.
+
+    Raises `ConfigError` before anything is encoded where the source, an encoder or the folder does not fit, and at the
+    end where no image of a split could be used.
+    """
+    if launch.world > 1:
+        end_with(os.getppid())
+    source = open_request(request)
+    encoders = find_encoders(request.vae, request.t5, request.clip)
+    vae = read_vae_config(request.vae, encoders.folders["vae"])
+    _check_size(request, vae)
+    tasks = deal_rows(request, len(source), lambda row: isinstance(load_row(source, row, request.image_size), Loaded))
+    _check_out(out)
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    folder = _settle(request, source, encoders, out, tasks)
+    whole = (out / INDEX_FILE).is_file()
+    mine = tasks[launch.rank :: launch.world]
+    waiting = [task for task in mine if not folder.is_made(task, verify=whole)]
+    if waiting and len(waiting) < len(mine):
+        say(f"{len(mine) - len(waiting)} of {len(mine)} files are there already.")
+    for task in waiting:
+        folder.remove_unfinished(task)
+    total, done = num_rows(mine), num_rows(mine) - num_rows(waiting)
+    on_rows(done, total)
+
+    def count(rows: int) -> None:
+        nonlocal done
+        done += rows
+        on_rows(done, total)
+
+    started, first_device = time.monotonic(), launch.local_rank * num_processes
+    encode_shards(request, waiting, folder, num_processes, first_device, count)
+    if launch.rank:
+        return None
+    seconds_of_file = (time.monotonic() - started) / max(1, len(waiting) // num_processes)
+    patience_seconds = PATIENCE_SECONDS + PATIENCE_FILES * seconds_of_file
+    absent = _wait_for_others(tasks, folder, patience_seconds, on_rows, say)
+    total, done = num_rows(tasks), num_rows(tasks) - num_rows(absent)
+    encode_shards(request, absent, folder, num_processes, first_device, count)
+    return Prepared(_write_index(request, source, encoders, vae, tasks, folder), len(waiting) + len(absent))
+
+
+def num_rows(tasks: Sequence[ShardTask]) -> int:
+    """Returns the number of rows of all tasks together."""
+    return sum(len(task.rows) for task in tasks)
+
+
+def _wait_for_others(
+    tasks: Sequence[ShardTask], folder: SetFolder, patience_seconds: float, on_rows: OnRows, say: Callable[[str], None]
+) -> list[ShardTask]:
+    """Waits until the other processes have made their files, or none has for `patience_seconds`; returns the rest.
+
+    A process that is merely late makes the same files a second time, which does no harm. If a process fails, its
+    launcher ends all of them.
+    """
+    waiting = [task for task in tasks if not folder.is_made(task, verify=False)]
+    if waiting:
+        say("The files of this process are made; waiting for those of the others.")
+    last_change = time.monotonic()
+    while waiting:
+        on_rows(num_rows(tasks) - num_rows(waiting), num_rows(tasks))
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        left = [task for task in waiting if not folder.is_made(task, verify=False)]
+        if len(left) < len(waiting):
+            last_change = time.monotonic()
+        elif time.monotonic() - last_change > patience_seconds:
+            say(f"No other process has made a file for {patience_seconds:.0f} s: making the rest here.")
+            break
+        waiting = left
+    return waiting
+
+
+def _check_out(out: Path) -> None:
+    """Raises `ConfigError` where `out` is a file, or its path is not Unicode, which `safetensors` cannot open."""
+    if os.path.isfile(out):
+        raise ConfigError(f"{out} is a file.", "Name a folder, or one that does not exist.")
+    if any(0xDC80 <= ord(character) <= 0xDCFF for character in str(out)):  # bytes that are no UTF-8
+        raise ConfigError(f"the name of the folder {printable(str(out))} is not Unicode.", "Name another folder.")
+
+
+def _check_size(request: Request, vae: VaeConfig) -> None:
+    """Raises `ConfigError` where the image size is not a multiple of 2^(n - 1), the scale of a VAE of n blocks."""
+    factor = 2 ** (len(vae.block_out_channels) - 1)
+    if request.image_size % factor:
+        raise ConfigError(
+            f"--image-size {request.image_size} is not divisible by {factor}, by which the VAE divides it.",
+            f"Use --image-size {-(-request.image_size // factor) * factor}.",
+        )
+
+
+def _settle(
+    request: Request, source: SourceRows, encoders: EncoderFolders, out: Path, tasks: Sequence[ShardTask]
+) -> SetFolder:
+    """Returns the folder, bound to this request by a file. Raises `ConfigError` where it belongs to another request."""
+    wanted = {
+        **{key: value for key, value in asdict(request).items() if key not in ("source", "vae", "t5", "clip")},
+        "image_column": source.image_column,
+        "caption_column": source.caption_column,
+        "num_rows": len(source),
+        "source_sha256": source.sample_sha256(),
+        **{f"{name}_sha256": getattr(encoders, name).sha256 for name in ("vae", "t5", "clip")},
+    }
+    path, folder = out / REQUEST_FILE, SetFolder(out, _digest(wanted))
+    if not os.path.lexists(path):
+        if any(not each.name.startswith(".") for each in out.iterdir()):
+            raise ConfigError(f"{out} holds other files.", "Name an empty folder, or one that does not exist.")
+        write_json_atomic(path, wanted)
+        return folder
+    stored = _read_request(path)
+    if stored is None:
+        _mend_request(path, wanted, folder, tasks)
+        return folder
+    different = [key for key in wanted if key in stored and stored[key] != wanted[key]]
+    if different:
+        key = different[0]
+        named = f"{shortened(printable(str(stored[key])), 80)} there, {wanted[key]} here"
+        raise ConfigError(
+            f"{out} was begun with another {key.removesuffix('_sha256')}: "
+            f"{'its content is not the same' if key.endswith('_sha256') else named}.",
+            "Use the same to continue it, or name another folder.",
+        )
+    return folder
+
+
+def _digest(wanted: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+
+
+def _read_request(path: Path) -> dict[str, Any] | None:
+    """Returns the stored request with which the data set was begun; None where it cannot be read."""
+    try:
+        stored = json.loads(read_input(path))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return stored if isinstance(stored, dict) else None
+
+
+def _mend_request(path: Path, wanted: dict[str, Any], folder: SetFolder, tasks: Sequence[ShardTask]) -> None:
+    """Writes a damaged request again. Notes hold the request's digest, so that files of another one are made again.
+
+    Raises `ConfigError` where there are older notes without that digest.
+    """
+    if any(note.request is None for task in tasks if (note := folder.read_note(task))):
+        raise ConfigError(
+            f"{path} is damaged, and nothing else says what the data set was begun with.", "Name another folder."
+        )
+    write_json_atomic(path, wanted)
+
+
+def _write_index(
+    request: Request, source: SourceRows, encoders: EncoderFolders, vae: VaeConfig, tasks: Sequence[ShardTask],
+    folder: SetFolder,
+) -> DataSetIndex:  # fmt: skip
+    """Writes the list of rows left out and then the index, both from the notes: they do not depend on who made them.
+
+    Raises `ConfigError` where no image of a split could be used.
+    """
+    out, notes = folder.path, [note for task in tasks if (note := folder.read_note(task))]
+    assert len(notes) == len(tasks)
+    shards = [note.entry for note in notes if isinstance(note.entry, Shard)]
+    left_out = sorted((one for note in notes for one in note.left_out), key=lambda one: one.row)
+    lines = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in left_out)
+    replace_atomically(out / LEFT_OUT_FILE, lines.encode())
+    for split in ("train", "validation"):
+        if not any(shard.num_images for shard in shards if shard.split == split):
+            raise ConfigError(
+                f"no image of the {split} split could be used; the first: {left_out[0].name}, {left_out[0].reason}.",
+                f"All are listed in {out / LEFT_OUT_FILE}. Mend them or add others, and name another folder.",
+            )
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "image_size": request.image_size,
+        **_shapes(out, shards),
+        "scaling_factor": vae.scaling_factor,
+        "shift_factor": vae.shift_factor or 0.0,
+        "vae": encoders.vae.model_dump(),
+        "t5": encoders.t5.model_dump(),
+        "clip": encoders.clip.model_dump(),
+        "source": Source(
+            path=printable(request.source), num_rows=len(source), image_column=source.image_column,
+            caption_column=source.caption_column,
+        ).model_dump(),
+        "empty_caption": notes[0].entry.model_dump(),
+        "shards": [shard.model_dump(exclude_none=True) for shard in shards],
+        "num_damaged": len(left_out),
+        "caption_length": request.max_tokens,
+    }  # fmt: skip
+    content["fingerprint"] = fingerprint_of(content)
+    write_json_atomic(out / INDEX_FILE, content)
+    return DataSetIndex.model_validate(content)
+
+
+def _shapes(out: Path, shards: Sequence[Shard]) -> dict[str, Any]:
+    """Returns the sizes of latents and text features, as the first shard with images has them."""
+    first = MappedShard(out / next(shard.file for shard in shards if shard.num_images))
+    text_TV, pooled_U = first.text(0)
+    _, channels, latent_size, _ = first.latent_mean_NCHW.shape
+    return {
+        "channels": channels,
+        "latent_size": latent_size,
+        "text_width": text_TV.shape[1],
+        "pooled_width": len(pooled_U),
+    }

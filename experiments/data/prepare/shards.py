@@ -1,0 +1,165 @@
+"""Assigns the rows of a source to the files of a data set, writes these files, and finds those that exist already.
+
+Rows are assigned by number alone; a fixed permutation selects the validation set. A file of tensors appears atomically,
+followed by its note (`train-00000.json`): its rows, its checksum, and which rows were left out and why. A file is made
+again if its note is missing or unreadable, or belongs to other rows or to another request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save
+from torch import Tensor
+
+from experiments.config.data_set import FileEntry, SetSplit, Shard
+from experiments.data.latents import file_sha256
+from experiments.data.order import shuffled
+from experiments.data.prepare.encoding import EncodedRows, LeftOut
+from experiments.errors import ConfigError
+from experiments.inputs import MAX_ROWS_BYTES, read_input
+from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
+
+EMPTY_CAPTION = "empty-caption"
+VALIDATION_SEED = 0
+"""Seed of the permutation that selects the validation rows; it does not depend on a run's seed."""
+MAX_TRIED_ROWS = 4096
+"""The most rows that are read to find a usable validation image; nearly always the first one is usable."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Describes what a data set is made of: source, encoders, sizes, split and columns."""
+
+    source: str
+    vae: str
+    t5: str
+    clip: str
+    image_size: int = 256
+    max_tokens: int = 120
+    validation_images: int | None = None
+    """None stands for a twentieth of the rows, at least 1 and at most 512."""
+    shard_images: int = 1024
+    batch_images: int = 16
+    split: str = "train"
+    subset: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Describes one file to make: a shard or, without rows, the features of the empty caption."""
+
+    name: str
+    split: SetSplit
+    rows: tuple[int, ...]
+
+
+class Note(BaseModel):
+    """Describes a file of tensors in JSON beside it. `request` is the digest of the request, or None in older notes."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    rows: str
+    request: str | None = None
+    entry: Shard | FileEntry
+    left_out: tuple[LeftOut, ...]
+
+
+def deal_rows(request: Request, num_rows: int, is_good: Callable[[int], bool]) -> list[ShardTask]:
+    """Returns the tasks of all files of tensors in the order of the index; the first is the empty caption.
+
+    Where `is_good` accepts none of the rows drawn for validation, which can happen in a small source, more rows are
+    drawn until it accepts one.
+
+    Raises `ConfigError` where no rows would be left for training or for validation.
+    """
+    num_validation = request.validation_images
+    if num_validation is None:
+        num_validation = min(512, max(1, num_rows // 20))
+    if not 0 < num_validation < num_rows:
+        raise ConfigError(
+            f"--validation-images {num_validation} does not fit a source of {num_rows} images.",
+            "Some must be left to train on, and at least one to validate with.",
+        )
+    drawn = shuffled(VALIDATION_SEED, np.arange(num_rows), num_rows)
+    tried = drawn[: min(MAX_TRIED_ROWS, num_rows - 1)].tolist()
+    good = next((place for place, row in enumerate(tried) if is_good(row)), 0)
+    validation = np.sort(drawn[: max(num_validation, good + 1)])
+    training = np.setdiff1d(np.arange(num_rows), validation, assume_unique=True)
+    splits: tuple[tuple[SetSplit, Any], ...] = (("validation", validation), ("train", training))
+    tasks = [ShardTask(EMPTY_CAPTION, "train", ())]
+    for split, rows in splits:
+        for number, first in enumerate(range(0, len(rows), request.shard_images)):
+            here = tuple(rows[first : first + request.shard_images].tolist())
+            tasks.append(ShardTask(f"{split}-{number:05d}", split, here))
+    return tasks
+
+
+@dataclass(frozen=True)
+class SetFolder:
+    """Writes and checks files in the folder of a data set that is being made; notes carry the digest of the request."""
+
+    path: Path
+    request_sha256: str
+
+    def write(self, task: ShardTask, encoded: EncodedRows) -> None:
+        """Writes the file and then its note, so that a note never stands beside an incomplete file."""
+        path = self.path / f"{task.name}.safetensors"
+        with storage_errors(path):
+            replace_atomically(path, save(encoded.tensors))
+        entry = {"file": path.name, "num_bytes": path.stat().st_size, "sha256": file_sha256([path])}
+        if task.rows:
+            entry |= {
+                "split": task.split,
+                "num_images": _length(encoded.tensors, "row_N"),
+                "num_tokens": _length(encoded.tensors, "text_MV"),
+                "num_cut_t5": encoded.num_cut_t5,
+                "num_cut_clip": encoded.num_cut_clip,
+                "source_sha256": encoded.source_sha256,
+            }
+        left_out = [asdict(one) for one in encoded.left_out]
+        note = {"rows": _rows_sha256(task), "request": self.request_sha256, "entry": entry, "left_out": left_out}
+        write_json_atomic(self.path / f"{task.name}.json", note)
+
+    def is_made(self, task: ShardTask, verify: bool) -> bool:
+        """Says whether file and note exist and agree in rows and length; `verify` compares the checksum too."""
+        note, path = self.read_note(task), self.path / f"{task.name}.safetensors"
+        if note is None or note.rows != _rows_sha256(task) or not path.is_file():
+            return False
+        same_length = path.stat().st_size == note.entry.num_bytes
+        return same_length and (not verify or file_sha256([path]) == note.entry.sha256)
+
+    def read_note(self, task: ShardTask) -> Note | None:
+        """Returns the note of a task; None where there is none, or it is unreadable or of another task or request."""
+        try:
+            note = Note.model_validate_json(read_input(self.path / f"{task.name}.json", MAX_ROWS_BYTES))
+        except (OSError, ValidationError):
+            return None
+        is_shard = isinstance(note.entry, Shard) and note.entry.split == task.split
+        fits = note.entry.file == f"{task.name}.safetensors" and is_shard == bool(task.rows)
+        of_request = note.request in (None, self.request_sha256)
+        return note if fits and of_request and {one.row for one in note.left_out} <= set(task.rows) else None
+
+    def remove_unfinished(self, task: ShardTask) -> None:
+        """Removes temporary files of killed processes; their names hold the process id (see `replace_atomically`)."""
+        for path in self.path.glob(f".{task.name}.*.tmp"):
+            if not psutil.pid_exists(int(path.name.split(".")[-2])):
+                path.unlink(missing_ok=True)
+
+
+def _length(tensors: dict[str, Tensor], name: str) -> int:
+    return len(tensors[name]) if name in tensors else 0
+
+
+def _rows_sha256(task: ShardTask) -> str:
+    """Returns the SHA-256 of the task's row numbers, by which a note is matched to its rows."""
+    return hashlib.sha256(np.array(task.rows, dtype=np.int64).tobytes()).hexdigest()

@@ -1,0 +1,183 @@
+"""Opens captioned images of the user: a folder, Parquet, WebDataset tars, or a data set of the Hub.
+
+Folders and tars are read in place. Parquet files that hold images and data sets of the Hub are read through Hugging
+Face `datasets`, which maps them into memory. Images stay encoded bytes here; `encoding.py`, which decodes them, decides
+which are damaged. A row's number depends only on the source, so that every process reads the same rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.data.prepare.folders import FileRows, ImageFile, JoinedRows, captioned_beside, list_folder
+from experiments.data.prepare.libraries import library
+from experiments.data.prepare.pairing import Endings
+from experiments.data.prepare.path_tables import find_tables, is_metadata, read_table, unlisted
+from experiments.data.prepare.rows import MAX_CAPTION_BYTES, Row, Rows, UnusableRowError, find_json_key
+from experiments.data.prepare.tables import open_hub, open_parquet
+from experiments.data.prepare.tars import open_tars
+from experiments.errors import ConfigError
+from experiments.inputs import read_input
+
+SAMPLED_ROWS = 16
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+PACKED_SUFFIXES = (".parquet", ".tar")
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """Holds all rows of a source, which can be read in any order."""
+
+    path: str
+    rows: Rows
+    image_column: str
+    caption_column: str
+
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+        return len(self.rows)
+
+    def read(self, number: int) -> Row:
+        """Returns row `number`. Raises `UnusableRowError` where it has no image, or a file that cannot be read."""
+        return self.rows.read(number)
+
+    def sample_sha256(self) -> str:
+        """Returns a hash of a few rows spread over the source, which tells it from another of the same length."""
+        digest = hashlib.sha256()
+        for number in sorted({place * (len(self) - 1) // (SAMPLED_ROWS - 1) for place in range(SAMPLED_ROWS)}):
+            try:
+                row = self.read(number)
+            except UnusableRowError:  # it is listed as left out when its shard is made
+                continue
+            digest.update(hashlib.sha256(row.content).digest() + (row.caption or "").encode() + b"\0")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Holds the user's request: the source and its columns; a column that is None is found by its type and name."""
+
+    source: str
+    image_column: str | None
+    caption_column: str | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Lists a folder: all files, those that are images or tables, and the subfolders that cannot be read."""
+
+    folder: Path
+    names: Sequence[str]
+    images: Sequence[str]
+    tables: Sequence[str]
+    problems: Sequence[ImageFile]
+
+
+def open_source(
+    source: str, split: str, subset: str | None, image_column: str | None, caption_column: str | None
+) -> SourceRows:
+    """Returns the rows of `source`; columns that are not given are found by their types and names.
+
+    Raises `ConfigError` where the source does not exist, has no images or no captions, or the Hub cannot be reached.
+    """
+    library("datasets")  # reports a missing optional dependency before any other error
+    asked = Asked(source, image_column, caption_column)
+    if os.path.isfile(source):
+        return _open_packed(asked, Path(source).parent, [Path(source).name], [])
+    if os.path.isdir(source):
+        return _open_folder(asked, Path(source))
+    if os.path.lexists(source) or not HUB_NAME.fullmatch(source):
+        what = "is neither a file nor a folder" if os.path.lexists(source) else "does not exist"
+        raise ConfigError(f"SOURCE {source} {what}.", "Name a folder, .parquet or .tar files, or a Hub data set.")
+    return SourceRows(source, *open_hub(source, split, subset, image_column, caption_column))
+
+
+def _open_folder(asked: Asked, folder: Path) -> SourceRows:
+    """Opens a folder by what it holds, in this order: metadata tables, caption files, other tables, packed files."""
+    names, problems = list_folder(folder)
+    images, tables = [name for name in names if Endings().image_stem(name)], find_tables(names)
+    listing = Listing(folder, names, images, tables, problems)
+    ways = [_captioned_beside, _named_by_tables]
+    for open_way in reversed(ways) if any(map(is_metadata, tables)) else ways:
+        if images and (found := open_way(asked, listing)):
+            return found
+    packed = [name for name in names if _suffix(name) in PACKED_SUFFIXES]
+    if packed:
+        return _open_packed(asked, folder, packed, [*map(ImageFile, images), *problems])
+    if images:
+        raise ConfigError(
+            f"SOURCE {folder} has no captions.",
+            "Put each into a text file beside its image (cat.jpg, cat.txt), or all into metadata.jsonl with the keys "
+            "file_name and caption.",
+        )
+    seen = f" ({problems[0].name}: {problems[0].problem})" if problems else ""
+    hint = "It may hold image files, .parquet files or .tar files."
+    raise ConfigError(f"SOURCE {folder} holds no images{seen}.", hint)
+
+
+def _captioned_beside(asked: Asked, listing: Listing) -> SourceRows | None:
+    """Returns the images that have caption files beside them, or None. The default column names mean no column here."""
+    image, caption = asked.image_column or "image", asked.caption_column or "caption"
+    endings = Endings.asked(None if image == "image" else image, None if caption == "caption" else caption)
+    found = captioned_beside(listing.names, endings)
+    if found is None:
+        return None
+    files, chosen = found
+    keys = endings.keys(chosen)
+    if chosen == "json" and not keys:
+        keys = (find_json_key(_some_captions(listing.folder, files)),)
+    return SourceRows(asked.source, FileRows(listing.folder, [*files, *listing.problems], keys), image, caption)
+
+
+def _some_captions(folder: Path, files: Sequence[ImageFile]) -> Iterator[bytes]:
+    for name in [file.caption_file for file in files if file.caption_file][:SAMPLED_ROWS]:
+        with suppress(OSError):  # it is listed when its row is read
+            yield read_input(folder / name, MAX_CAPTION_BYTES)
+
+
+def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
+    """Returns the images that tables name, or None. Other images of the folder become rows without a caption."""
+    read = [read_table(listing.folder, name, asked.image_column, asked.caption_column) for name in listing.tables]
+    found = [each for each in read if each is not None]
+    if not found:
+        return None
+    files = [file for each, _ in found for file in each]
+    others = unlisted(listing.folder, listing.images, files)
+    rows = FileRows(listing.folder, [*files, *others, *listing.problems])
+    return SourceRows(asked.source, rows, asked.image_column or "image", found[0][1])
+
+
+def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Sequence[ImageFile]) -> SourceRows:
+    """Opens files that are all tars or all Parquet; a Parquet file beside a tar of the same name is ignored."""
+    stems = {stem for stem, suffix in map(os.path.splitext, names) if suffix.lower() == ".tar"}
+    names = [name for name in names if not (_suffix(name) == ".parquet" and os.path.splitext(name)[0] in stems)]
+    kinds = {_suffix(name) for name in names}
+    if len(kinds) > 1 or not kinds <= set(PACKED_SUFFIXES):
+        raise ConfigError(
+            f"SOURCE {asked.source} holds files of the kinds {', '.join(sorted(kinds))}.",
+            "Name a folder of images, or files that are all .parquet or all .tar.",
+        )
+    paths = [folder / name for name in names]
+    columns = asked.image_column, asked.caption_column
+    if stems:
+        rows, *found = open_tars(asked.source, paths, *columns)
+        return SourceRows(asked.source, _with(rows, folder, others), *found)
+    if by_path := _named_by_tables(asked, Listing(folder, [], [], names, others)):
+        return by_path
+    parquet_rows, *found = open_parquet(asked.source, paths, *columns)
+    return SourceRows(asked.source, _with(parquet_rows, folder, others), *found)
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _with(rows: Rows, folder: Path, others: Sequence[ImageFile]) -> Rows:
+    """Returns `rows` followed by the images beside the packed files, which have no caption."""
+    return JoinedRows(rows, FileRows(folder, others)) if others else rows

@@ -1,0 +1,165 @@
+"""Reads tables that hold images, Parquet files and data sets of the Hub, through Hugging Face `datasets`.
+
+`datasets` converts them once and maps them into memory. An image is given as bytes or as a path. Paths come from
+whoever wrote the table, so only those inside the table's folder or the Hub's cache are opened. Text is read as bytes
+and decoded here row by row, so that bytes that are not UTF-8 cost only their own row.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyarrow import parquet
+
+from experiments.data.prepare.folders import inside
+from experiments.data.prepare.libraries import first_line, library
+from experiments.data.prepare.path_tables import find_caption_column, read_schema
+from experiments.data.prepare.rows import MAX_IMAGE_BYTES, Row, as_caption, listed_as, look_up
+from experiments.errors import ConfigError, did_you_mean
+from experiments.inputs import read_input
+
+IMAGE_COLUMNS = ("image", "jpg", "png", "jpeg")
+"""Names of image columns, used where no column has the type of images."""
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Holds the rows of a data set. Paths in rows from `starts[n]` on must lie in one of the folders `folders[n]`."""
+
+    dataset: Any
+    image_column: str
+    caption_column: str
+    starts: Sequence[int]
+    folders: Sequence[Sequence[Path]]
+
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+        return len(self.dataset)
+
+    def read(self, number: int) -> Row:
+        """Returns row `number`. Raises `UnusableRowError` where it has no image, or its image or text is unreadable."""
+        name = f"row {number}"
+        with listed_as(name):
+            row = self.dataset[number]
+        image = row[self.image_column]
+        if image and image.get("path"):
+            name = os.path.basename(image["path"]) or name
+        with listed_as(name):
+            if image is None or (image["bytes"] is None and not image["path"]):
+                raise ValueError("it has no image")
+            content = image["bytes"] if image["bytes"] is not None else self._file(number, image["path"])
+            if len(content) > MAX_IMAGE_BYTES:
+                raise ValueError(f"it is larger than {MAX_IMAGE_BYTES / 2**20:,.0f} MiB, the most that is read")
+            return Row(content, as_caption(look_up(row, self.caption_column)), name)
+
+    def _file(self, number: int, path: str) -> bytes:
+        folders = self.folders[int(np.searchsorted(self.starts, number, side="right")) - 1]
+        for folder in folders[:-1]:
+            try:
+                return read_input(inside(folder, path), MAX_IMAGE_BYTES)
+            except (ValueError, FileNotFoundError):
+                continue
+        return read_input(inside(folders[-1], path), MAX_IMAGE_BYTES)
+
+
+def open_parquet(
+    source: str, files: Sequence[Path], image_column: str | None, caption_column: str | None
+) -> tuple[TableRows, str, str]:
+    """Returns the rows of Parquet files, and the image and caption columns. Raises `ConfigError` for other files.
+
+    Files without rows are passed over, since `datasets` cannot read them.
+    """
+    datasets = _datasets()
+    counts = [_num_rows(path) for path in files]
+    files, counts = (
+        [path for path, count in zip(files, counts, strict=True) if count],
+        [each for each in counts if each],
+    )
+    if not files:
+        raise ConfigError(f"SOURCE {source} has no rows.", "Name Parquet files that hold images.")
+    dataset = _loaded(datasets, source, "parquet", data_files=[str(path) for path in files], split="train")
+    starts = [0, *np.cumsum(counts).tolist()][:-1]
+    return _table(datasets, dataset, source, image_column, caption_column, starts, [[path.parent] for path in files])
+
+
+def open_hub(
+    name: str, split: str, subset: str | None, image_column: str | None, caption_column: str | None
+) -> tuple[TableRows, str, str]:
+    """Returns the rows and the two columns of a Hub data set. Raises `ConfigError` where the Hub does not give it."""
+    datasets = _datasets()
+    dataset = _loaded(datasets, name, name, name=subset, split=split)
+    caches = [Path(library("huggingface_hub").constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)]
+    return _table(datasets, dataset, name, image_column, caption_column, [0], [caches])
+
+
+def _datasets() -> Any:
+    datasets = library("datasets")
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # the errors that it logs are also raised
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets
+
+
+def _num_rows(path: Path) -> int:
+    read_schema(path)
+    return int(parquet.read_metadata(path).num_rows)
+
+
+def _table(
+    datasets: Any, dataset: Any, source: str, image_column: str | None, caption_column: str | None,
+    starts: Sequence[int], folders: Sequence[Sequence[Path]],
+) -> tuple[TableRows, str, str]:  # fmt: skip
+    image = _image_column(datasets, dataset, source, image_column)
+    caption = find_caption_column(_columns(dataset), source, caption_column)
+    own = caption if caption in dataset.column_names else caption.partition(".")[0]
+    try:
+        dataset = dataset.select_columns([image, own]).cast_column(image, datasets.Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:  # as pyarrow's errors are
+        raise ConfigError(
+            f"the column {image!r} of {source} holds no images: {first_line(error)}.",
+            "Name the right one with --image-column.",
+        ) from error
+    if dataset.features[own] in (datasets.Value("string"), datasets.Value("large_string")):
+        dataset = dataset.cast_column(own, datasets.Value("large_binary"))
+    return TableRows(dataset, image, caption, starts, folders), image, caption
+
+
+def _columns(dataset: Any) -> list[str]:
+    """Returns the names of the columns, and `column.key` for the keys inside columns of JSON."""
+    inner = [f"{name}.{key}" for name, kind in dataset.features.items() if isinstance(kind, dict) for key in kind]
+    return [*dataset.column_names, *inner]
+
+
+def _image_column(datasets: Any, dataset: Any, source: str, given: str | None) -> str:
+    columns = [str(name) for name in dataset.column_names]
+    if given is not None:
+        if given not in columns:
+            raise ConfigError(f"--image-column {given!r} is not a column of {source}.", did_you_mean(given, columns))
+        return given
+    found = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+    found += [name for name in IMAGE_COLUMNS if name in columns]
+    if not found:
+        raise ConfigError(
+            f"SOURCE {source} has no column of images.", f"Name it with --image-column: {', '.join(columns)}."
+        )
+    return str(found[0])
+
+
+def _loaded(datasets: Any, source: str, builder: str, **where: Any) -> Any:
+    try:
+        return datasets.load_dataset(builder, **where)
+    except Exception as error:  # its loaders raise their own classes, the Hub's and the file formats'
+        if builder == source:
+            raise ConfigError(
+                f"SOURCE {source} is no path, and the Hugging Face Hub does not give it: {first_line(error)}.",
+                "Check the name and the network, or download it first and name the folder.",
+            ) from error
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise ConfigError(f"SOURCE {source} cannot be read: {first_line(cause)}.", "Check its files.") from error

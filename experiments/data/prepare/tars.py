@@ -1,0 +1,180 @@
+"""Tars of images and captions (WebDataset), read where they lie: `0001.jpg` with `0001.txt` or `0001.json`.
+
+A tar is gone through once, and where each image and its caption begin is kept: 8 bytes each. Nothing is unpacked, so
+that names in a tar lead nowhere. Members are paired by `pairing.py`.
+
+Legend: S samples, K kinds of captions.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.data.prepare.libraries import first_line
+from experiments.data.prepare.pairing import Endings, pair
+from experiments.data.prepare.rows import (
+    MAX_CAPTION_BYTES,
+    MAX_IMAGE_BYTES,
+    Row,
+    UnusableRowError,
+    caption_in,
+    find_json_key,
+    listed_as,
+)
+from experiments.errors import ConfigError
+
+NOWHERE = -1
+TAR_BLOCK = 512
+SAMPLED_ROWS = 64
+"""JSON files in which the key of captions is looked for."""
+SHOWN_ENDINGS = 12
+COPY_AGAIN = "Copy it again."
+
+
+@dataclass(frozen=True)
+class TarRows:
+    """Holds the images of tars: for each its tar, the offsets of image and caption, and the number of a problem."""
+
+    tars: Sequence[Path]
+    place_S4: np.ndarray[Any, np.dtype[np.int64]]
+    problems: Sequence[str]
+    keys: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+        return len(self.place_S4)
+
+    def read(self, number: int) -> Row:
+        """Returns row `number`. Raises `UnusableRowError` for a member that is no file or cannot be used."""
+        tar, image, caption, problem = self.place_S4[number].tolist()
+        name = f"{self.tars[tar].name} byte {image}"
+        try:
+            with listed_as(name), tarfile.open(self.tars[tar], "r:") as opened:
+                return self._row(opened, self.tars[tar].name, image, caption, self.problems[problem])
+        except tarfile.TarError as error:
+            raise UnusableRowError(name, f"the tar is another one now: {error}") from error
+
+    def _row(self, opened: tarfile.TarFile, tar: str, image: int, caption: int, problem: str) -> Row:
+        member = member_at(opened, image)
+        name = f"{tar}/{member.name}"
+        if problem:
+            raise UnusableRowError(name, problem)
+        with listed_as(name):
+            content = content_of(opened, member, MAX_IMAGE_BYTES)
+            return Row(content, None if caption == NOWHERE else self._caption(opened, caption), name)
+
+    def _caption(self, opened: tarfile.TarFile, place: int) -> str | None:
+        return caption_in(content_of(opened, member_at(opened, place), MAX_CAPTION_BYTES), self.keys)
+
+
+def open_tars(
+    source: str, tars: Sequence[Path], image_column: str | None, caption_column: str | None
+) -> tuple[TarRows, str, str]:
+    """Returns the rows of tars, and the names of their image and caption columns.
+
+    Raises `ConfigError` for a tar that is damaged, and where no image has a caption.
+    """
+    endings = Endings.asked(image_column, caption_column)
+    problems = {"": 0}
+    found = [_samples(number, path, endings, problems) for number, path in enumerate(tars)]
+    sample_SK = np.concatenate([samples for samples, _ in found])
+    is_image_S, caption_SK = sample_SK[:, 3] == 1, sample_SK[:, 4:]
+    has_caption_K = (caption_SK[is_image_S] != NOWHERE).any(axis=0)
+    if not has_caption_K.any():
+        raise _without_captions(source, {ending for _, seen in found for ending in seen})
+    place = int(has_caption_K.argmax())
+    chosen, caption_S = endings.captions[place], caption_SK[:, place]
+    place_S4 = np.column_stack([sample_SK[:, :2], caption_S, sample_SK[:, 2]])
+    kept_S = is_image_S | (caption_S != NOWHERE)  # notes of something else, without an image, are none
+    keys = endings.keys(chosen)
+    rows = TarRows(tars, place_S4[kept_S], list(problems), keys)
+    if chosen == "json" and not keys:
+        rows = replace(rows, keys=(find_json_key(_some_captions(rows)),))
+    image = image_column or next(seen[0] for samples, seen in found if len(samples))
+    return rows, image, ".".join((chosen, *rows.keys))
+
+
+def member_at(opened: tarfile.TarFile, place: int) -> tarfile.TarInfo:
+    """Returns the member at this byte, with its long name. Raises `tarfile.TarError` where there is none any more."""
+    assert opened.fileobj is not None
+    opened.fileobj.seek(place)
+    return tarfile.TarInfo.fromtarfile(opened)
+
+
+def content_of(opened: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int) -> bytes:
+    """Returns a member's content. Raises `ValueError` for a link, a device, or more than `max_bytes`."""
+    if not member.isreg():
+        raise ValueError("it is not a regular file")
+    if member.size > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes / 2**20:,.0f} MiB, the most that is read")
+    file = opened.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+def _samples(
+    number: int, path: Path, endings: Endings, problems: dict[str, int]
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], list[str]]:
+    """A row for each sample (tar, image, problem, whether its ending is an image's, captions), and some endings."""
+    members = list(_members(path))
+    names = [name for name, _ in members]
+    samples = pair(names, endings)
+    rows = []
+    for sample in samples:
+        captions = [sample.captions.get(ending, NOWHERE) for ending in endings.captions]
+        starts = [NOWHERE if place == NOWHERE else members[place][1] for place in captions]
+        problem = problems.setdefault(sample.problem, len(problems))
+        rows.append((number, members[sample.place][1], problem, sample.is_image, *starts))
+    named = [names[sample.place] for sample in samples if sample.is_image] + names
+    seen = list(dict.fromkeys(name.rpartition("/")[2].partition(".")[2] for name in named[: 2 * SAMPLED_ROWS]))
+    return np.array(rows, dtype=np.int64).reshape(-1, 4 + len(endings.captions)), seen
+
+
+def _members(path: Path) -> Iterator[tuple[str, int]]:
+    """Name and first byte of every member that is no folder."""
+    _check_whole(path)
+    try:
+        with tarfile.open(path, "r:") as opened:
+            while (member := opened.next()) is not None:
+                opened.members = []  # type: ignore[attr-defined]  # it would keep all of them
+                if not member.isdir():
+                    yield member.name, member.offset
+            assert opened.fileobj is not None
+            opened.fileobj.seek(opened.offset)
+            if any(opened.fileobj.read(TAR_BLOCK)):
+                raise ConfigError(f"SOURCE {path} is damaged at byte {opened.offset:,}.", COPY_AGAIN)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise ConfigError(f"SOURCE {path} cannot be read: {first_line(error)}.", COPY_AGAIN) from error
+
+
+def _check_whole(path: Path) -> None:
+    """Checks that a tar ends in zeros, since `tarfile` reads one that is cut short without an error."""
+    if not path.is_file():  # opening a FIFO would wait for ever
+        raise ConfigError(f"SOURCE {path} cannot be read: it is not a regular file.", "Name or copy the file itself.")
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, TAR_BLOCK), os.SEEK_END)
+        if file.read() != bytes(TAR_BLOCK):
+            raise ConfigError(f"SOURCE {path} is cut short: it does not end as a tar does.", COPY_AGAIN)
+
+
+def _some_captions(rows: TarRows) -> Iterator[bytes]:
+    for tar, _, caption, _ in rows.place_S4[rows.place_S4[:, 2] != NOWHERE][:SAMPLED_ROWS].tolist():
+        with suppress(ValueError, tarfile.TarError), tarfile.open(rows.tars[tar], "r:") as opened:
+            yield content_of(opened, member_at(opened, caption), MAX_CAPTION_BYTES)
+
+
+def _without_captions(source: str, endings: set[str]) -> ConfigError:
+    shown = ", ".join(sorted(filter(None, endings))[:SHOWN_ENDINGS])
+    return ConfigError(
+        f"SOURCE {source} has no captions: no image has a file of its name with an ending of captions. There are the "
+        f"endings {shown or 'of nothing'}.",
+        "Name the right endings with --image-column and --caption-column.",
+    )

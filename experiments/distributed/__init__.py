@@ -1,0 +1,1 @@
+"""What processes of one run share: DeepSpeed's groups, launchers, rendezvous, common decisions and the watchdog."""

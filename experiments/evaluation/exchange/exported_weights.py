@@ -1,0 +1,198 @@
+"""Weights of a run for inference, on their own: `ecdit export-weights` writes them, `ecdit sample` reads them.
+
+A folder holds `model.safetensors`, or numbered shards with Hugging Face's `model.safetensors.index.json`, and
+`model.json` with the run's record, which weights these are, and a checksum of every file. The files hold whole
+parameters under the names of the module, in one precision, without optimizer state. They are read from the checkpoint
+one at a time, so that no more than a shard is in memory, however large the run. The files may come from strangers:
+reading JSON and safetensors executes nothing, and what does not fit the model is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from experiments.errors import CheckpointError, RecordError, StorageError
+from experiments.inputs import read_input
+from experiments.records.run_folder import RunDir
+from experiments.records.schema import Precision, Record, RunRecord, Weights
+from experiments.records.storage import storage_errors
+from experiments.records.writer import write_json_atomic
+from experiments.text import printable, shortened
+from experiments.training.checkpoint import Checkpoint, load_newest
+from experiments.training.checkpoint_contents import tensor_headers
+from experiments.training.checkpoint_files import save_tensors, sha256_of_file, shard_name
+
+Result = TypeVar("Result")
+FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+STORED_AS: dict[Precision, str] = {"fp32": "F32", "bf16": "BF16"}
+"""The names of the precisions in safetensors."""
+EXPORT_AGAIN = "Export the run again."
+INDEX = "model.safetensors.index.json"
+
+
+class Exported(Record):
+    """The content of `model.json`: the record of the run, which weights these are, and the checksum of every file."""
+
+    record: RunRecord
+    images_seen: int = Field(ge=0, lt=2**63)
+    weights: Weights
+    precision: Precision
+    sha256: dict[str, str]
+
+    def files(self, folder: RunDir) -> dict[Path, str]:
+        """Returns the checksums by path. A path is always inside the folder, whatever `model.json` says."""
+        return {folder.path / Path(name).name: digest for name, digest in self.sha256.items()}
+
+
+def newest(run_dir: RunDir, weights: Weights, say: Callable[[str], None]) -> tuple[RunRecord, Checkpoint]:
+    """Returns the record and the newest whole checkpoint of a run. Raises `CheckpointError` where none can be read."""
+    record = run_dir.read_run()
+    checkpoint = load_newest(run_dir, record.config_id, say, files=[FILE_OF_WEIGHTS[weights]])
+    if checkpoint is None:
+        raise CheckpointError(f"{run_dir.path} has no checkpoint yet.", "Train it first, with the same command again.")
+    return record, checkpoint
+
+
+def export_weights(
+    run_dir: RunDir,
+    out: Path,
+    weights: Weights,
+    precision: Precision,
+    shard_bytes: int,
+    say: Callable[[str], None],
+    written: Callable[[int], None] = lambda num_parameters: None,
+) -> list[Path]:
+    """Writes the newest checkpoint of a run to `out`, and returns the files.
+
+    `written` is called with the number of parameters written so far. Raises `CheckpointError` where there is nothing to
+    export, and `StorageError` where `out` holds something else.
+    """
+    with storage_errors(out):
+        if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+            raise StorageError(f"{out} is {'not empty' if out.is_dir() else 'a file'}.", "Name a new folder.")
+    record, checkpoint = newest(run_dir, weights, say)
+    width = DTYPES[precision].itemsize
+    groups = _shards(checkpoint.shapes, width, shard_bytes)
+    sums: dict[str, str] = {}
+    places: dict[str, str] = {}
+    with _folder_that_appears_whole(out) as folder:
+        for place, names in enumerate(groups):
+            file = shard_name("model", place, len(groups))
+            tensors = {name: _whole(checkpoint, weights, name).to(DTYPES[precision]) for name in names}
+            save_tensors(tensors, folder / file, metadata={"format": "pt"})
+            sums[file] = sha256_of_file(folder / file)
+            places |= dict.fromkeys(names, file)
+            written(sum(math.prod(checkpoint.shapes[name]) for name in places))
+        if len(groups) > 1:
+            total = width * sum(math.prod(shape) for shape in checkpoint.shapes.values())
+            write_json_atomic(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        about = {
+            "record": record.model_dump(mode="json", exclude_none=True),
+            "images_seen": checkpoint.state["images_seen"],
+            "weights": weights,
+            "precision": precision,
+            "sha256": sums,
+        }
+        write_json_atomic(RunDir(folder).exported, about)
+    return sorted(out.iterdir())
+
+
+@contextmanager
+def _folder_that_appears_whole(out: Path) -> Iterator[Path]:
+    """Yields a folder to write to, which is renamed to `out` at the end; after an error it is removed."""
+    folder = out.resolve().with_name(f".{out.resolve().name}.{os.getpid()}.writing")
+    with storage_errors(out):
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+            folder.replace(out.resolve())
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+
+
+def read_exported(folder: RunDir) -> Exported:
+    """Reads `model.json`. Raises `RecordError` where it cannot be read or is not as expected."""
+    path = folder.exported
+    try:
+        raw = json.loads(read_input(path))
+        return Exported.model_validate(raw, strict=True)
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}.", EXPORT_AGAIN) from error
+    except RecursionError as error:
+        raise RecordError(f"{path} is damaged: it is nested too deeply.", EXPORT_AGAIN) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        reason = shortened(printable(f"{where}{first['msg']}"), 200)
+        raise RecordError(f"{path} is damaged: {reason}.", EXPORT_AGAIN) from error
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: it is not JSON ({error}).", EXPORT_AGAIN) from error
+
+
+def exported_shapes(folder: RunDir, exported: Exported) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor by name, from the headers of the files.
+
+    Raises `CheckpointError` where the files hold no tensors, or tensors of another precision than `model.json` says.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in exported.files(folder):
+        for name, header in _checked(path, tensor_headers).items():
+            if header.dtype != STORED_AS[exported.precision]:
+                raise CheckpointError(
+                    f"{path} holds {printable(name)} as {header.dtype}; model.json says {exported.precision}.",
+                    EXPORT_AGAIN,
+                )
+            shapes[name] = header.shape
+    return shapes
+
+
+def exported_tensors(folder: RunDir, exported: Exported) -> dict[str, Tensor]:
+    """Returns every parameter by name. Raises `CheckpointError` for a file that is damaged, or not of safetensors."""
+    tensors: dict[str, Tensor] = {}
+    for path, digest in exported.files(folder).items():
+        if _checked(path, sha256_of_file) != digest:
+            raise CheckpointError(f"{path} is damaged: its checksum does not match.", EXPORT_AGAIN)
+        tensors |= _checked(path, load_file)
+    return tensors
+
+
+def _checked(path: Path, read: Callable[[Path], Result]) -> Result:
+    """Returns the result of `read`. Raises `CheckpointError` where it cannot read the file."""
+    try:
+        return read(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{printable(str(path))} cannot be read ({error}).", EXPORT_AGAIN) from error
+
+
+def _whole(checkpoint: Checkpoint, weights: Weights, name: str) -> Tensor:
+    shape = checkpoint.shapes[name]
+    return checkpoint.read(FILE_OF_WEIGHTS[weights], name, 0, math.prod(shape)).view(shape)
+
+
+def _shards(shapes: dict[str, tuple[int, ...]], width: int, shard_bytes: int) -> list[list[str]]:
+    """Returns the names by file, in order; a file exceeds `shard_bytes` only for a single parameter that does."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        more = width * math.prod(shape)
+        if groups[-1] and size + more > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += more
+    return groups

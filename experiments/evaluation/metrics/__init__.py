@@ -1,0 +1,1 @@
+"""The metrics of sampled images, each with the network or judge that it needs."""

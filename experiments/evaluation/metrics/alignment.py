@@ -1,0 +1,39 @@
+"""`shapes-geneval`: the share of generated images that show exactly what their caption says, by kind and overall.
+
+The overall score is the mean over the kinds, as GenEval's score is the mean over its tasks (Ghosh et al., arXiv
+2310.11513). It is not GenEval: captions and objects are different, and the judge knows this data (`judge.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.data.scenes import KINDS, Kind
+from experiments.evaluation.metrics.intervals import mean_interval, wilson
+from experiments.records.schema import EvalRow
+
+SCORE = "shapes-geneval"
+HELD_OUT_SCORE = "shapes-geneval-held-out"
+"""The score on captions that name looks which training never shows; only the kinds that name colours have them."""
+
+
+def alignment_rows(metric: str, kinds: Sequence[Kind], correct: Sequence[bool], base: EvalRow) -> list[EvalRow]:
+    """Returns the rows `metric` and `metric/<kind>`, with 95% intervals over images.
+
+    `correct` are the verdicts on images, and `kinds` the kinds of their captions.
+    """
+    counts: dict[Kind, tuple[int, int]] = {}
+    for kind in KINDS:
+        mine = [good for good, of_kind in zip(correct, kinds, strict=True) if of_kind == kind]
+        if mine:
+            counts[kind] = (sum(mine), len(mine))
+    overall = sum(right / total for right, total in counts.values()) / len(counts)
+    rows = [_row(base, metric, overall, mean_interval(list(counts.values())), len(kinds))]
+    for kind, (right, total) in counts.items():
+        rows.append(_row(base, f"{metric}/{kind}", right / total, wilson(right, total), total))
+    return rows
+
+
+def _row(base: EvalRow, metric: str, value: float, interval: tuple[float, float], num_samples: int) -> EvalRow:
+    update = {"metric": metric, "value": value, "interval_low": interval[0], "interval_high": interval[1]}
+    return base.model_copy(update=update | {"num_samples": num_samples})

@@ -1,0 +1,85 @@
+"""Samples many images from captions, a batch at a time, under given conditions.
+
+Image i starts from noise number i, so that it is the same whatever the size of the batches (where routing does not
+depend on the batch). The caller decides what is done with the images; a watcher of the routed layers is told where a
+batch begins.
+
+Legend: B images, C channels, H, W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from experiments.config.schema import RunConfig
+from experiments.evaluation.sampling.finite import require_finite_images
+from experiments.evaluation.sampling.generate import caption_ids, image_noise, sample
+from experiments.evaluation.sampling.settings import Conditions
+from experiments.models.dit import DiT, DiTOutput
+
+
+class Watcher(Protocol):
+    """Sees every call of the model."""
+
+    def begin_batch(self, num_images: int, first_number: int) -> None:
+        """Begins a batch of `num_images` images, the first of which has the number `first_number`."""
+
+    def watch(self, time: float, output: DiTOutput) -> None:
+        """Sees one call at `time`."""
+
+
+@dataclass(frozen=True)
+class SampledBatch:
+    """Sampled images on the CPU, float32 in [-1, 1], and their numbers."""
+
+    numbers: range
+    images_BCHW: Tensor
+
+
+def sampled_batches(
+    model: DiT,
+    config: RunConfig,
+    captions: Sequence[str],
+    conditions: Conditions,
+    numbers: range | None = None,
+    watcher: Watcher | None = None,
+    on_call: Callable[[], None] = lambda: None,
+) -> Iterator[SampledBatch]:
+    """Yields images of `captions`; caption i belongs to number `numbers[i]` (default: counted from 0).
+
+    `on_call` is called after each call of the model, as often as `num_calls` says. Raises `RunFailedError` where an
+    image is not finite.
+    """
+    numbers = numbers if numbers is not None else range(len(captions))
+    device = next(model.parameters()).device
+
+    def watch(time: float, output: DiTOutput) -> None:
+        if watcher is not None:
+            watcher.watch(time, output)
+        on_call()
+
+    for first in range(0, len(captions), conditions.batch_images):
+        here = slice(first, first + conditions.batch_images)
+        mine = numbers[here]
+        if watcher is not None:
+            watcher.begin_batch(len(mine), mine.start)
+        noise = image_noise(config, mine, conditions.seed).to(device)
+        images_BCHW = sample(model, caption_ids(captions[here]), noise, conditions.sampler, watch)
+        require_finite_images(images_BCHW)
+        yield SampledBatch(mine, images_BCHW.float().cpu())
+
+
+def num_calls(num_captions: int, conditions: Conditions) -> int:
+    """Returns how often `sampled_batches` calls the model."""
+    calls_per_batch = conditions.sampler.num_steps * (2 if conditions.sampler.sampler == "heun" else 1)
+    return -(-num_captions // conditions.batch_images) * calls_per_batch
+
+
+def as_pixels(images_BCHW: Tensor) -> Tensor:
+    """Returns uint8 [B, H, W, C] on the CPU, from images in [-1, 1]."""
+    return ((images_BCHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()

@@ -1,0 +1,104 @@
+"""Samples images from captions: the model, a sampler, guidance, and noise that belongs to the image's number.
+
+Image i starts from the same noise whatever the batch it is sampled in, so that with `routing.group_images=1` image i is
+the same in every batch.
+
+Legend: B images, C channels, H, W height and width, L caption length, T tokens of an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.config.schema import RunConfig
+from experiments.data.captions import null_caption, tokenize
+from experiments.data.loader import validation_set
+from experiments.evaluation.sampling.replay import velocity_of
+from experiments.flow.samplers import SAMPLERS, Caption, Guidance, guided, time_grid
+from experiments.models.dit import DiT, DiTOutput
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """The integration: number of steps, classifier-free guidance, timestep shift, and the sampler's name."""
+
+    num_steps: int
+    guidance: Guidance
+    shift: float = 1.0
+    sampler: str = "euler"
+
+
+def image_noise(config: RunConfig, numbers: Sequence[int], seed: int) -> Tensor:
+    """Returns standard normal noise [B, C, H, W] of the images called `numbers`, the same on every device."""
+    shape = (config.data.channels, config.data.image_size, config.data.image_size)
+    generators = [torch.Generator().manual_seed(_mixed(seed, number)) for number in numbers]
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def _mixed(seed: int, number: int) -> int:
+    """Returns one seed of 63 bits from both, by a hash, so that neighbours are unrelated and seeds of any size fit."""
+    digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def validation_captions(config: RunConfig, num_images: int) -> Tensor:
+    """Returns token ids [B, L] of the first `num_images` images of the validation split; no other images are made."""
+    few = config.eval.model_copy(update={"images": num_images})
+    batches = validation_set(config.model_copy(update={"eval": few}))
+    return torch.cat([batch.caption_BL for batch in batches if batch.caption_BL is not None])
+
+
+def caption_ids(captions: Sequence[str]) -> Tensor:
+    """Returns token ids [B, L]. Raises `ConfigError` that names words outside the vocabulary."""
+    return torch.stack([torch.as_tensor(tokenize(caption)) for caption in captions]).long()
+
+
+@torch.no_grad()
+def sample(
+    model: DiT,
+    caption_BL: Tensor,
+    noise_BCHW: Tensor,
+    settings: SamplerSettings,
+    watch: Callable[[float, DiTOutput], None] | None = None,
+) -> Tensor:
+    """Returns images [B, C, H, W] in [-1, 1], float32, of token ids. `watch(t, output)` sees every call of the model.
+
+    The model is put in evaluation mode and back again. A pixel that is not finite becomes NaN.
+    """
+    caption_BL = caption_BL.to(noise_BCHW.device)
+    null_BL = torch.as_tensor(null_caption()).long().to(noise_BCHW.device).expand_as(caption_BL)
+    image_BCHW = integrate(model, caption_BL, null_BL, noise_BCHW, settings, watch)
+    return image_BCHW.masked_fill(~image_BCHW.isfinite(), torch.nan).clamp(-1, 1)  # clamp would hide infinity
+
+
+@torch.no_grad()
+def integrate(
+    model: DiT,
+    caption: Caption,
+    null: Caption,
+    noise_BCHW: Tensor,
+    settings: SamplerSettings,
+    watch: Callable[[float, DiTOutput], None] | None = None,
+) -> Tensor:
+    """Integrates the noise to float32 [B, C, H, W]: pixels, or latents. `null` is the empty caption."""
+
+    forward = velocity_of(model)
+
+    def velocity(x_BCHW: Tensor, time_B: Tensor, asked: Caption) -> Tensor:
+        if watch is None:
+            return model.to_image(forward(x_BCHW, time_B, asked))
+        output = model(x_BCHW, time_B, asked)
+        watch(float(time_B[0]), output)
+        return model.to_image(output.velocity_BKP)
+
+    was_training = model.training
+    model.eval()
+    field = guided(velocity, caption, null, settings.guidance)
+    *_, image_BCHW = SAMPLERS[settings.sampler](field, noise_BCHW, time_grid(settings.num_steps, settings.shift))
+    model.train(was_training)
+    return image_BCHW

@@ -1,0 +1,77 @@
+"""Images of a run on latents: captions of its validation set, sampled as latents and decoded by the data set's VAE.
+
+The features of these captions are stored in the data set, so that neither T5 nor CLIP is needed. The VAE is looked for
+where it was when the data set was made, or where the user says; a different one is refused, because it would decode the
+latents wrongly.
+
+Legend: B images of a batch, C channels, H, W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.config.data_set import DataSetIndex
+from experiments.data.latents import LatentImages
+from experiments.data.prepare.encoders import Autoencoder, find_encoder
+from experiments.errors import ConfigError
+from experiments.evaluation.sampling.finite import require_finite_images
+from experiments.evaluation.sampling.generate import image_noise, integrate
+from experiments.evaluation.sampling.load import LoadedRun, current_device
+from experiments.evaluation.sampling.settings import Conditions
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """Decoded images, float32 [B, 3, H, W] in [-1, 1] on the CPU, all of one caption together, and the captions."""
+
+    images_BCHW: Tensor
+    captions: list[str]
+
+
+def sample_validation(
+    run: LoadedRun,
+    num_captions: int,
+    per_caption: int,
+    conditions: Conditions,
+    vae: str | None = None,
+    data_set: Path | None = None,
+    on_call: Callable[[], None] = lambda: None,
+) -> DecodedImages:
+    """Samples images of the first captions of the validation set; fewer captions where it has fewer.
+
+    Raises `ConfigError` before anything is sampled, where the data set or the VAE is missing or a different one, and
+    `RunFailedError` where the sampled latents are not finite.
+    """
+    source = LatentImages(data_set or Path(run.config.data.path or ""), run.config.data)
+    decoder = open_decoder(source.index, vae, current_device())
+    num_captions = min(num_captions, source.index.num_images("validation"))
+    features = source.validation(range(num_captions))
+    caption = tuple(
+        features[name].repeat_interleave(per_caption, dim=0) for name in ("text_BLV", "text_length_B", "pooled_BU")
+    )
+    device, images = next(run.model.parameters()).device, []
+    for first in range(0, num_captions * per_caption, conditions.batch_images):
+        text, length, pooled = (part[first : first + conditions.batch_images].to(device) for part in caption)
+        null_text, null_length, null_pooled = (part.to(device) for part in source.null_caption(len(text)))
+        noise = image_noise(run.config, range(first, first + len(text)), conditions.seed).to(device)
+        latent_BCHW = integrate(
+            run.model, (text, length, pooled), (null_text, null_length, null_pooled), noise, conditions.sampler,
+            lambda time, output: on_call(),
+        )  # fmt: skip
+        require_finite_images(latent_BCHW)
+        images.append(decoder.decode(latent_BCHW))
+    return DecodedImages(torch.cat(images), source.validation_captions(range(num_captions)))
+
+
+def open_decoder(index: DataSetIndex, vae: str | None, device: torch.device) -> Autoencoder:
+    """Opens the VAE that made the latents. Raises `ConfigError` where it is missing or a different one."""
+    entry, folder = find_encoder("vae", vae or index.vae.path)
+    if entry.sha256 != index.vae.sha256:
+        raise ConfigError(f"--vae {entry.path} is not the VAE that made the data set.", "Name that one with --vae.")
+    return Autoencoder(folder, device)

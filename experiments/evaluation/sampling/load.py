@@ -1,0 +1,135 @@
+"""Loads a trained model from its run folder or its exported weights, without DeepSpeed's engine.
+
+Nothing that was saved is executed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.config.schema import RunConfig
+from experiments.config.stored import buildable_config
+from experiments.config.tensors import tensor_sizes
+from experiments.errors import CheckpointError, ConfigError
+from experiments.evaluation.exchange.exported_weights import (
+    DTYPES,
+    FILE_OF_WEIGHTS,
+    exported_shapes,
+    exported_tensors,
+    newest,
+    read_exported,
+)
+from experiments.evaluation.sampling.finite import require_finite_weights
+from experiments.evaluation.sampling.replay import allow_replay
+from experiments.models.dit import DiT
+from experiments.records.run_folder import RunDir
+from experiments.records.schema import Precision, RunRecord, Weights
+from experiments.training.host_memory import prefer_large_pages
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A model in evaluation mode, and where it comes from."""
+
+    run_dir: RunDir
+    record: RunRecord
+    config: RunConfig
+    model: DiT
+    images_seen: int
+    weights: Weights
+    precision: Precision
+
+
+def load_run(
+    run_dir: RunDir, weights: Weights, say: Callable[[str], None], precision: Precision | None = None
+) -> LoadedRun:
+    """Loads the newest whole checkpoint of a run, or a folder of `ecdit export-weights`, to the current device.
+
+    The model is in the precision it was trained or exported in, unless `precision` is given. Raises `RecordError` for
+    what is neither, and for settings of which no model can be built; `CheckpointError` where there is no checkpoint, or
+    where weights do not fit the model or are not finite. Until it is known that the weights fit, nothing larger than
+    their files is allocated.
+    """
+    if os.path.lexists(run_dir.exported):
+        return _load_exported(run_dir, weights, precision)
+    record, checkpoint = newest(run_dir, weights, say)
+    config = buildable_config(record.config, run_dir.run_json)
+    require_same_sizes(config, checkpoint.shapes, run_dir.path)
+    prefer_large_pages(config)
+    images_seen = int(checkpoint.state["images_seen"])
+    tensors = checkpoint.full(FILE_OF_WEIGHTS[weights])
+    return _loaded(run_dir, record, config, tensors, images_seen, weights, precision or record.precision)
+
+
+def _load_exported(folder: RunDir, weights: Weights, precision: Precision | None) -> LoadedRun:
+    exported = read_exported(folder)
+    if exported.weights != weights:
+        raise ConfigError(f"{folder.path} holds {exported.weights} weights.", f"Use --weights {exported.weights}.")
+    config = buildable_config(exported.record.config, folder.exported)
+    require_same_sizes(config, exported_shapes(folder, exported), folder.path)
+    prefer_large_pages(config)
+    tensors = exported_tensors(folder, exported)
+    precision = precision or exported.precision
+    return _loaded(folder, exported.record, config, tensors, exported.images_seen, weights, precision)
+
+
+def _loaded(
+    run_dir: RunDir,
+    record: RunRecord,
+    config: RunConfig,
+    tensors: Mapping[str, Tensor],
+    images_seen: int,
+    weights: Weights,
+    precision: Precision,
+) -> LoadedRun:
+    model = DiT(config)
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise _not_of_this_model(run_dir.path)
+    model.load_state_dict(tensors)
+    model = model.to(dtype=DTYPES[precision]).eval()
+    require_finite_weights(model.named_parameters(), str(run_dir.path))
+    model = model.to(device=current_device())
+    return LoadedRun(run_dir, record, config, allow_replay(model), images_seen, weights, precision)
+
+
+def require_same_sizes(config: RunConfig, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Raises `CheckpointError` unless tensors of these shapes have the sizes of the parameters of `config`.
+
+    The sizes are computed from the config, and lazily, because a config from elsewhere may ask for 10^7 layers: to
+    build that model, only to find that it does not fit, would take all memory.
+    """
+    expected = (size for size, _ in tensor_sizes(config))
+    if sorted(islice(expected, len(shapes) + 1)) != sorted(map(math.prod, shapes.values())):
+        raise _not_of_this_model(path)
+
+
+def _not_of_this_model(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"The weights in {path} are not those of its model: they have other shapes than its settings give.",
+        "Export the run again.",
+    )
+
+
+def require_shapes(run: LoadedRun) -> LoadedRun:
+    """Returns the run. Raises `ConfigError` where it makes latents, which the judge of shapes cannot read."""
+    if run.config.data.name != "shapes":
+        raise ConfigError(
+            f"{run.run_dir.path} was trained with data.name={run.config.data.name}: this is measured on shapes only.",
+            "Its validation loss is in evals.jsonl; for images use `ecdit sample`.",
+        )
+    return run
+
+
+def current_device() -> torch.device:
+    """Returns the accelerator where there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")

@@ -1,0 +1,1 @@
+"""The computing layers of a block: attention, norms, stacked experts with dispatch and combine, and Triton kernels."""

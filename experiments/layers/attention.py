@@ -1,0 +1,88 @@
+"""The parts of a block: grouped-query attention and adaptive layer norm.
+
+Queries and keys are layer-normalised per head (ViT-22B, arXiv 2302.05442). EC-DIT leaves this open; we do it for
+stability at high learning rates. Groups of query heads share key and value heads (EC-DIT: 18 query heads over 6).
+
+Legend: B images, T tokens, M tokens attended to, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.accelerated import has_kernels
+
+NORM_EPSILON = 1e-6
+"""The epsilon of the layer norm without weights, as in DiT."""
+
+
+class HeadNorm(nn.LayerNorm):
+    """Layer norm of each head by itself, in a kernel of its own: torch's are slow with rows as short as a head."""
+
+    def __init__(self, head_size: int, fast: bool) -> None:
+        super().__init__(head_size, bias=False)
+        self.fast = fast
+
+    def forward(self, x_BTHK: Tensor) -> Tensor:
+        """Maps [B, T, H, K] to the same shape, in the type of the input."""
+        if self.fast and has_kernels(x_BTHK):
+            from experiments.layers import block_kernels as kernels
+
+            return kernels.norm_heads(x_BTHK, self.weight, self.eps)
+        return super().forward(x_BTHK)
+
+
+class Attention(nn.Module):
+    """Self- or cross-attention without biases.
+
+    It has 2 D^2 (1 + num_kv_heads / num_heads) weights, and two norms with as many weights as a head has elements.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, num_kv_heads: int, zero_output: bool = False, fast: bool = True
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        head_size = width // num_heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * num_kv_heads * head_size, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm_query = HeadNorm(head_size, fast)
+        self.norm_key = HeadNorm(head_size, fast)
+        nn.init.xavier_uniform_(self.query.weight)
+        nn.init.xavier_uniform_(self.key_value.weight)
+        if zero_output:
+            nn.init.zeros_(self.out.weight)
+        else:
+            nn.init.xavier_uniform_(self.out.weight)
+
+    def forward(self, x_BTD: Tensor, context_BMD: Tensor, mask_B11M: Tensor | None = None) -> Tensor:
+        """Attends from the tokens `x_BTD` to the tokens `context_BMD` where the mask is True; returns [B, T, D]."""
+        query = self.norm_query(self.query(x_BTD).unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
+        key, value = self.key_value(context_BMD).unflatten(-1, (2 * self.num_kv_heads, -1)).chunk(2, dim=2)
+        key, value = self.norm_key(key).transpose(1, 2), value.transpose(1, 2)
+        shared = self.num_kv_heads != self.num_heads
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11M, enable_gqa=shared)
+        out_BTD: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out_BTD
+
+
+def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, fast: bool = True) -> Tensor:
+    """Applies layer norm without weights, then the timestep's scale and shift (AdaLN)."""
+    if fast and has_kernels(x_BTD):
+        from experiments.layers import block_kernels as kernels
+
+        return kernels.modulate(x_BTD, shift_B1D, scale_B1D, NORM_EPSILON)
+    normed = F.layer_norm(x_BTD, x_BTD.shape[-1:], eps=NORM_EPSILON)
+    return torch.addcmul(shift_B1D, normed, 1 + scale_B1D)
+
+
+def gated_residual(x_BTD: Tensor, gate_B1D: Tensor, y_BTD: Tensor, fast: bool = True) -> Tensor:
+    """Computes x + gate y with the timestep's gate."""
+    if fast and has_kernels(x_BTD):
+        from experiments.layers import block_kernels as kernels
+
+        return kernels.gated_residual(x_BTD, gate_B1D, y_BTD)
+    return x_BTD + gate_B1D * y_BTD

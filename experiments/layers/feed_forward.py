@@ -1,0 +1,92 @@
+"""The feed-forward layer of a block: dense, or a router with its experts. Both return a `FeedForwardOutput`.
+
+Legend: B images, T tokens, D width, F hidden width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from experiments.config.budget import hidden_width
+from experiments.config.schema import RunConfig
+from experiments.errors import did_you_mean
+from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
+from experiments.layers.experts import StackedExperts, apply_experts, init_feed_forward
+from experiments.layers.pieces import Activation, activate
+from experiments.routing.contract import FeedForwardOutput
+from experiments.routing.expert_choice import ExpertChoiceRouter
+from experiments.routing.router import Router
+from experiments.routing.shared_expert import SharedExpertRouter
+from experiments.routing.token_choice import TokenChoiceRouter
+
+ROUTER_CLASSES: dict[str, type[Router]] = {
+    "expert_choice": ExpertChoiceRouter,
+    "token_choice": TokenChoiceRouter,
+    "switch": TokenChoiceRouter,
+    "shared_expert": SharedExpertRouter,
+}
+
+
+class DenseFeedForward(nn.Module):
+    """A feed-forward of two matrices with GELU or three with SwiGLU; it has no biases, exactly like an expert."""
+
+    def __init__(self, width: int, hidden: int, activation: Activation = "gelu") -> None:
+        super().__init__()
+        self.activation: Activation = activation
+        self.w_in = nn.Linear(width, hidden * (2 if activation == "swiglu" else 1), bias=False)
+        self.w_out = nn.Linear(hidden, width, bias=False)
+        init_feed_forward(width, hidden, self.w_in.weight, self.w_out.weight)
+
+    def forward(self, x_BTD: Tensor) -> FeedForwardOutput:
+        """Maps [B, T, D] to [B, T, D]; the auxiliary loss is 0."""
+        out_BTD = self.w_out(activate(self.w_in(x_BTD), self.activation))
+        return FeedForwardOutput(out_BTD, _no_loss(x_BTD))
+
+
+class RoutedFeedForward(nn.Module):
+    """A routed feed-forward: a router, its stacked experts, and DiT-MoE's shared experts where the config has them."""
+
+    def __init__(
+        self, router: Router, experts: StackedExperts, shared: DenseFeedForward | None = None, fast: bool = True
+    ) -> None:
+        super().__init__()
+        self.router = router
+        self.experts = experts
+        self.shared = shared
+        self.fast = fast
+
+    def forward(self, x_BTD: Tensor) -> FeedForwardOutput:
+        """Maps [B, T, D] to [B, T, D]; a token that no expert processes gets 0 from the routed experts."""
+        assignment = self.router(x_BTD)
+        out_BTD = apply_experts(self.experts, x_BTD.flatten(0, 1), assignment, self.fast).view_as(x_BTD)
+        if self.shared is not None:
+            out_BTD = out_BTD + self.shared(x_BTD).out_BTD
+        loss = _no_loss(x_BTD) if assignment.auxiliary_loss is None else assignment.auxiliary_loss
+        return FeedForwardOutput(out_BTD, loss, assignment)
+
+
+def _no_loss(x_BTD: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.float32, device=x_BTD.device)
+
+
+def build_feed_forward(
+    config: RunConfig, layer: int, share: ExpertShare = ALL_EXPERTS
+) -> DenseFeedForward | RoutedFeedForward:
+    """Builds the feed-forward of block `layer` (from 0): routed in `config.sparse_layer_indices`, dense in the others.
+
+    `share` says which experts this process holds.
+    """
+    width, routing = config.model.width, config.routing
+    if layer not in config.sparse_layer_indices:
+        return DenseFeedForward(width, hidden_width(config, config.model.ffn_factor))
+    assert routing.name in ROUTER_CLASSES, did_you_mean(routing.name, ROUTER_CLASSES)
+    assert routing.expert is not None
+    assert routing.expert_factor is not None
+    router = ROUTER_CLASSES[routing.name](config)
+    hidden = hidden_width(config, routing.expert_factor)
+    experts = StackedExperts(routing.num_experts, width, hidden, routing.expert, share, seed=f"{config.seed} {layer}")
+    shared = None
+    if routing.shared_factor:
+        shared = DenseFeedForward(width, hidden_width(config, routing.shared_factor), routing.expert)
+    return RoutedFeedForward(router, experts, shared, fast=config.train.implementation == "fast")

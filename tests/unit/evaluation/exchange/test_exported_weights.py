@@ -1,0 +1,144 @@
+"""Weights by themselves: the same images as the run makes, from files that cannot do anything."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from experiments.errors import CheckpointError, ConfigError, RecordError, StorageError
+from experiments.evaluation.exchange.exported_weights import export_weights
+from experiments.evaluation.sampling.load import load_run
+from experiments.records.run_folder import RunDir
+from experiments.training.checkpoint_files import sha256_of_file
+from tests.training_runs import random_run_folder
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return random_run_folder(tmp_path_factory.mktemp("trained") / "run", "routing=expert_choice")
+
+
+def export(run: RunDir, out: Path, weights: str = "ema", precision: str = "fp32", size: int = GIB) -> RunDir:
+    export_weights(run, out, weights, precision, size, pytest.fail)  # type: ignore[arg-type]
+    return RunDir(out)
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_a_model_from_exported_weights_is_that_of_the_run(weights: str, run: RunDir, tmp_path: Path) -> None:
+    ours = load_run(export(run, tmp_path / "out", weights), weights, pytest.fail)  # type: ignore[arg-type]
+    theirs = load_run(run, weights, pytest.fail)  # type: ignore[arg-type]
+    assert (ours.config, ours.images_seen, ours.precision) == (theirs.config, theirs.images_seen, theirs.precision)
+    expected = theirs.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.model.state_dict().items())
+
+
+def test_shards_are_no_larger_than_asked_and_named_by_an_index(run: RunDir, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(run, out, size=400_000)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    files = sorted(out.glob("model-*.safetensors"))
+    assert len(files) > 2
+    found = {name: file.name for file in files for name in load_file(file)}
+    assert found == index["weight_map"]
+    assert index["metadata"]["total_size"] == sum(t.nbytes for file in files for t in load_file(file).values())
+    assert all(file.stat().st_size < 420_000 for file in files if len(load_file(file)) > 1)
+    one = load_run(RunDir(out), "ema", pytest.fail).model.state_dict()
+    other = load_run(run, "ema", pytest.fail).model.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_bf16_halves_the_files(run: RunDir, tmp_path: Path) -> None:
+    sizes = []
+    for precision in ("fp32", "bf16"):
+        folder = export(run, tmp_path / precision, precision=precision)
+        (file,) = folder.path.glob("*.safetensors")
+        sizes.append(file.stat().st_size)
+        assert load_run(folder, "ema", pytest.fail).precision == precision
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.05)
+
+
+def test_the_other_weights_are_not_taken_for_those_that_are_there(run: RunDir, tmp_path: Path) -> None:
+    folder = export(run, tmp_path / "out", "raw")
+    with pytest.raises(ConfigError, match=r"holds raw weights\. Use --weights raw\."):
+        load_run(folder, "ema", pytest.fail)
+
+
+def test_a_folder_that_holds_something_is_left_alone(run: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(StorageError, match=r"is not empty\. Name a new folder\."):
+        export(run, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+class Payload:
+    """What unpickling would execute."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.file,)
+
+
+def test_weights_of_strangers_execute_nothing(run: RunDir, tmp_path: Path) -> None:
+    folder, executed = export(run, tmp_path / "out"), tmp_path / "executed"
+    (weights,) = folder.path.glob("*.safetensors")
+    for content in (pickle.dumps(Payload(executed)), pickle.dumps({"w": Payload(executed)}, protocol=0)):
+        weights.write_bytes(content)
+        about = json.loads(folder.exported.read_text())
+        about["sha256"][weights.name] = sha256_of_file(weights)  # a stranger's checksum fits his file
+        folder.exported.write_text(json.dumps(about))
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            load_run(folder, "ema", pytest.fail)
+    assert not executed.exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_file_is_one_line(damage: str, run: RunDir, tmp_path: Path) -> None:
+    folder = export(run, tmp_path / "out")
+    (weights,) = folder.path.glob("*.safetensors")
+    content = weights.read_bytes()
+    if damage == "gone":
+        weights.unlink()
+    else:
+        weights.write_bytes(content[:-1] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"Export the run again\."):
+        load_run(folder, "ema", pytest.fail)
+
+
+def test_weights_of_another_model_are_refused(run: RunDir, tmp_path: Path) -> None:
+    folder = export(run, tmp_path / "out")
+    (weights,) = folder.path.glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["blocks.0.ffn.w_in.weight"] = torch.zeros(3, 3)
+    save_file(tensors, weights)
+    about = json.loads(folder.exported.read_text())
+    folder.exported.write_text(json.dumps({**about, "sha256": {weights.name: sha256_of_file(weights)}}))
+    with pytest.raises(CheckpointError, match="are not those of its model"):
+        load_run(folder, "ema", pytest.fail)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"record": {}, "sha256": {}}'])
+def test_a_damaged_description_is_one_line(content: str, run: RunDir, tmp_path: Path) -> None:
+    folder = export(run, tmp_path / "out")
+    folder.exported.write_text(content)
+    with pytest.raises(RecordError, match=r"model\.json is damaged"):
+        load_run(folder, "ema", pytest.fail)
+
+
+def test_files_outside_the_folder_are_never_read(run: RunDir, tmp_path: Path) -> None:
+    folder = export(run, tmp_path / "out")
+    about = json.loads(folder.exported.read_text())
+    (name,) = about["sha256"]
+    (folder.path / name).rename(tmp_path / "elsewhere.safetensors")
+    about["sha256"] = {"../elsewhere.safetensors": about["sha256"][name]}
+    folder.exported.write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_run(folder, "ema", pytest.fail)

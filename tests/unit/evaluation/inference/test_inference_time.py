@@ -1,0 +1,95 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.config.budget import budget
+from experiments.config.overrides import load_config
+from experiments.evaluation.inference.inference_time import (
+    FLOPS,
+    PEAK_MEMORY,
+    SECONDS,
+    measure_inference,
+    overhead_over_dense,
+)
+from experiments.evaluation.sampling.generate import SamplerSettings, caption_ids, image_noise, sample
+from experiments.evaluation.sampling.load import LoadedRun, current_device
+from experiments.flow.samplers import Guidance
+from experiments.models.dit import DiT
+from experiments.records.run_folder import RunDir
+from experiments.training.description import describe_run
+
+BATCH = 4
+
+
+def loaded(*overrides: str) -> LoadedRun:
+    config = load_config(["model=nano", "model.num_layers=2", "eval.images=8", "eval.batch_images=8", *overrides])
+    record = describe_run(config, "fp32", budget(config), ["ecdit"])
+    model = DiT(config).to(current_device()).eval()
+    return LoadedRun(RunDir(Path("nowhere")), record, config, model, 640, "ema", "fp32")
+
+
+def settings(**changes) -> SamplerSettings:
+    return dataclasses.replace(SamplerSettings(2, Guidance(2.0)), **changes)
+
+
+def measured(run: LoadedRun, how: SamplerSettings, rounds: int = 1) -> dict[str, object]:
+    (rows,) = measure_inference([run], [how], BATCH, rounds)
+    return {row.metric: row for row in rows}
+
+
+def test_flops_are_those_that_torch_counts():
+    """Attention as plain matmuls, because torch counts none of its fused kernel on a CPU."""
+    run, how = loaded("routing=dense"), settings()
+    captions, noise = caption_ids(["a circle"] * BATCH), image_noise(run.config, range(BATCH), 0).to(current_device())
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        sample(run.model, captions, noise, how)
+    assert measured(run, how)[FLOPS].value == pytest.approx(counter.get_total_flops() / BATCH, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("how", "passes"),
+    [
+        (settings(guidance=Guidance(1.0)), 2),
+        (settings(), 4),
+        (settings(num_steps=4, guidance=Guidance(2.0, 0.6, 1.0)), 4 + 2),
+        (settings(sampler="heun"), 8),
+    ],
+)
+def test_every_pass_of_an_image_through_the_model_counts(how, passes):
+    run = loaded("routing=dense")
+    assert measured(run, how)[FLOPS].value == passes * run.record.flops_per_image
+
+
+def test_peak_memory_holds_the_weights_and_grows_with_what_is_alive():
+    run = loaded("routing=dense")
+    weights_gib = sum(p.numel() * p.element_size() for p in run.model.parameters()) / 2**30
+    guided, plain = (measured(run, settings(guidance=Guidance(s)))[PEAK_MEMORY].value for s in (2.0, 1.0))
+    assert weights_gib < plain < guided < 40 * weights_gib
+
+
+def test_the_row_of_time_says_how_it_was_measured():
+    row = measured(loaded("routing=expert_choice"), settings(), rounds=3)[SECONDS]
+    assert row.num_samples == 3 * BATCH
+    assert row.settings["fastest_seconds"] <= row.value <= row.settings["slowest_seconds"]
+    assert row.settings | {
+        "batch_images": BATCH, "steps": 2, "guidance": 2.0, "sampler": "euler", "precision": "fp32", "rounds": 3,
+        "num_threads": torch.get_num_threads(),
+    } == row.settings  # fmt: skip
+    assert (row.weights, row.images_seen) == ("ema", 640)
+
+
+def test_overhead_is_over_the_dense_model_of_the_same_backbone():
+    dense, wide = loaded("routing=dense"), loaded("routing=dense", "model.ffn_factor=6")
+    sparse = loaded("routing=expert_choice")
+    nothing, other, found = overhead_over_dense([dense, wide, sparse], [0.1, 0.2, 0.125])
+    assert nothing is None
+    assert other is None
+    assert found.seconds == pytest.approx(0.25)
+    assert found.params_active == sparse.record.params_active / dense.record.params_active - 1
+    assert found.flops == sparse.record.flops_per_image / dense.record.flops_per_image - 1
+    assert overhead_over_dense([wide, sparse], [0.1, 0.2]) == [None, None]
