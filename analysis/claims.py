@@ -38,7 +38,7 @@ Verdict = Literal["lower", "higher", "not after correction", "not separated", "n
 
 
 @dataclass(frozen=True)
-class Claim:
+class PairedDifference:
     """`arm` against `reference` in validation loss, or in its change for `SAME_T`."""
 
     setting: str
@@ -61,12 +61,12 @@ class Claim:
         return "lower" if self.gap.is_below_zero else "higher"
 
 
-def claims(table: pd.DataFrame) -> list[Claim]:
+def claims(table: pd.DataFrame) -> list[PairedDifference]:
     """Every claim that the runs of the run table allow to test, corrected for how many these are."""
     return corrected([claim for _, runs in table.groupby("setting", sort=False) for claim in _claims_of_setting(runs)])
 
 
-def corrected(found: Sequence[Claim]) -> list[Claim]:
+def corrected(found: Sequence[PairedDifference]) -> list[PairedDifference]:
     """`found` with p-values that are corrected for the number of those with an interval."""
     p_values = np.array([claim.gap.p_value for claim in found if claim.gap.p_value is not None])
     if not len(p_values):
@@ -85,7 +85,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def correction(found: Sequence[Claim]) -> str:
+def correction(found: Sequence[PairedDifference]) -> str:
     """How many of the differences remain after each correction, in one sentence; empty where none was tested."""
     tested = [claim for claim in found if claim.gap.low is not None]
     if not tested:
@@ -99,7 +99,7 @@ def correction(found: Sequence[Claim]) -> str:
     )
 
 
-def _with_p_values(claim: Claim, benjamini_hochberg: float, holms: float) -> Claim:
+def _with_p_values(claim: PairedDifference, benjamini_hochberg: float, holms: float) -> PairedDifference:
     return replace(claim, p_benjamini_hochberg=benjamini_hochberg, p_holm=holms)
 
 
@@ -108,22 +108,22 @@ def _holds(p_value: float | None) -> bool:
     return p_value is None or p_value <= 1 - CONFIDENCE
 
 
-def _claims_of_setting(runs: pd.DataFrame) -> Iterator[Claim]:
+def _claims_of_setting(runs: pd.DataFrame) -> Iterator[PairedDifference]:
     setting = str(runs["setting"].iloc[0])
     for arm, reference in arm_pairs(runs):
         gap = difference(values_by_seed(runs, arm, "val_loss"), values_by_seed(runs, reference, "val_loss"))
-        yield Claim(setting, arm, reference, gap)
+        yield PairedDifference(setting, arm, reference, gap)
     yield from _claims_of_one_timestep(runs, setting)
 
 
-def _claims_of_one_timestep(runs: pd.DataFrame, setting: str) -> Iterator[Claim]:
+def _claims_of_one_timestep(runs: pd.DataFrame, setting: str) -> Iterator[PairedDifference]:
     changes = runs.assign(change=runs["val_loss_same_t"] - runs["val_loss"])
     arms = [(label, router) for label, router, _ in arm_list(runs) if values_by_seed(changes, label, "change")]
     dense = [label for label, router in arms if router == "dense"]
     for label, router in arms:
         if dense and router != "dense":
             gap = difference(values_by_seed(changes, label, "change"), values_by_seed(changes, dense[0], "change"))
-            yield Claim(setting, label, SAME_T, gap)
+            yield PairedDifference(setting, label, SAME_T, gap)
 
 
 def arm_pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
@@ -148,12 +148,12 @@ def values_by_seed(runs: pd.DataFrame, arm: str, column: str) -> dict[int, float
     return {int(seed): float(value) for seed, value in zip(measured["seed"], measured[column], strict=True)}
 
 
-def conclusion(table: pd.DataFrame, found: list[Claim]) -> str:
+def conclusion(table: pd.DataFrame, found: list[PairedDifference]) -> str:
     """A sentence for each setting of the run table, a paragraph each: the scale, what is supported, what is not."""
     return "\n\n".join(_sentence(runs, found) for _, runs in table.groupby("setting", sort=False))
 
 
-def _sentence(runs: pd.DataFrame, found: list[Claim]) -> str:
+def _sentence(runs: pd.DataFrame, found: list[PairedDifference]) -> str:
     ours = [claim for claim in found if claim.setting == runs["setting"].iloc[0]]
     if not ours:
         return f"{_scale(runs)}, the data supports no conclusion: there are no two arms to compare."
@@ -176,7 +176,7 @@ def _scale(runs: pd.DataFrame) -> str:
     return f"At {setting} with {length}{number}{few}"
 
 
-def supported_differences(found: list[Claim]) -> list[str]:
+def supported_differences(found: list[PairedDifference]) -> list[str]:
     """In words, by reference and direction, the claims that are supported."""
     parts = []
     for reference in dict.fromkeys(claim.reference for claim in found):
@@ -189,7 +189,7 @@ def supported_differences(found: list[Claim]) -> list[str]:
     return parts
 
 
-def unsupported_differences(found: list[Claim]) -> list[str]:
+def unsupported_differences(found: list[PairedDifference]) -> list[str]:
     """In words, by reference, the claims that the data cannot decide."""
     parts = []
     for reference in dict.fromkeys(claim.reference for claim in found):
@@ -204,7 +204,7 @@ def _not_run(runs: pd.DataFrame) -> list[str]:
     return [f"dense of the {name} was not run" for kind, name in names.items() if kind not in set(runs["arm_kind"])]
 
 
-def _arms(found: list[Claim], reference: str, *verdicts: Verdict) -> str:
+def _arms(found: list[PairedDifference], reference: str, *verdicts: Verdict) -> str:
     """The arms with one of these verdicts by name, or as all (but a few) where they are many."""
     tested = [claim for claim in found if claim.reference == reference]
     named = [claim.arm for claim in tested if claim.verdict in verdicts]

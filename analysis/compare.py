@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.arm_table import arm_table
 from analysis.arms import ACTIVATED_TOLERANCE
-from analysis.claims import MIN_SEEDS, Claim, claims, conclusion, correction, listed
+from analysis.claims import MIN_SEEDS, PairedDifference, claims, conclusion, correction, listed
 from analysis.comparable import MEASURED_ON
 from analysis.escaping import markdown_text
 from analysis.figures.registry import find_figure
@@ -41,7 +41,7 @@ class Comparison:
     records: Records
     table: pd.DataFrame
     arms: pd.DataFrame
-    claims: list[Claim]
+    claims: list[PairedDifference]
     conclusion: str
     notes: list[str]
 
@@ -76,7 +76,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     return "\n".join(parts)
 
 
-def differences_markdown(found: list[Claim]) -> str:
+def differences_markdown(found: list[PairedDifference]) -> str:
     """The section of the differences."""
     return "\n".join(["## Differences in validation loss\n", markdown(*_claim_cells(found))])
 
@@ -103,7 +103,7 @@ def _arm_cells(arm: dict[Any, Any], with_setting: bool) -> list[str]:
     ]
 
 
-def _claim_cells(found: list[Claim]) -> tuple[list[str], list[list[str]]]:
+def _claim_cells(found: list[PairedDifference]) -> tuple[list[str], list[list[str]]]:
     header = [
         "Arm", "Against", "Setting", "Difference", "95% interval", "Seeds", "Method",
         "p", "p (BH)", "p (Holm)", "Verdict",
@@ -118,7 +118,7 @@ def _claim_cells(found: list[Claim]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame, found: list[Claim]) -> Iterator[str]:
+def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame, found: list[PairedDifference]) -> Iterator[str]:
     """What a reader must know before believing the table."""
     yield INTERVALS
     if remaining := correction(found):

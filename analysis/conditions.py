@@ -38,7 +38,7 @@ WEIGHTS_TEXTS = {"ema": "EMA", "raw": "raw"}
 MEASURE_ALIKE = "Evaluate all of them alike, or name only the folders that belong together."
 
 
-class Metric(NamedTuple):
+class MetricAxis(NamedTuple):
     """A metric of `evals` and how it is drawn: `factor` converts the recorded value to the units of the axis.
 
     `of_dense` is False for a metric that runs of dense models cannot have.
@@ -52,10 +52,10 @@ class Metric(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricRows:
     """Comparable rows of one metric, the conditions they share, and `num_without`: how many runs lack the metric."""
 
-    metric: Metric
+    metric: MetricAxis
     rows: pd.DataFrame
     conditions: dict[str, Any]
     num_without: int
@@ -69,7 +69,7 @@ def conditions_of(rows: pd.DataFrame) -> list[str]:
     return [texts[key] for key in rows[columns].itertuples(index=False, name=None)]
 
 
-def same_conditions(rows: pd.DataFrame, metric: Metric, num_runs: int, along: Along | None = None) -> Measured:
+def same_conditions(rows: pd.DataFrame, metric: MetricAxis, num_runs: int, along: Along | None = None) -> MetricRows:
     """Returns the rows under the best set of conditions that all runs in `rows` share.
 
     `num_runs` is the number of runs that could have the metric, from which those without it are counted. With `along`,
@@ -85,10 +85,10 @@ def same_conditions(rows: pd.DataFrame, metric: Metric, num_runs: int, along: Al
     batches = chosen["batch_images"].dropna()
     if len(batches):
         conditions["batch_images"] = int(batches.iloc[0])
-    return Measured(metric, chosen, conditions, num_runs - measured)
+    return MetricRows(metric, chosen, conditions, num_runs - measured)
 
 
-def at_one_guidance(measured: Measured) -> Measured:
+def at_one_guidance(measured: MetricRows) -> MetricRows:
     """Returns the rows at one guidance scale, chosen among the scales at which all runs were measured.
 
     The choice is the scale in the runs' own setting `eval.guidance`, where they agree on one that was measured, and
@@ -110,7 +110,7 @@ def at_one_guidance(measured: Measured) -> Measured:
     return replace(measured, rows=rows[rows["guidance"] == scale], conditions=conditions)
 
 
-def sampled_like(rows: pd.DataFrame, like: Measured, same_weights: bool = True) -> pd.DataFrame:
+def sampled_like(rows: pd.DataFrame, like: MetricRows, same_weights: bool = True) -> pd.DataFrame:
     """Returns the rows whose images were sampled like those of `like`, judged by the settings that both record."""
     names = (*SAMPLING, "weights") if same_weights else SAMPLING
     wanted = {name: like.conditions[name] for name in names if name in like.conditions}
@@ -124,7 +124,7 @@ def sampled_like(rows: pd.DataFrame, like: Measured, same_weights: bool = True) 
     return rows[keep]
 
 
-def foot(panels: Sequence[Measured]) -> list[str]:
+def foot(panels: Sequence[MetricRows]) -> list[str]:
     """Returns the lines of a figure's foot on how its values were measured; metrics measured alike share a line."""
     names: dict[str, list[str]] = {}
     for measured in panels:
@@ -133,7 +133,7 @@ def foot(panels: Sequence[Measured]) -> list[str]:
     return [*lines, *(word for measured in panels if (word := _too_few(measured)) is not None)]
 
 
-def _too_few(measured: Measured) -> str | None:
+def _too_few(measured: MetricRows) -> str | None:
     """Returns a warning about a Frechet distance over too few images, or None where there are enough."""
     num_samples = measured.conditions["num_samples"]
     if measured.metric.name != FRECHET_DISTANCE or num_samples > FRECHET_FEATURES:
@@ -144,7 +144,7 @@ def _too_few(measured: Measured) -> str | None:
     )
 
 
-def _how(measured: Measured) -> str:
+def _how(measured: MetricRows) -> str:
     known = dict(measured.conditions)
     parts = [f"{known.pop('num_samples'):,} images", f"{WEIGHTS_TEXTS[known.pop('weights')]} weights"]
     if "guidance" in known:
@@ -182,7 +182,7 @@ def _preference(candidate: pd.DataFrame, along: Along | None) -> tuple[bool, int
     return first["weights"] == "ema", breadth, int(first["num_samples"]), int(candidate.index.max())
 
 
-def _difference(rows: pd.DataFrame, metric: Metric) -> str:
+def _difference(rows: pd.DataFrame, metric: MetricAxis) -> str:
     """Returns a sentence that names the first condition in which the last rows of two runs differ."""
     last = rows.drop_duplicates("run", keep="last").reset_index(drop=True)
     given = pd.DataFrame([json.loads(text) for text in last["conditions"]], dtype=object)

@@ -20,7 +20,7 @@ import pandas as pd
 from analysis.arm_table import arm_table
 from analysis.escaping import for_csv
 from analysis.load import RECORD_COLUMNS, Records, dotted
-from analysis.report.document import MISSING, Column
+from analysis.report.document import MISSING, ReportColumn
 from analysis.report.run_rows import columns_with_scores, four, run_rows, whole
 from analysis.rows import said_damaged
 from analysis.tables import fixed, is_missing, markdown, run_table, significant
@@ -38,16 +38,16 @@ SPREAD = "val_loss_std"
 """Over seeds: of an arm, not of a run."""
 
 ARM_COLUMNS = (
-    Column("setting", "Setting"),
-    Column("arm", "Arm"),
-    Column("num_seeds", "Seeds", whole),
-    Column("params_total", "Params", significant),
-    Column("params_active", "Activated", significant),
-    Column("flops_per_image", "FLOPs/image", significant),
-    Column("val_loss_mean", "Val. loss", four),
-    Column(SPREAD, "± std over seeds", four),
-    Column("val_loss_ema_mean", "Val. loss EMA", four),
-    Column("images_per_second", "Images/s", partial(fixed, decimals=1)),
+    ReportColumn("setting", "Setting"),
+    ReportColumn("arm", "Arm"),
+    ReportColumn("num_seeds", "Seeds", whole),
+    ReportColumn("params_total", "Params", significant),
+    ReportColumn("params_active", "Activated", significant),
+    ReportColumn("flops_per_image", "FLOPs/image", significant),
+    ReportColumn("val_loss_mean", "Val. loss", four),
+    ReportColumn(SPREAD, "± std over seeds", four),
+    ReportColumn("val_loss_ema_mean", "Val. loss EMA", four),
+    ReportColumn("images_per_second", "Images/s", partial(fixed, decimals=1)),
 )
 
 STATUS_COLUMNS = ("state", "images_seen", "images_total", "reason")
@@ -76,7 +76,7 @@ class FinalTables:
     """`runs`: a row per finished run, `arms`: a row per setting and arm; the columns of each, first what it is."""
 
     runs: pd.DataFrame
-    run_columns: list[Column]
+    run_columns: list[ReportColumn]
     arms: pd.DataFrame
 
     def markdown(self) -> str:
@@ -99,7 +99,7 @@ def final_tables(records: Records) -> FinalTables:
     return FinalTables(runs, columns, arm_table(records, table))
 
 
-def _text(column: Column, value: Any) -> str:
+def _text(column: ReportColumn, value: Any) -> str:
     if value is None or (isinstance(value, float) and is_missing(value)):
         return MISSING
     return str(value) if column.write is None else column.write(value)

@@ -76,7 +76,7 @@ class IsoFlop:
     refused: tuple[str, ...]
 
 
-class _Budget(NamedTuple):
+class _FlopBudget(NamedTuple):
     """The runs of one arm that spent the same; `flops` is their geometric mean."""
 
     study: str
@@ -159,7 +159,7 @@ METHODS: dict[str, Callable[[Sequence[float], Sequence[float]], Lowest]] = {
 }
 
 
-def _budgets(table: pd.DataFrame, size: str) -> Iterator[_Budget]:
+def _budgets(table: pd.DataFrame, size: str) -> Iterator[_FlopBudget]:
     """The runs of each arm by what they spent. The images of a run follow from its budget, so they make no setting."""
     unnamed = table.copy()
     unnamed["train.images"] = 0
@@ -171,7 +171,7 @@ def _budgets(table: pd.DataFrame, size: str) -> Iterator[_Budget]:
             ours = runs[runs["arm"] == arm].sort_values(["train_flops", size], kind="stable")
             for of_budget in _spent_alike(ours):
                 flops = math.exp(float(np.log(of_budget["train_flops"]).mean()))
-                yield _Budget(str(study), arm, flops, of_budget.sort_values(size, kind="stable"))
+                yield _FlopBudget(str(study), arm, flops, of_budget.sort_values(size, kind="stable"))
 
 
 def _studies(table: pd.DataFrame) -> list[str]:
@@ -198,7 +198,7 @@ def _spent_alike(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield of_budget
 
 
-def _usable(budgets: Sequence[_Budget], size: str) -> tuple[list[_Budget], list[str]]:
+def _usable(budgets: Sequence[_FlopBudget], size: str) -> tuple[list[_FlopBudget], list[str]]:
     """Budgets with enough sizes, and a line for every other one."""
     sizes = [budget.runs[size].nunique() for budget in budgets]
     usable = [budget for budget, number in zip(budgets, sizes, strict=True) if number >= MIN_SIZES]
@@ -214,7 +214,7 @@ def _usable(budgets: Sequence[_Budget], size: str) -> tuple[list[_Budget], list[
     return usable, refused
 
 
-def _profile_rows(budget: _Budget, size: str) -> pd.DataFrame:
+def _profile_rows(budget: _FlopBudget, size: str) -> pd.DataFrame:
     rows = budget.runs.groupby(size, as_index=False).agg(
         images=("images_seen", "mean"),
         loss=("val_loss", "mean"),
@@ -228,7 +228,7 @@ def _profile_rows(budget: _Budget, size: str) -> pd.DataFrame:
     return rows.assign(**about)[[*about, *rows.columns]]
 
 
-def _minimum_rows(budget: _Budget, size: str, spread: Scatter | None) -> Iterator[dict[str, object]]:
+def _minimum_rows(budget: _FlopBudget, size: str, spread: Scatter | None) -> Iterator[dict[str, object]]:
     """Returns the minima of one budget by both methods; the images and their interval follow from the parameters."""
     profile = _profile(budget, size)
     log_images = np.log(budget.runs.groupby(size)["images_seen"].mean().to_numpy(dtype=float))
@@ -250,6 +250,6 @@ def _around(name: str, log_value: float, half: float | None) -> dict[str, float 
     return {name: math.exp(log_value), f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
-def _profile(budget: _Budget, size: str) -> Profile:
+def _profile(budget: _FlopBudget, size: str) -> Profile:
     means = budget.runs.groupby(size)["val_loss"].mean()
     return Profile(np.log(means.index.to_numpy(dtype=float)).tolist(), means.to_list())

@@ -52,7 +52,7 @@ class MissingDataError(EcditError):
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class LeftOutRecord:
     """Something that is not in the frames, and why."""
 
     run: str
@@ -70,7 +70,7 @@ class Records:
     runs: pd.DataFrame
     steps: pd.DataFrame
     evals: pd.DataFrame
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[LeftOutRecord, ...]
 
 
 class _Finished(NamedTuple):
@@ -92,11 +92,11 @@ def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records
     skipped: Skipped = []
     dirs = _existing_runs(roots, skipped) if roots else []
     dirs += find_runs(*(folder for each in fetched for folder in each.folders), skipped=skipped)
-    left_out = [LeftOut(*entry) for entry in (*skipped, *(entry for each in fetched for entry in each.left_out))]
+    left_out = [LeftOutRecord(*entry) for entry in (*skipped, *(entry for each in fetched for entry in each.left_out))]
     if not dirs:
         raise RecordError(f"No runs of ecdit in {', '.join(projects)} ({left_out[0]}).", "Name another project.")
     found, tables = _read_all(dirs)
-    left_out += [each for each in found if isinstance(each, LeftOut)]
+    left_out += [each for each in found if isinstance(each, LeftOutRecord)]
     finished = [each for each in found if isinstance(each, _Finished)]
     if not finished:
         reasons = "; ".join(map(str, left_out[:3])) + ("; ..." if len(left_out) > 3 else "")
@@ -109,15 +109,15 @@ def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records
     runs = pd.DataFrame([each.row for each in kept])
     steps, evals = (_only(runs, table.frame) for table in tables)
     copied = {each.run for each in copies}
-    rows_left_out = [LeftOut(*entry) for table in tables for entry in table.left_out if entry[0] not in copied]
+    rows_left_out = [LeftOutRecord(*entry) for table in tables for entry in table.left_out if entry[0] not in copied]
     return Records(runs, steps, evals, (*left_out, *copies, *rows_left_out, *incomplete))
 
 
-def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOut]]:
+def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOutRecord]]:
     """The rows of `routing.jsonl` of the runs in `records`, and what of them could not be used."""
     runs = [RunDir(Path(run)) for run in records.runs["run"]]
     table = RowTable.concat([read_table([(run, run.routing) for run in runs], RoutingRow)])
-    return table.frame, [LeftOut(*entry) for entry in table.left_out]
+    return table.frame, [LeftOutRecord(*entry) for entry in table.left_out]
 
 
 def _existing_runs(roots: Sequence[Path], skipped: Skipped) -> list[RunDir]:
@@ -126,27 +126,29 @@ def _existing_runs(roots: Sequence[Path], skipped: Skipped) -> list[RunDir]:
             raise RecordError(f"{root} is not a folder.", "Name the folder of a run or of a sweep.")
     dirs = list(find_runs(*roots, skipped=skipped))
     if not dirs:
-        where = ", ".join(map(str, roots)) + (f" ({LeftOut(*skipped[0])})" if skipped else "")
+        where = ", ".join(map(str, roots)) + (f" ({LeftOutRecord(*skipped[0])})" if skipped else "")
         raise RecordError(f"No runs at or below {where}.", "Make some with: ecdit sweep quickstart --out out/demo")
     return dirs
 
 
-def _finished_run(run: RunDir) -> _Finished | LeftOut:
+def _finished_run(run: RunDir) -> _Finished | LeftOutRecord:
     """The run, or why it is left out."""
     if encodable(str(run.path)) != str(run.path):
-        return LeftOut(str(run.path), "its path is not valid Unicode, which tables cannot hold: rename the folder")
+        return LeftOutRecord(
+            str(run.path), "its path is not valid Unicode, which tables cannot hold: rename the folder"
+        )
     try:
         status = run.read_status()
         if status is None:
-            return LeftOut(str(run.path), "it has no status.json")
+            return LeftOutRecord(str(run.path), "it has no status.json")
         if status.state != "done":
             progress = f"{status.images_seen:,} of {status.images_total:,} images"
             reason = f": {status.reason}" if status.reason else ""
-            return LeftOut(str(run.path), f"{status.state} at {progress}{reason}")
+            return LeftOutRecord(str(run.path), f"{status.state} at {progress}{reason}")
         return _described(run, run.read_run(), status.images_seen)
     except RecordError as error:
         _refuse_other_version(run)
-        return LeftOut(str(run.path), error.message)
+        return LeftOutRecord(str(run.path), error.message)
 
 
 def _refuse_other_version(run: RunDir) -> None:
@@ -155,7 +157,7 @@ def _refuse_other_version(run: RunDir) -> None:
         raise other_version(run.path, version)
 
 
-def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftOut]]:
+def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftOutRecord]]:
     """Each run once, also where it is a folder and in W&B, and each config and seed: a copy is not another seed."""
     first: dict[str, str] = {}
     kept, copies = [], []
@@ -163,9 +165,9 @@ def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[Le
         same_run = first.setdefault(each.mirror_id, each.run)
         same_settings = first.setdefault(each.settings, each.run)
         if same_run != each.run:
-            copies.append(LeftOut(each.run, f"it is the same run as {same_run}"))
+            copies.append(LeftOutRecord(each.run, f"it is the same run as {same_run}"))
         elif same_settings != each.run:
-            copies.append(LeftOut(each.run, f"it has the same settings and seed as {same_settings}"))
+            copies.append(LeftOutRecord(each.run, f"it has the same settings and seed as {same_settings}"))
         else:
             kept.append(each)
     return kept, copies
@@ -181,7 +183,7 @@ def _described(run: RunDir, record: RunRecord, images_seen: int) -> _Finished:
     return _Finished(row["run"], row, mirror_id(record), json.dumps(compared))
 
 
-def _without_final_loss(finished: list[_Finished], steps: pd.DataFrame, evals: pd.DataFrame) -> list[LeftOut]:
+def _without_final_loss(finished: list[_Finished], steps: pd.DataFrame, evals: pd.DataFrame) -> list[LeftOutRecord]:
     """The runs that were not validated at their end; an earlier loss must not pass for the final one."""
     losses = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")]
     last = losses.groupby("run")["images_seen"].max().to_dict()
@@ -189,9 +191,9 @@ def _without_final_loss(finished: list[_Finished], steps: pd.DataFrame, evals: p
     left_out = []
     for run, row, *_ in finished:
         if run not in trained:
-            left_out.append(LeftOut(run, "no row in steps.jsonl"))
+            left_out.append(LeftOutRecord(run, "no row in steps.jsonl"))
         elif last.get(run) != row["images_seen"]:
-            left_out.append(LeftOut(run, f"no validation loss at {row['images_seen']:,} images, its end"))
+            left_out.append(LeftOutRecord(run, f"no validation loss at {row['images_seen']:,} images, its end"))
     return left_out
 
 
@@ -211,7 +213,7 @@ def dotted(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-Found = list[_Finished | LeftOut]
+Found = list[_Finished | LeftOutRecord]
 
 
 def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable]]:

@@ -36,7 +36,7 @@ NO_SEED = "no seed in common"
 
 
 @dataclass(frozen=True)
-class Form:
+class ClaimForm:
     """What is claimed, in which quantity, and what was printed where."""
 
     claim: str
@@ -57,18 +57,18 @@ def _printed_score_gaps() -> str:
     return "; ".join(parts)
 
 
-HALF_STEPS = Form(
+HALF_STEPS = ClaimForm(
     "Expert choice reaches dense's final loss after half of dense's steps",
     "share of dense's images", f"{SHARE_OF_STEPS:g}", SOURCES["share_of_steps"],
 )  # fmt: skip
-HALF_EXPERTS = Form(
+HALF_EXPERTS = ClaimForm(
     "Expert choice with 8 experts is level with token choice with 16",
     "difference in validation loss", "level", SOURCES["expert_counts"],
 )  # fmt: skip
-HALF_EXPERTS_SCORE = Form(
+HALF_EXPERTS_SCORE = ClaimForm(
     HALF_EXPERTS.claim, f"difference in {SCORE.name} (points)", _printed_score_gaps(), SOURCES["scores"]
 )
-THIRD_TIME = Form(
+THIRD_TIME = ClaimForm(
     "Expert choice is level with dense of the next larger size in 33.8% of its inference time",
     "share of dense's time per image", f"{SHARE_OF_TIME:g}", SOURCES["share_of_time"],
 )  # fmt: skip
@@ -83,7 +83,7 @@ NEEDS = {
 class PaperClaim:
     """A claim at one setting (empty: nowhere): our value, the verdict, and what it rests on."""
 
-    form: Form
+    form: ClaimForm
     setting: str
     ours: Interval | None
     verdict: PaperVerdict
@@ -201,7 +201,7 @@ def _scores(records: Records, table: pd.DataFrame) -> tuple[dict[str, float], st
     return dict(zip(rows["run"], rows["value"], strict=True)), ""
 
 
-def _level(form: Form, pair: _Pair, column: str, missing: str) -> PaperClaim:
+def _level(form: ClaimForm, pair: _Pair, column: str, missing: str) -> PaperClaim:
     ours, theirs = pair.by_seed(column)
     if not ours or not theirs:
         return PaperClaim(form, pair.name, None, NOT_TESTABLE, missing or "not measured of both")
@@ -244,7 +244,7 @@ def _share_of_time(pair: _Pair) -> PaperClaim:
     return PaperClaim(THIRD_TIME, pair.name, claim.ours, _verdict(claim.verdict == "supported" and is_level), reason)
 
 
-def _at_most(form: Form, name: str, logs: list[float], most: float) -> PaperClaim:
+def _at_most(form: ClaimForm, name: str, logs: list[float], most: float) -> PaperClaim:
     """A share, given by its logarithms over seeds, against what it must not exceed."""
     if not logs:
         return PaperClaim(form, name, None, NOT_TESTABLE, NO_SEED)

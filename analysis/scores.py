@@ -16,8 +16,8 @@ from analysis.comparable import require_same_conditions
 from analysis.conditions import (
     BESIDE_CONDITIONS,
     Along,
-    Measured,
-    Metric,
+    MetricAxis,
+    MetricRows,
     at_one_guidance,
     conditions_of,
     same_conditions,
@@ -27,11 +27,11 @@ from analysis.load import MissingDataError, Records
 from analysis.parameters import COUNTS
 from analysis.tables import INFERENCE
 
-SCORE = Metric("shapes-geneval", "shapes-geneval (%)", 100.0, True)
-HELD_OUT = Metric("shapes-geneval-held-out", "shapes-geneval (%)\non held-out looks", 100.0, True)
-FRECHET = Metric("frechet-shapes", "frechet-shapes\n(lower is better)", 1.0, False)
-DIVERGENCE = Metric("branch_divergence", "Divergence of the\nbranches (0 to 1)", 1.0, False, of_dense=False)
-SECONDS = Metric(INFERENCE, "Measured time per image (s)", 1.0, False)
+SCORE = MetricAxis("shapes-geneval", "shapes-geneval (%)", 100.0, True)
+HELD_OUT = MetricAxis("shapes-geneval-held-out", "shapes-geneval (%)\non held-out looks", 100.0, True)
+FRECHET = MetricAxis("frechet-shapes", "frechet-shapes\n(lower is better)", 1.0, False)
+DIVERGENCE = MetricAxis("branch_divergence", "Divergence of the\nbranches (0 to 1)", 1.0, False, of_dense=False)
+SECONDS = MetricAxis(INFERENCE, "Measured time per image (s)", 1.0, False)
 
 EVALUATE = "Measure it with: ecdit evaluate --metrics"
 PLACES: dict[Along | None, str] = {
@@ -52,7 +52,7 @@ ARM = [
 RUN = ["run", "seed", "eval.guidance", "final_images"]
 
 
-def sampled_rows(records: Records, table: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+def sampled_rows(records: Records, table: pd.DataFrame, metric: MetricAxis) -> pd.DataFrame:
     """Returns the rows of one metric in the units of its axis.
 
     Their columns are `ARM`, `RUN`, those of `evals`, `guidance`, `batch_images` and `conditions`. `seed` is that of the
@@ -70,8 +70,8 @@ def sampled_rows(records: Records, table: pd.DataFrame, metric: Metric) -> pd.Da
 
 
 def measured_panels(
-    records: Records, table: pd.DataFrame, metrics: Sequence[Metric], along: Along | None = None
-) -> list[Measured]:
+    records: Records, table: pd.DataFrame, metrics: Sequence[MetricAxis], along: Along | None = None
+) -> list[MetricRows]:
     """Returns comparable values of each of `metrics` that was measured.
 
     The later metrics are restricted to images that were sampled like those of the first. With `along` None there is one
@@ -80,7 +80,7 @@ def measured_panels(
     first metric count. Raises `MissingDataError` where nothing was measured, where the runs share no conditions, or
     where they share no guidance scale.
     """
-    found: list[Measured] = []
+    found: list[MetricRows] = []
     for metric in metrics:
         rows = sampled_rows(records, table, metric)
         if along != "images_seen":
@@ -97,13 +97,13 @@ def measured_panels(
     return found
 
 
-def panel_points(panels: Sequence[Measured], *along: str) -> pd.DataFrame:
+def panel_points(panels: Sequence[MetricRows], *along: str) -> pd.DataFrame:
     """Returns the `arm_means` of all panels in one table, with columns for `metric` and the conditions."""
     means = [arm_means(each.rows, *along).assign(metric=each.metric.name, **each.conditions) for each in panels]
     return pd.concat(means, ignore_index=True)
 
 
-def seconds_like(records: Records, table: pd.DataFrame, like: Measured) -> pd.DataFrame:
+def seconds_like(records: Records, table: pd.DataFrame, like: MetricRows) -> pd.DataFrame:
     """Returns the last measured seconds per image of each run under the sampler settings of `like`; may be empty.
 
     Raises `RecordError` where the conditions of the timing (device, batch, ...) differ between the runs.
@@ -135,7 +135,7 @@ def arm_means(rows: pd.DataFrame, *along: str) -> pd.DataFrame:
     return means.sort_values(list(along), kind="stable", ignore_index=True) if along else means
 
 
-def _num_runs(table: pd.DataFrame, metric: Metric) -> int:
+def _num_runs(table: pd.DataFrame, metric: MetricAxis) -> int:
     """Returns how many runs can have the metric; some metrics are not defined for dense models."""
     return len(table) if metric.of_dense else int((table["routing.name"] != "dense").sum())
 

@@ -56,7 +56,7 @@ class Counting:
         return (done - self._began[1]) / (now - self._began[0])
 
 
-class _Bar(Counting):
+class _CountingBar(Counting):
     """Shows the progress as a bar, at a terminal."""
 
     def __init__(self, what: str, unit: str, bars: Progress) -> None:
@@ -90,4 +90,4 @@ def counting(what: str, unit: str) -> Iterator[Counting]:
     texts = [TextColumn("{task.fields[count]}"), TextColumn("{task.fields[left]}")]
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), *texts)
     with Progress(*columns, console=console, transient=True) as bars:
-        yield _Bar(what, unit, bars)
+        yield _CountingBar(what, unit, bars)

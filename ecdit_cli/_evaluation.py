@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ecdit_cli._console import Column, print_json, print_rows, say
-from ecdit_cli._evaluation_table import Measured
+from ecdit_cli._evaluation_table import MeasuredRun
 
 if TYPE_CHECKING:
     from ecdit_cli._sampling import Show
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class How:
+class EvaluateOptions:
     """The options of `ecdit evaluate`. None stands for what the run's own settings say."""
 
     images: int
@@ -86,11 +86,11 @@ def existing_runs(roots: Sequence[Path]) -> list[RunDir]:
     return folders
 
 
-def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: How) -> list[Measured]:
+def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: EvaluateOptions) -> list[MeasuredRun]:
     """Samples each run at each guidance scale, measures what is missing, and records each result immediately."""
     from ecdit_cli._sampling import sampling_progress
 
-    measured: list[Measured] = []
+    measured: list[MeasuredRun] = []
     with sampling_progress("importing torch") as show:
         from experiments.evaluation.metrics.real_metrics import load_backbones
         from experiments.evaluation.sampling.load import load_run, require_shapes
@@ -110,7 +110,7 @@ def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: How)
                 done, each = number + place / len(scales), 1 / len(scales)
                 show(done, len(folders), f"{folder.path.name}, guidance {scale:g}")
                 rows = scorer.measure(partial(_show_share, show, len(folders), done, each))
-                measured.append(Measured(folder.path.name, scale, rows))
+                measured.append(MeasuredRun(folder.path.name, scale, rows))
     return measured
 
 
@@ -143,7 +143,7 @@ def _show_share(show: Show, total: float, done: float, each: float, share: float
     show(done + each * share, total)
 
 
-def measure_time(folders: Sequence[RunDir], how: How) -> list[Measured]:
+def measure_time(folders: Sequence[RunDir], how: EvaluateOptions) -> list[MeasuredRun]:
     """Times the generation of images by all runs, which take turns."""
     from ecdit_cli._sampling import sampling_progress
 
@@ -158,7 +158,7 @@ def measure_time(folders: Sequence[RunDir], how: How) -> list[Measured]:
         folders = [run.run_dir for run in runs]
         keep_freed_memory(runs[0].config)
         scales = list(dict.fromkeys(scale for run in runs for scale in how.scales_of(run.config)))
-        measured: list[Measured] = []
+        measured: list[MeasuredRun] = []
         for scale in scales:
             settings = [how.conditions(run, scale).sampler for run in runs]
             finished = 0
@@ -175,13 +175,13 @@ def measure_time(folders: Sequence[RunDir], how: How) -> list[Measured]:
             seconds = [next(row.value for row in of_run if row.metric == SECONDS) for of_run in rows]
             overheads = overhead_over_dense(runs, seconds)
             measured += [
-                Measured(folder.path.name, scale, of_run, overhead)
+                MeasuredRun(folder.path.name, scale, of_run, overhead)
                 for folder, of_run, overhead in zip(folders, rows, overheads, strict=True)
             ]
     return measured
 
 
-def joined(first: Sequence[Measured], second: Sequence[Measured]) -> list[Measured]:
+def joined(first: Sequence[MeasuredRun], second: Sequence[MeasuredRun]) -> list[MeasuredRun]:
     """Returns the rows of both, those of one run and guidance scale together."""
     merged = {(one.run, one.guidance): one for one in first}
     for other in second:
@@ -249,7 +249,9 @@ def _checked_row(one: Checked) -> dict[str, Any]:
     return row | {"agreement": one.agreement, "interval": list(one.interval)} | misread
 
 
-def import_results(folders: Sequence[RunDir], geneval: Path | None, dsg: Path | None, how: How) -> list[Measured]:
+def import_results(
+    folders: Sequence[RunDir], geneval: Path | None, dsg: Path | None, how: EvaluateOptions
+) -> list[MeasuredRun]:
     """Adds the results of GenEval's or DSG's own programs to the records of the run that they belong to."""
     from experiments.errors import EcditError
 
@@ -267,4 +269,4 @@ def import_results(folders: Sequence[RunDir], geneval: Path | None, dsg: Path | 
     rows = [] if geneval is None else geneval_rows(geneval, base)
     rows += [] if dsg is None else dsg_rows(dsg, base)
     append_evaluations(run.run_dir, rows)
-    return [Measured(run.run_dir.path.name, scales[0], rows)]
+    return [MeasuredRun(run.run_dir.path.name, scales[0], rows)]

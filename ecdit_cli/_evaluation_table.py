@@ -20,7 +20,7 @@ SHORT_KINDS = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """The measured rows of one run at one guidance scale."""
 
     run: str
@@ -29,7 +29,7 @@ class Measured:
     overhead: Overhead | None = None
 
 
-def print_table(measured: Sequence[Measured], as_json: bool) -> None:
+def print_table(measured: Sequence[MeasuredRun], as_json: bool) -> None:
     """Prints one line for each run and guidance scale, or with `as_json` every row in full."""
     _say_too_few(measured)
     if as_json:
@@ -53,7 +53,7 @@ def has_too_few_images(row: EvalRow) -> bool:
     return row.metric == FRECHET and row.num_samples <= FRECHET_FEATURES
 
 
-def _say_too_few(measured: Sequence[Measured]) -> None:
+def _say_too_few(measured: Sequence[MeasuredRun]) -> None:
     from experiments.records.schema import FRECHET_FEATURES
 
     counts = {row.num_samples for one in measured for row in one.rows if has_too_few_images(row)}
@@ -69,13 +69,13 @@ def _frechet(row: EvalRow) -> str:
     return f"{row.value:.3g}" + (" (too few)" if has_too_few_images(row) else "")
 
 
-def _json(one: Measured) -> dict[str, Any]:
+def _json(one: MeasuredRun) -> dict[str, Any]:
     rows = [row.model_dump(exclude_none=True) for row in one.rows]
     overhead = {} if one.overhead is None else {"overhead_over_dense": asdict(one.overhead)}
     return {"run": one.run, "guidance": one.guidance, "rows": rows, **overhead}
 
 
-def _cells(one: Measured) -> dict[str, Any]:
+def _cells(one: MeasuredRun) -> dict[str, Any]:
     """Returns the rows by metric, with the overheads; the columns format a row as value and interval."""
     row: dict[str, Any] = {"run": one.run, "guidance": one.guidance}
     for measured in one.rows:

@@ -109,10 +109,10 @@ def sampling_progress(what: str) -> Iterator[Show]:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
-        yield _Bar(bars, what)
+        yield _SamplingBar(bars, what)
 
 
-class _Bar:
+class _SamplingBar:
     """Shows the progress as one bar of rich."""
 
     def __init__(self, bars: Progress, what: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ecdit_cli._console import Column, count, duration, flops, print_json, print_rows, say, talk
 
 if TYPE_CHECKING:
-    from ecdit_cli.sweep import How
+    from ecdit_cli.sweep import SweepOptions
     from sweeps.cost import Place
     from sweeps.plan import Plan, PlannedRun
     from sweeps.slots import Slot
@@ -102,7 +102,7 @@ def print_cost(plan: Plan, num_slots: int, place: Place | None = None) -> None:
         )
 
 
-def show_cost(plan: Plan, how: How, scripts: Sequence[str], as_json: bool) -> None:
+def show_cost(plan: Plan, how: SweepOptions, scripts: Sequence[str], as_json: bool) -> None:
     """Prints the table and the batch scripts, and then reports what does not fit.
 
     A run that does not fit this machine is only reported, because the plan may be for another one. Raises `SpecError`
@@ -130,7 +130,7 @@ def show_cost(plan: Plan, how: How, scripts: Sequence[str], as_json: bool) -> No
         say(str(misfit))
 
 
-def _timed_if_asked(place: Place, plan: Plan, how: How, slots: Sequence[Slot]) -> Place:
+def _timed_if_asked(place: Place, plan: Plan, how: SweepOptions, slots: Sequence[Slot]) -> Place:
     """Returns `place` with the measured speed of its models where that is asked for and timing does not fail."""
     from experiments.errors import SpecError
 

@@ -1,7 +1,7 @@
 """Shows a sweep and its runs: live while it is running, and as rows when it is over.
 
 At a terminal one table is redrawn. In a pipe or a log file one line is printed at each change of state, and others
-about every 10 seconds. The state comes as a `Snapshot`; this module reads no files.
+about every 10 seconds. The state comes as a `SweepSnapshot`; this module reads no files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from experiments.records.schema import State
     from sweeps.folder import SweepFolder
-    from sweeps.progress import RunProgress, Snapshot
+    from sweeps.progress import RunProgress, SweepSnapshot
     from sweeps.runner import OnProgress
 
 PLAIN_SECONDS = 10.0
@@ -80,14 +80,14 @@ def errors_by_name(folder: SweepFolder) -> dict[str, dict[str, float]]:
     return found
 
 
-def total_row(snapshot: Snapshot) -> dict[str, Any]:
+def total_row(snapshot: SweepSnapshot) -> dict[str, Any]:
     """Returns the sums over all runs."""
     by_state = {f"num_{state}": snapshot.num_by_state[state] for state in STATES}
     images = {"images_seen": snapshot.images_seen, "images_total": snapshot.images_total}
     return {"num_runs": len(snapshot.runs), **by_state, **images}
 
 
-def total_line(snapshot: Snapshot) -> str:
+def total_line(snapshot: SweepSnapshot) -> str:
     """Returns a summary: `3 done, 2 running, 4 planned; 45% of the images; 2 min 10 s, 3 min 05 s left`."""
     counts = snapshot.num_by_state
     parts = [", ".join(f"{counts[state]} {state}" for state in reversed(STATES) if counts[state])]
@@ -124,7 +124,7 @@ class PlainView:
         self._states: dict[str, str] = {}
         self._last = time.monotonic()
 
-    def __call__(self, snapshot: Snapshot) -> None:
+    def __call__(self, snapshot: SweepSnapshot) -> None:
         lines = [_change(run) for run in snapshot.runs if self._states.get(run.name, run.state) != run.state]
         self._states = {run.name: run.state for run in snapshot.runs}
         if time.monotonic() - self._last >= PLAIN_SECONDS:
@@ -156,7 +156,7 @@ def _cells(run: RunProgress) -> tuple[str, str, str, str]:
     )
 
 
-def live_table(snapshot: Snapshot, width: int, max_runs: int) -> Group:
+def live_table(snapshot: SweepSnapshot, width: int, max_runs: int) -> Group:
     """Returns a table of all runs in the order of the plan.
 
     Where they do not fit, the running ones come first and the hidden ones are counted.

@@ -71,7 +71,7 @@ def evaluate(
         work.print_judge_check(as_json)
         return
     folders = work.existing_runs(runs)
-    how = work.How(
+    how = work.EvaluateOptions(
         images=images, scales=scales, interval=guidance_interval, steps=steps, shift=shift, sampler=sampler,
         weights=weights, precision=None if precision == "auto" else precision, seed=seed, batch_images=batch_images,
         rounds=rounds, inception_weights=inception_weights, clip_model=clip_model, again=again,

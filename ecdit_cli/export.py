@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.export import FinalTables
-    from analysis.report.document import Column as ReportColumn
+    from analysis.report.document import ReportColumn
     from experiments.records.run_folder import Skipped
 
 DEFAULT_OUT = Path("out/runs")

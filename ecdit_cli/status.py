@@ -12,7 +12,7 @@ from ecdit_cli._console import print_json, print_rows, say
 from ecdit_cli._options import Json
 
 if TYPE_CHECKING:
-    from sweeps.progress import Snapshot
+    from sweeps.progress import SweepSnapshot
 
 WATCH_SECONDS = 2.0
 
@@ -49,7 +49,7 @@ def status(
 ALWAYS = ("name", "state", "images_seen", "images_total")
 
 
-def _read(folder: Path) -> Snapshot:
+def _read(folder: Path) -> SweepSnapshot:
     from experiments.errors import RecordError
     from sweeps.progress import read_sweep
 
@@ -61,11 +61,11 @@ def _read(folder: Path) -> Snapshot:
     return snapshot
 
 
-def _left_out(snapshot: Snapshot) -> dict[str, list[dict[str, str]]]:
+def _left_out(snapshot: SweepSnapshot) -> dict[str, list[dict[str, str]]]:
     """Returns what was left out for JSON; the key is absent where nothing was."""
     entries = [{"run": where, "reason": why} for where, why in snapshot.left_out]
     return {"left_out": entries} if entries else {}
 
 
-def _is_over(snapshot: Snapshot) -> bool:
+def _is_over(snapshot: SweepSnapshot) -> bool:
     return all(run.state in ("done", "failed") for run in snapshot.runs)

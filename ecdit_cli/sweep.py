@@ -40,7 +40,7 @@ EXECUTORS = ("local", "slurm")
 
 
 @dataclass(frozen=True)
-class How:
+class SweepOptions:
     """The options for executing a sweep on this machine, and for its estimates."""
 
     slots: int | None = None
@@ -100,7 +100,7 @@ def sweep(
         print(name)
         say(f"Start agents with: wandb agent {name}")
         return
-    how = How(
+    how = SweepOptions(
         slots, cores_per_run, runs_per_accelerator, timeout, retries, retry_failed, device, utilisation,
         calibrate=not no_calibration and device is None and executor == "local",
     )  # fmt: skip
@@ -145,7 +145,7 @@ def execute(
     spec: str,
     overrides: Sequence[str],
     out: Path | None = None,
-    how: How | None = None,
+    how: SweepOptions | None = None,
     command: Sequence[str] | None = None,
 ) -> tuple[SweepFolder, SweepResult]:
     """Run a sweep to its end in `out` (default: `out/<spec>`), with a live view on stderr.
@@ -153,10 +153,10 @@ def execute(
     `command` is what a run is called with, `ecdit train` unless given; it gets `--config FILE --run-dir DIR`.
     """
     folder, plan = asked_for(spec, overrides, out)
-    return folder, run_here(folder, plan, how or How(), command)
+    return folder, run_here(folder, plan, how or SweepOptions(), command)
 
 
-def run_here(folder: SweepFolder, asked: Plan, how: How, command: Sequence[str] | None = None) -> SweepResult:
+def run_here(folder: SweepFolder, asked: Plan, how: SweepOptions, command: Sequence[str] | None = None) -> SweepResult:
     """Executes everything of `asked` that is not done on this machine, and then times generating an image."""
     from ecdit_cli._sweep_view import live_view
     from sweeps.local import LocalExecutor
@@ -183,7 +183,7 @@ def run_here(folder: SweepFolder, asked: Plan, how: How, command: Sequence[str] 
     return result
 
 
-def _estimated(folder: SweepFolder, plan: Plan, how: How, slots: Sequence[Slot]) -> Plan:
+def _estimated(folder: SweepFolder, plan: Plan, how: SweepOptions, slots: Sequence[Slot]) -> Plan:
     """Returns `plan` with estimates. Raises `SpecError` where a run cannot fit.
 
     Models are timed once: a plan whose runs all carry an estimate is not timed again.
@@ -206,7 +206,7 @@ def _estimated(folder: SweepFolder, plan: Plan, how: How, slots: Sequence[Slot])
 
 
 def _on_slurm(
-    spec: str, file: Path | None, folder: SweepFolder, plan: Plan, how: How, dry_run: bool, as_json: bool
+    spec: str, file: Path | None, folder: SweepFolder, plan: Plan, how: SweepOptions, dry_run: bool, as_json: bool
 ) -> None:
     """Submits the runs, or shows the scripts that would be submitted."""
     from ecdit_cli._sweep_slurm import batch_scripts, cluster_of, submit_sweep
@@ -268,10 +268,10 @@ def _announce_retired(folder: SweepFolder, plan: Plan) -> None:
 
 def _print_result(folder: SweepFolder, result: SweepResult, as_json: bool) -> None:
     from ecdit_cli._sweep_view import RESULT_COLUMNS, errors_by_name, run_row, total_row
-    from sweeps.progress import Snapshot
+    from sweeps.progress import SweepSnapshot
 
     off = errors_by_name(folder)
-    rows, snapshot = [run_row(run) | off.get(run.name, {}) for run in result.runs], Snapshot(result.runs)
+    rows, snapshot = [run_row(run) | off.get(run.name, {}) for run in result.runs], SweepSnapshot(result.runs)
     if as_json:
         print_json({"runs": rows, "total": total_row(snapshot)})
     else:

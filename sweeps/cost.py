@@ -20,7 +20,7 @@ from experiments.records.run_folder import RunDir
 from sweeps.calibration import SpeedPoint, interpolate
 from sweeps.devices import UTILISATION, Device, accelerator_memory_gib, find_device, host_memory_gib
 from sweeps.folder import SweepFolder
-from sweeps.plan import Estimate, Plan, PlannedRun
+from sweeps.plan import CostEstimate, Plan, PlannedRun
 from sweeps.progress import schedule_seconds
 
 UNKNOWN_SPEED = "not calibrated"
@@ -122,7 +122,7 @@ def this_machine(num_slots: int = 1, num_accelerators: int = 0, points: Sequence
 
 
 def estimated(plan: Plan, place: Place) -> Plan:
-    """Returns `plan` with an `Estimate` at every run, for the layout of its config."""
+    """Returns `plan` with an `CostEstimate` at every run, for the layout of its config."""
     known: dict[Hashable, Memory] = {}
     runs = []
     for run in plan.runs:
@@ -134,9 +134,9 @@ def estimated(plan: Plan, place: Place) -> Plan:
     return plan.model_copy(update={"runs": runs})
 
 
-def _estimate(run: PlannedRun, config: RunConfig, held: Memory, place: Place) -> Estimate:
+def _estimate(run: PlannedRun, config: RunConfig, held: Memory, place: Place) -> CostEstimate:
     is_elsewhere = bool(place.points) and not place.has_room(held.peak_gib, config.parallel.world)
-    return Estimate(
+    return CostEstimate(
         memory_gib=held.peak_gib,
         host_memory_gib=held.host_peak / GIB if place.on_accelerator else None,
         seconds=None if is_elsewhere else place.seconds(run, config),

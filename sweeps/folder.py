@@ -16,7 +16,7 @@ import yaml
 
 from experiments.config.stored import stored_config
 from experiments.errors import RecordError, SpecError
-from experiments.records.lock_file import Claim, take_if_dead
+from experiments.records.lock_file import LockFile, take_if_dead
 from experiments.records.reading import read_object, validated
 from experiments.records.run_folder import RunDir
 from experiments.records.storage import replace_atomically, storage_errors
@@ -92,7 +92,7 @@ class SweepFolder:
         written.
         """
         deadline = time.monotonic() + timeout_seconds
-        while not isinstance(held := take_if_dead(self.path / "claims" / ".plan"), Claim):
+        while not isinstance(held := take_if_dead(self.path / "claims" / ".plan"), LockFile):
             if time.monotonic() > deadline:
                 raise SpecError(
                     f"{self.path} is being planned by {held.owner}.", "Wait for it, or choose another --out."

@@ -27,7 +27,7 @@ def _as_folder_name(name: str) -> str:
     return name
 
 
-class Estimate(BaseModel):
+class CostEstimate(BaseModel):
     """The memory and time that a run is expected to take, estimated before it starts. None where it is not known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -54,7 +54,7 @@ class PlannedRun(BaseModel):
     train_flops_budget: Amount | None = Field(None, description="iso-FLOP: what the run was to spend")
     matched_run: str | None = Field(None, description="iso-activation: the run that this one is matched to")
     matched_params_active: Count | None = Field(None, description="activated parameters of that run")
-    estimate: Estimate | None = None
+    estimate: CostEstimate | None = None
     config: dict[str, Any]
 
     @property

@@ -66,7 +66,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class SweepSnapshot:
     """The state of a whole sweep at one moment. `events` are those since the last snapshot.
 
     `seconds_left` is None before anything was measured.
@@ -131,7 +131,7 @@ def read_progress(run: RunDir, images_total: int | None = None, evaluations: boo
     )
 
 
-def read_sweep(path: Path) -> Snapshot:
+def read_sweep(path: Path) -> SweepSnapshot:
     """Reads all runs of a sweep folder, planned ones included, or of any other folder that holds runs.
 
     Where the plan cannot be read, the result holds the runs that are there, and lists the plan in `left_out`.
@@ -143,8 +143,8 @@ def read_sweep(path: Path) -> Snapshot:
         plan = None
         left_out.append((str(folder.plan_json), error.message))
     if plan is None:
-        return Snapshot([read_progress(run) for run in find_runs(path, skipped=left_out)], left_out=left_out)
-    return Snapshot([read_progress(folder.run_dir(run), run.images) for run in plan.runs])
+        return SweepSnapshot([read_progress(run) for run in find_runs(path, skipped=left_out)], left_out=left_out)
+    return SweepSnapshot([read_progress(folder.run_dir(run), run.images) for run in plan.runs])
 
 
 def last_val_loss(run: RunDir) -> float | None:

@@ -17,13 +17,13 @@ from typing import Protocol
 from experiments.errors import EcditError, SpecError
 from sweeps.folder import SweepFolder
 from sweeps.plan import Plan, PlannedRun, extend
-from sweeps.progress import RunProgress, Snapshot, read_progress, schedule_seconds
+from sweeps.progress import RunProgress, SweepSnapshot, read_progress, schedule_seconds
 from sweeps.run_queue import Retries, RunQueue
 from sweeps.sharing import SharedRuns
 
 REFRESH_SECONDS = 0.5
 
-OnProgress = Callable[[Snapshot], None]
+OnProgress = Callable[[SweepSnapshot], None]
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,10 @@ class _Session:
             # Until the new process has written its status, the folder still holds the status of the old one.
             self._progress[name] = replace(progress, state="running", reason=None)
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self) -> SweepSnapshot:
         seconds = time.monotonic() - self._started
         events = self._queue.take_events()
-        return Snapshot(list(self._progress.values()), seconds, self._seconds_left(), self._stopping, events)
+        return SweepSnapshot(list(self._progress.values()), seconds, self._seconds_left(), self._stopping, events)
 
     def _seconds_left(self) -> float | None:
         """Returns the seconds left at this session's FLOPs per slot and second, evaluation and start-up included."""

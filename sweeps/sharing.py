@@ -11,7 +11,7 @@ import time
 from collections.abc import Hashable
 from pathlib import Path
 
-from experiments.records.lock_file import STALE_SECONDS, Claim, Holder, Silence, holder, silence_on_disk, take
+from experiments.records.lock_file import STALE_SECONDS, Holder, LockFile, Silence, holder, silence_on_disk, take
 from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
 
@@ -30,7 +30,7 @@ class SharedRuns:
         self._folder = folder
         self._stale_seconds, self._observe_seconds = stale_seconds, observe_seconds
         self._silence = Silence()
-        self._claims: dict[str, Claim] = {}
+        self._claims: dict[str, LockFile] = {}
         self._renewed = time.monotonic()
 
     def take(self, run: PlannedRun) -> bool:

@@ -40,7 +40,7 @@ MAX_RUNS = 100_000
 PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
-class Metric(Closed):
+class SweepMetric(Closed):
     """The metric that the sweep is judged by; a grid only records it."""
 
     name: str
@@ -57,7 +57,7 @@ class SweepSpec(Closed):
     method: Literal["grid", "random"]
     parameters: dict[str, Parameter] = Field(min_length=1)
     command: list[str] = COMMAND
-    metric: Metric | None = None
+    metric: SweepMetric | None = None
     name: str
     description: str | None = None
     run_cap: int | None = Field(None, strict=True, gt=0, le=MAX_RUNS)
@@ -258,7 +258,7 @@ def _explained(error: ValidationError) -> SpecError:
     path = [str(part) for part in first["loc"]]
     where, key = ".".join(path), path[-1] if path else ""
     if first["type"] == "extra_forbidden":
-        models: dict[str, type[BaseModel]] = {"metric": Metric, "parameters": Parameter}
+        models: dict[str, type[BaseModel]] = {"metric": SweepMetric, "parameters": Parameter}
         known = models.get(path[0], SweepSpec).model_fields
         return SpecError(f"{where} is not a key of a W&B sweep.", did_you_mean(key, known))
     if first["type"] == "missing":

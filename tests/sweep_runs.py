@@ -25,7 +25,7 @@ import psutil
 from sweeps.folder import SweepFolder
 from sweeps.local import LocalExecutor
 from sweeps.planner import make_plan
-from sweeps.progress import Snapshot
+from sweeps.progress import SweepSnapshot
 from sweeps.run_queue import Retries
 from sweeps.runner import freeze_plan, run_sweep
 from sweeps.sharing import SharedRuns
@@ -74,7 +74,7 @@ def spec(num_runs: int) -> Any:
     return parse_spec(content, default_name="faults")
 
 
-def talk(snapshot: Snapshot) -> None:
+def talk(snapshot: SweepSnapshot) -> None:
     """What happened, for the reader of a failed test."""
     for event in snapshot.events:
         print(f"{event.name}: {event.text}", flush=True)

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
-from analysis.conditions import Measured
+from analysis.conditions import MetricRows
 from analysis.figures.panels import Look, draw_arm_curve, draw_panels
 from analysis.load import Records
 from analysis.scores import DIVERGENCE, FRECHET, SCORE, measured_panels, panel_points
@@ -33,7 +33,7 @@ def draw_guidance(records: Records, table: pd.DataFrame) -> Drawing:
     scales = points["guidance"]
     margin = 0.05 * (scales.max() - scales.min())
 
-    def draw(axes: Axes, mine: pd.DataFrame, measured: Measured) -> None:
+    def draw(axes: Axes, mine: pd.DataFrame, measured: MetricRows) -> None:
         for _, arm in mine.groupby("arm", sort=False):
             draw_arm_curve(axes, arm, arm["guidance"])
         few_ticks(axes.xaxis, 5)

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.arms import ROUTER_LABELS
-from analysis.conditions import Metric
+from analysis.conditions import MetricAxis
 from analysis.figures.grid import paper_panel
 from analysis.figures.over_parameters import draw_over_parameters
 from analysis.figures.panels import Printed
@@ -23,8 +23,8 @@ from analysis.parameters import ACTIVATED, Count
 from analysis.scores import FRECHET
 from analysis.style import Drawing, few_ticks, marker_style
 
-FID = Metric("fid", "FID\n(lower is better)", 1.0, False)
-CLIP_SCORE = Metric("clip-score", "CLIP score\n(higher is better)", 1.0, True)
+FID = MetricAxis("fid", "FID\n(lower is better)", 1.0, False)
+CLIP_SCORE = MetricAxis("clip-score", "CLIP score\n(higher is better)", 1.0, True)
 
 
 def draw_image_quality(

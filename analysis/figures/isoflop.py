@@ -53,7 +53,7 @@ LONGEST_LINES = 4
 """Refusals that the foot has room for; the others are counted."""
 
 
-class _Arm(NamedTuple):
+class _IsoflopArm(NamedTuple):
     """One arm of one study and how it looks."""
 
     study: str
@@ -74,7 +74,7 @@ def draw_isoflop(_records: Records, table: pd.DataFrame, parameters: Count = ACT
     """The figure and its numbers (`split` profile, minimum or law). `MissingDataError`: see `analysis.isoflop`."""
     found = isoflop(table, parameters.column)
     arms = [
-        _Arm(*values)
+        _IsoflopArm(*values)
         for values in found.profiles.drop_duplicates(["study", "arm"])[
             ["study", "arm", "routing.name", "variant"]
         ].itertuples(index=False, name=None)
@@ -113,7 +113,7 @@ def _budget_names(found: IsoFlop) -> list[str]:
     return list(dict.fromkeys(flops_text(flops) for flops in sorted(found.profiles["flops"])))
 
 
-def _draw_profiles(axes: Axes, arm: _Arm, found: IsoFlop, budgets: Sequence[str]) -> None:
+def _draw_profiles(axes: Axes, arm: _IsoflopArm, found: IsoFlop, budgets: Sequence[str]) -> None:
     profiles, minima = arm.of(found.profiles), arm.of(found.minima)
     factor, _ = _size_unit(arm, found)
     for flops, profile in profiles.groupby("flops"):
@@ -134,7 +134,7 @@ def _draw_profiles(axes: Axes, arm: _Arm, found: IsoFlop, budgets: Sequence[str]
     title_panel(axes, arm.title, MOST_COLUMNS)
 
 
-def _size_unit(arm: _Arm, found: IsoFlop) -> tuple[float, str]:
+def _size_unit(arm: _IsoflopArm, found: IsoFlop) -> tuple[float, str]:
     """Of the sizes of one arm."""
     return scaled(float(arm.of(found.profiles)["params"].max()), "parameters")
 
@@ -146,7 +146,7 @@ def _tone(router: str, place: int, number: int) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _draw_laws(axes: Axes, quantity: str, arms: Sequence[_Arm], found: IsoFlop) -> None:
+def _draw_laws(axes: Axes, quantity: str, arms: Sequence[_IsoflopArm], found: IsoFlop) -> None:
     minima = found.minima
     factor_x, unit_x = scaled(float(minima["flops"].max()), "FLOP")
     factor, unit = scaled(float(minima[quantity].max()), UNITS[quantity])
@@ -202,7 +202,7 @@ def _draw_law(
         axes.plot(flops / factors[0], law["factor"] * flops ** law["exponent"] / factors[1], **style)
 
 
-def _keys(arms: Sequence[_Arm], found: IsoFlop, budgets: Sequence[str]) -> list[Key]:
+def _keys(arms: Sequence[_IsoflopArm], found: IsoFlop, budgets: Sequence[str]) -> list[Key]:
     keys: list[Key] = [
         (Line2D([], [], color=_tone("dense", i, len(budgets)), marker=MARKERS[i % len(MARKERS)], markersize=3.5), name)
         for i, name in enumerate(budgets)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.arms import arm_list
-from analysis.conditions import Measured, Metric
+from analysis.conditions import MetricAxis, MetricRows
 from analysis.figures.panels import Look, Printed, draw_arm_points, draw_panels, sideways
 from analysis.load import Records
 from analysis.parameters import Count
@@ -19,7 +19,7 @@ LOOK = Look(rows="study", height_inches=2.3, has_markers=True)
 
 
 def draw_over_parameters(
-    records: Records, table: pd.DataFrame, metrics: Sequence[Metric], printed: Printed | None, parameters: Count
+    records: Records, table: pd.DataFrame, metrics: Sequence[MetricAxis], printed: Printed | None, parameters: Count
 ) -> Drawing:
     """The figure and its numbers: a row per metric, setting and arm. `MissingDataError` where nothing was measured."""
     panels = measured_panels(records, table, metrics)
@@ -27,7 +27,7 @@ def draw_over_parameters(
     arms = arm_list(points)
     factor, unit = scaled(float(points[parameters.column].max()), "parameters")
 
-    def draw(axes: Axes, mine: pd.DataFrame, _measured: Measured) -> None:
+    def draw(axes: Axes, mine: pd.DataFrame, _measured: MetricRows) -> None:
         for label, arm in mine.groupby("arm", sort=False):
             draw_arm_points(axes, arm, arm[parameters.column] / factor, sideways(arms, str(label)))
         few_ticks(axes.xaxis)

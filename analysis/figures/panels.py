@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from analysis.arms import arm_list
-from analysis.conditions import Measured, foot
+from analysis.conditions import MetricRows, foot
 from analysis.escaping import figure_text
 from analysis.figures.grid import Key, place_keys
 from analysis.style import (
@@ -56,9 +56,9 @@ class Printed(NamedTuple):
 
 def draw_panels(
     points: pd.DataFrame,
-    panels: Sequence[Measured],
+    panels: Sequence[MetricRows],
     look: Look,
-    draw: Callable[[Axes, pd.DataFrame, Measured], None],
+    draw: Callable[[Axes, pd.DataFrame, MetricRows], None],
     printed: Printed | None = None,
 ) -> Figure:
     """Draws a grid with a row for each study or setting and a column for each of `panels`.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.conditions import Measured
+from analysis.conditions import MetricRows
 from analysis.figures.panels import Look, draw_arm_curve, draw_panels
 from analysis.load import Records
 from analysis.scores import FRECHET, SCORE, measured_panels, panel_points
@@ -29,7 +29,7 @@ def draw_quality_over_training(records: Records, table: pd.DataFrame) -> Drawing
     distances = points[points["metric"] == FRECHET.name]
     is_log = any(is_wide(values) for _, values in distances.groupby("setting")["value"])
 
-    def draw(axes: Axes, mine: pd.DataFrame, measured: Measured) -> None:
+    def draw(axes: Axes, mine: pd.DataFrame, measured: MetricRows) -> None:
         factor, unit = scaled(float(mine["images_seen"].max()), "images")
         for _, arm in mine.groupby("arm", sort=False):
             draw_arm_curve(axes, arm, arm["images_seen"] / factor)

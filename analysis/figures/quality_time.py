@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.conditions import Measured
+from analysis.conditions import MetricRows
 from analysis.figures.panels import Look, draw_arm_points, draw_panels
 from analysis.load import MissingDataError, Records
 from analysis.scores import EVALUATE, FRECHET, SCORE, arm_means, measured_panels, panel_points, seconds_like
@@ -34,7 +34,7 @@ def draw_quality_time(records: Records, table: pd.DataFrame) -> Drawing:
     points = panel_points(panels).merge(times, on=["setting", "arm"]).sort_values("seconds", ignore_index=True)
     factor, unit = (1.0, "s") if points["seconds"].max() >= MIN_SECONDS else (1e-3, "ms")
 
-    def draw(axes: Axes, mine: pd.DataFrame, _measured: Measured) -> None:
+    def draw(axes: Axes, mine: pd.DataFrame, _measured: MetricRows) -> None:
         for _, arm in mine.groupby("arm", sort=False):
             draw_arm_points(axes, arm, arm["seconds"] / factor)
             _draw_spread_of_times(axes, arm, factor)
@@ -47,7 +47,7 @@ def draw_quality_time(records: Records, table: pd.DataFrame) -> Drawing:
     return Drawing(draw_panels(points, panels, LOOK, draw), points.drop(columns="variant"))
 
 
-def _times(seconds: pd.DataFrame, like: Measured) -> pd.DataFrame:
+def _times(seconds: pd.DataFrame, like: MetricRows) -> pd.DataFrame:
     """By setting and arm: mean, lowest and highest over seeds."""
     if seconds.empty:
         given = {name: like.conditions[name] for name in ("steps", "sampler", "guidance") if name in like.conditions}

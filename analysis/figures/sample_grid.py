@@ -33,7 +33,7 @@ MARKS = {"right": "✓", "wrong": "✗"}
 """Before a note that begins with the word, for eyes that skim; they differ in form, not only in colour."""
 
 
-class _Group(NamedTuple):
+class _GridGroup(NamedTuple):
     """The images of one caption by number, in rows, and the lines of the texts below them."""
 
     rows: list[list[int]]
@@ -77,11 +77,11 @@ def draw_sample_grid(
     return figure
 
 
-def _group(first: int, per_caption: int, caption: str, notes: Sequence[str] | None, width: float) -> _Group:
+def _group(first: int, per_caption: int, caption: str, notes: Sequence[str] | None, width: float) -> _GridGroup:
     images = list(range(first, first + per_caption))
     rows = [images[i : i + COLUMNS] for i in range(0, per_caption, COLUMNS)]
     of_images = {i: wrapped(_marked(notes[i]), SIDE, NOTE_POINTS) for i in images} if notes else {}
-    return _Group(rows, of_images, wrapped(caption, width, TEXT_POINTS))
+    return _GridGroup(rows, of_images, wrapped(caption, width, TEXT_POINTS))
 
 
 def _marked(note: str) -> str:
@@ -95,7 +95,7 @@ def _dots_per_inch(pixels: int) -> float:
     return dots * pixels / SIDE
 
 
-def _draw_group(figure: Figure, group: _Group, images_BHWC: NDArray[np.uint8], left: float, top: float) -> None:
+def _draw_group(figure: Figure, group: _GridGroup, images_BHWC: NDArray[np.uint8], left: float, top: float) -> None:
     width, height = figure.get_size_inches()
     for row, note_lines in zip(group.rows, group.note_lines, strict=True):
         for column, image in enumerate(row):

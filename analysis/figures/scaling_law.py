@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 from analysis.arms import arm_list
 from analysis.figures.grid import LOSS_LABEL, Key, place_keys, seed_key
 from analysis.figures.panels import BAND_ALPHA, write_foot
-from analysis.laws.bootstrap import Bootstrap, Estimate, bootstrap
+from analysis.laws.bootstrap import Bootstrap, BootstrapEstimate, bootstrap
 from analysis.laws.families import condition_families
 from analysis.laws.fit import FitError
 from analysis.laws.forms import POWER_LAW, POWER_LAW_WITHOUT_FLOOR
@@ -240,5 +240,5 @@ def _numbers(each: _ArmLaw) -> Iterator[pd.DataFrame]:
         yield pd.DataFrame(rows).assign(**about, split="largest_out", num_runs=each.largest.fit.num_points)
 
 
-def _estimated(name: str, found: Estimate) -> dict[str, object]:
+def _estimated(name: str, found: BootstrapEstimate) -> dict[str, object]:
     return {"parameter": name, "value": found.value, "value_low": found.low, "value_high": found.high}

@@ -32,7 +32,7 @@ MAX_FAILED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Estimate:
+class BootstrapEstimate:
     """A value of the point fit and its bootstrap percentile interval."""
 
     value: float
@@ -67,7 +67,7 @@ class Bootstrap:
         return [model.unpack(theta_P) for theta_P in self.thetas_RP]
 
     @property
-    def parameters(self) -> dict[str, Estimate]:
+    def parameters(self) -> dict[str, BootstrapEstimate]:
         """Returns each parameter of the point fit with its interval."""
         laws = self.laws
         return {name: estimate(value, [law[name] for law in laws]) for name, value in self.fit.parameters.items()}
@@ -76,7 +76,7 @@ class Bootstrap:
         """Returns the loss [R, m] that each resample predicts at the m points of `values`."""
         return np.stack([np.atleast_1d(self.fit.form.loss(values, law)) for law in self.laws])
 
-    def predict(self, values: Mapping[str, ArrayLike]) -> list[Estimate]:
+    def predict(self, values: Mapping[str, ArrayLike]) -> list[BootstrapEstimate]:
         """Returns the loss of the law at each of the m points of `values`, with its interval.
 
         The interval is that of the law (a confidence interval). A new configuration scatters around the law, and
@@ -95,11 +95,11 @@ class Bootstrap:
         return f"{num:,} resamples over configurations, of which {self.num_failed:,} gave no law ({reasons})"
 
 
-def estimate(value: float, resampled: Sequence[float] | Values) -> Estimate:
+def estimate(value: float, resampled: Sequence[float] | Values) -> BootstrapEstimate:
     """Returns `value` with the percentile interval of `resampled`."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(resampled, [tail, 100 - tail])
-    return Estimate(value, float(low), float(high))
+    return BootstrapEstimate(value, float(low), float(high))
 
 
 def bootstrap(fit: Fit, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Bootstrap:

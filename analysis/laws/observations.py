@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.laws.forms import Values
-from analysis.load import LeftOut, MissingDataError
+from analysis.load import LeftOutRecord, MissingDataError
 
 EXPERTS = "experts"
 
@@ -33,7 +33,7 @@ class Observations:
     run: tuple[str, ...]
     arm: tuple[str, ...]
     columns: Mapping[str, str]
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[LeftOutRecord, ...] = ()
 
     def __len__(self) -> int:
         """Returns the number of runs."""
@@ -85,6 +85,6 @@ def observe(
     return every.take(kept)
 
 
-def _left_out(run: str, columns: pd.Index[str], is_usable: NDArray[np.bool_]) -> LeftOut:
+def _left_out(run: str, columns: pd.Index[str], is_usable: NDArray[np.bool_]) -> LeftOutRecord:
     lacking = [name for name, usable in zip(columns, is_usable, strict=True) if not usable]
-    return LeftOut(run, f"no positive number for {', '.join(lacking)}")
+    return LeftOutRecord(run, f"no positive number for {', '.join(lacking)}")

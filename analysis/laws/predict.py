@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.laws.bootstrap import NUM_RESAMPLES, Bootstrap, Estimate, bootstrap, estimate
+from analysis.laws.bootstrap import NUM_RESAMPLES, Bootstrap, BootstrapEstimate, bootstrap, estimate
 from analysis.laws.fit import Fit
 from analysis.laws.forms import Form, Values
 from analysis.laws.identify import identified_fit
@@ -53,8 +53,8 @@ class LargestOut:
     fit: Fit
     resamples: Bootstrap
     errors: pd.DataFrame
-    mean_error: Estimate
-    mean_absolute_error: Estimate
+    mean_error: BootstrapEstimate
+    mean_absolute_error: BootstrapEstimate
     compute_factor: float
 
     def __str__(self) -> str:

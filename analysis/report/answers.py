@@ -11,7 +11,7 @@ from itertools import groupby
 
 import pandas as pd
 
-from analysis.claims import Claim, conclusion, correction
+from analysis.claims import PairedDifference, conclusion, correction
 from analysis.multiplier import Multiplier
 from analysis.paper_claims import NOT_TESTABLE, PaperClaim, PaperVerdict
 from analysis.report.document import Block, Bullets
@@ -27,7 +27,7 @@ VERDICTS: tuple[PaperVerdict, ...] = ("supported", "not supported", NOT_TESTABLE
 
 def answer_blocks(
     runs: pd.DataFrame,
-    claims: Sequence[Claim],
+    claims: Sequence[PairedDifference],
     multipliers: Sequence[Multiplier],
     paper: Sequence[PaperClaim],
     laws: Sequence[Law],

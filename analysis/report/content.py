@@ -16,7 +16,7 @@ from analysis.load import Records
 from analysis.paper_claims import paper_claims
 from analysis.parameters import ACTIVATED, Count
 from analysis.report.answers import FOLDED_FROM, answer_blocks
-from analysis.report.document import Block, Bullets, Column, Paragraph, Report, Section, Table, table
+from analysis.report.document import Block, Bullets, Paragraph, Report, ReportColumn, Section, Table, table
 from analysis.report.laws import NUM_RESAMPLES, Law, laws
 from analysis.report.pictures import Pictures
 from analysis.report.reproduction import reproduction_blocks
@@ -38,34 +38,34 @@ LAW_WORDS = (
 
 four = partial(fixed, decimals=4)
 ARM_COLUMNS = (
-    Column("setting", "Setting"),
-    Column("arm", "Arm"),
-    Column("num_experts", "Experts", whole),
-    Column("capacity_factor", "f_c", "{:g}".format),
-    Column("params_total", "Params", significant),
-    Column("params_active", "Activated", significant),
-    Column("flops_per_image", "FLOPs/image", significant),
-    Column("num_seeds", "Seeds", whole),
-    Column("val_loss_mean", "Val. loss", four),
-    Column("val_loss_std", "± std", four),
-    Column("val_loss_low", "95% low", four),
-    Column("val_loss_high", "95% high", four),
-    Column("val_loss_ema_mean", "EMA loss", four),
-    Column("val_loss_same_t_mean", "Same-t loss", four),
-    Column("images_to_dense_loss", "Images to dense", whole),
-    Column("images_per_second", "Train images/s", partial(fixed, decimals=1)),
-    Column(INFERENCE, "Inference ms", partial(fixed, decimals=2, scale=1e3)),
-    Column("dropped_share", "Dropped %", partial(fixed, decimals=1, scale=100)),
+    ReportColumn("setting", "Setting"),
+    ReportColumn("arm", "Arm"),
+    ReportColumn("num_experts", "Experts", whole),
+    ReportColumn("capacity_factor", "f_c", "{:g}".format),
+    ReportColumn("params_total", "Params", significant),
+    ReportColumn("params_active", "Activated", significant),
+    ReportColumn("flops_per_image", "FLOPs/image", significant),
+    ReportColumn("num_seeds", "Seeds", whole),
+    ReportColumn("val_loss_mean", "Val. loss", four),
+    ReportColumn("val_loss_std", "± std", four),
+    ReportColumn("val_loss_low", "95% low", four),
+    ReportColumn("val_loss_high", "95% high", four),
+    ReportColumn("val_loss_ema_mean", "EMA loss", four),
+    ReportColumn("val_loss_same_t_mean", "Same-t loss", four),
+    ReportColumn("images_to_dense_loss", "Images to dense", whole),
+    ReportColumn("images_per_second", "Train images/s", partial(fixed, decimals=1)),
+    ReportColumn(INFERENCE, "Inference ms", partial(fixed, decimals=2, scale=1e3)),
+    ReportColumn("dropped_share", "Dropped %", partial(fixed, decimals=1, scale=100)),
 )
 LAW_COLUMNS = (
-    Column("law", "Law"),
-    Column("family", "Runs of"),
-    Column("num_runs", "Runs", whole),
-    Column("headline", "Error on the largest runs, unseen"),
-    Column("parameters", "Parameters (95% interval)"),
-    Column("resamples", "Intervals"),
+    ReportColumn("law", "Law"),
+    ReportColumn("family", "Runs of"),
+    ReportColumn("num_runs", "Runs", whole),
+    ReportColumn("headline", "Error on the largest runs, unseen"),
+    ReportColumn("parameters", "Parameters (95% interval)"),
+    ReportColumn("resamples", "Intervals"),
 )
-REFUSAL_COLUMNS = (*LAW_COLUMNS[:3], Column("refusal", "Why it is not fitted"))
+REFUSAL_COLUMNS = (*LAW_COLUMNS[:3], ReportColumn("refusal", "Why it is not fitted"))
 
 
 def content(

@@ -22,7 +22,7 @@ class Cell(NamedTuple):
     number: float | None = None
 
 
-class Column(NamedTuple):
+class ReportColumn(NamedTuple):
     """A column of a table: its key in the rows, its title, and the function that formats its numbers.
 
     `write` is None for a column whose cells are words.
@@ -65,7 +65,7 @@ class Table:
 
     key: str
     caption: str
-    columns: Sequence[Column]
+    columns: Sequence[ReportColumn]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
 
@@ -107,7 +107,7 @@ class Report:
 
 
 def table(
-    key: str, caption: str, columns: Sequence[Column], rows: Sequence[Mapping[Any, Any]], note: str = ""
+    key: str, caption: str, columns: Sequence[ReportColumn], rows: Sequence[Mapping[Any, Any]], note: str = ""
 ) -> Table:
     """Returns the table of `rows`, each a mapping from column key to value, without the columns that have no value."""
     cells = [[cell(row.get(column.key), column) for column in columns] for row in rows]
@@ -115,7 +115,7 @@ def table(
     return Table(key, caption, [columns[i] for i in kept], [[line[i] for i in kept] for line in cells], note)
 
 
-def cell(value: object, column: Column) -> Cell:
+def cell(value: object, column: ReportColumn) -> Cell:
     """Returns the cell of one value, formatted as its column says; a missing value becomes a dash."""
     if column.write is None:
         return Cell(MISSING if value is None or value != value or value == "" else str(value))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.laws.bootstrap import Estimate, bootstrap
+from analysis.laws.bootstrap import BootstrapEstimate, bootstrap
 from analysis.laws.families import arm_families, length_families, router_families
 from analysis.laws.fit import FitError
 from analysis.laws.forms import (
@@ -46,7 +46,7 @@ class Law:
     form: Form
     family: str
     num_runs: int
-    parameters: dict[str, Estimate] | None = None
+    parameters: dict[str, BootstrapEstimate] | None = None
     resamples: str = ""
     headline: str = ""
     refusal: str = ""

@@ -10,12 +10,12 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.claims import Claim, correction
+from analysis.claims import PairedDifference, correction
 from analysis.load import MissingDataError, Records
 from analysis.multiplier import Multiplier, multiplier_rows, multipliers
 from analysis.paper_claims import PaperClaim, paper_claim_rows
 from analysis.report.answers import AXIS_WORDS
-from analysis.report.document import Block, Column, Paragraph, table
+from analysis.report.document import Block, Paragraph, ReportColumn, table
 from analysis.report.run_rows import whole
 from analysis.tables import fixed
 
@@ -24,24 +24,46 @@ four = partial(fixed, decimals=4)
 three = partial(fixed, decimals=3)
 
 DIFFERENCE_COLUMNS = (
-    Column("arm", "Arm"), Column("reference", "Against"), Column("setting", "Setting"),
-    Column("difference", "Difference", signed), Column("low", "95% low", signed), Column("high", "95% high", signed),
-    Column("seeds", "Seeds", whole), Column("method", "Method"), Column("p", "p", four), Column("p_bh", "p (BH)", four),
-    Column("p_holm", "p (Holm)", four), Column("verdict", "Verdict"),
-)  # fmt: skip
+    ReportColumn("arm", "Arm"),
+    ReportColumn("reference", "Against"),
+    ReportColumn("setting", "Setting"),
+    ReportColumn("difference", "Difference", signed),
+    ReportColumn("low", "95% low", signed),
+    ReportColumn("high", "95% high", signed),
+    ReportColumn("seeds", "Seeds", whole),
+    ReportColumn("method", "Method"),
+    ReportColumn("p", "p", four),
+    ReportColumn("p_bh", "p (BH)", four),
+    ReportColumn("p_holm", "p (Holm)", four),
+    ReportColumn("verdict", "Verdict"),
+)
 MULTIPLIER_COLUMNS = (
-    Column("setting", "Setting"), Column("arm", "Arm"), Column("reference", "Reference"), Column("axis", "Counted in"),
-    Column("factor", "Times less", three), Column("factor_low", "95% low", three),
-    Column("factor_high", "95% high", three), Column("at_lowest", "At the lowest loss", three),
-    Column("at_lowest_low", "its 95% low", three), Column("at_lowest_high", "its 95% high", three),
-    Column("num_seeds", "Seeds", whole), Column("refusal", "Why there is none"),
-)  # fmt: skip
+    ReportColumn("setting", "Setting"),
+    ReportColumn("arm", "Arm"),
+    ReportColumn("reference", "Reference"),
+    ReportColumn("axis", "Counted in"),
+    ReportColumn("factor", "Times less", three),
+    ReportColumn("factor_low", "95% low", three),
+    ReportColumn("factor_high", "95% high", three),
+    ReportColumn("at_lowest", "At the lowest loss", three),
+    ReportColumn("at_lowest_low", "its 95% low", three),
+    ReportColumn("at_lowest_high", "its 95% high", three),
+    ReportColumn("num_seeds", "Seeds", whole),
+    ReportColumn("refusal", "Why there is none"),
+)
 PAPER_COLUMNS = (
-    Column("claim", "Claim"), Column("setting", "Setting"), Column("verdict", "Verdict"), Column("reason", "Because"),
-    Column("printed", "Printed"), Column("value", "Ours", four),
-    Column("low", "95% low", four), Column("high", "95% high", four),
-    Column("num_seeds", "Seeds", whole), Column("quantity", "Quantity"), Column("source", "Printed in"),
-)  # fmt: skip
+    ReportColumn("claim", "Claim"),
+    ReportColumn("setting", "Setting"),
+    ReportColumn("verdict", "Verdict"),
+    ReportColumn("reason", "Because"),
+    ReportColumn("printed", "Printed"),
+    ReportColumn("value", "Ours", four),
+    ReportColumn("low", "95% low", four),
+    ReportColumn("high", "95% high", four),
+    ReportColumn("num_seeds", "Seeds", whole),
+    ReportColumn("quantity", "Quantity"),
+    ReportColumn("source", "Printed in"),
+)
 
 
 def found_multipliers(records: Records, runs: pd.DataFrame) -> tuple[list[Multiplier], str]:
@@ -53,13 +75,13 @@ def found_multipliers(records: Records, runs: pd.DataFrame) -> tuple[list[Multip
 
 
 def verdict_blocks(
-    found: Sequence[Claim], multipliers: Sequence[Multiplier], refusal: str, paper: Sequence[PaperClaim]
+    found: Sequence[PairedDifference], multipliers: Sequence[Multiplier], refusal: str, paper: Sequence[PaperClaim]
 ) -> list[Block]:
     """Returns the three tables; a table without rows is replaced by a sentence that says why."""
     return [_differences(found), _multipliers(multipliers, refusal), _paper(paper)]
 
 
-def _differences(found: Sequence[Claim]) -> Block:
+def _differences(found: Sequence[PairedDifference]) -> Block:
     if not found:
         return Paragraph("No setting has two routings to compare, so no difference in validation loss was tested.")
     rows = [

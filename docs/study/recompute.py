@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.claims import Claim, claims, conclusion, correction, values_by_seed
+from analysis.claims import PairedDifference, claims, conclusion, correction, values_by_seed
 from analysis.compare import INTERVALS, differences_markdown
 from analysis.figures.scaling_law import draw_scaling_law
 from analysis.intervals import difference
@@ -93,7 +93,7 @@ def law_rows(found: list[Law]) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def write_comparison(table: pd.DataFrame, found: list[Claim]) -> None:
+def write_comparison(table: pd.DataFrame, found: list[PairedDifference]) -> None:
     """Renews everything in comparison.md but the table of the arms and the other notes."""
     path = FOLDER / "comparison.md"
     old = path.read_text()

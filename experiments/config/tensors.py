@@ -24,7 +24,7 @@ EXPERT_GROUP_ELEMENTS = 178_956_971
 
 
 @dataclass(frozen=True)
-class Group:
+class TensorGroup:
     """Describes parameters that are flattened, partitioned and optimized together; `sizes` are in elements."""
 
     sizes: tuple[int, ...]
@@ -135,28 +135,28 @@ def _text_sizes(config: RunConfig) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _groups(sizes: tuple[tuple[int, bool], ...], world: int, spread: int) -> tuple[Group, ...]:
+def _groups(sizes: tuple[tuple[int, bool], ...], world: int, spread: int) -> tuple[TensorGroup, ...]:
     """Returns one group of all parameters or, with expert parallelism, one without experts and others of experts."""
     if spread == 1:
-        return (Group(tuple(size for size, _ in sizes), world, 1),)
-    groups = [Group(tuple(size for size, is_expert in sizes if not is_expert), world, 1)]
+        return (TensorGroup(tuple(size for size, _ in sizes), world, 1),)
+    groups = [TensorGroup(tuple(size for size, is_expert in sizes if not is_expert), world, 1)]
     current: list[int] = []
     for size in (size // spread for size, is_expert in sizes if is_expert):
         if current and sum(current) + size > EXPERT_GROUP_ELEMENTS:
-            groups.append(Group(tuple(current), world // spread, spread))
+            groups.append(TensorGroup(tuple(current), world // spread, spread))
             current = []
         current.append(size)
-    return (*groups, Group(tuple(current), world // spread, spread))
+    return (*groups, TensorGroup(tuple(current), world // spread, spread))
 
 
 @lru_cache(maxsize=4096)
-def _kept_elements(groups: tuple[Group, ...], world: int) -> int:
+def _kept_elements(groups: tuple[TensorGroup, ...], world: int) -> int:
     """Returns `Shares.kept`: the largest sum over groups of any process. Equal groups are looked at only once."""
     by_group = [(_touched(group), group.ranks_per_partition, times) for group, times in Counter(groups).items()]
     return max(sum(times * touched[rank // ranks] for touched, ranks, times in by_group) for rank in range(world))
 
 
-def _touched(group: Group) -> Sequence[int]:
+def _touched(group: TensorGroup) -> Sequence[int]:
     """Returns, for every partition, the elements of all tensors that overlap it."""
     size, touched = group.partition_elements, [0] * group.num_partitions
     for start, stop in itertools.pairwise(itertools.accumulate(group.sizes, initial=0)):

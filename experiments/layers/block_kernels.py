@@ -68,15 +68,15 @@ class _Modulate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_BTD, scale_B1D = ctx.saved_tensors
         num_images, num_tokens, width = x_BTD.shape
-        of_x_BTD, stretches = torch.empty_like(x_BTD), triton.cdiv(num_tokens, TOKENS)
+        grad_x_BTD, stretches = torch.empty_like(x_BTD), triton.cdiv(num_tokens, TOKENS)
         sums_2BJD = x_BTD.new_empty(2, num_images, stretches, width, dtype=torch.float32)
         block, warps = row_block(width, NORMED)
         _modulate_gradients[(num_images * stretches,)](
-            gradients[0].contiguous(), x_BTD, scale_B1D, of_x_BTD, sums_2BJD[0], sums_2BJD[1], num_tokens, stretches,
+            gradients[0].contiguous(), x_BTD, scale_B1D, grad_x_BTD, sums_2BJD[0], sums_2BJD[1], num_tokens, stretches,
             width, scale_B1D.stride(0), ctx.eps, TOKENS, block, num_warps=warps,
         )  # fmt: skip
-        of_shift_B1D, of_scale_B1D = sums_2BJD.sum(dim=2, keepdim=True).to(scale_B1D.dtype)
-        return of_x_BTD, of_shift_B1D, of_scale_B1D, None
+        grad_shift_B1D, grad_scale_B1D = sums_2BJD.sum(dim=2, keepdim=True).to(scale_B1D.dtype)
+        return grad_x_BTD, grad_shift_B1D, grad_scale_B1D, None
 
 
 class _GatedResidual(torch.autograd.Function):
@@ -98,16 +98,16 @@ class _GatedResidual(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gate_B1D, y_BTD = ctx.saved_tensors
-        of_out_BTD = gradients[0].contiguous()
+        grad_out_BTD = gradients[0].contiguous()
         num_images, num_tokens, width = y_BTD.shape
-        of_y_BTD, stretches = torch.empty_like(y_BTD), triton.cdiv(num_tokens, TOKENS)
+        grad_y_BTD, stretches = torch.empty_like(y_BTD), triton.cdiv(num_tokens, TOKENS)
         sums_BJD = y_BTD.new_empty(num_images, stretches, width, dtype=torch.float32)
         block, warps = row_block(width, NORMED)
         _gated_residual_gradients[(num_images * stretches,)](
-            of_out_BTD, gate_B1D, y_BTD, of_y_BTD, sums_BJD, num_tokens, stretches, width, gate_B1D.stride(0), TOKENS,
-            block, num_warps=warps,
+            grad_out_BTD, gate_B1D, y_BTD, grad_y_BTD, sums_BJD, num_tokens, stretches, width, gate_B1D.stride(0),
+            TOKENS, block, num_warps=warps,
         )  # fmt: skip
-        return of_out_BTD, sums_BJD.sum(dim=1, keepdim=True).to(gate_B1D.dtype), of_y_BTD
+        return grad_out_BTD, sums_BJD.sum(dim=1, keepdim=True).to(gate_B1D.dtype), grad_y_BTD
 
 
 class _NormHeads(torch.autograd.Function):
@@ -131,16 +131,16 @@ class _NormHeads(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_BTHK, weight_K = ctx.saved_tensors
-        of_out_BTHK, of_x_BTHK = _heads_in_order(gradients[0]), x_BTHK.new_empty(x_BTHK.shape)
+        grad_out_BTHK, grad_x_BTHK = _heads_in_order(gradients[0]), x_BTHK.new_empty(x_BTHK.shape)
         heads, size = x_BTHK.shape[2:]
         num_rows = x_BTHK.numel() // size
         num_programs = triton.cdiv(num_rows, HEAD_ROWS * HEAD_LOOPS)
         sums_JK = x_BTHK.new_empty(num_programs, size, dtype=torch.float32)
         _norm_heads_gradients[(num_programs,)](
-            of_out_BTHK, x_BTHK, weight_K, of_x_BTHK, sums_JK, num_rows, heads, of_out_BTHK.stride(1), x_BTHK.stride(1),
-            size, ctx.eps, HEAD_LOOPS, HEAD_ROWS, triton.next_power_of_2(size), num_warps=4,
+            grad_out_BTHK, x_BTHK, weight_K, grad_x_BTHK, sums_JK, num_rows, heads, grad_out_BTHK.stride(1),
+            x_BTHK.stride(1), size, ctx.eps, HEAD_LOOPS, HEAD_ROWS, triton.next_power_of_2(size), num_warps=4,
         )  # fmt: skip
-        return of_x_BTHK, sums_JK.sum(dim=0).to(weight_K.dtype), None
+        return grad_x_BTHK, sums_JK.sum(dim=0).to(weight_K.dtype), None
 
 
 def _heads_in_order(x_BTHK: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def _modulate(x, shift, scale, out, num_tokens, width, shift_stride, scale_strid
 
 @triton.jit
 def _modulate_gradients(
-    of_out, x, scale, of_x, of_shift, of_scale, num_tokens, stretches, width, scale_stride, eps,
+    grad_out, x, scale, grad_x, grad_shift, grad_scale, num_tokens, stretches, width, scale_stride, eps,
     TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program goes through TOKENS consecutive tokens of one image, in memory order, a whole row at a time.
@@ -191,7 +191,7 @@ def _modulate_gradients(
         here = (image * num_tokens + token) * width + columns
         there = inside & (token < num_tokens)
         v = tl.load(x + here, mask=there, other=0.0).to(tl.float32)
-        g = tl.load(of_out + here, mask=there, other=0.0).to(tl.float32)
+        g = tl.load(grad_out + here, mask=there, other=0.0).to(tl.float32)
         v = tl.where(inside, v - tl.sum(v, axis=0) / width, 0.0)
         scaling = tl.rsqrt(tl.sum(v * v, axis=0) / width + eps)
         v = v * scaling
@@ -199,9 +199,9 @@ def _modulate_gradients(
         scale_sum += g * v
         g = g * s
         g = scaling * (g - tl.sum(g, axis=0) / width - v * (tl.sum(g * v, axis=0) / width))
-        tl.store(of_x + here, g.to(of_x.dtype.element_ty), mask=there)
-    tl.store(of_shift + program * width + columns, shift_sum, mask=inside)
-    tl.store(of_scale + program * width + columns, scale_sum, mask=inside)
+        tl.store(grad_x + here, g.to(grad_x.dtype.element_ty), mask=there)
+    tl.store(grad_shift + program * width + columns, shift_sum, mask=inside)
+    tl.store(grad_scale + program * width + columns, scale_sum, mask=inside)
 
 
 @triton.jit
@@ -219,7 +219,7 @@ def _gated_residual(x, gate, y, out, num_tokens, width, gate_stride, BLOCK: tl.c
 
 @triton.jit
 def _gated_residual_gradients(
-    of_out, gate, y, of_y, of_gate, num_tokens, stretches, width, gate_stride,
+    grad_out, gate, y, grad_y, grad_gate, num_tokens, stretches, width, gate_stride,
     TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program goes through TOKENS consecutive tokens of one image, as in `_modulate_gradients`.
@@ -236,10 +236,10 @@ def _gated_residual_gradients(
         token = stretch * TOKENS + number
         here = (image * num_tokens + token) * width + columns
         there = inside & (token < num_tokens)
-        g = tl.load(of_out + here, mask=there, other=0.0).to(tl.float32)
+        g = tl.load(grad_out + here, mask=there, other=0.0).to(tl.float32)
         gate_sum += g * tl.load(y + here, mask=there, other=0.0).to(tl.float32)
-        tl.store(of_y + here, (g * factor).to(of_y.dtype.element_ty), mask=there)
-    tl.store(of_gate + program * width + columns, gate_sum, mask=inside)
+        tl.store(grad_y + here, (g * factor).to(grad_y.dtype.element_ty), mask=there)
+    tl.store(grad_gate + program * width + columns, gate_sum, mask=inside)
 
 
 @triton.jit
@@ -258,7 +258,7 @@ def _norm_heads(x, weight, out, num_rows, heads, token_stride, size, eps, ROWS: 
 
 @triton.jit
 def _norm_heads_gradients(
-    of_out, x, weight, of_x, of_weight, num_rows, heads, of_out_stride, token_stride, size, eps,
+    grad_out, x, weight, grad_x, grad_weight, num_rows, heads, grad_out_stride, token_stride, size, eps,
     LOOPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program goes through LOOPS consecutive blocks of ROWS heads, in memory order.
@@ -275,7 +275,7 @@ def _norm_heads_gradients(
         inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
         token, head = rows // heads, (rows % heads) * size
         v = tl.load(x + (token * token_stride + head)[:, None] + columns[None, :], mask=inside, other=0.0)
-        g = tl.load(of_out + (token * of_out_stride + head)[:, None] + columns[None, :], mask=inside, other=0.0)
+        g = tl.load(grad_out + (token * grad_out_stride + head)[:, None] + columns[None, :], mask=inside, other=0.0)
         v, g = v.to(tl.float32), g.to(tl.float32)
         v = tl.where(columns[None, :] < size, v - (tl.sum(v, axis=1) / size)[:, None], 0.0)
         scaling = tl.rsqrt(tl.sum(v * v, axis=1) / size + eps)
@@ -283,6 +283,6 @@ def _norm_heads_gradients(
         total += tl.sum(g * v, axis=0)
         g = g * w[None, :]
         g = g - (tl.sum(g, axis=1) / size)[:, None] - v * (tl.sum(g * v, axis=1) / size)[:, None]
-        of_row = (g * scaling[:, None]).to(of_x.dtype.element_ty)
-        tl.store(of_x + (rows * size)[:, None] + columns[None, :], of_row, mask=inside)
-    tl.store(of_weight + program * size + columns, total, mask=columns < size)
+        grad_row = (g * scaling[:, None]).to(grad_x.dtype.element_ty)
+        tl.store(grad_x + (rows * size)[:, None] + columns[None, :], grad_row, mask=inside)
+    tl.store(grad_weight + program * size + columns, total, mask=columns < size)

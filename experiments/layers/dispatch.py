@@ -122,12 +122,12 @@ class _Combine(torch.autograd.Function):
             from experiments.layers import routed_kernels as kernels
 
             return *kernels.combine_gradients(gradients[0], token_S, y_SD, weight_S), None, None, None
-        of_y_SD, of_weight_S = torch.empty_like(y_SD), torch.empty_like(weight_S)
+        grad_y_SD, grad_weight_S = torch.empty_like(y_SD), torch.empty_like(weight_S)
         for rows in _stretches(y_SD):
-            of_out_RD = gradients[0].index_select(0, token_S[rows]).to(wide_type(y_SD, weight_S))
-            torch.sum(of_out_RD * y_SD[rows], dim=1, out=of_weight_S[rows])
-            of_y_SD[rows] = of_out_RD.mul_(weight_S[rows].unsqueeze(1))
-        return of_y_SD, of_weight_S, None, None, None
+            grad_out_RD = gradients[0].index_select(0, token_S[rows]).to(wide_type(y_SD, weight_S))
+            torch.sum(grad_out_RD * y_SD[rows], dim=1, out=grad_weight_S[rows])
+            grad_y_SD[rows] = grad_out_RD.mul_(weight_S[rows].unsqueeze(1))
+        return grad_y_SD, grad_weight_S, None, None, None
 
 
 def _stretches(y_SD: Tensor) -> Iterator[slice]:

@@ -39,17 +39,17 @@ def sum_rows(rows_SD: Tensor, index: Tensor, first_N: Tensor, weight_S: Tensor |
     return out_ND
 
 
-def combine_gradients(of_out_ND: Tensor, token_S: Tensor, y_SD: Tensor, weight_S: Tensor) -> tuple[Tensor, Tensor]:
+def combine_gradients(grad_out_ND: Tensor, token_S: Tensor, y_SD: Tensor, weight_S: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the gradients of the weighted sum with respect to its rows, [S, D], and its weights, [S]."""
     num_slots, width = y_SD.shape
-    of_y_SD, of_weight_S = torch.empty_like(y_SD), torch.empty_like(weight_S)
+    grad_y_SD, grad_weight_S = torch.empty_like(y_SD), torch.empty_like(weight_S)
     if num_slots:
         block, warps = row_block(width, SUMMED)
         _combine_gradients[(num_slots,)](
-            of_out_ND.contiguous(), token_S, y_SD, weight_S.contiguous(), of_y_SD, of_weight_S, width, block,
+            grad_out_ND.contiguous(), token_S, y_SD, weight_S.contiguous(), grad_y_SD, grad_weight_S, width, block,
             num_warps=warps,
         )  # fmt: skip
-    return of_y_SD, of_weight_S
+    return grad_y_SD, grad_weight_S
 
 
 def activation(hidden_EFP: Tensor, gated: bool) -> Tensor:
@@ -64,17 +64,19 @@ def activation(hidden_EFP: Tensor, gated: bool) -> Tensor:
     return acted_EFP
 
 
-def activation_with_gradient(hidden_EFP: Tensor, of_acted_EFP: Tensor, of_hidden_EFP: Tensor, gated: bool) -> Tensor:
-    """Returns the activation of `hidden_EFP` and writes the gradient of `hidden_EFP` to `of_hidden_EFP`.
+def activation_with_gradient(
+    hidden_EFP: Tensor, grad_acted_EFP: Tensor, grad_hidden_EFP: Tensor, gated: bool
+) -> Tensor:
+    """Returns the activation of `hidden_EFP` and writes the gradient of `hidden_EFP` to `grad_hidden_EFP`.
 
-    `of_acted_EFP` is the gradient of the activation. With GELU `of_hidden_EFP` may be the same tensor, since a program
-    reads each element before it overwrites it. All tensors are contiguous.
+    `grad_acted_EFP` is the gradient of the activation. With GELU `grad_hidden_EFP` may be the same tensor, since a
+    program reads each element before it overwrites it. All tensors are contiguous.
     """
-    num_experts, size = hidden_EFP.shape[0], of_acted_EFP[0].numel() if of_acted_EFP.numel() else 0
-    acted_EFP = torch.empty_like(of_acted_EFP)
+    num_experts, size = hidden_EFP.shape[0], grad_acted_EFP[0].numel() if grad_acted_EFP.numel() else 0
+    acted_EFP = torch.empty_like(grad_acted_EFP)
     if size:
         _activation_with_gradient[(triton.cdiv(size, ELEMENTS), num_experts)](
-            hidden_EFP, of_acted_EFP, acted_EFP, of_hidden_EFP, size, gated, ELEMENTS, num_warps=4
+            hidden_EFP, grad_acted_EFP, acted_EFP, grad_hidden_EFP, size, gated, ELEMENTS, num_warps=4
         )
     return acted_EFP
 
@@ -111,8 +113,8 @@ def _sum_rows(
 
 
 @triton.jit
-def _combine_gradients(of_out, token, y, weight, of_y, of_weight, width, BLOCK: tl.constexpr):
-    """One program computes the gradients of one slot: its row of `of_y` and its element of `of_weight`.
+def _combine_gradients(grad_out, token, y, weight, grad_y, grad_weight, width, BLOCK: tl.constexpr):
+    """One program computes the gradients of one slot: its row of `grad_y` and its element of `grad_weight`.
 
     The gradient of the token's row is read once and serves both. A slot belongs to one token, so nothing is shared
     between programs.
@@ -121,11 +123,11 @@ def _combine_gradients(of_out, token, y, weight, of_y, of_weight, width, BLOCK: 
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     row = tl.load(token + slot).to(tl.int64)
-    of_row = tl.load(of_out + row * width + columns, mask=inside, other=0.0).to(tl.float32)
+    grad_row = tl.load(grad_out + row * width + columns, mask=inside, other=0.0).to(tl.float32)
     y_row = tl.load(y + slot * width + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(of_weight + slot, tl.sum(of_row * y_row, axis=0).to(of_weight.dtype.element_ty))
-    of_row = of_row * tl.load(weight + slot).to(tl.float32)
-    tl.store(of_y + slot * width + columns, of_row.to(of_y.dtype.element_ty), mask=inside)
+    tl.store(grad_weight + slot, tl.sum(grad_row * y_row, axis=0).to(grad_weight.dtype.element_ty))
+    grad_row = grad_row * tl.load(weight + slot).to(tl.float32)
+    tl.store(grad_y + slot * width + columns, grad_row.to(grad_y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -155,7 +157,7 @@ def _activation(hidden, acted, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _activation_with_gradient(hidden, of_acted, acted, of_hidden, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
+def _activation_with_gradient(hidden, grad_acted, acted, grad_hidden, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
     """One program recomputes BLOCK consecutive elements of one expert's activation and their gradient.
 
     The memory layout is that of `_activation`. Both results come from one read of `hidden`.
@@ -164,7 +166,7 @@ def _activation_with_gradient(hidden, of_acted, acted, of_hidden, size, GATED: t
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
     one, other = expert * size + place, 2 * expert * size + place
-    gradient = tl.load(of_acted + one, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.load(grad_acted + one, mask=inside, other=0.0).to(tl.float32)
     kind = acted.dtype.element_ty
     if GATED:
         gate = tl.load(hidden + other, mask=inside, other=0.0).to(tl.float32)
@@ -172,12 +174,12 @@ def _activation_with_gradient(hidden, of_acted, acted, of_hidden, size, GATED: t
         opened = 1 / (1 + tl.exp(-gate))
         silu = gate * opened
         tl.store(acted + one, (silu * up).to(kind), mask=inside)
-        of_gate = gradient * up * (opened + silu * (1 - opened))
-        tl.store(of_hidden + other, of_gate.to(kind), mask=inside)
-        tl.store(of_hidden + other + size, (gradient * silu).to(kind), mask=inside)
+        grad_gate = gradient * up * (opened + silu * (1 - opened))
+        tl.store(grad_hidden + other, grad_gate.to(kind), mask=inside)
+        tl.store(grad_hidden + other + size, (gradient * silu).to(kind), mask=inside)
     else:
         x = tl.load(hidden + one, mask=inside, other=0.0).to(tl.float32)
         share = _gelu_share(x)
         tl.store(acted + one, (x * share).to(kind), mask=inside)
         slope = share + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
-        tl.store(of_hidden + one, (gradient * slope).to(kind), mask=inside)
+        tl.store(grad_hidden + one, (gradient * slope).to(kind), mask=inside)

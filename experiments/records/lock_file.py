@@ -83,7 +83,7 @@ class Silence:
         self._seen.pop(key, None)
 
 
-class Claim:
+class LockFile:
     """Represents a claim that this process holds."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -133,7 +133,7 @@ def holder(folder: Path) -> Holder | None:
     return Holder(number, owner, state.st_ino, state.st_mtime_ns, trouble)
 
 
-def take(folder: Path, replaced: Holder | None = None, owner: Owner | None = None) -> Claim | None:
+def take(folder: Path, replaced: Holder | None = None, owner: Owner | None = None) -> LockFile | None:
     """Takes the claim of `folder` if it is free or held by `replaced`, which the caller has found to be dead.
 
     Returns None when another process was first. Raises `StorageError` where the folder cannot be written.
@@ -151,10 +151,10 @@ def take(folder: Path, replaced: Holder | None = None, owner: Owner | None = Non
             return None
         descriptor = os.open(path, os.O_WRONLY)
         _drop_below(folder, number + 1)
-        return Claim(path, descriptor)
+        return LockFile(path, descriptor)
 
 
-def take_if_dead(folder: Path, stale_seconds: float = STALE_SECONDS) -> Claim | Holder:
+def take_if_dead(folder: Path, stale_seconds: float = STALE_SECONDS) -> LockFile | Holder:
     """Takes the claim of `folder` and returns it; returns the holder instead where one is alive.
 
     This is meant for a process that checks once. The age of a claim is measured on the file system's clock, so that

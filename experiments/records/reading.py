@@ -24,7 +24,7 @@ WAY_OUT = "Restore it, or start the run in a new folder."
 
 
 @dataclass(frozen=True)
-class Rows:
+class RecordRows:
     """Holds the rows of one JSONL file, and the lines that could not be read as (line number, reason)."""
 
     rows: list[dict[str, Any]]
@@ -51,12 +51,12 @@ def read_content(path: Path) -> bytes:
         raise _unreadable(path, error) from error
 
 
-def read_jsonl(path: Path) -> Rows:
+def read_jsonl(path: Path) -> RecordRows:
     """Returns the rows of a JSONL file; lines that are not JSON objects are listed as damaged.
 
     Empty where there is no file. A `RecordError` where something else is in its place, or it cannot be read.
     """
-    read = Rows([], [], [])
+    read = RecordRows([], [], [])
     for number, line in enumerate(read_content(path).split(b"\n"), start=1):
         if not line.strip():
             continue

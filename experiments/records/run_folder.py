@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import RecordError
-from experiments.records.reading import WAY_OUT, Rows, last_rows, parse_row, read_jsonl, read_object, validated
+from experiments.records.reading import WAY_OUT, RecordRows, last_rows, parse_row, read_jsonl, read_object, validated
 from experiments.records.schema import SCHEMA_VERSION, RunRecord, Status, StepRow
 from experiments.settings_id import is_settings_id, settings_id
 
@@ -149,7 +149,7 @@ class RunDir:
         way_out = "Restore it, or remove it: its checkpoints and rows say, too, where the run stands."
         return validated(Status, read_object(self.status_json, way_out), self.status_json, way_out)
 
-    def read_rows(self, path: Path) -> Rows:
+    def read_rows(self, path: Path) -> RecordRows:
         """Returns the readable rows of one of this run's JSONL files; there are none before it exists."""
         return read_jsonl(path)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import RecordError
-from experiments.records.lock_file import STALE_SECONDS, Claim, Holder, create_once, take_if_dead
+from experiments.records.lock_file import STALE_SECONDS, Holder, LockFile, create_once, take_if_dead
 from experiments.records.run_folder import RunDir, parse_row
 from experiments.records.schema import RunRecord
 from experiments.records.storage import deleted_error, replace_atomically, set_aside, storage_errors
@@ -42,7 +42,7 @@ class FolderClaim:
     """Represents the right of this process to write to a run's folder."""
 
     path: Path
-    _claim: Claim
+    _claim: LockFile
     _lock: int
 
     def renew(self) -> None:

@@ -123,8 +123,8 @@ class _NarrowLogits(torch.autograd.Function):
         x_ND, weight_DE = ctx.saved_tensors
         first_NE = gradients[0].to(x_ND.dtype)
         parts = torch.cat((first_NE, (gradients[0] - first_NE).to(x_ND.dtype)), dim=1)
-        of_first_DE, of_rest_DE = _product(x_ND.T, parts).chunk(2, dim=1)
-        return parts @ weight_DE.repeat(1, 2).T, (of_first_DE + of_rest_DE).to(weight_DE.dtype)
+        grad_first_DE, grad_rest_DE = _product(x_ND.T, parts).chunk(2, dim=1)
+        return parts @ weight_DE.repeat(1, 2).T, (grad_first_DE + grad_rest_DE).to(weight_DE.dtype)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class TrainingState:
     """The state that one process saves, in host memory: tensors by file and key, and its stretch of every parameter."""
 
     tensors: Mapping[str, Mapping[str, Tensor]]
@@ -69,7 +69,7 @@ def shard_name(file: str, rank: int, world: int) -> str:
     return f"{file}-{rank + 1:05d}-of-{world:05d}.safetensors"
 
 
-def write_shard(run_dir: RunDir, images_seen: int, snapshot: Snapshot, rank: int, world: int) -> ShardReport:
+def write_shard(run_dir: RunDir, images_seen: int, snapshot: TrainingState, rank: int, world: int) -> ShardReport:
     """Writes and syncs the files of one process. Raises `StorageError`."""
     folder = _temporary_folder(run_dir, images_seen)
     try:
@@ -132,7 +132,7 @@ def write_checkpoint(
     images_seen, weights = int(state["images_seen"]), tensors["weights"]
     stretches = {name: (0, tensor.numel()) for name, tensor in weights.items()}
     try:
-        report = write_shard(run_dir, images_seen, Snapshot(tensors, stretches, {}), rank=0, world=1)
+        report = write_shard(run_dir, images_seen, TrainingState(tensors, stretches, {}), rank=0, world=1)
     except StorageError:
         abandon(run_dir, images_seen)
         raise

@@ -48,10 +48,10 @@ def _norm(parameters: list[torch.nn.Parameter], share: ExpertShare) -> Tensor:
     """Returns the norm of all gradients of the model; squares of experts' are summed over the expert-parallel group."""
     mine = [p.grad for p in parameters if getattr(p, "allreduce", True) and p.grad is not None]
     experts = [p.grad for p in parameters if not getattr(p, "allreduce", True) and p.grad is not None]
-    total, of_experts = _sum_of_squares(mine), _sum_of_squares(experts)
+    total, experts_total = _sum_of_squares(mine), _sum_of_squares(experts)
     if share.count > 1:
-        dist.all_reduce(of_experts, group=groups._get_expert_parallel_group(share.group_name))
-    return (total + of_experts).sqrt()
+        dist.all_reduce(experts_total, group=groups._get_expert_parallel_group(share.group_name))
+    return (total + experts_total).sqrt()
 
 
 def _sum_of_squares(

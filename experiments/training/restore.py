@@ -14,13 +14,13 @@ from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError
 from experiments.training.checkpoint import Checkpoint
 from experiments.training.checkpoint_contents import LOSS
-from experiments.training.checkpoint_files import Snapshot
+from experiments.training.checkpoint_files import TrainingState
 from experiments.training.checkpoint_list import START_ANEW
 from experiments.training.engine import Engine
 from experiments.training.partitions import Partitions
 
 
-def snapshot(engine: Engine) -> Snapshot:
+def snapshot(engine: Engine) -> TrainingState:
     """Copies what this process saves to host memory, so that training can continue at once. Not collective."""
     partitions = engine.partitions
     tensors = {"weights": _copied(partitions, partitions.flats), "ema": _copied(partitions, engine.ema.flats)}
@@ -36,7 +36,7 @@ def snapshot(engine: Engine) -> Snapshot:
         stretch.name: (stretch.start, stretch.start + stretch.numbers.numel())
         for stretch in partitions.stretches(partitions.flats)
     }
-    return Snapshot({**tensors, "optimizer": optimizer}, bounds, counters)
+    return TrainingState({**tensors, "optimizer": optimizer}, bounds, counters)
 
 
 def require_same_loss(config: RunConfig, checkpoint: Checkpoint) -> None:

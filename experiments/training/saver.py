@@ -14,7 +14,7 @@ from typing import Any
 from experiments.distributed.agreement import everyone, first_trouble
 from experiments.errors import StorageError
 from experiments.records.run_folder import RunDir
-from experiments.training.checkpoint_files import Shapes, ShardReport, Snapshot, abandon, publish, write_shard
+from experiments.training.checkpoint_files import Shapes, ShardReport, TrainingState, abandon, publish, write_shard
 
 WAIT_SECONDS = 5.0
 """While it waits for the disk, `finish` calls `beat` this often."""
@@ -39,7 +39,7 @@ class Saver:
         """Says whether this process is still writing its shard."""
         return self._thread is not None and self._thread.is_alive()
 
-    def begin(self, state: Mapping[str, Any], snapshot: Snapshot) -> None:
+    def begin(self, state: Mapping[str, Any], snapshot: TrainingState) -> None:
         """Starts to write `snapshot`, taken at `state["images_seen"]`, and returns at once; call `finish` before."""
         assert self._state is None, "one checkpoint at a time"
         self._state = {
@@ -64,7 +64,7 @@ class Saver:
         if self._state is not None:
             self._publish()
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(self, snapshot: TrainingState) -> None:
         assert self._state is not None
         try:
             self._written = write_shard(self.run_dir, int(self._state["images_seen"]), snapshot, self.rank, self.world)

@@ -31,7 +31,7 @@ Condition = Literal["mixed_t", "same_t"]
 
 
 @dataclass(frozen=True)
-class Measured:
+class ValidationLosses:
     """The losses of this process's images by batch, and the statistics of the routed layers."""
 
     losses: list[tuple[int, list[float], list[float]]]
@@ -92,7 +92,7 @@ def measure_batches(
     rank: int = 0,
     world: int = 1,
     together: bool = False,
-) -> Measured:
+) -> ValidationLosses:
     """Measures every `world`-th batch, those of this rank, with the model in evaluation mode.
 
     `together` means that calling the model is collective: a process without a batch in the last turn then repeats an
@@ -100,7 +100,7 @@ def measure_batches(
     """
     was_training = model.training
     model.eval()
-    measured = Measured([], {})
+    measured = ValidationLosses([], {})
     for number in turns_of(len(batches), rank, world, together):
         batch = to_device(batches[number % len(batches)], device)
         loss_B, output = forward_loss(model, batch, config.model.patch_size)
@@ -123,7 +123,7 @@ def turns_of(num_batches: int, rank: int, world: int, together: bool) -> range:
     return range(rank, end, world)
 
 
-def _merge(measurements: Sequence[Measured]) -> tuple[list[tuple[float, float]], dict[int, RoutingStats]]:
+def _merge(measurements: Sequence[ValidationLosses]) -> tuple[list[tuple[float, float]], dict[int, RoutingStats]]:
     """Returns (loss, t) of each image in the order of the set, for any number of processes, and summed statistics."""
     batches = sorted(batch for measured in measurements for batch in measured.losses)
     losses = [pair for _, loss, time in batches for pair in zip(loss, time, strict=True)]

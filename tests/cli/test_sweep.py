@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ecdit_cli.app import run
-from ecdit_cli.sweep import How, asked_for, execute, run_here
+from ecdit_cli.sweep import SweepOptions, asked_for, execute, run_here
 from sweeps.cost import estimated, table_device
 
 WORKER = Path(__file__).parents[1] / "unit" / "sweeps" / "worker.py"
@@ -195,7 +195,7 @@ def test_a_dry_run_for_more_accelerators_than_there_are_shows_its_plan(spec, cap
 
 def test_estimates_are_compared_with_what_was_measured(spec, out, capsys):
     folder, plan = asked_for(spec, ["train.precision=bf16"], out)
-    run_here(folder, estimated(plan, table_device("H100")), How(), worker())
+    run_here(folder, estimated(plan, table_device("H100")), SweepOptions(), worker())
     capsys.readouterr()
     assert run(["status", str(out), "--json"]) == 0
     assert all("seconds_error" in row for row in json.loads(capsys.readouterr().out)["runs"])
@@ -216,7 +216,7 @@ def test_what_failed_by_itself_is_left_alone_until_asked_for(spec, out, capsys):
     assert f"`ecdit sweep {out} --retry-failed` starts them again." in " ".join(capsys.readouterr().err.split())
     _, left = execute(spec, [], out, command=worker())
     assert {progress.state for progress in left.runs} == {"failed"}
-    _, again = execute(spec, [], out, How(retry_failed=True), command=worker())
+    _, again = execute(spec, [], out, SweepOptions(retry_failed=True), command=worker())
     assert again.exit_code == 0
 
 

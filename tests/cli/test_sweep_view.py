@@ -8,7 +8,7 @@ import time
 from rich.console import Console
 
 from ecdit_cli._sweep_view import PLAIN_SECONDS, PlainView, live_table, live_view
-from sweeps.progress import RunProgress, Snapshot
+from sweeps.progress import RunProgress, SweepSnapshot
 
 
 def runs(num_done=1, num_running=1, num_planned=1):
@@ -28,13 +28,13 @@ def printed(snapshot, width=120, max_runs=20):
 
 
 def test_the_table_has_a_line_for_each_run_and_the_total():
-    text = printed(Snapshot(runs(), seconds=65.0, seconds_left=130.0))
+    text = printed(SweepSnapshot(runs(), seconds=65.0, seconds_left=130.0))
     assert "running-0 running 32/64 50% 0.5000 8 4 s" in text
     assert "1 done, 1 planned, 1 running; 50% of the images; 1 min 05 s, 2 min 10 s left" in text
 
 
 def test_a_table_higher_than_the_terminal_shows_the_running_runs_and_counts_the_rest():
-    text = printed(Snapshot(runs(num_done=30, num_running=2, num_planned=30)), max_runs=3)
+    text = printed(SweepSnapshot(runs(num_done=30, num_running=2, num_planned=30)), max_runs=3)
     assert "running-0" in text
     assert "running-1" in text
     assert "and 59 more; 30 done, 30 planned, 2 running" in text
@@ -42,25 +42,25 @@ def test_a_table_higher_than_the_terminal_shows_the_running_runs_and_counts_the_
 
 def test_a_narrow_terminal_keeps_what_tells_runs_apart():
     name = "nano-token_choice-8e-k2-c2-gbatch-s1-cf346a"
-    text = printed(Snapshot([RunProgress(name, "running", 9600, 38400, 0.5, images_per_second=8.0)]), width=80)
+    text = printed(SweepSnapshot([RunProgress(name, "running", 9600, 38400, 0.5, images_per_second=8.0)]), width=80)
     assert "nano-toke…ch-s1-cf346a running 9,600/38,400 25% 0.5000 1 h 00 min" in text
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are():
-    assert "[bold]" in printed(Snapshot([RunProgress("[bold]", "planned", 0, 64)]))
+    assert "[bold]" in printed(SweepSnapshot([RunProgress("[bold]", "planned", 0, 64)]))
 
 
 def test_stopping_is_said():
-    assert "Ctrl-C again kills" in printed(Snapshot(runs(), stopping=True))
+    assert "Ctrl-C again kills" in printed(SweepSnapshot(runs(), stopping=True))
 
 
 def test_without_a_terminal_only_changes_of_state_are_printed():
     console = Console(file=io.StringIO(), width=60)
     view = PlainView(console)
-    view(Snapshot([RunProgress("a", "planned", 0, 64)]))
-    view(Snapshot([RunProgress("a", "running", 0, 64)]))
-    view(Snapshot([RunProgress("a", "running", 32, 64)]))
-    view(Snapshot([RunProgress("a", "failed", 32, 64, reason="[no] memory " + "x" * 60)]))
+    view(SweepSnapshot([RunProgress("a", "planned", 0, 64)]))
+    view(SweepSnapshot([RunProgress("a", "running", 0, 64)]))
+    view(SweepSnapshot([RunProgress("a", "running", 32, 64)]))
+    view(SweepSnapshot([RunProgress("a", "failed", 32, 64, reason="[no] memory " + "x" * 60)]))
     assert console.file.getvalue().splitlines() == ["a: started", f"a: failed: [no] memory {'x' * 60}"]
 
 
@@ -69,8 +69,8 @@ def test_without_a_terminal_progress_is_printed_now_and_then(monkeypatch):
     view = PlainView(console)
     later = time.monotonic() + PLAIN_SECONDS
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    view(Snapshot(runs(), seconds=10.0))
-    view(Snapshot(runs(), seconds=10.5))
+    view(SweepSnapshot(runs(), seconds=10.0))
+    view(SweepSnapshot(runs(), seconds=10.5))
     assert console.file.getvalue().splitlines() == [
         "running-0: images 32/64 50%, loss 0.5000, images/s 8, left 4 s",
         "1 done, 1 planned, 1 running; 50% of the images; 10 s",
@@ -79,6 +79,6 @@ def test_without_a_terminal_progress_is_printed_now_and_then(monkeypatch):
 
 def test_a_pipe_gets_lines_and_no_table(capsys):
     with live_view() as show:
-        show(Snapshot([RunProgress("a", "planned", 0, 64)]))
-        show(Snapshot([RunProgress("a", "done", 64, 64)]))
+        show(SweepSnapshot([RunProgress("a", "planned", 0, 64)]))
+        show(SweepSnapshot([RunProgress("a", "done", 64, 64)]))
     assert capsys.readouterr().err == "a: done\n"

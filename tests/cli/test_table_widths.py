@@ -17,7 +17,7 @@ from ecdit_cli._table import print_table
 from ecdit_cli.compare_routing import COLUMNS as COMPARISON_COLUMNS
 from ecdit_cli.presets import COLUMNS as PRESET_COLUMNS
 from experiments.records.schema import EvalRow
-from sweeps.progress import RunProgress, Snapshot
+from sweeps.progress import RunProgress, SweepSnapshot
 
 REASON = "[/__w/gloo/pair.cc:534] Connection closed by peer [10.0.0.7]:4711 " * 3
 NAMES = [f"nano-shared_expert-16e-k2-c1.25-gbatch-s{seed}-{seed}a2b3c" for seed in range(3)] + ["名" * 30]
@@ -84,7 +84,7 @@ def test_sentences_may_take_several_lines_and_are_whole() -> None:
 def test_the_live_view_keeps_to_the_width(width: int) -> None:
     runs = [RunProgress(name, "interrupted", 9600, 38400, 0.5, images_per_second=8.0) for name in NAMES[:3]]
     console = Console(file=io.StringIO(), width=width)
-    console.print(live_table(Snapshot(runs), width, 20))
+    console.print(live_table(SweepSnapshot(runs), width, 20))
     lines = [line for line in console.file.getvalue().splitlines() if line.strip().startswith("nano")]
     assert len({line.split()[0] for line in lines}) == 3
     assert all(cell_len(line) <= width for line in console.file.getvalue().splitlines())

@@ -45,7 +45,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `M
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class LeftOutRow:
     """Describes a row that is left out of the data set, and why."""
 
     row: int
@@ -68,7 +68,7 @@ class EncodedRows:
     """Holds a shard's tensors by name, and the rows left out. `source_sha256` hashes all its files and captions."""
 
     tensors: dict[str, Tensor]
-    left_out: list[LeftOut]
+    left_out: list[LeftOutRow]
     source_sha256: str
     num_cut_t5: int = 0
     num_cut_clip: int = 0
@@ -84,7 +84,7 @@ def encode_rows(
     on_rows: Callable[[int], None] = lambda num_rows: None,
 ) -> EncodedRows:
     """Encodes `rows` in their order to a shard's content; `on_rows` is called with the number of rows of each batch."""
-    left_out: list[LeftOut] = []
+    left_out: list[LeftOutRow] = []
     parts: list[dict[str, Tensor]] = []
     captions: list[EncodedCaptions] = []
     digest = hashlib.sha256()
@@ -92,7 +92,7 @@ def encode_rows(
         for first in range(0, len(rows), batch_images):
             here = rows[first : first + batch_images]
             answers = list(threads.map(lambda row: load_row(source, row, image_size), here))
-            left_out += [answer for answer in answers if isinstance(answer, LeftOut)]
+            left_out += [answer for answer in answers if isinstance(answer, LeftOutRow)]
             loaded = [answer for answer in answers if isinstance(answer, Loaded)]
             if loaded:
                 captions.append(text.encode([one.caption for one in loaded]))
@@ -114,8 +114,8 @@ def encode_empty_caption(text: TextEncoders) -> dict[str, Tensor]:
     return {"text_MV": text_TV, "text_start_N1": torch.tensor([0, len(text_TV)]), "pooled_NU": encoded.pooled_BU}
 
 
-def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOut:
-    """Reads and decodes one row; returns `LeftOut` where it cannot be used."""
+def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOutRow:
+    """Reads and decodes one row; returns `LeftOutRow` where it cannot be used."""
     name = f"row {row}"
     try:
         stored = source.read(row)
@@ -133,9 +133,9 @@ def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOut:
     return Loaded(row, pixels_CHW, stored.caption, digest)
 
 
-def _left_out(row: int, name: str, reason: str) -> LeftOut:
-    """Returns a `LeftOut` whose name and reason, which contain foreign text, are short and printable."""
-    return LeftOut(row, *(shortened(printable(text), LISTED_CHARACTERS) for text in (name, reason)))
+def _left_out(row: int, name: str, reason: str) -> LeftOutRow:
+    """Returns a `LeftOutRow` whose name and reason, which contain foreign text, are short and printable."""
+    return LeftOutRow(row, *(shortened(printable(text), LISTED_CHARACTERS) for text in (name, reason)))
 
 
 def decode(content: bytes, image_size: int) -> Tensor:

@@ -16,8 +16,8 @@ from experiments.data.prepare.pairing import Endings, choose_ending, is_hidden, 
 from experiments.data.prepare.rows import (
     MAX_CAPTION_BYTES,
     MAX_IMAGE_BYTES,
+    ReadableRows,
     Row,
-    Rows,
     UnusableRowError,
     as_caption,
     caption_in,
@@ -71,8 +71,8 @@ class FileRows:
 class JoinedRows:
     """Concatenates the rows of two sources."""
 
-    first: Rows
-    second: Rows
+    first: ReadableRows
+    second: ReadableRows
 
     def __len__(self) -> int:
         """The number of rows of both."""

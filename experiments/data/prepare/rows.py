@@ -48,7 +48,7 @@ class UnusableRowError(Exception):
         self.name, self.reason = name, reason
 
 
-class Rows(Protocol):
+class ReadableRows(Protocol):
     """Rows that can be read in any order and from several threads."""
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 from experiments.config.data_set import FileEntry, SetSplit, Shard
 from experiments.data.latents import file_sha256
 from experiments.data.order import shuffled
-from experiments.data.prepare.encoding import EncodedRows, LeftOut
+from experiments.data.prepare.encoding import EncodedRows, LeftOutRow
 from experiments.errors import ConfigError
 from experiments.inputs import MAX_ROWS_BYTES, read_input
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
@@ -71,7 +71,7 @@ class Note(BaseModel):
     rows: str
     request: str | None = None
     entry: Shard | FileEntry
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[LeftOutRow, ...]
 
 
 def deal_rows(request: Request, num_rows: int, is_good: Callable[[int], bool]) -> list[ShardTask]:

@@ -19,7 +19,7 @@ from experiments.data.prepare.folders import FileRows, ImageFile, JoinedRows, ca
 from experiments.data.prepare.libraries import library
 from experiments.data.prepare.pairing import Endings
 from experiments.data.prepare.path_tables import find_tables, is_metadata, read_table, unlisted
-from experiments.data.prepare.rows import MAX_CAPTION_BYTES, Row, Rows, UnusableRowError, find_json_key
+from experiments.data.prepare.rows import MAX_CAPTION_BYTES, ReadableRows, Row, UnusableRowError, find_json_key
 from experiments.data.prepare.tables import open_hub, open_parquet
 from experiments.data.prepare.tars import open_tars
 from experiments.errors import ConfigError
@@ -35,7 +35,7 @@ class SourceRows:
     """Holds all rows of a source, which can be read in any order."""
 
     path: str
-    rows: Rows
+    rows: ReadableRows
     image_column: str
     caption_column: str
 
@@ -178,6 +178,6 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _with(rows: Rows, folder: Path, others: Sequence[ImageFile]) -> Rows:
+def _with(rows: ReadableRows, folder: Path, others: Sequence[ImageFile]) -> ReadableRows:
     """Returns `rows` followed by the images beside the packed files, which have no caption."""
     return JoinedRows(rows, FileRows(folder, others)) if others else rows

@@ -27,7 +27,7 @@ PREVIEW_SCALE = 4
 """Screen pixels for each pixel of an image."""
 
 
-class ComputeMap:
+class PreviewMap:
     """Accumulates the mean number of experts per token, over routed layers and calls of the model."""
 
     def __init__(self, num_images: int) -> None:
@@ -61,7 +61,7 @@ def preview(engine: Engine, config: RunConfig, images_seen: int, writer: RecordW
         return
     captions_BL = validation_captions(config, num_images)
     noise = image_noise(config, range(num_images), seed=config.data.seed).to(engine.device)
-    compute = ComputeMap(num_images)
+    compute = PreviewMap(num_images)
     settings = SamplerSettings(config.eval.sample_steps, Guidance(config.eval.guidance))
     images_BCHW = sample(engine.model, captions_BL, noise, settings, compute.watch).cpu()
     if writer is None:

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.claims import (
     SAME_T,
-    Claim,
+    PairedDifference,
     claims,
     conclusion,
     corrected,
@@ -53,22 +53,24 @@ def write_losses(folder: Path, write_run: WriteRun, losses: Losses, same_t: floa
 
 
 @pytest.fixture
-def found(tmp_path: Path, write_run: WriteRun) -> dict[tuple[str, str], Claim]:
+def found(tmp_path: Path, write_run: WriteRun) -> dict[tuple[str, str], PairedDifference]:
     table = run_table(load_records([write_losses(tmp_path, write_run, SEPARATED, same_t=0.02)]))
     return {(claim.arm, claim.reference): claim for claim in claims(table)}
 
 
-def test_an_interval_below_zero_is_a_lower_loss(found: dict[tuple[str, str], Claim]) -> None:
+def test_an_interval_below_zero_is_a_lower_loss(found: dict[tuple[str, str], PairedDifference]) -> None:
     assert found["Expert choice", "Dense (same depth)"].verdict == "lower"
     assert found["Expert choice", "Dense (same depth)"].gap.mean == pytest.approx(-0.002966, abs=1e-6)
     assert found["Token choice", "Dense (same activated)"].verdict == "lower"
 
 
-def test_the_wrong_direction_is_said_as_well(found: dict[tuple[str, str], Claim]) -> None:
+def test_the_wrong_direction_is_said_as_well(found: dict[tuple[str, str], PairedDifference]) -> None:
     assert found["Expert choice", "Token choice"].verdict == "higher"
 
 
-def test_of_batches_of_one_timestep_only_what_dense_does_not_show_counts(found: dict[tuple[str, str], Claim]) -> None:
+def test_of_batches_of_one_timestep_only_what_dense_does_not_show_counts(
+    found: dict[tuple[str, str], PairedDifference],
+) -> None:
     assert found["Token choice", SAME_T].verdict == "higher"
     assert found["Token choice", SAME_T].gap.mean == pytest.approx(0.02)
     assert found["Expert choice", SAME_T].verdict == "not separated"
@@ -88,8 +90,8 @@ def test_the_sentence_says_both_sides_and_the_scale(tmp_path: Path, write_run: W
 
 
 def test_many_arms_are_named_by_the_exceptions() -> None:
-    def claim(arm: str, low: float) -> Claim:
-        return Claim("nano", arm, "Dense", Interval(low + 0.01, low, low + 0.02, 3, "paired"))
+    def claim(arm: str, low: float) -> PairedDifference:
+        return PairedDifference("nano", arm, "Dense", Interval(low + 0.01, low, low + 0.02, 3, "paired"))
 
     found = [claim(arm, -0.05) for arm in "ABCDE"] + [claim("F", -0.01)]
     assert supported_differences(found) == ["a lower validation loss than Dense for all 6 routed arms but F"]
@@ -101,7 +103,7 @@ def test_differences_are_corrected_for_how_many_were_tested() -> None:
     p_values = (0.03, 0.5, 0.01, 0.8, None, 0.9)
     gaps = [Interval(-0.1, -0.2, -0.01 if p and p < 0.05 else 0.1, 3, "paired", p) for p in p_values[:4]]
     gaps += [Interval(-0.1, None, None, 1, "paired"), Interval(0.0, -0.1, 0.1, 3, "paired", 0.9)]
-    found = corrected([Claim("nano", arm, "Dense", gap) for arm, gap in zip("ABCDEF", gaps, strict=True)])
+    found = corrected([PairedDifference("nano", arm, "Dense", gap) for arm, gap in zip("ABCDEF", gaps, strict=True)])
     assert [claim.p_benjamini_hochberg for claim in found] == pytest.approx([0.075, 0.8333333, 0.05, 0.9, None, 0.9])
     assert [claim.p_holm for claim in found] == pytest.approx([0.12, 1.0, 0.05, 1.0, None, 1.0])
     assert [claim.verdict for claim in found] == [
@@ -118,7 +120,7 @@ def test_many_differences_that_do_not_exist_are_not_called_supported() -> None:
     """Of 2,000 comparisons of three seeds without a difference, 5% have intervals that exclude 0."""
     random = np.random.default_rng(0)
     gaps = [difference(dict(enumerate(one)), dict(enumerate(other))) for one, other in random.normal(size=(2000, 2, 3))]
-    found = corrected([Claim("nano", "A", "B", gap) for gap in gaps])
+    found = corrected([PairedDifference("nano", "A", "B", gap) for gap in gaps])
     assert sum(gap.is_below_zero or gap.is_above_zero for gap in gaps) == pytest.approx(100, abs=30)
     assert not [claim for claim in found if claim.verdict in ("lower", "higher")]
 

@@ -17,7 +17,7 @@ from analysis.paper_claims import (
     HALF_STEPS,
     NOT_TESTABLE,
     THIRD_TIME,
-    Form,
+    ClaimForm,
     PaperClaim,
     paper_claim_cells,
     paper_claim_rows,
@@ -42,7 +42,7 @@ def token_choice(slope: float, num_experts: int = 16) -> dict[str, Any]:
     return {f"tc{num_experts}": ({}, {"name": "token_choice", "num_experts": num_experts}, slope)}
 
 
-def found(folder: Path) -> Mapping[Form, PaperClaim]:
+def found(folder: Path) -> Mapping[ClaimForm, PaperClaim]:
     records = load_records([folder])
     return {claim.form: claim for claim in paper_claims(records, run_table(records))}
 

@@ -15,7 +15,7 @@ import pytest
 
 from experiments.errors import StorageError
 from experiments.records import lock_file as ownership
-from experiments.records.lock_file import Claim, Silence, holder, silence_on_disk, take, take_if_dead
+from experiments.records.lock_file import LockFile, Silence, holder, silence_on_disk, take, take_if_dead
 from experiments.records.processes import Owner
 
 
@@ -37,14 +37,14 @@ def elsewhere():
 
 def hold(folder, owner):
     claim = take(folder, owner=owner)
-    assert isinstance(claim, Claim)
+    assert isinstance(claim, LockFile)
     return claim
 
 
 def race(folder, barrier, wins):
     barrier.wait()
     claim = take_if_dead(folder)
-    if isinstance(claim, Claim):
+    if isinstance(claim, LockFile):
         with wins.get_lock():
             wins.value += 1
         time.sleep(0.5)
@@ -86,7 +86,7 @@ def test_what_was_given_back_is_free(folder):
 def test_a_process_that_ended_is_replaced_at_once(folder):
     lost = hold(folder, process_that_has_ended())
     assert holder(folder).is_dead()
-    assert isinstance(take_if_dead(folder), Claim)
+    assert isinstance(take_if_dead(folder), LockFile)
     assert not lost.renew()
     lost.release()
     assert holder(folder).owner == Owner.of()
@@ -104,7 +104,7 @@ def test_another_machine_is_believed_until_it_was_silent_for_long(folder):
     assert take_if_dead(folder) == holder(folder)
     path = next(folder.glob("*.held"))
     os.utime(path, (0, time.time() - 601))
-    assert isinstance(take_if_dead(folder), Claim)
+    assert isinstance(take_if_dead(folder), LockFile)
 
 
 def test_a_clock_set_back_or_forth_takes_no_claim_from_a_living_process(folder, monkeypatch):
@@ -120,11 +120,11 @@ def test_a_clock_set_back_or_forth_takes_no_claim_from_a_living_process(folder, 
 def test_an_earlier_start_of_the_same_slurm_job_is_dead_wherever_it_ran(folder, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     hold(folder, elsewhere())
-    assert not isinstance(take_if_dead(folder), Claim)  # of this start: another process of the job, on another node
+    assert not isinstance(take_if_dead(folder), LockFile)  # of this start: another process of the job, on another node
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     hold(folder.with_name("other"), dataclasses.replace(elsewhere(), job="18"))
-    assert isinstance(take_if_dead(folder), Claim)
-    assert not isinstance(take_if_dead(folder.with_name("other")), Claim)
+    assert isinstance(take_if_dead(folder), LockFile)
+    assert not isinstance(take_if_dead(folder.with_name("other")), LockFile)
 
 
 def test_who_looked_long_ago_cannot_take_what_others_took_since(folder, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_claim_that_cannot_be_read_yet_is_respected(folder):
     path = next(folder.glob("*.held"))
     path.write_text(json.dumps({"pid": 1})[:5])
     assert holder(folder).owner is None
-    assert not isinstance(take_if_dead(folder), Claim)
+    assert not isinstance(take_if_dead(folder), LockFile)
     claim.release()
 
 
@@ -214,15 +214,15 @@ def test_a_claim_that_cannot_be_read_holds_while_it_gives_signs_and_never_blocks
     folder.mkdir()
     make(folder)
     found = take_if_dead(folder)
-    assert not isinstance(found, Claim)
+    assert not isinstance(found, LockFile)
     assert (found.owner, found.number) == (None, 1)
     os.utime(folder / "00000001.held", (0, time.time() - 601), follow_symlinks=False)
     claim = take_if_dead(folder)
-    assert isinstance(claim, Claim)
+    assert isinstance(claim, LockFile)
     assert claim.renew()
     claim.release()
     assert holder(folder) is None
-    assert isinstance(take_if_dead(folder), Claim)
+    assert isinstance(take_if_dead(folder), LockFile)
 
 
 @pytest.mark.timeout(30)
@@ -230,7 +230,7 @@ def test_a_claim_that_cannot_be_read_holds_while_it_gives_signs_and_never_blocks
 def test_a_name_that_no_claim_has_is_no_claim(folder, name):
     folder.mkdir()
     (folder / name).write_text("mine")
-    assert isinstance(take_if_dead(folder), Claim)
+    assert isinstance(take_if_dead(folder), LockFile)
     assert (folder / name).read_text() == "mine"
 
 

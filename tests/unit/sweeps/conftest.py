@@ -12,7 +12,7 @@ from sweeps.folder import SweepFolder
 from sweeps.local import LocalExecutor
 from sweeps.plan import Plan
 from sweeps.planner import make_plan
-from sweeps.progress import Snapshot
+from sweeps.progress import SweepSnapshot
 from sweeps.run_queue import Retries
 from sweeps.runner import SweepResult, freeze_plan, run_sweep
 from sweeps.sharing import SharedRuns
@@ -60,7 +60,7 @@ def run(folder: SweepFolder, worker: list[str]) -> Callable[..., SweepResult]:
         asked: Plan,
         *behaviours: str,
         num_slots: int = 2,
-        on_progress: Callable[[Snapshot], None] = lambda snapshot: None,
+        on_progress: Callable[[SweepSnapshot], None] = lambda snapshot: None,
         retries: int = 0,
         timeout_seconds: float = 60.0,
         shared: SharedRuns | None = None,

@@ -10,7 +10,7 @@ from experiments.errors import SpecError, StorageError
 from experiments.records.schema import Status
 from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
-from sweeps.plan import Estimate
+from sweeps.plan import CostEstimate
 from sweeps.planner import make_plan
 from sweeps.runner import freeze_plan
 
@@ -60,7 +60,7 @@ def test_a_new_run_never_takes_the_name_of_another(folder, seeds):
 def test_a_started_run_keeps_the_estimate_of_its_start(folder, seeds):
     def promised(seconds, *numbers):
         plan = seeds(*numbers)
-        estimate = Estimate(memory_gib=1.0, seconds=seconds, basis="told")
+        estimate = CostEstimate(memory_gib=1.0, seconds=seconds, basis="told")
         return plan.model_copy(update={"runs": [run.model_copy(update={"estimate": estimate}) for run in plan.runs]})
 
     start(folder, freeze_plan(folder, promised(10.0, 0)).runs[0])

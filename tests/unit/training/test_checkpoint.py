@@ -14,8 +14,8 @@ from experiments.records.run_folder import RunDir
 from experiments.training import checkpoint_files
 from experiments.training.checkpoint import Checkpoint, DamagedCheckpointError, load_newest
 from experiments.training.checkpoint_files import (
-    Snapshot,
     Stretches,
+    TrainingState,
     publish,
     write_checkpoint,
     write_shard,
@@ -219,7 +219,7 @@ def in_shards(run_dir: RunDir) -> Checkpoint:
         parts = {name: FULL[name].view(-1)[first:last] for name, (first, last) in stretches.items()}
         weights = {name: part.view(SHAPES[name]) if name == "whole" else part for name, part in parts.items()}
         moments = {f"{name}/exp_avg": -part for name, part in parts.items()}
-        snapshot = Snapshot({"weights": weights, "ema": weights, "optimizer": moments}, stretches, {})
+        snapshot = TrainingState({"weights": weights, "ema": weights, "optimizer": moments}, stretches, {})
         reports.append(write_shard(run_dir, 100, snapshot, rank, world=3))
     publish(run_dir, {"config_id": "abc", "images_seen": 100}, SHAPES, reports, keep=1)
     found = load_newest(run_dir, "abc", say=pytest.fail)

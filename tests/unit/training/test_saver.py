@@ -12,16 +12,16 @@ from experiments.errors import StorageError
 from experiments.records.run_folder import RunDir
 from experiments.training import saver as saver_module
 from experiments.training.checkpoint import load_newest
-from experiments.training.checkpoint_files import Snapshot, write_shard
+from experiments.training.checkpoint_files import TrainingState, write_shard
 from experiments.training.checkpoint_list import complete_checkpoints
 from experiments.training.saver import Saver
 from tests.training_runs import files_no_larger_than
 
 
-def a_snapshot(value: float = 1.0, size: int = 8) -> Snapshot:
+def a_snapshot(value: float = 1.0, size: int = 8) -> TrainingState:
     tensors = {"w": torch.full((size,), value)}
     moments = {"w/exp_avg": torch.zeros(size)}
-    return Snapshot({"weights": tensors, "ema": tensors, "optimizer": moments}, {"w": (0, size)}, {"step": 3.0})
+    return TrainingState({"weights": tensors, "ema": tensors, "optimizer": moments}, {"w": (0, size)}, {"step": 3.0})
 
 
 def a_saver(folder: Path, size: int = 8) -> Saver:

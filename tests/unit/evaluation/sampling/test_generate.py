@@ -4,7 +4,7 @@ import torch
 from experiments.config.overrides import load_config
 from experiments.errors import ConfigError
 from experiments.evaluation.sampling.generate import SamplerSettings, caption_ids, image_noise, sample
-from experiments.evaluation.sampling.preview import ComputeMap, grid
+from experiments.evaluation.sampling.preview import PreviewMap, grid
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT
 
@@ -57,7 +57,7 @@ def test_words_outside_the_vocabulary_are_named():
 
 def test_the_compute_map_is_the_mean_number_of_experts_of_a_token():
     config, model = noisy_model("routing=expert_choice", "routing.num_experts=4", "routing.capacity_factor=2")
-    compute = ComputeMap(num_images=2)
+    compute = PreviewMap(num_images=2)
     captions = caption_ids(CAPTIONS[:2])
     sample(model, captions, image_noise(config, [0, 1], seed=0), SETTINGS, compute.watch)
     maps = compute.maps()
@@ -68,7 +68,7 @@ def test_the_compute_map_is_the_mean_number_of_experts_of_a_token():
 
 def test_a_dense_model_has_no_compute_map():
     config, model = noisy_model("routing=dense")
-    compute = ComputeMap(num_images=1)
+    compute = PreviewMap(num_images=1)
     sample(model, caption_ids(CAPTIONS[:1]), image_noise(config, [0], seed=0), SETTINGS, compute.watch)
     assert compute.maps() is None
 

@@ -12,7 +12,7 @@ from PIL import Image
 from experiments.config.overrides import load_config
 from experiments.data.loader import validation_set
 from experiments.evaluation.sampling.generate import SamplerSettings, image_noise, sample, validation_captions
-from experiments.evaluation.sampling.preview import ComputeMap, preview
+from experiments.evaluation.sampling.preview import PreviewMap, preview
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT
 from experiments.records.run_folder import RunDir
@@ -51,7 +51,7 @@ def test_a_routing_map_is_of_the_caption_and_not_of_the_null_caption() -> None:
         torch.nn.init.normal_(parameter, std=0.2)
     maps = []
     for scale in (1.0, 3.0):
-        compute = ComputeMap(num_images=3)
+        compute = PreviewMap(num_images=3)
         settings = SamplerSettings(num_steps=1, guidance=Guidance(scale))
         sample(model, validation_captions(config, 3), image_noise(config, range(3), seed=0), settings, compute.watch)
         maps.append(compute.maps())
