@@ -56,7 +56,7 @@ class PairedDifference:
             return "not testable"
         if not (self.gap.is_below_zero or self.gap.is_above_zero):
             return "not separated"
-        if not _holds(self.p_benjamini_hochberg):
+        if not holds(self.p_benjamini_hochberg):
             return "not after correction"
         return "lower" if self.gap.is_below_zero else "higher"
 
@@ -92,7 +92,7 @@ def correction(found: Sequence[PairedDifference]) -> str:
         return ""
     before = sum(claim.gap.is_below_zero or claim.gap.is_above_zero for claim in tested)
     after = sum(claim.verdict in ("lower", "higher") for claim in tested)
-    strict = sum(_holds(claim.p_holm) for claim in tested)
+    strict = sum(holds(claim.p_holm) for claim in tested)
     return (
         f"Of {len(tested)} differences tested, 0 lies outside the 95% interval in {before}; in {after} after Benjamini "
         f"and Hochberg's correction for their number, by which they are called supported, and in {strict} after Holm's."
@@ -103,7 +103,7 @@ def _with_p_values(claim: PairedDifference, benjamini_hochberg: float, holms: fl
     return replace(claim, p_benjamini_hochberg=benjamini_hochberg, p_holm=holms)
 
 
-def _holds(p_value: float | None) -> bool:
+def holds(p_value: float | None) -> bool:
     """Whether a corrected p-value leaves the difference standing; one that was tested alone (None) needs none."""
     return p_value is None or p_value <= 1 - CONFIDENCE
 

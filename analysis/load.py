@@ -2,8 +2,9 @@
 
 Only finished runs enter the frames. A run that is unfinished, failed, damaged, a copy of another or without a
 validation loss at its end, a line that was cut and a row with a number that is not finite are left out, counted and
-listed in `Records.left_out`; nothing disappears silently. Runs of another schema version are refused. Whether the runs
-may be compared is said by `comparable.py`, which runs form one arm by `arms.py`.
+listed in `Records.left_out`; nothing disappears silently. So are runs of a newer version of ecdit, and runs of an older
+one that trained on another balance loss than the others. Whether the runs may be compared is said by `comparable.py`,
+which runs form one arm by `arms.py`.
 
 Frames (one row each per): `runs` a run, the settings as dotted columns (`routing.name`); `steps` a `StepRow`; `evals`
 an `EvalRow`. All carry `run`, the folder as text, which joins them; in `steps`, which may have millions of rows, it is
@@ -29,8 +30,8 @@ from analysis.rows import RowTable, read_steps, read_table
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import stored_config
 from experiments.errors import EcditError, RecordError
-from experiments.records.run_folder import RunDir, Skipped, find_runs, other_version
-from experiments.records.schema import SCHEMA_VERSION, EvalRow, RoutingRow, RunRecord
+from experiments.records.run_folder import RunDir, Skipped, find_runs
+from experiments.records.schema import BALANCE_LOSS, EvalRow, RoutingRow, RunRecord, Status
 from experiments.records.wandb_mirror import mirror_id
 from experiments.text import encodable
 
@@ -80,13 +81,15 @@ class _Finished(NamedTuple):
     row: dict[str, Any]
     mirror_id: str
     settings: str
+    balance_loss: str | None
+    """How the balance losses of its layers were combined; None where it has not several."""
 
 
 def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records:
     """The finished runs at or below `roots` and in the W&B `projects` (`wandb:ENTITY/PROJECT`), duplicates once.
 
-    A run that is there and in W&B is the folder's. A `RecordError` when a root does not exist, when no finished run is
-    found, or when schema versions are mixed; a `WandbError` for a project that cannot be read.
+    A run that is there and in W&B is the folder's. A `RecordError` when a root does not exist or when no finished run
+    is found; a `WandbError` for a project that cannot be read.
     """
     fetched = [fetch_project(place) for place in projects]
     skipped: Skipped = []
@@ -100,17 +103,19 @@ def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records
     finished = [each for each in found if isinstance(each, _Finished)]
     if not finished:
         reasons = "; ".join(map(str, left_out[:3])) + ("; ..." if len(left_out) > 3 else "")
-        raise RecordError(f"None of the {len(dirs)} runs is finished ({reasons}).", "Re-run its command to continue.")
+        hint = "Re-run the command of an unfinished run to continue it."
+        raise RecordError(f"None of the {len(dirs)} runs is finished ({reasons}).", hint)
     incomplete = _without_final_loss(finished, *(table.frame for table in tables))
     unusable = {each.run for each in incomplete}
-    kept, copies = _without_copies([each for each in finished if each.run not in unusable])
+    of_one_loss, of_another = _of_one_loss([each for each in finished if each.run not in unusable])
+    kept, copies = _without_copies(of_one_loss)
     if not kept:
         raise RecordError(f"No finished run is complete ({incomplete[0]}).", "Train it again in a new folder.")
     runs = pd.DataFrame([each.row for each in kept])
     steps, evals = (_only(runs, table.frame) for table in tables)
-    copied = {each.run for each in copies}
+    copied = {each.run for each in (*copies, *of_another)}
     rows_left_out = [LeftOutRecord(*entry) for table in tables for entry in table.left_out if entry[0] not in copied]
-    return Records(runs, steps, evals, (*left_out, *copies, *rows_left_out, *incomplete))
+    return Records(runs, steps, evals, (*left_out, *of_another, *copies, *rows_left_out, *incomplete))
 
 
 def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOutRecord]]:
@@ -145,16 +150,25 @@ def _finished_run(run: RunDir) -> _Finished | LeftOutRecord:
             progress = f"{status.images_seen:,} of {status.images_total:,} images"
             reason = f": {status.reason}" if status.reason else ""
             return LeftOutRecord(str(run.path), f"{status.state} at {progress}{reason}")
-        return _described(run, run.read_run(), status.images_seen)
+        return _described(run, run.read_run(), status)
     except RecordError as error:
-        _refuse_other_version(run)
-        return LeftOutRecord(str(run.path), error.message)
+        return LeftOutRecord(str(run.path), (run.newer_version() or error).message)
 
 
-def _refuse_other_version(run: RunDir) -> None:
-    version = run.schema_version()
-    if type(version) is int and version > 0 and version != SCHEMA_VERSION:
-        raise other_version(run.path, version)
+def _of_one_loss(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftOutRecord]]:
+    """The runs without those whose balance loss is the mean over layers, where another run's is today's sum.
+
+    Both have the same config ids, so that they would stand in one arm although they trained on different losses.
+    """
+    of_today = next((each.run for each in finished if each.balance_loss == BALANCE_LOSS), None)
+    kept, left_out = [], []
+    for each in finished:
+        if of_today is None or each.balance_loss in (None, BALANCE_LOSS):
+            kept.append(each)
+        else:
+            reason = f"an earlier version trained it with the {each.balance_loss} of the balance loss"
+            left_out.append(LeftOutRecord(each.run, f"{reason}, of which {of_today} has the {BALANCE_LOSS}"))
+    return kept, left_out
 
 
 def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftOutRecord]]:
@@ -173,14 +187,15 @@ def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[Le
     return kept, copies
 
 
-def _described(run: RunDir, record: RunRecord, images_seen: int) -> _Finished:
-    stored_config(record.config, run.run_json)
+def _described(run: RunDir, record: RunRecord, status: Status) -> _Finished:
+    config = stored_config(record.config, run.run_json)
     settings = dict(dotted(record.config))
     facts = {name: getattr(record, name) for name in RECORD_COLUMNS}
     facts |= counts_without_embeddings(record)
-    row = {"run": str(run.path), "images_seen": images_seen, **facts, **settings}
+    row = {"run": str(run.path), "images_seen": status.images_seen, **facts, **settings}
     compared = sorted((key, value) for key, value in settings.items() if not key.startswith(WITHOUT_EFFECT))
-    return _Finished(row["run"], row, mirror_id(record), json.dumps(compared))
+    balance_loss = (status.balance_loss or "mean over layers") if config.has_balance_losses else None
+    return _Finished(row["run"], row, mirror_id(record), json.dumps(compared), balance_loss)
 
 
 def _without_final_loss(finished: list[_Finished], steps: pd.DataFrame, evals: pd.DataFrame) -> list[LeftOutRecord]:

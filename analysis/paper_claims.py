@@ -4,24 +4,26 @@
 2. Half the experts: expert choice with 8 experts is level with token choice with 16, in loss and in the judge's score.
 3. A third of the time: expert choice is level with dense of the next larger size in 33.8% of its time.
 
-A claim is *supported* when the 95% interval over seeds lies wholly on the side it names, and *not supported* otherwise:
-"level" means not worse. It is *not testable* where the runs that it needs are missing or have a single seed. All of it
-holds at the scale of the runs, which is not the paper's: a claim that is not supported here is not refuted there.
+A claim is *supported* when the 95% interval over seeds lies wholly on the side it names, also after Benjamini and
+Hochberg's correction for the number of claims that were tested together, and *not supported* otherwise: "level" means
+not worse. It is *not testable* where the runs that it needs are missing or have a single seed. All of it holds at the
+scale of the runs, which is not the paper's: a claim that is not supported here is not refuted there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import pandas as pd
+from scipy import stats
 
-from analysis.claims import values_by_seed
+from analysis.claims import holds, values_by_seed
 from analysis.curves import reach, validation_curves
-from analysis.intervals import Interval, difference
+from analysis.intervals import Interval, difference, interval_of_mean
 from analysis.load import MissingDataError, Records
 from analysis.multiplier import geometric_mean
 from analysis.paper_values import SHARE_OF_STEPS, SHARE_OF_TIME, SOURCES, paper_score
@@ -88,6 +90,10 @@ class PaperClaim:
     ours: Interval | None
     verdict: PaperVerdict
     reason: str
+    p_value: float | None = None
+    """How likely a value as far from what the claim allows is, on either side, where the true one is just there."""
+    p_benjamini_hochberg: float | None = None
+    """`p_value`, corrected for the number of claims that were tested; None before that."""
 
 
 class _Pair(NamedTuple):
@@ -111,32 +117,48 @@ def paper_claims(records: Records, table: pd.DataFrame) -> list[PaperClaim]:
         HALF_EXPERTS: list(_half_experts(records, table)),
         THIRD_TIME: list(_third_time(table)),
     }
-    return [
-        each
-        for form, claims in found.items()
-        for each in claims or [PaperClaim(form, "", None, NOT_TESTABLE, f"it needs {NEEDS[form]}")]
-    ]
+    for form, claims in found.items():
+        if not claims:
+            claims.append(PaperClaim(form, "", None, NOT_TESTABLE, f"it needs {NEEDS[form]}"))
+    return corrected([each for claims in found.values() for each in claims])
+
+
+def corrected(found: Sequence[PaperClaim]) -> list[PaperClaim]:
+    """`found` with p-values that are corrected for the number of tested ones, and with the verdicts after that."""
+    tested = [each.p_value for each in found if each.p_value is not None]
+    p_values = iter(stats.false_discovery_control(tested).tolist() if tested else [])
+    claims = []
+    for each in found:
+        if each.p_value is not None:
+            each = replace(each, p_benjamini_hochberg=next(p_values))
+            if each.verdict == "supported" and not holds(each.p_benjamini_hochberg):
+                reason = f"{each.reason}, but not after correction for {len(tested)} tested claims"
+                each = replace(each, verdict="not supported", reason=reason)
+        claims.append(each)
+    return claims
 
 
 def paper_claim_rows(found: list[PaperClaim]) -> pd.DataFrame:
-    """One row each: the form, `setting`, `value`, `low`, `high`, `num_seeds`, `verdict`, `reason`."""
+    """One row each: the form, `setting`, `value`, `low`, `high`, `num_seeds`, `p`, `p_bh`, `verdict`, `reason`."""
     rows = []
     for each in found:
         at = each.ours or Interval(math.nan, None, None, 0)
         numbers = {"value": at.mean, "low": at.low, "high": at.high, "num_seeds": at.num_values}
+        numbers |= {"p": each.p_value, "p_bh": each.p_benjamini_hochberg}
         rows.append(
             {**asdict(each.form), "setting": each.setting, **numbers, "verdict": each.verdict, "reason": each.reason}
         )
-    return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), "float64"))
+    return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high", "p", "p_bh"), "float64"))
 
 
 def paper_claim_cells(found: list[PaperClaim]) -> tuple[list[str], list[list[str]]]:
     """The claims for a person: header and cells, a dash where a value is missing."""
-    header = ["Claim", "Setting", "Quantity", "Printed", "Ours", "95% interval", "Seeds", "Verdict", "Because"]
+    header = ["Claim", "Setting", "Quantity", "Printed", "Ours", "95% interval", "Seeds", "p (BH)", "Verdict"]
+    header.append("Because")
     cells = []
     for row in paper_claim_rows(found).to_dict("records"):
         interval = "–" if is_missing(row["low"]) else f"{row['low']:.4f} to {row['high']:.4f}"
-        ours = [fixed(row["value"], 4), interval, str(row["num_seeds"])]
+        ours = [fixed(row["value"], 4), interval, str(row["num_seeds"]), fixed(row["p_bh"], 4)]
         cells.append(
             [row["claim"], row["setting"] or "–", row["quantity"], row["printed"], *ours, row["verdict"], row["reason"]]
         )
@@ -213,7 +235,7 @@ def _level(form: ClaimForm, pair: _Pair, column: str, missing: str) -> PaperClai
     is_worse = gap.is_above_zero if lower_is_better else gap.is_below_zero
     what = "excludes that it is worse" if is_level else "says it is worse" if is_worse else "includes better and worse"
     reason = f"the interval {what}"
-    return PaperClaim(form, pair.name, gap, _verdict(is_level), reason)
+    return PaperClaim(form, pair.name, gap, _verdict(is_level), reason, _p_value(gap))
 
 
 def _third_time(table: pd.DataFrame) -> Iterator[PaperClaim]:
@@ -241,7 +263,9 @@ def _share_of_time(pair: _Pair) -> PaperClaim:
         return claim
     is_level = gap.high <= 0
     reason = f"{claim.reason}; its loss is {gap.mean:+.4f} from the larger model's, {'' if is_level else 'not '}level"
-    return PaperClaim(THIRD_TIME, pair.name, claim.ours, _verdict(claim.verdict == "supported" and is_level), reason)
+    verdict = _verdict(claim.verdict == "supported" and is_level)
+    p_values = [p_value for p_value in (claim.p_value, _p_value(gap)) if p_value is not None]
+    return PaperClaim(THIRD_TIME, pair.name, claim.ours, verdict, reason, max(p_values))  # as both must hold
 
 
 def _at_most(form: ClaimForm, name: str, logs: list[float], most: float) -> PaperClaim:
@@ -253,11 +277,17 @@ def _at_most(form: ClaimForm, name: str, logs: list[float], most: float) -> Pape
         return PaperClaim(form, name, share, NOT_TESTABLE, ONE_SEED)
     is_below = share.high <= most
     where = "lies below" if is_below else "lies above" if share.low > most else "includes"
-    return PaperClaim(form, name, share, _verdict(is_below), f"the interval {where} {most:g}")
+    p_value = _p_value(interval_of_mean([log - math.log(most) for log in logs]))
+    return PaperClaim(form, name, share, _verdict(is_below), f"the interval {where} {most:g}", p_value)
 
 
-def _verdict(holds: bool) -> PaperVerdict:
-    return "supported" if holds else "not supported"
+def _p_value(at: Interval) -> float | None:
+    """The p-value of a mean of 0; 0 where all seeds agree exactly, as nothing is then left to chance."""
+    return 0.0 if at.low is not None and at.low == at.high else at.p_value
+
+
+def _verdict(is_so: bool) -> PaperVerdict:
+    return "supported" if is_so else "not supported"
 
 
 def _arms(runs: pd.DataFrame, router: str, num_experts: int | None = None) -> list[str]:

@@ -120,6 +120,8 @@ def _fetch_run(place: str, run: Any, folder: Path) -> Fetched:
     try:
         record = _record(name, run.config)
         status = None if record is None else _status(run, record)
+    except RecordError as error:
+        return Fetched([], [(name, error.message)])
     except (ConfigError, TypeError, ValueError) as error:
         return Fetched([], [(name, f"its settings are not of this ecdit: {one_line(error)}")])
     if record is None or status is None:
@@ -151,6 +153,7 @@ def _status(run: Any, record: RunRecord) -> Status:
         heartbeat=datetime.fromisoformat(run.heartbeat_at).timestamp(),
         reason=run.summary_metrics.get("reason"),
         peak_memory_gib=run.summary_metrics.get("peak_memory_gib"),
+        balance_loss=run.summary_metrics.get("balance_loss"),
     )
 
 

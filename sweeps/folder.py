@@ -21,7 +21,7 @@ from experiments.records.reading import read_object, validated
 from experiments.records.run_folder import RunDir
 from experiments.records.storage import replace_atomically, storage_errors
 from experiments.settings_id import settings_id
-from sweeps.plan import PLAN_VERSION, Plan, PlannedRun
+from sweeps.plan import MAX_PLAN_BYTES, PLAN_VERSION, Plan, PlannedRun
 
 LOCK_SECONDS = 60.0
 
@@ -60,7 +60,7 @@ class SweepFolder:
             return None
         hint = f"Delete it and run the sweep again: finished runs in {self.path / 'runs'} are found by their names."
         try:
-            raw = read_object(self.plan_json)
+            raw = read_object(self.plan_json, max_bytes=MAX_PLAN_BYTES)
             if raw.get("schema_version") != PLAN_VERSION:
                 raise SpecError(f"{self.plan_json} was not written by this version of ecdit.", hint)
             plan = validated(Plan, raw, self.plan_json)
@@ -71,8 +71,14 @@ class SweepFolder:
         return plan
 
     def write_plan(self, plan: Plan) -> None:
-        """Replaces the plan atomically. Raises `StorageError`."""
-        _replace(self.plan_json, plan.model_dump_json(indent=1) + "\n")
+        """Replaces the plan atomically. Raises `StorageError`, and `SpecError` for one that could not be read again."""
+        text = plan.model_dump_json(indent=1) + "\n"
+        if len(text.encode()) > MAX_PLAN_BYTES:
+            raise SpecError(
+                f"{self.plan_json} would be larger than {MAX_PLAN_BYTES / 2**20:,.0f} MiB, the most that is read.",
+                "Make several sweeps of it.",
+            )
+        _replace(self.plan_json, text)
 
     def write_config(self, run: PlannedRun) -> Path:
         """Writes the settings of `run` for its process, and returns the file. Raises `StorageError`."""

@@ -22,7 +22,7 @@ from experiments.records.storage import storage_errors
 from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
-from sweeps.run_queue import last_word
+from sweeps.run_queue import killed_by, last_word
 from sweeps.runner import Killed
 from sweeps.slots import Slot
 from sweeps.workers import FoundWorker, Launcher, Worker
@@ -178,8 +178,7 @@ async def _is_over(ended: asyncio.Future[int | None], seconds: float) -> bool:
 def _signal_name(exit_code: int | None) -> str:
     if exit_code is None:
         return "its process has ended without a word"
-    name = signal.Signals(-exit_code).name
-    return f"killed by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
+    return killed_by(-exit_code)
 
 
 def _lost_process(run_dir: RunDir, status: Status | None, log_start: int) -> str | None:

@@ -73,7 +73,7 @@ class LayoutPlan:
     @property
     def needed_gib(self) -> float:
         """GiB that every accelerator needs; on a CPU that of all processes together, since they share the memory."""
-        return self.memory.peak_gib * (1 if self.place.on_accelerator else self.config.parallel.world)
+        return self.place.needed_gib(self.memory.peak_gib, self.config.parallel.world)
 
     @property
     def host_gib(self) -> float:
@@ -84,8 +84,7 @@ class LayoutPlan:
     @property
     def fits(self) -> bool:
         """Return whether the place has the accelerators and the memory for this layout."""
-        enough = not self.place.on_accelerator or self.config.parallel.world <= self.place.max_world
-        return enough and self.needed_gib <= self.place.memory_gib
+        return self.place.has_room(self.memory.peak_gib, self.config.parallel.world)
 
 
 def plan_layout(config: RunConfig, place: Place) -> LayoutPlan:

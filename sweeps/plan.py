@@ -16,6 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from experiments.records.schema import Amount, Count
 
 PLAN_VERSION = 1
+MAX_PLAN_BYTES = 2 * 2**30
+"""The largest `plan.json` that is written and read. A sweep has at most 100,000 runs, and each takes about 3 KiB."""
 MAX_NAME_BYTES = 255
 """The longest name that common file systems allow."""
 

@@ -106,7 +106,7 @@ def read_progress(run: RunDir, images_total: int | None = None, evaluations: boo
     try:
         status = run.read_status()
     except RecordError as error:
-        return RunProgress(name, "failed", images_total=images_total, reason=str(error))
+        return RunProgress(name, "failed", images_total=images_total, reason=str(run.newer_version() or error))
     if status is None:
         missing = run.missing_records()
         return RunProgress(name, "planned" if missing is None else "failed", images_total=images_total, reason=missing)

@@ -8,13 +8,14 @@ again.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from experiments.errors import StorageError
-from experiments.records.schema import Status
+from experiments.records.schema import State, Status
 from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
@@ -160,11 +161,17 @@ class RunQueue:
         self._events.append(Event(run.name, text))
 
 
-def last_word(run: PlannedRun, status: Status | None, reason: str) -> Status:
+def killed_by(number: int) -> str:
+    """Returns why a process ended that a signal has ended, such as `killed by SIGKILL, perhaps for lack of memory`."""
+    name = signal.Signals(number).name
+    return f"killed by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
+
+
+def last_word(run: PlannedRun, status: Status | None, reason: str, state: State = "failed") -> Status:
     """Returns the final status of a run whose process did not write one."""
     images_seen = 0 if status is None else status.images_seen
     return Status(
-        state="failed", images_seen=images_seen, images_total=run.images, heartbeat=time.time(), reason=reason,
+        state=state, images_seen=images_seen, images_total=run.images, heartbeat=time.time(), reason=reason,
         checkpoint_images=None if status is None else status.checkpoint_images,
     )  # fmt: skip
 

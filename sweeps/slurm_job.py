@@ -30,6 +30,7 @@ from experiments.records.storage import storage_errors
 from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
+from sweeps.run_queue import killed_by, last_word
 
 TRAIN = ("-m", "ecdit_cli", "train")
 """Arguments for the Python interpreter that executes the job."""
@@ -78,8 +79,7 @@ class Ending:
         """Says it in words, such as `killed by SIGKILL, perhaps for lack of memory`."""
         if self.exit_code >= 0:
             return f"ended with exit code {self.exit_code}"
-        name = signal.Signals(-self.exit_code).name
-        return f"killed by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
+        return killed_by(-self.exit_code)
 
 
 @dataclass(frozen=True)
@@ -163,13 +163,7 @@ class RunJob:
 
     def _say(self, run_dir: RunDir, state: State, reason: str) -> Status:
         """Writes the final status of a run whose process did not write one."""
-        before = run_dir.read_status()
-        images_seen = 0 if before is None else before.images_seen
-        total, now = self.run.images, time.time()
-        status = Status(
-            state=state, images_seen=images_seen, images_total=total, heartbeat=now, reason=reason,
-            checkpoint_images=None if before is None else before.checkpoint_images,
-        )  # fmt: skip
+        status = last_word(self.run, run_dir.read_status(), reason, state)
         write_status(run_dir, status)
         return status
 

@@ -20,7 +20,7 @@ from experiments.config.budget import budget
 from experiments.config.identity import config_id
 from experiments.config.schema import RunConfig
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import EvalRow, Record, RunRecord, State, Status, StepRow
+from experiments.records.schema import BALANCE_LOSS, BalanceLoss, EvalRow, Record, RunRecord, State, Status, StepRow
 from tests.real_images import need_data_extra, save_encoders, small_request, write_sidecars
 from tests.wandb_server import Server, serving
 
@@ -97,6 +97,7 @@ def write_run_folder(
     training_loss: Curve | None = None,
     state: State = "done",
     reason: str | None = None,
+    balance_loss: BalanceLoss | None = BALANCE_LOSS,
     **record_fields: Any,
 ) -> RunDir:
     """A run of `RunConfig(**settings)` whose validation loss is `loss(images_seen)`, as training would record it."""
@@ -104,8 +105,11 @@ def write_run_folder(
     run, total = RunDir(path), config.train.images
     path.mkdir(parents=True)
     record = _run_record(config, path.name, record_fields)
+    status = Status(
+        state=state, images_seen=total, images_total=total, heartbeat=0.0, reason=reason, balance_loss=balance_loss
+    )
     _write(run.run_json, [record])
-    _write(run.status_json, [Status(state=state, images_seen=total, images_total=total, heartbeat=0.0, reason=reason)])
+    _write(run.status_json, [status])
     steps = step_images or range(config.log.every_images, total + 1, config.log.every_images)
     _write(run.steps, [_step(n, record, training_loss or loss, images_per_second) for n in steps])
     evals = eval_images or range(config.eval.every_images, total + 1, config.eval.every_images)

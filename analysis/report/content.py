@@ -12,12 +12,13 @@ from functools import partial
 import pandas as pd
 
 from analysis.compare import Comparison, compare
+from analysis.laws.bootstrap import NUM_RESAMPLES
 from analysis.load import Records
 from analysis.paper_claims import paper_claims
 from analysis.parameters import ACTIVATED, Count
 from analysis.report.answers import FOLDED_FROM, answer_blocks
 from analysis.report.document import Block, Bullets, Paragraph, Report, ReportColumn, Section, Table, table
-from analysis.report.laws import NUM_RESAMPLES, Law, laws
+from analysis.report.laws import Law, laws
 from analysis.report.pictures import Pictures
 from analysis.report.reproduction import reproduction_blocks
 from analysis.report.run_rows import columns_with_scores, run_rows, whole

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.laws.bootstrap import BootstrapEstimate, bootstrap
+from analysis.laws.bootstrap import NUM_RESAMPLES, BootstrapEstimate, bootstrap
 from analysis.laws.families import arm_families, length_families, router_families
 from analysis.laws.fit import FitError
 from analysis.laws.forms import (
@@ -29,7 +29,6 @@ from analysis.laws.observations import Observations, observe
 from analysis.laws.predict import leave_largest_out
 from analysis.load import MissingDataError
 
-NUM_RESAMPLES = 1000
 OF_ARM = (POWER_LAW, POWER_LAW_WITHOUT_FLOOR, CHINCHILLA)
 OF_ROUTER = (JOINT, JOINT_SATURATED)
 OF_ROUTER_AND_IMAGES = (ROUTED, ROUTED_SATURATED)

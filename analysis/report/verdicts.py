@@ -61,6 +61,8 @@ PAPER_COLUMNS = (
     ReportColumn("low", "95% low", four),
     ReportColumn("high", "95% high", four),
     ReportColumn("num_seeds", "Seeds", whole),
+    ReportColumn("p", "p", four),
+    ReportColumn("p_bh", "p (BH)", four),
     ReportColumn("quantity", "Quantity"),
     ReportColumn("source", "Printed in"),
 )
@@ -115,5 +117,8 @@ def _multipliers(found: Sequence[Multiplier], refusal: str) -> Block:
 def _paper(found: Sequence[PaperClaim]) -> Block:
     given = paper_claim_rows(list(found))
     rows = given.assign(num_seeds=given["num_seeds"].where(given["value"].notna())).to_dict("records")
-    note = "These runs are not of the paper's scale: what is not supported here is not refuted there."
+    note = (
+        "These runs are not of the paper's scale: what is not supported here is not refuted there. Verdicts go by p "
+        "after Benjamini and Hochberg's correction for how many claims were tested; intervals are of one claim each."
+    )
     return table("paper-claims", "Claims of EC-DIT in the same form", PAPER_COLUMNS, rows, note)

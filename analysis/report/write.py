@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.escaping import for_csv
+from analysis.laws.bootstrap import NUM_RESAMPLES
 from analysis.load import Records, load_records
 from analysis.parameters import ACTIVATED, Count
 from analysis.report.content import content
 from analysis.report.html import html_page
-from analysis.report.laws import NUM_RESAMPLES
 from analysis.report.markdown import FIGURES, markdown_page
 from analysis.report.pictures import draw_all
 from analysis.report.run_rows import columns_with_scores, run_rows

@@ -18,8 +18,9 @@ from analysis.claims import PairedDifference, claims, conclusion, correction, va
 from analysis.compare import INTERVALS, differences_markdown
 from analysis.figures.scaling_law import draw_scaling_law
 from analysis.intervals import difference
+from analysis.laws.bootstrap import NUM_RESAMPLES
 from analysis.load import Records
-from analysis.report.laws import NUM_RESAMPLES, Law, laws
+from analysis.report.laws import Law, laws
 from analysis.style import write_drawing
 
 FOLDER = Path(__file__).parent

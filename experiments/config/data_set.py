@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.errors import ConfigError
-from experiments.inputs import MAX_ROWS_BYTES, read_input
+from experiments.inputs import MAX_ROWS_BYTES, parse_json, read_input
 
 INDEX_FILE = "index.json"
 REQUEST_FILE = "request.json"
@@ -142,7 +142,7 @@ def read_index(folder: Path) -> DataSetIndex:
         raise _missing(folder)
     try:
         text = read_input(path, MAX_ROWS_BYTES)
-        content = json.loads(text)
+        content = parse_json(text)
         version = content["schema_version"]
         if version != SCHEMA_VERSION:
             raise ConfigError(

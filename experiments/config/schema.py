@@ -257,6 +257,11 @@ class RunConfig(Settings):
         return self.num_tokens - int(self.num_tokens * self.train.mask_ratio)
 
     @property
+    def has_balance_losses(self) -> bool:
+        """Says whether several layers have a balance loss, so that it matters whether their sum or mean is taken."""
+        return self.routing.balance_loss_weight > 0 and len(self.sparse_layer_indices) > 1
+
+    @property
     def sparse_layer_indices(self) -> tuple[int, ...]:
         """Returns the layers whose feed-forward is routed: the 2nd, 4th, ... or all; none when dense."""
         if self.routing.name == "dense":

@@ -48,7 +48,6 @@ class Shares:
     """Elements of its partition of the largest group. Groups are optimized one after the other."""
     kept: int
     """Elements of all tensors that its partitions touch, on the process for which that is largest."""
-    num_groups: int
     before_last: int
     """Elements of its partition of the largest group before the last one; 0 with one group."""
     last: int
@@ -76,7 +75,6 @@ def shares(config: RunConfig) -> Shares:
         partition=sum(partitions),
         largest_group=max(partitions),
         kept=_kept_elements(groups, world),
-        num_groups=len(groups),
         before_last=max(partitions[:-1], default=0),
         last=partitions[-1],
     )

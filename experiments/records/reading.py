@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from experiments.errors import RecordError
-from experiments.inputs import MAX_ROWS_BYTES, parse_json, read_end, read_input
+from experiments.inputs import MAX_ROWS_BYTES, MAX_SETTINGS_BYTES, parse_json, read_end, read_input
 from experiments.records.schema import Record
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -144,10 +144,10 @@ def _unreadable(path: Path, error: OSError) -> RecordError:
     return RecordError(f"{path} cannot be read: {error.strerror}.", "Put the file back, or make it readable.")
 
 
-def read_object(path: Path, way_out: str = WAY_OUT) -> dict[str, Any]:
+def read_object(path: Path, way_out: str = WAY_OUT, max_bytes: int = MAX_SETTINGS_BYTES) -> dict[str, Any]:
     """Returns the JSON object in the file at `path`. Raises `RecordError` with `way_out` where there is none."""
     try:
-        return _object_of(read_input(path))
+        return _object_of(read_input(path, max_bytes))
     except FileNotFoundError as error:
         raise RecordError(f"{path} does not exist.", "Is this the folder of a run?") from error
     except OSError as error:

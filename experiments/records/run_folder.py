@@ -18,6 +18,7 @@ from experiments.errors import RecordError
 from experiments.records.reading import WAY_OUT, RecordRows, last_rows, parse_row, read_jsonl, read_object, validated
 from experiments.records.schema import SCHEMA_VERSION, RunRecord, Status, StepRow
 from experiments.settings_id import is_settings_id, settings_id
+from experiments.text import printable, shortened
 
 __all__ = ["RunDir", "Skipped", "find_runs", "other_version", "parse_row", "read_jsonl"]
 
@@ -122,10 +123,7 @@ class RunDir:
         raw = read_object(self.run_json)
         version = raw.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise RecordError(
-                f"{self.run_json} has schema version {version}, this ecdit reads {SCHEMA_VERSION}.",
-                "Use the version of ecdit that wrote it.",
-            )
+            raise other_version(self.run_json, version)
         record = validated(RunRecord, raw, self.run_json)
         if not is_settings_id(record.config_id, record.config):
             found = settings_id(record.config)
@@ -135,12 +133,13 @@ class RunDir:
             )
         return record
 
-    def schema_version(self) -> object:
-        """Returns the schema version that `run.json` states; None where it cannot be read."""
+    def newer_version(self) -> RecordError | None:
+        """Returns the error for a run of a newer version, which explains what else is unknown in its files, or None."""
         try:
-            return read_object(self.run_json).get("schema_version")
+            version = read_object(self.run_json).get("schema_version")
         except RecordError:
             return None
+        return other_version(self.run_json, version) if _is_newer(version) else None
 
     def read_status(self) -> Status | None:
         """Returns the content of `status.json`, or None before it exists. Raises `RecordError` where it is damaged."""
@@ -165,12 +164,17 @@ class RunDir:
         return next(last_rows(self.steps, StepRow), None)
 
 
-def other_version(run: Path | str, version: object) -> RecordError:
-    """Returns the error for a run of another schema version, whose numbers may not be compared with ours."""
-    return RecordError(
-        f"{run} has schema version {version}; this ecdit reads and compares version {SCHEMA_VERSION}.",
-        "Leave that run out, or use the version of ecdit that wrote it.",
-    )
+def other_version(file: Path | str, version: object) -> RecordError:
+    """Returns the error for a `file` of another schema version, whose numbers cannot be compared with ours."""
+    if _is_newer(version):
+        message = f"was written by a newer version of ecdit (schema version {version}; this one reads {SCHEMA_VERSION})"
+    else:
+        message = f"has schema version {shortened(printable(str(version)), 20)}, this ecdit reads {SCHEMA_VERSION}"
+    return RecordError(f"{file} {message}.", "Use the version of ecdit that wrote it.")
+
+
+def _is_newer(version: object) -> bool:
+    return type(version) is int and version > SCHEMA_VERSION
 
 
 def find_runs(*roots: Path, skipped: Skipped | None = None) -> Iterator[RunDir]:

@@ -19,6 +19,11 @@ State = Literal["planned", "running", "done", "failed", "interrupted"]
 Weights = Literal["raw", "ema"]
 Precision = Literal["fp32", "bf16"]
 
+BalanceLoss = Literal["sum over layers"]
+BALANCE_LOSS: BalanceLoss = "sum over layers"
+"""How training combines the balance losses of the routed layers. Runs and checkpoints that do not say it are of a
+version that took their mean, with the same settings and therefore the same config id."""
+
 MAX_NUMBER = 1e12
 """The largest number of a setting that tables compute with."""
 
@@ -123,6 +128,9 @@ class Status(Record):
     host: Words | None = None
     checkpoint_images: Count | None = Field(
         None, description="images seen at the newest complete checkpoint, 0 before the first; None: not known"
+    )
+    balance_loss: BalanceLoss | None = Field(
+        None, description="how the balance losses of layers were combined; None: by their mean, or it did not train"
     )
 
 

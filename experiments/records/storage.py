@@ -18,6 +18,7 @@ from typing import Any
 from experiments.errors import StorageError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_FOLDER = frozenset({errno.EEXIST, errno.ENOTDIR})
 
 
 @contextmanager
@@ -31,6 +32,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             hint = "Free space there and run the same command again."
         elif error.errno == errno.ENAMETOOLONG:
             hint = "Choose a shorter name."
+        elif error.errno in NO_FOLDER:
+            hint = "Something that is no folder stands in the place of one: move it away, or choose another folder."
         else:
             hint = "Make the folder writable, or choose another one, and run the same command again."
         raise StorageError(f"cannot write {where}: {(error.strerror or str(error)).lower()}.", hint) from error

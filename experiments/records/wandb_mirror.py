@@ -111,7 +111,7 @@ class Mirror:
     def close(self, state: State, **summary: float | str | None) -> None:
         """Finishes the W&B run with the exit code for `state`, and waits at most half a minute for the upload.
 
-        Values of `summary` (`peak_memory_gib`, `reason`) that are not None become part of the run's summary.
+        Values of `summary` (`peak_memory_gib`, `reason`, `balance_loss`) that are not None go into the run's summary.
         """
         run, self._run = self._run, None
         if run is None:

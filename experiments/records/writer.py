@@ -19,7 +19,17 @@ from pydantic import ValidationError
 from experiments.records.provenance import host_name
 from experiments.records.run_folder import RunDir, read_jsonl
 from experiments.records.run_lock import FolderClaim, claim
-from experiments.records.schema import EvalRow, Record, RoutingMapRow, RoutingRow, RunRecord, State, Status, StepRow
+from experiments.records.schema import (
+    BALANCE_LOSS,
+    EvalRow,
+    Record,
+    RoutingMapRow,
+    RoutingRow,
+    RunRecord,
+    State,
+    Status,
+    StepRow,
+)
 from experiments.records.storage import append_line, storage_errors, write_json_atomic
 from experiments.records.wandb_mirror import Mirror, Row
 
@@ -157,6 +167,7 @@ class RecordWriter:
             host=host_name(),
             peak_memory_gib=peak_memory_gib,
             checkpoint_images=checkpoint_images,
+            balance_loss=BALANCE_LOSS,
         )
         write_status(self.run_dir, status)
         self._status = status
@@ -168,7 +179,8 @@ class RecordWriter:
             if last is None:
                 self._mirror.close("running")
             else:
-                self._mirror.close(last.state, peak_memory_gib=last.peak_memory_gib, reason=last.reason)
+                summary = last.model_dump(include={"peak_memory_gib", "reason", "balance_loss"})
+                self._mirror.close(last.state, **summary)
             self._mirror = None
         self._files.close()
 

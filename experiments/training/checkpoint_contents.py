@@ -17,9 +17,10 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from experiments.records.schema import BALANCE_LOSS
 from experiments.text import printable, shortened
 
-LOSS = {"balance_loss": "sum over layers"}
+LOSS = {"balance_loss": BALANCE_LOSS}
 """What the loop's state says of the loss. Checkpoints without it are of a version that took the mean over layers."""
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 

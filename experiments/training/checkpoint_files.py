@@ -30,7 +30,7 @@ from torch import Tensor
 from experiments.errors import StorageError
 from experiments.records.run_folder import RunDir
 from experiments.records.storage import FULL, deleted_error, set_aside, sync
-from experiments.training.checkpoint_list import complete_checkpoints
+from experiments.training.checkpoint_list import complete_checkpoints, images_of_another
 
 FORMAT_VERSION = 3
 TENSOR_FILES = ("weights", "ema", "optimizer")
@@ -112,7 +112,7 @@ def publish(
         sync(folder)
         if os.path.lexists(final):  # it was damaged and skipped when training continued
             _drop(final)
-        if os.path.lexists(final):  # it holds files of somebody else
+        if os.path.lexists(final):  # it holds files of somebody else, or is a copy of another checkpoint
             set_aside(final)
         folder.rename(final)
         sync(run_dir.checkpoints)
@@ -180,8 +180,8 @@ def _drop_all_but(run_dir: RunDir, newest: Path, keep: int) -> None:
 
 
 def _drop(checkpoint: Path) -> None:
-    """Removes a checkpoint that we wrote; a link, or a folder that holds any other file, stays."""
-    if checkpoint.is_symlink() or not checkpoint.is_dir():
+    """Removes a checkpoint that we wrote; a link, a copy, or a folder that holds any other file, stays."""
+    if checkpoint.is_symlink() or not checkpoint.is_dir() or images_of_another(checkpoint) is not None:
         return
     names = os.listdir(checkpoint)
     if all(OUR_FILES.fullmatch(name) for name in names):

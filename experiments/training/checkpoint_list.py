@@ -8,22 +8,51 @@ checkpoint is intact.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from experiments.errors import CheckpointError, RecordError
+from experiments.inputs import read_end
 from experiments.records.run_folder import RunDir
 
 CHECKPOINT_NAME = re.compile(r"images_[0-9]{12}")
-"""The names that training writes. A copy with another name (`images_000000000256_keep`) is a user's own."""
+"""The names that training writes. A copy with another name (`images_000000000256_keep`) is a user's own, and so is one
+with such a name whose content is of another number of images."""
+
+STATE = b'"state": '
+STATE_BYTES = 1 << 16
+"""The end of `state.json` that holds the state of the loop. What is before it grows with the model, up to gigabytes."""
 
 START_ANEW = "start anew with `ecdit train ... --restart`, which sets the old records aside."
 
 
 def complete_checkpoints(run_dir: RunDir) -> list[Path]:
     """Returns the complete checkpoints, oldest first. Raises `CheckpointError` where their folder cannot be read."""
+    return [path for path in _named_checkpoints(run_dir) if images_of_another(path) is None]
+
+
+def images_of_another(path: Path) -> int | None:
+    """Returns the images seen by the content of a checkpoint where its name has another number, else None.
+
+    Where the content does not tell, which is damage, the name counts.
+    """
+    try:
+        end = read_end(path / "state.json", STATE_BYTES)
+        state, _ = json.JSONDecoder().raw_decode(end[end.rindex(STATE) + len(STATE) :].decode())
+    except (OSError, ValueError, RecursionError):
+        return None
+    images = state.get("images_seen") if isinstance(state, dict) else None
+    return images if isinstance(images, int) and images != _images_in_name(path) else None
+
+
+def _images_in_name(path: Path) -> int:
+    return int(path.name.removeprefix("images_"))
+
+
+def _named_checkpoints(run_dir: RunDir) -> list[Path]:
     try:
         names = os.listdir(run_dir.checkpoints)
     except OSError as error:
@@ -37,17 +66,20 @@ def saved_checkpoints(run_dir: RunDir, say: Callable[[str], None]) -> list[Path]
     """Returns the complete checkpoints, oldest first; the list is empty only where the run never had one.
 
     `say` is told where the newest checkpoint that the run has saved is not among them. Raises `CheckpointError` where
-    they cannot be read, or where none is left although the records say that it saved.
+    they cannot be read, or where none is left although the records say that it saved. It is also told of a copy under
+    the name of another checkpoint, which is neither read nor removed.
     """
     found = complete_checkpoints(run_dir)
-    saved = 0 if found else _images_saved(run_dir)
-    if saved:
+    for path in _named_checkpoints(run_dir):
+        if (images := images_of_another(path)) is not None:
+            say(f"{path} holds the checkpoint after {images:,} images: it is taken for a copy, and left alone.")
+    because = None if found else _sign_of_a_checkpoint(run_dir)
+    if because is not None:
         raise CheckpointError(
-            f"{run_dir.checkpoints} holds no checkpoint, but the run has saved after {saved:,} images.",
-            f"Bring it back, or {START_ANEW}",
+            f"{run_dir.checkpoints} holds no checkpoint, but {because}.", f"Bring it back, or {START_ANEW}"
         )
     newest = _newest_by_status(run_dir) if found else 0
-    if found and newest > int(found[-1].name.removeprefix("images_")):
+    if found and newest > _images_in_name(found[-1]):
         say(f"{run_dir.checkpoints} has lost the checkpoint after {newest:,} images; its newest is {found[-1].name}.")
     return found
 
@@ -85,6 +117,23 @@ def unreachable(path: Path, error: OSError) -> CheckpointError:
 def _broken_link(path: Path) -> Path | None:
     """Returns `path` or its folder, whichever is a broken link, or None."""
     return next((each for each in (path, path.parent) if each.is_symlink() and not each.exists()), None)
+
+
+def _sign_of_a_checkpoint(run_dir: RunDir) -> str | None:
+    """Returns what in the records says that there was a checkpoint, or None.
+
+    Where neither the status nor a step says how far the run was, values that were measured are taken for a sign:
+    starting anew would drop them.
+    """
+    saved = _images_saved(run_dir)
+    if saved:
+        return f"the run has saved after {saved:,} images"
+    status = run_dir.read_status()
+    if run_dir.last_step() is not None or (status is not None and status.checkpoint_images is not None):
+        return None
+    rows = run_dir.read_rows(run_dir.evals).rows
+    measured = max((row["images_seen"] for row in rows if isinstance(row.get("images_seen"), int)), default=0)
+    return f"{run_dir.evals.name} has values after {measured:,} images" if measured > 0 else None
 
 
 def _images_saved(run_dir: RunDir) -> int:

@@ -46,7 +46,7 @@ def require_same_loss(config: RunConfig, checkpoint: Checkpoint) -> None:
     would stand in every comparison as a run of one loss.
     """
     num_layers, weight = len(config.sparse_layer_indices), config.routing.balance_loss_weight
-    if weight > 0 and num_layers > 1 and not LOSS.items() <= checkpoint.state.items():
+    if config.has_balance_losses and not LOSS.items() <= checkpoint.state.items():
         raise CheckpointError(
             f"{checkpoint.path} is of a version of ecdit whose balance loss was the mean over the {num_layers} routed "
             f"layers; it is now their sum, {num_layers} times as strong with routing.balance_loss_weight={weight:g}.",

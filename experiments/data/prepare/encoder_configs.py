@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.errors import ConfigError
-from experiments.inputs import read_input
+from experiments.inputs import read_input, unique_keys
 from experiments.text import printable, shortened
 
 CONFIG_FILE = "config.json"
@@ -52,11 +52,11 @@ def read_vae_config(path: str, folder: Path) -> VaeConfig:
 def read_encoder_config(name: str, path: str, folder: Path) -> dict[str, Any]:
     """Returns the config of an encoder. Raises `ConfigError` where it is no JSON object, or its numbers are absurd."""
     try:
-        config = json.loads(read_input(folder / CONFIG_FILE))
+        config = json.loads(read_input(folder / CONFIG_FILE), object_pairs_hook=unique_keys)
     except OSError as error:
         raise _wrong(name, path, (error.strerror or str(error)).lower()) from error
     except (ValueError, RecursionError) as error:
-        raise _wrong(name, path, "it is not JSON") from error
+        raise _wrong(name, path, f"it is not JSON ({shortened(printable(str(error)), SHOWN_CHARACTERS)})") from error
     if not isinstance(config, dict):
         raise _wrong(name, path, "it is not a JSON object")
     for key, number in _numbers(config):

@@ -35,7 +35,7 @@ from experiments.data.prepare.processes import encode_shards, end_with, open_req
 from experiments.data.prepare.shards import Request, SetFolder, ShardTask, deal_rows
 from experiments.data.prepare.source import SourceRows
 from experiments.errors import ConfigError
-from experiments.inputs import read_input
+from experiments.inputs import parse_json, read_input
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
 from experiments.text import printable, shortened
 
@@ -210,8 +210,8 @@ def _digest(wanted: dict[str, Any]) -> str:
 def _read_request(path: Path) -> dict[str, Any] | None:
     """Returns the stored request with which the data set was begun; None where it cannot be read."""
     try:
-        stored = json.loads(read_input(path))
-    except (OSError, ValueError, RecursionError):
+        stored = parse_json(read_input(path))
+    except (OSError, ValueError):
         return None
     return stored if isinstance(stored, dict) else None
 

@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from experiments.errors import CheckpointError, RecordError, StorageError
-from experiments.inputs import read_input
+from experiments.evaluation.sampling.finite import require_finite_weights
+from experiments.inputs import read_input, unique_keys
 from experiments.records.run_folder import RunDir
 from experiments.records.schema import Precision, Record, RunRecord, Weights
 from experiments.records.storage import storage_errors
@@ -40,6 +41,8 @@ FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STORED_AS: dict[Precision, str] = {"fp32": "F32", "bf16": "BF16"}
 """The names of the precisions in safetensors."""
+MAX_DESCRIPTION_BYTES = 2**28
+"""The largest `model.json` that is read. It takes about 120 bytes for each shard, of which there can be many."""
 EXPORT_AGAIN = "Export the run again."
 INDEX = "model.safetensors.index.json"
 
@@ -79,7 +82,8 @@ def export_weights(
     """Writes the newest checkpoint of a run to `out`, and returns the files.
 
     `written` is called with the number of parameters written so far. Raises `CheckpointError` where there is nothing to
-    export, and `StorageError` where `out` holds something else.
+    export, or where a weight is not finite in this precision, since whoever loads such weights refuses them; and
+    `StorageError` where `out` holds something else.
     """
     with storage_errors(out):
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
@@ -93,6 +97,7 @@ def export_weights(
         for place, names in enumerate(groups):
             file = shard_name("model", place, len(groups))
             tensors = {name: _whole(checkpoint, weights, name).to(DTYPES[precision]) for name in names}
+            require_finite_weights(tensors.items(), f"{checkpoint.path} ({weights})")
             save_tensors(tensors, folder / file, metadata={"format": "pt"})
             sums[file] = sha256_of_file(folder / file)
             places |= dict.fromkeys(names, file)
@@ -129,7 +134,7 @@ def read_exported(folder: RunDir) -> Exported:
     """Reads `model.json`. Raises `RecordError` where it cannot be read or is not as expected."""
     path = folder.exported
     try:
-        raw = json.loads(read_input(path))
+        raw = json.loads(read_input(path, MAX_DESCRIPTION_BYTES), object_pairs_hook=unique_keys)
         return Exported.model_validate(raw, strict=True)
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}.", EXPORT_AGAIN) from error

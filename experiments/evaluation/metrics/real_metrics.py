@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from experiments.errors import ConfigError, did_you_mean
 from experiments.evaluation.metrics.intervals import normal_interval
 from experiments.evaluation.sampling.batches import as_pixels
+from experiments.inputs import parse_json, read_input
 
 REAL_METRICS = ("fid", "clip-score")
 INSTALL = "Install what it needs with: pip install 'ecdit[metrics]'."
@@ -235,7 +235,7 @@ def _check_clip_folder(folder: Path) -> None:
     if not config.is_file():
         raise ConfigError(f"there is no CLIP model in {folder}: config.json is missing.", CLIP_HINT)
     try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        kind = parse_json(read_input(config)).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"cannot read {config}: {_first_line(error)}.", CLIP_HINT) from error
     if kind != "clip":

@@ -14,6 +14,7 @@ from analysis import load
 from analysis.load import Records, load_records, read_routing
 from experiments.errors import RecordError
 from experiments.records.run_folder import RunDir
+from experiments.records.schema import BALANCE_LOSS
 
 WriteRun = Callable[..., RunDir]
 SHORT: dict[str, Any] = {"routing": {"name": "dense"}, "train": {"images": 3200}, "eval": {"every_images": 1600}}
@@ -137,11 +138,57 @@ def test_an_earlier_loss_does_not_pass_for_the_final_one(done: RunDir, write_run
     assert reasons(records) == ["no validation loss at 3,200 images, its end"]
 
 
-def test_another_schema_version_is_refused_and_named(done: RunDir, write_run: WriteRun) -> None:
+@pytest.mark.parametrize("status", [{}, {"state": "dreaming"}, {"mood": 3}], ids=["known", "state", "key"])
+def test_a_run_of_a_newer_version_is_left_out_by_its_file_and_the_others_are_used(
+    status: dict[str, Any], done: RunDir, write_run: WriteRun
+) -> None:
+    """Its status may hold what this version does not know, too; until now the whole folder was refused."""
     other = write_run(done.path.parent / "other", SHORT | {"seed": 1}, loss)
-    other.run_json.write_text(json.dumps(json.loads(other.run_json.read_text()) | {"schema_version": 2}))
-    with pytest.raises(RecordError, match=r"other has schema version 2; this ecdit reads and compares version 1"):
-        load_records([done.path.parent])
+    for file, changed in ((other.run_json, {"schema_version": 2}), (other.status_json, status)):
+        file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    records = load_records([done.path.parent])
+    assert list(records.runs["run"]) == [str(done.path)]
+    written = f"{other.run_json} was written by a newer version of ecdit (schema version 2; this one reads 1)."
+    assert [str(entry) for entry in records.left_out] == [f"{other.path}: {written}"]
+    with pytest.raises(RecordError, match=r"None of the 1 runs is finished .*was written by a newer version of ecdit"):
+        load_records([other.path])
+
+
+def with_balance_loss(seed: int, router: str = "token_choice") -> dict[str, Any]:
+    return SHORT | {"routing": {"name": router}, "seed": seed}
+
+
+@pytest.mark.parametrize("router", ["token_choice", "switch", "shared_expert"])
+def test_a_run_of_the_mean_balance_loss_is_left_out_beside_one_of_the_sum(
+    router: str, tmp_path: Path, write_run: WriteRun
+) -> None:
+    """They have the same config id, so that both losses would stand in one arm, as its seeds or as copies."""
+    write_run(tmp_path / "a-old", with_balance_loss(0, router), loss, balance_loss=None)
+    write_run(tmp_path / "b-old", with_balance_loss(1, router), loss, balance_loss=None)
+    write_run(tmp_path / "dense", with_balance_loss(0, "dense"), loss, balance_loss=None)
+    write_run(tmp_path / "new", with_balance_loss(0, router), loss)
+    records = load_records([tmp_path])
+    assert list(records.runs["name"]) == ["dense", "new"]
+    assert set(records.steps["run"]) == set(records.evals["run"]) == set(records.runs["run"])
+    assert [str(entry) for entry in records.left_out] == [
+        f"{tmp_path / name}: an earlier version trained it with the mean over layers of the balance loss, of which "
+        f"{tmp_path / 'new'} has the sum over layers"
+        for name in ("a-old", "b-old")
+    ]
+
+
+def test_runs_of_one_balance_loss_are_compared_whichever_it_is(tmp_path: Path, write_run: WriteRun) -> None:
+    """A single routed layer has the same loss either way."""
+    for name, balance_loss in (("old", None), ("new", BALANCE_LOSS)):
+        for seed in (0, 1):
+            write_run(tmp_path / name / str(seed), with_balance_loss(seed), loss, balance_loss=balance_loss)
+        records = load_records([tmp_path / name])
+        assert (len(records.runs), records.left_out) == (2, ())
+    for seed, balance_loss in enumerate((None, BALANCE_LOSS)):
+        one_layer = with_balance_loss(seed) | {"model": {"name": "nano", "num_layers": 2, "sparse_layers": "alternate"}}
+        write_run(tmp_path / "one" / str(seed), one_layer, loss, balance_loss=balance_loss)
+    records = load_records([tmp_path / "one"])
+    assert (len(records.runs), records.left_out) == (2, ())
 
 
 def test_a_missing_folder_and_one_without_runs_are_said(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from analysis.load import load_records
 from analysis.paper_claims import (
@@ -19,6 +21,7 @@ from analysis.paper_claims import (
     THIRD_TIME,
     ClaimForm,
     PaperClaim,
+    corrected,
     paper_claim_cells,
     paper_claim_rows,
     paper_claims,
@@ -57,15 +60,60 @@ def test_the_share_of_steps_is_where_denses_final_loss_is_reached(
     assert (claim.verdict, claim.ours.num_values, claim.form.printed) == (verdict, 3, "0.5")
 
 
-def test_an_interval_that_includes_half_is_said_to_do_so(tmp_path: Path, write_run: WriteRun) -> None:
-    for seed, share in enumerate((0.4, 0.5, 0.6)):
+def write_shares(folder: Path, write_run: WriteRun, *all_shares: tuple[float, ...]) -> list[PaperClaim]:
+    """Writes a dense arm, and arms of expert choice that reach its final loss after these shares of its images.
+
+    Returns the claims about them. The share is given by seed; arms have 8, 16, ... experts.
+    """
+    evals: dict[str, Any] = {"eval_images": [1600, 3200, 8000], "step_images": [8000]}
+    for seed in range(len(all_shares[0])):
         settings = {"train": {"images": 8000}, "seed": seed}
-        evals = {"eval_images": [1600, 3200, 8000], "step_images": [8000]}
-        write_run(tmp_path / f"d{seed}", {**settings, "routing": {"name": "dense"}}, lambda n: 1 - n / 16000, **evals)
-        curve = {1600: 0.9, 3200: 0.5 + (share - 0.4), 8000: 0.4}
-        write_run(tmp_path / f"e{seed}", {**settings, "routing": {"name": "expert_choice"}}, curve.__getitem__, **evals)
-    claim = found(tmp_path)[HALF_STEPS]
+        write_run(folder / f"d{seed}", {**settings, "routing": {"name": "dense"}}, lambda n: 1 - n / 16000, **evals)
+        for arm, shares in enumerate(all_shares, start=1):
+            routing = {"name": "expert_choice", "num_experts": 8 * arm}
+            reached = 8000 * shares[seed]  # a straight line between the last two evaluations goes through 0.5 there
+            curve = {1600: 0.9, **{images: 0.5 + 1e-4 * (reached - images) for images in (3200, 8000)}}
+            write_run(folder / f"e{arm}-{seed}", {**settings, "routing": routing}, curve.__getitem__, **evals)
+    records = load_records([folder])
+    return [claim for claim in paper_claims(records, run_table(records)) if claim.form is HALF_STEPS]
+
+
+def test_an_interval_that_includes_half_is_said_to_do_so(tmp_path: Path, write_run: WriteRun) -> None:
+    (claim,) = write_shares(tmp_path, write_run, (0.4, 0.5, 0.6))
     assert (claim.verdict, claim.reason) == ("not supported", "the interval includes 0.5")
+
+
+def test_claims_are_corrected_for_how_many_are_tested(tmp_path: Path, write_run: WriteRun) -> None:
+    """A p of 0.04 supports a claim that is tested alone, and not one of two of which the other is not so."""
+    shares, others = (0.40, 0.41, 0.45), (0.4, 0.5, 0.6)
+    p_values = [float(stats.ttest_1samp(np.log(each), math.log(0.5)).pvalue) for each in (shares, others)]
+    (alone,) = write_shares(tmp_path / "alone", write_run, shares)
+    assert alone.ours is not None
+    assert alone.ours.mean == pytest.approx(math.exp(np.mean(np.log(shares))))
+    assert (alone.verdict, alone.p_benjamini_hochberg) == ("supported", pytest.approx(p_values[0], rel=1e-6))
+    first, second = write_shares(tmp_path / "both", write_run, shares, others)
+    assert first.ours == pytest.approx(alone.ours)
+    assert (first.p_value, second.p_value) == (pytest.approx(p_values[0]), pytest.approx(p_values[1]))
+    assert (first.p_benjamini_hochberg, second.p_benjamini_hochberg) == (pytest.approx(2 * p_values[0]), second.p_value)
+    assert first.verdict == second.verdict == "not supported"
+    assert first.reason == "the interval lies below 0.5, but not after correction for 2 tested claims"
+    header, cells = paper_claim_cells([first])
+    assert cells[0][header.index("p (BH)")] == f"{2 * p_values[0]:.4f}"
+
+
+def test_many_claims_that_are_not_so_are_not_called_supported() -> None:
+    """Of 2,000 that are tested where nothing is so, an interval over seeds supports 2.5%."""
+    p_values = np.random.default_rng(0).uniform(size=2000)
+    claims = [
+        PaperClaim(HALF_EXPERTS, "nano", None, "supported" if p < 0.025 else "not supported", "", float(p))
+        for p in p_values
+    ]
+    untested = PaperClaim(THIRD_TIME, "nano", None, NOT_TESTABLE, "")
+    after = corrected([*claims, untested])
+    assert sum(claim.verdict == "supported" for claim in claims) == pytest.approx(50, abs=25)
+    assert not [claim for claim in after if claim.verdict == "supported"]
+    assert after[-1] == untested
+    assert corrected([untested]) == [untested]
 
 
 def test_a_loss_that_is_never_reached_does_not_support_the_claim(write_arms: WriteArms) -> None:

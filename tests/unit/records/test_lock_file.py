@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -186,6 +187,20 @@ def test_an_unwritable_folder_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         take(tmp_path / "file" / "claims")
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("/mnt/not-mounted"), os.mkfifo])
+def test_what_stands_in_the_place_of_the_claims_is_to_be_moved_away(tmp_path, make):
+    """It was advised to make the folder writable, which it is."""
+    make(tmp_path / "claims")
+    line = (
+        f"cannot write {tmp_path / 'claims'}: file exists. Something that is no folder stands in the place of one: "
+        "move it away, or choose another folder."
+    )
+    with pytest.raises(StorageError) as raised:
+        take_if_dead(tmp_path / "claims")
+    assert str(raised.value) == line
+    assert os.path.lexists(tmp_path / "claims")
 
 
 def make_directory(folder):

@@ -65,10 +65,15 @@ def test_a_damaged_setting_is_named(started):
         started.read_run()
 
 
-def test_a_foreign_schema_version_is_refused_by_number(started):
+@pytest.mark.parametrize(("version", "said"), [
+    (99, r"was written by a newer version of ecdit \(schema version 99; this one reads 1\)"),
+    (0, "has schema version 0, this ecdit reads 1"), (None, "has schema version None, this ecdit reads 1"),
+    ("2" * 99, r"has schema version 2+…2+, this ecdit reads 1"),
+])  # fmt: skip
+def test_a_foreign_schema_version_is_refused_by_number(started, version, said):
     raw = json.loads(started.run_json.read_text())
-    started.run_json.write_text(json.dumps({**raw, "schema_version": 99}))
-    with pytest.raises(RecordError, match=r"has schema version 99, this ecdit reads 1\. Use the version of ecdit"):
+    started.run_json.write_text(json.dumps({**raw, "schema_version": version}))
+    with pytest.raises(RecordError, match=rf"run\.json {said}\. Use the version of ecdit"):
         started.read_run()
 
 

@@ -10,11 +10,14 @@ import pytest
 
 from ecdit_cli.app import run
 from experiments.errors import SpecError
+from experiments.inputs import MAX_SETTINGS_BYTES
 from experiments.records.schema import Status
 from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
+from sweeps.plan import MAX_PLAN_BYTES
 from sweeps.progress import read_progress, read_sweep
 from sweeps.runner import freeze_plan
+from sweeps.spec import MAX_RUNS
 
 
 @pytest.fixture
@@ -49,6 +52,21 @@ def test_a_wrong_plan_is_one_line_that_names_the_value(planned, changes, said):
     with pytest.raises(SpecError, match=r"plan\.json is damaged: ") as raised:
         planned.read_plan()
     assert said in str(raised.value)
+
+
+def test_the_plan_of_the_largest_sweep_can_be_read(planned, monkeypatch):
+    """A plan was read with the limit of settings files, which is that of about 6,000 runs."""
+    plan = planned.read_plan()
+    assert MAX_RUNS * len(plan.runs[0].model_dump_json(indent=1)) < MAX_PLAN_BYTES / 4
+    large = plan.model_copy(update={"spec": {"command": "x" * (MAX_SETTINGS_BYTES + 1)}})
+    planned.write_plan(large)
+    assert planned.plan_json.stat().st_size > MAX_SETTINGS_BYTES
+    assert planned.read_plan() == large
+    monkeypatch.setattr("sweeps.folder.MAX_PLAN_BYTES", 10**6)
+    with pytest.raises(SpecError, match=r"plan\.json would be larger than 1 MiB, the most that is read\."):
+        planned.write_plan(large)
+    with pytest.raises(SpecError, match=r"plan\.json cannot be read: it is larger than 1 MiB"):
+        planned.read_plan()
 
 
 def test_two_runs_of_one_name_are_refused(planned):

@@ -52,6 +52,13 @@ def test_a_damaged_status_is_a_failed_run_that_says_so(run_dir):
     assert "is damaged" in progress.reason
 
 
+def test_a_status_of_a_newer_version_is_not_called_damage(run_dir):
+    write(run_dir)
+    run_dir.run_json.write_text('{"schema_version": 2}')
+    run_dir.status_json.write_text('{"state": "dreaming"}')
+    assert "run.json was written by a newer version of ecdit (schema version 2;" in read_progress(run_dir).reason
+
+
 def test_time_left_of_a_run_is_at_its_last_rate(run_dir):
     write(run_dir, pid=os.getpid(), host=host_name())
     run_dir.steps.write_text('{"images_seen": 32, "loss": 0.5, "images_per_second": 16.0, "seconds": 2.0}\n')

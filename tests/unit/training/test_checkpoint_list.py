@@ -134,6 +134,25 @@ def test_without_a_word_in_the_status_the_rows_say_that_there_was_one(interrupte
         train(tiny(*SAVES), interrupted, ["test"])
 
 
+@pytest.mark.parametrize("rows", ["of training", "measured later"])
+def test_where_only_measured_values_are_left_they_are_not_cut(interrupted: RunDir, tiny: Tiny, rows: str) -> None:
+    """Neither the status nor a step says that there was a checkpoint, and the values would be gone."""
+    if rows == "measured later":
+        interrupted.evals.unlink()
+        append_evaluations(interrupted, [imported(16)])
+    remove(interrupted.checkpoints)
+    interrupted.status_json.unlink()
+    interrupted.steps.unlink()
+    before = contents(interrupted)
+    images = 16 if rows == "measured later" else 32
+    with pytest.raises(
+        CheckpointError, match=rf"no checkpoint, but evals\.jsonl has values after {images} images\. Bri"
+    ):
+        train(tiny(*SAVES), interrupted, ["test"])
+    assert contents(interrupted) == before
+    assert train(tiny(*SAVES), interrupted, ["test"], restart=True) == "done"
+
+
 def test_a_newest_checkpoint_that_has_gone_is_said_before_the_rows_after_the_one_before_it_are_cut(
     interrupted: RunDir, tiny: Tiny
 ) -> None:
@@ -258,6 +277,34 @@ def test_only_the_names_that_training_writes_are_checkpoints(run_dir: RunDir, na
     assert kept(run_dir) == [300, 400]
     assert (run_dir.checkpoints / name / "state.json").is_file()
     assert load(run_dir) == (400, [])
+
+
+@pytest.mark.parametrize("copied_to", [50, 150, 999, 10**11])
+def test_a_copy_under_the_name_of_another_checkpoint_is_named_and_neither_read_nor_dropped(
+    run_dir: RunDir, copied_to: int
+) -> None:
+    copy = run_dir.checkpoints / f"images_{copied_to:012d}"
+    shutil.copytree(write(run_dir, 100), copy)
+    line = f"{copy} holds the checkpoint after 100 images: it is taken for a copy, and left alone."
+    assert load(run_dir) == (100, [line])
+    for images in (200, 300):
+        write(run_dir, images, keep=1)
+        assert kept(run_dir) == [images]
+    assert load(run_dir) == (300, [line])
+    shutil.rmtree(run_dir.checkpoints / "images_000000000300")
+    assert load(run_dir) == (None, [line])
+    content = (copy / "state.json").read_bytes()
+    write(run_dir, copied_to, keep=1)  # training comes by that number of images itself
+    assert (copy.with_name(f"{copy.name}.set-aside-1") / "state.json").read_bytes() == content
+    assert load(run_dir) == (copied_to, [])
+
+
+def test_a_checkpoint_whose_state_is_damaged_counts_by_its_name(run_dir: RunDir) -> None:
+    write(run_dir, 100)
+    (write(run_dir, 200) / "state.json").write_text('"state": {"images_seen": 100')
+    assert kept(run_dir) == [100, 200]
+    write(run_dir, 300, keep=1)
+    assert kept(run_dir) == [300]
 
 
 def test_a_folder_in_which_somebody_keeps_something_is_never_dropped(run_dir: RunDir) -> None:

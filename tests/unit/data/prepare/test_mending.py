@@ -231,6 +231,7 @@ WRONG_CONFIGS: list[tuple[str, object, str]] = [
     ("vae", b"null", "it is not a JSON object"),
     ("vae", b"{", "it is not JSON"),
     ("vae", DEEP, "it is not JSON"),
+    ("vae", b'{"scaling_factor": 1, "scaling_factor": 2}', "it is not JSON (the key 'scaling_factor' is there twice)"),
     ("t5", DEEP, "it is not JSON"),
     ("t5", {"num_layers": 10**7}, "num_layers is 10000000, and at most 1,024 is read"),
     ("t5", {"d_model": 1e300}, "d_model is 1e+300"),

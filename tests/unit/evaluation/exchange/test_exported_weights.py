@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experiments.errors import CheckpointError, ConfigError, RecordError, StorageError
-from experiments.evaluation.exchange.exported_weights import export_weights
+from experiments.evaluation.exchange.exported_weights import export_weights, read_exported
 from experiments.evaluation.sampling.load import load_run
+from experiments.inputs import MAX_SETTINGS_BYTES
 from experiments.records.run_folder import RunDir
-from experiments.training.checkpoint_files import sha256_of_file
+from experiments.records.writer import write_json_atomic
+from experiments.training.checkpoint_files import sha256_of_content, sha256_of_file, shard_name
 from tests.training_runs import random_run_folder
 
 GIB = 2**30
@@ -28,6 +30,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 def export(run: RunDir, out: Path, weights: str = "ema", precision: str = "fp32", size: int = GIB) -> RunDir:
     export_weights(run, out, weights, precision, size, pytest.fail)  # type: ignore[arg-type]
     return RunDir(out)
+
+
+def put_weight(checkpoint: Path, name: str, value: float) -> None:
+    """Replaces the first number of a parameter in the moving average of a whole checkpoint."""
+    (file,) = checkpoint.glob("ema*.safetensors")
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, file)
+    state = checkpoint / "state.json"
+    content = json.loads(state.read_text())
+    del content["sha256_of_this"]
+    content["sha256"][file.name] = sha256_of_file(file)
+    state.write_text(json.dumps({**content, "sha256_of_this": sha256_of_content(content)}))
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema"])
@@ -123,6 +138,39 @@ def test_weights_of_another_model_are_refused(run: RunDir, tmp_path: Path) -> No
     folder.exported.write_text(json.dumps({**about, "sha256": {weights.name: sha256_of_file(weights)}}))
     with pytest.raises(CheckpointError, match="are not those of its model"):
         load_run(folder, "ema", pytest.fail)
+
+
+def test_the_description_of_many_shards_can_be_read(run: RunDir, tmp_path: Path) -> None:
+    """The smallest --shard-gib makes as many of a large model: it was read with the limit of settings files."""
+    folder = export(run, tmp_path / "out")
+    about = json.loads(folder.exported.read_text())
+    sums = {shard_name("model", shard, 200_000): "0" * 64 for shard in range(200_000)}
+    write_json_atomic(folder.exported, {**about, "sha256": sums})
+    assert folder.exported.stat().st_size > MAX_SETTINGS_BYTES
+    assert read_exported(folder).sha256 == sums
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("value", "refused"), [
+    (float("nan"), ("fp32", "bf16")), (float("inf"), ("fp32", "bf16")), (-float("inf"), ("fp32", "bf16")),
+    (torch.finfo(torch.float32).max, ("bf16",)),
+])  # fmt: skip
+def test_weights_that_loading_would_refuse_are_not_exported(
+    value: float, refused: tuple[str, ...], precision: str, tmp_path: Path
+) -> None:
+    """The largest number of fp32 is infinite in bf16."""
+    run = random_run_folder(tmp_path / "run", "routing=expert_choice")
+    (checkpoint,) = run.checkpoints.iterdir()
+    name = "blocks.0.ffn.w_in.weight"
+    put_weight(checkpoint, name, value)
+    if precision not in refused:
+        load_run(export(run, tmp_path / "out", precision=precision), "ema", pytest.fail)
+        return
+    message = rf"The weights in {checkpoint} \(ema\) are not finite: 1 of the [\d,]+ numbers of {name} are NaN or infin"
+    with pytest.raises(CheckpointError, match=message):
+        export(run, tmp_path / "out", precision=precision)
+    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"record": {}, "sha256": {}}'])

@@ -248,6 +248,10 @@ def huge(path: Path) -> None:
         (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), "cannot be read: it is a device"),
         (lambda path: (path.unlink(), path.symlink_to("nowhere")), "cannot be read: "),
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "is damaged: it is not JSON"),
+        (
+            lambda path: path.write_text('{"weights": "raw", "weights": "ema"}'),
+            "is damaged: it is not JSON (the key 'we",
+        ),
     ],
 )
 def test_a_description_that_is_no_description_is_one_line(
