@@ -68,6 +68,32 @@ def bench_training(options: SpeedOptions, steps: int, progress: Progress) -> Row
         return list(_once(measure_training(ours, dense, steps, options.clock, advance)))
 
 
+def bench_dropless(options: SpeedOptions, steps: int, progress: Progress) -> Rows:
+    """Measures training with DiT-MoE's dropless routing beside expert choice and beside a loop over experts."""
+    from experiments.config.overrides import load_config
+
+    dropless = load_config([MODEL, *options.overrides, "routing=shared_expert", "routing.capacity_factor=null"])
+    routing = dropless.routing
+    assert routing.top_k is not None
+    assert routing.expert_factor is not None
+    # Expert choice has no shared experts: more slots of the same experts take their FLOPs, as far as there are experts.
+    slots_per_token = min(routing.top_k + (routing.shared_factor or 0) / routing.expert_factor, routing.num_experts)
+    same_flops = (
+        f"routing.capacity_factor={slots_per_token}",
+        f"routing.expert={routing.expert}",
+        f"routing.expert_factor={routing.expert_factor}",
+    )
+    expert_choice, same = (
+        load_config([MODEL, *options.overrides, "routing=expert_choice", *design]) for design in ((), same_flops)
+    )
+    with progress("dropless steps side by side", 3 * (steps + 2)) as advance:
+        from experiments.benchmarks.dropless_steps import measure_dropless
+        from experiments.training.host_memory import keep_freed_memory
+
+        keep_freed_memory(dropless)
+        return list(_once(measure_dropless(dropless, expert_choice, same, steps, options.clock, advance)))
+
+
 def bench_sample(options: SpeedOptions, progress: Progress) -> Rows:
     """Measures sampling with expert choice beside a dense model of the same depth and width."""
     from experiments.config.overrides import load_config

@@ -10,7 +10,14 @@ import typer
 
 from ecdit_cli._console import Column, print_json, print_rows, talk
 from ecdit_cli._options import Json, Overrides
-from ecdit_cli._speed import SPEED_COLUMNS, SpeedOptions, bench_routing, bench_sample, bench_training
+from ecdit_cli._speed import (
+    SPEED_COLUMNS,
+    SpeedOptions,
+    bench_dropless,
+    bench_routing,
+    bench_sample,
+    bench_training,
+)
 
 ROUTERS = ("dense", "expert_choice", "token_choice")
 NUM_LOADED_IMAGES = 4096
@@ -44,11 +51,13 @@ def bench(
     """Measure the suite itself. Let nothing else run meanwhile.
 
     routing: the expert-choice layer beside dense, DeepSpeed's and others. train: which share of an iteration is
-    forward, backward and optimizer, and expert choice beside dense. sample: what experts cost in sampling. data: how
-    many images are drawn against how many are trained on, and how many latents with text features are read against what
-    B trains on an H100. checkpoint: what a save costs training at the cadence of the run. cli: how long commands take
-    to start. sweep: tiny runs through the executor against a process each, what the sweep itself takes, and 10,000 runs
-    planned and looked at.
+    forward, backward and optimizer; expert choice beside dense; and a step of shared_expert, which drops no token,
+    beside expert choice and beside a loop over experts. There measured is a ratio of times, floor that of the accounted
+    FLOPs, and gap the first over the second; one row has executed over accounted FLOPs. sample: what experts cost in
+    sampling. data: how many images are drawn against how many are trained on, and how many latents with text features
+    are read against what B trains on an H100. checkpoint: what a save costs training at the cadence of the run. cli:
+    how long commands take to start. sweep: tiny runs through the executor against a process each, what the sweep
+    itself takes, and 10,000 runs planned and looked at.
     """
     from experiments.errors import EcditError, did_you_mean
 
@@ -69,8 +78,8 @@ def bench(
 
 def _print_train(options: SpeedOptions, steps: int, as_json: bool) -> None:
     """Prints two tables, or one JSON list, in which the rows of the second table have the key `what`."""
-    shares = _bench_train(options.overrides, steps)
-    speed = bench_training(options, steps, _progress)
+    speed = [*bench_training(options, steps, _progress), *bench_dropless(options, steps, _progress)]
+    shares = _bench_train(options.overrides, steps)  # last, because runs that have ended keep their memory
     if as_json:
         print_json([{key: value for key, value in row.items() if value is not None} for row in [*shares, *speed]])
         return

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from experiments.config.budget import hidden_width
 from experiments.config.schema import RunConfig
 from experiments.distributed.deepspeed_library import deepspeed
+from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
 from experiments.layers.experts import StackedExperts
 from experiments.layers.feed_forward import DenseFeedForward, RoutedFeedForward
 from experiments.layers.pieces import activate
+from experiments.models.dit import Block, DiT
+from experiments.routing.contract import FeedForwardOutput
 
 
 def dense_of_the_same_flops(config: RunConfig) -> DenseFeedForward:
@@ -94,6 +97,45 @@ class ExpertLoop(nn.Module):
             y_PD = F.linear(hidden_PF, self.w_out_DF[number]) * weight_P.unsqueeze(1).to(x_ND.dtype)
             out_ND = out_ND.index_add(0, token_P, y_PD)
         return out_ND.view_as(x_BTD)
+
+
+class DroplessLoop(ExpertLoop):
+    """The form of DiT-MoE's public layer: a loop over the experts, of which each takes the tokens that chose it.
+
+    Autograd saves every intermediate of every expert. The layer holds copies of our weights, and takes our router's
+    decision and the shared experts as they are.
+    """
+
+    def __init__(self, layer: RoutedFeedForward) -> None:
+        super().__init__(layer)
+        self.shared = layer.shared
+
+    def forward(self, x_BTD: Tensor) -> FeedForwardOutput:  # type: ignore[override]
+        """Maps [B, T, D] to the same shape; an expert takes the m tokens that chose it."""
+        assignment, x_ND = self.router(x_BTD), x_BTD.flatten(0, 1)
+        assert assignment.slots_E is not None, "this form has no limit on the tokens of an expert"
+        sizes = assignment.slots_E.tolist()
+        by_expert = zip(assignment.token_M.split(sizes), assignment.weight_M.split(sizes), strict=True)
+        out_ND = torch.zeros_like(x_ND)
+        for number, (token_m, weight_m) in enumerate(by_expert):
+            hidden_mF = activate(F.linear(x_ND[token_m], self.w_in_FD[number]), self.activation)
+            y_mD = F.linear(hidden_mF, self.w_out_DF[number]) * weight_m.unsqueeze(1).to(x_ND.dtype)
+            out_ND.index_add_(0, token_m, y_mD)
+        out_BTD = out_ND.view_as(x_BTD)
+        if self.shared is not None:
+            out_BTD = out_BTD + self.shared(x_BTD).out_BTD
+        return FeedForwardOutput(out_BTD, assignment.auxiliary_loss, assignment)
+
+
+class LoopedDiT(DiT):
+    """The model with `DroplessLoop` in the place of every routed layer, with the same first weights."""
+
+    def __init__(self, config: RunConfig, share: ExpertShare = ALL_EXPERTS, checkpointed: bool = False) -> None:
+        super().__init__(config, share, checkpointed)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            if isinstance(block.ffn, RoutedFeedForward):
+                block.ffn = DroplessLoop(block.ffn)  # type: ignore[assignment]
 
 
 class DeepSpeedLayer(nn.Module):

@@ -8,9 +8,10 @@ are random; sampling costs the same as with trained ones, because expert choice 
 
 from __future__ import annotations
 
+import gc
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from experiments.benchmarks.sides import (
     NO_ACCELERATOR,
     Clock,
     Machine,
+    Seconds,
     Side,
     SpeedRow,
     measure_machine,
@@ -54,10 +56,9 @@ def measure_training(
     precision, device = resolve_precision(ours.train.precision), current_device()
     machine = measure_machine(_dtype(precision), device, 5, clock)
     with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log.txt"):
-        sides = {OURS: _step(ours, precision), DENSE: _step(dense, precision)}
-        seconds = take_turns(sides, rounds, clock, on_round)
-    flops = {OURS: _train_flops(ours), DENSE: _train_flops(dense)}
-    setting = f"{_setting(ours, precision, device)}, batch {ours.train.batch_images}"
+        seconds = time_steps({OURS: (ours, DiT), DENSE: (dense, DiT)}, precision, rounds, clock, on_round)
+    flops = {OURS: train_flops(ours), DENSE: train_flops(dense)}
+    setting = f"{setting_of(ours, precision, device)}, batch {ours.train.batch_images}"
     on_accelerator = device.type != "cpu"
     is_promised = on_accelerator and ours.model.name == "L"
     rows = [
@@ -103,7 +104,7 @@ def measure_sampling(
     sides = {name: _sampling(config, precision, batch_images) for name, config in ((OURS, ours), (DENSE, dense))}
     seconds = take_turns(sides, rounds, clock, on_round)
     in_flops = budget(ours).flops_per_image / budget(dense).flops_per_image
-    what, setting = "sampling: measured / theoretical overhead over dense", _setting(ours, precision, device)
+    what, setting = "sampling: measured / theoretical overhead over dense", setting_of(ours, precision, device)
     rows = [
         SpeedRow(
             what,
@@ -125,9 +126,26 @@ def measure_sampling(
     return rows
 
 
-def _step(config: RunConfig, precision: Precision) -> Side:
+def time_steps(
+    models: Mapping[str, tuple[RunConfig, type[DiT]]],
+    precision: Precision,
+    rounds: int,
+    clock: Clock,
+    on_round: Callable[[], None] = lambda: None,
+) -> Seconds:
+    """Times one optimizer step of each model on the next batch of its stream; they take turns, and are freed after."""
+    gc.collect()  # engines that were destroyed before refer to themselves
+    engines = {name: build_engine(config, precision, model_class) for name, (config, model_class) in models.items()}
+    try:
+        sides = {name: step_side(models[name][0], engine) for name, engine in engines.items()}
+        return take_turns(sides, rounds, clock, on_round)
+    finally:
+        for engine in engines.values():
+            engine.deepspeed.destroy()  # its hooks on gradients would keep all its memory
+
+
+def step_side(config: RunConfig, engine: Engine) -> Side:
     """Returns a side that runs one optimizer step on the next batch of the stream."""
-    engine: Engine = build_engine(config, precision)
     engine.model.train()
     batches = TrainStream(config).iterate(0)
 
@@ -170,7 +188,8 @@ def _utilisation(setting: str, seconds: float, flops: float, machine: Machine, i
     )
 
 
-def _train_flops(config: RunConfig) -> float:
+def train_flops(config: RunConfig) -> float:
+    """Returns the accounted FLOPs of one training step."""
     return float(budget(config).train_flops_per_image * config.train.batch_images)
 
 
@@ -178,6 +197,7 @@ def _dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _setting(config: RunConfig, precision: Precision, device: torch.device) -> str:
+def setting_of(config: RunConfig, precision: Precision, device: torch.device) -> str:
+    """Returns the model, its number of experts, the precision and the device, as rows name them."""
     where = f"cpu, {torch.get_num_threads()} thread(s)" if device.type == "cpu" else "1 device"
     return f"{config.model.name} {config.routing.num_experts}E, {precision}, {where}"

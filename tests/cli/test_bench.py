@@ -10,8 +10,11 @@ import pytest
 
 from ecdit_cli._startup import LIMIT_SECONDS
 from ecdit_cli.app import run
+from experiments.config.budget import budget
+from experiments.config.overrides import load_config
 from tests.training_runs import environment
 
+DROPLESS = "dropless shared_expert"
 SMALL = ("model=nano", "model.width=32", "model.num_layers=2", "train.batch_images=8")
 
 
@@ -53,7 +56,7 @@ def test_a_person_gets_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     shares, *rows = capsys.readouterr().out.splitlines()
     assert "share of the three" in shares
     assert rows[3].split()[:4] == ["what", "setting", "measured", "target"]
-    assert len(rows) == 8
+    assert len(rows) == 12
 
 
 def test_sampling_and_training_stand_beside_dense(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +65,30 @@ def test_sampling_and_training_stand_beside_dense(capsys: pytest.CaptureFixture[
     for row in [*trained, *sampled]:
         assert row.get("measured", 0) > 0 or row["skipped"] == "no accelerator"
         assert "measured" in row or str(row["command"]).startswith("ecdit bench ")
+
+
+def test_a_dropless_step_stands_beside_expert_choice_and_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of(["train", *SMALL, "--steps", "1", "--clock", "cpu"], capsys)
+    dropless = {row["what"]: row for row in rows if "dropless" in str(row.get("what"))}
+    beside, same_flops, loop, executed = (
+        f"training step of {DROPLESS} / expert choice",
+        f"training step of {DROPLESS} / expert choice of the same FLOPs",
+        f"training step of a loop over experts as in DiT-MoE / {DROPLESS}",
+        f"{DROPLESS}: executed / accounted FLOPs",
+    )
+    assert list(dropless) == [beside, same_flops, loop, executed]
+    for what in (beside, same_flops, loop):
+        assert dropless[what]["measured"] == pytest.approx(
+            dropless[what]["peer_seconds"] / dropless[what]["seconds"]
+            if what == loop
+            else dropless[what]["seconds"] / dropless[what]["peer_seconds"]
+        )
+    flops = [budget(load_config([*SMALL, f"routing={name}"])) for name in ("shared_expert", "expert_choice")]
+    assert dropless[beside]["floor"] == flops[0].train_flops_per_image / flops[1].train_flops_per_image
+    assert dropless[same_flops]["floor"] == 1.0
+    assert dropless[beside]["target"] == 1.3
+    assert dropless[loop]["target"] == dropless[executed]["target"] == 1.0
+    assert dropless[executed]["measured"] == 1.0
 
 
 @pytest.mark.slow

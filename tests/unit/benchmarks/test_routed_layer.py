@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
+from experiments.benchmarks.dropless_steps import counted_flops
 from experiments.benchmarks.layer_memory import peak_bytes
-from experiments.benchmarks.peers import ExpertLoop, OneHotDispatch, dense_of_the_same_flops
+from experiments.benchmarks.peers import (
+    DroplessLoop,
+    ExpertLoop,
+    LoopedDiT,
+    OneHotDispatch,
+    dense_of_the_same_flops,
+)
 from experiments.benchmarks.routed_layer import DENSE, MEMORY_OVER_DENSE, OURS, REFERENCE, Layers
 from experiments.benchmarks.sides import Machine, SpeedRow, median_ratio, take_turns
+from experiments.benchmarks.whole_models import time_steps
 from experiments.config.overrides import load_config
 from experiments.layers import pieces
 from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forward
+from experiments.layers.segments import grouped_feed_forward, plain_segments
+from experiments.models.dit import DiT
+from experiments.training.engine import process_group
 
 SMALL = ["model=nano", "model.width=16", "routing.num_experts=4"]
 
@@ -35,6 +51,55 @@ def test_a_peer_gives_what_our_layer_gives(peer: type[nn.Module], expert: str) -
         of_theirs = (*of_theirs[:2], of_theirs[2].mT, of_theirs[3])
     for mine, another in zip(of_ours, of_theirs, strict=True):
         assert_close(another, mine, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("expert", ["gelu", "swiglu"])
+def test_the_model_with_a_loop_over_experts_learns_what_ours_learns(expert: str) -> None:
+    config = load_config([*SMALL, "routing=shared_expert", f"routing.expert={expert}"])
+    models = []
+    for model_class in (DiT, LoopedDiT):
+        torch.manual_seed(0)
+        models.append(model_class(config))
+    ours, theirs = (model.blocks[config.sparse_layer_indices[0]].ffn for model in models)
+    assert isinstance(theirs, DroplessLoop)
+    x_BTD, direction_BTD = torch.randn(3, 64, 16, requires_grad=True), torch.randn(3, 64, 16)
+    answers = [layer(x_BTD) for layer in (ours, theirs)]
+    assert_close(answers[1].out_BTD, answers[0].out_BTD)
+    assert_close(answers[1].auxiliary_loss, answers[0].auxiliary_loss)
+    of_x, of_router, *_, of_shared = torch.autograd.grad(answers[0].out_BTD, [x_BTD, *ours.parameters()], direction_BTD)
+    found = torch.autograd.grad(
+        answers[1].out_BTD, [x_BTD, theirs.router.weight_DE, theirs.shared.w_out.weight], direction_BTD
+    )
+    for mine, another in zip((of_x, of_router, of_shared), found, strict=True):
+        assert_close(another, mine, rtol=1e-4, atol=1e-4)
+
+
+def test_models_that_were_timed_leave_no_memory_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    built: list[weakref.ref[DiT]] = []
+
+    class Watched(DiT):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            built.append(weakref.ref(self))
+
+    config = load_config([*SMALL, "train.batch_images=2", "routing=shared_expert"])
+    with process_group(tmp_path / "log.txt"):
+        time_steps({"ours": (config, Watched)}, "fp32", 1, "cpu")
+        gc.collect()
+    assert [one() for one in built] == [None]
+
+
+def test_grouped_matmuls_are_counted_as_the_loop_over_experts_is() -> None:
+    x_MD, w_in_EFD, w_out_EFD = (
+        torch.randn(*shape, dtype=torch.bfloat16, requires_grad=True) for shape in ((6, 8), (3, 32, 8), (3, 16, 8))
+    )
+    counted = []
+    for compute in (plain_segments, grouped_feed_forward):
+        with counted_flops() as counter:
+            y_MD = compute(x_MD, torch.tensor([3, 1, 2]), w_in_EFD, w_out_EFD, "swiglu")
+            y_MD.backward(torch.ones(6, 8, dtype=torch.bfloat16))
+        counted.append(counter.get_total_flops())
+    assert counted == [3 * 2 * 6 * 8 * (32 + 16)] * 2
 
 
 def expert_weights(peer: nn.Module) -> list[nn.Parameter]:
