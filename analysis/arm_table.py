@@ -2,7 +2,8 @@
 
 Its columns are the keys of `ecdit compare-routing --json`. `val_loss_std` is over seeds with n - 1 and missing with one
 seed. `dropped_share` is the share of tokens dropped (token choice) or chosen by nobody (expert choice), missing when
-dense; `_same_t` columns are measured on batches of one timestep, the condition of sampling.
+dense; `_same_t` columns are measured on batches of one timestep, the condition of sampling. `evals.METRIC` are the
+scores of `arm_scores.py`, where any run has them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.arm_scores import arm_scores
 from analysis.arms import arm_list, dense_same_depth
 from analysis.curves import mean_over_seeds, reach, validation_curves
 from analysis.intervals import interval_of_mean, standard_deviation
@@ -44,7 +46,10 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
         for label, _, _ in arm_list(runs):
             rows.append(_arm_row(runs[runs["arm"] == label]) | reached.get(label, NEVER))
     numbers = ["val_loss_std", "val_loss_low", "val_loss_high", *MEANS, *NEVER]
-    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
+    arms = pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
+    for column, means in arm_scores(records, table).means.items():
+        arms[column] = means.reindex(pd.MultiIndex.from_frame(arms[["setting", "arm"]])).to_numpy()
+    return arms
 
 
 def json_rows(arms: pd.DataFrame) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.arm_scores import arm_scores, score_columns
 from analysis.arm_table import arm_table
 from analysis.arms import ACTIVATED_TOLERANCE
 from analysis.claims import MIN_SEEDS, PairedDifference, claims, conclusion, correction, listed
@@ -21,7 +22,8 @@ from analysis.escaping import markdown_text
 from analysis.figures.registry import find_figure
 from analysis.load import Records
 from analysis.style import write_drawing
-from analysis.tables import INFERENCE, fixed, markdown, run_table, significant
+from analysis.tables import INFERENCE, fixed, is_missing, markdown, run_table, significant
+from experiments.config.metrics import RecordedValue
 from experiments.records.outputs import output_files
 
 NAME = "comparison"
@@ -84,7 +86,14 @@ def differences_markdown(found: list[PairedDifference]) -> str:
 def comparison_cells(arms: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """The arm table for a person: header and cells, a dash where a value is missing."""
     several = arms["setting"].nunique() > 1
-    return list(HEADER), [_arm_cells(arm, several) for arm in arms.to_dict("records")]
+    scores = score_columns(arms.columns)
+    header = [*HEADER, *(value.title or value.name for value in scores.values())]
+    rows = arms.to_dict("records")
+    return header, [[*_arm_cells(arm, several), *_score_cells(arm, scores)] for arm in rows]
+
+
+def _score_cells(arm: dict[Any, Any], scores: dict[str, RecordedValue]) -> list[str]:
+    return ["–" if is_missing(arm[column]) else value.text(arm[column]) for column, value in scores.items()]
 
 
 def _arm_cells(arm: dict[Any, Any], with_setting: bool) -> list[str]:
@@ -129,6 +138,7 @@ def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame, found: lis
     for _, arm in few.iterrows():
         seeds = "1 seed: no spread can be given" if arm["num_seeds"] == 1 else f"{arm['num_seeds']} seeds"
         yield f"{arm['arm']} ({arm['setting']}) has {seeds}; at least {MIN_SEEDS} are needed to trust a spread."
+    yield from arm_scores(records, table).notes
     yield from _unmatched(arms)
     yield from _dearer(arms)
     for column in MEASURED_ON:

@@ -14,18 +14,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pandas as pd
 
 from analysis.comparable import first_difference
 from analysis.load import MissingDataError
-from experiments.records.schema import FRECHET_FEATURES
+from experiments.config.metrics import RecordedValue
 
 Along = Literal["images_seen", "guidance"]
 """The quantity on the horizontal axis of a curve of a metric."""
 
-FRECHET_DISTANCE = "frechet-shapes"
 BESIDE_CONDITIONS = ("guidance", "batch_images")
 SAMPLING = ("steps", "sampler", "shift", "guidance_start", "guidance_stop", "precision")
 """Settings of the sampler that two metrics must share to describe the same images."""
@@ -38,24 +37,11 @@ WEIGHTS_TEXTS = {"ema": "EMA", "raw": "raw"}
 MEASURE_ALIKE = "Evaluate all of them alike, or name only the folders that belong together."
 
 
-class MetricAxis(NamedTuple):
-    """A metric of `evals` and how it is drawn: `factor` converts the recorded value to the units of the axis.
-
-    `of_dense` is False for a metric that runs of dense models cannot have.
-    """
-
-    name: str
-    label: str
-    factor: float
-    higher_is_better: bool
-    of_dense: bool = True
-
-
 @dataclass(frozen=True)
 class MetricRows:
     """Comparable rows of one metric, the conditions they share, and `num_without`: how many runs lack the metric."""
 
-    metric: MetricAxis
+    metric: RecordedValue
     rows: pd.DataFrame
     conditions: dict[str, Any]
     num_without: int
@@ -69,7 +55,7 @@ def conditions_of(rows: pd.DataFrame) -> list[str]:
     return [texts[key] for key in rows[columns].itertuples(index=False, name=None)]
 
 
-def same_conditions(rows: pd.DataFrame, metric: MetricAxis, num_runs: int, along: Along | None = None) -> MetricRows:
+def same_conditions(rows: pd.DataFrame, metric: RecordedValue, num_runs: int, along: Along | None = None) -> MetricRows:
     """Returns the rows under the best set of conditions that all runs in `rows` share.
 
     `num_runs` is the number of runs that could have the metric, from which those without it are counted. With `along`,
@@ -134,13 +120,13 @@ def foot(panels: Sequence[MetricRows]) -> list[str]:
 
 
 def _too_few(measured: MetricRows) -> str | None:
-    """Returns a warning about a Frechet distance over too few images, or None where there are enough."""
-    num_samples = measured.conditions["num_samples"]
-    if measured.metric.name != FRECHET_DISTANCE or num_samples > FRECHET_FEATURES:
+    """Returns a warning about a value over so few images that it says little, or None where there are enough."""
+    num_samples, few = measured.conditions["num_samples"], measured.metric.few_images
+    if few is None or not measured.metric.says_little(num_samples):
         return None
     return (
-        f"{FRECHET_DISTANCE} says little here: of {num_samples} images, no more than its {FRECHET_FEATURES} features, "
-        "the covariance is singular."
+        f"{measured.metric.name} says little here: of {num_samples} images, no more than its {few.num_images} "
+        f"{few.things}, {few.consequence}."
     )
 
 
@@ -182,7 +168,7 @@ def _preference(candidate: pd.DataFrame, along: Along | None) -> tuple[bool, int
     return first["weights"] == "ema", breadth, int(first["num_samples"]), int(candidate.index.max())
 
 
-def _difference(rows: pd.DataFrame, metric: MetricAxis) -> str:
+def _difference(rows: pd.DataFrame, metric: RecordedValue) -> str:
     """Returns a sentence that names the first condition in which the last rows of two runs differ."""
     last = rows.drop_duplicates("run", keep="last").reset_index(drop=True)
     given = pd.DataFrame([json.loads(text) for text in last["conditions"]], dtype=object)

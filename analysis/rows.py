@@ -42,6 +42,8 @@ IDENTITY = {
 TEXT = {"metric", "weights", "condition"}
 NESTED = {"settings", "load", "experts_per_token"}
 WHOLE = {"images_seen", "layer", "num_samples", "seed"}
+FLAGS = {"while_training"}
+"""Columns of true or false, which become numbers, so that a missing one is NaN as elsewhere."""
 LARGEST_EXACT = 2**53
 """Every whole number up to here is exact in float64; a larger one is left to the reader that goes line by line."""
 MOST_NAMED = 3
@@ -245,7 +247,10 @@ def _numbers(values: list[Any], name: str, is_required: bool) -> np.ndarray[tupl
         if not types <= {int}:
             raise TypeError(f"{name} is no whole number in some row")
         return np.array(values, dtype=np.int64)
-    if not types <= ({int, float} if is_required else {int, float, NoneType}):
+    if name in FLAGS:
+        if not types <= {bool, NoneType}:
+            raise TypeError(f"{name} is neither true nor missing in some row")
+    elif not types <= ({int, float} if is_required else {int, float, NoneType}):
         raise TypeError(f"{name} is no number in some row")
     return np.array(values, dtype=np.float64)
 

@@ -16,7 +16,6 @@ from analysis.comparable import require_same_conditions
 from analysis.conditions import (
     BESIDE_CONDITIONS,
     Along,
-    MetricAxis,
     MetricRows,
     at_one_guidance,
     conditions_of,
@@ -26,12 +25,10 @@ from analysis.conditions import (
 from analysis.load import MissingDataError, Records
 from analysis.parameters import COUNTS
 from analysis.tables import INFERENCE
+from experiments.config.metrics import DEFAULT_METRICS, METRICS, RecordedValue
 
-SCORE = MetricAxis("shapes-geneval", "shapes-geneval (%)", 100.0, True)
-HELD_OUT = MetricAxis("shapes-geneval-held-out", "shapes-geneval (%)\non held-out looks", 100.0, True)
-FRECHET = MetricAxis("frechet-shapes", "frechet-shapes\n(lower is better)", 1.0, False)
-DIVERGENCE = MetricAxis("branch_divergence", "Divergence of the\nbranches (0 to 1)", 1.0, False, of_dense=False)
-SECONDS = MetricAxis(INFERENCE, "Measured time per image (s)", 1.0, False)
+SCORE = METRICS["shapes-geneval"].values[0]
+SECONDS = METRICS["inference-time"].values[0]
 
 EVALUATE = "Measure it with: ecdit evaluate --metrics"
 PLACES: dict[Along | None, str] = {
@@ -40,8 +37,8 @@ PLACES: dict[Along | None, str] = {
     "images_seen": "several points of its training",
 }
 WAYS_OUT: dict[Along | None, str] = {
-    None: f"{EVALUATE} shapes-geneval,frechet-shapes RUNS",
-    "guidance": f"{EVALUATE} shapes-geneval,frechet-shapes,routing --guidance 1,2,4 RUNS",
+    None: f"{EVALUATE} {','.join(DEFAULT_METRICS)} RUNS",
+    "guidance": f"{EVALUATE} {','.join(DEFAULT_METRICS)},routing --guidance 1,2,4 RUNS",
     "images_seen": "Measure them while a run trains: ecdit train eval.metric_images=256 ...",
 }
 
@@ -52,7 +49,7 @@ ARM = [
 RUN = ["run", "seed", "eval.guidance", "final_images"]
 
 
-def sampled_rows(records: Records, table: pd.DataFrame, metric: MetricAxis) -> pd.DataFrame:
+def sampled_rows(records: Records, table: pd.DataFrame, metric: RecordedValue) -> pd.DataFrame:
     """Returns the rows of one metric in the units of its axis.
 
     Their columns are `ARM`, `RUN`, those of `evals`, `guidance`, `batch_images` and `conditions`. `seed` is that of the
@@ -70,7 +67,7 @@ def sampled_rows(records: Records, table: pd.DataFrame, metric: MetricAxis) -> p
 
 
 def measured_panels(
-    records: Records, table: pd.DataFrame, metrics: Sequence[MetricAxis], along: Along | None = None
+    records: Records, table: pd.DataFrame, metrics: Sequence[RecordedValue], along: Along | None = None
 ) -> list[MetricRows]:
     """Returns comparable values of each of `metrics` that was measured.
 
@@ -135,7 +132,7 @@ def arm_means(rows: pd.DataFrame, *along: str) -> pd.DataFrame:
     return means.sort_values(list(along), kind="stable", ignore_index=True) if along else means
 
 
-def _num_runs(table: pd.DataFrame, metric: MetricAxis) -> int:
+def _num_runs(table: pd.DataFrame, metric: RecordedValue) -> int:
     """Returns how many runs can have the metric; some metrics are not defined for dense models."""
     return len(table) if metric.of_dense else int((table["routing.name"] != "dense").sum())
 

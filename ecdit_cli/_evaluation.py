@@ -92,19 +92,19 @@ def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: Eval
 
     measured: list[MeasuredRun] = []
     with sampling_progress("importing torch") as show:
-        from experiments.evaluation.metrics.real_metrics import load_backbones
+        from experiments.evaluation.metrics.sampled_metric import UserFiles
         from experiments.evaluation.sampling.load import load_run, require_shapes
-        from experiments.evaluation.score import RunScorer
+        from experiments.evaluation.score import RunScorer, load_resources
         from experiments.training.host_memory import keep_freed_memory
 
-        backbones = load_backbones(metrics, how.inception_weights, how.clip_model)
+        resources = load_resources(metrics, UserFiles(how.inception_weights, how.clip_model))
         load = partial(load_run, weights=how.weights, say=show.say, precision=how.precision)
         for number, (folder, loaded) in enumerate(_loaded(folders, load, show.say)):
             run = require_shapes(loaded)
             keep_freed_memory(run.config)
             scales = how.scales_of(run.config)
             for place, scale in enumerate(scales):
-                scorer = RunScorer(run, metrics, how.conditions(run, scale), backbones, how.again)
+                scorer = RunScorer(run, metrics, how.conditions(run, scale), resources, how.again)
                 if scorer.recorded:
                     show.say(f"{folder.path.name}, guidance {scale:g}: {', '.join(scorer.recorded)} recorded already.")
                 done, each = number + place / len(scales), 1 / len(scales)

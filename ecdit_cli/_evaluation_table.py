@@ -7,16 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ecdit_cli._console import Column, flops, print_json, print_rows, say, talk
+from experiments.config.metrics import IMPORTED, METRICS, RecordedValue, sampled_metrics
 
 if TYPE_CHECKING:
     from experiments.evaluation.inference.inference_time import Overhead
     from experiments.records.schema import EvalRow
-
-FRECHET = "frechet-shapes"
-SHORT_KINDS = {
-    "single_object": "single", "two_object": "two", "counting": "count", "colors": "colour", "position": "position",
-    "color_attribution": "attribute",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,37 +31,28 @@ def print_table(measured: Sequence[MeasuredRun], as_json: bool) -> None:
         print_json([_json(one) for one in measured])
         return
     rows = [_cells(one) for one in measured]
-    columns = [column for column in COLUMNS if any(column.key in row for row in rows)]
+    columns = [column for column in evaluation_columns() if any(column.key in row for row in rows)]
     print_rows(rows, columns, as_json=False)
-    if any("shapes-geneval" in row for row in rows):
-        print()
-        print_rows(rows, KIND_COLUMNS, as_json=False)
-    for key, note in NOTES.items():
-        if any(key in row for row in rows):
+    for value in _table_values():
+        if value.parts and any(value.name in row for row in rows):
+            print()
+            print_rows(rows, _part_columns(value), as_json=False)
+    for key, note in (*((value.name, value.note) for value in _table_values()), OVERHEAD_NOTE):
+        if note and any(key in row for row in rows):
             talk().print(note, soft_wrap=True, highlight=False)
 
 
-def has_too_few_images(row: EvalRow) -> bool:
-    """Return whether the row is a Frechet distance of no more images than features, which says little."""
-    from experiments.records.schema import FRECHET_FEATURES
-
-    return row.metric == FRECHET and row.num_samples <= FRECHET_FEATURES
-
-
 def _say_too_few(measured: Sequence[MeasuredRun]) -> None:
-    from experiments.records.schema import FRECHET_FEATURES
-
-    counts = {row.num_samples for one in measured for row in one.rows if has_too_few_images(row)}
-    if counts:
-        say(
-            f"frechet-shapes of {' and '.join(map(str, sorted(counts)))} images says little: of no more images than "
-            f"its {FRECHET_FEATURES} features the covariance is singular and the distance far too large. "
-            "Sample more: --images 512."
-        )
-
-
-def _frechet(row: EvalRow) -> str:
-    return f"{row.value:.3g}" + (" (too few)" if has_too_few_images(row) else "")
+    """Says of which metrics the images are so few that the value says little."""
+    rows = [row for one in measured for row in one.rows]
+    for value in _table_values():
+        counts = {row.num_samples for row in rows if row.metric == value.name and value.says_little(row.num_samples)}
+        if counts and value.few_images is not None:
+            few = value.few_images
+            say(
+                f"{value.name} of {' and '.join(map(str, sorted(counts)))} images says little: of no more images than "
+                f"its {few.num_images} {few.things} {few.consequence}. Sample more: --images 512."
+            )
 
 
 def _json(one: MeasuredRun) -> dict[str, Any]:
@@ -81,27 +67,35 @@ def _cells(one: MeasuredRun) -> dict[str, Any]:
     for measured in one.rows:
         row[measured.metric] = measured
         row.setdefault("images_seen", measured.images_seen)
-        if measured.metric in ("shapes-geneval", "frechet-shapes", "fid", "clip-score"):
+        if measured.metric in METRICS:
             row["num_samples"] = measured.num_samples
     if one.overhead is not None:
         row |= {f"overhead_{name}": share for name, share in vars(one.overhead).items()}
     return row
 
 
-def _percent(row: EvalRow) -> str:
-    return f"{row.value:.1%}"
+def _table_values() -> list[RecordedValue]:
+    """Returns the values that have a column, in the order of the columns."""
+    sampled = [value for row in sampled_metrics() for value in row.values]
+    return [*sampled, *IMPORTED, *METRICS["inference-time"].values]
 
 
-def _percent_with_interval(row: EvalRow) -> str:
-    if row.interval_low is None or row.interval_high is None:
-        return _percent(row)
-    return f"{row.value:.1%} ({row.interval_low:.0%}-{row.interval_high:.0%})"
+def _column(value: RecordedValue) -> Column:
+    def write(row: EvalRow) -> str:
+        text = value.text(row.value, row.interval_low, row.interval_high)
+        return text + (" (too few)" if value.says_little(row.num_samples) else "")
+
+    return Column(value.name, value.title or value.name, write, whole=True)
 
 
-def _with_interval(row: EvalRow) -> str:
-    if row.interval_low is None or row.interval_high is None:
-        return f"{row.value:.3f}"
-    return f"{row.value:.3f} ({row.interval_low:.3f}-{row.interval_high:.3f})"
+def _part_columns(value: RecordedValue) -> tuple[Column, ...]:
+    """Returns the columns of the parts of a value, which are shown without intervals."""
+
+    def write(row: EvalRow) -> str:
+        return value.text(row.value)
+
+    parts = (Column(f"{value.name}/{part}", title, write, whole=True) for part, title in value.parts.items())
+    return (*COLUMNS[:2], *parts)
 
 
 COLUMNS = (
@@ -109,32 +103,16 @@ COLUMNS = (
     Column("guidance", "guidance", "{:g}".format),
     Column("images_seen", "trained on", "{:,}".format),
     Column("num_samples", "samples", "{:,}".format),
-    Column("shapes-geneval", "shapes-geneval", _percent_with_interval, whole=True),
-    Column("shapes-geneval-held-out", "held-out", _percent_with_interval, whole=True),
-    Column(FRECHET, FRECHET, _frechet, whole=True),
-    Column("fid", "fid", lambda row: f"{row.value:.2f}", whole=True),
-    Column("clip-score", "clip-score", lambda row: f"{row.value:.2f}", whole=True),
-    Column("geneval", "geneval", _percent_with_interval, whole=True),
-    Column("dsg", "dsg", _percent_with_interval, whole=True),
-    Column("object_compute_ratio", "object/backgr.", _with_interval, whole=True),
-    Column("branch_divergence", "divergence", _with_interval, whole=True),
-    Column("sampled_dropped_share", "dropped", _percent, whole=True),
-    Column("inference_seconds_per_image", "s an image", lambda row: f"{row.value:.4f}", whole=True),
-    Column("inference_peak_memory_gib", "peak GiB", lambda row: f"{row.value:.3f}", whole=True),
+)
+COST_COLUMNS = (
     Column("inference_flops_per_image", "FLOPs", lambda row: flops(row.value), whole=True),
     Column("overhead_params_active", "activated", "{:+.1%}".format, whole=True),
     Column("overhead_flops", "+FLOPs", "{:+.1%}".format, whole=True),
     Column("overhead_seconds", "+time", "{:+.1%}".format, whole=True),
 )
-KIND_COLUMNS = (
-    Column("run", "run"),
-    Column("guidance", "guidance", "{:g}".format),
-    *(Column(f"shapes-geneval/{kind}", short, _percent, whole=True) for kind, short in SHORT_KINDS.items()),
-)
-NOTES = {
-    "shapes-geneval": "shapes-geneval: share of images that show exactly what the caption says, mean over the kinds.",
-    "object_compute_ratio": "object/backgr.: experts per token on objects over those on background, in true scenes.",
-    "branch_divergence": "divergence: share of assignments that only one branch of guidance has.",
-    "sampled_dropped_share": "dropped: tokens that no expert processed while sampling.",
-    "overhead_seconds": "activated, +FLOPs, +time: over dense of the same depth.",
-}
+OVERHEAD_NOTE = ("overhead_seconds", "activated, +FLOPs, +time: over dense of the same depth.")
+
+
+def evaluation_columns() -> tuple[Column, ...]:
+    """Returns the columns of the table: what was measured, a column for each recorded value, and costs."""
+    return (*COLUMNS, *map(_column, _table_values()), *COST_COLUMNS)

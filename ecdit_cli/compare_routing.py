@@ -64,6 +64,7 @@ def _swept(out: Path | None) -> tuple[list[Path], Path, int]:
 
 
 def _print(comparison: Comparison, as_json: bool) -> None:
+    from analysis.arm_scores import score_columns
     from analysis.arm_table import json_rows
 
     rows = json_rows(comparison.arms)
@@ -71,7 +72,9 @@ def _print(comparison: Comparison, as_json: bool) -> None:
         print_json(rows)
         say(comparison.conclusion)
         return
-    print_rows(rows, COLUMNS, as_json=False)
+    scores = score_columns(comparison.arms.columns)
+    columns = (Column(key, value.title or value.name, value.text, priority=3) for key, value in scores.items())
+    print_rows(rows, (*COLUMNS, *columns), as_json=False)
     print(f"\n{printable(comparison.conclusion)}")
     for note in comparison.notes:
         say(f"- {note}")

@@ -27,15 +27,16 @@ from ecdit_cli._options import (
     Steps,
     Weights,
 )  # fmt: skip
+from experiments.config.metrics import DEFAULT_METRICS, METRICS
 
 INFERENCE_TIME = "inference-time"
-METRICS = ("shapes-geneval", "frechet-shapes", "routing", INFERENCE_TIME, "fid", "clip-score")
-DEFAULT_METRICS = "shapes-geneval,frechet-shapes"
 
 
 def evaluate(
     runs: RunFolders,
-    metrics: Annotated[str, typer.Option(help=f"What to measure, by commas: {', '.join(METRICS)}.")] = DEFAULT_METRICS,
+    metrics: Annotated[str, typer.Option(help=f"What to measure, by commas: {', '.join(METRICS)}.")] = ",".join(
+        DEFAULT_METRICS
+    ),
     images: SampledImages = 512,
     guidance: Scales = None,
     guidance_interval: GuidanceInterval = "0,1",
@@ -64,7 +65,7 @@ def evaluate(
     from ecdit_cli._evaluation_table import print_table
     from ecdit_cli._sampling import parse_guidance, parse_interval
 
-    wanted = work.check_metrics(metrics, METRICS)
+    wanted = work.check_metrics(metrics, tuple(METRICS))
     scales = parse_guidance(guidance) if guidance is not None else None
     parse_interval(guidance_interval)
     if check_judge:

@@ -199,7 +199,7 @@ def _verdicts(images_BCHW: Tensor, captions: Sequence[str], show: Show) -> list[
 
     The model can be asked anything, the judge cannot. Images too small for the judge are all None, with a message.
     """
-    from experiments.config.checks import MIN_JUDGED_SIZE, UNRELIABLE_BELOW
+    from experiments.config.metrics import MIN_JUDGED_SIZE, UNRELIABLE_BELOW
     from experiments.data.captions import parse
     from experiments.errors import ConfigError
     from experiments.evaluation.metrics.judge import judge

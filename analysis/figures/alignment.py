@@ -21,8 +21,8 @@ from analysis.figures.panels import Printed
 from analysis.load import Records
 from analysis.paper_values import SIZES, SOURCES, paper_scores
 from analysis.parameters import ACTIVATED, Count
-from analysis.scores import HELD_OUT, SCORE
 from analysis.style import Drawing, few_ticks, line_style, marker_style
+from experiments.config.metrics import values_in
 
 
 class _Name(NamedTuple):
@@ -45,7 +45,7 @@ def draw_alignment(
 ) -> Drawing:
     """The figure and its numbers: one row per metric, setting and arm. `MissingDataError` where nothing was scored."""
     printed = Printed(_draw_printed, SOURCES["scores"]) if paper_values else None
-    return draw_over_parameters(records, table, (SCORE, HELD_OUT), printed, parameters)
+    return draw_over_parameters(records, table, values_in("alignment"), printed, parameters)
 
 
 def _draw_printed(axes: Axes) -> None:

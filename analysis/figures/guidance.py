@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
 from analysis.conditions import MetricRows
-from analysis.figures.panels import Look, draw_arm_curve, draw_panels
+from analysis.figures.panels import Look, draw_arm_curve, draw_panels, logarithmic_metrics
 from analysis.load import Records
-from analysis.scores import DIVERGENCE, FRECHET, SCORE, measured_panels, panel_points
-from analysis.style import Drawing, few_ticks, is_wide, log_axis
+from analysis.scores import measured_panels, panel_points
+from analysis.style import Drawing, few_ticks, log_axis
+from experiments.config.metrics import values_in
 
 LOOK = Look(rows="setting", height_inches=1.9, has_markers=False)
 
@@ -26,10 +27,9 @@ def draw_guidance(records: Records, table: pd.DataFrame) -> Drawing:
 
     A `MissingDataError` where no run was measured at several scales.
     """
-    panels = measured_panels(records, table, (SCORE, FRECHET, DIVERGENCE), along="guidance")
+    panels = measured_panels(records, table, values_in("guidance"), along="guidance")
     points = panel_points(panels, "guidance")
-    distances = points[points["metric"] == FRECHET.name]
-    is_log = any(is_wide(values) for _, values in distances.groupby("setting")["value"])
+    logarithmic = logarithmic_metrics(panels, points)
     scales = points["guidance"]
     margin = 0.05 * (scales.max() - scales.min())
 
@@ -39,7 +39,7 @@ def draw_guidance(records: Records, table: pd.DataFrame) -> Drawing:
         few_ticks(axes.xaxis, 5)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_xlim(scales.min() - margin, scales.max() + margin)
-        if measured.metric is FRECHET and is_log:
+        if measured.metric.name in logarithmic:
             log_axis(axes, "y", mine["value"])
         axes.set_xlabel("Guidance scale (1: none)")
 

@@ -1,8 +1,9 @@
 """`image-quality`: distance to real images and CLIP score against the size of the models (EC-DIT's figure 7).
 
-Frechet distances (of the embedded features, and FID where it was measured) fall with quality, CLIP score rises. One
-line per arm from size to size. Points are means over seeds with bars from the lowest to the highest. With
-`paper_values` a panel shows the three models of which EC-DIT printed both.
+There is a panel for each metric that was measured and whose row in `experiments.config.metrics` names this figure. The
+Frechet distances (of the embedded features, and FID) fall with quality, CLIP score rises. One line per arm from size to
+size. Points are means over seeds with bars from the lowest to the highest. With `paper_values` a panel shows the three
+models of which EC-DIT printed both.
 """
 
 from __future__ import annotations
@@ -13,18 +14,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.arms import ROUTER_LABELS
-from analysis.conditions import MetricAxis
 from analysis.figures.grid import paper_panel
 from analysis.figures.over_parameters import draw_over_parameters
 from analysis.figures.panels import Printed
 from analysis.load import Records
 from analysis.paper_values import QUALITY, SOURCES
 from analysis.parameters import ACTIVATED, Count
-from analysis.scores import FRECHET
 from analysis.style import Drawing, few_ticks, marker_style
-
-FID = MetricAxis("fid", "FID\n(lower is better)", 1.0, False)
-CLIP_SCORE = MetricAxis("clip-score", "CLIP score\n(higher is better)", 1.0, True)
+from experiments.config.metrics import values_in
 
 
 def draw_image_quality(
@@ -32,7 +29,7 @@ def draw_image_quality(
 ) -> Drawing:
     """The figure and its numbers: a row per metric, setting and arm. `MissingDataError` where nothing was measured."""
     printed = Printed(_draw_printed, SOURCES["quality"]) if paper_values else None
-    return draw_over_parameters(records, table, (FRECHET, FID, CLIP_SCORE), printed, parameters)
+    return draw_over_parameters(records, table, values_in("image-quality"), printed, parameters)
 
 
 def _draw_printed(axes: Axes) -> None:

@@ -8,18 +8,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.arms import arm_list
-from analysis.conditions import MetricAxis, MetricRows
+from analysis.conditions import MetricRows
 from analysis.figures.panels import Look, Printed, draw_arm_points, draw_panels, sideways
 from analysis.load import Records
 from analysis.parameters import Count
 from analysis.scores import measured_panels, panel_points
 from analysis.style import Drawing, few_ticks, is_wide, log_axis, scaled
+from experiments.config.metrics import RecordedValue
 
 LOOK = Look(rows="study", height_inches=2.3, has_markers=True)
 
 
 def draw_over_parameters(
-    records: Records, table: pd.DataFrame, metrics: Sequence[MetricAxis], printed: Printed | None, parameters: Count
+    records: Records, table: pd.DataFrame, metrics: Sequence[RecordedValue], printed: Printed | None, parameters: Count
 ) -> Drawing:
     """The figure and its numbers: a row per metric, setting and arm. `MissingDataError` where nothing was measured."""
     panels = measured_panels(records, table, metrics)

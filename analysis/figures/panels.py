@@ -25,6 +25,7 @@ from analysis.style import (
     GREY,
     SIZE_MARKERS,
     TEXT_WIDTH_INCHES,
+    is_wide,
     line_style,
     lowest_to_highest,
     marker_style,
@@ -131,6 +132,13 @@ def _moved(axes: Axes, sideways_points: float) -> Transform:
     figure = axes.get_figure(root=True)
     assert figure is not None
     return axes.transData + ScaledTranslation(sideways_points / 72, 0, figure.dpi_scale_trans)
+
+
+def logarithmic_metrics(panels: Sequence[MetricRows], points: pd.DataFrame) -> set[str]:
+    """Returns the names of the metrics whose axes are logarithmic, as the values of some setting span a wide range."""
+    names = [each.metric.name for each in panels if each.metric.is_logarithmic_where_wide]
+    spread = {name: points[points["metric"] == name].groupby("setting")["value"] for name in names}
+    return {name for name, settings in spread.items() if any(is_wide(values) for _, values in settings)}
 
 
 def sideways(arms: Sequence[tuple[str, str, int]], label: str) -> float:

@@ -11,10 +11,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.conditions import MetricRows
-from analysis.figures.panels import Look, draw_arm_curve, draw_panels
+from analysis.figures.panels import Look, draw_arm_curve, draw_panels, logarithmic_metrics
 from analysis.load import Records
-from analysis.scores import FRECHET, SCORE, measured_panels, panel_points
-from analysis.style import Drawing, few_ticks, is_wide, log_axis, scaled
+from analysis.scores import measured_panels, panel_points
+from analysis.style import Drawing, few_ticks, log_axis, scaled
+from experiments.config.metrics import METRICS, in_recorded_order, values_in
 
 LOOK = Look(rows="setting", height_inches=1.9, has_markers=False)
 
@@ -24,10 +25,10 @@ def draw_quality_over_training(records: Records, table: pd.DataFrame) -> Drawing
 
     A `MissingDataError` where no run was measured at several points.
     """
-    panels = measured_panels(records, table, (FRECHET, SCORE), along="images_seen")
+    metrics = values_in("quality-over-training", in_recorded_order(METRICS))
+    panels = measured_panels(records, table, metrics, along="images_seen")
     points = panel_points(panels, "images_seen")
-    distances = points[points["metric"] == FRECHET.name]
-    is_log = any(is_wide(values) for _, values in distances.groupby("setting")["value"])
+    logarithmic = logarithmic_metrics(panels, points)
 
     def draw(axes: Axes, mine: pd.DataFrame, measured: MetricRows) -> None:
         factor, unit = scaled(float(mine["images_seen"].max()), "images")
@@ -35,7 +36,7 @@ def draw_quality_over_training(records: Records, table: pd.DataFrame) -> Drawing
             draw_arm_curve(axes, arm, arm["images_seen"] / factor)
         axes.set_xlim(0, 1.03 * float(mine["images_seen"].max()) / factor)
         few_ticks(axes.xaxis)
-        if measured.metric is FRECHET and is_log:
+        if measured.metric.name in logarithmic:
             log_axis(axes, "y", mine["value"])
         axes.set_xlabel(f"Training images ({unit})")
 

@@ -16,8 +16,9 @@ from matplotlib.axes import Axes
 from analysis.conditions import MetricRows
 from analysis.figures.panels import Look, draw_arm_points, draw_panels
 from analysis.load import MissingDataError, Records
-from analysis.scores import EVALUATE, FRECHET, SCORE, arm_means, measured_panels, panel_points, seconds_like
+from analysis.scores import EVALUATE, arm_means, measured_panels, panel_points, seconds_like
 from analysis.style import ROUTER_STYLES, Drawing, few_ticks, is_wide, log_axis
+from experiments.config.metrics import values_in
 
 LOOK = Look(rows="study", height_inches=2.3, has_markers=True)
 MIN_SECONDS = 2.0
@@ -29,7 +30,7 @@ def draw_quality_time(records: Records, table: pd.DataFrame) -> Drawing:
 
     A `MissingDataError` where no run has a score or distance, or none a time of the same sampler settings.
     """
-    panels = measured_panels(records, table, (SCORE, FRECHET))
+    panels = measured_panels(records, table, values_in("quality-time"))
     times = _times(seconds_like(records, table, panels[0]), panels[0])
     points = panel_points(panels).merge(times, on=["setting", "arm"]).sort_values("seconds", ignore_index=True)
     factor, unit = (1.0, "s") if points["seconds"].max() >= MIN_SECONDS else (1e-3, "ms")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 
 from experiments.config.budget import capacity_factor, expert_capacity, hidden_width
+from experiments.config.metrics import training_metrics
 from experiments.config.schema import RunConfig
 from experiments.config.values import shown
 from experiments.errors import ConfigError
@@ -19,15 +20,6 @@ NEEDS_CAPACITY = ("expert_choice",)
 SOFTMAX_ONLY = ("token_choice", "switch")
 TEXT_HEAD_SIZE = 64
 """Width of an attention head of the text encoder, as in `experiments.models.embed`."""
-
-MIN_JUDGED_SIZE = 16
-"""The smallest `data.image_size` at which the judge of `shapes-geneval` can be trusted with true renders."""
-
-UNRELIABLE_BELOW = (
-    f"below {MIN_JUDGED_SIZE} pixels the judge of shapes-geneval denies true renders (it says yes to 67.8% of them at "
-    "8 pixels, 92.6% at 12, 98.9% at 14, and 99.95% at 16)"
-)
-"""The rates were measured on the first 2,000 scenes of the validation split; a test measures them again."""
 
 SHAPES_HAVE = {
     "channels": 3, "vocab_size": 64, "caption_length": 16, "text_width": None, "pooled_width": None,
@@ -80,21 +72,17 @@ def _check_data(config: RunConfig) -> None:
 
 
 def _check_metric_images(config: RunConfig) -> None:
+    """Checks that the images are large enough, and enough, for every metric that training measures."""
     num_images = config.eval.metric_images
-    if num_images == 1:
-        raise ConfigError(
-            "eval.metric_images=1 is too few: frechet-shapes compares a covariance, which one image does not have.",
-            "Use eval.metric_images=0 for none, or 256.",
-        )
-    if num_images:
-        way_out = f"Use eval.metric_images=0, or data.image_size={MIN_JUDGED_SIZE} or more."
-        require_judged_size(config.data.image_size, f"eval.metric_images={num_images}", way_out)
-
-
-def require_judged_size(image_size: int, asked: str, way_out: str) -> None:
-    """Raises `ConfigError` about the setting `asked` where images of `image_size` are too small for the judge."""
-    if image_size < MIN_JUDGED_SIZE:
-        raise ConfigError(f"{asked} does not fit data.image_size={image_size}: {UNRELIABLE_BELOW}.", way_out)
+    if num_images == 0:
+        return
+    asked = f"eval.metric_images={num_images}"
+    for row in training_metrics():
+        enough = max(256, row.min_images)
+        row.require_num_images(num_images, asked, f"Use eval.metric_images=0 for none, or {enough}.")
+    for row in training_metrics():
+        way_out = f"Use eval.metric_images=0, or data.image_size={row.min_image_size} or more."
+        row.require_image_size(config.data.image_size, asked, way_out)
 
 
 def _check_backbone(config: RunConfig) -> None:

@@ -1,4 +1,6 @@
-"""Measures alignment and Frechet distance while a run trains (`eval.metric_images`), for figures over training.
+"""Measures metrics of sampled images while a run trains (`eval.metric_images`), for figures over training.
+
+Their rows in `experiments.config.metrics` say `while_training`; ours are alignment and Frechet distance.
 
 The values and settings are those that `ecdit evaluate` would give for that moment by default: EMA weights,
 `eval.guidance`, `eval.sample_steps`. Sampling is shared by all processes; the process that writes judges the images.
@@ -9,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from experiments.config.metrics import training_metrics
 from experiments.config.schema import RunConfig
 from experiments.distributed.agreement import everyone
-from experiments.evaluation.metrics.alignment import SCORE
-from experiments.evaluation.metrics.frechet import DISTANCE
+from experiments.evaluation.metrics.sampled_metric import CaptionSet, MetricTask
 from experiments.evaluation.sampling.batches import sampled_batches
 from experiments.evaluation.sampling.settings import Conditions, training_conditions
-from experiments.evaluation.score import CaptionSet, ShapesScores, caption_set
+from experiments.evaluation.score import MetricSet, caption_sets
 from experiments.records.writer import RecordWriter
 from experiments.training.engine import Engine
 from experiments.training.validation import turns_of
@@ -26,22 +28,20 @@ Sampled = list[tuple[range, Tensor]]
 
 def measure_at_cadence(engine: Engine, config: RunConfig, images_seen: int, writer: RecordWriter | None) -> None:
     """Samples, judges and records; it is an observer of the training loop, and a collective operation."""
-    num_images = config.eval.metric_images
-    if num_images == 0:
+    if config.eval.metric_images == 0:
         return
-    seen = caption_set(config, "validation", num_images)
-    unseen = caption_set(config, "held_out", max(1, num_images // 2))
     conditions = training_conditions(config, PRECISIONS[engine.model.embed.weight.dtype])
+    base = conditions.row(config, images_seen).model_copy(update={"while_training": True})
+    names, task = [row.name for row in training_metrics()], MetricTask(config, conditions, base)
     with engine.ema.applied():
-        mine = [part for captions in (seen, unseen) for part in _share(engine, config, captions, conditions)]
+        mine = [part for captions in caption_sets(names, task) for part in _share(engine, config, captions, conditions)]
     shares = everyone(mine, engine.world)
     if writer is None:
         return
-    scores = ShapesScores(config, (SCORE, DISTANCE), seen, unseen)
+    metrics = MetricSet(names, task)
     for numbers, images_BCHW in sorted((part for parts in shares for part in parts), key=lambda part: part[0].start):
-        scores.add(numbers, images_BCHW)
-    base = conditions.row(config, images_seen).model_copy(update={"while_training": True})
-    writer.evaluation(scores.rows(base))
+        metrics.add(numbers, images_BCHW)
+    writer.evaluation(metrics.rows())
 
 
 def _share(engine: Engine, config: RunConfig, captions: CaptionSet, conditions: Conditions) -> Sampled:

@@ -1,106 +1,106 @@
 """Measures the samples of a trained run: they are sampled once, and every metric is computed from the same images.
 
-The captions are those of the first scenes of the validation split. For `shapes-geneval` half as many captions of the
-held-out split are sampled, too, whose looks (colour and shape) training never shows. Every metric is defined in its own
-module.
+The captions are those of the first scenes of the validation split. For metrics that ask for them, half as many captions
+of the held-out split are sampled, too, whose looks (colour and shape) training never shows. Every metric is defined in
+its own module, and listed in `experiments.config.metrics`.
 
 Legend: B images, C channels, H, W height and width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, get_args
 
 from torch import Tensor
 
-from experiments.config.checks import require_judged_size
-from experiments.config.schema import RunConfig
-from experiments.data.captions import assertion_of, describe
-from experiments.data.scenes import Scene, Split, draw_scenes
-from experiments.evaluation.inference.routing_maps import (
-    DROPPED,
-    RATIO,
-    TIMES,
-    RoutingWatcher,
-    measure_scenes,
-    scene_row,
+from experiments.config.metrics import DEFAULT_METRICS, METRICS, CaptionSplit, in_recorded_order
+from experiments.errors import ConfigError
+from experiments.evaluation.metrics.sampled_metric import (
+    CaptionSet,
+    LabelledBatch,
+    MetricTask,
+    UserFiles,
+    implementation_of,
 )
-from experiments.evaluation.metrics.alignment import HELD_OUT_SCORE, SCORE, alignment_rows
-from experiments.evaluation.metrics.frechet import DISTANCE, REFERENCE_FIRST, FrechetShapes, render_batch
-from experiments.evaluation.metrics.judge import judge
-from experiments.evaluation.sampling.batches import num_calls, sampled_batches
+from experiments.evaluation.sampling.batches import Watcher, num_calls, sampled_batches
 from experiments.evaluation.sampling.load import LoadedRun
 from experiments.evaluation.sampling.settings import Conditions
+from experiments.models.dit import DiTOutput
 from experiments.records.schema import EvalRow
-from experiments.records.writer import append_evaluations, append_routing_maps, stored_rows
-
-if TYPE_CHECKING:
-    from experiments.evaluation.metrics.real_metrics import Backbones, RealMetrics
-
-HELD_OUT_FIRST = 1 << 20
-"""The number of the first image of the held-out split. It is far above the others, so that the noise differs."""
-ROUTING = "routing"
-REAL = ("fid", "clip-score")
+from experiments.records.writer import append_evaluations, stored_rows
 
 
-@dataclass(frozen=True)
-class CaptionSet:
-    """Scenes whose captions are sampled, and the numbers of their images."""
-
-    scenes: list[Scene]
-    numbers: range
-
-    @property
-    def captions(self) -> list[str]:
-        """The captions in the words of the data."""
-        return [describe(scene) for scene in self.scenes]
+def load_resources(metrics: Iterable[str], files: UserFiles) -> dict[str, Any]:
+    """Loads what the metrics share between runs, such as networks. Raises `ConfigError` for what is missing."""
+    return {name: implementation_of(METRICS[name]).load(files) for name in metrics}
 
 
-def caption_set(config: RunConfig, split: Split, num_images: int) -> CaptionSet:
-    """Returns the first scenes of a split."""
-    first = HELD_OUT_FIRST if split == "held_out" else 0
-    scenes = draw_scenes(config.data.seed, range(num_images), split, config.data.image_size)
-    return CaptionSet(scenes, range(first, first + num_images))
+def caption_sets(metrics: Iterable[str], task: MetricTask) -> list[CaptionSet]:
+    """Returns the captions that the metrics ask for, those of the validation split first."""
+    splits: tuple[CaptionSplit, ...] = get_args(CaptionSplit)
+    wanted = {split for name in metrics for split in METRICS[name].captions}
+    return [task.captions(split) for split in splits if split in wanted]
 
 
-def require_judged(config: RunConfig, metrics: Sequence[str]) -> None:
-    """Raises `ConfigError` where `metrics` need the judge and the images are too small for it."""
-    if SCORE in metrics:
-        way_out = f"Measure without it: --metrics {DISTANCE}."
-        require_judged_size(config.data.image_size, SCORE, way_out)
+class MetricSet:
+    """Holds the metrics of one task, and gives each of them the images of the captions that it asks for."""
 
+    def __init__(self, metrics: Iterable[str], task: MetricTask) -> None:
+        self._task = task
+        rows = in_recorded_order(metrics)
+        self._metrics = [(row, implementation_of(row)(task)) for row in rows]
+        self.parts = caption_sets((row.name for row in rows), task)
 
-class ShapesScores:
-    """Accumulates `shapes-geneval` and `frechet-shapes` batch by batch, from images [B, C, H, W] in [-1, 1]."""
-
-    def __init__(self, config: RunConfig, metrics: Sequence[str], seen: CaptionSet, unseen: CaptionSet | None) -> None:
-        """Raises `ConfigError` where the images are too small to be judged."""
-        require_judged(config, metrics)
-        self._seen, self._unseen = seen, unseen
-        self._correct: dict[int, bool] = {}
-        self._judges = SCORE in metrics
-        self._frechet = FrechetShapes(config.data.seed, config.data.image_size) if DISTANCE in metrics else None
+    def watcher(self, part: CaptionSet) -> Watcher | None:
+        """Returns what sees every call of the model while the images of `part` are sampled."""
+        watchers = [metric.watcher for row, metric in self._metrics if part.split == "validation"]
+        given = [watcher for watcher in watchers if watcher is not None]
+        return _Watchers(given) if given else None
 
     def add(self, numbers: range, images_BCHW: Tensor) -> None:
-        """Adds a batch of images; `numbers` are their numbers."""
-        mine = self._unseen if self._unseen is not None and numbers.start >= HELD_OUT_FIRST else self._seen
-        if self._judges:
-            scenes = [mine.scenes[number - mine.numbers.start] for number in numbers]
-            verdicts = judge(images_BCHW, [assertion_of(scene) for scene in scenes])
-            self._correct |= {number: each.correct for number, each in zip(numbers, verdicts, strict=True)}
-        if self._frechet is not None and mine is self._seen:
-            self._frechet.add(images_BCHW)
+        """Adds a batch of images [B, C, H, W] in [-1, 1]; `numbers` are their numbers."""
+        part = next(part for part in self.parts if numbers.start in part.numbers)
+        first = part.numbers.start
+        scenes = part.scenes[numbers.start - first : numbers.stop - first]
+        batch = LabelledBatch(part.split, numbers, images_BCHW, scenes)
+        for row, metric in self._metrics:
+            if part.split in row.captions:
+                metric.add(batch)
 
-    def rows(self, base: EvalRow) -> list[EvalRow]:
-        """Returns the rows of what was added, under the conditions of `base`."""
-        found = [] if self._frechet is None else [self._frechet.row(base)]
-        for metric, part in ((SCORE, self._seen), (HELD_OUT_SCORE, self._unseen)):
-            if self._judges and part is not None:
-                correct = [self._correct[number] for number in part.numbers]
-                found += alignment_rows(metric, [scene.kind for scene in part.scenes], correct, base)
+    def rows(self) -> list[EvalRow]:
+        """Returns the rows of all metrics. Raises `ConfigError` for a row whose value the metric does not declare."""
+        found: list[EvalRow] = []
+        for row, metric in self._metrics:
+            declared = [value.name for value in row.values]
+            measured = metric.rows(self._task.base)
+            for one in measured:
+                if one.metric.partition("/")[0] not in declared:
+                    raise ConfigError(
+                        f"metric {row.name!r} records {one.metric!r}, which is none of its values "
+                        f"({', '.join(declared)}).",
+                        "Add it to the values in the metric's row.",
+                    )
+            found += measured
         return found
+
+
+class _Watchers:
+    """Shows the calls of the model to several watchers."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self._watchers = watchers
+
+    def begin_batch(self, num_images: int, first_number: int) -> None:
+        """Begins a batch of `num_images` images, the first of which has the number `first_number`."""
+        for watcher in self._watchers:
+            watcher.begin_batch(num_images, first_number)
+
+    def watch(self, time: float, output: DiTOutput) -> None:
+        """Shows one call at `time`."""
+        for watcher in self._watchers:
+            watcher.watch(time, output)
 
 
 class RunScorer:
@@ -111,100 +111,78 @@ class RunScorer:
         run: LoadedRun,
         metrics: Sequence[str],
         conditions: Conditions,
-        backbones: Backbones | None = None,
+        resources: Mapping[str, Any] | None = None,
         again: bool = False,
     ) -> None:
-        """Reads what is recorded, which is measured, too, with `again`. `backbones` are for the metrics in `REAL`.
+        """Reads what is recorded, which is measured, too, with `again`. `resources` are those of `load_resources`.
 
-        Raises `ConfigError` where the images are too small to be judged, also where a value is recorded.
+        Raises `ConfigError` where a metric cannot measure such images, also where a value is recorded.
         """
-        require_judged(run.config, metrics)
-        self.run, self.conditions, self._backbones = run, conditions, backbones
-        self.base = conditions.row(run.config, run.images_seen)
-        possible = [metric for metric in metrics if metric != ROUTING or run.config.routing.name != "dense"]
-        past = [] if again else _recorded(run)
-        found = {metric: self._past_rows(metric, past) for metric in possible}
+        _require_measurable(run, metrics, conditions)
+        self.run, self.conditions = run, conditions
+        base = conditions.row(run.config, run.images_seen)
+        self._task = MetricTask(run.config, conditions, base, resources or {}, run)
+        is_dense = run.config.routing.name == "dense"
+        possible = [name for name in metrics if not (is_dense and METRICS[name].needs_routed_layers)]
+        past = [] if again else list(stored_rows(run.run_dir.evals, EvalRow))
+        found = {name: _past_rows(name, past, self._task) for name in possible}
         self.past = [row for rows in found.values() for row in rows]
-        self.recorded = [metric for metric, rows in found.items() if rows]
-        self.missing = [metric for metric, rows in found.items() if not rows]
+        self.recorded = [name for name, rows in found.items() if rows]
+        self.missing = [name for name, rows in found.items() if not rows]
 
     def measure(self, on_share: Callable[[float], None] = lambda share: None) -> list[EvalRow]:
         """Returns every row of the metrics asked for. Missing ones are measured and recorded at the end."""
         if not self.missing:
             return self.past
-        run, config = self.run, self.run.config
-        seen = caption_set(config, "validation", self.conditions.num_images)
-        unseen = caption_set(config, "held_out", max(1, len(seen.scenes) // 2)) if SCORE in self.missing else None
-        parts = [seen] if unseen is None else [seen, unseen]
-        on_call = _counted(self._num_calls(parts), on_share)
-        shapes = ShapesScores(config, self.missing, seen, unseen)
-        real = self._real_metrics(len(seen.scenes))
-        kinds = [scene.kind for scene in seen.scenes]
-        routing = RoutingWatcher(run, kinds, first_of_kinds(kinds)) if ROUTING in self.missing else None
-        for part in parts:
-            watcher = routing if part is seen else None
-            captions = part.captions
-            batches = sampled_batches(run.model, config, captions, self.conditions, part.numbers, watcher, on_call)
+        on_call = _CallCounter(on_share)
+        metrics = MetricSet(self.missing, replace(self._task, on_call=on_call))
+        sampled = sum(num_calls(len(part.scenes), self.conditions) for part in metrics.parts)
+        own = sum(implementation_of(METRICS[name]).num_own_calls(self.conditions) for name in self.missing)
+        on_call.total = sampled + own
+        for part in metrics.parts:
+            batches = sampled_batches(
+                self.run.model, self.run.config, part.captions, self.conditions, part.numbers, metrics.watcher(part),
+                on_call,
+            )  # fmt: skip
             for batch in batches:
-                shapes.add(batch.numbers, batch.images_BCHW)
-                if watcher is not None:
-                    watcher.end_batch(batch.images_BCHW)
-                if real is not None and part is seen:
-                    real.add(batch.images_BCHW, captions[batch.numbers.start : batch.numbers.stop])
-        rows = shapes.rows(self.base)
-        rows += _real_rows(real, self.base) if real is not None else []
-        if routing is not None:
-            rows += self._record_routing(routing, seen, on_call)
-        append_evaluations(run.run_dir, rows)
+                metrics.add(batch.numbers, batch.images_BCHW)
+        rows = metrics.rows()
+        append_evaluations(self.run.run_dir, rows)
         return [*self.past, *rows]
 
-    def _num_calls(self, parts: Sequence[CaptionSet]) -> int:
-        calls = sum(num_calls(len(part.scenes), self.conditions) for part in parts)
-        of_scenes = -(-self.conditions.num_images // self.conditions.batch_images) * len(TIMES)
-        return calls + (of_scenes if ROUTING in self.missing else 0)
 
-    def _record_routing(self, watcher: RoutingWatcher, seen: CaptionSet, on_call: Callable[[], None]) -> list[EvalRow]:
-        """Writes the maps to their own files, and returns the rows of values."""
-        along_path = watcher.measured(self.base)
-        on_scenes = measure_scenes(self.run, self.conditions, on_call)
-        append_routing_maps(self.run.run_dir, [*on_scenes.maps, *along_path.maps])
-        watcher.compute_map(dict(enumerate(seen.captions))).save(self.run.run_dir.compute_map)
-        return [*on_scenes.evals, *along_path.evals]
+class _CallCounter:
+    """Counts calls of the model, and passes the finished share of `total` to `on_share`."""
 
-    def _real_metrics(self, num_images: int) -> RealMetrics | None:
-        """Returns the accumulator of FID and CLIP score with as many renders added as there will be images, or None."""
-        wanted = [metric for metric in REAL if metric in self.missing]
-        if not wanted:
-            return None
-        assert self._backbones is not None
-        from experiments.evaluation.metrics.real_metrics import RealMetrics
+    def __init__(self, on_share: Callable[[float], None]) -> None:
+        self._on_share, self._calls, self.total = on_share, 0, 0
 
-        real = RealMetrics(self._backbones, wanted, next(self.run.model.parameters()).device)
-        data = self.run.config.data
-        for first in range(0, num_images, self.conditions.batch_images):
-            numbers = range(first, min(first + self.conditions.batch_images, num_images))
-            moved = range(REFERENCE_FIRST + numbers.start, REFERENCE_FIRST + numbers.stop)
-            real.add_real(render_batch(data.seed, data.image_size, moved))
-        return real
-
-    def _past_rows(self, metric: str, past: Sequence[EvalRow]) -> list[EvalRow]:
-        """Returns the newest rows of a metric under these conditions; none unless all of them are there."""
-        if metric == ROUTING:
-            found = [_newest(past, self.base, DROPPED), _newest(past, scene_row(self.run, self.conditions), RATIO)]
-            if not all(found):
-                return []
-            return [row for rows in found for row in rows] + _newest(past, self.base, "branch_divergence")
-        rows = _newest(past, self.base, metric)
-        if metric == SCORE and rows:
-            half = self.base.model_copy(update={"num_samples": max(1, self.conditions.num_images // 2)})
-            held_out = _newest(past, half, HELD_OUT_SCORE)
-            return [*rows, *held_out] if held_out else []
-        return rows
+    def __call__(self) -> None:
+        self._calls += 1
+        self._on_share(self._calls / self.total)
 
 
-def first_of_kinds(kinds: Sequence[str]) -> list[int]:
-    """Returns the index of the first of each kind, in order."""
-    return [place for place, kind in enumerate(kinds) if kind not in kinds[:place]]
+def _require_measurable(run: LoadedRun, metrics: Sequence[str], conditions: Conditions) -> None:
+    """Raises `ConfigError` where the images are too small or too few for one of the metrics."""
+    for name in metrics:
+        row, image_size = METRICS[name], run.config.data.image_size
+        others = [other for other in DEFAULT_METRICS if image_size >= METRICS[other].min_image_size]
+        row.require_image_size(image_size, name, f"Measure without it: --metrics {','.join(others)}.")
+        num_images = conditions.num_images
+        row.require_num_images(num_images, f"--images {num_images}", f"Ask for {row.min_images} or more.")
+
+
+def _past_rows(name: str, past: Sequence[EvalRow], task: MetricTask) -> list[EvalRow]:
+    """Returns the newest rows of a metric under the conditions of `task`; none unless all its values are there."""
+    row = METRICS[name]
+    optional = {value.name for value in row.values if value.is_optional}
+    found: list[EvalRow] = []
+    for value, like in implementation_of(row).recorded_under(row, task).items():
+        rows = _newest(past, like, value)
+        if not rows and value not in optional:
+            return []
+        found += rows
+    return found
 
 
 def _newest(past: Sequence[EvalRow], like: EvalRow, metric: str) -> list[EvalRow]:
@@ -229,32 +207,3 @@ def _same_conditions(row: EvalRow, like: EvalRow) -> bool:
     return same == (like.images_seen, like.weights, like.seed, like.num_samples) and all(
         name in row.settings and row.settings[name] == value for name, value in like.settings.items()
     )
-
-
-def _recorded(run: LoadedRun) -> list[EvalRow]:
-    return list(stored_rows(run.run_dir.evals, EvalRow))
-
-
-def _real_rows(real: RealMetrics, base: EvalRow) -> list[EvalRow]:
-    settings = real.settings()
-    return [
-        base.model_copy(
-            update={
-                "metric": metric, "value": found.value, "interval_low": found.low, "interval_high": found.high,
-                "num_samples": found.num_samples, "settings": base.settings | settings[metric],
-            }
-        )
-        for metric, found in real.values().items()
-    ]  # fmt: skip
-
-
-def _counted(total: int, on_share: Callable[[float], None]) -> Callable[[], None]:
-    """Returns a function to call `total` times; each call passes the finished share to `on_share`."""
-    calls = 0
-
-    def on_call() -> None:
-        nonlocal calls
-        calls += 1
-        on_share(calls / total)
-
-    return on_call

@@ -67,11 +67,6 @@ Words = Annotated[str, BeforeValidator(lambda text: encodable(text) if isinstanc
 """Text that may come from the file system or a command line, where names need not be valid Unicode."""
 
 
-FRECHET_FEATURES = 64
-"""The number of features of the network for `frechet-shapes`. With no more images than features a covariance is
-singular and the distance far too large, so that such a value must not be shown without a warning."""
-
-
 class Record(BaseModel):
     """Is the base of all records: frozen, closed to unknown keys, and without NaN and infinity.
 

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from ecdit_cli._console import Column
-from ecdit_cli._evaluation_table import COLUMNS as EVALUATION_COLUMNS
+from ecdit_cli._evaluation_table import evaluation_columns
 from ecdit_cli._sweep_cost import COST_COLUMNS
 from ecdit_cli._sweep_view import COLUMNS, live_table
 from ecdit_cli._table import print_table
@@ -21,6 +21,7 @@ from sweeps.progress import RunProgress, SweepSnapshot
 
 REASON = "[/__w/gloo/pair.cc:534] Connection closed by peer [10.0.0.7]:4711 " * 3
 NAMES = [f"nano-shared_expert-16e-k2-c1.25-gbatch-s{seed}-{seed}a2b3c" for seed in range(3)] + ["名" * 30]
+EVALUATION_COLUMNS = evaluation_columns()
 MEASURED = EVALUATION_COLUMNS[4:17]
 WIDTHS = (40, 41, 60, 79, 80, 100, 120, 160, 200)
 

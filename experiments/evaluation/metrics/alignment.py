@@ -8,13 +8,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from experiments.config.metrics import CaptionSplit, MetricRow
+from experiments.data.captions import assertion_of
 from experiments.data.scenes import KINDS, Kind
 from experiments.evaluation.metrics.intervals import mean_interval, wilson
+from experiments.evaluation.metrics.judge import judge
+from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
 from experiments.records.schema import EvalRow
 
 SCORE = "shapes-geneval"
 HELD_OUT_SCORE = "shapes-geneval-held-out"
 """The score on captions that name looks which training never shows; only the kinds that name colours have them."""
+
+
+class ShapesGeneval(SampledMetric):
+    """Judges every image against its caption; images of held-out captions have a score of their own."""
+
+    def __init__(self, task: MetricTask) -> None:
+        self._verdicts: dict[CaptionSplit, list[tuple[Kind, bool]]] = {"validation": [], "held_out": []}
+
+    @classmethod
+    def recorded_under(cls, row: MetricRow, task: MetricTask) -> dict[str, EvalRow]:
+        """Returns the conditions of both scores; half as many held-out captions are sampled."""
+        half = task.base.model_copy(update={"num_samples": max(1, task.conditions.num_images // 2)})
+        return {SCORE: task.base, HELD_OUT_SCORE: half}
+
+    def add(self, batch: LabelledBatch) -> None:
+        """Judges the images."""
+        verdicts = judge(batch.images_BCHW, [assertion_of(scene) for scene in batch.scenes])
+        kinds = [scene.kind for scene in batch.scenes]
+        self._verdicts[batch.split] += [(kind, one.correct) for kind, one in zip(kinds, verdicts, strict=True)]
+
+    def rows(self, base: EvalRow) -> list[EvalRow]:
+        """Returns the score and its kinds, and the same of the held-out captions."""
+        found: list[EvalRow] = []
+        scores: dict[str, CaptionSplit] = {SCORE: "validation", HELD_OUT_SCORE: "held_out"}
+        for metric, split in scores.items():
+            kinds, correct = zip(*self._verdicts[split], strict=True)
+            found += alignment_rows(metric, kinds, correct, base)
+        return found
 
 
 def alignment_rows(metric: str, kinds: Sequence[Kind], correct: Sequence[bool], base: EvalRow) -> list[EvalRow]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from experiments.records.schema import FRECHET_FEATURES
+from experiments.config.metrics import FRECHET_FEATURES
 
 NUM_FEATURES = FRECHET_FEATURES
 IMAGE_SIZE = 32

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from experiments.data.scenes import draw_scenes, render_scenes
 from experiments.evaluation.metrics.features import NUM_FEATURES, features_of, weights_digest
+from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
 from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.records.schema import EvalRow
 
@@ -77,24 +78,24 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     return max(0.0, of_means + of_spreads - 2 * float(np.sqrt(product_F.clip(min=0)).sum()))
 
 
-class FrechetShapes:
-    """Accumulates images, and computes their distance to the renders of one data seed and image size."""
+class FrechetShapes(SampledMetric):
+    """Computes the distance of the images to renders of the same data seed and image size."""
 
-    def __init__(self, data_seed: int, image_size: int) -> None:
-        self._reference = reference_moments(data_seed, image_size)
+    def __init__(self, task: MetricTask) -> None:
+        self._reference = reference_moments(task.config.data.seed, task.config.data.image_size)
         self._moments = Moments()
 
-    def add(self, images_BCHW: Tensor) -> None:
+    def add(self, batch: LabelledBatch) -> None:
         """Adds images in [-1, 1]. Raises `RunFailedError` where they are not finite."""
-        require_finite_images(images_BCHW)
-        self._moments.add(features_of(images_BCHW))
+        require_finite_images(batch.images_BCHW)
+        self._moments.add(features_of(batch.images_BCHW))
 
-    def row(self, base: EvalRow) -> EvalRow:
+    def rows(self, base: EvalRow) -> list[EvalRow]:
         """Returns the row of the distance; at least two images must have been added."""
         settings = base.settings | {"features": weights_digest(), "reference_images": REFERENCE_IMAGES}
         value = frechet_distance(self._moments, self._reference)
         update = {"metric": DISTANCE, "value": value, "num_samples": self._moments.count, "settings": settings}
-        return base.model_copy(update=update)
+        return [base.model_copy(update=update)]
 
 
 @lru_cache(maxsize=4)

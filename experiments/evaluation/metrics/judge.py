@@ -11,7 +11,7 @@ object of its scene, so that a picture that shows more than the caption says is 
 
 Legend: B images, C channels, H rows, W columns, R reference colours, S shifts, K templates, P pixels of a window.
 Lengths are in pixels; at another image size than 32 the picture is scaled to 32 first. Pictures of fewer than 16 pixels
-show too little: there true renders are denied (`require_judged_size` in `experiments.config.checks`).
+show too little: there true renders are denied (`MIN_JUDGED_SIZE` in `experiments.config.metrics`).
 """
 
 from __future__ import annotations

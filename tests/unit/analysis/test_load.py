@@ -233,6 +233,16 @@ def test_a_schema_version_that_never_was_is_damage_and_stops_nothing(done: RunDi
     assert [entry.run for entry in records.left_out] == [str(other.path)]
 
 
+def test_values_that_were_measured_while_training_are_read_beside_others(done: RunDir) -> None:
+    row = json.loads(done.evals.read_text().splitlines()[0]) | {"metric": "frechet-shapes"}
+    append(done.evals, json.dumps(row | {"while_training": True}) + "\n")
+    append(done.evals, json.dumps(row | {"num_samples": 7, "while_training": 1}) + "\n")
+    records = load_records([done.path])
+    assert (records.evals["metric"] == "frechet-shapes").sum() == 1
+    (reason,) = reasons(records)
+    assert "while_training: Input should be a valid boolean" in reason
+
+
 @pytest.mark.parametrize("value", [1.7e308, -1.7e308, 1e41])
 def test_a_measured_number_whose_square_is_none_is_left_out(value: float, done: RunDir) -> None:
     row = json.loads(done.evals.read_text().splitlines()[0])

@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 
 from experiments.data.scenes import HELD_OUT
+from experiments.evaluation.metrics.routed_tokens import first_of_kinds
+from experiments.evaluation.metrics.sampled_metric import HELD_OUT_FIRST, MetricTask, caption_set
 from experiments.evaluation.sampling.generate import SamplerSettings
 from experiments.evaluation.sampling.settings import Conditions
-from experiments.evaluation.score import HELD_OUT_FIRST, RunScorer, ShapesScores, caption_set, first_of_kinds
+from experiments.evaluation.score import MetricSet, RunScorer
 from experiments.flow.samplers import Guidance
 from experiments.records.compute_map import ComputeMap
 from experiments.records.run_folder import read_jsonl
@@ -33,17 +35,18 @@ def names(rows):
 def test_true_renders_score_everything_and_are_near(random_run):
     """What the data draws for a caption is right by definition; held-out images count only as held out."""
     config = random_run().config
-    seen, unseen = caption_set(config, "validation", 40), caption_set(config, "held_out", 20)
     import torch
 
     from experiments.data.scenes import render_scenes
     from experiments.evaluation.metrics.frechet import render_batch
 
-    scores = ShapesScores(config, ALL, seen, unseen)
+    how = dataclasses.replace(HOW, num_images=40)
+    scores = MetricSet(ALL[:2], MetricTask(config, how, how.row(config, 640)))
+    seen, unseen = scores.parts
     scores.add(seen.numbers[:30], render_batch(config.data.seed, 32, seen.numbers[:30]))
     scores.add(seen.numbers[30:], render_batch(config.data.seed, 32, seen.numbers[30:]))
     scores.add(unseen.numbers, torch.from_numpy(render_scenes(unseen.scenes)))
-    rows = {row.metric: row for row in scores.rows(HOW.row(config, 640))}
+    rows = {row.metric: row for row in scores.rows()}
     assert rows["shapes-geneval"].value == rows["shapes-geneval-held-out"].value == 1.0
     assert rows["frechet-shapes"].num_samples == 40
     assert rows["shapes-geneval-held-out/colors"].value == 1.0

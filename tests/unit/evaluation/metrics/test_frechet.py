@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.config.overrides import load_config
 from experiments.data.scenes import draw_scenes, render_scenes
 from experiments.data.shapes import Object, render
 from experiments.evaluation.metrics.features import (
@@ -22,7 +23,9 @@ from experiments.evaluation.metrics.frechet import (
     render_batch,
 )
 from experiments.evaluation.metrics.judge_check import degrade
+from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask
 from experiments.evaluation.metrics.train_features import train_feature_network
+from experiments.evaluation.sampling.settings import training_conditions
 from experiments.records.schema import EvalRow
 
 BASE = EvalRow(images_seen=64, metric="", value=0.0, num_samples=1, seed=3, weights="ema", settings={"guidance": 2.0})
@@ -118,10 +121,12 @@ def test_missing_colours_missing_shapes_and_few_different_images_are_noticed(ren
 
 
 def test_rows_say_which_network_and_how_many_images(renders):
-    scores = FrechetShapes(0, 32)
-    for part in np.split(renders[:200], 4):
-        scores.add(torch.from_numpy(part))
-    row = scores.row(BASE)
+    config = load_config()
+    scenes = draw_scenes(0, range(50), "validation")
+    scores = FrechetShapes(MetricTask(config, training_conditions(config, "fp32"), BASE))
+    for first, part in zip(range(0, 200, 50), np.split(renders[:200], 4), strict=True):
+        scores.add(LabelledBatch("validation", range(first, first + 50), torch.from_numpy(part), scenes))
+    (row,) = scores.rows(BASE)
     assert (row.metric, row.num_samples) == ("frechet-shapes", 200)
     assert row.settings == {"guidance": 2.0, "features": weights_digest(), "reference_images": REFERENCE_IMAGES}
     assert 0 < row.value < 10

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from experiments.config.checks import MIN_JUDGED_SIZE, UNRELIABLE_BELOW
+from experiments.config.metrics import MIN_JUDGED_SIZE, UNRELIABLE_BELOW
 from experiments.data.captions import assertion_of, parse
 from experiments.data.scenes import RELATIONS, draw_scenes, render_scenes
 from experiments.data.shapes import COLORS, SHAPES, Object, render

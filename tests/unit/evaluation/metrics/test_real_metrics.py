@@ -22,8 +22,11 @@ from transformers import (
 )
 
 from experiments.errors import ConfigError
-from experiments.evaluation.metrics.real_metrics import Backbones, RealMetrics, load_backbones
+from experiments.evaluation.metrics.clip_score import ClipScore, ClipScores
+from experiments.evaluation.metrics.fid import Fid, InceptionDistance
+from experiments.evaluation.metrics.sampled_metric import UserFiles
 from experiments.evaluation.sampling.batches import as_pixels
+from experiments.evaluation.score import load_resources
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red circle", "two blue squares", "a heart", "a moon above a bar", "x"]
@@ -81,40 +84,39 @@ def images(count, seed=0, size=32):
 
 def error_of(metrics, inception_weights=None, clip_model=None):
     with pytest.raises(ConfigError) as caught:
-        load_backbones(metrics, inception_weights, clip_model)
+        load_resources(metrics, UserFiles(inception_weights, clip_model))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_fid_is_the_frechet_distance_of_all_images_whatever_the_batches():
     real, generated = images(40), images(30, seed=3)
-    metrics = RealMetrics(Backbones(inception=ChannelMeans()), ["fid"], CPU)
+    metrics = InceptionDistance(ChannelMeans(), CPU)
     for batch in real.split(7):
         metrics.add_real(batch)
     for batch in generated.split(11):
-        metrics.add(batch, ["a circle"] * len(batch))
+        metrics.add(batch)
     a, b = (as_pixels(x).double().mean((1, 2)).numpy() for x in (real, generated))
     root = scipy.linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
-    value = metrics.values()["fid"]
-    assert value.value == pytest.approx(expected, rel=1e-5)
-    assert (value.num_samples, value.low, value.high) == (30, None, None)
+    assert metrics.value() == pytest.approx(expected, rel=1e-5)
+    assert metrics.num_generated == 30
 
 
 def test_covariances_are_in_double_precision():
-    metrics = RealMetrics(Backbones(inception=ChannelMeans()), ["fid"], CPU)
+    metrics = InceptionDistance(ChannelMeans(), CPU)
     real, generated = images(300), images(300).flip(0)
     metrics.add_real(real)
-    metrics.add(generated, [""] * 300)
-    assert 0 <= metrics.values()["fid"].value < 1e-8  # single precision is off by 1e-3 of the mean's square
+    metrics.add(generated)
+    assert 0 <= metrics.value() < 1e-8  # single precision is off by 1e-3 of the mean's square
 
 
 def test_fid_of_one_image_is_refused():
-    metrics = RealMetrics(Backbones(inception=ChannelMeans()), ["fid"], CPU)
+    metrics = InceptionDistance(ChannelMeans(), CPU)
     metrics.add_real(images(5))
-    metrics.add(images(1), ["a circle"])
+    metrics.add(images(1))
     with pytest.raises(ConfigError, match=r"at least 2 images.*--images"):
-        metrics.values()
+        metrics.value()
 
 
 def test_clip_score_is_the_mean_cosine_of_each_image_and_its_caption_with_an_interval_over_images(clip_folder):
@@ -132,24 +134,24 @@ def test_clip_score_is_the_mean_cosine_of_each_image_and_its_caption_with_an_int
     assert min(cosines) < 0 < max(cosines)
     scores = 100 * np.maximum(cosines, 0)
 
-    metrics = RealMetrics(load_backbones(["clip-score"], None, clip_folder), ["clip-score"], CPU)
+    metrics = ClipScores(ClipScore.load(UserFiles(clip_model=clip_folder)), CPU)
     metrics.add(shown[:2], CAPTIONS[:2])
     metrics.add(shown[2:], CAPTIONS[2:])
-    value = metrics.values()["clip-score"]
-    assert value.value == pytest.approx(scores.mean(), rel=1e-4)
+    value, low, high = metrics.mean_with_interval()
+    assert value == pytest.approx(scores.mean(), rel=1e-4)
     half_width = 1.959964 * scores.std(ddof=1) / np.sqrt(5)
-    assert value.high == pytest.approx(scores.mean() + half_width, rel=1e-4)
-    assert value.low == pytest.approx(max(0, scores.mean() - half_width), rel=1e-4)
-    assert value.num_samples == 5
+    assert high == pytest.approx(scores.mean() + half_width, rel=1e-4)
+    assert low == pytest.approx(max(0, scores.mean() - half_width), rel=1e-4)
+    assert len(metrics.scores) == 5
 
 
 def test_captions_longer_than_the_model_keep_their_end_token(clip_folder):
     def score(caption):
-        metrics = RealMetrics(backbones, ["clip-score"], CPU)
+        metrics = ClipScores(backbone, CPU)
         metrics.add(images(1), [caption])
-        return metrics.values()["clip-score"].value
+        return metrics.scores[0]
 
-    backbones = load_backbones(["clip-score"], None, clip_folder)
+    backbone = ClipScore.load(UserFiles(clip_model=clip_folder))
     tails = [score(begin + "q" * 3 * MAX_TOKENS) for begin in ("ab", "xy", "kk", "zf")]
     assert len(set(tails)) > 1  # without it CLIP reads the start token, which sees no other
 
@@ -160,23 +162,22 @@ def test_a_clip_model_is_read_without_the_network(clip_folder, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert load_backbones(["fid-of-another-kind", "clip-score"], None, clip_folder).clip is not None
+    assert ClipScore.load(UserFiles(clip_model=clip_folder)).model is not None
 
 
 def test_settings_tell_weights_apart_and_name_them(clip_folder, tmp_path):
     other = save_clip(tmp_path / "tiny", seed=1)
-    first, second = (
-        RealMetrics(load_backbones(["clip-score"], None, folder), ["clip-score"], CPU).settings()
-        for folder in (clip_folder, other)
-    )
+    first, second = (ClipScore.load(UserFiles(clip_model=folder)).settings for folder in (clip_folder, other))
     digest = hashlib.sha256((clip_folder / "model.safetensors").read_bytes()).hexdigest()[:12]
-    assert first == {"clip-score": {"clip_model": "tiny", "clip_sha256": digest}}
-    assert second["clip-score"]["clip_model"] == "tiny"
+    assert first == {"clip_model": "tiny", "clip_sha256": digest}
+    assert second["clip_model"] == "tiny"
     assert second != first
 
 
 def test_only_the_networks_that_are_asked_for_are_loaded():
-    assert load_backbones(["shapes-geneval"], None, None) == Backbones()
+    assert load_resources(["shapes-geneval", "frechet-shapes"], UserFiles()) == {
+        "shapes-geneval": None, "frechet-shapes": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("metric", "option"), [("fid", "--inception-weights FILE"), ("clip-score", "--clip-model FO")])
@@ -184,11 +185,6 @@ def test_without_the_option_an_error_says_what_to_install_and_what_to_name(metri
     error = error_of([metric])
     assert option in error
     assert "pip install 'ecdit[metrics]'" in error
-
-
-def test_an_unknown_metric_is_refused():
-    with pytest.raises(ConfigError, match="Did you mean 'clip-score'"):
-        RealMetrics(Backbones(), ["clipscore"], CPU)
 
 
 @pytest.mark.parametrize("library", ["torchmetrics.functional.multimodal", "transformers"])
@@ -259,12 +255,12 @@ def inception_file(tmp_path):
 
 def test_inception_answers_with_torch_fidelitys_features_of_small_images(inception_file):
     path, network = inception_file
-    backbones = load_backbones(["fid"], path, None)
+    backbone = Fid.load(UserFiles(inception_weights=path))
     pixels_BCHW = as_pixels(images(2)).permute(0, 3, 1, 2)
     with torch.no_grad():
         (expected_BF,) = network(pixels_BCHW)
-        torch.testing.assert_close(backbones.inception(pixels_BCHW), expected_BF)
-    assert expected_BF.shape == (2, backbones.inception.num_features)
-    assert backbones.settings["fid"]["inception_weights"] == "inception.pth"
+        torch.testing.assert_close(backbone.network(pixels_BCHW), expected_BF)
+    assert expected_BF.shape == (2, backbone.network.num_features)
+    assert backbone.settings["inception_weights"] == "inception.pth"
     torch.save({"fc.bias": torch.zeros(3)}, path)
     assert "are not those of FID's InceptionV3" in error_of(["fid"], inception_weights=path)

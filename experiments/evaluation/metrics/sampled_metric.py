@@ -1,0 +1,159 @@
+"""The contract of a metric of sampled images: what it is given, what it answers, and how its class is found.
+
+A metric is a subclass of `SampledMetric` in a file of its own, and the row of `experiments.config.metrics` that names
+it. One object accumulates the images of one run at one guidance scale, batch by batch; `score.py` samples the images,
+which all metrics share, and writes the rows.
+
+Legend: B images, C channels, H, W height and width.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from experiments.config.metrics import CaptionSplit, MetricRow
+from experiments.config.schema import RunConfig
+from experiments.data.captions import describe
+from experiments.data.scenes import Scene, draw_scenes
+from experiments.errors import ConfigError
+from experiments.evaluation.sampling.batches import Watcher
+from experiments.evaluation.sampling.load import LoadedRun
+from experiments.evaluation.sampling.settings import Conditions
+from experiments.records.schema import EvalRow
+
+HELD_OUT_FIRST = 1 << 20
+"""The number of the first image of the held-out split. It is far above the others, so that the noise differs."""
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """Scenes of one split whose captions are sampled, and the numbers of their images."""
+
+    split: CaptionSplit
+    scenes: list[Scene]
+    numbers: range
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions in the words of the data."""
+        return [describe(scene) for scene in self.scenes]
+
+
+def caption_set(config: RunConfig, split: CaptionSplit, num_images: int) -> CaptionSet:
+    """Returns the first scenes of a split."""
+    first = HELD_OUT_FIRST if split == "held_out" else 0
+    scenes = draw_scenes(config.data.seed, range(num_images), split, config.data.image_size)
+    return CaptionSet(split, scenes, range(first, first + num_images))
+
+
+@dataclass(frozen=True)
+class UserFiles:
+    """Files of networks that the user named with options of `ecdit evaluate`; None where an option was left out."""
+
+    inception_weights: Path | None = None
+    clip_model: Path | None = None
+
+
+@dataclass(frozen=True)
+class MetricTask:
+    """Says what metrics are measured on: one run under one set of conditions.
+
+    `base` is a row with these conditions, whose metric and value are still to be set. `resources` holds what `load`
+    answered for each metric. `run` is None while a run trains. A metric that calls the model itself calls `on_call`
+    after each of its `num_own_calls`.
+    """
+
+    config: RunConfig
+    conditions: Conditions
+    base: EvalRow
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    run: LoadedRun | None = None
+    on_call: Callable[[], None] = lambda: None
+
+    def captions(self, split: CaptionSplit) -> CaptionSet:
+        """Returns the captions of a split that are sampled."""
+        return self._seen if split == "validation" else self._unseen
+
+    @cached_property
+    def _seen(self) -> CaptionSet:
+        return caption_set(self.config, "validation", self.conditions.num_images)
+
+    @cached_property
+    def _unseen(self) -> CaptionSet:
+        return caption_set(self.config, "held_out", max(1, self.conditions.num_images // 2))
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Sampled images [B, C, H, W] on the CPU in [-1, 1], float32, with the split, number and scene of each."""
+
+    split: CaptionSplit
+    numbers: range
+    images_BCHW: Tensor
+    scenes: list[Scene]
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions that the images were sampled from."""
+        return [describe(scene) for scene in self.scenes]
+
+
+class SampledMetric(ABC):
+    """Accumulates the images of one run under one set of conditions, and answers the rows of their values."""
+
+    watcher: Watcher | None = None
+    """Sees every call of the model while the images of the validation captions are sampled."""
+
+    @classmethod
+    def load(cls, files: UserFiles) -> Any:
+        """Loads what all runs share, such as a network; called once, before the first run is sampled."""
+        return None
+
+    @classmethod
+    def recorded_under(cls, row: MetricRow, task: MetricTask) -> dict[str, EvalRow]:
+        """Returns, for each value, a row with the conditions under which it is recorded."""
+        return {value.name: task.base for value in row.values}
+
+    @classmethod
+    def num_own_calls(cls, conditions: Conditions) -> int:
+        """Returns how often the metric calls the model itself."""
+        return 0
+
+    @abstractmethod
+    def __init__(self, task: MetricTask) -> None:
+        """Begins with no images."""
+
+    @abstractmethod
+    def add(self, batch: LabelledBatch) -> None:
+        """Adds a batch of one of the splits that the metric's row asks for."""
+
+    @abstractmethod
+    def rows(self, base: EvalRow) -> list[EvalRow]:
+        """Returns the rows of what was added, under the conditions of `base`; each part stands after its value."""
+
+
+def implementation_of(row: MetricRow) -> type[SampledMetric]:
+    """Returns the class that measures a metric. Raises `ConfigError` where it cannot be used."""
+    found = row.implementation
+    if isinstance(found, str):
+        module, _, name = found.partition(":")
+        found = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, SampledMetric)):
+        raise ConfigError(
+            f"the implementation of metric {row.name!r} is {row.implementation!r}, which is no SampledMetric.",
+            "Derive it from experiments.evaluation.metrics.sampled_metric.SampledMetric.",
+        )
+    missing = sorted(found.__abstractmethods__)
+    if missing:
+        raise ConfigError(
+            f"{found.__name__}, which measures {row.name!r}, lacks {missing[0]}.", "See docs/how-to/add-a-metric.md."
+        )
+    return found
