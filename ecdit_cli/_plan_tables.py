@@ -111,7 +111,7 @@ def _print_model(plan: LayoutPlan) -> None:
     parallel = config.parallel
     experts = f", {config.routing.num_experts} experts" if config.sparse_layer_indices else ""
     passes = config.train.accumulation
-    local = f"{config.train.batch_images // (parallel.world * passes)} on each process"
+    local = f"{config.micro_batch_images} on each process"
     batch = f"{config.train.batch_images:,} images, " + (local if passes == 1 else f"{passes} passes of {local}")
     rows = [
         {"what": "parameters", "value": f"{count(cost.params_total)}, {count(cost.params_active)} activated"},

@@ -16,16 +16,6 @@ if TYPE_CHECKING:
 
     from experiments.evaluation.sampling.generate import SamplerSettings
 
-DEFAULT_CAPTIONS = (
-    "a circle",
-    "a heart and a cross",
-    "three green circles",
-    "a yellow bar",
-    "a red circle left of a blue square",
-    "a white ring and a black heart",
-)
-"""The captions for a run that is sampled without any: one of each kind."""
-
 SECONDS_BETWEEN_LINES = 30.0
 MAX_SCALES = 100
 """The most guidance scales of one command: all images are sampled anew at each."""

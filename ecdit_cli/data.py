@@ -14,7 +14,7 @@ from ecdit_cli._counting import counting
 from ecdit_cli._options import Json
 
 if TYPE_CHECKING:
-    from experiments.config.data_set import DataSetIndex
+    from experiments.config.prepared_set import DataSetIndex
     from experiments.data.prepare.job import Launch
     from experiments.data.prepare.shards import Request
 
@@ -112,11 +112,11 @@ def _make(request: Request, out: Path, processes: int, launch: Launch, as_json: 
 @data.command()
 def check(out: Folder, as_json: Json = False) -> None:
     """Compare every file of a data set with its checksum."""
-    from experiments.config.data_set import read_index
+    from experiments.config.prepared_set import read_index
 
     index = read_index(out)
     say("importing torch ...")
-    from experiments.data.latents import check_content, check_length, check_tensors
+    from experiments.data.sources.latents import check_content, check_length, check_tensors
 
     with counting("checking", "files") as show:
         for number, file in enumerate(index.files()):

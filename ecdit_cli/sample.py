@@ -76,23 +76,26 @@ def sample(
     run_dir = RunDir(run)
     grid_file = grid or run_dir.samples / "grid.png"
     _check_files(grid_file, compute_map)
-    prompts = _prompts(captions, caption_file)
+    given = _prompts(captions, caption_file)
     from ecdit_cli._sampling import checked_number, sampler_settings, sampling_progress
 
     with sampling_progress("importing torch") as show:
+        from experiments.config.data_sets import captions_of, data_set_of
+        from experiments.evaluation.exchange.exports import Prompt
         from experiments.evaluation.sampling.load import load_run
         from experiments.evaluation.sampling.settings import Conditions
         from experiments.training.host_memory import keep_freed_memory
 
         loaded = load_run(run_dir, weights, show.say, None if precision == "auto" else precision)
         config = loaded.config
+        prompts = given or [Prompt(caption) for caption in data_set_of(config).examples]
         keep_freed_memory(config)
         scale = config.eval.guidance if guidance is None else guidance
         settings = sampler_settings(steps or config.eval.sample_steps, scale, guidance_interval, shift, sampler)
         noise_seed = config.data.seed if seed is None else seed
         num_images = checked_number(len(prompts), per_caption)
         conditions = Conditions(num_images, batch_images, noise_seed, weights, loaded.precision, settings)
-        if config.data.name == "shapes":
+        if captions_of(config).in_words:
             made = _make(loaded, prompts, per_caption, conditions, compute_map, show)
         else:
             _check_latents(loaded, captions, caption_file, compute_map)
@@ -113,11 +116,9 @@ class _Made:
 
 
 def _prompts(captions: Sequence[str], caption_file: Path | None) -> list[Prompt]:
-    from ecdit_cli._sampling import DEFAULT_CAPTIONS
     from experiments.evaluation.exchange.exports import Prompt, read_prompts
 
-    given = [Prompt(caption) for caption in captions] + (read_prompts(caption_file) if caption_file else [])
-    return given or [Prompt(caption) for caption in DEFAULT_CAPTIONS]
+    return [Prompt(caption) for caption in captions] + (read_prompts(caption_file) if caption_file else [])
 
 
 def _make(
@@ -126,14 +127,16 @@ def _make(
     """Samples every caption `per_caption` times; images are numbered across captions."""
     import torch
 
+    from experiments.config.data_sets import data_set_of
     from experiments.errors import EcditError
     from experiments.evaluation.inference.routing_maps import RoutingWatcher
     from experiments.evaluation.sampling.batches import num_calls, sampled_batches
+    from experiments.evaluation.sampling.generate import caption_ids
 
     if wants_map and run.config.routing.name == "dense":
         raise EcditError(f"{run.run_dir.path} is dense: every token gets the same.", "Leave out --compute-map.")
     texts = [prompt.text for prompt in prompts for _ in range(per_caption)]
-    _check_words(texts)
+    caption_ids(run.config, list(dict.fromkeys(texts)))  # raises for words that the run has never seen
     watcher = RoutingWatcher(run, [""] * len(texts), range(len(texts))) if wants_map else None
     total, done = num_calls(len(texts), conditions), 0
 
@@ -150,7 +153,10 @@ def _make(
             watcher.end_batch(batch.images_BCHW)
     images_BCHW = torch.cat(batches)
     drawn = watcher.compute_map(dict(enumerate(texts))) if watcher is not None else None
-    return _Made(run, images_BCHW, _verdicts(images_BCHW, texts, show), drawn)
+    judged = data_set_of(run.config).has_scenes
+    unjudged: list[Verdict | None] = [None] * len(texts)
+    verdicts = _verdicts(images_BCHW, texts, show) if judged else unjudged
+    return _Made(run, images_BCHW, verdicts, drawn)
 
 
 def _check_latents(run: LoadedRun, captions: Sequence[str], caption_file: Path | None, wants_map: bool) -> None:
@@ -186,21 +192,13 @@ def _make_from_latents(
     return [Prompt(caption) for caption in made.captions], _Made(run, made.images_BCHW, unjudged, None)
 
 
-def _check_words(captions: Sequence[str]) -> None:
-    """Raises `ConfigError` that names the words which the run has never seen."""
-    from experiments.data.captions import tokenize
-
-    for caption in dict.fromkeys(captions):
-        tokenize(caption)
-
-
 def _verdicts(images_BCHW: Tensor, captions: Sequence[str], show: Show) -> list[Verdict | None]:
     """Returns a verdict for each image, or None where its caption is no sentence of the grammar.
 
     The model can be asked anything, the judge cannot. Images too small for the judge are all None, with a message.
     """
     from experiments.config.metrics import MIN_JUDGED_SIZE, UNRELIABLE_BELOW
-    from experiments.data.captions import parse
+    from experiments.data.scenes.captions import parse
     from experiments.errors import ConfigError
     from experiments.evaluation.metrics.judge import judge
 

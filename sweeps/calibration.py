@@ -21,7 +21,6 @@ from pathlib import Path
 
 import yaml
 
-from experiments.config.activations import micro_batch_images
 from experiments.config.budget import budget
 from experiments.config.schema import RunConfig
 from experiments.environment import child_environment
@@ -138,7 +137,7 @@ def _short(config: RunConfig, num_steps: int) -> RunConfig:
 
     Every step writes a row of its own, whose rate is then read.
     """
-    batch = micro_batch_images(config) * config.train.accumulation
+    batch = config.micro_batch_images * config.train.accumulation
     images = num_steps * batch
     changes = {
         "train": {"images": images, "batch_images": batch},

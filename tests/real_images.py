@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from experiments.data.captions import describe
-from experiments.data.scenes import draw_scenes, render_scenes
+from experiments.data.scenes.captions import describe
+from experiments.data.scenes.scene import draw_scenes, render_scenes
 
 if TYPE_CHECKING:
     from experiments.data.prepare.shards import Request

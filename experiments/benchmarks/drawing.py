@@ -5,30 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import perf_counter
 
-import torch
-
 from experiments.config.schema import RunConfig
-from experiments.data.captions import describe, tokenize
 from experiments.data.counter import Stream, normals
 from experiments.data.loader import TrainStream
-from experiments.data.scenes import draw_scenes, render_scenes
-
-Parts = dict[str, Callable[[int], object]]
 
 
 def measure_loader(config: RunConfig, num_images: int = 8192) -> dict[str, float]:
     """Returns images per second of one thread, and microseconds per image of the whole batch and of its parts.
 
     About `num_images` images are made once, after a batch to warm up, by the same calls that training makes. The parts
-    of latents: reading rows and drawing them from their posteriors, and the noise.
+    are those of the data set (`ImageSource.parts`), and the noise.
     """
     stream, size = TrainStream(config), config.train.batch_images
     num_batches = max(1, num_images // size)
     batch_seconds = _seconds(lambda first: stream.batch(first), num_batches, size)
 
     num_values = config.data.channels * config.data.image_size**2
-    parts = _shapes_parts(config) if config.data.name == "shapes" else _latents_parts(stream)
-    parts["noise"] = lambda first: normals(config.seed, Stream.TRAIN_NOISE, range(first, first + size), num_values)
+    parts = {
+        **stream.source.parts(size),
+        "noise": lambda first: normals(config.seed, Stream.TRAIN_NOISE, range(first, first + size), num_values),
+    }
     microseconds = {name: 1e6 * _seconds(part, num_batches, size) / size for name, part in parts.items()}
     return {
         "image_size": config.data.image_size,
@@ -38,23 +34,6 @@ def measure_loader(config: RunConfig, num_images: int = 8192) -> dict[str, float
         "batch_microseconds_per_image": 1e6 * batch_seconds / size,
         **{f"{name}_microseconds_per_image": value for name, value in microseconds.items()},
     }
-
-
-def _shapes_parts(config: RunConfig) -> Parts:
-    size = config.train.batch_images
-    some = draw_scenes(config.data.seed, range(size), "train", config.data.image_size)
-    return {
-        "scenes": lambda first: draw_scenes(
-            config.data.seed, range(first, first + size), "train", config.data.image_size
-        ),
-        "render": lambda first: render_scenes(some),
-        "captions": lambda first: [tokenize(describe(scene)) for scene in some],
-    }
-
-
-def _latents_parts(stream: TrainStream) -> Parts:
-    none_B = torch.zeros(stream.share, dtype=torch.bool)
-    return {"rows": lambda first: stream.images.training(range(first, first + stream.share), none_B)}
 
 
 def _seconds(call: Callable[[int], object], num_batches: int, size: int) -> float:

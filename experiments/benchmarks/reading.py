@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.config.data_set import (
+from experiments.config.overrides import load_config
+from experiments.config.prepared_set import (
     INDEX_FILE,
     SCHEMA_VERSION,
     Encoder,
@@ -31,7 +32,6 @@ from experiments.config.data_set import (
     Source,
     fingerprint_of,
 )
-from experiments.config.overrides import load_config
 from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream
 from experiments.data.order import shuffled

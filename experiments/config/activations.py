@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from experiments.config.budget import hidden_width, precomputed_features, slots_per_image
+from experiments.config.budget import hidden_width, slots_per_image
+from experiments.config.data_sets import captions_of
 from experiments.config.schema import RunConfig
 
 FLOAT32 = 4
@@ -52,7 +53,7 @@ def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activati
     else:
         saved, recomputed = sum(blocks), 0.0
     return Activations(
-        saved=_text_bytes(config, width) + saved + _ends_bytes(config, width, kernels),
+        saved=captions_of(config).saved_bytes(config.model, width) + saved + _ends_bytes(config, width, kernels),
         recomputed=recomputed,
         widest_gradient=width
         * max(_widest_dense(config), at_once * slots * hidden_width(config, _expert_factor(config))),
@@ -70,11 +71,6 @@ def working_bytes(config: RunConfig, on_accelerator: bool) -> int:
     bf16 = on_accelerator and config.parallel.zero_stage > 0
     precision: Precision = ("bf16" if bf16 else "fp32") if setting == "auto" else setting
     return 2 if precision == "bf16" else FLOAT32
-
-
-def micro_batch_images(config: RunConfig) -> int:
-    """Returns the number of images of one forward pass of one process."""
-    return config.train.batch_images // (config.parallel.world * config.train.accumulation)
 
 
 def exchanged_slots(config: RunConfig) -> float:
@@ -155,18 +151,6 @@ def _sparse_bytes(config: RunConfig, width: int, again: bool, kernels: bool) -> 
 def _slots(config: RunConfig) -> float:
     """Returns the slots of one image in one routed layer; with a capacity limit this includes empty slots."""
     return slots_per_image(config, config.num_train_tokens, training=True)
-
-
-def _text_bytes(config: RunConfig, width: int) -> float:
-    """Returns the bytes saved by the caption encoder: norms in fp32, attention, and the projection to model width.
-
-    For precomputed features it saves the features, both sides of the activation, and the output of the second layer.
-    """
-    w, L, layers = config.model.text_width, config.data.caption_length, config.model.text_layers
-    if config.data.text_width is not None:
-        return width * (precomputed_features(config) + (3 * L + 2) * config.model.width)
-    per_layer = L * w * (width * (1 + 3 + 1 + 1 + 4 + 4) + FLOAT32 * 4)
-    return layers * per_layer + L * w * (FLOAT32 * 2 + width) + width * L * config.model.width
 
 
 def _ends_bytes(config: RunConfig, width: int, kernels: bool) -> float:

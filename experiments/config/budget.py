@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from experiments.config.data_sets import captions_of
 from experiments.config.schema import RunConfig
 
 TIME_FREQUENCIES = 256
@@ -52,7 +53,7 @@ def budget(config: RunConfig) -> Budget:
     forward = _flops_by_part(config, config.num_tokens, training=False)
     training = _flops_by_part(config, config.num_train_tokens, training=True)
     inputs_without_gradient = training["embed"] + 2 * TIME_FREQUENCIES * config.model.width
-    inputs_without_gradient += 2 * precomputed_features(config) * config.model.width
+    inputs_without_gradient += captions_of(config).flops_without_gradient(config.model)
     return Budget(
         params_by_part=params,
         active_by_part=active,
@@ -118,7 +119,7 @@ def _params_by_part(config: RunConfig) -> dict[str, int]:
         "embed": patch * d + d,
         "time": TIME_FREQUENCIES * d + d + d * d + d + 6 * d * d + 6 * d,
         "modulation": depth * 6 * d + 2 * d,
-        "text": _text_params(config),
+        "text": sum(captions_of(config).encoder_sizes(model)),
         "attention": depth * (2 * d * d + 2 * d * kv + 2 * head),
         "cross_attention": depth * (2 * d * d + 2 * d * kv + 2 * head),
         "ffn": (depth - num_sparse) * 2 * d * hidden_width(config, model.ffn_factor),
@@ -127,27 +128,6 @@ def _params_by_part(config: RunConfig) -> dict[str, int]:
         "router": num_sparse * d * routing.num_experts,
         "head": d * patch + patch,
     }
-
-
-def _text_params(config: RunConfig) -> int:
-    """Returns the parameters of the trained caption encoder, or of the two projections of precomputed features."""
-    data, d, w = config.data, config.model.width, config.model.text_width
-    if data.text_width is not None and data.pooled_width is not None:
-        return (data.text_width + data.pooled_width + 2 * d + 4) * d
-    assert data.vocab_size is not None
-    return (data.vocab_size + data.caption_length) * w + config.model.text_layers * (12 * w * w + 2 * w) + w + w * d + d
-
-
-def _text_flops(config: RunConfig) -> int:
-    L, d, w = config.data.caption_length, config.model.width, config.model.text_width
-    if config.data.text_width is not None:
-        return 2 * (precomputed_features(config) + (L + 1) * d) * d
-    return config.model.text_layers * (24 * L * w * w + 4 * L * L * w) + 2 * L * w * d
-
-
-def precomputed_features(config: RunConfig) -> int:
-    """Returns how many precomputed numbers a caption has: T5 features of all tokens, with padding, and CLIP's."""
-    return config.data.caption_length * (config.data.text_width or 0) + (config.data.pooled_width or 0)
 
 
 def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[str, int]:
@@ -162,7 +142,7 @@ def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[s
     return {
         "embed": 2 * T * patch * d,
         "time": 2 * (TIME_FREQUENCIES * d + 7 * d * d),
-        "text": _text_flops(config),
+        "text": captions_of(config).encoder_flops(model),
         "attention": depth * (2 * T * (2 * d * d + 2 * d * kv) + 4 * T * T * d),
         "cross_attention": depth * (4 * T * d * d + 4 * L * d * kv + 4 * T * L * d),
         "ffn": (depth - num_sparse) * 4 * T * d * hidden_width(config, model.ffn_factor),
@@ -183,8 +163,7 @@ def slots_per_image(config: RunConfig, num_tokens: int, training: bool) -> float
     factor = capacity_factor(config, training)
     if factor is None:
         return float(num_tokens * (routing.top_k or 1))
-    batch = config.train.batch_images // (config.parallel.world * config.train.accumulation)
-    batch = batch if training else config.eval.batch_images
+    batch = config.micro_batch_images if training else config.eval.batch_images
     group = batch if routing.group_images == "batch" else min(int(routing.group_images or 1), batch)
     whole, rest = divmod(batch, group)  # in evaluation a last group may be smaller, and has at least one slot
 

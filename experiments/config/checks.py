@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 
 from experiments.config.budget import capacity_factor, expert_capacity, hidden_width
+from experiments.config.data_sets import DATA_SETS, data_set_of
 from experiments.config.metrics import training_metrics
 from experiments.config.schema import RunConfig
 from experiments.config.values import shown
@@ -21,10 +22,6 @@ SOFTMAX_ONLY = ("token_choice", "switch")
 TEXT_HEAD_SIZE = 64
 """Width of an attention head of the text encoder, as in `experiments.models.embed`."""
 
-SHAPES_HAVE = {
-    "channels": 3, "vocab_size": 64, "caption_length": 16, "text_width": None, "pooled_width": None,
-    "fingerprint": None, "path": None,
-}  # fmt: skip
 
 WORKING_VALUES = {
     "gating": "routing.gating=softmax",
@@ -52,22 +49,26 @@ def check_config(config: RunConfig) -> None:
 
 
 def _check_data(config: RunConfig) -> None:
-    """Checks that `shapes` data have their fixed sizes, and that latents ask for no samples or metrics in pixels."""
-    data, evaluation = config.data, config.eval
-    if data.name == "shapes":
-        for key, value in SHAPES_HAVE.items():
-            if getattr(data, key) != value:
-                way_out = "Use data.name=latents." if value is None else f"Use data.{key}={value}."
-                raise ConfigError(
-                    f"data.{key}={shown(str(getattr(data, key)))} does not fit data.name=shapes.", way_out
-                )
+    """Checks that the settings which a data set fixes have their value, and that training measures what it can."""
+    data, row = config.data, data_set_of(config)
+    for key, value in row.fixed.items():
+        given = getattr(data, key)
+        if given != value:
+            others = [name for name, other in DATA_SETS.items() if other.fixed.get(key, given) == given]
+            way_out = f"Use data.name={' or '.join(others)}." if value is None else f"Use data.{key}={value}."
+            raise ConfigError(f"data.{key}={shown(str(given))} does not fit data.name={data.name}.", way_out)
+    for key in row.captions.needed:
+        if getattr(data, key) is None:
+            raise ConfigError(f"data.{key}=None does not fit data.name={data.name}, whose captions have it.")
+    if row.has_scenes:
         _check_metric_images(config)
         return
-    for key in ("sample_images", "metric_images"):
-        if getattr(evaluation, key):
+    for key in ("metric_images",) if row.has_pixels else ("sample_images", "metric_images"):
+        if number := getattr(config.eval, key):
+            reason = "no metric knows its images" if row.has_pixels else "pixels need the VAE"
+            later = "" if row.has_pixels else ", and `ecdit sample` once there is a checkpoint"
             raise ConfigError(
-                f"eval.{key}={getattr(evaluation, key)} does not fit data.name=latents: pixels need the VAE.",
-                f"Use eval.{key}=0, and `ecdit sample` once there is a checkpoint.",
+                f"eval.{key}={number} does not fit data.name={data.name}: {reason}.", f"Use eval.{key}=0{later}."
             )
 
 
@@ -166,7 +167,7 @@ def _check_experts(config: RunConfig) -> None:
 
 def _check_groups(config: RunConfig) -> None:
     """Checks that routing groups divide a training batch evenly; in evaluation the last group may be smaller."""
-    group, local = config.routing.group_images, _local_batch(config)
+    group, local = config.routing.group_images, config.micro_batch_images
     if isinstance(group, int) and local % group:
         batch = _next_multiple(local, group) * config.parallel.world * config.train.accumulation
         raise ConfigError(
@@ -224,7 +225,7 @@ def _smallest_groups(config: RunConfig, training: bool) -> Iterator[tuple[str, i
         "eval.sample_images": evaluation.sample_images,
     }
     if training:
-        batches = {"train.batch_images": _local_batch(config)}
+        batches = {"train.batch_images": config.micro_batch_images}
     for setting, images in batches.items():
         if not images:
             continue
@@ -269,11 +270,6 @@ def divisors(number: int, limit: int) -> list[int]:
     small = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
     both = {*small, *(number // each for each in small)}
     return sorted(each for each in both if each <= limit)
-
-
-def _local_batch(config: RunConfig) -> int:
-    """Returns the number of images of one forward pass of one process."""
-    return config.train.batch_images // (config.parallel.world * config.train.accumulation)
 
 
 def _next_multiple(value: int, of: int) -> int:

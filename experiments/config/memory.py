@@ -20,8 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from experiments.config.activations import FLOAT32, activations, micro_batch_images, working_bytes
-from experiments.config.budget import budget, precomputed_features
+from experiments.config.activations import FLOAT32, activations, working_bytes
+from experiments.config.budget import budget
+from experiments.config.data_sets import caption_bytes
 from experiments.config.schema import RunConfig
 from experiments.config.tensors import experts_spread, largest_tensor, shares
 
@@ -217,7 +218,7 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
     """Returns what each process of `config` holds, given its `parallel`, `train.accumulation` and `train.precision`."""
     width, stage = working_bytes(config, on_accelerator), config.parallel.zero_stage
     params = budget(config).params_by_part
-    total, images, world = sum(params.values()), micro_batch_images(config), config.parallel.world
+    total, images, world = sum(params.values()), config.micro_batch_images, config.parallel.world
     elements = _elements(config, params)
     master = width < FLOAT32 or stage > 0
     states = 2 if config.optim.name == "adamw" or config.optim.momentum > 0 else 1
@@ -296,5 +297,4 @@ def _image_bytes(config: RunConfig) -> int:
     """Returns the bytes of one image of a batch: pixels and noise in fp32, kept tokens, and caption or its features."""
     data = config.data
     kept = config.num_train_tokens if config.train.mask_ratio else 0
-    caption = 2 * precomputed_features(config) + 8 if data.text_width is not None else 8 * data.caption_length
-    return 2 * FLOAT32 * data.channels * data.image_size**2 + caption + 8 * kept + FLOAT32
+    return 2 * FLOAT32 * data.channels * data.image_size**2 + caption_bytes(config) + 8 * kept + FLOAT32

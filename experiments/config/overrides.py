@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from experiments.config.checks import check_config
-from experiments.config.data_set import with_data_set
+from experiments.config.data_sets import completed_settings
 from experiments.config.schema import RunConfig
 from experiments.config.values import Accepts, Scalar, accepted_by, convert, shown
 from experiments.config.yaml_file import KeyPath, Spelling, parse_yaml, read_yaml, refuse_repeated
@@ -74,13 +74,13 @@ def split_words(overrides: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def build_config(flat: Mapping[str, Scalar]) -> RunConfig:
-    """Builds complete settings from dotted ones without checking that they fit; reads the index of a data set."""
+    """Builds complete settings from dotted ones without checking that they fit; reads the files of its data set."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         section, _, name = key.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
     try:
-        return RunConfig.model_validate(with_data_set(nested))
+        return RunConfig.model_validate(completed_settings(nested))
     except ValidationError as error:
         raise _limit_error(error) from error
 
@@ -100,9 +100,9 @@ def known_settings() -> dict[str, Accepts]:
     for section, field in RunConfig.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             leaves = field.annotation.model_fields
-            found |= {f"{section}.{name}": accepted_by(leaf.annotation) for name, leaf in leaves.items()}
+            found |= {f"{section}.{name}": accepted_by(leaf.annotation, leaf.metadata) for name, leaf in leaves.items()}
         else:
-            found[section] = accepted_by(field.annotation)
+            found[section] = accepted_by(field.annotation, field.metadata)
     return found
 
 

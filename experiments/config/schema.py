@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from experiments.config.data_sets import DataSetName, fixed_settings
 from experiments.config.limits import (
     BatchImages,
     Epsilon,
@@ -108,16 +109,15 @@ def _is_none(value: object) -> bool:
 class DataConfig(Settings):
     """Holds the settings of the data. `shapes` are procedural captioned scenes with pixels in [-1, 1].
 
-    `latents` is a data set of `ecdit data prepare`, which determines all but `path` and `seed` (`data_set.py`). Fields
-    that only latents have are absent from the settings of other runs.
+    `latents` is a data set of `ecdit data prepare`, which determines all but `path` and `seed` (`prepared_set.py`).
+    Fields that only latents have are absent from the settings of other runs. The defaults are those of `shapes`; the
+    rows of other data sets bring theirs (`data_sets.py`).
     """
 
-    name: Literal["shapes", "latents"] = "shapes"
+    name: DataSetName = "shapes"
     image_size: Side = Field(32, description="side of the grid that the model sees")
     channels: Side = 3
-    vocab_size: Literal[64] | None = Field(
-        64, description="of the trained text encoder; None: features are precomputed"
-    )
+    vocab_size: Tokens | None = Field(64, description="of the trained text encoder; None: features are precomputed")
     caption_length: Tokens = Field(16, description="tokens that a caption is padded to")
     seed: Seed = Field(0, description="of the data stream; runs of different `seed` share it")
     text_width: Width | None = Field(None, exclude_if=_is_none, description="of precomputed T5 features")
@@ -227,9 +227,9 @@ class RunConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_open_settings(cls, raw: Any) -> Any:
-        """Fills settings that the user left open with the defaults of the preset and the router."""
+        """Fills settings that the user left open with the defaults of the preset, the router and the data set."""
         if not isinstance(raw, dict) or not all(
-            isinstance(raw.get(key, {}), dict) for key in ("model", "routing", "optim")
+            isinstance(raw.get(key, {}), dict) for key in ("model", "routing", "optim", "data")
         ):
             return raw
         model, routing = dict(raw.get("model", {})), dict(raw.get("routing", {}))
@@ -239,12 +239,18 @@ class RunConfig(Settings):
         if routing["expert_factor"] is None and routing["name"] != "dense":
             routing["expert_factor"] = model.get("ffn_factor", 4.0)
         optim = {"learning_rate": find_preset(name).learning_rate, **raw.get("optim", {})}
-        return {**raw, "model": model, "routing": routing, "optim": optim}
+        data = {"data": fixed_settings(raw["data"])} if "data" in raw else {}
+        return {**raw, "model": model, "routing": routing, "optim": optim, **data}
 
     @property
     def total_images(self) -> int:
         """Returns the images that a finished run has seen: `train.images` rounded up to whole batches."""
         return -(-self.train.images // self.train.batch_images) * self.train.batch_images
+
+    @property
+    def micro_batch_images(self) -> int:
+        """Returns the number of images of one forward pass of one process in training."""
+        return self.train.batch_images // (self.parallel.world * self.train.accumulation)
 
     @property
     def num_tokens(self) -> int:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from experiments.config.budget import TIME_FREQUENCIES, hidden_width
+from experiments.config.data_sets import captions_of
 from experiments.config.schema import RunConfig
 
 EXPERT_GROUP_ELEMENTS = 178_956_971
@@ -59,7 +60,7 @@ def tensor_sizes(config: RunConfig) -> Iterator[tuple[int, bool]]:
     model, data = config.model, config.data
     d, patch = model.width, model.patch_size**2 * data.channels
     dense = [2 * d, patch * d, d, TIME_FREQUENCIES * d, d, d * d, d, 6 * d * d, 6 * d]
-    yield from ((size, False) for size in (*dense, *_text_sizes(config)))
+    yield from ((size, False) for size in (*dense, *captions_of(config).encoder_sizes(model)))
     for layer in range(model.num_layers):
         yield from ((size, False) for size in (6 * d, *_attention_sizes(config), *_attention_sizes(config)))
         yield from _feed_forward_sizes(config, layer)
@@ -121,15 +122,6 @@ def _feed_forward_sizes(config: RunConfig, layer: int) -> Iterator[tuple[int, bo
     shared = d * hidden_width(config, routing.shared_factor or 0)
     if shared:
         yield from ((sides * shared, False), (shared, False))
-
-
-def _text_sizes(config: RunConfig) -> tuple[int, ...]:
-    data, d, w = config.data, config.model.width, config.model.text_width
-    if data.text_width is not None and data.pooled_width is not None:
-        return (data.text_width * d, d, d * d, d, data.pooled_width * d, d, d * d, d)
-    assert data.vocab_size is not None
-    block = (w, w, 3 * w * w, w * w, 4 * w * w, 4 * w * w)
-    return (data.caption_length * w, data.vocab_size * w, *(block * config.model.text_layers), w, w * d, d)
 
 
 @lru_cache(maxsize=4096)

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.config.activations import exchanged_slots, micro_batch_images, working_bytes
+from experiments.config.activations import exchanged_slots, working_bytes
 from experiments.config.budget import budget
 from experiments.config.memory import REUSED_ELEMENTS
 from experiments.config.schema import RunConfig
@@ -82,7 +82,7 @@ def _of_group(config: RunConfig, whose: str, size: int, group: int, stride: int)
 def _of_slots(config: RunConfig, on_accelerator: bool) -> list[Transfer]:
     spread, train = experts_spread(config), config.train
     passes = 6 if config.parallel.activation_checkpointing else 4
-    slots = micro_batch_images(config) * exchanged_slots(config)
+    slots = config.micro_batch_images * exchanged_slots(config)
     size = slots * config.model.width * working_bytes(config, on_accelerator)
     times = passes * len(config.sparse_layer_indices) * train.accumulation
     return [Transfer("expert slots", "all-to-all", round(times * size * (spread - 1) / spread), spread, 1)]

@@ -8,8 +8,12 @@ settings exist is known to `overrides.py`; limits (greater than 0) are held by t
 from __future__ import annotations
 
 import types
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from experiments.errors import ConfigError, did_you_mean
 from experiments.text import printable, shortened
@@ -38,15 +42,40 @@ class Accepts:
         return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def accepted_by(annotation: Any) -> Accepts:
-    """Returns what a field with this annotation accepts; unions, literals and constraints are resolved."""
+@dataclass(frozen=True)
+class KeyOf:
+    """Marks a text as one of the keys of `table`, in a type such as `Annotated[str, KeyOf(DATA_SETS)]`.
+
+    Unlike those of a `Literal`, the names are looked up when a value is checked, so that the table may grow.
+    """
+
+    table: Mapping[str, object]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Returns the schema of the text with a check, whose error has the type of a literal's."""
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, name: str) -> str:
+        if name not in self.table:
+            raise PydanticCustomError("literal_error", "Input should be one of {names}", {"names": [*self.table]})
+        return name
+
+
+def accepted_by(annotation: Any, metadata: Sequence[object] = ()) -> Accepts:
+    """Returns what a field with this annotation accepts; unions, literals and constraints are resolved.
+
+    `metadata` is that of pydantic's field, which takes it out of an annotation that is `Annotated` as a whole.
+    """
+    for mark in metadata:
+        if isinstance(mark, KeyOf):
+            return Accepts(words=tuple(mark.table))
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is type(None):
         return Accepts(none=True)
     if origin is Literal:
         return Accepts(words=arguments)
     if origin is Annotated:
-        return accepted_by(arguments[0])
+        return accepted_by(arguments[0], arguments[1:])
     if origin in (Union, types.UnionType):
         parts = [accepted_by(part) for part in arguments]
         kinds = frozenset().union(*(part.kinds for part in parts))

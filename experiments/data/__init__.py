@@ -1,1 +1,1 @@
-"""Procedural captioned scenes, and the batches made of them."""
+"""Images with captions by data set, and the batches made of them."""

@@ -1,10 +1,10 @@
 """Makes batches: those for training, and the fixed set that validates every run.
 
 Everything about image i is drawn from counters at i, so it does not depend on batch size, rank or world, and a run
-that resumes at `images_seen` sees what it would have seen. The images (scenes here, latents in `latents.py`) follow
-`data.seed`; time, noise, mask and caption dropout follow `seed`, so that runs of different seeds share the images and
-differ in the rest. The validation set knows neither `seed` nor `flow`: all runs are compared on the same images, times
-and noise. Which way the flow runs between pixels and noise is `flow`'s to say.
+that resumes at `images_seen` sees what it would have seen. The images come from the source of the data set
+(`sources/contract.py`) and follow `data.seed`; time, noise, mask and caption dropout follow `seed`, so that runs of
+different seeds share the images and differ in the rest. The validation set knows neither `seed` nor `flow`: all runs
+are compared on the same images, times and noise. Which way the flow runs between pixels and noise is `flow`'s to say.
 
 Legend: B images of a batch, C channels, H rows, W columns, L caption length, T tokens of an image, K kept tokens, V, U
 widths of precomputed text features, of tokens and pooled.
@@ -17,19 +17,14 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
-from experiments.data.captions import describe, null_caption, tokenize
 from experiments.data.counter import Floats, Stream, normals, uniforms
-from experiments.data.latents import LatentImages, check_data_set
-from experiments.data.scenes import Split, draw_scenes, render_scenes
+from experiments.data.sources.contract import ImageSource, open_source
 
 PREFETCHED_BATCHES = 3
 """Batches made ahead of the one in use: enough for a slow one not to be noticed."""
@@ -72,56 +67,6 @@ class Batch:
         return self.text_BLV, self.text_length_B, self.pooled_BU
 
 
-class Images(Protocol):
-    """Provides images and captions. Both methods return `index_B`, `pixels_BCHW` and the captions of a `Batch`."""
-
-    def training(self, images: range, dropped_B: Tensor) -> dict[str, Tensor]:
-        """Returns images of the endless training stream, with the empty caption where `dropped_B` is True."""
-
-    def validation(self, images: range) -> dict[str, Tensor]:
-        """Returns the first images of the validation set, which are the same for every run."""
-
-
-class ShapesImages:
-    """Provides procedural scenes; image i of the stream is scene i."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.data = config.data
-
-    def training(self, images: range, dropped_B: Tensor) -> dict[str, Tensor]:
-        """Returns indices int64 [B], pixels float32 [B, C, H, W] and token ids int64 [B, L]."""
-        drawn = self._drawn(images, "train")
-        drawn["caption_BL"][dropped_B] = torch.tensor(null_caption(self.data.caption_length))
-        return drawn
-
-    def validation(self, images: range) -> dict[str, Tensor]:
-        """Returns scenes of the validation split, which uses another random stream."""
-        return self._drawn(images, "validation")
-
-    def _drawn(self, images: range, split: Split) -> dict[str, Tensor]:
-        scenes = draw_scenes(self.data.seed, images, split, self.data.image_size)
-        ids = [_caption_ids(describe(scene), self.data.caption_length) for scene in scenes]
-        return {
-            "index_B": torch.arange(images.start, images.stop),
-            "pixels_BCHW": torch.from_numpy(render_scenes(scenes)),
-            "caption_BL": torch.tensor(ids),
-        }
-
-
-def open_images(config: RunConfig) -> Images:
-    """Opens the images of `data.name`. Raises `ConfigError` for a damaged data set or one of another fingerprint."""
-    if config.data.name == "shapes":
-        return ShapesImages(config)
-    assert config.data.path is not None
-    return LatentImages(Path(config.data.path), config.data)
-
-
-def check_images(config: RunConfig) -> None:
-    """Raises `ConfigError` before a model is built where the data set has missing or damaged files, or is another."""
-    if config.data.path is not None:
-        check_data_set(Path(config.data.path), config.data)
-
-
 class TrainStream:
     """Makes the training data of one rank, which are a pure function of the number of images seen."""
 
@@ -129,7 +74,7 @@ class TrainStream:
         """`rank` of `world` data-parallel processes, which divide `train.batch_images`."""
         assert 0 <= rank < world, f"rank {rank} of {world}"
         assert config.train.batch_images % world == 0, f"{config.train.batch_images} images over {world} ranks"
-        self.config, self.images = config, open_images(config)
+        self.config, self.source = config, open_source(config.data)
         self.rank = rank
         self.share = config.train.batch_images // world
 
@@ -140,7 +85,7 @@ class TrainStream:
         dropped_B = uniforms(config.seed, Stream.TRAIN_DROPOUT, images, 1)[:, 0] < config.train.caption_dropout
         uniform_B = uniforms(config.seed, Stream.TRAIN_TIME, images, 1)[:, 0]
         return Batch(
-            **self.images.training(images, torch.from_numpy(dropped_B)),
+            **self.source.training(images, torch.from_numpy(dropped_B)),
             noise_BCHW=_noise(config, config.seed, Stream.TRAIN_NOISE, images),
             time_B=_logit_normal(uniform_B, config.flow.time_mean, config.flow.time_std),
             keep_BK=_kept_tokens(config, images),
@@ -179,7 +124,7 @@ def validation_set(config: RunConfig) -> list[Batch]:
     t is standard logit-normal. Its quantiles follow van der Corput's sequence, so that the times of every batch, of any
     size, spread evenly over the distribution, and triple i is the same whatever the sizes. The last batch may be short.
     """
-    source = open_images(config)
+    source = open_source(config.data)
     return [
         _validation_batch(config, source, images, _spread_quantiles(config, images)) for images in _eval_ranges(config)
     ]
@@ -190,7 +135,7 @@ def same_time_batches(config: RunConfig) -> list[Batch]:
 
     The times are the middles of equal strata of the same distribution, one for each batch.
     """
-    ranges, source = _eval_ranges(config), open_images(config)
+    ranges, source = _eval_ranges(config), open_source(config.data)
     return [
         _validation_batch(config, source, images, np.full(len(images), (place + 0.5) / len(ranges)))
         for place, images in enumerate(ranges)
@@ -202,7 +147,7 @@ def _eval_ranges(config: RunConfig) -> list[range]:
     return [range(first, min(first + size, total)) for first in range(0, total, size)]
 
 
-def _validation_batch(config: RunConfig, source: Images, images: range, quantile_B: Floats) -> Batch:
+def _validation_batch(config: RunConfig, source: ImageSource, images: range, quantile_B: Floats) -> Batch:
     """Returns a batch of the validation split at given quantiles of t, which does not depend on the run's seed."""
     return Batch(
         **source.validation(images),
@@ -218,12 +163,6 @@ def _spread_quantiles(config: RunConfig, images: range) -> Floats:
     mirrored_B = np.array([int(f"{image:032b}"[::-1], 2) for image in images]) * 2.0**-32
     quantile_B: Floats = np.clip((mirrored_B + shift) % 1.0, 1e-6, 1 - 1e-6)
     return quantile_B
-
-
-@lru_cache(maxsize=65_536)
-def _caption_ids(caption: str, length: int) -> tuple[int, ...]:
-    """`tokenize`, remembered, because captions repeat."""
-    return tuple(tokenize(caption, length))
 
 
 def _noise(config: RunConfig, seed: int, stream: Stream, images: range) -> Tensor:

@@ -26,9 +26,8 @@ from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
 from experiments.layers.feed_forward import build_feed_forward
 from experiments.models.embed import (
     Caption,
-    FeatureProjection,
-    TextEncoder,
     TimeEmbedding,
+    build_caption_encoder,
     patchify,
     sinusoidal_positions,
     unpatchify,
@@ -95,7 +94,7 @@ class DiT(nn.Module):
             "position_TD", sinusoidal_positions(model.width, data.image_size // model.patch_size), persistent=False
         )
         self.time = TimeEmbedding(model.width)
-        self.text = _build_text(config)
+        self.text = build_caption_encoder(config)
         self.blocks = nn.ModuleList([Block(config, layer, share) for layer in range(model.num_layers)])
         self.modulation_2D = nn.Parameter(torch.zeros(2, model.width))
         self.head = nn.Linear(model.width, patch)
@@ -137,15 +136,6 @@ class DiT(nn.Module):
     def to_image(self, velocity_BTP: Tensor) -> Tensor:
         """Arranges the tokens of whole images as [B, C, H, W] in float32, as samplers take a velocity."""
         return unpatchify(velocity_BTP.float(), self.patch_size, self.image_size)
-
-
-def _build_text(config: RunConfig) -> nn.Module:
-    """Builds the module that turns the captions of the data into an `EncodedCaption`."""
-    model, data = config.model, config.data
-    if data.text_width is not None and data.pooled_width is not None:
-        return FeatureProjection(data.text_width, data.pooled_width, model.width)
-    assert data.vocab_size is not None
-    return TextEncoder(data.vocab_size, data.caption_length, model.text_width, model.text_layers, model.width)
 
 
 def gather_tokens(x_BTD: Tensor, keep_BK: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.config.budget import TIME_FREQUENCIES
-
-PAD_TOKEN = 0
-"""The token id of padding in a caption, as `experiments.data.captions` writes it."""
+from experiments.config.captions import PAD_TOKEN, FeatureCaptions, TokenCaptions
+from experiments.config.data_sets import captions_of
+from experiments.config.schema import RunConfig
 
 TextFeatures = tuple[Tensor, Tensor, Tensor]
 """T5 features [B, L, V], the number of real tokens of each caption (int64 [B]), and pooled CLIP features [B, U]."""
@@ -89,6 +89,15 @@ class TimeEmbedding(nn.Module):
         if pooled_BD is not None:
             time_BD = time_BD + pooled_BD
         return time_BD, self.modulation(F.silu(time_BD)).unflatten(1, (6, -1))
+
+
+def build_caption_encoder(config: RunConfig) -> nn.Module:
+    """Builds the module that turns the captions of the data into an `EncodedCaption`."""
+    model, captions = config.model, captions_of(config)
+    if isinstance(captions, FeatureCaptions):
+        return FeatureProjection(captions.text_width, captions.pooled_width, model.width)
+    assert isinstance(captions, TokenCaptions), captions
+    return TextEncoder(captions.vocab_size, captions.length, model.text_width, model.text_layers, model.width)
 
 
 class TextBlock(nn.Module):

@@ -219,7 +219,7 @@ def _deepspeed_config(config: RunConfig, precision: Precision) -> dict[str, Any]
     train, stage = config.train, config.parallel.zero_stage
     return {
         "train_batch_size": train.batch_images,
-        "train_micro_batch_size_per_gpu": train.batch_images // (config.parallel.world * train.accumulation),
+        "train_micro_batch_size_per_gpu": config.micro_batch_images,
         "gradient_accumulation_steps": train.accumulation,
         "gradient_clipping": config.optim.clip_norm if stage else 0.0,  # clipping.py clips for ZeRO-0
         "zero_optimization": {"stage": stage, **ZERO_3} if stage == 3 else {"stage": stage},

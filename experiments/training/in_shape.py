@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from experiments.config.budget import budget
+from experiments.config.data_sets import captions_of
 from experiments.config.memory import BUCKET_ELEMENTS
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch
@@ -159,10 +160,9 @@ def step_in_shape(config: RunConfig, precision: Precision, rank: int = 0) -> Ste
 
 def _step(engine: Engine, config: RunConfig, shapes: ShapesOnly) -> int:
     """Runs one optimizer step and returns the bytes that its last forward pass saved."""
-    images = config.train.batch_images // (config.parallel.world * config.train.accumulation)
     saved = 0
     for _ in range(config.train.accumulation):
-        batch = _batch(config, images)
+        batch = _batch(config, config.micro_batch_images)
         before = shapes.live
         loss_B, output = forward_loss(engine.deepspeed, batch, config.model.patch_size)
         total = loss_B.mean() + output.auxiliary_loss
@@ -177,13 +177,10 @@ def _step(engine: Engine, config: RunConfig, shapes: ShapesOnly) -> int:
 def _batch(config: RunConfig, images: int) -> Batch:
     data, kept = config.data, config.num_train_tokens
     pixels = torch.zeros(images, data.channels, data.image_size, data.image_size)
-    caption: dict[str, Tensor] = {}
-    if data.text_width is not None and data.pooled_width is not None:
-        caption["text_BLV"] = torch.zeros(images, data.caption_length, data.text_width, dtype=torch.float16)
-        caption["text_length_B"] = torch.zeros(images, dtype=torch.int64)
-        caption["pooled_BU"] = torch.zeros(images, data.pooled_width, dtype=torch.float16)
-    else:
-        caption["caption_BL"] = torch.zeros(images, data.caption_length, dtype=torch.int64)
+    caption = {
+        name: torch.zeros(images, *shape, dtype=getattr(torch, kind))
+        for name, (shape, kind) in captions_of(config).tensors.items()
+    }
     return Batch(
         index_B=torch.zeros(images, dtype=torch.int64),
         pixels_BCHW=pixels,

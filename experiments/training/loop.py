@@ -18,7 +18,8 @@ from torch import Tensor
 
 from experiments.config.budget import budget
 from experiments.config.schema import RunConfig
-from experiments.data.loader import Batch, TrainStream, check_images
+from experiments.data.loader import Batch, TrainStream
+from experiments.data.sources.contract import open_source
 from experiments.distributed.agreement import any_process, first_trouble, of_the_first
 from experiments.distributed.deepspeed_library import dist
 from experiments.distributed.rendezvous import meet
@@ -105,7 +106,7 @@ def train(
     Raises `RunFailedError` for a non-finite loss, and other `EcditError`s for mistakes; the status holds the reason.
     """
     check_world(config)
-    check_images(config)
+    open_source(config.data).check()
     prefer_large_pages(config)
     reporter = reporter or Reporter()
     cost = budget(config)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ecdit_cli.app import run
-from experiments.data.latents import LatentImages
+from experiments.data.sources.latents import Latents
 from experiments.evaluation.sampling.latent_samples import sample_validation
 from experiments.evaluation.sampling.load import load_run
 from experiments.evaluation.sampling.settings import training_conditions
@@ -41,7 +41,7 @@ def test_the_grid_shows_stored_captions(trained: Path, latent_set: Path, tmp_pat
     assert run(["sample", str(trained), "--grid", str(grid), "--per-caption", "2", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     config = load_run(RunDir(trained), "raw", print).config
-    stored = LatentImages(latent_set, config.data).validation_captions(range(4))
+    stored = Latents(config.data).validation_captions(range(4))
     assert [row["caption"] for row in printed["images"]] == [caption for caption in stored for _ in range(2)]
     with Image.open(grid) as picture:
         assert np.asarray(picture).std() > 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.data_set import read_index
+from experiments.config.prepared_set import read_index
 from tests.real_images import IMAGE_SIZE, MAX_TOKENS, write_metadata
 from tests.small_hub import serve_hub
 from tests.training_runs import environment

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.config.data_set import Encoder
-from experiments.data.latents import file_sha256
+from experiments.config.prepared_set import Encoder
 from experiments.data.prepare.encoder_configs import read_encoder_config, read_vae_config
 from experiments.data.prepare.libraries import first_line, library
+from experiments.data.sources.latents import file_sha256
 from experiments.errors import ConfigError
 from experiments.text import printable
 

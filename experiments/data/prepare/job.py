@@ -4,7 +4,7 @@ Rows are assigned to shards by number alone; a fixed permutation selects the val
 process and appears atomically, with a note beside it (`train-00000.json`: checksum, rows left out). A command that was
 killed can therefore be repeated, continues, and ends with the same files. The index is written last. Repeating the
 command on a complete data set makes only what is missing or damaged: a file, a note, the request or the index.
-The format is described in `experiments.config.data_set`.
+The format is described in `experiments.config.prepared_set`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config.data_set import (
+from experiments.config.prepared_set import (
     INDEX_FILE,
     REQUEST_FILE,
     SCHEMA_VERSION,
@@ -27,13 +27,13 @@ from experiments.config.data_set import (
     Source,
     fingerprint_of,
 )
-from experiments.data.latents import MappedShard
 from experiments.data.prepare.encoder_configs import VaeConfig, read_vae_config
 from experiments.data.prepare.encoders import EncoderFolders, find_encoders
 from experiments.data.prepare.encoding import Loaded, load_row
 from experiments.data.prepare.processes import encode_shards, end_with, open_request
 from experiments.data.prepare.shards import Request, SetFolder, ShardTask, deal_rows
 from experiments.data.prepare.source import SourceRows
+from experiments.data.sources.latents import MappedShard
 from experiments.errors import ConfigError
 from experiments.inputs import parse_json, read_input
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic

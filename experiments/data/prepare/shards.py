@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from experiments.config.data_set import FileEntry, SetSplit, Shard
-from experiments.data.latents import file_sha256
+from experiments.config.prepared_set import FileEntry, SetSplit, Shard
 from experiments.data.order import shuffled
 from experiments.data.prepare.encoding import EncodedRows, LeftOutRow
+from experiments.data.sources.latents import file_sha256
 from experiments.errors import ConfigError
 from experiments.inputs import MAX_ROWS_BYTES, read_input
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic

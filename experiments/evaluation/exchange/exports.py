@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from experiments.data.captions import Assertion, Term, parse
+from experiments.data.scenes.captions import Assertion, Term, parse
 from experiments.errors import ConfigError
 from experiments.evaluation.exchange.table_files import Row, rows_of, text_of, value_of
 from experiments.evaluation.sampling.batches import as_pixels

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.data.captions import describe
-from experiments.data.scenes import Scene, draw_scenes, render_scenes
+from experiments.data.scenes.captions import describe
+from experiments.data.scenes.scene import Scene, draw_scenes, render_scenes
 from experiments.evaluation.inference.token_routing import TokenTally, branch_pairs_B2, entropy_BT, processed_BTE
 from experiments.evaluation.sampling.batches import as_pixels
 from experiments.evaluation.sampling.generate import caption_ids, image_noise
@@ -75,7 +75,7 @@ def measure_scenes(run: LoadedRun, conditions: Conditions, on_call: Callable[[],
         scenes = draw_scenes(config.data.seed, numbers, "validation", config.data.image_size)
         images_BCHW = torch.from_numpy(render_scenes(scenes))
         noise_BCHW = image_noise(config, numbers, conditions.seed)
-        captions_BL = caption_ids([describe(scene) for scene in scenes])
+        captions_BL = caption_ids(config, [describe(scene) for scene in scenes])
         objects_BT, background_BT = token_places(scenes, config.model.patch_size)
         for time in TIMES:
             time_B = torch.full((len(scenes),), time)

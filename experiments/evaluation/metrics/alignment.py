@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config.metrics import CaptionSplit, MetricRow
-from experiments.data.captions import assertion_of
-from experiments.data.scenes import KINDS, Kind
+from experiments.data.scenes.captions import assertion_of
+from experiments.data.scenes.scene import KINDS, Kind
 from experiments.evaluation.metrics.intervals import mean_interval, wilson
 from experiments.evaluation.metrics.judge import judge
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments.data.captions import Assertion, parse
+from experiments.data.scenes.captions import Assertion, parse
 from experiments.errors import RunFailedError
 from experiments.evaluation.metrics.judge import Verdict, judge
 
@@ -88,5 +88,5 @@ def require_all_read(misread: Sequence[Misread], num_pictures: int) -> None:
     raise RunFailedError(
         f"the judge misreads {len(misread)} of {num_pictures} pictures that were drawn independently of the data, "
         f"for example {misread[0]}.{named}",
-        "The drawing code of the data (experiments/data/shapes.py) or the judge is wrong: trust no score of it.",
+        "The drawing code of the data (experiments/data/scenes) or the judge is wrong: trust no score of it.",
     )

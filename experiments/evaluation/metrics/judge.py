@@ -1,10 +1,10 @@
 """The judge of `shapes-geneval`: which objects a picture of the `shapes` data shows, and if a caption is true of it.
 
 It needs no training and no weights. A pixel belongs to the nearest colour, or to the background; touching pixels of one
-colour are one thing. A thing gets the shape, radius and place whose render (from `shapes.py`, slightly blurred) differs
-least from it. A thing that is like no shape has `shape` None: it counts as an object and matches no word.
+colour are one thing. A thing gets the shape, radius and place whose render (from `objects.py`, slightly blurred)
+differs least from it. A thing that is like no shape has `shape` None: it counts as an object and matches no word.
 `judge_check.py` measures how often this agrees with the truth, on renders and on pictures that were drawn without
-`shapes.py`; `alignment.py` computes scores over many captions.
+`objects.py`; `alignment.py` computes scores over many captions.
 
 The rules are GenEval's six kinds (Ghosh et al., arXiv 2310.11513) made strict: a caption of this data names every
 object of its scene, so that a picture that shows more than the caption says is wrong, as well as one that shows less.
@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from experiments.data.captions import Assertion, Term
-from experiments.data.scenes import FRAME, relation_between
-from experiments.data.shapes import COLORS, SHAPES, Object, cover
+from experiments.data.scenes.captions import Assertion, Term
+from experiments.data.scenes.objects import COLORS, SHAPES, Object, cover
+from experiments.data.scenes.scene import FRAME, relation_between
 from experiments.evaluation.sampling.finite import require_finite_images
 
 SIZE = int(FRAME)

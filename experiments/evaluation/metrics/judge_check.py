@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from experiments.data.captions import Assertion, assertion_of
-from experiments.data.scenes import KINDS, Scene, Split, draw_scenes, render_scenes
-from experiments.data.shapes import Floats32
+from experiments.data.scenes.captions import Assertion, assertion_of
+from experiments.data.scenes.objects import Floats32
+from experiments.data.scenes.scene import KINDS, Scene, Split, draw_scenes, render_scenes
 from experiments.evaluation.metrics.independent_check import Misread, independent_pictures, misread_pictures
 from experiments.evaluation.metrics.intervals import wilson
 from experiments.evaluation.metrics.judge import Found, find_objects, verdict

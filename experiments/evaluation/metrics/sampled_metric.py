@@ -21,8 +21,8 @@ from torch import Tensor
 
 from experiments.config.metrics import CaptionSplit, MetricRow
 from experiments.config.schema import RunConfig
-from experiments.data.captions import describe
-from experiments.data.scenes import Scene, draw_scenes
+from experiments.data.scenes.captions import describe
+from experiments.data.scenes.scene import Scene, draw_scenes
 from experiments.errors import ConfigError
 from experiments.evaluation.sampling.batches import Watcher
 from experiments.evaluation.sampling.load import LoadedRun

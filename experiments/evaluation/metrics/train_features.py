@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from experiments.data.scenes import Scene, draw_scenes, render_scenes
-from experiments.data.shapes import COLORS, SHAPES
+from experiments.data.scenes.objects import COLORS, SHAPES
+from experiments.data.scenes.scene import Scene, draw_scenes, render_scenes
 from experiments.evaluation.metrics.features import IMAGE_SIZE, NUM_FEATURES, FeatureNetwork
 
 BATCH_IMAGES = 128

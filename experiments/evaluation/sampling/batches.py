@@ -69,7 +69,7 @@ def sampled_batches(
         if watcher is not None:
             watcher.begin_batch(len(mine), mine.start)
         noise = image_noise(config, mine, conditions.seed).to(device)
-        images_BCHW = sample(model, caption_ids(captions[here]), noise, conditions.sampler, watch)
+        images_BCHW = sample(model, caption_ids(config, captions[here]), noise, conditions.sampler, watch)
         require_finite_images(images_BCHW)
         yield SampledBatch(mine, images_BCHW.float().cpu())
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from experiments.config.captions import PAD_TOKEN, START_TOKEN
 from experiments.config.schema import RunConfig
-from experiments.data.captions import null_caption, tokenize
 from experiments.data.loader import validation_set
+from experiments.data.sources.contract import open_words
 from experiments.evaluation.sampling.replay import velocity_of
 from experiments.flow.samplers import SAMPLERS, Caption, Guidance, guided, time_grid
 from experiments.models.dit import DiT, DiTOutput
@@ -53,9 +54,9 @@ def validation_captions(config: RunConfig, num_images: int) -> Tensor:
     return torch.cat([batch.caption_BL for batch in batches if batch.caption_BL is not None])
 
 
-def caption_ids(captions: Sequence[str]) -> Tensor:
-    """Returns token ids [B, L]. Raises `ConfigError` that names words outside the vocabulary."""
-    return torch.stack([torch.as_tensor(tokenize(caption)) for caption in captions]).long()
+def caption_ids(config: RunConfig, captions: Sequence[str]) -> Tensor:
+    """Returns token ids [B, L]. Raises `ConfigError` that names words outside the vocabulary of the data."""
+    return open_words(config.data).token_ids(captions)
 
 
 @torch.no_grad()
@@ -71,7 +72,8 @@ def sample(
     The model is put in evaluation mode and back again. A pixel that is not finite becomes NaN.
     """
     caption_BL = caption_BL.to(noise_BCHW.device)
-    null_BL = torch.as_tensor(null_caption()).long().to(noise_BCHW.device).expand_as(caption_BL)
+    null_BL = torch.full_like(caption_BL, PAD_TOKEN)
+    null_BL[:, 0] = START_TOKEN
     image_BCHW = integrate(model, caption_BL, null_BL, noise_BCHW, settings, watch)
     return image_BCHW.masked_fill(~image_BCHW.isfinite(), torch.nan).clamp(-1, 1)  # clamp would hide infinity
 

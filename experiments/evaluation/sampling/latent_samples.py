@@ -12,14 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from experiments.config.data_set import DataSetIndex
-from experiments.data.latents import LatentImages
-from experiments.data.prepare.encoders import Autoencoder, find_encoder
-from experiments.errors import ConfigError
+from experiments.data.sources.contract import FeatureSource, open_source
 from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.evaluation.sampling.generate import image_noise, integrate
 from experiments.evaluation.sampling.load import LoadedRun, current_device
@@ -48,9 +46,10 @@ def sample_validation(
     Raises `ConfigError` before anything is sampled, where the data set or the VAE is missing or a different one, and
     `RunFailedError` where the sampled latents are not finite.
     """
-    source = LatentImages(data_set or Path(run.config.data.path or ""), run.config.data)
-    decoder = open_decoder(source.index, vae, current_device())
-    num_captions = min(num_captions, source.index.num_images("validation"))
+    folder = {} if data_set is None else {"path": str(data_set)}
+    source = cast(FeatureSource, open_source(run.config.data.model_copy(update=folder)))
+    decode = source.decoder(vae, current_device())
+    num_captions = min(num_captions, source.num_validation_images())
     features = source.validation(range(num_captions))
     caption = tuple(
         features[name].repeat_interleave(per_caption, dim=0) for name in ("text_BLV", "text_length_B", "pooled_BU")
@@ -65,13 +64,5 @@ def sample_validation(
             lambda time, output: on_call(),
         )  # fmt: skip
         require_finite_images(latent_BCHW)
-        images.append(decoder.decode(latent_BCHW))
+        images.append(decode(latent_BCHW))
     return DecodedImages(torch.cat(images), source.validation_captions(range(num_captions)))
-
-
-def open_decoder(index: DataSetIndex, vae: str | None, device: torch.device) -> Autoencoder:
-    """Opens the VAE that made the latents. Raises `ConfigError` where it is missing or a different one."""
-    entry, folder = find_encoder("vae", vae or index.vae.path)
-    if entry.sha256 != index.vae.sha256:
-        raise ConfigError(f"--vae {entry.path} is not the VAE that made the data set.", "Name that one with --vae.")
-    return Autoencoder(folder, device)

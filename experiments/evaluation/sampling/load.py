@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.config.data_sets import DATA_SETS, data_set_of
 from experiments.config.schema import RunConfig
 from experiments.config.stored import buildable_config
 from experiments.config.tensors import tensor_sizes
@@ -120,10 +121,11 @@ def _not_of_this_model(path: Path) -> CheckpointError:
 
 
 def require_shapes(run: LoadedRun) -> LoadedRun:
-    """Returns the run. Raises `ConfigError` where it makes latents, which the judge of shapes cannot read."""
-    if run.config.data.name != "shapes":
+    """Returns the run. Raises `ConfigError` where it makes no scenes, which alone the judge can read."""
+    if not data_set_of(run.config).has_scenes:
+        judged = " and ".join(name for name, row in DATA_SETS.items() if row.has_scenes)
         raise ConfigError(
-            f"{run.run_dir.path} was trained with data.name={run.config.data.name}: this is measured on shapes only.",
+            f"{run.run_dir.path} was trained with data.name={run.config.data.name}: this is measured on {judged} only.",
             "Its validation loss is in evals.jsonl; for images use `ecdit sample`.",
         )
     return run

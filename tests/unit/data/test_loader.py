@@ -11,9 +11,9 @@ import torch
 from scipy.stats import kstest, norm
 from torch import Tensor
 
-from experiments.data.captions import VOCABULARY, describe, null_caption, tokenize
 from experiments.data.loader import Batch, TrainStream, same_time_batches, validation_set
-from experiments.data.scenes import draw_scenes, render_scenes
+from experiments.data.scenes.captions import VOCABULARY, describe, tokenize
+from experiments.data.scenes.scene import draw_scenes, render_scenes
 
 MASKED = {"mask_ratio": 0.5, "caption_dropout": 0.2}
 
@@ -102,7 +102,7 @@ def test_run_seeds_share_images_and_differ_in_the_rest(make_config):
 
 
 def test_captions_are_dropped_at_their_rate(make_config):
-    null = torch.tensor(null_caption())
+    null = torch.tensor(tokenize(""))
     stream = TrainStream(make_config(train={"batch_images": 2000, "caption_dropout": 0.1}))
     dropped = (stream.batch(0).caption_BL == null).all(1)
     assert dropped.float().mean().item() == pytest.approx(0.1, abs=0.03)

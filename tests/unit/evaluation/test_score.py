@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from experiments.data.scenes import HELD_OUT
+from experiments.data.scenes.scene import HELD_OUT
 from experiments.evaluation.metrics.routed_tokens import first_of_kinds
 from experiments.evaluation.metrics.sampled_metric import HELD_OUT_FIRST, MetricTask, caption_set
 from experiments.evaluation.sampling.generate import SamplerSettings
@@ -37,7 +37,7 @@ def test_true_renders_score_everything_and_are_near(random_run):
     config = random_run().config
     import torch
 
-    from experiments.data.scenes import render_scenes
+    from experiments.data.scenes.scene import render_scenes
     from experiments.evaluation.metrics.frechet import render_batch
 
     how = dataclasses.replace(HOW, num_images=40)

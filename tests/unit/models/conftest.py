@@ -10,7 +10,7 @@ from torch import Tensor
 
 from experiments.config.overrides import load_config
 from experiments.config.schema import RunConfig
-from experiments.data.captions import tokenize
+from experiments.data.scenes.captions import tokenize
 from experiments.models.dit import DiT
 
 CAPTIONS = ("a red circle", "two blue squares", "a circle and a ring", "")

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.config.captions import PAD_TOKEN
 from experiments.config.overrides import load_config
 from experiments.config.schema import RunConfig
-from experiments.data.captions import PAD_ID
 from experiments.models.dit import DiT, gather_tokens
-from experiments.models.embed import PAD_TOKEN
 from experiments.models.parts import part_of
 
 Settings = Callable[..., RunConfig]
@@ -127,12 +126,8 @@ def test_padding_of_a_caption_never_changes_the_image(settings: Settings, awake:
     model = awake(settings("routing=expert_choice"))
     velocity = model(*inputs).velocity_BKP
     with torch.no_grad():
-        model.text.token.weight[PAD_ID] += 10.0
+        model.text.token.weight[PAD_TOKEN] += 10.0
     assert torch.equal(model(*inputs).velocity_BKP, velocity)
-
-
-def test_padding_is_what_the_data_pads_with() -> None:
-    assert PAD_TOKEN == PAD_ID
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments.data.captions import null_caption, tokenize
+from experiments.data.scenes.captions import tokenize
 from experiments.models.embed import TextEncoder, TimeEmbedding, patchify, sinusoidal_positions, unpatchify
 
 
@@ -61,7 +61,7 @@ def test_padding_is_not_read() -> None:
 
 
 def test_the_null_caption_has_one_token_and_finite_features() -> None:
-    features, mask, pooled = encoder()(torch.tensor([null_caption()]))
+    features, mask, pooled = encoder()(torch.tensor([tokenize("")]))
     assert mask.sum() == 1
     assert pooled is None
     assert features.isfinite().all()

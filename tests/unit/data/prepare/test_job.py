@@ -16,7 +16,7 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file
 
-from experiments.config.data_set import read_index
+from experiments.config.prepared_set import read_index
 from experiments.data.prepare.encoding import decode
 from experiments.data.prepare.job import LEFT_OUT_FILE, prepare
 from experiments.errors import ConfigError

@@ -44,7 +44,8 @@ def measured(run: LoadedRun, how: SamplerSettings, rounds: int = 1) -> dict[str,
 def test_flops_are_those_that_torch_counts():
     """Attention as plain matmuls, because torch counts none of its fused kernel on a CPU."""
     run, how = loaded("routing=dense"), settings()
-    captions, noise = caption_ids(["a circle"] * BATCH), image_noise(run.config, range(BATCH), 0).to(current_device())
+    captions = caption_ids(run.config, ["a circle"] * BATCH)
+    noise = image_noise(run.config, range(BATCH), 0).to(current_device())
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
         sample(run.model, captions, noise, how)

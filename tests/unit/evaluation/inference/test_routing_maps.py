@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.data.scenes import draw_scenes
+from experiments.data.scenes.scene import draw_scenes
 from experiments.evaluation.inference.routing_maps import (
     TIMES,
     RoutingWatcher,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from experiments.config.overrides import load_config
-from experiments.data.scenes import draw_scenes, render_scenes
-from experiments.data.shapes import Object, render
+from experiments.data.scenes.objects import Object, render
+from experiments.data.scenes.scene import draw_scenes, render_scenes
 from experiments.evaluation.metrics.features import (
     NUM_FEATURES,
     WEIGHTS,

@@ -8,9 +8,9 @@ import torch
 from scipy import ndimage
 
 from experiments.config.metrics import MIN_JUDGED_SIZE, UNRELIABLE_BELOW
-from experiments.data.captions import assertion_of, parse
-from experiments.data.scenes import RELATIONS, draw_scenes, render_scenes
-from experiments.data.shapes import COLORS, SHAPES, Object, render
+from experiments.data.scenes.captions import assertion_of, parse
+from experiments.data.scenes.objects import COLORS, SHAPES, Object, render
+from experiments.data.scenes.scene import RELATIONS, draw_scenes, render_scenes
 from experiments.errors import RunFailedError
 from experiments.evaluation.metrics.judge import find_objects, judge, verdict
 from experiments.evaluation.metrics.judge_check import (

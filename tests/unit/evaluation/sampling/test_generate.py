@@ -24,7 +24,7 @@ def noisy_model(*overrides):
 
 
 def images_of(config, model, numbers):
-    captions = caption_ids([CAPTIONS[number] for number in numbers])
+    captions = caption_ids(config, [CAPTIONS[number] for number in numbers])
     return sample(model, captions, image_noise(config, numbers, seed=7), SETTINGS)
 
 
@@ -52,13 +52,13 @@ def test_sampling_leaves_the_model_in_the_mode_it_had():
 
 def test_words_outside_the_vocabulary_are_named():
     with pytest.raises(ConfigError, match="zebra"):
-        caption_ids(["a zebra"])
+        caption_ids(load_config(["model=nano"]), ["a zebra"])
 
 
 def test_the_compute_map_is_the_mean_number_of_experts_of_a_token():
     config, model = noisy_model("routing=expert_choice", "routing.num_experts=4", "routing.capacity_factor=2")
     compute = PreviewMap(num_images=2)
-    captions = caption_ids(CAPTIONS[:2])
+    captions = caption_ids(config, CAPTIONS[:2])
     sample(model, captions, image_noise(config, [0, 1], seed=0), SETTINGS, compute.watch)
     maps = compute.maps()
     assert maps.shape == (2, 8, 8)
@@ -69,7 +69,7 @@ def test_the_compute_map_is_the_mean_number_of_experts_of_a_token():
 def test_a_dense_model_has_no_compute_map():
     config, model = noisy_model("routing=dense")
     compute = PreviewMap(num_images=1)
-    sample(model, caption_ids(CAPTIONS[:1]), image_noise(config, [0], seed=0), SETTINGS, compute.watch)
+    sample(model, caption_ids(config, CAPTIONS[:1]), image_noise(config, [0], seed=0), SETTINGS, compute.watch)
     assert compute.maps() is None
 
 

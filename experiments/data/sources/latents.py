@@ -3,7 +3,8 @@
 Nothing is loaded ahead: a batch copies the rows it needs out of the mapped files, so a data set may be larger than
 memory, and every process maps the same files. The order of an epoch is a function of (`data.seed`, epoch), and the
 latent of an image is drawn anew from its posterior in every epoch, by (`data.seed`, epoch, image): any process finds
-any image of the stream by itself, whatever the world size. The format is described in `experiments.config.data_set`.
+any image of the stream by itself, whatever the world size. The format is described in
+`experiments.config.prepared_set`.
 
 Legend: B images of a batch, C channels, H rows, W columns, L caption length, V, U widths of text features (tokens,
 pooled).
@@ -12,7 +13,7 @@ pooled).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -23,11 +24,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from experiments.config.data_set import DataSetIndex, FileEntry, SetSplit, Shard, read_index
+from experiments.config.prepared_set import DataSetIndex, FileEntry, SetSplit, Shard, read_index
 from experiments.config.schema import DataConfig
-from experiments.data.buffers import TextBuffers
 from experiments.data.counter import Stream, normals
 from experiments.data.order import shuffled
+from experiments.data.sources.padded_text import TextBuffers
 from experiments.errors import ConfigError
 
 MAX_OPEN_SHARDS = 32_768
@@ -38,12 +39,13 @@ always does."""
 AGAIN = "Run its `ecdit data prepare` again, which makes what is missing, or copy it again."
 
 
-class LatentImages:
-    """The images of one data set, for training and for validation (`loader.Images`)."""
+class Latents:
+    """Provides the images of one prepared data set."""
 
-    def __init__(self, folder: Path, data: DataConfig) -> None:
-        """Opens the data set. Raises `ConfigError` where it is missing or its fingerprint is not `data.fingerprint`."""
-        self.folder, self.data = folder, data
+    def __init__(self, data: DataConfig) -> None:
+        """Opens `data.path`. Raises `ConfigError` where it is missing or its fingerprint is not `data.fingerprint`."""
+        self.folder = folder = Path(data.path or "")
+        self.data = data
         self.index = read_index(folder)
         if self.index.fingerprint != data.fingerprint:
             raise ConfigError(
@@ -69,6 +71,33 @@ class LatentImages:
         kept_B = torch.zeros(len(images), dtype=torch.bool)
         rows = self._splits["validation"]
         return self._content(rows, order_B, images, Stream.VALIDATION_LATENT, kept_B, TextBuffers())
+
+    def check(self) -> None:
+        """Checks lengths and tensors of all files, and of a small data set the checksums. Raises `ConfigError`."""
+        verify = sum(file.num_bytes for file in self.index.files()) <= VERIFIED_BYTES
+        for file in self.index.files():
+            check_length(self.folder, file)
+            if verify:
+                check_content(self.folder, file)
+            check_tensors(self.folder, self.index, file)
+
+    def parts(self, num_images: int) -> Mapping[str, Callable[[int], object]]:
+        """Returns reading rows and drawing them from their posteriors."""
+        none_B = torch.zeros(num_images, dtype=torch.bool)
+        return {"rows": lambda first: self.training(range(first, first + num_images), none_B)}
+
+    def num_validation_images(self) -> int:
+        """Returns the size of the validation split."""
+        return self.index.num_images("validation")
+
+    def decoder(self, model: str | None, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """Opens the VAE that made the latents. Raises `ConfigError` where it is missing or a different one."""
+        from experiments.data.prepare.encoders import Autoencoder, find_encoder  # reads this module's `file_sha256`
+
+        entry, folder = find_encoder("vae", model or self.index.vae.path)
+        if entry.sha256 != self.index.vae.sha256:
+            raise ConfigError(f"--vae {entry.path} is not the VAE that made the data set.", "Name that one with --vae.")
+        return Autoencoder(folder, device).decode
 
     def validation_captions(self, numbers: range) -> list[str]:
         """Returns the captions of these images of the validation split as text."""
@@ -197,17 +226,6 @@ class MappedShard:
 
 Found = tuple[MappedShard, int]
 """The shard of an image, and its number there."""
-
-
-def check_data_set(folder: Path, data: DataConfig) -> None:
-    """Checks before a run that the data set is the one of the settings, and its files intact. Raises `ConfigError`."""
-    index = LatentImages(folder, data).index
-    verify = sum(file.num_bytes for file in index.files()) <= VERIFIED_BYTES
-    for file in index.files():
-        check_length(folder, file)
-        if verify:
-            check_content(folder, file)
-        check_tensors(folder, index, file)
 
 
 def check_length(folder: Path, file: FileEntry) -> None:

@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from experiments.data.scenes import (
+from experiments.data.scenes.objects import COLORS, SHAPES
+from experiments.data.scenes.scene import (
     EDGE,
     FRAME,
     GAP,
@@ -23,7 +24,6 @@ from experiments.data.scenes import (
     relation_between,
     render_scenes,
 )
-from experiments.data.shapes import COLORS, SHAPES
 
 NUM_SCENES = 4000
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
-from experiments.data.buffers import MAX_KEPT_BUFFERS, TextBuffers
+from experiments.data.sources.padded_text import MAX_KEPT_BUFFERS, TextBuffers
 
 SHAPE = (2, 5, 3)
 
@@ -44,11 +46,33 @@ def test_padding_is_zero_whatever_was_there_before() -> None:
             assert (text_BLV[place, :length] == 1).all()
             assert not text_BLV[place, length:].any()
         del text_BLV
-    assert len(buffers._kept) == 1
+        taken = buffer
+    assert list(buffers.unused) == [taken]
+
+
+def test_who_else_holds_a_buffer_does_not_matter() -> None:
+    """A debugger, a log or a second name for the buffer's own array does not keep it from being used again."""
+    buffers = TextBuffers()
+    first, text_BLV = buffers.take(SHAPE)
+    held = [first._array_BLV, first._array_BLV[0]]
+    del text_BLV
+    again, _ = buffers.take(SHAPE)
+    assert again is first
+    assert held
+
+
+def test_threads_never_share_a_buffer() -> None:
+    buffers, alive = TextBuffers(), []
+    for _ in range(8):
+        buffers.take(SHAPE)  # comes back at once
+    with ThreadPoolExecutor(4) as threads:
+        alive = list(threads.map(lambda _: buffers.take(SHAPE), range(200)))
+    assert len({text_BLV.data_ptr() for _, text_BLV in alive}) == len({id(buffer) for buffer, _ in alive}) == 200
 
 
 def test_another_shape_has_another_buffer_and_not_all_are_kept() -> None:
     buffers = TextBuffers()
     alive = [buffers.take((1, length, 3)) for length in range(1, 2 * MAX_KEPT_BUFFERS)]
     assert [text_BLV.shape[1] for _, text_BLV in alive] == list(range(1, 2 * MAX_KEPT_BUFFERS))
-    assert len(buffers._kept) == MAX_KEPT_BUFFERS
+    alive.clear()
+    assert len(buffers.unused) == MAX_KEPT_BUFFERS

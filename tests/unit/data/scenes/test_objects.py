@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from experiments.data.scenes import GREY_RANGE, draw_scenes, render_scenes
-from experiments.data.shapes import COLORS, SHAPES, Object, cover, object_masks, render
+from experiments.data.scenes.objects import COLORS, SHAPES, Object, cover, object_masks, render
+from experiments.data.scenes.scene import GREY_RANGE, draw_scenes, render_scenes
 
 
 def silhouette(shape: str, x: float, y: float, radius: float, size: int = 24) -> np.ndarray:

@@ -22,11 +22,11 @@ from experiments.config.schema import RunConfig
 from experiments.data.loader import (
     Batch,
     TrainStream,
-    check_images,
     loader_threads,
     same_time_batches,
     validation_set,
 )
+from experiments.data.sources.contract import open_source
 from experiments.errors import ConfigError
 from tests.real_images import CHANNELS, LATENT_SIZE, MAX_TOKENS, POOLED_WIDTH, TEXT_WIDTH, tensors_of
 
@@ -155,16 +155,16 @@ def changed_index(folder: Path, **changes: object) -> None:
 
 
 def test_another_data_set_than_the_models_is_refused(copied: Path, settings: Settings) -> None:
-    from experiments.config.data_set import fingerprint_of
+    from experiments.config.prepared_set import fingerprint_of
 
     config = settings(f"data.path={copied}")
     changed_index(copied, scaling_factor=0.75)
     with pytest.raises(ConfigError, match="was changed after it was written"):
-        check_images(config)
+        open_source(config.data).check()
     other = fingerprint_of(json.loads((copied / "index.json").read_text()))
     changed_index(copied, fingerprint=other)
     with pytest.raises(ConfigError, match=rf"is another data set \(fingerprint {other}\) than the model's"):
-        check_images(config)
+        open_source(config.data).check()
     with pytest.raises(ConfigError, match=f"data.fingerprint=abc is not that of the data set .*, which has {other}"):
         settings(f"data.path={copied}", "data.fingerprint=abc")
 
@@ -175,19 +175,19 @@ def test_another_data_set_than_the_models_is_refused(copied: Path, settings: Set
 def test_a_missing_cut_or_changed_file_is_one_line(name: str, copied: Path, settings: Settings) -> None:
     config, path = settings(f"data.path={copied}"), copied / name
     content = path.read_bytes()
-    check_images(config)
+    open_source(config.data).check()
     for damaged, message in (
         (content[:-1] + bytes([content[-1] ^ 1]), "is damaged: its checksum is another one."),
         (content[:-7], f"is damaged: it has {len(content) - 7:,} bytes of {len(content):,}."),
     ):
         path.write_bytes(damaged)
         with pytest.raises(ConfigError) as caught:
-            check_images(config)
+            open_source(config.data).check()
         assert str(caught.value).startswith(f"the shard {path} {message}")
         assert "`ecdit data prepare` again" in caught.value.hint
     path.unlink()
     with pytest.raises(ConfigError, match=f"the data set lacks its shard {path}"):
-        check_images(config)
+        open_source(config.data).check()
 
 
 def test_a_shard_that_breaks_later_is_one_line_too(copied: Path, settings: Settings) -> None:
@@ -255,7 +255,7 @@ def test_a_shard_is_mapped_and_not_read(tmp_path: Path) -> None:
     save_file({"text_MV": text_MV, "text_start_N1": torch.arange(65), "pooled_NU": torch.zeros(64, 2)}, path)
     del text_MV
     code = (
-        "import sys, psutil; from pathlib import Path; from experiments.data.latents import MappedShard\n"
+        "import sys, psutil; from pathlib import Path; from experiments.data.sources.latents import MappedShard\n"
         "memory = lambda: psutil.Process().memory_info().rss\n"
         "before = memory(); shard = MappedShard(Path(sys.argv[1])); total = shard.text(63)[0].float().sum().item()\n"
         "print(total, memory() - before)"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.data.captions import (
-    PAD_ID,
-    START_ID,
+from experiments.config.captions import PAD_TOKEN, START_TOKEN
+from experiments.data.scenes.captions import (
     VOCABULARY,
     Assertion,
     Term,
@@ -14,11 +13,10 @@ from experiments.data.captions import (
     caption_space,
     compose,
     describe,
-    null_caption,
     parse,
     tokenize,
 )
-from experiments.data.scenes import KINDS, SPLITS, draw_scenes
+from experiments.data.scenes.scene import KINDS, SPLITS, draw_scenes
 from experiments.errors import ConfigError
 
 
@@ -80,8 +78,8 @@ def test_held_out_captions_are_never_trained_on():
 
 def test_the_vocabulary_is_closed_and_its_ids_never_move():
     assert len(VOCABULARY) == len(set(VOCABULARY)) == 36 <= 64
-    assert VOCABULARY[PAD_ID] == "<pad>"
-    assert VOCABULARY[START_ID] == "<start>"
+    assert VOCABULARY[PAD_TOKEN] == "<pad>"
+    assert VOCABULARY[START_TOKEN] == "<start>"
     assert tokenize("a red circle left of a blue square") == [1, 2, 12, 20, 7, 9, 2, 14, 21, 0, 0, 0, 0, 0, 0, 0]
     assert {word for caption in caption_space("train") for word in caption.split()} == set(VOCABULARY[2:])
 
@@ -93,7 +91,7 @@ def test_every_caption_has_its_own_ids_and_fits():
 
 
 def test_the_null_caption_is_the_start_alone():
-    assert null_caption() == [START_ID] + [PAD_ID] * 15
+    assert tokenize("") == [START_TOKEN] + [PAD_TOKEN] * 15
 
 
 def test_case_and_spaces_do_not_matter():

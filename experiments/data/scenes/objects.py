@@ -5,7 +5,7 @@ Quilez, "2D distance functions". A pixel is covered by as much of its width as t
 without supersampling. Only sums, products, square roots and comparisons, so every machine draws the same bits.
 The shapes were chosen by the smallest distance, over all shifts and sizes, between blurred renders: diamonds and
 stars are not here because at 10 pixels they pass for crosses and circles. The colours are the corners of the RGB
-cube, far from each other and from every grey background. What objects a scene has is decided in `scenes.py`.
+cube, far from each other and from every grey background. What objects a scene has is decided in `scene.py`.
 
 Legend: B images, M objects, H rows, W columns, P rows or columns of a window, C colour channels.
 x runs right, y runs down, in pixels.

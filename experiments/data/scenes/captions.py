@@ -15,12 +15,21 @@ import re
 from dataclasses import dataclass
 from itertools import product
 
-from experiments.data.scenes import COUNTS, RELATIONS, Kind, Look, Relation, Scene, Split, kinds_of, looks_of
-from experiments.data.shapes import COLORS, SHAPES
+from experiments.config.captions import PAD_TOKEN, START_TOKEN
+from experiments.data.scenes.objects import COLORS, SHAPES
+from experiments.data.scenes.scene import (
+    COUNTS,
+    RELATIONS,
+    Kind,
+    Look,
+    Relation,
+    Scene,
+    Split,
+    kinds_of,
+    looks_of,
+)
 from experiments.errors import ConfigError
 
-PAD_ID = 0
-START_ID = 1
 NUMBER_WORDS = {1: "a", 2: "two", 3: "three", 4: "four"}
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
 WORDS_BY_CATEGORY: dict[str, tuple[str, ...]] = {
@@ -107,12 +116,7 @@ def tokenize(caption: str, length: int = 16) -> list[int]:
     words = _known_words(caption)
     if len(words) >= length:
         raise ConfigError(f"the caption has {len(words)} words: {caption!r}.", f"At most {length - 1} fit.")
-    return [START_ID, *(_IDS[word] for word in words), *[PAD_ID] * (length - 1 - len(words))]
-
-
-def null_caption(length: int = 16) -> list[int]:
-    """Returns the token ids of the empty caption for guidance: `<start>` alone."""
-    return tokenize("", length)
+    return [START_TOKEN, *(_IDS[word] for word in words), *[PAD_TOKEN] * (length - 1 - len(words))]
 
 
 def caption_space(split: Split) -> set[str]:

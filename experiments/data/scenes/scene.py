@@ -4,7 +4,7 @@ The six kinds are GenEval's (Ghosh et al., arXiv 2310.11513). A scene is unambig
 cells of a cut frame, at least `GAP` apart and `EDGE` from the border, so nothing is drawn twice or rejected, and each
 image takes a fixed number of random numbers. `train` and `validation` are separate streams and never hold a look
 (colour and shape) of `HELD_OUT`; in `held_out` every object has one, and only the kinds that name colours occur,
-because "a circle" asserts nothing that training has not shown. Pixels are in `shapes.py`, words in `captions.py`.
+because "a circle" asserts nothing that training has not shown. Pixels are in `objects.py`, words in `captions.py`.
 
 Legend: N scenes, S = 4 slots of the frame, U random numbers of a scene, A axes (major, minor). Lengths here are in
 units of 1/32 of the image side: a scene is the same at any image size.
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.data.counter import Floats, Stream, uniforms
-from experiments.data.shapes import COLORS, SHAPES, Floats32, Object, object_masks, render
+from experiments.data.scenes.objects import COLORS, SHAPES, Floats32, Object, object_masks, render
 
 Kind = Literal["single_object", "two_object", "counting", "colors", "position", "color_attribution"]
 Split = Literal["train", "validation", "held_out"]

@@ -11,8 +11,8 @@ A shard of N images with M text tokens together holds the tensors (float16 where
     pooled_NU                           CLIP's pooled features
     caption_bytes, caption_start_N1     captions as UTF-8 (uint8, int64)
     row_N (int64)                       row of the source
-The file of the empty caption has the same tensors but for the latents. Who reads them is `experiments.data.latents`,
-who writes them `experiments.data.prepare.job`. This module is free of torch.
+The file of the empty caption has the same tensors but for the latents. Who reads them is
+`experiments.data.sources.latents`, who writes them `experiments.data.prepare.job`. This module is free of torch.
 """
 
 from __future__ import annotations
@@ -163,14 +163,12 @@ def read_index(folder: Path) -> DataSetIndex:
     return index
 
 
-def with_data_set(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the nested settings of a run, completed from its data set; unchanged where it uses none.
+def with_prepared_set(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested settings of a run on `latents`, completed from its data set.
 
     Raises `ConfigError` where a setting contradicts the data set: `data.fingerprint` when it is another one.
     """
-    data = settings.get("data", {})
-    if data.get("name") != "latents":
-        return dict(settings)
+    data = settings["data"]
     if not data.get("path"):
         raise ConfigError(
             "data.name=latents needs a data set.", "Name a folder that `ecdit data prepare` wrote: data.path=FOLDER."

@@ -1,0 +1,141 @@
+"""The two kinds of captions that a data set can have, with the facts of their encoder that planning needs.
+
+Captions come as token ids of a closed vocabulary, which a small transformer encodes that is trained with the model, or
+as precomputed features of T5 and CLIP, which two projections map to the width of the model. The modules of the encoders
+are in `experiments.models.embed`; here are their parameters, FLOPs and activations, and a caption's part of a batch.
+
+Legend: d width of the model, w width of the text encoder, L caption length, V, U widths of token and pooled features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
+
+if TYPE_CHECKING:
+    from experiments.config.schema import DataConfig, ModelConfig
+
+PAD_TOKEN = 0
+"""The token id of padding, which is not attended to."""
+START_TOKEN = 1
+"""The token id that every caption begins with, so that the empty caption has something to attend to."""
+NORM_BYTES = 4
+"""Bytes of a number that a norm of the text encoder saves, whatever the working precision."""
+Tensors = dict[str, tuple[tuple[int, ...], Literal["int64", "float16"]]]
+"""Shape and type of one image's part of each tensor, by its name in a batch."""
+
+
+class Captions(Protocol):
+    """The captions of one data set. Planning, the model and fake batches ask it instead of the data set's name."""
+
+    needed: ClassVar[tuple[str, ...]]
+    """The `data.*` settings that must have a value."""
+    in_words: ClassVar[bool]
+    """Whether a trained model can be asked for any caption in the words of the data, or only for stored ones."""
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Self:
+        """Returns the captions that the settings describe."""
+
+    @property
+    def tensors(self) -> Tensors:
+        """Returns the tensors of a caption in a batch."""
+
+    def encoder_sizes(self, model: ModelConfig) -> tuple[int, ...]:
+        """Returns the elements of every parameter of the encoder, in the module's order."""
+
+    def encoder_flops(self, model: ModelConfig) -> int:
+        """Returns the FLOPs of encoding one caption."""
+
+    def flops_without_gradient(self, model: ModelConfig) -> int:
+        """Returns the FLOPs that the backward pass saves because nothing needs a gradient of the encoder's input."""
+
+    def saved_bytes(self, model: ModelConfig, width: int) -> float:
+        """Returns what autograd saves in the encoder for one caption, with `width` bytes per element."""
+
+
+@dataclass(frozen=True)
+class TokenCaptions:
+    """Captions as token ids, padded to a fixed length; the encoder is `TextEncoder`."""
+
+    needed: ClassVar[tuple[str, ...]] = ("vocab_size",)
+    in_words: ClassVar[bool] = True
+    vocab_size: int
+    length: int
+
+    @classmethod
+    def of(cls, data: DataConfig) -> TokenCaptions:
+        """Returns the captions that the settings describe."""
+        return cls(data.vocab_size or 0, data.caption_length)
+
+    @property
+    def tensors(self) -> Tensors:
+        """Returns the token ids."""
+        return {"caption_BL": ((self.length,), "int64")}
+
+    def encoder_sizes(self, model: ModelConfig) -> tuple[int, ...]:
+        """Returns the sizes of positions, embeddings, the blocks' norms and matrices, the last norm and the output."""
+        w, d = model.text_width, model.width
+        block = (w, w, 3 * w * w, w * w, 4 * w * w, 4 * w * w)
+        return (self.length * w, self.vocab_size * w, *(block * model.text_layers), w, w * d, d)
+
+    def encoder_flops(self, model: ModelConfig) -> int:
+        """Returns the FLOPs of the blocks and of the output."""
+        L, w = self.length, model.text_width
+        return model.text_layers * (24 * L * w * w + 4 * L * L * w) + 2 * L * w * model.width
+
+    def flops_without_gradient(self, model: ModelConfig) -> int:
+        """Returns 0: a lookup of embeddings is no product."""
+        return 0
+
+    def saved_bytes(self, model: ModelConfig, width: int) -> float:
+        """Returns the bytes of norms in fp32, attention, the feed-forward, and the output."""
+        L, w = self.length, model.text_width
+        per_layer = L * w * (width * (1 + 3 + 1 + 1 + 4 + 4) + NORM_BYTES * 4)
+        return model.text_layers * per_layer + L * w * (NORM_BYTES * 2 + width) + width * L * model.width
+
+
+@dataclass(frozen=True)
+class FeatureCaptions:
+    """Captions as features of T5, one for each token with padding, and of CLIP; the encoder is `FeatureProjection`."""
+
+    needed: ClassVar[tuple[str, ...]] = ("text_width", "pooled_width")
+    in_words: ClassVar[bool] = False
+    length: int
+    text_width: int
+    pooled_width: int
+
+    @classmethod
+    def of(cls, data: DataConfig) -> FeatureCaptions:
+        """Returns the captions that the settings describe."""
+        return cls(data.caption_length, data.text_width or 0, data.pooled_width or 0)
+
+    @property
+    def tensors(self) -> Tensors:
+        """Returns the features of the tokens, the number of tokens that are no padding, and the pooled features."""
+        return {
+            "text_BLV": ((self.length, self.text_width), "float16"),
+            "text_length_B": ((), "int64"),
+            "pooled_BU": ((self.pooled_width,), "float16"),
+        }
+
+    def encoder_sizes(self, model: ModelConfig) -> tuple[int, ...]:
+        """Returns the sizes of weights and biases of two layers for the tokens and two for the pooled features."""
+        V, U, d = self.text_width, self.pooled_width, model.width
+        return (V * d, d, d * d, d, U * d, d, d * d, d)
+
+    def encoder_flops(self, model: ModelConfig) -> int:
+        """Returns the FLOPs of the four layers."""
+        return 2 * (self._num_features + (self.length + 1) * model.width) * model.width
+
+    def flops_without_gradient(self, model: ModelConfig) -> int:
+        """Returns the FLOPs of the gradient of the features, which nobody needs."""
+        return 2 * self._num_features * model.width
+
+    def saved_bytes(self, model: ModelConfig, width: int) -> float:
+        """Returns the bytes of the features, of both sides of the activation, and of the second layers' output."""
+        return width * (self._num_features + (3 * self.length + 2) * model.width)
+
+    @property
+    def _num_features(self) -> int:
+        return self.length * self.text_width + self.pooled_width

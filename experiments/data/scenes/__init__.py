@@ -1,0 +1,1 @@
+"""Procedural scenes, free of torch: what is where, in which words, and in which pixels."""

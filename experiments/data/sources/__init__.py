@@ -1,0 +1,1 @@
+"""One file for each data set of `experiments.config.data_sets`, behind the protocol in `contract.py`."""
