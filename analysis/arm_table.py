@@ -1,9 +1,10 @@
 """The arm table: one row per setting and arm, means over seeds beside what the arm costs.
 
-Its columns are the keys of `ecdit compare-routing --json`. `val_loss_std` is over seeds with n - 1 and missing with one
-seed. `dropped_share` is the share of tokens dropped (token choice) or chosen by nobody (expert choice), missing when
-dense; `_same_t` columns are measured on batches of one timestep, the condition of sampling. `evals.METRIC` are the
-scores of `arm_scores.py`, where any run has them.
+The columns are the keys of `ecdit compare-routing --json`. `val_loss_std` is the standard deviation over seeds with
+n - 1 and is missing with one seed. `dropped_share` is the share of tokens that were dropped (token choice) or that no
+expert chose (expert choice); dense models have none. Columns with `_same_t` are measured on batches in which all images
+have one timestep, because that is what a router meets in sampling. `evals.METRIC` are the scores of `arm_scores.py`,
+where any run has them.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ COSTS = ("params_total", "params_active", "flops_per_image", "train_flops_per_im
 
 
 def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
-    """One row per setting and arm of the run table, baselines first.
+    """Returns one row per setting and arm of the run table, baselines first.
 
-    `images_to_dense_loss` is where the arm's mean curve reaches the final loss of `Dense (same depth)`, and
-    `times_sooner` that model's images over it; both missing when it never does.
+    `images_to_dense_loss` is the number of images at which the arm's mean curve reaches the final loss of `Dense (same
+    depth)`, and `times_sooner` is the images of that model divided by it. Both are missing when the arm never does.
     """
     curves = mean_over_seeds(validation_curves(records, table))
     of_setting = dict(list(curves.groupby("setting")))
@@ -53,12 +54,12 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def json_rows(arms: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows for JSON: a missing value is null."""
+    """Returns the rows as JSON takes them, with null for a missing value."""
     return missing_as_none(arms.drop(columns="variant"))
 
 
 def missing_as_none(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each row as a dict, with None for a missing value."""
+    """Returns each row as a dict, with None for a missing value."""
     return [
         {str(key): None if isinstance(value, float) and is_missing(value) else value for key, value in row.items()}
         for row in rows.astype(object).to_dict("records")
@@ -90,7 +91,7 @@ def _arm_row(runs: pd.DataFrame) -> dict[str, Any]:
 
 
 def _images_to_dense_loss(curves: pd.DataFrame, dense: str | None) -> dict[str, dict[str, float | None]]:
-    """By arm: `images_to_dense_loss` and `times_sooner`; nothing when there is no such dense arm."""
+    """Maps each arm to its `images_to_dense_loss` and `times_sooner`, or nothing where no `dense` arm is named."""
     if dense is None:
         return {}
     by_arm = dict(list(curves.groupby("arm", sort=False)))

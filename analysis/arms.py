@@ -1,12 +1,13 @@
-"""Which runs form one arm of a comparison, what it is called, and what is held equal within a comparison.
+"""This module groups runs into the arms of a comparison, and gives arms and settings their names.
 
-An **arm** is everything about routing and feed-forward width: the runs of one arm differ in their seed alone. A
-**setting** is everything else (preset, images, optimizer, ...): only arms of one setting are compared with each other.
-Dense runs are named by what they are a baseline for. EC-DIT at f_c = 2 spends more than dense of the same depth, so a
-comparison carries two: `Dense (same depth)`, whose layers are those of the sparse models, and `Dense (same
-activated)`, widened to the activated parameters of a sparse model within `ACTIVATED_TOLERANCE`.
+An **arm** is defined by everything about routing and feed-forward width: the runs of one arm differ in their seed
+alone. A **setting** is everything else (preset, images, optimizer, ...): only arms of one setting are compared with
+each other. Dense runs are named by what they are a baseline for. EC-DIT at f_c = 2 spends more FLOPs than a dense model
+of the same depth, so a comparison has two baselines: `Dense (same depth)`, whose layers are those of the sparse models,
+and `Dense (same activated)`, which is widened to the activated parameters of a sparse model within
+`ACTIVATED_TOLERANCE`.
 
-How arms look is in `style.py`.
+The look of arms in figures is defined in `style.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pandas as pd
 from analysis.load import WITHOUT_EFFECT
 
 ACTIVATED_TOLERANCE = 0.03
-"""Relative difference in activated parameters up to which a wider dense model counts as matched."""
+"""The relative difference in activated parameters up to which a wider dense model counts as matched."""
 
 ROUTER_LABELS = {
     "dense": "Dense",
@@ -52,16 +53,16 @@ QUALIFIERS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """How an arm is called and which kind it is."""
+    """The label of an arm, and whether it is sparse or which dense baseline it is."""
 
     label: str
     kind: Kind
 
 
 def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
-    """`runs` with `setting` (a label), `arm` (a label), `arm_kind` and `variant`.
+    """Returns `runs` with the columns `setting` (a label), `arm` (a label), `arm_kind` and `variant`.
 
-    `variant` numbers the arms of one router (0, 1, ...), the plain form first, over all settings, so that one line
+    `variant` numbers the arms of one router (0, 1, ...) over all settings, with the plain form first, so that one line
     style means one arm in every panel. Settings come in the order of their activated parameters.
     """
     dotted = [name for name in runs.columns if "." in name or name == "seed"]
@@ -78,25 +79,25 @@ def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def arm_list(table: pd.DataFrame) -> list[tuple[str, str, int]]:
-    """The arms in `table` as (label, router, variant), baselines first."""
+    """Returns the arms in `table` as (label, router, variant), baselines first."""
     arms = table.drop_duplicates("arm")[["arm", "routing.name", "variant"]].itertuples(index=False, name=None)
     return sorted(arms, key=lambda arm: (list(ROUTER_LABELS).index(arm[1]), arm[2]))
 
 
 def dense_same_depth(table: pd.DataFrame) -> str | None:
-    """Label of the baseline that every figure measures from, if `table` has it."""
+    """Returns the label of the baseline that every figure measures from, or None when `table` lacks it."""
     labels = table.loc[table["arm_kind"] == "dense_same_depth", "arm"]
     return str(labels.iloc[0]) if len(labels) else None
 
 
 def _keys(runs: pd.DataFrame, columns: list[str]) -> list[str]:
-    """One text per run that is equal where all `columns` are."""
+    """Returns one text per run; the texts of two runs are equal exactly where all `columns` are."""
     rows = runs[columns].astype(object).to_dict("records")
     return [json.dumps(row, sort_keys=True, default=str) for row in rows]
 
 
 def _setting_labels(runs: pd.DataFrame, held: list[str]) -> list[str]:
-    """The preset, and whatever else was not held equal between the runs of that preset."""
+    """Labels each run with its preset and with whatever else differs between the runs of that preset."""
     labels: dict[Any, str] = {}
     for preset, group in runs.groupby("model.name", sort=False):
         parts = [_setting_part(column, group[column]) for column in held if len(set(_texts(group[column]))) > 1]
@@ -116,14 +117,14 @@ def _texts(values: pd.Series[Any]) -> list[str]:
 
 
 def _text(value: object) -> str:
-    """A setting as one types it: 2 and not 2.0, None for what is missing."""
+    """Writes a setting as a user types it: 2 and not 2.0, and None where it is missing."""
     if value is None or value != value:
         return "None"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, str], Arm]:
-    """The name of each (setting, arm_key)."""
+    """Names each (setting, arm_key)."""
     varying = {router: _varying(group, arm_columns) for router, group in runs.groupby("routing.name")}
     sparse = runs[runs["routing.name"] != "dense"]
     if sparse["routing.num_experts"].nunique() < 2:
@@ -143,7 +144,7 @@ def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, st
 
 
 def _varying(runs: pd.DataFrame, columns: list[str]) -> set[str]:
-    """Columns in which runs of one setting differ."""
+    """Returns the columns in which runs of one setting differ."""
     differing = [column for column in columns if len(set(_texts(runs[column]))) > 1]
     return {
         column
@@ -163,14 +164,18 @@ def _sparse_arm(run: pd.Series[Any], varying: dict[Any, set[str]]) -> Arm:
 
 
 def group_text(group_images: object) -> str:
-    """`routing.group_images` in words."""
+    """Says `routing.group_images` in words."""
     if group_images == "batch":
         return "whole batch"
     return "per image" if group_images == 1 else f"groups of {_text(group_images)}"
 
 
 def _dense_arm(run: pd.Series[Any], arms: pd.DataFrame) -> Arm:
-    """Same depth: the layers and feed-forward of the sparse arms, or of the narrowest dense one without those."""
+    """Names a dense arm by the baseline that it is.
+
+    "Same depth" means the number of layers and feed-forward width of the sparse arms. Without sparse arms the narrowest
+    dense arm takes their place.
+    """
     sparse = arms[arms["routing.name"] != "dense"]
     like = sparse if len(sparse) else arms.sort_values("params_total").head(1)
     if all(run[name] in set(like[name]) for name in ("model.ffn_factor", "model.num_layers")):
@@ -183,7 +188,7 @@ def _dense_arm(run: pd.Series[Any], arms: pd.DataFrame) -> Arm:
 
 
 def _variants(runs: pd.DataFrame) -> list[int]:
-    """Number of each run's arm among the arms of its router."""
+    """Returns, for each run, the number of its arm among the arms of its router."""
     order: dict[str, list[tuple[Any, ...]]] = {}
     for _, run in runs.drop_duplicates("arm").iterrows():
         group = run[GROUP]

@@ -1,18 +1,19 @@
-"""What the data supports and what it does not, as claims with intervals and as one sentence.
+"""This module tests differences between arms and says which of them the data supports.
 
-The rules: a claim is a difference between two arms of one setting, paired by seed where both have the same seeds. It
-is supported when its difference from 0 remains after the correction for the number of claims, in the direction it lies,
-and not supported otherwise; with one seed there is no interval and nothing is supported. Tested are: every routed arm
-against both dense baselines, expert choice against token choice of the same experts and capacity factor, and what
-batches of one timestep do to a routed arm.
+A claim is a difference between two arms of one setting, paired by seed where both have the same seeds. It is supported
+when it differs from 0 after the correction for the number of claims, and not supported otherwise. With one seed there
+is no interval and nothing is supported. These claims are tested: every routed arm against both dense baselines, expert
+choice against token choice with the same number of experts and capacity factor, and the effect of batches of one
+timestep on a routed arm.
 
-Batches of one timestep hold other t than mixed ones, so the loss of a dense model changes too, where routing plays no
-part: that change is taken off. All of it holds at the scale of the runs.
+Batches of one timestep contain other values of t than mixed batches, so they change the loss of a dense model too,
+although nothing is routed there. The effect on routing is therefore the change of the routed arm minus that of the
+dense one. All claims hold at the scale of the runs only.
 
-Of 100 differences that do not exist, five have an interval that excludes 0. Two corrections are made over all claims
-of one table: that of Benjamini and Hochberg (1995), after which 5% of what is called supported is expected to be wrong,
-and by which the verdict goes; and the stricter one of Holm (1979), after which a single wrong one has a chance of 5%,
-which is shown beside it. The intervals themselves are of one difference each.
+Of 100 differences that do not exist, five have a 95% interval that excludes 0. Two corrections are therefore made over
+all claims of one table. The verdict follows Benjamini and Hochberg (1995), which keeps the expected share of wrong
+claims among the supported ones at 5%. The stricter correction of Holm (1979), which keeps the chance of even one wrong
+claim at 5%, is shown beside it. The intervals themselves are not corrected: each is that of one difference.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ MIN_SEEDS = 3
 SAME_T = "Dense, in the change from mixed batches to batches of one timestep"
 
 MANY_ARMS, FEW_OTHERS = 5, 2
-"""From how many arms on a sentence says all, and how many it may name as exceptions."""
+"""A sentence says "all routed arms" from `MANY_ARMS` arms on, if it must name at most `FEW_OTHERS` exceptions."""
 
 Verdict = Literal["lower", "higher", "not after correction", "not separated", "not testable"]
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """`arm` against `reference` in validation loss, or in its change for `SAME_T`."""
+    """The difference of `arm` from `reference` in validation loss, or in the change of that loss for `SAME_T`."""
 
     setting: str
     arm: str
@@ -51,7 +52,7 @@ class PairedDifference:
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval and the corrected p-value allow to say about `arm`."""
+        """Says what the interval and the corrected p-value allow to conclude about `arm`."""
         if self.gap.low is None:
             return "not testable"
         if not (self.gap.is_below_zero or self.gap.is_above_zero):
@@ -62,12 +63,12 @@ class PairedDifference:
 
 
 def claims(table: pd.DataFrame) -> list[PairedDifference]:
-    """Every claim that the runs of the run table allow to test, corrected for how many these are."""
+    """Tests every claim for which the run table has the runs, with p-values corrected for the number of claims."""
     return corrected([claim for _, runs in table.groupby("setting", sort=False) for claim in _claims_of_setting(runs)])
 
 
 def corrected(found: Sequence[PairedDifference]) -> list[PairedDifference]:
-    """`found` with p-values that are corrected for the number of those with an interval."""
+    """Returns `found` with p-values that are corrected for the number of claims that have an interval."""
     p_values = np.array([claim.gap.p_value for claim in found if claim.gap.p_value is not None])
     if not len(p_values):
         return list(found)
@@ -76,7 +77,7 @@ def corrected(found: Sequence[PairedDifference]) -> list[PairedDifference]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's p-values: the k-th smallest of m times m - k + 1, never below a smaller one's and at most 1."""
+    """Returns Holm's p-values: the k-th smallest of m is multiplied by m - k + 1, kept monotonic and capped at 1."""
     p_values_m = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values_m, kind="stable")
     stepped = np.maximum.accumulate(p_values_m[order] * np.arange(len(order), 0, -1))
@@ -86,7 +87,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def correction(found: Sequence[PairedDifference]) -> str:
-    """How many of the differences remain after each correction, in one sentence; empty where none was tested."""
+    """Says in one sentence how many differences remain after each correction; empty where none was tested."""
     tested = [claim for claim in found if claim.gap.low is not None]
     if not tested:
         return ""
@@ -104,7 +105,7 @@ def _with_p_values(claim: PairedDifference, benjamini_hochberg: float, holms: fl
 
 
 def holds(p_value: float | None) -> bool:
-    """Whether a corrected p-value leaves the difference standing; one that was tested alone (None) needs none."""
+    """Says whether a difference is significant after correction. One that was tested alone (None) needs none."""
     return p_value is None or p_value <= 1 - CONFIDENCE
 
 
@@ -127,7 +128,7 @@ def _claims_of_one_timestep(runs: pd.DataFrame, setting: str) -> Iterator[Paired
 
 
 def arm_pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """(arm, reference) in the order of the references: same depth, same activated, token choice."""
+    """Yields (arm, reference), with the references in the order same depth, same activated, token choice."""
     by_label = runs.drop_duplicates("arm").set_index("arm", drop=False)
     arms = by_label.loc[[label for label, _, _ in arm_list(runs)]]
     routed = arms[arms["arm_kind"] == "sparse"]
@@ -143,13 +144,13 @@ def arm_pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
 
 
 def values_by_seed(runs: pd.DataFrame, arm: str, column: str) -> dict[int, float]:
-    """A column of the run table for the runs of one arm in one setting, where it was measured."""
+    """Maps the seeds of one arm in one setting to a column of the run table, where that was measured."""
     measured = runs[(runs["arm"] == arm) & runs[column].notna()]
     return {int(seed): float(value) for seed, value in zip(measured["seed"], measured[column], strict=True)}
 
 
 def conclusion(table: pd.DataFrame, found: list[PairedDifference]) -> str:
-    """A sentence for each setting of the run table, a paragraph each: the scale, what is supported, what is not."""
+    """Writes a paragraph for each setting of the run table: the scale, what is supported and what is not."""
     return "\n\n".join(_sentence(runs, found) for _, runs in table.groupby("setting", sort=False))
 
 
@@ -177,7 +178,7 @@ def _scale(runs: pd.DataFrame) -> str:
 
 
 def supported_differences(found: list[PairedDifference]) -> list[str]:
-    """In words, by reference and direction, the claims that are supported."""
+    """Says the supported claims in words, one text for each reference and direction."""
     parts = []
     for reference in dict.fromkeys(claim.reference for claim in found):
         for verdict in ("lower", "higher"):
@@ -190,7 +191,7 @@ def supported_differences(found: list[PairedDifference]) -> list[str]:
 
 
 def unsupported_differences(found: list[PairedDifference]) -> list[str]:
-    """In words, by reference, the claims that the data cannot decide."""
+    """Says in words which claims the data cannot decide, one text for each reference."""
     parts = []
     for reference in dict.fromkeys(claim.reference for claim in found):
         arms = _arms(found, reference, "not after correction", "not separated", "not testable")
@@ -205,7 +206,7 @@ def _not_run(runs: pd.DataFrame) -> list[str]:
 
 
 def _arms(found: list[PairedDifference], reference: str, *verdicts: Verdict) -> str:
-    """The arms with one of these verdicts by name, or as all (but a few) where they are many."""
+    """Lists the arms that have one of these verdicts, or says "all (but ...)" where they are many."""
     tested = [claim for claim in found if claim.reference == reference]
     named = [claim.arm for claim in tested if claim.verdict in verdicts]
     others = [claim.arm for claim in tested if claim.verdict not in verdicts]
@@ -215,5 +216,5 @@ def _arms(found: list[PairedDifference], reference: str, *verdicts: Verdict) -> 
 
 
 def listed(parts: list[str], last: str = " and ") -> str:
-    """`a, b and c`."""
+    """Joins words as `a, b and c`."""
     return last.join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -1,7 +1,7 @@
-"""The comparison of routers: the arm table, the claims, one sentence, and the files that hold them.
+"""The comparison of routers: the arm table, the claims, a conclusion in words, and the files that hold them.
 
-`comparison.csv` the arm table, `comparison.md` the sentence, table, claims and notes, `comparison.png` and `.svg` the
-figure. Means are made in `arm_table.py`, verdicts in `claims.py`, the figure in `figures/comparison.py`.
+`comparison.csv` holds the arm table, `comparison.md` the conclusion, table, claims and notes, and `comparison.png` and
+`.svg` the figure. Means are made in `arm_table.py`, verdicts in `claims.py`, the figure in `figures/comparison.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HEADER = (
 )  # fmt: skip
 INTERVALS = "Intervals are Student's t over seeds, of one difference each; p (BH) and p (Holm) are corrected for all."
 EQUAL_COMPUTE = 0.03
-"""Relative difference in FLOPs up to which arms are called equal."""
+"""Two arms whose FLOPs differ relatively by no more than this are called equal."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Comparison:
 
 
 def compare(records: Records) -> Comparison:
-    """Compare the arms in `records`. A `RecordError` when the runs differ in data or validation set."""
+    """Compares the arms in `records`. Raises `RecordError` when the runs differ in data or validation set."""
     table = run_table(records)
     arms = arm_table(records, table)
     found = claims(table)
@@ -58,7 +58,7 @@ def compare(records: Records) -> Comparison:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write the four files into `folder` and return their paths. Raises `OutputError` and `StorageError`."""
+    """Writes the four files into `folder` and returns their paths. Raises `OutputError` and `StorageError`."""
     text = folder / f"{NAME}.md"
     with output_files([text]) as (part,):
         drawing = find_figure(NAME).drawing(comparison.records, comparison.table)
@@ -68,7 +68,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """The comparison as a page of Markdown."""
+    """Returns the comparison as a page of Markdown."""
     header, rows = comparison_cells(comparison.arms)
     parts = ["# Comparison of routers\n", f"{markdown_text(comparison.conclusion)}\n", markdown(header, rows)]
     if comparison.claims:
@@ -79,12 +79,12 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def differences_markdown(found: list[PairedDifference]) -> str:
-    """The section of the differences."""
+    """Returns the section of the page that lists the differences."""
     return "\n".join(["## Differences in validation loss\n", markdown(*_claim_cells(found))])
 
 
 def comparison_cells(arms: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """The arm table for a person: header and cells, a dash where a value is missing."""
+    """Returns the arm table for display: its header and cells, with a dash where a value is missing."""
     several = arms["setting"].nunique() > 1
     scores = score_columns(arms.columns)
     header = [*HEADER, *(value.title or value.name for value in scores.values())]
@@ -128,7 +128,7 @@ def _claim_cells(found: list[PairedDifference]) -> tuple[list[str], list[list[st
 
 
 def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame, found: list[PairedDifference]) -> Iterator[str]:
-    """What a reader must know before believing the table."""
+    """Yields the reservations that a reader must know before believing the table."""
     yield INTERVALS
     if remaining := correction(found):
         yield remaining
@@ -151,7 +151,7 @@ def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame, found: lis
 
 
 def _unmatched(arms: pd.DataFrame) -> Iterator[str]:
-    """Routed arms for which the widened dense model is no baseline of equal activated parameters."""
+    """Names routed arms for which the widened dense model is no baseline of equal activated parameters."""
     pairs = _beside_dense(arms, "dense_same_active")
     gaps = (pairs["params_active_dense"] / pairs["params_active"] - 1).rename("gap")
     far = pairs.join(gaps)[(gaps.abs() > ACTIVATED_TOLERANCE) & (pairs["kind"] == "sparse")]
@@ -162,7 +162,7 @@ def _unmatched(arms: pd.DataFrame) -> Iterator[str]:
 
 
 def _dearer(arms: pd.DataFrame) -> Iterator[str]:
-    """Arms that are not compared with dense of the same depth at equal compute."""
+    """Names arms whose comparison with dense of the same depth is not at equal compute."""
     pairs = _beside_dense(arms, "dense_same_depth")
     gaps = (pairs["flops_per_image"] / pairs["flops_per_image_dense"] - 1).rename("gap")
     far = pairs.join(gaps)[gaps.abs() > EQUAL_COMPUTE]
@@ -172,13 +172,13 @@ def _dearer(arms: pd.DataFrame) -> Iterator[str]:
 
 
 def _beside_dense(arms: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Every arm beside the dense arms of `kind` in its setting, whose columns end in `_dense`."""
+    """Joins every arm with the dense arms of `kind` in its setting; the columns of these end in `_dense`."""
     dense = arms.loc[arms["kind"] == kind, ["setting", "arm", "params_active", "flops_per_image"]]
     pairs = arms.merge(dense, on="setting", suffixes=("", "_dense"))
     return pairs[pairs["arm"] != pairs["arm_dense"]].reset_index(drop=True)
 
 
 def _range(gaps: pd.Series[float], form: str) -> str:
-    """`12% to 16%`, or one number where both are written alike."""
+    """Writes a range as `12% to 16%`, or as one number where both ends are written alike."""
     low, high = format(gaps.min(), form), format(gaps.max(), form)
     return low if low == high else f"{low} to {high}"

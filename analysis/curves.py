@@ -1,9 +1,9 @@
-"""Loss curves: per run against images, training FLOPs and seconds; mean over seeds; where a curve reaches a loss.
+"""Loss curves of runs and their means over seeds, and the point at which a curve reaches a given loss.
 
-"Reaches" means reaches and stays: the last time the curve comes down through the loss, so that a dip by chance does not
-count. The last time of a curve with noise is too late, as the first time is too early, the more so the noisier the
-curve; so the noise is taken off first (`denoised`), from all curves in the same way. Between two evaluations the curve
-is a straight line. A curve that ends above never reached it: None.
+A curve reaches a loss where it comes down through it for the last time, so that a dip by chance does not count. On a
+noisy curve the last crossing is too late and the first one too early, and the error grows with the noise. The noise is
+therefore removed first (`denoised`), from all curves in the same way. Between two evaluations the curve is taken as a
+straight line. A curve that ends above the loss has not reached it, and the answer is None.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from analysis.load import Records
 
 AXES = ("images_seen", "flops", "seconds")
 HIDDEN_SHARE = 0.3
-"""Share of training whose losses, many times the final ones, do not set the height of an axis."""
+"""The first part of training, as a share. Its losses are many times the final ones and do not set an axis' height."""
 BEND = 3
-"""The order of the differences that a denoised curve keeps small: a curve without any is a parabola."""
+"""The order of the differences that the smoother penalizes: a curve whose third differences are 0 is a parabola."""
 STRENGTHS = np.geomspace(1e-10, 1e10, 101)
-"""How strongly they may be kept small, from a curve through every point to a parabola."""
+"""Strengths of the penalty that are tried, from a curve through every point to a parabola."""
 QUIET = 1e-3
-"""The standard deviation of ln L up to which noise is none."""
+"""Noise whose standard deviation in ln L is at most this is not removed."""
 
 
 def validation_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
-    """Columns `setting`, `arm`, `seed`, `run`, `images_seen`, `flops`, `seconds`, `loss`; raw weights.
+    """Returns `setting`, `arm`, `seed`, `run`, `images_seen`, `flops`, `seconds` and `loss` of the raw weights.
 
-    `seconds` are of training without evaluation, read off `steps` at the images of each evaluation.
+    `seconds` count training without evaluation. They are interpolated in `steps` at the images of each evaluation.
     """
     evals = records.evals
     curves = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")].rename(columns={"value": "loss"})
@@ -43,16 +43,17 @@ def validation_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
-    """The same columns from the rows of `steps`."""
+    """Returns the columns of `validation_curves` with training losses, from the rows of `steps`."""
     about_runs = runs[["run", "setting", "arm", "seed"]]
     columns = ["run", "images_seen", "flops", "seconds", "loss"]
     return about_runs.merge(records.steps[columns], on="run", sort=False)
 
 
 def mean_over_seeds(curves: pd.DataFrame) -> pd.DataFrame:
-    """By `setting`, `arm` and `images_seen`: mean `flops`, `seconds` and `loss`, `loss_min`, `loss_max`, `num_seeds`.
+    """Returns mean `flops`, `seconds`, `loss`, and `loss_min`, `loss_max`, `num_seeds`, for each arm and `images_seen`.
 
-    Only where every seed of the arm was measured, so that no seed comes or goes along a curve.
+    A point is kept only where every seed of the arm was measured: a seed that joins or leaves a mean curve would put a
+    step into it.
     """
     by = ["setting", "arm", "images_seen"]
     grouped = curves.groupby(by, sort=False, as_index=False).agg(
@@ -69,9 +70,10 @@ def mean_over_seeds(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def reach(x: Sequence[float], loss: Sequence[float], target: float) -> float | None:
-    """Where the denoised curve (`x`, `loss`) comes down to `target` for the last time; None when it ends above it.
+    """Returns the x at which the denoised curve falls to `target` for the last time, or None when it ends above it.
 
-    A curve whose measured end is not above the target has reached it there at the latest.
+    A curve whose last measured loss is not above the target has reached it at its end, even if the denoised curve
+    has not.
     """
     curve = denoised(x, loss)
     above = np.flatnonzero(curve > target)
@@ -85,12 +87,12 @@ def reach(x: Sequence[float], loss: Sequence[float], target: float) -> float | N
 
 
 def denoised(x: ArrayLike, loss: ArrayLike) -> NDArray[np.float64]:
-    """[n] the losses of a curve without their noise: Whittaker's smoother of ln `loss` over ln `x`.
+    """Removes the noise from the losses [n] of a curve by Whittaker's smoother of ln `loss` over ln `x`.
 
-    Third divided differences are kept small, as strongly as generalized cross-validation finds right for the curve.
-    Third and not second ones, because these would bend the end of a curve, where losses are compared. A curve that
-    lies within `QUIET` of its smooth line has no noise to speak of and is left as it is, as are curves of fewer than
-    five points, and of points that are not ascending or positive.
+    The smoother penalizes third divided differences, and generalized cross-validation chooses the strength of the
+    penalty for each curve. Second differences would pull the end of a curve, where losses are compared, to a straight
+    line. A curve that lies within `QUIET` of its smooth line is returned unchanged. So are curves of fewer than five
+    points and curves whose points are not ascending and positive.
     """
     values, at = np.asarray(loss, dtype=float), np.asarray(x, dtype=float)
     if len(at) < BEND + 2 or at[0] <= 0 or (np.diff(at) <= 0).any() or not (np.isfinite(values) & (values > 0)).all():
@@ -100,6 +102,8 @@ def denoised(x: ArrayLike, loss: ArrayLike) -> NDArray[np.float64]:
     for order in range(1, BEND + 1):
         differences = np.diff(differences, axis=0) / (log_x[order:] - log_x[:-order])[:, np.newaxis]
     differences *= np.sqrt(log_x[BEND:] - log_x[:-BEND])[:, np.newaxis]
+    # In the singular vectors of the difference matrix the smoother is diagonal: it removes p / (1 + p) of a component.
+    # Generalized cross-validation is then a sum over components, and no system is solved for each strength.
     _, singular, directions = np.linalg.svd(differences)
     penalty = STRENGTHS[:, np.newaxis] * np.append(singular**2, np.zeros(BEND))
     removed, along = penalty / (1 + penalty), directions @ np.log(values)
@@ -109,7 +113,7 @@ def denoised(x: ArrayLike, loss: ArrayLike) -> NDArray[np.float64]:
 
 
 def loss_limits(curves: pd.DataFrame) -> tuple[float, float]:
-    """Limits of a loss axis for mean curves: from the lowest to the highest after the first `HIDDEN_SHARE`."""
+    """Returns the limits of a loss axis: the lowest and highest of the mean curves after the first `HIDDEN_SHARE`."""
     shown = curves[curves["images_seen"] >= HIDDEN_SHARE * curves["images_seen"].max()]
     low, high = float(shown["loss_min"].min()), float(shown["loss_max"].max())
     margin = 0.06 * (high - low) or 0.01 * low
@@ -117,13 +121,13 @@ def loss_limits(curves: pd.DataFrame) -> tuple[float, float]:
 
 
 def smooth(values: Sequence[float], num_values: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Centred running mean over `num_values`, over fewer at the ends."""
+    """Returns the centred running mean over `num_values`, and over fewer values at the ends."""
     series = pd.Series(values, dtype=float)
     return series.rolling(num_values, center=True, min_periods=1).mean().to_numpy()
 
 
 def _seconds_at(curves: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[float]:
-    """Training seconds at `images_seen` of each row, along a straight line from 0 through the rows of `steps`."""
+    """Interpolates training seconds at `images_seen` of each row, from 0 through the rows of `steps`."""
     of_run = dict(list(steps.groupby("run", sort=False)))
     seconds = pd.Series(np.nan, index=curves.index)
     for run, group in curves.groupby("run", sort=False):

@@ -1,8 +1,9 @@
-"""Text of records on its way out of here, with one function for each destination.
+"""Functions that escape text of records, one for each format that it is written in.
 
-Names of runs, reasons of failures, settings and metrics are data: nothing in them is a formula, a tag, a link, a
-command of a terminal or a sum of a spreadsheet. What is not printable is written as an escape everywhere
-(`experiments/text.py`); here is what else a destination gives a meaning to.
+Names of runs, reasons of failures, settings and metrics are data and come from anybody. None of them may act as a
+formula, a tag, a link, a terminal command or a spreadsheet formula in what this program writes. Unprintable
+characters are written as escapes everywhere (`experiments/text.py`). The functions here also escape the characters that
+have a meaning in their format.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from experiments.text import printable
 
 MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_<>[]#|~&$"})
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the beginning of a formula."""
+"""A spreadsheet takes a cell that begins with one of these for a formula."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def html_text(text: str) -> str:
-    """`text` for HTML, inside of an element or of a quoted attribute."""
+    """Escapes `text` for HTML, inside of an element or of a quoted attribute."""
     return html.escape(printable(text))
 
 
 def markdown_text(text: str) -> str:
-    """`text` for Markdown on one line, in a paragraph, a list or a cell of a table."""
+    """Escapes `text` for one line of Markdown, in a paragraph, a list or a table's cell."""
     return printable(" ".join(text.split())).translate(MARKDOWN)
 
 
 def markdown_code(text: str) -> str:
-    """`text` as code within a line of Markdown, with more backticks around it than are in it."""
+    """Writes `text` as code within a line of Markdown, between more backticks than stand in a row within it."""
     code = printable(text)
     fence = "`" * (_longest_run_of_backticks(code) + 1)
     space = " " if code.startswith("`") or code.endswith("`") else ""
@@ -40,14 +41,14 @@ def markdown_code(text: str) -> str:
 
 
 def markdown_block(lines: list[str]) -> str:
-    """Commands as a block of code in Markdown."""
+    """Writes commands as a block of code in Markdown."""
     code = [printable(line) for line in lines]
     fence = "`" * max(3, 1 + max(map(_longest_run_of_backticks, code), default=0))
     return "\n".join([f"{fence}bash", *code, fence])
 
 
 def for_csv(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with texts that no spreadsheet takes for a formula: `'` stands before them. Numbers stay numbers."""
+    """Puts `'` before every text of `table` that a spreadsheet would take for a formula. Numbers stay numbers."""
     texts = {
         name: table[name].map(_csv_cell)
         for name in table
@@ -59,7 +60,7 @@ def for_csv(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure_text(text: str) -> str:
-    """`text` for a label of a figure, where `$` would begin a formula."""
+    """Escapes `text` for a label of a matplotlib figure, where `$` would begin a formula."""
     return printable(text).replace("$", r"\$")
 
 

@@ -1,10 +1,11 @@
-"""All runs of a folder as one table: a row per run, finished or not, its settings and the last value of everything.
+"""Exports all runs of a folder as one table: a row per run, its settings and the last value of everything measured.
 
-For other programs, in `export_runs`: nothing is compared there and nothing refused but a folder without runs. A column
-is named as in the records: settings with dots (`routing.name`), `steps.loss` the last row of `steps.jsonl`,
-`evals.val_loss` the last value of a metric with raw weights and `evals.ema.val_loss` with averaged ones. Where a metric
-was measured under several conditions the last counts, and `...@guidance` says the scale where it has one. A missing
-value is empty. For people, in `final_tables`: what the finished runs are, cost and reached, and the spread over seeds.
+`export_runs` makes the table for other programs. It holds unfinished runs too, compares nothing, and refuses only a
+folder without runs. Columns are named as in the records: settings with dots (`routing.name`), `steps.loss` for the last
+row of `steps.jsonl`, `evals.val_loss` for the last value of a metric with raw weights and `evals.ema.val_loss` with
+averaged ones. Where a metric was measured under several conditions the last value counts, and `...@guidance` holds its
+guidance scale. A missing value is empty. `final_tables` makes tables for people: settings, cost and results of the
+finished runs, and their spread over seeds.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from experiments.records.storage import storage_errors
 from experiments.text import printable
 
 SPREAD = "val_loss_std"
-"""Over seeds: of an arm, not of a run."""
+"""The standard deviation over seeds belongs to an arm, so the table of runs has no such column."""
 
 ARM_COLUMNS = (
     ReportColumn("setting", "Setting"),
@@ -54,10 +55,10 @@ STATUS_COLUMNS = ("state", "images_seen", "images_total", "reason")
 
 
 def export_runs(root: Path | None, projects: Sequence[str] = (), skipped: Skipped | None = None) -> pd.DataFrame:
-    """One row per run at or below `root`, in the order of the paths, and then those of W&B `projects`.
+    """Returns one row per run at or below `root`, in the order of the paths, and then those of W&B `projects`.
 
-    What looks like a run and is none is added to `skipped`, with the reason. A `RecordError` when there is no run, a
-    `WandbError` for a project that cannot be read.
+    A folder that looks like a run and is none is added to `skipped`, with the reason. Raises `RecordError` when there
+    is no run, and `WandbError` for a project that cannot be read.
     """
     if root is not None and not root.is_dir():
         raise RecordError(f"{root} is not a folder.", "Name the folder of a sweep, or one that holds runs.")
@@ -73,14 +74,14 @@ def export_runs(root: Path | None, projects: Sequence[str] = (), skipped: Skippe
 
 @dataclass(frozen=True)
 class FinalTables:
-    """`runs`: a row per finished run, `arms`: a row per setting and arm; the columns of each, first what it is."""
+    """The tables for people: `runs` has a row per finished run, `arms` one per setting and arm."""
 
     runs: pd.DataFrame
     run_columns: list[ReportColumn]
     arms: pd.DataFrame
 
     def markdown(self) -> str:
-        """Both tables."""
+        """Returns both tables as Markdown."""
         cells = [[_text(column, row[column.key]) for column in self.run_columns] for _, row in self.runs.iterrows()]
         arms = [[_text(column, row[column.key]) for column in ARM_COLUMNS] for _, row in self.arms.iterrows()]
         return "\n".join(
@@ -92,7 +93,7 @@ class FinalTables:
 
 
 def final_tables(records: Records) -> FinalTables:
-    """What finished runs are, cost and reached. The spread is missing with one seed. A `RecordError` as `run_table`."""
+    """Makes the tables of finished runs. The spread is missing with one seed. Raises `RecordError` as `run_table`."""
     table = run_table(records)
     runs = run_rows(records, table)
     columns = [column for column in columns_with_scores(runs) if column.key in runs and column.key != SPREAD]
@@ -106,10 +107,10 @@ def _text(column: ReportColumn, value: Any) -> str:
 
 
 def write_table(table: pd.DataFrame, prefix: Path, final: FinalTables | None = None) -> list[Path]:
-    """`PREFIX.csv`, `PREFIX.parquet` and, of `final`, `PREFIX.md`, each whole or not there.
+    """Writes `PREFIX.csv`, `PREFIX.parquet` and, where `final` is given, `PREFIX.md`, each whole or not at all.
 
-    Without `final` a `PREFIX.md` of an earlier export is removed: it would not be of the runs beside it. Raises
-    `OutputError` where a file is not ours to replace, and `StorageError`.
+    Without `final` a `PREFIX.md` of an earlier export is removed, because it would describe other runs than the files
+    beside it. Raises `OutputError` where a file was not written by ecdit, and `StorageError`.
     """
     if prefix.name in ("", ".."):
         raise OutputError(f"--out {prefix} is a folder, and no name to write files under.", "For example: --out runs")
@@ -128,7 +129,7 @@ def write_table(table: pd.DataFrame, prefix: Path, final: FinalTables | None = N
 
 
 def _row(run: RunDir, name: str) -> dict[str, Any]:
-    """What is readable of one run; `damaged` says what is not."""
+    """Reads all that is readable of one run; the column `damaged` names the rest."""
     row: dict[str, Any] = {"run": printable(name)}
     damaged: list[str] = []
 
@@ -158,7 +159,7 @@ def _settings(run: RunDir) -> dict[str, Any]:
 
 
 def _last_values(run: RunDir, damaged: list[str]) -> Iterator[tuple[str, Any]]:
-    """Later rows replace earlier ones; what is wrong with the other lines is added to `damaged`."""
+    """Yields the values of `evals.jsonl`, later ones last. The faults of unreadable lines are added to `damaged`."""
     rows, _, faults = read_valid(run.evals, EvalRow)
     for row in rows:
         name = f"evals.{'ema.' if row['weights'] == 'ema' else ''}{printable(row['metric'])}"
@@ -171,7 +172,7 @@ def _last_values(run: RunDir, damaged: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _for_parquet(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns of one type: where numbers and words mix, as in a setting that may be `same`, words."""
+    """Gives each column one type, which Parquet needs: a column that mixes numbers and words becomes words."""
     mixed = [str(name) for name in table if _kinds(table[name]) > 1 and table[name].dtype == object]
     return table.assign(
         **{name: table[name].map(lambda value: None if pd.isna(value) else str(value)) for name in mixed}

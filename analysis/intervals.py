@@ -1,7 +1,8 @@
-"""Means, spreads and 95% intervals over seeds; nothing is invented where seeds are missing.
+"""Means, standard deviations and 95% intervals over seeds.
 
-Runs of one seed share their data, so a difference between two arms is taken seed by seed where both have the same
-seeds (paired t), else over all runs (Welch's t). With one seed there is a mean and no spread: the interval is None.
+Runs with one seed share the order of their data, so their losses are correlated. A difference between two arms is
+therefore taken seed by seed where both have the same seeds (paired t), and over all runs otherwise (Welch's t). With
+one seed there is a mean and no spread, and the interval is None.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95% interval; what one value cannot give is None. `p_value` is that of a mean of 0."""
+    """A mean and its 95% interval, which is None for a single value. `p_value` tests that the true mean is 0."""
 
     mean: float
     low: float | None
@@ -29,22 +30,22 @@ class Interval:
 
     @property
     def is_below_zero(self) -> bool:
-        """Whether the whole interval is negative."""
+        """Says whether the whole interval is negative."""
         return self.high is not None and self.high < 0
 
     @property
     def is_above_zero(self) -> bool:
-        """Whether the whole interval is positive."""
+        """Says whether the whole interval is positive."""
         return self.low is not None and self.low > 0
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean, or None of nothing."""
+    """Returns the mean, or None when there are no values."""
     return math.fsum(values) / len(values) if values else None
 
 
 def standard_deviation(values: Sequence[float]) -> float | None:
-    """With n - 1; None below two values: one seed has no spread, which is not a spread of 0."""
+    """Returns the standard deviation with n - 1, or None for fewer than two values: one seed has no spread, not 0."""
     if len(values) < 2:
         return None
     centre = math.fsum(values) / len(values)
@@ -52,7 +53,7 @@ def standard_deviation(values: Sequence[float]) -> float | None:
 
 
 def interval_of_mean(values: Sequence[float]) -> Interval:
-    """Student's interval of the mean of at least one value."""
+    """Returns Student's interval of the mean of at least one value."""
     centre, spread = math.fsum(values) / len(values), standard_deviation(values)
     if spread is None:
         return Interval(centre, None, None, len(values))
@@ -62,7 +63,7 @@ def interval_of_mean(values: Sequence[float]) -> Interval:
 
 
 def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval:
-    """Mean of `ours` minus mean of `theirs`, both by seed: paired where the seeds are the same, else Welch."""
+    """Returns the mean of `ours` minus that of `theirs`, paired where both have the same seeds, else Welch's."""
     if set(ours) == set(theirs):
         pairs = interval_of_mean([ours[seed] - theirs[seed] for seed in ours])
         return Interval(pairs.mean, pairs.low, pairs.high, len(ours), "paired", pairs.p_value)
@@ -78,6 +79,7 @@ def _welch(ours: list[float], theirs: list[float]) -> Interval:
     first, second = spreads[0] ** 2 / len(ours), spreads[1] ** 2 / len(theirs)
     if first + second == 0:
         return Interval(gap, gap, gap, fewest, "Welch", _p_value(gap, 0.0, 1.0))
+    # Welch and Satterthwaite's degrees of freedom, for samples whose variances may differ.
     freedom = (first + second) ** 2 / (first**2 / (len(ours) - 1) + second**2 / (len(theirs) - 1))
     error = math.sqrt(first + second)
     half = _t_quantile(freedom) * error
@@ -89,7 +91,7 @@ def _t_quantile(freedom: float) -> float:
 
 
 def _p_value(centre: float, error: float, freedom: float) -> float:
-    """How likely a mean as far from 0 is, on either side, where the true one is 0."""
+    """Returns the two-sided p-value of a mean `centre` under the hypothesis that the true mean is 0."""
     if error == 0:
         return 0.0 if centre else 1.0
     return float(2 * stats.t.sf(abs(centre) / error, freedom))

@@ -1,16 +1,17 @@
-"""iso-FLOP profiles: at one budget of training FLOPs, which size has the lowest loss, and how that grows with compute.
+"""Iso-FLOP profiles show which model size has the lowest loss at a budget of training FLOPs, and how that size grows.
 
-Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2). Runs of one arm that spent the same FLOPs, within
-`BUDGET_TOLERANCE`, form a profile: final validation loss, mean over seeds, against the logarithm of the parameters N.
-Its minimum is found twice: of a parabola through all points (`quadratic`), and of Akima's interpolation, which follows
-every point and assumes no shape (`akima`). A minimum at the edge of the sizes that were run is flagged and not used:
-the best size may lie outside. D* is the number of images that the budget buys at N*.
+This is approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2). Runs of one arm that spent the same FLOPs,
+within `BUDGET_TOLERANCE`, form a profile: the final validation loss, a mean over seeds, against the logarithm of the
+parameters N. Its minimum N* is found in two ways: as that of a parabola fitted to all points (`quadratic`), and as that
+of Akima's interpolation, which follows every point and assumes no shape (`akima`). A minimum at the edge of the sizes
+that were run is flagged and not used, because the best size may lie outside. D* is the number of images that the budget
+buys at N*.
 
-N* and D* against the FLOPs C are power laws, fitted in `isoflop_laws.py`. The interval of a parabola's minimum is over
-configurations, from how far these lie from the parabolas of their arm (`isoflop_scatter.py`). Akima's interpolation
-passes through all of them, so it cannot tell, and its minima have no interval. Sizes differ in width or preset
-(`model.*`), in what goes with the size, and in the images they see; runs of one size that differ in anything else are
-profiles of their own.
+N* and D* are power laws in the FLOPs C, fitted in `isoflop_laws.py`. The interval of a parabola's minimum comes from
+how far configurations lie from the parabolas of their arm (`isoflop_scatter.py`). Akima's interpolation passes through
+all points and leaves no residuals, so its minima have no interval. Sizes differ in width or preset (`model.*`), in the
+settings that go with the size, and in the images they see. Runs of one size that differ in any other setting belong to
+separate profiles.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from analysis.load import WITHOUT_EFFECT, MissingDataError
 from analysis.style import scaled
 
 LOOK = ("routing.name", "variant")
-"""What an arm is drawn by."""
+"""The columns that determine how an arm is drawn."""
 BUDGET_TOLERANCE = 0.05
-"""Relative difference in training FLOPs up to which runs have spent the same: whole batches are never exact."""
+"""Runs whose training FLOPs differ relatively by at most this form one budget, which whole batches meet roughly."""
 MIN_SIZES = 3
 WAY_OUT = "Run one with: ecdit sweep isoflop"
 
@@ -43,14 +44,14 @@ NO_INTERVAL = (
     "no interval of a minimum: 3 sizes a budget leave nothing to tell how far configurations are off a parabola."
 )
 LOG_LIMITS = (-300.0, 300.0)
-"""Of the ends of an interval: where the bend of a parabola is nearly 0, they would overflow."""
+"""Limits of the ends of an interval in logarithms; those of a parabola with almost no curvature would overflow."""
 MINIMUM_ENDS = ("params_low", "params_high", "images_low", "images_high")
 
 Floats = NDArray[np.float64]
 
 
 class Lowest(NamedTuple):
-    """The minimum of one curve: where it is (log parameters), its loss, and whether it lies at the edge."""
+    """The minimum of one curve: its place (log parameters), its loss, and whether it lies at the edge of the sizes."""
 
     log_params: float
     loss: float
@@ -59,15 +60,14 @@ class Lowest(NamedTuple):
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """Profiles, their minima, the laws through these, and a line for everything that could not be used.
+    """The profiles, their minima, the laws fitted to the minima, and a line for everything that could not be used.
 
-    `profiles`: `study`, `arm`, `flops`, `LOOK`, `params`, `images`, `loss`, `loss_min`, `loss_max`, `num_seeds`; a row
-    a size.
-    `minima`: `study`, `arm`, `flops`, `method`, `params`, `images`, `loss`, `is_edge`, `params_low`, `params_high`,
-    `images_low`, `images_high`, `num_seeds`; a row a profile and method. Inner minima of parabolas alone
-    have an interval.
-    `laws`: `study`, `arm`, `method`, `quantity` (params or images), `factor`, `exponent`, `exponent_low`,
-    `exponent_high`, `num_budgets`: quantity = factor C^exponent. A law that falls is refused.
+    `profiles` has a row per size: `study`, `arm`, `flops`, `LOOK`, `params`, `images`, `loss`, `loss_min`, `loss_max`,
+    `num_seeds`. `minima` has a row per profile and method: `study`, `arm`, `flops`, `method`, `params`, `images`,
+    `loss`, `is_edge`, `params_low`, `params_high`, `images_low`, `images_high`, `num_seeds`. Only minima of parabolas
+    that do not lie at an edge have an interval. `laws` has a row per law, quantity = factor C^exponent: `study`, `arm`,
+    `method`, `quantity` (params or images), `factor`, `exponent`, `exponent_low`, `exponent_high`, `num_budgets`. A law
+    that falls with compute is refused.
     """
 
     profiles: pd.DataFrame
@@ -77,7 +77,7 @@ class IsoFlop:
 
 
 class _FlopBudget(NamedTuple):
-    """The runs of one arm that spent the same; `flops` is their geometric mean."""
+    """The runs of one arm that spent the same FLOPs; `flops` is their geometric mean."""
 
     study: str
     arm: str
@@ -86,14 +86,14 @@ class _FlopBudget(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As a line for a person begins."""
+        """Returns the arm, study and budget as messages name them."""
         return _name(self.study, self.arm, self.flops)
 
 
 def isoflop(table: pd.DataFrame, size: str = "params_active") -> IsoFlop:
-    """The analysis of a run table, N counted in its column `size`.
+    """Analyses a run table, with N taken from its column `size`.
 
-    A `MissingDataError` where no budget has `MIN_SIZES` sizes.
+    Raises `MissingDataError` where no budget has `MIN_SIZES` sizes.
     """
     usable, refused = _usable(list(_budgets(table, size)), size)
     rows: list[dict[str, object]] = []
@@ -110,7 +110,7 @@ def isoflop(table: pd.DataFrame, size: str = "params_active") -> IsoFlop:
 
 
 def flops_text(flops: float) -> str:
-    """A budget as `2 TFLOP`: whole batches miss it by less than the second digit."""
+    """Writes a budget as `2 TFLOP`, with two digits, because whole batches miss it by less than the second one."""
     budget = float(f"{flops:.2g}")
     factor, unit = scaled(budget, "FLOP")
     return f"{budget / factor:g} {unit}"
@@ -125,14 +125,17 @@ def _name(study: str, arm: str, flops: float) -> str:
 
 
 def _edges(minima: pd.DataFrame) -> list[str]:
-    """Returns a line for each of `minima`, which lie at an edge."""
+    """Returns a line for each of `minima`, all of which lie at an edge."""
     rows = minima[["study", "arm", "flops", "method"]].itertuples(index=False, name=None)
     what = "minimum lies at the edge of the sizes and is not used."
     return [f"{_name(study, arm, flops)}: the {method} {what}" for study, arm, flops, method in rows]
 
 
 def quadratic_minimum(log_params: Sequence[float], loss: Sequence[float]) -> Lowest:
-    """Of the parabola of least squares through at least 3 sizes; an edge where it opens downwards or ends first."""
+    """Returns the minimum of the least-squares parabola through at least 3 sizes.
+
+    It is the lower of the two ends, marked as an edge, where the parabola opens downwards or its vertex lies outside.
+    """
     curve = np.polynomial.Polynomial.fit(log_params, loss, 2)
     ends = float(min(log_params)), float(max(log_params))
     bend = float(curve.deriv(2)(ends[0]))
@@ -145,7 +148,7 @@ def quadratic_minimum(log_params: Sequence[float], loss: Sequence[float]) -> Low
 
 
 def akima_minimum(log_params: Sequence[float], loss: Sequence[float]) -> Lowest:
-    """Of Akima's piecewise cubic through ascending sizes; an edge where the first or last size is lowest."""
+    """Returns the minimum of Akima's piecewise cubic through ascending sizes; an edge is the first or last size."""
     curve = Akima1DInterpolator(log_params, loss)
     flat: Floats = np.asarray(curve.derivative().roots(extrapolate=False), dtype=float)
     candidates = [*log_params, *flat[np.isfinite(flat)]]
@@ -160,7 +163,10 @@ METHODS: dict[str, Callable[[Sequence[float], Sequence[float]], Lowest]] = {
 
 
 def _budgets(table: pd.DataFrame, size: str) -> Iterator[_FlopBudget]:
-    """The runs of each arm by what they spent. The images of a run follow from its budget, so they make no setting."""
+    """Yields the runs of each arm, grouped by the FLOPs that they spent.
+
+    The number of images of a run follows from its budget and size, so it is set equal before settings are named.
+    """
     unnamed = table.copy()
     unnamed["train.images"] = 0
     named = with_arms(unnamed)
@@ -175,9 +181,9 @@ def _budgets(table: pd.DataFrame, size: str) -> Iterator[_FlopBudget]:
 
 
 def _studies(table: pd.DataFrame) -> list[str]:
-    """What besides size, images and seed differs between runs, as a text; empty where nothing does.
+    """Says for each run which settings differ besides size, images and seed; the text is empty where none does.
 
-    What differs between sizes alone (a learning rate that goes with the size) belongs to the size.
+    A setting that differs only between sizes (such as a learning rate that goes with the size) belongs to the size.
     """
     free = (*ARM_SETTINGS, *WITHOUT_EFFECT, "model.", "train.images")
     held = [name for name in table.columns if "." in name and not name.startswith(free)]
@@ -187,7 +193,7 @@ def _studies(table: pd.DataFrame) -> list[str]:
 
 
 def _spent_alike(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """`runs`, ascending in FLOPs, cut where one spent more than the first of its group by the tolerance."""
+    """Cuts `runs`, which ascend in FLOPs, wherever one exceeds the first of its group by more than the tolerance."""
     firsts: list[float] = []
     of_run = []
     for flops in runs["train_flops"]:
@@ -199,7 +205,7 @@ def _spent_alike(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def _usable(budgets: Sequence[_FlopBudget], size: str) -> tuple[list[_FlopBudget], list[str]]:
-    """Budgets with enough sizes, and a line for every other one."""
+    """Returns the budgets with enough sizes, and a line for every other one."""
     sizes = [budget.runs[size].nunique() for budget in budgets]
     usable = [budget for budget, number in zip(budgets, sizes, strict=True) if number >= MIN_SIZES]
     refused = [
@@ -245,7 +251,7 @@ def _minimum_rows(budget: _FlopBudget, size: str, spread: Scatter | None) -> Ite
 
 
 def _around(name: str, log_value: float, half: float | None) -> dict[str, float | None]:
-    """Returns a value and the ends of its interval, which are none where `half` of its logarithm's is not known."""
+    """Returns a value and the ends of its interval, given half of that in logarithms; None gives no interval."""
     ends = (None, None) if half is None else np.exp(np.clip([log_value - half, log_value + half], *LOG_LIMITS)).tolist()
     return {name: math.exp(log_value), f"{name}_low": ends[0], f"{name}_high": ends[1]}
 

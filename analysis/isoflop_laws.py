@@ -1,9 +1,10 @@
 """The power laws through iso-FLOP minima: how the best size N* and the best training D* grow with compute C.
 
-They are straight lines in logarithms, by least squares (Hoffmann et al. 2022, arXiv 2203.15556, section 3.2). The
-interval of an exponent is the one of the regression over budgets, by Student's t. Each budget has configurations of its
-own, so the scatter of its minimum about the law holds what configurations and seeds are off. Seeds alone would not do:
-those of one configuration share its error, and more seeds would narrow an interval about which they say nothing.
+The laws are straight lines in logarithms, fitted by least squares (Hoffmann et al. 2022, arXiv 2203.15556, section
+3.2). The interval of an exponent is Student's interval of that regression over budgets. Each budget has its own
+configurations, so the scatter of the minima about the law contains the errors of configurations and of seeds. An
+interval over seeds alone would be too narrow: the seeds of one configuration share its error, so more of them would
+narrow the interval without any new information about that error.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def laws_of_minima(minima: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Returns the laws with `COLUMNS`, one for each study, arm, method and quantity, and a line for each refused law.
 
     Minima at the edge of the sizes are not used, and two inner minima are needed. An exponent has no interval with two
-    budgets, which leave no scatter. A law that falls with compute is refused: no training has a smaller best size, or
-    fewer best images, for more compute.
+    budgets, because a line through two points leaves no residual. A law that falls with compute is refused, because the
+    best size and the best number of images grow with compute.
     """
     inner = minima[~minima["is_edge"].astype(bool)]
     by_law = inner.groupby(["study", "arm", "method"], sort=False)

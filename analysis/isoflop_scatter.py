@@ -1,13 +1,14 @@
-"""How far configurations lie from the parabola of their budget, and how well a minimum is known because of it.
+"""The scatter of configurations about the parabola of their budget, and the interval of the minimum due to it.
 
-A configuration is one size at one budget. What its loss is off the parabola, it is off in every seed, so seeds are no
-independent witnesses of a minimum: intervals over seeds cover the best size in 30 to 90 of 100 cases. What is measured
-instead is how far the configurations, means over their seeds, lie from the parabolas. This scatter is taken relative to
-the loss and pooled over the budgets of one arm, because four sizes leave a parabola, which has three parameters, a
-single degree of freedom. It is carried to the minimum by linear propagation, and Student's t counts the pooled degrees
-of freedom. With three sizes at every budget nothing is left over, and there is no interval.
+A configuration is one size at one budget. Its distance from the parabola is nearly the same in every seed, so seeds are
+no independent measurements of a minimum: 95% intervals over seeds cover the best size in only 30 to 90% of cases. The
+interval is therefore computed from the distances of the configurations, means over their seeds, from the parabolas.
+These residuals are taken relative to the loss and pooled over the budgets of one arm, because a parabola has three
+parameters and four sizes leave it a single degree of freedom. Linear error propagation carries the scatter to the
+minimum, and Student's t uses the pooled degrees of freedom. With three sizes at every budget there are none, and
+there is no interval.
 
-An interval does not hold that a profile may be no parabola, nor that budgets of one arm may scatter unequally.
+The interval assumes that profiles are parabolas and that all budgets of one arm have the same relative scatter.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ NUM_PARABOLA_PARAMETERS = 3
 
 
 class Profile(NamedTuple):
-    """The sizes at one budget: logarithms of the parameters and mean losses over seeds, a value a configuration."""
+    """The configurations at one budget: the logarithm of each one's parameters, and its mean loss over seeds."""
 
     log_params: Sequence[float]
     loss: Sequence[float]
 
 
 class Scatter(NamedTuple):
-    """The standard deviation of configurations about their parabolas, as a share of the loss, and what it rests on."""
+    """The standard deviation of configurations about parabolas as a share of the loss, and its degrees of freedom."""
 
     share: float
     degrees_of_freedom: int

@@ -1,15 +1,15 @@
-"""Run folders to frames: `runs`, `steps` and `evals`, with a list of everything that was left out.
+"""Loads run folders into the frames `runs`, `steps` and `evals`, with a list of everything that was left out.
 
-Only finished runs enter the frames. A run that is unfinished, failed, damaged, a copy of another or without a
-validation loss at its end, a line that was cut and a row with a number that is not finite are left out, counted and
-listed in `Records.left_out`; nothing disappears silently. So are runs of a newer version of ecdit, and runs of an older
-one that trained on another balance loss than the others. Whether the runs may be compared is said by `comparable.py`,
-which runs form one arm by `arms.py`.
+Only finished runs enter the frames. These are left out, counted and listed in `Records.left_out`: a run that is
+unfinished, failed, damaged, a copy of another or without a validation loss at its end, a run of a newer version of
+ecdit, a run of an older version that trained on another balance loss than the others, a line that was cut, and a row
+with a number that is not finite. `comparable.py` decides whether the runs may be compared, and `arms.py` which of them
+form one arm.
 
-Frames (one row each per): `runs` a run, the settings as dotted columns (`routing.name`); `steps` a `StepRow`; `evals`
-an `EvalRow`. All carry `run`, the folder as text, which joins them; in `steps`, which may have millions of rows, it is
-categorical, and the rows of a run are in the order of `images_seen`. `read_routing` reads `RoutingRow`s in the same
-form, for whoever asks: no table needs them, and they are a file of every run.
+`runs` has a row per run, with the settings as dotted columns (`routing.name`), `steps` a row per `StepRow` and `evals`
+a row per `EvalRow`. All are joined by `run`, the folder as text. In `steps`, which may have millions of rows, it is
+categorical, and the rows of a run are in the order of `images_seen`. `read_routing` reads `RoutingRow`s on demand,
+because no table needs them and each run has a file of its own for them.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class MissingDataError(EcditError):
 
 @dataclass(frozen=True)
 class LeftOutRecord:
-    """Something that is not in the frames, and why."""
+    """A run or row that is not in the frames, and the reason."""
 
     run: str
     reason: str
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """Writes the run and the reason as one line."""
         return f"{self.run}: {self.reason}"
 
 
@@ -75,21 +75,21 @@ class Records:
 
 
 class _Finished(NamedTuple):
-    """A run that is done: its row of `runs`, W&B's id of it, and its settings that change the losses, as text."""
+    """A finished run: its row of `runs`, its W&B id, and as text those of its settings that change the losses."""
 
     run: str
     row: dict[str, Any]
     mirror_id: str
     settings: str
     balance_loss: str | None
-    """How the balance losses of its layers were combined; None where it has not several."""
+    """Says how the balance losses of its layers were combined, or None where at most one layer has one."""
 
 
 def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records:
-    """The finished runs at or below `roots` and in the W&B `projects` (`wandb:ENTITY/PROJECT`), duplicates once.
+    """Loads the finished runs at or below `roots` and in the W&B `projects` (`wandb:ENTITY/PROJECT`), each once.
 
-    A run that is there and in W&B is the folder's. A `RecordError` when a root does not exist or when no finished run
-    is found; a `WandbError` for a project that cannot be read.
+    A run that exists in both places is read from its folder. Raises `RecordError` when a root does not exist or when
+    no finished run is found, and `WandbError` for a project that cannot be read.
     """
     fetched = [fetch_project(place) for place in projects]
     skipped: Skipped = []
@@ -119,7 +119,7 @@ def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records
 
 
 def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOutRecord]]:
-    """The rows of `routing.jsonl` of the runs in `records`, and what of them could not be used."""
+    """Reads the rows of `routing.jsonl` of the runs in `records`, and lists what could not be used."""
     runs = [RunDir(Path(run)) for run in records.runs["run"]]
     table = RowTable.concat([read_table([(run, run.routing) for run in runs], RoutingRow)])
     return table.frame, [LeftOutRecord(*entry) for entry in table.left_out]
@@ -137,7 +137,7 @@ def _existing_runs(roots: Sequence[Path], skipped: Skipped) -> list[RunDir]:
 
 
 def _finished_run(run: RunDir) -> _Finished | LeftOutRecord:
-    """The run, or why it is left out."""
+    """Reads one run, or says why it is left out."""
     if encodable(str(run.path)) != str(run.path):
         return LeftOutRecord(
             str(run.path), "its path is not valid Unicode, which tables cannot hold: rename the folder"
@@ -156,7 +156,7 @@ def _finished_run(run: RunDir) -> _Finished | LeftOutRecord:
 
 
 def _of_one_loss(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftOutRecord]]:
-    """The runs without those whose balance loss is the mean over layers, where another run's is today's sum.
+    """Leaves out the runs whose balance loss is the mean over layers, where another run's is today's sum.
 
     Both have the same config ids, so that they would stand in one arm although they trained on different losses.
     """
@@ -172,7 +172,7 @@ def _of_one_loss(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftO
 
 
 def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftOutRecord]]:
-    """Each run once, also where it is a folder and in W&B, and each config and seed: a copy is not another seed."""
+    """Keeps each run once, also where it is in W&B too, and each config and seed once: a copy is not another seed."""
     first: dict[str, str] = {}
     kept, copies = [], []
     for each in finished:
@@ -199,7 +199,7 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> _Finished:
 
 
 def _without_final_loss(finished: list[_Finished], steps: pd.DataFrame, evals: pd.DataFrame) -> list[LeftOutRecord]:
-    """The runs that were not validated at their end; an earlier loss must not pass for the final one."""
+    """Returns the runs without a validation at their end: an earlier loss must not pass for the final one."""
     losses = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")]
     last = losses.groupby("run")["images_seen"].max().to_dict()
     trained = set(steps["run"].unique())
@@ -213,14 +213,14 @@ def _without_final_loss(finished: list[_Finished], steps: pd.DataFrame, evals: p
 
 
 def _only(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `runs`; by run and not by row, because texts are slow to compare."""
+    """Keeps the rows that belong to `runs`. It tests each run once and not each row, as texts are slow to compare."""
     run_of_row, names = pd.factorize(rows["run"])
     is_kept = names.isin(runs["run"])
     return rows if is_kept.all() else rows[is_kept[run_of_row]].reset_index(drop=True)
 
 
 def dotted(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """`{"routing": {"name": x}}` as `("routing.name", x)`."""
+    """Yields nested settings with dotted names: `{"routing": {"name": x}}` gives `("routing.name", x)`."""
     for key, value in settings.items():
         if isinstance(value, dict):
             yield from dotted(value, f"{prefix}{key}.")
@@ -232,7 +232,7 @@ Found = list[_Finished | LeftOutRecord]
 
 
 def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable]]:
-    """The runs, and `steps` and `evals` of the finished ones; on all cores when there are many."""
+    """Reads the runs, and `steps` and `evals` of the finished ones, on all cores when there are many."""
     num_cores = os.cpu_count() or 1
     num_processes = num_cores if len(dirs) >= MIN_RUNS_FOR_PROCESSES else 1
     size = -(-len(dirs) // num_processes)
@@ -249,7 +249,7 @@ def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable]]:
 
 
 def _read_some(dirs: list[RunDir]) -> tuple[Found, RowTable]:
-    """The runs, and `evals` of the finished ones."""
+    """Reads the runs, and `evals` of the finished ones, in one process."""
     found = [_finished_run(run) for run in dirs]
     return found, read_table([(run, run.evals) for run in _done(dirs, found)], EvalRow)
 

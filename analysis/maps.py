@@ -1,7 +1,7 @@
-"""What routed layers did to which tokens: `routing_maps.jsonl` and the compute map, read for the few runs drawn.
+"""Reads `routing_maps.jsonl` and compute maps, which record what routed layers did to which tokens.
 
-They are much larger than other records, so nothing reads them for all runs. Which run stands for a router where there
-are several: the one trained longest, of those the one of most activated parameters, then the first.
+These files are much larger than other records, so they are read for one run per router only. Where a router has several
+runs, the one trained longest represents it, among those the one with most activated parameters, and then the first.
 
 Legend: E experts, T tokens of an image.
 """
@@ -29,12 +29,12 @@ Read = TypeVar("Read")
 
 MEASURED_BY = "Measure it with: ecdit evaluate --metrics routing RUNS"
 ROUTERS = ["expert_choice", *(router for router in ROUTER_LABELS if router not in ("dense", "expert_choice"))]
-"""In the order in which they are drawn."""
+"""The routers in the order in which they are drawn."""
 
 
 @dataclass(frozen=True)
 class MappedRun:
-    """A run that stands for its router."""
+    """The run that represents its router in a figure."""
 
     folder: RunDir
     router: str
@@ -42,7 +42,7 @@ class MappedRun:
 
     @property
     def name(self) -> str:
-        """The folder's."""
+        """Returns the name of the run's folder."""
         return self.folder.path.name
 
 
@@ -56,21 +56,21 @@ class SceneMaps:
 
     @property
     def layers(self) -> list[int]:
-        """Routed layers, first to last."""
+        """Lists the routed layers, first to last."""
         return sorted({row.layer for row in self.rows})
 
     def over_all_times(self, layer: int) -> RoutingMapRow | None:
-        """The row of a layer over all times, where there is one."""
+        """Returns the row of a layer that covers all times, or None."""
         return next((row for row in self.rows if row.layer == layer and row.time is None), None)
 
     def by_time(self, layer: int) -> list[RoutingMapRow]:
-        """The rows of a layer at single times, from noise (1) to image (0)."""
+        """Returns the rows of a layer at single times, from noise (t = 1) to image (t = 0)."""
         single = [row for row in self.rows if row.layer == layer and row.time is not None]
         return sorted(single, key=lambda row: -(row.time or 0.0))
 
 
 def one_per_router(table: pd.DataFrame, read: Callable[[MappedRun], Read | None], what: str) -> list[Read]:
-    """What `read` finds in one run per router, expert choice first. A `MissingDataError` where it finds nothing."""
+    """Applies `read` to one run per router, expert choice first. Raises `MissingDataError` where no run has `what`."""
     order = table.sort_values(["images_seen", "params_active"], ascending=False, kind="stable")
     found: dict[str, Read] = {}
     for run, router, arm in order[["run", "routing.name", "arm"]].itertuples(index=False, name=None):
@@ -84,14 +84,14 @@ def one_per_router(table: pd.DataFrame, read: Callable[[MappedRun], Read | None]
 
 
 def spread(number: int, most: int) -> list[int]:
-    """At most `most` of 0 ... number - 1, evenly spread, the first and the last among them; of one the middle."""
+    """Picks at most `most` of 0 ... number - 1, evenly spread from the first to the last, or the middle for one."""
     if most == 1:
         return [number // 2]
     return sorted({round(i * (number - 1) / (most - 1)) for i in range(most)}) if number else []
 
 
 def as_square(values_T: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
-    """[side, side] of the tokens of an image, row by row; a `RecordError` where they make no square."""
+    """Arranges the tokens of an image row by row as [side, side]. Raises `RecordError` where they form no square."""
     side = math.isqrt(len(values_T))
     if side * side != len(values_T):
         raise RecordError(f"A map of {len(values_T)} tokens is no square.", f"{MEASURED_BY} (with --again)")
@@ -99,7 +99,7 @@ def as_square(values_T: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
 
 
 def scene_maps(run: MappedRun) -> SceneMaps | None:
-    """The newest measurement of `run` on scenes: EMA weights before raw ones, then the last written."""
+    """Reads the newest measurement of `run` on scenes. At equal images EMA weights come before raw ones."""
     read = run.folder.read_rows(run.folder.routing_maps)
     rows = [row for row in map(_parsed, read.rows) if row is not None]
     scenes = [row for row in rows if row.source == "scenes"]

@@ -32,7 +32,7 @@ from analysis.intervals import Interval, interval_of_mean
 from analysis.load import MissingDataError, Records
 
 NUM_LOSSES = 200
-"""How many losses the distance between two curves is evaluated at, for the mean over the losses."""
+"""The number of losses at which the distance between two curves is evaluated, for the mean over the losses."""
 
 Floats = NDArray[np.float64]
 
@@ -101,6 +101,7 @@ def shift(ours: Curve, theirs: Curve) -> Shift | None:
     high, low = min(max(ours.loss), max(theirs.loss)), max(ours.loss[-1], theirs.loss[-1])
     if low >= high:
         return None
+    # Losses ascend, so the first distance is the one at the lowest loss that both curves reach.
     losses = np.linspace(low, high, NUM_LOSSES)
     distances = _log_x_at(losses, theirs) - _log_x_at(losses, ours)
     mean = float(np.trapezoid(distances, losses)) / (high - low)
@@ -156,6 +157,8 @@ def _by_seed(curves: pd.DataFrame, arm: str, axis: str) -> dict[int, Curve]:
 def _log_x_at(losses: Floats, curve: Curve) -> Floats:
     """Returns the log of `x` where the curve falls to each loss for the last time (`curves.reach`, vectorised)."""
     log_x, loss = np.log(np.asarray(curve.x, dtype=float)), np.asarray(curve.loss, dtype=float)
+    # A loss that the curve never exceeds is reached at its first point. The curve ends at or below every loss here, so
+    # the last point above one always has a successor.
     above = loss > losses[:, np.newaxis]
     found = np.full(len(losses), log_x[0])
     ever = above.any(axis=1)

@@ -1,13 +1,13 @@
-"""The claims of EC-DIT computed from our runs in the same form, beside the printed values, with a verdict each.
+"""Tests the claims of EC-DIT on our runs, in the form in which they were printed, and gives each a verdict.
 
 1. Half the steps: expert choice reaches the final loss of dense of the same depth after at most half of its images.
 2. Half the experts: expert choice with 8 experts is level with token choice with 16, in loss and in the judge's score.
 3. A third of the time: expert choice is level with dense of the next larger size in 33.8% of its time.
 
-A claim is *supported* when the 95% interval over seeds lies wholly on the side it names, also after Benjamini and
-Hochberg's correction for the number of claims that were tested together, and *not supported* otherwise: "level" means
-not worse. It is *not testable* where the runs that it needs are missing or have a single seed. All of it holds at the
-scale of the runs, which is not the paper's: a claim that is not supported here is not refuted there.
+A claim is *supported* when the 95% interval over seeds lies wholly on the side that it names, also after Benjamini and
+Hochberg's correction for the number of claims that were tested together, and *not supported* otherwise; "level" means
+not worse. It is *not testable* where runs that it needs are missing or have a single seed. Verdicts hold at the scale
+of our runs, which is not the paper's: a claim not supported here is not refuted there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NO_SEED = "no seed in common"
 
 @dataclass(frozen=True)
 class ClaimForm:
-    """What is claimed, in which quantity, and what was printed where."""
+    """The wording of a claim, the quantity that tests it, the printed value and its source."""
 
     claim: str
     quantity: str
@@ -48,7 +48,7 @@ class ClaimForm:
 
 
 def _printed_score_gaps() -> str:
-    """Expert choice with few minus token choice with many experts, in points, by size."""
+    """Writes the printed score of expert choice with 8 experts minus token choice with 16, in points, by size."""
     parts = []
     for size in ("XL", "XXL"):
         ours = paper_score("expert_choice", size, FEW_EXPERTS)
@@ -83,7 +83,7 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class PaperClaim:
-    """A claim at one setting (empty: nowhere): our value, the verdict, and what it rests on."""
+    """A claim at one setting (empty where no setting has its runs): our value, the verdict and the reason for it."""
 
     form: ClaimForm
     setting: str
@@ -91,13 +91,13 @@ class PaperClaim:
     verdict: PaperVerdict
     reason: str
     p_value: float | None = None
-    """How likely a value as far from what the claim allows is, on either side, where the true one is just there."""
+    """Gives the two-sided p-value of the hypothesis that the true value is exactly at the limit of the claim."""
     p_benjamini_hochberg: float | None = None
-    """`p_value`, corrected for the number of claims that were tested; None before that."""
+    """Gives the p-value after correction for the number of tested claims, or None before it."""
 
 
 class _Pair(NamedTuple):
-    """Two arms, each with the runs of its setting, and what they are called together."""
+    """Two arms, each with the runs of its setting, and a name for the pair."""
 
     name: str
     ours: pd.DataFrame
@@ -106,12 +106,12 @@ class _Pair(NamedTuple):
     their_arm: str
 
     def by_seed(self, column: str) -> tuple[dict[int, float], dict[int, float]]:
-        """`column` of both."""
+        """Returns the values of `column` for both arms, by seed."""
         return values_by_seed(self.ours, self.our_arm, column), values_by_seed(self.theirs, self.their_arm, column)
 
 
 def paper_claims(records: Records, table: pd.DataFrame) -> list[PaperClaim]:
-    """Every claim at every setting that has its runs; once, as not testable, where none has."""
+    """Tests every claim at every setting that has its runs. Where none has, the claim appears once as not testable."""
     found = {
         HALF_STEPS: list(_half_steps(records, table)),
         HALF_EXPERTS: list(_half_experts(records, table)),
@@ -124,7 +124,7 @@ def paper_claims(records: Records, table: pd.DataFrame) -> list[PaperClaim]:
 
 
 def corrected(found: Sequence[PaperClaim]) -> list[PaperClaim]:
-    """`found` with p-values that are corrected for the number of tested ones, and with the verdicts after that."""
+    """Returns the claims with p-values corrected for the number of tested claims, and with the verdicts that follow."""
     tested = [each.p_value for each in found if each.p_value is not None]
     p_values = iter(stats.false_discovery_control(tested).tolist() if tested else [])
     claims = []
@@ -139,7 +139,7 @@ def corrected(found: Sequence[PaperClaim]) -> list[PaperClaim]:
 
 
 def paper_claim_rows(found: list[PaperClaim]) -> pd.DataFrame:
-    """One row each: the form, `setting`, `value`, `low`, `high`, `num_seeds`, `p`, `p_bh`, `verdict`, `reason`."""
+    """Returns a row per claim: form, `setting`, `value`, `low`, `high`, `num_seeds`, `p`, `p_bh`, verdict, reason."""
     rows = []
     for each in found:
         at = each.ours or Interval(math.nan, None, None, 0)
@@ -152,7 +152,7 @@ def paper_claim_rows(found: list[PaperClaim]) -> pd.DataFrame:
 
 
 def paper_claim_cells(found: list[PaperClaim]) -> tuple[list[str], list[list[str]]]:
-    """The claims for a person: header and cells, a dash where a value is missing."""
+    """Returns the claims for display: header and cells, with a dash where a value is missing."""
     header = ["Claim", "Setting", "Quantity", "Printed", "Ours", "95% interval", "Seeds", "p (BH)", "Verdict"]
     header.append("Because")
     cells = []
@@ -181,7 +181,7 @@ def _half_steps(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]:
 
 
 def _never(name: str, seeds: list[str], num_seeds: int) -> PaperClaim:
-    """What a share that is infinite for some seeds says; one seed alone says nothing."""
+    """Judges the claim of half the steps where some seeds never reach dense's loss. One seed alone proves nothing."""
     reason = f"it never reaches dense's final loss in {len(seeds)} of {num_seeds} seeds ({', '.join(seeds)})"
     if num_seeds == 1:
         return PaperClaim(HALF_STEPS, name, None, NOT_TESTABLE, f"{ONE_SEED}; it never reaches dense's final loss")
@@ -191,7 +191,7 @@ def _never(name: str, seeds: list[str], num_seeds: int) -> PaperClaim:
 def _shares_of_images(
     curves: Mapping[str, pd.DataFrame], dense: pd.DataFrame, ours: pd.DataFrame
 ) -> dict[int, float | None]:
-    """By shared seed: images at which our run reaches the final loss of the dense one, over all of the dense one's."""
+    """Maps each shared seed to the images at which our run reaches dense's final loss, as a share of dense's images."""
     dense_runs = dict(zip(dense["seed"], dense["run"], strict=True))
     shares: dict[int, float | None] = {}
     for seed, run in zip(ours["seed"], ours["run"], strict=True):
@@ -203,7 +203,7 @@ def _shares_of_images(
 
 
 def _half_experts(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]:
-    """In loss; and in the score of the exact judge, the form of the paper's table."""
+    """Tests claim 2 in validation loss, and in the exact judge's score, which is the form of the paper's table."""
     scores, unscored = _scores(records, table)
     scored = table.assign(score=table["run"].map(scores).astype(float))
     for setting, runs in scored.groupby("setting", sort=False):
@@ -215,7 +215,7 @@ def _half_experts(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]
 
 
 def _scores(records: Records, table: pd.DataFrame) -> tuple[dict[str, float], str]:
-    """The judge's score in percent by run, and why there is none."""
+    """Maps runs to the judge's score in percent. The second value says why there is none, where there is none."""
     try:
         rows = measured_panels(records, table, (SCORE,))[0].rows
     except MissingDataError as error:
@@ -239,7 +239,7 @@ def _level(form: ClaimForm, pair: _Pair, column: str, missing: str) -> PaperClai
 
 
 def _third_time(table: pd.DataFrame) -> Iterator[PaperClaim]:
-    """Expert choice of every setting against dense of the next larger preset, all else held equal."""
+    """Tests claim 3: expert choice of every setting against dense of the next larger preset, all else equal."""
     timed = table[table[INFERENCE].notna()]
     studies = [
         setting.removeprefix(preset) for setting, preset in zip(timed["setting"], timed["model.name"], strict=True)
@@ -269,7 +269,7 @@ def _share_of_time(pair: _Pair) -> PaperClaim:
 
 
 def _at_most(form: ClaimForm, name: str, logs: list[float], most: float) -> PaperClaim:
-    """A share, given by its logarithms over seeds, against what it must not exceed."""
+    """Tests a share, given by its logarithms over seeds, against the limit that it must not exceed."""
     if not logs:
         return PaperClaim(form, name, None, NOT_TESTABLE, NO_SEED)
     share = geometric_mean(logs)
@@ -282,7 +282,7 @@ def _at_most(form: ClaimForm, name: str, logs: list[float], most: float) -> Pape
 
 
 def _p_value(at: Interval) -> float | None:
-    """The p-value of a mean of 0; 0 where all seeds agree exactly, as nothing is then left to chance."""
+    """Returns the p-value of a mean of 0. It is 0 where all seeds agree exactly, which leaves nothing to chance."""
     return 0.0 if at.low is not None and at.low == at.high else at.p_value
 
 

@@ -1,9 +1,9 @@
-"""What EC-DIT printed (arXiv 2410.02098 and its public review thread), to be shown beside our own numbers.
+"""The numbers that EC-DIT printed (arXiv 2410.02098 and its public review thread), to be shown beside our own.
 
-Nothing here is computed, except where a name says so. Scores are in percent. The models have 1.5 to 97 billion
-parameters, were trained on real images for 800,000 steps of 4,096 and scored by GenEval, DSG, FID and CLIP score; our
-runs are smaller, of other data, and scored by other metrics: forms can be compared, levels cannot. "Token choice" is
-the authors' GShard top-2 baseline. Which claims follow, and whether our runs support them, is in `paper_claims.py`.
+Nothing here is computed except `paper_scores`' parameter counts. Scores are in percent. The models have 1.5 to 97
+billion parameters, were trained on real images for 800,000 steps of 4,096 and were scored by GenEval, DSG, FID and CLIP
+score. Our runs are smaller, use other data and other metrics, so the shape of a curve can be compared and its level
+cannot. "Token choice" is the authors' GShard top-2 baseline. `paper_claims.py` tests the claims on our runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REVIEW = "EC-DIT, authors' answers in the review thread"
 
 
 class PaperScore(NamedTuple):
-    """One model: its router, size, number of experts (0: dense), and what was printed of it; None: not printed."""
+    """The printed scores of one model; 0 experts means dense, and None a score that was not printed."""
 
     router: str
     size: str
@@ -27,7 +27,7 @@ class PaperScore(NamedTuple):
 
 
 class PaperSize(NamedTuple):
-    """One row of table 1, in billions of parameters; activated with experts at f_c = 2."""
+    """One row of table 1, in billions of parameters; the activated ones are those with experts at f_c = 2."""
 
     size: str
     dense_billions: float
@@ -37,7 +37,7 @@ class PaperSize(NamedTuple):
 
 
 class PaperCapacity(NamedTuple):
-    """One cell of the ablation of C = S f_c / E of EC-XXL-16E, in sampling, on 8 H100."""
+    """One cell of the ablation of the capacity C = S f_c / E of EC-XXL-16E, measured in sampling on 8 H100."""
 
     group_tokens: int
     capacity_factor: float
@@ -56,7 +56,7 @@ class PaperQuality(NamedTuple):
 
 
 class PaperMemory(NamedTuple):
-    """Memory of one model in inference, on each of 8 devices."""
+    """The memory that one model takes in inference on each of 8 devices."""
 
     size: str
     num_experts: int
@@ -126,7 +126,7 @@ SOURCES = {
 
 
 def paper_scores() -> pd.DataFrame:
-    """`SCORES` with `params_active`, known of the sizes in table 1 (of dense its total); one row per model."""
+    """Returns `SCORES` with `params_active` from table 1 (for dense models the total), one row per model."""
     frame = pd.DataFrame(SCORES)
     sizes = {size.size: size for size in SIZES}
     active = [
@@ -137,5 +137,5 @@ def paper_scores() -> pd.DataFrame:
 
 
 def paper_score(router: str, size: str, num_experts: int) -> PaperScore:
-    """The printed scores of one model, which must be in `SCORES`."""
+    """Returns the printed scores of one model, which must be in `SCORES`."""
     return next(row for row in SCORES if (row.router, row.size, row.num_experts) == (router, size, num_experts))

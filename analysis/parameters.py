@@ -1,7 +1,7 @@
-"""What N counts: the parameters of a model, counted in one of four ways, each a column of the run table.
+"""The four ways to count a model's parameters N, each of which is a column of the run table.
 
-Figures and laws over the size of models depend on it: with experts the total grows at equal cost, and in small models
-the embeddings of patches, timesteps and captions are a share that does not scale.
+Figures and laws over the size of models depend on the choice. With more experts the total grows at equal compute, and
+in small models the embeddings of patches, timesteps and captions are a large share that does not scale.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EMBEDDINGS = frozenset({"embed", "time", "text"})
 
 
 class Count(NamedTuple):
-    """One way to count: the column of the run table, and the words for it."""
+    """One way to count: its column of the run table and its label."""
 
     column: str
     label: str
@@ -32,14 +32,14 @@ COUNTS = {
 
 
 def find_count(name: str) -> Count:
-    """The way to count called `name`; an `EcditError` with the closest name when there is none."""
+    """Returns the way to count called `name`. Raises `EcditError` with the closest name when there is none."""
     if name not in COUNTS:
         raise EcditError(f"{name!r} is no way to count parameters.", did_you_mean(name, COUNTS))
     return COUNTS[name]
 
 
 def counts_without_embeddings(record: RunRecord) -> dict[str, int | None]:
-    """The columns of `COUNTS` that leave out embeddings; missing where a record leaves nothing beside them."""
+    """Returns the columns of `COUNTS` that leave out embeddings; None where a record has no other parameters."""
     embeddings = sum(count for part, count in record.params_by_part.items() if part in EMBEDDINGS)
     counts = {
         "params_without_embeddings": sum(record.params_by_part.values()) - embeddings,

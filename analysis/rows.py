@@ -47,7 +47,7 @@ FLAGS = {"while_training"}
 LARGEST_EXACT = 2**53
 """Every whole number up to here is exact in float64; a larger one is left to the reader that goes line by line."""
 MOST_NAMED = 3
-"""How many damaged lines a message names; the others are only counted."""
+"""The number of damaged lines that a message names; the others are only counted."""
 
 
 class Limits(NamedTuple):

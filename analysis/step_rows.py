@@ -52,7 +52,7 @@ def _bounds(content: bytes) -> Positions:
     marks = np.flatnonzero((byte == COLON) | (byte == COMMA) | (byte == BRACE))
     bounds = np.zeros(len(marks) + 1, dtype=np.int64)
     bounds[1:] = marks
-    bounds[1::2] += 1
+    bounds[1::2] += 1  # a colon ends the separator before a number, so the number begins one byte later
     return bounds
 
 

@@ -1,10 +1,11 @@
-"""How every figure looks, and how one is written: PNG, SVG and the CSV of the plotted numbers.
+"""The look of all figures, and the functions that write them as PNG, SVG and CSV of the plotted numbers.
 
-One colour per router and one marker per size, everywhere. Colours are Okabe and Ito's, told apart by all common kinds
-of colour blindness; arms also differ in dashes and fill, so that a figure survives being printed in grey. Figures are
-made at the width they are printed at (text width of a paper), so that a 7 point label is 7 points on the page.
+Every router has one colour and every size one marker, in all figures. The colours are Okabe and Ito's, which remain
+distinct with all common kinds of colour blindness. Arms also differ in dashes and fill, so that a figure can be printed
+in grey. Figures are made at the text width of a paper, so that a label of 7 points has 7 points on the page.
 
-Figures are `matplotlib.figure.Figure` without pyplot: no global state, no display. What they show is in `figures/`.
+Figures are `matplotlib.figure.Figure` without pyplot, which has global state and may open a display. What a figure
+shows is defined in `figures/`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LIGHT_GREY = "#D0D0D0"
 
 
 class RouterStyle(NamedTuple):
-    """Colour of a router, and the dashes its first arm has (an index into `DASHES`)."""
+    """The colour of a router, and the dashes of its first arm as an index into `DASHES`."""
 
     color: str
     first_dashes: int
@@ -61,7 +62,7 @@ DASHES: list[tuple[float, ...]] = [(), (4, 1.2), (1.1, 1.1), (5, 1.2, 1.1, 1.2),
 LOG_FROM_RATIO = 4.0
 """Values that differ by more than this factor go on a logarithmic axis."""
 WIDEST_LETTER = 0.9
-"""In units of the size of the font."""
+"""An upper bound of the width of a letter, in units of the size of the font."""
 TEXT_TO_PATH = TextToPath()
 FILLS = ("full", "none", "left", "bottom", "right", "top")
 
@@ -105,7 +106,7 @@ class Drawing:
 
 @contextmanager
 def paper_style() -> Iterator[None]:
-    """Matplotlib's defaults plus `RC_PARAMS`, whatever the user's own settings are."""
+    """Sets matplotlib's defaults plus `RC_PARAMS`, so that a user's own settings do not change figures."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(RC_PARAMS)
@@ -113,14 +114,14 @@ def paper_style() -> Iterator[None]:
 
 
 def line_style(router: str, variant: int) -> dict[str, Any]:
-    """Colour and dashes of an arm's line."""
+    """Returns the colour and dashes of an arm's line."""
     style = ROUTER_STYLES[router]
     dashes = DASHES[(style.first_dashes + 2 * variant) % len(DASHES)]
     return {"color": style.color, "linestyle": (0, dashes) if dashes else "-"}
 
 
 def marker_style(router: str, variant: int, preset: str) -> dict[str, Any]:
-    """Colour, size's marker and the fill that tells arms of one router apart."""
+    """Returns the router's colour, the size's marker and the fill that distinguishes arms of one router."""
     return {
         "color": ROUTER_STYLES[router].color,
         "marker": SIZE_MARKERS[preset],
@@ -131,18 +132,18 @@ def marker_style(router: str, variant: int, preset: str) -> dict[str, Any]:
 
 
 def shown(label: str) -> str:
-    """A label of records for a figure, with its formula set as one."""
+    """Prepares a label of records for a figure, where `f_c` is set as a formula."""
     return figure_text(label).replace("f_c", "$f_c$")
 
 
 def lowest_to_highest(num_seeds: pd.Series[int]) -> str:
-    """What bars and bands over seeds go from and to, for a legend; `num_seeds` of everything that is drawn."""
+    """Names the bars and bands over seeds for a legend, given the `num_seeds` of everything that is drawn."""
     fewest, most = int(num_seeds.min()), int(num_seeds.max())
     return f"Lowest to highest of {most if fewest == most else f'{fewest} to {most}'} seeds"
 
 
 def scaled(largest: float, unit: str) -> tuple[float, str]:
-    """Factor and axis unit for values up to `largest`: seconds become hours, others get an SI prefix."""
+    """Returns a factor and an axis unit for values up to `largest`: seconds become hours, others get an SI prefix."""
     if unit == "s":
         return (3600.0, "h") if largest >= 3 * 3600 else (1.0, "s")
     if unit == "images":
@@ -156,9 +157,9 @@ def scaled(largest: float, unit: str) -> tuple[float, str]:
 
 
 def arm_rows(axes: Axes, arms: Sequence[tuple[str, str, int]], named: bool = True, preset: str = "") -> None:
-    """One row per (label, router, variant), the first on top; `named`: at the left, beside a sample of its line.
+    """Sets one row per (label, router, variant), the first on top.
 
-    With `preset` the marker of its points stands on the line.
+    `named` writes the labels at the left, beside a sample of the arm's line. `preset` puts its marker on that line.
     """
     _rows(axes, [label for label, _, _ in arms], named)
     for row, (_, router, variant) in enumerate(arms if named else []):
@@ -175,24 +176,24 @@ def arm_rows(axes: Axes, arms: Sequence[tuple[str, str, int]], named: bool = Tru
 
 
 def point_rows(axes: Axes, arms: Sequence[tuple[str, str, int]], preset: str, named: bool = True) -> None:
-    """One row per (label, router, variant); `named`: at the left, beside the marker of its points."""
+    """Sets one row per (label, router, variant); `named` writes labels at the left, beside the marker of the points."""
     _rows(axes, [label for label, _, _ in arms], named)
     for row, (_, router, variant) in enumerate(arms if named else []):
         axes.plot(-10, row, transform=_points_left_of(axes), clip_on=False, **marker_style(router, variant, preset))
 
 
 def few_ticks(axis: Axis, most: int = 4) -> None:
-    """Between two and about `most` labelled ticks, so that they never touch."""
+    """Sets between two and about `most` labelled ticks, so that their labels never touch."""
     axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
 
 
 def is_wide(values: pd.Series[float]) -> bool:
-    """Whether positive values differ by more than `LOG_FROM_RATIO`."""
+    """Says whether positive values differ by a factor of more than `LOG_FROM_RATIO`."""
     return bool(0 < LOG_FROM_RATIO * values.min() < values.max())
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"], values: pd.Series[float]) -> None:
-    """A logarithmic axis with ticks for `values`, which are positive."""
+    """Makes an axis logarithmic, with ticks for `values`, which are positive."""
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
     if is_wide(values):
@@ -206,7 +207,7 @@ def log_axis(axes: Axes, which: Literal["x", "y"], values: pd.Series[float]) -> 
 
 
 def wrapped(text: str, width_inches: float, points: float) -> list[str]:
-    """`text` in lines that are no wider; a word that does not fit is broken."""
+    """Breaks `text` into lines of at most `width_inches`; a word that is wider than a line is broken."""
     lines: list[str] = []
     for word in map(printable, text.split()):
         longer = f"{lines[-1]} {word}" if lines else word
@@ -220,25 +221,25 @@ def wrapped(text: str, width_inches: float, points: float) -> list[str]:
 
 
 def place_text(figure: Figure, place: tuple[float, float], text: str, **options: Any) -> None:
-    """One line as it is, no formulas, its upper left corner `place` inches from that of the figure."""
+    """Writes one line without formulas, with its upper left corner `place` inches from that of the figure."""
     width, height = figure.get_size_inches()
     options.setdefault("va", "top")
     figure.text(place[0] / width, 1 - place[1] / height, printable(text), **options, parse_math=False)
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Write a picture with the dots per inch of `figure`, the same bytes for the same one.
+    """Writes a PNG with the dots per inch of `figure`. The same figure gives the same bytes.
 
-    Raises `OutputError` for a file that is not ours to replace, and `StorageError`.
+    Raises `OutputError` for a file that ecdit did not write, and `StorageError`.
     """
     with output_files([path]) as (part,), paper_style():
         figure.savefig(part, dpi="figure", format="png", metadata={"Software": None})
 
 
 def write_drawing(drawing: Drawing, folder: Path, name: str) -> list[Path]:
-    """Write `name`.png, .svg and .csv into `folder`; the same numbers give the same bytes.
+    """Writes `name`.png, .svg and .csv into `folder`. The same numbers give the same bytes.
 
-    Raises `OutputError` for a file that is not ours to replace, and `StorageError`.
+    Raises `OutputError` for a file that ecdit did not write, and `StorageError`.
     """
     paths = [folder / f"{name}.{kind}" for kind in ("png", "svg", "csv")]
     with output_files(paths) as (png, svg, csv), paper_style():
@@ -249,7 +250,7 @@ def write_drawing(drawing: Drawing, folder: Path, name: str) -> list[Path]:
 
 
 def key_text_inches(label: str) -> float:
-    """Width of a label in a legend; of a formula about as much, since its marks are counted as letters."""
+    """Returns the width of a label in a legend. That of a formula is an estimate that counts its marks as letters."""
     return _text_inches(printable(label), KEY_POINTS)
 
 
@@ -268,7 +269,7 @@ def _rows(axes: Axes, labels: Sequence[str], named: bool) -> None:
 
 
 def _make_room_for_names(axes: Axes, labels: Sequence[str]) -> None:
-    """Widen the figure where names at the left are long: they would squeeze the panels until their labels touch."""
+    """Widens the figure where names at the left are long, which would squeeze panels until their labels touch."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     longer = max(map(key_text_inches, labels), default=0.0) - USUAL_NAME_INCHES
@@ -276,7 +277,7 @@ def _make_room_for_names(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _points_left_of(axes: Axes) -> Transform:
-    """x in points from the left edge of `axes`, y in data."""
+    """Returns a transform with x in points from the left edge of `axes` and y in data coordinates."""
     left_edge = ScaledTranslation(0, 0, cast("Affine2DBase", axes.transAxes))
     points = Affine2D().scale(1 / 72) + axes.figure.dpi_scale_trans + left_edge
     return blended_transform_factory(points, axes.transData)

@@ -1,7 +1,7 @@
-"""The run table: one row per finished run with its arm and its final values; and tables as Markdown.
+"""The run table, which has one row per finished run with its arm and its final values, and tables as Markdown.
 
 Final values are those at the last evaluation. Losses are of the raw weights unless the column says `_ema`. A value that
-was not measured is missing (NaN), never 0. Means over seeds belong to `compare.py`.
+was not measured is missing (NaN), never 0. Means over seeds are made in `arm_table.py`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ INFERENCE = "inference_seconds_per_image"
 
 
 def run_table(records: Records) -> pd.DataFrame:
-    """`records.runs` with the columns of `with_arms` and the final values of each run.
+    """Returns `records.runs` with the columns of `with_arms` and the final values of each run.
 
-    Added: the keys of `FINAL_METRICS`, `inference_seconds_per_image` (the last measurement under conditions that all
-    share), `train_loss` (the last row), `train_seconds` and `images_per_second` (median over the rows, which a pause
-    between two of them does not move), and `utilisation`: activated FLOPs per second of training over the fastest
-    matmul that the run has measured on its machine, of all its processes; missing where it has not. A `RecordError`
-    when the runs differ in their data, or measurements of inference time in their conditions.
+    These columns are added: the keys of `FINAL_METRICS`; `inference_seconds_per_image`, the last measurement under
+    conditions that all runs share; `train_loss`, from the last row of `steps`; `train_seconds`; `images_per_second`, a
+    median over rows, which a pause between two of them does not move; and `utilisation`, the activated FLOPs per second
+    of training divided by the fastest matmul that the run measured on its machine, times its processes. Raises
+    `RecordError` when runs differ in their data, or measurements of inference time in their conditions.
     """
     require_same_data(records)
     table = with_arms(records.runs)
@@ -56,14 +56,14 @@ def _last_values(evals: pd.DataFrame, metric: str, weights: str) -> pd.Series[fl
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], is_words: Sequence[bool] | None = None) -> str:
-    """A table in Markdown: columns of words to the left, the others to the right; untold, the first is of words."""
+    """Writes a table in Markdown. Columns of words (by default the first) are aligned left, the others right."""
     rule = [":--" if left else "--:" for left in is_words or [i == 0 for i in range(len(header))]]
     head, *body = ([markdown_text(cell) for cell in line] for line in (header, *rows))
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *body)) + "\n"
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """A number with an SI prefix, as `1.23M`; a dash where it is missing."""
+    """Writes a number with an SI prefix, as `1.23M`, or a dash where it is missing."""
     if is_missing(value):
         return "–"
     assert value is not None
@@ -74,10 +74,10 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def fixed(value: float | None, decimals: int, scale: float = 1.0, unit: str = "") -> str:
-    """`value` times `scale` with a number of decimals; a dash where it is missing."""
+    """Writes `value` times `scale` with `decimals` decimals, or a dash where it is missing."""
     return "–" if is_missing(value) else f"{scale * float(value or 0):.{decimals}f}{unit}"
 
 
 def is_missing(value: float | None) -> bool:
-    """Whether there is no value: None or NaN."""
+    """Says whether a value is None or NaN."""
     return value is None or math.isnan(value)

@@ -1,12 +1,12 @@
-"""Runs read back from Weights & Biases: each becomes a run folder again, from what the mirror has sent.
+"""Reads runs back from Weights & Biases and makes a run folder of each, from what the mirror has sent.
 
-`wandb:ENTITY/PROJECT` names a project. Its runs lie as folders in W&B's cache folder (`WANDB_CACHE_DIR` moves it), so
-that whatever reads run folders reads them; one is fetched again only when W&B has heard of it since. Rows come from the
-whole history (`scan_history`), never from the sampled one. The status is written last, so that a download that was cut
-is not taken for a run.
+`wandb:ENTITY/PROJECT` names a project. Its runs are stored as folders in W&B's cache folder (`WANDB_CACHE_DIR` moves
+it), so that all code that reads run folders reads them. A run is fetched again only when its state in W&B has changed.
+Rows come from the whole history (`scan_history`), never from the sampled one. The status is written last, so that an
+interrupted download is not taken for a run.
 
-Not in W&B: what `ecdit evaluate` and `ecdit sample` add after training, checkpoints and logs. wandb is imported inside
-functions. What the mirror writes under which name is `wandb_mirror.py`'s.
+W&B does not hold what `ecdit evaluate` and `ecdit sample` add after training, checkpoints and logs. wandb is imported
+inside functions, as it is optional. `wandb_mirror.py` defines the names under which the mirror writes.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ RUNS_AT_A_TIME = 8
 TIMEOUT_SECONDS = 20
 ROWS_PER_REQUEST = 1000
 MAX_STEPS_PER_REQUEST = 10**9
-"""W&B counts a page in steps, which are images here, and its number is of 32 bits."""
+"""W&B counts a page in steps, which are images here, and stores that number in 32 bits."""
 
 STATES: dict[str, State] = {
     "finished": "done", "running": "running", "pending": "planned", "preempting": "interrupted",
     "preempted": "interrupted",
 }  # fmt: skip
-"""W&B's word to ours; every other one (crashed, failed, killed) is a run that failed."""
+"""Maps W&B's states to ours. Every other one (crashed, failed, killed) is a run that failed."""
 
 
 class WandbError(EcditError):
@@ -58,10 +58,10 @@ class Fetched:
 
 
 def fetch_project(place: str) -> Fetched:
-    """The runs of `wandb:ENTITY/PROJECT` as run folders, fetched where W&B has news of them.
+    """Returns the runs of `wandb:ENTITY/PROJECT` as run folders, and fetches those that have changed in W&B.
 
-    A `WandbError` when `place` is no such name, without a key, for an unknown project, one without runs, and where W&B
-    cannot be reached.
+    Raises `WandbError` when `place` is no such name, without a key, for an unknown project or one without runs, and
+    where W&B cannot be reached.
     """
     entity, project = _parse(place)
     if not ask_wandb("online")[1]:
@@ -85,7 +85,7 @@ def _parse(place: str) -> tuple[str, str]:
 
 
 def _list(entity: str, project: str) -> tuple[list[Any], Path]:
-    """W&B's runs with their settings, and the folder for all of this server's."""
+    """Lists W&B's runs with their settings, and returns the cache folder for all runs of this server."""
     import wandb
     from wandb.env import get_cache_dir
 
@@ -97,7 +97,7 @@ def _list(entity: str, project: str) -> tuple[list[Any], Path]:
 
 @contextmanager
 def _clear_errors(place: str) -> Iterator[None]:
-    """W&B's errors as one line."""
+    """Turns W&B's errors into a `WandbError` of one line."""
     import wandb
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
@@ -145,7 +145,7 @@ def _fetch_run(place: str, run: Any, folder: Path) -> Fetched:
 
 
 def _status(run: Any, record: RunRecord) -> Status:
-    """Where a W&B run stands. Raises `ValueError` or `TypeError` where W&B has something else than the mirror sent."""
+    """Builds the status of a W&B run. Raises `ValueError` or `TypeError` where W&B's values are not the mirror's."""
     return Status(
         state=STATES.get(run.state, "failed"),
         images_seen=int(run.summary_metrics.get("images_seen") or 0),
@@ -158,7 +158,7 @@ def _status(run: Any, record: RunRecord) -> Status:
 
 
 def _has_status(run_dir: RunDir, status: Status) -> bool:
-    """Whether the folder was fetched whole in this state; what is damaged there is fetched again."""
+    """Says whether the folder was already fetched whole in this state; a damaged one is fetched again."""
     try:
         return run_dir.read_status() == status
     except RecordError:
@@ -166,9 +166,10 @@ def _has_status(run_dir: RunDir, status: Status) -> bool:
 
 
 def _record(name: str, settings: dict[str, Any]) -> RunRecord | None:
-    """`run.json` from the settings of a W&B run; None when they are not of one of our runs.
+    """Rebuilds the record of `run.json` from the settings of a W&B run, or returns None for a run of another program.
 
-    Through `RunConfig`, because JSON on the way does not tell 1.0 from 1. A `RecordError` for another schema version.
+    The settings pass through `RunConfig`, because W&B's JSON does not distinguish 1.0 from 1 and config ids do. Raises
+    `RecordError` for another schema version.
     """
     facts = {fact: settings[fact] for fact in RunRecord.model_fields if fact in settings and fact != "config"}
     if "schema_version" not in facts:
@@ -183,7 +184,7 @@ def _record(name: str, settings: dict[str, Any]) -> RunRecord | None:
 
 
 def _as_given(settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Those of `settings` that W&B was given: an earlier version had fewer, and its config ids are over those."""
+    """Keeps the `settings` that W&B was given: an earlier version had fewer, and its config ids hash only those."""
     return {
         name: _as_given(value, given[name]) if isinstance(value, dict) else value
         for name, value in settings.items()
@@ -192,7 +193,7 @@ def _as_given(settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]
 
 
 def _write_rows(run: Any, record: RunRecord, run_dir: RunDir) -> int:
-    """The three JSONL files from the whole history; returns how many rows that has."""
+    """Writes the three JSONL files from the whole history and returns its number of rows."""
     steps, evals, routing = [], [], []
     config = record.config
     images_per_row = min(config["log"]["every_images"], config["eval"]["every_images"])

@@ -1,1 +1,1 @@
-"""The command line of ecdit: one module for each command, and helpers of several commands in modules named `_...`."""
+"""Holds the command line of ecdit: one module for each command, and shared modules named `_...`."""

@@ -1,4 +1,4 @@
-"""`python -m ecdit_cli`: the entry point for launchers."""
+"""`python -m ecdit_cli` runs the command line; launchers use it as their entry point."""
 
 import sys
 from pathlib import Path

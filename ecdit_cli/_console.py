@@ -44,7 +44,7 @@ class Column:
         return "" if value is None else printable(self.write(value))
 
     def is_number(self, rows: Sequence[Row]) -> bool:
-        """Return whether the cells are right-aligned and never cut."""
+        """Returns whether the cells are right-aligned and never cut."""
         return self.whole or any(_is_number(row.get(self.key)) for row in rows)
 
 

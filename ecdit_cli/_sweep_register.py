@@ -1,4 +1,4 @@
-"""`ecdit sweep --register`: creates the sweep of a file on the W&B server, whose agents then run it."""
+"""`ecdit sweep --register` creates the sweep of a file on the W&B server, whose agents then run it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ecdit sweep --executor slurm`: shows what would be submitted, and submits it. The jobs then go on by themselves."""
+"""`ecdit sweep --executor slurm` shows the Slurm jobs of a sweep and submits them. They then run by themselves."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ LINES_AROUND = 7
 
 TITLES = ("images", "loss", "images/s", "left")
 LAYOUTS = ((100, TITLES, 58), (80, (*TITLES[:2], TITLES[3]), 58), (60, TITLES[:1], 42), (0, (), 18))
-"""For each least width: the columns shown beside name and state, and the width of everything but the name."""
+"""The layouts by minimum width: the columns shown beside name and state, and the width of everything but the name."""
 LAST_CHARACTERS = 12
 """The number of characters kept at the end of a shortened name."""
 

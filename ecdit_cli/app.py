@@ -123,7 +123,7 @@ def _usage_line(error: typer.TyperException) -> str:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Runs the command line; this is the entry point of the console script."""
     os.environ["PYTHONSAFEPATH"] = "1"  # processes started here import nothing from the working folder
     guard_streams()
     code = run(sys.argv[1:])

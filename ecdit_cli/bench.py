@@ -1,4 +1,4 @@
-"""`ecdit bench`: measures the speeds and costs that the project promises, side by side in one run."""
+"""`ecdit bench` measures the speeds and costs that the project promises, side by side in one run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ecdit compare-routing`: the quality and the cost of each router, and what the data supports."""
+"""`ecdit compare-routing` shows the quality and cost of each router, and which differences the data supports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ecdit data`: data sets of real images, made once and checked at any time."""
+"""`ecdit data` prepares data sets of real images, and checks them at any time."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def prepare(
 
 
 def _make(request: Request, out: Path, processes: int, launch: Launch, as_json: bool) -> None:
-    """Make the share of this process; the first process of a launch also shows how far all are, and the result."""
+    """Encodes this process's share. The first process of a launch also shows the progress of all, and the result."""
     from experiments.data.prepare.job import LEFT_OUT_FILE, prepare
 
     if launch.rank:

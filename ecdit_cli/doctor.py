@@ -1,7 +1,7 @@
-"""`ecdit doctor`: whether this machine and this environment can run the suite, and what they lack.
+"""`ecdit doctor` says whether this machine and environment can run the suite, and what they lack.
 
-A check is `ok`, a `note` (nothing is broken, but worth knowing) or `missing` (a run would fail). Exit code 1 when
-something is missing.
+A check is `ok`, a `note` (nothing is broken, but worth knowing) or `missing` (a run would fail). The exit code is
+1 when something is missing.
 """
 
 from __future__ import annotations

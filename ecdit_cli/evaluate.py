@@ -1,4 +1,4 @@
-"""`ecdit evaluate`: measure what trained runs make, and add the values to their records."""
+"""`ecdit evaluate` measures the images and the routing of trained runs, and adds the values to their records."""
 
 from __future__ import annotations
 

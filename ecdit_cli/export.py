@@ -1,4 +1,4 @@
-"""`ecdit export`: all runs as one table, for other programs and for people."""
+"""`ecdit export` writes all runs as one table, for other programs and for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ecdit export-weights`: writes whole weights of a run for inference, whatever layout they were trained in."""
+"""`ecdit export-weights` writes the whole weights of a run for inference, whatever its parallel layout was."""
 
 from __future__ import annotations
 

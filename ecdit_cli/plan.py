@@ -1,4 +1,4 @@
-"""`ecdit plan`: what one run costs in its layout before a process is started, and which layout is the cheapest."""
+"""`ecdit plan` estimates what one run costs in its parallel layout before it starts, and finds the cheapest layout."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plan(
     max_devices: Annotated[int | None, typer.Option(min=1, max=131_072, help="With --search: at most so many.")] = None,
     days: Annotated[float | None, typer.Option(min=0, max=1e6, help="With --search: done within so many days.")] = None,
     simulate: Annotated[
-        bool, typer.Option("--simulate", help="Also build, partition and step the layout in shape, without its memory.")
+        bool, typer.Option("--simulate", help="Also simulate a step of one rank with fake tensors, without its memory.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -52,10 +52,10 @@ def plan(
     asked = plan_layout(config, place)
     found = _search(config, place, days) if search else []
     shown = found[0] if search else asked
-    in_shape = _step_in_shape(shown) if simulate else None
-    _show(shown, found, search, price, as_json, in_shape)
-    if in_shape is not None:
-        _say_what_was_stepped(in_shape)
+    simulated = _simulated(shown) if simulate else None
+    _show(shown, found, search, price, as_json, simulated)
+    if simulated is not None:
+        _say_what_was_stepped(simulated)
     if not asked.fits:
         _say_that_it_does_not_fit(asked, found, search)
 
@@ -133,7 +133,7 @@ def _show(
     search: bool,
     price: float | None,
     as_json: bool,
-    in_shape: dict[str, Any] | None,
+    simulated: dict[str, Any] | None,
 ) -> None:
     """Prints the layout that was asked for; after a search the cheapest one, and the next ones."""
     from ecdit_cli._plan_tables import plan_json, plan_row, print_layouts, print_plan
@@ -141,7 +141,7 @@ def _show(
 
     if as_json:
         rows: dict[str, Any] = {"layouts": [plan_row(one, price) for one in found]} if search else {}
-        rows |= {} if in_shape is None else {"in_shape": in_shape}
+        rows |= {} if simulated is None else {"in_shape": simulated}
         print_json({**plan_json(shown, price), "settings": settings(shown.config), **rows})
         return
     print_plan(shown, price)
@@ -151,20 +151,20 @@ def _show(
     _say_where_it_comes_from(shown)
 
 
-def _step_in_shape(plan: LayoutPlan) -> dict[str, Any]:
-    """Steps the engine of the last rank on fake tensors, and returns what it did beside the estimate."""
+def _simulated(plan: LayoutPlan) -> dict[str, Any]:
+    """Simulates a step of the last rank, and returns its memory and collectives beside the estimate."""
     from dataclasses import asdict
 
     from experiments.config.memory import memory
 
-    say("In shape: building and stepping the last rank ...")
+    say("Simulating a step of the last rank with fake tensors ...")
     precision: Precision = "bf16" if plan.config.train.precision == "auto" and plan.place.on_accelerator else "fp32"
     precision = "bf16" if plan.config.train.precision == "bf16" else precision
     train = plan.config.train.model_copy(update={"precision": precision})
     config = plan.config.model_copy(update={"train": train})
-    from experiments.training.in_shape import step_in_shape
+    from experiments.training.simulation import simulate_step
 
-    step = step_in_shape(config, precision, rank=config.parallel.world - 1)
+    step = simulate_step(config, precision, rank=config.parallel.world - 1)
     planned = memory(config, on_accelerator=False)  # as is the engine that was stepped, which reduces accordingly
     return {**asdict(step), "planned_persistent": planned.persistent, "planned_peak": planned.tensors_peak}
 
@@ -172,7 +172,7 @@ def _step_in_shape(plan: LayoutPlan) -> dict[str, Any]:
 def _say_what_was_stepped(step: dict[str, Any]) -> None:
     gib = {name: step[name] / 2**30 for name in ("persistent", "planned_persistent", "peak", "planned_peak")}
     say(
-        f"In shape, rank {step['rank']}: {step['params_total']:,} parameters built, partitioned and stepped in "
+        f"Simulated rank {step['rank']}: {step['params_total']:,} parameters built, partitioned and stepped in "
         f"{step['seconds']:.0f} s; {step['params_held']:,} of them here, {step['numbers_kept']:,} master weights."
     )
     say(

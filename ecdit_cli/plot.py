@@ -1,4 +1,4 @@
-"""`ecdit plot`: draw figures from the records of runs."""
+"""`ecdit plot` draws figures from the records of runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ecdit presets`: the cost of every preset, dense and with 8 to 64 experts, beside the papers' numbers."""
+"""`ecdit presets` shows the cost of every preset, dense and with 8 to 64 experts, beside the papers' numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ecdit report`: one page with the question, the runs, the figures, the fits and what the data supports."""
+"""`ecdit report` writes one page with the question, the runs, the figures, the fits and what the data supports."""
 
 from __future__ import annotations
 

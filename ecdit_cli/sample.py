@@ -1,4 +1,4 @@
-"""`ecdit sample`: images of given captions from a trained run as one grid, with the compute spent on each token."""
+"""`ecdit sample` draws images of given captions from a trained run as one grid, with the compute of each token."""
 
 from __future__ import annotations
 

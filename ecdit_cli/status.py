@@ -1,4 +1,4 @@
-"""`ecdit status`: where the runs of a sweep, or of any folder, stand."""
+"""`ecdit status` shows the state and progress of the runs of a sweep, or of any folder."""
 
 from __future__ import annotations
 

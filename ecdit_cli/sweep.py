@@ -1,4 +1,4 @@
-"""`ecdit sweep`: runs all that a sweep file asks for, here or on a Slurm cluster, or shows what it would cost."""
+"""`ecdit sweep` executes the runs of a sweep file, here or on a Slurm cluster, or shows what they would cost."""
 
 from __future__ import annotations
 

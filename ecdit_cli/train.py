@@ -1,4 +1,4 @@
-"""`ecdit train`: one run, from the command line to `done`, and again to continue it."""
+"""`ecdit train` trains one run to its end; the same command continues it after an interruption."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _default_folder(name: str) -> Path:
 
 
 def _is_finished(config: RunConfig, folder: RunDir) -> bool:
-    """Return whether this very run is done, with a message, so that nobody waits for it. It needs no torch."""
+    """Returns whether this very run is done, with a message, so that nobody waits for it. It needs no torch."""
     from ecdit_cli._console import say
     from experiments.config.identity import config_id
     from experiments.settings_id import settings_id

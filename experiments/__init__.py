@@ -1,1 +1,1 @@
-"""Mixture-of-experts diffusion transformers: configuration, model, training and evaluation."""
+"""Defines, trains and evaluates mixture-of-experts diffusion transformers, and records their runs."""

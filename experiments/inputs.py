@@ -109,7 +109,7 @@ def _num_keys(value: Any, key: str = "it") -> int:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs, for the parser of `json`; a `ValueError` where a key is there twice."""
+    """Makes a dict of pairs for `json`'s `object_pairs_hook`. Raises `ValueError` where a key occurs twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -1,1 +1,1 @@
-"""Sweeps: turning a sweep file into a plan of runs, pricing the plan, and working it off here or on a Slurm cluster."""
+"""Turns a sweep file into a plan of runs, prices the plan, and executes it here or on a Slurm cluster."""

@@ -66,6 +66,7 @@ def calibrate(
         file.write_text(yaml.safe_dump(short.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         _train([*command, "--config", str(file), "--run-dir", str(run_dir.path)], num_threads, timeout_seconds)
         rows = run_dir.read_rows(run_dir.steps).rows
+    # The median is not moved by single steps that something else on the machine has slowed down.
     rates = [float(row["images_per_second"]) for row in rows[num_warm_up:]]
     return statistics.median(rates) * budget(short).train_flops_per_image
 

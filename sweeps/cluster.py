@@ -103,12 +103,12 @@ class Resources(BaseModel):
 
     @property
     def num_tasks_per_node(self) -> int:
-        """The number of processes on each node."""
+        """Returns the number of processes on each node."""
         return self.tasks_per_node or self.gpus_per_node or 1
 
     @property
     def world(self) -> int:
-        """The number of processes of one run."""
+        """Returns the number of processes of one run."""
         return self.nodes * self.num_tasks_per_node
 
     def extra_options(self) -> dict[str, str | bool]:
@@ -125,7 +125,7 @@ class Rule:
     keys: Mapping[str, Any]
 
     def fits(self, config: Mapping[str, Any]) -> bool:
-        """Return whether the rule applies to a run with this (nested) config."""
+        """Returns whether the rule applies to a run with this (nested) config."""
         return all(_setting(config, name) in wanted for name, wanted in self.where.items())
 
     def __str__(self) -> str:

@@ -58,7 +58,7 @@ class Place:
         return memory_gib * (1 if self.on_accelerator else world)
 
     def has_room(self, memory_gib: float, world: int) -> bool:
-        """Return whether there is room for a run of `world` processes that take `memory_gib` each."""
+        """Returns whether there is room for a run of `world` processes that take `memory_gib` each."""
         too_many = self.on_accelerator and world > self.max_world
         return not too_many and self.needed_gib(memory_gib, world) <= self.memory_gib
 
@@ -198,12 +198,12 @@ class EstimateError:
 
     @property
     def seconds_error(self) -> float | None:
-        """Measured over estimated seconds, minus 1. It is positive where the run took longer than estimated."""
+        """Returns measured over estimated seconds, minus 1; it is positive where the run took longer than estimated."""
         return _error(self.seconds_measured, self.seconds_estimated)
 
     @property
     def memory_error(self) -> float | None:
-        """Measured over estimated memory, minus 1. It is positive where the run took more than estimated."""
+        """Returns measured over estimated memory, minus 1; it is positive where the run took more than estimated."""
         return _error(self.memory_gib_measured, self.memory_gib_estimated)
 
 

@@ -31,12 +31,12 @@ class Device(NamedTuple):
 
     @property
     def memory_gib(self) -> float:
-        """Memory in GiB."""
+        """Returns the memory in GiB."""
         return self.memory_gigabytes * 1e9 / GIB
 
     @property
     def peak_flops_per_second(self) -> float:
-        """The peak of dense bf16 matmuls."""
+        """Returns the peak FLOP/s of dense bf16 matmuls."""
         return self.peak_bf16_teraflops * 1e12
 
 

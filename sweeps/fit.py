@@ -45,12 +45,12 @@ def misfit_of(plan: Plan, place: Place) -> SpecError | None:
 
 
 def fits(config: RunConfig, place: Place) -> bool:
-    """Return whether `place` has the accelerators and the memory for `config`."""
+    """Returns whether `place` has the accelerators and the memory for `config`."""
     return place.has_room(memory(config, place.on_accelerator).peak_gib, config.parallel.world)
 
 
 def is_fitting(run: PlannedRun, place: Place) -> bool:
-    """Return whether `place` has room for a planned run, judged by its estimate."""
+    """Returns whether `place` has room for a planned run, judged by its estimate."""
     assert run.estimate is not None, "fit follows cost.estimated"
     return place.has_room(run.estimate.memory_gib, _world(run))
 
@@ -78,7 +78,7 @@ def smallest_layout(config: RunConfig, place: Place) -> RunConfig | None:
 
 
 def may_fit(config: RunConfig, place: Place) -> bool:
-    """Return whether `config` fits with some number of accumulation steps: a cheap test before all of them are tried.
+    """Returns whether `config` fits with some number of accumulation steps: a cheap test before all of them are tried.
 
     It tries no accumulation and one image at a time, which takes the least memory, without asking whether training
     would accept these two. A batch of a million images can be accumulated in hundreds of ways, and where none of them
@@ -170,7 +170,7 @@ def settings(config: RunConfig) -> list[str]:
 
 
 def is_accepted(config: RunConfig) -> bool:
-    """Return whether training would accept `config`."""
+    """Returns whether training would accept `config`."""
     try:
         check_config(config)
     except ConfigError:

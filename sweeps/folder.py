@@ -1,6 +1,7 @@
-"""`SweepFolder` is the only place that names the files of a sweep. The files of a run are named by `RunDir`.
+"""`SweepFolder` names the files of a sweep, which no other module does. `RunDir` names those of a run.
 
-<out>/plan.json  configs/<run>.yaml  runs/<run>/  claims/<run>/  server.log
+A sweep's folder holds `plan.json`, `configs/<run>.yaml`, `runs/<run>/`, the lock files of runs in `claims/<run>/`, and
+`server.log`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class SweepFolder:
 
     @property
     def plan_json(self) -> Path:
-        """The file that holds the frozen `Plan`."""
+        """Returns the path of the file that holds the frozen `Plan`."""
         return self.path / "plan.json"
 
     def run_dir(self, run: PlannedRun) -> RunDir:
@@ -45,13 +46,13 @@ class SweepFolder:
         """Returns the file of the settings of `run`, in the form that `ecdit train --config` takes."""
         return self.path / "configs" / f"{run.name}.yaml"
 
-    def claims(self, run: PlannedRun) -> Path:
-        """Returns the folder of the claims that say which sweep executes `run` (`sharing.py`)."""
+    def locks(self, run: PlannedRun) -> Path:
+        """Returns the folder of the lock files that name the sweep which executes `run` (`sharing.py`)."""
         return self.path / "claims" / run.name
 
     @property
     def server_log(self) -> Path:
-        """The output of the server process that runs are forked from."""
+        """Returns the path of the output of the server process from which runs are forked."""
         return self.path / "server.log"
 
     def read_plan(self) -> Plan | None:

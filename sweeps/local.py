@@ -55,7 +55,7 @@ class LocalExecutor:
 
     @property
     def num_slots(self) -> int:
-        """The number of runs that are executed at once."""
+        """Returns the number of runs that are executed at once."""
         return len(self._slots)
 
     async def execute(self, run: PlannedRun, slot: int) -> Killed | None:
@@ -150,7 +150,7 @@ class LocalExecutor:
 
 def found_worker(run_dir: RunDir) -> FoundWorker | None:
     """Returns the process of this machine that works on the run, whoever started it, or None."""
-    found = holder(run_dir.claims)
+    found = holder(run_dir.locks)
     if found is None or found.owner is None or found.is_dead() is not False:
         return None
     return FoundWorker(found.owner)

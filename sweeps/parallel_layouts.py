@@ -36,7 +36,7 @@ class LayoutPlan:
     train_flops_per_step: int
     """FLOPs of the forward and backward pass, summed over all processes."""
     executed_flops_per_step: int
-    """The same FLOPs plus those that activation checkpointing recomputes."""
+    """The FLOPs of a step plus those that activation checkpointing recomputes."""
     compute_seconds: float | None
     """Seconds that a process computes for one step."""
     transfer_seconds: list[float | None]
@@ -44,46 +44,46 @@ class LayoutPlan:
 
     @property
     def num_steps(self) -> int:
-        """The number of optimizer steps of the training."""
+        """Returns the number of optimizer steps of the training."""
         return self.config.total_images // self.config.train.batch_images
 
     @property
     def communication_seconds(self) -> float | None:
-        """Seconds of all transfers of one step, or None where the time of one is not known."""
+        """Returns the seconds of all transfers of one step, or None where the time of one is not known."""
         known = [seconds for seconds in self.transfer_seconds if seconds is not None]
         return sum(known) if len(known) == len(self.transfer_seconds) else None
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds of one step: computation followed by communication, without overlap."""
+        """Returns the seconds of one step: computation followed by communication, without overlap."""
         if self.compute_seconds is None or self.communication_seconds is None:
             return None
         return self.compute_seconds + self.communication_seconds
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of the whole training."""
+        """Returns the seconds of the whole training."""
         return None if self.step_seconds is None else self.step_seconds * self.num_steps
 
     @property
     def device_hours(self) -> float | None:
-        """Hours of the whole training times the number of devices."""
+        """Returns the hours of the whole training times the number of devices."""
         return None if self.seconds is None else self.seconds / HOUR * self.config.parallel.world
 
     @property
     def needed_gib(self) -> float:
-        """GiB that every accelerator needs; on a CPU that of all processes together, since they share the memory."""
+        """Returns the GiB that every accelerator needs, or that all processes of a CPU need together."""
         return self.place.needed_gib(self.memory.peak_gib, self.config.parallel.world)
 
     @property
     def host_gib(self) -> float:
-        """GiB of host memory that one node needs while a checkpoint is written."""
+        """Returns the GiB of host memory that one node needs while a checkpoint is written."""
         processes = min(self.config.parallel.world, self.place.devices_per_node)
         return self.memory.host_peak * processes / GIB
 
     @property
     def fits(self) -> bool:
-        """Return whether the place has the accelerators and the memory for this layout."""
+        """Returns whether the place has the accelerators and the memory for this layout."""
         return self.place.has_room(self.memory.peak_gib, self.config.parallel.world)
 
 

@@ -103,7 +103,7 @@ class Parameter(Closed):
 
     @property
     def form(self) -> Distribution:
-        """The distribution, inferred as W&B does where the file does not name one."""
+        """Returns the distribution, inferred as W&B does where the file does not name one."""
         given = self.model_fields_set
         if self.distribution is not None:
             return self.distribution

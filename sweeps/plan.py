@@ -61,17 +61,17 @@ class PlannedRun(BaseModel):
 
     @property
     def train_flops(self) -> int:
-        """FLOPs of the whole training."""
+        """Returns the FLOPs of the whole training."""
         return self.images * self.train_flops_per_image
 
     @property
     def train_flops_mismatch(self) -> float | None:
-        """The share by which the run spends more than its FLOP budget, because it trains on whole batches."""
+        """Returns the share by which the run spends more than its FLOP budget, because it trains on whole batches."""
         return None if self.train_flops_budget is None else self.train_flops / self.train_flops_budget - 1
 
     @property
     def params_active_mismatch(self) -> float | None:
-        """The share by which the run activates more parameters than the run that it is matched to."""
+        """Returns the share by which the run activates more parameters than the run that it is matched to."""
         return None if self.matched_params_active is None else self.params_active / self.matched_params_active - 1
 
 
@@ -98,7 +98,7 @@ class Plan(BaseModel):
 
     @property
     def wanted(self) -> list[PlannedRun]:
-        """The runs that the sweep file asks for now."""
+        """Returns the runs that the sweep file asks for now."""
         return [run for run in self.runs if run.in_spec]
 
 

@@ -46,14 +46,14 @@ class RunProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds left at the rate of the last row; None when the run is not running or has no rate yet."""
+        """Returns the seconds left at the rate of the last row; None when the run is not running or has no rate yet."""
         if self.state != "running" or not self.images_per_second or self.images_total is None:
             return None
         return (self.images_total - self.images_seen) / self.images_per_second
 
     @property
     def heartbeat_age_seconds(self) -> float | None:
-        """Seconds since the last heartbeat."""
+        """Returns the seconds since the last heartbeat."""
         return None if self.heartbeat is None else max(0.0, time.time() - self.heartbeat)
 
 
@@ -82,17 +82,17 @@ class SweepSnapshot:
 
     @property
     def num_by_state(self) -> Counter[State]:
-        """The number of runs in each state."""
+        """Returns the number of runs in each state."""
         return Counter(run.state for run in self.runs)
 
     @property
     def images_seen(self) -> int:
-        """Images that all runs together have seen."""
+        """Returns the images that all runs together have seen."""
         return sum(run.images_seen for run in self.runs)
 
     @property
     def images_total(self) -> int:
-        """Images that the runs are to see in total, over the runs whose total is known."""
+        """Returns the images that the runs are to see in total, over the runs whose total is known."""
         return sum(run.images_total or 0 for run in self.runs)
 
 
@@ -159,8 +159,8 @@ def last_val_loss(run: RunDir) -> float | None:
 
 
 def is_alive(run: RunDir, status: Status) -> bool:
-    """Return whether the process that wrote `status` is still there; on another host a recent heartbeat counts."""
-    found = holder(run.claims)
+    """Returns whether the process that wrote `status` is still there; on another host a recent heartbeat counts."""
+    found = holder(run.locks)
     dead = None if found is None else found.is_dead()
     if dead is not None:
         return not dead

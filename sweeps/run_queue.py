@@ -48,7 +48,7 @@ class RunQueue:
         retries: Retries,
         retry_failed: bool,
     ) -> None:
-        """`progress` is the state of each of `runs`; `retry_failed` starts those that failed before again."""
+        """Fills the queue; `progress` is the state of each of `runs`, and `retry_failed` starts failed ones again."""
         finished = ("done",) if retry_failed else ("done", "failed")
         self._folder, self._shared, self._retries = folder, shared, retries
         self._waiting = {run.name: run for run in runs if progress[run.name].state not in finished}
@@ -60,12 +60,12 @@ class RunQueue:
         self._elsewhere: set[str] = set()
         self._changed: set[str] = set()
         self._events: list[Event] = []
-        self.unclaimable: dict[str, str] = {}
-        """The runs whose claim could not be written, and why."""
+        self.lock_errors: dict[str, str] = {}
+        """The runs whose lock could not be written, and the error of each."""
 
     @property
     def is_empty(self) -> bool:
-        """Return whether no run is left to be taken, now or later."""
+        """Returns whether no run is left to be taken, now or later."""
         return not self._waiting
 
     def waiting(self) -> list[PlannedRun]:
@@ -73,7 +73,7 @@ class RunQueue:
         return [run for name, run in self._waiting.items() if name not in self._elsewhere]
 
     def take(self) -> PlannedRun | None:
-        """Claims and returns the next run, or None while all that is left has to wait."""
+        """Locks and returns the next run, or None while all that is left has to wait."""
         now = time.monotonic()
         for name, run in list(self._waiting.items()):
             if self._not_before.get(name, now) > now:
@@ -81,10 +81,10 @@ class RunQueue:
             try:
                 is_ours = not self._is_settled(run) and self._shared.take(run)
             except StorageError as error:
-                self.unclaimable[name] = str(error)
+                self.lock_errors[name] = str(error)
                 self._drop(name)
                 continue
-            if is_ours and self._is_settled(run):  # its last holder finished it just before the claim
+            if is_ours and self._is_settled(run):  # its last holder finished it just before it was locked
                 self._shared.give_back(run)
             elif is_ours:
                 self._waiting.pop(name)
@@ -113,7 +113,7 @@ class RunQueue:
         return events
 
     def renew(self) -> None:
-        """Renews the claims, which shows other sweeps that this one lives."""
+        """Renews the locks, which shows other sweeps that this one lives."""
         self._shared.renew()
 
     def clear(self) -> None:
@@ -121,11 +121,11 @@ class RunQueue:
         self._waiting.clear()
 
     def close(self) -> None:
-        """Releases all claims, so that other sweeps may continue."""
+        """Releases all locks, so that other sweeps may continue."""
         self._shared.give_all_back()
 
     def _is_settled(self, run: PlannedRun) -> bool:
-        """Return whether another sweep has brought `run` to its end; it then leaves the queue."""
+        """Returns whether another sweep has brought `run` to its end; it then leaves the queue."""
         progress = read_progress(self._folder.run_dir(run), run.images, evaluations=False)
         is_new_failure = progress.state == "failed" and self._old_failures.get(run.name) != _ending(progress)
         if progress.state == "done" or is_new_failure:

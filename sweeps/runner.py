@@ -38,7 +38,7 @@ class Executor(Protocol):
 
     @property
     def num_slots(self) -> int:
-        """The number of runs that are executed at once."""
+        """Returns the number of runs that are executed at once."""
 
     async def execute(self, run: PlannedRun, slot: int) -> Killed | None:
         """Executes `run` until its folder says how it ended, or returns that it was killed before that."""
@@ -63,7 +63,7 @@ class SweepResult:
 
     @property
     def exit_code(self) -> int:
-        """The exit code is 0 when all runs are done, else 130 when the sweep was interrupted, and 1 otherwise."""
+        """Returns the exit code, 0 when all runs are done, else 130 when the sweep was interrupted, and 1 otherwise."""
         if all(run.state == "done" for run in self.runs):
             return 0
         return 130 if self.interrupted else 1
@@ -178,7 +178,7 @@ class _Session:
         self._queue.renew()
         for name in self._queue.changed() - self._running.keys():
             progress = read_progress(self._folder.run_dir(self._planned[name]), self._planned[name].images)
-            reason = self._queue.unclaimable.get(name)
+            reason = self._queue.lock_errors.get(name)
             self._progress[name] = progress if reason is None else replace(progress, state="failed", reason=reason)
         for name in self._running:
             run_dir, planned = self._folder.run_dir(self._planned[name]), self._planned[name]

@@ -51,6 +51,8 @@ class Server:
 
         Returns None in the server when the sweep has hung up, and in each child the request that it is to execute.
         """
+        # The signal of an ended child writes a byte into a socket, so that one `select` waits for the sweep and for
+        # children. The handler itself does nothing, but without one Python would not write the byte.
         woken, wakes = socket.socketpair()
         wakes.setblocking(False)
         signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
@@ -96,7 +98,7 @@ class Server:
 
 
 def is_safe_to_fork() -> bool:
-    """Return whether a child could work.
+    """Returns whether a child could work.
 
     This process must have one thread, and no accelerator that was initialised before the fork: a first child tests
     that.
@@ -114,11 +116,11 @@ def is_safe_to_fork() -> bool:
 
 
 def become_run(request: dict[str, Any]) -> None:
-    """Make a fresh child what a process of its own would be: session, signals, log, slot."""
+    """Gives a fresh child the session, signals, log and slot that a separate process would have."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    os.setsid()
+    os.setsid()  # the run has a session of its own and does not end with the server or its terminal
     log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)

@@ -61,6 +61,7 @@ def choose_slots(
 
 def _on_cores(cores: tuple[int, ...], count: int, cores_per_run: int | None, processes: int) -> tuple[Slot, ...]:
     """Gives neighbouring cores to each slot; where there are not enough cores, all slots share all of them."""
+    # Neighbouring cores usually share caches and memory, so a run's threads stay close to its data.
     size = cores_per_run or max(1, len(cores) // count)
     num_threads = max(1, size // processes)
     if size * count > len(cores):

@@ -1,10 +1,10 @@
 """Submits sweeps to a Slurm cluster, through submitit: one job array for the runs that get the same resources.
 
-This module only submits; the jobs go on by themselves. `slurm_job.py` is what one job does (train, save when told to,
-requeue), `cluster.py` what it gets. The state of a run is read from its folder; Slurm is only asked which jobs are
-still queued, so that submitting twice runs nothing twice.
+This module only submits jobs, which then run by themselves. `slurm_job.py` defines what a job does (train, save when
+told to, requeue), and `cluster.py` which resources it gets. The state of a run is read from its folder. Slurm is only
+asked which jobs are still queued, so that nothing runs twice when a sweep is submitted twice.
 
-<out>/slurm/jobs.jsonl   which job has which run      <out>/slurm/<job>_*   scripts and logs of submitit
+`<out>/slurm/jobs.jsonl` records which job has which run, and `<out>/slurm/<job>_*` are submitit's scripts and logs.
 """
 
 from __future__ import annotations

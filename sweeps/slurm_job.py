@@ -132,7 +132,7 @@ class RunJob:
         if status is not None and status.state == "done":
             return "done"
         if status is None or status == before or status.state == "running":
-            other = holder(run_dir.claims)
+            other = holder(run_dir.locks)
             if other is not None and not other.is_dead():
                 raise RecordError(f"{run_dir.path} is being written by another process ({other.owner}).")
             told = ending.told[0] if ending.told else None

@@ -41,7 +41,7 @@ class Worker(Protocol):
 
     @property
     def pid(self) -> int:
-        """The process id."""
+        """Returns the process id."""
 
     async def wait(self) -> int | None:
         """Waits for the end and returns the exit code, -N after signal N, or None where it cannot be known."""
@@ -71,7 +71,7 @@ class CommandWorker:
 
     @property
     def pid(self) -> int:
-        """The process id."""
+        """Returns the process id."""
         return self.process.pid
 
     async def wait(self) -> int | None:
@@ -99,7 +99,7 @@ class FoundWorker:
 
     @property
     def pid(self) -> int:
-        """The process id."""
+        """Returns the process id."""
         return self.owner.pid
 
     async def wait(self) -> int | None:
@@ -125,7 +125,7 @@ class CommandLauncher:
     """Starts `command ARGUMENTS`; for several processes torchrun, which starts that many `ecdit train`."""
 
     def __init__(self, command: Sequence[str] = TRAIN) -> None:
-        """`command` stands before the arguments."""
+        """Sets the `command` that stands before the arguments of every run."""
         self._command = tuple(command)
 
     async def start(self, arguments: Sequence[str], slot: Slot, log: Path, world: int) -> Worker | None:
@@ -160,7 +160,7 @@ class PreloadedLauncher:
     """
 
     def __init__(self, log: Path, preload: Sequence[str] = PRELOADED) -> None:
-        """The output of the server goes to `log`. The server is started with the first run."""
+        """Sets the file `log` for the output of the server, which is started with the first run."""
         self._log, self._preload = log, tuple(preload)
         self._command = CommandLauncher()
         self._server: _ServerClient | None = None

@@ -1,1 +1,1 @@
-"""The figures: one module for each, listed by name in `registry.py`."""
+"""The figures of runs. Each module draws one of them, and `registry.py` lists them by name."""

@@ -1,10 +1,11 @@
-"""`alignment`: the score of the exact judge against the size of the models (the form of EC-DIT's figure 3).
+"""`alignment` shows the score of the exact judge against the size of the models, in the form of EC-DIT's figure 3.
 
-One line per arm from size to size, so a router has one for every number of experts: colour the router, dashes and fill
-the arm, shape the size. Left on captions of looks that training saw, right on held-out ones where they were measured.
-Points are means over seeds with bars from the lowest to the highest; of one seed the 95% interval over its images.
-Arms of equal cost are drawn a little apart, about the true place; the numbers are exact. With `paper_values` a panel
-shows GenEval as EC-DIT printed it, of the models with most experts of each size.
+Each arm has one line from size to size, so a router has a line for every number of experts. Colour shows the router,
+dashes and fill the arm, and the marker the size. The left panel is for captions of looks that training saw, the right
+one for held-out looks, where they were measured. Points are means over seeds with bars from the lowest to the highest,
+and for one seed the 95% interval over its images. Arms of equal cost are drawn a little apart about the true place; the
+CSV holds the exact numbers. With `paper_values` a panel shows EC-DIT's printed GenEval scores, for the models with most
+experts of each size.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from experiments.config.metrics import values_in
 
 
 class _Name(NamedTuple):
-    """Where the name of a printed line stands: beside the point of which size, and how far from it."""
+    """The place of the name of a printed line: the size whose point it stands beside, and the offset from it."""
 
     size: str
     points: tuple[float, float]
@@ -43,13 +44,13 @@ ROUTER_NAMES = {
 def draw_alignment(
     records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED
 ) -> Drawing:
-    """The figure and its numbers: one row per metric, setting and arm. `MissingDataError` where nothing was scored."""
+    """Returns the figure and its numbers by metric, setting and arm. Raises `MissingDataError` without any score."""
     printed = Printed(_draw_printed, SOURCES["scores"]) if paper_values else None
     return draw_over_parameters(records, table, values_in("alignment"), printed, parameters)
 
 
 def _draw_printed(axes: Axes) -> None:
-    """GenEval against activated parameters, a line per router."""
+    """Draws the printed GenEval scores against activated parameters, with a line per router."""
     scores = paper_scores()
     most = scores[scores["num_experts"] == scores.groupby(["router", "size"])["num_experts"].transform("max")]
     paper_panel(axes, "GenEval")

@@ -1,9 +1,10 @@
-"""`capacity`: final validation loss against the size of the routing group, a line for each capacity factor f_c.
+"""`capacity` shows the final validation loss against the size of the routing group, by capacity factor f_c.
 
-Experts have C = S f_c / E slots for a group of S tokens. One panel per setting and router; where no router has several
-groups, one per setting with the loss of each router against f_c. f_c = 2 costs twice the feed-forward of f_c = 1 in a
-sparse layer: its gain is not free, that of a larger group is. Points are means over seeds, bars go from the lowest to
-the highest. With `paper_values` a panel beside them shows the FID of EC-DIT's own ablation.
+Each expert has C = S f_c / E slots for a group of S tokens. There is one panel per setting and router. Where no router
+was run with several groups, there is one panel per setting with the loss of each router against f_c. In a sparse layer
+f_c = 2 costs twice the feed-forward FLOPs of f_c = 1, so its gain is not free, whereas a larger group adds no FLOPs.
+Points are means over seeds and bars go from the lowest to the highest. With `paper_values` a panel shows the FID of
+EC-DIT's own ablation.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from analysis.style import DASHES, FILLS, GREY, ROUTER_STYLES, Drawing, few_tick
 FACTOR, GROUP = "routing.capacity_factor", "routing.group_images"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DODGE = 0.05
-"""Between the lines of two routers, of the distance between two capacity factors."""
+"""The distance between the lines of two routers, as a share of that between two capacity factors."""
 
 
 def draw_capacity(_records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
-    """The figure and its numbers: a row per setting, family, capacity factor and group.
+    """Returns the figure and its numbers, a row per setting, family, capacity factor and group.
 
-    A `MissingDataError` where no router was run with several capacity factors or groups in one setting.
+    Raises `MissingDataError` where no router was run with several capacity factors or groups in one setting.
     """
     points = capacity_points(table)
     over_groups = _has_groups(points)
@@ -69,7 +70,7 @@ def draw_capacity(_records: Records, table: pd.DataFrame, paper_values: bool = F
 
 
 def capacity_points(table: pd.DataFrame) -> pd.DataFrame:
-    """`loss_points` of the families that were run with several capacity factors or groups; groups in words."""
+    """Returns the `loss_points` of families with several capacity factors or groups; groups are given in words."""
     sparse = table[(table["routing.name"] != "dense") & table[FACTOR].notna()]
     if sparse.empty:
         raise MissingDataError("No run has a capacity factor.", "Run some with: ecdit sweep capacity")
@@ -87,14 +88,14 @@ def capacity_points(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _group_name(group: object) -> str:
-    """`1`, `4`, `whole batch`, or `none` of a router without groups."""
+    """Names a routing group `1`, `4` or `whole batch`, or `none` for a router without groups."""
     if group is None or group != group:
         return "none"
     return group_text(group) if group == "batch" else f"{group}"
 
 
 def _title(family: pd.DataFrame, with_arm: bool) -> str:
-    """The setting, and the router of a panel of its own."""
+    """Returns the title of a panel: the setting, and the router where a panel holds only one."""
     setting, arm = family[["setting", "arm"]].iloc[0]
     return f"{shown(setting)}:\n{shown(arm)}" if with_arm else shown(setting)
 
@@ -111,7 +112,7 @@ def _draw_over_groups(axes: Axes, points: pd.DataFrame, factors: Sequence[float]
 
 
 def _draw_over_factors(axes: Axes, points: pd.DataFrame, _factors: Sequence[float]) -> None:
-    """A line for each router and number of experts, a little apart so that bars do not hide each other."""
+    """Draws a line for each router and number of experts, a little apart so that bars do not hide each other."""
     names, arms = sorted(set(points["capacity_factor"])), list(dict.fromkeys(points["arm"]))
     for place, arm in enumerate(arms):
         line = points[points["arm"] == arm].sort_values("capacity_factor")
@@ -128,7 +129,7 @@ def _ticks(axes: Axes, names: Sequence[str], label: str) -> None:
 
 
 def _has_groups(points: pd.DataFrame) -> bool:
-    """Whether a family is drawn against its groups, with a line for each factor."""
+    """Says whether any family has several groups; the figure then shows groups, with a line for each factor."""
     return bool((points.groupby(["setting", "arm"])["group_images"].nunique() > 1).any())
 
 
@@ -139,7 +140,7 @@ def _look(i: int) -> dict[str, Any]:
 
 
 def _draw_paper(axes: Axes, factors: Sequence[float]) -> None:
-    """FID of EC-XXL-16E by group and f_c."""
+    """Draws the printed FID of EC-XXL-16E by group and f_c."""
     cells = pd.DataFrame(CAPACITIES)
     tokens = sorted(set(cells["group_tokens"]))
     paper_panel(axes, "FID")
@@ -154,6 +155,6 @@ def _draw_paper(axes: Axes, factors: Sequence[float]) -> None:
 
 
 def _keys(points: pd.DataFrame, factors: Sequence[float], with_seeds: bool) -> list[Key]:
-    """What a capacity factor looks like, and what the bars are, which the keys of routers say too."""
+    """Returns a key for every capacity factor, and for the bars unless the keys of routers already explain them."""
     looks = [(Line2D([], [], **_look(i), color=GREY), f"$f_c$ = {factor:g}") for i, factor in enumerate(factors)]
     return [*looks, *(seed_key(points) if with_seeds else [])]

@@ -1,8 +1,8 @@
-"""`comparison`: what each router gains and costs, one row per arm, best final loss on top.
+"""`comparison` shows the gain and the cost of each router, one row per arm, with the best final loss on top.
 
-Panels share their rows: final validation loss on mixed batches (filled, with the 95% interval over seeds) and on
-batches of one timestep (hollow); images to the final loss of dense; tokens that no expert processed (dropped, or chosen
-by nobody) under both conditions; training and inference speed relative to `Dense (same depth)`.
+Four panels share the rows: the final validation loss on mixed batches (filled, with the 95% interval over seeds) and on
+batches of one timestep (hollow); the images to the final loss of dense; the share of tokens that no expert processed
+(dropped, or not chosen) under both conditions; and training and inference speed relative to `Dense (same depth)`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TRAINING_MARKER, INFERENCE_MARKER = ">", "D"
 
 
 def draw_comparison(records: Records, table: pd.DataFrame) -> Drawing:
-    """The figure; its numbers are the arm table."""
+    """Returns the figure with the arm table as its numbers."""
     arms = arm_table(records, table)
     settings = [rows for _, rows in arms.groupby("setting", sort=False)]
     with paper_style():
@@ -68,7 +68,7 @@ def _draw_losses(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _draw_conditions(axes: Axes, y: int, mixed: float, same_t: float, color: str) -> None:
-    """A point for mixed batches and a ring for batches of one timestep, both visible where they fall together."""
+    """Draws a point for mixed batches and a ring for batches of one timestep, both visible where they coincide."""
     axes.plot(mixed, y, "o", color=color, markersize=3.5, clip_on=False, zorder=3)
     axes.plot(same_t, y, "o", color=color, markersize=6, fillstyle="none", markeredgewidth=0.8, clip_on=False, zorder=3)
 
@@ -119,7 +119,7 @@ def _draw_speed(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _say(axes: Axes, words: str) -> None:
-    """Why a panel is empty."""
+    """Writes into an empty panel why it is empty."""
     axes.annotate(words, (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", fontsize=6.5, color=GREY)
     axes.set_xticks([])
 

@@ -1,9 +1,9 @@
-"""`compute-map`: images beside the number of experts that processed each of their tokens (EC-DIT's figure 6).
+"""`compute-map` shows images beside the number of experts that processed each of their tokens (EC-DIT's figure 6).
 
-For every image the mean over routed layers and calls of the model, then by layer (columns, shallow to deep) at an
-early, a middle and a late call (rows), which run from noise at t = 1 to the image. One colour scale for all means and
-one for all single layers, both from dark (few) to light (many), so that they read in black and white. The figure is of
-one run, named in its title; `ecdit sample` draws its own images.
+Every image has a map of the mean over routed layers and calls of the model, and maps by layer (columns, shallow to
+deep) at an early, a middle and a late call (rows), which run from noise at t = 1 to the image. All means share one
+colour scale and all single layers another, both from dark (few) to light (many), so that they can be read in black and
+white. The figure shows one run, which its title names; `ecdit sample` draws the images that it makes.
 
 Legend: B images, H rows, W columns, K routed layers, N calls of the model along the sampler's path, T tokens.
 """
@@ -50,7 +50,7 @@ SMALL_POINTS = 6.0
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Which images, layers and calls of a map are drawn, and the two colour scales."""
+    """The images, layers and calls of a map that are drawn, and the two colour scales."""
 
     images: list[int]
     layers: list[int]
@@ -60,7 +60,7 @@ class _Chosen:
 
     @classmethod
     def of(cls, given: ComputeMap, most_images: int | None) -> _Chosen:
-        """The first images; layers and calls evenly spread, the first and the last among them."""
+        """Chooses the first images, and layers and calls that are evenly spread from the first to the last."""
         num_images = len(given.captions)
         images = list(range(num_images if most_images is None else min(most_images, num_images)))
         layers, calls = spread(len(given.layers_K), MOST_LAYERS), spread(len(given.times_N), NUM_CALLS)
@@ -72,17 +72,17 @@ class _Chosen:
 
 
 def draw_compute_map_of_runs(records: Records, table: pd.DataFrame) -> Drawing:
-    """The figure of the expert-choice run trained longest (else another router's); a `MissingDataError` without."""
+    """Draws the longest-trained expert-choice run with a map, else another router's; `MissingDataError` if none."""
     run = one_per_router(table, _with_map, "a compute map")[0]
     given = ComputeMap.load(run.folder.compute_map)
     return draw_compute_map(given, f"{run.label}, {given.images_seen:,} training images: {run.name}", IMAGES_OF_A_PAPER)
 
 
 def draw_compute_map(given: ComputeMap, title: str = "", most_images: int | None = None) -> Drawing:
-    """The figure of the first `most_images` (None: all) of a map, and its numbers: one row per map and token.
+    """Draws the first `most_images` (None: all) of a map, and returns its numbers with one row per map and token.
 
-    `layer` and `t` are missing where the number is the mean over all of them. A `RecordError` for a map that is no
-    square.
+    `layer` and `t` are missing where the number is the mean over all of them. Raises `RecordError` for a map that is
+    not square.
     """
     chosen = _Chosen.of(given, most_images)
     columns = min(2, len(chosen.images))
@@ -118,17 +118,17 @@ class _Page:
     figure: Figure
 
     def picture(self, left: float, top: float, side: float, pixels: NDArray[Any], **options: Any) -> None:
-        """A square picture without ticks."""
+        """Places a square picture without ticks."""
         axes = self.figure.add_axes(self._box(left, top, side, side))
         axes.imshow(pixels, aspect="auto", **options)
         axes.set_axis_off()
 
     def text(self, left: float, top: float, text: str, **options: Any) -> None:
-        """A line of text."""
+        """Places a line of text."""
         place_text(self.figure, (left, top), text, **options)
 
     def color_bar(self, left: float, top: float, width: float, scale: Normalize, label: str, is_whole: bool) -> None:
-        """A horizontal colour bar with its label below; `is_whole`: of numbers that are."""
+        """Places a horizontal colour bar with its label below; `is_whole` restricts its ticks to whole numbers."""
         axes = self.figure.add_axes(self._box(left, top, width, 0.09))
         bar = self.figure.colorbar(ScalarMappable(scale, COLORS), axes, orientation="horizontal")
         bar.locator = MaxNLocator(4, steps=[1, 2, 5, 10], min_n_ticks=2, integer=is_whole)
@@ -145,7 +145,7 @@ class _Page:
 def _draw_block(
     page: _Page, given: ComputeMap, chosen: _Chosen, image: int, caption: list[str], place: tuple[float, float]
 ) -> None:
-    """One image under its caption, its mean map, and its maps by call (rows) and layer (columns)."""
+    """Draws an image under its caption, its mean map, and its maps by call (rows) and layer (columns)."""
     left, top = place
     small: dict[str, Any] = {"fontsize": SMALL_POINTS, "color": GREY}
     for i, line in enumerate(caption):
@@ -173,7 +173,7 @@ def _draw_block(
 
 
 def _draw_color_bars(page: _Page, chosen: _Chosen, top: float) -> None:
-    """One for the means, one for single layers, side by side below the blocks."""
+    """Draws the colour bar of the means and that of single layers, side by side below the blocks."""
     width = page.figure.get_figwidth() / 2
     labels = ("Experts per token (mean)", "Experts (one layer, one t)")
     for i, (scale, label) in enumerate(zip((chosen.of_means, chosen.of_layers), labels, strict=True)):
@@ -181,7 +181,7 @@ def _draw_color_bars(page: _Page, chosen: _Chosen, top: float) -> None:
 
 
 def _numbers(given: ComputeMap, chosen: _Chosen) -> pd.DataFrame:
-    """Every map that is drawn: the means of all layers and calls, and the single ones."""
+    """Returns the numbers of every map that is drawn: the mean over layers and calls, and the single ones."""
     parts = []
     for image in chosen.images:
         about = {"image": image, "caption": given.captions[image]}

@@ -1,9 +1,9 @@
-"""`expert-scaling`: what more experts buy at a fixed activation: final validation loss against their number.
+"""`expert-scaling` shows the final validation loss against the number of experts at a fixed number activated per token.
 
-One panel per setting, one line per router and whatever else its arms differ in: more experts mean more weights, of
-which a token passes through as many as before (but for the router's own column per expert). Dense baselines are level
-lines. Points are means over seeds, bars go from the lowest to the highest; lines lie a little apart. With
-`paper_values` a panel shows GenEval against the number of experts as EC-DIT printed it.
+There is one panel per setting, with a line per router and whatever else its arms differ in. More experts mean more
+weights, but a token passes through as many as before (except for the router's own column per expert). Dense baselines
+are horizontal lines. Points are means over seeds, bars go from the lowest to the highest, and lines lie a little
+apart. With `paper_values` a panel shows EC-DIT's printed GenEval scores against the number of experts.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from analysis.tables import significant
 
 EXPERTS = "routing.num_experts"
 DODGE = 0.07
-"""How far apart the lines are drawn, in doublings of experts, so that their bars do not hide each other."""
+"""The distance between lines, in doublings of the number of experts, so that their bars do not hide each other."""
 MOST_APART = 0.6
-"""The same of the first and the last of many lines, which must stay nearer to their tick than to the next one."""
+"""The largest distance between the first and the last line, which must stay nearer to their tick than to the next."""
 PAPER_SIZES = ("XL", "XXL")
 
 
 def draw_expert_scaling(_records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
-    """The figure and its numbers: a row per setting, family and number of experts (0: dense).
+    """Returns the figure and its numbers, a row per setting, family and number of experts (0 for dense).
 
-    A `MissingDataError` where no router was run with several numbers of experts in one setting.
+    Raises `MissingDataError` where no router was run with several numbers of experts in one setting.
     """
     shown = within_limits(families(table, [EXPERTS]), ("arms",))
     points = expert_points(shown.table)
@@ -67,7 +67,7 @@ def draw_expert_scaling(_records: Records, table: pd.DataFrame, paper_values: bo
 
 
 def expert_points(alike: pd.DataFrame) -> pd.DataFrame:
-    """The points of `families` along `num_experts`; families of one number of experts only are left out."""
+    """Returns the points of `families` along `num_experts`, without families of a single number of experts."""
     points = loss_points(alike, ["num_experts"], ["params_active", "params_total"])
     numbers = points.groupby(["setting", "arm"])["num_experts"].transform("nunique")
     is_family = (points["routing.name"] != "dense") & (numbers > 1)
@@ -110,7 +110,7 @@ def _keys(points: pd.DataFrame) -> list[Key]:
 
 
 def _draw_paper(axes: Axes, known: set[str]) -> list[Key]:
-    """GenEval of XL and XXL by router; the markers of the sizes, and the lines of routers that are not `known`."""
+    """Draws the printed GenEval of XL and XXL. Returns keys of the sizes, and of routers that are not `known`."""
     scores = paper_scores()
     scores = scores[scores["size"].isin(PAPER_SIZES)]
     paper_panel(axes, "GenEval")

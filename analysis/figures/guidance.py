@@ -1,9 +1,9 @@
-"""`guidance`: score, Frechet distance and divergence of the two branches against the scale of classifier-free guidance.
+"""`guidance` shows score, Frechet distance and branch divergence against the scale of classifier-free guidance.
 
-The conditional and the unconditional branch may send a token to different experts: the divergence is the share of
-token-to-expert assignments that only one of them has (0: the same, 1: none in common). One row of panels per setting.
-Lines are means over seeds, bands go from the lowest to the highest; of one seed the band is the 95% interval over its
-images where the metric has one.
+The conditional and the unconditional branch may send a token to different experts. The divergence is the share of
+token-to-expert assignments that only one of them has (0 when all are the same, 1 when none is). There is one row of
+panels per setting. Lines are means over seeds, and bands go from the lowest to the highest. For one seed the band is
+the 95% interval over its images, where the metric has one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ LOOK = Look(rows="setting", height_inches=1.9, has_markers=False)
 
 
 def draw_guidance(records: Records, table: pd.DataFrame) -> Drawing:
-    """The figure and its numbers: one row per metric, setting, arm and scale.
+    """Returns the figure and its numbers, one row per metric, setting, arm and scale.
 
-    A `MissingDataError` where no run was measured at several scales.
+    Raises `MissingDataError` where no run was measured at several scales.
     """
     panels = measured_panels(records, table, values_in("guidance"), along="guidance")
     points = panel_points(panels, "guidance")

@@ -1,9 +1,9 @@
-"""`image-quality`: distance to real images and CLIP score against the size of the models (EC-DIT's figure 7).
+"""`image-quality` shows distances to real images and CLIP score against the size of the models (EC-DIT's figure 7).
 
-There is a panel for each metric that was measured and whose row in `experiments.config.metrics` names this figure. The
-Frechet distances (of the embedded features, and FID) fall with quality, CLIP score rises. One line per arm from size to
-size. Points are means over seeds with bars from the lowest to the highest. With `paper_values` a panel shows the three
-models of which EC-DIT printed both.
+There is a panel for each measured metric whose row in `experiments.config.metrics` names this figure. Better images
+have lower Frechet distances (of the bundled features, and FID where it was measured) and a higher CLIP score. Each arm
+has one line from size to size. Points are means over seeds with bars from the lowest to the highest. With
+`paper_values` a panel shows the three models for which EC-DIT printed both FID and CLIP score.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from experiments.config.metrics import values_in
 def draw_image_quality(
     records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED
 ) -> Drawing:
-    """The figure and its numbers: a row per metric, setting and arm. `MissingDataError` where nothing was measured."""
+    """Returns the figure and its numbers by metric, setting and arm. Raises `MissingDataError` without measurements."""
     printed = Printed(_draw_printed, SOURCES["quality"]) if paper_values else None
     return draw_over_parameters(records, table, values_in("image-quality"), printed, parameters)
 
 
 def _draw_printed(axes: Axes) -> None:
-    """The three models of which FID and CLIP score were printed, one against the other."""
+    """Draws FID against CLIP score of the three models for which both were printed."""
     paper_panel(axes, "FID, CLIP")
     for model in QUALITY:
         axes.plot(model.clip_score, model.fid, **marker_style(model.router, 0, model.size))

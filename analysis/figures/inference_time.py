@@ -1,8 +1,9 @@
-"""`inference-time`: measured seconds per image against quality, and what routing should and does cost over dense.
+"""`inference-time` shows quality against measured seconds per image, and the overhead of routing over dense.
 
-One point per arm and size: colour the router, shape the size, fill the arm (its number of experts, say). Beside or
-below them, for every arm the overhead over `Dense (same depth)` of its setting in activated parameters and FLOPs (by
-arithmetic) beside the one in measured time. Points are means over seeds, error bars go from the lowest to the highest.
+Each arm and size has one point: colour shows the router, the marker the size, and fill the arm (for example its number
+of experts). Beside or below the points, bars show for every arm the overhead over `Dense (same depth)` of its setting:
+the calculated one in activated parameters and in FLOPs, and the measured one in time. Points are means over seeds, and
+error bars go from the lowest to the highest.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ SCATTER_HEIGHT_INCHES = 2.4
 
 
 def draw_inference_time(records: Records, table: pd.DataFrame) -> Drawing:
-    """The figure and its numbers: one row per setting and arm. A `MissingDataError` where no time was measured."""
+    """Returns the figure and its numbers by setting and arm. Raises `MissingDataError` where no time was measured."""
     points = inference_points(table)
     arms, settings = arm_list(points), list(dict.fromkeys(points["setting"]))
     with paper_style():
@@ -64,7 +65,11 @@ def draw_inference_time(records: Records, table: pd.DataFrame) -> Drawing:
 
 
 def _axes(num_arms: int, num_settings: int) -> tuple[Axes, list[Axes], Figure]:
-    """Points beside the bars of one setting; above the bars of several, in rows of at most `MOST_COLUMNS`."""
+    """Returns the panel of points, those of bars, and the figure.
+
+    The points stand beside the bars of a single setting, or above the bars of several settings, which are in rows of at
+    most `MOST_COLUMNS`.
+    """
     bars_height = 0.34 * num_arms + 0.6
     if num_settings == 1:
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, max(2.4, bars_height) + 0.4), layout="constrained")
@@ -79,7 +84,7 @@ def _axes(num_arms: int, num_settings: int) -> tuple[Axes, list[Axes], Figure]:
 
 
 def inference_points(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per setting and arm: means, lowest and highest of time and loss; overheads over dense (0.2: 20% more)."""
+    """Returns mean, lowest and highest time and loss of each arm and setting, and overheads over dense (0.2 is 20%)."""
     measured = table[table[INFERENCE].notna()]
     if measured.empty:
         raise MissingDataError("No run has a measured inference time.", MEASURED_BY)
@@ -126,7 +131,7 @@ def _draw_point(axes: Axes, point: dict[Any, Any], variant: int) -> None:
 
 
 def _draw_bars(axes: Axes, points: pd.DataFrame, arms: list[tuple[str, str, int]], named: bool) -> None:
-    """The overheads of one setting; an arm that it does not have leaves its row empty."""
+    """Draws the overheads of one setting. The row of an arm that the setting does not have stays empty."""
     point_rows(axes, arms, str(points["model.name"].iloc[0]), named)
     rows = {label: row for row, (label, _, _) in enumerate(arms)}
     for point in points.to_dict("records"):

@@ -1,11 +1,11 @@
-"""`isoflop`: at each budget of training FLOPs the loss of every size, the best one, and how it grows with compute.
+"""`isoflop` shows the loss of every size at each budget of training FLOPs, and how the best size grows with compute.
 
-Above, a panel per arm: final validation loss against parameters, one parabola per budget, from pale (small)
-to full colour (large), the minimum marked; a crossed mark is at the edge of the sizes and not used. Bars go from the
-lowest to the highest seed. Below, N* (parameters) and D* (images) of the minima against the budget with their
-power laws: full marks and lines are of the parabolas, hollow marks of Akima's interpolation; bars are 95% intervals of
-the parabolas' minima over configurations, and the foot gives those of the exponents over budgets. The method is in
-`analysis/isoflop.py`.
+Above is a panel per arm with the final validation loss against parameters and one parabola per budget, from pale
+(small) to full colour (large). Its minimum is marked; a cross is a minimum at the edge of the sizes, which is not used.
+Bars go from the lowest to the highest seed. Below are N* (parameters) and D* (images) of the minima against the budget,
+with their power laws. Full marks and lines belong to the parabolas, hollow marks to Akima's interpolation. Bars are 95%
+intervals of the parabolas' minima over configurations, and the foot gives those of the exponents over budgets. The
+method is described in `analysis/isoflop.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from analysis.style import (
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PALEST = 0.35
-"""Share of the router's colour that the smallest budget has; the largest has all of it."""
+"""The share of the router's colour that the smallest budget has; the largest has all of it."""
 MINIMUM: dict[str, Any] = {"color": "black", "markersize": 7, "linestyle": "none", "zorder": 4}
 INNER: dict[str, Any] = {"marker": "o", "fillstyle": "none"}
 EDGE: dict[str, Any] = {"marker": "x"}
@@ -48,13 +48,13 @@ UNITS = {"params": "parameters", "images": "images"}
 LABELS = {"params": "Best size N*,\nparameters ({})", "images": "Best training D*,\nimages ({})"}
 MOST_TICKS = 5
 LEAST_RATIO = 1.15
-"""By which an axis goes beyond the values at least."""
+"""The smallest factor by which an axis extends beyond the values."""
 LONGEST_LINES = 4
-"""Refusals that the foot has room for; the others are counted."""
+"""The number of refusals that the foot lists; the others are only counted."""
 
 
 class _IsoflopArm(NamedTuple):
-    """One arm of one study and how it looks."""
+    """One arm of one study, with the router and variant that determine its look."""
 
     study: str
     name: str
@@ -66,12 +66,12 @@ class _IsoflopArm(NamedTuple):
         return f"{self.name}, {self.study}" if self.study else self.name
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The rows of this arm."""
+        """Returns the rows of this arm."""
         return frame[(frame["study"] == self.study) & (frame["arm"] == self.name)]
 
 
 def draw_isoflop(_records: Records, table: pd.DataFrame, parameters: Count = ACTIVATED) -> Drawing:
-    """The figure and its numbers (`split` profile, minimum or law). `MissingDataError`: see `analysis.isoflop`."""
+    """Returns the figure and its numbers (`split` profile, minimum or law). Raises `MissingDataError` as `isoflop`."""
     found = isoflop(table, parameters.column)
     arms = [
         _IsoflopArm(*values)
@@ -96,7 +96,7 @@ def draw_isoflop(_records: Records, table: pd.DataFrame, parameters: Count = ACT
 
 
 def _axes(num_arms: int) -> tuple[Figure, list[Axes], list[Axes]]:
-    """Panels of the arms in rows of at most `MOST_COLUMNS`, and two wide ones below."""
+    """Returns the figure, a panel per arm in rows of at most `MOST_COLUMNS`, and two wide panels below."""
     columns = min(num_arms, MOST_COLUMNS)
     rows = -(-num_arms // columns)
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.0 * rows + 3.0), layout="constrained")
@@ -109,7 +109,7 @@ def _axes(num_arms: int) -> tuple[Figure, list[Axes], list[Axes]]:
 
 
 def _budget_names(found: IsoFlop) -> list[str]:
-    """The budgets of all arms, small to large, as texts: those that differ in rounding alone are one."""
+    """Returns the budgets of all arms as texts, small to large, where those that differ by rounding are one."""
     return list(dict.fromkeys(flops_text(flops) for flops in sorted(found.profiles["flops"])))
 
 
@@ -135,12 +135,12 @@ def _draw_profiles(axes: Axes, arm: _IsoflopArm, found: IsoFlop, budgets: Sequen
 
 
 def _size_unit(arm: _IsoflopArm, found: IsoFlop) -> tuple[float, str]:
-    """Of the sizes of one arm."""
+    """Returns the factor and the unit of the axis for the sizes of one arm."""
     return scaled(float(arm.of(found.profiles)["params"].max()), "parameters")
 
 
 def _tone(router: str, place: int, number: int) -> tuple[float, float, float]:
-    """The router's colour, paler for a smaller budget."""
+    """Returns the router's colour, which is paler for a smaller budget."""
     share = 1.0 if number == 1 else PALEST + (1 - PALEST) * place / (number - 1)
     red, green, blue = (1 - share * (1 - part) for part in to_rgb(ROUTER_STYLES[router].color))
     return red, green, blue
@@ -171,7 +171,10 @@ def _draw_laws(axes: Axes, quantity: str, arms: Sequence[_IsoflopArm], found: Is
 
 
 def _scale_axes(axes: Axes, x: pd.Series[float], y: pd.Series[float]) -> None:
-    """Logarithmic, with a tick at each of few budgets, and not so narrow that two methods seem to differ much."""
+    """Makes both axes logarithmic, with a tick at each budget where these are few.
+
+    The axes keep a minimum width, so that two methods that nearly agree do not seem to differ much.
+    """
     log_axis(axes, "x", x)
     log_axis(axes, "y", y)
     budgets = sorted({float(f"{value:.2g}") for value in x})
@@ -196,7 +199,7 @@ def _draw_law(
     factors: tuple[float, float],
     style: dict[str, Any],
 ) -> None:
-    """The law of the parabolas' minima, between the smallest and the largest budget that it was fitted to."""
+    """Draws the law of the parabolas' minima, from the smallest to the largest budget that it was fitted to."""
     for law in laws[(laws["method"] == "quadratic") & (laws["quantity"] == quantity)].to_dict("records"):
         flops = np.array([points["flops"].min(), points["flops"].max()])
         axes.plot(flops / factors[0], law["factor"] * flops ** law["exponent"] / factors[1], **style)
@@ -218,7 +221,7 @@ def _keys(arms: Sequence[_IsoflopArm], found: IsoFlop, budgets: Sequence[str]) -
 
 
 def _foot(found: IsoFlop) -> list[str]:
-    """The exponents of the parabolas' laws, and what was not used."""
+    """Returns the lines of the foot: the exponents of the parabolas' laws, and the data that was not used."""
     lines = []
     for (study, arm), laws in found.laws[found.laws["method"] == "quadratic"].groupby(["study", "arm"], sort=False):
         exponents = [_exponent(law) for law in laws.to_dict("records")]

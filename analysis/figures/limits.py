@@ -1,4 +1,4 @@
-"""How much one figure shows: a bounded number of settings and of arms, the best ones, and a sentence about the rest.
+"""Limits a figure to the best settings and arms, and writes a sentence about those that it leaves out.
 
 Most figures draw a row of panels for each setting and a line for each arm. A search over 120 learning rates would make
 a picture of 66,000 pixels that no page holds, and a legend of 100 arms would cover its panels and repeat its line
@@ -20,7 +20,7 @@ from analysis.scores import study_of
 from analysis.style import DASHES, FILLS
 
 MOST_SETTINGS = 8
-"""Rows of panels in one figure, at about 2 inches each."""
+"""The most settings in one figure, each of which is a row of panels of about 2 inches."""
 
 MOST_ARMS_OF_A_ROUTER = min(len(DASHES), len(FILLS))
 """There are as many line styles and fills of a marker, so that no two arms of one router look the same."""
@@ -32,16 +32,16 @@ WHERE_THE_REST_IS = "Name the folders of single runs to draw them; `ecdit export
 
 
 class Shown(NamedTuple):
-    """The rows of a table that one figure shows, and a sentence about what it leaves out (empty where nothing is)."""
+    """The rows of a table that one figure shows, and sentences about what it leaves out, if anything."""
 
     table: pd.DataFrame
     notes: tuple[str, ...]
 
 
 def within_limits(table: pd.DataFrame, limits: Sequence[Limit]) -> Shown:
-    """The rows of the best settings and arms of a run table.
+    """Returns the rows of the best settings and arms of a run table.
 
-    Where arms are left out, `variant` numbers those that stay, so that their line styles differ.
+    Where arms are left out, `variant` is numbered anew among those that stay, so that their line styles differ.
     """
     notes = []
     if "settings" in limits and table["setting"].nunique() > MOST_SETTINGS:
@@ -54,15 +54,15 @@ def within_limits(table: pd.DataFrame, limits: Sequence[Limit]) -> Shown:
 
 
 def write_notes(figure: Figure, notes: Iterable[str]) -> None:
-    """Add `notes` below what the foot of the figure already says."""
+    """Adds `notes` below what the foot of the figure already says."""
     if notes:
         write_foot(figure, [*figure.get_supxlabel().splitlines(), *notes])
 
 
 def _best_settings(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Whole studies, best first, while their settings fit; at least the best settings of the best study.
+    """Keeps whole studies, best first, while their settings fit, and at least the best settings of the best study.
 
-    The sizes of a study are settings that a figure joins by a line, so they stay together where they can.
+    The sizes of a study are settings that a figure joins by a line, so they are kept together where possible.
     """
     lowest = table.groupby("setting", sort=False)["val_loss"].min().sort_values(kind="stable")
     presets = table.drop_duplicates("setting").set_index("setting")["model.name"]

@@ -1,10 +1,10 @@
-"""`loss-convergence`: training and validation loss against images, training FLOPs and seconds.
+"""`loss-convergence` shows training and validation loss against images, training FLOPs and seconds.
 
-One row of panels per setting. Under each panel every arm has one line that marks where its mean validation loss reaches
-the final one of `Dense (same depth)`, and how many times sooner that is in the unit of the axis. Lines are means over
-seeds, bands go from the lowest to the highest seed; what is higher than the losses after the first
-`HIDDEN_SHARE` of training lies above the axis. With `paper_values` a line stands where EC-DIT's expert choice is level
-with dense: at half of the images of dense.
+There is one row of panels per setting. Under each panel every arm has a line that marks where its mean validation loss
+reaches the final one of `Dense (same depth)`, and how many times sooner that is in the unit of the axis. Curves are
+means over seeds, and bands go from the lowest to the highest seed. The axis is scaled to the losses after the first
+`HIDDEN_SHARE` of training and cuts off higher ones. With `paper_values` a vertical line marks where EC-DIT's expert
+choice is level with dense: at half of the images of dense.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ UNITS = {"images_seen": "images", "flops": "FLOP", "seconds": "s"}
 QUANTITIES = {"images_seen": "Training images", "flops": "Training compute", "seconds": "Training time"}
 PRINTED_LINE: dict[str, Any] = {"color": ROUTER_STYLES["expert_choice"].color, "linewidth": 1.0, "linestyle": ":"}
 SMOOTHED_SHARE = 0.08
-"""Share of the training rows that the running mean of the training loss goes over."""
+"""The width of the running mean of the training loss, as a share of the training rows."""
 
 
 class _Setting(NamedTuple):
-    """The curves of one setting, means over seeds."""
+    """The curves of one setting, as means over seeds; `target` is the final loss of `dense`, where that was run."""
 
     name: str
     arms: list[tuple[str, str, int]]
@@ -55,7 +55,7 @@ class _Setting(NamedTuple):
 
 
 def draw_loss_convergence(records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
-    """The figure and its numbers: mean curves (`split` training or validation) and reaching points (`split` reach)."""
+    """Returns the figure and its numbers: mean curves (`split` training, validation) and crossings (`split` reach)."""
     validation = mean_over_seeds(validation_curves(records, table))
     training = mean_over_seeds(training_curves(records, table))
     settings = [_setting(name, runs, training, validation) for name, runs in table.groupby("setting", sort=False)]
@@ -124,7 +124,7 @@ def _draw_reaching(curves: Axes, rows: Axes, setting: _Setting, x: str, factor: 
 
 
 def _draw_printed(curves: Axes, rows: Axes, setting: _Setting) -> None:
-    """Where expert choice would reach the final loss of dense if it were as in the paper."""
+    """Marks where expert choice would reach the final loss of dense if it did as in the paper."""
     dense = setting.validation[setting.validation["arm"] == setting.dense]["images_seen"].max()
     factor, _ = scaled(float(setting.validation["images_seen"].max()), UNITS["images_seen"])
     for axes in (curves, rows):
@@ -132,7 +132,7 @@ def _draw_printed(curves: Axes, rows: Axes, setting: _Setting) -> None:
 
 
 def _reached(setting: _Setting, x: str) -> dict[str, tuple[float | None, float | None]]:
-    """By arm: where it reaches the target, and how many times sooner than dense; None where it does not."""
+    """Maps each arm to where it reaches the target and how many times sooner than dense; None where it never does."""
     assert setting.target is not None
     assert setting.dense is not None
     at: dict[str, float | None] = {}
@@ -170,7 +170,7 @@ def _numbers(settings: list[_Setting]) -> pd.DataFrame:
 
 
 def _reaching_numbers(setting: _Setting) -> pd.DataFrame:
-    """One row per arm: where it reaches the target on each axis (missing: never) and how many times sooner."""
+    """Returns a row per arm: where it reaches the target on each axis (missing if never), and how many times sooner."""
     rows = {label: {"setting": setting.name, "arm": label, "split": "reach"} for label, _, _ in setting.arms}
     frame = pd.DataFrame(rows.values()).assign(loss=setting.target)
     for x in AXES:

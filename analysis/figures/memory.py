@@ -1,9 +1,9 @@
-"""`memory`: how much memory a run took at most, beside what arithmetic said it would.
+"""`memory` shows the peak memory of a run beside the calculated estimate.
 
-One row per arm. Left: training, the peak that the process recorded (of the accelerator where there is one, else its
-resident set) beside the estimate of `experiments/config/memory.py`, which decides where a sweep may place a run. Right:
-generating images, the peak of all tensors alive beside the weights alone. Points are means over seeds, bars go from the
-lowest to the highest.
+There is one row per arm. Left is training: the peak that the process recorded (on the accelerator where there is one,
+else its resident set) beside the estimate of `experiments/config/memory.py`, by which a sweep decides where a run fits.
+Right is the generation of images: the peak of all live tensors beside the weights alone. Points are means over seeds,
+and bars go from the lowest to the highest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLUMNS = ("training", "estimate", "inference", "weights")
 
 
 def draw_memory(records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
-    """The figure and its numbers: a row per setting and arm, in GiB. `MissingDataError` where nothing was recorded."""
+    """Returns the figure and its numbers in GiB by setting and arm. Raises `MissingDataError` without any record."""
     points = memory_points(records, table)
     settings = [rows for _, rows in points.groupby("setting", sort=False)]
     with paper_style():
@@ -53,7 +53,7 @@ def draw_memory(records: Records, table: pd.DataFrame, paper_values: bool = Fals
 
 
 def memory_points(records: Records, table: pd.DataFrame) -> pd.DataFrame:
-    """By setting and arm: mean, `_min` and `_max` of each of `COLUMNS`, NaN where not known, and `num_seeds`."""
+    """Returns mean, `_min` and `_max` of each of `COLUMNS` (NaN if unknown) and `num_seeds`, by setting and arm."""
     runs = table.assign(training=table["run"].map(_training_peak).astype(float))
     inference = last_shared_measurement(records.evals[records.evals["metric"] == INFERENCE_PEAK], INFERENCE_PEAK)
     runs["inference"] = table["run"].map(inference.set_index("run")["value"])
@@ -72,13 +72,16 @@ def memory_points(records: Records, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _training_peak(run: str) -> float | None:
-    """As the run recorded it; None of one that did not, or of which there is no folder."""
+    """Returns the peak that the run recorded in GiB, or None where it did not or where its folder is gone."""
     status = RunDir(Path(run)).read_status()
     return None if status is None else status.peak_memory_gib
 
 
 def _estimate(run: str) -> float | None:
-    """What was to be expected. Of an accelerator without the driver's context, which no allocator counts."""
+    """Returns the estimated peak in GiB, or None where the run's folder is gone.
+
+    On an accelerator it excludes the driver's context, because the recorded peak is the allocator's and lacks it too.
+    """
     folder = RunDir(Path(run))
     if not folder.run_json.is_file():
         return None
@@ -94,7 +97,7 @@ def _precision(settings: dict[str, Any] | None) -> str | None:
 def _draw(
     axes: Axes, points: pd.DataFrame, arms: list[tuple[str, str, int]], columns: tuple[str, str], label: str
 ) -> None:
-    """A filled point for what was measured, an upright line for what was to be expected."""
+    """Draws a filled point for each measurement and an upright line for each estimate."""
     measured, expected = columns
     per_gib, unit = _unit(points[[f"{measured}_max", expected]])
     names = [expected, measured, f"{measured}_min", f"{measured}_max"]
@@ -116,7 +119,7 @@ def _draw(
 
 
 def _unit(gib: pd.DataFrame) -> tuple[int, str]:
-    """How many in a GiB, and the name: small models take a few MiB."""
+    """Returns the number of units in a GiB and the unit's name, which is MiB where all values are small."""
     return (1024, "MiB") if (gib.fillna(0.0) < 0.1).to_numpy().all() else (1, "GiB")
 
 

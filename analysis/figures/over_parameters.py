@@ -1,4 +1,4 @@
-"""Sampled metrics against the size of the models: a panel for each metric, a line per arm from size to size."""
+"""Draws sampled metrics against the size of the models: a panel for each metric, a line per arm from size to size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOOK = Look(rows="study", height_inches=2.3, has_markers=True)
 def draw_over_parameters(
     records: Records, table: pd.DataFrame, metrics: Sequence[RecordedValue], printed: Printed | None, parameters: Count
 ) -> Drawing:
-    """The figure and its numbers: a row per metric, setting and arm. `MissingDataError` where nothing was measured."""
+    """Returns the figure and its numbers by metric, setting and arm. Raises `MissingDataError` without measurements."""
     panels = measured_panels(records, table, metrics)
     points = panel_points(panels).sort_values(parameters.column, kind="stable", ignore_index=True)
     arms = arm_list(points)

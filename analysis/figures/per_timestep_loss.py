@@ -1,8 +1,8 @@
-"""`per-timestep-loss`: at which times of the path from noise to image a router gains, over tenths of t.
+"""`per-timestep-loss` shows at which times between noise and image a router gains, by tenths of t.
 
-One row of panels per setting: the final validation loss by tenth (t = 0 is the image, t = 1 noise), and its difference
-from `Dense (same depth)` in percent, paired by seed where both have the same seeds. Lines are means over seeds, bands
-go from the lowest to the highest. A tenth that holds no validation image was not measured and breaks the line.
+Each setting has one row of panels: the final validation loss by tenth (t = 0 is the image, t = 1 noise), and its
+difference from `Dense (same depth)` in percent, seed by seed over the seeds that both have. Lines are means over seeds,
+and bands go from the lowest to the highest. A tenth without validation images was not measured and breaks the line.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ T_LABEL = "Time t, in tenths (0: image, 1: noise)"
 
 
 def draw_per_timestep_loss(records: Records, table: pd.DataFrame) -> Drawing:
-    """The figure and its numbers: a row per setting, arm and tenth; `change` is in percent of dense.
+    """Returns the figure and its numbers, a row per setting, arm and tenth; `change` is in percent of dense.
 
-    A `MissingDataError` where no run has its loss by tenths of t.
+    Raises `MissingDataError` where no run has its loss by tenths of t.
     """
     points = timestep_points(records, table)
     settings = list(dict.fromkeys(points["setting"]))
@@ -56,7 +56,7 @@ def draw_per_timestep_loss(records: Records, table: pd.DataFrame) -> Drawing:
 
 
 def timestep_points(records: Records, table: pd.DataFrame) -> pd.DataFrame:
-    """By setting, arm and `tenth`: `loss`, `change` (percent of dense) with `_low` and `_high`, `loss_seeds`."""
+    """Returns `loss` and `change` (percent of dense), both with `_low`, `_high` and `_seeds`, by arm and `tenth`."""
     rows = _last_by_tenth(records, table)
     dense = {str(setting): dense_same_depth(runs) for setting, runs in table.groupby("setting")}
     points = []
@@ -79,7 +79,7 @@ STYLE = ["setting", "arm", "routing.name", "variant"]
 
 
 def _last_by_tenth(records: Records, table: pd.DataFrame) -> pd.DataFrame:
-    """The last value of every tenth at the end of every run."""
+    """Returns the last value of every tenth at the end of every run."""
     evals = records.evals[records.evals["metric"].isin(list(METRICS)) & (records.evals["weights"] == "raw")]
     about = table[["run", "seed", "setting", "arm", "images_seen"]]
     rows = about.merge(evals[["run", "metric", "value", "images_seen"]], on=["run", "images_seen"])
@@ -114,7 +114,7 @@ def _draw(axes: Axes, points: pd.DataFrame, column: str, label: str) -> None:
 
 
 def _draw_change(axes: Axes, points: pd.DataFrame) -> None:
-    """The difference from dense; without dense a panel that says so."""
+    """Draws the difference from dense, or writes that dense was not run."""
     if points["change"].isna().all():
         axes.annotate(
             "Dense (same depth)\nwas not run with these seeds", (0.5, 0.5), xycoords="axes fraction", ha="center",

@@ -1,8 +1,9 @@
-"""`quality-over-training`: Frechet distance and score of the exact judge over training (EC-DIT's figure 5).
+"""`quality-over-training` shows Frechet distance and score of the exact judge over training (EC-DIT's figure 5).
 
-Measured while the runs train (`eval.metric_images`), so every point has the same number of images: a Frechet distance
-depends on it. One row of panels per setting. Lines are means over seeds, where every seed of an arm was measured, bands
-go from the lowest to the highest; of one seed the band of the score is the 95% interval over its images.
+Both are measured while the runs train, and every point has the same number of images (`eval.metric_images`), because a
+Frechet distance depends on it. There is one row of panels per setting. Lines are means over seeds, where every seed of
+an arm was measured, and bands go from the lowest to the highest. For one seed the band of the score is the 95% interval
+over its images.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ LOOK = Look(rows="setting", height_inches=1.9, has_markers=False)
 
 
 def draw_quality_over_training(records: Records, table: pd.DataFrame) -> Drawing:
-    """The figure and its numbers: one row per metric, setting, arm and point of training.
+    """Returns the figure and its numbers, one row per metric, setting, arm and point of training.
 
-    A `MissingDataError` where no run was measured at several points.
+    Raises `MissingDataError` where no run was measured at several points.
     """
     metrics = values_in("quality-over-training", in_recorded_order(METRICS))
     panels = measured_panels(records, table, metrics, along="images_seen")

@@ -1,9 +1,9 @@
-"""`quality-time`: what the images are worth against the measured seconds per image (the form of EC-DIT's figure 4).
+"""`quality-time` shows the quality of images against measured seconds per image, in the form of EC-DIT's figure 4.
 
-Left the score of the exact judge, right the Frechet distance where it was measured. One point per arm and size: colour
-the router, fill the arm, shape the size. Points are means over seeds, bars go from the lowest to the highest; of one
-seed the bar of the score is the 95% interval over its images. A time counts where it was measured with the steps,
-sampler, guidance and precision that the images were made with.
+Left is the score of the exact judge, right the Frechet distance where it was measured. Each arm and size has one point:
+colour shows the router, fill the arm, and the marker the size. Points are means over seeds, and bars go from the lowest
+to the highest. For one seed the bar of the score is the 95% interval over its images. Only times count that were
+measured with the steps, sampler, guidance and precision with which the images were made.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from experiments.config.metrics import values_in
 
 LOOK = Look(rows="study", height_inches=2.3, has_markers=True)
 MIN_SECONDS = 2.0
-"""From here on times are shown in seconds, below in milliseconds."""
+"""Times are shown in seconds where the longest is at least this, and in milliseconds otherwise."""
 
 
 def draw_quality_time(records: Records, table: pd.DataFrame) -> Drawing:
-    """The figure and its numbers: one row per metric, setting and arm.
+    """Returns the figure and its numbers, one row per metric, setting and arm.
 
-    A `MissingDataError` where no run has a score or distance, or none a time of the same sampler settings.
+    Raises `MissingDataError` where no run has a score or distance, or none a time with the same sampler settings.
     """
     panels = measured_panels(records, table, values_in("quality-time"))
     times = _times(seconds_like(records, table, panels[0]), panels[0])
@@ -49,7 +49,7 @@ def draw_quality_time(records: Records, table: pd.DataFrame) -> Drawing:
 
 
 def _times(seconds: pd.DataFrame, like: MetricRows) -> pd.DataFrame:
-    """By setting and arm: mean, lowest and highest over seeds."""
+    """Returns the mean, lowest and highest time over seeds, by setting and arm."""
     if seconds.empty:
         given = {name: like.conditions[name] for name in ("steps", "sampler", "guidance") if name in like.conditions}
         options = [f"--{name} {str(value).removesuffix('.0')}" for name, value in given.items()]

@@ -1,6 +1,7 @@
-"""Every figure by name: what it shows, who draws it, and the aliases it answers to.
+"""The registry of figures: the name, description, function and aliases of each.
 
-A figure is a function of the records and their run table; adding one is adding a row. Writing is in `style.py`.
+A figure is a function of the records and their run table. A new one is added as a module and a row of `FIGURES`.
+Figures are written to files in `style.py`.
 """
 
 from __future__ import annotations
@@ -37,24 +38,24 @@ from experiments.errors import EcditError, did_you_mean
 
 @dataclass(frozen=True)
 class FigureEntry:
-    """One figure. `draw` raises a `MissingDataError` when the runs do not hold what it needs."""
+    """One figure. Its `draw` raises `MissingDataError` when the runs lack the data that it needs."""
 
     name: str
     description: str
     draw: Callable[..., Drawing]
-    """Of the records and their run table, and of `parameters` (a `Count`) where the figure `has_parameters`."""
+    """The function of the records and their run table, and of `parameters` (a `Count`) if it `has_parameters`."""
     aliases: tuple[str, ...] = ()
     draw_beside_paper: Callable[..., Drawing] | None = None
-    """The same with the values that EC-DIT printed, where there are any."""
+    """The function that also draws the values that EC-DIT printed, where there are any."""
     has_parameters: bool = False
-    """Whether it shows the size of models, which can be counted in several ways."""
+    """Says whether the figure shows the size of models, which can be counted in several ways."""
     limits: tuple[Limit, ...] = ALL_LIMITS
-    """It draws only the best settings or arms where there are many; a figure that fits all runs has no limit."""
+    """The figure draws only the best of these where there are many; a figure that fits all runs has no limits."""
 
     def drawing(
         self, records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED
     ) -> Drawing:
-        """The figure, with printed values where they are wanted and there are any, its sizes counted as said."""
+        """Draws the figure within its limits, with printed values where wanted and known; `parameters` counts sizes."""
         draw = self.draw_beside_paper if paper_values and self.draw_beside_paper else self.draw
         shown = within_limits(table, self.limits)
         drawing = draw(records, shown.table, **({"parameters": parameters} if self.has_parameters else {}))
@@ -173,7 +174,7 @@ FIGURES = (
 
 
 def find_figure(name: str) -> FigureEntry:
-    """The figure called `name` or with that alias; an `EcditError` with the closest name when there is none."""
+    """Returns the figure with this name or alias. Raises `EcditError` with the closest name when there is none."""
     by_name = {known: figure for figure in FIGURES for known in (figure.name, *figure.aliases)}
     if name not in by_name:
         raise EcditError(f"{name!r} is not a figure.", did_you_mean(name, [*by_name, "all"]))

@@ -1,7 +1,7 @@
-"""`routing`: what the choice of the router does to the validation loss, over training and at the end.
+"""`routing` shows the validation loss of each router over training and at the end.
 
-Left: means over seeds with the band from the lowest to the highest seed. Right: the final loss of every seed, the mean
-and its 95% interval (Student's t; none with one seed), best arm on top.
+Left are means over seeds with a band from the lowest to the highest seed. Right are the final loss of every seed, their
+mean and its 95% interval (Student's t; one seed has none), with the best arm on top.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from analysis.style import (
 )
 
 SEED_OFFSET = 0.22
-"""Distance in rows between the mean of an arm and the points of its seeds."""
+"""The distance in rows between the mean of an arm and the points of its seeds."""
 
 
 class _End(NamedTuple):
-    """Where one arm ends: its final losses by seed and their mean."""
+    """The final losses of one arm by seed, and their mean with its interval."""
 
     arm: tuple[str, str, int]
     preset: str
@@ -48,7 +48,7 @@ class _End(NamedTuple):
 
 
 def draw_routing(records: Records, table: pd.DataFrame) -> Drawing:
-    """The figure and its numbers: mean curves (`split` training), finals by seed (`seed`) and their means (`end`)."""
+    """Returns the figure and its numbers: mean curves (`split` training), final losses (seed) and their means (end)."""
     if table["arm"].nunique() < 2:
         raise MissingDataError(
             f"All runs are {table['arm'].iloc[0]}: there is no routing to compare.", "Add runs of another routing.name."
@@ -68,7 +68,7 @@ def draw_routing(records: Records, table: pd.DataFrame) -> Drawing:
 
 
 def _ends(runs: pd.DataFrame) -> list[_End]:
-    """The arms of one setting, lowest mean first."""
+    """Returns the final losses of the arms of one setting, lowest mean first."""
     ends = []
     for arm in arm_list(runs):
         ours = runs[runs["arm"] == arm[0]]

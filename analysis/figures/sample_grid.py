@@ -1,8 +1,8 @@
-"""Generated images in a grid with their captions: what `ecdit sample` writes.
+"""Draws generated images in a grid with their captions, which `ecdit sample` writes.
 
-The images of one caption stand beside each other, a note of its own under each, the caption below all of them. Texts
-are wrapped by their measured width and rows are as high as their longest text, so nothing lies over anything else. An
-image is shown with a whole number of dots for each of its pixels. `write_png` in `analysis/style.py` writes the figure.
+The images of one caption stand beside each other, each with its own note below, and the caption stands below all of
+them. Texts are wrapped by their measured width and rows are as high as their longest text, so nothing overlaps. Each
+pixel of an image is a whole number of dots, so pixels stay sharp. `write_png` in `analysis/style.py` writes the figure.
 
 Legend: B images, H rows, W columns, C colours.
 """
@@ -20,7 +20,7 @@ from analysis.style import DOTS_PER_INCH, GREY, paper_style, place_text, wrapped
 
 COLUMNS = 6
 SIDE = 0.96
-"""Of an image, in inches: 6 dots for each of 32 pixels at `DOTS_PER_INCH`."""
+"""The side of an image in inches, which gives each of 32 pixels 6 dots at `DOTS_PER_INCH`."""
 GAP = 0.06
 GROUP_GAP = 0.18
 MARGIN = 0.1
@@ -30,11 +30,11 @@ BETWEEN_ROWS = 0.14
 TEXT_POINTS = 7.0
 NOTE_POINTS = 6.5
 MARKS = {"right": "✓", "wrong": "✗"}
-"""Before a note that begins with the word, for eyes that skim; they differ in form, not only in colour."""
+"""Marks that are put before notes which begin with these words, so that a verdict does not depend on colour."""
 
 
 class _GridGroup(NamedTuple):
-    """The images of one caption by number, in rows, and the lines of the texts below them."""
+    """The images of one caption, by number and in rows, and the lines of text below them."""
 
     rows: list[list[int]]
     notes: dict[int, list[str]]
@@ -42,21 +42,21 @@ class _GridGroup(NamedTuple):
 
     @property
     def note_lines(self) -> list[int]:
-        """Of the longest note, by row."""
+        """Returns the number of lines of the longest note in each row."""
         return [max(len(self.notes.get(image, [])) for image in row) for row in self.rows]
 
     @property
     def height(self) -> float:
-        """In inches, without the space to the next one."""
+        """Returns the height in inches, without the space to the next group."""
         return sum(SIDE + GAP + NOTE_LINE * lines for lines in self.note_lines) + CAPTION_LINE * len(self.caption)
 
 
 def draw_sample_grid(
     images_BHWC: NDArray[np.uint8], captions: Sequence[str], notes: Sequence[str] | None = None, per_caption: int = 1
 ) -> Figure:
-    """The grid of `per_caption` images for each of `captions`, those of one caption in sequence.
+    """Draws a grid of `per_caption` images for each of `captions`; the images of one caption follow each other.
 
-    `notes`: one for each image, or None; one that begins with `right` or `wrong` gets a tick or a cross.
+    `notes` has a text for each image. A note that begins with `right` or `wrong` gets a tick or a cross.
     """
     assert len(images_BHWC) == per_caption * len(captions)
     assert notes is None or len(notes) == len(images_BHWC)
@@ -90,7 +90,7 @@ def _marked(note: str) -> str:
 
 
 def _dots_per_inch(pixels: int) -> float:
-    """About `DOTS_PER_INCH`, and never less than one dot for a pixel."""
+    """Returns about `DOTS_PER_INCH`, rounded so that a pixel is a whole number of dots and at least one."""
     dots = max(1, round(SIDE * DOTS_PER_INCH / pixels))
     return dots * pixels / SIDE
 

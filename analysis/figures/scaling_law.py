@@ -1,4 +1,4 @@
-"""`scaling-law`: the loss of each arm against training compute, the fitted law L = E + A C^-a, and its hold-out error.
+"""`scaling-law` shows the loss of each arm against training compute, its law L = E + A C^-a, and its hold-out error.
 
 The left panel shows the final validation loss of every configuration against training FLOPs C. Each arm has its own
 law, fitted to all of its runs of every size, with a 95% band over resampled configurations. The right panel shows the
@@ -54,7 +54,7 @@ MOST_INK = 0.5
 NUM_STEPS = 60
 """The number of points at which the line of a law is evaluated."""
 LONGEST_LINES = 6
-"""How many laws, and how many refusals, the foot lists; the others are only counted."""
+"""The number of laws, and of refusals, that the foot lists; the others are only counted."""
 
 
 class _ArmLaw(NamedTuple):

@@ -1,9 +1,11 @@
-"""`specialization`: which experts work when, where and for what (DiT-MoE's analysis, arXiv 2407.11633, section 4.4).
+"""`specialization` shows at which times, positions and captions each expert works.
 
-Measured on true scenes noised to several t, where it is known which tokens show objects. For one run of each router and
-some of its layers: the share of assignments an expert gets by time, by position in the image and by kind of caption, as
-a multiple of the even share 1/E; and the experts that a token gets on objects and on background. Expert choice fills
-every expert of a group, so it is even over whatever a group holds; what it specialises in shows by position.
+The analysis is that of DiT-MoE (arXiv 2407.11633, section 4.4). The routing is measured on true scenes noised to
+several t, where it is known which tokens show objects. For one run of each router and some of its layers, heat maps
+show the share of assignments that an expert gets by time, by position in the image and by kind of caption, as a
+multiple of the even share 1/E. Lines show the experts per token on objects and on background. Expert choice fills every
+expert of a group, so its load is even over times and kinds if each group holds only one of them; it can only specialize
+by position.
 
 Legend: E experts, T tokens of an image, N times, C kinds of captions.
 """
@@ -40,7 +42,7 @@ MOST_EXPERT_TICKS = 8
 MOST_TIME_TICKS = 3
 ROW_INCHES = 1.25
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attribution")
-"""GenEval's kinds of captions, in its order; others come after."""
+"""GenEval's kinds of captions in its order; other kinds follow them."""
 EVEN_WITHIN = 0.002
 TOKENS: dict[str, Any] = {"object": "-", "background": (0, (4, 1.2))}
 COLUMNS = ("By time", "By position (experts row by row)", "By kind of caption", "Experts per token")
@@ -52,50 +54,50 @@ def _place_of_kind(kind: str) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """The rows of one routed layer: over all times, and at single ones from noise to image."""
+    """One routed layer of a run, with its rows over all times and at single times."""
 
     maps: SceneMaps
     layer: int
 
     @property
     def whole(self) -> RoutingMapRow | None:
-        """Over all times."""
+        """Returns the row over all times, or None."""
         return self.maps.over_all_times(self.layer)
 
     @property
     def by_time(self) -> list[RoutingMapRow]:
-        """At single times, from noise (1) to image (0)."""
+        """Returns the rows at single times, from noise (t = 1) to image (t = 0)."""
         return self.maps.by_time(self.layer)
 
     @property
     def num_experts(self) -> int:
-        """E."""
+        """Returns the number of experts E."""
         return len(next(row for row in self.maps.rows if row.layer == self.layer).load)
 
     def even_shares_EN(self) -> NDArray[np.float64] | None:
-        """Load by time, 1 where even."""
+        """Returns the load by expert and time as a multiple of the even share, or None where it was not measured."""
         rows = self.by_time
         return self.num_experts * np.array([row.load for row in rows]).T if rows else None
 
     def even_shares_ET(self) -> NDArray[np.float64] | None:
-        """Load by position, 1 where even."""
+        """Returns the load by expert and position as a multiple of the even share, or None where not measured."""
         given = self.whole.load_by_position if self.whole else None
         return self.num_experts * np.array(given) if given else None
 
     def even_shares_EC(self) -> tuple[list[str], NDArray[np.float64]] | None:
-        """Kinds, and the load by them, 1 where even."""
+        """Returns the kinds, and the load by expert and kind as a multiple of the even share, or None."""
         given = self.whole.load_by_kind if self.whole else None
         kinds = sorted(given, key=_place_of_kind) if given else []
         return (kinds, self.num_experts * np.array([given[kind] for kind in kinds]).T) if given else None
 
     def experts_on(self, tokens: str) -> list[tuple[float, float]]:
-        """(t, mean experts per token) on `object` or `background` tokens, where they were told apart."""
+        """Returns (t, mean experts per token) on `object` or `background` tokens, where scenes tell them apart."""
         pairs = [(row.time, getattr(row, f"{tokens}_experts")) for row in self.by_time]
         return [(time, experts) for time, experts in pairs if time is not None and experts is not None]
 
 
 def draw_specialization(records: Records, table: pd.DataFrame) -> Drawing:
-    """The figure and its numbers: one row per router, layer, panel and cell. A `MissingDataError` without such maps."""
+    """Returns the figure and its numbers by router, layer, panel and cell. Raises `MissingDataError` without maps."""
     found = one_per_router(table, scene_maps, "its routing measured on scenes")
     most = min(MOST_LAYERS, max(1, LAYERS_OF_ALL // len(found)))
     blocks = [[_Layer(maps, maps.layers[i]) for i in spread(len(maps.layers), most)] for maps in found]
@@ -117,13 +119,13 @@ def draw_specialization(records: Records, table: pd.DataFrame) -> Drawing:
 
 
 def _blocks_that_name_kinds(blocks: list[list[_Layer]]) -> list[bool]:
-    """Those above a block of the same kinds of captions leave the names to it."""
+    """Says which blocks name the kinds of captions: a block above one with the same kinds leaves the names to it."""
     kinds = [[found[0] if (found := layer.even_shares_EC()) else [] for layer in layers] for layers in blocks]
     return [i + 1 == len(kinds) or kinds[i][-1] != kinds[i + 1][-1] for i in range(len(kinds))]
 
 
 def _draw_block(part: SubFigure, layers: list[_Layer], scale: Normalize, names_kinds: bool) -> None:
-    """The panels of one run, a row for each layer."""
+    """Draws the panels of one run, with a row for each layer."""
     run = layers[0].maps.run
     part.suptitle(
         printable(f"{run.label}: {run.name}"), x=0.01, ha="left", fontweight="bold", fontsize=8, parse_math=False
@@ -152,7 +154,7 @@ def _draw_times(axes: Axes, layer: _Layer, scale: Normalize, is_last: bool) -> N
 
 
 def _draw_positions(axes: Axes, layer: _Layer, scale: Normalize) -> None:
-    """A small map of the image for each expert, beside and below each other."""
+    """Draws a small map of the image for each expert, arranged in rows."""
     shares_ET = layer.even_shares_ET()
     if shares_ET is None:
         return _say_not_measured(axes)
@@ -180,7 +182,7 @@ def _draw_kinds(axes: Axes, layer: _Layer, scale: Normalize, is_named: bool) -> 
 
 
 def _draw_tokens(axes: Axes, layer: _Layer, is_last: bool) -> None:
-    """Experts per token on objects and elsewhere, from noise on the left to the image."""
+    """Draws experts per token on objects and on background, from noise on the left to the image on the right."""
     color = ROUTER_STYLES[layer.maps.run.router].color
     curves = {tokens: layer.experts_on(tokens) for tokens in TOKENS}
     if not all(curves.values()):
@@ -198,7 +200,7 @@ def _draw_tokens(axes: Axes, layer: _Layer, is_last: bool) -> None:
 
 
 def _draw_heat_map(axes: Axes, values: NDArray[np.float64], scale: Normalize) -> None:
-    """Experts down, whatever else across, as tall and wide as the panel is."""
+    """Draws a heat map that fills the panel, with experts down and times or kinds across."""
     axes.imshow(values, cmap=COLORS, norm=scale, aspect="auto", interpolation="nearest")
     axes.set_yticks(range(0, len(values), math.ceil(len(values) / MOST_EXPERT_TICKS)))
     axes.grid(visible=False)
@@ -210,7 +212,7 @@ def _say_not_measured(axes: Axes) -> None:
 
 
 def _draw_keys(part: SubFigure, scale: Normalize) -> None:
-    """The colour scale of all heat maps, and what the lines are."""
+    """Draws the colour scale of all heat maps, and the legend of the lines."""
     left, right = part.subplots(1, 2, width_ratios=(1.2, 1))
     bar = part.colorbar(ScalarMappable(scale, COLORS), left, orientation="horizontal", aspect=30)
     bar.set_label("Share of the assignments (1: even, 1/E)")
@@ -220,7 +222,7 @@ def _draw_keys(part: SubFigure, scale: Normalize) -> None:
 
 
 def _foot(maps: SceneMaps, records: Records) -> str:
-    """How a block was measured, with the ratio of experts on objects to those on background where it is recorded."""
+    """Says how a block was measured, and the ratio of experts on objects to those on background where recorded."""
     row, run = maps.rows[0], maps.run
     about = f"{row.num_images:,} true scenes, {WEIGHTS_TEXTS[row.weights]} weights after {row.images_seen:,} images."
     ratios = records.evals[(records.evals["metric"] == RATIO) & (records.evals["run"] == str(run.folder.path))]
@@ -237,7 +239,7 @@ def _foot(maps: SceneMaps, records: Records) -> str:
 
 
 def _numbers(layer: _Layer) -> pd.DataFrame:
-    """One row per cell of a heat map (`times_even_share`) or point of a line (`experts_per_token`)."""
+    """Returns a row per cell of a heat map (`times_even_share`) or point of a line (`experts_per_token`)."""
     cells: list[dict[str, Any]] = []
     for row in layer.by_time:
         cells += [{"panel": "time", "expert": e, "t": row.time, "share": share} for e, share in enumerate(row.load)]

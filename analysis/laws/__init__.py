@@ -1,1 +1,1 @@
-"""Scaling laws: their forms, fits with intervals, what the data identify, and the error of predicting the largest."""
+"""Fits scaling laws with intervals, decides what the data identify, and measures the error on held-out largest runs."""

@@ -57,7 +57,7 @@ class Bootstrap:
 
     @property
     def num_failed(self) -> int:
-        """The number of resamples that gave no law."""
+        """Returns the number of resamples that gave no law."""
         return sum(self.failures.values())
 
     @property

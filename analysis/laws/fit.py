@@ -132,12 +132,15 @@ def _bfgs(
 
     The objective is never above that of the start.
     """
+    # BFGS starts with the identity as its Hessian. In round coordinates the true one is about QUADRATIC_SHARE / delta,
+    # because only residuals within delta contribute curvature, so coordinates are scaled by its inverse root.
     step = np.sqrt(delta / QUADRATIC_SHARE)
     round_PP = step * _round_coordinates(model.log_loss_and_gradient(theta_P)[1] * np.sqrt(weights_n)[:, None])
 
     def scaled(z_P: Values) -> tuple[float, Values]:
         predicted_n, gradient_nP = model.log_loss_and_gradient(theta_P + round_PP @ z_P)
         residuals_n = predicted_n - log_loss_n
+        # The derivative of the Huber loss, divided by delta as the objective is, is the residual clipped at delta.
         slope_n = weights_n * np.clip(residuals_n / delta, -1, 1)
         return float(weights_n @ huber(residuals_n, delta)) / delta, round_PP.T @ (gradient_nP.T @ slope_n)
 
@@ -149,6 +152,7 @@ def _bfgs(
 def _round_coordinates(jacobian_nP: Values) -> Values:
     """Returns the matrix [P, P] of coordinates in which a unit step in any direction changes ln L by a norm of 1."""
     _, singular_P, direction_PP = np.linalg.svd(jacobian_nP, full_matrices=False)
+    # Directions that hardly change ln L would get huge steps, so their singular values are bounded below.
     scale_P = np.maximum(singular_P, FLATTEST * singular_P[0])
     return np.asarray(direction_PP.T / scale_P)
 

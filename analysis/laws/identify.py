@@ -195,6 +195,7 @@ def _condition_problems(names: Sequence[str], jacobian_nP: Values) -> list[Probl
 
 def _covariance(found: Fit, jacobian_nP: Values) -> Values:
     """Returns the covariance [P, P] of theta, by linearization at the optimum."""
+    # Columns differ by many orders of magnitude. They are scaled to length 1 for the inversion, and scaled back after.
     num, num_parameters = jacobian_nP.shape
     mean_absolute = float(np.abs(found.residuals).sum()) / max(num - num_parameters, 1)
     length_P = np.linalg.norm(jacobian_nP, axis=0)
@@ -270,6 +271,7 @@ def _slope(term: Term, name: str, logs: Mapping[str, Values], parameters: Mappin
 def _saturation_problems(found: Fit, error_PP: Values) -> list[Problem]:
     if not found.form.is_saturated:
         return []
+    # ln E_max = ln E_start + exp(ln ln(E_max / E_start)), and its error follows from those of the two coordinates.
     slope = np.array([1.0, np.log(found.parameters["E_max"] / found.parameters["E_start"])])
     error = float(np.sqrt(slope @ error_PP[-2:, -2:] @ slope))
     if error <= MAX_LOG_ERROR:

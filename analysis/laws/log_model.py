@@ -47,6 +47,7 @@ class LogModel:
         """Returns ln L [n] and its derivatives [n, P] with respect to theta."""
         num = len(self.term_of)
         x_nP, slopes_nK = self._features(theta_P[num:])
+        # The largest term is factored out of the sum, because single exponentials may overflow during the search.
         term_nT = np.add.reduceat(x_nP * theta_P[:num], self.first_of_term, axis=1)
         largest_n1 = term_nT.max(axis=1, keepdims=True)
         share_nT = np.exp(term_nT - largest_n1)
@@ -56,6 +57,7 @@ class LogModel:
         log_loss_n = (largest_n1 + np.log(total_n1))[:, 0]
         if slopes_nK is None:
             return log_loss_n, gradient_nP
+        # By the chain rule through ln E^, on which the features of `has_experts` depend linearly.
         by_log_experts_n = (share_nP * self.x_nP * theta_P[:num])[:, self.has_experts].sum(axis=1)
         return log_loss_n, np.concatenate([gradient_nP, by_log_experts_n[:, None] * slopes_nK], axis=1)
 

@@ -23,7 +23,7 @@ EXPERTS = "experts"
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """n runs with their values: `values` maps each variable to [n] numbers, `columns` to its column in the run table.
+    """The n runs of a fit: `values` maps each variable to [n] numbers, `columns` to its column in the run table.
 
     `loss` [n] is the final loss, and `run` and `arm` [n] are names.
     """

@@ -61,6 +61,8 @@ def _features(model: LogModel, saturation_K: Values) -> Values:
 
 def _solve_amplitudes(model: LogModel, x_nP: Values, log_loss_n: Values, theta_P: Values) -> float:
     """Writes the logarithms of the best amplitudes into `theta_P` and returns the sum of absolute relative errors."""
+    # Dividing by the measured losses turns the residuals into relative errors. Each column is scaled by its largest
+    # element, as exponentials of the grid would overflow, and the scale is taken off the logarithm of its amplitude.
     log_basis_nT = np.add.reduceat(x_nP * theta_P, model.first_of_term, axis=1) - log_loss_n[:, None]
     log_scale_T = log_basis_nT.max(axis=0)
     basis_nT = np.exp(log_basis_nT - log_scale_T)

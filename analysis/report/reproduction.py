@@ -1,4 +1,4 @@
-"""How each number of a report is reproduced: files, commands, code, library versions and hardware of every run."""
+"""Tells how to reproduce each number of a report: files, commands, code, library versions and hardware of every run."""
 
 from __future__ import annotations
 

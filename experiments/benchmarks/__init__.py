@@ -1,1 +1,1 @@
-"""What `ecdit bench` measures. Only that command imports this package."""
+"""Measures the speeds and costs that `ecdit bench` prints. Only that command imports this package."""

@@ -1,4 +1,4 @@
-"""`ecdit bench train`: a step of a dropless router beside expert choice and beside DiT-MoE's loop over experts.
+"""Times a step of a dropless router beside expert choice and beside DiT-MoE's loop over experts (`ecdit bench train`).
 
 Each row compares two models in real steps of the real engine, which take turns. Pairs are measured one after another,
 so that no more than two models are in memory. The `floor` of a ratio of times is the ratio of the accounted FLOPs, so

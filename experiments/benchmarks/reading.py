@@ -1,10 +1,10 @@
 """Measures how fast latents and text features of real networks' sizes are read, to compare with training's needs.
 
-The data set holds random numbers in the shapes of 256-pixel images (a VAE of 4 channels that divides by 8), T5-XXL and
-CLIP-L, and is read as training reads it. It is larger than the caches of a processor, and lies in the memory that the
-operating system keeps of files: the disk is not measured. `ecdit bench data` prints it.
+The data set holds random numbers with the shapes of latents of 256-pixel images (a VAE with 4 channels and a factor of
+8), T5-XXL and CLIP-L features, and is read as training reads it. It is larger than a processor's caches and fits the
+operating system's page cache, so the disk is not measured. `ecdit bench data` prints the result.
 
-Legend: N images, M text tokens, C, H, W channels, rows, columns, V, U widths of T5 and CLIP.
+Legend: N images, M text tokens, C channels, H rows, W columns, V width of T5 features, U width of CLIP features.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def bytes_per_image(num_tokens: int) -> int:
 
 
 def write_random_set(folder: Path, num_tokens: int, gib: float) -> int:
-    """Writes a data set of about `gib` GiB with captions of `num_tokens` tokens; returns how many images train."""
+    """Writes a data set of about `gib` GiB with captions of `num_tokens` tokens; returns its number of images."""
     num_images = max(4, int(gib * 2**30 / bytes_per_image(num_tokens)))
     empty = _write(folder, "empty-caption", 1, num_tokens=1)
     shards = [_shard(folder, "validation", 0, VALIDATION_IMAGES, num_tokens)]
@@ -97,7 +97,7 @@ def measure_reading(
 
 
 def measure_copying(num_threads: int, gib: float, rounds: int, clock: Clock = perf_counter) -> float:
-    """Bytes per second that threads copy in pieces of the size of a caption's features: what reading cannot exceed."""
+    """Returns the bytes per second that threads copy in pieces of a caption's size, an upper bound for reading."""
     num_pieces = max(num_threads, int(gib * 2**30 / COPIED_BYTES))
     source, target = (np.ones((num_pieces, COPIED_BYTES), dtype=np.uint8) for _ in range(2))
     order = shuffled(0, np.arange(num_pieces), num_pieces)

@@ -1,4 +1,4 @@
-"""`ecdit bench routing`: the expert-choice layer, forward and backward, beside dense and every peer, in one run.
+"""`ecdit bench routing` times the expert-choice layer, forward and backward, beside dense and every peer, in one run.
 
 A timed step is that of one feed-forward layer: forward, and backward to its input and all its weights. The floor of a
 side is the time of its matmuls, by their FLOPs at the measured matmul rate or by their bytes at the measured copy rate,
@@ -67,7 +67,7 @@ class Layers:
 
     @property
     def num_slots(self) -> int:
-        """The number of slots of all experts together."""
+        """Returns the number of slots of all experts together."""
         routing = self.config.routing
         return round(self.num_images * self.config.num_tokens * (routing.capacity_factor or 0))
 

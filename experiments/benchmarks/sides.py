@@ -27,7 +27,7 @@ WARM_UP_ROUNDS = 2
 NO_ACCELERATOR = "no accelerator"
 COPY_BYTES = 2**28
 IN_A_ROW = 8
-"""On an accelerator, the number of steps of a layer that are timed together."""
+"""The number of steps of a layer that are timed together on an accelerator."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class SpeedRow:
 
     @property
     def gap(self) -> float | None:
-        """The ratio of the measurement to the floor, or None without one."""
+        """Returns the ratio of the measurement to the floor, or None without one."""
         if self.measured is None or self.floor is None:
             return None
         return self.floor / self.measured if self.more_is_better else self.measured / self.floor
 
     @property
     def is_met(self) -> bool | None:
-        """Return whether the target is met, or None without one."""
+        """Returns whether the target is met, or None without one."""
         if self.measured is None or self.target is None:
             return None
         return self.measured >= self.target if self.more_is_better else self.measured <= self.target

@@ -1,4 +1,4 @@
-"""`ecdit bench train` and `ecdit bench sample`: whole models side by side, in one process, taking turns.
+"""`ecdit bench train` and `ecdit bench sample` time whole models, which take turns in one process.
 
 Training compares expert choice with the dense model that activates as many parameters
 (`ecdit.iso_activation=ffn_factor`), in real steps of the real engine; data are drawn before the clock starts. Sampling

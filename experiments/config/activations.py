@@ -25,9 +25,9 @@ class Activations(NamedTuple):
     """Holds what the activations of one image take, in bytes."""
 
     saved: float
-    """What is saved at the end of the forward pass."""
+    """The bytes that are saved at the end of the forward pass."""
     recomputed: float
-    """What the block that is computed again saves beyond its input; 0 without activation checkpointing."""
+    """The bytes that a recomputed block saves beyond its input; 0 without activation checkpointing."""
     widest_gradient: float
     """The gradient of one hidden layer; kernels over all experts at once add what they compute again."""
     exchanged: float

@@ -52,6 +52,8 @@ def budget(config: RunConfig) -> Budget:
         active["experts"] = round(params["experts"] * experts_per_token(config) / config.routing.num_experts)
     forward = _flops_by_part(config, config.num_tokens, training=False)
     training = _flops_by_part(config, config.num_train_tokens, training=True)
+    # The backward pass has two products for each one of the forward pass, with respect to inputs and to weights. The
+    # first layers need no gradient of their inputs (patches, timesteps, features), which saves one product each.
     inputs_without_gradient = training["embed"] + 2 * TIME_FREQUENCIES * config.model.width
     inputs_without_gradient += captions_of(config).flops_without_gradient(config.model)
     return Budget(
@@ -146,7 +148,7 @@ def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[s
         "attention": depth * (2 * T * (2 * d * d + 2 * d * kv) + 4 * T * T * d),
         "cross_attention": depth * (4 * T * d * d + 4 * L * d * kv + 4 * T * L * d),
         "ffn": (depth - num_sparse) * 4 * T * d * hidden_width(config, model.ffn_factor),
-        "experts": round(num_sparse * 2 * slots * expert),
+        "experts": round(num_sparse * 2 * slots * expert),  # an empty slot is computed too
         "shared_experts": num_sparse * 2 * T * shared,
         "router": num_sparse * 2 * T * d * routing.num_experts,
         "head": 2 * T * d * patch,

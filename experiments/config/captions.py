@@ -31,7 +31,7 @@ class Captions(Protocol):
     needed: ClassVar[tuple[str, ...]]
     """The `data.*` settings that must have a value."""
     in_words: ClassVar[bool]
-    """Whether a trained model can be asked for any caption in the words of the data, or only for stored ones."""
+    """Says whether a trained model takes any caption in the words of the data, or only stored ones."""
 
     @classmethod
     def of(cls, data: DataConfig) -> Self:

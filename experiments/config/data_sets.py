@@ -31,9 +31,9 @@ class DataSet:
     complete: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     """Completes the nested settings of a run on it where they follow from files. Raises `ConfigError`."""
     has_pixels: bool = True
-    """Whether the model sees pixels; otherwise samples have to be decoded by another network."""
+    """Says whether the model sees pixels. Otherwise another network has to decode the samples."""
     has_scenes: bool = False
-    """Whether images are scenes that our judge can read: `shapes-geneval` and `frechet-shapes` need them."""
+    """Says whether images are scenes that the judge can read, which `shapes-geneval` and `frechet-shapes` need."""
     examples: tuple[str, ...] = ("",) * 6
     """The captions that `ecdit sample` takes by default: empty ones stand for the first that a data set has stored."""
 

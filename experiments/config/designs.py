@@ -1,17 +1,17 @@
-"""Designs that are settings of a run only in relation to others: equal FLOPs, and equal activated parameters.
+"""Designs: settings that define a run by its relation to others, such as equal FLOPs or equal activated parameters.
 
-They are written among the settings under `ecdit.`, so that a sweep file with them is a W&B sweep, and `ecdit train`
-understands what a W&B agent passes:
+They are written among the other settings with the prefix `ecdit.`, so that a sweep file with them is also a W&B sweep,
+and `ecdit train` understands what a W&B agent passes:
 
-- `ecdit.train_flops=1e13`: train as many images as that many FLOPs pay for, in whole batches, in place of
-  `train.images` (isoFLOP profiles: Hoffmann et al. 2022, arXiv 2203.15556, section 3.2).
-- `ecdit.iso_activation=ffn_factor` or `width`: not this run with experts, but the dense one that activates as many
-  parameters, by a wider feed-forward or a wider model; everything else stays, the depth too. A dense run is its own
-  match. `None`: the run itself.
-- `ecdit.seed`: of a random sweep's draws; `ecdit.cluster`: where it runs (`sweeps/cluster.py`). Both mean nothing to a
-  run.
+- `ecdit.train_flops=1e13` trains as many images as that many FLOPs pay for, in whole batches, in place of
+  `train.images` (iso-FLOP profiles: Hoffmann et al. 2022, arXiv 2203.15556, section 3.2).
+- `ecdit.iso_activation=ffn_factor` or `width` replaces a run with experts by the dense run that activates as many
+  parameters, through a wider feed-forward or a wider model. Everything else stays the same, the depth too. A dense run
+  is its own match, and `None` leaves the run as it is.
+- `ecdit.seed` seeds the draws of a random sweep, and `ecdit.cluster` says where it runs (`sweeps/cluster.py`). Neither
+  changes a run.
 
-A resolved config knows nothing of how it was designed. What the settings themselves mean is `overrides.py`'s.
+A resolved config does not record how it was designed. `overrides.py` interprets all other settings.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class DesignedConfig:
     config: RunConfig
     train_flops_budget: float | None = None
     matched_run: str | None = None
-    """Name of the run with experts that this dense one is matched to."""
+    """The name of the run with experts that this dense one is matched to."""
     matched_params_active: int | None = None
     """The number of activated parameters of that run."""
 
@@ -183,4 +183,4 @@ MATCHES: dict[str, Callable[[RunConfig, int, CostOf], RunConfig]] = {
     "ffn_factor": _match_ffn_factor,
     "width": _match_width,
 }
-"""Ways to give a dense run a number of activated parameters."""
+"""The ways to give a dense run a number of activated parameters."""

@@ -75,7 +75,7 @@ class Memory:
     reduction_copy: int
     """The flat copy of the bucket that is sent to the other processes."""
     activations: int
-    """What autograd saves for the backward pass of one micro batch."""
+    """The bytes that autograd saves for the backward pass of one micro batch."""
     recomputed: int
     """Activations of the one block that activation checkpointing recomputes at a time; 0 without checkpointing."""
     backward_scratch: int

@@ -53,13 +53,13 @@ class RecordedValue:
     """Converts the recorded value to the units of the axis."""
     higher_is_better: bool = True
     of_dense: bool = True
-    """Whether runs of dense models can have the value."""
+    """Says whether runs of dense models can have the value."""
     is_optional: bool = False
-    """Whether a complete measurement may lack the value, as where guidance is off."""
+    """Says whether a complete measurement may lack the value, for instance where guidance is off."""
     figures: tuple[str, ...] = ("image-quality",)
     """The figures that draw it: `alignment`, `image-quality`, `quality-over-training`, `quality-time`, `guidance`."""
     is_logarithmic_where_wide: bool = False
-    """Whether its axis over training and over guidance is logarithmic where the values span a wide range."""
+    """Says whether its axis over training and over guidance is logarithmic where the values span a wide range."""
     title: str = ""
     """The title of its column in tables. Empty stands for the name."""
     format: str = ".4g"
@@ -74,11 +74,11 @@ class RecordedValue:
 
     @property
     def label(self) -> str:
-        """The title of the axis."""
+        """Returns the title of the axis."""
         return self.axis or f"{self.name}\n({'higher' if self.higher_is_better else 'lower'} is better)"
 
     def says_little(self, num_images: int) -> bool:
-        """Return whether a value over `num_images` images is not to be trusted."""
+        """Returns whether a value over `num_images` images is not to be trusted."""
         return self.few_images is not None and num_images <= self.few_images.num_images
 
     def text(self, value: float, low: float | None = None, high: float | None = None) -> str:
@@ -103,11 +103,11 @@ class MetricRow:
     captions: tuple[CaptionSplit, ...] = ("validation",)
     """The captions whose images it is given: those of the validation split, or also half as many held-out ones."""
     needs_routed_layers: bool = False
-    """Whether it watches the routed layers of the model, so that runs of dense models do not have it."""
+    """Says whether it watches the routed layers of the model, so that runs of dense models do not have it."""
     needs_files: tuple[str, ...] = ()
     """The options of `ecdit evaluate` with which a user names the files of the networks that it needs."""
     while_training: bool = False
-    """Whether training measures it, too, where `eval.metric_images` asks for images."""
+    """Says whether training measures it, too, where `eval.metric_images` asks for images."""
     min_image_size: int = 0
     """The smallest `data.image_size` that it can measure; `min_image_size_reason` says why."""
     min_image_size_reason: str = ""
@@ -115,7 +115,7 @@ class MetricRow:
     """The smallest number of images that it can measure; `min_images_reason` says why."""
     min_images_reason: str = ""
     is_recorded_first: bool = False
-    """Whether its rows stand before those of the other metrics in `evals.jsonl`."""
+    """Says whether its rows stand before those of the other metrics in `evals.jsonl`."""
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` where training could not provide what the metric needs."""
@@ -234,7 +234,7 @@ IMPORTED = tuple(RecordedValue(name, factor=100.0, **PERCENT, figures=()) for na
 """The values of `ecdit evaluate --import-geneval` and `--import-dsg`, which other programs measured."""
 
 DEFAULT_METRICS = ("shapes-geneval", "frechet-shapes")
-"""What `ecdit evaluate` measures where nothing is named."""
+"""The metrics that `ecdit evaluate` measures where none is named."""
 
 
 def sampled_metrics() -> list[MetricRow]:

@@ -1,13 +1,14 @@
 """Builds a checked `RunConfig` from a YAML file and `KEY=VALUE` overrides.
 
-Overrides win over the file, and of overrides the later one wins: a sweep and a W&B agent append what they vary to what
-was there. Inside of a file there is no order, so that a setting which is given twice is refused.
+Overrides win over the file, and a later override wins over an earlier one, because a sweep and a W&B agent append the
+settings that they vary to the given ones. The keys of a file have no order, so a setting that is given twice in it is
+refused.
 
-A key is the dotted path of a setting. Short forms: `model=nano` is `model.name=nano`, likewise `routing`, `data` and
-`optim`. `arm="routing.name=dense model.ffn_factor=6"` stands for the overrides in it, at its place, so that a grid can
-vary settings together. What a W&B agent passes is understood: a leading `--`, a group of nested parameters as one word
-(`optim={'learning_rate': 0.0001}`), and the words of a requeued run, which are all that W&B had stored of it. What the
-text of a value means is decided in `values.py`, whether settings fit each other in `checks.py`.
+A key is the dotted path of a setting. Short forms exist: `model=nano` means `model.name=nano`, and likewise `routing`,
+`data` and `optim`. `arm="routing.name=dense model.ffn_factor=6"` is replaced by the overrides in it, so that a grid can
+vary settings together. Words of a W&B agent are understood too: a leading `--`, a group of nested parameters as one
+word (`optim={'learning_rate': 0.0001}`), and those of a requeued run, which are all that W&B had stored of it.
+`values.py` interprets the text of a value, and `checks.py` decides whether settings fit each other.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from experiments.text import printable, shortened
 SHORT_FORMS = {section: f"{section}.name" for section in ("model", "routing", "data", "optim")}
 ARM = "arm"
 DESIGN_SECTION = "ecdit"
-"""The section of the designs in `designs.py`."""
+"""The section of settings that holds the designs of `designs.py`."""
 STORED_BY_WANDB = "_wandb"
 """The key under which W&B keeps its own facts in the config of a run."""
 RECORDED = "config_id"
-"""Among the words of a requeued run: our mirror has stored its settings."""
+"""The key which shows that the words of a requeued run include the settings that our W&B mirror stored."""
 ALIKE = 0.6
-"""Least share of equal letters for a suggestion, as in `did_you_mean`."""
+"""The smallest share of equal letters for which a name is suggested, as in `did_you_mean`."""
 LONGEST_NUMBER = 24
 
 

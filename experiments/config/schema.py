@@ -53,7 +53,7 @@ Same = Literal["same"]
 
 
 class Settings(BaseModel):
-    """Frozen, complete, and closed to unknown keys."""
+    """The base class of all groups of settings, which is frozen and refuses unknown keys and non-finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -96,7 +96,7 @@ class RoutingConfig(Settings):
 
 
 class FlowConfig(Settings):
-    """Rectified flow with logit-normal t. The paper states neither mean nor scale: these are ours."""
+    """Holds the settings of rectified flow with logit-normal t, whose mean and scale are ours: EC-DIT states none."""
 
     time_mean: LogitMean = 0.0
     time_std: LogitStd = 1.0
@@ -127,7 +127,7 @@ class DataConfig(Settings):
 
 
 class OptimConfig(Settings):
-    """Optimizer and schedule. RMSProp's momentum and every Adam constant are ours."""
+    """Holds the settings of optimizer and schedule. RMSProp's momentum and every Adam constant are ours."""
 
     name: Literal["adamw", "rmsprop"] = "adamw"
     learning_rate: LearningRate
@@ -157,14 +157,14 @@ class TrainConfig(Settings):
 
 
 class CheckpointConfig(Settings):
-    """When to save. The last `keep` complete checkpoints stay."""
+    """Holds the settings of checkpoints, of which the last `keep` complete ones are kept."""
 
     every_images: Images = 12_800
     keep: Steps = 2
 
 
 class EvalConfig(Settings):
-    """Validation on a fixed set of (image, t, noise); the samples shown in W&B, and what is measured on others."""
+    """Holds the settings of validation on a fixed set of (image, t, noise), of W&B's samples and of sampled metrics."""
 
     every_images: Images = 6_400
     images: HeldImages = 512
@@ -209,7 +209,7 @@ class WandbConfig(Settings):
 
 
 class RunConfig(Settings):
-    """Everything that defines one run."""
+    """Holds everything that defines one run."""
 
     model: ModelConfig
     routing: RoutingConfig
@@ -269,7 +269,7 @@ class RunConfig(Settings):
 
     @property
     def sparse_layer_indices(self) -> tuple[int, ...]:
-        """Returns the layers whose feed-forward is routed: the 2nd, 4th, ... or all; none when dense."""
+        """Returns the layers whose feed-forward is routed: every second one, all, or none in a dense model."""
         if self.routing.name == "dense":
             return ()
         every = 2 if self.model.sparse_layers == "alternate" else 1

@@ -31,7 +31,7 @@ class TensorGroup:
     sizes: tuple[int, ...]
     num_partitions: int
     ranks_per_partition: int
-    """How many consecutive processes have the same partition number: 1, or the size of an expert-parallel group."""
+    """The number of consecutive processes that share a partition number: 1, or the expert-parallel group's size."""
 
     @property
     def partition_elements(self) -> int:

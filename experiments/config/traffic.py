@@ -1,19 +1,19 @@
-"""Computes by arithmetic what one process sends to others in an optimizer step.
+"""Calculates how many bytes one process sends to others in an optimizer step.
 
-Gradients, weights and expert slots travel in working precision, by the collectives of DeepSpeed 0.19.8: a ring
-all-reduce of N bytes among n processes sends 2 (n - 1) / n N from each, an all-gather or reduce-scatter half of that.
-By ZeRO stage:
+Gradients, weights and expert slots travel in working precision, through the collectives of DeepSpeed 0.19.8. In a ring
+all-reduce of N bytes among n processes each sends 2 N (n - 1) / n bytes, in an all-gather or reduce-scatter half of
+that. The ZeRO stages differ as follows:
 
-- 0: gradients are all-reduced once, after the last accumulation step.
-- 1: the same, and the updated weights are gathered.
-- 2: as 1, but gradients are reduced after every accumulation step; by an all-reduce, of which each process keeps its
-  part (`use_multi_rank_bucket_allreduce`, the default).
-- 3: in every accumulation step weights are gathered for the forward and for the backward pass, but for those that are
-  still there, and gradients are reduce-scattered.
+- Stage 0 all-reduces gradients once, after the last accumulation step.
+- Stage 1 does the same, and then all-gathers the updated weights.
+- Stage 2 reduces gradients after every accumulation step, and all-gathers the updated weights. It reduces by an
+  all-reduce of which each process keeps its part (`use_multi_rank_bucket_allreduce`, the default).
+- Stage 3 gathers weights in every accumulation step for the forward and again for the backward pass, except those that
+  are still in memory, and reduce-scatters gradients.
 
-Experts are reduced among the processes that hold the same ones. Each routed layer sends its slots to their experts and
-the results back, and the same again in the backward pass; with activation checkpointing a third time. Losses, norms and
-flags are left out.
+The gradients of experts are reduced among the processes that hold the same experts. Each routed layer sends its slots
+to their experts and the results back, and does so again in the backward pass, and a third time with activation
+checkpointing. Losses, norms and flags are not counted.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Operation = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all"]
 
 @dataclass(frozen=True)
 class Transfer:
-    """Describes one kind of traffic."""
+    """Describes one kind of data that processes exchange, and the collective that does it."""
 
     what: str
     operation: Operation
     bytes_sent: int
-    """What each process sends in an optimizer step."""
+    """The bytes that each process sends in an optimizer step."""
     group: int
     """The number of processes that take part."""
     stride: int
@@ -70,6 +70,7 @@ def _of_group(config: RunConfig, whose: str, size: int, group: int, stride: int)
         return Transfer(what + whose, operation, round(sent), group, stride)
 
     if stage == 3:
+        # ZeRO-3 keeps up to REUSED_ELEMENTS gathered weights alive between the passes; the rest is gathered again.
         again = max(0.0, 1 - REUSED_ELEMENTS / max(1, sum(budget(config).params_by_part.values())))
         return [
             transfer("weights", "all-gather", times * (1 + again) * ring),
@@ -81,6 +82,7 @@ def _of_group(config: RunConfig, whose: str, size: int, group: int, stride: int)
 
 def _of_slots(config: RunConfig, on_accelerator: bool) -> list[Transfer]:
     spread, train = experts_spread(config), config.train
+    # The forward pass and the backward pass each send slots to the experts and back, and so does a recomputed forward.
     passes = 6 if config.parallel.activation_checkpointing else 4
     slots = config.micro_batch_images * exchanged_slots(config)
     size = slots * config.model.width * working_bytes(config, on_accelerator)

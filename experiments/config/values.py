@@ -110,9 +110,9 @@ def shown(text: str) -> str:
 
 
 def _number(text: str, kinds: frozenset[type]) -> int | float | None:
-    """`text` as an integer where one is taken and it is whole (`1e6` is), else as a float where one is taken.
+    """Reads `text` as an integer where one is accepted and it is whole (as `1e6` is), else as a float if accepted.
 
-    Only in ASCII: Python also reads the digits of other scripts, which look like a slip in a config.
+    Only ASCII digits are read. Python also accepts those of other scripts, which are probably a mistake in a config.
     """
     if not text.isascii():
         return None

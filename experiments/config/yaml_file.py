@@ -1,10 +1,10 @@
-"""YAML that a user wrote (a config, a sweep file, a cluster file, a word that holds a group of settings), read safely.
+"""Reads YAML that a user wrote (a config, a sweep file, a cluster file, a group of settings in one word) safely.
 
-The YAML library lets the last of two equal keys win, expands aliases without end and recurses as deep as the text does.
-Here a key that is given twice is refused with both lines, aliases are counted before they are expanded, and depth, size
-and kind of the file are limited. `<<` merges as YAML says: what a mapping itself says wins over what it merges. Keys
-are always text. The line of every key is kept, so that a reader who knows what keys mean can refuse two names of one
-thing (`refuse_repeated`).
+The YAML library lets the last of two equal keys win, expands aliases without limit and recurses as deep as the text is
+nested. This module refuses a key that is given twice and names both lines, counts aliases before they are expanded, and
+limits the depth, size and kind of the file. `<<` merges as YAML defines it: a mapping's own keys win over merged ones.
+Keys are always text. The line of every key is kept, so that a caller who knows the meaning of keys can refuse two names
+of one setting (`refuse_repeated`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from experiments.text import printable, shortened
 MAX_YAML_BYTES = 2**20
 MAX_DEPTH = 32
 MAX_VALUES = 200_000
-"""Keys and values of a file with its aliases expanded: twice the runs of the largest grid."""
+"""The limit of keys and values of a file with its aliases expanded, twice the runs of the largest grid."""
 LONGEST_REASON = 300
 
 KeyPath = tuple[str, ...]
@@ -94,7 +94,10 @@ def refuse_repeated(
     error_type: type[EcditError],
     known: Mapping[str, Spelling] | None = None,
 ) -> dict[str, Spelling]:
-    """`names` by name; an `error_type` with both lines where one is given twice or is among those `known` already."""
+    """Maps each of `names` to its spelling.
+
+    Raises an `error_type` that names both lines where one is given twice, or is among those `known` already.
+    """
     found: dict[str, Spelling] = {}
     for name, spelling in names:
         other = found.get(name) or (known or {}).get(name)

@@ -1,1 +1,1 @@
-"""Images with captions by data set, and the batches made of them."""
+"""Makes batches of procedural captioned scenes or of prepared latents, and prepares the latents of real images."""

@@ -1,8 +1,8 @@
-"""Random numbers by counter: image i draws the same whoever draws it, and in whatever batch.
+"""Counter-based random numbers, so that image i gets the same ones on every process and in every batch.
 
-numpy's Philox (Salmon et al., SC 2011) is keyed by (seed, stream) and its counter is set to the image, so the
-numbers of any range of images cost one call. Every image takes a fixed number of them, therefore normals are made by
-Box and Muller and not by rejection.
+numpy's Philox (Salmon et al., SC 2011) is keyed by (seed, stream) and its counter is set to the image, so the numbers
+of any range of images are one call. Every image takes a fixed number of them, so normals are made by the method of Box
+and Muller and not by rejection, which takes a varying number.
 
 Legend: N images, M numbers per image.
 """
@@ -19,14 +19,14 @@ Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
 
 NUMBERS_PER_COUNT = 4
-"""64-bit numbers that Philox makes from one value of its counter."""
+"""The number of 64-bit numbers that Philox makes from one value of its counter."""
 
 NORMALS_AT_ONCE = 1 << 15
-"""Normals computed together: few enough to stay in the cache, a third faster than all at once."""
+"""The number of normals that are computed together; so many stay in the cache, which takes a third less time."""
 
 
 class Stream(IntEnum):
-    """Says what a number is for. Streams of one seed are independent; the values define the data and never change."""
+    """The purpose of a random number. Streams of one seed are independent; the values define the data and are fixed."""
 
     TRAIN_SCENE = 1
     VALIDATION_SCENE = 2
@@ -44,6 +44,7 @@ class Stream(IntEnum):
 
 def uniforms(seed: int, stream: Stream, images: range, num: int) -> Floats:
     """Returns uniform numbers in the open interval (0, 1) for each of `images`: float64 [N, M] with M = `num`."""
+    # 52 bits plus a half are exact in float64, and neither 0 nor 1 can occur, whose quantiles would be infinite.
     bits_NM = random_bits(seed, stream, images, num)
     uniform_NM = (bits_NM >> np.uint64(12)).astype(np.float64)
     uniform_NM += 0.5
@@ -77,7 +78,7 @@ def _box_muller(bits_NP: NDArray[np.uint64]) -> Floats32:
 def random_bits(seed: int, stream: Stream, images: range, num: int) -> NDArray[np.uint64]:
     """Returns numbers of 64 random bits, uint64 [N, M] with M = `num`.
 
-    One call for the whole range; image i starts at a multiple of its counts.
+    One call draws the numbers of the whole range. Image i takes a fixed number of counts and starts at i times it.
     """
     assert images.start >= 0, f"negative index in {images}"
     assert images.step == 1, f"{images} leaves images out"

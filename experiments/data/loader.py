@@ -1,10 +1,11 @@
-"""Makes batches: those for training, and the fixed set that validates every run.
+"""Makes the batches of training, and the fixed validation set that all runs share.
 
-Everything about image i is drawn from counters at i, so it does not depend on batch size, rank or world, and a run
-that resumes at `images_seen` sees what it would have seen. The images come from the source of the data set
-(`sources/contract.py`) and follow `data.seed`; time, noise, mask and caption dropout follow `seed`, so that runs of
-different seeds share the images and differ in the rest. The validation set knows neither `seed` nor `flow`: all runs
-are compared on the same images, times and noise. Which way the flow runs between pixels and noise is `flow`'s to say.
+Everything random about image i comes from counters at i. It therefore does not depend on batch size, rank or world, and
+a run that resumes at `images_seen` gets the batches that it would have got without the interruption. The images come
+from the source of the data set (`sources/contract.py`) and depend on `data.seed`. Time, noise, mask and caption dropout
+depend on `seed`, so runs with different seeds see the same images and differ in the rest. The validation set depends on
+neither `seed` nor `flow`, so all runs are compared on the same images, times and noise. `flow` interpolates between
+pixels and noise.
 
 Legend: B images of a batch, C channels, H rows, W columns, L caption length, T tokens of an image, K kept tokens, V, U
 widths of precomputed text features, of tokens and pooled.
@@ -27,9 +28,9 @@ from experiments.data.counter import Floats, Stream, normals, uniforms
 from experiments.data.sources.contract import ImageSource, open_source
 
 PREFETCHED_BATCHES = 3
-"""Batches made ahead of the one in use: enough for a slow one not to be noticed."""
+"""The number of batches made ahead of the one in use, so that a slow one does not stall training."""
 CORES_PER_THREAD = 4
-"""One thread makes batches for every so many cores of a process: the others compute, or start kernels."""
+"""A process uses one thread that makes batches for every so many cores; the other cores compute or launch kernels."""
 MAX_THREADS = 8
 
 
@@ -38,23 +39,23 @@ class Batch:
     """Holds what one forward pass of training or validation needs."""
 
     index_B: Tensor
-    """int64: index of the image in its split."""
+    """The index of each image in its split, as int64."""
     pixels_BCHW: Tensor
-    """float32: pixels in [-1, 1], or latents of about unit variance."""
+    """Pixels in [-1, 1], or latents of about unit variance, as float32."""
     noise_BCHW: Tensor
-    """float32, standard normal."""
+    """Standard normal noise, as float32."""
     time_B: Tensor
-    """float32 in (0, 1), logit-normal."""
+    """Logit-normal times in (0, 1), as float32."""
     keep_BK: Tensor | None
-    """int64, the sorted indices of the tokens that training keeps; None where it keeps all."""
+    """The sorted indices of the tokens that training keeps, as int64; None where it keeps all."""
     caption_BL: Tensor | None = None
-    """int64 token ids; the null caption where it was dropped. None where the data have features."""
+    """Token ids as int64, with the null caption where it was dropped; None where the data set has features."""
     text_BLV: Tensor | None = None
-    """float16 features of the caption's tokens, 0 at padding; those of the empty caption where it was dropped."""
+    """Features of the caption's tokens as float16, 0 at padding; those of the empty caption where it was dropped."""
     text_length_B: Tensor | None = None
-    """int64: how many of the L are no padding."""
+    """The number of tokens of each caption without padding, as int64."""
     pooled_BU: Tensor | None = None
-    """float16 features of the whole caption."""
+    """Features of the whole caption, as float16."""
 
     @property
     def caption(self) -> Tensor | tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +72,7 @@ class TrainStream:
     """Makes the training data of one rank, which are a pure function of the number of images seen."""
 
     def __init__(self, config: RunConfig, rank: int = 0, world: int = 1) -> None:
-        """`rank` of `world` data-parallel processes, which divide `train.batch_images`."""
+        """Opens the images for process `rank` of `world`, among which each batch is divided."""
         assert 0 <= rank < world, f"rank {rank} of {world}"
         assert config.train.batch_images % world == 0, f"{config.train.batch_images} images over {world} ranks"
         self.config, self.source = config, open_source(config.data)
@@ -158,7 +159,7 @@ def _validation_batch(config: RunConfig, source: ImageSource, images: range, qua
 
 
 def _spread_quantiles(config: RunConfig, images: range) -> Floats:
-    """Van der Corput's sequence in base 2 (the bits of i mirrored at the point), shifted by one random number."""
+    """Returns van der Corput's sequence in base 2 (the bits of i mirrored at the point), shifted by a random number."""
     shift = uniforms(config.data.seed, Stream.VALIDATION_TIME, range(1), 1)[0, 0]
     mirrored_B = np.array([int(f"{image:032b}"[::-1], 2) for image in images]) * 2.0**-32
     quantile_B: Floats = np.clip((mirrored_B + shift) % 1.0, 1e-6, 1 - 1e-6)
@@ -173,7 +174,7 @@ def _noise(config: RunConfig, seed: int, stream: Stream, images: range) -> Tenso
 
 
 def _logit_normal(quantile_B: Floats, mean: float, std: float) -> Tensor:
-    """t of given quantiles: sigmoid(mean + std z), float32, kept off the ends where a wide std rounds to them."""
+    """Returns t = sigmoid(mean + std z) at given quantiles, in float32; a wide std must not round it to 0 or 1."""
     z_B = torch.special.ndtri(torch.from_numpy(quantile_B))
     edge = torch.finfo(torch.float32).eps
     return torch.sigmoid(mean + std * z_B).to(torch.float32).clamp(edge, 1 - edge)

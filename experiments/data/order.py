@@ -1,9 +1,10 @@
-"""The order of the images of an epoch: a permutation that is computed place by place, so that none is ever stored.
+"""Computes the order of the images of an epoch place by place, so that the permutation is never stored.
 
-Image `place` of an epoch is found by a Feistel network over the smallest square of a power of two that holds the set,
-walked until it lands inside (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). A resumed run,
-or a run on another number of processes, asks for the places it needs and nothing else; a permutation of 1.2 billion
-images would take 10 GB on every process. Its keys follow (seed, epoch) by Philox.
+The image at a place of an epoch is found by a Feistel network, which permutes the numbers below the smallest power of 4
+that is not below the number of images. It is applied again until its result is the number of an image (cycle walking;
+Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). A resumed run, or a run on another number of
+processes, computes only the places that it needs, while a stored permutation of 1.2 billion images would take 10 GB on
+every process. Philox derives the keys from (seed, epoch).
 
 Legend: N places.
 """
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from experiments.data.counter import Stream, random_bits
 
 NUM_ROUNDS = 8
-"""Four are enough for any statistic; twice as many cost nothing beside reading an image."""
+"""The rounds of the network; four pass all statistical tests, and eight take little time beside reading an image."""
 Integers = NDArray[np.int64]
 Bits = NDArray[np.uint64]
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)

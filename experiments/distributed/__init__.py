@@ -1,1 +1,1 @@
-"""What processes of one run share: DeepSpeed's groups, launchers, rendezvous, common decisions and the watchdog."""
+"""Holds what the processes of a run share: DeepSpeed's groups, launchers, rendezvous, agreement and the watchdog."""

@@ -70,7 +70,7 @@ class Meeting:
 
     @contextlib.contextmanager
     def ending(self, end: Callable[[str], None]) -> Iterator[None]:
-        """Within this context, `end` is called with the reason before the watchdog ends this process."""
+        """Calls `end` with the reason before the watchdog ends this process, while this context is active."""
         if self.watchdog is None:
             yield
             return

@@ -3,7 +3,7 @@
 When a process is killed gloo notices at once. When it is stopped, when the network is cut, and on accelerators when any
 process is lost, the others would wait in a collective for half an hour. So every process writes a heartbeat every few
 seconds from a thread of its own, which a long step does not delay. Rank 0 checks all other ranks and publishes its
-verdict (the key `sentence`); the others check rank 0 and read the verdict. A process that learns of a lost rank reports
+verdict; the others check rank 0 and read the verdict. A process that learns of a lost rank reports
 the reason and ends itself with `os._exit`, because its main thread may never return from a collective.
 
 Silence is counted in ticks of the checking thread and not by the clock, so that a run that was suspended as a whole
@@ -72,7 +72,7 @@ class Watchdog:
         self._beats = dict.fromkeys(self._watched, "")
         self._heard = dict.fromkeys(self._watched, 0)
         self._ticks = 0
-        self._sentence = ""
+        self._verdict = ""
         self._cut_at: int | None = None
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._beat, self._look)]
@@ -99,7 +99,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def ending(self, end: Callable[[str], None]) -> Iterator[None]:
-        """Within this context, `end` is called with the reason before the watchdog ends this process."""
+        """Calls `end` with the reason before the watchdog ends this process, while this context is active."""
         self._end = end
         try:
             yield
@@ -122,20 +122,20 @@ class Watchdog:
     def _exchange(self, beat: str) -> None:
         self._store.set(_beat_key(self._rank), beat)
         if self._rank == 0:
-            self._store.set("sentence", self._sentence)
-        *beats, sentence = self._store.multi_get([*(_beat_key(other) for other in self._watched), "sentence"])
+            self._store.set("verdict", self._verdict)
+        *beats, verdict = self._store.multi_get([*(_beat_key(other) for other in self._watched), "verdict"])
         for other, raw in zip(self._watched, beats, strict=True):
             if raw.decode() != self._beats[other]:
                 self._beats[other], self._heard[other] = raw.decode(), self._ticks
-        self._sentence = self._sentence or sentence.decode()
+        self._verdict = self._verdict or verdict.decode()
 
     def _look(self) -> None:
         """Runs the thread that counts the silence of the watched ranks and ends the process when one is lost."""
         while not self._stopped.wait(self._look_seconds):
             self._ticks += 1
-            self._sentence = self._sentence or self._judged()
-            if self._sentence and not self._stopped.is_set():
-                self._end_process(str(lost_process(self._sentence)))
+            self._verdict = self._verdict or self._judged()
+            if self._verdict and not self._stopped.is_set():
+                self._end_process(str(lost_process(self._verdict)))
 
     def _judged(self) -> str:
         """Returns which rank is lost and how that shows, or an empty string while none is."""

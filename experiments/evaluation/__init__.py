@@ -1,1 +1,1 @@
-"""Evaluation of trained models: samples and their scores, previews during training, and the cost of inference."""
+"""Evaluates trained models: it samples and scores images, and measures the cost and the routing of inference."""

@@ -199,7 +199,7 @@ def _newest(past: Sequence[EvalRow], like: EvalRow, metric: str) -> list[EvalRow
 
 
 def _same_conditions(row: EvalRow, like: EvalRow) -> bool:
-    """Return whether `row` was measured under the conditions of `like`.
+    """Returns whether `row` was measured under the conditions of `like`.
 
     `row` may record more settings than `like`, such as a feature network.
     """

@@ -1,1 +1,1 @@
-"""Rectified flow: the path, the loss, and samplers, independent of the network."""
+"""Defines rectified flow (its path, loss and samplers) independently of the network."""

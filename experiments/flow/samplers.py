@@ -81,6 +81,7 @@ def heun(velocity: Velocity, noise_BCHW: Tensor, times: list[float]) -> Iterator
     x = noise_BCHW
     for start, stop in pairwise(times):
         slope = velocity(x, _full(x, start))
+        # The last step evaluates the velocity at t = 0, where that of rectified flow is finite.
         ahead = velocity(x + (stop - start) * slope, _full(x, stop))
         x = x + (stop - start) * (slope + ahead) / 2
         yield x

@@ -1,1 +1,1 @@
-"""The computing layers of a block: attention, norms, stacked experts with dispatch and combine, and Triton kernels."""
+"""Computes the layers of a block: attention, norms, stacked experts with dispatch and combine, and Triton kernels."""

@@ -1,6 +1,7 @@
 """Triton kernels of a block's elementwise parts: adaptive layer norm, layer norm of heads, and the gated residual.
 
-The forward and the backward kernel each read and write a token once. Gradients that are sums over tokens or heads
+The forward and the backward kernel each read and write a token once. Threads of a program handle neighbouring elements
+of a row, so loads and stores coalesce, and all arithmetic is float32. Gradients that are sums over tokens or heads
 (those of shift, scale and gate, and of the norm's weights) are summed in two steps in float32: each program writes the
 sum over its own stretch of tokens, and torch adds the stretches. This order is fixed, unlike that of atomic additions,
 so results are reproducible. Tests compare the kernels with the plain operations in `attention.py`.
@@ -162,6 +163,8 @@ def _modulate(x, shift, scale, out, num_tokens, width, shift_stride, scale_strid
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     v = tl.load(x + row * width + columns, mask=inside, other=0.0).to(tl.float32)
+    # The variance is that of centred values: E[x^2] - E[x]^2 would cancel where the mean is large. Columns beyond
+    # `width` would hold minus the mean and enter the variance, so they are set to 0 again.
     v = tl.where(inside, v - tl.sum(v, axis=0) / width, 0.0)
     v = v * tl.rsqrt(tl.sum(v * v, axis=0) / width + eps)
     b = tl.load(shift + image * shift_stride + columns, mask=inside, other=0.0).to(tl.float32)
@@ -176,8 +179,8 @@ def _modulate_gradients(
 ):  # fmt: skip
     """One program goes through TOKENS consecutive tokens of one image, in memory order, a whole row at a time.
 
-    It writes the gradient of each token, and of the image's shift and scale its own float32 partial sums, which stay in
-    registers meanwhile. Statistics are recomputed from `x`, which is cheaper than reading them back.
+    It writes the gradient of each token, and at the end its own float32 partial sums of the gradients of the image's
+    shift and scale, which stay in registers meanwhile. Statistics are recomputed from `x`, which is read anyway.
     """
     program = tl.program_id(0).to(tl.int64)
     image, stretch = program // stretches, program % stretches
@@ -189,7 +192,7 @@ def _modulate_gradients(
     for number in range(TOKENS):
         token = stretch * TOKENS + number
         here = (image * num_tokens + token) * width + columns
-        there = inside & (token < num_tokens)
+        there = inside & (token < num_tokens)  # a token beyond the image loads a gradient of 0, and adds 0 to the sums
         v = tl.load(x + here, mask=there, other=0.0).to(tl.float32)
         g = tl.load(grad_out + here, mask=there, other=0.0).to(tl.float32)
         v = tl.where(inside, v - tl.sum(v, axis=0) / width, 0.0)
@@ -197,6 +200,7 @@ def _modulate_gradients(
         v = v * scaling
         shift_sum += g
         scale_sum += g * v
+        # Layer norm is blind to shifts and scalings of x, so the gradient loses its mean and its component along v.
         g = g * s
         g = scaling * (g - tl.sum(g, axis=0) / width - v * (tl.sum(g * v, axis=0) / width))
         tl.store(grad_x + here, g.to(grad_x.dtype.element_ty), mask=there)
@@ -244,7 +248,11 @@ def _gated_residual_gradients(
 
 @triton.jit
 def _norm_heads(x, weight, out, num_rows, heads, token_stride, size, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """One program normalises ROWS consecutive heads, as a block [ROWS, BLOCK], since one head is too short."""
+    """One program normalises ROWS consecutive heads, in memory order, as a block [ROWS, BLOCK] with one head per row.
+
+    One head (64 elements, say) would keep only a part of a warp busy, so a program takes several at once. The heads of
+    a token are contiguous, but tokens are `token_stride` apart, as queries and keys may be slices of a wider tensor.
+    """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
@@ -264,7 +272,7 @@ def _norm_heads_gradients(
     """One program goes through LOOPS consecutive blocks of ROWS heads, in memory order.
 
     It writes the gradient of each head, and its float32 partial sum of the gradient of the weights, which all heads
-    share; several blocks per program keep the number of partial sums small.
+    share. A loop over several blocks keeps the number of partial sums, which torch adds afterwards, small.
     """
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)

@@ -40,7 +40,9 @@ class Places:
     @classmethod
     def of(cls, token_S: Tensor, num_tokens: int) -> Places:
         """Builds both indices from the token in each slot, a number in [0, num_tokens)."""
-        key_S = token_S.int() if token_S.device.type != "cpu" and num_tokens < 2**31 else token_S  # half the passes
+        # Accelerators sort by radix, one pass for each group of bits, so that int32 keys take half as many as int64.
+        key_S = token_S.int() if token_S.device.type != "cpu" and num_tokens < 2**31 else token_S
+        # The sort is stable, so the slots of a token keep their order and every sum has one order.
         sorted_S, slot_S = torch.sort(key_S, stable=True)
         every_N = torch.arange(num_tokens, dtype=sorted_S.dtype, device=token_S.device)
         return cls(token_S, slot_S, torch.searchsorted(sorted_S, every_N))
@@ -71,8 +73,8 @@ def weighted_sum(y_SD: Tensor, weight_S: Tensor, slot_S: Tensor, first_N: Tensor
     """Computes the sum of `combine` without widening 16-bit rows in memory.
 
     `embedding_bag` wants weights in the type of the rows. With 16-bit rows each float32 weight is therefore split into
-    its rounded 16-bit value and the 16-bit rest, and each row is summed once with either. As the sums run in float32,
-    the two parts together keep nearly the precision of the whole weight.
+    its rounded 16-bit value and the 16-bit remainder, and each row enters the sum twice, once with either part. The
+    sums run in float32. With bfloat16 the two parts carry about 16 significant bits of a weight instead of 8.
     """
     if has_kernels(y_SD, weight_S):
         from experiments.layers import routed_kernels as kernels
@@ -81,6 +83,8 @@ def weighted_sum(y_SD: Tensor, weight_S: Tensor, slot_S: Tensor, first_N: Tensor
     weight_S = weight_S[slot_S]
     if torch.finfo(y_SD.dtype).bits >= torch.finfo(weight_S.dtype).bits:
         return sum_rows(y_SD, slot_S, first_N, weight_S.to(y_SD.dtype))
+    # Both parts of a weight stand beside each other, so every slot occurs twice and a token's slots begin at twice the
+    # place. The remainder is computed in float32, where it is exact.
     first_S = weight_S.to(y_SD.dtype)
     parts = torch.stack((first_S, (weight_S - first_S).to(y_SD.dtype)), dim=1).flatten()
     return sum_rows(y_SD, slot_S.repeat_interleave(2), 2 * first_N, parts)
@@ -92,7 +96,7 @@ def wide_type(y_SD: Tensor, weight_S: Tensor) -> torch.dtype:
 
 
 class _Gather(torch.autograd.Function):
-    """`index_select` with a gradient that is summed in a fixed order, and in float32 where rows have 16 bits."""
+    """Gathers rows like `index_select`, but sums gradients in a fixed order, and in float32 where rows have 16 bits."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_ND: Tensor, token_S: Tensor, slot_S: Tensor, first_N: Tensor) -> Tensor:
@@ -106,7 +110,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """The weighted sum, which never writes the weighted results [S, D] to memory."""
+    """Computes the weighted sum without writing the weighted results [S, D] to memory."""
 
     @staticmethod
     def forward(
@@ -122,6 +126,8 @@ class _Combine(torch.autograd.Function):
             from experiments.layers import routed_kernels as kernels
 
             return *kernels.combine_gradients(gradients[0], token_S, y_SD, weight_S), None, None, None
+        # A whole [S, D] copy of the gradients in float32 would be the largest tensor of the layer. A CPU makes it a
+        # stretch at a time, which stays in its cache.
         grad_y_SD, grad_weight_S = torch.empty_like(y_SD), torch.empty_like(weight_S)
         for rows in _stretches(y_SD):
             grad_out_RD = gradients[0].index_select(0, token_S[rows]).to(wide_type(y_SD, weight_S))

@@ -90,6 +90,8 @@ class ExpertExchange(MoE):  # type: ignore[misc]
         validation) the group agrees on the largest number, and the other processes pad theirs with zeros.
         """
         num_experts, num_slots, width = x_EPD.shape
+        # DeepSpeed's all-to-all sends the r-th part of the first axis, the experts of process r, to process r. What
+        # arrives is ordered by sender and then by expert. The transpose brings together all slots of one expert.
         most = num_slots if self.training else self._most(num_slots, x_EPD.device)
         sent_EPD = F.pad(x_EPD, (0, 0, 0, most - num_slots)) if most > num_slots else x_EPD
         count, held = self.share.count, num_experts // self.share.count
@@ -112,6 +114,7 @@ class ExpertExchange(MoE):  # type: ignore[misc]
         into the order of their arrival before the results are returned.
         """
         held, total = self.num_experts // self.share.count, len(x_MD)
+        # A receiver must know its row counts before the all-to-all of rows, so the counts are exchanged first.
         arriving_E = torch.empty_like(slots_E)
         dist.all_to_all_single(arriving_E, slots_E, group=self.group)
         sent, arriving = slot_counts(slots_E, total), slot_counts(arriving_E, total)

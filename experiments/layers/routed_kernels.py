@@ -1,8 +1,10 @@
 """Triton kernels of the routed layer: the sum over a token's slots, the activation, and the gradients of both.
 
-Each kernel reads its inputs once, computes in float32 in registers and writes its results once, where plain operations
-would write every intermediate to memory. Sums run in a fixed order, so results are reproducible. Tests compare the
-kernels with the plain operations in `dispatch.py` and `pieces.py`.
+All of these operations are limited by memory bandwidth. Each kernel therefore reads its inputs once, computes in
+float32 in registers and writes its results once, where plain operations would write every intermediate to memory.
+Within a program the threads handle neighbouring elements of a row, so loads and stores coalesce. Every output element
+is written by one program, and its sum runs in a fixed order, so results are reproducible. Tests compare the kernels
+with the plain operations in `dispatch.py` and `pieces.py`.
 
 Legend: N tokens, D width, S slots of all experts, E experts, F hidden width, P slots of an expert.
 """
@@ -15,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 ELEMENTS = 1024
-"""The number of consecutive elements that one program of the elementwise kernels computes."""
+"""The number of consecutive elements that one program of the elementwise kernels computes, 8 for each thread."""
 SUMMED = 512
 """Elements of a row for each warp. A program waits for one index after another, so more warps would only wait too."""
 
@@ -93,19 +95,26 @@ def _sum_rows(
 ):
     """One program sums the rows of one token, one whole row of `width` elements after the other.
 
-    The running sum stays in registers. Rows are added in the order of `index`, so no atomic additions are needed.
+    The rows of a token lie anywhere in memory, but each of them is contiguous, so its load coalesces. The running sum
+    stays in float32 registers and is rounded once. As one program adds all rows of its token in the order of `index`,
+    no atomic additions are needed, whose order would change between runs.
     """
+    # Offsets are int64, because slots times width may exceed 2^31.
     token = tl.program_id(0).to(tl.int64)
+    # A block is a power of two. The mask keeps columns beyond `width` from reading and writing the next row.
     columns = tl.arange(0, BLOCK)
     inside = columns < width
+    # The rows of a token end where those of the next token begin. The last token has no next one.
     begin = tl.load(first + token)
     end = tl.load(first + token + 1, mask=token + 1 < num_tokens, other=num_slots).to(begin.dtype)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
+    # The number of rows is known only on the device: a token has none, one or many slots.
     place = begin
     while place < end:
         slot = tl.load(index + place).to(tl.int64)
         row = tl.load(rows + slot * width + columns, mask=inside, other=0.0).to(tl.float32)
         if WEIGHTED:
+            # Weights are stored by slot and read through the same index, so no sorted copy of them is needed.
             row = row * tl.load(weight + slot).to(tl.float32)
         total += row
         place += 1
@@ -116,8 +125,9 @@ def _sum_rows(
 def _combine_gradients(grad_out, token, y, weight, grad_y, grad_weight, width, BLOCK: tl.constexpr):
     """One program computes the gradients of one slot: its row of `grad_y` and its element of `grad_weight`.
 
-    The gradient of the token's row is read once and serves both. A slot belongs to one token, so nothing is shared
-    between programs.
+    It holds one whole row in registers, so that the gradient of the token's row is read once and serves both results.
+    Programs are numbered by slot, so `y` and `grad_y` are read and written in memory order. A slot belongs to one
+    token, so no two programs write to the same place.
     """
     slot = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -125,6 +135,7 @@ def _combine_gradients(grad_out, token, y, weight, grad_y, grad_weight, width, B
     row = tl.load(token + slot).to(tl.int64)
     grad_row = tl.load(grad_out + row * width + columns, mask=inside, other=0.0).to(tl.float32)
     y_row = tl.load(y + slot * width + columns, mask=inside, other=0.0).to(tl.float32)
+    # The output is the sum of weight times y, so the gradient of the weight is the dot product of y and the gradient.
     tl.store(grad_weight + slot, tl.sum(grad_row * y_row, axis=0).to(grad_weight.dtype.element_ty))
     grad_row = grad_row * tl.load(weight + slot).to(tl.float32)
     tl.store(grad_y + slot * width + columns, grad_row.to(grad_y.dtype.element_ty), mask=inside)
@@ -133,14 +144,16 @@ def _combine_gradients(grad_out, token, y, weight, grad_y, grad_weight, width, B
 @triton.jit
 def _gelu_share(x):
     """Returns the normal distribution function at x, the factor of x in the exact GELU."""
-    return 0.5 * (1 + tl.erf(x * 0.7071067811865476))
+    return 0.5 * (1 + tl.erf(x * 0.7071067811865476))  # the factor is 1 / sqrt(2)
 
 
 @triton.jit
 def _activation(hidden, acted, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
     """One program computes BLOCK consecutive elements of one expert's [F, P] output, in memory order.
 
-    `size` is F P. With SwiGLU an expert's gates fill the first `size` elements of `hidden` and its ups the next `size`.
+    The grid is [blocks of an expert, experts]. `size` is F P. With SwiGLU an expert's gates fill the first `size`
+    elements of its part of `hidden` and its ups the next `size`. A block therefore must not cross experts: the distance
+    from an output element to its gate differs between them.
     """
     expert = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -149,6 +162,7 @@ def _activation(hidden, acted, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
         other = 2 * expert * size + place
         gate = tl.load(hidden + other, mask=inside, other=0.0).to(tl.float32)
         up = tl.load(hidden + other + size, mask=inside, other=0.0).to(tl.float32)
+        # For gates below -88 the exponential overflows to infinity, and the sigmoid is 0, which is its limit.
         out = gate * (1 / (1 + tl.exp(-gate))) * up
     else:
         x = tl.load(hidden + expert * size + place, mask=inside, other=0.0).to(tl.float32)
@@ -160,12 +174,14 @@ def _activation(hidden, acted, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
 def _activation_with_gradient(hidden, grad_acted, acted, grad_hidden, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
     """One program recomputes BLOCK consecutive elements of one expert's activation and their gradient.
 
-    The memory layout is that of `_activation`. Both results come from one read of `hidden`.
+    Grid and memory layout are those of `_activation`. The backward pass needs the activation for the gradient of the
+    second matrix; it is recomputed here, because `hidden` is read anyway and storing it would take F P more numbers.
     """
     expert = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
     one, other = expert * size + place, 2 * expert * size + place
+    # All loads come before the stores, because `grad_hidden` may be the same memory as `grad_acted`.
     gradient = tl.load(grad_acted + one, mask=inside, other=0.0).to(tl.float32)
     kind = acted.dtype.element_ty
     if GATED:
@@ -174,6 +190,7 @@ def _activation_with_gradient(hidden, grad_acted, acted, grad_hidden, size, GATE
         opened = 1 / (1 + tl.exp(-gate))
         silu = gate * opened
         tl.store(acted + one, (silu * up).to(kind), mask=inside)
+        # The derivative of silu(x) = x s(x) with the sigmoid s is s + x s (1 - s).
         grad_gate = gradient * up * (opened + silu * (1 - opened))
         tl.store(grad_hidden + other, grad_gate.to(kind), mask=inside)
         tl.store(grad_hidden + other + size, (gradient * silu).to(kind), mask=inside)
@@ -181,5 +198,6 @@ def _activation_with_gradient(hidden, grad_acted, acted, grad_hidden, size, GATE
         x = tl.load(hidden + one, mask=inside, other=0.0).to(tl.float32)
         share = _gelu_share(x)
         tl.store(acted + one, (x * share).to(kind), mask=inside)
+        # The derivative of x Phi(x) is Phi(x) + x phi(x), with the normal density phi, whose factor is 1 / sqrt(2 pi).
         slope = share + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
         tl.store(grad_hidden + one, (gradient * slope).to(kind), mask=inside)

@@ -64,9 +64,9 @@ def plain_segments(
 def slot_counts(slots: Tensor, total: int) -> list[int]:
     """Returns `slots` as a list; on an accelerator this waits for the device.
 
-    Fake tensors (`training/in_shape.py`) have no values: for these the `total` is divided evenly.
+    Fake tensors (`training/simulation.py`) have no values: for these the `total` is divided evenly.
     """
-    if isinstance(slots, FakeTensor):  # `training/in_shape.py`
+    if isinstance(slots, FakeTensor):
         even, rest = divmod(total, slots.numel())
         return [even + (place < rest) for place in range(slots.numel())]
     counts: list[int] = slots.tolist()

@@ -1,1 +1,1 @@
-"""The diffusion transformer, with one feed-forward slot in each block."""
+"""Builds the diffusion transformer, in which every block has one dense or routed feed-forward."""

@@ -67,6 +67,7 @@ class Block(nn.Module):
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = mixed_B6D.unsqueeze(2).unbind(1)
         normed_BTD = modulate(x_BTD, shift_a, scale_a, self.fast)
         x_BTD = gated_residual(x_BTD, gate_a, self.attention(normed_BTD, normed_BTD), self.fast)
+        # As in PixArt-alpha, cross-attention is neither modulated nor gated.
         x_BTD = x_BTD + self.cross_attention(x_BTD, text_BLD, mask_B11L)
         answer: FeedForwardOutput = self.ffn(modulate(x_BTD, shift_f, scale_f, self.fast))
         return gated_residual(x_BTD, gate_f, answer.out_BTD, self.fast), answer
@@ -130,7 +131,9 @@ class DiT(nn.Module):
             plain: tuple[Tensor, FeedForwardOutput] = block(*inputs)
             return plain
         tokens_BTD, answer = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-        hollow_BTD = answer.out_BTD.new_empty(()).expand(answer.out_BTD.shape)  # has the shape but takes no memory
+        # Statistics need the shape of the feed-forward's output. The output itself would keep the memory that
+        # checkpointing saves, so it is replaced by an expanded scalar.
+        hollow_BTD = answer.out_BTD.new_empty(()).expand(answer.out_BTD.shape)
         return tokens_BTD, answer._replace(out_BTD=hollow_BTD)
 
     def to_image(self, velocity_BTP: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ def sinusoidal_positions(width: int, side: int) -> Tensor:
     frequency = 10_000 ** (-torch.arange(quarter, dtype=torch.float32) / quarter)
     angle = torch.arange(side, dtype=torch.float32).outer(frequency)
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)
+    # Tokens are in reading order: the row index changes every `side` tokens, the column index with every token.
     rows, columns = axis.repeat_interleave(side, dim=0), axis.repeat(side, 1)
     return F.pad(torch.cat([rows, columns], dim=1), (0, width - 4 * quarter))
 

@@ -1,11 +1,11 @@
-"""Records which process works on a resource, in claim files that also work on shared file systems without locks.
+"""Lock files, which record the process that works on a resource, on shared file systems without `flock` too.
 
-The claims on one resource are files in one folder, `00000001.held`, `00000002.held`, ...; the highest number is valid.
+The lock files of one resource lie in one folder: `00000001.held`, `00000002.held`, ...; the highest number is valid.
 A hard link makes each file appear complete and atomically. A process takes over number n by creating n + 1, which only
-one process can. A released claim is renamed to `.free`. Numbers never decrease, so that a process with an outdated
-listing cannot take a claim that was taken since. A holder shows that it is alive by renewing its file's time stamp.
+one process can. A released lock is renamed to `.free`. Numbers never decrease, so that a process with an outdated
+listing cannot take a lock that was taken since. A holder shows that it is alive by renewing its file's time stamp.
 
-On the holder's machine its process shows whether it is alive (`processes.py`). On another machine a claim counts as
+On the holder's machine its process shows whether it is alive (`processes.py`). On another machine a lock counts as
 dead when its file has not been renewed for a long time. That age is measured on the file system's own clock
 (`silence_on_disk`) or on the monotonic clock (`Silence`), since the clocks of machines differ and can be set.
 """
@@ -33,15 +33,15 @@ from experiments.records.storage import storage_errors
 STALE_SECONDS = 600.0
 """A holder on another machine is taken for dead after this long without a sign."""
 MAX_LOOKS, SECONDS_BETWEEN_LOOKS = 200, 0.05
-"""Limits of the retries in `take_if_dead`. A race for a claim is normally decided in a few of them."""
+"""The limits of the retries in `take_if_dead`. A race for a lock is normally decided within a few of them."""
 OWNER = TypeAdapter(Owner)
-CLAIM_NAME = re.compile(r"([0-9]{8})\.(held|free)")
+LOCK_NAME = re.compile(r"([0-9]{8})\.(held|free)")
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Describes the holder of a claim according to its file.
+    """Describes the holder of a lock according to its file.
 
     `owner` is None where the file cannot be read or parsed (yet); `trouble` then holds the system's error, if there was
     one. Whether such a holder is alive is known only from the time stamp of its file.
@@ -55,7 +55,7 @@ class Holder:
 
     @property
     def pulse(self) -> Hashable:
-        """Returns a value that changes whenever the holder renews its claim."""
+        """Returns a value that changes whenever the holder renews its lock."""
         return (self.number, self.inode, self.renewed_ns)
 
     def is_dead(self) -> bool | None:
@@ -84,27 +84,27 @@ class Silence:
 
 
 class LockFile:
-    """Represents a claim that this process holds."""
+    """Represents a lock that this process holds."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Wraps the claim file `path` and its open descriptor; callers get a claim from `take`."""
+        """Wraps the lock file `path` and its open descriptor; callers get a lock from `take`."""
         self._path = path
         self._descriptor: int | None = descriptor
 
     @property
     def folder(self) -> Path:
-        """Returns the folder of all claims on the same resource."""
+        """Returns the folder of all locks on the same resource."""
         return self._path.parent
 
     def renew(self) -> bool:
-        """Renews the time stamp of the claim file; returns False when another process has taken over."""
+        """Renews the time stamp of the lock file; returns False when another process has taken over."""
         if self._descriptor is None or not self._path.exists():
             return False
         os.utime(self._descriptor)
         return _highest(self._path.parent) == (int(self._path.stem), True)
 
     def release(self) -> None:
-        """Releases the claim; a second call does nothing."""
+        """Releases the lock; a second call does nothing."""
         if self._descriptor is None:
             return
         os.close(self._descriptor)
@@ -116,7 +116,7 @@ class LockFile:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Returns the holder of the claim of `folder`, or None. Raises `StorageError` where the folder cannot be read."""
+    """Returns the holder of the lock of `folder`, or None. Raises `StorageError` where the folder cannot be read."""
     with storage_errors(folder):
         number, is_held = _highest(folder)
         if not is_held:
@@ -134,7 +134,7 @@ def holder(folder: Path) -> Holder | None:
 
 
 def take(folder: Path, replaced: Holder | None = None, owner: Owner | None = None) -> LockFile | None:
-    """Takes the claim of `folder` if it is free or held by `replaced`, which the caller has found to be dead.
+    """Takes the lock of `folder` if it is free or held by `replaced`, which the caller has found to be dead.
 
     Returns None when another process was first. Raises `StorageError` where the folder cannot be written.
     """
@@ -146,7 +146,7 @@ def take(folder: Path, replaced: Holder | None = None, owner: Owner | None = Non
         path = _held(folder, number + 1)
         if not create_once(path, json.dumps(asdict(owner or Owner.of())).encode()):
             return None
-        if _highest(folder) != (number + 1, True):  # our listing was outdated: others took and released claims since
+        if _highest(folder) != (number + 1, True):  # our listing was outdated: others took and released locks since
             path.unlink(missing_ok=True)
             return None
         descriptor = os.open(path, os.O_WRONLY)
@@ -155,9 +155,9 @@ def take(folder: Path, replaced: Holder | None = None, owner: Owner | None = Non
 
 
 def take_if_dead(folder: Path, stale_seconds: float = STALE_SECONDS) -> LockFile | Holder:
-    """Takes the claim of `folder` and returns it; returns the holder instead where one is alive.
+    """Takes the lock of `folder` and returns it; returns the holder instead where one is alive.
 
-    This is meant for a process that checks once. The age of a claim is measured on the file system's clock, so that
+    This is meant for a process that checks once. The age of a lock is measured on the file system's clock, so that
     different clocks of machines do no harm. Raises `StorageError` where the folder cannot be read or written.
     """
     for _ in range(MAX_LOOKS):
@@ -166,15 +166,15 @@ def take_if_dead(folder: Path, stale_seconds: float = STALE_SECONDS) -> LockFile
             dead = found.is_dead()
             if dead is False or (dead is None and silence_on_disk(folder, found) < stale_seconds):
                 return found
-        claim = take(folder, found)
-        if claim is not None:
-            return claim
+        lock = take(folder, found)
+        if lock is not None:
+            return lock
         time.sleep(SECONDS_BETWEEN_LOOKS)  # others have come and gone, or a network file system shows what has gone
-    raise StorageError(f"cannot write {folder}: its claims do not settle.", "Look at what is in it, and try again.")
+    raise StorageError(f"cannot write {folder}: its locks do not settle.", "Look at what is in it, and try again.")
 
 
 def silence_on_disk(folder: Path, found: Holder) -> float:
-    """Returns the seconds since `found` renewed its claim, on the clock of the file system that holds `folder`."""
+    """Returns the seconds since `found` renewed its lock, on the clock of the file system that holds `folder`."""
     probe = folder / f".{os.getpid()}.now"
     with storage_errors(probe):
         probe.touch()
@@ -219,13 +219,13 @@ def _held(folder: Path, number: int) -> Path:
 
 
 def _numbers(folder: Path) -> dict[int, bool]:
-    """Returns, for the number of every claim of `folder`, whether it is held."""
+    """Returns, for the number of every lock of `folder`, whether it is held."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    claims = filter(None, map(CLAIM_NAME.fullmatch, names))
-    return {int(claim.group(1)): claim.group(2) == "held" for claim in claims}
+    locks = filter(None, map(LOCK_NAME.fullmatch, names))
+    return {int(lock.group(1)): lock.group(2) == "held" for lock in locks}
 
 
 def _highest(folder: Path) -> tuple[int, bool]:
@@ -233,7 +233,7 @@ def _highest(folder: Path) -> tuple[int, bool]:
 
 
 def _drop_below(folder: Path, number: int) -> None:
-    """Removes the claims below `number`, which are no longer valid; one that cannot be removed does no harm."""
+    """Removes the locks below `number`, which are no longer valid; one that cannot be removed does no harm."""
     for lower in _numbers(folder):
         if lower < number:
             for suffix in (".held", ".free"):

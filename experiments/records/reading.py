@@ -39,9 +39,9 @@ class RecordRows:
 
 
 def read_content(path: Path) -> bytes:
-    """Returns the bytes of a file of rows; empty where there is no file.
+    """Returns the bytes of a file of rows, and no bytes where there is no file.
 
-    A `RecordError` where something else is in its place, or it cannot be read.
+    Raises `RecordError` where something else is in its place, or where it cannot be read.
     """
     try:
         return read_input(path, MAX_ROWS_BYTES)
@@ -52,9 +52,9 @@ def read_content(path: Path) -> bytes:
 
 
 def read_jsonl(path: Path) -> RecordRows:
-    """Returns the rows of a JSONL file; lines that are not JSON objects are listed as damaged.
+    """Returns the rows of a JSONL file, or none where there is no file; lines that are no JSON objects are damaged.
 
-    Empty where there is no file. A `RecordError` where something else is in its place, or it cannot be read.
+    Raises `RecordError` where something else is in its place, or where it cannot be read.
     """
     read = RecordRows([], [], [])
     for number, line in enumerate(read_content(path).split(b"\n"), start=1):

@@ -1,8 +1,8 @@
-"""`RunDir`: the only place that names the files of a run, and reads them back.
+"""`RunDir` names the files of a run, which no other module does, and reads them back.
 
-Records are input: a file may be cut, edited, written by another version or be no file at all. What is read here is
-validated here, and a `RecordError` names the file and what is wrong with it. Reading never fails on a file of rows that
-is being written: a line that was cut, or that is no row, is left out and named. How a file is read is `reading.py`'s.
+Records are input: a file may be cut, edited, written by another version or be no file at all. Whatever is read
+here is validated, and a `RecordError` names the file and its fault. Reading never fails on a file of rows that
+is being written: a line that was cut, or that is no row, is left out and named. `reading.py` reads the bytes.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class RunDir:
         return self.path / "log.txt"
 
     @property
-    def claims(self) -> Path:
-        """Returns the folder of claims, which say which process writes here (`lock_file.py`)."""
+    def locks(self) -> Path:
+        """Returns the folder of lock files, which name the process that writes here (`lock_file.py`)."""
         return self.path / ".claims"
 
     def token(self, word: str) -> Path:

@@ -7,8 +7,9 @@ A run is resumed by the same command. The `run.json` of the first start then sta
 off because training writes them again, bit for bit. Other rows stay: values that an evaluation measured, or that were
 imported. The writer saves a checkpoint only after the rows up to it are written, so no row is ever missing.
 
-A lock file (`lock_file.py`), which also works on shared file systems, decides who may write. A lock on `run.json` is
-the second safeguard, for cases that claim files cannot detect.
+A lock file (`lock_file.py`), which also works on shared file systems, decides who may write. A lock of the operating
+system (`flock`) on `run.json` is the second safeguard. It holds where a lock file is deleted by hand, or where its
+holder is taken for dead although it is only slow, and it ends with the process.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL
 
 
 @dataclass(frozen=True)
-class FolderClaim:
-    """Represents the right of this process to write to a run's folder."""
+class FolderLock:
+    """The lock by which this process alone may write to a run's folder."""
 
     path: Path
-    _claim: LockFile
-    _lock: int
+    _lock: LockFile
+    _descriptor: int
 
     def renew(self) -> None:
         """Renews the time stamp by which other processes see that this one is alive.
 
         Raises `RecordError` when another process has taken the folder over, `StorageError` when the folder is gone.
         """
-        if not self._claim.renew():
-            if not self._claim.folder.is_dir():
+        if not self._lock.renew():
+            if not self._lock.folder.is_dir():
                 raise deleted_error(self.path)
             raise RecordError(
                 f"{self.path} was taken over by another process while this one gave no sign.",
@@ -59,30 +60,32 @@ class FolderClaim:
             )
 
     def release(self) -> None:
-        """Releases the folder, so that another process can claim it."""
-        os.close(self._lock)
-        self._claim.release()
+        """Releases the folder, so that another process can lock it."""
+        os.close(self._descriptor)
+        self._lock.release()
 
 
-def claim(run_dir: RunDir, record: RunRecord, images_seen: int, restart: bool = False) -> tuple[RunRecord, FolderClaim]:
+def lock_folder(
+    run_dir: RunDir, record: RunRecord, images_seen: int, restart: bool = False
+) -> tuple[RunRecord, FolderLock]:
     """Prepares the folder for writing from `images_seen` on; `restart` first sets aside what the run has written.
 
-    Returns the record of this run (that of the first start, if there was one) and the claim on the folder.
+    Returns the record of this run (that of the first start, if there was one) and the lock on the folder.
     Raises `RecordError` when the folder belongs to another config or another process is writing to it, `StorageError`
     when it cannot be written.
     """
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)
     settled = settle_record(run_dir, record)
-    held = take_if_dead(run_dir.claims)
+    held = take_if_dead(run_dir.locks)
     if isinstance(held, Holder):
         raise _held_by(run_dir, held)
     try:
-        lock = _lock(run_dir)
+        descriptor = _lock_record(run_dir)
     except BaseException:
         held.release()
         raise
-    folder_claim = FolderClaim(run_dir.path, held, lock)
+    folder_lock = FolderLock(run_dir.path, held, descriptor)
     try:
         for path in written_files(run_dir) if restart else ():
             with storage_errors(path):
@@ -90,9 +93,9 @@ def claim(run_dir: RunDir, record: RunRecord, images_seen: int, restart: bool = 
         for path in (run_dir.steps, run_dir.routing, run_dir.evals):
             cut_rows(path, images_seen)
     except BaseException:
-        folder_claim.release()
+        folder_lock.release()
         raise
-    return settled, folder_claim
+    return settled, folder_lock
 
 
 def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
@@ -175,7 +178,7 @@ def _is_kept(line: bytes, images_seen: int) -> bool:
     return isinstance(written_at, int) and images_seen > 0 and written_at <= images_seen
 
 
-def _lock(run_dir: RunDir) -> int:
+def _lock_record(run_dir: RunDir) -> int:
     """Locks `run.json` and returns its descriptor. The operating system releases the lock when the process ends.
 
     The lock belongs to an inode, and `run.json` is the one file of the folder that no write replaces by another.

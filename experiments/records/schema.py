@@ -21,7 +21,7 @@ Precision = Literal["fp32", "bf16"]
 
 BalanceLoss = Literal["sum over layers"]
 BALANCE_LOSS: BalanceLoss = "sum over layers"
-"""How training combines the balance losses of the routed layers. Runs and checkpoints that do not say it are of a
+"""Names how training combines the balance losses of the routed layers. Runs and checkpoints that do not say it are of a
 version that took their mean, with the same settings and therefore the same config id."""
 
 MAX_NUMBER = 1e12
@@ -178,10 +178,12 @@ class EvalRow(Record):
 
 
 class RoutingMapRow(Record):
-    """`routing_maps.jsonl`: what one routed layer does to which tokens, at one time or over all of them.
+    """A row of `routing_maps.jsonl`, which says what one routed layer does to which tokens, at one time or over all.
 
-    `scenes`: true images, noised to `time`, where the tokens of objects are known. `samples`: along the sampler's path,
-    conditional branch. Shares are of token-to-expert assignments. E experts, T tokens of an image.
+    With `source` `scenes` they are tokens of true images noised to `time`, where the tokens of objects are known; with
+    `samples` those of the conditional branch along the sampler's path. Shares are of token-to-expert assignments.
+
+    Legend: E experts, T tokens of an image.
     """
 
     images_seen: Count

@@ -63,7 +63,7 @@ def replace_atomically(path: Path, content: bytes) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        sync(path.parent)
+        sync(path.parent)  # a rename survives a power cut only when the folder is synced too
 
 
 def set_aside(path: Path) -> Path:

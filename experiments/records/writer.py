@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from experiments.records.provenance import host_name
 from experiments.records.run_folder import RunDir, read_jsonl
-from experiments.records.run_lock import FolderClaim, claim
+from experiments.records.run_lock import FolderLock, lock_folder
 from experiments.records.schema import (
     BALANCE_LOSS,
     EvalRow,
@@ -82,15 +82,15 @@ class RecordWriter:
     `record` is the one that holds for the run: `run.json` of its first start.
     """
 
-    def __init__(self, run_dir: RunDir, record: RunRecord, claim: FolderClaim, files: ExitStack) -> None:
-        """Sets up the writer for `open`. `files` closes what it holds; `claim` is renewed with every status."""
+    def __init__(self, run_dir: RunDir, record: RunRecord, lock: FolderLock, files: ExitStack) -> None:
+        """Sets up the writer for `open`. `files` closes what it holds; `lock` is renewed with every status."""
         self.run_dir = run_dir
         self.record = record
         self._append_step = _appender(run_dir.steps, files)
         self._append_routing = _appender(run_dir.routing, files)
         self._append_evaluation = _appender(run_dir.evals, files)
         self._files = files
-        self._claim = claim
+        self._lock = lock
         self._mirror: Mirror | None = None
         self._status: Status | None = None
 
@@ -103,7 +103,7 @@ class RecordWriter:
         start_mirror: StartMirror | None = None,
         restart: bool = False,
     ) -> RecordWriter:
-        """Claims the folder and continues its records from `images_seen` (0 without a checkpoint).
+        """Locks the folder and continues its records from `images_seen` (0 without a checkpoint).
 
         `restart` sets the old records aside and begins anew.
 
@@ -112,7 +112,7 @@ class RecordWriter:
         for a folder of another config or of a process at work, `StorageError` when it cannot be written.
         """
         with ExitStack() as files:
-            settled, held = claim(run_dir, record, images_seen, restart)
+            settled, held = lock_folder(run_dir, record, images_seen, restart)
             files.callback(held.release)
             writer = cls(run_dir, settled, held, files)
             if start_mirror is not None:
@@ -156,7 +156,7 @@ class RecordWriter:
 
         Raises `RecordError`, and leaves the status alone, when another process has taken the run over.
         """
-        self._claim.renew()
+        self._lock.renew()
         status = Status(
             state=state,
             images_seen=images_seen,

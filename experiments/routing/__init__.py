@@ -1,1 +1,1 @@
-"""Routers behind one contract: a router only decides which token goes to which slot of which expert, and its weight."""
+"""Defines routers behind one contract: a router decides which token gets which slot, and with which weight."""

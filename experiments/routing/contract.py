@@ -153,6 +153,8 @@ def sort_choices(choices: Sequence[Choices], logits_NE: Tensor) -> Assignment:
     num_tokens, num_experts = logits_NE.shape
     expert_KN = torch.cat([each.expert_NK for each in choices]).T
     weight_KN = torch.cat([each.weight_NK for each in choices]).T
+    # Choices are flattened as [K, N], so the place of a choice modulo N is its token, and a stable sort by expert
+    # leaves first choices before second ones.
     expert_M, order_M = torch.sort(expert_KN.reshape(-1), stable=True)
     slots_E = torch.zeros(num_experts, dtype=torch.int64, device=logits_NE.device)
     return Assignment(

@@ -50,6 +50,7 @@ class Router(nn.Module, ABC):
 
     def forward(self, x_BTD: Tensor) -> Assignment:
         """Decides for all groups of the batch. Raises `ConfigError` where an expert would have no slot."""
+        # In evaluation the last group may be smaller. It is decided by itself, with its own capacity.
         num_images, num_tokens, _ = x_BTD.shape
         logits_NE = self.logits(x_BTD.flatten(0, 1))
         group = self._images_per_group(num_images)
@@ -105,11 +106,15 @@ class Router(nn.Module, ABC):
 
 
 class _NarrowLogits(torch.autograd.Function):
-    """Float32 logits from 16-bit inputs and weights without float32 copies of either.
+    """Computes float32 logits from 16-bit inputs and weights without float32 copies of either.
 
-    The forward pass loses nothing by that: products of 16-bit numbers are exact in float32, and they are summed in
-    float32. The gradient of the logits is float32; for the products of the backward pass it is split into its rounded
-    16-bit value and the 16-bit rest, which together keep most of its precision.
+    Routing needs float32 logits, because rounding them to 16 bits would change which experts are chosen. A float32
+    matmul would need a float32 copy of all tokens [N, D] and could not use the 16-bit matrix units. The forward pass
+    needs neither: products of 16-bit numbers are exact in float32, where they are also summed.
+
+    The gradient of the logits is float32 too, and rounding it to bfloat16 would leave it 8 significant bits. The
+    backward pass therefore splits it into a 16-bit value and a 16-bit remainder, and multiplies both with 16-bit
+    factors and float32 sums. Together they carry about 16 significant bits, close to what a float32 matmul would give.
     """
 
     @staticmethod
@@ -121,6 +126,8 @@ class _NarrowLogits(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         x_ND, weight_DE = ctx.saved_tensors
+        # The subtraction is exact in float32. Value and remainder stand side by side, [N, 2 E], so that one matmul
+        # takes both. The products of the two halves are added in float32 before the result is rounded.
         first_NE = gradients[0].to(x_ND.dtype)
         parts = torch.cat((first_NE, (gradients[0] - first_NE).to(x_ND.dtype)), dim=1)
         grad_first_DE, grad_rest_DE = _product(x_ND.T, parts).chunk(2, dim=1)
@@ -129,6 +136,7 @@ class _NarrowLogits(torch.autograd.Function):
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Returns the matrix product of 16-bit factors in float32."""
+    # Only CUDA has a matmul with 16-bit factors and a float32 result. Elsewhere the factors are widened first.
     if a.device.type == "cuda" and torch.version.hip is None:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()

@@ -39,5 +39,6 @@ def queue_locations(choice_GKS: Tensor, num_experts: int) -> Tensor:
     flat = choice_GKS.reshape(num_groups, -1)
     one_hot = torch.zeros(num_groups, flat.shape[1], num_experts, dtype=torch.int32, device=flat.device)
     one_hot.scatter_(2, flat.unsqueeze(-1), 1)
+    # The running count of an expert's choices, read at a choice, is one more than the number of those before it.
     place = one_hot.cumsum(dim=1).gather(2, flat.unsqueeze(-1)).squeeze(-1) - 1
     return place.view(num_groups, num_choices, size)

@@ -1,1 +1,1 @@
-"""Training: the DeepSpeed engine, checkpoints, validation and the loop."""
+"""Trains a run: the package holds the DeepSpeed engine, checkpoints, validation and the loop."""

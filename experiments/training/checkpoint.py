@@ -54,7 +54,7 @@ class Checkpoint:
     state: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     stretches: list[Stretches]
-    """For each shard, the elements [start, stop) of every flattened parameter that it holds."""
+    """The elements [start, stop) of every flattened parameter that each shard holds."""
     opened: dict[Path, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def read(self, file: str, name: str, start: int, stop: int, state: str = "") -> Tensor:

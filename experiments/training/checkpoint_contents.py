@@ -21,7 +21,7 @@ from experiments.records.schema import BALANCE_LOSS
 from experiments.text import printable, shortened
 
 LOSS = {"balance_loss": BALANCE_LOSS}
-"""What the loop's state says of the loss. Checkpoints without it are of a version that took the mean over layers."""
+"""The entry of the loop's state that names the loss. A checkpoint without it is of a version that took the mean."""
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 
 

@@ -85,7 +85,7 @@ def saved_checkpoints(run_dir: RunDir, say: Callable[[str], None]) -> list[Path]
 
 
 def _newest_by_status(run_dir: RunDir) -> int:
-    """Images seen at the newest checkpoint of which the status tells; 0 where it tells of none or cannot be read."""
+    """Returns the images seen at the newest checkpoint that the status names, or 0 where there is none."""
     try:
         status = run_dir.read_status()
     except RecordError:

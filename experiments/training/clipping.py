@@ -19,7 +19,7 @@ from experiments.distributed.deepspeed_library import dist, groups
 from experiments.layers.expert_parallel import ExpertShare
 
 EPSILON = 1e-6
-"""Added to the norm before it divides, as DeepSpeed does."""
+"""The number that is added to the norm before it divides, as DeepSpeed does."""
 
 
 def clip_before_steps(optimizer: torch.optim.Optimizer, clip_norm: float, share: ExpertShare) -> None:
@@ -34,6 +34,7 @@ def clip_before_steps(optimizer: torch.optim.Optimizer, clip_norm: float, share:
         norm = _norm(parameters, share)
         stepping._global_grad_norm = float(norm)  # type: ignore[attr-defined]
         if not torch.isfinite(norm):
+            # Optimizers skip parameters without a gradient, so this step changes nothing.
             for parameter in parameters:
                 parameter.grad = None
             return
@@ -49,6 +50,8 @@ def _norm(parameters: list[torch.nn.Parameter], share: ExpertShare) -> Tensor:
     mine = [p.grad for p in parameters if getattr(p, "allreduce", True) and p.grad is not None]
     experts = [p.grad for p in parameters if not getattr(p, "allreduce", True) and p.grad is not None]
     total, experts_total = _sum_of_squares(mine), _sum_of_squares(experts)
+    # Other gradients are the same on all processes after their all-reduce and are counted once. Each process of an
+    # expert-parallel group holds other experts, whose squares are added.
     if share.count > 1:
         dist.all_reduce(experts_total, group=groups._get_expert_parallel_group(share.group_name))
     return (total + experts_total).sqrt()
@@ -71,6 +74,7 @@ def measure_gradients_at_once(optimizer: Any) -> None:
 
 def _has_overflow(optimizer: Any) -> Tensor:
     """Returns whether any gradient that this process reduced is not finite, bool [1]."""
+    # The maximum norm is infinite or NaN exactly where some element is.
     groups_of_gradients = [optimizer.averaged_gradients[number] or [] for number in range(len(optimizer.bit16_groups))]
     gradients = [gradient for group in groups_of_gradients for gradient in group if gradient is not None]
     if not gradients:

@@ -31,6 +31,7 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, images_seen: int, batch_images: int) -> None:
         """Updates the average after a step of `batch_images` images, which ended at `images_seen`."""
+        # The weight of everything older halves every `halflife` images, whatever the batch size.
         halflife = max(min(self.halflife_images, images_seen * RAMP_UP), 1e-8)
         torch._foreach_lerp_(self.flats, self.partitions.flats, 1 - 0.5 ** (batch_images / halflife))
 

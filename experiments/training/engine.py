@@ -70,12 +70,12 @@ class Engine:
 
 
 def launched_world() -> int:
-    """Returns the number of processes that the launcher (torchrun, deepspeed) started; 1 without a launcher."""
+    """Returns the number of processes that the launcher (torchrun, deepspeed) started, which is 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def launched_rank() -> int:
-    """Returns the rank of this process; 0 without a launcher."""
+    """Returns the rank of this process, which is 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -110,6 +110,7 @@ def process_group(log: Path, meeting: Meeting | None = None) -> Iterator[None]:
             torch.accelerator.set_device_index(local_rank)
             options["dist_backend"] = get_accelerator().communication_backend_name()
         if launched_world() == 1:
+            # A single process meets itself through a file, so it needs no free port.
             options |= {"init_method": f"file://{folder}/rendezvous", "rank": 0, "world_size": 1}
         meeting.make_group(options["dist_backend"])
         deepspeed.init_distributed(**options)
@@ -141,8 +142,10 @@ def _talk_to(file: TextIO) -> Iterator[None]:
 def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT] = DiT) -> Engine:
     """Builds the model of `config`, initialised from `config.seed` alone, and a DeepSpeed engine around it."""
     share, stage = expert_share(config), config.parallel.zero_stage
+    # Every process draws the same weights. Experts have generators of their own, so that any layout draws the same.
     torch.manual_seed(config.seed)
     model = model_class(config, share, config.parallel.activation_checkpointing)
+    # DeepSpeed reduces the gradients of experts over fewer processes, and requires parameter groups of their own.
     optimizer = _build_optimizer(config, split_expert_groups({"params": list(model.parameters()), "name": "all"}))
     if stage == 0:
         clip_before_steps(optimizer, config.optim.clip_norm, share)
@@ -223,7 +226,7 @@ def _deepspeed_config(config: RunConfig, precision: Precision) -> dict[str, Any]
         "gradient_accumulation_steps": train.accumulation,
         "gradient_clipping": config.optim.clip_norm if stage else 0.0,  # clipping.py clips for ZeRO-0
         "zero_optimization": {"stage": stage, **ZERO_3} if stage == 3 else {"stage": stage},
-        "zero_allow_untested_optimizer": True,
+        "zero_allow_untested_optimizer": True,  # RMSprop is not among the optimizers that DeepSpeed lists as tested
         "bf16": {"enabled": precision == "bf16"},
-        "steps_per_print": 2**62,
+        "steps_per_print": 2**62,  # DeepSpeed would print its progress, which the reporter shows
     }

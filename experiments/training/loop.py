@@ -186,6 +186,7 @@ def _loop(run: Run, stop: StopRequest) -> State:
         run.reporter.step(means.images_seen)
         if done or _crossed(before, means.images_seen, config.eval.every_images):
             _evaluate(run, validator, last=done)
+        # A signal may reach one process alone, but all must stop after the same step.
         stopped, writing = any_process([stop.is_asked, run.saver.is_writing], engine.world, engine.device)
         run.saver.poll(writing)
         if done or stopped or _crossed(before, means.images_seen, config.checkpoint.every_images):
@@ -219,7 +220,7 @@ def _step(run: Run, batch: Batch, started: float) -> float:
         with clock.part("backward"):
             engine.deepspeed.backward(total)
         with clock.part("optimizer"):
-            engine.deepspeed.step()
+            engine.deepspeed.step()  # it changes the weights only after the last micro batch
     loss, auxiliary_loss = _mean_over_processes(engine, torch.stack(losses).mean(dim=0))
     grad_norm = float(engine.deepspeed.get_global_grad_norm())
     if not math.isfinite(loss + auxiliary_loss + grad_norm):

@@ -121,6 +121,8 @@ class ShardedStates(Partitions):
         missing = [name for name, p in self.parameters.items() if id(p) not in group_of]
         assert not missing, f"parameters outside the optimizer: {missing}"
         for name, parameter in self.parameters.items():
+            # DeepSpeed calls the 16-bit weights "lp" and the fp32 ones "hp". The mapping is None where no fragment of
+            # the parameter lies in this process's partition.
             mapping = parameter._hp_mapping  # type: ignore[attr-defined]
             if mapping is not None:
                 here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
@@ -152,6 +154,7 @@ class ShardedWeights(Partitions):
         self.flats = self.keys = zero.fp32_partitioned_groups_flat
         self.master_is_module = self.flats[0] is zero.fp16_partitioned_groups_flat[0]
         for name, parameter in self.parameters.items():
+            # All parts have `size` elements, so a process may hold nothing but padding of a small parameter.
             flat, offset, size = zero.grad_position[zero.get_param_id(parameter)]
             start = dist.get_rank() * size
             numel = min(size, math.prod(parameter.ds_shape) - start)  # type: ignore[attr-defined]

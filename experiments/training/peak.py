@@ -26,6 +26,7 @@ def matmul_flops_per_second(precision: Precision) -> float:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     side, speeds = SMALLEST_SIDE, [0.0]
     while True:
+        # The product of two such matrices is the same matrix again, so no product overflows or becomes subnormal.
         seconds = _fastest(torch.full((side, side), 1 / side, device=device, dtype=dtype))
         speeds.append(2 * side**3 / seconds)
         if seconds > LONG_ENOUGH_SECONDS or side == LARGEST_SIDE:

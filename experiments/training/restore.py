@@ -40,10 +40,10 @@ def snapshot(engine: Engine) -> TrainingState:
 
 
 def require_same_loss(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """A `CheckpointError` where the run was begun by a version that trained on another loss with the same settings.
+    """Raises `CheckpointError` where an earlier version began the run and trained on another loss with these settings.
 
-    Its balance loss was the mean over the routed layers, and is now the sum. A run that changes its loss on the way
-    would stand in every comparison as a run of one loss.
+    The balance loss was the mean over the routed layers, and is now the sum. A run that changed its loss midway would
+    be compared as if it had one loss.
     """
     num_layers, weight = len(config.sparse_layer_indices), config.routing.balance_loss_weight
     if config.has_balance_losses and not LOSS.items() <= checkpoint.state.items():

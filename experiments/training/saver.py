@@ -40,7 +40,7 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def begin(self, state: Mapping[str, Any], snapshot: TrainingState) -> None:
-        """Starts to write `snapshot`, taken at `state["images_seen"]`, and returns at once; call `finish` before."""
+        """Starts to write `snapshot`, taken at `state["images_seen"]`, and returns at once; `finish` comes before."""
         assert self._state is None, "one checkpoint at a time"
         self._state = {
             "config_id": self.config_id,

@@ -14,5 +14,6 @@ def learning_rate(config: RunConfig, images_seen: int) -> float:
     warm = min(1.0, after_step / optim.warmup_images) if optim.warmup_images else 1.0
     if optim.schedule == "constant":
         return optim.learning_rate * warm
+    # The cosine begins after the warm-up, where `left` is 1, and ends with the run, where it is 0.
     left = max(0.0, total - images_seen) / max(1, total - optim.warmup_images)
     return optim.learning_rate * warm * 0.5 * (1 - math.cos(math.pi * min(1.0, left)))

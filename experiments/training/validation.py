@@ -35,7 +35,7 @@ class ValidationLosses:
     """The losses of this process's images by batch, and the statistics of the routed layers."""
 
     losses: list[tuple[int, list[float], list[float]]]
-    """For each batch its number, the loss of each image and the t of each image."""
+    """The number of each batch, with the loss and the t of each of its images."""
     stats: dict[int, RoutingStats]
 
 
@@ -104,7 +104,7 @@ def measure_batches(
     for number in turns_of(len(batches), rank, world, together):
         batch = to_device(batches[number % len(batches)], device)
         loss_B, output = forward_loss(model, batch, config.model.patch_size)
-        if number >= len(batches):
+        if number >= len(batches):  # this filler only took part in the collectives of the layers
             continue
         measured.losses.append((number, loss_B.tolist(), batch.time_B.tolist()))
         for layer in config.sparse_layer_indices:

@@ -86,7 +86,7 @@ def test_without_a_device_it_is_this_machine(capsys: pytest.CaptureFixture[str],
     assert "seconds" not in plan
 
 
-def test_a_layout_is_stepped_in_shape_beside_its_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_layout_is_simulated_beside_its_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
     layout = ["model=nano", "parallel.world=8", "parallel.expert_parallel=4", "--device", "H100"]
     assert run(["plan", *layout, "--simulate", "--json"]) == 0
     step = json.loads(capsys.readouterr().out)["in_shape"]

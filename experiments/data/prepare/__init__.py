@@ -1,1 +1,1 @@
-"""From a user's captioned images to shards of latents and text features: `ecdit data prepare`."""
+"""Encodes a user's captioned images to shards of latents and text features; `ecdit data prepare` runs it."""

@@ -1,4 +1,4 @@
-"""`config.json` of the encoders, checked before a network is built from it.
+"""Checks `config.json` of the encoders before a network is built from it.
 
 A config may come from anywhere. A number in it that is absurd makes a library allocate or build for hours before it
 compares the shapes with the weights, and one of a wrong type raises whatever it raises.

@@ -28,8 +28,9 @@ from experiments.errors import ConfigError
 from experiments.text import printable
 
 CLASSES = {"vae": "AutoencoderKL", "t5": "T5EncoderModel", "clip": "CLIPTextModel"}
+"""The class that loads each model."""
 FILES = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")
-"""The classes that load each model and its tokenizer."""
+"""The files that these classes and the tokenizers read."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.json")
 
 

@@ -141,10 +141,11 @@ def _left_out(row: int, name: str, reason: str) -> LeftOutRow:
 def decode(content: bytes, image_size: int) -> Tensor:
     """Returns an image as float32 [3, H, W] in [-1, 1]: rotated upright, resized by its short side, center-cropped.
 
-    Transparency becomes white. Bicubic with antialiasing, as ADM and DiT prepare ImageNet. A `ValueError` for more
-    than `MAX_PIXELS`.
+    Transparency becomes white. Images are resized bicubically with antialiasing, as ADM and DiT prepare ImageNet.
+    Raises `ValueError` for more than `MAX_PIXELS`.
     """
     with Image.open(io.BytesIO(content), formats=image_formats()) as opened:
+        # The header gives the size before anything is decoded, so a small file cannot fill the memory.
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(
                 f"it has {opened.width * opened.height / 1e6:,.1f} megapixels, and at most {MAX_PIXELS / 1e6:.1f} are "

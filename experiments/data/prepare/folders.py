@@ -1,7 +1,8 @@
 """Reads images that are files of a folder, with captions in files beside them or in a table (`path_tables.py`).
 
-A table may come from anywhere, so that what it names has to lie in the folder, wherever links lead. What lies in the
-folder itself is the user's, whose links are followed. Nothing is opened before its row is read, and nothing blocks.
+A table may come from anywhere, so the files that it names must lie in the folder after links are resolved. The files of
+the folder itself are the user's own, so links among them are followed. A file is opened only when its row is read, and
+reading never blocks, as it would on a FIFO.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from experiments.inputs import read_input
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image file by its path relative to the folder, and its caption: a value of a table, or a file beside it.
+    """An image file, by its path relative to the folder, and its caption: a value of a table, or a file beside it.
 
-    `problem`: why it cannot be used. `is_named`: a table names it.
+    `problem` says why the image cannot be used, if so. `is_named` is True where the path comes from a table.
     """
 
     name: str
@@ -75,7 +76,7 @@ class JoinedRows:
     second: ReadableRows
 
     def __len__(self) -> int:
-        """The number of rows of both."""
+        """Returns the number of rows of both sources."""
         return len(self.first) + len(self.second)
 
     def read(self, number: int) -> Row:

@@ -27,7 +27,7 @@ from experiments.errors import EcditError, RunFailedError
 SECONDS_BETWEEN_LOOKS = 0.2
 OnRows = Callable[[int], None]
 Report = int | EcditError
-"""Rows that were done, or why a process cannot go on."""
+"""The number of rows that were done, or the error for which a process cannot go on."""
 
 
 class ShardEncoder:

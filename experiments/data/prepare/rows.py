@@ -49,13 +49,13 @@ class UnusableRowError(Exception):
 
 
 class ReadableRows(Protocol):
-    """Rows that can be read in any order and from several threads."""
+    """A source of rows that can be read in any order and from several threads."""
 
     def __len__(self) -> int:
         """Returns the number of rows."""
 
     def read(self, number: int) -> Row:
-        """`UnusableRowError` where the row cannot be used."""
+        """Returns row `number`. Raises `UnusableRowError` where it cannot be used."""
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def listed_as(name: str) -> Iterator[None]:
 
 
 def decode_text(content: bytes, errors: str = "strict") -> str:
-    """Text in the encoding that its byte order mark names, and in UTF-8 without one; `UnicodeError` for other bytes."""
+    """Decodes text by its byte order mark, or as UTF-8 without one. Raises `UnicodeError` for other bytes."""
     for mark, encoding in _BYTE_ORDER_MARKS:
         if content.startswith(mark):
             return content[len(mark) :].decode(encoding, errors)

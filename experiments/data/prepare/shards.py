@@ -29,14 +29,14 @@ from experiments.records.storage import replace_atomically, storage_errors, writ
 
 EMPTY_CAPTION = "empty-caption"
 VALIDATION_SEED = 0
-"""Seed of the permutation that selects the validation rows; it does not depend on a run's seed."""
+"""The seed of the permutation that selects the validation rows; it does not depend on a run's seed."""
 MAX_TRIED_ROWS = 4096
 """The most rows that are read to find a usable validation image; nearly always the first one is usable."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Describes what a data set is made of: source, encoders, sizes, split and columns."""
+    """Holds what defines a data set: its source, encoders, sizes, split and columns."""
 
     source: str
     vae: str

@@ -1,7 +1,7 @@
-"""Tars of images and captions (WebDataset), read where they lie: `0001.jpg` with `0001.txt` or `0001.json`.
+"""Reads images and captions inside tars (WebDataset), such as `0001.jpg` with `0001.txt` or `0001.json`.
 
-A tar is gone through once, and where each image and its caption begin is kept: 8 bytes each. Nothing is unpacked, so
-that names in a tar lead nowhere. Members are paired by `pairing.py`.
+Each tar is scanned once, and only the offsets of each image and its caption are kept, 8 bytes each. Nothing is
+unpacked, so a path in a tar cannot make the program write outside its folder. `pairing.py` pairs the members.
 
 Legend: S samples, K kinds of captions.
 """
@@ -34,7 +34,7 @@ from experiments.errors import ConfigError
 NOWHERE = -1
 TAR_BLOCK = 512
 SAMPLED_ROWS = 64
-"""JSON files in which the key of captions is looked for."""
+"""The number of JSON files in which the key of captions is looked for."""
 SHOWN_ENDINGS = 12
 COPY_AGAIN = "Copy it again."
 
@@ -123,7 +123,7 @@ def content_of(opened: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int)
 def _samples(
     number: int, path: Path, endings: Endings, problems: dict[str, int]
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], list[str]]:
-    """A row for each sample (tar, image, problem, whether its ending is an image's, captions), and some endings."""
+    """Returns a row for each sample (tar, image, problem, whether it is an image, captions), and some endings."""
     members = list(_members(path))
     names = [name for name, _ in members]
     samples = pair(names, endings)
@@ -139,7 +139,7 @@ def _samples(
 
 
 def _members(path: Path) -> Iterator[tuple[str, int]]:
-    """Name and first byte of every member that is no folder."""
+    """Yields the name and the offset of every member that is not a folder."""
     _check_whole(path)
     try:
         with tarfile.open(path, "r:") as opened:

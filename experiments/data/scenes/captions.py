@@ -40,7 +40,7 @@ WORDS_BY_CATEGORY: dict[str, tuple[str, ...]] = {
     "plurals": tuple(PLURALS.values()),
 }
 VOCABULARY: tuple[str, ...] = ("<pad>", "<start>", *(word for words in WORDS_BY_CATEGORY.values() for word in words))
-"""Every token; its id is its place."""
+"""All tokens; the id of a token is its place in this tuple."""
 
 _IDS = {word: token for token, word in enumerate(VOCABULARY)}
 _WORDS = frozenset(VOCABULARY[2:])
@@ -55,7 +55,7 @@ _TWO = re.compile(rf"{_THING} (and|{'|'.join(RELATIONS)}) {_THING}")
 
 @dataclass(frozen=True)
 class Term:
-    """`count` objects of one shape, and of one colour where the caption names it."""
+    """Describes `count` objects of one shape, and of one colour where the caption names it."""
 
     shape: str
     color: str | None

@@ -1,14 +1,15 @@
-"""Objects to pixels: eight shapes and eight colours that stay apart at 10 pixels, drawn with exact edges.
+"""Renders objects of eight shapes and eight colours, which remain distinct at 10 pixels, with anti-aliased edges.
 
 A shape is a function from coordinates to signed distance (negative inside), in units of the object's radius, after
-Quilez, "2D distance functions". A pixel is covered by as much of its width as the edge leaves it: anti-aliasing
-without supersampling. Only sums, products, square roots and comparisons, so every machine draws the same bits.
-The shapes were chosen by the smallest distance, over all shifts and sizes, between blurred renders: diamonds and
-stars are not here because at 10 pixels they pass for crosses and circles. The colours are the corners of the RGB
-cube, far from each other and from every grey background. What objects a scene has is decided in `scene.py`.
+Quilez, "2D distance functions". The coverage of a pixel is 0.5 minus the distance in pixels, clipped to [0, 1], which
+anti-aliases edges without supersampling. Only sums, products, square roots and comparisons are used, so every machine
+renders the same bits. The shapes were chosen by the smallest distance between their blurred renders, over all shifts
+and sizes: diamonds and stars are missing because at 10 pixels they look like crosses and circles. The colours are the
+corners of the RGB cube, far from each other and from every grey background. `scene.py` decides which objects a scene
+has.
 
-Legend: B images, M objects, H rows, W columns, P rows or columns of a window, C colour channels.
-x runs right, y runs down, in pixels.
+Legend: B images, M objects, H rows, W columns, P rows or columns of a window, C colour channels. x runs right and y
+runs down, in pixels.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ COLORS: dict[str, tuple[float, float, float]] = {
     "black": (0, 0, 0),
     "white": (1, 1, 1),
 }
-"""RGB in [0, 1]."""
+"""The RGB values of each colour, in [0, 1]."""
 
 WINDOW_MARGIN = 1.5
-"""Pixels beyond the radius that an edge may cover in part: half a pixel, more at a sharp corner."""
+"""The pixels beyond the radius that an edge may cover in part: half a pixel, and more at a sharp corner."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Object:
 
 @dataclass(frozen=True)
 class Patches:
-    """Holds the pixels that objects cover, each in a window around it; outside the window it covers nothing."""
+    """Holds the coverage of each object in a window around it. Outside its window an object covers nothing."""
 
     cover_MPP: Floats32
-    """Share of each pixel that is covered, in [0, 1]."""
+    """The share of each pixel that the object covers, in [0, 1]."""
     windows: list[tuple[slice, slice]]
-    """Rows and columns of each window."""
+    """The rows and columns of each window in the image."""
 
 
 def render(objects: Sequence[Sequence[Object]], background: Sequence[float], image_size: int) -> Floats32:
@@ -89,7 +90,7 @@ def object_masks(objects: Sequence[Object], image_size: int) -> NDArray[np.bool_
 
 
 def cover(objects: Sequence[Object], image_size: int) -> Patches:
-    """Returns what each of `objects` covers, in windows of one size for all."""
+    """Returns the coverage of each of `objects`, in windows of one size, so that all are computed as one array."""
     circle_M3 = np.array([(thing.x, thing.y, thing.radius) for thing in objects]).reshape(-1, 3)
     center_M2, radius_M1 = circle_M3[:, :2], circle_M3[:, 2:]
     size = min(image_size, math.ceil(2 * (float(radius_M1.max(initial=0)) + WINDOW_MARGIN)) + 1)
@@ -151,19 +152,19 @@ def _cross(u: Floats32, v: Floats32) -> Floats32:
 
 
 def _triangle(u: Floats32, v: Floats32) -> Floats32:
-    """Upright: apex at (0, -0.9), base from (-1, 0.9) to (1, 0.9)."""
+    """Returns the signed distance to an upright triangle with apex (0, -0.9) and base from (-1, 0.9) to (1, 0.9)."""
     side = np.hypot(1.0, 1.8)
     flank = np.abs(u) * np.float32(1.8 / side) - (v + np.float32(0.9)) * np.float32(1 / side)
     return _both(flank, v - np.float32(0.9))
 
 
 def _moon(u: Floats32, v: Floats32) -> Floats32:
-    """A disc less a smaller disc to its right."""
+    """Returns the signed distance to a disc without a smaller disc to its right."""
     return _both(_length(u, v) - np.float32(1), np.float32(0.75) - _length(u - np.float32(0.55), v))
 
 
 def _heart(u: Floats32, v: Floats32) -> Floats32:
-    """Two discs, and the triangle from the point where they meet to their outer tangents and the tip."""
+    """Returns the signed distance to a heart: two discs, and the area between their outer tangents down to the tip."""
     disc_u, disc_v, disc_radius = 0.46, -0.40, 0.54
     normal_u, normal_v = np.cos(np.deg2rad(42.0)), np.sin(np.deg2rad(42.0))
     touch_u, touch_v = disc_u + disc_radius * normal_u, disc_radius * normal_v
@@ -185,4 +186,4 @@ SHAPES: dict[str, Distance] = {
     "bar": _bar,
     "heart": _heart,
 }
-"""Signed distance from (u, v), coordinates around the centre over the radius; every shape fits the box [-1, 1]."""
+"""The signed distance of each shape at (u, v), the offset from its centre over its radius. All fit the box [-1, 1]."""

@@ -1,13 +1,14 @@
-"""Scenes of the `shapes` data by (seed, split, index): what is where, and what is true of it.
+"""Draws scenes of the `shapes` data, each determined by (seed, split, index): its objects, places and relations.
 
-The six kinds are GenEval's (Ghosh et al., arXiv 2310.11513). A scene is unambiguous by construction: objects lie in
-cells of a cut frame, at least `GAP` apart and `EDGE` from the border, so nothing is drawn twice or rejected, and each
-image takes a fixed number of random numbers. `train` and `validation` are separate streams and never hold a look
-(colour and shape) of `HELD_OUT`; in `held_out` every object has one, and only the kinds that name colours occur,
-because "a circle" asserts nothing that training has not shown. Pixels are in `objects.py`, words in `captions.py`.
+The six kinds are GenEval's (Ghosh et al., arXiv 2310.11513). A scene is unambiguous by construction. Objects lie in
+cells into which the frame is cut, at least `GAP` apart and `EDGE` from the border, so no layout is rejected and drawn
+again, and each image takes a fixed number of random numbers. `train` and `validation` are separate streams without any
+look (colour and shape) of `HELD_OUT`. In `held_out` every object has such a look, and only the kinds that name colours
+occur, because "a circle" asserts nothing that training has not shown. `objects.py` renders scenes, and `captions.py`
+describes them.
 
-Legend: N scenes, S = 4 slots of the frame, U random numbers of a scene, A axes (major, minor). Lengths here are in
-units of 1/32 of the image side: a scene is the same at any image size.
+Legend: N scenes, S = 4 slots of the frame, U random numbers of a scene, A axes (major, minor). Lengths are in units of
+1/32 of the image side, so a scene is the same at any image size.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Kind = Literal["single_object", "two_object", "counting", "colors", "position", 
 Split = Literal["train", "validation", "held_out"]
 Relation = Literal["left of", "right of", "above", "below"]
 Look = tuple[str, str]
-"""(colour, shape) of an object."""
+"""The (colour, shape) of an object."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -46,17 +47,17 @@ HELD_OUT: frozenset[Look] = frozenset(
         ("white", "cross"),
     }
 )
-"""One eighth of the looks, each colour and each shape once: training sees both parts of each, never together."""
+"""One eighth of the looks, with each colour and each shape once. Training shows both parts of each, never together."""
 
 FRAME = 32.0
 EDGE = 1.0
 GAP = 2.5
-"""Between the boxes of two objects: they stay apart under the blur that a sampler leaves."""
+"""The gap between the boxes of two objects, which keeps them separate under the blur that a sampler leaves."""
 RELATION_MARGIN = 3.0
-"""How much farther apart two related objects are along the axis of the relation than across it."""
+"""The least by which two related objects are farther apart along the axis of their relation than across it."""
 
 RADIUS_RANGE = np.array([(5.0, 8.0), (5.0, 6.5), (4.75, 6.0), (4.75, 5.5)])
-"""Smallest and largest radius by number of objects, 1 to 4."""
+"""The smallest and largest radius, by number of objects from 1 to 4."""
 GREY_RANGE = (0.35, 0.65)
 
 _STREAMS: dict[Split, Stream] = {
@@ -65,7 +66,8 @@ _STREAMS: dict[Split, Stream] = {
     "held_out": Stream.HELD_OUT_SCENE,
 }
 _SLOTS: tuple[tuple[int, ...], ...] = ((0,), (0, 2), (0, 1, 2), (0, 1, 2, 3))
-"""The slots that objects take, by their number. 0 and 1 share the first band of the frame, 2 and 3 the second."""
+"""The slots that objects take, by the number of objects. Slots 0 and 1 lie in the frame's first band, 2 and 3 in the
+second."""
 _NUM_UNIFORMS = 24
 
 
@@ -92,7 +94,7 @@ class Scene:
 
 
 def draw_scene(seed: int, index: int, split: Split, image_size: int = 32) -> Scene:
-    """Scene `index` of `split`: a pure function, the same at every image size but for the scale."""
+    """Draws scene `index` of `split`, a pure function of its arguments; `image_size` only sets the scale."""
     return draw_scenes(seed, range(index, index + 1), split, image_size)[0]
 
 
@@ -138,10 +140,10 @@ def kinds_of(split: Split) -> tuple[Kind, ...]:
 
 @lru_cache(maxsize=32)
 def looks_of(kind: Kind, split: Split) -> tuple[tuple[Look, ...], ...]:
-    """Every combination of looks that a scene of `kind` in `split` may have: one look, or an ordered pair.
+    """Returns every combination of looks that a scene of `kind` in `split` may have: one look, or an ordered pair.
 
-    Pairs differ so that their caption is true in one way only: by shape where no colour is named, in colour and
-    shape where a swap must be noticed.
+    The looks of a pair differ so that the caption is true in one way only: in shape where no colour is named, and in
+    both colour and shape where a swap must be noticed.
     """
     looks = [(c, s) for c in COLORS for s in SHAPES if ((c, s) in HELD_OUT) == (split == "held_out")]
     if kind in ("single_object", "counting", "colors"):
@@ -164,11 +166,13 @@ def _draw_content(split: Split, for_kind: float, for_looks: float, for_count: fl
 
 
 def _place(num_objects_N: NDArray[np.int64], radius_NS: Floats, related_N: NDArray[np.bool_], u_NU: Floats) -> Floats:
-    """Centres (x, y) of the objects in their slots, [N, S, 2].
+    """Returns the centres (x, y) of the objects in their slots, [N, S, 2].
 
-    The frame is cut across its major axis into two bands, a band with two objects across its minor axis into two
-    cells; each object lies anywhere in its cell. Turning and mirroring the frame makes the axes and sides alike.
+    The frame is cut along its major axis into two bands, and a band with two objects along its minor axis into two
+    cells. Each object lies anywhere in its cell. The frame is then mirrored and transposed at random, so that both axes
+    and all sides are equally likely.
     """
+    # All scenes are placed as arrays of S = 4 slots; an unused slot has size 0, and its place is ignored by the caller.
     used_NS = np.array([[slot in slots for slot in range(4)] for slots in _SLOTS])[num_objects_N - 1]
     size_NS = np.where(used_NS, 2 * radius_NS, 0.0)
     low_NSA, high_NSA = np.full((2, len(u_NU), 4, 2), [[[[EDGE]]], [[[FRAME - EDGE]]]])
@@ -194,7 +198,7 @@ def _cut(first_N: Floats, second_N: Floats, u_N: Floats) -> Floats:
 
 
 def _aside(place_NSA: Floats, low_NSA: Floats, high_NSA: Floats, u_N: Floats) -> Floats:
-    """Minor coordinate of the object in slot 2, such that its distance from slot 0 is mostly along the major axis."""
+    """Returns the minor coordinate of slot 2 for which its distance from slot 0 is mostly along the major axis."""
     reach_N = place_NSA[:, 2, 0] - place_NSA[:, 0, 0] - RELATION_MARGIN
     low_N = np.maximum(low_NSA[:, 2, 1], place_NSA[:, 0, 1] - reach_N)
     high_N = np.minimum(high_NSA[:, 2, 1], place_NSA[:, 0, 1] + reach_N)

@@ -1,1 +1,1 @@
-"""One file for each data set of `experiments.config.data_sets`, behind the protocol in `contract.py`."""
+"""Provides the data sets of `experiments.config.data_sets`, one in each file, behind the protocol in `contract.py`."""

@@ -1,4 +1,4 @@
-"""What the suite asks of a data set: the images and captions of batches, and for samples captions and their pixels.
+"""Defines what the suite asks of a data set: images and captions of batches, and for samples captions and pixels.
 
 A data set has a row in `experiments.config.data_sets` and a class in a file of this folder. `TokenSource` does most of
 the work for one that is drawn: its subclasses say which words there are and draw images. `FeatureSource` is what a data

@@ -1,10 +1,10 @@
-"""Latents and text features of a prepared data set, read from memory-mapped shards.
+"""Reads latents and text features of a prepared data set from memory-mapped shards.
 
-Nothing is loaded ahead: a batch copies the rows it needs out of the mapped files, so a data set may be larger than
-memory, and every process maps the same files. The order of an epoch is a function of (`data.seed`, epoch), and the
-latent of an image is drawn anew from its posterior in every epoch, by (`data.seed`, epoch, image): any process finds
-any image of the stream by itself, whatever the world size. The format is described in
-`experiments.config.prepared_set`.
+A batch copies only the rows that it needs out of the mapped files, so a data set may be larger than memory, and all
+processes of a machine share the mapped pages. The order of an epoch is a function of (`data.seed`, epoch), and the
+latent of an image is drawn anew from its posterior in every epoch, by the image's position in the stream. Any process
+can therefore find any image of the stream by itself, whatever the world size. `experiments.config.prepared_set`
+describes the format.
 
 Legend: B images of a batch, C channels, H rows, W columns, L caption length, V, U widths of text features (tokens,
 pooled).
@@ -32,15 +32,14 @@ from experiments.data.sources.padded_text import TextBuffers
 from experiments.errors import ConfigError
 
 MAX_OPEN_SHARDS = 32_768
-"""Mapped at a time, one map each and no open file (Linux allows 65,530 to a process); to map takes 0.1 ms."""
+"""The most shards that are mapped at a time. Linux allows a process 65,530 maps; mapping one again takes 0.1 ms."""
 VERIFIED_BYTES = 1 << 30
-"""Up to this size a data set is read and compared with its checksums before training; `ecdit data check`
-always does."""
+"""A data set up to this size is compared with its checksums before training; `ecdit data check` always does so."""
 AGAIN = "Run its `ecdit data prepare` again, which makes what is missing, or copy it again."
 
 
 class Latents:
-    """Provides the images of one prepared data set."""
+    """Provides the images of one prepared data set for training and for validation."""
 
     def __init__(self, data: DataConfig) -> None:
         """Opens `data.path`. Raises `ConfigError` where it is missing or its fingerprint is not `data.fingerprint`."""
@@ -165,7 +164,7 @@ class ShardedRows:
         ]
 
     def caption(self, row: int) -> str:
-        """In words."""
+        """Returns the caption of an image as text."""
         ((shard, inside),) = self.find_all(np.array([row]))
         return shard.caption(inside)
 
@@ -185,7 +184,7 @@ class MappedShard:
 
     @property
     def latent_mean_NCHW(self) -> Tensor:
-        """Float16, of all images of the file; a view of it, as are all tensors here, and not to be written to."""
+        """Returns the means of the posteriors of all images of the file in float16, as a read-only view."""
         mean_NCHW: Tensor = self._tensors["latent_mean_NCHW"]
         return mean_NCHW
 
@@ -219,13 +218,13 @@ class MappedShard:
         return bool(ends and (length_N >= 0).all() and (length_N <= index.caption_length).all())
 
     def caption(self, number: int) -> str:
-        """In words."""
+        """Returns the caption of an image of this file as text."""
         start, stop = self._tensors["caption_start_N1"][number : number + 2].tolist()
         return bytes(self._tensors["caption_bytes"][start:stop].tolist()).decode()
 
 
 Found = tuple[MappedShard, int]
-"""The shard of an image, and its number there."""
+"""The shard of an image, and the number of the image in it."""
 
 
 def check_length(folder: Path, file: FileEntry) -> None:

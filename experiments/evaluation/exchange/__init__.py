@@ -1,1 +1,1 @@
-"""Files that are exchanged with other tools: exported weights, images for GenEval and DSG, and their results."""
+"""Exchanges files with other tools: exported weights, images for GenEval and DSG, and their results."""

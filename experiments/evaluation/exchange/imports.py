@@ -127,7 +127,7 @@ def _number(row: Row, column: str) -> int:
 
 
 def _is_whole(text: str) -> bool:
-    """Return whether `text` is the number of a question."""
+    """Returns whether `text` is the number of a question."""
     return text.isdecimal() and len(text) <= MAX_DIGITS
 
 

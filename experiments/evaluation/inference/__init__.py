@@ -1,1 +1,1 @@
-"""What a trained model does and costs at inference: seconds, memory, and which tokens its experts process."""
+"""Measures a trained model at inference: seconds, memory, and which tokens its experts process."""

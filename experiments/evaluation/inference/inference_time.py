@@ -91,7 +91,7 @@ def overhead_over_dense(runs: Sequence[LoadedRun], seconds: Sequence[float]) -> 
 
 
 def _is_dense_of(dense: LoadedRun, run: LoadedRun) -> bool:
-    """Return whether `dense` is the backbone of `run` without its experts."""
+    """Returns whether `dense` is the backbone of `run` without its experts."""
     return dense.config.routing.name == "dense" and dense.config.model == run.config.model
 
 
@@ -111,7 +111,8 @@ class _Job:
         if device.type != "cpu":
             others = torch.accelerator.memory_allocated() - self._weight_bytes()
             torch.accelerator.reset_peak_memory_stats()
-            self._sample(one_call, lambda time, output: None)  # not replayed: a recorded pass keeps its own memory
+            # A watched call is not replayed. A replayed one uses memory that was allocated when it was recorded.
+            self._sample(one_call, lambda time, output: None)
             return float(torch.accelerator.max_memory_allocated() - others) / BYTES_PER_GIB
         tracker = MemTracker()
         tracker.track_external(self.run.model)

@@ -110,7 +110,7 @@ class RoutingWatcher:
     """Watches every call of the model while images are sampled."""
 
     def __init__(self, run: LoadedRun, kinds: Sequence[str], mapped: Sequence[int]) -> None:
-        """`kinds[i]` is the kind of the caption of image i; `mapped` are the images whose compute map is kept."""
+        """Prepares counters; `kinds[i]` is the kind of caption i, and the compute maps of images `mapped` are kept."""
         self._run, self._kinds, self._mapped = run, kinds, list(mapped)
         self._layers = _new_tallies(run)
         self._branches_N2 = np.zeros((len(kinds), 2))

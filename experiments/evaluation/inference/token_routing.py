@@ -43,7 +43,7 @@ class TokenTally:
     """The counts of one layer, over any number of images and times."""
 
     def __init__(self, num_experts: int, num_tokens: int) -> None:
-        """`num_tokens` is the number of tokens of one image."""
+        """Prepares counters for images of `num_tokens` tokens."""
         self.load_ET = torch.zeros(num_experts, num_tokens, dtype=torch.float64)
         self.tokens_by_experts = torch.zeros(num_experts + 1, dtype=torch.float64)
         self.entropy_sum = 0.0

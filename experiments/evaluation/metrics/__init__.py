@@ -1,1 +1,1 @@
-"""The metrics of sampled images, each with the network or judge that it needs."""
+"""Computes the metrics of sampled images. Each metric has a module with the network or judge that it needs."""

@@ -1,4 +1,4 @@
-"""`shapes-geneval`: the share of generated images that show exactly what their caption says, by kind and overall.
+"""`shapes-geneval` is the share of generated images that show exactly what their caption says, by kind and overall.
 
 The overall score is the mean over the kinds, as GenEval's score is the mean over its tasks (Ghosh et al., arXiv
 2310.11513). It is not GenEval: captions and objects are different, and the judge knows this data (`judge.py`).

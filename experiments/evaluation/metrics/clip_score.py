@@ -1,4 +1,4 @@
-"""`clip-score`: how well images match their captions, by a CLIP model that the user provides.
+"""Measures `clip-score`: how well images match their captions, by a CLIP model that the user provides.
 
 CLIP score (Hessel et al. 2021) is 100 max(cos(image, caption), 0), averaged over images; it is in torchmetrics' units,
 0 to 100. torchmetrics computes it with the model's own preprocessing.

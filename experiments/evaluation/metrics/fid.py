@@ -1,4 +1,4 @@
-"""`fid`: the Frechet distance to renders of the data in the features of InceptionV3, whose weights the user provides.
+"""Measures `fid`: the Frechet distance to renders of the data in features of InceptionV3, whose weights the user has.
 
 FID (Heusel et al. 2017) is the Frechet distance between real and generated images in the 2048 features of InceptionV3,
 in torch-fidelity's port of the original network with the original's resizing of small images; sums are in float64.

@@ -1,4 +1,4 @@
-"""`frechet-shapes`: the distance of the distribution of generated images from renders of the data. It is not FID.
+"""`frechet-shapes` is the Frechet distance between generated images and renders of the data. It is not FID.
 
 It is the Frechet distance between two normal distributions (Dowson and Landau 1982; for images Heusel et al., arXiv
 1706.08500) with the means and covariances of the features of `features.py`.
@@ -52,6 +52,8 @@ class Moments:
         centred_BF = batch_BF - mean_F
         gap_F = mean_F - self.mean_F
         total = self.count + len(batch_BF)
+        # The scatter about the common mean is that of both parts, plus that of their means. Sums of squares without
+        # centring would cancel where a mean is large against its deviation.
         self._scatter_FF += centred_BF.T @ centred_BF
         self._scatter_FF += np.outer(gap_F, gap_F) * (self.count * len(batch_BF) / total)
         self.mean_F = self.mean_F + gap_F * (len(batch_BF) / total)
@@ -59,7 +61,7 @@ class Moments:
 
     @property
     def covariance_FF(self) -> Floats:
-        """The covariance with divisor n - 1; at least two vectors must have been added."""
+        """Returns the covariance with divisor n - 1; at least two vectors must have been added."""
         assert self.count > 1
         return self._scatter_FF / (self.count - 1)
 

@@ -37,7 +37,7 @@ class Misread:
 
     @property
     def missing_shapes(self) -> list[str]:
-        """The shapes that the caption names and the judge did not see."""
+        """Returns the shapes that the caption names and the judge did not see."""
         wanted = Counter({term.shape: term.count for term in parse(self.caption).terms})
         return list(wanted - Counter(thing.shape for thing in self.verdict.found if thing.shape))
 
@@ -57,7 +57,7 @@ class IndependentPictures:
 
     @property
     def assertions(self) -> list[Assertion]:
-        """The assertions of the captions."""
+        """Returns the assertions of the captions."""
         return [parse(caption) for caption in self.captions]
 
 

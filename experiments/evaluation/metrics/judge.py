@@ -166,6 +166,8 @@ def _coverage(
     image_CHW: Floats, color_C: Floats, grey: float, mine_HW: NDArray[np.bool_], others_HW: NDArray[np.bool_]
 ) -> Floats:
     """Returns the share [H, W] of each pixel that one thing covers, in [0, 1]; 0 where another thing is nearer."""
+    # A pixel that is covered by a share s has the colour grey + s (colour - grey). The projection on the contrast gives
+    # s.
     contrast_C = color_C - grey
     cover_HW = np.einsum("c,chw->hw", contrast_C, image_CHW - grey) / (contrast_C @ contrast_C)
     near_HW = ndimage.binary_dilation(mine_HW, np.ones((3, 3)), iterations=2) & ~ndimage.binary_dilation(others_HW)
@@ -229,6 +231,8 @@ def _fit(cover_HW: Floats, color: str) -> Found:
     left, top = int(np.floor(x)) + WINDOW // 2, int(np.floor(y)) + WINDOW // 2
     corners = [(left + right, top + down) for right in SHIFTS for down in SHIFTS]
     windows_SP = np.stack([padded[b : b + WINDOW, a : a + WINDOW].ravel() for a, b in corners])
+    # The squared difference |w - t|^2 is expanded into |w|^2 + |t|^2 - 2 w t, so that all templates and shifts are one
+    # matrix product. What lies outside of the window counts as difference too.
     outside_S = (padded**2).sum() - (windows_SP**2).sum(axis=1)
     squares_SK = (windows_SP**2).sum(axis=1)[:, None] + bank.squares_K - 2 * windows_SP @ bank.templates_KP.T
     misfit_SK = (squares_SK + outside_S[:, None]) / bank.squares_K

@@ -51,12 +51,12 @@ class Checked:
 
     @property
     def agreement(self) -> float:
-        """The share of true pairs answered with yes."""
+        """Returns the share of true pairs answered with yes."""
         return self.num_right / self.num_images
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of `agreement`."""
+        """Returns the 95% interval of `agreement`."""
         return wilson(self.num_right, self.num_images)
 
 
@@ -108,7 +108,7 @@ def shuffled_within_kinds(assertions: Sequence[Assertion], random: np.random.Gen
 
 
 def is_true_of(scene: Scene, assertion: Assertion) -> bool:
-    """Return whether an assertion is true of a scene, computed from the objects of the scene."""
+    """Returns whether an assertion is true of a scene, computed from the objects of the scene."""
     things = [Found(thing.color, thing.shape, thing.x, thing.y, thing.radius, 0.0) for thing in scene.objects]
     return verdict(things, assertion).correct
 

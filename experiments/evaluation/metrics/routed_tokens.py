@@ -1,4 +1,4 @@
-"""`routing`: which tokens the routed layers process, on true scenes and while images are sampled.
+"""Measures `routing`: which tokens the routed layers process, on true scenes and while images are sampled.
 
 `routing_maps.py` defines and measures the values. This file fits them to the contract of a metric, and writes the maps
 and the compute map to their own files in the run's folder.

@@ -43,7 +43,7 @@ class CaptionSet:
 
     @property
     def captions(self) -> list[str]:
-        """The captions in the words of the data."""
+        """Returns the captions in the words of the data."""
         return [describe(scene) for scene in self.scenes]
 
 
@@ -102,7 +102,7 @@ class LabelledBatch:
 
     @property
     def captions(self) -> list[str]:
-        """The captions that the images were sampled from."""
+        """Returns the captions that the images were sampled from."""
         return [describe(scene) for scene in self.scenes]
 
 

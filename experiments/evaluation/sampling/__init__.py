@@ -1,1 +1,1 @@
-"""Loading a trained model and sampling images from it."""
+"""Loads a trained model and samples images from it."""

@@ -49,10 +49,12 @@ class Replay:
         model = self._model()
         assert model is not None
         inputs, graph = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph()
+        # PyTorch asks for a warm-up on another stream before a graph is recorded. Kernels are compiled and libraries
+        # allocate their workspaces there, which may not happen during the recording.
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
-            for _ in range(WARM_UP_PASSES):  # compiles kernels and sets up libraries before recording
+            for _ in range(WARM_UP_PASSES):
                 _velocity(model, inputs)
         torch.cuda.current_stream().wait_stream(beside)
         with torch.cuda.graph(graph):

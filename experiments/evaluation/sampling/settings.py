@@ -54,7 +54,7 @@ class Conditions:
 
 
 def depends_on_batch(config: RunConfig) -> bool:
-    """Return whether the other images of a batch change an image, because tokens compete for slots across images."""
+    """Returns whether the other images of a batch change an image, because tokens compete for slots across images."""
     return config.routing.name != "dense" and config.routing.group_images not in (None, 1)
 
 

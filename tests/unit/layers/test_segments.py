@@ -139,7 +139,7 @@ def test_a_processor_takes_the_loop() -> None:
     assert not takes_grouped_products(x_MD, w_out_EFD)
 
 
-def test_a_step_in_shape_has_even_loads_of_the_same_sum() -> None:
+def test_a_simulated_step_has_even_loads_of_the_same_sum() -> None:
     assert slot_counts(torch.tensor([5, 0, 2]), 7) == [5, 0, 2]
     with FakeTensorMode():
         assert slot_counts(torch.zeros(3, dtype=torch.int64), 8) == [3, 3, 2]

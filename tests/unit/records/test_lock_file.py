@@ -1,4 +1,4 @@
-"""Claims: one holder at a time, whoever comes when; the dead are replaced, the living are not."""
+"""Locks: one holder at a time, whoever comes when; the dead are replaced, the living are not."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def elsewhere():
 
 
 def hold(folder, owner):
-    claim = take(folder, owner=owner)
-    assert isinstance(claim, LockFile)
-    return claim
+    lock = take(folder, owner=owner)
+    assert isinstance(lock, LockFile)
+    return lock
 
 
 def race(folder, barrier, wins):
     barrier.wait()
-    claim = take_if_dead(folder)
-    if isinstance(claim, LockFile):
+    lock = take_if_dead(folder)
+    if isinstance(lock, LockFile):
         with wins.get_lock():
             wins.value += 1
         time.sleep(0.5)
@@ -68,19 +68,19 @@ def test_of_many_processes_at_once_one_gets_the_claim(folder, before):
 
 
 def test_a_holder_that_lives_is_named_and_keeps_it(folder):
-    claim = hold(folder, None)
+    lock = hold(folder, None)
     found = take_if_dead(folder)
     assert found == holder(folder)
     assert str(found.owner) == f"process {os.getpid()} on {Owner.of().host}"
-    assert claim.renew()
+    assert lock.renew()
 
 
 def test_what_was_given_back_is_free(folder):
-    claim = hold(folder, None)
-    claim.release()
-    claim.release()
+    lock = hold(folder, None)
+    lock.release()
+    lock.release()
     assert holder(folder) is None
-    assert not claim.renew()
+    assert not lock.renew()
     assert take(folder) is not None
 
 
@@ -108,7 +108,7 @@ def test_another_machine_is_believed_until_it_was_silent_for_long(folder):
     assert isinstance(take_if_dead(folder), LockFile)
 
 
-def test_a_clock_set_back_or_forth_takes_no_claim_from_a_living_process(folder, monkeypatch):
+def test_a_clock_set_back_or_forth_takes_no_lock_from_a_living_process(folder, monkeypatch):
     hold(folder, None)
     found = holder(folder)
     for shift in (-1e6, 1e6):
@@ -142,13 +142,13 @@ def test_who_looked_long_ago_cannot_take_what_others_took_since(folder, monkeypa
     assert current.renew()
 
 
-def test_a_claim_that_cannot_be_read_yet_is_respected(folder):
-    claim = hold(folder, None)
+def test_a_lock_that_cannot_be_read_yet_is_respected(folder):
+    lock = hold(folder, None)
     path = next(folder.glob("*.held"))
     path.write_text(json.dumps({"pid": 1})[:5])
     assert holder(folder).owner is None
     assert not isinstance(take_if_dead(folder), LockFile)
-    claim.release()
+    lock.release()
 
 
 def test_without_hard_links_one_still_wins(folder, monkeypatch):
@@ -157,8 +157,8 @@ def test_without_hard_links_one_still_wins(folder, monkeypatch):
 
     monkeypatch.setattr(os, "link", refuse)
     with ThreadPoolExecutor(8) as pool:
-        claims = list(pool.map(lambda _: take(folder), range(8)))
-    assert sum(claim is not None for claim in claims) == 1
+        locks = list(pool.map(lambda _: take(folder), range(8)))
+    assert sum(lock is not None for lock in locks) == 1
 
 
 def test_silence_is_counted_from_the_last_change_on_a_clock_that_nobody_moves(monkeypatch):
@@ -174,11 +174,11 @@ def test_silence_is_counted_from_the_last_change_on_a_clock_that_nobody_moves(mo
 
 
 def test_renewing_is_a_sign(folder):
-    claim = hold(folder, None)
+    lock = hold(folder, None)
     os.utime(next(folder.glob("*.held")), (0, time.time() - 1000))
     before = holder(folder)
     assert silence_on_disk(folder, before) == pytest.approx(1000, abs=5)
-    claim.renew()
+    lock.renew()
     assert holder(folder).pulse != before.pulse
     assert silence_on_disk(folder, holder(folder)) < 5
 
@@ -225,24 +225,24 @@ def make_wrong_types(folder):
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("make", [make_directory, make_dangling_link, make_fifo, make_garbage, make_wrong_types])
-def test_a_claim_that_cannot_be_read_holds_while_it_gives_signs_and_never_blocks(folder, make):
+def test_a_lock_that_cannot_be_read_holds_while_it_gives_signs_and_never_blocks(folder, make):
     folder.mkdir()
     make(folder)
     found = take_if_dead(folder)
     assert not isinstance(found, LockFile)
     assert (found.owner, found.number) == (None, 1)
     os.utime(folder / "00000001.held", (0, time.time() - 601), follow_symlinks=False)
-    claim = take_if_dead(folder)
-    assert isinstance(claim, LockFile)
-    assert claim.renew()
-    claim.release()
+    lock = take_if_dead(folder)
+    assert isinstance(lock, LockFile)
+    assert lock.renew()
+    lock.release()
     assert holder(folder) is None
     assert isinstance(take_if_dead(folder), LockFile)
 
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("name", ["5.held", "x.held", "00000001.held.bak", "000000001.held", "\u0661.held", "-1.held"])
-def test_a_name_that_no_claim_has_is_no_claim(folder, name):
+def test_a_name_that_no_lock_has_is_no_lock(folder, name):
     folder.mkdir()
     (folder / name).write_text("mine")
     assert isinstance(take_if_dead(folder), LockFile)
@@ -250,9 +250,9 @@ def test_a_name_that_no_claim_has_is_no_claim(folder, name):
 
 
 @pytest.mark.timeout(30)
-def test_claims_that_do_not_settle_are_said(folder):
-    """The number after this one has a digit more, and no claim can have it."""
+def test_locks_that_do_not_settle_are_said(folder):
+    """The number after this one has a digit more, and no lock can have it."""
     folder.mkdir()
     (folder / "99999999.free").touch()
-    with pytest.raises(StorageError, match="its claims do not settle"):
+    with pytest.raises(StorageError, match="its locks do not settle"):
         take_if_dead(folder)

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from experiments.errors import RecordError, StorageError
-from experiments.records.run_lock import claim, settle_record
+from experiments.records.run_lock import lock_folder, settle_record
 from experiments.records.writer import RecordWriter
 
 
 def start(run_dir, record, barrier, outcomes):
     barrier.wait()
     try:
-        claim(run_dir, record, images_seen=0)
+        lock_folder(run_dir, record, images_seen=0)
     except RecordError as error:
         outcomes.put((str(error), settle_record(run_dir, record).created_at))
     else:
@@ -43,9 +43,9 @@ def test_of_many_first_starts_at_once_one_gets_the_folder(run_dir, make_record):
 
 
 def test_who_was_taken_over_is_told_and_writes_no_status(run_dir, make_record):
-    _, mine = claim(run_dir, make_record(), images_seen=0)
+    _, mine = lock_folder(run_dir, make_record(), images_seen=0)
     mine.renew()
-    (held,) = run_dir.claims.glob("*.held")
+    (held,) = run_dir.locks.glob("*.held")
     held.rename(held.with_name("00000002.held"))
     with pytest.raises(RecordError, match="was taken over by another process"):
         mine.renew()
@@ -100,12 +100,12 @@ def record_of(make_record, router, group_images, world):
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/mnt/not-mounted")])
-def test_a_claim_that_cannot_be_read_refuses_the_folder_and_is_named(run_dir, make_record, make):
-    run_dir.claims.mkdir(parents=True)
-    make(run_dir.claims / "00000001.held")
+def test_a_lock_that_cannot_be_read_refuses_the_folder_and_is_named(run_dir, make_record, make):
+    run_dir.locks.mkdir(parents=True)
+    make(run_dir.locks / "00000001.held")
     with pytest.raises(RecordError) as caught:
-        claim(run_dir, make_record(), images_seen=0)
-    assert f"({run_dir.claims}/00000001.held cannot be read: " in str(caught.value)
+        lock_folder(run_dir, make_record(), images_seen=0)
+    assert f"({run_dir.locks}/00000001.held cannot be read: " in str(caught.value)
     assert str(caught.value).endswith("If no process works there, remove that file.")
 
 

@@ -91,16 +91,16 @@ def test_what_another_sweep_had_to_give_up_is_taken(plan, queue, clock):
     assert other.take() == run
 
 
-def test_the_claim_of_a_sweep_that_is_gone_is_taken_over_at_once(folder, plan):
+def test_the_lock_of_a_sweep_that_is_gone_is_taken_over_at_once(folder, plan):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    take(folder.claims(plan.runs[0]), owner=Owner.of(process.pid))
+    take(folder.locks(plan.runs[0]), owner=Owner.of(process.pid))
     assert not SharedRuns(folder).take(plan.runs[0])
     process.communicate(b"\n")
     assert SharedRuns(folder).take(plan.runs[0])
 
 
 def test_a_sweep_elsewhere_is_believed_while_it_gives_signs_and_some_time_longer(folder, plan, clock):
-    theirs = take(folder.claims(plan.runs[0]), owner=elsewhere())
+    theirs = take(folder.locks(plan.runs[0]), owner=elsewhere())
     shared = SharedRuns(folder)
     for _ in range(4):
         clock[0] += 500
@@ -115,9 +115,9 @@ def test_a_sweep_elsewhere_is_believed_while_it_gives_signs_and_some_time_longer
 
 def test_what_is_old_is_taken_over_after_a_short_look(folder, plan, clock):
     """A clock that was moved makes everything look old, but not for longer than until the next sign."""
-    take(folder.claims(plan.runs[0]), owner=elsewhere())
-    claim = next(folder.claims(plan.runs[0]).glob("*.held"))
-    os.utime(claim, (0, time.time() - 86400))
+    take(folder.locks(plan.runs[0]), owner=elsewhere())
+    lock = next(folder.locks(plan.runs[0]).glob("*.held"))
+    os.utime(lock, (0, time.time() - 86400))
     shared = SharedRuns(folder)
     assert not shared.take(plan.runs[0])
     clock[0] += 61
@@ -126,7 +126,7 @@ def test_what_is_old_is_taken_over_after_a_short_look(folder, plan, clock):
 
 def test_a_run_that_still_goes_elsewhere_is_left_to_it_when_its_sweep_is_gone(folder, plan, clock):
     run = plan.runs[0]
-    take(folder.run_dir(run).claims, owner=elsewhere())
+    take(folder.run_dir(run).locks, owner=elsewhere())
     shared = SharedRuns(folder)
     for _ in range(4):
         clock[0] += 500
@@ -136,23 +136,23 @@ def test_a_run_that_still_goes_elsewhere_is_left_to_it_when_its_sweep_is_gone(fo
     assert shared.take(run)
 
 
-def test_claims_are_renewed_now_and_then(folder, plan, clock):
+def test_locks_are_renewed_now_and_then(folder, plan, clock):
     shared = SharedRuns(folder)
     shared.take(plan.runs[0])
-    claim = next(folder.claims(plan.runs[0]).glob("*.held"))
-    os.utime(claim, (0, 0))
+    lock = next(folder.locks(plan.runs[0]).glob("*.held"))
+    os.utime(lock, (0, 0))
     shared.renew()
-    assert claim.stat().st_mtime == 0
+    assert lock.stat().st_mtime == 0
     clock[0] += 6
     shared.renew()
-    assert claim.stat().st_mtime > 0
+    assert lock.stat().st_mtime > 0
 
 
-def test_a_claim_that_cannot_be_written_is_said_and_stops_no_other_run(folder, plan, queue):
-    blocked = folder.claims(plan.runs[0])
+def test_a_lock_that_cannot_be_written_is_said_and_stops_no_other_run(folder, plan, queue):
+    blocked = folder.locks(plan.runs[0])
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where a folder should be")
     runs = queue(plan)
     assert runs.take() == plan.runs[1]
-    assert "cannot write" in runs.unclaimable[plan.runs[0].name]
+    assert "cannot write" in runs.lock_errors[plan.runs[0].name]
     assert runs.is_empty

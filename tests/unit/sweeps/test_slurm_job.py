@@ -147,9 +147,9 @@ def test_a_run_stopped_before_its_first_image_is_tried_again_a_few_times_only(jo
 
 
 def test_a_run_that_another_process_writes_is_left_to_it(job):
-    claim = take(job.run_dir.claims)
+    lock = take(job.run_dir.locks)
     exit_code, last_line = job.end("sys.exit(2)")
-    claim.release()
+    lock.release()
     assert exit_code == 1
     assert f"is being written by another process (process {os.getpid()} on" in last_line
     assert job.status() is None

@@ -353,12 +353,12 @@ def test_a_checkpoint_of_wrong_types_or_shapes_is_one_line(
 
 def test_an_earlier_checkpoint_is_taken_where_the_newest_is_not_what_it_says(run: RunDir) -> None:
     (newest,) = run.checkpoints.iterdir()
-    earlier = Path(shutil.copytree(newest, newest.with_name("images_000000000320")))
-    shutil.move(earlier, run.path / "kept")
-    rewrite_checkpoint(run, lambda tensors: tensors.clear())
-    shutil.move(run.path / "kept", earlier)
+    rewrite_checkpoint(run, state=lambda content: content["state"].update(images_seen=320))
+    shutil.copytree(newest, run.path / "kept")
+    rewrite_checkpoint(run, lambda tensors: tensors.clear(), lambda content: content["state"].update(images_seen=640))
+    shutil.move(run.path / "kept", newest.with_name("images_000000000320"))
     said: list[str] = []
-    assert load_run(run, "ema", said.append).images_seen == 640
+    assert load_run(run, "ema", said.append).images_seen == 320
     assert len(said) == 1
     assert "ema.safetensors is damaged" in said[0]
     assert "is not in it" in said[0]

@@ -1,4 +1,4 @@
-"""Layouts that no test can run: partitioned, built and stepped in shape."""
+"""Layouts that no test can run: partitioned, built and stepped with fake tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from experiments.config.schema import RunConfig
 from experiments.distributed.deepspeed_library import CPU_Accelerator, get_accelerator, set_accelerator
 from experiments.errors import ConfigError
 from experiments.training.engine import build_engine
-from experiments.training.in_shape import _pretended_group, _StaysInPlace, step_in_shape
+from experiments.training.simulation import _pretended_group, _StaysInPlace, simulate_step
 
 ON_EIGHT = ("model=nano", "parallel.world=8", "train.batch_images=32", "routing.group_images=1")
 EC_DIT_M_64E = (
@@ -74,10 +74,10 @@ def test_the_processes_of_a_layout_have_every_number_of_every_parameter_once(lay
 
 @pytest.mark.parametrize("router", ["expert_choice", "token_choice", "switch", "shared_expert"])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_memory_in_shape_is_that_of_the_arithmetic(router: str, stage: int) -> None:
+def test_memory_of_a_simulated_step_is_that_of_the_arithmetic(router: str, stage: int) -> None:
     layout = ["parallel.expert_parallel=4", f"parallel.zero_stage={stage}", "train.precision=bf16"]
     config = load_config([*ON_EIGHT, f"routing={router}", *layout, "model=micro"])
-    measured, planned = step_in_shape(config, "bf16"), memory(config, on_accelerator=False)
+    measured, planned = simulate_step(config, "bf16"), memory(config, on_accelerator=False)
     assert measured.params_total == budget(config).params_total
     assert measured.persistent == pytest.approx(planned.persistent, rel=0.01)
     assert measured.activations == pytest.approx(planned.activations, rel=0.05)
@@ -85,28 +85,28 @@ def test_memory_in_shape_is_that_of_the_arithmetic(router: str, stage: int) -> N
 
 def test_experts_travel_four_times_a_layer_and_half_of_nothing_more() -> None:
     config = load_config([*ON_EIGHT, "parallel.expert_parallel=4"])
-    step = step_in_shape(config, "bf16")
+    step = simulate_step(config, "bf16")
     calls, handed = step.collectives["alltoall_base"]
     num_layers, images = len(config.sparse_layer_indices), 4
     slots = config.num_tokens * 2 * images
     assert calls == 4 * num_layers
     assert handed == calls * slots * config.model.width * 2
-    dense = step_in_shape(load_config([*ON_EIGHT, "routing=dense", "parallel.expert_parallel=4"]), "bf16")
+    dense = simulate_step(load_config([*ON_EIGHT, "routing=dense", "parallel.expert_parallel=4"]), "bf16")
     assert "alltoall_base" not in dense.collectives
 
 
 def test_without_a_limit_the_numbers_of_slots_travel_before_them() -> None:
     config = load_config([*ON_EIGHT, "parallel.expert_parallel=4", "routing=shared_expert"])
-    calls, handed = step_in_shape(config, "bf16").collectives["alltoall_base"]
+    calls, handed = simulate_step(config, "bf16").collectives["alltoall_base"]
     num_layers, slots = len(config.sparse_layer_indices), config.num_tokens * 2 * 4
     assert calls == (4 + 1) * num_layers
     assert handed == num_layers * (4 * slots * config.model.width * 2 + 8 * config.routing.num_experts)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_every_stage_steps_in_shape(stage: int) -> None:
+def test_every_stage_is_simulated(stage: int) -> None:
     config = load_config([*ON_EIGHT, f"parallel.zero_stage={stage}", "parallel.activation_checkpointing=True"])
-    step = step_in_shape(config, "fp32")
+    step = simulate_step(config, "fp32")
     total = budget(config).params_total
     share = total if stage == 0 else total / 8
     assert step.numbers_kept == pytest.approx(share, rel=0.01)
@@ -117,21 +117,23 @@ def test_an_accelerator_of_this_machine_changes_nothing(stage: int) -> None:
     """The step of the optimizer, which differs by device, is the peak of so small a batch."""
     layout = ["parallel.world=2", "train.batch_images=2", f"parallel.zero_stage={stage}"]
     config = load_config(["model=nano", "routing=dense", *layout])
-    step = step_in_shape(config, "fp32")
+    step = simulate_step(config, "fp32")
     with an_accelerator_here() as accelerator:
-        assert replace(step_in_shape(config, "fp32"), seconds=step.seconds) == step
+        assert replace(simulate_step(config, "fp32"), seconds=step.seconds) == step
         assert get_accelerator() is accelerator
 
 
 def test_zero_3_is_refused() -> None:
     """Its processes compare what they do, which cannot be answered for the others."""
-    with pytest.raises(ConfigError, match=r"zero_stage=3 cannot be stepped in shape\. Use parallel.zero_stage=2"):
-        step_in_shape(load_config([*ON_EIGHT, "parallel.zero_stage=3"]), "fp32")
+    with pytest.raises(
+        ConfigError, match=r"zero_stage=3 cannot be simulated with fake tensors, .*\. Use parallel.zero_stage=2"
+    ):
+        simulate_step(load_config([*ON_EIGHT, "parallel.zero_stage=3"]), "fp32")
 
 
 def test_the_process_group_and_the_environment_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    step_in_shape(load_config([*ON_EIGHT, "routing=dense"]), "fp32", rank=7)
+    simulate_step(load_config([*ON_EIGHT, "routing=dense"]), "fp32", rank=7)
     assert not torch.distributed.is_initialized()
     assert "RANK" not in os.environ
 
@@ -139,7 +141,7 @@ def test_the_process_group_and_the_environment_are_as_before(monkeypatch: pytest
 @pytest.mark.slow
 def test_the_97_billion_parameters_of_ec_dit_m_64e_are_built_partitioned_and_stepped() -> None:
     config = load_config([*EC_DIT_M_64E, "train.precision=bf16"])
-    step, planned = step_in_shape(config, "bf16", rank=511), memory(config, on_accelerator=False)
+    step, planned = simulate_step(config, "bf16", rank=511), memory(config, on_accelerator=False)
     assert step.params_total == budget(config).params_total > 95e9
     experts = budget(config).params_by_part["experts"]
     assert step.params_held == step.params_total - experts + experts // 64

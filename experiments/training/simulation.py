@@ -1,11 +1,11 @@
-"""Dry run of a training step of any layout on one machine, with fake tensors that have shapes but no values.
+"""Simulates a training step of any layout on one machine, with fake tensors that have shapes but no values.
 
 The model, the engine of `engine.py` and the sequence of collectives are real. The engine is built for one rank of a
 process group that sends nothing (PyTorch's `fake` backend), on tensors without memory (`FakeTensorMode`), as on a
-machine without an accelerator. Errors of shape that would show on 512 processes (experts that do not divide, a
-partition of the wrong size, an all-to-all that does not fit) therefore show here. Storages are counted when they are
-allocated and freed, which yields the memory of the real sequence of operations, and so are the bytes handed to each
-collective. Where the code reads a value back (a norm, an overflow flag) it gets 1 or 0.
+machine without an accelerator. Shape errors that would appear on 512 processes (experts that do not divide, a partition
+of the wrong size, an all-to-all that does not fit) therefore appear here. Storages are counted when they are allocated
+and freed, which gives the memory of the real sequence of operations, and the bytes passed to each collective are
+counted too. Where the code reads a value back (a norm, an overflow flag) it gets 1 or 0.
 """
 
 from __future__ import annotations
@@ -45,28 +45,28 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 @dataclass(frozen=True)
-class StepInShape:
-    """The result of the dry run of one optimizer step of one rank.
+class SimulatedStep:
+    """The result of simulating one optimizer step of one rank.
 
     `persistent`, `activations` and `peak` are bytes of tensors, without DeepSpeed's reduction bucket. `seconds` is the
-    time of the dry run itself.
+    time that the simulation itself took.
     """
 
     rank: int
     params_total: int
-    """Number of parameters over all processes."""
+    """The number of parameters over all processes."""
     params_held: int
-    """Number of parameters in working precision on this process."""
+    """The number of parameters in working precision on this process."""
     numbers_kept: int
-    """Number of fp32 master weights on this process."""
+    """The number of fp32 master weights on this process."""
     persistent: int
-    """Bytes that stay allocated between two steps."""
+    """The bytes that stay allocated between two steps."""
     activations: int
-    """Bytes that one forward pass saves for the backward pass."""
+    """The bytes that one forward pass saves for the backward pass."""
     peak: int
     """The largest number of bytes that were allocated at once during a step."""
     collectives: dict[str, tuple[int, int]]
-    """For each collective of the step, the number of calls and the bytes that this process passed to them."""
+    """The number of calls of each collective in the step, and the bytes that this process passed to them."""
     seconds: float
 
 
@@ -91,7 +91,8 @@ class ShapesOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.namespace == "c10d":
             self._count_collective(func.overloadpacket.__name__.strip("_"), args)
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.device.type != "meta":  # which take no memory in a real run either
+            # A meta tensor takes no memory in a real run either.
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
                 self._count_storage(tensor.untyped_storage())
         return out
 
@@ -102,6 +103,8 @@ class ShapesOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bytes_handed[name] += sum(t.numel() * t.element_size() for t in given[-1]) if given else 0
 
     def _count_storage(self, storage: torch.UntypedStorage) -> None:
+        # DeepSpeed's reduction buckets are left out. They are allocated whole here, but a CPU backs only the pages that
+        # are written.
         key, size = storage._cdata, storage.nbytes()
         if key in self._known or (size >= 2 * BUCKET_ELEMENTS and size % BUCKET_ELEMENTS == 0):
             return
@@ -123,7 +126,7 @@ class _StaysInPlace(DiT):
         return self
 
 
-def step_in_shape(config: RunConfig, precision: Precision, rank: int = 0) -> StepInShape:
+def simulate_step(config: RunConfig, precision: Precision, rank: int = 0) -> SimulatedStep:
     """Builds the engine for `rank` of `config.parallel.world` and runs two optimizer steps.
 
     Peak and collectives are those of the second step, because the first allocates the optimizer state. No tensor memory
@@ -131,7 +134,10 @@ def step_in_shape(config: RunConfig, precision: Precision, rank: int = 0) -> Ste
     not have.
     """
     if config.parallel.zero_stage == 3:
-        raise ConfigError("parallel.zero_stage=3 cannot be stepped in shape.", "Use parallel.zero_stage=2.")
+        raise ConfigError(
+            "parallel.zero_stage=3 cannot be simulated with fake tensors, as its processes compare values.",
+            "Use parallel.zero_stage=2.",
+        )
     started = time.perf_counter()
     with _pretended_group(rank, config.parallel.world), ExitStack() as modes:
         modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -145,7 +151,7 @@ def step_in_shape(config: RunConfig, precision: Precision, rank: int = 0) -> Ste
         shapes.calls.clear()
         shapes.bytes_handed.clear()
         _step(engine, config, shapes)  # the first step allocated the optimizer state
-        return StepInShape(
+        return SimulatedStep(
             rank=rank,
             params_total=total,
             params_held=sum(parameter.numel() for parameter in engine.model.parameters()),
