@@ -13,23 +13,17 @@ The look of arms in figures is defined in `style.py`.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
 from analysis.load import WITHOUT_EFFECT
+from experiments.config.routers import compared_names, router_label
 
 ACTIVATED_TOLERANCE = 0.03
 """The relative difference in activated parameters up to which a wider dense model counts as matched."""
-
-ROUTER_LABELS = {
-    "dense": "Dense",
-    "token_choice": "Token choice",
-    "switch": "Switch",
-    "shared_expert": "Shared experts",
-    "expert_choice": "Expert choice",
-}
 
 Kind = Literal["dense_same_depth", "dense_same_active", "dense_other", "sparse"]
 KINDS: tuple[Kind, ...] = ("dense_same_depth", "dense_same_active", "dense_other", "sparse")
@@ -80,8 +74,15 @@ def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
 
 def arm_list(table: pd.DataFrame) -> list[tuple[str, str, int]]:
     """Returns the arms in `table` as (label, router, variant), baselines first."""
-    arms = table.drop_duplicates("arm")[["arm", "routing.name", "variant"]].itertuples(index=False, name=None)
-    return sorted(arms, key=lambda arm: (list(ROUTER_LABELS).index(arm[1]), arm[2]))
+    arms = list(table.drop_duplicates("arm")[["arm", "routing.name", "variant"]].itertuples(index=False, name=None))
+    routers = in_order({router for _, router, _ in arms})
+    return sorted(arms, key=lambda arm: (routers.index(arm[1]), arm[2]))
+
+
+def in_order(routers: Collection[str]) -> list[str]:
+    """Returns `routers` in the order of a comparison; those whose plugins are not loaded come last, by name."""
+    known = [name for name in compared_names() if name in routers]
+    return known + sorted(set(routers) - set(known))
 
 
 def dense_same_depth(table: pd.DataFrame) -> str | None:
@@ -159,7 +160,7 @@ def _sparse_arm(run: pd.Series[Any], varying: dict[Any, set[str]]) -> Arm:
     parts = [QUALIFIERS.get(name, name + "={}").format(_text(run[name])) for name in named if name != GROUP]
     if GROUP in varying[router]:
         parts.append(group_text(run[GROUP]))
-    label = ROUTER_LABELS[router]
+    label = router_label(router)
     return Arm(f"{label} ({', '.join(parts)})" if parts else label, "sparse")
 
 
@@ -180,6 +181,7 @@ def _dense_arm(run: pd.Series[Any], arms: pd.DataFrame) -> Arm:
     like = sparse if len(sparse) else arms.sort_values("params_total").head(1)
     if all(run[name] in set(like[name]) for name in ("model.ffn_factor", "model.num_layers")):
         return Arm("Dense (same depth)", "dense_same_depth")
+    # Widths are whole numbers, so a matched model never has exactly the activated parameters of its sparse model.
     gaps = (run["params_active"] / sparse["params_active"] - 1).abs()
     if (gaps <= ACTIVATED_TOLERANCE).any():
         return Arm("Dense (same activated)", "dense_same_active")

@@ -153,7 +153,7 @@ def _status(run: RunDir) -> dict[str, Any]:
 
 def _settings(run: RunDir) -> dict[str, Any]:
     record = run.read_run()
-    stored_config(record.config, run.run_json)
+    stored_config(record.config, run.run_json, record.plugin_names)
     facts = {name: getattr(record, name) for name in RECORD_COLUMNS}
     return facts | dict(dotted(record.config)) | {"command": " ".join(record.command)}
 
@@ -173,6 +173,7 @@ def _last_values(run: RunDir, damaged: list[str]) -> Iterator[tuple[str, Any]]:
 
 def _for_parquet(table: pd.DataFrame) -> pd.DataFrame:
     """Gives each column one type, which Parquet needs: a column that mixes numbers and words becomes words."""
+    # A setting such as `routing.group_images` is a number in some runs and `batch` in others.
     mixed = [str(name) for name in table if _kinds(table[name]) > 1 and table[name].dtype == object]
     return table.assign(
         **{name: table[name].map(lambda value: None if pd.isna(value) else str(value)) for name in mixed}

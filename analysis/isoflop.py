@@ -240,6 +240,8 @@ def _minimum_rows(budget: _FlopBudget, size: str, spread: Scatter | None) -> Ite
     log_images = np.log(budget.runs.groupby(size)["images_seen"].mean().to_numpy(dtype=float))
     images_slope, _ = np.polyfit(profile.log_params, log_images, 1)
     for method, find in METHODS.items():
+        # Within a budget the images fall with the size, so the interval of D* is that of N* times the slope of the
+        # logarithm of the images.
         found = find(*profile)
         is_known = method == "quadratic" and not found.is_edge
         half = half_width(profile, spread) if spread and is_known else None

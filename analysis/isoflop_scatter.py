@@ -58,7 +58,8 @@ def half_width(profile: Profile, found: Scatter) -> float:
     """Returns half of the 95% interval of the logarithm of the parameters at the minimum of the parabola."""
     design, (_, slope, bend) = _parabola(profile)
     covariance = np.linalg.inv(design.T @ design) * (found.share * float(np.mean(profile.loss))) ** 2
-    gradient = np.array([0.0, -1 / (2 * bend), slope / (2 * bend**2)])  # of the minimum, at -slope / (2 bend)
+    # The minimum lies at -slope / (2 bend), and this is its gradient with respect to the parameters of the parabola.
+    gradient = np.array([0.0, -1 / (2 * bend), slope / (2 * bend**2)])
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, found.degrees_of_freedom))
     return quantile * math.sqrt(gradient @ covariance @ gradient)
 

@@ -45,7 +45,9 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 """Settings that do not change the losses: runs that differ in nothing else are copies of each other."""
 
-RECORD_COLUMNS = [name for name in RunRecord.model_fields if name not in {"config", "params_by_part", "versions"}]
+RECORD_COLUMNS = [
+    name for name in RunRecord.model_fields if name not in {"config", "params_by_part", "versions", "plugins"}
+]
 
 
 class MissingDataError(EcditError):
@@ -188,8 +190,10 @@ def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[Le
 
 
 def _described(run: RunDir, record: RunRecord, status: Status) -> _Finished:
-    config = stored_config(record.config, run.run_json)
+    config = stored_config(record.config, run.run_json, record.plugin_names)
     settings = dict(dotted(record.config))
+    if record.plugins:  # two versions of the source of a router are two arms, and their runs are no copies
+        settings["routing.plugin"] = record.plugins[0].sha256[:12]
     facts = {name: getattr(record, name) for name in RECORD_COLUMNS}
     facts |= counts_without_embeddings(record)
     row = {"run": str(run.path), "images_seen": status.images_seen, **facts, **settings}
@@ -240,6 +244,7 @@ def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable]]:
     if num_processes == 1:
         read = [_read_some(dirs)]
     else:
+        # Libraries such as Arrow have started threads, and a forked child could wait for ever for a lock of theirs.
         with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
             read = list(pool.map(_read_some, chunks))
     all_found, evals = zip(*read, strict=True)

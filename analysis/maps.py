@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from analysis.arms import ROUTER_LABELS
+from analysis.arms import in_order
 from analysis.load import MissingDataError
 from experiments.errors import RecordError
 from experiments.records.run_folder import RunDir
@@ -28,8 +28,6 @@ from experiments.records.schema import RoutingMapRow
 Read = TypeVar("Read")
 
 MEASURED_BY = "Measure it with: ecdit evaluate --metrics routing RUNS"
-ROUTERS = ["expert_choice", *(router for router in ROUTER_LABELS if router not in ("dense", "expert_choice"))]
-"""The routers in the order in which they are drawn."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def one_per_router(table: pd.DataFrame, read: Callable[[MappedRun], Read | None]
                 found[router] = content
     if not found:
         raise MissingDataError(f"No run has {what}.", MEASURED_BY)
-    return [found[router] for router in ROUTERS if router in found]
+    return [found[router] for router in sorted(in_order(found), key=lambda router: router != "expert_choice")]
 
 
 def spread(number: int, most: int) -> list[int]:

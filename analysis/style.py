@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 import textwrap
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import matplotlib as mpl
 import pandas as pd
@@ -29,6 +30,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, Transform, blended_transform_factory
 
 from analysis.escaping import figure_text, for_csv
+from experiments.config.routers import ROUTERS
 from experiments.records.outputs import output_files
 from experiments.text import printable
 
@@ -38,21 +40,10 @@ GREY = "#666666"
 LIGHT_GREY = "#D0D0D0"
 
 
-class RouterStyle(NamedTuple):
-    """The colour of a router, and the dashes of its first arm as an index into `DASHES`."""
-
-    color: str
-    first_dashes: int
-
+SPARE_COLORS = ("#CC79A7", "#E69F00", "#882255", "#332288", "#999933", "#AA4499")
+"""Colours for routers that name none: two of Okabe and Ito's, then Tol's muted ones that differ most from them."""
 
 # fmt: off
-ROUTER_STYLES = {
-    "dense":         RouterStyle("#000000", 0),
-    "expert_choice": RouterStyle("#D55E00", 0),
-    "token_choice":  RouterStyle("#0072B2", 1),
-    "switch":        RouterStyle("#56B4E9", 2),
-    "shared_expert": RouterStyle("#009E73", 3),
-}
 SIZE_MARKERS = {
     "nano": "o", "micro": "s", "mini": "^", "S": "D", "B": "v", "L": "P", "XL": "X", "XXL": "*", "3XL": "p", "M": "h",
     "dit-moe-S": "<", "dit-moe-B": ">", "dit-moe-L": "d", "dit-moe-XL": "H", "dit-moe-G": "8",
@@ -115,15 +106,26 @@ def paper_style() -> Iterator[None]:
 
 def line_style(router: str, variant: int) -> dict[str, Any]:
     """Returns the colour and dashes of an arm's line."""
-    style = ROUTER_STYLES[router]
-    dashes = DASHES[(style.first_dashes + 2 * variant) % len(DASHES)]
-    return {"color": style.color, "linestyle": (0, dashes) if dashes else "-"}
+    names = list(ROUTERS)
+    # The paper's two arms, dense and expert choice, have full lines.
+    first = max(0, names.index(router) - 1) if router in names else zlib.crc32(router.encode())
+    dashes = DASHES[(first + 2 * variant) % len(DASHES)]
+    return {"color": router_color(router), "linestyle": (0, dashes) if dashes else "-"}
+
+
+def router_color(router: str) -> str:
+    """Returns the colour of a router: its row's, or a spare one, also where its plugin is not loaded."""
+    if router in ROUTERS and (color := ROUTERS[router].color) is not None:
+        return color
+    without = [name for name, row in ROUTERS.items() if row.color is None]
+    place = without.index(router) if router in without else zlib.crc32(router.encode())
+    return SPARE_COLORS[place % len(SPARE_COLORS)]
 
 
 def marker_style(router: str, variant: int, preset: str) -> dict[str, Any]:
     """Returns the router's colour, the size's marker and the fill that distinguishes arms of one router."""
     return {
-        "color": ROUTER_STYLES[router].color,
+        "color": router_color(router),
         "marker": SIZE_MARKERS[preset],
         "fillstyle": FILLS[variant % len(FILLS)],
         "markerfacecoloralt": "white",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+
+from experiments.errors import PluginError
 
 # Every number has a least and a greatest value; a test asks every option for both.
 MAX_SLOTS = 4096
@@ -42,6 +47,14 @@ FromProjects = Annotated[
 ]  # fmt: skip
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and what it costs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+PluginFiles = Annotated[
+    list[Path],
+    typer.Option(
+        "--plugin", metavar="FILE", default_factory=list, show_default=False,
+        help="A Python file with routers or figures of your own; may be repeated.",
+    ),
+]  # fmt: skip
 
 # Options of figures.
 PaperValues = Annotated[
@@ -164,3 +177,35 @@ NoCalibration = Annotated[
 Register = Annotated[
     bool, typer.Option("--register", help="Create the sweep on the W&B server, for wandb agent; run nothing.")
 ]
+
+
+def with_plugins(command: Callable[..., None]) -> Callable[..., None]:
+    """Returns `command` with the option `--plugin`, whose files are loaded before anything else is done."""
+
+    @wraps(command)
+    def with_loaded(plugin_files: list[Path], **arguments: Any) -> None:
+        from experiments.distributed.launchers import adopt_ranks, leave_it_to_the_speaker
+        from experiments.plugins.loading import load_plugins
+
+        try:
+            load_plugins(plugin_files)
+        except PluginError as error:  # which all processes of a launcher meet
+            if adopt_ranks():
+                raise
+            leave_it_to_the_speaker(error.exit_code)
+        command(**arguments)
+
+    signature = inspect.signature(command, eval_str=True)
+    option = inspect.Parameter("plugin_files", inspect.Parameter.KEYWORD_ONLY, annotation=PluginFiles)
+    with_loaded.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), option]
+    )
+    return with_loaded
+
+
+def plugins_last(words: list[str]) -> list[str]:
+    """Returns the words of a command line with every `--plugin FILE` before the command moved to the end."""
+    first = 0
+    while first < len(words) and words[first].partition("=")[0] == "--plugin":
+        first += 1 if "=" in words[first] else 2
+    return words[first:] + words[:first]

@@ -15,8 +15,10 @@ from collections.abc import Callable, Sequence
 import typer
 
 from ecdit_cli._console import print_error, talk
+from ecdit_cli._options import plugins_last, with_plugins
 from ecdit_cli._streams import UnwritableOutputError, guard_streams
 from ecdit_cli.bench import bench
+from ecdit_cli.check_router import check_router
 from ecdit_cli.compare_routing import compare_routing
 from ecdit_cli.data import data
 from ecdit_cli.doctor import doctor
@@ -54,6 +56,7 @@ COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
     (export_weights, False),
     (report, False),
     (presets, False),
+    (check_router, False),
     (bench, True),
     (doctor, False),
 )
@@ -66,7 +69,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would double the time of --help
 )
 for _command, _takes_overrides in COMMANDS:
-    app.command(context_settings={"ignore_unknown_options": _takes_overrides})(_command)
+    app.command(context_settings={"ignore_unknown_options": _takes_overrides})(with_plugins(_command))
 app.add_typer(data, name="data")
 
 
@@ -75,6 +78,7 @@ def run(arguments: Sequence[str]) -> int:
     words = list(arguments)  # DeepSpeed's launcher puts --local_rank=N first; LOCAL_RANK has the same
     if words and words[0].startswith("--local_rank="):
         del words[0]
+    words = plugins_last(words)
     if tuple(words[:1]) not in SHARED_COMMANDS and tuple(words[:2]) not in SHARED_COMMANDS:
         forget_ranks()
     os.environ["MPLBACKEND"] = "agg"  # figures are files; an unknown backend in the environment would end the import

@@ -89,9 +89,9 @@ def _wanted(figure: str) -> list[FigureEntry]:
     from experiments.errors import EcditError
 
     if not figure:
-        names = ", ".join(entry.name for entry in FIGURES)
+        names = ", ".join(FIGURES)
         raise EcditError("Which figure?", f"Choose from: {ALL}, {names}; --list says what they show.")
-    return list(FIGURES) if figure == ALL else [find_figure(figure)]
+    return list(FIGURES.values()) if figure == ALL else [find_figure(figure)]
 
 
 def _draw(
@@ -134,5 +134,7 @@ def _say_not_printed(drawn: list[dict[str, Any]]) -> None:
 def _list_rows() -> list[dict[str, Any]]:
     from analysis.figures.registry import FIGURES
 
-    rows = [{"name": entry.name, "description": entry.description, "aliases": entry.aliases} for entry in FIGURES]
+    rows = [
+        {"name": entry.name, "description": entry.description, "aliases": entry.aliases} for entry in FIGURES.values()
+    ]
     return [{key: value for key, value in row.items() if value} for row in rows]

@@ -153,9 +153,8 @@ def _make(
             watcher.end_batch(batch.images_BCHW)
     images_BCHW = torch.cat(batches)
     drawn = watcher.compute_map(dict(enumerate(texts))) if watcher is not None else None
-    judged = data_set_of(run.config).has_scenes
     unjudged: list[Verdict | None] = [None] * len(texts)
-    verdicts = _verdicts(images_BCHW, texts, show) if judged else unjudged
+    verdicts = _verdicts(images_BCHW, texts, show) if data_set_of(run.config).has_scenes else unjudged
     return _Made(run, images_BCHW, verdicts, drawn)
 
 

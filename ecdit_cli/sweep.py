@@ -251,11 +251,23 @@ def _announce(folder: SweepFolder, plan: Plan) -> int:
     """Reports how many runs are left alone, and returns how many are to be executed."""
     from sweeps.progress import read_progress
 
+    _refuse_other_plugins(folder, plan)
     states = [read_progress(folder.run_dir(run), evaluations=False).state for run in plan.wanted]
     num_done = states.count("done")
     if num_done:
         say(f"{num_done} of {len(plan.wanted)} runs are finished and left alone.")
     return len(plan.wanted) - num_done
+
+
+def _refuse_other_plugins(folder: SweepFolder, plan: Plan) -> None:
+    """Raises `RecordError` where a run, perhaps a finished one, was trained with another source of a plugin."""
+    from experiments.plugins.runs import require_plugins
+    from experiments.plugins.sources import is_plugin
+
+    for run in plan.wanted:
+        run_dir = folder.run_dir(run)
+        if is_plugin("router", run.config["routing"]["name"]) and run_dir.run_json.exists():
+            require_plugins(run_dir.read_run(), run_dir.run_json)
 
 
 def _announce_retired(folder: SweepFolder, plan: Plan) -> None:

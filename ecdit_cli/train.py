@@ -95,11 +95,16 @@ def _is_finished(config: RunConfig, folder: RunDir) -> bool:
     """Returns whether this very run is done, with a message, so that nobody waits for it. It needs no torch."""
     from ecdit_cli._console import say
     from experiments.config.identity import config_id
+    from experiments.plugins.runs import require_plugins
     from experiments.settings_id import settings_id
 
     status = folder.read_status() if folder.exists() else None
-    if status is None or status.state != "done" or settings_id(folder.read_run().config) != config_id(config):
+    if status is None or status.state != "done":
         return False
+    record = folder.read_run()
+    if settings_id(record.config) != config_id(config):
+        return False
+    require_plugins(record, folder.run_json)  # else the numbers of another router would pass for this one's
     say(f"Finished already, left alone: {folder.path}")
     return True
 

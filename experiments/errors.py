@@ -33,6 +33,10 @@ class SpecError(EcditError):
     """A sweep file that cannot be expanded."""
 
 
+class PluginError(EcditError):
+    """A plugin that cannot be imported, or that does not keep the contract of its kind."""
+
+
 class RecordError(EcditError):
     """A run folder that cannot be read or belongs to another config."""
 

@@ -70,6 +70,7 @@ class LocalExecutor:
         before = run_dir.read_status()
         if self._stopping or (before is not None and before.state == "done"):
             return None
+        # The log is appended to, so that what this start prints begins at its present end.
         log_start = run_dir.log.stat().st_size if run_dir.log.is_file() else 0
         worker = await self._start(run, slot)
         if worker is None:
@@ -110,6 +111,8 @@ class LocalExecutor:
         self._workers.add(worker)
         if self._stopping:
             worker.signal(signal.SIGTERM)
+        # A wall clock that is set, or a machine that sleeps, must not make a run seem silent, so the clock is
+        # monotonic.
         silence, hangs = Silence(), False
         ended = asyncio.ensure_future(worker.wait())
         while not await _is_over(ended, min(LOOK_SECONDS, self._timeout_seconds / 4)):

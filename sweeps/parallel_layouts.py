@@ -119,6 +119,7 @@ def _seconds(transfer: Transfer, device: Device, devices_per_node: int) -> float
     if network is None:
         return None
     if transfer.operation == "all-to-all":
+        # All other members get equal shares, and this many of them are on the same node.
         near = (devices_per_node - 1) / (transfer.group - 1)
         return max(transfer.bytes_sent * near / inside, transfer.bytes_sent * (1 - near) / (network * 1e9))
     on_a_node = max(1, devices_per_node // transfer.stride)

@@ -30,7 +30,7 @@ def _as_folder_name(name: str) -> str:
 
 
 class CostEstimate(BaseModel):
-    """The memory and time that a run is expected to take, estimated before it starts. None where it is not known."""
+    """The memory and time that a run is expected to take, estimated before it starts, or None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -74,6 +74,8 @@ class SharedRuns:
         dead = found.is_dead()
         if dead is not None:
             return dead
+        # On another machine only silence tells. The disk's clock counts it from before this sweep began, but it is
+        # believed only after a time of observation on our own monotonic clock.
         observed = self._silence.seconds(locks, signs)
         if observed >= self._stale_seconds:
             return True

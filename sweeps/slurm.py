@@ -27,6 +27,7 @@ from typing import Any
 from experiments.config.checks import check_config
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, EcditError, SpecError
+from experiments.plugins.loading import VARIABLE
 from experiments.records.run_folder import read_jsonl
 from experiments.records.storage import append_line, storage_errors
 from sweeps.cluster import Cluster, Resources
@@ -164,7 +165,7 @@ def _parameters(sweep: str, array: JobArray) -> dict[str, Any]:
         "ntasks_per_node": resources.num_tasks_per_node,
         "cpus_per_task": resources.cpus_per_task,
         "gpus_per_node": resources.gpus_per_node or None,
-        "setup": [*resources.setup, SAFE_PATH],
+        "setup": [*resources.setup, SAFE_PATH, *_plugins()],
         "signal_delay_s": resources.save_seconds,
         "array_parallelism": resources.max_parallel or len(array.runs),
         "wckey": None,
@@ -172,6 +173,12 @@ def _parameters(sweep: str, array: JobArray) -> dict[str, Any]:
         # Since Slurm 22.05 srun does not inherit the processors of a task from sbatch.
         "srun_args": [f"--cpus-per-task={resources.cpus_per_task}", "--kill-on-bad-exit=1"],
     }
+
+
+def _plugins() -> list[str]:
+    """Returns the line that hands the files of plugins to the jobs; sites may not pass the environment on."""
+    files = os.environ.get(VARIABLE)
+    return [f"export {VARIABLE}={shlex.quote(files)}"] if files else []
 
 
 def _check_world(run: PlannedRun, resources: Resources) -> None:

@@ -122,7 +122,7 @@ class RunJob:
                 env=_environment(),
                 preexec_fn=_ignore_announcement,
             )
-            if told:
+            if told:  # a signal came while the process was being started, so it was not passed on
                 worker.send_signal(signal.SIGTERM)
             return Ending(worker.wait(), tuple(told))
 

@@ -138,7 +138,7 @@ class CommandLauncher:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=child_environment(slot.environment()),
-                start_new_session=True,
+                start_new_session=True,  # a Ctrl-C at the terminal must reach the sweep only
                 preexec_fn=slot.pin,
             )
         return CommandWorker(process)
@@ -213,6 +213,7 @@ class _ServerClient:
     async def begin(cls, log: Path, preload: Sequence[str]) -> _ServerClient:
         """Starts the server, with one thread in every BLAS and OpenMP pool, so that it may fork."""
         ours, theirs = socket.socketpair()
+        # A fork copies only the calling thread, and locks that other threads hold would stay locked in the child.
         single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with theirs, log.open("ab") as file:
             process = await asyncio.create_subprocess_exec(

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.arms import ROUTER_LABELS
 from analysis.figures.grid import named_ticks, paper_panel
 from analysis.figures.over_parameters import draw_over_parameters
 from analysis.figures.panels import Printed
@@ -24,6 +23,7 @@ from analysis.paper_values import SIZES, SOURCES, paper_scores
 from analysis.parameters import ACTIVATED, Count
 from analysis.style import Drawing, few_ticks, line_style, marker_style
 from experiments.config.metrics import values_in
+from experiments.config.routers import router_label
 
 
 class _Name(NamedTuple):
@@ -72,5 +72,5 @@ def _draw_printed(axes: Axes) -> None:
 def _name_line(axes: Axes, router: str, models: pd.DataFrame) -> None:
     at = ROUTER_NAMES[router]
     x, y = models.loc[models["size"] == at.size, ["params_active", "geneval"]].to_numpy(float)[0]
-    label = ROUTER_LABELS[router]
+    label = router_label(router)
     axes.annotate(label, (x / 1e9, y), at.points, textcoords="offset points", ha=at.side, fontsize=6)

@@ -35,7 +35,7 @@ from analysis.figures.grid import (
 from analysis.figures.panels import write_foot
 from analysis.load import MissingDataError, Records
 from analysis.paper_values import CAPACITIES, SOURCES
-from analysis.style import DASHES, FILLS, GREY, ROUTER_STYLES, Drawing, few_ticks, paper_style, shown
+from analysis.style import DASHES, FILLS, GREY, Drawing, few_ticks, paper_style, router_color, shown
 
 FACTOR, GROUP = "routing.capacity_factor", "routing.group_images"
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -102,7 +102,7 @@ def _title(family: pd.DataFrame, with_arm: bool) -> str:
 
 def _draw_over_groups(axes: Axes, points: pd.DataFrame, factors: Sequence[float]) -> None:
     groups = list(points.sort_values("group_order")["group_images"].unique())
-    color = ROUTER_STYLES[points["routing.name"].iloc[0]].color
+    color = router_color(points["routing.name"].iloc[0])
     for factor, line in points.groupby("capacity_factor"):
         x = [groups.index(name) for name in line["group_images"]]
         for at, low, high in zip(x, line["loss_min"], line["loss_max"], strict=True):

@@ -18,12 +18,12 @@ from analysis.arm_table import arm_table
 from analysis.load import Records
 from analysis.style import (
     GREY,
-    ROUTER_STYLES,
     TEXT_WIDTH_INCHES,
     Drawing,
     arm_rows,
     few_ticks,
     paper_style,
+    router_color,
     scaled,
     shown,
 )
@@ -59,7 +59,7 @@ def _draw_setting(axes: list[Axes], rows: pd.DataFrame) -> None:
 
 def _draw_losses(axes: Axes, rows: pd.DataFrame) -> None:
     for y, (_, arm) in enumerate(rows.iterrows()):
-        color = ROUTER_STYLES[arm["routing"]].color
+        color = router_color(arm["routing"])
         if not is_missing(arm["val_loss_low"]):
             axes.plot([arm["val_loss_low"], arm["val_loss_high"]], [y, y], color=color, solid_capstyle="butt")
         _draw_conditions(axes, y, arm["val_loss_mean"], arm["val_loss_same_t_mean"], color)
@@ -81,7 +81,7 @@ def _draw_images(axes: Axes, rows: pd.DataFrame) -> None:
         if is_missing(images):
             axes.annotate(missing, (0.04, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5, color=GREY)
         else:
-            axes.plot(images / factor, y, "o", color=ROUTER_STYLES[arm["routing"]].color, clip_on=False)
+            axes.plot(images / factor, y, "o", color=router_color(arm["routing"]), clip_on=False)
     axes.set_xlim(0, float(rows["train_images"].max()) / factor)
     few_ticks(axes.xaxis)
     axes.set_xlabel(f"Images to dense's\nfinal loss ({unit})")
@@ -89,7 +89,7 @@ def _draw_images(axes: Axes, rows: pd.DataFrame) -> None:
 
 def _draw_dropped(axes: Axes, rows: pd.DataFrame) -> None:
     for y, (_, arm) in enumerate(rows.iterrows()):
-        color = ROUTER_STYLES[arm["routing"]].color
+        color = router_color(arm["routing"])
         _draw_conditions(axes, y, 100 * arm["dropped_share"], 100 * arm["dropped_share_same_t"], color)
         if arm["num_experts"] == 0:
             axes.annotate("–", (0.04, y), xycoords=("axes fraction", "data"), va="center", color=GREY)
@@ -109,7 +109,7 @@ def _draw_speed(axes: Axes, rows: pd.DataFrame) -> None:
         return
     axes.axvline(1, color=GREY, linewidth=0.6, zorder=1)
     for y, (_, arm) in enumerate(rows.iterrows()):
-        color = ROUTER_STYLES[arm["routing"]].color
+        color = router_color(arm["routing"])
         training = arm["images_per_second"] / dense["images_per_second"].iloc[0]
         inference = dense[INFERENCE].iloc[0] / arm[INFERENCE]
         axes.plot(training, y - 0.18, TRAINING_MARKER, color=color, markersize=3.5, clip_on=False)

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.arms import ROUTER_LABELS, arm_list
+from analysis.arms import arm_list
 from analysis.figures.grid import (
     Key,
     draw_family,
@@ -35,6 +35,7 @@ from analysis.load import MissingDataError, Records
 from analysis.paper_values import SOURCES, paper_scores
 from analysis.style import GREY, SIZE_MARKERS, Drawing, few_ticks, line_style, paper_style
 from analysis.tables import significant
+from experiments.config.routers import router_label
 
 EXPERTS = "routing.num_experts"
 DODGE = 0.07
@@ -121,7 +122,7 @@ def _draw_paper(axes: Axes, known: set[str]) -> list[Key]:
     _expert_ticks(axes, sorted(set(scores["num_experts"])))
     axes.set_ylabel("GenEval (%, higher is better)")
     unknown = [router for router in dict.fromkeys(scores["router"]) if router not in known]
-    keys: list[Key] = [(Line2D([], [], **line_style(router, 0)), ROUTER_LABELS[router]) for router in unknown]
+    keys: list[Key] = [(Line2D([], [], **line_style(router, 0)), router_label(router)) for router in unknown]
     sizes = [(Line2D([], [], color=GREY, marker=SIZE_MARKERS[size], linestyle="none"), size) for size in PAPER_SIZES]
     return [*keys, *sizes]
 

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.arms import ROUTER_LABELS
 from analysis.figures.grid import paper_panel
 from analysis.figures.over_parameters import draw_over_parameters
 from analysis.figures.panels import Printed
@@ -22,6 +21,7 @@ from analysis.paper_values import QUALITY, SOURCES
 from analysis.parameters import ACTIVATED, Count
 from analysis.style import Drawing, few_ticks, marker_style
 from experiments.config.metrics import values_in
+from experiments.config.routers import router_label
 
 
 def draw_image_quality(
@@ -39,7 +39,7 @@ def _draw_printed(axes: Axes) -> None:
         axes.plot(model.clip_score, model.fid, **marker_style(model.router, 0, model.size))
         size = f"{model.size}-{model.num_experts}E" if model.num_experts else model.size
         beside: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 6}
-        axes.annotate(f"{ROUTER_LABELS[model.router]}\n{size}", (model.clip_score, model.fid), (0, 5), **beside)
+        axes.annotate(f"{router_label(model.router)}\n{size}", (model.clip_score, model.fid), (0, 5), **beside)
     axes.margins(0.35)
     few_ticks(axes.xaxis, 3)
     axes.set_xlabel("CLIP score (higher is better)")

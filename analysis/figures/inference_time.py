@@ -24,7 +24,6 @@ from analysis.scores import study_of
 from analysis.style import (
     GREY,
     LIGHT_GREY,
-    ROUTER_STYLES,
     SIZE_MARKERS,
     TEXT_WIDTH_INCHES,
     Drawing,
@@ -35,6 +34,7 @@ from analysis.style import (
     marker_style,
     paper_style,
     point_rows,
+    router_color,
 )
 from analysis.tables import INFERENCE
 
@@ -124,7 +124,7 @@ def _draw_points(axes: Axes, points: pd.DataFrame) -> None:
 
 def _draw_point(axes: Axes, point: dict[Any, Any], variant: int) -> None:
     router, x, y = point["routing.name"], point[INFERENCE] * 1e3, point["val_loss"]
-    spread: dict[str, Any] = {"color": ROUTER_STYLES[router].color, "linewidth": 0.6}
+    spread: dict[str, Any] = {"color": router_color(router), "linewidth": 0.6}
     axes.plot([1e3 * point[f"{INFERENCE}_min"], 1e3 * point[f"{INFERENCE}_max"]], [y, y], **spread)
     axes.plot([x, x], [point["val_loss_min"], point["val_loss_max"]], **spread)
     axes.plot(x, y, **marker_style(router, variant, point["model.name"]))
@@ -135,7 +135,7 @@ def _draw_bars(axes: Axes, points: pd.DataFrame, arms: list[tuple[str, str, int]
     point_rows(axes, arms, str(points["model.name"].iloc[0]), named)
     rows = {label: row for row, (label, _, _) in enumerate(arms)}
     for point in points.to_dict("records"):
-        y, color = rows[point["arm"]], ROUTER_STYLES[point["routing.name"]].color
+        y, color = rows[point["arm"]], router_color(point["routing.name"])
         if point["arm_kind"] == "dense_same_depth":
             axes.annotate("reference", (0, y), (2, 0), textcoords="offset points", va="center_baseline", fontsize=6)
             continue

@@ -27,13 +27,13 @@ from analysis.load import Records
 from analysis.parameters import ACTIVATED, Count
 from analysis.style import (
     GREY,
-    ROUTER_STYLES,
     TEXT_WIDTH_INCHES,
     Drawing,
     few_ticks,
     line_style,
     log_axis,
     paper_style,
+    router_color,
     scaled,
     shown,
 )
@@ -142,7 +142,7 @@ def _size_unit(arm: _IsoflopArm, found: IsoFlop) -> tuple[float, str]:
 def _tone(router: str, place: int, number: int) -> tuple[float, float, float]:
     """Returns the router's colour, which is paler for a smaller budget."""
     share = 1.0 if number == 1 else PALEST + (1 - PALEST) * place / (number - 1)
-    red, green, blue = (1 - share * (1 - part) for part in to_rgb(ROUTER_STYLES[router].color))
+    red, green, blue = (1 - share * (1 - part) for part in to_rgb(router_color(router)))
     return red, green, blue
 
 

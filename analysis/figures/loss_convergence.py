@@ -24,7 +24,6 @@ from analysis.load import Records
 from analysis.paper_values import SHARE_OF_STEPS, SOURCES
 from analysis.style import (
     GREY,
-    ROUTER_STYLES,
     TEXT_WIDTH_INCHES,
     Drawing,
     arm_rows,
@@ -32,13 +31,14 @@ from analysis.style import (
     line_style,
     lowest_to_highest,
     paper_style,
+    router_color,
     scaled,
     shown,
 )
 
 UNITS = {"images_seen": "images", "flops": "FLOP", "seconds": "s"}
 QUANTITIES = {"images_seen": "Training images", "flops": "Training compute", "seconds": "Training time"}
-PRINTED_LINE: dict[str, Any] = {"color": ROUTER_STYLES["expert_choice"].color, "linewidth": 1.0, "linestyle": ":"}
+PRINTED_LINE: dict[str, Any] = {"color": router_color("expert_choice"), "linewidth": 1.0, "linestyle": ":"}
 SMOOTHED_SHARE = 0.08
 """The width of the running mean of the training loss, as a share of the training rows."""
 
@@ -91,6 +91,7 @@ def _draw_panel(curves: Axes, rows: Axes, setting: _Setting, x: str, is_first: b
         low, high = validation["loss_min"], validation["loss_max"]
         curves.fill_between(validation[x] / factor, low, high, color=style["color"], alpha=0.15, linewidth=0)
         curves.plot(validation[x] / factor, validation["loss"], **style)
+    # The first losses are many times the final ones and would press all differences between arms into a line.
     curves.set_ylim(*loss_limits(setting.validation))
     curves.set_xlim(0, float(setting.validation[x].max()) / factor)
     curves.tick_params(labelbottom=False)

@@ -22,7 +22,7 @@ from analysis.figures.grid import Key, place_keys, seed_key
 from analysis.figures.panels import write_foot
 from analysis.load import MissingDataError, Records
 from analysis.paper_values import MEMORY, SOURCES
-from analysis.style import GREY, ROUTER_STYLES, TEXT_WIDTH_INCHES, Drawing, arm_rows, few_ticks, paper_style, shown
+from analysis.style import GREY, TEXT_WIDTH_INCHES, Drawing, arm_rows, few_ticks, paper_style, router_color, shown
 from experiments.config.memory import CONTEXT_BYTES, GIB, memory
 from experiments.config.stored import stored_config
 from experiments.records.run_folder import RunDir
@@ -86,7 +86,7 @@ def _estimate(run: str) -> float | None:
     if not folder.run_json.is_file():
         return None
     record = folder.read_run()
-    peak = memory(stored_config(record.config, folder.run_json), record.on_accelerator).peak
+    peak = memory(stored_config(record.config, folder.run_json, record.plugin_names), record.on_accelerator).peak
     return (peak - (CONTEXT_BYTES if record.on_accelerator else 0)) / GIB
 
 
@@ -103,7 +103,7 @@ def _draw(
     names = [expected, measured, f"{measured}_min", f"{measured}_max"]
     by_arm = points.set_index("arm")[names] * per_gib
     for row, (arm, router, _) in enumerate(arms):
-        at, color = by_arm.loc[arm], ROUTER_STYLES[router].color
+        at, color = by_arm.loc[arm], router_color(router)
         axes.plot([at[f"{measured}_min"], at[f"{measured}_max"]], [row, row], color=color, linewidth=0.7)
         axes.plot(at[expected], row, "|", color=color, markersize=9, markeredgewidth=1.3, clip_on=False)
         axes.plot(at[measured], row, "o", color=color, markersize=4, clip_on=False)

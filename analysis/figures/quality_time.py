@@ -17,7 +17,7 @@ from analysis.conditions import MetricRows
 from analysis.figures.panels import Look, draw_arm_points, draw_panels
 from analysis.load import MissingDataError, Records
 from analysis.scores import EVALUATE, arm_means, measured_panels, panel_points, seconds_like
-from analysis.style import ROUTER_STYLES, Drawing, few_ticks, is_wide, log_axis
+from analysis.style import Drawing, few_ticks, is_wide, log_axis, router_color
 from experiments.config.metrics import values_in
 
 LOOK = Look(rows="study", height_inches=2.3, has_markers=True)
@@ -62,6 +62,6 @@ def _times(seconds: pd.DataFrame, like: MetricRows) -> pd.DataFrame:
 
 
 def _draw_spread_of_times(axes: Axes, arm: pd.DataFrame, factor: float) -> None:
-    bar: dict[str, Any] = {"color": ROUTER_STYLES[arm["routing.name"].iloc[0]].color, "linewidth": 0.7}
+    bar: dict[str, Any] = {"color": router_color(arm["routing.name"].iloc[0]), "linewidth": 0.7}
     for point in arm.to_dict("records"):
         axes.plot([point["seconds_low"] / factor, point["seconds_high"] / factor], [point["value"]] * 2, **bar)

@@ -1,7 +1,7 @@
 """The registry of figures: the name, description, function and aliases of each.
 
-A figure is a function of the records and their run table. A new one is added as a module and a row of `FIGURES`.
-Figures are written to files in `style.py`.
+A figure is a function of the records and their run table. A new one is added as a module and a row of `FIGURES`, or as
+the row of a plugin. Figures are written to files in `style.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
@@ -33,7 +34,8 @@ from analysis.figures.specialization import draw_specialization
 from analysis.load import Records
 from analysis.parameters import ACTIVATED, Count
 from analysis.style import Drawing
-from experiments.errors import EcditError, did_you_mean
+from experiments.errors import EcditError, PluginError, did_you_mean
+from experiments.plugins.sources import is_plugin, named_plugin, plugin_errors
 
 
 @dataclass(frozen=True)
@@ -58,124 +60,132 @@ class FigureEntry:
         """Draws the figure within its limits, with printed values where wanted and known; `parameters` counts sizes."""
         draw = self.draw_beside_paper if paper_values and self.draw_beside_paper else self.draw
         shown = within_limits(table, self.limits)
-        drawing = draw(records, shown.table, **({"parameters": parameters} if self.has_parameters else {}))
-        write_notes(drawing.figure, shown.notes)
-        return drawing
+        with plugin_errors("figure", self.name):
+            drawing: Any = draw(records, shown.table, **({"parameters": parameters} if self.has_parameters else {}))
+        if is_plugin("figure", self.name) and not isinstance(drawing, Drawing):
+            where, answer = named_plugin("figure", self.name), type(drawing).__name__
+            raise PluginError(f"{where}: draw answers a {answer}, a Drawing is expected.")
+        checked: Drawing = drawing
+        write_notes(checked.figure, shown.notes)
+        return checked
 
 
-FIGURES = (
-    FigureEntry(
-        "loss-convergence",
-        "Training and validation loss against images, FLOPs and seconds, and where dense's final loss is reached.",
-        draw_loss_convergence,
-        ("paper-fig8",),
-        partial(draw_loss_convergence, paper_values=True),
-    ),
-    FigureEntry(
-        "inference-time",
-        "Measured seconds per image against quality, and theoretical beside measured overhead over dense.",
-        draw_inference_time,
-    ),
-    FigureEntry(
-        "routing",
-        "Validation loss by router over training and at the end, with the spread over seeds.",
-        draw_routing,
-    ),
-    FigureEntry(
-        "comparison",
-        "What each router gains and costs: loss, images to dense's loss, dropped tokens, speed.",
-        draw_comparison,
-    ),
-    FigureEntry(
-        "alignment",
-        "Score of the exact judge against parameters, by router and number of experts.",
-        draw_alignment,
-        ("paper-fig3",),
-        partial(draw_alignment, paper_values=True),
-        has_parameters=True,
-    ),
-    FigureEntry(
-        "quality-time",
-        "Score of the exact judge and Frechet distance against measured seconds per image.",
-        draw_quality_time,
-        ("paper-fig4",),
-    ),
-    FigureEntry(
-        "quality-over-training",
-        "Frechet distance and score of the exact judge over training.",
-        draw_quality_over_training,
-        ("paper-fig5",),
-    ),
-    FigureEntry(
-        "compute-map",
-        "Generated images beside the number of experts that processed each of their tokens.",
-        draw_compute_map_of_runs,
-        ("paper-fig6",),
-        limits=(),
-    ),
-    FigureEntry(
-        "specialization",
-        "What each expert does by time, position and kind of caption; experts on objects and on background.",
-        draw_specialization,
-        limits=(),
-    ),
-    FigureEntry(
-        "guidance",
-        "Score, Frechet distance and divergence of the two branches against the guidance scale.",
-        draw_guidance,
-    ),
-    FigureEntry(
-        "image-quality",
-        "Frechet distance, FID and CLIP score against parameters, by router.",
-        draw_image_quality,
-        ("paper-fig7",),
-        partial(draw_image_quality, paper_values=True),
-        has_parameters=True,
-    ),
-    FigureEntry(
-        "scaling-law",
-        "Validation loss against training compute with a fitted power law by router, and how well it predicts.",
-        draw_scaling_law,
-        limits=(),
-    ),
-    FigureEntry(
-        "isoflop",
-        "Loss of every size at equal training FLOPs, and how the best size and training grow with compute.",
-        draw_isoflop,
-        has_parameters=True,
-        limits=(),
-    ),
-    FigureEntry(
-        "expert-scaling",
-        "Validation loss against the number of experts at fixed activation, by router.",
-        draw_expert_scaling,
-        draw_beside_paper=partial(draw_expert_scaling, paper_values=True),
-        limits=("settings",),
-    ),
-    FigureEntry(
-        "capacity",
-        "Validation loss against the size of the routing group and the capacity factor.",
-        draw_capacity,
-        draw_beside_paper=partial(draw_capacity, paper_values=True),
-        limits=("settings",),
-    ),
-    FigureEntry(
-        "memory",
-        "Peak memory of training and of generating images, measured beside estimated.",
-        draw_memory,
-        draw_beside_paper=partial(draw_memory, paper_values=True),
-    ),
-    FigureEntry(
-        "per-timestep-loss",
-        "Validation loss by tenth of t, and its difference from dense, by router.",
-        draw_per_timestep_loss,
-    ),
-)
+FIGURES: dict[str, FigureEntry] = {
+    entry.name: entry
+    for entry in (
+        FigureEntry(
+            "loss-convergence",
+            "Training and validation loss against images, FLOPs and seconds, and where dense's final loss is reached.",
+            draw_loss_convergence,
+            ("paper-fig8",),
+            partial(draw_loss_convergence, paper_values=True),
+        ),
+        FigureEntry(
+            "inference-time",
+            "Measured seconds per image against quality, and theoretical beside measured overhead over dense.",
+            draw_inference_time,
+        ),
+        FigureEntry(
+            "routing",
+            "Validation loss by router over training and at the end, with the spread over seeds.",
+            draw_routing,
+        ),
+        FigureEntry(
+            "comparison",
+            "What each router gains and costs: loss, images to dense's loss, dropped tokens, speed.",
+            draw_comparison,
+        ),
+        FigureEntry(
+            "alignment",
+            "Score of the exact judge against parameters, by router and number of experts.",
+            draw_alignment,
+            ("paper-fig3",),
+            partial(draw_alignment, paper_values=True),
+            has_parameters=True,
+        ),
+        FigureEntry(
+            "quality-time",
+            "Score of the exact judge and Frechet distance against measured seconds per image.",
+            draw_quality_time,
+            ("paper-fig4",),
+        ),
+        FigureEntry(
+            "quality-over-training",
+            "Frechet distance and score of the exact judge over training.",
+            draw_quality_over_training,
+            ("paper-fig5",),
+        ),
+        FigureEntry(
+            "compute-map",
+            "Generated images beside the number of experts that processed each of their tokens.",
+            draw_compute_map_of_runs,
+            ("paper-fig6",),
+            limits=(),
+        ),
+        FigureEntry(
+            "specialization",
+            "What each expert does by time, position and kind of caption; experts on objects and on background.",
+            draw_specialization,
+            limits=(),
+        ),
+        FigureEntry(
+            "guidance",
+            "Score, Frechet distance and divergence of the two branches against the guidance scale.",
+            draw_guidance,
+        ),
+        FigureEntry(
+            "image-quality",
+            "Frechet distance, FID and CLIP score against parameters, by router.",
+            draw_image_quality,
+            ("paper-fig7",),
+            partial(draw_image_quality, paper_values=True),
+            has_parameters=True,
+        ),
+        FigureEntry(
+            "scaling-law",
+            "Validation loss against training compute with a fitted power law by router, and how well it predicts.",
+            draw_scaling_law,
+            limits=(),
+        ),
+        FigureEntry(
+            "isoflop",
+            "Loss of every size at equal training FLOPs, and how the best size and training grow with compute.",
+            draw_isoflop,
+            has_parameters=True,
+            limits=(),
+        ),
+        FigureEntry(
+            "expert-scaling",
+            "Validation loss against the number of experts at fixed activation, by router.",
+            draw_expert_scaling,
+            draw_beside_paper=partial(draw_expert_scaling, paper_values=True),
+            limits=("settings",),
+        ),
+        FigureEntry(
+            "capacity",
+            "Validation loss against the size of the routing group and the capacity factor.",
+            draw_capacity,
+            draw_beside_paper=partial(draw_capacity, paper_values=True),
+            limits=("settings",),
+        ),
+        FigureEntry(
+            "memory",
+            "Peak memory of training and of generating images, measured beside estimated.",
+            draw_memory,
+            draw_beside_paper=partial(draw_memory, paper_values=True),
+        ),
+        FigureEntry(
+            "per-timestep-loss",
+            "Validation loss by tenth of t, and its difference from dense, by router.",
+            draw_per_timestep_loss,
+        ),
+    )
+}
 
 
 def find_figure(name: str) -> FigureEntry:
     """Returns the figure with this name or alias. Raises `EcditError` with the closest name when there is none."""
-    by_name = {known: figure for figure in FIGURES for known in (figure.name, *figure.aliases)}
+    by_name = {known: figure for figure in FIGURES.values() for known in (figure.name, *figure.aliases)}
     if name not in by_name:
         raise EcditError(f"{name!r} is not a figure.", did_you_mean(name, [*by_name, "all"]))
     return by_name[name]

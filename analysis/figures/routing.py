@@ -21,7 +21,6 @@ from analysis.intervals import Interval, interval_of_mean
 from analysis.load import MissingDataError, Records
 from analysis.style import (
     GREY,
-    ROUTER_STYLES,
     SIZE_MARKERS,
     TEXT_WIDTH_INCHES,
     Drawing,
@@ -30,6 +29,7 @@ from analysis.style import (
     line_style,
     lowest_to_highest,
     paper_style,
+    router_color,
     scaled,
     shown,
 )
@@ -95,7 +95,7 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, ends: list[_End]) -> None:
 def _draw_ends(axes: Axes, ends: list[_End]) -> None:
     arm_rows(axes, [end.arm for end in ends])
     for row, end in enumerate(ends):
-        color = ROUTER_STYLES[end.arm[1]].color
+        color = router_color(end.arm[1])
         at = end.interval
         if at.low is not None and at.high is not None:
             axes.plot([at.low, at.high], [row, row], color=color, linewidth=1.2, solid_capstyle="butt")

@@ -32,7 +32,6 @@ from analysis.laws.predict import LargestOut, leave_largest_out
 from analysis.load import MissingDataError, Records
 from analysis.style import (
     GREY,
-    ROUTER_STYLES,
     SIZE_MARKERS,
     TEXT_WIDTH_INCHES,
     Drawing,
@@ -42,6 +41,7 @@ from analysis.style import (
     log_axis,
     marker_style,
     paper_style,
+    router_color,
     scaled,
     shown,
 )
@@ -175,7 +175,7 @@ def _draw_predictions(axes: Axes, laws: Sequence[_ArmLaw]) -> None:
             words = "no law" if each.law is None else "not known"
             axes.annotate(words, (0.04, row), xycoords=("axes fraction", "data"), va="center", fontsize=6.5, color=GREY)
             continue
-        color, mean = ROUTER_STYLES[each.arm[1]].color, each.largest.mean_error
+        color, mean = router_color(each.arm[1]), each.largest.mean_error
         axes.plot([100 * mean.low, 100 * mean.high], [row, row], color=color, solid_capstyle="butt")
         axes.plot(100 * mean.value, row, "o", color=color)
     axes.set_xlabel("Predicted over measured loss\nof the largest runs, minus 1 (%)")

@@ -30,7 +30,7 @@ from analysis.escaping import figure_text
 from analysis.figures.panels import write_foot
 from analysis.load import Records
 from analysis.maps import SceneMaps, as_square, one_per_router, scene_maps, spread
-from analysis.style import GREY, ROUTER_STYLES, TEXT_WIDTH_INCHES, Drawing, few_ticks, paper_style
+from analysis.style import GREY, TEXT_WIDTH_INCHES, Drawing, few_ticks, paper_style, router_color
 from experiments.records.schema import RoutingMapRow
 from experiments.text import printable
 
@@ -183,7 +183,7 @@ def _draw_kinds(axes: Axes, layer: _Layer, scale: Normalize, is_named: bool) -> 
 
 def _draw_tokens(axes: Axes, layer: _Layer, is_last: bool) -> None:
     """Draws experts per token on objects and on background, from noise on the left to the image on the right."""
-    color = ROUTER_STYLES[layer.maps.run.router].color
+    color = router_color(layer.maps.run.router)
     curves = {tokens: layer.experts_on(tokens) for tokens in TOKENS}
     if not all(curves.values()):
         return _say_not_measured(axes)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from analysis.arms import ROUTER_LABELS, group_text
+from analysis.arms import group_text
+from experiments.config.routers import router_label
 
 SIZES = ("model.", "train.images")
 """Prefixes of those parts of a setting that are variables of the laws and do not separate families."""
@@ -41,7 +42,7 @@ def router_families(rows: pd.DataFrame) -> Families:
             capacity = "" if pd.isna(f_c) else f", f_c {f_c:g}"
             grouped = "" if pd.isna(group) else f", {group_text(group)}"
             beside = " and dense" if len(dense) else ""
-            yield f"{ROUTER_LABELS[str(router)]}{capacity}{grouped}{beside}{condition}", pd.concat([dense, of_router])
+            yield f"{router_label(str(router))}{capacity}{grouped}{beside}{condition}", pd.concat([dense, of_router])
 
 
 def length_families(rows: pd.DataFrame) -> Families:

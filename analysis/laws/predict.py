@@ -132,6 +132,7 @@ def _likely_errors(resamples: Bootstrap, errors: pd.DataFrame, between_seeds: fl
     other_seeds_m = 1 / errors["num_seeds"].to_numpy() - (1 / seeds_c).mean()
     variance_m = np.maximum(residual_c @ residual_c / freedom + between_seeds * other_seeds_m, 0.0)
     apart_Rm = np.sqrt(variance_m) * random.standard_normal(moved_Rm.shape)
+    # Dividing a normal number by the root of chi-squared over its degrees of freedom gives Student's t.
     few_R1 = np.sqrt(freedom / random.chisquare(freedom, (len(moved_Rm), 1)))
     log_error_Rm = np.log1p(errors["relative_error"].to_numpy()) + few_R1 * (
         np.sqrt(num / freedom) * moved_Rm + apart_Rm

@@ -46,7 +46,7 @@ def draw_all(
     """
     pictures = Pictures([], [], [])
     options = _options(paper_values, parameters)
-    for entry in FIGURES:
+    for entry in FIGURES.values():
         tell(f"figure {entry.name} ...")
         try:
             drawing = entry.drawing(records, table, paper_values, parameters)

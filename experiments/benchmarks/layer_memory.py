@@ -1,4 +1,4 @@
-"""Peak memory of a layer's step beyond its weights and their gradients, counted operator by operator.
+"""Measures the peak memory of a layer's step beyond its weights and their gradients, operator by operator.
 
 The count is the same on every device: it adds up the storages that are alive, and leaves out the gradients of the
 weights afterwards. Memory that a kernel allocates internally is not seen.
@@ -31,7 +31,8 @@ class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         given = {storage._cdata for storage in _storages_of((args, kwargs))}
         for storage in _storages_of(out):
-            if storage._cdata not in given and storage._cdata not in self.serial_of:  # else a view, or in place
+            # The result of a view or of an operation in place has a storage that is known already.
+            if storage._cdata not in given and storage._cdata not in self.serial_of:
                 self._count(storage)
         return out
 

@@ -94,7 +94,7 @@ class Layers:
         return side
 
     def counted_step(self, name: str) -> Callable[[], Sequence[Tensor]]:
-        """Returns the same step as a function that returns the gradients of the weights."""
+        """Returns a step of the layer `name` as a function that returns the gradients of the weights."""
         module = self.by_name[name]
         shape = (self.num_images, self.config.num_tokens, self.config.model.width)
 

@@ -41,6 +41,7 @@ def measure_step_shares(config: RunConfig, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         short = short_run(config, steps + WARM_UP_STEPS)
         train(short, RunDir(Path(folder)), ["ecdit", "bench", "train"], Reporter(step=on_step), clock=clock)
+    # The first entry is the call before any step, and its time is not that of an iteration.
     return _medians(iterations[1 + WARM_UP_STEPS :], config.train.batch_images)
 
 

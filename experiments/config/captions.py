@@ -10,7 +10,7 @@ Legend: d width of the model, w width of the text encoder, L caption length, V, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from experiments.config.schema import DataConfig, ModelConfig
@@ -25,41 +25,14 @@ Tensors = dict[str, tuple[tuple[int, ...], Literal["int64", "float16"]]]
 """Shape and type of one image's part of each tensor, by its name in a batch."""
 
 
-class Captions(Protocol):
-    """The captions of one data set. Planning, the model and fake batches ask it instead of the data set's name."""
-
-    needed: ClassVar[tuple[str, ...]]
-    """The `data.*` settings that must have a value."""
-    in_words: ClassVar[bool]
-    """Says whether a trained model takes any caption in the words of the data, or only stored ones."""
-
-    @classmethod
-    def of(cls, data: DataConfig) -> Self:
-        """Returns the captions that the settings describe."""
-
-    @property
-    def tensors(self) -> Tensors:
-        """Returns the tensors of a caption in a batch."""
-
-    def encoder_sizes(self, model: ModelConfig) -> tuple[int, ...]:
-        """Returns the elements of every parameter of the encoder, in the module's order."""
-
-    def encoder_flops(self, model: ModelConfig) -> int:
-        """Returns the FLOPs of encoding one caption."""
-
-    def flops_without_gradient(self, model: ModelConfig) -> int:
-        """Returns the FLOPs that the backward pass saves because nothing needs a gradient of the encoder's input."""
-
-    def saved_bytes(self, model: ModelConfig, width: int) -> float:
-        """Returns what autograd saves in the encoder for one caption, with `width` bytes per element."""
-
-
 @dataclass(frozen=True)
 class TokenCaptions:
-    """Captions as token ids, padded to a fixed length; the encoder is `TextEncoder`."""
+    """Describes captions as token ids, padded to a fixed length; the encoder is `TextEncoder`."""
 
     needed: ClassVar[tuple[str, ...]] = ("vocab_size",)
+    """The `data.*` settings that must have a value."""
     in_words: ClassVar[bool] = True
+    """A trained model can be asked for any caption in the words of the data."""
     vocab_size: int
     length: int
 
@@ -70,26 +43,29 @@ class TokenCaptions:
 
     @property
     def tensors(self) -> Tensors:
-        """Returns the token ids."""
+        """Returns the token ids of a caption in a batch."""
         return {"caption_BL": ((self.length,), "int64")}
 
     def encoder_sizes(self, model: ModelConfig) -> tuple[int, ...]:
-        """Returns the sizes of positions, embeddings, the blocks' norms and matrices, the last norm and the output."""
+        """Returns the elements of every parameter of the encoder, in the module's order."""
         w, d = model.text_width, model.width
         block = (w, w, 3 * w * w, w * w, 4 * w * w, 4 * w * w)
         return (self.length * w, self.vocab_size * w, *(block * model.text_layers), w, w * d, d)
 
     def encoder_flops(self, model: ModelConfig) -> int:
-        """Returns the FLOPs of the blocks and of the output."""
+        """Returns the FLOPs of encoding one caption: those of the blocks and of the output."""
         L, w = self.length, model.text_width
         return model.text_layers * (24 * L * w * w + 4 * L * L * w) + 2 * L * w * model.width
 
     def flops_without_gradient(self, model: ModelConfig) -> int:
-        """Returns 0: a lookup of embeddings is no product."""
+        """Returns the FLOPs that the backward pass saves at the encoder's input: 0, a lookup is no product."""
         return 0
 
     def saved_bytes(self, model: ModelConfig, width: int) -> float:
-        """Returns the bytes of norms in fp32, attention, the feed-forward, and the output."""
+        """Returns what autograd saves for one caption: norms in fp32, attention, the feed-forward, and the output.
+
+        An element that is not always fp32 has `width` bytes.
+        """
         L, w = self.length, model.text_width
         per_layer = L * w * (width * (1 + 3 + 1 + 1 + 4 + 4) + NORM_BYTES * 4)
         return model.text_layers * per_layer + L * w * (NORM_BYTES * 2 + width) + width * L * model.width
@@ -97,10 +73,11 @@ class TokenCaptions:
 
 @dataclass(frozen=True)
 class FeatureCaptions:
-    """Captions as features of T5, one for each token with padding, and of CLIP; the encoder is `FeatureProjection`."""
+    """Describes captions as features of T5, for each token and padding, and of CLIP, for `FeatureProjection`."""
 
     needed: ClassVar[tuple[str, ...]] = ("text_width", "pooled_width")
     in_words: ClassVar[bool] = False
+    """A trained model can only be asked for captions whose features are stored."""
     length: int
     text_width: int
     pooled_width: int
@@ -133,9 +110,13 @@ class FeatureCaptions:
         return 2 * self._num_features * model.width
 
     def saved_bytes(self, model: ModelConfig, width: int) -> float:
-        """Returns the bytes of the features, of both sides of the activation, and of the second layers' output."""
+        """Returns what autograd saves: the features, both sides of the activation, and the second layers' output."""
         return width * (self._num_features + (3 * self.length + 2) * model.width)
 
     @property
     def _num_features(self) -> int:
         return self.length * self.text_width + self.pooled_width
+
+
+Captions = TokenCaptions | FeatureCaptions
+"""The captions of one data set. Planning, the model and fake batches ask them instead of the data set's name."""

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from experiments.config.budget import capacity_factor, expert_capacity, hidden_width
 from experiments.config.data_sets import DATA_SETS, data_set_of
 from experiments.config.metrics import training_metrics
+from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 from experiments.config.values import shown
 from experiments.errors import ConfigError
 
-NEEDS_CAPACITY = ("expert_choice",)
-SOFTMAX_ONLY = ("token_choice", "switch")
 TEXT_HEAD_SIZE = 64
 """Width of an attention head of the text encoder, as in `experiments.models.embed`."""
 
@@ -121,25 +120,18 @@ def _check_batches(config: RunConfig) -> None:
 
 def _check_router(config: RunConfig) -> None:
     """Checks the settings that this router requires, and those that can only have one value with it."""
-    routing = config.routing
-    needed = ["gating", "expert", "expert_factor", "group_images"]
-    needed += ["top_k"] if routing.name not in NEEDS_CAPACITY else []
-    needed += ["capacity_factor", "eval_capacity_factor"] if routing.name in NEEDS_CAPACITY else []
-    needed += ["shared_factor"] if routing.name == "shared_expert" else []
-    for key in needed:
+    routing, row = config.routing, ROUTERS[config.routing.name]
+    for key in row.needed:
         if getattr(routing, key) is None:
             raise ConfigError(f"routing.{key}=None: {routing.name} needs a value.", f"Use {WORKING_VALUES[key]}.")
-    if routing.name in SOFTMAX_ONLY and routing.gating != "softmax":
-        raise ConfigError(
-            f"routing.gating={routing.gating} does not work with {routing.name}: DeepSpeed's gates take the softmax "
-            "themselves.",
-            "Use routing.gating=softmax, or routing.name=shared_expert.",
-        )
-    if routing.name == "switch" and routing.top_k != 1:
-        raise ConfigError(
-            f"routing.top_k={routing.top_k} does not fit switch, which sends a token to one expert.",
-            "Use routing.top_k=1, or routing.name=token_choice.",
-        )
+    for key, fixed in row.fixed.items():
+        value = getattr(routing, key)
+        if value != fixed.value:
+            others = (other.name for other in ROUTERS.values() if other.top_k is not None and key not in other.fixed)
+            raise ConfigError(
+                f"routing.{key}={value} {fixed.refusal.format(name=routing.name)}",
+                f"Use routing.{key}={fixed.value}, or routing.name={next(others)}.",
+            )
 
 
 def _check_experts(config: RunConfig) -> None:

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
 from experiments.config.captions import Captions, FeatureCaptions, TokenCaptions
 from experiments.config.prepared_set import with_prepared_set
-from experiments.config.values import KeyOf
+from experiments.config.values import OneOf
 
 if TYPE_CHECKING:
     from experiments.config.schema import RunConfig
@@ -25,7 +28,7 @@ class DataSet:
 
     implementation: str
     """`MODULE:CLASS` of the class that makes its batches, an `ImageSource`; it is imported where torch is allowed."""
-    captions: type[Captions]
+    captions: type[TokenCaptions] | type[FeatureCaptions]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """The `data.*` settings that have a single value, which is also their default."""
     complete: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
@@ -67,7 +70,16 @@ DATA_SETS: dict[str, DataSet] = {
 """Every data set by its name. A row may be added as long as no settings have been read."""
 
 ITEM_BYTES = {"int64": 8, "float16": 2}
-DataSetName = Annotated[str, KeyOf(DATA_SETS)]
+
+
+def _known(name: str) -> str:
+    """Returns `name`, or raises the error that pydantic has for literals where it is no data set."""
+    if name not in DATA_SETS:
+        raise PydanticCustomError("literal_error", "Input should be one of {names}", {"names": [*DATA_SETS]})
+    return name
+
+
+DataSetName = Annotated[str, OneOf(DATA_SETS), AfterValidator(_known)]
 
 
 def data_set_of(config: RunConfig) -> DataSet:

@@ -1,10 +1,10 @@
 """Names a run by a hash of the settings that change its results, and by a readable name that contains the hash.
 
-The hash leaves out what is measured on samples meanwhile (`ONLY_WATCHES`), where the record is mirrored (`wandb`), when
-it is saved and written (`checkpoint`, `log`), on how many processes it is computed (`parallel`, but `parallel.world`
-counts where routing groups follow it), by which implementation (`ONLY_HOW`) and where its data set lies (`MAY_MOVE`).
-Two configs with the same id give the same losses, up to rounding. The hash itself is in `experiments/settings_id.py`,
-because whoever reads a run computes it too.
+The hash leaves out settings that do not change losses: metrics of samples during training (`ONLY_WATCHES`), the W&B
+mirror (`wandb`), the intervals of checkpoints and rows (`checkpoint`, `log`), the number of processes (`parallel`, but
+`parallel.world` counts where routing groups depend on it), the implementation (`ONLY_HOW`) and the path of the data set
+(`MAY_MOVE`). Two configs with the same id give the same losses up to rounding. `experiments/settings_id.py` computes
+the hash, because code that reads a run needs it too.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def config_id(config: RunConfig) -> str:
 def run_name(config: RunConfig, identity: str | None = None) -> str:
     """Returns a file-safe name such as `nano-expert_choice-8e-c2-g1-s0-1a2b3c` or `nano-dense-s0-1a2b3c`.
 
-    e experts, k experts a token picks, c capacity factor (left out: no limit), g images per routing group, s seed.
-    `identity`: the config id, where it is known already.
+    The letters stand for the number of experts (e), experts that a token picks (k), capacity factor (c, absent without
+    a limit), images per routing group (g) and seed (s). `identity` is the config id, where it is known already.
     """
     digits = (identity or config_id(config))[:6]
     return "-".join([config.model.name, *_routing_parts(config), f"s{config.seed}", digits])

@@ -11,8 +11,8 @@ A shard of N images with M text tokens together holds the tensors (float16 where
     pooled_NU                           CLIP's pooled features
     caption_bytes, caption_start_N1     captions as UTF-8 (uint8, int64)
     row_N (int64)                       row of the source
-The file of the empty caption has the same tensors but for the latents. Who reads them is
-`experiments.data.sources.latents`, who writes them `experiments.data.prepare.job`. This module is free of torch.
+The file of the empty caption has the same tensors except the latents. `experiments.data.sources.latents` reads these
+files, and `experiments.data.prepare.job` writes them. This module does not import torch.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ settings live in `checks.py`, parsing in `overrides.py`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from experiments.config.data_sets import DataSetName, fixed_settings
 from experiments.config.limits import (
@@ -46,7 +46,8 @@ from experiments.config.limits import (
     World,
 )  # fmt: skip
 from experiments.config.presets import find_preset, model_defaults
-from experiments.config.routers import RouterName, routing_defaults
+from experiments.config.routers import PLUGIN_HINT, ROUTERS, routing_defaults
+from experiments.config.values import OneOf
 
 Batch = Literal["batch"]
 Same = Literal["same"]
@@ -76,7 +77,7 @@ class ModelConfig(Settings):
 class RoutingConfig(Settings):
     """Holds the settings of routing. A field that a router does not have is None (or 0)."""
 
-    name: RouterName
+    name: Annotated[str, OneOf(ROUTERS, PLUGIN_HINT)]
     num_experts: Experts = Field(description="0 when dense")
     capacity_factor: WidthFactor | None = Field(
         description="expert slots per token, C = S f_c / E; None: no limit and no drops"
@@ -226,14 +227,14 @@ class RunConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_open_settings(cls, raw: Any) -> Any:
+    def _fill_open_settings(cls, raw: Any, info: ValidationInfo) -> Any:
         """Fills settings that the user left open with the defaults of the preset, the router and the data set."""
         if not isinstance(raw, dict) or not all(
             isinstance(raw.get(key, {}), dict) for key in ("model", "routing", "optim", "data")
         ):
             return raw
         model, routing = dict(raw.get("model", {})), dict(raw.get("routing", {}))
-        routing = routing_defaults(routing)
+        routing = routing_defaults(routing, (info.context or {}).get("unloaded", ()))
         name = str(model.get("name", "nano"))
         model = {**model_defaults(name, sparse=routing["name"] != "dense"), **model}
         if routing["expert_factor"] is None and routing["name"] != "dense":

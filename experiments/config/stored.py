@@ -1,12 +1,12 @@
-"""The settings that a run, a plan or exported weights were stored with, as settings of this version.
+"""Reads the settings that were stored with a run, a plan or exported weights, as settings of this version.
 
-They are input: another version may have written presets, routers or settings that do not exist here, and a stranger
-anything at all. Settings that an earlier version did not have yet get their defaults.
+They are untrusted input. Another version may have written presets, routers or settings that do not exist here, and
+anybody may have edited them. Settings that an earlier version did not have yet get their defaults.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from experiments.text import printable, shortened
 WAY_OUT = "Use the version of ecdit that wrote it."
 
 
-def stored_config(settings: Mapping[str, Any], file: Path) -> RunConfig:
-    """Returns the nested `settings` from `file` as a config. Raises `RecordError` for the first unknown setting."""
+def stored_config(settings: Mapping[str, Any], file: Path, unloaded: Collection[str] = ()) -> RunConfig:
+    """Returns the nested `settings` from `file` as a config. Raises `RecordError` for the first unknown setting.
+
+    `unloaded` are routers of plugins that need not be loaded, since no model is built.
+    """
     try:
-        return RunConfig.model_validate(settings, strict=True)
+        return RunConfig.model_validate(settings, strict=True, context={"unloaded": unloaded})
     except ValidationError as error:
         fault = _fault(error)
     except ConfigError as error:

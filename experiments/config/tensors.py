@@ -149,6 +149,8 @@ def _kept_elements(groups: tuple[TensorGroup, ...], world: int) -> int:
 def _touched(group: TensorGroup) -> Sequence[int]:
     """Returns, for every partition, the elements of all tensors that overlap it."""
     size, touched = group.partition_elements, [0] * group.num_partitions
+    # Tensors are laid end to end, so that a tensor overlaps the partitions from that of its first element to that of
+    # its last. DeepSpeed keeps its whole gradient on each of these processes.
     for start, stop in itertools.pairwise(itertools.accumulate(group.sizes, initial=0)):
         for part in range(start // size, -(-stop // size)):
             touched[part] += stop - start

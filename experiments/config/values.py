@@ -1,19 +1,16 @@
 """Converts the text of a value to the type of its setting.
 
 A value means the same in a YAML file, on the command line and in a sweep, because all three hand over its text:
-`1e-5`, `1_000`, `True`, `yes`, `None` and `null` are read by what the setting accepts, never by how they look. Which
-settings exist is known to `overrides.py`; limits (greater than 0) are held by the models in `schema.py`.
+`1e-5`, `1_000`, `True`, `yes`, `None` and `null` are read by what the setting accepts, never by how they look.
+`overrides.py` knows which settings exist, and the models of `schema.py` hold their limits (such as greater than 0).
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from experiments.errors import ConfigError, did_you_mean
 from experiments.text import printable, shortened
@@ -28,12 +25,31 @@ TYPE_NAMES: dict[type, str] = {int: "an integer", float: "a number", bool: "true
 
 
 @dataclass(frozen=True)
+class OneOf:
+    """Marks a text that must be a name in `registry`. Plugins may add names at any time, so none is copied."""
+
+    registry: Collection[str]
+    hint: str = ""
+    """The way out where no name in the registry is similar to what was given."""
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """Returns the JSON schema of the text, with the names that are known now."""
+        return {**handler(core_schema), "enum": list(self.registry)}
+
+
+@dataclass(frozen=True)
 class Accepts:
-    """Describes the values that a setting accepts: any value of `kinds`, one of `words`, or None."""
+    """Describes the values that a setting accepts: any value of `kinds`, one of `words` or `names`, or None."""
 
     kinds: frozenset[type] = frozenset()
-    words: tuple[str | int, ...] = ()
+    literals: tuple[str | int, ...] = ()
     none: bool = False
+    names: OneOf | None = None
+
+    @property
+    def words(self) -> tuple[str | int, ...]:
+        """Returns the words that are accepted now."""
+        return (*self.literals, *(self.names.registry if self.names else ()))
 
     def __str__(self) -> str:
         """Returns a text for error messages, such as `an integer, 'batch' or None`."""
@@ -42,44 +58,24 @@ class Accepts:
         return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-@dataclass(frozen=True)
-class KeyOf:
-    """Marks a text as one of the keys of `table`, in a type such as `Annotated[str, KeyOf(DATA_SETS)]`.
-
-    Unlike those of a `Literal`, the names are looked up when a value is checked, so that the table may grow.
-    """
-
-    table: Mapping[str, object]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Returns the schema of the text with a check, whose error has the type of a literal's."""
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
-
-    def _checked(self, name: str) -> str:
-        if name not in self.table:
-            raise PydanticCustomError("literal_error", "Input should be one of {names}", {"names": [*self.table]})
-        return name
-
-
-def accepted_by(annotation: Any, metadata: Sequence[object] = ()) -> Accepts:
+def accepted_by(annotation: Any, metadata: Sequence[Any] = ()) -> Accepts:
     """Returns what a field with this annotation accepts; unions, literals and constraints are resolved.
 
     `metadata` is that of pydantic's field, which takes it out of an annotation that is `Annotated` as a whole.
     """
-    for mark in metadata:
-        if isinstance(mark, KeyOf):
-            return Accepts(words=tuple(mark.table))
     origin, arguments = get_origin(annotation), get_args(annotation)
+    for names in (each for each in metadata if isinstance(each, OneOf)):
+        return Accepts(names=names)
     if annotation is type(None):
         return Accepts(none=True)
     if origin is Literal:
-        return Accepts(words=arguments)
+        return Accepts(literals=arguments)
     if origin is Annotated:
         return accepted_by(arguments[0], arguments[1:])
     if origin in (Union, types.UnionType):
         parts = [accepted_by(part) for part in arguments]
         kinds = frozenset().union(*(part.kinds for part in parts))
-        words = tuple(word for part in parts for word in part.words)
+        words = tuple(word for part in parts for word in part.literals)
         return Accepts(kinds, words, any(part.none for part in parts))
     assert annotation in TYPE_NAMES, f"no text form for {annotation}"
     return Accepts(frozenset({annotation}))
@@ -101,7 +97,8 @@ def convert(key: str, text: str, accepts: Accepts) -> Scalar:
         return text
     words = [str(word) for word in accepts.words]
     hint = did_you_mean(text, words) if words else ""
-    raise ConfigError(f"{key}='{shown(text)}' is not {accepts}.", hint if hint.startswith("Did") else "")
+    way_out = accepts.names.hint if accepts.names else ""
+    raise ConfigError(f"{key}='{shown(text)}' is not {accepts}.", hint if hint.startswith("Did") else way_out)
 
 
 def shown(text: str) -> str:

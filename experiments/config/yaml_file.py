@@ -52,7 +52,7 @@ class Spelling:
 
 
 class _RefusedYamlError(yaml.YAMLError):
-    """Is raised for well-formed YAML that is refused."""
+    """Raised for well-formed YAML that is refused."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)

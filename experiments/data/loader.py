@@ -108,7 +108,7 @@ class TrainStream:
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
-            finally:
+            finally:  # a caller that stops early does not wait for batches that nobody will use
                 workers.shutdown(wait=False, cancel_futures=True)
 
 
@@ -184,6 +184,7 @@ def _kept_tokens(config: RunConfig, images: range) -> Tensor | None:
     """Returns the tokens of each image that training keeps, [B, K], drawn uniformly from the subsets of that size."""
     if config.train.mask_ratio == 0:
         return None
+    # The K smallest of T independent uniform numbers stand at a uniformly drawn subset of places.
     rank_BT = uniforms(config.seed, Stream.TRAIN_MASK, images, config.num_tokens)
     chosen_BK = np.argsort(rank_BT, axis=1, kind="stable")[:, : config.num_train_tokens]
     return torch.from_numpy(np.sort(chosen_BK, axis=1))

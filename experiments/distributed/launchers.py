@@ -100,6 +100,7 @@ def slurm_ranks(environment: Mapping[str, str]) -> dict[str, str]:
         raise ConfigError(
             f"Slurm started {world} processes but did not set {missing}.", "Start with srun, or use torchrun."
         )
+    # Steps of one job may run at once on the same node, so the port depends on job and step.
     job = _number(environment, "SLURM_JOB_ID", "the id of a job", 0, MAX_ID)
     step = _number(environment, "SLURM_STEP_ID", "the id of a step", 0, MAX_ID)
     return {
@@ -148,6 +149,7 @@ def hydra_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
 def first_host(node_list: str) -> str:
     """Returns the first host in Slurm's notation: `n3` in `n[3-5,8],m1`, `rack0-n03` in `rack[0-1]-n[03-09]`."""
+    # A comma inside of brackets separates numbers and not hosts.
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", node_list)
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first.group()) if first else node_list
 

@@ -27,7 +27,7 @@ Sampled = list[tuple[range, Tensor]]
 
 
 def measure_at_cadence(engine: Engine, config: RunConfig, images_seen: int, writer: RecordWriter | None) -> None:
-    """Samples, judges and records; it is an observer of the training loop, and a collective operation."""
+    """Samples images, judges them and records the values, as an observer of the training loop. Collective."""
     if config.eval.metric_images == 0:
         return
     conditions = training_conditions(config, PRECISIONS[engine.model.embed.weight.dtype])
@@ -39,6 +39,7 @@ def measure_at_cadence(engine: Engine, config: RunConfig, images_seen: int, writ
     if writer is None:
         return
     metrics = MetricSet(names, task)
+    # Sums of features round by order, so batches are added in the order that a single process would have.
     for numbers, images_BCHW in sorted((part for parts in shares for part in parts), key=lambda part: part[0].start):
         metrics.add(numbers, images_BCHW)
     writer.evaluation(metrics.rows())

@@ -81,6 +81,7 @@ def _generator(seed: str, expert: int, device: torch.device) -> torch.Generator 
     """Returns an expert's generator, seeded by its global number so that any layout draws the same; None on `meta`."""
     if device.type == "meta":
         return None
+    # The hash makes experts with neighbouring numbers independent. It is cut to 63 bits, as torch's seeds are signed.
     digest = hashlib.blake2b(f"{seed} {expert}".encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 

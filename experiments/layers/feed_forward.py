@@ -10,22 +10,13 @@ from torch import Tensor, nn
 
 from experiments.config.budget import hidden_width
 from experiments.config.schema import RunConfig
-from experiments.errors import did_you_mean
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
 from experiments.layers.experts import StackedExperts, apply_experts, init_feed_forward
 from experiments.layers.pieces import Activation, activate
-from experiments.routing.contract import FeedForwardOutput
-from experiments.routing.expert_choice import ExpertChoiceRouter
+from experiments.plugins.sources import plugin_errors
+from experiments.routing.build import build_router
+from experiments.routing.contract import Assignment, FeedForwardOutput
 from experiments.routing.router import Router
-from experiments.routing.shared_expert import SharedExpertRouter
-from experiments.routing.token_choice import TokenChoiceRouter
-
-ROUTER_CLASSES: dict[str, type[Router]] = {
-    "expert_choice": ExpertChoiceRouter,
-    "token_choice": TokenChoiceRouter,
-    "switch": TokenChoiceRouter,
-    "shared_expert": SharedExpertRouter,
-}
 
 
 class DenseFeedForward(nn.Module):
@@ -58,7 +49,8 @@ class RoutedFeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> FeedForwardOutput:
         """Maps [B, T, D] to [B, T, D]; a token that no expert processes gets 0 from the routed experts."""
-        assignment = self.router(x_BTD)
+        with plugin_errors("router", self.router.plugin or ""):
+            assignment: Assignment = self.router(x_BTD)
         out_BTD = apply_experts(self.experts, x_BTD.flatten(0, 1), assignment, self.fast).view_as(x_BTD)
         if self.shared is not None:
             out_BTD = out_BTD + self.shared(x_BTD).out_BTD
@@ -80,10 +72,9 @@ def build_feed_forward(
     width, routing = config.model.width, config.routing
     if layer not in config.sparse_layer_indices:
         return DenseFeedForward(width, hidden_width(config, config.model.ffn_factor))
-    assert routing.name in ROUTER_CLASSES, did_you_mean(routing.name, ROUTER_CLASSES)
     assert routing.expert is not None
     assert routing.expert_factor is not None
-    router = ROUTER_CLASSES[routing.name](config)
+    router = build_router(config)
     hidden = hidden_width(config, routing.expert_factor)
     experts = StackedExperts(routing.num_experts, width, hidden, routing.expert, share, seed=f"{config.seed} {layer}")
     shared = None

@@ -116,6 +116,7 @@ class _InPieces(torch.autograd.Function):
         num_hidden, num_slots = w_out_EFD.shape[1], x_EPD.shape[1]
         pieces = list(_pieces(x_EPD, w_in_EFD))
         largest = max((piece.stop - piece.start for piece in pieces), default=0)
+        # The buffers fit the largest piece, and every piece uses their beginning.
         memory = memory_again(x_EPD, largest * num_hidden * num_slots, ctx.activation)
         for piece in pieces:
             grad_y, hidden = grad_y_EPD[piece], hidden_EFP[piece]
@@ -157,7 +158,7 @@ def _with_kernels(
     for half in (slice(middle), slice(middle, None)):
         acted = kernels.activation_with_gradient(hidden_EFP[half], grad_acted_EFP[half], grad_hidden_EFP[half], gated)
         torch.bmm(acted, grad_y_EPD[half], out=grad_w_out_EFD[half])
-        del acted
+        del acted  # or it would still be alive when the other half's activation is allocated
     del grad_acted_EFP
     grad_w_in_EFD = torch.bmm(grad_hidden_EFP, x_EPD)
     return torch.bmm(grad_hidden_EFP.mT, w_in_EFD), grad_w_in_EFD, grad_w_out_EFD

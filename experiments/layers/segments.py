@@ -117,6 +117,7 @@ class _InSegments(torch.autograd.Function):
         grad_y_MD = gradients[0].contiguous()
         grad_x_MD, grad_w_in_EFD, grad_w_out_EFD = (torch.empty_like(each) for each in (x_MD, w_in_EFD, w_out_EFD))
         num_rows, num_hidden = w_in_EFD.shape[1], w_out_EFD.shape[1]
+        # A view of the right shape is cut out of the scratch memory for every expert.
         memory = memory_again(x_MD, max(ctx.sizes) * num_hidden, ctx.activation)
         for expert, rows in enumerate(_segments(ctx.sizes)):
             size, hidden_Fm = rows.stop - rows.start, _of_segment(hidden, rows, num_rows)

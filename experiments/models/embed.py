@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.config.budget import TIME_FREQUENCIES
-from experiments.config.captions import PAD_TOKEN, FeatureCaptions, TokenCaptions
+from experiments.config.captions import PAD_TOKEN, FeatureCaptions
 from experiments.config.data_sets import captions_of
 from experiments.config.schema import RunConfig
 
@@ -97,7 +97,6 @@ def build_caption_encoder(config: RunConfig) -> nn.Module:
     model, captions = config.model, captions_of(config)
     if isinstance(captions, FeatureCaptions):
         return FeatureProjection(captions.text_width, captions.pooled_width, model.width)
-    assert isinstance(captions, TokenCaptions), captions
     return TextEncoder(captions.vocab_size, captions.length, model.text_width, model.text_layers, model.width)
 
 

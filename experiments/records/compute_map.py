@@ -1,6 +1,6 @@
 """Stores generated images with the number of experts that processed each of their tokens (EC-DIT, figure 6).
 
-A file of arrays that figures read without torch. Who fills it is `experiments/evaluation`.
+The map is a file of arrays, which figures read without torch. `experiments/evaluation` fills it.
 
 Legend: B images, H rows, W columns, K routed layers, N calls of the model along the sampler's path, T tokens.
 """

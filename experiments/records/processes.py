@@ -22,7 +22,7 @@ from experiments.records.provenance import host_name
 class Owner:
     """Identifies one process uniquely over machines and time. `began` is in clock ticks since `boot`.
 
-    `job`: of Slurm, and `job_start` how often that job had been queued again when the process began.
+    `job` is the Slurm job, if any, and `job_start` is how often that job had been requeued when the process began.
     """
 
     host: str
@@ -96,6 +96,7 @@ def _link(path: str) -> str:
 def _began(pid: int) -> str | None:
     """Returns the start time of a process in clock ticks since boot; None where it does not exist or has ended."""
     try:
+        # The second field is the program's name in parentheses and may hold blanks, so the fields after it are counted.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except FileNotFoundError:
@@ -104,7 +105,7 @@ def _began(pid: int) -> str | None:
         return None
     if Path("/proc/self/stat").exists():
         return None
-    try:  # without /proc: macOS
+    try:  # macOS has no /proc
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
     except psutil.NoSuchProcess:

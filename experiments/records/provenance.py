@@ -1,6 +1,6 @@
 """Collects the provenance of a run: commit of this code, package versions, host and time. It does not import torch.
 
-What only the running process knows (device, threads, precision, world size) is the training's to add.
+`training/description.py` adds what only the running process knows: device, threads, precision and world size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PACKAGES = ("ecdit", "torch", "deepspeed", "numpy", "pydantic", "safetensors", "
 def git_commit(folder: Path = Path(__file__).parent) -> str | None:
     """Returns the commit of the code in `folder`, ending in `-dirty` where tracked files differ from it.
 
-    None without git, and for code that git does not track (an installed package inside somebody's repository).
+    It is None without git, and for code that git does not track (an installed package inside somebody's repository).
     """
     if _git(folder, "ls-files", "--error-unmatch", ".") is None:
         return None

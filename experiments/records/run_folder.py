@@ -181,9 +181,9 @@ def find_runs(*roots: Path, skipped: Skipped | None = None) -> Iterator[RunDir]:
     """Yields every run folder at or below `roots` once, in the order of paths. It does not search inside runs.
 
     A folder with `run.json` or `status.json` in it is a run, whatever state these files are in: reading them says what
-    is wrong. What is not used is added to `skipped`, with the reason, while the runs are gone through: runs in the
-    folder of another, folders that cannot be listed, links to folders elsewhere, links that lead nowhere, and folders
-    that hold rows of a run and no record of it.
+    is wrong. During the iteration everything that is not used is added to `skipped` with the reason: runs in the folder
+    of another, folders that cannot be listed, links to folders elsewhere, links that lead nowhere, and folders that
+    hold rows of a run and no record of it.
     """
     left_out: Skipped = [] if skipped is None else skipped
     inside = [root.resolve() for root in roots]

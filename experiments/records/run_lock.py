@@ -27,6 +27,7 @@ from typing import Any
 from experiments.errors import RecordError
 from experiments.records.lock_file import STALE_SECONDS, Holder, LockFile, create_once, take_if_dead
 from experiments.records.run_folder import RunDir, parse_row
+from experiments.records.same_plugins import require_same_plugins
 from experiments.records.schema import RunRecord
 from experiments.records.storage import deleted_error, replace_atomically, set_aside, storage_errors
 from experiments.settings_id import settings_id
@@ -121,6 +122,7 @@ def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
             f"{run_dir.path} holds another run: {_first_difference(stored, record)}.",
             "Use the original settings to continue it, or another --run-dir.",
         )
+    require_same_plugins(stored, record.plugins, run_dir.run_json)
     return stored
 
 

@@ -68,12 +68,21 @@ Words = Annotated[str, BeforeValidator(lambda text: encodable(text) if isinstanc
 
 
 class Record(BaseModel):
-    """Is the base of all records: frozen, closed to unknown keys, and without NaN and infinity.
+    """The base class of all records, which are frozen, closed to unknown keys, and without NaN and infinity.
 
     Whoever reads a record validates it with `strict=True`: a text or a boolean is then no number.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PluginRecord(Record):
+    """Is a plugin that a run uses: code from outside of this project."""
+
+    kind: Words = Field(description="router")
+    name: Words
+    sha256: Words = Field(description="of its source file; of several files one after the other")
+    source: Words = Field(description="the file or package that it came from")
 
 
 class RunRecord(Record):
@@ -101,6 +110,12 @@ class RunRecord(Record):
     params_by_part: dict[str, Count]
     flops_per_image: Positive = Field(description="one forward pass over all tokens of one image")
     train_flops_per_image: Positive = Field(description="forward and backward over the tokens training keeps")
+    plugins: list[PluginRecord] | None = Field(None, description="that the run uses; None: none")
+
+    @property
+    def plugin_names(self) -> list[str]:
+        """Returns the names of the run's plugins, which need not be loaded where records are only read."""
+        return [plugin.name for plugin in self.plugins or ()]
 
     @property
     def on_accelerator(self) -> bool:
@@ -130,7 +145,7 @@ class Status(Record):
 
 
 class StepRow(Record):
-    """Is a row of `steps.jsonl`: means over the images since the row before, every `log.every_images`."""
+    """A row of `steps.jsonl`: means over the images since the row before, every `log.every_images`."""
 
     images_seen: Count
     flops: Amount = Field(description="spent so far: images_seen x train_flops_per_image")
@@ -143,7 +158,7 @@ class StepRow(Record):
 
 
 class RoutingRow(Record):
-    """Is a row of `routing.jsonl`: one per routed layer, over the validation set, every `eval.every_images`."""
+    """A row of `routing.jsonl`: one per routed layer, over the validation set, every `eval.every_images`."""
 
     images_seen: Count
     layer: Count
@@ -156,7 +171,7 @@ class RoutingRow(Record):
 
 
 class EvalRow(Record):
-    """Is a row of `evals.jsonl`: one measured value.
+    """A row of `evals.jsonl`: one measured value.
 
     Metrics that training writes: `val_loss`; `val_loss_t0` ... `val_loss_t9` (tenths of t); `val_loss_same_t` (batches
     of one timestep, as in sampling); `dropped_share` and `dropped_share_same_t` (mean over routed layers; absent when

@@ -128,6 +128,7 @@ class Mirror:
 
     def _with_line(self, name: str, row: EvalRow | RoutingRow) -> dict[str, str]:
         """Returns all lines of this kind at the row's images_seen, since each logged value replaces the one before."""
+        # W&B keeps one value for each key and step, so the last of several rows at a step must hold all of their lines.
         if row.images_seen != self._lines_at:
             self._lines, self._lines_at = {}, row.images_seen
         self._lines[name] = self._lines.get(name, "") + row.model_dump_json(exclude_none=True) + "\n"

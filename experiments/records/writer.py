@@ -206,13 +206,14 @@ def stored_rows(path: Path, kind: type[Stored]) -> Iterator[Stored]:
     for raw in read_jsonl(path).rows:
         try:
             yield kind.model_validate(raw, strict=True)
-        except ValidationError:  # of another version: it stays in the file, and the mirror does without
+        except ValidationError:  # another version wrote it: it stays in the file, and the mirror does without it
             continue
 
 
 def _appender(path: Path, files: ExitStack) -> Callable[[bytes], None]:
     """Returns a function that appends one whole line to `path`, which `files` will close."""
     with storage_errors(path):
+        # Opening a FIFO in place of the file would block; with O_NONBLOCK it is an error.
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     files.callback(os.close, descriptor)
     return lambda line: append_line(descriptor, line, path)

@@ -17,8 +17,6 @@ from experiments.routing.router import Router, affinity
 class ExpertChoiceRouter(Router):
     """The router of EC-DIT, in which experts choose tokens."""
 
-    rounds_capacity_up = False
-
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.gating = config.routing.gating

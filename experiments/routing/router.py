@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,22 @@ from experiments.accelerated import has_kernels
 from experiments.config.budget import capacity_factor, expert_capacity
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
+from experiments.plugins.sources import named_plugin
+from experiments.routing.answers import check_choices, check_decision
 from experiments.routing.contract import Assignment, Choices, GroupDecision, flatten_groups, sort_choices
 
 
 class Router(nn.Module, ABC):
     """Decides which token goes to which slot of which expert, and with which combine weight."""
 
-    rounds_capacity_up: ClassVar[bool]
-    """Says whether S f_c / E is rounded up, as in DeepSpeed's token choice, or down, so that f_c bounds the compute."""
+    plugin: str | None = None
+    """The name of a plugin's router, whose answers are checked; None for the routers of this project."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.num_experts = config.routing.num_experts
+        # S f_c / E is rounded up as in DeepSpeed's token choice, or down, so that f_c bounds the compute.
+        self.rounds_capacity_up = config.routing.top_k is not None
         self.group_images = config.routing.group_images
         self.fast = config.train.implementation == "fast"
         self.eval_factor_is_set = config.routing.eval_capacity_factor != "same"
@@ -59,12 +63,24 @@ class Router(nn.Module, ABC):
         sizes = [images * num_tokens for images in (group, rest)][: len(stretches)]
         groups = [logits_ME.view(-1, size, self.num_experts) for logits_ME, size in zip(stretches, sizes, strict=True)]
         if self.factors[self.training] is None:
-            return sort_choices([self.choose(logits_GSE) for logits_GSE in groups], logits_NE)
+            return sort_choices([self._choices(logits_GSE) for logits_GSE in groups], logits_NE)
         decisions = [
-            self.decide(logits_GSE, self.capacity(images, num_tokens))
+            self._decision(logits_GSE, self.capacity(images, num_tokens))
             for logits_GSE, images in zip(groups, (group, rest), strict=False)
         ]
         return flatten_groups(decisions, sizes, logits_NE)
+
+    def _decision(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
+        answer = self.decide(logits_GSE, capacity)
+        if self.plugin is not None:
+            check_decision(answer, logits_GSE, capacity, named_plugin("router", self.plugin))
+        return answer
+
+    def _choices(self, logits_GSE: Tensor) -> Choices:
+        answer = self.choose(logits_GSE)
+        if self.plugin is not None:
+            check_choices(answer, logits_GSE, named_plugin("router", self.plugin))
+        return answer
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """Returns logits in float32, [N, E], whatever the precision of `x_ND` and of the surrounding autocast."""

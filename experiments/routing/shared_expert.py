@@ -21,8 +21,6 @@ from experiments.routing.slots import fill_slots, queue_locations
 class SharedExpertRouter(Router):
     """The router of DiT-MoE, in which each token chooses k routed experts in addition to the shared ones."""
 
-    rounds_capacity_up = True
-
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         assert config.routing.top_k is not None, "DiT-MoE has a top_k"
@@ -33,7 +31,7 @@ class SharedExpertRouter(Router):
 
     def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
         """Drops choices beyond the capacity; experts with fewer choices have empty slots."""
-        choice_GSK, gate_GSK, loss = self._choices(logits_GSE)
+        choice_GSK, gate_GSK, loss = self._ranked(logits_GSE)
         choice_GKS, gate_GKS = choice_GSK.transpose(1, 2), gate_GSK.transpose(1, 2)
         location_GKS = queue_locations(choice_GKS, self.num_experts)
         kept_GKS = choice_GKS.masked_fill(location_GKS >= capacity, -1)
@@ -42,10 +40,10 @@ class SharedExpertRouter(Router):
 
     def choose(self, logits_GSE: Tensor) -> Choices:
         """Returns the k experts of every token; none is dropped."""
-        choice_GSK, gate_GSK, loss = self._choices(logits_GSE)
+        choice_GSK, gate_GSK, loss = self._ranked(logits_GSE)
         return Choices(choice_GSK.flatten(0, 1), gate_GSK.flatten(0, 1), loss)
 
-    def _choices(self, logits_GSE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _ranked(self, logits_GSE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the experts of each token, their gates, and the weighted balance loss."""
         gate_GSK, choice_GSK = affinity(logits_GSE, self.gating).topk(self.top_k, dim=-1)
         return choice_GSK, gate_GSK, self.balance_loss_weight * balance_loss(logits_GSE, choice_GSK)

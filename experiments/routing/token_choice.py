@@ -31,8 +31,6 @@ from experiments.routing.slots import fill_slots
 class TokenChoiceRouter(Router):
     """A router in which tokens choose experts and DeepSpeed's gates decide."""
 
-    rounds_capacity_up = True
-
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         assert config.routing.top_k is not None, "token choice has a top_k"

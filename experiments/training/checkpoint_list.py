@@ -85,7 +85,7 @@ def saved_checkpoints(run_dir: RunDir, say: Callable[[str], None]) -> list[Path]
 
 
 def _newest_by_status(run_dir: RunDir) -> int:
-    """Returns the images seen at the newest checkpoint that the status names, or 0 where there is none."""
+    """Returns the images seen at the newest checkpoint that the status names, or 0 where there is none to read."""
     try:
         status = run_dir.read_status()
     except RecordError:

@@ -15,6 +15,7 @@ import torch
 from experiments.config.budget import Budget
 from experiments.config.identity import config_id, run_name
 from experiments.config.schema import RunConfig
+from experiments.plugins.runs import plugin_records
 from experiments.records.provenance import git_commit, host_name, utc_now, versions
 from experiments.records.schema import Precision, RunRecord
 from experiments.training.engine import launched_world
@@ -41,6 +42,7 @@ def describe_run(config: RunConfig, precision: Precision, cost: Budget, command:
         params_by_part=cost.params_by_part,
         flops_per_image=cost.flops_per_image,
         train_flops_per_image=cost.train_flops_per_image,
+        plugins=plugin_records(config),
     )
 
 

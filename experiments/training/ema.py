@@ -56,6 +56,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def _change_places(self) -> None:
+        # A swap in chunks needs no second copy of the weights, for which there may be no memory.
         self.partitions.let_go()
         for weights, average in zip(self.partitions.flats, self.flats, strict=True):
             for ours, other in zip(torch.split(weights.detach(), CHUNK), torch.split(average, CHUNK), strict=True):

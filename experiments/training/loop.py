@@ -30,6 +30,7 @@ from experiments.records.schema import State
 from experiments.records.storage import storage_errors
 from experiments.records.wandb_mirror import start_mirror
 from experiments.records.writer import RecordWriter
+from experiments.routing.build import try_plugin
 from experiments.training.checkpoint import Checkpoint, load_newest
 from experiments.training.checkpoint_contents import LOSS
 from experiments.training.checkpoint_files import drop_leftovers
@@ -107,6 +108,7 @@ def train(
     """
     check_world(config)
     open_source(config.data).check()
+    try_plugin(config)
     prefer_large_pages(config)
     reporter = reporter or Reporter()
     cost = budget(config)

@@ -21,7 +21,8 @@ class StopRequest:
     def __enter__(self) -> Self:
         """Installs the handlers."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            # `nohup` starts a command with SIGHUP ignored, and it must stay so.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

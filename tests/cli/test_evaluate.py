@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ecdit_cli.app import run
-from experiments.data.scenes.scene import objects as shapes
+from experiments.data.scenes import objects as shapes
 from experiments.evaluation.metrics import judge
 from experiments.records.run_folder import RunDir, read_jsonl
 from tests.training_runs import random_run_folder

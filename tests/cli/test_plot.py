@@ -36,7 +36,7 @@ def runs(tmp_path: Path, write_run: WriteRun) -> Path:
 def test_list_names_every_figure_with_what_it_shows(capsys: Captured) -> None:
     assert run(["plot", "--list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [(row["name"], row["description"]) for row in listed] == [(f.name, f.description) for f in FIGURES]
+    assert [(row["name"], row["description"]) for row in listed] == [(f.name, f.description) for f in FIGURES.values()]
 
 
 def test_one_figure_is_three_files_and_stdout_is_their_paths(runs: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -52,7 +52,7 @@ def test_all_draws_what_the_runs_allow_and_says_what_not_and_why(runs: Path, tmp
     assert run(["plot", "all", str(runs), "--out", str(tmp_path), "--json"]) == 0
     captured = capsys.readouterr()
     drawn = json.loads(captured.out)
-    assert {entry["figure"] for entry in drawn} == {figure.name for figure in FIGURES} - NEED_MORE
+    assert {entry["figure"] for entry in drawn} == set(FIGURES) - NEED_MORE
     assert all(Path(path).is_file() for entry in drawn for path in entry["files"])
     reasons = captured.err.splitlines()
     assert {reason.split(" was not drawn: ")[0] for reason in reasons} == NEED_MORE
@@ -71,7 +71,7 @@ def test_every_figure_of_the_paper_resolves_and_is_listed(capsys: Captured) -> N
     assert run(["plot", "--list", "--json"]) == 0
     aliases = [alias for row in json.loads(capsys.readouterr().out) for alias in row.get("aliases", [])]
     assert sorted(aliases) == [f"paper-fig{number}" for number in range(3, 9)]
-    assert {find_figure(alias).name for alias in aliases} < {figure.name for figure in FIGURES}
+    assert {find_figure(alias).name for alias in aliases} < set(FIGURES)
 
 
 def test_printed_values_change_the_picture_and_what_has_none_is_said_once(
@@ -99,7 +99,10 @@ def test_a_single_figure_that_cannot_be_drawn_is_a_mistake(runs: Path, capsys: C
     ("arguments", "message"),
     [
         (["rooting"], "'rooting' is not a figure. Did you mean 'routing'?"),
-        ([], f"Which figure? Choose from: all, {', '.join(f.name for f in FIGURES)}; --list says what they show."),
+        (
+            [],
+            f"Which figure? Choose from: all, {', '.join(FIGURES)}; --list says what they show.",
+        ),
         (
             ["routing", "--parameters", "totl"],
             "'totl' is no way to count parameters. Did you mean 'total'?",

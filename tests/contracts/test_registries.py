@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.captions import FeatureCaptions, TokenCaptions
+from experiments.config.captions import TokenCaptions
 from experiments.config.data_sets import DATA_SETS
 from experiments.config.schema import DataConfig
 
@@ -55,6 +55,7 @@ def test_a_row_is_complete(name: str) -> None:
     asked = {"check", "training", "validation", "parts"}
     asked |= {"token_ids"} if row.captions.in_words else {"validation_captions", "null_caption", "decoder"}
     assert asked <= set(dir(source))
+    if row.captions is TokenCaptions:
+        assert len(source.words) + 2 <= row.fixed["vocab_size"]  # padding and start are tokens too
     assert set(row.fixed) <= set(DataConfig.model_fields)
     assert set(row.captions.needed) <= set(DataConfig.model_fields)
-    assert row.captions in (TokenCaptions, FeatureCaptions)  # for which `build_caption_encoder` has a module

@@ -29,7 +29,7 @@ SMALL = ["data=stripes", "model=nano", "model.num_layers=2", "train.images=32", 
 @pytest.fixture(autouse=True)
 def stripes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example as if its file lay in `experiments/data/sources` and its row were in the registry."""
-    spec = importlib.util.spec_from_file_location(MODULE, ROOT / "docs/how-to/examples/stripes.py")
+    spec = importlib.util.spec_from_file_location(MODULE, ROOT / "docs/how-to/examples/striped_images.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

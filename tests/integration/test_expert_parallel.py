@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.config.routers import routed_names
 from experiments.records.run_folder import RunDir
 from experiments.training.engine import process_group
 from tests.integration.layout_worker import Outcome, Task, perform
@@ -21,11 +22,8 @@ from tests.training_runs import TIMEOUT_SECONDS, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
-ROUTERS = {
-    "expert_choice": ["routing=expert_choice"],
-    "token_choice": ["routing=token_choice"],
-    "switch": ["routing=switch"],
-    "shared_expert": ["routing=shared_expert"],
+CASES = {
+    **{name: [f"routing={name}"] for name in routed_names()},
     "no limit": ["routing=token_choice", "routing.capacity_factor=None", "routing.eval_capacity_factor=None"],
 }
 LAYOUTS = {
@@ -75,7 +73,7 @@ def straight(one_process: None, folder: Path) -> dict[str, Outcome]:
     """Every router on one process, without interruption; and saved after `STEPS` steps."""
     return {
         router: perform(Task(overrides, 2 * STEPS), world=1)
-        for router, overrides in ROUTERS.items()
+        for router, overrides in CASES.items()
         if perform(Task(overrides, STEPS, save=str(folder / f"saved {router}")), world=1)
     }
 
@@ -83,7 +81,7 @@ def straight(one_process: None, folder: Path) -> dict[str, Outcome]:
 @pytest.fixture(scope="module")
 def undecided(one_process: None) -> dict[str, Outcome]:
     """The routers without a limit on one process, when two experts take every token."""
-    return {router: perform(Task(ROUTERS[router], STEPS, undecided=True), world=1) for router in DROPLESS}
+    return {router: perform(Task(CASES[router], STEPS, undecided=True), world=1) for router in DROPLESS}
 
 
 @pytest.fixture(scope="module")
@@ -92,16 +90,16 @@ def on_many(straight: dict[str, Outcome], folder: Path) -> dict[int, dict[str, O
     outcomes: dict[int, dict[str, Outcome]] = {}
     for world, layouts in LAYOUTS.items():
         tasks = {}
-        for router, overrides in ROUTERS.items():
+        for router, overrides in CASES.items():
             for expert_parallel, stage in layouts:
                 name = name_of(router, expert_parallel, stage)
                 settings = [*overrides, *layout(expert_parallel, stage)]
                 keep = str(folder / f"saved {name} world{world}") if router == "expert_choice" else None
                 tasks[name] = Task(settings, STEPS, save=keep)
         for router in DROPLESS:
-            settings = [*ROUTERS[router], *layout(world, 1)]
+            settings = [*CASES[router], *layout(world, 1)]
             tasks[f"undecided {router}"] = Task(settings, STEPS, undecided=True)
-        ours = ROUTERS["expert_choice"]
+        ours = CASES["expert_choice"]
         for expert_parallel, stage in layouts:
             saved = str(folder / "saved expert_choice")
             settings = [*ours, *layout(expert_parallel, stage)]
@@ -116,7 +114,7 @@ def on_many(straight: dict[str, Outcome], folder: Path) -> dict[int, dict[str, O
     return outcomes
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", CASES)
 @pytest.mark.parametrize(
     ("world", "expert_parallel", "stage"), [(world, *pair) for world, pairs in LAYOUTS.items() for pair in pairs]
 )
@@ -128,7 +126,7 @@ def test_losses_are_those_of_one_process(
     assert outcome.norms == pytest.approx(straight[router].norms[:STEPS], rel=1e-5)
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", CASES)
 def test_all_processes_together_compute_what_one_computes(router: str, straight: dict[str, Outcome], on_many) -> None:
     """Without a limit slots travel in uneven numbers, and none is padded."""
     for world, layouts in LAYOUTS.items():
@@ -169,7 +167,7 @@ def test_a_checkpoint_of_many_processes_goes_on_at_one(stage: int, straight, on_
     for world, layouts in LAYOUTS.items():
         for expert_parallel, theirs in layouts:
             saved = folder / f"saved {name_of('expert_choice', expert_parallel, theirs)} world{world}"
-            settings = [*ROUTERS["expert_choice"], *layout(1, stage)]
+            settings = [*CASES["expert_choice"], *layout(1, stage)]
             outcome = perform(Task(settings, STEPS, STEPS, load=str(saved)), world=1)
             assert outcome.losses == pytest.approx(straight["expert_choice"].losses[STEPS:], rel=1e-6), saved.name
 

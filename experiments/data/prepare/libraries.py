@@ -1,4 +1,4 @@
-"""The libraries of the extra `ecdit[data]`, imported only when asked for."""
+"""Imports the libraries of the extra `ecdit[data]`, only when they are needed."""
 
 from __future__ import annotations
 

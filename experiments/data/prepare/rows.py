@@ -41,7 +41,7 @@ class Row:
 
 
 class UnusableRowError(Exception):
-    """Is raised for a row that cannot be used, with the reason."""
+    """Raised for a row that cannot be used, with the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")

@@ -94,6 +94,8 @@ def cover(objects: Sequence[Object], image_size: int) -> Patches:
     circle_M3 = np.array([(thing.x, thing.y, thing.radius) for thing in objects]).reshape(-1, 3)
     center_M2, radius_M1 = circle_M3[:, :2], circle_M3[:, 2:]
     size = min(image_size, math.ceil(2 * (float(radius_M1.max(initial=0)) + WINDOW_MARGIN)) + 1)
+    # Windows begin at whole pixels, and those at the border are moved inside the image. The middle of pixel i is at
+    # i + 0.5, from which signed distances are computed.
     corner_M2 = np.clip(np.rint(center_M2 - size / 2), 0, image_size - size)
     middle_M2P = corner_M2[:, :, None] + (np.arange(size) + 0.5)
     uv_M2P = ((middle_M2P - center_M2[:, :, None]) / radius_M1[:, :, None]).astype(np.float32)

@@ -32,7 +32,7 @@ class ImageSource(Protocol):
 
     Image i is the same whoever asks for it and in whatever batch, so that a run resumes exactly and ranks together see
     the global batch. `training` and `validation` return `index_B`, `pixels_BCHW` and the caption tensors of a `Batch`,
-    whose names and shapes are those of the data set's `Captions.tensors`.
+    whose names and shapes are those of `tensors` of the data set's captions.
     """
 
     def __init__(self, data: DataConfig) -> None:
@@ -136,7 +136,7 @@ def open_source(data: DataConfig) -> ImageSource:
 
 
 def open_words(data: DataConfig) -> TokenSource:
-    """Opens a data set whose captions are in words (`Captions.in_words`)."""
+    """Opens a data set whose captions are in words (`TokenCaptions`)."""
     source = open_source(data)
     assert isinstance(source, TokenSource), f"data.name={data.name} has no words"
     return source

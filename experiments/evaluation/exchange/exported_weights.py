@@ -1,7 +1,7 @@
-"""Weights of a run for inference, on their own: `ecdit export-weights` writes them, `ecdit sample` reads them.
+"""Writes the weights of a run for inference (`ecdit export-weights`), and reads them (`ecdit sample`).
 
 A folder holds `model.safetensors`, or numbered shards with Hugging Face's `model.safetensors.index.json`, and
-`model.json` with the run's record, which weights these are, and a checksum of every file. The files hold whole
+`model.json` with the run's record, the kind of weights (EMA or raw), and a checksum of every file. The files hold whole
 parameters under the names of the module, in one precision, without optimizer state. They are read from the checkpoint
 one at a time, so that no more than a shard is in memory, however large the run. The files may come from strangers:
 reading JSON and safetensors executes nothing, and what does not fit the model is refused.
@@ -48,7 +48,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class Exported(Record):
-    """The content of `model.json`: the record of the run, which weights these are, and the checksum of every file."""
+    """The content of `model.json`: the record of the run, the kind of its weights, and the checksum of every file."""
 
     record: RunRecord
     images_seen: int = Field(ge=0, lt=2**63)

@@ -1,4 +1,4 @@
-"""The cost of generating an image, measured for many runs side by side: seconds, peak memory, FLOPs.
+"""Measures the cost of generating an image for many runs side by side: seconds, peak memory and FLOPs.
 
 Every run samples whole images, caption and null caption in one call, with the same batch, steps and guidance. Runs take
 turns round by round, so that a machine that slows down slows all of them; the median over rounds is recorded. Routing

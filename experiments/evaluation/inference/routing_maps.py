@@ -186,6 +186,8 @@ class RoutingWatcher:
 
 def bootstrap(sums_NK: Floats, statistic: Callable[[Floats], Floats], seed: int = 0) -> tuple[float, float, float]:
     """Returns `statistic` of the sums over images, with its 95% percentile interval over resampled images."""
+    # Drawing N images with replacement is drawing how often each image occurs, which is multinomial. All resamples are
+    # then one matrix product.
     weights_RN = np.random.default_rng(seed).multinomial(
         len(sums_NK), np.full(len(sums_NK), 1 / len(sums_NK)), RESAMPLES
     )

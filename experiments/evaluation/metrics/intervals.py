@@ -24,7 +24,7 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
     centre = (share + Z_95**2 / (2 * total)) / shrink
     half_width = Z_95 / shrink * sqrt(share * (1 - share) / total + Z_95**2 / (4 * total**2))
     return (
-        0.0 if successes == 0 else max(0.0, centre - half_width),  # exact, without rounding
+        0.0 if successes == 0 else max(0.0, centre - half_width),  # rounding must not move these ends from 0 and 1
         1.0 if successes == total else min(1.0, centre + half_width),
     )
 

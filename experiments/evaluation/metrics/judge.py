@@ -166,7 +166,7 @@ def _coverage(
     image_CHW: Floats, color_C: Floats, grey: float, mine_HW: NDArray[np.bool_], others_HW: NDArray[np.bool_]
 ) -> Floats:
     """Returns the share [H, W] of each pixel that one thing covers, in [0, 1]; 0 where another thing is nearer."""
-    # A pixel that is covered by a share s has the colour grey + s (colour - grey). The projection on the contrast gives
+    # A pixel of which a share s is covered has the colour grey + s (colour - grey). Its projection on the contrast is
     # s.
     contrast_C = color_C - grey
     cover_HW = np.einsum("c,chw->hw", contrast_C, image_CHW - grey) / (contrast_C @ contrast_C)

@@ -1,4 +1,4 @@
-"""Images of a run on latents: captions of its validation set, sampled as latents and decoded by the data set's VAE.
+"""Samples latents of a run for captions of its validation set, and decodes them by the data set's VAE.
 
 The features of these captions are stored in the data set, so that neither T5 nor CLIP is needed. The VAE is looked for
 where it was when the data set was made, or where the user says; a different one is refused, because it would decode the

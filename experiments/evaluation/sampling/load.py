@@ -31,6 +31,7 @@ from experiments.evaluation.exchange.exported_weights import (
 from experiments.evaluation.sampling.finite import require_finite_weights
 from experiments.evaluation.sampling.replay import allow_replay
 from experiments.models.dit import DiT
+from experiments.plugins.runs import require_plugins
 from experiments.records.run_folder import RunDir
 from experiments.records.schema import Precision, RunRecord, Weights
 from experiments.training.host_memory import prefer_large_pages
@@ -62,6 +63,7 @@ def load_run(
     if os.path.lexists(run_dir.exported):
         return _load_exported(run_dir, weights, precision)
     record, checkpoint = newest(run_dir, weights, say)
+    require_plugins(record, run_dir.run_json)
     config = buildable_config(record.config, run_dir.run_json)
     require_same_sizes(config, checkpoint.shapes, run_dir.path)
     prefer_large_pages(config)
@@ -74,6 +76,7 @@ def _load_exported(folder: RunDir, weights: Weights, precision: Precision | None
     exported = read_exported(folder)
     if exported.weights != weights:
         raise ConfigError(f"{folder.path} holds {exported.weights} weights.", f"Use --weights {exported.weights}.")
+    require_plugins(exported.record, folder.exported)
     config = buildable_config(exported.record.config, folder.exported)
     require_same_sizes(config, exported_shapes(folder, exported), folder.path)
     prefer_large_pages(config)

@@ -1,4 +1,4 @@
-"""Sample grids and routing maps while a run trains: PNG files in the run's `samples/`, mirrored to W&B.
+"""Draws sample grids and routing maps while a run trains, as PNG files in its `samples/` and in W&B.
 
 A routing map shows how many experts processed each token, as a mean over the routed layers and the sampling steps (as
 in EC-DIT's figure 6), beside the image it belongs to.

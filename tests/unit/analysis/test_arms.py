@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import pandas as pd
 import pytest
 
-from analysis.arms import ROUTER_LABELS, arm_list, dense_same_depth, with_arms
+from analysis.arms import arm_list, dense_same_depth, in_order, with_arms
 from analysis.load import load_records
-from experiments.config.routers import RouterName
+from experiments.config.routers import ROUTERS, RouterRow, router_label
 
 WriteArms = Callable[..., Path]
 DENSE = ({}, {"name": "dense"}, 1e-5)
@@ -22,8 +21,10 @@ def arms_of(folder: Path) -> pd.DataFrame:
     return with_arms(load_records([folder]).runs)
 
 
-def test_every_router_has_a_label() -> None:
-    assert set(ROUTER_LABELS) == set(get_args(RouterName))
+def test_a_router_whose_plugin_is_not_loaded_is_called_by_its_name() -> None:
+    assert router_label("switch") == "Switch"
+    assert router_label("not_here") == "not_here"
+    assert in_order(["b", "expert_choice", "a", "switch", "dense"]) == ["dense", "switch", "expert_choice", "a", "b"]
 
 
 def test_runs_of_one_arm_differ_in_their_seed_alone(write_arms: WriteArms) -> None:
@@ -93,3 +94,19 @@ def test_another_learning_rate_or_horizon_is_another_setting_and_no_seed(
     table = arms_of(tmp_path)
     assert set(table["setting"]) == settings
     assert set(table["arm"]) == {"Dense (same depth)"}
+
+
+def test_two_versions_of_a_plugin_are_two_arms_also_where_it_is_not_loaded(
+    write_run: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ROUTERS, "mine", RouterRow("mine", label="Mine", implementation="mine:Mine"))
+    for number, (name, letter) in enumerate([("dense", ""), ("mine", "a"), ("mine", "a"), ("mine", "b")]):
+        plugin = {"kind": "router", "name": name, "sha256": 64 * letter, "source": "plugin mine.py"}
+        settings = {"model": {"name": "nano"}, "routing": {"name": name}, "seed": number % 3}
+        write_run(tmp_path / str(number), settings, lambda images: 1.0, plugins=[plugin] if letter else None)
+    labels = {"Mine (routing.plugin=aaaaaaaaaaaa)": 2, "Mine (routing.plugin=bbbbbbbbbbbb)": 1}
+    assert arms_of(tmp_path)["arm"].value_counts().to_dict() == labels | {"Dense (same depth)": 1}
+    monkeypatch.delitem(ROUTERS, "mine")
+    without = {label.replace("Mine", "mine"): count for label, count in labels.items()}
+    assert arms_of(tmp_path)["arm"].value_counts().to_dict() == without | {"Dense (same depth)": 1}
+    assert [router for _, router, _ in arm_list(arms_of(tmp_path))] == ["dense", "mine", "mine"]

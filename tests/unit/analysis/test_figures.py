@@ -136,9 +136,11 @@ STUDIES_OF = {
 """Of the figures that not every study can have."""
 FEW_RESAMPLES = {"scaling-law": {"num_resamples": 20}}
 USUAL_STUDIES = ["one size", "three sizes", "one seed of eight arms"]
-DRAWN = [(entry, study) for entry in FIGURES for study in STUDIES_OF.get(entry.name, USUAL_STUDIES)]
+DRAWN = [(entry, study) for entry in FIGURES.values() for study in STUDIES_OF.get(entry.name, USUAL_STUDIES)]
 BESIDE_PAPER = [
-    (entry, STUDIES_OF.get(entry.name, USUAL_STUDIES)[0]) for entry in FIGURES if entry.draw_beside_paper is not None
+    (entry, STUDIES_OF.get(entry.name, USUAL_STUDIES)[0])
+    for entry in FIGURES.values()
+    if entry.draw_beside_paper is not None
 ]
 
 
@@ -190,7 +192,7 @@ def assert_legible(figure: Figure) -> None:
     assert drawn.y1 <= height
 
 
-@pytest.mark.parametrize("entry", FIGURES, ids=named)
+@pytest.mark.parametrize("entry", FIGURES.values(), ids=named)
 def test_every_axis_of_numbers_has_a_unit_and_no_text_is_small(
     entry: FigureEntry, evaluated: Callable[..., Records]
 ) -> None:
@@ -258,8 +260,8 @@ def test_an_unknown_figure_names_the_closest() -> None:
 
 
 def test_names_and_aliases_are_unique_and_described() -> None:
-    names = [name for entry in FIGURES for name in (entry.name, *entry.aliases)]
+    names = [name for entry in FIGURES.values() for name in (entry.name, *entry.aliases)]
     assert len(names) == len(set(names))
     papers = {f"paper-fig{number}" for number in range(3, 9)}
     assert {"loss-convergence", "inference-time", "routing", "specialization", "guidance", *papers} <= set(names)
-    assert all(entry.description.endswith(".") for entry in FIGURES)
+    assert all(entry.description.endswith(".") for entry in FIGURES.values())

@@ -22,7 +22,9 @@ MOST_INCHES = 26
 """Three pages of panels, 5,200 pixels."""
 NUM_SETTINGS = 30
 LIMITED = [
-    entry for entry in FIGURES if "settings" in entry.limits and entry.name not in {"capacity", "expert-scaling"}
+    entry
+    for entry in FIGURES.values()
+    if "settings" in entry.limits and entry.name not in {"capacity", "expert-scaling"}
 ]
 EXPERT_ARMS: dict[str, Any] = {
     f"{experts}-{factor}-{group}": (
@@ -100,7 +102,7 @@ def test_a_figure_of_many_settings_shows_the_best_and_says_what_is_left_out(
 
 
 @pytest.mark.parametrize(
-    "entry", [entry for entry in FIGURES if "settings" in entry.limits], ids=lambda entry: entry.name
+    "entry", [entry for entry in FIGURES.values() if "settings" in entry.limits], ids=lambda entry: entry.name
 )
 def test_a_figure_of_many_arms_is_not_covered_by_their_names(entry: FigureEntry, many_arms: Records) -> None:
     drawing, text = said(entry, many_arms)

@@ -12,6 +12,7 @@ import pytest
 
 from analysis import load
 from analysis.load import Records, load_records, read_routing
+from experiments.config.routers import ROUTERS
 from experiments.errors import RecordError
 from experiments.records.run_folder import RunDir
 from experiments.records.schema import BALANCE_LOSS
@@ -158,7 +159,7 @@ def with_balance_loss(seed: int, router: str = "token_choice") -> dict[str, Any]
     return SHORT | {"routing": {"name": router}, "seed": seed}
 
 
-@pytest.mark.parametrize("router", ["token_choice", "switch", "shared_expert"])
+@pytest.mark.parametrize("router", [name for name, row in ROUTERS.items() if row.balance_loss_weight])
 def test_a_run_of_the_mean_balance_loss_is_left_out_beside_one_of_the_sum(
     router: str, tmp_path: Path, write_run: WriteRun
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import pandas as pd
 import pytest
@@ -12,18 +11,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.style import (
-    ROUTER_STYLES,
     SIZE_MARKERS,
+    SPARE_COLORS,
     Drawing,
     line_style,
     log_axis,
     lowest_to_highest,
     paper_style,
+    router_color,
     scaled,
     write_drawing,
 )
 from experiments.config.presets import PRESETS
-from experiments.config.routers import RouterName
+from experiments.config.routers import ROUTERS
 from experiments.errors import StorageError
 
 
@@ -35,26 +35,26 @@ def drawing() -> Drawing:
 
 
 def test_every_router_has_its_own_colour_and_every_preset_its_own_marker() -> None:
-    assert set(ROUTER_STYLES) == set(get_args(RouterName))
-    assert len({style.color for style in ROUTER_STYLES.values()}) == len(ROUTER_STYLES)
+    assert len({router_color(name) for name in ROUTERS}) == len(ROUTERS)
+    assert not {router_color(name) for name in ROUTERS} & set(SPARE_COLORS)
     assert set(SIZE_MARKERS) == set(PRESETS)
     assert len(set(SIZE_MARKERS.values())) == len(PRESETS)
 
 
 def test_routers_of_near_equal_grey_differ_in_their_dashes() -> None:
     def grey(router: str) -> float:
-        red, green, blue = to_rgb(ROUTER_STYLES[router].color)
+        red, green, blue = to_rgb(router_color(router))
         return 0.299 * red + 0.587 * green + 0.114 * blue
 
-    for one in ROUTER_STYLES:
-        for other in ROUTER_STYLES:
+    for one in ROUTERS:
+        for other in ROUTERS:
             if one < other and abs(grey(one) - grey(other)) < 0.15:
                 assert line_style(one, 0)["linestyle"] != line_style(other, 0)["linestyle"]
 
 
 def test_arms_of_a_router_share_its_colour_and_differ_in_dashes() -> None:
     styles = [line_style("expert_choice", variant) for variant in range(5)]
-    assert {style["color"] for style in styles} == {ROUTER_STYLES["expert_choice"].color}
+    assert {style["color"] for style in styles} == {router_color("expert_choice")}
     assert len({str(style["linestyle"]) for style in styles}) == 5
 
 

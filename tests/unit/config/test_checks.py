@@ -8,7 +8,7 @@ import pytest
 
 from experiments.config.overrides import load_config
 from experiments.config.presets import PRESETS
-from experiments.config.routers import ROUTERS
+from experiments.config.routers import ROUTERS, routed_names
 from experiments.errors import ConfigError
 
 NO_SLOT = "leaves an expert without a slot: it must be at least"
@@ -105,7 +105,7 @@ def test_every_preset_fits_every_router(preset: str, router: str) -> None:
     load_config([f"model={preset}", f"routing={router}"])
 
 
-@pytest.mark.parametrize("router", ["token_choice", "switch", "shared_expert"])
+@pytest.mark.parametrize("router", [name for name in routed_names() if not ROUTERS[name].needs_capacity])
 def test_tokens_that_choose_may_have_no_capacity_limit(router: str) -> None:
     config = load_config([f"routing={router}", "routing.capacity_factor=None", "routing.eval_capacity_factor=None"])
     assert config.routing.capacity_factor is None

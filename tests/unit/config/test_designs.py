@@ -8,6 +8,7 @@ from experiments.config.budget import budget
 from experiments.config.designs import load_designed, separate
 from experiments.config.identity import run_name
 from experiments.config.overrides import load_config
+from experiments.config.routers import ROUTERS, routed_names
 from experiments.errors import ConfigError
 
 EXPERTS = ("routing.name=expert_choice", "routing.num_experts=8")
@@ -18,7 +19,7 @@ def spent(config):
 
 
 @pytest.mark.parametrize("model", ["nano", "micro"])
-@pytest.mark.parametrize("router", ["dense", "expert_choice", "switch", "shared_expert"])
+@pytest.mark.parametrize("router", ROUTERS)
 def test_a_flop_budget_is_met_to_half_a_batch(model, router):
     designed = load_designed([f"model={model}", f"routing={router}", "ecdit.train_flops=1e12"])
     half_a_batch = budget(designed.config).train_flops_per_image * designed.config.train.batch_images / 2
@@ -34,7 +35,7 @@ def test_a_design_changes_nothing_but_what_it_speaks_of():
 
 @pytest.mark.parametrize("model", ["nano", "micro", "S", "XL", "M", "dit-moe-B"])
 @pytest.mark.parametrize(("way", "mismatch"), [("ffn_factor", 2e-3), ("width", 0.05)])
-@pytest.mark.parametrize("router", ["expert_choice", "switch", "shared_expert"])
+@pytest.mark.parametrize("router", routed_names())
 def test_the_dense_match_activates_as_many_parameters(model, way, mismatch, router):
     overrides = [f"model={model}", f"routing={router}"]
     designed = load_designed([*overrides, f"ecdit.iso_activation={way}"])

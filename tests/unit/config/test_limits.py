@@ -19,6 +19,7 @@ from experiments.config.checks import divisors
 from experiments.config.designs import load_designed
 from experiments.config.memory import memory
 from experiments.config.overrides import known_settings, load_config
+from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from sweeps.cost import table_device
@@ -66,7 +67,7 @@ def test_every_number_has_a_least_and_a_greatest_value(key: str, field: Any) -> 
 
 
 @pytest.mark.parametrize("key", sorted(known_settings()))
-@pytest.mark.parametrize("router", ["dense", "expert_choice", "token_choice", "shared_expert"])
+@pytest.mark.parametrize("router", ROUTERS)
 def test_whatever_is_given_is_refused_in_one_short_line_or_planned_at_once(key: str, router: str) -> None:
     for text in HOSTILE:
         words = [f"routing={router}", f"{key}={text}"]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from experiments.config.routers import routed_names
 from experiments.config.schema import RunConfig
 from experiments.layers import dispatch
 from experiments.layers.dispatch import Places, combine, gather
@@ -22,11 +23,9 @@ from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forwar
 LayerOf = Callable[..., RoutedFeedForward]
 GradientsOf = Callable[..., dict[str, Tensor]]
 CASES: list[dict[str, Any]] = [
-    {"name": "expert_choice"},
+    *({"name": name} for name in routed_names()),
     {"name": "expert_choice", "group_images": "batch", "expert": "swiglu", "gating": "sigmoid"},
     {"name": "token_choice", "capacity_factor": 1.0},
-    {"name": "switch"},
-    {"name": "shared_expert"},
     {"name": "shared_expert", "top_k": 1, "expert": "gelu", "shared_factor": 0.0},
     {"name": "token_choice", "top_k": 3, "capacity_factor": None, "group_images": 2},
     {"name": "shared_expert", "capacity_factor": 1.0},

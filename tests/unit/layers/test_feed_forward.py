@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from experiments.config.routers import ROUTERS, routed_names
 from experiments.config.schema import RunConfig
 from experiments.layers.feed_forward import DenseFeedForward, RoutedFeedForward, build_feed_forward
 
@@ -17,34 +17,12 @@ ConfigOf = Callable[..., RunConfig]
 LayerOf = Callable[..., RoutedFeedForward]
 GradientsOf = Callable[..., dict[str, Tensor]]
 
-ROUTERS = ["expert_choice", "token_choice", "switch", "shared_expert"]
-routers = pytest.mark.parametrize("name", ROUTERS)
-
-
-@routers
-@pytest.mark.parametrize("expert", ["gelu", "swiglu"])
-@pytest.mark.parametrize("group_images", [1, "batch"])
-def test_one_expert_with_full_capacity_is_the_dense_layer(
-    name: str, expert: Any, group_images: int | str, layer_of: LayerOf
-) -> None:
-    only = {"expert_choice": {}, "shared_expert": {"top_k": 1, "shared_factor": 0.0}}.get(name, {"top_k": 1})
-    layer = layer_of(name=name, num_experts=1, capacity_factor=1.0, expert=expert, group_images=group_images, **only)
-    dense = DenseFeedForward(8, layer.experts.w_out_EFD.shape[1], expert)
-    dense.w_in.weight.data = layer.experts.w_in_EFD[0]
-    dense.w_out.weight.data = layer.experts.w_out_EFD[0].T
-    x_BTD, direction_BTD = torch.randn(3, 6, 8, requires_grad=True), torch.randn(3, 6, 8)
-    answers = {layer: layer(x_BTD).out_BTD, dense: dense(x_BTD).out_BTD}
-    assert_close(answers[layer], answers[dense])
-    of_layer = torch.autograd.grad(answers[layer], [x_BTD, *layer.experts.parameters()], direction_BTD)
-    of_dense = torch.autograd.grad(answers[dense], [x_BTD, *dense.parameters()], direction_BTD)
-    assert_close(of_layer[0], of_dense[0])
-    assert_close(of_layer[1][0], of_dense[1])
-    assert_close(of_layer[2][0].T, of_dense[2])
+routers = pytest.mark.parametrize("name", routed_names())
 
 
 @routers
 def test_shared_experts_are_added_to_the_routed_ones(name: str, layer_of: LayerOf) -> None:
-    if name == "shared_expert":
+    if ROUTERS[name].shared_factor is not None:
         layer, x_BTD = layer_of(name=name, num_experts=4), torch.randn(2, 6, 8)
         together, shared = layer(x_BTD).out_BTD, layer.shared
         layer.shared = None
@@ -54,19 +32,7 @@ def test_shared_experts_are_added_to_the_routed_ones(name: str, layer_of: LayerO
         assert layer_of(name=name, num_experts=4).shared is None
 
 
-@routers
-@pytest.mark.parametrize("training", [True, False])
-def test_gradients_reach_every_parameter(
-    name: str, training: bool, layer_of: LayerOf, gradients_of: GradientsOf
-) -> None:
-    layer = layer_of(name=name, num_experts=4, capacity_factor=1.0).train(training)
-    for parameter, gradient in gradients_of(layer, torch.randn(4, 16, 8)).items():
-        assert gradient.isfinite().all(), parameter
-        stack = gradient.flatten(1) if parameter.startswith("experts") else gradient.flatten().unsqueeze(0)
-        assert stack.abs().sum(dim=1).gt(0).all(), parameter
-
-
-@pytest.mark.parametrize("name", ["token_choice", "switch", "shared_expert"])
+@pytest.mark.parametrize("name", [name for name, row in ROUTERS.items() if row.balance_loss_weight])
 def test_the_balance_loss_alone_trains_the_router(name: str, layer_of: LayerOf) -> None:
     layer = layer_of(name=name, num_experts=4, balance_loss_weight=0.5)
     loss = layer(torch.randn(4, 16, 8)).auxiliary_loss
@@ -77,18 +43,6 @@ def test_the_balance_loss_alone_trains_the_router(name: str, layer_of: LayerOf) 
     torch.manual_seed(1)
     x_BTD = torch.randn(4, 16, 8)
     assert_close(doubled(x_BTD).auxiliary_loss, 2 * layer(x_BTD).auxiliary_loss)
-
-
-@routers
-def test_routing_is_float32_under_bf16_weights_and_inputs(name: str, layer_of: LayerOf) -> None:
-    layer = layer_of(name=name, num_experts=4, capacity_factor=1.0).bfloat16()
-    x_BTD = torch.randn(4, 16, 8).bfloat16()
-    output = layer(x_BTD)
-    exact = layer.float()(x_BTD.float()).assignment
-    assert output.out_BTD.dtype == torch.bfloat16
-    assert output.auxiliary_loss.dtype == output.assignment.weight_M.dtype == torch.float32
-    for field in ("logits_NE", "token_M", "weight_M"):
-        assert torch.equal(getattr(output.assignment, field), getattr(exact, field)), field
 
 
 @routers

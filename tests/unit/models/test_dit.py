@@ -10,6 +10,7 @@ from torch import Tensor
 
 from experiments.config.captions import PAD_TOKEN
 from experiments.config.overrides import load_config
+from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 from experiments.models.dit import DiT, gather_tokens
 from experiments.models.parts import part_of
@@ -18,26 +19,20 @@ Settings = Callable[..., RunConfig]
 Awake = Callable[[RunConfig], DiT]
 Inputs = tuple[Tensor, Tensor, Tensor]
 
+UNORDERED = [f"routing={name}" for name, row in ROUTERS.items() if row.top_k is None or row.capacity_factor is None]
 every_router = pytest.mark.parametrize(
     "arm",
     [
-        "routing=dense",
-        "routing=expert_choice",
+        *(f"routing={name}" for name in ROUTERS),
         "routing=expert_choice routing.gating=sigmoid",
         "routing=expert_choice routing.gating=identity routing.group_images=4",
-        "routing=token_choice",
-        "routing=switch",
-        "routing=shared_expert",
         "routing=shared_expert routing.shared_factor=0 routing.capacity_factor=2",
     ],
 )
 by_image = pytest.mark.parametrize(
     "arm",
     [
-        "routing=dense",
-        "routing=expert_choice",
-        "routing=token_choice routing.group_images=1",
-        "routing=switch routing.group_images=1",
+        *(f"routing={name} routing.group_images=1" for name in ROUTERS),
         "routing=shared_expert",
     ],
 )
@@ -76,7 +71,7 @@ def test_keeping_all_tokens_is_the_same_as_not_dropping_any(
     torch.testing.assert_close(model(*inputs, everything).velocity_BKP, model(*inputs).velocity_BKP)
 
 
-@pytest.mark.parametrize("arm", ["routing=dense", "routing=expert_choice", "routing=shared_expert"])
+@pytest.mark.parametrize("arm", UNORDERED)
 def test_a_token_keeps_its_patch_and_its_position_wherever_it_stands(
     arm: str, settings: Settings, awake: Awake, inputs: Inputs
 ) -> None:

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.config.budget import budget
+from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch
 from experiments.models.dit import DiT
@@ -87,7 +88,7 @@ def test_an_untrained_model_predicts_zero_and_every_parameter_gets_a_gradient(aw
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
 
-@pytest.mark.parametrize("router", ["dense", "expert_choice", "token_choice"])
+@pytest.mark.parametrize("router", ROUTERS)
 def test_the_budget_equals_the_module_and_torchs_counter(router: str) -> None:
     routing = {"name": router} if router == "dense" else {"name": router, "num_experts": 4}
     routing |= {"top_k": 1} if router == "token_choice" else {}

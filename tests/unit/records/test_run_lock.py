@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.config.routers import routed_names
 from experiments.errors import RecordError, StorageError
 from experiments.records.run_lock import lock_folder, settle_record
+from experiments.records.schema import PluginRecord
 from experiments.records.writer import RecordWriter
 
 
@@ -52,7 +55,7 @@ def test_who_was_taken_over_is_told_and_writes_no_status(run_dir, make_record):
     mine.release()
 
 
-@pytest.mark.parametrize("router", ["token_choice", "switch", "shared_expert", "expert_choice"])
+@pytest.mark.parametrize("router", routed_names())
 @pytest.mark.parametrize(("there", "here"), [(1, 2), (2, 1), (2, 4)])
 def test_a_run_whose_groups_follow_the_processes_goes_on_with_as_many(router, there, here, run_dir, make_record):
     begun, wanted = (record_of(make_record, router, "batch", world) for world in (there, here))
@@ -116,3 +119,42 @@ def test_a_folder_that_was_deleted_is_not_taken_over(run_dir, make_record):
         writer.status("running", 0)
     assert not run_dir.path.exists()
     writer.close()
+
+
+PLUGIN = PluginRecord(kind="router", name="mine", sha256="a" * 64, source="plugin /home/me/mine.py")
+CHANGED = PLUGIN.model_copy(update={"sha256": "b" * 64, "source": "plugin /tmp/mine.py"})
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "refusal"),
+    [
+        ([PLUGIN], [PLUGIN], None),
+        (None, [PLUGIN], None),  # an earlier version recorded none
+        (None, None, None),
+        (
+            [PLUGIN],
+            [CHANGED],
+            "the router 'mine' has changed since this run began: the SHA-256 of its source was aaaaaaaaaaaa, and is "
+            "bbbbbbbbbbbb in plugin /tmp/mine.py. Bring its source back, or train in another --run-dir.",
+        ),
+        (
+            [PLUGIN],
+            None,
+            "the router 'mine' of this run is a plugin that is not loaded. Give it with --plugin FILE.py, or install "
+            "its package; it was plugin /home/me/mine.py.",
+        ),
+    ],
+)
+def test_a_run_keeps_to_the_source_of_its_plugins(begun, now, refusal, run_dir, make_record):
+    record = make_record()
+    run_dir.path.mkdir()
+    settle_record(run_dir, record.model_copy(update={"plugins": begun}))
+    assert ("plugins" in json.loads(run_dir.run_json.read_text())) is (begun is not None)
+    again = record.model_copy(update={"plugins": now})
+    if refusal is None:
+        assert settle_record(run_dir, again).plugins == begun
+        return
+    with pytest.raises(RecordError) as refused:
+        settle_record(run_dir, again)
+    assert str(refused.value) == f"{run_dir.run_json}: {refusal}"
+    assert refused.value.exit_code == 2

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
-from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forward
+from experiments.layers.feed_forward import RoutedFeedForward
+from experiments.layers.properties import small_config, small_layer
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -24,24 +24,14 @@ def _seeded() -> None:
 def config_of() -> Callable[..., RunConfig]:
     """A config with these `routing` settings; `width` is the model's."""
 
-    def build(width: int = 8, **routing: Any) -> RunConfig:
-        model = {"name": "nano", "width": width, "num_layers": 1, "sparse_layers": "all", "ffn_factor": 2.0}
-        return RunConfig.model_validate({"model": model, "routing": routing})
-
-    return build
+    return small_config
 
 
 @pytest.fixture
-def layer_of(config_of: Callable[..., RunConfig]) -> Callable[..., RoutedFeedForward]:
+def layer_of() -> Callable[..., RoutedFeedForward]:
     """A routed layer with these `routing` settings and decided preferences, so that a limit drops tokens."""
 
-    def build(**settings: Any) -> RoutedFeedForward:
-        layer = build_feed_forward(config_of(**settings), 0)
-        assert isinstance(layer, RoutedFeedForward)
-        torch.nn.init.normal_(layer.router.weight_DE)
-        return layer
-
-    return build
+    return small_layer
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.config.budget import expert_capacity, slots_per_image
+from experiments.config.routers import routed_names
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forward
@@ -62,7 +63,7 @@ def test_a_smaller_last_group_has_at_least_one_slot(layer_of: LayerOf) -> None:
     assert layer(torch.randn(1, 4, 8)).tokens_per_expert_E.tolist() == [1] * 8
 
 
-@pytest.mark.parametrize("name", ["expert_choice", "token_choice", "switch", "shared_expert"])
+@pytest.mark.parametrize("name", routed_names())
 def test_evaluation_has_a_capacity_of_its_own(name: str, layer_of: LayerOf) -> None:
     layer = layer_of(name=name, num_experts=4, capacity_factor=1.0, eval_capacity_factor=3.0, group_images=1)
     x_BTD = torch.randn(2, 8, 8)
@@ -86,7 +87,7 @@ def test_tokens_that_choose_get_the_slots_of_the_budget(
 
 @pytest.mark.parametrize("group_images", [1, 2, "batch"])
 @pytest.mark.parametrize("factor", [2.0, 1.0, 1.3])
-@pytest.mark.parametrize("name", ["expert_choice", "token_choice", "switch", "shared_expert"])
+@pytest.mark.parametrize("name", routed_names())
 def test_the_experts_execute_the_flops_of_the_budget(
     name: str, factor: float, group_images: int | str, config_of: ConfigOf
 ) -> None:
@@ -102,7 +103,7 @@ def test_the_experts_execute_the_flops_of_the_budget(
 
 
 @pytest.mark.parametrize("factor", [2.0, 0.7])
-@pytest.mark.parametrize("name", ["expert_choice", "token_choice", "shared_expert"])
+@pytest.mark.parametrize("name", routed_names())
 def test_a_smaller_last_group_of_evaluation_is_accounted_as_executed(
     name: str, factor: float, config_of: ConfigOf
 ) -> None:

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.config.routers import ROUTERS, routed_names
 from experiments.layers.feed_forward import RoutedFeedForward
 
 LayerOf = Callable[..., RoutedFeedForward]
 
 LIMITED = {
-    "expert choice": {"name": "expert_choice"},
-    "token choice": {"name": "token_choice", "capacity_factor": 1.0},
+    **{name: {"name": name, "capacity_factor": 1.0} for name in routed_names()},
     "token choice, top 3": {"name": "token_choice", "top_k": 3, "capacity_factor": 1.5},
-    "switch": {"name": "switch", "capacity_factor": 0.75},
-    "shared expert": {"name": "shared_expert", "capacity_factor": 1.0},
+    "switch, tight": {"name": "switch", "capacity_factor": 0.75},
 }
+DROPLESS_NAMES = [name for name in routed_names() if not ROUTERS[name].needs_capacity]
 limited = pytest.mark.parametrize("settings", LIMITED.values(), ids=LIMITED.keys())
 
 
@@ -30,12 +30,6 @@ def change_of_other_images(layer: RoutedFeedForward, x_BTD: Tensor) -> Tensor:
 
 
 @limited
-def test_in_groups_of_one_no_image_changes_another(settings: dict[str, Any], layer_of: LayerOf) -> None:
-    layer = layer_of(num_experts=4, group_images=1, **settings)
-    assert change_of_other_images(layer, torch.randn(4, 16, 8)).tolist() == [0, 0, 0]
-
-
-@limited
 def test_in_groups_of_two_an_image_changes_its_partner_alone(settings: dict[str, Any], layer_of: LayerOf) -> None:
     layer = layer_of(num_experts=4, group_images=2, **settings)
     partner, *others = change_of_other_images(layer, torch.randn(4, 16, 8)).tolist()
@@ -43,13 +37,13 @@ def test_in_groups_of_two_an_image_changes_its_partner_alone(settings: dict[str,
     assert others == [0, 0]
 
 
-@pytest.mark.parametrize("name", ["token_choice", "switch", "shared_expert"])
+@pytest.mark.parametrize("name", DROPLESS_NAMES)
 def test_without_a_limit_no_image_changes_another(name: str, layer_of: LayerOf) -> None:
     layer = layer_of(name=name, num_experts=4, capacity_factor=None, group_images="batch")
     assert float(change_of_other_images(layer, torch.randn(4, 16, 8)).detach().max()) < 1e-5
 
 
-DROPLESS = [("token_choice", 1), ("token_choice", 2), ("token_choice", 3), ("switch", 1), ("shared_expert", 2)]
+DROPLESS = [*((name, ROUTERS[name].top_k) for name in DROPLESS_NAMES), ("token_choice", 1), ("token_choice", 3)]
 
 
 @pytest.mark.parametrize(("name", "top_k"), DROPLESS)

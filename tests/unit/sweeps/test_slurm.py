@@ -37,6 +37,13 @@ def test_an_array_is_as_large_as_slurm_takes(seeds):
     assert [len(array.runs) for array in arrays] == [2, 2, 1]
 
 
+def test_jobs_get_the_files_of_plugins(seeds, options, monkeypatch):
+    [array] = job_arrays(seeds(0).runs, parse_cluster(HOUR))
+    assert not any("ECDIT_PLUGINS" in line for line in options(array)[1])
+    monkeypatch.setenv("ECDIT_PLUGINS", "/home/me/my plugin.py")
+    assert "export ECDIT_PLUGINS='/home/me/my plugin.py'" in options(array)[1]
+
+
 def test_the_script_asks_for_what_the_cluster_file_says(seeds, options, folder):
     cluster = parse_cluster({
         "time": "1-00", "partition": "gpu", "account": "vision", "nodes": "2", "gpus_per_node": "8", "mem": "0",

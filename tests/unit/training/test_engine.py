@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from experiments.config.overrides import load_config
+from experiments.config.routers import ROUTERS
 from experiments.data.loader import TrainStream
 from experiments.distributed.deepspeed_library import deepspeed, deepspeed_logger
 from experiments.errors import ConfigError, StorageError
@@ -124,7 +125,7 @@ def test_the_optimizer_in_one_pass_takes_the_steps_of_the_reference(tmp_path: Pa
         torch.testing.assert_close(ours, after["reference"][name], rtol=0, atol=2e-5, msg=name)
 
 
-@pytest.mark.parametrize("router", ["token_choice", "switch", "shared_expert"])
+@pytest.mark.parametrize("router", [name for name, row in ROUTERS.items() if row.balance_loss_weight])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_balance_loss_pulls_as_much_with_accumulation(router: str, precision: str, one_process: None) -> None:
     """The gradient of one optimizer step, of the same routing groups in one forward pass and in four."""

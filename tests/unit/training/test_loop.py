@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from experiments.config.budget import budget
+from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream
 from experiments.errors import RunFailedError
@@ -59,10 +60,8 @@ def test_zero_2_gives_the_losses_of_zero_1(rows_of: RowsOf) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        "routing=dense",
-        "routing=token_choice",
+        *(f"routing={name}" for name in ROUTERS),
         "routing=switch train.mask_ratio=0.5",
-        "routing=shared_expert",
         "routing=expert_choice routing.group_images=8 train.mask_ratio=0.5",
         "optim=rmsprop optim.learning_rate=1e-4",
         "train.precision=bf16",

@@ -14,6 +14,7 @@ import torch
 from experiments.config.budget import budget
 from experiments.config.memory import memory
 from experiments.config.overrides import load_config
+from experiments.config.routers import routed_names
 from experiments.config.schema import RunConfig
 from experiments.distributed.deepspeed_library import CPU_Accelerator, get_accelerator, set_accelerator
 from experiments.errors import ConfigError
@@ -72,7 +73,7 @@ def test_the_processes_of_a_layout_have_every_number_of_every_parameter_once(lay
     assert counted == budget(config).params_total
 
 
-@pytest.mark.parametrize("router", ["expert_choice", "token_choice", "switch", "shared_expert"])
+@pytest.mark.parametrize("router", routed_names())
 @pytest.mark.parametrize("stage", [1, 2])
 def test_memory_of_a_simulated_step_is_that_of_the_arithmetic(router: str, stage: int) -> None:
     layout = ["parallel.expert_parallel=4", f"parallel.zero_stage={stage}", "train.precision=bf16"]

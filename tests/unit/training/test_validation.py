@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 from experiments.data.loader import same_time_batches, validation_set
 from experiments.errors import RunFailedError
@@ -34,7 +35,7 @@ def awake(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("arm", ["routing=dense", "routing=expert_choice", "routing=token_choice"])
+@pytest.mark.parametrize("arm", [f"routing={name}" for name in ROUTERS])
 def test_the_loss_is_the_mean_over_all_images_and_over_those_of_each_tenth_of_t(
     arm: str, build: Build, tiny: Tiny
 ) -> None:

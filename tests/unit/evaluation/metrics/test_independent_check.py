@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.data.scenes import objects as shapes
 from experiments.data.scenes.scene import KINDS, draw_scenes, render_scenes
-from experiments.data.scenes.scene import objects as shapes
 from experiments.errors import RunFailedError
 from experiments.evaluation.metrics import judge as judging
 from experiments.evaluation.metrics.independent_check import (

@@ -1,0 +1,51 @@
+"""Implements `ecdit check-router`: the properties that every router has, tried on one router, ours or a plugin's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ecdit_cli._console import Column, print_rows, say
+from ecdit_cli._options import Json
+
+COLUMNS = (
+    Column("property", "property", prose=True),
+    Column("holds", "holds", lambda holds: "yes" if holds else "no"),
+    Column("reason", "what fails", prose=True),
+)
+
+
+def check_router(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The router, as in routing.name=NAME.")],
+    as_json: Json = False,
+) -> None:
+    """Check that a router keeps the contract of routers: shapes, capacity, gradients, independence of images, ...
+
+    Ends with exit code 1 where a property does not hold. Example: ecdit check-router my_router --plugin my_router.py
+    """
+    from experiments.config.overrides import load_config
+    from experiments.config.routers import routed_names
+    from experiments.errors import ConfigError, did_you_mean
+
+    load_config([f"routing={name}"])
+    if name not in routed_names():
+        raise ConfigError(f"{name} has no router to check.", did_you_mean(name, routed_names()))
+    rows = _checked(name)
+    shown = [column for column in COLUMNS if any(column.key in row for row in rows)]
+    print_rows(rows, shown, as_json, title=f"Properties of {name}")
+    num_broken = sum(not row["holds"] for row in rows)
+    say(f"{len(rows) - num_broken} of {len(rows)} properties hold for {name}.")
+    if num_broken:
+        raise typer.Exit(1)
+
+
+def _checked(name: str) -> list[dict[str, Any]]:
+    from experiments.layers.properties import PROPERTIES, broken, small_layer
+
+    small_layer(name=name)  # a plugin of which no layer can be built is a mistake of its own, in one line
+    rows = []
+    for title, check in PROPERTIES.items():
+        reason = broken(name, check)
+        rows.append({"property": title, "holds": reason is None} | ({"reason": reason} if reason else {}))
+    return rows

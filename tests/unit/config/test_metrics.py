@@ -1,0 +1,35 @@
+"""The registry of metrics: orders that records and figures depend on, and names that are unique."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from experiments.config.metrics import DEFAULT_METRICS, IMPORTED, METRICS, in_recorded_order, values_in
+
+
+def test_rows_are_recorded_in_one_order_whatever_was_asked_for_first() -> None:
+    order = ["frechet-shapes", "shapes-geneval", "fid", "clip-score", "routing", "inference-time"]
+    assert [row.name for row in in_recorded_order(METRICS)] == order
+    assert [row.name for row in in_recorded_order(reversed(METRICS))] == order
+
+
+def test_each_figure_begins_with_the_metric_that_its_other_panels_are_sampled_like() -> None:
+    names = {
+        figure: [value.name for value in values_in(figure)]
+        for figure in ("alignment", "image-quality", "quality-time", "guidance")
+    }
+    assert names == {
+        "alignment": ["shapes-geneval", "shapes-geneval-held-out"],
+        "image-quality": ["frechet-shapes", "fid", "clip-score"],
+        "quality-time": ["shapes-geneval", "frechet-shapes"],
+        "guidance": ["shapes-geneval", "frechet-shapes", "branch_divergence"],
+    }
+    over_training = values_in("quality-over-training", in_recorded_order(METRICS))
+    assert [value.name for value in over_training] == ["frechet-shapes", "shapes-geneval"]
+
+
+def test_every_name_is_one_metric_and_every_default_exists() -> None:
+    values = [value.name for row in METRICS.values() for value in row.values] + [value.name for value in IMPORTED]
+    assert max(Counter(values).values()) == 1
+    assert all(name == row.name for name, row in METRICS.items())
+    assert set(DEFAULT_METRICS) <= set(METRICS)
