@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-# Two workers with one thread each: the tests are many and small.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+# Two workers with one thread each: the tests are many and small. A file stays with one worker, so that what its tests
+# share is made once; slow files come first (`tests/conftest.py`), so that no worker waits for one at the end.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test slow-test kernel-test slurm-test browser-test fuzz check format clean
+.PHONY: setup demo test kernel-test slurm-test browser-test fuzz lint check format clean
 
 setup: $(INSTALLED)
 
@@ -31,10 +32,6 @@ demo: setup
 test: setup
 	$(PYTEST) -m 'not slurm and not browser and not fuzz'
 
-# What `make check` leaves out of `make test`.
-slow-test: setup
-	$(PYTEST) -m '(slow or multi or gpu) and not slurm and not browser'
-
 # Triton's kernels: on an accelerator, else in Triton's interpreter. torch brings Triton along where it has a use for it;
 # elsewhere it lies apart, since it makes every process of torch 70 MB larger.
 kernel-test: setup
@@ -55,11 +52,13 @@ browser-test: setup
 fuzz: setup
 	$(PYTEST) -m fuzz tests/fuzz
 
-check: setup
+lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint
 	$(PYTEST) -m 'not slow and not multi and not gpu and not slurm and not browser and not fuzz'
 
 format: setup

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from analysis.arm_columns import arm_columns
 from analysis.arm_scores import arm_scores, score_columns
 from analysis.arm_table import arm_table
 from analysis.arms import ACTIVATED_TOLERANCE
@@ -21,15 +21,16 @@ from analysis.comparable import MEASURED_ON
 from analysis.escaping import markdown_text
 from analysis.figures.registry import find_figure
 from analysis.load import Records
+from analysis.report.document import cell
 from analysis.style import write_drawing
-from analysis.tables import INFERENCE, fixed, is_missing, markdown, run_table, significant
-from experiments.config.metrics import RecordedValue
+from analysis.tables import INFERENCE, fixed, is_missing, markdown, run_table
 from experiments.records.outputs import output_files
 
 NAME = "comparison"
-HEADER = (
-    "Arm", "Params", "Activated", "FLOPs/image", "Seeds", "Val. loss", "± std", "Same-t loss", "Images to dense",
-    "Train images/s", "Inference ms", "Dropped %", "Same-t dropped %",
+ARM_COLUMNS = arm_columns(
+    "arm", "params_total", "params_active", "flops_per_image", "num_seeds", "val_loss_mean", "val_loss_std",
+    "val_loss_same_t_mean", "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
+    "dropped_share_same_t",
 )  # fmt: skip
 INTERVALS = "Intervals are Student's t over seeds, of one difference each; p (BH) and p (Holm) are corrected for all."
 EQUAL_COMPUTE = 0.03
@@ -87,29 +88,14 @@ def comparison_cells(arms: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Returns the arm table for display: its header and cells, with a dash where a value is missing."""
     several = arms["setting"].nunique() > 1
     scores = score_columns(arms.columns)
-    header = [*HEADER, *(value.title or value.name for value in scores.values())]
-    rows = arms.to_dict("records")
-    return header, [[*_arm_cells(arm, several), *_score_cells(arm, scores)] for arm in rows]
-
-
-def _score_cells(arm: dict[Any, Any], scores: dict[str, RecordedValue]) -> list[str]:
-    return ["–" if is_missing(arm[column]) else value.text(arm[column]) for column, value in scores.items()]
-
-
-def _arm_cells(arm: dict[Any, Any], with_setting: bool) -> list[str]:
-    return [
-        f"{arm['setting']}: {arm['arm']}" if with_setting else arm["arm"],
-        *(significant(arm[cost]) for cost in ("params_total", "params_active", "flops_per_image")),
-        str(arm["num_seeds"]),
-        fixed(arm["val_loss_mean"], 4),
-        fixed(arm["val_loss_std"], 4),
-        fixed(arm["val_loss_same_t_mean"], 4),
-        fixed(arm["images_to_dense_loss"], 0),
-        fixed(arm["images_per_second"], 1),
-        fixed(arm[INFERENCE], 2, scale=1e3),
-        fixed(arm["dropped_share"], 1, scale=100),
-        fixed(arm["dropped_share_same_t"], 1, scale=100),
+    named = arms.assign(arm=arms["setting"] + ": " + arms["arm"]) if several else arms
+    rows = [
+        [cell(arm[column.key], column).text for column in ARM_COLUMNS]
+        + ["–" if is_missing(arm[key]) else value.text(arm[key]) for key, value in scores.items()]
+        for arm in named.to_dict("records")
     ]
+    titles = [column.title for column in ARM_COLUMNS] + [value.title or value.name for value in scores.values()]
+    return titles, rows
 
 
 def _claim_cells(found: list[PairedDifference]) -> tuple[list[str], list[list[str]]]:

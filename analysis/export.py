@@ -12,19 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.arm_columns import arm_columns
 from analysis.arm_table import arm_table
 from analysis.escaping import for_csv
-from analysis.load import RECORD_COLUMNS, Records, dotted
+from analysis.load import RECORD_COLUMNS, Records
 from analysis.report.document import MISSING, ReportColumn
-from analysis.report.run_rows import columns_with_scores, four, run_rows, whole
+from analysis.report.run_rows import columns_with_scores, run_rows
 from analysis.rows import said_damaged
-from analysis.tables import fixed, is_missing, markdown, run_table, significant
+from analysis.tables import is_missing, markdown, run_table
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import stored_config
 from experiments.errors import OutputError, RecordError
@@ -33,23 +33,16 @@ from experiments.records.reading import read_valid
 from experiments.records.run_folder import RunDir, Skipped, find_runs
 from experiments.records.schema import EvalRow
 from experiments.records.storage import storage_errors
+from experiments.settings_id import dotted
 from experiments.text import printable
 
 SPREAD = "val_loss_std"
 """The standard deviation over seeds belongs to an arm, so the table of runs has no such column."""
 
-ARM_COLUMNS = (
-    ReportColumn("setting", "Setting"),
-    ReportColumn("arm", "Arm"),
-    ReportColumn("num_seeds", "Seeds", whole),
-    ReportColumn("params_total", "Params", significant),
-    ReportColumn("params_active", "Activated", significant),
-    ReportColumn("flops_per_image", "FLOPs/image", significant),
-    ReportColumn("val_loss_mean", "Val. loss", four),
-    ReportColumn(SPREAD, "± std over seeds", four),
-    ReportColumn("val_loss_ema_mean", "Val. loss EMA", four),
-    ReportColumn("images_per_second", "Images/s", partial(fixed, decimals=1)),
-)
+ARM_COLUMNS = arm_columns(
+    "setting", "arm", "num_seeds", "params_total", "params_active", "flops_per_image", "val_loss_mean", SPREAD,
+    "val_loss_ema_mean", "images_per_second",
+)  # fmt: skip
 
 STATUS_COLUMNS = ("state", "images_seen", "images_total", "reason")
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -33,6 +33,7 @@ from experiments.errors import EcditError, RecordError
 from experiments.records.run_folder import RunDir, Skipped, find_runs
 from experiments.records.schema import BALANCE_LOSS, EvalRow, RoutingRow, RunRecord, Status
 from experiments.records.wandb_mirror import mirror_id
+from experiments.settings_id import dotted
 from experiments.text import encodable
 
 MIN_RUNS_FOR_PROCESSES = 400
@@ -223,15 +224,6 @@ def _only(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return rows if is_kept.all() else rows[is_kept[run_of_row]].reset_index(drop=True)
 
 
-def dotted(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Yields nested settings with dotted names: `{"routing": {"name": x}}` gives `("routing.name", x)`."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 Found = list[_Finished | LeftOutRecord]
 
 
@@ -249,7 +241,7 @@ def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable]]:
             read = list(pool.map(_read_some, chunks))
     all_found, evals = zip(*read, strict=True)
     found = [each for some in all_found for each in some]
-    steps = read_steps([(run, run.steps) for run in _done(dirs, found)], num_cores)
+    steps = read_steps([(run, run.steps) for run in _done(dirs, found)])
     return found, (steps, RowTable.concat(evals))
 
 

@@ -28,7 +28,7 @@ from analysis.load import MissingDataError, Records
 from analysis.multiplier import geometric_mean
 from analysis.paper_values import SHARE_OF_STEPS, SHARE_OF_TIME, SOURCES, paper_score
 from analysis.scores import SCORE, measured_panels
-from analysis.tables import INFERENCE, fixed, is_missing
+from analysis.tables import INFERENCE
 
 PaperVerdict = Literal["supported", "not supported", "not testable at this scale"]
 NOT_TESTABLE: PaperVerdict = "not testable at this scale"
@@ -149,20 +149,6 @@ def paper_claim_rows(found: list[PaperClaim]) -> pd.DataFrame:
             {**asdict(each.form), "setting": each.setting, **numbers, "verdict": each.verdict, "reason": each.reason}
         )
     return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high", "p", "p_bh"), "float64"))
-
-
-def paper_claim_cells(found: list[PaperClaim]) -> tuple[list[str], list[list[str]]]:
-    """Returns the claims for display: header and cells, with a dash where a value is missing."""
-    header = ["Claim", "Setting", "Quantity", "Printed", "Ours", "95% interval", "Seeds", "p (BH)", "Verdict"]
-    header.append("Because")
-    cells = []
-    for row in paper_claim_rows(found).to_dict("records"):
-        interval = "–" if is_missing(row["low"]) else f"{row['low']:.4f} to {row['high']:.4f}"
-        ours = [fixed(row["value"], 4), interval, str(row["num_seeds"]), fixed(row["p_bh"], 4)]
-        cells.append(
-            [row["claim"], row["setting"] or "–", row["quantity"], row["printed"], *ours, row["verdict"], row["reason"]]
-        )
-    return header, cells
 
 
 def _half_steps(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]:

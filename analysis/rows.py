@@ -1,10 +1,9 @@
 """Read the JSONL files of many runs into one frame, fast, and report the rows that could not be used.
 
-There are two fast ways: `step_rows.py` reads a file of numbers only, and any other file is parsed as one JSON array.
-Both check the columns they read against the types and limits of the schema. A file that does not pass (a truncated
-line, a text in place of a number, a duplicate key) is read again line by line through the schema, which says what is
-wrong with each line. A row that was written again after a run resumed replaces the earlier one. `RunDir` knows which
-files there are.
+A file is parsed as one JSON array, and its columns are checked against the types and limits of the schema. A file that
+does not pass (a truncated line, a text in place of a number, a duplicate key) is read again line by line through the
+schema, which says what is wrong with each line. A row that was written again after a run resumed replaces the earlier
+one. `RunDir` knows which files there are.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args
@@ -25,7 +22,6 @@ from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
-from analysis.step_rows import same_keys_columns
 from experiments.errors import RecordError
 from experiments.records.reading import read_content, read_valid
 from experiments.records.run_folder import RunDir
@@ -93,15 +89,9 @@ class RowTable:
         return RowTable(pd.concat(frames, ignore_index=True), left_out)
 
 
-def read_steps(files: list[tuple[RunDir, Path]], num_threads: int) -> RowTable:
-    """Reads files of `StepRow`; the rows are in the order of the files, and in a file in that of `images_seen`.
-
-    It uses threads and not processes, because Arrow converts numbers without holding Python's interpreter lock, and
-    because millions of rows are slow to send between processes.
-    """
-    with ThreadPoolExecutor(num_threads) as pool:
-        parts = list(pool.map(partial(_read_file, kind=StepRow), files))
-    return _as_table(files, parts, StepRow)
+def read_steps(files: list[tuple[RunDir, Path]]) -> RowTable:
+    """Reads files of `StepRow`; the rows are in the order of the files, and in a file in that of `images_seen`."""
+    return _as_table(files, [_read_file(file, StepRow) for file in files], StepRow)
 
 
 def read_table(files: list[tuple[RunDir, Path]], kind: RowKind) -> RowTable:
@@ -176,14 +166,6 @@ def _read_columns(path: Path, kind: RowKind) -> tuple[Columns, list[int], list[t
 
 def _fast_columns(content: bytes, kind: RowKind) -> Columns | None:
     """Returns the columns of a file in which every line is a valid row of `kind`, or None for any other file."""
-    numbers = same_keys_columns(content) if kind is StepRow else None
-    if numbers is not None:
-        required = {name for name, limits in LIMITS[kind].items() if limits.is_required}
-        if not required <= numbers.keys() <= LIMITS[kind].keys():
-            return None
-        missing = np.full(len(next(iter(numbers.values()))), np.nan)
-        taken = {name: numbers.get(name, missing) for name in kind.model_fields}
-        return taken if _are_within_limits(taken, kind) else None
     try:
         rows = from_json(b"[" + content.rstrip().replace(b"\n", b",") + b"]")
         if not _have_one_of_each_key(rows, content, kind):

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ecdit_cli._console import duration, say, talk
+from ecdit_cli._console import say, talk
 from experiments.text import printable
+from experiments.units import duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ecdit_cli._console import Column, flops, print_json, print_rows, say, talk
+from ecdit_cli._console import Column, print_json, print_rows, say, talk
 from experiments.config.metrics import IMPORTED, METRICS, RecordedValue, sampled_metrics
+from experiments.units import flops
 
 if TYPE_CHECKING:
     from experiments.evaluation.inference.inference_time import Overhead

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ecdit_cli._console import duration, print_error, say, talk
+from ecdit_cli._console import print_error, say, talk
 from experiments.text import printable
+from experiments.units import duration
 
 if TYPE_CHECKING:
     from experiments.config.schema import RunConfig

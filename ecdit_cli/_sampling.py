@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from ecdit_cli._console import duration, say, talk
+from ecdit_cli._console import say, talk
 from ecdit_cli._options import MAX_GUIDANCE, MAX_IMAGES
 from experiments.text import printable, shortened
+from experiments.units import duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ecdit_cli._console import Column, count, duration, flops, print_json, print_rows, say, talk
+from ecdit_cli._console import Column, print_json, print_rows, say, talk
+from experiments.units import count, duration, flops
 
 if TYPE_CHECKING:
-    from ecdit_cli.sweep import SweepOptions
     from sweeps.cost import Place
+    from sweeps.execution import SweepOptions
     from sweeps.plan import Plan, PlannedRun
     from sweeps.slots import Slot
 
@@ -28,39 +28,6 @@ COST_COLUMNS = (
 )
 FITS = Column("fits", "fits", lambda fits: "yes" if fits else "no")
 """The column that is shown where at least one run does not fit."""
-
-
-def place_of(slots: Sequence[Slot], device: str | None, utilisation: float | None) -> Place:
-    """Returns an accelerator of the table, or this machine with `slots`, whose speed is not measured yet."""
-    from sweeps.cost import table_device, this_machine
-
-    if device is not None:
-        return table_device(device) if utilisation is None else table_device(device, utilisation)
-    return this_machine(len(slots), len({name for slot in slots for name in slot.accelerators}))
-
-
-def timed(place: Place, plan: Plan, num_threads: int) -> Place:
-    """Returns `place`, which is this machine, with the measured speed of the models of `plan` that can be timed here.
-
-    Raises `SpecError` when a training that is timed fails.
-    """
-    from sweeps.calibration import FLOPS_PER_SECOND_OF_ACCELERATOR, calibrate_plan
-    from sweeps.fit import fits
-
-    say("Timing a few training steps here (--no-calibration leaves that out) ...")
-    assumed = FLOPS_PER_SECOND_OF_ACCELERATOR if place.on_accelerator else None
-    points = calibrate_plan(
-        plan, num_threads, has_room=lambda short: fits(short, place), assumed_flops_per_second=assumed
-    )
-    dearest = max((run.train_flops_per_image for run in plan.wanted), default=0)
-    if not points and plan.wanted:
-        say("No model was timed: each has no room here, or would take too long. Times for a device: --device NAME.")
-    elif points and dearest > (limit := max(point.train_flops_per_image for point in points)):
-        say(
-            f"Dearer models than {flops(limit)} of training an image were not timed: those that fit are taken to be as "
-            "fast as the dearest that was."
-        )
-    return replace(place, points=points)
 
 
 def cost_rows(plan: Plan, num_slots: int, place: Place | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -109,6 +76,7 @@ def show_cost(plan: Plan, how: SweepOptions, scripts: Sequence[str], as_json: bo
     where it does not fit a device that was asked for.
     """
     from sweeps.cost import estimated
+    from sweeps.execution import place_of
     from sweeps.fit import misfit_of
 
     slots = how.slots_for(plan, len(plan.wanted), must_fit=False) if how.device is None and not scripts else ()
@@ -133,11 +101,12 @@ def show_cost(plan: Plan, how: SweepOptions, scripts: Sequence[str], as_json: bo
 def _timed_if_asked(place: Place, plan: Plan, how: SweepOptions, slots: Sequence[Slot]) -> Place:
     """Returns `place` with the measured speed of its models where that is asked for and timing does not fail."""
     from experiments.errors import SpecError
+    from sweeps.execution import timed
 
     if not (how.calibrate and slots):
         return place
     try:
-        return timed(place, plan, slots[0].num_threads)
+        return timed(place, plan, slots[0].num_threads, say)
     except SpecError as error:
         say(f"No times: {error}")
         return place

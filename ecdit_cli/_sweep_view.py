@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ecdit_cli._console import Column, duration, talk
+from ecdit_cli._console import Column, say, talk
 from experiments.text import ELLIPSIS, printable
+from experiments.units import duration
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
     from experiments.records.schema import State
+    from sweeps.execution import Screen
     from sweeps.folder import SweepFolder
     from sweeps.progress import RunProgress, SweepSnapshot
     from sweeps.runner import OnProgress
@@ -114,6 +116,13 @@ def live_view() -> Iterator[OnProgress]:
         yield lambda snapshot: live.update(
             live_table(snapshot, console.width, console.height - LINES_AROUND), refresh=True
         )
+
+
+def screen() -> Screen:
+    """Returns what a sweep is shown on: lines and a live view on stderr."""
+    from sweeps.execution import Screen
+
+    return Screen(say, live_view)
 
 
 class PlainView:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ecdit_cli._console import Column, count, flops, print_json, print_rows, say
+from ecdit_cli._console import Column, print_json, print_rows, say
 from ecdit_cli._options import FromProjects, Json, OutDirectory, RunFolders
 from ecdit_cli.plot import read_runs
 from experiments.text import printable
+from experiments.units import count, flops
 
 if TYPE_CHECKING:
     from analysis.compare import Comparison
@@ -55,9 +56,10 @@ def compare_routing(runs: RunFolders, projects: FromProjects, out: OutDirectory 
 
 def _swept(out: Path | None) -> tuple[list[Path], Path, int]:
     """Runs the sweep; returns the folder to read, the folder to write to, and the exit code of the sweep."""
-    from ecdit_cli.sweep import execute
+    from ecdit_cli._sweep_view import screen
+    from sweeps.execution import execute
 
-    folder, result = execute(SPEC, [], out)
+    folder, result = execute(SPEC, [], screen(), out)
     if result.interrupted:
         raise typer.Exit(result.exit_code)
     return [folder.path], folder.path, result.exit_code

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ecdit_cli._console import Column, count, flops, print_rows
+from ecdit_cli._console import Column, print_rows
 from ecdit_cli._options import Json
+from experiments.units import count, flops
 
 NUM_EXPERTS = (0, 8, 16, 32, 64)
 

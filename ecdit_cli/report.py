@@ -27,7 +27,7 @@ def report(
     from rich.text import Text
 
     from analysis.parameters import find_count
-    from analysis.report.write import write_report_of
+    from analysis.report.write import write_report
 
     count, roots = find_count(parameters), roots_of(runs, projects)
     records = read_runs(roots, projects)
@@ -38,9 +38,7 @@ def report(
             status.update(Text(printable(doing)))
 
         tell = show if talk().is_terminal else say
-        paths = write_report_of(
-            records, typed, out or DEFAULT_OUT, paper_values=paper_values, parameters=count, tell=tell
-        )
+        paths = write_report(records, typed, out or DEFAULT_OUT, paper_values=paper_values, parameters=count, tell=tell)
     if as_json:
         print_json(
             {

@@ -110,9 +110,10 @@ def _is_finished(config: RunConfig, folder: RunDir) -> bool:
 
 
 def _print_plan(config: RunConfig, folder: RunDir, as_json: bool) -> None:
-    from ecdit_cli._console import Column, count, flops, print_json, print_rows
+    from ecdit_cli._console import Column, print_json, print_rows
     from experiments.config.budget import budget
     from experiments.config.identity import config_id
+    from experiments.units import count, flops
 
     cost = budget(config)
     row = {
@@ -140,7 +141,8 @@ def _print_plan(config: RunConfig, folder: RunDir, as_json: bool) -> None:
 
 def _print_result(folder: RunDir, as_json: bool) -> None:
     """Prints the last losses and the path of the run folder."""
-    from ecdit_cli._console import Column, duration, print_json, print_rows
+    from ecdit_cli._console import Column, print_json, print_rows
+    from experiments.units import duration
 
     status, step = folder.read_status(), folder.last_step() or {}
     evals = folder.read_rows(folder.evals).rows

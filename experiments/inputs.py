@@ -8,6 +8,7 @@ wrong, so that a caller needs one `except OSError` for all of them. What the byt
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -63,6 +64,16 @@ def read_end(path: Path, num_bytes: int) -> bytes:
     with _regular_file(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
         return file.read(num_bytes)
+
+
+def sha256_of_files(*paths: Path) -> str:
+    """Returns the SHA-256 of the concatenated contents of regular files as hex digits. Raises `OSError` for others."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with _regular_file(path) as file:
+            while piece := file.read(PIECE_BYTES):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def parse_json(content: bytes) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 LEFT_OUT = frozenset({"wandb", "checkpoint", "parallel", "log"})
@@ -39,6 +39,15 @@ def is_settings_id(identity: str, settings: Mapping[str, Any]) -> bool:
     """Returns whether `identity` is that of `settings`, now or in versions that ignored the number of processes."""
     without_processes = {name: value for name, value in settings.items() if name != "parallel"}
     return identity in (settings_id(settings), settings_id(without_processes))
+
+
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every setting under its name: `{"routing": {"name": x}}` gives `("routing.name", x)`."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _groups_follow_processes(settings: Mapping[str, Any]) -> bool:

@@ -43,5 +43,11 @@ def shortened(text: str, num_characters: int) -> str:
     return text[: num_kept - num_last] + ELLIPSIS + (text[-num_last:] if num_last else "")
 
 
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message without a full stop, or the name of its class."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:")
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")

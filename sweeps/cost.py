@@ -181,7 +181,7 @@ def total(plan: Plan, num_slots: int = 1) -> Total:
         images=sum(run.images for run in runs),
         train_flops=sum(run.train_flops for run in runs),
         memory_gib=max((one.memory_gib for one in estimates), default=None),
-        device_seconds=sum(s * _world(run) for s, run in zip(known, runs, strict=True)) if complete else None,
+        device_seconds=sum(s * run.world for s, run in zip(known, runs, strict=True)) if complete else None,
         seconds=schedule_seconds(known, 1.0, num_slots) if complete else None,
     )
 
@@ -232,7 +232,3 @@ def _error_of(run: PlannedRun, run_dir: RunDir) -> EstimateError | None:
 
 def _error(measured: float | None, estimated_value: float | None) -> float | None:
     return measured / estimated_value - 1 if measured is not None and estimated_value else None
-
-
-def _world(run: PlannedRun) -> int:
-    return int(run.config["parallel"]["world"])

@@ -36,8 +36,8 @@ def misfit_of(plan: Plan, place: Place) -> SpecError | None:
         return None
     worst = max(refused, key=lambda run: _planned_gib(run, place))
     more = f" Other runs that do not fit: {len(refused) - 1}." if len(refused) > 1 else ""
-    if place.on_accelerator and _world(worst) > place.max_world:
-        problem = f"asks for parallel.world={_world(worst)}, and there are {place.max_world}"
+    if place.on_accelerator and worst.world > place.max_world:
+        problem = f"asks for parallel.world={worst.world}, and there are {place.max_world}"
     else:
         needs = _planned_gib(worst, place)
         problem = f"needs {needs:.1f} GiB, and {place.name} has {place.memory_gib:.1f}"
@@ -52,7 +52,7 @@ def fits(config: RunConfig, place: Place) -> bool:
 def is_fitting(run: PlannedRun, place: Place) -> bool:
     """Returns whether `place` has room for a planned run, judged by its estimate."""
     assert run.estimate is not None, "fit follows cost.estimated"
-    return place.has_room(run.estimate.memory_gib, _world(run))
+    return place.has_room(run.estimate.memory_gib, run.world)
 
 
 def needed_gib(config: RunConfig, place: Place) -> float:
@@ -63,11 +63,7 @@ def needed_gib(config: RunConfig, place: Place) -> float:
 def _planned_gib(run: PlannedRun, place: Place) -> float:
     """Returns the same as `needed_gib`, computed from the estimate of a planned run."""
     assert run.estimate is not None, "fit follows cost.estimated"
-    return place.needed_gib(run.estimate.memory_gib, _world(run))
-
-
-def _world(run: PlannedRun) -> int:
-    return int(run.config["parallel"]["world"])
+    return place.needed_gib(run.estimate.memory_gib, run.world)
 
 
 def smallest_layout(config: RunConfig, place: Place) -> RunConfig | None:

@@ -102,9 +102,7 @@ class LocalExecutor:
         with storage_errors(run_dir.log):
             run_dir.path.mkdir(parents=True, exist_ok=True)
             run_dir.log.touch()
-        return await self._launcher.start(
-            arguments, self._slots[slot], run_dir.log.absolute(), run.config["parallel"]["world"]
-        )
+        return await self._launcher.start(arguments, self._slots[slot], run_dir.log.absolute(), run.world)
 
     async def _watch(self, worker: Worker, run_dir: RunDir) -> tuple[int | None, bool]:
         """Waits for the end of `worker`. Returns its exit code, and whether it was ended because it hung."""

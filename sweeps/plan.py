@@ -60,6 +60,11 @@ class PlannedRun(BaseModel):
     config: dict[str, Any]
 
     @property
+    def world(self) -> int:
+        """The number of processes that the config asks for."""
+        return int(self.config["parallel"]["world"])
+
+    @property
     def train_flops(self) -> int:
         """Returns the FLOPs of the whole training."""
         return self.images * self.train_flops_per_image

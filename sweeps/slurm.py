@@ -183,7 +183,7 @@ def _plugins() -> list[str]:
 
 def _check_world(run: PlannedRun, resources: Resources) -> None:
     """Raises `SpecError` or `ConfigError` where the run cannot use as many processes as it gets."""
-    wanted, world = run.config["parallel"]["world"], resources.world
+    wanted, world = run.world, resources.world
     layout = f"{resources.nodes} x {resources.num_tasks_per_node} tasks"
     if wanted not in (1, world):
         raise SpecError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from experiments.config.schema import RunConfig
 from experiments.records.run_folder import RunDir
 from experiments.records.schema import BALANCE_LOSS, BalanceLoss, EvalRow, Record, RunRecord, State, Status, StepRow
 from tests.real_images import need_data_extra, save_encoders, small_request, write_sidecars
+from tests.seconds import measured
 from tests.wandb_server import Server, serving
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's client is imported: no test asks the network
@@ -36,6 +37,19 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 Curve = Callable[[int], float]
 WriteRun = Callable[..., RunDir]
 WEIGHTS = "raw"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: where files are shared out among workers, short ones fill the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Measures what the test takes, with its fixtures."""
+    with measured(item.nodeid):
+        return (yield)
 
 
 @pytest.fixture

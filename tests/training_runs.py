@@ -23,6 +23,7 @@ from experiments.records.schema import EvalRow, Status, StepRow
 from experiments.records.writer import write_json_atomic, write_status
 from experiments.training.checkpoint_files import write_checkpoint
 from experiments.training.description import describe_run
+from tests.preloaded import ForkedRun, server
 
 TINY = (
     "model=nano", "model.num_layers=2", "train.images=192", "train.batch_images=8", "log.every_images=16",
@@ -42,6 +43,11 @@ def train_command(folder: Path, *settings: str, options: Sequence[str] = ("--no-
 def environment() -> dict[str, str]:
     """One thread and no accelerator, so that the same sums are made in the same order."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def start_run(folder: Path, *settings: str, options: Sequence[str] = ("--no-progress",)) -> ForkedRun:
+    """That command in a process of its own that was forked after the imports."""
+    return server().start(train_command(folder, *settings, options=options)[3:], environment())
 
 
 def start(command: Sequence[str]) -> subprocess.Popen[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.preloaded import ForkedRun, server
 from tests.system_packages import program
 from tests.training_runs import environment, train_command
 
@@ -76,7 +77,7 @@ def _make(nodes: Nodes) -> None:
 class Ranks:
     """The processes of one run, started without a launcher, as srun would start them."""
 
-    processes: list[subprocess.Popen[str]]
+    processes: list[subprocess.Popen[str]] | list[ForkedRun]
 
     def ends(self, seconds: float = 120.0) -> list[tuple[int, str]]:
         """Exit code and talk of each."""
@@ -93,29 +94,38 @@ class Ranks:
 def start_ranks(
     folder: Path,
     *settings: str,
+    options: Sequence[str] = ("--no-progress",),
     master: str = "127.0.0.1",
-    before: Sequence[Sequence[str]] = ((), ()),
+    before: Sequence[Sequence[str]] | None = None,
     changed: Mapping[int, Mapping[str, str]] | None = None,
     extra: Mapping[int, Sequence[str]] | None = None,
 ) -> Ranks:
-    """Two ranks of a tiny run; by rank: words `before` its command, variables `changed` in it, `extra` settings."""
-    processes, port = [], _free_port()
+    """Two ranks of a tiny run; by rank: words `before` its command, variables `changed` in it, `extra` settings.
+
+    Without words before it, each rank is forked from a process that has imported everything.
+    """
+    port = _free_port()
+    commands, environments = [], []
     for rank in range(2):
-        ranks = {
-            "RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": master,
-            "MASTER_PORT": port,
-        }
-        command = [*before[rank], *train_command(folder, *settings, *(extra or {}).get(rank, ()))]
-        processes.append(
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env={**environment(), **ranks, **(changed or {}).get(rank, {})},
-            )
-        )  # fmt: skip
-    return Ranks(processes)
+        ranks = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": master, "MASTER_PORT": port}
+        environments.append({**environment(), **ranks, **(changed or {}).get(rank, {})})
+        commands.append(train_command(folder, *settings, *(extra or {}).get(rank, ()), options=options))
+    if before is None:
+        pairs = zip(commands, environments, strict=True)
+        return Ranks([server().start(command[3:], variables) for command, variables in pairs])
+    pipe = subprocess.PIPE
+    return Ranks([
+        subprocess.Popen([*words, *command], stdout=pipe, stderr=pipe, text=True, env=variables)
+        for words, command, variables in zip(before, commands, environments, strict=True)
+    ])  # fmt: skip
+
+
+def train_on_two(folder: Path, *settings: str, options: Sequence[str] = ("--no-progress",)) -> str:
+    """Trains a tiny run to its end on two ranks of this machine; returns what they said on stderr."""
+    ended = start_ranks(folder, *settings, options=options).ends()
+    talk = "".join(said for _, said in ended)
+    assert [code for code, _ in ended] == [0, 0], talk
+    return talk
 
 
 def _free_port() -> str:

@@ -50,7 +50,8 @@ class StoredRun:
 
 
 class Server(ThreadingHTTPServer):
-    """`steps`: the W&B steps received; `last_step`: what it says it has of a run; `down`: answers 503.
+    """`steps`: the W&B steps received; `last_step`: what it says it has of a run; `down`: answers 503; without
+    `answering` set, a request waits.
 
     `runs`: by W&B id. `asked`: every GraphQL request. `exported`: rows are given as Parquet.
     """
@@ -62,6 +63,8 @@ class Server(ThreadingHTTPServer):
         self.steps: list[int] = []
         self.last_step: int | None = None
         self.down = False
+        self.answering = threading.Event()
+        self.answering.set()
         self.runs: dict[str, StoredRun] = {}
         self.asked: list[dict[str, Any]] = []
         self.exported = False
@@ -85,6 +88,7 @@ def serving() -> Iterator[Server]:
     try:
         yield server
     finally:
+        server.answering.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -101,6 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
         answer = b"{}"
+        self.server.answering.wait()
         if not self.server.down and self.path == "/graphql":
             request = json.loads(body)
             self.server.asked.append(request)

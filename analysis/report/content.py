@@ -7,10 +7,10 @@ wording only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import pandas as pd
 
+from analysis.arm_columns import arm_columns
 from analysis.compare import Comparison, compare
 from analysis.laws.bootstrap import NUM_RESAMPLES
 from analysis.load import Records
@@ -23,7 +23,7 @@ from analysis.report.pictures import Pictures
 from analysis.report.reproduction import reproduction_blocks
 from analysis.report.run_rows import columns_with_scores, run_rows, whole
 from analysis.report.verdicts import found_multipliers, verdict_blocks
-from analysis.tables import INFERENCE, fixed, significant
+from analysis.tables import INFERENCE, significant
 
 QUESTION = (
     "How much compute does routing tokens to experts save in a diffusion transformer, how does the loss scale with "
@@ -37,27 +37,11 @@ LAW_WORDS = (
     "that of a prediction, and where it excludes 0 the law does not hold there."
 )
 
-four = partial(fixed, decimals=4)
-ARM_COLUMNS = (
-    ReportColumn("setting", "Setting"),
-    ReportColumn("arm", "Arm"),
-    ReportColumn("num_experts", "Experts", whole),
-    ReportColumn("capacity_factor", "f_c", "{:g}".format),
-    ReportColumn("params_total", "Params", significant),
-    ReportColumn("params_active", "Activated", significant),
-    ReportColumn("flops_per_image", "FLOPs/image", significant),
-    ReportColumn("num_seeds", "Seeds", whole),
-    ReportColumn("val_loss_mean", "Val. loss", four),
-    ReportColumn("val_loss_std", "± std", four),
-    ReportColumn("val_loss_low", "95% low", four),
-    ReportColumn("val_loss_high", "95% high", four),
-    ReportColumn("val_loss_ema_mean", "EMA loss", four),
-    ReportColumn("val_loss_same_t_mean", "Same-t loss", four),
-    ReportColumn("images_to_dense_loss", "Images to dense", whole),
-    ReportColumn("images_per_second", "Train images/s", partial(fixed, decimals=1)),
-    ReportColumn(INFERENCE, "Inference ms", partial(fixed, decimals=2, scale=1e3)),
-    ReportColumn("dropped_share", "Dropped %", partial(fixed, decimals=1, scale=100)),
-)
+ARM_COLUMNS = arm_columns(
+    "setting", "arm", "num_experts", "capacity_factor", "params_total", "params_active", "flops_per_image", "num_seeds",
+    "val_loss_mean", "val_loss_std", "val_loss_low", "val_loss_high", "val_loss_ema_mean", "val_loss_same_t_mean",
+    "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
+)  # fmt: skip
 LAW_COLUMNS = (
     ReportColumn("law", "Law"),
     ReportColumn("family", "Runs of"),

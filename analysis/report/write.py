@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis.escaping import for_csv
 from analysis.laws.bootstrap import NUM_RESAMPLES
-from analysis.load import Records, load_records
+from analysis.load import Records
 from analysis.parameters import ACTIVATED, Count
 from analysis.report.content import content
 from analysis.report.html import html_page
@@ -18,17 +18,7 @@ from analysis.tables import run_table
 from experiments.records.outputs import output_files, require_ours
 
 
-def write_report(roots: Sequence[Path], folder: Path) -> list[Path]:
-    """Loads the finished runs at or below `roots`, writes their report into `folder` and returns the files written.
-
-    `index.html` is the first of the returned paths. Raises `RecordError` when there are no runs or they cannot be
-    compared, `OutputError` when `folder` holds a file of the same name that `ecdit` did not write, and `StorageError`
-    when a file cannot be written.
-    """
-    return write_report_of(load_records(roots), [str(root) for root in roots], folder)
-
-
-def write_report_of(
+def write_report(
     records: Records,
     roots: Sequence[str],
     folder: Path,
@@ -37,10 +27,12 @@ def write_report_of(
     parameters: Count = ACTIVATED,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """Writes the report of records that are already loaded; otherwise like `write_report`.
+    """Writes the report of `records` into `folder` and returns the files written, `index.html` first.
 
     `roots` are the folders on the command line that would load the same records; the report prints them in its
-    commands. `tell` is called with a line of progress before each figure and each law.
+    commands. `tell` is called with a line of progress before each figure and each law. Raises `RecordError` when the
+    runs cannot be compared, `OutputError` when `folder` holds a file of the same name that `ecdit` did not write, and
+    `StorageError` when a file cannot be written.
     """
     names = ("index.html", "report.md", "runs.csv")
     paths = [folder / name for name in names]

@@ -17,7 +17,7 @@ Tests compare the sums with measured tensors and with the resident set of a real
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from experiments.config.activations import FLOAT32, activations, working_bytes
@@ -139,11 +139,6 @@ class Memory:
     def peak_gib(self) -> float:
         """Returns `peak` in GiB."""
         return self.peak / GIB
-
-    def by_part(self) -> dict[str, int]:
-        """Returns every counted part by name."""
-        plain = ("zero_stage", "has_peers", "accumulates", "on_accelerator", "activations_at_first_reduction")
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in plain}
 
     def at_peak(self) -> tuple[str, Moment]:
         """Returns the name of the moment at which most bytes are alive, and those bytes by kind."""

@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +34,7 @@ from experiments.records.provenance import host_name
 from experiments.records.run_folder import RunDir
 from experiments.records.schema import RunRecord
 from experiments.records.storage import storage_errors
+from experiments.settings_id import dotted
 
 MEETING_SECONDS = 300.0
 """Ranks wait this long for each other, since nodes start at different times and may import from a slow disk."""
@@ -129,7 +130,7 @@ def facts_of(record: RunRecord) -> Facts:
     facts["python"] = ".".join(record.versions["python"].split(".")[:2])
     if record.git_commit is not None:
         facts[COMMIT] = record.git_commit
-    return facts | dict(_flat(record.config))
+    return facts | {key: str(value) for key, value in dotted(record.config)}
 
 
 def first_trouble(ranks: Sequence[Rank]) -> tuple[str, str] | None:
@@ -230,11 +231,3 @@ def _everyone_comes(world: int) -> Iterator[None]:
             f"The {world} processes of this run did not meet at {place}: {' '.join(str(error).split())[:160]}",
             "See that all of them started, and that every node reaches that address.",
         ) from error
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)

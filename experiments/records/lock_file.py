@@ -78,10 +78,6 @@ class Silence:
             self._seen[key] = before = (pulse, now)
         return now - before[1]
 
-    def forget(self, key: Hashable) -> None:
-        """Forgets `key`, so that its time starts at zero when it is seen again."""
-        self._seen.pop(key, None)
-
 
 class LockFile:
     """Represents a lock that this process holds."""

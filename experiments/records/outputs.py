@@ -8,14 +8,13 @@ link, or a folder. Every file is written under a temporary name and appears atom
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.errors import OutputError
-from experiments.inputs import MAX_ROWS_BYTES, read_input
+from experiments.inputs import MAX_ROWS_BYTES, read_input, sha256_of_files
 from experiments.records.storage import storage_errors
 
 MARKS = ".made-by-ecdit"
@@ -67,8 +66,7 @@ def is_ours(path: Path, root: Path | None = None) -> bool:
 
 
 def _mark(file: Path, name: Path) -> bytes:
-    with file.open("rb") as content:
-        return f"{hashlib.file_digest(content, 'sha256').hexdigest()}  ".encode() + os.fsencode(name)
+    return f"{sha256_of_files(file)}  ".encode() + os.fsencode(name)
 
 
 def _marks(root: Path) -> set[bytes]:

@@ -73,13 +73,13 @@ def _this_machine() -> tuple[str, str, str, str]:
     """Returns host name, machine id, boot id, and process namespace."""
     return (
         host_name(),
-        _first_line("/etc/machine-id"),
-        _first_line("/proc/sys/kernel/random/boot_id"),
+        _text_of("/etc/machine-id"),
+        _text_of("/proc/sys/kernel/random/boot_id"),
         _link("/proc/self/ns/pid"),
     )
 
 
-def _first_line(path: str) -> str:
+def _text_of(path: str) -> str:
     try:
         return Path(path).read_text().strip()
     except OSError:

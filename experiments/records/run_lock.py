@@ -19,7 +19,6 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from experiments.records.run_folder import RunDir, parse_row
 from experiments.records.same_plugins import require_same_plugins
 from experiments.records.schema import RunRecord
 from experiments.records.storage import deleted_error, replace_atomically, set_aside, storage_errors
-from experiments.settings_id import settings_id
+from experiments.settings_id import dotted, settings_id
 
 # Sections that may change between two starts of one run. They are reported as the difference only if no other differs.
 FREE_SECTIONS = ("parallel", "checkpoint", "log", "wandb")
@@ -218,7 +217,7 @@ def without_missing(dumped: dict[str, Any]) -> dict[str, Any]:
 
 def _first_difference(stored: RunRecord, wanted: RunRecord) -> str:
     """Returns, as `seed is 0 there and 1 here`, the first setting that differs; those that change results go first."""
-    there, here = dict(_flat(stored.config)), dict(_flat(wanted.model_dump(mode="json")["config"]))
+    there, here = dict(dotted(stored.config)), dict(dotted(wanted.model_dump(mode="json")["config"]))
     keys = [key for key in {**here, **there} if there.get(key) != here.get(key)]
     if not keys:
         return f"its config id is {stored.config_id}, that of these settings is {wanted.config_id}"
@@ -228,7 +227,7 @@ def _first_difference(stored: RunRecord, wanted: RunRecord) -> str:
 
 def _require_same_groups(run_dir: RunDir, stored: RunRecord, wanted: RunRecord) -> None:
     """Raises `RecordError` where only the number of processes makes it another run, as routing groups depend on it."""
-    there, here = dict(_flat(stored.config)), dict(_flat(wanted.model_dump(mode="json")["config"]))
+    there, here = dict(dotted(stored.config)), dict(dotted(wanted.model_dump(mode="json")["config"]))
     world = "parallel.world"
     only_the_layout = all(
         there.get(key) == here.get(key) for key in {**here, **there} if key.split(".")[0] not in FREE_SECTIONS
@@ -241,11 +240,3 @@ def _require_same_groups(run_dir: RunDir, stored: RunRecord, wanted: RunRecord) 
             f"Continue it on {there.get(world)} process(es), or use another --run-dir; with routing.group_images=1 a"
             " new run can go on with any number.",
         )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

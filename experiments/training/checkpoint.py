@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from experiments.errors import CheckpointError
-from experiments.inputs import MAX_ROWS_BYTES, read_input
+from experiments.inputs import MAX_ROWS_BYTES, read_input, sha256_of_files
 from experiments.records.run_folder import RunDir
 from experiments.text import printable, shortened
 from experiments.training.checkpoint_contents import require_stretches, require_well_formed
@@ -29,7 +29,6 @@ from experiments.training.checkpoint_files import (
     TENSOR_FILES,
     Stretches,
     sha256_of_content,
-    sha256_of_file,
     shard_name,
 )
 from experiments.training.checkpoint_list import START_ANEW, is_missing, saved_checkpoints, unreachable
@@ -198,7 +197,7 @@ def _require_true(file: Path, check: Callable[..., None], *arguments: Any) -> No
 
 def _require_whole(file: Path, digest: str) -> None:
     try:
-        whole = sha256_of_file(file) == digest
+        whole = sha256_of_files(file) == digest
     except OSError as error:
         raise _not_read(file, error) from error
     if not whole:

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.errors import StorageError
+from experiments.inputs import sha256_of_files
 from experiments.records.run_folder import RunDir
 from experiments.records.storage import FULL, deleted_error, set_aside, sync
 from experiments.training.checkpoint_list import complete_checkpoints, images_of_another
@@ -80,7 +80,7 @@ def write_shard(run_dir: RunDir, images_seen: int, snapshot: TrainingState, rank
             path = folder / shard_name(file, rank, world)
             save_tensors({key: value.contiguous() for key, value in tensors.items()}, path)
             sync(path)
-            sums[path.name] = sha256_of_file(path)
+            sums[path.name] = sha256_of_files(path)
     except OSError as error:
         raise _not_written(run_dir, images_seen, error) from error
     return ShardReport(snapshot.stretches, sums)
@@ -157,14 +157,6 @@ def abandon(run_dir: RunDir, images_seen: int) -> None:
 def sha256_of_content(content: Mapping[str, Any]) -> str:
     """Returns the SHA-256 of the canonical JSON of `content`."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def sha256_of_file(path: Path) -> str:
-    """Returns the SHA-256 of a regular file. Raises `OSError` for others, as opening a FIFO would block for ever."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "It is not a regular file", str(path))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _temporary_folder(run_dir: RunDir, images_seen: int) -> Path:

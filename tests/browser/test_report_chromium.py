@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from analysis.load import load_records
-from analysis.report.write import write_report_of
+from analysis.report.write import write_report
 from analysis.tables import run_table
 from tests.browser.chromium import Chromium, Page
 from tests.conftest import write_run_folder
@@ -58,7 +58,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             loss = lambda n, slope=slope, seed=seed: 0.2 - slope * n + 0.001 * seed  # noqa: E731
             write_run_folder(folder / "runs" / f"{router}-{seed}", settings | {"eval": {"every_images": 1600}}, loss)
     write_run_folder(folder / "runs" / "broken", {"seed": 7}, lambda n: 0.1, state="failed", reason="not finite")
-    write_report_of(load_records([folder / "runs"]), ["runs"], folder / "report", num_resamples=20)
+    write_report(load_records([folder / "runs"]), ["runs"], folder / "report", num_resamples=20)
     return folder / "report" / "index.html"
 
 

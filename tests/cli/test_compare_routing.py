@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from ecdit_cli._console import say
 from ecdit_cli.app import run
-from ecdit_cli.sweep import plan_of
+from sweeps.execution import plan_of
 from sweeps.folder import SweepFolder
 
 Captured = pytest.CaptureFixture[str]
@@ -27,7 +28,7 @@ FILES = [f"comparison.{kind}" for kind in ("csv", "md", "png", "svg")]
 @pytest.fixture
 def finished_sweep(tmp_path: Path, write_run: WriteRun) -> Path:
     """Every run of the shipped spec as if it had been trained: the sweep finds nothing left to do."""
-    plan = plan_of("routing_comparison", [])
+    plan = plan_of("routing_comparison", [], say)
     folder = SweepFolder(tmp_path / "sweep")
     for planned in plan.runs:
         slope, seed = SLOPES[planned.config["routing"]["name"]], planned.config["seed"]

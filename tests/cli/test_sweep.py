@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from ecdit_cli._console import say
+from ecdit_cli._sweep_view import screen
 from ecdit_cli.app import run
-from ecdit_cli.sweep import SweepOptions, asked_for, execute, run_here
 from sweeps.cost import estimated, table_device
+from sweeps.execution import SweepOptions, asked_for, execute, run_here
 
 WORKER = Path(__file__).parents[1] / "unit" / "sweeps" / "worker.py"
 DRY_RUN = """
@@ -65,16 +67,16 @@ def test_dry_run_shows_every_run_the_total_and_what_was_merged(spec, capsys):
 
 
 def test_a_sweep_runs_everything_and_the_second_time_nothing(spec, out, capsys):
-    _, result = execute(spec, [], out, command=worker())
+    _, result = execute(spec, [], screen(), out, command=worker())
     assert result.exit_code == 0
     assert "nano-dense-s0" in capsys.readouterr().err
-    _, again = execute(spec, [], out, command=worker("0=crash"))
+    _, again = execute(spec, [], screen(), out, command=worker("0=crash"))
     assert again.exit_code == 0
     assert "3 of 3 runs are finished and left alone." in capsys.readouterr().err
 
 
 def test_the_result_is_a_table_on_stdout_or_json(spec, out, capsys):
-    execute(spec, [], out, command=worker())
+    execute(spec, [], screen(), out, command=worker())
     capsys.readouterr()
     assert run(["sweep", spec, "--out", str(out)]) == 0
     captured = capsys.readouterr()
@@ -87,7 +89,7 @@ def test_the_result_is_a_table_on_stdout_or_json(spec, out, capsys):
 
 
 def test_a_failed_run_is_exit_code_1_with_its_reason_in_the_table(spec, out, capsys):
-    folder, result = execute(spec, [], out, command=worker())
+    folder, result = execute(spec, [], screen(), out, command=worker())
     blocked = folder.path / "runs" / result.runs[0].name
     for file in sorted(blocked.rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
@@ -99,15 +101,15 @@ def test_a_failed_run_is_exit_code_1_with_its_reason_in_the_table(spec, out, cap
 
 
 def test_a_changed_sweep_says_what_it_leaves_behind(spec, out, capsys):
-    execute(spec, [], out, command=worker())
-    _, result = execute(spec, ["routing=dense"], out, command=worker("0=crash"))
+    execute(spec, [], screen(), out, command=worker())
+    _, result = execute(spec, ["routing=dense"], screen(), out, command=worker("0=crash"))
     assert len(result.runs) == 1
     assert "2 runs of an earlier version of the sweep file stay" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_default_folder_carries_the_name_of_the_sweep(spec, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder, _ = execute(spec, ["routing=dense"], command=worker())
+    folder, _ = execute(spec, ["routing=dense"], screen(), command=worker())
     assert folder.path == Path("out") / "tiny"
 
 
@@ -194,15 +196,15 @@ def test_a_dry_run_for_more_accelerators_than_there_are_shows_its_plan(spec, cap
 
 
 def test_estimates_are_compared_with_what_was_measured(spec, out, capsys):
-    folder, plan = asked_for(spec, ["train.precision=bf16"], out)
-    run_here(folder, estimated(plan, table_device("H100")), SweepOptions(), worker())
+    folder, plan = asked_for(spec, ["train.precision=bf16"], out, say)
+    run_here(folder, estimated(plan, table_device("H100")), SweepOptions(), screen(), worker())
     capsys.readouterr()
     assert run(["status", str(out), "--json"]) == 0
     assert all("seconds_error" in row for row in json.loads(capsys.readouterr().out)["runs"])
 
 
 def test_the_folder_of_a_sweep_is_a_sweep(spec, out, capsys):
-    execute(spec, [], out, command=worker())
+    execute(spec, [], screen(), out, command=worker())
     capsys.readouterr()
     assert run(["sweep", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["total"]["num_done"] == 3
@@ -211,12 +213,12 @@ def test_the_folder_of_a_sweep_is_a_sweep(spec, out, capsys):
 
 
 def test_what_failed_by_itself_is_left_alone_until_asked_for(spec, out, capsys):
-    _, first = execute(spec, [], out, command=worker("0=fail"))
+    _, first = execute(spec, [], screen(), out, command=worker("0=fail"))
     assert {progress.state for progress in first.runs} == {"failed"}
     assert f"`ecdit sweep {out} --retry-failed` starts them again." in " ".join(capsys.readouterr().err.split())
-    _, left = execute(spec, [], out, command=worker())
+    _, left = execute(spec, [], screen(), out, command=worker())
     assert {progress.state for progress in left.runs} == {"failed"}
-    _, again = execute(spec, [], out, SweepOptions(retry_failed=True), command=worker())
+    _, again = execute(spec, [], screen(), out, SweepOptions(retry_failed=True), command=worker())
     assert again.exit_code == 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.training_runs import TIMEOUT_SECONDS, environment, train_command
+from tests.training_runs import TIMEOUT_SECONDS, start_run
 
 Train = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -19,10 +19,9 @@ def train() -> Train:
     """Runs `ecdit train` to its end and returns the finished process."""
 
     def run(folder: Path, *settings: str, options: Sequence[str] = ("--no-progress",)) -> Any:
-        command = train_command(folder, *settings, options=options)
-        return subprocess.run(
-            command, capture_output=True, text=True, env=environment(), timeout=TIMEOUT_SECONDS, check=False
-        )
+        forked = start_run(folder, *settings, options=options)
+        stdout, stderr = forked.communicate(timeout=TIMEOUT_SECONDS)
+        return subprocess.CompletedProcess([], forked.poll(), stdout, stderr)
 
     return run
 

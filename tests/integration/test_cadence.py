@@ -1,13 +1,12 @@
 """Samples are scored while a run trains, as `ecdit evaluate` would, on any number of processes."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from experiments.records.run_folder import RunDir
-from tests.training_runs import environment, numbers, train_command
+from tests.preloaded import server
+from tests.training_runs import environment, numbers
+from tests.two_nodes import train_on_two
 
 pytestmark = [pytest.mark.slow]
 CADENCE = ("train.images=96", "eval.metric_images=10", "eval.sample_steps=2", "routing=expert_choice")
@@ -20,11 +19,9 @@ def scores(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cadence") / "run"
-    done = subprocess.run(
-        train_command(folder, *CADENCE), capture_output=True, text=True, env=environment(), timeout=180, check=False
-    )
+    done = train(folder, *CADENCE)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -38,14 +35,19 @@ def test_every_evaluation_has_a_score_and_a_distance(trained):
     assert found[48, "frechet-shapes"]["value"] != found[96, "frechet-shapes"]["value"]
 
 
+def evaluate(folder, *options):
+    """What `ecdit evaluate` writes to stdout and to stderr."""
+    forked = server().start(["evaluate", str(folder), "--images", "10", "--json", *options], environment())
+    output, said = forked.communicate(timeout=120)
+    assert forked.returncode == 0, said
+    return output, said
+
+
 def test_evaluating_the_finished_run_gives_the_same_and_skips_it(trained):
-    command = [sys.executable, "-m", "ecdit_cli", "evaluate", str(trained), "--images", "10", "--json"]
-    skipped = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, check=True)
-    assert "shapes-geneval, frechet-shapes recorded already." in skipped.stderr
-    again = subprocess.run(
-        [*command, "--again"], capture_output=True, text=True, env=environment(), timeout=120, check=True
-    )
-    values = {row["metric"]: row["value"] for row in json.loads(again.stdout)[0]["rows"]}
+    _, said = evaluate(trained)
+    assert "shapes-geneval, frechet-shapes recorded already." in said
+    answer, _ = evaluate(trained, "--again")
+    values = {row["metric"]: row["value"] for row in json.loads(answer)[0]["rows"]}
     trained_values = {metric: row["value"] for (images, metric), row in scores(trained).items() if images == 96}
     assert values == pytest.approx(trained_values, rel=1e-3)
 
@@ -53,10 +55,7 @@ def test_evaluating_the_finished_run_gives_the_same_and_skips_it(trained):
 @pytest.mark.multi
 def test_two_processes_score_as_one(trained, tmp_path):
     folder = tmp_path / "run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, *train_command(folder, *CADENCE)[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=180, check=False)
-    assert RunDir(folder).read_status().state == "done", done.stderr
+    train_on_two(folder, *CADENCE)
     one, two = scores(trained), scores(folder)
     assert one.keys() == two.keys()
     for key, row in one.items():

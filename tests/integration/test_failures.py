@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from experiments.records.run_folder import RunDir
-from tests.training_runs import environment, final_checkpoint, numbers, small_file_system, start, train_command
+from tests.training_runs import environment, final_checkpoint, numbers, small_file_system, start_run, train_command
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +75,7 @@ def fill(folder):
 def test_on_a_full_disk_nothing_is_lost_and_the_same_command_continues(train, undisturbed, small_disk):
     """The disk fills up once there is a checkpoint to lose."""
     folder = small_disk / "run"
-    process = start(train_command(folder))
+    process = start_run(folder)
     while not list(RunDir(folder).checkpoints.glob("images_*")):
         assert process.poll() is None
         time.sleep(0.01)

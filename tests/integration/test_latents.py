@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.records.run_folder import RunDir
-from tests.training_runs import environment, final_checkpoint, numbers, start, train_command, wait_for_rows
+from tests.training_runs import final_checkpoint, numbers, start_run, wait_for_rows
+from tests.two_nodes import train_on_two
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
@@ -40,7 +39,7 @@ def test_a_killed_run_ends_with_the_same_bits_also_from_a_moved_data_set(
     trained: Path, settings: tuple[str, ...], latent_set: Path, train: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = start(train_command(folder, *settings))
+    process = start_run(folder, *settings)
     wait_for_rows(folder, 3, process)
     process.kill()
     process.communicate(timeout=60)
@@ -53,9 +52,6 @@ def test_a_killed_run_ends_with_the_same_bits_also_from_a_moved_data_set(
 
 def test_two_processes_give_the_losses_of_one(trained: Path, settings: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, *train_command(folder, *settings)[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=180, check=False)
-    assert RunDir(folder).read_status().state == "done", done.stderr
+    train_on_two(folder, *settings)
     here, there = ([row["loss"] for row in numbers(run)["steps.jsonl"]] for run in (folder, trained))
     assert here == pytest.approx(there, rel=2e-5)

@@ -12,6 +12,7 @@ from experiments.config.memory import memory
 from experiments.config.schema import RunConfig
 from experiments.records.run_folder import RunDir
 from tests.training_runs import environment, losses, numbers, start, train_command, wait_for_rows
+from tests.two_nodes import start_ranks, train_on_two
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
@@ -19,9 +20,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.multi]
 WITH_TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def launched(folder, *settings, options=("--no-progress",)):
-    """The same run over two processes."""
-    return [*WITH_TWO, *train_command(folder, *settings, options=options)[1:]]
+def launched(folder, *settings):
+    """The same run over two processes, as a user starts it."""
+    return [*WITH_TWO, *train_command(folder, *settings)[1:]]
 
 
 def test_two_processes_give_the_losses_of_one(undisturbed, tmp_path):
@@ -76,8 +77,9 @@ SAMPLED = (
 )
 
 
-def test_a_run_that_mirrors_its_images_takes_the_memory_that_a_sweep_plans(train, tmp_path):
-    done = train(tmp_path / "run", "wandb.mode=offline", "eval.sample_images=2", "eval.sample_steps=2")
+def test_a_run_that_mirrors_its_images_takes_the_memory_that_a_sweep_plans(tmp_path):
+    command = train_command(tmp_path / "run", "wandb.mode=offline", "eval.sample_images=2", "eval.sample_steps=2")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     run = RunDir(tmp_path / "run")
     planned = memory(RunConfig.model_validate(run.read_run().config), on_accelerator=False).peak_gib
@@ -97,9 +99,7 @@ def sampled_by_one(train, tmp_path_factory):
 def test_layers_that_need_all_processes_validate_and_sample_as_one_does(layout, sampled_by_one, tmp_path):
     """Three batches of two conditions for two processes, the last one of half the size; a preview; judged samples."""
     folder = tmp_path / "run"
-    command = launched(folder, *SAMPLED, *layout)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=180, check=False)
-    assert RunDir(folder).read_status().state == "done", done.stderr
+    train_on_two(folder, *SAMPLED, *layout)
     assert losses(folder) == pytest.approx(losses(sampled_by_one), rel=2e-5)
     ours, theirs = (
         {(row["metric"], row["images_seen"], row["weights"]): row["value"] for row in numbers(run)["evals.jsonl"]}
@@ -115,12 +115,18 @@ def test_layers_that_need_all_processes_validate_and_sample_as_one_does(layout, 
     }
 
 
+def interrupt_on_two(folder):
+    """Stops a run over two processes that share the experts, after its fifth row."""
+    ranks = start_ranks(folder, "parallel.expert_parallel=2")
+    wait_for_rows(folder, 5, ranks.processes[0])
+    for rank in ranks.processes:
+        rank.send_signal(signal.SIGTERM)
+    ranks.ends()
+
+
 def test_a_run_on_shared_experts_goes_on_with_one_process_and_names_a_damaged_shard(train, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    process = start(launched(folder, "parallel.expert_parallel=2"))
-    wait_for_rows(folder, 5, process)
-    os.killpg(process.pid, signal.SIGTERM)
-    process.communicate(timeout=120)
+    interrupt_on_two(folder)
     assert RunDir(folder).read_status().state == "interrupted"
     newest = max(RunDir(folder).checkpoints.glob("images_*"))
     shards = sorted(path.name for path in newest.glob("weights-*"))
@@ -135,17 +141,12 @@ def test_a_run_on_shared_experts_goes_on_with_one_process_and_names_a_damaged_sh
 
 def test_two_processes_pass_over_a_shard_that_only_one_of_them_reads(undisturbed, tmp_path):
     folder = tmp_path / "run"
-    process = start(launched(folder, "parallel.expert_parallel=2"))
-    wait_for_rows(folder, 5, process)
-    os.killpg(process.pid, signal.SIGTERM)
-    process.communicate(timeout=120)
+    interrupt_on_two(folder)
     newest = max(RunDir(folder).checkpoints.glob("images_*"))
     damaged = newest / "optimizer-00002-of-00002.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    command = launched(folder, "parallel.expert_parallel=2", options=())
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=180, check=False)
-    assert RunDir(folder).read_status().state == "done", done.stderr
-    assert done.stderr.count(f"{damaged.name} is damaged") == 1
+    talk = train_on_two(folder, "parallel.expert_parallel=2", options=())
+    assert talk.count(f"{damaged.name} is damaged") == 1
     assert losses(folder) == pytest.approx(losses(undisturbed), rel=2e-5)
 
 
@@ -153,9 +154,8 @@ def test_a_number_that_is_not_finite_is_named_where_layers_need_all_processes(tm
     """Nobody waits for the process whose experts overflowed."""
     folder = tmp_path / "run"
     diverges = ("optim.learning_rate=1e3", "optim.weight_decay=1e3", "optim.warmup_images=0")
-    command = launched(folder, "parallel.expert_parallel=2", *diverges)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=180, check=False)
-    assert done.returncode != 0
+    ended = start_ranks(folder, "parallel.expert_parallel=2", *diverges).ends()
+    assert all(code != 0 for code, _ in ended)
     status = RunDir(folder).read_status()
     assert status.state == "failed"
     assert status.reason.startswith("Not finite after")
@@ -173,7 +173,5 @@ def test_a_validation_loss_that_is_not_finite_is_searched_by_processes_with_uneq
 def test_accumulation_checkpointing_and_shared_experts_together_change_no_loss(undisturbed, tmp_path):
     folder = tmp_path / "run"
     layout = ("parallel.expert_parallel=2", "parallel.zero_stage=2", "parallel.activation_checkpointing=True")
-    command = launched(folder, *layout, "train.accumulation=2")
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=180, check=False)
-    assert RunDir(folder).read_status().state == "done", done.stderr
+    train_on_two(folder, *layout, "train.accumulation=2")
     assert losses(folder) == pytest.approx(losses(undisturbed), rel=2e-5)

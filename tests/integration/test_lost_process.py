@@ -1,7 +1,6 @@
 """A rank that is lost ends the other within a minute, and the same command continues."""
 
 import signal
-import time
 
 import pytest
 
@@ -29,11 +28,9 @@ def ranks():
 def lose(running, folder, lost, how):
     """The other rank's exit code, once it has ended, and what it said."""
     wait_for_rows(folder, 3, running.processes[0])
-    began = time.monotonic()
     running.processes[lost].send_signal(how)
     other = running.processes[1 - lost]
     _, said = other.communicate(timeout=60)
-    assert time.monotonic() - began < 60
     running.kill()
     return other.returncode, [line for line in said.splitlines() if line.startswith("error:")]
 
@@ -72,9 +69,7 @@ def test_without_the_rank_that_writes_the_others_end_and_its_folder_is_free(rank
 
 def test_a_folder_that_rank_0_may_not_write_ends_all_ranks(ranks, undisturbed):
     """Rank 0 finds another run in it before the process group is made."""
-    began = time.monotonic()
     (code, said), (other_code, _) = ranks(undisturbed, "seed=7").ends(60)
-    assert time.monotonic() - began < 60
     assert code == 2
     assert "seed is 0 there and 7 here" in said
     assert other_code == 1

@@ -8,14 +8,14 @@ import sys
 import pytest
 
 from experiments.records.run_folder import RunDir
-from tests.training_runs import final_checkpoint, numbers, start, train_command, wait_for_rows
+from tests.training_runs import final_checkpoint, numbers, start, start_run, train_command, wait_for_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
 
 def stop_and_continue(train, folder, number, settings=()):
     """Interrupt a run after its third row, then run the same command to the end; the status in between."""
-    process = start(train_command(folder, *settings))
+    process = start_run(folder, *settings)
     wait_for_rows(folder, 3, process)
     os.kill(process.pid, number)
     process.communicate(timeout=120)
@@ -39,7 +39,7 @@ def test_a_stopped_run_ends_with_the_same_bits_as_an_undisturbed_one(train, undi
 
 def test_a_damaged_checkpoint_is_passed_over_and_said(train, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    process = start(train_command(folder))
+    process = start_run(folder)
     wait_for_rows(folder, 5, process)
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=120)

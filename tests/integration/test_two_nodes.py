@@ -1,7 +1,6 @@
 """Two nodes with one network between them: the losses of one process, and whatever differs between them is said."""
 
 import subprocess
-import time
 
 import pytest
 
@@ -69,9 +68,7 @@ def test_a_network_that_is_cut_ends_both_and_the_same_command_continues(undistur
     running = ranks(folder)
     wait_for_rows(folder, 3, running.processes[0])
     nodes.cut()
-    began = time.monotonic()
     ended = running.ends(60)
-    assert time.monotonic() - began < 60
     nodes.join()
     assert [code for code, _ in ended] == [1, 1]
     status = RunDir(folder).read_status()

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from experiments.config.prepared_set import Encoder
 from experiments.data.prepare.encoder_configs import read_encoder_config, read_vae_config
-from experiments.data.prepare.libraries import first_line, library
-from experiments.data.sources.latents import file_sha256
+from experiments.data.prepare.libraries import library
 from experiments.errors import ConfigError
-from experiments.text import printable
+from experiments.inputs import sha256_of_files
+from experiments.text import first_line, printable
 
 CLASSES = {"vae": "AutoencoderKL", "t5": "T5EncoderModel", "clip": "CLIPTextModel"}
 """The class that loads each model."""
@@ -59,7 +59,7 @@ def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
     else:
         read_encoder_config(name, path, folder)
     beside = [] if name == "vae" or tokenizer_folder(folder) == folder else _files(tokenizer_folder(folder))
-    entry = Encoder(path=printable(path), kind=CLASSES[name], sha256=file_sha256([*_files(folder), *beside]))
+    entry = Encoder(path=printable(path), kind=CLASSES[name], sha256=sha256_of_files(*_files(folder), *beside))
     return entry, folder
 
 

@@ -25,11 +25,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from experiments.data.prepare.encoders import Autoencoder, EncodedCaptions, TextEncoders
-from experiments.data.prepare.libraries import first_line
 from experiments.data.prepare.pairing import image_formats
 from experiments.data.prepare.rows import UnusableRowError
 from experiments.data.prepare.source import SourceRows
-from experiments.text import printable, shortened
+from experiments.text import first_line, printable, shortened
 
 DECODING_THREADS = 4
 MAX_PIXELS = 2**26

@@ -16,9 +16,3 @@ def library(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ConfigError(f"cannot import {name}: there is no module {error.name!r}.", INSTALL) from error
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, without a full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".:")

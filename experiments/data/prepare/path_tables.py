@@ -18,10 +18,10 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from experiments.data.prepare.folders import ImageFile
-from experiments.data.prepare.libraries import first_line
 from experiments.data.prepare.rows import decode_text, look_up, parse_json
 from experiments.errors import ConfigError, did_you_mean
 from experiments.inputs import MAX_ROWS_BYTES, read_input
+from experiments.text import first_line
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

@@ -22,9 +22,8 @@ from torch import Tensor
 from experiments.config.prepared_set import FileEntry, SetSplit, Shard
 from experiments.data.order import shuffled
 from experiments.data.prepare.encoding import EncodedRows, LeftOutRow
-from experiments.data.sources.latents import file_sha256
 from experiments.errors import ConfigError
-from experiments.inputs import MAX_ROWS_BYTES, read_input
+from experiments.inputs import MAX_ROWS_BYTES, read_input, sha256_of_files
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
 
 EMPTY_CAPTION = "empty-caption"
@@ -116,7 +115,7 @@ class SetFolder:
         path = self.path / f"{task.name}.safetensors"
         with storage_errors(path):
             replace_atomically(path, save(encoded.tensors))
-        entry = {"file": path.name, "num_bytes": path.stat().st_size, "sha256": file_sha256([path])}
+        entry = {"file": path.name, "num_bytes": path.stat().st_size, "sha256": sha256_of_files(path)}
         if task.rows:
             entry |= {
                 "split": task.split,
@@ -136,7 +135,7 @@ class SetFolder:
         if note is None or note.rows != _rows_sha256(task) or not path.is_file():
             return False
         same_length = path.stat().st_size == note.entry.num_bytes
-        return same_length and (not verify or file_sha256([path]) == note.entry.sha256)
+        return same_length and (not verify or sha256_of_files(path) == note.entry.sha256)
 
     def read_note(self, task: ShardTask) -> Note | None:
         """Returns the note of a task; None where there is none, or it is unreadable or of another task or request."""

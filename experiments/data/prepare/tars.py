@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.prepare.libraries import first_line
 from experiments.data.prepare.pairing import Endings, pair
 from experiments.data.prepare.rows import (
     MAX_CAPTION_BYTES,
@@ -30,6 +29,7 @@ from experiments.data.prepare.rows import (
     listed_as,
 )
 from experiments.errors import ConfigError
+from experiments.text import first_line
 
 NOWHERE = -1
 TAR_BLOCK = 512

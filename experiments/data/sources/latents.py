@@ -12,7 +12,6 @@ pooled).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -28,8 +27,10 @@ from experiments.config.prepared_set import DataSetIndex, FileEntry, SetSplit, S
 from experiments.config.schema import DataConfig
 from experiments.data.counter import Stream, normals
 from experiments.data.order import shuffled
+from experiments.data.prepare.encoders import Autoencoder, find_encoder
 from experiments.data.sources.padded_text import TextBuffers
 from experiments.errors import ConfigError
+from experiments.inputs import sha256_of_files
 
 MAX_OPEN_SHARDS = 32_768
 """The most shards that are mapped at a time. Linux allows a process 65,530 maps; mapping one again takes 0.1 ms."""
@@ -91,8 +92,6 @@ class Latents:
 
     def decoder(self, model: str | None, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Opens the VAE that made the latents. Raises `ConfigError` where it is missing or a different one."""
-        from experiments.data.prepare.encoders import Autoencoder, find_encoder  # reads this module's `file_sha256`
-
         entry, folder = find_encoder("vae", model or self.index.vae.path)
         if entry.sha256 != self.index.vae.sha256:
             raise ConfigError(f"--vae {entry.path} is not the VAE that made the data set.", "Name that one with --vae.")
@@ -240,7 +239,7 @@ def check_length(folder: Path, file: FileEntry) -> None:
 
 def check_content(folder: Path, file: FileEntry) -> None:
     """Raises `ConfigError` where the content of a file does not match its checksum."""
-    if file_sha256([folder / file.file]) != file.sha256:
+    if sha256_of_files(folder / file.file) != file.sha256:
         raise ConfigError(f"the shard {folder / file.file} is damaged: its checksum is another one.", AGAIN)
 
 
@@ -250,13 +249,3 @@ def check_tensors(folder: Path, index: DataSetIndex, file: FileEntry) -> None:
     num_images = file.num_images if isinstance(file, Shard) else 1
     if num_images and not MappedShard(folder / file.file).holds(index, num_images, with_latents=is_shard):
         raise ConfigError(f"the shard {folder / file.file} is damaged: its tensors are not those of the index.", AGAIN)
-
-
-def file_sha256(paths: Sequence[Path]) -> str:
-    """Returns the SHA-256 of the files' concatenated contents as hex digits."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from experiments.errors import CheckpointError, RecordError, StorageError
 from experiments.evaluation.sampling.finite import require_finite_weights
-from experiments.inputs import read_input, unique_keys
+from experiments.inputs import read_input, sha256_of_files, unique_keys
 from experiments.records.run_folder import RunDir
 from experiments.records.schema import Precision, Record, RunRecord, Weights
 from experiments.records.storage import storage_errors
@@ -34,7 +34,7 @@ from experiments.records.writer import write_json_atomic
 from experiments.text import printable, shortened
 from experiments.training.checkpoint import Checkpoint, load_newest
 from experiments.training.checkpoint_contents import tensor_headers
-from experiments.training.checkpoint_files import save_tensors, sha256_of_file, shard_name
+from experiments.training.checkpoint_files import save_tensors, shard_name
 
 Result = TypeVar("Result")
 FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
@@ -99,7 +99,7 @@ def export_weights(
             tensors = {name: _whole(checkpoint, weights, name).to(DTYPES[precision]) for name in names}
             require_finite_weights(tensors.items(), f"{checkpoint.path} ({weights})")
             save_tensors(tensors, folder / file, metadata={"format": "pt"})
-            sums[file] = sha256_of_file(folder / file)
+            sums[file] = sha256_of_files(folder / file)
             places |= dict.fromkeys(names, file)
             written(sum(math.prod(checkpoint.shapes[name]) for name in places))
         if len(groups) > 1:
@@ -170,7 +170,7 @@ def exported_tensors(folder: RunDir, exported: Exported) -> dict[str, Tensor]:
     """Returns every parameter by name. Raises `CheckpointError` for a file that is damaged, or not of safetensors."""
     tensors: dict[str, Tensor] = {}
     for path, digest in exported.files(folder).items():
-        if _checked(path, sha256_of_file) != digest:
+        if _checked(path, sha256_of_files) != digest:
             raise CheckpointError(f"{path} is damaged: its checksum does not match.", EXPORT_AGAIN)
         tensors |= _checked(path, load_file)
     return tensors

@@ -10,7 +10,6 @@ Legend: B images, C channels, H, W height and width, F features.
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from experiments.config.metrics import FRECHET_FEATURES
+from experiments.inputs import sha256_of_files
 
 NUM_FEATURES = FRECHET_FEATURES
 IMAGE_SIZE = 32
@@ -79,4 +79,4 @@ def features_of(images_BCHW: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def weights_digest() -> str:
     """Returns the first 8 hexadecimal digits of the SHA-256 of the shipped weights."""
-    return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:8]
+    return sha256_of_files(WEIGHTS)[:8]

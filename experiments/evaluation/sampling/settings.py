@@ -6,7 +6,7 @@ four decide whether a value is recorded already.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from experiments.config.schema import RunConfig
@@ -25,11 +25,6 @@ class Conditions:
     weights: Weights
     precision: str
     sampler: SamplerSettings
-
-    def with_guidance(self, scale: float) -> Conditions:
-        """Returns the same conditions at another guidance scale."""
-        guidance = replace(self.sampler.guidance, scale=scale)
-        return replace(self, sampler=replace(self.sampler, guidance=guidance))
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
         """Returns the settings for the records, with the batch only where an image's routing depends on it."""

@@ -96,14 +96,26 @@ def boxes_of_tick_labels(axis: Axis) -> list[Bbox]:
     return [label.get_window_extent() for label in labels if label.get_visible() and label.get_text()]
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    """What several tests of this file use and none changes: records by study, and drawings by figure and study."""
+    return {}
+
+
 @pytest.fixture
 def evaluated(
-    write_arms: WriteArms, write_budgets: WriteArms, write_powers: WriteArms,
+    made: dict[str, Any], write_arms: WriteArms, write_budgets: WriteArms, write_powers: WriteArms,
     evaluate: Add, map_routing: Add, measure_costs: Add,
 ) -> Callable[..., Records]:  # fmt: skip
     """Records of runs of which everything was measured."""
 
     def load(study: str) -> Records:
+        if study not in made:
+            made[study] = write(study)
+        records: Records = made[study]
+        return records
+
+    def write(study: str) -> Records:
         if study == BUDGETS:
             return load_records([write_budgets(seeds=(0, 1))])
         if study == POWERS:
@@ -115,6 +127,21 @@ def evaluated(
         return load_records([folder])
 
     return load
+
+
+@pytest.fixture
+def drawn(made: dict[str, Any], evaluated: Callable[..., Records]) -> Callable[..., Drawing]:
+    """The figure of a study, rendered."""
+
+    def get(entry: FigureEntry, study: str) -> Drawing:
+        if (key := f"{entry.name} of {study}") not in made:
+            records = evaluated(study)
+            made[key] = entry.draw(records, run_table(records), **FEW_RESAMPLES.get(entry.name, {}))
+            rendered(made[key].figure)
+        drawing: Drawing = made[key]
+        return drawing
+
+    return get
 
 
 STUDIES: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[str, ...]]] = {
@@ -150,16 +177,14 @@ def named(value: object) -> str:
 
 @pytest.mark.parametrize(("entry", "study"), DRAWN, ids=named)
 def test_nothing_lies_over_anything_else_and_nothing_is_cut_off(
-    entry: FigureEntry, study: str, evaluated: Callable[..., Records]
+    entry: FigureEntry, study: str, drawn: Callable[..., Drawing]
 ) -> None:
-    records = evaluated(study)
-    drawing = entry.draw(records, run_table(records), **FEW_RESAMPLES.get(entry.name, {}))
-    assert_legible(rendered(drawing.figure))
+    assert_legible(drawn(entry, study).figure)
 
 
 @pytest.mark.parametrize(("entry", "study"), BESIDE_PAPER, ids=named)
 def test_printed_values_lie_over_nothing_and_say_where_they_are_from(
-    entry: FigureEntry, study: str, evaluated: Callable[..., Records]
+    entry: FigureEntry, study: str, evaluated: Callable[..., Records], drawn: Callable[..., Drawing]
 ) -> None:
     records = evaluated(study)
     assert entry.draw_beside_paper is not None
@@ -167,7 +192,7 @@ def test_printed_values_lie_over_nothing_and_say_where_they_are_from(
     assert_legible(rendered(drawing.figure))
     said = " ".join(text.get_text() for text in drawing.figure.findobj(Text))
     assert any(source in said.replace("\n", " ") for source in SOURCES.values())
-    pd.testing.assert_frame_equal(drawing.numbers, entry.draw(records, run_table(records)).numbers)
+    pd.testing.assert_frame_equal(drawing.numbers, drawn(entry, study).numbers)
 
 
 @pytest.mark.parametrize("name", ["alignment", "image-quality", "expert-scaling"])
@@ -194,11 +219,9 @@ def assert_legible(figure: Figure) -> None:
 
 @pytest.mark.parametrize("entry", FIGURES.values(), ids=named)
 def test_every_axis_of_numbers_has_a_unit_and_no_text_is_small(
-    entry: FigureEntry, evaluated: Callable[..., Records]
+    entry: FigureEntry, drawn: Callable[..., Drawing]
 ) -> None:
-    records = evaluated(STUDIES_OF.get(entry.name, USUAL_STUDIES)[0])
-    drawing = entry.draw(records, run_table(records), **FEW_RESAMPLES.get(entry.name, {}))
-    figure = rendered(drawing.figure)
+    figure = drawn(entry, STUDIES_OF.get(entry.name, USUAL_STUDIES)[0]).figure
     labels = [label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label]
     assert labels
     assert all("(" in label or "/s" in label for label in labels)

@@ -49,11 +49,20 @@ def table_of(rows: list[tuple[str, str, str, int, float]]) -> pd.DataFrame:
     )
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[str, Records]:
+    """Records that several tests of this file use and none changes."""
+    return {}
+
+
 @pytest.fixture
 def many_rates(
-    tmp_path: Path, write_run: Callable[..., Any], measure_costs: Callable[..., None], evaluate: Callable[..., None]
-) -> Records:
+    made: dict[str, Records], tmp_path: Path, write_run: Callable[..., Any],
+    measure_costs: Callable[..., None], evaluate: Callable[..., None],
+) -> Records:  # fmt: skip
     """A search over the learning rate: thirty settings of dense and expert choice, the first the best."""
+    if "rates" in made:
+        return made["rates"]
     for i, router in product(range(NUM_SETTINGS), ("dense", "expert_choice")):
         settings = {
             "model": {"name": "nano"}, "routing": {"name": router}, "optim": {"learning_rate": 1e-4 * (i + 1)},
@@ -66,18 +75,23 @@ def many_rates(
         )  # fmt: skip
     for add in (evaluate, measure_costs):
         add(tmp_path / "rates")
-    return load_records([tmp_path / "rates"])
+    made["rates"] = load_records([tmp_path / "rates"])
+    return made["rates"]
 
 
 @pytest.fixture
 def many_arms(
-    write_arms: Callable[..., Path], measure_costs: Callable[..., None], evaluate: Callable[..., None]
-) -> Records:
+    made: dict[str, Records], write_arms: Callable[..., Path],
+    measure_costs: Callable[..., None], evaluate: Callable[..., None],
+) -> Records:  # fmt: skip
     """Dense and thirty-six arms of expert choice in one setting."""
+    if "arms" in made:
+        return made["arms"]
     folder = write_arms(MANY_ARMS, seeds=(0,))
     for add in (evaluate, measure_costs):
         add(folder)
-    return load_records([folder])
+    made["arms"] = load_records([folder])
+    return made["arms"]
 
 
 def said(entry: FigureEntry, records: Records) -> tuple[Any, str]:

@@ -18,7 +18,7 @@ from analysis.report.document import Cell, ReportColumn, Table, table
 from analysis.report.laws import laws
 from analysis.report.reproduction import reproduction_blocks
 from analysis.report.run_rows import run_rows
-from analysis.report.write import write_report, write_report_of
+from analysis.report.write import write_report
 from analysis.tables import run_table
 from experiments.errors import RecordError, StorageError
 from experiments.records.outputs import MARKS
@@ -65,7 +65,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(kept: Path, request: pytest.FixtureRequest) -> Path:
     """The report of `study`, written once: drawing takes seconds."""
     if not kept.exists():
-        write_report_of(request.getfixturevalue("study"), ["runs of <mine>"], kept, num_resamples=20)
+        write_report(request.getfixturevalue("study"), ["runs of <mine>"], kept, num_resamples=20)
     return kept
 
 
@@ -75,7 +75,7 @@ def page(folder: Path) -> Page:
 
 
 def test_the_files_are_named_and_there(write_arms: Callable[..., Path], tmp_path: Path) -> None:
-    paths = write_report([write_arms(seeds=(0,))], tmp_path / "report")
+    paths = write_report(load_records([write_arms(seeds=(0,))]), ["runs"], tmp_path / "report")
     assert [path.name for path in paths[:3]] == ["index.html", "report.md", "runs.csv"]
     assert all(path.stat().st_size > 0 for path in paths)
     written = {path for path in (tmp_path / "report").rglob("*") if path.is_file() and path.name != MARKS}
@@ -160,7 +160,7 @@ def test_what_was_left_out_is_counted_and_listed(
 ) -> None:
     runs = write_arms(seeds=(0, 1))
     write_run(runs / "broken", {"seed": 7}, lambda n: 0.1, state="failed", reason="loss is <nan>")
-    write_report_of(load_records([runs]), ["x"], tmp_path / "report")
+    write_report(load_records([runs]), ["x"], tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text()
     assert "Left out: 1 entry" in text
     assert "failed at" in text
@@ -238,7 +238,7 @@ def test_a_cell_keeps_its_number_and_a_column_of_nothing_is_left_away() -> None:
 def test_the_same_records_give_the_same_page(write_arms: Callable[..., Path], tmp_path: Path) -> None:
     records = load_records([write_arms(seeds=(0,))])
     for name in ("one", "other"):
-        write_report_of(records, ["x"], tmp_path / name)
+        write_report(records, ["x"], tmp_path / name)
     for name in ("index.html", "report.md", "runs.csv"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
@@ -246,7 +246,7 @@ def test_the_same_records_give_the_same_page(write_arms: Callable[..., Path], tm
 def test_a_folder_without_runs_or_that_cannot_be_written_is_refused(study: Records, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecordError, match="No runs at or below"):
-        write_report([tmp_path / "empty"], tmp_path / "report")
+        load_records([tmp_path / "empty"])
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot write .*file/report.*: not a directory\."):
-        write_report_of(study, ["x"], tmp_path / "file" / "report")
+        write_report(study, ["x"], tmp_path / "file" / "report")

@@ -11,15 +11,13 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import weakref
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from experiments.benchmarks.layer_memory import Storages
 from experiments.config.memory import BUCKET_ELEMENTS
 from experiments.config.overrides import load_config
 from experiments.data.loader import TrainStream
@@ -33,39 +31,9 @@ NUM_STEPS = 3
 """In the first one there is no optimizer state yet, and ZeRO-3 does not yet know what comes next."""
 
 
-class LiveTensors(TorchDispatchMode):
-    """`live` and `peak` bytes of the storages that operators return."""
-
-    def __init__(self, smallest_bucket: int) -> None:
-        super().__init__()
-        self.smallest_bucket = smallest_bucket
-        self.live = self.peak = 0
-        self.known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
-                self.count(tensor.untyped_storage())
-        return out
-
-    def count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known or size >= self.smallest_bucket:
-            return
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-        def gone(_: object) -> None:
-            self.live -= size
-            del self.known[key]
-
-        self.known[key] = weakref.ref(storage, gone)
-
-    def take_peak(self) -> int:
-        """Since the last call."""
-        peak, self.peak = self.peak, self.live
-        return peak
+def is_counted(storage: torch.UntypedStorage) -> bool:
+    """Whether it is no reduction bucket."""
+    return storage.device.type == "cpu" and storage.nbytes() < 2 * BUCKET_ELEMENTS
 
 
 def checkpoint_blocks(model: torch.nn.Module) -> None:
@@ -94,7 +62,7 @@ def main() -> None:
         with_bucket(int(arguments[1]))
         arguments = arguments[2:]
     config, measured = load_config(arguments), {}
-    tensors = LiveTensors(2 * BUCKET_ELEMENTS)
+    tensors = Storages(with_given=True, is_counted=is_counted)
     with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log"), tensors:
         engine = build_engine(config, resolve_precision(config.train.precision))
         if config.parallel.activation_checkpointing:

@@ -14,7 +14,6 @@ from experiments.config.budget import budget
 from experiments.config.memory import BUCKET_ELEMENTS, HOST_SLACK, MIRROR_BYTES, PROCESS_BYTES, memory
 from experiments.config.overrides import load_config
 from experiments.config.tensors import EXPERT_GROUP_ELEMENTS, shares
-from experiments.training.engine import Engine
 from tests.training_runs import environment
 
 PROBE = Path(__file__).with_name("memory_probe.py")
@@ -22,10 +21,6 @@ FP32 = "train.precision=fp32"
 BUCKET = 2_000_000
 RESIDENT = 0.1
 
-
-STAGE_0_AND_3 = pytest.mark.skipif(
-    "zero_stage" not in Engine.__dataclass_fields__, reason="this engine has ZeRO 1 and 2 only"
-)
 MICRO = ("model=micro", "train.batch_images=32")
 SMALL_BATCH = ("model=micro", "train.batch_images=4")
 
@@ -74,7 +69,7 @@ def resident(expected):
         ("model=nano", "routing=dense", "model.width=256", FP32, "train.batch_images=2", "optim.name=rmsprop"),
         ("model=micro", "train.batch_images=64", FP32, "parallel.activation_checkpointing=True"),
         ("model=micro", "routing=shared_expert", FP32, "train.batch_images=16"),
-        pytest.param((*MICRO, FP32, "parallel.zero_stage=0"), marks=STAGE_0_AND_3),
+        (*MICRO, FP32, "parallel.zero_stage=0"),
     ],
 )  # fmt: skip
 def test_every_part_is_what_a_real_step_takes(overrides):
@@ -89,8 +84,8 @@ def test_every_part_is_what_a_real_step_takes(overrides):
     [
         (FP32,),
         ("train.precision=bf16", "parallel.zero_stage=2"),
-        pytest.param((FP32, "parallel.zero_stage=3"), marks=STAGE_0_AND_3),
-        pytest.param((FP32, "parallel.expert_parallel=2"), marks=STAGE_0_AND_3),
+        (FP32, "parallel.zero_stage=3"),
+        (FP32, "parallel.expert_parallel=2"),
     ],
 )
 def test_two_processes_share_what_they_are_said_to_share(overrides):
@@ -107,7 +102,7 @@ def test_two_processes_share_what_they_are_said_to_share(overrides):
         ("train.precision=bf16", "parallel.zero_stage=1"),
         ("train.precision=bf16", "parallel.zero_stage=2"),
         (FP32, "parallel.zero_stage=2", "train.accumulation=2"),
-        pytest.param(("train.precision=bf16", "parallel.zero_stage=3"), marks=STAGE_0_AND_3),
+        ("train.precision=bf16", "parallel.zero_stage=3"),
     ],
 )
 def test_an_accelerator_reduces_gradients_in_a_bucket_that_it_always_has(overrides, monkeypatch):
@@ -274,5 +269,4 @@ def test_a_moment_is_no_more_than_its_parts_and_the_peak_is_the_fullest():
 def test_the_parts_add_up_by_name():
     whole = parts("model=micro")
     names = ("parameters", "master_weights", "moving_average", "optimizer_state")
-    assert sum(whole.by_part()[name] for name in names) == whole.persistent
-    assert "on_accelerator" not in whole.by_part()
+    assert sum(getattr(whole, name) for name in names) == whole.persistent

@@ -169,8 +169,6 @@ def test_silence_is_counted_from_the_last_change_on_a_clock_that_nobody_moves(mo
     clock[0] = 130.0
     assert silence.seconds("run", "beat 1") == 30
     assert silence.seconds("run", "beat 0") == 0
-    silence.forget("run")
-    assert silence.seconds("run", "beat 0") == 0
 
 
 def test_renewing_is_a_sign(folder):

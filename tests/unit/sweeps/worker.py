@@ -104,7 +104,7 @@ def die_once(writer, images_seen):
 
 def hang(writer, images_seen):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(60)
+    time.sleep(3600)
 
 
 def wait_for_stop(writer, images_seen):
@@ -114,13 +114,13 @@ def wait_for_stop(writer, images_seen):
 
     signal.signal(signal.SIGTERM, save)
     writer.status("running", images_seen, "ready for signals")
-    time.sleep(60)
+    time.sleep(3600)
 
 
 def ignore_stop(writer, images_seen):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     writer.status("running", images_seen, "ready for signals")
-    time.sleep(60)
+    time.sleep(3600)
 
 
 BEHAVIOURS = {

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from experiments.errors import CheckpointError, ConfigError, RecordError, StorageError
 from experiments.evaluation.exchange.exported_weights import export_weights, read_exported
 from experiments.evaluation.sampling.load import load_run
-from experiments.inputs import MAX_SETTINGS_BYTES
+from experiments.inputs import MAX_SETTINGS_BYTES, sha256_of_files
 from experiments.records.run_folder import RunDir
 from experiments.records.writer import write_json_atomic
-from experiments.training.checkpoint_files import sha256_of_content, sha256_of_file, shard_name
+from experiments.training.checkpoint_files import sha256_of_content, shard_name
 from tests.training_runs import random_run_folder
 
 GIB = 2**30
@@ -41,7 +41,7 @@ def put_weight(checkpoint: Path, name: str, value: float) -> None:
     state = checkpoint / "state.json"
     content = json.loads(state.read_text())
     del content["sha256_of_this"]
-    content["sha256"][file.name] = sha256_of_file(file)
+    content["sha256"][file.name] = sha256_of_files(file)
     state.write_text(json.dumps({**content, "sha256_of_this": sha256_of_content(content)}))
 
 
@@ -108,7 +108,7 @@ def test_weights_of_strangers_execute_nothing(run: RunDir, tmp_path: Path) -> No
     for content in (pickle.dumps(Payload(executed)), pickle.dumps({"w": Payload(executed)}, protocol=0)):
         weights.write_bytes(content)
         about = json.loads(folder.exported.read_text())
-        about["sha256"][weights.name] = sha256_of_file(weights)  # a stranger's checksum fits his file
+        about["sha256"][weights.name] = sha256_of_files(weights)  # a stranger's checksum fits his file
         folder.exported.write_text(json.dumps(about))
         with pytest.raises(CheckpointError, match="cannot be read"):
             load_run(folder, "ema", pytest.fail)
@@ -135,7 +135,7 @@ def test_weights_of_another_model_are_refused(run: RunDir, tmp_path: Path) -> No
     tensors["blocks.0.ffn.w_in.weight"] = torch.zeros(3, 3)
     save_file(tensors, weights)
     about = json.loads(folder.exported.read_text())
-    folder.exported.write_text(json.dumps({**about, "sha256": {weights.name: sha256_of_file(weights)}}))
+    folder.exported.write_text(json.dumps({**about, "sha256": {weights.name: sha256_of_files(weights)}}))
     with pytest.raises(CheckpointError, match="are not those of its model"):
         load_run(folder, "ema", pytest.fail)
 

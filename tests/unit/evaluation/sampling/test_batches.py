@@ -88,7 +88,7 @@ def test_the_batch_is_a_condition_only_where_routing_depends_on_it():
 
 def test_conditions_are_written_whole():
     config = load_config(["routing=dense"])
-    row = conditions(2, start=0.1, stop=0.9).with_guidance(4.0).row(config, 640)
+    row = conditions(2, scale=4.0, start=0.1, stop=0.9).row(config, 640)
     assert row.settings == {
         "guidance": 4.0, "guidance_start": 0.1, "guidance_stop": 0.9, "steps": 3, "sampler": "euler", "shift": 1.0,
         "precision": "fp32",

@@ -18,9 +18,10 @@ from ecdit_cli.app import run as ecdit
 from experiments.errors import CheckpointError, EcditError, RecordError
 from experiments.evaluation.exchange.exported_weights import export_weights
 from experiments.evaluation.sampling.load import load_run
+from experiments.inputs import sha256_of_files
 from experiments.records.run_folder import RunDir
 from experiments.settings_id import settings_id
-from experiments.training.checkpoint_files import sha256_of_content, sha256_of_file
+from experiments.training.checkpoint_files import sha256_of_content
 from tests.training_runs import random_run_folder
 
 GIB = 2**30
@@ -71,7 +72,7 @@ def rewrite(folder: RunDir, change: Callable[[dict[str, torch.Tensor]], object])
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
-    describe(folder, lambda about: about.update(sha256={path.name: sha256_of_file(path)}))
+    describe(folder, lambda about: about.update(sha256={path.name: sha256_of_files(path)}))
 
 
 def rewrite_checkpoint(
@@ -85,7 +86,7 @@ def rewrite_checkpoint(
     save_file(found, path)
     content = json.loads((folder / "state.json").read_text())
     del content["sha256_of_this"]
-    content["sha256"][path.name] = sha256_of_file(path)
+    content["sha256"][path.name] = sha256_of_files(path)
     state(content)
     (folder / "state.json").write_text(json.dumps({**content, "sha256_of_this": sha256_of_content(content)}))
 
@@ -288,7 +289,7 @@ def test_a_file_that_holds_no_tensors_is_one_line(replace: Callable[[Path], obje
     (path,) = exported.path.glob("*.safetensors")
     replace(path)
     if path.is_file():
-        describe(exported, lambda about: about.update(sha256={path.name: sha256_of_file(path)}))
+        describe(exported, lambda about: about.update(sha256={path.name: sha256_of_files(path)}))
     assert f"{path} cannot be read" in error_of(exported).message
 
 
