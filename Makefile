@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # share is made once; slow files come first (`tests/conftest.py`), so that no worker waits for one at the end.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test kernel-test slurm-test browser-test fuzz lint check format clean
+.PHONY: setup demo test kernel-test slurm-test browser-test fuzz lint check format docs clean
 
 setup: $(INSTALLED)
 
@@ -43,7 +43,8 @@ kernel-test: setup
 slurm-test: setup
 	ECDIT_INSTALL_SLURM=1 OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/slurm
 
-# Opens a report in a headless Chromium; root on Debian or Ubuntu gets it installed first.
+# Opens a report, and the site where `make docs` built it, in a headless Chromium; root on Debian or Ubuntu gets it
+# installed first.
 browser-test: setup
 	ECDIT_INSTALL_CHROMIUM=1 OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/browser
 
@@ -65,7 +66,13 @@ format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# The documentation as a site that can be opened from disk, site/index.html. A broken link or anchor fails (--quiet would
+# also silence the warnings that --strict counts).
+docs: setup
+	@$(BIN)/python -c 'import material' 2>/dev/null || $(PIP) --no-build-isolation --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/_generator/mkdocs.yml
+
 # Runs and figures in out/ are results, and stay.
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

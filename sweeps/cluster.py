@@ -88,13 +88,13 @@ class Resources(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     time: Annotated[PositiveInt, BeforeValidator(minutes)] = Field(description="limit of one start, minutes")
-    partition: str | None = None
-    account: str | None = None
-    constraint: str | None = None
-    nodes: Nodes = 1
+    partition: str | None = Field(None, description="of the cluster; None: its default")
+    account: str | None = Field(None, description="that the time is charged to")
+    constraint: str | None = Field(None, description="features that nodes must have")
+    nodes: Nodes = Field(1, description="nodes of one run")
     tasks_per_node: OnANode | None = Field(None, description="None: one for each GPU, one without GPUs")
-    gpus_per_node: int = Field(0, ge=0, le=MAX_ON_A_NODE)
-    cpus_per_task: OnANode = 1
+    gpus_per_node: int = Field(0, ge=0, le=MAX_ON_A_NODE, description="GPUs on each node")
+    cpus_per_task: OnANode = Field(1, description="cores of each process")
     mem: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="of a node, as Slurm writes it: 64G; 0 is all")
     setup: Annotated[tuple[str, ...], BeforeValidator(_lines)] = Field((), description="shell lines before srun")
     max_parallel: int | None = Field(None, gt=0, le=100_000, description="runs of one array at a time")

@@ -36,7 +36,7 @@ from sweeps.workers import CommandLauncher, PreloadedLauncher
 
 @dataclass(frozen=True)
 class Screen:
-    """How a sweep is shown: `say` prints one line, and `live_view` yields what is called with each snapshot."""
+    """Shows a sweep to a person: `say` prints one line, and `live_view` yields what is called with each snapshot."""
 
     say: Callable[[str], None]
     live_view: Callable[[], AbstractContextManager[OnProgress]]

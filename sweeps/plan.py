@@ -61,7 +61,7 @@ class PlannedRun(BaseModel):
 
     @property
     def world(self) -> int:
-        """The number of processes that the config asks for."""
+        """Returns the number of processes that the config asks for."""
         return int(self.config["parallel"]["world"])
 
     @property

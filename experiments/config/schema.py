@@ -62,23 +62,23 @@ class Settings(BaseModel):
 class ModelConfig(Settings):
     """Holds the settings of the backbone. All but `name` come from the preset unless they are set."""
 
-    name: str
-    width: Width
-    num_layers: Layers
-    num_heads: Heads
-    num_kv_heads: Heads
-    patch_size: Side
-    sparse_layers: Literal["alternate", "all"]
-    text_width: Width
-    text_layers: Layers
+    name: str = Field(description="the preset that fills what is left open")
+    width: Width = Field(description="features of a token")
+    num_layers: Layers = Field(description="transformer blocks")
+    num_heads: Heads = Field(description="heads of queries")
+    num_kv_heads: Heads = Field(description="heads of keys and values, each shared by several heads of queries")
+    patch_size: Side = Field(description="side of the square that becomes one token")
+    sparse_layers: Literal["alternate", "all"] = Field(description="blocks with experts: every second one, or all")
+    text_width: Width = Field(description="features of a token of the text encoder that is trained with the model")
+    text_layers: Layers = Field(description="blocks of that text encoder")
     ffn_factor: WidthFactor = Field(4.0, description="hidden width of a dense feed-forward over width")
 
 
 class RoutingConfig(Settings):
     """Holds the settings of routing. A field that a router does not have is None (or 0)."""
 
-    name: Annotated[str, OneOf(ROUTERS, PLUGIN_HINT)]
-    num_experts: Experts = Field(description="0 when dense")
+    name: Annotated[str, OneOf(ROUTERS, PLUGIN_HINT)] = Field(description="how tokens find their experts")
+    num_experts: Experts = Field(description="experts of a routed layer; 0 when dense")
     capacity_factor: WidthFactor | None = Field(
         description="expert slots per token, C = S f_c / E; None: no limit and no drops"
     )
@@ -89,8 +89,10 @@ class RoutingConfig(Settings):
     group_images: BatchImages | Batch | None = Field(
         description="images per routing group; 'batch': all that one process takes at a time"
     )
-    gating: Literal["softmax", "sigmoid", "identity"] | None
-    expert: Literal["gelu", "swiglu"] | None
+    gating: Literal["softmax", "sigmoid", "identity"] | None = Field(
+        description="what makes weights of the router's logits"
+    )
+    expert: Literal["gelu", "swiglu"] | None = Field(description="activation inside an expert")
     expert_factor: WidthFactor | None = Field(description="hidden width of an expert over width")
     shared_factor: WidthFactorOrNone | None = Field(description="hidden width of the shared experts over width")
     balance_loss_weight: LossWeight = Field(description="of one routed layer; the losses of all layers are added")
@@ -99,8 +101,8 @@ class RoutingConfig(Settings):
 class FlowConfig(Settings):
     """Holds the settings of rectified flow with logit-normal t, whose mean and scale are ours: EC-DIT states none."""
 
-    time_mean: LogitMean = 0.0
-    time_std: LogitStd = 1.0
+    time_mean: LogitMean = Field(0.0, description="mean of the logit of t; below 0, t is nearer to the image")
+    time_std: LogitStd = Field(1.0, description="standard deviation of the logit of t")
 
 
 def _is_none(value: object) -> bool:
@@ -115,9 +117,9 @@ class DataConfig(Settings):
     rows of other data sets bring theirs (`data_sets.py`).
     """
 
-    name: DataSetName = "shapes"
+    name: DataSetName = Field("shapes", description="drawn scenes, or a prepared data set")
     image_size: Side = Field(32, description="side of the grid that the model sees")
-    channels: Side = 3
+    channels: Side = Field(3, description="channels of a pixel or of a latent")
     vocab_size: Tokens | None = Field(64, description="of the trained text encoder; None: features are precomputed")
     caption_length: Tokens = Field(16, description="tokens that a caption is padded to")
     seed: Seed = Field(0, description="of the data stream; runs of different `seed` share it")
@@ -130,49 +132,53 @@ class DataConfig(Settings):
 class OptimConfig(Settings):
     """Holds the settings of optimizer and schedule. RMSProp's momentum and every Adam constant are ours."""
 
-    name: Literal["adamw", "rmsprop"] = "adamw"
-    learning_rate: LearningRate
-    weight_decay: WeightDecay = 0.0
-    beta1: Smoothing = 0.9
-    beta2: Smoothing = Field(0.99, description="RMSProp: the smoothing constant")
+    name: Literal["adamw", "rmsprop"] = Field("adamw", description="the optimizer")
+    learning_rate: LearningRate = Field(description="the largest rate of the schedule")
+    weight_decay: WeightDecay = Field(
+        0.0, description="AdamW takes it off the weights, RMSProp adds it to the gradient"
+    )
+    beta1: Smoothing = Field(0.9, description="AdamW: smoothing of the gradient")
+    beta2: Smoothing = Field(0.99, description="smoothing of the squared gradient, also of RMSProp")
     momentum: Smoothing = Field(0.9, description="RMSProp only")
-    epsilon: Epsilon = 1e-8
-    warmup_images: ImagesOrNone = 3200
-    schedule: Literal["constant", "cosine"] = "cosine"
-    clip_norm: Norm = 1.0
+    epsilon: Epsilon = Field(1e-8, description="added to the root of the squared gradient")
+    warmup_images: ImagesOrNone = Field(3200, description="images over which the learning rate rises from 0")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="course of the learning rate after that")
+    clip_norm: Norm = Field(1.0, description="largest norm of all gradients together")
 
 
 class TrainConfig(Settings):
     """Holds the settings of training. Its progress is counted in images."""
 
-    images: Images = 38_400
+    images: Images = Field(38_400, description="length of training; rounded up to whole batches")
     batch_images: BatchImages = Field(32, description="over all processes and accumulation steps")
     accumulation: BatchImages = Field(1, description="forward passes per optimizer step")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where it is faster, but fp32 with ZeRO 0"
+    )
     implementation: Literal["fast", "reference"] = Field(
         "fast", description="reference: the routed layers in plain operations, the same numbers up to rounding"
     )
     mask_ratio: Smoothing = Field(0.0, description="share of the tokens dropped in training")
     caption_dropout: Share = Field(0.1, description="for classifier-free guidance")
-    ema_halflife_images: Halflife = 2000.0
+    ema_halflife_images: Halflife = Field(2000.0, description="of the moving average of the weights")
 
 
 class CheckpointConfig(Settings):
     """Holds the settings of checkpoints, of which the last `keep` complete ones are kept."""
 
-    every_images: Images = 12_800
-    keep: Steps = 2
+    every_images: Images = Field(12_800, description="images between two checkpoints")
+    keep: Steps = Field(2, description="checkpoints that stay")
 
 
 class EvalConfig(Settings):
     """Holds the settings of validation on a fixed set of (image, t, noise), of W&B's samples and of sampled metrics."""
 
-    every_images: Images = 6_400
-    images: HeldImages = 512
-    batch_images: BatchImages = 32
-    sample_images: HeldImagesOrNone = 8
-    sample_steps: Steps = 24
-    guidance: Guidance = 2.0
+    every_images: Images = Field(6_400, description="images between two evaluations")
+    images: HeldImages = Field(512, description="images of the validation set")
+    batch_images: BatchImages = Field(32, description="images that are evaluated at a time")
+    sample_images: HeldImagesOrNone = Field(8, description="images of the sample grid; 0: no grid")
+    sample_steps: Steps = Field(24, description="steps of the sampler")
+    guidance: Guidance = Field(2.0, description="scale of classifier-free guidance; 1 is none")
     metric_images: SampledImagesOrNone = Field(
         0, description="images sampled at every evaluation for shapes-geneval and frechet-shapes; 0: neither"
     )
@@ -197,16 +203,18 @@ class ParallelConfig(Settings):
 class LogConfig(Settings):
     """Holds how often rows are written."""
 
-    every_images: Images = 320
+    every_images: Images = Field(320, description="images between two rows of steps.jsonl")
 
 
 class WandbConfig(Settings):
     """Holds the settings of the W&B mirror. `auto` is online where a key is configured, else offline."""
 
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: online where a key is configured, else offline"
+    )
     project: Text | None = Field(None, description="None: what WANDB_PROJECT or W&B's settings file says, else ecdit")
-    entity: Text | None = None
-    group: Text | None = None
+    entity: Text | None = Field(None, description="user or team; None: what W&B takes")
+    group: Text | None = Field(None, description="name of a group of runs")
 
 
 class RunConfig(Settings):
@@ -223,7 +231,7 @@ class RunConfig(Settings):
     parallel: ParallelConfig = ParallelConfig()
     log: LogConfig = LogConfig()
     wandb: WandbConfig = WandbConfig()
-    seed: Seed = 0
+    seed: Seed = Field(0, description="of the first weights, and of the times, noise and dropout that training draws")
 
     @model_validator(mode="before")
     @classmethod

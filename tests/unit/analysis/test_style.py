@@ -83,7 +83,7 @@ def test_a_users_own_style_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot write .*file: file exists\. .* or choose another one"):
+    with pytest.raises(StorageError, match=r"cannot write .*file: file exists\. .* or choose another folder"):
         write_drawing(drawing(), tmp_path / "file", "figure")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis.figures.registry import FIGURES
+from experiments.config.metrics import METRICS
 from experiments.config.routers import ROUTERS
 from experiments.plugins import loading
 from experiments.plugins.sources import SOURCES
@@ -19,10 +20,11 @@ WritePlugin = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test loads is forgotten after it, as a new process would."""
+    """A test begins without plugins, and what it loads is forgotten."""
     monkeypatch.setenv(loading.VARIABLE, "")
-    states: list[dict | set] = [ROUTERS, FIGURES, SOURCES, loading._loaded]
+    states: list[dict | set] = [ROUTERS, METRICS, FIGURES, SOURCES, loading._loaded]
     before = [state.copy() for state in states]
+    loading._loaded.clear()
     yield
     for state, content in zip(states, before, strict=True):
         state.clear()

@@ -79,7 +79,7 @@ NOT_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "not UTF-8": (lambda path: path.write_bytes(b"# caf\xe9\nx = 1\n"), "cannot be imported: "),
     "NUL": (lambda path: path.write_bytes(b"x = 1\x00\n"), "null bytes"),
     "binary": (lambda path: path.write_bytes(bytes(range(256))), "cannot be imported: "),
-    "empty": (Path.touch, "defines no rows. Expected is ROUTERS = [RouterRow(...)] or FIGURES = [FigureEntry(...)]."),
+    "empty": (Path.touch, "defines no rows. Expected is ROUTERS = [RouterRow(...)] or METRICS = [MetricRow(...)] or "),
 }
 
 

@@ -57,7 +57,7 @@ class Job:
 
     def end(self, program, **variables):
         process = self.start(program, **variables)
-        _, error = process.communicate(timeout=30)
+        _, error = process.communicate(timeout=120)
         return process.returncode, error.strip().rpartition("\n")[2]
 
     def tell(self, program, number, when=lambda status: status is not None, **variables):
@@ -66,7 +66,7 @@ class Job:
         while not when(self.status()):
             time.sleep(0.02)
         process.send_signal(number)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
         return process.returncode
 
     def status(self):
