@@ -6,7 +6,7 @@ from functools import partial
 
 from analysis.report.document import ReportColumn
 from analysis.report.run_rows import four, whole
-from analysis.tables import INFERENCE, fixed, significant
+from analysis.run_table import INFERENCE, fixed, significant
 
 COLUMNS = (
     ReportColumn("setting", "Setting"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from analysis.conditions import MetricRows, foot
-from analysis.load import MissingDataError, Records
+from analysis.load_records import MissingDataError, Records
 from analysis.scores import arm_means, measured_panels
 from experiments.config.metrics import RecordedValue, find_value, values_in
 

@@ -16,9 +16,9 @@ import pandas as pd
 from analysis.arm_scores import arm_scores
 from analysis.arms import arm_list, dense_same_depth
 from analysis.curves import mean_over_seeds, reach, validation_curves
-from analysis.intervals import interval_of_mean, standard_deviation
-from analysis.load import Records
-from analysis.tables import INFERENCE, is_missing
+from analysis.load_records import Records
+from analysis.run_table import INFERENCE, is_missing
+from analysis.seed_intervals import interval_of_mean, standard_deviation
 
 MEANS = {
     "val_loss_mean": "val_loss",

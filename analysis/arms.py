@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from analysis.load import WITHOUT_EFFECT
+from analysis.load_records import WITHOUT_EFFECT
 from experiments.config.routers import compared_names, router_label
 
 ACTIVATED_TOLERANCE = 0.03

@@ -27,7 +27,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.arms import arm_list
-from analysis.intervals import CONFIDENCE, Interval, difference
+from analysis.seed_intervals import CONFIDENCE, Interval, difference
 
 MIN_SEEDS = 3
 SAME_T = "Dense, in the change from mixed batches to batches of one timestep"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.load import Records
+from analysis.load_records import Records
 from experiments.errors import RecordError
 
 SAME_IN_A_COMPARISON = ("data.", "flow.", "eval.images", "eval.batch_images")

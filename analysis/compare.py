@@ -20,10 +20,10 @@ from analysis.claims import MIN_SEEDS, PairedDifference, claims, conclusion, cor
 from analysis.comparable import MEASURED_ON
 from analysis.escaping import markdown_text
 from analysis.figures.registry import find_figure
-from analysis.load import Records
+from analysis.load_records import Records
 from analysis.report.document import cell
+from analysis.run_table import INFERENCE, fixed, is_missing, markdown, run_table
 from analysis.style import write_drawing
-from analysis.tables import INFERENCE, fixed, is_missing, markdown, run_table
 from experiments.records.outputs import output_files
 
 NAME = "comparison"

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis.comparable import first_difference
-from analysis.load import MissingDataError
+from analysis.load_records import MissingDataError
 from experiments.config.metrics import RecordedValue
 
 Along = Literal["images_seen", "guidance"]

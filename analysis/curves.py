@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.load import Records
+from analysis.load_records import Records
 
 AXES = ("images_seen", "flops", "seconds")
 HIDDEN_SHARE = 0.3

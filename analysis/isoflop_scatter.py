@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.intervals import CONFIDENCE
+from analysis.seed_intervals import CONFIDENCE
 
 Floats = NDArray[np.float64]
 NUM_PARABOLA_PARAMETERS = 3

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from analysis.arms import in_order
-from analysis.load import MissingDataError
+from analysis.load_records import MissingDataError
 from experiments.errors import RecordError
+from experiments.records.record_types import RoutingMapRow
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import RoutingMapRow
 
 Read = TypeVar("Read")
 

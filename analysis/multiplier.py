@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from analysis.claims import arm_pairs
 from analysis.comparable import MEASURED_ON, first_difference
 from analysis.curves import AXES, denoised, validation_curves
-from analysis.intervals import Interval, interval_of_mean
-from analysis.load import MissingDataError, Records
+from analysis.load_records import MissingDataError, Records
+from analysis.seed_intervals import Interval, interval_of_mean
 
 NUM_LOSSES = 200
 """The number of losses at which the distance between two curves is evaluated, for the mean over the losses."""

@@ -23,12 +23,12 @@ from scipy import stats
 
 from analysis.claims import holds, values_by_seed
 from analysis.curves import reach, validation_curves
-from analysis.intervals import Interval, difference, interval_of_mean
-from analysis.load import MissingDataError, Records
+from analysis.load_records import MissingDataError, Records
 from analysis.multiplier import geometric_mean
 from analysis.paper_values import SHARE_OF_STEPS, SHARE_OF_TIME, SOURCES, paper_score
+from analysis.run_table import INFERENCE
 from analysis.scores import SCORE, measured_panels
-from analysis.tables import INFERENCE
+from analysis.seed_intervals import Interval, difference, interval_of_mean
 
 PaperVerdict = Literal["supported", "not supported", "not testable at this scale"]
 NOT_TESTABLE: PaperVerdict = "not testable at this scale"

@@ -22,9 +22,9 @@ from analysis.conditions import (
     same_conditions,
     sampled_like,
 )
-from analysis.load import MissingDataError, Records
-from analysis.parameters import COUNTS
-from analysis.tables import INFERENCE
+from analysis.load_records import MissingDataError, Records
+from analysis.parameter_counts import COUNTS
+from analysis.run_table import INFERENCE
 from experiments.config.metrics import DEFAULT_METRICS, METRICS, RecordedValue
 
 SCORE = METRICS["shapes-geneval"].values[0]

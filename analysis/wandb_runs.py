@@ -23,9 +23,9 @@ from urllib.parse import urlparse
 
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, EcditError, RecordError
+from experiments.records.record_types import SCHEMA_VERSION, RunRecord, State, Status, StepRow
 from experiments.records.run_folder import RunDir, other_version
 from experiments.records.run_lock import without_missing
-from experiments.records.schema import SCHEMA_VERSION, RunRecord, State, Status, StepRow
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
 from experiments.records.wandb_mirror import EVAL_LINES, ROUTING_LINES, ask_wandb, one_line
 from experiments.settings_id import settings_id

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ecdit_cli._sampling import Show
     from experiments.config.schema import RunConfig
     from experiments.evaluation.metrics.judge_check import Checked
-    from experiments.evaluation.sampling.load import LoadedRun
+    from experiments.evaluation.sampling.load_run import LoadedRun
     from experiments.evaluation.sampling.settings import Conditions
     from experiments.records.run_folder import RunDir, Skipped
 
@@ -93,7 +93,7 @@ def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: Eval
     measured: list[MeasuredRun] = []
     with sampling_progress("importing torch") as show:
         from experiments.evaluation.metrics.sampled_metric import UserFiles
-        from experiments.evaluation.sampling.load import load_run, require_shapes
+        from experiments.evaluation.sampling.load_run import load_run, require_shapes
         from experiments.evaluation.score import RunScorer, load_resources
         from experiments.training.host_memory import keep_freed_memory
 
@@ -149,7 +149,7 @@ def measure_time(folders: Sequence[RunDir], how: EvaluateOptions) -> list[Measur
 
     with sampling_progress("importing torch") as show:
         from experiments.evaluation.inference.inference_time import SECONDS, measure_inference, overhead_over_dense
-        from experiments.evaluation.sampling.load import load_run, require_shapes
+        from experiments.evaluation.sampling.load_run import load_run, require_shapes
         from experiments.records.writer import append_evaluations
         from experiments.training.host_memory import keep_freed_memory
 
@@ -258,7 +258,7 @@ def import_results(
     if len(folders) != 1:
         raise EcditError(f"{len(folders)} runs for the results of one.", "Name the run whose images were judged.")
     from experiments.evaluation.exchange.imports import dsg_rows, geneval_rows
-    from experiments.evaluation.sampling.load import load_run
+    from experiments.evaluation.sampling.load_run import load_run
     from experiments.records.writer import append_evaluations
 
     run = load_run(folders[0], how.weights, say, how.precision)

@@ -12,7 +12,7 @@ from experiments.units import flops
 
 if TYPE_CHECKING:
     from experiments.evaluation.inference.inference_time import Overhead
-    from experiments.records.schema import EvalRow
+    from experiments.records.record_types import EvalRow
 
 
 @dataclass(frozen=True)

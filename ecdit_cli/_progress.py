@@ -16,7 +16,7 @@ from experiments.units import duration
 
 if TYPE_CHECKING:
     from experiments.config.schema import RunConfig
-    from experiments.records.schema import StepRow
+    from experiments.records.record_types import StepRow
     from experiments.training.reporter import Reporter
 
 SECONDS_BETWEEN_LINES = 30.0

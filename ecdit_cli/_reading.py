@@ -36,7 +36,7 @@ def bench_reading(gib: float, rounds: int, clock_name: str, progress: Progress) 
     """
     clock = process_time if clock_name == "cpu" else perf_counter
     with progress("reading latents", rounds * len(CAPTION_TOKENS)) as advance:
-        from experiments.benchmarks.reading import measure_copying
+        from experiments.benchmarks.latent_reading import measure_copying
 
         copied = {threads: measure_copying(threads, gib / 2, rounds, clock) for threads in thread_counts(clock_name)}
         return [row for tokens in CAPTION_TOKENS for row in _rows(tokens, gib, rounds, clock, copied, advance)]
@@ -48,7 +48,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     import tempfile
 
-    from experiments.benchmarks.reading import bytes_per_image, measure_reading, reading_config, write_random_set
+    from experiments.benchmarks.latent_reading import bytes_per_image, measure_reading, reading_config, write_random_set
     from experiments.config.budget import budget
     from sweeps.devices import DEVICES
 

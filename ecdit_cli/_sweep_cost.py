@@ -10,9 +10,9 @@ from experiments.units import count, duration, flops
 
 if TYPE_CHECKING:
     from sweeps.cost import Place
+    from sweeps.device_slots import Slot
     from sweeps.execution import SweepOptions
     from sweeps.plan import Plan, PlannedRun
-    from sweeps.slots import Slot
 
 COST_COLUMNS = (
     Column("name", "run"),
@@ -33,7 +33,7 @@ FITS = Column("fits", "fits", lambda fits: "yes" if fits else "no")
 def cost_rows(plan: Plan, num_slots: int, place: Place | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Returns one row per run, and the total; with `place` each row also says whether the run fits there."""
     from sweeps.cost import total
-    from sweeps.fit import is_fitting
+    from sweeps.layout_search import is_fitting
 
     whole = total(plan, num_slots)
     sums = {
@@ -77,7 +77,7 @@ def show_cost(plan: Plan, how: SweepOptions, scripts: Sequence[str], as_json: bo
     """
     from sweeps.cost import estimated
     from sweeps.execution import place_of
-    from sweeps.fit import misfit_of
+    from sweeps.layout_search import misfit_of
 
     slots = how.slots_for(plan, len(plan.wanted), must_fit=False) if how.device is None and not scripts else ()
     place = place_of(slots, how.device, how.utilisation) if slots or how.device is not None else None

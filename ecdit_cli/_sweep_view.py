@@ -18,7 +18,7 @@ from experiments.units import duration
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
-    from experiments.records.schema import State
+    from experiments.records.record_types import State
     from sweeps.execution import Screen
     from sweeps.folder import SweepFolder
     from sweeps.progress import RunProgress, SweepSnapshot

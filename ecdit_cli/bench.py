@@ -170,7 +170,7 @@ def _bench_sweep(overrides: list[str], steps: int, rounds: int) -> Rows:
     import tempfile
     from pathlib import Path
 
-    from sweeps.bench import measure_sweep
+    from sweeps.executor_bench import measure_sweep
 
     with tempfile.TemporaryDirectory() as folder, _progress("sweeping", 4) as advance:
         return measure_sweep(Path(folder), overrides, on_part=advance)

@@ -13,7 +13,7 @@ from ecdit_cli._options import FromProjects, Json
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.export import FinalTables
+    from analysis.export_tables import FinalTables
     from analysis.report.document import ReportColumn
     from experiments.records.run_folder import Skipped
 
@@ -35,7 +35,7 @@ def export(
 
     CSV and Parquet have a row for every run, finished or not: state, settings, last losses, last evaluations.
     """
-    from analysis.export import export_runs, write_table
+    from analysis.export_tables import export_runs, write_table
     from experiments.errors import EcditError
 
     if folder is None and not projects:
@@ -62,7 +62,7 @@ def export(
 
 def _final(roots: list[Path], projects: list[str]) -> FinalTables | None:
     """Returns the tables of finished runs, or None, with a message, where none is finished or they do not compare."""
-    from analysis.export import final_tables
+    from analysis.export_tables import final_tables
     from ecdit_cli.plot import read_runs
     from experiments.errors import RecordError
 
@@ -74,7 +74,7 @@ def _final(roots: list[Path], projects: list[str]) -> FinalTables | None:
 
 
 def _print(final: FinalTables) -> None:
-    from analysis.export import ARM_COLUMNS
+    from analysis.export_tables import ARM_COLUMNS
 
     print_rows(_runs(final), _columns(final.runs, final.run_columns), as_json=False, title="Runs")
     print()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from experiments.config.schema import RunConfig
-    from experiments.records.schema import Precision
+    from experiments.records.record_types import Precision
     from sweeps.cost import Place
     from sweeps.parallel_layouts import LayoutPlan
 
@@ -92,7 +92,7 @@ def _place(device: str | None, devices_per_node: int, utilisation: float | None,
 def _search(config: RunConfig, place: Place, days: float | None) -> list[LayoutPlan]:
     """Returns the layouts that fit. Raises `SpecError` where none does, or none in time."""
     from experiments.errors import SpecError
-    from sweeps.fit import way_out
+    from sweeps.layout_search import way_out
     from sweeps.parallel_layouts import DAY, search
 
     with _progress() as show:
@@ -137,7 +137,7 @@ def _show(
 ) -> None:
     """Prints the layout that was asked for; after a search the cheapest one, and the next ones."""
     from ecdit_cli._plan_tables import plan_json, plan_row, print_layouts, print_plan
-    from sweeps.fit import settings
+    from sweeps.layout_search import settings
 
     if as_json:
         rows: dict[str, Any] = {"layouts": [plan_row(one, price) for one in found]} if search else {}
@@ -204,7 +204,7 @@ def _say_where_it_comes_from(shown: LayoutPlan) -> None:
 def _say_that_it_does_not_fit(asked: LayoutPlan, found: list[LayoutPlan], search: bool) -> None:
     """Raises `SpecError` where this layout was asked for; after a search it only reports why it is not listed."""
     from experiments.errors import SpecError
-    from sweeps.fit import way_out
+    from sweeps.layout_search import way_out
 
     place, world = asked.place, asked.config.parallel.world
     needs = f"it needs {asked.needed_gib:.1f} GiB, and {place.name} has {place.memory_gib:.1f}."

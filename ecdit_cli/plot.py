@@ -13,7 +13,7 @@ from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Pa
 
 if TYPE_CHECKING:
     from analysis.figures.registry import FigureEntry
-    from analysis.load import Records
+    from analysis.load_records import Records
     from analysis.style import Drawing
 
 ALL = "all"
@@ -43,8 +43,8 @@ def plot(
     as_json: Json = False,
 ) -> None:
     """Draw figures of finished runs as PNG, SVG and CSV. Default: all runs below out/, into out/figures."""
-    from analysis.parameters import find_count
-    from analysis.tables import run_table
+    from analysis.parameter_counts import find_count
+    from analysis.run_table import run_table
 
     if list_figures:
         rows = _list_rows()
@@ -74,7 +74,7 @@ def roots_of(runs: list[Path], projects: list[str]) -> list[Path]:
 
 def read_runs(roots: list[Path], projects: list[str]) -> Records:
     """Reads the records of the finished runs, and reports every run and row that is left out with the reason."""
-    from analysis.load import load_records
+    from analysis.load_records import load_records
 
     records = load_records(roots, projects)
     if records.left_out:
@@ -101,7 +101,7 @@ def _draw(
 
     A figure that the runs do not allow is reported, and raises its error when it is the only one.
     """
-    from analysis.load import MissingDataError
+    from analysis.load_records import MissingDataError
     from analysis.style import write_drawing
 
     drawn: list[dict[str, Any]] = []

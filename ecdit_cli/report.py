@@ -26,7 +26,7 @@ def report(
     """
     from rich.text import Text
 
-    from analysis.parameters import find_count
+    from analysis.parameter_counts import find_count
     from analysis.report.write import write_report
 
     count, roots = find_count(parameters), roots_of(runs, projects)

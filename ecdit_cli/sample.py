@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ecdit_cli._sampling import Show
     from experiments.evaluation.exchange.exports import Prompt
     from experiments.evaluation.metrics.judge import Verdict
-    from experiments.evaluation.sampling.load import LoadedRun
+    from experiments.evaluation.sampling.load_run import LoadedRun
     from experiments.evaluation.sampling.settings import Conditions
     from experiments.records.compute_map import ComputeMap
 
@@ -82,7 +82,7 @@ def sample(
     with sampling_progress("importing torch") as show:
         from experiments.config.data_sets import captions_of, data_set_of
         from experiments.evaluation.exchange.exports import Prompt
-        from experiments.evaluation.sampling.load import load_run
+        from experiments.evaluation.sampling.load_run import load_run
         from experiments.evaluation.sampling.settings import Conditions
         from experiments.training.host_memory import keep_freed_memory
 

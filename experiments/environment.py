@@ -16,7 +16,7 @@ RANK_VARIABLES = frozenset({
     # PyTorch, and what Kubeflow, torchrun and DeepSpeed's launcher set for it
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE",
     "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR", "MASTER_PORT",
-    # Slurm sets these for a task. Those of the job stay: they tell whose locks are dead (`records/processes.py`).
+    # Slurm sets these for a task. Those of the job stay: they tell whose locks are dead.
     "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_GTIDS", "SLURM_TASK_PID", "SLURM_STEPID", "SLURM_NTASKS",
     "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_LAUNCH_NODE_IPADDR",
 })  # fmt: skip

@@ -26,8 +26,8 @@ from experiments.config.schema import RunConfig
 from experiments.environment import child_environment
 from experiments.errors import SpecError
 from experiments.records.run_folder import RunDir
+from sweeps.device_slots import visible_cores
 from sweeps.plan import Plan
-from sweeps.slots import visible_cores
 
 STEPS = ((3, 8), (1, 2))
 """Pairs of steps to warm up and steps to time. The short pair is for models of which many steps would take too long."""

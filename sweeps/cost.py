@@ -3,7 +3,7 @@
 Memory is that of one process, computed from the config (`experiments/config/memory.py`). Time is the training FLOPs
 divided by the FLOP/s of a place, which were either measured on this machine (`calibration.py`) or assumed for an
 accelerator of the table (`devices.py`). An estimate covers training only: evaluation, starting and saving come on top.
-`fit.py` decides whether a plan fits, and which layout would.
+`layout_search.py` decides whether a plan fits, and which layout would.
 """
 
 from __future__ import annotations

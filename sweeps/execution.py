@@ -21,15 +21,15 @@ from experiments.records.run_folder import RunDir
 from experiments.units import flops
 from sweeps.calibration import FLOPS_PER_SECOND_OF_ACCELERATOR, calibrate_plan
 from sweeps.cost import Place, estimated, table_device, this_machine
-from sweeps.fit import fits, refuse_what_does_not_fit
+from sweeps.device_slots import Slot, choose_slots, visible_accelerators
 from sweeps.folder import SweepFolder
+from sweeps.layout_search import fits, refuse_what_does_not_fit
 from sweeps.local import LocalExecutor
 from sweeps.plan import Plan
 from sweeps.planner import make_plan
 from sweeps.progress import read_progress
 from sweeps.run_queue import Retries
 from sweeps.runner import OnProgress, SweepResult, freeze_plan, run_sweep
-from sweeps.slots import Slot, choose_slots, visible_accelerators
 from sweeps.spec import load_spec
 from sweeps.workers import CommandLauncher, PreloadedLauncher
 

@@ -18,9 +18,9 @@ import yaml
 from experiments.config.stored import stored_config
 from experiments.errors import RecordError, SpecError
 from experiments.records.lock_file import LockFile, take_if_dead
-from experiments.records.reading import read_object, validated
 from experiments.records.run_folder import RunDir
 from experiments.records.storage import replace_atomically, storage_errors
+from experiments.records.strict_reading import read_object, validated
 from experiments.settings_id import settings_id
 from sweeps.plan import MAX_PLAN_BYTES, PLAN_VERSION, Plan, PlannedRun
 

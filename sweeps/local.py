@@ -16,15 +16,15 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from experiments.records.lock_file import Silence, holder
+from experiments.records.record_types import Status
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import Status
 from experiments.records.storage import storage_errors
 from experiments.records.writer import write_status
+from sweeps.device_slots import Slot
 from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
 from sweeps.run_queue import killed_by, last_word
 from sweeps.runner import Killed
-from sweeps.slots import Slot
 from sweeps.workers import FoundWorker, Launcher, Worker
 
 TIMEOUT_SECONDS = 600.0

@@ -19,7 +19,7 @@ from experiments.config.schema import RunConfig
 from experiments.config.traffic import Transfer, transfers
 from sweeps.cost import Place
 from sweeps.devices import Device
-from sweeps.fit import is_accepted, laid_out, may_fit, zero_stages
+from sweeps.layout_search import is_accepted, laid_out, may_fit, zero_stages
 
 HOUR = 3600.0
 DAY = 24 * HOUR

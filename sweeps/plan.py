@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from experiments.records.schema import Amount, Count
+from experiments.records.record_types import Amount, Count
 
 PLAN_VERSION = 1
 MAX_PLAN_BYTES = 2 * 2**30

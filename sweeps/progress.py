@@ -18,9 +18,9 @@ import psutil
 from experiments.errors import RecordError, SpecError
 from experiments.records.lock_file import STALE_SECONDS, holder
 from experiments.records.provenance import host_name
-from experiments.records.reading import last_rows
+from experiments.records.record_types import EvalRow, State, Status
 from experiments.records.run_folder import RunDir, Skipped, find_runs
-from experiments.records.schema import EvalRow, State, Status
+from experiments.records.strict_reading import last_rows
 from sweeps.folder import SweepFolder
 
 

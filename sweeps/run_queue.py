@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from experiments.errors import StorageError
-from experiments.records.schema import State, Status
+from experiments.records.record_types import State, Status
 from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun

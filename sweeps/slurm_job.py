@@ -24,8 +24,8 @@ from experiments.environment import child_environment, num_restarts
 from experiments.errors import RecordError, RunFailedError
 from experiments.records.lock_file import holder
 from experiments.records.provenance import host_name
+from experiments.records.record_types import State, Status
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import State, Status
 from experiments.records.storage import storage_errors
 from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder

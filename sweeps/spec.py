@@ -3,8 +3,8 @@
 The same YAML runs under `ecdit sweep` and under `wandb agent`, so a value reaches a run here exactly as the agent would
 pass it: as `name=value` in Python spelling. Keys follow W&B's sweep configuration reference
 (docs.wandb.ai/models/sweeps/sweep-config-keys), which allows no further keys: what only ecdit has is therefore given as
-parameters that begin with `ecdit.` (`experiments/config/designs.py` says what they mean to a run). `parameters.py`
-defines a single parameter; `planner.py` turns settings into configs.
+parameters that begin with `ecdit.` (`experiments/config/designs.py` says what they mean to a run).
+`sweep_parameters.py` defines a single parameter; `planner.py` turns settings into configs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from experiments.config.overrides import ARM, resolved_name, split_words
 from experiments.config.values import shown
 from experiments.config.yaml_file import KeyPath, Spelling, read_yaml, refuse_repeated
 from experiments.errors import ConfigError, SpecError, did_you_mean
-from sweeps.parameters import Closed, Parameter
+from sweeps.sweep_parameters import Closed, Parameter
 
 SHIPPED = Path(__file__).parent
 """The folder of the specs that come with the package."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.environment import child_environment
-from experiments.records.processes import Owner
-from sweeps.slots import Slot
+from experiments.records.process_identity import Owner
+from sweeps.device_slots import Slot
 
 TRAIN = (sys.executable, "-m", "ecdit_cli", "train")
 ENTRY = "ecdit_cli.app:run"

@@ -19,8 +19,17 @@ import torch
 from experiments.config.budget import budget
 from experiments.config.identity import config_id
 from experiments.config.schema import RunConfig
+from experiments.records.record_types import (
+    BALANCE_LOSS,
+    BalanceLoss,
+    EvalRow,
+    Record,
+    RunRecord,
+    State,
+    Status,
+    StepRow,
+)
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import BALANCE_LOSS, BalanceLoss, EvalRow, Record, RunRecord, State, Status, StepRow
 from tests.real_images import need_data_extra, save_encoders, small_request, write_sidecars
 from tests.seconds import measured
 from tests.wandb_server import Server, serving
@@ -90,7 +99,7 @@ def wandb_server(no_account: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def kernels_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Where Triton's kernels run in this test: the accelerator, else the processor with Triton's interpreter."""
     from experiments import accelerated
-    from experiments.evaluation.sampling.load import current_device
+    from experiments.evaluation.sampling.load_run import current_device
 
     pytest.importorskip("triton", reason="Triton is not installed: see `make kernel-test`")
     device = current_device()

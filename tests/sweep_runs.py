@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from sweeps.device_slots import Slot
 from sweeps.folder import SweepFolder
 from sweeps.local import LocalExecutor
 from sweeps.planner import make_plan
@@ -29,7 +30,6 @@ from sweeps.progress import SweepSnapshot
 from sweeps.run_queue import Retries
 from sweeps.runner import freeze_plan, run_sweep
 from sweeps.sharing import SharedRuns
-from sweeps.slots import Slot
 from sweeps.spec import parse_spec
 from sweeps.workers import PreloadedLauncher
 

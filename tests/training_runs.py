@@ -18,8 +18,8 @@ import torch
 from experiments.config.budget import budget
 from experiments.config.overrides import load_config
 from experiments.models.dit import DiT
+from experiments.records.record_types import EvalRow, Status, StepRow
 from experiments.records.run_folder import RunDir, read_jsonl
-from experiments.records.schema import EvalRow, Status, StepRow
 from experiments.records.writer import write_json_atomic, write_status
 from experiments.training.checkpoint_files import write_checkpoint
 from experiments.training.description import describe_run

@@ -33,7 +33,7 @@ from analysis.figures.grid import (
     title_panel,
 )
 from analysis.figures.panels import write_foot
-from analysis.load import MissingDataError, Records
+from analysis.load_records import MissingDataError, Records
 from analysis.paper_values import CAPACITIES, SOURCES
 from analysis.style import DASHES, FILLS, GREY, Drawing, few_ticks, paper_style, router_color, shown
 

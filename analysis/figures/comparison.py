@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.arm_table import arm_table
-from analysis.load import Records
+from analysis.load_records import Records
+from analysis.run_table import INFERENCE, is_missing
 from analysis.style import (
     GREY,
     TEXT_WIDTH_INCHES,
@@ -27,7 +28,6 @@ from analysis.style import (
     scaled,
     shown,
 )
-from analysis.tables import INFERENCE, is_missing
 
 TRAINING_MARKER, INFERENCE_MARKER = ">", "D"
 

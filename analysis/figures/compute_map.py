@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from analysis.load import Records
+from analysis.load_records import Records
 from analysis.maps import MappedRun, as_square, one_per_router, spread
 from analysis.style import DOTS_PER_INCH, GREY, TEXT_WIDTH_INCHES, Drawing, paper_style, place_text, wrapped
 from experiments.records.compute_map import ComputeMap

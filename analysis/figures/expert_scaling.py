@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.arms import arm_list
+from analysis.figures.arm_limits import within_limits
 from analysis.figures.grid import (
     Key,
     draw_family,
@@ -29,12 +30,11 @@ from analysis.figures.grid import (
     place_keys,
     title_panel,
 )
-from analysis.figures.limits import within_limits
 from analysis.figures.panels import write_foot
-from analysis.load import MissingDataError, Records
+from analysis.load_records import MissingDataError, Records
 from analysis.paper_values import SOURCES, paper_scores
+from analysis.run_table import significant
 from analysis.style import GREY, SIZE_MARKERS, Drawing, few_ticks, line_style, paper_style
-from analysis.tables import significant
 from experiments.config.routers import router_label
 
 EXPERTS = "routing.num_experts"

@@ -14,7 +14,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from analysis.conditions import MetricRows
 from analysis.figures.panels import Look, draw_arm_curve, draw_panels, logarithmic_metrics
-from analysis.load import Records
+from analysis.load_records import Records
 from analysis.scores import measured_panels, panel_points
 from analysis.style import Drawing, few_ticks, log_axis
 from experiments.config.metrics import values_in

@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from analysis.figures.grid import paper_panel
 from analysis.figures.over_parameters import draw_over_parameters
 from analysis.figures.panels import Printed
-from analysis.load import Records
+from analysis.load_records import Records
 from analysis.paper_values import QUALITY, SOURCES
-from analysis.parameters import ACTIVATED, Count
+from analysis.parameter_counts import ACTIVATED, Count
 from analysis.style import Drawing, few_ticks, marker_style
 from experiments.config.metrics import values_in
 from experiments.config.routers import router_label

@@ -19,7 +19,8 @@ from matplotlib.patches import Patch
 
 from analysis.arms import arm_list, dense_same_depth
 from analysis.figures.grid import MOST_COLUMNS, title_panel
-from analysis.load import MissingDataError, Records
+from analysis.load_records import MissingDataError, Records
+from analysis.run_table import INFERENCE
 from analysis.scores import study_of
 from analysis.style import (
     GREY,
@@ -36,7 +37,6 @@ from analysis.style import (
     point_rows,
     router_color,
 )
-from analysis.tables import INFERENCE
 
 MEASURED_BY = "Measure it with: ecdit evaluate --metrics inference-time RUNS"
 COSTS = {"params_active": "Activated parameters", "flops_per_image": "FLOPs per image", INFERENCE: "Measured time"}

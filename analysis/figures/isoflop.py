@@ -5,7 +5,7 @@ Above is a panel per arm with the final validation loss against parameters and o
 Bars go from the lowest to the highest seed. Below are N* (parameters) and D* (images) of the minima against the budget,
 with their power laws. Full marks and lines belong to the parabolas, hollow marks to Akima's interpolation. Bars are 95%
 intervals of the parabolas' minima over configurations, and the foot gives those of the exponents over budgets. The
-method is described in `analysis/isoflop.py`.
+method is described in `analysis/isoflop_minima.py`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from matplotlib.lines import Line2D
 
 from analysis.figures.grid import MOST_COLUMNS, Key, label_losses, named_ticks, place_keys, title_panel
 from analysis.figures.panels import write_foot
-from analysis.isoflop import IsoFlop, flops_text, isoflop
-from analysis.load import Records
-from analysis.parameters import ACTIVATED, Count
+from analysis.isoflop_minima import IsoFlop, flops_text, isoflop
+from analysis.load_records import Records
+from analysis.parameter_counts import ACTIVATED, Count
 from analysis.style import (
     GREY,
     TEXT_WIDTH_INCHES,

@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 
 from analysis.arms import arm_list, dense_same_depth
 from analysis.curves import AXES, loss_limits, mean_over_seeds, reach, smooth, training_curves, validation_curves
-from analysis.load import Records
+from analysis.load_records import Records
 from analysis.paper_values import SHARE_OF_STEPS, SOURCES
 from analysis.style import (
     GREY,

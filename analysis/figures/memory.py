@@ -20,7 +20,7 @@ from analysis.arms import arm_list
 from analysis.comparable import last_shared_measurement
 from analysis.figures.grid import Key, place_keys, seed_key
 from analysis.figures.panels import write_foot
-from analysis.load import MissingDataError, Records
+from analysis.load_records import MissingDataError, Records
 from analysis.paper_values import MEMORY, SOURCES
 from analysis.style import GREY, TEXT_WIDTH_INCHES, Drawing, arm_rows, few_ticks, paper_style, router_color, shown
 from experiments.config.memory import CONTEXT_BYTES, GIB, memory

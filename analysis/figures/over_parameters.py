@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from analysis.arms import arm_list
 from analysis.conditions import MetricRows
 from analysis.figures.panels import Look, Printed, draw_arm_points, draw_panels, sideways
-from analysis.load import Records
-from analysis.parameters import Count
+from analysis.load_records import Records
+from analysis.parameter_counts import Count
 from analysis.scores import measured_panels, panel_points
 from analysis.style import Drawing, few_ticks, is_wide, log_axis, scaled
 from experiments.config.metrics import RecordedValue

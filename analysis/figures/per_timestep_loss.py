@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 
 from analysis.arms import arm_list, dense_same_depth
 from analysis.figures.grid import Key, place_keys
-from analysis.load import MissingDataError, Records
+from analysis.load_records import MissingDataError, Records
 from analysis.style import (
     GREY,
     TEXT_WIDTH_INCHES,

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from analysis.conditions import MetricRows
 from analysis.figures.panels import Look, draw_arm_curve, draw_panels, logarithmic_metrics
-from analysis.load import Records
+from analysis.load_records import Records
 from analysis.scores import measured_panels, panel_points
 from analysis.style import Drawing, few_ticks, log_axis, scaled
 from experiments.config.metrics import METRICS, in_recorded_order, values_in

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from analysis.conditions import MetricRows
 from analysis.figures.panels import Look, draw_arm_points, draw_panels
-from analysis.load import MissingDataError, Records
+from analysis.load_records import MissingDataError, Records
 from analysis.scores import EVALUATE, arm_means, measured_panels, panel_points, seconds_like
 from analysis.style import Drawing, few_ticks, is_wide, log_axis, router_color
 from experiments.config.metrics import values_in

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.figures.alignment import draw_alignment
+from analysis.figures.arm_limits import ALL_LIMITS, Limit, within_limits, write_notes
 from analysis.figures.capacity import draw_capacity
 from analysis.figures.comparison import draw_comparison
 from analysis.figures.compute_map import draw_compute_map_of_runs
@@ -22,7 +23,6 @@ from analysis.figures.guidance import draw_guidance
 from analysis.figures.image_quality import draw_image_quality
 from analysis.figures.inference_time import draw_inference_time
 from analysis.figures.isoflop import draw_isoflop
-from analysis.figures.limits import ALL_LIMITS, Limit, within_limits, write_notes
 from analysis.figures.loss_convergence import draw_loss_convergence
 from analysis.figures.memory import draw_memory
 from analysis.figures.per_timestep_loss import draw_per_timestep_loss
@@ -31,8 +31,8 @@ from analysis.figures.quality_time import draw_quality_time
 from analysis.figures.routing import draw_routing
 from analysis.figures.scaling_law import draw_scaling_law
 from analysis.figures.specialization import draw_specialization
-from analysis.load import Records
-from analysis.parameters import ACTIVATED, Count
+from analysis.load_records import Records
+from analysis.parameter_counts import ACTIVATED, Count
 from analysis.style import Drawing
 from experiments.errors import EcditError, PluginError, did_you_mean
 from experiments.plugins.sources import is_plugin, named_plugin, plugin_errors

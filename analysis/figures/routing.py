@@ -17,8 +17,8 @@ from matplotlib.patches import Patch
 
 from analysis.arms import arm_list
 from analysis.curves import loss_limits, mean_over_seeds, validation_curves
-from analysis.intervals import Interval, interval_of_mean
-from analysis.load import MissingDataError, Records
+from analysis.load_records import MissingDataError, Records
+from analysis.seed_intervals import Interval, interval_of_mean
 from analysis.style import (
     GREY,
     SIZE_MARKERS,

@@ -29,7 +29,7 @@ from analysis.laws.forms import POWER_LAW, POWER_LAW_WITHOUT_FLOOR
 from analysis.laws.identify import identified_fit
 from analysis.laws.observations import observe
 from analysis.laws.predict import LargestOut, leave_largest_out
-from analysis.load import MissingDataError, Records
+from analysis.load_records import MissingDataError, Records
 from analysis.style import (
     GREY,
     SIZE_MARKERS,

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.intervals import CONFIDENCE
 from analysis.laws.fit import Fit, FitError, descend
 from analysis.laws.forms import Values
 from analysis.laws.log_model import LogModel
+from analysis.seed_intervals import CONFIDENCE
 
 NUM_RESAMPLES = 1000
 MAX_FAILED_SHARE = 0.5

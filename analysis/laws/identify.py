@@ -28,8 +28,8 @@ from analysis.laws.fit import Fit, require_settled, search
 from analysis.laws.forms import SATURATION, Form, Term, Values, saturated
 from analysis.laws.log_model import LogModel
 from analysis.laws.observations import EXPERTS, Observations
-from analysis.load import MissingDataError
-from analysis.tables import significant
+from analysis.load_records import MissingDataError
+from analysis.run_table import significant
 
 MIN_SPAN = {"N": 2.0, "D": 2.0, "C": 4.0, EXPERTS: 2.0}
 """The smallest ratio of the largest to the smallest value of each variable for which a law is fitted."""

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.laws.forms import Values
-from analysis.load import LeftOutRecord, MissingDataError
+from analysis.load_records import LeftOutRecord, MissingDataError
 
 EXPERTS = "experts"
 

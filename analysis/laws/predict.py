@@ -31,8 +31,8 @@ from analysis.laws.fit import Fit
 from analysis.laws.forms import Form, Values
 from analysis.laws.identify import identified_fit
 from analysis.laws.observations import Observations
-from analysis.load import MissingDataError
-from analysis.tables import significant
+from analysis.load_records import MissingDataError
+from analysis.run_table import significant
 
 COMPUTE = "C"
 TIER_FACTOR = 1.1

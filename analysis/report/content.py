@@ -13,9 +13,9 @@ import pandas as pd
 from analysis.arm_columns import arm_columns
 from analysis.compare import Comparison, compare
 from analysis.laws.bootstrap import NUM_RESAMPLES
-from analysis.load import Records
+from analysis.load_records import Records
 from analysis.paper_claims import paper_claims
-from analysis.parameters import ACTIVATED, Count
+from analysis.parameter_counts import ACTIVATED, Count
 from analysis.report.answers import FOLDED_FROM, answer_blocks
 from analysis.report.document import Block, Bullets, Paragraph, Report, ReportColumn, Section, Table, table
 from analysis.report.laws import Law, laws
@@ -23,7 +23,7 @@ from analysis.report.pictures import Pictures
 from analysis.report.reproduction import reproduction_blocks
 from analysis.report.run_rows import columns_with_scores, run_rows, whole
 from analysis.report.verdicts import found_multipliers, verdict_blocks
-from analysis.tables import INFERENCE, significant
+from analysis.run_table import INFERENCE, significant
 
 QUESTION = (
     "How much compute does routing tokens to experts save in a diffusion transformer, how does the loss scale with "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from analysis.tables import is_missing
+from analysis.run_table import is_missing
 
 MISSING = "–"
 

@@ -27,7 +27,7 @@ from analysis.laws.forms import (
 from analysis.laws.identify import identified_fit
 from analysis.laws.observations import Observations, observe
 from analysis.laws.predict import leave_largest_out
-from analysis.load import MissingDataError
+from analysis.load_records import MissingDataError
 
 OF_ARM = (POWER_LAW, POWER_LAW_WITHOUT_FLOOR, CHINCHILLA)
 OF_ROUTER = (JOINT, JOINT_SATURATED)

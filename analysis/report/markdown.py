@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from analysis.escaping import markdown_block, markdown_code, markdown_text
 from analysis.report.document import Block, Bullets, Commands, FigureBlock, Paragraph, Report, Table
-from analysis.tables import markdown
+from analysis.run_table import markdown
 
 FIGURES = "figures"
 

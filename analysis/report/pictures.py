@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.figures.registry import FIGURES
-from analysis.load import MissingDataError, Records
-from analysis.parameters import ACTIVATED, COUNTS, Count
+from analysis.load_records import MissingDataError, Records
+from analysis.parameter_counts import ACTIVATED, COUNTS, Count
 from analysis.report.document import FigureBlock
 from analysis.style import Drawing, write_drawing
 from experiments.errors import RecordError

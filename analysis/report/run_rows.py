@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.load import Records
+from analysis.load_records import Records
 from analysis.report.document import ReportColumn
-from analysis.tables import FINAL_METRICS, INFERENCE, fixed, significant
+from analysis.run_table import FINAL_METRICS, INFERENCE, fixed, significant
 from experiments.records.run_folder import RunDir
 
 SCORE = "evals."

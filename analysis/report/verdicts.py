@@ -11,13 +11,13 @@ from functools import partial
 import pandas as pd
 
 from analysis.claims import PairedDifference, correction
-from analysis.load import MissingDataError, Records
+from analysis.load_records import MissingDataError, Records
 from analysis.multiplier import Multiplier, multiplier_rows, multipliers
 from analysis.paper_claims import PaperClaim, paper_claim_rows
 from analysis.report.answers import AXIS_WORDS
 from analysis.report.document import Block, Paragraph, ReportColumn, table
 from analysis.report.run_rows import whole
-from analysis.tables import fixed
+from analysis.run_table import fixed
 
 signed = "{:+.4f}".format
 four = partial(fixed, decimals=4)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from analysis.escaping import for_csv
 from analysis.laws.bootstrap import NUM_RESAMPLES
-from analysis.load import Records
-from analysis.parameters import ACTIVATED, Count
+from analysis.load_records import Records
+from analysis.parameter_counts import ACTIVATED, Count
 from analysis.report.content import content
 from analysis.report.html import html_page
 from analysis.report.markdown import FIGURES, markdown_page
 from analysis.report.pictures import draw_all
 from analysis.report.run_rows import columns_with_scores, run_rows
-from analysis.tables import run_table
+from analysis.run_table import run_table
 from experiments.records.outputs import output_files, require_ours
 
 

@@ -17,10 +17,10 @@ import pandas as pd
 from analysis.claims import PairedDifference, claims, conclusion, correction, values_by_seed
 from analysis.compare import INTERVALS, differences_markdown
 from analysis.figures.scaling_law import draw_scaling_law
-from analysis.intervals import difference
 from analysis.laws.bootstrap import NUM_RESAMPLES
-from analysis.load import Records
+from analysis.load_records import Records
 from analysis.report.laws import Law, laws
+from analysis.seed_intervals import difference
 from analysis.style import write_drawing
 
 FOLDER = Path(__file__).parent

@@ -23,9 +23,9 @@ from experiments.benchmarks.peers import LoopedDiT
 from experiments.benchmarks.sides import Clock, Seconds, SpeedRow, median_ratio
 from experiments.benchmarks.whole_models import OURS, setting_of, step_side, time_steps, train_flops
 from experiments.config.schema import RunConfig
-from experiments.evaluation.sampling.load import current_device
+from experiments.evaluation.sampling.load_run import current_device
 from experiments.models.dit import DiT
-from experiments.records.schema import Precision
+from experiments.records.record_types import Precision
 from experiments.training.engine import build_engine, process_group, resolve_precision
 from experiments.training.host_memory import prefer_large_pages
 

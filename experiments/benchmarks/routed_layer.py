@@ -41,7 +41,7 @@ from experiments.benchmarks.sides import (
     take_turns,
 )
 from experiments.config.schema import RunConfig
-from experiments.evaluation.sampling.load import current_device
+from experiments.evaluation.sampling.load_run import current_device
 from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forward
 from experiments.routing.contract import FeedForwardOutput
 from experiments.training.engine import process_group, resolve_precision

@@ -31,11 +31,11 @@ from experiments.config.budget import budget
 from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream
 from experiments.evaluation.sampling.generate import SamplerSettings, sample, validation_captions
-from experiments.evaluation.sampling.load import current_device
+from experiments.evaluation.sampling.load_run import current_device
 from experiments.evaluation.sampling.replay import allow_replay
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT
-from experiments.records.schema import Precision
+from experiments.records.record_types import Precision
 from experiments.training.engine import Engine, build_engine, process_group, resolve_precision
 from experiments.training.host_memory import prefer_large_pages
 from experiments.training.objective import forward_loss, to_device

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from experiments.config.captions import Captions, FeatureCaptions, TokenCaptions
+from experiments.config.caption_kinds import Captions, FeatureCaptions, TokenCaptions
 from experiments.config.prepared_set import with_prepared_set
 from experiments.config.values import OneOf
 

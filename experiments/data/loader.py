@@ -25,7 +25,7 @@ from torch import Tensor
 
 from experiments.config.schema import RunConfig
 from experiments.data.counter import Floats, Stream, normals, uniforms
-from experiments.data.sources.contract import ImageSource, open_source
+from experiments.data.sources.image_source import ImageSource, open_source
 
 PREFETCHED_BATCHES = 3
 """The number of batches made ahead of the one in use, so that a slow one does not stall training."""

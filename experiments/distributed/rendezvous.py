@@ -31,8 +31,8 @@ from experiments.distributed.launchers import leave_it_to_the_speaker
 from experiments.distributed.watchdog import Watchdog
 from experiments.errors import ConfigError, RunFailedError
 from experiments.records.provenance import host_name
+from experiments.records.record_types import RunRecord
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import RunRecord
 from experiments.records.storage import storage_errors
 from experiments.settings_id import dotted
 

@@ -25,10 +25,10 @@ from experiments.evaluation.metrics.sampled_metric import (
     implementation_of,
 )
 from experiments.evaluation.sampling.batches import Watcher, num_calls, sampled_batches
-from experiments.evaluation.sampling.load import LoadedRun
+from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.evaluation.sampling.settings import Conditions
 from experiments.models.dit import DiTOutput
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 from experiments.records.writer import append_evaluations, stored_rows
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.config.budget import TIME_FREQUENCIES
-from experiments.config.captions import PAD_TOKEN, FeatureCaptions
+from experiments.config.caption_kinds import PAD_TOKEN, FeatureCaptions
 from experiments.config.data_sets import captions_of
 from experiments.config.schema import RunConfig
 

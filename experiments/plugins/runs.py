@@ -11,8 +11,8 @@ from pathlib import Path
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 from experiments.plugins.sources import SOURCES
+from experiments.records.record_types import PluginRecord, RunRecord
 from experiments.records.same_plugins import require_same_plugins
-from experiments.records.schema import PluginRecord, RunRecord
 
 
 def plugin_records(config: RunConfig) -> list[PluginRecord] | None:

@@ -5,8 +5,8 @@ A hard link makes each file appear complete and atomically. A process takes over
 one process can. A released lock is renamed to `.free`. Numbers never decrease, so that a process with an outdated
 listing cannot take a lock that was taken since. A holder shows that it is alive by renewing its file's time stamp.
 
-On the holder's machine its process shows whether it is alive (`processes.py`). On another machine a lock counts as
-dead when its file has not been renewed for a long time. That age is measured on the file system's own clock
+On the holder's machine its process shows whether it is alive (`process_identity.py`). On another machine a lock counts
+as dead when its file has not been renewed for a long time. That age is measured on the file system's own clock
 (`silence_on_disk`) or on the monotonic clock (`Silence`), since the clocks of machines differ and can be set.
 """
 
@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from experiments.errors import StorageError
 from experiments.inputs import read_input
-from experiments.records.processes import Owner
+from experiments.records.process_identity import Owner
 from experiments.records.provenance import host_name
 from experiments.records.storage import storage_errors
 

@@ -2,7 +2,7 @@
 
 Records are input: a file may be cut, edited, written by another version or be no file at all. Whatever is read
 here is validated, and a `RecordError` names the file and its fault. Reading never fails on a file of rows that
-is being written: a line that was cut, or that is no row, is left out and named. `reading.py` reads the bytes.
+is being written: a line that was cut, or that is no row, is left out and named. `strict_reading.py` reads the bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import RecordError
-from experiments.records.reading import WAY_OUT, RecordRows, last_rows, parse_row, read_jsonl, read_object, validated
-from experiments.records.schema import SCHEMA_VERSION, RunRecord, Status, StepRow
+from experiments.records.record_types import SCHEMA_VERSION, RunRecord, Status, StepRow
+from experiments.records.strict_reading import (
+    WAY_OUT,
+    RecordRows,
+    last_rows,
+    parse_row,
+    read_jsonl,
+    read_object,
+    validated,
+)
 from experiments.settings_id import is_settings_id, settings_id
 from experiments.text import printable, shortened
 

@@ -25,9 +25,9 @@ from typing import Any
 
 from experiments.errors import RecordError
 from experiments.records.lock_file import STALE_SECONDS, Holder, LockFile, create_once, take_if_dead
+from experiments.records.record_types import RunRecord
 from experiments.records.run_folder import RunDir, parse_row
 from experiments.records.same_plugins import require_same_plugins
-from experiments.records.schema import RunRecord
 from experiments.records.storage import deleted_error, replace_atomically, set_aside, storage_errors
 from experiments.settings_id import dotted, settings_id
 

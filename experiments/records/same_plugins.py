@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.errors import RecordError
-from experiments.records.schema import PluginRecord, RunRecord
+from experiments.records.record_types import PluginRecord, RunRecord
 
 
 def require_same_plugins(begun: RunRecord, now: Sequence[PluginRecord] | None, file: Path) -> None:

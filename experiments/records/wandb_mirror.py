@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.errors import ConfigError
+from experiments.records.record_types import EvalRow, RoutingRow, RunRecord, State, StepRow
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import EvalRow, RoutingRow, RunRecord, State, StepRow
 
 Row = StepRow | RoutingRow | EvalRow
 Mode = Literal["online", "offline", "disabled"]

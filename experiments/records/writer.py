@@ -2,7 +2,7 @@
 
 A row has been handed to the system when `step`, `routing` or `evaluation` returns, so that a kill loses none of them.
 The training loop writes rows before the checkpoint that covers them (see `run_lock.py`). The W&B mirror gets the same
-rows after they are in the files. `schema.py` defines names and units, and `run_folder.py` names the files.
+rows after they are in the files. `record_types.py` defines names and units, and `run_folder.py` names the files.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from experiments.records.provenance import host_name
-from experiments.records.run_folder import RunDir, read_jsonl
-from experiments.records.run_lock import FolderLock, lock_folder
-from experiments.records.schema import (
+from experiments.records.record_types import (
     BALANCE_LOSS,
     EvalRow,
     Record,
@@ -30,6 +28,8 @@ from experiments.records.schema import (
     Status,
     StepRow,
 )
+from experiments.records.run_folder import RunDir, read_jsonl
+from experiments.records.run_lock import FolderLock, lock_folder
 from experiments.records.storage import append_line, storage_errors, write_json_atomic
 from experiments.records.wandb_mirror import Mirror, Row
 

@@ -22,7 +22,7 @@ from experiments.config.budget import capacity_factor, expert_capacity
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from experiments.plugins.sources import named_plugin
-from experiments.routing.answers import check_choices, check_decision
+from experiments.routing.answer_checks import check_choices, check_decision
 from experiments.routing.contract import Assignment, Choices, GroupDecision, flatten_groups, sort_choices
 
 

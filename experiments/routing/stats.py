@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from experiments.records.schema import RoutingRow
+from experiments.records.record_types import RoutingRow
 from experiments.routing.contract import FeedForwardOutput
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from experiments.records.schema import BALANCE_LOSS
+from experiments.records.record_types import BALANCE_LOSS
 from experiments.text import printable, shortened
 
 LOSS = {"balance_loss": BALANCE_LOSS}

@@ -17,7 +17,7 @@ from experiments.config.identity import config_id, run_name
 from experiments.config.schema import RunConfig
 from experiments.plugins.runs import plugin_records
 from experiments.records.provenance import git_commit, host_name, utc_now, versions
-from experiments.records.schema import Precision, RunRecord
+from experiments.records.record_types import Precision, RunRecord
 from experiments.training.engine import launched_world
 
 

@@ -13,8 +13,8 @@ from experiments.distributed.rendezvous import Meeting
 from experiments.distributed.watchdog import lost_process
 from experiments.errors import EcditError, StorageError
 from experiments.out_of_memory import out_of_memory
+from experiments.records.record_types import State
 from experiments.records.run_lock import keep_record
-from experiments.records.schema import State
 from experiments.records.writer import RecordWriter
 from experiments.training.engine import is_lost_process
 

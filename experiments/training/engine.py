@@ -32,7 +32,7 @@ from experiments.distributed.rendezvous import Meeting
 from experiments.errors import ConfigError
 from experiments.layers.expert_parallel import ExpertShare
 from experiments.models.dit import DiT
-from experiments.records.schema import Precision
+from experiments.records.record_types import Precision
 from experiments.records.storage import storage_errors
 from experiments.training.clipping import clip_before_steps, measure_gradients_at_once
 from experiments.training.ema import MovingAverage

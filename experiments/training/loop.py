@@ -19,14 +19,14 @@ from torch import Tensor
 from experiments.config.budget import budget
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream
-from experiments.data.sources.contract import open_source
+from experiments.data.sources.image_source import open_source
 from experiments.distributed.agreement import any_process, first_trouble, of_the_first
 from experiments.distributed.deepspeed_library import dist
 from experiments.distributed.rendezvous import meet
 from experiments.models.parts import assert_matches_budget
+from experiments.records.record_types import State
 from experiments.records.run_folder import RunDir
 from experiments.records.run_lock import settle_record
-from experiments.records.schema import State
 from experiments.records.storage import storage_errors
 from experiments.records.wandb_mirror import start_mirror
 from experiments.records.writer import RecordWriter

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from experiments.records.schema import StepRow
+from experiments.records.record_types import StepRow
 
 
 @dataclass

@@ -3,7 +3,7 @@
 The measurement is taken at the first start of a run, in its precision, on its device and with its threads: the fastest
 of several products of two square matrices, 2 n^3 FLOPs each, where n doubles until a product takes a few milliseconds.
 Utilisation relative to it is the share of what this process could do with large matmuls alone; it is not the peak of a
-data sheet. `analysis.tables` computes the utilisation.
+data sheet. `analysis.run_table` computes the utilisation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from experiments.records.schema import Precision
+from experiments.records.record_types import Precision
 
 SMALLEST_SIDE = 256
 LARGEST_SIDE = 8192

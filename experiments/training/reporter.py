@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from experiments.records.schema import StepRow
+from experiments.records.record_types import StepRow
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from experiments.config.memory import GIB, memory
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
-from experiments.records.schema import Precision
+from experiments.records.record_types import Precision
 
 TOO_LARGE = 1.25
 

@@ -37,7 +37,7 @@ from experiments.data.loader import Batch
 from experiments.distributed.deepspeed_library import CPU_Accelerator, deepspeed, dist, get_accelerator, set_accelerator
 from experiments.errors import ConfigError
 from experiments.models.dit import DiT
-from experiments.records.schema import Precision
+from experiments.records.record_types import Precision
 from experiments.training.engine import Engine, build_engine
 from experiments.training.objective import forward_loss
 

@@ -20,7 +20,7 @@ from experiments.data.loader import Batch, same_time_batches, validation_set
 from experiments.distributed.agreement import everyone
 from experiments.errors import RunFailedError
 from experiments.models.dit import DiT
-from experiments.records.schema import EvalRow, RoutingRow, Weights
+from experiments.records.record_types import EvalRow, RoutingRow, Weights
 from experiments.routing.stats import RoutingStats
 from experiments.training.diagnosis import nonfinite_error, nonfinite_layer
 from experiments.training.engine import Engine

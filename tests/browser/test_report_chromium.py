@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from analysis.load import load_records
+from analysis.load_records import load_records
 from analysis.report.write import write_report
-from analysis.tables import run_table
+from analysis.run_table import run_table
 from tests.browser.chromium import Chromium, Page
 from tests.conftest import write_run_folder
 

@@ -11,8 +11,8 @@ import pytest
 import wandb
 
 from ecdit_cli.app import run
+from experiments.records.record_types import EvalRow, StepRow
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import EvalRow, StepRow
 from experiments.records.wandb_mirror import start_mirror
 from experiments.records.writer import RecordWriter, stored_rows
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from analysis.figures.registry import FIGURES, find_figure
-from analysis.parameters import COUNTS
+from analysis.parameter_counts import COUNTS
 from ecdit_cli.app import run
 
 Captured = pytest.CaptureFixture[str]

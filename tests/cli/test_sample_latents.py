@@ -15,7 +15,7 @@ from PIL import Image
 from ecdit_cli.app import run
 from experiments.data.sources.latents import Latents
 from experiments.evaluation.sampling.latent_samples import sample_validation
-from experiments.evaluation.sampling.load import load_run
+from experiments.evaluation.sampling.load_run import load_run
 from experiments.evaluation.sampling.settings import training_conditions
 from experiments.records.run_folder import RunDir
 from tests.real_images import save_vae

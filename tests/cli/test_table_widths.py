@@ -16,7 +16,7 @@ from ecdit_cli._sweep_view import COLUMNS, live_table
 from ecdit_cli._table import print_table
 from ecdit_cli.compare_routing import COLUMNS as COMPARISON_COLUMNS
 from ecdit_cli.presets import COLUMNS as PRESET_COLUMNS
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 from sweeps.progress import RunProgress, SweepSnapshot
 
 REASON = "[/__w/gloo/pair.cc:534] Connection closed by peer [10.0.0.7]:4711 " * 3

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.captions import TokenCaptions
+from experiments.config.caption_kinds import TokenCaptions
 from experiments.config.data_sets import DATA_SETS
 from experiments.config.schema import DataConfig
 
@@ -18,7 +18,7 @@ MODULES = {
     str(path.relative_to(ROOT)): path.read_text() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
 }
 TELLS_APART = r"data\.name\s*(?:==|!=|in\b|not in\b)|data\.(?:get\()?[\"']name[\"']\)?\s*[=!]=|_width is (?:not )?None"
-OF_DATA_SETS = ("experiments/config/data_sets.py", "experiments/config/captions.py", "experiments/data/sources/")
+OF_DATA_SETS = ("experiments/config/data_sets.py", "experiments/config/caption_kinds.py", "experiments/data/sources/")
 
 
 def found(pattern: str, allowed: tuple[str, ...]) -> list[str]:

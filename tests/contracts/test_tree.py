@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def test_there_are_modules_to_hold_to_the_rules() -> None:
 def test_a_module_is_named_for_what_it_is_and_says_so(path: Path) -> None:
     assert not FORBIDDEN_DRAWERS & {part.strip("_") for part in (*path.relative_to(ROOT).parent.parts, path.stem)}
     assert ast.get_docstring(parsed(path))
+
+
+def test_no_two_modules_have_one_name() -> None:
+    """Whoever looks for a name finds one file. Commands and figures are named for what a user types."""
+    typed = {ROOT / "ecdit_cli", ROOT / "analysis" / "figures"}
+    names = [path.stem for path in MODULES if path.parent not in typed and not path.stem.startswith("__")]
+    assert sorted(name for name, count in Counter(names).items() if count > 1) == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

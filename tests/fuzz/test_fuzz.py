@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from experiments.config.schema import RunConfig
-from experiments.records.schema import RoutingRow
+from experiments.records.record_types import RoutingRow
 from tests.fuzz.commands import assert_well_behaved, run, tree
 from tests.fuzz.hostile import damage, overrides, sweep_file
 

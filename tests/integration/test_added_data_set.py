@@ -14,7 +14,7 @@ import torch
 
 from ecdit_cli.app import run
 from experiments.config.budget import budget
-from experiments.config.captions import TokenCaptions
+from experiments.config.caption_kinds import TokenCaptions
 from experiments.config.data_sets import DATA_SETS, NO_FILES, DataSet
 from experiments.config.overrides import known_settings, load_config
 from experiments.data.loader import TrainStream, validation_set

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.records.record_types import Status
 from experiments.records.run_folder import RunDir, read_jsonl
-from experiments.records.schema import Status
 from sweeps.cluster import Cluster, parse_cluster
 from sweeps.folder import SweepFolder
 from sweeps.plan import Plan, PlannedRun

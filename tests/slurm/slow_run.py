@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from experiments.records.provenance import host_name
+from experiments.records.record_types import State, Status
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import State, Status
 from experiments.records.writer import write_status
 
 NUM_IMAGES = 40

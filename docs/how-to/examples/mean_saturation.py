@@ -13,7 +13,7 @@ from statistics import fmean
 from experiments.config.metrics import MetricRow, RecordedValue
 from experiments.evaluation.metrics.intervals import normal_interval
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 
 NAME = "mean-saturation"
 

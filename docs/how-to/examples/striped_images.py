@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.config.captions import TokenCaptions
+from experiments.config.caption_kinds import TokenCaptions
 from experiments.config.data_sets import NO_FILES, DataSet
 from experiments.data.counter import Stream, uniforms
-from experiments.data.sources.contract import SourceSplit, TokenSource
+from experiments.data.sources.image_source import SourceSplit, TokenSource
 
 Image = tuple[NDArray[np.float32], str]
 """Pixels [C, H, W] and the caption."""

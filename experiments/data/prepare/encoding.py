@@ -26,8 +26,8 @@ from torch import Tensor
 
 from experiments.data.prepare.encoders import Autoencoder, EncodedCaptions, TextEncoders
 from experiments.data.prepare.pairing import image_formats
-from experiments.data.prepare.rows import UnusableRowError
 from experiments.data.prepare.source import SourceRows
+from experiments.data.prepare.source_rows import UnusableRowError
 from experiments.text import first_line, printable, shortened
 
 DECODING_THREADS = 4

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data.prepare.pairing import Endings, choose_ending, is_hidden, pair, with_ending
-from experiments.data.prepare.rows import (
+from experiments.data.prepare.source_rows import (
     MAX_CAPTION_BYTES,
     MAX_IMAGE_BYTES,
     ReadableRows,

@@ -30,7 +30,7 @@ from experiments.config.prepared_set import (
 from experiments.data.prepare.encoder_configs import VaeConfig, read_vae_config
 from experiments.data.prepare.encoders import EncoderFolders, find_encoders
 from experiments.data.prepare.encoding import Loaded, load_row
-from experiments.data.prepare.processes import encode_shards, end_with, open_request
+from experiments.data.prepare.encoding_processes import encode_shards, end_with, open_request
 from experiments.data.prepare.shards import Request, SetFolder, ShardTask, deal_rows
 from experiments.data.prepare.source import SourceRows
 from experiments.data.sources.latents import MappedShard

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from experiments.data.prepare.folders import ImageFile
-from experiments.data.prepare.rows import decode_text, look_up, parse_json
+from experiments.data.prepare.source_rows import decode_text, look_up, parse_json
 from experiments.errors import ConfigError, did_you_mean
 from experiments.inputs import MAX_ROWS_BYTES, read_input
 from experiments.text import first_line

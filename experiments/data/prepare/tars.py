@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments.data.prepare.pairing import Endings, pair
-from experiments.data.prepare.rows import (
+from experiments.data.prepare.source_rows import (
     MAX_CAPTION_BYTES,
     MAX_IMAGE_BYTES,
     Row,

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from itertools import product
 
-from experiments.config.captions import PAD_TOKEN, START_TOKEN
+from experiments.config.caption_kinds import PAD_TOKEN, START_TOKEN
 from experiments.data.scenes.objects import COLORS, SHAPES
 from experiments.data.scenes.scene import (
     COUNTS,

@@ -1,1 +1,1 @@
-"""Provides the data sets of `experiments.config.data_sets`, one in each file, behind the protocol in `contract.py`."""
+"""Provides the data sets of `config/data_sets.py`, one in each file, behind the protocol of `image_source.py`."""

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from experiments.data.scenes.captions import VOCABULARY, describe, tokenize
 from experiments.data.scenes.scene import draw_scenes, render_scenes
-from experiments.data.sources.contract import SourceSplit, TokenSource
+from experiments.data.sources.image_source import SourceSplit, TokenSource
 
 
 class Shapes(TokenSource):
-    """Draws scenes with captions of the grammar in `captions.py`."""
+    """Draws scenes with captions of the grammar in `scenes/captions.py`."""
 
     words = VOCABULARY[2:]
 

@@ -27,8 +27,8 @@ from torch import Tensor
 from experiments.errors import CheckpointError, RecordError, StorageError
 from experiments.evaluation.sampling.finite import require_finite_weights
 from experiments.inputs import read_input, sha256_of_files, unique_keys
+from experiments.records.record_types import Precision, Record, RunRecord, Weights
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import Precision, Record, RunRecord, Weights
 from experiments.records.storage import storage_errors
 from experiments.records.writer import write_json_atomic
 from experiments.text import printable, shortened

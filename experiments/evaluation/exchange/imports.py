@@ -19,7 +19,7 @@ from typing import Any
 from experiments.errors import ConfigError
 from experiments.evaluation.exchange.table_files import Row, rows_of, value_of
 from experiments.evaluation.metrics.intervals import mean_interval, normal_interval, wilson
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 
 DSG_CATEGORIES = {
     "tifa": "tifa", "stanford": "paragraph", "localized": "paragraph", "countbench": "count", "vrd": "relation",

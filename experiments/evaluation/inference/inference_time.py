@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from experiments.evaluation.sampling.generate import SamplerSettings, image_noise, sample, validation_captions
-from experiments.evaluation.sampling.load import LoadedRun, current_device
+from experiments.evaluation.sampling.load_run import LoadedRun, current_device
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiTOutput
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 from experiments.training.description import device_name
 
 SECONDS = "inference_seconds_per_image"

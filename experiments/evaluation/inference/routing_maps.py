@@ -25,12 +25,12 @@ from experiments.data.scenes.scene import Scene, draw_scenes, render_scenes
 from experiments.evaluation.inference.token_routing import TokenTally, branch_pairs_B2, entropy_BT, processed_BTE
 from experiments.evaluation.sampling.batches import as_pixels
 from experiments.evaluation.sampling.generate import caption_ids, image_noise
-from experiments.evaluation.sampling.load import LoadedRun
+from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.evaluation.sampling.settings import Conditions, depends_on_batch
 from experiments.flow.rectified_flow import interpolate
 from experiments.models.dit import DiTOutput
 from experiments.records.compute_map import ComputeMap
-from experiments.records.schema import EvalRow, RoutingMapRow
+from experiments.records.record_types import EvalRow, RoutingMapRow
 
 TIMES = tuple(round(0.05 + 0.1 * step, 2) for step in range(10))
 RATIO = "object_compute_ratio"

@@ -14,7 +14,7 @@ from experiments.data.scenes.scene import KINDS, Kind
 from experiments.evaluation.metrics.intervals import mean_interval, wilson
 from experiments.evaluation.metrics.judge import judge
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 
 SCORE = "shapes-geneval"
 HELD_OUT_SCORE = "shapes-geneval-held-out"

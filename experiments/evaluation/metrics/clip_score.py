@@ -22,7 +22,7 @@ from experiments.evaluation.metrics.intervals import normal_interval
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric, UserFiles
 from experiments.evaluation.metrics.user_networks import INSTALL, bytes_of, first_line, library, short_hash
 from experiments.inputs import parse_json, read_input
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 
 CLIP_HINT = (
     "Name with --clip-model FOLDER a CLIP model as transformers saves it (config.json, model.safetensors, the files of "

@@ -20,7 +20,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation.metrics.frechet import REFERENCE_FIRST, render_batch
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric, UserFiles
 from experiments.evaluation.metrics.user_networks import INSTALL, bytes_of, library, short_hash
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 
 INCEPTION_HINT = (
     "Download weights-inception-2015-12-05-6726825d.pth, an asset of torch-fidelity's release v0.2.0, and name it with "

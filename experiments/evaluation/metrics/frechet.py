@@ -25,7 +25,7 @@ from experiments.data.scenes.scene import draw_scenes, render_scenes
 from experiments.evaluation.metrics.features import NUM_FEATURES, features_of, weights_digest
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
 from experiments.evaluation.sampling.finite import require_finite_images
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 
 DISTANCE = "frechet-shapes"
 REFERENCE_IMAGES = 8192

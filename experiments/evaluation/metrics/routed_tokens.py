@@ -20,7 +20,7 @@ from experiments.evaluation.inference.routing_maps import (
 )
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
 from experiments.evaluation.sampling.settings import Conditions
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 from experiments.records.writer import append_routing_maps
 
 

@@ -25,9 +25,9 @@ from experiments.data.scenes.captions import describe
 from experiments.data.scenes.scene import Scene, draw_scenes
 from experiments.errors import ConfigError
 from experiments.evaluation.sampling.batches import Watcher
-from experiments.evaluation.sampling.load import LoadedRun
+from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.evaluation.sampling.settings import Conditions
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 
 HELD_OUT_FIRST = 1 << 20
 """The number of the first image of the held-out split. It is far above the others, so that the noise differs."""

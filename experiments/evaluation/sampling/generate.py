@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.config.captions import PAD_TOKEN, START_TOKEN
+from experiments.config.caption_kinds import PAD_TOKEN, START_TOKEN
 from experiments.config.schema import RunConfig
 from experiments.data.loader import validation_set
-from experiments.data.sources.contract import open_words
+from experiments.data.sources.image_source import open_words
 from experiments.evaluation.sampling.replay import velocity_of
 from experiments.flow.samplers import SAMPLERS, Caption, Guidance, guided, time_grid
 from experiments.models.dit import DiT, DiTOutput

@@ -17,10 +17,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from experiments.data.sources.contract import FeatureSource, open_source
+from experiments.data.sources.image_source import FeatureSource, open_source
 from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.evaluation.sampling.generate import image_noise, integrate
-from experiments.evaluation.sampling.load import LoadedRun, current_device
+from experiments.evaluation.sampling.load_run import LoadedRun, current_device
 from experiments.evaluation.sampling.settings import Conditions
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from experiments.config.schema import RunConfig
 from experiments.evaluation.sampling.generate import SamplerSettings
 from experiments.flow.samplers import Guidance
-from experiments.records.schema import EvalRow, Weights
+from experiments.records.record_types import EvalRow, Weights
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.load import Records, load_records
+from analysis.load_records import Records, load_records
 from experiments.config.budget import budget
 from experiments.config.schema import RunConfig
 from experiments.records.compute_map import ComputeMap
+from experiments.records.record_types import EvalRow, RoutingMapRow
 from experiments.records.run_folder import RunDir, find_runs
-from experiments.records.schema import EvalRow, RoutingMapRow
 from experiments.records.writer import append_evaluations, append_routing_maps
 
 IMAGES = 9600

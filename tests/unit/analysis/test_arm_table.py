@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from analysis.arm_table import arm_table, json_rows
-from analysis.load import Records, load_records
-from analysis.tables import run_table
+from analysis.load_records import Records, load_records
+from analysis.run_table import run_table
 from experiments.config.budget import budget
 from experiments.config.schema import RunConfig
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.arms import arm_list, dense_same_depth, in_order, with_arms
-from analysis.load import load_records
+from analysis.load_records import load_records
 from experiments.config.routers import ROUTERS, RouterRow, router_label
 
 WriteArms = Callable[..., Path]

@@ -19,9 +19,9 @@ from analysis.claims import (
     unsupported_differences,
 )
 from analysis.compare import Comparison, compare, comparison_markdown, write_comparison
-from analysis.intervals import Interval, difference
-from analysis.load import Records, load_records
-from analysis.tables import run_table
+from analysis.load_records import Records, load_records
+from analysis.run_table import run_table
+from analysis.seed_intervals import Interval, difference
 
 WriteRun = Callable[..., object]
 Losses = Mapping[tuple[str, float | None], list[float]]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from analysis.load import load_records
-from analysis.tables import run_table
+from analysis.load_records import load_records
+from analysis.run_table import run_table
 from experiments.errors import RecordError
 from experiments.records.run_folder import RunDir
 

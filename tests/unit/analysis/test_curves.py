@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from analysis.curves import denoised, mean_over_seeds, reach, smooth, validation_curves
-from analysis.load import Records, load_records
-from analysis.tables import run_table
+from analysis.load_records import Records, load_records
+from analysis.run_table import run_table
 
 
 def test_a_curve_reaches_a_loss_between_two_points_along_a_straight_line() -> None:

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis.escaping import for_csv, html_text, markdown_block, markdown_code, markdown_text
+from analysis.run_table import markdown
 from analysis.style import Drawing, arm_rows, paper_style, shown, write_drawing
-from analysis.tables import markdown
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+cmd", "-x", "@SUM(A1)", "\t=1", "\r=1"])

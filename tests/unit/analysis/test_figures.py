@@ -16,10 +16,10 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from analysis.figures.registry import FIGURES, FigureEntry, find_figure
-from analysis.load import MissingDataError, Records, load_records
+from analysis.load_records import MissingDataError, Records, load_records
 from analysis.paper_values import SOURCES
+from analysis.run_table import run_table
 from analysis.style import Drawing, paper_style
-from analysis.tables import run_table
 from experiments.errors import EcditError
 
 WriteArms = Callable[..., Path]

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.export import export_runs
-from analysis.load import load_records
+from analysis.export_tables import export_runs
+from analysis.load_records import load_records
 from experiments.records.run_folder import RunDir
 from experiments.settings_id import settings_id
 
@@ -130,7 +130,7 @@ def test_a_config_that_is_not_that_of_its_id_leaves_the_run_out(bad: RunDir) -> 
 
 def test_the_flops_of_a_large_run_do_not_wrap(bad: RunDir, write_run: WriteRun) -> None:
     from analysis.report.run_rows import run_rows
-    from analysis.tables import run_table
+    from analysis.run_table import run_table
 
     folder = bad.path.parent.with_name("large")
     write_run(folder / "a", SHORT, lambda images: 1.0, train_flops_per_image=2**61)

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.isoflop import quadratic_minimum
 from analysis.isoflop_laws import laws_of_minima
+from analysis.isoflop_minima import quadratic_minimum
 
 EXPONENT = 0.5
 NUM_SETS = 300

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.isoflop import quadratic_minimum
+from analysis.isoflop_minima import quadratic_minimum
 from analysis.isoflop_scatter import Profile, half_width, scatter
 
 NUM_SETS = 300

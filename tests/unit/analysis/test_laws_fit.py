@@ -12,7 +12,7 @@ import pytest
 from analysis.laws.fit import fit, huber
 from analysis.laws.forms import CHINCHILLA, FORMS, POWER_LAW, ROUTED
 from analysis.laws.observations import observe
-from analysis.load import MissingDataError
+from analysis.load_records import MissingDataError
 
 BESIROGLU = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}
 """The refit of Chinchilla in 2404.10102."""

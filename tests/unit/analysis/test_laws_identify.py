@@ -21,7 +21,7 @@ from analysis.laws.forms import (
 )
 from analysis.laws.identify import condition, design_problems, identified_fit
 from analysis.laws.observations import Observations, observe
-from analysis.load import MissingDataError
+from analysis.load_records import MissingDataError
 
 CHINCHILLA_TRUTH = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2000.0, "beta": 0.37}
 ROUTED_TRUTH = {"a": -0.08, "b": -0.1, "c": 0.004, "d": 2.5}

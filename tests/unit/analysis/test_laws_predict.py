@@ -11,7 +11,7 @@ import pytest
 from analysis.laws.forms import CHINCHILLA, POWER_LAW
 from analysis.laws.observations import Observations, observe
 from analysis.laws.predict import largest_tier, leave_largest_out
-from analysis.load import MissingDataError
+from analysis.load_records import MissingDataError
 
 TRUTH = {"E": 0.1, "A": 4000.0, "a": 0.4}
 SMALLER = np.geomspace(1e11, 1e14, 8)

@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 import wandb
 
-from analysis.load import Records, load_records, read_routing
-from analysis.tables import run_table
+from analysis.load_records import Records, load_records, read_routing
+from analysis.run_table import run_table
 from analysis.wandb_runs import WandbError
 from experiments.errors import RecordError
+from experiments.records.record_types import EvalRow, RoutingRow, State, StepRow
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import EvalRow, RoutingRow, State, StepRow
 from experiments.records.wandb_mirror import mirror_id, start_mirror
 from experiments.records.writer import RecordWriter, stored_rows
 from tests.wandb_server import Server
@@ -198,7 +198,7 @@ def test_mistakes_are_one_line_each(
 
 READ = """
 import sys
-from analysis.load import load_records
+from analysis.load_records import load_records
 from analysis import wandb_runs
 wandb_runs.TIMEOUT_SECONDS = 1
 try:

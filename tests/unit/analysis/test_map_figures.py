@@ -11,14 +11,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from analysis.figures.compute_map import draw_compute_map
 from analysis.figures.registry import find_figure
-from analysis.load import MissingDataError, Records, load_records
+from analysis.load_records import MissingDataError, Records, load_records
 from analysis.maps import as_square, spread
+from analysis.run_table import run_table
 from analysis.style import Drawing, write_drawing
-from analysis.tables import run_table
 from experiments.errors import RecordError
 from experiments.records.compute_map import ComputeMap
+from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import RunDir, find_runs
-from experiments.records.schema import EvalRow
 from experiments.records.writer import append_evaluations
 
 WriteArms = Callable[..., Path]

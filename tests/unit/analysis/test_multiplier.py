@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.load import MissingDataError, load_records
+from analysis.load_records import MissingDataError, load_records
 from analysis.multiplier import Curve, Multiplier, geometric_mean, multiplier_rows, multipliers, shift
-from analysis.tables import run_table
+from analysis.run_table import run_table
 
 IMAGES = [800 * n for n in range(1, 13)]
 EXPERT_CHOICE, DENSE = "Expert choice", "Dense (same depth)"

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.load import load_records
+from analysis.load_records import load_records
 from analysis.paper_claims import (
     HALF_EXPERTS,
     HALF_EXPERTS_SCORE,
@@ -26,9 +26,9 @@ from analysis.paper_claims import (
     paper_claims,
 )
 from analysis.paper_values import CAPACITIES, SCORES, SIZES, paper_score, paper_scores
-from analysis.tables import run_table
+from analysis.run_table import run_table
+from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import find_runs
-from experiments.records.schema import EvalRow
 from experiments.records.writer import append_evaluations
 
 WriteArms = Callable[..., Path]

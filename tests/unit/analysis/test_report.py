@@ -13,13 +13,13 @@ from xml.etree import ElementTree
 import pytest
 
 from analysis.figures.registry import FIGURES
-from analysis.load import Records, load_records
+from analysis.load_records import Records, load_records
 from analysis.report.document import Cell, ReportColumn, Table, table
 from analysis.report.laws import laws
 from analysis.report.reproduction import reproduction_blocks
 from analysis.report.run_rows import run_rows
 from analysis.report.write import write_report
-from analysis.tables import run_table
+from analysis.run_table import run_table
 from experiments.errors import RecordError, StorageError
 from experiments.records.outputs import MARKS
 

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from analysis.figures.registry import find_figure
-from analysis.load import MissingDataError, Records, load_records
+from analysis.load_records import MissingDataError, Records, load_records
+from analysis.run_table import run_table
 from analysis.style import write_drawing
-from analysis.tables import run_table
 from experiments.errors import RecordError
+from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import RunDir, find_runs
-from experiments.records.schema import EvalRow
 from experiments.records.writer import append_evaluations
 
 WriteArms = Callable[..., Path]

@@ -11,9 +11,9 @@ import pytest
 from matplotlib.text import Text
 
 from analysis.figures.scaling_law import draw_scaling_law
-from analysis.load import MissingDataError, Records, load_records
+from analysis.load_records import MissingDataError, Records, load_records
+from analysis.run_table import run_table
 from analysis.style import Drawing
-from analysis.tables import run_table
 
 WritePowers = Callable[..., Path]
 ARMS = {"Expert choice", "Dense (same activated)"}

@@ -12,13 +12,13 @@ import pytest
 from matplotlib.axes import Axes
 
 from analysis.figures.registry import find_figure
-from analysis.load import MissingDataError, load_records
+from analysis.load_records import MissingDataError, load_records
+from analysis.run_table import run_table
 from analysis.style import Drawing
-from analysis.tables import run_table
 from experiments.config.memory import memory
 from experiments.config.schema import RunConfig
+from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import find_runs
-from experiments.records.schema import EvalRow
 from experiments.records.writer import append_evaluations
 
 WriteArms = Callable[..., Path]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.evaluation.sampling.load import LoadedRun, load_run
+from experiments.evaluation.sampling.load_run import LoadedRun, load_run
 from tests.training_runs import random_run_folder
 
 

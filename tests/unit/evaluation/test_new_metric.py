@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from analysis.compare import compare
-from analysis.load import load_records
-from analysis.tables import run_table
+from analysis.load_records import load_records
+from analysis.run_table import run_table
 from ecdit_cli.app import run
 from experiments.config.metrics import METRICS, MetricRow, RecordedValue
 from experiments.config.overrides import load_config
@@ -24,7 +24,7 @@ from experiments.evaluation.metrics.sampled_metric import (
     SampledMetric,
     implementation_of,
 )
-from experiments.evaluation.sampling.load import LoadedRun
+from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.evaluation.sampling.settings import training_conditions
 from experiments.evaluation.score import MetricSet
 from experiments.records.run_folder import read_jsonl

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.config.captions import PAD_TOKEN
+from experiments.config.caption_kinds import PAD_TOKEN
 from experiments.config.overrides import load_config
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.figures.registry import FIGURES, find_figure
-from analysis.load import Records
+from analysis.load_records import Records
 from analysis.style import Drawing
 from experiments.errors import EcditError
 from experiments.plugins.loading import load_plugins

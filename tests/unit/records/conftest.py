@@ -9,8 +9,8 @@ import pytest
 
 from experiments.config.identity import config_id, run_name
 from experiments.config.overrides import load_config
+from experiments.records.record_types import EvalRow, RoutingRow, RunRecord, StepRow
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import EvalRow, RoutingRow, RunRecord, StepRow
 
 MakeRecord = Callable[..., RunRecord]
 

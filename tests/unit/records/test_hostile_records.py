@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from experiments.errors import RecordError
-from experiments.records.reading import read_valid
+from experiments.records.record_types import EvalRow, RunRecord, Status, StepRow
 from experiments.records.run_folder import RunDir, find_runs, read_jsonl
-from experiments.records.schema import EvalRow, RunRecord, Status, StepRow
+from experiments.records.strict_reading import read_valid
 from experiments.records.writer import RecordWriter, write_status
 from experiments.settings_id import settings_id
 

@@ -17,7 +17,7 @@ import pytest
 from experiments.errors import StorageError
 from experiments.records import lock_file as ownership
 from experiments.records.lock_file import LockFile, Silence, holder, silence_on_disk, take, take_if_dead
-from experiments.records.processes import Owner
+from experiments.records.process_identity import Owner
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 
 from experiments.config.routers import routed_names
 from experiments.errors import RecordError, StorageError
+from experiments.records.record_types import PluginRecord
 from experiments.records.run_lock import lock_folder, settle_record
-from experiments.records.schema import PluginRecord
 from experiments.records.writer import RecordWriter
 
 

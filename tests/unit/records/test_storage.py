@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments.errors import StorageError
+from experiments.records.record_types import Status
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import Status
 from experiments.records.storage import write_json_atomic
 from experiments.records.writer import RecordWriter, write_status
 
@@ -82,7 +82,7 @@ import sys
 from pathlib import Path
 from experiments.errors import StorageError
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import RunRecord, StepRow
+from experiments.records.record_types import RunRecord, StepRow
 from experiments.records.writer import RecordWriter
 disk, record = Path(sys.argv[1]), RunRecord.model_validate_json(sys.argv[2])
 row = StepRow.model_validate_json(sys.argv[3])

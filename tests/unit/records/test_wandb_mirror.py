@@ -17,7 +17,7 @@ from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
 from experiments.errors import ConfigError
-from experiments.records.schema import StepRow
+from experiments.records.record_types import StepRow
 from experiments.records.wandb_mirror import mirror_id, start_mirror
 from experiments.records.writer import RecordWriter
 
@@ -227,7 +227,7 @@ import sys
 from pathlib import Path
 from experiments.records import wandb_mirror
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import RunRecord
+from experiments.records.record_types import RunRecord
 wandb_mirror.INIT_TIMEOUT_SECONDS = 0.5
 wandb_mirror.start_mirror(RunRecord.model_validate_json(sys.argv[2]), RunDir(Path(sys.argv[1]))).close("done")
 """
@@ -260,7 +260,7 @@ ORPHANED = """
 import os, subprocess, sys, time
 from pathlib import Path
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import RunRecord, StepRow
+from experiments.records.record_types import RunRecord, StepRow
 from experiments.records.wandb_mirror import start_mirror
 from experiments.records.writer import RecordWriter
 run_dir, row = RunDir(Path(sys.argv[1])), StepRow.model_validate_json(sys.argv[3])

@@ -12,8 +12,8 @@ import pytest
 
 from experiments.config.schema import RunConfig
 from experiments.errors import RecordError
+from experiments.records.record_types import EvalRow, RoutingRow, RunRecord, StepRow
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import EvalRow, RoutingRow, RunRecord, StepRow
 from experiments.records.writer import RecordWriter, append_evaluations
 
 
@@ -145,7 +145,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import RunRecord, StepRow
+from experiments.records.record_types import RunRecord, StepRow
 from experiments.records.writer import RecordWriter
 writer = RecordWriter.open(RunDir(Path(sys.argv[1])), RunRecord.model_validate_json(sys.argv[2]), 0)
 for _ in range(500):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.device_slots import Slot
 from sweeps.folder import SweepFolder
 from sweeps.local import LocalExecutor
 from sweeps.plan import Plan
@@ -16,7 +17,6 @@ from sweeps.progress import SweepSnapshot
 from sweeps.run_queue import Retries
 from sweeps.runner import SweepResult, freeze_plan, run_sweep
 from sweeps.sharing import SharedRuns
-from sweeps.slots import Slot
 from sweeps.spec import SweepSpec, parse_spec
 from sweeps.workers import CommandLauncher
 

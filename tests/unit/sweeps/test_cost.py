@@ -9,7 +9,7 @@ import pytest
 
 from experiments.config.memory import memory
 from experiments.config.schema import RunConfig
-from experiments.records.schema import Status, StepRow
+from experiments.records.record_types import Status, StepRow
 from experiments.records.writer import write_status
 from sweeps.calibration import SpeedPoint, interpolate
 from sweeps.cost import errors_of, estimated, table_device, this_machine, total

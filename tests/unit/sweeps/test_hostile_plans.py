@@ -11,7 +11,7 @@ import pytest
 from ecdit_cli.app import run
 from experiments.errors import SpecError
 from experiments.inputs import MAX_SETTINGS_BYTES
-from experiments.records.schema import Status
+from experiments.records.record_types import Status
 from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
 from sweeps.plan import MAX_PLAN_BYTES

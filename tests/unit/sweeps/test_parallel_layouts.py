@@ -11,7 +11,7 @@ from experiments.config.budget import budget
 from experiments.config.overrides import load_config
 from sweeps.cost import table_device
 from sweeps.devices import DEVICES, UTILISATION
-from sweeps.fit import divisors, is_accepted, laid_out
+from sweeps.layout_search import divisors, is_accepted, laid_out
 from sweeps.parallel_layouts import DAY, plan_layout, search
 
 H100 = table_device("H100")

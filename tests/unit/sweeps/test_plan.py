@@ -7,7 +7,7 @@ import time
 import pytest
 
 from experiments.errors import SpecError, StorageError
-from experiments.records.schema import Status
+from experiments.records.record_types import Status
 from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
 from sweeps.plan import CostEstimate

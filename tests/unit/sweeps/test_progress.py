@@ -8,7 +8,7 @@ import time
 import pytest
 
 from experiments.records.provenance import host_name
-from experiments.records.schema import EvalRow, Status
+from experiments.records.record_types import EvalRow, Status
 from experiments.records.writer import write_status
 from sweeps.progress import RunProgress, last_val_loss, read_progress, read_sweep, schedule_seconds
 from sweeps.runner import freeze_plan

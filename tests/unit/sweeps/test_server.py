@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from sweeps import workers
-from sweeps.slots import Slot, visible_cores
+from sweeps.device_slots import Slot, visible_cores
 from sweeps.workers import FoundWorker, PreloadedLauncher
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks after imports")

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from experiments.records.lock_file import take
-from experiments.records.processes import Owner
-from experiments.records.schema import Status
+from experiments.records.process_identity import Owner
+from experiments.records.record_types import Status
 from experiments.records.writer import write_status
 from sweeps.progress import read_progress
 from sweeps.run_queue import Retries, RunQueue

@@ -16,7 +16,7 @@ TRAINING = """
 import os, signal, sys, time
 from pathlib import Path
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import Status
+from experiments.records.record_types import Status
 from experiments.records.writer import write_status
 
 run_dir = RunDir(Path(sys.argv[sys.argv.index("--run-dir") + 1]))

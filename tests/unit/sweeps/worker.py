@@ -16,8 +16,8 @@ from pathlib import Path
 
 from experiments.config.identity import config_id, run_name
 from experiments.config.overrides import load_config
+from experiments.records.record_types import EvalRow, RunRecord, StepRow
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import EvalRow, RunRecord, StepRow
 from experiments.records.writer import RecordWriter
 
 

@@ -14,8 +14,8 @@ import pytest
 from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError, RecordError
 from experiments.evaluation.exchange.exported_weights import newest
+from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import EvalRow
 from experiments.records.writer import append_evaluations
 from experiments.training import checkpoint
 from experiments.training.checkpoint_files import sha256_of_content

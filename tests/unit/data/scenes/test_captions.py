@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.config.captions import PAD_TOKEN, START_TOKEN
+from experiments.config.caption_kinds import PAD_TOKEN, START_TOKEN
 from experiments.data.scenes.captions import (
     VOCABULARY,
     Assertion,

@@ -26,7 +26,7 @@ from experiments.data.loader import (
     same_time_batches,
     validation_set,
 )
-from experiments.data.sources.contract import open_source
+from experiments.data.sources.image_source import open_source
 from experiments.errors import ConfigError
 from tests.real_images import CHANNELS, LATENT_SIZE, MAX_TOKENS, POOLED_WIDTH, TEXT_WIDTH, tensors_of
 

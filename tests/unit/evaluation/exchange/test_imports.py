@@ -10,7 +10,7 @@ import pytest
 from experiments.errors import ConfigError
 from experiments.evaluation.exchange.imports import dsg_rows, geneval_rows
 from experiments.evaluation.metrics.intervals import mean_interval, wilson
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 
 BASE = EvalRow(images_seen=5, metric="", value=0, num_samples=1, seed=3, weights="ema", settings={"guidance": 2.0})
 COLUMNS = ["dsg_prompt_split", "qg_model", "t2i_model", "item_id", "question", "question_id", "dependency_id", "answer"]

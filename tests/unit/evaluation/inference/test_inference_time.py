@@ -16,7 +16,7 @@ from experiments.evaluation.inference.inference_time import (
     overhead_over_dense,
 )
 from experiments.evaluation.sampling.generate import SamplerSettings, caption_ids, image_noise, sample
-from experiments.evaluation.sampling.load import LoadedRun, current_device
+from experiments.evaluation.sampling.load_run import LoadedRun, current_device
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT
 from experiments.records.run_folder import RunDir

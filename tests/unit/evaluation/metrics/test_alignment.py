@@ -4,7 +4,7 @@ import pytest
 
 from experiments.evaluation.metrics.alignment import alignment_rows
 from experiments.evaluation.metrics.intervals import mean_interval, wilson
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 
 BASE = EvalRow(images_seen=64, metric="", value=0.0, num_samples=1, seed=3, weights="ema", settings={"guidance": 2.0})
 

@@ -26,7 +26,7 @@ from experiments.evaluation.metrics.judge_check import degrade
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask
 from experiments.evaluation.metrics.train_features import train_feature_network
 from experiments.evaluation.sampling.settings import training_conditions
-from experiments.records.schema import EvalRow
+from experiments.records.record_types import EvalRow
 
 BASE = EvalRow(images_seen=64, metric="", value=0.0, num_samples=1, seed=3, weights="ema", settings={"guidance": 2.0})
 

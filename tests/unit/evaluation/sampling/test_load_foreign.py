@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from ecdit_cli.app import run as ecdit
 from experiments.errors import CheckpointError, EcditError, RecordError
 from experiments.evaluation.exchange.exported_weights import export_weights
-from experiments.evaluation.sampling.load import load_run
+from experiments.evaluation.sampling.load_run import load_run
 from experiments.inputs import sha256_of_files
 from experiments.records.run_folder import RunDir
 from experiments.settings_id import settings_id

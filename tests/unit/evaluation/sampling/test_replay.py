@@ -8,7 +8,7 @@ import torch
 from experiments.config.overrides import load_config
 from experiments.config.routers import ROUTERS
 from experiments.evaluation.sampling.generate import SamplerSettings, sample, validation_captions
-from experiments.evaluation.sampling.load import current_device
+from experiments.evaluation.sampling.load_run import current_device
 from experiments.evaluation.sampling.replay import _REPLAYS, KEPT, Replay, allow_replay, velocity_of
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT

@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.arms import with_arms
 from analysis.comparable import last_shared_measurement, require_same_data
 from analysis.escaping import markdown_text
-from analysis.load import Records
+from analysis.load_records import Records
 
 FINAL_METRICS = {
     "val_loss": ("val_loss", "raw"),

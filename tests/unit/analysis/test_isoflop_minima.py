@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.isoflop import IsoFlop, akima_minimum, isoflop, quadratic_minimum
-from analysis.load import MissingDataError, load_records
-from analysis.tables import run_table
+from analysis.isoflop_minima import IsoFlop, akima_minimum, isoflop, quadratic_minimum
+from analysis.load_records import MissingDataError, load_records
+from analysis.run_table import run_table
 
 WriteBudgets = Callable[..., Path]
 EXPERT_CHOICE, DENSE = "Expert choice", "Dense (same activated)"

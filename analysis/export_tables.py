@@ -20,19 +20,19 @@ import pandas as pd
 from analysis.arm_columns import arm_columns
 from analysis.arm_table import arm_table
 from analysis.escaping import for_csv
-from analysis.load import RECORD_COLUMNS, Records
+from analysis.load_records import RECORD_COLUMNS, Records
+from analysis.read_rows import said_damaged
 from analysis.report.document import MISSING, ReportColumn
 from analysis.report.run_rows import columns_with_scores, run_rows
-from analysis.rows import said_damaged
-from analysis.tables import is_missing, markdown, run_table
+from analysis.run_table import is_missing, markdown, run_table
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import stored_config
 from experiments.errors import OutputError, RecordError
 from experiments.records.outputs import is_ours, output_files
-from experiments.records.reading import read_valid
+from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import RunDir, Skipped, find_runs
-from experiments.records.schema import EvalRow
 from experiments.records.storage import storage_errors
+from experiments.records.strict_reading import read_valid
 from experiments.settings_id import dotted
 from experiments.text import printable
 

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from experiments.config.captions import PAD_TOKEN, START_TOKEN
+from experiments.config.caption_kinds import PAD_TOKEN, START_TOKEN
 from experiments.config.data_sets import DATA_SETS
 from experiments.config.schema import DataConfig
 from experiments.errors import ConfigError

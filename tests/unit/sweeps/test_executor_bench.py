@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.bench import measure_executor, measure_plan, measure_processes, measure_status, tiny_plan
+from sweeps.executor_bench import measure_executor, measure_plan, measure_processes, measure_status, tiny_plan
 from sweeps.progress import read_sweep
 
 

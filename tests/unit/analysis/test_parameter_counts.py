@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from analysis.figures.registry import find_figure
-from analysis.load import Records, load_records
-from analysis.parameters import COUNTS, find_count
-from analysis.tables import run_table
+from analysis.load_records import Records, load_records
+from analysis.parameter_counts import COUNTS, find_count
+from analysis.run_table import run_table
 from experiments.errors import EcditError
 from experiments.records.run_folder import RunDir
 

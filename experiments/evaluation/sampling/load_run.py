@@ -32,8 +32,8 @@ from experiments.evaluation.sampling.finite import require_finite_weights
 from experiments.evaluation.sampling.replay import allow_replay
 from experiments.models.dit import DiT
 from experiments.plugins.runs import require_plugins
+from experiments.records.record_types import Precision, RunRecord, Weights
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import Precision, RunRecord, Weights
 from experiments.training.host_memory import prefer_large_pages
 
 

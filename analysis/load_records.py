@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.parameters import counts_without_embeddings
-from analysis.rows import RowTable, read_steps, read_table
+from analysis.parameter_counts import counts_without_embeddings
+from analysis.read_rows import RowTable, read_steps, read_table
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import stored_config
 from experiments.errors import EcditError, RecordError
+from experiments.records.record_types import BALANCE_LOSS, EvalRow, RoutingRow, RunRecord, Status
 from experiments.records.run_folder import RunDir, Skipped, find_runs
-from experiments.records.schema import BALANCE_LOSS, EvalRow, RoutingRow, RunRecord, Status
 from experiments.records.wandb_mirror import mirror_id
 from experiments.settings_id import dotted
 from experiments.text import encodable

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.rows import RowTable, read_steps
+from analysis.read_rows import RowTable, read_steps
 from experiments.records.run_folder import RunDir
 
 STEP = {

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from analysis.figures.limits import ALL_LIMITS, MOST_ARMS_OF_A_ROUTER, MOST_SETTINGS, within_limits
+from analysis.figures.arm_limits import ALL_LIMITS, MOST_ARMS_OF_A_ROUTER, MOST_SETTINGS, within_limits
 from analysis.figures.registry import FIGURES, FigureEntry, find_figure
-from analysis.load import Records, load_records
+from analysis.load_records import Records, load_records
+from analysis.run_table import run_table
 from analysis.style import DOTS_PER_INCH
-from analysis.tables import run_table
 from tests.unit.analysis.test_figures import assert_legible, rendered
 
 MOST_INCHES = 26

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from experiments.errors import ConfigError
-from sweeps import slots
-from sweeps.slots import Slot, choose_slots, visible_accelerators, visible_cores
+from sweeps import device_slots as slots
+from sweeps.device_slots import Slot, choose_slots, visible_accelerators, visible_cores
 
 
 @pytest.fixture

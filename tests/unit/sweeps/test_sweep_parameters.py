@@ -8,7 +8,7 @@ import statistics
 import pytest
 from pydantic import ValidationError
 
-from sweeps.parameters import KEYS, Parameter
+from sweeps.sweep_parameters import KEYS, Parameter
 
 POSITIONS = [(index + 0.5) / 2000 for index in range(2000)]
 

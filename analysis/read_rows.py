@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from experiments.errors import RecordError
-from experiments.records.reading import read_content, read_valid
+from experiments.records.record_types import MAX_MEASURED, EvalRow, RoutingRow, StepRow, checked_settings
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import MAX_MEASURED, EvalRow, RoutingRow, StepRow, checked_settings
+from experiments.records.strict_reading import read_content, read_valid
 
 RowKind = type[StepRow] | type[EvalRow] | type[RoutingRow]
 Columns = dict[str, Any]

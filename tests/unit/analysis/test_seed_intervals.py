@@ -7,7 +7,7 @@ import statistics
 import pytest
 from scipy import stats
 
-from analysis.intervals import difference, interval_of_mean, standard_deviation
+from analysis.seed_intervals import difference, interval_of_mean, standard_deviation
 
 OURS = {0: 0.125, 1: 0.131, 2: 0.127}
 THEIRS = {0: 0.133, 1: 0.136, 2: 0.134}

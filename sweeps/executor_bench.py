@@ -19,12 +19,12 @@ from typing import Any
 
 from experiments.environment import child_environment
 from experiments.errors import RunFailedError
-from experiments.records.schema import EvalRow, Record, Status, StepRow
+from experiments.records.record_types import EvalRow, Record, Status, StepRow
+from sweeps.device_slots import Slot, choose_slots
 from sweeps.folder import SweepFolder
 from sweeps.plan import Plan, PlannedRun
 from sweeps.planner import make_plan
 from sweeps.progress import read_sweep
-from sweeps.slots import Slot, choose_slots
 from sweeps.spec import parse_spec
 from sweeps.workers import TRAIN
 
@@ -47,7 +47,7 @@ the seconds for planning, or reading the status of, 10,000 runs.
 SWEEP_PROCESS = """
 import json, resource, sys
 from pathlib import Path
-from sweeps.bench import run_tiny_sweep
+from sweeps.executor_bench import run_tiny_sweep
 said = run_tiny_sweep(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
 mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({**said, "mebibytes": mebibytes, "torch": "torch" in sys.modules}))

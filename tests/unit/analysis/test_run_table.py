@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from analysis.load import Records, load_records
-from analysis.tables import fixed, markdown, run_table, significant
+from analysis.load_records import Records, load_records
+from analysis.run_table import fixed, markdown, run_table, significant
 
 
 def test_every_run_has_its_arm_and_its_final_values(study: Records) -> None:

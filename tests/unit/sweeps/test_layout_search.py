@@ -7,7 +7,7 @@ import pytest
 from experiments.config.overrides import load_config
 from experiments.errors import SpecError
 from sweeps.cost import Place, estimated, table_device
-from sweeps.fit import differences, fits, layouts, needed_gib, refuse_what_does_not_fit, smallest_layout
+from sweeps.layout_search import differences, fits, layouts, needed_gib, refuse_what_does_not_fit, smallest_layout
 from sweeps.planner import make_plan
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import load
-from analysis.load import Records, load_records, read_routing
+from analysis import load_records as load
+from analysis.load_records import Records, load_records, read_routing
 from experiments.config.routers import ROUTERS
 from experiments.errors import RecordError
+from experiments.records.record_types import BALANCE_LOSS
 from experiments.records.run_folder import RunDir
-from experiments.records.schema import BALANCE_LOSS
 
 WriteRun = Callable[..., RunDir]
 SHORT: dict[str, Any] = {"routing": {"name": "dense"}, "train": {"images": 3200}, "eval": {"every_images": 1600}}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from experiments.errors import EcditError, did_you_mean
-from experiments.records.schema import RunRecord
+from experiments.records.record_types import RunRecord
 
 EMBEDDINGS = frozenset({"embed", "time", "text"})
 """Parts of `params_by_part` that turn patches, timesteps and captions into vectors; all of them are activated."""

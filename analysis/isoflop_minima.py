@@ -30,7 +30,7 @@ from scipy.interpolate import Akima1DInterpolator
 from analysis.arms import ARM_SETTINGS, arm_list, with_arms
 from analysis.isoflop_laws import laws_of_minima
 from analysis.isoflop_scatter import Profile, Scatter, half_width, scatter
-from analysis.load import WITHOUT_EFFECT, MissingDataError
+from analysis.load_records import WITHOUT_EFFECT, MissingDataError
 from analysis.style import scaled
 
 LOOK = ("routing.name", "variant")

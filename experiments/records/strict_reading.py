@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from experiments.errors import RecordError
 from experiments.inputs import MAX_ROWS_BYTES, MAX_SETTINGS_BYTES, parse_json, read_end, read_input
-from experiments.records.schema import Record
+from experiments.records.record_types import Record
 
 Kind = TypeVar("Kind", bound=BaseModel)
 TAIL_BYTES = 1 << 14
