@@ -145,7 +145,7 @@ def _make(
         done += 1
         show(done, total)
 
-    show(0, total, f"sampling {len(texts)} images")
+    show(0, total, f"sampling {len(texts)} image{'' if len(texts) == 1 else 's'}")
     batches = []
     for batch in sampled_batches(run.model, run.config, texts, conditions, watcher=watcher, on_call=on_call):
         batches.append(batch.images_BCHW)

@@ -23,7 +23,11 @@ LEAST_FIXED_LETTERS = 12
 def patterns() -> list[re.Pattern[str]]:
     """A pattern for every message with its hint."""
     modules = [ast.parse(path.read_text()) for path in _modules()]
-    imported = {name: texts for module in modules for name, texts in _texts(module.body).items() if name.isupper()}
+    imported: dict[str, set[str]] = {}
+    for module in modules:
+        for name, texts in _texts(module.body).items():
+            if name.isupper():  # two modules may have a constant of one name
+                imported.setdefault(name, set()).update(texts)
     found: set[str] = set()
     for module in modules:
         nodes = list(ast.walk(module))

@@ -18,11 +18,16 @@ from ecdit_cli.app import app, run
 from experiments.config.designs import load_designed
 from experiments.config.overrides import expand
 from experiments.errors import EcditError
+from experiments.plugins.loading import load_plugins
 from sweeps.folder import SweepFolder
 from sweeps.planner import make_plan
 from sweeps.spec import load_spec
-from tests.docs.pages import ALL_BLOCKS, COMMAND_BLOCKS, ROOT, Block
+from tests.docs.pages import ALL_BLOCKS, COMMAND_BLOCKS, DOCS, ROOT, Block
+from tests.integration.test_added_data_set import stripes
 from tests.training_runs import random_run_folder
+from tests.unit.plugins.conftest import no_plugins
+
+__all__ = ["no_plugins", "stripes"]
 
 NEEDS_WEIGHTS = ("sample", "evaluate", "export-weights")
 READS_RUNS = ("status", "plot", "compare-routing", "report", "export")
@@ -74,6 +79,8 @@ def test_its_commands_do_what_the_page_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     _write_files_of_pages(tmp_path)
+    if block.page.name == "add-a-data-set.md":
+        request.getfixturevalue("stripes")
     needs_weights = any(words[:1] == ["ecdit"] and words[1] in NEEDS_WEIGHTS for words in block.commands())
     for words in block.commands():
         arguments = _after_launcher(words, block)
@@ -102,6 +109,8 @@ def _write_files_of_pages(folder: Path) -> None:
     for block in ALL_BLOCKS:
         if block.title:
             (folder / block.title).write_text(block.text)
+    for example in (DOCS / "how-to" / "examples").glob("*.py"):
+        (folder / example.name).write_text(example.read_text())
 
 
 def _after_launcher(words: Sequence[str], block: Block) -> list[str] | None:
@@ -153,6 +162,7 @@ def _check_understood(words: Sequence[str]) -> None:
     if hasattr(command, "commands"):
         command, arguments = command.commands[arguments[0]], arguments[1:]
     context = command.make_context(words[0], arguments)
+    load_plugins(context.params.get("plugin_files", ()))
     settings = context.params.get("overrides")
     if words[0] == "train":
         load_designed(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -55,6 +56,24 @@ def test_a_block_says_its_language_and_how_it_is_tested(block: Block) -> None:
 def test_every_mark_stands_above_a_block() -> None:
     marks = [line for page in PAGES for line in page.read_text().splitlines() if line.startswith("<!-- test:")]
     assert len(marks) == sum(block.mode != "run" for block in ALL_BLOCKS)
+
+
+LAB_NOTES = {DOCS / "lab-notes.md", *(DOCS / "study").rglob("*.md"), *(DOCS / "benchmarks").rglob("*.md")}
+MADE_BY_THE_READER = {"experiments/data/sources/stripes.py"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in LAB_NOTES], ids=str)
+def test_files_of_the_checkout_that_a_page_names_exist(page: Path) -> None:
+    rooms = "experiments|analysis|sweeps|ecdit_cli|tests|docs"
+    named = re.findall(rf"(?<![\w/.-])((?:{rooms})/[\w/.-]*\w)", page.read_text())
+    ours = {path for path in named if not path.endswith("/NAME.py") and path not in MADE_BY_THE_READER}
+    assert not [path for path in ours if not (ROOT / path).exists()]
+
+
+def test_the_architecture_describes_every_room() -> None:
+    rooms = {path.parent.name for path in (ROOT / "experiments").glob("*/__init__.py")}
+    described = set(re.findall(r"^\| `experiments/(\w+)` \|", (DOCS / "architecture.md").read_text(), flags=re.M))
+    assert described == rooms
 
 
 def test_every_page_is_in_the_navigation() -> None:

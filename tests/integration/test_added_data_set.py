@@ -26,7 +26,10 @@ MODULE = "experiments.data.sources.stripes"
 SMALL = ["data=stripes", "model=nano", "model.num_layers=2", "train.images=32", "train.batch_images=8"]
 
 
-@pytest.fixture(autouse=True)
+pytestmark = pytest.mark.usefixtures("stripes")
+
+
+@pytest.fixture
 def stripes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example as if its file lay in `experiments/data/sources` and its row were in the registry."""
     spec = importlib.util.spec_from_file_location(MODULE, ROOT / "docs/how-to/examples/striped_images.py")

@@ -4,6 +4,8 @@ The saturation of a pixel is (max - min) / max over its three channels, as in HS
 The value is the mean over pixels and images, with a 95% interval over images.
 
 Legend: B images, C channels (3), H, W height and width.
+
+    ecdit evaluate out/demo --metrics mean-saturation --plugin mean_saturation.py
 """
 
 from __future__ import annotations
@@ -50,3 +52,4 @@ METRIC = MetricRow(
     implementation=MeanSaturation,
     while_training=True,
 )  # fmt: skip
+METRICS = [METRIC]

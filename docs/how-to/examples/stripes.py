@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from experiments.config.routers import RouterRow
+from experiments.config.routers import Fixed, RouterRow
 from experiments.routing.contract import GroupDecision
 from experiments.routing.router import Router, affinity
 
@@ -40,5 +40,6 @@ ROUTERS = [
         source="a baseline, like the fixed hashes of Roller et al. 2021, arXiv 2106.04426",
         capacity_factor=2.0,
         group_images=1,
+        fixed={"gating": Fixed("softmax", "is not what {name} reads.")},
     )
 ]

@@ -30,11 +30,19 @@ def change_of_other_images(layer: RoutedFeedForward, x_BTD: Tensor) -> Tensor:
 
 
 @limited
-def test_in_groups_of_two_an_image_changes_its_partner_alone(settings: dict[str, Any], layer_of: LayerOf) -> None:
+def test_in_groups_of_two_an_image_changes_no_other_group(settings: dict[str, Any], layer_of: LayerOf) -> None:
     layer = layer_of(num_experts=4, group_images=2, **settings)
-    partner, *others = change_of_other_images(layer, torch.randn(4, 16, 8)).tolist()
-    assert partner > 0.01
+    _, *others = change_of_other_images(layer, torch.randn(4, 16, 8)).tolist()
     assert others == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "settings", [LIMITED["expert_choice"], LIMITED["token choice, top 3"], LIMITED["switch, tight"]]
+)
+def test_images_of_a_group_compete_for_slots(settings: dict[str, Any], layer_of: LayerOf) -> None:
+    """This is so where a decision depends on the logits, which a router that goes by place alone does not read."""
+    layer = layer_of(num_experts=4, group_images=2, **settings)
+    assert change_of_other_images(layer, torch.randn(4, 16, 8))[0] > 0.01
 
 
 @pytest.mark.parametrize("name", DROPLESS_NAMES)
