@@ -127,8 +127,10 @@ class Memory:
         """Returns the bytes that a process takes on the training device beside `tensors` bytes of tensors."""
         if self.on_accelerator:
             return CONTEXT_BYTES + round((ACCELERATOR_SLACK - 1) * tensors)
-        # Blocks are recomputed in autograd's thread, whose separate heap keeps gaps: 0.7 to 3 times `recomputed`.
-        return self._host_bytes + round((HOST_SLACK - 1) * tensors) + 2 * self.recomputed
+        # Blocks are recomputed and weights gathered again in autograd's thread, whose heap is separate and keeps gaps:
+        # resident sets showed 0.7 to 3 times these bytes.
+        gaps = 2 * (self.recomputed + self.gathered)
+        return self._host_bytes + round((HOST_SLACK - 1) * tensors) + gaps
 
     @property
     def host_peak(self) -> int:

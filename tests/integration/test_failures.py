@@ -49,7 +49,7 @@ def test_a_damaged_run_json_is_said(train, undisturbed, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_said(train, tmp_path):
     (tmp_path / "file").write_text("")
-    assert_one_line(train(tmp_path / "file" / "run"), 1, "cannot write", "choose another one")
+    assert_one_line(train(tmp_path / "file" / "run"), 1, "cannot write", "choose another folder")
 
 
 def test_another_number_of_processes_than_launched_is_said(train, tmp_path):

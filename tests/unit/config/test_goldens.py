@@ -47,6 +47,7 @@ def write() -> None:
         lines = [f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in resolved(overrides).items()]
         blocks.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n  }")
     GOLDENS.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
+    print(f"{len(blocks)} resolved configs are in {GOLDENS}; git diff shows what changed.")
 
 
 if __name__ == "__main__":
