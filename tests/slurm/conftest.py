@@ -89,7 +89,10 @@ def sweep(slurm: OneHost, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     """`sweep("train.images=64", nodes="2")`: a frozen plan of one tiny run, or of one for each of `arms`."""
 
     def make(*settings: str, arms: Sequence[str] = ("seed=0",), **keys: str) -> OnSlurm:
-        varied = {"arm": {"values": [" ".join((*TINY, *LONGER, *settings, arm)) for arm in arms]}}
+        words = [(*TINY, *LONGER, *settings, *arm.split()) for arm in arms]
+        last = [dict(word.split("=", maxsplit=1) for word in each) for each in words]  # an arm names each setting once
+        values = [" ".join(f"{key}={value}" for key, value in each.items()) for each in last]
+        varied = {"arm": {"values": values}}
         spec = parse_spec({"program": "ecdit", "method": "grid", "parameters": varied}, default_name="tiny")
         folder = SweepFolder(tmp_path_factory.mktemp("sweep"))
         plan = freeze_plan(folder, make_plan(spec))

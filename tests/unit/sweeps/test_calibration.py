@@ -23,9 +23,10 @@ def test_a_calibration_is_a_plausible_number_of_flops_per_second(monkeypatch):
 
 def test_planning_and_pricing_never_import_torch():
     code = (
-        "import sys; from sweeps import calibration, cost, fit; from sweeps.planner import make_plan; "
-        "from sweeps.spec import load_spec; plan = make_plan(load_spec('isoflop')); "
-        "fit.refuse_what_does_not_fit(cost.estimated(plan, cost.table_device('H100')), cost.table_device('H100')); "
+        "import sys; from sweeps import calibration, cost; from sweeps.planner import make_plan; "
+        "from sweeps.layout_search import refuse_what_does_not_fit; from sweeps.spec import load_spec; "
+        "plan, device = make_plan(load_spec('isoflop')), cost.table_device('H100'); "
+        "refuse_what_does_not_fit(cost.estimated(plan, device), device); "
         "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
