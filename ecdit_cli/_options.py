@@ -52,7 +52,7 @@ PluginFiles = Annotated[
     list[Path],
     typer.Option(
         "--plugin", metavar="FILE", default_factory=list, show_default=False,
-        help="A Python file with routers or figures of your own; may be repeated.",
+        help="A Python file with routers, metrics or figures of your own; may be repeated.",
     ),
 ]  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
+from experiments.inputs import sha256_of_files
 from experiments.plugins.sources import SOURCES
 from experiments.records.record_types import PluginRecord, RunRecord
 from experiments.records.same_plugins import require_same_plugins
@@ -32,10 +32,9 @@ def _router_record(name: str) -> list[PluginRecord] | None:
     source = SOURCES.get(("router", name))
     if source is None:
         return None
-    digest = hashlib.sha256()
-    for file in dict.fromkeys((source.file, _code_file(ROUTERS[name].implementation))):
-        digest.update(Path(file).read_bytes() if file is not None and os.path.isfile(file) else b"")
-    return [PluginRecord(kind="router", name=name, sha256=digest.hexdigest(), source=source.place)]
+    files = dict.fromkeys((source.file, _code_file(ROUTERS[name].implementation)))
+    sha256 = sha256_of_files(*(Path(file) for file in files if file is not None and os.path.isfile(file)))
+    return [PluginRecord(kind="router", name=name, sha256=sha256, source=source.place)]
 
 
 def _code_file(code: str | type | None) -> str | None:
