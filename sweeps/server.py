@@ -20,6 +20,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import selectors
 import signal
 import socket
@@ -137,10 +138,9 @@ def become_run(request: dict[str, Any]) -> None:
 def main() -> int:
     """Serves until the sweep hangs up. In a child it executes the run, and returns its exit code."""
     channel = socket.socket(fileno=int(sys.argv[1]))
-    module, _, function = sys.argv[2].partition(":")
-    for name in (module, *sys.argv[3].split(",")):
+    run: Callable[[list[str]], int] = pkgutil.resolve_name(sys.argv[2])
+    for name in sys.argv[3].split(","):
         importlib.import_module(name)
-    run: Callable[[list[str]], int] = getattr(sys.modules[module], function)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     server = Server(channel)
     server.say(safe=is_safe_to_fork())

@@ -7,7 +7,7 @@ and the checkpoints know of no others.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import Any
 
 import torch
@@ -44,8 +44,7 @@ def router_class(row: RouterRow) -> type[Router]:
     if isinstance(row.implementation, type):
         return row.implementation
     assert row.implementation is not None, f"{row.name} is not routed"
-    module, _, name = row.implementation.partition(":")
-    found: type[Router] = getattr(importlib.import_module(module), name)
+    found: type[Router] = pkgutil.resolve_name(row.implementation)
     return found
 
 

@@ -11,9 +11,9 @@ pooled).
 
 from __future__ import annotations
 
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -130,8 +130,7 @@ class FeatureSource(ImageSource, Protocol):
 
 def open_source(data: DataConfig) -> ImageSource:
     """Opens the data set of the settings. Raises `ConfigError` for a damaged one, and for another than theirs."""
-    module, _, name = DATA_SETS[data.name].implementation.partition(":")
-    source: ImageSource = getattr(import_module(module), name)(data)
+    source: ImageSource = pkgutil.resolve_name(DATA_SETS[data.name].implementation)(data)
     return source
 
 

@@ -9,9 +9,10 @@ Legend: B images, C channels, H, W height and width.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -144,8 +145,8 @@ def implementation_of(row: MetricRow) -> type[SampledMetric]:
     """Returns the class that measures a metric. Raises `ConfigError` where it cannot be used."""
     found = row.implementation
     if isinstance(found, str):
-        module, _, name = found.partition(":")
-        found = getattr(importlib.import_module(module), name, None)
+        with suppress(AttributeError, ValueError):  # a name that does not resolve stays a string, and is refused below
+            found = pkgutil.resolve_name(found)
     if not (isinstance(found, type) and issubclass(found, SampledMetric)):
         raise ConfigError(
             f"the implementation of metric {row.name!r} is {row.implementation!r}, which is no SampledMetric.",
