@@ -19,10 +19,11 @@ import pandas as pd
 
 from analysis.arm_columns import arm_columns
 from analysis.arm_table import arm_table
+from analysis.columns import Column
 from analysis.escaping import for_csv
 from analysis.load_records import RECORD_COLUMNS, Records
 from analysis.read_rows import said_damaged
-from analysis.report.document import MISSING, ReportColumn
+from analysis.report.document import MISSING
 from analysis.report.run_rows import columns_with_scores, run_rows
 from analysis.run_table import is_missing, markdown, run_table
 from analysis.wandb_runs import fetch_project
@@ -70,7 +71,7 @@ class FinalTables:
     """The tables for people: `runs` has a row per finished run, `arms` one per setting and arm."""
 
     runs: pd.DataFrame
-    run_columns: list[ReportColumn]
+    run_columns: list[Column]
     arms: pd.DataFrame
 
     def markdown(self) -> str:
@@ -93,10 +94,10 @@ def final_tables(records: Records) -> FinalTables:
     return FinalTables(runs, columns, arm_table(records, table))
 
 
-def _text(column: ReportColumn, value: Any) -> str:
+def _text(column: Column, value: Any) -> str:
     if value is None or (isinstance(value, float) and is_missing(value)):
         return MISSING
-    return str(value) if column.write is None else column.write(value)
+    return column.write(value)
 
 
 def write_table(table: pd.DataFrame, prefix: Path, final: FinalTables | None = None) -> list[Path]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -88,10 +88,13 @@ class _Finished(NamedTuple):
     """Says how the balance losses of its layers were combined, or None where at most one layer has one."""
 
 
-def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records:
+def load_records(
+    roots: Sequence[Path], projects: Sequence[str] = (), tell: Callable[[str], None] = lambda line: None
+) -> Records:
     """Loads the finished runs at or below `roots` and in the W&B `projects` (`wandb:ENTITY/PROJECT`), each once.
 
-    A run that exists in both places is read from its folder. Raises `RecordError` when a root does not exist or when
+    A run that exists in both places is read from its folder. `tell` is called with a line for every run and row that is
+    left out, which gives the reason. Raises `RecordError` when a root does not exist or when
     no finished run is found, and `WandbError` for a project that cannot be read.
     """
     fetched = [fetch_project(place) for place in projects]
@@ -118,7 +121,12 @@ def load_records(roots: Sequence[Path], projects: Sequence[str] = ()) -> Records
     steps, evals = (_only(runs, table.frame) for table in tables)
     copied = {each.run for each in (*copies, *of_another)}
     rows_left_out = [LeftOutRecord(*entry) for table in tables for entry in table.left_out if entry[0] not in copied]
-    return Records(runs, steps, evals, (*left_out, *of_another, *copies, *rows_left_out, *incomplete))
+    left_out += [*of_another, *copies, *rows_left_out, *incomplete]
+    if left_out:
+        tell(f"Left out: {len(left_out)}; used: {len(runs)} runs.")
+    for each in left_out:
+        tell(f"  {each}")
+    return Records(runs, steps, evals, tuple(left_out))
 
 
 def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOutRecord]]:

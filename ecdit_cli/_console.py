@@ -10,42 +10,14 @@ Names, reasons and paths are data: characters in them that are not printable are
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from analysis.columns import Column, Row
 from experiments.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table: the key in the rows, the title, and the function that formats a value.
-
-    `whole` columns hold measurements, which are right-aligned and never broken or cut, however narrow the terminal is.
-    `prose` columns hold sentences, which may take several lines. Where the columns do not fit, those of the largest
-    `priority` are left out first, and of equal ones the last.
-    """
-
-    key: str
-    title: str
-    write: Callable[[Any], str] = str
-    whole: bool = False
-    prose: bool = False
-    priority: int = 0
-
-    def cell(self, row: Row) -> str:
-        """Returns the text of this column in `row`, empty where the value is missing."""
-        value = row.get(self.key)
-        return "" if value is None else printable(self.write(value))
-
-    def is_number(self, rows: Sequence[Row]) -> bool:
-        """Returns whether the cells are right-aligned and never cut."""
-        return self.whole or any(_is_number(row.get(self.key)) for row in rows)
 
 
 def talk() -> Console:
@@ -96,10 +68,6 @@ def print_rows(rows: Sequence[Row], columns: Sequence[Column], as_json: bool, ti
 def print_json(value: Any) -> None:
     """Prints `value` as indented JSON. Raises `ValueError` for NaN and infinity, which JSON does not have."""
     print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _print_plain(rows: Sequence[Row], columns: Sequence[Column]) -> None:

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ecdit_cli._console import Column, print_json, print_rows, say
+from analysis.columns import Column
+from ecdit_cli._console import print_json, print_rows, say
 from ecdit_cli._evaluation_table import MeasuredRun
 
 if TYPE_CHECKING:
-    from ecdit_cli._sampling import Show
+    from ecdit_cli._progress import Display
     from experiments.config.schema import RunConfig
     from experiments.evaluation.metrics.judge_check import Checked
     from experiments.evaluation.sampling.load_run import LoadedRun
@@ -88,10 +89,10 @@ def existing_runs(roots: Sequence[Path]) -> list[RunDir]:
 
 def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: EvaluateOptions) -> list[MeasuredRun]:
     """Samples each run at each guidance scale, measures what is missing, and records each result immediately."""
-    from ecdit_cli._sampling import sampling_progress
+    from ecdit_cli._progress import progress
 
     measured: list[MeasuredRun] = []
-    with sampling_progress("importing torch") as show:
+    with progress("importing torch") as show:
         from experiments.evaluation.metrics.sampled_metric import UserFiles
         from experiments.evaluation.sampling.load_run import load_run, require_shapes
         from experiments.evaluation.score import RunScorer, load_resources
@@ -108,7 +109,8 @@ def measure_samples(folders: Sequence[RunDir], metrics: Sequence[str], how: Eval
                 if scorer.recorded:
                     show.say(f"{folder.path.name}, guidance {scale:g}: {', '.join(scorer.recorded)} recorded already.")
                 done, each = number + place / len(scales), 1 / len(scales)
-                show(done, len(folders), f"{folder.path.name}, guidance {scale:g}")
+                show.part(f"{folder.path.name}, guidance {scale:g}")
+                show(done, len(folders))
                 rows = scorer.measure(partial(_show_share, show, len(folders), done, each))
                 measured.append(MeasuredRun(folder.path.name, scale, rows))
     return measured
@@ -138,16 +140,16 @@ def _loaded(
         raise last
 
 
-def _show_share(show: Show, total: float, done: float, each: float, share: float) -> None:
+def _show_share(show: Display, total: float, done: float, each: float, share: float) -> None:
     """Shows that `done` parts of `total` and a `share` of the next part, whose length is `each`, are complete."""
     show(done + each * share, total)
 
 
 def measure_time(folders: Sequence[RunDir], how: EvaluateOptions) -> list[MeasuredRun]:
     """Times the generation of images by all runs, which take turns."""
-    from ecdit_cli._sampling import sampling_progress
+    from ecdit_cli._progress import progress
 
-    with sampling_progress("importing torch") as show:
+    with progress("importing torch") as show:
         from experiments.evaluation.inference.inference_time import SECONDS, measure_inference, overhead_over_dense
         from experiments.evaluation.sampling.load_run import load_run, require_shapes
         from experiments.records.writer import append_evaluations
@@ -161,15 +163,9 @@ def measure_time(folders: Sequence[RunDir], how: EvaluateOptions) -> list[Measur
         measured: list[MeasuredRun] = []
         for scale in scales:
             settings = [how.conditions(run, scale).sampler for run in runs]
-            finished = 0
-
-            def on_round(total: int = len(runs) * how.rounds) -> None:
-                nonlocal finished
-                finished += 1
-                show(finished, total)
-
-            show(0, 1, f"timing {len(runs)} runs, guidance {scale:g}")
-            rows = measure_inference(runs, settings, how.batch_images, how.rounds, on_round)
+            show.part(f"timing {len(runs)} runs, guidance {scale:g}")
+            on_turn = partial(_show_turn, show, [folder.path.name for folder in folders], how.rounds)
+            rows = measure_inference(runs, settings, how.batch_images, how.rounds, on_turn)
             for folder, of_run in zip(folders, rows, strict=True):
                 append_evaluations(folder, of_run)
             seconds = [next(row.value for row in of_run if row.metric == SECONDS) for of_run in rows]
@@ -179,6 +175,15 @@ def measure_time(folders: Sequence[RunDir], how: EvaluateOptions) -> list[Measur
                 for folder, of_run, overhead in zip(folders, rows, overheads, strict=True)
             ]
     return measured
+
+
+def _show_turn(show: Display, names: Sequence[str], num_rounds: int, round_number: int, place: int) -> None:
+    """Shows which run is measured now; in a log that is a line for each run, and then one for each round."""
+    if round_number == 0:
+        show.part(f"memory and FLOPs of {names[place]} ({place + 1} of {len(names)})")
+    elif place == 0:
+        show.part(f"timing round {round_number} of {num_rounds}")
+    show(round_number * len(names) + place, (1 + num_rounds) * len(names))
 
 
 def joined(first: Sequence[MeasuredRun], second: Sequence[MeasuredRun]) -> list[MeasuredRun]:
@@ -197,9 +202,9 @@ CHECKED = ("split", "blur", "noise", "num_images", "num_right", "num_yes_shuffle
 
 def print_judge_check(as_json: bool) -> None:
     """Prints how often the judge is right. Raises `RunFailedError` where it misreads an independent picture."""
-    from ecdit_cli._sampling import sampling_progress
+    from ecdit_cli._progress import progress
 
-    with sampling_progress("judging true renders") as show:
+    with progress("judging true renders") as show:
         from experiments.evaluation.metrics.independent_check import require_all_read
         from experiments.evaluation.metrics.judge_check import DEGRADATIONS, SPLITS, check_judge
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ecdit_cli._console import Column, print_json, print_rows, say, talk
+from analysis.columns import Column
+from ecdit_cli._console import print_json, print_rows, say
 from experiments.config.metrics import IMPORTED, METRICS, RecordedValue, sampled_metrics
 from experiments.units import flops
 
@@ -40,7 +41,7 @@ def print_table(measured: Sequence[MeasuredRun], as_json: bool) -> None:
             print_rows(rows, _part_columns(value), as_json=False)
     for key, note in (*((value.name, value.note) for value in _table_values()), OVERHEAD_NOTE):
         if note and any(key in row for row in rows):
-            talk().print(note, soft_wrap=True, highlight=False)
+            say(note)
 
 
 def _say_too_few(measured: Sequence[MeasuredRun]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ecdit_cli._console import Column, Row, print_rows
+from analysis.columns import Column, Row
+from ecdit_cli._console import print_rows
 from experiments.units import count, duration, flops
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
-from ecdit_cli._console import Column
+from analysis.columns import Column
 
 MODEL, DEVICE = "B", "H100"
 UTILISATIONS = (0.35, 0.5)

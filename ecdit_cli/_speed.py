@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ecdit_cli._console import Column
+from analysis.columns import Column
 
 if TYPE_CHECKING:
     from experiments.benchmarks.sides import SpeedRow

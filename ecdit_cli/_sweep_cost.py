@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ecdit_cli._console import Column, print_json, print_rows, say, talk
+from analysis.columns import Column
+from ecdit_cli._console import print_json, print_rows, say
 from experiments.units import count, duration, flops
 
 if TYPE_CHECKING:
@@ -61,12 +62,7 @@ def print_cost(plan: Plan, num_slots: int, place: Place | None = None) -> None:
     bases = {run.estimate.basis for run in plan.wanted if run.estimate is not None and run.estimate.seconds is not None}
     if bases:
         at_once = f", {num_slots} runs at a time" if num_slots > 1 else ""
-        talk().print(
-            f"Time: training alone, from {', '.join(sorted(bases))}{at_once}.",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )
+        say(f"Time: training alone, from {', '.join(sorted(bases))}{at_once}.")
 
 
 def show_cost(plan: Plan, how: SweepOptions, scripts: Sequence[str], as_json: bool) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 
-from ecdit_cli._console import talk
+from ecdit_cli._console import say
 
 
 def register(spec: str, overrides: Sequence[str]) -> str:
@@ -37,5 +37,5 @@ def register(spec: str, overrides: Sequence[str]) -> str:
     except (wandb.Error, ValueError, OSError) as error:
         raise EcditError(f"W&B did not create the sweep: {error}", "Check the key and the server.") from error
     for line in said.getvalue().splitlines():
-        talk().print(line, soft_wrap=True, highlight=False, markup=False)
+        say(line)
     return "/".join(part for part in (checked.entity, project, name) if part)

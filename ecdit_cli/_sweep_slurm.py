@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecdit_cli._console import Column, print_json, print_rows, say
+from analysis.columns import Column
+from ecdit_cli._console import print_json, print_rows, say
 
 if TYPE_CHECKING:
     from sweeps.cluster import Cluster

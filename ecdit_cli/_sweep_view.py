@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ecdit_cli._console import Column, say, talk
+from analysis.columns import Column
+from ecdit_cli._console import say, talk
 from experiments.text import ELLIPSIS, printable
 from experiments.units import duration
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.console import Group
 
     from experiments.records.record_types import State
     from sweeps.execution import Screen
@@ -110,7 +111,7 @@ def live_view() -> Iterator[OnProgress]:
 
     console = talk()
     if not console.is_terminal:
-        yield PlainView(console)
+        yield PlainView()
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
         yield lambda snapshot: live.update(
@@ -128,8 +129,7 @@ def screen() -> Screen:
 class PlainView:
     """Prints one line for each change of state, and the progress of all running runs about every 10 s."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self) -> None:
         self._states: dict[str, str] = {}
         self._last = time.monotonic()
 
@@ -140,7 +140,7 @@ class PlainView:
             self._last = time.monotonic()
             lines += [*(_progress(run) for run in snapshot.runs if run.state == "running"), total_line(snapshot)]
         for line in lines:
-            self._console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
+            say(line)
 
 
 def _change(run: RunProgress) -> str:

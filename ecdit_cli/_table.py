@@ -15,7 +15,8 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from ecdit_cli._console import Column, Row, say
+from analysis.columns import Column, Row
+from ecdit_cli._console import say
 from experiments.text import printable, shortened
 
 if TYPE_CHECKING:

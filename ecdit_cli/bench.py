@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ecdit_cli._console import Column, print_json, print_rows, talk
+from analysis.columns import Column
+from ecdit_cli._console import print_json, print_rows
 from ecdit_cli._options import Json, Overrides
+from ecdit_cli._progress import progress
 from ecdit_cli._speed import (
     SPEED_COLUMNS,
     SpeedOptions,
@@ -178,12 +180,8 @@ def _bench_sweep(overrides: list[str], steps: int, rounds: int) -> Rows:
 
 @contextmanager
 def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
-    from rich.progress import Progress
-
-    console = talk()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(name, total=total)
-        yield lambda: bars.update(task, advance=1)
+    with progress(name) as display:
+        yield display.counter(total)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ecdit_cli._console import Column, print_rows, say
+from analysis.columns import Column
+from ecdit_cli._console import print_rows, say
 from ecdit_cli._options import Json
 
 COLUMNS = (

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ecdit_cli._console import print_json, say
-from ecdit_cli._counting import counting
 from ecdit_cli._options import Json
+from ecdit_cli._progress import progress
 
 if TYPE_CHECKING:
     from experiments.config.prepared_set import DataSetIndex
@@ -101,7 +101,7 @@ def _make(request: Request, out: Path, processes: int, launch: Launch, as_json: 
     if launch.rank:
         prepare(request, out, processes, launch=launch)
         return
-    with counting("encoding", "images") as show:
+    with progress("encoding", "images") as show:
         made = prepare(request, out, processes, show, show.say, launch)
     assert made is not None
     if not made.num_files_made:
@@ -118,7 +118,7 @@ def check(out: Folder, as_json: Json = False) -> None:
     say("importing torch ...")
     from experiments.data.sources.latents import check_content, check_length, check_tensors
 
-    with counting("checking", "files") as show:
+    with progress("checking", "files") as show:
         for number, file in enumerate(index.files()):
             check_length(out, file)
             check_content(out, file)
@@ -166,7 +166,8 @@ def _nothing(line: str) -> None:
 
 def _print(row: dict[str, object], as_json: bool) -> None:
     """Prints one item on each line, because paths and fingerprints are too long for columns."""
-    from ecdit_cli._console import Column, print_rows
+    from analysis.columns import Column
+    from ecdit_cli._console import print_rows
 
     if as_json:
         print_json(row)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from ecdit_cli._console import Column, print_rows
+from analysis.columns import Column
+from ecdit_cli._console import print_rows
 from ecdit_cli._options import Json
 
 if TYPE_CHECKING:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecdit_cli._console import Column, print_json, print_rows, say
+from analysis.columns import Column
+from ecdit_cli._console import print_json, print_rows, say
 from ecdit_cli._options import FromProjects, Json
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.export_tables import FinalTables
-    from analysis.report.document import ReportColumn
     from experiments.records.run_folder import Skipped
 
 DEFAULT_OUT = Path("out/runs")
@@ -63,11 +64,11 @@ def export(
 def _final(roots: list[Path], projects: list[str]) -> FinalTables | None:
     """Returns the tables of finished runs, or None, with a message, where none is finished or they do not compare."""
     from analysis.export_tables import final_tables
-    from ecdit_cli.plot import read_runs
+    from analysis.load_records import load_records
     from experiments.errors import RecordError
 
     try:
-        return final_tables(read_runs(roots, projects))
+        return final_tables(load_records(roots, projects, say))
     except RecordError as error:
         say(f"No table of final values: {error}")
         return None
@@ -81,10 +82,9 @@ def _print(final: FinalTables) -> None:
     print_rows(_arms(final), _columns(final.arms, ARM_COLUMNS), as_json=False, title="Over seeds")
 
 
-def _columns(frame: pd.DataFrame, columns: Any) -> list[Column]:
+def _columns(frame: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
     """Returns the columns that hold at least one value."""
-    shown: list[ReportColumn] = [column for column in columns if frame[column.key].notna().any()]
-    return [Column(column.key, column.title, column.write or str) for column in shown]
+    return [column for column in columns if frame[column.key].notna().any()]
 
 
 def _runs(final: FinalTables | None) -> list[dict[str, Any]]:

@@ -25,14 +25,14 @@ def export_weights(
     Examples: ecdit export-weights out/runs/NAME out/weights --precision bf16
     """
     from ecdit_cli._console import print_json, say
-    from ecdit_cli._sampling import sampling_progress
+    from ecdit_cli._progress import progress
     from experiments.evaluation.exchange.exported_weights import export_weights as write
     from experiments.records.run_folder import RunDir
 
     folder = RunDir(run)
     record = folder.read_run()
     kind = record.precision if precision == "auto" else precision
-    with sampling_progress("exporting") as show:
+    with progress("exporting") as show:
         files = write(
             folder, out, weights, kind, round(shard_gib * 2**30), show.say,
             lambda written: show(written, record.params_total),

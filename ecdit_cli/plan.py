@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ecdit_cli._console import print_json, say
 from ecdit_cli._options import ConfigFile, Device, Json, Overrides, Utilisation
+from ecdit_cli._progress import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from experiments.config.schema import RunConfig
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from sweeps.parallel_layouts import LayoutPlan
 
 SHOWN_LAYOUTS = 8
-QUIET_SECONDS = 1.0
-"""A search that is shorter than this shows no progress."""
 
 
 def plan(
@@ -95,7 +92,7 @@ def _search(config: RunConfig, place: Place, days: float | None) -> list[LayoutP
     from sweeps.layout_search import way_out
     from sweeps.parallel_layouts import DAY, search
 
-    with _progress() as show:
+    with progress("searching layouts") as show:
         found = search(config, place, None if days is None else days * DAY, show)
     if found:
         return found
@@ -106,25 +103,6 @@ def _search(config: RunConfig, place: Place, days: float | None) -> list[LayoutP
             "Use more --days, more --max-devices, or a larger train.batch_images.",
         )
     raise SpecError(f"no layout fits {place.name}.", way_out(config, place))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Yields a function that shows a bar on stderr once the search has taken some time."""
-    import time
-
-    from rich.progress import Progress
-
-    from ecdit_cli._console import talk
-
-    started = time.monotonic()
-    with Progress(console=talk(), transient=True) as bar:
-        task = bar.add_task("Layouts", visible=False)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=time.monotonic() - started > QUIET_SECONDS)
-
-        yield show
 
 
 def _show(

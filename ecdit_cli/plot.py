@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ecdit_cli._console import Column, print_json, print_paths, print_rows, say
+from analysis.columns import Column
+from ecdit_cli._console import print_json, print_paths, print_rows, say
 from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders
 
 if TYPE_CHECKING:
     from analysis.figures.registry import FigureEntry
-    from analysis.load_records import Records
     from analysis.style import Drawing
 
 ALL = "all"
@@ -43,6 +43,7 @@ def plot(
     as_json: Json = False,
 ) -> None:
     """Draw figures of finished runs as PNG, SVG and CSV. Default: all runs below out/, into out/figures."""
+    from analysis.load_records import load_records
     from analysis.parameter_counts import find_count
     from analysis.run_table import run_table
 
@@ -51,7 +52,7 @@ def plot(
         print_rows(rows, [column for column in LIST_COLUMNS if any(column.key in row for row in rows)], as_json)
         return
     wanted, count = _wanted(figure), find_count(parameters)
-    records = read_runs(roots_of(runs, projects), projects)
+    records = load_records(roots_of(runs, projects), projects, say)
     table = run_table(records)
 
     def draw(entry: FigureEntry) -> Drawing:
@@ -70,18 +71,6 @@ def plot(
 def roots_of(runs: list[Path], projects: list[str]) -> list[Path]:
     """Returns the folders to read, `out/` where nothing is named."""
     return runs if runs or projects else [DEFAULT_RUNS]
-
-
-def read_runs(roots: list[Path], projects: list[str]) -> Records:
-    """Reads the records of the finished runs, and reports every run and row that is left out with the reason."""
-    from analysis.load_records import load_records
-
-    records = load_records(roots, projects)
-    if records.left_out:
-        say(f"Left out: {len(records.left_out)}; used: {len(records.runs)} runs.")
-    for entry in records.left_out:
-        say(f"  {entry}")
-    return records
 
 
 def _wanted(figure: str) -> list[FigureEntry]:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ecdit_cli._console import Column, print_rows
+from analysis.columns import Column
+from ecdit_cli._console import print_rows
 from ecdit_cli._options import Json
 from experiments.units import count, flops
 

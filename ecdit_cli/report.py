@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ecdit_cli._console import print_json, print_paths, say, talk
+from ecdit_cli._console import print_json, print_paths, say
 from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders
-from ecdit_cli.plot import read_runs, roots_of
-from experiments.text import printable
+from ecdit_cli._progress import progress
+from ecdit_cli.plot import roots_of
 
 DEFAULT_OUT = Path("out/report")
 
@@ -24,21 +24,17 @@ def report(
 
     Writes index.html (one file, works from disk), report.md, runs.csv and figures/ to --out (default: out/report).
     """
-    from rich.text import Text
-
+    from analysis.load_records import load_records
     from analysis.parameter_counts import find_count
     from analysis.report.write import write_report
 
     count, roots = find_count(parameters), roots_of(runs, projects)
-    records = read_runs(roots, projects)
+    records = load_records(roots, projects, say)
     typed = [*map(str, roots), *(word for place in projects for word in ("--from", place))]
-    with talk().status("") as status:
-
-        def show(doing: str) -> None:
-            status.update(Text(printable(doing)))
-
-        tell = show if talk().is_terminal else say
-        paths = write_report(records, typed, out or DEFAULT_OUT, paper_values=paper_values, parameters=count, tell=tell)
+    with progress("the report") as show:
+        paths = write_report(
+            records, typed, out or DEFAULT_OUT, paper_values=paper_values, parameters=count, tell=show.part
+        )
     if as_json:
         print_json(
             {

@@ -35,7 +35,7 @@ from ecdit_cli._options import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ecdit_cli._sampling import Show
+    from ecdit_cli._progress import Display
     from experiments.evaluation.exchange.exports import Prompt
     from experiments.evaluation.metrics.judge import Verdict
     from experiments.evaluation.sampling.load_run import LoadedRun
@@ -77,9 +77,10 @@ def sample(
     grid_file = grid or run_dir.samples / "grid.png"
     _check_files(grid_file, compute_map)
     given = _prompts(captions, caption_file)
-    from ecdit_cli._sampling import checked_number, sampler_settings, sampling_progress
+    from ecdit_cli._progress import progress
+    from ecdit_cli._sampling import checked_number, sampler_settings
 
-    with sampling_progress("importing torch") as show:
+    with progress("importing torch") as show:
         from experiments.config.data_sets import captions_of, data_set_of
         from experiments.evaluation.exchange.exports import Prompt
         from experiments.evaluation.sampling.load_run import load_run
@@ -100,7 +101,7 @@ def sample(
         else:
             _check_latents(loaded, captions, caption_file, compute_map)
             prompts, made = _make_from_latents(loaded, len(prompts), per_caption, conditions, vae, data_set, show)
-        show(1, 1, "drawing")
+        show.part("drawing")
         files = _write(made, prompts, per_caption, grid_file, geneval, dsg)
     _print(made, prompts, per_caption, files, as_json)
 
@@ -122,7 +123,7 @@ def _prompts(captions: Sequence[str], caption_file: Path | None) -> list[Prompt]
 
 
 def _make(
-    run: LoadedRun, prompts: Sequence[Prompt], per_caption: int, conditions: Conditions, wants_map: bool, show: Show
+    run: LoadedRun, prompts: Sequence[Prompt], per_caption: int, conditions: Conditions, wants_map: bool, show: Display
 ) -> _Made:
     """Samples every caption `per_caption` times; images are numbered across captions."""
     import torch
@@ -138,14 +139,8 @@ def _make(
     texts = [prompt.text for prompt in prompts for _ in range(per_caption)]
     caption_ids(run.config, list(dict.fromkeys(texts)))  # raises for words that the run has never seen
     watcher = RoutingWatcher(run, [""] * len(texts), range(len(texts))) if wants_map else None
-    total, done = num_calls(len(texts), conditions), 0
-
-    def on_call() -> None:
-        nonlocal done
-        done += 1
-        show(done, total)
-
-    show(0, total, f"sampling {len(texts)} image{'' if len(texts) == 1 else 's'}")
+    doing = f"sampling {len(texts)} image{'' if len(texts) == 1 else 's'}"
+    on_call = show.counter(num_calls(len(texts), conditions), doing)
     batches = []
     for batch in sampled_batches(run.model, run.config, texts, conditions, watcher=watcher, on_call=on_call):
         batches.append(batch.images_BCHW)
@@ -171,27 +166,21 @@ def _check_latents(run: LoadedRun, captions: Sequence[str], caption_file: Path |
 
 def _make_from_latents(
     run: LoadedRun, num_captions: int, per_caption: int, conditions: Conditions, vae: str | None,
-    data_set: Path | None, show: Show,
+    data_set: Path | None, show: Display,
 ) -> tuple[list[Prompt], _Made]:  # fmt: skip
     """Samples the first captions of the validation set, each `per_caption` times, and decodes them."""
     from experiments.evaluation.exchange.exports import Prompt
     from experiments.evaluation.sampling.batches import num_calls
     from experiments.evaluation.sampling.latent_samples import sample_validation
 
-    total, done = num_calls(num_captions * per_caption, conditions), 0
-
-    def on_call() -> None:
-        nonlocal done
-        done += 1
-        show(done, total)
-
-    show(0, total, f"sampling {num_captions * per_caption} images")
+    num_images = num_captions * per_caption
+    on_call = show.counter(num_calls(num_images, conditions), f"sampling {num_images} images")
     made = sample_validation(run, num_captions, per_caption, conditions, vae, data_set, on_call)
     unjudged: list[Verdict | None] = [None] * len(made.images_BCHW)
     return [Prompt(caption) for caption in made.captions], _Made(run, made.images_BCHW, unjudged, None)
 
 
-def _verdicts(images_BCHW: Tensor, captions: Sequence[str], show: Show) -> list[Verdict | None]:
+def _verdicts(images_BCHW: Tensor, captions: Sequence[str], show: Display) -> list[Verdict | None]:
     """Returns a verdict for each image, or None where its caption is no sentence of the grammar.
 
     The model can be asked anything, the judge cannot. Images too small for the judge are all None, with a message.
@@ -268,7 +257,8 @@ def _note(verdict: Verdict | None) -> str:
 
 def _print(made: _Made, prompts: Sequence[Prompt], per_caption: int, files: Sequence[Path], as_json: bool) -> None:
     """Prints what each image shows, and where the files are."""
-    from ecdit_cli._console import Column, print_json, print_rows
+    from analysis.columns import Column
+    from ecdit_cli._console import print_json, print_rows
 
     texts = [prompt.text for prompt in prompts for _ in range(per_caption)]
     rows = [

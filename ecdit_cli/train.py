@@ -59,9 +59,9 @@ def train(
 
 def _run(config: RunConfig, folder: RunDir, plain: bool, restart: bool) -> str:
     """Imports torch, and trains. Returns the state of the run."""
-    from ecdit_cli._progress import progress
+    from ecdit_cli._progress import training_progress
 
-    with progress(config, visible=not plain and _is_main_process()) as reporter:
+    with training_progress(config, visible=not plain and _is_main_process()) as reporter:
         from experiments.evaluation.cadence import measure_at_cadence
         from experiments.evaluation.sampling.preview import preview
         from experiments.training.host_memory import keep_freed_memory
@@ -110,7 +110,8 @@ def _is_finished(config: RunConfig, folder: RunDir) -> bool:
 
 
 def _print_plan(config: RunConfig, folder: RunDir, as_json: bool) -> None:
-    from ecdit_cli._console import Column, print_json, print_rows
+    from analysis.columns import Column
+    from ecdit_cli._console import print_json, print_rows
     from experiments.config.budget import budget
     from experiments.config.identity import config_id
     from experiments.units import count, flops
@@ -141,7 +142,8 @@ def _print_plan(config: RunConfig, folder: RunDir, as_json: bool) -> None:
 
 def _print_result(folder: RunDir, as_json: bool) -> None:
     """Prints the last losses and the path of the run folder."""
-    from ecdit_cli._console import Column, print_json, print_rows
+    from analysis.columns import Column
+    from ecdit_cli._console import print_json, print_rows
     from experiments.units import duration
 
     status, step = folder.read_status(), folder.last_step() or {}

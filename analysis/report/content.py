@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from analysis.arm_columns import arm_columns
+from analysis.columns import Column
 from analysis.compare import Comparison, compare
 from analysis.laws.bootstrap import NUM_RESAMPLES
 from analysis.load_records import Records
 from analysis.paper_claims import paper_claims
 from analysis.parameter_counts import ACTIVATED, Count
 from analysis.report.answers import FOLDED_FROM, answer_blocks
-from analysis.report.document import Block, Bullets, Paragraph, Report, ReportColumn, Section, Table, table
+from analysis.report.document import Block, Bullets, Paragraph, Report, Section, Table, table
 from analysis.report.laws import Law, laws
 from analysis.report.pictures import Pictures
 from analysis.report.reproduction import reproduction_blocks
@@ -43,14 +44,14 @@ ARM_COLUMNS = arm_columns(
     "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
 )  # fmt: skip
 LAW_COLUMNS = (
-    ReportColumn("law", "Law"),
-    ReportColumn("family", "Runs of"),
-    ReportColumn("num_runs", "Runs", whole),
-    ReportColumn("headline", "Error on the largest runs, unseen"),
-    ReportColumn("parameters", "Parameters (95% interval)"),
-    ReportColumn("resamples", "Intervals"),
+    Column("law", "Law"),
+    Column("family", "Runs of"),
+    Column("num_runs", "Runs", whole),
+    Column("headline", "Error on the largest runs, unseen"),
+    Column("parameters", "Parameters (95% interval)"),
+    Column("resamples", "Intervals"),
 )
-REFUSAL_COLUMNS = (*LAW_COLUMNS[:3], ReportColumn("refusal", "Why it is not fitted"))
+REFUSAL_COLUMNS = (*LAW_COLUMNS[:3], Column("refusal", "Why it is not fitted"))
 
 
 def content(

@@ -6,10 +6,11 @@ The content of a report is decided in `content.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from analysis.columns import Column
 from analysis.run_table import is_missing
 
 MISSING = "–"
@@ -20,17 +21,6 @@ class Cell(NamedTuple):
 
     text: str
     number: float | None = None
-
-
-class ReportColumn(NamedTuple):
-    """A column of a table: its key in the rows, its title, and the function that formats its numbers.
-
-    `write` is None for a column whose cells are words.
-    """
-
-    key: str
-    title: str
-    write: Callable[[float], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +55,7 @@ class Table:
 
     key: str
     caption: str
-    columns: Sequence[ReportColumn]
+    columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
 
@@ -107,7 +97,7 @@ class Report:
 
 
 def table(
-    key: str, caption: str, columns: Sequence[ReportColumn], rows: Sequence[Mapping[Any, Any]], note: str = ""
+    key: str, caption: str, columns: Sequence[Column], rows: Sequence[Mapping[Any, Any]], note: str = ""
 ) -> Table:
     """Returns the table of `rows`, each a mapping from column key to value, without the columns that have no value."""
     cells = [[cell(row.get(column.key), column) for column in columns] for row in rows]
@@ -115,9 +105,9 @@ def table(
     return Table(key, caption, [columns[i] for i in kept], [[line[i] for i in kept] for line in cells], note)
 
 
-def cell(value: object, column: ReportColumn) -> Cell:
+def cell(value: object, column: Column) -> Cell:
     """Returns the cell of one value, formatted as its column says; a missing value becomes a dash."""
-    if column.write is None:
+    if column.is_words:
         return Cell(MISSING if value is None or value != value or value == "" else str(value))
     if not isinstance(value, int | float) or is_missing(value):
         return Cell(MISSING)

@@ -88,10 +88,10 @@ def _table(block: Table) -> Iterator[str]:
     yield f'<div class="scroll" role="region" aria-label="{name}" tabindex="0"><table id="{block.key}">'
     yield f"<caption>{name}</caption><thead><tr>"
     for column in block.columns:
-        kind = ' class="words"' if column.write is None else ""
+        kind = ' class="words"' if column.is_words else ""
         yield f'<th scope="col"{kind}><button type="button">{html_text(column.title)}</button></th>'
     yield "</tr></thead><tbody>"
-    is_words = [column.write is None for column in block.columns]
+    is_words = [column.is_words for column in block.columns]
     for row in block.rows:
         yield "<tr>" + "".join(_cell(cell, words) for cell, words in zip(row, is_words, strict=True)) + "</tr>"
     yield "</tbody></table></div>"

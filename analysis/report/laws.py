@@ -64,7 +64,7 @@ def laws(
     for forms, families in of_forms:
         for form in forms:
             for family, runs in families(rows):
-                tell(f"law {form.name} of {family} ...")
+                tell(f"law {form.name} of {family}")
                 named = runs.assign(configuration=runs["setting"] + ": " + runs["arm"])
                 variables = {name: columns[name] for name in {*form.variables, "C"}}
                 observations = observe(named, variables, arm="configuration")

@@ -43,7 +43,7 @@ def _block(block: Block) -> Iterator[str]:
 def _table(block: Table) -> Iterator[str]:
     yield f"### {markdown_text(block.caption)}\n"
     header = [column.title for column in block.columns]
-    is_words = [column.write is None for column in block.columns]
+    is_words = [column.is_words for column in block.columns]
     yield markdown(header, [[cell.text for cell in row] for row in block.rows], is_words)
     if block.note:
         yield f"{markdown_text(block.note)}\n"

@@ -47,7 +47,7 @@ def draw_all(
     pictures = Pictures([], [], [])
     options = _options(paper_values, parameters)
     for entry in FIGURES.values():
-        tell(f"figure {entry.name} ...")
+        tell(f"figure {entry.name}")
         try:
             drawing = entry.drawing(records, table, paper_values, parameters)
         except (MissingDataError, RecordError) as error:  # RecordError: conditions differ

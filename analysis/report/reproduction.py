@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.report.document import Block, Bullets, Commands, Paragraph, ReportColumn, table
+from analysis.columns import Column
+from analysis.report.document import Block, Bullets, Commands, Paragraph, table
 from analysis.report.run_rows import whole
 
 NOT_RECORDED = "not recorded"
@@ -25,16 +26,16 @@ COMMANDS_NOTE = (
     "sweep also in configs/ of the sweep, whose plan.json names every run."
 )
 COLUMNS = (
-    ReportColumn("name", "Run"),
-    ReportColumn("typed", "Command"),
-    ReportColumn("config_id", "Config id"),
-    ReportColumn("sweep", "Sweep"),
-    ReportColumn("started", "Started (UTC)"),
-    ReportColumn("commit", "Commit"),
-    ReportColumn("device", "Hardware"),
-    ReportColumn("world", "Processes", whole),
-    ReportColumn("num_threads", "Threads", whole),
-    ReportColumn("precision", "Precision"),
+    Column("name", "Run"),
+    Column("typed", "Command"),
+    Column("config_id", "Config id"),
+    Column("sweep", "Sweep"),
+    Column("started", "Started (UTC)"),
+    Column("commit", "Commit"),
+    Column("device", "Hardware"),
+    Column("world", "Processes", whole),
+    Column("num_threads", "Threads", whole),
+    Column("precision", "Precision"),
 )
 
 

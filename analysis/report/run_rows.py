@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.columns import Column
 from analysis.load_records import Records
-from analysis.report.document import ReportColumn
 from analysis.run_table import FINAL_METRICS, INFERENCE, fixed, significant
 from experiments.records.run_folder import RunDir
 
@@ -30,31 +30,31 @@ def whole(value: float) -> str:
 four = partial(fixed, decimals=4)
 
 COLUMNS = (
-    ReportColumn("name", "Run"),
-    ReportColumn("setting", "Setting"),
-    ReportColumn("arm", "Arm"),
-    ReportColumn("routing.num_experts", "Experts", whole),
-    ReportColumn("routing.capacity_factor", "f_c", "{:g}".format),
-    ReportColumn("seed", "Seed", whole),
-    ReportColumn("val_loss", "Val. loss", four),
-    ReportColumn("val_loss_ema", "Val. loss EMA", four),
-    ReportColumn("val_loss_std", "± std over seeds", four),
-    ReportColumn("params_total", "Params", significant),
-    ReportColumn("params_active", "Activated", significant),
-    ReportColumn("params_without_embeddings", "Without embeddings", significant),
-    ReportColumn("flops_per_image", "FLOPs/image", significant),
-    ReportColumn("train_flops", "Training FLOPs", significant),
-    ReportColumn("images_seen", "Images", whole),
-    ReportColumn("train_seconds", "Seconds", whole),
-    ReportColumn("images_per_second", "Images/s", partial(fixed, decimals=1)),
-    ReportColumn("flops_per_second", "FLOP/s achieved", significant),
-    ReportColumn("utilisation", "Utilisation", partial(fixed, decimals=1, scale=100, unit="%")),
-    ReportColumn("train_loss", "Train loss", four),
-    ReportColumn("val_loss_same_t", "Same-t loss", four),
-    ReportColumn("dropped_share", "Dropped share", four),
-    ReportColumn(INFERENCE, "Inference s/image", four),
-    ReportColumn("model.name", "Preset"),
-    ReportColumn("routing.name", "Routing"),
+    Column("name", "Run"),
+    Column("setting", "Setting"),
+    Column("arm", "Arm"),
+    Column("routing.num_experts", "Experts", whole),
+    Column("routing.capacity_factor", "f_c", "{:g}".format),
+    Column("seed", "Seed", whole),
+    Column("val_loss", "Val. loss", four),
+    Column("val_loss_ema", "Val. loss EMA", four),
+    Column("val_loss_std", "± std over seeds", four),
+    Column("params_total", "Params", significant),
+    Column("params_active", "Activated", significant),
+    Column("params_without_embeddings", "Without embeddings", significant),
+    Column("flops_per_image", "FLOPs/image", significant),
+    Column("train_flops", "Training FLOPs", significant),
+    Column("images_seen", "Images", whole),
+    Column("train_seconds", "Seconds", whole),
+    Column("images_per_second", "Images/s", partial(fixed, decimals=1)),
+    Column("flops_per_second", "FLOP/s achieved", significant),
+    Column("utilisation", "Utilisation", partial(fixed, decimals=1, scale=100, unit="%")),
+    Column("train_loss", "Train loss", four),
+    Column("val_loss_same_t", "Same-t loss", four),
+    Column("dropped_share", "Dropped share", four),
+    Column(INFERENCE, "Inference s/image", four),
+    Column("model.name", "Preset"),
+    Column("routing.name", "Routing"),
 )
 
 
@@ -93,10 +93,10 @@ def guidance_text(settings_key: str) -> str:
     return "" if scale is None else f"@{scale:g}"
 
 
-def columns_with_scores(rows: pd.DataFrame) -> list[ReportColumn]:
+def columns_with_scores(rows: pd.DataFrame) -> list[Column]:
     """Returns `COLUMNS` followed by one column for each score that the rows have."""
     scores = [str(name) for name in rows.columns if name.startswith(SCORE)]
     return [
         *COLUMNS,
-        *(ReportColumn(name, name.removeprefix(SCORE), partial(significant, digits=4)) for name in scores),
+        *(Column(name, name.removeprefix(SCORE), partial(significant, digits=4)) for name in scores),
     ]

@@ -11,11 +11,12 @@ from functools import partial
 import pandas as pd
 
 from analysis.claims import PairedDifference, correction
+from analysis.columns import Column
 from analysis.load_records import MissingDataError, Records
 from analysis.multiplier import Multiplier, multiplier_rows, multipliers
 from analysis.paper_claims import PaperClaim, paper_claim_rows
 from analysis.report.answers import AXIS_WORDS
-from analysis.report.document import Block, Paragraph, ReportColumn, table
+from analysis.report.document import Block, Paragraph, table
 from analysis.report.run_rows import whole
 from analysis.run_table import fixed
 
@@ -24,47 +25,47 @@ four = partial(fixed, decimals=4)
 three = partial(fixed, decimals=3)
 
 DIFFERENCE_COLUMNS = (
-    ReportColumn("arm", "Arm"),
-    ReportColumn("reference", "Against"),
-    ReportColumn("setting", "Setting"),
-    ReportColumn("difference", "Difference", signed),
-    ReportColumn("low", "95% low", signed),
-    ReportColumn("high", "95% high", signed),
-    ReportColumn("seeds", "Seeds", whole),
-    ReportColumn("method", "Method"),
-    ReportColumn("p", "p", four),
-    ReportColumn("p_bh", "p (BH)", four),
-    ReportColumn("p_holm", "p (Holm)", four),
-    ReportColumn("verdict", "Verdict"),
+    Column("arm", "Arm"),
+    Column("reference", "Against"),
+    Column("setting", "Setting"),
+    Column("difference", "Difference", signed),
+    Column("low", "95% low", signed),
+    Column("high", "95% high", signed),
+    Column("seeds", "Seeds", whole),
+    Column("method", "Method"),
+    Column("p", "p", four),
+    Column("p_bh", "p (BH)", four),
+    Column("p_holm", "p (Holm)", four),
+    Column("verdict", "Verdict"),
 )
 MULTIPLIER_COLUMNS = (
-    ReportColumn("setting", "Setting"),
-    ReportColumn("arm", "Arm"),
-    ReportColumn("reference", "Reference"),
-    ReportColumn("axis", "Counted in"),
-    ReportColumn("factor", "Times less", three),
-    ReportColumn("factor_low", "95% low", three),
-    ReportColumn("factor_high", "95% high", three),
-    ReportColumn("at_lowest", "At the lowest loss", three),
-    ReportColumn("at_lowest_low", "its 95% low", three),
-    ReportColumn("at_lowest_high", "its 95% high", three),
-    ReportColumn("num_seeds", "Seeds", whole),
-    ReportColumn("refusal", "Why there is none"),
+    Column("setting", "Setting"),
+    Column("arm", "Arm"),
+    Column("reference", "Reference"),
+    Column("axis", "Counted in"),
+    Column("factor", "Times less", three),
+    Column("factor_low", "95% low", three),
+    Column("factor_high", "95% high", three),
+    Column("at_lowest", "At the lowest loss", three),
+    Column("at_lowest_low", "its 95% low", three),
+    Column("at_lowest_high", "its 95% high", three),
+    Column("num_seeds", "Seeds", whole),
+    Column("refusal", "Why there is none"),
 )
 PAPER_COLUMNS = (
-    ReportColumn("claim", "Claim"),
-    ReportColumn("setting", "Setting"),
-    ReportColumn("verdict", "Verdict"),
-    ReportColumn("reason", "Because"),
-    ReportColumn("printed", "Printed"),
-    ReportColumn("value", "Ours", four),
-    ReportColumn("low", "95% low", four),
-    ReportColumn("high", "95% high", four),
-    ReportColumn("num_seeds", "Seeds", whole),
-    ReportColumn("p", "p", four),
-    ReportColumn("p_bh", "p (BH)", four),
-    ReportColumn("quantity", "Quantity"),
-    ReportColumn("source", "Printed in"),
+    Column("claim", "Claim"),
+    Column("setting", "Setting"),
+    Column("verdict", "Verdict"),
+    Column("reason", "Because"),
+    Column("printed", "Printed"),
+    Column("value", "Ours", four),
+    Column("low", "95% low", four),
+    Column("high", "95% high", four),
+    Column("num_seeds", "Seeds", whole),
+    Column("p", "p", four),
+    Column("p_bh", "p (BH)", four),
+    Column("quantity", "Quantity"),
+    Column("source", "Printed in"),
 )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ecdit_cli._console import Column, print_error, print_json, print_rows
+from analysis.columns import Column
+from ecdit_cli._console import print_error, print_json, print_rows
 from experiments.units import count, duration, flops
 
 ROWS: list[dict[str, Any]] = [

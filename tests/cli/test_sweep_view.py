@@ -54,24 +54,22 @@ def test_stopping_is_said():
     assert "Ctrl-C again kills" in printed(SweepSnapshot(runs(), stopping=True))
 
 
-def test_without_a_terminal_only_changes_of_state_are_printed():
-    console = Console(file=io.StringIO(), width=60)
-    view = PlainView(console)
+def test_without_a_terminal_only_changes_of_state_are_printed(capsys):
+    view = PlainView()
     view(SweepSnapshot([RunProgress("a", "planned", 0, 64)]))
     view(SweepSnapshot([RunProgress("a", "running", 0, 64)]))
     view(SweepSnapshot([RunProgress("a", "running", 32, 64)]))
     view(SweepSnapshot([RunProgress("a", "failed", 32, 64, reason="[no] memory " + "x" * 60)]))
-    assert console.file.getvalue().splitlines() == ["a: started", f"a: failed: [no] memory {'x' * 60}"]
+    assert capsys.readouterr().err.splitlines() == ["a: started", f"a: failed: [no] memory {'x' * 60}"]
 
 
-def test_without_a_terminal_progress_is_printed_now_and_then(monkeypatch):
-    console = Console(file=io.StringIO(), width=60)
-    view = PlainView(console)
+def test_without_a_terminal_progress_is_printed_now_and_then(monkeypatch, capsys):
+    view = PlainView()
     later = time.monotonic() + PLAIN_SECONDS
     monkeypatch.setattr(time, "monotonic", lambda: later)
     view(SweepSnapshot(runs(), seconds=10.0))
     view(SweepSnapshot(runs(), seconds=10.5))
-    assert console.file.getvalue().splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         "running-0: images 32/64 50%, loss 0.5000, images/s 8, left 4 s",
         "1 done, 1 planned, 1 running; 50% of the images; 10 s",
     ]

@@ -9,12 +9,13 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from ecdit_cli._console import Column
+from analysis.arm_columns import arm_columns
+from analysis.columns import Column
+from analysis.compare import ARM_COLUMNS
 from ecdit_cli._evaluation_table import evaluation_columns
 from ecdit_cli._sweep_cost import COST_COLUMNS
 from ecdit_cli._sweep_view import COLUMNS, live_table
 from ecdit_cli._table import print_table
-from ecdit_cli.compare_routing import COLUMNS as COMPARISON_COLUMNS
 from ecdit_cli.presets import COLUMNS as PRESET_COLUMNS
 from experiments.records.record_types import EvalRow
 from sweeps.progress import RunProgress, SweepSnapshot
@@ -22,6 +23,7 @@ from sweeps.progress import RunProgress, SweepSnapshot
 REASON = "[/__w/gloo/pair.cc:534] Connection closed by peer [10.0.0.7]:4711 " * 3
 NAMES = [f"nano-shared_expert-16e-k2-c1.25-gbatch-s{seed}-{seed}a2b3c" for seed in range(3)] + ["名" * 30]
 EVALUATION_COLUMNS = evaluation_columns()
+COMPARISON_COLUMNS = (*arm_columns("setting"), *ARM_COLUMNS)
 MEASURED = EVALUATION_COLUMNS[4:17]
 WIDTHS = (40, 41, 60, 79, 80, 100, 120, 160, 200)
 

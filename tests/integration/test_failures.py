@@ -121,7 +121,7 @@ def test_stdout_is_the_result_alone_and_stderr_only_what_we_say(train, tmp_path)
     assert json.loads(process.stdout)["images_seen"] == 16
     first, last = process.stderr.splitlines()
     assert first == "nano expert_choice, 16 images: importing torch"
-    assert re.fullmatch(r"16/16 images  loss \d\.\d{4}  \d+ images/s", last)
+    assert re.fullmatch(r"training: 16/16 images, loss \d\.\d{4}, \d+ images/s", last)
 
 
 @pytest.mark.parametrize(

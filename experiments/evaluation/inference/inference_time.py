@@ -50,20 +50,24 @@ def measure_inference(
     settings: Sequence[SamplerSettings],
     batch_images: int,
     rounds: int,
-    on_round: Callable[[], None] = lambda: None,
+    on_turn: Callable[[int, int], None] = lambda round_number, place: None,
 ) -> list[list[EvalRow]]:
     """Returns the rows of each run, which samples `batch_images` at a time by its entry of `settings`.
 
-    Seconds per image are the median over `rounds`.
+    Seconds per image are the median over `rounds`. `on_turn` is called before each turn of a run with the number of the
+    round, which is 0 while memory and FLOPs are measured, and with the place of the run in `runs`.
     """
     jobs = [_Job(run, of_run, batch_images) for run, of_run in zip(runs, settings, strict=True)]
-    peaks = [job.peak_memory_gib() for job in jobs]
-    flops = [job.flops_per_image() for job in jobs]
+    peaks, flops = [], []
+    for place, job in enumerate(jobs):
+        on_turn(0, place)
+        peaks.append(job.peak_memory_gib())
+        flops.append(job.flops_per_image())
     seconds: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds):
-        for job, mine in zip(jobs, seconds, strict=True):
+    for round_number in range(1, rounds + 1):
+        for place, (job, mine) in enumerate(zip(jobs, seconds, strict=True)):
+            on_turn(round_number, place)
             mine.append(job.seconds_per_image())
-            on_round()
     return [
         job.rows({SECONDS: statistics.median(mine), PEAK_MEMORY: peak, FLOPS: flop}, mine)
         for job, mine, peak, flop in zip(jobs, seconds, peaks, flops, strict=True)

@@ -12,9 +12,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from analysis.columns import Column
 from analysis.figures.registry import FIGURES
 from analysis.load_records import Records, load_records
-from analysis.report.document import Cell, ReportColumn, Table, table
+from analysis.report.document import Cell, Table, table
 from analysis.report.laws import laws
 from analysis.report.reproduction import reproduction_blocks
 from analysis.report.run_rows import run_rows
@@ -228,7 +229,7 @@ def test_changed_code_is_called_dirty(write_run: Callable[..., object], tmp_path
 
 
 def test_a_cell_keeps_its_number_and_a_column_of_nothing_is_left_away() -> None:
-    columns = (ReportColumn("a", "A", "{:.1f}".format), ReportColumn("b", "B", "{:.1f}".format), ReportColumn("c", "C"))
+    columns = (Column("a", "A", "{:.1f}".format), Column("b", "B", "{:.1f}".format), Column("c", "C"))
     made = table("t", "T", columns, [{"a": 0.123, "b": None, "c": "x"}, {"a": float("nan"), "c": None}])
     assert [column.key for column in made.columns] == ["a", "c"]
     assert made.rows[0][0] == ("0.1", 0.123)
