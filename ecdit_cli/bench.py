@@ -12,17 +12,21 @@ from analysis.columns import Column
 from ecdit_cli._console import print_json, print_rows
 from ecdit_cli._options import Json, Overrides
 from ecdit_cli._progress import progress
-from ecdit_cli._speed import (
-    SPEED_COLUMNS,
+from experiments.benchmarks.measures import (
+    Progress,
     SpeedOptions,
+    bench_checkpoint,
+    bench_commands,
+    bench_drawing,
     bench_dropless,
     bench_routing,
     bench_sample,
+    bench_step_shares,
+    bench_sweep,
     bench_training,
 )
+from experiments.benchmarks.reading_rates import DEVICE, MODEL, UTILISATIONS, WANTED_TIMES, bench_reading
 
-ROUTERS = ("dense", "expert_choice", "token_choice")
-NUM_LOADED_IMAGES = 4096
 Rows = list[dict[str, Any]]
 
 
@@ -72,7 +76,7 @@ def bench(
         _print_data(options, steps, gib, as_json)
     elif what in MEASURES:
         measure, columns = MEASURES[what]
-        print_rows(measure(options.overrides, steps, rounds), columns, as_json)
+        print_rows(measure(options.overrides, steps, rounds, _progress), columns, as_json)
     else:
         measures = ["train", "data", *SPEED_MEASURES, *MEASURES]
         raise EcditError(f"ecdit bench {what!r} does not exist.", did_you_mean(what, measures))
@@ -81,7 +85,9 @@ def bench(
 def _print_train(options: SpeedOptions, steps: int, as_json: bool) -> None:
     """Prints two tables, or one JSON list, in which the rows of the second table have the key `what`."""
     speed = [*bench_training(options, steps, _progress), *bench_dropless(options, steps, _progress)]
-    shares = _bench_train(options.overrides, steps)  # last, because runs that have ended keep their memory
+    shares = bench_step_shares(
+        options.overrides, steps, _progress
+    )  # last, because runs that have ended keep their memory
     if as_json:
         print_json([{key: value for key, value in row.items() if value is not None} for row in [*shares, *speed]])
         return
@@ -91,91 +97,13 @@ def _print_train(options: SpeedOptions, steps: int, as_json: bool) -> None:
 
 def _print_data(options: SpeedOptions, steps: int, gib: float, as_json: bool) -> None:
     """Prints two tables, or one JSON list, in which the rows of the second table have the key `what`."""
-    from ecdit_cli._reading import READING_COLUMNS, bench_reading
-
-    drawn = _bench_data(options.overrides, steps)
+    drawn = bench_drawing(options.overrides, steps, _progress)
     read = bench_reading(gib, options.rounds, options.clock, _progress)
     if as_json:
         print_json([*drawn, *read])
         return
     print_rows(drawn, DATA_COLUMNS, as_json=False)
     print_rows(read, READING_COLUMNS, as_json=False)
-
-
-def _bench_train(overrides: list[str], steps: int) -> Rows:
-    from experiments.config.overrides import load_config
-
-    configs = [load_config([*overrides, f"routing={name}"]) for name in ROUTERS]
-    with _progress("training", len(configs)) as advance:
-        from experiments.benchmarks.step_shares import measure_step_shares
-        from experiments.training.host_memory import keep_freed_memory
-
-        keep_freed_memory(configs[0])
-        rows = []
-        for config in configs:
-            settings = {"model": config.model.name, "routing": config.routing.name, "steps": steps}
-            rows.append({**settings, "batch_images": config.train.batch_images, **measure_step_shares(config, steps)})
-            advance()
-        return rows
-
-
-def _bench_data(overrides: list[str], steps: int) -> Rows:
-    """Measures how fast images are drawn and trained on by a dense model, which is the fastest to train."""
-    from experiments.config.overrides import load_config
-
-    config = load_config(["routing=dense", *overrides])
-    with _progress("drawing and training", 2) as advance:
-        from experiments.benchmarks.drawing import measure_loader
-        from experiments.benchmarks.step_shares import measure_step_shares
-        from experiments.training.host_memory import keep_freed_memory
-
-        keep_freed_memory(config)
-        loader = measure_loader(config, NUM_LOADED_IMAGES)
-        advance()
-        trained = measure_step_shares(config, steps)["images_per_second"]
-    drawn = loader.pop("images_per_second")
-    return [
-        {
-            "model": config.model.name,
-            "routing": config.routing.name,
-            **loader,
-            "loader_images_per_second": drawn,
-            "training_images_per_second": trained,
-            "ratio": drawn / trained,
-        }
-    ]
-
-
-def _bench_checkpoint(overrides: list[str], steps: int, rounds: int) -> Rows:
-    """Measures `rounds` saves that are `steps` iterations apart."""
-    from experiments.config.overrides import load_config
-
-    config = load_config(overrides)
-    with _progress("training and saving", 1 + (rounds + 1) * steps) as advance:
-        from experiments.benchmarks.saving_cost import measure_saving
-        from experiments.training.host_memory import keep_freed_memory
-
-        keep_freed_memory(config)
-        cost = measure_saving(config, steps, rounds, advance)
-    settings = {"model": config.model.name, "routing": config.routing.name, "num_experts": config.routing.num_experts}
-    return [{**settings, **cost, "limit": STALL_LIMIT}]
-
-
-def _bench_cli(overrides: list[str], steps: int, rounds: int) -> Rows:
-    from ecdit_cli._startup import LIMIT_SECONDS, measure_commands
-
-    with _progress("starting commands", rounds * len(LIMIT_SECONDS)) as advance:
-        return measure_commands(rounds, overrides, advance)
-
-
-def _bench_sweep(overrides: list[str], steps: int, rounds: int) -> Rows:
-    import tempfile
-    from pathlib import Path
-
-    from sweeps.executor_bench import measure_sweep
-
-    with tempfile.TemporaryDirectory() as folder, _progress("sweeping", 4) as advance:
-        return measure_sweep(Path(folder), overrides, on_part=advance)
 
 
 @contextmanager
@@ -188,6 +116,47 @@ def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.1f}"
 
 
+def _met(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _times(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+SPEED_COLUMNS = (
+    Column("what", "what"),
+    Column("setting", "setting"),
+    Column("measured", "measured", "{:.2f}".format, whole=True),
+    Column("target", "target", "{:.2f}".format, whole=True),
+    Column("is_met", "met", _met),
+    Column("floor", "floor", "{:.2f}".format, whole=True),
+    Column("gap", "gap", "{:.2f}".format, whole=True),
+    Column("seconds", "ours ms", _milliseconds, whole=True),
+    Column("peer_seconds", "peer ms", _milliseconds, whole=True),
+    Column("skipped", "skipped"),
+    Column("command", "to fill it"),
+)
+READING_COLUMNS = (
+    Column("caption_tokens", "tokens a caption"),
+    Column("bytes_per_image", "KiB an image", lambda value: f"{value / 1024:,.0f}"),
+    Column("threads", "threads"),
+    Column("loader_images_per_second", "images/s read", _whole, whole=True),
+    Column("loader_bytes_per_second", "GB/s read", lambda value: f"{value / 1e9:.1f}", whole=True),
+    Column("copied_bytes_per_second", "GB/s copied here", lambda value: f"{value / 1e9:.1f}", whole=True),
+    *(
+        column
+        for percent in (round(100 * share) for share in UTILISATIONS)
+        for column in (
+            Column(f"trained_at_{percent}_percent", f"{MODEL} on {DEVICE} at {percent}%", _whole, whole=True),
+            Column(f"ratio_at_{percent}_percent", f"ratio (wanted {WANTED_TIMES})", _times, whole=True),
+        )
+    ),
+)
 TRAIN_COLUMNS = (
     Column("model", "model"),
     Column("routing", "routing"),
@@ -219,8 +188,6 @@ SWEEP_COLUMNS = (
     Column("limit", "at most", "{:.3g}".format),
     Column("unit", "unit"),
 )
-STALL_LIMIT = 0.05
-"""The largest share of training that saves may cost at the cadence of a run."""
 CHECKPOINT_COLUMNS = (
     Column("model", "model"),
     Column("routing", "routing"),
@@ -232,12 +199,12 @@ CHECKPOINT_COLUMNS = (
     Column("stall_share", "share of training", "{:.2%}".format),
     Column("limit", "at most", "{:.0%}".format),
 )
-MEASURES: dict[str, tuple[Callable[[list[str], int, int], Rows], tuple[Column, ...]]] = {
-    "checkpoint": (_bench_checkpoint, CHECKPOINT_COLUMNS),
-    "cli": (_bench_cli, CLI_COLUMNS),
-    "sweep": (_bench_sweep, SWEEP_COLUMNS),
+MEASURES: dict[str, tuple[Callable[[list[str], int, int, Progress], Rows], tuple[Column, ...]]] = {
+    "checkpoint": (bench_checkpoint, CHECKPOINT_COLUMNS),
+    "cli": (bench_commands, CLI_COLUMNS),
+    "sweep": (bench_sweep, SWEEP_COLUMNS),
 }
-SPEED_MEASURES: dict[str, Callable[[SpeedOptions, Callable[..., Any]], Rows]] = {
+SPEED_MEASURES: dict[str, Callable[[SpeedOptions, Progress], Rows]] = {
     "routing": bench_routing,
     "sample": bench_sample,
 }

@@ -8,6 +8,8 @@ listing cannot take a lock that was taken since. A holder shows that it is alive
 On the holder's machine its process shows whether it is alive (`process_identity.py`). On another machine a lock counts
 as dead when its file has not been renewed for a long time. That age is measured on the file system's own clock
 (`silence_on_disk`) or on the monotonic clock (`Silence`), since the clocks of machines differ and can be set.
+
+docs/architecture.md says what this gives that filelock's and flufl.lock's leases do not.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from ecdit_cli._startup import LIMIT_SECONDS
 from ecdit_cli.app import run
+from experiments.benchmarks.command_start import LIMIT_SECONDS
 from experiments.config.budget import budget
 from experiments.config.overrides import load_config
 from tests.training_runs import environment

@@ -1,4 +1,7 @@
-"""The benchmarks of routing against dense, as a table of measured value, target, floor of this machine, and gap."""
+"""The measures of `ecdit bench`: each sets up the configs, measures them, and returns the rows of one table.
+
+`progress` shows how far a measure is; it is shown before torch is imported, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from analysis.columns import Column
-
 if TYPE_CHECKING:
     from experiments.benchmarks.sides import SpeedRow
     from experiments.config.schema import RunConfig
 
 Rows = list[dict[str, Any]]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+ROUTERS = ("dense", "expert_choice", "token_choice")
+NUM_LOADED_IMAGES = 4096
+STALL_LIMIT = 0.05
+"""The largest share of training that saves may cost at the cadence of a run."""
 MODEL = "model=mini"
 """The largest preset for a CPU; settings on the command line override it."""
 
@@ -107,6 +112,85 @@ def bench_sample(options: SpeedOptions, progress: Progress) -> Rows:
         return list(_once(measure_sampling(ours, dense, options.rounds, options.clock, advance)))
 
 
+def bench_step_shares(overrides: list[str], steps: int, progress: Progress) -> Rows:
+    """Measures which share of an iteration each part of a training step takes, for each of `ROUTERS`."""
+    from experiments.config.overrides import load_config
+
+    configs = [load_config([*overrides, f"routing={name}"]) for name in ROUTERS]
+    with progress("training", len(configs)) as advance:
+        from experiments.benchmarks.step_shares import measure_step_shares
+        from experiments.training.host_memory import keep_freed_memory
+
+        keep_freed_memory(configs[0])
+        rows = []
+        for config in configs:
+            settings = {"model": config.model.name, "routing": config.routing.name, "steps": steps}
+            rows.append({**settings, "batch_images": config.train.batch_images, **measure_step_shares(config, steps)})
+            advance()
+        return rows
+
+
+def bench_drawing(overrides: list[str], steps: int, progress: Progress) -> Rows:
+    """Measures how fast images are drawn and trained on by a dense model, which is the fastest to train."""
+    from experiments.config.overrides import load_config
+
+    config = load_config(["routing=dense", *overrides])
+    with progress("drawing and training", 2) as advance:
+        from experiments.benchmarks.drawing import measure_loader
+        from experiments.benchmarks.step_shares import measure_step_shares
+        from experiments.training.host_memory import keep_freed_memory
+
+        keep_freed_memory(config)
+        loader = measure_loader(config, NUM_LOADED_IMAGES)
+        advance()
+        trained = measure_step_shares(config, steps)["images_per_second"]
+    drawn = loader.pop("images_per_second")
+    return [
+        {
+            "model": config.model.name,
+            "routing": config.routing.name,
+            **loader,
+            "loader_images_per_second": drawn,
+            "training_images_per_second": trained,
+            "ratio": drawn / trained,
+        }
+    ]
+
+
+def bench_checkpoint(overrides: list[str], steps: int, rounds: int, progress: Progress) -> Rows:
+    """Measures `rounds` saves that are `steps` iterations apart."""
+    from experiments.config.overrides import load_config
+
+    config = load_config(overrides)
+    with progress("training and saving", 1 + (rounds + 1) * steps) as advance:
+        from experiments.benchmarks.saving_cost import measure_saving
+        from experiments.training.host_memory import keep_freed_memory
+
+        keep_freed_memory(config)
+        cost = measure_saving(config, steps, rounds, advance)
+    settings = {"model": config.model.name, "routing": config.routing.name, "num_experts": config.routing.num_experts}
+    return [{**settings, **cost, "limit": STALL_LIMIT}]
+
+
+def bench_commands(overrides: list[str], steps: int, rounds: int, progress: Progress) -> Rows:
+    """Measures how long commands take to start."""
+    from experiments.benchmarks.command_start import LIMIT_SECONDS, measure_commands
+
+    with progress("starting commands", rounds * len(LIMIT_SECONDS)) as advance:
+        return measure_commands(rounds, overrides, advance)
+
+
+def bench_sweep(overrides: list[str], steps: int, rounds: int, progress: Progress) -> Rows:
+    """Measures what the executor and the planner of sweeps cost."""
+    import tempfile
+    from pathlib import Path
+
+    from experiments.benchmarks.executor_cost import measure_sweep
+
+    with tempfile.TemporaryDirectory() as folder, progress("sweeping", 4) as advance:
+        return measure_sweep(Path(folder), overrides, on_part=advance)
+
+
 def _refuse_other_routers(configs: list[RunConfig]) -> None:
     from experiments.errors import ConfigError
 
@@ -128,26 +212,3 @@ def _once(rows: Iterator[SpeedRow] | list[SpeedRow]) -> Iterator[dict[str, Any]]
         if key not in seen:
             seen.add(key)
             yield {**asdict(row), "gap": row.gap, "is_met": row.is_met}
-
-
-def _seconds(value: float) -> str:
-    return f"{1000 * value:.1f}"
-
-
-def _met(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-SPEED_COLUMNS = (
-    Column("what", "what"),
-    Column("setting", "setting"),
-    Column("measured", "measured", "{:.2f}".format, whole=True),
-    Column("target", "target", "{:.2f}".format, whole=True),
-    Column("is_met", "met", _met),
-    Column("floor", "floor", "{:.2f}".format, whole=True),
-    Column("gap", "gap", "{:.2f}".format, whole=True),
-    Column("seconds", "ours ms", _seconds, whole=True),
-    Column("peer_seconds", "peer ms", _seconds, whole=True),
-    Column("skipped", "skipped"),
-    Column("command", "to fill it"),
-)

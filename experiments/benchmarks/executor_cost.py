@@ -47,7 +47,7 @@ the seconds for planning, or reading the status of, 10,000 runs.
 SWEEP_PROCESS = """
 import json, resource, sys
 from pathlib import Path
-from sweeps.executor_bench import run_tiny_sweep
+from experiments.benchmarks.executor_cost import run_tiny_sweep
 said = run_tiny_sweep(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
 mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({**said, "mebibytes": mebibytes, "torch": "torch" in sys.modules}))

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.executor_bench import measure_executor, measure_plan, measure_processes, measure_status, tiny_plan
+from experiments.benchmarks.executor_cost import (
+    measure_executor,
+    measure_plan,
+    measure_processes,
+    measure_status,
+    tiny_plan,
+)
 from sweeps.progress import read_sweep
 
 

@@ -1,4 +1,4 @@
-"""The latent part of `ecdit bench data`: images read per second, compared with what B trains per second on an H100.
+"""How fast latents are read, which `ecdit bench data` prints beside what B trains per second on an H100.
 
 How many images B would train on follows from its FLOPs per image and an assumed share of the accelerator's peak; it was
 not measured. The rate at which this machine copies from memory to memory is shown beside the reading rate, because it
@@ -13,8 +13,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
-
-from analysis.columns import Column
 
 MODEL, DEVICE = "B", "H100"
 UTILISATIONS = (0.35, 0.5)
@@ -79,29 +77,3 @@ def thread_counts(clock_name: str) -> tuple[int, ...]:
 
     cores = os.cpu_count() or 1
     return tuple(sorted({1, loader_threads(), *(n for n in (2, 4, MAX_THREADS) if n <= cores)}))
-
-
-def _times(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def _whole(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-READING_COLUMNS = (
-    Column("caption_tokens", "tokens a caption"),
-    Column("bytes_per_image", "KiB an image", lambda value: f"{value / 1024:,.0f}"),
-    Column("threads", "threads"),
-    Column("loader_images_per_second", "images/s read", _whole, whole=True),
-    Column("loader_bytes_per_second", "GB/s read", lambda value: f"{value / 1e9:.1f}", whole=True),
-    Column("copied_bytes_per_second", "GB/s copied here", lambda value: f"{value / 1e9:.1f}", whole=True),
-    *(
-        column
-        for percent in (round(100 * share) for share in UTILISATIONS)
-        for column in (
-            Column(f"trained_at_{percent}_percent", f"{MODEL} on {DEVICE} at {percent}%", _whole, whole=True),
-            Column(f"ratio_at_{percent}_percent", f"ratio (wanted {WANTED_TIMES})", _times, whole=True),
-        )
-    ),
-)
