@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from analysis.columns import Column
@@ -12,18 +12,8 @@ from experiments.config.metrics import IMPORTED, METRICS, RecordedValue, sampled
 from experiments.units import flops
 
 if TYPE_CHECKING:
-    from experiments.evaluation.inference.inference_time import Overhead
+    from experiments.evaluation.measured_runs import MeasuredRun
     from experiments.records.record_types import EvalRow
-
-
-@dataclass(frozen=True)
-class MeasuredRun:
-    """The measured rows of one run at one guidance scale."""
-
-    run: str
-    guidance: float
-    rows: list[EvalRow]
-    overhead: Overhead | None = None
 
 
 def print_table(measured: Sequence[MeasuredRun], as_json: bool) -> None:

@@ -64,7 +64,7 @@ def plan_json(plan: LayoutPlan, dollars_per_hour: float | None) -> dict[str, Any
         "basis": plan.place.basis(plan.config),
         "params_total": cost.params_total,
         "params_active": cost.params_active,
-        "params_per_process": _params_per_process(plan),
+        "params_per_process": plan.params_per_process,
         "batch_images": plan.config.train.batch_images,
         "images": plan.config.total_images,
         "steps": plan.num_steps,
@@ -117,7 +117,7 @@ def _print_model(plan: LayoutPlan) -> None:
     batch = f"{config.train.batch_images:,} images, " + (local if passes == 1 else f"{passes} passes of {local}")
     rows = [
         {"what": "parameters", "value": f"{count(cost.params_total)}, {count(cost.params_active)} activated"},
-        {"what": "of which a process computes with", "value": count(_params_per_process(plan))},
+        {"what": "of which a process computes with", "value": count(plan.params_per_process)},
         {"what": "layout", "value": f"{parallel.world} processes, {_layout(plan)}"},
         {"what": "batch", "value": batch},
     ]
@@ -207,14 +207,6 @@ def _moments(plan: LayoutPlan) -> dict[str, dict[str, int]]:
         name: {**parts, "outside": plan.memory.outside_tensors(sum(parts.values()))}
         for name, parts in plan.memory.moments().items()
     }
-
-
-def _params_per_process(plan: LayoutPlan) -> int:
-    from experiments.config.budget import budget
-    from experiments.config.tensors import experts_spread
-
-    params = budget(plan.config).params_by_part
-    return sum(params.values()) - params["experts"] + params["experts"] // experts_spread(plan.config)
 
 
 def _seconds(seconds: float | None) -> str:

@@ -63,25 +63,30 @@ def evaluate(
     """
     from ecdit_cli import _evaluation as work
     from ecdit_cli._evaluation_table import print_table
+    from ecdit_cli._progress import progress
     from ecdit_cli._sampling import parse_guidance, parse_interval
 
     wanted = work.check_metrics(metrics, tuple(METRICS))
     scales = parse_guidance(guidance) if guidance is not None else None
-    parse_interval(guidance_interval)
+    interval = parse_interval(guidance_interval)
     if check_judge:
         work.print_judge_check(as_json)
         return
     folders = work.existing_runs(runs)
-    how = work.EvaluateOptions(
-        images=images, scales=scales, interval=guidance_interval, steps=steps, shift=shift, sampler=sampler,
-        weights=weights, precision=None if precision == "auto" else precision, seed=seed, batch_images=batch_images,
-        rounds=rounds, inception_weights=inception_weights, clip_model=clip_model, again=again,
-    )  # fmt: skip
-    if import_geneval is not None or import_dsg is not None:
-        print_table(work.import_results(folders, import_geneval, import_dsg, how), as_json)
-        return
     sampled = tuple(metric for metric in wanted if metric != INFERENCE_TIME)
-    rows = work.measure_samples(folders, sampled, how) if sampled else []
-    if INFERENCE_TIME in wanted:
-        rows = work.joined(rows, work.measure_time(folders, how))
+    with progress("importing torch") as show:
+        from experiments.evaluation import measured_runs as measure
+
+        how = measure.EvaluateOptions(
+            images=images, scales=scales, interval=interval, steps=steps, shift=shift, sampler=sampler,
+            weights=weights, precision=None if precision == "auto" else precision, seed=seed,
+            batch_images=batch_images, rounds=rounds, inception_weights=inception_weights, clip_model=clip_model,
+            again=again,
+        )  # fmt: skip
+        if import_geneval is not None or import_dsg is not None:
+            rows = measure.import_results(folders, import_geneval, import_dsg, how, show.say)
+        else:
+            rows = measure.measure_samples(folders, sampled, how, show) if sampled else []
+            if INFERENCE_TIME in wanted:
+                rows = measure.joined(rows, measure.measure_time(folders, how, show))
     print_table(rows, as_json)

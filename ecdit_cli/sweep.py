@@ -65,9 +65,9 @@ def sweep(
     """
     _check_executor(executor)
     if register:
-        from ecdit_cli._sweep_register import register as create
+        from sweeps.register import register_sweep
 
-        name = create(spec, overrides)
+        name = register_sweep(spec, overrides, say)
         print(name)
         say(f"Start agents with: wandb agent {name}")
         return

@@ -16,6 +16,7 @@ from experiments.config.budget import budget, recomputed_flops_per_image
 from experiments.config.checks import divisors
 from experiments.config.memory import GIB, Memory, memory
 from experiments.config.schema import RunConfig
+from experiments.config.tensors import experts_spread
 from experiments.config.traffic import Transfer, transfers
 from sweeps.cost import Place
 from sweeps.devices import Device
@@ -41,6 +42,12 @@ class LayoutPlan:
     """Seconds that a process computes for one step."""
     transfer_seconds: list[float | None]
     """Seconds of each transfer in one step, in the order of `transfers`."""
+
+    @property
+    def params_per_process(self) -> int:
+        """Returns the number of parameters that a process computes with."""
+        params = budget(self.config).params_by_part
+        return sum(params.values()) - params["experts"] + params["experts"] // experts_spread(self.config)
 
     @property
     def num_steps(self) -> int:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ecdit_cli._console import say
+from experiments.config.yaml_file import read_yaml
+from experiments.errors import EcditError
+from experiments.records.wandb_mirror import ask_wandb, project_of
+from sweeps.spec import find_spec, load_spec
 
 
-def register(spec: str, overrides: Sequence[str]) -> str:
-    """Creates the sweep, and returns `entity/project/id`.
+def register_sweep(spec: str, overrides: Sequence[str], say: Callable[[str], None]) -> str:
+    """Creates the sweep, and returns `entity/project/id`. `say` gets the lines that W&B prints about it.
 
     Raises `EcditError` where no key is configured, or where the server refuses.
     """
-    from experiments.config.yaml_file import read_yaml
-    from experiments.errors import EcditError
-    from experiments.records.wandb_mirror import ask_wandb, project_of
-    from sweeps.spec import find_spec, load_spec
-
     checked = load_spec(spec)
     if overrides:
         raise EcditError("--register takes the sweep file as it is.", "Write the settings into its command.")

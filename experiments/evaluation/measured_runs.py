@@ -1,0 +1,199 @@
+"""Measures many trained runs one after another, or in turns, and adds the values to their records.
+
+`score.py` measures the samples of one run, and `inference_time.py` the cost of generating an image. This module loads
+the runs, reports those that cannot be loaded, and says which values are measured already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, Protocol
+
+from experiments.config.schema import RunConfig
+from experiments.errors import CheckpointError, EcditError, RecordError
+from experiments.evaluation.exchange.imports import dsg_rows, geneval_rows
+from experiments.evaluation.inference.inference_time import (
+    SECONDS,
+    Overhead,
+    measure_inference,
+    overhead_over_dense,
+)
+from experiments.evaluation.metrics.sampled_metric import UserFiles
+from experiments.evaluation.sampling.generate import SamplerSettings
+from experiments.evaluation.sampling.load_run import LoadedRun, load_run, require_shapes
+from experiments.evaluation.sampling.settings import Conditions
+from experiments.evaluation.score import RunScorer, load_resources
+from experiments.flow.samplers import Guidance
+from experiments.records.record_types import EvalRow
+from experiments.records.run_folder import RunDir
+from experiments.records.writer import append_evaluations
+from experiments.training.host_memory import keep_freed_memory
+
+
+class Show(Protocol):
+    """Shows how far the work is: how much of it is done, and which part of it begins."""
+
+    def __call__(self, done: float, total: float) -> None:
+        """Shows `done` of `total`."""
+
+    def part(self, doing: str) -> None:
+        """Names the part that begins now."""
+
+    def say(self, line: str) -> None:
+        """Prints one line."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How runs are measured, as the options of `ecdit evaluate` say. None stands for the run's own settings."""
+
+    images: int
+    scales: tuple[float, ...] | None
+    interval: tuple[float, float]
+    steps: int | None
+    shift: float
+    sampler: Literal["euler", "heun"]
+    weights: Literal["raw", "ema"]
+    precision: Literal["fp32", "bf16"] | None
+    seed: int | None
+    batch_images: int
+    rounds: int
+    inception_weights: Path | None
+    clip_model: Path | None
+    again: bool
+
+    def conditions(self, run: LoadedRun, scale: float) -> Conditions:
+        """Returns the conditions for one run at one guidance scale."""
+        config = run.config
+        guidance = Guidance(scale, *self.interval)
+        sampler = SamplerSettings(self.steps or config.eval.sample_steps, guidance, self.shift, self.sampler)
+        seed = config.data.seed if self.seed is None else self.seed
+        return Conditions(self.images, self.batch_images, seed, self.weights, run.precision, sampler)
+
+    def scales_of(self, config: RunConfig) -> tuple[float, ...]:
+        """Returns the guidance scales to measure a run at."""
+        return self.scales or (config.eval.guidance,)
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """The measured rows of one run at one guidance scale."""
+
+    run: str
+    guidance: float
+    rows: list[EvalRow]
+    overhead: Overhead | None = None
+
+
+def measure_samples(
+    folders: Sequence[RunDir], metrics: Sequence[str], how: EvaluateOptions, show: Show
+) -> list[MeasuredRun]:
+    """Samples each run at each guidance scale, measures what is missing, and records each result immediately."""
+    measured: list[MeasuredRun] = []
+    resources = load_resources(metrics, UserFiles(how.inception_weights, how.clip_model))
+    load = partial(load_run, weights=how.weights, say=show.say, precision=how.precision)
+    for number, (folder, loaded) in enumerate(_loaded(folders, load, show.say)):
+        run = require_shapes(loaded)
+        keep_freed_memory(run.config)
+        scales = how.scales_of(run.config)
+        for place, scale in enumerate(scales):
+            scorer = RunScorer(run, metrics, how.conditions(run, scale), resources, how.again)
+            if scorer.recorded:
+                show.say(f"{folder.path.name}, guidance {scale:g}: {', '.join(scorer.recorded)} recorded already.")
+            done, each = number + place / len(scales), 1 / len(scales)
+            show.part(f"{folder.path.name}, guidance {scale:g}")
+            show(done, len(folders))
+            rows = scorer.measure(partial(_show_share, show, len(folders), done, each))
+            measured.append(MeasuredRun(folder.path.name, scale, rows))
+    return measured
+
+
+def _loaded(
+    folders: Sequence[RunDir], load: Callable[[RunDir], LoadedRun], tell: Callable[[str], None]
+) -> Iterator[tuple[RunDir, LoadedRun]]:
+    """Yields each run that can be loaded; `tell` gets the reason for the others.
+
+    Raises the error of the last run where none can be loaded.
+    """
+    num_loaded, last = 0, None
+    for folder in folders:
+        try:
+            loaded = load(folder)
+        except (RecordError, CheckpointError) as error:
+            last = error
+            if len(folders) > 1:
+                tell(f"Left out: {folder.path}: {error}")
+            continue
+        num_loaded += 1
+        yield folder, loaded
+    if last is not None and num_loaded == 0:
+        raise last
+
+
+def _show_share(show: Show, total: float, done: float, each: float, share: float) -> None:
+    """Shows that `done` parts of `total` and a `share` of the next part, whose length is `each`, are complete."""
+    show(done + each * share, total)
+
+
+def measure_time(folders: Sequence[RunDir], how: EvaluateOptions, show: Show) -> list[MeasuredRun]:
+    """Times the generation of images by all runs, which take turns."""
+    load = partial(load_run, weights=how.weights, say=show.say, precision=how.precision)
+    runs = [require_shapes(loaded) for _, loaded in _loaded(folders, load, show.say)]
+    folders = [run.run_dir for run in runs]
+    keep_freed_memory(runs[0].config)
+    scales = list(dict.fromkeys(scale for run in runs for scale in how.scales_of(run.config)))
+    measured: list[MeasuredRun] = []
+    for scale in scales:
+        settings = [how.conditions(run, scale).sampler for run in runs]
+        show.part(f"timing {len(runs)} runs, guidance {scale:g}")
+        on_turn = partial(_show_turn, show, [folder.path.name for folder in folders], how.rounds)
+        rows = measure_inference(runs, settings, how.batch_images, how.rounds, on_turn)
+        for folder, of_run in zip(folders, rows, strict=True):
+            append_evaluations(folder, of_run)
+        seconds = [next(row.value for row in of_run if row.metric == SECONDS) for of_run in rows]
+        overheads = overhead_over_dense(runs, seconds)
+        measured += [
+            MeasuredRun(folder.path.name, scale, of_run, overhead)
+            for folder, of_run, overhead in zip(folders, rows, overheads, strict=True)
+        ]
+    return measured
+
+
+def _show_turn(show: Show, names: Sequence[str], num_rounds: int, round_number: int, place: int) -> None:
+    """Shows which run is measured now; in a log that is a line for each run, and then one for each round."""
+    if round_number == 0:
+        show.part(f"memory and FLOPs of {names[place]} ({place + 1} of {len(names)})")
+    elif place == 0:
+        show.part(f"timing round {round_number} of {num_rounds}")
+    show(round_number * len(names) + place, (1 + num_rounds) * len(names))
+
+
+def joined(first: Sequence[MeasuredRun], second: Sequence[MeasuredRun]) -> list[MeasuredRun]:
+    """Returns the rows of both, those of one run and guidance scale together."""
+    merged = {(one.run, one.guidance): one for one in first}
+    for other in second:
+        key = (other.run, other.guidance)
+        mine = merged.get(key)
+        merged[key] = replace(other, rows=[*mine.rows, *other.rows]) if mine else other
+    return list(merged.values())
+
+
+def import_results(
+    folders: Sequence[RunDir], geneval: Path | None, dsg: Path | None, how: EvaluateOptions,
+    tell: Callable[[str], None],
+) -> list[MeasuredRun]:  # fmt: skip
+    """Adds the results of GenEval's or DSG's own programs to the records of the run that they belong to."""
+    if len(folders) != 1:
+        raise EcditError(f"{len(folders)} runs for the results of one.", "Name the run whose images were judged.")
+    run = load_run(folders[0], how.weights, tell, how.precision)
+    scales = how.scales_of(run.config)
+    if len(scales) > 1:
+        raise EcditError("Several guidance scales for one file of results.", "Name the one: --guidance 4.")
+    base = how.conditions(run, scales[0]).row(run.config, run.images_seen)
+    rows = [] if geneval is None else geneval_rows(geneval, base)
+    rows += [] if dsg is None else dsg_rows(dsg, base)
+    append_evaluations(run.run_dir, rows)
+    return [MeasuredRun(run.run_dir.path.name, scales[0], rows)]
