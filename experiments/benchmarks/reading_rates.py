@@ -1,4 +1,4 @@
-"""How fast latents are read, which `ecdit bench data` prints beside what B trains per second on an H100.
+"""Measures how fast latents are read, which `ecdit bench data` prints beside what B trains per second on an H100.
 
 How many images B would train on follows from its FLOPs per image and an assumed share of the accelerator's peak; it was
 not measured. The rate at which this machine copies from memory to memory is shown beside the reading rate, because it
