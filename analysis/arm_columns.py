@@ -22,12 +22,12 @@ COLUMNS = (
     Column("val_loss_low", "95% low", four),
     Column("val_loss_high", "95% high", four),
     Column("val_loss_ema_mean", "EMA loss", four),
-    Column("val_loss_same_t_mean", "Same-t loss", four, priority=5),
+    Column("val_loss_same_t_mean", "Loss at one t", four, priority=5),
     Column("images_to_dense_loss", "Images to dense", whole, priority=3),
     Column("images_per_second", "Train images/s", partial(fixed, decimals=1), priority=4),
     Column(INFERENCE, "Inference ms", partial(fixed, decimals=2, scale=1e3), priority=4),
     Column("dropped_share", "Dropped %", partial(fixed, decimals=1, scale=100), priority=5),
-    Column("dropped_share_same_t", "Same-t dropped %", partial(fixed, decimals=1, scale=100), priority=5),
+    Column("dropped_share_same_t", "Dropped at one t %", partial(fixed, decimals=1, scale=100), priority=5),
 )
 BY_KEY = {column.key: column for column in COLUMNS}
 

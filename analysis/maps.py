@@ -92,7 +92,10 @@ def as_square(values_T: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
     """Arranges the tokens of an image row by row as [side, side]. Raises `RecordError` where they form no square."""
     side = math.isqrt(len(values_T))
     if side * side != len(values_T):
-        raise RecordError(f"A map of {len(values_T)} tokens is no square.", f"{MEASURED_BY} (with --again)")
+        raise RecordError(
+            f"A routing map of {len(values_T)} tokens cannot be drawn, because it is no square.",
+            f"{MEASURED_BY} (with --again)",
+        )
     return np.asarray(values_T, dtype=np.float64).reshape(side, side)
 
 

@@ -34,7 +34,7 @@ COUNTS = {
 def find_count(name: str) -> Count:
     """Returns the way to count called `name`. Raises `EcditError` with the closest name when there is none."""
     if name not in COUNTS:
-        raise EcditError(f"{name!r} is no way to count parameters.", did_you_mean(name, COUNTS))
+        raise EcditError(f"--parameters {name!r} is no way to count parameters.", did_you_mean(name, COUNTS))
     return COUNTS[name]
 
 

@@ -31,7 +31,7 @@ def existing_runs(roots: Sequence[Path]) -> list[RunDir]:
     from experiments.records.run_folder import find_runs
 
     if not roots:
-        raise EcditError("Which runs?", "Name run folders, or folders that hold them: ecdit evaluate out/demo")
+        raise EcditError("No runs are named.", "Name run folders, or folders that hold them: ecdit evaluate out/demo")
     for root in roots:
         if not root.is_dir():
             raise EcditError(f"{root} is not a folder.", "Name the folder of a run or of a sweep.")

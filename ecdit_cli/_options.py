@@ -24,11 +24,14 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         default_factory=list,
         show_default=False,
-        help="Settings, e.g. model=nano routing=expert_choice routing.num_experts=16; later ones win.",
+        help="Settings such as model=nano routing.num_experts=16; a later one replaces an earlier one.",
     ),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML; KEY=VALUE is put on top.")
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE", help="Read settings from this YAML file; KEY=VALUE replaces what it says."
+    ),
 ]
 RunDirectory = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="Folder of the run.")]
 OutDirectory = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to.")]
@@ -45,7 +48,9 @@ FromProjects = Annotated[
         help="Also the runs of a W&B project, with their full history; may be repeated.",
     ),
 ]  # fmt: skip
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and what it costs.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done and what it would cost, and do nothing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 PluginFiles = Annotated[
@@ -56,9 +61,22 @@ PluginFiles = Annotated[
     ),
 ]  # fmt: skip
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"ecdit {version('ecdit')}")
+        raise typer.Exit()
+
+
+ShowVersion = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version, and end.")
+]
+
 # Options of figures.
 PaperValues = Annotated[
-    bool, typer.Option("--paper-values", help="Beside ours, the numbers that EC-DIT printed, where there are any.")
+    bool, typer.Option("--paper-values", help="Also draw the numbers that EC-DIT printed, where there are any.")
 ]
 Parameters = Annotated[
     str,
@@ -81,22 +99,32 @@ MAX_SHIFT = 100.0
 # Options of sampling from a trained model, shared by every command that samples.
 Weights = Annotated[Literal["raw", "ema"], typer.Option(help="Which weights: raw, or their moving average.")]
 Precision = Annotated[
-    Literal["auto", "fp32", "bf16"], typer.Option(help="Of the model; auto: the precision it was trained in.")
+    Literal["auto", "fp32", "bf16"],
+    typer.Option(help="Precision of the model; auto is the one that it was trained in."),
 ]
 Steps = Annotated[
     int | None, typer.Option(min=1, max=10_000, help="Steps of the sampler. Default: the run's eval.sample_steps.")
 ]
-Sampler = Annotated[Literal["euler", "heun"], typer.Option(help="First or second order; heun calls the model twice.")]
+Sampler = Annotated[
+    Literal["euler", "heun"],
+    typer.Option(
+        help="Order of the sampler: euler is of first order, heun of second and calls the model twice a step."
+    ),
+]
 Shift = Annotated[
     float,
-    typer.Option(min=0.01, max=MAX_SHIFT, help="Timestep shift; above 1, more steps near noise."),
+    typer.Option(
+        min=0.01, max=MAX_SHIFT, help="Shift of the timesteps; a value above 1 takes more steps near the noise."
+    ),
 ]
 GuidanceInterval = Annotated[
     str, typer.Option(metavar="START,STOP", help="Times t between which guidance applies; 1 is noise, 0 the image.")
 ]
 SampleSeed = Annotated[
     int | None,
-    typer.Option(min=0, max=MAX_SEED, help="Of the noise; image i has its own. Default: the run's data.seed."),
+    typer.Option(
+        min=0, max=MAX_SEED, help="Seed of the noise, from which each image gets its own. Default: the run's data.seed."
+    ),
 ]
 SampleBatch = Annotated[int, typer.Option(min=1, max=16_384, help="Images sampled at a time.")]
 SampledImages = Annotated[
@@ -104,13 +132,19 @@ SampledImages = Annotated[
 ]
 
 # What `ecdit evaluate` measures with, and results of other programs that it imports.
-Scales = Annotated[str | None, typer.Option(help="Scales, by commas; 1 is none. Default: the run's eval.guidance.")]
-Rounds = Annotated[int, typer.Option(min=1, max=10_000, help="Repetitions of inference-time; the median counts.")]
+Scales = Annotated[
+    str | None,
+    typer.Option(help="Guidance scales, separated by commas; 1 is no guidance. Default: the run's eval.guidance."),
+]
+Rounds = Annotated[
+    int, typer.Option(min=1, max=10_000, help="How often inference-time is measured; the median is recorded.")
+]
 InceptionWeights = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="For fid: torch-fidelity's InceptionV3 weights.")
+    Path | None, typer.Option(metavar="FILE", help="Weights of torch-fidelity's InceptionV3, which fid needs.")
 ]
 ClipModel = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="For clip-score: a CLIP model as transformers saves it.")
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Folder of a CLIP model as transformers saves it, which clip-score needs."),
 ]
 ImportGeneval = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Add GenEval's results.jsonl to the one run named.")
@@ -119,29 +153,48 @@ ImportDsg = Annotated[Path | None, typer.Option(metavar="FILE", help="Add DSG's 
 CheckJudge = Annotated[
     bool, typer.Option("--check-judge", help="Measure the judge of shapes-geneval itself; needs no run.")
 ]
-Again = Annotated[bool, typer.Option("--again", help="Measure anew what is recorded already.")]
+Again = Annotated[bool, typer.Option("--again", help="Measure again what is already recorded.")]
 
 # Options of `ecdit sample`.
 Captions = Annotated[
     list[str],
-    typer.Argument(metavar="CAPTION", default_factory=list, show_default=False, help="Default: one of each kind."),
+    typer.Argument(
+        metavar="CAPTION",
+        default_factory=list,
+        show_default=False,
+        help="Captions to sample. Default: one of each kind.",
+    ),
 ]
 CaptionFile = Annotated[
-    Path | None, typer.Option("--captions", metavar="FILE", help="More captions, one a line; or GenEval's or DSG's.")
+    Path | None,
+    typer.Option(
+        "--captions",
+        metavar="FILE",
+        help="A file with more captions, one in each line, or the prompt file of GenEval or DSG.",
+    ),
 ]
-Grid = Annotated[Path | None, typer.Option(metavar="FILE", help="Where the grid goes (PNG). Default: RUN/samples/.")]
+Grid = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="PNG file to write the grid to. Default: a file in RUN/samples.")
+]
 WithComputeMap = Annotated[bool, typer.Option("--compute-map", help="Also draw how many experts processed each token.")]
-PerCaption = Annotated[int, typer.Option(min=1, max=1000, help="Images of each caption.")]
+PerCaption = Annotated[int, typer.Option(min=1, max=1000, help="How many images to sample of each caption.")]
 Scale = Annotated[
     float | None,
-    typer.Option(min=0, max=MAX_GUIDANCE, help="Guidance scale; 1 is none. Default: the run's eval.guidance."),
+    typer.Option(
+        min=0,
+        max=MAX_GUIDANCE,
+        help="Scale of classifier-free guidance; 1 is no guidance. Default: the run's eval.guidance.",
+    ),
 ]
 VaeModel = Annotated[
     str | None,
-    typer.Option("--vae", metavar="MODEL", help="For a run on latents: its VAE. Default: where the data set had it."),
+    typer.Option("--vae", metavar="MODEL", help="VAE of a run on latents. Default: the one that the data set names."),
 ]
 DataSetFolder = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help="For a run on latents: its data set. Default: data.path.")
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", help="Folder of the data set of a run on latents. Default: the run's data.path."
+    ),
 ]
 GenevalFolder = Annotated[
     Path | None, typer.Option("--geneval", metavar="FOLDER", help="Also write the images in GenEval's layout.")
@@ -151,22 +204,33 @@ DsgFolder = Annotated[
 ]
 
 # Options of `ecdit sweep`.
-Executor = Annotated[str, typer.Option(metavar="local|slurm", help="Where the runs go.")]
+Executor = Annotated[
+    str, typer.Option(metavar="local|slurm", help="Where to execute the runs: on this machine or on Slurm.")
+]
 Cluster = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="For slurm: the cluster file. Default: ecdit.cluster of SPEC.")
+    Path | None, typer.Option(metavar="FILE", help="Cluster file for Slurm. Default: ecdit.cluster of SPEC.")
 ]
 Slots = Annotated[
-    int | None, typer.Option(min=1, max=MAX_SLOTS, help="Runs at a time. Default: one per accelerator or core.")
+    int | None,
+    typer.Option(
+        min=1, max=MAX_SLOTS, help="How many runs to execute at a time. Default: one per accelerator or core."
+    ),
 ]
-CoresPerRun = Annotated[int | None, typer.Option(min=1, max=MAX_SLOTS, help="Cores that a run is pinned to.")]
-RunsPerAccelerator = Annotated[int, typer.Option(min=1, max=MAX_SLOTS, help="Runs that share an accelerator.")]
+CoresPerRun = Annotated[int | None, typer.Option(min=1, max=MAX_SLOTS, help="How many cores each run is pinned to.")]
+RunsPerAccelerator = Annotated[int, typer.Option(min=1, max=MAX_SLOTS, help="How many runs share an accelerator.")]
 Timeout = Annotated[
-    float, typer.Option(min=1, max=MAX_TIMEOUT_SECONDS, help="Seconds without a sign after which a run is killed.")
+    float,
+    typer.Option(
+        min=1, max=MAX_TIMEOUT_SECONDS, help="A run is killed when its status has not been renewed for so many seconds."
+    ),
 ]
-Retries = Annotated[int, typer.Option(min=0, max=MAX_RETRIES, help="How often a run that was killed is started again.")]
+Retries = Annotated[int, typer.Option(min=0, max=MAX_RETRIES, help="How often to start a run again that was killed.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Also start runs again that failed by themselves.")]
 Device = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Estimate for an accelerator of the table, e.g. H100, not for here.")
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Estimate for this accelerator of the table, such as H100, instead of this machine."
+    ),
 ]
 Utilisation = Annotated[
     float | None, typer.Option(min=0.01, max=1, help="Share of the device's peak that training reaches.")
@@ -175,7 +239,7 @@ NoCalibration = Annotated[
     bool, typer.Option("--no-calibration", help="Do not time a few training steps for the estimates.")
 ]
 Register = Annotated[
-    bool, typer.Option("--register", help="Create the sweep on the W&B server, for wandb agent; run nothing.")
+    bool, typer.Option("--register", help="Create the sweep on the W&B server for `wandb agent`, and execute no run.")
 ]
 
 

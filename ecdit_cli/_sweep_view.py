@@ -47,12 +47,15 @@ COLUMNS = (
     Column("val_loss", "val_loss", "{:.4f}".format, priority=3),
     Column("seconds", "training", duration, priority=5),
     Column("heartbeat_age_seconds", "last sign", lambda seconds: f"{duration(seconds)} ago", priority=5),
-    Column("seconds_error", "time off", "{:+.0%}".format, priority=6),
-    Column("memory_error", "memory off", "{:+.0%}".format, priority=6),
+    Column("seconds_error", "time error", "{:+.0%}".format, priority=6),
+    Column("memory_error", "memory error", "{:+.0%}".format, priority=6),
     Column("reason", "reason", priority=2),
 )
 RESULT_COLUMNS = tuple(column for column in COLUMNS if column.key not in {"loss", "heartbeat_age_seconds"})
-"""Columns for a sweep that is over. Titles with `off` are the error of the estimate that was made before the run."""
+"""Columns for a sweep that is over."""
+ERRORS_EXPLAINED = (
+    "time error, memory error: by how much a run took more (+) or less (-) than was estimated before it started."
+)
 
 
 def run_row(run: RunProgress) -> dict[str, Any]:

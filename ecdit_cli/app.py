@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from ecdit_cli._console import print_error, talk
-from ecdit_cli._options import plugins_last, with_plugins
+from ecdit_cli._options import ShowVersion, plugins_last, with_plugins
 from ecdit_cli._streams import UnwritableOutputError, guard_streams
 from ecdit_cli.bench import bench
 from ecdit_cli.check_router import check_router
@@ -63,11 +63,17 @@ COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
 
 app = typer.Typer(
     name="ecdit",
-    help="Scaling studies of mixture-of-experts diffusion transformers.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would double the time of --help
 )
+
+
+@app.callback(help="Scaling studies of mixture-of-experts diffusion transformers.")
+def about(version: ShowVersion = False) -> None:
+    """Holds the options of `ecdit` itself, which stand before the command."""
+
+
 for _command, _takes_overrides in COMMANDS:
     app.command(context_settings={"ignore_unknown_options": _takes_overrides})(with_plugins(_command))
 app.add_typer(data, name="data")

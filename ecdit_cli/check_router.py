@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -33,12 +34,33 @@ def check_router(
     if name not in routed_names():
         raise ConfigError(f"{name} has no router to check.", did_you_mean(name, routed_names()))
     rows = _checked(name)
+    causes = {} if as_json else _take_out_causes(rows)
     shown = [column for column in COLUMNS if any(column.key in row for row in rows)]
     print_rows(rows, shown, as_json, title=f"Properties of {name}")
+    for cause, reason in causes.items():
+        stopped = [row["property"] for row in rows if row.get("reason") == cause]
+        say(f"{cause}, which stops {len(stopped)} of {len(rows)} checks: {reason}")
     num_broken = sum(not row["holds"] for row in rows)
     say(f"{len(rows) - num_broken} of {len(rows)} properties hold for {name}.")
     if num_broken:
         raise typer.Exit(1)
+
+
+def _take_out_causes(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Replaces a reason that several rows share by `cause 1`, ..., and returns the reasons by these words.
+
+    Checks use layers of different sizes, so that reasons which differ only in their numbers are one cause.
+    """
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for row in (row for row in rows if "reason" in row):
+        alike.setdefault(re.sub(r"\d+", "0", row["reason"]), []).append(row)
+    causes: dict[str, str] = {}
+    for group in (group for group in alike.values() if len(group) > 1):
+        cause = f"cause {len(causes) + 1}"
+        causes[cause] = group[0]["reason"]
+        for row in group:
+            row["reason"] = cause
+    return causes
 
 
 def _checked(name: str) -> list[dict[str, Any]]:

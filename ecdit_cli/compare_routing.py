@@ -10,6 +10,7 @@ import typer
 from analysis.columns import Column
 from ecdit_cli._console import print_json, print_rows, say
 from ecdit_cli._options import FromProjects, Json, OutDirectory, RunFolders
+from ecdit_cli.plot import output_folder
 from experiments.text import printable
 
 if TYPE_CHECKING:
@@ -18,16 +19,25 @@ if TYPE_CHECKING:
 SPEC = "routing_comparison"
 DEFAULT_OUT = Path("out/comparison")
 
+ONE_TIME_EXPLAINED = (
+    "Val. loss and Dropped % are measured on batches that mix all times t, as in training; Loss at one t and "
+    "Dropped at one t % on batches in which every image has the same t, as in sampling."
+)
+
 
 def compare_routing(runs: RunFolders, projects: FromProjects, out: OutDirectory = None, as_json: Json = False) -> None:
     """Compare routers over seeds. Without RUNS or --from it first runs the sweep routing_comparison.
 
-    Writes comparison.csv, .md, .png and .svg to --out (default: the folder of the sweep, or out/comparison).
+    Writes comparison.csv, .md, .png and .svg to --out. Default: SWEEP/tables for the folder of one sweep, else
+    out/comparison.
     """
     from analysis.compare import compare, write_comparison
     from analysis.load_records import load_records
 
-    folders, folder, exit_code = (runs, out or DEFAULT_OUT, 0) if runs or projects else _swept(out)
+    if runs or projects:
+        folders, folder, exit_code = runs, output_folder(out, runs, projects, "tables", DEFAULT_OUT), 0
+    else:
+        folders, folder, exit_code = _swept(out)
     comparison = compare(load_records(folders, projects, say))
     paths = write_comparison(comparison, folder)
     _print(comparison, as_json)
@@ -45,7 +55,7 @@ def _swept(out: Path | None) -> tuple[list[Path], Path, int]:
     folder, result = execute(SPEC, [], screen(), out)
     if result.interrupted:
         raise typer.Exit(result.exit_code)
-    return [folder.path], folder.path, result.exit_code
+    return [folder.path], folder.path / "tables", result.exit_code
 
 
 def _print(comparison: Comparison, as_json: bool) -> None:
@@ -63,5 +73,7 @@ def _print(comparison: Comparison, as_json: bool) -> None:
     columns = (Column(key, value.title or value.name, value.text, priority=3) for key, value in scores.items())
     print_rows(rows, (*arm_columns("setting"), *ARM_COLUMNS, *columns), as_json=False)
     print(f"\n{printable(comparison.conclusion)}")
+    if any(row.get(key) is not None for row in rows for key in ("val_loss_same_t_mean", "dropped_share_same_t")):
+        say(ONE_TIME_EXPLAINED)
     for note in comparison.notes:
         say(f"- {note}")

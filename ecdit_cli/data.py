@@ -44,23 +44,24 @@ def prepare(
     vae: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a diffusers AutoencoderKL.")],
     t5: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers T5EncoderModel.")],
     clip: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers CLIPTextModel.")],
-    image_size: Annotated[
-        int, typer.Option(min=8, max=4096, help="Pixels of a side: resized, then the middle cut out.")
-    ] = 256,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, max=4096, help="T5 tokens of a caption; longer ones are cut.")
-    ] = 120,
+    image_size: Annotated[int, typer.Option(min=8, max=4096, help="Pixels of a side, after a centre crop.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, max=4096, help="T5 tokens of a caption, the rest is cut.")] = 120,
     validation_images: Annotated[
         int | None,
-        typer.Option(min=1, max=10**9, help="Set apart to validate with. Default: a twentieth, at most 512."),
+        typer.Option(
+            min=1, max=10**9, help="How many images to set apart for validation. Default: a twentieth, at most 512."
+        ),
     ] = None,
-    shard_images: Annotated[int, typer.Option(min=1, max=2**20, help="Images of a file.")] = 1024,
+    shard_images: Annotated[int, typer.Option(min=1, max=2**20, help="Number of images in each file.")] = 1024,
     batch_images: Annotated[int, typer.Option(min=1, max=4096, help="Images encoded at a time.")] = 16,
     processes: Annotated[
-        int, typer.Option(min=1, max=256, help="Each holds all models; accelerators are taken in turn.")
+        int,
+        typer.Option(
+            min=1, max=256, help="Number of processes. Each holds all models; accelerators are given out in turn."
+        ),
     ] = 1,
-    split: Annotated[str, typer.Option(help="Of a Hub data set.")] = "train",
-    subset: Annotated[str | None, typer.Option(metavar="NAME", help="Of a Hub data set that has several.")] = None,
+    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    subset: Annotated[str | None, typer.Option(metavar="NAME", help="Configuration of a Hub data set.")] = None,
     image_column: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Of a table, or an ending in tars and folders (input.jpg). Default: found."),

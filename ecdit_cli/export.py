@@ -41,7 +41,7 @@ def export(
 
     if folder is None and not projects:
         raise EcditError(
-            "Which runs?", "Name a folder: ecdit export DIR, or a W&B project: --from wandb:ENTITY/PROJECT"
+            "No runs are named.", "Name a folder: ecdit export DIR, or a W&B project: --from wandb:ENTITY/PROJECT"
         )
     skipped: Skipped = []
     table = export_runs(folder, projects, skipped)

@@ -12,12 +12,13 @@ from ecdit_cli._options import Json, Weights
 
 def export_weights(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the weights.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create for the weights.")],
     weights: Weights = "ema",
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="Of the numbers; auto: the one the run was trained in.")
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="Precision of the written weights; auto is the one that the run was trained in."),
     ] = "auto",
-    shard_gib: Annotated[float, typer.Option(min=0.001, max=1024, help="Largest file, in GiB.")] = 5.0,
+    shard_gib: Annotated[float, typer.Option(min=0.001, max=1024, help="Size of the largest file, in GiB.")] = 5.0,
     as_json: Json = False,
 ) -> None:
     """Write the newest checkpoint of a run as safetensors, without optimizer state. `ecdit sample OUT` reads them.

@@ -28,11 +28,15 @@ def plan(
     devices_per_node: Annotated[int, typer.Option(min=1, max=4096, help="Devices that share a node's fast links.")] = 8,
     utilisation: Utilisation = None,
     price: Annotated[
-        float | None, typer.Option(min=0, max=1e6, metavar="DOLLARS", help="Of a device for an hour.")
+        float | None, typer.Option(min=0, max=1e6, metavar="DOLLARS", help="Price of one device for an hour.")
     ] = None,
     search: Annotated[bool, typer.Option("--search", help="Find the cheapest layout that fits.")] = False,
-    max_devices: Annotated[int | None, typer.Option(min=1, max=131_072, help="With --search: at most so many.")] = None,
-    days: Annotated[float | None, typer.Option(min=0, max=1e6, help="With --search: done within so many days.")] = None,
+    max_devices: Annotated[
+        int | None, typer.Option(min=1, max=131_072, help="With --search: use at most so many devices.")
+    ] = None,
+    days: Annotated[
+        float | None, typer.Option(min=0, max=1e6, help="With --search: the training must end within so many days.")
+    ] = None,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Also simulate a step of one rank with fake tensors, without its memory.")
     ] = False,

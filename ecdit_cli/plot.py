@@ -42,7 +42,10 @@ def plot(
     list_figures: Annotated[bool, typer.Option("--list", help="Name every figure.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Draw figures of finished runs as PNG, SVG and CSV. Default: all runs below out/, into out/figures."""
+    """Draw figures of finished runs as PNG, SVG and CSV. Default: all runs below out/.
+
+    They are written to --out. Default: SWEEP/figures for the folder of one sweep, else out/figures.
+    """
     from analysis.load_records import load_records
     from analysis.parameter_counts import find_count
     from analysis.run_table import run_table
@@ -58,7 +61,8 @@ def plot(
     def draw(entry: FigureEntry) -> Drawing:
         return entry.drawing(records, table, paper_values, count)
 
-    drawn = _draw(wanted, draw, out or DEFAULT_OUT, skip_impossible=figure == ALL)
+    folder = output_folder(out, runs, projects, "figures", DEFAULT_OUT)
+    drawn = _draw(wanted, draw, folder, skip_impossible=figure == ALL)
     if paper_values:
         _say_not_printed(drawn)
     if as_json:
@@ -73,13 +77,23 @@ def roots_of(runs: list[Path], projects: list[str]) -> list[Path]:
     return runs if runs or projects else [DEFAULT_RUNS]
 
 
+def output_folder(out: Path | None, runs: list[Path], projects: list[str], name: str, otherwise: Path) -> Path:
+    """Returns `out`, or the folder `name` of the sweep where RUNS is the folder of one sweep, or `otherwise`."""
+    from sweeps.folder import SweepFolder
+
+    if out is not None:
+        return out
+    is_sweep = len(runs) == 1 and not projects and SweepFolder(runs[0]).plan_json.is_file()
+    return runs[0] / name if is_sweep else otherwise
+
+
 def _wanted(figure: str) -> list[FigureEntry]:
     from analysis.figures.registry import FIGURES, find_figure
     from experiments.errors import EcditError
 
     if not figure:
         names = ", ".join(FIGURES)
-        raise EcditError("Which figure?", f"Choose from: {ALL}, {names}; --list says what they show.")
+        raise EcditError("No figure is named.", f"Choose from: {ALL}, {names}; --list says what they show.")
     return list(FIGURES.values()) if figure == ALL else [find_figure(figure)]
 
 
@@ -107,7 +121,9 @@ def _draw(
     for reason in reasons:
         say(reason)
     if not drawn:
-        raise MissingDataError("None of the figures can be drawn from these runs.", "The lines above say why.")
+        raise MissingDataError(
+            "None of the figures can be drawn from these runs.", "The lines above name the reason for each figure."
+        )
     return drawn
 
 

@@ -32,7 +32,7 @@ COLUMNS = (
 def presets(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="PRESET", default_factory=list, show_default=False, help="Only these presets."),
+        typer.Argument(metavar="PRESET", default_factory=list, show_default=False, help="Show only these presets."),
     ],
     as_json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ecdit_cli._console import print_json, print_paths, say
 from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders
 from ecdit_cli._progress import progress
-from ecdit_cli.plot import roots_of
+from ecdit_cli.plot import output_folder, roots_of
 
 DEFAULT_OUT = Path("out/report")
 
@@ -22,7 +22,8 @@ def report(
 ) -> None:
     """Write the report of finished runs as a page of HTML and of Markdown. Default: all runs below out/.
 
-    Writes index.html (one file, works from disk), report.md, runs.csv and figures/ to --out (default: out/report).
+    Writes index.html (one file, works from disk), report.md, runs.csv and figures/ to --out. Default: SWEEP/report for
+    the folder of one sweep, else out/report.
     """
     from analysis.load_records import load_records
     from analysis.parameter_counts import find_count
@@ -31,10 +32,9 @@ def report(
     count, roots = find_count(parameters), roots_of(runs, projects)
     records = load_records(roots, projects, say)
     typed = [*map(str, roots), *(word for place in projects for word in ("--from", place))]
+    folder = output_folder(out, runs, projects, "report", DEFAULT_OUT)
     with progress("the report") as show:
-        paths = write_report(
-            records, typed, out or DEFAULT_OUT, paper_values=paper_values, parameters=count, tell=show.part
-        )
+        paths = write_report(records, typed, folder, paper_values=paper_values, parameters=count, tell=show.part)
     if as_json:
         print_json(
             {

@@ -134,7 +134,10 @@ def _make(
     from experiments.evaluation.sampling.generate import caption_ids
 
     if wants_map and run.config.routing.name == "dense":
-        raise EcditError(f"{run.run_dir.path} is dense: every token gets the same.", "Leave out --compute-map.")
+        raise EcditError(
+            f"{run.run_dir.path} is a dense model, in which every token gets the same compute.",
+            "Leave out --compute-map.",
+        )
     texts = [prompt.text for prompt in prompts for _ in range(per_caption)]
     caption_ids(run.config, list(dict.fromkeys(texts)))  # raises for words that the run has never seen
     watcher = RoutingWatcher(run, [""] * len(texts), range(len(texts))) if wants_map else None
@@ -160,7 +163,7 @@ def _check_latents(run: LoadedRun, captions: Sequence[str], caption_file: Path |
     if captions or caption_file is not None:
         raise ConfigError(f"{where}: its captions are those of its validation set.", "Leave out the captions.")
     if wants_map:
-        raise ConfigError(f"{where}: there is no compute map of it.", "Leave out --compute-map.")
+        raise ConfigError(f"{where}, of which no compute map is drawn.", "Leave out --compute-map.")
 
 
 def _make_from_latents(

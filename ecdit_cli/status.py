@@ -19,7 +19,7 @@ WATCH_SECONDS = 2.0
 
 def status(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a sweep, or one that holds runs.")],
-    watch: Annotated[bool, typer.Option("--watch", help="Keep looking until nothing is left to run.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Renew the table until nothing is left to run.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show the state of all runs in a folder, planned ones included."""

@@ -114,7 +114,7 @@ def _check_executor(executor: str) -> None:
 
 
 def _print_result(folder: SweepFolder, result: SweepResult, as_json: bool) -> None:
-    from ecdit_cli._sweep_view import RESULT_COLUMNS, errors_by_name, run_row, total_row
+    from ecdit_cli._sweep_view import ERRORS_EXPLAINED, RESULT_COLUMNS, errors_by_name, run_row, total_row
     from sweeps.progress import SweepSnapshot
 
     off = errors_by_name(folder)
@@ -123,5 +123,7 @@ def _print_result(folder: SweepFolder, result: SweepResult, as_json: bool) -> No
         print_json({"runs": rows, "total": total_row(snapshot)})
     else:
         print_rows(rows, [column for column in RESULT_COLUMNS if any(column.key in row for row in rows)], False)
+        if any(off.values()):
+            say(ERRORS_EXPLAINED)
     num_done = snapshot.num_by_state["done"]
     say(f"{num_done} of {len(rows)} runs done in {duration(result.seconds)}: {folder.path / 'runs'}")

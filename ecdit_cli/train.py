@@ -24,10 +24,10 @@ def train(
     run_dir: RunDirectory = None,
     dry_run: DryRun = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew; what the folder holds of the run is renamed, not deleted.")
+        bool, typer.Option("--restart", help="Begin anew; the old records of the run are renamed, not deleted.")
     ] = False,
     as_json: Json = False,
-    plain: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
+    plain: Annotated[bool, typer.Option("--no-progress", help="Show no progress bar.")] = False,
 ) -> None:
     """Train one model. The same command continues it; a finished run is left alone; --restart begins anew.
 
@@ -47,6 +47,7 @@ def train(
         leave_it_to_the_speaker(error.exit_code)
     folder = RunDir(run_dir or _default_folder(run_name(config)))
     if dry_run:
+        _is_recorded(config, folder)  # refuses a plugin that has changed, as the run itself would
         _print_plan(config, folder, as_json)
         return
     state = "done" if not restart and _is_finished(config, folder) else _run(config, folder, plain, restart)
@@ -94,18 +95,26 @@ def _default_folder(name: str) -> Path:
 def _is_finished(config: RunConfig, folder: RunDir) -> bool:
     """Returns whether this very run is done, with a message, so that nobody waits for it. It needs no torch."""
     from ecdit_cli._console import say
+
+    status = folder.read_status() if folder.exists() else None
+    if status is None or status.state != "done" or not _is_recorded(config, folder):
+        return False
+    say(f"Finished already, left alone: {folder.path}")
+    return True
+
+
+def _is_recorded(config: RunConfig, folder: RunDir) -> bool:
+    """Returns whether the folder holds this very run. Raises `RecordError` where it used another source of a plugin."""
     from experiments.config.identity import config_id
     from experiments.plugins.runs import require_plugins
     from experiments.settings_id import settings_id
 
-    status = folder.read_status() if folder.exists() else None
-    if status is None or status.state != "done":
+    if not folder.run_json.exists():
         return False
     record = folder.read_run()
     if settings_id(record.config) != config_id(config):
         return False
     require_plugins(record, folder.run_json)  # else the numbers of another router would pass for this one's
-    say(f"Finished already, left alone: {folder.path}")
     return True
 
 

@@ -34,7 +34,7 @@ class SpecError(EcditError):
 
 
 class PluginError(EcditError):
-    """A plugin that cannot be imported, or that does not keep the contract of its kind."""
+    """A plugin that cannot be imported, raises an exception, or does not keep the contract of its kind."""
 
 
 class RecordError(EcditError):

@@ -185,7 +185,7 @@ def _block(content: Mapping[str, Any], lines: Mapping[KeyPath, int], path: Path)
 def parse_cluster(content: Any, source: str = "cluster") -> Cluster:
     """Checks the keys of a cluster file whose values are all text. Raises `SpecError` naming `source` and the key."""
     if not isinstance(content, dict):
-        raise SpecError(f"{source} holds no keys.", "Write at least `time: 12:00:00`.")
+        raise SpecError(f"{source} holds no settings of the form KEY: VALUE.", "Write at least `time: 12:00:00`.")
     keys = {key: value for key, value in content.items() if key != "rules"}
     _check(keys, source)
     given = content.get("rules") or []
@@ -200,7 +200,7 @@ def _rule(raw: Any, keys: Mapping[str, Any], source: str) -> Rule:
     if not isinstance(where, dict) or not where:
         if isinstance(raw, dict):
             _check(_merged(keys, [Rule({}, {key: value for key, value in raw.items() if key != "where"})]), source)
-        raise SpecError(f"{source} does not say for which runs.", "Write `where: {model: XL}`.")
+        raise SpecError(f"{source} does not say for which runs it is.", "Write `where: {model: XL}`.")
     own = {key: value for key, value in raw.items() if key != "where"}
     rule = Rule(dict(_condition(name, value, source) for name, value in where.items()), own)
     _check(_merged(keys, [rule]), source)
@@ -271,7 +271,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Mapping[KeyPath, int]]:
     """Returns the keys of a file with every value as text, and the lines of the keys."""
     content = read_yaml(path, SpecError, as_text=True)
     if not isinstance(content.value, dict):
-        raise SpecError(f"{path} holds no keys.", "Write at least `time: 12:00:00`.")
+        raise SpecError(f"{path} holds no settings of the form KEY: VALUE.", "Write at least `time: 12:00:00`.")
     refuse_repeated(_names(content.lines), str(path), SpecError)
     return content.value, content.lines
 

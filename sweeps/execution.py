@@ -70,13 +70,17 @@ class SweepOptions:
 def asked_for(
     spec: str, overrides: Sequence[str], out: Path | None, say: Callable[[str], None]
 ) -> tuple[SweepFolder, Plan]:
-    """Returns the folder of a sweep, and the runs that its file or frozen plan asks for. It writes nothing."""
-    frozen = SweepFolder(Path(spec)).read_plan() if os.path.isdir(spec) else None
-    if frozen is None:
-        return SweepFolder(out or Path("out") / Path(spec).stem), plan_of(spec, overrides, say)
-    if overrides or out is not None:
+    """Returns the folder of a sweep, and the runs that its file or frozen plan asks for. It writes nothing.
+
+    Raises `RecordError` where a run was trained with another source of a plugin, so that a dry run says so, too.
+    """
+    folder, plan = SweepFolder(Path(spec)), SweepFolder(Path(spec)).read_plan() if os.path.isdir(spec) else None
+    if plan is None:
+        folder, plan = SweepFolder(out or Path("out") / Path(spec).stem), plan_of(spec, overrides, say)
+    elif overrides or out is not None:
         raise SpecError(f"{spec} is a sweep already planned.", "Give its sweep file to change settings or --out.")
-    return SweepFolder(Path(spec)), frozen
+    _refuse_other_plugins(folder, plan)
+    return folder, plan
 
 
 def plan_of(spec: str, overrides: Sequence[str], say: Callable[[str], None]) -> Plan:
@@ -190,7 +194,6 @@ def time_images(runs: Sequence[Path], say: Callable[[str], None]) -> None:
 
 def _announce(folder: SweepFolder, plan: Plan, say: Callable[[str], None]) -> int:
     """Reports how many runs are left alone, and returns how many are to be executed."""
-    _refuse_other_plugins(folder, plan)
     states = [read_progress(folder.run_dir(run), evaluations=False).state for run in plan.wanted]
     num_done = states.count("done")
     if num_done:

@@ -19,7 +19,10 @@ def register_sweep(spec: str, overrides: Sequence[str], say: Callable[[str], Non
     """
     checked = load_spec(spec)
     if overrides:
-        raise EcditError("--register takes the sweep file as it is.", "Write the settings into its command.")
+        raise EcditError(
+            "--register cannot change settings of a sweep file.",
+            "Write the settings into the command of the sweep file.",
+        )
     _, has_key = ask_wandb("online")
     if not has_key:
         raise EcditError("No W&B key is configured.", "Log in with `wandb login`, or set WANDB_API_KEY.")

@@ -149,7 +149,9 @@ def load_spec(name_or_path: str) -> SweepSpec:
     path = find_spec(name_or_path)
     content = read_yaml(path, SpecError, as_text=False)
     if not isinstance(content.value, dict):
-        raise SpecError(f"{path} holds no keys.", "Write at least program, method and parameters.")
+        raise SpecError(
+            f"{path} holds no settings of the form KEY: VALUE.", "Write at least program, method and parameters."
+        )
     spec = parse_spec(content.value, default_name=path.stem)
     _refuse_settings_given_twice(spec, content.lines, str(path))
     return spec
@@ -202,9 +204,13 @@ def parse_spec(content: dict[str, Any], default_name: str) -> SweepSpec:
         raise _explained(error) from error
     for name in _all_names(spec.parameters):
         if not PARAMETER_NAME.fullmatch(name):
-            raise SpecError(f"parameters: {name!r} is not a name W&B accepts.", "Letters, digits, '_', '.', '-' only.")
+            raise SpecError(
+                f"parameters: {name!r} is not a name W&B accepts.", "Use only letters, digits, '_', '.' and '-'."
+            )
     if spec.method == "random" and spec.run_cap is None:
-        raise SpecError("method: random has no end without run_cap.", "Write for example `run_cap: 20`.")
+        raise SpecError(
+            "method: random would never end, because run_cap is not set.", "Write for example `run_cap: 20`."
+        )
     return spec
 
 

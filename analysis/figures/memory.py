@@ -113,7 +113,8 @@ def _draw(
         )
         axes.set_xticks([])
     else:
-        axes.set_xlim(left=0)
+        # The axis starts at 0, so the usual margin, a share of the distance between points, is too small for a mark.
+        axes.set_xlim(0, 1.05 * by_arm.max().max())
         few_ticks(axes.xaxis)
     axes.set_xlabel(f"{label} ({unit})")
 

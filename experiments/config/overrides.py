@@ -143,7 +143,10 @@ def _of_arm(text: str) -> list[tuple[str, str]]:
     names = Counter(resolved_name(key) for key, _ in inner)
     for name, times in names.items():
         if name == ARM:
-            raise ConfigError(f"an arm stands inside of the arm '{shown(text)}'.", "Write its settings out.")
+            raise ConfigError(
+                f"the arm '{shown(text)}' contains another arm, which is not possible.",
+                "Write the settings of the inner arm out.",
+            )
         if times > 1:
             raise ConfigError(f"{name} is given twice in the arm '{shown(text)}'.", "Keep one of them.")
     return inner

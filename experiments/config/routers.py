@@ -13,15 +13,14 @@ of one layer: all three papers add the losses of their layers. Colours are Okabe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import KW_ONLY, field
+from dataclasses import KW_ONLY, field, fields
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from experiments.config.row_fields import field_error
 from experiments.errors import ConfigError, did_you_mean
-
-PLUGIN_HINT = "The router of a plugin needs --plugin FILE."
 
 
 class Fixed(NamedTuple):
@@ -60,6 +59,16 @@ class RouterRow:
     """Says whether the router must have a capacity. Where it need not, its class defines `choose` beside `decide`."""
     fixed: Mapping[str, Fixed] = field(default_factory=dict)
     """Settings of `routing` that can have only one value with this router."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _named_fault(cls, values: Any, check: Any) -> Any:
+        """Raises `ConfigError` with the name of the row and of the first field that is wrong."""
+        try:
+            return check(values)
+        except ValidationError as error:
+            given = values.args[0] if values.args else values.kwargs.get("name")
+            raise field_error("router", given, "", error, [each.name for each in fields(cls)]) from error
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -123,6 +132,17 @@ ROUTERS: dict[str, RouterRow] = {
         ),
     )
 }  # fmt: skip
+OURS = frozenset(ROUTERS)
+
+
+def plugin_hint() -> str:
+    """Returns the way out where a name is no router: the routers of loaded plugins, or how a plugin is loaded."""
+    added = [name for name in ROUTERS if name not in OURS]
+    return (
+        f"The plugins that are loaded add: {', '.join(added)}."
+        if added
+        else "The router of a plugin needs --plugin FILE."
+    )
 
 
 def routed_names() -> list[str]:

@@ -46,7 +46,7 @@ from experiments.config.limits import (
     World,
 )  # fmt: skip
 from experiments.config.presets import find_preset, model_defaults
-from experiments.config.routers import PLUGIN_HINT, ROUTERS, routing_defaults
+from experiments.config.routers import ROUTERS, plugin_hint, routing_defaults
 from experiments.config.values import OneOf
 
 Batch = Literal["batch"]
@@ -77,7 +77,7 @@ class ModelConfig(Settings):
 class RoutingConfig(Settings):
     """Holds the settings of routing. A field that a router does not have is None (or 0)."""
 
-    name: Annotated[str, OneOf(ROUTERS, PLUGIN_HINT)] = Field(description="how tokens find their experts")
+    name: Annotated[str, OneOf(ROUTERS, plugin_hint)] = Field(description="how tokens find their experts")
     num_experts: Experts = Field(description="experts of a routed layer; 0 when dense")
     capacity_factor: WidthFactor | None = Field(
         description="expert slots per token, C = S f_c / E; None: no limit and no drops"

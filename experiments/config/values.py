@@ -8,7 +8,7 @@ A value means the same in a YAML file, on the command line and in a sweep, becau
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -29,8 +29,8 @@ class OneOf:
     """Marks a text that must be a name in `registry`. Plugins may add names at any time, so none is copied."""
 
     registry: Collection[str]
-    hint: str = ""
-    """The way out where no name in the registry is similar to what was given."""
+    hint: Callable[[], str] = str
+    """Returns the way out where no name in the registry is similar to what was given; it may depend on plugins."""
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         """Returns the JSON schema of the text, with the names that are known now."""
@@ -97,7 +97,7 @@ def convert(key: str, text: str, accepts: Accepts) -> Scalar:
         return text
     words = [str(word) for word in accepts.words]
     hint = did_you_mean(text, words) if words else ""
-    way_out = accepts.names.hint if accepts.names else ""
+    way_out = accepts.names.hint() if accepts.names else ""
     raise ConfigError(f"{key}='{shown(text)}' is not {accepts}.", hint if hint.startswith("Did") else way_out)
 
 

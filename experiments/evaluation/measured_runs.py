@@ -187,11 +187,16 @@ def import_results(
 ) -> list[MeasuredRun]:  # fmt: skip
     """Adds the results of GenEval's or DSG's own programs to the records of the run that they belong to."""
     if len(folders) != 1:
-        raise EcditError(f"{len(folders)} runs for the results of one.", "Name the run whose images were judged.")
+        raise EcditError(
+            f"{len(folders)} runs are named, but the results are of one.", "Name the run whose images were judged."
+        )
     run = load_run(folders[0], how.weights, tell, how.precision)
     scales = how.scales_of(run.config)
     if len(scales) > 1:
-        raise EcditError("Several guidance scales for one file of results.", "Name the one: --guidance 4.")
+        raise EcditError(
+            "Several guidance scales are given for one file of results.",
+            "Name the scale of the judged images, for example --guidance 4.",
+        )
     base = how.conditions(run, scales[0]).row(run.config, run.images_seen)
     rows = [] if geneval is None else geneval_rows(geneval, base)
     rows += [] if dsg is None else dsg_rows(dsg, base)

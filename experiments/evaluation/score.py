@@ -15,12 +15,13 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from experiments.config.metrics import DEFAULT_METRICS, METRICS, CaptionSplit, in_recorded_order
+from experiments.config.metrics import DEFAULT_METRICS, METRICS, CaptionSplit, MetricRow, in_recorded_order
 from experiments.errors import ConfigError
 from experiments.evaluation.metrics.sampled_metric import (
     CaptionSet,
     LabelledBatch,
     MetricTask,
+    SampledMetric,
     UserFiles,
     implementation_of,
 )
@@ -28,13 +29,18 @@ from experiments.evaluation.sampling.batches import Watcher, num_calls, sampled_
 from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.evaluation.sampling.settings import Conditions
 from experiments.models.dit import DiTOutput
+from experiments.plugins.sources import plugin_errors
 from experiments.records.record_types import EvalRow
 from experiments.records.writer import append_evaluations, stored_rows
 
 
 def load_resources(metrics: Iterable[str], files: UserFiles) -> dict[str, Any]:
     """Loads what the metrics share between runs, such as networks. Raises `ConfigError` for what is missing."""
-    return {name: implementation_of(METRICS[name]).load(files) for name in metrics}
+    resources: dict[str, Any] = {}
+    for name in metrics:
+        with plugin_errors("metric", name):
+            resources[name] = implementation_of(METRICS[name]).load(files)
+    return resources
 
 
 def caption_sets(metrics: Iterable[str], task: MetricTask) -> list[CaptionSet]:
@@ -50,7 +56,10 @@ class MetricSet:
     def __init__(self, metrics: Iterable[str], task: MetricTask) -> None:
         self._task = task
         rows = in_recorded_order(metrics)
-        self._metrics = [(row, implementation_of(row)(task)) for row in rows]
+        self._metrics: list[tuple[MetricRow, SampledMetric]] = []
+        for row in rows:
+            with plugin_errors("metric", row.name):
+                self._metrics.append((row, implementation_of(row)(task)))
         self.parts = caption_sets((row.name for row in rows), task)
 
     def watcher(self, part: CaptionSet) -> Watcher | None:
@@ -67,14 +76,16 @@ class MetricSet:
         batch = LabelledBatch(part.split, numbers, images_BCHW, scenes)
         for row, metric in self._metrics:
             if part.split in row.captions:
-                metric.add(batch)
+                with plugin_errors("metric", row.name):
+                    metric.add(batch)
 
     def rows(self) -> list[EvalRow]:
         """Returns the rows of all metrics. Raises `ConfigError` for a row whose value the metric does not declare."""
         found: list[EvalRow] = []
         for row, metric in self._metrics:
             declared = [value.name for value in row.values]
-            measured = metric.rows(self._task.base)
+            with plugin_errors("metric", row.name):
+                measured = metric.rows(self._task.base)
             for one in measured:
                 if one.metric.partition("/")[0] not in declared:
                     raise ConfigError(

@@ -54,6 +54,7 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.query.weight)
         nn.init.xavier_uniform_(self.key_value.weight)
         if zero_output:
+            # With zero output weights the residual branch adds nothing at first, so that the block begins without it.
             nn.init.zeros_(self.out.weight)
         else:
             nn.init.xavier_uniform_(self.out.weight)

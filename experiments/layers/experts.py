@@ -50,6 +50,7 @@ class StackedExperts(nn.Module):
         for expert, *weights in zip(held, self.w_in_EFD.data, self.w_out_EFD.data, strict=True):
             init_feed_forward(width, hidden, *weights, generator=_generator(seed, expert, weights[0].device))
         if self.exchange is not None:
+            # The mark makes DeepSpeed reduce these gradients only over processes that hold the same experts.
             share.mark(self.w_in_EFD)
             share.mark(self.w_out_EFD)
 

@@ -109,6 +109,8 @@ class _InPieces(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x_EPD, w_in_EFD, w_out_EFD, hidden_EFP = ctx.saved_tensors
+        # The gradient may arrive as a view with other strides (an expanded sum, for example), which is copied once
+        # here.
         grad_y_EPD = gradients[0].contiguous()
         if has_kernels(hidden_EFP):
             return *_with_kernels(grad_y_EPD, x_EPD, w_in_EFD, w_out_EFD, hidden_EFP, ctx.activation), None

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from experiments.errors import EcditError, PluginError
+from experiments.errors import ConfigError, EcditError, PluginError
 from experiments.inputs import read_input
 from experiments.plugins.sources import SOURCES, PluginSource, on_one_line, said_by
 
@@ -118,9 +118,8 @@ def _imported(path: str) -> ModuleType:
         exec(compile(decode_source(content), path, "exec"), vars(module))
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
-        raise PluginError(
-            f"plugin {path} cannot be imported: {said_by(error, path)}.", "Correct it, or do not name it with --plugin."
-        ) from error
+        hint = error.hint if isinstance(error, EcditError) else "Correct it, or do not name it with --plugin."
+        raise PluginError(f"plugin {path} cannot be imported: {said_by(error, path)}.", hint) from error
     return module
 
 
@@ -156,7 +155,13 @@ def _add(kind: Kind, rows: Any, source: PluginSource) -> None:
 
 
 def _add_row(kind: Kind, row: Any, source: PluginSource) -> None:
+    from experiments.config.row_fields import check_fields
+
     registry, key = kind.registry(), (kind.word, row.name)
+    try:
+        check_fields(kind.word, row)
+    except ConfigError as error:
+        raise PluginError(f"{source.place}: {error.message}", error.hint) from error
     if not isinstance(row.name, str) or not NAME.fullmatch(row.name):
         raise PluginError(
             f"{source.place}: {on_one_line(repr(row.name))} cannot be the name of a {kind.word}.",

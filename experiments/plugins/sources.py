@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from experiments.errors import EcditError, RunFailedError
+from experiments.errors import EcditError, PluginError
 from experiments.out_of_memory import out_of_memory
 from experiments.text import printable, shortened
 
@@ -42,9 +42,10 @@ def named_plugin(kind: str, name: str) -> str:
 
 @contextmanager
 def plugin_errors(kind: str, name: str) -> Iterator[None]:
-    """Turns any exception of a plugin's code into a `RunFailedError` that names the plugin, its file and its line.
+    """Turns any exception of a plugin's code into a `PluginError` that names the plugin, its file and its line.
 
-    Does nothing where the row is ours. A lack of memory, and errors that name their cause already, stay as they are.
+    Does nothing where the row is ours. A lack of memory, and errors that name their cause already, stay as they are. A
+    run that has begun ends with `RunFailedError` instead, which `training/ending.py` makes of a `PluginError`.
     """
     try:
         yield
@@ -52,7 +53,7 @@ def plugin_errors(kind: str, name: str) -> Iterator[None]:
         if not is_plugin(kind, name) or isinstance(error, EcditError) or out_of_memory(error) is not None:
             raise
         reason = said_by(error, SOURCES[kind, name].file)
-        raise RunFailedError(f"{named_plugin(kind, name)} failed: {reason}.", "Correct the plugin.") from error
+        raise PluginError(f"{named_plugin(kind, name)} failed: {reason}.", "Correct the plugin.") from error
 
 
 def said_by(error: BaseException, file: str) -> str:
@@ -63,6 +64,8 @@ def said_by(error: BaseException, file: str) -> str:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         line, message = (frames[-1].lineno if frames else None), str(error)
     where = f"line {line}: " if line else ""
+    if isinstance(error, EcditError):  # a row that was refused: its message says what is wrong without our class
+        return where + on_one_line(error.message).rstrip(". :")
     return f"{where}{type(error).__name__}: {on_one_line(message)}".rstrip(". :")
 
 

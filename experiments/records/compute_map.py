@@ -66,6 +66,8 @@ class ComputeMap:
                     images_seen=int(about[1]),
                 )
         except FileNotFoundError as error:
-            raise RecordError(f"{path} does not exist.", "ecdit evaluate RUN --metrics routing makes it.") from error
+            raise RecordError(
+                f"{path} does not exist.", "Make it with: ecdit evaluate RUN --metrics routing"
+            ) from error
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is damaged ({error}).", "Delete it and evaluate again.") from error

@@ -98,7 +98,9 @@ class LockFile:
         """Renews the time stamp of the lock file; returns False when another process has taken over."""
         if self._descriptor is None or not self._path.exists():
             return False
+        # The descriptor is that of our own file, so that this can never renew the lock of a successor.
         os.utime(self._descriptor)
+        # A higher number is the lock of a process that has taken over in the meantime.
         return _highest(self._path.parent) == (int(self._path.stem), True)
 
     def release(self) -> None:
@@ -108,6 +110,7 @@ class LockFile:
         os.close(self._descriptor)
         self._descriptor = None
         try:
+            # The file is renamed and not deleted, because the next lock must get a higher number than this one.
             self._path.rename(self._path.with_suffix(".free"))
         except OSError:  # taken over, or the folder is gone: there is nothing to give back
             return
@@ -168,13 +171,16 @@ def take_if_dead(folder: Path, stale_seconds: float = STALE_SECONDS) -> LockFile
         if lock is not None:
             return lock
         time.sleep(SECONDS_BETWEEN_LOOKS)  # others have come and gone, or a network file system shows what has gone
-    raise StorageError(f"cannot write {folder}: its locks do not settle.", "Look at what is in it, and try again.")
+    raise StorageError(
+        f"cannot write {folder}: other processes keep changing its lock files.", "Look at what is in it, and try again."
+    )
 
 
 def silence_on_disk(folder: Path, found: Holder) -> float:
     """Returns the seconds since `found` renewed its lock, on the clock of the file system that holds `folder`."""
     probe = folder / f".{os.getpid()}.now"
     with storage_errors(probe):
+        # A file that is touched now gets its time from the same clock that has stamped the lock.
         probe.touch()
         now_ns = probe.stat().st_mtime_ns
         probe.unlink()
@@ -188,6 +194,7 @@ def create_once(path: Path, content: bytes) -> bool:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
+            # The content is on disk before the name exists, so that nobody finds a lock without its owner.
             os.fsync(file.fileno())
         os.link(temporary, path)
         return True

@@ -76,17 +76,20 @@ def lock_folder(
     """
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)
+    # The settings are compared before the lock is taken, so that a folder of another run is left as it is.
     settled = settle_record(run_dir, record)
     held = take_if_dead(run_dir.locks)
     if isinstance(held, Holder):
         raise _held_by(run_dir, held)
     try:
         descriptor = _lock_record(run_dir)
+    # Ctrl-C counts too: a lock left behind would make other machines wait until it counts as dead.
     except BaseException:
         held.release()
         raise
     folder_lock = FolderLock(run_dir.path, held, descriptor)
     try:
+        # Files are set aside and rows are cut only under the lock, because another writer could be appending to them.
         for path in written_files(run_dir) if restart else ():
             with storage_errors(path):
                 set_aside(path)

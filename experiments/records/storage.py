@@ -55,6 +55,7 @@ def write_json_atomic(path: Path, payload: Mapping[str, Any]) -> None:
 
 def replace_atomically(path: Path, content: bytes) -> None:
     """Replaces `path` by `content` atomically: after a kill or with a full disk there is the old or the new file."""
+    # The temporary file lies in the same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
         try:

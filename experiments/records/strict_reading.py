@@ -149,7 +149,7 @@ def read_object(path: Path, way_out: str = WAY_OUT, max_bytes: int = MAX_SETTING
     try:
         return _object_of(read_input(path, max_bytes))
     except FileNotFoundError as error:
-        raise RecordError(f"{path} does not exist.", "Is this the folder of a run?") from error
+        raise RecordError(f"{path} does not exist.", "Name the folder of a run, which holds this file.") from error
     except OSError as error:
         raise _unreadable(path, error) from error
     except ValueError as error:

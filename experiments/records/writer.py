@@ -70,6 +70,7 @@ def _append(run_dir: RunDir, path: Path, rows: Sequence[EvalRow] | Sequence[Rout
     run_dir.read_run()
     with ExitStack() as files:
         append = _appender(path, files)
+        # A process that was killed may have left half a line. The new row then begins on a line of its own.
         if not _ends_whole(path):
             append(b"\n")
         for row in rows:
@@ -119,6 +120,7 @@ class RecordWriter:
                 today = settled.model_copy(update={"config": record.config})  # W&B settings may change between starts
                 writer._mirror = start_mirror(today, run_dir)
                 writer._replay()
+            # From here on `close` releases the lock and the files. An error above has released them on its way out.
             writer._files = files.pop_all()
             return writer
 
@@ -156,6 +158,7 @@ class RecordWriter:
 
         Raises `RecordError`, and leaves the status alone, when another process has taken the run over.
         """
+        # The lock comes first, so that a process that has lost the run does not overwrite its successor's status.
         self._lock.renew()
         status = Status(
             state=state,
@@ -214,6 +217,7 @@ def _appender(path: Path, files: ExitStack) -> Callable[[bytes], None]:
     """Returns a function that appends one whole line to `path`, which `files` will close."""
     with storage_errors(path):
         # Opening a FIFO in place of the file would block; with O_NONBLOCK it is an error.
+        # With O_APPEND every write goes to the end, also where `ecdit evaluate` appends to the file meanwhile.
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     files.callback(os.close, descriptor)
     return lambda line: append_line(descriptor, line, path)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments.errors import PluginError
-from experiments.routing.contract import Choices, GroupDecision
+from experiments.routing.contract import Assignment, Choices, GroupDecision
 
 Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype, bool]]
 """Shape, type, and whether the field may be None, by name."""
@@ -45,6 +45,20 @@ def check_choices(answer: object, logits_GSE: Tensor, where: str) -> None:
     _check(answer, Choices, expected, f"{where}: choose")
     assert isinstance(answer, Choices)
     _check_range(answer.expert_NK, num_experts, f"{where}: choose", "expert_NK", "experts")
+
+
+def check_finite(answer: Assignment, where: str) -> None:
+    """Raises `PluginError` where a weight or loss of `answer` is not finite.
+
+    It is for the trial before a run, on finite tokens. During training it would halt an accelerator at every step, and
+    a model that diverges would look like a broken plugin.
+    """
+    for name, value in (("weight", answer.weight_M), ("auxiliary_loss", answer.auxiliary_loss)):
+        if value is not None and not bool(value.isfinite().all()):
+            raise PluginError(
+                f"{where}: the router answers NaN or infinity in its {name} for tokens that are finite.",
+                "Correct the plugin.",
+            )
 
 
 def _check(answer: object, kind: type, expected: Expected, where: str) -> None:

@@ -17,6 +17,7 @@ from experiments.config.schema import RunConfig
 from experiments.errors import PluginError
 from experiments.plugins.loading import require_method
 from experiments.plugins.sources import is_plugin, named_plugin, on_one_line, plugin_errors
+from experiments.routing.answer_checks import check_finite
 from experiments.routing.router import Router
 
 
@@ -66,7 +67,8 @@ def try_plugin(config: RunConfig) -> None:
         router = build_router(narrow)
         for training, (num_images, num_tokens) in sizes.items():
             with plugin_errors("router", name):
-                router.train(training)(torch.randn(num_images, num_tokens, 8))
+                answer = router.train(training)(torch.randn(num_images, num_tokens, 8))
+            check_finite(answer, named_plugin("router", name))
 
 
 def _plugin_class(row: RouterRow) -> type[Router]:

@@ -192,7 +192,7 @@ def _require_true(file: Path, check: Callable[..., None], *arguments: Any) -> No
     try:
         check(*arguments)
     except (OSError, ValueError) as error:
-        raise DamagedCheckpointError(f"{file} is damaged ({error})") from error
+        raise DamagedCheckpointError(f"{file} is damaged ({error}).") from error
 
 
 def _require_whole(file: Path, digest: str) -> None:

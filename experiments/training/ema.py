@@ -33,6 +33,7 @@ class MovingAverage:
         """Updates the average after a step of `batch_images` images, which ended at `images_seen`."""
         # The weight of everything older halves every `halflife` images, whatever the batch size.
         halflife = max(min(self.halflife_images, images_seen * RAMP_UP), 1e-8)
+        # One lerp reads and writes every average once. Scaling and adding in two steps would pass over memory twice.
         torch._foreach_lerp_(self.flats, self.partitions.flats, 1 - 0.5 ** (batch_images / halflife))
 
     @contextmanager
@@ -49,6 +50,7 @@ class MovingAverage:
         try:
             yield
         finally:
+            # The trained weights come back after an error too, so that nothing later works with the average by mistake.
             if self.partitions.master_is_module:
                 self._change_places()
             else:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 from experiments.distributed.rendezvous import Meeting
 from experiments.distributed.watchdog import lost_process
-from experiments.errors import EcditError, StorageError
+from experiments.errors import EcditError, PluginError, RunFailedError, StorageError
 from experiments.out_of_memory import out_of_memory
 from experiments.records.record_types import State
 from experiments.records.run_lock import keep_record
@@ -51,6 +51,10 @@ def recorded_end(
             yield
     except EcditError as error:
         record("failed", str(error))
+        if isinstance(error, PluginError):
+            # Before a run begins, a broken plugin is a mistake of the user (exit code 2). Now it has ended a run that
+            # had begun, which is a failed run (exit code 1) like any other.
+            raise RunFailedError(error.message, error.hint) from error
         raise
     except KeyboardInterrupt:
         record("interrupted", "SIGINT twice: not saved since the last checkpoint")

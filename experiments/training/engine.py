@@ -103,6 +103,7 @@ def process_group(log: Path, meeting: Meeting | None = None) -> Iterator[None]:
     with storage_errors(log):
         file = log.open("a", buffering=1, encoding="utf-8")
     with file, _talk_to(file), tempfile.TemporaryDirectory() as folder, meeting.watched():
+        # gloo connects processes without an accelerator. Where there is one, its own backend replaces gloo below.
         options: dict[str, Any] = {"dist_backend": "gloo", "auto_mpi_discovery": False, "verbose": False}
         alone = "LOCAL_RANK" not in os.environ
         local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
@@ -213,6 +214,7 @@ def _build_optimizer(config: RunConfig, parameters: list[dict[str, Any]]) -> tor
     # The fused optimizer passes once over memory: on a CPU it is five times as fast as one pass per operation.
     kind = get_accelerator().device_name()
     in_one_pass = config.train.implementation == "fast" and kind in {"cpu", *accelerated.DEVICES}
+    # None leaves the choice of the implementation to torch, which falls back to one that every device has.
     return torch.optim.AdamW(
         parameters, betas=(optim.beta1, optim.beta2), fused=True if in_one_pass else None, **common
     )  # fmt: skip

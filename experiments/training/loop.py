@@ -37,7 +37,7 @@ from experiments.training.checkpoint_files import drop_leftovers
 from experiments.training.checkpoint_list import complete_checkpoints, saved_checkpoints
 from experiments.training.clock import NoClock, StepClock
 from experiments.training.description import describe_run, peak_memory_gib
-from experiments.training.diagnosis import nonfinite_error, nonfinite_layer
+from experiments.training.diagnosis import nonfinite_cause, nonfinite_error
 from experiments.training.ending import recorded_end
 from experiments.training.engine import (
     Engine,
@@ -192,6 +192,7 @@ def _loop(run: Run, stop: StopRequest) -> State:
         stopped, writing = any_process([stop.is_asked, run.saver.is_writing], engine.world, engine.device)
         run.saver.poll(writing)
         if done or stopped or _crossed(before, means.images_seen, config.checkpoint.every_images):
+            # A process that ends must wait, because the thread that writes its checkpoint would end with it.
             _save(run, wait=done or stopped)
         if stopped and not done:
             run.status("interrupted", stop.name)
@@ -218,6 +219,7 @@ def _step(run: Run, batch: Batch, started: float) -> float:
         with clock.part("forward"):
             loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
             total = loss_B.mean() + output.auxiliary_loss
+        # Both losses lie in one tensor, so that their means over all processes take a single all-reduce.
         losses.append(torch.stack([loss_B.detach().mean(), output.auxiliary_loss.detach()]))
         with clock.part("backward"):
             engine.deepspeed.backward(total)
@@ -226,8 +228,8 @@ def _step(run: Run, batch: Batch, started: float) -> float:
     loss, auxiliary_loss = _mean_over_processes(engine, torch.stack(losses).mean(dim=0))
     grad_norm = float(engine.deepspeed.get_global_grad_norm())
     if not math.isfinite(loss + auxiliary_loss + grad_norm):
-        where = nonfinite_layer(engine.model, micro_batches, config.model.patch_size, engine.world)
-        raise nonfinite_error(config, run.means.images_seen, where, f"loss {loss:g}, gradient norm {grad_norm:g}")
+        cause = nonfinite_cause(engine.model, micro_batches, config.model.patch_size, engine.world)
+        raise nonfinite_error(config, run.means.images_seen, cause, f"loss {loss:g}, gradient norm {grad_norm:g}")
     engine.ema.update(run.means.images_seen + config.train.batch_images, config.train.batch_images)
     seconds = run.seconds.now() - started
     run.means.add(config.train.batch_images, seconds, loss, auxiliary_loss, grad_norm)

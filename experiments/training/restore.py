@@ -69,6 +69,7 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
         _restore_state(engine, checkpoint, name)
     for key in partitions.keys:
         for name, value in checkpoint.state["optimizer_counters"].items():
+            # torch's optimizers count their steps in a float32 tensor of their own for each parameter.
             engine.optimizer.state[key][name] = torch.tensor(value, dtype=torch.float32)
 
 
@@ -88,5 +89,6 @@ def _copied(partitions: Partitions, flats: list[Tensor], suffix: str = "") -> di
         whole = numbers.numel() == math.prod(partitions.shapes[name])
         assert not (whole and start), f"{name} begins at {start}"
         shape = partitions.shapes[name] if whole else (-1,)
+        # It must be a copy on a processor too, because training changes the weights while a thread writes them to disk.
         copies[name + suffix] = numbers.to("cpu", copy=True).view(shape)
     return copies

@@ -48,6 +48,7 @@ class Saver:
             "optimizer_counters": dict(snapshot.counters),
             "optimizer_states": sorted({key.rpartition("/")[2] for key in snapshot.tensors["optimizer"]}),
         }
+        # The thread is a daemon, so that a process which ends with an error does not wait for a disk that hangs.
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -75,6 +76,8 @@ class Saver:
         """Publishes the checkpoint on rank 0. Raises `StorageError` on all processes where any could not write."""
         state, written = self._state, self._written
         assert state is not None
+        # The state is cleared first, so that no later call publishes this checkpoint again when an error is raised
+        # below.
         self._state = self._thread = self._written = None
         reports = everyone(written, self.world)
         trouble = next((report for report in reports if isinstance(report, StorageError)), None)

@@ -22,7 +22,7 @@ from experiments.errors import RunFailedError
 from experiments.models.dit import DiT
 from experiments.records.record_types import EvalRow, RoutingRow, Weights
 from experiments.routing.stats import RoutingStats
-from experiments.training.diagnosis import nonfinite_error, nonfinite_layer
+from experiments.training.diagnosis import nonfinite_cause, nonfinite_error
 from experiments.training.engine import Engine
 from experiments.training.objective import forward_loss, to_device
 
@@ -79,8 +79,8 @@ class Validator:
         batches = self.batches[condition]
         turns = turns_of(len(batches), engine.rank, engine.world, together=True)  # all need equally many
         mine = [to_device(batches[number % len(batches)], engine.device) for number in turns]
-        where = nonfinite_layer(engine.model, mine, self.config.model.patch_size, engine.world)
-        return nonfinite_error(self.config, images_seen, where, f"validation loss of the {weights} weights")
+        cause = nonfinite_cause(engine.model, mine, self.config.model.patch_size, engine.world)
+        return nonfinite_error(self.config, images_seen, cause, f"validation loss of the {weights} weights")
 
 
 @torch.no_grad()

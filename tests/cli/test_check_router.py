@@ -32,6 +32,28 @@ def test_what_fails_is_said(write_plugin: WritePlugin, capsys: pytest.CaptureFix
     assert "properties hold for stripes." in err
 
 
+@pytest.mark.parametrize("field", ["weight_GEC", "token_GEC"])
+def test_one_cause_of_several_failures_is_said_once(
+    field: str, write_plugin: WritePlugin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = "GroupDecision(token_GEC, weight_GEC, "
+    path = write_plugin(**{right: right.replace(field, f"{field}[:, :, 1:]")})
+    assert run(["check-router", "stripes", f"--plugin={path}"]) == 1
+    out, err = capsys.readouterr()
+    rows = out.splitlines()[1:]
+    assert len(rows) == len(PROPERTIES)
+    assert all(line.split()[-3:] == ["no", "cause", "1"] for line in rows)
+    said, summary = err.splitlines()
+    kind = "float32" if field == "weight_GEC" else "int64"
+    assert said.startswith(
+        f"cause 1, which stops 9 of 9 checks: plugin {path}: router 'stripes': decide answers {field}="
+    )
+    assert f"{field}={kind} [4, 4, 3], {kind} [4, 4, 4] is expected." in said
+    assert summary == "0 of 9 properties hold for stripes."
+    assert run(["check-router", "stripes", "--json"]) == 1
+    assert all(field in row["reason"] for row in json.loads(capsys.readouterr().out))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,18 @@ def test_ctrl_c_is_one_line_and_exit_code_130() -> None:
 
 if __name__ == "__main__":
     GOLDEN.write_text(offered())
+
+
+VERSION_WITHOUT_TORCH = """
+import sys
+from ecdit_cli.app import run
+code = run(["--version"])
+assert not {"torch", "pandas"} & set(sys.modules)
+sys.exit(code)
+"""
+
+
+def test_the_version_is_that_of_the_package_and_loads_no_torch() -> None:
+    done = python(VERSION_WITHOUT_TORCH)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"ecdit {version('ecdit')}\n"

@@ -57,7 +57,24 @@ def test_without_runs_the_shipped_spec_is_executed_and_then_read(finished_sweep:
         ("expert_choice", "Expert choice (groups of 8)"),
     ]
     assert all(row["num_seeds"] == 3 for row in rows)
-    assert sorted(path.name for path in finished_sweep.glob("comparison.*")) == FILES
+    assert sorted(path.name for path in (finished_sweep / "tables").glob("comparison.*")) == FILES
+
+
+def test_the_tables_of_one_sweep_are_written_into_its_folder(
+    finished_sweep: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of("routing_comparison", [], say)
+    SweepFolder(finished_sweep).write_plan(plan)
+    monkeypatch.chdir(tmp_path)
+    assert run(["compare-routing", "sweep"]) == 0
+    assert sorted(path.name for path in (finished_sweep / "tables").glob("comparison.*")) == FILES
+    assert run(["plot", "routing", "sweep"]) == 0
+    assert (finished_sweep / "figures" / "routing.png").is_file()
+    first = plan.runs[0].name
+    assert run(["plot", "routing", "sweep/runs"]) == 0  # a folder of runs is no sweep, and stays as it is
+    assert (tmp_path / "out" / "figures" / "routing.png").is_file()
+    assert first in {path.name for path in (finished_sweep / "runs").iterdir()}
+    assert "Loss at one t" in capsys.readouterr().err
 
 
 def test_json_rows_have_every_key_and_null_where_nothing_was_measured(

@@ -141,7 +141,7 @@ def test_images_too_small_for_the_judge_are_refused_with_its_rate(tmp_path: Path
         (["--guidance", "1,two"], "--guidance '1,two' is not a list of scales."),
         (["--metrics", "fid"], "--inception-weights FILE"),
         (["--metrics", "clip-score"], "--clip-model FOLDER"),
-        (["--import-geneval", "results.jsonl"], "2 runs for the results of one."),
+        (["--import-geneval", "results.jsonl"], "2 runs are named, but the results are of one."),
     ],
 )
 def test_mistakes_in_options_are_one_line(runs: Path, capsys: Captured, options: list[str], message: str) -> None:
@@ -232,7 +232,7 @@ def test_a_frechet_distance_of_too_few_images_has_a_word(runs: Path, capsys: Cap
 
 
 def test_no_runs_is_one_line(tmp_path: Path, capsys: Captured) -> None:
-    assert "Which runs?" in error_of(["evaluate"], capsys)
+    assert "No runs are named." in error_of(["evaluate"], capsys)
     assert "is not a folder" in error_of(["evaluate", str(tmp_path / "none")], capsys)
     assert "No runs in" in error_of(["evaluate", str(tmp_path)], capsys)
 

@@ -116,7 +116,7 @@ def test_no_page_of_an_earlier_export_stays_beside_a_newer_table(runs: Path) -> 
 
 def test_without_runs_it_asks_which(capsys: Captured) -> None:
     assert run(["export"]) == 2
-    assert "Which runs? Name a folder: ecdit export DIR" in capsys.readouterr().err
+    assert "No runs are named. Name a folder: ecdit export DIR" in capsys.readouterr().err
 
 
 def _titles(out: str) -> list[str]:

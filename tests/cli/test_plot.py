@@ -101,11 +101,11 @@ def test_a_single_figure_that_cannot_be_drawn_is_a_mistake(runs: Path, capsys: C
         (["rooting"], "'rooting' is not a figure. Did you mean 'routing'?"),
         (
             [],
-            f"Which figure? Choose from: all, {', '.join(FIGURES)}; --list says what they show.",
+            f"No figure is named. Choose from: all, {', '.join(FIGURES)}; --list says what they show.",
         ),
         (
             ["routing", "--parameters", "totl"],
-            "'totl' is no way to count parameters. Did you mean 'total'?",
+            "--parameters 'totl' is no way to count parameters. Did you mean 'total'?",
         ),
         (["all", "nowhere"], "nowhere is not a folder. Name the folder of a run or of a sweep."),
     ],

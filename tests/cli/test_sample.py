@@ -109,7 +109,7 @@ def test_mistakes_in_options_are_one_line(trained: Path, capsys: Captured, optio
 
 def test_a_dense_run_has_no_compute_map(tmp_path: Path, capsys: Captured) -> None:
     dense = random_run_folder(tmp_path / "dense", "routing=dense").path
-    assert "is dense" in error_of(["sample", str(dense), "--compute-map", *QUICK], capsys)
+    assert "is a dense model" in error_of(["sample", str(dense), "--compute-map", *QUICK], capsys)
 
 
 def test_exports_hold_every_image(trained: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_what_cannot_be_done_is_one_line(trained: Path, latent_set: Path, tmp_pa
     other = str(save_vae(tmp_path / "vae", channels=8))
     for arguments, message in (
         (["a red circle"], "its captions are those of its validation set. Leave out the captions."),
-        (["--compute-map"], "there is no compute map of it. Leave out --compute-map."),
+        (["--compute-map"], ", of which no compute map is drawn. Leave out --compute-map."),
         (["--vae", other], f"--vae {other} is not the VAE that made the data set."),
         (["--vae", str(tmp_path / "none")], "none is not a folder. Name a folder that AutoencoderKL.save_pretrained"),
         (["--data", str(tmp_path / "gone")], "gone is not a folder. Write one with: ecdit data prepare"),

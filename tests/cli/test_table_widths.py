@@ -67,7 +67,7 @@ def test_what_is_left_away_is_said_and_a_wide_terminal_has_all(capsys: pytest.Ca
     printed(COLUMNS, 60)
     assert capsys.readouterr().err.startswith("Left away at this width: ")
     assert "val_loss" in printed(COLUMNS, 200)[0]
-    printed(COLUMNS, 400)
+    printed(COLUMNS, 500)
     assert capsys.readouterr().err == ""
 
 

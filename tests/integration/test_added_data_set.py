@@ -103,6 +103,9 @@ def test_it_trains_and_is_sampled_in_its_words(tmp_path: Path, capsys: pytest.Ca
     assert [image["caption"] for image in images] == ["red rows", "green columns", "blue rows"]
     assert {image["verdict"] for image in images} == {None}
     assert run(["sample", folder, "a red circle"]) == 2
-    assert "words outside the vocabulary: 'a', 'circle'. Known: red, green, blue," in capsys.readouterr().err
+    assert (
+        "the vocabulary of the data set lacks the words 'a', 'circle'. Known: red, green, blue,"
+        in capsys.readouterr().err
+    )
     assert run(["evaluate", folder]) == 2
     assert "data.name=stripes: this is measured on shapes only." in capsys.readouterr().err

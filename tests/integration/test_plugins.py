@@ -113,9 +113,10 @@ def other(folder: Path) -> Path:
 @pytest.mark.parametrize("spec", ["sweep.yaml", "runs"])
 def test_a_sweep_with_runs_of_another_version_is_refused(spec: str, folder: Path, other: Path) -> None:
     out = ["--out", "runs"] if spec == "sweep.yaml" else []
-    said = refused(ecdit(["sweep", spec, *out, "--no-calibration", "--plugin", other], folder))
-    assert CHANGED in said
-    assert str(other) in said
+    for dry in ([], ["--dry-run"]):
+        said = refused(ecdit(["sweep", spec, *out, "--no-calibration", "--plugin", other, *dry], folder))
+        assert CHANGED in said
+        assert str(other) in said
 
 
 def test_a_run_of_another_version_is_not_sampled(folder: Path, other: Path) -> None:
@@ -127,6 +128,7 @@ def test_a_run_goes_on_with_its_own_plugin_alone(folder: Path, other: Path) -> N
     run = run_of(folder)
     (config,) = (folder / "runs").rglob(f"{run.path.name}*.yaml")
     train = ["train", "--config", config, "--run-dir", run.path]
+    assert CHANGED in refused(ecdit([*train, "--plugin", other, "--dry-run"], folder))
     assert CHANGED in refused(ecdit([*train, "--plugin", other], folder))  # else it would say "finished already"
     state = json.loads(run.status_json.read_text())
     run.status_json.write_text(json.dumps(state | {"state": "interrupted"}))

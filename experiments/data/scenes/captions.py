@@ -115,7 +115,7 @@ def tokenize(caption: str, length: int = 16) -> list[int]:
     """
     words = _known_words(caption)
     if len(words) >= length:
-        raise ConfigError(f"the caption has {len(words)} words: {caption!r}.", f"At most {length - 1} fit.")
+        raise ConfigError(f"the caption has {len(words)} words: {caption!r}.", f"Use at most {length - 1} words.")
     return [START_TOKEN, *(_IDS[word] for word in words), *[PAD_TOKEN] * (length - 1 - len(words))]
 
 
@@ -151,5 +151,7 @@ def _known_words(caption: str) -> list[str]:
     unknown = dict.fromkeys(word for word in words if word not in _WORDS)
     if unknown:
         known = "; ".join(f"{category}: {', '.join(words)}" for category, words in WORDS_BY_CATEGORY.items())
-        raise ConfigError(f"words outside the vocabulary: {', '.join(map(repr, unknown))}.", f"Known {known}.")
+        raise ConfigError(
+            f"the vocabulary of the data set lacks the words {', '.join(map(repr, unknown))}.", f"Known {known}."
+        )
     return words

@@ -72,10 +72,11 @@ class TokenSource(ABC):
         unknown = dict.fromkeys(word for word in words if word not in self.words)
         if unknown:
             raise ConfigError(
-                f"words outside the vocabulary: {', '.join(map(repr, unknown))}.", f"Known: {', '.join(self.words)}."
+                f"the vocabulary of the data set lacks the words {', '.join(map(repr, unknown))}.",
+                f"Known: {', '.join(self.words)}.",
             )
         if len(words) >= length:
-            raise ConfigError(f"the caption has {len(words)} words: {caption!r}.", f"At most {length - 1} fit.")
+            raise ConfigError(f"the caption has {len(words)} words: {caption!r}.", f"Use at most {length - 1} words.")
         return [START_TOKEN, *(self.words.index(word) + 2 for word in words), *[PAD_TOKEN] * (length - 1 - len(words))]
 
     def check(self) -> None:  # noqa: B027 (not abstract: most sets that are drawn have nothing to check)

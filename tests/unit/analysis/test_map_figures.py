@@ -91,7 +91,7 @@ def test_a_damaged_map_is_refused(folder: Path) -> None:
 
 
 def test_tokens_that_make_no_square_are_refused() -> None:
-    with pytest.raises(RecordError, match="A map of 60 tokens is no square"):
+    with pytest.raises(RecordError, match="A routing map of 60 tokens cannot be drawn, because it is no square"):
         as_square([1.0] * 60)
 
 

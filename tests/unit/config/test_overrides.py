@@ -103,7 +103,7 @@ def test_a_run_that_was_requeued_before_it_started_keeps_its_parameters() -> Non
         ("optim={'learning_rate': {'a': 1}}", "is a group."),
         ("optim={'learning_rate': " + "[" * 9000, "optim: line 1 is nested more than"),
         ("optim={'a': &a [*a]}", "stands for what it is itself a part of"),
-        ("arm=" * 5000 + "seed=1", "an arm stands inside of the arm 'arm=arm=arm="),
+        ("arm=" * 5000 + "seed=1", "the arm 'arm=arm=arm="),
         ("arm=seed=1 train.images=4 seed=2", "seed is given twice in the arm 'seed=1 train.images=4 seed=2'."),
         ("arm=model=nano model.name=micro", "model.name is given twice in the arm"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,16 +18,18 @@ from analysis.run_table import run_table
 from ecdit_cli.app import run
 from experiments.config.metrics import METRICS, MetricRow, RecordedValue
 from experiments.config.overrides import load_config
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, PluginError
 from experiments.evaluation.metrics.sampled_metric import (
     LabelledBatch,
     MetricTask,
     SampledMetric,
+    UserFiles,
     implementation_of,
 )
 from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.evaluation.sampling.settings import training_conditions
-from experiments.evaluation.score import MetricSet
+from experiments.evaluation.score import MetricSet, load_resources
+from experiments.plugins.sources import SOURCES, PluginSource
 from experiments.records.run_folder import read_jsonl
 
 EXAMPLE = Path(__file__).parents[3] / "docs/how-to/examples/mean_saturation.py"
@@ -154,6 +157,53 @@ def test_a_row_that_is_not_declared_is_refused(task: MetricTask, monkeypatch: py
     monkeypatch.setitem(METRICS, "new", MetricRow("new", VALUES, Undeclared))
     with pytest.raises(ConfigError, match=r"metric 'new' records 'other', which is none of its values \(new\)\."):
         MetricSet(["new"], task).rows()
+
+
+class Broken(SampledMetric):
+    """Raises an exception where `place` says so."""
+
+    place = ""
+
+    @classmethod
+    def load(cls, files: UserFiles) -> None:
+        cls._fail("load")
+
+    def __init__(self, task: MetricTask) -> None:
+        self._fail("begin")
+
+    @classmethod
+    def _fail(cls, place: str) -> None:
+        if cls.place == place:
+            raise KeyError(place)
+
+    def add(self, batch: LabelledBatch) -> None:
+        self._fail("add")
+
+    def rows(self, base):  # type: ignore[no-untyped-def]
+        self._fail("rows")
+        return []
+
+
+@pytest.mark.parametrize("place", ["load", "begin", "add", "rows"])
+def test_an_exception_of_a_plugin_is_one_line_that_names_it(
+    place: str, task: MetricTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METRICS, "new", MetricRow("new", VALUES, Broken))
+    monkeypatch.setitem(SOURCES, ("metric", "new"), PluginSource("plugin new.py", __file__))
+    monkeypatch.setattr(Broken, "place", place)
+
+    def measure() -> None:
+        load_resources(["new"], UserFiles())
+        metrics = MetricSet(["new"], task)
+        metrics.add(range(1), torch.zeros(1, 3, 4, 4))
+        metrics.rows()
+
+    with pytest.raises(PluginError) as refusal:
+        measure()
+    assert re.fullmatch(
+        rf"plugin new\.py: metric 'new' failed: line \d+: KeyError: '{place}'\. Correct the plugin\.",
+        str(refusal.value),
+    )
 
 
 @pytest.mark.parametrize(

@@ -252,5 +252,5 @@ def test_locks_that_do_not_settle_are_said(folder):
     """The number after this one has a digit more, and no lock can have it."""
     folder.mkdir()
     (folder / "99999999.free").touch()
-    with pytest.raises(StorageError, match="its locks do not settle"):
+    with pytest.raises(StorageError, match="other processes keep changing its lock files"):
         take_if_dead(folder)

@@ -78,7 +78,9 @@ def test_a_foreign_schema_version_is_refused_by_number(started, version, said):
 
 
 def test_a_missing_run_json_asks_whether_this_is_a_run(run_dir):
-    with pytest.raises(RecordError, match=r"run\.json does not exist\. Is this the folder of a run\?"):
+    with pytest.raises(
+        RecordError, match=r"run\.json does not exist\. Name the folder of a run, which holds this file\."
+    ):
         run_dir.read_run()
 
 

@@ -119,12 +119,12 @@ def test_what_is_no_time_is_refused(text):
         ({"time": "60", "extra": {"gpus_per_node": "2"}}, r"extra: gpus-per-node has a key .* gpus_per_node: \.\.\."),
         ({"time": "60", "extra": {"--qos": "x"}}, r"c: extra: --qos cannot be given\. Write it as in `sbatch --help`"),
         ({"time": "60", "rules": {"where": {}}}, r"c: rules is not a list\."),
-        ({"time": "60", "rules": [{"nodes": "2"}]}, r"c: rules\.1 does not say for which runs\. Write `where:"),
+        ({"time": "60", "rules": [{"nodes": "2"}]}, r"c: rules\.1 does not say for which runs it is\. Write `where:"),
         ({"time": "60", "rules": [{"where": {"modle": "x"}, "nodes": "2"}]}, r"rules\.1: where: 'modle' is not a set"),
         ({"time": "60", "rules": [{"where": {"seed": "x"}}]}, r"rules\.1: where: seed='x' is not an integer"),
         ({"time": "60", "rules": [{"where": {"seed": []}}]}, r"rules\.1: where: seed has no value"),
         ({"time": "60", "rules": [{"where": {"seed": "1"}, "nodes": "-2"}]}, r"c: rules\.1: nodes='-2' does not fit"),
-        ("nodes", r"c holds no keys"),
+        ("nodes", r"c holds no settings of the form KEY: VALUE"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_key_and_the_way_out(content, message):
@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_read_is_named(write, tmp_path):
         load_cluster(tmp_path / "nowhere.yaml")
     with pytest.raises(SpecError, match=r"cluster\.yaml is not YAML"):
         load_cluster(write("a: [1"))
-    with pytest.raises(SpecError, match=r"cluster\.yaml holds no keys"):
+    with pytest.raises(SpecError, match=r"cluster\.yaml holds no settings of the form"):
         load_cluster(write("- 1"))
 
 

@@ -147,7 +147,10 @@ def test_none_and_booleans_are_values():
     ("changes", "message"),
     [
         ({"method": "bayes"}, r"method: bayes is not run by ecdit sweep, only grid and random\. Run .*wandb agent"),
-        ({"method": "random"}, r"method: random has no end without run_cap\. Write for example `run_cap: 20`"),
+        (
+            {"method": "random"},
+            r"method: random would never end, because run_cap is not set\. Write for example `run_cap: 20`",
+        ),
         (
             {"parameters": {"a": {"parameters": {"b": {"distribution": "beta"}}}}},
             r"parameters\.a\.b: distribution beta is not drawn by ecdit sweep\. Run .*wandb agent",
@@ -349,7 +352,12 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "is not YAML"), ("- a", "holds no keys"), ("", "holds no keys")]
+    ("text", "message"),
+    [
+        ("a: [", "is not YAML"),
+        ("- a", "holds no settings of the form KEY: VALUE"),
+        ("", "holds no settings of the form KEY: VALUE"),
+    ],
 )
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)

@@ -101,7 +101,7 @@ def test_case_and_spaces_do_not_matter():
 
 @pytest.mark.parametrize("read", [tokenize, parse])
 def test_unknown_words_are_all_named_with_the_vocabulary_by_category(read):
-    with pytest.raises(ConfigError, match=r"words outside the vocabulary: 'purple', 'dog'\.") as error:
+    with pytest.raises(ConfigError, match=r"the vocabulary of the data set lacks the words 'purple', 'dog'\.") as error:
         read("a purple dog above a dog")
     for known in ("colours: red, green", "shapes: circle, square", "relations: and, left", "numbers: a, two"):
         assert known in str(error.value)
@@ -110,7 +110,7 @@ def test_unknown_words_are_all_named_with_the_vocabulary_by_category(read):
 
 @pytest.mark.parametrize("words", ["<pad> circle", "<start>"])
 def test_special_tokens_are_not_words(words):
-    with pytest.raises(ConfigError, match="outside the vocabulary"):
+    with pytest.raises(ConfigError, match="lacks the words"):
         tokenize(words)
 
 
@@ -124,5 +124,5 @@ def test_what_is_no_caption_is_refused_with_examples(caption):
 
 def test_a_caption_that_is_too_long_is_refused():
     assert len(tokenize("a " * 15)) == 16
-    with pytest.raises(ConfigError, match=r"16 words.*At most 15 fit"):
+    with pytest.raises(ConfigError, match=r"16 words.*Use at most 15 words"):
         tokenize("a " * 16)
