@@ -1,12 +1,15 @@
-"""Runs of `ecdit` forked from a process that has imported torch and DeepSpeed already, by the server that sweeps use.
+"""Processes forked from one that has imported torch and DeepSpeed already, by the server that sweeps use.
 
 A run of a tiny model takes one second of a processor, and the imports before it take four. Tests of what a run does
-therefore start it here; tests of a launcher, of the start itself or of the memory of a process start the command.
+therefore start it here, and so do tests of several ranks that have a program of their own; tests of a launcher, of the
+start itself or of the memory of a process start the command.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
+import importlib
 import json
 import os
 import shutil
@@ -23,30 +26,49 @@ from pathlib import Path
 
 import psutil
 
-from ecdit_cli.app import main
 from sweeps.workers import PRELOADED
 
 ENTRY = "tests.preloaded:run"
+ECDIT = "ecdit_cli.app:main"
+NEW_NETWORK = 0x40000000
+"""`CLONE_NEWNET` of Linux; Python names it, and has `os.setns`, only since 3.12."""
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Executes `ecdit` in a forked child. The server has sent all output to the file of errors; stdout gets its own."""
-    output, variables, *words = arguments
+    """Calls a function in a forked child, as the program `ecdit` with words after it.
+
+    The server has sent all output to the file of errors; stdout gets a file of its own.
+    """
+    function, output, network, variables, *words = arguments
     file = os.open(output, os.O_WRONLY | os.O_CREAT, 0o666)
     os.dup2(file, 1)
     os.close(file)
     os.environ.clear()
     os.environ.update(json.loads(variables))
+    if network:
+        _enter(network)
     sys.argv = ["ecdit", *words]
-    main()
+    module, _, name = function.partition(":")
+    getattr(importlib.import_module(module), name)()
     return 0
 
 
-class Server:
-    """A process that forks runs, and what it has said of them: the process id and the exit code by number."""
+def _enter(network: str) -> None:
+    """Moves this process into a network namespace that `ip netns add` has made."""
+    with Path("/run/netns", network).open() as file:
+        library = ctypes.CDLL(None, use_errno=True)
+        if library.setns(file.fileno(), NEW_NETWORK) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {network}")
 
-    def __init__(self) -> None:
+
+class Server:
+    """A process that forks others, and what it has said of them: the process id and the exit code by number.
+
+    It has imported the modules of `preload` by their names.
+    """
+
+    def __init__(self, preload: Sequence[str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ecdit-preloaded-"))
         self.pids: dict[int, int] = {}
         self.exits: dict[int, int] = {}
@@ -54,7 +76,7 @@ class Server:
         self._channel, theirs = socket.socketpair()
         with theirs, (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sweeps.server", str(theirs.fileno()), ENTRY, ",".join(PRELOADED)],
+                [sys.executable, "-m", "sweeps.server", str(theirs.fileno()), ENTRY, ",".join(preload)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
                 cwd=Path(__file__).parents[1], env={**os.environ, **SINGLE_THREAD, "CUDA_VISIBLE_DEVICES": ""},
             )  # fmt: skip
@@ -73,13 +95,18 @@ class Server:
         self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedRun:
-        """Forks a run of `ecdit ARGUMENTS`."""
+    def start(
+        self, arguments: Sequence[str], environment: Mapping[str, str], function: str = ECDIT, network: str = ""
+    ) -> ForkedRun:
+        """Forks `ecdit ARGUMENTS`, or another `function`, named as "module:name", which finds them in `sys.argv`.
+
+        With `network` it runs in the network namespace of that name.
+        """
         number = self._num_runs
         self._num_runs += 1
         forked = ForkedRun(self, number)
         request = {"environment": {}, "num_threads": 1, "cores": [], "log": str(forked.errors)}
-        words = [str(forked.output), json.dumps(dict(environment)), *arguments]
+        words = [function, str(forked.output), network, json.dumps(dict(environment)), *arguments]
         self._channel.settimeout(None)
         self._channel.sendall(json.dumps({"id": number, "arguments": words, **request}).encode() + b"\n")
         while number not in self.pids:
@@ -148,13 +175,16 @@ class ForkedRun:
 
 
 @cache
-def server() -> Server:
-    """Returns the server of this test process."""
-    return Server()
+def server(preload: tuple[str, ...] = PRELOADED) -> Server:
+    """Returns the server of this test process that has imported `preload`."""
+    started = Server(preload)
+    STARTED.append(started)
+    return started
 
 
-def processor_seconds_of_server() -> float:
-    """Returns what the server and its ended runs have used; 0 where no test has started it."""
-    if server.cache_info().currsize == 0:
-        return 0.0
-    return sum(psutil.Process(server().pid).cpu_times()[:4])
+STARTED: list[Server] = []
+
+
+def processor_seconds_of_servers() -> float:
+    """Returns what the servers and their ended children have used; 0 where no test has started one."""
+    return sum(sum(psutil.Process(one.pid).cpu_times()[:4]) for one in STARTED)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.preloaded import processor_seconds_of_server
+from tests.preloaded import processor_seconds_of_servers
 
 VARIABLE = "ECDIT_SECONDS"
 LEAST_SECONDS = 5.0
@@ -37,7 +37,7 @@ def measured(test: str) -> Iterator[None]:
 
 def _processor_seconds() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used) + processor_seconds_of_server()
+    return sum(one.ru_utime + one.ru_stime for one in used) + processor_seconds_of_servers()
 
 
 def main(record: Path) -> None:
@@ -53,7 +53,7 @@ def main(record: Path) -> None:
             print(f"| {name} | {number} | {processor:.0f} | {clock:.0f} |")
     small = [row for row in sums.values() if row[1] < LEAST_SECONDS]
     for title, rows in ((f"{len(small)} more files", small), (f"all {len(sums)} files", list(sums.values()))):
-        number, processor, clock = map(sum, zip(*rows, strict=True))
+        number, processor, clock = (sum(row[i] for row in rows) for i in range(3))
         print(f"| {title} | {number} | {processor:.0f} | {clock:.0f} |")
 
 

@@ -77,7 +77,7 @@ def _make(nodes: Nodes) -> None:
 class Ranks:
     """The processes of one run, started without a launcher, as srun would start them."""
 
-    processes: list[subprocess.Popen[str]] | list[ForkedRun]
+    processes: Sequence[subprocess.Popen[str] | ForkedRun]
 
     def ends(self, seconds: float = 120.0) -> list[tuple[int, str]]:
         """Exit code and talk of each."""
@@ -95,28 +95,38 @@ def start_ranks(
     folder: Path,
     *settings: str,
     options: Sequence[str] = ("--no-progress",),
-    master: str = "127.0.0.1",
-    before: Sequence[Sequence[str]] | None = None,
+    nodes: Nodes | None = None,
+    before: Mapping[int, Sequence[str]] | None = None,
     changed: Mapping[int, Mapping[str, str]] | None = None,
     extra: Mapping[int, Sequence[str]] | None = None,
 ) -> Ranks:
-    """Two ranks of a tiny run; by rank: words `before` its command, variables `changed` in it, `extra` settings.
+    """Two ranks of a tiny run, one on each of `nodes` or both here.
 
-    Without words before it, each rank is forked from a process that has imported everything.
+    By rank: variables `changed`, `extra` settings, and words `before` its command. Each rank is forked from a process
+    that has imported everything, but for one with an entry in `before`, whose command is started.
     """
-    port = _free_port()
-    commands, environments = [], []
+    master, port = ADDRESSES[0] if nodes else "127.0.0.1", _free_port()
+    processes: list[subprocess.Popen[str] | ForkedRun] = []
     for rank in range(2):
         ranks = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": master, "MASTER_PORT": port}
-        environments.append({**environment(), **ranks, **(changed or {}).get(rank, {})})
-        commands.append(train_command(folder, *settings, *(extra or {}).get(rank, ()), options=options))
-    if before is None:
-        pairs = zip(commands, environments, strict=True)
-        return Ranks([server().start(command[3:], variables) for command, variables in pairs])
-    pipe = subprocess.PIPE
+        variables = {**environment(), **ranks, **(changed or {}).get(rank, {})}
+        command = train_command(folder, *settings, *(extra or {}).get(rank, ()), options=options)
+        if before is not None and rank in before:
+            words = [*(nodes.enter(rank) if nodes else ()), *before[rank], *command]
+            pipe = subprocess.PIPE
+            processes.append(subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=variables))
+        else:
+            processes.append(server().start(command[3:], variables, network=nodes.names[rank] if nodes else ""))
+    return Ranks(processes)
+
+
+def start_together(function: str, *words: str, world: int) -> Ranks:
+    """A test's own program, named as "module:name", as `world` ranks forked from a process that has imported torch."""
+    together = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+    together["MASTER_PORT"] = _free_port()
     return Ranks([
-        subprocess.Popen([*words, *command], stdout=pipe, stderr=pipe, text=True, env=variables)
-        for words, command, variables in zip(before, commands, environments, strict=True)
+        server().start(words, {**environment(), **together, "RANK": rank, "LOCAL_RANK": rank}, function)
+        for rank in map(str, range(world))
     ])  # fmt: skip
 
 

@@ -40,6 +40,8 @@ MEETING_SECONDS = 300.0
 """Ranks wait this long for each other, since nodes start at different times and may import from a slow disk."""
 FOLDER_SECONDS = 20.0
 """A shared disk may take this long to show a new file to another node."""
+VERDICT_SECONDS = 10.0
+"""Rank 0, whose process serves the store, waits this long for the others to read why it ends."""
 SAME_VERSION = ("torch", "deepspeed", "ecdit")
 COMMIT = "git commit"
 INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -97,9 +99,13 @@ def meet(run_dir: RunDir, record: RunRecord, tell: Callable[[str], None]) -> Mee
         if rank == 0:
             table.set("trouble", json.dumps(first_trouble(ranks)))
         trouble = json.loads(table.get("trouble").decode())
+        if trouble is not None:
+            table.set(f"read/{rank}", "")
     if trouble is not None:
         if rank != 0:
             leave_it_to_the_speaker(ConfigError.exit_code)
+        with contextlib.suppress(DistError):  # a rank that has ended meanwhile does not read it
+            table.wait([f"read/{other}" for other in range(world)], timedelta(seconds=VERDICT_SECONDS))
         raise ConfigError(*trouble)
     store.set_timeout(default_pg_timeout)
     names = [str(one) for one in ranks]

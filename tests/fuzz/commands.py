@@ -4,22 +4,32 @@ The exit code is 0, 1 or 2. There is no traceback: what a user did wrong is one 
 command takes less than `MOST_CPU_SECONDS` of processor time and `MOST_MEMORY_GIB`, and writes nothing outside its
 output folder. Processor time is measured in place of wall time, since tests share their machine; a command that waits
 for something is ended after `MOST_WAIT_SECONDS`.
+
+Commands are forked from a process that has imported what planning needs: the imports take longer than the commands.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from ecdit_cli.app import main
+from tests.preloaded import server
 
 MOST_CPU_SECONDS = 10
 MOST_WAIT_SECONDS = 120
 MOST_MEMORY_GIB = 1.0
 MOST_ERROR_LINES = 1
+PLANNING = (
+    "ecdit_cli._plan_tables", "ecdit_cli._sweep_cost", "ecdit_cli._sweep_view", "sweeps.runner", "sweeps.local",
+    "sweeps.layout_search", "tests.fuzz.commands",
+)  # fmt: skip
+"""What `ecdit plan`, `train --dry-run` and `sweep --dry-run` import."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +65,35 @@ def run(words: list[str], folder: Path) -> Ended:
         "WANDB_MODE": "disabled",
         "COLUMNS": "120",
     }
+    arguments = [str(folder), *words]
+    server(PLANNING).start(arguments, environment, "tests.fuzz.commands:measured").communicate(2 * MOST_WAIT_SECONDS)
+    usage = json.loads((folder / "usage.json").read_text())
     out, err = folder / "stdout.txt", folder / "stderr.txt"
-    with out.open("wb") as stdout, err.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ecdit_cli", *words],
-            cwd=folder / "work", env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
-            start_new_session=True,
-        )  # fmt: skip
-        usage, code = _wait(process)
     texts = [path.read_text(encoding="utf-8", errors="backslashreplace") for path in (out, err)]
-    return Ended(words, code, *texts, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)
+    return Ended(words, usage["code"], *texts, usage["cpu_seconds"], usage["memory_gib"])
+
+
+def measured() -> None:
+    """In a forked process: executes a command in a process of its own, and writes what it took to a file."""
+    folder, words = Path(sys.argv[1]), sys.argv[2:]
+    process = os.fork()
+    if process == 0:
+        _become(words, folder)
+        main()
+        sys.exit()
+    usage, code = _wait(process)
+    said = {"code": code, "cpu_seconds": usage.ru_utime + usage.ru_stime, "memory_gib": usage.ru_maxrss / 2**20}
+    (folder / "usage.json").write_text(json.dumps(said))
+
+
+def _become(words: list[str], folder: Path) -> None:
+    """Gives this process the session, working folder, streams and arguments of a command that a user starts."""
+    os.setsid()
+    os.chdir(folder / "work")
+    streams = (os.devnull, os.O_RDONLY), (folder / "stdout.txt", os.O_WRONLY), (folder / "stderr.txt", os.O_WRONLY)
+    for number, (path, mode) in enumerate(streams):
+        os.dup2(os.open(path, mode | (os.O_CREAT | os.O_TRUNC if number else 0), 0o666), number)
+    sys.argv = ["ecdit", *words]
 
 
 def assert_well_behaved(ended: Ended) -> None:
@@ -91,18 +120,10 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def _wait(process: subprocess.Popen[bytes]) -> tuple[resource.struct_rusage, int]:
+def _wait(process: int) -> tuple[resource.struct_rusage, int]:
     """What the process took, and its exit code; one that does not end is killed with its children."""
-
-    def end(*_: object) -> None:
-        os.killpg(process.pid, signal.SIGKILL)
-
-    previous = signal.signal(signal.SIGALRM, end)
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(process, signal.SIGKILL))
     signal.alarm(MOST_WAIT_SECONDS)
-    try:
-        _, status, usage = os.wait4(process.pid, 0)
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return usage, process.returncode
+    _, status, usage = os.wait4(process, 0)
+    signal.alarm(0)
+    return usage, os.waitstatus_to_exitcode(status)

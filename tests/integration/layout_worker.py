@@ -1,6 +1,6 @@
 """One of several processes that really train small models on many layouts, one after the other.
 
-Started by torchrun with a JSON file of `Task`s; rank 0 writes what came of them beside it. Not a test by itself: see
+Its argument is a JSON file of `Task`s; rank 0 writes what came of them beside it. Not a test by itself: see
 `test_expert_parallel.py`.
 """
 
@@ -119,16 +119,12 @@ def _step(engine: Engine, config: RunConfig, images_seen: int, outcome: Outcome)
     outcome.norms.append(float(engine.deepspeed.get_global_grad_norm()))
 
 
-def main(path: Path) -> None:
-    """Every task of the file, in order."""
-    torch.set_num_threads(1)
+def main() -> None:
+    """Every task of the file that is named on the command line, in order."""
+    path = Path(sys.argv[1])
     with process_group(path.with_suffix(".log")):
         rank, world = dist.get_rank(), dist.get_world_size()
         tasks: dict[str, Any] = json.loads(path.read_text())
         outcomes = {name: asdict(perform(Task(**task), world)) for name, task in tasks.items()}
         if rank == 0:
             path.with_suffix(".done").write_text(json.dumps(outcomes))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

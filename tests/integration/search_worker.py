@@ -1,6 +1,6 @@
 """One of two processes whose validation loss overflows while every output and gradient is finite.
 
-Started by torchrun with a folder for the outcome of each. Not a test by itself: see `test_layouts.py`.
+Its argument is a folder for the outcome of each. Not a test by itself: see `test_layouts.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ HEAD_WEIGHT = 3e17
 """Outputs near 2e18, whose squares fit fp32 and whose sum over an image does not."""
 
 
-def main(folder: Path) -> None:
+def main() -> None:
     """What the search over three batches says, two of them on rank 0."""
-    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
     with process_group(folder / "log.txt"):
         config = load_config([*SMALL, "parallel.world=2", "eval.images=12", "eval.batch_images=4"])
         engine = build_engine(config, "fp32")
@@ -36,7 +36,3 @@ def main(folder: Path) -> None:
         except RunFailedError as error:
             said = error.message
         (folder / f"{dist.get_rank()}.txt").write_text(said)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -6,8 +6,6 @@ All on gloo: two and four processes that really train, against one. The processe
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +16,8 @@ from experiments.config.routers import routed_names
 from experiments.records.run_folder import RunDir
 from experiments.training.engine import process_group
 from tests.integration.layout_worker import Outcome, Task, perform
-from tests.training_runs import TIMEOUT_SECONDS, environment
+from tests.training_runs import TIMEOUT_SECONDS
+from tests.two_nodes import start_together
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
@@ -47,12 +46,8 @@ def launch(tasks: dict[str, Task], world: int, folder: Path) -> dict[str, Outcom
     """The tasks on `world` processes."""
     file = folder / f"world-{world}-{len(list(folder.iterdir()))}.json"
     file.write_text(json.dumps({name: asdict(task) for name, task in tasks.items()}))
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    command = [*run, "-m", "tests.integration.layout_worker", str(file)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(), timeout=TIMEOUT_SECONDS, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended = start_together("tests.integration.layout_worker:main", str(file), world=world).ends(TIMEOUT_SECONDS)
+    assert [code for code, _ in ended] == [0] * world, ended[0][1][-3000:]
     outcomes = json.loads(file.with_suffix(".done").read_text())
     return {name: Outcome(**outcome) for name, outcome in outcomes.items()}
 

@@ -12,7 +12,7 @@ from experiments.config.memory import memory
 from experiments.config.schema import RunConfig
 from experiments.records.run_folder import RunDir
 from tests.training_runs import environment, losses, numbers, start, train_command, wait_for_rows
-from tests.two_nodes import start_ranks, train_on_two
+from tests.two_nodes import start_ranks, start_together, train_on_two
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
@@ -163,9 +163,8 @@ def test_a_number_that_is_not_finite_is_named_where_layers_need_all_processes(tm
 
 def test_a_validation_loss_that_is_not_finite_is_searched_by_processes_with_unequal_numbers_of_batches(tmp_path):
     """Of three batches one process has two and the other one; neither waits for the other at the end of its own."""
-    command = [*WITH_TWO, "-m", "tests.integration.search_worker", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    ended = start_together("tests.integration.search_worker:main", str(tmp_path), world=2).ends()
+    assert [code for code, _ in ended] == [0, 0], ended
     line = "Not finite after 8 images: the loss (validation loss of the raw weights)."
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [line, line]
 

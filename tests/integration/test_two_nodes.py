@@ -6,7 +6,7 @@ import pytest
 
 from experiments.records.run_folder import RunDir
 from tests.training_runs import environment, losses, wait_for_rows
-from tests.two_nodes import ADDRESSES, start_ranks, torchrun, two_nodes
+from tests.two_nodes import start_ranks, torchrun, two_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
@@ -22,9 +22,8 @@ def ranks(nodes):
     """`ranks(folder, ...)`: a rank on each node; what is left of them is killed."""
     started = []
 
-    def start(folder, *settings, before=((), ()), **options):
-        enter = [[*nodes.enter(rank), *before[rank]] for rank in range(2)]
-        started.append(start_ranks(folder, *settings, master=ADDRESSES[0], before=enter, **options))
+    def start(folder, *settings, **options):
+        started.append(start_ranks(folder, *settings, nodes=nodes, **options))
         return started[-1]
 
     yield start
@@ -88,7 +87,7 @@ def test_a_rank_with_another_version_is_refused_before_anything_is_written(ranks
     other.mkdir(parents=True)
     (other / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.0.1\n")
     path = f"{other.parent}:{environment().get('PYTHONPATH', '')}"
-    ended = ranks(tmp_path / "run", changed={1: {"PYTHONPATH": path}}).ends()
+    ended = ranks(tmp_path / "run", before={1: ()}, changed={1: {"PYTHONPATH": path}}).ends()
     assert_refused(ended, tmp_path / "run", f"{package} is 0.0.1 on rank 1 on", "Install the same on every node.")
 
 
@@ -102,5 +101,5 @@ def test_ranks_that_do_not_share_the_run_folder_are_refused_before_anything_is_w
     disk = tmp_path / "disk"
     disk.mkdir()
     own = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {disk} && exec "$@"', "sh"]
-    ended = ranks(disk / "run", before=((), own)).ends()
+    ended = ranks(disk / "run", before={1: own}).ends()
     assert_refused(ended, disk / "run", "does not see the run folder of rank 0", "on a disk that all nodes share")

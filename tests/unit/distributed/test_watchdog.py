@@ -4,37 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from torch.distributed import TCPStore
 
-RANK = """
-import os, signal, sys, time
-from torch.distributed import PrefixStore, TCPStore
-from experiments.distributed.watchdog import Watchdog
-rank, world, port, what = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-store = TCPStore("127.0.0.1", port, is_master=False)
-names = [f"rank {other} on n{other}" for other in range(world)]
-say = lambda reason: print(reason, flush=True)
-dog = Watchdog(PrefixStore("watchdog", store), rank, names, say, look_seconds=0.05)
-with dog, dog.ending(lambda reason: say("end")):
-    store.set(f"ready/{rank}", "")
-    store.wait([f"ready/{other}" for other in range(world)])
-    print("begun", flush=True)
-    if what == "fail":
-        raise SystemExit(3)
-    if what == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
-    if what == "busy":
-        while time.process_time() < 5:
-            pass
-    if what == "wait":
-        time.sleep(60)
-print("ended by itself", flush=True)
-"""
+from tests.preloaded import server
+from tests.training_runs import environment
+
+RANK = "tests.unit.distributed.watchdog_rank:main"
 LIMIT_SECONDS = 30.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
@@ -47,10 +25,12 @@ def ranks():
 
     def start(*deeds):
         for rank, deed in enumerate(deeds):
-            command = [sys.executable, "-c", RANK, str(rank), str(len(deeds)), str(store.port), deed]
-            # unbuffered: the first line is read alone, and what follows is left for `communicate`
-            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0))
-        assert [process.stdout.readline() for process in started] == [b"begun\n"] * len(deeds)
+            words = [str(rank), str(len(deeds)), str(store.port), deed]
+            started.append(server().start(words, environment(), RANK))
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while [said(process)[:1] for process in started] != [["begun"]] * len(deeds):
+            assert time.monotonic() < deadline, [said(process) for process in started]
+            time.sleep(0.01)
         return started
 
     yield start
@@ -59,10 +39,15 @@ def ranks():
         process.communicate()
 
 
+def said(process):
+    """Its lines until now."""
+    return process.output.read_text().splitlines() if process.output.exists() else []
+
+
 def end(process):
-    """Its exit code and what it said."""
-    said, _ = process.communicate(timeout=LIMIT_SECONDS)
-    return process.returncode, said.decode().splitlines()
+    """Its exit code and what it said after it had begun."""
+    process.communicate(timeout=LIMIT_SECONDS)
+    return process.returncode, said(process)[1:]
 
 
 def test_ranks_that_end_by_themselves_at_different_times_disturb_nobody(ranks):
