@@ -6,10 +6,13 @@ user change nothing on a machine.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class NotInstalledError(Exception):
@@ -29,7 +32,9 @@ def install(missing: Sequence[str], packages: Sequence[str], allowed_by: str) ->
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise NotInstalledError(f"{what}, and only root on Debian or Ubuntu can install them")
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (("update",), ("install", "--yes", "--no-install-recommends", *packages)):
-        done = subprocess.run(["apt-get", *command], capture_output=True, text=True, env=quiet, check=False)
+    with (Path(tempfile.gettempdir()) / "ecdit-tests-apt-get.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests of Slurm and of pages may run side by side, and apt-get refuses to wait
+        for command in (("update",), ("install", "--yes", "--no-install-recommends", *packages)):
+            done = subprocess.run(["apt-get", *command], capture_output=True, text=True, env=quiet, check=False)
     if done.returncode != 0:
         raise NotInstalledError(f"apt-get could not install {' '.join(packages)}: {done.stderr.strip()[-300:]}")
