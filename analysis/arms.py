@@ -30,12 +30,15 @@ KINDS: tuple[Kind, ...] = ("dense_same_depth", "dense_same_active", "dense_other
 
 ARM_SETTINGS = ("routing.", "model.ffn_factor", "model.num_layers")
 GROUP = "routing.group_images"
+PARAMETRIZATION = "optim.parametrization"
 QUALIFIERS = {
     "routing.num_experts": "{}E",
     "routing.capacity_factor": "f_c {}",
     "routing.eval_capacity_factor": "f_c {} in evaluation",
     "routing.top_k": "top-{}",
     "routing.gating": "{} gates",
+    "routing.gate_norm": "gate norm {}",
+    "routing.gate_scale": "gate scale {}",
     "routing.expert": "{} experts",
     "routing.expert_factor": "experts {} wide",
     "routing.shared_factor": "shared {} wide",
@@ -101,10 +104,19 @@ def _setting_labels(runs: pd.DataFrame, held: list[str]) -> list[str]:
     """Labels each run with its preset and with whatever else differs between the runs of that preset."""
     labels: dict[Any, str] = {}
     for preset, group in runs.groupby("model.name", sort=False):
-        parts = [_setting_part(column, group[column]) for column in held if len(set(_texts(group[column]))) > 1]
+        parts = [_setting_part(column, group[column]) for column in held if _is_named(column, group[column])]
         texts = [", ".join([str(preset), *(part[i] for part in parts)]) for i in range(len(group))]
         labels |= dict(zip(group.index, texts, strict=True))
     return [labels[run] for run in runs.index]
+
+
+def _is_named(column: str, values: pd.Series[Any]) -> bool:
+    """Says whether a label names this setting, because its values differ, or because sizes are compared with it.
+
+    A comparison of widths says which parametrization it used, unless that is the standard one everywhere.
+    """
+    texts = set(_texts(values))
+    return len(texts) > 1 or (column == PARAMETRIZATION and texts != {"standard"})
 
 
 def _setting_part(column: str, values: pd.Series[Any]) -> list[str]:

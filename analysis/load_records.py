@@ -28,7 +28,7 @@ import pandas as pd
 from analysis.parameter_counts import counts_without_embeddings
 from analysis.read_rows import RowTable, read_steps, read_table
 from analysis.wandb_runs import fetch_project
-from experiments.config.stored import stored_config
+from experiments.config.stored import stored_config, unstored_defaults
 from experiments.errors import EcditError, RecordError
 from experiments.records.record_types import BALANCE_LOSS, EvalRow, RoutingRow, RunRecord, Status
 from experiments.records.run_folder import RunDir, Skipped, find_runs
@@ -117,7 +117,7 @@ def load_records(
     kept, copies = _without_copies(of_one_loss)
     if not kept:
         raise RecordError(f"No finished run is complete ({incomplete[0]}).", "Train it again in a new folder.")
-    runs = pd.DataFrame([each.row for each in kept])
+    runs = _with_defaults(pd.DataFrame([each.row for each in kept]))
     steps, evals = (_only(runs, table.frame) for table in tables)
     copied = {each.run for each in (*copies, *of_another)}
     rows_left_out = [LeftOutRecord(*entry) for table in tables for entry in table.left_out if entry[0] not in copied]
@@ -127,6 +127,11 @@ def load_records(
     for each in left_out:
         tell(f"  {each}")
     return Records(runs, steps, evals, tuple(left_out))
+
+
+def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
+    """Fills in the settings that only those runs store whose value is not the default."""
+    return runs.fillna({name: default for name, default in unstored_defaults().items() if name in runs})
 
 
 def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOutRecord]]:

@@ -13,10 +13,12 @@ from ecdit_cli._console import print_json, print_rows
 from ecdit_cli._options import Json, Overrides
 from ecdit_cli._progress import progress
 from experiments.benchmarks.measures import (
+    COORDINATE_WIDTHS,
     Progress,
     SpeedOptions,
     bench_checkpoint,
     bench_commands,
+    bench_coordinates,
     bench_drawing,
     bench_dropless,
     bench_routing,
@@ -32,7 +34,8 @@ Rows = list[dict[str, Any]]
 
 def bench(
     what: Annotated[
-        str, typer.Argument(metavar="routing|train|sample|data|checkpoint|cli|sweep", help="What to measure.")
+        str,
+        typer.Argument(metavar="routing|train|sample|data|checkpoint|cli|sweep|coordinates", help="What to measure."),
     ],
     overrides: Overrides,
     steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps to time for each model.")] = 40,
@@ -57,6 +60,10 @@ def bench(
         Literal["wall", "cpu"],
         typer.Option(help="wall is the time that passes; cpu is processor time, for a machine that others use too."),
     ] = "wall",
+    widths: Annotated[
+        str, typer.Option(metavar="LIST", help="For coordinates: widths of the model, separated by commas.")
+    ] = COORDINATE_WIDTHS,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="For coordinates: number of seeds to average over.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Measure the suite itself. Let nothing else run meanwhile.
@@ -68,7 +75,8 @@ def bench(
     sampling. data: how many images are drawn against how many are trained on, and how many latents with text features
     are read against what B trains on an H100. checkpoint: what a save costs training at the cadence of the run. cli:
     how long commands take to start. sweep: tiny runs through the executor against a process each, what the sweep
-    itself takes, and 10,000 runs planned and looked at.
+    itself takes, and 10,000 runs planned and looked at. coordinates: with which power of the width outputs grow after
+    five steps, in the standard and in the maximal-update parametrization; 0 means that a learning rate carries over.
     """
     from experiments.errors import EcditError, did_you_mean
 
@@ -79,11 +87,13 @@ def bench(
         _print_train(options, steps, as_json)
     elif what == "data":
         _print_data(options, steps, gib, as_json)
+    elif what == "coordinates":
+        print_rows(bench_coordinates(options.overrides, widths, seeds, _progress), COORDINATE_COLUMNS, as_json)
     elif what in MEASURES:
         measure, columns = MEASURES[what]
         print_rows(measure(options.overrides, steps, rounds, _progress), columns, as_json)
     else:
-        measures = ["train", "data", *SPEED_MEASURES, *MEASURES]
+        measures = ["train", "data", "coordinates", *SPEED_MEASURES, *MEASURES]
         raise EcditError(f"ecdit bench {what!r} does not exist.", did_you_mean(what, measures))
 
 
@@ -192,6 +202,13 @@ SWEEP_COLUMNS = (
     Column("value", "measured", "{:.3g}".format),
     Column("limit", "at most", "{:.3g}".format),
     Column("unit", "unit"),
+)
+COORDINATE_COLUMNS = (
+    Column("output", "exponent of the RMS against the width"),
+    Column("standard_value", "standard, value", "{:+.2f}".format),
+    Column("mup_value", "mup, value", "{:+.2f}".format),
+    Column("standard_change", "standard, change", "{:+.2f}".format),
+    Column("mup_change", "mup, change", "{:+.2f}".format),
 )
 CHECKPOINT_COLUMNS = (
     Column("model", "model"),

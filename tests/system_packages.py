@@ -33,7 +33,9 @@ def install(missing: Sequence[str], packages: Sequence[str], allowed_by: str) ->
         raise NotInstalledError(f"{what}, and only root on Debian or Ubuntu can install them")
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with (Path(tempfile.gettempdir()) / "ecdit-tests-apt-get.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tests of Slurm and of pages may run side by side, and apt-get refuses to wait
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # tests of Slurm and of pages may run side by side, and apt-get refuses to wait
         for command in (("update",), ("install", "--yes", "--no-install-recommends", *packages)):
             done = subprocess.run(["apt-get", *command], capture_output=True, text=True, env=quiet, check=False)
     if done.returncode != 0:

@@ -49,7 +49,7 @@ def measure_dropless(
     peers: dict[str, tuple[RunConfig, type[DiT]]] = {
         OURS: (expert_choice, DiT),
         SAME_FLOPS: (same_flops, DiT),
-        LOOP: (dropless, LoopedDiT),
+        LOOP: (_in_standard(dropless), LoopedDiT),
     }
     rows = []
     with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log.txt"):
@@ -59,6 +59,13 @@ def measure_dropless(
             seconds = time_steps(pair, precision, rounds, clock, on_round)
             rows.append(_row(name, peer, setting, seconds, train_flops(dropless) / train_flops(config)))
     return [*rows, SpeedRow(f"{name}: executed / accounted FLOPs", setting, executed, EXECUTED, floor=1.0)]
+
+
+def _in_standard(config: RunConfig) -> RunConfig:
+    """Returns `config` in the standard parametrization: the other has no rule for a loop, and steps as fast."""
+    model = config.model.model_copy(update={"base_width": None})
+    optim = config.optim.model_copy(update={"parametrization": "standard"})
+    return config.model_copy(update={"model": model, "optim": optim})
 
 
 def executed_flops(config: RunConfig, precision: Precision) -> int:

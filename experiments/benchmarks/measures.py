@@ -10,6 +10,9 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from experiments.errors import EcditError
+from experiments.text import printable, shortened
+
 if TYPE_CHECKING:
     from experiments.benchmarks.sides import SpeedRow
     from experiments.config.schema import RunConfig
@@ -20,6 +23,10 @@ ROUTERS = ("dense", "expert_choice", "token_choice")
 NUM_LOADED_IMAGES = 4096
 STALL_LIMIT = 0.05
 """The largest share of training that saves may cost at the cadence of a run."""
+COORDINATE_WIDTHS = "64,128,256,512"
+MAX_DIGITS = 9
+"""A longer number is no width; Python refuses to read numbers of thousands of digits."""
+
 MODEL = "model=mini"
 """The largest preset for a CPU; settings on the command line override it."""
 
@@ -212,3 +219,18 @@ def _once(rows: Iterator[SpeedRow] | list[SpeedRow]) -> Iterator[dict[str, Any]]
         if key not in seen:
             seen.add(key)
             yield {**asdict(row), "gap": row.gap, "is_met": row.is_met}
+
+
+def bench_coordinates(overrides: list[str], widths: str, seeds: int, progress: Progress) -> Rows:
+    """Returns a row of exponents for each output. Raises `EcditError` for `widths` that are not several numbers."""
+    texts = widths.split(",")
+    numbers = [int(text) for text in texts if text.isdecimal() and len(text) <= MAX_DIGITS]
+    if len(numbers) != len(texts) or len(set(numbers)) < 2:
+        raise EcditError(
+            f"--widths {shortened(printable(widths), 40)} is not a list of several widths.",
+            f"Use --widths {COORDINATE_WIDTHS}.",
+        )
+    with progress("training", 2 * len(numbers) * seeds) as advance:
+        from experiments.benchmarks.coordinates import measure_coordinates
+
+        return measure_coordinates(overrides, numbers, seeds, advance)

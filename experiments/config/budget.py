@@ -121,7 +121,7 @@ def _params_by_part(config: RunConfig) -> dict[str, int]:
         "embed": patch * d + d,
         "time": TIME_FREQUENCIES * d + d + d * d + d + 6 * d * d + 6 * d,
         "modulation": depth * 6 * d + 2 * d,
-        "text": sum(captions_of(config).encoder_sizes(model)),
+        "text": sum(size for _, size in captions_of(config).encoder_sizes(model)),
         "attention": depth * (2 * d * d + 2 * d * kv + 2 * head),
         "cross_attention": depth * (2 * d * d + 2 * d * kv + 2 * head),
         "ffn": (depth - num_sparse) * 2 * d * hidden_width(config, model.ffn_factor),

@@ -46,11 +46,15 @@ class TokenCaptions:
         """Returns the token ids of a caption in a batch."""
         return {"caption_BL": ((self.length,), "int64")}
 
-    def encoder_sizes(self, model: ModelConfig) -> tuple[int, ...]:
-        """Returns the elements of every parameter of the encoder, in the module's order."""
+    def encoder_sizes(self, model: ModelConfig) -> tuple[tuple[str, int], ...]:
+        """Returns the elements of every parameter of the encoder with its name, in the module's order."""
         w, d = model.text_width, model.width
-        block = (w, w, 3 * w * w, w * w, 4 * w * w, 4 * w * w)
-        return (self.length * w, self.vocab_size * w, *(block * model.text_layers), w, w * d, d)
+        block = {"norm_attention": w, "norm_ffn": w, "qkv": 3 * w * w, "out": w * w, "ffn_in": 4 * w * w}
+        block["ffn_out"] = 4 * w * w
+        layers = range(model.text_layers)
+        blocks = [(f"blocks.{layer}.{name}.weight", size) for layer in layers for name, size in block.items()]
+        first = (("position_LV", self.length * w), ("token.weight", self.vocab_size * w))
+        return (*first, *blocks, ("norm.weight", w), ("project.weight", w * d), ("project.bias", d))
 
     def encoder_flops(self, model: ModelConfig) -> int:
         """Returns the FLOPs of encoding one caption: those of the blocks and of the output."""
@@ -96,10 +100,17 @@ class FeatureCaptions:
             "pooled_BU": ((self.pooled_width,), "float16"),
         }
 
-    def encoder_sizes(self, model: ModelConfig) -> tuple[int, ...]:
-        """Returns the sizes of weights and biases of two layers for the tokens and two for the pooled features."""
-        V, U, d = self.text_width, self.pooled_width, model.width
-        return (V * d, d, d * d, d, U * d, d, d * d, d)
+    def encoder_sizes(self, model: ModelConfig) -> tuple[tuple[str, int], ...]:
+        """Returns the names and sizes of weights and biases: two layers for the tokens, two for the pooled features."""
+        fan_in, d = {"text": self.text_width, "pooled": self.pooled_width}, model.width
+        return tuple(
+            size
+            for name, features in fan_in.items()
+            for size in (
+                (f"{name}_in.weight", features * d), (f"{name}_in.bias", d),
+                (f"{name}_out.weight", d * d), (f"{name}_out.bias", d),
+            )
+        )  # fmt: skip
 
     def encoder_flops(self, model: ModelConfig) -> int:
         """Returns the FLOPs of the four layers."""

@@ -15,6 +15,7 @@ from experiments.config.data_sets import DATA_SETS, data_set_of
 from experiments.config.metrics import training_metrics
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
+from experiments.config.transfer_checks import check_gates, check_head_size, check_transfer
 from experiments.config.values import shown
 from experiments.errors import ConfigError
 
@@ -39,9 +40,11 @@ def check_config(config: RunConfig) -> None:
     _check_data(config)
     _check_backbone(config)
     _check_batches(config)
+    check_transfer(config)
     if config.routing.name != "dense":
         _check_router(config)
         _check_experts(config)
+        check_gates(config)
         _check_groups(config)
         _check_capacity(config)
     _check_layout(config)
@@ -87,6 +90,7 @@ def _check_metric_images(config: RunConfig) -> None:
 
 def _check_backbone(config: RunConfig) -> None:
     model = config.model
+    check_head_size(config)
     if model.width % (2 * model.num_heads):
         raise ConfigError(
             f"model.width={model.width} does not divide into model.num_heads={model.num_heads} heads of even size.",

@@ -157,12 +157,20 @@ def _match_ffn_factor(dense: RunConfig, target: int, cost_of: CostOf) -> RunConf
 def _match_width(dense: RunConfig, target: int, cost_of: CostOf) -> RunConfig:
     """Returns `dense` with the width, found by bisection, whose activated parameters are nearest to `target`.
 
-    Only widths that divide into heads of even size are tried; parameters grow with the width.
+    Only widths that divide into heads of even size are tried, or of `model.head_size` where it is set; parameters grow
+    with the width.
     """
-    step = 2 * dense.model.num_heads
+    model = dense.model
+    step = 2 * model.num_heads if model.head_size is None else model.head_size * model.num_heads // model.num_kv_heads
+
+    def of(count: int) -> RunConfig:
+        if model.head_size is None:
+            return _with_model(dense, width=count * step)
+        heads = {"num_heads": count * step // model.head_size, "num_kv_heads": count}
+        return _with_model(dense, width=count * step, **heads)
 
     def params_active(count: int) -> int:
-        return cost_of(_with_model(dense, width=count * step)).params_active
+        return cost_of(of(count)).params_active
 
     low, high = 1, 2
     while params_active(high) < target:
@@ -171,7 +179,7 @@ def _match_width(dense: RunConfig, target: int, cost_of: CostOf) -> RunConfig:
         middle = (low + high) // 2
         low, high = (middle, high) if params_active(middle) < target else (low, middle)
     nearest = min((low, high), key=lambda count: abs(params_active(count) - target))
-    return _with_model(dense, width=nearest * step)
+    return of(nearest)
 
 
 def _with_model(config: RunConfig, **changes: float) -> RunConfig:

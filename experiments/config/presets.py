@@ -8,6 +8,7 @@ widths and the learning rates of the small sizes are ours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from experiments.config.values import shown
@@ -65,3 +66,22 @@ def model_defaults(name: str, sparse: bool) -> dict[str, Any]:
     depth_sparse, depth_dense = row.pop("num_layers_sparse"), row.pop("num_layers")
     del row["learning_rate"]
     return {"name": name, **row, "num_layers": depth_sparse if sparse else depth_dense}
+
+
+def with_heads(model: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the `model.*` settings with the heads that `head_size` asks for; `given` are those that were set.
+
+    There are width / head_size heads of queries, and heads of keys and values in the preset's proportion. Raises
+    `ConfigError` where these are no whole number; `checks.py` refuses a size that does not fit the width.
+    """
+    width, size, preset = model["width"], model.get("head_size"), find_preset(model["name"])
+    if not (type(width) is int and type(size) is int and 0 < size <= width):
+        return model
+    heads, sharing = width // size, preset.num_heads // preset.num_kv_heads
+    if heads % sharing and width % size == 0 and "num_kv_heads" not in given:
+        raise ConfigError(
+            f"model.head_size={size} makes {heads} heads of model.width={width}, but {model['name']} shares "
+            f"a head of keys and values between {sharing}.",
+            f"Use model.width={-(-heads // sharing) * sharing * size}, or set model.num_kv_heads.",
+        )
+    return {**model, "num_heads": heads, "num_kv_heads": max(1, heads // sharing), **given}

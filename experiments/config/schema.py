@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from experiments.config.data_sets import DataSetName, fixed_settings
+from experiments.config.execution_settings import CheckpointConfig, LogConfig, ParallelConfig, Settings, WandbConfig
 from experiments.config.limits import (
     BatchImages,
     Epsilon,
     Experts,
+    GateScale,
     Guidance,
     Halflife,
     Heads,
@@ -43,20 +45,26 @@ from experiments.config.limits import (
     Width,
     WidthFactor,
     WidthFactorOrNone,
-    World,
 )  # fmt: skip
-from experiments.config.presets import find_preset, model_defaults
+from experiments.config.presets import find_preset, model_defaults, with_heads
 from experiments.config.routers import ROUTERS, plugin_hint, routing_defaults
 from experiments.config.values import OneOf
 
 Batch = Literal["batch"]
 Same = Literal["same"]
+Auto = Literal["auto"]
 
 
-class Settings(BaseModel):
-    """The base class of all groups of settings, which is frozen and refuses unknown keys and non-finite numbers."""
+def _is_none(value: object) -> bool:
+    return value is None
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+def _is_default(value: object) -> bool:
+    """Says whether a setting that earlier versions did not have keeps its default, and is absent from what is stored.
+
+    Runs that do not use it then keep their config id.
+    """
+    return value in ("standard", "none", 1)
 
 
 class ModelConfig(Settings):
@@ -72,6 +80,12 @@ class ModelConfig(Settings):
     text_width: Width = Field(description="features of a token of the text encoder that is trained with the model")
     text_layers: Layers = Field(description="blocks of that text encoder")
     ffn_factor: WidthFactor = Field(4.0, description="hidden width of a dense feed-forward over width")
+    head_size: Width | None = Field(
+        None, exclude_if=_is_none, description="features of a head; when given, heads follow from the width"
+    )
+    base_width: Width | None = Field(
+        None, exclude_if=_is_none, description="width at which the rate was tuned; for optim.parametrization=mup"
+    )
 
 
 class RoutingConfig(Settings):
@@ -96,6 +110,12 @@ class RoutingConfig(Settings):
     expert_factor: WidthFactor | None = Field(description="hidden width of an expert over width")
     shared_factor: WidthFactorOrNone | None = Field(description="hidden width of the shared experts over width")
     balance_loss_weight: LossWeight = Field(description="of one routed layer; the losses of all layers are added")
+    gate_norm: Literal["none", "token"] = Field(
+        "none", exclude_if=_is_default, description="token: gates of a token over their sum, as it enters the output"
+    )
+    gate_scale: GateScale | Auto = Field(
+        1.0, exclude_if=_is_default, description="factor on all gates; auto: E / f_c, for softmax gates of experts"
+    )
 
 
 class FlowConfig(Settings):
@@ -103,10 +123,6 @@ class FlowConfig(Settings):
 
     time_mean: LogitMean = Field(0.0, description="mean of the logit of t; below 0, t is nearer to the image")
     time_std: LogitStd = Field(1.0, description="standard deviation of the logit of t")
-
-
-def _is_none(value: object) -> bool:
-    return value is None
 
 
 class DataConfig(Settings):
@@ -144,6 +160,16 @@ class OptimConfig(Settings):
     warmup_images: ImagesOrNone = Field(3200, description="images over which the learning rate rises from 0")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="course of the learning rate after that")
     clip_norm: Norm = Field(1.0, description="largest norm of all gradients together")
+    parametrization: Literal["standard", "mup"] = Field(
+        "standard",
+        exclude_if=_is_default,
+        description="mup: first weights and rates follow the width, so that a rate tuned at model.base_width fits",
+    )
+    rate_by_length: Images | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="optimizer steps for which the rate was tuned; rate, decay, epsilon and betas follow this run's",
+    )
 
 
 class TrainConfig(Settings):
@@ -163,13 +189,6 @@ class TrainConfig(Settings):
     ema_halflife_images: Halflife = Field(2000.0, description="of the moving average of the weights")
 
 
-class CheckpointConfig(Settings):
-    """Holds the settings of checkpoints, of which the last `keep` complete ones are kept."""
-
-    every_images: Images = Field(12_800, description="images between two checkpoints")
-    keep: Steps = Field(2, description="checkpoints that stay")
-
-
 class EvalConfig(Settings):
     """Holds the settings of validation on a fixed set of (image, t, noise), of W&B's samples and of sampled metrics."""
 
@@ -182,39 +201,6 @@ class EvalConfig(Settings):
     metric_images: SampledImagesOrNone = Field(
         0, description="images sampled at every evaluation for shapes-geneval and frechet-shapes; 0: neither"
     )
-
-
-class ParallelConfig(Settings):
-    """Holds the layout of processes. It does not change what a run computes, so it is not part of the config id.
-
-    The exception is `world` with `routing.group_images=batch`, whose groups are those of one process (`identity.py`).
-    """
-
-    world: World = Field(1, description="processes")
-    expert_parallel: World = Field(1, description="processes that the experts of a layer are spread over")
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        1, description="what is sharded: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too"
-    )
-    activation_checkpointing: bool = Field(
-        False, description="keep only each block's input for the backward pass and compute the rest again"
-    )
-
-
-class LogConfig(Settings):
-    """Holds how often rows are written."""
-
-    every_images: Images = Field(320, description="images between two rows of steps.jsonl")
-
-
-class WandbConfig(Settings):
-    """Holds the settings of the W&B mirror. `auto` is online where a key is configured, else offline."""
-
-    mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online where a key is configured, else offline"
-    )
-    project: Text | None = Field(None, description="None: what WANDB_PROJECT or W&B's settings file says, else ecdit")
-    entity: Text | None = Field(None, description="user or team; None: what W&B takes")
-    group: Text | None = Field(None, description="name of a group of runs")
 
 
 class RunConfig(Settings):
@@ -244,7 +230,7 @@ class RunConfig(Settings):
         model, routing = dict(raw.get("model", {})), dict(raw.get("routing", {}))
         routing = routing_defaults(routing, (info.context or {}).get("unloaded", ()))
         name = str(model.get("name", "nano"))
-        model = {**model_defaults(name, sparse=routing["name"] != "dense"), **model}
+        model = with_heads({**model_defaults(name, sparse=routing["name"] != "dense"), **model}, given=model)
         if routing["expert_factor"] is None and routing["name"] != "dense":
             routing["expert_factor"] = model.get("ffn_factor", 4.0)
         optim = {"learning_rate": find_preset(name).learning_rate, **raw.get("optim", {})}

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from experiments.config.checks import check_config
 from experiments.config.overrides import known_settings, unknown_setting
@@ -44,6 +44,17 @@ def buildable_config(settings: Mapping[str, Any], file: Path) -> RunConfig:
     except ConfigError as error:
         raise RecordError(f"{file}: {error.message}", WAY_OUT) from error
     return config
+
+
+def unstored_defaults() -> dict[str, Any]:
+    """Returns the dotted settings that are stored only where their value is not the default, with that default."""
+    return {
+        f"{section}.{name}": leaf.default
+        for section, field in RunConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for name, leaf in field.annotation.model_fields.items()
+        if leaf.exclude_if is not None and leaf.default is not None
+    }
 
 
 def _fault(error: ValidationError) -> ConfigError:

@@ -14,9 +14,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from experiments.config.budget import TIME_FREQUENCIES, hidden_width
 from experiments.config.data_sets import captions_of
+from experiments.config.parametrization import rate_factor
 from experiments.config.schema import RunConfig
 
 EXPERT_GROUP_ELEMENTS = 178_956_971
@@ -55,22 +57,42 @@ class Shares:
     """Elements of its partition of the last group, which is stepped when no other gradients wait."""
 
 
-def tensor_sizes(config: RunConfig) -> Iterator[tuple[int, bool]]:
-    """Yields (elements, whether it holds experts) for every parameter of the whole model, in the module's order."""
+class TensorSize(NamedTuple):
+    """Describes one parameter of the module."""
+
+    name: str
+    elements: int
+    is_expert: bool = False
+
+
+def tensor_sizes(config: RunConfig) -> Iterator[TensorSize]:
+    """Yields every parameter of the whole model, in the module's order."""
     model, data = config.model, config.data
     d, patch = model.width, model.patch_size**2 * data.channels
-    dense = [2 * d, patch * d, d, TIME_FREQUENCIES * d, d, d * d, d, 6 * d * d, 6 * d]
-    yield from ((size, False) for size in (*dense, *captions_of(config).encoder_sizes(model)))
+    yield TensorSize("modulation_2D", 2 * d)
+    yield from _linear("embed", patch, d)
+    yield from _linear("time.mlp_in", TIME_FREQUENCIES, d)
+    yield from _linear("time.mlp_out", d, d)
+    yield from _linear("time.modulation", d, 6 * d)
+    yield from (TensorSize(f"text.{name}", size) for name, size in captions_of(config).encoder_sizes(model))
     for layer in range(model.num_layers):
-        yield from ((size, False) for size in (6 * d, *_attention_sizes(config), *_attention_sizes(config)))
+        block = f"blocks.{layer}"
+        yield TensorSize(f"{block}.modulation_6D", 6 * d)
+        for part in ("attention", "cross_attention"):
+            yield from (TensorSize(f"{block}.{part}.{name}.weight", size) for name, size in _attention_sizes(config))
         yield from _feed_forward_sizes(config, layer)
-    yield from ((d * patch, False), (patch, False))
+    yield from _linear("head", d, patch)
+
+
+def _linear(name: str, fan_in: int, fan_out: int) -> Iterator[TensorSize]:
+    yield TensorSize(f"{name}.weight", fan_in * fan_out)
+    yield TensorSize(f"{name}.bias", fan_out)
 
 
 def shares(config: RunConfig) -> Shares:
     """Returns what a process optimizes with ZeRO-1 or 2 in the layout of `config.parallel`."""
     world = config.parallel.world
-    groups = _groups(_sizes_of(config), world, experts_spread(config))
+    groups = optimizer_groups(config)
     partitions = [group.partition_elements for group in groups]
     return Shares(
         partition=sum(partitions),
@@ -84,7 +106,7 @@ def shares(config: RunConfig) -> Shares:
 def largest_tensor(config: RunConfig) -> int:
     """Returns the elements of the largest parameter that one process holds."""
     spread = experts_spread(config)
-    return max(size // spread if is_expert else size for size, is_expert in _sizes_of(config))
+    return max(size // spread if is_expert else size for size, is_expert, _ in _sizes_of(config))
 
 
 def experts_spread(config: RunConfig) -> int:
@@ -92,36 +114,59 @@ def experts_spread(config: RunConfig) -> int:
     return config.parallel.expert_parallel if config.sparse_layer_indices else 1
 
 
-def _sizes_of(config: RunConfig) -> tuple[tuple[int, bool], ...]:
+class _Size(NamedTuple):
+    """Holds what the arithmetic of groups needs of one parameter."""
+
+    elements: int
+    is_expert: bool
+    rate_factor: float
+
+
+def _sizes_of(config: RunConfig) -> tuple[_Size, ...]:
     """Returns `tensor_sizes` from a cache, whose key leaves out the sections that it does not read."""
     plain = config.model_copy(update={"parallel": None, "train": None, "eval": None, "optim": None})
     return _remembered_sizes(plain)
 
 
 @lru_cache(maxsize=64)
-def _remembered_sizes(config: RunConfig) -> tuple[tuple[int, bool], ...]:
-    return tuple(tensor_sizes(config))
+def _remembered_sizes(config: RunConfig) -> tuple[_Size, ...]:
+    return tuple(_Size(size, is_expert, rate_factor(config, name)) for name, size, is_expert in tensor_sizes(config))
 
 
-def _attention_sizes(config: RunConfig) -> tuple[int, ...]:
-    """Returns the elements of query, key and value, output, and the norms of query and key."""
+def _attention_sizes(config: RunConfig) -> tuple[tuple[str, int], ...]:
+    """Returns the elements of the weights of an attention, by name."""
     d, head = config.model.width, config.model.width // config.model.num_heads
-    return (d * d, 2 * d * head * config.model.num_kv_heads, d * d, head, head)
+    key_value = 2 * d * head * config.model.num_kv_heads
+    norms = (("norm_query", head), ("norm_key", head))
+    return (("query", d * d), ("key_value", key_value), ("out", d * d), *norms)
 
 
-def _feed_forward_sizes(config: RunConfig, layer: int) -> Iterator[tuple[int, bool]]:
-    d, routing = config.model.width, config.routing
+def _feed_forward_sizes(config: RunConfig, layer: int) -> Iterator[TensorSize]:
+    d, routing, name = config.model.width, config.routing, f"blocks.{layer}.ffn"
     if layer not in config.sparse_layer_indices:
-        yield from ((d * hidden_width(config, config.model.ffn_factor), False),) * 2
+        dense = d * hidden_width(config, config.model.ffn_factor)
+        yield from (TensorSize(f"{name}.w_in.weight", dense), TensorSize(f"{name}.w_out.weight", dense))
         return
     sides = 2 if routing.expert == "swiglu" else 1
     expert = d * hidden_width(config, routing.expert_factor or 0)
-    yield d * routing.num_experts, False
-    yield routing.num_experts * sides * expert, True
-    yield routing.num_experts * expert, True
+    yield TensorSize(f"{name}.router.weight_DE", d * routing.num_experts)
+    yield TensorSize(f"{name}.experts.w_in_EFD", routing.num_experts * sides * expert, is_expert=True)
+    yield TensorSize(f"{name}.experts.w_out_EFD", routing.num_experts * expert, is_expert=True)
     shared = d * hidden_width(config, routing.shared_factor or 0)
     if shared:
-        yield from ((sides * shared, False), (shared, False))
+        yield TensorSize(f"{name}.shared.w_in.weight", sides * shared)
+        yield TensorSize(f"{name}.shared.w_out.weight", shared)
+
+
+def optimizer_groups(config: RunConfig) -> tuple[TensorGroup, ...]:
+    """Returns the groups in which the parameters of `config` are optimized, in the optimizer's order.
+
+    There is one for each factor on the learning rate and, with expert parallelism, others with the experts of each.
+    """
+    sizes, world, spread = _sizes_of(config), config.parallel.world, experts_spread(config)
+    factors = sorted({size.rate_factor for size in sizes}, key=lambda factor: factor != 1)
+    split = [_groups(tuple(size[:2] for size in sizes if size.rate_factor == each), world, spread) for each in factors]
+    return (*(groups[0] for groups in split), *(group for groups in split for group in groups[1:]))
 
 
 @lru_cache(maxsize=4096)
@@ -136,7 +181,7 @@ def _groups(sizes: tuple[tuple[int, bool], ...], world: int, spread: int) -> tup
             groups.append(TensorGroup(tuple(current), world // spread, spread))
             current = []
         current.append(size)
-    return (*groups, TensorGroup(tuple(current), world // spread, spread))
+    return (*groups, TensorGroup(tuple(current), world // spread, spread)) if current else tuple(groups)
 
 
 @lru_cache(maxsize=4096)

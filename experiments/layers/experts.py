@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from experiments.layers.dispatch import Places, combine, gather
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertExchange, ExpertShare
+from experiments.layers.gates import AS_DECIDED, Gates
 from experiments.layers.pieces import Activation, activate, feed_forward_in_pieces
 from experiments.layers.segments import feed_forward_in_segments, plain_segments
 from experiments.routing.contract import Assignment
@@ -92,17 +93,21 @@ def plain_feed_forward(x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activ
     return torch.bmm(activate(torch.bmm(x_EPD, w_in_EFD.mT), activation), w_out_EFD)
 
 
-def apply_experts(experts: StackedExperts, x_ND: Tensor, assignment: Assignment, fast: bool = True) -> Tensor:
+def apply_experts(
+    experts: StackedExperts, x_ND: Tensor, assignment: Assignment, fast: bool = True, gates: Gates = AS_DECIDED
+) -> Tensor:
     """Dispatches tokens to their slots, applies the experts and combines the results: [N, D] to [N, D].
 
-    A token that no expert processes gets 0. The weighted sum runs in float32, the type of the weights, and is returned
-    in the type of `x_ND`. `fast=False` is the reference in plain operations, which agrees up to rounding.
+    `gates` says how the router's weights enter the sum. A token that no expert processes gets 0. The sum runs in
+    float32, the type of the weights, and is returned in the type of `x_ND`. `fast=False` is the reference in plain
+    operations, which agrees up to rounding.
     """
     if fast:
         places = Places.of(assignment.token_M, x_ND.shape[0])
         y_MD = experts(gather(x_ND, places), assignment.slots_E)
-        return combine(y_MD, assignment.weight_M, places).to(x_ND.dtype)
+        return combine(y_MD, gates(assignment.weight_M, places), places).to(x_ND.dtype)
     x_MD = x_ND.index_select(0, assignment.token_M)
-    y_MD = experts(x_MD, assignment.slots_E, fast=False) * assignment.weight_M.unsqueeze(-1)
+    weight_M = gates.plain(assignment.weight_M, assignment.token_M, x_ND.shape[0])
+    y_MD = experts(x_MD, assignment.slots_E, fast=False) * weight_M.unsqueeze(-1)
     out_ND = torch.zeros_like(x_ND, dtype=y_MD.dtype)
     return out_ND.index_add_(0, assignment.token_M, y_MD).to(x_ND.dtype)

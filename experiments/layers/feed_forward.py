@@ -12,6 +12,7 @@ from experiments.config.budget import hidden_width
 from experiments.config.schema import RunConfig
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
 from experiments.layers.experts import StackedExperts, apply_experts, init_feed_forward
+from experiments.layers.gates import AS_DECIDED, Gates
 from experiments.layers.pieces import Activation, activate
 from experiments.plugins.sources import plugin_errors
 from experiments.routing.build import build_router
@@ -39,19 +40,26 @@ class RoutedFeedForward(nn.Module):
     """A routed feed-forward: a router, its stacked experts, and DiT-MoE's shared experts where the config has them."""
 
     def __init__(
-        self, router: Router, experts: StackedExperts, shared: DenseFeedForward | None = None, fast: bool = True
+        self,
+        router: Router,
+        experts: StackedExperts,
+        shared: DenseFeedForward | None = None,
+        fast: bool = True,
+        gates: Gates = AS_DECIDED,
     ) -> None:
         super().__init__()
         self.router = router
         self.experts = experts
         self.shared = shared
         self.fast = fast
+        self.gates = gates
 
     def forward(self, x_BTD: Tensor) -> FeedForwardOutput:
         """Maps [B, T, D] to [B, T, D]; a token that no expert processes gets 0 from the routed experts."""
         with plugin_errors("router", self.router.plugin or ""):
             assignment: Assignment = self.router(x_BTD)
-        out_BTD = apply_experts(self.experts, x_BTD.flatten(0, 1), assignment, self.fast).view_as(x_BTD)
+        x_ND = x_BTD.flatten(0, 1)
+        out_BTD = apply_experts(self.experts, x_ND, assignment, self.fast, self.gates).view_as(x_BTD)
         if self.shared is not None:
             out_BTD = out_BTD + self.shared(x_BTD).out_BTD
         loss = _no_loss(x_BTD) if assignment.auxiliary_loss is None else assignment.auxiliary_loss
@@ -80,4 +88,4 @@ def build_feed_forward(
     shared = None
     if routing.shared_factor:
         shared = DenseFeedForward(width, hidden_width(config, routing.shared_factor), routing.expert)
-    return RoutedFeedForward(router, experts, shared, fast=config.train.implementation == "fast")
+    return RoutedFeedForward(router, experts, shared, config.train.implementation == "fast", Gates.of(config))

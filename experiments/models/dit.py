@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from experiments.config.parametrization import initial_factor
 from experiments.config.schema import RunConfig
 from experiments.layers.attention import Attention, gated_residual, modulate
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
@@ -103,6 +104,7 @@ class DiT(nn.Module):
         nn.init.zeros_(self.embed.bias)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        _scale_to_width(self, config)
 
     def forward(self, noisy_BCHW: Tensor, time_B: Tensor, caption: Caption, keep_BK: Tensor | None = None) -> DiTOutput:
         """Predicts the velocity at `noisy_BCHW`; with `keep_BK` (int64 token indices) only for these tokens.
@@ -139,6 +141,15 @@ class DiT(nn.Module):
     def to_image(self, velocity_BTP: Tensor) -> Tensor:
         """Arranges the tokens of whole images as [B, C, H, W] in float32, as samplers take a velocity."""
         return unpatchify(velocity_BTP.float(), self.patch_size, self.image_size)
+
+
+@torch.no_grad()
+def _scale_to_width(model: nn.Module, config: RunConfig) -> None:
+    """Scales first weights from how the standard parametrization draws them to what `config` asks for."""
+    for name, parameter in model.named_parameters():
+        factor = initial_factor(config, name)
+        if factor != 1:
+            parameter.mul_(factor)
 
 
 def gather_tokens(x_BTD: Tensor, keep_BK: Tensor) -> Tensor:

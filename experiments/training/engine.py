@@ -19,14 +19,12 @@ from typing import Any, TextIO
 
 import torch
 
-from experiments import accelerated
 from experiments.config.schema import RunConfig
 from experiments.distributed.deepspeed_library import (
     deepspeed,
     deepspeed_logger,
     dist,
     get_accelerator,
-    split_expert_groups,
 )
 from experiments.distributed.rendezvous import Meeting
 from experiments.errors import ConfigError
@@ -36,6 +34,7 @@ from experiments.records.record_types import Precision
 from experiments.records.storage import storage_errors
 from experiments.training.clipping import clip_before_steps, measure_gradients_at_once
 from experiments.training.ema import MovingAverage
+from experiments.training.optimizer import RATE_FACTOR, build_optimizer
 from experiments.training.partitions import Partitions, partitions_of
 
 ZERO_3 = {"stage3_param_persistence_threshold": 0}
@@ -64,9 +63,9 @@ class Engine:
         return self.share.count > 1 or (self.zero_stage == 3 and self.world > 1)
 
     def set_learning_rate(self, rate: float) -> None:
-        """Sets the learning rate of the next step in every parameter group."""
+        """Sets the learning rate of the next step in every parameter group, which multiplies it by its own factor."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group[RATE_FACTOR]
 
 
 def launched_world() -> int:
@@ -146,8 +145,7 @@ def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT]
     # Every process draws the same weights. Experts have generators of their own, so that any layout draws the same.
     torch.manual_seed(config.seed)
     model = model_class(config, share, config.parallel.activation_checkpointing)
-    # DeepSpeed reduces the gradients of experts over fewer processes, and requires parameter groups of their own.
-    optimizer = _build_optimizer(config, split_expert_groups({"params": list(model.parameters()), "name": "all"}))
+    optimizer = build_optimizer(config, model)
     if stage == 0:
         clip_before_steps(optimizer, config.optim.clip_norm, share)
     with _without_compiler():
@@ -204,20 +202,6 @@ def check_world(config: RunConfig) -> None:
 def is_lost_process(error: Exception) -> bool:
     """Returns whether a collective failed because another process ended; gloo has no error class of its own."""
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-
-
-def _build_optimizer(config: RunConfig, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    optim = config.optim
-    common: dict[str, Any] = {"lr": optim.learning_rate, "eps": optim.epsilon, "weight_decay": optim.weight_decay}
-    if optim.name == "rmsprop":
-        return torch.optim.RMSprop(parameters, alpha=optim.beta2, momentum=optim.momentum, **common)
-    # The fused optimizer passes once over memory: on a CPU it is five times as fast as one pass per operation.
-    kind = get_accelerator().device_name()
-    in_one_pass = config.train.implementation == "fast" and kind in {"cpu", *accelerated.DEVICES}
-    # None leaves the choice of the implementation to torch, which falls back to one that every device has.
-    return torch.optim.AdamW(
-        parameters, betas=(optim.beta1, optim.beta2), fused=True if in_one_pass else None, **common
-    )  # fmt: skip
 
 
 def _deepspeed_config(config: RunConfig, precision: Precision) -> dict[str, Any]:

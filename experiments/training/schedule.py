@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 
+from experiments.config.parametrization import followed_length
 from experiments.config.schema import RunConfig
 
 
 def learning_rate(config: RunConfig, images_seen: int) -> float:
     """Returns the learning rate of the step that begins after `images_seen` images."""
     optim, total = config.optim, config.train.images
+    peak = followed_length(config).learning_rate
     after_step = images_seen + config.train.batch_images
     warm = min(1.0, after_step / optim.warmup_images) if optim.warmup_images else 1.0
     if optim.schedule == "constant":
-        return optim.learning_rate * warm
+        return peak * warm
     # The cosine begins after the warm-up, where `left` is 1, and ends with the run, where it is 0.
     left = max(0.0, total - images_seen) / max(1, total - optim.warmup_images)
-    return optim.learning_rate * warm * 0.5 * (1 - math.cos(math.pi * min(1.0, left)))
+    return peak * warm * 0.5 * (1 - math.cos(math.pi * min(1.0, left)))

@@ -37,6 +37,22 @@ def test_data_stands_beside_training(capsys: pytest.CaptureFixture[str]) -> None
     assert row["ratio"] == pytest.approx(row["loader_images_per_second"] / row["training_images_per_second"])
 
 
+def test_coordinates_has_both_parametrizations_of_every_output(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("model.num_layers=2", "train.batch_images=8", "--widths", "32,64", "--seeds", "1")
+    rows = {row["output"]: row for row in rows_of(["coordinates", *small], capsys)}
+    assert rows["patch embedding"]["mup_value"] == pytest.approx(0, abs=0.1)
+    assert rows["patch embedding"]["standard_value"] < -0.1
+    assert {*rows["modulation"]} == {"output", "standard_value", "standard_change", "mup_value", "mup_change"}
+
+
+@pytest.mark.parametrize("widths", ["64", "64,64", "64,wide", "", "64," + "9" * 5000, "64,-1"])
+def test_widths_that_are_not_several_numbers_are_one_line(widths: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "coordinates", "--widths", widths]) == 2
+    captured = capsys.readouterr()
+    assert "is not a list of several widths. Use --widths 64,128,256,512." in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
 def test_checkpoint_says_what_a_save_costs_at_the_cadence_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["checkpoint.every_images=800", "--steps", "4", "--rounds", "2"]
     (row,) = rows_of(["checkpoint", *SMALL, *settings], capsys)

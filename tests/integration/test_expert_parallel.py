@@ -24,13 +24,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.multi]
 CASES = {
     **{name: [f"routing={name}"] for name in routed_names()},
     "no limit": ["routing=token_choice", "routing.capacity_factor=None", "routing.eval_capacity_factor=None"],
-}
+    "mup": [
+        "routing=expert_choice", "routing.gate_norm=token", "optim.parametrization=mup", "model.base_width=16",
+        "optim.weight_decay=0.1",
+    ],
+}  # fmt: skip
 LAYOUTS = {
     2: [(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2)],
     4: [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (4, 0), (4, 1), (4, 2)],
 }
 """(expert-parallel size, ZeRO stage) by number of processes."""
 STEPS = 3
+SAVED = "mup"
+"""The case whose checkpoints go on at other layouts: it has two parameter groups beside those of experts."""
 DROPLESS = ("shared_expert", "no limit")
 
 
@@ -89,19 +95,19 @@ def on_many(straight: dict[str, Outcome], folder: Path) -> dict[int, dict[str, O
             for expert_parallel, stage in layouts:
                 name = name_of(router, expert_parallel, stage)
                 settings = [*overrides, *layout(expert_parallel, stage)]
-                keep = str(folder / f"saved {name} world{world}") if router == "expert_choice" else None
+                keep = str(folder / f"saved {name} world{world}") if router == SAVED else None
                 tasks[name] = Task(settings, STEPS, save=keep)
         for router in DROPLESS:
             settings = [*CASES[router], *layout(world, 1)]
             tasks[f"undecided {router}"] = Task(settings, STEPS, undecided=True)
-        ours = CASES["expert_choice"]
+        ours = CASES[SAVED]
         for expert_parallel, stage in layouts:
-            saved = str(folder / "saved expert_choice")
+            saved = str(folder / f"saved {SAVED}")
             settings = [*ours, *layout(expert_parallel, stage)]
             tasks[f"on from one process {expert_parallel} {stage}"] = Task(settings, STEPS, STEPS, load=saved)
         if world == 4:
             for expert_parallel, stage in LAYOUTS[2]:
-                saved = str(folder / f"saved {name_of('expert_choice', expert_parallel, stage)} world2")
+                saved = str(folder / f"saved {name_of(SAVED, expert_parallel, stage)} world2")
                 for here in [(1, 2), (2, 1), (4, 0)]:
                     name = f"on from two {expert_parallel} {stage} at {here}"
                     tasks[name] = Task([*ours, *layout(*here)], STEPS, STEPS, load=saved)
@@ -146,25 +152,25 @@ def test_a_process_whose_experts_nobody_chose_takes_part(
 def test_a_checkpoint_of_one_process_goes_on_at_every_layout(world: int, straight, on_many) -> None:
     for expert_parallel, stage in LAYOUTS[world]:
         outcome = on_many[world][f"on from one process {expert_parallel} {stage}"]
-        assert outcome.losses == pytest.approx(straight["expert_choice"].losses[STEPS:], rel=1e-6)
-        assert outcome.norms == pytest.approx(straight["expert_choice"].norms[STEPS:], rel=1e-5)
+        assert outcome.losses == pytest.approx(straight[SAVED].losses[STEPS:], rel=1e-6)
+        assert outcome.norms == pytest.approx(straight[SAVED].norms[STEPS:], rel=1e-5)
 
 
 def test_a_checkpoint_of_two_processes_goes_on_at_four(straight, on_many) -> None:
     outcomes = {name: outcome for name, outcome in on_many[4].items() if name.startswith("on from two")}
     assert len(outcomes) == 3 * len(LAYOUTS[2])
     for name, outcome in outcomes.items():
-        assert outcome.losses == pytest.approx(straight["expert_choice"].losses[STEPS:], rel=1e-6), name
+        assert outcome.losses == pytest.approx(straight[SAVED].losses[STEPS:], rel=1e-6), name
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_checkpoint_of_many_processes_goes_on_at_one(stage: int, straight, on_many, folder: Path) -> None:
     for world, layouts in LAYOUTS.items():
         for expert_parallel, theirs in layouts:
-            saved = folder / f"saved {name_of('expert_choice', expert_parallel, theirs)} world{world}"
-            settings = [*CASES["expert_choice"], *layout(1, stage)]
+            saved = folder / f"saved {name_of(SAVED, expert_parallel, theirs)} world{world}"
+            settings = [*CASES[SAVED], *layout(1, stage)]
             outcome = perform(Task(settings, STEPS, STEPS, load=str(saved)), world=1)
-            assert outcome.losses == pytest.approx(straight["expert_choice"].losses[STEPS:], rel=1e-6), saved.name
+            assert outcome.losses == pytest.approx(straight[SAVED].losses[STEPS:], rel=1e-6), saved.name
 
 
 def test_each_process_holds_its_share_of_the_experts_and_of_the_states(on_many) -> None:
@@ -180,7 +186,7 @@ def test_each_process_holds_its_share_of_the_experts_and_of_the_states(on_many) 
 
 
 def test_no_shard_holds_all_experts_and_all_shards_are_needed(on_many, folder: Path) -> None:
-    saved = RunDir(folder / f"saved {name_of('expert_choice', 4, 1)} world4").checkpoints
+    saved = RunDir(folder / f"saved {name_of(SAVED, 4, 1)} world4").checkpoints
     (checkpoint,) = saved.iterdir()
     weights = sorted(checkpoint.glob("weights-*-of-00004.safetensors"))
     assert len(weights) == 4

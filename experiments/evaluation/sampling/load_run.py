@@ -111,7 +111,7 @@ def require_same_sizes(config: RunConfig, shapes: Mapping[str, tuple[int, ...]],
     The sizes are computed from the config, and lazily, because a config from elsewhere may ask for 10^7 layers: to
     build that model, only to find that it does not fit, would take all memory.
     """
-    expected = (size for size, _ in tensor_sizes(config))
+    expected = (size.elements for size in tensor_sizes(config))
     if sorted(islice(expected, len(shapes) + 1)) != sorted(map(math.prod, shapes.values())):
         raise _not_of_this_model(path)
 

@@ -83,6 +83,13 @@ def test_an_arm_has_one_number_in_every_setting(write_arms: WriteArms) -> None:
         ({"optim": {"learning_rate": 1e-4}}, {"nano, optim.learning_rate=0.0001", "nano, optim.learning_rate=0.002"}),
         ({"train": {"images": 3200}}, {"nano, 3,200 images", "nano, 6,400 images"}),
         ({"wandb": {"mode": "offline"}, "seed": 1}, {"nano"}),
+        (
+            {"optim": {"parametrization": "mup"}, "model": {"name": "nano", "base_width": 32}},
+            {
+                "nano, model.base_width=None, optim.parametrization=standard",
+                "nano, model.base_width=32, optim.parametrization=mup",
+            },
+        ),
     ],
 )
 def test_another_learning_rate_or_horizon_is_another_setting_and_no_seed(
@@ -94,6 +101,17 @@ def test_another_learning_rate_or_horizon_is_another_setting_and_no_seed(
     table = arms_of(tmp_path)
     assert set(table["setting"]) == settings
     assert set(table["arm"]) == {"Dense (same depth)"}
+
+
+def test_a_comparison_of_widths_names_the_parametrization_that_all_of_them_share(
+    tmp_path: Path, write_run: Callable[..., object]
+) -> None:
+    for width in (32, 64):
+        model = {"name": "nano", "width": width, "base_width": 32}
+        settings = {"model": model, "routing": {"name": "dense"}, "optim": {"parametrization": "mup"}}
+        write_run(tmp_path / str(width), settings, lambda images: 1.0)
+    labels = {f"nano, model.width={width}, optim.parametrization=mup" for width in (32, 64)}
+    assert set(arms_of(tmp_path)["setting"]) == labels
 
 
 def test_two_versions_of_a_plugin_are_two_arms_also_where_it_is_not_loaded(

@@ -70,6 +70,7 @@ def resident(expected):
         ("model=micro", "train.batch_images=64", FP32, "parallel.activation_checkpointing=True"),
         ("model=micro", "routing=shared_expert", FP32, "train.batch_images=16"),
         (*MICRO, FP32, "parallel.zero_stage=0"),
+        (*MICRO, FP32, "optim.parametrization=mup", "model.base_width=64"),
     ],
 )  # fmt: skip
 def test_every_part_is_what_a_real_step_takes(overrides):

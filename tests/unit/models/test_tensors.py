@@ -20,16 +20,16 @@ def test_every_tensor_is_that_of_the_module(overrides):
     config = load_config(overrides)
     with torch.device("meta"):
         module = DiT(config)
-    real = [(p.numel(), part_of(name) == "experts") for name, p in module.named_parameters()]
+    real = [(name, p.numel(), part_of(name) == "experts") for name, p in module.named_parameters()]
     assert list(tensor_sizes(config)) == real
 
 
 def test_precomputed_features_have_their_own_tensors(latent_set):
     config = load_config(["model=nano", "data.name=latents", f"data.path={latent_set}", "model.patch_size=2"])
-    real = [(p.numel(), part_of(name) == "experts") for name, p in DiT(config).named_parameters()]
+    real = [(name, p.numel(), part_of(name) == "experts") for name, p in DiT(config).named_parameters()]
     assert list(tensor_sizes(config)) == real
 
 
 def test_the_tensors_add_up_to_the_budget():
     config = load_config(["model=M", "routing.num_experts=64"])
-    assert sum(size for size, _ in tensor_sizes(config)) == budget(config).params_total
+    assert sum(size.elements for size in tensor_sizes(config)) == budget(config).params_total

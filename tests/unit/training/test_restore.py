@@ -21,7 +21,10 @@ Build = Callable[[RunConfig], Engine]
 Tiny = Callable[..., RunConfig]
 Advance = Callable[..., list[float]]
 
-OPTIMIZERS = ["optim=adamw", "optim=adamw optim.weight_decay=0.1", "optim=rmsprop", "optim=rmsprop optim.momentum=0"]
+OPTIMIZERS = [
+    "optim=adamw", "optim=adamw optim.weight_decay=0.1", "optim=rmsprop", "optim=rmsprop optim.momentum=0",
+    "optim=adamw optim.weight_decay=0.1 optim.parametrization=mup model.base_width=8",
+]  # fmt: skip
 
 
 def saved(engine: Engine, folder: Path, images_seen: int) -> Checkpoint:
