@@ -22,6 +22,7 @@ COST_COLUMNS = (
     Column("flops_per_image", "per image", flops, priority=4),
     Column("images", "images", "{:,}".format, priority=3),
     Column("train_flops", "training", flops, priority=2),
+    Column("train_flops_spent", "spent", flops, priority=3),
     Column("train_flops_mismatch", "off budget", "{:+.2%}".format, priority=4),
     Column("params_active_mismatch", "off match", "{:+.2%}".format, priority=4),
     Column("memory_gib", "GiB", "{:.2f}".format, priority=1),
@@ -42,6 +43,7 @@ def cost_rows(plan: Plan, num_slots: int, place: Place | None = None) -> tuple[l
         "num_merged": plan.num_merged,
         "images": whole.images,
         "train_flops": whole.train_flops,
+        "train_flops_spent": whole.train_flops_spent,
         "memory_gib": whole.memory_gib,
         "device_seconds": whole.device_seconds,
         "seconds": whole.seconds,
@@ -56,9 +58,17 @@ def print_cost(plan: Plan, num_slots: int, place: Place | None = None) -> None:
     rows, sums = cost_rows(plan, num_slots, place)
     last = {**sums, "name": f"total of {len(rows)} runs"}
     columns = [column for column in COST_COLUMNS if any(row.get(column.key) is not None for row in rows)]
+    if not any("parent" in row for row in rows):  # what is spent is then what the runs cost
+        columns = [column for column in columns if column.key != "train_flops_spent"]
     if not all(row.get("fits", True) for row in rows):
         columns.append(FITS)
     print_rows([*rows, last], columns, False, title=plan.sweep)
+    whole, spent = sums["train_flops"], sums["train_flops_spent"]
+    if spent < whole:
+        say(
+            f"Spent: {flops(spent)} of {flops(whole)} FLOPs of training, {spent / whole:.0%}: the trunk that runs of "
+            "several lengths share is trained once."
+        )
     bases = {run.estimate.basis for run in plan.wanted if run.estimate is not None and run.estimate.seconds is not None}
     if bases:
         at_once = f", {num_slots} runs at a time" if num_slots > 1 else ""
@@ -118,10 +128,12 @@ def _row(run: PlannedRun) -> dict[str, Any]:
         "train_flops_per_image": run.train_flops_per_image,
         "images": run.images,
         "train_flops": run.train_flops,
+        "train_flops_spent": run.train_flops_spent,
+        "parent": run.parent,
         "train_flops_mismatch": run.train_flops_mismatch,
         "params_active_mismatch": run.params_active_mismatch,
         "matched_run": run.matched_run,
     }
     if run.estimate is not None:
-        row |= {"memory_gib": run.estimate.memory_gib, "seconds": run.estimate.seconds, "basis": run.estimate.basis}
+        row |= {"memory_gib": run.estimate.memory_gib, "seconds": run.seconds_spent, "basis": run.estimate.basis}
     return {key: value for key, value in row.items() if value is not None}

@@ -31,7 +31,7 @@ def batch_scripts(folder: SweepFolder, plan: Plan, cluster: Cluster) -> list[str
     """Returns the batch script of every job array."""
     from sweeps.slurm import batch_script, job_arrays
 
-    return [batch_script(folder, plan.sweep, array) for array in job_arrays(plan.wanted, cluster)]
+    return [batch_script(folder, plan.sweep, array) for array in job_arrays(folder, plan.wanted, cluster)]
 
 
 def submit_sweep(folder: SweepFolder, asked: Plan, cluster: Cluster, retry_failed: bool, as_json: bool) -> None:
@@ -54,6 +54,7 @@ def submit_sweep(folder: SweepFolder, asked: Plan, cluster: Cluster, retry_faile
         *({"name": name, "state": "running"} for name in result.running),
         *({"name": name, "state": "done"} for name in result.done),
         *({"name": run.name, "state": "failed"} for run in left),
+        *({"name": name, "state": f"waiting for {parent}"} for name, parent in result.waiting.items()),
     ]
     if as_json:
         print_json(rows)
@@ -61,4 +62,9 @@ def submit_sweep(folder: SweepFolder, asked: Plan, cluster: Cluster, retry_faile
         print_rows(rows, COLUMNS, as_json=False)
     if left:
         say(f"{len(left)} failed runs were left alone: --retry-failed submits them again.")
+    if result.waiting:
+        say(
+            f"{len(result.waiting)} runs were not submitted: the run that each continues from has no job. Submit the "
+            "sweep again once its checkpoint is there."
+        )
     say(f"Where they stand: ecdit status {folder.path}")

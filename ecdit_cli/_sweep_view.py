@@ -38,6 +38,11 @@ LAST_CHARACTERS = 12
 STATES: tuple[State, ...] = ("running", "failed", "interrupted", "planned", "done")
 STYLES = {"running": "cyan", "failed": "bold red", "interrupted": "yellow", "planned": "dim", "done": "green"}
 
+WAITING = "waiting for "
+"""Precedes the name of the run whose checkpoint a run needs."""
+LEAST_WITH_PARENT = 40
+"""The width of the column of names from which on the run that is waited for is named beside the one that waits."""
+
 COLUMNS = (
     Column("name", "run"),
     Column("state", "state"),
@@ -70,7 +75,7 @@ def run_row(run: RunProgress) -> dict[str, Any]:
         "images_per_second": run.images_per_second,
         "seconds": run.seconds,
         "heartbeat_age_seconds": run.heartbeat_age_seconds,
-        "reason": run.reason,
+        "reason": _note(run) or None,
     }
     return {key: value for key, value in row.items() if value is not None}
 
@@ -137,8 +142,11 @@ class PlainView:
         self._last = time.monotonic()
 
     def __call__(self, snapshot: SweepSnapshot) -> None:
-        lines = [_change(run) for run in snapshot.runs if self._states.get(run.name, run.state) != run.state]
-        self._states = {run.name: run.state for run in snapshot.runs}
+        # Why a run waits can change while its state does not.
+        now = {run.name: _note(run) if run.state == "planned" else run.state for run in snapshot.runs}
+        before = {run.name: "" if run.state == "planned" else run.state for run in snapshot.runs} | self._states
+        lines = [_change(run) for run in snapshot.runs if before[run.name] != now[run.name] and now[run.name]]
+        self._states = now
         if time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             lines += [*(_progress(run) for run in snapshot.runs if run.state == "running"), total_line(snapshot)]
@@ -149,7 +157,14 @@ class PlainView:
 def _change(run: RunProgress) -> str:
     if run.state == "running":
         return f"{run.name}: started"
+    if run.waits_for is not None:
+        return f"{run.name}: {_note(run)}"
     return f"{run.name}: {run.state}" + (f": {run.reason}" if run.reason else "")
+
+
+def _note(run: RunProgress) -> str:
+    """Returns what the run waits for, or why it is in its state; empty where nothing is to be said."""
+    return run.reason or "" if run.waits_for is None else f"{WAITING}{run.waits_for}"
 
 
 def _progress(run: RunProgress) -> str:
@@ -187,10 +202,18 @@ def live_table(snapshot: SweepSnapshot, width: int, max_runs: int) -> Group:
         table.add_column(title, justify="right" if title in titles else "left", no_wrap=True)
     for run in shown:
         cells = dict(zip(TITLES, _cells(run), strict=True))
-        name = _shortened(printable(run.name), width - other_columns)
+        name = _named(run, width - other_columns)
         table.add_row(Text(name), Text(run.state, STYLES[run.state]), *(cells[title] for title in titles))
     hidden = len(snapshot.runs) - len(shown)
     return Group(table, Text((f"and {hidden} more; " if hidden else "") + total_line(snapshot)))
+
+
+def _named(run: RunProgress, width: int) -> str:
+    """Returns the name of a run and, where there is room, of the one that it waits for."""
+    if run.waits_for is None or width < LEAST_WITH_PARENT:
+        return _shortened(printable(run.name), width)
+    half = (width - len(WAITING) - 1) // 2
+    return f"{_shortened(printable(run.name), half)} {WAITING}{_shortened(printable(run.waits_for), half)}"
 
 
 def _shortened(name: str, width: int) -> str:

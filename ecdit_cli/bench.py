@@ -39,10 +39,7 @@ def bench(
     ],
     overrides: Overrides,
     steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps to time for each model.")] = 40,
-    rounds: Annotated[
-        int,
-        typer.Option(min=1, max=10_000, help="How often everything but training is measured; the median is printed."),
-    ] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Rounds of all but training; medians count.")] = 5,
     tokens: Annotated[int, typer.Option(min=1, max=2**24, help="For routing: tokens of a batch.")] = 4096,
     width: Annotated[
         list[int] | None, typer.Option(min=1, max=131_072, help="For routing: width of the model; may be repeated.")
@@ -50,12 +47,7 @@ def bench(
     experts: Annotated[
         list[int] | None, typer.Option(min=1, max=1_048_576, help="For routing: number of experts; may be repeated.")
     ] = None,
-    gib: Annotated[
-        float,
-        typer.Option(
-            min=0.001, max=256, help="For data: size of each data set of latents that is written and read, in GiB."
-        ),
-    ] = 1.0,
+    gib: Annotated[float, typer.Option(min=0.001, max=256, help="For data: GiB of each data set of latents.")] = 1.0,
     clock: Annotated[
         Literal["wall", "cpu"],
         typer.Option(help="wall is the time that passes; cpu is processor time, for a machine that others use too."),

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ecdit_cli._options import ConfigFile, DryRun, Json, Overrides, RunDirectory
 from ecdit_cli._streams import unwritable_output_is_said
-from experiments.errors import EcditError
+from experiments.errors import ConfigError, EcditError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from experiments.config.schema import RunConfig
     from experiments.records.run_folder import RunDir
 
@@ -26,6 +25,14 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew; the old records of the run are renamed, not deleted.")
     ] = False,
+    branch_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--branch-from",
+            metavar="DIR",
+            help="Continue from the beginning of the cooldown of a shorter run (optim.schedule=wsd).",
+        ),
+    ] = None,
     as_json: Json = False,
     plain: Annotated[bool, typer.Option("--no-progress", help="Show no progress bar.")] = False,
 ) -> None:
@@ -40,6 +47,8 @@ def train(
 
     is_speaker = adopt_ranks()
     try:
+        if restart and branch_from is not None:
+            raise ConfigError("--restart and --branch-from both say where to begin.", "Give only one of them.")
         config = load_designed([*_launched_world(), *overrides], config_file).config
     except EcditError as error:  # a mistake on the command line, which all processes make
         if is_speaker:
@@ -50,7 +59,8 @@ def train(
         _is_recorded(config, folder)  # refuses a plugin that has changed, as the run itself would
         _print_plan(config, folder, as_json)
         return
-    state = "done" if not restart and _is_finished(config, folder) else _run(config, folder, plain, restart)
+    is_finished = not restart and _is_finished(config, folder)
+    state = "done" if is_finished else _run(config, folder, plain, restart, branch_from)
     if _is_main_process():
         with unwritable_output_is_said():  # printing must not change the exit code of the run
             _print_result(folder, as_json)
@@ -58,19 +68,21 @@ def train(
         raise typer.Exit(130)
 
 
-def _run(config: RunConfig, folder: RunDir, plain: bool, restart: bool) -> str:
+def _run(config: RunConfig, folder: RunDir, plain: bool, restart: bool, branch_from: Path | None) -> str:
     """Imports torch, and trains. Returns the state of the run."""
     from ecdit_cli._progress import training_progress
 
     with training_progress(config, visible=not plain and _is_main_process()) as reporter:
         from experiments.evaluation.cadence import measure_at_cadence
         from experiments.evaluation.sampling.preview import preview
+        from experiments.records.run_folder import RunDir
         from experiments.training.host_memory import keep_freed_memory
         from experiments.training.loop import train as train_run
 
         keep_freed_memory(config)
         command, observers = ["ecdit", *sys.argv[1:]], [preview, measure_at_cadence]
-        return train_run(config, folder, command, reporter, observers, restart=restart)
+        parent = None if branch_from is None else RunDir(branch_from)
+        return train_run(config, folder, command, reporter, observers, restart=restart, branch_from=parent)
 
 
 def _launched_world() -> list[str]:
@@ -87,8 +99,6 @@ def _is_main_process() -> bool:
 
 
 def _default_folder(name: str) -> Path:
-    from pathlib import Path
-
     return Path("out") / "runs" / name
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import yaml
 
 from experiments.config.budget import budget
+from experiments.config.cooldown import NO_COOLDOWN
 from experiments.config.schema import RunConfig
 from experiments.environment import child_environment
 from experiments.errors import SpecError
@@ -142,6 +143,7 @@ def _short(config: RunConfig, num_steps: int) -> RunConfig:
     images = num_steps * batch
     changes = {
         "train": {"images": images, "batch_images": batch},
+        "optim": NO_COOLDOWN,
         "log": {"every_images": batch},
         "eval": {
             "every_images": images, "images": config.eval.batch_images, "sample_images": 0, "metric_images": 0,

@@ -162,6 +162,9 @@ class Total:
     num_runs: int
     images: int
     train_flops: int
+    """The FLOPs of all runs, each as if it trained alone."""
+    train_flops_spent: int
+    """The FLOPs that are spent where runs share a trunk, which is trained once."""
     memory_gib: float | None
     """Memory of the largest process."""
     device_seconds: float | None
@@ -174,12 +177,13 @@ def total(plan: Plan, num_slots: int = 1) -> Total:
     """Sums over the runs that the sweep file asks for now. Their estimates come from `estimated`."""
     runs = plan.wanted
     estimates = [run.estimate for run in runs if run.estimate is not None]
-    known = [one.seconds for one in estimates if one.seconds is not None]
+    known = [seconds for run in runs if (seconds := run.seconds_spent) is not None]
     complete = len(known) == len(runs)
     return Total(
         num_runs=len(runs),
         images=sum(run.images for run in runs),
         train_flops=sum(run.train_flops for run in runs),
+        train_flops_spent=sum(run.train_flops_spent for run in runs),
         memory_gib=max((one.memory_gib for one in estimates), default=None),
         device_seconds=sum(s * run.world for s, run in zip(known, runs, strict=True)) if complete else None,
         seconds=schedule_seconds(known, 1.0, num_slots) if complete else None,

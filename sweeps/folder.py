@@ -40,7 +40,11 @@ class SweepFolder:
 
     def run_dir(self, run: PlannedRun) -> RunDir:
         """Returns the folder in which `run` keeps its records."""
-        return RunDir(self.path / "runs" / run.name)
+        return self.run_dir_called(run.name)
+
+    def run_dir_called(self, name: str) -> RunDir:
+        """Returns the folder of the run with this name."""
+        return RunDir(self.path / "runs" / name)
 
     def config_file(self, run: PlannedRun) -> Path:
         """Returns the file of the settings of `run`, in the form that `ecdit train --config` takes."""

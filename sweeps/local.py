@@ -25,6 +25,7 @@ from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
 from sweeps.run_queue import killed_by, last_word
 from sweeps.runner import Killed
+from sweeps.trunks import branch_options
 from sweeps.workers import FoundWorker, Launcher, Worker
 
 TIMEOUT_SECONDS = 600.0
@@ -98,7 +99,7 @@ class LocalExecutor:
 
     async def _start(self, run: PlannedRun, slot: int) -> Worker | None:
         run_dir, config_file = self._folder.run_dir(run), self._folder.write_config(run)
-        arguments = ("--config", str(config_file), "--run-dir", str(run_dir.path))
+        arguments = ("--config", str(config_file), "--run-dir", str(run_dir.path), *branch_options(self._folder, run))
         with storage_errors(run_dir.log):
             run_dir.path.mkdir(parents=True, exist_ok=True)
             run_dir.log.touch()

@@ -7,12 +7,15 @@ checked.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from experiments.config.cooldown import cooldown_start, trunk_key
+from experiments.config.schema import RunConfig
 from experiments.records.record_types import Amount, Count
 
 PLAN_VERSION = 1
@@ -29,6 +32,9 @@ def _as_folder_name(name: str) -> str:
     return name
 
 
+FolderName = Annotated[str, AfterValidator(_as_folder_name)]
+
+
 class CostEstimate(BaseModel):
     """The memory and time that a run is expected to take, estimated before it starts, or None."""
 
@@ -36,7 +42,9 @@ class CostEstimate(BaseModel):
 
     memory_gib: Amount = Field(description="peak of one process, on the accelerator where there is one")
     host_memory_gib: Amount | None = Field(None, description="of one process while it saves, beside the accelerator")
-    seconds: Amount | None = Field(None, description="training without evaluation, one run at a time")
+    seconds: Amount | None = Field(
+        None, description="training without evaluation, one run at a time, from the first image on"
+    )
     basis: str = Field(description="where `seconds` comes from: a calibration, or an accelerator and its utilisation")
 
 
@@ -45,7 +53,7 @@ class PlannedRun(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: Annotated[str, AfterValidator(_as_folder_name)]
+    name: FolderName
     config_id: str
     images: Count = Field(description="what the run will have seen: train.images in whole batches")
     params_total: Count
@@ -56,6 +64,8 @@ class PlannedRun(BaseModel):
     train_flops_budget: Amount | None = Field(None, description="iso-FLOP: what the run was to spend")
     matched_run: str | None = Field(None, description="iso-activation: the run that this one is matched to")
     matched_params_active: Count | None = Field(None, description="activated parameters of that run")
+    parent: FolderName | None = Field(None, description="shorter run from whose checkpoint this one continues")
+    trunk_images: Count = Field(0, description="images of that checkpoint, which the parent trains")
     estimate: CostEstimate | None = None
     config: dict[str, Any]
 
@@ -66,8 +76,19 @@ class PlannedRun(BaseModel):
 
     @property
     def train_flops(self) -> int:
-        """Returns the FLOPs of the whole training."""
+        """Returns the FLOPs of the whole training, as of the run alone."""
         return self.images * self.train_flops_per_image
+
+    @property
+    def train_flops_spent(self) -> int:
+        """Returns the FLOPs that this run itself spends, without those of the trunk that its parent has trained."""
+        return (self.images - self.trunk_images) * self.train_flops_per_image
+
+    @property
+    def seconds_spent(self) -> float | None:
+        """Returns the estimated seconds of the training that this run itself does, or None where they are not known."""
+        known = None if self.estimate is None else self.estimate.seconds
+        return known if known is None or not self.trunk_images else known * (1 - self.trunk_images / self.images)
 
     @property
     def train_flops_mismatch(self) -> float | None:
@@ -94,11 +115,20 @@ class Plan(BaseModel):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        """Raises `ValueError` where two runs share a name, and thus a folder, or a config id."""
+        """Raises `ValueError` where two runs share a name, and thus a folder, or a config id.
+
+        It also raises it where a run would wait for another one that is no shorter run of the plan, perhaps for ever.
+        """
         for what in ("name", "config_id"):
             most, times = Counter(getattr(run, what) for run in self.runs).most_common(1)[0] if self.runs else ("", 1)
             if times > 1:
                 raise ValueError(f"{times} runs have the {what} {most}")
+        images = {run.name: run.images for run in self.runs}
+        for run in self.runs:
+            parent_images = images.get(run.parent or "", 0)
+            is_child = run.parent is not None or run.trunk_images > 0
+            if is_child and not 0 < run.trunk_images < parent_images < run.images:
+                raise ValueError(f"{run.name} continues from {run.parent}, which is no shorter run")
         return self
 
     @property
@@ -113,7 +143,7 @@ def extend(frozen: Plan, asked: Plan, started: Collection[str]) -> Plan:
     Everything up to the last started run stays where it is; what comes after is ordered anew, the cheapest first. A run
     of `frozen` that the file no longer asks for stays in the plan if it was started, and is not continued. A run that
     is still asked for takes the new values of settings that its config id does not cover (where it logs, how it is laid
-    out).
+    out). The other runs of a family may get another parent, since the started ones stay what they are.
     """
     wanted = _named_as_before(frozen, asked)
     last = max((place for place, run in enumerate(frozen.runs) if run.name in started), default=-1)
@@ -124,7 +154,7 @@ def extend(frozen: Plan, asked: Plan, started: Collection[str]) -> Plan:
             head.append(_continued(run, again))
         elif again is not None:
             head.append(again)
-    return asked.model_copy(update={"runs": head + list(wanted.values())})
+    return with_parents(asked.model_copy(update={"runs": head + list(wanted.values())}), started)
 
 
 def _named_as_before(frozen: Plan, asked: Plan) -> dict[str, PlannedRun]:
@@ -147,4 +177,36 @@ def _continued(run: PlannedRun, again: PlannedRun | None) -> PlannedRun:
     """Returns a started run: marked as out of the spec, or as it is now asked for with the estimate of its start."""
     if again is None:
         return run.model_copy(update={"in_spec": False})
-    return again if run.estimate is None else again.model_copy(update={"estimate": run.estimate})
+    kept = {"parent": run.parent, "trunk_images": run.trunk_images, "estimate": run.estimate or again.estimate}
+    return again.model_copy(update=kept)
+
+
+def with_parents(plan: Plan, started: Collection[str] = ()) -> Plan:
+    """Returns `plan` in which every run names its parent, the shorter run that it continues from.
+
+    Runs with `optim.schedule=wsd` that differ in their length alone are a family. The parent of each is the next
+    shorter one. A run called in `started` keeps its parent while that is in the plan. A run that the sweep file no
+    longer asks for becomes nobody's parent, because it is not trained any further.
+    """
+    families: dict[str, list[PlannedRun]] = {}
+    for run in plan.wanted:
+        if (key := trunk_key(run.config)) is not None:
+            families.setdefault(key, []).append(run)
+    parents: dict[str, PlannedRun] = {}
+    for family in families.values():
+        shorter: PlannedRun | None = None
+        for _, group in itertools.groupby(sorted(family, key=lambda run: run.images), key=lambda run: run.images):
+            equally_long = list(group)
+            parents |= {run.name: shorter for run in equally_long if shorter is not None}
+            shorter = equally_long[0]
+    names = {run.name for run in plan.runs}
+    fixed = {run.name for run in plan.runs if run.name in started and (run.parent is None or run.parent in names)}
+    runs = [run if run.name in fixed else _child_of(parents.get(run.name), run) for run in plan.runs]
+    return plan.model_copy(update={"runs": runs})
+
+
+def _child_of(parent: PlannedRun | None, run: PlannedRun) -> PlannedRun:
+    """Returns `run` as one that continues from `parent`, or as one that trains alone where there is no trunk."""
+    start = 0 if parent is None else cooldown_start(RunConfig.model_validate(parent.config)) or 0
+    name = parent.name if parent is not None and start else None
+    return run.model_copy(update={"parent": name, "trunk_images": start})

@@ -17,7 +17,7 @@ from experiments.config.identity import config_id, run_name
 from experiments.config.overrides import expand
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
-from sweeps.plan import Plan, PlannedRun, long_name
+from sweeps.plan import Plan, PlannedRun, long_name, with_parents
 from sweeps.spec import SweepSpec
 
 PATIENCE = 1000
@@ -49,13 +49,14 @@ def make_plan(spec: SweepSpec, overrides: Sequence[str] = ()) -> Plan:
     cost_of = Costs()
     designed, num_merged = _distinct(spec, _designed(spec, overrides, cost_of))
     runs = [_planned_run(identity, one, cost_of) for identity, one in designed.items()]
-    return Plan(
+    plan = Plan(
         sweep=spec.name,
         spec=spec.model_dump(mode="json", exclude_unset=True),
         overrides=list(overrides),
         num_merged=num_merged,
         runs=sorted(with_unique_names(runs), key=lambda run: run.train_flops),
     )
+    return with_parents(plan)
 
 
 def with_unique_names(runs: Sequence[PlannedRun]) -> list[PlannedRun]:

@@ -10,7 +10,7 @@ import heapq
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -22,6 +22,8 @@ from experiments.records.record_types import EvalRow, State, Status
 from experiments.records.run_folder import RunDir, Skipped, find_runs
 from experiments.records.strict_reading import last_rows
 from sweeps.folder import SweepFolder
+from sweeps.plan import PlannedRun
+from sweeps.trunks import is_waiting
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class RunProgress:
     reason: str | None = None
     host: str | None = None
     """The host where the process of the run runs or ran."""
+    waits_for: str | None = None
+    """The run from whose checkpoint this one will continue, as long as that is missing."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -144,7 +148,14 @@ def read_sweep(path: Path) -> SweepSnapshot:
         left_out.append((str(folder.plan_json), error.message))
     if plan is None:
         return SweepSnapshot([read_progress(run) for run in find_runs(path, skipped=left_out)], left_out=left_out)
-    return SweepSnapshot([read_progress(folder.run_dir(run), run.images) for run in plan.runs])
+    return SweepSnapshot([_read_planned(folder, run) for run in plan.runs])
+
+
+def _read_planned(folder: SweepFolder, run: PlannedRun) -> RunProgress:
+    """Returns the state of a run of a plan; one that was not started may wait for the trunk of another run."""
+    progress = read_progress(folder.run_dir(run), run.images)
+    is_held = run.in_spec and progress.state == "planned" and is_waiting(folder, run)
+    return replace(progress, waits_for=run.parent) if is_held else progress
 
 
 def last_val_loss(run: RunDir) -> float | None:

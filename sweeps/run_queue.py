@@ -21,6 +21,7 @@ from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
 from sweeps.progress import Event, RunProgress, read_progress
 from sweeps.sharing import SharedRuns
+from sweeps.trunks import is_waiting
 
 LOOK_SECONDS = 1.0
 """Seconds between two looks at a run of another sweep."""
@@ -60,8 +61,14 @@ class RunQueue:
         self._elsewhere: set[str] = set()
         self._changed: set[str] = set()
         self._events: list[Event] = []
+        self._taken: set[str] = set()
+        self._next_look = 0.0
         self.lock_errors: dict[str, str] = {}
         """The runs whose lock could not be written, and the error of each."""
+        self.orphans: dict[str, str] = {}
+        """The runs whose trunk nobody trains any more, so that they are not started, and the reason of each."""
+        self.parents_awaited: dict[str, str] = {}
+        """The runs that wait for the checkpoint of another one, and the name of that one."""
 
     @property
     def is_empty(self) -> bool:
@@ -76,7 +83,7 @@ class RunQueue:
         """Locks and returns the next run, or None while all that is left has to wait."""
         now = time.monotonic()
         for name, run in list(self._waiting.items()):
-            if self._not_before.get(name, now) > now:
+            if self._not_before.get(name, now) > now or self._must_wait(run, now):
                 continue
             try:
                 is_ours = not self._is_settled(run) and self._shared.take(run)
@@ -89,6 +96,8 @@ class RunQueue:
             elif is_ours:
                 self._waiting.pop(name)
                 self._elsewhere.discard(name)
+                self.parents_awaited.pop(name, None)
+                self._taken.add(name)
                 return run
             elif name in self._waiting:
                 self._look_later(name, now)
@@ -100,6 +109,7 @@ class RunQueue:
             if killed is not None:
                 self._try_again(run, killed)
         finally:
+            self._taken.discard(run.name)
             self._shared.give_back(run)
 
     def changed(self) -> set[str]:
@@ -113,16 +123,41 @@ class RunQueue:
         return events
 
     def renew(self) -> None:
-        """Renews the locks, which shows other sweeps that this one lives."""
+        """Renews the locks, which shows other sweeps that this one lives, and looks for the trunks of waiting runs."""
         self._shared.renew()
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look, awaited = time.monotonic() + LOOK_SECONDS, self.parents_awaited
+        awaited.clear()
+        for name, run in self._waiting.items():
+            # One look at the disk for each family: a run that waits itself has no checkpoint for the next one.
+            if run.parent is not None and (run.parent in awaited or is_waiting(self._folder, run)):
+                awaited[name] = run.parent
 
     def clear(self) -> None:
         """Empties the queue: nothing will be started any more."""
         self._waiting.clear()
+        self.parents_awaited.clear()
 
     def close(self) -> None:
         """Releases all locks, so that other sweeps may continue."""
         self._shared.give_all_back()
+
+    def _must_wait(self, run: PlannedRun, now: float) -> bool:
+        """Returns whether the checkpoint from which `run` continues is missing; drops `run` if nobody will write it.
+
+        The parent is trained by this sweep, or by another one, which then holds it in our queue.
+        """
+        if run.parent is None or not is_waiting(self._folder, run):
+            return False
+        if run.parent in self._waiting or run.parent in self._taken:
+            self._not_before[run.name] = now + LOOK_SECONDS
+            return True
+        if not is_waiting(self._folder, run):  # the parent ended between the two looks
+            return False
+        self.orphans[run.name] = self.orphans.get(run.parent) or _why_not_started(self._folder, run.parent, run)
+        self._drop(run.name)
+        return True
 
     def _is_settled(self, run: PlannedRun) -> bool:
         """Returns whether another sweep has brought `run` to its end; it then leaves the queue."""
@@ -136,6 +171,7 @@ class RunQueue:
     def _drop(self, name: str) -> None:
         self._waiting.pop(name, None)
         self._elsewhere.discard(name)
+        self.parents_awaited.pop(name, None)
         self._changed.add(name)
 
     def _look_later(self, name: str, now: float) -> None:
@@ -159,6 +195,19 @@ class RunQueue:
             self._old_failures[run.name] = _ending(progress)
         text = f"{killed}; tried again in {seconds:.0f} s ({attempts} of {self._retries.count})"
         self._events.append(Event(run.name, text))
+
+
+def _why_not_started(folder: SweepFolder, parent: str, run: PlannedRun) -> str:
+    """Returns in one line why `run` cannot be started, where nobody trains `parent` any more."""
+    progress, trunk = read_progress(folder.run_dir_called(parent), evaluations=False), f"{run.trunk_images:,}"
+    if progress.state == "done":
+        return (
+            f"not started: {parent} is done, but its checkpoint after {trunk} images, from which this run continues, "
+            f"is gone. Bring it back, or remove {folder.run_dir_called(parent).path}; the same command trains it again."
+        )
+    because = "" if progress.reason is None else f": {progress.reason}"
+    state = "failed" if progress.state == "failed" else f"is {progress.state}"
+    return f"not started: {parent} {state}, and its first {trunk} images are the trunk of this run{because}"
 
 
 def killed_by(number: int) -> str:

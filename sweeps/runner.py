@@ -123,7 +123,10 @@ class _Session:
         self._progress = {run.name: read_progress(folder.run_dir(run), run.images) for run in plan.wanted}
         self._queue = RunQueue(folder, plan.wanted, self._progress, shared, retries, retry_failed)
         self._running: dict[str, float] = {}
-        self._images_before = {name: run.images_seen for name, run in self._progress.items()}
+        # The images of a trunk are not trained again, so that they count neither as done here nor as left.
+        self._images_before = {
+            name: max(run.images_seen, self._planned[name].trunk_images) for name, run in self._progress.items()
+        }
         self._busy_seconds = 0.0
         self._started = time.monotonic()
         self._stopping = False
@@ -180,6 +183,11 @@ class _Session:
             progress = read_progress(self._folder.run_dir(self._planned[name]), self._planned[name].images)
             reason = self._queue.lock_errors.get(name)
             self._progress[name] = progress if reason is None else replace(progress, state="failed", reason=reason)
+            if name in self._queue.orphans:
+                self._progress[name] = replace(progress, reason=self._queue.orphans[name])
+        for name, progress in self._progress.items():
+            if progress.waits_for != (parent := self._queue.parents_awaited.get(name)):
+                self._progress[name] = replace(progress, waits_for=parent)
         for name in self._running:
             run_dir, planned = self._folder.run_dir(self._planned[name]), self._planned[name]
             progress = read_progress(run_dir, planned.images, evaluations=False)
@@ -203,7 +211,8 @@ class _Session:
         ]
         if done <= 0 or busy <= 0:
             return None
-        left = ((self._planned[run.name].images - run.images_seen) * flops[run.name] for run in unfinished)
+        seen = {run.name: max(run.images_seen, self._planned[run.name].trunk_images) for run in unfinished}
+        left = ((self._planned[name].images - images) * flops[name] for name, images in seen.items())
         return schedule_seconds(left, done / busy, self._executor.num_slots)
 
     def _listen_to_signals(self) -> None:

@@ -35,6 +35,7 @@ from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
 from sweeps.progress import read_progress
 from sweeps.slurm_job import TRAIN, RunJob
+from sweeps.trunks import is_waiting
 
 DEFAULT_ARRAY_SIZE = 1000
 """The array size where the cluster does not tell its own; Slurm's default MaxArraySize is 1001."""
@@ -46,10 +47,12 @@ COMMAND_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class JobArray:
-    """Runs that get the same resources, in the order of the plan."""
+    """Runs that get the same resources, in the order of the plan, or one run that waits for another one's job."""
 
     resources: Resources
     runs: tuple[PlannedRun, ...]
+    parent: str | None = None
+    """The run whose job has to end before, because the one run of this job continues from its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,33 @@ class Submission:
     queued: dict[str, str] = field(default_factory=dict)
     running: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Runs that continue from another run, whose name is the value and which has no job to wait for."""
 
 
-def job_arrays(runs: Sequence[PlannedRun], cluster: Cluster, max_size: int = DEFAULT_ARRAY_SIZE) -> list[JobArray]:
-    """Returns the job arrays for `runs`. Raises `SpecError` or `ConfigError` where resources do not fit a run."""
+def job_arrays(
+    folder: SweepFolder, runs: Sequence[PlannedRun], cluster: Cluster, max_size: int = DEFAULT_ARRAY_SIZE
+) -> list[JobArray]:
+    """Returns the job arrays for `runs`, parents first. Raises `SpecError` or `ConfigError` for unfit resources.
+
+    A run that waits for the checkpoint of another one is a job by itself, since all tasks of an array share the jobs
+    that they depend on.
+    """
     groups: dict[str, tuple[Resources, list[PlannedRun]]] = {}
+    children: list[JobArray] = []
     for run in runs:
         resources = cluster.resources(run.config)
         _check_world(run, resources)
-        groups.setdefault(resources.model_dump_json(), (resources, []))[1].append(run)
-    return [
+        if is_waiting(folder, run):
+            children.append(JobArray(resources, (run,), run.parent))
+        else:
+            groups.setdefault(resources.model_dump_json(), (resources, []))[1].append(run)
+    arrays = [
         JobArray(resources, tuple(members[start : start + max_size]))
         for resources, members in groups.values()
         for start in range(0, len(members), max_size)
     ]
+    return arrays + sorted(children, key=lambda array: array.runs[0].images)  # a parent is shorter than its children
 
 
 def batch_script(folder: SweepFolder, sweep: str, array: JobArray) -> str:
@@ -82,7 +98,7 @@ def batch_script(folder: SweepFolder, sweep: str, array: JobArray) -> str:
     It needs no Slurm. Raises `EcditError` without submitit.
     """
     jobs = jobs_folder(folder)
-    parameters = _parameters(sweep, array)
+    parameters = _parameters(sweep, array, f"JOB_OF_{array.parent}")
     count = {"map_count": len(array.runs)} if len(array.runs) > 1 else {}  # as in submitit, one run is a plain job
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(jobs))}"
     script: str = _submitit()._make_sbatch_string(command=command, folder=jobs, **count, **parameters)
@@ -105,9 +121,14 @@ def submit(
         done=[run.name for run in runs if known[run.name] == "done"],
     )
     settled = {*result.queued, *result.running, *result.done}
-    waiting = [run for run in runs if run.name not in settled]
-    for array in job_arrays(waiting, cluster, _max_array_size() if waiting else DEFAULT_ARRAY_SIZE):
-        result.submitted.update(_submit_array(folder, sweep, array, command))
+    left = [run for run in runs if run.name not in settled]
+    for array in job_arrays(folder, left, cluster, _max_array_size() if left else DEFAULT_ARRAY_SIZE):
+        parent = array.parent or ""
+        job = result.submitted.get(parent) or result.queued.get(parent)
+        if parent and job is None:
+            result.waiting[array.runs[0].name] = parent
+        else:
+            result.submitted.update(_submit_array(folder, sweep, array, command, job))
     return result
 
 
@@ -131,11 +152,13 @@ def jobs_folder(folder: SweepFolder) -> Path:
     return folder.path.absolute() / "slurm"
 
 
-def _submit_array(folder: SweepFolder, sweep: str, array: JobArray, command: Sequence[str]) -> dict[str, str]:
-    """Submits one array and records which job has which run."""
+def _submit_array(
+    folder: SweepFolder, sweep: str, array: JobArray, command: Sequence[str], parent_job: str | None
+) -> dict[str, str]:
+    """Submits one array, which starts after `parent_job` if there is one, and records which job has which run."""
     slurm, absolute = _submitit(), SweepFolder(folder.path.absolute())
     executor = slurm.SlurmExecutor(jobs_folder(folder))
-    executor.update_parameters(**_parameters(sweep, array))
+    executor.update_parameters(**_parameters(sweep, array, parent_job))
     for run in array.runs:
         absolute.write_config(run)
     try:
@@ -149,10 +172,15 @@ def _submit_array(folder: SweepFolder, sweep: str, array: JobArray, command: Seq
     return ids
 
 
-def _parameters(sweep: str, array: JobArray) -> dict[str, Any]:
+def _parameters(sweep: str, array: JobArray, parent_job: str | None) -> dict[str, Any]:
     """Returns the parameters of `array` for submitit. A None leaves an option out that submitit has a default for."""
     resources = array.resources
     options: dict[str, str | bool] = {"requeue": True, **resources.extra_options()}
+    if array.parent is not None:
+        # However the parent's job ends, its checkpoint may be there; the job of the child looks. A job that is queued
+        # again after a preemption has not ended.
+        given = [str(options["dependency"])] if "dependency" in options else []
+        options["dependency"] = ",".join([f"afterany:{parent_job}", *given])
     if resources.mem is not None:
         options["mem"] = resources.mem
     return {

@@ -31,6 +31,7 @@ from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
 from sweeps.run_queue import killed_by, last_word
+from sweeps.trunks import branch_options, is_waiting
 
 TRAIN = ("-m", "ecdit_cli", "train")
 """Arguments for the Python interpreter that executes the job."""
@@ -93,6 +94,12 @@ class RunJob:
     def __call__(self) -> None:
         """Executes the run until its folder says how it ended. Raises when it failed, so that Slurm ends the job."""
         task, run_dir = Task.of(os.environ), self.folder.run_dir(self.run)
+        if is_waiting(self.folder, self.run):
+            raise RunFailedError(
+                f"{self.run.name} was not started: {self.run.parent} has ended without the checkpoint after "
+                f"{self.run.trunk_images:,} images, from which it continues.",
+                "Submit the sweep again.",
+            )
         before = run_dir.read_status()
         ending = self._train(task, run_dir)
         if task.rank != 0:
@@ -112,7 +119,10 @@ class RunJob:
 
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, pass_on)
-        options = ("--config", str(self.folder.config_file(self.run)), "--run-dir", str(run_dir.path))
+        options = (
+            *("--config", str(self.folder.config_file(self.run)), "--run-dir", str(run_dir.path)),
+            *branch_options(self.folder, self.run),
+        )
         with _output(task, run_dir) as output:
             worker = subprocess.Popen(
                 [sys.executable, *self.command, *options],

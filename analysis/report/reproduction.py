@@ -23,7 +23,8 @@ ORIGINS = (
 )
 COMMANDS_NOTE = (
     "A command that is run again resumes its run. All settings of a run are in its run.json; those of a run of a "
-    "sweep also in configs/ of the sweep, whose plan.json names every run."
+    "sweep also in configs/ of the sweep, whose plan.json names every run. A command with --branch-from needs the run "
+    "that it names; without that option it trains the same numbers alone."
 )
 COLUMNS = (
     Column("name", "Run"),

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.config.cooldown import NO_COOLDOWN
 from experiments.config.schema import RunConfig
 from experiments.records.run_folder import RunDir
 from experiments.training.clock import RecordingClock, synchronized_time
@@ -62,6 +63,7 @@ def short_run(config: RunConfig, steps: int) -> RunConfig:
     images = steps * config.train.batch_images
     changes = {
         "train": {"images": images},
+        "optim": NO_COOLDOWN,
         "log": {"every_images": config.train.batch_images},
         "eval": {
             "every_images": images,

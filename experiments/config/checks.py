@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 
 from experiments.config.budget import capacity_factor, expert_capacity, hidden_width
+from experiments.config.cooldown import check_cooldown
 from experiments.config.data_sets import DATA_SETS, data_set_of
 from experiments.config.metrics import training_metrics
 from experiments.config.routers import ROUTERS
@@ -41,6 +42,7 @@ def check_config(config: RunConfig) -> None:
     _check_backbone(config)
     _check_batches(config)
     check_transfer(config)
+    check_cooldown(config)
     if config.routing.name != "dense":
         _check_router(config)
         _check_experts(config)

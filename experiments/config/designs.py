@@ -22,8 +22,9 @@ from pathlib import Path
 
 from experiments.config.budget import Budget, budget, hidden_width
 from experiments.config.checks import check_config
+from experiments.config.cooldown import check_cooldown
 from experiments.config.identity import run_name
-from experiments.config.limits import MAX_FLOPS
+from experiments.config.limits import MAX_FLOPS, MAX_IMAGES
 from experiments.config.overrides import DESIGN_SECTION, load_config, split_words, validated
 from experiments.config.routers import routing_defaults
 from experiments.config.schema import RoutingConfig, RunConfig
@@ -61,9 +62,10 @@ def load_designed(overrides: Sequence[str] = (), file: Path | None = None, cost_
     Raises `ConfigError` for a design that does not exist or cannot be met.
     """
     plain, designs = separate(overrides)
-    config = load_config(plain, file)
     way = _iso_activation(designs.get(ISO_ACTIVATION, "None"))
     flops = _train_flops(designs.get(TRAIN_FLOPS, "None"))
+    # The FLOPs will replace the length of training, so the default length must not be refused for its cooldown.
+    config = load_config(plain if flops is None else [*plain, f"train.images={MAX_IMAGES}"], file)
     if flops is not None and any(setting.startswith("train.images=") for setting in plain):
         raise ConfigError(f"train.images and {TRAIN_FLOPS} both say how long to train.", "Give only one of them.")
     if way is None or config.routing.name == "dense":
@@ -129,7 +131,9 @@ def _with_horizon(config: RunConfig, flops: float | None, cost_of: CostOf) -> Ru
             f"Use at least {TRAIN_FLOPS}={batch_flops:.2g}, or a smaller train.batch_images.",
         )
     images = num_batches * config.train.batch_images
-    return validated(config.model_copy(update={"train": config.train.model_copy(update={"images": images})}))
+    trained = validated(config.model_copy(update={"train": config.train.model_copy(update={"images": images})}))
+    check_cooldown(trained)
+    return trained
 
 
 def _matched(config: RunConfig, way: str, cost_of: CostOf) -> RunConfig:

@@ -19,7 +19,7 @@ class Settings(BaseModel):
 
 
 class CheckpointConfig(Settings):
-    """Holds the settings of checkpoints, of which the last `keep` complete ones are kept."""
+    """Holds the settings of checkpoints; the last `keep`, and that before a cooldown (`cooldown.py`), are kept."""
 
     every_images: Images = Field(12_800, description="images between two checkpoints")
     keep: Steps = Field(2, description="checkpoints that stay")

@@ -79,6 +79,7 @@ Smoothing = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Epsilon = Annotated[float, Field(strict=True, gt=0, le=1.0), _not_below(1e-30)]
 Norm = Annotated[float, Field(strict=True, gt=0, le=1e30), _not_below(1e-12)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+CooldownShare = Annotated[float, Field(strict=True, gt=0, le=1), _not_below(1e-9)]
 Halflife = Annotated[float, Field(strict=True, gt=0, le=1e12), _not_below(1e-6)]
 Text = Annotated[str, Field(max_length=4096)]
 """A name or a path; Linux refuses longer paths."""

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
+from experiments.config.cooldown import with_cooldown
 from experiments.config.data_sets import DataSetName, fixed_settings
 from experiments.config.execution_settings import CheckpointConfig, LogConfig, ParallelConfig, Settings, WandbConfig
 from experiments.config.limits import (
     BatchImages,
+    CooldownShare,
     Epsilon,
     Experts,
     GateScale,
@@ -158,7 +160,15 @@ class OptimConfig(Settings):
     momentum: Smoothing = Field(0.9, description="RMSProp only")
     epsilon: Epsilon = Field(1e-8, description="added to the root of the squared gradient")
     warmup_images: ImagesOrNone = Field(3200, description="images over which the learning rate rises from 0")
-    schedule: Literal["constant", "cosine"] = Field("cosine", description="course of the learning rate after that")
+    schedule: Literal["constant", "cosine", "wsd"] = Field(
+        "cosine", description="course of the learning rate after that; wsd: constant, then a cooldown to 0"
+    )
+    cooldown_share: CooldownShare | None = Field(
+        None, exclude_if=_is_none, description="wsd only, 0.2 there: share of the images over which the rate falls"
+    )
+    cooldown_shape: Literal["1-sqrt", "linear"] | None = Field(
+        None, exclude_if=_is_none, description="wsd only, 1-sqrt there: the rate over the share x of the cooldown"
+    )
     clip_norm: Norm = Field(1.0, description="largest norm of all gradients together")
     parametrization: Literal["standard", "mup"] = Field(
         "standard",
@@ -233,7 +243,7 @@ class RunConfig(Settings):
         model = with_heads({**model_defaults(name, sparse=routing["name"] != "dense"), **model}, given=model)
         if routing["expert_factor"] is None and routing["name"] != "dense":
             routing["expert_factor"] = model.get("ffn_factor", 4.0)
-        optim = {"learning_rate": find_preset(name).learning_rate, **raw.get("optim", {})}
+        optim = {"learning_rate": find_preset(name).learning_rate, **with_cooldown(raw.get("optim", {}))}
         data = {"data": fixed_settings(raw["data"])} if "data" in raw else {}
         return {**raw, "model": model, "routing": routing, "optim": optim, **data}
 

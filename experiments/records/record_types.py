@@ -85,6 +85,14 @@ class PluginRecord(Record):
     source: Words = Field(description="the file or package that it came from")
 
 
+class ParentRecord(Record):
+    """Is the shorter run on whose trunk a run began (`--branch-from`), and the images that both share."""
+
+    name: Words
+    config_id: str
+    images: Positive = Field(description="seen at the checkpoint from which this run continued")
+
+
 class RunRecord(Record):
     """Holds `run.json`, which says what the run is and where it ran. It is written once, when the run first starts."""
 
@@ -111,6 +119,9 @@ class RunRecord(Record):
     flops_per_image: Positive = Field(description="one forward pass over all tokens of one image")
     train_flops_per_image: Positive = Field(description="forward and backward over the tokens training keeps")
     plugins: list[PluginRecord] | None = Field(None, description="that the run uses; None: none")
+    parent: ParentRecord | None = Field(
+        None, description="shorter run that it continued from; None: it began by itself"
+    )
 
     @property
     def plugin_names(self) -> list[str]:

@@ -75,6 +75,10 @@ class RunDir:
         """Returns the folder that holds one subfolder per complete checkpoint."""
         return self.path / "checkpoints"
 
+    def checkpoint(self, images_seen: int) -> Path:
+        """Returns the folder of the complete checkpoint after `images_seen` images."""
+        return self.checkpoints / f"images_{images_seen:012d}"
+
     @property
     def samples(self) -> Path:
         """Returns the folder of sample grids as PNG."""

@@ -121,7 +121,7 @@ def settle_record(run_dir: RunDir, record: RunRecord) -> RunRecord:
     if settings_id(stored.config) != record.config_id:  # an earlier version's id did not count the processes
         _require_same_groups(run_dir, stored, record)
         raise RecordError(
-            f"{run_dir.path} holds another run: {_first_difference(stored, record)}.",
+            f"{run_dir.path} holds another run: {first_difference(stored, record)}.",
             "Use the original settings to continue it, or another --run-dir.",
         )
     require_same_plugins(stored, record.plugins, run_dir.run_json)
@@ -218,7 +218,7 @@ def without_missing(dumped: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in dumped.items() if value is not None}
 
 
-def _first_difference(stored: RunRecord, wanted: RunRecord) -> str:
+def first_difference(stored: RunRecord, wanted: RunRecord) -> str:
     """Returns, as `seed is 0 there and 1 here`, the first setting that differs; those that change results go first."""
     there, here = dict(dotted(stored.config)), dict(dotted(wanted.model_dump(mode="json")["config"]))
     keys = [key for key in {**here, **there} if there.get(key) != here.get(key)]

@@ -144,9 +144,7 @@ def load_newest(
 
 
 def _open(path: Path, config_id: str, files: Sequence[str], wanted: Mapping[str, tuple[int, int]] | None) -> Checkpoint:
-    content = _read_state(path)
-    _require_same_run(path, content, config_id)
-    _require_true(path, require_well_formed, content)
+    content = read_description(path, config_id)
     stretches = [{name: tuple(bounds) for name, bounds in shard.items()} for shard in content["stretches"]]
     shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
     checkpoint = Checkpoint(path, content["state"], shapes, stretches)
@@ -158,6 +156,17 @@ def _open(path: Path, config_id: str, files: Sequence[str], wanted: Mapping[str,
             if file != "optimizer":
                 _require_true(path / name, require_stretches, path / name, stretches[shard], shapes)
     return checkpoint
+
+
+def read_description(path: Path, config_id: str) -> dict[str, Any]:
+    """Returns the content of `state.json` of the checkpoint at `path`; its tensors are not read.
+
+    Raises `DamagedCheckpointError`, and `CheckpointError` where it is of another config or format or cannot be reached.
+    """
+    content = _read_state(path)
+    _require_same_run(path, content, config_id)
+    _require_true(path, require_well_formed, content)
+    return content
 
 
 def _require_same_run(path: Path, content: Mapping[str, Any], config_id: str) -> None:

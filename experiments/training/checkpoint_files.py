@@ -57,11 +57,6 @@ class ShardReport:
     sha256: dict[str, str]
 
 
-def final_folder(run_dir: RunDir, images_seen: int) -> Path:
-    """Returns the folder of the complete checkpoint at `images_seen`."""
-    return run_dir.checkpoints / f"images_{images_seen:012d}"
-
-
 def shard_name(file: str, rank: int, world: int) -> str:
     """Returns a shard's file name, numbered from 1 as on Hugging Face; a single shard has no number."""
     if world == 1:
@@ -71,7 +66,7 @@ def shard_name(file: str, rank: int, world: int) -> str:
 
 def write_shard(run_dir: RunDir, images_seen: int, snapshot: TrainingState, rank: int, world: int) -> ShardReport:
     """Writes and syncs the files of one process. Raises `StorageError`."""
-    folder = _temporary_folder(run_dir, images_seen)
+    folder = temporary_folder(run_dir, images_seen)
     try:
         run_dir.checkpoints.mkdir(exist_ok=True)  # no parents: a run folder that somebody has deleted stays deleted
         folder.mkdir(exist_ok=True)
@@ -87,17 +82,19 @@ def write_shard(run_dir: RunDir, images_seen: int, snapshot: TrainingState, rank
 
 
 def publish(
-    run_dir: RunDir, state: Mapping[str, Any], shapes: Shapes, reports: Sequence[ShardReport], keep: int
-) -> Path:
+    run_dir: RunDir, state: Mapping[str, Any], shapes: Shapes, reports: Sequence[ShardReport], keep: int,
+    trunk_images: int | None = None,
+) -> Path:  # fmt: skip
     """Gives the checkpoint that all processes have written its name, and keeps only it and the `keep - 1` before it.
 
-    Checkpoints of more images are removed too: they were damaged, so training went on from an earlier one and will
-    reach them again. A folder that holds anything but the files of a checkpoint is never removed. Older
-    checkpoints are removed only after the new one is complete. Raises `StorageError`, after it has removed the
+    The one after `trunk_images` stays, too, because longer runs continue from it (`config/cooldown.py`). Checkpoints of
+    more images are removed: they were damaged, so training went on from an earlier one and will reach them again. A
+    folder that holds anything but the files of a checkpoint is never removed. Older checkpoints are removed only after
+    the new one is complete. Raises `StorageError`, after it has removed the
     checkpoint if that is still unfinished.
     """
     images_seen = int(state["images_seen"])
-    final, folder = final_folder(run_dir, images_seen), _temporary_folder(run_dir, images_seen)
+    final, folder = run_dir.checkpoint(images_seen), temporary_folder(run_dir, images_seen)
     content = {
         "format_version": FORMAT_VERSION,
         "sha256": {name: digest for report in reports for name, digest in report.sha256.items()},
@@ -116,7 +113,7 @@ def publish(
             set_aside(final)
         folder.rename(final)
         sync(run_dir.checkpoints)
-        _drop_all_but(run_dir, final, keep)
+        _drop_all_but(run_dir, final, keep, trunk_images)
     except OSError as error:
         abandon(run_dir, images_seen)
         raise _not_written(run_dir, images_seen, error) from error
@@ -151,7 +148,7 @@ def drop_leftovers(run_dir: RunDir) -> None:
 
 def abandon(run_dir: RunDir, images_seen: int) -> None:
     """Removes the unfinished checkpoint at `images_seen`."""
-    shutil.rmtree(_temporary_folder(run_dir, images_seen), ignore_errors=True)
+    shutil.rmtree(temporary_folder(run_dir, images_seen), ignore_errors=True)
 
 
 def sha256_of_content(content: Mapping[str, Any]) -> str:
@@ -159,15 +156,17 @@ def sha256_of_content(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _temporary_folder(run_dir: RunDir, images_seen: int) -> Path:
-    final = final_folder(run_dir, images_seen)
+def temporary_folder(run_dir: RunDir, images_seen: int) -> Path:
+    """Returns the folder in which the checkpoint is written before it gets its name."""
+    final = run_dir.checkpoint(images_seen)
     return final.with_name(f".writing-{final.name}")
 
 
-def _drop_all_but(run_dir: RunDir, newest: Path, keep: int) -> None:
+def _drop_all_but(run_dir: RunDir, newest: Path, keep: int, trunk_images: int | None) -> None:
     complete = complete_checkpoints(run_dir)
     place = complete.index(newest) + 1
-    for other in (*complete[: max(0, place - keep)], *complete[place:]):
+    trunk = None if trunk_images is None else run_dir.checkpoint(trunk_images)
+    for other in (*(each for each in complete[: max(0, place - keep)] if each != trunk), *complete[place:]):
         _drop(other)
 
 
@@ -201,6 +200,6 @@ def _not_written(run_dir: RunDir, images_seen: int, error: OSError) -> StorageEr
     way_out = "Free space" if error.errno in FULL else "Make the folder writable"
     goes_on = ": it continues from the checkpoint before it" if complete_checkpoints(run_dir) else ""
     return StorageError(
-        f"cannot write the checkpoint {final_folder(run_dir, images_seen)}: {(error.strerror or str(error)).lower()}.",
+        f"cannot write the checkpoint {run_dir.checkpoint(images_seen)}: {(error.strerror or str(error)).lower()}.",
         f"{way_out} and run the same command again{goes_on}.",
     )

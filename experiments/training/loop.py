@@ -17,24 +17,23 @@ import torch
 from torch import Tensor
 
 from experiments.config.budget import budget
+from experiments.config.cooldown import cooldown_start
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream
 from experiments.data.sources.image_source import open_source
-from experiments.distributed.agreement import any_process, first_trouble, of_the_first
+from experiments.distributed.agreement import any_process
 from experiments.distributed.deepspeed_library import dist
 from experiments.distributed.rendezvous import meet
 from experiments.models.parts import assert_matches_budget
 from experiments.records.record_types import State
 from experiments.records.run_folder import RunDir
-from experiments.records.run_lock import settle_record
 from experiments.records.storage import storage_errors
 from experiments.records.wandb_mirror import start_mirror
 from experiments.records.writer import RecordWriter
 from experiments.routing.build import try_plugin
-from experiments.training.checkpoint import Checkpoint, load_newest
+from experiments.training.branch import begin
 from experiments.training.checkpoint_contents import LOSS
-from experiments.training.checkpoint_files import drop_leftovers
-from experiments.training.checkpoint_list import complete_checkpoints, saved_checkpoints
+from experiments.training.checkpoint_list import saved_checkpoints
 from experiments.training.clock import NoClock, StepClock
 from experiments.training.description import describe_run, peak_memory_gib
 from experiments.training.diagnosis import nonfinite_cause, nonfinite_error
@@ -53,7 +52,7 @@ from experiments.training.objective import forward_loss, to_device
 from experiments.training.pauses import TrainingClock
 from experiments.training.peak import matmul_flops_per_second
 from experiments.training.reporter import Reporter
-from experiments.training.restore import require_same_loss, restore, snapshot
+from experiments.training.restore import newest_checkpoint, require_same_loss, restore, snapshot
 from experiments.training.room import require_room
 from experiments.training.saver import Saver
 from experiments.training.schedule import learning_rate
@@ -99,10 +98,12 @@ def train(
     observers: Sequence[Observer] = (),
     clock: StepClock | None = None,
     restart: bool = False,
+    branch_from: RunDir | None = None,
 ) -> State:
     """Trains to `train.images`, continuing from the newest checkpoint; returns `done` or `interrupted`.
 
-    With `restart` it starts at the first image instead, and what the folder holds of the run is set aside.
+    With `restart` it starts at the first image instead, and what the folder holds of the run is set aside. A run that
+    has not begun takes over the trunk of `branch_from`, a shorter run (`branch.py`).
 
     Raises `RunFailedError` for a non-finite loss, and other `EcditError`s for mistakes; the status holds the reason.
     """
@@ -121,7 +122,7 @@ def train(
     if launched_rank() == 0:  # a folder of another run is refused before anything is built
         if not run_dir.run_json.exists():
             record = record.model_copy(update={"matmul_flops_per_second": matmul_flops_per_second(record.precision)})
-        settle_record(run_dir, record)
+        begin(config, run_dir, record, branch_from)
         if not restart:
             saved_checkpoints(run_dir, reporter.warn)  # raises before rows are cut, where they cannot be reached
     reporter.phase("building")
@@ -130,7 +131,7 @@ def train(
         engine = build_engine(config, begun.precision)
         if config.parallel.zero_stage < 3:  # ZeRO-3's layers hold no weights between calls
             assert_matches_budget(engine.model, cost, engine.share.count)
-        checkpoint = None if restart else _newest_checkpoint(engine, run_dir, begun.config_id, reporter)
+        checkpoint = None if restart else newest_checkpoint(engine, run_dir, begun.config_id, reporter)
         means = RunningMeans()
         if checkpoint is not None:
             require_same_loss(config, checkpoint)
@@ -142,7 +143,10 @@ def train(
         shapes, keep = engine.partitions.shapes, config.checkpoint.keep
         run = Run(
             config, run_dir, engine, writer, reporter, observers, cost.train_flops_per_image, means, clock or NoClock(),
-            Saver(run_dir, begun.config_id, shapes, keep, engine.rank, engine.world, means.images_seen),
+            Saver(
+                run_dir, begun.config_id, shapes, keep, engine.rank, engine.world, means.images_seen,
+                cooldown_start(config),
+            ),
             TrainingClock(reporter.warn if engine.rank == 0 else lambda message: None),
         )  # fmt: skip
         with recorded_end(run.status, run.writer, meeting, reporter.warn):
@@ -150,20 +154,6 @@ def train(
                 reporter.say(f"Continuing at {means.images_seen:,} of {config.total_images:,} images.")
             with run.seconds:
                 return _loop(run, stop)
-
-
-def _newest_checkpoint(engine: Engine, run_dir: RunDir, config_id: str, reporter: Reporter) -> Checkpoint | None:
-    """Opens the checkpoint from which all processes continue; each checks the shards that it will read. Collective."""
-    if engine.rank == 0:
-        drop_leftovers(run_dir)
-    return load_newest(
-        run_dir,
-        config_id,
-        reporter.warn if engine.rank == 0 else lambda message: None,
-        wanted=engine.partitions.wanted(),
-        paths=of_the_first(complete_checkpoints(run_dir) if engine.rank == 0 else [], engine.world),
-        agree=lambda trouble: first_trouble(trouble, engine.world),
-    )
 
 
 def _loop(run: Run, stop: StopRequest) -> State:
@@ -175,7 +165,7 @@ def _loop(run: Run, stop: StopRequest) -> State:
     run.reporter.phase("training")
     engine.model.train()
     stream = TrainStream(config, engine.rank, engine.world)
-    saved = run.saver.images_saved
+    saved, trunk = run.saver.images_saved, run.saver.trunk_images
     started = run.seconds.now()
     for batch in stream.iterate(means.images_seen):
         before = means.images_seen
@@ -191,7 +181,8 @@ def _loop(run: Run, stop: StopRequest) -> State:
         # A signal may reach one process alone, but all must stop after the same step.
         stopped, writing = any_process([stop.is_asked, run.saver.is_writing], engine.world, engine.device)
         run.saver.poll(writing)
-        if done or stopped or _crossed(before, means.images_seen, config.checkpoint.every_images):
+        is_time = means.images_seen == trunk or _crossed(before, means.images_seen, config.checkpoint.every_images)
+        if done or stopped or is_time:
             # A process that ends must wait, because the thread that writes its checkpoint would end with it.
             _save(run, wait=done or stopped)
         if stopped and not done:

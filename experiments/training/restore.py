@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
+from experiments.distributed.agreement import first_trouble, of_the_first
 from experiments.errors import CheckpointError
-from experiments.training.checkpoint import Checkpoint
+from experiments.records.run_folder import RunDir
+from experiments.training.checkpoint import Checkpoint, load_newest
 from experiments.training.checkpoint_contents import LOSS
-from experiments.training.checkpoint_files import TrainingState
-from experiments.training.checkpoint_list import START_ANEW
+from experiments.training.checkpoint_files import TrainingState, drop_leftovers
+from experiments.training.checkpoint_list import START_ANEW, complete_checkpoints
 from experiments.training.engine import Engine
 from experiments.training.partitions import Partitions
+from experiments.training.reporter import Reporter
 
 
 def snapshot(engine: Engine) -> TrainingState:
@@ -37,6 +40,20 @@ def snapshot(engine: Engine) -> TrainingState:
         for stretch in partitions.stretches(partitions.flats)
     }
     return TrainingState({**tensors, "optimizer": optimizer}, bounds, counters)
+
+
+def newest_checkpoint(engine: Engine, run_dir: RunDir, config_id: str, reporter: Reporter) -> Checkpoint | None:
+    """Opens the checkpoint from which all processes continue; each checks the shards that it will read. Collective."""
+    if engine.rank == 0:
+        drop_leftovers(run_dir)
+    return load_newest(
+        run_dir,
+        config_id,
+        reporter.warn if engine.rank == 0 else lambda message: None,
+        wanted=engine.partitions.wanted(),
+        paths=of_the_first(complete_checkpoints(run_dir) if engine.rank == 0 else [], engine.world),
+        agree=lambda trouble: first_trouble(trouble, engine.world),
+    )
 
 
 def require_same_loss(config: RunConfig, checkpoint: Checkpoint) -> None:

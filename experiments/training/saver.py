@@ -24,12 +24,16 @@ class Saver:
     """Writes the checkpoints of a run, at most one at a time."""
 
     def __init__(
-        self, run_dir: RunDir, config_id: str, shapes: Shapes, keep: int, rank: int, world: int, images_saved: int = 0
-    ) -> None:
-        """Makes the saver; `images_saved` are the images of the checkpoint from which training continues."""
+        self, run_dir: RunDir, config_id: str, shapes: Shapes, keep: int, rank: int, world: int, images_saved: int = 0,
+        trunk_images: int | None = None,
+    ) -> None:  # fmt: skip
+        """Makes the saver; `images_saved` are the images of the checkpoint from which training continues.
+
+        The checkpoint after `trunk_images` is never removed for a newer one.
+        """
         self.images_saved = images_saved
         self.run_dir, self.config_id, self.shapes, self.keep = run_dir, config_id, shapes, keep
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.trunk_images = rank, world, trunk_images
         self._state: dict[str, Any] | None = None
         self._thread: threading.Thread | None = None
         self._written: ShardReport | StorageError | None = None
@@ -84,7 +88,8 @@ class Saver:
         assert trouble is not None or None not in reports, "a thread ended without a word: its shard is missing"
         if trouble is None and self.rank == 0:
             try:
-                publish(self.run_dir, state, self.shapes, [r for r in reports if isinstance(r, ShardReport)], self.keep)
+                shards = [report for report in reports if isinstance(report, ShardReport)]
+                publish(self.run_dir, state, self.shapes, shards, self.keep, self.trunk_images)
             except StorageError as error:
                 trouble = error
         trouble = first_trouble(trouble, self.world)

@@ -94,7 +94,7 @@ def test_the_dry_run_shows_the_script_that_is_submitted(array):
     runs, first, _ = array
     job = next(iter(first.submitted.values())).split("_")[0]
     submitted = (runs.folder.path / "slurm" / f"{job}_submission.sh").read_text()
-    [asked] = job_arrays(runs.runs, runs.cluster)
+    [asked] = job_arrays(runs.folder, runs.runs, runs.cluster)
     assert batch_script(runs.folder, runs.plan.sweep, asked) == submitted
 
 

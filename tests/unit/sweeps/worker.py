@@ -1,19 +1,22 @@
 """A run in miniature for the tests of executors: records itself as training does, and misbehaves on request.
 
-    worker.py [SEED=BEHAVIOUR ...] --config FILE --run-dir DIR
+    worker.py [SEED=BEHAVIOUR ...] --config FILE --run-dir DIR [--branch-from DIR]
 
-The seed of the config picks the behaviour; `done` unless told otherwise. A run that was interrupted continues from the
-images it had seen and then finishes.
+The seed of the config picks the behaviour, or `SEED:IMAGES` that of one length; `done` unless told otherwise. A run
+that was interrupted continues from the images it had seen and then finishes. A run of `optim.schedule=wsd` makes the
+folder of its checkpoint at the beginning of the cooldown, before a behaviour that begins with `late_`, else after it.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
 import time
 from pathlib import Path
 
+from experiments.config.cooldown import cooldown_start
 from experiments.config.identity import config_id, run_name
 from experiments.config.overrides import load_config
 from experiments.records.record_types import EvalRow, RunRecord, StepRow
@@ -22,9 +25,14 @@ from experiments.records.writer import RecordWriter
 
 
 def main() -> None:
-    *choices, _, config_file, _, folder = sys.argv[1:]
-    config, run_dir = load_config(file=Path(config_file)), RunDir(Path(folder))
-    behaviour = dict(choice.split("=") for choice in choices).get(str(config.seed), "done")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("choices", nargs="*")
+    for option in ("--config", "--run-dir", "--branch-from"):
+        parser.add_argument(option, type=Path)
+    asked = parser.parse_args()
+    config, run_dir = load_config(file=asked.config), RunDir(asked.run_dir)
+    told, images = dict(choice.split("=") for choice in asked.choices), config.train.images
+    behaviour = told.get(f"{config.seed}:{images}", told.get(str(config.seed), "done"))
     print(f"threads {os.environ['OMP_NUM_THREADS']} behaviour {behaviour}", flush=True)
     if behaviour == "mute":
         sys.exit(0)
@@ -32,11 +40,15 @@ def main() -> None:
     images_seen = before.images_seen if before is not None and before.state == "interrupted" else 0
     writer = RecordWriter.open(run_dir, record(config), images_seen)
     writer.status("running", images_seen)
-    half, images = config.train.images // 2, config.train.images
+    half, trunk = images // 2, cooldown_start(config)
     if images_seen == 0:
         write_step(writer, half)
         writer.status("running", half)
-        BEHAVIOURS[behaviour](writer, half)
+        if trunk is not None and behaviour.startswith("late_"):
+            run_dir.checkpoint(trunk).mkdir(parents=True)
+        BEHAVIOURS[behaviour.removeprefix("late_")](writer, half)
+    if trunk is not None:
+        run_dir.checkpoint(trunk).mkdir(parents=True, exist_ok=True)
     write_step(writer, images)
     for metric in ("val_loss", "inference_seconds_per_image"):
         row = EvalRow(images_seen=images, metric=metric, value=0.125, num_samples=8, seed=0, weights="raw")

@@ -51,3 +51,21 @@ def test_a_warm_up_longer_than_the_run_is_still_a_rate() -> None:
 
 def test_a_last_batch_beyond_the_horizon_is_still_a_rate() -> None:
     assert rate(1000, "train.images=1005") >= 0
+
+
+def test_wsd_is_constant_until_its_cooldown_and_then_falls_as_one_minus_the_root() -> None:
+    assert [rate(n, "optim.schedule=wsd") for n in (0, 40, 100, 500, 790, 800)] == pytest.approx(
+        [1e-3, 5e-3, 1e-2, 1e-2, 1e-2, 1e-2]
+    )
+    assert rate(850, "optim.schedule=wsd") == pytest.approx(1e-2 * (1 - 0.25**0.5))
+    assert rate(990, "optim.schedule=wsd") == pytest.approx(1e-2 * (1 - 0.95**0.5))
+
+
+def test_wsd_can_fall_on_a_line() -> None:
+    linear = ("optim.schedule=wsd", "optim.cooldown_shape=linear", "optim.cooldown_share=0.5")
+    assert [rate(n, *linear) for n in (490, 500, 750, 990)] == pytest.approx([1e-2, 1e-2, 5e-3, 2e-4])
+
+
+def test_before_the_cooldown_the_length_of_the_run_changes_no_rate() -> None:
+    short = [rate(n, "optim.schedule=wsd") for n in range(0, 800, 10)]
+    assert short == [rate(n, "optim.schedule=wsd", "train.images=5000") for n in range(0, 800, 10)]
