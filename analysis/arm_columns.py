@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+
+import pandas as pd
 
 from analysis.columns import Column
 from analysis.report.run_rows import four, whole
@@ -17,6 +20,7 @@ COLUMNS = (
     Column("params_active", "Activated", significant, priority=2),
     Column("flops_per_image", "FLOPs/image", significant, priority=3),
     Column("num_seeds", "Seeds", whole, priority=2),
+    Column("num_diverged", "Diverged", whole, priority=1),
     Column("val_loss_mean", "Val. loss", four),
     Column("val_loss_std", "± std", four, priority=1),
     Column("val_loss_low", "95% low", four),
@@ -32,6 +36,14 @@ COLUMNS = (
 BY_KEY = {column.key: column for column in COLUMNS}
 
 
+DIVERGED = "num_diverged"
+
+
 def arm_columns(*keys: str) -> tuple[Column, ...]:
     """Returns the columns with these keys, which are those of `arm_table`, in the order given."""
     return tuple(BY_KEY[key] for key in keys)
+
+
+def columns_of(arms: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
+    """Returns `columns`, without the number of runs that diverged where none did."""
+    return [column for column in columns if column.key != DIVERGED or (arms[DIVERGED] > 0).any()]

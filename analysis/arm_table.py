@@ -1,10 +1,11 @@
 """The arm table: one row per setting and arm, means over seeds beside what the arm costs.
 
-The columns are the keys of `ecdit compare-routing --json`. `val_loss_std` is the standard deviation over seeds with
-n - 1 and is missing with one seed. `dropped_share` is the share of tokens that were dropped (token choice) or that no
+The columns are the keys of `ecdit compare-routing --json`. `val_loss_std` is the standard deviation over seeds with n -
+1 and is missing with one seed. `dropped_share` is the share of tokens that were dropped (token choice) or that no
 expert chose (expert choice); dense models have none. Columns with `_same_t` are measured on batches in which all images
-have one timestep, because that is what a router meets in sampling. `evals.METRIC` are the scores of `arm_scores.py`,
-where any run has them.
+have one timestep, because that is what a router meets in sampling. `num_diverged` counts the runs that diverged, which
+are in no mean; an arm of which all runs diverged has a row without losses. `evals.METRIC` are the scores of
+`arm_scores.py`, where any run has them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pandas as pd
 from analysis.arm_scores import arm_scores
 from analysis.arms import arm_list, dense_same_depth
 from analysis.curves import mean_over_seeds, reach, validation_curves
+from analysis.diverged_runs import diverged_table, finished_arms
 from analysis.load_records import Records
 from analysis.run_table import INFERENCE, is_missing
 from analysis.seed_intervals import interval_of_mean, standard_deviation
@@ -41,9 +43,12 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     """
     curves = mean_over_seeds(validation_curves(records, table))
     of_setting = dict(list(curves.groupby("setting")))
+    diverged = diverged_table(records)
+    both = table if diverged.empty else pd.concat([table, _shown(diverged, records, table)], ignore_index=True)
     rows = []
-    for setting, runs in table.groupby("setting", sort=False):
-        reached = _images_to_dense_loss(of_setting.get(setting, curves.iloc[:0]), dense_same_depth(runs))
+    for setting, runs in both.groupby("setting", sort=False):
+        finished = runs[runs["val_loss"].notna()]
+        reached = _images_to_dense_loss(of_setting.get(setting, curves.iloc[:0]), dense_same_depth(finished))
         for label, _, _ in arm_list(runs):
             rows.append(_arm_row(runs[runs["arm"] == label]) | reached.get(label, NEVER))
     numbers = ["val_loss_std", "val_loss_low", "val_loss_high", *MEANS, *NEVER]
@@ -66,10 +71,16 @@ def missing_as_none(rows: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def _shown(diverged: pd.DataFrame, records: Records, table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the runs that diverged in the settings of `table`, or in settings in which no run finished."""
+    hidden = set(finished_arms(records)["setting"]) - set(table["setting"])
+    return diverged[~diverged["setting"].isin(hidden)].reindex(columns=table.columns)
+
+
 def _arm_row(runs: pd.DataFrame) -> dict[str, Any]:
     first = runs.iloc[0]
-    losses = runs["val_loss"].to_list()
-    loss = interval_of_mean(losses)
+    losses = runs["val_loss"].dropna().to_list()  # a finished run has a loss, so the others diverged
+    loss = interval_of_mean(losses) if losses else None
     return {
         "routing": first["routing.name"],
         "arm": first["arm"],
@@ -80,10 +91,11 @@ def _arm_row(runs: pd.DataFrame) -> dict[str, Any]:
         "group_images": first["routing.group_images"],
         **{cost: int(first[cost]) for cost in COSTS},
         "train_images": int(first["train.images"]),
-        "num_seeds": len(runs),
+        "num_seeds": len(losses),
+        "num_diverged": len(runs) - len(losses),
         "val_loss_std": standard_deviation(losses),
-        "val_loss_low": loss.low,
-        "val_loss_high": loss.high,
+        "val_loss_low": loss and loss.low,
+        "val_loss_high": loss and loss.high,
         **{key: runs[column].mean() for key, column in MEANS.items()},
         "kind": first["arm_kind"],
         "variant": int(first["variant"]),

@@ -69,11 +69,17 @@ def claims(table: pd.DataFrame) -> list[PairedDifference]:
 
 def corrected(found: Sequence[PairedDifference]) -> list[PairedDifference]:
     """Returns `found` with p-values that are corrected for the number of claims that have an interval."""
-    p_values = np.array([claim.gap.p_value for claim in found if claim.gap.p_value is not None])
-    if not len(p_values):
-        return list(found)
-    pairs = iter(zip(stats.false_discovery_control(p_values).tolist(), holm(p_values.tolist()), strict=True))
-    return [claim if claim.gap.p_value is None else _with_p_values(claim, *next(pairs)) for claim in found]
+    pairs = corrections([claim.gap.p_value for claim in found])
+    return [claim if pair is None else _with_p_values(claim, *pair) for claim, pair in zip(found, pairs, strict=True)]
+
+
+def corrections(p_values: Sequence[float | None]) -> list[tuple[float, float] | None]:
+    """Returns each p-value after the corrections of Benjamini and Hochberg and of Holm; None stays None."""
+    tested = [p_value for p_value in p_values if p_value is not None]
+    if not tested:
+        return [None] * len(p_values)
+    pairs = iter(zip(stats.false_discovery_control(tested).tolist(), holm(tested), strict=True))
+    return [None if p_value is None else next(pairs) for p_value in p_values]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -12,24 +12,26 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.arm_columns import arm_columns
+from analysis.arm_columns import arm_columns, columns_of
 from analysis.arm_scores import arm_scores, score_columns
 from analysis.arm_table import arm_table
 from analysis.arms import ACTIVATED_TOLERANCE
 from analysis.claims import MIN_SEEDS, PairedDifference, claims, conclusion, correction, listed
 from analysis.comparable import MEASURED_ON
+from analysis.diverged_runs import diverged_table, divergence_note
 from analysis.escaping import markdown_text
 from analysis.figures.registry import find_figure
 from analysis.load_records import Records
 from analysis.report.document import cell
 from analysis.run_table import INFERENCE, fixed, is_missing, markdown, run_table
+from analysis.seed_planning import seeds_sentence, seeds_wanted
 from analysis.style import write_drawing
 from experiments.records.outputs import output_files
 
 NAME = "comparison"
 ARM_COLUMNS = arm_columns(
-    "arm", "params_total", "params_active", "flops_per_image", "num_seeds", "val_loss_mean", "val_loss_std",
-    "val_loss_same_t_mean", "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
+    "arm", "params_total", "params_active", "flops_per_image", "num_seeds", "num_diverged", "val_loss_mean",
+    "val_loss_std", "val_loss_same_t_mean", "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
     "dropped_share_same_t",
 )  # fmt: skip
 INTERVALS = "Intervals are Student's t over seeds, of one difference each; p (BH) and p (Holm) are corrected for all."
@@ -87,29 +89,29 @@ def differences_markdown(found: list[PairedDifference]) -> str:
 def comparison_cells(arms: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Returns the arm table for display: its header and cells, with a dash where a value is missing."""
     several = arms["setting"].nunique() > 1
-    scores = score_columns(arms.columns)
+    scores, columns = score_columns(arms.columns), columns_of(arms, ARM_COLUMNS)
     named = arms.assign(arm=arms["setting"] + ": " + arms["arm"]) if several else arms
     rows = [
-        [cell(arm[column.key], column).text for column in ARM_COLUMNS]
+        [cell(arm[column.key], column).text for column in columns]
         + ["–" if is_missing(arm[key]) else value.text(arm[key]) for key, value in scores.items()]
         for arm in named.to_dict("records")
     ]
-    titles = [column.title for column in ARM_COLUMNS] + [value.title or value.name for value in scores.values()]
+    titles = [column.title for column in columns] + [value.title or value.name for value in scores.values()]
     return titles, rows
 
 
 def _claim_cells(found: list[PairedDifference]) -> tuple[list[str], list[list[str]]]:
     header = [
         "Arm", "Against", "Setting", "Difference", "95% interval", "Seeds", "Method",
-        "p", "p (BH)", "p (Holm)", "Verdict",
+        "p", "p (BH)", "p (Holm)", "Verdict", "Seeds for 80%", "corrected",
     ]  # fmt: skip
     rows = []
-    for claim in found:
+    for claim, wanted in zip(found, seeds_wanted(found), strict=True):
         gap = claim.gap
         interval = "–" if gap.low is None else f"{gap.low:+.4f} to {gap.high:+.4f}"
         numbers = [f"{gap.mean:+.4f}", interval, str(gap.num_values), gap.method]
         p_values = [fixed(p, 4) for p in (gap.p_value, claim.p_benjamini_hochberg, claim.p_holm)]
-        rows.append([claim.arm, claim.reference, claim.setting, *numbers, *p_values, claim.verdict])
+        rows.append([claim.arm, claim.reference, claim.setting, *numbers, *p_values, claim.verdict, *wanted])
     return header, rows
 
 
@@ -118,9 +120,13 @@ def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame, found: lis
     yield INTERVALS
     if remaining := correction(found):
         yield remaining
+    if needed := seeds_sentence(found):
+        yield needed
     if table["val_loss_same_t"].notna().any():
         yield "Batches of one timestep hold other t than mixed ones: compare their losses between arms."
-    few = arms.loc[arms["num_seeds"] < MIN_SEEDS]
+    if diverged := divergence_note(diverged_table(records)):
+        yield diverged
+    few = arms.loc[arms["num_seeds"].between(1, MIN_SEEDS - 1)]
     for _, arm in few.iterrows():
         seeds = "1 seed: no spread can be given" if arm["num_seeds"] == 1 else f"{arm['num_seeds']} seeds"
         yield f"{arm['arm']} ({arm['setting']}) has {seeds}; at least {MIN_SEEDS} are needed to trust a spread."
@@ -133,7 +139,7 @@ def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame, found: lis
             what = "losses and speeds" if column == "precision" else "speeds"
             yield f"Runs differ in {column} ({values}): {what} are not comparable between them."
     for missing in records.left_out:
-        yield f"Left out: {missing}."
+        yield f"Left out: {str(missing).rstrip('.')}."
 
 
 def _unmatched(arms: pd.DataFrame) -> Iterator[str]:

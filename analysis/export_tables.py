@@ -17,18 +17,21 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.arm_columns import arm_columns
+from analysis.arm_columns import arm_columns, columns_of
 from analysis.arm_table import arm_table
 from analysis.columns import Column
+from analysis.diverged_runs import diverged_table
 from analysis.escaping import for_csv
 from analysis.load_records import RECORD_COLUMNS, Records
 from analysis.read_rows import said_damaged
+from analysis.report.diverged_rows import DIVERGED_COLUMNS
 from analysis.report.document import MISSING
 from analysis.report.run_rows import columns_with_scores, run_rows
 from analysis.run_table import is_missing, markdown, run_table
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import stored_config
 from experiments.errors import OutputError, RecordError
+from experiments.records.divergence import diverged_at
 from experiments.records.outputs import is_ours, output_files
 from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import RunDir, Skipped, find_runs
@@ -41,8 +44,8 @@ SPREAD = "val_loss_std"
 """The standard deviation over seeds belongs to an arm, so the table of runs has no such column."""
 
 ARM_COLUMNS = arm_columns(
-    "setting", "arm", "num_seeds", "params_total", "params_active", "flops_per_image", "val_loss_mean", SPREAD,
-    "val_loss_ema_mean", "images_per_second",
+    "setting", "arm", "num_seeds", "num_diverged", "params_total", "params_active", "flops_per_image", "val_loss_mean",
+    SPREAD, "val_loss_ema_mean", "images_per_second",
 )  # fmt: skip
 
 STATUS_COLUMNS = ("state", "images_seen", "images_total", "reason")
@@ -68,22 +71,35 @@ def export_runs(root: Path | None, projects: Sequence[str] = (), skipped: Skippe
 
 @dataclass(frozen=True)
 class FinalTables:
-    """The tables for people: `runs` has a row per finished run, `arms` one per setting and arm."""
+    """The tables for people: `runs` has a row per finished run, `arms` one per setting and arm.
+
+    `diverged` has a row for each run that diverged, with the columns `DIVERGED_COLUMNS`.
+    """
 
     runs: pd.DataFrame
     run_columns: list[Column]
     arms: pd.DataFrame
+    diverged: pd.DataFrame
+
+    @property
+    def arm_columns(self) -> list[Column]:
+        """Returns the columns of the table of arms, in which something is shown."""
+        return columns_of(self.arms, ARM_COLUMNS)
 
     def markdown(self) -> str:
         """Returns both tables as Markdown."""
         cells = [[_text(column, row[column.key]) for column in self.run_columns] for _, row in self.runs.iterrows()]
-        arms = [[_text(column, row[column.key]) for column in ARM_COLUMNS] for _, row in self.arms.iterrows()]
-        return "\n".join(
-            [
-                "## Runs\n", markdown([column.title for column in self.run_columns], cells),
-                "## Over seeds\n", markdown([column.title for column in ARM_COLUMNS], arms),
+        arms = [[_text(column, row[column.key]) for column in self.arm_columns] for _, row in self.arms.iterrows()]
+        parts = [
+            "## Runs\n", markdown([column.title for column in self.run_columns], cells),
+            "## Over seeds\n", markdown([column.title for column in self.arm_columns], arms),
+        ]  # fmt: skip
+        if len(self.diverged):
+            lost = [
+                [_text(column, row[column.key]) for column in DIVERGED_COLUMNS] for _, row in self.diverged.iterrows()
             ]
-        )  # fmt: skip
+            parts += ["## Diverged\n", markdown([column.title for column in DIVERGED_COLUMNS], lost)]
+        return "\n".join(parts)
 
 
 def final_tables(records: Records) -> FinalTables:
@@ -91,7 +107,7 @@ def final_tables(records: Records) -> FinalTables:
     table = run_table(records)
     runs = run_rows(records, table)
     columns = [column for column in columns_with_scores(runs) if column.key in runs and column.key != SPREAD]
-    return FinalTables(runs, columns, arm_table(records, table))
+    return FinalTables(runs, columns, arm_table(records, table), diverged_table(records))
 
 
 def _text(column: Column, value: Any) -> str:
@@ -142,7 +158,8 @@ def _row(run: RunDir, name: str) -> dict[str, Any]:
 
 def _status(run: RunDir) -> dict[str, Any]:
     status = run.read_status()
-    return {name: getattr(status, name, None) for name in STATUS_COLUMNS}
+    diverged = None if status is None else diverged_at(status)
+    return {name: getattr(status, name, None) for name in STATUS_COLUMNS} | {"diverged_at_images": diverged}
 
 
 def _settings(run: RunDir) -> dict[str, Any]:

@@ -5,6 +5,12 @@ The laws are straight lines in logarithms, fitted by least squares (Hoffmann et 
 configurations, so the scatter of the minima about the law contains the errors of configurations and of seeds. An
 interval over seeds alone would be too narrow: the seeds of one configuration share its error, so more of them would
 narrow the interval without any new information about that error.
+
+A second interval, `exponent_cells_low` to `exponent_cells_high`, carries the intervals of the parabolas' minima to the
+exponent, which come from the scatter of configurations (cells of one size at one budget) about the parabolas. It has
+more degrees of freedom and exists for two budgets too, but it trusts that the minima follow a power law. The minima of
+the parametric law follow from one fit and share its errors, so neither interval holds for their exponents; the laws of
+`laws/` have those of alpha and beta.
 """
 
 from __future__ import annotations
@@ -15,16 +21,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import linregress
 from scipy.stats import t as student_t
 
+METHOD = "parametric"
+"""The method whose minima follow from one law for all budgets."""
 QUANTITIES = {"params": "best size N*", "images": "best training D*"}
 MIN_BUDGETS = 2
 ENDS = (("low", -1), ("high", 1))
 COLUMNS = [
-    "study", "arm", "method", "quantity", "factor", "exponent", "exponent_low", "exponent_high", "num_budgets",
+    "study", "arm", "method", "quantity", "factor", "exponent", "exponent_low", "exponent_high",
+    "exponent_cells_low", "exponent_cells_high", "num_budgets",
 ]  # fmt: skip
-NUMBERS = ("factor", "exponent", "exponent_low", "exponent_high")
+NUMBERS = ("factor", "exponent", "exponent_low", "exponent_high", "exponent_cells_low", "exponent_cells_high")
 
 
 def laws_of_minima(minima: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -47,10 +57,26 @@ def _laws(key: tuple[Hashable, ...], points: pd.DataFrame) -> Iterator[dict[str,
     log_flops = np.log(points["flops"].to_numpy(float))
     for quantity in QUANTITIES:
         line = linregress(log_flops, np.log(points[quantity].to_numpy(float)))
-        half = _half_width(line.stderr, len(points) - 2)
+        is_fitted_alone = about["method"] != METHOD  # the joint law's minima share its errors and do not scatter
+        half = _half_width(line.stderr, len(points) - 2) if is_fitted_alone else None
         row = {**about, "quantity": quantity, "factor": math.exp(line.intercept), "exponent": line.slope}
         row |= {f"exponent_{end}": None if half is None else line.slope + sign * half for end, sign in ENDS}
+        wide = _half_width_over_cells(log_flops, points, quantity) if is_fitted_alone else None
+        row |= {f"exponent_cells_{end}": None if wide is None else line.slope + sign * wide for end, sign in ENDS}
         yield row | {"num_budgets": len(points)}
+
+
+def _half_width_over_cells(log_flops: NDArray[np.float64], points: pd.DataFrame, quantity: str) -> float | None:
+    """Returns half of the exponent's interval by the intervals of the minima, or None where one of them has none.
+
+    The slope is a sum of the logarithms of the minima with the weights (x - mean x) / sum (x - mean x)^2. All minima of
+    an arm share the degrees of freedom of their scatter, so half-widths add like standard errors.
+    """
+    if f"{quantity}_low" not in points or points[f"{quantity}_low"].isna().any():
+        return None
+    halves = np.log(points[f"{quantity}_high"].to_numpy(float) / points[f"{quantity}_low"].to_numpy(float)) / 2
+    centred = log_flops - log_flops.mean()
+    return float(np.sqrt(((centred * halves) ** 2).sum()) / (centred**2).sum())
 
 
 def _half_width(standard_error: float, degrees_of_freedom: int) -> float | None:

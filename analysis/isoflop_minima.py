@@ -2,10 +2,11 @@
 
 This is approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2). Runs of one arm that spent the same FLOPs,
 within `BUDGET_TOLERANCE`, form a profile: the final validation loss, a mean over seeds, against the logarithm of the
-parameters N. Its minimum N* is found in two ways: as that of a parabola fitted to all points (`quadratic`), and as that
-of Akima's interpolation, which follows every point and assumes no shape (`akima`). A minimum at the edge of the sizes
-that were run is flagged and not used, because the best size may lie outside. D* is the number of images that the budget
-buys at N*.
+parameters N. Its minimum N* is found in three ways: as that of a parabola fitted to all points (`quadratic`), as that
+of Akima's interpolation, which follows every point and assumes no shape (`akima`), and by one law for all budgets of
+the arm (`parametric`, `isoflop_parametric.py`). How far they disagree is a number beside the best size. A minimum at
+the edge of the sizes that were run is flagged and not used, because the best size may lie outside. D* is the number of
+images that the budget buys at N*.
 
 N* and D* are power laws in the FLOPs C, fitted in `isoflop_laws.py`. The interval of a parabola's minimum comes from
 how far configurations lie from the parabolas of their arm (`isoflop_scatter.py`). Akima's interpolation passes through
@@ -29,6 +30,7 @@ from scipy.interpolate import Akima1DInterpolator
 
 from analysis.arms import ARM_SETTINGS, arm_list, with_arms
 from analysis.isoflop_laws import laws_of_minima
+from analysis.isoflop_parametric import SizesOfBudget, disagreements, parametric_or_refusal
 from analysis.isoflop_scatter import Profile, Scatter, half_width, scatter
 from analysis.load_records import WITHOUT_EFFECT, MissingDataError
 from analysis.style import scaled
@@ -65,15 +67,17 @@ class IsoFlop:
     `profiles` has a row per size: `study`, `arm`, `flops`, `LOOK`, `params`, `images`, `loss`, `loss_min`, `loss_max`,
     `num_seeds`. `minima` has a row per profile and method: `study`, `arm`, `flops`, `method`, `params`, `images`,
     `loss`, `is_edge`, `params_low`, `params_high`, `images_low`, `images_high`, `num_seeds`. Only minima of parabolas
-    that do not lie at an edge have an interval. `laws` has a row per law, quantity = factor C^exponent: `study`, `arm`,
-    `method`, `quantity` (params or images), `factor`, `exponent`, `exponent_low`, `exponent_high`, `num_budgets`. A law
-    that falls with compute is refused.
+    and of the parametric law that do not lie at an edge have an interval. `laws` has a row per law, quantity = factor
+    C^exponent: `study`, `arm`, `method`, `quantity` (params or images), `factor`, `exponent`, its two intervals
+    (`isoflop_laws.py`), `num_budgets`. A law that falls with compute is refused. `disagreements` has a row per profile
+    with at least two inner minima: `study`, `arm`, `flops`, `methods`, `factor`.
     """
 
     profiles: pd.DataFrame
     minima: pd.DataFrame
     laws: pd.DataFrame
     refused: tuple[str, ...]
+    disagreements: pd.DataFrame
 
 
 class _FlopBudget(NamedTuple):
@@ -102,11 +106,14 @@ def isoflop(table: pd.DataFrame, size: str = "params_active") -> IsoFlop:
         spread = scatter([_profile(budget, size) for budget in budgets])
         refused += [] if spread else [f"{_arm_name(study, arm)}: {NO_INTERVAL}"]
         rows += [row for budget in budgets for row in _minimum_rows(budget, size, spread)]
+        found, refusal = _parametric_rows(budgets, size)
+        rows += found
+        refused += [f"{_arm_name(study, arm)}: {refusal}"] if refusal else []
     minima = pd.DataFrame(rows).astype(dict.fromkeys(MINIMUM_ENDS, "float64"))
     refused += _edges(minima[minima["is_edge"]])
     profiles = pd.concat([_profile_rows(budget, size) for budget in usable], ignore_index=True)
     laws, falling = laws_of_minima(minima)
-    return IsoFlop(profiles, minima, laws, (*refused, *falling))
+    return IsoFlop(profiles, minima, laws, (*refused, *falling), disagreements(minima))
 
 
 def flops_text(flops: float) -> str:
@@ -250,6 +257,20 @@ def _minimum_rows(budget: _FlopBudget, size: str, spread: Scatter | None) -> Ite
         row |= _around("params", found.log_params, half)
         at_minimum = float(np.interp(found.log_params, profile.log_params, log_images))
         yield row | _around("images", at_minimum, half and half * abs(float(images_slope)))
+
+
+def _parametric_rows(budgets: Sequence[_FlopBudget], size: str) -> tuple[list[dict[str, object]], str]:
+    """Returns the minima of one arm by the joint law, or no rows and the reason."""
+    runs, sizes = pd.concat([budget.runs for budget in budgets]), []
+    for budget in budgets:
+        images = budget.runs.groupby(size)["images_seen"].mean()
+        sizes.append(SizesOfBudget(budget.flops, *(np.log(each.to_numpy(float)) for each in (images.index, images))))
+    found, refusal = parametric_or_refusal(runs, size, sizes)
+    rows = [
+        {"study": budget.study, "arm": budget.arm, **row, "num_seeds": budget.runs["seed"].nunique()}
+        for budget, row in zip(budgets, found, strict=bool(found))
+    ]
+    return rows, refusal
 
 
 def _around(name: str, log_value: float, half: float | None) -> dict[str, float | None]:

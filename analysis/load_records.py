@@ -6,6 +6,9 @@ ecdit, a run of an older version that trained on another balance loss than the o
 with a number that is not finite. `comparable.py` decides whether the runs may be compared, and `arms.py` which of them
 form one arm.
 
+A run that diverged is left out of the frames and of every mean, but it stays visible: `Records.diverged` has frames of
+these runs for themselves, and `diverged_runs.py` names their arms.
+
 `runs` has a row per run, with the settings as dotted columns (`routing.name`), `steps` a row per `StepRow` and `evals`
 a row per `EvalRow`. All are joined by `run`, the folder as text. In `steps`, which may have millions of rows, it is
 categorical, and the rows of a run are in the order of `images_seen`. `read_routing` reads `RoutingRow`s on demand,
@@ -30,6 +33,7 @@ from analysis.read_rows import RowTable, read_steps, read_table
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import stored_config, unstored_defaults
 from experiments.errors import EcditError, RecordError
+from experiments.records.divergence import diverged_at
 from experiments.records.record_types import BALANCE_LOSS, EvalRow, RoutingRow, RunRecord, Status
 from experiments.records.run_folder import RunDir, Skipped, find_runs
 from experiments.records.wandb_mirror import mirror_id
@@ -69,12 +73,17 @@ class LeftOutRecord:
 
 @dataclass(frozen=True)
 class Records:
-    """The frames of the finished runs, and what was left out of them."""
+    """The frames of the finished runs, and what was left out of them.
+
+    `diverged` has the frames of the runs that diverged, up to their last finite row, or is None where none did. There
+    `runs` has a column more, `diverged_at_images`.
+    """
 
     runs: pd.DataFrame
     steps: pd.DataFrame
     evals: pd.DataFrame
     left_out: tuple[LeftOutRecord, ...]
+    diverged: Records | None = None
 
 
 class _Finished(NamedTuple):
@@ -86,6 +95,14 @@ class _Finished(NamedTuple):
     settings: str
     balance_loss: str | None
     """Says how the balance losses of its layers were combined, or None where at most one layer has one."""
+
+
+class _Diverged(NamedTuple):
+    """A run that diverged: its row of `Records.diverged.runs`, and its entry in the list of what was left out."""
+
+    run: str
+    row: dict[str, Any]
+    left_out: LeftOutRecord
 
 
 def load_records(
@@ -105,7 +122,9 @@ def load_records(
     if not dirs:
         raise RecordError(f"No runs of ecdit in {', '.join(projects)} ({left_out[0]}).", "Name another project.")
     found, tables = _read_all(dirs)
-    left_out += [each for each in found if isinstance(each, LeftOutRecord)]
+    left_out += [
+        each.left_out if isinstance(each, _Diverged) else each for each in found if not isinstance(each, _Finished)
+    ]
     finished = [each for each in found if isinstance(each, _Finished)]
     if not finished:
         reasons = "; ".join(map(str, left_out[:3])) + ("; ..." if len(left_out) > 3 else "")
@@ -126,7 +145,8 @@ def load_records(
         tell(f"Left out: {len(left_out)}; used: {len(runs)} runs.")
     for each in left_out:
         tell(f"  {each}")
-    return Records(runs, steps, evals, tuple(left_out))
+    diverged = _diverged_records([each for each in found if isinstance(each, _Diverged)], *tables)
+    return Records(runs, steps, evals, tuple(left_out), diverged)
 
 
 def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
@@ -152,8 +172,8 @@ def _existing_runs(roots: Sequence[Path], skipped: Skipped) -> list[RunDir]:
     return dirs
 
 
-def _finished_run(run: RunDir) -> _Finished | LeftOutRecord:
-    """Reads one run, or says why it is left out."""
+def _finished_run(run: RunDir) -> _Finished | _Diverged | LeftOutRecord:
+    """Reads one run that finished or diverged, or says why it is left out."""
     if encodable(str(run.path)) != str(run.path):
         return LeftOutRecord(
             str(run.path), "its path is not valid Unicode, which tables cannot hold: rename the folder"
@@ -165,6 +185,9 @@ def _finished_run(run: RunDir) -> _Finished | LeftOutRecord:
         if status.state != "done":
             progress = f"{status.images_seen:,} of {status.images_total:,} images"
             reason = f": {status.reason}" if status.reason else ""
+            if (images := diverged_at(status)) is not None:
+                row = _described(run, run.read_run(), status).row | {"diverged_at_images": images}
+                return _Diverged(row["run"], row, LeftOutRecord(row["run"], f"diverged at {progress}{reason}"))
             return LeftOutRecord(str(run.path), f"{status.state} at {progress}{reason}")
         return _described(run, run.read_run(), status)
     except RecordError as error:
@@ -216,6 +239,13 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> _Finished:
     return _Finished(row["run"], row, mirror_id(record), json.dumps(compared), balance_loss)
 
 
+def _diverged_records(found: list[_Diverged], steps: RowTable, evals: RowTable) -> Records | None:
+    if not found:
+        return None
+    runs = pd.DataFrame([each.row for each in found])
+    return Records(runs, _only(runs, steps.frame), _only(runs, evals.frame), ())
+
+
 def _without_final_loss(finished: list[_Finished], steps: pd.DataFrame, evals: pd.DataFrame) -> list[LeftOutRecord]:
     """Returns the runs without a validation at their end: an earlier loss must not pass for the final one."""
     losses = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")]
@@ -237,11 +267,11 @@ def _only(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return rows if is_kept.all() else rows[is_kept[run_of_row]].reset_index(drop=True)
 
 
-Found = list[_Finished | LeftOutRecord]
+Found = list[_Finished | _Diverged | LeftOutRecord]
 
 
 def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable]]:
-    """Reads the runs, and `steps` and `evals` of the finished ones, on all cores when there are many."""
+    """Reads the runs, and `steps` and `evals` of those that ended, on all cores when there are many."""
     num_cores = os.cpu_count() or 1
     num_processes = num_cores if len(dirs) >= MIN_RUNS_FOR_PROCESSES else 1
     size = -(-len(dirs) // num_processes)
@@ -259,10 +289,11 @@ def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable]]:
 
 
 def _read_some(dirs: list[RunDir]) -> tuple[Found, RowTable]:
-    """Reads the runs, and `evals` of the finished ones, in one process."""
+    """Reads the runs, and `evals` of those that ended, in one process."""
     found = [_finished_run(run) for run in dirs]
     return found, read_table([(run, run.evals) for run in _done(dirs, found)], EvalRow)
 
 
 def _done(dirs: list[RunDir], found: Found) -> list[RunDir]:
-    return [run for run, each in zip(dirs, found, strict=True) if isinstance(each, _Finished)]
+    """Returns the runs whose rows are read: those that finished or diverged."""
+    return [run for run, each in zip(dirs, found, strict=True) if not isinstance(each, LeftOutRecord)]

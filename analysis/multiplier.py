@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.claims import arm_pairs
+from analysis.claims import arm_pairs, corrections, holds
 from analysis.comparable import MEASURED_ON, first_difference
 from analysis.curves import AXES, denoised, validation_curves
 from analysis.load_records import MissingDataError, Records
@@ -109,8 +109,53 @@ def shift(ours: Curve, theirs: Curve) -> Shift | None:
 
 
 def multiplier_rows(found: Sequence[Multiplier]) -> pd.DataFrame:
-    """Returns one row for each: `factor` and `at_lowest` with `_low` and `_high`, losses, `num_seeds`, `refusal`."""
-    return pd.DataFrame([dict(_row(each)) for each in found])
+    """Returns one row for each: `factor` and `at_lowest` with `_low` and `_high`, losses, `num_seeds`, `refusal`.
+
+    `p` tests that the factor is 1; `p_bh` and `p_holm` are corrected for the number of multipliers that were tested.
+    """
+    pairs = corrections(_p_values(found))
+    rows = [dict(_row(each)) for each in found]
+    for row, p_value, pair in zip(rows, _p_values(found), pairs, strict=True):
+        row["p"], (row["p_bh"], row["p_holm"]) = p_value, pair or (None, None)
+    return pd.DataFrame(rows).astype(dict.fromkeys(("p", "p_bh", "p_holm"), "float64"))
+
+
+def multiplier_correction(found: Sequence[Multiplier]) -> str:
+    """Says how many multipliers differ from 1 before and after each correction; empty where none was tested."""
+    tested = [
+        (p_value, pair) for p_value, pair in zip(_p_values(found), corrections(_p_values(found)), strict=True) if pair
+    ]
+    if not tested:
+        return ""
+    before = sum(holds(p_value) for p_value, _ in tested)
+    after, strict = (sum(holds(pair[i]) for _, pair in tested) for i in (0, 1))
+    return (
+        f"Of {len(tested)} multipliers tested, {before} differ from 1 before correction, {after} after Benjamini and "
+        f"Hochberg's and {strict} after Holm's."
+    )
+
+
+def over_settings(found: Sequence[Multiplier]) -> pd.DataFrame:
+    """Returns the mean of each multiplier over settings: `arm`, `reference`, `axis`, `factor`, ..., `num_settings`.
+
+    The unit over which a claim about several sizes generalises is a setting, so the interval is Student's t over the
+    logarithms of the settings' means; the seeds of one setting share what it deviates. Only pairs of arms with several
+    settings have a row.
+    """
+    known = [each for each in found if each.factor is not None]
+    rows = []
+    for pair in dict.fromkeys((each.arm, each.reference, each.axis) for each in known):
+        factors = [each.factor for each in known if (each.arm, each.reference, each.axis) == pair]
+        at = geometric_mean([math.log(factor.mean) for factor in factors if factor is not None])
+        if at.low is not None:
+            about = dict(zip(("arm", "reference", "axis"), pair, strict=True))
+            rows.append({**about, "factor": at.mean, "factor_low": at.low, "factor_high": at.high,
+                         "num_settings": at.num_values})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _p_values(found: Sequence[Multiplier]) -> list[float | None]:
+    return [None if each.factor is None else each.factor.p_value for each in found]
 
 
 def _multiplier(setting: str, arm: str, reference: str, axis: str, curves: pd.DataFrame) -> Multiplier:
@@ -135,10 +180,10 @@ def _machines_differ(runs: pd.DataFrame, arm: str, reference: str) -> str | None
 
 
 def geometric_mean(logs: Sequence[float]) -> Interval:
-    """Returns the geometric mean, and its interval, of numbers that are given by their logarithms."""
+    """Returns the geometric mean and its interval of numbers given by logarithms; `p_value` tests that it is 1."""
     at = interval_of_mean(logs)
     low, high = (None if end is None else math.exp(end) for end in (at.low, at.high))
-    return Interval(math.exp(at.mean), low, high, at.num_values, "paired")
+    return Interval(math.exp(at.mean), low, high, at.num_values, "paired", at.p_value)
 
 
 def _refusal(arm: str, reference: str, without: Sequence[int]) -> str:

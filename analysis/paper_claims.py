@@ -19,9 +19,8 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import pandas as pd
-from scipy import stats
 
-from analysis.claims import holds, values_by_seed
+from analysis.claims import corrections, holds, values_by_seed
 from analysis.curves import reach, validation_curves
 from analysis.load_records import MissingDataError, Records
 from analysis.multiplier import geometric_mean
@@ -94,6 +93,7 @@ class PaperClaim:
     """Gives the two-sided p-value of the hypothesis that the true value is exactly at the limit of the claim."""
     p_benjamini_hochberg: float | None = None
     """Gives the p-value after correction for the number of tested claims, or None before it."""
+    p_holm: float | None = None
 
 
 class _Pair(NamedTuple):
@@ -125,30 +125,29 @@ def paper_claims(records: Records, table: pd.DataFrame) -> list[PaperClaim]:
 
 def corrected(found: Sequence[PaperClaim]) -> list[PaperClaim]:
     """Returns the claims with p-values corrected for the number of tested claims, and with the verdicts that follow."""
-    tested = [each.p_value for each in found if each.p_value is not None]
-    p_values = iter(stats.false_discovery_control(tested).tolist() if tested else [])
+    num_tested = sum(each.p_value is not None for each in found)
     claims = []
-    for each in found:
-        if each.p_value is not None:
-            each = replace(each, p_benjamini_hochberg=next(p_values))
+    for each, pair in zip(found, corrections([each.p_value for each in found]), strict=True):
+        if pair is not None:
+            each = replace(each, p_benjamini_hochberg=pair[0], p_holm=pair[1])
             if each.verdict == "supported" and not holds(each.p_benjamini_hochberg):
-                reason = f"{each.reason}, but not after correction for {len(tested)} tested claims"
+                reason = f"{each.reason}, but not after correction for {num_tested} tested claims"
                 each = replace(each, verdict="not supported", reason=reason)
         claims.append(each)
     return claims
 
 
 def paper_claim_rows(found: list[PaperClaim]) -> pd.DataFrame:
-    """Returns a row per claim: form, `setting`, `value`, `low`, `high`, `num_seeds`, `p`, `p_bh`, verdict, reason."""
+    """Returns a row per claim: form, setting, value and interval, seeds, p before and after correction, and verdict."""
     rows = []
     for each in found:
         at = each.ours or Interval(math.nan, None, None, 0)
         numbers = {"value": at.mean, "low": at.low, "high": at.high, "num_seeds": at.num_values}
-        numbers |= {"p": each.p_value, "p_bh": each.p_benjamini_hochberg}
+        numbers |= {"p": each.p_value, "p_bh": each.p_benjamini_hochberg, "p_holm": each.p_holm}
         rows.append(
             {**asdict(each.form), "setting": each.setting, **numbers, "verdict": each.verdict, "reason": each.reason}
         )
-    return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high", "p", "p_bh"), "float64"))
+    return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high", "p", "p_bh", "p_holm"), "float64"))
 
 
 def _half_steps(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.arms import with_arms
 from analysis.comparable import last_shared_measurement, require_same_data
+from analysis.diverged_runs import finished_arms
 from analysis.escaping import markdown_text
 from analysis.load_records import Records
 
@@ -36,7 +36,7 @@ def run_table(records: Records) -> pd.DataFrame:
     `RecordError` when runs differ in their data, or measurements of inference time in their conditions.
     """
     require_same_data(records)
-    table = with_arms(records.runs)
+    table = finished_arms(records)
     for column, (metric, weights) in FINAL_METRICS.items():
         table[column] = table["run"].map(_last_values(records.evals, metric, weights))
     inference = last_shared_measurement(records.evals[records.evals["metric"] == INFERENCE], INFERENCE)

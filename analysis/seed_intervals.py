@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from scipy import stats
@@ -19,7 +19,11 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95% interval, which is None for a single value. `p_value` tests that the true mean is 0."""
+    """A mean and its 95% interval, which is None for a single value. `p_value` tests that the true mean is 0.
+
+    `spread` is the standard deviation of a single value, or of the difference of two single ones after Welch. With n
+    values (an arm) the interval has `freedom_per_seed` (n - 1) degrees of freedom.
+    """
 
     mean: float
     low: float | None
@@ -27,6 +31,8 @@ class Interval:
     num_values: int
     method: Literal["mean", "paired", "Welch"] = "mean"
     p_value: float | None = None
+    spread: float | None = None
+    freedom_per_seed: float = 1.0
 
     @property
     def is_below_zero(self) -> bool:
@@ -59,14 +65,15 @@ def interval_of_mean(values: Sequence[float]) -> Interval:
         return Interval(centre, None, None, len(values))
     error, freedom = spread / math.sqrt(len(values)), len(values) - 1
     half = _t_quantile(freedom) * error
-    return Interval(centre, centre - half, centre + half, len(values), p_value=_p_value(centre, error, freedom))
+    p_value = _p_value(centre, error, freedom)
+    return Interval(centre, centre - half, centre + half, len(values), p_value=p_value, spread=spread)
 
 
 def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval:
     """Returns the mean of `ours` minus that of `theirs`, paired where both have the same seeds, else Welch's."""
     if set(ours) == set(theirs):
         pairs = interval_of_mean([ours[seed] - theirs[seed] for seed in ours])
-        return Interval(pairs.mean, pairs.low, pairs.high, len(ours), "paired", pairs.p_value)
+        return replace(pairs, method="paired")
     return _welch(list(ours.values()), list(theirs.values()))
 
 
@@ -78,12 +85,16 @@ def _welch(ours: list[float], theirs: list[float]) -> Interval:
         return Interval(gap, None, None, fewest, "Welch")
     first, second = spreads[0] ** 2 / len(ours), spreads[1] ** 2 / len(theirs)
     if first + second == 0:
-        return Interval(gap, gap, gap, fewest, "Welch", _p_value(gap, 0.0, 1.0))
+        return Interval(gap, gap, gap, fewest, "Welch", _p_value(gap, 0.0, 1.0), spread=0.0)
     # Welch and Satterthwaite's degrees of freedom, for samples whose variances may differ.
     freedom = (first + second) ** 2 / (first**2 / (len(ours) - 1) + second**2 / (len(theirs) - 1))
     error = math.sqrt(first + second)
     half = _t_quantile(freedom) * error
-    return Interval(gap, gap - half, gap + half, fewest, "Welch", _p_value(gap, error, freedom))
+    variances = spreads[0] ** 2, spreads[1] ** 2
+    return Interval(
+        gap, gap - half, gap + half, fewest, "Welch", _p_value(gap, error, freedom), math.sqrt(sum(variances)),
+        sum(variances) ** 2 / sum(variance**2 for variance in variances),
+    )  # fmt: skip
 
 
 def _t_quantile(freedom: float) -> float:

@@ -23,6 +23,7 @@ from urllib.parse import urlparse
 
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, EcditError, RecordError
+from experiments.records.divergence import diverged_at
 from experiments.records.record_types import SCHEMA_VERSION, RunRecord, State, Status, StepRow
 from experiments.records.run_folder import RunDir, other_version
 from experiments.records.run_lock import without_missing
@@ -134,7 +135,7 @@ def _fetch_run(place: str, run: Any, folder: Path) -> Fetched:
         run_dir.status_json.unlink(missing_ok=True)
     write_json_atomic(run_dir.run_json, without_missing(record.model_dump(mode="json")))
     left_out = []
-    if status.state == "done":  # of an unfinished run no row is used
+    if status.state == "done" or diverged_at(status) is not None:  # of another unfinished run no row is used
         with _clear_errors(place):
             num_rows = _write_rows(run, record, run_dir)
         if num_rows < run.history_line_count:

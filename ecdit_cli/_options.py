@@ -48,6 +48,17 @@ FromProjects = Annotated[
         help="Also the runs of a W&B project, with their full history; may be repeated.",
     ),
 ]  # fmt: skip
+Smoothed = Annotated[
+    bool, typer.Option("--smoothed", help="Fit laws to the ends of smoothed curves; says what that gains in noise.")
+]
+PowerOf = Annotated[
+    Path | None,
+    typer.Option(
+        "--power",
+        metavar="DIR",
+        help="With --dry-run: which gap the seeds separate, by the spread in an earlier sweep.",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be done and what it would cost, and do nothing.")
 ]

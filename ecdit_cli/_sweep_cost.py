@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.columns import Column
 from ecdit_cli._console import print_json, print_rows, say
+from ecdit_cli._sweep_power import power_of, print_power
 from experiments.units import count, duration, flops
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sweeps.cost import Place
     from sweeps.device_slots import Slot
     from sweeps.execution import SweepOptions
@@ -75,8 +78,12 @@ def print_cost(plan: Plan, num_slots: int, place: Place | None = None) -> None:
         say(f"Time: training alone, from {', '.join(sorted(bases))}{at_once}.")
 
 
-def show_cost(plan: Plan, how: SweepOptions, scripts: Sequence[str], as_json: bool) -> None:
+def show_cost(
+    plan: Plan, how: SweepOptions, scripts: Sequence[str], as_json: bool, earlier: Path | None = None
+) -> None:
     """Prints the table and the batch scripts, and then reports what does not fit.
+
+    With `earlier` it also says which gap the seeds of the plan separate, by the spread over the seeds of that sweep.
 
     A run that does not fit this machine is only reported, because the plan may be for another one. Raises `SpecError`
     where it does not fit a device that was asked for.
@@ -85,6 +92,7 @@ def show_cost(plan: Plan, how: SweepOptions, scripts: Sequence[str], as_json: bo
     from sweeps.execution import place_of
     from sweeps.layout_search import misfit_of
 
+    power = None if earlier is None else power_of(plan, earlier)
     slots = how.slots_for(plan, len(plan.wanted), must_fit=False) if how.device is None and not scripts else ()
     place = place_of(slots, how.device, how.utilisation) if slots or how.device is not None else None
     if place is not None:
@@ -92,9 +100,12 @@ def show_cost(plan: Plan, how: SweepOptions, scripts: Sequence[str], as_json: bo
     num_slots = max(1, len(slots) if slots else how.slots or 1)
     if as_json:
         rows, total = cost_rows(plan, num_slots, place)
-        print_json({"runs": rows, "total": total, **({"scripts": list(scripts)} if scripts else {})})
+        beside = {"scripts": list(scripts)} if scripts else {}
+        print_json({"runs": rows, "total": total, **beside, **({} if power is None else {"power": power.as_json()})})
     else:
         print_cost(plan, num_slots, place)
+        if power is not None:
+            print_power(power)
         for script in scripts:
             print(f"\n{script}")
     misfit = None if place is None else misfit_of(plan, place)

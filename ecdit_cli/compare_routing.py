@@ -59,7 +59,7 @@ def _swept(out: Path | None) -> tuple[list[Path], Path, int]:
 
 
 def _print(comparison: Comparison, as_json: bool) -> None:
-    from analysis.arm_columns import arm_columns
+    from analysis.arm_columns import arm_columns, columns_of
     from analysis.arm_scores import score_columns
     from analysis.arm_table import json_rows
     from analysis.compare import ARM_COLUMNS
@@ -71,7 +71,8 @@ def _print(comparison: Comparison, as_json: bool) -> None:
         return
     scores = score_columns(comparison.arms.columns)
     columns = (Column(key, value.title or value.name, value.text, priority=3) for key, value in scores.items())
-    print_rows(rows, (*arm_columns("setting"), *ARM_COLUMNS, *columns), as_json=False)
+    shown = columns_of(comparison.arms, (*arm_columns("setting"), *ARM_COLUMNS))
+    print_rows(rows, (*shown, *columns), as_json=False)
     print(f"\n{printable(comparison.conclusion)}")
     if any(row.get(key) is not None for row in rows for key in ("val_loss_same_t_mean", "dropped_share_same_t")):
         say(ONE_TIME_EXPLAINED)

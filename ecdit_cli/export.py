@@ -52,7 +52,7 @@ def export(
     paths = write_table(table, out or (folder / "runs" if folder else DEFAULT_OUT), final)
     if as_json:
         about = {"num_runs": len(table), "columns": list(table.columns), "files": [str(path) for path in paths]}
-        print_json(about | {"runs": _runs(final), "arms": _arms(final)})
+        print_json(about | {"runs": _runs(final), "arms": _arms(final), "diverged": _diverged(final)})
         return
     if final is not None:
         _print(final)
@@ -75,16 +75,20 @@ def _final(roots: list[Path], projects: list[str]) -> FinalTables | None:
 
 
 def _print(final: FinalTables) -> None:
-    from analysis.export_tables import ARM_COLUMNS
+    from analysis.report.diverged_rows import DIVERGED_COLUMNS
 
     print_rows(_runs(final), _columns(final.runs, final.run_columns), as_json=False, title="Runs")
     print()
-    print_rows(_arms(final), _columns(final.arms, ARM_COLUMNS), as_json=False, title="Over seeds")
+    print_rows(_arms(final), _columns(final.arms, final.arm_columns), as_json=False, title="Over seeds")
+    if len(final.diverged):
+        print()
+        print_rows(_diverged(final), _columns(final.diverged, DIVERGED_COLUMNS), as_json=False, title="Diverged")
 
 
 def _columns(frame: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
-    """Returns the columns that hold at least one value."""
-    return [column for column in columns if frame[column.key].notna().any()]
+    """Returns the columns that hold at least one value; an empty text is none."""
+    has_value = (frame != "") & frame.notna()
+    return [column for column in columns if has_value[column.key].any()]
 
 
 def _runs(final: FinalTables | None) -> list[dict[str, Any]]:
@@ -101,3 +105,12 @@ def _arms(final: FinalTables | None) -> list[dict[str, Any]]:
     from analysis.arm_table import json_rows
 
     return json_rows(final.arms)
+
+
+def _diverged(final: FinalTables | None) -> list[dict[str, Any]]:
+    if final is None or final.diverged.empty:
+        return []
+    from analysis.arm_table import missing_as_none
+    from analysis.report.diverged_rows import DIVERGED_COLUMNS
+
+    return missing_as_none(final.diverged[["run", *(column.key for column in DIVERGED_COLUMNS)]])

@@ -10,7 +10,7 @@ import typer
 
 from analysis.columns import Column
 from ecdit_cli._console import print_json, print_paths, print_rows, say
-from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders
+from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders, Smoothed
 
 if TYPE_CHECKING:
     from analysis.figures.registry import FigureEntry
@@ -39,6 +39,7 @@ def plot(
     out: OutDirectory = None,
     paper_values: PaperValues = False,
     parameters: Parameters = "activated",
+    smoothed: Smoothed = False,
     list_figures: Annotated[bool, typer.Option("--list", help="Name every figure.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -59,7 +60,7 @@ def plot(
     table = run_table(records)
 
     def draw(entry: FigureEntry) -> Drawing:
-        return entry.drawing(records, table, paper_values, count)
+        return entry.drawing(records, table, paper_values, count, smoothed)
 
     folder = output_folder(out, runs, projects, "figures", DEFAULT_OUT)
     drawn = _draw(wanted, draw, folder, skip_impossible=figure == ALL)

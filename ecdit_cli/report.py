@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ecdit_cli._console import print_json, print_paths, say
-from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders
+from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders, Smoothed
 from ecdit_cli._progress import progress
 from ecdit_cli.plot import output_folder, roots_of
 
@@ -18,6 +18,7 @@ def report(
     out: OutDirectory = None,
     paper_values: PaperValues = False,
     parameters: Parameters = "activated",
+    smoothed: Smoothed = False,
     as_json: Json = False,
 ) -> None:
     """Write the report of finished runs as a page of HTML and of Markdown. Default: all runs below out/.
@@ -34,7 +35,15 @@ def report(
     typed = [*map(str, roots), *(word for place in projects for word in ("--from", place))]
     folder = output_folder(out, runs, projects, "report", DEFAULT_OUT)
     with progress("the report") as show:
-        paths = write_report(records, typed, folder, paper_values=paper_values, parameters=count, tell=show.part)
+        paths = write_report(
+            records,
+            typed,
+            folder,
+            paper_values=paper_values,
+            parameters=count,
+            tell=show.part,
+            smoothed=smoothed,
+        )
     if as_json:
         print_json(
             {

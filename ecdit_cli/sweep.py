@@ -18,6 +18,7 @@ from ecdit_cli._options import (
     NoCalibration,
     OutDirectory,
     Overrides,
+    PowerOf,
     Register,
     Retries,
     RetryFailed,
@@ -56,6 +57,7 @@ def sweep(
     no_calibration: NoCalibration = False,
     register: Register = False,
     dry_run: DryRun = False,
+    power: PowerOf = None,
     as_json: Json = False,
 ) -> None:
     """Run a sweep file; the same command resumes it and leaves finished runs alone.
@@ -64,6 +66,7 @@ def sweep(
     failed by itself only with --retry-failed.
     """
     _check_executor(executor)
+    _check_power(power, dry_run)
     if register:
         from sweeps.register import register_sweep
 
@@ -80,11 +83,11 @@ def sweep(
     )  # fmt: skip
     folder, plan = asked_for(spec, overrides, out, say)
     if executor == "slurm":
-        _on_slurm(spec, cluster, folder, plan, how, dry_run, as_json)
+        _on_slurm(spec, cluster, folder, plan, how, dry_run, power, as_json)
     elif dry_run:
         from ecdit_cli._sweep_cost import show_cost
 
-        show_cost(plan, how, [], as_json)
+        show_cost(plan, how, [], as_json, power)
     else:
         result = run_here(folder, plan, how, screen())
         _print_result(folder, result, as_json)
@@ -92,8 +95,9 @@ def sweep(
 
 
 def _on_slurm(
-    spec: str, file: Path | None, folder: SweepFolder, plan: Plan, how: SweepOptions, dry_run: bool, as_json: bool
-) -> None:
+    spec: str, file: Path | None, folder: SweepFolder, plan: Plan, how: SweepOptions, dry_run: bool, power: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Submits the runs, or shows the scripts that would be submitted."""
     from ecdit_cli._sweep_slurm import batch_scripts, cluster_of, submit_sweep
 
@@ -101,7 +105,7 @@ def _on_slurm(
     if dry_run:
         from ecdit_cli._sweep_cost import show_cost
 
-        show_cost(plan, how, batch_scripts(folder, plan, cluster), as_json)
+        show_cost(plan, how, batch_scripts(folder, plan, cluster), as_json, power)
     else:
         submit_sweep(folder, plan, cluster, how.retry_failed, as_json)
 
@@ -111,6 +115,13 @@ def _check_executor(executor: str) -> None:
 
     if executor not in EXECUTORS:
         raise EcditError(f"--executor {executor!r} does not exist.", did_you_mean(executor, EXECUTORS))
+
+
+def _check_power(power: Path | None, dry_run: bool) -> None:
+    from experiments.errors import EcditError
+
+    if power is not None and not dry_run:
+        raise EcditError("--power says what a plan can find before anything is run.", "Give it with --dry-run.")
 
 
 def _print_result(folder: SweepFolder, result: SweepResult, as_json: bool) -> None:

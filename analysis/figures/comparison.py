@@ -15,6 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.arm_table import arm_table
+from analysis.diverged_runs import diverged_table
+from analysis.figures.diverged_marks import divergence_keys, mark_rows
+from analysis.figures.grid import Key
 from analysis.load_records import Records
 from analysis.run_table import INFERENCE, is_missing
 from analysis.style import (
@@ -34,24 +37,26 @@ TRAINING_MARKER, INFERENCE_MARKER = ">", "D"
 
 def draw_comparison(records: Records, table: pd.DataFrame) -> Drawing:
     """Returns the figure with the arm table as its numbers."""
-    arms = arm_table(records, table)
+    arms, diverged = arm_table(records, table), diverged_table(records)
     settings = [rows for _, rows in arms.groupby("setting", sort=False)]
     with paper_style():
         heights = [0.2 * len(rows) + 0.75 for rows in settings]
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.35), layout="constrained")
         axes = figure.subplots(len(settings), 4, height_ratios=heights, width_ratios=(1.4, 1, 1, 1), squeeze=False)
         for row, rows in enumerate(settings):
-            _draw_setting(list(axes[row]), rows.sort_values("val_loss_mean", kind="stable"))
-        _legend(figure)
+            ours = diverged[diverged["setting"] == rows["setting"].iloc[0]]
+            _draw_setting(list(axes[row]), rows.sort_values("val_loss_mean", kind="stable"), ours)
+        _legend(figure, diverged)
     return Drawing(figure, arms.drop(columns=["variant"]))
 
 
-def _draw_setting(axes: list[Axes], rows: pd.DataFrame) -> None:
+def _draw_setting(axes: list[Axes], rows: pd.DataFrame, diverged: pd.DataFrame) -> None:
     arms = list(rows[["arm", "routing", "variant"]].itertuples(index=False, name=None))
     for panel in axes:
         arm_rows(panel, arms, named=panel is axes[0])
     axes[0].set_title(shown(rows["setting"].iloc[0]), loc="left", fontweight="bold")
     _draw_losses(axes[0], rows)
+    mark_rows(axes[0], rows["arm"].to_list(), diverged)
     _draw_images(axes[1], rows)
     _draw_dropped(axes[2], rows)
     _draw_speed(axes[3], rows)
@@ -79,7 +84,8 @@ def _draw_images(axes: Axes, rows: pd.DataFrame) -> None:
     for y, (_, arm) in enumerate(rows.iterrows()):
         images = arm["images_to_dense_loss"]
         if is_missing(images):
-            axes.annotate(missing, (0.04, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5, color=GREY)
+            words = missing if arm["num_seeds"] else "diverged"
+            axes.annotate(words, (0.04, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5, color=GREY)
         else:
             axes.plot(images / factor, y, "o", color=router_color(arm["routing"]), clip_on=False)
     axes.set_xlim(0, float(rows["train_images"].max()) / factor)
@@ -124,13 +130,14 @@ def _say(axes: Axes, words: str) -> None:
     axes.set_xticks([])
 
 
-def _legend(figure: Figure) -> None:
+def _legend(figure: Figure, diverged: pd.DataFrame) -> None:
     grey: dict[str, Any] = {"color": GREY, "linestyle": "none"}
-    entries = [
+    entries: list[Key] = [
         (Line2D([], [], color=GREY, marker="o", markersize=3.5), "Mixed batches, mean and 95% interval"),
         (Line2D([], [], **grey, marker="o", fillstyle="none", markersize=6), "Batches of one timestep"),
         (Line2D([], [], **grey, marker=TRAINING_MARKER, markersize=3.5), "Training speed"),
         (Line2D([], [], **grey, marker=INFERENCE_MARKER, fillstyle="none", markersize=3), "Inference speed"),
+        *divergence_keys(diverged, "A seed that diverged"),
     ]
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc="outside upper center", ncols=4, columnspacing=1.2)

@@ -4,8 +4,9 @@ Above is a panel per arm with the final validation loss against parameters and o
 (small) to full colour (large). Its minimum is marked; a cross is a minimum at the edge of the sizes, which is not used.
 Bars go from the lowest to the highest seed. Below are N* (parameters) and D* (images) of the minima against the budget,
 with their power laws. Full marks and lines belong to the parabolas, hollow marks to Akima's interpolation. Bars are 95%
-intervals of the parabolas' minima over configurations, and the foot gives those of the exponents over budgets. The
-method is described in `analysis/isoflop_minima.py`.
+intervals of the parabolas' minima over configurations. The foot gives the exponents with their intervals over budgets
+and over configurations, and by which factor the best sizes of the methods differ. Hollow diamonds are the joint law's.
+The method is described in `analysis/isoflop_minima.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from matplotlib.lines import Line2D
 
 from analysis.figures.grid import MOST_COLUMNS, Key, label_losses, named_ticks, place_keys, title_panel
 from analysis.figures.panels import write_foot
+from analysis.isoflop_laws import METHOD
 from analysis.isoflop_minima import IsoFlop, flops_text, isoflop
+from analysis.isoflop_parametric import disagreement_text
 from analysis.load_records import Records
 from analysis.parameter_counts import ACTIVATED, Count
 from analysis.style import (
@@ -44,6 +47,8 @@ PALEST = 0.35
 MINIMUM: dict[str, Any] = {"color": "black", "markersize": 7, "linestyle": "none", "zorder": 4}
 INNER: dict[str, Any] = {"marker": "o", "fillstyle": "none"}
 EDGE: dict[str, Any] = {"marker": "x"}
+METHOD_MARKS = (("akima", "o", "none"), ("parametric", "D", "none"), ("quadratic", "o", "full"))
+"""The method of a minimum with the marker and fill that stand for it; the last is drawn on top."""
 UNITS = {"params": "parameters", "images": "images"}
 LABELS = {"params": "Best size N*,\nparameters ({})", "images": "Best training D*,\nimages ({})"}
 MOST_TICKS = 5
@@ -71,7 +76,10 @@ class _IsoflopArm(NamedTuple):
 
 
 def draw_isoflop(_records: Records, table: pd.DataFrame, parameters: Count = ACTIVATED) -> Drawing:
-    """Returns the figure and its numbers (`split` profile, minimum or law). Raises `MissingDataError` as `isoflop`."""
+    """Returns the figure and its numbers; `split` is profile, minimum, law or disagreement.
+
+    Raises `MissingDataError` as `isoflop`.
+    """
     found = isoflop(table, parameters.column)
     arms = [
         _IsoflopArm(*values)
@@ -90,7 +98,9 @@ def draw_isoflop(_records: Records, table: pd.DataFrame, parameters: Count = ACT
             _draw_laws(axes, quantity, arms, found)
         place_keys(figure, _keys(arms, found, budgets))
         write_foot(figure, _foot(found))
-    parts = {"profile": found.profiles, "minimum": found.minima, "law": found.laws}
+    parts = {
+        "profile": found.profiles, "minimum": found.minima, "law": found.laws, "disagreement": found.disagreements,
+    }  # fmt: skip
     numbers = pd.concat([frame.assign(split=split) for split, frame in parts.items() if len(frame)], ignore_index=True)
     return Drawing(figure, numbers.drop(columns="variant").assign(params_counted=parameters.column))
 
@@ -153,12 +163,12 @@ def _draw_laws(axes: Axes, quantity: str, arms: Sequence[_IsoflopArm], found: Is
     inner = minima[~minima["is_edge"].astype(bool)]
     for arm in arms:
         style = line_style(arm.router, arm.variant)
-        for method, fill in (("akima", "none"), ("quadratic", "full")):
+        for method, marker, fill in METHOD_MARKS:
             points = arm.of(inner[inner["method"] == method])
             if method == "quadratic":
                 _draw_bars(axes, points, quantity, (factor_x, factor), style["color"])
                 _draw_law(axes, arm.of(found.laws), points, quantity, (factor_x, factor), style)
-            mark: dict[str, Any] = {"marker": "o", "fillstyle": fill, "color": style["color"], "linestyle": "none"}
+            mark: dict[str, Any] = {"marker": marker, "fillstyle": fill, "color": style["color"], "linestyle": "none"}
             axes.plot(points["flops"] / factor_x, points[quantity] / factor, **mark)
     if inner.empty:
         place: dict[str, Any] = {"xycoords": "axes fraction", "ha": "center", "va": "center"}
@@ -215,6 +225,10 @@ def _keys(arms: Sequence[_IsoflopArm], found: IsoFlop, budgets: Sequence[str]) -
         keys.append((Line2D([], [], **MINIMUM, **EDGE), "At the edge, not used"))
     keys += [(Line2D([], [], **line_style(arm.router, arm.variant), marker="o"), shown(arm.title)) for arm in arms]
     keys.append((Line2D([], [], color=GREY, marker="o", fillstyle="none", linestyle="none"), "Akima's minimum"))
+    if (found.minima["method"] == METHOD).any():
+        keys.append(
+            (Line2D([], [], color=GREY, marker="D", fillstyle="none", linestyle="none"), "Parametric law's minimum")
+        )
     if found.minima["params_low"].notna().any():
         keys.append((Line2D([], [], color=GREY, linewidth=0.7), "95% interval over configurations"))
     return keys
@@ -226,6 +240,9 @@ def _foot(found: IsoFlop) -> list[str]:
     for (study, arm), laws in found.laws[found.laws["method"] == "quadratic"].groupby(["study", "arm"], sort=False):
         exponents = [_exponent(law) for law in laws.to_dict("records")]
         lines.append(f"{arm}{f', {study}' if study else ''}: {'; '.join(exponents)}.")
+    for (study, arm), found_here in found.disagreements.groupby(["study", "arm"], sort=False):
+        laws = found.laws[(found.laws["study"] == study) & (found.laws["arm"] == arm)]
+        lines.append(f"{arm}{f', {study}' if study else ''}: {disagreement_text(found_here, laws)}")
     rest = len(found.refused) - LONGEST_LINES
     return [*lines, *found.refused[:LONGEST_LINES], *([f"And {rest} more that were not used."] if rest > 0 else [])]
 
@@ -234,4 +251,6 @@ def _exponent(law: dict[Any, Any]) -> str:
     name = {"params": "N*", "images": "D*"}[law["quantity"]]
     known = law["exponent_low"] is not None and law["exponent_low"] == law["exponent_low"]
     interval = f"{law['exponent_low']:.2f} to {law['exponent_high']:.2f}" if known else "no interval: two budgets"
-    return f"{name} grows as C to the {law['exponent']:.2f} ({interval}; {law['num_budgets']} budgets)"
+    low, high = law["exponent_cells_low"], law["exponent_cells_high"]
+    cells = f", {low:.2f} to {high:.2f} over configurations" if low == low else ""
+    return f"{name} grows as C to the {law['exponent']:.2f} ({interval} over {law['num_budgets']} budgets{cells})"

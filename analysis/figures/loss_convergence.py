@@ -3,7 +3,8 @@
 There is one row of panels per setting. Under each panel every arm has a line that marks where its mean validation loss
 reaches the final one of `Dense (same depth)`, and how many times sooner that is in the unit of the axis. Curves are
 means over seeds, and bands go from the lowest to the highest seed. The axis is scaled to the losses after the first
-`HIDDEN_SHARE` of training and cuts off higher ones. With `paper_values` a vertical line marks where EC-DIT's expert
+`HIDDEN_SHARE` of training and cuts off higher ones. A cross is the last finite loss of a run that diverged, and lies on
+the upper edge where that loss is cut off. With `paper_values` a vertical line marks where EC-DIT's expert
 choice is level with dense: at half of the images of dense.
 """
 
@@ -20,6 +21,8 @@ from matplotlib.patches import Patch
 
 from analysis.arms import arm_list, dense_same_depth
 from analysis.curves import AXES, loss_limits, mean_over_seeds, reach, smooth, training_curves, validation_curves
+from analysis.diverged_runs import diverged_table, shown_with
+from analysis.figures.diverged_marks import divergence_keys, last_points, mark_last_losses
 from analysis.load_records import Records
 from analysis.paper_values import SHARE_OF_STEPS, SOURCES
 from analysis.style import (
@@ -52,13 +55,15 @@ class _Setting(NamedTuple):
     validation: pd.DataFrame
     dense: str | None
     target: float | None
+    diverged: pd.DataFrame
 
 
 def draw_loss_convergence(records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
     """Returns the figure and its numbers: mean curves (`split` training, validation) and crossings (`split` reach)."""
     validation = mean_over_seeds(validation_curves(records, table))
     training = mean_over_seeds(training_curves(records, table))
-    settings = [_setting(name, runs, training, validation) for name, runs in table.groupby("setting", sort=False)]
+    lost = shown_with(diverged_table(records), table)
+    settings = [_setting(name, runs, training, validation, lost) for name, runs in table.groupby("setting", sort=False)]
     with paper_style():
         heights = [h for setting in settings for h in (1.75, 0.14 * len(setting.arms) + 0.1)]
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.75 * len(settings) + 0.2), layout="constrained")
@@ -69,15 +74,18 @@ def draw_loss_convergence(records: Records, table: pd.DataFrame, paper_values: b
             if paper_values and setting.dense:
                 _draw_printed(axes[2 * i, 0], axes[2 * i + 1, 0], setting)
         has_target = any(setting.target is not None for setting in settings)
-        _legend(figure, validation["num_seeds"], has_target, paper_values)
+        _legend(figure, validation["num_seeds"], has_target, paper_values, lost)
     return Drawing(figure, _numbers(settings))
 
 
-def _setting(name: object, runs: pd.DataFrame, training: pd.DataFrame, validation: pd.DataFrame) -> _Setting:
+def _setting(
+    name: object, runs: pd.DataFrame, training: pd.DataFrame, validation: pd.DataFrame, diverged: pd.DataFrame
+) -> _Setting:
     ours = validation[validation["setting"] == name]
     dense = dense_same_depth(runs)
     target = float(ours.loc[ours["arm"] == dense, "loss"].iloc[-1]) if dense else None
-    return _Setting(str(name), arm_list(runs), training[training["setting"] == name], ours, dense, target)
+    training, diverged = training[training["setting"] == name], diverged[diverged["setting"] == name]
+    return _Setting(str(name), arm_list(runs), training, ours, dense, target, diverged)
 
 
 def _draw_panel(curves: Axes, rows: Axes, setting: _Setting, x: str, is_first: bool) -> None:
@@ -94,6 +102,7 @@ def _draw_panel(curves: Axes, rows: Axes, setting: _Setting, x: str, is_first: b
     # The first losses are many times the final ones and would press all differences between arms into a line.
     curves.set_ylim(*loss_limits(setting.validation))
     curves.set_xlim(0, float(setting.validation[x].max()) / factor)
+    mark_last_losses(curves, setting.diverged, x, factor)
     curves.tick_params(labelbottom=False)
     _draw_reaching(curves, rows, setting, x, factor, is_first)
     few_ticks(curves.xaxis)
@@ -145,7 +154,9 @@ def _reached(setting: _Setting, x: str) -> dict[str, tuple[float | None, float |
     return {label: (value, None if value is None else dense / value) for label, value in at.items()}
 
 
-def _legend(figure: Figure, num_seeds: pd.Series[int], has_target: bool, paper_values: bool) -> None:
+def _legend(
+    figure: Figure, num_seeds: pd.Series[int], has_target: bool, paper_values: bool, diverged: pd.DataFrame
+) -> None:
     entries: list[tuple[Artist, str]] = []
     one = num_seeds.max() == 1
     entries += [(Line2D([], [], color=GREY), f"Validation loss, {'one seed' if one else 'mean over seeds'}")]
@@ -157,6 +168,7 @@ def _legend(figure: Figure, num_seeds: pd.Series[int], has_target: bool, paper_v
         entries.append((reached, "Final loss of Dense (same depth) reached: how many times sooner"))
     if paper_values and has_target:
         entries.append((Line2D([], [], **PRINTED_LINE), f"Expert choice as printed: {SOURCES['share_of_steps']}"))
+    entries += divergence_keys(diverged)
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
 
@@ -167,6 +179,8 @@ def _numbers(settings: list[_Setting]) -> pd.DataFrame:
         parts += [setting.training.assign(split="training"), setting.validation.assign(split="validation")]
         if setting.target is not None:
             parts.append(_reaching_numbers(setting))
+        if len(setting.diverged):
+            parts.append(last_points(setting.diverged))
     return pd.concat(parts, ignore_index=True)
 
 

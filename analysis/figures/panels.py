@@ -36,6 +36,9 @@ from analysis.style import (
 BAND_ALPHA = 0.12
 FOOT_CHARACTERS = 145
 """The number of characters that fit on one line of the foot at text width."""
+USUAL_FOOT_LINES = 4
+"""The lines of a foot for which the heights of figures already leave room."""
+FOOT_LINE_INCHES = 0.115
 SIDEWAYS_POINTS = 2.2
 """The horizontal distance, in points, between markers of arms of equal cost, which would hide each other."""
 
@@ -111,23 +114,23 @@ def draw_arm_curve(axes: Axes, points: pd.DataFrame, x: pd.Series[float]) -> Non
 def draw_arm_points(axes: Axes, points: pd.DataFrame, x: pd.Series[float], sideways_points: float = 0) -> None:
     """Draws one arm: a thin line from size to size, error bars and markers, moved sideways by points on the page."""
     router, variant = points["routing.name"].iloc[0], points["variant"].iloc[0]
-    moved = _moved(axes, sideways_points)
-    axes.plot(x, points["value"], **line_style(router, variant) | {"linewidth": 0.8, "zorder": 1}, transform=moved)
+    shift = moved(axes, sideways_points)
+    axes.plot(x, points["value"], **line_style(router, variant) | {"linewidth": 0.8, "zorder": 1}, transform=shift)
     _draw_spreads(axes, points, x, sideways_points)
     for at, value, preset in zip(x, points["value"], points["model.name"], strict=True):
-        axes.plot(at, value, **marker_style(router, variant, preset), transform=moved)
+        axes.plot(at, value, **marker_style(router, variant, preset), transform=shift)
 
 
 def _draw_spreads(axes: Axes, points: pd.DataFrame, x: pd.Series[float], sideways_points: float) -> None:
     """Draws a thin bar from `low` to `high` at each point, in the colour and dashes of the arm."""
     style = line_style(points["routing.name"].iloc[0], points["variant"].iloc[0]) | {"linewidth": 0.7}
     for at, low, high in zip(x, points["low"], points["high"], strict=True):
-        axes.plot([at, at], [low, high], **style, transform=_moved(axes, sideways_points))
+        axes.plot([at, at], [low, high], **style, transform=moved(axes, sideways_points))
     for end in ("low", "value", "high"):
         axes.update_datalim(list(zip(x, points[end], strict=True)))  # Shifted artists do not.
 
 
-def _moved(axes: Axes, sideways_points: float) -> Transform:
+def moved(axes: Axes, sideways_points: float) -> Transform:
     """Returns the transform of data coordinates followed by a horizontal shift in points on the page."""
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -148,8 +151,14 @@ def sideways(arms: Sequence[tuple[str, str, int]], label: str) -> float:
 
 
 def write_foot(figure: Figure, lines: Sequence[str]) -> None:
-    """Writes `lines` at the bottom of the figure, wrapped at text width."""
+    """Writes `lines` at the bottom of the figure, wrapped at text width, in place of what stands there.
+
+    The figure grows in height for lines beyond `USUAL_FOOT_LINES`, which would otherwise squeeze its panels.
+    """
     wrapped = [part for line in lines for part in textwrap.wrap(line, FOOT_CHARACTERS)]
+    before, after = len(figure.get_supxlabel().splitlines()), len(wrapped)
+    more = max(after - USUAL_FOOT_LINES, 0) - max(before - USUAL_FOOT_LINES, 0)
+    figure.set_figheight(figure.get_figheight() + FOOT_LINE_INCHES * more)
     figure.supxlabel("\n".join(map(figure_text, wrapped)), x=0.01, ha="left", fontsize=6, color=GREY, linespacing=1.35)
 
 

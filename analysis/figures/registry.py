@@ -13,11 +13,14 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.diverged_runs import diverged_table, divergence_note, shown_with
 from analysis.figures.alignment import draw_alignment
 from analysis.figures.arm_limits import ALL_LIMITS, Limit, within_limits, write_notes
+from analysis.figures.best_guidance import draw_best_guidance
 from analysis.figures.capacity import draw_capacity
 from analysis.figures.comparison import draw_comparison
 from analysis.figures.compute_map import draw_compute_map_of_runs
+from analysis.figures.curve_collapse import draw_curve_collapse
 from analysis.figures.expert_scaling import draw_expert_scaling
 from analysis.figures.guidance import draw_guidance
 from analysis.figures.image_quality import draw_image_quality
@@ -33,6 +36,7 @@ from analysis.figures.scaling_law import draw_scaling_law
 from analysis.figures.specialization import draw_specialization
 from analysis.load_records import Records
 from analysis.parameter_counts import ACTIVATED, Count
+from analysis.smoothed_losses import with_smoothed_losses
 from analysis.style import Drawing
 from experiments.errors import EcditError, PluginError, did_you_mean
 from experiments.plugins.sources import is_plugin, named_plugin, plugin_errors
@@ -51,13 +55,23 @@ class FigureEntry:
     """The function that also draws the values that EC-DIT printed, where there are any."""
     has_parameters: bool = False
     """Says whether the figure shows the size of models, which can be counted in several ways."""
+    is_fit: bool = False
+    """Says whether the figure fits a law to final losses, which may be those of smoothed curves."""
     limits: tuple[Limit, ...] = ALL_LIMITS
     """The figure draws only the best of these where there are many; a figure that fits all runs has no limits."""
 
     def drawing(
-        self, records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED
-    ) -> Drawing:
-        """Draws the figure within its limits, with printed values where wanted and known; `parameters` counts sizes."""
+        self, records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED,
+        smoothed: bool = False,
+    ) -> Drawing:  # fmt: skip
+        """Draws the figure within its limits, with printed values where wanted and known; `parameters` counts sizes.
+
+        With `smoothed`, laws are fitted to the ends of smoothed curves, and the foot says what that gains.
+        """
+        gain = ""
+        if smoothed and self.is_fit:
+            table, found = with_smoothed_losses(records, table)
+            gain = str(found)
         draw = self.draw_beside_paper if paper_values and self.draw_beside_paper else self.draw
         shown = within_limits(table, self.limits)
         with plugin_errors("figure", self.name):
@@ -66,7 +80,8 @@ class FigureEntry:
             where, answer = named_plugin("figure", self.name), type(drawing).__name__
             raise PluginError(f"{where}: draw answers a {answer}, a Drawing is expected.")
         checked: Drawing = drawing
-        write_notes(checked.figure, shown.notes)
+        diverged = divergence_note(shown_with(diverged_table(records), shown.table))
+        write_notes(checked.figure, [note for note in (gain, diverged, *shown.notes) if note])
         return checked
 
 
@@ -134,6 +149,12 @@ FIGURES: dict[str, FigureEntry] = {
             draw_guidance,
         ),
         FigureEntry(
+            "best-guidance",
+            "The guidance scale of the best score and distance of each arm, against parameters.",
+            draw_best_guidance,
+            has_parameters=True,
+        ),
+        FigureEntry(
             "image-quality",
             "Frechet distance, FID and CLIP score against parameters, by router.",
             draw_image_quality,
@@ -146,12 +167,20 @@ FIGURES: dict[str, FigureEntry] = {
             "Validation loss against training compute with a fitted power law by router, and how well it predicts.",
             draw_scaling_law,
             limits=(),
+            is_fit=True,
         ),
         FigureEntry(
             "isoflop",
             "Loss of every size at equal training FLOPs, and how the best size and training grow with compute.",
             draw_isoflop,
             has_parameters=True,
+            limits=(),
+            is_fit=True,
+        ),
+        FigureEntry(
+            "curve-collapse",
+            "Loss curves of every size and length, each normalised to its own end: one curve if tuned well.",
+            draw_curve_collapse,
             limits=(),
         ),
         FigureEntry(

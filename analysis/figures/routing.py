@@ -1,7 +1,8 @@
 """`routing` shows the validation loss of each router over training and at the end.
 
 Left are means over seeds with a band from the lowest to the highest seed. Right are the final loss of every seed, their
-mean and its 95% interval (Student's t; one seed has none), with the best arm on top.
+mean and its 95% interval (Student's t; one seed has none), with the best arm on top. A cross is a run that diverged:
+at the left its last finite loss, at the right one beside the row of its arm.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from matplotlib.patches import Patch
 
 from analysis.arms import arm_list
 from analysis.curves import loss_limits, mean_over_seeds, validation_curves
+from analysis.diverged_runs import diverged_table, shown_with
+from analysis.figures.diverged_marks import divergence_keys, last_points, mark_last_losses, mark_rows
+from analysis.figures.grid import Key
 from analysis.load_records import MissingDataError, Records
 from analysis.seed_intervals import Interval, interval_of_mean
 from analysis.style import (
@@ -55,16 +59,27 @@ def draw_routing(records: Records, table: pd.DataFrame) -> Drawing:
         )
     curves = mean_over_seeds(validation_curves(records, table))
     ends = {str(name): _ends(runs) for name, runs in table.groupby("setting", sort=False)}
+    diverged = shown_with(diverged_table(records), table)
     with paper_style():
         heights = [max(1.8, 0.19 * len(of_setting) + 0.5) for of_setting in ends.values()]
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.5), layout="constrained")
+        foot = 0.3 if len(diverged) else 0.0  # where the runs that diverged are named
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.5 + foot), layout="constrained")
         axes = figure.subplots(len(ends), 2, height_ratios=heights, width_ratios=(1.25, 1), squeeze=False)
         for row, (setting, of_setting) in enumerate(ends.items()):
+            lost = diverged[diverged["setting"] == setting]
             _draw_curves(axes[row, 0], curves[curves["setting"] == setting], of_setting)
+            mark_last_losses(axes[row, 0], lost, "images_seen", _images_unit(curves, setting)[0])
             axes[row, 0].set_title(shown(setting), loc="left", fontweight="bold")
             _draw_ends(axes[row, 1], of_setting)
-        _legend(figure, curves["num_seeds"])
-    return Drawing(figure, _numbers(curves, ends))
+            mark_rows(axes[row, 1], [end.arm[0] for end in of_setting], lost)
+        _legend(figure, curves["num_seeds"], diverged)
+    numbers = _numbers(curves, ends)
+    return Drawing(figure, pd.concat([numbers, last_points(diverged)], ignore_index=True) if len(diverged) else numbers)
+
+
+def _images_unit(curves: pd.DataFrame, setting: str) -> tuple[float, str]:
+    """Returns the factor and the unit of the axis for the images of one setting."""
+    return scaled(float(curves.loc[curves["setting"] == setting, "images_seen"].max()), "images")
 
 
 def _ends(runs: pd.DataFrame) -> list[_End]:
@@ -106,17 +121,17 @@ def _draw_ends(axes: Axes, ends: list[_End]) -> None:
     axes.set_xlabel("Final validation loss (velocity MSE)")
 
 
-def _legend(figure: Figure, num_seeds: pd.Series[int]) -> None:
+def _legend(figure: Figure, num_seeds: pd.Series[int], diverged: pd.DataFrame) -> None:
     one = num_seeds.max() == 1
-    entries = [
+    entries: list[Key] = [
         (Line2D([], [], color=GREY), "One seed" if one else "Mean over seeds"),
         (Patch(color=GREY, alpha=0.25, linewidth=0), lowest_to_highest(num_seeds)),
         (Line2D([], [], color=GREY, marker="|", linestyle="none", markersize=4), "One seed"),
         (Line2D([], [], color=GREY, marker="o"), "Mean and its 95% interval"),
     ]
+    entries = [*(entries[:1] if one else entries), *divergence_keys(diverged)]
     handles, labels = zip(*entries, strict=True)
-    shown = slice(0, 1) if one else slice(None)
-    figure.legend(handles[shown], labels[shown], loc="outside upper center", ncols=4)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4)
 
 
 def _numbers(curves: pd.DataFrame, ends: dict[str, list[_End]]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ Runs that differ in anything but size, length of training, routing and seed are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from analysis.laws.families import condition_families
 from analysis.laws.fit import FitError
 from analysis.laws.forms import POWER_LAW, POWER_LAW_WITHOUT_FLOOR
 from analysis.laws.identify import identified_fit
+from analysis.laws.leave_size_out import SizesOut, leave_each_size_out
 from analysis.laws.observations import observe
 from analysis.laws.predict import LargestOut, leave_largest_out
 from analysis.load_records import MissingDataError, Records
@@ -70,6 +72,7 @@ class _ArmLaw(NamedTuple):
     refusal: str = ""
     largest: LargestOut | None = None
     not_predicted: str = ""
+    sizes: SizesOut | None = None
 
     @property
     def name(self) -> str:
@@ -77,7 +80,7 @@ class _ArmLaw(NamedTuple):
 
 
 def draw_scaling_law(_records: Records, table: pd.DataFrame, num_resamples: int = NUM_RESAMPLES) -> Drawing:
-    """Returns the figure and its numbers; the column `split` is point, law, parameter, prediction or largest_out.
+    """Returns the figure and its numbers; `split` is point, law, parameter, prediction, largest_out or size_out.
 
     Raises `MissingDataError` where no arm identifies the law.
     """
@@ -113,8 +116,8 @@ def _arm_law(condition: str, arm: tuple[str, str, int], runs: pd.DataFrame, num_
         loss=("val_loss", "mean"), loss_min=("val_loss", "min"), loss_max=("val_loss", "max"), num_seeds=("run", "size")
     )
     points = points.sort_values(FLOPS, ignore_index=True)
-    observations = observe(runs, {"C": FLOPS}, arm="setting")
-    law, refusal = None, ""
+    observations = observe(runs, {"C": FLOPS, "N": "params_active"}, arm="setting")
+    law, refusal, sizes = None, "", None
     for form in (POWER_LAW, POWER_LAW_WITHOUT_FLOOR):
         try:
             law = bootstrap(identified_fit(form, observations), num_resamples=num_resamples)
@@ -123,11 +126,13 @@ def _arm_law(condition: str, arm: tuple[str, str, int], runs: pd.DataFrame, num_
             refusal = _reason(error)
     if law is None:
         return _ArmLaw(condition, arm, points, refusal=refusal)
+    with suppress(MissingDataError):  # an arm of one size has no size to leave out
+        sizes = leave_each_size_out(law.fit.form, observations)
     try:
         largest = leave_largest_out(law.fit.form, observations, num_resamples=num_resamples)
     except (MissingDataError, FitError) as error:
-        return _ArmLaw(condition, arm, points, law, not_predicted=_reason(error))
-    return _ArmLaw(condition, arm, points, law, largest=largest)
+        return _ArmLaw(condition, arm, points, law, not_predicted=_reason(error), sizes=sizes)
+    return _ArmLaw(condition, arm, points, law, largest=largest, sizes=sizes)
 
 
 def _reason(error: MissingDataError | FitError) -> str:
@@ -221,7 +226,10 @@ def _law_line(each: _ArmLaw) -> str:
     gave = f" ({failed:,} resamples gave no law)" if failed else ""
     reach = f"; right at {each.largest.compute_factor:.3g} times the compute" if each.largest else ""
     floor = f"E {found['E']}" if "E" in found else "no floor"
-    return f"{each.name}: {floor}, a {found['a']}, {each.law.fit.num_points} runs{gave}{reach}."
+    left = ""
+    if each.sizes is not None:
+        left = f"; each size left out: mean error {each.sizes.by_size['mean_absolute_error'].mean():.2%}"
+    return f"{each.name}: {floor}, a {found['a']}, {each.law.fit.num_points} runs{gave}{reach}{left}."
 
 
 def _numbers(each: _ArmLaw) -> Iterator[pd.DataFrame]:
@@ -232,12 +240,20 @@ def _numbers(each: _ArmLaw) -> Iterator[pd.DataFrame]:
         yield _curve(each.points, each.law).assign(**about, split="law")
         rows = [_estimated(name, value) for name, value in each.law.parameters.items()]
         yield pd.DataFrame(rows).assign(**about, split="parameter", num_runs=each.law.fit.num_points)
+    for errors in _size_errors(each):
+        yield errors.assign(**about, split="size_out")
     if each.largest is not None:
         predictions = each.largest.errors.rename(columns={"C": FLOPS})
         yield predictions.assign(**about, split="prediction")
         parameters = [_estimated(name, value) for name, value in each.largest.resamples.parameters.items()]
         rows = [_estimated("mean_error", each.largest.mean_error), *parameters]
         yield pd.DataFrame(rows).assign(**about, split="largest_out", num_runs=each.largest.fit.num_points)
+
+
+def _size_errors(each: _ArmLaw) -> Iterator[pd.DataFrame]:
+    """Yields the errors of one arm on each size that was left out of the fit."""
+    if each.sizes is not None:
+        yield each.sizes.errors.rename(columns={"C": FLOPS})
 
 
 def _estimated(name: str, found: BootstrapEstimate) -> dict[str, object]:

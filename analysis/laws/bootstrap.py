@@ -8,6 +8,13 @@ The weights of configurations are drawn from an exponential distribution (the Ba
 gives about the intervals of drawing configurations with replacement, but leaves no configuration out. This matters
 because studies of scaling laws have few configurations, and many draws with replacement no longer identify the law.
 
+Resampling C configurations to which P parameters were fitted understates variances by (C - P) / C, because the
+residuals of a fit are smaller than the errors. Percentiles of few configurations also know nothing of the uncertainty
+of their own spread. The deviations of the resamples from the point fit are therefore widened by sqrt(C / (C - P)) and
+by sqrt(nu / chi-squared of nu) with nu = C - P; for a linear law this gives Student's interval. Without it nominal 95%
+intervals of an exponent cover in 76 of 100 simulated studies of 5 configurations, and with it in 90
+(`tests/unit/analysis/test_laws_bootstrap.py`).
+
 A resample whose search does not converge gives no law. Such resamples are counted and reported, and where they are
 more than half, no interval is given.
 Shapes: R resamples that gave a law, n runs, P coordinates of the search.
@@ -67,9 +74,20 @@ class Bootstrap:
         return [model.unpack(theta_P) for theta_P in self.thetas_RP]
 
     @property
+    def wide_laws(self) -> list[dict[str, float]]:
+        """Returns the parameters of the R resamples, widened for few configurations; intervals follow from them."""
+        num, random = int(self.fit.observations.configuration.max()) + 1, np.random.default_rng(0)
+        freedom = max(num - len(self.fit.theta_P), 1)
+        # Dividing a normal number by the root of chi-squared over its degrees of freedom gives Student's t.
+        few_R1 = np.sqrt(freedom / random.chisquare(freedom, (len(self.thetas_RP), 1)))
+        wide_RP = self.fit.theta_P + few_R1 * np.sqrt(num / freedom) * (self.thetas_RP - self.fit.theta_P)
+        model = LogModel(self.fit.form, self.fit.observations.values)
+        return [model.unpack(theta_P) for theta_P in wide_RP]
+
+    @property
     def parameters(self) -> dict[str, BootstrapEstimate]:
         """Returns each parameter of the point fit with its interval."""
-        laws = self.laws
+        laws = self.wide_laws
         return {name: estimate(value, [law[name] for law in laws]) for name, value in self.fit.parameters.items()}
 
     def predictions(self, values: Mapping[str, ArrayLike]) -> Values:
@@ -83,7 +101,7 @@ class Bootstrap:
         `predict.py` has the wider prediction interval for it.
         """
         point_m = np.atleast_1d(self.fit.predict(values))
-        by_resample_Rm = self.predictions(values)
+        by_resample_Rm = np.stack([np.atleast_1d(self.fit.form.loss(values, law)) for law in self.wide_laws])
         return [estimate(float(point), by_resample_Rm[:, i]) for i, point in enumerate(point_m)]
 
     def __str__(self) -> str:

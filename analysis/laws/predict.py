@@ -84,7 +84,7 @@ def leave_largest_out(
     smaller, largest = observations.take(~is_largest), observations.take(is_largest)
     fit = identified_fit(form, smaller)
     resamples = bootstrap(fit, num_resamples, seed)
-    errors = _errors(fit, largest)
+    errors = prediction_errors(fit, largest)
     errors_Rm = _likely_errors(resamples, errors, _variance_between_seeds(smaller, largest), seed)
     return LargestOut(
         fit,
@@ -113,8 +113,12 @@ def largest_tier(observations: Observations, factor: float = TIER_FACTOR) -> NDA
     return is_largest
 
 
-def _errors(fit: Fit, largest: Observations) -> pd.DataFrame:
-    frame = pd.DataFrame({**largest.values, "measured": largest.loss, "configuration": largest.configuration})
+def prediction_errors(fit: Fit, unseen: Observations) -> pd.DataFrame:
+    """Returns a row for each configuration that the law of `fit` has not seen, with what it predicts and its error.
+
+    The columns are the variables, `measured` (a mean over seeds), `num_seeds`, `predicted` and `relative_error`.
+    """
+    frame = pd.DataFrame({**unseen.values, "measured": unseen.loss, "configuration": unseen.configuration})
     by_configuration = frame.groupby("configuration")
     errors = by_configuration.mean().assign(num_seeds=by_configuration.size())
     errors["predicted"] = fit.predict({name: errors[name].to_numpy() for name in fit.form.variables})

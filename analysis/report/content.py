@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from analysis.arm_columns import arm_columns
+from analysis.arm_columns import arm_columns, columns_of
 from analysis.columns import Column
 from analysis.compare import Comparison, compare
+from analysis.diverged_runs import diverged_table
 from analysis.laws.bootstrap import NUM_RESAMPLES
 from analysis.load_records import Records
 from analysis.paper_claims import paper_claims
 from analysis.parameter_counts import ACTIVATED, Count
 from analysis.report.answers import FOLDED_FROM, answer_blocks
+from analysis.report.diverged_rows import diverged_blocks
 from analysis.report.document import Block, Bullets, Paragraph, Report, Section, Table, table
 from analysis.report.laws import Law, laws
 from analysis.report.pictures import Pictures
@@ -25,6 +27,7 @@ from analysis.report.reproduction import reproduction_blocks
 from analysis.report.run_rows import columns_with_scores, run_rows, whole
 from analysis.report.verdicts import found_multipliers, verdict_blocks
 from analysis.run_table import INFERENCE, significant
+from analysis.smoothed_losses import with_smoothed_losses
 
 QUESTION = (
     "How much compute does routing tokens to experts save in a diffusion transformer, how does the loss scale with "
@@ -40,14 +43,15 @@ LAW_WORDS = (
 
 ARM_COLUMNS = arm_columns(
     "setting", "arm", "num_experts", "capacity_factor", "params_total", "params_active", "flops_per_image", "num_seeds",
-    "val_loss_mean", "val_loss_std", "val_loss_low", "val_loss_high", "val_loss_ema_mean", "val_loss_same_t_mean",
-    "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
+    "num_diverged", "val_loss_mean", "val_loss_std", "val_loss_low", "val_loss_high", "val_loss_ema_mean",
+    "val_loss_same_t_mean", "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
 )  # fmt: skip
 LAW_COLUMNS = (
     Column("law", "Law"),
     Column("family", "Runs of"),
     Column("num_runs", "Runs", whole),
     Column("headline", "Error on the largest runs, unseen"),
+    Column("sizes", "Error on each size, left out in turn"),
     Column("parameters", "Parameters (95% interval)"),
     Column("resamples", "Intervals"),
 )
@@ -62,20 +66,26 @@ def content(
     num_resamples: int = NUM_RESAMPLES,
     parameters: Count = ACTIVATED,
     tell: Callable[[str], None] = lambda _: None,
+    smoothed: bool = False,
 ) -> Report:
-    """Returns the report of `records`, whose run table is `runs`; `roots` are the folders given on the command line."""
+    """Returns the report of `records`, whose run table is `runs`; `roots` are the folders given on the command line.
+
+    With `smoothed`, laws are fitted to the ends of smoothed curves.
+    """
     comparison, rows = compare(records), run_rows(records, runs)
-    fitted, paper = laws(rows, parameters.column, num_resamples, tell), paper_claims(records, runs)
+    losses, gain = with_smoothed_losses(records, rows) if smoothed else (rows, "")
+    fitted, paper = laws(losses, parameters.column, num_resamples, tell), paper_claims(records, runs)
     multipliers, refusal = found_multipliers(records, runs)
+    lost = diverged_blocks(diverged_table(records))
     answers = answer_blocks(runs, comparison.claims, multipliers, paper, fitted)
     verdicts = verdict_blocks(comparison.claims, multipliers, refusal, paper)
     sections = [
         Section("question", "The question", [Paragraph(QUESTION)]),
         Section("answer", "The answer at this scale", answers),
-        Section("runs", "The runs", [_runs_table(rows), *_left_out(records)]),
+        Section("runs", "The runs", [_runs_table(rows), *lost, *_left_out(records)]),
         Section("arms", "The arms", [_arms_table(comparison.arms)]),
         Section("figures", "Figures", _figures(pictures)),
-        Section("fits", "Scaling laws", _laws(fitted, parameters)),
+        Section("fits", "Scaling laws", _laws(fitted, parameters, str(gain))),
         Section("verdicts", "What is supported and what is not", verdicts),
         Section("notes", "What to know before believing it", [Bullets(_notes(comparison))]),
         Section("reproduce", "How to reproduce each number", reproduction_blocks(rows, roots)),
@@ -121,7 +131,7 @@ def _arms_table(arms: pd.DataFrame) -> Table:
         "Means over seeds; the spread with n - 1 and the 95% interval, Student's, are missing with one seed. Images to "
         "dense: where the mean curve reaches the final loss of dense of the same depth."
     )
-    return table("arm-table", f"The {len(arms):,} arms", ARM_COLUMNS, arms.to_dict("records"), note)
+    return table("arm-table", f"The {len(arms):,} arms", columns_of(arms, ARM_COLUMNS), arms.to_dict("records"), note)
 
 
 def _figures(pictures: Pictures) -> list[Block]:
@@ -131,8 +141,8 @@ def _figures(pictures: Pictures) -> list[Block]:
     return [*pictures.blocks, Bullets(missing, f"Not drawn: {len(missing)} figures, and why")]
 
 
-def _laws(found: Sequence[Law], parameters: Count) -> list[Block]:
-    blocks: list[Block] = [Paragraph(f"{LAW_WORDS} N counts: {parameters.label.lower()}.")]
+def _laws(found: Sequence[Law], parameters: Count, gain: str) -> list[Block]:
+    blocks: list[Block] = [Paragraph(f"{LAW_WORDS} N counts: {parameters.label.lower()}. {gain}".strip())]
     fitted = [_law_row(law) for law in found if law.parameters is not None]
     refused = [_law_row(law) for law in found if law.parameters is None]
     if fitted:
@@ -148,7 +158,8 @@ def _law_row(law: Law) -> dict[str, object]:
     parameters = "; ".join(f"{name} = {value}" for name, value in (law.parameters or {}).items())
     return {
         "law": f"{law.form.name}: {law.form.equation}", "family": law.family, "num_runs": law.num_runs,
-        "parameters": parameters, "headline": law.headline, "resamples": law.resamples, "refusal": law.refusal,
+        "parameters": parameters, "headline": law.headline, "sizes": law.sizes,
+        "resamples": law.resamples, "refusal": law.refusal,
     }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from analysis.laws.forms import (
     Form,
 )
 from analysis.laws.identify import identified_fit
+from analysis.laws.leave_size_out import leave_each_size_out
 from analysis.laws.observations import Observations, observe
 from analysis.laws.predict import leave_largest_out
 from analysis.load_records import MissingDataError
@@ -39,7 +40,7 @@ class Law:
     """One form fitted to one family of runs: its parameters with intervals and its headline, or why it is refused.
 
     `parameters` is None where the law was not fitted, and `refusal` then has the reason. `resamples` describes the
-    bootstrap, and `headline` the prediction error on the largest runs.
+    bootstrap, `headline` the prediction error on the largest runs, and `sizes` that on each size left out in turn.
     """
 
     form: Form
@@ -49,6 +50,7 @@ class Law:
     resamples: str = ""
     headline: str = ""
     refusal: str = ""
+    sizes: str = ""
 
 
 def laws(
@@ -66,7 +68,7 @@ def laws(
             for family, runs in families(rows):
                 tell(f"law {form.name} of {family}")
                 named = runs.assign(configuration=runs["setting"] + ": " + runs["arm"])
-                variables = {name: columns[name] for name in {*form.variables, "C"}}
+                variables = {name: columns[name] for name in dict.fromkeys((*form.variables, "C", "N"))}
                 observations = observe(named, variables, arm="configuration")
                 found.append(_law(form, family, observations, num_resamples))
     return found
@@ -79,7 +81,8 @@ def _law(form: Form, family: str, observations: Observations, num_resamples: int
     except (MissingDataError, FitError) as error:
         return Law(form, family, num_runs, refusal=str(error).removeprefix(f"{form.equation} cannot be fitted: "))
     headline = _headline(form, observations, num_resamples)
-    return Law(form, family, num_runs, resampled.parameters, str(resampled), headline)
+    sizes = _sizes(form, observations)
+    return Law(form, family, num_runs, resampled.parameters, str(resampled), headline, sizes=sizes)
 
 
 def _headline(form: Form, observations: Observations, num_resamples: int) -> str:
@@ -88,3 +91,11 @@ def _headline(form: Form, observations: Observations, num_resamples: int) -> str
         return str(leave_largest_out(form, observations, num_resamples=num_resamples))
     except (MissingDataError, FitError) as error:
         return f"How well it predicts larger runs is not known: {error}"
+
+
+def _sizes(form: Form, observations: Observations) -> str:
+    """Returns a sentence with the errors on the sizes left out in turn, or why they are unknown."""
+    try:
+        return str(leave_each_size_out(form, observations))
+    except MissingDataError as error:
+        return f"How well it predicts a size left out is not known: {error}"

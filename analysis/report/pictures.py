@@ -38,6 +38,7 @@ def draw_all(
     paper_values: bool = False,
     parameters: Count = ACTIVATED,
     tell: Callable[[str], None] = lambda _: None,
+    smoothed: bool = False,
 ) -> Pictures:
     """Draws every figure of the registry, in its order, and writes the files into `folder`.
 
@@ -45,11 +46,11 @@ def draw_all(
     each figure before it is drawn. Raises `StorageError` when a file cannot be written.
     """
     pictures = Pictures([], [], [])
-    options = _options(paper_values, parameters)
+    options = _options(paper_values, parameters, smoothed)
     for entry in FIGURES.values():
         tell(f"figure {entry.name}")
         try:
-            drawing = entry.drawing(records, table, paper_values, parameters)
+            drawing = entry.drawing(records, table, paper_values, parameters, smoothed)
         except (MissingDataError, RecordError) as error:  # RecordError: conditions differ
             pictures.not_drawn.append((entry.name, str(error)))
             continue
@@ -62,10 +63,11 @@ def draw_all(
     return pictures
 
 
-def _options(paper_values: bool, parameters: Count) -> list[str]:
+def _options(paper_values: bool, parameters: Count, smoothed: bool) -> list[str]:
     """Returns the command-line options of `ecdit plot` that give the same figures; defaults are left out."""
     names = [name for name, count in COUNTS.items() if count == parameters and count != ACTIVATED]
-    return [*(["--paper-values"] if paper_values else []), *(["--parameters", *names] if names else [])]
+    flags = [*(["--paper-values"] if paper_values else []), *(["--smoothed"] if smoothed else [])]
+    return [*flags, *(["--parameters", *names] if names else [])]
 
 
 def alt_text(description: str, drawing: Drawing) -> str:

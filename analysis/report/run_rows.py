@@ -50,11 +50,12 @@ COLUMNS = (
     Column("flops_per_second", "FLOP/s achieved", significant),
     Column("utilisation", "Utilisation", partial(fixed, decimals=1, scale=100, unit="%")),
     Column("train_loss", "Train loss", four),
-    Column("val_loss_same_t", "Loss at one t", four),
+    Column("val_loss_same_t", "Same-t loss", four),
     Column("dropped_share", "Dropped share", four),
     Column(INFERENCE, "Inference s/image", four),
     Column("model.name", "Preset"),
     Column("routing.name", "Routing"),
+    Column("retry_of", "Repeats"),
 )
 
 

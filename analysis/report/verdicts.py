@@ -13,12 +13,13 @@ import pandas as pd
 from analysis.claims import PairedDifference, correction
 from analysis.columns import Column
 from analysis.load_records import MissingDataError, Records
-from analysis.multiplier import Multiplier, multiplier_rows, multipliers
+from analysis.multiplier import Multiplier, multiplier_correction, multiplier_rows, multipliers, over_settings
 from analysis.paper_claims import PaperClaim, paper_claim_rows
 from analysis.report.answers import AXIS_WORDS
 from analysis.report.document import Block, Paragraph, table
 from analysis.report.run_rows import whole
 from analysis.run_table import fixed
+from analysis.seed_planning import seeds_wanted
 
 signed = "{:+.4f}".format
 four = partial(fixed, decimals=4)
@@ -37,6 +38,8 @@ DIFFERENCE_COLUMNS = (
     Column("p_bh", "p (BH)", four),
     Column("p_holm", "p (Holm)", four),
     Column("verdict", "Verdict"),
+    Column("seeds_for_power", "Seeds for 80% power"),
+    Column("seeds_corrected", "the same, corrected"),
 )
 MULTIPLIER_COLUMNS = (
     Column("setting", "Setting"),
@@ -50,7 +53,19 @@ MULTIPLIER_COLUMNS = (
     Column("at_lowest_low", "its 95% low", three),
     Column("at_lowest_high", "its 95% high", three),
     Column("num_seeds", "Seeds", whole),
+    Column("p", "p", four),
+    Column("p_bh", "p (BH)", four),
+    Column("p_holm", "p (Holm)", four),
     Column("refusal", "Why there is none"),
+)
+OVER_SETTINGS_COLUMNS = (
+    Column("arm", "Arm"),
+    Column("reference", "Reference"),
+    Column("axis", "Counted in"),
+    Column("factor", "Times less", three),
+    Column("factor_low", "95% low", three),
+    Column("factor_high", "95% high", three),
+    Column("num_settings", "Settings", whole),
 )
 PAPER_COLUMNS = (
     Column("claim", "Claim"),
@@ -64,6 +79,7 @@ PAPER_COLUMNS = (
     Column("num_seeds", "Seeds", whole),
     Column("p", "p", four),
     Column("p_bh", "p (BH)", four),
+    Column("p_holm", "p (Holm)", four),
     Column("quantity", "Quantity"),
     Column("source", "Printed in"),
 )
@@ -81,7 +97,7 @@ def verdict_blocks(
     found: Sequence[PairedDifference], multipliers: Sequence[Multiplier], refusal: str, paper: Sequence[PaperClaim]
 ) -> list[Block]:
     """Returns the three tables; a table without rows is replaced by a sentence that says why."""
-    return [_differences(found), _multipliers(multipliers, refusal), _paper(paper)]
+    return [_differences(found), _multipliers(multipliers, refusal), *_over_settings(multipliers), _paper(paper)]
 
 
 def _differences(found: Sequence[PairedDifference]) -> Block:
@@ -93,13 +109,15 @@ def _differences(found: Sequence[PairedDifference]) -> Block:
             "difference": claim.gap.mean, "low": claim.gap.low, "high": claim.gap.high,
             "seeds": claim.gap.num_values, "method": claim.gap.method,
             "p": claim.gap.p_value, "p_bh": claim.p_benjamini_hochberg, "p_holm": claim.p_holm,
+            "seeds_for_power": wanted, "seeds_corrected": corrected,
         }
-        for claim in found
+        for claim, (wanted, corrected) in zip(found, seeds_wanted(found), strict=True)
     ]  # fmt: skip
     note = (
         "Final validation loss of the arm minus that of the reference, raw weights. Intervals are Student's t over "
         "seeds, of one difference each; p is corrected for how many were tested (Benjamini and Hochberg, by which the "
-        f"verdict goes, and Holm). {correction(found)} What is not lower or higher is not supported."
+        f"verdict goes, and Holm). {correction(found)} What is not lower or higher is not supported: the last "
+        "columns say how many seeds an arm would separate such a gap with 80% power, the second with Holm's correction."
     )
     return table("differences", "Differences in validation loss", DIFFERENCE_COLUMNS, rows, note)
 
@@ -110,9 +128,23 @@ def _multipliers(found: Sequence[Multiplier], refusal: str) -> Block:
     rows = multiplier_rows(found).replace({"axis": AXIS_WORDS}).to_dict("records")
     note = (
         "How many times less the arm needs for the losses that both curves reach; above 1 the arm needs less. "
-        "Mean over the losses, seed by seed; intervals are Student's t over seeds."
+        "Mean over the losses, seed by seed; intervals are Student's t over seeds, of one multiplier each; p tests "
+        f"that the multiplier is 1. {multiplier_correction(found)}"
     )
     return table("multipliers", "Compute multipliers", MULTIPLIER_COLUMNS, rows, note)
+
+
+def _over_settings(found: Sequence[Multiplier]) -> list[Block]:
+    """Returns the table of means over settings, or nothing where no pair of arms has several."""
+    rows = over_settings(found)
+    if rows.empty:
+        return []
+    note = (
+        "Each setting (a size at a length of training) counts once, with all its seeds together; intervals are "
+        "Student's t over settings, since a claim about all settings has only them as independent observations."
+    )
+    shown = rows.replace({"axis": AXIS_WORDS}).to_dict("records")
+    return [table("multipliers-over-settings", "Multipliers over settings", OVER_SETTINGS_COLUMNS, shown, note)]
 
 
 def _paper(found: Sequence[PaperClaim]) -> Block:

@@ -26,11 +26,13 @@ def write_report(
     paper_values: bool = False,
     parameters: Count = ACTIVATED,
     tell: Callable[[str], None] = lambda _: None,
+    smoothed: bool = False,
 ) -> list[Path]:
     """Writes the report of `records` into `folder` and returns the files written, `index.html` first.
 
     `roots` are the folders on the command line that would load the same records; the report prints them in its
-    commands. `tell` is called with a line of progress before each figure and each law. Raises `RecordError` when the
+    commands. `tell` is called with a line of progress before each figure and each law. With `smoothed`, laws are fitted
+    to the ends of smoothed curves. Raises `RecordError` when the
     runs cannot be compared, `OutputError` when `folder` holds a file of the same name that `ecdit` did not write, and
     `StorageError` when a file cannot be written.
     """
@@ -38,8 +40,8 @@ def write_report(
     paths = [folder / name for name in names]
     require_ours(paths)  # Checked before the figures are drawn, because drawing them takes minutes.
     runs = run_table(records)
-    pictures = draw_all(records, runs, folder / FIGURES, roots, paper_values, parameters, tell)
-    report = content(records, runs, pictures, roots, num_resamples, parameters, tell)
+    pictures = draw_all(records, runs, folder / FIGURES, roots, paper_values, parameters, tell, smoothed)
+    report = content(records, runs, pictures, roots, num_resamples, parameters, tell, smoothed)
     rows = run_rows(records, runs)
     columns = ["run", *(column.key for column in columns_with_scores(rows) if column.key in rows)]
     with output_files(paths) as (page, text, table):

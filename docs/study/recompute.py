@@ -21,6 +21,7 @@ from analysis.laws.bootstrap import NUM_RESAMPLES
 from analysis.load_records import Records
 from analysis.report.laws import Law, laws
 from analysis.seed_intervals import difference
+from analysis.seed_planning import seeds_sentence
 from analysis.style import write_drawing
 
 FOLDER = Path(__file__).parent
@@ -28,7 +29,7 @@ KINDS = {"Dense (same depth)": "dense_same_depth", "Dense (same activated)": "de
 GROUP_IMAGES = 8.0
 """Images of a routing group, in every routed run of the study."""
 NO_RECORDS = Records(pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), ())
-OWN_NOTES = ("- Intervals are ", "- Of ")
+OWN_NOTES = ("- Intervals are ", "- Of ", "- Seeds an arm ")
 """How the notes begin that are renewed."""
 LONGEST = "nano, model.width={}, 9,600 images"
 CHANGES = [(arm, width) for width in (32, 48, 72) for arm in ("Expert choice", "Token choice", "Switch")]
@@ -88,7 +89,7 @@ def law_rows(found: list[Law]) -> pd.DataFrame:
         {
             "law": law.form.name, "family": law.family, "num_runs": law.num_runs,
             "parameters": "; ".join(f"{name} = {value}" for name, value in (law.parameters or {}).items()),
-            "largest_runs": law.headline, "intervals": law.resamples,
+            "largest_runs": law.headline, "sizes_left_out": law.sizes, "intervals": law.resamples,
         }
         for law in fitted
     )  # fmt: skip
@@ -100,7 +101,7 @@ def write_comparison(table: pd.DataFrame, found: list[PairedDifference]) -> None
     old = path.read_text()
     arms = old[old.index("| Arm | Params") : old.index("## Differences")]
     kept = [line for line in old[old.index("## Notes") :].splitlines()[2:] if not line.startswith(OWN_NOTES)]
-    notes = [f"- {INTERVALS}", f"- {correction(found)}", *kept]
+    notes = [f"- {INTERVALS}", f"- {correction(found)}", f"- {seeds_sentence(found)}", *kept]
     parts = ["# Comparison of routers\n", f"{conclusion(table, found)}\n", arms + differences_markdown(found)]
     path.write_text("\n".join([*parts, "## Notes\n", *notes]) + "\n")
 

@@ -156,6 +156,7 @@ BUDGETS, POWERS = "budgets", "powers"
 STUDIES_OF = {
     "isoflop": [BUDGETS],
     "scaling-law": [POWERS],
+    "curve-collapse": ["three sizes", "five sizes"],
     "capacity": ["capacities", "factors alone"],
     "inference-time": ["one size", "three sizes", "one seed of eight arms", "five sizes"],
     "expert-scaling": ["three sizes", "one seed of eight arms"],

@@ -93,7 +93,8 @@ def test_configurations_on_their_parabola_leave_no_doubt(write_budgets: WriteBud
     found = analysed(write_budgets())
     assert log_widths(found) == pytest.approx([0] * 6, abs=1e-6)
     assert log_widths(found, "images") == pytest.approx([0] * 6, abs=1e-6)
-    assert (found.laws["exponent_low"] < found.laws["exponent"]).all()
+    by_budget = found.laws[found.laws["method"] != "parametric"]
+    assert (by_budget["exponent_low"] < by_budget["exponent"]).all()
 
 
 def test_one_seed_has_intervals_about_its_minima(write_budgets: WriteBudgets) -> None:
@@ -124,7 +125,7 @@ def test_akimas_minima_have_no_interval(write_budgets: WriteBudgets) -> None:
 
 def test_three_sizes_leave_no_interval_and_it_is_said_once_an_arm(write_budgets: WriteBudgets) -> None:
     found = analysed(write_budgets(widths=(48, 64, 128), seeds=(0, 1, 2), moved=0.05))
-    assert found.minima["params_low"].isna().all()
+    assert found.minima.loc[found.minima["method"] != "parametric", "params_low"].isna().all()
     assert [line for line in found.refused if EXPERT_CHOICE in line and "no interval" in line] == [
         f"{EXPERT_CHOICE}: no interval of a minimum: 3 sizes a budget leave nothing to tell how far configurations are "
         "off a parabola."

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from analysis.laws.bootstrap import Bootstrap, bootstrap, draw
 from analysis.laws.fit import FitError, fit, search
@@ -83,18 +84,38 @@ def off_the_law(num_configurations: int, num_seeds: int, between_seeds: float, s
     return observe(pd.DataFrame({"C": np.repeat(compute, num_seeds), "val_loss": losses}), {"C": "C"})
 
 
+def test_a_linear_laws_interval_is_students_for_its_degrees_of_freedom() -> None:
+    """Resamples of a linear law spread by sqrt(nu / C) too little, and Student's t allows for the unknown spread."""
+    observations = off_the_law(num_configurations=6, num_seeds=1, between_seeds=0.0, seed=0)
+    point = fit(POWER_LAW_WITHOUT_FLOOR, observations)
+    error, num, freedom = 0.01, 6, 4
+    draws = np.random.default_rng(1).normal(0, error * np.sqrt(freedom / num), (40_000, 2))
+    found = Bootstrap(point, point.theta_P + draws, {}).parameters["a"]
+    half = stats.t.ppf(0.975, freedom) * error
+    assert found.high - found.value == pytest.approx(half, rel=0.03)
+    assert found.value - found.low == pytest.approx(half, rel=0.03)
+
+
 @pytest.mark.slow
-def test_intervals_cover_where_seeds_share_what_their_configuration_is_off_the_law() -> None:
-    """Resampled runs covered the exponent in 29 of 40 data sets, and no error of prediction in 24."""
-    num_sets, covered, holds = 40, 0, 0
+@pytest.mark.parametrize("num_configurations", [5, 11])
+def test_intervals_cover_where_seeds_share_what_their_configuration_is_off_the_law(num_configurations: int) -> None:
+    """The table of docs/statistics.md: without the widening the exponent is covered too rarely.
+
+    Resampled runs covered it in 29 of 40 studies of 11 configurations, and no error of prediction in 24.
+    """
+    num_sets, covered, unwidened, holds = 100, 0, 0, 0
     for seed in range(num_sets):
-        observations = off_the_law(num_configurations=11, num_seeds=3, between_seeds=0.01, seed=seed)
-        exponent = bootstrap(fit(POWER_LAW_WITHOUT_FLOOR, observations), num_resamples=60).parameters["a"]
+        observations = off_the_law(num_configurations, num_seeds=3, between_seeds=0.01, seed=seed)
+        found = bootstrap(fit(POWER_LAW_WITHOUT_FLOOR, observations), num_resamples=60)
+        exponent, narrow = found.parameters["a"], np.percentile([law["a"] for law in found.laws], [2.5, 97.5])
         covered += exponent.low <= 0.15 <= exponent.high
-        error = leave_largest_out(POWER_LAW_WITHOUT_FLOOR, observations, num_resamples=60).mean_error
-        holds += error.low <= 0 <= error.high
-    assert covered >= 35
-    assert holds >= 36
+        unwidened += narrow[0] <= 0.15 <= narrow[1]
+        if seed < 40:
+            error = leave_largest_out(POWER_LAW_WITHOUT_FLOOR, observations, num_resamples=60).mean_error
+            holds += error.low <= 0 <= error.high
+    assert covered >= 88
+    assert covered > unwidened
+    assert holds >= 35
 
 
 def _four_configurations(noise: float) -> Observations:

@@ -44,8 +44,9 @@ def mirror_run(tmp_path: Path, write_run: Callable[..., RunDir], wandb_server: S
     """A run as training writes it, folder and mirror: rows in the order of images, a status at its end."""
 
     def mirror(
-        name: str, seed: int = 0, state: State = "done", settings: dict[str, Any] = SETTINGS, **options: Any
-    ) -> RunDir:
+        name: str, seed: int = 0, state: State = "done", settings: dict[str, Any] = SETTINGS,
+        why: str | None = None, **options: Any,
+    ) -> RunDir:  # fmt: skip
         source = write_run(tmp_path / "source" / name, settings | {"seed": seed}, lambda n: 1 / (n + seed), **options)
         record, run = source.read_run(), RunDir(tmp_path / "runs" / name)
         writer = RecordWriter.open(run, record, 0, start_mirror)
@@ -58,7 +59,7 @@ def mirror_run(tmp_path: Path, write_run: Callable[..., RunDir], wandb_server: S
                 writer.evaluation([rows[0].model_copy(update=sampled)])
                 writer.routing([routing_row(step.images_seen, layer, "mixed_t") for layer in (1, 3)])
                 writer.routing([routing_row(step.images_seen, 1, "same_t")])
-        writer.status(state, 3200, "SIGTERM" if state == "interrupted" else None, peak_memory_gib=0.75)
+        writer.status(state, 3200, "SIGTERM" if state == "interrupted" else why, peak_memory_gib=0.75)
         writer.close()
         wandb.teardown()  # the server has everything
         return run
@@ -138,6 +139,17 @@ def test_runs_that_cannot_be_used_are_left_out_and_named(mirror_run: MirrorRun, 
     assert reasons[0].startswith("failed at 3,200 of 3,200 images")
     assert reasons[1] == "it was not recorded by ecdit"
     assert reasons[2].startswith("its settings are not of this ecdit")
+
+
+def test_a_run_that_diverged_comes_back_with_its_rows(mirror_run: MirrorRun, wandb_server: Server) -> None:
+    done = mirror_run("a")
+    mirror_run("b", seed=1, state="failed", why="Not finite after 3,200 images: blocks.1 (loss nan).")
+    records = load_records([], [PLACE])
+    assert len(records.runs) == 1
+    assert records.diverged is not None
+    assert records.diverged.runs["diverged_at_images"].to_list() == [3200]
+    assert len(records.diverged.steps) == len(load_records([done.path]).steps) == 10
+    assert set(records.diverged.evals["images_seen"]) == {1600, 3200}
 
 
 def test_rows_that_wandb_does_not_give_are_counted(mirror_run: MirrorRun, wandb_server: Server) -> None:

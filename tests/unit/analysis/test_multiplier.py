@@ -9,9 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from analysis.load_records import MissingDataError, load_records
-from analysis.multiplier import Curve, Multiplier, geometric_mean, multiplier_rows, multipliers, shift
+from analysis.multiplier import (
+    Curve,
+    Multiplier,
+    geometric_mean,
+    multiplier_correction,
+    multiplier_rows,
+    multipliers,
+    over_settings,
+    shift,
+)
 from analysis.run_table import run_table
 
 IMAGES = [800 * n for n in range(1, 13)]
@@ -156,3 +166,49 @@ def test_seconds_of_different_machines_are_not_compared(tmp_path: Path, write_ru
         "Their seconds are not comparable."
     )
     assert of_axis["images_seen"].factor is not None
+
+
+def of_setting(setting: str, logs: list[float], axis: str = "images_seen") -> Multiplier:
+    factor = geometric_mean(logs)
+    return Multiplier(setting, EXPERT_CHOICE, DENSE, axis, factor, factor, 0.1, 0.2)
+
+
+def test_a_mean_over_settings_counts_settings_and_not_seeds() -> None:
+    many = [of_setting("small", [0.2, 0.2, 0.2, 0.2]), of_setting("large", [0.6]), of_setting("small", [1.0], "flops")]
+    rows = over_settings(many)
+    assert rows["axis"].to_list() == ["images_seen"]
+    row = rows.iloc[0]
+    assert row["factor"] == pytest.approx(math.exp(0.4))
+    half = stats.t.ppf(0.975, 1) * np.std([0.2, 0.6], ddof=1) / math.sqrt(2)
+    assert (row["factor_low"], row["factor_high"]) == pytest.approx((math.exp(0.4 - half), math.exp(0.4 + half)))
+    assert row["num_settings"] == 2
+    assert over_settings(many[:1]).empty
+
+
+def test_the_interval_over_settings_covers_where_seeds_share_what_a_setting_deviates() -> None:
+    random, covered, of_runs = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        settings = [0.3 + random.normal(0, 0.1) for _ in range(4)]
+        logs = [[at + random.normal(0, 0.02) for _ in range(3)] for at in settings]
+        row = over_settings([of_setting(str(i), each) for i, each in enumerate(logs)]).iloc[0]
+        covered += row["factor_low"] <= math.exp(0.3) <= row["factor_high"]
+        pooled = geometric_mean([log for each in logs for log in each])
+        assert pooled.low is not None
+        assert pooled.high is not None
+        of_runs += pooled.low <= math.exp(0.3) <= pooled.high
+    assert covered / 400 == pytest.approx(0.95, abs=0.03)
+    assert of_runs / 400 < 0.85  # single runs are no independent observations
+
+
+def test_multipliers_are_corrected_for_their_number() -> None:
+    some = [of_setting("a", [0.1, 0.11, 0.12]), of_setting("b", [0.1, -0.1, 0.12]), of_setting("c", [0.3])]
+    rows = multiplier_rows(some)
+    p_values = [stats.ttest_1samp(logs, 0).pvalue for logs in ([0.1, 0.11, 0.12], [0.1, -0.1, 0.12])]
+    assert rows["p"].to_list() == pytest.approx([*p_values, math.nan], nan_ok=True)
+    assert rows["p_bh"].to_list()[:2] == pytest.approx(stats.false_discovery_control(p_values))
+    assert rows["p_holm"].to_list()[:2] == pytest.approx([2 * p_values[0], p_values[1]])
+    assert multiplier_correction(some) == (
+        "Of 2 multipliers tested, 1 differ from 1 before correction, 1 after Benjamini and Hochberg's and 1 after "
+        "Holm's."
+    )
+    assert multiplier_correction(some[2:]) == ""

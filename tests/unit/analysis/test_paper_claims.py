@@ -94,9 +94,11 @@ def test_claims_are_corrected_for_how_many_are_tested(tmp_path: Path, write_run:
     assert first.ours == pytest.approx(alone.ours)
     assert (first.p_value, second.p_value) == (pytest.approx(p_values[0]), pytest.approx(p_values[1]))
     assert (first.p_benjamini_hochberg, second.p_benjamini_hochberg) == (pytest.approx(2 * p_values[0]), second.p_value)
+    assert (first.p_holm, second.p_holm) == (pytest.approx(2 * p_values[0]), pytest.approx(second.p_value))
     assert first.verdict == second.verdict == "not supported"
     assert first.reason == "the interval lies below 0.5, but not after correction for 2 tested claims"
-    assert paper_claim_rows([first])["p_bh"].to_list() == pytest.approx([2 * p_values[0]])
+    rows = paper_claim_rows([first])
+    assert rows[["p_bh", "p_holm"]].to_numpy().tolist() == [pytest.approx([2 * p_values[0]] * 2)]
 
 
 def test_many_claims_that_are_not_so_are_not_called_supported() -> None:

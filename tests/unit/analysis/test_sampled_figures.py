@@ -214,3 +214,23 @@ def test_the_same_records_give_the_same_bytes(name: str, folder: Path, tmp_path:
         drawing = find_figure(name).draw(records, run_table(records))
         written.append([path.read_bytes() for path in write_drawing(drawing, tmp_path / attempt, name)])
     assert written[0] == written[1]
+
+
+def test_the_best_guidance_is_that_of_the_best_mean_and_an_edge_is_marked(
+    tmp_path: Path, write_run: Callable[..., Any], sampled: Callable[..., Any]
+) -> None:
+    """The score is best at 2 in the mean of two seeds, at 2 and 4 in single ones; the distance falls up to the edge."""
+    scores = {0: {1.0: 0.50, 2.0: 0.60, 4.0: 0.55}, 1: {1.0: 0.50, 2.0: 0.57, 4.0: 0.58}}
+    for seed, by_scale in scores.items():
+        settings = {"routing": {"name": "dense"}, "train": {"images": 9600}, "seed": seed}
+        run = write_run(tmp_path / str(seed), settings, lambda n: 1.0, eval_images=[9600])
+        rows = [sampled("shapes-geneval", score, guidance=scale) for scale, score in by_scale.items()]
+        rows += [sampled("frechet-shapes", 10 - scale, guidance=scale) for scale in by_scale]
+        append_evaluations(run, rows)
+    records = load_records([tmp_path])
+    drawing = find_figure("best-guidance").drawing(records, run_table(records))
+    rows = drawing.numbers.set_index("metric")
+    columns = ["value", "low", "high", "num_seeds", "is_edge"]
+    assert rows.loc["shapes-geneval", columns].to_list() == [2.0, 2.0, 4.0, 2, False]
+    assert rows.loc["frechet-shapes", columns].to_list() == [4.0, 4.0, 4.0, 2, True]
+    assert rows.loc["shapes-geneval", "best"] == pytest.approx(58.5)

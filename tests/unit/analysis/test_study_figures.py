@@ -197,9 +197,12 @@ def test_image_quality_has_every_measure_that_the_runs_have(
 def test_isoflop_shows_profiles_minima_and_laws(write_budgets: Callable[..., Path]) -> None:
     drawing = drawn("isoflop", write_budgets())
     frame = drawing.numbers
-    assert frame.groupby("split").size().to_dict() == {"law": 8, "minimum": 12, "profile": 24}
-    foot = " ".join(text.get_text() for text in drawing.figure.texts)
-    assert "Expert choice: N* grows as C to the 0.40 (0.40 to 0.40; 3 budgets)" in foot
+    assert frame.groupby("split").size().to_dict() == {"disagreement": 6, "law": 12, "minimum": 18, "profile": 24}
+    foot = " ".join(" ".join(text.get_text() for text in drawing.figure.texts).split())
+    assert (
+        "Expert choice: N* grows as C to the 0.40 (0.40 to 0.40 over 3 budgets, 0.40 to 0.40 over configurations)"
+        in foot
+    )
     assert ticks(drawing.figure.axes[-1]) == ["1", "2", "4"]
 
 
