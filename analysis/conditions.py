@@ -5,6 +5,7 @@ other setting of the sampler. A figure shows values of one set of conditions, un
 was measured. Where several sets qualify, EMA weights are preferred to raw ones, then more points along the curve, then
 more images, then what was written last. Where none qualifies, the figure is refused and the difference is named.
 `batch_images` is a condition only among the runs that record it, which are those whose routing depends on the batch.
+Rows of reconstructed averages (`ema_width`) appear only in the figure along this width, never beside others.
 
 The rows are made in `scores.py`, which also takes means over seeds.
 """
@@ -22,10 +23,10 @@ from analysis.comparable import first_difference
 from analysis.load_records import MissingDataError
 from experiments.config.metrics import RecordedValue
 
-Along = Literal["images_seen", "guidance"]
+Along = Literal["images_seen", "guidance", "ema_width"]
 """The quantity on the horizontal axis of a curve of a metric."""
 
-BESIDE_CONDITIONS = ("guidance", "batch_images")
+BESIDE_CONDITIONS = ("guidance", "batch_images", "ema_width")
 SAMPLING = ("steps", "sampler", "shift", "guidance_start", "guidance_stop", "precision")
 """Settings of the sampler that two metrics must share to describe the same images."""
 
@@ -77,10 +78,13 @@ def same_conditions(rows: pd.DataFrame, metric: RecordedValue, num_runs: int, al
 def at_one_guidance(measured: MetricRows) -> MetricRows:
     """Returns the rows at one guidance scale, chosen among the scales at which all runs were measured.
 
+    Rows of a value that needs no samples have none, and stay as they are.
     The choice is the scale in the runs' own setting `eval.guidance`, where they agree on one that was measured, and
     otherwise the scale with the best mean. Raises `MissingDataError` where the runs share no scale.
     """
     rows, metric = measured.rows, measured.metric
+    if rows["guidance"].isna().all():  # nothing was sampled
+        return measured
     by_scale = rows.groupby("guidance")["run"].nunique()
     shared = by_scale.index[by_scale == rows["run"].nunique()].to_numpy(dtype=float)
     if len(shared) == 0:
@@ -96,8 +100,17 @@ def at_one_guidance(measured: MetricRows) -> MetricRows:
     return replace(measured, rows=rows[rows["guidance"] == scale], conditions=conditions)
 
 
+def is_reconstructed(evals: pd.DataFrame) -> pd.Series[bool]:
+    """Returns for each row of `evals` whether it is of a reconstructed average, not of one that training keeps."""
+    widths = {key: "ema_width" in json.loads(key) for key in evals["settings_key"].unique()}
+    return evals["settings_key"].map(widths).astype(bool)
+
+
 def sampled_like(rows: pd.DataFrame, like: MetricRows, same_weights: bool = True) -> pd.DataFrame:
-    """Returns the rows whose images were sampled like those of `like`, judged by the settings that both record."""
+    """Returns the rows whose images were sampled like those of `like`, judged by the settings that both record.
+
+    Rows of values that need no samples have no guidance scale, and are returned too.
+    """
     names = (*SAMPLING, "weights") if same_weights else SAMPLING
     wanted = {name: like.conditions[name] for name in names if name in like.conditions}
     alike = {}
@@ -106,7 +119,7 @@ def sampled_like(rows: pd.DataFrame, like: MetricRows, same_weights: bool = True
         alike[text] = all(given.get(name, value) == value for name, value in wanted.items())
     keep = rows["conditions"].map(alike).astype(bool)
     if "guidance" in like.conditions:
-        keep &= rows["guidance"] == like.conditions["guidance"]
+        keep &= (rows["guidance"] == like.conditions["guidance"]) | rows["guidance"].isna()
     return rows[keep]
 
 

@@ -2,10 +2,11 @@
 
 `export_runs` makes the table for other programs. It holds unfinished runs too, compares nothing, and refuses only a
 folder without runs. Columns are named as in the records: settings with dots (`routing.name`), `steps.loss` for the last
-row of `steps.jsonl`, `evals.val_loss` for the last value of a metric with raw weights and `evals.ema.val_loss` with
-averaged ones. Where a metric was measured under several conditions the last value counts, and `...@guidance` holds its
-guidance scale. A missing value is empty. `final_tables` makes tables for people: settings, cost and results of the
-finished runs, and their spread over seeds.
+row of `steps.jsonl`, `evals.val_loss` for the last value of a metric with raw weights, `evals.ema.val_loss` with
+averaged ones, and `evals.ema@0.1.validation-loss` with a reconstructed average of this width. Where a metric was
+measured under several conditions the last value counts, and `...@guidance` holds its guidance scale. A missing value is
+empty. `final_tables` makes tables for people: settings, cost and results of the finished runs, and their spread over
+seeds.
 """
 
 from __future__ import annotations
@@ -173,9 +174,11 @@ def _last_values(run: RunDir, damaged: list[str]) -> Iterator[tuple[str, Any]]:
     """Yields the values of `evals.jsonl`, later ones last. The faults of unreadable lines are added to `damaged`."""
     rows, _, faults = read_valid(run.evals, EvalRow)
     for row in rows:
-        name = f"evals.{'ema.' if row['weights'] == 'ema' else ''}{printable(row['metric'])}"
+        settings = row.get("settings", {})
+        width = f"@{settings['ema_width']:g}" if "ema_width" in settings else ""
+        name = f"evals.{f'ema{width}.' if row['weights'] == 'ema' else ''}{printable(row['metric'])}"
         yield name, row["value"]
-        scale = row.get("settings", {}).get("guidance")
+        scale = settings.get("guidance")
         if scale is not None:
             yield f"{name}@guidance", scale
     if faults:

@@ -228,7 +228,7 @@ def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[Le
 
 def _described(run: RunDir, record: RunRecord, status: Status) -> _Finished:
     config = stored_config(record.config, run.run_json, record.plugin_names)
-    settings = dict(dotted(record.config))
+    settings = {"train.ema": config.train.ema, **dict(dotted(record.config))}
     if record.plugins:  # two versions of the source of a router are two arms, and their runs are no copies
         settings["routing.plugin"] = record.plugins[0].sha256[:12]
     facts = {name: getattr(record, name) for name in RECORD_COLUMNS}

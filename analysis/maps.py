@@ -100,10 +100,13 @@ def as_square(values_T: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
 
 
 def scene_maps(run: MappedRun) -> SceneMaps | None:
-    """Reads the newest measurement of `run` on scenes. At equal images EMA weights come before raw ones."""
+    """Reads the newest measurement of `run` on scenes. At equal images EMA weights come before raw ones.
+
+    Measurements with reconstructed averages are left out.
+    """
     read = run.folder.read_rows(run.folder.routing_maps)
     rows = [row for row in map(_parsed, read.rows) if row is not None]
-    scenes = [row for row in rows if row.source == "scenes"]
+    scenes = [row for row in rows if row.source == "scenes" and "ema_width" not in row.settings]
     if not scenes:
         return None
     newest = max(enumerate(scenes), key=lambda each: (each[1].images_seen, each[1].weights == "ema", each[0]))[1]

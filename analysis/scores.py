@@ -35,11 +35,13 @@ PLACES: dict[Along | None, str] = {
     None: "its end",
     "guidance": "several guidance scales at its end",
     "images_seen": "several points of its training",
+    "ema_width": "several widths of the average of its weights",
 }
 WAYS_OUT: dict[Along | None, str] = {
     None: f"{EVALUATE} {','.join(DEFAULT_METRICS)} RUNS",
     "guidance": f"{EVALUATE} {','.join(DEFAULT_METRICS)},routing --guidance 1,2,4 RUNS",
     "images_seen": "Measure them while a run trains: ecdit train eval.metric_images=256 ...",
+    "ema_width": f"{EVALUATE} validation-loss --ema 0.03,0.05,0.1,0.15 RUNS (trained with train.ema=power)",
 }
 
 ARM = [
@@ -52,7 +54,7 @@ RUN = ["run", "seed", "eval.guidance", "final_images"]
 def sampled_rows(records: Records, table: pd.DataFrame, metric: RecordedValue) -> pd.DataFrame:
     """Returns the rows of one metric in the units of its axis.
 
-    Their columns are `ARM`, `RUN`, those of `evals`, `guidance`, `batch_images` and `conditions`. `seed` is that of the
+    Their columns are `ARM`, `RUN`, those of `evals`, `BESIDE_CONDITIONS` and `conditions`. `seed` is that of the
     run, `noise_seed` that of the sampling noise, and `study` is `study_of` the run's setting.
     """
     about = table.rename(columns={"images_seen": "final_images"})
@@ -73,13 +75,15 @@ def measured_panels(
 
     The later metrics are restricted to images that were sampled like those of the first. With `along` None there is one
     row per run, at the end of training and at one guidance scale; with `guidance`, all scales at the end of training;
-    with `images_seen`, all points of training at one scale. In the last two cases only runs with several values of the
-    first metric count. Raises `MissingDataError` where nothing was measured, where the runs share no conditions, or
-    where they share no guidance scale.
+    with `images_seen`, all points of training at one scale; with `ema_width`, all reconstructed averages at the end of
+    training, at one scale. In the last three cases only runs with several values of the first metric count. Raises
+    `MissingDataError` where nothing was measured, where the runs share no conditions, or where they share no guidance
+    scale.
     """
     found: list[MetricRows] = []
     for metric in metrics:
         rows = sampled_rows(records, table, metric)
+        rows = rows[rows["ema_width"].notna() == (along == "ema_width")]
         if along != "images_seen":
             rows = rows[rows["images_seen"] == rows["final_images"]]
         if along is not None and not found:

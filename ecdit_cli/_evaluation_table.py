@@ -50,12 +50,15 @@ def _say_too_few(measured: Sequence[MeasuredRun]) -> None:
 def _json(one: MeasuredRun) -> dict[str, Any]:
     rows = [row.model_dump(exclude_none=True) for row in one.rows]
     overhead = {} if one.overhead is None else {"overhead_over_dense": asdict(one.overhead)}
-    return {"run": one.run, "guidance": one.guidance, "rows": rows, **overhead}
+    width = {} if one.ema_width is None else {"ema_width": one.ema_width}
+    return {"run": one.run, **width, "guidance": one.guidance, "rows": rows, **overhead}
 
 
 def _cells(one: MeasuredRun) -> dict[str, Any]:
     """Returns the rows by metric, with the overheads; the columns format a row as value and interval."""
     row: dict[str, Any] = {"run": one.run, "guidance": one.guidance}
+    if one.ema_width is not None:
+        row["ema_width"] = one.ema_width
     for measured in one.rows:
         row[measured.metric] = measured
         row.setdefault("images_seen", measured.images_seen)
@@ -87,11 +90,12 @@ def _part_columns(value: RecordedValue) -> tuple[Column, ...]:
         return value.text(row.value)
 
     parts = (Column(f"{value.name}/{part}", title, write, whole=True) for part, title in value.parts.items())
-    return (*COLUMNS[:2], *parts)
+    return (*COLUMNS[:3], *parts)
 
 
 COLUMNS = (
     Column("run", "run"),
+    Column("ema_width", "EMA width", "{:g}".format),
     Column("guidance", "guidance", "{:g}".format),
     Column("images_seen", "trained on", "{:,}".format),
     Column("num_samples", "samples", "{:,}".format),

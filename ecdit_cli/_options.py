@@ -106,9 +106,21 @@ FID usually takes 50,000. The scenes of all captions are kept in memory.
 MAX_SEED = 2**63 - 1
 MAX_GUIDANCE = 1000.0
 MAX_SHIFT = 100.0
+MIN_EMA_WIDTH = 0.001
+MAX_EMA_WIDTH = 0.288
+"""The widest average weighs all weights since the start of training alike (`power_profiles.py`)."""
 
 # Options of sampling from a trained model, shared by every command that samples.
 Weights = Annotated[Literal["raw", "ema"], typer.Option(help="Which weights: raw, or their moving average.")]
+EmaWidth = Annotated[
+    float | None,
+    typer.Option(
+        "--ema",
+        min=MIN_EMA_WIDTH,
+        max=MAX_EMA_WIDTH,
+        help="Width of the average, of a run with train.ema=power. Default: that of training.",
+    ),
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option(help="Precision of the model; auto is the one that it was trained in."),
@@ -143,6 +155,12 @@ SampledImages = Annotated[
 ]
 
 # What `ecdit evaluate` measures with, and results of other programs that it imports.
+EmaWidths = Annotated[
+    str | None,
+    typer.Option(
+        "--ema", help="Widths of the average, by commas, of runs with train.ema=power. Default: that of training."
+    ),
+]
 Scales = Annotated[
     str | None,
     typer.Option(help="Guidance scales, separated by commas; 1 is no guidance. Default: the run's eval.guidance."),

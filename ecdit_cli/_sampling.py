@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ecdit_cli._options import MAX_GUIDANCE, MAX_IMAGES
+from ecdit_cli._options import MAX_EMA_WIDTH, MAX_GUIDANCE, MAX_IMAGES, MIN_EMA_WIDTH
 from experiments.text import printable, shortened
 
 if TYPE_CHECKING:
     from experiments.evaluation.sampling.generate import SamplerSettings
 
 MAX_SCALES = 100
-"""The most guidance scales of one command: all images are sampled anew at each."""
+"""The most guidance scales, and widths of the average, of one command: all images are sampled anew at each."""
 
 
 def parse_guidance(text: str) -> tuple[float, ...]:
@@ -30,6 +30,25 @@ def parse_guidance(text: str) -> tuple[float, ...]:
     if len(scales) > MAX_SCALES:
         raise EcditError(f"--guidance names {len(scales)} scales.", f"At most {MAX_SCALES} are measured at a time.")
     return scales
+
+
+def parse_widths(text: str) -> tuple[float, ...]:
+    """Parses `0.05,0.10` into widths of an average. Raises `EcditError` for what is none, and for too many."""
+    from experiments.errors import EcditError
+
+    shown = shortened(printable(text), 80)
+    try:
+        widths = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError as error:
+        raise EcditError(f"--ema '{shown}' is not a list of widths.", "Write for example --ema 0.05,0.10.") from error
+    if not all(MIN_EMA_WIDTH <= width <= MAX_EMA_WIDTH for width in widths):
+        raise EcditError(
+            f"--ema '{shown}' is out of range.",
+            f"A width is from {MIN_EMA_WIDTH:g} to {MAX_EMA_WIDTH:g}, where all of training counts alike.",
+        )
+    if len(widths) > MAX_SCALES:
+        raise EcditError(f"--ema names {len(widths)} widths.", f"At most {MAX_SCALES} are measured at a time.")
+    return widths
 
 
 def parse_interval(text: str) -> tuple[float, float]:

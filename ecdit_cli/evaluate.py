@@ -10,6 +10,7 @@ from ecdit_cli._options import (
     Again,
     CheckJudge,
     ClipModel,
+    EmaWidths,
     GuidanceInterval,
     ImportDsg,
     ImportGeneval,
@@ -44,6 +45,7 @@ def evaluate(
     sampler: Sampler = "euler",
     shift: Shift = 1.0,
     weights: Weights = "ema",
+    ema: EmaWidths = None,
     precision: Precision = "auto",
     seed: SampleSeed = None,
     batch_images: SampleBatch = 16,
@@ -59,16 +61,21 @@ def evaluate(
     """Measure trained runs: alignment, Frechet distance, routing, seconds an image. Adds to their evals.jsonl.
 
     What is recorded for the same weights and settings is not measured again. inference-time takes all runs in turns in
-    one process, so that the numbers can be compared: let nothing else run meanwhile.
+    one process, so that the numbers can be compared: let nothing else run meanwhile. --ema measures at each of these
+    widths of the average of the weights, which it makes from the averages that training with train.ema=power stored.
     """
     from ecdit_cli import _evaluation as work
     from ecdit_cli._evaluation_table import print_table
     from ecdit_cli._progress import progress
-    from ecdit_cli._sampling import parse_guidance, parse_interval
+    from ecdit_cli._sampling import parse_guidance, parse_interval, parse_widths
+    from experiments.errors import EcditError
 
     wanted = work.check_metrics(metrics, tuple(METRICS))
     scales = parse_guidance(guidance) if guidance is not None else None
     interval = parse_interval(guidance_interval)
+    widths = parse_widths(ema) if ema is not None else None
+    if widths is not None and INFERENCE_TIME in wanted:
+        raise EcditError("inference-time is the same for every --ema.", "Measure it without --ema.")
     if check_judge:
         work.print_judge_check(as_json)
         return
@@ -79,7 +86,7 @@ def evaluate(
 
         how = measure.EvaluateOptions(
             images=images, scales=scales, interval=interval, steps=steps, shift=shift, sampler=sampler,
-            weights=weights, precision=None if precision == "auto" else precision, seed=seed,
+            weights=weights, widths=widths, precision=None if precision == "auto" else precision, seed=seed,
             batch_images=batch_images, rounds=rounds, inception_weights=inception_weights, clip_model=clip_model,
             again=again,
         )  # fmt: skip

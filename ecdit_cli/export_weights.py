@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from ecdit_cli._options import Json, Weights
+from ecdit_cli._options import EmaWidth, Json, Weights
 
 
 def export_weights(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create for the weights.")],
     weights: Weights = "ema",
+    ema: EmaWidth = None,
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
         typer.Option(help="Precision of the written weights; auto is the one that the run was trained in."),
@@ -36,11 +37,12 @@ def export_weights(
     with progress("exporting") as show:
         files = write(
             folder, out, weights, kind, round(shard_gib * 2**30), show.say,
-            lambda written: show(written, record.params_total),
+            lambda written: show(written, record.params_total), ema,
         )  # fmt: skip
     about = {
         "run": str(run),
         "weights": weights,
+        **({} if ema is None else {"ema_width": ema}),
         "precision": kind,
         "params_total": record.params_total,
         "files": [str(file) for file in files],
@@ -50,4 +52,5 @@ def export_weights(
         return
     for file in files:
         say(str(file))
-    say(f"{record.params_total:,} parameters ({weights}, {kind}). Sample them: ecdit sample {out}")
+    shown = weights if ema is None else f"{weights} {ema:g}"
+    say(f"{record.params_total:,} parameters ({shown}, {kind}). Sample them: ecdit sample {out}")

@@ -15,6 +15,7 @@ from ecdit_cli._options import (
     Captions,
     DataSetFolder,
     DsgFolder,
+    EmaWidth,
     GenevalFolder,
     Grid,
     GuidanceInterval,
@@ -55,6 +56,7 @@ def sample(
     sampler: Sampler = "euler",
     shift: Shift = 1.0,
     weights: Weights = "ema",
+    ema: EmaWidth = None,
     precision: Precision = "auto",
     seed: SampleSeed = None,
     batch_images: SampleBatch = 16,
@@ -73,8 +75,7 @@ def sample(
     """
     from experiments.records.run_folder import RunDir
 
-    run_dir = RunDir(run)
-    grid_file = grid or run_dir.samples / "grid.png"
+    grid_file = grid or RunDir(run).samples / "grid.png"
     _check_files(grid_file, compute_map)
     given = _prompts(captions, caption_file)
     from ecdit_cli._sampling import checked_number, sampler_settings
@@ -86,7 +87,7 @@ def sample(
         from experiments.evaluation.sampling.settings import Conditions
         from experiments.training.host_memory import keep_freed_memory
 
-        loaded = load_run(run_dir, weights, show.say, None if precision == "auto" else precision)
+        loaded = load_run(RunDir(run), weights, show.say, None if precision == "auto" else precision, ema)
         config = loaded.config
         prompts = given or [Prompt(caption) for caption in data_set_of(config).examples]
         keep_freed_memory(config)

@@ -21,6 +21,7 @@ from analysis.figures.capacity import draw_capacity
 from analysis.figures.comparison import draw_comparison
 from analysis.figures.compute_map import draw_compute_map_of_runs
 from analysis.figures.curve_collapse import draw_curve_collapse
+from analysis.figures.ema_width import draw_ema_width
 from analysis.figures.expert_scaling import draw_expert_scaling
 from analysis.figures.guidance import draw_guidance
 from analysis.figures.image_quality import draw_image_quality
@@ -153,6 +154,11 @@ FIGURES: dict[str, FigureEntry] = {
             "The guidance scale of the best score and distance of each arm, against parameters.",
             draw_best_guidance,
             has_parameters=True,
+        ),
+        FigureEntry(
+            "ema-width",
+            "Validation loss, score and Frechet distance against the width of the average of the weights.",
+            draw_ema_width,
         ),
         FigureEntry(
             "image-quality",

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from analysis.conditions import WEIGHTS_TEXTS
+from analysis.conditions import WEIGHTS_TEXTS, is_reconstructed
 from analysis.escaping import figure_text
 from analysis.figures.panels import write_foot
 from analysis.load_records import Records
@@ -227,6 +227,7 @@ def _foot(maps: SceneMaps, records: Records) -> str:
     about = f"{row.num_images:,} true scenes, {WEIGHTS_TEXTS[row.weights]} weights after {row.images_seen:,} images."
     ratios = records.evals[(records.evals["metric"] == RATIO) & (records.evals["run"] == str(run.folder.path))]
     ratios = ratios[(ratios["images_seen"] == row.images_seen) & (ratios["weights"] == row.weights)]
+    ratios = ratios[~is_reconstructed(ratios)]
     for _, ratio in ratios.tail(1).iterrows():
         ends = f"{ratio['interval_low']:.3f} to {ratio['interval_high']:.3f}"
         about += f" Experts on objects over those on background: {ratio['value']:.3f} (95% interval {ends})."

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.columns import Column
+from analysis.conditions import is_reconstructed
 from analysis.load_records import Records
 from analysis.run_table import FINAL_METRICS, INFERENCE, fixed, significant
 from experiments.records.run_folder import RunDir
@@ -76,11 +77,12 @@ def last_scores(evals: pd.DataFrame) -> pd.DataFrame:
     """Returns the last written score of every run (index) for every metric, guidance scale and weights (columns).
 
     Validation losses and inference time have columns of their own in `COLUMNS` and are left out here, as are metrics
-    that are a part of another (named with `/`) and the losses per timestep.
+    that are a part of another (named with `/`), the losses per timestep, and values of reconstructed averages, which
+    the figure `ema-width` shows.
     """
     is_final = evals["metric"].isin([metric for metric, _ in FINAL_METRICS.values()])
     is_part = evals["metric"].str.contains("/") | evals["metric"].str.startswith("val_loss_t")
-    rows = evals[~is_final & ~is_part & (evals["metric"] != INFERENCE)]
+    rows = evals[~is_final & ~is_part & ~is_reconstructed(evals) & (evals["metric"] != INFERENCE)]
     names = {key: guidance_text(key) for key in rows["settings_key"].unique()}
     named = rows.assign(column=SCORE + rows["metric"] + rows["settings_key"].map(names).fillna("").astype(str))
     named.loc[named["weights"] == "ema", "column"] += " (EMA)"

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from experiments.config.activations import FLOAT32, activations, working_bytes
 from experiments.config.budget import budget
 from experiments.config.data_sets import caption_bytes
+from experiments.config.ema_widths import power_widths
 from experiments.config.schema import RunConfig
 from experiments.config.tensors import experts_spread, largest_tensor, shares
 
@@ -219,13 +220,14 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
     elements = _elements(config, params)
     master = width < FLOAT32 or stage > 0
     states = 2 if config.optim.name == "adamw" or config.optim.momentum > 0 else 1
+    averages = max(1, len(power_widths(config)))
     whole = stage < 2 or not on_accelerator
     copied = world > 1 or stage == 0
     saved = activations(config, width, on_accelerator)
     return Memory(
         parameters=(elements.share if stage == 3 else elements.held) * width,
         master_weights=elements.share * FLOAT32 if master else 0,
-        moving_average=elements.share * FLOAT32,
+        moving_average=elements.share * FLOAT32 * averages,
         optimizer_state=elements.share * FLOAT32 * states,
         batch=config.train.accumulation * images * _image_bytes(config),
         gathered=_gathered(config, params) * width if stage == 3 and world > 1 else 0,
@@ -238,7 +240,7 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
         backward_scratch=round(images * saved.widest_gradient),
         all_to_all=round(images * saved.exchanged),
         optimizer_scratch=_optimizer_scratch(config, elements, width, on_accelerator),
-        checkpoint=-(-total // world) * FLOAT32 * (2 + states),
+        checkpoint=-(-total // world) * FLOAT32 * (1 + averages + states),
         validation_set=2 * config.eval.images * _image_bytes(config),
         wandb_client=MIRROR_BYTES if config.wandb.mode != "disabled" else 0,
         activations_at_first_reduction=round(images * saved.saved * max(0.0, 1 - BUCKET_ELEMENTS / elements.held)),

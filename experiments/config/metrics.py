@@ -57,7 +57,8 @@ class RecordedValue:
     is_optional: bool = False
     """Says whether a complete measurement may lack the value, for instance where guidance is off."""
     figures: tuple[str, ...] = ("image-quality",)
-    """The figures that draw it: `alignment`, `image-quality`, `quality-over-training`, `quality-time`, `guidance`."""
+    """The figures that draw it: `alignment`, `image-quality`, `quality-over-training`, `quality-time`, `guidance`,
+    `ema-width`."""
     is_logarithmic_where_wide: bool = False
     """Says whether its axis over training and over guidance is logarithmic where the values span a wide range."""
     title: str = ""
@@ -101,7 +102,8 @@ class MetricRow:
     values: tuple[RecordedValue, ...]
     implementation: str | type[Any] | None
     captions: tuple[CaptionSplit, ...] = ("validation",)
-    """The captions whose images it is given: those of the validation split, or also half as many held-out ones."""
+    """The captions whose images it is given: those of the validation split, or also half as many held-out ones; none
+    for a metric that needs no images."""
     needs_routed_layers: bool = False
     """Says whether it watches the routed layers of the model, so that runs of dense models do not have it."""
     needs_files: tuple[str, ...] = ()
@@ -150,7 +152,7 @@ METRICS: dict[str, MetricRow] = {
             (
                 RecordedValue(
                     "shapes-geneval", "shapes-geneval (%)", 100.0, **PERCENT,
-                    figures=("alignment", "quality-over-training", "quality-time", "guidance"),
+                    figures=("alignment", "quality-over-training", "quality-time", "guidance", "ema-width"),
                     note="shapes-geneval: share of images that show exactly what the caption says, mean over the "
                     "kinds.",
                     parts={
@@ -172,7 +174,7 @@ METRICS: dict[str, MetricRow] = {
             (
                 RecordedValue(
                     "frechet-shapes", higher_is_better=False, format=".3g", is_logarithmic_where_wide=True,
-                    figures=("image-quality", "quality-over-training", "quality-time", "guidance"),
+                    figures=("image-quality", "quality-over-training", "quality-time", "guidance", "ema-width"),
                     few_images=FewImages(
                         FRECHET_FEATURES, "features", "the covariance is singular and the distance far too large"
                     ),
@@ -213,6 +215,16 @@ METRICS: dict[str, MetricRow] = {
             ),
             "experiments.evaluation.metrics.routed_tokens:RoutedTokens",
             needs_routed_layers=True,
+        ),
+        MetricRow(
+            "validation-loss",
+            (
+                RecordedValue(
+                    "validation-loss", "Validation loss\n(velocity MSE)", higher_is_better=False,
+                    figures=("ema-width",), title="validation loss", format=".4f",
+                ),
+            ),
+            "experiments.evaluation.metrics.validation_loss:ValidationLoss", captions=(),
         ),
         MetricRow(
             "inference-time",

@@ -196,7 +196,13 @@ class TrainConfig(Settings):
     )
     mask_ratio: Smoothing = Field(0.0, description="share of the tokens dropped in training")
     caption_dropout: Share = Field(0.1, description="for classifier-free guidance")
-    ema_halflife_images: Halflife = Field(2000.0, description="of the moving average of the weights")
+    ema: Literal["halflife", "power"] = Field(
+        "halflife", exclude_if=lambda ema: ema == "halflife",
+        description="moving average of the weights; power: two averages, from which others are made after training",
+    )  # fmt: skip
+    ema_halflife_images: Halflife = Field(
+        2000.0, description="of the moving average of the weights with train.ema=halflife"
+    )
 
 
 class EvalConfig(Settings):

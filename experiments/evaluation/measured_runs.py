@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
+from experiments.config.metrics import METRICS
 from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError, EcditError, RecordError
 from experiments.evaluation.exchange.imports import dsg_rows, geneval_rows
@@ -31,6 +33,9 @@ from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import RunDir
 from experiments.records.writer import append_evaluations
 from experiments.training.host_memory import keep_freed_memory
+from experiments.training.reconstructed_average import require_widths
+
+Loaded = TypeVar("Loaded")
 
 
 class Show(Protocol):
@@ -57,6 +62,8 @@ class EvaluateOptions:
     shift: float
     sampler: Literal["euler", "heun"]
     weights: Literal["raw", "ema"]
+    widths: tuple[float, ...] | None
+    """The widths of averages to be reconstructed. None stands for the weights that `weights` names."""
     precision: Literal["fp32", "bf16"] | None
     seed: int | None
     batch_images: int
@@ -71,7 +78,11 @@ class EvaluateOptions:
         guidance = Guidance(scale, *self.interval)
         sampler = SamplerSettings(self.steps or config.eval.sample_steps, guidance, self.shift, self.sampler)
         seed = config.data.seed if self.seed is None else self.seed
-        return Conditions(self.images, self.batch_images, seed, self.weights, run.precision, sampler)
+        return Conditions(self.images, self.batch_images, seed, self.weights, run.precision, sampler, run.ema_width)
+
+    def load(self, folder: RunDir, width: float | None, tell: Callable[[str], None]) -> LoadedRun:
+        """Loads a run, with an average of `width` where one is given."""
+        return load_run(folder, self.weights, tell, self.precision, width)
 
     def scales_of(self, config: RunConfig) -> tuple[float, ...]:
         """Returns the guidance scales to measure a run at."""
@@ -80,12 +91,13 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """The measured rows of one run at one guidance scale."""
+    """The measured rows of one run at one guidance scale, and of a reconstructed average at one width."""
 
     run: str
     guidance: float
     rows: list[EvalRow]
     overhead: Overhead | None = None
+    ema_width: float | None = None
 
 
 def measure_samples(
@@ -94,34 +106,43 @@ def measure_samples(
     """Samples each run at each guidance scale, measures what is missing, and records each result immediately."""
     measured: list[MeasuredRun] = []
     resources = load_resources(metrics, UserFiles(how.inception_weights, how.clip_model))
-    load = partial(load_run, weights=how.weights, say=show.say, precision=how.precision)
-    for number, (folder, loaded) in enumerate(_loaded(folders, load, show.say)):
-        run = require_shapes(loaded)
+    widths = how.widths or (None,)
+    if how.widths is not None:  # all are checked before the first images are sampled, which takes minutes
+        require = partial(require_widths, widths=how.widths, say=show.say)
+        folders = [folder for folder, _ in _loaded(folders, lambda folder, _: require(folder), show.say)]
+    total = len(folders) * len(widths)
+    for number, (folder, loaded) in enumerate(_loaded(folders, partial(how.load, tell=show.say), show.say, widths)):
+        run = require_shapes(loaded) if any(METRICS[name].captions for name in metrics) else loaded
         keep_freed_memory(run.config)
         scales = how.scales_of(run.config)
         for place, scale in enumerate(scales):
             scorer = RunScorer(run, metrics, how.conditions(run, scale), resources, how.again)
+            width = "" if run.ema_width is None else f"EMA width {run.ema_width:g}, "
+            at = f"{folder.path.name}, {width}guidance {scale:g}"
             if scorer.recorded:
-                show.say(f"{folder.path.name}, guidance {scale:g}: {', '.join(scorer.recorded)} recorded already.")
+                show.say(f"{at}: {', '.join(scorer.recorded)} recorded already.")
             done, each = number + place / len(scales), 1 / len(scales)
-            show.part(f"{folder.path.name}, guidance {scale:g}")
-            show(done, len(folders))
-            rows = scorer.measure(partial(_show_share, show, len(folders), done, each))
-            measured.append(MeasuredRun(folder.path.name, scale, rows))
+            show.part(at)
+            show(done, total)
+            rows = scorer.measure(partial(_show_share, show, total, done, each))
+            measured.append(MeasuredRun(folder.path.name, scale, rows, ema_width=run.ema_width))
     return measured
 
 
 def _loaded(
-    folders: Sequence[RunDir], load: Callable[[RunDir], LoadedRun], tell: Callable[[str], None]
-) -> Iterator[tuple[RunDir, LoadedRun]]:
-    """Yields each run that can be loaded; `tell` gets the reason for the others.
+    folders: Sequence[RunDir],
+    load: Callable[[RunDir, float | None], Loaded],
+    tell: Callable[[str], None],
+    widths: Sequence[float | None] = (None,),
+) -> Iterator[tuple[RunDir, Loaded]]:
+    """Yields what `load` returns for each run and width of its average; `tell` gets the reason where it fails.
 
-    Raises the error of the last run where none can be loaded.
+    Raises the last error where nothing can be loaded.
     """
     num_loaded, last = 0, None
-    for folder in folders:
+    for folder, width in product(folders, widths):
         try:
-            loaded = load(folder)
+            loaded = load(folder, width)
         except (RecordError, CheckpointError) as error:
             last = error
             if len(folders) > 1:
@@ -140,8 +161,7 @@ def _show_share(show: Show, total: float, done: float, each: float, share: float
 
 def measure_time(folders: Sequence[RunDir], how: EvaluateOptions, show: Show) -> list[MeasuredRun]:
     """Times the generation of images by all runs, which take turns."""
-    load = partial(load_run, weights=how.weights, say=show.say, precision=how.precision)
-    runs = [require_shapes(loaded) for _, loaded in _loaded(folders, load, show.say)]
+    runs = [require_shapes(each) for _, each in _loaded(folders, partial(how.load, tell=show.say), show.say)]
     folders = [run.run_dir for run in runs]
     keep_freed_memory(runs[0].config)
     scales = list(dict.fromkeys(scale for run in runs for scale in how.scales_of(run.config)))
@@ -190,7 +210,9 @@ def import_results(
         raise EcditError(
             f"{len(folders)} runs are named, but the results are of one.", "Name the run whose images were judged."
         )
-    run = load_run(folders[0], how.weights, tell, how.precision)
+    if how.widths is not None and len(how.widths) > 1:
+        raise EcditError("Several widths of the average for one file of results.", "Name the one: --ema 0.1.")
+    run = how.load(folders[0], how.widths[0] if how.widths else None, tell)
     scales = how.scales_of(run.config)
     if len(scales) > 1:
         raise EcditError(

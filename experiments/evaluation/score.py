@@ -212,9 +212,10 @@ def _newest(past: Sequence[EvalRow], like: EvalRow, metric: str) -> list[EvalRow
 def _same_conditions(row: EvalRow, like: EvalRow) -> bool:
     """Returns whether `row` was measured under the conditions of `like`.
 
-    `row` may record more settings than `like`, such as a feature network.
+    `row` may record more settings than `like`, such as a feature network, but not the width of another average.
     """
-    same = (row.images_seen, row.weights, row.seed, row.num_samples)
-    return same == (like.images_seen, like.weights, like.seed, like.num_samples) and all(
+    same = (row.images_seen, row.weights, row.seed, row.num_samples, row.settings.get("ema_width"))
+    wanted = (like.images_seen, like.weights, like.seed, like.num_samples, like.settings.get("ema_width"))
+    return same == wanted and all(
         name in row.settings and row.settings[name] == value for name, value in like.settings.items()
     )

@@ -41,6 +41,7 @@ Seconds = Annotated[float, Field(ge=0, le=MAX_NUMBER)]
 ProcessId = Annotated[int, Field(ge=1, lt=2**31)]
 NUMBERS_IN_SETTINGS = frozenset({
     "guidance", "guidance_start", "guidance_stop", "steps", "shift", "batch_images", "num_threads", "rounds",
+    "ema_width",
 })  # fmt: skip
 """Settings of a measurement that tables compute with."""
 NOT_IN_SETTINGS = frozenset({
@@ -190,6 +191,8 @@ class EvalRow(Record):
     Metrics that training writes: `val_loss`; `val_loss_t0` ... `val_loss_t9` (tenths of t); `val_loss_same_t` (batches
     of one timestep, as in sampling); `dropped_share` and `dropped_share_same_t` (mean over routed layers; absent when
     dense); with `eval.metric_images` also `shapes-geneval` and `frechet-shapes`. The others come from `ecdit evaluate`.
+    With `--ema` it adds `ema_width` to the `settings` of a row: the width of the average that it reconstructed. A row
+    without it is of the average that training keeps to evaluate with.
     """
 
     images_seen: Count

@@ -1,10 +1,11 @@
 """Mirrors a run's rows to Weights & Biases. The run folder is authoritative, and a failure here cannot stop a run.
 
 The keys in W&B are these. The fields of a `StepRow` keep their names. An `EvalRow` appears under the name of its metric
-(`val_loss`), or under `ema/val_loss` for averaged weights. A `RoutingRow` appears as `routing/layer3/entropy`,
-`.../load_entropy`, `.../dropped_share`, and as the histograms `.../load` and `.../experts_per_token`. The last part
-ends in `_same_t` where all images of a batch have the same t, as in sampling. Every logged row carries the three x-axes
-`images_seen` (the default, and W&B's own step), `flops` and `seconds`.
+(`val_loss`), under `ema/val_loss` for averaged weights, or under `ema@0.1/...` for a reconstructed average. A
+`RoutingRow` appears as `routing/layer3/entropy`, `.../load_entropy`, `.../dropped_share`, and as the histograms
+`.../load` and `.../experts_per_token`. The last part ends in `_same_t` where all images of a batch have the same t, as
+in sampling. Every logged row carries the three x-axes `images_seen` (the default, and W&B's own step), `flops` and
+`seconds`.
 
 A value under a metric's name does not say how it was measured. The lines of evals.jsonl and routing.jsonl are therefore
 also logged as text under `rows/evals` and `rows/routing`, which W&B's pages do not show. These, the settings, and
@@ -92,7 +93,8 @@ class Mirror:
             self._seconds = row.seconds
             self._log(row.images_seen, row.model_dump(exclude_none=True))
         elif isinstance(row, EvalRow):
-            prefix = "ema/" if row.weights == "ema" else ""
+            width = f"@{row.settings['ema_width']:g}" if "ema_width" in row.settings else ""
+            prefix = f"ema{width}/" if row.weights == "ema" else ""
             self._log(row.images_seen, {prefix + row.metric: row.value, **self._with_line(EVAL_LINES, row)})
         else:
             self._log(row.images_seen, {**_routing_values(row), **self._with_line(ROUTING_LINES, row)})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ from experiments.training.checkpoint_files import (
     publish,
     shard_name,
     temporary_folder,
+    write_description,
+)
+from experiments.training.checkpoint_list import (
+    averages_folder,
+    complete_checkpoints,
+    images_in_name,
+    stored_averages,
 )
 
 ALONE = "or leave --branch-from out: the run alone gives the same numbers."
@@ -56,6 +64,8 @@ def begin(config: RunConfig, run_dir: RunDir, record: RunRecord, parent: RunDir 
     try:
         if settled.parent == origin and not has_begun(run_dir):  # no other process was faster
             drop_leftovers(run_dir)
+            if "ema_widths" in content["state"]:
+                _take_averages(parent, run_dir, images_seen, trunk.config_id, settled.config_id)
             _link_tensors(parent.checkpoint(images_seen), content, temporary_folder(run_dir, images_seen))
             copy_records(parent, run_dir, images_seen)
             _publish(run_dir, content, settled.config_id, config.checkpoint.keep)
@@ -105,7 +115,28 @@ def _trunk_of(config: RunConfig, record: RunRecord, parent: RunDir) -> tuple[Run
     return trunk, start
 
 
-def _link_tensors(checkpoint: Path, content: dict[str, Any], folder: Path) -> None:
+def _take_averages(parent: RunDir, run_dir: RunDir, images_seen: int, trunk_id: str, identity: str) -> None:
+    """Takes over the averages of the parent's checkpoints before `images_seen`, which `train.ema=power` keeps.
+
+    The run alone would have them too, and a width can only be reconstructed from the averages of several checkpoints.
+    """
+    for found in (*complete_checkpoints(parent), *stored_averages(parent)):
+        images = images_in_name(found)
+        target = averages_folder(run_dir.checkpoint(images))
+        if images >= images_seen or target.exists():
+            continue
+        # The parent may still train, and a checkpoint of it may have made room since it was listed.
+        source = found if found.is_dir() else averages_folder(found)
+        content = read_description(source, trunk_id)
+        folder = temporary_folder(run_dir, images)
+        _link_tensors(source, content, folder, files=("ema",))
+        with storage_errors(folder):
+            write_description(folder, {**content, "state": {**content["state"], "config_id": identity}})
+            folder.rename(target)
+            sync(target.parent)
+
+
+def _link_tensors(checkpoint: Path, content: dict[str, Any], folder: Path, files: Sequence[str] = TENSOR_FILES) -> None:
     """Puts the tensor files of `checkpoint` into the unfinished checkpoint `folder`, without a copy where possible.
 
     No file of a checkpoint is ever changed, so that both runs can have the same one; either may remove its name.
@@ -113,7 +144,7 @@ def _link_tensors(checkpoint: Path, content: dict[str, Any], folder: Path) -> No
     num_shards = len(content["stretches"])
     with storage_errors(folder):
         folder.mkdir(parents=True)
-        for file, shard in itertools.product(TENSOR_FILES, range(num_shards)):
+        for file, shard in itertools.product(files, range(num_shards)):
             name = shard_name(file, shard, num_shards)
             if not (checkpoint / name).is_file():
                 raise DamagedCheckpointError(f"{checkpoint / name} is missing.", "Bring it back.")

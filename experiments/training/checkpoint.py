@@ -23,7 +23,12 @@ from experiments.errors import CheckpointError
 from experiments.inputs import MAX_ROWS_BYTES, read_input, sha256_of_files
 from experiments.records.run_folder import RunDir
 from experiments.text import printable, shortened
-from experiments.training.checkpoint_contents import require_stretches, require_well_formed
+from experiments.training.checkpoint_contents import (
+    average_keys,
+    require_stretches,
+    require_well_formed,
+    tensor_key,
+)
 from experiments.training.checkpoint_files import (
     FORMAT_VERSION,
     TENSOR_FILES,
@@ -56,12 +61,23 @@ class Checkpoint:
     """The elements [start, stop) of every flattened parameter that each shard holds."""
     opened: dict[Path, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def images_seen(self) -> int:
+        """Returns the images after which it was taken."""
+        return int(self.state["images_seen"])
+
+    @property
+    def ema_widths(self) -> tuple[float, ...]:
+        """Returns the widths of the averages of `train.ema=power`; none with `train.ema=halflife`."""
+        return tuple(self.state.get("ema_widths", ()))
+
     def read(self, file: str, name: str, start: int, stop: int, state: str = "") -> Tensor:
         """Reads the elements [start, stop) of the flattened parameter `name`, fp32, and no other bytes.
 
-        `file` is `weights`, `ema` or `optimizer`; for the latter `state` names the optimizer state, such as `exp_avg`.
+        `file` is `weights`, `ema` or `optimizer`. `state` names the optimizer state, such as `exp_avg`, or an average
+        beside the first one (`average_keys`).
         """
-        key = f"{name}/{state}" if state else name
+        key = tensor_key(name, state)
         parts = [self._part(file, shard, key, *bounds) for shard, bounds in self._overlaps(name, start, stop)]
         assert sum(part.numel() for part in parts) == stop - start, f"{name} [{start}, {stop}) is not in {self.path}"
         return parts[0] if len(parts) == 1 else torch.cat([*parts, torch.empty(0)])
@@ -127,7 +143,7 @@ def load_newest(
         trouble: CheckpointError | None = None
         found = None
         try:
-            found = _open(path, config_id, files, wanted)
+            found = open_checkpoint(path, config_id, files, wanted)
         except CheckpointError as error:
             trouble = error
         trouble = agree(trouble)
@@ -143,7 +159,13 @@ def load_newest(
     return None
 
 
-def _open(path: Path, config_id: str, files: Sequence[str], wanted: Mapping[str, tuple[int, int]] | None) -> Checkpoint:
+def open_checkpoint(
+    path: Path, config_id: str, files: Sequence[str], wanted: Mapping[str, tuple[int, int]] | None = None
+) -> Checkpoint:
+    """Opens one checkpoint, and checks those of its `files` whose shards hold `wanted`, by default all shards.
+
+    Raises `DamagedCheckpointError` where one of them is damaged or missing, and `CheckpointError` as `load_newest`.
+    """
     content = read_description(path, config_id)
     stretches = [{name: tuple(bounds) for name, bounds in shard.items()} for shard in content["stretches"]]
     shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
@@ -154,7 +176,8 @@ def _open(path: Path, config_id: str, files: Sequence[str], wanted: Mapping[str,
             name = shard_name(file, shard, len(stretches))
             _require_whole(path / name, content["sha256"].get(name, ""))
             if file != "optimizer":
-                _require_true(path / name, require_stretches, path / name, stretches[shard], shapes)
+                states = average_keys(checkpoint.ema_widths) if file == "ema" else [""]
+                _require_true(path / name, require_stretches, path / name, stretches[shard], shapes, states)
     return checkpoint
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,10 +20,12 @@ from safetensors import SafetensorError, safe_open
 
 from experiments.records.record_types import BALANCE_LOSS
 from experiments.text import printable, shortened
+from experiments.training.power_profiles import WIDEST
 
 LOSS = {"balance_loss": BALANCE_LOSS}
 """The entry of the loop's state that names the loss. A checkpoint without it is of a version that took the mean."""
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
+EmaWidth = Annotated[float, Field(gt=0, le=WIDEST)]
 
 
 class TensorHeader(NamedTuple):
@@ -39,6 +42,8 @@ class _LoopState(BaseModel):
 
     config_id: str
     images_seen: Whole
+    ema_widths: list[EmaWidth] = []
+    """The widths of the averages of `train.ema=power`."""
 
 
 class _StateFile(BaseModel):
@@ -52,6 +57,16 @@ class _StateFile(BaseModel):
         list[dict[str, Annotated[list[Whole], Field(min_length=2, max_length=2)]]], Field(min_length=1)
     ]
     state: _LoopState
+
+
+def average_keys(widths: Sequence[float]) -> list[str]:
+    """Returns the state under which each average is in `ema.safetensors`: none for the first, which may be the only."""
+    return ["", *(f"{width:g}" for width in widths[1:])]
+
+
+def tensor_key(name: str, state: str = "") -> str:
+    """Returns the key of a parameter, or of one kind of its state, in the files of a checkpoint."""
+    return f"{name}/{state}" if state else name
 
 
 def tensor_headers(path: Path) -> dict[str, TensorHeader]:
@@ -89,22 +104,28 @@ def require_well_formed(content: Mapping[str, Any]) -> None:
 
 
 def require_stretches(
-    path: Path, stretches: Mapping[str, tuple[int, int]], shapes: Mapping[str, tuple[int, ...]]
+    path: Path,
+    stretches: Mapping[str, tuple[int, int]],
+    shapes: Mapping[str, tuple[int, ...]],
+    states: Sequence[str] = ("",),
 ) -> None:
     """Checks that the file holds fp32 elements of all `stretches`, flat or in the shape of the whole parameter.
+
+    With `states` it must hold each of these of every parameter.
 
     Raises `ValueError` where it does not, and the errors of `tensor_headers`.
     """
     headers = tensor_headers(path)
-    for name, (start, stop) in stretches.items():
-        header = headers.get(name)
+    for (name, (start, stop)), state in product(stretches.items(), states):
+        key = tensor_key(name, state)
+        header = headers.get(key)
         if header is None:
-            raise ValueError(f"{printable(name)} is not in it")
+            raise ValueError(f"{printable(key)} is not in it")
         fits = header.shape == (stop - start,) or (
             header.shape == shapes.get(name) and math.prod(header.shape) == stop - start
         )
         if header.dtype != "F32" or not fits:
             raise ValueError(
-                f"{printable(name)} is {header.dtype} {list(header.shape)}, and state.json says {stop - start:,} "
+                f"{printable(key)} is {header.dtype} {list(header.shape)}, and state.json says {stop - start:,} "
                 "numbers of F32"
             )

@@ -1,12 +1,14 @@
 """Writes checkpoints: every process writes its own shard, and the checkpoint gets its name once all shards are there.
 
 `checkpoints/images_000012800/` holds `weights.safetensors` (fp32 master weights), `ema.safetensors` and
-`optimizer.safetensors` (keys `<parameter>/<state>`); with n processes there are n of each, with names like
-`weights-<i>-of-<n>.safetensors`. `state.json` has images seen, running means, the shape of every parameter, the stretch
-of it in each shard, and checksums of all files and of its own content. A process writes only what it holds and sends
-nothing. Everything is written to a temporary folder, synced and renamed, so that a checkpoint is complete or invisible.
-A stretch that is the whole parameter has its shape, a part is flat; stacked experts are one parameter whose first axis
-is the global expert number. A checkpoint is thus independent of the layout that wrote it. `checkpoint.py` reads it.
+`optimizer.safetensors` (keys `<parameter>/<state>`). With `train.ema=power`, `ema.safetensors` holds further averages
+under `<parameter>/<width>`, and stays with its `state.json` when a checkpoint makes room for newer ones, in a folder
+`averages_000012800/`. With n processes there are n of each file, with names like `weights-<i>-of-<n>.safetensors`.
+`state.json` has images seen, running means, the shape of every parameter, the stretch of it in each shard, and
+checksums of all files and of its own content. A process writes only what it holds and sends nothing. Everything is
+written to a temporary folder, synced and renamed, so that a checkpoint is complete or invisible. A stretch that is the
+whole parameter has its shape, a part is flat; stacked experts are one parameter whose first axis is the global expert
+number. A checkpoint is thus independent of the layout that wrote it. `checkpoint.py` reads it.
 """
 
 from __future__ import annotations
@@ -30,11 +32,17 @@ from experiments.errors import StorageError
 from experiments.inputs import sha256_of_files
 from experiments.records.run_folder import RunDir
 from experiments.records.storage import FULL, deleted_error, set_aside, sync
-from experiments.training.checkpoint_list import complete_checkpoints, images_of_another
+from experiments.training.checkpoint_list import (
+    averages_folder,
+    complete_checkpoints,
+    images_of_another,
+    stored_averages,
+)
 
 FORMAT_VERSION = 3
 TENSOR_FILES = ("weights", "ema", "optimizer")
 OUR_FILES = re.compile(rf"state\.json|({'|'.join(TENSOR_FILES)})(-[0-9]{{5}}-of-[0-9]{{5}})?\.safetensors")
+NOT_AVERAGES = re.compile(r"(weights|optimizer)(-[0-9]{5}-of-[0-9]{5})?\.safetensors")
 Stretches = dict[str, tuple[int, int]]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -47,6 +55,8 @@ class TrainingState:
     stretches: Stretches
     counters: Mapping[str, float]
     """Scalar optimizer state, such as `step`, which is equal on every process."""
+    ema_widths: tuple[float, ...] = ()
+    """The widths of the averages of `train.ema=power`."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +97,11 @@ def publish(
 ) -> Path:  # fmt: skip
     """Gives the checkpoint that all processes have written its name, and keeps only it and the `keep - 1` before it.
 
-    The one after `trunk_images` stays, too, because longer runs continue from it (`config/cooldown.py`). Checkpoints of
-    more images are removed: they were damaged, so training went on from an earlier one and will reach them again. A
-    folder that holds anything but the files of a checkpoint is never removed. Older checkpoints are removed only after
-    the new one is complete. Raises `StorageError`, after it has removed the
-    checkpoint if that is still unfinished.
+    The one after `trunk_images` stays, too, because longer runs continue from it (`config/cooldown.py`), and with
+    `train.ema=power` the averages of older ones stay, in folders of their own. Checkpoints of more images are removed:
+    they were damaged, so training went on from an earlier one and will reach them again. A folder that holds anything
+    but the files of a checkpoint is never removed. Older checkpoints are removed only after the new one is complete.
+    Raises `StorageError`, after it has removed the checkpoint if that is still unfinished.
     """
     images_seen = int(state["images_seen"])
     final, folder = run_dir.checkpoint(images_seen), temporary_folder(run_dir, images_seen)
@@ -103,21 +113,27 @@ def publish(
         "state": dict(state),
     }
     try:
-        text = json.dumps({**content, "sha256_of_this": sha256_of_content(content)})
-        (folder / "state.json").write_text(text, encoding="utf-8")
-        sync(folder / "state.json")
-        sync(folder)
+        write_description(folder, content)
         if os.path.lexists(final):  # it was damaged and skipped when training continued
             _drop(final)
         if os.path.lexists(final):  # it holds files of somebody else, or is a copy of another checkpoint
             set_aside(final)
         folder.rename(final)
         sync(run_dir.checkpoints)
-        _drop_all_but(run_dir, final, keep, trunk_images)
+        _drop_all_but(run_dir, final, keep, trunk_images, keeps_averages="ema_widths" in state)
     except OSError as error:
         abandon(run_dir, images_seen)
         raise _not_written(run_dir, images_seen, error) from error
     return final
+
+
+def write_description(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes `state.json`, which says what the tensor files in `folder` hold, and makes the folder durable."""
+    own = {name: value for name, value in content.items() if name != "sha256_of_this"}
+    text = json.dumps({**own, "sha256_of_this": sha256_of_content(own)})
+    (folder / "state.json").write_text(text, encoding="utf-8")
+    sync(folder / "state.json")
+    sync(folder)
 
 
 def write_checkpoint(
@@ -162,23 +178,59 @@ def temporary_folder(run_dir: RunDir, images_seen: int) -> Path:
     return final.with_name(f".writing-{final.name}")
 
 
-def _drop_all_but(run_dir: RunDir, newest: Path, keep: int, trunk_images: int | None) -> None:
+def _drop_all_but(run_dir: RunDir, newest: Path, keep: int, trunk_images: int | None, keeps_averages: bool) -> None:
     complete = complete_checkpoints(run_dir)
     place = complete.index(newest) + 1
     trunk = None if trunk_images is None else run_dir.checkpoint(trunk_images)
-    for other in (*(each for each in complete[: max(0, place - keep)] if each != trunk), *complete[place:]):
-        _drop(other)
+    for older in complete[: max(0, place - keep)]:
+        if older == trunk:
+            continue
+        if keeps_averages:
+            _keep_averages(older)
+        else:
+            _drop(older)
+    for more_images in complete[place:]:
+        _drop(more_images)
+    if keeps_averages:  # of all, because a process may have died between the renaming and the removal
+        for averages in stored_averages(run_dir):
+            _remove_ours(averages, NOT_AVERAGES)
+
+
+def _keep_averages(checkpoint: Path) -> None:
+    """Renames a checkpoint that we wrote to the folder of its averages; `_drop_all_but` then removes all else in it.
+
+    Its `state.json` still describes the averages, so that they are read as those of a checkpoint are.
+    """
+    if not _is_ours(checkpoint):
+        return
+    averages = averages_folder(checkpoint)
+    if os.path.lexists(averages):  # training has passed this checkpoint before, and continued from an earlier one
+        _drop(averages)
+    if os.path.lexists(averages):
+        set_aside(averages)
+    checkpoint.rename(averages)
+    sync(checkpoint.parent)
 
 
 def _drop(checkpoint: Path) -> None:
     """Removes a checkpoint that we wrote; a link, a copy, or a folder that holds any other file, stays."""
-    if checkpoint.is_symlink() or not checkpoint.is_dir() or images_of_another(checkpoint) is not None:
-        return
-    names = os.listdir(checkpoint)
-    if all(OUR_FILES.fullmatch(name) for name in names):
-        for name in names:
-            (checkpoint / name).unlink()
+    if _is_ours(checkpoint):
+        _remove_ours(checkpoint, OUR_FILES)
         checkpoint.rmdir()
+
+
+def _is_ours(checkpoint: Path) -> bool:
+    """Returns whether this is a checkpoint that we wrote: no link, no copy, and no folder that holds any other file."""
+    if checkpoint.is_symlink() or not checkpoint.is_dir() or images_of_another(checkpoint) is not None:
+        return False
+    return all(OUR_FILES.fullmatch(name) for name in os.listdir(checkpoint))
+
+
+def _remove_ours(checkpoint: Path, names: re.Pattern[str]) -> None:
+    """Removes the files with such names from a checkpoint that we wrote."""
+    if _is_ours(checkpoint):
+        for name in filter(names.fullmatch, os.listdir(checkpoint)):
+            (checkpoint / name).unlink()
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

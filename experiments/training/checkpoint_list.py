@@ -21,6 +21,8 @@ from experiments.records.run_folder import RunDir
 CHECKPOINT_NAME = re.compile(r"images_[0-9]{12}")
 """The names that training writes. A copy with another name (`images_000000000256_keep`) is a user's own, and so is one
 with such a name whose content is of another number of images."""
+AVERAGES_NAME = re.compile(r"averages_[0-9]{12}")
+"""The names of the folders in which averages of earlier checkpoints stay (`train.ema=power`)."""
 
 STATE = b'"state": '
 STATE_BYTES = 1 << 16
@@ -45,21 +47,39 @@ def images_of_another(path: Path) -> int | None:
     except (OSError, ValueError, RecursionError):
         return None
     images = state.get("images_seen") if isinstance(state, dict) else None
-    return images if isinstance(images, int) and images != _images_in_name(path) else None
+    return images if isinstance(images, int) and images != images_in_name(path) else None
 
 
-def _images_in_name(path: Path) -> int:
-    return int(path.name.removeprefix("images_"))
+def images_in_name(path: Path) -> int:
+    """Returns the images seen by a checkpoint, or by the averages of one, from the name of its folder."""
+    return int(path.name.rpartition("_")[2])
+
+
+def averages_folder(checkpoint: Path) -> Path:
+    """Returns the folder in which the averages of a checkpoint stay when the checkpoint itself makes room."""
+    return checkpoint.with_name(f"averages_{checkpoint.name.rpartition('_')[2]}")
+
+
+def stored_averages(run_dir: RunDir) -> list[Path]:
+    """Returns the folders of averages whose checkpoints have made room, oldest first.
+
+    Raises `CheckpointError` where their folder cannot be read.
+    """
+    return [path for path in _named(run_dir, AVERAGES_NAME) if images_of_another(path) is None]
 
 
 def _named_checkpoints(run_dir: RunDir) -> list[Path]:
+    return _named(run_dir, CHECKPOINT_NAME)
+
+
+def _named(run_dir: RunDir, pattern: re.Pattern[str]) -> list[Path]:
     try:
         names = os.listdir(run_dir.checkpoints)
     except OSError as error:
         if is_missing(run_dir.checkpoints, error):
             return []
         raise unreachable(run_dir.checkpoints, error) from error
-    return sorted(run_dir.checkpoints / name for name in names if CHECKPOINT_NAME.fullmatch(name))
+    return sorted(run_dir.checkpoints / name for name in names if pattern.fullmatch(name))
 
 
 def saved_checkpoints(run_dir: RunDir, say: Callable[[str], None]) -> list[Path]:
@@ -79,7 +99,7 @@ def saved_checkpoints(run_dir: RunDir, say: Callable[[str], None]) -> list[Path]
             f"{run_dir.checkpoints} holds no checkpoint, but {because}.", f"Bring it back, or {START_ANEW}"
         )
     newest = _newest_by_status(run_dir) if found else 0
-    if found and newest > _images_in_name(found[-1]):
+    if found and newest > images_in_name(found[-1]):
         say(f"{run_dir.checkpoints} has lost the checkpoint after {newest:,} images; its newest is {found[-1].name}.")
     return found
 

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 import torch
 
+from experiments.config.ema_widths import power_widths
 from experiments.config.schema import RunConfig
 from experiments.distributed.deepspeed_library import (
     deepspeed,
@@ -43,7 +44,7 @@ ZERO_3 = {"stage3_param_persistence_threshold": 0}
 
 @dataclass
 class Engine:
-    """The DeepSpeed engine, its model, its partitions, and the moving average over them."""
+    """The DeepSpeed engine, its model, its partitions, and the moving averages over them."""
 
     deepspeed: Any
     model: DiT
@@ -159,7 +160,7 @@ def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT]
         deepspeed=engine,
         model=model,
         partitions=partitions,
-        ema=MovingAverage(partitions, config.train.ema_halflife_images),
+        ema=MovingAverage(partitions, config.train.ema_halflife_images, power_widths(config)),
         device=torch.device(get_accelerator().current_device_name()),
         rank=dist.get_rank(),
         world=dist.get_world_size(),

@@ -6,6 +6,7 @@ All tensors are fp32 stretches of parameters (`partitions.py`). `checkpoint_file
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from experiments.distributed.agreement import first_trouble, of_the_first
 from experiments.errors import CheckpointError
 from experiments.records.run_folder import RunDir
 from experiments.training.checkpoint import Checkpoint, load_newest
-from experiments.training.checkpoint_contents import LOSS
+from experiments.training.checkpoint_contents import LOSS, tensor_key
 from experiments.training.checkpoint_files import TrainingState, drop_leftovers
 from experiments.training.checkpoint_list import START_ANEW, complete_checkpoints
 from experiments.training.engine import Engine
@@ -26,7 +27,10 @@ from experiments.training.reporter import Reporter
 def snapshot(engine: Engine) -> TrainingState:
     """Copies what this process saves to host memory, so that training can continue at once. Not collective."""
     partitions = engine.partitions
-    tensors = {"weights": _copied(partitions, partitions.flats), "ema": _copied(partitions, engine.ema.flats)}
+    weights = _copied(partitions, partitions.flats)
+    averages: dict[str, Tensor] = {}
+    for key, flats in zip(engine.ema.keys, engine.ema.averages, strict=True):
+        averages |= _copied(partitions, flats, key)
     states = [engine.optimizer.state[key] for key in partitions.keys]
     optimizer: dict[str, Tensor] = {}
     counters: dict[str, float] = {}
@@ -34,12 +38,13 @@ def snapshot(engine: Engine) -> TrainingState:
         if first.dim() == 0:
             counters[name] = float(first)
         else:
-            optimizer |= _copied(partitions, [state[name].view(-1) for state in states], f"/{name}")
+            optimizer |= _copied(partitions, [state[name].view(-1) for state in states], name)
     bounds = {
         stretch.name: (stretch.start, stretch.start + stretch.numbers.numel())
         for stretch in partitions.stretches(partitions.flats)
     }
-    return TrainingState({**tensors, "optimizer": optimizer}, bounds, counters)
+    tensors = {"weights": weights, "ema": averages, "optimizer": optimizer}
+    return TrainingState(tensors, bounds, counters, engine.ema.widths)
 
 
 def newest_checkpoint(engine: Engine, run_dir: RunDir, config_id: str, reporter: Reporter) -> Checkpoint | None:
@@ -72,16 +77,23 @@ def require_same_loss(config: RunConfig, checkpoint: Checkpoint) -> None:
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Restores master weights, module weights, moving average and optimizer state from `checkpoint`. Collective.
+    """Restores master weights, module weights, moving averages and optimizer state from `checkpoint`. Collective.
 
-    Raises `CheckpointError` where the checkpoint has other parameters than the model.
+    Raises `CheckpointError` where the checkpoint has other parameters or averages than the engine.
     """
     partitions = engine.partitions
     if checkpoint.shapes != partitions.shapes:
         raise CheckpointError(f"{checkpoint.path} holds other parameters than this model.", "Use another --run-dir.")
+    if checkpoint.ema_widths != engine.ema.widths:
+        raise CheckpointError(
+            f"{checkpoint.path} holds averages of the widths {list(checkpoint.ema_widths)}, and this training keeps "
+            f"{list(engine.ema.widths)}.",
+            "Continue with the train.ema and the version of ecdit that wrote it, or use another --run-dir.",
+        )
     partitions.fill(lambda name, start, stop: checkpoint.read("weights", name, start, stop), partitions.flats)
     partitions.refresh_module()
-    partitions.fill(lambda name, start, stop: checkpoint.read("ema", name, start, stop), engine.ema.flats)
+    for average, flats in zip(engine.ema.keys, engine.ema.averages, strict=True):
+        partitions.fill(partial(checkpoint.read, "ema", state=average), flats)
     for name in checkpoint.state["optimizer_states"]:
         _restore_state(engine, checkpoint, name)
     for key in partitions.keys:
@@ -99,13 +111,13 @@ def _restore_state(engine: Engine, checkpoint: Checkpoint, state: str) -> None:
         engine.optimizer.state[key][state] = flat.view(key.shape)
 
 
-def _copied(partitions: Partitions, flats: list[Tensor], suffix: str = "") -> dict[str, Tensor]:
-    """Copies stretches to host memory, by name; a whole parameter keeps its shape, and a part is flat."""
+def _copied(partitions: Partitions, flats: list[Tensor], state: str = "") -> dict[str, Tensor]:
+    """Copies stretches to host memory, by name and state; a whole parameter keeps its shape, and a part is flat."""
     copies = {}
     for name, start, numbers in ((s.name, s.start, s.numbers) for s in partitions.stretches(flats)):
         whole = numbers.numel() == math.prod(partitions.shapes[name])
         assert not (whole and start), f"{name} begins at {start}"
         shape = partitions.shapes[name] if whole else (-1,)
         # It must be a copy on a processor too, because training changes the weights while a thread writes them to disk.
-        copies[name + suffix] = numbers.to("cpu", copy=True).view(shape)
+        copies[tensor_key(name, state)] = numbers.to("cpu", copy=True).view(shape)
     return copies

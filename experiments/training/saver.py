@@ -51,6 +51,7 @@ class Saver:
             **state,
             "optimizer_counters": dict(snapshot.counters),
             "optimizer_states": sorted({key.rpartition("/")[2] for key in snapshot.tensors["optimizer"]}),
+            **({"ema_widths": list(snapshot.ema_widths)} if snapshot.ema_widths else {}),
         }
         # The thread is a daemon, so that a process which ends with an error does not wait for a disk that hangs.
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)

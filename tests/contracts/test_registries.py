@@ -17,7 +17,10 @@ PACKAGES = ("ecdit_cli", "sweeps", "analysis", "experiments")
 MODULES = {
     str(path.relative_to(ROOT)): path.read_text() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
 }
-TELLS_APART = r"data\.name\s*(?:==|!=|in\b|not in\b)|data\.(?:get\()?[\"']name[\"']\)?\s*[=!]=|_width is (?:not )?None"
+TELLS_APART = (
+    r"data\.name\s*(?:==|!=|in\b|not in\b)|data\.(?:get\()?[\"']name[\"']\)?\s*[=!]=|"
+    r"(?:text|pooled)_width is (?:not )?None"
+)
 OF_DATA_SETS = ("experiments/config/data_sets.py", "experiments/config/caption_kinds.py", "experiments/data/sources/")
 
 

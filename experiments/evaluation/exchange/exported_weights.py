@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from experiments.errors import CheckpointError, RecordError, StorageError
+from experiments.errors import CheckpointError, ConfigError, RecordError, StorageError
 from experiments.evaluation.sampling.finite import require_finite_weights
 from experiments.inputs import read_input, sha256_of_files, unique_keys
 from experiments.records.record_types import Precision, Record, RunRecord, Weights
@@ -35,6 +35,7 @@ from experiments.text import printable, shortened
 from experiments.training.checkpoint import Checkpoint, load_newest
 from experiments.training.checkpoint_contents import tensor_headers
 from experiments.training.checkpoint_files import save_tensors, shard_name
+from experiments.training.reconstructed_average import reconstructed_average
 
 Result = TypeVar("Result")
 FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
@@ -55,18 +56,29 @@ class Exported(Record):
     weights: Weights
     precision: Precision
     sha256: dict[str, str]
+    ema_width: float | None = Field(None, gt=0, le=1)
 
     def files(self, folder: RunDir) -> dict[Path, str]:
         """Returns the checksums by path. A path is always inside the folder, whatever `model.json` says."""
         return {folder.path / Path(name).name: digest for name, digest in self.sha256.items()}
 
 
-def newest(run_dir: RunDir, weights: Weights, say: Callable[[str], None]) -> tuple[RunRecord, Checkpoint]:
-    """Returns the record and the newest whole checkpoint of a run. Raises `CheckpointError` where none can be read."""
+def newest(
+    run_dir: RunDir, weights: Weights, say: Callable[[str], None], ema_width: float | None = None
+) -> tuple[RunRecord, Checkpoint]:
+    """Returns the record and the newest whole checkpoint of a run, with its average in `ema_width` where one is given.
+
+    Raises `CheckpointError` where none can be read, and `ConfigError` where the run's averages do not give that width
+    or where it is asked for with raw weights.
+    """
+    if ema_width is not None and weights != "ema":
+        raise ConfigError(f"--ema names an average, and --weights {weights} is none.", "Leave out one of the two.")
     record = run_dir.read_run()
     checkpoint = load_newest(run_dir, record.config_id, say, files=[FILE_OF_WEIGHTS[weights]])
     if checkpoint is None:
         raise CheckpointError(f"{run_dir.path} has no checkpoint yet.", "Train it first, with the same command again.")
+    if ema_width is not None:
+        checkpoint = reconstructed_average(run_dir, checkpoint, ema_width, say)
     return record, checkpoint
 
 
@@ -78,9 +90,11 @@ def export_weights(
     shard_bytes: int,
     say: Callable[[str], None],
     written: Callable[[int], None] = lambda num_parameters: None,
+    ema_width: float | None = None,
 ) -> list[Path]:
     """Writes the newest checkpoint of a run to `out`, and returns the files.
 
+    `ema_width` is the width of the average, where it is to be reconstructed.
     `written` is called with the number of parameters written so far. Raises `CheckpointError` where there is nothing to
     export, or where a weight is not finite in this precision, since whoever loads such weights refuses them; and
     `StorageError` where `out` holds something else.
@@ -88,7 +102,7 @@ def export_weights(
     with storage_errors(out):
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
             raise StorageError(f"{out} is {'not empty' if out.is_dir() else 'a file'}.", "Name a new folder.")
-    record, checkpoint = newest(run_dir, weights, say)
+    record, checkpoint = newest(run_dir, weights, say, ema_width)
     width = DTYPES[precision].itemsize
     groups = _shards(checkpoint.shapes, width, shard_bytes)
     sums: dict[str, str] = {}
@@ -111,6 +125,7 @@ def export_weights(
             "weights": weights,
             "precision": precision,
             "sha256": sums,
+            **({} if ema_width is None else {"ema_width": ema_width}),
         }
         write_json_atomic(RunDir(folder).exported, about)
     return sorted(out.iterdir())

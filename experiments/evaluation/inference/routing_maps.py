@@ -56,7 +56,7 @@ class RoutingMeasured:
 
 def scene_row(run: LoadedRun, conditions: Conditions) -> EvalRow:
     """Returns the row of `object_compute_ratio` without its value; no sampler is involved in it."""
-    settings = {"precision": conditions.precision, "times": len(TIMES)}
+    settings = {"precision": conditions.precision, "times": len(TIMES), **conditions.marks}
     settings |= {"batch_images": conditions.batch_images} if depends_on_batch(run.config) else {}
     return conditions.row(run.config, run.images_seen).model_copy(update={"metric": RATIO, "settings": settings})
 

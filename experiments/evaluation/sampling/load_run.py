@@ -48,28 +48,41 @@ class LoadedRun:
     images_seen: int
     weights: Weights
     precision: Precision
+    ema_width: float | None = None
+    """The width of the average, where it was reconstructed."""
 
 
 def load_run(
-    run_dir: RunDir, weights: Weights, say: Callable[[str], None], precision: Precision | None = None
+    run_dir: RunDir,
+    weights: Weights,
+    say: Callable[[str], None],
+    precision: Precision | None = None,
+    ema_width: float | None = None,
 ) -> LoadedRun:
     """Loads the newest whole checkpoint of a run, or a folder of `ecdit export-weights`, to the current device.
 
-    The model is in the precision it was trained or exported in, unless `precision` is given. Raises `RecordError` for
+    The model is in the precision it was trained or exported in, unless `precision` is given. With `ema_width` its
+    weights are the average of this width, which is reconstructed (`reconstructed_average.py`). Raises `RecordError` for
     what is neither, and for settings of which no model can be built; `CheckpointError` where there is no checkpoint, or
     where weights do not fit the model or are not finite. Until it is known that the weights fit, nothing larger than
     their files is allocated.
     """
     if os.path.lexists(run_dir.exported):
+        if ema_width is not None:
+            raise ConfigError(
+                f"{run_dir.path} holds exported weights, of which no other average can be made.",
+                "Leave out --ema, or export the run again with --ema.",
+            )
         return _load_exported(run_dir, weights, precision)
-    record, checkpoint = newest(run_dir, weights, say)
+    record, checkpoint = newest(run_dir, weights, say, ema_width)
     require_plugins(record, run_dir.run_json)
     config = buildable_config(record.config, run_dir.run_json)
     require_same_sizes(config, checkpoint.shapes, run_dir.path)
     prefer_large_pages(config)
     images_seen = int(checkpoint.state["images_seen"])
     tensors = checkpoint.full(FILE_OF_WEIGHTS[weights])
-    return _loaded(run_dir, record, config, tensors, images_seen, weights, precision or record.precision)
+    precision = precision or record.precision
+    return _loaded(run_dir, record, config, tensors, images_seen, weights, precision, ema_width)
 
 
 def _load_exported(folder: RunDir, weights: Weights, precision: Precision | None) -> LoadedRun:
@@ -93,6 +106,7 @@ def _loaded(
     images_seen: int,
     weights: Weights,
     precision: Precision,
+    ema_width: float | None = None,
 ) -> LoadedRun:
     model = DiT(config)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -102,7 +116,7 @@ def _loaded(
     model = model.to(dtype=DTYPES[precision]).eval()
     require_finite_weights(model.named_parameters(), str(run_dir.path))
     model = model.to(device=current_device())
-    return LoadedRun(run_dir, record, config, allow_replay(model), images_seen, weights, precision)
+    return LoadedRun(run_dir, record, config, allow_replay(model), images_seen, weights, precision, ema_width)
 
 
 def require_same_sizes(config: RunConfig, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:

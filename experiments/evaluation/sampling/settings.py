@@ -25,6 +25,13 @@ class Conditions:
     weights: Weights
     precision: str
     sampler: SamplerSettings
+    ema_width: float | None = None
+    """The width of an average that was reconstructed; None for the average that training keeps to evaluate with."""
+
+    @property
+    def marks(self) -> dict[str, float]:
+        """Returns the settings that every measurement with these weights records, also one that samples nothing."""
+        return {} if self.ema_width is None else {"ema_width": self.ema_width}
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
         """Returns the settings for the records, with the batch only where an image's routing depends on it."""
@@ -38,7 +45,7 @@ class Conditions:
             "shift": self.sampler.shift,
             "precision": self.precision,
         }
-        return shown | ({"batch_images": self.batch_images} if depends_on_batch(config) else {})
+        return shown | ({"batch_images": self.batch_images} if depends_on_batch(config) else {}) | self.marks
 
     def row(self, config: RunConfig, images_seen: int) -> EvalRow:
         """Returns a row of these conditions whose metric and value are still to be set."""

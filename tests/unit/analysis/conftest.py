@@ -158,6 +158,8 @@ SAMPLER: dict[str, Any] = {
 }  # fmt: skip
 SCALES = (1.0, 2.0, 4.0)
 CHECKPOINTS = (1600, 4800, 8000)
+WIDTHS = (0.03, 0.05, 0.1, 0.15)
+"""The widths of reconstructed averages."""
 TIMES = (0.9, 0.5, 0.1)
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attribution")
 
@@ -180,7 +182,10 @@ def goodness(run: RunDir) -> float:
 
 
 def stated_rows(run: RunDir, in_training: bool = True, held_out: bool = True) -> list[EvalRow]:
-    """Score, distance, divergence and time: at three scales at the end, and at three points of the training."""
+    """Score, distance, divergence and time: at three scales at the end, and at three points of the training.
+
+    Beside them the loss of averages of four widths.
+    """
     score, config = goodness(run), run.read_run().config
     rows = []
     for scale in SCALES:
@@ -195,6 +200,9 @@ def stated_rows(run: RunDir, in_training: bool = True, held_out: bool = True) ->
         at = {"images_seen": images, "num_samples": 256}
         rows.append(sampled_row("shapes-geneval", score * images / IMAGES, 0.05, **at))
         rows.append(sampled_row("frechet-shapes", 100 * (1 - score) * 1600 / images, **at))
+    for width in WIDTHS:
+        loss = sampled_row("validation-loss", 0.6 - 0.1 * score + (width - 0.07) ** 2)
+        rows.append(loss.model_copy(update={"settings": {"precision": "fp32", "ema_width": width}}))
     cost = 2e-9 * run.read_run().flops_per_image
     rows.append(sampled_row("inference_seconds_per_image", cost, num_samples=80, batch_images=16, device="cpu"))
     return rows

@@ -71,6 +71,7 @@ def resident(expected):
         ("model=micro", "routing=shared_expert", FP32, "train.batch_images=16"),
         (*MICRO, FP32, "parallel.zero_stage=0"),
         (*MICRO, FP32, "optim.parametrization=mup", "model.base_width=64"),
+        (*MICRO, FP32, "train.ema=power"),
     ],
 )  # fmt: skip
 def test_every_part_is_what_a_real_step_takes(overrides):
@@ -87,6 +88,7 @@ def test_every_part_is_what_a_real_step_takes(overrides):
         ("train.precision=bf16", "parallel.zero_stage=2"),
         (FP32, "parallel.zero_stage=3"),
         (FP32, "parallel.expert_parallel=2"),
+        (FP32, "train.ema=power"),
     ],
 )
 def test_two_processes_share_what_they_are_said_to_share(overrides):
@@ -132,6 +134,12 @@ def test_what_is_always_held_is_five_copies_in_fp32_and_four_and_a_half_in_bf16(
     four_bytes = 4 * budget(load_config(["model=micro"])).params_total
     assert parts("model=micro", FP32).persistent == 5 * four_bytes
     assert parts("model=micro", "train.precision=bf16").persistent == 4.5 * four_bytes
+
+
+def test_two_power_averages_are_one_copy_more_and_are_saved_too():
+    one, two = parts("model=micro", FP32), parts("model=micro", FP32, "train.ema=power")
+    assert two.moving_average == 2 * one.moving_average
+    assert two.persistent - one.persistent == two.checkpoint - one.checkpoint == one.moving_average
 
 
 def test_auto_is_the_larger_precision_on_a_cpu_and_bf16_on_an_accelerator():

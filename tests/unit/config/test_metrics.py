@@ -8,7 +8,7 @@ from experiments.config.metrics import DEFAULT_METRICS, IMPORTED, METRICS, in_re
 
 
 def test_rows_are_recorded_in_one_order_whatever_was_asked_for_first() -> None:
-    order = ["frechet-shapes", "shapes-geneval", "fid", "clip-score", "routing", "inference-time"]
+    order = ["frechet-shapes", "shapes-geneval", "fid", "clip-score", "routing", "validation-loss", "inference-time"]
     assert [row.name for row in in_recorded_order(METRICS)] == order
     assert [row.name for row in in_recorded_order(reversed(METRICS))] == order
 
@@ -16,13 +16,14 @@ def test_rows_are_recorded_in_one_order_whatever_was_asked_for_first() -> None:
 def test_each_figure_begins_with_the_metric_that_its_other_panels_are_sampled_like() -> None:
     names = {
         figure: [value.name for value in values_in(figure)]
-        for figure in ("alignment", "image-quality", "quality-time", "guidance")
+        for figure in ("alignment", "image-quality", "quality-time", "guidance", "ema-width")
     }
     assert names == {
         "alignment": ["shapes-geneval", "shapes-geneval-held-out"],
         "image-quality": ["frechet-shapes", "fid", "clip-score"],
         "quality-time": ["shapes-geneval", "frechet-shapes"],
         "guidance": ["shapes-geneval", "frechet-shapes", "branch_divergence"],
+        "ema-width": ["shapes-geneval", "frechet-shapes", "validation-loss"],
     }
     over_training = values_in("quality-over-training", in_recorded_order(METRICS))
     assert [value.name for value in over_training] == ["frechet-shapes", "shapes-geneval"]

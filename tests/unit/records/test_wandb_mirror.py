@@ -33,7 +33,9 @@ def run_offline(run_dir, make_record, make_step, make_eval, make_routing):
         writer = RecordWriter.open(run_dir, record, 0, start_mirror)
         writer.step(make_step(32))
         writer.step(make_step(64))
-        writer.evaluation([make_eval(64), make_eval(64).model_copy(update={"weights": "ema", "value": 0.125})])
+        averaged = make_eval(64).model_copy(update={"weights": "ema", "value": 0.125})
+        wide = averaged.model_copy(update={"settings": {"ema_width": 0.1}, "value": 0.375})
+        writer.evaluation([make_eval(64), averaged, wide])
         same_t = make_routing(64).model_copy(update={"condition": "same_t", "dropped_share": 0.5})
         writer.routing([make_routing(64), same_t])
         writer.status("done", 64)
@@ -84,6 +86,7 @@ def test_rows_arrive_under_the_same_names(run_offline, run_dir, make_step):
         **make_step(64).model_dump(exclude_none=True),
         "val_loss": 0.25,
         "ema/val_loss": 0.125,
+        "ema@0.1/val_loss": 0.375,
         "routing/layer1/entropy": 0.5,
         "routing/layer1/load_entropy": 0.8,
         "routing/layer1/dropped_share": 0.125,

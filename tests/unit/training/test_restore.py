@@ -24,6 +24,7 @@ Advance = Callable[..., list[float]]
 OPTIMIZERS = [
     "optim=adamw", "optim=adamw optim.weight_decay=0.1", "optim=rmsprop", "optim=rmsprop optim.momentum=0",
     "optim=adamw optim.weight_decay=0.1 optim.parametrization=mup model.base_width=8",
+    "train.ema=power",
 ]  # fmt: skip
 
 
@@ -99,6 +100,32 @@ def test_the_weights_of_a_checkpoint_are_those_of_the_model(
     advance(engine, tiny(), start=0, num_steps=2)
     weights = saved(engine, tmp_path, 16).full("weights")
     assert all(torch.equal(weights[name], p.cpu()) for name, p in engine.model.state_dict().items())
+
+
+def test_a_checkpoint_names_the_averages_that_it_holds(
+    build: Build, tiny: Tiny, advance: Advance, tmp_path: Path
+) -> None:
+    """The first has the keys that a single average has."""
+    config = tiny("train.ema=power")
+    engine = build(config)
+    advance(engine, config, start=0, num_steps=2)
+    checkpoint = saved(engine, tmp_path, 16)
+    assert checkpoint.ema_widths == (0.05, 0.10)
+    names = [name for name, _ in engine.model.named_parameters()]
+    stored = load_file(checkpoint.path / "ema.safetensors")
+    assert sorted(stored) == sorted([*names, *(f"{name}/0.1" for name in names)])
+    assert all(torch.equal(checkpoint.full("ema")[name], stored[name]) for name in names)
+    assert any(not torch.equal(stored[f"{name}/0.1"], stored[name]) for name in names)
+
+
+@pytest.mark.parametrize("kept", ["halflife", "power"])
+def test_other_averages_are_refused(kept: str, build: Build, tiny: Tiny, advance: Advance, tmp_path: Path) -> None:
+    other = "power" if kept == "halflife" else "halflife"
+    engine = build(tiny(f"train.ema={kept}"))
+    advance(engine, tiny(), start=0, num_steps=1)
+    checkpoint = saved(engine, tmp_path, 8)
+    with pytest.raises(CheckpointError, match=r"holds averages of the widths \[.*\], and this training keeps \[.*\]\."):
+        restore(build(tiny(f"train.ema={other}")), checkpoint)
 
 
 def test_another_model_is_refused(build: Build, tiny: Tiny, advance: Advance, tmp_path: Path) -> None:
