@@ -14,6 +14,7 @@ from analysis.run_table import INFERENCE, fixed, significant
 COLUMNS = (
     Column("setting", "Setting"),
     Column("arm", "Arm"),
+    Column("rate", "Learning rate", priority=3),
     Column("num_experts", "Experts", whole),
     Column("capacity_factor", "f_c", "{:g}".format),
     Column("params_total", "Params", significant, priority=4),

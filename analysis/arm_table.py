@@ -21,6 +21,7 @@ from analysis.diverged_runs import diverged_table, finished_arms
 from analysis.load_records import Records
 from analysis.run_table import INFERENCE, is_missing
 from analysis.seed_intervals import interval_of_mean, standard_deviation
+from analysis.tuned_arms import rate_text
 
 MEANS = {
     "val_loss_mean": "val_loss",
@@ -91,6 +92,7 @@ def _arm_row(runs: pd.DataFrame) -> dict[str, Any]:
         "group_images": first["routing.group_images"],
         **{cost: int(first[cost]) for cost in COSTS},
         "train_images": int(first["train.images"]),
+        "rate": rate_text(first),
         "num_seeds": len(losses),
         "num_diverged": len(runs) - len(losses),
         "val_loss_std": standard_deviation(losses),

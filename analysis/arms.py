@@ -2,10 +2,10 @@
 
 An **arm** is defined by everything about routing and feed-forward width: the runs of one arm differ in their seed
 alone. A **setting** is everything else (preset, images, optimizer, ...): only arms of one setting are compared with
-each other. Dense runs are named by what they are a baseline for. EC-DIT at f_c = 2 spends more FLOPs than a dense model
-of the same depth, so a comparison has two baselines: `Dense (same depth)`, whose layers are those of the sparse models,
-and `Dense (same activated)`, which is widened to the activated parameters of a sparse model within
-`ACTIVATED_TOLERANCE`.
+each other. A value that was tuned for each arm (`tuned_arms.py`) makes no setting of its own. Dense runs are named by
+what they are a baseline for. EC-DIT at f_c = 2 spends more FLOPs than a dense model of the same depth, so a comparison
+has two baselines: `Dense (same depth)`, whose layers are those of the sparse models, and `Dense (same activated)`,
+which is widened to the activated parameters of a sparse model within `ACTIVATED_TOLERANCE`.
 
 The look of arms in figures is defined in `style.py`.
 """
@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from analysis.load_records import WITHOUT_EFFECT
+from analysis.found_runs import WITHOUT_EFFECT
+from analysis.tuned_arms import with_tuned_values_alike
 from experiments.config.routers import compared_names, router_label
 
 ACTIVATED_TOLERANCE = 0.03
@@ -65,7 +66,8 @@ def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
     dotted = [name for name in runs.columns if "." in name or name == "seed"]
     arm_columns = [name for name in dotted if name.startswith(ARM_SETTINGS)]
     held = [name for name in dotted if name not in arm_columns and not name.startswith((*WITHOUT_EFFECT, "seed"))]
-    named = runs.assign(setting=_setting_labels(runs, held), arm_key=_keys(runs, arm_columns))
+    labels = _setting_labels(with_tuned_values_alike(runs), held)
+    named = runs.assign(setting=labels, arm_key=_keys(runs, arm_columns))
     arms = _name_arms(named, arm_columns)
     pairs = list(zip(named["setting"], named["arm_key"], strict=True))
     named["arm"] = [arms[pair].label for pair in pairs]

@@ -26,11 +26,12 @@ from analysis.report.document import cell
 from analysis.run_table import INFERENCE, fixed, is_missing, markdown, run_table
 from analysis.seed_planning import seeds_sentence, seeds_wanted
 from analysis.style import write_drawing
+from analysis.tuned_arms import tuning_notes
 from experiments.records.outputs import output_files
 
 NAME = "comparison"
 ARM_COLUMNS = arm_columns(
-    "arm", "params_total", "params_active", "flops_per_image", "num_seeds", "num_diverged", "val_loss_mean",
+    "arm", "rate", "params_total", "params_active", "flops_per_image", "num_seeds", "num_diverged", "val_loss_mean",
     "val_loss_std", "val_loss_same_t_mean", "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
     "dropped_share_same_t",
 )  # fmt: skip
@@ -126,6 +127,7 @@ def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame, found: lis
         yield "Batches of one timestep hold other t than mixed ones: compare their losses between arms."
     if diverged := divergence_note(diverged_table(records)):
         yield diverged
+    yield from tuning_notes(table)
     few = arms.loc[arms["num_seeds"].between(1, MIN_SEEDS - 1)]
     for _, arm in few.iterrows():
         seeds = "1 seed: no spread can be given" if arm["num_seeds"] == 1 else f"{arm['num_seeds']} seeds"

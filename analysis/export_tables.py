@@ -23,7 +23,8 @@ from analysis.arm_table import arm_table
 from analysis.columns import Column
 from analysis.diverged_runs import diverged_table
 from analysis.escaping import for_csv
-from analysis.load_records import RECORD_COLUMNS, Records
+from analysis.found_runs import record_facts
+from analysis.load_records import Records
 from analysis.read_rows import said_damaged
 from analysis.report.diverged_rows import DIVERGED_COLUMNS
 from analysis.report.document import MISSING
@@ -45,8 +46,8 @@ SPREAD = "val_loss_std"
 """The standard deviation over seeds belongs to an arm, so the table of runs has no such column."""
 
 ARM_COLUMNS = arm_columns(
-    "setting", "arm", "num_seeds", "num_diverged", "params_total", "params_active", "flops_per_image", "val_loss_mean",
-    SPREAD, "val_loss_ema_mean", "images_per_second",
+    "setting", "arm", "rate", "num_seeds", "num_diverged", "params_total", "params_active", "flops_per_image",
+    "val_loss_mean", SPREAD, "val_loss_ema_mean", "images_per_second",
 )  # fmt: skip
 
 STATUS_COLUMNS = ("state", "images_seen", "images_total", "reason")
@@ -166,8 +167,7 @@ def _status(run: RunDir) -> dict[str, Any]:
 def _settings(run: RunDir) -> dict[str, Any]:
     record = run.read_run()
     stored_config(record.config, run.run_json, record.plugin_names)
-    facts = {name: getattr(record, name) for name in RECORD_COLUMNS}
-    return facts | dict(dotted(record.config)) | {"command": " ".join(record.command)}
+    return record_facts(record) | dict(dotted(record.config)) | {"command": " ".join(record.command)}
 
 
 def _last_values(run: RunDir, damaged: list[str]) -> Iterator[tuple[str, Any]]:

@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 from scipy.interpolate import Akima1DInterpolator
 
 from analysis.arms import ARM_SETTINGS, arm_list, with_arms
+from analysis.found_runs import WITHOUT_EFFECT
 from analysis.isoflop_laws import laws_of_minima
 from analysis.isoflop_parametric import SizesOfBudget, disagreements, parametric_or_refusal
 from analysis.isoflop_scatter import Profile, Scatter, half_width, scatter
-from analysis.load_records import WITHOUT_EFFECT, MissingDataError
+from analysis.load_records import MissingDataError
 from analysis.style import scaled
 
 LOOK = ("routing.name", "variant")

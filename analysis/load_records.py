@@ -2,9 +2,9 @@
 
 Only finished runs enter the frames. These are left out, counted and listed in `Records.left_out`: a run that is
 unfinished, failed, damaged, a copy of another or without a validation loss at its end, a run of a newer version of
-ecdit, a run of an older version that trained on another balance loss than the others, a line that was cut, and a row
-with a number that is not finite. `comparable.py` decides whether the runs may be compared, and `arms.py` which of them
-form one arm.
+ecdit, a run of an older version that trained on another balance loss than the others, the runs on which arms were
+tuned (unless there are no others), a line that was cut, and a row with a number that is not finite. `comparable.py`
+decides whether the runs may be compared, and `arms.py` which of them form one arm.
 
 A run that diverged is left out of the frames and of every mean, but it stays visible: `Records.diverged` has frames of
 these runs for themselves, and `diverged_runs.py` names their arms.
@@ -17,58 +17,29 @@ because no table needs them and each run has a file of its own for them.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.parameter_counts import counts_without_embeddings
+from analysis.found_runs import DivergedRun, FinishedRun, LeftOutRecord, read_found_run
 from analysis.read_rows import RowTable, read_steps, read_table
 from analysis.wandb_runs import fetch_project
-from experiments.config.stored import stored_config, unstored_defaults
+from experiments.config.stored import unstored_defaults
 from experiments.errors import EcditError, RecordError
-from experiments.records.divergence import diverged_at
-from experiments.records.record_types import BALANCE_LOSS, EvalRow, RoutingRow, RunRecord, Status
+from experiments.records.record_types import BALANCE_LOSS, EvalRow, RoutingRow
 from experiments.records.run_folder import RunDir, Skipped, find_runs
-from experiments.records.wandb_mirror import mirror_id
-from experiments.settings_id import dotted
-from experiments.text import encodable
 
 MIN_RUNS_FOR_PROCESSES = 400
 """Starting processes costs about a second: below this many runs one process is faster."""
 
-WITHOUT_EFFECT = (
-    "log.", "wandb.", "checkpoint.", "parallel.",
-    "eval.every_images", "eval.sample_images", "eval.sample_steps", "eval.guidance",
-    "eval.metric_images", "train.implementation",
-)  # fmt: skip
-"""Settings that do not change the losses: runs that differ in nothing else are copies of each other."""
-
-RECORD_COLUMNS = [
-    name for name in RunRecord.model_fields if name not in {"config", "params_by_part", "versions", "plugins"}
-]
-
 
 class MissingDataError(EcditError):
     """The runs do not hold what a figure or a table needs."""
-
-
-@dataclass(frozen=True)
-class LeftOutRecord:
-    """A run or row that is not in the frames, and the reason."""
-
-    run: str
-    reason: str
-
-    def __str__(self) -> str:
-        """Writes the run and the reason as one line."""
-        return f"{self.run}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -84,25 +55,6 @@ class Records:
     evals: pd.DataFrame
     left_out: tuple[LeftOutRecord, ...]
     diverged: Records | None = None
-
-
-class _Finished(NamedTuple):
-    """A finished run: its row of `runs`, its W&B id, and as text those of its settings that change the losses."""
-
-    run: str
-    row: dict[str, Any]
-    mirror_id: str
-    settings: str
-    balance_loss: str | None
-    """Says how the balance losses of its layers were combined, or None where at most one layer has one."""
-
-
-class _Diverged(NamedTuple):
-    """A run that diverged: its row of `Records.diverged.runs`, and its entry in the list of what was left out."""
-
-    run: str
-    row: dict[str, Any]
-    left_out: LeftOutRecord
 
 
 def load_records(
@@ -123,13 +75,15 @@ def load_records(
         raise RecordError(f"No runs of ecdit in {', '.join(projects)} ({left_out[0]}).", "Name another project.")
     found, tables = _read_all(dirs)
     left_out += [
-        each.left_out if isinstance(each, _Diverged) else each for each in found if not isinstance(each, _Finished)
+        each.left_out if isinstance(each, DivergedRun) else each for each in found if not isinstance(each, FinishedRun)
     ]
-    finished = [each for each in found if isinstance(each, _Finished)]
+    finished = [each for each in found if isinstance(each, FinishedRun)]
     if not finished:
         reasons = "; ".join(map(str, left_out[:3])) + ("; ..." if len(left_out) > 3 else "")
         hint = "Re-run the command of an unfinished run to continue it."
         raise RecordError(f"None of the {len(dirs)} runs is finished ({reasons}).", hint)
+    finished, proxies = _without_proxies(finished)
+    left_out += proxies
     incomplete = _without_final_loss(finished, *(table.frame for table in tables))
     unusable = {each.run for each in incomplete}
     of_one_loss, of_another = _of_one_loss([each for each in finished if each.run not in unusable])
@@ -145,7 +99,7 @@ def load_records(
         tell(f"Left out: {len(left_out)}; used: {len(runs)} runs.")
     for each in left_out:
         tell(f"  {each}")
-    diverged = _diverged_records([each for each in found if isinstance(each, _Diverged)], *tables)
+    diverged = _diverged_records([each for each in found if isinstance(each, DivergedRun)], *tables)
     return Records(runs, steps, evals, tuple(left_out), diverged)
 
 
@@ -172,29 +126,7 @@ def _existing_runs(roots: Sequence[Path], skipped: Skipped) -> list[RunDir]:
     return dirs
 
 
-def _finished_run(run: RunDir) -> _Finished | _Diverged | LeftOutRecord:
-    """Reads one run that finished or diverged, or says why it is left out."""
-    if encodable(str(run.path)) != str(run.path):
-        return LeftOutRecord(
-            str(run.path), "its path is not valid Unicode, which tables cannot hold: rename the folder"
-        )
-    try:
-        status = run.read_status()
-        if status is None:
-            return LeftOutRecord(str(run.path), "it has no status.json")
-        if status.state != "done":
-            progress = f"{status.images_seen:,} of {status.images_total:,} images"
-            reason = f": {status.reason}" if status.reason else ""
-            if (images := diverged_at(status)) is not None:
-                row = _described(run, run.read_run(), status).row | {"diverged_at_images": images}
-                return _Diverged(row["run"], row, LeftOutRecord(row["run"], f"diverged at {progress}{reason}"))
-            return LeftOutRecord(str(run.path), f"{status.state} at {progress}{reason}")
-        return _described(run, run.read_run(), status)
-    except RecordError as error:
-        return LeftOutRecord(str(run.path), (run.newer_version() or error).message)
-
-
-def _of_one_loss(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftOutRecord]]:
+def _of_one_loss(finished: list[FinishedRun]) -> tuple[list[FinishedRun], list[LeftOutRecord]]:
     """Leaves out the runs whose balance loss is the mean over layers, where another run's is today's sum.
 
     Both have the same config ids, so that they would stand in one arm although they trained on different losses.
@@ -210,7 +142,23 @@ def _of_one_loss(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftO
     return kept, left_out
 
 
-def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[LeftOutRecord]]:
+def _without_proxies(finished: list[FinishedRun]) -> tuple[list[FinishedRun], list[LeftOutRecord]]:
+    """Leaves out the runs on which settings were tuned, with one line for a folder, unless there are no others."""
+    kept = [each for each in finished if each.row["tunes"] is None]
+    if not kept:
+        return finished, []
+    folders: dict[tuple[str, str], int] = {}
+    for each in finished:
+        if each.row["tunes"] is not None:
+            place = (str(Path(each.run).parent), each.row["tunes"])
+            folders[place] = folders.get(place, 0) + 1
+    return kept, [
+        LeftOutRecord(folder, f"its {count} runs tuned the arms of {sweep}: name this folder alone to compare them")
+        for (folder, sweep), count in folders.items()
+    ]
+
+
+def _without_copies(finished: list[FinishedRun]) -> tuple[list[FinishedRun], list[LeftOutRecord]]:
     """Keeps each run once, also where it is in W&B too, and each config and seed once: a copy is not another seed."""
     first: dict[str, str] = {}
     kept, copies = [], []
@@ -226,27 +174,14 @@ def _without_copies(finished: list[_Finished]) -> tuple[list[_Finished], list[Le
     return kept, copies
 
 
-def _described(run: RunDir, record: RunRecord, status: Status) -> _Finished:
-    config = stored_config(record.config, run.run_json, record.plugin_names)
-    settings = {"train.ema": config.train.ema, **dict(dotted(record.config))}
-    if record.plugins:  # two versions of the source of a router are two arms, and their runs are no copies
-        settings["routing.plugin"] = record.plugins[0].sha256[:12]
-    facts = {name: getattr(record, name) for name in RECORD_COLUMNS}
-    facts |= counts_without_embeddings(record)
-    row = {"run": str(run.path), "images_seen": status.images_seen, **facts, **settings}
-    compared = sorted((key, value) for key, value in settings.items() if not key.startswith(WITHOUT_EFFECT))
-    balance_loss = (status.balance_loss or "mean over layers") if config.has_balance_losses else None
-    return _Finished(row["run"], row, mirror_id(record), json.dumps(compared), balance_loss)
-
-
-def _diverged_records(found: list[_Diverged], steps: RowTable, evals: RowTable) -> Records | None:
+def _diverged_records(found: list[DivergedRun], steps: RowTable, evals: RowTable) -> Records | None:
     if not found:
         return None
     runs = pd.DataFrame([each.row for each in found])
     return Records(runs, _only(runs, steps.frame), _only(runs, evals.frame), ())
 
 
-def _without_final_loss(finished: list[_Finished], steps: pd.DataFrame, evals: pd.DataFrame) -> list[LeftOutRecord]:
+def _without_final_loss(finished: list[FinishedRun], steps: pd.DataFrame, evals: pd.DataFrame) -> list[LeftOutRecord]:
     """Returns the runs without a validation at their end: an earlier loss must not pass for the final one."""
     losses = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")]
     last = losses.groupby("run")["images_seen"].max().to_dict()
@@ -267,7 +202,7 @@ def _only(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return rows if is_kept.all() else rows[is_kept[run_of_row]].reset_index(drop=True)
 
 
-Found = list[_Finished | _Diverged | LeftOutRecord]
+Found = list[FinishedRun | DivergedRun | LeftOutRecord]
 
 
 def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable]]:
@@ -290,7 +225,7 @@ def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable]]:
 
 def _read_some(dirs: list[RunDir]) -> tuple[Found, RowTable]:
     """Reads the runs, and `evals` of those that ended, in one process."""
-    found = [_finished_run(run) for run in dirs]
+    found = [read_found_run(run) for run in dirs]
     return found, read_table([(run, run.evals) for run in _done(dirs, found)], EvalRow)
 
 

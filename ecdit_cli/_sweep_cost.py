@@ -35,8 +35,17 @@ FITS = Column("fits", "fits", lambda fits: "yes" if fits else "no")
 """The column that is shown where at least one run does not fit."""
 
 
-def cost_rows(plan: Plan, num_slots: int, place: Place | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Returns one row per run, and the total; with `place` each row also says whether the run fits there."""
+TO_BE_TUNED = "to be tuned"
+"""The value of a setting that is not known before proxies have been trained."""
+
+
+def cost_rows(
+    plan: Plan, num_slots: int, place: Place | None = None, tuned: str | None = None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Returns one row per run, and the total; with `place` each row also says whether the run fits there.
+
+    `tuned` names the setting that is tuned on the proxies in `plan`, which are counted in the total.
+    """
     from sweeps.cost import total
     from sweeps.layout_search import is_fitting
 
@@ -52,20 +61,30 @@ def cost_rows(plan: Plan, num_slots: int, place: Place | None = None) -> tuple[l
         "seconds": whole.seconds,
         "num_slots": num_slots,
     }
-    rows = [_row(run) | ({} if place is None else {"fits": is_fitting(run, place)}) for run in plan.wanted]
+    if tuned is not None:
+        proxies = [run for run in plan.wanted if run.tunes is not None]
+        sums |= {"num_tuning_runs": len(proxies), "tuning_train_flops": sum(run.train_flops for run in proxies)}
+    rows = [
+        _row(run) | _tuned_cell(run, tuned) | ({} if place is None else {"fits": is_fitting(run, place)})
+        for run in plan.wanted
+    ]
     return rows, {key: value for key, value in sums.items() if value is not None}
 
 
-def print_cost(plan: Plan, num_slots: int, place: Place | None = None) -> None:
+def print_cost(plan: Plan, num_slots: int, place: Place | None = None, tuned: str | None = None) -> None:
     """Prints the table of runs in the order of the plan, the cheap ones first, and where the times come from."""
-    rows, sums = cost_rows(plan, num_slots, place)
-    last = {**sums, "name": f"total of {len(rows)} runs"}
+    rows, sums = cost_rows(plan, num_slots, place, tuned)
+    last = [{**sums, "name": f"total of {len(rows)} runs"}]
     columns = [column for column in COST_COLUMNS if any(row.get(column.key) is not None for row in rows)]
     if not any("parent" in row for row in rows):  # what is spent is then what the runs cost
         columns = [column for column in columns if column.key != "train_flops_spent"]
+    if tuned is not None:
+        columns.insert(1, Column(tuned, tuned, lambda value: value if isinstance(value, str) else f"{value:g}"))
+        part = {"name": f"of these {sums['num_tuning_runs']} for tuning", "train_flops": sums["tuning_train_flops"]}
+        last.append(part)
     if not all(row.get("fits", True) for row in rows):
         columns.append(FITS)
-    print_rows([*rows, last], columns, False, title=plan.sweep)
+    print_rows([*rows, *last], columns, False, title=plan.sweep)
     whole, spent = sums["train_flops"], sums["train_flops_spent"]
     if spent < whole:
         say(
@@ -79,9 +98,14 @@ def print_cost(plan: Plan, num_slots: int, place: Place | None = None) -> None:
 
 
 def show_cost(
-    plan: Plan, how: SweepOptions, scripts: Sequence[str], as_json: bool, earlier: Path | None = None
+    plan: Plan,
+    how: SweepOptions,
+    scripts: Sequence[str],
+    as_json: bool,
+    earlier: Path | None = None,
+    tuned: str | None = None,
 ) -> None:
-    """Prints the table and the batch scripts, and then reports what does not fit.
+    """Prints the table and the batch scripts, and then reports what does not fit. `tuned` is as in `cost_rows`.
 
     With `earlier` it also says which gap the seeds of the plan separate, by the spread over the seeds of that sweep.
 
@@ -99,11 +123,11 @@ def show_cost(
         plan = estimated(plan, _timed_if_asked(place, plan, how, slots))
     num_slots = max(1, len(slots) if slots else how.slots or 1)
     if as_json:
-        rows, total = cost_rows(plan, num_slots, place)
+        rows, total = cost_rows(plan, num_slots, place, tuned)
         beside = {"scripts": list(scripts)} if scripts else {}
         print_json({"runs": rows, "total": total, **beside, **({} if power is None else {"power": power.as_json()})})
     else:
-        print_cost(plan, num_slots, place)
+        print_cost(plan, num_slots, place, tuned)
         if power is not None:
             print_power(power)
         for script in scripts:
@@ -129,10 +153,21 @@ def _timed_if_asked(place: Place, plan: Plan, how: SweepOptions, slots: Sequence
         return place
 
 
+def _tuned_cell(run: PlannedRun, tuned: str | None) -> dict[str, Any]:
+    """Returns the value of the tuned setting, or that it is to be tuned, and a name by which proxies are recognised."""
+    if tuned is None:
+        return {}
+    section, _, name = tuned.rpartition(".")
+    settings = run.config[section] if section else run.config
+    value = settings[name] if run.config_id else TO_BE_TUNED
+    return {"name": f"tuning/{run.name}" if run.tunes is not None else run.name, tuned: value}
+
+
 def _row(run: PlannedRun) -> dict[str, Any]:
     row = {
         "name": run.name,
-        "config_id": run.config_id,
+        "config_id": run.config_id or None,
+        "tunes": run.tunes,
         "params_total": run.params_total,
         "params_active": run.params_active,
         "flops_per_image": run.flops_per_image,

@@ -27,6 +27,22 @@ def cluster_of(spec: str, file: Path | None, plan: Plan) -> Cluster:
     return cluster
 
 
+def next_part(folder: SweepFolder, plan: Plan, retry_failed: bool) -> tuple[SweepFolder, Plan, bool]:
+    """Returns the folder and the plan to submit now, and whether nothing of the sweep comes after them.
+
+    Those are the proxies as long as arms are to be tuned on them, and then the sweep itself with the tuned settings.
+    """
+    from sweeps.tuning import tuning_of
+
+    tuning = tuning_of(folder, plan)
+    if tuning is None:
+        return folder, plan, True
+    survey = tuning.survey()
+    if not survey.is_settled or (retry_failed and any(arm.worst for arm in survey.arms.values())):
+        return tuning.folder, survey.plan, False
+    return folder, tuning.study(survey), True
+
+
 def batch_scripts(folder: SweepFolder, plan: Plan, cluster: Cluster) -> list[str]:
     """Returns the batch script of every job array."""
     from sweeps.slurm import batch_script, job_arrays
@@ -37,11 +53,12 @@ def batch_scripts(folder: SweepFolder, plan: Plan, cluster: Cluster) -> list[str
 def submit_sweep(folder: SweepFolder, asked: Plan, cluster: Cluster, retry_failed: bool, as_json: bool) -> None:
     """Submits what is not done, running or queued; failed runs only with `retry_failed`."""
     from sweeps.progress import read_progress
+    from sweeps.rate_retries import with_retries
     from sweeps.runner import freeze_plan
     from sweeps.slurm import submit
 
     with folder.lock():
-        plan = freeze_plan(folder, asked)
+        plan = freeze_plan(folder, with_retries(folder, asked))
 
         def is_left(run: PlannedRun) -> bool:
             return not retry_failed and read_progress(folder.run_dir(run), evaluations=False).state == "failed"

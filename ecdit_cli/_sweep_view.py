@@ -43,6 +43,12 @@ WAITING = "waiting for "
 LEAST_WITH_PARENT = 40
 """The width of the column of names from which on the run that is waited for is named beside the one that waits."""
 
+
+def tuned_text(tuned: dict[str, Any]) -> str:
+    """Writes the tuned setting of a run as `optim.learning_rate=0.002`, and whether it lies at the edge of its grid."""
+    return f"{tuned['setting']}={tuned['value']:g}{' (edge)' if tuned['edge'] else ''}"
+
+
 COLUMNS = (
     Column("name", "run"),
     Column("state", "state"),
@@ -54,6 +60,8 @@ COLUMNS = (
     Column("heartbeat_age_seconds", "last sign", lambda seconds: f"{duration(seconds)} ago", priority=5),
     Column("seconds_error", "time error", "{:+.0%}".format, priority=6),
     Column("memory_error", "memory error", "{:+.0%}".format, priority=6),
+    Column("tuned", "tuned", tuned_text, priority=4),
+    Column("retry_of", "retry of", priority=3),
     Column("reason", "reason", priority=2),
 )
 RESULT_COLUMNS = tuple(column for column in COLUMNS if column.key not in {"loss", "heartbeat_age_seconds"})
@@ -89,6 +97,13 @@ def errors_by_name(folder: SweepFolder) -> dict[str, dict[str, float]]:
         both = {"seconds_error": one.seconds_error, "memory_error": one.memory_error}
         found[one.name] = {key: value for key, value in both.items() if value is not None}
     return found
+
+
+def origins_by_name(folder: SweepFolder) -> dict[str, dict[str, Any]]:
+    """Returns, by run, how its setting was tuned and which run it repeats, where the plan says so."""
+    plan = folder.read_plan()
+    origins = {run.name: run.origin for run in (plan.runs if plan is not None else [])}
+    return {name: origin.model_dump(exclude_none=True) for name, origin in origins.items() if origin is not None}
 
 
 def total_row(snapshot: SweepSnapshot) -> dict[str, Any]:

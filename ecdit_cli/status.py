@@ -23,7 +23,15 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show the state of all runs in a folder, planned ones included."""
-    from ecdit_cli._sweep_view import COLUMNS, errors_by_name, live_view, run_row, total_line, total_row
+    from ecdit_cli._sweep_view import (
+        COLUMNS,
+        errors_by_name,
+        live_view,
+        origins_by_name,
+        run_row,
+        total_line,
+        total_row,
+    )  # fmt: skip
     from sweeps.folder import SweepFolder
 
     snapshot = _read(folder)
@@ -35,13 +43,16 @@ def status(
                 snapshot = _read(folder)
                 show(snapshot)
     off = {} if snapshot.left_out else errors_by_name(SweepFolder(folder))
-    rows = [run_row(run) | off.get(run.name, {}) for run in snapshot.runs]
+    origins = {} if snapshot.left_out else origins_by_name(SweepFolder(folder))
+    rows = [run_row(run) | off.get(run.name, {}) | origins.get(run.name, {}) for run in snapshot.runs]
     if as_json:
         print_json({"runs": rows, "total": total_row(snapshot), **_left_out(snapshot)})
     else:
         shown = [column for column in COLUMNS if column.key in ALWAYS or any(column.key in row for row in rows)]
         print_rows(rows, shown, False)
         say(total_line(snapshot))
+    if snapshot.is_tuning:
+        say("The runs of the sweep itself are planned when every arm is tuned.")
     for where, why in snapshot.left_out:
         say(f"Left out: {where}: {why}")
 
@@ -68,4 +79,4 @@ def _left_out(snapshot: SweepSnapshot) -> dict[str, list[dict[str, str]]]:
 
 
 def _is_over(snapshot: SweepSnapshot) -> bool:
-    return all(run.state in ("done", "failed") for run in snapshot.runs)
+    return not snapshot.is_tuning and all(run.state in ("done", "failed") for run in snapshot.runs)

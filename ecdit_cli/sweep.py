@@ -8,16 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ecdit_cli._console import print_json, print_rows, say
-from ecdit_cli._options import (
+from ecdit_cli._options import Device, DryRun, Json, OutDirectory, Overrides, Utilisation
+from ecdit_cli._sweep_options import (
     Cluster,
     CoresPerRun,
-    Device,
-    DryRun,
     Executor,
-    Json,
     NoCalibration,
-    OutDirectory,
-    Overrides,
     PowerOf,
     Register,
     Retries,
@@ -25,7 +21,6 @@ from ecdit_cli._options import (
     RunsPerAccelerator,
     Slots,
     Timeout,
-    Utilisation,
 )  # fmt: skip
 from experiments.units import duration
 
@@ -86,8 +81,10 @@ def sweep(
         _on_slurm(spec, cluster, folder, plan, how, dry_run, power, as_json)
     elif dry_run:
         from ecdit_cli._sweep_cost import show_cost
+        from sweeps.tuning import preview
 
-        show_cost(plan, how, [], as_json, power)
+        plan, tuned = preview(folder, plan)
+        show_cost(plan, how, [], as_json, power, tuned)
     else:
         result = run_here(folder, plan, how, screen())
         _print_result(folder, result, as_json)
@@ -99,15 +96,20 @@ def _on_slurm(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Submits the runs, or shows the scripts that would be submitted."""
-    from ecdit_cli._sweep_slurm import batch_scripts, cluster_of, submit_sweep
+    from ecdit_cli._sweep_slurm import batch_scripts, cluster_of, next_part, submit_sweep
+    from sweeps.tuning import preview
 
     cluster = cluster_of(spec, file, plan)
+    part, runs, is_last = next_part(folder, plan, how.retry_failed)
     if dry_run:
         from ecdit_cli._sweep_cost import show_cost
 
-        show_cost(plan, how, batch_scripts(folder, plan, cluster), as_json, power)
-    else:
-        submit_sweep(folder, plan, cluster, how.retry_failed, as_json)
+        plan, tuned = preview(folder, plan)
+        show_cost(plan, how, batch_scripts(part, runs, cluster), as_json, power, tuned)
+        return
+    submit_sweep(part, runs, cluster, how.retry_failed, as_json)
+    if not is_last:
+        say("These runs tune the arms. When they are done, the same command submits what comes next.")
 
 
 def _check_executor(executor: str) -> None:
@@ -125,11 +127,19 @@ def _check_power(power: Path | None, dry_run: bool) -> None:
 
 
 def _print_result(folder: SweepFolder, result: SweepResult, as_json: bool) -> None:
-    from ecdit_cli._sweep_view import ERRORS_EXPLAINED, RESULT_COLUMNS, errors_by_name, run_row, total_row
+    from ecdit_cli._sweep_view import (
+        ERRORS_EXPLAINED,
+        RESULT_COLUMNS,
+        errors_by_name,
+        origins_by_name,
+        run_row,
+        total_row,
+    )
     from sweeps.progress import SweepSnapshot
 
-    off = errors_by_name(folder)
-    rows, snapshot = [run_row(run) | off.get(run.name, {}) for run in result.runs], SweepSnapshot(result.runs)
+    off, origins = errors_by_name(folder), origins_by_name(folder)
+    rows = [run_row(run) | off.get(run.name, {}) | origins.get(run.name, {}) for run in result.runs]
+    snapshot = SweepSnapshot(result.runs)
     if as_json:
         print_json({"runs": rows, "total": total_row(snapshot)})
     else:

@@ -14,6 +14,7 @@ from experiments.errors import ConfigError, EcditError
 
 if TYPE_CHECKING:
     from experiments.config.schema import RunConfig
+    from experiments.records.record_types import Origin
     from experiments.records.run_folder import RunDir
 
 
@@ -43,13 +44,15 @@ def train(
     from experiments.config.designs import load_designed
     from experiments.config.identity import run_name
     from experiments.distributed.launchers import adopt_ranks, leave_it_to_the_speaker
+    from experiments.records.origin import read_origin
     from experiments.records.run_folder import RunDir
 
     is_speaker = adopt_ranks()
     try:
         if restart and branch_from is not None:
             raise ConfigError("--restart and --branch-from both say where to begin.", "Give only one of them.")
-        config = load_designed([*_launched_world(), *overrides], config_file).config
+        designed = load_designed([*_launched_world(), *overrides], config_file)
+        config, origin = designed.config, read_origin(designed.origin)
     except EcditError as error:  # a mistake on the command line, which all processes make
         if is_speaker:
             raise
@@ -60,7 +63,7 @@ def train(
         _print_plan(config, folder, as_json)
         return
     is_finished = not restart and _is_finished(config, folder)
-    state = "done" if is_finished else _run(config, folder, plain, restart, branch_from)
+    state = "done" if is_finished else _run(config, folder, plain, restart, branch_from, origin)
     if _is_main_process():
         with unwritable_output_is_said():  # printing must not change the exit code of the run
             _print_result(folder, as_json)
@@ -68,7 +71,9 @@ def train(
         raise typer.Exit(130)
 
 
-def _run(config: RunConfig, folder: RunDir, plain: bool, restart: bool, branch_from: Path | None) -> str:
+def _run(
+    config: RunConfig, folder: RunDir, plain: bool, restart: bool, branch_from: Path | None, origin: Origin | None
+) -> str:
     """Imports torch, and trains. Returns the state of the run."""
     from ecdit_cli._progress import training_progress
 
@@ -82,7 +87,9 @@ def _run(config: RunConfig, folder: RunDir, plain: bool, restart: bool, branch_f
         keep_freed_memory(config)
         command, observers = ["ecdit", *sys.argv[1:]], [preview, measure_at_cadence]
         parent = None if branch_from is None else RunDir(branch_from)
-        return train_run(config, folder, command, reporter, observers, restart=restart, branch_from=parent)
+        return train_run(
+            config, folder, command, reporter, observers, restart=restart, branch_from=parent, origin=origin
+        )
 
 
 def _launched_world() -> list[str]:

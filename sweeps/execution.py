@@ -28,9 +28,11 @@ from sweeps.local import LocalExecutor
 from sweeps.plan import Plan
 from sweeps.planner import make_plan
 from sweeps.progress import read_progress
+from sweeps.rate_retries import retry_design, settled_by_retry, with_retries
 from sweeps.run_queue import Retries
 from sweeps.runner import OnProgress, SweepResult, freeze_plan, run_sweep
 from sweeps.spec import load_spec
+from sweeps.tuning import Tuning, tuning_of, untuned_plan
 from sweeps.workers import CommandLauncher, PreloadedLauncher
 
 
@@ -72,9 +74,11 @@ def asked_for(
 ) -> tuple[SweepFolder, Plan]:
     """Returns the folder of a sweep, and the runs that its file or frozen plan asks for. It writes nothing.
 
-    Raises `RecordError` where a run was trained with another source of a plugin, so that a dry run says so, too.
+    Runs whose arm is yet to be tuned (`tuning.tuning_of`) have the default of that setting. Raises `RecordError` where
+    a run was trained with another source of a plugin, so that a dry run says so, too.
     """
-    folder, plan = SweepFolder(Path(spec)), SweepFolder(Path(spec)).read_plan() if os.path.isdir(spec) else None
+    folder = SweepFolder(Path(spec))
+    plan = (folder.read_plan() or untuned_plan(folder)) if os.path.isdir(spec) else None
     if plan is None:
         folder, plan = SweepFolder(out or Path("out") / Path(spec).stem), plan_of(spec, overrides, say)
     elif overrides or out is not None:
@@ -85,7 +89,9 @@ def asked_for(
 
 def plan_of(spec: str, overrides: Sequence[str], say: Callable[[str], None]) -> Plan:
     """Returns the runs that a sweep file asks for. It writes nothing."""
-    plan = make_plan(load_spec(spec), overrides)
+    checked = load_spec(spec)
+    retry_design(checked, overrides)
+    plan = make_plan(checked, overrides)
     if plan.num_merged:
         say(f"{len(plan.runs)} runs: {plan.num_merged} more combinations come to the same settings as one of them.")
     return plan
@@ -110,24 +116,71 @@ def execute(
 def run_here(
     folder: SweepFolder, asked: Plan, how: SweepOptions, screen: Screen, command: Sequence[str] | None = None
 ) -> SweepResult:
-    """Executes everything of `asked` that is not done on this machine, and then times generating an image."""
+    """Tunes the arms of `asked` where that is to be done, executes everything of it that is not done, and times images.
+
+    Everything happens on this machine. Where tuning does not come to its end, the result is that of the proxies.
+    """
+    tuning = tuning_of(folder, asked)
+    if tuning is not None:
+        stopped = _tuned_here(tuning, how, screen, command)
+        if stopped is not None:
+            return stopped
+        asked = tuning.study(tuning.survey())
+    result = _run_plan(folder, asked, how, screen, command)
+    if not result.interrupted:
+        time_images([folder.path / "runs" / run.name for run in result.runs if run.state == "done"], screen.say)
+    num_failed = sum(run.state == "failed" and run.name not in result.replaced for run in result.runs)
+    if num_failed and not how.retry_failed:
+        screen.say(f"{num_failed} failed: `ecdit sweep {folder.path} --retry-failed` starts them again.")
+    return result
+
+
+def _tuned_here(tuning: Tuning, how: SweepOptions, screen: Screen, command: Sequence[str] | None) -> SweepResult | None:
+    """Executes proxies until every arm is tuned, and reports the winners.
+
+    Returns the result of the proxies where they were interrupted or some could not be brought to an end, else None.
+    """
+    survey, is_first = tuning.survey(), True
+    screen.say(tuning.said(survey))
+    while not survey.is_settled or (is_first and how.retry_failed and any(arm.worst for arm in survey.arms.values())):
+        result = _run_plan(tuning.folder, survey.plan, how, screen, command)
+        before, survey, is_first = survey, tuning.survey(), False
+        how = replace(how, calibrate=False)  # proxies of further values are as fast as those that were timed
+        if result.interrupted or (not survey.is_settled and survey.plan == before.plan):
+            return result
+        for text in tuning.said_extensions(before, survey):
+            screen.say(text)
+    for arm in survey.arms.values():
+        screen.say(str(arm))
+        for text in arm.worst:
+            screen.say(f"  counts as worst: {text}")
+    return None
+
+
+def _run_plan(
+    folder: SweepFolder, asked: Plan, how: SweepOptions, screen: Screen, command: Sequence[str] | None
+) -> SweepResult:
+    """Executes everything of `asked` that is not done, and then the retries of runs that diverged."""
     num_left = _announce(folder, asked, screen.say)
     slots = how.slots_for(asked, num_left)
     if command is None and num_left:
         asked = _estimated(folder, asked, how, slots, screen.say)
     with folder.lock():
-        plan = freeze_plan(folder, asked)
+        plan = freeze_plan(folder, with_retries(folder, asked))
     _announce_retired(folder, plan, screen.say)
-    launcher = PreloadedLauncher(folder.server_log) if command is None else CommandLauncher(command)
-    local = LocalExecutor(folder, slots, launcher, how.timeout_seconds)
-    with screen.live_view() as show:
-        result = run_sweep(folder, plan, local, show, Retries(how.retries), how.retry_failed)
-    if not result.interrupted:
-        time_images([folder.path / "runs" / run.name for run in result.runs if run.state == "done"], screen.say)
-    num_failed = sum(run.state == "failed" for run in result.runs)
-    if num_failed and not how.retry_failed:
-        screen.say(f"{num_failed} failed: `ecdit sweep {folder.path} --retry-failed` starts them again.")
-    return result
+    while True:
+        launcher = PreloadedLauncher(folder.server_log) if command is None else CommandLauncher(command)
+        local = LocalExecutor(folder, slots, launcher, how.timeout_seconds)
+        with screen.live_view() as show:
+            result = run_sweep(folder, plan, local, show, Retries(how.retries), how.retry_failed)
+        with folder.lock():
+            longer = freeze_plan(folder, with_retries(folder, plan))
+        if result.interrupted or longer == plan:
+            return replace(result, replaced=frozenset(settled_by_retry(plan, result.runs)))
+        for run in longer.runs[len(plan.runs) :]:
+            rate = run.config["optim"]["learning_rate"]
+            screen.say(f"{run.retry_of} diverged: it is trained again as {run.name}, optim.learning_rate={rate:g}.")
+        plan = longer
 
 
 def _estimated(

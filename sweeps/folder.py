@@ -1,7 +1,7 @@
 """`SweepFolder` names the files of a sweep, which no other module does. `RunDir` names those of a run.
 
 A sweep's folder holds `plan.json`, `configs/<run>.yaml`, `runs/<run>/`, the lock files of runs in `claims/<run>/`, and
-`server.log`.
+`server.log`. Where the sweep tunes its arms, `tuning/` is the sweep of the runs that do so.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pathlib import Path
 
 import yaml
 
+from experiments.config.designs import ORIGIN
 from experiments.config.stored import stored_config
 from experiments.errors import RecordError, SpecError
 from experiments.records.lock_file import LockFile, take_if_dead
+from experiments.records.origin import written_origin
 from experiments.records.run_folder import RunDir
 from experiments.records.storage import replace_atomically, storage_errors
 from experiments.records.strict_reading import read_object, validated
@@ -55,6 +57,11 @@ class SweepFolder:
         return self.path / "claims" / run.name
 
     @property
+    def tuning(self) -> SweepFolder:
+        """Returns the folder of the sweep of proxies, on which a setting of each arm is tuned (`tuning.py`)."""
+        return SweepFolder(self.path / "tuning")
+
+    @property
     def server_log(self) -> Path:
         """Returns the path of the output of the server process from which runs are forked."""
         return self.path / "server.log"
@@ -87,8 +94,9 @@ class SweepFolder:
 
     def write_config(self, run: PlannedRun) -> Path:
         """Writes the settings of `run` for its process, and returns the file. Raises `StorageError`."""
-        file = self.config_file(run)
-        _replace(file, yaml.safe_dump(run.config, sort_keys=False))
+        file, origin = self.config_file(run), run.origin
+        told = {} if origin is None else {ORIGIN: written_origin(origin)}
+        _replace(file, yaml.safe_dump({**run.config, **told}, sort_keys=False))
         return file
 
     def started(self, plan: Plan) -> set[str]:

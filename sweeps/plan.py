@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from experiments.config.cooldown import cooldown_start, trunk_key
 from experiments.config.schema import RunConfig
-from experiments.records.record_types import Amount, Count
+from experiments.records.record_types import Amount, Count, Origin, TunedSetting
 
 PLAN_VERSION = 1
 MAX_PLAN_BYTES = 2 * 2**30
@@ -66,6 +66,9 @@ class PlannedRun(BaseModel):
     matched_params_active: Count | None = Field(None, description="activated parameters of that run")
     parent: FolderName | None = Field(None, description="shorter run from whose checkpoint this one continues")
     trunk_images: Count = Field(0, description="images of that checkpoint, which the parent trains")
+    tuned: TunedSetting | None = Field(None, description="how a setting of the run was found; None: it was given")
+    tunes: str | None = Field(None, description="of a proxy: the sweep for which it helps to tune a setting")
+    retry_of: str | None = Field(None, description="the run that diverged, which this one repeats at a lower rate")
     estimate: CostEstimate | None = None
     config: dict[str, Any]
 
@@ -73,6 +76,12 @@ class PlannedRun(BaseModel):
     def world(self) -> int:
         """Returns the number of processes that the config asks for."""
         return int(self.config["parallel"]["world"])
+
+    @property
+    def origin(self) -> Origin | None:
+        """Returns what the record of the run is to keep about its place in the sweep, or None for nothing."""
+        origin = Origin(tuned=self.tuned, tunes=self.tunes, retry_of=self.retry_of)
+        return None if origin == Origin() else origin
 
     @property
     def train_flops(self) -> int:

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from experiments.config.budget import Budget, budget
-from experiments.config.designs import SEED, TRAIN_FLOPS, DesignedConfig, load_designed, separate
+from experiments.config.designs import SEED, TRAIN_FLOPS, TUNE, DesignedConfig, load_designed, separate
 from experiments.config.identity import config_id, run_name
 from experiments.config.overrides import expand
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
+from experiments.records.record_types import TunedSetting
 from sweeps.plan import Plan, PlannedRun, long_name, with_parents
 from sweeps.spec import SweepSpec
+from sweeps.tune_design import is_design
+
+TunedOf = Callable[[Sequence[str]], TunedSetting | None]
+Designed = tuple[DesignedConfig, TunedSetting | None]
 
 PATIENCE = 1000
 """A random sweep ends after this many draws in a row that yield no new run."""
@@ -41,14 +47,15 @@ class Costs:
         return self._known[key]
 
 
-def make_plan(spec: SweepSpec, overrides: Sequence[str] = ()) -> Plan:
+def make_plan(spec: SweepSpec, overrides: Sequence[str] = (), tuned_of: TunedOf = lambda words: None) -> Plan:
     """Returns the plan of the runs of `spec`. `overrides` (`KEY=VALUE`) replace what the file says, for all runs.
 
-    Raises `ConfigError` for a setting that does not exist or does not fit, naming the combination.
+    `tuned_of` returns the tuned setting of the arm with the given words, or None where none is tuned (yet). Raises
+    `ConfigError` for a setting that does not exist or does not fit, naming the combination.
     """
     cost_of = Costs()
-    designed, num_merged = _distinct(spec, _designed(spec, overrides, cost_of))
-    runs = [_planned_run(identity, one, cost_of) for identity, one in designed.items()]
+    designed, num_merged = _distinct(spec, _designed(spec, overrides, cost_of, tuned_of))
+    runs = [planned_run(one, cost_of, tuned=tuned) for one, tuned in designed]
     plan = Plan(
         sweep=spec.name,
         spec=spec.model_dump(mode="json", exclude_unset=True),
@@ -65,34 +72,52 @@ def with_unique_names(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     return [run if shared[run.name] == 1 else run.model_copy(update={"name": long_name(run)}) for run in runs]
 
 
-def _distinct(spec: SweepSpec, designed: Iterator[DesignedConfig]) -> tuple[dict[str, DesignedConfig], int]:
-    """Returns configs by id, the first of equal ones, and how many combinations of a grid were left out as equal.
+def _distinct(spec: SweepSpec, designed: Iterator[Designed]) -> tuple[list[Designed], int]:
+    """Returns the first of equal configs, and how many combinations of a grid were left out as equal.
 
     A random sweep draws until it has `run_cap` different runs, or finds no more.
     """
-    found: dict[str, DesignedConfig] = {}
+    found: dict[str, Designed] = {}
     num_repeated = num_in_a_row = 0
     for one in designed:
-        identity = config_id(one.config)
+        identity = config_id(one[0].config)
         if identity in found:
             num_repeated, num_in_a_row = num_repeated + 1, num_in_a_row + 1
         else:
             found[identity], num_in_a_row = one, 0
         if spec.method == "random" and (len(found) == spec.run_cap or num_in_a_row >= PATIENCE):
-            return found, 0
-    return found, num_repeated
+            return list(found.values()), 0
+    return list(found.values()), num_repeated
 
 
-def _designed(spec: SweepSpec, overrides: Sequence[str], cost_of: Costs) -> Iterator[DesignedConfig]:
+def _designed(spec: SweepSpec, overrides: Sequence[str], cost_of: Costs, tuned_of: TunedOf) -> Iterator[Designed]:
     """Yields one config per combination; settings given on the command line are not varied."""
-    fixed = [f"wandb.group={spec.name}", *spec.fixed_settings()]
+    for words, settings in combinations(spec, overrides):
+        with named_combination(settings):
+            tuned = tuned_of(words)
+            found = [] if tuned is None else [f"{tuned.setting}={tuned.value:.12g}"]
+            yield load_designed([*words, *found], cost_of=cost_of), tuned
+
+
+def combinations(spec: SweepSpec, overrides: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """Yields all words of each combination, and those of them that it takes from the parameters of the file.
+
+    The words do not say what is tuned, which `tuning.py` decides for an arm and not for a run.
+    """
     plain, designs = separate(overrides)
-    for settings in _unrepeated(spec, _replaced(plain, designs), designs.get(SEED)):
-        try:
-            yield load_designed([*fixed, *settings, *overrides], cost_of=cost_of)
-        except ConfigError as error:
-            hint = f"{error.hint} In the combination {' '.join(settings)}.".strip()
-            raise ConfigError(error.message, hint) from error
+    first = [f"wandb.group={spec.name}", *spec.fixed_settings()]
+    last = [word for word in overrides if not is_design(word, TUNE)]
+    for settings in _unrepeated(spec, {*_replaced(plain, designs), TUNE}, designs.get(SEED)):
+        yield [*first, *settings, *last], settings
+
+
+@contextmanager
+def named_combination(settings: Sequence[str]) -> Iterator[None]:
+    """Adds the `settings` of the combination that is planned inside of the `with` block to the hint of an error."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(error.message, f"{error.hint} In the combination {' '.join(settings)}.".strip()) from error
 
 
 def _unrepeated(spec: SweepSpec, replaced: set[str], seed: str | None) -> Iterator[list[str]]:
@@ -128,8 +153,12 @@ def _whole_number(text: str) -> int:
         raise ConfigError(f"{SEED}={text} is not a whole number.", f"Write for example {SEED}=1.") from error
 
 
-def _planned_run(identity: str, designed: DesignedConfig, cost_of: Costs) -> PlannedRun:
+def planned_run(
+    designed: DesignedConfig, cost_of: Costs, tuned: TunedSetting | None = None, tunes: str | None = None
+) -> PlannedRun:
+    """Returns the run of a config, whose setting was `tuned`, or which is a proxy that `tunes` the sweep named so."""
     config, cost = designed.config, cost_of(designed.config)
+    identity = config_id(config)
     return PlannedRun(
         name=run_name(config, identity),
         config_id=identity,
@@ -141,5 +170,7 @@ def _planned_run(identity: str, designed: DesignedConfig, cost_of: Costs) -> Pla
         train_flops_budget=designed.train_flops_budget,
         matched_run=designed.matched_run,
         matched_params_active=designed.matched_params_active,
+        tuned=tuned,
+        tunes=tunes,
         config=config.model_dump(mode="json"),
     )

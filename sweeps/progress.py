@@ -9,13 +9,14 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
 from experiments.errors import RecordError, SpecError
+from experiments.records.divergence import diverged_at, said_diverged
 from experiments.records.lock_file import STALE_SECONDS, holder
 from experiments.records.provenance import host_name
 from experiments.records.record_types import EvalRow, State, Status
@@ -47,6 +48,8 @@ class RunProgress:
     """The host where the process of the run runs or ran."""
     waits_for: str | None = None
     """The run from whose checkpoint this one will continue, as long as that is missing."""
+    diverged_at: int | None = None
+    """The images seen when the loss or the weights were not finite any more, for a run that failed so."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -81,6 +84,8 @@ class SweepSnapshot:
     seconds_left: float | None = None
     stopping: bool = False
     events: Sequence[Event] = ()
+    is_tuning: bool = False
+    """True while the runs of the sweep itself are not planned yet, because its arms are still being tuned."""
     left_out: Skipped = field(default_factory=list)
     """Folders that look like runs, and plans, which could not be read: where they are, and why."""
 
@@ -115,7 +120,8 @@ def read_progress(run: RunDir, images_total: int | None = None, evaluations: boo
         missing = run.missing_records()
         return RunProgress(name, "planned" if missing is None else "failed", images_total=images_total, reason=missing)
     gone = status.state == "running" and not is_alive(run, status)
-    reason = "its process is gone" if gone else status.reason
+    diverged = diverged_at(status)
+    reason = "its process is gone" if gone else status.reason if diverged is None else said_diverged(status)
     try:
         step, val_loss = run.last_step() or {}, last_val_loss(run) if evaluations else None
     except RecordError as error:
@@ -132,13 +138,29 @@ def read_progress(run: RunDir, images_total: int | None = None, evaluations: boo
         heartbeat=status.heartbeat,
         reason=reason,
         host=status.host,
+        diverged_at=diverged,
     )
+
+
+def frozen_names(folder: SweepFolder) -> dict[str, str]:
+    """Returns the names of the runs of the frozen plan by their config ids; a run keeps the name that it began with."""
+    frozen = folder.read_plan()
+    return {} if frozen is None else {run.config_id: run.name for run in frozen.runs}
+
+
+def ending_of(folder: SweepFolder, run: PlannedRun, names: Mapping[str, str]) -> RunProgress | None:
+    """Returns how `run` ended, or None where it has not. `names` are those of `frozen_names`."""
+    if run.config_id not in names:
+        return None
+    progress = read_progress(folder.run_dir(run.model_copy(update={"name": names[run.config_id]})))
+    return progress if progress.state in ("done", "failed") else None
 
 
 def read_sweep(path: Path) -> SweepSnapshot:
     """Reads all runs of a sweep folder, planned ones included, or of any other folder that holds runs.
 
-    Where the plan cannot be read, the result holds the runs that are there, and lists the plan in `left_out`.
+    Runs on which the arms of the sweep are tuned come first, under names that begin with `tuning/`. Where the plan
+    cannot be read, the result holds the runs that are there, and lists the plan in `left_out`.
     """
     folder, left_out = SweepFolder(path), Skipped()
     try:
@@ -146,9 +168,22 @@ def read_sweep(path: Path) -> SweepSnapshot:
     except SpecError as error:
         plan = None
         left_out.append((str(folder.plan_json), error.message))
-    if plan is None:
+    proxies = _read_proxies(folder, left_out)
+    if plan is None and not proxies:
         return SweepSnapshot([read_progress(run) for run in find_runs(path, skipped=left_out)], left_out=left_out)
-    return SweepSnapshot([_read_planned(folder, run) for run in plan.runs])
+    runs = [] if plan is None else [_read_planned(folder, run) for run in plan.runs]
+    return SweepSnapshot([*proxies, *runs], is_tuning=plan is None, left_out=left_out)
+
+
+def _read_proxies(folder: SweepFolder, left_out: Skipped) -> list[RunProgress]:
+    """Reads the runs on which arms are tuned; there are none in most sweeps."""
+    try:
+        plan = folder.tuning.read_plan()
+    except SpecError as error:
+        left_out.append((str(folder.tuning.plan_json), error.message))
+        return []
+    runs = [] if plan is None else [_read_planned(folder.tuning, run) for run in plan.runs]
+    return [replace(run, name=f"{folder.tuning.path.name}/{run.name}") for run in runs]
 
 
 def _read_planned(folder: SweepFolder, run: PlannedRun) -> RunProgress:

@@ -10,6 +10,7 @@ from experiments.config.yaml_file import read_yaml
 from experiments.errors import EcditError
 from experiments.records.wandb_mirror import ask_wandb, project_of
 from sweeps.spec import find_spec, load_spec
+from sweeps.tune_design import tune_design
 
 
 def register_sweep(spec: str, overrides: Sequence[str], say: Callable[[str], None]) -> str:
@@ -23,6 +24,8 @@ def register_sweep(spec: str, overrides: Sequence[str], say: Callable[[str], Non
             "--register cannot change settings of a sweep file.",
             "Write the settings into the command of the sweep file.",
         )
+    if tune_design(checked) is not None:
+        raise EcditError("ecdit.tune is not done by W&B agents, which train one run each.", "Run it with ecdit sweep.")
     _, has_key = ask_wandb("online")
     if not has_key:
         raise EcditError("No W&B key is configured.", "Log in with `wandb login`, or set WANDB_API_KEY.")

@@ -60,11 +60,16 @@ class SweepResult:
     runs: list[RunProgress]
     seconds: float
     interrupted: bool
+    replaced: frozenset[str] = frozenset()
+    """The runs that diverged and of which a retry at a lower learning rate is done (`rate_retries.py`)."""
 
     @property
     def exit_code(self) -> int:
-        """Returns the exit code, 0 when all runs are done, else 130 when the sweep was interrupted, and 1 otherwise."""
-        if all(run.state == "done" for run in self.runs):
+        """Returns the exit code, 0 when all runs are done, else 130 when the sweep was interrupted, and 1 otherwise.
+
+        A run that diverged counts as done when a retry of it is.
+        """
+        if all(run.state == "done" or run.name in self.replaced for run in self.runs):
             return 0
         return 130 if self.interrupted else 1
 

@@ -85,6 +85,13 @@ class SweepSpec(Closed):
         """
         return self._grid(replaced) if self.method == "grid" else self._draws(replaced, seed)
 
+    def constant(self, name: str) -> Any:
+        """Returns the value of the parameter `name`, or None where it is not given. Raises `SpecError` if it varies."""
+        parameter = self._leaves().get(name)
+        if parameter is not None and parameter.form != "constant":
+            raise SpecError(f"parameters: {name} is not one constant.", f"Write `{name}: {{value: ...}}`.")
+        return None if parameter is None else parameter.value
+
     def _grid(self, replaced: Collection[str]) -> Iterator[list[str]]:
         leaves = self._leaves().items()
         grid = {name: _choices(name, parameter) for name, parameter in leaves if name not in replaced}

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.found_runs import LeftOutRecord
 from analysis.laws.forms import Values
-from analysis.load_records import LeftOutRecord, MissingDataError
+from analysis.load_records import MissingDataError
 
 EXPERTS = "experts"
 

@@ -32,7 +32,8 @@ from analysis.smoothed_losses import with_smoothed_losses
 QUESTION = (
     "How much compute does routing tokens to experts save in a diffusion transformer, how does the loss scale with "
     "activated parameters, experts and data, and how sure are we? Every arm is one routing on one backbone and one "
-    "stream of data; arms of one setting differ in their feed-forward layers and in nothing else."
+    "stream of data; arms of one setting differ in their feed-forward layers, and else only in values that were tuned "
+    "for each arm."
 )
 LAW_WORDS = (
     "N are activated parameters, D images, C training FLOPs, E experts. A law is fitted where the runs identify it, by "
@@ -42,8 +43,8 @@ LAW_WORDS = (
 )
 
 ARM_COLUMNS = arm_columns(
-    "setting", "arm", "num_experts", "capacity_factor", "params_total", "params_active", "flops_per_image", "num_seeds",
-    "num_diverged", "val_loss_mean", "val_loss_std", "val_loss_low", "val_loss_high", "val_loss_ema_mean",
+    "setting", "arm", "rate", "num_experts", "capacity_factor", "params_total", "params_active", "flops_per_image",
+    "num_seeds", "num_diverged", "val_loss_mean", "val_loss_std", "val_loss_low", "val_loss_high", "val_loss_ema_mean",
     "val_loss_same_t_mean", "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
 )  # fmt: skip
 LAW_COLUMNS = (

@@ -8,8 +8,12 @@ and `ecdit train` understands what a W&B agent passes:
 - `ecdit.iso_activation=ffn_factor` or `width` replaces a run with experts by the dense run that activates as many
   parameters, through a wider feed-forward or a wider model. Everything else stays the same, the depth too. A dense run
   is its own match, and `None` leaves the run as it is.
-- `ecdit.seed` seeds the draws of a random sweep, and `ecdit.cluster` says where it runs (`sweeps/cluster.py`). Neither
-  changes a run.
+- `ecdit.tune` has a sweep choose a setting for each arm (`sweeps/tune_design.py`). One run cannot do that by itself and
+  refuses it.
+- `ecdit.seed` seeds the draws of a random sweep, `ecdit.cluster` says where it runs (`sweeps/cluster.py`), and
+  `ecdit.on_divergence` what the sweep does after a run that diverged (`sweeps/rate_retries.py`). None changes a run.
+- `ecdit.origin` is how a sweep hands a run what `run.json` is to keep about it (`Origin` in
+  `experiments/records/record_types.py`). It is written into the file of settings that the sweep makes for the run.
 
 A resolved config does not record how it was designed. `overrides.py` interprets all other settings.
 """
@@ -25,7 +29,7 @@ from experiments.config.checks import check_config
 from experiments.config.cooldown import check_cooldown
 from experiments.config.identity import run_name
 from experiments.config.limits import MAX_FLOPS, MAX_IMAGES
-from experiments.config.overrides import DESIGN_SECTION, load_config, split_words, validated
+from experiments.config.overrides import DESIGN_SECTION, checked_config, read_settings, split_words, validated
 from experiments.config.routers import routing_defaults
 from experiments.config.schema import RoutingConfig, RunConfig
 from experiments.config.values import shown
@@ -36,7 +40,10 @@ TRAIN_FLOPS = f"{PREFIX}train_flops"
 ISO_ACTIVATION = f"{PREFIX}iso_activation"
 SEED = f"{PREFIX}seed"
 CLUSTER = f"{PREFIX}cluster"
-DESIGNS = (TRAIN_FLOPS, ISO_ACTIVATION, SEED, CLUSTER)
+TUNE = f"{PREFIX}tune"
+ON_DIVERGENCE = f"{PREFIX}on_divergence"
+ORIGIN = f"{PREFIX}origin"
+DESIGNS = (TRAIN_FLOPS, ISO_ACTIVATION, SEED, CLUSTER, TUNE, ON_DIVERGENCE, ORIGIN)
 NONE = ("None", "none", "null", "")
 
 MATMUL_COLUMNS, ALIGNED_WITHIN = 8, 0.002
@@ -54,6 +61,8 @@ class DesignedConfig:
     """The name of the run with experts that this dense one is matched to."""
     matched_params_active: int | None = None
     """The number of activated parameters of that run."""
+    origin: str | None = None
+    """The run's place in a sweep as JSON, which `run.json` is to keep."""
 
 
 def load_designed(overrides: Sequence[str] = (), file: Path | None = None, cost_of: CostOf = budget) -> DesignedConfig:
@@ -62,20 +71,25 @@ def load_designed(overrides: Sequence[str] = (), file: Path | None = None, cost_
     Raises `ConfigError` for a design that does not exist or cannot be met.
     """
     plain, designs = separate(overrides)
+    _refuse_tuning(designs.get(TUNE, "None"))
     way = _iso_activation(designs.get(ISO_ACTIVATION, "None"))
     flops = _train_flops(designs.get(TRAIN_FLOPS, "None"))
     # The FLOPs will replace the length of training, so the default length must not be refused for its cooldown.
-    config = load_config(plain if flops is None else [*plain, f"train.images={MAX_IMAGES}"], file)
+    given = plain if flops is None else [*plain, f"train.images={MAX_IMAGES}"]
+    written = [] if file is None else read_settings(file)
+    origin = designs.get(ORIGIN) or dict(written).get(ORIGIN)
+    config = checked_config([*(pair for pair in written if pair[0] != ORIGIN), *split_words(given)])
     if flops is not None and any(setting.startswith("train.images=") for setting in plain):
         raise ConfigError(f"train.images and {TRAIN_FLOPS} both say how long to train.", "Give only one of them.")
     if way is None or config.routing.name == "dense":
-        return DesignedConfig(_with_horizon(config, flops, cost_of), flops)
+        return DesignedConfig(_with_horizon(config, flops, cost_of), flops, origin=origin)
     dense = _matched(config, way, cost_of)
     return DesignedConfig(
         config=_with_horizon(dense, flops, cost_of),
         train_flops_budget=flops,
         matched_run=run_name(_with_horizon(config, flops, cost_of)),
         matched_params_active=cost_of(config).params_active,
+        origin=origin,
     )
 
 
@@ -91,6 +105,15 @@ def separate(overrides: Iterable[str]) -> tuple[list[str], dict[str, str]]:
         else:
             designs[key] = text
     return plain, designs
+
+
+def _refuse_tuning(text: str) -> None:
+    """Raises `ConfigError` where a single run, as a W&B agent starts it, is to tune its arm."""
+    if text not in NONE:
+        raise ConfigError(
+            f"{TUNE} compares several runs, and this command trains one.",
+            f"Run the sweep file with `ecdit sweep`, or give {TUNE}=None and the setting itself.",
+        )
 
 
 def _iso_activation(text: str) -> str | None:

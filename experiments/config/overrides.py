@@ -48,8 +48,12 @@ def load_config(overrides: Sequence[str] = (), file: Path | None = None) -> RunC
 
     Raises `ConfigError` with one line naming key, value and the way out.
     """
-    pairs = [] if file is None else _read_file(file)
-    config = build_config(_converted([*pairs, *split_words(overrides)]))
+    return checked_config([*(read_settings(file) if file is not None else []), *split_words(overrides)])
+
+
+def checked_config(pairs: Iterable[tuple[str, str]]) -> RunConfig:
+    """Returns the complete, checked settings of a run from keys and texts, of which later ones win."""
+    config = build_config(_converted(pairs))
     check_config(config)
     return config
 
@@ -176,8 +180,11 @@ def _sections() -> frozenset[str]:
     return frozenset({key.split(".")[0] for key in known_settings() if "." in key} | {DESIGN_SECTION})
 
 
-def _read_file(file: Path) -> list[tuple[str, str]]:
-    """Returns the settings of a YAML file as text. Raises `ConfigError` where one is given twice in any spelling."""
+def read_settings(file: Path) -> list[tuple[str, str]]:
+    """Returns the settings of a YAML file as keys and texts.
+
+    Raises `ConfigError` where one is given twice in any spelling.
+    """
     content = read_yaml(file, ConfigError, as_text=True)
     if content.value is None:
         return []

@@ -94,7 +94,44 @@ class ParentRecord(Record):
     images: Positive = Field(description="seen at the checkpoint from which this run continued")
 
 
-class RunRecord(Record):
+class TunedSetting(Record):
+    """Says how a setting of a run was found: the best of several values on proxies of its arm."""
+
+    setting: Words
+    value: Number = Field(description="the best value, with which the run trains")
+    values: list[Number] = Field(min_length=1, description="every value that was tried, in ascending order")
+    losses: list[OptionalNumber] = Field(
+        min_length=1,
+        description="final validation loss at each of `values`, mean over seeds; null where a run of it did not finish",
+    )
+    num_seeds: Positive
+    on: dict[Words, bool | int | float | Words | None] = Field(
+        description="the settings in which the proxies differ from the run"
+    )
+    proxies: list[Words] = Field(description="the names of the runs that were compared")
+    edge: bool = Field(
+        False, description="whether the best value is the first or last, so that a better may lie beyond"
+    )
+
+    def __str__(self) -> str:
+        """Says it in words, such as `best of 3 values from 0.001 to 0.004, 2 seeds, on train.images=3200`."""
+        seeds = f"{self.num_seeds} seed{'s' * (self.num_seeds > 1)}"
+        on = f", on {' '.join(f'{name}={value}' for name, value in self.on.items())}" if self.on else ""
+        edge = ", at the edge of them" if self.edge else ""
+        return f"best of {len(self.values)} values from {self.values[0]:g} to {self.values[-1]:g}{edge}, {seeds}{on}"
+
+
+class Origin(Record):
+    """Says how a run relates to others of its sweep. The sweep hands it to the run, whose `run.json` keeps it."""
+
+    tuned: TunedSetting | None = Field(None, description="how a setting of the run was found; None: it was given")
+    tunes: Words | None = Field(None, description="the sweep for which the run, a proxy, helps to tune a setting")
+    retry_of: Words | None = Field(
+        None, description="the run that diverged, which this one repeats at a lower learning rate"
+    )
+
+
+class RunRecord(Origin):
     """Holds `run.json`, which says what the run is and where it ran. It is written once, when the run first starts."""
 
     schema_version: int = SCHEMA_VERSION

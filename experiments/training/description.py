@@ -17,13 +17,16 @@ from experiments.config.identity import config_id, run_name
 from experiments.config.schema import RunConfig
 from experiments.plugins.runs import plugin_records
 from experiments.records.provenance import git_commit, host_name, utc_now, versions
-from experiments.records.record_types import Precision, RunRecord
+from experiments.records.record_types import Origin, Precision, RunRecord
 from experiments.training.engine import launched_world
 
 
-def describe_run(config: RunConfig, precision: Precision, cost: Budget, command: Sequence[str]) -> RunRecord:
+def describe_run(
+    config: RunConfig, precision: Precision, cost: Budget, command: Sequence[str], origin: Origin | None = None
+) -> RunRecord:
     """Returns the record of a first start; a resumed run keeps its own."""
     return RunRecord(
+        **dict(origin or Origin()),
         config=config.model_dump(mode="json"),
         config_id=config_id(config),
         name=run_name(config),

@@ -25,7 +25,7 @@ from experiments.distributed.agreement import any_process
 from experiments.distributed.deepspeed_library import dist
 from experiments.distributed.rendezvous import meet
 from experiments.models.parts import assert_matches_budget
-from experiments.records.record_types import State
+from experiments.records.record_types import Origin, State
 from experiments.records.run_folder import RunDir
 from experiments.records.storage import storage_errors
 from experiments.records.wandb_mirror import start_mirror
@@ -99,11 +99,12 @@ def train(
     clock: StepClock | None = None,
     restart: bool = False,
     branch_from: RunDir | None = None,
+    origin: Origin | None = None,
 ) -> State:
     """Trains to `train.images`, continuing from the newest checkpoint; returns `done` or `interrupted`.
 
     With `restart` it starts at the first image instead, and what the folder holds of the run is set aside. A run that
-    has not begun takes over the trunk of `branch_from`, a shorter run (`branch.py`).
+    has not begun takes over the trunk of `branch_from`, a shorter run (`branch.py`). `run.json` keeps `origin`.
 
     Raises `RunFailedError` for a non-finite loss, and other `EcditError`s for mistakes; the status holds the reason.
     """
@@ -115,7 +116,7 @@ def train(
     cost = budget(config)
     precision = resolve_precision(config.train.precision, config.parallel.zero_stage)
     require_room(config, precision)
-    record = describe_run(config, precision, cost, command)
+    record = describe_run(config, precision, cost, command, origin)
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)
     meeting = meet(run_dir, record, reporter.fail)  # ranks that differ are refused before anything is written

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from experiments.config.designs import load_designed
-from experiments.errors import SpecError
+from experiments.errors import ConfigError, SpecError
 from sweeps.planner import make_plan
 from sweeps.spec import COMMAND, find_spec, load_spec, parse_spec, shipped_specs
+from sweeps.tune_design import tune_design
 
 SMALL = {"program": "ecdit", "method": "grid", "parameters": {"seed": {"values": [0, 1]}}}
 
@@ -90,7 +91,11 @@ def test_a_run_is_given_what_the_wandb_agent_would_give_it(name):
     values = [next(iter(given)) for given in choices.values()]
     agent = create_sweep_command_args({"args": {k: {"value": v} for k, v in zip(choices, values, strict=True)}})
     assert next(loaded.combinations()) == agent["args_no_hyphens"]
-    load_designed(agent["args_no_hyphens"])
+    if tune_design(loaded) is None:
+        load_designed(agent["args_no_hyphens"])
+    else:
+        with pytest.raises(ConfigError, match=r"^ecdit.tune compares several runs, and this command trains one"):
+            load_designed(agent["args_no_hyphens"])
 
 
 def test_the_last_parameter_by_name_is_the_fastest():

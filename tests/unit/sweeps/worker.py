@@ -5,11 +5,13 @@
 The seed of the config picks the behaviour, or `SEED:IMAGES` that of one length; `done` unless told otherwise. A run
 that was interrupted continues from the images it had seen and then finishes. A run of `optim.schedule=wsd` makes the
 folder of its checkpoint at the beginning of the cooldown, before a behaviour that begins with `late_`, else after it.
+`best=RATE` is the learning rate with the lowest validation loss, 0.125, and above `finite=RATE` a run diverges.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -17,9 +19,10 @@ import time
 from pathlib import Path
 
 from experiments.config.cooldown import cooldown_start
+from experiments.config.designs import load_designed
 from experiments.config.identity import config_id, run_name
-from experiments.config.overrides import load_config
-from experiments.records.record_types import EvalRow, RunRecord, StepRow
+from experiments.records.origin import read_origin
+from experiments.records.record_types import EvalRow, Origin, RunRecord, StepRow
 from experiments.records.run_folder import RunDir
 from experiments.records.writer import RecordWriter
 
@@ -30,15 +33,18 @@ def main() -> None:
     for option in ("--config", "--run-dir", "--branch-from"):
         parser.add_argument(option, type=Path)
     asked = parser.parse_args()
-    config, run_dir = load_config(file=asked.config), RunDir(asked.run_dir)
-    told, images = dict(choice.split("=") for choice in asked.choices), config.train.images
+    designed, run_dir = load_designed(file=asked.config), RunDir(asked.run_dir)
+    config, told = designed.config, dict(choice.split("=") for choice in asked.choices)
+    images, rate = config.train.images, config.optim.learning_rate
     behaviour = told.get(f"{config.seed}:{images}", told.get(str(config.seed), "done"))
+    behaviour = "diverge" if rate > float(told.get("finite", rate)) else behaviour
     print(f"threads {os.environ['OMP_NUM_THREADS']} behaviour {behaviour}", flush=True)
     if behaviour == "mute":
         sys.exit(0)
     before = run_dir.read_status()
     images_seen = before.images_seen if before is not None and before.state == "interrupted" else 0
-    writer = RecordWriter.open(run_dir, record(config), images_seen)
+    origin = read_origin(designed.origin) or Origin()
+    writer = RecordWriter.open(run_dir, record(config).model_copy(update=dict(origin)), images_seen)
     writer.status("running", images_seen)
     half, trunk = images // 2, cooldown_start(config)
     if images_seen == 0:
@@ -51,7 +57,8 @@ def main() -> None:
         run_dir.checkpoint(trunk).mkdir(parents=True, exist_ok=True)
     write_step(writer, images)
     for metric in ("val_loss", "inference_seconds_per_image"):
-        row = EvalRow(images_seen=images, metric=metric, value=0.125, num_samples=8, seed=0, weights="raw")
+        value = 0.125 + abs(math.log2(rate / float(told.get("best", rate))))
+        row = EvalRow(images_seen=images, metric=metric, value=value, num_samples=8, seed=0, weights="raw")
         writer.evaluation([row])
     writer.status("done", images)
     if behaviour == "abort_at_exit":
@@ -102,6 +109,11 @@ def fail(writer, images_seen):
     sys.exit(1)
 
 
+def diverge(writer, images_seen):
+    writer.status("failed", images_seen, f"Not finite after {images_seen:,} images: blocks.1 (loss nan). Lower it.")
+    sys.exit(1)
+
+
 def die(writer, images_seen):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -140,6 +152,7 @@ BEHAVIOURS = {
     "abort_at_exit": lambda writer, images_seen: None,
     "crash": crash,
     "fail": fail,
+    "diverge": diverge,
     "die": die,
     "die_once": die_once,
     "hang": hang,

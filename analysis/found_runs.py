@@ -1,0 +1,99 @@
+"""What one run folder is to analysis: a run that finished, one that diverged, or one that is left out with a reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from analysis.parameter_counts import counts_without_embeddings
+from analysis.tuned_arms import tuned_facts
+from experiments.config.stored import stored_config
+from experiments.errors import RecordError
+from experiments.records.divergence import diverged_at
+from experiments.records.record_types import RunRecord, Status
+from experiments.records.run_folder import RunDir
+from experiments.records.wandb_mirror import mirror_id
+from experiments.settings_id import dotted
+from experiments.text import encodable
+
+WITHOUT_EFFECT = (
+    "log.", "wandb.", "checkpoint.", "parallel.",
+    "eval.every_images", "eval.sample_images", "eval.sample_steps", "eval.guidance",
+    "eval.metric_images", "train.implementation",
+)  # fmt: skip
+"""Settings that do not change the losses: runs that differ in nothing else are copies of each other."""
+
+RECORD_COLUMNS = [
+    name for name in RunRecord.model_fields if name not in {"config", "params_by_part", "versions", "plugins", "tuned"}
+]
+
+
+@dataclass(frozen=True)
+class LeftOutRecord:
+    """A run or row that is not in the frames, and the reason."""
+
+    run: str
+    reason: str
+
+    def __str__(self) -> str:
+        """Writes the run and the reason as one line."""
+        return f"{self.run}: {self.reason}"
+
+
+class FinishedRun(NamedTuple):
+    """A finished run: its row of `runs`, its W&B id, and as text those of its settings that change the losses."""
+
+    run: str
+    row: dict[str, Any]
+    mirror_id: str
+    settings: str
+    balance_loss: str | None
+    """Says how the balance losses of its layers were combined, or None where at most one layer has one."""
+
+
+class DivergedRun(NamedTuple):
+    """A run that diverged: its row of `Records.diverged.runs`, and its entry in the list of what was left out."""
+
+    run: str
+    row: dict[str, Any]
+    left_out: LeftOutRecord
+
+
+def read_found_run(run: RunDir) -> FinishedRun | DivergedRun | LeftOutRecord:
+    """Reads one run that finished or diverged, or says why it is left out."""
+    if encodable(str(run.path)) != str(run.path):
+        return LeftOutRecord(
+            str(run.path), "its path is not valid Unicode, which tables cannot hold: rename the folder"
+        )
+    try:
+        status = run.read_status()
+        if status is None:
+            return LeftOutRecord(str(run.path), "it has no status.json")
+        if status.state != "done":
+            progress = f"{status.images_seen:,} of {status.images_total:,} images"
+            reason = f": {status.reason}" if status.reason else ""
+            if (images := diverged_at(status)) is not None:
+                row = _described(run, run.read_run(), status).row | {"diverged_at_images": images}
+                return DivergedRun(row["run"], row, LeftOutRecord(row["run"], f"diverged at {progress}{reason}"))
+            return LeftOutRecord(str(run.path), f"{status.state} at {progress}{reason}")
+        return _described(run, run.read_run(), status)
+    except RecordError as error:
+        return LeftOutRecord(str(run.path), (run.newer_version() or error).message)
+
+
+def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
+    config = stored_config(record.config, run.run_json, record.plugin_names)
+    settings = {"train.ema": config.train.ema, **dict(dotted(record.config))}
+    if record.plugins:  # two versions of the source of a router are two arms, and their runs are no copies
+        settings["routing.plugin"] = record.plugins[0].sha256[:12]
+    facts = record_facts(record) | counts_without_embeddings(record)
+    row = {"run": str(run.path), "images_seen": status.images_seen, **facts, **settings}
+    compared = sorted((key, value) for key, value in settings.items() if not key.startswith(WITHOUT_EFFECT))
+    balance_loss = (status.balance_loss or "mean over layers") if config.has_balance_losses else None
+    return FinishedRun(row["run"], row, mirror_id(record), json.dumps(compared), balance_loss)
+
+
+def record_facts(record: RunRecord) -> dict[str, Any]:
+    """Returns the columns of a run that its record holds beside the settings."""
+    return {name: getattr(record, name) for name in RECORD_COLUMNS} | tuned_facts(record)
