@@ -1,4 +1,4 @@
-"""What one run folder is to analysis: a run that finished, one that diverged, or one that is left out with a reason."""
+"""Reads one run folder for analysis: as a run that finished, one that diverged, or one left out with a reason."""
 
 from __future__ import annotations
 

@@ -99,7 +99,8 @@ def load_records(
         tell(f"Left out: {len(left_out)}; used: {len(runs)} runs.")
     for each in left_out:
         tell(f"  {each}")
-    diverged = _diverged_records([each for each in found if isinstance(each, DivergedRun)], *tables)
+    cells = [each for each in found if isinstance(each, DivergedRun) and (each.row["tunes"] is None or not proxies)]
+    diverged = _diverged_records(cells, *tables)
     return Records(runs, steps, evals, tuple(left_out), diverged)
 
 

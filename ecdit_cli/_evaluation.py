@@ -25,6 +25,16 @@ def check_metrics(text: str, known: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def check_widths(text: str, metrics: Sequence[str]) -> tuple[float, ...]:
+    """Returns the widths of averages in `text`. Raises `EcditError` where one is none, and where time is measured."""
+    from ecdit_cli._sampling import parse_widths
+    from experiments.errors import EcditError
+
+    if "inference-time" in metrics:
+        raise EcditError("inference-time is the same for every --ema.", "Measure it without --ema.")
+    return parse_widths(text)
+
+
 def existing_runs(roots: Sequence[Path]) -> list[RunDir]:
     """Returns the run folders at or below `roots`. Raises `EcditError` when there are none."""
     from experiments.errors import EcditError

@@ -28,7 +28,7 @@ def print_table(measured: Sequence[MeasuredRun], as_json: bool) -> None:
     for value in _table_values():
         if value.parts and any(value.name in row for row in rows):
             print()
-            print_rows(rows, _part_columns(value), as_json=False)
+            print_rows(rows, _part_columns(value, rows), as_json=False)
     for key, note in (*((value.name, value.note) for value in _table_values()), OVERHEAD_NOTE):
         if note and any(key in row for row in rows):
             say(note)
@@ -83,14 +83,15 @@ def _column(value: RecordedValue) -> Column:
     return Column(value.name, value.title or value.name, write, whole=True)
 
 
-def _part_columns(value: RecordedValue) -> tuple[Column, ...]:
-    """Returns the columns of the parts of a value, which are shown without intervals."""
+def _part_columns(value: RecordedValue, rows: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
+    """Returns the columns of the parts of a value in `rows`, which are shown without intervals."""
 
     def write(row: EvalRow) -> str:
         return value.text(row.value)
 
     parts = (Column(f"{value.name}/{part}", title, write, whole=True) for part, title in value.parts.items())
-    return (*COLUMNS[:3], *parts)
+    which = (column for column in COLUMNS[:3] if any(column.key in row for row in rows))
+    return (*which, *parts)
 
 
 COLUMNS = (

@@ -88,7 +88,7 @@ def print_cost(plan: Plan, num_slots: int, place: Place | None = None, tuned: st
     whole, spent = sums["train_flops"], sums["train_flops_spent"]
     if spent < whole:
         say(
-            f"Spent: {flops(spent)} of {flops(whole)} FLOPs of training, {spent / whole:.0%}: the trunk that runs of "
+            f"Spent: {flops(spent)} of {flops(whole)} of training, {spent / whole:.0%}: the trunk that runs of "
             "several lengths share is trained once."
         )
     bases = {run.estimate.basis for run in plan.wanted if run.estimate is not None and run.estimate.seconds is not None}

@@ -60,8 +60,8 @@ COLUMNS = (
     Column("heartbeat_age_seconds", "last sign", lambda seconds: f"{duration(seconds)} ago", priority=5),
     Column("seconds_error", "time error", "{:+.0%}".format, priority=6),
     Column("memory_error", "memory error", "{:+.0%}".format, priority=6),
-    Column("tuned", "tuned", tuned_text, priority=4),
-    Column("retry_of", "retry of", priority=3),
+    Column("tuned", "tuned", tuned_text, priority=5),
+    Column("retry_of", "retry of", priority=4),
     Column("reason", "reason", priority=2),
 )
 RESULT_COLUMNS = tuple(column for column in COLUMNS if column.key not in {"loss", "heartbeat_age_seconds"})

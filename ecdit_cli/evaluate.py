@@ -61,21 +61,17 @@ def evaluate(
     """Measure trained runs: alignment, Frechet distance, routing, seconds an image. Adds to their evals.jsonl.
 
     What is recorded for the same weights and settings is not measured again. inference-time takes all runs in turns in
-    one process, so that the numbers can be compared: let nothing else run meanwhile. --ema measures at each of these
-    widths of the average of the weights, which it makes from the averages that training with train.ema=power stored.
+    one process: let nothing else run meanwhile. --ema measures averages of other widths, made after training.
     """
     from ecdit_cli import _evaluation as work
     from ecdit_cli._evaluation_table import print_table
     from ecdit_cli._progress import progress
-    from ecdit_cli._sampling import parse_guidance, parse_interval, parse_widths
-    from experiments.errors import EcditError
+    from ecdit_cli._sampling import parse_guidance, parse_interval
 
     wanted = work.check_metrics(metrics, tuple(METRICS))
     scales = parse_guidance(guidance) if guidance is not None else None
     interval = parse_interval(guidance_interval)
-    widths = parse_widths(ema) if ema is not None else None
-    if widths is not None and INFERENCE_TIME in wanted:
-        raise EcditError("inference-time is the same for every --ema.", "Measure it without --ema.")
+    widths = work.check_widths(ema, wanted) if ema is not None else None
     if check_judge:
         work.print_judge_check(as_json)
         return

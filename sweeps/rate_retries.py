@@ -104,6 +104,8 @@ def _lowered(run: PlannedRun, design: RetryDesign) -> Iterator[PlannedRun]:
                 "config_id": identity,
                 "config": lower.model_dump(mode="json"),
                 "retry_of": run.name,
+                "parent": None,  # the trunk of another rate is another trunk
+                "trunk_images": 0,
             }
         )
 

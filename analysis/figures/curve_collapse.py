@@ -39,7 +39,7 @@ def draw_curve_collapse(records: Records, table: pd.DataFrame) -> Drawing:
             panel.set_xscale("log")
             named_ticks(panel, TICKS, [f"{tick:g}" for tick in TICKS])
             few_ticks(panel.yaxis, 5)
-            panel.set_xlabel("Share of training compute (1: the end)")
+            panel.set_xlabel("Share of compute (1: end)")
             title_panel(panel, each.name, num_columns(len(found)))
         for panel in axes[:: num_columns(len(found))]:
             panel.set_ylabel("Loss above the floor\n(1: at the end)")

@@ -38,7 +38,7 @@ NUM_STEPS = 5
 PARAMETRIZATIONS = ("standard", "mup")
 
 Sizes = dict[str, tuple[float, float]]
-"""For each output, the RMS of its value after the steps and that of its change since the first step."""
+"""The RMS of each output after the steps, and that of its change since the first step."""
 
 
 def measure_coordinates(

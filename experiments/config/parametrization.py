@@ -79,8 +79,9 @@ _STANDARD_STD: dict[str, Callable[[int, int], float]] = {
     "text.text_out.bias": lambda width, patch: width**-0.5,
     "text.pooled_out.bias": lambda width, patch: width**-0.5,
 }
-"""How the standard deviation with which a parameter is drawn depends on the width and on the values of a patch, where
-that is not yet the power of its kind."""
+"""The standard deviation of the standard draw, but for a constant, by width and number of values of a patch.
+
+A parameter is left out where the draw already follows the power of its kind."""
 
 
 def kind_of(name: str) -> Kind:
@@ -109,7 +110,8 @@ def initial_factor(config: RunConfig, name: str) -> float:
 
 def rate_factor(config: RunConfig, name: str) -> float:
     """Returns the number by which the learning rate of the parameter `name` is multiplied."""
-    if config.model.base_width is None:
+    base = config.model.base_width
+    if base is None:  # without one there is no rule to look up, and every module may be optimized
         return 1.0
     return float(width_ratio(config) ** KINDS[kind_of(name)].rate_power)
 

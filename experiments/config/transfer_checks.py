@@ -34,15 +34,15 @@ def check_head_size(config: RunConfig) -> None:
 
 def check_transfer(config: RunConfig) -> None:
     """Raises `ConfigError` where the settings of parametrization and length do not fit each other."""
-    model, optim = config.model, config.optim
-    if optim.parametrization == "mup" and model.base_width is None:
+    model, optim, base = config.model, config.optim, config.model.base_width
+    if optim.parametrization == "mup" and base is None:
         raise ConfigError(
             "optim.parametrization=mup needs model.base_width, the width at which the learning rate was tuned.",
             f"Use model.base_width={model.width} for a rate that was tuned at this width.",
         )
-    if optim.parametrization == "standard" and model.base_width is not None:
+    if optim.parametrization == "standard" and base is not None:
         raise ConfigError(
-            f"model.base_width={model.base_width} has no meaning with optim.parametrization=standard.",
+            f"model.base_width={base} has no meaning with optim.parametrization=standard.",
             "Use optim.parametrization=mup, or leave model.base_width out.",
         )
     if optim.rate_by_length is not None:

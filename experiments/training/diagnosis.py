@@ -49,9 +49,12 @@ def nonfinite_cause(model: nn.Module, batches: Sequence[Batch], patch_size: int,
 
 def nonfinite_error(config: RunConfig, images_seen: int, cause: Cause, what: str) -> RunFailedError:
     """Returns the error that ends a run: `what` is the value that was found not finite."""
+    if cause.hint:  # a router is at fault: a lower rate would not mend it, and the run did not diverge
+        return RunFailedError(
+            f"Not finite at a router after {images_seen:,} images: {cause.where} ({what}).", cause.hint
+        )
     way_out = f"Lower optim.learning_rate={config.optim.learning_rate:g}, or lengthen optim.warmup_images."
-    hint = cause.hint if cause.hint else way_out  # a learning rate does not mend a router
-    return RunFailedError(f"Not finite after {images_seen:,} images: {cause.where} ({what}).", hint)
+    return RunFailedError(f"Not finite after {images_seen:,} images: {cause.where} ({what}).", way_out)
 
 
 def _bad_weights(model: nn.Module) -> Cause | None:

@@ -235,3 +235,23 @@ def test_a_dry_run_on_slurm_prints_the_batch_script(spec, tmp_path, capsys):
     plan = dry_run(capsys, spec, *slurm)
     assert len(plan["scripts"]) == 1
     assert plan["total"]["num_runs"] == 3
+
+
+def test_a_dry_run_says_what_runs_cost_alone_and_what_is_spent(capsys):
+    arguments = ["sweep", "isoflop", "--dry-run", "--no-calibration"]
+    assert run([*arguments, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    whole = plan["total"]
+    assert whole["train_flops"] == sum(one["train_flops"] for one in plan["runs"])
+    assert whole["train_flops_spent"] == sum(one["train_flops_spent"] for one in plan["runs"])
+    assert whole["train_flops_spent"] / whole["train_flops"] <= 0.6
+    assert sum("parent" in one for one in plan["runs"]) == 32  # of five lengths all but the shortest
+    assert run(arguments) == 0
+    shown = capsys.readouterr()
+    assert "Spent: 43.5 TFLOP of 89.6 TFLOP of training, 49%" in shown.err
+
+
+def test_a_dry_run_of_runs_that_train_alone_says_nothing_of_trunks(spec, capsys):
+    assert run(["sweep", spec, "--dry-run", "--no-calibration"]) == 0
+    shown = capsys.readouterr()
+    assert "spent" not in (shown.out + shown.err).lower()

@@ -80,3 +80,17 @@ def test_a_pipe_gets_lines_and_no_table(capsys):
         show(SweepSnapshot([RunProgress("a", "planned", 0, 64)]))
         show(SweepSnapshot([RunProgress("a", "done", 64, 64)]))
     assert capsys.readouterr().err == "a: done\n"
+
+
+def test_what_waits_for_a_trunk_is_named_with_what_it_waits_for(capsys):
+    waiting = RunProgress("nano-dense-s0-aaaaaa", "planned", 0, 64, waits_for="nano-dense-s0-bbbbbb")
+    assert "nano-dense-s0-aaaaaa waiting for nano-dense-s0-bbbbbb" in printed(SweepSnapshot([waiting]), width=140)
+    assert "waiting for" not in printed(SweepSnapshot([waiting]), width=60)
+    orphan = RunProgress("nano-dense-s0-aaaaaa", "planned", 0, 64, reason="not started: b failed")
+    with live_view() as show:
+        for one in (waiting, waiting, orphan, orphan):
+            show(SweepSnapshot([one]))
+    assert capsys.readouterr().err.splitlines() == [
+        "nano-dense-s0-aaaaaa: waiting for nano-dense-s0-bbbbbb",
+        "nano-dense-s0-aaaaaa: planned: not started: b failed",
+    ]

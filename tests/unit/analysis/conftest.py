@@ -158,7 +158,7 @@ SAMPLER: dict[str, Any] = {
 }  # fmt: skip
 SCALES = (1.0, 2.0, 4.0)
 CHECKPOINTS = (1600, 4800, 8000)
-WIDTHS = (0.03, 0.05, 0.1, 0.15)
+EMA_WIDTHS = (0.03, 0.05, 0.1, 0.15)
 """The widths of reconstructed averages."""
 TIMES = (0.9, 0.5, 0.1)
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attribution")
@@ -200,7 +200,7 @@ def stated_rows(run: RunDir, in_training: bool = True, held_out: bool = True) ->
         at = {"images_seen": images, "num_samples": 256}
         rows.append(sampled_row("shapes-geneval", score * images / IMAGES, 0.05, **at))
         rows.append(sampled_row("frechet-shapes", 100 * (1 - score) * 1600 / images, **at))
-    for width in WIDTHS:
+    for width in EMA_WIDTHS:
         loss = sampled_row("validation-loss", 0.6 - 0.1 * score + (width - 0.07) ** 2)
         rows.append(loss.model_copy(update={"settings": {"precision": "fp32", "ema_width": width}}))
     cost = 2e-9 * run.read_run().flops_per_image

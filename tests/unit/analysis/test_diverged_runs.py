@@ -22,7 +22,7 @@ from analysis.run_table import run_table
 from experiments.config.schema import RunConfig
 from experiments.records.divergence import diverged_at
 from experiments.records.record_types import Status
-from experiments.training.diagnosis import nonfinite_error
+from experiments.training.diagnosis import Cause, nonfinite_error
 from tests.unit.analysis.test_figures import assert_legible, rendered
 
 REASON = "Not finite after 4,800 images: blocks.2.ffn (loss nan, gradient norm nan). Lower optim.learning_rate=0.002."
@@ -52,12 +52,14 @@ def records(folder: Path) -> Records:
 
 
 def test_the_error_of_training_is_the_reason_that_is_recognised() -> None:
-    error = nonfinite_error(RunConfig(), 12_345, "blocks.1", "loss nan")
+    error = nonfinite_error(RunConfig(), 12_345, Cause("blocks.1"), "loss nan")
     status = Status(state="failed", images_seen=12_345, images_total=20_000, heartbeat=0.0, reason=str(error))
     assert diverged_at(status) == 12_345
     assert diverged_at(status.model_copy(update={"reason": "lost a process"})) is None
     assert diverged_at(status.model_copy(update={"state": "done"})) is None
     assert diverged_at(status.model_copy(update={"reason": None})) is None
+    router = nonfinite_error(RunConfig(), 12_345, Cause("blocks.1.ffn.router", "Correct the router."), "loss nan")
+    assert diverged_at(status.model_copy(update={"reason": str(router)})) is None
 
 
 def test_a_run_that_diverged_is_in_no_frame_of_finished_runs_and_is_listed(records: Records) -> None:

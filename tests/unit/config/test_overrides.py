@@ -32,7 +32,10 @@ def test_every_setting_of_a_run_can_be_set() -> None:
     of_latents = {"data.path", "data.fingerprint", "data.text_width", "data.pooled_width"}
     mup = ["optim.parametrization=mup", "model.base_width=64", "model.head_size=32", "optim.rate_by_length=1000"]
     of_transfer = {*(word.split("=")[0] for word in mup), "routing.gate_norm", "routing.gate_scale"}
-    absent = of_latents | of_transfer | {"train.ema"}  # what only some runs have is stored with these runs alone
+    of_cooldown = {"optim.cooldown_share", "optim.cooldown_shape"}
+    absent = (
+        of_latents | of_transfer | of_cooldown | {"train.ema"}
+    )  # what only some runs have is stored with these runs alone
     assert leaves(load_config().model_dump()) | absent == set(known_settings())
     assert not leaves(load_config().model_dump()) & absent
     using = load_config([*mup, "routing.gate_norm=token", "routing.gate_scale=2"])

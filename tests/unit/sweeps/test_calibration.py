@@ -10,7 +10,8 @@ import pytest
 
 from experiments.config.overrides import load_config
 from experiments.errors import SpecError
-from sweeps.calibration import SpeedPoint, calibrate, calibrate_plan
+from experiments.settings_id import dotted
+from sweeps.calibration import SpeedPoint, _short, calibrate, calibrate_plan
 from sweeps.planner import make_plan
 
 TINY = ("model=nano", "model.num_layers=2", "train.batch_images=4", "eval.batch_images=4", "train.precision=fp32")
@@ -81,3 +82,9 @@ def test_only_what_has_room_and_can_be_afforded_is_timed(grid):
 def test_a_calibration_that_ends_badly_is_one_clear_line(script, seconds, message):
     with pytest.raises(SpecError, match=message):
         calibrate(load_config(TINY), timeout_seconds=seconds, command=[sys.executable, "-c", script])
+
+
+def test_the_short_run_that_is_timed_needs_no_room_for_a_warm_up_and_a_cooldown():
+    config = load_config(["optim.schedule=wsd", "optim.warmup_images=3200"])
+    short = load_config([f"{key}={value}" for key, value in dotted(_short(config, 3).model_dump(mode="json"))])
+    assert (short.total_images, short.optim.schedule) == (3 * 32, "constant")

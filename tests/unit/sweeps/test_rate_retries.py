@@ -5,9 +5,6 @@ from __future__ import annotations
 import pytest
 
 from experiments.errors import SpecError
-from experiments.records.divergence import diverged_at
-from experiments.records.record_types import Status
-from experiments.training.diagnosis import nonfinite_error
 from sweeps.planner import make_plan
 from sweeps.progress import read_progress, read_sweep
 from sweeps.rate_retries import retry_design, settled_by_retry, with_retries
@@ -155,13 +152,3 @@ def test_mistakes_are_one_line(grid, given, message):
 
 def test_the_command_line_turns_it_off(grid):
     assert retry_design(grid(ecdit__on_divergence=RETRY), ["ecdit.on_divergence=None"]) is None
-
-
-def test_a_divergence_is_recognised_by_the_reason_that_training_writes():
-    from experiments.config.overrides import load_config
-
-    reason = str(nonfinite_error(load_config([]), 12_800, "the output of blocks.1", "loss nan"))
-    status = Status(state="failed", images_seen=12_800, images_total=64_000, heartbeat=0.0, reason=reason)
-    assert diverged_at(status) == 12_800
-    assert diverged_at(status.model_copy(update={"state": "interrupted"})) is None
-    assert diverged_at(status.model_copy(update={"reason": None})) is None

@@ -106,7 +106,7 @@ def test_a_plugin_that_answers_nan_is_named_as_the_cause(
     cause = cause_of(config, lambda model: None)
     assert cause == Cause(where, f"Correct plugin {path}: router 'stripes', {demand}")
     said = str(nonfinite_error(config, 8, cause, "loss nan"))
-    assert said == f"Not finite after 8 images: {where} (loss nan). {cause.hint}"
+    assert said == f"Not finite at a router after 8 images: {where} (loss nan). {cause.hint}"
 
 
 def test_a_gradient_that_overflows(tiny: Tiny) -> None:

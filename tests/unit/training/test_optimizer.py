@@ -66,7 +66,7 @@ def test_losses_do_not_depend_on_the_zero_stage(zero_stage: int, tiny: Tiny, bui
     assert advance(build(standard), standard, start=0, num_steps=4) != pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("router", ["expert_choice", "shared_expert"])
+@pytest.mark.parametrize("router", ROUTERS)
 def test_at_the_base_width_losses_are_equal_to_the_bit(router: str, tiny: Tiny, build: Build, advance: Advance) -> None:
     settings = [f"routing={router}", "optim.weight_decay=0.1", "optim.learning_rate=1e-2"]
     plain, base = tiny(*settings), tiny(*settings, "optim.parametrization=mup", "model.base_width=32")
