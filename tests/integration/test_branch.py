@@ -48,6 +48,12 @@ def trained(train, tmp_path_factory):
     return get
 
 
+def averages(folder):
+    """The averages of checkpoints that have made room, which `train.ema=power` keeps."""
+    files = RunDir(folder).checkpoints.glob("averages_*/ema*.safetensors")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def assert_same(folder, alone):
     """The rows, the samples and every bit of the last checkpoint are those of the run alone."""
     assert numbers(folder) == numbers(alone)
@@ -56,6 +62,8 @@ def assert_same(folder, alone):
         {path.name: path.read_bytes() for path in RunDir(each).samples.glob("*.png")} for each in (folder, alone)
     ]
     assert pictures[0] == pictures[1]
+    # A branch also keeps the averages of the checkpoint on which it began, where the run alone may save nothing.
+    assert averages(folder).items() >= averages(alone).items()
 
 
 VARIANTS = {
@@ -71,6 +79,7 @@ VARIANTS = {
     "a router with a balance loss": ("routing.name=token_choice",),
     "masked tokens": ("train.mask_ratio=0.5",),
     "a long cooldown": ("optim.cooldown_share=0.7",),
+    "averages of two widths at every checkpoint": ("train.ema=power", "checkpoint.every_images=32"),
 }  # fmt: skip
 
 
@@ -82,6 +91,12 @@ def test_a_branch_has_every_bit_of_the_run_alone(trained, name):
     assert_same(branch, alone)
     first = read_jsonl(RunDir(branch).steps).rows[0]
     assert first == read_jsonl(RunDir(short).steps).rows[0]  # with its seconds: the time of the run alone counts
+
+
+def test_a_branch_takes_over_the_averages_of_its_parent(trained):
+    settings = VARIANTS["averages of two widths at every checkpoint"]
+    taken = averages(trained(MIDDLE, *settings, parent=trained(SHORT, *settings)))
+    assert {name.split("/")[1] for name in taken} >= {"averages_000000000032", "averages_000000000064"}
 
 
 def test_a_chain_of_branches_has_every_bit_of_the_run_alone(trained):
