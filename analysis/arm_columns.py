@@ -12,7 +12,7 @@ from analysis.report.run_rows import four, whole
 from analysis.run_table import INFERENCE, fixed, significant
 
 COLUMNS = (
-    Column("setting", "Setting"),
+    Column("setup", "Setup"),
     Column("arm", "Arm"),
     Column("rate", "Learning rate", priority=3),
     Column("num_experts", "Experts", whole),

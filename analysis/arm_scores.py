@@ -22,7 +22,7 @@ PREFIX = "evals."
 
 @dataclass(frozen=True)
 class ArmScores:
-    """Means in the recorded units by column, each indexed by setting and arm; and sentences on what they are."""
+    """Means in the recorded units by column, each indexed by setup and arm; and sentences on what they are."""
 
     means: dict[str, pd.Series[float]]
     notes: list[str]
@@ -39,9 +39,7 @@ def arm_scores(records: Records, table: pd.DataFrame) -> ArmScores:
                 panels += measured_panels(records, table, [replace(value, factor=1.0)])
             except MissingDataError as error:
                 refused.append(f"{value.name} is not compared: {error}")
-    means = {
-        PREFIX + panel.metric.name: arm_means(panel.rows).set_index(["setting", "arm"])["value"] for panel in panels
-    }
+    means = {PREFIX + panel.metric.name: arm_means(panel.rows).set_index(["setup", "arm"])["value"] for panel in panels}
     return ArmScores(means, [*foot(panels), *refused])
 
 

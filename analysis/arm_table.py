@@ -1,4 +1,4 @@
-"""The arm table: one row per setting and arm, means over seeds beside what the arm costs.
+"""The arm table: one row per setup and arm, means over seeds beside what the arm costs.
 
 The columns are the keys of `ecdit compare-routing --json`. `val_loss_std` is the standard deviation over seeds with n -
 1 and is missing with one seed. `dropped_share` is the share of tokens that were dropped (token choice) or that no
@@ -37,25 +37,25 @@ COSTS = ("params_total", "params_active", "flops_per_image", "train_flops_per_im
 
 
 def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
-    """Returns one row per setting and arm of the run table, baselines first.
+    """Returns one row per setup and arm of the run table, baselines first.
 
     `images_to_dense_loss` is the number of images at which the arm's mean curve reaches the final loss of `Dense (same
     depth)`, and `times_sooner` is the images of that model divided by it. Both are missing when the arm never does.
     """
     curves = mean_over_seeds(validation_curves(records, table))
-    of_setting = dict(list(curves.groupby("setting")))
+    of_setup = dict(list(curves.groupby("setup")))
     diverged = diverged_table(records)
     both = table if diverged.empty else pd.concat([table, _shown(diverged, records, table)], ignore_index=True)
     rows = []
-    for setting, runs in both.groupby("setting", sort=False):
+    for setup, runs in both.groupby("setup", sort=False):
         finished = runs[runs["val_loss"].notna()]
-        reached = _images_to_dense_loss(of_setting.get(setting, curves.iloc[:0]), dense_same_depth(finished))
+        reached = _images_to_dense_loss(of_setup.get(setup, curves.iloc[:0]), dense_same_depth(finished))
         for label, _, _ in arm_list(runs):
             rows.append(_arm_row(runs[runs["arm"] == label]) | reached.get(label, NEVER))
     numbers = ["val_loss_std", "val_loss_low", "val_loss_high", *MEANS, *NEVER]
     arms = pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
     for column, means in arm_scores(records, table).means.items():
-        arms[column] = means.reindex(pd.MultiIndex.from_frame(arms[["setting", "arm"]])).to_numpy()
+        arms[column] = means.reindex(pd.MultiIndex.from_frame(arms[["setup", "arm"]])).to_numpy()
     return arms
 
 
@@ -73,9 +73,9 @@ def missing_as_none(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _shown(diverged: pd.DataFrame, records: Records, table: pd.DataFrame) -> pd.DataFrame:
-    """Returns the runs that diverged in the settings of `table`, or in settings in which no run finished."""
-    hidden = set(finished_arms(records)["setting"]) - set(table["setting"])
-    return diverged[~diverged["setting"].isin(hidden)].reindex(columns=table.columns)
+    """Returns the runs that diverged in the setups of `table`, or in setups in which no run finished."""
+    hidden = set(finished_arms(records)["setup"]) - set(table["setup"])
+    return diverged[~diverged["setup"].isin(hidden)].reindex(columns=table.columns)
 
 
 def _arm_row(runs: pd.DataFrame) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _arm_row(runs: pd.DataFrame) -> dict[str, Any]:
         "routing": first["routing.name"],
         "arm": first["arm"],
         "preset": first["model.name"],
-        "setting": first["setting"],
+        "setup": first["setup"],
         "num_experts": int(first["routing.num_experts"]),
         "capacity_factor": first["routing.capacity_factor"],
         "group_images": first["routing.group_images"],

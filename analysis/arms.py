@@ -1,8 +1,8 @@
-"""This module groups runs into the arms of a comparison, and gives arms and settings their names.
+"""This module groups runs into the arms of a comparison, and gives arms and setups their names.
 
 An **arm** is defined by everything about routing and feed-forward width: the runs of one arm differ in their seed
-alone. A **setting** is everything else (preset, images, optimizer, ...): only arms of one setting are compared with
-each other. A value that was tuned for each arm (`tuned_arms.py`) makes no setting of its own. Dense runs are named by
+alone. A **setup** is everything else (preset, images, optimizer, ...): only arms of one setup are compared with
+each other. A value that was tuned for each arm (`tuned_arms.py`) makes no setup of its own. Dense runs are named by
 what they are a baseline for. EC-DIT at f_c = 2 spends more FLOPs than a dense model of the same depth, so a comparison
 has two baselines: `Dense (same depth)`, whose layers are those of the sparse models, and `Dense (same activated)`,
 which is widened to the activated parameters of a sparse model within `ACTIVATED_TOLERANCE`.
@@ -58,22 +58,22 @@ class Arm:
 
 
 def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
-    """Returns `runs` with the columns `setting` (a label), `arm` (a label), `arm_kind` and `variant`.
+    """Returns `runs` with the columns `setup` (a label), `arm` (a label), `arm_kind` and `variant`.
 
-    `variant` numbers the arms of one router (0, 1, ...) over all settings, with the plain form first, so that one line
-    style means one arm in every panel. Settings come in the order of their activated parameters.
+    `variant` numbers the arms of one router (0, 1, ...) over all setups, with the plain form first, so that one line
+    style means one arm in every panel. Setups come in the order of their activated parameters.
     """
     dotted = [name for name in runs.columns if "." in name or name == "seed"]
     arm_columns = [name for name in dotted if name.startswith(ARM_SETTINGS)]
     held = [name for name in dotted if name not in arm_columns and not name.startswith((*WITHOUT_EFFECT, "seed"))]
-    labels = _setting_labels(with_tuned_values_alike(runs), held)
-    named = runs.assign(setting=labels, arm_key=_keys(runs, arm_columns))
+    labels = _setup_labels(with_tuned_values_alike(runs), held)
+    named = runs.assign(setup=labels, arm_key=_keys(runs, arm_columns))
     arms = _name_arms(named, arm_columns)
-    pairs = list(zip(named["setting"], named["arm_key"], strict=True))
+    pairs = list(zip(named["setup"], named["arm_key"], strict=True))
     named["arm"] = [arms[pair].label for pair in pairs]
     named["arm_kind"] = [arms[pair].kind for pair in pairs]
     named["variant"] = _variants(named)
-    smallest = named.groupby("setting")["params_active"].transform("min")
+    smallest = named.groupby("setup")["params_active"].transform("min")
     return named.drop(columns="arm_key").iloc[smallest.argsort(kind="stable")].reset_index(drop=True)
 
 
@@ -102,7 +102,7 @@ def _keys(runs: pd.DataFrame, columns: list[str]) -> list[str]:
     return [json.dumps(row, sort_keys=True, default=str) for row in rows]
 
 
-def _setting_labels(runs: pd.DataFrame, held: list[str]) -> list[str]:
+def _setup_labels(runs: pd.DataFrame, held: list[str]) -> list[str]:
     """Labels each run with its preset and with whatever else differs between the runs of that preset."""
     labels: dict[Any, str] = {}
     for preset, group in runs.groupby("model.name", sort=False):
@@ -139,7 +139,7 @@ def _text(value: object) -> str:
 
 
 def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, str], Arm]:
-    """Names each (setting, arm_key)."""
+    """Names each (setup, arm_key)."""
     varying = {router: _varying(group, arm_columns) for router, group in runs.groupby("routing.name")}
     sparse = runs[runs["routing.name"] != "dense"]
     if sparse["routing.num_experts"].nunique() < 2:
@@ -147,24 +147,24 @@ def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, st
     else:
         varying = {router: columns | {"routing.num_experts"} for router, columns in varying.items()}
     arms: dict[tuple[str, str], Arm] = {}
-    for setting, one_of_each in runs.drop_duplicates(["setting", "arm_key"]).groupby("setting", sort=False):
+    for setup, one_of_each in runs.drop_duplicates(["setup", "arm_key"]).groupby("setup", sort=False):
         labels: set[str] = set()
         for _, run in one_of_each.iterrows():
             arm = _dense_arm(run, one_of_each) if run["routing.name"] == "dense" else _sparse_arm(run, varying)
             if arm.label in labels:
                 arm = Arm(f"{arm.label}, feed-forward {run['model.ffn_factor']:g} wide", arm.kind)
             labels.add(arm.label)
-            arms[str(setting), run["arm_key"]] = arm
+            arms[str(setup), run["arm_key"]] = arm
     return arms
 
 
 def _varying(runs: pd.DataFrame, columns: list[str]) -> set[str]:
-    """Returns the columns in which runs of one setting differ."""
+    """Returns the columns in which runs of one setup differ."""
     differing = [column for column in columns if len(set(_texts(runs[column]))) > 1]
     return {
         column
         for column in differing
-        if any(len(set(_texts(values))) > 1 for _, values in runs.groupby("setting")[column])
+        if any(len(set(_texts(values))) > 1 for _, values in runs.groupby("setup")[column])
     }
 
 

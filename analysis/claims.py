@@ -1,6 +1,6 @@
 """This module tests differences between arms and says which of them the data supports.
 
-A claim is a difference between two arms of one setting, paired by seed where both have the same seeds. It is supported
+A claim is a difference between two arms of one setup, paired by seed where both have the same seeds. It is supported
 when it differs from 0 after the correction for the number of claims, and not supported otherwise. With one seed there
 is no interval and nothing is supported. These claims are tested: every routed arm against both dense baselines, expert
 choice against token choice with the same number of experts and capacity factor, and the effect of batches of one
@@ -42,7 +42,7 @@ Verdict = Literal["lower", "higher", "not after correction", "not separated", "n
 class PairedDifference:
     """The difference of `arm` from `reference` in validation loss, or in the change of that loss for `SAME_T`."""
 
-    setting: str
+    setup: str
     arm: str
     reference: str
     gap: Interval
@@ -64,7 +64,7 @@ class PairedDifference:
 
 def claims(table: pd.DataFrame) -> list[PairedDifference]:
     """Tests every claim for which the run table has the runs, with p-values corrected for the number of claims."""
-    return corrected([claim for _, runs in table.groupby("setting", sort=False) for claim in _claims_of_setting(runs)])
+    return corrected([claim for _, runs in table.groupby("setup", sort=False) for claim in _claims_of_setup(runs)])
 
 
 def corrected(found: Sequence[PairedDifference]) -> list[PairedDifference]:
@@ -115,22 +115,22 @@ def holds(p_value: float | None) -> bool:
     return p_value is None or p_value <= 1 - CONFIDENCE
 
 
-def _claims_of_setting(runs: pd.DataFrame) -> Iterator[PairedDifference]:
-    setting = str(runs["setting"].iloc[0])
+def _claims_of_setup(runs: pd.DataFrame) -> Iterator[PairedDifference]:
+    setup = str(runs["setup"].iloc[0])
     for arm, reference in arm_pairs(runs):
         gap = difference(values_by_seed(runs, arm, "val_loss"), values_by_seed(runs, reference, "val_loss"))
-        yield PairedDifference(setting, arm, reference, gap)
-    yield from _claims_of_one_timestep(runs, setting)
+        yield PairedDifference(setup, arm, reference, gap)
+    yield from _claims_of_one_timestep(runs, setup)
 
 
-def _claims_of_one_timestep(runs: pd.DataFrame, setting: str) -> Iterator[PairedDifference]:
+def _claims_of_one_timestep(runs: pd.DataFrame, setup: str) -> Iterator[PairedDifference]:
     changes = runs.assign(change=runs["val_loss_same_t"] - runs["val_loss"])
     arms = [(label, router) for label, router, _ in arm_list(runs) if values_by_seed(changes, label, "change")]
     dense = [label for label, router in arms if router == "dense"]
     for label, router in arms:
         if dense and router != "dense":
             gap = difference(values_by_seed(changes, label, "change"), values_by_seed(changes, dense[0], "change"))
-            yield PairedDifference(setting, label, SAME_T, gap)
+            yield PairedDifference(setup, label, SAME_T, gap)
 
 
 def arm_pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
@@ -150,18 +150,18 @@ def arm_pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
 
 
 def values_by_seed(runs: pd.DataFrame, arm: str, column: str) -> dict[int, float]:
-    """Maps the seeds of one arm in one setting to a column of the run table, where that was measured."""
+    """Maps the seeds of one arm in one setup to a column of the run table, where that was measured."""
     measured = runs[(runs["arm"] == arm) & runs[column].notna()]
     return {int(seed): float(value) for seed, value in zip(measured["seed"], measured[column], strict=True)}
 
 
 def conclusion(table: pd.DataFrame, found: list[PairedDifference]) -> str:
-    """Writes a paragraph for each setting of the run table: the scale, what is supported and what is not."""
-    return "\n\n".join(_sentence(runs, found) for _, runs in table.groupby("setting", sort=False))
+    """Writes a paragraph for each setup of the run table: the scale, what is supported and what is not."""
+    return "\n\n".join(_sentence(runs, found) for _, runs in table.groupby("setup", sort=False))
 
 
 def _sentence(runs: pd.DataFrame, found: list[PairedDifference]) -> str:
-    ours = [claim for claim in found if claim.setting == runs["setting"].iloc[0]]
+    ours = [claim for claim in found if claim.setup == runs["setup"].iloc[0]]
     if not ours:
         return f"{_scale(runs)}, the data supports no conclusion: there are no two arms to compare."
     supported, unsupported = supported_differences(ours), unsupported_differences(ours)
@@ -178,9 +178,9 @@ def _scale(runs: pd.DataFrame) -> str:
     low, high = int(seeds.min()), int(seeds.max())
     number = f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
     few = f" (fewer than {MIN_SEEDS}{', and one has no spread' if low == 1 else ''})" if low < MIN_SEEDS else ""
-    setting, images = str(runs["setting"].iloc[0]), f"{int(runs['train.images'].iloc[0]):,}"
-    length = "" if setting.endswith(f"{images} images") else f"{images} training images and "
-    return f"At {setting} with {length}{number}{few}"
+    setup, images = str(runs["setup"].iloc[0]), f"{int(runs['train.images'].iloc[0]):,}"
+    length = "" if setup.endswith(f"{images} images") else f"{images} training images and "
+    return f"At {setup} with {length}{number}{few}"
 
 
 def supported_differences(found: list[PairedDifference]) -> list[str]:

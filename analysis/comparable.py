@@ -2,7 +2,7 @@
 
 Other comparisons are refused, and the message names the difference, because a figure of runs that saw different data
 looks exactly like a result. `arms.py` defines what may differ between the runs of a comparison, and how the differences
-make arms and settings.
+make arms and setups.
 """
 
 from __future__ import annotations

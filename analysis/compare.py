@@ -89,9 +89,9 @@ def differences_markdown(found: list[PairedDifference]) -> str:
 
 def comparison_cells(arms: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Returns the arm table for display: its header and cells, with a dash where a value is missing."""
-    several = arms["setting"].nunique() > 1
+    several = arms["setup"].nunique() > 1
     scores, columns = score_columns(arms.columns), columns_of(arms, ARM_COLUMNS)
-    named = arms.assign(arm=arms["setting"] + ": " + arms["arm"]) if several else arms
+    named = arms.assign(arm=arms["setup"] + ": " + arms["arm"]) if several else arms
     rows = [
         [cell(arm[column.key], column).text for column in columns]
         + ["–" if is_missing(arm[key]) else value.text(arm[key]) for key, value in scores.items()]
@@ -103,7 +103,7 @@ def comparison_cells(arms: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 def _claim_cells(found: list[PairedDifference]) -> tuple[list[str], list[list[str]]]:
     header = [
-        "Arm", "Against", "Setting", "Difference", "95% interval", "Seeds", "Method",
+        "Arm", "Against", "Setup", "Difference", "95% interval", "Seeds", "Method",
         "p", "p (BH)", "p (Holm)", "Verdict", "Seeds for 80%", "corrected",
     ]  # fmt: skip
     rows = []
@@ -112,7 +112,7 @@ def _claim_cells(found: list[PairedDifference]) -> tuple[list[str], list[list[st
         interval = "–" if gap.low is None else f"{gap.low:+.4f} to {gap.high:+.4f}"
         numbers = [f"{gap.mean:+.4f}", interval, str(gap.num_values), gap.method]
         p_values = [fixed(p, 4) for p in (gap.p_value, claim.p_benjamini_hochberg, claim.p_holm)]
-        rows.append([claim.arm, claim.reference, claim.setting, *numbers, *p_values, claim.verdict, *wanted])
+        rows.append([claim.arm, claim.reference, claim.setup, *numbers, *p_values, claim.verdict, *wanted])
     return header, rows
 
 
@@ -131,7 +131,7 @@ def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame, found: lis
     few = arms.loc[arms["num_seeds"].between(1, MIN_SEEDS - 1)]
     for _, arm in few.iterrows():
         seeds = "1 seed: no spread can be given" if arm["num_seeds"] == 1 else f"{arm['num_seeds']} seeds"
-        yield f"{arm['arm']} ({arm['setting']}) has {seeds}; at least {MIN_SEEDS} are needed to trust a spread."
+        yield f"{arm['arm']} ({arm['setup']}) has {seeds}; at least {MIN_SEEDS} are needed to trust a spread."
     yield from arm_scores(records, table).notes
     yield from _unmatched(arms)
     yield from _dearer(arms)
@@ -166,9 +166,9 @@ def _dearer(arms: pd.DataFrame) -> Iterator[str]:
 
 
 def _beside_dense(arms: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Joins every arm with the dense arms of `kind` in its setting; the columns of these end in `_dense`."""
-    dense = arms.loc[arms["kind"] == kind, ["setting", "arm", "params_active", "flops_per_image"]]
-    pairs = arms.merge(dense, on="setting", suffixes=("", "_dense"))
+    """Joins every arm with the dense arms of `kind` in its setup; the columns of these end in `_dense`."""
+    dense = arms.loc[arms["kind"] == kind, ["setup", "arm", "params_active", "flops_per_image"]]
+    pairs = arms.merge(dense, on="setup", suffixes=("", "_dense"))
     return pairs[pairs["arm"] != pairs["arm_dense"]].reset_index(drop=True)
 
 

@@ -42,7 +42,7 @@ Floats = NDArray[np.float64]
 class Collapse:
     """The normalised curves of one arm under one condition, and how far they are from one curve.
 
-    `curves` has a row per cell (size at a length) and share of compute: `setting`, `flops` (of the whole training),
+    `curves` has a row per cell (size at a length) and share of compute: `setup`, `flops` (of the whole training),
     `share`, `loss` (normalised, a mean over seeds), `num_seeds`. `deviation` is between cells, and `noise` between the
     seeds of a cell, or None where every cell has one seed.
     """
@@ -63,7 +63,7 @@ class Collapse:
 
     def __str__(self) -> str:
         """Says in one line how far the curves are from one curve, and whether that is below the noise of seeds."""
-        num = self.curves["setting"].nunique()
+        num = self.curves["setup"].nunique()
         floor = f"loss above {self.floor:.4g}" if self.floor else "loss without a floor, as the runs identify none"
         if self.noise is None:
             beside = "one seed each, so the noise is not known"
@@ -88,8 +88,8 @@ def _of_condition(condition: str, runs: pd.DataFrame, curves: pd.DataFrame) -> I
     for arm, ours in runs.groupby("arm", sort=False):
         floor = _floor(ours)
         normal = pd.concat([_normalised(curves[curves["run"] == run], floor) for run in ours["run"]])
-        if normal["setting"].nunique() >= MIN_CELLS:
-            cells = normal.groupby(["setting", "share"], sort=False, as_index=False).agg(
+        if normal["setup"].nunique() >= MIN_CELLS:
+            cells = normal.groupby(["setup", "share"], sort=False, as_index=False).agg(
                 flops=("flops", "mean"), loss=("loss", "mean"), num_seeds=("run", "nunique")
             )
             first = ours.iloc[0]
@@ -103,7 +103,7 @@ def _floor(runs: pd.DataFrame) -> float:
     """Returns the loss that remains by the law of the arm in compute, or 0 where the runs identify no floor."""
     spent = runs.assign(train_flops=runs["images_seen"] * runs["train_flops_per_image"].astype(float))
     try:
-        return identified_fit(POWER_LAW, observe(spent, {"C": "train_flops"}, arm="setting")).parameters["E"]
+        return identified_fit(POWER_LAW, observe(spent, {"C": "train_flops"}, arm="setup")).parameters["E"]
     except (MissingDataError, FitError):
         return 0.0
 
@@ -117,7 +117,7 @@ def _normalised(curve: pd.DataFrame, floor: float) -> pd.DataFrame:
     values = np.interp(np.log(shares), np.log(at / at[-1]), (loss - floor) / (loss[-1] - floor))
     about = curve.iloc[0]
     return pd.DataFrame(
-        {"run": about["run"], "setting": about["setting"], "flops": at[-1], "share": shares, "loss": values}
+        {"run": about["run"], "setup": about["setup"], "flops": at[-1], "share": shares, "loss": values}
     )
 
 
@@ -130,7 +130,7 @@ def _spread_between(cells: pd.DataFrame) -> float:
 def _spread_within(normal: pd.DataFrame) -> float | None:
     """Returns the same between the seeds of a cell, pooled over cells, or None where every cell has one seed."""
     before = normal[normal["share"] < 1]
-    cells = before.groupby(["setting", "share"])["loss"]
+    cells = before.groupby(["setup", "share"])["loss"]
     freedom = cells.size() - 1
     if not freedom.sum():
         return None

@@ -28,13 +28,13 @@ QUIET = 1e-3
 
 
 def validation_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
-    """Returns `setting`, `arm`, `seed`, `run`, `images_seen`, `flops`, `seconds` and `loss` of the raw weights.
+    """Returns `setup`, `arm`, `seed`, `run`, `images_seen`, `flops`, `seconds` and `loss` of the raw weights.
 
     `seconds` count training without evaluation. They are interpolated in `steps` at the images of each evaluation.
     """
     evals = records.evals
     curves = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")].rename(columns={"value": "loss"})
-    about_runs = runs[["run", "setting", "arm", "seed", "train_flops_per_image"]]
+    about_runs = runs[["run", "setup", "arm", "seed", "train_flops_per_image"]]
     curves = about_runs.merge(curves[["run", "images_seen", "loss"]], on="run", sort=False)
     curves = curves.sort_values(["run", "images_seen"], kind="stable")
     curves["flops"] = curves["images_seen"] * curves.pop("train_flops_per_image").astype(float)
@@ -44,7 +44,7 @@ def validation_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
 
 def training_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
     """Returns the columns of `validation_curves` with training losses, from the rows of `steps`."""
-    about_runs = runs[["run", "setting", "arm", "seed"]]
+    about_runs = runs[["run", "setup", "arm", "seed"]]
     columns = ["run", "images_seen", "flops", "seconds", "loss"]
     return about_runs.merge(records.steps[columns], on="run", sort=False)
 
@@ -55,7 +55,7 @@ def mean_over_seeds(curves: pd.DataFrame) -> pd.DataFrame:
     A point is kept only where every seed of the arm was measured: a seed that joins or leaves a mean curve would put a
     step into it.
     """
-    by = ["setting", "arm", "images_seen"]
+    by = ["setup", "arm", "images_seen"]
     grouped = curves.groupby(by, sort=False, as_index=False).agg(
         flops=("flops", "mean"),
         seconds=("seconds", "mean"),
@@ -64,8 +64,8 @@ def mean_over_seeds(curves: pd.DataFrame) -> pd.DataFrame:
         loss_max=("loss", "max"),
         num_seeds=("run", "nunique"),
     )
-    most = curves.groupby(["setting", "arm"])["run"].nunique().rename("all_seeds").reset_index()
-    complete = grouped.merge(most, on=["setting", "arm"]).query("num_seeds == all_seeds")
+    most = curves.groupby(["setup", "arm"])["run"].nunique().rename("all_seeds").reset_index()
+    complete = grouped.merge(most, on=["setup", "arm"]).query("num_seeds == all_seeds")
     return complete.drop(columns="all_seeds").sort_values(by, kind="stable").reset_index(drop=True)
 
 

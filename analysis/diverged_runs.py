@@ -5,7 +5,7 @@ one seed diverged at a learning rate is another result than an arm of which none
 diverged beside the seeds of their arm, and figures mark the last finite loss.
 
 A sweep may repeat such a run at a lower learning rate. The repetition names the first run in `retry_of`. Its learning
-rate differs from that of the other seeds, so it forms a setting of its own and is never averaged with them.
+rate differs from that of the other seeds, so it forms a setup of its own and is never averaged with them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from analysis.arms import with_arms
 from analysis.curves import validation_curves
 from analysis.load_records import Records
 
-LABELS = ["setting", "arm", "arm_kind", "variant"]
+LABELS = ["setup", "arm", "arm_kind", "variant"]
 RATE = "optim.learning_rate"
 LAST = ("images_seen", "flops", "seconds", "loss")
 """The columns of a validation curve, of which the last finite row is kept."""
@@ -56,14 +56,14 @@ def diverged_table(records: Records) -> pd.DataFrame:
 
 
 def shown_with(diverged: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Returns the runs of `diverged` in the settings of `table`, which a figure or a page shows."""
-    return diverged[diverged["setting"].isin(table["setting"])]
+    """Returns the runs of `diverged` in the setups of `table`, which a figure or a page shows."""
+    return diverged[diverged["setup"].isin(table["setup"])]
 
 
 def divergence_texts(diverged: pd.DataFrame) -> Iterator[str]:
-    """Yields for each run that diverged its arm, setting and seed, where it diverged, and what repeats it."""
+    """Yields for each run that diverged its arm, setup and seed, where it diverged, and what repeats it."""
     for row in diverged.to_dict("records"):
-        text = f"{row['arm']} ({row['setting']}), seed {row['seed']}, at {row['diverged_at_images']:,} images"
+        text = f"{row['arm']} ({row['setup']}), seed {row['seed']}, at {row['diverged_at_images']:,} images"
         if row["retried_by"]:
             state = "done" if row["retry_state"] == "done" else "which diverged too"
             text += f", repeated at {RATE}={row['retry_rate']:g} by {row['retried_by']} ({state})"

@@ -46,7 +46,7 @@ SPREAD = "val_loss_std"
 """The standard deviation over seeds belongs to an arm, so the table of runs has no such column."""
 
 ARM_COLUMNS = arm_columns(
-    "setting", "arm", "rate", "num_seeds", "num_diverged", "params_total", "params_active", "flops_per_image",
+    "setup", "arm", "rate", "num_seeds", "num_diverged", "params_total", "params_active", "flops_per_image",
     "val_loss_mean", SPREAD, "val_loss_ema_mean", "images_per_second",
 )  # fmt: skip
 
@@ -73,7 +73,7 @@ def export_runs(root: Path | None, projects: Sequence[str] = (), skipped: Skippe
 
 @dataclass(frozen=True)
 class FinalTables:
-    """The tables for people: `runs` has a row per finished run, `arms` one per setting and arm.
+    """The tables for people: `runs` has a row per finished run, `arms` one per setup and arm.
 
     `diverged` has a row for each run that diverged, with the columns `DIVERGED_COLUMNS`.
     """

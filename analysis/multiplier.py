@@ -1,6 +1,6 @@
 """Compute multipliers: by which factor one routing needs less compute, data or time to the loss of another.
 
-The validation curves of two arms of one setting are compared against training FLOPs (of activated weights), images and
+The validation curves of two arms of one setup are compared against training FLOPs (of activated weights), images and
 seconds. Over the range of losses that both reach, the horizontal distance between the curves, in logarithms, is
 averaged uniformly over the losses; its exponential is the multiplier. Above 1 the arm needs less than the reference;
 exchanging the two gives the inverse. `at_lowest` is the distance at the lowest loss that both reach, where the curves
@@ -60,7 +60,7 @@ class Multiplier:
     `refusal` says why there is none; the factors and the range of losses are then None.
     """
 
-    setting: str
+    setup: str
     arm: str
     reference: str
     axis: str
@@ -74,24 +74,22 @@ class Multiplier:
 def multipliers(records: Records, table: pd.DataFrame) -> list[Multiplier]:
     """Returns the multipliers of every pair of arms that `claims.py` compares, on each of `AXES`.
 
-    Raises `MissingDataError` where no setting has two arms to compare.
+    Raises `MissingDataError` where no setup has two arms to compare.
     """
     curves = validation_curves(records, table)
     found = []
-    for setting, runs in table.groupby("setting", sort=False):
-        ours = curves[curves["setting"] == setting]
+    for setup, runs in table.groupby("setup", sort=False):
+        ours = curves[curves["setup"] == setup]
         for arm, reference in arm_pairs(runs):
             for axis in AXES:
                 differs = _machines_differ(runs, arm, reference) if axis == "seconds" else None
                 found.append(
-                    Multiplier(str(setting), arm, reference, axis, None, None, None, None, differs)
+                    Multiplier(str(setup), arm, reference, axis, None, None, None, None, differs)
                     if differs
-                    else _multiplier(str(setting), arm, reference, axis, ours)
+                    else _multiplier(str(setup), arm, reference, axis, ours)
                 )
     if not found:
-        raise MissingDataError(
-            "No setting has two routings to compare.", "Run some with: ecdit sweep routing_comparison"
-        )
+        raise MissingDataError("No setup has two routings to compare.", "Run some with: ecdit sweep routing_comparison")
     return found
 
 
@@ -135,12 +133,12 @@ def multiplier_correction(found: Sequence[Multiplier]) -> str:
     )
 
 
-def over_settings(found: Sequence[Multiplier]) -> pd.DataFrame:
-    """Returns the mean of each multiplier over settings: `arm`, `reference`, `axis`, `factor`, ..., `num_settings`.
+def over_setups(found: Sequence[Multiplier]) -> pd.DataFrame:
+    """Returns the mean of each multiplier over setups: `arm`, `reference`, `axis`, `factor`, ..., `num_setups`.
 
-    The unit over which a claim about several sizes generalises is a setting, so the interval is Student's t over the
-    logarithms of the settings' means; the seeds of one setting share what it deviates. Only pairs of arms with several
-    settings have a row.
+    The unit over which a claim about several sizes generalises is a setup, so the interval is Student's t over the
+    logarithms of the setups' means; the seeds of one setup share what it deviates. Only pairs of arms with several
+    setups have a row.
     """
     known = [each for each in found if each.factor is not None]
     rows = []
@@ -150,7 +148,7 @@ def over_settings(found: Sequence[Multiplier]) -> pd.DataFrame:
         if at.low is not None:
             about = dict(zip(("arm", "reference", "axis"), pair, strict=True))
             rows.append({**about, "factor": at.mean, "factor_low": at.low, "factor_high": at.high,
-                         "num_settings": at.num_values})  # fmt: skip
+                         "num_setups": at.num_values})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -158,17 +156,17 @@ def _p_values(found: Sequence[Multiplier]) -> list[float | None]:
     return [None if each.factor is None else each.factor.p_value for each in found]
 
 
-def _multiplier(setting: str, arm: str, reference: str, axis: str, curves: pd.DataFrame) -> Multiplier:
+def _multiplier(setup: str, arm: str, reference: str, axis: str, curves: pd.DataFrame) -> Multiplier:
     ours, theirs = _by_seed(curves, arm, axis), _by_seed(curves, reference, axis)
     seeds = [seed for seed in ours if seed in theirs]
     shifts = {seed: shift(ours[seed], theirs[seed]) for seed in seeds}
     known = [each for each in shifts.values() if each is not None]
     if not seeds or len(known) < len(seeds):
         refusal = _refusal(arm, reference, [seed for seed in seeds if shifts[seed] is None])
-        return Multiplier(setting, arm, reference, axis, None, None, None, None, refusal)
+        return Multiplier(setup, arm, reference, axis, None, None, None, None, refusal)
     factor, at_lowest = ([getattr(each, name) for each in known] for name in ("mean", "at_lowest"))
     low, high = max(each.loss_low for each in known), min(each.loss_high for each in known)
-    return Multiplier(setting, arm, reference, axis, geometric_mean(factor), geometric_mean(at_lowest), low, high)
+    return Multiplier(setup, arm, reference, axis, geometric_mean(factor), geometric_mean(at_lowest), low, high)
 
 
 def _machines_differ(runs: pd.DataFrame, arm: str, reference: str) -> str | None:
@@ -214,7 +212,7 @@ def _log_x_at(losses: Floats, curve: Curve) -> Floats:
 
 
 def _row(each: Multiplier) -> Iterator[tuple[str, object]]:
-    yield from ((name, getattr(each, name)) for name in ("setting", "arm", "reference", "axis"))
+    yield from ((name, getattr(each, name)) for name in ("setup", "arm", "reference", "axis"))
     for name in ("factor", "at_lowest"):
         at: Interval | None = getattr(each, name)
         yield name, None if at is None else at.mean

@@ -74,18 +74,18 @@ THIRD_TIME = ClaimForm(
     "share of dense's time per image", f"{SHARE_OF_TIME:g}", SOURCES["share_of_time"],
 )  # fmt: skip
 NEEDS = {
-    HALF_STEPS: "dense of the same depth and expert choice in one setting",
-    HALF_EXPERTS: f"expert choice with {FEW_EXPERTS} and token choice with {MANY_EXPERTS} experts in one setting",
+    HALF_STEPS: "dense of the same depth and expert choice in one setup",
+    HALF_EXPERTS: f"expert choice with {FEW_EXPERTS} and token choice with {MANY_EXPERTS} experts in one setup",
     THIRD_TIME: "measured inference times of expert choice and of dense of a larger preset",
 }
 
 
 @dataclass(frozen=True)
 class PaperClaim:
-    """A claim at one setting (empty where no setting has its runs): our value, the verdict and the reason for it."""
+    """A claim at one setup (empty where no setup has its runs): our value, the verdict and the reason for it."""
 
     form: ClaimForm
-    setting: str
+    setup: str
     ours: Interval | None
     verdict: PaperVerdict
     reason: str
@@ -97,7 +97,7 @@ class PaperClaim:
 
 
 class _Pair(NamedTuple):
-    """Two arms, each with the runs of its setting, and a name for the pair."""
+    """Two arms, each with the runs of its setup, and a name for the pair."""
 
     name: str
     ours: pd.DataFrame
@@ -111,7 +111,7 @@ class _Pair(NamedTuple):
 
 
 def paper_claims(records: Records, table: pd.DataFrame) -> list[PaperClaim]:
-    """Tests every claim at every setting that has its runs. Where none has, the claim appears once as not testable."""
+    """Tests every claim at every setup that has its runs. Where none has, the claim appears once as not testable."""
     found = {
         HALF_STEPS: list(_half_steps(records, table)),
         HALF_EXPERTS: list(_half_experts(records, table)),
@@ -138,14 +138,14 @@ def corrected(found: Sequence[PaperClaim]) -> list[PaperClaim]:
 
 
 def paper_claim_rows(found: list[PaperClaim]) -> pd.DataFrame:
-    """Returns a row per claim: form, setting, value and interval, seeds, p before and after correction, and verdict."""
+    """Returns a row per claim: form, setup, value and interval, seeds, p before and after correction, and verdict."""
     rows = []
     for each in found:
         at = each.ours or Interval(math.nan, None, None, 0)
         numbers = {"value": at.mean, "low": at.low, "high": at.high, "num_seeds": at.num_values}
         numbers |= {"p": each.p_value, "p_bh": each.p_benjamini_hochberg, "p_holm": each.p_holm}
         rows.append(
-            {**asdict(each.form), "setting": each.setting, **numbers, "verdict": each.verdict, "reason": each.reason}
+            {**asdict(each.form), "setup": each.setup, **numbers, "verdict": each.verdict, "reason": each.reason}
         )
     return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high", "p", "p_bh", "p_holm"), "float64"))
 
@@ -153,16 +153,16 @@ def paper_claim_rows(found: list[PaperClaim]) -> pd.DataFrame:
 def _half_steps(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]:
     curves = validation_curves(records, table)
     by_run = {str(run): curve for run, curve in curves.groupby("run")}
-    for setting, runs in table.groupby("setting", sort=False):
+    for setup, runs in table.groupby("setup", sort=False):
         dense = runs[runs["arm_kind"] == "dense_same_depth"]
         for arm in _arms(runs, "expert_choice") if len(dense) else []:
             shares = _shares_of_images(by_run, dense, runs[runs["arm"] == arm])
             never = [str(seed) for seed, share in shares.items() if share is None]
             if never:
-                yield _never(f"{setting}: {arm}", never, len(shares))
+                yield _never(f"{setup}: {arm}", never, len(shares))
             else:
                 logs = [math.log(share) for share in shares.values() if share is not None]
-                yield _at_most(HALF_STEPS, f"{setting}: {arm}", logs, SHARE_OF_STEPS)
+                yield _at_most(HALF_STEPS, f"{setup}: {arm}", logs, SHARE_OF_STEPS)
 
 
 def _never(name: str, seeds: list[str], num_seeds: int) -> PaperClaim:
@@ -191,10 +191,10 @@ def _half_experts(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]
     """Tests claim 2 in validation loss, and in the exact judge's score, which is the form of the paper's table."""
     scores, unscored = _scores(records, table)
     scored = table.assign(score=table["run"].map(scores).astype(float))
-    for setting, runs in scored.groupby("setting", sort=False):
+    for setup, runs in scored.groupby("setup", sort=False):
         for ours in _arms(runs, "expert_choice", FEW_EXPERTS):
             for theirs in _arms(runs, "token_choice", MANY_EXPERTS):
-                pair = _Pair(f"{setting}: {ours} against {theirs}", runs, ours, runs, theirs)
+                pair = _Pair(f"{setup}: {ours} against {theirs}", runs, ours, runs, theirs)
                 yield _level(HALF_EXPERTS, pair, "val_loss", "")
                 yield _level(HALF_EXPERTS_SCORE, pair, "score", unscored)
 
@@ -224,16 +224,14 @@ def _level(form: ClaimForm, pair: _Pair, column: str, missing: str) -> PaperClai
 
 
 def _third_time(table: pd.DataFrame) -> Iterator[PaperClaim]:
-    """Tests claim 3: expert choice of every setting against dense of the next larger preset, all else equal."""
+    """Tests claim 3: expert choice of every setup against dense of the next larger preset, all else equal."""
     timed = table[table[INFERENCE].notna()]
-    studies = [
-        setting.removeprefix(preset) for setting, preset in zip(timed["setting"], timed["model.name"], strict=True)
-    ]
+    studies = [setup.removeprefix(preset) for setup, preset in zip(timed["setup"], timed["model.name"], strict=True)]
     for _, runs in timed.groupby(pd.Series(studies, index=timed.index, dtype=object), sort=False):
         dense = runs[runs["arm_kind"] == "dense_same_depth"]
-        settings = list(dense.sort_values("params_active", kind="stable")["setting"].unique())
-        for smaller, larger in pairwise(settings):
-            ours, theirs = runs[runs["setting"] == smaller], dense[dense["setting"] == larger]
+        setups = list(dense.sort_values("params_active", kind="stable")["setup"].unique())
+        for smaller, larger in pairwise(setups):
+            ours, theirs = runs[runs["setup"] == smaller], dense[dense["setup"] == larger]
             for arm in _arms(ours, "expert_choice"):
                 name = f"{smaller}: {arm} against {larger}: Dense"
                 yield _share_of_time(_Pair(name, ours, arm, theirs, str(theirs["arm"].iloc[0])))

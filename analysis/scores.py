@@ -45,7 +45,7 @@ WAYS_OUT: dict[Along | None, str] = {
 }
 
 ARM = [
-    "setting", "study", "arm", "routing.name", "routing.num_experts", "variant", "model.name",
+    "setup", "study", "arm", "routing.name", "routing.num_experts", "variant", "model.name",
     *(count.column for count in COUNTS.values()),
 ]  # fmt: skip
 RUN = ["run", "seed", "eval.guidance", "final_images"]
@@ -55,10 +55,10 @@ def sampled_rows(records: Records, table: pd.DataFrame, metric: RecordedValue) -
     """Returns the rows of one metric in the units of its axis.
 
     Their columns are `ARM`, `RUN`, those of `evals`, `BESIDE_CONDITIONS` and `conditions`. `seed` is that of the
-    run, `noise_seed` that of the sampling noise, and `study` is `study_of` the run's setting.
+    run, `noise_seed` that of the sampling noise, and `study` is `study_of` the run's setup.
     """
     about = table.rename(columns={"images_seen": "final_images"})
-    about["study"] = [study_of(*pair) for pair in zip(about["setting"], about["model.name"], strict=True)]
+    about["study"] = [study_of(*pair) for pair in zip(about["setup"], about["model.name"], strict=True)]
     evals = records.evals[records.evals["metric"] == metric.name]
     rows = about[[*ARM, *RUN]].merge(evals.rename(columns={"seed": "noise_seed"}), on="run")
     settings = {key: json.loads(key) for key in rows["settings_key"].unique()}
@@ -131,8 +131,8 @@ def arm_means(rows: pd.DataFrame, *along: str) -> pd.DataFrame:
         means[end] = means[end].where(~alone, groups[f"interval_{end}"].first())
     means["spread"] = np.select([~alone, means["low"].notna()], ["seeds", "images"], "")
     means = means.reset_index()
-    all_seeds = rows.groupby(["setting", "arm"])["run"].nunique().rename("all_seeds")
-    means = means.join(all_seeds, on=["setting", "arm"]).query("num_seeds == all_seeds").drop(columns="all_seeds")
+    all_seeds = rows.groupby(["setup", "arm"])["run"].nunique().rename("all_seeds")
+    means = means.join(all_seeds, on=["setup", "arm"]).query("num_seeds == all_seeds").drop(columns="all_seeds")
     return means.sort_values(list(along), kind="stable", ignore_index=True) if along else means
 
 
@@ -141,6 +141,6 @@ def _num_runs(table: pd.DataFrame, metric: RecordedValue) -> int:
     return len(table) if metric.of_dense else int((table["routing.name"] != "dense").sum())
 
 
-def study_of(setting: str, preset: str) -> str:
-    """Returns the setting without its preset; runs of different sizes that agree in it may be joined by a line."""
-    return setting.removeprefix(preset).removeprefix(", ")
+def study_of(setup: str, preset: str) -> str:
+    """Returns the setup without its preset; runs of different sizes that agree in it may be joined by a line."""
+    return setup.removeprefix(preset).removeprefix(", ")

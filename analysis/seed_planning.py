@@ -54,7 +54,7 @@ def seeds_sentence(found: Sequence[PairedDifference]) -> str:
     )
     if not undecided:
         return ""
-    texts = [f"{claim.arm} from {claim.reference} ({claim.setting}): {' / '.join(pair)}" for claim, pair in undecided]
+    texts = [f"{claim.arm} from {claim.reference} ({claim.setup}): {' / '.join(pair)}" for claim, pair in undecided]
     rest = len(texts) - MOST_NAMED
     return (
         f"Seeds an arm that would separate a gap as large as measured with {POWER:.0%} power, without / with Holm's "
@@ -67,7 +67,7 @@ class PlanPower:
     """The power of a plan in validation loss, judged by the spread over seeds of an earlier study.
 
     `spread` is the standard deviation of the difference of two single runs, pooled over the comparisons of the earlier
-    study, in `rows` one by one: `arm`, `reference`, `setting`, `gap`, `spread`, `seeds` and `seeds_corrected`, the last
+    study, in `rows` one by one: `arm`, `reference`, `setup`, `gap`, `spread`, `seeds` and `seeds_corrected`, the last
     two as texts. `smallest_gap` is None for a plan of one seed.
     """
 
@@ -118,7 +118,7 @@ def plan_power(earlier: pd.DataFrame, planned: Sequence[Mapping[str, Any]]) -> P
     spread = _spread_of_pairs(found) if is_paired else _spread_of_separate_runs(earlier)
     rows = [
         {
-            "arm": claim.arm, "reference": claim.reference, "setting": claim.setting, "gap": claim.gap.mean,
+            "arm": claim.arm, "reference": claim.reference, "setup": claim.setup, "gap": claim.gap.mean,
             "spread": claim.gap.spread, "seeds": seeds_text(claim.gap),
             "seeds_corrected": seeds_text(claim.gap, corrected_significance(found)),
         }
@@ -136,7 +136,7 @@ def _spread_of_pairs(found: Sequence[PairedDifference]) -> float:
 
 def _spread_of_separate_runs(earlier: pd.DataFrame) -> float:
     """Returns sqrt(2) times the standard deviation within arms, which is that of the difference of unpaired runs."""
-    by_arm = earlier.groupby(["setting", "arm"])["val_loss"]
+    by_arm = earlier.groupby(["setup", "arm"])["val_loss"]
     freedom = int((by_arm.size() - 1).sum())
     return math.sqrt(2 * float(((earlier["val_loss"] - by_arm.transform("mean")) ** 2).sum()) / freedom)
 

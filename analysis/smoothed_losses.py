@@ -63,7 +63,7 @@ def with_smoothed_losses(records: Records, table: pd.DataFrame) -> tuple[pd.Data
 
 def _spread(table: pd.DataFrame) -> float | None:
     """Returns the standard deviation of the loss between the seeds of an arm, pooled over arms."""
-    by_arm = table.groupby(["setting", "arm"])["val_loss"]
+    by_arm = table.groupby(["setup", "arm"])["val_loss"]
     freedom = int((by_arm.size() - 1).sum())
     if freedom == 0:
         return None

@@ -2,7 +2,7 @@
 
 A comparison in which all arms share a rate that was tuned for one of them favours that one, so that tables and notes
 name beside every comparison where its rates come from. A sweep with `ecdit.tune` writes into `run.json` how it found
-the value (`TunedSetting`). Runs that differ only in a value that was tuned for each arm are of one setting.
+the value (`TunedSetting`). Runs that differ only in a value that was tuned for each arm are of one setup.
 """
 
 from __future__ import annotations

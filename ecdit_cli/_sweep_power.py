@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     Column("arm", "arm"),
     Column("reference", "against"),
-    Column("setting", "setting", priority=2),
+    Column("setup", "setup", priority=2),
     Column("gap", "gap", "{:+.4f}".format),
     Column("spread", "spread", "{:.4f}".format, priority=1),
     Column("seeds", "seeds", str),

@@ -71,7 +71,7 @@ def _print(comparison: Comparison, as_json: bool) -> None:
         return
     scores = score_columns(comparison.arms.columns)
     columns = (Column(key, value.title or value.name, value.text, priority=3) for key, value in scores.items())
-    shown = columns_of(comparison.arms, (*arm_columns("setting"), *ARM_COLUMNS))
+    shown = columns_of(comparison.arms, (*arm_columns("setup"), *ARM_COLUMNS))
     print_rows(rows, (*shown, *columns), as_json=False)
     print(f"\n{printable(comparison.conclusion)}")
     if any(row.get(key) is not None for row in rows for key in ("val_loss_same_t_mean", "dropped_share_same_t")):

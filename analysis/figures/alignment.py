@@ -44,7 +44,7 @@ ROUTER_NAMES = {
 def draw_alignment(
     records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED
 ) -> Drawing:
-    """Returns the figure and its numbers by metric, setting and arm. Raises `MissingDataError` without any score."""
+    """Returns the figure and its numbers by metric, setup and arm. Raises `MissingDataError` without any score."""
     printed = Printed(_draw_printed, SOURCES["scores"]) if paper_values else None
     return draw_over_parameters(records, table, values_in("alignment"), printed, parameters)
 

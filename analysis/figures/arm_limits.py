@@ -1,8 +1,8 @@
-"""Limits a figure to the best settings and arms, and writes a sentence about those that it leaves out.
+"""Limits a figure to the best setups and arms, and writes a sentence about those that it leaves out.
 
-Most figures draw a row of panels for each setting and a line for each arm. A search over 120 learning rates would make
+Most figures draw a row of panels for each setup and a line for each arm. A search over 120 learning rates would make
 a picture of 66,000 pixels that no page holds, and a legend of 100 arms would cover its panels and repeat its line
-styles. `within_limits` keeps the settings with the lowest validation loss and the best arms of each router, in time
+styles. `within_limits` keeps the setups with the lowest validation loss and the best arms of each router, in time
 that grows linearly with the runs. Figures that fit a law to all runs, or that choose few runs themselves, say so in the
 registry and are not limited.
 """
@@ -19,14 +19,14 @@ from analysis.figures.panels import write_foot
 from analysis.scores import study_of
 from analysis.style import DASHES, FILLS
 
-MOST_SETTINGS = 8
-"""The most settings in one figure, each of which is a row of panels of about 2 inches."""
+MOST_SETUPS = 8
+"""The most setups in one figure, each of which is a row of panels of about 2 inches."""
 
 MOST_ARMS_OF_A_ROUTER = min(len(DASHES), len(FILLS))
 """There are as many line styles and fills of a marker, so that no two arms of one router look the same."""
 
-Limit = Literal["settings", "arms"]
-ALL_LIMITS: tuple[Limit, ...] = ("settings", "arms")
+Limit = Literal["setups", "arms"]
+ALL_LIMITS: tuple[Limit, ...] = ("setups", "arms")
 BASELINES = frozenset({"dense_same_depth", "dense_same_active"})
 WHERE_THE_REST_IS = "Name the folders of single runs to draw them; `ecdit export` writes the numbers of all runs."
 
@@ -39,13 +39,13 @@ class Shown(NamedTuple):
 
 
 def within_limits(table: pd.DataFrame, limits: Sequence[Limit]) -> Shown:
-    """Returns the rows of the best settings and arms of a run table.
+    """Returns the rows of the best setups and arms of a run table.
 
     Where arms are left out, `variant` is numbered anew among those that stay, so that their line styles differ.
     """
     notes = []
-    if "settings" in limits and table["setting"].nunique() > MOST_SETTINGS:
-        table, note = _best_settings(table)
+    if "setups" in limits and table["setup"].nunique() > MOST_SETUPS:
+        table, note = _best_setups(table)
         notes.append(note)
     if "arms" in limits and _num_arms(table).max() > MOST_ARMS_OF_A_ROUTER:
         table, note = _best_arms(table)
@@ -59,26 +59,26 @@ def write_notes(figure: Figure, notes: Iterable[str]) -> None:
         write_foot(figure, [*figure.get_supxlabel().splitlines(), *notes])
 
 
-def _best_settings(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Keeps whole studies, best first, while their settings fit, and at least the best settings of the best study.
+def _best_setups(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Keeps whole studies, best first, while their setups fit, and at least the best setups of the best study.
 
-    The sizes of a study are settings that a figure joins by a line, so they are kept together where possible.
+    The sizes of a study are setups that a figure joins by a line, so they are kept together where possible.
     """
-    lowest = table.groupby("setting", sort=False)["val_loss"].min().sort_values(kind="stable")
-    presets = table.drop_duplicates("setting").set_index("setting")["model.name"]
+    lowest = table.groupby("setup", sort=False)["val_loss"].min().sort_values(kind="stable")
+    presets = table.drop_duplicates("setup").set_index("setup")["model.name"]
     studies: dict[str, list[str]] = {}
-    for setting in lowest.index:
-        studies.setdefault(study_of(str(setting), str(presets[setting])), []).append(str(setting))
+    for setup in lowest.index:
+        studies.setdefault(study_of(str(setup), str(presets[setup])), []).append(str(setup))
     kept: list[str] = []
-    for settings in studies.values():
-        if not kept or len(kept) + len(settings) <= MOST_SETTINGS:
-            kept += settings[:MOST_SETTINGS]
+    for setups in studies.values():
+        if not kept or len(kept) + len(setups) <= MOST_SETUPS:
+            kept += setups[:MOST_SETUPS]
     left_out = lowest.drop(kept)
     note = (
-        f"Shown are the {len(kept)} of {len(lowest)} settings with the lowest validation loss, {_range(lowest[kept])}; "
+        f"Shown are the {len(kept)} of {len(lowest)} setups with the lowest validation loss, {_range(lowest[kept])}; "
         f"the others reach {_range(left_out)}."
     )
-    return table[table["setting"].isin(kept)].reset_index(drop=True), note
+    return table[table["setup"].isin(kept)].reset_index(drop=True), note
 
 
 def _best_arms(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:

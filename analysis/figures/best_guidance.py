@@ -32,7 +32,7 @@ RING: dict[str, Any] = {
 
 
 def draw_best_guidance(records: Records, table: pd.DataFrame, parameters: Count = ACTIVATED) -> Drawing:
-    """Returns the figure and its numbers, a row per metric, setting and arm; `value` is the best scale.
+    """Returns the figure and its numbers, a row per metric, setup and arm; `value` is the best scale.
 
     Raises `MissingDataError` where no run was judged at several scales.
     """
@@ -64,19 +64,19 @@ def draw_best_guidance(records: Records, table: pd.DataFrame, parameters: Count 
 
 
 def best_scales(measured: MetricRows) -> pd.DataFrame:
-    """Returns a row per setting and arm: the best scale as `value`, its range over seeds as `low` and `high`.
+    """Returns a row per setup and arm: the best scale as `value`, its range over seeds as `low` and `high`.
 
     `best` is the metric there, and `is_edge` says that the scale is the smallest or largest that was measured.
     """
     ascending = not measured.metric.higher_is_better
     means = arm_means(measured.rows, "guidance").sort_values("value", ascending=ascending, kind="stable")
-    best = means.drop_duplicates(["setting", "arm"]).rename(columns={"value": "best", "guidance": "value"})
+    best = means.drop_duplicates(["setup", "arm"]).rename(columns={"value": "best", "guidance": "value"})
     of_seed = measured.rows.sort_values("value", ascending=ascending, kind="stable").drop_duplicates("run")
-    by_arm = of_seed.groupby(["setting", "arm"])["guidance"]
+    by_arm = of_seed.groupby(["setup", "arm"])["guidance"]
     ends = pd.DataFrame({"low": by_arm.min(), "high": by_arm.max(), "num_seeds": by_arm.size()})
-    scales = means.groupby(["setting", "arm"])["guidance"]
+    scales = means.groupby(["setup", "arm"])["guidance"]
     ends["is_least"], ends["is_most"] = scales.min(), scales.max()
-    points = best.drop(columns=["low", "high", "num_seeds", "spread"]).join(ends, on=["setting", "arm"])
+    points = best.drop(columns=["low", "high", "num_seeds", "spread"]).join(ends, on=["setup", "arm"])
     is_edge = (points["value"] == points.pop("is_least")) | (points["value"] == points.pop("is_most"))
     spread = points["num_seeds"].map(lambda number: "seeds" if number > 1 else "")
     return points.assign(is_edge=is_edge, spread=spread, metric=measured.metric.name, **measured.conditions)

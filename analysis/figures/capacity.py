@@ -1,7 +1,7 @@
 """`capacity` shows the final validation loss against the size of the routing group, by capacity factor f_c.
 
-Each expert has C = S f_c / E slots for a group of S tokens. There is one panel per setting and router. Where no router
-was run with several groups, there is one panel per setting with the loss of each router against f_c. In a sparse layer
+Each expert has C = S f_c / E slots for a group of S tokens. There is one panel per setup and router. Where no router
+was run with several groups, there is one panel per setup with the loss of each router against f_c. In a sparse layer
 f_c = 2 costs twice the feed-forward FLOPs of f_c = 1, so its gain is not free, whereas a larger group adds no FLOPs.
 Points are means over seeds and bars go from the lowest to the highest. With `paper_values` a panel shows the FID of
 EC-DIT's own ablation.
@@ -44,13 +44,13 @@ DODGE = 0.05
 
 
 def draw_capacity(_records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
-    """Returns the figure and its numbers, a row per setting, family, capacity factor and group.
+    """Returns the figure and its numbers, a row per setup, family, capacity factor and group.
 
-    Raises `MissingDataError` where no router was run with several capacity factors or groups in one setting.
+    Raises `MissingDataError` where no router was run with several capacity factors or groups in one setup.
     """
     points = capacity_points(table)
     over_groups = _has_groups(points)
-    panels = ["setting", "arm"] if over_groups else ["setting"]
+    panels = ["setup", "arm"] if over_groups else ["setup"]
     shown = [family for _, family in points.groupby(panels, sort=False)]
     printed = {cell.capacity_factor for cell in CAPACITIES} if paper_values else set()
     factors = sorted({*points["capacity_factor"], *printed})
@@ -78,10 +78,10 @@ def capacity_points(table: pd.DataFrame) -> pd.DataFrame:
     sizes = [float("inf") if group == "batch" else float(group or 0) for group in runs["group_images"]]
     runs["group_images"], runs["group_order"] = [_group_name(group) for group in runs["group_images"]], sizes
     points = loss_points(runs, ["capacity_factor", "group_order", "group_images"], ["flops_per_image"])
-    cells = points.groupby(["setting", "arm"])["loss"].transform("size")
+    cells = points.groupby(["setup", "arm"])["loss"].transform("size")
     if not (cells > 1).any():
         raise MissingDataError(
-            "No router was run with several capacity factors or routing groups in one setting.",
+            "No router was run with several capacity factors or routing groups in one setup.",
             "Run some with: ecdit sweep capacity",
         )
     return points[cells > 1].reset_index(drop=True)
@@ -95,9 +95,9 @@ def _group_name(group: object) -> str:
 
 
 def _title(family: pd.DataFrame, with_arm: bool) -> str:
-    """Returns the title of a panel: the setting, and the router where a panel holds only one."""
-    setting, arm = family[["setting", "arm"]].iloc[0]
-    return f"{shown(setting)}:\n{shown(arm)}" if with_arm else shown(setting)
+    """Returns the title of a panel: the setup, and the router where a panel holds only one."""
+    setup, arm = family[["setup", "arm"]].iloc[0]
+    return f"{shown(setup)}:\n{shown(arm)}" if with_arm else shown(setup)
 
 
 def _draw_over_groups(axes: Axes, points: pd.DataFrame, factors: Sequence[float]) -> None:
@@ -130,7 +130,7 @@ def _ticks(axes: Axes, names: Sequence[str], label: str) -> None:
 
 def _has_groups(points: pd.DataFrame) -> bool:
     """Says whether any family has several groups; the figure then shows groups, with a line for each factor."""
-    return bool((points.groupby(["setting", "arm"])["group_images"].nunique() > 1).any())
+    return bool((points.groupby(["setup", "arm"])["group_images"].nunique() > 1).any())
 
 
 def _look(i: int) -> dict[str, Any]:

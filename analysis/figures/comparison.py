@@ -38,23 +38,23 @@ TRAINING_MARKER, INFERENCE_MARKER = ">", "D"
 def draw_comparison(records: Records, table: pd.DataFrame) -> Drawing:
     """Returns the figure with the arm table as its numbers."""
     arms, diverged = arm_table(records, table), diverged_table(records)
-    settings = [rows for _, rows in arms.groupby("setting", sort=False)]
+    setups = [rows for _, rows in arms.groupby("setup", sort=False)]
     with paper_style():
-        heights = [0.2 * len(rows) + 0.75 for rows in settings]
+        heights = [0.2 * len(rows) + 0.75 for rows in setups]
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.35), layout="constrained")
-        axes = figure.subplots(len(settings), 4, height_ratios=heights, width_ratios=(1.4, 1, 1, 1), squeeze=False)
-        for row, rows in enumerate(settings):
-            ours = diverged[diverged["setting"] == rows["setting"].iloc[0]]
-            _draw_setting(list(axes[row]), rows.sort_values("val_loss_mean", kind="stable"), ours)
+        axes = figure.subplots(len(setups), 4, height_ratios=heights, width_ratios=(1.4, 1, 1, 1), squeeze=False)
+        for row, rows in enumerate(setups):
+            ours = diverged[diverged["setup"] == rows["setup"].iloc[0]]
+            _draw_setup(list(axes[row]), rows.sort_values("val_loss_mean", kind="stable"), ours)
         _legend(figure, diverged)
     return Drawing(figure, arms.drop(columns=["variant"]))
 
 
-def _draw_setting(axes: list[Axes], rows: pd.DataFrame, diverged: pd.DataFrame) -> None:
+def _draw_setup(axes: list[Axes], rows: pd.DataFrame, diverged: pd.DataFrame) -> None:
     arms = list(rows[["arm", "routing", "variant"]].itertuples(index=False, name=None))
     for panel in axes:
         arm_rows(panel, arms, named=panel is axes[0])
-    axes[0].set_title(shown(rows["setting"].iloc[0]), loc="left", fontweight="bold")
+    axes[0].set_title(shown(rows["setup"].iloc[0]), loc="left", fontweight="bold")
     _draw_losses(axes[0], rows)
     mark_rows(axes[0], rows["arm"].to_list(), diverged)
     _draw_images(axes[1], rows)

@@ -33,7 +33,7 @@ def draw_curve_collapse(records: Records, table: pd.DataFrame) -> Drawing:
     with paper_style():
         figure, axes = panel_grid(len(found))
         for panel, each in zip(axes, found, strict=True):
-            cells = sorted(each.curves.groupby("setting"), key=lambda cell: float(cell[1]["flops"].iloc[0]))
+            cells = sorted(each.curves.groupby("setup"), key=lambda cell: float(cell[1]["flops"].iloc[0]))
             for place, (_, cell) in enumerate(cells):
                 panel.plot(cell["share"], cell["loss"], color=_tone(each.router, place, len(cells)), linewidth=0.9)
             panel.set_xscale("log")

@@ -51,5 +51,5 @@ def divergence_keys(diverged: pd.DataFrame, text: str = KEY_TEXT) -> list[tuple[
 def last_points(diverged: pd.DataFrame) -> pd.DataFrame:
     """Returns the numbers of the crosses: arm, seed, where the run diverged, and its last finite validation loss."""
     last = {"last_images_seen": "images_seen", "last_flops": "flops", "last_seconds": "seconds", "last_loss": "loss"}
-    rows = diverged[["setting", "arm", "seed", "diverged_at_images", *last]].rename(columns=last)
+    rows = diverged[["setup", "arm", "seed", "diverged_at_images", *last]].rename(columns=last)
     return rows.assign(split="diverged")

@@ -2,7 +2,7 @@
 
 `ecdit evaluate --ema` reconstructs averages of several widths at the end of a run that trained with `train.ema=power`.
 The width is the standard deviation of an average's weighting over training, relative to the length of training. There
-is one row of panels per setting. Lines are means over seeds, and bands go from the lowest to the highest. For one seed
+is one row of panels per setup. Lines are means over seeds, and bands go from the lowest to the highest. For one seed
 the band is the 95% interval over its images, where the metric has one.
 
 Source: Karras et al. 2024, arXiv 2312.02696.
@@ -21,12 +21,12 @@ from analysis.scores import measured_panels, panel_points
 from analysis.style import Drawing, few_ticks, log_axis
 from experiments.config.metrics import METRICS, values_in
 
-LOOK = Look(rows="setting", height_inches=1.9, has_markers=False)
+LOOK = Look(rows="setup", height_inches=1.9, has_markers=False)
 LOSS = METRICS["validation-loss"].values[0]
 
 
 def draw_ema_width(records: Records, table: pd.DataFrame) -> Drawing:
-    """Returns the figure and its numbers, one row per metric, setting, arm and width.
+    """Returns the figure and its numbers, one row per metric, setup, arm and width.
 
     Raises `MissingDataError` where no run was measured at several widths.
     """

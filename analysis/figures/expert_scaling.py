@@ -1,6 +1,6 @@
 """`expert-scaling` shows the final validation loss against the number of experts at a fixed number activated per token.
 
-There is one panel per setting, with a line per router and whatever else its arms differ in. More experts mean more
+There is one panel per setup, with a line per router and whatever else its arms differ in. More experts mean more
 weights, but a token passes through as many as before (except for the router's own column per expert). Dense baselines
 are horizontal lines. Points are means over seeds, bars go from the lowest to the highest, and lines lie a little
 apart. With `paper_values` a panel shows EC-DIT's printed GenEval scores against the number of experts.
@@ -46,18 +46,18 @@ PAPER_SIZES = ("XL", "XXL")
 
 
 def draw_expert_scaling(_records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
-    """Returns the figure and its numbers, a row per setting, family and number of experts (0 for dense).
+    """Returns the figure and its numbers, a row per setup, family and number of experts (0 for dense).
 
-    Raises `MissingDataError` where no router was run with several numbers of experts in one setting.
+    Raises `MissingDataError` where no router was run with several numbers of experts in one setup.
     """
     shown = within_limits(families(table, [EXPERTS]), ("arms",))
     points = expert_points(shown.table)
-    settings = list(dict.fromkeys(points["setting"]))
+    setups = list(dict.fromkeys(points["setup"]))
     with paper_style():
-        figure, panels = panel_grid(len(settings) + paper_values)
-        for axes, setting in zip(panels, settings, strict=False):
-            _draw_setting(axes, points[points["setting"] == setting])
-            title_panel(axes, setting, num_columns(len(panels)))
+        figure, panels = panel_grid(len(setups) + paper_values)
+        for axes, setup in zip(panels, setups, strict=False):
+            _draw_setup(axes, points[points["setup"] == setup])
+            title_panel(axes, setup, num_columns(len(panels)))
         label_losses(panels)
         keys = _keys(points)
         if paper_values:
@@ -70,17 +70,17 @@ def draw_expert_scaling(_records: Records, table: pd.DataFrame, paper_values: bo
 def expert_points(alike: pd.DataFrame) -> pd.DataFrame:
     """Returns the points of `families` along `num_experts`, without families of a single number of experts."""
     points = loss_points(alike, ["num_experts"], ["params_active", "params_total"])
-    numbers = points.groupby(["setting", "arm"])["num_experts"].transform("nunique")
+    numbers = points.groupby(["setup", "arm"])["num_experts"].transform("nunique")
     is_family = (points["routing.name"] != "dense") & (numbers > 1)
     if not is_family.any():
         raise MissingDataError(
-            "No router was run with several numbers of experts in one setting.", "Run some with: ecdit sweep scaling"
+            "No router was run with several numbers of experts in one setup.", "Run some with: ecdit sweep scaling"
         )
-    kept = points["setting"].isin(points.loc[is_family, "setting"])
+    kept = points["setup"].isin(points.loc[is_family, "setup"])
     return points[kept & (is_family | (points["routing.name"] == "dense"))].reset_index(drop=True)
 
 
-def _draw_setting(axes: Axes, points: pd.DataFrame) -> None:
+def _draw_setup(axes: Axes, points: pd.DataFrame) -> None:
     sparse, dense = points[points["routing.name"] != "dense"], points[points["routing.name"] == "dense"]
     for _, level in dense.iterrows():
         style = line_style("dense", level["variant"])
@@ -130,8 +130,8 @@ def _draw_paper(axes: Axes, known: set[str]) -> list[Key]:
 def _foot(points: pd.DataFrame, paper_values: bool) -> list[str]:
     sparse = points[points["routing.name"] != "dense"]
     ranges = []
-    for setting, runs in sparse.groupby("setting", sort=False)["params_active"]:
+    for setup, runs in sparse.groupby("setup", sort=False)["params_active"]:
         texts = dict.fromkeys(significant(float(end)) for end in (runs.min(), runs.max()))
-        ranges.append(f"{setting} {' to '.join(texts)}")
+        ranges.append(f"{setup} {' to '.join(texts)}")
     printed = [f"Printed values: {SOURCES['scores']}."] if paper_values else []
     return [f"Activated parameters of the models with experts: {', '.join(ranges)}.", *printed]

@@ -60,12 +60,12 @@ def families(table: pd.DataFrame, free: Sequence[str]) -> pd.DataFrame:
 
 
 def loss_points(runs: pd.DataFrame, along: Sequence[str], columns: Sequence[str] = ()) -> pd.DataFrame:
-    """Returns a row for each setting, arm and value of `along`: the final loss over seeds, and the first of `columns`.
+    """Returns a row for each setup, arm and value of `along`: the final loss over seeds, and the first of `columns`.
 
     The columns of the loss are `loss` (the mean), `loss_min`, `loss_max` and `num_seeds`.
     """
     about = ["routing.name", "variant", "model.name", *columns]
-    groups = runs.groupby(["setting", "arm", *along], sort=False)
+    groups = runs.groupby(["setup", "arm", *along], sort=False)
     points = groups[about].first()
     points[["loss", "loss_min", "loss_max"]] = groups["val_loss"].agg(["mean", "min", "max"])
     points["num_seeds"] = groups["run"].nunique()

@@ -2,7 +2,7 @@
 
 The conditional and the unconditional branch may send a token to different experts. The divergence is the share of
 token-to-expert assignments that only one of them has (0 when all are the same, 1 when none is). There is one row of
-panels per setting. Lines are means over seeds, and bands go from the lowest to the highest. For one seed the band is
+panels per setup. Lines are means over seeds, and bands go from the lowest to the highest. For one seed the band is
 the 95% interval over its images, where the metric has one.
 """
 
@@ -19,11 +19,11 @@ from analysis.scores import measured_panels, panel_points
 from analysis.style import Drawing, few_ticks, log_axis
 from experiments.config.metrics import values_in
 
-LOOK = Look(rows="setting", height_inches=1.9, has_markers=False)
+LOOK = Look(rows="setup", height_inches=1.9, has_markers=False)
 
 
 def draw_guidance(records: Records, table: pd.DataFrame) -> Drawing:
-    """Returns the figure and its numbers, one row per metric, setting, arm and scale.
+    """Returns the figure and its numbers, one row per metric, setup, arm and scale.
 
     Raises `MissingDataError` where no run was measured at several scales.
     """

@@ -27,7 +27,7 @@ from experiments.config.routers import router_label
 def draw_image_quality(
     records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED
 ) -> Drawing:
-    """Returns the figure and its numbers by metric, setting and arm. Raises `MissingDataError` without measurements."""
+    """Returns the figure and its numbers by metric, setup and arm. Raises `MissingDataError` without measurements."""
     printed = Printed(_draw_printed, SOURCES["quality"]) if paper_values else None
     return draw_over_parameters(records, table, values_in("image-quality"), printed, parameters)
 

@@ -1,7 +1,7 @@
 """`inference-time` shows quality against measured seconds per image, and the overhead of routing over dense.
 
 Each arm and size has one point: colour shows the router, the marker the size, and fill the arm (for example its number
-of experts). Beside or below the points, bars show for every arm the overhead over `Dense (same depth)` of its setting:
+of experts). Beside or below the points, bars show for every arm the overhead over `Dense (same depth)` of its setup:
 the calculated one in activated parameters and in FLOPs, and the measured one in time. Points are means over seeds, and
 error bars go from the lowest to the highest.
 """
@@ -50,59 +50,57 @@ SCATTER_HEIGHT_INCHES = 2.4
 
 
 def draw_inference_time(records: Records, table: pd.DataFrame) -> Drawing:
-    """Returns the figure and its numbers by setting and arm. Raises `MissingDataError` where no time was measured."""
+    """Returns the figure and its numbers by setup and arm. Raises `MissingDataError` where no time was measured."""
     points = inference_points(table)
-    arms, settings = arm_list(points), list(dict.fromkeys(points["setting"]))
+    arms, setups = arm_list(points), list(dict.fromkeys(points["setup"]))
     with paper_style():
-        scatter, bars, figure = _axes(len(arms), len(settings))
+        scatter, bars, figure = _axes(len(arms), len(setups))
         _draw_points(scatter, points)
-        for i, (axes, setting) in enumerate(zip(bars, settings, strict=True)):
-            _draw_bars(axes, points[points["setting"] == setting], arms, named=i % MOST_COLUMNS == 0)
-            title = setting if len(settings) > 1 else "Overhead over dense"
-            title_panel(axes, title, min(MOST_COLUMNS, max(2, len(settings))))
+        for i, (axes, setup) in enumerate(zip(bars, setups, strict=True)):
+            _draw_bars(axes, points[points["setup"] == setup], arms, named=i % MOST_COLUMNS == 0)
+            title = setup if len(setups) > 1 else "Overhead over dense"
+            title_panel(axes, title, min(MOST_COLUMNS, max(2, len(setups))))
         _legend(figure, list(dict.fromkeys(points["model.name"])))
     return Drawing(figure, points.drop(columns="variant"))
 
 
-def _axes(num_arms: int, num_settings: int) -> tuple[Axes, list[Axes], Figure]:
+def _axes(num_arms: int, num_setups: int) -> tuple[Axes, list[Axes], Figure]:
     """Returns the panel of points, those of bars, and the figure.
 
-    The points stand beside the bars of a single setting, or above the bars of several settings, which are in rows of at
+    The points stand beside the bars of a single setup, or above the bars of several setups, which are in rows of at
     most `MOST_COLUMNS`.
     """
     bars_height = 0.34 * num_arms + 0.6
-    if num_settings == 1:
+    if num_setups == 1:
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, max(2.4, bars_height) + 0.4), layout="constrained")
         scatter, bars = figure.subplots(1, 2, width_ratios=(1.15, 1))
         return scatter, [bars], figure
-    columns, rows = min(num_settings, MOST_COLUMNS), -(-num_settings // MOST_COLUMNS)
+    columns, rows = min(num_setups, MOST_COLUMNS), -(-num_setups // MOST_COLUMNS)
     heights = [SCATTER_HEIGHT_INCHES, *[bars_height] * rows]
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.6), layout="constrained")
     grid = figure.add_gridspec(1 + rows, columns, height_ratios=heights)
-    bars = [figure.add_subplot(grid[1 + i // columns, i % columns]) for i in range(num_settings)]
+    bars = [figure.add_subplot(grid[1 + i // columns, i % columns]) for i in range(num_setups)]
     return figure.add_subplot(grid[0, :]), bars, figure
 
 
 def inference_points(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns mean, lowest and highest time and loss of each arm and setting, and overheads over dense (0.2 is 20%)."""
+    """Returns mean, lowest and highest time and loss of each arm and setup, and overheads over dense (0.2 is 20%)."""
     measured = table[table[INFERENCE].notna()]
     if measured.empty:
         raise MissingDataError("No run has a measured inference time.", MEASURED_BY)
     about = ["routing.name", "routing.num_experts", "model.name", "arm_kind", "variant", *list(COSTS)[:2]]
-    grouped = measured.groupby(["setting", "arm"], sort=False)
+    grouped = measured.groupby(["setup", "arm"], sort=False)
     points = grouped[about].first()
     for column in (INFERENCE, "val_loss"):
         points[[column, f"{column}_min", f"{column}_max"]] = grouped[column].agg(["mean", "min", "max"])
     points["num_seeds"] = grouped["run"].nunique()
-    order = [
-        (setting, arm) for setting, runs in measured.groupby("setting", sort=False) for arm, _, _ in arm_list(runs)
-    ]
+    order = [(setup, arm) for setup, runs in measured.groupby("setup", sort=False) for arm, _, _ in arm_list(runs)]
     points = points.loc[order].reset_index()
-    points["study"] = [study_of(*pair) for pair in zip(points["setting"], points["model.name"], strict=True)]
-    dense = {name: dense_same_depth(runs) for name, runs in measured.groupby("setting")}
-    baseline = points[points["arm"] == points["setting"].map(dense)].set_index("setting")
+    points["study"] = [study_of(*pair) for pair in zip(points["setup"], points["model.name"], strict=True)]
+    dense = {name: dense_same_depth(runs) for name, runs in measured.groupby("setup")}
+    baseline = points[points["arm"] == points["setup"].map(dense)].set_index("setup")
     for column in COSTS:
-        points[f"overhead_{column}"] = points[column] / points["setting"].map(baseline[column]) - 1
+        points[f"overhead_{column}"] = points[column] / points["setup"].map(baseline[column]) - 1
     return points
 
 
@@ -131,7 +129,7 @@ def _draw_point(axes: Axes, point: dict[Any, Any], variant: int) -> None:
 
 
 def _draw_bars(axes: Axes, points: pd.DataFrame, arms: list[tuple[str, str, int]], named: bool) -> None:
-    """Draws the overheads of one setting. The row of an arm that the setting does not have stays empty."""
+    """Draws the overheads of one setup. The row of an arm that the setup does not have stays empty."""
     point_rows(axes, arms, str(points["model.name"].iloc[0]), named)
     rows = {label: row for row, (label, _, _) in enumerate(arms)}
     for point in points.to_dict("records"):

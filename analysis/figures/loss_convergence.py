@@ -1,6 +1,6 @@
 """`loss-convergence` shows training and validation loss against images, training FLOPs and seconds.
 
-There is one row of panels per setting. Under each panel every arm has a line that marks where its mean validation loss
+There is one row of panels per setup. Under each panel every arm has a line that marks where its mean validation loss
 reaches the final one of `Dense (same depth)`, and how many times sooner that is in the unit of the axis. Curves are
 means over seeds, and bands go from the lowest to the highest seed. The axis is scaled to the losses after the first
 `HIDDEN_SHARE` of training and cuts off higher ones. A cross is the last finite loss of a run that diverged, and lies on
@@ -46,8 +46,8 @@ SMOOTHED_SHARE = 0.08
 """The width of the running mean of the training loss, as a share of the training rows."""
 
 
-class _Setting(NamedTuple):
-    """The curves of one setting, as means over seeds; `target` is the final loss of `dense`, where that was run."""
+class _Setup(NamedTuple):
+    """The curves of one setup, as means over seeds; `target` is the final loss of `dense`, where that was run."""
 
     name: str
     arms: list[tuple[str, str, int]]
@@ -63,93 +63,93 @@ def draw_loss_convergence(records: Records, table: pd.DataFrame, paper_values: b
     validation = mean_over_seeds(validation_curves(records, table))
     training = mean_over_seeds(training_curves(records, table))
     lost = shown_with(diverged_table(records), table)
-    settings = [_setting(name, runs, training, validation, lost) for name, runs in table.groupby("setting", sort=False)]
+    setups = [_setup(name, runs, training, validation, lost) for name, runs in table.groupby("setup", sort=False)]
     with paper_style():
-        heights = [h for setting in settings for h in (1.75, 0.14 * len(setting.arms) + 0.1)]
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.75 * len(settings) + 0.2), layout="constrained")
+        heights = [h for setup in setups for h in (1.75, 0.14 * len(setup.arms) + 0.1)]
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.75 * len(setups) + 0.2), layout="constrained")
         axes = figure.subplots(len(heights), 3, height_ratios=heights, squeeze=False)
-        for i, setting in enumerate(settings):
+        for i, setup in enumerate(setups):
             for column, x in enumerate(AXES):
-                _draw_panel(axes[2 * i, column], axes[2 * i + 1, column], setting, x, is_first=column == 0)
-            if paper_values and setting.dense:
-                _draw_printed(axes[2 * i, 0], axes[2 * i + 1, 0], setting)
-        has_target = any(setting.target is not None for setting in settings)
+                _draw_panel(axes[2 * i, column], axes[2 * i + 1, column], setup, x, is_first=column == 0)
+            if paper_values and setup.dense:
+                _draw_printed(axes[2 * i, 0], axes[2 * i + 1, 0], setup)
+        has_target = any(setup.target is not None for setup in setups)
         _legend(figure, validation["num_seeds"], has_target, paper_values, lost)
-    return Drawing(figure, _numbers(settings))
+    return Drawing(figure, _numbers(setups))
 
 
-def _setting(
+def _setup(
     name: object, runs: pd.DataFrame, training: pd.DataFrame, validation: pd.DataFrame, diverged: pd.DataFrame
-) -> _Setting:
-    ours = validation[validation["setting"] == name]
+) -> _Setup:
+    ours = validation[validation["setup"] == name]
     dense = dense_same_depth(runs)
     target = float(ours.loc[ours["arm"] == dense, "loss"].iloc[-1]) if dense else None
-    training, diverged = training[training["setting"] == name], diverged[diverged["setting"] == name]
-    return _Setting(str(name), arm_list(runs), training, ours, dense, target, diverged)
+    training, diverged = training[training["setup"] == name], diverged[diverged["setup"] == name]
+    return _Setup(str(name), arm_list(runs), training, ours, dense, target, diverged)
 
 
-def _draw_panel(curves: Axes, rows: Axes, setting: _Setting, x: str, is_first: bool) -> None:
-    factor, unit = scaled(float(setting.validation[x].max()), UNITS[x])
-    for label, router, variant in setting.arms:
+def _draw_panel(curves: Axes, rows: Axes, setup: _Setup, x: str, is_first: bool) -> None:
+    factor, unit = scaled(float(setup.validation[x].max()), UNITS[x])
+    for label, router, variant in setup.arms:
         style = line_style(router, variant)
-        training = setting.training[setting.training["arm"] == label]
+        training = setup.training[setup.training["arm"] == label]
         smoothed = smooth(training["loss"].to_list(), max(5, round(SMOOTHED_SHARE * len(training))))
         curves.plot(training[x] / factor, smoothed, color=style["color"], alpha=0.3, linewidth=0.6, zorder=1)
-        validation = setting.validation[setting.validation["arm"] == label]
+        validation = setup.validation[setup.validation["arm"] == label]
         low, high = validation["loss_min"], validation["loss_max"]
         curves.fill_between(validation[x] / factor, low, high, color=style["color"], alpha=0.15, linewidth=0)
         curves.plot(validation[x] / factor, validation["loss"], **style)
     # The first losses are many times the final ones and would press all differences between arms into a line.
-    curves.set_ylim(*loss_limits(setting.validation))
-    curves.set_xlim(0, float(setting.validation[x].max()) / factor)
-    mark_last_losses(curves, setting.diverged, x, factor)
+    curves.set_ylim(*loss_limits(setup.validation))
+    curves.set_xlim(0, float(setup.validation[x].max()) / factor)
+    mark_last_losses(curves, setup.diverged, x, factor)
     curves.tick_params(labelbottom=False)
-    _draw_reaching(curves, rows, setting, x, factor, is_first)
+    _draw_reaching(curves, rows, setup, x, factor, is_first)
     few_ticks(curves.xaxis)
     few_ticks(rows.xaxis)
     rows.set_xlabel(f"{QUANTITIES[x]} ({unit})")
     if is_first:
         curves.set_ylabel("Loss (velocity MSE)")
-        curves.set_title(shown(setting.name), loc="left", fontweight="bold")
+        curves.set_title(shown(setup.name), loc="left", fontweight="bold")
     else:
         curves.tick_params(labelleft=False)
 
 
-def _draw_reaching(curves: Axes, rows: Axes, setting: _Setting, x: str, factor: float, is_first: bool) -> None:
-    arm_rows(rows, setting.arms, named=is_first)
+def _draw_reaching(curves: Axes, rows: Axes, setup: _Setup, x: str, factor: float, is_first: bool) -> None:
+    arm_rows(rows, setup.arms, named=is_first)
     rows.set_xlim(curves.get_xlim())
-    if setting.target is None:
+    if setup.target is None:
         return
-    curves.axhline(setting.target, color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), zorder=1)
-    reached = _reached(setting, x)
-    for row, (label, router, variant) in enumerate(setting.arms):
+    curves.axhline(setup.target, color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), zorder=1)
+    reached = _reached(setup, x)
+    for row, (label, router, variant) in enumerate(setup.arms):
         color = line_style(router, variant)["color"]
         at, sooner = reached[label]
         if at is not None:
-            curves.plot(at / factor, setting.target, "o", color=color, markersize=3, zorder=4, clip_on=False)
+            curves.plot(at / factor, setup.target, "o", color=color, markersize=3, zorder=4, clip_on=False)
             rows.plot(at / factor, row, "o", color=color, markersize=3.5, zorder=4, clip_on=False)
             rows.hlines(row, 0, at / factor, color=color, linewidth=0.6, alpha=0.5)
         text = "never" if sooner is None else f"{sooner:.2f}×"
         rows.annotate(text, (1, row), (3, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=6.5)
 
 
-def _draw_printed(curves: Axes, rows: Axes, setting: _Setting) -> None:
+def _draw_printed(curves: Axes, rows: Axes, setup: _Setup) -> None:
     """Marks where expert choice would reach the final loss of dense if it did as in the paper."""
-    dense = setting.validation[setting.validation["arm"] == setting.dense]["images_seen"].max()
-    factor, _ = scaled(float(setting.validation["images_seen"].max()), UNITS["images_seen"])
+    dense = setup.validation[setup.validation["arm"] == setup.dense]["images_seen"].max()
+    factor, _ = scaled(float(setup.validation["images_seen"].max()), UNITS["images_seen"])
     for axes in (curves, rows):
         axes.axvline(SHARE_OF_STEPS * dense / factor, **PRINTED_LINE)
 
 
-def _reached(setting: _Setting, x: str) -> dict[str, tuple[float | None, float | None]]:
+def _reached(setup: _Setup, x: str) -> dict[str, tuple[float | None, float | None]]:
     """Maps each arm to where it reaches the target and how many times sooner than dense; None where it never does."""
-    assert setting.target is not None
-    assert setting.dense is not None
+    assert setup.target is not None
+    assert setup.dense is not None
     at: dict[str, float | None] = {}
-    for label, _, _ in setting.arms:
-        curve = setting.validation[setting.validation["arm"] == label]
-        at[label] = reach(curve[x].to_list(), curve["loss"].to_list(), setting.target)
-    dense = at[setting.dense]
+    for label, _, _ in setup.arms:
+        curve = setup.validation[setup.validation["arm"] == label]
+        at[label] = reach(curve[x].to_list(), curve["loss"].to_list(), setup.target)
+    dense = at[setup.dense]
     assert dense is not None
     return {label: (value, None if value is None else dense / value) for label, value in at.items()}
 
@@ -173,23 +173,23 @@ def _legend(
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
 
 
-def _numbers(settings: list[_Setting]) -> pd.DataFrame:
+def _numbers(setups: list[_Setup]) -> pd.DataFrame:
     parts = []
-    for setting in settings:
-        parts += [setting.training.assign(split="training"), setting.validation.assign(split="validation")]
-        if setting.target is not None:
-            parts.append(_reaching_numbers(setting))
-        if len(setting.diverged):
-            parts.append(last_points(setting.diverged))
+    for setup in setups:
+        parts += [setup.training.assign(split="training"), setup.validation.assign(split="validation")]
+        if setup.target is not None:
+            parts.append(_reaching_numbers(setup))
+        if len(setup.diverged):
+            parts.append(last_points(setup.diverged))
     return pd.concat(parts, ignore_index=True)
 
 
-def _reaching_numbers(setting: _Setting) -> pd.DataFrame:
+def _reaching_numbers(setup: _Setup) -> pd.DataFrame:
     """Returns a row per arm: where it reaches the target on each axis (missing if never), and how many times sooner."""
-    rows = {label: {"setting": setting.name, "arm": label, "split": "reach"} for label, _, _ in setting.arms}
-    frame = pd.DataFrame(rows.values()).assign(loss=setting.target)
+    rows = {label: {"setup": setup.name, "arm": label, "split": "reach"} for label, _, _ in setup.arms}
+    frame = pd.DataFrame(rows.values()).assign(loss=setup.target)
     for x in AXES:
-        reached = _reached(setting, x)
+        reached = _reached(setup, x)
         frame[x] = [reached[label][0] for label in frame["arm"]]
         frame[f"times_sooner_{x}"] = [reached[label][1] for label in frame["arm"]]
     return frame

@@ -33,18 +33,18 @@ COLUMNS = ("training", "estimate", "inference", "weights")
 
 
 def draw_memory(records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
-    """Returns the figure and its numbers in GiB by setting and arm. Raises `MissingDataError` without any record."""
+    """Returns the figure and its numbers in GiB by setup and arm. Raises `MissingDataError` without any record."""
     points = memory_points(records, table)
-    settings = [rows for _, rows in points.groupby("setting", sort=False)]
+    setups = [rows for _, rows in points.groupby("setup", sort=False)]
     with paper_style():
-        heights = [0.2 * len(rows) + 0.75 for rows in settings]
+        heights = [0.2 * len(rows) + 0.75 for rows in setups]
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.6), layout="constrained")
-        grid = figure.subplots(len(settings), 2, height_ratios=heights, squeeze=False)
-        for (left, right), rows in zip(grid, settings, strict=True):
+        grid = figure.subplots(len(setups), 2, height_ratios=heights, squeeze=False)
+        for (left, right), rows in zip(grid, setups, strict=True):
             arms = arm_list(rows)
             arm_rows(left, arms)
             arm_rows(right, arms, named=False)
-            left.set_title(shown(str(rows["setting"].iloc[0])), loc="left", fontweight="bold")
+            left.set_title(shown(str(rows["setup"].iloc[0])), loc="left", fontweight="bold")
             _draw(left, rows, arms, ("training", "estimate"), "Training, one process")
             _draw(right, rows, arms, ("inference", "weights"), "Generating images")
         place_keys(figure, _keys(points))
@@ -53,7 +53,7 @@ def draw_memory(records: Records, table: pd.DataFrame, paper_values: bool = Fals
 
 
 def memory_points(records: Records, table: pd.DataFrame) -> pd.DataFrame:
-    """Returns mean, `_min` and `_max` of each of `COLUMNS` (NaN if unknown) and `num_seeds`, by setting and arm."""
+    """Returns mean, `_min` and `_max` of each of `COLUMNS` (NaN if unknown) and `num_seeds`, by setup and arm."""
     runs = table.assign(training=table["run"].map(_training_peak).astype(float))
     inference = last_shared_measurement(records.evals[records.evals["metric"] == INFERENCE_PEAK], INFERENCE_PEAK)
     runs["inference"] = table["run"].map(inference.set_index("run")["value"])
@@ -64,7 +64,7 @@ def memory_points(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     of_precision = dict(zip(inference["run"], [_precision(given) for given in inference["settings"]], strict=True))
     weights = runs["run"].map(of_precision).map(BYTES) * runs["params_total"] / GIB
     runs = runs.assign(estimate=runs["run"].map(_estimate).astype(float), weights=weights.astype(float))
-    groups = runs.groupby(["setting", "arm"], sort=False)
+    groups = runs.groupby(["setup", "arm"], sort=False)
     points = groups[["routing.name", "variant", "device", "params_total"]].first()
     for column in COLUMNS:
         points[[column, f"{column}_min", f"{column}_max"]] = groups[column].agg(["mean", "min", "max"])

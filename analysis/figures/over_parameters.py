@@ -22,7 +22,7 @@ LOOK = Look(rows="study", height_inches=2.3, has_markers=True)
 def draw_over_parameters(
     records: Records, table: pd.DataFrame, metrics: Sequence[RecordedValue], printed: Printed | None, parameters: Count
 ) -> Drawing:
-    """Returns the figure and its numbers by metric, setting and arm. Raises `MissingDataError` without measurements."""
+    """Returns the figure and its numbers by metric, setup and arm. Raises `MissingDataError` without measurements."""
     panels = measured_panels(records, table, metrics)
     points = panel_points(panels).sort_values(parameters.column, kind="stable", ignore_index=True)
     arms = arm_list(points)

@@ -1,6 +1,6 @@
 """Shared parts of the figures of sampled metrics: a grid of panels, legend keys of arms, sizes and spreads, and a foot.
 
-The rows of the grid are studies or settings, and its columns are metrics. The legend stands above the panels, where it
+The rows of the grid are studies or setups, and its columns are metrics. The legend stands above the panels, where it
 covers no data. The foot says in small grey letters how the values were measured.
 """
 
@@ -46,7 +46,7 @@ SIDEWAYS_POINTS = 2.2
 class Look(NamedTuple):
     """Options that differ between figures: what a row of panels is, its height, and whether sizes have markers."""
 
-    rows: Literal["study", "setting"]
+    rows: Literal["study", "setup"]
     height_inches: float
     has_markers: bool
 
@@ -65,7 +65,7 @@ def draw_panels(
     draw: Callable[[Axes, pd.DataFrame, MetricRows], None],
     printed: Printed | None = None,
 ) -> Figure:
-    """Draws a grid with a row for each study or setting and a column for each of `panels`.
+    """Draws a grid with a row for each study or setup and a column for each of `panels`.
 
     Each panel is filled by `draw(axes, its points, its measurement)`. `printed` adds a panel of the paper's values at
     the right of the first row, and the foot says where they were printed.
@@ -138,10 +138,10 @@ def moved(axes: Axes, sideways_points: float) -> Transform:
 
 
 def logarithmic_metrics(panels: Sequence[MetricRows], points: pd.DataFrame) -> set[str]:
-    """Returns the names of the metrics whose axes are logarithmic, as the values of some setting span a wide range."""
+    """Returns the names of the metrics whose axes are logarithmic, as the values of some setup span a wide range."""
     names = [each.metric.name for each in panels if each.metric.is_logarithmic_where_wide]
-    spread = {name: points[points["metric"] == name].groupby("setting")["value"] for name in names}
-    return {name for name, settings in spread.items() if any(is_wide(values) for _, values in settings)}
+    spread = {name: points[points["metric"] == name].groupby("setup")["value"] for name in names}
+    return {name for name, setups in spread.items() if any(is_wide(values) for _, values in setups)}
 
 
 def sideways(arms: Sequence[tuple[str, str, int]], label: str) -> float:

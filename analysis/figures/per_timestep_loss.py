@@ -1,6 +1,6 @@
 """`per-timestep-loss` shows at which times between noise and image a router gains, by tenths of t.
 
-Each setting has one row of panels: the final validation loss by tenth (t = 0 is the image, t = 1 noise), and its
+Each setup has one row of panels: the final validation loss by tenth (t = 0 is the image, t = 1 noise), and its
 difference from `Dense (same depth)` in percent, seed by seed over the seeds that both have. Lines are means over seeds,
 and bands go from the lowest to the highest. A tenth without validation images was not measured and breaks the line.
 """
@@ -37,19 +37,19 @@ T_LABEL = "Time t, in tenths (0: image, 1: noise)"
 
 
 def draw_per_timestep_loss(records: Records, table: pd.DataFrame) -> Drawing:
-    """Returns the figure and its numbers, a row per setting, arm and tenth; `change` is in percent of dense.
+    """Returns the figure and its numbers, a row per setup, arm and tenth; `change` is in percent of dense.
 
     Raises `MissingDataError` where no run has its loss by tenths of t.
     """
     points = timestep_points(records, table)
-    settings = list(dict.fromkeys(points["setting"]))
+    setups = list(dict.fromkeys(points["setup"]))
     with paper_style():
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 1.9 * len(settings) + 0.7), layout="constrained")
-        axes = figure.subplots(len(settings), 2, squeeze=False, width_ratios=(1, 1.6))
-        for (left, right), setting in zip(axes, settings, strict=True):
-            ours = points[points["setting"] == setting]
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 1.9 * len(setups) + 0.7), layout="constrained")
+        axes = figure.subplots(len(setups), 2, squeeze=False, width_ratios=(1, 1.6))
+        for (left, right), setup in zip(axes, setups, strict=True):
+            ours = points[points["setup"] == setup]
             _draw(left, ours, "loss", "Loss (velocity MSE)")
-            left.set_title(shown(setting), loc="left", fontweight="bold")
+            left.set_title(shown(setup), loc="left", fontweight="bold")
             _draw_change(right, ours)
         place_keys(figure, _keys(points))
     return Drawing(figure, points.drop(columns="variant"))
@@ -58,30 +58,30 @@ def draw_per_timestep_loss(records: Records, table: pd.DataFrame) -> Drawing:
 def timestep_points(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     """Returns `loss` and `change` (percent of dense), both with `_low`, `_high` and `_seeds`, by arm and `tenth`."""
     rows = _last_by_tenth(records, table)
-    dense = {str(setting): dense_same_depth(runs) for setting, runs in table.groupby("setting")}
+    dense = {str(setup): dense_same_depth(runs) for setup, runs in table.groupby("setup")}
     points = []
-    for (setting, arm), ours in rows.groupby(["setting", "arm"], sort=False):
-        reference = rows[(rows["setting"] == setting) & (rows["arm"] == dense[str(setting)])]
+    for (setup, arm), ours in rows.groupby(["setup", "arm"], sort=False):
+        reference = rows[(rows["setup"] == setup) & (rows["arm"] == dense[str(setup)])]
         for tenth, values in ours.groupby("tenth"):
             losses = _by_seed(values)
             of_dense = _by_seed(reference[reference["tenth"] == tenth])
-            about = {"setting": setting, "arm": arm, "tenth": tenth, "t": (int(str(tenth)) + 0.5) / NUM_TENTHS}
+            about = {"setup": setup, "arm": arm, "tenth": tenth, "t": (int(str(tenth)) + 0.5) / NUM_TENTHS}
             changes = [100 * (losses[seed] / of_dense[seed] - 1) for seed in losses if seed in of_dense]
             points.append({**about, **_spread("loss", list(losses.values())), **_spread("change", changes)})
     order = {arm: i for i, (arm, _, _) in enumerate(arm_list(table))}
-    frame = pd.DataFrame(points).merge(table.drop_duplicates(["setting", "arm"])[STYLE], on=["setting", "arm"])
+    frame = pd.DataFrame(points).merge(table.drop_duplicates(["setup", "arm"])[STYLE], on=["setup", "arm"])
     numbers = [f"{name}{end}" for name in ("loss", "change") for end in ("", "_low", "_high")]
     frame = frame.astype(dict.fromkeys(numbers, "float64"))
     return frame.sort_values(["arm", "tenth"], key=lambda c: c.map(order) if c.name == "arm" else c, kind="stable")
 
 
-STYLE = ["setting", "arm", "routing.name", "variant"]
+STYLE = ["setup", "arm", "routing.name", "variant"]
 
 
 def _last_by_tenth(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     """Returns the last value of every tenth at the end of every run."""
     evals = records.evals[records.evals["metric"].isin(list(METRICS)) & (records.evals["weights"] == "raw")]
-    about = table[["run", "seed", "setting", "arm", "images_seen"]]
+    about = table[["run", "seed", "setup", "arm", "images_seen"]]
     rows = about.merge(evals[["run", "metric", "value", "images_seen"]], on=["run", "images_seen"])
     if rows.empty:
         raise MissingDataError("No run has its validation loss by tenths of t at its end.", MEASURED_BY)

@@ -1,7 +1,7 @@
 """`quality-over-training` shows Frechet distance and score of the exact judge over training (EC-DIT's figure 5).
 
 Both are measured while the runs train, and every point has the same number of images (`eval.metric_images`), because a
-Frechet distance depends on it. There is one row of panels per setting. Lines are means over seeds, where every seed of
+Frechet distance depends on it. There is one row of panels per setup. Lines are means over seeds, where every seed of
 an arm was measured, and bands go from the lowest to the highest. For one seed the band of the score is the 95% interval
 over its images.
 """
@@ -18,11 +18,11 @@ from analysis.scores import measured_panels, panel_points
 from analysis.style import Drawing, few_ticks, log_axis, scaled
 from experiments.config.metrics import METRICS, in_recorded_order, values_in
 
-LOOK = Look(rows="setting", height_inches=1.9, has_markers=False)
+LOOK = Look(rows="setup", height_inches=1.9, has_markers=False)
 
 
 def draw_quality_over_training(records: Records, table: pd.DataFrame) -> Drawing:
-    """Returns the figure and its numbers, one row per metric, setting, arm and point of training.
+    """Returns the figure and its numbers, one row per metric, setup, arm and point of training.
 
     Raises `MissingDataError` where no run was measured at several points.
     """

@@ -26,13 +26,13 @@ MIN_SECONDS = 2.0
 
 
 def draw_quality_time(records: Records, table: pd.DataFrame) -> Drawing:
-    """Returns the figure and its numbers, one row per metric, setting and arm.
+    """Returns the figure and its numbers, one row per metric, setup and arm.
 
     Raises `MissingDataError` where no run has a score or distance, or none a time with the same sampler settings.
     """
     panels = measured_panels(records, table, values_in("quality-time"))
     times = _times(seconds_like(records, table, panels[0]), panels[0])
-    points = panel_points(panels).merge(times, on=["setting", "arm"]).sort_values("seconds", ignore_index=True)
+    points = panel_points(panels).merge(times, on=["setup", "arm"]).sort_values("seconds", ignore_index=True)
     factor, unit = (1.0, "s") if points["seconds"].max() >= MIN_SECONDS else (1e-3, "ms")
 
     def draw(axes: Axes, mine: pd.DataFrame, _measured: MetricRows) -> None:
@@ -49,7 +49,7 @@ def draw_quality_time(records: Records, table: pd.DataFrame) -> Drawing:
 
 
 def _times(seconds: pd.DataFrame, like: MetricRows) -> pd.DataFrame:
-    """Returns the mean, lowest and highest time over seeds, by setting and arm."""
+    """Returns the mean, lowest and highest time over seeds, by setup and arm."""
     if seconds.empty:
         given = {name: like.conditions[name] for name in ("steps", "sampler", "guidance") if name in like.conditions}
         options = [f"--{name} {str(value).removesuffix('.0')}" for name, value in given.items()]
@@ -58,7 +58,7 @@ def _times(seconds: pd.DataFrame, like: MetricRows) -> pd.DataFrame:
             f"{EVALUATE} inference-time {' '.join(options)} RUNS",
         )
     means = arm_means(seconds).rename(columns={"value": "seconds", "low": "seconds_low", "high": "seconds_high"})
-    return means[["setting", "arm", "seconds", "seconds_low", "seconds_high"]]
+    return means[["setup", "arm", "seconds", "seconds_low", "seconds_high"]]
 
 
 def _draw_spread_of_times(axes: Axes, arm: pd.DataFrame, factor: float) -> None:

@@ -194,14 +194,14 @@ FIGURES: dict[str, FigureEntry] = {
             "Validation loss against the number of experts at fixed activation, by router.",
             draw_expert_scaling,
             draw_beside_paper=partial(draw_expert_scaling, paper_values=True),
-            limits=("settings",),
+            limits=("setups",),
         ),
         FigureEntry(
             "capacity",
             "Validation loss against the size of the routing group and the capacity factor.",
             draw_capacity,
             draw_beside_paper=partial(draw_capacity, paper_values=True),
-            limits=("settings",),
+            limits=("setups",),
         ),
         FigureEntry(
             "memory",

@@ -58,32 +58,32 @@ def draw_routing(records: Records, table: pd.DataFrame) -> Drawing:
             f"All runs are {table['arm'].iloc[0]}: there is no routing to compare.", "Add runs of another routing.name."
         )
     curves = mean_over_seeds(validation_curves(records, table))
-    ends = {str(name): _ends(runs) for name, runs in table.groupby("setting", sort=False)}
+    ends = {str(name): _ends(runs) for name, runs in table.groupby("setup", sort=False)}
     diverged = shown_with(diverged_table(records), table)
     with paper_style():
-        heights = [max(1.8, 0.19 * len(of_setting) + 0.5) for of_setting in ends.values()]
+        heights = [max(1.8, 0.19 * len(of_setup) + 0.5) for of_setup in ends.values()]
         foot = 0.3 if len(diverged) else 0.0  # where the runs that diverged are named
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.5 + foot), layout="constrained")
         axes = figure.subplots(len(ends), 2, height_ratios=heights, width_ratios=(1.25, 1), squeeze=False)
-        for row, (setting, of_setting) in enumerate(ends.items()):
-            lost = diverged[diverged["setting"] == setting]
-            _draw_curves(axes[row, 0], curves[curves["setting"] == setting], of_setting)
-            mark_last_losses(axes[row, 0], lost, "images_seen", _images_unit(curves, setting)[0])
-            axes[row, 0].set_title(shown(setting), loc="left", fontweight="bold")
-            _draw_ends(axes[row, 1], of_setting)
-            mark_rows(axes[row, 1], [end.arm[0] for end in of_setting], lost)
+        for row, (setup, of_setup) in enumerate(ends.items()):
+            lost = diverged[diverged["setup"] == setup]
+            _draw_curves(axes[row, 0], curves[curves["setup"] == setup], of_setup)
+            mark_last_losses(axes[row, 0], lost, "images_seen", _images_unit(curves, setup)[0])
+            axes[row, 0].set_title(shown(setup), loc="left", fontweight="bold")
+            _draw_ends(axes[row, 1], of_setup)
+            mark_rows(axes[row, 1], [end.arm[0] for end in of_setup], lost)
         _legend(figure, curves["num_seeds"], diverged)
     numbers = _numbers(curves, ends)
     return Drawing(figure, pd.concat([numbers, last_points(diverged)], ignore_index=True) if len(diverged) else numbers)
 
 
-def _images_unit(curves: pd.DataFrame, setting: str) -> tuple[float, str]:
-    """Returns the factor and the unit of the axis for the images of one setting."""
-    return scaled(float(curves.loc[curves["setting"] == setting, "images_seen"].max()), "images")
+def _images_unit(curves: pd.DataFrame, setup: str) -> tuple[float, str]:
+    """Returns the factor and the unit of the axis for the images of one setup."""
+    return scaled(float(curves.loc[curves["setup"] == setup, "images_seen"].max()), "images")
 
 
 def _ends(runs: pd.DataFrame) -> list[_End]:
-    """Returns the final losses of the arms of one setting, lowest mean first."""
+    """Returns the final losses of the arms of one setup, lowest mean first."""
     ends = []
     for arm in arm_list(runs):
         ours = runs[runs["arm"] == arm[0]]
@@ -136,9 +136,9 @@ def _legend(figure: Figure, num_seeds: pd.Series[int], diverged: pd.DataFrame) -
 
 def _numbers(curves: pd.DataFrame, ends: dict[str, list[_End]]) -> pd.DataFrame:
     rows = []
-    for setting, of_setting in ends.items():
-        for end in of_setting:
-            about = {"setting": setting, "arm": end.arm[0]}
+    for setup, of_setup in ends.items():
+        for end in of_setup:
+            about = {"setup": setup, "arm": end.arm[0]}
             rows += [{**about, "split": "seed", "seed": seed, "loss": loss} for seed, loss in end.losses.items()]
             at = asdict(end.interval)
             rows.append({**about, "split": "end", "loss": at["mean"], "loss_low": at["low"], "loss_high": at["high"],

@@ -116,7 +116,7 @@ def _arm_law(condition: str, arm: tuple[str, str, int], runs: pd.DataFrame, num_
         loss=("val_loss", "mean"), loss_min=("val_loss", "min"), loss_max=("val_loss", "max"), num_seeds=("run", "size")
     )
     points = points.sort_values(FLOPS, ignore_index=True)
-    observations = observe(runs, {"C": FLOPS, "N": "params_active"}, arm="setting")
+    observations = observe(runs, {"C": FLOPS, "N": "params_active"}, arm="setup")
     law, refusal, sizes = None, "", None
     for form in (POWER_LAW, POWER_LAW_WITHOUT_FLOOR):
         try:

@@ -16,7 +16,7 @@ from analysis.arms import group_text
 from experiments.config.routers import router_label
 
 SIZES = ("model.", "train.images")
-"""Prefixes of those parts of a setting that are variables of the laws and do not separate families."""
+"""Prefixes of those parts of a setup that are variables of the laws and do not separate families."""
 
 Families = Iterator[tuple[str, pd.DataFrame]]
 """Pairs of the name of a family and its rows of the run table."""
@@ -58,13 +58,13 @@ def condition_families(rows: pd.DataFrame) -> Families:
     Each comes with the text of its other settings, as in `, optim.learning_rate=0.001`, to be appended to
     the name of an arm and is empty for runs whose settings name nothing else.
     """
-    conditions = pd.Series([_condition(setting) for setting in rows["setting"]], index=rows.index)
+    conditions = pd.Series([_condition(setup) for setup in rows["setup"]], index=rows.index)
     yield from ((str(condition), runs) for condition, runs in rows.groupby(conditions, sort=False))
 
 
-def _condition(setting: str) -> str:
-    """Returns the parts of a setting other than size and length of training, as in `, optim.learning_rate=0.001`."""
-    parts = [part for part in setting.split(", ")[1:] if not part.startswith(SIZES) and not part.endswith(" images")]
+def _condition(setup: str) -> str:
+    """Returns the parts of a setup other than size and length of training, as in `, optim.learning_rate=0.001`."""
+    parts = [part for part in setup.split(", ")[1:] if not part.startswith(SIZES) and not part.endswith(" images")]
     return "".join(f", {part}" for part in parts)
 
 

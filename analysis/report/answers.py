@@ -1,4 +1,4 @@
-"""The short answers at the top of a report: each setting, the compute multipliers, the paper's claims, the laws.
+"""The short answers at the top of a report: each setup, the compute multipliers, the paper's claims, the laws.
 
 Each answer sums up in one line what the tables below show in full; this module computes no results.
 """
@@ -32,14 +32,14 @@ def answer_blocks(
     paper: Sequence[PaperClaim],
     laws: Sequence[Law],
 ) -> list[Block]:
-    """Returns four lists: one sentence for each setting, pair of arms, claim of the paper and fitted law.
+    """Returns four lists: one sentence for each setup, pair of arms, claim of the paper and fitted law.
 
-    The pairs of arms are those of the last setting of `runs`, which is sorted so that the largest comes last.
+    The pairs of arms are those of the last setup of `runs`, which is sorted so that the largest comes last.
     """
-    settings = [conclusion(of_setting, list(claims)) for _, of_setting in runs.groupby("setting", sort=False)]
-    settings += filter(None, [correction(claims)])
-    largest = str(runs["setting"].iloc[-1])
-    blocks: list[Block] = [_list(settings, "What the data supports")]
+    setups = [conclusion(of_setup, list(claims)) for _, of_setup in runs.groupby("setup", sort=False)]
+    setups += filter(None, [correction(claims)])
+    largest = str(runs["setup"].iloc[-1])
+    blocks: list[Block] = [_list(setups, "What the data supports")]
     compute = list(_compute(multipliers, largest))
     if compute:
         blocks.append(_list(compute, COMPUTE.format(largest)))
@@ -54,8 +54,8 @@ def _list(items: list[str], summary: str) -> Bullets:
     return Bullets(items, summary, len(items) >= FOLDED_FROM)
 
 
-def _compute(found: Sequence[Multiplier], setting: str) -> Iterator[str]:
-    ours = [each for each in found if each.setting == setting]
+def _compute(found: Sequence[Multiplier], setup: str) -> Iterator[str]:
+    ours = [each for each in found if each.setup == setup]
     for (arm, reference), pair in groupby(ours, lambda each: (each.arm, each.reference)):
         yield f"{arm} against {reference}: {', '.join(map(_times, pair))}."
 

@@ -32,7 +32,7 @@ from analysis.smoothed_losses import with_smoothed_losses
 QUESTION = (
     "How much compute does routing tokens to experts save in a diffusion transformer, how does the loss scale with "
     "activated parameters, experts and data, and how sure are we? Every arm is one routing on one backbone and one "
-    "stream of data; arms of one setting differ in their feed-forward layers, and else only in values that were tuned "
+    "stream of data; arms of one setup differ in their feed-forward layers, and else only in values that were tuned "
     "for each arm."
 )
 LAW_WORDS = (
@@ -43,7 +43,7 @@ LAW_WORDS = (
 )
 
 ARM_COLUMNS = arm_columns(
-    "setting", "arm", "rate", "num_experts", "capacity_factor", "params_total", "params_active", "flops_per_image",
+    "setup", "arm", "rate", "num_experts", "capacity_factor", "params_total", "params_active", "flops_per_image",
     "num_seeds", "num_diverged", "val_loss_mean", "val_loss_std", "val_loss_low", "val_loss_high", "val_loss_ema_mean",
     "val_loss_same_t_mean", "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
 )  # fmt: skip
@@ -96,7 +96,7 @@ def content(
 
 def _scale(runs: pd.DataFrame) -> str:
     counts = {
-        "run": len(runs), "arm": runs["arm"].nunique(), "setting": runs["setting"].nunique(),
+        "run": len(runs), "arm": runs["arm"].nunique(), "setup": runs["setup"].nunique(),
         "seed": runs["seed"].nunique(),
     }  # fmt: skip
     parts = [f"{count:,} {what}{'' if count == 1 else 's'}" for what, count in counts.items()]

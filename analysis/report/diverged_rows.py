@@ -11,7 +11,7 @@ from analysis.report.run_rows import four, whole
 
 DIVERGED_COLUMNS = (
     Column("name", "Run"),
-    Column("setting", "Setting"),
+    Column("setup", "Setup"),
     Column("arm", "Arm"),
     Column("seed", "Seed", whole),
     Column(RATE, "Learning rate", "{:g}".format),
@@ -24,7 +24,7 @@ DIVERGED_COLUMNS = (
 )
 NOTE = (
     "These runs met a loss or gradient that is not finite. They are in no mean, test or fit, and the table of arms "
-    "counts them. A repetition at another learning rate is a setting of its own."
+    "counts them. A repetition at another learning rate is a setup of its own."
 )
 
 

@@ -67,7 +67,7 @@ def laws(
         for form in forms:
             for family, runs in families(rows):
                 tell(f"law {form.name} of {family}")
-                named = runs.assign(configuration=runs["setting"] + ": " + runs["arm"])
+                named = runs.assign(configuration=runs["setup"] + ": " + runs["arm"])
                 variables = {name: columns[name] for name in dict.fromkeys((*form.variables, "C", "N"))}
                 observations = observe(named, variables, arm="configuration")
                 found.append(_law(form, family, observations, num_resamples))

@@ -32,7 +32,7 @@ four = partial(fixed, decimals=4)
 
 COLUMNS = (
     Column("name", "Run"),
-    Column("setting", "Setting"),
+    Column("setup", "Setup"),
     Column("arm", "Arm"),
     Column("routing.num_experts", "Experts", whole),
     Column("routing.capacity_factor", "f_c", "{:g}".format),
@@ -66,7 +66,7 @@ def run_rows(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     rows = table.assign(
         train_flops=table["images_seen"].astype(float) * table["train_flops_per_image"],
         flops_per_second=table["images_per_second"] * table["train_flops_per_image"],
-        val_loss_std=table.groupby(["setting", "arm"])["val_loss"].transform("std"),
+        val_loss_std=table.groupby(["setup", "arm"])["val_loss"].transform("std"),
         versions=[", ".join(f"{name} {text}" for name, text in sorted(read[run].versions.items())) for run in read],
     )
     scores = last_scores(records.evals)

@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.claims import PairedDifference, correction
 from analysis.columns import Column
 from analysis.load_records import MissingDataError, Records
-from analysis.multiplier import Multiplier, multiplier_correction, multiplier_rows, multipliers, over_settings
+from analysis.multiplier import Multiplier, multiplier_correction, multiplier_rows, multipliers, over_setups
 from analysis.paper_claims import PaperClaim, paper_claim_rows
 from analysis.report.answers import AXIS_WORDS
 from analysis.report.document import Block, Paragraph, table
@@ -28,7 +28,7 @@ three = partial(fixed, decimals=3)
 DIFFERENCE_COLUMNS = (
     Column("arm", "Arm"),
     Column("reference", "Against"),
-    Column("setting", "Setting"),
+    Column("setup", "Setup"),
     Column("difference", "Difference", signed),
     Column("low", "95% low", signed),
     Column("high", "95% high", signed),
@@ -42,7 +42,7 @@ DIFFERENCE_COLUMNS = (
     Column("seeds_corrected", "the same, corrected"),
 )
 MULTIPLIER_COLUMNS = (
-    Column("setting", "Setting"),
+    Column("setup", "Setup"),
     Column("arm", "Arm"),
     Column("reference", "Reference"),
     Column("axis", "Counted in"),
@@ -58,18 +58,18 @@ MULTIPLIER_COLUMNS = (
     Column("p_holm", "p (Holm)", four),
     Column("refusal", "Why there is none"),
 )
-OVER_SETTINGS_COLUMNS = (
+OVER_SETUPS_COLUMNS = (
     Column("arm", "Arm"),
     Column("reference", "Reference"),
     Column("axis", "Counted in"),
     Column("factor", "Times less", three),
     Column("factor_low", "95% low", three),
     Column("factor_high", "95% high", three),
-    Column("num_settings", "Settings", whole),
+    Column("num_setups", "Setups", whole),
 )
 PAPER_COLUMNS = (
     Column("claim", "Claim"),
-    Column("setting", "Setting"),
+    Column("setup", "Setup"),
     Column("verdict", "Verdict"),
     Column("reason", "Because"),
     Column("printed", "Printed"),
@@ -97,15 +97,15 @@ def verdict_blocks(
     found: Sequence[PairedDifference], multipliers: Sequence[Multiplier], refusal: str, paper: Sequence[PaperClaim]
 ) -> list[Block]:
     """Returns the three tables; a table without rows is replaced by a sentence that says why."""
-    return [_differences(found), _multipliers(multipliers, refusal), *_over_settings(multipliers), _paper(paper)]
+    return [_differences(found), _multipliers(multipliers, refusal), *_over_setups(multipliers), _paper(paper)]
 
 
 def _differences(found: Sequence[PairedDifference]) -> Block:
     if not found:
-        return Paragraph("No setting has two routings to compare, so no difference in validation loss was tested.")
+        return Paragraph("No setup has two routings to compare, so no difference in validation loss was tested.")
     rows = [
         {
-            "arm": claim.arm, "reference": claim.reference, "setting": claim.setting, "verdict": claim.verdict,
+            "arm": claim.arm, "reference": claim.reference, "setup": claim.setup, "verdict": claim.verdict,
             "difference": claim.gap.mean, "low": claim.gap.low, "high": claim.gap.high,
             "seeds": claim.gap.num_values, "method": claim.gap.method,
             "p": claim.gap.p_value, "p_bh": claim.p_benjamini_hochberg, "p_holm": claim.p_holm,
@@ -134,17 +134,17 @@ def _multipliers(found: Sequence[Multiplier], refusal: str) -> Block:
     return table("multipliers", "Compute multipliers", MULTIPLIER_COLUMNS, rows, note)
 
 
-def _over_settings(found: Sequence[Multiplier]) -> list[Block]:
-    """Returns the table of means over settings, or nothing where no pair of arms has several."""
-    rows = over_settings(found)
+def _over_setups(found: Sequence[Multiplier]) -> list[Block]:
+    """Returns the table of means over setups, or nothing where no pair of arms has several."""
+    rows = over_setups(found)
     if rows.empty:
         return []
     note = (
-        "Each setting (a size at a length of training) counts once, with all its seeds together; intervals are "
-        "Student's t over settings, since a claim about all settings has only them as independent observations."
+        "Each setup (a size at a length of training) counts once, with all its seeds together; intervals are "
+        "Student's t over setups, since a claim about all setups has only them as independent observations."
     )
     shown = rows.replace({"axis": AXIS_WORDS}).to_dict("records")
-    return [table("multipliers-over-settings", "Multipliers over settings", OVER_SETTINGS_COLUMNS, shown, note)]
+    return [table("multipliers-over-setups", "Multipliers over setups", OVER_SETUPS_COLUMNS, shown, note)]
 
 
 def _paper(found: Sequence[PaperClaim]) -> Block:

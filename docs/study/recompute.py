@@ -52,7 +52,7 @@ def study_table() -> pd.DataFrame:
 def from_8_to_16(table: pd.DataFrame) -> Iterator[str]:
     """What twice the experts change in the loss, by router, capacity factor and width."""
     for router, width in CHANGES:
-        runs = table[table["setting"] == LONGEST.format(width)]
+        runs = table[table["setup"] == LONGEST.format(width)]
         for f_c in (1, 2):
             more, fewer = (values_by_seed(runs, f"{router} ({experts}E, f_c {f_c})", "val_loss") for experts in (16, 8))
             if more and fewer:
@@ -63,7 +63,7 @@ def from_8_to_16(table: pd.DataFrame) -> Iterator[str]:
 def costs(table: pd.DataFrame) -> Iterator[str]:
     """What f_c = 2 costs and buys against f_c = 1, by router, experts and width."""
     for router, width in CHANGES:
-        runs = table[table["setting"] == LONGEST.format(width)]
+        runs = table[table["setup"] == LONGEST.format(width)]
         for experts in (8, 16):
             names = [f"{router} ({experts}E, f_c {f_c})" for f_c in (1, 2)]
             one, two = (runs[runs["arm"] == name] for name in names)
@@ -78,7 +78,7 @@ def dropped(table: pd.DataFrame) -> Iterator[str]:
     """The share of tokens in mixed batches that f_c = 1 leaves out: dropped, or chosen by no expert."""
     tight = table[(table["routing.capacity_factor"] == 1) & (table["images_seen"] == table["images_seen"].max())]
     for router, runs in tight.groupby("routing.name"):
-        shares = runs.groupby(["setting", "arm"])["dropped_share"].mean()
+        shares = runs.groupby(["setup", "arm"])["dropped_share"].mean()
         yield f"{router}, f_c 1: {shares.min():.1%} to {shares.max():.1%} in mixed batches"
 
 

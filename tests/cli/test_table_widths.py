@@ -23,14 +23,14 @@ from sweeps.progress import RunProgress, SweepSnapshot
 REASON = "[/__w/gloo/pair.cc:534] Connection closed by peer [10.0.0.7]:4711 " * 3
 NAMES = [f"nano-shared_expert-16e-k2-c1.25-gbatch-s{seed}-{seed}a2b3c" for seed in range(3)] + ["名" * 30]
 EVALUATION_COLUMNS = evaluation_columns()
-COMPARISON_COLUMNS = (*arm_columns("setting"), *ARM_COLUMNS)
+COMPARISON_COLUMNS = (*arm_columns("setup"), *ARM_COLUMNS)
 MEASURED = EVALUATION_COLUMNS[5:19]
 WIDTHS = (40, 41, 60, 79, 80, 100, 120, 160, 200)
 
 
 def row(name: str, columns: tuple[Column, ...]) -> dict[str, Any]:
     """A value for every column."""
-    words: dict[str, Any] = dict.fromkeys(("name", "run", "setting"), name)
+    words: dict[str, Any] = dict.fromkeys(("name", "run", "setup"), name)
     words |= {"arm": "Expert choice (16E, f_c 2)", "preset": "dit-moe-XL", "state": "interrupted", "reason": REASON}
     measured = EvalRow(images_seen=1, metric="fid", value=0.5, num_samples=1, seed=0, weights="raw")
     tuned = {"setting": "optim.learning_rate", "value": 0.002, "edge": True}

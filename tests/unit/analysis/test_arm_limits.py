@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from analysis.figures.arm_limits import ALL_LIMITS, MOST_ARMS_OF_A_ROUTER, MOST_SETTINGS, within_limits
+from analysis.figures.arm_limits import ALL_LIMITS, MOST_ARMS_OF_A_ROUTER, MOST_SETUPS, within_limits
 from analysis.figures.registry import FIGURES, FigureEntry, find_figure
 from analysis.load_records import Records, load_records
 from analysis.run_table import run_table
@@ -20,7 +20,7 @@ from tests.unit.analysis.test_figures import assert_legible, rendered
 
 MOST_INCHES = 26
 """Three pages of panels, 5,200 pixels."""
-NUM_SETTINGS = 30
+NUM_SETUPS = 30
 LIMITED = [
     entry
     for entry in FIGURES.values()
@@ -39,11 +39,11 @@ MANY_ARMS = {"dense": ({}, {"name": "dense"}, 1e-5), **EXPERT_ARMS}
 
 def table_of(rows: list[tuple[str, str, str, int, float]]) -> pd.DataFrame:
     """A run table of (setting, arm, router, variant, loss)."""
-    frame = pd.DataFrame(rows, columns=["setting", "arm", "routing.name", "variant", "val_loss"])
+    frame = pd.DataFrame(rows, columns=["setup", "arm", "routing.name", "variant", "val_loss"])
     dense = frame["routing.name"] == "dense"
     return frame.assign(
         **{
-            "model.name": frame["setting"].str.partition(",")[0],
+            "model.name": frame["setup"].str.partition(",")[0],
             "arm_kind": dense.map({True: "dense_same_depth", False: "sparse"}),
         }
     )
@@ -63,7 +63,7 @@ def many_rates(
     """A search over the learning rate: thirty settings of dense and expert choice, the first the best."""
     if "rates" in made:
         return made["rates"]
-    for i, router in product(range(NUM_SETTINGS), ("dense", "expert_choice")):
+    for i, router in product(range(NUM_SETUPS), ("dense", "expert_choice")):
         settings = {
             "model": {"name": "nano"}, "routing": {"name": router}, "optim": {"learning_rate": 1e-4 * (i + 1)},
             "train": {"images": 9600}, "eval": {"every_images": 1600}, "seed": 0,
@@ -84,7 +84,7 @@ def many_arms(
     made: dict[str, Records], write_arms: Callable[..., Path],
     measure_costs: Callable[..., None], evaluate: Callable[..., None],
 ) -> Records:  # fmt: skip
-    """Dense and thirty-six arms of expert choice in one setting."""
+    """Dense and thirty-six arms of expert choice in one setup."""
     if "arms" in made:
         return made["arms"]
     folder = write_arms(MANY_ARMS, seeds=(0,))
@@ -105,11 +105,11 @@ def test_a_figure_of_many_settings_shows_the_best_and_says_what_is_left_out(
     entry: FigureEntry, many_rates: Records
 ) -> None:
     drawing, text = said(entry, many_rates)
-    assert drawing.numbers["setting"].nunique() == MOST_SETTINGS
-    assert "nano, optim.learning_rate=0.0001" in set(drawing.numbers["setting"])
+    assert drawing.numbers["setup"].nunique() == MOST_SETUPS
+    assert "nano, optim.learning_rate=0.0001" in set(drawing.numbers["setup"])
     assert drawing.figure.get_figheight() <= MOST_INCHES
     assert drawing.figure.get_figheight() * DOTS_PER_INCH <= 65_800 / 10
-    assert f"Shown are the 8 of {NUM_SETTINGS} settings with the lowest validation loss" in text
+    assert f"Shown are the 8 of {NUM_SETUPS} setups with the lowest validation loss" in text
     assert "the others reach" in text
     assert "ecdit export" in text
     assert_legible(drawing.figure)
@@ -140,10 +140,10 @@ def test_the_sizes_of_a_study_stay_together() -> None:
         for i in range(6)
         for size in ("nano", "micro")
     ]
-    shown = within_limits(table_of(rows), ("settings",))
-    assert set(shown.table["setting"]) == {f"{size}, rate={i}" for i in range(4) for size in ("nano", "micro")}
+    shown = within_limits(table_of(rows), ("setups",))
+    assert set(shown.table["setup"]) == {f"{size}, rate={i}" for i in range(4) for size in ("nano", "micro")}
     assert shown.notes[0] == (
-        "Shown are the 8 of 12 settings with the lowest validation loss, 0.1000 to 0.6300; "
+        "Shown are the 8 of 12 setups with the lowest validation loss, 0.1000 to 0.6300; "
         "the others reach 0.1400 to 0.6500."
     )
 

@@ -32,7 +32,7 @@ def test_runs_of_one_arm_differ_in_their_seed_alone(write_arms: WriteArms) -> No
     assert table.groupby("arm")["seed"].nunique().to_dict() == dict.fromkeys(
         ["Dense (same depth)", "Dense (same activated)", "Token choice", "Expert choice"], 3
     )
-    assert table["setting"].unique().tolist() == ["nano"]
+    assert table["setup"].unique().tolist() == ["nano"]
 
 
 def test_baselines_come_first_and_the_reference_is_dense_of_the_same_depth(write_arms: WriteArms) -> None:
@@ -74,7 +74,7 @@ def test_a_label_says_what_differs_between_the_arms_of_a_router(write_arms: Writ
 def test_an_arm_has_one_number_in_every_setting(write_arms: WriteArms) -> None:
     table = arms_of(write_arms(presets=("nano", "micro")))
     assert (table.groupby("arm")["variant"].nunique() == 1).all()
-    assert table["setting"].unique().tolist() == ["nano", "micro"]
+    assert table["setup"].unique().tolist() == ["nano", "micro"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_another_learning_rate_or_horizon_is_another_setting_and_no_seed(
     write_run(tmp_path / "usual", usual, lambda images: 1.0)
     write_run(tmp_path / "other", usual | other, lambda images: 1.0)
     table = arms_of(tmp_path)
-    assert set(table["setting"]) == settings
+    assert set(table["setup"]) == settings
     assert set(table["arm"]) == {"Dense (same depth)"}
 
 
@@ -111,7 +111,7 @@ def test_a_comparison_of_widths_names_the_parametrization_that_all_of_them_share
         settings = {"model": model, "routing": {"name": "dense"}, "optim": {"parametrization": "mup"}}
         write_run(tmp_path / str(width), settings, lambda images: 1.0)
     labels = {f"nano, model.width={width}, optim.parametrization=mup" for width in (32, 64)}
-    assert set(arms_of(tmp_path)["setting"]) == labels
+    assert set(arms_of(tmp_path)["setup"]) == labels
 
 
 def test_two_versions_of_a_plugin_are_two_arms_also_where_it_is_not_loaded(

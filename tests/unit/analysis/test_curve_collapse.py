@@ -45,7 +45,7 @@ def test_curves_of_one_shape_differ_by_nothing(tmp_path: Path, write_run: WriteR
     assert one.deviation == pytest.approx(0, abs=1e-12)
     assert one.noise is None
     assert one.floor == 0.0  # a law without a floor fits as well
-    assert one.curves["setting"].nunique() == 3
+    assert one.curves["setup"].nunique() == 3
     ends = one.curves[one.curves["share"] == 1]
     assert ends["loss"].to_list() == pytest.approx([1, 1, 1])
     start = one.curves[one.curves["share"] == one.curves["share"].min()]

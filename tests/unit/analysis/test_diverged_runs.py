@@ -84,7 +84,7 @@ def test_the_means_tests_and_types_are_those_without_the_run(folder: Path, write
 
 def test_its_row_says_its_arm_where_it_diverged_and_its_last_finite_loss(records: Records) -> None:
     rows = diverged_table(records).set_index("arm")
-    assert rows.loc["Expert choice", ["setting", "seed", "diverged_at_images", "last_images_seen"]].to_list() == [
+    assert rows.loc["Expert choice", ["setup", "seed", "diverged_at_images", "last_images_seen"]].to_list() == [
         "nano", 3, 4800, 3200,
     ]  # fmt: skip
     assert rows.loc["Expert choice", "last_loss"] == pytest.approx(0.3 - 0.032)
@@ -146,8 +146,8 @@ def with_retry(folder: Path, write_run: WriteRun, **given: Any) -> Records:
 def test_a_repetition_at_a_lower_rate_is_shown_and_is_a_setting_of_its_own(folder: Path, write_run: WriteRun) -> None:
     records = with_retry(folder, write_run)
     table = run_table(records)
-    assert set(table["setting"]) == {"nano, optim.learning_rate=0.002", "nano, optim.learning_rate=0.001"}
-    assert table.loc[table["retry_of"] == "lost", "setting"].to_list() == ["nano, optim.learning_rate=0.001"]
+    assert set(table["setup"]) == {"nano, optim.learning_rate=0.002", "nano, optim.learning_rate=0.001"}
+    assert table.loc[table["retry_of"] == "lost", "setup"].to_list() == ["nano, optim.learning_rate=0.001"]
     text = (
         "Expert choice (nano, optim.learning_rate=0.002), seed 3, at 4,800 images, "
         "repeated at optim.learning_rate=0.001 by again (done)"

@@ -19,7 +19,7 @@ from analysis.multiplier import (
     multiplier_correction,
     multiplier_rows,
     multipliers,
-    over_settings,
+    over_setups,
     shift,
 )
 from analysis.run_table import run_table
@@ -152,7 +152,7 @@ def test_runs_of_different_seeds_are_refused(tmp_path: Path, write_run: WriteRun
 
 def test_one_arm_alone_is_refused(tmp_path: Path, write_run: WriteRun) -> None:
     records = load_records([write(tmp_path, write_run, "dense", {0: 1.0})])
-    with pytest.raises(MissingDataError, match="No setting has two routings to compare"):
+    with pytest.raises(MissingDataError, match="No setup has two routings to compare"):
         multipliers(records, run_table(records))
 
 
@@ -173,24 +173,24 @@ def of_setting(setting: str, logs: list[float], axis: str = "images_seen") -> Mu
     return Multiplier(setting, EXPERT_CHOICE, DENSE, axis, factor, factor, 0.1, 0.2)
 
 
-def test_a_mean_over_settings_counts_settings_and_not_seeds() -> None:
+def test_a_mean_over_setups_counts_settings_and_not_seeds() -> None:
     many = [of_setting("small", [0.2, 0.2, 0.2, 0.2]), of_setting("large", [0.6]), of_setting("small", [1.0], "flops")]
-    rows = over_settings(many)
+    rows = over_setups(many)
     assert rows["axis"].to_list() == ["images_seen"]
     row = rows.iloc[0]
     assert row["factor"] == pytest.approx(math.exp(0.4))
     half = stats.t.ppf(0.975, 1) * np.std([0.2, 0.6], ddof=1) / math.sqrt(2)
     assert (row["factor_low"], row["factor_high"]) == pytest.approx((math.exp(0.4 - half), math.exp(0.4 + half)))
-    assert row["num_settings"] == 2
-    assert over_settings(many[:1]).empty
+    assert row["num_setups"] == 2
+    assert over_setups(many[:1]).empty
 
 
-def test_the_interval_over_settings_covers_where_seeds_share_what_a_setting_deviates() -> None:
+def test_the_interval_over_setups_covers_where_seeds_share_what_a_setting_deviates() -> None:
     random, covered, of_runs = np.random.default_rng(0), 0, 0
     for _ in range(400):
         settings = [0.3 + random.normal(0, 0.1) for _ in range(4)]
         logs = [[at + random.normal(0, 0.02) for _ in range(3)] for at in settings]
-        row = over_settings([of_setting(str(i), each) for i, each in enumerate(logs)]).iloc[0]
+        row = over_setups([of_setting(str(i), each) for i, each in enumerate(logs)]).iloc[0]
         covered += row["factor_low"] <= math.exp(0.3) <= row["factor_high"]
         pooled = geometric_mean([log for each in logs for log in each])
         assert pooled.low is not None

@@ -184,14 +184,14 @@ def test_a_third_of_the_time_needs_both_the_time_and_the_quality(
     assert claim.ours is not None
     assert claim.ours.mean == pytest.approx(seconds / 0.01)
     assert claim.verdict == verdict
-    assert claim.setting == "nano: Expert choice against micro: Dense"
+    assert claim.setup == "nano: Expert choice against micro: Dense"
     assert f"its loss is {loss - 0.06:+.4f} from the larger model's" in claim.reason
 
 
 def test_a_claim_whose_runs_are_missing_says_what_it_needs(write_arms: WriteArms) -> None:
     claims = found(write_arms(DENSE, inference_seconds=None))
     assert {claim.verdict for claim in claims.values()} == {NOT_TESTABLE}
-    assert claims[HALF_STEPS].reason == "it needs dense of the same depth and expert choice in one setting"
+    assert claims[HALF_STEPS].reason == "it needs dense of the same depth and expert choice in one setup"
     assert "token choice with 16 experts" in claims[HALF_EXPERTS].reason
     assert "measured inference times" in claims[THIRD_TIME].reason
 

@@ -68,7 +68,7 @@ def test_expert_scaling_has_the_loss_of_every_number_of_experts_and_of_dense(wri
 
 
 def test_expert_scaling_of_one_number_of_experts_is_refused(write_arms: WriteArms) -> None:
-    with pytest.raises(MissingDataError, match=r"several numbers of experts in one setting\. .* ecdit sweep scaling"):
+    with pytest.raises(MissingDataError, match=r"several numbers of experts in one setup\. .* ecdit sweep scaling"):
         drawn("expert-scaling", write_arms(PAIR, seeds=(0,)))
 
 

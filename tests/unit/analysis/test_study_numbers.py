@@ -61,6 +61,6 @@ def test_exponents_have_intervals_over_configurations(
     table: pd.DataFrame, arm: str, value: float, low: float, high: float
 ) -> None:
     """Over runs they were 0.18 to 0.30 and 0.17 to 0.31."""
-    observations = observe(table[table["arm"] == arm], {"C": "train_flops"}, arm="setting")
+    observations = observe(table[table["arm"] == arm], {"C": "train_flops"}, arm="setup")
     found = bootstrap(identified_fit(POWER_LAW_WITHOUT_FLOOR, observations), num_resamples=300).parameters["a"]
     assert (found.value, found.low, found.high) == pytest.approx((value, low, high), abs=0.015)

@@ -38,7 +38,7 @@ def study(tmp_path, write_run):
 
 def test_arms_tuned_apart_are_compared_with_each_other(study):
     comparison = compare(load_records([study()]))
-    assert set(comparison.arms["setting"]) == {"nano"}
+    assert set(comparison.arms["setup"]) == {"nano"}
     assert dict(zip(comparison.arms["routing"], comparison.arms["rate"], strict=True)) == {
         "dense": "0.002, best of 3",
         "expert_choice": "0.004, best of 3",
@@ -48,7 +48,7 @@ def test_arms_tuned_apart_are_compared_with_each_other(study):
 
 def test_rates_that_were_given_make_settings_of_their_own(study):
     comparison = compare(load_records([study(is_tuned=lambda name: False)]))
-    assert len(set(comparison.arms["setting"])) == 2
+    assert len(set(comparison.arms["setup"])) == 2
     assert set(comparison.arms["rate"]) == {"0.002, given", "0.004, given"}
     assert "optim.learning_rate was given and not tuned for every arm: 0.002, 0.004." in comparison.notes
 
