@@ -37,7 +37,7 @@ from ecdit_cli._progress import Display, progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from experiments.evaluation.exchange.exports import Prompt
+    from experiments.evaluation.exchange.image_folders import Prompt
     from experiments.evaluation.metrics.judge import Verdict
     from experiments.evaluation.sampling.load_run import LoadedRun
     from experiments.evaluation.sampling.settings import Conditions
@@ -82,7 +82,7 @@ def sample(
 
     with progress("importing torch") as show:
         from experiments.config.data_sets import captions_of, data_set_of
-        from experiments.evaluation.exchange.exports import Prompt
+        from experiments.evaluation.exchange.image_folders import Prompt
         from experiments.evaluation.sampling.load_run import load_run
         from experiments.evaluation.sampling.settings import Conditions
         from experiments.training.host_memory import keep_freed_memory
@@ -117,7 +117,7 @@ class _Made:
 
 
 def _prompts(captions: Sequence[str], caption_file: Path | None) -> list[Prompt]:
-    from experiments.evaluation.exchange.exports import Prompt, read_prompts
+    from experiments.evaluation.exchange.image_folders import Prompt, read_prompts
 
     return [Prompt(caption) for caption in captions] + (read_prompts(caption_file) if caption_file else [])
 
@@ -172,7 +172,7 @@ def _make_from_latents(
     data_set: Path | None, show: Display,
 ) -> tuple[list[Prompt], _Made]:  # fmt: skip
     """Samples the first captions of the validation set, each `per_caption` times, and decodes them."""
-    from experiments.evaluation.exchange.exports import Prompt
+    from experiments.evaluation.exchange.image_folders import Prompt
     from experiments.evaluation.sampling.batches import num_calls
     from experiments.evaluation.sampling.latent_samples import sample_validation
 
@@ -216,7 +216,7 @@ def _write(
     from analysis.figures.compute_map import draw_compute_map
     from analysis.figures.sample_grid import draw_sample_grid
     from analysis.style import write_drawing, write_png
-    from experiments.evaluation.exchange.exports import export_dsg, export_geneval
+    from experiments.evaluation.exchange.image_folders import write_dsg_images, write_geneval_images
     from experiments.evaluation.sampling.batches import as_pixels
 
     pixels_BHWC = as_pixels(made.images_BCHW).numpy()
@@ -228,9 +228,9 @@ def _write(
         title = f"{made.run.run_dir.path.resolve().name}, {made.run.images_seen:,} training images"
         written += write_drawing(draw_compute_map(made.compute_map, title), grid_file.parent, name)
     if geneval is not None:
-        export_geneval(geneval, prompts, torch.split(made.images_BCHW, per_caption))
+        write_geneval_images(geneval, prompts, torch.split(made.images_BCHW, per_caption))
     if dsg is not None:
-        export_dsg(dsg, prompts, made.images_BCHW[::per_caption])
+        write_dsg_images(dsg, prompts, made.images_BCHW[::per_caption])
     written += [folder for folder in (geneval, dsg) if folder is not None]
     return written
 

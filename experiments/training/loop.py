@@ -47,10 +47,10 @@ from experiments.training.engine import (
     resolve_precision,
 )
 from experiments.training.host_memory import prefer_large_pages
+from experiments.training.matmul_speed import matmul_flops_per_second
 from experiments.training.means import RunningMeans
 from experiments.training.objective import forward_loss, to_device
 from experiments.training.pauses import TrainingClock
-from experiments.training.peak import matmul_flops_per_second
 from experiments.training.reporter import Reporter
 from experiments.training.restore import newest_checkpoint, require_same_loss, restore, snapshot
 from experiments.training.room import require_room

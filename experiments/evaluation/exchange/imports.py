@@ -4,7 +4,7 @@ GenEval (Ghosh et al. 2023) writes `results.jsonl` with one image a line: 'genev
 of a task and 'geneval' the mean over the tasks, as in its summary_scores.py. DSG (Cho et al. 2024) writes a table with
 one question a row. The score of an item is the share of its questions that are answered yes and whose parent questions
 are, too; 'dsg' is the mean over all items and 'dsg/<category>' over the items of one source, as in its
-t2i_eval_dsg1k.py. Values are shares, 0 to 1. `exports.py` writes what these programs read.
+t2i_eval_dsg1k.py. Values are shares, 0 to 1. `image_folders.py` writes what these programs read.
 """
 
 from __future__ import annotations

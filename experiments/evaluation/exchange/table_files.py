@@ -1,7 +1,7 @@
 """Reads tables that other programs wrote, row by row, each row with its place in the file for error messages.
 
 `.csv` and `.tsv` files have a header line; `.jsonl` has an object on each line; `.json` is one array of objects. The
-caller knows what the columns mean: `exports.py` reads prompts, `imports.py` results.
+caller knows what the columns mean: `image_folders.py` reads prompts, `imports.py` results.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def test_the_floor_is_flops_and_bytes_one_after_the_other() -> None:
     assert Machine(matmul_flops_per_second=10.0, copy_bytes_per_second=4.0).seconds(20.0, 2.0) == 2.5
 
 
-def test_peak_memory_counts_what_lives_and_not_the_gradients_of_weights() -> None:
+def test_matmul_speed_memory_counts_what_lives_and_not_the_gradients_of_weights() -> None:
     weight, x_ND = torch.randn(1024, 64, requires_grad=True), torch.randn(64, 64, requires_grad=True)
 
     def step() -> list[torch.Tensor]:

@@ -29,7 +29,7 @@ def test_two_memories_of_one_chip_are_told_apart():
         find_device("A100")
 
 
-def test_peaks_are_dense_and_of_bf16():
+def test_matmul_speeds_are_dense_and_of_bf16():
     assert all(100 <= device.peak_bf16_teraflops <= 2500 for device in DEVICES.values())
     assert DEVICES["H100"].peak_flops_per_second == DEVICES["H200"].peak_flops_per_second == 989.4e12
     assert 0.2 <= UTILISATION <= 0.5

@@ -66,7 +66,7 @@ def test_every_pass_of_an_image_through_the_model_counts(how, passes):
     assert measured(run, how)[FLOPS].value == passes * run.record.flops_per_image
 
 
-def test_peak_memory_holds_the_weights_and_grows_with_what_is_alive():
+def test_matmul_speed_memory_holds_the_weights_and_grows_with_what_is_alive():
     run = loaded("routing=dense")
     weights_gib = sum(p.numel() * p.element_size() for p in run.model.parameters()) / 2**30
     guided, plain = (measured(run, settings(guidance=Guidance(s)))[PEAK_MEMORY].value for s in (2.0, 1.0))

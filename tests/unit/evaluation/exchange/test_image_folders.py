@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from experiments.errors import ConfigError, StorageError
-from experiments.evaluation.exchange.exports import Prompt, export_dsg, export_geneval, read_prompts
+from experiments.evaluation.exchange.image_folders import Prompt, read_prompts, write_dsg_images, write_geneval_images
 
 GENEVAL = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "a photo of a red dog"}
 
@@ -27,7 +27,7 @@ def image(level, count=1, size=8):
 
 
 def metadata_of(tmp_path, caption):
-    export_geneval(tmp_path / caption, [Prompt(caption)], [image(0)])
+    write_geneval_images(tmp_path / caption, [Prompt(caption)], [image(0)])
     return json.loads((tmp_path / caption / "00000" / "metadata.jsonl").read_text())
 
 
@@ -85,7 +85,7 @@ def test_unreadable_files_are_named(tmp_path):
 
 def test_geneval_finds_each_prompt_with_its_metadata_and_images(tmp_path):
     prompts = [Prompt("a photo of a red dog", GENEVAL), Prompt("a red circle")]
-    export_geneval(tmp_path, prompts, iter([torch.cat([image(-1), image(1)]), image(0)]))
+    write_geneval_images(tmp_path, prompts, iter([torch.cat([image(-1), image(1)]), image(0)]))
     found = {}
     for name in sorted(filter(str.isdigit, os.listdir(tmp_path))):  # the rest of this loop is what GenEval does
         metadata = json.loads((tmp_path / name / "metadata.jsonl").read_text())
@@ -119,13 +119,13 @@ def test_a_position_is_of_the_second_clause_to_the_first_as_in_geneval(tmp_path)
 
 def test_a_prompt_that_geneval_cannot_judge_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match=r"GenEval cannot judge 'a dog'.*evaluation_metadata\.jsonl"):
-        export_geneval(tmp_path / "out", [Prompt("a circle"), Prompt("a dog")], [image(0), image(0)])
+        write_geneval_images(tmp_path / "out", [Prompt("a circle"), Prompt("a dog")], [image(0), image(0)])
     assert not (tmp_path / "out").exists()
 
 
 def test_dsg_finds_each_image_by_its_item_and_model(tmp_path):
     prompts = [Prompt("a cat, asleep", item_id="vrd_5"), Prompt("a dog")]
-    export_dsg(tmp_path, prompts, iter([image(1)[0], image(-1)[0]]), model="micro")
+    write_dsg_images(tmp_path, prompts, iter([image(1)[0], image(-1)[0]]), model="micro")
     for item_id, level in (("vrd_5", 255), ("custom_1", 0)):
         assert np.unique(Image.open(tmp_path / "images" / f"{item_id}_micro.jpg").convert("RGB")).tolist() == [level]
     with (tmp_path / "prompts.csv").open(newline="") as file:
@@ -134,22 +134,22 @@ def test_dsg_finds_each_image_by_its_item_and_model(tmp_path):
 
 def test_images_left_from_another_export_are_refused_and_the_same_export_again_is_not(tmp_path):
     one, two = [Prompt("a circle")], [Prompt("a circle"), Prompt("a square")]
-    export_geneval(tmp_path / "g", two, [image(0, count=2), image(0)])
-    export_geneval(tmp_path / "g", two, [image(0, count=2), image(1)])
-    with pytest.raises(ConfigError, match="holds 00001 of another export"):
-        export_geneval(tmp_path / "g", one, [image(0, count=2)])
-    with pytest.raises(ConfigError, match=r"holds 0001\.png of another export"):
-        export_geneval(tmp_path / "g", two, [image(0), image(0)])
-    export_dsg(tmp_path / "d", two, [image(0)[0], image(0)[0]])
-    with pytest.raises(ConfigError, match=r"holds custom_1_ecdit\.jpg of another export"):
-        export_dsg(tmp_path / "d", one, [image(0)[0]])
+    write_geneval_images(tmp_path / "g", two, [image(0, count=2), image(0)])
+    write_geneval_images(tmp_path / "g", two, [image(0, count=2), image(1)])
+    with pytest.raises(ConfigError, match="holds 00001 of other images"):
+        write_geneval_images(tmp_path / "g", one, [image(0, count=2)])
+    with pytest.raises(ConfigError, match=r"holds 0001\.png of other images"):
+        write_geneval_images(tmp_path / "g", two, [image(0), image(0)])
+    write_dsg_images(tmp_path / "d", two, [image(0)[0], image(0)[0]])
+    with pytest.raises(ConfigError, match=r"holds custom_1_ecdit\.jpg of other images"):
+        write_dsg_images(tmp_path / "d", one, [image(0)[0]])
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
     blocked = write(tmp_path / "file", "in the way")
     for export in (
-        lambda: export_geneval(blocked / "out", [Prompt("a circle")], [image(0)]),
-        lambda: export_dsg(blocked / "out", [Prompt("a circle")], [image(0)[0]]),
+        lambda: write_geneval_images(blocked / "out", [Prompt("a circle")], [image(0)]),
+        lambda: write_dsg_images(blocked / "out", [Prompt("a circle")], [image(0)[0]]),
     ):
         with pytest.raises(StorageError, match=r"cannot write .*file.*: not a directory"):
             export()

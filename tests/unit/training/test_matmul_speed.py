@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.training import peak
+from experiments.training import matmul_speed
 
-PRODUCTS = peak.NUM_REPETITIONS + 1
+PRODUCTS = matmul_speed.NUM_REPETITIONS + 1
 """The first one, which loads the kernel, is not timed."""
 
 
@@ -42,7 +42,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> tuple[float, li
     clock = readings(*seconds)
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     with Products() as products:
-        return peak.matmul_flops_per_second("fp32"), products.sides
+        return matmul_speed.matmul_flops_per_second("fp32"), products.sides
 
 
 def test_it_is_the_fastest_of_several_products_and_ends_with_the_first_long_one(monkeypatch) -> None:
@@ -58,6 +58,6 @@ def test_a_large_product_that_is_slower_for_its_size_does_not_lower_it(monkeypat
 
 def test_it_changes_no_random_state(monkeypatch) -> None:
     state = torch.get_rng_state()
-    _, sides = measure(monkeypatch, *[3e-3] * peak.NUM_REPETITIONS)
+    _, sides = measure(monkeypatch, *[3e-3] * matmul_speed.NUM_REPETITIONS)
     assert sides == [256] * PRODUCTS
     assert torch.equal(torch.get_rng_state(), state)

@@ -88,7 +88,7 @@ def _dsg_prompts(path: Path) -> list[Prompt]:
     return [Prompt(text, item_id=item_id) for item_id, text in texts.items()]
 
 
-def export_geneval(folder: Path, prompts: Sequence[Prompt], images_by_prompt: Iterable[Tensor]) -> None:
+def write_geneval_images(folder: Path, prompts: Sequence[Prompt], images_by_prompt: Iterable[Tensor]) -> None:
     """Writes the images [S, C, H, W] in [-1, 1] of each prompt in the layout of GenEval's `evaluate_images.py`.
 
     `images_by_prompt` is taken one prompt at a time, so that it may be sampled meanwhile. Raises `ConfigError` for a
@@ -108,7 +108,7 @@ def export_geneval(folder: Path, prompts: Sequence[Prompt], images_by_prompt: It
         _save(samples, images, folder)
 
 
-def export_dsg(folder: Path, prompts: Sequence[Prompt], images: Iterable[Tensor], model: str = "ecdit") -> None:
+def write_dsg_images(folder: Path, prompts: Sequence[Prompt], images: Iterable[Tensor], model: str = "ecdit") -> None:
     """Writes the image [C, H, W] in [-1, 1] of each prompt to `images/<item_id>_<model>.jpg`, and `prompts.csv`.
 
     Prompts without an item_id are called custom_0, custom_1, ... The images are JPEG of the best quality, because DSG
@@ -171,4 +171,4 @@ def _refuse_others(folder: Path, pattern: str, names: set[str]) -> None:
     found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     others = sorted(name for name in found - names if re.fullmatch(pattern, name))
     if others:
-        raise ConfigError(f"{folder} holds {others[0]} of another export.", "Choose an empty folder.")
+        raise ConfigError(f"{folder} holds {others[0]} of other images.", "Choose an empty folder.")
