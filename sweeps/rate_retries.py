@@ -20,6 +20,7 @@ from experiments.config.overrides import validated
 from experiments.config.schema import RunConfig
 from experiments.config.values import shown
 from experiments.errors import SpecError, did_you_mean
+from experiments.records.trunk import has_begun
 from sweeps.folder import SweepFolder
 from sweeps.plan import Plan, PlannedRun, long_name
 from sweeps.progress import RunProgress, ending_of, frozen_names
@@ -73,8 +74,7 @@ def with_retries(folder: SweepFolder, plan: Plan) -> Plan:
         first = run.model_copy(update={"name": names.get(run.config_id, run.name)})
         last = run
         for retry in _lowered(first, design):
-            ending = ending_of(folder, last, names)
-            if ending is None or ending.diverged_at is None:
+            if not _has_diverged(folder, last, names, plan):
                 break
             last = by_id.get(retry.config_id) or _named(retry, names, taken)
             by_id[last.config_id] = last
@@ -82,12 +82,23 @@ def with_retries(folder: SweepFolder, plan: Plan) -> Plan:
     return plan.model_copy(update={"runs": list(by_id.values())})
 
 
+def _has_diverged(folder: SweepFolder, run: PlannedRun, names: dict[str, str], plan: Plan) -> bool:
+    """Returns whether `run` diverged, or is not started because its trunk did, so that it would diverge, too."""
+    ending = ending_of(folder, run, names)
+    if ending is not None or run.parent is None or has_begun(folder.run_dir(run)):
+        return ending is not None and ending.diverged_at is not None
+    if folder.run_dir_called(run.parent).checkpoint(run.trunk_images).is_dir():
+        return False
+    return any(_has_diverged(folder, each, names, plan) for each in plan.wanted if each.name == run.parent)
+
+
 def settled_by_retry(plan: Plan, runs: Collection[RunProgress]) -> set[str]:
-    """Returns the names of the runs that diverged and of which a retry is done."""
+    """Returns the names of the runs that diverged, or were not started since their trunk did, with a retry done."""
     first = {run.name: run.retry_of or run.name for run in plan.wanted}
     retried = {run.retry_of for run in plan.wanted}
     done = {first[run.name] for run in runs if run.state == "done" and run.name in first} & retried
-    return {run.name for run in runs if run.diverged_at is not None and first.get(run.name) in done}
+    names = {run.name for run in runs if run.diverged_at is not None or run.name in retried}
+    return {name for name in names if first.get(name) in done}
 
 
 def _lowered(run: PlannedRun, design: RetryDesign) -> Iterator[PlannedRun]:

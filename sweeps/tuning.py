@@ -88,12 +88,18 @@ class Tuning:
     """The arm of each combination of the sweep."""
 
     def __post_init__(self) -> None:
-        """Finds the arms. Raises `SpecError` where a combination gives the tuned setting, or a proxy cannot be."""
+        """Finds the arms.
+
+        Raises `SpecError` where a combination gives the tuned setting, and `ConfigError` where a proxy, or a run of the
+        sweep with one of the values, cannot be. Otherwise the second would be known only after the proxies are trained.
+        """
         for words, settings in combinations(self.spec, self.overrides):
             self._refuse_given(words)
             with named_combination(settings):
                 proxy = self._proxy_words(words)
                 arm = self._proxy(proxy, self.design.values[0], 0).config_id
+                for value in self.design.values:
+                    self._check_run(words, value)
             self._words.setdefault(arm, proxy)
             self._arm_of[tuple(words)] = arm
 
@@ -180,6 +186,9 @@ class Tuning:
             return None
         try:
             self._proxy(words, added, 0)
+            for combination, arm in self._arm_of.items():
+                if self._words[arm] == words:
+                    self._check_run(combination, added)
         except ConfigError:  # beyond the limits of the setting, which is then an edge of its own
             return None
         return (added, *values) if best == 0 else (*values, added)
@@ -205,6 +214,10 @@ class Tuning:
         if "train.images" in self.design.on:  # it takes the place of a budget of FLOPs
             kept = [word for word in kept if not is_design(word, TRAIN_FLOPS)]
         return (*kept, *(f"{name}={value}" for name, value in self.design.on.items()))
+
+    def _check_run(self, words: Sequence[str], value: float) -> None:
+        """Raises `ConfigError` where a run of the sweep itself cannot have `value`."""
+        load_designed([*words, self.design.word(value)], cost_of=self._costs)
 
     def _proxy(self, words: tuple[str, ...], value: float, seed: int) -> PlannedRun:
         key = (words, value, seed)

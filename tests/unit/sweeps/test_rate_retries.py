@@ -66,6 +66,21 @@ def test_the_sweep_file_asks_for_the_same_retries_again(grid, planned, diverge, 
     assert freeze_plan(folder, with_retries(folder, asked)) == plan
 
 
+def test_a_run_whose_trunk_diverged_is_planned_again_too(grid, folder, diverge, end):
+    lengths = {**SMALL, "train__images": [640, 1280], "optim__schedule": "wsd", "optim__warmup_images": 64}
+    plan = freeze_plan(folder, make_plan(grid(**lengths, optim__learning_rate=8e-3, ecdit__on_divergence=RETRY)))
+    short, long = plan.runs
+    assert long.parent == short.name
+    diverge(short)
+    plan = freeze_plan(folder, with_retries(folder, plan))
+    retries = [run for run in plan.runs if run.retry_of is not None]
+    assert {run.retry_of for run in retries} == {short.name, long.name}
+    assert [run.images for run in retries] == [640, 1280]
+    for run in retries:
+        end(run)
+    assert settled_by_retry(plan, read_sweep(folder.path).runs) == {short.name, long.name}
+
+
 @pytest.mark.parametrize("reason", ["killed by SIGKILL", "its router raised ValueError"])
 def test_other_failures_are_not_divergence(planned, end, folder, reason):
     plan = planned()

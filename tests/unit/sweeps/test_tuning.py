@@ -232,6 +232,20 @@ def test_a_proxy_that_cannot_be_names_its_combination(tuned):
         tuned({**TUNE, "on": {"model.width": 3}})
 
 
+def test_a_value_that_fits_the_proxies_but_not_the_runs_is_refused_before_anything_is_trained(tuned):
+    tune = {"optim.cooldown_share": [0.2, 0.4], "on": {"optim.schedule": "wsd"}}
+    with pytest.raises(ConfigError, match=r"optim\.cooldown_share=0\.2 does not fit optim\.schedule=cosine"):
+        tuned(tune, routing__name="dense", optim__warmup_images=64)
+
+
+def test_a_grid_is_not_extended_to_a_value_that_does_not_fit_the_runs(tuned, train):
+    tune = {"optim.warmup_images": [1600, 3200], "on": {"train.images": 12800, "eval.every_images": 3200}}
+    fitting = {"optim__schedule": "wsd", "routing__name": "dense", "train__images": 4000}
+    survey = train_to_the_end(train, tuned(tune, **fitting)[1], lambda run: 1 / run.config["optim"]["warmup_images"])
+    (arm,) = survey.arms.values()
+    assert (tuple(arm.tuned.values), arm.tuned.value, arm.tuned.edge) == ((1600, 3200), 3200, True)
+
+
 def test_a_plan_without_the_records_of_tuning_is_read(tuned, train, folder):
     plan = freeze_plan(folder, make_plan(tuned()[1].spec, ["ecdit.tune=None"]))
     assert "tunes" in plan.model_dump()["runs"][0]
