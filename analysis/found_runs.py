@@ -24,9 +24,9 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 """Settings that do not change the losses: runs that differ in nothing else are copies of each other."""
 
-RECORD_COLUMNS = [
-    name for name in RunRecord.model_fields if name not in {"config", "params_by_part", "versions", "plugins", "tuned"}
-]
+WITH_FIELDS = {"config", "params_by_part", "versions", "plugins", "tuned", "parent"}
+"""The fields of a record that are records or mappings themselves, and therefore no columns."""
+RECORD_COLUMNS = [name for name in RunRecord.model_fields if name not in WITH_FIELDS]
 
 
 @dataclass(frozen=True)
@@ -96,4 +96,9 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
 
 def record_facts(record: RunRecord) -> dict[str, Any]:
     """Returns the columns of a run that its record holds beside the settings."""
-    return {name: getattr(record, name) for name in RECORD_COLUMNS} | tuned_facts(record)
+    facts = {name: getattr(record, name) for name in RECORD_COLUMNS} | tuned_facts(record)
+    parent = record.parent
+    return facts | {
+        "parent": None if parent is None else parent.name,
+        "trunk_images": None if parent is None else parent.images,
+    }

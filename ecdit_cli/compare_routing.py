@@ -67,13 +67,15 @@ def _print(comparison: Comparison, as_json: bool) -> None:
     rows = json_rows(comparison.arms)
     if as_json:
         print_json(rows)
-        say(comparison.conclusion)
+        for paragraph in comparison.conclusion.split("\n\n"):
+            say(paragraph)
         return
     scores = score_columns(comparison.arms.columns)
     columns = (Column(key, value.title or value.name, value.text, priority=3) for key, value in scores.items())
     shown = columns_of(comparison.arms, (*arm_columns("setup"), *ARM_COLUMNS))
     print_rows(rows, (*shown, *columns), as_json=False)
-    print(f"\n{printable(comparison.conclusion)}")
+    for paragraph in comparison.conclusion.split("\n\n"):  # one for each setup
+        print(f"\n{printable(paragraph)}")
     if any(row.get(key) is not None for row in rows for key in ("val_loss_same_t_mean", "dropped_share_same_t")):
         say(ONE_TIME_EXPLAINED)
     for note in comparison.notes:

@@ -17,7 +17,9 @@ def check_head_size(config: RunConfig) -> None:
     if size is None:
         return
     if size % 2:
-        raise ConfigError(f"model.head_size={size} is odd.", f"Use model.head_size={size + 1}.")
+        even = [each for each in range(2, model.width + 1, 2) if model.width % each == 0]
+        nearest = min(even, key=lambda each: abs(each - size), default=size + 1)
+        raise ConfigError(f"model.head_size={size} is odd.", f"Use model.head_size={nearest}.")
     if model.width % size:
         preset = find_preset(model.name)
         step = size * preset.num_heads // preset.num_kv_heads

@@ -139,9 +139,6 @@ class RunRecord(Origin):
     config_id: str = Field(description="hash of the settings that change the numbers")
     name: Words = Field(description="readable name, unique in a sweep")
     sweep: Words | None = Field(None, description="name of the sweep the run belongs to")
-    retry_of: Words | None = Field(
-        None, description="name of the run of this sweep that diverged and that this one repeats; None: it repeats none"
-    )
     created_at: str = Field(description="UTC, ISO 8601")
     command: list[Words]
     git_commit: str | None = None

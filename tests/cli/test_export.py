@@ -40,6 +40,24 @@ def test_csv_and_parquet_hold_the_same_rows(runs: Path, tmp_path: Path, capsys: 
         assert table["reason"].tolist()[1] == "loss nan"
 
 
+def test_what_a_sweep_recorded_of_a_run_is_written_as_plain_values(
+    tmp_path: Path, write_run: Callable[..., Any], capsys: Captured
+) -> None:
+    parent = {"name": "short", "config_id": "0123456789", "images": 640}
+    tuned = {
+        "setting": "optim.learning_rate", "value": 0.002, "values": [0.001, 0.002], "losses": [0.5, 0.4],
+        "num_seeds": 1, "on": {"train.images": 640}, "proxies": ["a", "b"], "edge": True,
+    }  # fmt: skip
+    settings = {"model": {"name": "nano"}, "train": {"images": 6400}, "seed": 0}
+    write_run(tmp_path / "runs" / "a", settings, lambda n: 1.0, parent=parent, tuned=tuned, retry_of="b")
+    assert run(["export", str(tmp_path / "runs"), "--out", str(tmp_path / "all")]) == 0
+    capsys.readouterr()
+    for table in (pd.read_parquet(tmp_path / "all.parquet"), pd.read_csv(tmp_path / "all.csv")):
+        row = table.iloc[0]
+        assert (row["parent"], row["trunk_images"], row["retry_of"]) == ("short", 640, "b")
+        assert row["tuned"].startswith("best of 2 values")
+
+
 def test_by_default_they_lie_beside_the_runs(runs: Path, capsys: Captured) -> None:
     assert run(["export", str(runs), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
