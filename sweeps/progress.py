@@ -189,8 +189,24 @@ def _read_proxies(folder: SweepFolder, left_out: Skipped) -> list[RunProgress]:
 def _read_planned(folder: SweepFolder, run: PlannedRun) -> RunProgress:
     """Returns the state of a run of a plan; one that was not started may wait for the trunk of another run."""
     progress = read_progress(folder.run_dir(run), run.images)
-    is_held = run.in_spec and progress.state == "planned" and is_waiting(folder, run)
-    return replace(progress, waits_for=run.parent) if is_held else progress
+    if run.parent is None or not run.in_spec or progress.state != "planned" or not is_waiting(folder, run):
+        return progress
+    if read_progress(folder.run_dir_called(run.parent), evaluations=False).state in ("failed", "done"):
+        return replace(progress, reason=why_not_started(folder, run.parent, run))
+    return replace(progress, waits_for=run.parent)
+
+
+def why_not_started(folder: SweepFolder, parent: str, run: PlannedRun) -> str:
+    """Returns in one line why `run` cannot be started, where nobody trains `parent` any more."""
+    progress, trunk = read_progress(folder.run_dir_called(parent), evaluations=False), f"{run.trunk_images:,}"
+    if progress.state == "done":
+        return (
+            f"not started: {parent} is done, but its checkpoint after {trunk} images, from which this run continues, "
+            f"is gone. Bring it back, or remove {folder.run_dir_called(parent).path}; the same command trains it again."
+        )
+    because = "" if progress.reason is None else f": {progress.reason}"
+    state = "failed" if progress.state == "failed" else f"is {progress.state}"
+    return f"not started: {parent} {state}, and its first {trunk} images are the trunk of this run{because}"
 
 
 def last_val_loss(run: RunDir) -> float | None:

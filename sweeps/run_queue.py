@@ -19,7 +19,7 @@ from experiments.records.record_types import State, Status
 from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
 from sweeps.plan import PlannedRun
-from sweeps.progress import Event, RunProgress, read_progress
+from sweeps.progress import Event, RunProgress, read_progress, why_not_started
 from sweeps.sharing import SharedRuns
 from sweeps.trunks import is_waiting
 
@@ -155,7 +155,7 @@ class RunQueue:
             return True
         if not is_waiting(self._folder, run):  # the parent ended between the two looks
             return False
-        self.orphans[run.name] = self.orphans.get(run.parent) or _why_not_started(self._folder, run.parent, run)
+        self.orphans[run.name] = self.orphans.get(run.parent) or why_not_started(self._folder, run.parent, run)
         self._drop(run.name)
         return True
 
@@ -195,19 +195,6 @@ class RunQueue:
             self._old_failures[run.name] = _ending(progress)
         text = f"{killed}; tried again in {seconds:.0f} s ({attempts} of {self._retries.count})"
         self._events.append(Event(run.name, text))
-
-
-def _why_not_started(folder: SweepFolder, parent: str, run: PlannedRun) -> str:
-    """Returns in one line why `run` cannot be started, where nobody trains `parent` any more."""
-    progress, trunk = read_progress(folder.run_dir_called(parent), evaluations=False), f"{run.trunk_images:,}"
-    if progress.state == "done":
-        return (
-            f"not started: {parent} is done, but its checkpoint after {trunk} images, from which this run continues, "
-            f"is gone. Bring it back, or remove {folder.run_dir_called(parent).path}; the same command trains it again."
-        )
-    because = "" if progress.reason is None else f": {progress.reason}"
-    state = "failed" if progress.state == "failed" else f"is {progress.state}"
-    return f"not started: {parent} {state}, and its first {trunk} images are the trunk of this run{because}"
 
 
 def killed_by(number: int) -> str:

@@ -331,6 +331,17 @@ def test_the_status_of_a_sweep_says_what_waits_for_what(lengths, folder):
     assert [run.waits_for for run in read_sweep(folder.path).runs] == [None, None]
 
 
+def test_the_status_says_why_the_child_of_a_failed_run_was_not_started(lengths, folder):
+    plan = lengths(320, 640)
+    first = plan.runs[0]
+    folder.write_plan(plan)
+    failed = Status(state="failed", images_total=320, heartbeat=time.time(), reason="the loss is not finite")
+    write_status(folder.run_dir(first), failed)
+    child = read_sweep(folder.path).runs[1]
+    assert (child.state, child.waits_for) == ("planned", None)
+    assert child.reason.startswith(f"not started: {first.name} failed")
+
+
 # Slurm.
 
 HOUR = {"time": "1:00:00"}
