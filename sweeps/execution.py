@@ -74,7 +74,7 @@ def asked_for(
 ) -> tuple[SweepFolder, Plan]:
     """Returns the folder of a sweep, and the runs that its file or frozen plan asks for. It writes nothing.
 
-    Runs whose arm is yet to be tuned (`tuning.tuning_of`) have the default of that setting. Raises `RecordError` where
+    Runs whose arm is yet to be tuned (`tuning.tuning_of`) have the first value of its grid. Raises `RecordError` where
     a run was trained with another source of a plugin, so that a dry run says so, too.
     """
     folder = SweepFolder(Path(spec))

@@ -21,7 +21,7 @@ from experiments.errors import ConfigError
 from experiments.records.record_types import TunedSetting
 from sweeps.plan import Plan, PlannedRun, long_name, with_parents
 from sweeps.spec import SweepSpec
-from sweeps.tune_design import is_design
+from sweeps.tune_design import is_design, tune_design
 
 TunedOf = Callable[[Sequence[str]], TunedSetting | None]
 Designed = tuple[DesignedConfig, TunedSetting | None]
@@ -91,11 +91,16 @@ def _distinct(spec: SweepSpec, designed: Iterator[Designed]) -> tuple[list[Desig
 
 
 def _designed(spec: SweepSpec, overrides: Sequence[str], cost_of: Costs, tuned_of: TunedOf) -> Iterator[Designed]:
-    """Yields one config per combination; settings given on the command line are not varied."""
+    """Yields one config per combination; settings given on the command line are not varied.
+
+    Where an arm is not tuned yet, the first value of its grid stands for the tuned one, as the default may not fit.
+    """
+    design = tune_design(spec, overrides)
+    open_value = [] if design is None else [f"{design.setting}={design.values[0]:.12g}"]
     for words, settings in combinations(spec, overrides):
         with named_combination(settings):
             tuned = tuned_of(words)
-            found = [] if tuned is None else [f"{tuned.setting}={tuned.value:.12g}"]
+            found = open_value if tuned is None else [f"{tuned.setting}={tuned.value:.12g}"]
             yield load_designed([*words, *found], cost_of=cost_of), tuned
 
 

@@ -238,6 +238,13 @@ def test_a_value_that_fits_the_proxies_but_not_the_runs_is_refused_before_anythi
         tuned(tune, routing__name="dense", optim__warmup_images=64)
 
 
+def test_a_default_that_would_not_fit_the_runs_is_no_hindrance(tuned):
+    tune = {"optim.warmup_images": [160, 320], "on": {"train.images": 800}}
+    plan, tuning = tuned(tune, optim__schedule="wsd", train__images=1280)  # the default warm-up is of 3,200 images
+    assert {run.config["optim"]["warmup_images"] for run in plan.runs} == {160}
+    assert all(run.tuned is None for run in tuning.study(tuning.survey()).runs)
+
+
 def test_a_grid_is_not_extended_to_a_value_that_does_not_fit_the_runs(tuned, train):
     tune = {"optim.warmup_images": [1600, 3200], "on": {"train.images": 12800, "eval.every_images": 3200}}
     fitting = {"optim__schedule": "wsd", "routing__name": "dense", "train__images": 4000}
