@@ -6,9 +6,11 @@ expected value.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
+import platform
 import signal
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +46,9 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
     if signal.getsignal(number) is signal.SIG_IGN:  # under nohup or in a script's background, and tests send them
         signal.signal(number, usual)
 
+GLIBC_USUAL = {-4: 65_536, -3: 32 * 2**20, -1: 64 * 2**20}
+"""M_MMAP_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD as glibc has them after a block of 32 MiB was freed."""
+
 Curve = Callable[[int], float]
 WriteRun = Callable[..., RunDir]
 WEIGHTS = "raw"
@@ -64,11 +69,25 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def use_usual_allocator() -> None:
+    """Makes glibc return freed memory again, which commands turn off for the process that they run in.
+
+    A worker runs thousands of tests in one process, and some of them a command. Its heap would otherwise only grow, in
+    the end beyond the memory of the machine, and such a process cannot be forked any more.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, value in GLIBC_USUAL.items():
+            libc.mallopt(parameter, value)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Measures what the test takes, with its fixtures."""
+    """Measures what the test takes, with its fixtures, and then undoes what a command has set for its process."""
     with measured(item.nodeid):
-        return (yield)
+        result = yield
+    use_usual_allocator()
+    return result
 
 
 @pytest.fixture
