@@ -98,6 +98,20 @@ def test_the_dry_run_shows_the_script_that_is_submitted(array):
     assert batch_script(runs.folder, runs.plan.sweep, asked) == submitted
 
 
+def test_a_longer_run_waits_for_the_job_of_the_shorter_one_and_continues_from_it(sweep, slurm):
+    wsd = ("optim.schedule=wsd", "optim.warmup_images=16")
+    runs = sweep(*wsd, arms=["train.images=96", "train.images=160"])
+    short, long = runs.runs
+    assert long.parent == short.name
+    runs.submit()
+    slurm.wait_until_idle()
+    assert [runs.status(number).state for number in (0, 1)] == ["done", "done"], runs.logs()
+    assert runs.run_dir(1).read_run().parent.name == short.name
+    rows = [numbers(runs.run_dir(number).path)["steps.jsonl"] for number in (0, 1)]
+    trunk = [[row for row in each if row["images_seen"] <= long.trunk_images] for each in rows]
+    assert trunk[0] == trunk[1] != []
+
+
 def test_two_nodes_train_one_run(slurm, sweep, without_slurm):
     run = sweep(nodes="2")
     run.submit()
