@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import pandas as pd
 import pytest
@@ -30,7 +29,8 @@ def draw(records, table):
 OURS = list(FIGURES)
 FIGURES = [FigureEntry("mine", "The number of runs.", draw, ("my-alias",), limits=())]
 """
-RECORDS, TABLE = cast(Records, None), pd.DataFrame({"run": ["a", "b"]})
+TABLE = pd.DataFrame({"run": ["a", "b"]})
+RECORDS = Records(TABLE, pd.DataFrame(), pd.DataFrame(), ())
 
 
 @pytest.fixture
