@@ -29,7 +29,7 @@ def draw(records, table):
 OURS = list(FIGURES)
 FIGURES = [FigureEntry("mine", "The number of runs.", draw, ("my-alias",), limits=())]
 """
-TABLE = pd.DataFrame({"run": ["a", "b"]})
+TABLE = pd.DataFrame({"run": ["a", "b"], "setup": ["nano", "nano"]})
 RECORDS = Records(TABLE, pd.DataFrame(), pd.DataFrame(), ())
 
 
