@@ -96,7 +96,7 @@ def _designed(spec: SweepSpec, overrides: Sequence[str], cost_of: Costs, tuned_o
     Where an arm is not tuned yet, the first value of its grid stands for the tuned one, as the default may not fit.
     """
     design = tune_design(spec, overrides)
-    open_value = [] if design is None else [f"{design.setting}={design.values[0]:.12g}"]
+    open_value = [] if design is None else [design.word(design.values[0])]
     for words, settings in combinations(spec, overrides):
         with named_combination(settings):
             tuned = tuned_of(words)

@@ -33,6 +33,7 @@ from experiments.records.record_types import (
     StepRow,
 )
 from experiments.records.run_folder import RunDir
+from experiments.training.host_memory import M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 from tests.real_images import need_data_extra, save_encoders, small_request, write_sidecars
 from tests.seconds import measured
 from tests.wandb_server import Server, serving
@@ -46,8 +47,8 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
     if signal.getsignal(number) is signal.SIG_IGN:  # under nohup or in a script's background, and tests send them
         signal.signal(number, usual)
 
-GLIBC_USUAL = {-4: 65_536, -3: 32 * 2**20, -1: 64 * 2**20}
-"""M_MMAP_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD as glibc has them after a block of 32 MiB was freed."""
+GLIBC_USUAL = {M_MMAP_MAX: 65_536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
+"""The values that glibc has after a block of 32 MiB was freed."""
 
 Curve = Callable[[int], float]
 WriteRun = Callable[..., RunDir]

@@ -9,17 +9,12 @@ the 95% interval over its images, where the metric has one.
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import StrMethodFormatter
 
-from analysis.conditions import MetricRows
-from analysis.figures.panels import Look, draw_arm_curve, draw_panels, logarithmic_metrics
+from analysis.figures.panels import draw_along
 from analysis.load_records import Records
 from analysis.scores import measured_panels, panel_points
-from analysis.style import Drawing, few_ticks, log_axis
+from analysis.style import Drawing
 from experiments.config.metrics import values_in
-
-LOOK = Look(rows="setup", height_inches=1.9, has_markers=False)
 
 
 def draw_guidance(records: Records, table: pd.DataFrame) -> Drawing:
@@ -29,18 +24,5 @@ def draw_guidance(records: Records, table: pd.DataFrame) -> Drawing:
     """
     panels = measured_panels(records, table, values_in("guidance"), along="guidance")
     points = panel_points(panels, "guidance")
-    logarithmic = logarithmic_metrics(panels, points)
-    scales = points["guidance"]
-    margin = 0.05 * (scales.max() - scales.min())
-
-    def draw(axes: Axes, mine: pd.DataFrame, measured: MetricRows) -> None:
-        for _, arm in mine.groupby("arm", sort=False):
-            draw_arm_curve(axes, arm, arm["guidance"])
-        few_ticks(axes.xaxis, 5)
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.set_xlim(scales.min() - margin, scales.max() + margin)
-        if measured.metric.name in logarithmic:
-            log_axis(axes, "y", mine["value"])
-        axes.set_xlabel("Guidance scale (1: none)")
-
-    return Drawing(draw_panels(points, panels, LOOK, draw), points.drop(columns="variant"))
+    figure = draw_along(points, panels, "guidance", "Guidance scale (1: none)", num_ticks=5)
+    return Drawing(figure, points.drop(columns="variant"))

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from analysis.arms import arm_list
@@ -25,8 +26,10 @@ from analysis.style import (
     GREY,
     SIZE_MARKERS,
     TEXT_WIDTH_INCHES,
+    few_ticks,
     is_wide,
     line_style,
+    log_axis,
     lowest_to_highest,
     marker_style,
     paper_style,
@@ -91,6 +94,27 @@ def draw_panels(
         place_keys(figure, [*_arm_keys(points, look), *_size_keys(points, look), *_spread_keys(points, look)])
         write_foot(figure, [*foot(panels), *([f"Printed values: {printed.source}."] if printed else [])])
     return figure
+
+
+def draw_along(points: pd.DataFrame, panels: Sequence[MetricRows], along: str, label: str, num_ticks: int) -> Figure:
+    """Draws the curve of every arm against the column `along` of `points`, one row of panels per setup.
+
+    `label` names the axis of all panels. They share its limits, and have about `num_ticks` ticks.
+    """
+    logarithmic, values = logarithmic_metrics(panels, points), points[along]
+    margin = 0.05 * (values.max() - values.min())
+
+    def draw(axes: Axes, mine: pd.DataFrame, measured: MetricRows) -> None:
+        for _, arm in mine.groupby("arm", sort=False):
+            draw_arm_curve(axes, arm, arm[along])
+        few_ticks(axes.xaxis, num_ticks)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_xlim(values.min() - margin, values.max() + margin)
+        if measured.metric.name in logarithmic:
+            log_axis(axes, "y", mine["value"])
+        axes.set_xlabel(label)
+
+    return draw_panels(points, panels, Look(rows="setup", height_inches=1.9, has_markers=False), draw)
 
 
 def _above_zero(axes: Axes, highs: pd.Series[float]) -> None:

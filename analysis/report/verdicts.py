@@ -25,6 +25,8 @@ signed = "{:+.4f}".format
 four = partial(fixed, decimals=4)
 three = partial(fixed, decimals=3)
 
+P_COLUMNS = (Column("p", "p", four), Column("p_bh", "p (BH)", four), Column("p_holm", "p (Holm)", four))
+"""The p-value of a test by itself, and after both corrections for how many were tested."""
 DIFFERENCE_COLUMNS = (
     Column("arm", "Arm"),
     Column("reference", "Against"),
@@ -34,9 +36,7 @@ DIFFERENCE_COLUMNS = (
     Column("high", "95% high", signed),
     Column("seeds", "Seeds", whole),
     Column("method", "Method"),
-    Column("p", "p", four),
-    Column("p_bh", "p (BH)", four),
-    Column("p_holm", "p (Holm)", four),
+    *P_COLUMNS,
     Column("verdict", "Verdict"),
     Column("seeds_for_power", "Seeds for 80% power"),
     Column("seeds_corrected", "the same, corrected"),
@@ -53,9 +53,7 @@ MULTIPLIER_COLUMNS = (
     Column("at_lowest_low", "its 95% low", three),
     Column("at_lowest_high", "its 95% high", three),
     Column("num_seeds", "Seeds", whole),
-    Column("p", "p", four),
-    Column("p_bh", "p (BH)", four),
-    Column("p_holm", "p (Holm)", four),
+    *P_COLUMNS,
     Column("refusal", "Why there is none"),
 )
 OVER_SETUPS_COLUMNS = (
@@ -77,9 +75,7 @@ PAPER_COLUMNS = (
     Column("low", "95% low", four),
     Column("high", "95% high", four),
     Column("num_seeds", "Seeds", whole),
-    Column("p", "p", four),
-    Column("p_bh", "p (BH)", four),
-    Column("p_holm", "p (Holm)", four),
+    *P_COLUMNS,
     Column("quantity", "Quantity"),
     Column("source", "Printed in"),
 )

@@ -13,7 +13,7 @@ import platform
 
 from experiments.config.schema import RunConfig
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameters of `mallopt`, from glibc's malloc.h."""
 NEVER = -1
 

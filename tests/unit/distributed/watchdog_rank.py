@@ -10,7 +10,7 @@ from torch.distributed import PrefixStore, TCPStore
 from experiments.distributed.watchdog import Watchdog
 
 BUSY_SECONDS = 3.0
-"""Of a processor; longer than the silence that ends a rank, at a look every 0.05 seconds."""
+"""The seconds of processor time of `busy`. They are longer than the silence after which a rank is taken for lost."""
 
 
 def main() -> None:

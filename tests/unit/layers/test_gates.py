@@ -43,7 +43,7 @@ def test_a_scale_multiplies_the_routed_branch_alone(name: str, layer_of: LayerOf
 @pytest.mark.parametrize("name", [name for name, row in ROUTERS.items() if row.top_k != 1 and name != "dense"])
 @pytest.mark.parametrize("capacity_factor", [1.0, 2.0])
 def test_normalised_gates_of_a_taken_token_sum_to_one(name: str, capacity_factor: float, layer_of: LayerOf) -> None:
-    """With experts that all return 1 the output is the sum of a token's gates; it is 0 where none took the token."""
+    """Every expert returns 1, so that the output of a token is the sum of its gates, or 0 where no expert took it."""
     layer = layer_of(name=name, num_experts=4, capacity_factor=capacity_factor)
     layer.shared, layer.gates = None, Gates(by_token=True)
     layer.experts.forward = lambda x_MD, slots_E=None, fast=True: torch.ones_like(x_MD)

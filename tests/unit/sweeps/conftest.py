@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from sweeps.folder import SweepFolder
 from sweeps.local import LocalExecutor
 from sweeps.plan import Plan
 from sweeps.planner import make_plan
-from sweeps.progress import SweepSnapshot
-from sweeps.run_queue import Retries
+from sweeps.progress import SweepSnapshot, read_progress
+from sweeps.run_queue import Retries, RunQueue
 from sweeps.runner import SweepResult, freeze_plan, run_sweep
 from sweeps.sharing import SharedRuns
 from sweeps.spec import SweepSpec, parse_spec
@@ -74,3 +75,22 @@ def run(folder: SweepFolder, worker: list[str]) -> Callable[..., SweepResult]:
         return run_sweep(folder, plan, executor, on_progress, again, retry_failed, shared)
 
     return run_plan
+
+
+@pytest.fixture
+def queue(folder: SweepFolder) -> Callable[..., RunQueue]:
+    """The queue of one sweep of the folder: `queue(plan)`; two of them share the runs of the folder."""
+
+    def make(plan: Plan, shared: SharedRuns | None = None, retry_failed: bool = True) -> RunQueue:
+        progress = {run.name: read_progress(folder.run_dir(run), run.images) for run in plan.runs}
+        return RunQueue(folder, plan.runs, progress, shared or SharedRuns(folder), Retries(1, 0.0), retry_failed)
+
+    return make
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic clock, to be moved by hand."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now

@@ -14,31 +14,12 @@ from experiments.records.lock_file import take
 from experiments.records.process_identity import Owner
 from experiments.records.record_types import Status
 from experiments.records.writer import write_status
-from sweeps.progress import read_progress
-from sweeps.run_queue import Retries, RunQueue
 from sweeps.sharing import SharedRuns
 
 
 @pytest.fixture
 def plan(seeds):
     return seeds(0, 1)
-
-
-@pytest.fixture
-def queue(folder):
-    def make(plan, shared=None, retry_failed=True):
-        progress = {run.name: read_progress(folder.run_dir(run), run.images) for run in plan.runs}
-        return RunQueue(folder, plan.runs, progress, shared or SharedRuns(folder), Retries(1, 0.0), retry_failed)
-
-    return make
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The monotonic clock, to be moved by hand."""
-    now = [time.monotonic()]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    return now
 
 
 def elsewhere():

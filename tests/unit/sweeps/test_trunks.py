@@ -19,9 +19,7 @@ from sweeps.cluster import parse_cluster
 from sweeps.cost import Place, estimated, total
 from sweeps.plan import Plan, PlannedRun, extend
 from sweeps.planner import make_plan
-from sweeps.progress import read_progress, read_sweep
-from sweeps.run_queue import Retries, RunQueue
-from sweeps.sharing import SharedRuns
+from sweeps.progress import read_sweep
 from sweeps.slurm import batch_script, job_arrays
 from sweeps.slurm_job import RunJob
 from sweeps.spec import load_spec, parse_spec
@@ -273,23 +271,6 @@ def test_a_run_that_has_begun_does_not_need_its_parent(lengths, folder):
     folder.run_dir(second).checkpoint(256).mkdir(parents=True)
     folder.run_dir(second).run_json.write_text("{}")
     assert branch_options(folder, second) == ()
-
-
-@pytest.fixture
-def queue(folder):
-    def make(plan: Plan) -> RunQueue:
-        progress = {run.name: read_progress(folder.run_dir(run), run.images) for run in plan.runs}
-        return RunQueue(folder, plan.runs, progress, SharedRuns(folder), Retries(1, 0.0), retry_failed=True)
-
-    return make
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The monotonic clock, to be moved by hand."""
-    now = [time.monotonic()]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    return now
 
 
 def test_another_sweep_may_train_the_parent(lengths, queue, folder, clock):

@@ -217,27 +217,22 @@ def test_averages_of_another_model_are_refused(run_dir: RunDir) -> None:
         reconstructed_average(run_dir, newest(run_dir), 0.07, pytest.fail)
 
 
-def test_a_stranger_cannot_name_widths_that_are_none(run_dir: RunDir) -> None:
+@pytest.mark.parametrize(
+    ("ema_widths", "words"),
+    [
+        ([0.05, 2.0], "state.ema_widths.1: Input should be less than or equal to 0.288"),
+        ([0.05, 0.1], "w/0.1 is not in it"),
+    ],
+    ids=["a width that is none", "an average that is missing"],
+)
+def test_what_a_stranger_says_of_widths_is_checked(run_dir: RunDir, ema_widths: list[float], words: str) -> None:
     write(run_dir, 100, widths=(0.05, 0.1))
     write_checkpoint(
-        run_dir, "abc", {"images_seen": 200, "ema_widths": [0.05, 2.0]},
+        run_dir, "abc", {"images_seen": 200, "ema_widths": ema_widths},
         {"weights": {"w": torch.ones(4)}, "ema": {"w": torch.ones(4)}}, 2,
     )  # fmt: skip
     said: list[str] = []
     found = load_newest(run_dir, "abc", said.append, files=["ema"])
     assert found is not None
     assert found.images_seen == 100
-    assert "state.ema_widths.1: Input should be less than or equal to 0.288" in said[0]
-
-
-def test_an_average_that_is_missing_is_damage(run_dir: RunDir) -> None:
-    write(run_dir, 100)
-    write_checkpoint(
-        run_dir, "abc", {"images_seen": 200, "ema_widths": [0.05, 0.1]},
-        {"weights": {"w": torch.ones(4)}, "ema": {"w": torch.ones(4)}}, 2,
-    )  # fmt: skip
-    said: list[str] = []
-    found = load_newest(run_dir, "abc", said.append, files=["ema"])
-    assert found is not None
-    assert found.images_seen == 100
-    assert "w/0.1 is not in it" in said[0]
+    assert words in said[0]
