@@ -29,7 +29,8 @@ ACTIVATED_TOLERANCE = 0.03
 Kind = Literal["dense_same_depth", "dense_same_active", "dense_other", "sparse"]
 KINDS: tuple[Kind, ...] = ("dense_same_depth", "dense_same_active", "dense_other", "sparse")
 
-ARM_SETTINGS = ("routing.", "model.ffn_factor", "model.num_layers")
+PLACEMENT = "model.sparse_layers"
+ARM_SETTINGS = ("routing.", "model.ffn_factor", "model.num_layers", PLACEMENT)
 GROUP = "routing.group_images"
 PARAMETRIZATION = "optim.parametrization"
 QUALIFIERS = {
@@ -46,6 +47,7 @@ QUALIFIERS = {
     "routing.balance_loss_weight": "balance loss {}",
     "model.ffn_factor": "feed-forward {} wide",
     "model.num_layers": "{} layers",
+    PLACEMENT: "sparse layers {}",
 }
 
 
@@ -67,7 +69,7 @@ def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
     arm_columns = [name for name in dotted if name.startswith(ARM_SETTINGS)]
     held = [name for name in dotted if name not in arm_columns and not name.startswith((*WITHOUT_EFFECT, "seed"))]
     labels = _setup_labels(with_tuned_values_alike(runs), held)
-    named = runs.assign(setup=labels, arm_key=_keys(runs, arm_columns))
+    named = runs.assign(setup=labels, arm_key=_arm_keys(runs, arm_columns))
     arms = _name_arms(named, arm_columns)
     pairs = list(zip(named["setup"], named["arm_key"], strict=True))
     named["arm"] = [arms[pair].label for pair in pairs]
@@ -96,9 +98,13 @@ def dense_same_depth(table: pd.DataFrame) -> str | None:
     return str(labels.iloc[0]) if len(labels) else None
 
 
-def _keys(runs: pd.DataFrame, columns: list[str]) -> list[str]:
-    """Returns one text per run; the texts of two runs are equal exactly where all `columns` are."""
+def _arm_keys(runs: pd.DataFrame, columns: list[str]) -> list[str]:
+    """Returns one text per run; the texts of two runs are equal exactly where all `columns` are.
+
+    A dense run has no sparse layers, so that where they would be makes no arm of its own.
+    """
     rows = runs[columns].astype(object).to_dict("records")
+    rows = [row | {PLACEMENT: None} if row["routing.name"] == "dense" else row for row in rows]
     return [json.dumps(row, sort_keys=True, default=str) for row in rows]
 
 

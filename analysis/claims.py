@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.arms import arm_list
+from analysis.arms import PLACEMENT, arm_list
 from analysis.seed_intervals import CONFIDENCE, Interval, difference
 
 MIN_SEEDS = 3
@@ -141,7 +141,7 @@ def arm_pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
     for kind in ("dense_same_depth", "dense_same_active"):
         for reference in arms.loc[arms["arm_kind"] == kind, "arm"]:
             yield from ((arm, reference) for arm in routed["arm"])
-    same = ["routing.num_experts", "routing.capacity_factor"]
+    same = ["routing.num_experts", "routing.capacity_factor", PLACEMENT]
     chosen = routed[routed["routing.name"] == "token_choice"]
     for _, ours in routed[routed["routing.name"] == "expert_choice"].iterrows():
         for _, theirs in chosen.iterrows():

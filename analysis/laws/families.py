@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from analysis.arms import group_text
+from analysis.arms import PLACEMENT, group_text
 from experiments.config.routers import router_label
 
 SIZES = ("model.", "train.images")
@@ -41,8 +41,10 @@ def router_families(rows: pd.DataFrame) -> Families:
             group = of_router["routing.group_images"].iloc[0]
             capacity = "" if pd.isna(f_c) else f", f_c {f_c:g}"
             grouped = "" if pd.isna(group) else f", {group_text(group)}"
+            placed = f", sparse layers {of_router[PLACEMENT].iloc[0]}" if routed[PLACEMENT].nunique() > 1 else ""
             beside = " and dense" if len(dense) else ""
-            yield f"{router_label(str(router))}{capacity}{grouped}{beside}{condition}", pd.concat([dense, of_router])
+            name = f"{router_label(str(router))}{capacity}{grouped}{placed}{beside}{condition}"
+            yield name, pd.concat([dense, of_router])
 
 
 def length_families(rows: pd.DataFrame) -> Families:
@@ -70,5 +72,6 @@ def _condition(setup: str) -> str:
 
 def _routing_keys(runs: pd.DataFrame) -> pd.Series[str]:
     """Returns a key for each run, equal for runs whose routing differs in nothing but the number of experts."""
-    names = [name for name in runs.columns if name.startswith("routing.") and name != "routing.num_experts"]
+    routing = [name for name in runs.columns if name.startswith("routing.") and name != "routing.num_experts"]
+    names = [*routing, PLACEMENT]
     return runs[names].map(str).agg(" ".join, axis=1)

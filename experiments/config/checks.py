@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from experiments.config.budget import capacity_factor, expert_capacity, hidden_width
 from experiments.config.cooldown import check_cooldown
 from experiments.config.data_sets import DATA_SETS, data_set_of
+from experiments.config.limits import MAX_LAYERS
 from experiments.config.metrics import training_metrics
+from experiments.config.placement import fewest_layers, named_blocks
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 from experiments.config.transfer_checks import check_gates, check_head_size, check_transfer
@@ -151,15 +153,29 @@ def _check_experts(config: RunConfig) -> None:
             f"routing.top_k={routing.top_k} is more than routing.num_experts={routing.num_experts}.",
             f"Use routing.top_k={routing.num_experts}, or routing.num_experts={routing.top_k}.",
         )
-    if not config.sparse_layer_indices:
-        raise ConfigError(
-            f"model.num_layers={model.num_layers} with model.sparse_layers={model.sparse_layers} has no sparse layer.",
-            "Use model.num_layers=2, or model.sparse_layers=all.",
-        )
+    _check_placement(config)
     if routing.expert_factor is not None and hidden_width(config, routing.expert_factor) < 1:
         raise ConfigError(
             f"routing.expert_factor={routing.expert_factor:g} leaves no hidden width.",
             f"Use routing.expert_factor={_round_up(1 / model.width)}.",
+        )
+
+
+def _check_placement(config: RunConfig) -> None:
+    """Checks that `model.sparse_layers` means at least one block, and only blocks that the model has."""
+    placement, num_layers = config.model.sparse_layers, config.model.num_layers
+    enough = fewest_layers(placement)
+    way_out = f"Use model.sparse_layers=all{f', or model.num_layers={enough}' if enough <= MAX_LAYERS else ''}."
+    missing = [block for block in named_blocks(placement) if block >= num_layers]
+    if missing:
+        raise ConfigError(
+            f"model.sparse_layers={shown(placement)} names block {missing[0]}, but the blocks of "
+            f"model.num_layers={num_layers} are 0 to {num_layers - 1}.",
+            way_out,
+        )
+    if not config.sparse_layer_indices:
+        raise ConfigError(
+            f"model.num_layers={num_layers} with model.sparse_layers={placement} has no sparse layer.", way_out
         )
 
 

@@ -163,11 +163,14 @@ def _of_group(section: str, text: str) -> list[tuple[str, str]]:
 
 
 def _written(key: str, value: Any) -> str:
-    """Returns the text of a value that was read as text; only a design may be more than one value."""
+    """Returns the text of a value that was read as text; only a design and some settings may be a list."""
     if isinstance(value, str):
         return value
-    if key not in known_settings() and isinstance(value, dict | list):
+    accepts = known_settings().get(key)
+    if accepts is None and isinstance(value, dict | list):
         return str(value)
+    if accepts is not None and accepts.listed and isinstance(value, list):
+        return ",".join(map(str, value))
     kind = "a list" if isinstance(value, list) else "a group"
     raise ConfigError(
         f"{key}={shown(str(value))} is {kind}.", "A setting takes one value; lists belong in a sweep file."

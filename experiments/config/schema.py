@@ -48,6 +48,7 @@ from experiments.config.limits import (
     WidthFactor,
     WidthFactorOrNone,
 )  # fmt: skip
+from experiments.config.placement import Placement, sparse_blocks
 from experiments.config.presets import find_preset, model_defaults, with_heads
 from experiments.config.routers import ROUTERS, plugin_hint, routing_defaults
 from experiments.config.values import OneOf
@@ -78,7 +79,10 @@ class ModelConfig(Settings):
     num_heads: Heads = Field(description="heads of queries")
     num_kv_heads: Heads = Field(description="heads of keys and values, each shared by several heads of queries")
     patch_size: Side = Field(description="side of the square that becomes one token")
-    sparse_layers: Literal["alternate", "all"] = Field(description="blocks with experts: every second one, or all")
+    sparse_layers: Placement = Field(
+        description="blocks with experts: every second one, all, all but the first n and the last m (n:-m), or those "
+        "with these numbers from 0"
+    )
     text_width: Width = Field(description="features of a token of the text encoder that is trained with the model")
     text_layers: Layers = Field(description="blocks of that text encoder")
     ffn_factor: WidthFactor = Field(4.0, description="hidden width of a dense feed-forward over width")
@@ -280,8 +284,5 @@ class RunConfig(Settings):
 
     @property
     def sparse_layer_indices(self) -> tuple[int, ...]:
-        """Returns the layers whose feed-forward is routed: every second one, all, or none in a dense model."""
-        if self.routing.name == "dense":
-            return ()
-        every = 2 if self.model.sparse_layers == "alternate" else 1
-        return tuple(range(every - 1, self.model.num_layers, every))
+        """Returns the layers whose feed-forward is routed: those of `model.sparse_layers`, or none when dense."""
+        return () if self.routing.name == "dense" else sparse_blocks(self.model.sparse_layers, self.model.num_layers)

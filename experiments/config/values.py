@@ -38,6 +38,13 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class ListedText:
+    """Marks a text that a YAML file may also write as a list; `description` names what it holds in error messages."""
+
+    description: str
+
+
+@dataclass(frozen=True)
 class Accepts:
     """Describes the values that a setting accepts: any value of `kinds`, one of `words` or `names`, or None."""
 
@@ -45,6 +52,7 @@ class Accepts:
     literals: tuple[str | int, ...] = ()
     none: bool = False
     names: OneOf | None = None
+    listed: ListedText | None = None
 
     @property
     def words(self) -> tuple[str | int, ...]:
@@ -55,6 +63,7 @@ class Accepts:
         """Returns a text for error messages, such as `an integer, 'batch' or None`."""
         names = [name for kind, name in TYPE_NAMES.items() if kind in self.kinds]
         names += [repr(word) for word in self.words] + ["None"] * self.none
+        names += [self.listed.description] if self.listed else []
         return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -66,6 +75,8 @@ def accepted_by(annotation: Any, metadata: Sequence[Any] = ()) -> Accepts:
     origin, arguments = get_origin(annotation), get_args(annotation)
     for names in (each for each in metadata if isinstance(each, OneOf)):
         return Accepts(names=names)
+    for form in (each for each in metadata if isinstance(each, ListedText)):
+        return Accepts(listed=form)
     if annotation is type(None):
         return Accepts(none=True)
     if origin is Literal:
@@ -76,7 +87,8 @@ def accepted_by(annotation: Any, metadata: Sequence[Any] = ()) -> Accepts:
         parts = [accepted_by(part) for part in arguments]
         kinds = frozenset().union(*(part.kinds for part in parts))
         words = tuple(word for part in parts for word in part.literals)
-        return Accepts(kinds, words, any(part.none for part in parts))
+        listed = next((part.listed for part in parts if part.listed), None)
+        return Accepts(kinds, words, any(part.none for part in parts), listed=listed)
     assert annotation in TYPE_NAMES, f"no text form for {annotation}"
     return Accepts(frozenset({annotation}))
 
@@ -93,7 +105,7 @@ def convert(key: str, text: str, accepts: Accepts) -> Scalar:
     number = _number(text, accepts.kinds)
     if number is not None:
         return number
-    if str in accepts.kinds:
+    if str in accepts.kinds or accepts.listed:
         return text
     words = [str(word) for word in accepts.words]
     hint = did_you_mean(text, words) if words else ""

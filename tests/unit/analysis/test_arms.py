@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from analysis.arms import arm_list, dense_same_depth, in_order, with_arms
+from analysis.claims import arm_pairs
+from analysis.laws.families import router_families
 from analysis.load_records import load_records
 from experiments.config.routers import ROUTERS, RouterRow, router_label
 
@@ -69,6 +71,36 @@ def test_a_label_says_what_differs_between_the_arms_of_a_router(write_arms: Writ
         "Expert choice (8E, whole batch)",
         "Expert choice (16E, per image)",
     ]
+
+
+def test_placements_of_experts_are_arms_and_none_of_a_dense_model(write_arms: WriteArms) -> None:
+    arms = {
+        f"{router} {number}": ({"sparse_layers": placement}, {"name": router}, 1e-5)
+        for router in ("dense", "expert_choice", "token_choice")
+        for number, placement in enumerate(("alternate", "1:-1", "1,3"))
+    }
+    table = arms_of(write_arms(arms, seeds=(0,)))
+    assert table["setup"].unique().tolist() == ["nano"]
+    assert table["arm"].value_counts().to_dict() == {
+        "Dense (same depth)": 3,
+        **{f"{router} (sparse layers {placement})": 1 for router in ("Expert choice", "Token choice")
+           for placement in ("alternate", "1:-1", "1,3")},
+    }  # fmt: skip
+    routed = [(arm, reference) for arm, reference in arm_pairs(table) if not reference.startswith("Dense")]
+    assert sorted(reference.replace("Token", "Expert") for _, reference in routed) == sorted(arm for arm, _ in routed)
+    assert all(arm.replace("Expert", "Token") == reference for arm, reference in routed)
+
+
+def test_a_law_in_experts_has_a_family_for_each_placement(write_arms: WriteArms) -> None:
+    arms = {
+        f"{number} {experts}": ({"sparse_layers": placement}, {"name": "expert_choice", "num_experts": experts}, 1e-5)
+        for number, placement in enumerate(("alternate", "1:-1"))
+        for experts in (4, 8)
+    }
+    families = dict(router_families(arms_of(write_arms(arms, seeds=(0,)))))
+    assert {name: sorted(runs["routing.num_experts"]) for name, runs in families.items()} == {
+        f"Expert choice, f_c 2, per image, sparse layers {placement}": [4, 8] for placement in ("alternate", "1:-1")
+    }
 
 
 def test_an_arm_has_one_number_in_every_setting(write_arms: WriteArms) -> None:

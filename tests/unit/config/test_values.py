@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from experiments.config.values import Accepts, accepted_by, convert
+from experiments.config.values import Accepts, ListedText, accepted_by, convert
 from experiments.errors import ConfigError
 
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -67,6 +67,12 @@ def test_a_text_of_the_wrong_type_is_named_with_what_is_accepted(text: str, anno
     with pytest.raises(ConfigError) as caught:
         convert("key", text, accepted_by(annotation))
     assert str(caught.value).endswith(message)
+
+
+def test_a_listed_text_is_described_by_its_marker() -> None:
+    accepts = accepted_by(Literal["all"] | Annotated[str, ListedText("numbers")])
+    assert str(accepts) == "'all' or numbers"
+    assert [convert("key", text, accepts) for text in ("all", "1,2")] == ["all", "1,2"]
 
 
 def test_unions_literals_and_constraints_are_looked_into() -> None:

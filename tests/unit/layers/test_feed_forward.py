@@ -67,10 +67,16 @@ def test_a_dense_layer_answers_as_one_expert_that_sees_every_token() -> None:
     assert output.experts_per_token_BT.tolist() == [[1, 1, 1], [1, 1, 1]]
 
 
-def test_sparse_layers_are_where_the_config_says() -> None:
-    config = RunConfig.model_validate({"model": {"name": "nano"}, "routing": {"name": "expert_choice"}})
+@pytest.mark.parametrize(
+    ("placement", "routed"), [("alternate", {1, 3}), ("all", {0, 1, 2, 3}), ("1:-1", {1, 2}), ("0,3", {0, 3})]
+)
+def test_sparse_layers_are_where_the_config_says(placement: str, routed: set[int]) -> None:
+    model = {"name": "nano", "sparse_layers": placement}
+    config = RunConfig.model_validate({"model": model, "routing": {"name": "expert_choice"}})
     layers = [build_feed_forward(config, layer) for layer in range(4)]
-    assert [type(layer) for layer in layers] == [DenseFeedForward, RoutedFeedForward] * 2
+    assert [type(layer) for layer in layers] == [
+        RoutedFeedForward if layer in routed else DenseFeedForward for layer in range(4)
+    ]
     dense = RunConfig.model_validate({"model": {"name": "nano"}, "routing": {"name": "dense"}})
     assert all(isinstance(build_feed_forward(dense, layer), DenseFeedForward) for layer in range(4))
 

@@ -32,6 +32,8 @@ ARMS = (
     "routing=shared_expert",
     "routing=shared_expert routing.num_experts=16 train.implementation=reference",
     "routing=token_choice routing.capacity_factor=None routing.group_images=1",
+    "routing=expert_choice model.sparse_layers=1:-1",
+    "routing=shared_expert model.sparse_layers=0,3",
     "routing=switch routing.capacity_factor=None parallel.activation_checkpointing=True",
 )
 CASES = [

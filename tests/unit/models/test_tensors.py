@@ -14,7 +14,14 @@ from experiments.models.parts import part_of
 
 @pytest.mark.parametrize(
     "overrides",
-    [("model=nano",), ("model=mini", "routing=dense"), ("model=dit-moe-S", "routing=shared_expert"), ("model=S",)],
+    [
+        ("model=nano",),
+        ("model=mini", "routing=dense"),
+        ("model=dit-moe-S", "routing=shared_expert"),
+        ("model=S",),
+        ("model=nano", "model.sparse_layers=1:-1"),
+        ("model=nano", "model.sparse_layers=0,3"),
+    ],
 )
 def test_every_tensor_is_that_of_the_module(overrides):
     config = load_config(overrides)

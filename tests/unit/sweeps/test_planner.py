@@ -38,6 +38,12 @@ def test_an_arm_sets_several_settings_together(grid):
     assert [run.config["model"]["ffn_factor"] for run in plan.runs] == [4.0, 6.0]
 
 
+def test_a_grid_varies_the_placement_of_experts_in_every_form(grid):
+    plan = make_plan(grid(model__sparse_layers=["alternate", "1:-1", [3, 1], 2]))
+    assert {run.config["model"]["sparse_layers"] for run in plan.runs} == {"alternate", "1:-1", "1,3", "2"}
+    assert len({run.config_id for run in plan.runs}) == len(plan.runs)
+
+
 def test_runs_are_grouped_by_their_sweep_unless_told_otherwise(grid):
     assert make_plan(grid(seed=0)).runs[0].config["wandb"]["group"] == "small"
     assert make_plan(grid(seed=0), ["wandb.group=mine"]).runs[0].config["wandb"]["group"] == "mine"
