@@ -42,6 +42,7 @@ QUALIFIERS = {
     "routing.gate_norm": "gate norm {}",
     "routing.gate_scale": "gate scale {}",
     "routing.expert": "{} experts",
+    "routing.expert_bias": "expert bias {}",
     "routing.expert_factor": "experts {} wide",
     "routing.shared_factor": "shared {} wide",
     "routing.balance_loss_weight": "balance loss {}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -126,22 +127,27 @@ def shared_expert(logits_SE: Tensor, top_k: int, capacity: int | None, gating: s
     return Decision(table, _balance(picks, probabilities))
 
 
-def mix(x_ND: Tensor, table: list[Row], w_in_EFD: Tensor, w_out_EFD: Tensor, activation: str) -> Tensor:
-    """The weighted sum of what the experts of each token answer, [N, D]."""
+def mix(x_ND: Tensor, table: list[Row], weights: Sequence[Tensor], activation: str) -> Tensor:
+    """The weighted sum of what the experts of each token answer, [N, D]; `weights` are those of all, and biases."""
     rows = [torch.zeros_like(x_D) for x_D in x_ND]
     for token, expert, weight in table:
-        rows[token] = rows[token] + weight * feed_forward(x_ND[token], w_in_EFD[expert], w_out_EFD[expert], activation)
+        rows[token] = rows[token] + weight * feed_forward(x_ND[token], [each[expert] for each in weights], activation)
     return torch.stack(rows)
 
 
-def feed_forward(x_D: Tensor, w_in_FD: Tensor, w_out_FD: Tensor, activation: str) -> Tensor:
-    """One token through one expert: exact GELU, or SwiGLU with the gate in the first half of the rows."""
-    hidden = w_in_FD @ x_D
+def feed_forward(x_D: Tensor, weights: Sequence[Tensor], activation: str) -> Tensor:
+    """One token through one expert: exact GELU, or SwiGLU with the gate in the first half of the rows.
+
+    `weights` are both matrices, [F, D] each, and both biases, [F] and [D], where the expert has them.
+    """
+    w_in_FD, w_out_FD, *biases = weights
+    b_in, b_out = biases or (0.0, 0.0)
+    hidden = w_in_FD @ x_D + b_in
     if activation == "swiglu":
         half = len(hidden) // 2
         gate, up = hidden[:half], hidden[half:]
-        return (gate / (1 + (-gate).exp()) * up) @ w_out_FD
-    return (hidden / 2 * (1 + torch.erf(hidden / math.sqrt(2)))) @ w_out_FD
+        return (gate / (1 + (-gate).exp()) * up) @ w_out_FD + b_out
+    return (hidden / 2 * (1 + torch.erf(hidden / math.sqrt(2)))) @ w_out_FD + b_out
 
 
 def _best(logits_E: Tensor, count: int) -> list[int]:

@@ -144,6 +144,8 @@ def _sparse_bytes(config: RunConfig, width: int, again: bool, kernels: bool) -> 
     router = FLOAT32 * T * routing.num_experts * (1 if routing.top_k is None else 3) + 20 * slots
     router += FLOAT32 * T * d if width < FLOAT32 and not kernels else 0
     experts = slots * width * (2 * d + (sides // 2 if again else sides) * hidden)
+    if routing.expert_bias and kernels and not again:  # grouped products find the bias of a slot by its expert's number
+        experts += INDEX * slots
     shared_bytes = width * T * (sides * shared + 2 * d) if shared else 0.0
     return _around_bytes(config, width, kernels) + router + experts + shared_bytes
 

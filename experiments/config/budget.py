@@ -82,6 +82,16 @@ def num_expert_matrices(config: RunConfig) -> int:
     return 3 if config.routing.expert == "swiglu" else 2
 
 
+def bias_sizes(config: RunConfig, hidden: int) -> tuple[int, ...]:
+    """Returns the elements of both biases of an expert of this `hidden` width; empty without biases or an expert.
+
+    The first one is as long as the rows of the first matrix, 2 F with SwiGLU. Adding a bias counts as no FLOPs.
+    """
+    if not (config.routing.expert_bias and hidden):
+        return ()
+    return (num_expert_matrices(config) - 1) * hidden, config.model.width
+
+
 def experts_per_token(config: RunConfig) -> float:
     """Returns how many experts process a token on average: f_c, top_k, or the smaller where a router has both."""
     routing = config.routing
@@ -114,8 +124,10 @@ def _params_by_part(config: RunConfig) -> dict[str, int]:
     d, depth = model.width, model.num_layers
     kv, head = d * model.num_kv_heads // model.num_heads, d // model.num_heads
     num_sparse = len(config.sparse_layer_indices)
-    expert = num_expert_matrices(config) * d * hidden_width(config, routing.expert_factor or 0)
-    shared = num_expert_matrices(config) * d * hidden_width(config, routing.shared_factor or 0)
+    expert, shared = (
+        num_expert_matrices(config) * d * hidden + sum(bias_sizes(config, hidden))
+        for hidden in (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
+    )
     patch = model.patch_size**2 * data.channels
     return {
         "embed": patch * d + d,

@@ -49,6 +49,8 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
     ),
     "vector": (
         "embed.bias", "head.bias", "modulation_2D", "blocks.modulation_6D",
+        "blocks.ffn.experts.b_in_EF", "blocks.ffn.experts.b_out_ED",
+        "blocks.ffn.shared.w_in.bias", "blocks.ffn.shared.w_out.bias",
         "time.mlp_in.bias", "time.mlp_out.bias", "time.modulation.bias", "text.project.bias",
         "text.text_in.bias", "text.text_out.bias", "text.pooled_in.bias", "text.pooled_out.bias",
         *(f"blocks.{part}.{norm}.weight" for part in ("attention", "cross_attention")

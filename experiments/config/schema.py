@@ -70,6 +70,11 @@ def _is_default(value: object) -> bool:
     return value in ("standard", "none", 1)
 
 
+def _is_off(value: object) -> bool:
+    """Says of a switch what `_is_default` says of other settings, to which True would be equal to 1."""
+    return value is False
+
+
 class ModelConfig(Settings):
     """Holds the settings of the backbone. All but `name` come from the preset unless they are set."""
 
@@ -116,6 +121,9 @@ class RoutingConfig(Settings):
     expert_factor: WidthFactor | None = Field(description="hidden width of an expert over width")
     shared_factor: WidthFactorOrNone | None = Field(description="hidden width of the shared experts over width")
     balance_loss_weight: LossWeight = Field(description="of one routed layer; the losses of all layers are added")
+    expert_bias: bool = Field(
+        False, exclude_if=_is_off, description="biases after both matrices of every expert, shared ones too"
+    )
     gate_norm: Literal["none", "token"] = Field(
         "none", exclude_if=_is_default, description="token: gates of a token over their sum, as it enters the output"
     )

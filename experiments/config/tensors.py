@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from experiments.config.budget import TIME_FREQUENCIES, hidden_width
+from experiments.config.budget import TIME_FREQUENCIES, bias_sizes, hidden_width
 from experiments.config.data_sets import captions_of
 from experiments.config.parametrization import rate_factor
 from experiments.config.schema import RunConfig
@@ -147,15 +147,19 @@ def _feed_forward_sizes(config: RunConfig, layer: int) -> Iterator[TensorSize]:
         dense = d * hidden_width(config, config.model.ffn_factor)
         yield from (TensorSize(f"{name}.w_in.weight", dense), TensorSize(f"{name}.w_out.weight", dense))
         return
-    sides = 2 if routing.expert == "swiglu" else 1
-    expert = d * hidden_width(config, routing.expert_factor or 0)
-    yield TensorSize(f"{name}.router.weight_DE", d * routing.num_experts)
-    yield TensorSize(f"{name}.experts.w_in_EFD", routing.num_experts * sides * expert, is_expert=True)
-    yield TensorSize(f"{name}.experts.w_out_EFD", routing.num_experts * expert, is_expert=True)
-    shared = d * hidden_width(config, routing.shared_factor or 0)
+    sides, num_experts = 2 if routing.expert == "swiglu" else 1, routing.num_experts
+    hidden, shared = (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
+    yield TensorSize(f"{name}.router.weight_DE", d * num_experts)
+    yield TensorSize(f"{name}.experts.w_in_EFD", num_experts * sides * d * hidden, is_expert=True)
+    yield TensorSize(f"{name}.experts.w_out_EFD", num_experts * d * hidden, is_expert=True)
+    for bias, size in zip(("b_in_EF", "b_out_ED"), bias_sizes(config, hidden), strict=False):  # there may be none
+        yield TensorSize(f"{name}.experts.{bias}", num_experts * size, is_expert=True)
     if shared:
-        yield TensorSize(f"{name}.shared.w_in.weight", sides * shared)
-        yield TensorSize(f"{name}.shared.w_out.weight", shared)
+        b_in, b_out = bias_sizes(config, shared) or (0, 0)
+        for part, weight, bias_size in (("w_in", sides * d * shared, b_in), ("w_out", d * shared, b_out)):
+            yield TensorSize(f"{name}.shared.{part}.weight", weight)
+            if bias_size:
+                yield TensorSize(f"{name}.shared.{part}.bias", bias_size)
 
 
 def optimizer_groups(config: RunConfig) -> tuple[TensorGroup, ...]:

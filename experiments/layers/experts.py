@@ -7,7 +7,7 @@ weights; there is no one-hot matmul. Where all experts have equally many slots t
 and up stored side by side.
 
 Legend: N tokens, D width, F hidden width, E experts, P slots of an expert, M slots of all experts, sorted by expert.
-`w_in_EFD` holds 2 F rows with SwiGLU.
+`w_in_EFD` and `b_in_EF` hold 2 F rows with SwiGLU.
 """
 
 from __future__ import annotations
@@ -22,16 +22,20 @@ from torch import Tensor, nn
 from experiments.layers.dispatch import Places, combine, gather
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertExchange, ExpertShare
 from experiments.layers.gates import AS_DECIDED, Gates
-from experiments.layers.pieces import Activation, activate, feed_forward_in_pieces
+from experiments.layers.pieces import NO_BIASES, Activation, Biases, activate, feed_forward_in_pieces, products
 from experiments.layers.segments import feed_forward_in_segments, plain_segments
 from experiments.routing.contract import Assignment
 
 
 class StackedExperts(nn.Module):
-    """E feed-forward networks with stacked weights and no biases (8 D^2 each with GELU and factor 4, as in EC-DIT).
+    """E feed-forward networks with stacked weights (8 D^2 each with GELU and factor 4, as in EC-DIT).
 
-    `share` says which of them this process holds, all by default. All weights are drawn from `seed`.
+    `share` says which of them this process holds, all by default. All weights are drawn from `seed`. `bias` adds biases
+    after both matrices, which start at 0 (ProMoE, arXiv 2510.24711, and the feed-forward of DiT, arXiv 2212.09748).
     """
+
+    b_in_EF: nn.Parameter | None
+    b_out_ED: nn.Parameter | None
 
     def __init__(
         self,
@@ -41,19 +45,22 @@ class StackedExperts(nn.Module):
         activation: Activation,
         share: ExpertShare = ALL_EXPERTS,
         seed: str = "",
+        bias: bool = False,
     ) -> None:
         super().__init__()
         rows, held = hidden * (2 if activation == "swiglu" else 1), share.of(num_experts)
         self.activation: Activation = activation
         self.w_in_EFD = nn.Parameter(torch.empty(len(held), rows, width))
         self.w_out_EFD = nn.Parameter(torch.empty(len(held), hidden, width))
+        self.b_in_EF = nn.Parameter(torch.zeros(len(held), rows)) if bias else None
+        self.b_out_ED = nn.Parameter(torch.zeros(len(held), width)) if bias else None
         self.exchange = ExpertExchange(num_experts, share) if share.count > 1 else None
         for expert, *weights in zip(held, self.w_in_EFD.data, self.w_out_EFD.data, strict=True):
             init_feed_forward(width, hidden, *weights, generator=_generator(seed, expert, weights[0].device))
         if self.exchange is not None:
             # The mark makes DeepSpeed reduce these gradients only over processes that hold the same experts.
-            share.mark(self.w_in_EFD)
-            share.mark(self.w_out_EFD)
+            for parameter in self.parameters():
+                share.mark(parameter)
 
     def forward(self, x_MD: Tensor, slots_E: Tensor | None = None, fast: bool = True) -> Tensor:
         """Applies each expert to its own slots, on whichever process holds it: [M, D] to [M, D].
@@ -65,7 +72,8 @@ class StackedExperts(nn.Module):
 
     def _compute(self, fast: bool, x_MD: Tensor, slots_E: Tensor | None) -> Tensor:
         """Applies the experts that this process holds."""
-        weights = (self.w_in_EFD, self.w_out_EFD, self.activation)
+        biases = NO_BIASES if self.b_in_EF is None or self.b_out_ED is None else (self.b_in_EF, self.b_out_ED)
+        weights = (self.w_in_EFD, self.w_out_EFD, self.activation, biases)
         if slots_E is not None:
             return (feed_forward_in_segments if fast else plain_segments)(x_MD, slots_E, *weights)
         x_EPD = x_MD.view(len(self.w_in_EFD), -1, x_MD.shape[1])
@@ -88,9 +96,12 @@ def _generator(seed: str, expert: int, device: torch.device) -> torch.Generator 
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def plain_feed_forward(x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation) -> Tensor:
+def plain_feed_forward(
+    x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation, biases: Biases = NO_BIASES
+) -> Tensor:
     """Applies all experts at once, with two batched matmuls over [E, P, D]; the reference for `pieces.py`."""
-    return torch.bmm(activate(torch.bmm(x_EPD, w_in_EFD.mT), activation), w_out_EFD)
+    b_in_E1F, b_out_E1D = (None if bias is None else bias.unsqueeze(1) for bias in biases)
+    return products(b_out_E1D, activate(products(b_in_E1F, x_EPD, w_in_EFD.mT), activation), w_out_EFD)
 
 
 def apply_experts(

@@ -21,14 +21,17 @@ from experiments.routing.router import Router
 
 
 class DenseFeedForward(nn.Module):
-    """A feed-forward of two matrices with GELU or three with SwiGLU; it has no biases, exactly like an expert."""
+    """A feed-forward of two matrices with GELU or three with SwiGLU; `bias` gives it biases from 0, like an expert."""
 
-    def __init__(self, width: int, hidden: int, activation: Activation = "gelu") -> None:
+    def __init__(self, width: int, hidden: int, activation: Activation = "gelu", bias: bool = False) -> None:
         super().__init__()
         self.activation: Activation = activation
         self.w_in = nn.Linear(width, hidden * (2 if activation == "swiglu" else 1), bias=False)
         self.w_out = nn.Linear(hidden, width, bias=False)
         init_feed_forward(width, hidden, self.w_in.weight, self.w_out.weight)
+        if bias:  # added afterwards, so that all weights are those that the same seed draws without biases
+            for linear in (self.w_in, self.w_out):
+                linear.bias = nn.Parameter(torch.zeros(linear.out_features))
 
     def forward(self, x_BTD: Tensor) -> FeedForwardOutput:
         """Maps [B, T, D] to [B, T, D]; the auxiliary loss is 0."""
@@ -84,8 +87,9 @@ def build_feed_forward(
     assert routing.expert_factor is not None
     router = build_router(config)
     hidden = hidden_width(config, routing.expert_factor)
-    experts = StackedExperts(routing.num_experts, width, hidden, routing.expert, share, seed=f"{config.seed} {layer}")
+    seed, bias = f"{config.seed} {layer}", routing.expert_bias
+    experts = StackedExperts(routing.num_experts, width, hidden, routing.expert, share, seed, bias)
     shared = None
     if routing.shared_factor:
-        shared = DenseFeedForward(width, hidden_width(config, routing.shared_factor), routing.expert)
+        shared = DenseFeedForward(width, hidden_width(config, routing.shared_factor), routing.expert, bias)
     return RoutedFeedForward(router, experts, shared, config.train.implementation == "fast", Gates.of(config))

@@ -8,8 +8,11 @@ Where gradients are wanted the hidden layer is stored transposed, [F, P]. Each p
 its left factor contiguous in memory, as the 16-bit matmuls of CPUs want it: with 32 experts the six products take 0.8
 of the time (docs/benchmarks).
 
-Legend: E experts, P slots of an expert, D width, F hidden width; `w_in_EFD` and `hidden_EFP` hold 2 F rows with
-SwiGLU.
+Experts may have biases (`routing.expert_bias`), which are added by the products themselves, without another pass over
+memory. Without biases the operations are those of experts that never had any.
+
+Legend: E experts, P slots of an expert, D width, F hidden width; `w_in_EFD`, `hidden_EFP` and the first bias, [E, F],
+hold 2 F rows with SwiGLU. The second bias is [E, D].
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from experiments.accelerated import has_kernels
 
 Activation = Literal["gelu", "swiglu"]
+Biases = tuple[Tensor, Tensor] | tuple[None, None]
+"""The biases of the first and of the second matrix of all experts, [E, F] and [E, D], or none."""
+NO_BIASES: Biases = (None, None)
 
 PIECE_BYTES = 4 * 2**20
 """The size of the part of `hidden_EFP` in one piece; a piece is one expert where an expert's part is larger."""
@@ -69,16 +75,24 @@ def memory_again(like: Tensor, size: int, activation: Activation) -> tuple[Tenso
     return grad_acted, acted, like.new_empty(2 * size) if activation == "swiglu" else grad_acted
 
 
-def feed_forward_in_pieces(x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation) -> Tensor:
+def feed_forward_in_pieces(
+    x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation, biases: Biases = NO_BIASES
+) -> Tensor:
     """Applies each expert to its own slots: [E, P, D] to [E, P, D], all of one type, differentiable once."""
     if torch.is_grad_enabled():
-        out: Tensor = _InPieces.apply(x_EPD, w_in_EFD, w_out_EFD, activation)  # type: ignore[no-untyped-call]
+        out: Tensor = _InPieces.apply(x_EPD, w_in_EFD, w_out_EFD, activation, *biases)  # type: ignore[no-untyped-call]
         return out
     y_EPD = torch.empty_like(x_EPD)
     for piece in _pieces(x_EPD, w_in_EFD):
-        acted = activate(torch.bmm(x_EPD[piece], w_in_EFD[piece].mT), activation)
-        torch.bmm(acted, w_out_EFD[piece], out=y_EPD[piece])
+        b_in_E1F, b_out_E1D = (None if bias is None else bias[piece].unsqueeze(1) for bias in biases)
+        acted = activate(products(b_in_E1F, x_EPD[piece], w_in_EFD[piece].mT), activation)
+        products(b_out_E1D, acted, w_out_EFD[piece], out=y_EPD[piece])
     return y_EPD
+
+
+def products(bias: Tensor | None, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """Returns the batched product of `left` and `right`, plus `bias`, broadcast, if given."""
+    return torch.bmm(left, right, out=out) if bias is None else torch.baddbmm(bias, left, right, out=out)
 
 
 def _pieces(x_EPD: Tensor, w_in_EFD: Tensor) -> Iterator[slice]:
@@ -95,14 +109,19 @@ class _InPieces(torch.autograd.Function):
     """The feed-forward of all experts, which saves the hidden layer before its activation for the backward pass."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation,
+        b_in_EF: Tensor | None, b_out_ED: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         hidden_EFP = x_EPD.new_empty(*w_in_EFD.shape[:2], x_EPD.shape[1])
         y_EPD = torch.empty_like(x_EPD)
         for piece in _pieces(x_EPD, w_in_EFD):
-            hidden = torch.bmm(w_in_EFD[piece], x_EPD[piece].mT, out=hidden_EFP[piece])
-            torch.bmm(_activated(hidden, activation).mT, w_out_EFD[piece], out=y_EPD[piece])
+            b_in_EF1 = None if b_in_EF is None else b_in_EF[piece].unsqueeze(2)
+            b_out_E1D = None if b_out_ED is None else b_out_ED[piece].unsqueeze(1)
+            hidden = products(b_in_EF1, w_in_EFD[piece], x_EPD[piece].mT, out=hidden_EFP[piece])
+            products(b_out_E1D, _activated(hidden, activation).mT, w_out_EFD[piece], out=y_EPD[piece])
         ctx.save_for_backward(x_EPD, w_in_EFD, w_out_EFD, hidden_EFP)
-        ctx.activation = activation  # type: ignore[attr-defined]
+        ctx.activation, ctx.has_biases = activation, b_in_EF is not None  # type: ignore[attr-defined]
         return y_EPD
 
     @staticmethod
@@ -113,7 +132,14 @@ class _InPieces(torch.autograd.Function):
         # here.
         grad_y_EPD = gradients[0].contiguous()
         if has_kernels(hidden_EFP):
-            return *_with_kernels(grad_y_EPD, x_EPD, w_in_EFD, w_out_EFD, hidden_EFP, ctx.activation), None
+            *gradients_of_inputs, grad_hidden_EFP = _with_kernels(
+                grad_y_EPD, x_EPD, w_in_EFD, w_out_EFD, hidden_EFP, ctx.activation
+            )
+            biased = (grad_hidden_EFP.sum(2), grad_y_EPD.sum(1)) if ctx.has_biases else (None, None)
+            return *gradients_of_inputs, None, *biased
+        grad_b_in_EF, grad_b_out_ED = (
+            (x_EPD.new_empty(w_in_EFD.shape[:2]), grad_y_EPD.sum(1)) if ctx.has_biases else (None, None)
+        )
         grad_x_EPD, grad_w_in_EFD, grad_w_out_EFD = (torch.empty_like(each) for each in (x_EPD, w_in_EFD, w_out_EFD))
         num_hidden, num_slots = w_out_EFD.shape[1], x_EPD.shape[1]
         pieces = list(_pieces(x_EPD, w_in_EFD))
@@ -131,7 +157,9 @@ class _InPieces(torch.autograd.Function):
             torch.bmm(acted, grad_y, out=grad_w_out_EFD[piece])
             torch.bmm(grad_hidden, x_EPD[piece], out=grad_w_in_EFD[piece])
             torch.bmm(grad_hidden.mT, w_in_EFD[piece], out=grad_x_EPD[piece])
-        return grad_x_EPD, grad_w_in_EFD, grad_w_out_EFD, None
+            if grad_b_in_EF is not None:
+                torch.sum(grad_hidden, dim=2, out=grad_b_in_EF[piece])
+        return grad_x_EPD, grad_w_in_EFD, grad_w_out_EFD, None, grad_b_in_EF, grad_b_out_ED
 
 
 def _activated(hidden_EFP: Tensor, activation: Activation) -> Tensor:
@@ -145,9 +173,10 @@ def _activated(hidden_EFP: Tensor, activation: Activation) -> Tensor:
 
 def _with_kernels(
     grad_y_EPD: Tensor, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, hidden_EFP: Tensor, activation: Activation
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Computes the gradients of `_InPieces` with few large products; the activation and its gradient are one kernel.
 
+    The last one is the gradient of the hidden layer, whose sum over the slots is that of the first bias.
     The activation is recomputed for one half of the experts after the other, so that only half of it is ever in memory.
     """
     from experiments.layers import routed_kernels as kernels
@@ -163,4 +192,4 @@ def _with_kernels(
         del acted  # or it would still be alive when the other half's activation is allocated
     del grad_acted_EFP
     grad_w_in_EFD = torch.bmm(grad_hidden_EFP, x_EPD)
-    return torch.bmm(grad_hidden_EFP.mT, w_in_EFD), grad_w_in_EFD, grad_w_out_EFD
+    return torch.bmm(grad_hidden_EFP.mT, w_in_EFD), grad_w_in_EFD, grad_w_out_EFD, grad_hidden_EFP

@@ -39,10 +39,16 @@ def small_config(width: int = WIDTH, **routing: Any) -> RunConfig:
 
 
 def small_layer(**routing: Any) -> RoutedFeedForward:
-    """Returns the layer of `small_config` with decided preferences, so that a limit drops tokens."""
+    """Returns the layer of `small_config` with decided preferences, so that a limit drops tokens.
+
+    Biases of experts, where `routing` asks for them, are drawn too, because a forgotten bias of 0 would not show.
+    """
     layer = build_feed_forward(small_config(**routing), 0)
     assert isinstance(layer, RoutedFeedForward)
     torch.nn.init.normal_(layer.router.weight_DE)
+    for name, parameter in layer.named_parameters():
+        if name.split(".")[-1] in ("b_in_EF", "b_out_ED", "bias"):
+            torch.nn.init.normal_(parameter)
     return layer
 
 
@@ -88,16 +94,14 @@ def one_expert_with_full_capacity_is_the_dense_layer(name: str) -> None:
     row = ROUTERS[name]
     only: dict[str, Any] = {"top_k": 1} if row.top_k is not None else {}
     only |= {"shared_factor": 0.0} if row.shared_factor is not None else {}
-    for expert in ("gelu", "swiglu"):
+    for expert, expert_bias in (("gelu", False), ("swiglu", False), ("gelu", True), ("swiglu", True)):
         for group_images in GROUPS:
-            layer = small_layer(
-                name=name, num_experts=1, capacity_factor=1.0, expert=expert, group_images=group_images, **only
-            )
-            dense = DenseFeedForward(WIDTH, layer.experts.w_out_EFD.shape[1], layer.experts.activation)
-            dense.w_in.weight.data = layer.experts.w_in_EFD[0]
-            dense.w_out.weight.data = layer.experts.w_out_EFD[0].T
+            only |= {"expert": expert, "expert_bias": expert_bias, "group_images": group_images}
+            layer = small_layer(name=name, num_experts=1, capacity_factor=1.0, **only)
+            dense = _dense_copy(layer)
             x_BTD, direction_BTD = _tokens().requires_grad_(), torch.randn(NUM_IMAGES, NUM_TOKENS, WIDTH)
-            case = f"with {expert} experts and routing.group_images={group_images}"
+            biased = " with biases" if expert_bias else ""
+            case = f"with {expert} experts{biased} and routing.group_images={group_images}"
             output, dense_BTD = layer(x_BTD), dense(x_BTD).out_BTD
             assignment, routed_BTD = _assignment(output.assignment), output.out_BTD
             if row.gating != "softmax":  # the gate of a single expert depends on its logit, and is not 1
@@ -134,7 +138,7 @@ def no_expert_gets_more_tokens_than_it_has_slots(name: str) -> None:
 def gradients_reach_every_parameter(name: str) -> None:
     """Requires that the router and each expert learn: all gradients are finite, and none is zero."""
     for training in (True, False):
-        layer = small_layer(name=name, num_experts=NUM_EXPERTS, capacity_factor=1.0).train(training)
+        layer = small_layer(name=name, num_experts=NUM_EXPERTS, capacity_factor=1.0, expert_bias=True).train(training)
         for parameter, gradient in gradients(layer, _tokens()).items():
             _require(bool(gradient.isfinite().all()), f"the gradient of {parameter} is not finite")
             stack = gradient.flatten(1) if parameter.startswith("experts") else gradient.flatten().unsqueeze(0)
@@ -231,6 +235,17 @@ def _cases(name: str) -> Iterator[tuple[dict[str, Any], bool, int]]:
             settings = {"name": name, "num_experts": NUM_EXPERTS, "capacity_factor": factor}
             yield settings | {"group_images": group_images}, True, NUM_IMAGES
             yield settings | {"group_images": group_images}, False, NUM_IMAGES + 1
+
+
+def _dense_copy(layer: RoutedFeedForward) -> DenseFeedForward:
+    """Returns the dense layer with the weights of the first expert of `layer`, and its biases if it has them."""
+    experts = layer.experts
+    has_biases = experts.b_in_EF is not None
+    dense = DenseFeedForward(WIDTH, experts.w_out_EFD.shape[1], experts.activation, has_biases)
+    dense.w_in.weight.data, dense.w_out.weight.data = experts.w_in_EFD[0], experts.w_out_EFD[0].T
+    if experts.b_in_EF is not None and experts.b_out_ED is not None:
+        dense.w_in.bias.data, dense.w_out.bias.data = experts.b_in_EF[0], experts.b_out_ED[0]
+    return dense
 
 
 def _tokens(num_images: int = NUM_IMAGES) -> Tensor:

@@ -26,7 +26,7 @@ CASES = {
     "no limit": ["routing=token_choice", "routing.capacity_factor=None", "routing.eval_capacity_factor=None"],
     "mup": [
         "routing=expert_choice", "routing.gate_norm=token", "optim.parametrization=mup", "model.base_width=16",
-        "optim.weight_decay=0.1",
+        "optim.weight_decay=0.1", "routing.expert_bias=True",
     ],
 }  # fmt: skip
 LAYOUTS = {
@@ -36,7 +36,7 @@ LAYOUTS = {
 """(expert-parallel size, ZeRO stage) by number of processes."""
 STEPS = 3
 SAVED = "mup"
-"""The case whose checkpoints go on at other layouts: it has two parameter groups beside those of experts."""
+"""The case whose checkpoints go on at other layouts: experts with biases, and two parameter groups beside theirs."""
 DROPLESS = ("shared_expert", "no limit")
 
 

@@ -91,6 +91,12 @@ def test_placements_of_experts_are_arms_and_none_of_a_dense_model(write_arms: Wr
     assert all(arm.replace("Expert", "Token") == reference for arm, reference in routed)
 
 
+def test_biases_of_experts_are_an_arm_beside_runs_that_do_not_store_them(write_arms: WriteArms) -> None:
+    arms = {str(bias): ({}, {"name": "switch", "expert_bias": bias}, 1e-5) for bias in (False, True)}
+    table = arms_of(write_arms(arms, seeds=(0,)))
+    assert set(table["arm"]) == {"Switch (expert bias False)", "Switch (expert bias True)"}
+
+
 def test_a_law_in_experts_has_a_family_for_each_placement(write_arms: WriteArms) -> None:
     arms = {
         f"{number} {experts}": ({"sparse_layers": placement}, {"name": "expert_choice", "num_experts": experts}, 1e-5)

@@ -34,12 +34,13 @@ def test_every_setting_of_a_run_can_be_set() -> None:
     of_transfer = {*(word.split("=")[0] for word in mup), "routing.gate_norm", "routing.gate_scale"}
     of_cooldown = {"optim.cooldown_share", "optim.cooldown_shape"}
     absent = (
-        of_latents | of_transfer | of_cooldown | {"train.ema"}
+        of_latents | of_transfer | of_cooldown | {"train.ema", "routing.expert_bias"}
     )  # what only some runs have is stored with these runs alone
     assert leaves(load_config().model_dump()) | absent == set(known_settings())
     assert not leaves(load_config().model_dump()) & absent
     using = load_config([*mup, "routing.gate_norm=token", "routing.gate_scale=2"])
     assert leaves(using.model_dump()) >= of_transfer
+    assert load_config(["routing.expert_bias=True"]).model_dump()["routing"]["expert_bias"] is True
 
 
 def test_later_overrides_win() -> None:

@@ -38,13 +38,20 @@ def test_a_dense_match_in_width_keeps_the_head_size() -> None:
 
 
 def test_the_defaults_are_not_stored_and_leave_the_id_alone() -> None:
-    given = ["optim.parametrization=standard", "routing.gate_norm=none", "routing.gate_scale=1", "model.head_size=None"]
+    given = [
+        "optim.parametrization=standard",
+        "routing.gate_norm=none",
+        "routing.gate_scale=1",
+        "model.head_size=None",
+        "routing.expert_bias=False",
+    ]
     assert config_id(load_config(given)) == config_id(load_config())
     ids = {config_id(load_config(words)) for words in (
         [], ["model.base_width=64", "optim.parametrization=mup"], ["model.head_size=32"], ["routing.gate_scale=2"],
         ["routing.gate_norm=token"], ["optim.rate_by_length=1"],
+        ["routing.expert_bias=True"],
     )}  # fmt: skip
-    assert len(ids) == 6
+    assert len(ids) == 7
 
 
 def test_at_the_base_width_every_factor_is_exactly_one() -> None:
@@ -59,6 +66,11 @@ def test_rates_of_weights_that_read_the_width_fall_with_it() -> None:
     assert rate_factor(config, "blocks.0.attention.query.weight") == rate_factor(config, "head.weight") == 0.25
     assert rate_factor(config, "embed.weight") == rate_factor(config, "blocks.0.modulation_6D") == 1.0
     assert initial_factor(config, "time.mlp_out.weight") == 0.5  # drawn with 0.02 at every width
+
+
+def test_biases_of_experts_learn_at_the_rate_of_vectors() -> None:
+    names = ("experts.b_in_EF", "experts.b_out_ED", "shared.w_in.bias", "shared.w_out.bias")
+    assert {kind_of(f"blocks.1.ffn.{name}") for name in names} == {"vector"}
 
 
 def test_an_unknown_parameter_is_named() -> None:

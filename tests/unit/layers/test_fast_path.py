@@ -29,6 +29,9 @@ CASES: list[dict[str, Any]] = [
     {"name": "shared_expert", "top_k": 1, "expert": "gelu", "shared_factor": 0.0},
     {"name": "token_choice", "top_k": 3, "capacity_factor": None, "group_images": 2},
     {"name": "shared_expert", "capacity_factor": 1.0},
+    {"name": "expert_choice", "expert_bias": True},
+    {"name": "shared_expert", "expert_bias": True},
+    {"name": "token_choice", "capacity_factor": 1.0, "expert": "swiglu", "expert_bias": True},
 ]
 cases = pytest.mark.parametrize("routing", CASES, ids=[" ".join(map(str, case.values())) for case in CASES])
 

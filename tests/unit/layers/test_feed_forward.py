@@ -81,6 +81,42 @@ def test_sparse_layers_are_where_the_config_says(placement: str, routed: set[int
     assert all(isinstance(build_feed_forward(dense, layer), DenseFeedForward) for layer in range(4))
 
 
+@routers
+def test_with_biases_a_layer_starts_as_the_one_without(name: str, config_of: ConfigOf) -> None:
+    layers = []
+    for expert_bias in (False, True):
+        torch.manual_seed(1)
+        layers.append(build_feed_forward(config_of(name=name, num_experts=4, expert_bias=expert_bias), 0))
+    plain, biased = (dict(layer.named_parameters()) for layer in layers)
+    x_BTD = torch.randn(2, 6, 8)
+    assert_close(layers[1](x_BTD).out_BTD, layers[0](x_BTD).out_BTD)
+    assert all(torch.equal(biased[parameter], weight) for parameter, weight in plain.items())
+    added = {parameter for parameter in biased if parameter not in plain}
+    assert added == {"experts.b_in_EF", "experts.b_out_ED"} | (
+        {"shared.w_in.bias", "shared.w_out.bias"} if ROUTERS[name].shared_factor else set()
+    )
+    assert not any(bool(biased[parameter].any()) for parameter in added)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_bias_of_an_empty_slot_adds_nothing(fast: bool, layer_of: LayerOf, gradients_of: GradientsOf) -> None:
+    """Room for all tokens leaves slots empty, and without a limit there are no such slots."""
+    roomy, exact = (
+        layer_of(name="token_choice", num_experts=4, capacity_factor=factor, expert_bias=True) for factor in (4.0, None)
+    )
+    roomy.load_state_dict(exact.state_dict())
+    roomy.fast = exact.fast = fast
+    x_BTD = torch.randn(4, 16, 8)
+    output = roomy(x_BTD)
+    assert output.assignment is not None
+    assert output.assignment.filled_M is not None
+    assert not bool(output.assignment.filled_M.all())
+    assert_close(output.out_BTD, exact(x_BTD).out_BTD)
+    expected = gradients_of(exact, x_BTD)
+    for name, gradient in gradients_of(roomy, x_BTD).items():
+        assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_stacked_experts_start_different_and_in_the_range_of_a_dense_layer(layer_of: LayerOf) -> None:
     experts = layer_of(name="expert_choice", num_experts=4).experts
     bound = (6 / (8 + 16)) ** 0.5

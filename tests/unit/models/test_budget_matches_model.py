@@ -32,6 +32,8 @@ ARMS = (
     "routing=shared_expert",
     "routing=shared_expert routing.num_experts=16 train.implementation=reference",
     "routing=token_choice routing.capacity_factor=None routing.group_images=1",
+    "routing=expert_choice routing.expert_bias=True routing.num_experts=5",
+    "routing=shared_expert routing.expert_bias=True",
     "routing=expert_choice model.sparse_layers=1:-1",
     "routing=shared_expert model.sparse_layers=0,3",
     "routing=switch routing.capacity_factor=None parallel.activation_checkpointing=True",
@@ -75,6 +77,12 @@ def counted(model: DiT, config: RunConfig, batch: Batch, train: bool) -> int:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_part_of_every_preset_has_the_parameters_that_were_computed(preset: str, router: str) -> None:
     config = load_config([f"model={preset}", f"routing={router}"])
+    assert_matches_budget(shell_of(config), budget(config))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_part_of_every_arm_has_the_parameters_that_were_computed(arm: str) -> None:
+    config = load_config(arm.split())
     assert_matches_budget(shell_of(config), budget(config))
 
 

@@ -20,6 +20,8 @@ from experiments.models.parts import part_of
         ("model=dit-moe-S", "routing=shared_expert"),
         ("model=S",),
         ("model=nano", "model.sparse_layers=1:-1"),
+        ("model=nano", "routing.expert_bias=True"),
+        ("model=dit-moe-S", "routing=shared_expert", "routing.expert_bias=True"),
         ("model=nano", "model.sparse_layers=0,3"),
     ],
 )

@@ -28,7 +28,8 @@ def test_every_parameter_of_every_router_has_one_kind(router: str, settings: Set
 
 def test_features_of_latents_have_a_kind_too_and_no_row_is_left_over(latent_set, settings: Settings) -> None:
     latents = settings("data.name=latents", f"data.path={latent_set}", "model.patch_size=2")
-    configs = [latents, *(settings(f"routing={router}") for router in ROUTERS)]
+    biases = settings("routing=shared_expert", "routing.expert_bias=True")
+    configs = [latents, biases, *(settings(f"routing={router}") for router in ROUTERS)]
     names = {name for config in configs for name, _ in DiT(config).named_parameters()}
     assert {".".join(p for p in name.split(".") if not p.isdigit()) for name in names} == set(KIND_BY_NAME)
 

@@ -34,6 +34,9 @@ CASES = {
     "shared expert": {"name": "shared_expert"},
     "shared expert, tight": {"name": "shared_expert", "capacity_factor": 1.3},
     "shared expert, sigmoid": {"name": "shared_expert", "capacity_factor": 1.0, "gating": "sigmoid"},
+    "expert choice, biases": {"name": "expert_choice", "expert_bias": True},
+    "token choice, tight, biases": {"name": "token_choice", "capacity_factor": 1.0, "expert_bias": True},
+    "shared expert, biases": {"name": "shared_expert", "expert_bias": True},
     "shared expert, identity top 3": {"name": "shared_expert", "top_k": 3, "gating": "identity"},
 }
 cases = pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
@@ -45,10 +48,11 @@ def by_loops(layer: RoutedFeedForward, x_BTD: Tensor, routing: RoutingConfig) ->
     decision = route(routing, x_BTD @ layer.router.weight_DE, routing.capacity_factor)
     assert routing.expert is not None
     experts, x_ND = layer.experts, x_BTD.flatten(0, 1)
-    out_ND = mix(x_ND, decision.table, experts.w_in_EFD, experts.w_out_EFD, routing.expert)
+    out_ND = mix(x_ND, decision.table, [*experts.parameters()], routing.expert)
     if layer.shared is not None:
-        w_in, w_out = layer.shared.w_in.weight, layer.shared.w_out.weight.T
-        out_ND = out_ND + torch.stack([feed_forward(x_D, w_in, w_out, routing.expert) for x_D in x_ND])
+        w_in, w_out = layer.shared.w_in, layer.shared.w_out
+        weights = [w_in.weight, w_out.weight.T, *([w_in.bias, w_out.bias] if routing.expert_bias else [])]
+        out_ND = out_ND + torch.stack([feed_forward(x_D, weights, routing.expert) for x_D in x_ND])
     return out_ND.view_as(x_BTD), routing.balance_loss_weight * decision.loss, decision
 
 
