@@ -85,6 +85,7 @@ def bench_dropless(options: SpeedOptions, steps: int, progress: Progress) -> Row
     from experiments.config.overrides import load_config
 
     dropless = load_config([MODEL, *options.overrides, "routing=shared_expert", "routing.capacity_factor=null"])
+    _refuse_biases(dropless)
     routing = dropless.routing
     assert routing.top_k is not None
     assert routing.expert_factor is not None
@@ -202,6 +203,7 @@ def _refuse_other_routers(configs: list[RunConfig]) -> None:
     from experiments.errors import ConfigError
 
     for config in configs:
+        _refuse_biases(config)
         routing = config.routing
         if routing.name != "expert_choice" or routing.group_images != 1:
             raise ConfigError(
@@ -209,6 +211,18 @@ def _refuse_other_routers(configs: list[RunConfig]) -> None:
                 f"routing.group_images={routing.group_images}.",
                 "Leave both out.",
             )
+
+
+def _refuse_biases(config: RunConfig) -> None:
+    """Raises `ConfigError` for experts with biases, beside which other forms of the layer would do less work."""
+    from experiments.errors import ConfigError
+
+    if config.routing.expert_bias:
+        raise ConfigError(
+            "routing.expert_bias=True does not fit ecdit bench routing and train: a loop over experts and other forms "
+            "of the layer have no biases there.",
+            "Use routing.expert_bias=False.",
+        )
 
 
 def _once(rows: Iterator[SpeedRow] | list[SpeedRow]) -> Iterator[dict[str, Any]]:

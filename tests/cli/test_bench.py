@@ -129,6 +129,13 @@ def test_the_layer_is_measured_with_expert_choice_by_image_only(capsys: pytest.C
     assert said.count("\n") == 1
 
 
+def test_experts_with_biases_are_not_measured_beside_forms_without_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "routing", "routing.expert_bias=True"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: routing.expert_bias=True does not fit ecdit bench routing and train: a loop over")
+    assert said.count("\n") == 1
+
+
 def test_an_unknown_measure_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "trian"]) == 2
     assert capsys.readouterr().err == "error: ecdit bench 'trian' does not exist. Did you mean 'train'?\n"
