@@ -145,7 +145,7 @@ def arm_pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
     chosen = routed[routed["routing.name"] == "token_choice"]
     for _, ours in routed[routed["routing.name"] == "expert_choice"].iterrows():
         for _, theirs in chosen.iterrows():
-            if all(ours[name] == theirs[name] for name in same):
+            if all(ours.get(name) == theirs.get(name) for name in same):  # a table may lack a column
                 yield ours["arm"], theirs["arm"]
 
 

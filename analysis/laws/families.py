@@ -15,6 +15,7 @@ import pandas as pd
 from analysis.arms import PLACEMENT, group_text
 from experiments.config.routers import router_label
 
+EXPERTS = "routing.num_experts"
 SIZES = ("model.", "train.images")
 """Prefixes of those parts of a setup that are variables of the laws and do not separate families."""
 
@@ -41,7 +42,8 @@ def router_families(rows: pd.DataFrame) -> Families:
             group = of_router["routing.group_images"].iloc[0]
             capacity = "" if pd.isna(f_c) else f", f_c {f_c:g}"
             grouped = "" if pd.isna(group) else f", {group_text(group)}"
-            placed = f", sparse layers {of_router[PLACEMENT].iloc[0]}" if routed[PLACEMENT].nunique() > 1 else ""
+            several = PLACEMENT in routed and routed[PLACEMENT].nunique() > 1  # a table may lack the column
+            placed = f", sparse layers {of_router[PLACEMENT].iloc[0]}" if several else ""
             beside = " and dense" if len(dense) else ""
             name = f"{router_label(str(router))}{capacity}{grouped}{placed}{beside}{condition}"
             yield name, pd.concat([dense, of_router])
@@ -72,6 +74,5 @@ def _condition(setup: str) -> str:
 
 def _routing_keys(runs: pd.DataFrame) -> pd.Series[str]:
     """Returns a key for each run, equal for runs whose routing differs in nothing but the number of experts."""
-    routing = [name for name in runs.columns if name.startswith("routing.") and name != "routing.num_experts"]
-    names = [*routing, PLACEMENT]
+    names = [name for name in runs.columns if name.startswith(("routing.", PLACEMENT)) and name != EXPERTS]
     return runs[names].map(str).agg(" ".join, axis=1)
