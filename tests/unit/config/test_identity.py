@@ -24,6 +24,8 @@ def with_another_value(config: RunConfig, key: str) -> RunConfig:
     new: object
     if int in accepts.kinds or float in accepts.kinds:
         new = (old if isinstance(old, int | float) else 0) + (1 if int in accepts.kinds else 0.5)
+    elif bool in accepts.kinds:
+        new = not old
     else:
         new = next((word for word in accepts.words if word != old), f"{old}-changed")
     changed = owner.model_copy(update={name: new})
