@@ -1,11 +1,13 @@
 """The arm table: one row per setup and arm, means over seeds beside what the arm costs.
 
-The columns are the keys of `ecdit compare-routing --json`. `val_loss_std` is the standard deviation over seeds with n -
-1 and is missing with one seed. `dropped_share` is the share of tokens that were dropped (token choice) or that no
-expert chose (expert choice); dense models have none. Columns with `_same_t` are measured on batches in which all images
-have one timestep, because that is what a router meets in sampling. `num_diverged` counts the runs that diverged, which
-are in no mean; an arm of which all runs diverged has a row without losses. `evals.METRIC` are the scores of
-`arm_scores.py`, where any run has them.
+The columns are keys of the rows of `ecdit compare-routing --json`. `val_loss_std` is the standard deviation over seeds
+with n - 1 and is missing with one seed. `dropped_share` is the share of tokens that were dropped (token choice) or that
+no expert chose (expert choice); dense models have none. Columns with `_same_t` are measured on batches in which all
+images have one timestep, because that is what a router meets in sampling. `num_diverged` counts the runs that diverged,
+which are in no mean; an arm of which all runs diverged has a row without losses. `train_flops_per_image` is what
+training spent; where that is not the plan, `executed_train_flops_per_image` has it too, beside the plan in
+`planned_train_flops_per_image`. `max_violation` and `pair_usage` are those of `routing_balance.py`. `evals.METRIC` are
+the scores of `arm_scores.py`, where any run has them.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from analysis.arms import arm_list, dense_same_depth
 from analysis.curves import mean_over_seeds, reach, validation_curves
 from analysis.diverged_runs import diverged_table, finished_arms
 from analysis.load_records import Records
+from analysis.routing_balance import with_balance
 from analysis.run_table import INFERENCE, is_missing
 from analysis.seed_intervals import interval_of_mean, standard_deviation
 from analysis.tuned_arms import rate_text
@@ -31,9 +34,18 @@ MEANS = {
     "dropped_share_same_t": "dropped_share_same_t",
     "images_per_second": "images_per_second",
     INFERENCE: INFERENCE,
+    "val_loss_training_decision": "val_loss_training_decision",
+    "executed_flops_per_image": "executed_flops_per_image",
+    "executed_flops_per_image_same_t": "executed_flops_per_image_same_t",
+    "executed_train_flops_per_image": "executed_train_flops_per_image",
+    "max_violation": "max_violation",
+    "pair_usage": "pair_usage",
+    "peak_memory_gib": "peak_memory_gib",
 }
 NEVER = {"images_to_dense_loss": None, "times_sooner": None}
-COSTS = ("params_total", "params_active", "flops_per_image", "train_flops_per_image")
+COSTS = (
+    "params_total", "params_active", "flops_per_image", "train_flops_per_image", "planned_train_flops_per_image",
+)  # fmt: skip
 
 
 def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
@@ -43,6 +55,7 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     depth)`, and `times_sooner` is the images of that model divided by it. Both are missing when the arm never does.
     """
     curves = mean_over_seeds(validation_curves(records, table))
+    table, _ = with_balance(records, table)
     of_setup = dict(list(curves.groupby("setup")))
     diverged = diverged_table(records)
     both = table if diverged.empty else pd.concat([table, _shown(diverged, records, table)], ignore_index=True)
@@ -98,7 +111,7 @@ def _arm_row(runs: pd.DataFrame) -> dict[str, Any]:
         "val_loss_std": standard_deviation(losses),
         "val_loss_low": loss and loss.low,
         "val_loss_high": loss and loss.high,
-        **{key: runs[column].mean() for key, column in MEANS.items()},
+        **{key: runs[column].astype("float64").mean() for key, column in MEANS.items()},
         "kind": first["arm_kind"],
         "variant": int(first["variant"]),
     }

@@ -15,13 +15,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pandas as pd
 
 from analysis.found_runs import WITHOUT_EFFECT
 from analysis.tuned_arms import with_tuned_values_alike
-from experiments.config.routers import compared_names, router_label
+from experiments.config.routers import FAMILIES, compared_names, router_family, router_label
 
 ACTIVATED_TOLERANCE = 0.03
 """The relative difference in activated parameters up to which a wider dense model counts as matched."""
@@ -88,8 +88,10 @@ def arm_list(table: pd.DataFrame) -> list[tuple[str, str, int]]:
 
 
 def in_order(routers: Collection[str]) -> list[str]:
-    """Returns `routers` in the order of a comparison; those whose plugins are not loaded come last, by name."""
-    known = [name for name in compared_names() if name in routers]
+    """Returns `routers` in the order of a comparison, by family; those of plugins that are not loaded come last."""
+    by_family = {family: place for place, family in enumerate(FAMILIES)}
+    compared = (name for name in compared_names() if name in routers)
+    known = sorted(compared, key=lambda name: by_family.get(router_family(name) or "fixed", 0))
     return known + sorted(set(routers) - set(known))
 
 
@@ -185,10 +187,20 @@ def _sparse_arm(run: pd.Series[Any], varying: dict[Any, set[str]]) -> Arm:
     return Arm(f"{label} ({', '.join(parts)})" if parts else label, "sparse")
 
 
+GROUPS_IN_WORDS = {"batch": "whole batch", "all": "all processes"}
+
+
+def group_order(group_images: object) -> float:
+    """Returns a number by which routing groups are sorted by their size; 0 without groups."""
+    if isinstance(group_images, str) and group_images in GROUPS_IN_WORDS:
+        return float("inf")
+    return float(cast("float", group_images) or 0)
+
+
 def group_text(group_images: object) -> str:
     """Says `routing.group_images` in words."""
-    if group_images == "batch":
-        return "whole batch"
+    if isinstance(group_images, str) and group_images in GROUPS_IN_WORDS:
+        return GROUPS_IN_WORDS[group_images]
     return "per image" if group_images == 1 else f"groups of {_text(group_images)}"
 
 
@@ -214,8 +226,7 @@ def _variants(runs: pd.DataFrame) -> list[int]:
     """Returns, for each run, the number of its arm among the arms of its router."""
     order: dict[str, list[tuple[Any, ...]]] = {}
     for _, run in runs.drop_duplicates("arm").iterrows():
-        group = run[GROUP]
-        size = float("inf") if group == "batch" else float(group or 0)
+        size = group_order(run[GROUP])
         key = (KINDS.index(run["arm_kind"]), run["routing.num_experts"], size, run["arm"])
         order.setdefault(run["routing.name"], []).append(key)
     numbers = {key[-1]: i for keys in order.values() for i, key in enumerate(sorted(keys))}

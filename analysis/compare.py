@@ -1,7 +1,8 @@
 """The comparison of routers: the arm table, the claims, a conclusion in words, and the files that hold them.
 
-`comparison.csv` holds the arm table, `comparison.md` the conclusion, table, claims and notes, and `comparison.png` and
-`.svg` the figure. Means are made in `arm_table.py`, verdicts in `claims.py`, the figure in `figures/comparison.py`.
+`comparison.csv` holds the arm table, `comparison.md` the conclusion, table, alarms, claims, published FID and notes,
+and `comparison.png` and `.svg` the figure. Means are made in `arm_table.py`, verdicts in `claims.py`, the figure in
+`figures/comparison.py`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from analysis.alarms import alarms
 from analysis.arm_columns import arm_columns, columns_of
 from analysis.arm_scores import arm_scores, score_columns
-from analysis.arm_table import arm_table
+from analysis.arm_table import arm_table, json_rows
 from analysis.arms import ACTIVATED_TOLERANCE
 from analysis.claims import MIN_SEEDS, PairedDifference, claims, conclusion, correction, listed
 from analysis.comparable import MEASURED_ON
@@ -22,7 +25,10 @@ from analysis.diverged_runs import diverged_table, divergence_note
 from analysis.escaping import markdown_text
 from analysis.figures.registry import find_figure
 from analysis.load_records import Records
+from analysis.published_fid import COLUMNS as PUBLISHED_COLUMNS
+from analysis.published_fid import CONDITIONS, DISAGREEMENT, published_rows
 from analysis.report.document import cell
+from analysis.routing_balance import with_balance
 from analysis.run_table import INFERENCE, fixed, is_missing, markdown, run_table
 from analysis.seed_planning import seeds_sentence, seeds_wanted
 from analysis.style import write_drawing
@@ -31,9 +37,11 @@ from experiments.records.outputs import output_files
 
 NAME = "comparison"
 ARM_COLUMNS = arm_columns(
-    "arm", "rate", "params_total", "params_active", "flops_per_image", "num_seeds", "num_diverged", "val_loss_mean",
-    "val_loss_std", "val_loss_same_t_mean", "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
-    "dropped_share_same_t",
+    "arm", "rate", "params_total", "params_active", "flops_per_image", "executed_flops_per_image",
+    "executed_flops_per_image_same_t", "planned_train_flops_per_image", "executed_train_flops_per_image", "num_seeds",
+    "num_diverged", "val_loss_mean", "val_loss_std", "val_loss_same_t_mean", "val_loss_training_decision",
+    "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share", "dropped_share_same_t", "max_violation",
+    "pair_usage", "peak_memory_gib",
 )  # fmt: skip
 INTERVALS = "Intervals are Student's t over seeds, of one difference each; p (BH) and p (Holm) are corrected for all."
 EQUAL_COMPUTE = 0.03
@@ -49,6 +57,7 @@ class Comparison:
     arms: pd.DataFrame
     claims: list[PairedDifference]
     conclusion: str
+    alarms: list[str]
     notes: list[str]
 
 
@@ -58,7 +67,7 @@ def compare(records: Records) -> Comparison:
     arms = arm_table(records, table)
     found = claims(table)
     notes = list(_notes(records, table, arms, found))
-    return Comparison(records, table, arms, found, conclusion(table, found), notes)
+    return Comparison(records, table, arms, found, conclusion(table, found), alarms(arms), notes)
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
@@ -75,8 +84,11 @@ def comparison_markdown(comparison: Comparison) -> str:
     """Returns the comparison as a page of Markdown."""
     header, rows = comparison_cells(comparison.arms)
     parts = ["# Comparison of routers\n", f"{markdown_text(comparison.conclusion)}\n", markdown(header, rows)]
+    if comparison.alarms:
+        parts += ["## Alarms\n", "".join(f"- {markdown_text(alarm)}\n" for alarm in comparison.alarms)]
     if comparison.claims:
         parts.append(differences_markdown(comparison.claims))
+    parts.append(published_markdown())
     if comparison.notes:
         parts += ["## Notes\n", "".join(f"- {markdown_text(note)}\n" for note in comparison.notes)]
     return "\n".join(parts)
@@ -85,6 +97,25 @@ def comparison_markdown(comparison: Comparison) -> str:
 def differences_markdown(found: list[PairedDifference]) -> str:
     """Returns the section of the page that lists the differences."""
     return "\n".join(["## Differences in validation loss\n", markdown(*_claim_cells(found))])
+
+
+def published_markdown() -> str:
+    """Returns the section of the page that lists the published FID."""
+    rows = [[cell(row[column.key], column).text for column in PUBLISHED_COLUMNS] for row in published_rows()]
+    table = markdown([column.title for column in PUBLISHED_COLUMNS], rows)
+    return "\n".join(["## Published FID of other models\n", f"{CONDITIONS} {DISAGREEMENT}\n", table])
+
+
+def comparison_json(comparison: Comparison) -> list[dict[str, Any]]:
+    """Returns the rows of the arm table for JSON, each with its alarms and the published FID of its router."""
+    return [
+        {
+            **row,
+            "alarms": [line for line in comparison.alarms if line.startswith(f"{row['arm']} ({row['setup']}): ")],
+            "published_fid": published_rows([row["routing"]]),
+        }
+        for row in json_rows(comparison.arms)
+    ]
 
 
 def comparison_cells(arms: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -140,7 +171,7 @@ def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame, found: lis
             values = ", ".join(sorted(map(str, table[column].unique())))
             what = "losses and speeds" if column == "precision" else "speeds"
             yield f"Runs differ in {column} ({values}): {what} are not comparable between them."
-    for missing in records.left_out:
+    for missing in (*records.left_out, *with_balance(records, table)[1]):
         yield f"Left out: {str(missing).rstrip('.')}."
 
 

@@ -7,7 +7,7 @@ more images, then what was written last. Where none qualifies, the figure is ref
 `batch_images` is a condition only among the runs that record it, which are those whose routing depends on the batch.
 Rows of reconstructed averages (`ema_width`) appear only in the figure along this width, never beside others.
 
-The rows are made in `scores.py`, which also takes means over seeds.
+The rows are made in `logits.py`, which also takes means over seeds.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.executed_flops import flops_at
 from analysis.load_records import Records
 
 AXES = ("images_seen", "flops", "seconds")
@@ -34,10 +35,10 @@ def validation_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
     """
     evals = records.evals
     curves = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")].rename(columns={"value": "loss"})
-    about_runs = runs[["run", "setup", "arm", "seed", "train_flops_per_image"]]
+    about_runs = runs[["run", "setup", "arm", "seed"]]
     curves = about_runs.merge(curves[["run", "images_seen", "loss"]], on="run", sort=False)
     curves = curves.sort_values(["run", "images_seen"], kind="stable")
-    curves["flops"] = curves["images_seen"] * curves.pop("train_flops_per_image").astype(float)
+    curves["flops"] = flops_at(curves, runs, records.steps)
     curves["seconds"] = _seconds_at(curves, records.steps)
     return curves.reset_index(drop=True)
 
@@ -127,10 +128,13 @@ def smooth(values: Sequence[float], num_values: int) -> np.ndarray[tuple[int], n
 
 
 def _seconds_at(curves: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[float]:
-    """Interpolates training seconds at `images_seen` of each row, from 0 through the rows of `steps`."""
+    """Interpolates training seconds at `images_seen` of each row, from 0 through the rows of `steps`.
+
+    They are missing where a run took no steps, because it was merged from others.
+    """
     of_run = dict(list(steps.groupby("run", sort=False)))
     seconds = pd.Series(np.nan, index=curves.index)
-    for run, group in curves.groupby("run", sort=False):
+    for run, group in curves[curves["run"].isin(of_run)].groupby("run", sort=False):
         rows = of_run[run]
         images, spent = (np.append(0.0, rows[column].to_numpy()) for column in ("images_seen", "seconds"))
         seconds[group.index] = np.interp(group["images_seen"], images, spent)

@@ -24,7 +24,7 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 """Settings that do not change the losses: runs that differ in nothing else are copies of each other."""
 
-WITH_FIELDS = {"config", "params_by_part", "versions", "plugins", "tuned", "parent"}
+WITH_FIELDS = {"config", "params_by_part", "versions", "plugins", "tuned", "parent", "parts"}
 """The fields of a record that are records or mappings themselves, and therefore no columns."""
 RECORD_COLUMNS = [name for name in RunRecord.model_fields if name not in WITH_FIELDS]
 
@@ -88,7 +88,8 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
     if record.plugins:  # two versions of the source of a router are two arms, and their runs are no copies
         settings["routing.plugin"] = record.plugins[0].sha256[:12]
     facts = record_facts(record) | counts_without_embeddings(record)
-    row = {"run": str(run.path), "images_seen": status.images_seen, **facts, **settings}
+    seen = {"images_seen": status.images_seen, "peak_memory_gib": status.peak_memory_gib}
+    row = {"run": str(run.path), **seen, **facts, **settings}
     compared = sorted((key, value) for key, value in settings.items() if not key.startswith(WITHOUT_EFFECT))
     balance_loss = (status.balance_loss or "mean over layers") if config.has_balance_losses else None
     return FinishedRun(row["run"], row, mirror_id(record), json.dumps(compared), balance_loss)
@@ -101,4 +102,5 @@ def record_facts(record: RunRecord) -> dict[str, Any]:
     return facts | {
         "parent": None if parent is None else parent.name,
         "trunk_images": None if parent is None else parent.images,
+        "parts": None if record.parts is None else ", ".join(part.name for part in record.parts),
     }

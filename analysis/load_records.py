@@ -9,6 +9,8 @@ decides whether the runs may be compared, and `arms.py` which of them form one a
 A run that diverged is left out of the frames and of every mean, but it stays visible: `Records.diverged` has frames of
 these runs for themselves, and `diverged_runs.py` names their arms.
 
+FLOPs of training are the executed ones where a run recorded them (`executed_flops.py`).
+
 `runs` has a row per run, with the settings as dotted columns (`routing.name`), `steps` a row per `StepRow` and `evals`
 a row per `EvalRow`. All are joined by `run`, the folder as text. In `steps`, which may have millions of rows, it is
 categorical, and the rows of a run are in the order of `images_seen`. `read_routing` reads `RoutingRow`s on demand,
@@ -26,6 +28,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.executed_flops import as_executed
 from analysis.found_runs import DivergedRun, FinishedRun, LeftOutRecord, read_found_run
 from analysis.read_rows import RowTable, read_steps, read_table
 from analysis.wandb_runs import fetch_project
@@ -92,6 +95,7 @@ def load_records(
         raise RecordError(f"No finished run is complete ({incomplete[0]}).", "Train it again in a new folder.")
     runs = _with_defaults(pd.DataFrame([each.row for each in kept]))
     steps, evals = (_only(runs, table.frame) for table in tables)
+    runs, steps = as_executed(runs, steps)
     copied = {each.run for each in (*copies, *of_another)}
     rows_left_out = [LeftOutRecord(*entry) for table in tables for entry in table.left_out if entry[0] not in copied]
     left_out += [*of_another, *copies, *rows_left_out, *incomplete]
@@ -179,17 +183,21 @@ def _diverged_records(found: list[DivergedRun], steps: RowTable, evals: RowTable
     if not found:
         return None
     runs = pd.DataFrame([each.row for each in found])
-    return Records(runs, _only(runs, steps.frame), _only(runs, evals.frame), ())
+    runs, kept = as_executed(runs, _only(runs, steps.frame))
+    return Records(runs, kept, _only(runs, evals.frame), ())
 
 
 def _without_final_loss(finished: list[FinishedRun], steps: pd.DataFrame, evals: pd.DataFrame) -> list[LeftOutRecord]:
-    """Returns the runs without a validation at their end: an earlier loss must not pass for the final one."""
+    """Returns the runs without a validation at their end: an earlier loss must not pass for the final one.
+
+    A merged run took no steps of its own (`ecdit merge`).
+    """
     losses = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")]
     last = losses.groupby("run")["images_seen"].max().to_dict()
     trained = set(steps["run"].unique())
     left_out = []
     for run, row, *_ in finished:
-        if run not in trained:
+        if run not in trained and row["parts"] is None:
             left_out.append(LeftOutRecord(run, "no row in steps.jsonl"))
         elif last.get(run) != row["images_seen"]:
             left_out.append(LeftOutRecord(run, f"no validation loss at {row['images_seen']:,} images, its end"))

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from experiments.errors import RecordError
-from experiments.records.record_types import MAX_MEASURED, EvalRow, RoutingRow, StepRow, checked_settings
+from experiments.records.measurement_settings import checked_settings
+from experiments.records.record_types import MAX_MEASURED, EvalRow, RoutingRow, StepRow
 from experiments.records.run_folder import RunDir
 from experiments.records.strict_reading import read_content, read_valid
 
@@ -36,7 +37,10 @@ IDENTITY = {
     RoutingRow: ["images_seen", "layer", "condition"],
 }
 TEXT = {"metric", "weights", "condition"}
-NESTED = {"settings", "load", "experts_per_token"}
+OPTIONAL_NESTED = {"settings", "slots_by_time", "slots_by_image"}
+NESTED = {"load", "experts_per_token", *OPTIONAL_NESTED}
+WITH_GAPS = {"slots_by_time"}
+"""Lists in which a number may be missing: no image of a batch of one timestep has a t of another tenth."""
 WHOLE = {"images_seen", "layer", "num_samples", "seed"}
 FLAGS = {"while_training"}
 """Columns of true or false, which become numbers, so that a missing one is NaN as elsewhere."""
@@ -214,12 +218,17 @@ def _require_words(name: str, values: list[Any], allowed: set[str]) -> None:
 def _require_nested(name: str, values: list[Any]) -> None:
     """Raises `ValueError` or `TypeError` unless every value is valid settings (or None), or else a list of numbers."""
     for value in values:
+        if value is None and name in OPTIONAL_NESTED:
+            continue
         if name == "settings":
-            if value is not None:
-                checked_settings(value)
-        elif type(value) is not list or not set(map(type, value)) <= {int, float}:
+            checked_settings(value)
+            continue
+        numbers = value
+        if name in WITH_GAPS and type(value) is list:
+            numbers = [each for each in value if each is not None]
+        if type(numbers) is not list or not set(map(type, numbers)) <= {int, float}:
             raise TypeError(f"{name} is no list of numbers in some row")
-        elif any(abs(each) > MAX_MEASURED for each in value):  # NaN passes: it is named afterwards
+        if any(abs(each) > MAX_MEASURED for each in numbers):  # NaN passes: it is named afterwards
             raise ValueError(f"{name} holds a number out of range in some row")
 
 

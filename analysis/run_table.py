@@ -22,6 +22,9 @@ FINAL_METRICS = {
     "val_loss_same_t": ("val_loss_same_t", "raw"),
     "dropped_share": ("dropped_share", "raw"),
     "dropped_share_same_t": ("dropped_share_same_t", "raw"),
+    "val_loss_training_decision": ("val_loss_training_decision", "raw"),
+    "executed_flops_per_image": ("executed_flops_per_image", "raw"),
+    "executed_flops_per_image_same_t": ("executed_flops_per_image_same_t", "raw"),
 }
 INFERENCE = "inference_seconds_per_image"
 
@@ -38,7 +41,7 @@ def run_table(records: Records) -> pd.DataFrame:
     require_same_data(records)
     table = finished_arms(records)
     for column, (metric, weights) in FINAL_METRICS.items():
-        table[column] = table["run"].map(_last_values(records.evals, metric, weights))
+        table[column] = table["run"].map(_last_values(records.evals, metric, weights)).astype("float64")
     inference = last_shared_measurement(records.evals[records.evals["metric"] == INFERENCE], INFERENCE)
     table[INFERENCE] = table["run"].map(inference.set_index("run")["value"])
     by_run = records.steps.groupby("run", observed=True)

@@ -1,8 +1,8 @@
 """The look of all figures, and the functions that write them as PNG, SVG and CSV of the plotted numbers.
 
-Every router has one colour and every size one marker, in all figures. The colours are Okabe and Ito's, which remain
-distinct with all common kinds of colour blindness. Arms also differ in dashes and fill, so that a figure can be printed
-in grey. Figures are made at the text width of a paper, so that a label of 7 points has 7 points on the page.
+Every router has one colour (`router_looks.py`) and every size one marker, in all figures. Arms also differ in dashes
+and fill, so that a figure can be printed in grey. Where all models have one size, a marker may stand for the router.
+Figures are made at the text width of a paper, so that a label of 7 points has 7 points on the page.
 
 Figures are `matplotlib.figure.Figure` without pyplot, which has global state and may open a display. What a figure
 shows is defined in `figures/`.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, Transform, blended_transform_factory
 
 from analysis.escaping import figure_text, for_csv
-from experiments.config.routers import ROUTERS
+from analysis.router_looks import DASHES, router_look
 from experiments.records.outputs import output_files
 from experiments.text import printable
 
@@ -39,16 +38,11 @@ DOTS_PER_INCH = 200
 GREY = "#666666"
 LIGHT_GREY = "#D0D0D0"
 
-
-SPARE_COLORS = ("#CC79A7", "#E69F00", "#882255", "#332288", "#999933", "#AA4499")
-"""Colours for routers that name none: two of Okabe and Ito's, then Tol's muted ones that differ most from them."""
-
 # fmt: off
 SIZE_MARKERS = {
     "nano": "o", "micro": "s", "mini": "^", "S": "D", "B": "v", "L": "P", "XL": "X", "XXL": "*", "3XL": "p", "M": "h",
     "dit-moe-S": "<", "dit-moe-B": ">", "dit-moe-L": "d", "dit-moe-XL": "H", "dit-moe-G": "8",
 }
-DASHES: list[tuple[float, ...]] = [(), (4, 1.2), (1.1, 1.1), (5, 1.2, 1.1, 1.2), (7, 2), (4, 1, 1, 1, 1, 1), (2, 2)]
 # fmt: on
 LOG_FROM_RATIO = 4.0
 """Values that differ by more than this factor go on a logarithmic axis."""
@@ -106,27 +100,25 @@ def paper_style() -> Iterator[None]:
 
 def line_style(router: str, variant: int) -> dict[str, Any]:
     """Returns the colour and dashes of an arm's line."""
-    names = list(ROUTERS)
-    # The paper's two arms, dense and expert choice, have full lines.
-    first = max(0, names.index(router) - 1) if router in names else zlib.crc32(router.encode())
-    dashes = DASHES[(first + 2 * variant) % len(DASHES)]
-    return {"color": router_color(router), "linestyle": (0, dashes) if dashes else "-"}
+    look = router_look(router)
+    dashes = DASHES[(look.dashes + 2 * variant) % len(DASHES)]
+    return {"color": look.color, "linestyle": (0, dashes) if dashes else "-"}
 
 
 def router_color(router: str) -> str:
     """Returns the colour of a router: its row's, or a spare one, also where its plugin is not loaded."""
-    if router in ROUTERS and (color := ROUTERS[router].color) is not None:
-        return color
-    without = [name for name, row in ROUTERS.items() if row.color is None]
-    place = without.index(router) if router in without else zlib.crc32(router.encode())
-    return SPARE_COLORS[place % len(SPARE_COLORS)]
+    return router_look(router).color
 
 
 def marker_style(router: str, variant: int, preset: str) -> dict[str, Any]:
-    """Returns the router's colour, the size's marker and the fill that distinguishes arms of one router."""
+    """Returns the router's colour, the size's marker and the fill that distinguishes arms of one router.
+
+    The marker is that of the router where `preset` is empty, in figures of one size that have a panel for each family.
+    """
+    look = router_look(router)
     return {
-        "color": router_color(router),
-        "marker": SIZE_MARKERS[preset],
+        "color": look.color,
+        "marker": SIZE_MARKERS[preset] if preset else look.marker,
         "fillstyle": FILLS[variant % len(FILLS)],
         "markerfacecoloralt": "white",
         "linestyle": "none",

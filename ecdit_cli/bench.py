@@ -47,6 +47,9 @@ def bench(
     experts: Annotated[
         list[int] | None, typer.Option(min=1, max=1_048_576, help="For routing: number of experts; may be repeated.")
     ] = None,
+    routers: Annotated[
+        str | None, typer.Option(metavar="NAMES|all", help="For routing: measure the layers of these routers instead.")
+    ] = None,
     gib: Annotated[float, typer.Option(min=0.001, max=256, help="For data: GiB of each data set of latents.")] = 1.0,
     clock: Annotated[
         Literal["wall", "cpu"],
@@ -60,7 +63,8 @@ def bench(
 ) -> None:
     """Measure the suite itself. Let nothing else run meanwhile.
 
-    routing: the expert-choice layer beside dense, DeepSpeed's and others. train: which share of an iteration is
+    routing: the expert-choice layer beside dense, DeepSpeed's and others; with --routers the layer of each router
+    beside a dense one of the same executed FLOPs. train: which share of an iteration is
     forward, backward and optimizer; expert choice beside dense; and a step of shared_expert, which drops no token,
     beside expert choice and beside a loop over experts. There measured is a ratio of times, floor that of the accounted
     FLOPs, and gap the first over the second; one row has executed over accounted FLOPs. sample: what experts cost in
@@ -72,7 +76,7 @@ def bench(
     """
     from experiments.errors import EcditError, did_you_mean
 
-    options = SpeedOptions(list(overrides), rounds, tokens, width or [256], experts or [8, 32], clock)
+    options = SpeedOptions(list(overrides), rounds, tokens, width or [256], experts or [8, 32], clock, routers)
     if what in SPEED_MEASURES:
         print_rows(SPEED_MEASURES[what](options, _progress), SPEED_COLUMNS, as_json)
     elif what == "train":

@@ -27,12 +27,12 @@ def check_router(
     Ends with exit code 1 where a property does not hold. Example: ecdit check-router my_router --plugin my_router.py
     """
     from experiments.config.overrides import load_config
-    from experiments.config.routers import routed_names
-    from experiments.errors import ConfigError, did_you_mean
+    from experiments.config.routers import choosing_names
+    from experiments.errors import ConfigError
 
     load_config([f"routing={name}"])
-    if name not in routed_names():
-        raise ConfigError(f"{name} has no router to check.", did_you_mean(name, routed_names()))
+    if name not in choosing_names():
+        raise ConfigError(f"{name} has no router to check.", f"Choose from: {', '.join(choosing_names())}.")
     rows = _checked(name)
     causes = {} if as_json else _take_out_causes(rows)
     shown = [column for column in COLUMNS if any(column.key in row for row in rows)]
@@ -64,7 +64,8 @@ def _take_out_causes(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _checked(name: str) -> list[dict[str, Any]]:
-    from experiments.layers.properties import PROPERTIES, broken, small_layer
+    from experiments.layers.properties import PROPERTIES, broken
+    from experiments.layers.small_layers import small_layer
 
     small_layer(name=name)  # a plugin of which no layer can be built is a mistake of its own, in one line
     rows = []

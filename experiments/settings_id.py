@@ -56,12 +56,28 @@ def _groups_follow_processes(settings: Mapping[str, Any]) -> bool:
     With `routing.group_images=batch` a group is the batch of one process. Groups decide which tokens compete for slots
     and over which tokens a balance loss is taken; without a capacity and a balance loss they change nothing. Validation
     and sampling use batches of the same images on any number of processes.
+
+    Where tokens of all processes compete (`all`), thresholds are those of all tokens too. Otherwise a threshold is a
+    mean over the batches of processes, which is not that of the whole batch. Expert Race's loss counts over all tokens
+    where all compete, and ProMoE's always over the batch of a process.
     """
     routing = settings.get("routing")
-    if not isinstance(routing, Mapping) or routing.get("name") == "dense" or routing.get("group_images") != "batch":
+    if not isinstance(routing, Mapping) or routing.get("name") == "dense":
         return False
-    balance = _number_in(settings, "routing", "balance_loss_weight")
-    return routing.get("capacity_factor") is not None or (balance is not None and balance > 0)
+    group, decision = routing.get("group_images"), routing.get("eval_decision", "same")
+    scope = {"process": "batch", "all": "all"}.get(str(routing.get("balance_scope")), group)
+    return (
+        (group == "batch" and routing.get("capacity_factor") is not None)
+        or (scope == "batch" and _is_positive(settings, "balance_loss_weight"))
+        or (group != "all" and _is_positive(settings, "similarity_loss_weight"))
+        or _is_positive(settings, "contrastive_loss_weight")
+        or (decision != "same" and not (group == "all" and decision == "threshold"))
+    )
+
+
+def _is_positive(settings: Mapping[str, Any], name: str) -> bool:
+    value = _number_in(settings, "routing", name)
+    return value is not None and value > 0
 
 
 def _number_in(settings: Mapping[str, Any], section: str, name: str) -> float | None:

@@ -17,12 +17,17 @@ import torch
 
 from experiments.config.budget import budget
 from experiments.config.overrides import load_config
+from experiments.config.routers import routed_names
 from experiments.models.dit import DiT
 from experiments.records.record_types import EvalRow, Status, StepRow
 from experiments.records.run_folder import RunDir, read_jsonl
 from experiments.records.writer import write_json_atomic, write_status
+from experiments.routing.build import build_router
+from experiments.routing.state import RouterState
 from experiments.training.checkpoint_files import write_checkpoint
 from experiments.training.description import describe_run
+from experiments.training.router_states import KEY as ROUTER_STATE
+from experiments.training.router_states import router_state
 from tests.preloaded import ForkedRun, server
 
 TINY = (
@@ -87,6 +92,11 @@ def final_checkpoint(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(newest.glob("*.safetensors"))}
 
 
+def stateful_routers() -> list[str]:
+    """The routers that keep a state beside their weights."""
+    return [name for name in routed_names() if build_router(load_config([f"routing={name}"])).state is not None]
+
+
 def random_run_folder(folder: Path, *overrides: str, images_seen: int = 640) -> RunDir:
     """A run as if trained: two layers, a checkpoint in which every weight is random and no layer is the identity."""
     config = load_config(
@@ -105,11 +115,14 @@ def random_run_folder(folder: Path, *overrides: str, images_seen: int = 640) -> 
     run_dir.steps.write_text(step.model_dump_json(exclude_none=True) + "\n")
     loss = EvalRow(images_seen=images_seen, metric="val_loss", value=1.0, num_samples=8, seed=0, weights="raw")
     run_dir.evals.write_text(loss.model_dump_json(exclude_none=True) + "\n")
-    torch.manual_seed(0)
+    torch.manual_seed(config.seed)
     model = DiT(config)
-    raw = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+    raw = {name: tensor.detach() + 0.05 * torch.randn_like(tensor) for name, tensor in model.named_parameters()}
     ema = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in raw.items()}
-    state = {"images_seen": images_seen}
+    for module in model.modules():
+        if isinstance(module, RouterState):
+            module.update(torch.rand_like(next(module.buffers())))
+    state = {"images_seen": images_seen, ROUTER_STATE: router_state(model)}
     write_checkpoint(run_dir, record.config_id, state, {"weights": raw, "ema": ema}, keep=1)
     return run_dir
 

@@ -16,8 +16,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.panels import write_foot
+from analysis.router_looks import DASHES
 from analysis.scores import study_of
-from analysis.style import DASHES, FILLS
+from analysis.style import FILLS
 
 MOST_SETUPS = 8
 """The most setups in one figure, each of which is a row of panels of about 2 inches."""

@@ -15,9 +15,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.arms import arm_list
 from analysis.conditions import MetricRows
-from analysis.figures.panels import Look, draw_arm_points, draw_panels, moved, sideways, write_foot
+from analysis.figures.panels import Look, draw_arm_points, draw_panels, moved, write_foot
 from analysis.load_records import Records
 from analysis.parameter_counts import ACTIVATED, Count
 from analysis.scores import arm_means, measured_panels
@@ -43,11 +42,11 @@ def draw_best_guidance(records: Records, table: pd.DataFrame, parameters: Count 
     ]
     points = pd.concat([best_scales(panel) for panel in panels], ignore_index=True)
     points = points.sort_values(parameters.column, kind="stable", ignore_index=True)
-    arms, (factor, unit) = arm_list(points), scaled(float(points[parameters.column].max()), "parameters")
+    factor, unit = scaled(float(points[parameters.column].max()), "parameters")
 
     def draw(axes: Axes, mine: pd.DataFrame, _measured: MetricRows) -> None:
-        for label, arm in mine.groupby("arm", sort=False):
-            aside, edges = sideways(arms, str(label)), arm[arm["is_edge"]]
+        for _, arm in mine.groupby("arm", sort=False):
+            aside, edges = arm["aside"].iloc[0], arm[arm["is_edge"]]
             draw_arm_points(axes, arm, arm[parameters.column] / factor, aside)
             axes.plot(edges[parameters.column] / factor, edges["value"], **RING, transform=moved(axes, aside))
         few_ticks(axes.xaxis)

@@ -1,7 +1,8 @@
 """`capacity` shows the final validation loss against the size of the routing group, by capacity factor f_c.
 
 Each expert has C = S f_c / E slots for a group of S tokens. There is one panel per setup and router. Where no router
-was run with several groups, there is one panel per setup with the loss of each router against f_c. In a sparse layer
+was run with several groups, there is one panel per setup with the loss of each router against f_c, or one per family
+of routers where these are many. In a sparse layer
 f_c = 2 costs twice the feed-forward FLOPs of f_c = 1, so its gain is not free, whereas a larger group adds no FLOPs.
 Points are means over seeds and bars go from the lowest to the highest. With `paper_values` a panel shows the FID of
 EC-DIT's own ablation.
@@ -16,13 +17,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.arms import group_text
+from analysis.arms import GROUPS_IN_WORDS, group_order, group_text
+from analysis.figures.family_panels import COLUMNS, height_beside_keys, keys_beside, parts, share_limits_of_setups
 from analysis.figures.grid import (
+    PANEL_HEIGHT_INCHES,
     Key,
     draw_family,
     families,
     family_keys,
     label_losses,
+    line_keys,
     loss_points,
     named_ticks,
     num_columns,
@@ -35,7 +39,8 @@ from analysis.figures.grid import (
 from analysis.figures.panels import write_foot
 from analysis.load_records import MissingDataError, Records
 from analysis.paper_values import CAPACITIES, SOURCES
-from analysis.style import DASHES, FILLS, GREY, Drawing, few_ticks, paper_style, router_color, shown
+from analysis.router_looks import DASHES
+from analysis.style import FILLS, GREY, Drawing, few_ticks, paper_style, router_color, shown
 
 FACTOR, GROUP = "routing.capacity_factor", "routing.group_images"
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -50,19 +55,25 @@ def draw_capacity(_records: Records, table: pd.DataFrame, paper_values: bool = F
     """
     points = capacity_points(table)
     over_groups = _has_groups(points)
-    panels = ["setup", "arm"] if over_groups else ["setup"]
-    shown = [family for _, family in points.groupby(panels, sort=False)]
+    shown = _by_arm(points) if over_groups else parts(points)
+    is_split = not over_groups and len(shown) > points["setup"].nunique()
     printed = {cell.capacity_factor for cell in CAPACITIES} if paper_values else set()
     factors = sorted({*points["capacity_factor"], *printed})
     with paper_style():
-        figure, axes = panel_grid(len(shown) + paper_values)
-        for panel, family in zip(axes, shown, strict=False):
+        columns = COLUMNS if is_split else num_columns(len(shown) + paper_values)
+        height = height_beside_keys(shown, PANEL_HEIGHT_INCHES) if is_split else PANEL_HEIGHT_INCHES
+        figure, axes = panel_grid(len(shown) + paper_values, columns, height)
+        for panel, (title, family) in zip(axes, shown, strict=False):
             (_draw_over_groups if over_groups else _draw_over_factors)(panel, family, factors)
-            title_panel(panel, _title(family, over_groups), num_columns(len(axes)))
+            title_panel(panel, title, columns)
+            if is_split:
+                keys_beside(panel, line_keys(family, family["model.name"].iloc[0]))
+        if is_split:
+            share_limits_of_setups(axes[: len(shown)], [family["setup"].iloc[0] for _, family in shown])
         label_losses(axes)
         if paper_values:
             _draw_paper(axes[-1], factors)
-        routers = [] if over_groups else family_keys(points)
+        routers = [] if over_groups else seed_key(points) if is_split else family_keys(points)
         if keys := [*routers, *_keys(points, factors if paper_values or over_groups else (), not routers)]:
             place_keys(figure, keys)
         write_foot(figure, [f"Printed values: {SOURCES['capacity']}, in sampling."] if paper_values else [])
@@ -75,7 +86,7 @@ def capacity_points(table: pd.DataFrame) -> pd.DataFrame:
     if sparse.empty:
         raise MissingDataError("No run has a capacity factor.", "Run some with: ecdit sweep capacity")
     runs = families(sparse, [FACTOR, GROUP])
-    sizes = [float("inf") if group == "batch" else float(group or 0) for group in runs["group_images"]]
+    sizes = [group_order(group) for group in runs["group_images"]]
     runs["group_images"], runs["group_order"] = [_group_name(group) for group in runs["group_images"]], sizes
     points = loss_points(runs, ["capacity_factor", "group_order", "group_images"], ["flops_per_image"])
     cells = points.groupby(["setup", "arm"])["loss"].transform("size")
@@ -91,13 +102,13 @@ def _group_name(group: object) -> str:
     """Names a routing group `1`, `4` or `whole batch`, or `none` for a router without groups."""
     if group is None or group != group:
         return "none"
-    return group_text(group) if group == "batch" else f"{group}"
+    return group_text(group) if group in GROUPS_IN_WORDS else f"{group}"
 
 
-def _title(family: pd.DataFrame, with_arm: bool) -> str:
-    """Returns the title of a panel: the setup, and the router where a panel holds only one."""
-    setup, arm = family[["setup", "arm"]].iloc[0]
-    return f"{shown(setup)}:\n{shown(arm)}" if with_arm else shown(setup)
+def _by_arm(points: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Returns a title and the points for each setup and arm."""
+    groups = points.groupby(["setup", "arm"], sort=False)
+    return [(f"{shown(str(setup))}:\n{shown(str(arm))}", family) for (setup, arm), family in groups]
 
 
 def _draw_over_groups(axes: Axes, points: pd.DataFrame, factors: Sequence[float]) -> None:

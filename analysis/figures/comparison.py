@@ -3,10 +3,15 @@
 Four panels share the rows: the final validation loss on mixed batches (filled, with the 95% interval over seeds) and on
 batches of one timestep (hollow); the images to the final loss of dense; the share of tokens that no expert processed
 (dropped, or not chosen) under both conditions; and training and inference speed relative to `Dense (same depth)`.
+
+Where runs recorded how evenly or at which cost they routed, a second row has a panel for each quantity that is known
+(`routing_costs.py`): MaxVio, pairs of experts in use, executed over planned FLOPs, the loss with the decision of
+training, and memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -18,6 +23,7 @@ from analysis.arm_table import arm_table
 from analysis.diverged_runs import diverged_table
 from analysis.figures.diverged_marks import divergence_keys, mark_rows
 from analysis.figures.grid import Key
+from analysis.figures.routing_costs import draw_costs, known_costs
 from analysis.load_records import Records
 from analysis.run_table import INFERENCE, is_missing
 from analysis.style import (
@@ -40,13 +46,19 @@ def draw_comparison(records: Records, table: pd.DataFrame) -> Drawing:
     arms, diverged = arm_table(records, table), diverged_table(records)
     setups = [rows for _, rows in arms.groupby("setup", sort=False)]
     with paper_style():
-        heights = [0.2 * len(rows) + 0.75 for rows in setups]
+        costs = known_costs(arms)
+        blocks = [rows for rows in setups for _ in range(1 + bool(costs))]
+        heights = [0.2 * len(rows) + 0.75 for rows in blocks]
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.35), layout="constrained")
-        axes = figure.subplots(len(setups), 4, height_ratios=heights, width_ratios=(1.4, 1, 1, 1), squeeze=False)
-        for row, rows in enumerate(setups):
+        grid = figure.add_gridspec(len(blocks), 4, height_ratios=heights, width_ratios=(1.4, 1, 1, 1))
+        for place, rows in enumerate(setups):
             ours = diverged[diverged["setup"] == rows["setup"].iloc[0]]
-            _draw_setup(list(axes[row]), rows.sort_values("val_loss_mean", kind="stable"), ours)
-        _legend(figure, diverged)
+            ranked, row = rows.sort_values("val_loss_mean", kind="stable"), place * (1 + bool(costs))
+            _draw_setup([figure.add_subplot(grid[row, column]) for column in range(4)], ranked, ours)
+            if costs:
+                within = grid[row + 1, :].subgridspec(1, len(costs))
+                draw_costs([figure.add_subplot(within[column]) for column in range(len(costs))], ranked, costs)
+        _legend(figure, diverged, [key for cost in costs for key in cost.keys])
     return Drawing(figure, arms.drop(columns=["variant"]))
 
 
@@ -130,7 +142,7 @@ def _say(axes: Axes, words: str) -> None:
     axes.set_xticks([])
 
 
-def _legend(figure: Figure, diverged: pd.DataFrame) -> None:
+def _legend(figure: Figure, diverged: pd.DataFrame, more: Sequence[Key]) -> None:
     grey: dict[str, Any] = {"color": GREY, "linestyle": "none"}
     entries: list[Key] = [
         (Line2D([], [], color=GREY, marker="o", markersize=3.5), "Mixed batches, mean and 95% interval"),
@@ -138,6 +150,7 @@ def _legend(figure: Figure, diverged: pd.DataFrame) -> None:
         (Line2D([], [], **grey, marker=TRAINING_MARKER, markersize=3.5), "Training speed"),
         (Line2D([], [], **grey, marker=INFERENCE_MARKER, fillstyle="none", markersize=3), "Inference speed"),
         *divergence_keys(diverged, "A seed that diverged"),
+        *more,
     ]
     handles, labels = zip(*entries, strict=True)
     figure.legend(handles, labels, loc="outside upper center", ncols=4, columnspacing=1.2)

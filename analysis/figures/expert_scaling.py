@@ -1,9 +1,10 @@
 """`expert-scaling` shows the final validation loss against the number of experts at a fixed number activated per token.
 
-There is one panel per setup, with a line per router and whatever else its arms differ in. More experts mean more
-weights, but a token passes through as many as before (except for the router's own column per expert). Dense baselines
-are horizontal lines. Points are means over seeds, bars go from the lowest to the highest, and lines lie a little
-apart. With `paper_values` a panel shows EC-DIT's printed GenEval scores against the number of experts.
+There is one panel per setup (and family of routers, where these are many), with a line per router and whatever else its
+arms differ in. More experts mean more weights, but a token passes through as many as before (except for the router's
+own column per expert). Dense baselines are horizontal lines. Points are means over seeds, bars go from the lowest to
+the highest, and lines lie a little apart. With `paper_values` a panel shows EC-DIT's printed GenEval scores against the
+number of experts.
 """
 
 from __future__ import annotations
@@ -14,27 +15,29 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.arms import arm_list
 from analysis.figures.arm_limits import within_limits
+from analysis.figures.family_panels import COLUMNS, height_beside_keys, keys_beside, parts, share_limits_of_setups
 from analysis.figures.grid import (
+    PANEL_HEIGHT_INCHES,
     Key,
     draw_family,
     families,
-    family_keys,
     label_losses,
+    line_keys,
     loss_points,
     named_ticks,
     num_columns,
     panel_grid,
     paper_panel,
     place_keys,
+    seed_key,
     title_panel,
 )
 from analysis.figures.panels import write_foot
 from analysis.load_records import MissingDataError, Records
 from analysis.paper_values import SOURCES, paper_scores
 from analysis.run_table import significant
-from analysis.style import GREY, SIZE_MARKERS, Drawing, few_ticks, line_style, paper_style
+from analysis.style import GREY, SIZE_MARKERS, Drawing, few_ticks, line_style, paper_style, shown
 from experiments.config.routers import router_label
 
 EXPERTS = "routing.num_experts"
@@ -50,20 +53,28 @@ def draw_expert_scaling(_records: Records, table: pd.DataFrame, paper_values: bo
 
     Raises `MissingDataError` where no router was run with several numbers of experts in one setup.
     """
-    shown = within_limits(families(table, [EXPERTS]), ("arms",))
-    points = expert_points(shown.table)
-    setups = list(dict.fromkeys(points["setup"]))
+    kept = within_limits(families(table, [EXPERTS]), ("arms",))
+    points = expert_points(kept.table)
+    drawn = parts(points)
+    is_split = len(drawn) > points["setup"].nunique()
     with paper_style():
-        figure, panels = panel_grid(len(setups) + paper_values)
-        for axes, setup in zip(panels, setups, strict=False):
-            _draw_setup(axes, points[points["setup"] == setup])
-            title_panel(axes, setup, num_columns(len(panels)))
+        columns = COLUMNS if is_split else num_columns(len(drawn) + paper_values)
+        height = height_beside_keys(drawn, PANEL_HEIGHT_INCHES) if is_split else PANEL_HEIGHT_INCHES
+        figure, panels = panel_grid(len(drawn) + paper_values, columns, height)
+        for axes, (title, ours) in zip(panels, drawn, strict=False):
+            _draw_setup(axes, ours)
+            title_panel(axes, title, columns)
+            if is_split:
+                keys_beside(axes, _keys(ours))
+        share_limits_of_setups(panels[: len(drawn)], [ours["setup"].iloc[0] for _, ours in drawn])
         label_losses(panels)
-        keys = _keys(points)
+        keys = [] if is_split else [(handle, shown(label)) for handle, label in _keys(points)]
+        keys += seed_key(points[points["routing.name"] != "dense"])
         if paper_values:
             keys += _draw_paper(panels[-1], set(points["routing.name"]))
-        place_keys(figure, keys)
-        write_foot(figure, [*_foot(points, paper_values), *shown.notes])
+        if keys:
+            place_keys(figure, keys)
+        write_foot(figure, [*_foot(points, paper_values), *kept.notes])
     return Drawing(figure, points.drop(columns="variant"))
 
 
@@ -103,11 +114,8 @@ def _expert_ticks(axes: Axes, numbers: Sequence[int]) -> None:
 
 
 def _keys(points: pd.DataFrame) -> list[Key]:
-    dense = points[points["routing.name"] == "dense"]
-    keys: list[Key] = []
-    if len(dense):
-        keys = [(Line2D([], [], **line_style("dense", variant)), label) for label, _, variant in arm_list(dense)]
-    return keys + family_keys(points[points["routing.name"] != "dense"])
+    is_dense = points["routing.name"] == "dense"
+    return [*line_keys(points[is_dense]), *line_keys(points[~is_dense], points[~is_dense]["model.name"].iloc[0])]
 
 
 def _draw_paper(axes: Axes, known: set[str]) -> list[Key]:

@@ -8,7 +8,6 @@ are of other metrics and must not be compared in level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -77,9 +76,11 @@ def num_columns(num_panels: int) -> int:
     return 2 if num_panels == 4 else min(num_panels, MOST_COLUMNS)
 
 
-def panel_grid(num_panels: int, height_inches: float = PANEL_HEIGHT_INCHES) -> tuple[Figure, list[Axes]]:
-    """Returns a figure of text width, and its panels in rows of `num_columns`."""
-    columns = num_columns(num_panels)
+def panel_grid(
+    num_panels: int, columns: int | None = None, height_inches: float = PANEL_HEIGHT_INCHES
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of text width, and its panels in rows of `columns`, by default `num_columns`."""
+    columns = columns or num_columns(num_panels)
     rows = -(-num_panels // columns)
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, height_inches * rows + 0.85), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -122,12 +123,20 @@ def named_ticks(axes: Axes, places: Sequence[float], names: Sequence[str]) -> No
 
 def family_keys(points: pd.DataFrame) -> list[Key]:
     """Returns the legend keys: a sample of the line of every family, and what the bars show."""
-    preset = points["model.name"].iloc[0]
+    keys = line_keys(points, points["model.name"].iloc[0])
+    return [*((handle, shown(label)) for handle, label in keys), *seed_key(points)]
+
+
+def line_keys(points: pd.DataFrame, preset: str | None = None) -> list[Key]:
+    """Returns a key for the line of every arm in `points`, in words, with its marker where a `preset` is given.
+
+    An empty preset stands for the marker of the router.
+    """
     keys: list[Key] = []
     for label, router, variant in arm_list(points):
-        sample: dict[str, Any] = marker_style(router, variant, preset) | line_style(router, variant)
-        keys.append((Line2D([], [], **sample), shown(label)))
-    return [*keys, *seed_key(points)]
+        marker = {} if preset is None else marker_style(router, variant, preset)
+        keys.append((Line2D([], [], **marker | line_style(router, variant)), label))
+    return keys
 
 
 def seed_key(points: pd.DataFrame) -> list[Key]:

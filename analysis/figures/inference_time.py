@@ -1,9 +1,9 @@
 """`inference-time` shows quality against measured seconds per image, and the overhead of routing over dense.
 
 Each arm and size has one point: colour shows the router, the marker the size, and fill the arm (for example its number
-of experts). Beside or below the points, bars show for every arm the overhead over `Dense (same depth)` of its setup:
-the calculated one in activated parameters and in FLOPs, and the measured one in time. Points are means over seeds, and
-error bars go from the lowest to the highest.
+of experts). Where routers are many, each family of them has a panel. Beside or below the points, bars show for every
+arm the overhead over `Dense (same depth)` of its setup: the calculated one in activated parameters and in FLOPs, and
+the measured one in time. Points are means over seeds, and error bars go from the lowest to the highest.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.arms import arm_list, dense_same_depth
+from analysis.figures.family_panels import COLUMNS, family_panels, share_limits, with_marks
 from analysis.figures.grid import MOST_COLUMNS, title_panel
 from analysis.load_records import MissingDataError, Records
 from analysis.run_table import INFERENCE
@@ -53,34 +54,51 @@ def draw_inference_time(records: Records, table: pd.DataFrame) -> Drawing:
     """Returns the figure and its numbers by setup and arm. Raises `MissingDataError` where no time was measured."""
     points = inference_points(table)
     arms, setups = arm_list(points), list(dict.fromkeys(points["setup"]))
+    panels = family_panels(points["routing.name"])
+    drawn = with_marks(points, panels)
     with paper_style():
-        scatter, bars, figure = _axes(len(arms), len(setups))
-        _draw_points(scatter, points)
+        scatters, bars, figure = _axes(len(arms), len(setups), len(panels))
+        for axes, panel in zip(scatters, panels, strict=True):
+            _draw_points(axes, panel.of(drawn), panel.title or "Quality against inference time")
+            if len(panels) > 1:
+                few_ticks(axes.yaxis)
+        share_limits(scatters)
         for i, (axes, setup) in enumerate(zip(bars, setups, strict=True)):
-            _draw_bars(axes, points[points["setup"] == setup], arms, named=i % MOST_COLUMNS == 0)
+            _draw_bars(axes, drawn[drawn["setup"] == setup], arms, named=i % MOST_COLUMNS == 0)
             title = setup if len(setups) > 1 else "Overhead over dense"
             title_panel(axes, title, min(MOST_COLUMNS, max(2, len(setups))))
         _legend(figure, list(dict.fromkeys(points["model.name"])))
     return Drawing(figure, points.drop(columns="variant"))
 
 
-def _axes(num_arms: int, num_setups: int) -> tuple[Axes, list[Axes], Figure]:
-    """Returns the panel of points, those of bars, and the figure.
+def _axes(num_arms: int, num_setups: int, num_families: int) -> tuple[list[Axes], list[Axes], Figure]:
+    """Returns the panels of points (one for each family), those of bars, and the figure.
 
     The points stand beside the bars of a single setup, or above the bars of several setups, which are in rows of at
     most `MOST_COLUMNS`.
     """
     bars_height = 0.34 * num_arms + 0.6
     if num_setups == 1:
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, max(2.4, bars_height) + 0.4), layout="constrained")
-        scatter, bars = figure.subplots(1, 2, width_ratios=(1.15, 1))
-        return scatter, [bars], figure
+        height = max(2.4, 1.8 * num_families, bars_height) + 0.4
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, height), layout="constrained")
+        beside = figure.add_gridspec(num_families, 2, width_ratios=(1.15, 1))
+        return (
+            [figure.add_subplot(beside[i, 0]) for i in range(num_families)],
+            [figure.add_subplot(beside[:, 1])],
+            figure,
+        )
     columns, rows = min(num_setups, MOST_COLUMNS), -(-num_setups // MOST_COLUMNS)
-    heights = [SCATTER_HEIGHT_INCHES, *[bars_height] * rows]
+    scatter_columns = min(num_families, COLUMNS)
+    scatter_rows = -(-num_families // scatter_columns)
+    heights = [SCATTER_HEIGHT_INCHES * scatter_rows, *[bars_height] * rows]
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.6), layout="constrained")
     grid = figure.add_gridspec(1 + rows, columns, height_ratios=heights)
     bars = [figure.add_subplot(grid[1 + i // columns, i % columns]) for i in range(num_setups)]
-    return figure.add_subplot(grid[0, :]), bars, figure
+    if num_families == 1:
+        return [figure.add_subplot(grid[0, :])], bars, figure
+    above = grid[0, :].subgridspec(scatter_rows, scatter_columns)
+    places = [(i // scatter_columns, i % scatter_columns) for i in range(num_families)]
+    return [figure.add_subplot(above[place]) for place in places], bars, figure
 
 
 def inference_points(table: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +122,7 @@ def inference_points(table: pd.DataFrame) -> pd.DataFrame:
     return points
 
 
-def _draw_points(axes: Axes, points: pd.DataFrame) -> None:
+def _draw_points(axes: Axes, points: pd.DataFrame, title: str) -> None:
     for label, router, variant in arm_list(points):
         arm = points[points["arm"] == label].sort_values(INFERENCE)
         for _, sizes in arm.groupby("study", sort=False):
@@ -117,7 +135,7 @@ def _draw_points(axes: Axes, points: pd.DataFrame) -> None:
         log_axis(axes, "x", points[INFERENCE] * 1e3)
     axes.set_xlabel("Measured inference time per image (ms)")
     axes.set_ylabel("Validation loss (velocity MSE)")
-    axes.set_title("Quality against inference time", loc="left", fontweight="bold")
+    axes.set_title(title, loc="left", fontweight="bold")
 
 
 def _draw_point(axes: Axes, point: dict[Any, Any], variant: int) -> None:

@@ -3,10 +3,11 @@
 Above is a panel per arm with the final validation loss against parameters and one parabola per budget, from pale
 (small) to full colour (large). Its minimum is marked; a cross is a minimum at the edge of the sizes, which is not used.
 Bars go from the lowest to the highest seed. Below are N* (parameters) and D* (images) of the minima against the budget,
-with their power laws. Full marks and lines belong to the parabolas, hollow marks to Akima's interpolation. Bars are 95%
-intervals of the parabolas' minima over configurations. The foot gives the exponents with their intervals over budgets
-and over configurations, and by which factor the best sizes of the methods differ. Hollow diamonds are the joint law's.
-The method is described in `analysis/isoflop_minima.py`.
+with their power laws, in a row for each family of routers where these are many. Full marks and lines belong to the
+parabolas, hollow marks to Akima's interpolation. Bars are 95% intervals of the parabolas' minima over configurations.
+The foot gives the exponents with their intervals over budgets and over configurations, and by which factor the best
+sizes of the methods differ. Hollow diamonds are the joint law's. The method is described in
+`analysis/isoflop_minima.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecBase
 from matplotlib.lines import Line2D
 
+from analysis.figures.family_panels import family_panels, keys_beside
 from analysis.figures.grid import MOST_COLUMNS, Key, label_losses, named_ticks, place_keys, title_panel
 from analysis.figures.panels import write_foot
 from analysis.isoflop_laws import METHOD
@@ -54,6 +57,8 @@ LABELS = {"params": "Best size N*,\nparameters ({})", "images": "Best training D
 MOST_TICKS = 5
 LEAST_RATIO = 1.15
 """The smallest factor by which an axis extends beyond the values."""
+MOST_LAWS = 12
+"""The number of lines on laws and on how their methods differ that the foot has; the others are only counted."""
 LONGEST_LINES = 4
 """The number of refusals that the foot lists; the others are only counted."""
 
@@ -88,15 +93,22 @@ def draw_isoflop(_records: Records, table: pd.DataFrame, parameters: Count = ACT
         ].itertuples(index=False, name=None)
     ]
     budgets = _budget_names(found)
+    families = family_panels(arm.router for arm in arms)
     with paper_style():
-        figure, tops, bottoms = _axes(len(arms))
+        figure, tops, bottoms = _axes(len(arms), len(families))
         for axes, arm in zip(tops, arms, strict=True):
             _draw_profiles(axes, arm, found, budgets)
             axes.set_xlabel(f"{parameters.label} ({_size_unit(arm, found)[1]})")
         label_losses(tops)
-        for axes, quantity in zip(bottoms, LABELS, strict=True):
-            _draw_laws(axes, quantity, arms, found)
-        place_keys(figure, _keys(arms, found, budgets))
+        for pair, family in zip(bottoms, families, strict=True):
+            ours = [arm for arm in arms if arm.router in family.routers]
+            for axes, quantity in zip(pair, LABELS, strict=True):
+                _draw_laws(axes, quantity, ours, found)
+            if len(families) > 1:
+                title_panel(pair[0], family.title, len(LABELS))
+                keys_beside(pair[1], _arm_keys(ours))
+        shared = [] if len(families) > 1 else [(handle, shown(label)) for handle, label in _arm_keys(arms)]
+        place_keys(figure, _keys(found, budgets, shared))
         write_foot(figure, _foot(found))
     parts = {
         "profile": found.profiles, "minimum": found.minima, "law": found.laws, "disagreement": found.disagreements,
@@ -105,17 +117,23 @@ def draw_isoflop(_records: Records, table: pd.DataFrame, parameters: Count = ACT
     return Drawing(figure, numbers.drop(columns="variant").assign(params_counted=parameters.column))
 
 
-def _axes(num_arms: int) -> tuple[Figure, list[Axes], list[Axes]]:
-    """Returns the figure, a panel per arm in rows of at most `MOST_COLUMNS`, and two wide panels below."""
+def _axes(num_arms: int, num_families: int) -> tuple[Figure, list[Axes], list[tuple[Axes, Axes]]]:
+    """Returns the figure, a panel per arm in rows of at most `MOST_COLUMNS`, and below two wide ones per family."""
     columns = min(num_arms, MOST_COLUMNS)
     rows = -(-num_arms // columns)
-    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.0 * rows + 3.0), layout="constrained")
-    grid = figure.add_gridspec(rows + 1, 6)
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.0 * (rows + num_families) + 1.0), layout="constrained")
+    if num_families == 1:
+        grid: GridSpecBase = figure.add_gridspec(rows + 1, 6)
+        laws = [(grid[rows, :3], grid[rows, 3:])]
+    else:  # The keys beside the panels of laws must not narrow those above, which are therefore laid out by themselves.
+        outer = figure.add_gridspec(2, 1, height_ratios=(rows, num_families))
+        grid, pairs = outer[0].subgridspec(rows, 6), outer[1].subgridspec(num_families, 2)
+        laws = [(pairs[i, 0], pairs[i, 1]) for i in range(num_families)]
     wide = 6 // columns
     tops = [
         figure.add_subplot(grid[i // columns, wide * (i % columns) : wide * (i % columns + 1)]) for i in range(num_arms)
     ]
-    return figure, tops, [figure.add_subplot(grid[rows, :3]), figure.add_subplot(grid[rows, 3:])]
+    return figure, tops, [(figure.add_subplot(left), figure.add_subplot(right)) for left, right in laws]
 
 
 def _budget_names(found: IsoFlop) -> list[str]:
@@ -215,7 +233,12 @@ def _draw_law(
         axes.plot(flops / factors[0], law["factor"] * flops ** law["exponent"] / factors[1], **style)
 
 
-def _keys(arms: Sequence[_IsoflopArm], found: IsoFlop, budgets: Sequence[str]) -> list[Key]:
+def _arm_keys(arms: Sequence[_IsoflopArm]) -> list[Key]:
+    return [(Line2D([], [], **line_style(arm.router, arm.variant), marker="o"), arm.title) for arm in arms]
+
+
+def _keys(found: IsoFlop, budgets: Sequence[str], arms: Sequence[Key]) -> list[Key]:
+    """Returns the keys of the budgets and the methods, with those of `arms` between them."""
     keys: list[Key] = [
         (Line2D([], [], color=_tone("dense", i, len(budgets)), marker=MARKERS[i % len(MARKERS)], markersize=3.5), name)
         for i, name in enumerate(budgets)
@@ -223,7 +246,7 @@ def _keys(arms: Sequence[_IsoflopArm], found: IsoFlop, budgets: Sequence[str]) -
     keys.append((Line2D([], [], **MINIMUM, **INNER), "Minimum of the parabola"))
     if found.minima["is_edge"].any():
         keys.append((Line2D([], [], **MINIMUM, **EDGE), "At the edge, not used"))
-    keys += [(Line2D([], [], **line_style(arm.router, arm.variant), marker="o"), shown(arm.title)) for arm in arms]
+    keys += arms
     keys.append((Line2D([], [], color=GREY, marker="o", fillstyle="none", linestyle="none"), "Akima's minimum"))
     if (found.minima["method"] == METHOD).any():
         keys.append(
@@ -243,6 +266,8 @@ def _foot(found: IsoFlop) -> list[str]:
     for (study, arm), found_here in found.disagreements.groupby(["study", "arm"], sort=False):
         laws = found.laws[(found.laws["study"] == study) & (found.laws["arm"] == arm)]
         lines.append(f"{arm}{f', {study}' if study else ''}: {disagreement_text(found_here, laws)}")
+    if len(lines) > MOST_LAWS:
+        lines = [*lines[:MOST_LAWS], f"And {len(lines) - MOST_LAWS} more on other arms: see the numbers."]
     rest = len(found.refused) - LONGEST_LINES
     return [*lines, *found.refused[:LONGEST_LINES], *([f"And {rest} more that were not used."] if rest > 0 else [])]
 

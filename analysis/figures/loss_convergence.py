@@ -1,15 +1,16 @@
 """`loss-convergence` shows training and validation loss against images, training FLOPs and seconds.
 
-There is one row of panels per setup. Under each panel every arm has a line that marks where its mean validation loss
-reaches the final one of `Dense (same depth)`, and how many times sooner that is in the unit of the axis. Curves are
-means over seeds, and bands go from the lowest to the highest seed. The axis is scaled to the losses after the first
-`HIDDEN_SHARE` of training and cuts off higher ones. A cross is the last finite loss of a run that diverged, and lies on
-the upper edge where that loss is cut off. With `paper_values` a vertical line marks where EC-DIT's expert
-choice is level with dense: at half of the images of dense.
+There is one row of panels per setup, or per family of routers where these are many (`family_panels.py`). Under each
+panel every arm has a line that marks where its mean validation loss reaches the final one of `Dense (same depth)`, and
+how many times sooner that is in the unit of the axis. Curves are means over seeds, and bands go from the lowest to the
+highest seed. The axis is scaled to the losses after the first `HIDDEN_SHARE` of training and cuts off higher ones. A
+cross is the last finite loss of a run that diverged, and lies on the upper edge where that loss is cut off. With
+`paper_values` a vertical line marks where EC-DIT's expert choice is level with dense: at half of the images of dense.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -23,7 +24,8 @@ from analysis.arms import arm_list, dense_same_depth
 from analysis.curves import AXES, loss_limits, mean_over_seeds, reach, smooth, training_curves, validation_curves
 from analysis.diverged_runs import diverged_table, shown_with
 from analysis.figures.diverged_marks import divergence_keys, last_points, mark_last_losses
-from analysis.load_records import Records
+from analysis.figures.family_panels import family_panels
+from analysis.load_records import MissingDataError, Records
 from analysis.paper_values import SHARE_OF_STEPS, SOURCES
 from analysis.style import (
     GREY,
@@ -47,7 +49,10 @@ SMOOTHED_SHARE = 0.08
 
 
 class _Setup(NamedTuple):
-    """The curves of one setup, as means over seeds; `target` is the final loss of `dense`, where that was run."""
+    """The curves of one setup, as means over seeds; `target` is the final loss of `dense`, where that was run.
+
+    `whole` has the validation curves of all its routers, which set the limits of the axes.
+    """
 
     name: str
     arms: list[tuple[str, str, int]]
@@ -56,19 +61,28 @@ class _Setup(NamedTuple):
     dense: str | None
     target: float | None
     diverged: pd.DataFrame
+    whole: pd.DataFrame
 
 
 def draw_loss_convergence(records: Records, table: pd.DataFrame, paper_values: bool = False) -> Drawing:
-    """Returns the figure and its numbers: mean curves (`split` training, validation) and crossings (`split` reach)."""
+    """Returns the figure and its numbers: mean curves (`split` training, validation) and crossings (`split` reach).
+
+    Merged runs have no curves and are not in it. Raises `MissingDataError` where there are no others.
+    """
+    table = table[table["parts"].isna()]
+    if table.empty:
+        raise MissingDataError("All runs were merged from others and have no curves.", "Add runs of `ecdit train`.")
     validation = mean_over_seeds(validation_curves(records, table))
     training = mean_over_seeds(training_curves(records, table))
     lost = shown_with(diverged_table(records), table)
     setups = [_setup(name, runs, training, validation, lost) for name, runs in table.groupby("setup", sort=False)]
     with paper_style():
-        heights = [h for setup in setups for h in (1.75, 0.14 * len(setup.arms) + 0.1)]
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.75 * len(setups) + 0.2), layout="constrained")
+        rows = [part for setup in setups for part in _by_family(setup, table)]
+        curves_height = 1.75 if len(rows) == len(setups) else 1.3
+        heights = [h for part in rows for h in (curves_height, 0.14 * len(part.arms) + 0.1)]
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.75 * len(rows) + 0.2), layout="constrained")
         axes = figure.subplots(len(heights), 3, height_ratios=heights, squeeze=False)
-        for i, setup in enumerate(setups):
+        for i, setup in enumerate(rows):
             for column, x in enumerate(AXES):
                 _draw_panel(axes[2 * i, column], axes[2 * i + 1, column], setup, x, is_first=column == 0)
             if paper_values and setup.dense:
@@ -85,11 +99,24 @@ def _setup(
     dense = dense_same_depth(runs)
     target = float(ours.loc[ours["arm"] == dense, "loss"].iloc[-1]) if dense else None
     training, diverged = training[training["setup"] == name], diverged[diverged["setup"] == name]
-    return _Setup(str(name), arm_list(runs), training, ours, dense, target, diverged)
+    return _Setup(str(name), arm_list(runs), training, ours, dense, target, diverged, ours)
+
+
+def _by_family(setup: _Setup, table: pd.DataFrame) -> Iterator[_Setup]:
+    """Yields the setup once for each panel of `family_panels`, with the arms of that panel alone."""
+    runs = table[table["setup"] == setup.name]
+    for panel in family_panels([*table["routing.name"], *setup.diverged["routing.name"]]):
+        arms = arm_list(panel.of(runs))
+        names = [label for label, _, _ in arms]
+        yield setup._replace(
+            name=panel.named(setup.name), arms=arms, diverged=panel.of(setup.diverged),
+            training=setup.training[setup.training["arm"].isin(names)],
+            validation=setup.validation[setup.validation["arm"].isin(names)],
+        )  # fmt: skip
 
 
 def _draw_panel(curves: Axes, rows: Axes, setup: _Setup, x: str, is_first: bool) -> None:
-    factor, unit = scaled(float(setup.validation[x].max()), UNITS[x])
+    factor, unit = scaled(float(setup.whole[x].max()), UNITS[x])
     for label, router, variant in setup.arms:
         style = line_style(router, variant)
         training = setup.training[setup.training["arm"] == label]
@@ -100,8 +127,8 @@ def _draw_panel(curves: Axes, rows: Axes, setup: _Setup, x: str, is_first: bool)
         curves.fill_between(validation[x] / factor, low, high, color=style["color"], alpha=0.15, linewidth=0)
         curves.plot(validation[x] / factor, validation["loss"], **style)
     # The first losses are many times the final ones and would press all differences between arms into a line.
-    curves.set_ylim(*loss_limits(setup.validation))
-    curves.set_xlim(0, float(setup.validation[x].max()) / factor)
+    curves.set_ylim(*loss_limits(setup.whole))
+    curves.set_xlim(0, float(setup.whole[x].max()) / factor)
     mark_last_losses(curves, setup.diverged, x, factor)
     curves.tick_params(labelbottom=False)
     _draw_reaching(curves, rows, setup, x, factor, is_first)
@@ -136,7 +163,7 @@ def _draw_reaching(curves: Axes, rows: Axes, setup: _Setup, x: str, factor: floa
 def _draw_printed(curves: Axes, rows: Axes, setup: _Setup) -> None:
     """Marks where expert choice would reach the final loss of dense if it did as in the paper."""
     dense = setup.validation[setup.validation["arm"] == setup.dense]["images_seen"].max()
-    factor, _ = scaled(float(setup.validation["images_seen"].max()), UNITS["images_seen"])
+    factor, _ = scaled(float(setup.whole["images_seen"].max()), UNITS["images_seen"])
     for axes in (curves, rows):
         axes.axvline(SHARE_OF_STEPS * dense / factor, **PRINTED_LINE)
 

@@ -54,7 +54,7 @@ def draw_memory(records: Records, table: pd.DataFrame, paper_values: bool = Fals
 
 def memory_points(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     """Returns mean, `_min` and `_max` of each of `COLUMNS` (NaN if unknown) and `num_seeds`, by setup and arm."""
-    runs = table.assign(training=table["run"].map(_training_peak).astype(float))
+    runs = table.assign(training=table["peak_memory_gib"].astype(float))
     inference = last_shared_measurement(records.evals[records.evals["metric"] == INFERENCE_PEAK], INFERENCE_PEAK)
     runs["inference"] = table["run"].map(inference.set_index("run")["value"])
     if runs[["training", "inference"]].isna().all(axis=None):
@@ -69,12 +69,6 @@ def memory_points(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     for column in COLUMNS:
         points[[column, f"{column}_min", f"{column}_max"]] = groups[column].agg(["mean", "min", "max"])
     return points.assign(num_seeds=groups["run"].nunique()).reset_index()
-
-
-def _training_peak(run: str) -> float | None:
-    """Returns the peak that the run recorded in GiB, or None where it did not or where its folder is gone."""
-    status = RunDir(Path(run)).read_status()
-    return None if status is None else status.peak_memory_gib
 
 
 def _estimate(run: str) -> float | None:

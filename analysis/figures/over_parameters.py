@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.arms import arm_list
 from analysis.conditions import MetricRows
-from analysis.figures.panels import Look, Printed, draw_arm_points, draw_panels, sideways
+from analysis.figures.panels import Look, Printed, draw_arm_points, draw_panels
 from analysis.load_records import Records
 from analysis.parameter_counts import Count
 from analysis.scores import measured_panels, panel_points
@@ -25,12 +24,11 @@ def draw_over_parameters(
     """Returns the figure and its numbers by metric, setup and arm. Raises `MissingDataError` without measurements."""
     panels = measured_panels(records, table, metrics)
     points = panel_points(panels).sort_values(parameters.column, kind="stable", ignore_index=True)
-    arms = arm_list(points)
     factor, unit = scaled(float(points[parameters.column].max()), "parameters")
 
     def draw(axes: Axes, mine: pd.DataFrame, _measured: MetricRows) -> None:
-        for label, arm in mine.groupby("arm", sort=False):
-            draw_arm_points(axes, arm, arm[parameters.column] / factor, sideways(arms, str(label)))
+        for _, arm in mine.groupby("arm", sort=False):
+            draw_arm_points(axes, arm, arm[parameters.column] / factor, arm["aside"].iloc[0])
         few_ticks(axes.xaxis)
         if is_wide(points[parameters.column]):
             log_axis(axes, "x", points[parameters.column] / factor)

@@ -1,14 +1,15 @@
 """Shared parts of the figures of sampled metrics: a grid of panels, legend keys of arms, sizes and spreads, and a foot.
 
-The rows of the grid are studies or setups, and its columns are metrics. The legend stands above the panels, where it
-covers no data. The foot says in small grey letters how the values were measured.
+The rows of the grid are studies or setups, and its columns are metrics. Where routers are many, each row is drawn once
+for every family of them. The legend stands above the panels, or beside them, where it covers no data. The foot says in
+small grey letters how the values were measured.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,7 +22,9 @@ from matplotlib.transforms import ScaledTranslation, Transform
 from analysis.arms import arm_list
 from analysis.conditions import MetricRows, foot
 from analysis.escaping import figure_text
-from analysis.figures.grid import Key, place_keys
+from analysis.figures.family_panels import family_panels, keys_beside, share_limits, with_marks
+from analysis.figures.grid import Key, line_keys, place_keys
+from analysis.router_looks import router_look
 from analysis.style import (
     GREY,
     SIZE_MARKERS,
@@ -70,28 +73,39 @@ def draw_panels(
 ) -> Figure:
     """Draws a grid with a row for each study or setup and a column for each of `panels`.
 
-    Each panel is filled by `draw(axes, its points, its measurement)`. `printed` adds a panel of the paper's values at
-    the right of the first row, and the foot says where they were printed.
+    Each panel is filled by `draw(axes, its points, its measurement)`, where the points have a column `aside`: how far
+    the marks of an arm are moved so that those of equal cost lie side by side. `printed` adds a panel of the paper's
+    values at the right of the first row, and the foot says where they were printed.
     """
-    names = list(dict.fromkeys(points[look.rows]))
+    names, families = list(dict.fromkeys(points[look.rows])), family_panels(points["routing.name"])
     one_size = points["model.name"].iloc[0] if points["model.name"].nunique() == 1 else ""
+    points = with_marks(points, families)
     with paper_style():
-        size = (TEXT_WIDTH_INCHES, look.height_inches * len(names) + 0.85)
+        rows = [(name, family) for name in names for family in families]
+        size = (TEXT_WIDTH_INCHES, look.height_inches * len(rows) + 0.85)
         figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(len(names), len(panels) + bool(printed), squeeze=False)
+        grid = figure.subplots(len(rows), len(panels) + bool(printed), squeeze=False)
         if printed:
             printed.draw(grid[0, -1])
             for unused in grid[1:, -1]:
                 unused.remove()
-        for row, name in enumerate(names):
-            grid[row, 0].set_title(shown(name or one_size), loc="left", fontweight="bold")
+        for row, (name, family) in enumerate(rows):
+            grid[row, 0].set_title(shown(family.named(name or one_size)), loc="left", fontweight="bold")
+            shared = _with_asides(family.of(points))
             for axes, measured in zip(grid[row], panels, strict=False):
-                mine = (points[look.rows] == name) & (points["metric"] == measured.metric.name)
-                draw(axes, points[mine], measured)
-                if (points.loc[mine, "value"] == 0).all():
-                    _above_zero(axes, points.loc[mine, "high"])
+                mine = shared[(shared[look.rows] == name) & (shared["metric"] == measured.metric.name)]
+                draw(axes, mine, measured)
+                if (mine["value"] == 0).all():
+                    _above_zero(axes, mine["high"])
                 axes.set_ylabel(measured.metric.label)
-        place_keys(figure, [*_arm_keys(points, look), *_size_keys(points, look), *_spread_keys(points, look)])
+            if len(families) > 1:
+                keys_beside(grid[row, len(panels) - 1], _arm_keys(shared[shared[look.rows] == name], look))
+        for first in range(0, len(rows), len(families)):
+            for column in range(len(panels)):
+                share_limits(list(grid[first : first + len(families), column]))
+        arms = [(handle, shown(label)) for handle, label in _arm_keys(points, look)] if len(families) == 1 else []
+        if keys := [*arms, *_size_keys(points, look), *_spread_keys(points, look)]:
+            place_keys(figure, keys)
         write_foot(figure, [*foot(panels), *([f"Printed values: {printed.source}."] if printed else [])])
     return figure
 
@@ -132,7 +146,10 @@ def draw_arm_curve(axes: Axes, points: pd.DataFrame, x: pd.Series[float]) -> Non
     if len(points) == 1:
         _draw_spreads(axes, points, x, 0)
     axes.fill_between(x, points["low"], points["high"], color=style["color"], alpha=BAND_ALPHA, linewidth=0)
-    axes.plot(x, points["value"], **style, marker=".", markersize=4)
+    mark: dict[str, Any] = {"marker": ".", "markersize": 4}
+    if not points["model.name"].iloc[0]:
+        mark = {"marker": router_look(points["routing.name"].iloc[0]).marker, "markersize": 3}
+    axes.plot(x, points["value"], **style, **mark)
 
 
 def draw_arm_points(axes: Axes, points: pd.DataFrame, x: pd.Series[float], sideways_points: float = 0) -> None:
@@ -168,10 +185,11 @@ def logarithmic_metrics(panels: Sequence[MetricRows], points: pd.DataFrame) -> s
     return {name for name, setups in spread.items() if any(is_wide(values) for _, values in setups)}
 
 
-def sideways(arms: Sequence[tuple[str, str, int]], label: str) -> float:
-    """Returns the points by which the arm called `label` is moved, so that arms of equal cost lie side by side."""
-    place = [arm[0] for arm in arms].index(label)
-    return SIDEWAYS_POINTS * (place - (len(arms) - 1) / 2)
+def _with_asides(points: pd.DataFrame) -> pd.DataFrame:
+    """Adds the column `aside`: the points by which each arm is moved, so that arms of equal cost lie side by side."""
+    labels = [label for label, _, _ in arm_list(points)]
+    places = {label: SIDEWAYS_POINTS * (place - (len(labels) - 1) / 2) for place, label in enumerate(labels)}
+    return points.assign(aside=points["arm"].map(places))
 
 
 def write_foot(figure: Figure, lines: Sequence[str]) -> None:
@@ -189,20 +207,15 @@ def write_foot(figure: Figure, lines: Sequence[str]) -> None:
 def _arm_keys(points: pd.DataFrame, look: Look) -> list[Key]:
     """Returns a key for every arm: a sample of its line, with the marker of the first size where sizes have markers."""
     preset = points["model.name"].iloc[0]
-    keys: list[Key] = []
-    for label, router, variant in arm_list(points):
-        marker = marker_style(router, variant, preset) if look.has_markers else {}
-        keys.append((Line2D([], [], **marker | line_style(router, variant)), shown(label)))
-    return keys
+    return line_keys(points, preset if look.has_markers or not preset else None)
 
 
 def _size_keys(points: pd.DataFrame, look: Look) -> list[Key]:
     """Returns a key with the marker of every size, or no keys where there is only one size."""
     sizes = list(dict.fromkeys(points["model.name"]))
-    keys: list[Key] = [
-        (Line2D([], [], color=GREY, marker=SIZE_MARKERS[size], linestyle="none"), size) for size in sizes
-    ]
-    return keys if look.has_markers and len(keys) > 1 else []
+    if not look.has_markers or len(sizes) < 2:
+        return []
+    return [(Line2D([], [], color=GREY, marker=SIZE_MARKERS[size], linestyle="none"), size) for size in sizes]
 
 
 def _spread_keys(points: pd.DataFrame, look: Look) -> list[Key]:

@@ -1,8 +1,9 @@
 """`per-timestep-loss` shows at which times between noise and image a router gains, by tenths of t.
 
-Each setup has one row of panels: the final validation loss by tenth (t = 0 is the image, t = 1 noise), and its
-difference from `Dense (same depth)` in percent, seed by seed over the seeds that both have. Lines are means over seeds,
-and bands go from the lowest to the highest. A tenth without validation images was not measured and breaks the line.
+Each setup has one row of panels, or one for each family of routers where these are many: the final validation loss by
+tenth (t = 0 is the image, t = 1 noise), and its difference from `Dense (same depth)` in percent, seed by seed over the
+seeds that both have. Lines are means over seeds, and bands go from the lowest to the highest. A tenth without
+validation images was not measured and breaks the line.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.arms import arm_list, dense_same_depth
-from analysis.figures.grid import Key, place_keys
+from analysis.figures.family_panels import family_panels, keys_beside, share_limits
+from analysis.figures.grid import Key, line_keys, place_keys
 from analysis.load_records import MissingDataError, Records
 from analysis.style import (
     GREY,
@@ -42,16 +43,23 @@ def draw_per_timestep_loss(records: Records, table: pd.DataFrame) -> Drawing:
     Raises `MissingDataError` where no run has its loss by tenths of t.
     """
     points = timestep_points(records, table)
-    setups = list(dict.fromkeys(points["setup"]))
+    setups, panels = list(dict.fromkeys(points["setup"])), family_panels(points["routing.name"])
     with paper_style():
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 1.9 * len(setups) + 0.7), layout="constrained")
-        axes = figure.subplots(len(setups), 2, squeeze=False, width_ratios=(1, 1.6))
-        for (left, right), setup in zip(axes, setups, strict=True):
-            ours = points[points["setup"] == setup]
-            _draw(left, ours, "loss", "Loss (velocity MSE)")
-            left.set_title(shown(setup), loc="left", fontweight="bold")
-            _draw_change(right, ours)
-        place_keys(figure, _keys(points))
+        rows = len(setups) * len(panels)
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 1.9 * rows + 0.7), layout="constrained")
+        axes = figure.subplots(rows, 2, squeeze=False, width_ratios=(1, 1.6))
+        for i, setup in enumerate(setups):
+            ours, of_setup = points[points["setup"] == setup], axes[i * len(panels) : (i + 1) * len(panels)]
+            for (left, right), panel in zip(of_setup, panels, strict=True):
+                _draw(left, panel.of(ours), "loss", "Loss (velocity MSE)")
+                left.set_title(shown(panel.named(setup)), loc="left", fontweight="bold")
+                _draw_change(right, panel.of(ours))
+                if len(panels) > 1:
+                    keys_beside(right, line_keys(panel.of(ours)))
+            for column in of_setup.T:
+                share_limits([each for each in column if each.axison])
+        if keys := [*(_keys(points) if len(panels) == 1 else []), *_seed_keys(points)]:
+            place_keys(figure, keys)
     return Drawing(figure, points.drop(columns="variant"))
 
 
@@ -126,9 +134,9 @@ def _draw_change(axes: Axes, points: pd.DataFrame) -> None:
 
 
 def _keys(points: pd.DataFrame) -> list[Key]:
-    keys: list[Key] = [
-        (Line2D([], [], **line_style(router, variant)), shown(label)) for label, router, variant in arm_list(points)
-    ]
-    if points["loss_seeds"].max() > 1:
-        keys.append((Patch(color=GREY, alpha=0.25, linewidth=0), lowest_to_highest(points["loss_seeds"])))
-    return keys
+    return [(handle, shown(label)) for handle, label in line_keys(points)]
+
+
+def _seed_keys(points: pd.DataFrame) -> list[Key]:
+    band = Patch(color=GREY, alpha=0.25, linewidth=0)
+    return [(band, lowest_to_highest(points["loss_seeds"]))] if points["loss_seeds"].max() > 1 else []

@@ -30,12 +30,13 @@ def draw_quality_over_training(records: Records, table: pd.DataFrame) -> Drawing
     panels = measured_panels(records, table, metrics, along="images_seen")
     points = panel_points(panels, "images_seen")
     logarithmic = logarithmic_metrics(panels, points)
+    longest = points.groupby("setup")["images_seen"].max().astype(float).to_dict()
 
     def draw(axes: Axes, mine: pd.DataFrame, measured: MetricRows) -> None:
-        factor, unit = scaled(float(mine["images_seen"].max()), "images")
+        factor, unit = scaled(longest[mine["setup"].iloc[0]], "images")
         for _, arm in mine.groupby("arm", sort=False):
             draw_arm_curve(axes, arm, arm["images_seen"] / factor)
-        axes.set_xlim(0, 1.03 * float(mine["images_seen"].max()) / factor)
+        axes.set_xlim(0, 1.03 * longest[mine["setup"].iloc[0]] / factor)
         few_ticks(axes.xaxis)
         if measured.metric.name in logarithmic:
             log_axis(axes, "y", mine["value"])

@@ -1,8 +1,10 @@
 """`routing` shows the validation loss of each router over training and at the end.
 
+There is one row of panels per setup, or per family of routers where these are many (`family_panels.py`).
+
 Left are means over seeds with a band from the lowest to the highest seed. Right are the final loss of every seed, their
-mean and its 95% interval (Student's t; one seed has none), with the best arm on top. A cross is a run that diverged:
-at the left its last finite loss, at the right one beside the row of its arm.
+mean and its 95% interval (Student's t; one seed has none), with the best arm on top. A cross is a run that diverged: at
+the left its last finite loss, at the right one beside the row of its arm.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from analysis.arms import arm_list
 from analysis.curves import loss_limits, mean_over_seeds, validation_curves
 from analysis.diverged_runs import diverged_table, shown_with
 from analysis.figures.diverged_marks import divergence_keys, last_points, mark_last_losses, mark_rows
+from analysis.figures.family_panels import FamilyPanel, family_panels, share_limits
 from analysis.figures.grid import Key
 from analysis.load_records import MissingDataError, Records
 from analysis.seed_intervals import Interval, interval_of_mean
@@ -60,18 +63,22 @@ def draw_routing(records: Records, table: pd.DataFrame) -> Drawing:
     curves = mean_over_seeds(validation_curves(records, table))
     ends = {str(name): _ends(runs) for name, runs in table.groupby("setup", sort=False)}
     diverged = shown_with(diverged_table(records), table)
+    panels = family_panels([*table["routing.name"], *diverged["routing.name"]])
+    rows = [(setup, panel, kept) for setup in ends for panel in panels if (kept := _of_panel(ends[setup], panel))]
     with paper_style():
-        heights = [max(1.8, 0.19 * len(of_setup) + 0.5) for of_setup in ends.values()]
+        heights = [max(1.8, 0.19 * len(of_panel) + 0.5) for _, _, of_panel in rows]
         foot = 0.3 if len(diverged) else 0.0  # where the runs that diverged are named
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.5 + foot), layout="constrained")
-        axes = figure.subplots(len(ends), 2, height_ratios=heights, width_ratios=(1.25, 1), squeeze=False)
-        for row, (setup, of_setup) in enumerate(ends.items()):
-            lost = diverged[diverged["setup"] == setup]
-            _draw_curves(axes[row, 0], curves[curves["setup"] == setup], of_setup)
+        axes = figure.subplots(len(rows), 2, height_ratios=heights, width_ratios=(1.25, 1), squeeze=False)
+        for row, (setup, panel, of_panel) in enumerate(rows):
+            lost = panel.of(diverged[diverged["setup"] == setup])
+            _draw_curves(axes[row, 0], curves[curves["setup"] == setup], of_panel)
             mark_last_losses(axes[row, 0], lost, "images_seen", _images_unit(curves, setup)[0])
-            axes[row, 0].set_title(shown(setup), loc="left", fontweight="bold")
-            _draw_ends(axes[row, 1], of_setup)
-            mark_rows(axes[row, 1], [end.arm[0] for end in of_setup], lost)
+            axes[row, 0].set_title(shown(panel.named(setup)), loc="left", fontweight="bold")
+            _draw_ends(axes[row, 1], of_panel)
+            mark_rows(axes[row, 1], [end.arm[0] for end in of_panel], lost)
+        for setup in ends:
+            share_limits([axes[row, 1] for row, (its, _, _) in enumerate(rows) if its == setup], "x")
         _legend(figure, curves["num_seeds"], diverged)
     numbers = _numbers(curves, ends)
     return Drawing(figure, pd.concat([numbers, last_points(diverged)], ignore_index=True) if len(diverged) else numbers)
@@ -90,6 +97,10 @@ def _ends(runs: pd.DataFrame) -> list[_End]:
         losses = {int(seed): float(loss) for seed, loss in zip(ours["seed"], ours["val_loss"], strict=True)}
         ends.append(_End(arm, ours["model.name"].iloc[0], losses, interval_of_mean(list(losses.values()))))
     return sorted(ends, key=lambda end: end.interval.mean)
+
+
+def _of_panel(ends: list[_End], panel: FamilyPanel) -> list[_End]:
+    return [end for end in ends if end.arm[1] in panel.routers]
 
 
 def _draw_curves(axes: Axes, curves: pd.DataFrame, ends: list[_End]) -> None:

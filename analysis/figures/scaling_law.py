@@ -4,7 +4,8 @@ The left panel shows the final validation loss of every configuration against tr
 law, fitted to all of its runs of every size, with a 95% band over resampled configurations. The right panel shows the
 relative error with which the same law, fitted without the runs of most compute, predicts these. An arm whose runs do
 not identify the law has points but no line, and the foot says what it lacks. The laws are those of `analysis/laws`.
-Runs that differ in anything but size, length of training, routing and seed are drawn in separate panels.
+Runs that differ in anything but size, length of training, routing and seed are drawn in separate panels, and so is
+each family of routers where these are many.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.arms import arm_list
+from analysis.figures.family_panels import FamilyPanel, family_panels, share_limits, share_limits_of_setups
 from analysis.figures.grid import LOSS_LABEL, Key, place_keys, seed_key
 from analysis.figures.panels import BAND_ALPHA, write_foot
 from analysis.laws.bootstrap import Bootstrap, BootstrapEstimate, bootstrap
@@ -90,14 +92,18 @@ def draw_scaling_law(_records: Records, table: pd.DataFrame, num_resamples: int 
         raise MissingDataError(f"No arm identifies {least}; {laws[0].name}: {laws[0].refusal}")
     conditions = list(dict.fromkeys(each.condition for each in laws))
     with paper_style():
-        by_condition = [[each for each in laws if each.condition == condition] for condition in conditions]
-        heights = [max(2.4, 0.2 * len(mine) + 0.9) for mine in by_condition]
+        panels = family_panels(table["routing.name"])
+        rows = [(condition, panel, _of_panel(laws, condition, panel)) for condition in conditions for panel in panels]
+        rows = [row for row in rows if row[2]]
+        heights = [max(2.4, 0.2 * len(mine) + 0.9) for _, _, mine in rows]
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, sum(heights) + 0.9), layout="constrained")
-        grid = figure.subplots(len(conditions), 2, height_ratios=heights, width_ratios=(1.3, 1), squeeze=False)
-        for (left, right), mine in zip(grid, by_condition, strict=True):
-            _draw_laws(left, mine)
+        grid = figure.subplots(len(rows), 2, height_ratios=heights, width_ratios=(1.3, 1), squeeze=False)
+        for (left, right), (condition, panel, mine) in zip(grid, rows, strict=True):
+            _draw_laws(left, mine, _unit(laws, condition))
             _draw_predictions(right, mine)
-            left.set_title(shown(mine[0].condition.removeprefix(", ")), loc="left", fontweight="bold")
+            left.set_title(shown(panel.named(condition.removeprefix(", "))), loc="left", fontweight="bold")
+        share_limits_of_setups(list(grid[:, 0]), [condition for condition, _, _ in rows])
+        share_limits([axes for axes in grid[:, 1] if len(panels) > 1 and len(axes.get_xticks())], "x")
         place_keys(figure, _keys(laws))
         write_foot(figure, _foot(laws, num_resamples))
     return Drawing(figure, pd.concat([frame for each in laws for frame in _numbers(each)], ignore_index=True))
@@ -142,9 +148,18 @@ def _reason(error: MissingDataError | FitError) -> str:
     return text
 
 
-def _draw_laws(axes: Axes, laws: Sequence[_ArmLaw]) -> None:
+def _of_panel(laws: Sequence[_ArmLaw], condition: str, panel: FamilyPanel) -> list[_ArmLaw]:
+    return [each for each in laws if each.condition == condition and each.arm[1] in panel.routers]
+
+
+def _unit(laws: Sequence[_ArmLaw], condition: str) -> tuple[float, str]:
+    """Returns the factor and the unit of the axis of compute for the laws under one condition."""
+    return scaled(max(float(each.points[FLOPS].max()) for each in laws if each.condition == condition), "FLOP")
+
+
+def _draw_laws(axes: Axes, laws: Sequence[_ArmLaw], compute: tuple[float, str]) -> None:
     points = pd.concat([each.points for each in laws])
-    factor, unit = scaled(float(points[FLOPS].max()), "FLOP")
+    factor, unit = compute
     for each in laws:
         _, router, variant = each.arm
         style = line_style(router, variant)

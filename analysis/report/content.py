@@ -1,4 +1,4 @@
-"""The content of a report in order: question, answer, runs, arms, figures, laws, verdicts, notes and reproduction.
+"""The content of a report in order, from the question to how each number is reproduced.
 
 Every number comes from the module that also computes it for the other commands; this module sets the order and the
 wording only.
@@ -18,6 +18,8 @@ from analysis.laws.bootstrap import NUM_RESAMPLES
 from analysis.load_records import Records
 from analysis.paper_claims import paper_claims
 from analysis.parameter_counts import ACTIVATED, Count
+from analysis.published_fid import COLUMNS as PUBLISHED_COLUMNS
+from analysis.published_fid import CONDITIONS, DISAGREEMENT, published_rows
 from analysis.report.answers import FOLDED_FROM, answer_blocks
 from analysis.report.diverged_rows import diverged_blocks
 from analysis.report.document import Block, Bullets, Paragraph, Report, Section, Table, table
@@ -44,8 +46,11 @@ LAW_WORDS = (
 
 ARM_COLUMNS = arm_columns(
     "setup", "arm", "rate", "num_experts", "capacity_factor", "params_total", "params_active", "flops_per_image",
-    "num_seeds", "num_diverged", "val_loss_mean", "val_loss_std", "val_loss_low", "val_loss_high", "val_loss_ema_mean",
-    "val_loss_same_t_mean", "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
+    "executed_flops_per_image", "executed_flops_per_image_same_t", "planned_train_flops_per_image",
+    "executed_train_flops_per_image", "num_seeds", "num_diverged", "val_loss_mean", "val_loss_std", "val_loss_low",
+    "val_loss_high", "val_loss_ema_mean", "val_loss_same_t_mean", "val_loss_training_decision", "images_to_dense_loss",
+    "images_per_second", INFERENCE, "dropped_share", "dropped_share_same_t", "max_violation", "pair_usage",
+    "peak_memory_gib",
 )  # fmt: skip
 LAW_COLUMNS = (
     Column("law", "Law"),
@@ -84,10 +89,11 @@ def content(
         Section("question", "The question", [Paragraph(QUESTION)]),
         Section("answer", "The answer at this scale", answers),
         Section("runs", "The runs", [_runs_table(rows), *lost, *_left_out(records)]),
-        Section("arms", "The arms", [_arms_table(comparison.arms)]),
+        Section("arms", "The arms", [_arms_table(comparison.arms), *_alarms(comparison)]),
         Section("figures", "Figures", _figures(pictures)),
         Section("fits", "Scaling laws", _laws(fitted, parameters, str(gain))),
         Section("verdicts", "What is supported and what is not", verdicts),
+        Section("published", "Published FID of other models", [_published_table()]),
         Section("notes", "What to know before believing it", [Bullets(_notes(comparison))]),
         Section("reproduce", "How to reproduce each number", reproduction_blocks(rows, roots)),
     ]
@@ -133,6 +139,16 @@ def _arms_table(arms: pd.DataFrame) -> Table:
         "dense: where the mean curve reaches the final loss of dense of the same depth."
     )
     return table("arm-table", f"The {len(arms):,} arms", columns_of(arms, ARM_COLUMNS), arms.to_dict("records"), note)
+
+
+def _alarms(comparison: Comparison) -> list[Block]:
+    return [Bullets(comparison.alarms, "Alarms: where a validation loss misleads")] if comparison.alarms else []
+
+
+def _published_table() -> Table:
+    rows = published_rows()
+    caption = f"{len(rows)} values that papers printed"
+    return table("published-fid", caption, PUBLISHED_COLUMNS, rows, f"{CONDITIONS} {DISAGREEMENT}")
 
 
 def _figures(pictures: Pictures) -> list[Block]:

@@ -16,7 +16,7 @@ NOT_RECORDED = "not recorded"
 ORIGINS = (
     "Losses: rows of evals.jsonl with metric val_loss (raw or EMA weights), the last one of each run.",
     "Parameters and FLOPs: run.json, counted from the settings; training FLOPs are images_seen of status.json times "
-    "train_flops_per_image.",
+    "train_flops_per_image, or the last executed_flops of steps.jsonl where a run has them.",
     "Seconds and images/s: steps.jsonl, the last seconds and the median of images_per_second.",
     "Scores and inference times: rows of evals.jsonl that ecdit evaluate added, the last under each condition.",
     "Figures: the CSV beside each holds the plotted numbers.",

@@ -44,7 +44,10 @@ COLUMNS = (
     Column("params_active", "Activated", significant),
     Column("params_without_embeddings", "Without embeddings", significant),
     Column("flops_per_image", "FLOPs/image", significant),
+    Column("executed_flops_per_image", "Executed FLOPs/image", significant),
+    Column("executed_flops_per_image_same_t", "Executed at one t", significant),
     Column("train_flops", "Training FLOPs", significant),
+    Column("planned_flops", "Planned training FLOPs", significant),
     Column("images_seen", "Images", whole),
     Column("train_seconds", "Seconds", whole),
     Column("images_per_second", "Images/s", partial(fixed, decimals=1)),
@@ -52,12 +55,15 @@ COLUMNS = (
     Column("utilisation", "Utilisation", partial(fixed, decimals=1, scale=100, unit="%")),
     Column("train_loss", "Train loss", four),
     Column("val_loss_same_t", "Same-t loss", four),
+    Column("val_loss_training_decision", "Loss, deciding as in training", four),
     Column("dropped_share", "Dropped share", four),
     Column(INFERENCE, "Inference s/image", four),
     Column("model.name", "Preset"),
     Column("routing.name", "Routing"),
     Column("retry_of", "Repeats"),
 )
+SELDOM = ("executed_flops_per_image", "executed_flops_per_image_same_t", "val_loss_training_decision")
+"""Values that only runs have whose routers decide or compute otherwise than planned."""
 
 
 def run_rows(records: Records, table: pd.DataFrame) -> pd.DataFrame:
@@ -65,6 +71,7 @@ def run_rows(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     read = {run: RunDir(Path(run)).read_run() for run in table["run"]}
     rows = table.assign(
         train_flops=table["images_seen"].astype(float) * table["train_flops_per_image"],
+        planned_flops=table["images_seen"].astype(float) * table["planned_train_flops_per_image"],
         flops_per_second=table["images_per_second"] * table["train_flops_per_image"],
         val_loss_std=table.groupby(["setup", "arm"])["val_loss"].transform("std"),
         versions=[", ".join(f"{name} {text}" for name, text in sorted(read[run].versions.items())) for run in read],
@@ -97,9 +104,15 @@ def guidance_text(settings_key: str) -> str:
 
 
 def columns_with_scores(rows: pd.DataFrame) -> list[Column]:
-    """Returns `COLUMNS` followed by one column for each score that the rows have."""
+    """Returns `COLUMNS` followed by one column for each score that the rows have.
+
+    Without those of `SELDOM` in which nothing stands, and without planned FLOPs where all runs followed their plan.
+    """
     scores = [str(name) for name in rows.columns if name.startswith(SCORE)]
+    empty = {name for name in SELDOM if name in rows and rows[name].isna().all()}
+    if "planned_flops" in rows and (rows["planned_flops"] == rows["train_flops"]).all():
+        empty.add("planned_flops")
     return [
-        *COLUMNS,
+        *(column for column in COLUMNS if column.key not in empty),
         *(Column(name, name.removeprefix(SCORE), partial(significant, digits=4)) for name in scores),
     ]

@@ -22,7 +22,7 @@ from analysis.figures.registry import FIGURES
 from ecdit_cli.app import app
 from experiments.config.overrides import SHORT_FORMS
 from experiments.config.presets import PRESETS, Preset
-from experiments.config.routers import ROUTERS, routing_defaults
+from experiments.config.routers import ALIASES, ROUTERS, routing_defaults
 from experiments.config.schema import RunConfig
 from experiments.config.values import accepted_by
 from sweeps.cluster import Resources
@@ -186,7 +186,30 @@ def routers_table() -> str:
     rows = [
         [f"`{name}`", *("–" if row[key] is None else f"`{row[key]}`" for key in keys)] for name, row in defaults.items()
     ]
-    return _table(["Router", *keys], rows)
+    for row in rows:
+        further = ROUTERS[row[0].strip("`")].settings
+        row.append("<br>".join(f"`{key}={value}`" for key, value in further.items()) or "–")
+    return _table(["Router", *keys, "further settings"], rows)
+
+
+RULES = {
+    "dense": "nobody: one feed-forward serves all tokens",
+    "tokens": "every token takes its `top_k` best experts",
+    "experts": "every expert takes its best tokens, as many as it has slots",
+    "pairs": "pairs of token and expert compete with all others",
+    "thresholds": "an expert takes every token whose score reaches its threshold",
+    "fixed": "nothing is learned: the noise level, the position or chance decides",
+    "soft": "every slot is a mean of all tokens",
+    "blocks": "the noise level chooses what changes the input of a whole block",
+}
+"""Who chooses, by the family of a router's rule."""
+
+
+def rules_table() -> str:
+    """Returns who chooses in each router, with its name in figures and its source."""
+    rows = [[f"`{name}`", row.label, RULES[row.rule], row.source] for name, row in ROUTERS.items()]
+    aliases = ", ".join(f"`{alias}` is `{name}`" for alias, name in ALIASES.items())
+    return f"{_table(['Router', 'In figures', 'Who chooses', 'Source'], rows)}\n\nNames of papers work too: {aliases}."
 
 
 def _router_settings() -> list[str]:
@@ -240,6 +263,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "settings": settings_page,
     "presets": presets_table,
     "routers": routers_table,
+    "rules": rules_table,
     "short-forms": short_forms_table,
     "devices": devices_table,
     "cluster": cluster_table,

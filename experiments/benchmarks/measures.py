@@ -41,11 +41,16 @@ class SpeedOptions:
     widths: list[int]
     experts: list[int]
     clock: Literal["wall", "cpu"]
+    routers: str | None = None
+    """Names of routers separated by commas, or all; None for expert choice beside its peers."""
 
 
 def bench_routing(options: SpeedOptions, progress: Progress) -> Rows:
-    """Measures the layer at every width with every number of experts."""
+    """Measures the layer at every width with every number of experts, or the layers of other routers beside dense."""
     from experiments.config.overrides import load_config
+
+    if options.routers is not None:
+        return _bench_routers(options, options.routers, progress)
 
     settings = [
         load_config([MODEL, f"model.width={width}", f"routing.num_experts={experts}", *options.overrides])
@@ -62,6 +67,31 @@ def bench_routing(options: SpeedOptions, progress: Progress) -> Rows:
             measure_routing(config, options.tokens, options.rounds, options.clock, advance) for config in settings
         ]
     return list(_once(row for rows in measured for row in rows))
+
+
+def _bench_routers(options: SpeedOptions, routers: str, progress: Progress) -> Rows:
+    """Measures the layers of `routers`, names separated by commas or all, beside dense layers of the same FLOPs."""
+    from experiments.config.overrides import load_config
+    from experiments.config.routers import ROUTERS as KNOWN
+    from experiments.errors import did_you_mean
+
+    in_layers = [name for name, row in KNOWN.items() if row.rule not in ("dense", "blocks")]
+    names = in_layers if routers == "all" else routers.split(",")
+    for name in names:
+        if name not in in_layers:
+            raise EcditError(f"--routers {name!r} is no router of a layer.", did_you_mean(name, ["all", *in_layers]))
+    configs = [
+        load_config([MODEL, f"model.width={width}", f"routing={name}", f"routing.num_experts={experts}",
+                     f"train.batch_images={options.tokens}", *options.overrides])
+        for width in options.widths for experts in options.experts for name in names
+    ]  # fmt: skip
+    with progress("layers of routers", len(configs) * (options.rounds + 2)) as advance:
+        from experiments.benchmarks.router_layers import measure_router
+        from experiments.training.host_memory import keep_freed_memory
+
+        keep_freed_memory(configs[0])
+        measured = [measure_router(each, options.tokens, options.rounds, options.clock, advance) for each in configs]
+    return list(_once(measured))
 
 
 def bench_training(options: SpeedOptions, steps: int, progress: Progress) -> Rows:

@@ -23,7 +23,7 @@ from experiments.layers.experts import StackedExperts
 from experiments.layers.feed_forward import DenseFeedForward, RoutedFeedForward
 from experiments.layers.pieces import activate
 from experiments.models.dit import Block, DiT
-from experiments.routing.contract import FeedForwardOutput
+from experiments.routing.contract import FeedForwardOutput, RoutingContext
 
 
 def dense_of_the_same_flops(config: RunConfig) -> DenseFeedForward:
@@ -110,9 +110,11 @@ class DroplessLoop(ExpertLoop):
         super().__init__(layer)
         self.shared = layer.shared
 
-    def forward(self, x_BTD: Tensor) -> FeedForwardOutput:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x_BTD: Tensor, context: RoutingContext | None = None
+    ) -> FeedForwardOutput:
         """Maps [B, T, D] to the same shape; an expert takes the m tokens that chose it."""
-        assignment, x_ND = self.router(x_BTD), x_BTD.flatten(0, 1)
+        assignment, x_ND = self.router(x_BTD, context), x_BTD.flatten(0, 1)
         assert assignment.slots_E is not None, "this form has no limit on the tokens of an expert"
         sizes = assignment.slots_E.tolist()
         by_expert = zip(assignment.token_M.split(sizes), assignment.weight_M.split(sizes), strict=True)

@@ -13,6 +13,14 @@ from typing import Literal, NamedTuple
 
 from experiments.config.budget import hidden_width, slots_per_image
 from experiments.config.data_sets import captions_of
+from experiments.config.router_sizes import (
+    mixes_blocks,
+    mixes_tokens,
+    router_input_width,
+    router_tensors,
+    soft_slots,
+)
+from experiments.config.routing_checks import layer_factors
 from experiments.config.schema import RunConfig
 
 FLOAT32 = 4
@@ -39,7 +47,7 @@ class Activations(NamedTuple):
 
 def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activations:
     """Returns the bytes of one image's activations, with `width` bytes per element that is not always fp32."""
-    slots = _slots(config) if config.sparse_layer_indices else 0.0
+    slots = max(_slots_by_layer(config).values(), default=0.0)
     fast = config.train.implementation == "fast"
     kernels = fast and on_accelerator  # fused kernels save only their inputs, no intermediate results
     again = fast and not (on_accelerator and config.routing.capacity_factor is None)  # grouped products keep both sides
@@ -74,16 +82,17 @@ def working_bytes(config: RunConfig, on_accelerator: bool) -> int:
 
 
 def exchanged_slots(config: RunConfig) -> float:
-    """Returns how many slots of one image a routed layer sends to the processes that hold their experts."""
-    return _slots(config) if config.sparse_layer_indices else 0.0
+    """Returns how many slots of one image all routed layers send to the processes that hold their experts."""
+    return sum(_slots_by_layer(config).values())
 
 
 def _block_bytes(config: RunConfig, width: int, again: bool, kernels: bool) -> list[float]:
     """Returns the bytes that autograd saves in each block for one image."""
     attention, dense = _attention_bytes(config, width, kernels), _dense_bytes(config, width, kernels)
-    sparse = _sparse_bytes(config, width, again, kernels) if config.sparse_layer_indices else 0.0
-    routed = set(config.sparse_layer_indices)
-    return [attention + (sparse if layer in routed else dense) for layer in range(config.model.num_layers)]
+    routed = {
+        layer: _sparse_bytes(config, width, slots, again, kernels) for layer, slots in _slots_by_layer(config).items()
+    }
+    return [attention + routed.get(layer, dense) for layer in range(config.model.num_layers)]
 
 
 def _kept_bytes(config: RunConfig, width: int, layer: int) -> float:
@@ -93,11 +102,13 @@ def _kept_bytes(config: RunConfig, width: int, layer: int) -> float:
     token and the combine weight of every slot, and the logits.
     """
     kept = width * config.num_train_tokens * config.model.width
-    if layer not in config.sparse_layer_indices:
+    slots = _slots_by_layer(config).get(layer)
+    if slots is None:
         return kept
     filled = 1 if config.routing.top_k is not None and config.routing.capacity_factor is not None else 0
     logits = FLOAT32 * config.num_train_tokens * config.routing.num_experts
-    return kept + (INDEX + FLOAT32 + filled) * _slots(config) + logits
+    pairs = logits / FLOAT32 if mixes_tokens(config) else slots
+    return kept + (INDEX + FLOAT32 + filled) * pairs + logits
 
 
 def _attention_bytes(config: RunConfig, width: int, kernels: bool) -> float:
@@ -131,28 +142,71 @@ def _around_bytes(config: RunConfig, width: int, kernels: bool) -> float:
     return float(width * 3 * T * d if kernels else width * (T * (4 * d + 2) + d))
 
 
-def _sparse_bytes(config: RunConfig, width: int, again: bool, kernels: bool) -> float:
+def _sparse_bytes(config: RunConfig, width: int, slots: float, again: bool, kernels: bool) -> float:
     """Returns the bytes saved by a routed feed-forward: inputs, both sides of the activation, and outputs of all slots.
 
-    With `again` only the input of the activation is kept, and its output is computed again.
-    The router and the sum over experts are in fp32: they save affinities, indices and, in bf16 training without
-    `kernels`, an fp32 copy of the router's input.
+    With `again` only the input of the activation is kept, and its output is computed again. The outputs of slots are
+    kept for the gradients of gates, which a fixed choice does not have. An unconditional expert takes tokens from the
+    others, and is not counted beside them.
     """
     T, d, routing = config.num_train_tokens, config.model.width, config.routing
-    slots, sides = _slots(config), 4 if routing.expert == "swiglu" else 2
+    sides = 4 if routing.expert == "swiglu" else 2
     hidden, shared = (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
-    router = FLOAT32 * T * routing.num_experts * (1 if routing.top_k is None else 3) + 20 * slots
-    router += FLOAT32 * T * d if width < FLOAT32 and not kernels else 0
-    experts = slots * width * (2 * d + (sides // 2 if again else sides) * hidden)
+    if mixes_blocks(config):  # the block's input, what it is multiplied by, and both sides of the linear experts
+        router = FLOAT32 * T * 3 * routing.num_experts + 20 * slots
+        return _dense_bytes(config, width, kernels) + router + width * 2 * d * (T + slots)
+    ends = 2 * d if router_tensors(config) else d
+    experts = slots * width * (ends + (sides // 2 if again else sides) * hidden)
     if routing.expert_bias and kernels and not again:  # grouped products find the bias of a slot by its expert's number
         experts += INDEX * slots
     shared_bytes = width * T * (sides * shared + 2 * d) if shared else 0.0
+    router = _mixture_bytes(config, width) if mixes_tokens(config) else _router_bytes(config, width, slots, kernels)
     return _around_bytes(config, width, kernels) + router + experts + shared_bytes
 
 
-def _slots(config: RunConfig) -> float:
-    """Returns the slots of one image in one routed layer; with a capacity limit this includes empty slots."""
-    return slots_per_image(config, config.num_train_tokens, training=True)
+def _mixture_bytes(config: RunConfig, width: int) -> float:
+    """Returns what soft MoE saves of an image beside its slots, with the image's share of what it saves of a batch.
+
+    Those are the normalised tokens with their norms, both softmaxes, their copies in 16 bits, and the pairs of the
+    statistics; of a batch, the vectors of the slots before and after their scale. In 16 bits, fp32 copies come first.
+    """
+    T, d, slots, copies = config.num_train_tokens, config.model.width, soft_slots(config), 1 if width < FLOAT32 else 0
+    tokens = FLOAT32 * T * (d * (1 + copies) + 2)
+    softmaxes = 2 * T * slots * (FLOAT32 + width * copies)
+    pairs = (INDEX + 2 * FLOAT32) * T * config.routing.num_experts
+    return tokens + softmaxes + pairs + FLOAT32 * d * slots * (2 + copies) / config.micro_batch_images
+
+
+def _router_bytes(config: RunConfig, width: int, slots: float, kernels: bool) -> float:
+    """Returns what the router and the sum over experts save, in fp32: affinities, and indices and weights of slots.
+
+    What the router reads is saved too where the experts do not read the same: in bf16 as an fp32 copy, unless `kernels`
+    multiply 16-bit factors. The hidden layers of the `mlp` form, normed tokens of `cosine` and a capacity predictor
+    come on top. What an image has once and not for every token is left out, and so are copies of weights.
+    """
+    T, d, routing = config.num_train_tokens, config.model.width, config.routing
+    if not router_tensors(config):
+        return 20 * slots
+    reads_tokens = routing.input in ("modulated", "plain_time")
+    copied = width < FLOAT32 and not (kernels and routing.form == "linear")
+    numbers = {"linear": 0, "mlp": 2 * d, "cosine": router_input_width(config)}[routing.form] if reads_tokens else 0
+    numbers += d * copied if routing.input == "modulated" else 0
+    numbers += (1 if routing.top_k is None else 3) * routing.num_experts
+    if routing.predictor_loss_weight:
+        numbers += (3 if width < FLOAT32 else 2) * d + 2 * routing.num_experts
+    beside = 2 * d * (FLOAT32 if copied else width) if routing.input == "plain_time" else 0
+    return T * (FLOAT32 * numbers + beside) + 20 * slots
+
+
+def _slots_by_layer(config: RunConfig) -> dict[int, float]:
+    """Returns the slots of one image in each routed layer; with a capacity limit this includes empty slots."""
+    slots = {
+        factor: slots_per_image(config, config.num_train_tokens, training=True, layer_factor=factor)
+        for factor in layer_factors(config)
+    }
+    return {
+        layer: slots[factor] for layer, factor in zip(config.sparse_layer_indices, layer_factors(config), strict=True)
+    }
 
 
 def _ends_bytes(config: RunConfig, width: int, kernels: bool) -> float:

@@ -1,7 +1,8 @@
 """Computes the parameters and FLOPs of a config by arithmetic, without building a model.
 
 Every part is named as in the real module, and a test compares it with that module. FLOPs follow
-`torch.utils.flop_counter`: a product of [m, k] and [k, n] is 2 m k n, pointwise work is free.
+`torch.utils.flop_counter`: a product of [m, k] and [k, n] is 2 m k n, pointwise work is free. The products of auxiliary
+losses and of DeepSpeed's masks are left out.
 
 Activated parameters are the weights one token passes through on average: with experts that choose, f_c experts
 (EC-DIT, section 3: activated = dense + sparse [(f_c - 1) 8 d^2 + E d]); with tokens that choose, top_k experts, or f_c
@@ -14,13 +15,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from experiments.config.data_sets import captions_of
+from experiments.config.router_sizes import (
+    mixes_blocks,
+    mixes_tokens,
+    router_flops,
+    router_flops_without_gradient,
+    router_tensors,
+    soft_slots,
+)
+from experiments.config.routers import ROUTERS
+from experiments.config.routing_checks import layer_factors
 from experiments.config.schema import RunConfig
 
 TIME_FREQUENCIES = 256
 """The number of sinusoids that embed the timestep (DiT)."""
-BLOCK_PARTS = ("attention", "cross_attention", "ffn", "experts", "shared_experts", "router")
+PRIOR_GRID = 100
+"""The number of noise levels on which Switch-DiT's choices are matched with its prior (`routing/switch_dit.py`)."""
+BLOCK_PARTS = ("attention", "cross_attention", "ffn", "experts", "shared_experts", "unconditional_expert", "router")
 """The parts of a block, except its modulation tables, which take no FLOPs."""
 
 
@@ -50,12 +64,17 @@ def budget(config: RunConfig) -> Budget:
     active = dict(params)
     if config.sparse_layer_indices:
         active["experts"] = round(params["experts"] * experts_per_token(config) / config.routing.num_experts)
+        active["unconditional_expert"] = 0  # it takes the place of the others, for images without a caption
     forward = _flops_by_part(config, config.num_tokens, training=False)
     training = _flops_by_part(config, config.num_train_tokens, training=True)
     # The backward pass has two products for each one of the forward pass, with respect to inputs and to weights. The
     # first layers need no gradient of their inputs (patches, timesteps, features), which saves one product each.
     inputs_without_gradient = training["embed"] + 2 * TIME_FREQUENCIES * config.model.width
     inputs_without_gradient += captions_of(config).flops_without_gradient(config.model)
+    inputs_without_gradient += 2 * training["prior"]  # its choices have no gradient at all
+    if config.sparse_layer_indices:
+        unneeded = router_flops_without_gradient(config, config.num_train_tokens)
+        inputs_without_gradient += len(config.sparse_layer_indices) * unneeded
     return Budget(
         params_by_part=params,
         active_by_part=active,
@@ -92,6 +111,14 @@ def bias_sizes(config: RunConfig, hidden: int) -> tuple[int, ...]:
     return (num_expert_matrices(config) - 1) * hidden, config.model.width
 
 
+def expert_matrix_elements(config: RunConfig) -> int:
+    """Returns the elements of the matrices of one expert, which is a single one where experts change blocks."""
+    d = config.model.width
+    if mixes_blocks(config):
+        return d * d
+    return num_expert_matrices(config) * d * hidden_width(config, config.routing.expert_factor or 0)
+
+
 def experts_per_token(config: RunConfig) -> float:
     """Returns how many experts process a token on average: f_c, top_k, or the smaller where a router has both."""
     routing = config.routing
@@ -119,15 +146,53 @@ def expert_capacity(num_group_tokens: int, factor: float, num_experts: int, roun
     return math.ceil(exact - 1e-9) if round_up else math.floor(exact + 1e-9)
 
 
+def compute_varies(config: RunConfig, training: bool) -> bool:
+    """Says whether the expert slots that are computed depend on the tokens, so that they have to be counted."""
+    routing = config.routing
+    rule = ROUTERS[routing.name].rule if routing.name in ROUTERS else None
+    if not config.sparse_layer_indices:
+        return False
+    follows_tokens = rule == "thresholds" or routing.capacity_schedule != "none"
+    if training:
+        return follows_tokens or routing.unconditional_expert or routing.capacity_warmup_images > 0
+    return follows_tokens or routing.eval_decision != "same"
+
+
+def executed_flops_per_image(config: RunConfig, slots: float, training: bool) -> float:
+    """Returns the FLOPs of an image, as planned but with `slots` expert slots over all routed layers.
+
+    Those are the means over the images that were counted.
+    """
+    without_slots, per_slot = _flops_around_slots(config, training)
+    return without_slots + per_slot * slots
+
+
+@lru_cache(maxsize=64)
+def _flops_around_slots(config: RunConfig, training: bool) -> tuple[int, int]:
+    """Returns the FLOPs of an image without its expert slots, and those of a slot.
+
+    They are remembered, as the training loop asks at every step. Training has two more products for each one of the
+    forward pass.
+    """
+    cost, tokens = budget(config), config.num_train_tokens if training else config.num_tokens
+    planned, passes = _flops_by_part(config, tokens, training), 3 if training else 1
+    whole = cost.train_flops_per_image if training else cost.flops_per_image
+    expert = expert_matrix_elements(config)
+    return whole - passes * (planned["experts"] + planned["unconditional_expert"]), passes * 2 * expert
+
+
 def _params_by_part(config: RunConfig) -> dict[str, int]:
     model, data, routing = config.model, config.data, config.routing
     d, depth = model.width, model.num_layers
     kv, head = d * model.num_kv_heads // model.num_heads, d // model.num_heads
     num_sparse = len(config.sparse_layer_indices)
-    expert, shared = (
-        num_expert_matrices(config) * d * hidden + sum(bias_sizes(config, hidden))
-        for hidden in (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
+    num_routed = 0 if mixes_blocks(config) else num_sparse
+    hidden, shared_hidden = (
+        hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor)
     )
+    biases = d if mixes_blocks(config) else sum(bias_sizes(config, hidden))
+    expert = expert_matrix_elements(config) + biases
+    shared = num_expert_matrices(config) * d * shared_hidden + sum(bias_sizes(config, shared_hidden))
     patch = model.patch_size**2 * data.channels
     return {
         "embed": patch * d + d,
@@ -136,10 +201,11 @@ def _params_by_part(config: RunConfig) -> dict[str, int]:
         "text": sum(size for _, size in captions_of(config).encoder_sizes(model)),
         "attention": depth * (2 * d * d + 2 * d * kv + 2 * head),
         "cross_attention": depth * (2 * d * d + 2 * d * kv + 2 * head),
-        "ffn": (depth - num_sparse) * 2 * d * hidden_width(config, model.ffn_factor),
+        "ffn": (depth - num_routed) * 2 * d * hidden_width(config, model.ffn_factor),
         "experts": num_sparse * routing.num_experts * expert,
         "shared_experts": num_sparse * shared,
-        "router": num_sparse * d * routing.num_experts,
+        "unconditional_expert": num_sparse * expert if routing.unconditional_expert else 0,
+        "router": num_sparse * sum(router_tensors(config).values()),
         "head": d * patch + patch,
     }
 
@@ -150,25 +216,46 @@ def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[s
     T, L, kv = num_tokens, data.caption_length, d * model.num_kv_heads // model.num_heads
     num_sparse = len(config.sparse_layer_indices)
     patch = model.patch_size**2 * data.channels
-    expert = num_expert_matrices(config) * d * hidden_width(config, routing.expert_factor or 0)
+    num_routed = 0 if mixes_blocks(config) else num_sparse
+    expert = expert_matrix_elements(config)
     shared = num_expert_matrices(config) * d * hidden_width(config, routing.shared_factor or 0)
-    slots = slots_per_image(config, num_tokens, training) if num_sparse else 0.0
+    slots = sum(slots_per_image(config, num_tokens, training, factor) for factor in layer_factors(config))
+    without = tokens_without_caption(config, num_tokens, training)
+    slots -= without / T * slots  # the unconditional expert takes these tokens from all others
     return {
         "embed": 2 * T * patch * d,
         "time": 2 * (TIME_FREQUENCIES * d + 7 * d * d),
         "text": captions_of(config).encoder_flops(model),
         "attention": depth * (2 * T * (2 * d * d + 2 * d * kv) + 4 * T * T * d),
         "cross_attention": depth * (4 * T * d * d + 4 * L * d * kv + 4 * T * L * d),
-        "ffn": (depth - num_sparse) * 4 * T * d * hidden_width(config, model.ffn_factor),
-        "experts": round(num_sparse * 2 * slots * expert),  # an empty slot is computed too
+        "ffn": (depth - num_routed) * 4 * T * d * hidden_width(config, model.ffn_factor),
+        "experts": round(2 * slots * expert),  # an empty slot is computed too
         "shared_experts": num_sparse * 2 * T * shared,
-        "router": num_sparse * 2 * T * d * routing.num_experts,
+        "unconditional_expert": round(num_sparse * 2 * without * expert),
+        "router": num_sparse * router_flops(config, T, training),
+        "prior": prior_flops(config) if training else 0,
         "head": 2 * T * d * patch,
     }
 
 
-def slots_per_image(config: RunConfig, num_tokens: int, training: bool) -> float:
-    """Returns the expert slots that one layer computes per image, over all its experts.
+def prior_flops(config: RunConfig) -> int:
+    """Returns the FLOPs per image of Switch-DiT's choices on a grid of noise levels, once for each micro batch."""
+    if not mixes_blocks(config) or not config.routing.prior_loss_weight:
+        return 0
+    d = config.model.width
+    embedding = 2 * (TIME_FREQUENCIES * d + d * d)
+    choices = len(config.sparse_layer_indices) * router_flops(config, 1, training=True)
+    return round(PRIOR_GRID * (embedding + choices) / config.micro_batch_images)
+
+
+def tokens_without_caption(config: RunConfig, num_tokens: int, training: bool) -> float:
+    """Returns the mean number of tokens of an image that the unconditional expert processes in one layer."""
+    takes = config.routing.unconditional_expert and training
+    return num_tokens * config.train.caption_dropout if takes else 0.0
+
+
+def slots_per_image(config: RunConfig, num_tokens: int, training: bool, layer_factor: float = 1.0) -> float:
+    """Returns the expert slots that one layer computes per image, over all its experts, with its factor on f_c.
 
     Without a capacity limit there are top_k slots for each token. With a limit, empty slots count, as they are computed
     too.
@@ -177,8 +264,15 @@ def slots_per_image(config: RunConfig, num_tokens: int, training: bool) -> float
     factor = capacity_factor(config, training)
     if factor is None:
         return float(num_tokens * (routing.top_k or 1))
+    if mixes_tokens(config):
+        return float(soft_slots(config))
+    factor *= layer_factor
+    if ROUTERS[routing.name].rule in ("pairs", "thresholds") or routing.capacity_schedule != "none":
+        return num_tokens * factor  # pairs are counted over the batch, not in slots of an expert
     batch = config.micro_batch_images if training else config.eval.batch_images
-    group = batch if routing.group_images == "batch" else min(int(routing.group_images or 1), batch)
+    if training and routing.group_images == "all":
+        batch *= config.parallel.world
+    group = min(routing.group_images, batch) if isinstance(routing.group_images, int) else batch
     whole, rest = divmod(batch, group)  # in evaluation a last group may be smaller, and has at least one slot
 
     def capacity(images: int) -> int:

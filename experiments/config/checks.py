@@ -12,11 +12,12 @@ from collections.abc import Iterator
 
 from experiments.config.budget import capacity_factor, expert_capacity, hidden_width
 from experiments.config.cooldown import check_cooldown
-from experiments.config.data_sets import DATA_SETS, data_set_of
+from experiments.config.data_checks import check_data
 from experiments.config.limits import MAX_LAYERS
-from experiments.config.metrics import training_metrics
 from experiments.config.placement import fewest_layers, named_blocks
+from experiments.config.router_sizes import mixes_blocks
 from experiments.config.routers import ROUTERS
+from experiments.config.routing_checks import check_axes, layer_factors
 from experiments.config.schema import RunConfig
 from experiments.config.transfer_checks import check_gates, check_head_size, check_transfer
 from experiments.config.values import shown
@@ -40,7 +41,7 @@ WORKING_VALUES = {
 
 def check_config(config: RunConfig) -> None:
     """Returns when all settings fit each other. Raises `ConfigError` for the first that does not."""
-    _check_data(config)
+    check_data(config)
     _check_backbone(config)
     _check_batches(config)
     check_transfer(config)
@@ -48,48 +49,21 @@ def check_config(config: RunConfig) -> None:
     if config.routing.name != "dense":
         _check_router(config)
         _check_experts(config)
+        check_axes(config)
         check_gates(config)
         _check_groups(config)
         _check_capacity(config)
     _check_layout(config)
 
 
-def _check_data(config: RunConfig) -> None:
-    """Checks that the settings which a data set fixes have their value, and that training measures what it can."""
-    data, row = config.data, data_set_of(config)
-    for key, value in row.fixed.items():
-        given = getattr(data, key)
-        if given != value:
-            others = [name for name, other in DATA_SETS.items() if other.fixed.get(key, given) == given]
-            way_out = f"Use data.name={' or '.join(others)}." if value is None else f"Use data.{key}={value}."
-            raise ConfigError(f"data.{key}={shown(str(given))} does not fit data.name={data.name}.", way_out)
-    for key in row.captions.needed:
-        if getattr(data, key) is None:
-            raise ConfigError(f"data.{key}=None does not fit data.name={data.name}, whose captions have it.")
-    if row.has_scenes:
-        _check_metric_images(config)
-        return
-    for key in ("metric_images",) if row.has_pixels else ("sample_images", "metric_images"):
-        if number := getattr(config.eval, key):
-            reason = "no metric knows its images" if row.has_pixels else "pixels need the VAE"
-            later = "" if row.has_pixels else ", and `ecdit sample` once there is a checkpoint"
-            raise ConfigError(
-                f"eval.{key}={number} does not fit data.name={data.name}: {reason}.", f"Use eval.{key}=0{later}."
-            )
-
-
-def _check_metric_images(config: RunConfig) -> None:
-    """Checks that the images are large enough, and enough, for every metric that training measures."""
-    num_images = config.eval.metric_images
-    if num_images == 0:
-        return
-    asked = f"eval.metric_images={num_images}"
-    for row in training_metrics():
-        enough = max(256, row.min_images)
-        row.require_num_images(num_images, asked, f"Use eval.metric_images=0 for none, or {enough}.")
-    for row in training_metrics():
-        way_out = f"Use eval.metric_images=0, or data.image_size={row.min_image_size} or more."
-        row.require_image_size(config.data.image_size, asked, way_out)
+def check_trained(config: RunConfig) -> None:
+    """Raises `ConfigError` for a router whose runs are not trained, but made of finished ones."""
+    name = config.routing.name
+    if not ROUTERS[name].trained:
+        raise ConfigError(
+            f"routing.name={name} is not trained: its experts are the feed-forwards of finished dense runs.",
+            "Make such a run with `ecdit merge RUN RUN OUT`, or use routing.name=expert_choice.",
+        )
 
 
 def _check_backbone(config: RunConfig) -> None:
@@ -191,38 +165,43 @@ def _check_groups(config: RunConfig) -> None:
 
 
 def _check_capacity(config: RunConfig) -> None:
-    """Checks that an expert has at least one slot in every group, and no more slots than there are tokens."""
+    """Checks that an expert has at least one slot in every group and layer, and no more slots than there are tokens."""
+    least, most = min(layer_factors(config)), max(layer_factors(config))
     for training in (True, False):
         own = not training and config.routing.eval_capacity_factor != "same"
         key = "routing.eval_capacity_factor" if own else "routing.capacity_factor"
         factor = capacity_factor(config, training)
         if factor is None:
             continue
-        if factor > config.routing.num_experts:
+        if factor * most > config.routing.num_experts:
+            in_layer = f" in the layer with the factor {most:g}" if most > 1 else ""
             raise ConfigError(
-                f"{key}={factor:g} is more than routing.num_experts={config.routing.num_experts}: an expert would have "
-                "more slots than there are tokens.",
-                f"Use {key}={config.routing.num_experts}.",
+                f"{key}={factor:g} is more than routing.num_experts={config.routing.num_experts}{in_layer}: an expert "
+                "would have more slots than there are tokens.",
+                f"Use {key}={math.floor(config.routing.num_experts / most * 10_000) / 10_000:g}.",
             )
         tokens = config.num_train_tokens if training else config.num_tokens
         for setting, images in _smallest_groups(config, training):
-            _require_a_slot(config, key, factor, setting, images, tokens)
+            _require_a_slot(config, key, factor, least, setting, images, tokens)
 
 
-def _require_a_slot(config: RunConfig, key: str, factor: float, setting: str, images: int, tokens: int) -> None:
+def _require_a_slot(
+    config: RunConfig, key: str, factor: float, layer_factor: float, setting: str, images: int, tokens: int
+) -> None:
     """Raises `ConfigError` where an expert has no slot in the smallest group, of `images` with `tokens` tokens each.
 
-    `setting` is the key that makes this group larger.
+    `layer_factor` is the smallest factor of a layer, and `setting` the key that makes this group larger.
     """
     num_experts, group_tokens = config.routing.num_experts, images * tokens
-    if expert_capacity(group_tokens, factor, num_experts, round_up=config.routing.top_k is not None) >= 1:
+    factor_there, round_up = factor * layer_factor, config.routing.top_k is not None
+    if expert_capacity(group_tokens, factor_there, num_experts, round_up) >= 1:
         return
-    enough = math.ceil(num_experts / (factor * tokens))
+    enough = math.ceil(num_experts / (factor_there * tokens))
     if setting == "train.batch_images":
         enough *= config.parallel.world * config.train.accumulation
     elif setting == "eval.images":
         enough = _next_multiple(config.eval.images, config.eval.batch_images)
-    least = _round_up(num_experts / group_tokens)
+    least = _round_up(num_experts / (group_tokens * layer_factor))
     raise ConfigError(
         f"{key}={factor:g} leaves an expert without a slot: it must be at least {least} with {num_experts} experts and "
         f"{group_tokens} tokens per group.",
@@ -249,6 +228,12 @@ def _smallest_groups(config: RunConfig, training: bool) -> Iterator[tuple[str, i
 
 def _check_layout(config: RunConfig) -> None:
     parallel, num_experts = config.parallel, config.routing.num_experts
+    if parallel.expert_parallel > 1 and mixes_blocks(config):
+        raise ConfigError(
+            f"parallel.expert_parallel={parallel.expert_parallel} does not work with routing.name="
+            f"{config.routing.name}: every process holds all of its experts, which are small.",
+            "Use parallel.expert_parallel=1.",
+        )
     if num_experts % parallel.expert_parallel:
         raise ConfigError(
             f"routing.num_experts={num_experts} is not divisible by parallel.expert_parallel="

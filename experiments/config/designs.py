@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.config.budget import Budget, budget, hidden_width
-from experiments.config.checks import check_config
+from experiments.config.checks import check_config, check_trained
 from experiments.config.cooldown import check_cooldown
 from experiments.config.identity import run_name
 from experiments.config.limits import MAX_FLOPS, MAX_IMAGES
 from experiments.config.overrides import DESIGN_SECTION, checked_config, read_settings, split_words, validated
 from experiments.config.routers import routing_defaults
-from experiments.config.schema import RoutingConfig, RunConfig
+from experiments.config.routing_settings import RoutingConfig
+from experiments.config.schema import RunConfig
 from experiments.config.values import shown
 from experiments.errors import ConfigError, did_you_mean
 
@@ -68,7 +69,7 @@ class DesignedConfig:
 def load_designed(overrides: Sequence[str] = (), file: Path | None = None, cost_of: CostOf = budget) -> DesignedConfig:
     """Loads a config like `load_config`, from settings that may hold designs. `cost_of` may cache budgets.
 
-    Raises `ConfigError` for a design that does not exist or cannot be met.
+    Raises `ConfigError` for a design that does not exist or cannot be met, and for a router that is not trained.
     """
     plain, designs = separate(overrides)
     _refuse_tuning(designs.get(TUNE, "None"))
@@ -79,6 +80,7 @@ def load_designed(overrides: Sequence[str] = (), file: Path | None = None, cost_
     written = [] if file is None else read_settings(file)
     origin = designs.get(ORIGIN) or dict(written).get(ORIGIN)
     config = checked_config([*(pair for pair in written if pair[0] != ORIGIN), *split_words(given)])
+    check_trained(config)
     if flops is not None and any(setting.startswith("train.images=") for setting in plain):
         raise ConfigError(f"train.images and {TRAIN_FLOPS} both say how long to train.", "Give only one of them.")
     if way is None or config.routing.name == "dense":

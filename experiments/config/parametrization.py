@@ -51,8 +51,10 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
         "embed.bias", "head.bias", "modulation_2D", "blocks.modulation_6D",
         "blocks.ffn.experts.b_in_EF", "blocks.ffn.experts.b_out_ED",
         "blocks.ffn.shared.w_in.bias", "blocks.ffn.shared.w_out.bias",
+        "blocks.ffn.unconditional.w_in.bias", "blocks.ffn.unconditional.w_out.bias",
         "time.mlp_in.bias", "time.mlp_out.bias", "time.modulation.bias", "text.project.bias",
         "text.text_in.bias", "text.text_out.bias", "text.pooled_in.bias", "text.pooled_out.bias",
+        "blocks.ffn.router.scale", "blocks.switch.experts.bias_ED",
         *(f"blocks.{part}.{norm}.weight" for part in ("attention", "cross_attention")
           for norm in ("norm_query", "norm_key")),
     ),
@@ -62,8 +64,14 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
         "blocks.ffn.w_in.weight", "blocks.ffn.w_out.weight",
         "blocks.ffn.experts.w_in_EFD", "blocks.ffn.experts.w_out_EFD",
         "blocks.ffn.shared.w_in.weight", "blocks.ffn.shared.w_out.weight",
+        "blocks.ffn.unconditional.w_in.weight", "blocks.ffn.unconditional.w_out.weight",
+        "blocks.ffn.router.hidden_DD", "blocks.ffn.router.predictor.w_in.weight",
+        "blocks.switch.experts.weight_EDD",
     ),
-    "router": ("blocks.ffn.router.weight_DE",),
+    "router": (
+        "blocks.ffn.router.weight_DE", "blocks.ffn.router.weight_DS", "blocks.ffn.router.predictor.w_out.weight",
+        "blocks.switch.router.weight_DE",
+    ),
     "output": ("head.weight",),
     "encoder": (
         "text.token.weight", "text.position_LV", "text.norm.weight", "text.blocks.norm_attention.weight",

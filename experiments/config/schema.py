@@ -8,7 +8,7 @@ settings live in `checks.py`, parsing in `overrides.py`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -19,8 +19,6 @@ from experiments.config.limits import (
     BatchImages,
     CooldownShare,
     Epsilon,
-    Experts,
-    GateScale,
     Guidance,
     Halflife,
     Heads,
@@ -32,7 +30,6 @@ from experiments.config.limits import (
     LearningRate,
     LogitMean,
     LogitStd,
-    LossWeight,
     Norm,
     SampledImagesOrNone,
     Seed,
@@ -42,20 +39,14 @@ from experiments.config.limits import (
     Steps,
     Text,
     Tokens,
-    TopK,
     WeightDecay,
     Width,
     WidthFactor,
-    WidthFactorOrNone,
 )  # fmt: skip
 from experiments.config.placement import Placement, sparse_blocks
 from experiments.config.presets import find_preset, model_defaults, with_heads
-from experiments.config.routers import ROUTERS, plugin_hint, routing_defaults
-from experiments.config.values import OneOf
-
-Batch = Literal["batch"]
-Same = Literal["same"]
-Auto = Literal["auto"]
+from experiments.config.routers import routing_defaults
+from experiments.config.routing_settings import RoutingConfig
 
 
 def _is_none(value: object) -> bool:
@@ -68,11 +59,6 @@ def _is_default(value: object) -> bool:
     Runs that do not use it then keep their config id.
     """
     return value in ("standard", "none", 1)
-
-
-def _is_off(value: object) -> bool:
-    """Says of a switch what `_is_default` says of other settings, to which True would be equal to 1."""
-    return value is False
 
 
 class ModelConfig(Settings):
@@ -96,39 +82,6 @@ class ModelConfig(Settings):
     )
     base_width: Width | None = Field(
         None, exclude_if=_is_none, description="width at which the rate was tuned; for optim.parametrization=mup"
-    )
-
-
-class RoutingConfig(Settings):
-    """Holds the settings of routing. A field that a router does not have is None (or 0)."""
-
-    name: Annotated[str, OneOf(ROUTERS, plugin_hint)] = Field(description="how tokens find their experts")
-    num_experts: Experts = Field(description="experts of a routed layer; 0 when dense")
-    capacity_factor: WidthFactor | None = Field(
-        description="expert slots per token, C = S f_c / E; None: no limit and no drops"
-    )
-    eval_capacity_factor: WidthFactor | Same | None = Field(
-        description="the same unit outside training; 'same': as in training"
-    )
-    top_k: TopK | None = Field(description="experts that a token picks; None where experts pick")
-    group_images: BatchImages | Batch | None = Field(
-        description="images per routing group; 'batch': all that one process takes at a time"
-    )
-    gating: Literal["softmax", "sigmoid", "identity"] | None = Field(
-        description="what makes weights of the router's logits"
-    )
-    expert: Literal["gelu", "swiglu"] | None = Field(description="activation inside an expert")
-    expert_factor: WidthFactor | None = Field(description="hidden width of an expert over width")
-    shared_factor: WidthFactorOrNone | None = Field(description="hidden width of the shared experts over width")
-    balance_loss_weight: LossWeight = Field(description="of one routed layer; the losses of all layers are added")
-    expert_bias: bool = Field(
-        False, exclude_if=_is_off, description="biases after both matrices of every expert, shared ones too"
-    )
-    gate_norm: Literal["none", "token"] = Field(
-        "none", exclude_if=_is_default, description="token: gates of a token over their sum, as it enters the output"
-    )
-    gate_scale: GateScale | Auto = Field(
-        1.0, exclude_if=_is_default, description="factor on all gates; auto: E / f_c, for softmax gates of experts"
     )
 
 
@@ -259,7 +212,7 @@ class RunConfig(Settings):
         routing = routing_defaults(routing, (info.context or {}).get("unloaded", ()))
         name = str(model.get("name", "nano"))
         model = with_heads({**model_defaults(name, sparse=routing["name"] != "dense"), **model}, given=model)
-        if routing["expert_factor"] is None and routing["name"] != "dense":
+        if routing["expert_factor"] is None and routing["expert"] is not None:
             routing["expert_factor"] = model.get("ffn_factor", 4.0)
         optim = {"learning_rate": find_preset(name).learning_rate, **with_cooldown(raw.get("optim", {}))}
         data = {"data": fixed_settings(raw["data"])} if "data" in raw else {}

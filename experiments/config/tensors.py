@@ -19,7 +19,8 @@ from typing import NamedTuple
 from experiments.config.budget import TIME_FREQUENCIES, bias_sizes, hidden_width
 from experiments.config.data_sets import captions_of
 from experiments.config.parametrization import rate_factor
-from experiments.config.schema import RunConfig
+from experiments.config.router_sizes import mixes_blocks, router_tensors
+from experiments.config.schema import RunConfig, TrainConfig
 
 EXPERT_GROUP_ELEMENTS = 178_956_971
 """The most elements in one optimizer group of experts (`max_group_size` of DeepSpeed's
@@ -124,7 +125,8 @@ class _Size(NamedTuple):
 
 def _sizes_of(config: RunConfig) -> tuple[_Size, ...]:
     """Returns `tensor_sizes` from a cache, whose key leaves out the sections that it does not read."""
-    plain = config.model_copy(update={"parallel": None, "train": None, "eval": None, "optim": None})
+    train = TrainConfig(mask_ratio=config.train.mask_ratio)  # soft MoE has a vector for each slot
+    plain = config.model_copy(update={"parallel": None, "train": train, "eval": None, "optim": None})
     return _remembered_sizes(plain)
 
 
@@ -143,23 +145,33 @@ def _attention_sizes(config: RunConfig) -> tuple[tuple[str, int], ...]:
 
 def _feed_forward_sizes(config: RunConfig, layer: int) -> Iterator[TensorSize]:
     d, routing, name = config.model.width, config.routing, f"blocks.{layer}.ffn"
-    if layer not in config.sparse_layer_indices:
+    if layer not in config.sparse_layer_indices or mixes_blocks(config):
         dense = d * hidden_width(config, config.model.ffn_factor)
         yield from (TensorSize(f"{name}.w_in.weight", dense), TensorSize(f"{name}.w_out.weight", dense))
+        if layer in config.sparse_layer_indices:
+            yield from _mixture_sizes(config, f"blocks.{layer}.switch")
         return
     sides, num_experts = 2 if routing.expert == "swiglu" else 1, routing.num_experts
     hidden, shared = (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
-    yield TensorSize(f"{name}.router.weight_DE", d * num_experts)
+    yield from (TensorSize(f"{name}.router.{weight}", size) for weight, size in router_tensors(config).items())
     yield TensorSize(f"{name}.experts.w_in_EFD", num_experts * sides * d * hidden, is_expert=True)
     yield TensorSize(f"{name}.experts.w_out_EFD", num_experts * d * hidden, is_expert=True)
     for bias, size in zip(("b_in_EF", "b_out_ED"), bias_sizes(config, hidden), strict=False):  # there may be none
         yield TensorSize(f"{name}.experts.{bias}", num_experts * size, is_expert=True)
-    if shared:
-        b_in, b_out = bias_sizes(config, shared) or (0, 0)
-        for part, weight, bias_size in (("w_in", sides * d * shared, b_in), ("w_out", d * shared, b_out)):
-            yield TensorSize(f"{name}.shared.{part}.weight", weight)
-            if bias_size:
-                yield TensorSize(f"{name}.shared.{part}.bias", bias_size)
+    for part, columns in (("shared", shared), ("unconditional", hidden if routing.unconditional_expert else 0)):
+        b_in, b_out = bias_sizes(config, columns) or (0, 0)
+        for matrix, weight, bias_size in (("w_in", sides * d * columns, b_in), ("w_out", d * columns, b_out)):
+            if columns:
+                yield TensorSize(f"{name}.{part}.{matrix}.weight", weight)
+            if columns and bias_size:
+                yield TensorSize(f"{name}.{part}.{matrix}.bias", bias_size)
+
+
+def _mixture_sizes(config: RunConfig, name: str) -> Iterator[TensorSize]:
+    d, num_experts = config.model.width, config.routing.num_experts
+    yield from (TensorSize(f"{name}.router.{weight}", size) for weight, size in router_tensors(config).items())
+    yield TensorSize(f"{name}.experts.weight_EDD", num_experts * d * d, is_expert=True)
+    yield TensorSize(f"{name}.experts.bias_ED", num_experts * d, is_expert=True)
 
 
 def optimizer_groups(config: RunConfig) -> tuple[TensorGroup, ...]:

@@ -86,5 +86,5 @@ def _of_slots(config: RunConfig, on_accelerator: bool) -> list[Transfer]:
     passes = 6 if config.parallel.activation_checkpointing else 4
     slots = config.micro_batch_images * exchanged_slots(config)
     size = slots * config.model.width * working_bytes(config, on_accelerator)
-    times = passes * len(config.sparse_layer_indices) * train.accumulation
+    times = passes * train.accumulation
     return [Transfer("expert slots", "all-to-all", round(times * size * (spread - 1) / spread), spread, 1)]

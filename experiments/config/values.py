@@ -8,8 +8,8 @@ A value means the same in a YAML file, on the command line and in a sweep, becau
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from experiments.errors import ConfigError, did_you_mean
@@ -31,6 +31,8 @@ class OneOf:
     registry: Collection[str]
     hint: Callable[[], str] = str
     """Returns the way out where no name in the registry is similar to what was given; it may depend on plugins."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names for some of the registry, under which nothing is stored."""
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         """Returns the JSON schema of the text, with the names that are known now."""
@@ -97,6 +99,8 @@ def convert(key: str, text: str, accepts: Accepts) -> Scalar:
     """Converts `text` to a value of the setting `key`. Raises `ConfigError` where the setting does not accept it."""
     if accepts.none and text.lower() in NONE_SPELLINGS:
         return None
+    if accepts.names is not None:
+        text = accepts.names.aliases.get(text, text)
     for word in accepts.words:
         if text == str(word):
             return word
@@ -107,7 +111,7 @@ def convert(key: str, text: str, accepts: Accepts) -> Scalar:
         return number
     if str in accepts.kinds or accepts.listed:
         return text
-    words = [str(word) for word in accepts.words]
+    words = [*map(str, accepts.words), *(accepts.names.aliases if accepts.names else ())]
     hint = did_you_mean(text, words) if words else ""
     way_out = accepts.names.hint() if accepts.names else ""
     raise ConfigError(f"{key}='{shown(text)}' is not {accepts}.", hint if hint.startswith("Did") else way_out)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -24,6 +25,7 @@ from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertExchange, Expe
 from experiments.layers.gates import AS_DECIDED, Gates
 from experiments.layers.pieces import NO_BIASES, Activation, Biases, activate, feed_forward_in_pieces, products
 from experiments.layers.segments import feed_forward_in_segments, plain_segments
+from experiments.layers.soft_slots import apply_to_slots
 from experiments.routing.contract import Assignment
 
 
@@ -105,14 +107,21 @@ def plain_feed_forward(
 
 
 def apply_experts(
-    experts: StackedExperts, x_ND: Tensor, assignment: Assignment, fast: bool = True, gates: Gates = AS_DECIDED
+    experts: Callable[..., Tensor],
+    x_ND: Tensor,
+    assignment: Assignment,
+    fast: bool = True,
+    gates: Gates = AS_DECIDED,
 ) -> Tensor:
     """Dispatches tokens to their slots, applies the experts and combines the results: [N, D] to [N, D].
 
-    `gates` says how the router's weights enter the sum. A token that no expert processes gets 0. The sum runs in
-    float32, the type of the weights, and is returned in the type of `x_ND`. `fast=False` is the reference in plain
-    operations, which agrees up to rounding.
+    `experts` maps slots [M, D], sorted by expert, and the numbers of them, as `StackedExperts` does. `gates` says how
+    the router's weights enter the sum. A token that no expert processes gets 0. The sum runs in float32, the type of
+    the weights, and is returned in the type of `x_ND`. `fast=False` is the reference in plain operations, which agrees
+    up to rounding.
     """
+    if assignment.mixture is not None:
+        return apply_to_slots(experts, x_ND, assignment.mixture, assignment.logits_NE.shape[1], fast)
     if fast:
         places = Places.of(assignment.token_M, x_ND.shape[0])
         y_MD = experts(gather(x_ND, places), assignment.slots_E)

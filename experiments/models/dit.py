@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from experiments.config.budget import PRIOR_GRID
 from experiments.config.parametrization import initial_factor
 from experiments.config.schema import RunConfig
 from experiments.layers.attention import Attention, gated_residual, modulate
+from experiments.layers.block_mixture import BlockMixture, build_block_mixture
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
 from experiments.layers.feed_forward import build_feed_forward
 from experiments.models.embed import (
@@ -33,7 +35,8 @@ from experiments.models.embed import (
     sinusoidal_positions,
     unpatchify,
 )
-from experiments.routing.contract import FeedForwardOutput
+from experiments.routing.contract import FeedForwardOutput, RoutingContext
+from experiments.routing.switch_dit import layer_priors
 
 
 class DiTOutput(NamedTuple):
@@ -58,19 +61,41 @@ class Block(nn.Module):
         self.attention = Attention(*heads, fast=self.fast)
         self.cross_attention = Attention(*heads, zero_output=True, fast=self.fast)
         self.ffn = build_feed_forward(config, layer, share)
+        self.switch = build_block_mixture(config, layer)
         self.modulation_6D = nn.Parameter(torch.zeros(6, model.width))
 
     def forward(
-        self, x_BTD: Tensor, modulation_B6D: Tensor, text_BLD: Tensor, mask_B11L: Tensor
+        self,
+        x_BTD: Tensor,
+        modulation_B6D: Tensor,
+        text_BLD: Tensor,
+        mask_B11L: Tensor,
+        context: RoutingContext,
     ) -> tuple[Tensor, FeedForwardOutput]:
-        """Maps [B, T, D] to [B, T, D], and returns the output of the feed-forward too."""
+        """Maps [B, T, D] to [B, T, D], and returns the output of the feed-forward too.
+
+        `context` is that of the batch, in which the block replaces the residual by its own. With Switch-DiT experts
+        change the input of the block (`layers/block_mixture.py`), and its answer is their decision.
+        """
+        if self.switch is None:
+            return self._unchanged(x_BTD, modulation_B6D, text_BLD, mask_B11L, context)
+        change_BTD, assignment = self.switch(x_BTD, context)
+        out_BTD, answer = self._unchanged(x_BTD + change_BTD, modulation_B6D, text_BLD, mask_B11L, context)
+        loss = answer.auxiliary_loss if assignment.auxiliary_loss is None else assignment.auxiliary_loss
+        return out_BTD - change_BTD, answer._replace(auxiliary_loss=loss, assignment=assignment)
+
+    def _unchanged(
+        self, x_BTD: Tensor, modulation_B6D: Tensor, text_BLD: Tensor, mask_B11L: Tensor, context: RoutingContext
+    ) -> tuple[Tensor, FeedForwardOutput]:
+        """Computes the block on its input as it is."""
         mixed_B6D = modulation_B6D + self.modulation_6D
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = mixed_B6D.unsqueeze(2).unbind(1)
         normed_BTD = modulate(x_BTD, shift_a, scale_a, self.fast)
         x_BTD = gated_residual(x_BTD, gate_a, self.attention(normed_BTD, normed_BTD), self.fast)
         # As in PixArt-alpha, cross-attention is neither modulated nor gated.
         x_BTD = x_BTD + self.cross_attention(x_BTD, text_BLD, mask_B11L)
-        answer: FeedForwardOutput = self.ffn(modulate(x_BTD, shift_f, scale_f, self.fast))
+        own = context._replace(residual_BTD=x_BTD)
+        answer: FeedForwardOutput = self.ffn(modulate(x_BTD, shift_f, scale_f, self.fast), own)
         return gated_residual(x_BTD, gate_f, answer.out_BTD, self.fast), answer
 
 
@@ -90,6 +115,7 @@ class DiT(nn.Module):
         self.patch_size, self.image_size = model.patch_size, data.image_size
         self.fast = config.train.implementation == "fast"
         self.checkpointed = checkpointed
+        self.has_prior_loss = config.routing.prior_loss_weight > 0
         patch = model.patch_size**2 * data.channels
         self.embed = nn.Linear(patch, model.width)
         self.register_buffer(
@@ -118,16 +144,29 @@ class DiT(nn.Module):
             patches_BTP, position_BTD = gather_tokens(patches_BTP, keep_BK), position_BTD[keep_BK]
         tokens_BTD = self.embed(patches_BTP) + position_BTD
         text_BLD, mask_B11L, pooled_BD = self.text(caption)
-        time_BD, modulation_B6D = self.time(time_B, pooled_BD)
+        alone_BD, time_BD, modulation_B6D = self.time(time_B, pooled_BD)
+        context = _routing_context(tokens_BTD, time_B, alone_BD, text_BLD, mask_B11L, keep_BK)
+        priors = self._priors(context.time_B)
         answers = []
         for block in self.blocks:
-            tokens_BTD, answer = self._through(block, tokens_BTD, modulation_B6D, text_BLD, mask_B11L)
+            own = context._replace(prior_BE=priors.get(block))
+            tokens_BTD, answer = self._through(block, tokens_BTD, modulation_B6D, text_BLD, mask_B11L, own)
             answers.append(answer)
         shift_B1D, scale_B1D = (self.modulation_2D + time_BD.unsqueeze(1)).chunk(2, dim=1)
         velocity_BKP = self.head(modulate(tokens_BTD, shift_B1D, scale_B1D, self.fast))
         return DiTOutput(velocity_BKP, _summed_auxiliary_loss(answers), answers)
 
-    def _through(self, block: nn.Module, *inputs: Tensor) -> tuple[Tensor, FeedForwardOutput]:
+    @torch.no_grad()
+    def _priors(self, time_B: Tensor) -> dict[nn.Module, Tensor]:
+        """Returns Switch-DiT's prior over the experts of each block that has some; empty without its loss."""
+        routers = {block: block.switch.router for block in self.blocks if isinstance(block.switch, BlockMixture)}
+        if not (self.training and routers and self.has_prior_loss):
+            return {}
+        grid_G = torch.linspace(0, 1, PRIOR_GRID, device=time_B.device)
+        priors = layer_priors(list(routers.values()), self.time.vector(grid_G), time_B)
+        return dict(zip(routers, priors, strict=True))
+
+    def _through(self, block: nn.Module, *inputs: Tensor | RoutingContext) -> tuple[Tensor, FeedForwardOutput]:
         """Runs one block, checkpointed or not. A block has no randomness, so recomputing it repeats every decision."""
         if not (self.checkpointed and self.training and torch.is_grad_enabled()):
             plain: tuple[Tensor, FeedForwardOutput] = block(*inputs)
@@ -141,6 +180,19 @@ class DiT(nn.Module):
     def to_image(self, velocity_BTP: Tensor) -> Tensor:
         """Arranges the tokens of whole images as [B, C, H, W] in float32, as samplers take a velocity."""
         return unpatchify(velocity_BTP.float(), self.patch_size, self.image_size)
+
+
+def _routing_context(
+    x_BTD: Tensor, time_B: Tensor, time_BD: Tensor, text_BLD: Tensor, mask_B11L: Tensor, keep_BK: Tensor | None
+) -> RoutingContext:
+    """Returns what routers may read of the batch. A caption of one token, which every caption has, is an empty one."""
+    real_BL1 = mask_B11L[:, 0, 0].unsqueeze(-1)
+    num_real_B1 = real_BL1.sum(dim=1)
+    position_BT = keep_BK
+    if position_BT is None:
+        position_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device).expand(x_BTD.shape[:2])
+    caption_BD = (text_BLD * real_BL1).sum(dim=1) / num_real_B1
+    return RoutingContext(x_BTD, time_B.float(), time_BD, caption_BD, num_real_B1.squeeze(1) == 1, position_BT)
 
 
 @torch.no_grad()

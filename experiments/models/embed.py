@@ -77,8 +77,8 @@ class TimeEmbedding(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, time_B: Tensor, pooled_BD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns the vector, to which `pooled_BD` is added, and the modulation.
+    def vector(self, time_B: Tensor) -> Tensor:
+        """Returns the embedded time alone, [B, D].
 
         Angles are computed in float32, and t is scaled to 0..1000, the range of DiT's timesteps.
         """
@@ -86,10 +86,14 @@ class TimeEmbedding(nn.Module):
         frequency = torch.exp(-math.log(10_000) / half * torch.arange(half, device=time_B.device))
         angle = 1000 * time_B.float().unsqueeze(1) * frequency
         wave = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.mlp_in.weight.dtype)
-        time_BD = self.mlp_out(F.silu(self.mlp_in(wave)))
-        if pooled_BD is not None:
-            time_BD = time_BD + pooled_BD
-        return time_BD, self.modulation(F.silu(time_BD)).unflatten(1, (6, -1))
+        time_BD: Tensor = self.mlp_out(F.silu(self.mlp_in(wave)))
+        return time_BD
+
+    def forward(self, time_B: Tensor, pooled_BD: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the embedded time alone, the vector, which is that plus `pooled_BD`, and the modulation of it."""
+        alone_BD = self.vector(time_B)
+        time_BD = alone_BD if pooled_BD is None else alone_BD + pooled_BD
+        return alone_BD, time_BD, self.modulation(F.silu(time_BD)).unflatten(1, (6, -1))
 
 
 def build_caption_encoder(config: RunConfig) -> nn.Module:

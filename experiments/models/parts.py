@@ -20,7 +20,10 @@ _PART_BY_BLOCK_PREFIX = {
     "ffn.experts": "experts",
     "ffn.router": "router",
     "ffn.shared": "shared_experts",
+    "ffn.unconditional": "unconditional_expert",
     "ffn": "ffn",
+    "switch.experts": "experts",
+    "switch.router": "router",
 }
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from experiments.inputs import MAX_WHOLE
+from experiments.records.measurement_settings import MAX_NUMBER, MeasurementSettings
 from experiments.text import encodable
 
 SCHEMA_VERSION = 1
@@ -24,9 +25,6 @@ BALANCE_LOSS: BalanceLoss = "sum over layers"
 """Names how training combines the balance losses of the routed layers. Runs and checkpoints that do not say it are of a
 version that took their mean, with the same settings and therefore the same config id."""
 
-MAX_NUMBER = 1e12
-"""The largest number of a setting that tables compute with."""
-
 MAX_MEASURED = 1e40
 """The largest measured number. It is above every number of float32, which is what training computes in, and its square
 is far below what a float64 holds, so that spreads and fits of any rows can be computed."""
@@ -39,31 +37,6 @@ Positive = Annotated[int, Field(ge=1, le=MAX_WHOLE)]
 Amount = Annotated[float, Field(ge=0, le=MAX_MEASURED)]
 Seconds = Annotated[float, Field(ge=0, le=MAX_NUMBER)]
 ProcessId = Annotated[int, Field(ge=1, lt=2**31)]
-NUMBERS_IN_SETTINGS = frozenset({
-    "guidance", "guidance_start", "guidance_stop", "steps", "shift", "batch_images", "num_threads", "rounds",
-    "ema_width",
-})  # fmt: skip
-"""Settings of a measurement that tables compute with."""
-NOT_IN_SETTINGS = frozenset({
-    "metric", "value", "low", "high", "spread", "weights", "num_samples", "num_seeds", "seed", "run", "setting",
-    "study", "arm", "variant",
-})  # fmt: skip
-"""Names that are columns of their own in every table of measurements."""
-
-
-def checked_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns `settings` of a measurement. Raises `ValueError` where a table cannot hold them beside its columns."""
-    for name, value in settings.items():
-        if name in NOT_IN_SETTINGS:
-            raise ValueError(f"{name!r} is no setting of a measurement")
-        if not (value is None or type(value) in (str, int, float, bool)):
-            raise ValueError(f"{name} should be a number or a text")
-        if name in NUMBERS_IN_SETTINGS and (type(value) not in (int, float) or not abs(value) <= MAX_NUMBER):
-            raise ValueError(f"{name} should be a number of at most {MAX_NUMBER:g}")
-    return settings
-
-
-MeasurementSettings = Annotated[dict[str, Any], AfterValidator(checked_settings)]
 Words = Annotated[str, BeforeValidator(lambda text: encodable(text) if isinstance(text, str) else text)]
 """Text that may come from the file system or a command line, where names need not be valid Unicode."""
 
@@ -92,6 +65,16 @@ class ParentRecord(Record):
     name: Words
     config_id: str
     images: Positive = Field(description="seen at the checkpoint from which this run continued")
+
+
+class PartRecord(Record):
+    """Is a dense run whose feed-forwards are an expert of a merged run (`ecdit merge`)."""
+
+    name: Words
+    config_id: str
+    num_captions: Positive | None = Field(
+        None, description="that it denoised for its row of the routers; None: the row is random"
+    )
 
 
 class TunedSetting(Record):
@@ -160,6 +143,9 @@ class RunRecord(Origin):
     parent: ParentRecord | None = Field(
         None, description="shorter run that it continued from; None: it began by itself"
     )
+    parts: list[PartRecord] | None = Field(
+        None, min_length=2, description="dense runs that it was merged from, in the order of its experts; None: trained"
+    )
 
     @property
     def plugin_names(self) -> list[str]:
@@ -198,6 +184,9 @@ class StepRow(Record):
 
     images_seen: Count
     flops: Amount = Field(description="spent so far: images_seen x train_flops_per_image")
+    executed_flops: Annotated[float | None, Field(ge=0, le=MAX_MEASURED)] = Field(
+        None, description="training FLOPs spent so far, as they were executed; None: as planned in `flops`"
+    )
     seconds: Seconds = Field(description="spent training so far, over all resumptions, without evaluation")
     loss: Number = Field(description="velocity mean squared error, without auxiliary losses")
     auxiliary_loss: OptionalNumber = Field(None, description="weighted balance losses, summed over the routed layers")
@@ -217,6 +206,16 @@ class RoutingRow(Record):
     load_entropy: Number = Field(description="of `load`, divided by log E: 1 is perfect balance")
     dropped_share: Number = Field(description="share of tokens that no expert processed")
     experts_per_token: list[Number] = Field(description="share of tokens processed by 0, 1, 2, ... experts")
+    slots_per_token: OptionalNumber = Field(None, description="expert slots computed per token, empty ones included")
+    pair_usage: OptionalNumber = Field(
+        None, description="share of the pairs of experts that make up 95% of the tokens that two experts share"
+    )
+    slots_by_time: list[OptionalNumber] | None = Field(
+        None, description="experts per token by tenth of t; None where no image has such a t"
+    )
+    slots_by_image: list[Number] | None = Field(
+        None, description="lowest, median and highest mean of experts per token of an image"
+    )
 
 
 class EvalRow(Record):
@@ -224,8 +223,11 @@ class EvalRow(Record):
 
     Metrics that training writes: `val_loss`; `val_loss_t0` ... `val_loss_t9` (tenths of t); `val_loss_same_t` (batches
     of one timestep, as in sampling); `dropped_share` and `dropped_share_same_t` (mean over routed layers; absent when
-    dense); with `eval.metric_images` also `shapes-geneval` and `frechet-shapes`. The others come from `ecdit evaluate`.
-    With `--ema` it adds `ema_width` to the `settings` of a row: the width of the average that it reconstructed. A row
+    dense); with `eval.metric_images` also `shapes-geneval` and `frechet-shapes`. Where a router decides otherwise in
+    inference than in training, `val_loss` is with the decision of inference and `val_loss_training_decision` with that
+    of training. Where a forward pass computes other FLOPs than planned, `executed_flops_per_image` has them, and
+    `executed_flops_per_image_same_t` those on batches of one timestep. The others come from `ecdit evaluate`. With
+    `--ema` it adds `ema_width` to the `settings` of a row: the width of the average that it reconstructed. A row
     without it is of the average that training keeps to evaluate with.
     """
 

@@ -47,6 +47,19 @@ def check_choices(answer: object, logits_GSE: Tensor, where: str) -> None:
     _check_range(answer.expert_NK, num_experts, f"{where}: choose", "expert_NK", "experts")
 
 
+def check_observed(answer: Assignment, learns: bool, where: str) -> None:
+    """Raises `PluginError` unless `answer` says what a state learns, in float32, exactly where it learns."""
+    observed = answer.observed
+    is_right = observed is None if not learns else observed is not None and observed.dtype == torch.float32
+    if not is_right:
+        shown = "None" if observed is None else _described(observed)
+        wanted = "float32 in training, since it has a state," if learns else "None without a state or outside training"
+        raise PluginError(
+            f"{where}: the router answers observed={shown}, {wanted} is expected.",
+            "Return assignment._replace(observed=...) from assign where self.training holds and self.state is set.",
+        )
+
+
 def check_finite(answer: Assignment, where: str) -> None:
     """Raises `PluginError` where a weight or loss of `answer` is not finite.
 

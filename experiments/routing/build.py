@@ -2,7 +2,7 @@
 
 A plugin's class is code of somebody else, so that it is checked first that it keeps the contract: it is a `Router`, has
 the methods that its row promises, and holds no other weights than the map to logits, since the arithmetic of parameters
-and the checkpoints know of no others.
+knows of no others. Beside them it may keep a `RouterState`, which checkpoints hold.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
+from experiments.config.router_sizes import router_tensors
 from experiments.config.routers import ROUTERS, RouterRow
 from experiments.config.schema import RunConfig
 from experiments.errors import PluginError
 from experiments.plugins.loading import require_method
 from experiments.plugins.sources import is_plugin, named_plugin, on_one_line, plugin_errors
-from experiments.routing.answer_checks import check_finite
+from experiments.routing.answer_checks import check_finite, check_observed
 from experiments.routing.router import Router
+from experiments.routing.state import RouterState
 
 
 def build_router(config: RunConfig) -> Router:
@@ -35,7 +37,7 @@ def build_router(config: RunConfig) -> Router:
         )
     with plugin_errors("router", row.name):
         router = implementation(config)
-        _check_state(router, where)
+        _check_state(router, config, where)
     router.plugin = row.name
     return router
 
@@ -69,6 +71,7 @@ def try_plugin(config: RunConfig) -> None:
             with plugin_errors("router", name):
                 answer = router.train(training)(torch.randn(num_images, num_tokens, 8))
             check_finite(answer, named_plugin("router", name))
+            check_observed(answer, training and router.state is not None, named_plugin("router", name))
 
 
 def _plugin_class(row: RouterRow) -> type[Router]:
@@ -88,13 +91,16 @@ def _plugin_class(row: RouterRow) -> type[Router]:
     return implementation
 
 
-def _check_state(router: Router, where: str) -> None:
-    found = {name: tuple(tensor.shape) for name, tensor in router.state_dict().items()}
-    expected = {"weight_DE": tuple(router.weight_DE.shape)} if hasattr(router, "weight_DE") else {}
-    others = sorted(set(found) - set(expected))
-    if not expected or others:
-        problem = f"keeps {', '.join(others)}, which checkpoints do not hold" if others else "has no weight_DE"
+def _check_state(router: Router, config: RunConfig, where: str) -> None:
+    """Requires the weights that the budget counts, and beside them only the buffers of `router.state`."""
+    found, expected = set(router.state_dict()), set(router_tensors(config))
+    if isinstance(router.state, RouterState):
+        found -= {f"state.{name}" for name, _ in router.state.named_buffers(recurse=False)}
+    others, missing = sorted(found - expected), sorted(expected - found)
+    if others or missing:
+        kept = f"keeps {', '.join(others)}, which checkpoints do not hold"
         raise PluginError(
-            f"{where}: {type(router).__name__} {problem}.",
-            "Call super().__init__(config) and add no weights; buffers of constants take persistent=False.",
+            f"{where}: {type(router).__name__} {kept if others else 'has no ' + ', '.join(missing)}.",
+            "Call super().__init__(config) and add no weights; numbers that follow training are buffers of a "
+            "RouterState in self.state, and buffers of constants take persistent=False.",
         )

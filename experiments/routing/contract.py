@@ -1,10 +1,10 @@
-"""The data types between routers, experts and blocks: what a router decides and what a feed-forward layer returns.
+"""The data types between routers, experts and blocks: what a router reads and decides, and what a feed-forward returns.
 
 A router turns tokens into an `Assignment`: which token sits in which slot of which expert, and with which weight its
 result is added back. Everything after that (gather, expert matmuls, weighted sum) is `layers/experts.py`, the same for
 every router, so that a comparison of routers compares decisions and not implementations. With a capacity every expert
-has equally many slots, some of which may stay empty; without one an expert has exactly one slot for each token that
-chose it. Modules return named tuples because ZeRO-3 hooks the backward pass of a layer on the tensors in its output,
+has equally many slots, some of which may stay empty; without one an expert has exactly one slot for each of its
+tokens. Modules return named tuples because ZeRO-3 hooks the backward pass of a layer on the tensors in its output,
 and it looks for them in tuples but not in dataclasses.
 
 Legend: B images, T tokens of an image, N = B T tokens of the batch, D width, E experts, K choices of a token, G routing
@@ -20,6 +20,40 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from experiments.routing.mixture import Mixture
+
+
+class RoutingContext(NamedTuple):
+    """Holds what a router may read of a batch beside the tokens that the experts process.
+
+    residual_BTD: the tokens before the norm and modulation of the feed-forward. time_B: float32 t in [0, 1], where 1 is
+    noise. time_BD: the embedded time. caption_BD: the mean of caption features. dropped_B: bool, whether the image
+    has no caption, since training dropped it or since it is the unconditional branch of guidance. position_BT: int64,
+    the place of each token in its image, also where masking leaves some out. prior_BE: float32, the prior over the
+    experts of this layer (`switch_dit.py`); None for other routers, and outside training.
+    """
+
+    residual_BTD: Tensor
+    time_B: Tensor
+    time_BD: Tensor
+    caption_BD: Tensor
+    dropped_B: Tensor
+    position_BT: Tensor
+    prior_BE: Tensor | None = None
+
+    @classmethod
+    def of_a_layer_alone(cls, x_BTD: Tensor) -> RoutingContext:
+        """Returns the context of a layer that is called without a model, as benchmarks do.
+
+        The images have captions without features and times that are spread evenly over [0, 1].
+        """
+        num_images, num_tokens, width = x_BTD.shape
+        nothing_BD = x_BTD.new_zeros(num_images, width)
+        time_B = (torch.arange(num_images, device=x_BTD.device, dtype=torch.float32) + 0.5) / num_images
+        position_BT = torch.arange(num_tokens, device=x_BTD.device).expand(num_images, num_tokens)
+        return cls(x_BTD, time_B, nothing_BD, nothing_BD, torch.zeros_like(time_B, dtype=torch.bool), position_BT)
 
 
 @dataclass(frozen=True)
@@ -51,12 +85,27 @@ class Choices:
     auxiliary_loss: Tensor | None
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of token and expert that were chosen, where the number of experts differs between tokens.
+
+    chosen_NE: bool. weight_NE: float32, combine weights, read only where chosen. auxiliary_loss: as in `GroupDecision`.
+    """
+
+    chosen_NE: Tensor
+    weight_NE: Tensor
+    auxiliary_loss: Tensor | None = None
+
+
 class Assignment(NamedTuple):
     """The decision for a whole batch: its slots, sorted by expert. Tokens are numbered over the whole batch.
 
     token_M: int64 in [0, N). weight_M: float32. filled_M: bool, or None when every slot holds a token.
     slots_E: int64, number of slots of each expert where they differ; None where every expert has M / E.
-    logits_NE: float32, detached. auxiliary_loss: float32 scalar or None.
+    logits_NE: float32, detached. auxiliary_loss: float32 scalar or None. unconditional_N: bool, whether a token goes to
+    the unconditional expert, and to no other; None where there is no such expert. observed: float32, detached, what the
+    router's state (`state.py`) learns from this batch; None without a state, and outside training. mixture: the weights
+    of soft MoE, whose slots hold no single token, so that here each token is paired with each expert; None elsewhere.
     """
 
     token_M: Tensor
@@ -65,6 +114,9 @@ class Assignment(NamedTuple):
     slots_E: Tensor | None
     logits_NE: Tensor
     auxiliary_loss: Tensor | None
+    unconditional_N: Tensor | None = None
+    observed: Tensor | None = None
+    mixture: Mixture | None = None
 
     @property
     def expert_M(self) -> Tensor:
@@ -88,8 +140,31 @@ class Assignment(NamedTuple):
     def experts_per_token_N(self) -> Tensor:
         """Returns the number of experts that process each token, int64 [N]; 0 where it is dropped or chosen by none."""
         counts_N = torch.zeros(self.logits_NE.shape[0], dtype=torch.int64, device=self.token_M.device)
+        if self.unconditional_N is not None:
+            counts_N += self.unconditional_N
         filled_M = torch.ones_like(self.token_M) if self.filled_M is None else self.filled_M.long()
         return counts_N.scatter_add_(0, self.token_M, filled_M)
+
+    @property
+    def num_slots_tensor(self) -> Tensor:
+        """Returns the expert slots that are computed, empty ones and the unconditional expert's included, float32."""
+        count = self.token_M.shape[0] if self.mixture is None else self.mixture.num_slots
+        num_slots = torch.tensor(float(count), device=self.token_M.device)
+        return num_slots if self.unconditional_N is None else num_slots + self.unconditional_N.sum()
+
+    @property
+    def num_slots(self) -> int:
+        """Returns `num_slots_tensor` as a number; on an accelerator this waits for the device."""
+        return int(self.num_slots_tensor)
+
+    @property
+    def chosen_NE(self) -> Tensor:
+        """Returns whether each expert processes each token, bool [N, E]."""
+        chosen_NE = torch.zeros(self.logits_NE.shape, dtype=torch.bool, device=self.token_M.device)
+        expert_M, token_M = self.expert_M, self.token_M
+        if self.filled_M is not None:
+            expert_M, token_M = expert_M[self.filled_M], token_M[self.filled_M]
+        return chosen_NE.index_put_((token_M, expert_M), torch.ones_like(token_M, dtype=torch.bool))
 
 
 class FeedForwardOutput(NamedTuple):
@@ -164,6 +239,47 @@ def sort_choices(choices: Sequence[Choices], logits_NE: Tensor) -> Assignment:
         slots_E=slots_E.scatter_add_(0, expert_M, torch.ones_like(expert_M)),
         logits_NE=logits_NE.detach(),
         auxiliary_loss=_mean_loss(choices, [len(each.expert_NK) for each in choices]),
+    )
+
+
+def sort_pairs(pairs: Pairs, logits_NE: Tensor, planned: int) -> Assignment:
+    """Sorts pairs into one assignment: an expert gets one slot for each of its tokens, in the order of the tokens.
+
+    `planned` is the number of pairs that is planned for, which fake tensors (`training/simulation.py`) take.
+    """
+    if isinstance(pairs.chosen_NE, FakeTensor):
+        expert_M = token_M = torch.zeros(planned, dtype=torch.int64, device=logits_NE.device)
+    else:
+        expert_M, token_M = pairs.chosen_NE.T.nonzero(as_tuple=True)
+    return Assignment(
+        token_M=token_M,
+        weight_M=pairs.weight_NE[token_M, expert_M],
+        filled_M=None,
+        slots_E=pairs.chosen_NE.sum(dim=0),
+        logits_NE=logits_NE.detach(),
+        auxiliary_loss=pairs.auxiliary_loss,
+    )
+
+
+def without_tokens(assignment: Assignment, dropped_N: Tensor) -> Assignment:
+    """Returns the assignment without slots of the tokens `dropped_N`, which go to the unconditional expert instead.
+
+    Empty slots are left out too, so that what remains is computed without padding. Fake tensors keep all slots.
+    """
+    if isinstance(dropped_N, FakeTensor):
+        return assignment._replace(unconditional_N=dropped_N)
+    kept_M = ~dropped_N[assignment.token_M]
+    if assignment.filled_M is not None:
+        kept_M = kept_M & assignment.filled_M
+    num_experts = assignment.logits_NE.shape[1]
+    expert_M = assignment.expert_M[kept_M]
+    slots_E = torch.zeros(num_experts, dtype=torch.int64, device=expert_M.device)
+    return assignment._replace(
+        token_M=assignment.token_M[kept_M],
+        weight_M=assignment.weight_M[kept_M],
+        filled_M=None,
+        slots_E=slots_E.scatter_add_(0, expert_M, torch.ones_like(expert_M)),
+        unconditional_N=dropped_N,
     )
 
 

@@ -2,24 +2,71 @@
 
 EC-DIT (arXiv 2410.02098), equations 5 to 8, after Zhou et al. 2022 (arXiv 2202.09368): softmax over experts in float32,
 top-C over tokens, raw affinities as gates, no auxiliary loss, since every expert is full by construction. A token may
-be taken by many experts or by none. `routing.gating` swaps the softmax (Expert Race, arXiv 2503.16057, table 1).
+be taken by many experts or by none. What other papers change is a setting:
+
+- `routing.gating` swaps the softmax (Expert Race, arXiv 2503.16057, table 1; MoMa's sigmoid, arXiv 2407.21770).
+- `routing.group_images` is the scope: an image, several, the batch of a process (DiffMoE, arXiv 2503.14487) or all.
+- `routing.capacity_schedule` lets C follow the noise level: C(t) = C (a + (1 - a) u / E[u]) with a = 0.4 and u = 1 - t
+  for `low_noise`, u = t for `high_noise` (EC-DLM, arXiv 2604.01622). Its public runs compare a fixed k of 20 with a k
+  that is linear from 8 to 32. The mean over training is C, so that arms spend the same.
+- `routing.eval_decision` replaces competition outside training, so that an image alone is served as in a batch:
+  expert e takes token n where s_ne >= tau_e (`threshold`), or where sigmoid(c_ne) >= tau_e with the prediction c_n =
+  W2 SiLU(W1 sg(x_n)) (`predictor`, DiffMoE, equations 8 to 10; its public code ranks by s again, over the whole batch).
+  tau_e is the running mean of the smallest value that expert e took in training.
+
+Legend: as in `contract.py`.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from experiments.config.router_sizes import mean_time
 from experiments.config.schema import RunConfig
-from experiments.routing.contract import GroupDecision
-from experiments.routing.router import Router, affinity
+from experiments.routing.contract import Assignment, GroupDecision, Pairs, RoutingContext, sort_pairs
+from experiments.routing.logits import affinity
+from experiments.routing.losses import prediction_loss
+from experiments.routing.router import Router
+from experiments.routing.scope import among_the_largest, num_processes
+from experiments.routing.state import RunningThreshold
+
+LEAST_SHARE = 0.4
+"""The share of the mean capacity that every noise level has: 8 / 20 in EC-DLM's public runs."""
+
+
+class CapacityPredictor(nn.Module):
+    """Predicts from a token which experts would take it. No gradient reaches the token."""
+
+    def __init__(self, width: int, num_experts: int) -> None:
+        super().__init__()
+        self.w_in = nn.Linear(width, width, bias=False)
+        self.w_out = nn.Linear(width, num_experts, bias=False)
+        for layer in (self.w_in, self.w_out):
+            nn.init.normal_(layer.weight, std=width**-0.5)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """Returns float32 logits [N, E] of being taken."""
+        with torch.autocast(x_ND.device.type, enabled=False):
+            hidden_ND = F.silu(x_ND.detach().float() @ self.w_in.weight.float().T)
+            return hidden_ND @ self.w_out.weight.float().T
 
 
 class ExpertChoiceRouter(Router):
-    """The router of EC-DIT, in which experts choose tokens."""
+    """The router of EC-DIT, in which experts choose tokens, and its descendants."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
-        self.gating = config.routing.gating
+        routing = config.routing
+        self.gating, self.eval_decision = routing.gating, routing.eval_decision
+        self.schedule, self.mean_time = routing.capacity_schedule, mean_time(config)
+        self.predictor_loss_weight = routing.predictor_loss_weight
+        self.predictor: CapacityPredictor | None = None
+        if routing.predictor_loss_weight:
+            self.predictor = CapacityPredictor(config.model.width, routing.num_experts)
+        if routing.eval_decision != "same":
+            self.state = RunningThreshold(routing.num_experts, routing.threshold_decay)
 
     def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
         """Fills every slot of every expert; the order of an expert's slots has no meaning."""
@@ -27,3 +74,68 @@ class ExpertChoiceRouter(Router):
         affinity_GES = affinity(logits_GSE.transpose(1, 2), self.gating, dim=1)
         weight_GEC, token_GEC = affinity_GES.topk(capacity, dim=-1, sorted=False)
         return GroupDecision(token_GEC, weight_GEC, filled_GEC=None, auxiliary_loss=None)
+
+    def assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
+        """Decides by competition, or outside training by thresholds where the config asks for them."""
+        if self.state is not None and not self.competes:
+            return self._above_thresholds(logits_BTE.flatten(0, 1), x_BTD.flatten(0, 1))
+        if self.schedule != "none":
+            assignment = self._by_noise(logits_BTE, context.time_B)
+        elif self.group_images == "all" and self.training and num_processes() > 1:
+            assignment = self._everywhere(logits_BTE)
+        else:
+            assignment = super().assign(logits_BTE, x_BTD, context)
+        return self._with_prediction(assignment, logits_BTE, x_BTD) if self.training else assignment
+
+    def _above_thresholds(self, logits_NE: Tensor, x_ND: Tensor) -> Assignment:
+        weight_NE = affinity(logits_NE, self.gating)
+        score_NE = weight_NE
+        if self.eval_decision == "predictor":
+            assert self.predictor is not None
+            score_NE = self.predictor(x_ND).sigmoid()
+        assert isinstance(self.state, RunningThreshold)
+        return sort_pairs(Pairs(score_NE >= self.state.value_K, weight_NE), logits_NE, self._planned(len(x_ND)))
+
+    def _by_noise(self, logits_BTE: Tensor, time_B: Tensor) -> Assignment:
+        """Lets every image have its own number of slots, at least one and at most all of its tokens."""
+        num_tokens, factor = logits_BTE.shape[1], self.factor()
+        assert factor is not None
+        level_B, mean = (1 - time_B, 1 - self.mean_time) if self.schedule == "low_noise" else (time_B, self.mean_time)
+        share_B = LEAST_SHARE + (1 - LEAST_SHARE) / mean * level_B
+        capacity_B = (share_B * (num_tokens * factor / self.num_experts)).round().clamp(1, num_tokens)
+        weight_BTE = affinity(logits_BTE, self.gating)
+        # The rank of each token among those of its image, from 0 for the largest affinity.
+        rank_BTE = weight_BTE.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        chosen_NE = (rank_BTE < capacity_B.view(-1, 1, 1)).flatten(0, 1)
+        pairs = Pairs(chosen_NE, weight_BTE.flatten(0, 1))
+        return sort_pairs(pairs, logits_BTE.flatten(0, 1), self._planned(len(chosen_NE)))
+
+    def _everywhere(self, logits_BTE: Tensor) -> Assignment:
+        """Lets each expert take the best tokens of all processes together. Collective."""
+        logits_NE = logits_BTE.flatten(0, 1)
+        weight_NE, (num_images, num_tokens, _) = affinity(logits_NE, self.gating), logits_BTE.shape
+        capacity = self.capacity(num_images * num_processes(), num_tokens)
+        chosen_EN, least_E = among_the_largest(weight_NE.T, capacity)
+        assignment = sort_pairs(Pairs(chosen_EN.T, weight_NE), logits_NE, self._planned(len(logits_NE)))
+        return assignment._replace(observed=least_E if self.eval_decision == "threshold" else None)
+
+    def _with_prediction(self, assignment: Assignment, logits_BTE: Tensor, x_BTD: Tensor) -> Assignment:
+        """Adds what the thresholds learn from this batch, and the loss of the predictor."""
+        score_NE = None
+        if self.predictor is not None:
+            prediction_NE = self.predictor(x_BTD.flatten(0, 1))
+            loss = self.predictor_loss_weight * prediction_loss(prediction_NE, assignment.chosen_NE)
+            assignment = assignment._replace(auxiliary_loss=loss)
+            score_NE = prediction_NE.detach().sigmoid()
+        if self.state is None or assignment.observed is not None:
+            return assignment
+        if self.eval_decision == "threshold" or score_NE is None:
+            score_NE = affinity(logits_BTE.detach().flatten(0, 1), self.gating)
+        slots = max(1, assignment.token_M.shape[0] // self.num_experts)
+        return assignment._replace(observed=score_NE.topk(slots, dim=0).values[-1])
+
+    def _planned(self, num_tokens: int) -> int:
+        """Returns the number of pairs that f_c plans for."""
+        factor = self.factor()
+        assert factor is not None
+        return round(num_tokens * factor)

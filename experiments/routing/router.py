@@ -1,8 +1,8 @@
-"""The base class of routers: a linear map to float32 logits, and the split of a batch into routing groups.
+"""The base class of routers: logits, the split of a batch into routing groups, and the auxiliary losses of a decision.
 
 Subclasses decide from the logits. A routing group is `routing.group_images` consecutive images of one process's batch,
 and tokens compete for slots only inside their group. With one image per group no image influences another. Outside
-training the last group may be smaller.
+training the last group may be smaller. A subclass whose tokens compete otherwise overrides `assign`.
 
 Legend: as in `contract.py`.
 """
@@ -11,19 +11,29 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
-from experiments.accelerated import has_kernels
-from experiments.config.budget import capacity_factor, expert_capacity
+from experiments.config.budget import capacity_factor, compute_varies, expert_capacity
+from experiments.config.router_sizes import router_input_width
+from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from experiments.plugins.sources import named_plugin
 from experiments.routing.answer_checks import check_choices, check_decision
-from experiments.routing.contract import Assignment, Choices, GroupDecision, flatten_groups, sort_choices
+from experiments.routing.contract import (
+    Assignment,
+    Choices,
+    GroupDecision,
+    RoutingContext,
+    flatten_groups,
+    sort_choices,
+    without_tokens,
+)
+from experiments.routing.logits import form_logits, router_input
+from experiments.routing.losses import contrastive_loss, similarity_loss, z_loss
+from experiments.routing.state import RouterState
 
 
 class Router(nn.Module, ABC):
@@ -34,15 +44,47 @@ class Router(nn.Module, ABC):
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
-        self.num_experts = config.routing.num_experts
+        routing, width = config.routing, config.model.width
+        self.num_experts = routing.num_experts
         # S f_c / E is rounded up as in DeepSpeed's token choice, or down, so that f_c bounds the compute.
-        self.rounds_capacity_up = config.routing.top_k is not None
-        self.group_images = config.routing.group_images
+        self.rounds_capacity_up = routing.top_k is not None
+        self.group_images = routing.group_images
         self.fast = config.train.implementation == "fast"
-        self.eval_factor_is_set = config.routing.eval_capacity_factor != "same"
+        self.eval_factor_is_set = routing.eval_capacity_factor != "same"
         self.factors = {training: capacity_factor(config, training) for training in (True, False)}
-        self.weight_DE = nn.Parameter(torch.empty(config.model.width, self.num_experts))
-        nn.init.normal_(self.weight_DE, std=config.model.width**-0.5)
+        self.input, self.form = routing.input, routing.form
+        self.loss_weights = (routing.z_loss_weight, routing.similarity_loss_weight, routing.contrastive_loss_weight)
+        self.has_unconditional = routing.unconditional_expert
+        self.warmup_images, self.images_seen = routing.capacity_warmup_images, 0
+        """`images_seen` is set by the training loop before each step (`training/router_states.py`)."""
+        self.layer, self.layer_factor = 0, 1.0
+        self.decides_as_in_training = False
+        """Set where a model in evaluation mode shall decide by competition (`training/validation.py`)."""
+        self.has_fixed_shapes = (
+            self.factors[False] is not None
+            and ROUTERS[routing.name].rule in ("tokens", "experts", "soft")
+            and not routing.unconditional_expert
+            and not compute_varies(config, training=False)
+        )
+        """Says whether a batch outside training always fills equally many slots, whatever its tokens."""
+        self.state: RouterState | None = None
+        if ROUTERS[routing.name].has_logits:
+            values = router_input_width(config)
+            rows = width if self.form == "mlp" else values
+            self.weight_DE = nn.Parameter(torch.empty(rows, self.num_experts))
+            nn.init.normal_(self.weight_DE, std=rows**-0.5)
+            if self.form == "mlp":
+                self.hidden_DD = nn.Parameter(torch.empty(values, width))
+                nn.init.normal_(self.hidden_DD, std=values**-0.5)
+
+    @property
+    def competes(self) -> bool:
+        """Says whether tokens compete, as they do in training, or are compared with thresholds where there are any."""
+        return self.training or self.decides_as_in_training
+
+    def in_layer(self, layer: int, factor: float) -> None:
+        """Tells the router the number of its block, from 0, and the factor on f_c there."""
+        self.layer, self.layer_factor = layer, factor
 
     @abstractmethod
     def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
@@ -52,11 +94,23 @@ class Router(nn.Module, ABC):
         """Decides without a capacity, where tokens do not compete; balance losses are still taken within each group."""
         raise AssertionError("experts that choose need a number of slots")
 
-    def forward(self, x_BTD: Tensor) -> Assignment:
-        """Decides for all groups of the batch. Raises `ConfigError` where an expert would have no slot."""
+    def forward(self, x_BTD: Tensor, context: RoutingContext | None = None) -> Assignment:
+        """Decides for the batch; without a `context`, as in a layer alone.
+
+        Raises `ConfigError` where an expert would have no slot.
+        """
+        context = context or RoutingContext.of_a_layer_alone(x_BTD)
+        logits_BTE = self.logits(x_BTD, context)
+        assignment = self.assign(logits_BTE, x_BTD, context)
+        if self.has_unconditional:
+            assignment = without_tokens(assignment, context.dropped_B.repeat_interleave(x_BTD.shape[1]))
+        return self._with_losses(assignment, logits_BTE.flatten(0, 1), x_BTD) if self.training else assignment
+
+    def assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
+        """Decides from the logits, by default in routing groups."""
         # In evaluation the last group may be smaller. It is decided by itself, with its own capacity.
-        num_images, num_tokens, _ = x_BTD.shape
-        logits_NE = self.logits(x_BTD.flatten(0, 1))
+        num_images, num_tokens, _ = logits_BTE.shape
+        logits_NE = logits_BTE.flatten(0, 1)
         group = self._images_per_group(num_images)
         rest = num_images % group
         stretches = torch.split(logits_NE, (num_images - rest) * num_tokens)  # whole groups, then the rest
@@ -70,6 +124,34 @@ class Router(nn.Module, ABC):
         ]
         return flatten_groups(decisions, sizes, logits_NE)
 
+    def logits(self, x_BTD: Tensor, context: RoutingContext) -> Tensor:
+        """Returns logits in float32, [B, T, E], whatever the precision of `x_BTD`."""
+        z = router_input(self.input, x_BTD, context)
+        logits = form_logits(self.form, z.flatten(0, 1), self.weight_DE, getattr(self, "hidden_DD", None), self.fast)
+        return logits.view(*z.shape[:2], -1).expand(*x_BTD.shape[:2], -1)
+
+    def factor(self) -> float | None:
+        """Returns the f_c that applies now in this layer; None without a limit."""
+        target = self.factors[self.training]
+        if target is None:
+            return None
+        if self.training and self.images_seen < self.warmup_images:
+            target += (self.num_experts - target) * (1 - self.images_seen / self.warmup_images)
+        return min(target * self.layer_factor, float(self.num_experts))
+
+    def capacity(self, num_images: int, num_tokens: int) -> int:
+        """Returns the capacity C = S f_c / E of an expert in a group of `num_images`, at most S.
+
+        Raises `ConfigError` when that is less than one slot. A last group that is smaller than the setting gets at
+        least one slot instead, so that three images can be sampled in groups of two.
+        """
+        factor, size = self.factor(), num_images * num_tokens
+        assert factor is not None, "without a limit there is no capacity"
+        slots = expert_capacity(size, factor, self.num_experts, self.rounds_capacity_up)
+        if slots < 1 and (not isinstance(self.group_images, int) or num_images == self.group_images):
+            raise self._no_slot(factor, size)
+        return max(1, min(slots, size))
+
     def _decision(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
         answer = self.decide(logits_GSE, capacity)
         if self.plugin is not None:
@@ -82,26 +164,20 @@ class Router(nn.Module, ABC):
             check_choices(answer, logits_GSE, named_plugin("router", self.plugin))
         return answer
 
-    def logits(self, x_ND: Tensor) -> Tensor:
-        """Returns logits in float32, [N, E], whatever the precision of `x_ND` and of the surrounding autocast."""
-        with torch.autocast(x_ND.device.type, enabled=False):
-            if self.fast and has_kernels(x_ND) and x_ND.dtype == self.weight_DE.dtype != torch.float32:
-                logits_NE: Tensor = _NarrowLogits.apply(x_ND, self.weight_DE)  # type: ignore[no-untyped-call]
-                return logits_NE
-            return x_ND.float() @ self.weight_DE.float()
-
-    def capacity(self, num_images: int, num_tokens: int) -> int:
-        """Returns the capacity C = S f_c / E of an expert in a group of `num_images`, at most S.
-
-        Raises `ConfigError` when that is less than one slot. A last group that is smaller than the setting gets at
-        least one slot instead, so that three images can be sampled in groups of two.
-        """
-        factor, size = self.factors[self.training], num_images * num_tokens
-        assert factor is not None, "without a limit there is no capacity"
-        slots = expert_capacity(size, factor, self.num_experts, self.rounds_capacity_up)
-        if slots < 1 and (self.group_images == "batch" or num_images == self.group_images):
-            raise self._no_slot(factor, size)
-        return max(1, min(slots, size))
+    def _with_losses(self, assignment: Assignment, logits_NE: Tensor, x_BTD: Tensor) -> Assignment:
+        """Adds the losses that every router can have to that of the decision."""
+        z, similarity, contrastive = self.loss_weights
+        losses = [] if assignment.auxiliary_loss is None else [assignment.auxiliary_loss]
+        losses += [z * z_loss(logits_NE)] if z else []
+        if similarity:
+            everywhere = self.group_images == "all"
+            losses += [similarity * similarity_loss(logits_NE, assignment.chosen_NE, everywhere)]
+        if contrastive:
+            size = self._images_per_group(x_BTD.shape[0]) * x_BTD.shape[1]
+            x_GSD = x_BTD.reshape(-1, size, x_BTD.shape[2])
+            chosen_GSE = assignment.chosen_NE.view(-1, size, self.num_experts)
+            losses += [contrastive * contrastive_loss(x_GSD, self.weight_DE, chosen_GSE)]
+        return assignment._replace(auxiliary_loss=torch.stack(losses).sum() if losses else None)
 
     def _images_per_group(self, num_images: int) -> int:
         if not isinstance(self.group_images, int):
@@ -119,49 +195,3 @@ class Router(nn.Module, ABC):
             f"{size} tokens.",
             f"Use at least {enough:g}, or more images per routing group.",
         )
-
-
-class _NarrowLogits(torch.autograd.Function):
-    """Computes float32 logits from 16-bit inputs and weights without float32 copies of either.
-
-    Routing needs float32 logits, because rounding them to 16 bits would change which experts are chosen. A float32
-    matmul would need a float32 copy of all tokens [N, D] and could not use the 16-bit matrix units. The forward pass
-    needs neither: products of 16-bit numbers are exact in float32, where they are also summed.
-
-    The gradient of the logits is float32 too, and rounding it to bfloat16 would leave it 8 significant bits. The
-    backward pass therefore splits it into a 16-bit value and a 16-bit remainder, and multiplies both with 16-bit
-    factors and float32 sums. Together they carry about 16 significant bits, close to what a float32 matmul would give.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_ND: Tensor, weight_DE: Tensor) -> Tensor:
-        ctx.save_for_backward(x_ND, weight_DE)
-        return _product(x_ND, weight_DE)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        x_ND, weight_DE = ctx.saved_tensors
-        # The subtraction is exact in float32. Value and remainder stand side by side, [N, 2 E], so that one matmul
-        # takes both. The products of the two halves are added in float32 before the result is rounded.
-        first_NE = gradients[0].to(x_ND.dtype)
-        parts = torch.cat((first_NE, (gradients[0] - first_NE).to(x_ND.dtype)), dim=1)
-        grad_first_DE, grad_rest_DE = _product(x_ND.T, parts).chunk(2, dim=1)
-        return parts @ weight_DE.repeat(1, 2).T, (grad_first_DE + grad_rest_DE).to(weight_DE.dtype)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the matrix product of 16-bit factors in float32."""
-    # Only CUDA has a matmul with 16-bit factors and a float32 result. Elsewhere the factors are widened first.
-    if a.device.type == "cuda" and torch.version.hip is None:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
-
-
-def affinity(logits: Tensor, gating: str | None, dim: int = -1) -> Tensor:
-    """Returns token-expert affinities from logits: softmax over experts (`dim`), sigmoid, or the logit itself."""
-    if gating == "sigmoid":
-        return logits.sigmoid()
-    if gating == "identity":
-        return logits
-    return logits.softmax(dim=dim)

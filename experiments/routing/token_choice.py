@@ -6,7 +6,10 @@ drops the choices with the smallest gates. All drop tokens beyond the capacity a
 leaves noise on in evaluation (random token selection for k = 1, a sampled second expert for k = 2); it is turned off
 here, so that a decision is a function of the logits. With k = 1 a full expert then keeps the tokens that `torch.topk`
 happens to pick among equal priorities: always the same ones, but by no meaningful rule. `routing.capacity_factor`
-counts slots per token: DeepSpeed's k = 2, capacity factor 1 is f_c = 2.
+counts slots per token: DeepSpeed's k = 2, capacity factor 1 is f_c = 2, and ST-MoE's capacity factor is f_c itself.
+
+GShard's algorithm 2 and ST-MoE's code differ from DeepSpeed for k = 2: they renormalise before they drop, so that a
+token that lost one of its choices keeps a gate below 1, and they send second choices at random, by their gate.
 
 Legend: as in `contract.py`, with K choices of each token.
 """

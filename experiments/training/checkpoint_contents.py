@@ -44,6 +44,8 @@ class _LoopState(BaseModel):
     images_seen: Whole
     ema_widths: list[EmaWidth] = []
     """The widths of the averages of `train.ema=power`."""
+    router_state: dict[str, Any] = {}
+    """The numbers of router states (`router_states.py`)."""
 
 
 class _StateFile(BaseModel):

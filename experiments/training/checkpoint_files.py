@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class TrainingState:
     """Scalar optimizer state, such as `step`, which is equal on every process."""
     ema_widths: tuple[float, ...] = ()
     """The widths of the averages of `train.ema=power`."""
+    router_state: Mapping[str, Any] = field(default_factory=dict)
+    """The numbers of router states (`router_states.py`), which are equal on every process."""
 
 
 @dataclass(frozen=True)

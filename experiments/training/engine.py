@@ -37,6 +37,7 @@ from experiments.training.clipping import clip_before_steps, measure_gradients_a
 from experiments.training.ema import MovingAverage
 from experiments.training.optimizer import RATE_FACTOR, build_optimizer
 from experiments.training.partitions import Partitions, partitions_of
+from experiments.training.router_states import RouterStates
 
 ZERO_3 = {"stage3_param_persistence_threshold": 0}
 """Makes ZeRO-3 partition small weights too, so that a process only has to keep its own partition up to date."""
@@ -50,6 +51,7 @@ class Engine:
     model: DiT
     partitions: Partitions
     ema: MovingAverage
+    routers: RouterStates
     device: torch.device
     rank: int
     world: int
@@ -161,6 +163,7 @@ def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT]
         model=model,
         partitions=partitions,
         ema=MovingAverage(partitions, config.train.ema_halflife_images, power_widths(config)),
+        routers=RouterStates(model),
         device=torch.device(get_accelerator().current_device_name()),
         rank=dist.get_rank(),
         world=dist.get_world_size(),

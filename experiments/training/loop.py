@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.config.budget import budget
+from experiments.config.budget import budget, compute_varies, executed_flops_per_image
 from experiments.config.cooldown import cooldown_start
+from experiments.config.routing_settings import has_auxiliary_losses
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream
 from experiments.data.sources.image_source import open_source
@@ -31,6 +31,7 @@ from experiments.records.storage import storage_errors
 from experiments.records.wandb_mirror import start_mirror
 from experiments.records.writer import RecordWriter
 from experiments.routing.build import try_plugin
+from experiments.routing.stats import slots_of_image
 from experiments.training.branch import begin
 from experiments.training.checkpoint_contents import LOSS
 from experiments.training.checkpoint_list import saved_checkpoints
@@ -49,7 +50,7 @@ from experiments.training.engine import (
 from experiments.training.host_memory import prefer_large_pages
 from experiments.training.matmul_speed import matmul_flops_per_second
 from experiments.training.means import RunningMeans
-from experiments.training.objective import forward_loss, to_device
+from experiments.training.objective import forward_loss, micro_batches_of, to_device
 from experiments.training.pauses import TrainingClock
 from experiments.training.reporter import Reporter
 from experiments.training.restore import newest_checkpoint, require_same_loss, restore, snapshot
@@ -205,26 +206,34 @@ def _step(run: Run, batch: Batch, started: float) -> float:
     config, engine, clock = run.config, run.engine, run.clock
     rate = learning_rate(config, run.means.images_seen)
     engine.set_learning_rate(rate)
-    losses: list[Tensor] = []
-    micro_batches = list(_micro_batches(batch, config.train.accumulation))
+    engine.routers.begin(run.means.images_seen)
+    measured: list[Tensor] = []
+    varies = compute_varies(config, training=True)
+    micro_batches = list(micro_batches_of(batch, config.train.accumulation))
     for micro in micro_batches:
         with clock.part("forward"):
             loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
             total = loss_B.mean() + output.auxiliary_loss
-        # Both losses lie in one tensor, so that their means over all processes take a single all-reduce.
-        losses.append(torch.stack([loss_B.detach().mean(), output.auxiliary_loss.detach()]))
+        engine.routers.observe(output.feed_forward)
+        # All lie in one tensor, so that their means over all processes take a single all-reduce.
+        slots = slots_of_image(output.feed_forward) if varies else torch.zeros_like(loss_B[0])
+        measured.append(torch.stack([loss_B.detach().mean(), output.auxiliary_loss.detach(), slots]))
         with clock.part("backward"):
             engine.deepspeed.backward(total)
         with clock.part("optimizer"):
             engine.deepspeed.step()  # it changes the weights only after the last micro batch
-    loss, auxiliary_loss = _mean_over_processes(engine, torch.stack(losses).mean(dim=0))
+    loss, auxiliary_loss, slots_per_image = _mean_over_processes(engine, torch.stack(measured).mean(dim=0))
     grad_norm = float(engine.deepspeed.get_global_grad_norm())
     if not math.isfinite(loss + auxiliary_loss + grad_norm):
         cause = nonfinite_cause(engine.model, micro_batches, config.model.patch_size, engine.world)
         raise nonfinite_error(config, run.means.images_seen, cause, f"loss {loss:g}, gradient norm {grad_norm:g}")
+    engine.routers.step(engine.world)
     engine.ema.update(run.means.images_seen + config.train.batch_images, config.train.batch_images)
     seconds = run.seconds.now() - started
-    run.means.add(config.train.batch_images, seconds, loss, auxiliary_loss, grad_norm)
+    executed = None
+    if varies:
+        executed = config.train.batch_images * executed_flops_per_image(config, slots_per_image, training=True)
+    run.means.add(config.train.batch_images, seconds, loss, auxiliary_loss, grad_norm, executed)
     return rate
 
 
@@ -237,21 +246,8 @@ def _mean_over_processes(engine: Engine, values: Tensor) -> list[float]:
     return means
 
 
-def _micro_batches(batch: Batch, accumulation: int) -> Iterator[Batch]:
-    """Yields the batch in `accumulation` equal parts."""
-    if accumulation == 1:
-        yield batch
-        return
-    pieces: dict[str, Sequence[Any]] = {
-        name: [None] * accumulation if value is None else value.chunk(accumulation)
-        for name, value in vars(batch).items()
-    }
-    for number in range(accumulation):
-        yield Batch(**{name: piece[number] for name, piece in pieces.items()})
-
-
 def _write_row(run: Run, rate: float) -> None:
-    has_auxiliary_loss = run.config.routing.balance_loss_weight > 0
+    has_auxiliary_loss = has_auxiliary_losses(run.config.routing)
     row = run.means.take_row(rate, run.train_flops_per_image, has_auxiliary_loss)
     if run.writer is not None:
         run.writer.step(row)

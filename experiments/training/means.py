@@ -23,9 +23,16 @@ class RunningMeans:
     loss_sum: float = 0.0
     auxiliary_loss_sum: float = 0.0
     grad_norm_sum: float = 0.0
+    executed_flops: float | None = None
+    """Training FLOPs of the whole run as executed; None where they are those that are planned."""
 
-    def add(self, images: int, seconds: float, loss: float, auxiliary_loss: float, grad_norm: float) -> None:
-        """Adds the values of one optimizer step."""
+    def add(
+        self, images: int, seconds: float, loss: float, auxiliary_loss: float, grad_norm: float,
+        executed_flops: float | None = None,
+    ) -> None:  # fmt: skip
+        """Adds the values of one optimizer step; `executed_flops` are those of the step."""
+        if executed_flops is not None:
+            self.executed_flops = (self.executed_flops or 0.0) + executed_flops
         self.images_seen += images
         self.seconds += seconds
         self.row_steps += 1
@@ -47,6 +54,7 @@ class RunningMeans:
             learning_rate=learning_rate,
             grad_norm=self.grad_norm_sum / steps,
             images_per_second=self.row_images / max(self.row_seconds, 1e-9),
+            executed_flops=self.executed_flops,
         )
         self.row_steps = self.row_images = 0
         self.row_seconds = self.loss_sum = self.auxiliary_loss_sum = self.grad_norm_sum = 0.0
@@ -59,4 +67,5 @@ class RunningMeans:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> RunningMeans:
         """Restores the object from its `state`."""
-        return cls(**{name: state[name] for name in cls.__dataclass_fields__})
+        given = {name: state[name] for name in cls.__dataclass_fields__ if name != "executed_flops"}
+        return cls(**given, executed_flops=state.get("executed_flops"))

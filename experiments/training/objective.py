@@ -5,6 +5,9 @@ Legend: B images, K tokens, P values of a token.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,3 +34,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         for name, value in vars(batch).items()
     }
     return Batch(**moved)
+
+
+def micro_batches_of(batch: Batch, accumulation: int) -> Iterator[Batch]:
+    """Yields the batch in `accumulation` equal parts."""
+    if accumulation == 1:
+        yield batch
+        return
+    pieces: dict[str, Sequence[Any]] = {
+        name: [None] * accumulation if value is None else value.chunk(accumulation)
+        for name, value in vars(batch).items()
+    }
+    for number in range(accumulation):
+        yield Batch(**{name: piece[number] for name, piece in pieces.items()})

@@ -22,6 +22,7 @@ from experiments.training.checkpoint_list import START_ANEW, complete_checkpoint
 from experiments.training.engine import Engine
 from experiments.training.partitions import Partitions
 from experiments.training.reporter import Reporter
+from experiments.training.router_states import load_router_state, router_state
 
 
 def snapshot(engine: Engine) -> TrainingState:
@@ -44,7 +45,7 @@ def snapshot(engine: Engine) -> TrainingState:
         for stretch in partitions.stretches(partitions.flats)
     }
     tensors = {"weights": weights, "ema": averages, "optimizer": optimizer}
-    return TrainingState(tensors, bounds, counters, engine.ema.widths)
+    return TrainingState(tensors, bounds, counters, engine.ema.widths, router_state(engine.model))
 
 
 def newest_checkpoint(engine: Engine, run_dir: RunDir, config_id: str, reporter: Reporter) -> Checkpoint | None:
@@ -77,9 +78,9 @@ def require_same_loss(config: RunConfig, checkpoint: Checkpoint) -> None:
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Restores master weights, module weights, moving averages and optimizer state from `checkpoint`. Collective.
+    """Restores weights, moving averages, optimizer state and router state from `checkpoint`. Collective.
 
-    Raises `CheckpointError` where the checkpoint has other parameters or averages than the engine.
+    Raises `CheckpointError` where the checkpoint has other parameters, averages or routers than the engine.
     """
     partitions = engine.partitions
     if checkpoint.shapes != partitions.shapes:
@@ -90,6 +91,7 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
             f"{list(engine.ema.widths)}.",
             "Continue with the train.ema and the version of ecdit that wrote it, or use another --run-dir.",
         )
+    load_router_state(engine.model, checkpoint.state, checkpoint.path)
     partitions.fill(lambda name, start, stop: checkpoint.read("weights", name, start, stop), partitions.flats)
     partitions.refresh_module()
     for average, flats in zip(engine.ema.keys, engine.ema.averages, strict=True):

@@ -15,6 +15,7 @@ from experiments.distributed.agreement import everyone, first_trouble
 from experiments.errors import StorageError
 from experiments.records.run_folder import RunDir
 from experiments.training.checkpoint_files import Shapes, ShardReport, TrainingState, abandon, publish, write_shard
+from experiments.training.router_states import KEY as ROUTER_STATE
 
 WAIT_SECONDS = 5.0
 """While it waits for the disk, `finish` calls `beat` this often."""
@@ -52,6 +53,7 @@ class Saver:
             "optimizer_counters": dict(snapshot.counters),
             "optimizer_states": sorted({key.rpartition("/")[2] for key in snapshot.tensors["optimizer"]}),
             **({"ema_widths": list(snapshot.ema_widths)} if snapshot.ema_widths else {}),
+            **({ROUTER_STATE: dict(snapshot.router_state)} if snapshot.router_state else {}),
         }
         # The thread is a daemon, so that a process which ends with an error does not wait for a disk that hangs.
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)

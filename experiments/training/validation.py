@@ -9,24 +9,25 @@ Legend: B images.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
+from experiments.config.budget import compute_varies, executed_flops_per_image
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, same_time_batches, validation_set
 from experiments.distributed.agreement import everyone
 from experiments.errors import RunFailedError
 from experiments.models.dit import DiT
 from experiments.records.record_types import EvalRow, RoutingRow, Weights
-from experiments.routing.stats import RoutingStats
+from experiments.routing.router import Router
+from experiments.routing.stats import NUM_TIME_BUCKETS, RoutingStats
 from experiments.training.diagnosis import nonfinite_cause, nonfinite_error
-from experiments.training.engine import Engine
 from experiments.training.objective import forward_loss, to_device
 
-NUM_TIME_BUCKETS = 10
 Condition = Literal["mixed_t", "same_t"]
 
 
@@ -39,6 +40,30 @@ class ValidationLosses:
     stats: dict[int, RoutingStats]
 
 
+class ValidatedModel(Protocol):
+    """A model as `Validator` needs it, with the place of this process among those that share the work."""
+
+    @property
+    def model(self) -> DiT:
+        """Returns the model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Returns the device of the model."""
+
+    @property
+    def rank(self) -> int:
+        """Returns the number of this process."""
+
+    @property
+    def world(self) -> int:
+        """Returns the number of processes."""
+
+    @property
+    def layers_are_collective(self) -> bool:
+        """Says whether calling the model is collective."""
+
+
 class Validator:
     """Measures a model on the fixed validation set of a run, which it keeps in memory."""
 
@@ -49,7 +74,9 @@ class Validator:
             "same_t": same_time_batches(config),
         }
 
-    def measure(self, engine: Engine, images_seen: int, weights: Weights) -> tuple[list[EvalRow], list[RoutingRow]]:
+    def measure(
+        self, engine: ValidatedModel, images_seen: int, weights: Weights
+    ) -> tuple[list[EvalRow], list[RoutingRow]]:
         """Returns rows for `evals.jsonl` and `routing.jsonl`, equal on every process. Collective.
 
         Raises `RunFailedError` where a loss is not finite.
@@ -68,19 +95,62 @@ class Validator:
                 images_seen=images_seen, metric="", value=0.0, num_samples=len(losses),
                 seed=self.config.data.seed, weights=weights,
             )  # fmt: skip
-            values = _loss_values(losses, condition) | _dropped_values(stats, condition)
+            values = _loss_values(losses, condition) | self._layer_values(stats, condition)
+            if condition == "mixed_t" and self.config.routing.eval_decision != "same":
+                values |= self._loss_of_training_decision(engine)
             evals += [row.model_copy(update={"metric": m, "value": v}) for m, v in values.items()]
             if weights == "raw":
                 routing += [stats[layer].row(images_seen, layer, condition) for layer in sorted(stats)]
         return evals, routing
 
-    def _not_finite(self, engine: Engine, condition: Condition, images_seen: int, weights: Weights) -> RunFailedError:
+    def _layer_values(self, stats: dict[int, RoutingStats], condition: Condition) -> dict[str, float]:
+        """Returns the share of tokens that no expert processed, as the mean over layers, and FLOPs where they vary.
+
+        It is empty for dense models.
+        """
+        if not stats:
+            return {}
+        suffix = "" if condition == "mixed_t" else "_same_t"
+        values = {f"dropped_share{suffix}": sum(one.dropped_share for one in stats.values()) / len(stats)}
+        if compute_varies(self.config, training=False):
+            slots = self.config.num_tokens * sum(one.slots_per_token for one in stats.values())
+            flops = executed_flops_per_image(self.config, slots, training=False)
+            values[f"executed_flops_per_image{suffix}"] = flops
+        return values
+
+    def _loss_of_training_decision(self, engine: ValidatedModel) -> dict[str, float]:
+        """Returns the loss where routers decide as in training, by competition instead of thresholds. Collective."""
+        with deciding_as_in_training(engine.model):
+            mine = measure_batches(
+                engine.model, self.batches["mixed_t"], engine.device, self.config, engine.rank, engine.world,
+                engine.layers_are_collective,
+            )  # fmt: skip
+        losses, _ = _merge(everyone(mine, engine.world))
+        mean = sum(loss for loss, _ in losses) / len(losses)
+        return {"val_loss_training_decision": mean} if math.isfinite(mean) else {}
+
+    def _not_finite(
+        self, engine: ValidatedModel, condition: Condition, images_seen: int, weights: Weights
+    ) -> RunFailedError:
         """Returns the error for a loss that is not finite, which names the layer where that began. Collective."""
         batches = self.batches[condition]
         turns = turns_of(len(batches), engine.rank, engine.world, together=True)  # all need equally many
         mine = [to_device(batches[number % len(batches)], engine.device) for number in turns]
         cause = nonfinite_cause(engine.model, mine, self.config.model.patch_size, engine.world)
         return nonfinite_error(self.config, images_seen, cause, f"validation loss of the {weights} weights")
+
+
+@contextmanager
+def deciding_as_in_training(model: DiT) -> Iterator[None]:
+    """Lets the routers of a model in evaluation mode decide as in training, within this context."""
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    for router in routers:
+        router.decides_as_in_training = True
+    try:
+        yield
+    finally:
+        for router in routers:
+            router.decides_as_in_training = False
 
 
 @torch.no_grad()
@@ -109,7 +179,7 @@ def measure_batches(
         measured.losses.append((number, loss_B.tolist(), batch.time_B.tolist()))
         for layer in config.sparse_layer_indices:
             stats = measured.stats.setdefault(layer, RoutingStats(config.routing.num_experts))
-            stats.add(output.feed_forward[layer])
+            stats.add(output.feed_forward[layer], batch.time_B)
     model.train(was_training)
     return measured
 
@@ -148,11 +218,3 @@ def _loss_values(losses: list[tuple[float, float]], condition: Condition) -> dic
         if inside:
             values[f"val_loss_t{bucket}"] = sum(inside) / len(inside)
     return values
-
-
-def _dropped_values(stats: dict[int, RoutingStats], condition: Condition) -> dict[str, float]:
-    """Returns the share of tokens that no expert processed, as the mean over routed layers; empty for dense models."""
-    if not stats:
-        return {}
-    name = "dropped_share" if condition == "mixed_t" else "dropped_share_same_t"
-    return {name: sum(one.dropped_share for one in stats.values()) / len(stats)}

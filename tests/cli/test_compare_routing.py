@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from analysis.published_fid import DISAGREEMENT, published_rows
 from ecdit_cli._console import say
 from ecdit_cli.app import run
+from ecdit_cli.compare_routing import PUBLISHED_TITLE
 from sweeps.execution import plan_of
 from sweeps.folder import SweepFolder
 
@@ -42,8 +44,11 @@ def finished_sweep(tmp_path: Path, write_run: WriteRun) -> Path:
     return folder.path
 
 
-def test_without_runs_the_shipped_spec_is_executed_and_then_read(finished_sweep: Path, capsys: Captured) -> None:
-    assert run(["compare-routing", "--out", str(finished_sweep), "--json"]) == 0
+@pytest.mark.parametrize("spec", [[], ["--spec", "routing_comparison"]])
+def test_without_runs_the_shipped_spec_is_executed_and_then_read(
+    spec: list[str], finished_sweep: Path, capsys: Captured
+) -> None:
+    assert run(["compare-routing", *spec, "--out", str(finished_sweep), "--json"]) == 0
     captured = capsys.readouterr()
     rows = json.loads(captured.out)
     assert "21 of 21 runs are finished and left alone." in captured.err
@@ -87,15 +92,20 @@ def test_json_rows_have_every_key_and_null_where_nothing_was_measured(
     assert rows[2]["dropped_share"] == pytest.approx(0.05)
     assert rows[2]["val_loss_std"] == pytest.approx(0.001)
     assert rows[2]["images_to_dense_loss"] == pytest.approx(19_200)
+    assert {each["router"] for each in rows[2]["published_fid"]} == {"token_choice"}
+    assert rows[2]["alarms"] == []
 
 
 def test_a_person_gets_the_table_and_one_sentence(finished_sweep: Path, tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "out"
     assert run(["compare-routing", str(finished_sweep), "--out", str(out)]) == 0
     captured = capsys.readouterr()
-    *table, empty, sentence = captured.out.splitlines()
-    assert len(table) == 8
-    assert empty == ""
+    table, sentence, published = captured.out.split("\n\n")
+    assert len(table.splitlines()) == 8
+    title, *models = published.splitlines()
+    assert title == PUBLISHED_TITLE
+    assert len(models) == len(published_rows(main_only=True)) + 1
+    assert DISAGREEMENT in captured.err
     assert sentence.startswith("At nano with 38,400 training images and 3 seeds, the data supports (95% intervals)")
     assert sentence.count(". ") == 0
     assert all(str(out / name) in captured.err for name in FILES)
@@ -109,3 +119,8 @@ def test_runs_of_two_validation_sets_are_refused(tmp_path: Path, write_run: Writ
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "error: Runs differ in eval.images: 512 in " in captured.err
+
+
+def test_a_spec_beside_runs_is_refused(finished_sweep: Path, capsys: Captured) -> None:
+    assert run(["compare-routing", str(finished_sweep), "--spec", "routing_comparison"]) == 2
+    assert "--spec routing_comparison runs a sweep, and runs to compare are given too." in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_every_setting_has_a_row_with_its_default_limits_and_meaning(reference: 
     rows = {row[0]: row for line in page.splitlines() if len(row := re.split(r" ?\| ?", line.strip("| "))) == 5}
     assert {f"`{name}`" for name in known_settings()} <= set(rows)
     assert rows["`routing.group_images`"][1:4] == [
-        "an integer, 'batch' or None",
+        "an integer, 'batch', 'all' or None",
         "above 0, to 1,048,576",
         "`1` (router)",
     ]

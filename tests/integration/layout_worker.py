@@ -29,6 +29,7 @@ from experiments.training.checkpoint import load_newest
 from experiments.training.engine import Engine, build_engine, process_group
 from experiments.training.objective import forward_loss
 from experiments.training.restore import restore, snapshot
+from experiments.training.router_states import router_state
 from experiments.training.saver import Saver
 from experiments.training.schedule import learning_rate
 
@@ -71,6 +72,8 @@ class Outcome:
     numbers_held: list[int] = field(default_factory=list)
     experts_held: list[int] = field(default_factory=list)
     flops: list[int] = field(default_factory=list)
+    router_states: list[str] = field(default_factory=list)
+    """What the routers of each process have learned, as JSON."""
 
 
 def perform(task: Task, world: int) -> Outcome:
@@ -91,6 +94,7 @@ def perform(task: Task, world: int) -> Outcome:
             _step(engine, config, number * config.train.batch_images, outcome)
     assert counter is not None
     outcome.flops = everyone(counter.get_total_flops(), world)
+    outcome.router_states = everyone(json.dumps(router_state(engine.model)), world)
     outcome.numbers_held = everyone(sum(flat.numel() for flat in engine.partitions.flats), world)
     experts = [p.shape[0] for name, p in engine.model.named_parameters() if name.endswith("experts.w_in_EFD")]
     outcome.experts_held = everyone(sum(experts), world)
@@ -108,9 +112,12 @@ def perform(task: Task, world: int) -> Outcome:
 def _step(engine: Engine, config: RunConfig, images_seen: int, outcome: Outcome) -> None:
     engine.set_learning_rate(learning_rate(config, images_seen))
     batch = TrainStream(config, engine.rank, engine.world).batch(images_seen)
+    engine.routers.begin(images_seen)
     loss_B, output = forward_loss(engine.deepspeed, batch, config.model.patch_size)
+    engine.routers.observe(output.feed_forward)
     engine.deepspeed.backward(loss_B.mean() + output.auxiliary_loss)
     engine.deepspeed.step()
+    engine.routers.step(engine.world)
     engine.ema.update(images_seen + config.train.batch_images, config.train.batch_images)
     mean = (loss_B.mean() + output.auxiliary_loss).detach().double()
     if engine.world > 1:

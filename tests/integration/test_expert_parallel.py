@@ -11,22 +11,54 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
-from experiments.config.routers import routed_names
+from experiments.config.identity import config_id
+from experiments.config.overrides import load_config
+from experiments.config.routers import ROUTERS, trained_names
+from experiments.config.schema import RunConfig
+from experiments.errors import ConfigError
 from experiments.records.run_folder import RunDir
 from experiments.training.engine import process_group
-from tests.integration.layout_worker import Outcome, Task, perform
-from tests.training_runs import TIMEOUT_SECONDS
+from tests.integration.layout_worker import SMALL, Outcome, Task, perform
+from tests.training_runs import TIMEOUT_SECONDS, stateful_routers
 from tests.two_nodes import start_together
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
+OVER_ALL = "expert choice over all processes"
+
+
+def independent(name: str) -> list[str] | None:
+    """Settings with which the training of a router does not depend on the number of processes; None without any.
+
+    Experts that change blocks are not spread over processes.
+    """
+    if ROUTERS[name].rule == "blocks":
+        return None
+    for words in ([], ["routing.group_images=all"], ["routing.contrastive_loss_weight=0"]):
+        try:
+            configs = [load_config([*SMALL, f"routing={name}", *words, f"parallel.world={world}"]) for world in (1, 2)]
+        except ConfigError:
+            continue
+        evaluated_alike = [_with_one_decision(config) for config in configs]
+        if config_id(evaluated_alike[0]) == config_id(evaluated_alike[1]):
+            return [f"routing={name}", *words]
+    return None
+
+
+def _with_one_decision(config: RunConfig) -> RunConfig:
+    """The config without thresholds outside training, which may follow the processes while training does not."""
+    return config.model_copy(update={"routing": config.routing.model_copy(update={"eval_decision": "same"})})
+
+
 CASES = {
-    **{name: [f"routing={name}"] for name in routed_names()},
+    **{name: settings for name in trained_names() if (settings := independent(name)) is not None},
     "no limit": ["routing=token_choice", "routing.capacity_factor=None", "routing.eval_capacity_factor=None"],
+    OVER_ALL: ["routing=expert_choice", "routing.group_images=all"],
     "mup": [
-        "routing=expert_choice", "routing.gate_norm=token", "optim.parametrization=mup", "model.base_width=16",
-        "optim.weight_decay=0.1", "routing.expert_bias=True",
+        "routing=expert_choice", "routing.gate_norm=token", "routing.eval_decision=threshold",
+        "optim.parametrization=mup", "model.base_width=16", "optim.weight_decay=0.1", "routing.expert_bias=True",
     ],
 }  # fmt: skip
 LAYOUTS = {
@@ -34,10 +66,29 @@ LAYOUTS = {
     4: [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (4, 0), (4, 1), (4, 2)],
 }
 """(expert-parallel size, ZeRO stage) by number of processes."""
+FEW_LAYOUTS: dict[int, list[tuple[int, int]]] = {2: [(1, 1), (2, 1)], 4: []}
+"""Those of routers that differ from a plain one by settings alone: every layout takes them through the same code."""
 STEPS = 3
 SAVED = "mup"
-"""The case whose checkpoints go on at other layouts: experts with biases, and two parameter groups beside theirs."""
+"""The case whose checkpoints go on at other layouts: experts with biases, two parameter groups beside
+theirs, and a router with a state."""
+UNINTERRUPTED = "uninterrupted"
+OVER_FOUR = "expert_race"
+"""The router of few layouts that four processes train too, as its tokens compete over all of them."""
 DROPLESS = ("shared_expert", "no limit")
+STATES = {name: [f"routing={name}", "routing.group_images=batch"] for name in stateful_routers()}
+"""The routers with a state, which the tokens of both processes move."""
+
+OF_ALL_TOKENS = [
+    name for name in STATES if name in CASES and ROUTERS[name].settings.get("eval_decision") != "predictor"
+]
+"""Those whose state on any number of processes is that of one: the loads of all, or a threshold of all that compete."""
+
+
+def layouts_of(case: str) -> dict[int, list[tuple[int, int]]]:
+    row = ROUTERS.get(case)
+    is_plain = case != OVER_ALL if row is None else (row.has_logits and row.gating == "softmax" and not row.settings)
+    return LAYOUTS if is_plain else FEW_LAYOUTS | ({4: [(1, 1), (4, 1)]} if case == OVER_FOUR else {})
 
 
 def layout(expert_parallel: int, stage: int) -> list[str]:
@@ -71,12 +122,10 @@ def one_process(folder: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def straight(one_process: None, folder: Path) -> dict[str, Outcome]:
-    """Every router on one process, without interruption; and saved after `STEPS` steps."""
-    return {
-        router: perform(Task(overrides, 2 * STEPS), world=1)
-        for router, overrides in CASES.items()
-        if perform(Task(overrides, STEPS, save=str(folder / f"saved {router}")), world=1)
-    }
+    """Every router on one process, and that which is saved after `STEPS` steps also without interruption."""
+    saved = {SAVED: str(folder / f"saved {SAVED}")}
+    outcomes = {case: perform(Task(words, STEPS, save=saved.get(case)), world=1) for case, words in CASES.items()}
+    return outcomes | {UNINTERRUPTED: perform(Task(CASES[SAVED], 2 * STEPS), world=1)}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +141,7 @@ def on_many(straight: dict[str, Outcome], folder: Path) -> dict[int, dict[str, O
     for world, layouts in LAYOUTS.items():
         tasks = {}
         for router, overrides in CASES.items():
-            for expert_parallel, stage in layouts:
+            for expert_parallel, stage in layouts_of(router)[world]:
                 name = name_of(router, expert_parallel, stage)
                 settings = [*overrides, *layout(expert_parallel, stage)]
                 keep = str(folder / f"saved {name} world{world}") if router == SAVED else None
@@ -100,6 +149,8 @@ def on_many(straight: dict[str, Outcome], folder: Path) -> dict[int, dict[str, O
         for router in DROPLESS:
             settings = [*CASES[router], *layout(world, 1)]
             tasks[f"undecided {router}"] = Task(settings, STEPS, undecided=True)
+        if world == 2:
+            tasks |= {f"state of {router}": Task(settings, STEPS) for router, settings in STATES.items()}
         ours = CASES[SAVED]
         for expert_parallel, stage in layouts:
             saved = str(folder / f"saved {SAVED}")
@@ -115,9 +166,9 @@ def on_many(straight: dict[str, Outcome], folder: Path) -> dict[int, dict[str, O
     return outcomes
 
 
-@pytest.mark.parametrize("router", CASES)
 @pytest.mark.parametrize(
-    ("world", "expert_parallel", "stage"), [(world, *pair) for world, pairs in LAYOUTS.items() for pair in pairs]
+    ("router", "world", "expert_parallel", "stage"),
+    [(case, world, *pair) for case in CASES for world, pairs in layouts_of(case).items() for pair in pairs],
 )
 def test_losses_are_those_of_one_process(
     router: str, world: int, expert_parallel: int, stage: int, straight: dict[str, Outcome], on_many
@@ -130,10 +181,25 @@ def test_losses_are_those_of_one_process(
 @pytest.mark.parametrize("router", CASES)
 def test_all_processes_together_compute_what_one_computes(router: str, straight: dict[str, Outcome], on_many) -> None:
     """Without a limit slots travel in uneven numbers, and none is padded."""
-    for world, layouts in LAYOUTS.items():
+    for world, layouts in layouts_of(router).items():
         for expert_parallel, stage in layouts:
             outcome = on_many[world][name_of(router, expert_parallel, stage)]
             assert sum(outcome.flops) == sum(straight[router].flops), (world, expert_parallel, stage)
+
+
+@pytest.mark.parametrize("router", STATES)
+def test_all_processes_hold_the_same_state_of_a_router(router: str, on_many) -> None:
+    states = on_many[2][f"state of {router}"].router_states
+    assert states[0] == states[1]
+    assert any(torch.tensor(numbers).any() for numbers in json.loads(states[0]).values())
+
+
+@pytest.mark.parametrize("router", OF_ALL_TOKENS)
+def test_where_all_tokens_count_a_state_is_that_of_one_process(router: str, straight, on_many) -> None:
+    outcome = on_many[2][name_of(router, 1, 1)]
+    one = json.loads(straight[router].router_states[0])
+    for name, numbers in json.loads(outcome.router_states[0]).items():
+        assert numbers == pytest.approx(one[name], rel=1e-5), name
 
 
 @pytest.mark.parametrize("world", LAYOUTS)
@@ -152,15 +218,15 @@ def test_a_process_whose_experts_nobody_chose_takes_part(
 def test_a_checkpoint_of_one_process_goes_on_at_every_layout(world: int, straight, on_many) -> None:
     for expert_parallel, stage in LAYOUTS[world]:
         outcome = on_many[world][f"on from one process {expert_parallel} {stage}"]
-        assert outcome.losses == pytest.approx(straight[SAVED].losses[STEPS:], rel=1e-6)
-        assert outcome.norms == pytest.approx(straight[SAVED].norms[STEPS:], rel=1e-5)
+        assert outcome.losses == pytest.approx(straight[UNINTERRUPTED].losses[STEPS:], rel=1e-6)
+        assert outcome.norms == pytest.approx(straight[UNINTERRUPTED].norms[STEPS:], rel=1e-5)
 
 
 def test_a_checkpoint_of_two_processes_goes_on_at_four(straight, on_many) -> None:
     outcomes = {name: outcome for name, outcome in on_many[4].items() if name.startswith("on from two")}
     assert len(outcomes) == 3 * len(LAYOUTS[2])
     for name, outcome in outcomes.items():
-        assert outcome.losses == pytest.approx(straight[SAVED].losses[STEPS:], rel=1e-6), name
+        assert outcome.losses == pytest.approx(straight[UNINTERRUPTED].losses[STEPS:], rel=1e-6), name
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -170,7 +236,7 @@ def test_a_checkpoint_of_many_processes_goes_on_at_one(stage: int, straight, on_
             saved = folder / f"saved {name_of(SAVED, expert_parallel, theirs)} world{world}"
             settings = [*CASES[SAVED], *layout(1, stage)]
             outcome = perform(Task(settings, STEPS, STEPS, load=str(saved)), world=1)
-            assert outcome.losses == pytest.approx(straight[SAVED].losses[STEPS:], rel=1e-6), saved.name
+            assert outcome.losses == pytest.approx(straight[UNINTERRUPTED].losses[STEPS:], rel=1e-6), saved.name
 
 
 def test_each_process_holds_its_share_of_the_experts_and_of_the_states(on_many) -> None:

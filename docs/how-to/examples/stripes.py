@@ -16,7 +16,8 @@ from torch import Tensor
 
 from experiments.config.routers import Fixed, RouterRow
 from experiments.routing.contract import GroupDecision
-from experiments.routing.router import Router, affinity
+from experiments.routing.logits import affinity
+from experiments.routing.router import Router
 
 
 class StripesRouter(Router):

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field, ValidationError
@@ -36,6 +36,7 @@ from experiments.training.checkpoint import Checkpoint, load_newest
 from experiments.training.checkpoint_contents import tensor_headers
 from experiments.training.checkpoint_files import save_tensors, shard_name
 from experiments.training.reconstructed_average import reconstructed_average
+from experiments.training.router_states import KEY as ROUTER_STATE
 
 Result = TypeVar("Result")
 FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
@@ -57,6 +58,8 @@ class Exported(Record):
     precision: Precision
     sha256: dict[str, str]
     ema_width: float | None = Field(None, gt=0, le=1)
+    router_state: dict[str, Any] | None = None
+    """The numbers of router states (`training/router_states.py`)."""
 
     def files(self, folder: RunDir) -> dict[Path, str]:
         """Returns the checksums by path. A path is always inside the folder, whatever `model.json` says."""
@@ -107,7 +110,7 @@ def export_weights(
     groups = _shards(checkpoint.shapes, width, shard_bytes)
     sums: dict[str, str] = {}
     places: dict[str, str] = {}
-    with _folder_that_appears_whole(out) as folder:
+    with folder_that_appears_whole(out) as folder:
         for place, names in enumerate(groups):
             file = shard_name("model", place, len(groups))
             tensors = {name: _whole(checkpoint, weights, name).to(DTYPES[precision]) for name in names}
@@ -126,13 +129,14 @@ def export_weights(
             "precision": precision,
             "sha256": sums,
             **({} if ema_width is None else {"ema_width": ema_width}),
+            **({ROUTER_STATE: checkpoint.state[ROUTER_STATE]} if ROUTER_STATE in checkpoint.state else {}),
         }
         write_json_atomic(RunDir(folder).exported, about)
     return sorted(out.iterdir())
 
 
 @contextmanager
-def _folder_that_appears_whole(out: Path) -> Iterator[Path]:
+def folder_that_appears_whole(out: Path) -> Iterator[Path]:
     """Yields a folder to write to, which is renamed to `out` at the end; after an error it is removed."""
     folder = out.resolve().with_name(f".{out.resolve().name}.{os.getpid()}.writing")
     with storage_errors(out):

@@ -59,6 +59,13 @@ def caption_ids(config: RunConfig, captions: Sequence[str]) -> Tensor:
     return open_words(config.data).token_ids(captions)
 
 
+def null_tokens(caption_BL: Tensor) -> Tensor:
+    """Returns the token ids of as many empty captions, [B, L]."""
+    null_BL = torch.full_like(caption_BL, PAD_TOKEN)
+    null_BL[:, 0] = START_TOKEN
+    return null_BL
+
+
 @torch.no_grad()
 def sample(
     model: DiT,
@@ -72,9 +79,7 @@ def sample(
     The model is put in evaluation mode and back again. A pixel that is not finite becomes NaN.
     """
     caption_BL = caption_BL.to(noise_BCHW.device)
-    null_BL = torch.full_like(caption_BL, PAD_TOKEN)
-    null_BL[:, 0] = START_TOKEN
-    image_BCHW = integrate(model, caption_BL, null_BL, noise_BCHW, settings, watch)
+    image_BCHW = integrate(model, caption_BL, null_tokens(caption_BL), noise_BCHW, settings, watch)
     return image_BCHW.masked_fill(~image_BCHW.isfinite(), torch.nan).clamp(-1, 1)  # clamp would hide infinity
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ from experiments.plugins.runs import require_plugins
 from experiments.records.record_types import Precision, RunRecord, Weights
 from experiments.records.run_folder import RunDir
 from experiments.training.host_memory import prefer_large_pages
+from experiments.training.router_states import KEY as ROUTER_STATE
+from experiments.training.router_states import load_router_state
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def load_run(
     images_seen = int(checkpoint.state["images_seen"])
     tensors = checkpoint.full(FILE_OF_WEIGHTS[weights])
     precision = precision or record.precision
-    return _loaded(run_dir, record, config, tensors, images_seen, weights, precision, ema_width)
+    state = checkpoint.state
+    return _loaded(run_dir, record, config, tensors, state, images_seen, weights, precision, ema_width)
 
 
 def _load_exported(folder: RunDir, weights: Weights, precision: Precision | None) -> LoadedRun:
@@ -95,7 +99,8 @@ def _load_exported(folder: RunDir, weights: Weights, precision: Precision | None
     prefer_large_pages(config)
     tensors = exported_tensors(folder, exported)
     precision = precision or exported.precision
-    return _loaded(folder, exported.record, config, tensors, exported.images_seen, weights, precision)
+    state = {ROUTER_STATE: exported.router_state or {}}
+    return _loaded(folder, exported.record, config, tensors, state, exported.images_seen, weights, precision)
 
 
 def _loaded(
@@ -103,6 +108,7 @@ def _loaded(
     record: RunRecord,
     config: RunConfig,
     tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
     images_seen: int,
     weights: Weights,
     precision: Precision,
@@ -112,7 +118,8 @@ def _loaded(
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: tensor.shape for name, tensor in tensors.items()} != expected:
         raise _not_of_this_model(run_dir.path)
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, strict=False)  # the names are checked; the buffers come from the state
+    load_router_state(model, state, run_dir.path)
     model = model.to(dtype=DTYPES[precision]).eval()
     require_finite_weights(model.named_parameters(), str(run_dir.path))
     model = model.to(device=current_device())

@@ -64,10 +64,10 @@ class Replay:
 
 def allow_replay(model: DiT) -> DiT:
     """Lets `model`, whose weights must stay in place from now on, be replayed where its device can. Returns `model`."""
-    limits = [module.factors[False] for module in model.modules() if isinstance(module, Router)]
+    fixed = [module.has_fixed_shapes for module in model.modules() if isinstance(module, Router)]
     on_device = next(model.parameters()).device.type == "cuda"
-    # Without a capacity limit, grouped products are unsafe in a graph, and the loop beside them reads loads back.
-    if on_device and model.fast and None not in limits:
+    # Where loads differ, grouped products are unsafe in a graph, and the loop beside them reads loads back.
+    if on_device and model.fast and all(fixed):
         _REPLAYS[model] = Replay(model)
     return model
 

@@ -14,6 +14,7 @@ import pytest
 
 from analysis.load_records import Records, load_records
 from experiments.config.budget import budget
+from experiments.config.routers import ROUTERS, RouterRow
 from experiments.config.schema import RunConfig
 from experiments.records.compute_map import ComputeMap
 from experiments.records.record_types import EvalRow, RoutingMapRow
@@ -66,6 +67,27 @@ def study(write_arms: Callable[..., Path]) -> Records:
     return load_records([write_arms()])
 
 
+MANY: dict[str, list[str]] = {
+    "tokens": ["st_moe", "promoe", "dsmoe", "loss_free"],
+    "experts": ["promoe_ec", "nucleus", "ec_noise_capacity", "moma", "soft_moe"],
+    "pairs": ["expert_race"],
+    "thresholds": ["diffmoe", "expert_threshold"],
+    "fixed": ["hash", "random", "timestep_experts", "switch_dit", "segmoe"],
+}
+
+
+@pytest.fixture
+def many_routers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all routers of the registry, and of so many more that a study has 22 of all families."""
+    for family, names in MANY.items():
+        for name in names:
+            if name not in ROUTERS:
+                label = name.replace("_", " ").capitalize()
+                row = RouterRow(name, label=label, implementation=None, family=family)  # type: ignore[arg-type]
+                monkeypatch.setitem(ROUTERS, name, row)
+    return list(ROUTERS)
+
+
 BUDGETS = (1e12, 2e12, 4e12)
 WIDTHS = (48, 64, 96, 128)
 ISOFLOP_ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -111,9 +133,10 @@ def write_powers(tmp_path: Path, write_run: Callable[..., Any]) -> Callable[...,
 
     def write(
         all_images: Sequence[int] = (800, 1600, 3200, 6400, 12800, 25600), widths: Sequence[int] = (48, 64),
-        seeds: Sequence[int] = (0, 1), noise: float = 2e-3, folder: str = "powers", **settings: Any,
+        seeds: Sequence[int] = (0, 1), noise: float = 2e-3, folder: str = "powers",
+        arms: dict[str, tuple[dict[str, Any], dict[str, Any]]] = ISOFLOP_ARMS, **settings: Any,
     ) -> Path:  # fmt: skip
-        for (name, (model, routing)), images, width, seed in product(ISOFLOP_ARMS.items(), all_images, widths, seeds):
+        for (name, (model, routing)), images, width, seed in product(arms.items(), all_images, widths, seeds):
             given = {**settings, "model": {"name": "nano", "width": width, **model}, "routing": routing, "seed": seed}
             given["train"] = {"images": images, "batch_images": 16}
             flops = images * budget(RunConfig.model_validate(given)).train_flops_per_image

@@ -1,4 +1,4 @@
-"""One colour per router, one marker per size, the same bytes for the same numbers."""
+"""One marker per size, the same bytes for the same numbers. Colours of routers are tested in `test_router_looks.py`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.style import (
     SIZE_MARKERS,
-    SPARE_COLORS,
     Drawing,
     line_style,
     log_axis,
@@ -23,7 +21,6 @@ from analysis.style import (
     write_drawing,
 )
 from experiments.config.presets import PRESETS
-from experiments.config.routers import ROUTERS
 from experiments.errors import StorageError
 
 
@@ -34,22 +31,9 @@ def drawing() -> Drawing:
     return Drawing(figure, pd.DataFrame({"x": [0, 1], "y": [1, 0]}))
 
 
-def test_every_router_has_its_own_colour_and_every_preset_its_own_marker() -> None:
-    assert len({router_color(name) for name in ROUTERS}) == len(ROUTERS)
-    assert not {router_color(name) for name in ROUTERS} & set(SPARE_COLORS)
+def test_every_preset_has_its_own_marker() -> None:
     assert set(SIZE_MARKERS) == set(PRESETS)
     assert len(set(SIZE_MARKERS.values())) == len(PRESETS)
-
-
-def test_routers_of_near_equal_grey_differ_in_their_dashes() -> None:
-    def grey(router: str) -> float:
-        red, green, blue = to_rgb(router_color(router))
-        return 0.299 * red + 0.587 * green + 0.114 * blue
-
-    for one in ROUTERS:
-        for other in ROUTERS:
-            if one < other and abs(grey(one) - grey(other)) < 0.15:
-                assert line_style(one, 0)["linestyle"] != line_style(other, 0)["linestyle"]
 
 
 def test_arms_of_a_router_share_its_colour_and_differ_in_dashes() -> None:

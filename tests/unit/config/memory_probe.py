@@ -24,8 +24,7 @@ from experiments.data.loader import TrainStream
 from experiments.training import engine as engine_module
 from experiments.training.description import resident_peak_bytes
 from experiments.training.engine import build_engine, launched_rank, launched_world, process_group, resolve_precision
-from experiments.training.loop import _micro_batches
-from experiments.training.objective import forward_loss
+from experiments.training.objective import forward_loss, micro_batches_of
 
 NUM_STEPS = 3
 """In the first one there is no optimizer state yet, and ZeRO-3 does not yet know what comes next."""
@@ -71,7 +70,7 @@ def main() -> None:
         batches = TrainStream(config, launched_rank(), launched_world()).iterate(0)
         for _ in range(NUM_STEPS):
             batch, saved, backward_peaks = next(batches), [], []
-            for micro in _micro_batches(batch, config.train.accumulation):
+            for micro in micro_batches_of(batch, config.train.accumulation):
                 before = tensors.live
                 loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
                 total = loss_B.mean() + output.auxiliary_loss

@@ -22,7 +22,9 @@ def with_another_value(config: RunConfig, key: str) -> RunConfig:
     owner = getattr(config, section) if section else config
     old, accepts = getattr(owner, name), known_settings()[key]
     new: object
-    if int in accepts.kinds or float in accepts.kinds:
+    if bool in accepts.kinds:
+        new = not old
+    elif int in accepts.kinds or float in accepts.kinds:
         new = (old if isinstance(old, int | float) else 0) + (1 if int in accepts.kinds else 0.5)
     elif bool in accepts.kinds:
         new = not old
@@ -64,6 +66,26 @@ BATCH = "routing.group_images=batch"
         ("routing=token_choice routing.group_images=1", False),
         ("routing=expert_choice routing.group_images=8", False),
         ("routing=dense", False),
+        (f"routing=shared_expert {BATCH} routing.balance_scope=all", False),
+        ("routing=shared_expert routing.group_images=1", False),
+        ("routing=shared_expert routing.group_images=1 routing.balance_scope=process", True),
+        ("routing=shared_expert routing.group_images=1 routing.balance_scope=all", False),
+        ("routing=shared_expert routing.group_images=1 routing.z_loss_weight=0.001", False),
+        ("routing=shared_expert routing.group_images=1 routing.similarity_loss_weight=0.001", True),
+        ("routing=expert_choice routing.group_images=all", False),
+        ("routing=expert_choice routing.group_images=all routing.similarity_loss_weight=0.001", False),
+        ("routing=expert_choice routing.group_images=all routing.eval_decision=threshold", False),
+        ("routing=expert_choice routing.eval_decision=threshold", True),  # its threshold is a mean over batches
+        ("routing=diffmoe routing.group_images=all", True),
+        ("routing=expert_race", False),
+        (f"routing=expert_race {BATCH}", True),
+        ("routing=expert_threshold", True),
+        ("routing=promoe", True),  # its contrastive loss counts over the batch of a process
+        ("routing=promoe routing.contrastive_loss_weight=0", False),
+        ("routing=loss_free", False),  # the loads of all processes move the bias
+        ("routing=dsmoe", False),
+        ("routing=diffmoe", True),
+        ("routing=ec_noise_capacity", False),
     ],
 )
 def test_the_id_knows_the_processes_where_routing_groups_follow_them(arm: str, follows: bool) -> None:

@@ -12,6 +12,7 @@ from experiments.config.designs import load_designed
 from experiments.config.identity import config_id
 from experiments.config.overrides import expand, known_settings, load_config
 from experiments.config.routers import ROUTERS
+from experiments.config.routing_settings import RoutingConfig
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 
@@ -31,15 +32,16 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> set[str]:
 def test_every_setting_of_a_run_can_be_set() -> None:
     of_latents = {"data.path", "data.fingerprint", "data.text_width", "data.pooled_width"}
     mup = ["optim.parametrization=mup", "model.base_width=64", "model.head_size=32", "optim.rate_by_length=1000"]
-    of_transfer = {*(word.split("=")[0] for word in mup), "routing.gate_norm", "routing.gate_scale"}
+    of_transfer = {word.split("=")[0] for word in mup}
+    of_routing = {f"routing.{name}" for name, field in RoutingConfig.model_fields.items() if field.exclude_if}
     of_cooldown = {"optim.cooldown_share", "optim.cooldown_shape"}
     absent = (
-        of_latents | of_transfer | of_cooldown | {"train.ema", "routing.expert_bias"}
+        of_latents | of_transfer | of_routing | of_cooldown | {"train.ema"}
     )  # what only some runs have is stored with these runs alone
     assert leaves(load_config().model_dump()) | absent == set(known_settings())
     assert not leaves(load_config().model_dump()) & absent
     using = load_config([*mup, "routing.gate_norm=token", "routing.gate_scale=2"])
-    assert leaves(using.model_dump()) >= of_transfer
+    assert leaves(using.model_dump()) >= of_transfer | {"routing.gate_norm", "routing.gate_scale"}
     assert load_config(["routing.expert_bias=True"]).model_dump()["routing"]["expert_bias"] is True
 
 
@@ -184,7 +186,7 @@ def test_dense_drops_routing_settings_so_that_a_grid_holds_it_once() -> None:
         ("train.mask_ratio=1", "train.mask_ratio=1 is out of range. It must be less than 1."),
         ("routing.capacity_factor=-1", "routing.capacity_factor=-1 is out of range. It must be greater than 0."),
         ("routing.capacity_factor=nan", "routing.capacity_factor=nan is out of range. It must be a finite number."),
-        ("routing.top_k=0", "routing.top_k=0 does not apply to expert_choice."),
+        ("routing.top_k=0", "routing.top_k=0 does not apply to expert_choice, in which tokens do not choose."),
         ("seed=-1", "seed=-1 is out of range. It must be greater than or equal to 0."),
         ("trian.images=4", "'trian.images' is not a setting. Did you mean 'train.images'?"),
         ("num_experts=8", "'num_experts' is not a setting. Did you mean 'routing.num_experts'?"),

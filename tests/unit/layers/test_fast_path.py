@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from experiments.config.routers import routed_names
+from experiments.config.routers import choosing_names
 from experiments.config.schema import RunConfig
 from experiments.layers import dispatch
 from experiments.layers.dispatch import Places, combine, gather
@@ -23,7 +23,7 @@ from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forwar
 LayerOf = Callable[..., RoutedFeedForward]
 GradientsOf = Callable[..., dict[str, Tensor]]
 CASES: list[dict[str, Any]] = [
-    *({"name": name} for name in routed_names()),
+    *({"name": name} for name in choosing_names()),
     {"name": "expert_choice", "group_images": "batch", "expert": "swiglu", "gating": "sigmoid"},
     {"name": "token_choice", "capacity_factor": 1.0},
     {"name": "shared_expert", "top_k": 1, "expert": "gelu", "shared_factor": 0.0},
@@ -56,8 +56,9 @@ def test_fast_and_reference_agree_to_the_last_digits(
 ) -> None:
     layer, x_BTD = layer_of(num_experts=4, **routing).train(training), torch.randn(4, 16, 8, dtype=torch.float64)
     layer.experts.double()
-    if layer.shared is not None:
-        layer.shared.double()
+    for part in (layer.shared, layer.unconditional):
+        if part is not None:
+            part.double()
     fast, reference = (answers(layer, x_BTD, choice, gradients_of) for choice in (True, False))
     assert fast.keys() == reference.keys()
     for name, expected in reference.items():  # the router is float32 by contract

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from experiments.config.routers import ROUTERS, routed_names
+from experiments.config.routers import ROUTERS, choosing_names
 from experiments.config.schema import RunConfig
 from experiments.layers.feed_forward import DenseFeedForward, RoutedFeedForward, build_feed_forward
 
@@ -17,7 +17,7 @@ ConfigOf = Callable[..., RunConfig]
 LayerOf = Callable[..., RoutedFeedForward]
 GradientsOf = Callable[..., dict[str, Tensor]]
 
-routers = pytest.mark.parametrize("name", routed_names())
+routers = pytest.mark.parametrize("name", choosing_names())
 
 
 @routers
@@ -34,11 +34,11 @@ def test_shared_experts_are_added_to_the_routed_ones(name: str, layer_of: LayerO
 
 @pytest.mark.parametrize("name", [name for name, row in ROUTERS.items() if row.balance_loss_weight])
 def test_the_balance_loss_alone_trains_the_router(name: str, layer_of: LayerOf) -> None:
-    layer = layer_of(name=name, num_experts=4, balance_loss_weight=0.5)
+    layer = layer_of(name=name, num_experts=4, balance_loss_weight=0.5, z_loss_weight=0.0)
     loss = layer(torch.randn(4, 16, 8)).auxiliary_loss
     (gradient,) = torch.autograd.grad(loss, [layer.router.weight_DE])
     assert gradient.abs().sum() > 0
-    doubled = layer_of(name=name, num_experts=4, balance_loss_weight=1.0)
+    doubled = layer_of(name=name, num_experts=4, balance_loss_weight=1.0, z_loss_weight=0.0)
     doubled.load_state_dict(layer.state_dict())
     torch.manual_seed(1)
     x_BTD = torch.randn(4, 16, 8)
@@ -92,9 +92,13 @@ def test_with_biases_a_layer_starts_as_the_one_without(name: str, config_of: Con
     assert_close(layers[1](x_BTD).out_BTD, layers[0](x_BTD).out_BTD)
     assert all(torch.equal(biased[parameter], weight) for parameter, weight in plain.items())
     added = {parameter for parameter in biased if parameter not in plain}
-    assert added == {"experts.b_in_EF", "experts.b_out_ED"} | (
-        {"shared.w_in.bias", "shared.w_out.bias"} if ROUTERS[name].shared_factor else set()
-    )
+    beside = {
+        "shared": ROUTERS[name].shared_factor,
+        "unconditional": ROUTERS[name].defaults.get("unconditional_expert"),
+    }
+    assert added == {"experts.b_in_EF", "experts.b_out_ED"} | {
+        f"{part}.{matrix}.bias" for part, exists in beside.items() if exists for matrix in ("w_in", "w_out")
+    }
     assert not any(bool(biased[parameter].any()) for parameter in added)
 
 

@@ -19,7 +19,7 @@ from experiments.accelerated import has_kernels
 from experiments.layers.dispatch import Places, combine, gather
 from experiments.layers.feed_forward import RoutedFeedForward
 from experiments.layers.pieces import Activation, activate
-from experiments.routing.router import _NarrowLogits
+from experiments.routing.logits import _NarrowLogits
 from tests.rounding import held_to_rounding
 
 Device = torch.device

@@ -7,14 +7,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.config.budget import budget
+from experiments.config.budget import budget, compute_varies, executed_flops_per_image, slots_per_image
 from experiments.config.overrides import load_config
 from experiments.config.presets import PRESETS
-from experiments.config.routers import ROUTERS
+from experiments.config.routers import ROUTERS, routed_names
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream, validation_set
 from experiments.models.dit import DiT
 from experiments.models.parts import assert_matches_budget
+from experiments.routing.state import RouterState
+from experiments.routing.stats import slots_of_image
 from experiments.training.objective import forward_loss
 
 BATCH_IMAGES = 2
@@ -36,9 +38,25 @@ ARMS = (
     "routing=shared_expert routing.expert_bias=True",
     "routing=expert_choice model.sparse_layers=1:-1",
     "routing=shared_expert model.sparse_layers=0,3",
+    "routing=soft_moe",
+    "routing=soft_moe routing.capacity_factor=1.7 routing.num_experts=5 routing.expert=swiglu routing.shared_factor=1",
+    "routing=switch_dit",
+    "routing=switch_dit routing.num_experts=5 routing.top_k=1 routing.prior_loss_weight=0",
     "routing=switch routing.capacity_factor=None parallel.activation_checkpointing=True",
+    "routing=promoe train.caption_dropout=0.6",
+    "routing=promoe_ec train.caption_dropout=0.6",
+    "routing=expert_choice model.num_layers=4 routing.capacity_by_layer=1.5,0.5",
+    "routing=token_choice routing.capacity_factor=1.3 model.num_layers=4 routing.capacity_by_layer=0.4,1.6",
+    "routing=expert_race model.num_layers=4 routing.capacity_by_layer=0.4,1.6",
+    "routing=expert_choice routing.eval_decision=threshold",
+    "routing=expert_choice routing.group_images=all routing.num_experts=5 routing.capacity_factor=1.1",
+    *(f"routing=expert_choice routing.input={kind}" for kind in ("plain_time", "time", "time_label")),
+    *(f"routing=shared_expert routing.form=mlp routing.input={kind}" for kind in ("plain_time", "time", "time_label")),
 )
+ON_EVERY_PRESET = ("dense", "expert_choice", "shared_expert")
+SMALL_PRESETS = ("nano", "S")
 CASES = [
+    *(("nano", f"routing={router}") for router in routed_names()),
     *(("nano", arm) for arm in ARMS),
     *(("micro", f"routing={router}") for router in ("token_choice", "switch")),
     *((preset, f"routing={router}") for preset in ("micro", "mini", "S") for router in ("dense", "expert_choice")),
@@ -51,30 +69,71 @@ def shell_of(config: RunConfig) -> DiT:
         return DiT(config)
 
 
+def of_zeros(config: RunConfig) -> DiT:
+    model = shell_of(config).to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    return model
+
+
 def gate_products(config: RunConfig, num_tokens: int) -> int:
     """What DeepSpeed's top-2 gate adds: it picks two of E gates by products with one-hot masks, 2 x 2 T E.
 
     That is how it is written and not what token choice needs, so the arithmetic leaves it out.
     """
     routing = config.routing
-    picked_by_product = routing.name == "token_choice" and routing.top_k == 2
+    row = ROUTERS[routing.name]
+    picked_by_product = str(row.implementation).endswith(":TokenChoiceRouter") and routing.top_k == 2
     return len(config.sparse_layer_indices) * 4 * num_tokens * routing.num_experts if picked_by_product else 0
 
 
-def counted(model: DiT, config: RunConfig, batch: Batch, train: bool) -> int:
-    """FLOPs per image by torch. The math form of attention is two matmuls, which the counter knows on every device."""
+def loss_products(config: RunConfig) -> int:
+    """What Expert Race's and ProMoE's losses add in training of `BATCH_IMAGES`, forward and backward.
+
+    The first has P^T P with a gradient and M^T M without; the second has the sums of tokens by expert, with a gradient
+    of the tokens alone, and cosines of prototypes and centroids. None of them is a product of the model.
+    """
+    routing, tokens = config.routing, BATCH_IMAGES * config.num_train_tokens
+    pairs = (6 + 2) * tokens * routing.num_experts**2 if routing.similarity_loss_weight else 0
+    size = routing.num_experts * config.model.width
+    groups = BATCH_IMAGES if routing.group_images == 1 else 1
+    pairs += 4 * tokens * size + 6 * groups * routing.num_experts * size if routing.contrastive_loss_weight else 0
+    return len(config.sparse_layer_indices) * pairs
+
+
+def counted(model: DiT, config: RunConfig, batch: Batch, train: bool) -> tuple[int, float]:
+    """FLOPs of `BATCH_IMAGES` by torch, and the expert slots of an image over all layers.
+
+    The math form of attention is two matmuls, which the counter knows on every device.
+    """
     model.train(train)
     counter = FlopCounterMode(display=False)
     with torch.set_grad_enabled(train), sdpa_kernel(SDPBackend.MATH), counter:
         loss_B, output = forward_loss(model, batch, config.model.patch_size)
         if train:
             (loss_B.mean() + output.auxiliary_loss).backward()
-    assert counter.get_total_flops() % BATCH_IMAGES == 0
-    return counter.get_total_flops() // BATCH_IMAGES
+    slots = float(slots_of_image(output.feed_forward)) if config.sparse_layer_indices else 0.0
+    return counter.get_total_flops(), slots
 
 
-@pytest.mark.parametrize("router", ROUTERS)
-@pytest.mark.parametrize("preset", PRESETS)
+def expected(config: RunConfig, slots: float, train: bool) -> float:
+    """The planned FLOPs of `BATCH_IMAGES`, or those of so many slots where the tokens decide their number."""
+    if compute_varies(config, train):
+        return BATCH_IMAGES * executed_flops_per_image(config, slots, train)
+    cost = budget(config)
+    return BATCH_IMAGES * (cost.train_flops_per_image if train else cost.flops_per_image)
+
+
+@pytest.mark.parametrize(
+    ("preset", "router"),
+    # Building the largest presets takes seconds, even without memory. Routers differ in their layers alone.
+    [
+        (preset, router)
+        for preset in PRESETS
+        for router in ROUTERS
+        if router in ON_EVERY_PRESET or preset in SMALL_PRESETS
+    ],
+)
 def test_every_part_of_every_preset_has_the_parameters_that_were_computed(preset: str, router: str) -> None:
     config = load_config([f"model={preset}", f"routing={router}"])
     assert_matches_budget(shell_of(config), budget(config))
@@ -97,15 +156,30 @@ def test_flops_equal_those_that_torch_counts(preset: str, arm: str) -> None:
     sizes = [f"{key}={BATCH_IMAGES}" for key in ("train.batch_images", "eval.batch_images", "eval.images")]
     whole = load_config([f"model={preset}", *arm.split(), *sizes])
     half = load_config([f"model={preset}", *arm.split(), *sizes, "train.mask_ratio=0.5"])
-    model, cost = shell_of(whole).to_empty(device="cpu"), budget(whole)
-    for parameter in model.parameters():
-        torch.nn.init.zeros_(parameter)
-    forward = counted(model, whole, validation_set(whole)[0], train=False)
-    assert forward == cost.flops_per_image + gate_products(whole, whole.num_tokens)
+    model = shell_of(whole).to_empty(device="cpu")
+    states = (buffer for module in model.modules() if isinstance(module, RouterState) for buffer in module.buffers())
+    for tensor in (*model.parameters(), *states):
+        torch.nn.init.zeros_(tensor)
+    forward, slots = counted(model, whole, validation_set(whole)[0], train=False)
+    assert forward == expected(whole, slots, train=False) + BATCH_IMAGES * gate_products(whole, whole.num_tokens)
     for config in (whole, half):
-        training = counted(model, config, TrainStream(config).batch(0), train=True)
-        gates = 2 * gate_products(config, config.num_train_tokens)  # the masks get no gradient: twice, not thrice
-        assert training == budget(config).train_flops_per_image + gates
+        training, slots = counted(model, config, TrainStream(config).batch(0), train=True)
+        # The masks get no gradient: their products come twice, not thrice.
+        gates = 2 * BATCH_IMAGES * gate_products(config, config.num_train_tokens)
+        assert training == expected(config, slots, train=True) + gates + loss_products(config)
+
+
+@pytest.mark.parametrize("router", routed_names())
+def test_executed_flops_of_the_planned_slots_are_the_planned_ones(router: str) -> None:
+    config = load_config([f"routing={router}", "train.caption_dropout=0.25", "eval.images=32"])
+    tokens, layers = config.num_tokens, len(config.sparse_layer_indices)
+    slots = slots_per_image(config, tokens, training=True)
+    if config.routing.unconditional_expert:  # a quarter of the tokens has one expert in place of these slots
+        slots = 0.75 * slots + 0.25 * tokens
+    executed = executed_flops_per_image(config, layers * slots, training=True)
+    assert executed == pytest.approx(budget(config).train_flops_per_image, rel=1e-9)
+    evaluated = layers * slots_per_image(config, tokens, training=False)
+    assert executed_flops_per_image(config, evaluated, training=False) == budget(config).flops_per_image
 
 
 @pytest.mark.parametrize("num_experts", [8, 16, 32, 64])

@@ -37,7 +37,7 @@ def test_half_of_a_position_is_its_row_and_half_its_column() -> None:
 
 
 def test_times_are_told_apart_and_stay_finite_at_both_ends() -> None:
-    time_BD, modulation_B6D = TimeEmbedding(32)(torch.tensor([0.0, 0.001, 0.5, 1.0]))
+    _, time_BD, modulation_B6D = TimeEmbedding(32)(torch.tensor([0.0, 0.001, 0.5, 1.0]))
     assert time_BD.isfinite().all()
     assert torch.pdist(time_BD).min() > 1e-4
     assert modulation_B6D.shape == (4, 6, 32)

@@ -13,7 +13,8 @@ import pytest
 from experiments.config.overrides import load_config
 from experiments.config.routers import ROUTERS, compared_names, routed_names, router_label
 from experiments.errors import ConfigError, PluginError
-from experiments.layers.properties import PROPERTIES, broken, small_layer
+from experiments.layers.properties import PROPERTIES, broken
+from experiments.layers.small_layers import small_layer
 from experiments.plugins.loading import KINDS, MAX_PLUGIN_BYTES, VARIABLE, load_plugins
 from experiments.routing.build import try_plugin
 from tests.unit.plugins.conftest import EXAMPLE, WritePlugin
@@ -210,7 +211,25 @@ def test_a_class_without_decide_is_refused(write_plugin: WritePlugin) -> None:
                 "    def decide": "    def __init__(self, config):\n        super().__init__(config)\n"
                 "        self.register_buffer('bias', torch.zeros(3))\n\n    def decide"
             },
-            "StripesRouter keeps bias, which checkpoints do not hold.",
+            "StripesRouter keeps bias, which checkpoints do not hold. Call super().__init__(config) and add no "
+            "weights; numbers that follow training are buffers of a RouterState in self.state, and buffers of "
+            "constants take persistent=False.",
+        ),
+        (
+            {
+                "    def decide": "    def __init__(self, config):\n        super().__init__(config)\n"
+                "        del self.weight_DE\n\n    def decide"
+            },
+            "StripesRouter has no weight_DE.",
+        ),
+        (
+            {
+                "from experiments.routing.logits": "from experiments.routing.state import RunningThreshold\n"
+                "from experiments.routing.logits",
+                "    def decide": "    def __init__(self, config):\n        super().__init__(config)\n"
+                "        self.other = RunningThreshold(1, 0.9)\n\n    def decide",
+            },
+            "StripesRouter keeps other.num_updates, other.value_K, which checkpoints do not hold.",
         ),
     ],
 )
@@ -222,6 +241,48 @@ def test_what_no_layer_can_be_built_of_is_refused(
     with pytest.raises(PluginError, match=re.escape(reason)) as refusal:
         small_layer(name="stripes")
     assert str(refusal.value).startswith(f"plugin {path}: router 'stripes'")
+
+
+def stateful(observed: str) -> dict[str, str]:
+    """What makes a plugin of the example that keeps thresholds, which learn `observed`."""
+    imported = "from experiments.routing.logits"
+    return {
+        imported: f"from experiments.routing.state import RunningThreshold\n{imported}",
+        "    def decide": "    def __init__(self, config):\n        super().__init__(config)\n"
+        "        self.state = RunningThreshold(config.routing.num_experts, 0.9)\n\n"
+        "    def assign(self, logits_BTE, x_BTD, context):\n"
+        "        assignment = super().assign(logits_BTE, x_BTD, context)\n"
+        "        best_E = logits_BTE.detach().flatten(0, 1).amax(dim=0)\n"
+        f"        return assignment._replace(observed={observed})\n\n"
+        "    def decide",
+    }
+
+
+def test_a_plugin_may_keep_a_state_and_has_every_property(write_plugin: WritePlugin) -> None:
+    path = write_plugin(**stateful("best_E if self.training else None"))
+    load_plugins([path])
+    assert set(small_layer(name="stripes").router.state_dict()) == {"weight_DE", "state.value_K", "state.num_updates"}
+    assert {title: broken("stripes", check) for title, check in PROPERTIES.items()} == dict.fromkeys(PROPERTIES)
+    try_plugin(load_config(["routing=stripes"]))
+
+
+@pytest.mark.parametrize(
+    ("observed", "reason"),
+    [
+        ("None", "observed=None, float32 in training, since it has a state, is expected."),
+        (
+            "best_E.double() if self.training else None",
+            "observed=float64 [8], float32 in training, since it has a state, ",
+        ),
+        ("best_E", "observed=float32 [8], None without a state or outside training is expected."),
+    ],
+)
+def test_a_state_that_could_not_learn_is_refused_before_a_run_begins(
+    observed: str, reason: str, write_plugin: WritePlugin
+) -> None:
+    load_plugins([write_plugin(**stateful(observed))])
+    with pytest.raises(PluginError, match=re.escape(f"router 'stripes': the router answers {reason}")):
+        try_plugin(load_config(["routing=stripes"]))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
+from experiments.layers import small_layers
 from experiments.layers.feed_forward import RoutedFeedForward
-from experiments.layers.properties import small_config, small_layer
+from experiments.layers.small_layers import small_config, small_layer
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -39,13 +40,9 @@ def gradients_of() -> Callable[..., dict[str, Tensor]]:
     """Gradients of a loss that reads every output and the auxiliary loss, by parameter name and for the input `x`."""
 
     def gradients(layer: RoutedFeedForward, x_BTD: Tensor, forward: Forward | None = None) -> dict[str, Tensor]:
+        if forward is None:
+            return small_layers.gradients(layer, x_BTD)
         x_BTD = x_BTD.clone().requires_grad_()
-        output = layer(x_BTD)
-        out_BTD, auxiliary_loss = forward(x_BTD) if forward else (output.out_BTD, output.auxiliary_loss)
-        loss = (
-            out_BTD * torch.linspace(-1, 1, out_BTD.numel(), device=x_BTD.device).view_as(out_BTD)
-        ).sum() + auxiliary_loss
-        inputs = dict(layer.named_parameters()) | {"x": x_BTD}
-        return dict(zip(inputs, torch.autograd.grad(loss, list(inputs.values())), strict=True))
+        return small_layers.gradients_of_loss(layer, x_BTD, *forward(x_BTD))
 
     return gradients

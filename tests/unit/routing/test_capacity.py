@@ -9,14 +9,30 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.config.budget import expert_capacity, slots_per_image
-from experiments.config.routers import routed_names
+from experiments.config.budget import compute_varies, expert_capacity, slots_per_image
+from experiments.config.routers import ROUTERS, choosing_names
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forward
+from experiments.layers.properties import has_slots
 
 ConfigOf = Callable[..., RunConfig]
 LayerOf = Callable[..., RoutedFeedForward]
+
+
+def computes_as_planned(config: RunConfig, training: bool) -> bool:
+    """Whether the slots that are computed follow from the config; an unconditional expert leaves empty ones out."""
+    return not compute_varies(config, training) and not config.routing.unconditional_expert
+
+
+WITH_SLOTS = [
+    name
+    for name in choosing_names()
+    if has_slots(name)
+    and ROUTERS[name].defaults.get("eval_decision", "same") == "same"
+    and not (ROUTERS[name].rule == "tokens" and ROUTERS[name].defaults.get("unconditional_expert"))
+]
+"""The routers whose experts have a number of slots in evaluation as in training, and compute them all."""
 
 
 @pytest.mark.parametrize(
@@ -63,7 +79,7 @@ def test_a_smaller_last_group_has_at_least_one_slot(layer_of: LayerOf) -> None:
     assert layer(torch.randn(1, 4, 8)).tokens_per_expert_E.tolist() == [1] * 8
 
 
-@pytest.mark.parametrize("name", routed_names())
+@pytest.mark.parametrize("name", WITH_SLOTS)
 def test_evaluation_has_a_capacity_of_its_own(name: str, layer_of: LayerOf) -> None:
     layer = layer_of(name=name, num_experts=4, capacity_factor=1.0, eval_capacity_factor=3.0, group_images=1)
     x_BTD = torch.randn(2, 8, 8)
@@ -87,23 +103,26 @@ def test_tokens_that_choose_get_the_slots_of_the_budget(
 
 @pytest.mark.parametrize("group_images", [1, 2, "batch"])
 @pytest.mark.parametrize("factor", [2.0, 1.0, 1.3])
-@pytest.mark.parametrize("name", routed_names())
+@pytest.mark.parametrize("name", choosing_names())
 def test_the_experts_execute_the_flops_of_the_budget(
     name: str, factor: float, group_images: int | str, config_of: ConfigOf
 ) -> None:
-    config = config_of(name=name, num_experts=4, capacity_factor=factor, group_images=group_images)
+    planned = {"unconditional_expert": False, "capacity_schedule": "none"}
+    settings = {key: value for key, value in planned.items() if ROUTERS[name].defaults.get(key)}
+    config = config_of(name=name, num_experts=4, capacity_factor=factor, group_images=group_images, **settings)
     config = config.model_copy(update={"train": config.train.model_copy(update={"batch_images": 4})})
     layer = build_feed_forward(config, 0)
     assert isinstance(layer, RoutedFeedForward)
     with FlopCounterMode(display=False) as counter:
         layer(torch.randn(4, 10, 8))
     executed = sum(counter.get_flop_counts()["RoutedFeedForward.experts"].values())
-    params_per_expert = sum(weight.numel() for weight in layer.experts.parameters()) / 4
-    assert executed == round(2 * 4 * slots_per_image(config, 10, training=True) * params_per_expert)
+    # Adding a bias counts as no FLOPs.
+    matrix_elements = (layer.experts.w_in_EFD.numel() + layer.experts.w_out_EFD.numel()) / 4
+    assert executed == round(2 * 4 * slots_per_image(config, 10, training=True) * matrix_elements)
 
 
 @pytest.mark.parametrize("factor", [2.0, 0.7])
-@pytest.mark.parametrize("name", routed_names())
+@pytest.mark.parametrize("name", choosing_names())
 def test_a_smaller_last_group_of_evaluation_is_accounted_as_executed(
     name: str, factor: float, config_of: ConfigOf
 ) -> None:
@@ -114,4 +133,8 @@ def test_a_smaller_last_group_of_evaluation_is_accounted_as_executed(
     assert isinstance(layer, RoutedFeedForward)
     assignment = layer(torch.randn(5, 10, 8)).assignment
     assert assignment is not None
-    assert assignment.token_M.shape[0] == pytest.approx(5 * slots_per_image(config, 10, training=False))
+    planned = 5 * slots_per_image(config, 10, training=False)
+    if computes_as_planned(config, training=False):
+        assert assignment.token_M.shape[0] == assignment.num_slots == pytest.approx(planned)
+    else:  # the slots are counted, as they follow the tokens
+        assert assignment.num_slots == assignment.token_M.shape[0] == int(assignment.tokens_per_expert_E.sum())

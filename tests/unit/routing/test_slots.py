@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.config.routers import ROUTERS, routed_names
+from experiments.config.routers import ROUTERS, choosing_names
 from experiments.layers.experts import StackedExperts, apply_experts
 from experiments.layers.feed_forward import RoutedFeedForward
 from experiments.routing.contract import GroupDecision, flatten_groups
@@ -69,11 +69,11 @@ def test_slots_of_a_literal_queue() -> None:
 
 
 def test_without_a_limit_there_are_as_many_slots_as_tokens_that_chose(layer_of: LayerOf) -> None:
-    for name in (name for name in routed_names() if not ROUTERS[name].needs_capacity):
+    for name in (name for name in choosing_names() if not ROUTERS[name].needs_capacity):
         output = layer_of(name=name, num_experts=4, capacity_factor=None)(torch.randn(2, 16, 8))
         top_k = ROUTERS[name].top_k
         loads = output.tokens_per_expert_E.tolist()
-        assert max(loads) > min(loads)
+        assert max(loads) > min(loads) or name == "hash"  # which has equal numbers by construction
         assert output.assignment.token_M.shape == output.assignment.weight_M.shape == (32 * top_k,)
         assert output.assignment.expert_M.bincount(minlength=4).tolist() == loads
         assert output.experts_per_token_BT.eq(top_k).all()

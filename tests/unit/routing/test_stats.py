@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.config.routers import choosing_names
 from experiments.config.schema import RunConfig
 from experiments.layers.feed_forward import DenseFeedForward, RoutedFeedForward
-from experiments.routing.stats import RoutingStats
+from experiments.layers.small_layers import small_context
+from experiments.routing.contract import Assignment
+from experiments.routing.stats import RoutingStats, pair_usage
 from tests.oracles import route
 
 ConfigOf = Callable[..., RunConfig]
@@ -34,7 +37,7 @@ def test_shares_are_those_of_the_loops(routing: dict[str, Any], layer_of: LayerO
     load: Counter[int] = Counter()
     entropies = []
     for number, x_BTD in enumerate([torch.randn(3, 10, 8), torch.randn(1, 10, 8) * 2]):
-        stats.add(layer(x_BTD))
+        stats.add(layer(x_BTD), torch.rand(len(x_BTD)))
         logits_BTE = (x_BTD @ layer.router.weight_DE).detach()
         table = route(config_of(**routing).routing, logits_BTE, routing["capacity_factor"]).table
         tokens.update((number, row.token) for row in table)
@@ -54,7 +57,7 @@ def test_shares_are_those_of_the_loops(routing: dict[str, Any], layer_of: LayerO
 @settings
 def test_shares_sum_to_one(routing: dict[str, Any], layer_of: LayerOf) -> None:
     stats = RoutingStats(4)
-    stats.add(layer_of(num_experts=4, **routing)(torch.randn(4, 10, 8)))
+    stats.add(layer_of(num_experts=4, **routing)(torch.randn(4, 10, 8)), torch.rand(4))
     row = stats.row(0, 0, "mixed_t")
     assert sum(row.load) == pytest.approx(1)
     assert sum(row.experts_per_token) == pytest.approx(1)
@@ -66,8 +69,9 @@ def test_two_processes_merged_are_one_that_saw_both(layer_of: LayerOf) -> None:
     batches = torch.randn(4, 10, 8), torch.randn(2, 10, 8)
     together, first, second = (RoutingStats(4) for _ in range(3))
     for batch, stats in zip(batches, (first, second), strict=True):
-        stats.add(layer(batch))
-        together.add(layer(batch))
+        time_B = torch.rand(len(batch))
+        stats.add(layer(batch), time_B)
+        together.add(layer(batch), time_B)
     first.merge(second)
     assert first.row(0, 0, "mixed_t") == together.row(0, 0, "mixed_t")
 
@@ -76,18 +80,64 @@ def test_perfect_balance_and_no_preference_are_one(layer_of: LayerOf) -> None:
     layer = layer_of(name="expert_choice", num_experts=4)
     torch.nn.init.zeros_(layer.router.weight_DE)
     stats = RoutingStats(4)
-    stats.add(layer(torch.randn(2, 8, 8)))
+    stats.add(layer(torch.randn(2, 8, 8)), torch.rand(2))
     row = stats.row(0, 0, "mixed_t")
     assert (row.entropy, row.load_entropy) == (pytest.approx(1), pytest.approx(1))
 
 
 def test_one_expert_has_no_entropy(layer_of: LayerOf) -> None:
     stats = RoutingStats(1)
-    stats.add(layer_of(name="switch", num_experts=1)(torch.randn(2, 8, 8)))
+    stats.add(layer_of(name="switch", num_experts=1)(torch.randn(2, 8, 8)), torch.rand(2))
     row = stats.row(0, 0, "mixed_t")
     assert (row.load, row.entropy, row.load_entropy, row.dropped_share) == ([1.0], 0, 0, 0)
 
 
 def test_a_dense_layer_has_no_routing_to_count() -> None:
     with pytest.raises(AssertionError, match="routes nothing"):
-        RoutingStats(4).add(DenseFeedForward(8, 16)(torch.randn(1, 4, 8)))
+        RoutingStats(4).add(DenseFeedForward(8, 16)(torch.randn(1, 4, 8)), torch.rand(1))
+
+
+@pytest.mark.parametrize("name", choosing_names())
+def test_pairs_compute_and_times_are_those_of_the_decisions(name: str, layer_of: LayerOf) -> None:
+    """Loops over (token, expert) of every router, with an image that has no caption."""
+    layer, stats, x_BTD = layer_of(name=name, num_experts=4), RoutingStats(4), torch.randn(4, 10, 8)
+    context = small_context(x_BTD, num_dropped=1)
+    time_B = torch.tensor([0.02, 0.55, 0.51, 1.0])
+    output = layer(x_BTD, context)
+    stats.add(output, time_B)
+    chosen = output.assignment.chosen_NE.tolist()
+    experts = [sum(row) + (layer.unconditional is not None and token < 10) for token, row in enumerate(chosen)]
+    together = [[sum(row[a] and row[b] for row in chosen) for b in range(4)] for a in range(4)]
+    assert stats.together_EE.tolist() == together
+    assert output.experts_per_token_BT.flatten().tolist() == experts
+    assert stats.num_slots == output.assignment.num_slots >= sum(experts)
+    row = stats.row(0, 0, "mixed_t")
+    means = [sum(experts[image * 10 : image * 10 + 10]) / 10 for image in range(4)]
+    expected = [means[0], None, None, None, None, (means[1] + means[2]) / 2, None, None, None, means[3]]
+    assert row.slots_by_time == [mean if mean is None else pytest.approx(mean) for mean in expected]
+    ordered = sorted(means)
+    assert row.slots_by_image == pytest.approx([ordered[0], ordered[2], ordered[3]])
+    assert row.slots_per_token == pytest.approx(output.assignment.num_slots / 40)
+    assert row.pair_usage == pair_usage(torch.tensor(together))
+
+
+def test_pair_usage_is_the_share_of_pairs_that_make_up_95_percent() -> None:
+    together_EE = torch.zeros(4, 4)
+    for (first, second), count in {(0, 1): 90, (0, 2): 4, (1, 3): 4, (2, 3): 2}.items():
+        together_EE[first, second] = together_EE[second, first] = count
+    assert pair_usage(together_EE) == pytest.approx(3 / 6)  # 90 and 94 of 100 are too few, 98 are enough
+    assert pair_usage(torch.eye(4)) is None
+    assert pair_usage(torch.zeros(1, 1)) is None
+    assert pair_usage(torch.ones(4, 4)) == 1
+
+
+def test_chosen_pairs_are_those_in_filled_slots() -> None:
+    assignment = Assignment(
+        token_M=torch.tensor([2, 0, 1, 1]),
+        weight_M=torch.tensor([1.0, 0.0, 1.0, 1.0]),
+        filled_M=torch.tensor([True, False, True, True]),
+        slots_E=None,
+        logits_NE=torch.zeros(3, 2),
+        auxiliary_loss=None,
+    )
+    assert assignment.chosen_NE.tolist() == [[False, False], [False, True], [True, False]]

@@ -16,7 +16,7 @@ from experiments.data.loader import TrainStream
 from experiments.records.run_folder import RunDir
 from experiments.training.engine import Engine, build_engine, process_group
 from experiments.training.loop import train
-from experiments.training.objective import forward_loss, to_device
+from experiments.training.objective import forward_loss, micro_batches_of, to_device
 from experiments.training.schedule import learning_rate
 
 TINY = (
@@ -50,12 +50,17 @@ def advance(tiny: Callable[..., RunConfig]) -> Callable[..., list[float]]:
         for number in range(start, start + num_steps):
             images_seen = number * config.train.batch_images
             engine.set_learning_rate(learning_rate(config, images_seen))
-            batch = to_device(stream.batch(images_seen), engine.device)
-            loss_B, _ = forward_loss(engine.deepspeed, batch, config.model.patch_size)
-            engine.deepspeed.backward(loss_B.mean())
-            engine.deepspeed.step()
+            engine.routers.begin(images_seen)
+            batch, step_losses = to_device(stream.batch(images_seen), engine.device), []
+            for micro in micro_batches_of(batch, config.train.accumulation):
+                loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
+                engine.routers.observe(output.feed_forward)
+                engine.deepspeed.backward(loss_B.mean() + output.auxiliary_loss)
+                engine.deepspeed.step()
+                step_losses.append(loss_B.mean().item())
+            engine.routers.step(engine.world)
             engine.ema.update(images_seen + config.train.batch_images, config.train.batch_images)
-            losses.append(loss_B.mean().item())
+            losses.append(sum(step_losses) / len(step_losses))
         return losses
 
     return run

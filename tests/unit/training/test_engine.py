@@ -22,8 +22,7 @@ from experiments.training.engine import (
     process_group,
     resolve_precision,
 )
-from experiments.training.loop import _micro_batches
-from experiments.training.objective import forward_loss, to_device
+from experiments.training.objective import forward_loss, micro_batches_of, to_device
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -136,7 +135,7 @@ def test_the_balance_loss_pulls_as_much_with_accumulation(router: str, precision
              f"train.accumulation={passes}", f"train.precision={precision}"]
         )  # fmt: skip
         engine = build_engine(config, precision)
-        for micro in _micro_batches(TrainStream(config).batch(0), passes):
+        for micro in micro_batches_of(TrainStream(config).batch(0), passes):
             loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
             engine.deepspeed.backward(0 * loss_B.mean() + output.auxiliary_loss)
             if not engine.deepspeed.is_gradient_accumulation_boundary():

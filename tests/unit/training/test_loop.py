@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from experiments.config.budget import budget
-from experiments.config.routers import ROUTERS
+from experiments.config.budget import budget, compute_varies, executed_flops_per_image
+from experiments.config.routers import ROUTERS, routed_names
 from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream
 from experiments.errors import RunFailedError
 from experiments.records.run_folder import RunDir
 from experiments.training.checkpoint import load_newest
 from experiments.training.checkpoint_list import complete_checkpoints
-from experiments.training.loop import _crossed, _micro_batches, train
+from experiments.training.loop import _crossed, train
+from experiments.training.objective import micro_batches_of
 from experiments.training.reporter import Reporter
 
 Tiny = Callable[..., RunConfig]
@@ -39,7 +41,7 @@ def test_a_cadence_is_met_once_its_multiple_is_reached(before: int, after: int, 
 
 def test_micro_batches_are_the_batch_in_pieces(tiny: Tiny) -> None:
     batch = TrainStream(tiny("train.mask_ratio=0.5")).batch(0)
-    pieces = list(_micro_batches(batch, 4))
+    pieces = list(micro_batches_of(batch, 4))
     given = {name: value for name, value in vars(batch).items() if value is not None}  # latents have more
     assert {"pixels_BCHW", "keep_BK", "caption_BL"} <= set(given)
     for name, value in given.items():
@@ -51,6 +53,33 @@ def test_accumulation_changes_no_loss(arm: str, rows_of: RowsOf) -> None:
     whole, pieces = rows_of(arm), rows_of(arm, "train.accumulation=2", name="pieces")
     assert losses(pieces) == pytest.approx(losses(whole), abs=1e-5)
     assert [row["grad_norm"] for row in pieces] == pytest.approx([row["grad_norm"] for row in whole], rel=1e-3)
+
+
+@pytest.mark.parametrize("router", routed_names())
+def test_executed_flops_are_counted_where_they_vary_and_absent_elsewhere(
+    router: str, rows_of: RowsOf, tiny: Tiny
+) -> None:
+    config = tiny(f"routing={router}")
+    rows = rows_of(f"routing={router}")
+    if not compute_varies(config, training=True):
+        assert all("executed_flops" not in row for row in rows)
+        return
+    spent = [row["executed_flops"] for row in rows]
+    assert all(before < after for before, after in pairwise(spent))
+    assert spent[-1] == pytest.approx(rows[-1]["flops"], rel=0.2)
+    if config.routing.unconditional_expert and config.routing.top_k == 1:
+        assert spent == pytest.approx([row["flops"] for row in rows])  # one expert in place of another
+
+
+def test_a_capacity_that_falls_is_counted_from_all_experts_on(rows_of: RowsOf, tiny: Tiny) -> None:
+    arm = ["routing=expert_choice", "routing.capacity_warmup_images=32"]
+    config, batch = tiny(*arm), 8
+    expected, layers = 0.0, len(config.sparse_layer_indices)
+    for step, row in enumerate(rows_of(*arm)):
+        factor = 2 + 6 * max(0.0, 1 - step * batch / 32)
+        slots = layers * 8 * int(config.num_train_tokens * factor / 8)
+        expected += batch * executed_flops_per_image(config, slots, training=True)
+        assert row["executed_flops"] == pytest.approx(expected)
 
 
 def test_zero_2_gives_the_losses_of_zero_1(rows_of: RowsOf) -> None:

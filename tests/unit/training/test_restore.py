@@ -15,7 +15,10 @@ from experiments.records.run_folder import RunDir
 from experiments.training.checkpoint import Checkpoint, load_newest
 from experiments.training.engine import Engine
 from experiments.training.restore import restore, snapshot
+from experiments.training.router_states import KEY, load_router_state, router_state
 from experiments.training.saver import Saver
+from experiments.training.validation import Validator
+from tests.training_runs import stateful_routers
 
 Build = Callable[[RunConfig], Engine]
 Tiny = Callable[..., RunConfig]
@@ -38,6 +41,9 @@ def saved(engine: Engine, folder: Path, images_seen: int) -> Checkpoint:
     return found
 
 
+STATEFUL = stateful_routers()
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_losses_and_checkpoints_go_on_bit_for_bit(
@@ -55,6 +61,78 @@ def test_losses_and_checkpoints_go_on_bit_for_bit(
     assert one.state == other.state
     for file in ("weights.safetensors", "ema.safetensors", "optimizer.safetensors"):
         assert (one.path / file).read_bytes() == (other.path / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("router", STATEFUL)
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_routers_with_a_state_go_on_bit_for_bit(
+    router: str, zero_stage: int, build: Build, tiny: Tiny, advance: Advance, tmp_path: Path
+) -> None:
+    """Their state decides, so that losses after it was lost would be others."""
+    config = tiny(f"routing={router}", f"parallel.zero_stage={zero_stage}", "optim.learning_rate=1e-2")
+    straight = build(config)
+    advance(straight, config, start=0, num_steps=2)
+    checkpoint = saved(straight, tmp_path / "a", 16)
+    learned = router_state(straight.model)
+    assert checkpoint.state[KEY] == learned
+    assert any(bool(torch.tensor(numbers).any()) for numbers in learned.values())
+    expected = advance(straight, config, start=2, num_steps=2)
+    resumed = build(tiny(f"routing={router}", f"parallel.zero_stage={zero_stage}", "seed=5"))
+    assert router_state(resumed.model) != learned
+    restore(resumed, checkpoint)
+    assert router_state(resumed.model) == learned
+    assert advance(resumed, config, start=2, num_steps=2) == expected
+    assert router_state(resumed.model) == router_state(straight.model) != learned
+
+
+def test_a_checkpoint_without_the_state_or_of_another_router_is_refused(
+    build: Build, tiny: Tiny, advance: Advance, tmp_path: Path
+) -> None:
+    config = tiny("routing=loss_free")
+    engine = build(config)
+    advance(engine, config, start=0, num_steps=1)
+    checkpoint = saved(engine, tmp_path, 8)
+    name = "blocks.1.ffn.router.state.value_E"
+    another = rf"holds the router state of another router: {name} is in one of them alone\. Use the routing settings"
+    with pytest.raises(CheckpointError, match=another):
+        load_router_state(engine.model, {}, checkpoint.path)
+    with pytest.raises(CheckpointError, match=another):
+        load_router_state(build(tiny()).model, checkpoint.state, checkpoint.path)
+    with pytest.raises(CheckpointError, match=rf"holds no numbers in router_state\.{name}\. Use another checkpoint"):
+        load_router_state(engine.model, {KEY: {name: ["a"]}}, checkpoint.path)
+    for numbers in ([0.0], [float("nan")] * 8):
+        with pytest.raises(
+            CheckpointError, match=r"value_E of shape \[\d\] or with infinite numbers, \[8\] is expected"
+        ):
+            load_router_state(engine.model, {KEY: {name: numbers}}, checkpoint.path)
+
+
+@pytest.mark.parametrize("router", STATEFUL)
+def test_recomputed_blocks_leave_the_same_state_and_validation_none(
+    router: str, build: Build, tiny: Tiny, advance: Advance
+) -> None:
+    states = []
+    for checkpointed in (False, True):
+        config = tiny(f"routing={router}", f"parallel.activation_checkpointing={checkpointed}")
+        engine = build(config)
+        advance(engine, config, start=0, num_steps=2)
+        states.append(router_state(engine.model))
+        Validator(config).measure(engine, 16, "raw")
+        assert router_state(engine.model) == states[-1]
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("router", STATEFUL)
+def test_a_state_is_updated_once_per_step_whatever_the_micro_batches(
+    router: str, build: Build, tiny: Tiny, advance: Advance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(f"routing={router}", "train.accumulation=2")
+    engine, updates = build(config), []
+    state = engine.model.blocks[1].ffn.router.state
+    plain = state.update
+    monkeypatch.setattr(state, "update", lambda observed: (updates.append(observed), plain(observed)))
+    advance(engine, config, start=0, num_steps=3)
+    assert len(updates) == 3
 
 
 def test_a_checkpoint_names_what_it_holds(build: Build, tiny: Tiny, advance: Advance, tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.config.routers import ROUTERS
+from experiments.config.budget import compute_varies
+from experiments.config.routers import ROUTERS, routed_names
 from experiments.config.schema import RunConfig
 from experiments.data.loader import same_time_batches, validation_set
 from experiments.errors import RunFailedError
@@ -104,6 +107,26 @@ def test_outside_training_the_evaluation_capacity_counts(build: Build, tiny: Tin
     roomy = tiny("routing=token_choice", "routing.capacity_factor=1", "routing.eval_capacity_factor=8", *SIXTEEN)
     assert values(build(config), config)["dropped_share"] > 0
     assert values(build(roomy), roomy)["dropped_share"] == 0
+
+
+@pytest.mark.parametrize("router", routed_names())
+def test_executed_flops_of_evaluation_are_those_that_torch_counts(
+    router: str, build: Build, tiny: Tiny, advance: Callable[..., list[float]]
+) -> None:
+    config = tiny(f"routing={router}", *SIXTEEN)
+    if not compute_varies(config, training=False):
+        assert "executed_flops_per_image" not in values(build(config), config)
+        return
+    engine = build(config)
+    advance(engine, config, start=0, num_steps=2)
+    found = values(engine, config)
+    assert ("val_loss_training_decision" in found) == (config.routing.eval_decision != "same")
+    for key, batches in (("", validation_set(config)), ("_same_t", same_time_batches(config))):
+        engine.model.eval()
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            for batch in batches:
+                forward_loss(engine.model, to_device(batch, engine.device), config.model.patch_size)
+        assert found[f"executed_flops_per_image{key}"] == pytest.approx(counter.get_total_flops() / 16)
 
 
 def test_measuring_changes_nothing(build: Build, tiny: Tiny) -> None:

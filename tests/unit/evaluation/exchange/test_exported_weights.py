@@ -17,7 +17,8 @@ from experiments.inputs import MAX_SETTINGS_BYTES, sha256_of_files
 from experiments.records.run_folder import RunDir
 from experiments.records.writer import write_json_atomic
 from experiments.training.checkpoint_files import sha256_of_content, shard_name
-from tests.training_runs import random_run_folder
+from experiments.training.router_states import router_state
+from tests.training_runs import random_run_folder, stateful_routers
 
 GIB = 2**30
 
@@ -52,6 +53,21 @@ def test_a_model_from_exported_weights_is_that_of_the_run(weights: str, run: Run
     assert (ours.config, ours.images_seen, ours.precision) == (theirs.config, theirs.images_seen, theirs.precision)
     expected = theirs.model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.model.state_dict().items())
+
+
+@pytest.mark.parametrize("router", stateful_routers())
+def test_exported_weights_carry_what_the_router_has_learned(router: str, tmp_path: Path) -> None:
+    run = random_run_folder(tmp_path / "run", f"routing={router}")
+    ours = load_run(export(run, tmp_path / "out", "raw"), "raw", pytest.fail).model
+    theirs = load_run(run, "raw", pytest.fail).model
+    learned = router_state(theirs)
+    assert any(any(numbers) for numbers in learned.values() if isinstance(numbers, list))
+    assert router_state(ours) == learned
+    time_B, caption = torch.tensor([0.3, 0.8]), torch.ones(2, 16, dtype=torch.int64)
+    noisy_BCHW = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        outputs = [model.float().cpu()(noisy_BCHW, time_B, caption).velocity_BKP for model in (ours, theirs)]
+    assert torch.equal(*outputs)
 
 
 def test_shards_are_no_larger_than_asked_and_named_by_an_index(run: RunDir, tmp_path: Path) -> None:

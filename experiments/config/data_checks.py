@@ -1,0 +1,47 @@
+"""Checks that the settings of the data fit the data set, and that training measures only what its images allow."""
+
+from __future__ import annotations
+
+from experiments.config.data_sets import DATA_SETS, data_set_of
+from experiments.config.metrics import training_metrics
+from experiments.config.schema import RunConfig
+from experiments.config.values import shown
+from experiments.errors import ConfigError
+
+
+def check_data(config: RunConfig) -> None:
+    """Checks that the settings which a data set fixes have their value, and that training measures what it can."""
+    data, row = config.data, data_set_of(config)
+    for key, value in row.fixed.items():
+        given = getattr(data, key)
+        if given != value:
+            others = [name for name, other in DATA_SETS.items() if other.fixed.get(key, given) == given]
+            way_out = f"Use data.name={' or '.join(others)}." if value is None else f"Use data.{key}={value}."
+            raise ConfigError(f"data.{key}={shown(str(given))} does not fit data.name={data.name}.", way_out)
+    for key in row.captions.needed:
+        if getattr(data, key) is None:
+            raise ConfigError(f"data.{key}=None does not fit data.name={data.name}, whose captions have it.")
+    if row.has_scenes:
+        _check_metric_images(config)
+        return
+    for key in ("metric_images",) if row.has_pixels else ("sample_images", "metric_images"):
+        if number := getattr(config.eval, key):
+            reason = "no metric knows its images" if row.has_pixels else "pixels need the VAE"
+            later = "" if row.has_pixels else ", and `ecdit sample` once there is a checkpoint"
+            raise ConfigError(
+                f"eval.{key}={number} does not fit data.name={data.name}: {reason}.", f"Use eval.{key}=0{later}."
+            )
+
+
+def _check_metric_images(config: RunConfig) -> None:
+    """Checks that the images are large enough, and enough, for every metric that training measures."""
+    num_images = config.eval.metric_images
+    if num_images == 0:
+        return
+    asked = f"eval.metric_images={num_images}"
+    for row in training_metrics():
+        enough = max(256, row.min_images)
+        row.require_num_images(num_images, asked, f"Use eval.metric_images=0 for none, or {enough}.")
+    for row in training_metrics():
+        way_out = f"Use eval.metric_images=0, or data.image_size={row.min_image_size} or more."
+        row.require_image_size(config.data.image_size, asked, way_out)
