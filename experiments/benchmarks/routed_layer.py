@@ -36,6 +36,8 @@ from experiments.benchmarks.sides import (
     Seconds,
     Side,
     SpeedRow,
+    layer_side,
+    machine_words,
     measure_machine,
     median_ratio,
     take_turns,
@@ -43,7 +45,6 @@ from experiments.benchmarks.sides import (
 from experiments.config.schema import RunConfig
 from experiments.evaluation.sampling.load_run import current_device
 from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forward
-from experiments.routing.contract import FeedForwardOutput
 from experiments.training.engine import process_group, resolve_precision
 from experiments.training.host_memory import prefer_large_pages
 
@@ -78,20 +79,7 @@ class Layers:
         if name == MATMULS:
             num_experts = config.routing.num_experts
             shape = (num_experts, self.num_slots // num_experts, config.model.width)
-
-        def side() -> Callable[[], object]:
-            x, direction = (torch.randn(shape, device=self.device, dtype=self.dtype) for _ in range(2))
-            x.requires_grad_()
-
-            def work() -> None:
-                module.zero_grad(set_to_none=True)
-                answer = module(x)
-                out = answer.out_BTD if isinstance(answer, FeedForwardOutput) else answer
-                out.backward(direction)
-
-            return work
-
-        return side
+        return layer_side(module, shape, self.device, self.dtype)
 
     def counted_step(self, name: str) -> Callable[[], Sequence[Tensor]]:
         """Returns a step of the layer `name` as a function that returns the gradients of the weights."""
@@ -218,9 +206,8 @@ def _floor_seconds(layers: Layers, machine: Machine, name: str) -> float:
 
 def _setting(layers: Layers) -> str:
     config = layers.config
-    tokens, precision = layers.num_images * config.num_tokens, str(layers.dtype).removeprefix("torch.")
-    where = f"{layers.device.type}, {torch.get_num_threads()} thread(s)" if layers.device.type == "cpu" else "1 device"
-    return f"{tokens} tokens, d {config.model.width}, {config.routing.num_experts}E, {precision}, {where}"
+    tokens, machine = layers.num_images * config.num_tokens, machine_words(layers.device, layers.dtype)
+    return f"{tokens} tokens, d {config.model.width}, {config.routing.num_experts}E, {machine}"
 
 
 def _accelerator_rows(device: torch.device) -> list[SpeedRow]:

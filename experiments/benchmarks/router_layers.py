@@ -11,13 +11,13 @@ Legend: N tokens, D width, F hidden width.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks.sides import Clock, Side, SpeedRow, median_ratio, take_turns
+from experiments.benchmarks.sides import Clock, SpeedRow, layer_side, machine_words, median_ratio, take_turns
 from experiments.config.schema import RunConfig
 from experiments.evaluation.sampling.load_run import current_device
 from experiments.layers.feed_forward import DenseFeedForward, build_feed_forward
@@ -45,14 +45,15 @@ def measure_router(
     matrices, num_tokens = 3 if activation == "swiglu" else 2, shape[0] * shape[1]
     hidden = max(1, round(flops / (2 * matrices * num_tokens * config.model.width)))
     dense = DenseFeedForward(config.model.width, hidden, activation).to(device, dtype)
-    sides = {name: _side(layer, shape, device, dtype), DENSE: _side(dense, shape, device, dtype)}
+    sides = {
+        name: layer_side(layer, shape, device, dtype, with_losses=True),
+        DENSE: layer_side(dense, shape, device, dtype),
+    }
     seconds = take_turns(sides, rounds, clock, on_round)
-    precision = str(dtype).removeprefix("torch.")
-    where = f"cpu, {torch.get_num_threads()} thread(s)" if device.type == "cpu" else "1 device"
     return SpeedRow(
         f"{name} / dense of the same executed FLOPs",
         f"{num_tokens} tokens, {slots:.2f} slots per token, d {config.model.width}, "
-        f"{config.routing.num_experts}E, {precision}, {where}",
+        f"{config.routing.num_experts}E, {machine_words(device, dtype)}",
         median_ratio(seconds[name], seconds[DENSE]),
         TARGET,
         seconds=statistics.median(seconds[name]),
@@ -67,22 +68,3 @@ def executed(layer: nn.Module, x_BTD: Tensor) -> tuple[int, float]:
         answer: FeedForwardOutput = layer(x_BTD)
     slots = 1.0 if answer.assignment is None else answer.assignment.num_slots / (x_BTD.shape[0] * x_BTD.shape[1])
     return counter.get_total_flops(), slots
-
-
-def _side(layer: nn.Module, shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Side:
-    """Returns a side that runs one step of the layer on fresh tokens."""
-
-    def side() -> Callable[[], object]:
-        x, direction = (torch.randn(*shape, device=device, dtype=dtype) for _ in range(2))
-        x.requires_grad_()
-
-        def work() -> None:
-            layer.zero_grad(set_to_none=True)
-            answer: FeedForwardOutput = layer(x)
-            loss = answer.auxiliary_loss
-            roots = [answer.out_BTD, *([loss] if loss.requires_grad else [])]
-            torch.autograd.backward(roots, [direction, *([torch.ones_like(loss)] if loss.requires_grad else [])])
-
-        return work
-
-    return side

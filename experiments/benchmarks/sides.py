@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
+from experiments.routing.contract import FeedForwardOutput
 from experiments.training.clock import synchronized_time
 
 Clock = Literal["wall", "cpu"]
@@ -102,6 +104,38 @@ def take_turns(
                 seconds[name].append((now() - started) / in_a_row)
         on_round()
     return seconds
+
+
+def layer_side(
+    layer: nn.Module, shape: Sequence[int], device: torch.device, dtype: torch.dtype, with_losses: bool = False
+) -> Side:
+    """Returns a side that runs one step of a layer, forward and backward, on fresh random inputs of this shape.
+
+    `with_losses` adds the auxiliary loss of a `FeedForwardOutput` to what is differentiated.
+    """
+
+    def side() -> Callable[[], object]:
+        x, direction = (torch.randn(*shape, device=device, dtype=dtype) for _ in range(2))
+        x.requires_grad_()
+
+        def work() -> None:
+            layer.zero_grad(set_to_none=True)
+            answer = layer(x)
+            out = answer.out_BTD if isinstance(answer, FeedForwardOutput) else answer
+            roots, gradients = [out], [direction]
+            if with_losses and answer.auxiliary_loss.requires_grad:
+                roots, gradients = [*roots, answer.auxiliary_loss], [*gradients, torch.ones_like(answer.auxiliary_loss)]
+            torch.autograd.backward(roots, gradients)
+
+        return work
+
+    return side
+
+
+def machine_words(device: torch.device, dtype: torch.dtype) -> str:
+    """Returns the precision and the device of a measurement in words, for the setting of its row."""
+    where = f"{device.type}, {torch.get_num_threads()} thread(s)" if device.type == "cpu" else "1 device"
+    return f"{str(dtype).removeprefix('torch.')}, {where}"
 
 
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
