@@ -28,11 +28,16 @@ def settings_id(settings: Mapping[str, Any]) -> str:
     The number of processes is included only where routing groups depend on it. Raises `ValueError` for values that are
     not JSON.
     """
-    counted = {name: _counted(name, value) for name, value in settings.items() if name not in LEFT_OUT}
+    counted = counted_settings(settings)
     world = _number_in(settings, "parallel", "world")
     if world is not None and world > 1 and _groups_follow_processes(settings):
         counted["parallel"] = {"world": world}
     return _digest(counted)
+
+
+def counted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those `settings` that change results, by section, without the number of processes."""
+    return {name: _counted(name, value) for name, value in settings.items() if name not in LEFT_OUT}
 
 
 def is_settings_id(identity: str, settings: Mapping[str, Any]) -> bool:

@@ -33,7 +33,7 @@ from experiments.models.dit import DiT
 from experiments.records.record_types import PartRecord, RunRecord
 from experiments.records.run_folder import RunDir
 from experiments.records.writer import RecordWriter
-from experiments.settings_id import LEFT_OUT, PARTS_LEFT_OUT, dotted
+from experiments.settings_id import counted_settings, dotted
 from experiments.training.checkpoint_files import write_checkpoint
 from experiments.training.description import describe_run
 from experiments.training.validation import Validator
@@ -171,13 +171,8 @@ def _require_alike(runs: Sequence[DenseRun]) -> None:
 
 def _compared_settings(config: RunConfig) -> dict[str, Any]:
     """Returns the dotted settings that merged runs must share: all that change results, except seeds."""
-    settings = dotted(config.model_dump(mode="json"))
-    return {key: value for key, value in settings if key not in SEEDS and _changes_results(key)}
-
-
-def _changes_results(key: str) -> bool:
-    section, _, name = key.rpartition(".")
-    return section not in LEFT_OUT and name not in PARTS_LEFT_OUT.get(section, ())
+    settings = dotted(counted_settings(config.model_dump(mode="json")))
+    return {key: value for key, value in settings if key not in SEEDS}
 
 
 def _merged_config(runs: Sequence[DenseRun], options: MergeOptions) -> RunConfig:
