@@ -116,6 +116,7 @@ class DiT(nn.Module):
         self.fast = config.train.implementation == "fast"
         self.checkpointed = checkpointed
         self.has_prior_loss = config.routing.prior_loss_weight > 0
+        self.routes_by_caption = config.routing.input == "time_label"
         patch = model.patch_size**2 * data.channels
         self.embed = nn.Linear(patch, model.width)
         self.register_buffer(
@@ -145,7 +146,9 @@ class DiT(nn.Module):
         tokens_BTD = self.embed(patches_BTP) + position_BTD
         text_BLD, mask_B11L, pooled_BD = self.text(caption)
         alone_BD, time_BD, modulation_B6D = self.time(time_B, pooled_BD)
-        context = _routing_context(tokens_BTD, time_B, alone_BD, text_BLD, mask_B11L, keep_BK)
+        context = _routing_context(tokens_BTD, time_B, alone_BD, mask_B11L, keep_BK)
+        if self.routes_by_caption:
+            context = context._replace(caption_BD=_mean_caption(text_BLD, mask_B11L))
         priors = self._priors(context.time_B)
         answers = []
         for block in self.blocks:
@@ -183,16 +186,23 @@ class DiT(nn.Module):
 
 
 def _routing_context(
-    x_BTD: Tensor, time_B: Tensor, time_BD: Tensor, text_BLD: Tensor, mask_B11L: Tensor, keep_BK: Tensor | None
+    x_BTD: Tensor, time_B: Tensor, time_BD: Tensor, mask_B11L: Tensor, keep_BK: Tensor | None
 ) -> RoutingContext:
-    """Returns what routers may read of the batch. A caption of one token, which every caption has, is an empty one."""
-    real_BL1 = mask_B11L[:, 0, 0].unsqueeze(-1)
-    num_real_B1 = real_BL1.sum(dim=1)
+    """Returns what every router may read of the batch.
+
+    A caption of one token, which every caption has, is an empty one.
+    """
+    dropped_B = mask_B11L.sum(dim=(1, 2, 3)) == 1
     position_BT = keep_BK
     if position_BT is None:
         position_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device).expand(x_BTD.shape[:2])
-    caption_BD = (text_BLD * real_BL1).sum(dim=1) / num_real_B1
-    return RoutingContext(x_BTD, time_B.float(), time_BD, caption_BD, num_real_B1.squeeze(1) == 1, position_BT)
+    return RoutingContext(x_BTD, time_B.float(), time_BD, dropped_B, position_BT)
+
+
+def _mean_caption(text_BLD: Tensor, mask_B11L: Tensor) -> Tensor:
+    """Returns the mean of a caption's features over its real tokens, [B, D]."""
+    real_BL1 = mask_B11L[:, 0, 0].unsqueeze(-1)
+    return (text_BLD * real_BL1).sum(dim=1) / real_BL1.sum(dim=1)
 
 
 @torch.no_grad()

@@ -29,18 +29,19 @@ class RoutingContext(NamedTuple):
     """Holds what a router may read of a batch beside the tokens that the experts process.
 
     residual_BTD: the tokens before the norm and modulation of the feed-forward. time_B: float32 t in [0, 1], where 1 is
-    noise. time_BD: the embedded time. caption_BD: the mean of caption features. dropped_B: bool, whether the image
-    has no caption, since training dropped it or since it is the unconditional branch of guidance. position_BT: int64,
-    the place of each token in its image, also where masking leaves some out. prior_BE: float32, the prior over the
-    experts of this layer (`switch_dit.py`); None for other routers, and outside training.
+    noise. time_BD: the embedded time. dropped_B: bool, whether the image has no caption, since training dropped it or
+    since it is the unconditional branch of guidance. position_BT: int64, the place of each token in its image, also
+    where masking leaves some out. caption_BD: the mean of caption features; None where `routing.input` does not read
+    it. prior_BE: float32, the prior over the experts of this layer (`switch_dit.py`); None for other routers, and
+    outside training.
     """
 
     residual_BTD: Tensor
     time_B: Tensor
     time_BD: Tensor
-    caption_BD: Tensor
     dropped_B: Tensor
     position_BT: Tensor
+    caption_BD: Tensor | None = None
     prior_BE: Tensor | None = None
 
     @classmethod
@@ -53,7 +54,8 @@ class RoutingContext(NamedTuple):
         nothing_BD = x_BTD.new_zeros(num_images, width)
         time_B = (torch.arange(num_images, device=x_BTD.device, dtype=torch.float32) + 0.5) / num_images
         position_BT = torch.arange(num_tokens, device=x_BTD.device).expand(num_images, num_tokens)
-        return cls(x_BTD, time_B, nothing_BD, nothing_BD, torch.zeros_like(time_B, dtype=torch.bool), position_BT)
+        dropped_B = torch.zeros_like(time_B, dtype=torch.bool)
+        return cls(x_BTD, time_B, nothing_BD, dropped_B, position_BT, caption_BD=nothing_BD)
 
 
 @dataclass(frozen=True)

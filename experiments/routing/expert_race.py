@@ -50,7 +50,7 @@ class ExpertRaceRouter(Router):
             group = self._images_per_group(num_images)
             everywhere = self.group_images == "all" and self.training
             parts = [
-                self._winners(part_BTE, group, everywhere)
+                _winners(part_BTE, group, factor, everywhere)
                 for part_BTE in torch.split(weight_BTE, num_images - num_images % group)
             ]
             chosen_BTE = torch.cat([chosen for chosen, _ in parts])
@@ -58,18 +58,17 @@ class ExpertRaceRouter(Router):
         pairs = Pairs(chosen_BTE.view(-1, num_experts), weight_BTE.flatten(0, 1))
         return sort_pairs(pairs, logits_BTE.flatten(0, 1), planned)._replace(observed=observed)
 
-    def _winners(self, weight_BTE: Tensor, group: int, everywhere: bool) -> tuple[Tensor, Tensor]:
-        """Returns the winning pairs, bool [B, T, E], and the smallest winning score of each group."""
-        factor = self.factor()
-        assert factor is not None
-        group = min(group, len(weight_BTE))
-        weight_GP = weight_BTE.reshape(len(weight_BTE) // group, -1)
-        if everywhere:
-            tokens = weight_BTE.shape[0] * weight_BTE.shape[1] * num_processes()
-            chosen_GP, least_G = among_the_largest(weight_GP, max(1, round(tokens * factor)))
-        else:
-            count = max(1, round(group * weight_BTE.shape[1] * factor))
-            value_GK, place_GK = weight_GP.detach().topk(count, dim=1)
-            chosen_GP = torch.zeros_like(weight_GP, dtype=torch.bool).scatter_(1, place_GK, True)
-            least_G = value_GK[:, -1]
-        return chosen_GP.view_as(weight_BTE), least_G
+
+def _winners(weight_BTE: Tensor, group: int, factor: float, everywhere: bool) -> tuple[Tensor, Tensor]:
+    """Returns the winning pairs, bool [B, T, E], and the smallest winning score of each group."""
+    group = min(group, len(weight_BTE))
+    weight_GP = weight_BTE.reshape(len(weight_BTE) // group, -1)
+    if everywhere:
+        tokens = weight_BTE.shape[0] * weight_BTE.shape[1] * num_processes()
+        chosen_GP, least_G = among_the_largest(weight_GP, max(1, round(tokens * factor)))
+    else:
+        count = max(1, round(group * weight_BTE.shape[1] * factor))
+        value_GK, place_GK = weight_GP.detach().topk(count, dim=1)
+        chosen_GP = torch.zeros_like(weight_GP, dtype=torch.bool).scatter_(1, place_GK, True)
+        least_G = value_GK[:, -1]
+    return chosen_GP.view_as(weight_BTE), least_G

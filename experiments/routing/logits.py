@@ -43,6 +43,7 @@ def router_input(kind: str, x_BTD: Tensor, context: RoutingContext) -> Tensor:
     time_B1D = F.silu(context.time_BD.float()).unsqueeze(1)
     if kind == "time":
         return time_B1D
+    assert context.caption_BD is not None, "routing.input=time_label reads the caption"
     return torch.cat((time_B1D, context.caption_BD.float().unsqueeze(1)), dim=-1)
 
 
