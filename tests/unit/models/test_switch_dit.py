@@ -209,7 +209,7 @@ def test_the_divergence_is_0_for_equals_and_log_2_for_strangers() -> None:
 def test_the_loss_of_the_model_is_the_divergence_over_all_units(
     config: RunConfig, awake: Awake, inputs: Inputs
 ) -> None:
-    """As the public code computes it: probabilities of all layers side by side, at the noise levels of the batch."""
+    """Switch-DiT's public code puts the probabilities of all layers side by side, at the noise levels of the batch."""
     model, (_, time_B, _) = awake(config), inputs
     decide_by_time(model)
     grid_G = torch.linspace(0, 1, 100)

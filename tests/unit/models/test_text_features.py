@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.config.budget import budget
 from experiments.config.routers import ROUTERS
@@ -19,6 +17,7 @@ from experiments.models.dit import DiT
 from experiments.models.embed import FeatureProjection
 from experiments.models.parts import assert_matches_budget
 from experiments.training.objective import forward_loss
+from tests.unit.models.counted_flops import BATCH_IMAGES, counted, expected, gate_products, loss_products
 
 Awake = Callable[[RunConfig], DiT]
 DATA = {
@@ -93,16 +92,13 @@ def test_the_budget_equals_the_module_and_torchs_counter(router: str) -> None:
     routing = {"name": router} if router == "dense" else {"name": router, "num_experts": 4}
     routing |= {"top_k": 1} if router == "token_choice" else {}
     config = of_latents(routing=routing, train={"batch_images": 2}, eval={"batch_images": 2, "images": 2})
-    model, cost = DiT(config), budget(config)
-    assert_matches_budget(model, cost)
-    for train, expected in ((False, cost.flops_per_image), (True, cost.train_flops_per_image)):
-        model.train(train)
-        counter = FlopCounterMode(display=False)
-        with torch.set_grad_enabled(train), sdpa_kernel(SDPBackend.MATH), counter:
-            loss_B, output = forward_loss(model, batch_of(config), 2)
-            if train:
-                (loss_B.mean() + output.auxiliary_loss).backward()
-        assert counter.get_total_flops() == 2 * expected
+    model = DiT(config)
+    assert_matches_budget(model, budget(config))
+    for train in (False, True):
+        found, slots = counted(model, config, batch_of(config), train)
+        products = loss_products(config) + 2 * BATCH_IMAGES * gate_products(config, config.num_tokens)
+        beside = products if train else BATCH_IMAGES * gate_products(config, config.num_tokens)
+        assert found == expected(config, slots, train) + beside
 
 
 def test_features_of_a_large_model_cost_what_two_layers_cost() -> None:
