@@ -25,7 +25,7 @@ from experiments.routing.top_k import TopKRouter
 CERTAIN = 1e4
 """The logit of the chosen expert above all others: its softmax is exactly 1 in float32."""
 _MIX, _MIX_AGAIN = 0x1F85EBCA6B, 0x27D4EB2F16
-"""Odd-looking factors that spread neighbouring numbers over all bits."""
+"""Large factors, whose products differ in all bits for neighbouring numbers."""
 
 
 class FixedRouter(TopKRouter):

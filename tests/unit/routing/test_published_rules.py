@@ -207,7 +207,7 @@ def test_gates_of_a_token_have_the_published_sum(
 
 
 def test_moma_takes_its_share_of_the_batch_by_sigmoid(router_of: Callable[..., Router]) -> None:
-    """With 4 tokens in 2 images and 2 experts each takes 2: the first expert both from the first image."""
+    """Each of 2 experts takes 2 of the 4 tokens in the batch; those of the first expert are both in the first image."""
     x_BTD: Tensor = torch.tensor([[[0.9, 0.2], [0.8, 0.6]], [[0.3, 0.7], [0.1, 0.4]]]).logit()
     assert pairs(router_of(name="moma")(x_BTD)) == {(0, 0): 0.9, (1, 0): 0.8, (1, 1): 0.6, (2, 1): 0.7}
 
