@@ -31,9 +31,8 @@ class RoutingContext(NamedTuple):
     residual_BTD: the tokens before the norm and modulation of the feed-forward. time_B: float32 t in [0, 1], where 1 is
     noise. time_BD: the embedded time. dropped_B: bool, whether the image has no caption, since training dropped it or
     since it is the unconditional branch of guidance. position_BT: int64, the place of each token in its image, also
-    where masking leaves some out. caption_BD: the mean of caption features; None where `routing.input` does not read
-    it. prior_BE: float32, the prior over the experts of this layer (`switch_dit.py`); None for other routers, and
-    outside training.
+    where masking leaves some out. caption_BD: the mean of caption features; None where no router reads it. prior_BE:
+    float32, the prior over the experts of this layer (`switch_dit.py`), where training compares with it.
     """
 
     residual_BTD: Tensor
