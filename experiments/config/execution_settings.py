@@ -5,7 +5,7 @@ They are not part of the config id (`identity.py`). `schema.py` has the groups t
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,14 @@ class Settings(BaseModel):
     """The base class of all groups of settings, which is frozen and refuses unknown keys and non-finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def absent_at(default: Any) -> dict[str, Any]:
+    """Returns the arguments of a field that is absent from what is stored where it has its `default`.
+
+    Earlier versions did not have the setting, so that runs which do not use it keep their config id.
+    """
+    return {"default": default, "exclude_if": lambda value: value == default}
 
 
 class CheckpointConfig(Settings):

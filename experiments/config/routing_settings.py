@@ -7,11 +7,11 @@ do not use it keep their config id.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from experiments.config.execution_settings import Settings
+from experiments.config.execution_settings import Settings, absent_at
 from experiments.config.limits import (
     BatchImages,
     Experts,
@@ -30,11 +30,6 @@ from experiments.config.values import OneOf
 Same = Literal["same"]
 Auto = Literal["auto"]
 Scope = Literal["batch", "all"]
-
-
-def _unless(default: Any) -> Any:
-    """Returns the arguments of a field that is absent from what is stored where it has its `default`."""
-    return {"default": default, "exclude_if": lambda value: value == default}
 
 
 class RoutingConfig(Settings):
@@ -61,62 +56,63 @@ class RoutingConfig(Settings):
     shared_factor: WidthFactorOrNone | None = Field(description="hidden width of the shared experts over width")
     balance_loss_weight: LossWeight = Field(description="of one routed layer; the losses of all layers are added")
     expert_bias: bool = Field(
-        **_unless(False), description="biases after both matrices of every expert, shared ones too"
+        **absent_at(False), description="biases after both matrices of every expert, shared ones too"
     )
     gate_norm: Literal["none", "token"] = Field(
-        **_unless("none"), description="token: gates of a token over their sum, as it enters the output"
+        **absent_at("none"), description="token: gates of a token over their sum, as it enters the output"
     )
     gate_scale: GateScale | Auto = Field(
-        **_unless(1.0), description="factor on all gates; auto: E / f_c, for softmax gates of experts"
+        **absent_at(1.0), description="factor on all gates; auto: E / f_c, for softmax gates of experts"
     )
     input: Literal["modulated", "plain_time", "time", "time_label"] = Field(
-        **_unless("modulated"),
+        **absent_at("modulated"),
         description="what the router reads: the token as experts read it; the token before modulation beside the "
         "embedded time; the embedded time alone; or with the mean of the caption's features",
     )
     form: Literal["linear", "mlp", "cosine"] = Field(
-        **_unless("linear"), description="how logits follow from that: one matrix, two with GELU, or cosines"
+        **absent_at("linear"), description="how logits follow from that: one matrix, two with GELU, or cosines"
     )
     bias_update_rate: LossWeight = Field(
-        **_unless(0.0), description="step of a bias that only decides, never weighs; it evens out loads without a loss"
+        **absent_at(0.0),
+        description="step of a bias that only decides, never weighs; it evens out loads without a loss",
     )
     capacity_schedule: Literal["none", "low_noise", "high_noise"] = Field(
-        **_unless("none"), description="the capacity of an image follows its t, with the mean f_c: more at this end"
+        **absent_at("none"), description="the capacity of an image follows its t, with the mean f_c: more at this end"
     )
     capacity_warmup_images: ImagesOrNone = Field(
-        **_unless(0), description="images over which f_c falls from the number of experts to its value"
+        **absent_at(0), description="images over which f_c falls from the number of experts to its value"
     )
     capacity_by_layer: Text | None = Field(
-        **_unless(None), description="factor on f_c of each routed layer, such as 1.5,1,0.5; their mean is 1"
+        **absent_at(None), description="factor on f_c of each routed layer, such as 1.5,1,0.5; their mean is 1"
     )
     eval_decision: Literal["same", "threshold", "predictor"] = Field(
-        **_unless("same"),
+        **absent_at("same"),
         description="outside training: as in training; by running thresholds of scores; by those of a predictor",
     )
-    threshold_decay: Smoothing = Field(**_unless(0.95), description="of the running thresholds, at each step")
+    threshold_decay: Smoothing = Field(**absent_at(0.95), description="of the running thresholds, at each step")
     threshold_warmup_images: ImagesOrNone = Field(
-        **_unless(0), description="images over which experts compete, before their running thresholds decide"
+        **absent_at(0), description="images over which experts compete, before their running thresholds decide"
     )
     balance_scope: Literal["group", "process", "all"] = Field(
-        **_unless("group"), description="tokens over which the balance loss counts loads"
+        **absent_at("group"), description="tokens over which the balance loss counts loads"
     )
     z_loss_weight: LossWeight = Field(
-        **_unless(0.0), description="of the squared log of the sum of exponentials of a token's logits, by layer"
+        **absent_at(0.0), description="of the squared log of the sum of exponentials of a token's logits, by layer"
     )
     similarity_loss_weight: LossWeight = Field(
-        **_unless(0.0), description="of Expert Race's loss on experts that serve the same tokens, by layer"
+        **absent_at(0.0), description="of Expert Race's loss on experts that serve the same tokens, by layer"
     )
     contrastive_loss_weight: LossWeight = Field(
-        **_unless(0.0), description="of ProMoE's loss between prototypes and the tokens they attract, by layer"
+        **absent_at(0.0), description="of ProMoE's loss between prototypes and the tokens they attract, by layer"
     )
     predictor_loss_weight: LossWeight = Field(
-        **_unless(0.0), description="of DiffMoE's capacity predictor, which trains with it, by layer"
+        **absent_at(0.0), description="of DiffMoE's capacity predictor, which trains with it, by layer"
     )
     prior_loss_weight: LossWeight = Field(
-        **_unless(0.0), description="of Switch-DiT's distance of gates from a prior over the noise levels"
+        **absent_at(0.0), description="of Switch-DiT's distance of gates from a prior over the noise levels"
     )
     unconditional_expert: bool = Field(
-        **_unless(False), description="an expert of its own for all tokens of images without a caption"
+        **absent_at(False), description="an expert of its own for all tokens of images without a caption"
     )
 
 

@@ -14,7 +14,14 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from experiments.config.cooldown import with_cooldown
 from experiments.config.data_sets import DataSetName, fixed_settings
-from experiments.config.execution_settings import CheckpointConfig, LogConfig, ParallelConfig, Settings, WandbConfig
+from experiments.config.execution_settings import (
+    CheckpointConfig,
+    LogConfig,
+    ParallelConfig,
+    Settings,
+    WandbConfig,
+    absent_at,
+)
 from experiments.config.limits import (
     BatchImages,
     CooldownShare,
@@ -49,18 +56,6 @@ from experiments.config.routers import routing_defaults
 from experiments.config.routing_settings import RoutingConfig
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
-def _is_default(value: object) -> bool:
-    """Says whether a setting that earlier versions did not have keeps its default, and is absent from what is stored.
-
-    Runs that do not use it then keep their config id.
-    """
-    return value in ("standard", "none", 1)
-
-
 class ModelConfig(Settings):
     """Holds the settings of the backbone. All but `name` come from the preset unless they are set."""
 
@@ -78,10 +73,10 @@ class ModelConfig(Settings):
     text_layers: Layers = Field(description="blocks of that text encoder")
     ffn_factor: WidthFactor = Field(4.0, description="hidden width of a dense feed-forward over width")
     head_size: Width | None = Field(
-        None, exclude_if=_is_none, description="features of a head; when given, heads follow from the width"
+        **absent_at(None), description="features of a head; when given, heads follow from the width"
     )
     base_width: Width | None = Field(
-        None, exclude_if=_is_none, description="width at which the rate was tuned; for optim.parametrization=mup"
+        **absent_at(None), description="width at which the rate was tuned; for optim.parametrization=mup"
     )
 
 
@@ -106,10 +101,10 @@ class DataConfig(Settings):
     vocab_size: Tokens | None = Field(64, description="of the trained text encoder; None: features are precomputed")
     caption_length: Tokens = Field(16, description="tokens that a caption is padded to")
     seed: Seed = Field(0, description="of the data stream; runs of different `seed` share it")
-    text_width: Width | None = Field(None, exclude_if=_is_none, description="of precomputed T5 features")
-    pooled_width: Width | None = Field(None, exclude_if=_is_none, description="of pooled CLIP features")
-    fingerprint: Text | None = Field(None, exclude_if=_is_none, description="of the data set")
-    path: Text | None = Field(None, exclude_if=_is_none, description="folder of the data set")
+    text_width: Width | None = Field(**absent_at(None), description="of precomputed T5 features")
+    pooled_width: Width | None = Field(**absent_at(None), description="of pooled CLIP features")
+    fingerprint: Text | None = Field(**absent_at(None), description="of the data set")
+    path: Text | None = Field(**absent_at(None), description="folder of the data set")
 
 
 class OptimConfig(Settings):
@@ -129,20 +124,18 @@ class OptimConfig(Settings):
         "cosine", description="course of the learning rate after that; wsd: constant, then a cooldown to 0"
     )
     cooldown_share: CooldownShare | None = Field(
-        None, exclude_if=_is_none, description="wsd only, 0.2 there: share of the images over which the rate falls"
+        **absent_at(None), description="wsd only, 0.2 there: share of the images over which the rate falls"
     )
     cooldown_shape: Literal["1-sqrt", "linear"] | None = Field(
-        None, exclude_if=_is_none, description="wsd only, 1-sqrt there: the rate over the share x of the cooldown"
+        **absent_at(None), description="wsd only, 1-sqrt there: the rate over the share x of the cooldown"
     )
     clip_norm: Norm = Field(1.0, description="largest norm of all gradients together")
     parametrization: Literal["standard", "mup"] = Field(
-        "standard",
-        exclude_if=_is_default,
+        **absent_at("standard"),
         description="mup: first weights and rates follow the width, so that a rate tuned at model.base_width fits",
     )
     rate_by_length: Images | None = Field(
-        None,
-        exclude_if=_is_none,
+        **absent_at(None),
         description="optimizer steps for which the rate was tuned; rate, decay, epsilon and betas follow this run's",
     )
 
@@ -162,7 +155,7 @@ class TrainConfig(Settings):
     mask_ratio: Smoothing = Field(0.0, description="share of the tokens dropped in training")
     caption_dropout: Share = Field(0.1, description="for classifier-free guidance")
     ema: Literal["halflife", "power"] = Field(
-        "halflife", exclude_if=lambda ema: ema == "halflife",
+        **absent_at("halflife"),
         description="moving average of the weights; power: two averages, from which others are made after training",
     )  # fmt: skip
     ema_halflife_images: Halflife = Field(

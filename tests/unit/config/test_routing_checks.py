@@ -14,6 +14,7 @@ from experiments.config.routers import ALIASES, ROUTERS, choosing_names, routed_
 from experiments.config.routing_checks import AXES, layer_factors
 from experiments.config.routing_settings import RoutingConfig
 from experiments.errors import ConfigError
+from tests.unit.config.refusals import assert_refused_with_a_way_out
 
 TWO_LAYERS = "model.num_layers=4"
 MISFITS = [
@@ -107,13 +108,7 @@ COMBINATIONS = [
 
 @pytest.mark.parametrize(("overrides", "message"), COMBINATIONS)
 def test_a_combination_without_a_meaning_is_one_line_and_its_way_out_works(overrides: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_config(overrides.split())
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-    way_out = re.search(r"Use ([\w.]+=[\w.,]*\w)", caught.value.hint)
-    assert way_out is not None, caught.value.hint
-    load_config([*overrides.split(), way_out.group(1)])
+    assert_refused_with_a_way_out(overrides, message)
 
 
 @pytest.mark.parametrize(
