@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from experiments.config.router_row import Fixed, RouterRow
 
+ONE_EXPERT = Fixed(1, "does not fit {name}, which sends a token to one expert.")
 DEEPSPEED_GATES = Fixed("softmax", "does not work with {name}: DeepSpeed's gates take the softmax themselves.")
 SOFT_WEIGHTS = Fixed(None, "does not fit {name}: its weights are softmaxes over tokens and over slots.")
 
@@ -37,9 +38,7 @@ ROWS: tuple[RouterRow, ...] = (
         implementation="experiments.routing.token_choice:TokenChoiceRouter",
         source="Switch Transformer, arXiv 2101.03961",
         capacity_factor=1.0, top_k=1, group_images="batch", balance_loss_weight=0.01, needs_capacity=False,
-        fixed={
-            "gating": DEEPSPEED_GATES, "top_k": Fixed(1, "does not fit {name}, which sends a token to one expert."),
-        },
+        fixed={"gating": DEEPSPEED_GATES, "top_k": ONE_EXPERT},
     ),
     RouterRow(
         "shared_expert", label="Shared experts", color="#009E73",
@@ -145,16 +144,19 @@ ROWS: tuple[RouterRow, ...] = (
         implementation="experiments.routing.fixed_choice:TimestepRouter",
         source="eDiff-I, arXiv 2211.01324, section 4; an expert for each interval of t", family="fixed",
         num_experts=3, capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_logits=False,
+        fixed={"top_k": ONE_EXPERT},
     ),
     RouterRow(
         "hash", label="By position", implementation="experiments.routing.fixed_choice:HashRouter",
         source="hash layers, arXiv 2106.04426, with the position in place of the token; a control", family="fixed",
         capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_logits=False,
+        fixed={"top_k": ONE_EXPERT},
     ),
     RouterRow(
         "random", label="Random", implementation="experiments.routing.fixed_choice:RandomRouter",
         source="a control that any learned router must beat", family="fixed",
         capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_logits=False,
+        fixed={"top_k": ONE_EXPERT},
     ),
     RouterRow(
         "soft_moe", label="Soft MoE", implementation="experiments.routing.soft_moe:SoftRouter",

@@ -108,7 +108,8 @@ def _mistakes_of_scope(config: RunConfig, row: RouterRow) -> Iterator[tuple[str,
             "processes.",
             "Use routing.group_images=batch.",
         )
-    if routing.unconditional_expert and row.rule != "tokens" and routing.group_images != 1:
+    has_slots = row.rule != "tokens" or routing.capacity_factor is not None
+    if routing.unconditional_expert and has_slots and routing.group_images != 1:
         yield (
             f"routing.unconditional_expert=True does not fit routing.group_images={routing.group_images}: tokens "
             "without a caption would compete with others for slots that they do not use.",

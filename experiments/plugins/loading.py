@@ -191,7 +191,7 @@ def _check_router(row: Any, place: str) -> None:
     if row.implementation is None:
         raise PluginError(f"{where} has no implementation.", "Give a subclass of Router, or 'module:Class'.")
     if isinstance(row.implementation, type):
-        require_method(where, row.implementation, "decide", "(self, logits_GSE, capacity) -> GroupDecision")
+        require_decision(where, row.implementation)
     try:
         buildable_config({"model": {"name": "nano"}, "routing": {"name": row.name}}, Path("row"))
     except EcditError as error:
@@ -199,8 +199,11 @@ def _check_router(row: Any, place: str) -> None:
         raise PluginError(f"{where} has defaults that no model can be built with: {reason}") from error
 
 
-def require_method(where: str, implementation: type, name: str, signature: str) -> None:
-    """Raises `PluginError` where the class lacks a method, or has only the abstract one."""
-    method = getattr(implementation, name, None)
-    if not callable(method) or getattr(method, "__isabstractmethod__", False):
-        raise PluginError(f"{where}: {implementation.__name__} lacks the method {name}.", f"Define {name}{signature}.")
+def require_decision(where: str, implementation: type) -> None:
+    """Raises `PluginError` where the class of a router has neither a `decide` nor an `assign` of its own."""
+    own = [each for each in implementation.__mro__ if each.__module__ != "experiments.routing.router"]
+    if not any(callable(vars(each).get(name)) for each in own for name in ("assign", "decide")):
+        raise PluginError(
+            f"{where}: {implementation.__name__} lacks the method decide.",
+            "Define decide(self, logits_GSE, capacity) -> GroupDecision.",
+        )

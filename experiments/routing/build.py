@@ -16,7 +16,7 @@ from experiments.config.router_sizes import router_tensors
 from experiments.config.routers import ROUTERS, RouterRow
 from experiments.config.schema import RunConfig
 from experiments.errors import PluginError
-from experiments.plugins.loading import require_method
+from experiments.plugins.loading import require_decision
 from experiments.plugins.sources import is_plugin, named_plugin, on_one_line, plugin_errors
 from experiments.routing.answer_checks import check_finite, check_observed
 from experiments.routing.router import Router
@@ -86,7 +86,7 @@ def _plugin_class(row: RouterRow) -> type[Router]:
     if not (isinstance(found, type) and issubclass(found, Router)):
         shown = getattr(found, "__name__", repr(found))
         raise PluginError(f"{where}: {shown} is no subclass of Router.", "Inherit experiments.routing.router.Router.")
-    require_method(where, found, "decide", "(self, logits_GSE, capacity) -> GroupDecision")
+    require_decision(where, found)
     implementation: type[Router] = found
     return implementation
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
-from experiments.routing.contract import Assignment, GroupDecision, Pairs, RoutingContext, sort_pairs
+from experiments.routing.contract import Assignment, Pairs, RoutingContext, sort_pairs
 from experiments.routing.logits import affinity
 from experiments.routing.router import Router
 from experiments.routing.scope import among_the_largest, num_processes
@@ -32,10 +32,6 @@ class ExpertRaceRouter(Router):
         self.gating = routing.gating
         if routing.eval_decision == "threshold":
             self.state = RunningThreshold(1, routing.threshold_decay)
-
-    def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
-        """Raises an `AssertionError`, since an expert has no capacity of its own."""
-        raise AssertionError("pairs compete without a capacity of experts")
 
     def assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
         """Lets the pairs of each group compete, or outside training compares them with the threshold."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
-from experiments.routing.contract import Assignment, GroupDecision, Pairs, RoutingContext, sort_pairs
+from experiments.routing.contract import Assignment, Pairs, RoutingContext, sort_pairs
 from experiments.routing.logits import affinity
 from experiments.routing.router import Router
 from experiments.routing.state import RunningThreshold
@@ -32,10 +32,6 @@ class ExpertThresholdRouter(Router):
         self.gating = config.routing.gating
         self.state = RunningThreshold(config.routing.num_experts, config.routing.threshold_decay)
         self.competing_images = config.routing.threshold_warmup_images
-
-    def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
-        """Raises an `AssertionError`, since tokens do not compete for slots."""
-        raise AssertionError("thresholds have no capacity")
 
     def assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
         """Compares all logits with the thresholds, or during the warm start with the k-th largest of the batch."""

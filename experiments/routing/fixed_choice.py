@@ -14,7 +14,7 @@ Legend: as in `contract.py`.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ _MIX, _MIX_AGAIN = 0x1F85EBCA6B, 0x27D4EB2F16
 """Large factors, whose products differ in all bits for neighbouring numbers."""
 
 
-class FixedRouter(TopKRouter):
+class FixedRouter(TopKRouter, ABC):
     """A router whose logits are certain of one expert, which `choice` names."""
 
     @abstractmethod

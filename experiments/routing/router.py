@@ -10,7 +10,6 @@ Legend: as in `contract.py`.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +35,11 @@ from experiments.routing.losses import contrastive_loss, similarity_loss, z_loss
 from experiments.routing.state import RouterState
 
 
-class Router(nn.Module, ABC):
-    """Decides which token goes to which slot of which expert, and with which combine weight."""
+class Router(nn.Module):
+    """Decides which token goes to which slot of which expert, and with which combine weight.
+
+    A subclass overrides `decide`, or `assign` where its rule is not one of slots in groups.
+    """
 
     plugin: str | None = None
     """The name of a plugin's router, whose answers are checked; None for the routers of this project."""
@@ -86,9 +88,9 @@ class Router(nn.Module, ABC):
         """Tells the router the number of its block, from 0, and the factor on f_c there."""
         self.layer, self.layer_factor = layer, factor
 
-    @abstractmethod
     def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
         """Decides for G groups of S tokens from float32 logits; each expert has `capacity` slots in each group."""
+        raise AssertionError(f"{type(self).__name__} has no rule for slots in groups")
 
     def choose(self, logits_GSE: Tensor) -> Choices:
         """Decides without a capacity, where tokens do not compete; balance losses are still taken within each group."""

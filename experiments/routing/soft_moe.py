@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from experiments.config.router_sizes import soft_slots
 from experiments.config.schema import RunConfig
-from experiments.routing.contract import Assignment, GroupDecision, RoutingContext
+from experiments.routing.contract import Assignment, RoutingContext
 from experiments.routing.mixture import Mixture
 from experiments.routing.router import Router
 
@@ -43,10 +43,6 @@ class SoftRouter(Router):
         self.weight_DS = nn.Parameter(torch.empty(width, soft_slots(config)))
         self.scale = nn.Parameter(torch.ones(1))
         nn.init.normal_(self.weight_DS, std=width**-0.5)
-
-    def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
-        """Raises `AssertionError`, as nothing is chosen."""
-        raise AssertionError("soft MoE mixes tokens and chooses none")
 
     def logits(self, x_BTD: Tensor, context: RoutingContext) -> Tensor:
         """Returns the scaled cosines of tokens and slots in float32, [B, T, S]."""

@@ -193,6 +193,11 @@ def test_a_class_without_decide_is_refused(write_plugin: WritePlugin) -> None:
     assert "router 'stripes': StripesRouter lacks the method decide. Define decide(self, logits_GSE, capacity)" in said
 
 
+def test_a_class_with_a_rule_of_its_own_needs_no_decide(write_plugin: WritePlugin) -> None:
+    load_plugins([str(write_plugin(**{"def decide(": "def assign("}))])
+    assert "stripes" in ROUTERS
+
+
 @pytest.mark.parametrize(
     ("replaced", "reason"),
     [
