@@ -14,13 +14,13 @@ from typing import Literal, NamedTuple
 from experiments.config.budget import hidden_width, slots_per_image
 from experiments.config.data_sets import captions_of
 from experiments.config.router_sizes import (
+    layer_factors,
     mixes_blocks,
     mixes_tokens,
     router_input_width,
     router_tensors,
     soft_slots,
 )
-from experiments.config.routing_checks import layer_factors
 from experiments.config.schema import RunConfig
 
 FLOAT32 = 4

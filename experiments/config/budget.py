@@ -19,6 +19,7 @@ from functools import lru_cache
 
 from experiments.config.data_sets import captions_of
 from experiments.config.router_sizes import (
+    layer_factors,
     mixes_blocks,
     mixes_tokens,
     router_flops,
@@ -27,7 +28,6 @@ from experiments.config.router_sizes import (
     soft_slots,
 )
 from experiments.config.routers import ROUTERS
-from experiments.config.routing_checks import layer_factors
 from experiments.config.schema import RunConfig
 
 TIME_FREQUENCIES = 256

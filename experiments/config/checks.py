@@ -15,9 +15,9 @@ from experiments.config.cooldown import check_cooldown
 from experiments.config.data_checks import check_data
 from experiments.config.limits import MAX_LAYERS
 from experiments.config.placement import fewest_layers, named_blocks
-from experiments.config.router_sizes import mixes_blocks
+from experiments.config.router_sizes import layer_factors, mixes_blocks
 from experiments.config.routers import ROUTERS
-from experiments.config.routing_checks import check_axes, layer_factors
+from experiments.config.routing_checks import check_axes
 from experiments.config.schema import RunConfig
 from experiments.config.transfer_checks import check_gates, check_head_size, check_transfer
 from experiments.config.values import shown

@@ -1,4 +1,4 @@
-"""The sizes of a router's weights, their FLOPs, and the mean noise level, by arithmetic.
+"""The sizes of a router's weights, their FLOPs, the mean noise level, and the factors on f_c by layer, by arithmetic.
 
 Legend: d width, I values that the router reads, E experts, T tokens of an image.
 """
@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
+from experiments.errors import ConfigError
 
 
 def router_input_width(config: RunConfig) -> int:
@@ -91,3 +92,16 @@ def _mean_of_sigmoid(mean: float, std: float) -> float:
     weights = [math.exp(-place * place / 2) for place in places]
     values = [0.5 * (1 + math.tanh((mean + std * place) / 2)) for place in places]
     return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+
+
+def layer_factors(config: RunConfig) -> tuple[float, ...]:
+    """Returns the factor on f_c of each routed layer. Raises `ConfigError` where the text holds no numbers."""
+    text = config.routing.capacity_by_layer
+    if text is None:
+        return (1.0,) * len(config.sparse_layer_indices)
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"routing.capacity_by_layer={text!r} is not a list of numbers.", "Use for example 1.5,1,0.5."
+        ) from error

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+from experiments.config.router_sizes import layer_factors
 from experiments.config.routers import ROUTERS, RouterRow
 from experiments.config.schema import RunConfig
 from experiments.config.values import shown
@@ -158,16 +159,3 @@ def _mistakes_of_capacity(config: RunConfig) -> Iterator[tuple[str, str]]:
             f"{given} has the mean {mean:.4g}, so that routing.capacity_factor would not be the mean over layers.",
             f"Use routing.capacity_by_layer={','.join(f'{factor / mean:.4g}' for factor in factors)}.",
         )
-
-
-def layer_factors(config: RunConfig) -> tuple[float, ...]:
-    """Returns the factor on f_c of each routed layer. Raises `ConfigError` where the text holds no numbers."""
-    text = config.routing.capacity_by_layer
-    if text is None:
-        return (1.0,) * len(config.sparse_layer_indices)
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(
-            f"routing.capacity_by_layer={text!r} is not a list of numbers.", "Use for example 1.5,1,0.5."
-        ) from error

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from experiments.config.budget import hidden_width
-from experiments.config.router_sizes import mixes_blocks
-from experiments.config.routing_checks import layer_factors
+from experiments.config.router_sizes import layer_factors, mixes_blocks
 from experiments.config.schema import RunConfig
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
 from experiments.layers.experts import StackedExperts, apply_experts, init_feed_forward

@@ -10,8 +10,9 @@ import pytest
 from experiments.config.budget import budget, slots_per_image
 from experiments.config.identity import config_id
 from experiments.config.overrides import known_settings, load_config
+from experiments.config.router_sizes import layer_factors
 from experiments.config.routers import ALIASES, ROUTERS, choosing_names, routed_names
-from experiments.config.routing_checks import AXES, layer_factors
+from experiments.config.routing_checks import AXES
 from experiments.config.routing_settings import RoutingConfig
 from experiments.errors import ConfigError
 from tests.unit.config.refusals import assert_refused_with_a_way_out
