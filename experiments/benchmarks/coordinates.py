@@ -115,7 +115,7 @@ def _captured(model: DiT) -> Iterator[dict[str, Tensor]]:
     hooks: list[tuple[nn.Module, Callable[..., None]]] = [
         (model.embed, keep(patch_embedding=lambda out: out)),
         (model.text, keep(text_projection=lambda out: out.text_BLD)),
-        (model.time, keep(time_vector=lambda out: out[0], modulation=lambda out: out[1])),
+        (model.time, keep(time_vector=lambda out: out.vector_BD, modulation=lambda out: out.modulation_B6D)),
         (last.attention, keep(self_attention=lambda out: out)),
         (last.cross_attention, keep(cross_attention=lambda out: out)),
         (model.head, keep(velocity=lambda out: out)),

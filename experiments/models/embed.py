@@ -30,6 +30,14 @@ Caption = Tensor | TextFeatures
 """The captions of a batch: token ids, int64 [B, L], or precomputed features."""
 
 
+class EmbeddedTime(NamedTuple):
+    """The time as the network uses it: alone, with pooled caption features added, and the modulation of the latter."""
+
+    alone_BD: Tensor
+    vector_BD: Tensor
+    modulation_B6D: Tensor
+
+
 class EncodedCaption(NamedTuple):
     """A caption as the blocks use it.
 
@@ -89,11 +97,11 @@ class TimeEmbedding(nn.Module):
         time_BD: Tensor = self.mlp_out(F.silu(self.mlp_in(wave)))
         return time_BD
 
-    def forward(self, time_B: Tensor, pooled_BD: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the embedded time alone, the vector, which is that plus `pooled_BD`, and the modulation of it."""
+    def forward(self, time_B: Tensor, pooled_BD: Tensor | None = None) -> EmbeddedTime:
+        """Embeds the time [B]; `pooled_BD`, where given, is added before the modulation follows."""
         alone_BD = self.vector(time_B)
         time_BD = alone_BD if pooled_BD is None else alone_BD + pooled_BD
-        return alone_BD, time_BD, self.modulation(F.silu(time_BD)).unflatten(1, (6, -1))
+        return EmbeddedTime(alone_BD, time_BD, self.modulation(F.silu(time_BD)).unflatten(1, (6, -1)))
 
 
 def build_caption_encoder(config: RunConfig) -> nn.Module:
