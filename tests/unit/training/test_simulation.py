@@ -77,7 +77,8 @@ def test_the_processes_of_a_layout_have_every_number_of_every_parameter_once(lay
 @pytest.mark.parametrize("stage", [1, 2])
 def test_memory_of_a_simulated_step_is_that_of_the_arithmetic(router: str, stage: int) -> None:
     layout = ["parallel.expert_parallel=4", f"parallel.zero_stage={stage}", "train.precision=bf16"]
-    config = load_config([*ON_EIGHT, f"routing={router}", "routing.num_experts=8", *layout, "model=micro"])
+    fixed = [f"routing.{key}={each.value}" for key, each in ROUTERS[router].fixed.items() if key == "group_images"]
+    config = load_config([*ON_EIGHT, f"routing={router}", "routing.num_experts=8", *layout, "model=micro", *fixed])
     measured, planned = simulate_step(config, "bf16"), memory(config, on_accelerator=False)
     assert measured.params_total == budget(config).params_total
     assert measured.persistent == pytest.approx(planned.persistent, rel=0.01)
