@@ -98,6 +98,7 @@ ROWS: tuple[RouterRow, ...] = (
     RouterRow(
         "nucleus", label="Nucleus",
         has_global_scope=True, implementation="experiments.routing.expert_choice:ExpertChoiceRouter",
+        # Its public code rounds C up; here experts that choose have C rounded down, so that f_c bounds the compute.
         source="Nucleus-Image, arXiv 2604.12163", expert="swiglu", shared_factor=4.0,
         settings={"input": "plain_time", "gate_norm": "token", "gate_scale": 2.5},
     ),

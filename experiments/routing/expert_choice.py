@@ -11,8 +11,8 @@ be taken by many experts or by none. What other papers change is a setting:
   that is linear from 8 to 32. The mean over training is C, so that arms spend the same.
 - `routing.eval_decision` replaces competition outside training, so that an image alone is served as in a batch:
   expert e takes token n where s_ne >= tau_e (`threshold`), or where sigmoid(c_ne) >= tau_e with the prediction c_n =
-  W2 SiLU(W1 sg(x_n)) (`predictor`, DiffMoE, equations 8 to 10; its public code ranks by s again, over the whole batch).
-  tau_e is the running mean of the smallest value that expert e took in training.
+  W2 SiLU(W1 sg(x_n)) (`predictor`, DiffMoE, equations 8 to 10; its public code ranks by s again, over the whole batch,
+  and adds biases to W1 and W2). tau_e is the running mean of the smallest value that expert e took in training.
 
 Legend: as in `contract.py`.
 """

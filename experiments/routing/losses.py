@@ -68,8 +68,9 @@ def contrastive_loss(x_GSD: Tensor, prototype_DE: Tensor, chosen_GSE: Tensor) ->
 
     The centroid of an expert is the mean of its tokens in a group; its prototype shall be nearer, by cosine over the
     temperature, to its own centroid than to those of the others. The result is the mean over all active experts of all
-    groups: the public code takes the batch as the group where tokens choose, and an image where experts choose. In a
-    group with fewer than two active experts there is nothing to contrast; without any other group the loss is 0.
+    groups: the public code takes the batch as the group where tokens choose, and an image where experts choose. A token
+    that chose several experts counts for each of them, which is an option of the public code. In a group with fewer
+    than two active experts there is nothing to contrast; without any other group the loss is 0.
     """
     m_GSE = chosen_GSE.float()
     count_GE = m_GSE.sum(dim=1)

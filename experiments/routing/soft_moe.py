@@ -7,8 +7,9 @@ p slots of E experts, Phi [d, E p]:
     slots = D^T X;  Y = C FFN(slots), where expert e processes its slots e p to (e + 1) p - 1
 
 As in section 2.3 each token and each column of Phi is divided by its l2 norm, and Phi is multiplied by a trained
-scalar, so that softmaxes do not collapse to a single token as the model gets wider. D and C are [T, E p] for each
-image: such a matrix is what soft MoE is, and its products are part of the router's FLOPs.
+scalar, so that softmaxes do not collapse to a single token as the model gets wider. This is done for L alone: the
+slots mix the tokens as they are, as in the authors' code (google-research/vmoe, `projects/soft_moe/router.py`). D and
+C are [T, E p] for each image: such a matrix is what soft MoE is, and its products are part of the router's FLOPs.
 
 There are E p slots for an image, the largest multiple of E that is not above f_c times the tokens that training keeps;
 so f_c has the unit that it has elsewhere. The slots are weights, so that their number stays where evaluation has
