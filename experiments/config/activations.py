@@ -210,10 +210,14 @@ def _slots_by_layer(config: RunConfig) -> dict[int, float]:
 
 
 def _ends_bytes(config: RunConfig, width: int, kernels: bool) -> float:
-    """Returns what the patch and time embeddings and the head save, with the difference that the loss squares."""
+    """Returns what the patch and time embeddings and the head save, with the difference that the loss squares.
+
+    The bound of a learned variance keeps 15 numbers and two comparisons of a byte more for each value of a token.
+    """
     T, d = config.num_train_tokens, config.model.width
     patch = config.model.patch_size**2 * config.data.channels
-    return width * (T * (patch + (2 if kernels else 3) * d) + 256 + 5 * d) + FLOAT32 * T * patch
+    loss = FLOAT32 + (15 * FLOAT32 + 2 if config.flow.learned_sigma else 0)
+    return width * (T * (patch + (2 if kernels else 3) * d) + 256 + 5 * d) + loss * T * patch
 
 
 def _widest_dense(config: RunConfig) -> float:

@@ -14,6 +14,7 @@ from experiments.config.budget import capacity_factor, expert_capacity, hidden_w
 from experiments.config.cooldown import check_cooldown
 from experiments.config.data_checks import check_data
 from experiments.config.limits import MAX_LAYERS
+from experiments.config.objectives import check_objective
 from experiments.config.placement import fewest_layers, named_blocks
 from experiments.config.router_sizes import mixes_blocks
 from experiments.config.routers import ROUTERS
@@ -42,6 +43,7 @@ WORKING_VALUES = {
 def check_config(config: RunConfig) -> None:
     """Returns when all settings fit each other. Raises `ConfigError` for the first that does not."""
     check_data(config)
+    check_objective(config)
     _check_backbone(config)
     _check_batches(config)
     check_transfer(config)

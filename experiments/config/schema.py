@@ -25,6 +25,7 @@ from experiments.config.execution_settings import (
 from experiments.config.limits import (
     BatchImages,
     CooldownShare,
+    DataStd,
     Epsilon,
     Guidance,
     Halflife,
@@ -50,6 +51,7 @@ from experiments.config.limits import (
     Width,
     WidthFactor,
 )  # fmt: skip
+from experiments.config.objectives import with_objective
 from experiments.config.placement import Placement, sparse_blocks
 from experiments.config.presets import find_preset, model_defaults, with_heads
 from experiments.config.routers import routing_defaults
@@ -81,10 +83,32 @@ class ModelConfig(Settings):
 
 
 class FlowConfig(Settings):
-    """Holds the settings of rectified flow with logit-normal t, whose mean and scale are ours: EC-DIT states none."""
+    """Holds the objective of training. The rows of `objectives.py` say which settings each reads, with its defaults.
 
-    time_mean: LogitMean = Field(0.0, description="mean of the logit of t; below 0, t is nearer to the image")
-    time_std: LogitStd = Field(1.0, description="standard deviation of the logit of t")
+    EC-DIT states neither mean nor scale of the logit-normal t of rectified flow; the defaults are ours.
+    """
+
+    time_mean: LogitMean = Field(
+        0.0,
+        description="mean of the logit of t, which is ln(sigma/alpha); below 0, t is nearer to the image; edm: -1.2",
+    )
+    time_std: LogitStd = Field(1.0, description="standard deviation of the logit of t; edm: 1.2")
+    objective: Literal["rectified_flow", "ddpm", "edm"] = Field(
+        **absent_at("rectified_flow"), description="how noise is added, and what the loss compares"
+    )
+    prediction: Literal["velocity", "noise", "v", "x0"] = Field(
+        **absent_at("velocity"),
+        description="what the network predicts; ddpm: noise, v or x0; edm: x0; rectified_flow: velocity, or x0 (JiT)",
+    )
+    schedule: Literal["linear", "cosine"] | None = Field(
+        **absent_at(None), description="ddpm only, linear there: how noise grows over the 1000 steps"
+    )
+    learned_sigma: bool = Field(
+        **absent_at(False), description="ddpm only: a second half of the head predicts the variance of the reverse step"
+    )
+    data_std: DataStd | None = Field(
+        **absent_at(None), description="edm only, 0.5 there: standard deviation of the data, for the preconditioning"
+    )
 
 
 class DataConfig(Settings):
@@ -198,7 +222,7 @@ class RunConfig(Settings):
     def _fill_open_settings(cls, raw: Any, info: ValidationInfo) -> Any:
         """Fills settings that the user left open with the defaults of the preset, the router and the data set."""
         if not isinstance(raw, dict) or not all(
-            isinstance(raw.get(key, {}), dict) for key in ("model", "routing", "optim", "data")
+            isinstance(raw.get(key, {}), dict) for key in ("model", "routing", "optim", "data", "flow")
         ):
             return raw
         model, routing = dict(raw.get("model", {})), dict(raw.get("routing", {}))
@@ -209,7 +233,8 @@ class RunConfig(Settings):
             routing["expert_factor"] = model.get("ffn_factor", 4.0)
         optim = {"learning_rate": find_preset(name).learning_rate, **with_cooldown(raw.get("optim", {}))}
         data = {"data": fixed_settings(raw["data"])} if "data" in raw else {}
-        return {**raw, "model": model, "routing": routing, "optim": optim, **data}
+        flow = {"flow": with_objective(raw["flow"])} if "flow" in raw else {}
+        return {**raw, "model": model, "routing": routing, "optim": optim, **data, **flow}
 
     @property
     def total_images(self) -> int:

@@ -212,7 +212,7 @@ def _step(run: Run, batch: Batch, started: float) -> float:
     micro_batches = list(micro_batches_of(batch, config.train.accumulation))
     for micro in micro_batches:
         with clock.part("forward"):
-            loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
+            loss_B, output = forward_loss(engine.deepspeed, micro, config)
             total = loss_B.mean() + output.auxiliary_loss
         engine.routers.observe(output.feed_forward)
         # All lie in one tensor, so that their means over all processes take a single all-reduce.
@@ -225,7 +225,7 @@ def _step(run: Run, batch: Batch, started: float) -> float:
     loss, auxiliary_loss, slots_per_image = _mean_over_processes(engine, torch.stack(measured).mean(dim=0))
     grad_norm = float(engine.deepspeed.get_global_grad_norm())
     if not math.isfinite(loss + auxiliary_loss + grad_norm):
-        cause = nonfinite_cause(engine.model, micro_batches, config.model.patch_size, engine.world)
+        cause = nonfinite_cause(engine.model, micro_batches, config, engine.world)
         raise nonfinite_error(config, run.means.images_seen, cause, f"loss {loss:g}, gradient norm {grad_norm:g}")
     engine.routers.step(engine.world)
     engine.ema.update(run.means.images_seen + config.train.batch_images, config.train.batch_images)

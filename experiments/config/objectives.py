@@ -1,0 +1,98 @@
+"""Lists every objective of training in one table: its label, its source, and the settings of `flow` that it reads.
+
+An objective is one row of `OBJECTIVES` and one file of `experiments/flow/`, whose class the row names. The row is free
+of torch, because planning reads it: defaults, checks, and the width of the head follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from experiments.errors import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.config.schema import RunConfig
+
+RECTIFIED_FLOW = "rectified_flow"
+
+
+@dataclass(frozen=True)
+class ObjectiveRow:
+    """Describes one objective."""
+
+    name: str
+    label: str
+    """The name in tables and messages."""
+    source: str
+    """The papers that the objective is from."""
+    implementation: str
+    """The subclass of `Objective` as "module:Class", which is imported only when a model is trained or sampled from."""
+    predictions: tuple[str, ...]
+    """The values of `flow.prediction`, which say what the network predicts; the first is the default."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The other settings of `flow` that the objective reads, with their defaults."""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Returns the default of every setting of `flow` that this objective reads."""
+        return {"prediction": self.predictions[0], **self.settings}
+
+
+OBJECTIVES: dict[str, ObjectiveRow] = {
+    row.name: row
+    for row in (
+        ObjectiveRow(
+            RECTIFIED_FLOW, "Rectified flow",
+            "Liu et al. 2022 (arXiv 2209.03003); x0 prediction: Li and He 2025 (JiT, arXiv 2511.13720)",
+            "experiments.flow.rectified_flow:RectifiedFlow",
+            predictions=("velocity", "x0"), settings={"time_mean": 0.0, "time_std": 1.0},
+        ),
+        ObjectiveRow(
+            "ddpm", "DDPM",
+            "Ho et al. 2020 (arXiv 2006.11239); v prediction: Salimans and Ho 2022 (arXiv 2202.00512); learned sigma "
+            "and the cosine schedule: Nichol and Dhariwal 2021 (arXiv 2102.09672)",
+            "experiments.flow.ddpm:Ddpm",
+            predictions=("noise", "v", "x0"), settings={"schedule": "linear", "learned_sigma": False},
+        ),
+        ObjectiveRow(
+            "edm", "EDM", "Karras et al. 2022 (arXiv 2206.00364)",
+            "experiments.flow.edm:Edm",
+            predictions=("x0",), settings={"time_mean": -1.2, "time_std": 1.2, "data_std": 0.5},
+        ),
+    )
+}  # fmt: skip
+
+
+def with_objective(flow: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of `flow`, where those of the objective that were left open have their defaults."""
+    row = OBJECTIVES.get(flow.get("objective", RECTIFIED_FLOW))
+    defaults = row.defaults if row is not None else {}
+    return {**flow, **{key: value for key, value in defaults.items() if flow.get(key) is None}}
+
+
+def check_objective(config: RunConfig) -> None:
+    """Raises `ConfigError` for a prediction that the objective does not have, or a setting that it does not read."""
+    flow, row = config.flow, OBJECTIVES[config.flow.objective]
+    if flow.prediction not in row.predictions:
+        raise ConfigError(
+            f"flow.prediction={flow.prediction} does not fit flow.objective={row.name}, with which the network "
+            f"predicts {' or '.join(row.predictions)}.",
+            f"Use flow.prediction={row.predictions[0]}, or leave it out.",
+        )
+    for key, leaf in type(flow).model_fields.items():
+        value = getattr(flow, key)
+        if key not in ("objective", *row.defaults) and value != leaf.default:
+            readers = " or ".join(
+                f"flow.objective={other.name}" for other in OBJECTIVES.values() if key in other.defaults
+            )
+            raise ConfigError(
+                f"flow.{key}={value} does not fit flow.objective={row.name}, which does not read it.",
+                f"Leave it out, or use {readers}.",
+            )
+
+
+def loss_is_velocity_error(objective: str, prediction: str) -> bool:
+    """Says whether the loss of training is itself the velocity error, the measure that all objectives share."""
+    return (objective, prediction) == (RECTIFIED_FLOW, "velocity")
