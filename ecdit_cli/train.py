@@ -170,6 +170,7 @@ def _print_result(folder: RunDir, as_json: bool) -> None:
     """Prints the last losses and the path of the run folder."""
     from analysis.columns import Column
     from ecdit_cli._console import print_json, print_rows
+    from experiments.config.metrics import VELOCITY_ERROR
     from experiments.units import duration
 
     status, step = folder.read_status(), folder.last_step() or {}
@@ -182,6 +183,7 @@ def _print_result(folder: RunDir, as_json: bool) -> None:
         "loss": step.get("loss"),
         "val_loss": last.get(("val_loss", "raw")),
         "val_loss_ema": last.get(("val_loss", "ema")),
+        "velocity_error": last.get((VELOCITY_ERROR, "raw")),
         "seconds": step.get("seconds"),
     }
     if as_json:
@@ -193,7 +195,10 @@ def _print_result(folder: RunDir, as_json: bool) -> None:
         Column("loss", "loss", "{:.4f}".format),
         Column("val_loss", "val_loss", "{:.4f}".format),
         Column("val_loss_ema", "ema/val_loss", "{:.4f}".format),
+        Column("velocity_error", "velocity error", "{:.4f}".format),
         Column("seconds", "training", duration),
         Column("run_dir", "run folder"),
     ]
-    print_rows([row], [column for column in columns if row[column.key] is not None], as_json=False)
+    hidden = {"velocity_error"} if row["velocity_error"] == row["val_loss"] else set()
+    shown = [column for column in columns if row[column.key] is not None and column.key not in hidden]
+    print_rows([row], shown, as_json=False)

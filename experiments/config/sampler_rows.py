@@ -1,8 +1,8 @@
 """Lists every sampler in one table: its label, its source, and how often it calls the network.
 
 A sampler is one row of `SAMPLERS` and one function of `experiments/flow/`, which the row names. Each works on the
-velocity that every prediction implies (`experiments/flow/objective_contract.py`), and therefore serves every objective. The table
-is free of torch, because the command line reads it.
+velocity that every prediction implies (`experiments/flow/objective_contract.py`), and therefore serves every objective.
+The table is free of torch, because the command line reads it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The classifier-free guidance of a velocity field, and the samplers of ordinary differential equations.
 
 A sampler takes a noisy image on the straight path from the first time of a grid to the image at t = 0. It depends only
-on a field `(x, time_B) -> Predicted`, whose velocity every objective gives (`objective_contract.py`). Guidance is that of Ho and
-Salimans 2022, with one batched call for both branches.
+on a field `(x, time_B) -> Predicted`, whose velocity every objective gives (`objective_contract.py`). Guidance is that
+of Ho and Salimans 2022, with one batched call for both branches.
 
 A step of Euler's method along the straight path goes to the time s at x_s = (1 - s) x_0 + s e, with the image and the
 noise that the prediction implies. That is the step of DDIM (Song et al. 2020, arXiv 2010.02502, equation 12 without

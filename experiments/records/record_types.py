@@ -188,7 +188,7 @@ class StepRow(Record):
         None, description="training FLOPs spent so far, as they were executed; None: as planned in `flops`"
     )
     seconds: Seconds = Field(description="spent training so far, over all resumptions, without evaluation")
-    loss: Number = Field(description="velocity mean squared error, without auxiliary losses")
+    loss: Number = Field(description="of the objective (`flow.objective`), without auxiliary losses")
     auxiliary_loss: OptionalNumber = Field(None, description="weighted balance losses, summed over the routed layers")
     learning_rate: Number
     grad_norm: Amount
@@ -222,7 +222,9 @@ class EvalRow(Record):
     """A row of `evals.jsonl`: one measured value.
 
     Metrics that training writes: `val_loss`; `val_loss_t0` ... `val_loss_t9` (tenths of t); `val_loss_same_t` (batches
-    of one timestep, as in sampling); `dropped_share` and `dropped_share_same_t` (mean over routed layers; absent when
+    of one timestep, as in sampling); `velocity_error`, the mean squared error of the velocity that the prediction
+    implies, which all objectives share, and where it is another number than the loss also `velocity_error_t0` and so
+    on; `dropped_share` and `dropped_share_same_t` (mean over routed layers; absent when
     dense); with `eval.metric_images` also `shapes-geneval` and `frechet-shapes`. Where a router decides otherwise in
     inference than in training, `val_loss` is with the decision of inference and `val_loss_training_decision` with that
     of training. Where a forward pass computes other FLOPs than planned, `executed_flops_per_image` has them, and
