@@ -6,16 +6,22 @@ of torch, because planning reads it: defaults, checks, and the width of the head
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from experiments.errors import ConfigError
 
 if TYPE_CHECKING:
-    from experiments.config.schema import RunConfig
+    from experiments.config.schema import FlowConfig, RunConfig
 
 RECTIFIED_FLOW = "rectified_flow"
+NOISE_STEPS = 1000
+"""The steps of noise of DDPM."""
+LEAST_SIGMA, LARGEST_SIGMA = 0.002, 80.0
+"""The ends of the noise levels of EDM (Karras et al. 2022, table 1)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class ObjectiveRow:
     """The subclass of `Objective` as "module:Class", which is imported only when a model is trained or sampled from."""
     predictions: tuple[str, ...]
     """The values of `flow.prediction`, which say what the network predicts; the first is the default."""
+    mean_time: Callable[[FlowConfig], float]
+    """The mean over training of the time that the network reads, by which routers scale a capacity that follows it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The other settings of `flow` that the objective reads, with their defaults."""
 
@@ -40,6 +48,16 @@ class ObjectiveRow:
         return {"prediction": self.predictions[0], **self.settings}
 
 
+@lru_cache(maxsize=64)
+def _mean_of_sigmoid(mean: float, std: float) -> float:
+    """Returns the mean of 1 / (1 + exp(-x)) over a normal x, by the trapezoidal rule over eight deviations."""
+    num_steps = 2000
+    places = [8 * (2 * step / num_steps - 1) for step in range(num_steps + 1)]
+    weights = [math.exp(-place * place / 2) for place in places]
+    values = [0.5 * (1 + math.tanh((mean + std * place) / 2)) for place in places]
+    return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
+
+
 OBJECTIVES: dict[str, ObjectiveRow] = {
     row.name: row
     for row in (
@@ -47,19 +65,23 @@ OBJECTIVES: dict[str, ObjectiveRow] = {
             RECTIFIED_FLOW, "Rectified flow",
             "Liu et al. 2022 (arXiv 2209.03003); x0 prediction: Li and He 2025 (JiT, arXiv 2511.13720)",
             "experiments.flow.rectified_flow:RectifiedFlow",
-            predictions=("velocity", "x0"), settings={"time_mean": 0.0, "time_std": 1.0},
+            predictions=("velocity", "x0"), mean_time=lambda flow: _mean_of_sigmoid(flow.time_mean, flow.time_std),
+            settings={"time_mean": 0.0, "time_std": 1.0},
         ),
         ObjectiveRow(
             "ddpm", "DDPM",
             "Ho et al. 2020 (arXiv 2006.11239); v prediction: Salimans and Ho 2022 (arXiv 2202.00512); learned sigma "
             "and the cosine schedule: Nichol and Dhariwal 2021 (arXiv 2102.09672)",
             "experiments.flow.ddpm:Ddpm",
-            predictions=("noise", "v", "x0"), settings={"schedule": "linear", "learned_sigma": False},
+            predictions=("noise", "v", "x0"), mean_time=lambda flow: (NOISE_STEPS - 1) / 2 / NOISE_STEPS,
+            settings={"schedule": "linear", "learned_sigma": False},
         ),
         ObjectiveRow(
             "edm", "EDM", "Karras et al. 2022 (arXiv 2206.00364)",
             "experiments.flow.edm:Edm",
-            predictions=("x0",), settings={"time_mean": -1.2, "time_std": 1.2, "data_std": 0.5},
+            predictions=("x0",),
+            mean_time=lambda flow: (flow.time_mean - math.log(LEAST_SIGMA)) / math.log(LARGEST_SIGMA / LEAST_SIGMA),
+            settings={"time_mean": -1.2, "time_std": 1.2, "data_std": 0.5},
         ),
     )
 }  # fmt: skip

@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from experiments.config.objectives import NOISE_STEPS
 from experiments.flow.objective_contract import Losses, Objective, Predicted, spread, squared_error
 
-NUM_STEPS = 1000
 FIRST_BETA, LAST_BETA, LARGEST_BETA = 1e-4, 0.02, 0.999
 COSINE_OFFSET = 0.008
 HALF_PIXEL, LAST_PIXEL = 1 / 255, 0.999
@@ -51,9 +51,9 @@ class NoiseSchedule(NamedTuple):
 def noise_schedule(name: str) -> NoiseSchedule:
     """Returns the table of the schedule `linear` or `cosine`."""
     if name == "linear":
-        beta_N = np.linspace(FIRST_BETA, LAST_BETA, NUM_STEPS)
+        beta_N = np.linspace(FIRST_BETA, LAST_BETA, NOISE_STEPS)
     else:
-        angle = (np.arange(NUM_STEPS + 1) / NUM_STEPS + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2
+        angle = (np.arange(NOISE_STEPS + 1) / NOISE_STEPS + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2
         level = np.cos(angle) ** 2
         beta_N = np.minimum(1 - level[1:] / level[:-1], LARGEST_BETA)
     left_N = np.cumprod(1 - beta_N)
@@ -77,12 +77,12 @@ class Ddpm(Objective):
 
     def draw_times(self, quantile_B: Tensor) -> Tensor:
         """Returns the times of steps that are drawn uniformly."""
-        step_B = (quantile_B * NUM_STEPS).long().clamp(max=NUM_STEPS - 1)
+        step_B = (quantile_B * NOISE_STEPS).long().clamp(max=NOISE_STEPS - 1)
         return _at(self.schedule.time_N, step_B)
 
     def network_input(self, x_BCHW: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the image with alpha^2 + sigma^2 = 1, and n / 1000."""
-        return x_BCHW / spread(_norm(time_B), x_BCHW), self.nearest_step(time_B).float() / NUM_STEPS
+        return x_BCHW / spread(_norm(time_B), x_BCHW), self.nearest_step(time_B).float() / NOISE_STEPS
 
     def nearest_step(self, time_B: Tensor) -> Tensor:
         """Returns the step whose ln(sigma / alpha) is nearest, int64 [B]."""
@@ -145,7 +145,7 @@ class Ddpm(Objective):
 
     def grid(self, num_steps: int, shift: float) -> list[float]:
         """Returns the times of evenly spaced steps from the last to the first, as in DiT's public code, and 0."""
-        steps = np.linspace(NUM_STEPS - 1, 0, num_steps).round().astype(int)
+        steps = np.linspace(NOISE_STEPS - 1, 0, num_steps).round().astype(int)
         return [*self.schedule.time_N[steps].tolist(), 0.0]
 
 

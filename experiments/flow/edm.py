@@ -15,10 +15,11 @@ import math
 
 from torch import Tensor
 
+from experiments.config.objectives import LARGEST_SIGMA, LEAST_SIGMA
 from experiments.flow.objective_contract import Objective, spread
 
-LEAST_SIGMA, LARGEST_SIGMA, RHO = 0.002, 80.0, 7.0
-"""The ends and the exponent of the grid of noise levels (table 1)."""
+RHO = 7.0
+"""The exponent of the grid of noise levels (table 1)."""
 
 
 class Edm(Objective):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.config.objectives import LARGEST_SIGMA, LEAST_SIGMA
 from experiments.flow.ancestral import reverse_step
-from experiments.flow.edm import LARGEST_SIGMA, LEAST_SIGMA
 from experiments.flow.objective_contract import Predicted
 from experiments.flow.samplers import find_sampler
 from tests.flow_cases import Gaussian, objective

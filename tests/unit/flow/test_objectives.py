@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from experiments.config.objectives import OBJECTIVES, loss_is_velocity_error
+from experiments.config.objectives import LARGEST_SIGMA, LEAST_SIGMA, OBJECTIVES, loss_is_velocity_error
 from experiments.config.overrides import load_config
 from experiments.config.schema import FlowConfig
 from experiments.errors import ConfigError
 from experiments.flow.ddpm import Ddpm
-from experiments.flow.edm import LARGEST_SIGMA, LEAST_SIGMA
 from experiments.flow.objective_contract import spread
 from experiments.flow.rectified_flow import LEAST_TIME
 from tests.flow_cases import CASES, LEARNED, Gaussian, named, noisy, objective
@@ -61,6 +60,14 @@ def test_the_network_reads_a_multiple_of_the_image_and_a_time_between_0_and_1(ca
     assert (factor_B > 0).all()
     assert ((time_B >= 0) & (time_B <= 1)).all()
     assert (time_B.diff() > 0).all()
+
+
+@each_case
+def test_the_mean_time_of_training_is_as_its_row_says(case: dict[str, object]) -> None:
+    of = objective(case)
+    time_B = of.draw_times((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
+    _, fed_B = of.network_input(torch.ones(20_000, 1, 1, 1), time_B)
+    assert float(fed_B.mean()) == pytest.approx(OBJECTIVES[of.flow.objective].mean_time(of.flow), abs=1e-3)
 
 
 @each_case
