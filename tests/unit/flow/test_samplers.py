@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from experiments.config.sampler_rows import SAMPLERS
+from ecdit_cli._options import Sampler as SamplerOption
+from experiments.config.sampler_rows import SAMPLERS, require_shift
+from experiments.errors import ConfigError
 from experiments.flow.ancestral import ancestral, reverse_step
 from experiments.flow.objective_contract import Predicted
 from experiments.flow.samplers import Guidance, find_sampler, guided, num_calls
@@ -109,6 +112,18 @@ def test_a_learned_variance_widens_the_noise_of_ancestral_steps_up_to_the_forwar
     assert least == pytest.approx(fixed)
     assert least < middle < most
     assert middle == pytest.approx(math.sqrt(least * most))
+
+
+def test_the_command_line_names_every_sampler() -> None:
+    assert get_args(get_args(SamplerOption)[0]) == tuple(SAMPLERS)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "edm"])
+def test_a_shift_of_the_timesteps_belongs_to_rectified_flow(name: str) -> None:
+    require_shift(3.0, "rectified_flow")
+    require_shift(1.0, name)
+    with pytest.raises(ConfigError, match=rf"--shift 3 does not fit flow\.objective={name}, whose noise levels have a"):
+        require_shift(3.0, name)
 
 
 class Field:
