@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,7 +51,8 @@ def train(
     try:
         if restart and branch_from is not None:
             raise ConfigError("--restart and --branch-from both say where to begin.", "Give only one of them.")
-        designed = load_designed([*_launched_world(), *overrides], config_file)
+        begun = None if restart else _begun_settings(run_dir)
+        designed = load_designed([*_launched_world(), *overrides], config_file, begun=begun)
         config, origin = designed.config, read_origin(designed.origin)
     except EcditError as error:  # a mistake on the command line, which all processes make
         if is_speaker:
@@ -97,6 +98,14 @@ def _launched_world() -> list[str]:
     import os
 
     return [f"parallel.world={os.environ['WORLD_SIZE']}"] if "WORLD_SIZE" in os.environ else []
+
+
+def _begun_settings(run_dir: Path | None) -> dict[str, Any] | None:
+    """Returns the settings of the run in this folder, so that it goes on without the run that it began from."""
+    from experiments.records.run_folder import RunDir
+
+    has_begun = run_dir is not None and RunDir(run_dir).run_json.exists()
+    return RunDir(run_dir).read_run().config if run_dir is not None and has_begun else None
 
 
 def _is_main_process() -> bool:

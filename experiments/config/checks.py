@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from experiments.config.budget import capacity_factor, expert_capacity, hidden_width
 from experiments.config.cooldown import check_cooldown
 from experiments.config.data_checks import check_data
+from experiments.config.init_checks import check_init
 from experiments.config.limits import MAX_LAYERS
 from experiments.config.placement import fewest_layers, named_blocks
 from experiments.config.router_sizes import mixes_blocks
@@ -46,6 +47,7 @@ def check_config(config: RunConfig) -> None:
     _check_batches(config)
     check_transfer(config)
     check_cooldown(config)
+    check_init(config)
     if config.routing.name != "dense":
         _check_router(config)
         _check_experts(config)

@@ -30,6 +30,7 @@ ROWS: tuple[RouterRow, ...] = (
         implementation="experiments.routing.token_choice:TokenChoiceRouter",
         source="GShard, arXiv 2006.16668",
         top_k=2, group_images="batch", balance_loss_weight=0.01, needs_capacity=False,
+        has_unit_gates=True,
         fixed={"gating": DEEPSPEED_GATES},
     ),
     RouterRow(
@@ -52,6 +53,7 @@ ROWS: tuple[RouterRow, ...] = (
         "st_moe", label="ST-MoE", implementation="experiments.routing.token_choice:TokenChoiceRouter",
         source="ST-MoE, arXiv 2202.08906, sections 3 and 5.1",
         capacity_factor=1.25, top_k=2, group_images="batch", balance_loss_weight=0.01, needs_capacity=False,
+        has_unit_gates=True,
         settings={"eval_capacity_factor": 2.0, "z_loss_weight": 0.001}, fixed={"gating": DEEPSPEED_GATES},
     ),
     RouterRow(
@@ -134,7 +136,8 @@ ROWS: tuple[RouterRow, ...] = (
     RouterRow(
         "segmoe", label="SegMoE", implementation="experiments.routing.segmoe:SegMoERouter",
         source="SegMoE, github.com/segmind/segmoe; no paper, its code takes one expert by default and two here",
-        capacity_factor=None, top_k=2, group_images="batch", needs_capacity=False, trained=False, family="fixed",
+        capacity_factor=None, top_k=2, group_images="batch", needs_capacity=False,
+        has_unit_gates=True, trained=False, family="fixed",
         fixed={
             "capacity_factor": Fixed(None, "does not fit {name}, whose experts serve every token."),
             "gating": Fixed("softmax", "does not fit {name}: its gates are the softmax over the chosen experts."),
@@ -144,17 +147,18 @@ ROWS: tuple[RouterRow, ...] = (
         "timestep_experts", label="Experts by noise level",
         implementation="experiments.routing.fixed_choice:TimestepRouter",
         source="eDiff-I, arXiv 2211.01324, section 4; an expert for each interval of t", family="fixed",
-        num_experts=3, capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_logits=False,
+        num_experts=3, capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_unit_gates=True,
+        has_logits=False,
     ),
     RouterRow(
         "hash", label="By position", implementation="experiments.routing.fixed_choice:HashRouter",
         source="hash layers, arXiv 2106.04426, with the position in place of the token; a control", family="fixed",
-        capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_logits=False,
+        capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_unit_gates=True, has_logits=False,
     ),
     RouterRow(
         "random", label="Random", implementation="experiments.routing.fixed_choice:RandomRouter",
         source="a control that any learned router must beat", family="fixed",
-        capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_logits=False,
+        capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_unit_gates=True, has_logits=False,
     ),
     RouterRow(
         "soft_moe", label="Soft MoE", implementation="experiments.routing.soft_moe:SoftRouter",

@@ -79,8 +79,8 @@ def mixes_blocks(config: RunConfig) -> bool:
 
 
 def mean_time(config: RunConfig) -> float:
-    """Returns the mean of t over training, whose logit is normal with `flow.time_mean` and `flow.time_std`."""
-    return _mean_of_sigmoid(config.flow.time_mean, config.flow.time_std)
+    """Returns the mean of t over training, whose logit is normal, with the settings of `flow`."""
+    return _mean_of_sigmoid(config.flow.shifted_mean, config.flow.time_std)
 
 
 @lru_cache(maxsize=64)

@@ -8,6 +8,7 @@ settings live in `checks.py`, parsing in `overrides.py`.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -45,6 +46,7 @@ from experiments.config.limits import (
     Smoothing,
     Steps,
     Text,
+    TimeShift,
     Tokens,
     WeightDecay,
     Width,
@@ -78,6 +80,9 @@ class ModelConfig(Settings):
     base_width: Width | None = Field(
         **absent_at(None), description="width at which the rate was tuned; for optim.parametrization=mup"
     )
+    position_side: Side | None = Field(
+        **absent_at(None), description="tokens of a side over which positions run; None: those of the image"
+    )
 
 
 class FlowConfig(Settings):
@@ -85,6 +90,15 @@ class FlowConfig(Settings):
 
     time_mean: LogitMean = Field(0.0, description="mean of the logit of t; below 0, t is nearer to the image")
     time_std: LogitStd = Field(1.0, description="standard deviation of the logit of t")
+    time_shift: TimeShift = Field(
+        **absent_at(1.0),
+        description="factor a of t' = a t / (1 + (a - 1) t), in training and sampling; above 1, nearer to noise",
+    )
+
+    @property
+    def shifted_mean(self) -> float:
+        """Returns the mean of the logit of t after the shift, which adds ln a to every logit."""
+        return self.time_mean + math.log(self.time_shift)
 
 
 class DataConfig(Settings):
@@ -161,6 +175,22 @@ class TrainConfig(Settings):
     ema_halflife_images: Halflife = Field(
         2000.0, description="of the moving average of the weights with train.ema=halflife"
     )
+    init_from: Text | None = Field(
+        **absent_at(None),
+        description="folder of a finished run, a checkpoint or exported weights, which the run begins from",
+    )
+    init_fingerprint: Text | None = Field(**absent_at(None), description="of the files of these weights")
+    init_weights: Literal["ema", "raw"] = Field(**absent_at("ema"), description="which of its weights are taken")
+    init_experts: Literal["copy", "noise", "split"] = Field(
+        **absent_at("copy"),
+        description="what experts get of a dense feed-forward: all of it, all with noise, or a part each",
+    )
+    init_noise: Share = Field(
+        **absent_at(0.01), description="with train.init_experts=noise: of the standard deviation of the weights"
+    )
+    init_optimizer: Literal["fresh", "carried"] = Field(
+        **absent_at("fresh"), description="whether the optimizer begins anew or with the state of that run"
+    )
 
 
 class EvalConfig(Settings):
@@ -225,6 +255,11 @@ class RunConfig(Settings):
     def num_tokens(self) -> int:
         """Returns the number of tokens of one image without masking."""
         return (self.data.image_size // self.model.patch_size) ** 2
+
+    @property
+    def position_side(self) -> int:
+        """Returns the side, in tokens, of the grid over which positions run: that of the image unless it is set."""
+        return self.model.position_side or self.data.image_size // self.model.patch_size
 
     @property
     def num_train_tokens(self) -> int:

@@ -88,7 +88,7 @@ class TrainStream:
         return Batch(
             **self.source.training(images, torch.from_numpy(dropped_B)),
             noise_BCHW=_noise(config, config.seed, Stream.TRAIN_NOISE, images),
-            time_B=_logit_normal(uniform_B, config.flow.time_mean, config.flow.time_std),
+            time_B=_logit_normal(uniform_B, config.flow.shifted_mean, config.flow.time_std),
             keep_BK=_kept_tokens(config, images),
         )
 

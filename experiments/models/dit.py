@@ -120,7 +120,9 @@ class DiT(nn.Module):
         patch = model.patch_size**2 * data.channels
         self.embed = nn.Linear(patch, model.width)
         self.register_buffer(
-            "position_TD", sinusoidal_positions(model.width, data.image_size // model.patch_size), persistent=False
+            "position_TD",
+            sinusoidal_positions(model.width, data.image_size // model.patch_size, config.position_side),
+            persistent=False,
         )
         self.time = TimeEmbedding(model.width)
         self.text = build_caption_encoder(config)

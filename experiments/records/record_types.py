@@ -6,6 +6,7 @@ A missing value is missing: the key is absent from the file, never 0 and never "
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -19,6 +20,8 @@ SCHEMA_VERSION = 1
 State = Literal["planned", "running", "done", "failed", "interrupted"]
 Weights = Literal["raw", "ema"]
 Precision = Literal["fp32", "bf16"]
+FILE_OF_WEIGHTS: dict[Weights, str] = {"raw": "weights", "ema": "ema"}
+"""The file of a checkpoint that holds each kind of weights."""
 
 BalanceLoss = Literal["sum over layers"]
 BALANCE_LOSS: BalanceLoss = "sum over layers"
@@ -60,11 +63,38 @@ class PluginRecord(Record):
 
 
 class ParentRecord(Record):
-    """Is the shorter run on whose trunk a run began (`--branch-from`), and the images that both share."""
+    """Is the run from which a run took its first weights, or the shorter one on whose trunk it began.
+
+    With `--branch-from` the two share their first `images`, which count as the run's own. With `train.init_from` the
+    run begins at its first image, and what its weights have cost before is counted beside it. The fields from `path` on
+    are those of `train.init_from`.
+    """
 
     name: Words
     config_id: str
     images: Positive = Field(description="seen at the checkpoint from which this run continued")
+    path: Words | None = Field(None, description="the folder from which the weights were read")
+    router: Words | None = Field(None, description="its routing.name")
+    weights: Weights | None = Field(None, description="ema or raw")
+    fingerprint: str | None = Field(None, description="hash of the files of its weights")
+    train_flops: Amount | None = Field(None, description="that it spent on these images, as executed where known")
+    tensors: dict[str, dict[str, Count]] | None = Field(
+        None, description="what became of them: taken, copied, extended or new, by part of the model"
+    )
+    parent: ParentRecord | None = Field(None, description="the run from which the parent began")
+
+    @property
+    def is_trunk(self) -> bool:
+        """Says whether the run continues a shorter one, whose images are its own."""
+        return self.fingerprint is None
+
+    @property
+    def ancestors(self) -> Iterator[ParentRecord]:
+        """Yields those whose compute came before the run: this one where it is no trunk, and its own ancestors."""
+        if not self.is_trunk:
+            yield self
+        if self.parent is not None:
+            yield from self.parent.ancestors
 
 
 class PartRecord(Record):
@@ -141,7 +171,7 @@ class RunRecord(Origin):
     train_flops_per_image: Positive = Field(description="forward and backward over the tokens training keeps")
     plugins: list[PluginRecord] | None = Field(None, description="that the run uses; None: none")
     parent: ParentRecord | None = Field(
-        None, description="shorter run that it continued from; None: it began by itself"
+        None, description="run that it continued from, or took its first weights from; None: it began by itself"
     )
     parts: list[PartRecord] | None = Field(
         None, min_length=2, description="dense runs that it was merged from, in the order of its experts; None: trained"
@@ -151,6 +181,20 @@ class RunRecord(Origin):
     def plugin_names(self) -> list[str]:
         """Returns the names of the run's plugins, which need not be loaded where records are only read."""
         return [plugin.name for plugin in self.plugins or ()]
+
+    @property
+    def images_before(self) -> int:
+        """Returns the images on which its first weights were trained, by the parent and the parents of that."""
+        return sum(each.images for each in self._ancestors)
+
+    @property
+    def flops_before(self) -> float:
+        """Returns the training FLOPs of these images."""
+        return sum(each.train_flops or 0.0 for each in self._ancestors)
+
+    @property
+    def _ancestors(self) -> Iterator[ParentRecord]:
+        return iter(()) if self.parent is None else self.parent.ancestors
 
     @property
     def on_accelerator(self) -> bool:
