@@ -29,7 +29,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.executed_flops import as_executed
-from analysis.found_runs import DivergedRun, FinishedRun, LeftOutRecord, read_found_run
+from analysis.found_runs import BEGAN_FROM, DivergedRun, FinishedRun, LeftOutRecord, read_found_run
 from analysis.read_rows import RowTable, read_steps, read_table
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import unstored_defaults
@@ -39,6 +39,8 @@ from experiments.records.run_folder import RunDir, Skipped, find_runs
 
 MIN_RUNS_FOR_PROCESSES = 400
 """Starting processes costs about a second: below this many runs one process is faster."""
+FROM_SCRATCH = "scratch"
+"""The word for runs without a parent in a column that says what the parent was."""
 
 
 class MissingDataError(EcditError):
@@ -110,7 +112,8 @@ def load_records(
 
 def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
     """Fills in the settings that only those runs store whose value is not the default."""
-    return runs.fillna({name: default for name, default in unstored_defaults().items() if name in runs})
+    defaults = {**unstored_defaults(), BEGAN_FROM: FROM_SCRATCH}
+    return runs.fillna({name: default for name, default in defaults.items() if name in runs})
 
 
 def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOutRecord]]:

@@ -122,9 +122,12 @@ Sampler = Annotated[
     ),
 ]
 Shift = Annotated[
-    float,
+    float | None,
     typer.Option(
-        min=0.01, max=MAX_SHIFT, help="Shift of the timesteps; a value above 1 takes more steps near the noise."
+        min=0.01,
+        max=MAX_SHIFT,
+        help="Shift of the timesteps; a value above 1 takes more steps near the noise. [default: the run's]",
+        show_default=False,
     ),
 ]
 GuidanceInterval = Annotated[

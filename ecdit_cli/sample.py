@@ -54,7 +54,7 @@ def sample(
     guidance_interval: GuidanceInterval = "0,1",
     steps: Steps = None,
     sampler: Sampler = "euler",
-    shift: Shift = 1.0,
+    shift: Shift = None,
     weights: Weights = "ema",
     ema: EmaWidth = None,
     precision: Precision = "auto",
@@ -91,8 +91,7 @@ def sample(
         config = loaded.config
         prompts = given or [Prompt(caption) for caption in data_set_of(config).examples]
         keep_freed_memory(config)
-        scale = config.eval.guidance if guidance is None else guidance
-        settings = sampler_settings(steps or config.eval.sample_steps, scale, guidance_interval, shift, sampler)
+        settings = sampler_settings(config, steps, guidance, guidance_interval, shift, sampler)
         noise_seed = config.data.seed if seed is None else seed
         num_images = checked_number(len(prompts), per_caption)
         conditions = Conditions(num_images, batch_images, noise_seed, weights, loaded.precision, settings)

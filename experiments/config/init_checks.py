@@ -12,8 +12,10 @@ from experiments.config.budget import hidden_width
 from experiments.config.data_sets import captions_of
 from experiments.config.router_sizes import mixes_blocks
 from experiments.config.schema import ModelConfig, RunConfig
+from experiments.config.values import shown
 from experiments.errors import ConfigError
 from experiments.records.parent_weights import ParentWeights
+from experiments.text import printable, shortened
 
 NOT_SHAPES = {
     "name", "sparse_layers", "ffn_factor", "base_width", "head_size", "position_side", "text_width", "text_layers",
@@ -21,6 +23,8 @@ NOT_SHAPES = {
 """Settings of the model in which parent and child may differ, or which are compared by themselves."""
 OF_TOKEN_CAPTIONS = ("model.text_width", "model.text_layers", "data.vocab_size", "data.caption_length")
 OF_FEATURES = ("data.text_width", "data.pooled_width")
+MAX_PATH = 200
+"""The most characters of a path in a message."""
 WITHOUT = "or train without train.init_from."
 
 
@@ -32,7 +36,7 @@ def check_init(config: RunConfig) -> None:
             value = getattr(train, name)
             if name.startswith("init_") and value != field.default:
                 raise ConfigError(
-                    f"train.{name}={value} has no meaning without train.init_from.",
+                    f"train.{name}={shown(str(value))} has no meaning without train.init_from.",
                     f"Name a run, or leave out train.{name}.",
                 )
     if train.init_optimizer == "carried" and train.init_weights == "ema":
@@ -54,7 +58,7 @@ def require_source(config: RunConfig, theirs: RunConfig, parent: ParentWeights) 
         return
     if parent.checkpoint is None:
         raise ConfigError(
-            f"train.init_optimizer=carried does not fit train.init_from={parent.folder.path}: exported weights have no "
+            f"train.init_optimizer=carried does not fit train.init_from={_place(config)}: exported weights have no "
             "state of the optimizer.",
             "Use train.init_optimizer=fresh, or name the run itself.",
         )
@@ -108,7 +112,7 @@ def _require_upcycling(config: RunConfig, theirs: RunConfig) -> None:
     if not layers:
         if init != "copy":
             raise ConfigError(
-                f"train.init_experts={init} does not fit train.init_from={config.train.init_from}: no block has "
+                f"train.init_experts={init} does not fit train.init_from={_place(config)}: no block has "
                 "experts here and a dense feed-forward there.",
                 "Leave out train.init_experts.",
             )
@@ -122,7 +126,7 @@ def _require_upcycling(config: RunConfig, theirs: RunConfig) -> None:
     if init != "split" and narrow != wide:
         raise ConfigError(
             f"{given} does not fit train.init_experts={init}: experts are {narrow} wide, and the feed-forward of "
-            f"train.init_from={config.train.init_from} is {wide} wide.",
+            f"train.init_from={_place(config)} is {wide} wide.",
             f"Use routing.expert_factor={theirs.model.ffn_factor:g}{or_split}.",
         )
     if init == "split" and (wide % narrow or wide == narrow):
@@ -149,8 +153,12 @@ def _setting(config: RunConfig, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
+def _place(config: RunConfig) -> str:
+    return shortened(printable(config.train.init_from or ""), MAX_PATH)
+
+
 def _misfit(config: RunConfig, key: str, mine: Any, his: Any, otherwise: str = "") -> ConfigError:
     return ConfigError(
-        f"{key}={mine} does not fit train.init_from={config.train.init_from}, whose {key} is {his}.",
+        f"{key}={mine} does not fit train.init_from={_place(config)}, whose {key} is {his}.",
         f"Use {key}={his}, " + (f"or {otherwise}." if otherwise else WITHOUT),
     )

@@ -59,7 +59,7 @@ class EvaluateOptions:
     scales: tuple[float, ...] | None
     interval: tuple[float, float]
     steps: int | None
-    shift: float
+    shift: float | None
     sampler: Literal["euler", "heun"]
     weights: Literal["raw", "ema"]
     widths: tuple[float, ...] | None
@@ -76,7 +76,8 @@ class EvaluateOptions:
         """Returns the conditions for one run at one guidance scale."""
         config = run.config
         guidance = Guidance(scale, *self.interval)
-        sampler = SamplerSettings(self.steps or config.eval.sample_steps, guidance, self.shift, self.sampler)
+        steps, shift = self.steps or config.eval.sample_steps, self.shift or config.flow.time_shift
+        sampler = SamplerSettings(steps, guidance, shift, self.sampler)
         seed = config.data.seed if self.seed is None else self.seed
         return Conditions(self.images, self.batch_images, seed, self.weights, run.precision, sampler, run.ema_width)
 

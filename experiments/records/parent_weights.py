@@ -19,6 +19,7 @@ from experiments.records.exported_record import Exported, read_exported
 from experiments.records.record_types import FILE_OF_WEIGHTS, ParentRecord, RunRecord, StepRow, Weights
 from experiments.records.run_folder import RunDir
 from experiments.records.strict_reading import last_rows, read_object
+from experiments.text import printable, shortened
 
 CHECKPOINT = re.compile(r"images_([0-9]{12})")
 FINGERPRINT_DIGITS = 16
@@ -75,7 +76,9 @@ def find_parent(path: Path, weights: Weights) -> ParentWeights:
         folder, images_seen = RunDir(path.absolute().parent.parent), int(named[1])
     if not folder.exists():
         raise ConfigError(
-            f"train.init_from={path} is no run, no checkpoint of one and no folder of exported weights.", GOES_ON
+            f"train.init_from={shortened(printable(str(path)), 200)} is no run, no checkpoint of one and no folder of "
+            "exported weights.",
+            GOES_ON,
         )
     record = folder.read_run()
     if named is None:

@@ -30,7 +30,8 @@ from experiments.evaluation.sampling.settings import Conditions, depends_on_batc
 from experiments.flow.rectified_flow import interpolate
 from experiments.models.dit import DiTOutput
 from experiments.records.compute_map import ComputeMap
-from experiments.records.record_types import EvalRow, RoutingMapRow
+from experiments.records.record_types import EvalRow
+from experiments.records.routing_map_row import RoutingMapRow
 
 TIMES = tuple(round(0.05 + 0.1 * step, 2) for step in range(10))
 RATIO = "object_compute_ratio"

@@ -33,6 +33,11 @@ class SamplerSettings:
     shift: float = 1.0
     sampler: str = "euler"
 
+    @classmethod
+    def of(cls, config: RunConfig) -> SamplerSettings:
+        """Returns those with which a run samples while it trains."""
+        return cls(config.eval.sample_steps, Guidance(config.eval.guidance), config.flow.time_shift)
+
 
 def image_noise(config: RunConfig, numbers: Sequence[int], seed: int) -> Tensor:
     """Returns standard normal noise [B, C, H, W] of the images called `numbers`, the same on every device."""

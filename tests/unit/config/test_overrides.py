@@ -13,7 +13,7 @@ from experiments.config.identity import config_id
 from experiments.config.overrides import expand, known_settings, load_config
 from experiments.config.routers import ROUTERS
 from experiments.config.routing_settings import RoutingConfig
-from experiments.config.schema import RunConfig
+from experiments.config.schema import RunConfig, TrainConfig
 from experiments.errors import ConfigError
 
 
@@ -35,8 +35,10 @@ def test_every_setting_of_a_run_can_be_set() -> None:
     of_transfer = {word.split("=")[0] for word in mup}
     of_routing = {f"routing.{name}" for name, field in RoutingConfig.model_fields.items() if field.exclude_if}
     of_cooldown = {"optim.cooldown_share", "optim.cooldown_shape"}
+    of_parents = {f"train.{name}" for name in TrainConfig.model_fields if name.startswith("init_")}
+    of_parents |= {"model.position_side"}
     absent = (
-        of_latents | of_transfer | of_routing | of_cooldown | {"train.ema"}
+        of_latents | of_transfer | of_routing | of_cooldown | of_parents | {"train.ema", "flow.time_shift"}
     )  # what only some runs have is stored with these runs alone
     assert leaves(load_config().model_dump()) | absent == set(known_settings())
     assert not leaves(load_config().model_dump()) & absent

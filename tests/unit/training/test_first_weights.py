@@ -136,8 +136,7 @@ SPLIT = (
         SPLIT,
         (*SPLIT, "routing.top_k=4", "routing.form=mlp"),
         (*SPLIT[1:], "routing=loss_free", "routing.gate_norm=token", "routing.gate_scale=2.0"),
-        ("routing=token_choice", "routing.capacity_factor=None", "routing.eval_capacity_factor=None", "optim.parametrization=mup",
-         "model.base_width=16"),
+        (*FULL, "optim.parametrization=mup", "model.base_width=16"),
     ],
     ids=lambda settings: " ".join(settings),
 )  # fmt: skip
