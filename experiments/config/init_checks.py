@@ -158,7 +158,8 @@ def _place(config: RunConfig) -> str:
 
 
 def _misfit(config: RunConfig, key: str, mine: Any, his: Any, otherwise: str = "") -> ConfigError:
+    instead = f"or use {otherwise}." if otherwise else WITHOUT
     return ConfigError(
         f"{key}={mine} does not fit train.init_from={_place(config)}, whose {key} is {his}.",
-        f"Use {key}={his}, " + (f"or {otherwise}." if otherwise else WITHOUT),
+        f"Use {key}={his}, {instead}",
     )
