@@ -25,7 +25,6 @@ OF_TOKEN_CAPTIONS = ("model.text_width", "model.text_layers", "data.vocab_size",
 OF_FEATURES = ("data.text_width", "data.pooled_width")
 MAX_PATH = 200
 """The most characters of a path in a message."""
-WITHOUT = "or train without train.init_from."
 
 
 def check_init(config: RunConfig) -> None:
@@ -157,9 +156,9 @@ def _place(config: RunConfig) -> str:
     return shortened(printable(config.train.init_from or ""), MAX_PATH)
 
 
-def _misfit(config: RunConfig, key: str, mine: Any, his: Any, otherwise: str = "") -> ConfigError:
-    instead = f"or use {otherwise}." if otherwise else WITHOUT
+def _misfit(config: RunConfig, setting: str, mine: Any, his: Any, otherwise: str = "") -> ConfigError:
+    instead = f"or use {otherwise}." if otherwise else "or train without train.init_from."
     return ConfigError(
-        f"{key}={mine} does not fit train.init_from={_place(config)}, whose {key} is {his}.",
-        f"Use {key}={his}, {instead}",
+        f"{setting}={mine} does not fit train.init_from={_place(config)}, whose {setting} is {his}.",
+        f"Use {setting}={his}, {instead}",
     )
