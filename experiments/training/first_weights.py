@@ -61,7 +61,7 @@ class FirstWeights:
         self.beginnings = beginnings(config, self.theirs)
         self.parts, self.factor = num_parts(config, self.theirs), output_factor(config, self.theirs)
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._checkpoint: Checkpoint | None = None
+        self.checkpoint: Checkpoint | None = None
         self._tensors: dict[str, Tensor] = {}
 
     def as_record(self) -> ParentRecord:
@@ -83,8 +83,8 @@ class FirstWeights:
             self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         else:
             files = [FILE_OF_WEIGHTS[parent.weights], *(["optimizer"] if carried else [])]
-            self._checkpoint = open_checkpoint(parent.checkpoint, parent.record.config_id, files)
-            self.shapes = self._checkpoint.shapes
+            self.checkpoint = open_checkpoint(parent.checkpoint, parent.record.config_id, files)
+            self.shapes = self.checkpoint.shapes
         missing = [name for name, how in self.beginnings.items() if how == "taken" and name not in self.shapes]
         if missing:
             raise CheckpointError(
@@ -112,10 +112,10 @@ class FirstWeights:
 
     def _read(self, name: str, start: int, stop: int, state: str = "") -> Tensor:
         """Reads a stretch of a parameter of the parent, or of its optimizer state, in float32."""
-        if self._checkpoint is None:
+        if self.checkpoint is None:
             return self._tensors[name].flatten()[start:stop].float()
         file = "optimizer" if state else FILE_OF_WEIGHTS[self.parent.weights]
-        return self._checkpoint.read(file, name, start, stop, state)
+        return self.checkpoint.read(file, name, start, stop, state)
 
     def _whole(self, name: str, state: str) -> Tensor:
         return self._read(name, 0, math.prod(self.shapes[name]), state).view(self.shapes[name])
@@ -200,10 +200,10 @@ def begin_from(first: FirstWeights, engine: Engine, reporter: Reporter) -> None:
             average.copy_(weights.detach())
     _take_router_state(first, engine)
     if config.train.init_optimizer == "carried":
-        assert first._checkpoint is not None
+        assert first.checkpoint is not None
         restore_optimizer(
             engine,
-            first._checkpoint,
+            first.checkpoint,
             lambda name, start, stop, state: first.stretch(name, start, stop, torch.zeros(stop - start), state),
         )
     if engine.rank == 0:
@@ -212,7 +212,7 @@ def begin_from(first: FirstWeights, engine: Engine, reporter: Reporter) -> None:
 
 def _take_router_state(first: FirstWeights, engine: Engine) -> None:
     """Takes the state of the routers over, where the parent has the same routers."""
-    checkpoint, exported = first._checkpoint, first.parent.exported
+    checkpoint, exported = first.checkpoint, first.parent.exported
     stored = checkpoint.state.get(ROUTER_STATE) if checkpoint is not None else exported and exported.router_state
     ours, theirs = first.config.routing, first.theirs.routing
     same_router = (ours.name, ours.num_experts) == (theirs.name, theirs.num_experts)

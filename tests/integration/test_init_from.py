@@ -195,3 +195,19 @@ def test_a_model_of_another_resolution_begins_and_trains(train, dense, tmp_path)
     config = RunDir(tmp_path / "run").read_run().config
     assert (config["model"]["position_side"], config["flow"]["time_shift"]) == (8, 2.0)
     assert torch.tensor(losses(tmp_path / "run")).isfinite().all()
+
+
+def test_a_trunk_that_began_from_a_parent_hands_the_lineage_on(train, dense, tmp_path):
+    settings = (*UPCYCLED, "optim.schedule=wsd", f"train.init_from={dense}")
+    for name, images, options in (
+        ("short", 96, ()),
+        ("alone", 160, ()),
+        ("branch", 160, ("--branch-from", str(tmp_path / "short"))),
+    ):
+        done = train(tmp_path / name, *settings, f"train.images={images}", options=("--no-progress", *options))
+        assert done.returncode == 0, done.stderr
+    assert numbers(tmp_path / "branch") == numbers(tmp_path / "alone")
+    branch, alone = (RunDir(tmp_path / name).read_run() for name in ("branch", "alone"))
+    assert branch.parent.is_trunk
+    assert branch.parent.parent == alone.parent
+    assert branch.flops_before == alone.flops_before > 0
