@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.executed_flops import flops_at
+from analysis.executed_flops import after_parents, flops_at
 from analysis.load_records import Records
 
 AXES = ("images_seen", "flops", "seconds")
@@ -41,20 +41,14 @@ def validation_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
     curves = curves.sort_values(["run", "images_seen"], kind="stable")
     curves["flops"] = flops_at(curves, runs, records.steps)
     curves["seconds"] = _seconds_at(curves, records.steps)
-    return _after_parents(curves, runs).reset_index(drop=True)
+    return after_parents(curves, runs).reset_index(drop=True)
 
 
 def training_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
     """Returns the columns of `validation_curves` with training losses, from the rows of `steps`."""
     about_runs = runs[["run", "setup", "arm", "seed"]]
     columns = ["run", "images_seen", "flops", "seconds", "loss"]
-    return _after_parents(about_runs.merge(records.steps[columns], on="run", sort=False), runs)
-
-
-def _after_parents(curves: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Returns `curves` with `images_seen` that include those on which first weights were trained."""
-    before = curves["run"].astype("str").map(runs.set_index("run")["images_before"])
-    return curves.assign(images_seen=curves["images_seen"] + before)
+    return after_parents(about_runs.merge(records.steps[columns], on="run", sort=False), runs)
 
 
 def mean_over_seeds(curves: pd.DataFrame) -> pd.DataFrame:

@@ -58,6 +58,12 @@ def train_flops(runs: pd.DataFrame) -> pd.Series[float]:
     return runs["images_seen"].astype(float) * runs["train_flops_per_image"].astype(float) + runs["flops_before"]
 
 
+def after_parents(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns `rows` with `images_seen` that include those on which first weights were trained."""
+    before = rows["run"].astype("str").map(runs.set_index("run")["images_before"]).astype("int64")
+    return rows.assign(images_seen=rows["images_seen"] + before)
+
+
 COUNTED_BEFORE = "Images and FLOPs include those of the runs that first weights come from."
 """The note of figures and tables that compare by compute, where a run began from the weights of another one."""
 

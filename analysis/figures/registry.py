@@ -137,6 +137,7 @@ FIGURES: dict[str, FigureEntry] = {
             "Frechet distance and score of the exact judge over training.",
             draw_quality_over_training,
             ("paper-fig5",),
+            by_compute=True,
         ),
         FigureEntry(
             "compute-map",

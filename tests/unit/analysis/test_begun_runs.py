@@ -125,4 +125,5 @@ def test_tables_and_figures_by_compute_say_that_parents_count(records: Records) 
     by_compute = {name for name, entry in FIGURES.items() if entry.by_compute}
     assert by_compute == {
         "loss-convergence", "routing", "comparison", "scaling-law", "isoflop", "curve-collapse",
+        "quality-over-training",
     }  # fmt: skip
