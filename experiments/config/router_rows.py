@@ -13,6 +13,12 @@ from experiments.config.router_row import Fixed, RouterRow
 
 ONE_EXPERT = Fixed(1, "does not fit {name}, which sends a token to one expert.")
 DEEPSPEED_GATES = Fixed("softmax", "does not work with {name}: DeepSpeed's gates take the softmax themselves.")
+WITHOUT_SCORES = {
+    "gating": Fixed(None, "does not fit {name}, which has no scores: every gate is 1."),
+    "gate_norm": Fixed("none", "does not fit {name}, which has no scores: every gate is 1."),
+    "balance_loss_weight": Fixed(0.0, "does not fit {name}, whose choice does not learn."),
+}
+"""The settings of routers that fix their choice without logits of their own."""
 SOFT_WEIGHTS = Fixed(None, "does not fit {name}: its weights are softmaxes over tokens and over slots.")
 
 ROWS: tuple[RouterRow, ...] = (
@@ -144,19 +150,19 @@ ROWS: tuple[RouterRow, ...] = (
         implementation="experiments.routing.fixed_choice:TimestepRouter",
         source="eDiff-I, arXiv 2211.01324, section 4; an expert for each interval of t", family="fixed",
         num_experts=3, capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_logits=False,
-        fixed={"top_k": ONE_EXPERT},
+        fixed={"top_k": ONE_EXPERT, **WITHOUT_SCORES},
     ),
     RouterRow(
         "hash", label="By position", implementation="experiments.routing.fixed_choice:HashRouter",
         source="hash layers, arXiv 2106.04426, with the position in place of the token; a control", family="fixed",
         capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_logits=False,
-        fixed={"top_k": ONE_EXPERT},
+        fixed={"top_k": ONE_EXPERT, **WITHOUT_SCORES},
     ),
     RouterRow(
         "random", label="Random", implementation="experiments.routing.fixed_choice:RandomRouter",
         source="a control that any learned router must beat", family="fixed",
         capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_logits=False,
-        fixed={"top_k": ONE_EXPERT},
+        fixed={"top_k": ONE_EXPERT, **WITHOUT_SCORES},
     ),
     RouterRow(
         "soft_moe", label="Soft MoE", implementation="experiments.routing.soft_moe:SoftRouter",

@@ -99,6 +99,15 @@ COMBINATIONS = [
         "routing=expert_threshold routing.group_images=1",
         "routing.group_images=1 does not fit expert_threshold, whose thresholds are those of all tokens.",
     ),
+    *(
+        (f"routing={router} routing.{setting}", f"routing.{setting} does not fit {router}, {reason}")
+        for router in ("hash", "random", "timestep_experts")
+        for setting, reason in (
+            ("gating=identity", "which has no scores"),
+            ("gate_norm=token", "which has no scores"),
+            ("balance_loss_weight=0.01", "whose choice does not learn"),
+        )
+    ),
     (f"{TWO_LAYERS} routing=loss_free routing.capacity_by_layer=1.5,0.5", "does not fit routing.capacity_factor=None."),
     (
         f"{TWO_LAYERS} routing.capacity_by_layer=1.5,0.4",
