@@ -48,6 +48,9 @@ def test_an_axis_is_refused_where_the_rule_does_not_have_it(key: str, router: st
     assert str(caught.value).startswith(f"{setting} does not fit routing.name={router}: {AXES[key].reason}. Use ")
     assert f"Use routing.{key}={default}" in caught.value.hint
     load_config([f"routing={router}", setting, f"routing.{key}={default}"])
+    another = re.search(r", or routing\.name=(\w+)\.$", caught.value.hint)
+    assert another is not None, caught.value.hint
+    load_config([f"routing={another.group(1)}", setting])
 
 
 COMBINATIONS = [
