@@ -134,7 +134,10 @@ ROWS: tuple[RouterRow, ...] = (
         # The paper's thresholds begin to decide after a fifth of training, and here with the full learning rate.
         num_experts=16, capacity_factor=1.0, group_images="batch", gating="sigmoid", shared_factor=2.0,
         settings={"expert_factor": 2.0, "threshold_decay": 0.999, "threshold_warmup_images": 3200},
-        fixed={"group_images": Fixed("batch", "does not fit {name}, whose thresholds are those of all tokens.")},
+        fixed={
+            "group_images": Fixed("batch", "does not fit {name}, whose thresholds are those of all tokens."),
+            "eval_capacity_factor": Fixed("same", "does not fit {name}: its thresholds decide outside training too."),
+        },
     ),
     RouterRow(
         "segmoe", label="SegMoE", implementation="experiments.routing.segmoe:SegMoERouter",

@@ -102,8 +102,33 @@ def _mistakes(config: RunConfig, row: RouterRow) -> Iterator[tuple[str, str]]:
             f"{routing.input}: it compares prototypes with tokens.",
             "Use routing.input=modulated, or routing.contrastive_loss_weight=0.",
         )
+    yield from _mistakes_without_effect(config)
     yield from _mistakes_of_scope(config, row)
     yield from _mistakes_of_capacity(config)
+
+
+def _mistakes_without_effect(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Yields settings that nothing would read: they would make another arm of a run with equal results."""
+    routing, default = config.routing, type(config.routing).model_fields["threshold_decay"].default
+    if routing.eval_decision != "same" and routing.eval_capacity_factor != "same":
+        yield (
+            f"routing.eval_capacity_factor={routing.eval_capacity_factor} does not fit routing.eval_decision="
+            f"{routing.eval_decision}, which has no capacity.",
+            "Use routing.eval_capacity_factor=same, or routing.eval_decision=same.",
+        )
+    has_thresholds = ROUTERS[routing.name].rule == "thresholds" or routing.eval_decision != "same"
+    if routing.threshold_decay != default and not has_thresholds:
+        yield (
+            f"routing.threshold_decay={routing.threshold_decay:g} does not fit routing.eval_decision=same, which has "
+            "no thresholds.",
+            f"Use routing.threshold_decay={default}, or routing.eval_decision=threshold.",
+        )
+    if routing.balance_scope != "group" and not routing.balance_loss_weight:
+        yield (
+            f"routing.balance_scope={routing.balance_scope} needs routing.balance_loss_weight, without which there is "
+            "no balance loss.",
+            "Use routing.balance_loss_weight=0.01, or routing.balance_scope=group.",
+        )
 
 
 def _mistakes_of_scope(config: RunConfig, row: RouterRow) -> Iterator[tuple[str, str]]:

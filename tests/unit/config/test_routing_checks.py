@@ -111,6 +111,22 @@ COMBINATIONS = [
             ("balance_loss_weight=0.01", "whose choice does not learn"),
         )
     ),
+    (
+        "routing=diffmoe routing.eval_capacity_factor=2",
+        "routing.eval_capacity_factor=2.0 does not fit routing.eval_decision=predictor, which has no capacity.",
+    ),
+    (
+        "routing=expert_threshold routing.eval_capacity_factor=2",
+        "routing.eval_capacity_factor=2.0 does not fit expert_threshold: its thresholds decide outside training too.",
+    ),
+    (
+        "routing.threshold_decay=0.5",
+        "routing.threshold_decay=0.5 does not fit routing.eval_decision=same, which has no thresholds.",
+    ),
+    (
+        "routing=loss_free routing.balance_scope=all",
+        "routing.balance_scope=all needs routing.balance_loss_weight, without which there is no balance loss.",
+    ),
     (f"{TWO_LAYERS} routing=loss_free routing.capacity_by_layer=1.5,0.5", "does not fit routing.capacity_factor=None."),
     (
         f"{TWO_LAYERS} routing.capacity_by_layer=1.5,0.4",
