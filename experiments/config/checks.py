@@ -105,7 +105,8 @@ def _check_router(config: RunConfig) -> None:
     routing, row = config.routing, ROUTERS[config.routing.name]
     for key in row.needed:
         if getattr(routing, key) is None:
-            raise ConfigError(f"routing.{key}=None: {routing.name} needs a value.", f"Use {WORKING_VALUES[key]}.")
+            working = f"routing.{key}={row.fixed[key].value}" if key in row.fixed else WORKING_VALUES[key]
+            raise ConfigError(f"routing.{key}=None: {routing.name} needs a value.", f"Use {working}.")
     for key, fixed in row.fixed.items():
         value = getattr(routing, key)
         if value != fixed.value:
