@@ -47,6 +47,7 @@ class Activations(NamedTuple):
 
 def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activations:
     """Returns the bytes of one image's activations, with `width` bytes per element that is not always fp32."""
+    config = _at_first_step(config)
     slots = max(_slots_by_layer(config).values(), default=0.0)
     fast = config.train.implementation == "fast"
     kernels = fast and on_accelerator  # fused kernels save only their inputs, no intermediate results
@@ -196,6 +197,15 @@ def _router_bytes(config: RunConfig, width: int, slots: float, kernels: bool) ->
         numbers += (3 if width < FLOAT32 else 2) * d + 2 * routing.num_experts
     beside = 2 * d * (FLOAT32 if copied else width) if routing.input == "plain_time" else 0
     return T * (FLOAT32 * numbers + beside) + 20 * slots
+
+
+def _at_first_step(config: RunConfig) -> RunConfig:
+    """Returns the config with the capacity of the first step, the largest of training where the capacity falls."""
+    routing = config.routing
+    if not routing.capacity_warmup_images:
+        return config
+    every_expert = routing.model_copy(update={"capacity_factor": float(routing.num_experts)})
+    return config.model_copy(update={"routing": every_expert})
 
 
 def _slots_by_layer(config: RunConfig) -> dict[int, float]:

@@ -266,7 +266,7 @@ def slots_per_image(config: RunConfig, num_tokens: int, training: bool, layer_fa
         return float(num_tokens * (routing.top_k or 1))
     if mixes_tokens(config):
         return float(soft_slots(config))
-    factor *= layer_factor
+    factor = min(factor * layer_factor, float(routing.num_experts))
     if ROUTERS[routing.name].rule in ("pairs", "thresholds") or routing.capacity_schedule != "none":
         return num_tokens * factor  # pairs are counted over the batch, not in slots of an expert
     batch = config.micro_batch_images if training else config.eval.batch_images

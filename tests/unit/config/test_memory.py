@@ -72,6 +72,7 @@ def resident(expected):
         (*MICRO, FP32, "parallel.zero_stage=0"),
         (*MICRO, FP32, "optim.parametrization=mup", "model.base_width=64"),
         (*MICRO, FP32, "train.ema=power"),
+        (*MICRO, FP32, "routing.capacity_warmup_images=64", "routing.capacity_by_layer=1.5,1,0.5"),
     ],
 )  # fmt: skip
 def test_every_part_is_what_a_real_step_takes(overrides):
