@@ -189,7 +189,8 @@ def _unmatched(arms: pd.DataFrame) -> Iterator[str]:
 def _dearer(arms: pd.DataFrame) -> Iterator[str]:
     """Names arms whose comparison with dense of the same depth is not at equal compute."""
     pairs = _beside_dense(arms, "dense_same_depth")
-    gaps = (pairs["flops_per_image"] / pairs["flops_per_image_dense"] - 1).rename("gap")
+    flops = pairs["executed_flops_per_image"].fillna(pairs["flops_per_image"])
+    gaps = (flops / pairs["flops_per_image_dense"] - 1).rename("gap")
     far = pairs.join(gaps)[gaps.abs() > EQUAL_COMPUTE]
     for dense, rows in far.groupby("arm_dense"):
         texts = [f"{arm} {_range(of_arm['gap'], '+.0%')}" for arm, of_arm in rows.groupby("arm", sort=False)]
