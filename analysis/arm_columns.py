@@ -24,6 +24,8 @@ COLUMNS = (
     Column("executed_flops_per_image_same_t", "Executed at one t", significant, priority=5),
     Column("planned_train_flops_per_image", "Train FLOPs/image", significant, priority=5),
     Column("executed_train_flops_per_image", "Executed train FLOPs/image", significant, priority=5),
+    Column("train_flops", "Training FLOPs", significant, priority=2),
+    Column("flops_before", "Of parents", significant, priority=2),
     Column("num_seeds", "Seeds", whole, priority=2),
     Column("num_diverged", "Diverged", whole, priority=1),
     Column("val_loss_mean", "Val. loss", four),
@@ -46,6 +48,7 @@ BY_KEY = {column.key: column for column in COLUMNS}
 
 
 DIVERGED = "num_diverged"
+WITH_PARENTS = ("train_flops", "flops_before")
 WHERE_MEASURED = frozenset({
     "executed_flops_per_image", "executed_flops_per_image_same_t", "executed_train_flops_per_image",
     "val_loss_training_decision", "max_violation", "pair_usage", "peak_memory_gib",
@@ -59,8 +62,13 @@ def arm_columns(*keys: str) -> tuple[Column, ...]:
 
 
 def columns_of(arms: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
-    """Returns `columns`, without those of `WHERE_MEASURED` that hold nothing, and without `DIVERGED` where none did."""
+    """Returns `columns`, without those of `WHERE_MEASURED` that hold nothing.
+
+    `DIVERGED` is there where a run diverged, and `WITH_PARENTS` where a run began from the weights of another one.
+    """
     empty = {key for key in WHERE_MEASURED if arms[key].isna().all()}
     if not (arms[DIVERGED] > 0).any():
         empty.add(DIVERGED)
+    if not (arms[WITH_PARENTS[-1]] > 0).any():
+        empty |= set(WITH_PARENTS)
     return [column for column in columns if column.key not in empty]

@@ -6,7 +6,8 @@ no expert chose (expert choice); dense models have none. Columns with `_same_t` 
 images have one timestep, because that is what a router meets in sampling. `num_diverged` counts the runs that diverged,
 which are in no mean; an arm of which all runs diverged has a row without losses. `train_flops_per_image` is what
 training spent; where that is not the plan, `executed_train_flops_per_image` has it too, beside the plan in
-`planned_train_flops_per_image`. `max_violation` and `pair_usage` are those of `routing_balance.py`. `evals.METRIC` are
+`planned_train_flops_per_image`. `train_flops` are those of the whole training, in which `flops_before` are of the runs
+that the first weights come from. `max_violation` and `pair_usage` are those of `routing_balance.py`. `evals.METRIC` are
 the scores of `arm_scores.py`, where any run has them.
 """
 
@@ -20,6 +21,7 @@ from analysis.arm_scores import arm_scores
 from analysis.arms import arm_list, dense_same_depth
 from analysis.curves import mean_over_seeds, reach, validation_curves
 from analysis.diverged_runs import diverged_table, finished_arms
+from analysis.executed_flops import train_flops
 from analysis.load_records import Records
 from analysis.routing_balance import with_balance
 from analysis.run_table import INFERENCE, is_missing
@@ -41,6 +43,8 @@ MEANS = {
     "max_violation": "max_violation",
     "pair_usage": "pair_usage",
     "peak_memory_gib": "peak_memory_gib",
+    "train_flops": "train_flops",
+    "flops_before": "flops_before",
 }
 NEVER = {"images_to_dense_loss": None, "times_sooner": None}
 COSTS = (
@@ -56,6 +60,7 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     """
     curves = mean_over_seeds(validation_curves(records, table))
     table, _ = with_balance(records, table)
+    table = table.assign(train_flops=train_flops(table))
     of_setup = dict(list(curves.groupby("setup")))
     diverged = diverged_table(records)
     both = table if diverged.empty else pd.concat([table, _shown(diverged, records, table)], ignore_index=True)

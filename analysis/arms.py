@@ -2,7 +2,8 @@
 
 An **arm** is defined by everything about routing and feed-forward width: the runs of one arm differ in their seed
 alone. A **setup** is everything else (preset, images, optimizer, ...): only arms of one setup are compared with
-each other. A value that was tuned for each arm (`tuned_arms.py`) makes no setup of its own. Dense runs are named by
+each other. A value that was tuned for each arm (`tuned_arms.py`) makes no setup of its own, and neither does the length
+of a run that began from another one (`equal_compute.py`). Dense runs are named by
 what they are a baseline for. EC-DIT at f_c = 2 spends more FLOPs than a dense model of the same depth, so a comparison
 has two baselines: `Dense (same depth)`, whose layers are those of the sparse models, and `Dense (same activated)`,
 which is widened to the activated parameters of a sparse model within `ACTIVATED_TOLERANCE`.
@@ -19,7 +20,8 @@ from typing import Any, Literal, cast
 
 import pandas as pd
 
-from analysis.found_runs import WITHOUT_EFFECT
+from analysis.equal_compute import with_lengths_alike
+from analysis.found_runs import BEGAN_FROM, WITHOUT_EFFECT
 from analysis.tuned_arms import with_tuned_values_alike
 from experiments.config.routers import FAMILIES, compared_names, router_family, router_label
 
@@ -30,7 +32,7 @@ Kind = Literal["dense_same_depth", "dense_same_active", "dense_other", "sparse"]
 KINDS: tuple[Kind, ...] = ("dense_same_depth", "dense_same_active", "dense_other", "sparse")
 
 PLACEMENT = "model.sparse_layers"
-ARM_SETTINGS = ("routing.", "model.ffn_factor", "model.num_layers", PLACEMENT)
+ARM_SETTINGS = ("routing.", "model.ffn_factor", "model.num_layers", PLACEMENT, "train.init_")
 GROUP = "routing.group_images"
 PARAMETRIZATION = "optim.parametrization"
 QUALIFIERS = {
@@ -49,6 +51,8 @@ QUALIFIERS = {
     "model.ffn_factor": "feed-forward {} wide",
     "model.num_layers": "{} layers",
     PLACEMENT: "sparse layers {}",
+    BEGAN_FROM: "from {}",
+    "train.init_experts": "{} of experts",
 }
 
 
@@ -69,7 +73,7 @@ def with_arms(runs: pd.DataFrame) -> pd.DataFrame:
     dotted = [name for name in runs.columns if "." in name or name == "seed"]
     arm_columns = [name for name in dotted if name.startswith(ARM_SETTINGS)]
     held = [name for name in dotted if name not in arm_columns and not name.startswith((*WITHOUT_EFFECT, "seed"))]
-    labels = _setup_labels(with_tuned_values_alike(runs), held)
+    labels = _setup_labels(with_lengths_alike(with_tuned_values_alike(runs), held), held)
     named = runs.assign(setup=labels, arm_key=_arm_keys(runs, arm_columns))
     arms = _name_arms(named, arm_columns)
     pairs = list(zip(named["setup"], named["arm_key"], strict=True))
@@ -160,6 +164,8 @@ def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, st
         labels: set[str] = set()
         for _, run in one_of_each.iterrows():
             arm = _dense_arm(run, one_of_each) if run["routing.name"] == "dense" else _sparse_arm(run, varying)
+            if run["routing.name"] == "dense" and run["flops_before"] > 0:  # a baseline begins from scratch
+                arm = Arm(f"{arm.label}, from {run[BEGAN_FROM]}", "dense_other")
             if arm.label in labels:
                 arm = Arm(f"{arm.label}, feed-forward {run['model.ffn_factor']:g} wide", arm.kind)
             labels.add(arm.label)

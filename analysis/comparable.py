@@ -14,8 +14,11 @@ import pandas as pd
 from analysis.load_records import Records
 from experiments.errors import RecordError
 
-SAME_IN_A_COMPARISON = ("data.", "flow.", "eval.images", "eval.batch_images")
-"""Prefixes of the settings on which the training data and the fixed validation set (image, t, noise) depend."""
+SAME_IN_A_COMPARISON = ("data.", "eval.images", "eval.batch_images")
+"""Prefixes of the settings on which the training data and the fixed validation set (image, t, noise) depend.
+
+Objectives (`flow.`) may differ: they make setups of their own, and all losses are on one measure (`shared_measure.py`).
+"""
 
 CONDITIONS = ("batch_images", "steps", "sampler", "guidance", "precision", "device", "num_threads")
 """Settings of a measurement of time that must be equal; its other settings only describe the measurement."""

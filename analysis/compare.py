@@ -22,7 +22,9 @@ from analysis.arms import ACTIVATED_TOLERANCE
 from analysis.claims import MIN_SEEDS, PairedDifference, claims, conclusion, correction, listed
 from analysis.comparable import MEASURED_ON
 from analysis.diverged_runs import diverged_table, divergence_note
+from analysis.equal_compute import EQUAL_COMPUTE
 from analysis.escaping import markdown_text
+from analysis.executed_flops import notes_on_parents
 from analysis.figures.registry import find_figure
 from analysis.load_records import Records
 from analysis.published_fid import COLUMNS as PUBLISHED_COLUMNS
@@ -38,14 +40,12 @@ from experiments.records.outputs import output_files
 NAME = "comparison"
 ARM_COLUMNS = arm_columns(
     "arm", "rate", "params_total", "params_active", "flops_per_image", "executed_flops_per_image",
-    "executed_flops_per_image_same_t", "planned_train_flops_per_image", "executed_train_flops_per_image", "num_seeds",
-    "num_diverged", "val_loss_mean", "val_loss_std", "val_loss_same_t_mean", "val_loss_training_decision",
-    "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share", "dropped_share_same_t", "max_violation",
-    "pair_usage", "peak_memory_gib",
+    "executed_flops_per_image_same_t", "planned_train_flops_per_image", "executed_train_flops_per_image", "train_flops",
+    "flops_before", "num_seeds", "num_diverged", "val_loss_mean", "val_loss_std", "val_loss_same_t_mean",
+    "val_loss_training_decision", "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
+    "dropped_share_same_t", "max_violation", "pair_usage", "peak_memory_gib",
 )  # fmt: skip
 INTERVALS = "Intervals are Student's t over seeds, of one difference each; p (BH) and p (Holm) are corrected for all."
-EQUAL_COMPUTE = 0.03
-"""Two arms whose FLOPs differ relatively by no more than this are called equal."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,7 @@ def _notes(records: Records, table: pd.DataFrame, arms: pd.DataFrame, found: lis
     if diverged := divergence_note(diverged_table(records)):
         yield diverged
     yield from tuning_notes(table)
+    yield from notes_on_parents(table)
     few = arms.loc[arms["num_seeds"].between(1, MIN_SEEDS - 1)]
     for _, arm in few.iterrows():
         seeds = "1 seed: no spread can be given" if arm["num_seeds"] == 1 else f"{arm['num_seeds']} seeds"
@@ -189,7 +190,8 @@ def _unmatched(arms: pd.DataFrame) -> Iterator[str]:
 def _dearer(arms: pd.DataFrame) -> Iterator[str]:
     """Names arms whose comparison with dense of the same depth is not at equal compute."""
     pairs = _beside_dense(arms, "dense_same_depth")
-    gaps = (pairs["flops_per_image"] / pairs["flops_per_image_dense"] - 1).rename("gap")
+    flops = pairs["executed_flops_per_image"].fillna(pairs["flops_per_image"])
+    gaps = (flops / pairs["flops_per_image_dense"] - 1).rename("gap")
     far = pairs.join(gaps)[gaps.abs() > EQUAL_COMPUTE]
     for dense, rows in far.groupby("arm_dense"):
         texts = [f"{arm} {_range(of_arm['gap'], '+.0%')}" for arm, of_arm in rows.groupby("arm", sort=False)]

@@ -21,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.curves import validation_curves
+from analysis.executed_flops import train_flops
 from analysis.laws.families import condition_families
 from analysis.laws.fit import FitError
 from analysis.laws.forms import POWER_LAW
@@ -101,7 +102,7 @@ def _of_condition(condition: str, runs: pd.DataFrame, curves: pd.DataFrame) -> I
 
 def _floor(runs: pd.DataFrame) -> float:
     """Returns the loss that remains by the law of the arm in compute, or 0 where the runs identify no floor."""
-    spent = runs.assign(train_flops=runs["images_seen"] * runs["train_flops_per_image"].astype(float))
+    spent = runs.assign(train_flops=train_flops(runs))
     try:
         return identified_fit(POWER_LAW, observe(spent, {"C": "train_flops"}, arm="setup")).parameters["E"]
     except (MissingDataError, FitError):

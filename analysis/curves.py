@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.executed_flops import flops_at
+from analysis.executed_flops import after_parents, flops_at
 from analysis.load_records import Records
 
 AXES = ("images_seen", "flops", "seconds")
@@ -31,7 +31,8 @@ QUIET = 1e-3
 def validation_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
     """Returns `setup`, `arm`, `seed`, `run`, `images_seen`, `flops`, `seconds` and `loss` of the raw weights.
 
-    `seconds` count training without evaluation. They are interpolated in `steps` at the images of each evaluation.
+    Images and FLOPs include those on which the first weights were trained (`executed_flops.py`). `seconds` count the
+    training of the run itself without evaluation. They are interpolated in `steps` at the images of each evaluation.
     """
     evals = records.evals
     curves = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")].rename(columns={"value": "loss"})
@@ -40,14 +41,14 @@ def validation_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
     curves = curves.sort_values(["run", "images_seen"], kind="stable")
     curves["flops"] = flops_at(curves, runs, records.steps)
     curves["seconds"] = _seconds_at(curves, records.steps)
-    return curves.reset_index(drop=True)
+    return after_parents(curves, runs).reset_index(drop=True)
 
 
 def training_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
     """Returns the columns of `validation_curves` with training losses, from the rows of `steps`."""
     about_runs = runs[["run", "setup", "arm", "seed"]]
     columns = ["run", "images_seen", "flops", "seconds", "loss"]
-    return about_runs.merge(records.steps[columns], on="run", sort=False)
+    return after_parents(about_runs.merge(records.steps[columns], on="run", sort=False), runs)
 
 
 def mean_over_seeds(curves: pd.DataFrame) -> pd.DataFrame:

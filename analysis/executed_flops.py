@@ -4,6 +4,9 @@ The plan counts the slots that a router was given, and a router that decides by 
 them. A run that recorded `executed_flops` differs from its plan. The loader passes its frames through `as_executed`, so
 that `flops` of `steps` and `train_flops_per_image` of `runs` are the executed ones wherever they are known, and nothing
 downstream has to ask. The planned ones stay in `planned_flops` and `planned_train_flops_per_image`.
+
+A run that began from the weights of another one (`train.init_from`) has been paid for there in part. `runs` has this in
+`flops_before` and `images_before`, which are 0 for other runs, and `flops` of `steps` and of curves includes it.
 """
 
 from __future__ import annotations
@@ -20,10 +23,14 @@ def as_executed(runs: pd.DataFrame, steps: pd.DataFrame) -> tuple[pd.DataFrame, 
     executed = steps["executed_flops"].astype("float64")
     steps = steps.assign(flops=executed.fillna(steps["flops"]), planned_flops=steps["flops"])
     last = steps[executed.notna()].drop_duplicates("run", keep="last")
-    means = pd.Series((last["flops"] / last["images_seen"]).to_numpy(), index=last["run"].astype("str"))
+    means = pd.Series(
+        (last["executed_flops"].astype("float64") / last["images_seen"]).to_numpy(), index=last["run"].astype("str")
+    )
     planned = runs["train_flops_per_image"]
     measured = runs["run"].map(means).astype("float64")
     runs = runs.assign(planned_train_flops_per_image=planned, executed_train_flops_per_image=measured)
+    if (runs["flops_before"] > 0).any():
+        steps["flops"] += steps["run"].map(runs.set_index("run")["flops_before"]).astype("float64")
     if measured.notna().any():
         runs["train_flops_per_image"] = measured.fillna(planned.astype("float64"))
     return runs, steps
@@ -32,14 +39,35 @@ def as_executed(runs: pd.DataFrame, steps: pd.DataFrame) -> tuple[pd.DataFrame, 
 def flops_at(curves: pd.DataFrame, runs: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[float]:
     """Returns the training FLOPs spent at `images_seen` of each row of `curves`, which has a column `run`.
 
-    A run that followed its plan spends the same on every image. The others are interpolated between the rows of
-    `steps`, from 0 on, because their cost may change over training.
+    Those that its first weights have cost are included. A run that followed its plan spends the same on every image.
+    The others are interpolated between the rows of `steps`, because their cost may change over training.
     """
     per_image = curves["run"].map(runs.set_index("run")["planned_train_flops_per_image"])
-    flops = curves["images_seen"] * per_image.astype(float)
+    before = curves["run"].map(runs.set_index("run")["flops_before"])
+    flops = curves["images_seen"] * per_image.astype(float) + before
     executed = set(runs.loc[runs["executed_train_flops_per_image"].notna(), "run"])
     for run, group in curves[curves["run"].isin(executed)].groupby("run", sort=False):
         rows = steps[steps["run"] == run]
-        images, spent = (np.append(0.0, rows[column].to_numpy()) for column in ("images_seen", "flops"))
+        images, spent = np.append(0.0, rows["images_seen"].to_numpy()), np.append(before[group.index[0]], rows["flops"])
         flops[group.index] = np.interp(group["images_seen"], images, spent)
     return flops
+
+
+def train_flops(runs: pd.DataFrame) -> pd.Series[float]:
+    """Returns the FLOPs of the whole training of each run, with those that its first weights have cost."""
+    return runs["images_seen"].astype(float) * runs["train_flops_per_image"].astype(float) + runs["flops_before"]
+
+
+def after_parents(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns `rows` with `images_seen` that include those on which first weights were trained."""
+    before = rows["run"].astype("str").map(runs.set_index("run")["images_before"]).astype("int64")
+    return rows.assign(images_seen=rows["images_seen"] + before)
+
+
+COUNTED_BEFORE = "Images and FLOPs include those of the runs that first weights come from."
+"""The note of figures and tables that compare by compute, where a run began from the weights of another one."""
+
+
+def notes_on_parents(runs: pd.DataFrame) -> list[str]:
+    """Returns `COUNTED_BEFORE` where any of `runs` began from the weights of another run."""
+    return [COUNTED_BEFORE] if (runs["flops_before"] > 0).any() else []

@@ -24,6 +24,8 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 """Settings that do not change the losses: runs that differ in nothing else are copies of each other."""
 
+BEGAN_FROM = "train.init_from"
+"""The setting whose column says what the parent was, since a path would make an arm of each place and seed."""
 WITH_FIELDS = {"config", "params_by_part", "versions", "plugins", "tuned", "parent", "parts"}
 """The fields of a record that are records or mappings themselves, and therefore no columns."""
 RECORD_COLUMNS = [name for name in RunRecord.model_fields if name not in WITH_FIELDS]
@@ -87,12 +89,22 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
     settings = {"train.ema": config.train.ema, **dict(dotted(record.config))}
     if record.plugins:  # two versions of the source of a router are two arms, and their runs are no copies
         settings["routing.plugin"] = record.plugins[0].sha256[:12]
+    fingerprint = settings.pop("train.init_fingerprint", None)
+    if record.parent is not None and record.images_before:
+        settings[BEGAN_FROM] = _lineage(record)
     facts = record_facts(record) | counts_without_embeddings(record)
     seen = {"images_seen": status.images_seen, "peak_memory_gib": status.peak_memory_gib}
     row = {"run": str(run.path), **seen, **facts, **settings}
     compared = sorted((key, value) for key, value in settings.items() if not key.startswith(WITHOUT_EFFECT))
+    compared += [("train.init_fingerprint", fingerprint)] if fingerprint else []
     balance_loss = (status.balance_loss or "mean over layers") if config.has_balance_losses else None
     return FinishedRun(row["run"], row, mirror_id(record), json.dumps(compared), balance_loss)
+
+
+def _lineage(record: RunRecord) -> str:
+    """Says where the first weights of a run come from, such as `dense of 3,200 images`; parents of parents follow."""
+    assert record.parent is not None
+    return ", ".join(f"{each.router} of {each.images:,} images" for each in record.parent.ancestors)
 
 
 def record_facts(record: RunRecord) -> dict[str, Any]:
@@ -101,6 +113,8 @@ def record_facts(record: RunRecord) -> dict[str, Any]:
     parent = record.parent
     return facts | {
         "parent": None if parent is None else parent.name,
-        "trunk_images": None if parent is None else parent.images,
+        "trunk_images": None if parent is None or not parent.is_trunk else parent.images,
+        "flops_before": record.flops_before,
+        "images_before": record.images_before,
         "parts": None if record.parts is None else ", ".join(part.name for part in record.parts),
     }

@@ -9,6 +9,7 @@ decides whether the runs may be compared, and `arms.py` which of them form one a
 A run that diverged is left out of the frames and of every mean, but it stays visible: `Records.diverged` has frames of
 these runs for themselves, and `diverged_runs.py` names their arms.
 
+Losses of runs with different objectives are on one measure (`shared_measure.py`).
 FLOPs of training are the executed ones where a run recorded them (`executed_flops.py`).
 
 `runs` has a row per run, with the settings as dotted columns (`routing.name`), `steps` a row per `StepRow` and `evals`
@@ -29,8 +30,9 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.executed_flops import as_executed
-from analysis.found_runs import DivergedRun, FinishedRun, LeftOutRecord, read_found_run
+from analysis.found_runs import BEGAN_FROM, DivergedRun, FinishedRun, LeftOutRecord, read_found_run
 from analysis.read_rows import RowTable, read_steps, read_table
+from analysis.shared_measure import has_another_loss, measure_note, on_shared_measure
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import unstored_defaults
 from experiments.errors import EcditError, RecordError
@@ -39,6 +41,8 @@ from experiments.records.run_folder import RunDir, Skipped, find_runs
 
 MIN_RUNS_FOR_PROCESSES = 400
 """Starting processes costs about a second: below this many runs one process is faster."""
+FROM_SCRATCH = "scratch"
+"""The word for runs without a parent in a column that says what the parent was."""
 
 
 class MissingDataError(EcditError):
@@ -77,6 +81,7 @@ def load_records(
     if not dirs:
         raise RecordError(f"No runs of ecdit in {', '.join(projects)} ({left_out[0]}).", "Name another project.")
     found, tables = _read_all(dirs)
+    tables = _on_shared_measure(found, *tables)
     left_out += [
         each.left_out if isinstance(each, DivergedRun) else each for each in found if not isinstance(each, FinishedRun)
     ]
@@ -103,14 +108,24 @@ def load_records(
         tell(f"Left out: {len(left_out)}; used: {len(runs)} runs.")
     for each in left_out:
         tell(f"  {each}")
+    if note := measure_note(runs):
+        tell(note)
     cells = [each for each in found if isinstance(each, DivergedRun) and (each.row["tunes"] is None or not proxies)]
     diverged = _diverged_records(cells, *tables)
     return Records(runs, steps, evals, tuple(left_out), diverged)
 
 
+def _on_shared_measure(found: Found, steps: RowTable, evals: RowTable) -> tuple[RowTable, RowTable]:
+    """Puts the losses of the runs on the measure that their objectives share."""
+    others = {each.run for each in found if not isinstance(each, LeftOutRecord) and has_another_loss(each.row)}
+    frames = on_shared_measure(steps.frame, evals.frame, others)
+    return RowTable(frames[0], steps.left_out), RowTable(frames[1], evals.left_out)
+
+
 def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
     """Fills in the settings that only those runs store whose value is not the default."""
-    return runs.fillna({name: default for name, default in unstored_defaults().items() if name in runs})
+    defaults = {**unstored_defaults(), BEGAN_FROM: FROM_SCRATCH}
+    return runs.fillna({name: default for name, default in defaults.items() if name in runs})
 
 
 def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOutRecord]]:

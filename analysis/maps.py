@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from analysis.arms import in_order
 from analysis.load_records import MissingDataError
 from experiments.errors import RecordError
-from experiments.records.record_types import RoutingMapRow
+from experiments.records.routing_map_row import RoutingMapRow
 from experiments.records.run_folder import RunDir
 
 Read = TypeVar("Read")

@@ -22,6 +22,7 @@ from analysis.conditions import (
     same_conditions,
     sampled_like,
 )
+from analysis.executed_flops import after_parents
 from analysis.load_records import MissingDataError, Records
 from analysis.parameter_counts import COUNTS
 from analysis.run_table import INFERENCE
@@ -57,10 +58,10 @@ def sampled_rows(records: Records, table: pd.DataFrame, metric: RecordedValue) -
     Their columns are `ARM`, `RUN`, those of `evals`, `BESIDE_CONDITIONS` and `conditions`. `seed` is that of the
     run, `noise_seed` that of the sampling noise, and `study` is `study_of` the run's setup.
     """
-    about = table.rename(columns={"images_seen": "final_images"})
+    about = after_parents(table, table).rename(columns={"images_seen": "final_images"})
     about["study"] = [study_of(*pair) for pair in zip(about["setup"], about["model.name"], strict=True)]
     evals = records.evals[records.evals["metric"] == metric.name]
-    rows = about[[*ARM, *RUN]].merge(evals.rename(columns={"seed": "noise_seed"}), on="run")
+    rows = after_parents(about[[*ARM, *RUN]].merge(evals.rename(columns={"seed": "noise_seed"}), on="run"), table)
     settings = {key: json.loads(key) for key in rows["settings_key"].unique()}
     for name in BESIDE_CONDITIONS:
         rows[name] = rows["settings_key"].map({key: given.get(name) for key, given in settings.items()}).astype(float)

@@ -116,15 +116,19 @@ Steps = Annotated[
     int | None, typer.Option(min=1, max=10_000, help="Steps of the sampler. Default: the run's eval.sample_steps.")
 ]
 Sampler = Annotated[
-    Literal["euler", "heun"],
+    Literal["euler", "heun", "ddim", "ddpm", "dpm_solver_pp"],
     typer.Option(
-        help="Order of the sampler: euler is of first order, heun of second and calls the model twice a step."
+        help="Sampler: euler, or ddim, which is the same step; heun, of second order with two calls of the model a "
+        "step; ddpm, which adds fresh noise in every step; dpm_solver_pp (2M), of second order with one call a step."
     ),
 ]
 Shift = Annotated[
-    float,
+    float | None,
     typer.Option(
-        min=0.01, max=MAX_SHIFT, help="Shift of the timesteps; a value above 1 takes more steps near the noise."
+        min=0.01,
+        max=MAX_SHIFT,
+        help="Shift of the timesteps; a value above 1 takes more steps near the noise. [default: the run's]",
+        show_default=False,
     ),
 ]
 GuidanceInterval = Annotated[

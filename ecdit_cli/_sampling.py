@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ecdit_cli._options import MAX_EMA_WIDTH, MAX_GUIDANCE, MAX_IMAGES, MIN_EMA_WIDTH
 from experiments.text import printable, shortened
 
 if TYPE_CHECKING:
+    from experiments.config.schema import RunConfig
     from experiments.evaluation.sampling.generate import SamplerSettings
 
 MAX_SCALES = 100
@@ -81,10 +82,17 @@ def checked_number(num_captions: int, per_caption: int) -> int:
 
 
 def sampler_settings(
-    steps: int, guidance: float, interval: str, shift: float, sampler: Literal["euler", "heun"]
+    config: RunConfig, steps: int | None, guidance: float | None, interval: str, shift: float | None, sampler: str
 ) -> SamplerSettings:
-    """Returns the options as settings of the sampler."""
+    """Returns the options as settings of the sampler; what is None is as the run samples while it trains.
+
+    Raises `ConfigError` for a shift that does not fit.
+    """
+    from experiments.config.sampler_rows import require_shift
     from experiments.evaluation.sampling.generate import SamplerSettings
     from experiments.flow.samplers import Guidance
 
-    return SamplerSettings(steps, Guidance(guidance, *parse_interval(interval)), shift, sampler)
+    require_shift(shift, config.flow.objective)
+    own = SamplerSettings.of(config)
+    strength = Guidance(own.guidance.scale if guidance is None else guidance, *parse_interval(interval))
+    return SamplerSettings(steps or own.num_steps, strength, shift or own.shift, sampler)

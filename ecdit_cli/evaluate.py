@@ -43,7 +43,7 @@ def evaluate(
     guidance_interval: GuidanceInterval = "0,1",
     steps: Steps = None,
     sampler: Sampler = "euler",
-    shift: Shift = 1.0,
+    shift: Shift = None,
     weights: Weights = "ema",
     ema: EmaWidths = None,
     precision: Precision = "auto",

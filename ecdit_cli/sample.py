@@ -54,7 +54,7 @@ def sample(
     guidance_interval: GuidanceInterval = "0,1",
     steps: Steps = None,
     sampler: Sampler = "euler",
-    shift: Shift = 1.0,
+    shift: Shift = None,
     weights: Weights = "ema",
     ema: EmaWidth = None,
     precision: Precision = "auto",
@@ -91,8 +91,7 @@ def sample(
         config = loaded.config
         prompts = given or [Prompt(caption) for caption in data_set_of(config).examples]
         keep_freed_memory(config)
-        scale = config.eval.guidance if guidance is None else guidance
-        settings = sampler_settings(steps or config.eval.sample_steps, scale, guidance_interval, shift, sampler)
+        settings = sampler_settings(config, steps, guidance, guidance_interval, shift, sampler)
         noise_seed = config.data.seed if seed is None else seed
         num_images = checked_number(len(prompts), per_caption)
         conditions = Conditions(num_images, batch_images, noise_seed, weights, loaded.precision, settings)
@@ -143,7 +142,7 @@ def _make(
     caption_ids(run.config, list(dict.fromkeys(texts)))  # raises for words that the run has never seen
     watcher = RoutingWatcher(run, [""] * len(texts), range(len(texts))) if wants_map else None
     doing = f"sampling {len(texts)} image{'' if len(texts) == 1 else 's'}"
-    on_call = show.counter(num_calls(len(texts), conditions), doing)
+    on_call = show.counter(num_calls(len(texts), conditions, run.config), doing)
     batches = []
     for batch in sampled_batches(run.model, run.config, texts, conditions, watcher=watcher, on_call=on_call):
         batches.append(batch.images_BCHW)
@@ -177,7 +176,7 @@ def _make_from_latents(
     from experiments.evaluation.sampling.latent_samples import sample_validation
 
     num_images = num_captions * per_caption
-    on_call = show.counter(num_calls(num_images, conditions), f"sampling {num_images} images")
+    on_call = show.counter(num_calls(num_images, conditions, run.config), f"sampling {num_images} images")
     made = sample_validation(run, num_captions, per_caption, conditions, vae, data_set, on_call)
     unjudged: list[Verdict | None] = [None] * len(made.images_BCHW)
     return [Prompt(caption) for caption in made.captions], _Made(run, made.images_BCHW, unjudged, None)

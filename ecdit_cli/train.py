@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,7 +51,8 @@ def train(
     try:
         if restart and branch_from is not None:
             raise ConfigError("--restart and --branch-from both say where to begin.", "Give only one of them.")
-        designed = load_designed([*_launched_world(), *overrides], config_file)
+        begun = None if restart else _begun_settings(run_dir)
+        designed = load_designed([*_launched_world(), *overrides], config_file, begun=begun)
         config, origin = designed.config, read_origin(designed.origin)
     except EcditError as error:  # a mistake on the command line, which all processes make
         if is_speaker:
@@ -97,6 +98,14 @@ def _launched_world() -> list[str]:
     import os
 
     return [f"parallel.world={os.environ['WORLD_SIZE']}"] if "WORLD_SIZE" in os.environ else []
+
+
+def _begun_settings(run_dir: Path | None) -> dict[str, Any] | None:
+    """Returns the settings of the run in this folder, so that it goes on without the run that it began from."""
+    from experiments.records.run_folder import RunDir
+
+    has_begun = run_dir is not None and RunDir(run_dir).run_json.exists()
+    return RunDir(run_dir).read_run().config if run_dir is not None and has_begun else None
 
 
 def _is_main_process() -> bool:
@@ -170,6 +179,7 @@ def _print_result(folder: RunDir, as_json: bool) -> None:
     """Prints the last losses and the path of the run folder."""
     from analysis.columns import Column
     from ecdit_cli._console import print_json, print_rows
+    from experiments.config.metrics import VELOCITY_ERROR
     from experiments.units import duration
 
     status, step = folder.read_status(), folder.last_step() or {}
@@ -182,6 +192,7 @@ def _print_result(folder: RunDir, as_json: bool) -> None:
         "loss": step.get("loss"),
         "val_loss": last.get(("val_loss", "raw")),
         "val_loss_ema": last.get(("val_loss", "ema")),
+        "velocity_error": last.get((VELOCITY_ERROR, "raw")),
         "seconds": step.get("seconds"),
     }
     if as_json:
@@ -193,7 +204,10 @@ def _print_result(folder: RunDir, as_json: bool) -> None:
         Column("loss", "loss", "{:.4f}".format),
         Column("val_loss", "val_loss", "{:.4f}".format),
         Column("val_loss_ema", "ema/val_loss", "{:.4f}".format),
+        Column("velocity_error", "velocity error", "{:.4f}".format),
         Column("seconds", "training", duration),
         Column("run_dir", "run folder"),
     ]
-    print_rows([row], [column for column in columns if row[column.key] is not None], as_json=False)
+    hidden = {"velocity_error"} if row["velocity_error"] == row["val_loss"] else set()
+    shown = [column for column in columns if row[column.key] is not None and column.key not in hidden]
+    print_rows([row], shown, as_json=False)

@@ -17,9 +17,10 @@ ONLY_WATCHES = frozenset({"metric_images"})
 """Settings of `eval` that add measurements without changing others."""
 ONLY_HOW = frozenset({"implementation"})
 """Settings of `train` that change only the speed at which the same results are computed."""
-MAY_MOVE = frozenset({"path"})
-"""Settings of `data` that do not identify the data, which `data.fingerprint` does."""
-PARTS_LEFT_OUT = {"eval": ONLY_WATCHES, "train": ONLY_HOW, "data": MAY_MOVE}
+MAY_MOVE = frozenset({"path", "init_from"})
+"""Paths of `data` and `train` that do not identify what is there, which `data.fingerprint` and `train.init_fingerprint`
+do."""
+PARTS_LEFT_OUT = {"eval": ONLY_WATCHES, "train": ONLY_HOW | MAY_MOVE, "data": MAY_MOVE}
 
 
 def settings_id(settings: Mapping[str, Any]) -> str:

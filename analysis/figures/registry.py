@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.diverged_runs import diverged_table, divergence_note, shown_with
+from analysis.executed_flops import notes_on_parents
 from analysis.figures.alignment import draw_alignment
 from analysis.figures.arm_limits import ALL_LIMITS, Limit, within_limits, write_notes
 from analysis.figures.best_guidance import draw_best_guidance
@@ -58,6 +59,8 @@ class FigureEntry:
     """Says whether the figure shows the size of models, which can be counted in several ways."""
     is_fit: bool = False
     """Says whether the figure fits a law to final losses, which may be those of smoothed curves."""
+    by_compute: bool = False
+    """Says whether runs are compared by training images or FLOPs; a note then says that those of parents count."""
     limits: tuple[Limit, ...] = ALL_LIMITS
     """The figure draws only the best of these where there are many; a figure that fits all runs has no limits."""
 
@@ -82,7 +85,8 @@ class FigureEntry:
             raise PluginError(f"{where}: draw answers a {answer}, a Drawing is expected.")
         checked: Drawing = drawing
         diverged = divergence_note(shown_with(diverged_table(records), shown.table))
-        write_notes(checked.figure, [note for note in (gain, diverged, *shown.notes) if note])
+        before = notes_on_parents(shown.table) if self.by_compute else []
+        write_notes(checked.figure, [note for note in (gain, diverged, *before, *shown.notes) if note])
         return checked
 
 
@@ -95,6 +99,7 @@ FIGURES: dict[str, FigureEntry] = {
             draw_loss_convergence,
             ("paper-fig8",),
             partial(draw_loss_convergence, paper_values=True),
+            by_compute=True,
         ),
         FigureEntry(
             "inference-time",
@@ -105,11 +110,13 @@ FIGURES: dict[str, FigureEntry] = {
             "routing",
             "Validation loss by router over training and at the end, with the spread over seeds.",
             draw_routing,
+            by_compute=True,
         ),
         FigureEntry(
             "comparison",
             "What each router gains and costs: loss, images to dense's loss, dropped tokens, speed.",
             draw_comparison,
+            by_compute=True,
         ),
         FigureEntry(
             "alignment",
@@ -130,6 +137,7 @@ FIGURES: dict[str, FigureEntry] = {
             "Frechet distance and score of the exact judge over training.",
             draw_quality_over_training,
             ("paper-fig5",),
+            by_compute=True,
         ),
         FigureEntry(
             "compute-map",
@@ -172,6 +180,7 @@ FIGURES: dict[str, FigureEntry] = {
             "scaling-law",
             "Validation loss against training compute with a fitted power law by router, and how well it predicts.",
             draw_scaling_law,
+            by_compute=True,
             limits=(),
             is_fit=True,
         ),
@@ -179,6 +188,7 @@ FIGURES: dict[str, FigureEntry] = {
             "isoflop",
             "Loss of every size at equal training FLOPs, and how the best size and training grow with compute.",
             draw_isoflop,
+            by_compute=True,
             has_parameters=True,
             limits=(),
             is_fit=True,
@@ -187,6 +197,7 @@ FIGURES: dict[str, FigureEntry] = {
             "curve-collapse",
             "Loss curves of every size and length, each normalised to its own end: one curve if tuned well.",
             draw_curve_collapse,
+            by_compute=True,
             limits=(),
         ),
         FigureEntry(

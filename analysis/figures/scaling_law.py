@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.arms import arm_list
+from analysis.executed_flops import train_flops
 from analysis.figures.family_panels import FamilyPanel, family_panels, share_limits, share_limits_of_setups
 from analysis.figures.grid import LOSS_LABEL, Key, place_keys, seed_key
 from analysis.figures.panels import BAND_ALPHA, write_foot
@@ -111,7 +112,7 @@ def draw_scaling_law(_records: Records, table: pd.DataFrame, num_resamples: int 
 
 def _arm_laws(table: pd.DataFrame, num_resamples: int) -> Iterator[_ArmLaw]:
     """Yields the law of every arm under every condition, with the baselines first, as in every figure."""
-    spent = table.assign(**{FLOPS: table["images_seen"] * table["train_flops_per_image"].astype(float)})
+    spent = table.assign(**{FLOPS: train_flops(table)})
     for condition, runs in condition_families(spent):
         for arm in arm_list(runs):
             yield _arm_law(condition, arm, runs[runs["arm"] == arm[0]], num_resamples)

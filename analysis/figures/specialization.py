@@ -31,7 +31,7 @@ from analysis.figures.panels import write_foot
 from analysis.load_records import Records
 from analysis.maps import SceneMaps, as_square, one_per_router, scene_maps, spread
 from analysis.style import GREY, TEXT_WIDTH_INCHES, Drawing, few_ticks, paper_style, router_color
-from experiments.records.record_types import RoutingMapRow
+from experiments.records.routing_map_row import RoutingMapRow
 from experiments.text import printable
 
 RATIO = "object_compute_ratio"

@@ -14,6 +14,7 @@ from analysis.arm_columns import arm_columns, columns_of
 from analysis.columns import Column
 from analysis.compare import Comparison, compare
 from analysis.diverged_runs import diverged_table
+from analysis.executed_flops import train_flops
 from analysis.laws.bootstrap import NUM_RESAMPLES
 from analysis.load_records import Records
 from analysis.paper_claims import paper_claims
@@ -47,10 +48,10 @@ LAW_WORDS = (
 ARM_COLUMNS = arm_columns(
     "setup", "arm", "rate", "num_experts", "capacity_factor", "params_total", "params_active", "flops_per_image",
     "executed_flops_per_image", "executed_flops_per_image_same_t", "planned_train_flops_per_image",
-    "executed_train_flops_per_image", "num_seeds", "num_diverged", "val_loss_mean", "val_loss_std", "val_loss_low",
-    "val_loss_high", "val_loss_ema_mean", "val_loss_same_t_mean", "val_loss_training_decision", "images_to_dense_loss",
-    "images_per_second", INFERENCE, "dropped_share", "dropped_share_same_t", "max_violation", "pair_usage",
-    "peak_memory_gib",
+    "executed_train_flops_per_image", "train_flops", "flops_before", "num_seeds", "num_diverged", "val_loss_mean",
+    "val_loss_std", "val_loss_low", "val_loss_high", "val_loss_ema_mean", "val_loss_same_t_mean",
+    "val_loss_training_decision", "images_to_dense_loss", "images_per_second", INFERENCE, "dropped_share",
+    "dropped_share_same_t", "max_violation", "pair_usage", "peak_memory_gib",
 )  # fmt: skip
 LAW_COLUMNS = (
     Column("law", "Law"),
@@ -106,7 +107,7 @@ def _scale(runs: pd.DataFrame) -> str:
         "seed": runs["seed"].nunique(),
     }  # fmt: skip
     parts = [f"{count:,} {what}{'' if count == 1 else 's'}" for what, count in counts.items()]
-    flops = float((runs["images_seen"].astype(float) * runs["train_flops_per_image"]).sum())
+    flops = float((train_flops(runs) - runs["flops_before"]).sum())
     smallest, largest = significant(runs["params_active"].min()), significant(runs["params_active"].max())
     return (
         f"{', '.join(parts)}; {smallest} to {largest} activated parameters; {significant(flops)} training FLOPs and "

@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.columns import Column
 from analysis.conditions import is_reconstructed
+from analysis.executed_flops import train_flops
 from analysis.load_records import Records
 from analysis.run_table import FINAL_METRICS, INFERENCE, fixed, significant
 from experiments.records.run_folder import RunDir
@@ -47,6 +48,7 @@ COLUMNS = (
     Column("executed_flops_per_image", "Executed FLOPs/image", significant),
     Column("executed_flops_per_image_same_t", "Executed at one t", significant),
     Column("train_flops", "Training FLOPs", significant),
+    Column("flops_before", "Of parents", significant),
     Column("planned_flops", "Planned training FLOPs", significant),
     Column("images_seen", "Images", whole),
     Column("train_seconds", "Seconds", whole),
@@ -62,6 +64,7 @@ COLUMNS = (
     Column("routing.name", "Routing"),
     Column("retry_of", "Repeats"),
 )
+PARENTS = "flops_before"
 SELDOM = ("executed_flops_per_image", "executed_flops_per_image_same_t", "val_loss_training_decision")
 """Values that only runs have whose routers decide or compute otherwise than planned."""
 
@@ -70,8 +73,9 @@ def run_rows(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     """Returns the run table with the columns of `COLUMNS`, the last scores, and the versions that each run recorded."""
     read = {run: RunDir(Path(run)).read_run() for run in table["run"]}
     rows = table.assign(
-        train_flops=table["images_seen"].astype(float) * table["train_flops_per_image"],
-        planned_flops=table["images_seen"].astype(float) * table["planned_train_flops_per_image"],
+        train_flops=train_flops(table),
+        planned_flops=table["images_seen"].astype(float) * table["planned_train_flops_per_image"]
+        + table["flops_before"],
         flops_per_second=table["images_per_second"] * table["train_flops_per_image"],
         val_loss_std=table.groupby(["setup", "arm"])["val_loss"].transform("std"),
         versions=[", ".join(f"{name} {text}" for name, text in sorted(read[run].versions.items())) for run in read],
@@ -112,6 +116,8 @@ def columns_with_scores(rows: pd.DataFrame) -> list[Column]:
     empty = {name for name in SELDOM if name in rows and rows[name].isna().all()}
     if "planned_flops" in rows and (rows["planned_flops"] == rows["train_flops"]).all():
         empty.add("planned_flops")
+    if PARENTS in rows and not rows[PARENTS].any():
+        empty.add(PARENTS)
     return [
         *(column for column in COLUMNS if column.key not in empty),
         *(Column(name, name.removeprefix(SCORE), partial(significant, digits=4)) for name in scores),

@@ -89,7 +89,7 @@ def sizes_after_steps(config: RunConfig, num_steps: int = NUM_STEPS) -> Sizes:
     history: list[dict[str, Tensor]] = []
     for step in range(num_steps + 1):
         with _captured(model) as outputs:
-            loss_B, output = forward_loss(model, batch, config.model.patch_size)
+            loss_B, output = forward_loss(model, batch, config)
         history.append(outputs)
         if step < num_steps:
             optimizer.zero_grad()

@@ -153,7 +153,7 @@ def step_side(config: RunConfig, engine: Engine) -> Side:
         batch = to_device(next(batches), engine.device)
 
         def work() -> None:
-            loss_B, output = forward_loss(engine.deepspeed, batch, config.model.patch_size)
+            loss_B, output = forward_loss(engine.deepspeed, batch, config)
             engine.deepspeed.backward(loss_B.mean() + output.auxiliary_loss)
             engine.deepspeed.step()
 

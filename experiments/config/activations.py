@@ -47,6 +47,7 @@ class Activations(NamedTuple):
 
 def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activations:
     """Returns the bytes of one image's activations, with `width` bytes per element that is not always fp32."""
+    config = _at_first_step(config)
     slots = max(_slots_by_layer(config).values(), default=0.0)
     fast = config.train.implementation == "fast"
     kernels = fast and on_accelerator  # fused kernels save only their inputs, no intermediate results
@@ -198,6 +199,15 @@ def _router_bytes(config: RunConfig, width: int, slots: float, kernels: bool) ->
     return T * (FLOAT32 * numbers + beside) + 20 * slots
 
 
+def _at_first_step(config: RunConfig) -> RunConfig:
+    """Returns the config with the capacity of the first step, the largest of training where the capacity falls."""
+    routing = config.routing
+    if not routing.capacity_warmup_images:
+        return config
+    every_expert = routing.model_copy(update={"capacity_factor": float(routing.num_experts)})
+    return config.model_copy(update={"routing": every_expert})
+
+
 def _slots_by_layer(config: RunConfig) -> dict[int, float]:
     """Returns the slots of one image in each routed layer; with a capacity limit this includes empty slots."""
     slots = {
@@ -210,10 +220,14 @@ def _slots_by_layer(config: RunConfig) -> dict[int, float]:
 
 
 def _ends_bytes(config: RunConfig, width: int, kernels: bool) -> float:
-    """Returns what the patch and time embeddings and the head save, with the difference that the loss squares."""
+    """Returns what the patch and time embeddings and the head save, with the difference that the loss squares.
+
+    The bound of a learned variance keeps 15 numbers and two comparisons of a byte more for each value of a token.
+    """
     T, d = config.num_train_tokens, config.model.width
     patch = config.model.patch_size**2 * config.data.channels
-    return width * (T * (patch + (2 if kernels else 3) * d) + 256 + 5 * d) + FLOAT32 * T * patch
+    loss = FLOAT32 + (15 * FLOAT32 + 2 if config.flow.learned_sigma else 0)
+    return width * (T * (patch + (2 if kernels else 3) * d) + 256 + 5 * d) + loss * T * patch
 
 
 def _widest_dense(config: RunConfig) -> float:

@@ -181,6 +181,11 @@ def _flops_around_slots(config: RunConfig, training: bool) -> tuple[int, int]:
     return whole - passes * (planned["experts"] + planned["unconditional_expert"]), passes * 2 * expert
 
 
+def head_width(config: RunConfig) -> int:
+    """Returns the values that the head predicts for a token: those of its patch, twice with a learned variance."""
+    return config.model.patch_size**2 * config.data.channels * (2 if config.flow.learned_sigma else 1)
+
+
 def _params_by_part(config: RunConfig) -> dict[str, int]:
     model, data, routing = config.model, config.data, config.routing
     d, depth = model.width, model.num_layers
@@ -206,7 +211,7 @@ def _params_by_part(config: RunConfig) -> dict[str, int]:
         "shared_experts": num_sparse * shared,
         "unconditional_expert": num_sparse * expert if routing.unconditional_expert else 0,
         "router": num_sparse * sum(router_tensors(config).values()),
-        "head": d * patch + patch,
+        "head": (d + 1) * head_width(config),
     }
 
 
@@ -234,7 +239,7 @@ def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[s
         "unconditional_expert": round(num_sparse * 2 * without * expert),
         "router": num_sparse * router_flops(config, T, training),
         "prior": prior_flops(config) if training else 0,
-        "head": 2 * T * d * patch,
+        "head": 2 * T * d * head_width(config),
     }
 
 
@@ -266,7 +271,7 @@ def slots_per_image(config: RunConfig, num_tokens: int, training: bool, layer_fa
         return float(num_tokens * (routing.top_k or 1))
     if mixes_tokens(config):
         return float(soft_slots(config))
-    factor *= layer_factor
+    factor = min(factor * layer_factor, float(routing.num_experts))
     if ROUTERS[routing.name].rule in ("pairs", "thresholds") or routing.capacity_schedule != "none":
         return num_tokens * factor  # pairs are counted over the batch, not in slots of an expert
     batch = config.micro_batch_images if training else config.eval.batch_images

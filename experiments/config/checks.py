@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from experiments.config.budget import capacity_factor, expert_capacity, hidden_width
 from experiments.config.cooldown import check_cooldown
 from experiments.config.data_checks import check_data
+from experiments.config.init_checks import check_init
 from experiments.config.limits import MAX_LAYERS
+from experiments.config.objectives import check_objective
 from experiments.config.placement import fewest_layers, named_blocks
 from experiments.config.router_sizes import layer_factors, mixes_blocks
 from experiments.config.routers import ROUTERS
@@ -42,10 +44,12 @@ WORKING_VALUES = {
 def check_config(config: RunConfig) -> None:
     """Returns when all settings fit each other. Raises `ConfigError` for the first that does not."""
     check_data(config)
+    check_objective(config)
     _check_backbone(config)
     _check_batches(config)
     check_transfer(config)
     check_cooldown(config)
+    check_init(config)
     if config.routing.name != "dense":
         _check_router(config)
         _check_experts(config)
@@ -105,7 +109,8 @@ def _check_router(config: RunConfig) -> None:
     routing, row = config.routing, ROUTERS[config.routing.name]
     for key in row.needed:
         if getattr(routing, key) is None:
-            raise ConfigError(f"routing.{key}=None: {routing.name} needs a value.", f"Use {WORKING_VALUES[key]}.")
+            working = f"routing.{key}={row.fixed[key].value}" if key in row.fixed else WORKING_VALUES[key]
+            raise ConfigError(f"routing.{key}=None: {routing.name} needs a value.", f"Use {working}.")
     for key, fixed in row.fixed.items():
         value = getattr(routing, key)
         if value != fixed.value:

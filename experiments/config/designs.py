@@ -20,16 +20,25 @@ A resolved config does not record how it was designed. `overrides.py` interprets
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.config.budget import Budget, budget, hidden_width
 from experiments.config.checks import check_config, check_trained
 from experiments.config.cooldown import check_cooldown
 from experiments.config.identity import run_name
+from experiments.config.initial_weights import with_parent
 from experiments.config.limits import MAX_FLOPS, MAX_IMAGES
-from experiments.config.overrides import DESIGN_SECTION, checked_config, read_settings, split_words, validated
+from experiments.config.overrides import (
+    DESIGN_SECTION,
+    checked_config,
+    read_settings,
+    resolved_name,
+    split_words,
+    validated,
+)
 from experiments.config.routers import routing_defaults
 from experiments.config.routing_settings import RoutingConfig
 from experiments.config.schema import RunConfig
@@ -66,10 +75,17 @@ class DesignedConfig:
     """The run's place in a sweep as JSON, which `run.json` is to keep."""
 
 
-def load_designed(overrides: Sequence[str] = (), file: Path | None = None, cost_of: CostOf = budget) -> DesignedConfig:
+def load_designed(
+    overrides: Sequence[str] = (),
+    file: Path | None = None,
+    cost_of: CostOf = budget,
+    begun: Mapping[str, Any] | None = None,
+) -> DesignedConfig:
     """Loads a config like `load_config`, from settings that may hold designs. `cost_of` may cache budgets.
 
-    Raises `ConfigError` for a design that does not exist or cannot be met, and for a router that is not trained.
+    Settings that `train.init_from` implies are completed from there, or from `begun`, the settings of a run that has
+    begun (`with_parent`). Raises `ConfigError` for a design that does not exist or cannot be met, for a router that is
+    not trained, and for weights that do not fit.
     """
     plain, designs = separate(overrides)
     _refuse_tuning(designs.get(TUNE, "None"))
@@ -79,8 +95,10 @@ def load_designed(overrides: Sequence[str] = (), file: Path | None = None, cost_
     given = plain if flops is None else [*plain, f"train.images={MAX_IMAGES}"]
     written = [] if file is None else read_settings(file)
     origin = designs.get(ORIGIN) or dict(written).get(ORIGIN)
-    config = checked_config([*(pair for pair in written if pair[0] != ORIGIN), *split_words(given)])
+    pairs = [*(pair for pair in written if pair[0] != ORIGIN), *split_words(given)]
+    config = checked_config(pairs)
     check_trained(config)
+    config = with_parent(config, {resolved_name(key) for key, _ in pairs}, begun)
     if flops is not None and any(setting.startswith("train.images=") for setting in plain):
         raise ConfigError(f"train.images and {TRAIN_FLOPS} both say how long to train.", "Give only one of them.")
     if way is None or config.routing.name == "dense":
@@ -166,7 +184,8 @@ def _matched(config: RunConfig, way: str, cost_of: CostOf) -> RunConfig:
     dense = config.model_copy(update={"routing": DENSE})
     matched = validated(MATCHES[way](dense, cost_of(config).params_active, cost_of))
     check_config(matched)
-    return matched
+    open_start = matched.train.model_copy(update={"init_fingerprint": None})
+    return with_parent(matched.model_copy(update={"train": open_start}))  # the weights must fit the dense model too
 
 
 def _match_ffn_factor(dense: RunConfig, target: int, cost_of: CostOf) -> RunConfig:

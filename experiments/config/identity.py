@@ -2,9 +2,9 @@
 
 The hash leaves out settings that do not change losses: metrics of samples during training (`ONLY_WATCHES`), the W&B
 mirror (`wandb`), the intervals of checkpoints and rows (`checkpoint`, `log`), the number of processes (`parallel`, but
-`parallel.world` counts where routing groups depend on it), the implementation (`ONLY_HOW`) and the path of the data set
-(`MAY_MOVE`). Two configs with the same id give the same losses up to rounding. `experiments/settings_id.py` computes
-the hash, because code that reads a run needs it too.
+`parallel.world` counts where routing groups depend on it), the implementation (`ONLY_HOW`) and the paths of the data
+set and of the first weights (`MAY_MOVE`), whose fingerprints count. Two configs with the same id give the same losses
+up to rounding. `experiments/settings_id.py` computes the hash, because code that reads a run needs it too.
 """
 
 from __future__ import annotations

@@ -72,6 +72,8 @@ GateScale = Annotated[float, Field(strict=True, gt=0, le=MAX_EXPERTS), _not_belo
 LossWeight = Annotated[float, Field(strict=True, ge=0, le=1e6)]
 LogitMean = Annotated[float, Field(strict=True, ge=-100, le=100)]
 LogitStd = Annotated[float, Field(strict=True, gt=0, le=100), _not_below(1e-6)]
+DataStd = Annotated[float, Field(strict=True, gt=0, le=1e3), _not_below(1e-6)]
+TimeShift = Annotated[float, Field(strict=True, ge=1e-3, le=1e3)]
 LearningRate = Annotated[float, Field(strict=True, gt=0, le=1e30), _not_below(1e-12)]
 """The upper limit allows runs that are meant to diverge; a rate near 1e38 would overflow float32 by itself."""
 WeightDecay = Annotated[float, Field(strict=True, ge=0, le=1e3)]

@@ -25,6 +25,10 @@ UNRELIABLE_BELOW = (
 )
 """The rates were measured on the first 2,000 scenes of the validation split; a test measures them again."""
 
+VELOCITY_ERROR = "velocity_error"
+"""The metric of training that all objectives share: the mean squared error of the straight path's velocity, from image
+to noise, that the prediction implies. For rectified flow that predicts the velocity it is `val_loss`."""
+
 FRECHET_FEATURES = 64
 """The number of features of the network for `frechet-shapes`."""
 
@@ -222,6 +226,12 @@ METRICS: dict[str, MetricRow] = {
                 RecordedValue(
                     "validation-loss", "Validation loss\n(velocity MSE)", higher_is_better=False,
                     figures=("ema-width",), title="validation loss", format=".4f",
+                ),
+                RecordedValue(
+                    "validation-velocity-error", "Velocity error\n(mean square)", higher_is_better=False,
+                    figures=(), title="velocity error", format=".4f", is_optional=True,
+                    note="velocity error: mean squared error of the velocity that the prediction implies, a measure "
+                    "that different objectives share.",
                 ),
             ),
             "experiments.evaluation.metrics.validation_loss:ValidationLoss", captions=(),

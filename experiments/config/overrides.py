@@ -234,12 +234,12 @@ def unknown_setting(key: str) -> ConfigError:
 
 
 def _likeness(key: str, path: str) -> float:
-    """Returns the similarity of `key` to `path`: 0 unless the last parts are similar; closer sections add to it."""
+    """Returns the similarity of `key` to `path`: 0 unless the last parts are similar; closer sections add a little."""
     section, _, name = key.rpartition(".")
     path_section, _, path_name = path.rpartition(".")
     names = difflib.SequenceMatcher(None, name, path_name).ratio()
     sections = difflib.SequenceMatcher(None, section, path_section).ratio() if section else 0.0
-    return names + sections if names >= ALIKE else 0.0
+    return 3 * names + sections if names >= ALIKE else 0.0
 
 
 def _limit_error(error: ValidationError) -> ConfigError:

@@ -58,6 +58,8 @@ class RouterRow:
     """Says whether the router must have a capacity. Where it need not, its class defines `choose` beside `decide`."""
     family: Family | None = None
     """The rule by which tokens find experts; None: tokens choose where there is a `top_k`, and else experts choose."""
+    has_unit_gates: bool = False
+    """Says whether the gates of a token add up to 1 without `routing.gate_norm`, where no choice is dropped."""
     has_logits: bool = True
     """Says whether the router computes logits from weights of its own."""
     settings: Mapping[str, Any] = field(default_factory=dict)

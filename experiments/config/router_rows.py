@@ -13,6 +13,12 @@ from experiments.config.router_row import Fixed, RouterRow
 
 ONE_EXPERT = Fixed(1, "does not fit {name}, which sends a token to one expert.")
 DEEPSPEED_GATES = Fixed("softmax", "does not work with {name}: DeepSpeed's gates take the softmax themselves.")
+WITHOUT_SCORES = {
+    "gating": Fixed(None, "does not fit {name}, which has no scores: every gate is 1."),
+    "gate_norm": Fixed("none", "does not fit {name}, which has no scores: every gate is 1."),
+    "balance_loss_weight": Fixed(0.0, "does not fit {name}, whose choice does not learn."),
+}
+"""The settings of routers that fix their choice without logits of their own."""
 SOFT_WEIGHTS = Fixed(None, "does not fit {name}: its weights are softmaxes over tokens and over slots.")
 
 ROWS: tuple[RouterRow, ...] = (
@@ -31,6 +37,7 @@ ROWS: tuple[RouterRow, ...] = (
         implementation="experiments.routing.token_choice:TokenChoiceRouter",
         source="GShard, arXiv 2006.16668",
         top_k=2, group_images="batch", balance_loss_weight=0.01, needs_capacity=False,
+        has_unit_gates=True,
         fixed={"gating": DEEPSPEED_GATES},
     ),
     RouterRow(
@@ -51,6 +58,7 @@ ROWS: tuple[RouterRow, ...] = (
         "st_moe", label="ST-MoE", implementation="experiments.routing.token_choice:TokenChoiceRouter",
         source="ST-MoE, arXiv 2202.08906, sections 3 and 5.1",
         capacity_factor=1.25, top_k=2, group_images="batch", balance_loss_weight=0.01, needs_capacity=False,
+        has_unit_gates=True,
         settings={"eval_capacity_factor": 2.0, "z_loss_weight": 0.001}, fixed={"gating": DEEPSPEED_GATES},
     ),
     RouterRow(
@@ -129,12 +137,16 @@ ROWS: tuple[RouterRow, ...] = (
         # The paper's thresholds begin to decide after a fifth of training, and here with the full learning rate.
         num_experts=16, capacity_factor=1.0, group_images="batch", gating="sigmoid", shared_factor=2.0,
         settings={"expert_factor": 2.0, "threshold_decay": 0.999, "threshold_warmup_images": 3200},
-        fixed={"group_images": Fixed("batch", "does not fit {name}, whose thresholds are those of all tokens.")},
+        fixed={
+            "group_images": Fixed("batch", "does not fit {name}, whose thresholds are those of all tokens."),
+            "eval_capacity_factor": Fixed("same", "does not fit {name}: its thresholds decide outside training too."),
+        },
     ),
     RouterRow(
         "segmoe", label="SegMoE", implementation="experiments.routing.segmoe:SegMoERouter",
         source="SegMoE, github.com/segmind/segmoe; no paper, its code takes one expert by default and two here",
-        capacity_factor=None, top_k=2, group_images="batch", needs_capacity=False, trained=False, family="fixed",
+        capacity_factor=None, top_k=2, group_images="batch", needs_capacity=False,
+        has_unit_gates=True, trained=False, family="fixed",
         fixed={
             "capacity_factor": Fixed(None, "does not fit {name}, whose experts serve every token."),
             "gating": Fixed("softmax", "does not fit {name}: its gates are the softmax over the chosen experts."),
@@ -144,20 +156,20 @@ ROWS: tuple[RouterRow, ...] = (
         "timestep_experts", label="Experts by noise level",
         implementation="experiments.routing.fixed_choice:TimestepRouter",
         source="eDiff-I, arXiv 2211.01324, section 4; an expert for each interval of t", family="fixed",
-        num_experts=3, capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_logits=False,
-        fixed={"top_k": ONE_EXPERT},
+        num_experts=3, capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_unit_gates=True,
+        has_logits=False, fixed={"top_k": ONE_EXPERT, **WITHOUT_SCORES},
     ),
     RouterRow(
         "hash", label="By position", implementation="experiments.routing.fixed_choice:HashRouter",
         source="hash layers, arXiv 2106.04426, with the position in place of the token; a control", family="fixed",
-        capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_logits=False,
-        fixed={"top_k": ONE_EXPERT},
+        capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_unit_gates=True, has_logits=False,
+        fixed={"top_k": ONE_EXPERT, **WITHOUT_SCORES},
     ),
     RouterRow(
         "random", label="Random", implementation="experiments.routing.fixed_choice:RandomRouter",
         source="a control that any learned router must beat", family="fixed",
-        capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_logits=False,
-        fixed={"top_k": ONE_EXPERT},
+        capacity_factor=None, top_k=1, gating=None, needs_capacity=False, has_unit_gates=True, has_logits=False,
+        fixed={"top_k": ONE_EXPERT, **WITHOUT_SCORES},
     ),
     RouterRow(
         "soft_moe", label="Soft MoE", implementation="experiments.routing.soft_moe:SoftRouter",

@@ -1,4 +1,4 @@
-"""The sizes of a router's weights, their FLOPs, the mean noise level, and the factors on f_c by layer, by arithmetic.
+"""The sizes of a router's weights, their FLOPs, and the factors on f_c by layer, by arithmetic.
 
 Legend: d width, I values that the router reads, E experts, T tokens of an image.
 """
@@ -6,7 +6,6 @@ Legend: d width, I values that the router reads, E experts, T tokens of an image
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
@@ -77,21 +76,6 @@ def mixes_blocks(config: RunConfig) -> bool:
     """Says whether experts change the input of whole blocks, so that every feed-forward is dense."""
     row = ROUTERS.get(config.routing.name)
     return row is not None and row.rule == "blocks"
-
-
-def mean_time(config: RunConfig) -> float:
-    """Returns the mean of t over training, whose logit is normal with `flow.time_mean` and `flow.time_std`."""
-    return _mean_of_sigmoid(config.flow.time_mean, config.flow.time_std)
-
-
-@lru_cache(maxsize=64)
-def _mean_of_sigmoid(mean: float, std: float) -> float:
-    """Returns the mean of 1 / (1 + exp(-x)) over a normal x, by the trapezoidal rule over eight deviations."""
-    num_steps = 2000
-    places = [8 * (2 * step / num_steps - 1) for step in range(num_steps + 1)]
-    weights = [math.exp(-place * place / 2) for place in places]
-    values = [0.5 * (1 + math.tanh((mean + std * place) / 2)) for place in places]
-    return sum(weight * value for weight, value in zip(weights, values, strict=True)) / sum(weights)
 
 
 def layer_factors(config: RunConfig) -> tuple[float, ...]:

@@ -17,27 +17,33 @@ from experiments.errors import ConfigError
 
 
 class Axis(NamedTuple):
-    """Says with which families of routers a setting may leave its default, and why with no other."""
+    """Says with which families of routers a setting may leave its default, and why with no other.
+
+    `router` is one that takes the setting without others; None: the first of the families does.
+    """
 
     families: Collection[str]
     reason: str
+    router: str | None = None
 
 
 LEARNED = ("tokens", "experts", "pairs", "thresholds")
 AXES: dict[str, Axis] = {
     "input": Axis((*LEARNED, "blocks"), "it has no logits that depend on an input"),
     "form": Axis(LEARNED, "it has no logits of a form"),
-    "bias_update_rate": Axis(("tokens",), "a bias evens out loads, which only tokens that choose can leave uneven"),
+    "bias_update_rate": Axis(
+        ("tokens",), "a bias evens out loads, which only tokens that choose can leave uneven", router="loss_free"
+    ),
     "capacity_schedule": Axis(("experts",), "only experts that choose can take another number of tokens at every t"),
     "capacity_warmup_images": Axis(("experts", "pairs"), "only a capacity that decides can fall during training"),
     "capacity_by_layer": Axis(("tokens", "experts", "pairs", "thresholds"), "it has no capacity"),
-    "eval_decision": Axis(("experts", "pairs"), "it decides by token, in evaluation as in training"),
-    "threshold_decay": Axis(("experts", "pairs", "thresholds"), "it has no thresholds"),
+    "eval_decision": Axis(("experts", "pairs"), "it decides by token, in evaluation as in training", router="diffmoe"),
+    "threshold_decay": Axis(("experts", "pairs", "thresholds"), "it has no thresholds", router="diffmoe"),
     "threshold_warmup_images": Axis(("thresholds",), "its experts compete in all of training"),
-    "balance_scope": Axis(("tokens",), "it has no balance loss"),
+    "balance_scope": Axis(("tokens",), "it has no balance loss", router="shared_expert"),
     "z_loss_weight": Axis(LEARNED, "it has no logits"),
     "similarity_loss_weight": Axis(LEARNED, "it has no logits"),
-    "contrastive_loss_weight": Axis(LEARNED, "it has no prototypes"),
+    "contrastive_loss_weight": Axis(LEARNED, "it has no prototypes", router="promoe"),
     "predictor_loss_weight": Axis(("experts",), "only experts that choose need to predict who is chosen"),
     "prior_loss_weight": Axis(("blocks",), "it does not choose by noise level"),
     "expert_bias": Axis((*LEARNED, "fixed", "soft"), "its linear experts have biases"),
@@ -52,11 +58,10 @@ def check_axes(config: RunConfig) -> None:
     for key, axis in AXES.items():
         value, default = getattr(routing, key), defaults[key].default
         if value != default and row.rule not in axis.families:
-            names = [name for name, other in ROUTERS.items() if other.rule in axis.families]
-            other_router = f", or routing.name={names[0]}" if names else ""
+            name = axis.router or next(name for name, other in ROUTERS.items() if other.rule in axis.families)
             raise ConfigError(
                 f"routing.{key}={shown(str(value))} does not fit routing.name={routing.name}: {axis.reason}.",
-                f"Use routing.{key}={default}{other_router}.",
+                f"Use routing.{key}={default}, or routing.name={name}.",
             )
     for problem, way_out in _mistakes(config, row):
         raise ConfigError(problem, way_out)
@@ -97,8 +102,33 @@ def _mistakes(config: RunConfig, row: RouterRow) -> Iterator[tuple[str, str]]:
             f"{routing.input}: it compares prototypes with tokens.",
             "Use routing.input=modulated, or routing.contrastive_loss_weight=0.",
         )
+    yield from _mistakes_without_effect(config)
     yield from _mistakes_of_scope(config, row)
     yield from _mistakes_of_capacity(config)
+
+
+def _mistakes_without_effect(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Yields settings that nothing would read: they would make another arm of a run with equal results."""
+    routing, default = config.routing, type(config.routing).model_fields["threshold_decay"].default
+    if routing.eval_decision != "same" and routing.eval_capacity_factor != "same":
+        yield (
+            f"routing.eval_capacity_factor={routing.eval_capacity_factor} does not fit routing.eval_decision="
+            f"{routing.eval_decision}, which has no capacity.",
+            "Use routing.eval_capacity_factor=same, or routing.eval_decision=same.",
+        )
+    has_thresholds = ROUTERS[routing.name].rule == "thresholds" or routing.eval_decision != "same"
+    if routing.threshold_decay != default and not has_thresholds:
+        yield (
+            f"routing.threshold_decay={routing.threshold_decay:g} does not fit routing.eval_decision=same, which has "
+            "no thresholds.",
+            f"Use routing.threshold_decay={default}, or routing.eval_decision=threshold.",
+        )
+    if routing.balance_scope != "group" and not routing.balance_loss_weight:
+        yield (
+            f"routing.balance_scope={routing.balance_scope} needs routing.balance_loss_weight, without which there is "
+            "no balance loss.",
+            "Use routing.balance_loss_weight=0.01, or routing.balance_scope=group.",
+        )
 
 
 def _mistakes_of_scope(config: RunConfig, row: RouterRow) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from experiments.config.execution_settings import (
     WandbConfig,
     absent_at,
 )
+from experiments.config.flow_settings import FlowConfig
 from experiments.config.limits import (
     BatchImages,
     CooldownShare,
@@ -35,8 +36,6 @@ from experiments.config.limits import (
     ImagesOrNone,
     Layers,
     LearningRate,
-    LogitMean,
-    LogitStd,
     Norm,
     SampledImagesOrNone,
     Seed,
@@ -50,6 +49,7 @@ from experiments.config.limits import (
     Width,
     WidthFactor,
 )  # fmt: skip
+from experiments.config.objectives import with_objective
 from experiments.config.placement import Placement, sparse_blocks
 from experiments.config.presets import find_preset, model_defaults, with_heads
 from experiments.config.routers import routing_defaults
@@ -78,13 +78,9 @@ class ModelConfig(Settings):
     base_width: Width | None = Field(
         **absent_at(None), description="width at which the rate was tuned; for optim.parametrization=mup"
     )
-
-
-class FlowConfig(Settings):
-    """Holds the settings of rectified flow with logit-normal t, whose mean and scale are ours: EC-DIT states none."""
-
-    time_mean: LogitMean = Field(0.0, description="mean of the logit of t; below 0, t is nearer to the image")
-    time_std: LogitStd = Field(1.0, description="standard deviation of the logit of t")
+    position_side: Side | None = Field(
+        **absent_at(None), description="tokens of a side over which positions run; None: those of the image"
+    )
 
 
 class DataConfig(Settings):
@@ -161,6 +157,22 @@ class TrainConfig(Settings):
     ema_halflife_images: Halflife = Field(
         2000.0, description="of the moving average of the weights with train.ema=halflife"
     )
+    init_from: Text | None = Field(
+        **absent_at(None),
+        description="folder of a finished run, a checkpoint or exported weights, which the run begins from",
+    )
+    init_fingerprint: Text | None = Field(**absent_at(None), description="of the files of these weights")
+    init_weights: Literal["ema", "raw"] = Field(**absent_at("ema"), description="which of its weights are taken")
+    init_experts: Literal["copy", "noise", "split"] = Field(
+        **absent_at("copy"),
+        description="what experts get of a dense feed-forward: all of it, all with noise, or a part each",
+    )
+    init_noise: Share = Field(
+        **absent_at(0.01), description="with train.init_experts=noise: of the standard deviation of the weights"
+    )
+    init_optimizer: Literal["fresh", "carried"] = Field(
+        **absent_at("fresh"), description="whether the optimizer begins anew or with the state of that run"
+    )
 
 
 class EvalConfig(Settings):
@@ -198,7 +210,7 @@ class RunConfig(Settings):
     def _fill_open_settings(cls, raw: Any, info: ValidationInfo) -> Any:
         """Fills settings that the user left open with the defaults of the preset, the router and the data set."""
         if not isinstance(raw, dict) or not all(
-            isinstance(raw.get(key, {}), dict) for key in ("model", "routing", "optim", "data")
+            isinstance(raw.get(key, {}), dict) for key in ("model", "routing", "optim", "data", "flow")
         ):
             return raw
         model, routing = dict(raw.get("model", {})), dict(raw.get("routing", {}))
@@ -209,7 +221,8 @@ class RunConfig(Settings):
             routing["expert_factor"] = model.get("ffn_factor", 4.0)
         optim = {"learning_rate": find_preset(name).learning_rate, **with_cooldown(raw.get("optim", {}))}
         data = {"data": fixed_settings(raw["data"])} if "data" in raw else {}
-        return {**raw, "model": model, "routing": routing, "optim": optim, **data}
+        flow = {"flow": with_objective(raw["flow"])} if "flow" in raw else {}
+        return {**raw, "model": model, "routing": routing, "optim": optim, **data, **flow}
 
     @property
     def total_images(self) -> int:
@@ -225,6 +238,11 @@ class RunConfig(Settings):
     def num_tokens(self) -> int:
         """Returns the number of tokens of one image without masking."""
         return (self.data.image_size // self.model.patch_size) ** 2
+
+    @property
+    def position_side(self) -> int:
+        """Returns the side, in tokens, of the grid over which positions run: that of the image unless it is set."""
+        return self.model.position_side or self.data.image_size // self.model.patch_size
 
     @property
     def num_train_tokens(self) -> int:

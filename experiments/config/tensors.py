@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from experiments.config.budget import TIME_FREQUENCIES, bias_sizes, hidden_width
+from experiments.config.budget import TIME_FREQUENCIES, bias_sizes, head_width, hidden_width
 from experiments.config.data_sets import captions_of
 from experiments.config.parametrization import rate_factor
 from experiments.config.router_sizes import mixes_blocks, router_tensors
@@ -82,7 +82,7 @@ def tensor_sizes(config: RunConfig) -> Iterator[TensorSize]:
         for part in ("attention", "cross_attention"):
             yield from (TensorSize(f"{block}.{part}.{name}.weight", size) for name, size in _attention_sizes(config))
         yield from _feed_forward_sizes(config, layer)
-    yield from _linear("head", d, patch)
+    yield from _linear("head", d, head_width(config))
 
 
 def _linear(name: str, fan_in: int, fan_out: int) -> Iterator[TensorSize]:

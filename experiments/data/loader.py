@@ -3,9 +3,9 @@
 Everything random about image i comes from counters at i. It therefore does not depend on batch size, rank or world, and
 a run that resumes at `images_seen` gets the batches that it would have got without the interruption. The images come
 from the source of the data set (`sources/contract.py`) and depend on `data.seed`. Time, noise, mask and caption dropout
-depend on `seed`, so runs with different seeds see the same images and differ in the rest. The validation set depends on
-neither `seed` nor `flow`, so all runs are compared on the same images, times and noise. `flow` interpolates between
-pixels and noise.
+depend on `seed`, so runs with different seeds see the same images and differ in the rest. The objective (`flow`) draws
+the times of training. The validation set depends on neither `seed` nor `flow`, so all runs are compared on the same
+images, noise and signal-to-noise ratios.
 
 Legend: B images of a batch, C channels, H rows, W columns, L caption length, T tokens of an image, K kept tokens, V, U
 widths of precomputed text features, of tokens and pooled.
@@ -26,6 +26,7 @@ from torch import Tensor
 from experiments.config.schema import RunConfig
 from experiments.data.counter import Floats, Stream, normals, uniforms
 from experiments.data.sources.image_source import ImageSource, open_source
+from experiments.flow.objective_contract import logit_normal, objective_of
 
 PREFETCHED_BATCHES = 3
 """The number of batches made ahead of the one in use, so that a slow one does not stall training."""
@@ -45,7 +46,7 @@ class Batch:
     noise_BCHW: Tensor
     """Standard normal noise, as float32."""
     time_B: Tensor
-    """Logit-normal times in (0, 1), as float32."""
+    """Times in (0, 1) on the straight path, t = sigma / (alpha + sigma), as float32."""
     keep_BK: Tensor | None
     """The sorted indices of the tokens that training keeps, as int64; None where it keeps all."""
     caption_BL: Tensor | None = None
@@ -88,7 +89,7 @@ class TrainStream:
         return Batch(
             **self.source.training(images, torch.from_numpy(dropped_B)),
             noise_BCHW=_noise(config, config.seed, Stream.TRAIN_NOISE, images),
-            time_B=_logit_normal(uniform_B, config.flow.time_mean, config.flow.time_std),
+            time_B=objective_of(config.flow).draw_times(torch.from_numpy(uniform_B)),
             keep_BK=_kept_tokens(config, images),
         )
 
@@ -153,7 +154,7 @@ def _validation_batch(config: RunConfig, source: ImageSource, images: range, qua
     return Batch(
         **source.validation(images),
         noise_BCHW=_noise(config, config.data.seed, Stream.VALIDATION_NOISE, images),
-        time_B=_logit_normal(quantile_B, 0.0, 1.0),
+        time_B=logit_normal(torch.from_numpy(quantile_B), 0.0, 1.0),
         keep_BK=None,
     )
 
@@ -171,13 +172,6 @@ def _noise(config: RunConfig, seed: int, stream: Stream, images: range) -> Tenso
     shape = (config.data.channels, config.data.image_size, config.data.image_size)
     noise = normals(seed, stream, images, int(np.prod(shape)))
     return torch.from_numpy(noise).reshape(len(images), *shape)
-
-
-def _logit_normal(quantile_B: Floats, mean: float, std: float) -> Tensor:
-    """Returns t = sigmoid(mean + std z) at given quantiles, in float32; a wide std must not round it to 0 or 1."""
-    z_B = torch.special.ndtri(torch.from_numpy(quantile_B))
-    edge = torch.finfo(torch.float32).eps
-    return torch.sigmoid(mean + std * z_B).to(torch.float32).clamp(edge, 1 - edge)
 
 
 def _kept_tokens(config: RunConfig, images: range) -> Tensor | None:

@@ -147,7 +147,7 @@ class RunScorer:
             return self.past
         on_call = _CallCounter(on_share)
         metrics = MetricSet(self.missing, replace(self._task, on_call=on_call))
-        sampled = sum(num_calls(len(part.scenes), self.conditions) for part in metrics.parts)
+        sampled = sum(num_calls(len(part.scenes), self.conditions, self.run.config) for part in metrics.parts)
         own = sum(implementation_of(METRICS[name]).num_own_calls(self.conditions) for name in self.missing)
         on_call.total = sampled + own
         for part in metrics.parts:

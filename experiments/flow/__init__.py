@@ -1,1 +1,1 @@
-"""Defines rectified flow (its path, loss and samplers) independently of the network."""
+"""Defines the objectives of training and the samplers, independently of the network."""

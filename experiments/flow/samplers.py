@@ -1,13 +1,20 @@
-"""Samplers, which integrate a velocity field from noise at t = 1 to an image at t = 0.
+"""The classifier-free guidance of a velocity field, and the samplers of ordinary differential equations.
 
-There are Euler and Heun over a grid of times, with SD3's timestep shift, and classifier-free guidance (Ho and Salimans
-2022) with one batched call for both branches. A sampler depends only on a function `velocity(x, time_B)`.
+A sampler takes a noisy image on the straight path from the first time of a grid to the image at t = 0. It depends only
+on a field `(x, time_B) -> Predicted`, whose velocity every objective gives (`objective_contract.py`). Guidance is that
+of Ho and Salimans 2022, with one batched call for both branches.
+
+A step of Euler's method along the straight path goes to the time s at x_s = (1 - s) x_0 + s e, with the image and the
+noise that the prediction implies. That is the step of DDIM (Song et al. 2020, arXiv 2010.02502, equation 12 without
+noise), and that of Euler's method over sigma in EDM: the three names share one function, and the objective's grid of
+times makes the difference.
 
 Legend: B images, C channels, H, W height and width, N steps.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,10 +23,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
-"""A velocity field: (x_BCHW, time_B) -> velocity_BCHW."""
+from experiments.config.sampler_rows import SAMPLERS
+from experiments.flow.objective_contract import Objective, Predicted
+
+Field = Callable[[Tensor, Tensor], Predicted]
+"""The prediction at noisy images on the straight path: (x_BCHW, time_B) -> `Predicted`."""
 Caption = TypeVar("Caption", Tensor, tuple[Tensor, Tensor, Tensor])
 """The captions of a batch as the network takes them: one tensor or three, each [B, ...]."""
+Sampler = Callable[[Field, Tensor, list[float], Objective], Iterator[Tensor]]
+"""Yields x_BCHW after each step from standard normal noise; the last is the image."""
 
 
 @dataclass(frozen=True)
@@ -35,29 +47,37 @@ class Guidance:
         return self.scale != 1.0 and self.start <= time <= self.stop
 
 
-def time_grid(num_steps: int, shift: float = 1.0) -> list[float]:
-    """Returns N + 1 times from 1 to 0; `shift` > 1 spends more of the steps near noise (SD3, equation 23)."""
-    even = [1 - step / num_steps for step in range(num_steps + 1)]
-    return [shift * t / (1 + (shift - 1) * t) for t in even]
+def find_sampler(name: str) -> Sampler:
+    """Returns the function of a sampler of `SAMPLERS`."""
+    found: Sampler = pkgutil.resolve_name(SAMPLERS[name].implementation)
+    return found
+
+
+def num_calls(name: str, num_steps: int, objective: Objective) -> int:
+    """Returns how often a sampler calls its field."""
+    again = SAMPLERS[name].calls_a_step - 1
+    return num_steps * (1 + again) - (0 if objective.evaluates_image else again)
 
 
 def guided(
-    velocity: Callable[[Tensor, Tensor, Caption], Tensor], caption: Caption, null: Caption, guidance: Guidance
-) -> Velocity:
-    """Returns the guided velocity field u + scale (c - u).
+    field: Callable[[Tensor, Tensor, Caption], Predicted], caption: Caption, null: Caption, guidance: Guidance
+) -> Field:
+    """Returns the guided field u + scale (c - u).
 
-    One call on a doubled batch yields both the conditional velocity c and the velocity u of the null caption.
+    One call on a doubled batch yields both the conditional velocity c and the velocity u of the null caption. A learned
+    variance is that of the caption, as in the public code of DiT.
     """
     both_captions = _joined(caption, null)
 
-    def field(x_BCHW: Tensor, time_B: Tensor) -> Tensor:
+    def guided_field(x_BCHW: Tensor, time_B: Tensor) -> Predicted:
         if not guidance.covers(float(time_B[0])):
-            return velocity(x_BCHW, time_B, caption)
-        both = velocity(x_BCHW.repeat(2, 1, 1, 1), time_B.repeat(2), both_captions)
-        conditional, unconditional = both.chunk(2)
-        return torch.lerp(unconditional, conditional, guidance.scale)
+            return field(x_BCHW, time_B, caption)
+        velocity, variance = field(x_BCHW.repeat(2, 1, 1, 1), time_B.repeat(2), both_captions)
+        conditional, unconditional = velocity.chunk(2)
+        own = None if variance is None else variance.chunk(2)[0]
+        return Predicted(torch.lerp(unconditional, conditional, guidance.scale), own)
 
-    return field
+    return guided_field
 
 
 def _joined(caption: Caption, null: Caption) -> Caption:
@@ -68,27 +88,39 @@ def _joined(caption: Caption, null: Caption) -> Caption:
     return torch.cat([text, null_text]), torch.cat([length, null_length]), torch.cat([pooled, null_pooled])
 
 
-def euler(velocity: Velocity, noise_BCHW: Tensor, times: list[float]) -> Iterator[Tensor]:
-    """Yields x after each step of Euler's first-order method; the last is the image."""
-    x = noise_BCHW
+def euler(field: Field, noise_BCHW: Tensor, times: list[float], objective: Objective) -> Iterator[Tensor]:
+    """Yields x after each step of Euler's first-order method, which is DDIM's too."""
+    x = times[0] * noise_BCHW
     for start, stop in pairwise(times):
-        x = x + (stop - start) * velocity(x, _full(x, start))
+        x = x + (stop - start) * field(x, full_times(x, start)).velocity_BCHW
         yield x
 
 
-def heun(velocity: Velocity, noise_BCHW: Tensor, times: list[float]) -> Iterator[Tensor]:
-    """Yields x after each step of Heun's second-order method, which calls the velocity twice a step."""
-    x = noise_BCHW
+def heun(field: Field, noise_BCHW: Tensor, times: list[float], objective: Objective) -> Iterator[Tensor]:
+    """Yields x after each step of Heun's second-order method, which calls the field twice a step.
+
+    It integrates v over t along the straight path, or the noise over sigma / alpha where the image keeps its scale.
+    """
+
+    def position(time: float) -> float:
+        return time if objective.is_straight else time / (1 - time)
+
+    def scale(time: float) -> float:
+        return 1.0 if objective.is_straight else 1 / (1 - time)
+
+    def slope(x: Tensor, time: float) -> Tensor:
+        velocity = field(x, full_times(x, time)).velocity_BCHW
+        return velocity if objective.is_straight else x + (1 - time) * velocity
+
+    x = times[0] * noise_BCHW
     for start, stop in pairwise(times):
-        slope = velocity(x, _full(x, start))
-        # The last step evaluates the velocity at t = 0, where that of rectified flow is finite.
-        ahead = velocity(x + (stop - start) * slope, _full(x, stop))
-        x = x + (stop - start) * (slope + ahead) / 2
+        state, step, first = x * scale(start), position(stop) - position(start), slope(x, start)
+        x = (state + step * first) / scale(stop)
+        if stop > 0 or objective.evaluates_image:
+            x = (state + step * (first + slope(x, stop)) / 2) / scale(stop)
         yield x
 
 
-SAMPLERS: dict[str, Callable[[Velocity, Tensor, list[float]], Iterator[Tensor]]] = {"euler": euler, "heun": heun}
-
-
-def _full(x: Tensor, time: float) -> Tensor:
-    return torch.full((x.shape[0],), time, device=x.device, dtype=torch.float32)
+def full_times(x_BCHW: Tensor, time: float) -> Tensor:
+    """Returns the time of every image, float32 [B]."""
+    return torch.full((x_BCHW.shape[0],), time, device=x_BCHW.device, dtype=torch.float32)

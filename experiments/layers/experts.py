@@ -58,7 +58,7 @@ class StackedExperts(nn.Module):
         self.b_out_ED = nn.Parameter(torch.zeros(len(held), width)) if bias else None
         self.exchange = ExpertExchange(num_experts, share) if share.count > 1 else None
         for expert, *weights in zip(held, self.w_in_EFD.data, self.w_out_EFD.data, strict=True):
-            init_feed_forward(width, hidden, *weights, generator=_generator(seed, expert, weights[0].device))
+            init_feed_forward(width, hidden, *weights, generator=expert_generator(seed, expert, weights[0].device))
         if self.exchange is not None:
             # The mark makes DeepSpeed reduce these gradients only over processes that hold the same experts.
             for parameter in self.parameters():
@@ -89,7 +89,7 @@ def init_feed_forward(width: int, hidden: int, *weights: Tensor, generator: torc
         nn.init.uniform_(weight, -bound, bound, generator=generator)
 
 
-def _generator(seed: str, expert: int, device: torch.device) -> torch.Generator | None:
+def expert_generator(seed: str, expert: int, device: torch.device) -> torch.Generator | None:
     """Returns an expert's generator, seeded by its global number so that any layout draws the same; None on `meta`."""
     if device.type == "meta":
         return None

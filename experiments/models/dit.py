@@ -6,7 +6,7 @@ block. The router reads what the experts read, LN(x + cross-attention) after mod
 timestep (equation 4 does not say whether it is modulated; that is our choice). Modulation, cross-attention outputs and
 the head start at zero, so the model starts as the identity on tokens and predicts zero.
 
-The model computes no loss: it returns the velocity and each layer's `FeedForwardOutput`.
+The model computes no loss: it returns the prediction and each layer's `FeedForwardOutput`.
 
 Legend: B images, C channels, H, W height and width, T tokens, K kept tokens, P values of a patch, D width, L caption
 length.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from experiments.config.budget import PRIOR_GRID
+from experiments.config.budget import PRIOR_GRID, head_width
 from experiments.config.parametrization import initial_factor
 from experiments.config.schema import RunConfig
 from experiments.layers.attention import Attention, gated_residual, modulate
@@ -42,8 +42,9 @@ from experiments.routing.switch_dit import layer_priors
 class DiTOutput(NamedTuple):
     """The output of the model.
 
-    velocity_BKP: the velocity at each kept token. auxiliary_loss: float32 scalar, summed over the routed layers.
-    feed_forward: one `FeedForwardOutput` per block, in order.
+    velocity_BKP: the prediction at each kept token, which is the velocity for rectified flow (`experiments/flow/`);
+    with a learned variance P is twice the values of a patch. auxiliary_loss: float32 scalar, summed over the routed
+    layers. feed_forward: one `FeedForwardOutput` per block, in order.
     """
 
     velocity_BKP: Tensor
@@ -100,7 +101,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Predicts the velocity of rectified flow from a noisy image, its time and its caption.
+    """Predicts what the objective asks for, such as the velocity, from a noisy image, its time and its caption.
 
     `share` says which experts this process holds, all by default. `checkpointed` turns on activation checkpointing in
     training: only the input of each block is saved, and the backward pass recomputes the rest (Chen et al. 2016, arXiv
@@ -113,6 +114,7 @@ class DiT(nn.Module):
         super().__init__()
         model, data = config.model, config.data
         self.patch_size, self.image_size = model.patch_size, data.image_size
+        self.flow = config.flow  # a sampler asks it what the head predicts
         self.fast = config.train.implementation == "fast"
         self.checkpointed = checkpointed
         self.has_prior_loss = config.routing.prior_loss_weight > 0
@@ -120,13 +122,15 @@ class DiT(nn.Module):
         patch = model.patch_size**2 * data.channels
         self.embed = nn.Linear(patch, model.width)
         self.register_buffer(
-            "position_TD", sinusoidal_positions(model.width, data.image_size // model.patch_size), persistent=False
+            "position_TD",
+            sinusoidal_positions(model.width, data.image_size // model.patch_size, config.position_side),
+            persistent=False,
         )
         self.time = TimeEmbedding(model.width)
         self.text = build_caption_encoder(config)
         self.blocks = nn.ModuleList([Block(config, layer, share) for layer in range(model.num_layers)])
         self.modulation_2D = nn.Parameter(torch.zeros(2, model.width))
-        self.head = nn.Linear(model.width, patch)
+        self.head = nn.Linear(model.width, head_width(config))
         nn.init.xavier_uniform_(self.embed.weight)
         nn.init.zeros_(self.embed.bias)
         nn.init.zeros_(self.head.weight)
@@ -134,7 +138,7 @@ class DiT(nn.Module):
         _scale_to_width(self, config)
 
     def forward(self, noisy_BCHW: Tensor, time_B: Tensor, caption: Caption, keep_BK: Tensor | None = None) -> DiTOutput:
-        """Predicts the velocity at `noisy_BCHW`; with `keep_BK` (int64 token indices) only for these tokens.
+        """Predicts at `noisy_BCHW`; with `keep_BK` (int64 token indices) only for these tokens.
 
         The other tokens then enter no layer. `caption` holds token ids [B, L], or precomputed features where the data
         have them.

@@ -61,11 +61,15 @@ def unpatchify(patches_BTP: Tensor, patch_size: int, image_size: int) -> Tensor:
     return F.fold(patches_BTP.transpose(1, 2), image_size, patch_size, stride=patch_size)
 
 
-def sinusoidal_positions(width: int, side: int) -> Tensor:
-    """Returns fixed 2-D position embeddings [T, D]: half of the width encodes the row, half the column (MAE, DiT)."""
+def sinusoidal_positions(width: int, side: int, span: int | None = None) -> Tensor:
+    """Returns fixed 2-D position embeddings [T, D]: half of the width encodes the row, half the column (MAE, DiT).
+
+    With `span` the `side` rows and columns run over the positions of a grid with this side, so that a model of another
+    resolution finds them where it has learned them (interpolation, as in PixArt-Sigma, arXiv 2403.04692, section 3.3).
+    """
     quarter = width // 4
     frequency = 10_000 ** (-torch.arange(quarter, dtype=torch.float32) / quarter)
-    angle = torch.arange(side, dtype=torch.float32).outer(frequency)
+    angle = (torch.arange(side, dtype=torch.float32) * ((span or side) / side)).outer(frequency)
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)
     # Tokens are in reading order: the row index changes every `side` tokens, the column index with every token.
     rows, columns = axis.repeat_interleave(side, dim=0), axis.repeat(side, 1)

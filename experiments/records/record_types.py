@@ -6,6 +6,7 @@ A missing value is missing: the key is absent from the file, never 0 and never "
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -19,6 +20,8 @@ SCHEMA_VERSION = 1
 State = Literal["planned", "running", "done", "failed", "interrupted"]
 Weights = Literal["raw", "ema"]
 Precision = Literal["fp32", "bf16"]
+FILE_OF_WEIGHTS: dict[Weights, str] = {"raw": "weights", "ema": "ema"}
+"""The file of a checkpoint that holds each kind of weights."""
 
 BalanceLoss = Literal["sum over layers"]
 BALANCE_LOSS: BalanceLoss = "sum over layers"
@@ -60,11 +63,38 @@ class PluginRecord(Record):
 
 
 class ParentRecord(Record):
-    """Is the shorter run on whose trunk a run began (`--branch-from`), and the images that both share."""
+    """Is the run from which a run took its first weights, or the shorter one on whose trunk it began.
+
+    With `--branch-from` the two share their first `images`, which count as the run's own. With `train.init_from` the
+    run begins at its first image, and what its weights have cost before is counted beside it. The fields from `path` on
+    are those of `train.init_from`.
+    """
 
     name: Words
     config_id: str
     images: Positive = Field(description="seen at the checkpoint from which this run continued")
+    path: Words | None = Field(None, description="the folder from which the weights were read")
+    router: Words | None = Field(None, description="its routing.name")
+    weights: Weights | None = Field(None, description="ema or raw")
+    fingerprint: str | None = Field(None, description="hash of the files of its weights")
+    train_flops: Amount | None = Field(None, description="that it spent on these images, as executed where known")
+    tensors: dict[str, dict[str, Count]] | None = Field(
+        None, description="what became of them: taken, copied, extended or new, by part of the model"
+    )
+    parent: ParentRecord | None = Field(None, description="the run from which the parent began")
+
+    @property
+    def is_trunk(self) -> bool:
+        """Says whether the run continues a shorter one, whose images are its own."""
+        return self.fingerprint is None
+
+    @property
+    def ancestors(self) -> Iterator[ParentRecord]:
+        """Yields those whose compute came before the run: this one where it is no trunk, and its own ancestors."""
+        if not self.is_trunk:
+            yield self
+        if self.parent is not None:
+            yield from self.parent.ancestors
 
 
 class PartRecord(Record):
@@ -141,7 +171,7 @@ class RunRecord(Origin):
     train_flops_per_image: Positive = Field(description="forward and backward over the tokens training keeps")
     plugins: list[PluginRecord] | None = Field(None, description="that the run uses; None: none")
     parent: ParentRecord | None = Field(
-        None, description="shorter run that it continued from; None: it began by itself"
+        None, description="run that it continued from, or took its first weights from; None: it began by itself"
     )
     parts: list[PartRecord] | None = Field(
         None, min_length=2, description="dense runs that it was merged from, in the order of its experts; None: trained"
@@ -151,6 +181,20 @@ class RunRecord(Origin):
     def plugin_names(self) -> list[str]:
         """Returns the names of the run's plugins, which need not be loaded where records are only read."""
         return [plugin.name for plugin in self.plugins or ()]
+
+    @property
+    def images_before(self) -> int:
+        """Returns the images on which its first weights were trained, by the parent and the parents of that."""
+        return sum(each.images for each in self._ancestors)
+
+    @property
+    def flops_before(self) -> float:
+        """Returns the training FLOPs of these images."""
+        return sum(each.train_flops or 0.0 for each in self._ancestors)
+
+    @property
+    def _ancestors(self) -> Iterator[ParentRecord]:
+        return iter(()) if self.parent is None else self.parent.ancestors
 
     @property
     def on_accelerator(self) -> bool:
@@ -188,7 +232,7 @@ class StepRow(Record):
         None, description="training FLOPs spent so far, as they were executed; None: as planned in `flops`"
     )
     seconds: Seconds = Field(description="spent training so far, over all resumptions, without evaluation")
-    loss: Number = Field(description="velocity mean squared error, without auxiliary losses")
+    loss: Number = Field(description="of the objective (`flow.objective`), without auxiliary losses")
     auxiliary_loss: OptionalNumber = Field(None, description="weighted balance losses, summed over the routed layers")
     learning_rate: Number
     grad_norm: Amount
@@ -222,7 +266,9 @@ class EvalRow(Record):
     """A row of `evals.jsonl`: one measured value.
 
     Metrics that training writes: `val_loss`; `val_loss_t0` ... `val_loss_t9` (tenths of t); `val_loss_same_t` (batches
-    of one timestep, as in sampling); `dropped_share` and `dropped_share_same_t` (mean over routed layers; absent when
+    of one timestep, as in sampling); `velocity_error`, the mean squared error of the velocity that the prediction
+    implies, which all objectives share, and where it is another number than the loss also `velocity_error_t0` and so
+    on; `dropped_share` and `dropped_share_same_t` (mean over routed layers; absent when
     dense); with `eval.metric_images` also `shapes-geneval` and `frechet-shapes`. Where a router decides otherwise in
     inference than in training, `val_loss` is with the decision of inference and `val_loss_training_decision` with that
     of training. Where a forward pass computes other FLOPs than planned, `executed_flops_per_image` has them, and
@@ -243,35 +289,3 @@ class EvalRow(Record):
     while_training: bool | None = Field(
         None, description="true where training sampled it, and measures it again when it goes on from before it"
     )
-
-
-class RoutingMapRow(Record):
-    """A row of `routing_maps.jsonl`, which says what one routed layer does to which tokens, at one time or over all.
-
-    With `source` `scenes` they are tokens of true images noised to `time`, where the tokens of objects are known; with
-    `samples` those of the conditional branch along the sampler's path. Shares are of token-to-expert assignments.
-
-    Legend: E experts, T tokens of an image.
-    """
-
-    images_seen: Count
-    weights: Weights
-    source: Literal["scenes", "samples"]
-    settings: MeasurementSettings = Field(
-        default_factory=dict, description="how images were made; guidance for samples"
-    )
-    num_images: Count
-    layer: Count
-    time: OptionalNumber = Field(None, description="t; None: over all times that were measured")
-    load: list[Number] = Field(description="[E] share of the assignments by expert; sums to 1")
-    entropy: Number = Field(description="of a token's affinities over experts, mean, divided by log E: 0 to 1")
-    dropped_share: Number = Field(description="share of tokens that no expert processed")
-    experts_per_token: list[Number] = Field(description="share of tokens processed by 0, 1, 2, ... experts")
-    object_experts: OptionalNumber = Field(None, description="mean experts per token on objects")
-    background_experts: OptionalNumber = Field(None, description="mean experts per token elsewhere")
-    divergence: OptionalNumber = Field(
-        None, description="1 - 2 |C and U| / (|C| + |U|) over (token, expert) pairs of both guidance branches"
-    )
-    experts_by_position: list[Number] | None = Field(None, description="[T] mean experts per token at each position")
-    load_by_position: list[list[Number]] | None = Field(None, description="[E][T] share of position's assignments")
-    load_by_kind: dict[str, list[Number]] | None = Field(None, description="caption kind -> [E] share of assignments")

@@ -30,8 +30,8 @@ def has_begun(run_dir: RunDir) -> bool:
     if any(run_dir.checkpoints.glob("images_*")):
         return True
     try:
-        status = run_dir.read_status()
-        return bool(status is not None and status.checkpoint_images) or run_dir.read_run().parent is None
+        status, parent = run_dir.read_status(), run_dir.read_run().parent
+        return bool(status is not None and status.checkpoint_images) or parent is None or not parent.is_trunk
     except RecordError:
         return True
 

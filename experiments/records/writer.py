@@ -21,13 +21,13 @@ from experiments.records.record_types import (
     BALANCE_LOSS,
     EvalRow,
     Record,
-    RoutingMapRow,
     RoutingRow,
     RunRecord,
     State,
     Status,
     StepRow,
 )
+from experiments.records.routing_map_row import RoutingMapRow
 from experiments.records.run_folder import RunDir, read_jsonl
 from experiments.records.run_lock import FolderLock, lock_folder
 from experiments.records.storage import append_line, storage_errors, write_json_atomic

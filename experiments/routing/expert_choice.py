@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.config.router_sizes import mean_time
+from experiments.config.objectives import OBJECTIVES
 from experiments.config.schema import RunConfig
 from experiments.routing.contract import Assignment, GroupDecision, Pairs, RoutingContext, sort_pairs
 from experiments.routing.logits import affinity
@@ -60,7 +60,8 @@ class ExpertChoiceRouter(Router):
         super().__init__(config)
         routing = config.routing
         self.gating, self.eval_decision = routing.gating, routing.eval_decision
-        self.schedule, self.mean_time = routing.capacity_schedule, mean_time(config)
+        self.schedule = routing.capacity_schedule
+        self.mean_time = OBJECTIVES[config.flow.objective].mean_time(config.flow)
         self.predictor_loss_weight = routing.predictor_loss_weight
         self.predictor: CapacityPredictor | None = None
         if routing.predictor_loss_weight:

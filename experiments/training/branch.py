@@ -57,7 +57,8 @@ def begin(config: RunConfig, run_dir: RunDir, record: RunRecord, parent: RunDir 
         return
     trunk, images_seen = _trunk_of(config, record, parent)
     content = read_description(parent.checkpoint(images_seen), trunk.config_id)
-    origin = ParentRecord(name=trunk.name, config_id=trunk.config_id, images=images_seen)
+    before = None if trunk.parent is None else next(trunk.parent.ancestors, None)
+    origin = ParentRecord(name=trunk.name, config_id=trunk.config_id, images=images_seen, parent=before)
     # A run keeps the precision that its first images were trained in.
     began = record.model_copy(update={"parent": origin, "precision": trunk.precision})
     settled, held = lock_folder(run_dir, began, images_seen=0)

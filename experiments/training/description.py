@@ -17,12 +17,17 @@ from experiments.config.identity import config_id, run_name
 from experiments.config.schema import RunConfig
 from experiments.plugins.runs import plugin_records
 from experiments.records.provenance import git_commit, host_name, utc_now, versions
-from experiments.records.record_types import Origin, Precision, RunRecord
+from experiments.records.record_types import Origin, ParentRecord, Precision, RunRecord
 from experiments.training.engine import launched_world
 
 
 def describe_run(
-    config: RunConfig, precision: Precision, cost: Budget, command: Sequence[str], origin: Origin | None = None
+    config: RunConfig,
+    precision: Precision,
+    cost: Budget,
+    command: Sequence[str],
+    origin: Origin | None = None,
+    parent: ParentRecord | None = None,
 ) -> RunRecord:
     """Returns the record of a first start; a resumed run keeps its own."""
     return RunRecord(
@@ -46,6 +51,7 @@ def describe_run(
         flops_per_image=cost.flops_per_image,
         train_flops_per_image=cost.train_flops_per_image,
         plugins=plugin_records(config),
+        parent=parent,
     )
 
 

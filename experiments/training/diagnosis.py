@@ -34,7 +34,7 @@ class Cause:
     hint: str = ""
 
 
-def nonfinite_cause(model: nn.Module, batches: Sequence[Batch], patch_size: int, world: int) -> Cause:
+def nonfinite_cause(model: nn.Module, batches: Sequence[Batch], config: RunConfig, world: int) -> Cause:
     """Returns the first module over all processes whose weights, output or gradient is not finite.
 
     Collective. Every process needs equally many batches, and all take each step of the search or none does, since a
@@ -43,7 +43,7 @@ def nonfinite_cause(model: nn.Module, batches: Sequence[Batch], patch_size: int,
     found = first_trouble(_bad_weights(model), world)
     for batch in batches:
         for search in (_bad_output, _bad_gradient):
-            found = found or first_trouble(search(model, batch, patch_size), world)
+            found = found or first_trouble(search(model, batch, config), world)
     return found or Cause("the loss")
 
 
@@ -62,16 +62,16 @@ def _bad_weights(model: nn.Module) -> Cause | None:
 
 
 @torch.no_grad()
-def _bad_output(model: nn.Module, batch: Batch, patch_size: int) -> Cause | None:
+def _bad_output(model: nn.Module, batch: Batch, config: RunConfig) -> Cause | None:
     causes: list[Cause] = []
     hooks = [module.register_forward_hook(_reporter(name, causes)) for name, module in _layers(model)]
-    forward_loss(model, batch, patch_size)
+    forward_loss(model, batch, config)
     for hook in hooks:
         hook.remove()
     return causes[0] if causes else None
 
 
-def _bad_gradient(model: nn.Module, batch: Batch, patch_size: int) -> Cause | None:
+def _bad_gradient(model: nn.Module, batch: Batch, config: RunConfig) -> Cause | None:
     """Returns the first parameter, in the order of the backward pass, whose gradient is not finite.
 
     Returns None with ZeRO-3, which gathers weights in hooks that this search would bypass.
@@ -79,7 +79,7 @@ def _bad_gradient(model: nn.Module, batch: Batch, patch_size: int) -> Cause | No
     names, parameters = zip(*model.named_parameters(), strict=True)
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
         return None
-    loss_B, output = forward_loss(model, batch, patch_size)
+    loss_B, output = forward_loss(model, batch, config)
     gradients = torch.autograd.grad(loss_B.mean() + output.auxiliary_loss, parameters, allow_unused=True)
     # The backward pass starts at the last layers, and parameters are listed in the order of the forward pass.
     bad = [

@@ -34,7 +34,7 @@ from experiments.routing.build import try_plugin
 from experiments.routing.stats import slots_of_image
 from experiments.training.branch import begin
 from experiments.training.checkpoint_contents import LOSS
-from experiments.training.checkpoint_list import saved_checkpoints
+from experiments.training.checkpoint_list import complete_checkpoints, saved_checkpoints
 from experiments.training.clock import NoClock, StepClock
 from experiments.training.description import describe_run, peak_memory_gib
 from experiments.training.diagnosis import nonfinite_cause, nonfinite_error
@@ -47,6 +47,7 @@ from experiments.training.engine import (
     process_group,
     resolve_precision,
 )
+from experiments.training.first_weights import FirstWeights, begin_from
 from experiments.training.host_memory import prefer_large_pages
 from experiments.training.matmul_speed import matmul_flops_per_second
 from experiments.training.means import RunningMeans
@@ -117,7 +118,10 @@ def train(
     cost = budget(config)
     precision = resolve_precision(config.train.precision, config.parallel.zero_stage)
     require_room(config, precision)
-    record = describe_run(config, precision, cost, command, origin)
+    first = None
+    if config.train.init_from is not None and (restart or not (branch_from or complete_checkpoints(run_dir))):
+        first = FirstWeights(config)  # a run that goes on from a checkpoint does not read its parent again
+    record = describe_run(config, precision, cost, command, origin, None if first is None else first.as_record())
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)
     meeting = meet(run_dir, record, reporter.fail)  # ranks that differ are refused before anything is written
@@ -139,6 +143,8 @@ def train(
             require_same_loss(config, checkpoint)
             restore(engine, checkpoint)
             means = RunningMeans.from_state(checkpoint.state)
+        elif config.train.init_from is not None:
+            begin_from(first or FirstWeights(config), engine, reporter)
         writer = None
         if engine.rank == 0:
             writer = RecordWriter.open(run_dir, record, means.images_seen, start_mirror, restart)
@@ -212,7 +218,7 @@ def _step(run: Run, batch: Batch, started: float) -> float:
     micro_batches = list(micro_batches_of(batch, config.train.accumulation))
     for micro in micro_batches:
         with clock.part("forward"):
-            loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
+            loss_B, output = forward_loss(engine.deepspeed, micro, config)
             total = loss_B.mean() + output.auxiliary_loss
         engine.routers.observe(output.feed_forward)
         # All lie in one tensor, so that their means over all processes take a single all-reduce.
@@ -225,7 +231,7 @@ def _step(run: Run, batch: Batch, started: float) -> float:
     loss, auxiliary_loss, slots_per_image = _mean_over_processes(engine, torch.stack(measured).mean(dim=0))
     grad_norm = float(engine.deepspeed.get_global_grad_norm())
     if not math.isfinite(loss + auxiliary_loss + grad_norm):
-        cause = nonfinite_cause(engine.model, micro_batches, config.model.patch_size, engine.world)
+        cause = nonfinite_cause(engine.model, micro_batches, config, engine.world)
         raise nonfinite_error(config, run.means.images_seen, cause, f"loss {loss:g}, gradient norm {grad_norm:g}")
     engine.routers.step(engine.world)
     engine.ema.update(run.means.images_seen + config.train.batch_images, config.train.batch_images)

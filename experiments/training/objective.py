@@ -1,4 +1,4 @@
-"""The velocity loss of a batch, which training minimises and validation reports.
+"""The loss of a batch, which training minimises and validation reports, by the objective of the run.
 
 Legend: B images, K tokens, P values of a token.
 """
@@ -11,20 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch
-from experiments.flow.rectified_flow import interpolate, velocity_loss, velocity_target
+from experiments.flow.objective_contract import Losses, interpolate, objective_of
 from experiments.models.dit import DiTOutput, gather_tokens
 from experiments.models.embed import patchify
 
 
-def forward_loss(model: torch.nn.Module, batch: Batch, patch_size: int) -> tuple[Tensor, DiTOutput]:
+def forward_loss(model: torch.nn.Module, batch: Batch, config: RunConfig) -> tuple[Tensor, DiTOutput]:
     """Returns the loss of each image, float32 [B], and the output of the model."""
-    noisy_BCHW = interpolate(batch.pixels_BCHW, batch.noise_BCHW, batch.time_B)
-    output: DiTOutput = model(noisy_BCHW, batch.time_B, batch.caption, batch.keep_BK)
-    target_BKP = patchify(velocity_target(batch.pixels_BCHW, batch.noise_BCHW), patch_size)
+    losses, output = forward_losses(model, batch, config)
+    return losses.loss_B, output
+
+
+def forward_losses(model: torch.nn.Module, batch: Batch, config: RunConfig) -> tuple[Losses, DiTOutput]:
+    """Returns the loss and the velocity error of each image, and the output of the model."""
+    objective, time_B = objective_of(config.flow), batch.time_B
+    noisy_BCHW = interpolate(batch.pixels_BCHW, batch.noise_BCHW, time_B)
+    output: DiTOutput = model(*objective.network_input(noisy_BCHW, time_B), batch.caption, batch.keep_BK)
+    image_BKP, noise_BKP = (patchify(each, config.model.patch_size) for each in (batch.pixels_BCHW, batch.noise_BCHW))
     if batch.keep_BK is not None:
-        target_BKP = gather_tokens(target_BKP, batch.keep_BK)
-    return velocity_loss(output.velocity_BKP, target_BKP), output
+        image_BKP, noise_BKP = (gather_tokens(each, batch.keep_BK) for each in (image_BKP, noise_BKP))
+    return objective.losses(output.velocity_BKP, image_BKP, noise_BKP, time_B), output
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -6,6 +6,7 @@ All tensors are fp32 stretches of parameters (`partitions.py`). `checkpoint_file
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -96,21 +97,28 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     partitions.refresh_module()
     for average, flats in zip(engine.ema.keys, engine.ema.averages, strict=True):
         partitions.fill(partial(checkpoint.read, "ema", state=average), flats)
-    for name in checkpoint.state["optimizer_states"]:
-        _restore_state(engine, checkpoint, name)
+    restore_optimizer(engine, checkpoint, partial(checkpoint.read, "optimizer"))
+
+
+def restore_optimizer(engine: Engine, checkpoint: Checkpoint, read: Callable[[str, int, int, str], Tensor]) -> None:
+    """Restores every kind of optimizer state that `checkpoint` holds, such as `exp_avg`, and the counts of steps.
+
+    `read` takes (name, start, stop, state) and returns these elements of the state of one parameter.
+    """
+    partitions = engine.partitions
+    for state in checkpoint.state["optimizer_states"]:
+        filled = [torch.zeros_like(flat) for flat in partitions.flats]
+        partitions.fill(partial(_read_state, read, state), filled)
+        for key, flat in zip(partitions.keys, filled, strict=True):
+            engine.optimizer.state[key][state] = flat.view(key.shape)
     for key in partitions.keys:
         for name, value in checkpoint.state["optimizer_counters"].items():
             # torch's optimizers count their steps in a float32 tensor of their own for each parameter.
             engine.optimizer.state[key][name] = torch.tensor(value, dtype=torch.float32)
 
 
-def _restore_state(engine: Engine, checkpoint: Checkpoint, state: str) -> None:
-    """Restores one kind of optimizer state, such as `exp_avg`, for all parameters."""
-    partitions = engine.partitions
-    filled = [torch.zeros_like(flat) for flat in partitions.flats]
-    partitions.fill(lambda name, start, stop: checkpoint.read("optimizer", name, start, stop, state), filled)
-    for key, flat in zip(partitions.keys, filled, strict=True):
-        engine.optimizer.state[key][state] = flat.view(key.shape)
+def _read_state(read: Callable[[str, int, int, str], Tensor], state: str, name: str, start: int, stop: int) -> Tensor:
+    return read(name, start, stop, state)
 
 
 def _copied(partitions: Partitions, flats: list[Tensor], state: str = "") -> dict[str, Tensor]:

@@ -88,8 +88,10 @@ def load_router_state(model: nn.Module, state: Mapping[str, Any], path: Path) ->
     for name, buffer in buffers.items():
         try:
             values = torch.tensor(stored[name], dtype=buffer.dtype)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{path} holds no numbers in {KEY}.{name}.", "Use another checkpoint.") from error
+        if not buffer.is_floating_point() and (type(stored[name]) is not int or stored[name] < 0):
+            raise CheckpointError(f"{path} holds no count in {KEY}.{name}.", "Use another checkpoint.")
         if values.shape != buffer.shape or not bool(values.isfinite().all()):
             raise CheckpointError(
                 f"{path} holds {KEY}.{name} of shape {list(values.shape)} or with infinite numbers, "

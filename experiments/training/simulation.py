@@ -170,7 +170,7 @@ def _step(engine: Engine, config: RunConfig, shapes: ShapesOnly) -> int:
     for _ in range(config.train.accumulation):
         batch = _batch(config, config.micro_batch_images)
         before = shapes.live
-        loss_B, output = forward_loss(engine.deepspeed, batch, config.model.patch_size)
+        loss_B, output = forward_loss(engine.deepspeed, batch, config)
         total = loss_B.mean() + output.auxiliary_loss
         saved = shapes.live - before
         engine.deepspeed.backward(total)

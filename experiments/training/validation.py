@@ -1,5 +1,7 @@
 """Validation loss on a fixed set of (image, t, noise), in total and by tenths of t, under two ways of batching t.
 
+Losses of different objectives have different units. The velocity error, which all objectives share, is measured beside
+the loss: in the same detail where it is another number, and else in total alone.
 With `mixed_t` a batch holds all timesteps, as in training. With `same_t` it holds a single one, as in sampling, where a
 router that counts capacity over the batch meets other loads. Images and noise are the same in both.
 
@@ -17,6 +19,8 @@ from typing import Literal, Protocol
 import torch
 
 from experiments.config.budget import compute_varies, executed_flops_per_image
+from experiments.config.metrics import VELOCITY_ERROR
+from experiments.config.objectives import loss_is_velocity_error
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, same_time_batches, validation_set
 from experiments.distributed.agreement import everyone
@@ -26,7 +30,7 @@ from experiments.records.record_types import EvalRow, RoutingRow, Weights
 from experiments.routing.router import Router
 from experiments.routing.stats import NUM_TIME_BUCKETS, RoutingStats
 from experiments.training.diagnosis import nonfinite_cause, nonfinite_error
-from experiments.training.objective import forward_loss, to_device
+from experiments.training.objective import forward_losses, to_device
 
 Condition = Literal["mixed_t", "same_t"]
 
@@ -35,8 +39,8 @@ Condition = Literal["mixed_t", "same_t"]
 class ValidationLosses:
     """The losses of this process's images by batch, and the statistics of the routed layers."""
 
-    losses: list[tuple[int, list[float], list[float]]]
-    """The number of each batch, with the loss and the t of each of its images."""
+    losses: list[tuple[int, list[tuple[float, float, float]]]]
+    """The number of each batch, with the loss, the velocity error and the t of each of its images."""
     stats: dict[int, RoutingStats]
 
 
@@ -69,6 +73,8 @@ class Validator:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+        flow = config.flow
+        self.loss_is_velocity_error = loss_is_velocity_error(flow.objective, flow.prediction)
         self.batches: dict[Condition, Sequence[Batch]] = {
             "mixed_t": validation_set(config),
             "same_t": same_time_batches(config),
@@ -89,19 +95,27 @@ class Validator:
                 engine.layers_are_collective,
             )  # fmt: skip
             losses, stats = _merge(everyone(mine, engine.world))
-            if not all(math.isfinite(loss) for loss, _ in losses):
+            if not all(math.isfinite(loss) for loss, _, _ in losses):
                 raise self._not_finite(engine, condition, images_seen, weights)
             row = EvalRow(
                 images_seen=images_seen, metric="", value=0.0, num_samples=len(losses),
                 seed=self.config.data.seed, weights=weights,
             )  # fmt: skip
-            values = _loss_values(losses, condition) | self._layer_values(stats, condition)
+            values = self._loss_values(losses, condition) | self._layer_values(stats, condition)
             if condition == "mixed_t" and self.config.routing.eval_decision != "same":
                 values |= self._loss_of_training_decision(engine)
             evals += [row.model_copy(update={"metric": m, "value": v}) for m, v in values.items()]
             if weights == "raw":
                 routing += [stats[layer].row(images_seen, layer, condition) for layer in sorted(stats)]
         return evals, routing
+
+    def _loss_values(self, losses: list[tuple[float, float, float]], condition: Condition) -> dict[str, float]:
+        """Returns mean losses and velocity errors over the set."""
+        values = _mean_values("val_loss", [(loss, t) for loss, _, t in losses], condition)
+        errors = _mean_values(VELOCITY_ERROR, [(error, t) for _, error, t in losses], condition)
+        if self.loss_is_velocity_error:
+            errors = {name: value for name, value in errors.items() if name == VELOCITY_ERROR}
+        return values | errors
 
     def _layer_values(self, stats: dict[int, RoutingStats], condition: Condition) -> dict[str, float]:
         """Returns the share of tokens that no expert processed, as the mean over layers, and FLOPs where they vary.
@@ -126,8 +140,9 @@ class Validator:
                 engine.layers_are_collective,
             )  # fmt: skip
         losses, _ = _merge(everyone(mine, engine.world))
-        mean = sum(loss for loss, _ in losses) / len(losses)
-        return {"val_loss_training_decision": mean} if math.isfinite(mean) else {}
+        values = self._loss_values(losses, "mixed_t")
+        names = ("val_loss",) if self.loss_is_velocity_error else ("val_loss", VELOCITY_ERROR)
+        return {f"{name}_training_decision": values[name] for name in names if math.isfinite(values[name])}
 
     def _not_finite(
         self, engine: ValidatedModel, condition: Condition, images_seen: int, weights: Weights
@@ -136,7 +151,7 @@ class Validator:
         batches = self.batches[condition]
         turns = turns_of(len(batches), engine.rank, engine.world, together=True)  # all need equally many
         mine = [to_device(batches[number % len(batches)], engine.device) for number in turns]
-        cause = nonfinite_cause(engine.model, mine, self.config.model.patch_size, engine.world)
+        cause = nonfinite_cause(engine.model, mine, self.config, engine.world)
         return nonfinite_error(self.config, images_seen, cause, f"validation loss of the {weights} weights")
 
 
@@ -173,10 +188,11 @@ def measure_batches(
     measured = ValidationLosses([], {})
     for number in turns_of(len(batches), rank, world, together):
         batch = to_device(batches[number % len(batches)], device)
-        loss_B, output = forward_loss(model, batch, config.model.patch_size)
+        losses, output = forward_losses(model, batch, config)
         if number >= len(batches):  # this filler only took part in the collectives of the layers
             continue
-        measured.losses.append((number, loss_B.tolist(), batch.time_B.tolist()))
+        columns = (losses.loss_B.tolist(), losses.velocity_error_B.tolist(), batch.time_B.tolist())
+        measured.losses.append((number, list(zip(*columns, strict=True))))
         for layer in config.sparse_layer_indices:
             stats = measured.stats.setdefault(layer, RoutingStats(config.routing.num_experts))
             stats.add(output.feed_forward[layer], batch.time_B)
@@ -193,10 +209,15 @@ def turns_of(num_batches: int, rank: int, world: int, together: bool) -> range:
     return range(rank, end, world)
 
 
-def _merge(measurements: Sequence[ValidationLosses]) -> tuple[list[tuple[float, float]], dict[int, RoutingStats]]:
-    """Returns (loss, t) of each image in the order of the set, for any number of processes, and summed statistics."""
+def _merge(
+    measurements: Sequence[ValidationLosses],
+) -> tuple[list[tuple[float, float, float]], dict[int, RoutingStats]]:
+    """Returns (loss, velocity error, t) of each image in the order of the set, and summed statistics.
+
+    Neither depends on the number of processes.
+    """
     batches = sorted(batch for measured in measurements for batch in measured.losses)
-    losses = [pair for _, loss, time in batches for pair in zip(loss, time, strict=True)]
+    losses = [of_image for _, of_batch in batches for of_image in of_batch]
     stats: dict[int, RoutingStats] = {}
     for measured in measurements:
         for layer, counted in measured.stats.items():
@@ -207,14 +228,14 @@ def _merge(measurements: Sequence[ValidationLosses]) -> tuple[list[tuple[float, 
     return losses, stats
 
 
-def _loss_values(losses: list[tuple[float, float]], condition: Condition) -> dict[str, float]:
-    """Returns mean losses over the set, with mixed t also for each tenth of t that has an image."""
-    mean = sum(loss for loss, _ in losses) / len(losses)
+def _mean_values(name: str, values: list[tuple[float, float]], condition: Condition) -> dict[str, float]:
+    """Returns the mean of (value, t) over the set, with mixed t also for each tenth of t that has an image."""
+    mean = sum(value for value, _ in values) / len(values)
     if condition == "same_t":
-        return {"val_loss_same_t": mean}
-    values = {"val_loss": mean}
+        return {f"{name}_same_t": mean}
+    found = {name: mean}
     for bucket in range(NUM_TIME_BUCKETS):
-        inside = [loss for loss, t in losses if min(int(t * NUM_TIME_BUCKETS), NUM_TIME_BUCKETS - 1) == bucket]
+        inside = [value for value, t in values if min(int(t * NUM_TIME_BUCKETS), NUM_TIME_BUCKETS - 1) == bucket]
         if inside:
-            values[f"val_loss_t{bucket}"] = sum(inside) / len(inside)
-    return values
+            found[f"{name}_t{bucket}"] = sum(inside) / len(inside)
+    return found

@@ -57,8 +57,10 @@ def test_each_width_has_rows_that_carry_it_and_the_first_is_what_training_measur
 ) -> None:
     assert run(["evaluate", str(trained), *LOSS, "--ema", "0.05,0.10,0.15", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert [(one["ema_width"], len(one["rows"])) for one in shown] == [(0.05, 1), (0.1, 1), (0.15, 1)]
+    assert [(one["ema_width"], len(one["rows"])) for one in shown] == [(0.05, 2), (0.1, 2), (0.15, 2)]
     rows = rows_of(trained, "validation-loss")
+    errors = rows_of(trained, "validation-velocity-error")  # the same number where the network predicts the velocity
+    assert [row["value"] for row in errors] == [row["value"] for row in rows]
     assert [row["settings"] for row in rows] == [
         {"precision": "fp32", "ema_width": width} for width in (0.05, 0.1, 0.15)
     ]

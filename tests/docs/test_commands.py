@@ -90,6 +90,7 @@ def test_its_commands_do_what_the_page_says(
         if "data.path=out/photos" in arguments:
             (tmp_path / "out").mkdir(exist_ok=True)
             (tmp_path / "out" / "photos").symlink_to(request.getfixturevalue("latent_set"))
+        _provide_parents(arguments)
         if block.mode == "parse":
             _check_understood(arguments)
             continue
@@ -185,6 +186,14 @@ def _provide(words: Sequence[str], needs_weights: bool, write_run: Callable[...,
             random_run_folder(path if path.parent.name == "runs" else folder / "runs" / "first", "data.image_size=16")
         elif not path.exists():
             _write_runs(path, write_run)
+
+
+def _provide_parents(words: Sequence[str]) -> None:
+    """Makes the dense runs whose weights a command begins from."""
+    for word in words:
+        setting, _, path = word.partition("=")
+        if setting == "train.init_from" and not Path(path).exists():
+            random_run_folder(Path(path), "routing=dense", "model.num_layers=4")
 
 
 def _write_runs(path: Path, write_run: Callable[..., Any]) -> None:

@@ -37,6 +37,15 @@ def test_a_stopped_run_ends_with_the_same_bits_as_an_undisturbed_one(train, undi
     assert final_checkpoint(folder) == final_checkpoint(undisturbed)
 
 
+@pytest.mark.parametrize("flow", ["prediction=x0", "objective=ddpm flow.learned_sigma=True", "objective=edm"])
+def test_a_run_of_any_objective_continues_with_the_same_bits(train, tmp_path, flow):
+    settings = ["routing=dense", "train.images=96", "train.mask_ratio=0.5", *f"flow.{flow}".split()]
+    assert train(tmp_path / "alone", *settings).returncode == 0
+    stop_and_continue(train, tmp_path / "run", signal.SIGTERM, settings)
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "alone")
+    assert final_checkpoint(tmp_path / "run") == final_checkpoint(tmp_path / "alone")
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_said(train, undisturbed, tmp_path):
     folder = tmp_path / "run"
     process = start_run(folder)

@@ -1,69 +1,37 @@
-"""Writes the weights of a run for inference (`ecdit export-weights`), and reads them (`ecdit sample`).
+"""Writes the weights of a run for inference (`ecdit export-weights`).
 
 A folder holds `model.safetensors`, or numbered shards with Hugging Face's `model.safetensors.index.json`, and
 `model.json` with the run's record, the kind of weights (EMA or raw), and a checksum of every file. The files hold whole
 parameters under the names of the module, in one precision, without optimizer state. They are read from the checkpoint
-one at a time, so that no more than a shard is in memory, however large the run. The files may come from strangers:
-reading JSON and safetensors executes nothing, and what does not fit the model is refused.
+one at a time, so that no more than a shard is in memory, however large the run. `records/exported_record.py` and
+`training/exported_tensors.py` read the folder.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
-import torch
-from pydantic import Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from experiments.errors import CheckpointError, ConfigError, RecordError, StorageError
+from experiments.errors import CheckpointError, ConfigError, StorageError
 from experiments.evaluation.sampling.finite import require_finite_weights
-from experiments.inputs import read_input, sha256_of_files, unique_keys
-from experiments.records.record_types import Precision, Record, RunRecord, Weights
+from experiments.inputs import sha256_of_files
+from experiments.records.record_types import FILE_OF_WEIGHTS, Precision, RunRecord, Weights
 from experiments.records.run_folder import RunDir
 from experiments.records.storage import storage_errors
 from experiments.records.writer import write_json_atomic
-from experiments.text import printable, shortened
 from experiments.training.checkpoint import Checkpoint, load_newest
-from experiments.training.checkpoint_contents import tensor_headers
 from experiments.training.checkpoint_files import save_tensors, shard_name
+from experiments.training.exported_tensors import DTYPES
 from experiments.training.reconstructed_average import reconstructed_average
 from experiments.training.router_states import KEY as ROUTER_STATE
 
-Result = TypeVar("Result")
-FILE_OF_WEIGHTS = {"raw": "weights", "ema": "ema"}
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-STORED_AS: dict[Precision, str] = {"fp32": "F32", "bf16": "BF16"}
-"""The names of the precisions in safetensors."""
-MAX_DESCRIPTION_BYTES = 2**28
-"""The largest `model.json` that is read. It takes about 120 bytes for each shard, of which there can be many."""
-EXPORT_AGAIN = "Export the run again."
 INDEX = "model.safetensors.index.json"
-
-
-class Exported(Record):
-    """The content of `model.json`: the record of the run, the kind of its weights, and the checksum of every file."""
-
-    record: RunRecord
-    images_seen: int = Field(ge=0, lt=2**63)
-    weights: Weights
-    precision: Precision
-    sha256: dict[str, str]
-    ema_width: float | None = Field(None, gt=0, le=1)
-    router_state: dict[str, Any] | None = None
-    """The numbers of router states (`training/router_states.py`)."""
-
-    def files(self, folder: RunDir) -> dict[Path, str]:
-        """Returns the checksums by path. A path is always inside the folder, whatever `model.json` says."""
-        return {folder.path / Path(name).name: digest for name, digest in self.sha256.items()}
 
 
 def newest(
@@ -147,60 +115,6 @@ def folder_that_appears_whole(out: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(folder)
             raise
-
-
-def read_exported(folder: RunDir) -> Exported:
-    """Reads `model.json`. Raises `RecordError` where it cannot be read or is not as expected."""
-    path = folder.exported
-    try:
-        raw = json.loads(read_input(path, MAX_DESCRIPTION_BYTES), object_pairs_hook=unique_keys)
-        return Exported.model_validate(raw, strict=True)
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror}.", EXPORT_AGAIN) from error
-    except RecursionError as error:
-        raise RecordError(f"{path} is damaged: it is nested too deeply.", EXPORT_AGAIN) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = "".join(f"{part}: " for part in first["loc"])
-        reason = shortened(printable(f"{where}{first['msg']}"), 200)
-        raise RecordError(f"{path} is damaged: {reason}.", EXPORT_AGAIN) from error
-    except ValueError as error:
-        raise RecordError(f"{path} is damaged: it is not JSON ({error}).", EXPORT_AGAIN) from error
-
-
-def exported_shapes(folder: RunDir, exported: Exported) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every tensor by name, from the headers of the files.
-
-    Raises `CheckpointError` where the files hold no tensors, or tensors of another precision than `model.json` says.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in exported.files(folder):
-        for name, header in _checked(path, tensor_headers).items():
-            if header.dtype != STORED_AS[exported.precision]:
-                raise CheckpointError(
-                    f"{path} holds {printable(name)} as {header.dtype}; model.json says {exported.precision}.",
-                    EXPORT_AGAIN,
-                )
-            shapes[name] = header.shape
-    return shapes
-
-
-def exported_tensors(folder: RunDir, exported: Exported) -> dict[str, Tensor]:
-    """Returns every parameter by name. Raises `CheckpointError` for a file that is damaged, or not of safetensors."""
-    tensors: dict[str, Tensor] = {}
-    for path, digest in exported.files(folder).items():
-        if _checked(path, sha256_of_files) != digest:
-            raise CheckpointError(f"{path} is damaged: its checksum does not match.", EXPORT_AGAIN)
-        tensors |= _checked(path, load_file)
-    return tensors
-
-
-def _checked(path: Path, read: Callable[[Path], Result]) -> Result:
-    """Returns the result of `read`. Raises `CheckpointError` where it cannot read the file."""
-    try:
-        return read(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{printable(str(path))} cannot be read ({error}).", EXPORT_AGAIN) from error
 
 
 def _whole(checkpoint: Checkpoint, weights: Weights, name: str) -> Tensor:

@@ -199,6 +199,7 @@ def _merged_tensors(
     images_seen = 0
     for run in runs:
         loaded = load_run(run.folder, "ema", show.say, "fp32")
+        _require_last(run, loaded)
         feed_forwards, others = _split(loaded, layers)
         if not experts:
             merged, images_seen = others, loaded.images_seen
@@ -215,6 +216,17 @@ def _merged_tensors(
         # A dense layer stores its second matrix as [D, F], and stacked experts store it as [F, D].
         merged[f"{ffn}.experts.w_out_EFD"] = torch.stack([of_run[f"{ffn}.w_out.weight"].T for of_run in experts])
     return merged, images_seen
+
+
+def _require_last(run: DenseRun, loaded: LoadedRun) -> None:
+    """Raises `RecordError` where the weights are not those of the end of training, whose FLOPs the record counts."""
+    status = run.folder.read_status()
+    if status is not None and loaded.images_seen != status.images_seen:
+        raise RecordError(
+            f"{run.folder.path} is finished after {status.images_seen:,} images, but its newest intact checkpoint is "
+            f"of {loaded.images_seen:,}.",
+            "Bring the last checkpoint back, or merge other runs.",
+        )
 
 
 def _split(run: LoadedRun, layers: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -22,7 +22,6 @@ from experiments.data.loader import Batch, validation_set
 from experiments.data.sources.image_source import FeatureSource, open_source
 from experiments.evaluation.sampling.generate import SamplerSettings, integrate, null_tokens
 from experiments.evaluation.sampling.load_run import LoadedRun
-from experiments.flow.samplers import Guidance
 from experiments.training.objective import to_device
 
 
@@ -37,7 +36,7 @@ def row_from_captions(
     few = run.config.eval.model_copy(update={"images": num_captions})
     config = run.config.model_copy(update={"eval": few})
     device = next(run.model.parameters()).device
-    settings = SamplerSettings(config.eval.sample_steps, Guidance(config.eval.guidance))
+    settings = SamplerSettings.of(config)
     sums = {layer: torch.zeros(config.model.width, dtype=torch.float64, device=device) for layer in layers}
     with _inputs_of(run, layers) as inputs:
         for batch in validation_set(config):

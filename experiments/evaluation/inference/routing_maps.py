@@ -27,10 +27,11 @@ from experiments.evaluation.sampling.batches import as_pixels
 from experiments.evaluation.sampling.generate import caption_ids, image_noise
 from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.evaluation.sampling.settings import Conditions, depends_on_batch
-from experiments.flow.rectified_flow import interpolate
+from experiments.flow.objective_contract import interpolate, objective_of
 from experiments.models.dit import DiTOutput
 from experiments.records.compute_map import ComputeMap
-from experiments.records.record_types import EvalRow, RoutingMapRow
+from experiments.records.record_types import EvalRow
+from experiments.records.routing_map_row import RoutingMapRow
 
 TIMES = tuple(round(0.05 + 0.1 * step, 2) for step in range(10))
 RATIO = "object_compute_ratio"
@@ -80,7 +81,8 @@ def measure_scenes(run: LoadedRun, conditions: Conditions, on_call: Callable[[],
         for time in TIMES:
             time_B = torch.full((len(scenes),), time)
             noisy_BCHW = interpolate(images_BCHW, noise_BCHW, time_B)
-            output = run.model(*(each.to(_device(run)) for each in (noisy_BCHW, time_B, captions_BL)))
+            read = objective_of(config.flow).network_input(noisy_BCHW, time_B)
+            output = run.model(*(each.to(_device(run)) for each in (*read, captions_BL)))
             for layer, tallies in layers.items():
                 assignment = output.feed_forward[layer].assignment
                 by_expert_BTE = processed_BTE(assignment, len(scenes))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.records.record_types import RoutingMapRow
+from experiments.records.routing_map_row import RoutingMapRow
 from experiments.routing.contract import Assignment
 from experiments.routing.stats import token_entropy_N, trimmed
 

@@ -1,5 +1,7 @@
 """Measures `validation-loss`: the loss that training records as `val_loss`, for any weights that a run can give.
 
+The velocity error, which runs of different objectives share, is measured beside it.
+
 It needs no samples. With `ecdit evaluate --ema` it shows which width of the average of the weights has the lowest loss.
 """
 
@@ -15,7 +17,7 @@ from experiments.evaluation.sampling.settings import Conditions
 from experiments.records.record_types import EvalRow
 from experiments.training.validation import measure_batches
 
-VALIDATION_LOSS = "validation-loss"
+VALIDATION_LOSS, VELOCITY_ERROR = "validation-loss", "validation-velocity-error"
 
 
 class ValidationLoss(SampledMetric):
@@ -26,8 +28,8 @@ class ValidationLoss(SampledMetric):
 
     @classmethod
     def recorded_under(cls, row: MetricRow, task: MetricTask) -> dict[str, EvalRow]:
-        """Returns the conditions of the loss; no sampler is involved in it."""
-        return {VALIDATION_LOSS: _base(task)}
+        """Returns the conditions of both values; no sampler is involved in them."""
+        return {name: _base(task, name) for name in (VALIDATION_LOSS, VELOCITY_ERROR)}
 
     @classmethod
     def num_own_calls(cls, conditions: Conditions) -> int:
@@ -38,24 +40,29 @@ class ValidationLoss(SampledMetric):
         """Ignores sampled images."""
 
     def rows(self, base: EvalRow) -> list[EvalRow]:
-        """Returns the mean loss over the validation set. Raises `RunFailedError` where it is not finite."""
+        """Returns the means over the validation set. Raises `RunFailedError` where it is not finite."""
         run, config = self._task.run, self._task.config
         assert run is not None
         measured = measure_batches(run.model, validation_set(config), next(run.model.parameters()).device, config)
         self._task.on_call()
-        losses = [loss for _, of_batch, _ in measured.losses for loss in of_batch]
-        mean = sum(losses) / len(losses)
-        if not math.isfinite(mean):
-            raise RunFailedError(f"The validation loss of {run.run_dir.path} is not finite.", "Its weights diverged.")
-        return [_base(self._task).model_copy(update={"value": mean, "num_samples": len(losses)})]
+        losses, errors, _ = zip(*(of_image for _, of_batch in measured.losses for of_image in of_batch), strict=True)
+        rows = []
+        for name, values in ((VALIDATION_LOSS, losses), (VELOCITY_ERROR, errors)):
+            mean = sum(values) / len(values)
+            if not math.isfinite(mean):
+                raise RunFailedError(
+                    f"The validation loss of {run.run_dir.path} is not finite.", "Its weights diverged."
+                )
+            rows.append(_base(self._task, name).model_copy(update={"value": mean, "num_samples": len(values)}))
+        return rows
 
 
-def _base(task: MetricTask) -> EvalRow:
-    """Returns the row of the loss without its value."""
+def _base(task: MetricTask, name: str) -> EvalRow:
+    """Returns the row called `name` without its value."""
     settings = {"precision": task.conditions.precision, **task.conditions.marks}
     return task.base.model_copy(
         update={
-            "metric": VALIDATION_LOSS, "num_samples": task.config.eval.images, "seed": task.config.data.seed,
+            "metric": name, "num_samples": task.config.eval.images, "seed": task.config.data.seed,
             "settings": settings,
         }
     )  # fmt: skip

@@ -20,6 +20,8 @@ from experiments.config.schema import RunConfig
 from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.evaluation.sampling.generate import caption_ids, image_noise, sample
 from experiments.evaluation.sampling.settings import Conditions
+from experiments.flow.objective_contract import objective_of
+from experiments.flow.samplers import num_calls as calls_of_sampler
 from experiments.models.dit import DiT, DiTOutput
 
 
@@ -74,9 +76,10 @@ def sampled_batches(
         yield SampledBatch(mine, images_BCHW.float().cpu())
 
 
-def num_calls(num_captions: int, conditions: Conditions) -> int:
+def num_calls(num_captions: int, conditions: Conditions, config: RunConfig) -> int:
     """Returns how often `sampled_batches` calls the model."""
-    calls_per_batch = conditions.sampler.num_steps * (2 if conditions.sampler.sampler == "heun" else 1)
+    sampler = conditions.sampler
+    calls_per_batch = calls_of_sampler(sampler.sampler, sampler.num_steps, objective_of(config.flow))
     return -(-num_captions // conditions.batch_images) * calls_per_batch
 
 

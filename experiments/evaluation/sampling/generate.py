@@ -20,7 +20,8 @@ from experiments.config.schema import RunConfig
 from experiments.data.loader import validation_set
 from experiments.data.sources.image_source import open_words
 from experiments.evaluation.sampling.replay import velocity_of
-from experiments.flow.samplers import SAMPLERS, Caption, Guidance, guided, time_grid
+from experiments.flow.objective_contract import Predicted, objective_of
+from experiments.flow.samplers import Caption, Guidance, find_sampler, guided
 from experiments.models.dit import DiT, DiTOutput
 
 
@@ -32,6 +33,11 @@ class SamplerSettings:
     guidance: Guidance
     shift: float = 1.0
     sampler: str = "euler"
+
+    @classmethod
+    def of(cls, config: RunConfig) -> SamplerSettings:
+        """Returns those with which a run samples while it trains."""
+        return cls(config.eval.sample_steps, Guidance(config.eval.guidance), config.flow.time_shift)
 
 
 def image_noise(config: RunConfig, numbers: Sequence[int], seed: int) -> Tensor:
@@ -94,18 +100,22 @@ def integrate(
 ) -> Tensor:
     """Integrates the noise to float32 [B, C, H, W]: pixels, or latents. `null` is the empty caption."""
 
-    forward = velocity_of(model)
+    forward, objective = velocity_of(model), objective_of(model.flow)
 
-    def velocity(x_BCHW: Tensor, time_B: Tensor, asked: Caption) -> Tensor:
+    def predicted(x_BCHW: Tensor, time_B: Tensor, asked: Caption) -> Predicted:
+        read_BCHW, read_B = objective.network_input(x_BCHW, time_B)
         if watch is None:
-            return model.to_image(forward(x_BCHW, time_B, asked))
-        output = model(x_BCHW, time_B, asked)
+            return objective.predicted(model.to_image(forward(read_BCHW, read_B, asked)), x_BCHW, time_B)
+        output = model(read_BCHW, read_B, asked)
         watch(float(time_B[0]), output)
-        return model.to_image(output.velocity_BKP)
+        return objective.predicted(model.to_image(output.velocity_BKP), x_BCHW, time_B)
 
     was_training = model.training
     model.eval()
-    field = guided(velocity, caption, null, settings.guidance)
-    *_, image_BCHW = SAMPLERS[settings.sampler](field, noise_BCHW, time_grid(settings.num_steps, settings.shift))
+    field, times = (
+        guided(predicted, caption, null, settings.guidance),
+        objective.grid(settings.num_steps, settings.shift),
+    )
+    *_, image_BCHW = find_sampler(settings.sampler)(field, noise_BCHW, times, objective)
     model.train(was_training)
     return image_BCHW

@@ -21,20 +21,15 @@ from experiments.config.schema import RunConfig
 from experiments.config.stored import buildable_config
 from experiments.config.tensors import tensor_sizes
 from experiments.errors import CheckpointError, ConfigError
-from experiments.evaluation.exchange.exported_weights import (
-    DTYPES,
-    FILE_OF_WEIGHTS,
-    exported_shapes,
-    exported_tensors,
-    newest,
-    read_exported,
-)
+from experiments.evaluation.exchange.exported_weights import newest
 from experiments.evaluation.sampling.finite import require_finite_weights
 from experiments.evaluation.sampling.replay import allow_replay
 from experiments.models.dit import DiT
 from experiments.plugins.runs import require_plugins
-from experiments.records.record_types import Precision, RunRecord, Weights
+from experiments.records.exported_record import read_exported
+from experiments.records.record_types import FILE_OF_WEIGHTS, Precision, RunRecord, Weights
 from experiments.records.run_folder import RunDir
+from experiments.training.exported_tensors import DTYPES, exported_shapes, exported_tensors
 from experiments.training.host_memory import prefer_large_pages
 from experiments.training.router_states import KEY as ROUTER_STATE
 from experiments.training.router_states import load_router_state

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from experiments.config.schema import RunConfig
 from experiments.evaluation.sampling.generate import SamplerSettings, image_noise, sample, validation_captions
-from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiTOutput
 from experiments.records.storage import storage_errors
 from experiments.records.writer import RecordWriter
@@ -62,7 +61,7 @@ def preview(engine: Engine, config: RunConfig, images_seen: int, writer: RecordW
     captions_BL = validation_captions(config, num_images)
     noise = image_noise(config, range(num_images), seed=config.data.seed).to(engine.device)
     compute = PreviewMap(num_images)
-    settings = SamplerSettings(config.eval.sample_steps, Guidance(config.eval.guidance))
+    settings = SamplerSettings.of(config)
     images_BCHW = sample(engine.model, captions_BL, noise, settings, compute.watch).cpu()
     if writer is None:
         return

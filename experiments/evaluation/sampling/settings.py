@@ -11,7 +11,6 @@ from typing import Any
 
 from experiments.config.schema import RunConfig
 from experiments.evaluation.sampling.generate import SamplerSettings
-from experiments.flow.samplers import Guidance
 from experiments.records.record_types import EvalRow, Weights
 
 
@@ -62,5 +61,5 @@ def depends_on_batch(config: RunConfig) -> bool:
 
 def training_conditions(config: RunConfig, precision: str) -> Conditions:
     """Returns the conditions of samples measured during training, which `ecdit evaluate` has as defaults."""
-    sampler = SamplerSettings(config.eval.sample_steps, Guidance(config.eval.guidance))
+    sampler = SamplerSettings.of(config)
     return Conditions(config.eval.metric_images, config.eval.batch_images, config.data.seed, "ema", precision, sampler)

@@ -17,7 +17,8 @@ from experiments.config.budget import budget
 from experiments.config.routers import ROUTERS, RouterRow
 from experiments.config.schema import RunConfig
 from experiments.records.compute_map import ComputeMap
-from experiments.records.record_types import EvalRow, RoutingMapRow
+from experiments.records.record_types import EvalRow
+from experiments.records.routing_map_row import RoutingMapRow
 from experiments.records.run_folder import RunDir, find_runs
 from experiments.records.writer import append_evaluations, append_routing_maps
 

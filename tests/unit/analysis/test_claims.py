@@ -156,6 +156,18 @@ def test_notes_name_few_seeds_unequal_costs_and_what_was_left_out(
     assert "lost: failed at 38,400 of 38,400 images: gone." in notes
 
 
+def test_the_note_on_unequal_costs_counts_executed_flops(tmp_path: Path, write_run: WriteRun) -> None:
+    """The plan of DiffMoE is that of dense and its predictor, and its thresholds may let many more pairs through."""
+    routing = {"name": "diffmoe", "capacity_factor": 1.0}
+    run = write_run(tmp_path / "routed", {"routing": routing}, lambda n: 1.0)
+    planned = run.read_run().flops_per_image
+    write_run(tmp_path / "dense", {"routing": {"name": "dense"}}, lambda n: 1.0)
+    assert "DiffMoE +4%" in "\n".join(compare(load_records([tmp_path])).notes)
+    executed = {"executed_flops_per_image": 1.5 * planned}
+    write_run(tmp_path / "again", {"routing": routing, "seed": 1}, lambda n: 1.0, final=executed)
+    assert "DiffMoE +56%" in "\n".join(compare(load_records([tmp_path])).notes)
+
+
 def test_runs_of_another_precision_are_not_passed_over(write_arms: Callable[..., Path], write_run: WriteRun) -> None:
     folder = write_arms(seeds=(0,))
     settings = {"routing": {"name": "switch"}, "train": {"images": 9600}}

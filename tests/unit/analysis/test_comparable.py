@@ -28,13 +28,22 @@ def write_two(folder: Path, write_run: WriteRun, other: dict[str, Any], **option
     [
         ({"data": {"seed": 3}}, r"Runs differ in data\.seed: 0 in .*a, 3 in .*b\."),
         ({"eval": {"every_images": 1600, "images": 64}}, r"Runs differ in eval\.images: 512 in .*a, 64 in .*b\."),
-        ({"flow": {"time_std": 2.0}}, r"Runs differ in flow\.time_std: 1\.0 in .*a, 2\.0 in .*b\."),
     ],
 )
 def test_different_data_are_refused(other: dict[str, Any], message: str, tmp_path: Path, write_run: WriteRun) -> None:
     write_two(tmp_path, write_run, other)
     with pytest.raises(RecordError, match=message):
         run_table(load_records([tmp_path]))
+
+
+def test_runs_of_other_objectives_are_setups_of_their_own(tmp_path: Path, write_run: WriteRun) -> None:
+    other = {"flow": {"objective": "ddpm", "schedule": "cosine"}}
+    write_two(tmp_path, write_run, other, final={"velocity_error": 0.5})
+    table = run_table(load_records([tmp_path])).set_index("setup")
+    assert set(table.index) == {
+        "nano, flow.objective=rectified_flow, flow.prediction=velocity, flow.schedule=None",
+        "nano, flow.objective=ddpm, flow.prediction=noise, flow.schedule=cosine",
+    }
 
 
 def test_a_validation_set_of_another_size_is_refused(tmp_path: Path, write_run: WriteRun) -> None:

@@ -72,7 +72,7 @@ def main() -> None:
             batch, saved, backward_peaks = next(batches), [], []
             for micro in micro_batches_of(batch, config.train.accumulation):
                 before = tensors.live
-                loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
+                loss_B, output = forward_loss(engine.deepspeed, micro, config)
                 total = loss_B.mean() + output.auxiliary_loss
                 saved.append(tensors.live - before)
                 tensors.take_peak()

@@ -38,6 +38,7 @@ WITH_A_WAY_OUT = [
     ("routing.capacity_factor=None", "routing.capacity_factor=None: expert_choice needs a value."),
     ("routing.eval_capacity_factor=None", "routing.eval_capacity_factor=None: expert_choice needs a value."),
     ("routing=token_choice routing.top_k=None", "routing.top_k=None: token_choice needs a value."),
+    ("routing=switch routing.top_k=None", "routing.top_k=None: switch needs a value."),
     ("routing=shared_expert routing.shared_factor=None", "routing.shared_factor=None: shared_expert needs a value."),
     ("routing=token_choice routing.gating=sigmoid", "DeepSpeed's gates take the softmax themselves."),
     ("routing=switch routing.gating=identity", "routing.gating=identity does not work with switch"),

@@ -12,7 +12,7 @@ from experiments.config.presets import PRESETS
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 
-WITHOUT_EFFECT = {("eval", "metric_images"), ("train", "implementation"), ("data", "path")}
+WITHOUT_EFFECT = {("eval", "metric_images"), ("train", "implementation"), ("data", "path"), ("train", "init_from")}
 CHANGEABLE = [key for key, accepts in known_settings().items() if accepts.kinds or len(accepts.words) > 1]
 
 
@@ -48,7 +48,7 @@ def test_what_is_left_out_is_the_mirror_the_files_the_layout_what_only_watches_a
     assert {"wandb", "checkpoint", "parallel", "log"} == LEFT_OUT
     assert {"metric_images"} == ONLY_WATCHES
     assert {"implementation"} == ONLY_HOW
-    assert {"path"} == MAY_MOVE
+    assert {"path", "init_from"} == MAY_MOVE
 
 
 BATCH = "routing.group_images=batch"

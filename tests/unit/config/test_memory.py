@@ -72,6 +72,10 @@ def resident(expected):
         (*MICRO, FP32, "parallel.zero_stage=0"),
         (*MICRO, FP32, "optim.parametrization=mup", "model.base_width=64"),
         (*MICRO, FP32, "train.ema=power"),
+        ("model=nano", FP32, "train.batch_images=16", "flow.objective=ddpm", "flow.learned_sigma=True"),
+        ("model=micro", "train.precision=bf16", "routing=dense", "train.batch_images=32", "flow.objective=ddpm",
+         "flow.learned_sigma=True"),
+        (*MICRO, FP32, "routing.capacity_warmup_images=64", "routing.capacity_by_layer=1.5,1,0.5"),
     ],
 )  # fmt: skip
 def test_every_part_is_what_a_real_step_takes(overrides):

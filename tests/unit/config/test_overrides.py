@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from experiments.config.designs import load_designed
+from experiments.config.flow_settings import FlowConfig
 from experiments.config.identity import config_id
 from experiments.config.overrides import expand, known_settings, load_config
 from experiments.config.routers import ROUTERS
 from experiments.config.routing_settings import RoutingConfig
-from experiments.config.schema import RunConfig
+from experiments.config.schema import RunConfig, TrainConfig
 from experiments.errors import ConfigError
 
 
@@ -34,9 +35,12 @@ def test_every_setting_of_a_run_can_be_set() -> None:
     mup = ["optim.parametrization=mup", "model.base_width=64", "model.head_size=32", "optim.rate_by_length=1000"]
     of_transfer = {word.split("=")[0] for word in mup}
     of_routing = {f"routing.{name}" for name, field in RoutingConfig.model_fields.items() if field.exclude_if}
+    of_flow = {f"flow.{name}" for name, field in FlowConfig.model_fields.items() if field.exclude_if}
     of_cooldown = {"optim.cooldown_share", "optim.cooldown_shape"}
+    of_parents = {f"train.{name}" for name in TrainConfig.model_fields if name.startswith("init_")}
+    of_parents |= {"model.position_side"}
     absent = (
-        of_latents | of_transfer | of_routing | of_cooldown | {"train.ema"}
+        of_latents | of_transfer | of_routing | of_flow | of_cooldown | of_parents | {"train.ema"}
     )  # what only some runs have is stored with these runs alone
     assert leaves(load_config().model_dump()) | absent == set(known_settings())
     assert not leaves(load_config().model_dump()) & absent

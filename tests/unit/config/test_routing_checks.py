@@ -48,6 +48,9 @@ def test_an_axis_is_refused_where_the_rule_does_not_have_it(key: str, router: st
     assert str(caught.value).startswith(f"{setting} does not fit routing.name={router}: {AXES[key].reason}. Use ")
     assert f"Use routing.{key}={default}" in caught.value.hint
     load_config([f"routing={router}", setting, f"routing.{key}={default}"])
+    another = re.search(r", or routing\.name=(\w+)\.$", caught.value.hint)
+    assert another is not None, caught.value.hint
+    load_config([f"routing={another.group(1)}", setting])
 
 
 COMBINATIONS = [
@@ -98,6 +101,31 @@ COMBINATIONS = [
     (
         "routing=expert_threshold routing.group_images=1",
         "routing.group_images=1 does not fit expert_threshold, whose thresholds are those of all tokens.",
+    ),
+    *(
+        (f"routing={router} routing.{setting}", f"routing.{setting} does not fit {router}, {reason}")
+        for router in ("hash", "random", "timestep_experts")
+        for setting, reason in (
+            ("gating=identity", "which has no scores"),
+            ("gate_norm=token", "which has no scores"),
+            ("balance_loss_weight=0.01", "whose choice does not learn"),
+        )
+    ),
+    (
+        "routing=diffmoe routing.eval_capacity_factor=2",
+        "routing.eval_capacity_factor=2.0 does not fit routing.eval_decision=predictor, which has no capacity.",
+    ),
+    (
+        "routing=expert_threshold routing.eval_capacity_factor=2",
+        "routing.eval_capacity_factor=2.0 does not fit expert_threshold: its thresholds decide outside training too.",
+    ),
+    (
+        "routing.threshold_decay=0.5",
+        "routing.threshold_decay=0.5 does not fit routing.eval_decision=same, which has no thresholds.",
+    ),
+    (
+        "routing=loss_free routing.balance_scope=all",
+        "routing.balance_scope=all needs routing.balance_loss_weight, without which there is no balance loss.",
     ),
     (f"{TWO_LAYERS} routing=loss_free routing.capacity_by_layer=1.5,0.5", "does not fit routing.capacity_factor=None."),
     (

@@ -1,10 +1,14 @@
-"""The path, its derivative, and the loss."""
+"""The straight path, its derivative, and the grid of times."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
 import torch
 
-from experiments.flow.rectified_flow import interpolate, velocity_loss, velocity_target
+from experiments.flow.objective_contract import interpolate
+from tests.flow_cases import objective
 
 IMAGE, NOISE = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
 
@@ -24,17 +28,16 @@ def test_every_image_has_its_own_time() -> None:
 def test_the_target_is_the_derivative_of_the_path() -> None:
     time = torch.tensor([0.1, 0.4, 0.6, 0.9])
     later, earlier = (interpolate(IMAGE, NOISE, time + step) for step in (0.05, -0.05))
-    torch.testing.assert_close((later - earlier) / 0.1, velocity_target(IMAGE, NOISE), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close((later - earlier) / 0.1, objective({}).target(IMAGE, NOISE, time), atol=1e-4, rtol=1e-4)
 
 
-def test_the_loss_is_a_mean_over_tokens_and_values_of_each_image() -> None:
-    predicted, target = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)
-    target[0, 0, 0] = 6.0
-    assert velocity_loss(predicted, target).tolist() == [3.0, 0.0]
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_the_grid_falls_from_1_to_0(shift: float) -> None:
+    grid = objective({}).grid(10, shift)
+    assert (len(grid), grid[0], grid[-1]) == (11, 1.0, 0.0)
+    assert all(later < earlier for earlier, later in pairwise(grid))
 
 
-def test_the_loss_is_float32_whatever_the_prediction() -> None:
-    predicted, target = torch.full((1, 64, 48), 1.0).bfloat16(), torch.full((1, 64, 48), 1.001)
-    loss = velocity_loss(predicted, target)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, torch.tensor([1e-6]), rtol=1e-3, atol=0.0)
+def test_a_shift_spends_more_steps_near_noise() -> None:
+    assert objective({}).grid(4, 1.0) == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert objective({}).grid(4, 3.0) == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])

@@ -1,19 +1,30 @@
-"""Samplers on equations whose answers are known, and guidance by its formula."""
+"""Samplers on Gaussian images, whose paths are known, and guidance by its formula."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from experiments.flow.samplers import SAMPLERS, Guidance, euler, guided, heun, time_grid
+from ecdit_cli._options import Sampler as SamplerOption
+from experiments.config.sampler_rows import SAMPLERS, require_shift
+from experiments.errors import ConfigError
+from experiments.flow.ancestral import ancestral, reverse_step
+from experiments.flow.objective_contract import Predicted
+from experiments.flow.samplers import Guidance, find_sampler, guided, num_calls
+from tests.flow_cases import CASES, Gaussian, named, objective
 
 NOISE = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 CAPTION, NULL = torch.full((2, 5), 7), torch.zeros(2, 5, dtype=torch.int64)
+
+
+FLOW = objective({})
+ODES = [name for name in SAMPLERS if name != "ddpm"]
 
 
 def last(steps: Iterator[Tensor]) -> Tensor:
@@ -21,55 +32,98 @@ def last(steps: Iterator[Tensor]) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS.values())
-def test_a_constant_velocity_is_exact_in_one_step(sampler) -> None:
+def grid(num_steps: int) -> list[float]:
+    return FLOW.grid(num_steps, 1.0)
+
+
+@pytest.mark.parametrize("sampler", ODES)
+def test_a_constant_velocity_is_exact_in_one_step(sampler: str) -> None:
     image = torch.randn_like(NOISE)
-    result = last(sampler(lambda x, time_B: NOISE - image, NOISE, time_grid(1)))
+    result = last(find_sampler(sampler)(lambda x, time_B: Predicted(NOISE - image), NOISE, grid(1), FLOW))
     torch.testing.assert_close(result, image)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2)])
-def test_the_error_on_a_linear_equation_falls_with_the_order_of_the_sampler(sampler, order: int) -> None:
-    """dx/dt = x from t = 1 to 0: x(0) = x(1) / e."""
-    errors = [
-        float((last(sampler(lambda x, time_B: x, NOISE, time_grid(steps))) - NOISE / math.e).abs().max())
-        for steps in (32, 64, 128)
-    ]
+@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpm_solver_pp", 2)])
+@pytest.mark.parametrize("case", [{}, {"objective": "ddpm"}], ids=["straight", "over sigma"])
+def test_the_error_falls_with_the_order_of_the_sampler(sampler: str, order: int, case: dict[str, str]) -> None:
+    """From t = 0.9 to 0.1, where the exact path of Gaussian images is known."""
+    gaussian, of = Gaussian(), objective(case)
+
+    def standard(x: Tensor, time: float) -> Tensor:
+        return (x - (1 - time) * gaussian.mean) / math.hypot(time, (1 - time) * gaussian.std)
+
+    errors = []
+    for steps in (64, 128, 256):
+        times = [0.9 - 0.8 * step / steps for step in range(steps + 1)]
+        result = last(find_sampler(sampler)(gaussian.field, NOISE, times, of))
+        errors.append(float((standard(result, 0.1) - standard(0.9 * NOISE, 0.9)).abs().max()))
     for coarse, fine in pairwise(errors):
-        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
 
 
-def test_heun_is_exact_where_the_velocity_is_linear_in_time() -> None:
-    """dx/dt = 2 t: x(0) = x(1) - 1."""
-    field = lambda x, time_B: 2 * time_B.double().view(-1, 1, 1, 1).expand_as(x)  # noqa: E731
-    torch.testing.assert_close(last(heun(field, NOISE, time_grid(3))), NOISE - 1, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize(("sampler", "calls_a_step"), [(euler, 1), (heun, 2)])
-def test_times_go_from_noise_to_image_one_for_every_image(sampler, calls_a_step: int) -> None:
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_times_go_from_noise_to_image_one_for_every_image(name: str, case: dict[str, object]) -> None:
     times: list[list[float]] = []
+    of = objective(case)
 
-    def field(x: Tensor, time_B: Tensor) -> Tensor:
+    def field(x: Tensor, time_B: Tensor) -> Predicted:
         times.append(time_B.tolist())
-        return torch.zeros_like(x)
+        return Predicted(torch.zeros_like(x))
 
-    assert len(list(sampler(field, NOISE, time_grid(4)))) == 4
-    assert len(times) == 4 * calls_a_step
-    assert times[0] == [1.0, 1.0]
+    assert len(list(find_sampler(name)(field, NOISE, of.grid(4, 1.0), of))) == 4
+    assert len(times) == num_calls(name, 4, of)
+    assert times[0] == pytest.approx([of.grid(4, 1.0)[0]] * 2)
     assert all(len(set(time)) == 1 for time in times)
-    assert times[-1] == ([0.0, 0.0] if calls_a_step == 2 else [0.25, 0.25])
+    assert ([0.0, 0.0] in times) is (name == "heun" and of.evaluates_image)
 
 
-@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
-def test_the_grid_falls_from_1_to_0(shift: float) -> None:
-    grid = time_grid(10, shift)
-    assert (len(grid), grid[0], grid[-1]) == (11, 1.0, 0.0)
-    assert all(later < earlier for earlier, later in pairwise(grid))
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_the_exact_denoiser_is_sampled_to_the_distribution_of_the_images(name: str, case: dict[str, object]) -> None:
+    of, gaussian = objective(case), Gaussian()
+    noise = torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(3))
+
+    def field(x: Tensor, time_B: Tensor) -> Predicted:
+        return of.predicted(gaussian.output(of, x, time_B), x, time_B)
+
+    result = last(find_sampler(name)(field, noise, of.grid(400, 1.0), of))
+    if name == "ddpm":
+        assert (float(result.mean()), float(result.std())) == pytest.approx((0.3, 0.5), abs=0.02)
+        assert abs(float(torch.corrcoef(torch.stack([result.flatten(), noise.flatten()]))[0, 1])) < 0.2
+    else:
+        torch.testing.assert_close(result, 0.3 + 0.5 * noise, atol=0.03, rtol=0)
 
 
-def test_a_shift_spends_more_steps_near_noise() -> None:
-    assert time_grid(4) == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert time_grid(4, 3.0) == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
+def test_ancestral_noise_belongs_to_the_image_and_not_to_its_place_in_a_batch() -> None:
+    of, noise = objective({"objective": "ddpm"}), torch.randn(3, 2, 4, 4)
+    together = last(ancestral(Gaussian().field, noise, of.grid(5, 1.0), of))
+    alone = last(ancestral(Gaussian().field, noise[1:2], of.grid(5, 1.0), of))
+    torch.testing.assert_close(alone, together[1:2])
+
+
+def test_a_learned_variance_widens_the_noise_of_ancestral_steps_up_to_the_forward_step_s() -> None:
+    x, (start, stop) = torch.randn(1, 2, 3, 3), (0.7, 0.4)
+    deviations = [
+        float(torch.as_tensor(reverse_step(x, Predicted(x, variance), start, stop)[1]).mean())
+        for variance in (None, torch.full_like(x, -1.0), torch.zeros_like(x), torch.ones_like(x))
+    ]
+    fixed, least, middle, most = deviations
+    assert least == pytest.approx(fixed)
+    assert least < middle < most
+    assert middle == pytest.approx(math.sqrt(least * most))
+
+
+def test_the_command_line_names_every_sampler() -> None:
+    assert get_args(get_args(SamplerOption)[0]) == tuple(SAMPLERS)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "edm"])
+def test_a_shift_of_the_timesteps_belongs_to_rectified_flow(name: str) -> None:
+    require_shift(3.0, "rectified_flow")
+    require_shift(1.0, name)
+    with pytest.raises(ConfigError, match=rf"--shift 3 does not fit flow\.objective={name}, whose noise levels have a"):
+        require_shift(3.0, name)
 
 
 class Field:
@@ -78,10 +132,11 @@ class Field:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def __call__(self, x: Tensor, time_B: Tensor, caption_BL: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, time_B: Tensor, caption_BL: Tensor) -> Predicted:
         assert len(x) == len(time_B) == len(caption_BL)
         self.batches.append(len(x))
-        return x * caption_BL[:, 0].view(-1, 1, 1, 1) + time_B.view(-1, 1, 1, 1)
+        word = caption_BL[:, 0].view(-1, 1, 1, 1)
+        return Predicted(x * word + time_B.view(-1, 1, 1, 1), word.expand_as(x))
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 7.5])
@@ -89,7 +144,9 @@ def test_guidance_goes_from_the_unconditional_towards_and_past_the_conditional(s
     field, time = Field(), torch.full((2,), 0.5)
     conditional, unconditional = field(NOISE, time, CAPTION), field(NOISE, time, NULL)
     result = guided(field, CAPTION, NULL, Guidance(scale))(NOISE, time)
-    torch.testing.assert_close(result, unconditional + scale * (conditional - unconditional))
+    expected = torch.lerp(unconditional.velocity_BCHW, conditional.velocity_BCHW, scale)
+    torch.testing.assert_close(result.velocity_BCHW, expected)
+    assert torch.equal(result.variance_BCHW, conditional.variance_BCHW)
 
 
 def test_guidance_is_one_call_with_both_captions() -> None:
@@ -102,7 +159,7 @@ def test_guidance_1_is_the_conditional_alone() -> None:
     field, time = Field(), torch.ones(2)
     result = guided(field, CAPTION, NULL, Guidance(1.0))(NOISE, time)
     assert field.batches == [2]
-    assert torch.equal(result, field(NOISE, time, CAPTION))
+    assert torch.equal(result.velocity_BCHW, field(NOISE, time, CAPTION).velocity_BCHW)
 
 
 def test_outside_its_interval_guidance_is_off() -> None:

@@ -128,7 +128,7 @@ def test_steps_with_kernels_are_those_of_the_reference(kernels_device: Device, t
             engine.set_learning_rate(1e-3)
             batch = to_device(next(TrainStream(config).iterate(0)), engine.device)
             for _ in range(2):
-                loss_B, output = forward_loss(engine.deepspeed, batch, config.model.patch_size)
+                loss_B, output = forward_loss(engine.deepspeed, batch, config)
                 engine.deepspeed.backward(loss_B.mean() + output.auxiliary_loss)
                 engine.deepspeed.step()
             losses.append(float(loss_B.detach().mean()))

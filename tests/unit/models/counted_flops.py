@@ -50,7 +50,7 @@ def counted(model: DiT, config: RunConfig, batch: Batch, train: bool) -> tuple[i
     model.train(train)
     counter = FlopCounterMode(display=False)
     with torch.set_grad_enabled(train), sdpa_kernel(SDPBackend.MATH), counter:
-        loss_B, output = forward_loss(model, batch, config.model.patch_size)
+        loss_B, output = forward_loss(model, batch, config)
         if train:
             (loss_B.mean() + output.auxiliary_loss).backward()
     slots = float(slots_of_image(output.feed_forward)) if config.sparse_layer_indices else 0.0

@@ -47,6 +47,8 @@ ARMS = (
     "routing=expert_choice routing.eval_decision=threshold",
     "routing=expert_choice routing.group_images=all routing.num_experts=5 routing.capacity_factor=1.1",
     *(f"routing=expert_choice routing.input={kind}" for kind in ("plain_time", "time", "time_label")),
+    "routing=dense flow.objective=ddpm flow.learned_sigma=True",
+    "routing=expert_choice flow.objective=ddpm flow.learned_sigma=True",
     *(f"routing=shared_expert routing.form=mlp routing.input={kind}" for kind in ("plain_time", "time", "time_label")),
 )
 ON_EVERY_PRESET = ("dense", "expert_choice", "shared_expert")

@@ -79,10 +79,10 @@ def test_tokens_and_the_pooled_caption_both_matter(awake: Awake) -> None:
 def test_an_untrained_model_predicts_zero_and_every_parameter_gets_a_gradient(awake: Awake) -> None:
     config = of_latents()
     torch.manual_seed(0)
-    _, output = forward_loss(DiT(config), batch_of(config), 2)
+    _, output = forward_loss(DiT(config), batch_of(config), config)
     assert not output.velocity_BKP.any()
     model = awake(config)
-    loss_B, output = forward_loss(model, batch_of(config), 2)
+    loss_B, output = forward_loss(model, batch_of(config), config)
     (loss_B.mean() + output.auxiliary_loss).backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 

@@ -10,6 +10,7 @@ from experiments.config.overrides import load_config
 from experiments.errors import ConfigError
 from sweeps.planner import Costs, make_plan, with_unique_names
 from sweeps.spec import parse_spec
+from tests.training_runs import random_run_folder
 
 
 def test_combinations_with_the_same_config_are_one_run(grid):
@@ -159,3 +160,13 @@ def test_a_budget_is_computed_once_for_each_model_and_is_that_of_the_model():
         one, other = (load_config([*settings, f"seed={seed}", f"optim.learning_rate={seed + 1}"]) for seed in (0, 1))
         assert costs(one) is costs(other)
         assert costs(one) == budget(one)
+
+
+def test_runs_may_begin_from_the_weights_of_another_one(grid, tmp_path):
+    parent = random_run_folder(tmp_path / "dense", "routing=dense")
+    begun = f"train.init_from={parent.path} model.num_layers=2 train.images=320"
+    plan = make_plan(grid(arm=["model.num_layers=2 train.images=640", begun], seed=[0, 1]))
+    fingerprints = [run.config["train"].get("init_fingerprint") for run in plan.runs]
+    assert [fingerprint is not None for fingerprint in fingerprints] == [True, True, False, False]
+    with pytest.raises(ConfigError, match=r"model\.width=32 does not fit .* In the combination arm="):
+        make_plan(grid(arm=[f"{begun} model.width=32"]))

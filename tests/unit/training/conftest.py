@@ -53,7 +53,7 @@ def advance(tiny: Callable[..., RunConfig]) -> Callable[..., list[float]]:
             engine.routers.begin(images_seen)
             batch, step_losses = to_device(stream.batch(images_seen), engine.device), []
             for micro in micro_batches_of(batch, config.train.accumulation):
-                loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
+                loss_B, output = forward_loss(engine.deepspeed, micro, config)
                 engine.routers.observe(output.feed_forward)
                 engine.deepspeed.backward(loss_B.mean() + output.auxiliary_loss)
                 engine.deepspeed.step()

@@ -23,7 +23,7 @@ def gradients_of_a_batch(stage: int, precision: Any) -> Any:
     config = load_config(["model=nano", "train.batch_images=4", f"parallel.zero_stage={stage}"])
     engine = build_engine(config, precision)
     batch = to_device(next(TrainStream(config).iterate(0)), engine.device)
-    loss_B, output = forward_loss(engine.deepspeed, batch, config.model.patch_size)
+    loss_B, output = forward_loss(engine.deepspeed, batch, config)
     engine.deepspeed.backward(loss_B.mean() + output.auxiliary_loss)
     return engine
 

@@ -25,7 +25,7 @@ def cause_of(config: RunConfig, poison: Callable[[DiT], None]) -> Cause:
     torch.nn.init.normal_(model.head.weight, std=0.02)
     poison(model)
     stream = TrainStream(config)
-    return nonfinite_cause(model, [stream.batch(0), stream.batch(8)], config.model.patch_size, world=1)
+    return nonfinite_cause(model, [stream.batch(0), stream.batch(8)], config, world=1)
 
 
 def found(config: RunConfig, poison: Callable[[DiT], None]) -> str:
@@ -129,5 +129,5 @@ def test_a_healthy_model_leaves_the_loss_itself(tiny: Tiny) -> None:
 def test_the_search_leaves_no_hook_behind(tiny: Tiny) -> None:
     config = tiny()
     model = DiT(config)
-    nonfinite_cause(model, [TrainStream(config).batch(0)], config.model.patch_size, world=1)
+    nonfinite_cause(model, [TrainStream(config).batch(0)], config, world=1)
     assert not any(module._forward_hooks for module in model.modules())

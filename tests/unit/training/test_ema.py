@@ -77,7 +77,7 @@ def test_the_model_answers_with_the_average_inside_only(zero_stage: int, build: 
 
     def loss() -> float:
         with torch.no_grad():
-            return float(forward_loss(engine.model.eval(), batch, config.model.patch_size)[0].mean())
+            return float(forward_loss(engine.model.eval(), batch, config)[0].mean())
 
     for flat in engine.ema.flats:
         flat.normal_(std=0.1, generator=torch.Generator(flat.device).manual_seed(0))

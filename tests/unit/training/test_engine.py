@@ -116,7 +116,7 @@ def test_the_optimizer_in_one_pass_takes_the_steps_of_the_reference(tmp_path: Pa
             engine = build_engine(config, "fp32")
             for number in range(3):
                 batch = to_device(stream.batch(8 * number), engine.device)
-                loss_B, _ = forward_loss(engine.deepspeed, batch, config.model.patch_size)
+                loss_B, _ = forward_loss(engine.deepspeed, batch, config)
                 engine.deepspeed.backward(loss_B.mean())
                 engine.deepspeed.step()
             after[implementation] = {name: each.detach().clone() for name, each in engine.model.named_parameters()}
@@ -136,7 +136,7 @@ def test_the_balance_loss_pulls_as_much_with_accumulation(router: str, precision
         )  # fmt: skip
         engine = build_engine(config, precision)
         for micro in micro_batches_of(TrainStream(config).batch(0), passes):
-            loss_B, output = forward_loss(engine.deepspeed, micro, config.model.patch_size)
+            loss_B, output = forward_loss(engine.deepspeed, micro, config)
             engine.deepspeed.backward(0 * loss_B.mean() + output.auxiliary_loss)
             if not engine.deepspeed.is_gradient_accumulation_boundary():
                 engine.deepspeed.step()

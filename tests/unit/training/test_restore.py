@@ -100,11 +100,22 @@ def test_a_checkpoint_without_the_state_or_of_another_router_is_refused(
         load_router_state(build(tiny()).model, checkpoint.state, checkpoint.path)
     with pytest.raises(CheckpointError, match=rf"holds no numbers in router_state\.{name}\. Use another checkpoint"):
         load_router_state(engine.model, {KEY: {name: ["a"]}}, checkpoint.path)
+    with pytest.raises(CheckpointError, match=rf"holds no numbers in router_state\.{name}\. Use another checkpoint"):
+        load_router_state(engine.model, {KEY: {name: [10**400] * 8}}, checkpoint.path)
     for numbers in ([0.0], [float("nan")] * 8):
         with pytest.raises(
             CheckpointError, match=r"value_E of shape \[\d\] or with infinite numbers, \[8\] is expected"
         ):
             load_router_state(engine.model, {KEY: {name: numbers}}, checkpoint.path)
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True, [1]])
+def test_a_number_of_updates_is_a_whole_number_from_0_on(count: object, build: Build, tiny: Tiny) -> None:
+    """With -1 the next update would divide by 0, and every threshold would be NaN."""
+    model = build(tiny("routing=expert_threshold")).model
+    name = "blocks.1.ffn.router.state.num_updates"
+    with pytest.raises(CheckpointError, match=rf"holds no count in router_state\.{name}\. Use another checkpoint"):
+        load_router_state(model, {KEY: {**router_state(model), name: count}}, Path("checkpoint"))
 
 
 @pytest.mark.parametrize("router", STATEFUL)

@@ -48,7 +48,7 @@ def test_the_loss_is_the_mean_over_all_images_and_over_those_of_each_tenth_of_t(
     pairs = []
     with torch.no_grad():
         for batch in validation_set(config):
-            loss_B, _ = forward_loss(engine.model, to_device(batch, engine.device), config.model.patch_size)
+            loss_B, _ = forward_loss(engine.model, to_device(batch, engine.device), config)
             pairs += list(zip(loss_B.tolist(), batch.time_B.tolist(), strict=True))
     found = values(engine, config)
     assert found["val_loss"] == pytest.approx(sum(loss for loss, _ in pairs) / 16)
@@ -125,7 +125,7 @@ def test_executed_flops_of_evaluation_are_those_that_torch_counts(
         engine.model.eval()
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             for batch in batches:
-                forward_loss(engine.model, to_device(batch, engine.device), config.model.patch_size)
+                forward_loss(engine.model, to_device(batch, engine.device), config)
         assert found[f"executed_flops_per_image{key}"] == pytest.approx(counter.get_total_flops() / 16)
 
 

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experiments.errors import CheckpointError, ConfigError, RecordError, StorageError
-from experiments.evaluation.exchange.exported_weights import export_weights, read_exported
+from experiments.evaluation.exchange.exported_weights import export_weights
 from experiments.evaluation.sampling.load_run import load_run
 from experiments.inputs import MAX_SETTINGS_BYTES, sha256_of_files
+from experiments.records.exported_record import read_exported
 from experiments.records.run_folder import RunDir
 from experiments.records.writer import write_json_atomic
 from experiments.training.checkpoint_files import sha256_of_content, shard_name

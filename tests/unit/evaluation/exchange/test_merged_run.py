@@ -204,6 +204,11 @@ REFUSED: dict[str, tuple[Callable[[RunDir], object], str]] = {
         "dense1 cannot be merged: optim.learning_rate is 0.002 in the first and 0.01 in the second. "
         "Merge runs that differ in seed and data.seed alone.",
     ),
+    "older weights": (
+        lambda part: write_status(part, Status(state="done", images_seen=960, images_total=960, heartbeat=0.0)),
+        "dense1 is finished after 960 images, but its newest intact checkpoint is of 640. "
+        "Bring the last checkpoint back, or merge other runs.",
+    ),
     "twin": (
         lambda part: rewritten(part, "seed=0"),
         "dense1 have the same settings and seeds, so that two experts would be equal. "

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.evaluation.inference.token_routing import TokenTally, branch_pairs_B2, entropy_BT, processed_BTE
-from experiments.records.record_types import RoutingMapRow
+from experiments.records.routing_map_row import RoutingMapRow
 from experiments.routing.contract import Assignment
 
 EMPTY = RoutingMapRow(

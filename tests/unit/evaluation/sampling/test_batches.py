@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from experiments.config.overrides import load_config
+from experiments.config.sampler_rows import SAMPLERS
 from experiments.evaluation.sampling.batches import as_pixels, num_calls, sampled_batches
 from experiments.evaluation.sampling.generate import SamplerSettings
 from experiments.evaluation.sampling.settings import Conditions, depends_on_batch
@@ -52,13 +53,13 @@ def test_an_image_is_found_again_by_its_number(config_and_model):
     assert not torch.allclose(others.images_BCHW, whole[1:3], atol=1e-2)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_number_of_calls_is_known_beforehand(config_and_model, sampler):
     config, model = config_and_model
     calls = []
     how = conditions(2, sampler)
     list(sampled_batches(model, config, CAPTIONS, how, on_call=lambda: calls.append(1)))
-    assert len(calls) == num_calls(len(CAPTIONS), how)
+    assert len(calls) == num_calls(len(CAPTIONS), how, config)
 
 
 def test_a_watcher_hears_where_batches_begin_and_sees_every_call(config_and_model):

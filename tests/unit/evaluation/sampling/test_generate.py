@@ -2,11 +2,13 @@ import pytest
 import torch
 
 from experiments.config.overrides import load_config
+from experiments.config.sampler_rows import SAMPLERS
 from experiments.errors import ConfigError
 from experiments.evaluation.sampling.generate import SamplerSettings, caption_ids, image_noise, sample
 from experiments.evaluation.sampling.preview import PreviewMap, grid
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT
+from tests.flow_cases import CASES, LEARNED, named
 
 SETTINGS = SamplerSettings(num_steps=3, guidance=Guidance(2.0))
 CAPTIONS = ["a red circle", "two blue squares", "a circle left of a square"]
@@ -34,6 +36,21 @@ def test_an_image_is_the_same_alone_and_in_a_batch():
     alone = images_of(config, model, [1])
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("case", [*CASES, LEARNED], ids=named)
+def test_every_objective_is_sampled_with_every_sampler_and_an_image_does_not_depend_on_its_batch(case):
+    config, model = noisy_model("routing=dense", *(f"flow.{key}={value}" for key, value in case.items()))
+    for sampler in SAMPLERS:
+        how = SamplerSettings(3, Guidance(2.0), sampler=sampler)
+        three, one = (
+            sample(model, caption_ids(config, [CAPTIONS[n] for n in numbers]), image_noise(config, numbers, 7), how)
+            for numbers in ([0, 1, 2], [1])
+        )
+        assert three.shape == (3, 3, 32, 32)
+        assert three.isfinite().all()
+        torch.testing.assert_close(three[1:2], one, rtol=1e-2, atol=1e-2)  # large first steps magnify rounding
+        assert three.std() > 0.01
 
 
 def test_noise_belongs_to_the_number_of_the_image():

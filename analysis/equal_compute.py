@@ -1,0 +1,38 @@
+"""Puts runs that began from the weights of others beside the runs from scratch that spend as much in all.
+
+Such a run is shorter than one from scratch of equal compute, so that its `train.images` would make a setup of its own.
+Where a run from scratch with the same other settings spends the same training FLOPs, those of the parents included, it
+is compared with that one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.executed_flops import train_flops
+
+LENGTH = "train.images"
+EQUAL_COMPUTE = 0.03
+"""Two arms or runs whose FLOPs differ relatively by no more than this are called equal."""
+
+
+def with_lengths_alike(runs: pd.DataFrame, held: Sequence[str]) -> pd.DataFrame:
+    """Returns `runs` in which those with a parent have the `train.images` of a run from scratch of equal compute.
+
+    `held` are the settings in which both must be equal. A run for which there is none keeps its own length.
+    """
+    began = runs["flops_before"] > 0
+    if not began.any():
+        return runs
+    others = [name for name in held if name != LENGTH]
+    texts = pd.Series([json.dumps(row, default=str) for row in runs[others].to_dict("records")], index=runs.index)
+    spent, alike = train_flops(runs), runs.copy()
+    for run in runs.index[began]:
+        same = runs.index[~began & (texts == texts[run])]
+        gaps = (spent[same] / spent[run] - 1).abs()
+        if len(gaps) and gaps.min() <= EQUAL_COMPUTE:
+            alike.loc[run, LENGTH] = runs.loc[gaps.idxmin(), LENGTH]
+    return alike

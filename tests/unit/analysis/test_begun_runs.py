@@ -1,0 +1,129 @@
+"""Runs that began from the weights of another one: what those cost counts wherever images or FLOPs are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analysis.arm_columns import columns_of
+from analysis.arm_table import arm_table
+from analysis.compare import ARM_COLUMNS, compare
+from analysis.curves import training_curves, validation_curves
+from analysis.executed_flops import COUNTED_BEFORE, train_flops
+from analysis.figures.registry import FIGURES, find_figure
+from analysis.load_records import Records, load_records
+from analysis.report.run_rows import columns_with_scores, run_rows
+from analysis.run_table import run_table
+from experiments.config.budget import budget
+from experiments.config.schema import RunConfig
+from experiments.records.record_types import ParentRecord
+
+BEFORE = 3200
+SCRATCH = 9600
+
+
+def config_of(router: str, **train: Any) -> dict[str, Any]:
+    return {"model": {"name": "nano"}, "routing": {"name": router}, "train": train, "eval": {"every_images": 320}}
+
+
+def train_cost(router: str) -> int:
+    return budget(RunConfig.model_validate(config_of(router))).train_flops_per_image
+
+
+OWN = round((SCRATCH - BEFORE * train_cost("dense") / train_cost("expert_choice")) / 320) * 320
+"""The images of an upcycled run which, with its parent, spends what one from scratch does, to a few percent."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_run: Callable[..., Any]) -> Path:
+    """Writes dense and sparse runs from scratch, and runs upcycled from a dense one, of two seeds each."""
+    for seed in (0, 1):
+        for router in ("dense", "expert_choice"):
+            settings = {**config_of(router, images=SCRATCH), "seed": seed}
+            write_run(tmp_path / f"{router}-{seed}", settings, lambda n: 1 / (n + 1000))
+        start = {"init_from": f"/elsewhere/{seed}", "init_fingerprint": f"{seed:016x}"}
+        parent = ParentRecord(
+            name=f"parent-{seed}", config_id="0" * 10, images=BEFORE, path=start["init_from"], router="dense",
+            weights="ema", fingerprint=start["init_fingerprint"], train_flops=float(BEFORE * train_cost("dense")),
+        )  # fmt: skip
+        settings = {**config_of("expert_choice", images=OWN, **start), "seed": seed}
+        write_run(tmp_path / f"upcycled-{seed}", settings, lambda n: 1 / (n + 4000), parent=parent)
+    return tmp_path
+
+
+@pytest.fixture
+def records(folder: Path) -> Records:
+    return load_records([folder])
+
+
+UPCYCLED = f"Expert choice (from dense of {BEFORE:,} images)"
+
+
+def upcycled(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["arm"] == UPCYCLED]
+
+
+def test_a_run_of_equal_compute_in_all_is_an_arm_beside_those_from_scratch(records: Records) -> None:
+    table = run_table(records)
+    assert table["setup"].nunique() == 1
+    assert set(table["arm"]) == {"Dense (same depth)", "Expert choice (from scratch)", UPCYCLED}
+    assert len(upcycled(table)) == 2
+
+
+def test_a_run_of_other_compute_is_a_setup_of_its_own(folder: Path, write_run: Callable[..., Any]) -> None:
+    settings = {**config_of("dense", images=SCRATCH // 2), "seed": 0}
+    parent = ParentRecord(
+        name="parent", config_id="0" * 10, images=BEFORE, router="dense", fingerprint="f" * 16, train_flops=1.0
+    )
+    settings["train"] |= {"init_from": "/elsewhere", "init_fingerprint": "f" * 16}
+    write_run(folder / "dense-on", settings, lambda n: 1 / (n + 2000), parent=parent)
+    table = run_table(load_records([folder]))
+    assert table["setup"].nunique() == 2
+    other = table[table["run"].str.endswith("dense-on")].iloc[0]
+    assert other["arm"].endswith(f"from dense of {BEFORE:,} images")
+    assert other["arm_kind"] == "dense_other"
+
+
+def test_curves_begin_where_the_parent_ended(records: Records) -> None:
+    table = run_table(records)
+    before = float(BEFORE * train_cost("dense"))
+    for curves in (validation_curves(records, table), training_curves(records, table)):
+        first = upcycled(curves).drop_duplicates("run")
+        assert (first["images_seen"] == BEFORE + 320).all()
+        assert first["flops"].to_list() == pytest.approx([before + 320 * train_cost("expert_choice")] * 2)
+        dense = curves[curves["arm"] == "Dense (same depth)"].drop_duplicates("run")
+        assert (dense["images_seen"] == 320).all()
+
+
+def test_the_whole_training_of_a_run_includes_its_parents(records: Records) -> None:
+    table = run_table(records)
+    expected = BEFORE * train_cost("dense") + OWN * train_cost("expert_choice")
+    assert train_flops(upcycled(table)).to_list() == [expected] * 2
+    rows = run_rows(records, table)
+    assert upcycled(rows)["train_flops"].to_list() == [expected] * 2
+    assert "flops_before" in [column.key for column in columns_with_scores(rows)]
+
+
+def test_the_table_of_arms_shows_both(records: Records) -> None:
+    arms = arm_table(records, run_table(records))
+    row = upcycled(arms).iloc[0]
+    assert row["flops_before"] == BEFORE * train_cost("dense")
+    assert row["train_flops"] == pytest.approx(SCRATCH * train_cost("expert_choice"), rel=0.03)
+    assert {"train_flops", "flops_before"} <= {column.key for column in columns_of(arms, ARM_COLUMNS)}
+    scratch = arms[arms["arm"] != UPCYCLED]
+    assert not {"train_flops", "flops_before"} & {column.key for column in columns_of(scratch, ARM_COLUMNS)}
+
+
+def test_tables_and_figures_by_compute_say_that_parents_count(records: Records) -> None:
+    assert COUNTED_BEFORE in compare(records).notes
+    drawing = find_figure("loss-convergence").drawing(records, run_table(records))
+    assert any(COUNTED_BEFORE in text.get_text().replace("\n", " ") for text in drawing.figure.texts)
+    by_compute = {name for name, entry in FIGURES.items() if entry.by_compute}
+    assert by_compute == {
+        "loss-convergence", "routing", "comparison", "scaling-law", "isoflop", "curve-collapse",
+        "quality-over-training",
+    }  # fmt: skip
