@@ -136,6 +136,15 @@ def capacity_factor(config: RunConfig, training: bool) -> float | None:
     return routing.eval_capacity_factor
 
 
+def mean_factor(config: RunConfig) -> float | None:
+    """Returns the mean of f_c over training, which falls linearly from E over `routing.capacity_warmup_images`."""
+    factor, warmup = config.routing.capacity_factor, config.routing.capacity_warmup_images
+    if factor is None or not warmup:
+        return factor
+    seen = min(1.0, config.total_images / warmup)  # the share of the warm-up that training reaches
+    return factor + (config.routing.num_experts - factor) * (1 - seen / 2) * seen * warmup / config.total_images
+
+
 def expert_capacity(num_group_tokens: int, factor: float, num_experts: int, round_up: bool) -> int:
     """Returns the slots of one expert, C = S f_c / E.
 
@@ -263,10 +272,10 @@ def slots_per_image(config: RunConfig, num_tokens: int, training: bool, layer_fa
     """Returns the expert slots that one layer computes per image, over all its experts, with its factor on f_c.
 
     Without a capacity limit there are top_k slots for each token. With a limit, empty slots count, as they are computed
-    too.
+    too. Where the capacity falls in training, the mean over all of training counts.
     """
     routing = config.routing
-    factor = capacity_factor(config, training)
+    factor = mean_factor(config) if training else capacity_factor(config, training)
     if factor is None:
         return float(num_tokens * (routing.top_k or 1))
     if mixes_tokens(config):

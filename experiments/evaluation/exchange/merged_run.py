@@ -177,6 +177,11 @@ def _compared_settings(config: RunConfig) -> dict[str, Any]:
 
 def _merged_config(runs: Sequence[DenseRun], options: MergeOptions) -> RunConfig:
     """Returns the settings of the first run with an expert for each run. Raises `ConfigError` where they do not fit."""
+    if options.top_k > len(runs):
+        raise ConfigError(
+            f"--top-k {options.top_k} is more than the {len(runs)} runs, each of which becomes an expert.",
+            f"Use --top-k {len(runs)}, or name more runs.",
+        )
     settings = runs[0].config.model_dump()
     routing = {"name": MERGED_ROUTER, "num_experts": len(runs), "top_k": options.top_k}
     model = {**settings["model"], "sparse_layers": options.sparse_layers}

@@ -173,6 +173,16 @@ def test_a_warmup_needs_a_limit_to_fall_to() -> None:
     assert config.routing.capacity_warmup_images == 100
 
 
+@pytest.mark.parametrize("warmup", [3200, 38_400, 100_000])
+def test_planned_flops_of_a_capacity_that_falls_are_the_mean_over_training(warmup: int) -> None:
+    config = load_config([f"routing.capacity_warmup_images={warmup}", "train.images=38400"])
+    steps = range(0, config.total_images, config.train.batch_images)
+    factors = [2 + 6 * max(0.0, 1 - seen / warmup) for seen in steps]
+    slots = slots_per_image(config, 1024, training=True)
+    assert slots == pytest.approx(1024 * sum(factors) / len(factors), rel=0.01)
+    assert slots_per_image(config, 1024, training=False) == 2 * 1024
+
+
 def test_factors_of_layers_move_compute_between_layers_and_keep_its_sum() -> None:
     plain, moved = (load_config([TWO_LAYERS, *words]) for words in ([], ["routing.capacity_by_layer=1.5,0.5"]))
     assert layer_factors(moved) == (1.5, 0.5)

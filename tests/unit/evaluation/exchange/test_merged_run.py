@@ -242,7 +242,7 @@ def test_one_run_an_existing_folder_and_options_that_do_not_fit_are_one_line(
         (parts, tmp_path, RANDOM, OutputError, f"{tmp_path} exists already. Name a new folder."),
         (
             parts, tmp_path / "out", MergeOptions(4, "all", from_prompts=False), ConfigError,
-            "routing.top_k=4 is more than routing.num_experts=3.",
+            "--top-k 4 is more than the 3 runs, each of which becomes an expert.",
         ),
     ]  # fmt: skip
     for runs, out, options, kind, message in cases:
