@@ -26,7 +26,7 @@ WITHOUT_EFFECT = (
 
 BEGAN_FROM = "train.init_from"
 """The setting whose column says what the parent was, since a path would make an arm of each place and seed."""
-WITH_FIELDS = {"config", "params_by_part", "versions", "plugins", "tuned", "parent", "parts"}
+WITH_FIELDS = {"config", "params_by_part", "versions", "plugins", "tuned", "parent", "parts", "imported"}
 """The fields of a record that are records or mappings themselves, and therefore no columns."""
 RECORD_COLUMNS = [name for name in RunRecord.model_fields if name not in WITH_FIELDS]
 
@@ -110,11 +110,12 @@ def _lineage(record: RunRecord) -> str:
 def record_facts(record: RunRecord) -> dict[str, Any]:
     """Returns the columns of a run that its record holds beside the settings."""
     facts = {name: getattr(record, name) for name in RECORD_COLUMNS} | tuned_facts(record)
-    parent = record.parent
+    parent, imported = record.parent, record.imported
     return facts | {
         "parent": None if parent is None else parent.name,
         "trunk_images": None if parent is None or not parent.is_trunk else parent.images,
         "flops_before": record.flops_before,
         "images_before": record.images_before,
         "parts": None if record.parts is None else ", ".join(part.name for part in record.parts),
+        "imported": None if imported is None else imported.layout,
     }

@@ -205,13 +205,15 @@ def _diverged_records(found: list[DivergedRun], steps: RowTable, evals: RowTable
 def _without_final_loss(finished: list[FinishedRun], steps: pd.DataFrame, evals: pd.DataFrame) -> list[LeftOutRecord]:
     """Returns the runs without a validation at their end: an earlier loss must not pass for the final one.
 
-    A merged run took no steps of its own (`ecdit merge`).
+    A merged run took no steps of its own (`ecdit merge`), and imported weights have neither steps nor a loss.
     """
     losses = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")]
     last = losses.groupby("run")["images_seen"].max().to_dict()
     trained = set(steps["run"].unique())
     left_out = []
     for run, row, *_ in finished:
+        if row["imported"] is not None:
+            continue
         if run not in trained and row["parts"] is None:
             left_out.append(LeftOutRecord(run, "no row in steps.jsonl"))
         elif last.get(run) != row["images_seen"]:

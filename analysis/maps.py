@@ -102,11 +102,15 @@ def as_square(values_T: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
 def scene_maps(run: MappedRun) -> SceneMaps | None:
     """Reads the newest measurement of `run` on scenes. At equal images EMA weights come before raw ones.
 
-    Measurements with reconstructed averages are left out.
+    Measurements with reconstructed averages are left out. A run whose data have classes and no scenes is measured along
+    the sampler's path, by position and class.
     """
     read = run.folder.read_rows(run.folder.routing_maps)
     rows = [row for row in map(_parsed, read.rows) if row is not None]
-    scenes = [row for row in rows if row.source == "scenes" and "ema_width" not in row.settings]
+    kept = [row for row in rows if "ema_width" not in row.settings]
+    by_position = {(row.layer, *map(str, _measurement(row))) for row in kept if row.load_by_position is not None}
+    scenes = [row for row in kept if row.source == "scenes"]
+    scenes = scenes or [row for row in kept if (row.layer, *map(str, _measurement(row))) in by_position]
     if not scenes:
         return None
     newest = max(enumerate(scenes), key=lambda each: (each[1].images_seen, each[1].weights == "ema", each[0]))[1]

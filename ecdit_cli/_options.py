@@ -185,6 +185,16 @@ Captions = Annotated[
         help="Captions to sample. Default: one of each kind.",
     ),
 ]
+Classes = Annotated[
+    list[int],
+    typer.Option(
+        "--class",
+        metavar="N",
+        default_factory=list,
+        show_default=False,
+        help="A class to sample, for a run that is conditioned on classes; may be repeated.",
+    ),
+]
 CaptionFile = Annotated[
     Path | None,
     typer.Option(

@@ -25,6 +25,7 @@ from ecdit_cli.doctor import doctor
 from ecdit_cli.evaluate import evaluate
 from ecdit_cli.export import export
 from ecdit_cli.export_weights import export_weights
+from ecdit_cli.import_weights import import_weights
 from ecdit_cli.merge import merge
 from ecdit_cli.plan import plan
 from ecdit_cli.plot import plot
@@ -55,6 +56,7 @@ COMMANDS: tuple[tuple[Callable[..., None], bool], ...] = (
     (evaluate, False),
     (export, False),
     (export_weights, False),
+    (import_weights, False),
     (merge, False),
     (report, False),
     (presets, False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from ecdit_cli._console import say
 from ecdit_cli._options import (
     CaptionFile,
     Captions,
+    Classes,
     DataSetFolder,
     DsgFolder,
     EmaWidth,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     captions: Captions,
+    classes: Classes,
     grid: Grid = None,
     compute_map: WithComputeMap = False,
     per_caption: PerCaption = 1,
@@ -69,7 +71,8 @@ def sample(
 ) -> None:
     """Make images of captions with a trained run, and say whether they show what they should.
 
-    A run on latents makes images of the first captions of its validation set, and needs the VAE of its data set.
+    A run on latents makes images of the first captions of its validation set, and needs the VAE of its data set. A run
+    that is conditioned on classes makes images of those that --class names.
 
     Example: ecdit sample out/runs/NAME "a red circle left of a blue square" "two green hearts" --compute-map
     """
@@ -79,27 +82,24 @@ def sample(
     _check_files(grid_file, compute_map)
     given = _prompts(captions, caption_file)
     from ecdit_cli._sampling import checked_number, sampler_settings
+    from experiments.evaluation.exchange.image_folders import Prompt
 
     with progress("importing torch") as show:
-        from experiments.config.data_sets import captions_of, data_set_of
-        from experiments.evaluation.exchange.image_folders import Prompt
         from experiments.evaluation.sampling.load_run import load_run
+        from experiments.evaluation.sampling.prompts import asked_of
         from experiments.evaluation.sampling.settings import Conditions
         from experiments.training.host_memory import keep_freed_memory
 
         loaded = load_run(RunDir(run), weights, show.say, None if precision == "auto" else precision, ema)
         config = loaded.config
-        prompts = given or [Prompt(caption) for caption in data_set_of(config).examples]
+        asked = asked_of(loaded, [prompt.text for prompt in given], classes, compute_map)
         keep_freed_memory(config)
         settings = sampler_settings(config, steps, guidance, guidance_interval, shift, sampler)
         noise_seed = config.data.seed if seed is None else seed
-        num_images = checked_number(len(prompts), per_caption)
+        num_images = checked_number(len(asked), per_caption)
         conditions = Conditions(num_images, batch_images, noise_seed, weights, loaded.precision, settings)
-        if captions_of(config).in_words:
-            made = _make(loaded, prompts, per_caption, conditions, compute_map, show)
-        else:
-            _check_latents(loaded, captions, caption_file, compute_map)
-            prompts, made = _make_from_latents(loaded, len(prompts), per_caption, conditions, vae, data_set, show)
+        texts, made = _make(loaded, asked, per_caption, conditions, compute_map, vae, data_set, show)
+        prompts = given or [Prompt(text) for text in texts]
         show.part("drawing")
         files = _write(made, prompts, per_caption, grid_file, geneval, dsg)
     _print(made, prompts, per_caption, files, as_json)
@@ -122,56 +122,52 @@ def _prompts(captions: Sequence[str], caption_file: Path | None) -> list[Prompt]
 
 
 def _make(
-    run: LoadedRun, prompts: Sequence[Prompt], per_caption: int, conditions: Conditions, wants_map: bool, show: Display
-) -> _Made:
-    """Samples every caption `per_caption` times; images are numbered across captions."""
+    run: LoadedRun, asked: list[str] | list[int], per_caption: int, conditions: Conditions, wants_map: bool,
+    vae: str | None, data_set: Path | None, show: Display,
+) -> tuple[list[str], _Made]:  # fmt: skip
+    """Samples every caption or class `per_caption` times; images are numbered across them.
+
+    A run that reads stored captions is asked for as many of its validation set. Returns what was asked for as texts.
+    """
     import torch
 
-    from experiments.config.data_sets import data_set_of
-    from experiments.errors import EcditError
+    from experiments.config.data_sets import captions_of, data_set_of
     from experiments.evaluation.inference.routing_maps import RoutingWatcher
     from experiments.evaluation.sampling.batches import num_calls, sampled_batches
     from experiments.evaluation.sampling.generate import caption_ids
+    from experiments.evaluation.sampling.latent_samples import opened_decoder
+    from experiments.evaluation.sampling.prompts import texts_of
 
-    if wants_map and run.config.routing.name == "dense":
-        raise EcditError(
-            f"{run.run_dir.path} is a dense model, in which every token gets the same compute.",
-            "Leave out --compute-map.",
-        )
-    texts = [prompt.text for prompt in prompts for _ in range(per_caption)]
-    caption_ids(run.config, list(dict.fromkeys(texts)))  # raises for words that the run has never seen
+    if not captions_of(run.config).in_words and run.config.data.num_classes is None:
+        return _make_from_latents(run, len(asked), per_caption, conditions, vae, data_set, show)
+    caption_ids(run.config, asked)  # raises for words that the run has never seen
+    decode = opened_decoder(run, vae)
+    names = texts_of(run, asked)
+    texts = [name for name in names for _ in range(per_caption)]
+    prompts: Any = [each for each in asked for _ in range(per_caption)]
     watcher = RoutingWatcher(run, [""] * len(texts), range(len(texts))) if wants_map else None
     doing = f"sampling {len(texts)} image{'' if len(texts) == 1 else 's'}"
     on_call = show.counter(num_calls(len(texts), conditions, run.config), doing)
     batches = []
-    for batch in sampled_batches(run.model, run.config, texts, conditions, watcher=watcher, on_call=on_call):
+    for batch in sampled_batches(
+        run.model, run.config, prompts, conditions, watcher=watcher, on_call=on_call, decode=decode
+    ):
         batches.append(batch.images_BCHW)
         if watcher is not None:
             watcher.end_batch(batch.images_BCHW)
     images_BCHW = torch.cat(batches)
     drawn = watcher.compute_map(dict(enumerate(texts))) if watcher is not None else None
     unjudged: list[Verdict | None] = [None] * len(texts)
-    verdicts = _verdicts(images_BCHW, texts, show) if data_set_of(run.config).has_scenes else unjudged
-    return _Made(run, images_BCHW, verdicts, drawn)
-
-
-def _check_latents(run: LoadedRun, captions: Sequence[str], caption_file: Path | None, wants_map: bool) -> None:
-    """Raises `ConfigError` for what a run on latents cannot do."""
-    from experiments.errors import ConfigError
-
-    where = f"{run.run_dir.path} was trained on latents"
-    if captions or caption_file is not None:
-        raise ConfigError(f"{where}: its captions are those of its validation set.", "Leave out the captions.")
-    if wants_map:
-        raise ConfigError(f"{where}, of which no compute map is drawn.", "Leave out --compute-map.")
+    judged = data_set_of(run.config).has_scenes and run.config.data.num_classes is None
+    verdicts = _verdicts(images_BCHW, texts, show) if judged else unjudged
+    return names, _Made(run, images_BCHW, verdicts, drawn)
 
 
 def _make_from_latents(
     run: LoadedRun, num_captions: int, per_caption: int, conditions: Conditions, vae: str | None,
     data_set: Path | None, show: Display,
-) -> tuple[list[Prompt], _Made]:  # fmt: skip
+) -> tuple[list[str], _Made]:  # fmt: skip
     """Samples the first captions of the validation set, each `per_caption` times, and decodes them."""
-    from experiments.evaluation.exchange.image_folders import Prompt
     from experiments.evaluation.sampling.batches import num_calls
     from experiments.evaluation.sampling.latent_samples import sample_validation
 
@@ -179,7 +175,7 @@ def _make_from_latents(
     on_call = show.counter(num_calls(num_images, conditions, run.config), f"sampling {num_images} images")
     made = sample_validation(run, num_captions, per_caption, conditions, vae, data_set, on_call)
     unjudged: list[Verdict | None] = [None] * len(made.images_BCHW)
-    return [Prompt(caption) for caption in made.captions], _Made(run, made.images_BCHW, unjudged, None)
+    return made.captions, _Made(run, made.images_BCHW, unjudged, None)
 
 
 def _verdicts(images_BCHW: Tensor, captions: Sequence[str], show: Display) -> list[Verdict | None]:

@@ -40,12 +40,13 @@ LAYERS_OF_ALL = 4
 MOST_LAYERS = 3
 MOST_EXPERT_TICKS = 8
 MOST_TIME_TICKS = 3
+MOST_KIND_TICKS = 8
 ROW_INCHES = 1.25
 KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attribution")
 """GenEval's kinds of captions in its order; other kinds follow them."""
 EVEN_WITHIN = 0.002
 TOKENS: dict[str, Any] = {"object": "-", "background": (0, (4, 1.2))}
-COLUMNS = ("By time", "By position (experts row by row)", "By kind of caption", "Experts per token")
+COLUMNS = ("By time", "By position (experts row by row)", "By kind or class", "Experts per token")
 
 
 def _place_of_kind(kind: str) -> tuple[int, str]:
@@ -177,8 +178,9 @@ def _draw_kinds(axes: Axes, layer: _Layer, scale: Normalize, is_named: bool) -> 
         return _say_not_measured(axes)
     kinds, shares_EC = found
     _draw_heat_map(axes, shares_EC, scale)
-    names = [figure_text(kind.replace("_", " ")) for kind in kinds] if is_named else [""] * len(kinds)
-    axes.set_xticks(range(len(kinds)), names, rotation=90)
+    shown = spread(len(kinds), MOST_KIND_TICKS)
+    names = [figure_text(kinds[i].replace("_", " ")) for i in shown] if is_named else [""] * len(shown)
+    axes.set_xticks(shown, names, rotation=90)
 
 
 def _draw_tokens(axes: Axes, layer: _Layer, is_last: bool) -> None:
@@ -224,7 +226,8 @@ def _draw_keys(part: SubFigure, scale: Normalize) -> None:
 def _foot(maps: SceneMaps, records: Records) -> str:
     """Says how a block was measured, and the ratio of experts on objects to those on background where recorded."""
     row, run = maps.rows[0], maps.run
-    about = f"{row.num_images:,} true scenes, {WEIGHTS_TEXTS[row.weights]} weights after {row.images_seen:,} images."
+    what = "true scenes" if row.source == "scenes" else "sampled images"
+    about = f"{row.num_images:,} {what}, {WEIGHTS_TEXTS[row.weights]} weights after {row.images_seen:,} images."
     ratios = records.evals[(records.evals["metric"] == RATIO) & (records.evals["run"] == str(run.folder.path))]
     ratios = ratios[(ratios["images_seen"] == row.images_seen) & (ratios["weights"] == row.weights)]
     ratios = ratios[~is_reconstructed(ratios)]

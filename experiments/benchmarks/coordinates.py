@@ -25,7 +25,9 @@ from experiments.config.presets import find_preset
 from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream
 from experiments.layers.feed_forward import RoutedFeedForward
-from experiments.models.dit import Block, DiT
+from experiments.models.blocks.block import Block
+from experiments.models.blocks.pixart_block import PixArtBlock
+from experiments.models.dit import DiT
 from experiments.training.objective import forward_loss
 from experiments.training.optimizer import build_optimizer
 
@@ -114,12 +116,13 @@ def _captured(model: DiT) -> Iterator[dict[str, Tensor]]:
     last = blocks[-1]
     hooks: list[tuple[nn.Module, Callable[..., None]]] = [
         (model.embed, keep(patch_embedding=lambda out: out)),
-        (model.text, keep(text_projection=lambda out: out.text_BLD)),
+        (model.text, keep(text_projection=lambda out: out.pooled_BD if out.text_BLD is None else out.text_BLD)),
         (model.time, keep(time_vector=lambda out: out.vector_BD, modulation=lambda out: out.modulation_B6D)),
         (last.attention, keep(self_attention=lambda out: out)),
-        (last.cross_attention, keep(cross_attention=lambda out: out)),
         (model.head, keep(velocity=lambda out: out)),
     ]
+    if isinstance(last, PixArtBlock):
+        hooks.append((last.cross_attention, keep(cross_attention=lambda out: out)))
     routed = [block for block in blocks if isinstance(block.ffn, RoutedFeedForward)]
     parts: dict[str, Callable[[Any], Tensor]] = {"feed_forward": lambda out: out.out_BTD}
     if routed:

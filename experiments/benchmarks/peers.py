@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.config.budget import hidden_width
+from experiments.config.block_sizes import hidden_width
 from experiments.config.schema import RunConfig
 from experiments.distributed.deepspeed_library import deepspeed
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
 from experiments.layers.experts import StackedExperts
 from experiments.layers.feed_forward import DenseFeedForward, RoutedFeedForward
 from experiments.layers.pieces import activate
-from experiments.models.dit import Block, DiT
+from experiments.models.blocks.block import Block
+from experiments.models.dit import DiT
 from experiments.routing.contract import FeedForwardOutput, RoutingContext
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from experiments.config.budget import hidden_width, slots_per_image
+from experiments.config.block_sizes import head_width, hidden_width
+from experiments.config.blocks import block_of
+from experiments.config.budget import slots_per_image
 from experiments.config.data_sets import captions_of
 from experiments.config.router_sizes import (
     layer_factors,
@@ -116,25 +118,34 @@ def _attention_bytes(config: RunConfig, width: int, kernels: bool) -> float:
     """Returns the bytes saved by self- and cross-attention of one layer, with the norm and modulation before them.
 
     Attention is assumed to be fused, so that no attention matrix is saved. Self-attention saves its input, the norm of
-    it, the modulated norm, the query before and after its norm, the output of the heads, the output (for the gradient
-    of its gate), key and value, and the normed key. Cross-attention saves its input, the query before and after its
-    norm, the output of the heads, key and value, and the normed key. The fused `kernels` save neither the norm of the
-    input nor means and deviations of norms.
+    it, the modulated norm, the query, the output of the heads, the output (for the gradient of its gate), key and
+    value. Cross-attention saves its input, the query, the output of the heads, key and value. Where queries and keys
+    are normed, they are saved before and after it. A network of the block's own for the modulation saves its input.
+    The fused `kernels` save neither the norm of the input nor means and deviations of norms.
     """
-    model, T, L = config.model, config.num_train_tokens, config.data.caption_length
+    model, row, T = config.model, block_of(config), config.num_train_tokens
     kv = model.width * model.num_kv_heads // model.num_heads
-    numbers = 11 * T * model.width + 3 * (T + L) * kv
-    norms = 2 * T + 4 * T * model.num_heads + 2 * (T + L) * model.num_kv_heads
-    modulation = 7 * model.width
+    crosses = row.condition == "caption"
+    attended, queries = (T + config.data.caption_length, 2 * T) if crosses else (T, T)  # of both attentions together
+    # Without a fused kernel, RMS norm works on fp32: it saves its result, and in 16 bits a copy in place of its input.
+    copies = (1 if width == FLOAT32 else 2) if row.qk_norm == "rms" and not kernels else 0
+    normed = 0 if row.qk_norm == "off" or copies == 2 else 1
+    numbers = (T * 5 + queries * 2 if crosses else T * 6) * model.width
+    numbers += (queries * normed * model.width) + (2 + normed) * attended * kv
+    moments = {"off": 0, "rms": 1}.get(row.qk_norm, 2)
+    norms = 2 * T + moments * (queries * model.num_heads + attended * model.num_kv_heads)
+    modulation = (7 if row.shared_modulation else 8) * model.width
     if kernels:
-        numbers, norms, modulation = numbers - T * model.width, 0, 6 * model.width
-    return width * (numbers + norms + modulation) + FLOAT32 * 2 * T * model.num_heads
+        numbers, norms, modulation = numbers - T * model.width, 0, modulation - model.width
+    in_fp32 = copies * (queries * model.width + attended * kv) + (2 if crosses else 1) * T * model.num_heads
+    return width * (numbers + norms + modulation) + FLOAT32 * in_fp32
 
 
 def _dense_bytes(config: RunConfig, width: int, kernels: bool) -> float:
     """Returns the bytes saved by a dense feed-forward: `_around_bytes`, and both sides of the activation function."""
     hidden = hidden_width(config, config.model.ffn_factor)
-    return _around_bytes(config, width, kernels) + width * config.num_train_tokens * 2 * hidden
+    sides = 4 if block_of(config).activation == "swiglu" else 2
+    return _around_bytes(config, width, kernels) + width * config.num_train_tokens * sides * hidden
 
 
 def _around_bytes(config: RunConfig, width: int, kernels: bool) -> float:
@@ -222,12 +233,13 @@ def _slots_by_layer(config: RunConfig) -> dict[int, float]:
 def _ends_bytes(config: RunConfig, width: int, kernels: bool) -> float:
     """Returns what the patch and time embeddings and the head save, with the difference that the loss squares.
 
-    The bound of a learned variance keeps 15 numbers and two comparisons of a byte more for each value of a token.
+    The bound of a learned variance keeps 15 numbers and two comparisons of a byte more for each value of a token. The
+    values that the head returns are alive beside it, as part of the model's output.
     """
     T, d = config.num_train_tokens, config.model.width
     patch = config.model.patch_size**2 * config.data.channels
     loss = FLOAT32 + (15 * FLOAT32 + 2 if config.flow.learned_sigma else 0)
-    return width * (T * (patch + (2 if kernels else 3) * d) + 256 + 5 * d) + loss * T * patch
+    return width * (T * (patch + head_width(config) + (2 if kernels else 3) * d) + 256 + 5 * d) + loss * T * patch
 
 
 def _widest_dense(config: RunConfig) -> float:

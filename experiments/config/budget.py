@@ -17,6 +17,15 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from experiments.config.block_sizes import (
+    block_flops,
+    block_params,
+    dense_flops,
+    dense_tensors,
+    head_width,
+    hidden_width,
+)
+from experiments.config.blocks import block_of
 from experiments.config.data_sets import captions_of
 from experiments.config.router_sizes import (
     layer_factors,
@@ -34,8 +43,10 @@ TIME_FREQUENCIES = 256
 """The number of sinusoids that embed the timestep (DiT)."""
 PRIOR_GRID = 100
 """The number of noise levels on which Switch-DiT's choices are matched with its prior (`routing/switch_dit.py`)."""
-BLOCK_PARTS = ("attention", "cross_attention", "ffn", "experts", "shared_experts", "unconditional_expert", "router")
-"""The parts of a block, except its modulation tables, which take no FLOPs."""
+BLOCK_PARTS = (
+    "attention", "cross_attention", "modulation", "ffn", "experts", "shared_experts", "unconditional_expert", "router",
+)  # fmt: skip
+"""The parts of a block that take FLOPs."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +100,6 @@ def recomputed_flops_per_image(config: RunConfig) -> int:
         return 0
     parts = _flops_by_part(config, config.num_train_tokens, training=True)
     return sum(parts[part] for part in BLOCK_PARTS)
-
-
-def hidden_width(config: RunConfig, factor: float) -> int:
-    """Returns the hidden width of a feed-forward that is `factor` times as wide as the model."""
-    return round(config.model.width * factor)
 
 
 def num_expert_matrices(config: RunConfig) -> int:
@@ -190,15 +196,9 @@ def _flops_around_slots(config: RunConfig, training: bool) -> tuple[int, int]:
     return whole - passes * (planned["experts"] + planned["unconditional_expert"]), passes * 2 * expert
 
 
-def head_width(config: RunConfig) -> int:
-    """Returns the values that the head predicts for a token: those of its patch, twice with a learned variance."""
-    return config.model.patch_size**2 * config.data.channels * (2 if config.flow.learned_sigma else 1)
-
-
 def _params_by_part(config: RunConfig) -> dict[str, int]:
     model, data, routing = config.model, config.data, config.routing
     d, depth = model.width, model.num_layers
-    kv, head = d * model.num_kv_heads // model.num_heads, d // model.num_heads
     num_sparse = len(config.sparse_layer_indices)
     num_routed = 0 if mixes_blocks(config) else num_sparse
     hidden, shared_hidden = (
@@ -207,15 +207,17 @@ def _params_by_part(config: RunConfig) -> dict[str, int]:
     biases = d if mixes_blocks(config) else sum(bias_sizes(config, hidden))
     expert = expert_matrix_elements(config) + biases
     shared = num_expert_matrices(config) * d * shared_hidden + sum(bias_sizes(config, shared_hidden))
-    patch = model.patch_size**2 * data.channels
+    patch, block = model.patch_size**2 * data.channels, block_params(config)
+    shared_modulation = block_of(config).shared_modulation
+    of_all_blocks, of_head = (6 * d * d + 6 * d, 2 * d) if shared_modulation else (0, 2 * d * d + 2 * d)
     return {
         "embed": patch * d + d,
-        "time": TIME_FREQUENCIES * d + d + d * d + d + 6 * d * d + 6 * d,
-        "modulation": depth * 6 * d + 2 * d,
+        "time": TIME_FREQUENCIES * d + d + d * d + d + of_all_blocks,
+        "modulation": depth * block["modulation"] + of_head,
         "text": sum(size for _, size in captions_of(config).encoder_sizes(model)),
-        "attention": depth * (2 * d * d + 2 * d * kv + 2 * head),
-        "cross_attention": depth * (2 * d * d + 2 * d * kv + 2 * head),
-        "ffn": (depth - num_routed) * 2 * d * hidden_width(config, model.ffn_factor),
+        "attention": depth * block["attention"],
+        "cross_attention": depth * block["cross_attention"],
+        "ffn": (depth - num_routed) * sum(size for _, size in dense_tensors(config)),
         "experts": num_sparse * routing.num_experts * expert,
         "shared_experts": num_sparse * shared,
         "unconditional_expert": num_sparse * expert if routing.unconditional_expert else 0,
@@ -227,28 +229,27 @@ def _params_by_part(config: RunConfig) -> dict[str, int]:
 def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[str, int]:
     model, data, routing = config.model, config.data, config.routing
     d, depth = model.width, model.num_layers
-    T, L, kv = num_tokens, data.caption_length, d * model.num_kv_heads // model.num_heads
-    num_sparse = len(config.sparse_layer_indices)
+    T, num_sparse = num_tokens, len(config.sparse_layer_indices)
     patch = model.patch_size**2 * data.channels
     num_routed = 0 if mixes_blocks(config) else num_sparse
     expert = expert_matrix_elements(config)
     shared = num_expert_matrices(config) * d * hidden_width(config, routing.shared_factor or 0)
     slots = sum(slots_per_image(config, num_tokens, training, factor) for factor in layer_factors(config))
+    shared_modulation = block_of(config).shared_modulation
     without = tokens_without_caption(config, num_tokens, training)
     slots -= without / T * slots  # the unconditional expert takes these tokens from all others
     return {
         "embed": 2 * T * patch * d,
-        "time": 2 * (TIME_FREQUENCIES * d + 7 * d * d),
+        "time": 2 * (TIME_FREQUENCIES * d + (7 if shared_modulation else 1) * d * d),
         "text": captions_of(config).encoder_flops(model),
-        "attention": depth * (2 * T * (2 * d * d + 2 * d * kv) + 4 * T * T * d),
-        "cross_attention": depth * (4 * T * d * d + 4 * L * d * kv + 4 * T * L * d),
-        "ffn": (depth - num_routed) * 4 * T * d * hidden_width(config, model.ffn_factor),
+        **{part: depth * flops for part, flops in block_flops(config, T).items()},
+        "ffn": (depth - num_routed) * dense_flops(config, T),
         "experts": round(2 * slots * expert),  # an empty slot is computed too
         "shared_experts": num_sparse * 2 * T * shared,
         "unconditional_expert": round(num_sparse * 2 * without * expert),
         "router": num_sparse * router_flops(config, T, training),
         "prior": prior_flops(config) if training else 0,
-        "head": 2 * T * d * head_width(config),
+        "head": 2 * T * d * head_width(config) + (0 if shared_modulation else 4 * d * d),
     }
 
 

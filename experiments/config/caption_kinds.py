@@ -1,8 +1,9 @@
-"""The two kinds of captions that a data set can have, with the facts of their encoder that planning needs.
+"""The kinds of captions that a data set can have, with the facts of their encoder that planning needs.
 
 Captions come as token ids of a closed vocabulary, which a small transformer encodes that is trained with the model, or
-as precomputed features of T5 and CLIP, which two projections map to the width of the model. The modules of the encoders
-are in `experiments.models.embed`; here are their parameters, FLOPs and activations, and a caption's part of a batch.
+as precomputed features of T5 and CLIP, which two projections map to the width of the model. In place of captions, the
+class of an image finds its row in a table that is trained with the model (DiT). The modules of the encoders are in
+`experiments.models.embed`; here are their parameters, FLOPs and activations, and a caption's part of a batch.
 
 Legend: d width of the model, w width of the text encoder, L caption length, V, U widths of token and pooled features.
 """
@@ -129,5 +130,43 @@ class FeatureCaptions:
         return self.length * self.text_width + self.pooled_width
 
 
-Captions = TokenCaptions | FeatureCaptions
+@dataclass(frozen=True)
+class ClassLabels:
+    """Describes the class of an image, which takes the place of a caption; the encoder is `ClassTable`.
+
+    The table has one row more than there are classes: the last one, the null class, stands for a dropped label.
+    """
+
+    needed: ClassVar[tuple[str, ...]] = ("num_classes",)
+    in_words: ClassVar[bool] = False
+    num_classes: int
+
+    @classmethod
+    def of(cls, data: DataConfig) -> ClassLabels:
+        """Returns the labels that the settings describe."""
+        return cls(data.num_classes or 0)
+
+    @property
+    def tensors(self) -> Tensors:
+        """Returns the class of an image in a batch."""
+        return {"label_B": ((), "int64")}
+
+    def encoder_sizes(self, model: ModelConfig) -> tuple[tuple[str, int], ...]:
+        """Returns the elements of the table."""
+        return (("table.weight", (self.num_classes + 1) * model.width),)
+
+    def encoder_flops(self, model: ModelConfig) -> int:
+        """Returns 0, because a lookup is no product."""
+        return 0
+
+    def flops_without_gradient(self, model: ModelConfig) -> int:
+        """Returns 0, as for `encoder_flops`."""
+        return 0
+
+    def saved_bytes(self, model: ModelConfig, width: int) -> float:
+        """Returns 0: a lookup saves the labels alone, which are part of the batch."""
+        return 0.0
+
+
+Captions = TokenCaptions | FeatureCaptions | ClassLabels
 """The captions of one data set. Planning, the model and fake batches ask them instead of the data set's name."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from experiments.config.budget import capacity_factor, expert_capacity, hidden_width
+from experiments.config.block_sizes import hidden_width
+from experiments.config.budget import capacity_factor, expert_capacity
 from experiments.config.cooldown import check_cooldown
 from experiments.config.data_checks import check_data
 from experiments.config.init_checks import check_init

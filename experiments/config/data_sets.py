@@ -12,9 +12,9 @@ from math import prod
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError
 
-from experiments.config.caption_kinds import Captions, FeatureCaptions, TokenCaptions
+from experiments.config.blocks import BLOCKS
+from experiments.config.caption_kinds import Captions, ClassLabels, FeatureCaptions, TokenCaptions
 from experiments.config.prepared_set import with_prepared_set
 from experiments.config.values import OneOf
 
@@ -28,9 +28,12 @@ class DataSet:
 
     implementation: str
     """`MODULE:CLASS` of the class that makes its batches, an `ImageSource`; it is imported where torch is allowed."""
-    captions: type[TokenCaptions] | type[FeatureCaptions]
+    captions: type[TokenCaptions] | type[FeatureCaptions] | None
+    """The kind of its captions; None where its images have classes alone."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """The `data.*` settings that have a single value, which is also their default."""
+    num_classes: int | None = None
+    """The number of classes of its images, for blocks that are conditioned on the class; None where they have none."""
     complete: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     """Completes the nested settings of a run on it where they follow from files. Raises `ConfigError`."""
     has_pixels: bool = True
@@ -41,14 +44,23 @@ class DataSet:
     """The captions that `ecdit sample` takes by default: empty ones stand for the first that a data set has stored."""
 
 
+def _without_previews(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings without images sampled while training, by default: they are latents until a VAE decodes."""
+    return {**settings, "eval": {"sample_images": 0, **settings.get("eval", {})}}
+
+
 NO_FILES = {"text_width": None, "pooled_width": None, "fingerprint": None, "path": None}
 """The settings of precomputed features and of files, which a data set that is drawn does not have."""
+
+NO_CAPTIONS = {"vocab_size": None, "caption_length": 1, "text_width": None, "pooled_width": None}
+"""The settings of captions where the class of an image takes their place."""
 
 DATA_SETS: dict[str, DataSet] = {
     "shapes": DataSet(
         "experiments.data.sources.shapes:Shapes",
         TokenCaptions,
         fixed={"channels": 3, "vocab_size": 64, "caption_length": 16, **NO_FILES},
+        num_classes=6 * 8 * 8,  # kinds of scenes, and colours and shapes of the first object
         has_scenes=True,
         examples=(  # one of each kind
             "a circle",
@@ -66,20 +78,21 @@ DATA_SETS: dict[str, DataSet] = {
         complete=with_prepared_set,
         has_pixels=False,
     ),
+    "imagenet": DataSet(
+        "experiments.data.sources.imagenet:ImageNetLatents",
+        None,
+        fixed={"channels": 4, "fingerprint": None, "path": None},
+        complete=_without_previews,
+        num_classes=1000,
+        has_pixels=False,
+    ),
 }
 """Every data set by its name. A row may be added as long as no settings have been read."""
 
 ITEM_BYTES = {"int64": 8, "float16": 2}
 
 
-def _known(name: str) -> str:
-    """Returns `name`, or raises the error that pydantic has for literals where it is no data set."""
-    if name not in DATA_SETS:
-        raise PydanticCustomError("literal_error", "Input should be one of {names}", {"names": [*DATA_SETS]})
-    return name
-
-
-DataSetName = Annotated[str, OneOf(DATA_SETS), AfterValidator(_known)]
+DataSetName = Annotated[str, OneOf(DATA_SETS), AfterValidator(OneOf(DATA_SETS).known)]
 
 
 def data_set_of(config: RunConfig) -> DataSet:
@@ -88,8 +101,11 @@ def data_set_of(config: RunConfig) -> DataSet:
 
 
 def captions_of(config: RunConfig) -> Captions:
-    """Returns the captions of a run's data."""
-    return data_set_of(config).captions.of(config.data)
+    """Returns the captions of a run's data, or the labels where it is conditioned on classes."""
+    captions = data_set_of(config).captions
+    if config.data.num_classes is not None or captions is None:
+        return ClassLabels.of(config.data)
+    return captions.of(config.data)
 
 
 def caption_bytes(config: RunConfig) -> int:
@@ -103,7 +119,23 @@ def completed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(settings) if row is None else row.complete(settings)
 
 
-def fixed_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `data.*` settings: `given`, and below them those which its data set fixes."""
-    row = DATA_SETS.get(str(given.get("name", "")))
-    return dict(given) if row is None else {**row.fixed, **given}
+def fixed_settings(given: Mapping[str, Any], block: str) -> dict[str, Any]:
+    """Returns `data.*` settings: `given`, and below them those which its data set fixes for a run with this block."""
+    row = DATA_SETS.get(str(given.get("name", "shapes" if is_labelled(block) else "")))
+    if row is None:
+        return dict(given)
+    classes = {"num_classes": row.num_classes} if is_labelled(block) and row.num_classes is not None else {}
+    return {**classes, **fixed_by(row, block), **given}
+
+
+def fixed_by(row: DataSet, block: str) -> Mapping[str, Any]:
+    """Returns the `data.*` settings that have a single value on a data set with this block."""
+    if row.num_classes is None or not is_labelled(block):
+        return row.fixed
+    # Where images have classes alone, there may be fewer: weights that were trained on a part of ImageNet, for example.
+    return {**row.fixed, **NO_CAPTIONS, **({} if row.captions is None else {"num_classes": row.num_classes})}
+
+
+def is_labelled(block: str) -> bool:
+    """Says whether a block is conditioned on classes."""
+    return block in BLOCKS and BLOCKS[block].condition == "class"

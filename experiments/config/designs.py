@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config.budget import Budget, budget, hidden_width
+from experiments.config.block_sizes import hidden_width
+from experiments.config.budget import Budget, budget
 from experiments.config.checks import check_config, check_trained
 from experiments.config.cooldown import check_cooldown
 from experiments.config.identity import run_name

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.config.budget import hidden_width
+from experiments.config.block_sizes import hidden_width
+from experiments.config.blocks import block_of
 from experiments.config.data_sets import captions_of
 from experiments.config.router_sizes import mixes_blocks
 from experiments.config.schema import ModelConfig, RunConfig
@@ -21,7 +22,13 @@ NOT_SHAPES = {
     "name", "sparse_layers", "ffn_factor", "base_width", "head_size", "position_side", "text_width", "text_layers",
 }  # fmt: skip
 """Settings of the model in which parent and child may differ, or which are compared by themselves."""
-OF_TOKEN_CAPTIONS = ("model.text_width", "model.text_layers", "data.vocab_size", "data.caption_length")
+OF_TOKEN_CAPTIONS = (
+    "model.text_width",
+    "model.text_layers",
+    "data.vocab_size",
+    "data.caption_length",
+    "data.num_classes",
+)
 OF_FEATURES = ("data.text_width", "data.pooled_width")
 MAX_PATH = 200
 """The most characters of a path in a message."""
@@ -116,6 +123,13 @@ def _require_upcycling(config: RunConfig, theirs: RunConfig) -> None:
                 "Leave out train.init_experts.",
             )
         return
+    row = block_of(theirs)
+    if row.activation != "gelu" or row.has_biases:
+        raise ConfigError(
+            f"train.init_from={_place(config)} has dense feed-forwards of {row.activation}"
+            f"{' with biases' if row.has_biases else ''}, of which no experts can be made.",
+            "Name a run whose block has plain gelu feed-forwards, or train without train.init_from.",
+        )
     if routing.expert != "gelu":
         raise _misfit(config, "routing.expert", routing.expert, "gelu")
     assert routing.expert_factor is not None

@@ -17,7 +17,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.config.budget import hidden_width
+from experiments.config.block_sizes import hidden_width
 from experiments.config.init_checks import require_fit, require_source, upcycled_layers
 from experiments.config.router_sizes import mixes_blocks
 from experiments.config.routers import ROUTERS

@@ -68,6 +68,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
 WidthFactor = Annotated[float, Field(strict=True, gt=0, le=MAX_EXPERTS), _not_below(1e-6)]
 """A hidden width divided by the width, or expert slots per token, of which there are at most as many as experts."""
 WidthFactorOrNone = Annotated[float, Field(strict=True, ge=0, le=1e6)]
+TimeScale = Annotated[float, Field(strict=True, gt=0, le=1e6), _not_below(1e-6)]
 GateScale = Annotated[float, Field(strict=True, gt=0, le=MAX_EXPERTS), _not_below(1e-6)]
 LossWeight = Annotated[float, Field(strict=True, ge=0, le=1e6)]
 LogitMean = Annotated[float, Field(strict=True, ge=-100, le=100)]

@@ -110,6 +110,8 @@ class MetricRow:
     for a metric that needs no images."""
     needs_routed_layers: bool = False
     """Says whether it watches the routed layers of the model, so that runs of dense models do not have it."""
+    compares_captions: bool = False
+    """Says whether it compares images with captions, so that runs conditioned on classes do not have it."""
     needs_files: tuple[str, ...] = ()
     """The options of `ecdit evaluate` with which a user names the files of the networks that it needs."""
     while_training: bool = False
@@ -170,7 +172,7 @@ METRICS: dict[str, MetricRow] = {
                 ),
             ),
             "experiments.evaluation.metrics.alignment:ShapesGeneval",
-            captions=("validation", "held_out"), while_training=True,
+            captions=("validation", "held_out"), while_training=True, compares_captions=True,
             min_image_size=MIN_JUDGED_SIZE, min_image_size_reason=UNRELIABLE_BELOW,
         ),
         MetricRow(
@@ -198,7 +200,7 @@ METRICS: dict[str, MetricRow] = {
             "clip-score",
             (RecordedValue("clip-score", "CLIP score\n(higher is better)", format=".2f"),),
             "experiments.evaluation.metrics.clip_score:ClipScore",
-            needs_files=("--clip-model",),
+            needs_files=("--clip-model",), compares_captions=True,
         ),
         MetricRow(
             "routing",
@@ -264,9 +266,10 @@ def sampled_metrics() -> list[MetricRow]:
     return [row for row in METRICS.values() if row.implementation is not None]
 
 
-def training_metrics() -> list[MetricRow]:
-    """Returns the metrics that training measures, too."""
-    return [row for row in METRICS.values() if row.while_training]
+def training_metrics(with_captions: bool = True) -> list[MetricRow]:
+    """Returns the metrics that training measures, too; without captions those that compare images with none."""
+    rows = [row for row in METRICS.values() if row.while_training]
+    return [row for row in rows if with_captions or not row.compares_captions]
 
 
 def in_recorded_order(names: Iterable[str]) -> list[MetricRow]:

@@ -104,6 +104,11 @@ def check_objective(config: RunConfig) -> None:
             f"predicts {' or '.join(row.predictions)}.",
             f"Use flow.prediction={row.predictions[0]}, or leave it out.",
         )
+    if flow.learned_sigma and config.model.learn_sigma is False:
+        raise ConfigError(
+            "flow.learned_sigma=True does not fit model.learn_sigma=False, which leaves the head no outputs for it.",
+            "Leave model.learn_sigma out.",
+        )
     for key, leaf in type(flow).model_fields.items():
         value = getattr(flow, key)
         if key not in ("objective", *row.defaults) and value != leaf.default:

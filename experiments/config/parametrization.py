@@ -46,6 +46,7 @@ _ATTENTION = ("query.weight", "key_value.weight", "out.weight")
 _NAMES: dict[Kind, tuple[str, ...]] = {
     "input": (
         "embed.weight", "time.mlp_in.weight", "text.project.weight", "text.text_in.weight", "text.pooled_in.weight",
+        "text.table.weight",
     ),
     "vector": (
         "embed.bias", "head.bias", "modulation_2D", "blocks.modulation_6D",
@@ -55,11 +56,14 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
         "time.mlp_in.bias", "time.mlp_out.bias", "time.modulation.bias", "text.project.bias",
         "text.text_in.bias", "text.text_out.bias", "text.pooled_in.bias", "text.pooled_out.bias",
         "blocks.ffn.router.scale", "blocks.switch.experts.bias_ED",
-        *(f"blocks.{part}.{norm}.weight" for part in ("attention", "cross_attention")
-          for norm in ("norm_query", "norm_key")),
+        "modulation.bias", "blocks.modulation.bias", "blocks.ffn.w_in.bias", "blocks.ffn.w_out.bias",
+        *(f"blocks.attention.{linear}.bias" for linear in ("query", "key_value", "out")),
+        *(f"blocks.{part}.{norm}.{kind}" for part in ("attention", "cross_attention")
+          for norm in ("norm_query", "norm_key") for kind in ("weight", "bias")),
     ),
     "hidden": (
-        "time.mlp_out.weight", "time.modulation.weight", "text.text_out.weight", "text.pooled_out.weight",
+        "time.mlp_out.weight", "time.modulation.weight", "modulation.weight", "blocks.modulation.weight",
+        "text.text_out.weight", "text.pooled_out.weight",
         *(f"blocks.{part}.{weight}" for part in ("attention", "cross_attention") for weight in _ATTENTION),
         "blocks.ffn.w_in.weight", "blocks.ffn.w_out.weight",
         "blocks.ffn.experts.w_in_EFD", "blocks.ffn.experts.w_out_EFD",

@@ -1,6 +1,7 @@
 """The model presets as one aligned table.
 
-`nano`, `micro` and `mini` are sizes for a CPU. `S`, `B`, `L` are the DiT sizes (arXiv 2212.09748, table 1). `XL` to
+`nano`, `micro` and `mini` are sizes for a CPU. `S`, `B`, `L` are the DiT sizes (arXiv 2212.09748, table 1), and `dit-*`
+the whole networks of its public code, conditioned on classes, with every layer sparse where there are experts. `XL` to
 `M` are EC-DIT (arXiv 2410.02098, table 1): head size 64, grouped-query attention, every second layer sparse; `M` has
 46 layers dense and 38 with experts. `dit-moe-*` are DiT-MoE (arXiv 2407.11633, table 1): every layer sparse. Text
 widths and the learning rates of the small sizes are ours.
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from experiments.config.blocks import DEFAULT_BLOCK
 from experiments.config.values import shown
 from experiments.errors import ConfigError, did_you_mean
 
@@ -28,6 +30,7 @@ class Preset(NamedTuple):
     text_width: int
     text_layers: int
     learning_rate: float
+    block: str = DEFAULT_BLOCK
 
 
 # fmt: off
@@ -44,6 +47,10 @@ PRESETS: dict[str, Preset] = {
     "XXL":       Preset(1536,  38,  38,  24,   6,  2, "alternate", 1024,  2,  1e-4),
     "3XL":       Preset(2304,  42,  42,  36,   6,  2, "alternate", 1024,  2,  1e-4),
     "M":         Preset(3072,  46,  38,  48,  12,  2, "alternate", 1024,  2,  1e-4),
+    "dit-s-2":   Preset( 384,  12,  12,   6,   6,  2, "all",        256,  2,  1e-4, "dit"),
+    "dit-b-2":   Preset( 768,  12,  12,  12,  12,  2, "all",        512,  2,  1e-4, "dit"),
+    "dit-l-2":   Preset(1024,  24,  24,  16,  16,  2, "all",        512,  2,  1e-4, "dit"),
+    "dit-xl-2":  Preset(1152,  28,  28,  16,  16,  2, "all",       1024,  2,  1e-4, "dit"),
     "dit-moe-S": Preset( 384,  12,  12,   6,   6,  2, "all",        256,  2,  1e-4),
     "dit-moe-B": Preset( 768,  12,  12,  12,  12,  2, "all",        512,  2,  1e-4),
     "dit-moe-L": Preset(1024,  24,  24,  16,  16,  2, "all",        512,  2,  1e-4),

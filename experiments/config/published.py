@@ -1,8 +1,9 @@
 """Parameter counts as the papers print them, to stand beside our own arithmetic, and why the two differ.
 
 EC-DIT: arXiv 2410.02098, table 1 (M with 64 experts, the others with 32, f_c = 2). DiT-MoE: arXiv 2407.11633, table 1
-(S and XL with 8 experts, G with 16; B and L are not printed). EC-DIT has published no weights. DiT-MoE has published
-some with its code (github.com/feizc/DiT-MoE); they were not counted here, and the numbers are those of the paper.
+(S and XL with 8 experts, G with 16; B and L are not printed). DiT: arXiv 2212.09748, table 1. EC-DIT has published no
+weights. DiT and DiT-MoE have (github.com/facebookresearch/DiT, github.com/feizc/DiT-MoE), and `ecdit import-weights`
+reads them; the numbers here are those of the papers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ PUBLISHED: dict[tuple[str, int], Published] = {
     ("3XL", 32):        Published(32_150_000_000, 5_180_000_000),
     ("M", 0):           Published( 8_030_000_000,          None),
     ("M", 64):          Published(97_210_000_000, 8_270_000_000),
+    ("dit-s-2", 0):     Published(    33_000_000,          None),
+    ("dit-b-2", 0):     Published(   130_000_000,          None),
+    ("dit-l-2", 0):     Published(   458_000_000,          None),
+    ("dit-xl-2", 0):    Published(   675_000_000,          None),
     ("dit-moe-S", 8):   Published(   199_000_000,    71_000_000),
     ("dit-moe-XL", 8):  Published( 4_100_000_000, 1_500_000_000),
     ("dit-moe-G", 16):  Published(16_500_000_000, 3_100_000_000),
@@ -43,7 +48,12 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
     ),
     "DiT-MoE": (
         "The paper's model is conditioned on the class, with one AdaLN network in every block (6 d^2 each); ours on "
-        "captions, with cross-attention in every block and one AdaLN network for all (PixArt-alpha).",
+        "captions, with cross-attention in every block and one AdaLN network for all (PixArt-alpha). With "
+        "model.block=dit and data.name=imagenet the parameters are exactly those of the public code.",
+    ),
+    "DiT": (
+        "The paper's model is for latents of 4 channels and 1,000 classes; ours here is for the pixels and the classes "
+        "of shapes. With data.name=imagenet the parameters are exactly those of the public code.",
     ),
 }
 """Explanations, by paper, of why our counts differ from the printed ones."""
@@ -53,4 +63,6 @@ def paper_of(preset: str) -> str | None:
     """Returns the paper from whose table a preset comes, or None where that table has no parameter counts."""
     if preset.startswith("dit-moe-"):
         return "DiT-MoE"
+    if preset.startswith("dit-"):
+        return "DiT"
     return "EC-DIT" if (preset, 0) in PUBLISHED else None

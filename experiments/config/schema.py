@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
+from experiments.config.blocks import DEFAULT_BLOCK, BlockName, DenseActivation, QkNorm
 from experiments.config.cooldown import with_cooldown
 from experiments.config.data_sets import DataSetName, fixed_settings
 from experiments.config.execution_settings import (
@@ -44,6 +45,7 @@ from experiments.config.limits import (
     Smoothing,
     Steps,
     Text,
+    TimeScale,
     Tokens,
     WeightDecay,
     Width,
@@ -81,6 +83,22 @@ class ModelConfig(Settings):
     position_side: Side | None = Field(
         **absent_at(None), description="tokens of a side over which positions run; None: those of the image"
     )
+    block: BlockName = Field(
+        **absent_at(DEFAULT_BLOCK),
+        description="pixart: cross-attention to a caption; dit: the class of an image, by adaLN-zero",
+    )
+    ffn: DenseActivation | None = Field(
+        **absent_at(None), description="activation of dense feed-forwards; None: that of the block"
+    )
+    qk_norm: QkNorm | None = Field(
+        **absent_at(None), description="norm of queries and keys in each head; None: that of the block"
+    )
+    learn_sigma: bool | None = Field(
+        **absent_at(None),
+        description="as many outputs again, for a learned variance, which flow.learned_sigma reads; None: as the "
+        "block's public code",
+    )
+    time_scale: TimeScale = Field(**absent_at(1000.0), description="what t is multiplied by before it is embedded")
 
 
 class DataConfig(Settings):
@@ -99,6 +117,10 @@ class DataConfig(Settings):
     seed: Seed = Field(0, description="of the data stream; runs of different `seed` share it")
     text_width: Width | None = Field(**absent_at(None), description="of precomputed T5 features")
     pooled_width: Width | None = Field(**absent_at(None), description="of pooled CLIP features")
+    num_classes: Tokens | None = Field(
+        **absent_at(None),
+        description="classes of the images, which take the place of captions with model.block=dit",
+    )
     fingerprint: Text | None = Field(**absent_at(None), description="of the data set")
     path: Text | None = Field(**absent_at(None), description="folder of the data set")
 
@@ -220,9 +242,9 @@ class RunConfig(Settings):
         if routing["expert_factor"] is None and routing["expert"] is not None:
             routing["expert_factor"] = model.get("ffn_factor", 4.0)
         optim = {"learning_rate": find_preset(name).learning_rate, **with_cooldown(raw.get("optim", {}))}
-        data = {"data": fixed_settings(raw["data"])} if "data" in raw else {}
         flow = {"flow": with_objective(raw["flow"])} if "flow" in raw else {}
-        return {**raw, "model": model, "routing": routing, "optim": optim, **data, **flow}
+        data = fixed_settings(raw.get("data", {}), model.get("block", DEFAULT_BLOCK))
+        return {**raw, "model": model, "routing": routing, "optim": optim, **flow, **({"data": data} if data else {})}
 
     @property
     def total_images(self) -> int:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from experiments.config.budget import TIME_FREQUENCIES, bias_sizes, head_width, hidden_width
+from experiments.config.block_sizes import block_tensors, dense_tensors, head_width, hidden_width, linear_sizes
+from experiments.config.blocks import block_of
+from experiments.config.budget import TIME_FREQUENCIES, bias_sizes
 from experiments.config.data_sets import captions_of
 from experiments.config.parametrization import rate_factor
 from experiments.config.router_sizes import mixes_blocks, router_tensors
@@ -70,24 +72,26 @@ def tensor_sizes(config: RunConfig) -> Iterator[TensorSize]:
     """Yields every parameter of the whole model, in the module's order."""
     model, data = config.model, config.data
     d, patch = model.width, model.patch_size**2 * data.channels
-    yield TensorSize("modulation_2D", 2 * d)
+    shared_modulation = block_of(config).shared_modulation
+    if shared_modulation:
+        yield TensorSize("modulation_2D", 2 * d)
     yield from _linear("embed", patch, d)
     yield from _linear("time.mlp_in", TIME_FREQUENCIES, d)
     yield from _linear("time.mlp_out", d, d)
-    yield from _linear("time.modulation", d, 6 * d)
+    if shared_modulation:
+        yield from _linear("time.modulation", d, 6 * d)
     yield from (TensorSize(f"text.{name}", size) for name, size in captions_of(config).encoder_sizes(model))
     for layer in range(model.num_layers):
         block = f"blocks.{layer}"
-        yield TensorSize(f"{block}.modulation_6D", 6 * d)
-        for part in ("attention", "cross_attention"):
-            yield from (TensorSize(f"{block}.{part}.{name}.weight", size) for name, size in _attention_sizes(config))
+        yield from (TensorSize(f"{block}.{name}", size) for name, size in block_tensors(config))
         yield from _feed_forward_sizes(config, layer)
+    if not shared_modulation:
+        yield from _linear("modulation", d, 2 * d)
     yield from _linear("head", d, head_width(config))
 
 
 def _linear(name: str, fan_in: int, fan_out: int) -> Iterator[TensorSize]:
-    yield TensorSize(f"{name}.weight", fan_in * fan_out)
-    yield TensorSize(f"{name}.bias", fan_out)
+    return (TensorSize(*each) for each in linear_sizes(name, fan_in, fan_out))
 
 
 def shares(config: RunConfig) -> Shares:
@@ -135,19 +139,10 @@ def _remembered_sizes(config: RunConfig) -> tuple[_Size, ...]:
     return tuple(_Size(size, is_expert, rate_factor(config, name)) for name, size, is_expert in tensor_sizes(config))
 
 
-def _attention_sizes(config: RunConfig) -> tuple[tuple[str, int], ...]:
-    """Returns the elements of the weights of an attention, by name."""
-    d, head = config.model.width, config.model.width // config.model.num_heads
-    key_value = 2 * d * head * config.model.num_kv_heads
-    norms = (("norm_query", head), ("norm_key", head))
-    return (("query", d * d), ("key_value", key_value), ("out", d * d), *norms)
-
-
 def _feed_forward_sizes(config: RunConfig, layer: int) -> Iterator[TensorSize]:
     d, routing, name = config.model.width, config.routing, f"blocks.{layer}.ffn"
     if layer not in config.sparse_layer_indices or mixes_blocks(config):
-        dense = d * hidden_width(config, config.model.ffn_factor)
-        yield from (TensorSize(f"{name}.w_in.weight", dense), TensorSize(f"{name}.w_out.weight", dense))
+        yield from (TensorSize(f"{name}.{matrix}", size) for matrix, size in dense_tensors(config))
         if layer in config.sparse_layer_indices:
             yield from _mixture_sizes(config, f"blocks.{layer}.switch")
         return

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic_core import PydanticCustomError
+
 from experiments.errors import ConfigError, did_you_mean
 from experiments.text import printable, shortened
 
@@ -37,6 +39,12 @@ class OneOf:
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         """Returns the JSON schema of the text, with the names that are known now."""
         return {**handler(core_schema), "enum": list(self.registry)}
+
+    def known(self, name: str) -> str:
+        """Returns `name`, or raises the error that pydantic has for literals where the registry lacks it."""
+        if name not in self.registry:
+            raise PydanticCustomError("literal_error", "Input should be one of {names}", {"names": [*self.registry]})
+        return name
 
 
 @dataclass(frozen=True)

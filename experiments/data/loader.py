@@ -57,12 +57,16 @@ class Batch:
     """The number of tokens of each caption without padding, as int64."""
     pooled_BU: Tensor | None = None
     """Features of the whole caption, as float16."""
+    label_B: Tensor | None = None
+    """Classes as int64, with the null class where the label was dropped; None where the run reads captions."""
 
     @property
     def caption(self) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Returns the captions for the model: token ids, or features, lengths and pooled features."""
+        """Returns the captions for the model: token ids, classes, or features, lengths and pooled features."""
         if self.caption_BL is not None:
             return self.caption_BL
+        if self.label_B is not None:
+            return self.label_B
         assert self.text_BLV is not None
         assert self.text_length_B is not None
         assert self.pooled_BU is not None

@@ -32,7 +32,8 @@ def measure_at_cadence(engine: Engine, config: RunConfig, images_seen: int, writ
         return
     conditions = training_conditions(config, PRECISIONS[engine.model.embed.weight.dtype])
     base = conditions.row(config, images_seen).model_copy(update={"while_training": True})
-    names, task = [row.name for row in training_metrics()], MetricTask(config, conditions, base)
+    rows = training_metrics(with_captions=config.data.num_classes is None)
+    names, task = [row.name for row in rows], MetricTask(config, conditions, base)
     with engine.ema.applied():
         mine = [part for captions in caption_sets(names, task) for part in _share(engine, config, captions, conditions)]
     shares = everyone(mine, engine.world)
@@ -53,7 +54,8 @@ def _share(engine: Engine, config: RunConfig, captions: CaptionSet, conditions: 
     for turn in turns_of(num_batches, engine.rank, engine.world, engine.layers_are_collective):
         first = turn % num_batches * size
         here = slice(first, first + size)
-        batches = sampled_batches(engine.model, config, captions.captions[here], conditions, captions.numbers[here])
+        prompts = captions.prompts(config)[here]
+        batches = sampled_batches(engine.model, config, prompts, conditions, captions.numbers[here])
         sampled = [(batch.numbers, batch.images_BCHW) for batch in batches]
         found += sampled if turn < num_batches else []
     return found

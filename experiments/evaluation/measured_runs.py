@@ -115,7 +115,8 @@ def measure_samples(
         folders = [folder for folder, _ in _loaded(folders, lambda folder, _: require(folder), show.say)]
     total = len(folders) * len(widths)
     for number, (folder, loaded) in enumerate(_loaded(folders, partial(how.load, tell=show.say), show.say, widths)):
-        run = require_shapes(loaded) if any(METRICS[name].captions for name in metrics) else loaded
+        asking = [METRICS[name] for name in metrics if METRICS[name].captions]
+        run = require_shapes(loaded, all(row.needs_routed_layers for row in asking)) if asking else loaded
         keep_freed_memory(run.config)
         scales = how.scales_of(run.config)
         for place, scale in enumerate(scales):

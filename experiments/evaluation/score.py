@@ -147,13 +147,13 @@ class RunScorer:
             return self.past
         on_call = _CallCounter(on_share)
         metrics = MetricSet(self.missing, replace(self._task, on_call=on_call))
-        sampled = sum(num_calls(len(part.scenes), self.conditions, self.run.config) for part in metrics.parts)
+        sampled = sum(num_calls(len(part.numbers), self.conditions, self.run.config) for part in metrics.parts)
         own = sum(implementation_of(METRICS[name]).num_own_calls(self.conditions) for name in self.missing)
         on_call.total = sampled + own
         for part in metrics.parts:
             batches = sampled_batches(
-                self.run.model, self.run.config, part.captions, self.conditions, part.numbers, metrics.watcher(part),
-                on_call,
+                self.run.model, self.run.config, part.prompts(self.run.config), self.conditions, part.numbers,
+                metrics.watcher(part), on_call,
             )  # fmt: skip
             for batch in batches:
                 metrics.add(batch.numbers, batch.images_BCHW)
@@ -174,9 +174,14 @@ class _CallCounter:
 
 
 def _require_measurable(run: LoadedRun, metrics: Sequence[str], conditions: Conditions) -> None:
-    """Raises `ConfigError` where the images are too small or too few for one of the metrics."""
+    """Raises `ConfigError` where the images are too small or too few for one of the metrics, or have no captions."""
     for name in metrics:
         row, image_size = METRICS[name], run.config.data.image_size
+        if row.compares_captions and run.config.data.num_classes is not None:
+            raise ConfigError(
+                f"{name} compares images with captions, and {run.run_dir.path} is conditioned on classes.",
+                "Measure without it: --metrics frechet-shapes.",
+            )
         others = [other for other in DEFAULT_METRICS if image_size >= METRICS[other].min_image_size]
         row.require_image_size(image_size, name, f"Measure without it: --metrics {','.join(others)}.")
         num_images = conditions.num_images

@@ -1,7 +1,8 @@
 """The parts of a block: grouped-query attention and adaptive layer norm.
 
-Queries and keys are layer-normalised per head (ViT-22B, arXiv 2302.05442). EC-DIT leaves this open; we do it for
-stability at high learning rates. Groups of query heads share key and value heads (EC-DIT: 18 query heads over 6).
+With `model.block=pixart` queries and keys are layer-normalised per head (ViT-22B, arXiv 2302.05442). EC-DIT leaves this
+open; we do it for stability at high learning rates. `model.qk_norm` names other norms (`config/blocks.py`). Groups of
+query heads share key and value heads (EC-DIT: 18 query heads over 6).
 
 Legend: B images, T tokens, M tokens attended to, D width, H heads.
 """
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.accelerated import has_kernels
+from experiments.config.blocks import QkNorm, block_of
+from experiments.config.schema import RunConfig
 
 NORM_EPSILON = 1e-6
 """The epsilon of the layer norm without weights, as in DiT."""
@@ -34,23 +37,40 @@ class HeadNorm(nn.LayerNorm):
         return super().forward(x_BTHK)
 
 
-class Attention(nn.Module):
-    """Self- or cross-attention without biases.
+def head_norm(kind: QkNorm, head_size: int, fast: bool) -> nn.Module:
+    """Builds the norm of queries or keys, which maps [B, T, H, K] to the same shape."""
+    if kind == "layer":
+        return HeadNorm(head_size, fast)
+    if kind == "affine":
+        return nn.LayerNorm(head_size, eps=NORM_EPSILON)
+    return nn.RMSNorm(head_size, eps=NORM_EPSILON) if kind == "rms" else nn.Identity()
 
-    It has 2 D^2 (1 + num_kv_heads / num_heads) weights, and two norms with as many weights as a head has elements.
+
+class Attention(nn.Module):
+    """Self- or cross-attention.
+
+    It has 2 D^2 (1 + num_kv_heads / num_heads) weights, biases where asked for, and two norms over the elements of a
+    head.
     """
 
     def __init__(
-        self, width: int, num_heads: int, num_kv_heads: int, zero_output: bool = False, fast: bool = True
+        self,
+        width: int,
+        num_heads: int,
+        num_kv_heads: int,
+        zero_output: bool = False,
+        fast: bool = True,
+        has_biases: bool = False,
+        qk_norm: QkNorm = "layer",
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         head_size = width // num_heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * num_kv_heads * head_size, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.norm_query = HeadNorm(head_size, fast)
-        self.norm_key = HeadNorm(head_size, fast)
+        self.query = nn.Linear(width, width, bias=has_biases)
+        self.key_value = nn.Linear(width, 2 * num_kv_heads * head_size, bias=has_biases)
+        self.out = nn.Linear(width, width, bias=has_biases)
+        self.norm_query = head_norm(qk_norm, head_size, fast)
+        self.norm_key = head_norm(qk_norm, head_size, fast)
         nn.init.xavier_uniform_(self.query.weight)
         nn.init.xavier_uniform_(self.key_value.weight)
         if zero_output:
@@ -58,6 +78,14 @@ class Attention(nn.Module):
             nn.init.zeros_(self.out.weight)
         else:
             nn.init.xavier_uniform_(self.out.weight)
+        if has_biases:
+            with torch.no_grad():
+                # DiT's public code has one matrix [3 D, D] for all three, and draws it Xavier-uniform as a whole.
+                of_all = width + self.key_value.out_features + width
+                self.query.weight.mul_((2 * width / of_all) ** 0.5)
+                self.key_value.weight.mul_(((of_all - width) / of_all) ** 0.5)
+            for linear in (self.query, self.key_value, self.out):
+                nn.init.zeros_(linear.bias)
 
     def forward(self, x_BTD: Tensor, context_BMD: Tensor, mask_B11M: Tensor | None = None) -> Tensor:
         """Attends from the tokens `x_BTD` to the tokens `context_BMD` where the mask is True; returns [B, T, D]."""
@@ -68,6 +96,13 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11M, enable_gqa=shared)
         out_BTD: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out_BTD
+
+
+def build_attention(config: RunConfig, zero_output: bool = False) -> Attention:
+    """Builds the attention that `model.block` asks for; the one to captions has the same form as the one to tokens."""
+    model, row = config.model, block_of(config)
+    heads, fast = (model.width, model.num_heads, model.num_kv_heads), config.train.implementation == "fast"
+    return Attention(*heads, zero_output, fast, row.has_biases, row.qk_norm)
 
 
 def modulate(x_BTD: Tensor, shift_B1D: Tensor, scale_B1D: Tensor, fast: bool = True) -> Tensor:

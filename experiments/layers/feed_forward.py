@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from experiments.config.budget import hidden_width
+from experiments.config.block_sizes import hidden_width
+from experiments.config.blocks import DenseActivation, block_of
 from experiments.config.router_sizes import layer_factors, mixes_blocks
 from experiments.config.schema import RunConfig
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
 from experiments.layers.experts import StackedExperts, apply_experts, init_feed_forward
 from experiments.layers.gates import AS_DECIDED, Gates
-from experiments.layers.pieces import Activation, activate
+from experiments.layers.pieces import activate
 from experiments.plugins.sources import plugin_errors
 from experiments.routing.build import build_router
 from experiments.routing.contract import Assignment, FeedForwardOutput, RoutingContext
@@ -25,9 +26,9 @@ from experiments.routing.router import Router
 class DenseFeedForward(nn.Module):
     """A feed-forward of two matrices with GELU or three with SwiGLU; `bias` gives it biases from 0, like an expert."""
 
-    def __init__(self, width: int, hidden: int, activation: Activation = "gelu", bias: bool = False) -> None:
+    def __init__(self, width: int, hidden: int, activation: DenseActivation = "gelu", bias: bool = False) -> None:
         super().__init__()
-        self.activation: Activation = activation
+        self.activation: DenseActivation = activation
         self.w_in = nn.Linear(width, hidden * (2 if activation == "swiglu" else 1), bias=False)
         self.w_out = nn.Linear(hidden, width, bias=False)
         init_feed_forward(width, hidden, self.w_in.weight, self.w_out.weight)
@@ -105,7 +106,8 @@ def build_feed_forward(
     """
     width, routing = config.model.width, config.routing
     if layer not in config.sparse_layer_indices or mixes_blocks(config):
-        return DenseFeedForward(width, hidden_width(config, config.model.ffn_factor))
+        row = block_of(config)
+        return DenseFeedForward(width, hidden_width(config, config.model.ffn_factor), row.activation, row.has_biases)
     assert routing.expert is not None
     assert routing.expert_factor is not None
     router = build_router(config)

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from experiments.accelerated import has_kernels
+from experiments.config.blocks import DenseActivation
 
 Activation = Literal["gelu", "swiglu"]
 Biases = tuple[Tensor, Tensor] | tuple[None, None]
@@ -36,7 +37,7 @@ PIECE_BYTES = 4 * 2**20
 """The size of the part of `hidden_EFP` in one piece; a piece is one expert where an expert's part is larger."""
 
 
-def activate(hidden: Tensor, activation: Activation, dim: int = -1) -> Tensor:
+def activate(hidden: Tensor, activation: DenseActivation, dim: int = -1) -> Tensor:
     """Applies SwiGLU to the two halves (gate, up) of the axis `dim`, or GELU.
 
     The papers do not say which GELU. The public code of DiffMoE and ProMoE has the tanh form, which takes three times
@@ -45,7 +46,7 @@ def activate(hidden: Tensor, activation: Activation, dim: int = -1) -> Tensor:
     if activation == "swiglu":
         gate, up = hidden.chunk(2, dim=dim)
         return F.silu(gate) * up
-    return F.gelu(hidden)
+    return F.gelu(hidden, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def activate_with_gradient(

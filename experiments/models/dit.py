@@ -1,10 +1,8 @@
-"""The diffusion transformer: PixArt-alpha's block with one feed-forward slot.
+"""The diffusion transformer: patches, time and caption or class, blocks with one feed-forward each, and the head.
 
-A block is self-attention, cross-attention to the caption, and a feed-forward that is dense or routed (EC-DIT, section
-3, after PixArt-alpha). The timestep enters by adaLN-single: one modulation for all blocks plus a learned table of each
-block. The router reads what the experts read, LN(x + cross-attention) after modulation, so it sees image, text and
-timestep (equation 4 does not say whether it is modulated; that is our choice). Modulation, cross-attention outputs and
-the head start at zero, so the model starts as the identity on tokens and predicts zero.
+`model.block` names the block (`models/blocks`), which says what the model is conditioned on. With adaLN-single the
+modulation of the head is a learned table beside the embedded time (PixArt-alpha), else a network of its own (DiT). The
+head starts at zero, so that the model predicts zero.
 
 The model computes no loss: it returns the prediction and each layer's `FeedForwardOutput`.
 
@@ -17,18 +15,24 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from experiments.config.budget import PRIOR_GRID, head_width
+from experiments.config.block_sizes import head_width
+from experiments.config.blocks import block_of
+from experiments.config.budget import PRIOR_GRID
 from experiments.config.parametrization import initial_factor
 from experiments.config.schema import RunConfig
-from experiments.layers.attention import Attention, gated_residual, modulate
-from experiments.layers.block_mixture import BlockMixture, build_block_mixture
+from experiments.layers.attention import modulate
+from experiments.layers.block_mixture import BlockMixture
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
-from experiments.layers.feed_forward import build_feed_forward
+from experiments.models.blocks.block import Conditioning, build_block
 from experiments.models.embed import (
     Caption,
+    ClassTable,
+    EncodedCaption,
+    TextEncoder,
     TimeEmbedding,
     build_caption_encoder,
     patchify,
@@ -52,56 +56,8 @@ class DiTOutput(NamedTuple):
     feed_forward: list[FeedForwardOutput]
 
 
-class Block(nn.Module):
-    """One transformer block: self-attention, cross-attention and a dense or routed feed-forward."""
-
-    def __init__(self, config: RunConfig, layer: int, share: ExpertShare) -> None:
-        super().__init__()
-        model, self.fast = config.model, config.train.implementation == "fast"
-        heads = (model.width, model.num_heads, model.num_kv_heads)
-        self.attention = Attention(*heads, fast=self.fast)
-        self.cross_attention = Attention(*heads, zero_output=True, fast=self.fast)
-        self.ffn = build_feed_forward(config, layer, share)
-        self.switch = build_block_mixture(config, layer)
-        self.modulation_6D = nn.Parameter(torch.zeros(6, model.width))
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        modulation_B6D: Tensor,
-        text_BLD: Tensor,
-        mask_B11L: Tensor,
-        context: RoutingContext,
-    ) -> tuple[Tensor, FeedForwardOutput]:
-        """Maps [B, T, D] to [B, T, D], and returns the output of the feed-forward too.
-
-        `context` is that of the batch, in which the block replaces the residual by its own. With Switch-DiT experts
-        change the input of the block (`layers/block_mixture.py`), and its answer is their decision.
-        """
-        if self.switch is None:
-            return self._unchanged(x_BTD, modulation_B6D, text_BLD, mask_B11L, context)
-        change_BTD, assignment = self.switch(x_BTD, context)
-        out_BTD, answer = self._unchanged(x_BTD + change_BTD, modulation_B6D, text_BLD, mask_B11L, context)
-        loss = answer.auxiliary_loss if assignment.auxiliary_loss is None else assignment.auxiliary_loss
-        return out_BTD - change_BTD, answer._replace(auxiliary_loss=loss, assignment=assignment)
-
-    def _unchanged(
-        self, x_BTD: Tensor, modulation_B6D: Tensor, text_BLD: Tensor, mask_B11L: Tensor, context: RoutingContext
-    ) -> tuple[Tensor, FeedForwardOutput]:
-        """Computes the block on its input as it is."""
-        mixed_B6D = modulation_B6D + self.modulation_6D
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = mixed_B6D.unsqueeze(2).unbind(1)
-        normed_BTD = modulate(x_BTD, shift_a, scale_a, self.fast)
-        x_BTD = gated_residual(x_BTD, gate_a, self.attention(normed_BTD, normed_BTD), self.fast)
-        # As in PixArt-alpha, cross-attention is neither modulated nor gated.
-        x_BTD = x_BTD + self.cross_attention(x_BTD, text_BLD, mask_B11L)
-        own = context._replace(residual_BTD=x_BTD)
-        answer: FeedForwardOutput = self.ffn(modulate(x_BTD, shift_f, scale_f, self.fast), own)
-        return gated_residual(x_BTD, gate_f, answer.out_BTD, self.fast), answer
-
-
 class DiT(nn.Module):
-    """Predicts what the objective asks for, such as the velocity, from a noisy image, its time and its caption.
+    """Predicts what the objective asks for, such as the velocity, from a noisy image, its time, and caption or class.
 
     `share` says which experts this process holds, all by default. `checkpointed` turns on activation checkpointing in
     training: only the input of each block is saved, and the backward pass recomputes the rest (Chen et al. 2016, arXiv
@@ -112,7 +68,7 @@ class DiT(nn.Module):
 
     def __init__(self, config: RunConfig, share: ExpertShare = ALL_EXPERTS, checkpointed: bool = False) -> None:
         super().__init__()
-        model, data = config.model, config.data
+        model, data, row = config.model, config.data, block_of(config)
         self.patch_size, self.image_size = model.patch_size, data.image_size
         self.flow = config.flow  # a sampler asks it what the head predicts
         self.fast = config.train.implementation == "fast"
@@ -120,48 +76,58 @@ class DiT(nn.Module):
         self.has_prior_loss = config.routing.prior_loss_weight > 0
         self.routes_by_caption = config.routing.input == "time_label"
         patch = model.patch_size**2 * data.channels
+        self.read_values = patch * (2 if config.flow.learned_sigma else 1)
         self.embed = nn.Linear(patch, model.width)
-        self.register_buffer(
-            "position_TD",
-            sinusoidal_positions(model.width, data.image_size // model.patch_size, config.position_side),
-            persistent=False,
-        )
-        self.time = TimeEmbedding(model.width)
+        side = data.image_size // model.patch_size
+        positions = sinusoidal_positions(model.width, side, row.columns_first, config.position_side)
+        self.register_buffer("position_TD", positions, persistent=False)
+        self.time = TimeEmbedding(model.width, row.shared_modulation, model.time_scale)
         self.text = build_caption_encoder(config)
-        self.blocks = nn.ModuleList([Block(config, layer, share) for layer in range(model.num_layers)])
-        self.modulation_2D = nn.Parameter(torch.zeros(2, model.width))
-        self.head = nn.Linear(model.width, head_width(config))
+        self.blocks = nn.ModuleList([build_block(config, layer, share) for layer in range(model.num_layers)])
+        shared, tables = row.shared_modulation, torch.zeros(2, model.width)
+        self.modulation_2D = nn.Parameter(tables) if shared else None
+        self.modulation = None if shared else _linear_of_zeros(model.width, 2 * model.width)
+        self.head = _linear_of_zeros(model.width, head_width(config))
         nn.init.xavier_uniform_(self.embed.weight)
         nn.init.zeros_(self.embed.bias)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
         _scale_to_width(self, config)
 
     def forward(self, noisy_BCHW: Tensor, time_B: Tensor, caption: Caption, keep_BK: Tensor | None = None) -> DiTOutput:
         """Predicts at `noisy_BCHW`; with `keep_BK` (int64 token indices) only for these tokens.
 
-        The other tokens then enter no layer. `caption` holds token ids [B, L], or precomputed features where the data
-        have them.
+        The other tokens then enter no layer. `caption` holds token ids [B, L], classes [B] with a block that is
+        conditioned on them, or precomputed features where the data have them.
         """
         dtype = self.embed.weight.dtype
         patches_BTP, position_BTD = patchify(noisy_BCHW.to(dtype), self.patch_size), self.position_TD.to(dtype)
         if keep_BK is not None:
             patches_BTP, position_BTD = gather_tokens(patches_BTP, keep_BK), position_BTD[keep_BK]
         tokens_BTD = self.embed(patches_BTP) + position_BTD
-        text_BLD, mask_B11L, pooled_BD = self.text(caption)
-        alone_BD, time_BD, modulation_B6D = self.time(time_B, pooled_BD)
-        context = _routing_context(tokens_BTD, time_B, alone_BD, mask_B11L, keep_BK)
+        encoded: EncodedCaption = self.text(caption)
+        alone_BD, vector_BD, modulation_B6D = self.time(time_B, encoded.pooled_BD)
+        conditioning = Conditioning(vector_BD, modulation_B6D, encoded.text_BLD, encoded.mask_B11L)
+        context = _routing_context(tokens_BTD, time_B, alone_BD, encoded.dropped_B, keep_BK)
         if self.routes_by_caption:
-            context = context._replace(caption_BD=_mean_caption(text_BLD, mask_B11L))
+            context = context._replace(caption_BD=encoded.vector())
         priors = self._priors(context.time_B)
         answers = []
         for block in self.blocks:
             own = context._replace(prior_BE=priors.get(block))
-            tokens_BTD, answer = self._through(block, tokens_BTD, modulation_B6D, text_BLD, mask_B11L, own)
+            tokens_BTD, answer = self._through(block, tokens_BTD, conditioning, own)
             answers.append(answer)
-        shift_B1D, scale_B1D = (self.modulation_2D + time_BD.unsqueeze(1)).chunk(2, dim=1)
-        velocity_BKP = self.head(modulate(tokens_BTD, shift_B1D, scale_B1D, self.fast))
-        return DiTOutput(velocity_BKP, _summed_auxiliary_loss(answers), answers)
+        values_BKP = self.head(modulate(tokens_BTD, *self._head_modulation(vector_BD), self.fast))
+        # Outputs for a learned variance stand behind the others. Only an objective that reads them is given them.
+        return DiTOutput(values_BKP[..., : self.read_values], _summed_auxiliary_loss(answers), answers)
+
+    def _head_modulation(self, vector_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns shift and scale of the last layer norm, [B, 1, D] each."""
+        if self.modulation_2D is not None:
+            mixed_B2D = self.modulation_2D + vector_BD.unsqueeze(1)
+        else:
+            assert self.modulation is not None
+            mixed_B2D = self.modulation(F.silu(vector_BD)).unflatten(1, (2, -1))
+        shift_B1D, scale_B1D = mixed_B2D.chunk(2, dim=1)
+        return shift_B1D, scale_B1D
 
     @torch.no_grad()
     def _priors(self, time_B: Tensor) -> dict[nn.Module, Tensor]:
@@ -173,7 +139,9 @@ class DiT(nn.Module):
         priors = layer_priors(list(routers.values()), self.time.vector(grid_G), time_B)
         return dict(zip(routers, priors, strict=True))
 
-    def _through(self, block: nn.Module, *inputs: Tensor | RoutingContext) -> tuple[Tensor, FeedForwardOutput]:
+    def _through(
+        self, block: nn.Module, *inputs: Tensor | Conditioning | RoutingContext
+    ) -> tuple[Tensor, FeedForwardOutput]:
         """Runs one block, checkpointed or not. A block has no randomness, so recomputing it repeats every decision."""
         if not (self.checkpointed and self.training and torch.is_grad_enabled()):
             plain: tuple[Tensor, FeedForwardOutput] = block(*inputs)
@@ -184,29 +152,31 @@ class DiT(nn.Module):
         hollow_BTD = answer.out_BTD.new_empty(()).expand(answer.out_BTD.shape)
         return tokens_BTD, answer._replace(out_BTD=hollow_BTD)
 
+    def null_of(self, caption: Tensor) -> Tensor:
+        """Returns as many empty captions, or null classes, as `caption` holds token ids [B, L] or classes [B]."""
+        assert isinstance(self.text, TextEncoder | ClassTable), "the empty caption of features is in the data set"
+        return self.text.null(caption)
+
     def to_image(self, velocity_BTP: Tensor) -> Tensor:
         """Arranges the tokens of whole images as [B, C, H, W] in float32, as samplers take a velocity."""
         return unpatchify(velocity_BTP.float(), self.patch_size, self.image_size)
 
 
 def _routing_context(
-    x_BTD: Tensor, time_B: Tensor, time_BD: Tensor, mask_B11L: Tensor, keep_BK: Tensor | None
+    x_BTD: Tensor, time_B: Tensor, time_BD: Tensor, dropped_B: Tensor, keep_BK: Tensor | None
 ) -> RoutingContext:
-    """Returns what every router may read of the batch.
-
-    A caption of one token, which every caption has, is an empty one.
-    """
-    dropped_B = mask_B11L.sum(dim=(1, 2, 3)) == 1
+    """Returns what every router may read of the batch."""
     position_BT = keep_BK
     if position_BT is None:
         position_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device).expand(x_BTD.shape[:2])
     return RoutingContext(x_BTD, time_B.float(), time_BD, dropped_B, position_BT)
 
 
-def _mean_caption(text_BLD: Tensor, mask_B11L: Tensor) -> Tensor:
-    """Returns the mean of a caption's features over its real tokens, [B, D]."""
-    real_BL1 = mask_B11L[:, 0, 0].unsqueeze(-1)
-    return (text_BLD * real_BL1).sum(dim=1) / real_BL1.sum(dim=1)
+def _linear_of_zeros(fan_in: int, fan_out: int) -> nn.Linear:
+    linear = nn.Linear(fan_in, fan_out)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 @torch.no_grad()

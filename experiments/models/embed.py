@@ -1,10 +1,11 @@
-"""The inputs of the transformer: patches, 2-D positions, the timestep, and captions.
+"""The inputs of the transformer: patches, 2-D positions, the timestep, and captions or classes.
 
 Patches and sinusoidal positions follow DiT (arXiv 2212.09748); the one modulation layer for all blocks is
 PixArt-alpha's adaLN-single (arXiv 2310.00426). The text encoder is ours: small, trained with the model, over the closed
 vocabulary of the data. A caption begins with a start token, so that the empty one still has something to attend to.
 Where captions come as features of T5 and CLIP instead, tokens pass through two layers (PixArt-alpha's caption
 projection) and pooled features through two layers onto the embedded timestep (SD3, arXiv 2403.03206, section 4).
+The class of an image is a row of a table, which is added to the embedded timestep (DiT).
 
 Legend: B images, C channels, H, W height and width, T tokens of an image, P values of a patch, D width, L caption
 length, V text width (of the trained encoder, or of T5), U width of pooled features.
@@ -20,34 +21,55 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.config.budget import TIME_FREQUENCIES
-from experiments.config.caption_kinds import PAD_TOKEN, FeatureCaptions
+from experiments.config.caption_kinds import PAD_TOKEN, START_TOKEN, ClassLabels, FeatureCaptions
 from experiments.config.data_sets import captions_of
 from experiments.config.schema import RunConfig
 
 TextFeatures = tuple[Tensor, Tensor, Tensor]
 """T5 features [B, L, V], the number of real tokens of each caption (int64 [B]), and pooled CLIP features [B, U]."""
 Caption = Tensor | TextFeatures
-"""The captions of a batch: token ids, int64 [B, L], or precomputed features."""
+"""The captions of a batch: token ids, int64 [B, L], classes, int64 [B], or precomputed features."""
 
 
 class EmbeddedTime(NamedTuple):
-    """The time as the network uses it: alone, with pooled caption features added, and the modulation of the latter."""
+    """The time as the network uses it: alone, with pooled caption features added, and the modulation of the latter.
+
+    The modulation is None where every block has its own.
+    """
 
     alone_BD: Tensor
     vector_BD: Tensor
-    modulation_B6D: Tensor
+    modulation_B6D: Tensor | None
 
 
 class EncodedCaption(NamedTuple):
-    """A caption as the blocks use it.
+    """A caption, or a class, as the model uses it.
 
-    `text_BLD` is what cross-attention attends to, where `mask_B11L` is True. `pooled_BD` is added to the embedded
-    timestep; it is None for captions without pooled features.
+    `text_BLD` is what cross-attention attends to, where `mask_B11L` is True; both are None for classes. `pooled_BD` is
+    added to the embedded timestep; it is None for captions without pooled features. `dropped_B` says which images have
+    the empty caption or the null class.
     """
 
-    text_BLD: Tensor
-    mask_B11L: Tensor
+    text_BLD: Tensor | None
+    mask_B11L: Tensor | None
     pooled_BD: Tensor | None
+    dropped_B: Tensor
+
+    @classmethod
+    def of_text(cls, text_BLD: Tensor, mask_B11L: Tensor, pooled_BD: Tensor | None = None) -> EncodedCaption:
+        """Returns a caption in words. A caption of one token, which every caption has, is an empty one."""
+        return cls(text_BLD, mask_B11L, pooled_BD, mask_B11L.sum(dim=(1, 2, 3)) == 1)
+
+    def vector(self) -> Tensor:
+        """Returns one vector for each image, [B, D]: the mean of a caption's features over real tokens, or its class's.
+
+        Routers with `routing.input=time_label` read it.
+        """
+        if self.text_BLD is None or self.mask_B11L is None:
+            assert self.pooled_BD is not None
+            return self.pooled_BD
+        real_BL1 = self.mask_B11L[:, 0, 0].unsqueeze(-1)
+        return (self.text_BLD * real_BL1).sum(dim=1) / real_BL1.sum(dim=1)
 
 
 def patchify(image_BCHW: Tensor, patch_size: int) -> Tensor:
@@ -61,11 +83,12 @@ def unpatchify(patches_BTP: Tensor, patch_size: int, image_size: int) -> Tensor:
     return F.fold(patches_BTP.transpose(1, 2), image_size, patch_size, stride=patch_size)
 
 
-def sinusoidal_positions(width: int, side: int, span: int | None = None) -> Tensor:
+def sinusoidal_positions(width: int, side: int, columns_first: bool = False, span: int | None = None) -> Tensor:
     """Returns fixed 2-D position embeddings [T, D]: half of the width encodes the row, half the column (MAE, DiT).
 
-    With `span` the `side` rows and columns run over the positions of a grid with this side, so that a model of another
-    resolution finds them where it has learned them (interpolation, as in PixArt-Sigma, arXiv 2403.04692, section 3.3).
+    The public code of MAE and DiT has the column in the first half (`columns_first`). With `span` the `side` rows and
+    columns run over the positions of a grid with this side, so that a model of another resolution finds them where it
+    has learned them (interpolation, as in PixArt-Sigma, arXiv 2403.04692, section 3.3).
     """
     quarter = width // 4
     frequency = 10_000 ** (-torch.arange(quarter, dtype=torch.float32) / quarter)
@@ -73,30 +96,34 @@ def sinusoidal_positions(width: int, side: int, span: int | None = None) -> Tens
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)
     # Tokens are in reading order: the row index changes every `side` tokens, the column index with every token.
     rows, columns = axis.repeat_interleave(side, dim=0), axis.repeat(side, 1)
-    return F.pad(torch.cat([rows, columns], dim=1), (0, width - 4 * quarter))
+    halves = (columns, rows) if columns_first else (rows, columns)
+    return F.pad(torch.cat(halves, dim=1), (0, width - 4 * quarter))
 
 
 class TimeEmbedding(nn.Module):
-    """Embeds the time t in [0, 1] as a vector [B, D] and as the modulation [B, 6, D] of all blocks (adaLN-single)."""
+    """Embeds the time t in [0, 1] as a vector [B, D] and, with adaLN-single, as the modulation [B, 6, D] of all blocks.
 
-    def __init__(self, width: int) -> None:
+    `scale` is what t is multiplied by: 1000 gives the range of DiT's timesteps.
+    """
+
+    def __init__(self, width: int, shared_modulation: bool = True, scale: float = 1000.0) -> None:
         super().__init__()
+        self.scale = scale
         self.mlp_in = nn.Linear(TIME_FREQUENCIES, width)
         self.mlp_out = nn.Linear(width, width)
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = nn.Linear(width, 6 * width) if shared_modulation else None
         nn.init.normal_(self.mlp_in.weight, std=0.02)
         nn.init.normal_(self.mlp_out.weight, std=0.02)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        for linear in (self.mlp_in, self.mlp_out) if self.modulation is None else (self.modulation,):
+            nn.init.zeros_(linear.bias)  # DiT's public code starts all biases at 0
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)
 
     def vector(self, time_B: Tensor) -> Tensor:
-        """Returns the embedded time alone, [B, D].
-
-        Angles are computed in float32, and t is scaled to 0..1000, the range of DiT's timesteps.
-        """
+        """Returns the embedded time alone, [B, D]. Angles are computed in float32."""
         half = TIME_FREQUENCIES // 2
         frequency = torch.exp(-math.log(10_000) / half * torch.arange(half, device=time_B.device))
-        angle = 1000 * time_B.float().unsqueeze(1) * frequency
+        angle = self.scale * time_B.float().unsqueeze(1) * frequency
         wave = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.mlp_in.weight.dtype)
         time_BD: Tensor = self.mlp_out(F.silu(self.mlp_in(wave)))
         return time_BD
@@ -105,15 +132,37 @@ class TimeEmbedding(nn.Module):
         """Embeds the time [B]; `pooled_BD`, where given, is added before the modulation follows."""
         alone_BD = self.vector(time_B)
         time_BD = alone_BD if pooled_BD is None else alone_BD + pooled_BD
+        if self.modulation is None:
+            return EmbeddedTime(alone_BD, time_BD, None)
         return EmbeddedTime(alone_BD, time_BD, self.modulation(F.silu(time_BD)).unflatten(1, (6, -1)))
 
 
 def build_caption_encoder(config: RunConfig) -> nn.Module:
     """Builds the module that turns the captions of the data into an `EncodedCaption`."""
     model, captions = config.model, captions_of(config)
+    if isinstance(captions, ClassLabels):
+        return ClassTable(captions.num_classes, model.width)
     if isinstance(captions, FeatureCaptions):
         return FeatureProjection(captions.text_width, captions.pooled_width, model.width)
     return TextEncoder(captions.vocab_size, captions.length, model.text_width, model.text_layers, model.width)
+
+
+class ClassTable(nn.Module):
+    """Embeds classes as rows of a table, the last of which is the null class; it has (num_classes + 1) D parameters."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.table = nn.Embedding(num_classes + 1, width)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, label_B: Tensor) -> EncodedCaption:
+        """Looks up a batch of classes, int64 [B]."""
+        return EncodedCaption(None, None, self.table(label_B), label_B == self.num_classes)
+
+    def null(self, label_B: Tensor) -> Tensor:
+        """Returns as many null classes."""
+        return torch.full_like(label_B, self.num_classes)
 
 
 class TextBlock(nn.Module):
@@ -161,7 +210,13 @@ class TextEncoder(nn.Module):
         x_BLV = self.token(caption_BL) + self.position_LV
         for block in self.blocks:
             x_BLV = block(x_BLV, mask_B11L)
-        return EncodedCaption(self.project(self.norm(x_BLV)), mask_B11L, None)
+        return EncodedCaption.of_text(self.project(self.norm(x_BLV)), mask_B11L)
+
+    def null(self, caption_BL: Tensor) -> Tensor:
+        """Returns the token ids of as many empty captions."""
+        null_BL = torch.full_like(caption_BL, PAD_TOKEN)
+        null_BL[:, 0] = START_TOKEN
+        return null_BL
 
 
 class FeatureProjection(nn.Module):
@@ -178,4 +233,4 @@ class FeatureProjection(nn.Module):
         dtype, place_L = self.text_in.weight.dtype, torch.arange(text_BLV.shape[1], device=text_BLV.device)
         mask_B11L = (place_L < length_B[:, None])[:, None, None, :]
         text_BLD = self.text_out(F.gelu(self.text_in(text_BLV.to(dtype)), approximate="tanh"))
-        return EncodedCaption(text_BLD, mask_B11L, self.pooled_out(F.silu(self.pooled_in(pooled_BU.to(dtype)))))
+        return EncodedCaption.of_text(text_BLD, mask_B11L, self.pooled_out(F.silu(self.pooled_in(pooled_BU.to(dtype)))))

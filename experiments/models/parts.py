@@ -12,11 +12,15 @@ from torch import nn
 
 from experiments.config.budget import Budget
 
-_PART_BY_PREFIX = {"embed": "embed", "time": "time", "text": "text", "head": "head", "modulation_2D": "modulation"}
+_PART_BY_PREFIX = {
+    "embed": "embed", "time": "time", "text": "text", "head": "head",
+    "modulation_2D": "modulation", "modulation": "modulation",
+}  # fmt: skip
 _PART_BY_BLOCK_PREFIX = {
     "attention": "attention",
     "cross_attention": "cross_attention",
     "modulation_6D": "modulation",
+    "modulation": "modulation",
     "ffn.experts": "experts",
     "ffn.router": "router",
     "ffn.shared": "shared_experts",

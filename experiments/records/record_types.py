@@ -107,6 +107,14 @@ class PartRecord(Record):
     )
 
 
+class ImportedRecord(Record):
+    """Says which weights of public code a run holds, which was not trained here (`ecdit import-weights`)."""
+
+    layout: Words = Field(description="the public code: dit or dit-moe")
+    objective: Words
+    sha256: str = Field(description="of the file that was read")
+
+
 class TunedSetting(Record):
     """Says how a setting of a run was found: the best of several values on proxies of its arm."""
 
@@ -176,6 +184,7 @@ class RunRecord(Origin):
     parts: list[PartRecord] | None = Field(
         None, min_length=2, description="dense runs that it was merged from, in the order of its experts; None: trained"
     )
+    imported: ImportedRecord | None = Field(None, description="public weights that the run holds; None: trained here")
 
     @property
     def plugin_names(self) -> list[str]:

@@ -56,6 +56,7 @@ CASES = {
     **{name: settings for name in trained_names() if (settings := independent(name)) is not None},
     "no limit": ["routing=token_choice", "routing.capacity_factor=None", "routing.eval_capacity_factor=None"],
     OVER_ALL: ["routing=expert_choice", "routing.group_images=all"],
+    "dit": ["routing=shared_expert", "model.block=dit"],
     "mup": [
         "routing=expert_choice", "routing.gate_norm=token", "routing.eval_decision=threshold",
         "optim.parametrization=mup", "model.base_width=16", "optim.weight_decay=0.1", "routing.expert_bias=True",

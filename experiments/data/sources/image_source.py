@@ -14,7 +14,7 @@ from __future__ import annotations
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -54,7 +54,8 @@ class ImageSource(Protocol):
 class TokenSource(ABC):
     """A data set of pixels that are drawn as they are asked for, with captions in a closed vocabulary.
 
-    A subclass has `words` and `draw`. The first two token ids are padding and start, and word i has the id i + 2.
+    A subclass has `words` and `draw`. The first two token ids are padding and start, and word i has the id i + 2. Where
+    its row has classes, it also has `labels`, and `class_name` if they have names.
     """
 
     words: ClassVar[tuple[str, ...]]
@@ -65,6 +66,10 @@ class TokenSource(ABC):
     @abstractmethod
     def draw(self, images: range, split: SourceSplit) -> tuple[Tensor, list[str]]:
         """Returns pixels in [-1, 1], float32 [B, C, H, W], and the caption of each image, from counters at `images`."""
+
+    def labels(self, images: range, split: SourceSplit) -> Sequence[int]:
+        """Returns the class of each image, from 0 to `data.num_classes - 1`."""
+        raise NotImplementedError
 
     def tokenize(self, caption: str) -> Sequence[int]:
         """Returns the ids of a caption. Raises `ConfigError` for unknown words and for a caption that is too long."""
@@ -85,7 +90,10 @@ class TokenSource(ABC):
     def training(self, images: range, dropped_B: Tensor) -> dict[str, Tensor]:
         """Returns the images whose numbers are `images`."""
         drawn = self._drawn(images, "train")
-        drawn["caption_BL"][dropped_B] = torch.tensor(self.tokenize(""))
+        if self.data.num_classes is not None:
+            drawn["label_B"][dropped_B] = self.data.num_classes  # the null class
+        else:
+            drawn["caption_BL"][dropped_B] = torch.tensor(self.tokenize(""))
         return drawn
 
     def validation(self, images: range) -> dict[str, Tensor]:
@@ -102,11 +110,10 @@ class TokenSource(ABC):
 
     def _drawn(self, images: range, split: SourceSplit) -> dict[str, Tensor]:
         pixels_BCHW, captions = self.draw(images, split)
-        return {
-            "index_B": torch.arange(images.start, images.stop),
-            "pixels_BCHW": pixels_BCHW,
-            "caption_BL": self.token_ids(captions),
-        }
+        drawn = {"index_B": torch.arange(images.start, images.stop), "pixels_BCHW": pixels_BCHW}
+        if self.data.num_classes is not None:
+            return {**drawn, "label_B": torch.tensor(self.labels(images, split))}
+        return {**drawn, "caption_BL": self.token_ids(captions)}
 
 
 class FeatureSource(ImageSource, Protocol):
@@ -129,10 +136,20 @@ class FeatureSource(ImageSource, Protocol):
         """
 
 
+def _implementation(data: DataConfig) -> Any:
+    return pkgutil.resolve_name(DATA_SETS[data.name].implementation)
+
+
 def open_source(data: DataConfig) -> ImageSource:
     """Opens the data set of the settings. Raises `ConfigError` for a damaged one, and for another than theirs."""
-    source: ImageSource = pkgutil.resolve_name(DATA_SETS[data.name].implementation)(data)
+    source: ImageSource = _implementation(data)(data)
     return source
+
+
+def class_name(data: DataConfig, label: int) -> str:
+    """Returns the name of a class, which is its number where the data set has no names."""
+    name_of = getattr(_implementation(data), "class_name", "class {}".format)
+    return str(name_of(label))
 
 
 def open_words(data: DataConfig) -> TokenSource:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.data.scenes.captions import VOCABULARY, describe, tokenize
+from experiments.data.scenes.classes import class_name, class_of
 from experiments.data.scenes.scene import draw_scenes, render_scenes
 from experiments.data.sources.image_source import SourceSplit, TokenSource
 
@@ -20,11 +21,17 @@ class Shapes(TokenSource):
     """Draws scenes with captions of the grammar in `scenes/captions.py`."""
 
     words = VOCABULARY[2:]
+    class_name = staticmethod(class_name)
 
     def draw(self, images: range, split: SourceSplit) -> tuple[Tensor, list[str]]:
         """Returns pixels float32 [B, C, H, W] and captions. The splits use separate random streams."""
         scenes = draw_scenes(self.data.seed, images, split, self.data.image_size)
         return torch.from_numpy(render_scenes(scenes)), [describe(scene) for scene in scenes]
+
+    def labels(self, images: range, split: SourceSplit) -> Sequence[int]:
+        """Returns the class of each image: its kind with the colour and the shape of its first object."""
+        scenes = draw_scenes(self.data.seed, images, split, self.data.image_size)
+        return [class_of(scene) for scene in scenes]
 
     def tokenize(self, caption: str) -> Sequence[int]:
         """Returns the ids of a caption. The error for an unknown word shows the known ones by category."""

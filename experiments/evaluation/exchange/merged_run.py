@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from experiments.config.blocks import block_of
 from experiments.config.budget import budget
 from experiments.config.checks import check_config
 from experiments.config.schema import RunConfig
@@ -138,6 +139,13 @@ def _dense_run(folder: RunDir) -> DenseRun:
         raise RecordError(
             f"{folder.path} has experts already: its routing.name is {config.routing.name}.",
             "Merge runs with routing.name=dense.",
+        )
+    block = block_of(config)
+    if block.has_biases or block.activation != "gelu":
+        own = f"{'biases and ' if block.has_biases else ''}{block.activation}"
+        raise RecordError(
+            f"{folder.path} has feed-forwards with {own}, which the experts of a merged run do not have.",
+            "Merge runs with model.block=pixart and model.ffn=gelu.",
         )
     if status is None or status.state != "done":
         stands = "it has no status" if status is None else f"{status.state} after {status.images_seen:,} images"

@@ -20,7 +20,7 @@ from torch import Tensor
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, validation_set
 from experiments.data.sources.image_source import FeatureSource, open_source
-from experiments.evaluation.sampling.generate import SamplerSettings, integrate, null_tokens
+from experiments.evaluation.sampling.generate import SamplerSettings, integrate
 from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.training.objective import to_device
 
@@ -63,8 +63,8 @@ def num_calls(config: RunConfig, num_captions: int) -> int:
 def _denoise(run: LoadedRun, batch: Batch, settings: SamplerSettings, on_call: Callable[[], None]) -> None:
     """Samples images of the captions of `batch` from its noise. A watched model is called and never replayed."""
     null: Any
-    if batch.caption_BL is not None:
-        null = null_tokens(batch.caption_BL)
+    if isinstance(batch.caption, Tensor):
+        null = run.model.null_of(batch.caption)
     else:
         source = cast(FeatureSource, open_source(run.config.data))
         null = tuple(part.to(batch.noise_BCHW.device) for part in source.null_caption(len(batch.index_B)))

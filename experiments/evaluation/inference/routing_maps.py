@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.data.scenes.captions import describe
+from experiments.data.scenes.classes import prompts_of
 from experiments.data.scenes.scene import Scene, draw_scenes, render_scenes
 from experiments.evaluation.inference.token_routing import TokenTally, branch_pairs_B2, entropy_BT, processed_BTE
 from experiments.evaluation.sampling.batches import as_pixels
@@ -76,13 +76,13 @@ def measure_scenes(run: LoadedRun, conditions: Conditions, on_call: Callable[[],
         scenes = draw_scenes(config.data.seed, numbers, "validation", config.data.image_size)
         images_BCHW = torch.from_numpy(render_scenes(scenes))
         noise_BCHW = image_noise(config, numbers, conditions.seed)
-        captions_BL = caption_ids(config, [describe(scene) for scene in scenes])
+        captions = caption_ids(config, prompts_of(config.data, scenes))
         objects_BT, background_BT = token_places(scenes, config.model.patch_size)
         for time in TIMES:
             time_B = torch.full((len(scenes),), time)
             noisy_BCHW = interpolate(images_BCHW, noise_BCHW, time_B)
             read = objective_of(config.flow).network_input(noisy_BCHW, time_B)
-            output = run.model(*(each.to(_device(run)) for each in (*read, captions_BL)))
+            output = run.model(*(each.to(_device(run)) for each in (*read, captions)))
             for layer, tallies in layers.items():
                 assignment = output.feed_forward[layer].assignment
                 by_expert_BTE = processed_BTE(assignment, len(scenes))
@@ -160,8 +160,8 @@ class RoutingWatcher:
         for number in set(self._mapped) & set(self._numbers):
             self._pixels[number] = as_pixels(images_BCHW[number - self._numbers.start][None])[0]
 
-    def measured(self, base: EvalRow) -> RoutingMeasured:
-        """Returns the rows under the conditions of `base`."""
+    def measured(self, base: EvalRow, with_positions: bool = False) -> RoutingMeasured:
+        """Returns the rows under the conditions of `base`; `with_positions` adds those by position and kind."""
         found = [_with_interval(base, DROPPED, bootstrap(self._dropped_N2, lambda sums: sums[..., 0] / sums[..., 1]))]
         if self._branches_N2[:, 1].all():
             different = bootstrap(self._branches_N2, lambda sums: 1 - sums[..., 0] / sums[..., 1])
@@ -170,7 +170,7 @@ class RoutingWatcher:
             images_seen=base.images_seen, weights=base.weights, source="samples", settings=base.settings,
             num_images=len(self._kinds), layer=0, time=None, load=[], entropy=0, dropped_share=0, experts_per_token=[],
         )  # fmt: skip
-        return RoutingMeasured(found, _map_rows(self._run, self._layers, about, with_positions=False))
+        return RoutingMeasured(found, _map_rows(self._run, self._layers, about, with_positions))
 
     def compute_map(self, captions: Mapping[int, str]) -> ComputeMap:
         """Returns the compute map of the images asked for, in their order; every batch must have ended."""

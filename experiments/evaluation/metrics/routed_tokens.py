@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from experiments.config.data_sets import data_set_of
 from experiments.config.metrics import MetricRow
 from experiments.evaluation.inference.routing_maps import (
     DIVERGENCE,
@@ -30,14 +31,20 @@ class RoutedTokens(SampledMetric):
     def __init__(self, task: MetricTask) -> None:
         assert task.run is not None
         self._task, self._run = task, task.run
-        kinds = [scene.kind for scene in task.captions("validation").scenes]
-        self.watcher: RoutingWatcher = RoutingWatcher(task.run, kinds, first_of_kinds(kinds))
+        kinds = task.captions("validation").kinds(task.config)
+        self._has_scenes = data_set_of(task.config).has_scenes
+        self.watcher: RoutingWatcher = RoutingWatcher(
+            task.run, kinds, first_of_kinds(kinds) if self._has_scenes else []
+        )
 
     @classmethod
     def recorded_under(cls, row: MetricRow, task: MetricTask) -> dict[str, EvalRow]:
         """Returns the conditions of each value; no sampler is involved in the ratio on scenes."""
         assert task.run is not None
-        return {DROPPED: task.base, RATIO: scene_row(task.run, task.conditions), DIVERGENCE: task.base}
+        along_path = {DROPPED: task.base, DIVERGENCE: task.base}
+        if not data_set_of(task.config).has_scenes:
+            return along_path
+        return {**along_path, RATIO: scene_row(task.run, task.conditions)}
 
     @classmethod
     def num_own_calls(cls, conditions: Conditions) -> int:
@@ -49,8 +56,14 @@ class RoutedTokens(SampledMetric):
         self.watcher.end_batch(batch.images_BCHW)
 
     def rows(self, base: EvalRow) -> list[EvalRow]:
-        """Writes the maps to their own files, and returns the rows of values."""
-        along_path = self.watcher.measured(base)
+        """Writes the maps to their own files, and returns the rows of values.
+
+        Without scenes, maps along the sampling path have positions and classes too, and no image is drawn.
+        """
+        along_path = self.watcher.measured(base, with_positions=not self._has_scenes)
+        if not self._has_scenes:
+            append_routing_maps(self._run.run_dir, along_path.maps)
+            return along_path.evals
         on_scenes = measure_scenes(self._run, self._task.conditions, self._task.on_call)
         append_routing_maps(self._run.run_dir, [*on_scenes.maps, *along_path.maps])
         captions = self._task.captions("validation").captions

@@ -20,10 +20,13 @@ from typing import Any
 
 from torch import Tensor
 
+from experiments.config.data_sets import data_set_of
 from experiments.config.metrics import CaptionSplit, MetricRow
 from experiments.config.schema import RunConfig
 from experiments.data.scenes.captions import describe
+from experiments.data.scenes.classes import prompts_of
 from experiments.data.scenes.scene import Scene, draw_scenes
+from experiments.data.sources.image_source import class_name
 from experiments.errors import ConfigError
 from experiments.evaluation.sampling.batches import Watcher
 from experiments.evaluation.sampling.load_run import LoadedRun
@@ -36,21 +39,40 @@ HELD_OUT_FIRST = 1 << 20
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Scenes of one split whose captions are sampled, and the numbers of their images."""
+    """Scenes of one split whose captions are sampled, and the numbers of their images.
+
+    Of a data set without scenes there are classes in their place.
+    """
 
     split: CaptionSplit
     scenes: list[Scene]
     numbers: range
+    labels: list[int] | None = None
 
     @property
     def captions(self) -> list[str]:
         """Returns the captions in the words of the data."""
         return [describe(scene) for scene in self.scenes]
 
+    def prompts(self, config: RunConfig) -> list[str] | list[int]:
+        """Returns what a run is asked for to show these scenes: captions, or classes."""
+        return prompts_of(config.data, self.scenes) if self.labels is None else self.labels
+
+    def kinds(self, config: RunConfig) -> list[str]:
+        """Returns the kind of each scene, or the name of each class."""
+        if self.labels is None:
+            return [scene.kind for scene in self.scenes]
+        return [class_name(config.data, label) for label in self.labels]
+
 
 def caption_set(config: RunConfig, split: CaptionSplit, num_images: int) -> CaptionSet:
-    """Returns the first scenes of a split."""
+    """Returns the first scenes of a split; without scenes, as many classes that spread over all."""
     first = HELD_OUT_FIRST if split == "held_out" else 0
+    if not data_set_of(config).has_scenes:
+        num_classes = config.data.num_classes or 0
+        labels = [number * num_classes // num_images if num_images < num_classes else number % num_classes
+                  for number in range(num_images)]  # fmt: skip
+        return CaptionSet(split, [], range(first, first + num_images), labels)
     scenes = draw_scenes(config.data.seed, range(num_images), split, config.data.image_size)
     return CaptionSet(split, scenes, range(first, first + num_images))
 

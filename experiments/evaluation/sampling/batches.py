@@ -16,9 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from experiments.config.data_sets import data_set_of
 from experiments.config.schema import RunConfig
 from experiments.evaluation.sampling.finite import require_finite_images
-from experiments.evaluation.sampling.generate import caption_ids, image_noise, sample
+from experiments.evaluation.sampling.generate import caption_ids, image_noise, integrate, sample
 from experiments.evaluation.sampling.settings import Conditions
 from experiments.flow.objective_contract import objective_of
 from experiments.flow.samplers import num_calls as calls_of_sampler
@@ -46,16 +47,18 @@ class SampledBatch:
 def sampled_batches(
     model: DiT,
     config: RunConfig,
-    captions: Sequence[str],
+    captions: Sequence[str] | Sequence[int],
     conditions: Conditions,
     numbers: range | None = None,
     watcher: Watcher | None = None,
     on_call: Callable[[], None] = lambda: None,
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[SampledBatch]:
-    """Yields images of `captions`; caption i belongs to number `numbers[i]` (default: counted from 0).
+    """Yields images of `captions`, or of classes; caption i belongs to number `numbers[i]` (default: counted from 0).
 
-    `on_call` is called after each call of the model, as often as `num_calls` says. Raises `RunFailedError` where an
-    image is not finite.
+    `on_call` is called after each call of the model, as often as `num_calls` says. `decode` turns the latents of a run
+    on latents into pixels; without it they are yielded as they are. Raises `RunFailedError` where an image is not
+    finite.
     """
     numbers = numbers if numbers is not None else range(len(captions))
     device = next(model.parameters()).device
@@ -71,8 +74,14 @@ def sampled_batches(
         if watcher is not None:
             watcher.begin_batch(len(mine), mine.start)
         noise = image_noise(config, mine, conditions.seed).to(device)
-        images_BCHW = sample(model, caption_ids(config, captions[here]), noise, conditions.sampler, watch)
+        caption = caption_ids(config, captions[here]).to(device)
+        if data_set_of(config).has_pixels:
+            images_BCHW = sample(model, caption, noise, conditions.sampler, watch)
+        else:
+            images_BCHW = integrate(model, caption, model.null_of(caption), noise, conditions.sampler, watch)
         require_finite_images(images_BCHW)
+        if decode is not None:
+            images_BCHW = decode(images_BCHW)
         yield SampledBatch(mine, images_BCHW.float().cpu())
 
 

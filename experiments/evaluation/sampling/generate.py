@@ -1,4 +1,4 @@
-"""Samples images from captions: the model, a sampler, guidance, and noise that belongs to the image's number.
+"""Samples images from captions or classes: model, sampler, guidance, and noise that belongs to the image's number.
 
 Image i starts from the same noise whatever the batch it is sampled in, so that with `routing.group_images=1` image i is
 the same in every batch.
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.config.caption_kinds import PAD_TOKEN, START_TOKEN
 from experiments.config.schema import RunConfig
 from experiments.data.loader import validation_set
 from experiments.data.sources.image_source import open_words
+from experiments.errors import ConfigError
 from experiments.evaluation.sampling.replay import velocity_of
 from experiments.flow.objective_contract import Predicted, objective_of
 from experiments.flow.samplers import Caption, Guidance, find_sampler, guided
@@ -54,38 +54,47 @@ def _mixed(seed: int, number: int) -> int:
 
 
 def validation_captions(config: RunConfig, num_images: int) -> Tensor:
-    """Returns token ids [B, L] of the first `num_images` images of the validation split; no other images are made."""
+    """Returns token ids [B, L], or classes [B], of the first `num_images` images of the validation split.
+
+    No other images are made.
+    """
     few = config.eval.model_copy(update={"images": num_images})
-    batches = validation_set(config.model_copy(update={"eval": few}))
-    return torch.cat([batch.caption_BL for batch in batches if batch.caption_BL is not None])
+    captions = [batch.caption for batch in validation_set(config.model_copy(update={"eval": few}))]
+    return torch.cat([caption for caption in captions if isinstance(caption, Tensor)])
 
 
-def caption_ids(config: RunConfig, captions: Sequence[str]) -> Tensor:
-    """Returns token ids [B, L]. Raises `ConfigError` that names words outside the vocabulary of the data."""
-    return open_words(config.data).token_ids(captions)
+def caption_ids(config: RunConfig, prompts: Sequence[str] | Sequence[int]) -> Tensor:
+    """Returns token ids [B, L] of captions, or classes [B] of a run that is conditioned on them.
 
-
-def null_tokens(caption_BL: Tensor) -> Tensor:
-    """Returns the token ids of as many empty captions, [B, L]."""
-    null_BL = torch.full_like(caption_BL, PAD_TOKEN)
-    null_BL[:, 0] = START_TOKEN
-    return null_BL
+    Raises `ConfigError` that names words outside the vocabulary of the data, or a class that they do not have.
+    """
+    num_classes = config.data.num_classes
+    if num_classes is None:
+        return open_words(config.data).token_ids([str(prompt) for prompt in prompts])
+    for label in prompts:
+        if not 0 <= int(label) < num_classes:
+            raise ConfigError(
+                f"class {label} does not exist: the run has {num_classes:,} classes.",
+                f"Name one from 0 to {num_classes - 1}.",
+            )
+    return torch.tensor([int(label) for label in prompts], dtype=torch.int64)
 
 
 @torch.no_grad()
 def sample(
     model: DiT,
-    caption_BL: Tensor,
+    caption: Tensor,
     noise_BCHW: Tensor,
     settings: SamplerSettings,
     watch: Callable[[float, DiTOutput], None] | None = None,
 ) -> Tensor:
-    """Returns images [B, C, H, W] in [-1, 1], float32, of token ids. `watch(t, output)` sees every call of the model.
+    """Returns images [B, C, H, W] in [-1, 1], float32, of token ids or classes.
 
-    The model is put in evaluation mode and back again. A pixel that is not finite becomes NaN.
+    `watch(t, output)` sees every call of the model. The model is put in evaluation mode and back again. A pixel that is
+    not finite becomes NaN.
     """
-    caption_BL = caption_BL.to(noise_BCHW.device)
-    image_BCHW = integrate(model, caption_BL, null_tokens(caption_BL), noise_BCHW, settings, watch)
+    caption = caption.to(noise_BCHW.device)
+    image_BCHW = integrate(model, caption, model.null_of(caption), noise_BCHW, settings, watch)
     return image_BCHW.masked_fill(~image_BCHW.isfinite(), torch.nan).clamp(-1, 1)  # clamp would hide infinity
 
 

@@ -17,11 +17,22 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from experiments.config.data_sets import data_set_of
 from experiments.data.sources.image_source import FeatureSource, open_source
 from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.evaluation.sampling.generate import image_noise, integrate
 from experiments.evaluation.sampling.load_run import LoadedRun, current_device
 from experiments.evaluation.sampling.settings import Conditions
+
+
+def opened_decoder(run: LoadedRun, vae: str | None) -> Callable[[Tensor], Tensor] | None:
+    """Returns what turns latents of classes into pixels [B, 3, H, W] in [-1, 1]; None for a run on pixels.
+
+    Raises `ConfigError` where the VAE is missing or a different one.
+    """
+    if data_set_of(run.config).has_pixels:
+        return None
+    return cast(FeatureSource, open_source(run.config.data)).decoder(vae, current_device())
 
 
 @dataclass(frozen=True)

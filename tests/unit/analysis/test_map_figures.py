@@ -128,8 +128,22 @@ def test_panels_that_were_not_measured_say_so(write_arms: WriteArms, map_routing
 def test_a_measurement_along_samples_is_none_on_scenes(write_arms: WriteArms, map_routing: MapRouting) -> None:
     folder = write_arms(seeds=(0,))
     for run in find_runs(folder):
-        map_routing(run.path, source="samples" if "token" in run.path.name else "scenes")
+        along_path = {"source": "samples", "load_by_position": None} if "token" in run.path.name else {}
+        map_routing(run.path, **along_path)
     assert set(draw("specialization", folder).numbers["router"]) == {"expert_choice"}
+
+
+def test_a_measurement_along_samples_by_position_and_class_takes_the_place_of_scenes(
+    write_arms: WriteArms, map_routing: MapRouting
+) -> None:
+    folder = write_arms({"ec": ({}, {"name": "expert_choice"}, 1e-5)}, seeds=(0,))
+    classes = {f"class {number}": [1 / 8] * 8 for number in range(40)}
+    map_routing(folder, layers=(1,), source="samples", load_by_kind=classes)
+    drawing = draw("specialization", folder)
+    assert set(drawing.numbers["kind"].dropna()) == set(classes)
+    names = [tick.get_text() for axes in drawing.figure.axes for tick in axes.get_xticklabels()]
+    assert len([name for name in names if name.startswith("class")]) == 8
+    assert "sampled images" in foot_line(folder, "Expert choice")
 
 
 def test_lines_that_cannot_be_read_are_counted_at_the_foot(folder: Path) -> None:

@@ -21,7 +21,8 @@ GOLDENS = Path(__file__).parents[2] / "goldens" / "configs.json"
 
 def configs() -> dict[str, list[str]]:
     """Every preset with the router of its paper, and every router with the smallest preset."""
-    presets = {name: "shared_expert" if name.startswith("dit-moe-") else "expert_choice" for name in PRESETS}
+    papers = (("dit-moe-", "shared_expert"), ("dit-", "dense"), ("", "expert_choice"))
+    presets = {name: next(router for prefix, router in papers if name.startswith(prefix)) for name in PRESETS}
     pairs = [*presets.items(), *(("nano", router) for router in ROUTERS)]
     return {f"{preset} {router}": [f"model={preset}", f"routing={router}"] for preset, router in pairs}
 

@@ -145,6 +145,6 @@ def test_the_shift_of_training_is_equation_23_as_in_sampling() -> None:
 
 
 def test_interpolated_positions_are_those_of_the_parent_at_the_same_places() -> None:
-    before, after = sinusoidal_positions(32, 8).view(8, 8, 32), sinusoidal_positions(32, 16, 8).view(16, 16, 32)
+    before, after = sinusoidal_positions(32, 8).view(8, 8, 32), sinusoidal_positions(32, 16, span=8).view(16, 16, 32)
     torch.testing.assert_close(after[::2, ::2], before)
-    assert torch.equal(sinusoidal_positions(32, 8, 8).view(8, 8, 32), before)
+    assert torch.equal(sinusoidal_positions(32, 8, span=8).view(8, 8, 32), before)

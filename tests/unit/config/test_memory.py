@@ -76,6 +76,10 @@ def resident(expected):
         ("model=micro", "train.precision=bf16", "routing=dense", "train.batch_images=32", "flow.objective=ddpm",
          "flow.learned_sigma=True"),
         (*MICRO, FP32, "routing.capacity_warmup_images=64", "routing.capacity_by_layer=1.5,1,0.5"),
+        ("model=micro", "model.block=dit", "routing=shared_expert", FP32, "train.batch_images=16"),
+        ("model=micro", "model.block=dit", "model.qk_norm=rms", "train.precision=bf16", "train.batch_images=16"),
+        ("model=micro", "model.block=dit", "model.qk_norm=affine", "model.ffn=swiglu", FP32, "train.batch_images=16"),
+        ("model=micro", "model.block=dit", FP32, "train.batch_images=64", "parallel.activation_checkpointing=True"),
     ],
 )  # fmt: skip
 def test_every_part_is_what_a_real_step_takes(overrides):
@@ -93,6 +97,8 @@ def test_every_part_is_what_a_real_step_takes(overrides):
         (FP32, "parallel.zero_stage=3"),
         (FP32, "parallel.expert_parallel=2"),
         (FP32, "train.ema=power"),
+        (FP32, "model.block=dit", "parallel.expert_parallel=2"),
+        (FP32, "model.block=dit", "parallel.zero_stage=3"),
     ],
 )
 def test_two_processes_share_what_they_are_said_to_share(overrides):

@@ -36,14 +36,17 @@ def test_every_setting_of_a_run_can_be_set() -> None:
     of_transfer = {word.split("=")[0] for word in mup}
     of_routing = {f"routing.{name}" for name, field in RoutingConfig.model_fields.items() if field.exclude_if}
     of_flow = {f"flow.{name}" for name, field in FlowConfig.model_fields.items() if field.exclude_if}
+    block = ["model.block=dit", "model.ffn=gelu", "model.qk_norm=rms", "model.learn_sigma=False", "model.time_scale=1"]
+    of_blocks = {word.split("=")[0] for word in block} | {"data.num_classes"}
     of_cooldown = {"optim.cooldown_share", "optim.cooldown_shape"}
     of_parents = {f"train.{name}" for name in TrainConfig.model_fields if name.startswith("init_")}
     of_parents |= {"model.position_side"}
     absent = (
-        of_latents | of_transfer | of_routing | of_flow | of_cooldown | of_parents | {"train.ema"}
+        of_latents | of_transfer | of_routing | of_flow | of_cooldown | of_parents | of_blocks | {"train.ema"}
     )  # what only some runs have is stored with these runs alone
     assert leaves(load_config().model_dump()) | absent == set(known_settings())
     assert not leaves(load_config().model_dump()) & absent
+    assert leaves(load_config(block).model_dump()) >= of_blocks
     using = load_config([*mup, "routing.gate_norm=token", "routing.gate_scale=2"])
     assert leaves(using.model_dump()) >= of_transfer | {"routing.gate_norm", "routing.gate_scale"}
     assert load_config(["routing.expert_bias=True"]).model_dump()["routing"]["expert_bias"] is True

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
+from experiments.config.blocks import BLOCKS, DenseActivation, QkNorm
 from experiments.config.budget import budget, executed_flops_per_image, slots_per_image
 from experiments.config.overrides import load_config
 from experiments.config.presets import PRESETS
@@ -16,6 +19,7 @@ from experiments.models.parts import assert_matches_budget
 from experiments.routing.state import RouterState
 from tests.unit.models.counted_flops import BATCH_IMAGES, counted, expected, gate_products, loss_products
 
+INPUTS_VARY = ("expert_choice", "shared_expert")
 ARMS = (
     "routing=dense",
     "routing=dense model.ffn_factor=6",
@@ -46,6 +50,12 @@ ARMS = (
     "routing=expert_race model.num_layers=4 routing.capacity_by_layer=0.4,1.6",
     "routing=expert_choice routing.eval_decision=threshold",
     "routing=expert_choice routing.group_images=all routing.num_experts=5 routing.capacity_factor=1.1",
+    *(f"routing={router} model.block=dit" for router in ROUTERS),
+    *(f"routing={router} model.block=dit routing.input=time_label" for router in INPUTS_VARY),
+    *(f"routing=dense model.block={block} model.ffn={kind}" for block in BLOCKS for kind in get_args(DenseActivation)),
+    *(f"routing=dense model.block={block} model.qk_norm={kind}" for block in BLOCKS for kind in get_args(QkNorm)),
+    "routing=dense model.block=dit model.learn_sigma=False",
+    "routing=expert_choice model.block=dit parallel.activation_checkpointing=True",
     *(f"routing=expert_choice routing.input={kind}" for kind in ("plain_time", "time", "time_label")),
     "routing=dense flow.objective=ddpm flow.learned_sigma=True",
     "routing=expert_choice flow.objective=ddpm flow.learned_sigma=True",

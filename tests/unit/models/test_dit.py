@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.config.blocks import conditioned_by
 from experiments.config.caption_kinds import PAD_TOKEN
 from experiments.config.overrides import load_config
 from experiments.config.routers import ROUTERS
@@ -31,6 +32,7 @@ every_router = pytest.mark.parametrize(
         "routing=shared_expert routing.shared_factor=0 routing.capacity_factor=2",
     ],
 )
+of_captions = pytest.mark.parametrize("block", conditioned_by("caption"), indirect=True)
 by_image = pytest.mark.parametrize(
     "arm",
     [
@@ -119,6 +121,7 @@ def test_the_caption_the_time_and_the_image_all_matter(settings: Settings, awake
         assert not torch.allclose(model(*other).velocity_BKP, velocity, atol=1e-3)
 
 
+@of_captions
 def test_padding_of_a_caption_never_changes_the_image(settings: Settings, awake: Awake, inputs: Inputs) -> None:
     model = awake(settings("routing=expert_choice"))
     velocity = model(*inputs).velocity_BKP
@@ -139,10 +142,10 @@ def test_padding_of_a_caption_never_changes_the_image(settings: Settings, awake:
 )
 @pytest.mark.parametrize("more", ["", "parallel.activation_checkpointing=True", "train.implementation=reference"])
 def test_the_balance_loss_weighs_as_much_in_every_layer_as_the_setting_says(
-    arm: str, layers: int, expected: float, more: str, inputs: Inputs
+    arm: str, layers: int, expected: float, more: str, block: str, inputs: Inputs
 ) -> None:
     """Without preferences each layer's loss is 1, and the gradient in a layer is that of its own loss alone."""
-    config = load_config([*arm.split(), *more.split(), "routing.group_images=batch"])
+    config = load_config([*arm.split(), *more.split(), f"model.block={block}", "routing.group_images=batch"])
     model = DiT(config, checkpointed=config.parallel.activation_checkpointing)
     routers = [model.blocks[layer].ffn.router.weight_DE for layer in config.sparse_layer_indices]
     assert len(routers) == layers
@@ -182,9 +185,10 @@ def test_the_model_runs_in_bfloat16(arm: str, settings: Settings, awake: Awake, 
     assert close < 0.05
 
 
-def test_every_parameter_belongs_to_a_part_and_an_unknown_one_to_none(settings: Settings) -> None:
+def test_every_parameter_belongs_to_a_part_and_an_unknown_one_to_none(settings: Settings, block: str) -> None:
     model = DiT(settings("routing=shared_expert", "model.num_layers=2"))
     parts = {part_of(name) for name, _ in model.named_parameters()}
-    assert parts >= {"embed", "text", "attention", "cross_attention", "ffn", "experts", "shared_experts", "router"}
+    assert parts >= {"embed", "text", "attention", "modulation", "ffn", "experts", "shared_experts", "router"}
+    assert ("cross_attention" in parts) == (block in conditioned_by("caption"))
     with pytest.raises(KeyError):
         part_of("blocks.0.surprise.weight")

@@ -51,23 +51,24 @@ def encoder() -> TextEncoder:
 
 def test_padding_is_not_read() -> None:
     text, ids = encoder(), torch.tensor([tokenize("a red circle")])
-    features, mask, _ = text(ids)
+    features, mask, *_ = text(ids)
     with torch.no_grad():
         text.token.weight[0] += 10.0
-    moved, _, _ = text(ids)
+    moved, *_ = text(ids)
     assert mask.view(-1).tolist() == [True] * 4 + [False] * 12
     assert torch.equal(features[:, :4], moved[:, :4])
     assert not torch.equal(features[:, 4:], moved[:, 4:])
 
 
 def test_the_null_caption_has_one_token_and_finite_features() -> None:
-    features, mask, pooled = encoder()(torch.tensor([tokenize("")]))
+    features, mask, pooled, dropped = encoder()(torch.tensor([tokenize("")]))
     assert mask.sum() == 1
     assert pooled is None
+    assert dropped.tolist() == [True]
     assert features.isfinite().all()
 
 
 def test_the_order_of_words_matters() -> None:
     ids = torch.tensor([tokenize("a red circle and a blue square"), tokenize("a blue circle and a red square")])
-    features, _, _ = encoder()(ids)
+    features, *_ = encoder()(ids)
     assert not torch.allclose(features[0], features[1])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
+from experiments.config.blocks import BLOCKS, QkNorm
 from experiments.config.budget import budget
 from experiments.config.overrides import load_config
+from experiments.config.routers import ROUTERS
 from experiments.config.tensors import tensor_sizes
 from experiments.models.dit import DiT
 from experiments.models.parts import part_of
@@ -23,6 +27,13 @@ from experiments.models.parts import part_of
         ("model=nano", "routing.expert_bias=True"),
         ("model=dit-moe-S", "routing=shared_expert", "routing.expert_bias=True"),
         ("model=nano", "model.sparse_layers=0,3"),
+        *(("model=nano", f"routing={router}", "model.block=dit") for router in ROUTERS),
+        *(
+            ("model=nano", f"model.block={block}", f"model.qk_norm={kind}")
+            for block in BLOCKS
+            for kind in get_args(QkNorm)
+        ),
+        *(("model=nano", f"model.block={block}", "model.ffn=swiglu") for block in BLOCKS),
     ],
 )
 def test_every_tensor_is_that_of_the_module(overrides):

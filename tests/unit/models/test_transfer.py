@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from experiments.config.blocks import BLOCKS, conditioned_by
+from experiments.config.overrides import load_config
 from experiments.config.parametrization import KIND_BY_NAME, KINDS, kind_of, rate_factor
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
@@ -22,14 +24,17 @@ def built(config: RunConfig) -> DiT:
 @pytest.mark.parametrize("router", ROUTERS)
 def test_every_parameter_of_every_router_has_one_kind(router: str, settings: Settings) -> None:
     names = [name for name, _ in DiT(settings(f"routing={router}")).named_parameters()]
-    assert {kind_of(name) for name in names} >= {"input", "vector", "hidden", "output", "encoder"}
+    assert {kind_of(name) for name in names} >= {"input", "vector", "hidden", "output"}
     assert len(KIND_BY_NAME) == len(set(KIND_BY_NAME))
 
 
-def test_features_of_latents_have_a_kind_too_and_no_row_is_left_over(latent_set, settings: Settings) -> None:
-    latents = settings("data.name=latents", f"data.path={latent_set}", "model.patch_size=2")
-    biases = settings("routing=shared_expert", "routing.expert_bias=True")
-    configs = [latents, biases, *(settings(f"routing={router}") for router in ROUTERS)]
+def test_features_of_latents_have_a_kind_too_and_no_row_is_left_over(latent_set) -> None:
+    small = ["model=nano", "model.width=32", "model.num_layers=2"]
+    latents = ["data.name=latents", f"data.path={latent_set}", "model.patch_size=2"]
+    biases = ["routing=shared_expert", "routing.expert_bias=True"]
+    blocks = [[f"model.block={block}", "model.qk_norm=affine"] for block in BLOCKS]
+    arms = [latents, biases, *blocks, *([f"routing={router}"] for router in ROUTERS)]
+    configs = [load_config([*small, *arm]) for arm in arms]
     names = {name for config in configs for name, _ in DiT(config).named_parameters()}
     assert {".".join(p for p in name.split(".") if not p.isdigit()) for name in names} == set(KIND_BY_NAME)
 
@@ -42,7 +47,11 @@ def test_at_the_base_width_first_weights_are_equal_to_the_bit(router: str, setti
     assert all(torch.equal(plain[name], scaled[name]) for name in plain)
 
 
-@pytest.mark.parametrize("text", ["tokens", "features"])
+@pytest.mark.parametrize(
+    ("block", "text"),
+    [("pixart", "tokens"), ("pixart", "features"), *((block, "classes") for block in conditioned_by("class"))],
+    indirect=["block"],
+)
 def test_first_weights_follow_the_power_of_their_kind(text: str, latent_set, settings: Settings) -> None:
     """At four times the width. A tensor of n numbers shows its standard deviation within about 1 / sqrt(n / 2)."""
     data = ["data.name=latents", f"data.path={latent_set}", "model.patch_size=2"] if text == "features" else []
@@ -57,7 +66,8 @@ def test_first_weights_follow_the_power_of_their_kind(text: str, latent_set, set
             continue
         seen.add(kind)
         assert other / one == pytest.approx(4 ** KINDS[kind].std_power, rel=4 / math.sqrt(parameter.numel() / 2)), name
-    assert seen == {"input", "vector", "hidden", "router"} | ({"encoder"} if text == "tokens" else set())
+    drawn = {"tokens": {"vector", "encoder"}, "features": {"vector"}, "classes": set()}  # or else they start at 0
+    assert seen == {"input", "hidden", "router"} | drawn[text]
 
 
 @pytest.mark.parametrize("width", [64, 256])

@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from experiments.config.blocks import BLOCKS
 from experiments.config.budget import budget
 from experiments.config.memory import memory
 from experiments.config.overrides import load_config
@@ -75,10 +76,12 @@ def test_the_processes_of_a_layout_have_every_number_of_every_parameter_once(lay
 
 @pytest.mark.parametrize("router", [name for name in routed_names() if ROUTERS[name].rule != "blocks"])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_memory_of_a_simulated_step_is_that_of_the_arithmetic(router: str, stage: int) -> None:
+@pytest.mark.parametrize("block", BLOCKS)
+def test_memory_of_a_simulated_step_is_that_of_the_arithmetic(router: str, block: str, stage: int) -> None:
     layout = ["parallel.expert_parallel=4", f"parallel.zero_stage={stage}", "train.precision=bf16"]
     fixed = [f"routing.{key}={each.value}" for key, each in ROUTERS[router].fixed.items() if key == "group_images"]
-    config = load_config([*ON_EIGHT, f"routing={router}", "routing.num_experts=8", *layout, "model=micro", *fixed])
+    config = load_config([*ON_EIGHT, f"routing={router}", "routing.num_experts=8", *layout, "model=micro",
+                          f"model.block={block}", *fixed])  # fmt: skip
     measured, planned = simulate_step(config, "bf16"), memory(config, on_accelerator=False)
     assert measured.params_total == budget(config).params_total
     assert measured.persistent == pytest.approx(planned.persistent, rel=0.01)

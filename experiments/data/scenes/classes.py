@@ -1,0 +1,38 @@
+"""The classes of scenes, for runs that are conditioned on the class of an image in place of its caption.
+
+The class of a scene is its kind with the colour and the shape of its first object: 6 x 8 x 8 = 384 classes, numbered in
+this order. A class says less than a caption: not what the second object is, nor how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+from experiments.config.schema import DataConfig
+from experiments.data.scenes.captions import describe
+from experiments.data.scenes.objects import COLORS, SHAPES
+from experiments.data.scenes.scene import KINDS, Scene
+
+CLASSES: tuple[tuple[str, str, str], ...] = tuple(product(KINDS, COLORS, SHAPES))
+"""The (kind, colour, shape) of every class."""
+
+_NUMBERS = {look: number for number, look in enumerate(CLASSES)}
+
+
+def class_of(scene: Scene) -> int:
+    """Returns the number of a scene's class."""
+    return _NUMBERS[scene.kind, scene.objects[0].color, scene.objects[0].shape]
+
+
+def class_name(number: int) -> str:
+    """Returns a class in words, such as `counting: red circle`."""
+    kind, color, shape = CLASSES[number]
+    return f"{kind}: {color} {shape}"
+
+
+def prompts_of(data: DataConfig, scenes: Sequence[Scene]) -> list[str] | list[int]:
+    """Returns what a run is asked for when it is to show such scenes: their captions, or their classes."""
+    if data.num_classes is None:
+        return [describe(scene) for scene in scenes]
+    return [class_of(scene) for scene in scenes]

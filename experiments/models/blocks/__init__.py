@@ -1,0 +1,1 @@
+"""Defines the blocks of the transformer, one file each, behind the contract of `block.py`."""
