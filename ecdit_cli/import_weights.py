@@ -19,7 +19,7 @@ def import_weights(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A file that the public code has saved.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create for the run.")],
     objective: Annotated[
-        Literal["rectified_flow"],
+        Literal["rectified_flow", "ddpm"],
         typer.Option(help="The objective that the weights were trained on, which the file does not say."),
     ],
     weights: Annotated[

@@ -38,12 +38,16 @@ from experiments.training.checkpoint_files import write_checkpoint
 from experiments.training.description import describe_run
 
 Layout = Literal["dit", "dit-moe"]
-Objective = Literal["rectified_flow"]
+Objective = Literal["rectified_flow", "ddpm"]
 OBJECTIVES: dict[Objective, dict[str, Any]] = {
     # DiT-MoE's rectified flow hands t in [0, 1] to the embedding of DiT's steps from 0 to 999.
     "rectified_flow": {"model": {"time_scale": 1.0}},
+    "ddpm": {"flow": {"objective": "ddpm"}},
 }
-"""The settings of a run, by section, that follow from the objective on which the public weights were trained."""
+"""The settings of a run, by section, that follow from the objective on which the public weights were trained.
+
+With DDPM the variance is learned where the head has outputs for it.
+"""
 KEYS_OF_WEIGHTS: dict[Weights, tuple[str, ...]] = {"ema": ("ema",), "raw": ("model", "module")}
 """The entries of a checkpoint of the public training scripts; `module` is that of DeepSpeed's."""
 NO_TENSORS = "holds no tensors by name."
@@ -171,13 +175,16 @@ def _config_of(
             "shared_factor": sizes.shared_hidden / sizes.width,
         }  # fmt: skip
     follows = OBJECTIVES[objective]
+    flow = follows.get("flow", {})
+    if flow.get("objective") == "ddpm":
+        flow = {**flow, "learned_sigma": sizes.learn_sigma}
     config = RunConfig.model_validate({
         "model": {**model, **follows.get("model", {})}, "routing": routing, "eval": {"sample_images": 0},
         "data": {
             "name": "imagenet", "image_size": sizes.image_size, "channels": sizes.channels,
             "num_classes": sizes.num_classes,
         },
-        **({"flow": follows["flow"]} if "flow" in follows else {}),
+        **({"flow": flow} if flow else {}),
     })  # fmt: skip
     check_config(config)
     return config

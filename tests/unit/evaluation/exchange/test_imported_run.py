@@ -18,6 +18,7 @@ from experiments.errors import EcditError
 from experiments.evaluation.exchange.imported_run import import_weights
 from experiments.evaluation.sampling.generate import SamplerSettings, integrate
 from experiments.evaluation.sampling.load_run import LoadedRun, load_run
+from experiments.flow.objective_contract import objective_of
 from experiments.flow.samplers import Guidance
 from experiments.records.run_folder import RunDir
 from tests.unit.evaluation.exchange.public_networks import (
@@ -80,6 +81,34 @@ def test_guided_samples_are_those_of_the_public_sampler(case: str, tmp_path: Pat
         c, u = (public_output(state, z, t, labels)[:, :CHANNELS] for labels in (y, torch.full((2,), CLASSES)))
         z = z - (u + 1.5 * (c - u)) / 4
     torch.testing.assert_close(ours, z, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_of_ddpm_give_the_public_noise_and_variance_and_guided_steps(case: str, tmp_path: Path) -> None:
+    """DDIM's steps on DDPM's scale, alpha x_0 + sigma e, with guidance of all channels."""
+    layout, num_experts, flash = CASES[case]
+    state = public_state(num_experts, flash)
+    loaded = imported(state, tmp_path, layout, objective="ddpm")
+    objective = objective_of(loaded.config.flow)
+    x, n, y = torch.randn(2, CHANNELS, SIDE, SIDE), torch.tensor([0, 613]), torch.tensor([3, CLASSES])
+    with torch.no_grad():
+        both = loaded.model.to_image(loaded.model(x, n / 1000, y).velocity_BKP)
+    torch.testing.assert_close(both, public_output(state, x, n.float(), y), rtol=0, atol=1e-5)
+    labels = torch.tensor([3, 7])
+    settings = SamplerSettings(3, Guidance(1.5), sampler="ddim")
+    ours = integrate(loaded.model, labels, loaded.model.null_of(labels), x, settings)
+    level = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).neg().add(1).cumprod(0)  # alpha^2 at each step
+    steps = [999, 500, 0]
+    x = x * (1 - level[999]).sqrt()  # the first noise is scaled as its step says, 0.99998 times that of the public code
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        t = torch.full((2,), float(step))
+        c, u = (public_output(state, x, t, each)[:, :CHANNELS] for each in (labels, torch.full((2,), CLASSES)))
+        noise = u + 1.5 * (c - u)
+        now, then = level[step], level[following] if following is not None else torch.tensor(1.0)
+        image = (x - (1 - now).sqrt() * noise) / now.sqrt()
+        x = (then.sqrt() * image + (1 - then).sqrt() * noise).float()
+    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
+    assert objective.flow.learned_sigma
 
 
 @pytest.mark.parametrize(("weights", "taken"), [(None, 1), ("ema", 1), ("raw", 2)], ids=["the average", "ema", "raw"])
