@@ -129,38 +129,25 @@ def _make(
 
     A run that reads stored captions is asked for as many of its validation set. Returns what was asked for as texts.
     """
-    import torch
-
     from experiments.config.data_sets import captions_of, data_set_of
-    from experiments.evaluation.inference.routing_maps import RoutingWatcher
-    from experiments.evaluation.sampling.batches import num_calls, sampled_batches
+    from experiments.evaluation.inference.mapped_samples import sample_captions
+    from experiments.evaluation.sampling.batches import num_calls
     from experiments.evaluation.sampling.generate import caption_ids
     from experiments.evaluation.sampling.latent_samples import opened_decoder
     from experiments.evaluation.sampling.prompts import texts_of
 
     if not captions_of(run.config).in_words and run.config.data.num_classes is None:
         return _make_from_latents(run, len(asked), per_caption, conditions, vae, data_set, show)
-    caption_ids(run.config, asked)  # raises for words that the run has never seen
+    caption_ids(run.config, asked)  # raises for words that the run has never seen, before the decoder is opened
     decode = opened_decoder(run, vae)
-    names = texts_of(run, asked)
-    texts = [name for name in names for _ in range(per_caption)]
     prompts: Any = [each for each in asked for _ in range(per_caption)]
-    watcher = RoutingWatcher(run, [""] * len(texts), range(len(texts))) if wants_map else None
-    doing = f"sampling {len(texts)} image{'' if len(texts) == 1 else 's'}"
-    on_call = show.counter(num_calls(len(texts), conditions, run.config), doing)
-    batches = []
-    for batch in sampled_batches(
-        run.model, run.config, prompts, conditions, watcher=watcher, on_call=on_call, decode=decode
-    ):
-        batches.append(batch.images_BCHW)
-        if watcher is not None:
-            watcher.end_batch(batch.images_BCHW)
-    images_BCHW = torch.cat(batches)
-    drawn = watcher.compute_map(dict(enumerate(texts))) if watcher is not None else None
-    unjudged: list[Verdict | None] = [None] * len(texts)
+    doing = f"sampling {len(prompts)} image{'' if len(prompts) == 1 else 's'}"
+    on_call = show.counter(num_calls(len(prompts), conditions, run.config), doing)
+    made = sample_captions(run, prompts, conditions, wants_map, on_call, decode=decode)
+    unjudged: list[Verdict | None] = [None] * len(prompts)
     judged = data_set_of(run.config).has_scenes and run.config.data.num_classes is None
-    verdicts = _verdicts(images_BCHW, texts, show) if judged else unjudged
-    return names, _Made(run, images_BCHW, verdicts, drawn)
+    verdicts = _verdicts(made.images_BCHW, texts_of(run, prompts), show) if judged else unjudged
+    return texts_of(run, asked), _Made(run, made.images_BCHW, verdicts, made.compute_map)
 
 
 def _make_from_latents(

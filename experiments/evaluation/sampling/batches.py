@@ -53,11 +53,13 @@ def sampled_batches(
     watcher: Watcher | None = None,
     on_call: Callable[[], None] = lambda: None,
     decode: Callable[[Tensor], Tensor] | None = None,
+    noise_BCHW: Tensor | None = None,
 ) -> Iterator[SampledBatch]:
     """Yields images of `captions`, or of classes; caption i belongs to number `numbers[i]` (default: counted from 0).
 
-    `on_call` is called after each call of the model, as often as `num_calls` says. `decode` turns the latents of a run
-    on latents into pixels; without it they are yielded as they are. Raises `RunFailedError` where an image is not
+    `noise_BCHW` has the noise of every caption, by default that of its number under the seed of `conditions`. `on_call`
+    is called after each call of the model, as often as `num_calls` says. `decode` turns the latents of a run on latents
+    into pixels; without it they are yielded as they are. Raises `RunFailedError` where an image is not
     finite.
     """
     numbers = numbers if numbers is not None else range(len(captions))
@@ -73,8 +75,8 @@ def sampled_batches(
         mine = numbers[here]
         if watcher is not None:
             watcher.begin_batch(len(mine), mine.start)
-        noise = image_noise(config, mine, conditions.seed).to(device)
-        caption = caption_ids(config, captions[here]).to(device)
+        noise = image_noise(config, mine, conditions.seed) if noise_BCHW is None else noise_BCHW[here]
+        noise, caption = noise.to(device), caption_ids(config, captions[here]).to(device)
         if data_set_of(config).has_pixels:
             images_BCHW = sample(model, caption, noise, conditions.sampler, watch)
         else:

@@ -42,9 +42,18 @@ class SamplerSettings:
 
 def image_noise(config: RunConfig, numbers: Sequence[int], seed: int) -> Tensor:
     """Returns standard normal noise [B, C, H, W] of the images called `numbers`, the same on every device."""
-    shape = (config.data.channels, config.data.image_size, config.data.image_size)
-    generators = [torch.Generator().manual_seed(_mixed(seed, number)) for number in numbers]
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    generators = [image_generator(seed, number) for number in numbers]
+    return torch.stack([torch.randn(noise_shape(config), generator=generator) for generator in generators])
+
+
+def noise_shape(config: RunConfig) -> tuple[int, int, int]:
+    """Returns the shape [C, H, W] of the noise of one image."""
+    return config.data.channels, config.data.image_size, config.data.image_size
+
+
+def image_generator(seed: int, number: int) -> torch.Generator:
+    """Returns the generator of the noise of the image called `number`."""
+    return torch.Generator().manual_seed(_mixed(seed, number))
 
 
 def _mixed(seed: int, number: int) -> int:

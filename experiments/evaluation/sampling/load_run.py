@@ -52,18 +52,19 @@ class LoadedRun:
 
 def load_run(
     run_dir: RunDir,
-    weights: Weights,
+    weights: Weights | None,
     say: Callable[[str], None],
     precision: Precision | None = None,
     ema_width: float | None = None,
 ) -> LoadedRun:
     """Loads the newest whole checkpoint of a run, or a folder of `ecdit export-weights`, to the current device.
 
-    The model is in the precision it was trained or exported in, unless `precision` is given. With `ema_width` its
-    weights are the average of this width, which is reconstructed (`reconstructed_average.py`). Raises `RecordError` for
-    what is neither, and for settings of which no model can be built; `CheckpointError` where there is no checkpoint, or
-    where weights do not fit the model or are not finite. Until it is known that the weights fit, nothing larger than
-    their files is allocated.
+    Where `weights` is None they are the moving average of a run, or those that were exported. The model is in the
+    precision it was trained or exported in, unless `precision` is given. With `ema_width` its weights are the average
+    of this width, which is reconstructed (`reconstructed_average.py`). Raises `RecordError` for what is neither, and
+    for settings of which no model can be built; `CheckpointError` where there is no checkpoint, or where weights do not
+    fit the model or are not finite. Until it is known that the weights fit, nothing larger than their files is
+    allocated.
     """
     if os.path.lexists(run_dir.exported):
         if ema_width is not None:
@@ -72,6 +73,7 @@ def load_run(
                 "Leave out --ema, or export the run again with --ema.",
             )
         return _load_exported(run_dir, weights, precision)
+    weights = weights or "ema"
     record, checkpoint = newest(run_dir, weights, say, ema_width)
     require_plugins(record, run_dir.run_json)
     config = buildable_config(record.config, run_dir.run_json)
@@ -84,9 +86,9 @@ def load_run(
     return _loaded(run_dir, record, config, tensors, state, images_seen, weights, precision, ema_width)
 
 
-def _load_exported(folder: RunDir, weights: Weights, precision: Precision | None) -> LoadedRun:
+def _load_exported(folder: RunDir, weights: Weights | None, precision: Precision | None) -> LoadedRun:
     exported = read_exported(folder)
-    if exported.weights != weights:
+    if weights not in (None, exported.weights):
         raise ConfigError(f"{folder.path} holds {exported.weights} weights.", f"Use --weights {exported.weights}.")
     require_plugins(exported.record, folder.exported)
     config = buildable_config(exported.record.config, folder.exported)
@@ -95,7 +97,7 @@ def _load_exported(folder: RunDir, weights: Weights, precision: Precision | None
     tensors = exported_tensors(folder, exported)
     precision = precision or exported.precision
     state = {ROUTER_STATE: exported.router_state or {}}
-    return _loaded(folder, exported.record, config, tensors, state, exported.images_seen, weights, precision)
+    return _loaded(folder, exported.record, config, tensors, state, exported.images_seen, exported.weights, precision)
 
 
 def _loaded(
