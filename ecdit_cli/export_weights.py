@@ -26,6 +26,7 @@ def export_weights(
 
     Examples: ecdit export-weights out/runs/NAME out/weights --precision bf16
     """
+    from analysis.model_card import model_card
     from ecdit_cli._console import print_json, say
     from ecdit_cli._progress import progress
     from experiments.evaluation.exchange.exported_weights import export_weights as write
@@ -37,7 +38,7 @@ def export_weights(
     with progress("exporting") as show:
         files = write(
             folder, out, weights, kind, round(shard_gib * 2**30), show.say,
-            lambda written: show(written, record.params_total), ema,
+            lambda written: show(written, record.params_total), ema, lambda exported: model_card(exported, folder),
         )  # fmt: skip
     about = {
         "run": str(run),

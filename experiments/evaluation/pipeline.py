@@ -165,9 +165,9 @@ class Pipeline:
 def _prompts(prompt: Any, of_classes: bool) -> list[Any]:
     prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
     if not prompts or not all(type(each) is (int if of_classes else str) for each in prompts):
-        what, example = ("number of a class", "3") if of_classes else ("text", "'a circle'")
+        what, example = ("the number of a class", "3") if of_classes else ("a text", "'a circle'")
         raise ConfigError(
-            f"prompt={shortened(repr(prompt), 100)} is neither a {what} nor a list of them.",
+            f"prompt={shortened(repr(prompt), 100)} is neither {what} nor a list of such.",
             f"Write for example {example}.",
         )
     return prompts

@@ -18,7 +18,7 @@ def test_what_is_exported_makes_the_images_of_the_run(tmp_path: Path, capsys: Ca
     assert run(["export-weights", str(trained), str(out), "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert about["weights"] == "ema"
-    assert {Path(file).name for file in about["files"]} == {"model.json", "model.safetensors"}
+    assert {Path(file).name for file in about["files"]} == {"README.md", "model.json", "model.safetensors"}
     grids = []
     for folder in (trained, out):
         grids.append(tmp_path / f"{folder.name}.png")

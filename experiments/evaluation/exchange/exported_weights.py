@@ -1,10 +1,11 @@
 """Writes the weights of a run for inference (`ecdit export-weights`).
 
-A folder holds `model.safetensors`, or numbered shards with Hugging Face's `model.safetensors.index.json`, and
-`model.json` with the run's record, the kind of weights (EMA or raw), and a checksum of every file. The files hold whole
-parameters under the names of the module, in one precision, without optimizer state. They are read from the checkpoint
-one at a time, so that no more than a shard is in memory, however large the run. `records/exported_record.py` and
-`training/exported_tensors.py` read the folder.
+A folder holds `model.safetensors`, or numbered shards with Hugging Face's `model.safetensors.index.json`;
+`model.json` with the run's record, the kind of weights (EMA or raw), and a checksum of every file; and a model card,
+whose text the caller writes (`analysis/model_card.py`). None of them can execute anything. The files of weights hold
+whole parameters under the names of the module, in one precision, without optimizer state. They are read from the
+checkpoint one at a time, so that no more than a shard is in memory, however large the run. `records/exported_record.py`
+and `training/exported_tensors.py` read the folder.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from experiments.errors import CheckpointError, ConfigError, StorageError
 from experiments.evaluation.sampling.finite import require_finite_weights
 from experiments.inputs import sha256_of_files
+from experiments.records.exported_record import Exported
 from experiments.records.record_types import FILE_OF_WEIGHTS, Precision, RunRecord, Weights
 from experiments.records.run_folder import RunDir
 from experiments.records.storage import storage_errors
@@ -32,6 +34,7 @@ from experiments.training.reconstructed_average import reconstructed_average
 from experiments.training.router_states import KEY as ROUTER_STATE
 
 INDEX = "model.safetensors.index.json"
+CARD = "README.md"
 
 
 def newest(
@@ -62,13 +65,14 @@ def export_weights(
     say: Callable[[str], None],
     written: Callable[[int], None] = lambda num_parameters: None,
     ema_width: float | None = None,
+    card: Callable[[Exported], str] | None = None,
 ) -> list[Path]:
     """Writes the newest checkpoint of a run to `out`, and returns the files.
 
-    `ema_width` is the width of the average, where it is to be reconstructed.
-    `written` is called with the number of parameters written so far. Raises `CheckpointError` where there is nothing to
-    export, or where a weight is not finite in this precision, since whoever loads such weights refuses them; and
-    `StorageError` where `out` holds something else.
+    `ema_width` is the width of the average, where it is to be reconstructed. `written` is called with the number of
+    parameters written so far. `card` returns the text of the model card; without it there is none. Raises
+    `CheckpointError` where there is nothing to export, or where a weight is not finite in this precision, since whoever
+    loads such weights refuses them; and `StorageError` where `out` holds something else.
     """
     with storage_errors(out):
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
@@ -90,16 +94,13 @@ def export_weights(
         if len(groups) > 1:
             total = width * sum(math.prod(shape) for shape in checkpoint.shapes.values())
             write_json_atomic(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
-        about = {
-            "record": record.model_dump(mode="json", exclude_none=True),
-            "images_seen": checkpoint.state["images_seen"],
-            "weights": weights,
-            "precision": precision,
-            "sha256": sums,
-            **({} if ema_width is None else {"ema_width": ema_width}),
-            **({ROUTER_STATE: checkpoint.state[ROUTER_STATE]} if ROUTER_STATE in checkpoint.state else {}),
-        }
-        write_json_atomic(RunDir(folder).exported, about)
+        about = Exported(
+            record=record, images_seen=checkpoint.state["images_seen"], weights=weights, precision=precision,
+            sha256=sums, ema_width=ema_width, router_state=checkpoint.state.get(ROUTER_STATE),
+        )  # fmt: skip
+        write_json_atomic(RunDir(folder).exported, about.model_dump(mode="json", exclude_none=True))
+        if card is not None:
+            (folder / CARD).write_text(card(about), encoding="utf-8")
     return sorted(out.iterdir())
 
 

@@ -133,8 +133,8 @@ def test_a_compute_map_counts_the_experts_of_every_token(pipe: Pipeline) -> None
         ({"num_images_per_prompt": 0}, "num_images_per_prompt=0 is out of range"),
         ({"generator": [torch.Generator()]}, r"generator is a list of 1 for 2 images\. Give one for each"),
         ({"latents": torch.zeros(1, 3, 16, 16)}, r"latents has the shape \(1, 3, 16, 16\)\. These images need \(2, 3,"),
-        ({"prompt": []}, r"prompt=\[\] is neither a text nor a list of texts"),
-        ({"prompt": 3}, "prompt=3 is neither a text nor a list of texts"),
+        ({"prompt": []}, r"prompt=\[\] is neither a text nor a list of such"),
+        ({"prompt": 3}, "prompt=3 is neither a text nor a list of such"),
         ({"prompt": ["a purple circle", "a circle"]}, "the vocabulary of the data set lacks the words 'purple'"),
     ],
 )
@@ -152,5 +152,17 @@ def test_a_dense_model_has_no_compute_map(tmp_path: Path) -> None:
 
 def test_prompts_of_a_run_on_latents_are_stored(latent_set: Path, tmp_path: Path) -> None:
     folder = random_run_folder(tmp_path / "run", "data.name=latents", f"data.path={latent_set}")
-    with pytest.raises(ConfigError, match=r"was trained on latents: .* Sample it with: ecdit sample"):
+    with pytest.raises(ConfigError, match=r"was trained on latents, .* Sample it with: ecdit sample"):
         Pipeline.from_pretrained(folder.path)
+
+
+def test_a_run_of_classes_is_asked_for_their_numbers(tmp_path: Path) -> None:
+    folder = random_run_folder(tmp_path / "run", "model.block=dit", *SMALL)
+    pipe = Pipeline.from_pretrained(folder.path)
+    how: dict[str, Any] = {"num_inference_steps": 2, "output_type": "pt", "generator": seeded(0)}
+    one, two = pipe([3, 380], **how).images
+    assert not torch.equal(one, two)
+    with pytest.raises(ConfigError, match="prompt='a red circle' is neither the number of a class nor a list of such"):
+        pipe("a red circle")
+    with pytest.raises(ConfigError, match="384"):
+        pipe(384)
