@@ -47,4 +47,4 @@ def import_weights(
         print_json({"run": str(out), "name": record.name, "params_total": record.params_total})
         return
     say(f"Imported {record.params_total:,} parameters into {out}.")
-    say(f"Sample it: ecdit sample {out} --class 207 --vae MODEL")
+    say(f"Sample it: ecdit sample {out} --class 0 --vae MODEL")

@@ -1,10 +1,13 @@
-"""A Hugging Face Hub on this machine: enough of its HTTP interface for the real clients to list and download.
+"""A Hugging Face Hub on this machine: enough of its HTTP interface for the real clients to list, download and upload.
 
 `serve_hub(root)` serves `root/datasets/OWNER/NAME` and `root/models/OWNER/NAME`; the clients find it by `HF_ENDPOINT`.
+Repositories of models may be created and written with the token `WRITE_TOKEN`, in the name of `USER`. Weights are sent
+as LFS objects and other files within the commit, as the Hub has it for clients without Xet.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -15,7 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 COMMIT = "0" * 39 + "1"
+WRITE_TOKEN, USER = "hf_may_write", "me"
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -29,10 +35,64 @@ class _Hub(BaseHTTPRequestHandler):
         self._answer(with_content=False)
 
     def do_POST(self) -> None:
-        wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}").get("paths", [])
-        kind, folder, _ = self._split(unquote(urlsplit(self.path).path).removeprefix("/api/"))
-        assert kind
-        self._json([_entry(folder, folder / path) for path in wanted if (folder / path).exists()])
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = unquote(urlsplit(self.path).path)
+        self.asked.append(f"{self.command} {path}")
+        kind, folder, rest = self._split(path.removeprefix("/api/").lstrip("/").replace(".git/info/", "/info/"))
+        if rest.startswith("paths-info"):
+            wanted = json.loads(body or b"{}").get("paths", [])
+            self._json([_entry(folder, folder / path) for path in wanted if (folder / path).exists()])
+        elif path == "/api/validate-yaml":
+            header = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
+            self._json({"warnings": [], "errors": [] if isinstance(header, dict) else [{"message": "no header"}]})
+        elif self.headers["Authorization"] != f"Bearer {WRITE_TOKEN}":
+            self._send(b'{"error": "Invalid username or password."}', "application/json", True, {}, status=401)
+        elif path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif not kind or not folder.is_dir():
+            self._missing(folder)
+        elif rest.startswith("preupload/"):
+            self._json({"files": [_upload_mode(each["path"]) for each in json.loads(body)["files"]]})
+        elif rest == "info/lfs/objects/batch":
+            self._json({"transfer": "basic", "objects": [self._place(each) for each in json.loads(body)["objects"]]})
+        elif rest.startswith("commit/"):
+            self._commit(folder, [json.loads(line) for line in body.splitlines()])
+
+    def do_PUT(self) -> None:
+        self.asked.append(f"{self.command} {self.path}")
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        (self.root / self.path.rpartition("/")[2]).write_bytes(content)
+        self._json({})
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization'] or USER}/{asked['name']}"
+        folder = self.root / "models" / name
+        there = folder.is_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not there:
+            self.asked.append(f"CREATED {name} {asked.get('visibility', 'public')}")
+        answer = {"url": f"{self._address}/{name}", "name": name, "error": "You already created this model repo"}
+        self._send(json.dumps(answer).encode(), "application/json", True, {}, status=409 if there else 200)
+
+    def _place(self, asked: dict[str, Any]) -> dict[str, Any]:
+        upload = {"href": f"{self._address}/lfs/{asked['oid']}"}
+        return {"oid": asked["oid"], "size": asked["size"], "actions": {"upload": upload}}
+
+    def _commit(self, folder: Path, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                (folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+            elif line["key"] == "lfsFile":
+                stored = self.root / value["oid"]
+                assert hashlib.sha256(stored.read_bytes()).hexdigest() == value["oid"]
+                stored.rename(folder / value["path"])
+        name = folder.relative_to(self.root / "models").as_posix()
+        self._json({"commitUrl": f"{self._address}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
+
+    @property
+    def _address(self) -> str:
+        return f"http://{self.headers['Host']}"
 
     def log_message(self, *arguments: Any) -> None:
         """Nothing goes to stderr."""
@@ -85,8 +145,8 @@ class _Hub(BaseHTTPRequestHandler):
     def _json(self, value: Any) -> None:
         self._send(json.dumps(value).encode(), "application/json", True, {})
 
-    def _send(self, content: bytes, kind: str, with_content: bool, headers: dict[str, str]) -> None:
-        self.send_response(200)
+    def _send(self, content: bytes, kind: str, with_content: bool, headers: dict[str, str], status: int = 200) -> None:
+        self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -99,6 +159,10 @@ def _entry(folder: Path, path: Path) -> dict[str, Any]:
     if path.is_dir():
         return {"type": "directory", "path": name, "oid": "0" * 40, "size": 0}
     return {"type": "file", "path": name, "oid": "0" * 40, "size": path.stat().st_size}
+
+
+def _upload_mode(path: str) -> dict[str, Any]:
+    return {"path": path, "uploadMode": "lfs" if path.endswith(".safetensors") else "regular", "shouldIgnore": False}
 
 
 @contextmanager

@@ -148,12 +148,14 @@ def _config_of(
             f"{printable(str(file))} has {'experts' if sizes.num_experts else 'no experts'}, and is not of {layout}.",
             f"Use {'dit-moe' if sizes.num_experts else 'dit'}.",
         )
-    alike = (row for name, row in PRESETS.items() if name.startswith("dit-") and row.width == sizes.width)
-    same_depth = next((row for row in alike if row.num_layers == sizes.num_layers), None)
+    family = {
+        name: row for name, row in PRESETS.items() if name.startswith("dit-moe-" if sizes.num_experts else "dit-")
+    }
+    alike = [name for name, row in family.items() if (row.width, row.num_layers) == (sizes.width, sizes.num_layers)]
     if sizes.head_size is not None:
         num_heads = sizes.width // sizes.head_size
-    elif num_heads is None and same_depth is not None:
-        num_heads = same_depth.num_heads
+    elif num_heads is None and alike:
+        num_heads = family[alike[0]].num_heads
     if num_heads is None:
         raise ConfigError(
             f"{printable(str(file))} does not say how many heads attention has, and DiT has no size of "
@@ -162,7 +164,7 @@ def _config_of(
         )
     factor = sizes.hidden / sizes.width
     model = {
-        "name": "dit-moe-S" if sizes.num_experts else "dit-s-2", "block": "dit", "sparse_layers": "all",
+        "name": [*alike, *family][0], "block": "dit", "sparse_layers": "all",
         "width": sizes.width, "num_layers": sizes.num_layers, "num_heads": num_heads, "num_kv_heads": num_heads,
         "patch_size": sizes.patch_size, "learn_sigma": sizes.learn_sigma,
         "qk_norm": "off" if sizes.head_size is None else "affine",
