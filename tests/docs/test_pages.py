@@ -105,5 +105,6 @@ def test_settings_that_a_page_names_exist(page: object) -> None:
     code = re.findall(r"`([^`\n]+)`", page.read_text())
     named = {found for text in code for found in re.findall(rf"\b((?:{sections})\.[a-z_0-9]+)\b(?!\()", text)}
     known = set(known_settings())
-    wrong = {name for name in named - known if not re.search(r"\.(json|jsonl|yaml|py|npz|safetensors|txt|html|md)$", name)}
+    files = r"\.(json|jsonl|yaml|py|npz|safetensors|txt|html|md)$"
+    wrong = {name for name in named - known if not re.search(files, name)}
     assert not wrong

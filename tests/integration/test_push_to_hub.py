@@ -100,3 +100,14 @@ def test_without_a_token_nothing_is_exported(
     assert run(["export-weights", str(trained.path), str(tmp_path / "out"), "--push-to-hub", "mine"]) == 2
     assert "--push-to-hub mine needs a token that may write. Set it as HF_TOKEN." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_without_the_package_the_extra_is_named(
+    trained: RunDir, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", None)
+    assert run(["export-weights", str(trained.path), str(tmp_path / "out"), "--push-to-hub", "mine"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "Install what it needs with: pip install 'ecdit[hub]'." in line
+    assert not (tmp_path / "out").exists()

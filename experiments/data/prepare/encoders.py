@@ -22,9 +22,9 @@ from torch import Tensor
 
 from experiments.config.prepared_set import Encoder
 from experiments.data.prepare.encoder_configs import read_encoder_config, read_vae_config
-from experiments.data.prepare.libraries import library
 from experiments.errors import ConfigError
 from experiments.inputs import sha256_of_files
+from experiments.libraries import library
 from experiments.text import first_line, printable
 
 CLASSES = {"vae": "AutoencoderKL", "t5": "T5EncoderModel", "clip": "CLIPTextModel"}

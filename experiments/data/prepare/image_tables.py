@@ -19,11 +19,11 @@ import numpy as np
 from pyarrow import parquet
 
 from experiments.data.prepare.folders import inside
-from experiments.data.prepare.libraries import library
 from experiments.data.prepare.path_tables import find_caption_column, read_schema
 from experiments.data.prepare.source_rows import MAX_IMAGE_BYTES, Row, as_caption, listed_as, look_up
 from experiments.errors import ConfigError, did_you_mean
 from experiments.inputs import read_input
+from experiments.libraries import library
 from experiments.text import first_line
 
 IMAGE_COLUMNS = ("image", "jpg", "png", "jpeg")

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from experiments.data.prepare.folders import FileRows, ImageFile, JoinedRows, captioned_beside, list_folder
 from experiments.data.prepare.image_tables import open_hub, open_parquet
-from experiments.data.prepare.libraries import library
 from experiments.data.prepare.pairing import Endings
 from experiments.data.prepare.path_tables import find_tables, is_metadata, read_table, unlisted
 from experiments.data.prepare.source_rows import MAX_CAPTION_BYTES, ReadableRows, Row, UnusableRowError, find_json_key
 from experiments.data.prepare.tars import open_tars
 from experiments.errors import ConfigError
 from experiments.inputs import read_input
+from experiments.libraries import library
 
 SAMPLED_ROWS = 16
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")

@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.data.prepare.libraries import library
 from experiments.errors import ConfigError, StorageError
+from experiments.libraries import library
 from experiments.text import printable, shortened
 
 TOKEN = "HF_TOKEN"

