@@ -13,7 +13,8 @@ import yaml
 
 from analysis.escaping import markdown_code, markdown_text
 from analysis.run_table import markdown, significant
-from experiments.config.data_sets import captions_of, data_set_of
+from experiments.config.blocks import block_of
+from experiments.config.data_sets import data_set_of
 from experiments.config.metrics import IMPORTED, METRICS, VELOCITY_ERROR, RecordedValue
 from experiments.config.objectives import OBJECTIVES
 from experiments.config.routers import ROUTERS
@@ -55,7 +56,7 @@ def model_card(exported: Exported, run: RunDir) -> str:
     parts = [
         _header(config),
         f"# {markdown_text(record.name)}",
-        f"This {kind}diffusion transformer makes images of captions. It was trained with ecdit.",
+        f"This {kind}diffusion transformer makes images of {_asked_for(config)}. It was trained with ecdit.",
         "## Model",
         _table("property", "value", _about_model(exported, config)),
         "## Data and training",
@@ -76,8 +77,14 @@ def _header(config: RunConfig) -> str:
     """Returns the YAML header, in which names that are no plain words are quoted."""
     name = config.routing.name
     tags = ["diffusion", *(() if name == "dense" else ("mixture-of-experts", name))]
-    header = {"library_name": "ecdit", "pipeline_tag": "text-to-image", "tags": tags}
+    task = {"pipeline_tag": "text-to-image"} if _asked_for(config) == "captions" else {}  # the Hub has none for classes
+    header = {"library_name": "ecdit", **task, "tags": tags}
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---"
+
+
+def _asked_for(config: RunConfig) -> str:
+    """Returns what images are made of: captions, or classes."""
+    return "captions" if config.data.num_classes is None else "classes"
 
 
 def _table(first: str, second: str, facts: Facts) -> str:
@@ -92,6 +99,7 @@ def _about_model(exported: Exported, config: RunConfig) -> Facts:
         layers = f"{len(config.sparse_layer_indices)} of {model.num_layers} blocks"
         yield "experts", f"{routing.num_experts} in {layers}"
     yield "backbone", f"{model.name}: width {model.width}, {model.num_layers} blocks, {model.num_heads} heads"
+    yield "block", block_of(config).label
     yield "patches", f"{model.patch_size} x {model.patch_size}"
     yield "objective", f"{OBJECTIVES[config.flow.objective].label}, the network predicts {config.flow.prediction}"
     yield "parameters", f"{record.params_total:,} ({significant(record.params_total)})"
@@ -183,17 +191,19 @@ def _interval(row: EvalRow, value: RecordedValue) -> str:
 
 def _how_to_load(config: RunConfig) -> Iterator[str]:
     """Yields how the folder is read, with ecdit and without it."""
-    if captions_of(config).in_words:
+    of_classes = _asked_for(config) == "classes"
+    if data_set_of(config).has_pixels:
         yield "With ecdit, where `FOLDER` is this folder:"
-        example = data_set_of(config).examples[-1]
+        example = 0 if of_classes else data_set_of(config).examples[-1]
         yield _python(
             "from experiments.evaluation.pipeline import Pipeline\n\n"
             'pipe = Pipeline.from_pretrained("FOLDER")\n'
             f"image = pipe({example!r}, guidance_scale={config.eval.guidance:g}).images[0]\n"
         )
     else:
-        yield "With ecdit, where `FOLDER` is this folder, and with the data set and its VAE:"
-        yield "```bash\necdit sample FOLDER --data DATA --vae VAE\n```"
+        what, option = ("with the VAE", "--class 0") if of_classes else ("with the data set and its VAE", "--data DATA")
+        yield f"With ecdit, where `FOLDER` is this folder, and {what}:"
+        yield f"```bash\necdit sample FOLDER {option} --vae VAE\n```"
     yield (
         "Without ecdit, `read_weights` returns the description of the model and its tensors by name. Nothing in the "
         "folder is executed by reading it."
@@ -211,5 +221,6 @@ def _sources(config: RunConfig) -> Iterator[str]:
     row = ROUTERS.get(config.routing.name)
     if row is not None and row.source:
         yield f"{row.label}: {row.source}"
+    yield f"{block_of(config).label}: {block_of(config).source}"
     objective = OBJECTIVES[config.flow.objective]
     yield f"{objective.label}: {objective.source}"

@@ -116,6 +116,14 @@ def test_names_of_records_do_nothing_in_the_card(run: RunDir, tmp_path: Path) ->
     assert len(cells(card, "fid")[0]) == 5
 
 
+def test_the_card_of_a_model_of_classes_asks_for_classes(tmp_path: Path) -> None:
+    card = card_of(random_run_folder(tmp_path / "run", "model.block=dit", images_seen=SEEN), tmp_path / "out")
+    assert "makes images of classes" in card
+    assert "text-to-image" not in card
+    assert "pipe(0, guidance_scale" in card
+    assert cells(card, "block") == [["block", "DiT"]]
+
+
 def test_the_folder_holds_nothing_that_could_be_executed(run: RunDir, tmp_path: Path) -> None:
     card_of(run, tmp_path / "out")
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".safetensors", ".md"}
