@@ -189,6 +189,8 @@ Classes = Annotated[
     list[int],
     typer.Option(
         "--class",
+        min=0,
+        max=2**31 - 1,
         metavar="N",
         default_factory=list,
         show_default=False,

@@ -24,7 +24,7 @@ REASON = "[/__w/gloo/pair.cc:534] Connection closed by peer [10.0.0.7]:4711 " * 
 NAMES = [f"nano-shared_expert-16e-k2-c1.25-gbatch-s{seed}-{seed}a2b3c" for seed in range(3)] + ["名" * 30]
 EVALUATION_COLUMNS = evaluation_columns()
 COMPARISON_COLUMNS = (*arm_columns("setup"), *ARM_COLUMNS)
-MEASURED = EVALUATION_COLUMNS[5:19]
+MEASURED = [column for column in EVALUATION_COLUMNS if column.whole and not column.key.startswith("overhead_")]
 WIDTHS = (40, 41, 60, 79, 80, 100, 120, 160, 200)
 
 
