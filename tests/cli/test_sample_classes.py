@@ -57,10 +57,16 @@ def test_a_caption_for_classes_and_the_reverse_are_one_line(labelled: Path, capt
     assert f"{captioned} is conditioned on captions, so that --class 3 does not fit. Leave out --class." in found
 
 
-@pytest.mark.parametrize("label", ["384", "-1", str(10**30)])
-def test_a_class_that_does_not_exist_is_one_line(label: str, labelled: Path, capsys: Captured) -> None:
-    found = error_of(["sample", str(labelled), "--class", label], capsys)
-    assert f"class {label} does not exist: the run has 384 classes. Name one from 0 to 383." in found
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("384", "class 384 does not exist: the run has 384 classes. Name one from 0 to 383."),
+        ("-1", "Invalid value for '--class': Input should be greater than or equal to 0, not -1."),
+        (str(10**30), f"Invalid value for '--class': Input should be less than or equal to 2147483647, not {10**30}."),
+    ],
+)
+def test_a_class_that_does_not_exist_is_one_line(label: str, message: str, labelled: Path, capsys: Captured) -> None:
+    assert message in error_of(["sample", str(labelled), "--class", label], capsys)
 
 
 def test_metrics_that_compare_with_captions_are_refused_and_others_are_measured(
