@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from experiments.config.block_sizes import hidden_width
 from experiments.config.init_checks import require_fit, require_source, upcycled_layers
+from experiments.config.objectives import OBJECTIVES
 from experiments.config.router_sizes import mixes_blocks
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
@@ -68,7 +69,8 @@ def _resolution(config: RunConfig, theirs: RunConfig) -> dict[str, dict[str, flo
         span: dict[str, float] = {"position_side": theirs.model.position_side} if theirs.model.position_side else {}
         return {"model": span, "flow": {"time_shift": theirs.flow.time_shift}}
     # The number of tokens is the square of the side, so that the root of their ratio is the ratio of sides.
-    shift = theirs.flow.time_shift * sides[0] / sides[1]
+    is_read = "time_shift" in OBJECTIVES[config.flow.objective].defaults
+    shift = theirs.flow.time_shift * sides[0] / sides[1] if is_read else 1.0
     return {"model": {"position_side": theirs.position_side}, "flow": {"time_shift": shift}}
 
 

@@ -30,7 +30,8 @@ def build_router(config: RunConfig) -> Router:
         return router_class(row)(config)
     where, implementation = named_plugin("router", row.name), _plugin_class(row)
     is_limited = None not in (config.routing.capacity_factor, config.routing.eval_capacity_factor)
-    if not is_limited and implementation.choose is Router.choose:
+    decides_in_groups = implementation.assign is Router.assign
+    if not is_limited and decides_in_groups and implementation.choose is Router.choose:
         raise PluginError(
             f"{where}: {implementation.__name__} lacks the method choose, which decides without a capacity.",
             "Define choose(self, logits_GSE) -> Choices, or set needs_capacity=True in its row.",

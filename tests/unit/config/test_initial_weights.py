@@ -37,6 +37,11 @@ def routed(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     ("settings", "message"),
     [
         ("model.num_heads=4", "model.num_heads=4 does not fit train.init_from={dense}, whose model.num_heads is 2. "),
+        (
+            "flow.prediction=x0",
+            "flow.prediction=x0 does not fit train.init_from={dense}, whose flow.prediction is velocity.",
+        ),
+        ("flow.objective=ddpm", "flow.objective=ddpm does not fit train.init_from={dense}"),
         ("model.patch_size=2", "model.patch_size=2 does not fit train.init_from={dense}"),
         ("model.text_layers=2", "model.text_layers=2 does not fit train.init_from={dense}"),
         ("model.ffn_factor=2 routing.expert_factor=2", "model.ffn_factor=2.0 does not fit"),
@@ -142,6 +147,13 @@ def test_the_shift_of_training_is_equation_23_as_in_sampling() -> None:
     assert objective_of(shifted.flow).grid(4, shifted.flow.time_shift)[1] == pytest.approx(2 * 0.75 / 1.75)
     mean_time = OBJECTIVES[plain.flow.objective].mean_time
     assert mean_time(shifted.flow) > mean_time(plain.flow)
+
+
+def test_an_objective_that_reads_no_shift_gets_none(tmp_path: Path) -> None:
+    run = random_run_folder(tmp_path / "run", "routing=dense", "flow.objective=ddpm")
+    words = [*SMALL, "routing=dense", "flow.objective=ddpm", "data.image_size=64", f"train.init_from={run.path}"]
+    config = load_designed(words).config
+    assert (config.model.position_side, config.flow.time_shift) == (8, 1.0)
 
 
 def test_interpolated_positions_are_those_of_the_parent_at_the_same_places() -> None:

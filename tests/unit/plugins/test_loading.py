@@ -16,7 +16,7 @@ from experiments.errors import ConfigError, PluginError
 from experiments.layers.properties import PROPERTIES, broken
 from experiments.layers.small_layers import small_layer
 from experiments.plugins.loading import KINDS, MAX_PLUGIN_BYTES, VARIABLE, load_plugins
-from experiments.routing.build import try_plugin
+from experiments.routing.build import build_router, try_plugin
 from tests.unit.plugins.conftest import EXAMPLE, WritePlugin
 
 HEAD = """\
@@ -194,8 +194,17 @@ def test_a_class_without_decide_is_refused(write_plugin: WritePlugin) -> None:
 
 
 def test_a_class_with_a_rule_of_its_own_needs_no_decide(write_plugin: WritePlugin) -> None:
-    load_plugins([str(write_plugin(**{"def decide(": "def assign("}))])
-    assert "stripes" in ROUTERS
+    load_plugins(
+        [
+            str(
+                write_plugin(
+                    **{"def decide(": "def assign(", 'label="Stripes"': 'label="Stripes", needs_capacity=False'}
+                )
+            )
+        ]
+    )
+    config = load_config(["routing=stripes", "routing.capacity_factor=null"])
+    assert build_router(config).plugin == "stripes"
 
 
 @pytest.mark.parametrize(
