@@ -25,6 +25,7 @@ from experiments.config.initial_weights import (
     require_parent_fits,
 )
 from experiments.config.parametrization import initial_factor
+from experiments.config.router_sizes import router_tensors
 from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError, ConfigError
 from experiments.layers.experts import expert_generator
@@ -172,8 +173,7 @@ class FirstWeights:
         A token then takes them together, as the top k experts (He et al. 2024, arXiv 2410.07524, virtual groups).
         """
         config, num_experts = self.config, self.config.routing.num_experts
-        rows = config.model.width * (2 if config.routing.input in ("plain_time", "time_label") else 1)
-        rows = config.model.width if config.routing.form == "mlp" else rows
+        rows = router_tensors(config)["weight_DE"] // num_experts
         generator = expert_generator(f"{config.seed} {name}", 0, torch.device("cpu"))
         drawn = torch.randn(rows, num_experts // self.parts, generator=generator)
         std = rows**-0.5 * initial_factor(config, name)

@@ -39,15 +39,6 @@ from experiments.training.description import describe_run
 
 Layout = Literal["dit", "dit-moe"]
 Objective = Literal["rectified_flow", "ddpm"]
-OBJECTIVES: dict[Objective, dict[str, Any]] = {
-    # DiT-MoE's rectified flow hands t in [0, 1] to the embedding of DiT's steps from 0 to 999.
-    "rectified_flow": {"model": {"time_scale": 1.0}},
-    "ddpm": {"flow": {"objective": "ddpm"}},
-}
-"""The settings of a run, by section, that follow from the objective on which the public weights were trained.
-
-With DDPM the variance is learned where the head has outputs for it.
-"""
 KEYS_OF_WEIGHTS: dict[Weights, tuple[str, ...]] = {"ema": ("ema",), "raw": ("model", "module")}
 """The entries of a checkpoint of the public training scripts; `module` is that of DeepSpeed's."""
 NO_TENSORS = "holds no tensors by name."
@@ -167,6 +158,8 @@ def _config_of(
         "name": [*alike, *family][0], "block": "dit", "sparse_layers": "all",
         "width": sizes.width, "num_layers": sizes.num_layers, "num_heads": num_heads, "num_kv_heads": num_heads,
         "patch_size": sizes.patch_size, "learn_sigma": sizes.learn_sigma,
+        # DiT-MoE's rectified flow hands t in [0, 1] to the embedding of DiT's steps from 0 to 999.
+        "time_scale": 1.0 if objective == "rectified_flow" else 1000.0,
         "qk_norm": "off" if sizes.head_size is None else "affine",
         "ffn_factor": 4.0 if sizes.num_experts else factor,
     }  # fmt: skip
@@ -176,17 +169,14 @@ def _config_of(
             "name": "shared_expert", "num_experts": sizes.num_experts, "top_k": top_k, "expert_factor": factor,
             "shared_factor": sizes.shared_hidden / sizes.width,
         }  # fmt: skip
-    follows = OBJECTIVES[objective]
-    flow = follows.get("flow", {})
-    if flow.get("objective") == "ddpm":
-        flow = {**flow, "learned_sigma": sizes.learn_sigma}
+    # With DDPM the variance is learned where the head has outputs for it.
+    flow = {"objective": objective, "learned_sigma": objective == "ddpm" and sizes.learn_sigma}
     config = RunConfig.model_validate({
-        "model": {**model, **follows.get("model", {})}, "routing": routing, "eval": {"sample_images": 0},
+        "model": model, "routing": routing, "flow": flow, "eval": {"sample_images": 0},
         "data": {
             "name": "imagenet", "image_size": sizes.image_size, "channels": sizes.channels,
             "num_classes": sizes.num_classes,
         },
-        **({"flow": flow} if flow else {}),
     })  # fmt: skip
     check_config(config)
     return config
