@@ -88,11 +88,8 @@ def sampler_settings(
 
     Raises `ConfigError` for a shift that does not fit.
     """
-    from experiments.config.sampler_rows import require_shift
     from experiments.evaluation.sampling.generate import SamplerSettings
     from experiments.flow.samplers import Guidance
 
-    require_shift(shift, config.flow.objective)
-    own = SamplerSettings.of(config)
-    strength = Guidance(own.guidance.scale if guidance is None else guidance, *parse_interval(interval))
-    return SamplerSettings(steps or own.num_steps, strength, shift or own.shift, sampler)
+    scale = config.eval.guidance if guidance is None else guidance
+    return SamplerSettings.asked(config, steps, Guidance(scale, *parse_interval(interval)), shift, sampler)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from experiments.config.metrics import METRICS
-from experiments.config.sampler_rows import require_shift
 from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError, EcditError, RecordError
 from experiments.evaluation.exchange.imports import dsg_rows, geneval_rows
@@ -76,10 +75,8 @@ class EvaluateOptions:
     def conditions(self, run: LoadedRun, scale: float) -> Conditions:
         """Returns the conditions for one run at one guidance scale. Raises `ConfigError` where they do not fit it."""
         config = run.config
-        require_shift(self.shift, config.flow.objective)
         guidance = Guidance(scale, *self.interval)
-        steps, shift = self.steps or config.eval.sample_steps, self.shift or config.flow.time_shift
-        sampler = SamplerSettings(steps, guidance, shift, self.sampler)
+        sampler = SamplerSettings.asked(config, self.steps, guidance, self.shift, self.sampler)
         seed = config.data.seed if self.seed is None else self.seed
         return Conditions(self.images, self.batch_images, seed, self.weights, run.precision, sampler, run.ema_width)
 

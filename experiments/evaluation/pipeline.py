@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -143,7 +143,7 @@ class Pipeline:
             raise ConfigError(f"guidance_scale={scale} is out of range.", "It is at least 0; 1 is no guidance.")
         _require_choice("sampler", sampler, SAMPLERS)
         guidance = own.guidance if scale is None else Guidance(scale)
-        return replace(own, num_steps=steps or own.num_steps, guidance=guidance, sampler=sampler)
+        return SamplerSettings.asked(self.config, steps, guidance, None, sampler)
 
     def _noise(self, num_images: int, generator: Generators | None, latents: Tensor | None) -> Tensor:
         """Returns standard normal noise [B, C, H, W] in float32."""

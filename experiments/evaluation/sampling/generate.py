@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from experiments.config.sampler_rows import require_shift
 from experiments.config.schema import RunConfig
 from experiments.data.loader import validation_set
 from experiments.data.sources.image_source import open_words
@@ -33,6 +34,18 @@ class SamplerSettings:
     guidance: Guidance
     shift: float = 1.0
     sampler: str = "euler"
+
+    @classmethod
+    def asked(
+        cls, config: RunConfig, steps: int | None, guidance: Guidance, shift: float | None, sampler: str
+    ) -> SamplerSettings:
+        """Returns what a command asks for; what is None is as the run samples while it trains.
+
+        Raises `ConfigError` for a shift that does not fit the objective.
+        """
+        require_shift(shift, config.flow.objective)
+        own = cls.of(config)
+        return cls(steps or own.num_steps, guidance, shift or own.shift, sampler)
 
     @classmethod
     def of(cls, config: RunConfig) -> SamplerSettings:

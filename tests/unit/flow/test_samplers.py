@@ -46,7 +46,7 @@ def test_a_constant_velocity_is_exact_in_one_step(sampler: str) -> None:
 @pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpm_solver_pp", 2)])
 @pytest.mark.parametrize("case", [{}, {"objective": "ddpm"}], ids=["straight", "over sigma"])
 def test_the_error_falls_with_the_order_of_the_sampler(sampler: str, order: int, case: dict[str, str]) -> None:
-    """From t = 0.9 to 0.1, where the exact path of Gaussian images is known."""
+    """Samplers run from t = 0.9 to 0.1, where the exact path of Gaussian images is known."""
     gaussian, of = Gaussian(), objective(case)
 
     def standard(x: Tensor, time: float) -> Tensor:

@@ -111,7 +111,7 @@ def test_a_checkpoint_without_the_state_or_of_another_router_is_refused(
 
 @pytest.mark.parametrize("count", [-1, 1.5, True, [1]])
 def test_a_number_of_updates_is_a_whole_number_from_0_on(count: object, build: Build, tiny: Tiny) -> None:
-    """With -1 the next update would divide by 0, and every threshold would be NaN."""
+    """A count of -1 would make the next update divide by 0, so that every threshold would be NaN."""
     model = build(tiny("routing=expert_threshold")).model
     name = "blocks.1.ffn.router.state.num_updates"
     with pytest.raises(CheckpointError, match=rf"holds no count in router_state\.{name}\. Use another checkpoint"):
