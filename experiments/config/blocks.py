@@ -48,6 +48,15 @@ class BlockRow:
     """Says whether the head has outputs for a learned variance beside those for the velocity."""
     columns_first: bool
     """Says whether the first half of a sinusoidal position encodes the column. Otherwise it encodes the row."""
+    has_text_stream: bool = False
+    """Says whether blocks change text tokens too, with weights of their own, and attention is joint (MM-DiT).
+
+    Otherwise text tokens are what the encoder of captions made of them, and blocks with captions cross-attend."""
+
+    @property
+    def cross_attends(self) -> bool:
+        """Says whether image tokens attend to the caption by an attention of their own."""
+        return self.condition == "caption" and not self.has_text_stream
 
 
 BLOCKS: dict[str, BlockRow] = {
@@ -64,6 +73,13 @@ BLOCKS: dict[str, BlockRow] = {
         implementation="experiments.models.blocks.dit_block:DiTBlock",
         condition="class", shared_modulation=False, has_biases=True, qk_norm="off", activation="gelu_tanh",
         learns_sigma=True, columns_first=True,
+    ),
+    "mmdit": BlockRow(
+        label="MM-DiT",
+        source="SD3, arXiv 2403.03206, section 4 and figure 2; details of its last block as in its public code",
+        implementation="experiments.models.blocks.mmdit_block:MMDiTBlock",
+        condition="caption", shared_modulation=False, has_biases=True, qk_norm="off", activation="gelu_tanh",
+        learns_sigma=False, columns_first=True, has_text_stream=True,
     ),
 }  # fmt: skip
 """Every block by its name."""

@@ -14,30 +14,33 @@ Legend: d width, T tokens of an image, L caption length, F hidden width, E exper
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from experiments.config.block_sizes import (
-    block_flops,
-    block_params,
+    blocks_flops,
+    blocks_params,
     dense_flops,
-    dense_tensors,
+    expert_matrix_elements,
     head_width,
     hidden_width,
+    num_expert_matrices,
+    stream_params,
 )
 from experiments.config.blocks import block_of
 from experiments.config.data_sets import captions_of
 from experiments.config.router_sizes import (
-    layer_factors,
     mixes_blocks,
     mixes_tokens,
     router_flops,
     router_flops_without_gradient,
-    router_tensors,
     soft_slots,
 )
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
+from experiments.config.text_stream import Stream, streams
 
 TIME_FREQUENCIES = 256
 """The number of sinusoids that embed the timestep (DiT)."""
@@ -74,7 +77,7 @@ def budget(config: RunConfig) -> Budget:
     params = _params_by_part(config)
     active = dict(params)
     if config.sparse_layer_indices:
-        active["experts"] = round(params["experts"] * experts_per_token(config) / config.routing.num_experts)
+        active["experts"] = sum(_active_experts(stream) for stream in streams(config))
         active["unconditional_expert"] = 0  # it takes the place of the others, for images without a caption
     forward = _flops_by_part(config, config.num_tokens, training=False)
     training = _flops_by_part(config, config.num_train_tokens, training=True)
@@ -84,8 +87,9 @@ def budget(config: RunConfig) -> Budget:
     inputs_without_gradient += captions_of(config).flops_without_gradient(config.model)
     inputs_without_gradient += 2 * training["prior"]  # its choices have no gradient at all
     if config.sparse_layer_indices:
-        unneeded = router_flops_without_gradient(config, config.num_train_tokens)
-        inputs_without_gradient += len(config.sparse_layer_indices) * unneeded
+        for stream in streams(config):
+            unneeded = router_flops_without_gradient(stream.config, stream.num_tokens(config.num_train_tokens))
+            inputs_without_gradient += len(stream.routed) * unneeded
     return Budget(
         params_by_part=params,
         active_by_part=active,
@@ -102,27 +106,10 @@ def recomputed_flops_per_image(config: RunConfig) -> int:
     return sum(parts[part] for part in BLOCK_PARTS)
 
 
-def num_expert_matrices(config: RunConfig) -> int:
-    """Returns the number of weight matrices of an expert: 2 for GELU, 3 for SwiGLU (gate, up, down)."""
-    return 3 if config.routing.expert == "swiglu" else 2
-
-
-def bias_sizes(config: RunConfig, hidden: int) -> tuple[int, ...]:
-    """Returns the elements of both biases of an expert of this `hidden` width; empty without biases or an expert.
-
-    The first one is as long as the rows of the first matrix, 2 F with SwiGLU. Adding a bias counts as no FLOPs.
-    """
-    if not (config.routing.expert_bias and hidden):
-        return ()
-    return (num_expert_matrices(config) - 1) * hidden, config.model.width
-
-
-def expert_matrix_elements(config: RunConfig) -> int:
-    """Returns the elements of the matrices of one expert, which is a single one where experts change blocks."""
-    d = config.model.width
-    if mixes_blocks(config):
-        return d * d
-    return num_expert_matrices(config) * d * hidden_width(config, config.routing.expert_factor or 0)
+def _active_experts(stream: Stream) -> int:
+    """Returns the parameters of all experts through which one token of the stream passes on average."""
+    experts = stream_params(stream)["experts"]
+    return round(experts * experts_per_token(stream.config) / max(1, stream.config.routing.num_experts))
 
 
 def experts_per_token(config: RunConfig) -> float:
@@ -197,60 +184,62 @@ def _flops_around_slots(config: RunConfig, training: bool) -> tuple[int, int]:
 
 
 def _params_by_part(config: RunConfig) -> dict[str, int]:
-    model, data, routing = config.model, config.data, config.routing
-    d, depth = model.width, model.num_layers
-    num_sparse = len(config.sparse_layer_indices)
-    num_routed = 0 if mixes_blocks(config) else num_sparse
-    hidden, shared_hidden = (
-        hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor)
-    )
-    biases = d if mixes_blocks(config) else sum(bias_sizes(config, hidden))
-    expert = expert_matrix_elements(config) + biases
-    shared = num_expert_matrices(config) * d * shared_hidden + sum(bias_sizes(config, shared_hidden))
-    patch, block = model.patch_size**2 * data.channels, block_params(config)
+    model, data = config.model, config.data
+    d = model.width
+    patch, blocks = model.patch_size**2 * data.channels, blocks_params(config)
     shared_modulation = block_of(config).shared_modulation
     of_all_blocks, of_head = (6 * d * d + 6 * d, 2 * d) if shared_modulation else (0, 2 * d * d + 2 * d)
     return {
         "embed": patch * d + d,
         "time": TIME_FREQUENCIES * d + d + d * d + d + of_all_blocks,
-        "modulation": depth * block["modulation"] + of_head,
+        "modulation": blocks["modulation"] + of_head,
         "text": sum(size for _, size in captions_of(config).encoder_sizes(model)),
-        "attention": depth * block["attention"],
-        "cross_attention": depth * block["cross_attention"],
-        "ffn": (depth - num_routed) * sum(size for _, size in dense_tensors(config)),
-        "experts": num_sparse * routing.num_experts * expert,
-        "shared_experts": num_sparse * shared,
-        "unconditional_expert": num_sparse * expert if routing.unconditional_expert else 0,
-        "router": num_sparse * sum(router_tensors(config).values()),
+        "attention": blocks["attention"],
+        "cross_attention": blocks["cross_attention"],
+        **_summed(stream_params(stream) for stream in streams(config)),
         "head": (d + 1) * head_width(config),
     }
 
 
 def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[str, int]:
-    model, data, routing = config.model, config.data, config.routing
-    d, depth = model.width, model.num_layers
-    T, num_sparse = num_tokens, len(config.sparse_layer_indices)
+    model, data = config.model, config.data
+    d, T = model.width, num_tokens
     patch = model.patch_size**2 * data.channels
-    num_routed = 0 if mixes_blocks(config) else num_sparse
-    expert = expert_matrix_elements(config)
-    shared = num_expert_matrices(config) * d * hidden_width(config, routing.shared_factor or 0)
-    slots = sum(slots_per_image(config, num_tokens, training, factor) for factor in layer_factors(config))
     shared_modulation = block_of(config).shared_modulation
-    without = tokens_without_caption(config, num_tokens, training)
-    slots -= without / T * slots  # the unconditional expert takes these tokens from all others
     return {
         "embed": 2 * T * patch * d,
         "time": 2 * (TIME_FREQUENCIES * d + (7 if shared_modulation else 1) * d * d),
         "text": captions_of(config).encoder_flops(model),
-        **{part: depth * flops for part, flops in block_flops(config, T).items()},
-        "ffn": (depth - num_routed) * dense_flops(config, T),
-        "experts": round(2 * slots * expert),  # an empty slot is computed too
-        "shared_experts": num_sparse * 2 * T * shared,
-        "unconditional_expert": round(num_sparse * 2 * without * expert),
-        "router": num_sparse * router_flops(config, T, training),
+        **blocks_flops(config, T),
+        **_summed(_stream_flops(stream, stream.num_tokens(T), training) for stream in streams(config)),
         "prior": prior_flops(config) if training else 0,
         "head": 2 * T * d * head_width(config) + (0 if shared_modulation else 4 * d * d),
     }
+
+
+def _stream_flops(stream: Stream, num_tokens: int, training: bool) -> dict[str, int]:
+    """Returns the FLOPs by part of the feed-forwards of one kind of tokens, of which an image has `num_tokens`."""
+    config, T, num_routed = stream.config, num_tokens, len(stream.routed)
+    expert = expert_matrix_elements(config)
+    shared = num_expert_matrices(config) * config.model.width * hidden_width(config, config.routing.shared_factor or 0)
+    slots = sum(slots_per_image(config, T, training, factor) for factor in stream.factors)
+    without = tokens_without_caption(config, T, training)
+    slots -= without / T * slots  # the unconditional expert takes these tokens from all others
+    return {
+        "ffn": len(stream.dense) * dense_flops(config, T),
+        "experts": round(2 * slots * expert),  # an empty slot is computed too
+        "shared_experts": num_routed * 2 * T * shared,
+        "unconditional_expert": round(num_routed * 2 * without * expert),
+        "router": num_routed * router_flops(config, T, training),
+    }
+
+
+def _summed(parts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Returns the sums of numbers by part, in the order of the first."""
+    counts: Counter[str] = Counter()
+    for each in parts:
+        counts.update(each)
+    return dict(counts)
 
 
 def prior_flops(config: RunConfig) -> int:

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from experiments.config.blocks import BLOCKS
+
 if TYPE_CHECKING:
     from experiments.config.schema import DataConfig, ModelConfig
 
@@ -102,20 +104,21 @@ class FeatureCaptions:
         }
 
     def encoder_sizes(self, model: ModelConfig) -> tuple[tuple[str, int], ...]:
-        """Returns the names and sizes of weights and biases: two layers for the tokens, two for the pooled features."""
-        fan_in, d = {"text": self.text_width, "pooled": self.pooled_width}, model.width
-        return tuple(
-            size
-            for name, features in fan_in.items()
-            for size in (
-                (f"{name}_in.weight", features * d), (f"{name}_in.bias", d),
-                (f"{name}_out.weight", d * d), (f"{name}_out.bias", d),
-            )
-        )  # fmt: skip
+        """Returns the names and sizes of weights and biases: two layers for the tokens, two for the pooled features.
+
+        A block with a text stream has one layer for the tokens.
+        """
+        d = model.width
+        layers = {"text_in": self.text_width, "text_out": d, "pooled_in": self.pooled_width, "pooled_out": d}
+        if BLOCKS[model.block].has_text_stream:
+            del layers["text_out"]
+        sizes = (((f"{name}.weight", fan_in * d), (f"{name}.bias", d)) for name, fan_in in layers.items())
+        return tuple(size for both in sizes for size in both)
 
     def encoder_flops(self, model: ModelConfig) -> int:
-        """Returns the FLOPs of the four layers."""
-        return 2 * (self._num_features + (self.length + 1) * model.width) * model.width
+        """Returns the FLOPs of these layers."""
+        second = 1 + (0 if BLOCKS[model.block].has_text_stream else self.length)
+        return 2 * (self._num_features + second * model.width) * model.width
 
     def flops_without_gradient(self, model: ModelConfig) -> int:
         """Returns the FLOPs of the gradient of the features, which nobody needs."""
@@ -123,7 +126,8 @@ class FeatureCaptions:
 
     def saved_bytes(self, model: ModelConfig, width: int) -> float:
         """Returns what autograd saves: the features, both sides of the activation, and the second layers' output."""
-        return width * (self._num_features + (3 * self.length + 2) * model.width)
+        per_token = 1 if BLOCKS[model.block].has_text_stream else 3
+        return width * (self._num_features + (per_token * self.length + 2) * model.width)
 
     @property
     def _num_features(self) -> int:

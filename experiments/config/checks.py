@@ -18,10 +18,11 @@ from experiments.config.init_checks import check_init
 from experiments.config.limits import MAX_LAYERS
 from experiments.config.objectives import check_objective
 from experiments.config.placement import fewest_layers, named_blocks
-from experiments.config.router_sizes import layer_factors, mixes_blocks
+from experiments.config.router_sizes import mixes_blocks
 from experiments.config.routers import ROUTERS
 from experiments.config.routing_checks import check_axes
 from experiments.config.schema import RunConfig
+from experiments.config.text_stream import Stream, streams
 from experiments.config.transfer_checks import check_gates, check_head_size, check_transfer
 from experiments.config.values import shown
 from experiments.errors import ConfigError
@@ -172,7 +173,14 @@ def _check_groups(config: RunConfig) -> None:
 
 def _check_capacity(config: RunConfig) -> None:
     """Checks that an expert has at least one slot in every group and layer, and no more slots than there are tokens."""
-    least, most = min(layer_factors(config)), max(layer_factors(config))
+    for stream in streams(config):
+        if stream.routed:
+            _check_capacity_of(stream)
+
+
+def _check_capacity_of(stream: Stream) -> None:
+    config, least, most = stream.config, min(stream.factors), max(stream.factors)
+    experts = f"routing.{'text' if stream.is_text else 'num'}_experts={config.routing.num_experts}"
     for training in (True, False):
         own = not training and config.routing.eval_capacity_factor != "same"
         key = "routing.eval_capacity_factor" if own else "routing.capacity_factor"
@@ -182,11 +190,11 @@ def _check_capacity(config: RunConfig) -> None:
         if factor * most > config.routing.num_experts:
             in_layer = f" in the layer with the factor {most:g}" if most > 1 else ""
             raise ConfigError(
-                f"{key}={factor:g} is more than routing.num_experts={config.routing.num_experts}{in_layer}: an expert "
-                "would have more slots than there are tokens.",
+                f"{key}={factor:g} is more than {experts}{in_layer}: an expert would have more slots than there are "
+                "tokens.",
                 f"Use {key}={math.floor(config.routing.num_experts / most * 10_000) / 10_000:g}.",
             )
-        tokens = config.num_train_tokens if training else config.num_tokens
+        tokens = stream.num_tokens(config.num_train_tokens if training else config.num_tokens)
         for setting, images in _smallest_groups(config, training):
             _require_a_slot(config, key, factor, least, setting, images, tokens)
 
@@ -233,20 +241,21 @@ def _smallest_groups(config: RunConfig, training: bool) -> Iterator[tuple[str, i
 
 
 def _check_layout(config: RunConfig) -> None:
-    parallel, num_experts = config.parallel, config.routing.num_experts
+    parallel = config.parallel
     if parallel.expert_parallel > 1 and mixes_blocks(config):
         raise ConfigError(
             f"parallel.expert_parallel={parallel.expert_parallel} does not work with routing.name="
             f"{config.routing.name}: every process holds all of its experts, which are small.",
             "Use parallel.expert_parallel=1.",
         )
-    if num_experts % parallel.expert_parallel:
-        raise ConfigError(
-            f"routing.num_experts={num_experts} is not divisible by parallel.expert_parallel="
-            f"{parallel.expert_parallel}.",
-            f"Use routing.num_experts={_next_multiple(num_experts, parallel.expert_parallel)}, "
-            f"or parallel.expert_parallel={math.gcd(num_experts, parallel.expert_parallel)}.",
-        )
+    for key in ("num_experts", "text_experts"):
+        number = getattr(config.routing, key)
+        if number % parallel.expert_parallel:
+            raise ConfigError(
+                f"routing.{key}={number} is not divisible by parallel.expert_parallel={parallel.expert_parallel}.",
+                f"Use routing.{key}={_next_multiple(number, parallel.expert_parallel)}, "
+                f"or parallel.expert_parallel={math.gcd(number, parallel.expert_parallel)}.",
+            )
     if parallel.expert_parallel > parallel.world:
         raise ConfigError(
             f"parallel.expert_parallel={parallel.expert_parallel} is more than parallel.world={parallel.world}.",

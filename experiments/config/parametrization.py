@@ -57,14 +57,17 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
         "text.text_in.bias", "text.text_out.bias", "text.pooled_in.bias", "text.pooled_out.bias",
         "blocks.ffn.router.scale", "blocks.switch.experts.bias_ED",
         "modulation.bias", "blocks.modulation.bias", "blocks.ffn.w_in.bias", "blocks.ffn.w_out.bias",
-        *(f"blocks.attention.{linear}.bias" for linear in ("query", "key_value", "out")),
-        *(f"blocks.{part}.{norm}.{kind}" for part in ("attention", "cross_attention")
+        *(f"blocks.{part}.{linear}.bias" for part in ("attention", "text_attention")
+          for linear in ("query", "key_value", "out")),
+        *(f"blocks.{part}.{norm}.{kind}" for part in ("attention", "text_attention", "cross_attention")
           for norm in ("norm_query", "norm_key") for kind in ("weight", "bias")),
+        "blocks.text_modulation.bias",
     ),
     "hidden": (
         "time.mlp_out.weight", "time.modulation.weight", "modulation.weight", "blocks.modulation.weight",
-        "text.text_out.weight", "text.pooled_out.weight",
-        *(f"blocks.{part}.{weight}" for part in ("attention", "cross_attention") for weight in _ATTENTION),
+        "text.text_out.weight", "text.pooled_out.weight", "blocks.text_modulation.weight",
+        *(f"blocks.{part}.{weight}" for part in ("attention", "text_attention", "cross_attention")
+          for weight in _ATTENTION),
         "blocks.ffn.w_in.weight", "blocks.ffn.w_out.weight",
         "blocks.ffn.experts.w_in_EFD", "blocks.ffn.experts.w_out_EFD",
         "blocks.ffn.shared.w_in.weight", "blocks.ffn.shared.w_out.weight",
@@ -99,8 +102,12 @@ A parameter is left out where the draw already follows the power of its kind."""
 
 
 def kind_of(name: str) -> Kind:
-    """Returns the kind of the parameter `name` of a `DiT`. Raises `KeyError` for a name that the table lacks."""
-    return KIND_BY_NAME[".".join(piece for piece in name.split(".") if not piece.isdigit())]
+    """Returns the kind of the parameter `name` of a `DiT`. Raises `KeyError` for a name that the table lacks.
+
+    The feed-forward of text tokens has the kinds of that of image tokens.
+    """
+    plain = ".".join(piece for piece in name.split(".") if not piece.isdigit())
+    return KIND_BY_NAME[plain.replace("blocks.text_ffn.", "blocks.ffn.")]
 
 
 def width_ratio(config: RunConfig) -> float:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+from experiments.config.blocks import BLOCKS
 from experiments.config.router_sizes import layer_factors
 from experiments.config.routers import ROUTERS, RouterRow
 from experiments.config.schema import RunConfig
@@ -47,6 +48,7 @@ AXES: dict[str, Axis] = {
     "predictor_loss_weight": Axis(("experts",), "only experts that choose need to predict who is chosen"),
     "prior_loss_weight": Axis(("blocks",), "it does not choose by noise level"),
     "expert_bias": Axis((*LEARNED, "fixed", "soft"), "its linear experts have biases"),
+    "text_experts": Axis((*LEARNED, "fixed"), "its experts do not choose among the tokens of a caption"),
     "unconditional_expert": Axis(LEARNED, "it has no experts that other tokens could leave alone"),
 }
 
@@ -101,6 +103,17 @@ def _mistakes(config: RunConfig, row: RouterRow) -> Iterator[tuple[str, str]]:
             f"routing.contrastive_loss_weight={routing.contrastive_loss_weight:g} does not fit routing.input="
             f"{routing.input}: it compares prototypes with tokens.",
             "Use routing.input=modulated, or routing.contrastive_loss_weight=0.",
+        )
+    if routing.text_experts and not BLOCKS[config.model.block].has_text_stream:
+        yield (
+            f"routing.text_experts={routing.text_experts} does not fit model.block={config.model.block}, whose text "
+            "tokens pass no feed-forward.",
+            "Use model.block=mmdit, or routing.text_experts=0.",
+        )
+    if routing.text_experts and routing.top_k is not None and routing.top_k > routing.text_experts:
+        yield (
+            f"routing.top_k={routing.top_k} is more than routing.text_experts={routing.text_experts}.",
+            f"Use routing.text_experts={routing.top_k}, or routing.text_experts=0.",
         )
     yield from _mistakes_without_effect(config)
     yield from _mistakes_of_scope(config, row)

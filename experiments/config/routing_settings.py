@@ -111,6 +111,11 @@ class RoutingConfig(Settings):
     prior_loss_weight: LossWeight = Field(
         **absent_at(0.0), description="of Switch-DiT's distance of gates from a prior over the noise levels"
     )
+    text_experts: Experts = Field(
+        **absent_at(0),
+        description="experts of a routed layer for text tokens, beside those for image tokens, with model.block=mmdit; "
+        "0: their feed-forward is dense",
+    )
     unconditional_expert: bool = Field(
         **absent_at(False), description="an expert of its own for all tokens of images without a caption"
     )

@@ -85,7 +85,8 @@ class ModelConfig(Settings):
     )
     block: BlockName = Field(
         **absent_at(DEFAULT_BLOCK),
-        description="pixart: cross-attention to a caption; dit: the class of an image, by adaLN-zero",
+        description="pixart: cross-attention to a caption; dit: the class of an image, by adaLN-zero; mmdit: text and "
+        "image tokens in two streams with joint attention",
     )
     ffn: DenseActivation | None = Field(
         **absent_at(None), description="activation of dense feed-forwards; None: that of the block"

@@ -16,13 +16,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from experiments.config.block_sizes import block_tensors, dense_tensors, head_width, hidden_width, linear_sizes
+from experiments.config.block_sizes import (
+    bias_sizes,
+    block_tensors,
+    dense_tensors,
+    head_width,
+    hidden_width,
+    linear_sizes,
+)
 from experiments.config.blocks import block_of
-from experiments.config.budget import TIME_FREQUENCIES, bias_sizes
+from experiments.config.budget import TIME_FREQUENCIES
 from experiments.config.data_sets import captions_of
 from experiments.config.parametrization import rate_factor
 from experiments.config.router_sizes import mixes_blocks, router_tensors
 from experiments.config.schema import RunConfig, TrainConfig
+from experiments.config.text_stream import Stream, streams
 
 EXPERT_GROUP_ELEMENTS = 178_956_971
 """The most elements in one optimizer group of experts (`max_group_size` of DeepSpeed's
@@ -83,8 +91,11 @@ def tensor_sizes(config: RunConfig) -> Iterator[TensorSize]:
     yield from (TensorSize(f"text.{name}", size) for name, size in captions_of(config).encoder_sizes(model))
     for layer in range(model.num_layers):
         block = f"blocks.{layer}"
-        yield from (TensorSize(f"{block}.{name}", size) for name, size in block_tensors(config))
-        yield from _feed_forward_sizes(config, layer)
+        yield from (TensorSize(f"{block}.{name}", size) for name, size in block_tensors(config, layer))
+        for stream in streams(config):
+            yield from _feed_forward_sizes(stream, layer)
+            if not stream.is_text and mixes_blocks(config) and layer in config.sparse_layer_indices:
+                yield from _mixture_sizes(config, f"{block}.switch")
     if not shared_modulation:
         yield from _linear("modulation", d, 2 * d)
     yield from _linear("head", d, head_width(config))
@@ -139,13 +150,13 @@ def _remembered_sizes(config: RunConfig) -> tuple[_Size, ...]:
     return tuple(_Size(size, is_expert, rate_factor(config, name)) for name, size, is_expert in tensor_sizes(config))
 
 
-def _feed_forward_sizes(config: RunConfig, layer: int) -> Iterator[TensorSize]:
-    d, routing, name = config.model.width, config.routing, f"blocks.{layer}.ffn"
-    if layer not in config.sparse_layer_indices or mixes_blocks(config):
+def _feed_forward_sizes(stream: Stream, layer: int) -> Iterator[TensorSize]:
+    config, name = stream.config, f"blocks.{layer}.{stream.prefix}ffn"
+    if layer in stream.dense:
         yield from (TensorSize(f"{name}.{matrix}", size) for matrix, size in dense_tensors(config))
-        if layer in config.sparse_layer_indices:
-            yield from _mixture_sizes(config, f"blocks.{layer}.switch")
+    if layer not in stream.routed or mixes_blocks(config):
         return
+    d, routing = config.model.width, config.routing
     sides, num_experts = 2 if routing.expert == "swiglu" else 1, routing.num_experts
     hidden, shared = (hidden_width(config, factor or 0) for factor in (routing.expert_factor, routing.shared_factor))
     yield from (TensorSize(f"{name}.router.{weight}", size) for weight, size in router_tensors(config).items())

@@ -89,13 +89,26 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context_BMD: Tensor, mask_B11M: Tensor | None = None) -> Tensor:
         """Attends from the tokens `x_BTD` to the tokens `context_BMD` where the mask is True; returns [B, T, D]."""
-        query = self.norm_query(self.query(x_BTD).unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
-        key, value = self.key_value(context_BMD).unflatten(-1, (2 * self.num_kv_heads, -1)).chunk(2, dim=2)
-        key, value = self.norm_key(key).transpose(1, 2), value.transpose(1, 2)
-        shared = self.num_kv_heads != self.num_heads
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11M, enable_gqa=shared)
-        out_BTD: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        query, (key, value) = self.queries(x_BTD), self.keys_and_values(context_BMD)
+        out_BTD: Tensor = self.out(attend(query, key, value, mask_B11M))
         return out_BTD
+
+    def queries(self, x_BTD: Tensor) -> Tensor:
+        """Returns the normalised queries of tokens, [B, H, T, K] with K elements of a head."""
+        normed: Tensor = self.norm_query(self.query(x_BTD).unflatten(-1, (self.num_heads, -1)))
+        return normed.transpose(1, 2)
+
+    def keys_and_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the normalised keys and the values of tokens, with the heads of keys and values in place of H."""
+        key, value = self.key_value(x_BTD).unflatten(-1, (2 * self.num_kv_heads, -1)).chunk(2, dim=2)
+        return self.norm_key(key).transpose(1, 2), value.transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask_B11M: Tensor | None = None) -> Tensor:
+    """Returns what every query reads of the values where the mask is True, with all heads side by side: [B, T, D]."""
+    shared = key.shape[1] != query.shape[1]
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11M, enable_gqa=shared)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def build_attention(config: RunConfig, zero_output: bool = False) -> Attention:

@@ -96,13 +96,13 @@ def _no_loss(x_BTD: Tensor) -> Tensor:
 
 
 def build_feed_forward(
-    config: RunConfig, layer: int, share: ExpertShare = ALL_EXPERTS
+    config: RunConfig, layer: int, share: ExpertShare = ALL_EXPERTS, stream: str = ""
 ) -> DenseFeedForward | RoutedFeedForward:
     """Builds the feed-forward of block `layer` (from 0): routed in `config.sparse_layer_indices`, dense in the others.
 
     With Switch-DiT all are dense, and `block_mixture.py` has the experts.
 
-    `share` says which experts this process holds.
+    `share` says which experts this process holds. Experts of another `stream` of tokens are drawn with another seed.
     """
     width, routing = config.model.width, config.routing
     if layer not in config.sparse_layer_indices or mixes_blocks(config):
@@ -113,7 +113,7 @@ def build_feed_forward(
     router = build_router(config)
     router.in_layer(layer, layer_factors(config)[config.sparse_layer_indices.index(layer)])
     hidden = hidden_width(config, routing.expert_factor)
-    seed, bias = f"{config.seed} {layer}", routing.expert_bias
+    seed, bias = f"{config.seed} {stream}{layer}", routing.expert_bias
     experts = StackedExperts(routing.num_experts, width, hidden, routing.expert, share, seed, bias)
     shared = None
     if routing.shared_factor:

@@ -27,7 +27,7 @@ from experiments.config.schema import RunConfig
 from experiments.layers.attention import modulate
 from experiments.layers.block_mixture import BlockMixture
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
-from experiments.models.blocks.block import Conditioning, build_block
+from experiments.models.blocks.block import BlockOutput, Conditioning, build_block
 from experiments.models.embed import (
     Caption,
     ClassTable,
@@ -105,7 +105,7 @@ class DiT(nn.Module):
         tokens_BTD = self.embed(patches_BTP) + position_BTD
         encoded: EncodedCaption = self.text(caption)
         alone_BD, vector_BD, modulation_B6D = self.time(time_B, encoded.pooled_BD)
-        conditioning = Conditioning(vector_BD, modulation_B6D, encoded.text_BLD, encoded.mask_B11L)
+        conditioning, text_BLD = Conditioning(vector_BD, modulation_B6D, encoded.mask_B11L), encoded.text_BLD
         context = _routing_context(tokens_BTD, time_B, alone_BD, encoded.dropped_B, keep_BK)
         if self.routes_by_caption:
             context = context._replace(caption_BD=encoded.vector())
@@ -113,7 +113,7 @@ class DiT(nn.Module):
         answers = []
         for block in self.blocks:
             own = context._replace(prior_BE=priors.get(block))
-            tokens_BTD, answer = self._through(block, tokens_BTD, conditioning, own)
+            tokens_BTD, text_BLD, answer = self._through(block, tokens_BTD, text_BLD, conditioning, own)
             answers.append(answer)
         values_BKP = self.head(modulate(tokens_BTD, *self._head_modulation(vector_BD), self.fast))
         # Outputs for a learned variance stand behind the others. Only an objective that reads them is given them.
@@ -139,18 +139,17 @@ class DiT(nn.Module):
         priors = layer_priors(list(routers.values()), self.time.vector(grid_G), time_B)
         return dict(zip(routers, priors, strict=True))
 
-    def _through(
-        self, block: nn.Module, *inputs: Tensor | Conditioning | RoutingContext
-    ) -> tuple[Tensor, FeedForwardOutput]:
+    def _through(self, block: nn.Module, *inputs: Tensor | Conditioning | RoutingContext | None) -> BlockOutput:
         """Runs one block, checkpointed or not. A block has no randomness, so recomputing it repeats every decision."""
         if not (self.checkpointed and self.training and torch.is_grad_enabled()):
-            plain: tuple[Tensor, FeedForwardOutput] = block(*inputs)
+            plain: BlockOutput = block(*inputs)
             return plain
-        tokens_BTD, answer = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        computed: BlockOutput = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        answer = computed.answer
         # Statistics need the shape of the feed-forward's output. The output itself would keep the memory that
         # checkpointing saves, so it is replaced by an expanded scalar.
         hollow_BTD = answer.out_BTD.new_empty(()).expand(answer.out_BTD.shape)
-        return tokens_BTD, answer._replace(out_BTD=hollow_BTD)
+        return computed._replace(answer=answer._replace(out_BTD=hollow_BTD))
 
     def null_of(self, caption: Tensor) -> Tensor:
         """Returns as many empty captions, or null classes, as `caption` holds token ids [B, L] or classes [B]."""

@@ -4,7 +4,8 @@ Patches and sinusoidal positions follow DiT (arXiv 2212.09748); the one modulati
 PixArt-alpha's adaLN-single (arXiv 2310.00426). The text encoder is ours: small, trained with the model, over the closed
 vocabulary of the data. A caption begins with a start token, so that the empty one still has something to attend to.
 Where captions come as features of T5 and CLIP instead, tokens pass through two layers (PixArt-alpha's caption
-projection) and pooled features through two layers onto the embedded timestep (SD3, arXiv 2403.03206, section 4).
+projection), or one where blocks have a text stream, and pooled features through two layers onto the embedded timestep
+(SD3, arXiv 2403.03206, section 4).
 The class of an image is a row of a table, which is added to the embedded timestep (DiT).
 
 Legend: B images, C channels, H, W height and width, T tokens of an image, P values of a patch, D width, L caption
@@ -14,12 +15,13 @@ length, V text width (of the trained encoder, or of T5), U width of pooled featu
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.config.blocks import block_of
 from experiments.config.budget import TIME_FREQUENCIES
 from experiments.config.caption_kinds import PAD_TOKEN, START_TOKEN, ClassLabels, FeatureCaptions
 from experiments.config.data_sets import captions_of
@@ -142,9 +144,12 @@ def build_caption_encoder(config: RunConfig) -> nn.Module:
     model, captions = config.model, captions_of(config)
     if isinstance(captions, ClassLabels):
         return ClassTable(captions.num_classes, model.width)
+    has_stream = block_of(config).has_text_stream
     if isinstance(captions, FeatureCaptions):
-        return FeatureProjection(captions.text_width, captions.pooled_width, model.width)
-    return TextEncoder(captions.vocab_size, captions.length, model.text_width, model.text_layers, model.width)
+        num_layers: Literal[1, 2] = 1 if has_stream else 2
+        return FeatureProjection(captions.text_width, captions.pooled_width, model.width, num_layers)
+    sizes = (captions.vocab_size, captions.length, model.text_width, model.text_layers, model.width)
+    return TextEncoder(*sizes, pools=has_stream)
 
 
 class ClassTable(nn.Module):
@@ -192,10 +197,16 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Encodes caption ids [B, L] as features [B, L, D] with a mask that is True at real tokens."""
+    """Encodes caption ids [B, L] as features [B, L, D] with a mask that is True at real tokens.
 
-    def __init__(self, vocab_size: int, length: int, text_width: int, num_layers: int, width: int) -> None:
+    With `pools` their mean over real tokens is added to the embedded time, as pooled features of CLIP are in SD3.
+    """
+
+    def __init__(
+        self, vocab_size: int, length: int, text_width: int, num_layers: int, width: int, pools: bool = False
+    ) -> None:
         super().__init__()
+        self.pools = pools
         self.token = nn.Embedding(vocab_size, text_width)
         self.position_LV = nn.Parameter(torch.empty(length, text_width))
         self.blocks = nn.ModuleList([TextBlock(text_width) for _ in range(num_layers)])
@@ -210,7 +221,8 @@ class TextEncoder(nn.Module):
         x_BLV = self.token(caption_BL) + self.position_LV
         for block in self.blocks:
             x_BLV = block(x_BLV, mask_B11L)
-        return EncodedCaption.of_text(self.project(self.norm(x_BLV)), mask_B11L)
+        encoded = EncodedCaption.of_text(self.project(self.norm(x_BLV)), mask_B11L)
+        return encoded._replace(pooled_BD=encoded.vector()) if self.pools else encoded
 
     def null(self, caption_BL: Tensor) -> Tensor:
         """Returns the token ids of as many empty captions."""
@@ -220,11 +232,15 @@ class TextEncoder(nn.Module):
 
 
 class FeatureProjection(nn.Module):
-    """Projects precomputed text features to the width of the model; it has (V + U + 2 D + 4) D parameters."""
+    """Projects precomputed text features to the width of the model; it has (V + U + 2 D + 4) D parameters.
 
-    def __init__(self, text_width: int, pooled_width: int, width: int) -> None:
+    With one layer, token features pass through a single linear map (SD3), and it has (V + U + D + 3) D.
+    """
+
+    def __init__(self, text_width: int, pooled_width: int, width: int, num_layers: Literal[1, 2] = 2) -> None:
         super().__init__()
-        self.text_in, self.text_out = nn.Linear(text_width, width), nn.Linear(width, width)
+        self.text_in = nn.Linear(text_width, width)
+        self.text_out = nn.Linear(width, width) if num_layers == 2 else None
         self.pooled_in, self.pooled_out = nn.Linear(pooled_width, width), nn.Linear(width, width)
 
     def forward(self, caption: TextFeatures) -> EncodedCaption:
@@ -232,5 +248,7 @@ class FeatureProjection(nn.Module):
         text_BLV, length_B, pooled_BU = caption
         dtype, place_L = self.text_in.weight.dtype, torch.arange(text_BLV.shape[1], device=text_BLV.device)
         mask_B11L = (place_L < length_B[:, None])[:, None, None, :]
-        text_BLD = self.text_out(F.gelu(self.text_in(text_BLV.to(dtype)), approximate="tanh"))
+        text_BLD = self.text_in(text_BLV.to(dtype))
+        if self.text_out is not None:
+            text_BLD = self.text_out(F.gelu(text_BLD, approximate="tanh"))
         return EncodedCaption.of_text(text_BLD, mask_B11L, self.pooled_out(F.silu(self.pooled_in(pooled_BU.to(dtype)))))

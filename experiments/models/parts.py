@@ -18,9 +18,11 @@ _PART_BY_PREFIX = {
 }  # fmt: skip
 _PART_BY_BLOCK_PREFIX = {
     "attention": "attention",
+    "text_attention": "attention",
     "cross_attention": "cross_attention",
     "modulation_6D": "modulation",
     "modulation": "modulation",
+    "text_modulation": "modulation",
     "ffn.experts": "experts",
     "ffn.router": "router",
     "ffn.shared": "shared_experts",
@@ -37,6 +39,8 @@ def part_of(name: str) -> str:
     if pieces[0] != "blocks":
         return _PART_BY_PREFIX[pieces[0]]
     inside = pieces[2:]
+    if inside[0] == "text_ffn":  # both streams have feed-forwards of the same parts
+        inside[0] = "ffn"
     return _PART_BY_BLOCK_PREFIX.get(".".join(inside[:2])) or _PART_BY_BLOCK_PREFIX[inside[0]]
 
 

@@ -173,12 +173,13 @@ class FeedForwardOutput(NamedTuple):
 
     out_BTD: in the type of the input. auxiliary_loss: float32 scalar, 0 where loads are balanced by construction.
     assignment: the router's decision; None for a dense layer, whose load properties are those of a single expert that
-    processes every token.
+    processes every token. text_assignment: that of text tokens, where they have experts; None elsewhere.
     """
 
     out_BTD: Tensor
     auxiliary_loss: Tensor
     assignment: Assignment | None = None
+    text_assignment: Assignment | None = None
 
     @property
     def tokens_per_expert_E(self) -> Tensor:
@@ -286,11 +287,9 @@ def without_tokens(assignment: Assignment, dropped_N: Tensor) -> Assignment:
 
 def _mean_loss(decisions: Sequence[GroupDecision | Choices], num_tokens: Sequence[int]) -> Tensor | None:
     """Returns the mean of the auxiliary losses of consecutive parts of the batch, weighted by their tokens."""
-    weighted = [
-        decision.auxiliary_loss * (count / sum(num_tokens))
-        for decision, count in zip(decisions, num_tokens, strict=True)
-        if decision.auxiliary_loss is not None
-    ]
+    pairs = zip(decisions, num_tokens, strict=True)
+    losses = [(each.auxiliary_loss, count / sum(num_tokens)) for each, count in pairs]
+    weighted = [loss * share for loss, share in losses if loss is not None]
     return torch.stack(weighted).sum() if weighted else None
 
 

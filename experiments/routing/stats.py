@@ -32,6 +32,8 @@ class RoutingStats:
         self.entropy_sum = 0.0
         self.num_tokens = 0
         self.num_slots = 0
+        self.text_slots = 0
+        """Of the experts of text tokens, where they have some."""
         self.images: list[tuple[float, float]] = []
         """The t of each image, and the mean of expert slots per token in it."""
 
@@ -48,6 +50,7 @@ class RoutingStats:
         self.entropy_sum += float(token_entropy_N(assignment.logits_NE).sum())
         self.num_tokens += experts_N.numel()
         self.num_slots += assignment.num_slots
+        self.text_slots += 0 if output.text_assignment is None else output.text_assignment.num_slots
         experts_B = experts_N.view(output.out_BTD.shape[:2]).double().mean(dim=1)
         if assignment.mixture is not None:  # a token reaches all experts, through fewer slots than that
             experts_B = torch.full_like(experts_B, assignment.num_slots / experts_N.numel())
@@ -61,6 +64,7 @@ class RoutingStats:
         self.entropy_sum += other.entropy_sum
         self.num_tokens += other.num_tokens
         self.num_slots += other.num_slots
+        self.text_slots += other.text_slots
         self.images += other.images
 
     @property
@@ -72,6 +76,11 @@ class RoutingStats:
     def slots_per_token(self) -> float:
         """Returns the expert slots that were computed per token, empty ones included."""
         return self.num_slots / self.num_tokens
+
+    @property
+    def slots_per_image(self) -> float:
+        """Returns the expert slots that were computed per image, those of text tokens included."""
+        return (self.num_slots + self.text_slots) / len(self.images)
 
     def row(self, images_seen: int, layer: int, condition: Literal["mixed_t", "same_t"]) -> RoutingRow:
         """Returns the record of these statistics; both entropies are in units of their maximum, log E."""
@@ -96,7 +105,8 @@ class RoutingStats:
 
 def slots_of_image(answers: Sequence[FeedForwardOutput]) -> Tensor:
     """Returns the expert slots that were computed per image over all routed layers, float32 scalar, without a wait."""
-    counts = [answer.assignment.num_slots_tensor for answer in answers if answer.assignment is not None]
+    given = [each for answer in answers for each in (answer.assignment, answer.text_assignment)]
+    counts = [assignment.num_slots_tensor for assignment in given if assignment is not None]
     return torch.stack(counts).sum() / len(answers[0].out_BTD)
 
 

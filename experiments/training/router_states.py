@@ -21,6 +21,8 @@ from experiments.routing.router import Router
 from experiments.routing.state import RouterState
 
 KEY = "router_state"
+Place = tuple[int, bool]
+"""The number of a router's block, and whether it routes text tokens."""
 """The entry of a checkpoint's state that holds the numbers, by the names of the module's buffers."""
 
 
@@ -30,13 +32,13 @@ class RouterStates:
     def __init__(self, model: nn.Module) -> None:
         blocks = model.get_submodule("blocks")
         assert isinstance(blocks, nn.ModuleList)
-        self._routers = {
-            place: module
+        self._routers: dict[Place, Router] = {
+            (place, name.startswith("text_")): module
             for place, block in enumerate(blocks)
-            for module in block.modules()
+            for name, module in block.named_modules()
             if isinstance(module, Router)
         }
-        self._observed: dict[int, list[Tensor]] = {}
+        self._observed: dict[Place, list[Tensor]] = {}
 
     def begin(self, images_seen: int) -> None:
         """Tells the routers how far training is, before a step."""
@@ -47,7 +49,8 @@ class RouterStates:
     def observe(self, answers: Sequence[FeedForwardOutput]) -> None:
         """Takes what one micro batch has shown; `answers` has one output per block."""
         for place in self._routers:
-            assignment = answers[place].assignment
+            layer, is_text = place
+            assignment = answers[layer].text_assignment if is_text else answers[layer].assignment
             if assignment is not None and assignment.observed is not None:
                 self._observed.setdefault(place, []).append(assignment.observed)
 

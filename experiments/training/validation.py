@@ -127,7 +127,7 @@ class Validator:
         suffix = "" if condition == "mixed_t" else "_same_t"
         values = {f"dropped_share{suffix}": sum(one.dropped_share for one in stats.values()) / len(stats)}
         if compute_varies(self.config, training=False):
-            slots = self.config.num_tokens * sum(one.slots_per_token for one in stats.values())
+            slots = sum(one.slots_per_image for one in stats.values())
             flops = executed_flops_per_image(self.config, slots, training=False)
             values[f"executed_flops_per_image{suffix}"] = flops
         return values

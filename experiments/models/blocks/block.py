@@ -27,14 +27,24 @@ class Conditioning(NamedTuple):
     """Holds what all blocks of the model are conditioned on.
 
     vector_BD: the embedded time plus the embedded class or pooled caption. modulation_B6D: the modulation that all
-    blocks share, None where each has its own. text_BLD, mask_B11L: the caption's features and where they are real, None
-    without a caption.
+    blocks share, None where each has its own. mask_B11L: where text tokens are real, None without a caption.
     """
 
     vector_BD: Tensor
     modulation_B6D: Tensor | None
-    text_BLD: Tensor | None
     mask_B11L: Tensor | None
+
+
+class BlockOutput(NamedTuple):
+    """Holds what a block returns.
+
+    image_BTD, text_BLD: the tokens of both streams; blocks without a text stream return the text as it came, and it is
+    None without a caption. answer: the output of the feed-forward of image tokens, with the losses of both streams.
+    """
+
+    image_BTD: Tensor
+    text_BLD: Tensor | None
+    answer: FeedForwardOutput
 
 
 class Block(nn.Module, ABC):
@@ -51,24 +61,25 @@ class Block(nn.Module, ABC):
 
     @abstractmethod
     def on_input(
-        self, x_BTD: Tensor, conditioning: Conditioning, context: RoutingContext
-    ) -> tuple[Tensor, FeedForwardOutput]:
+        self, x_BTD: Tensor, text_BLD: Tensor | None, conditioning: Conditioning, context: RoutingContext
+    ) -> BlockOutput:
         """Computes the block on its input as it is; the feed-forward reads `context` with the block's own residual."""
 
     def forward(
-        self, x_BTD: Tensor, conditioning: Conditioning, context: RoutingContext
-    ) -> tuple[Tensor, FeedForwardOutput]:
-        """Maps [B, T, D] to [B, T, D], and returns the output of the feed-forward too.
+        self, x_BTD: Tensor, text_BLD: Tensor | None, conditioning: Conditioning, context: RoutingContext
+    ) -> BlockOutput:
+        """Maps image tokens [B, T, D] and text tokens [B, L, D] to the same shapes, with the feed-forward's output.
 
         `context` is that of the batch, in which the block replaces the residual by its own. With Switch-DiT experts
         change the input of the block (`layers/block_mixture.py`), and its answer is their decision.
         """
         if self.switch is None:
-            return self.on_input(x_BTD, conditioning, context)
+            return self.on_input(x_BTD, text_BLD, conditioning, context)
         change_BTD, assignment = self.switch(x_BTD, context)
-        out_BTD, answer = self.on_input(x_BTD + change_BTD, conditioning, context)
+        out_BTD, text_BLD, answer = self.on_input(x_BTD + change_BTD, text_BLD, conditioning, context)
         loss = answer.auxiliary_loss if assignment.auxiliary_loss is None else assignment.auxiliary_loss
-        return out_BTD - change_BTD, answer._replace(auxiliary_loss=loss, assignment=assignment)
+        changed = answer._replace(auxiliary_loss=loss, assignment=assignment)
+        return BlockOutput(out_BTD - change_BTD, text_BLD, changed)
 
 
 def build_block(config: RunConfig, layer: int, share: ExpertShare) -> Block:

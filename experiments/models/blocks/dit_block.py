@@ -5,7 +5,7 @@ starts at zero, so that the block starts as the identity. Attention and dense fe
 of GELU, as in the public code of DiT. Routed feed-forwards are those of the router (DiT-MoE, arXiv 2407.11633: SwiGLU
 experts without biases).
 
-Legend: B images, T tokens, D width.
+Legend: B images, T tokens, D width, L caption length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from experiments.layers.attention import build_attention, gated_residual, modula
 from experiments.layers.block_mixture import build_block_mixture
 from experiments.layers.expert_parallel import ExpertShare
 from experiments.layers.feed_forward import build_feed_forward
-from experiments.models.blocks.block import Block, Conditioning
+from experiments.models.blocks.block import Block, BlockOutput, Conditioning
 from experiments.routing.contract import FeedForwardOutput, RoutingContext
 
 
@@ -36,8 +36,8 @@ class DiTBlock(Block):
         nn.init.zeros_(self.modulation.bias)
 
     def on_input(
-        self, x_BTD: Tensor, conditioning: Conditioning, context: RoutingContext
-    ) -> tuple[Tensor, FeedForwardOutput]:
+        self, x_BTD: Tensor, text_BLD: Tensor | None, conditioning: Conditioning, context: RoutingContext
+    ) -> BlockOutput:
         """Computes the block."""
         mixed_B6D = self.modulation(F.silu(conditioning.vector_BD)).unflatten(1, (6, -1))
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = mixed_B6D.unsqueeze(2).unbind(1)
@@ -45,4 +45,4 @@ class DiTBlock(Block):
         x_BTD = gated_residual(x_BTD, gate_a, self.attention(normed_BTD, normed_BTD), self.fast)
         own = context._replace(residual_BTD=x_BTD)
         answer: FeedForwardOutput = self.ffn(modulate(x_BTD, shift_f, scale_f, self.fast), own)
-        return gated_residual(x_BTD, gate_f, answer.out_BTD, self.fast), answer
+        return BlockOutput(gated_residual(x_BTD, gate_f, answer.out_BTD, self.fast), text_BLD, answer)

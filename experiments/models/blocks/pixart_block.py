@@ -18,7 +18,7 @@ from experiments.layers.attention import build_attention, gated_residual, modula
 from experiments.layers.block_mixture import build_block_mixture
 from experiments.layers.expert_parallel import ExpertShare
 from experiments.layers.feed_forward import build_feed_forward
-from experiments.models.blocks.block import Block, Conditioning
+from experiments.models.blocks.block import Block, BlockOutput, Conditioning
 from experiments.routing.contract import FeedForwardOutput, RoutingContext
 
 
@@ -34,16 +34,16 @@ class PixArtBlock(Block):
         self.modulation_6D = nn.Parameter(torch.zeros(6, config.model.width))
 
     def on_input(
-        self, x_BTD: Tensor, conditioning: Conditioning, context: RoutingContext
-    ) -> tuple[Tensor, FeedForwardOutput]:
+        self, x_BTD: Tensor, text_BLD: Tensor | None, conditioning: Conditioning, context: RoutingContext
+    ) -> BlockOutput:
         """Computes the block. As in PixArt-alpha, cross-attention is neither modulated nor gated."""
         assert conditioning.modulation_B6D is not None
-        assert conditioning.text_BLD is not None
+        assert text_BLD is not None
         mixed_B6D = conditioning.modulation_B6D + self.modulation_6D
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = mixed_B6D.unsqueeze(2).unbind(1)
         normed_BTD = modulate(x_BTD, shift_a, scale_a, self.fast)
         x_BTD = gated_residual(x_BTD, gate_a, self.attention(normed_BTD, normed_BTD), self.fast)
-        x_BTD = x_BTD + self.cross_attention(x_BTD, conditioning.text_BLD, conditioning.mask_B11L)
+        x_BTD = x_BTD + self.cross_attention(x_BTD, text_BLD, conditioning.mask_B11L)
         own = context._replace(residual_BTD=x_BTD)
         answer: FeedForwardOutput = self.ffn(modulate(x_BTD, shift_f, scale_f, self.fast), own)
-        return gated_residual(x_BTD, gate_f, answer.out_BTD, self.fast), answer
+        return BlockOutput(gated_residual(x_BTD, gate_f, answer.out_BTD, self.fast), text_BLD, answer)

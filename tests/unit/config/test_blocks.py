@@ -68,7 +68,7 @@ def test_dit_moe_presets_have_the_parameters_of_the_public_code(preset: str, num
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.block=unet"], "model.block='unet' is not 'pixart' or 'dit'."),
+        (["model.block=unet"], "model.block='unet' is not 'pixart', 'dit' or 'mmdit'."),
         (
             ["data=imagenet"],
             "data.name=imagenet means classes, and model.block=pixart is conditioned on captions. Use model.block=dit.",

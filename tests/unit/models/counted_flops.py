@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.config.budget import budget, compute_varies, executed_flops_per_image
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
+from experiments.config.text_stream import Stream, streams
 from experiments.data.loader import Batch
 from experiments.models.dit import DiT
 from experiments.routing.stats import slots_of_image
@@ -25,7 +26,8 @@ def gate_products(config: RunConfig, num_tokens: int) -> int:
     routing = config.routing
     row = ROUTERS[routing.name]
     picked_by_product = str(row.implementation).endswith(":TokenChoiceRouter") and routing.top_k == 2
-    return len(config.sparse_layer_indices) * 4 * num_tokens * routing.num_experts if picked_by_product else 0
+    sizes = (len(s.routed) * s.num_tokens(num_tokens) * s.config.routing.num_experts for s in streams(config))
+    return 4 * sum(sizes) if picked_by_product else 0
 
 
 def loss_products(config: RunConfig) -> int:
@@ -34,12 +36,17 @@ def loss_products(config: RunConfig) -> int:
     The first has P^T P with a gradient and M^T M without; the second has the sums of tokens by expert, with a gradient
     of the tokens alone, and cosines of prototypes and centroids. None of them is a product of the model.
     """
-    routing, tokens = config.routing, BATCH_IMAGES * config.num_train_tokens
+    return sum(len(stream.routed) * _loss_products_of_a_layer(stream) for stream in streams(config))
+
+
+def _loss_products_of_a_layer(stream: Stream) -> int:
+    config, routing = stream.config, stream.config.routing
+    tokens = BATCH_IMAGES * stream.num_tokens(config.num_train_tokens)
     pairs = (6 + 2) * tokens * routing.num_experts**2 if routing.similarity_loss_weight else 0
     size = routing.num_experts * config.model.width
     groups = BATCH_IMAGES if routing.group_images == 1 else 1
     pairs += 4 * tokens * size + 6 * groups * routing.num_experts * size if routing.contrastive_loss_weight else 0
-    return len(config.sparse_layer_indices) * pairs
+    return pairs
 
 
 def counted(model: DiT, config: RunConfig, batch: Batch, train: bool) -> tuple[int, float]:

@@ -12,6 +12,7 @@ from experiments.config.budget import budget, executed_flops_per_image, slots_pe
 from experiments.config.overrides import load_config
 from experiments.config.presets import PRESETS
 from experiments.config.routers import ROUTERS, routed_names
+from experiments.config.routing_checks import AXES
 from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream, validation_set
 from experiments.models.dit import DiT
@@ -19,6 +20,7 @@ from experiments.models.parts import assert_matches_budget
 from experiments.routing.state import RouterState
 from tests.unit.models.counted_flops import BATCH_IMAGES, counted, expected, gate_products, loss_products
 
+WITH_TEXT_EXPERTS = [name for name in routed_names() if ROUTERS[name].rule in AXES["text_experts"].families]
 INPUTS_VARY = ("expert_choice", "shared_expert")
 ARMS = (
     "routing=dense",
@@ -50,7 +52,11 @@ ARMS = (
     "routing=expert_race model.num_layers=4 routing.capacity_by_layer=0.4,1.6",
     "routing=expert_choice routing.eval_decision=threshold",
     "routing=expert_choice routing.group_images=all routing.num_experts=5 routing.capacity_factor=1.1",
-    *(f"routing={router} model.block=dit" for router in ROUTERS),
+    *(f"routing={router} model.block={block}" for router in ROUTERS for block in ("dit", "mmdit")),
+    *(f"routing={router} model.block=mmdit routing.text_experts=4" for router in WITH_TEXT_EXPERTS),
+    "routing=dense model.block=mmdit model.num_layers=1",
+    "routing=shared_expert model.block=mmdit routing.text_experts=3 routing.input=plain_time model.sparse_layers=all",
+    "routing=expert_choice model.block=mmdit routing.text_experts=4 parallel.activation_checkpointing=True",
     *(f"routing={router} model.block=dit routing.input=time_label" for router in INPUTS_VARY),
     *(f"routing=dense model.block={block} model.ffn={kind}" for block in BLOCKS for kind in get_args(DenseActivation)),
     *(f"routing=dense model.block={block} model.qk_norm={kind}" for block in BLOCKS for kind in get_args(QkNorm)),

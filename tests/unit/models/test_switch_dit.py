@@ -79,8 +79,8 @@ def test_the_mixture_changes_the_input_of_the_block_as_the_paper_says(config: Ru
     context = RoutingContext.of_a_layer_alone(x_BTD)._replace(time_BD=time_BD)
     modulation, text_BLD = torch.randn(num_images, 6, width), torch.randn(num_images, 3, width)
     mask_B11L = torch.ones(num_images, 1, 1, 3, dtype=torch.bool)
-    given = Conditioning(torch.randn(num_images, width), modulation, text_BLD, mask_B11L)
-    out_BTD, answer = block(x_BTD, given, context)
+    given = Conditioning(torch.randn(num_images, width), modulation, mask_B11L)
+    out_BTD, _, answer = block(x_BTD, text_BLD, given, context)
     m_BTD = torch.ones_like(x_BTD)
     experts, choices = block.switch.experts, []
     for image, token in itertools.product(range(num_images), range(num_tokens)):
@@ -90,7 +90,7 @@ def test_the_mixture_changes_the_input_of_the_block_as_the_paper_says(config: Ru
         for expert in chosen:
             mixed_D = experts.weight_EDD[expert] @ x_BTD[image, token] + experts.bias_ED[expert]
             m_BTD[image, token] = m_BTD[image, token] + p_E[expert] * mixed_D
-    plain_BTD, _ = block.on_input(x_BTD * m_BTD, given, context)
+    plain_BTD, _, _ = block.on_input(x_BTD * m_BTD, text_BLD, given, context)
     assert_close(out_BTD, plain_BTD + (1 - m_BTD) * x_BTD, rtol=1e-4, atol=1e-4)
     assert len({tuple(choice) for choice in choices}) > 1
     assert [row.nonzero().flatten().tolist() for row in answer.assignment.chosen_NE] == choices

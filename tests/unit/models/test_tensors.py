@@ -7,13 +7,15 @@ from typing import get_args
 import pytest
 import torch
 
-from experiments.config.blocks import BLOCKS, QkNorm
+from experiments.config.blocks import BLOCKS, QkNorm, conditioned_by
 from experiments.config.budget import budget
 from experiments.config.overrides import load_config
 from experiments.config.routers import ROUTERS
 from experiments.config.tensors import tensor_sizes
 from experiments.models.dit import DiT
 from experiments.models.parts import part_of
+
+WITH_TEXT_EXPERTS = ("model.block=mmdit", "routing.text_experts=4", "model.sparse_layers=all")
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,12 @@ from experiments.models.parts import part_of
         ("model=nano", "routing.expert_bias=True"),
         ("model=dit-moe-S", "routing=shared_expert", "routing.expert_bias=True"),
         ("model=nano", "model.sparse_layers=0,3"),
-        *(("model=nano", f"routing={router}", "model.block=dit") for router in ROUTERS),
+        *(
+            ("model=nano", f"routing={router}", f"model.block={block}")
+            for router in ROUTERS
+            for block in ("dit", "mmdit")
+        ),
+        *(("model=nano", f"routing={router}", *WITH_TEXT_EXPERTS) for router in ("shared_expert", "promoe", "diffmoe")),
         *(
             ("model=nano", f"model.block={block}", f"model.qk_norm={kind}")
             for block in BLOCKS
@@ -44,8 +51,10 @@ def test_every_tensor_is_that_of_the_module(overrides):
     assert list(tensor_sizes(config)) == real
 
 
-def test_precomputed_features_have_their_own_tensors(latent_set):
-    config = load_config(["model=nano", "data.name=latents", f"data.path={latent_set}", "model.patch_size=2"])
+@pytest.mark.parametrize("block", conditioned_by("caption"))
+def test_precomputed_features_have_their_own_tensors(block, latent_set):
+    data = ["data.name=latents", f"data.path={latent_set}", "model.patch_size=2"]
+    config = load_config(["model=nano", f"model.block={block}", *data])
     real = [(name, p.numel(), part_of(name) == "experts") for name, p in DiT(config).named_parameters()]
     assert list(tensor_sizes(config)) == real
 
