@@ -42,6 +42,8 @@ LIGHT_GREY = "#D0D0D0"
 SIZE_MARKERS: dict[str, str | tuple[int, Literal[1], int]] = {
     "nano": "o", "micro": "s", "mini": "^", "S": "D", "B": "v", "L": "P", "XL": "X", "XXL": "*", "3XL": "p", "M": "h",
     "dit-s-2": (4, 1, 0), "dit-b-2": (4, 1, 45), "dit-l-2": (6, 1, 0), "dit-xl-2": (12, 1, 0),  # points, star, angle
+    "sd3-15": (3, 1, 0), "sd3-18": (3, 1, 60), "sd3-21": (5, 1, 36), "sd3-24": (7, 1, 0), "sd3-30": (8, 1, 0),
+    "sd3-38": (9, 1, 0),
     "dit-moe-S": "<", "dit-moe-B": ">", "dit-moe-L": "d", "dit-moe-XL": "H", "dit-moe-G": "8",
 }
 # fmt: on

@@ -75,7 +75,8 @@ class TokenCaptions:
         """
         L, w = self.length, model.text_width
         per_layer = L * w * (width * (1 + 3 + 1 + 1 + 4 + 4) + NORM_BYTES * 4)
-        return model.text_layers * per_layer + L * w * (NORM_BYTES * 2 + width) + width * L * model.width
+        output = 0 if BLOCKS[model.block].has_text_stream else width * L * model.width  # a stream saves it as its own
+        return model.text_layers * per_layer + L * w * (NORM_BYTES * 2 + width) + output
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ class FeatureCaptions:
 
     def saved_bytes(self, model: ModelConfig, width: int) -> float:
         """Returns what autograd saves: the features, both sides of the activation, and the second layers' output."""
-        per_token = 1 if BLOCKS[model.block].has_text_stream else 3
-        return width * (self._num_features + (per_token * self.length + 2) * model.width)
+        tokens = 0 if BLOCKS[model.block].has_text_stream else 3 * self.length  # a stream saves them as its own
+        return width * (self._num_features + (tokens + 2) * model.width)
 
     @property
     def _num_features(self) -> int:

@@ -79,11 +79,27 @@ DATA_SETS: dict[str, DataSet] = {
         has_pixels=False,
     ),
     "imagenet": DataSet(
-        "experiments.data.sources.imagenet:ImageNetLatents",
+        "experiments.data.sources.described:DescribedLatents",
         None,
         fixed={"channels": 4, "fingerprint": None, "path": None},
         complete=_without_previews,
         num_classes=1000,
+        has_pixels=False,
+    ),
+    "sd3": DataSet(
+        "experiments.data.sources.described:DescribedLatents",
+        FeatureCaptions,
+        # 77 tokens of both CLIP models and 77 of T5 (arXiv 2403.03206, section 4), in latents of 16 channels.
+        fixed={
+            "channels": 16,
+            "vocab_size": None,
+            "caption_length": 154,
+            "text_width": 4096,
+            "pooled_width": 2048,
+            "fingerprint": None,
+            "path": None,
+        },
+        complete=_without_previews,
         has_pixels=False,
     ),
 }

@@ -3,8 +3,9 @@
 `nano`, `micro` and `mini` are sizes for a CPU. `S`, `B`, `L` are the DiT sizes (arXiv 2212.09748, table 1), and `dit-*`
 the whole networks of its public code, conditioned on classes, with every layer sparse where there are experts. `XL` to
 `M` are EC-DIT (arXiv 2410.02098, table 1): head size 64, grouped-query attention, every second layer sparse; `M` has
-46 layers dense and 38 with experts. `dit-moe-*` are DiT-MoE (arXiv 2407.11633, table 1): every layer sparse. Text
-widths and the learning rates of the small sizes are ours.
+46 layers dense and 38 with experts. `dit-moe-*` are DiT-MoE (arXiv 2407.11633, table 1): every layer sparse. `sd3-*`
+are SD3 (arXiv 2403.03206, section 4) by depth: 64 features and a head for each layer; `sd3-24` is SD3 Medium, and
+every layer is sparse where there are experts. Text widths and the learning rates of the small sizes are ours.
 """
 
 from __future__ import annotations
@@ -51,6 +52,12 @@ PRESETS: dict[str, Preset] = {
     "dit-b-2":   Preset( 768,  12,  12,  12,  12,  2, "all",        512,  2,  1e-4, "dit"),
     "dit-l-2":   Preset(1024,  24,  24,  16,  16,  2, "all",        512,  2,  1e-4, "dit"),
     "dit-xl-2":  Preset(1152,  28,  28,  16,  16,  2, "all",       1024,  2,  1e-4, "dit"),
+    "sd3-15":    Preset( 960,  15,  15,  15,  15,  2, "all",        512,  2,  1e-4, "mmdit"),
+    "sd3-18":    Preset(1152,  18,  18,  18,  18,  2, "all",       1024,  2,  1e-4, "mmdit"),
+    "sd3-21":    Preset(1344,  21,  21,  21,  21,  2, "all",       1024,  2,  1e-4, "mmdit"),
+    "sd3-24":    Preset(1536,  24,  24,  24,  24,  2, "all",       1024,  2,  1e-4, "mmdit"),
+    "sd3-30":    Preset(1920,  30,  30,  30,  30,  2, "all",       1024,  2,  1e-4, "mmdit"),
+    "sd3-38":    Preset(2432,  38,  38,  38,  38,  2, "all",       1024,  2,  1e-4, "mmdit"),
     "dit-moe-S": Preset( 384,  12,  12,   6,   6,  2, "all",        256,  2,  1e-4),
     "dit-moe-B": Preset( 768,  12,  12,  12,  12,  2, "all",        512,  2,  1e-4),
     "dit-moe-L": Preset(1024,  24,  24,  16,  16,  2, "all",        512,  2,  1e-4),

@@ -1,9 +1,10 @@
 """Parameter counts as the papers print them, to stand beside our own arithmetic, and why the two differ.
 
 EC-DIT: arXiv 2410.02098, table 1 (M with 64 experts, the others with 32, f_c = 2). DiT-MoE: arXiv 2407.11633, table 1
-(S and XL with 8 experts, G with 16; B and L are not printed). DiT: arXiv 2212.09748, table 1. EC-DIT has published no
-weights. DiT and DiT-MoE have (github.com/facebookresearch/DiT, github.com/feizc/DiT-MoE), and `ecdit import-weights`
-reads them; the numbers here are those of the papers.
+(S and XL with 8 experts, G with 16; B and L are not printed). DiT: arXiv 2212.09748, table 1. SD3: arXiv 2403.03206,
+abstract, for depth 38; the card of the weights of depth 24 (SD3 Medium) says 2B. EC-DIT has published no weights. DiT
+and DiT-MoE have (github.com/facebookresearch/DiT, github.com/feizc/DiT-MoE), and `ecdit import-weights` reads them; the
+numbers here are those of the papers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ PUBLISHED: dict[tuple[str, int], Published] = {
     ("dit-b-2", 0):     Published(   130_000_000,          None),
     ("dit-l-2", 0):     Published(   458_000_000,          None),
     ("dit-xl-2", 0):    Published(   675_000_000,          None),
+    ("sd3-24", 0):      Published( 2_000_000_000,          None),
+    ("sd3-38", 0):      Published( 8_000_000_000,          None),
     ("dit-moe-S", 8):   Published(   199_000_000,    71_000_000),
     ("dit-moe-XL", 8):  Published( 4_100_000_000, 1_500_000_000),
     ("dit-moe-G", 16):  Published(16_500_000_000, 3_100_000_000),
@@ -55,6 +58,11 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         "The paper's model is for latents of 4 channels and 1,000 classes; ours here is for the pixels and the classes "
         "of shapes. With data.name=imagenet the parameters are exactly those of the public code.",
     ),
+    "SD3": (
+        "The paper's model is for latents of 16 channels and features of T5 and CLIP; ours here is for pixels, with a "
+        "text encoder. With data.name=sd3 the parameters are exactly those of the public code, which rounds to the "
+        "printed numbers.",
+    ),
 }
 """Explanations, by paper, of why our counts differ from the printed ones."""
 
@@ -65,4 +73,6 @@ def paper_of(preset: str) -> str | None:
         return "DiT-MoE"
     if preset.startswith("dit-"):
         return "DiT"
+    if preset.startswith("sd3-"):
+        return "SD3"
     return "EC-DIT" if (preset, 0) in PUBLISHED else None

@@ -23,6 +23,7 @@ RESIDENT = 0.1
 
 MICRO = ("model=micro", "train.batch_images=32")
 SMALL_BATCH = ("model=micro", "train.batch_images=4")
+MMDIT = ("model=micro", "model.block=mmdit", "routing.text_experts=4")
 
 
 def measure(*overrides, world=1, bucket=None):
@@ -80,6 +81,10 @@ def resident(expected):
         ("model=micro", "model.block=dit", "model.qk_norm=rms", "train.precision=bf16", "train.batch_images=16"),
         ("model=micro", "model.block=dit", "model.qk_norm=affine", "model.ffn=swiglu", FP32, "train.batch_images=16"),
         ("model=micro", "model.block=dit", FP32, "train.batch_images=64", "parallel.activation_checkpointing=True"),
+        ("model=micro", "model.block=mmdit", "routing=dense", "model.qk_norm=layer", FP32, "train.batch_images=16"),
+        ("model=micro", "model.block=mmdit", "model.qk_norm=rms", "train.precision=bf16", "train.batch_images=16"),
+        (*MMDIT, "routing=shared_expert", FP32, "train.batch_images=16"),
+        (*MMDIT, FP32, "train.batch_images=64", "parallel.activation_checkpointing=True"),
     ],
 )  # fmt: skip
 def test_every_part_is_what_a_real_step_takes(overrides):
@@ -99,6 +104,8 @@ def test_every_part_is_what_a_real_step_takes(overrides):
         (FP32, "train.ema=power"),
         (FP32, "model.block=dit", "parallel.expert_parallel=2"),
         (FP32, "model.block=dit", "parallel.zero_stage=3"),
+        (FP32, "model.block=mmdit", "routing.text_experts=4", "parallel.expert_parallel=2"),
+        (FP32, "model.block=mmdit", "routing.text_experts=4", "parallel.zero_stage=3"),
     ],
 )
 def test_two_processes_share_what_they_are_said_to_share(overrides):
@@ -129,8 +136,10 @@ def test_an_accelerator_reduces_gradients_in_a_bucket_that_it_always_has(overrid
     assert_as_measured(expected, measure(*overrides, world=2, bucket=BUCKET))
 
 
-def test_latents_and_text_features_take_what_was_computed(latent_set):
+@pytest.mark.parametrize("block", ["pixart", "mmdit"])
+def test_latents_and_text_features_take_what_was_computed(block, latent_set):
     data = ("data.name=latents", f"data.path={latent_set}", "model.patch_size=2", "train.batch_images=16")
+    data = (*data, f"model.block={block}")
     expected, measured = memory(load_config(["model=nano", FP32, *data]), False), measure("model=nano", FP32, *data)
     assert expected.activations == pytest.approx(measured["activations"], rel=0.05)
     assert expected.persistent + expected.batch == pytest.approx(measured["persistent"], rel=0.05)

@@ -1,7 +1,7 @@
-"""The data set `imagenet`: latents of ImageNet's 1,000 classes, on which the public weights of DiT and DiT-MoE learned.
+"""The data sets that are described without images: `imagenet` and `sd3`, on which published models learned.
 
-There are no images here, so that no run trains on it. It lets such models be planned, and imported weights be sampled:
-classes are numbers, and latents are decoded by the VAE of Stable Diffusion.
+No run trains on them. They let such models be planned, and imported weights of DiT and DiT-MoE be sampled: classes are
+numbers, and latents are decoded by the VAE of Stable Diffusion.
 
 Legend: B images of a batch, C channels, H rows, W columns.
 """
@@ -19,8 +19,8 @@ from experiments.data.prepare.encoders import Autoencoder, find_encoder
 from experiments.errors import ConfigError
 
 
-class ImageNetLatents:
-    """Decodes latents of a model of ImageNet's classes, and has no images to train on."""
+class DescribedLatents:
+    """Decodes latents of a model of such a data set, and has no images to train on."""
 
     def __init__(self, data: DataConfig) -> None:
         self.data = data
@@ -28,7 +28,7 @@ class ImageNetLatents:
     def check(self) -> NoReturn:
         """Raises `ConfigError`, because training needs images."""
         raise ConfigError(
-            "data.name=imagenet has no images: it describes what released weights were trained on.",
+            f"data.name={self.data.name} has no images: it describes what released weights were trained on.",
             "Prepare images of your own with `ecdit data prepare`, or use data.name=shapes.",
         )
 
@@ -48,7 +48,7 @@ class ImageNetLatents:
         """Opens the VAE `model`. Raises `ConfigError` where none is named or it cannot be read."""
         if model is None:
             raise ConfigError(
-                "Samples of data.name=imagenet are latents, which a VAE decodes.",
+                f"Samples of data.name={self.data.name} are latents, which a VAE decodes.",
                 "Name it with --vae, for example a copy of stabilityai/sd-vae-ft-mse.",
             )
         return Autoencoder(find_encoder("vae", model)[1], device).decode
