@@ -9,6 +9,8 @@ up to rounding. `experiments/settings_id.py` computes the hash, because code tha
 
 from __future__ import annotations
 
+from experiments.config.objectives import RECTIFIED_FLOW
+from experiments.config.presets import PRESETS
 from experiments.config.schema import RunConfig
 from experiments.settings_id import LEFT_OUT, MAY_MOVE, ONLY_HOW, ONLY_WATCHES, settings_id
 
@@ -22,13 +24,17 @@ def config_id(config: RunConfig) -> str:
 
 
 def run_name(config: RunConfig, identity: str | None = None) -> str:
-    """Returns a file-safe name such as `nano-expert_choice-8e-c2-g1-s0-1a2b3c` or `nano-dense-s0-1a2b3c`.
+    """Returns a file-safe name such as `nano-expert_choice-8e-c2-g1-s0-1a2b3c` or `nano-dit-ddpm-dense-s0-1a2b3c`.
 
+    The block is named where it is not that of the preset, and the objective where it is not rectified flow.
     The letters stand for the number of experts (e), experts that a token picks (k), capacity factor (c, absent without
     a limit), images per routing group (g) and seed (s). `identity` is the config id, where it is known already.
     """
     digits = (identity or config_id(config))[:6]
-    return "-".join([config.model.name, *_routing_parts(config), f"s{config.seed}", digits])
+    model, objective = config.model, config.flow.objective
+    network = [model.name] if model.block == PRESETS[model.name].block else [model.name, model.block]
+    network += [] if objective == RECTIFIED_FLOW else [objective]
+    return "-".join([*network, *_routing_parts(config), f"s{config.seed}", digits])
 
 
 def _routing_parts(config: RunConfig) -> list[str]:

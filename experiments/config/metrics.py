@@ -191,6 +191,34 @@ METRICS: dict[str, MetricRow] = {
             min_images=2, min_images_reason="compares a covariance, which one image does not have",
         ),
         MetricRow(
+            "precision-recall-shapes",
+            (
+                RecordedValue("precision-shapes", **PERCENT, title="precision"),
+                RecordedValue("recall-shapes", **PERCENT, title="recall"),
+            ),
+            "experiments.evaluation.metrics.neighbours:PrecisionRecall",
+            min_images=4, min_images_reason="looks at the third nearest neighbour of each image",
+        ),
+        MetricRow(
+            "memorisation-shapes",
+            (
+                RecordedValue(
+                    "nearest-training-distance", interval_format=".3g", format=".3g", figures=(), title="to training",
+                    note="to training: mean distance to the nearest image of training, in features; that of held-out "
+                    "true images beside it. A model that copies is nearer.",
+                ),
+                RecordedValue(
+                    "nearest-training-distance-held-out", interval_format=".3g", format=".3g", figures=(),
+                    title="held-out to training",
+                ),
+                RecordedValue(
+                    "copied-share", **PERCENT, higher_is_better=False, figures=(), title="copied",
+                    note="copied: share of images nearer to training than all but 1% of held-out images.",
+                ),
+            ),
+            "experiments.evaluation.metrics.neighbours:Memorisation",
+        ),
+        MetricRow(
             "fid",
             (RecordedValue("fid", "FID\n(lower is better)", higher_is_better=False, format=".2f"),),
             "experiments.evaluation.metrics.fid:Fid",
