@@ -83,6 +83,10 @@ class ModelConfig(Settings):
     position_side: Side | None = Field(
         **absent_at(None), description="tokens of a side over which positions run; None: those of the image"
     )
+    positions: Literal["sincos", "rope"] = Field(
+        **absent_at("sincos"),
+        description="of image tokens; sincos: a fixed table is added; rope: queries and keys turn by row and column",
+    )
     block: BlockName = Field(
         **absent_at(DEFAULT_BLOCK),
         description="pixart: cross-attention to a caption; dit: the class of an image, by adaLN-zero",

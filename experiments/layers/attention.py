@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from experiments.accelerated import has_kernels
 from experiments.config.blocks import QkNorm, block_of
 from experiments.config.schema import RunConfig
+from experiments.layers.rotary import Rotation, rotated
 
 NORM_EPSILON = 1e-6
 """The epsilon of the layer norm without weights, as in DiT."""
@@ -87,11 +88,19 @@ class Attention(nn.Module):
             for linear in (self.query, self.key_value, self.out):
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, x_BTD: Tensor, context_BMD: Tensor, mask_B11M: Tensor | None = None) -> Tensor:
-        """Attends from the tokens `x_BTD` to the tokens `context_BMD` where the mask is True; returns [B, T, D]."""
-        query = self.norm_query(self.query(x_BTD).unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
+    def forward(
+        self, x_BTD: Tensor, context_BMD: Tensor, mask_B11M: Tensor | None = None, rotation: Rotation | None = None
+    ) -> Tensor:
+        """Attends from the tokens `x_BTD` to the tokens `context_BMD` where the mask is True; returns [B, T, D].
+
+        With a `rotation`, which self-attention alone is given, queries and keys turn after their norm.
+        """
+        query = self.norm_query(self.query(x_BTD).unflatten(-1, (self.num_heads, -1)))
         key, value = self.key_value(context_BMD).unflatten(-1, (2 * self.num_kv_heads, -1)).chunk(2, dim=2)
-        key, value = self.norm_key(key).transpose(1, 2), value.transpose(1, 2)
+        key = self.norm_key(key)
+        if rotation is not None:
+            query, key = rotated(query, rotation), rotated(key, rotation)
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
         shared = self.num_kv_heads != self.num_heads
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11M, enable_gqa=shared)
         out_BTD: Tensor = self.out(mixed.transpose(1, 2).flatten(2))

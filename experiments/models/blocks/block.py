@@ -20,6 +20,7 @@ from experiments.layers.attention import Attention
 from experiments.layers.block_mixture import BlockMixture
 from experiments.layers.expert_parallel import ExpertShare
 from experiments.layers.feed_forward import DenseFeedForward, RoutedFeedForward
+from experiments.layers.rotary import Rotation
 from experiments.routing.contract import FeedForwardOutput, RoutingContext
 
 
@@ -28,13 +29,14 @@ class Conditioning(NamedTuple):
 
     vector_BD: the embedded time plus the embedded class or pooled caption. modulation_B6D: the modulation that all
     blocks share, None where each has its own. text_BLD, mask_B11L: the caption's features and where they are real, None
-    without a caption.
+    without a caption. rotation: by how much image tokens turn in self-attention, None without rotary positions.
     """
 
     vector_BD: Tensor
     modulation_B6D: Tensor | None
     text_BLD: Tensor | None
     mask_B11L: Tensor | None
+    rotation: Rotation | None = None
 
 
 class Block(nn.Module, ABC):
