@@ -66,7 +66,7 @@ class DiT(nn.Module):
     """
 
     position_TD: Tensor | None
-    """What is added to the tokens, None with rotary positions."""
+    """Fixed positions that are added to the tokens; None with rotary positions."""
 
     def __init__(self, config: RunConfig, share: ExpertShare = ALL_EXPERTS, checkpointed: bool = False) -> None:
         super().__init__()
