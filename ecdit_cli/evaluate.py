@@ -71,8 +71,7 @@ def evaluate(
     from ecdit_cli._sampling import parse_guidance, parse_interval
 
     wanted = work.check_metrics(metrics, tuple(METRICS))
-    scales = parse_guidance(guidance) if guidance is not None else None
-    interval = parse_interval(guidance_interval)
+    scales, interval = None if guidance is None else parse_guidance(guidance), parse_interval(guidance_interval)
     widths = work.check_widths(ema, wanted) if ema is not None else None
     if check_judge:
         work.print_judge_check(as_json)

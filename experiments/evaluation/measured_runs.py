@@ -72,7 +72,7 @@ class EvaluateOptions:
     clip_model: Path | None
     again: bool
     channels: int | None = None
-    """How many channels are guided, None for all."""
+    """The number of channels that are guided. None stands for all."""
 
     def conditions(self, run: LoadedRun, scale: float) -> Conditions:
         """Returns the conditions for one run at one guidance scale. Raises `ConfigError` where they do not fit it."""
