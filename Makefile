@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # share is made once; slow files come first (`tests/conftest.py`), so that no worker waits for one at the end.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test kernel-test slurm-test browser-test fuzz lint check format docs clean
+.PHONY: setup demo test public-test kernel-test slurm-test browser-test fuzz lint check format docs clean
 
 setup: $(INSTALLED)
 
@@ -47,6 +47,11 @@ slurm-test: setup
 # installed first.
 browser-test: setup
 	ECDIT_INSTALL_CHROMIUM=1 OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/browser
+
+# Compares imported weights with the public code, in checkouts that ECDIT_PUBLIC_DIT and ECDIT_PUBLIC_DIT_MOE name. The
+# public networks need timm, which is not installed here.
+public-test: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -s -rs tests/integration/test_public_code.py
 
 # Throws generated settings, sweep files and damaged records at the commands; FUZZ_SEED and FUZZ_CASES choose which and
 # how many.

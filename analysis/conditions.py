@@ -27,7 +27,7 @@ Along = Literal["images_seen", "guidance", "ema_width"]
 """The quantity on the horizontal axis of a curve of a metric."""
 
 BESIDE_CONDITIONS = ("guidance", "batch_images", "ema_width")
-SAMPLING = ("steps", "sampler", "shift", "guidance_start", "guidance_stop", "precision")
+SAMPLING = ("steps", "sampler", "shift", "guidance_start", "guidance_stop", "guidance_channels", "precision")
 """Settings of the sampler that two metrics must share to describe the same images."""
 
 USUAL = {"shift": 1.0, "guidance_start": 0.0, "guidance_stop": 1.0, "seed": 0}
@@ -112,15 +112,21 @@ def sampled_like(rows: pd.DataFrame, like: MetricRows, same_weights: bool = True
     Rows of values that need no samples have no guidance scale, and are returned too.
     """
     names = (*SAMPLING, "weights") if same_weights else SAMPLING
-    wanted = {name: like.conditions[name] for name in names if name in like.conditions}
+    known = _with_guided_channels(like.conditions)
+    wanted = {name: known[name] for name in names if name in known}
     alike = {}
     for text in rows["conditions"].unique():
-        given = json.loads(text)
+        given = _with_guided_channels(json.loads(text))
         alike[text] = all(given.get(name, value) == value for name, value in wanted.items())
     keep = rows["conditions"].map(alike).astype(bool)
     if "guidance" in like.conditions:
         keep &= (rows["guidance"] == like.conditions["guidance"]) | rows["guidance"].isna()
     return rows[keep]
+
+
+def _with_guided_channels(conditions: dict[str, Any]) -> dict[str, Any]:
+    """Returns `conditions` with the guided channels, which rows of sampled images leave out where they are all."""
+    return {"guidance_channels": None, **conditions} if "steps" in conditions else conditions
 
 
 def foot(panels: Sequence[MetricRows]) -> list[str]:

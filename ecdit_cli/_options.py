@@ -134,6 +134,14 @@ Shift = Annotated[
 GuidanceInterval = Annotated[
     str, typer.Option(metavar="START,STOP", help="Times t between which guidance applies; 1 is noise, 0 the image.")
 ]
+GuidanceChannels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=4096,
+        help="Guide only the first N channels, as the public code of DiT guides 3 of 4. Default: all channels.",
+    ),
+]
 SampleSeed = Annotated[
     int | None,
     typer.Option(

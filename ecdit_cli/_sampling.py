@@ -82,14 +82,17 @@ def checked_number(num_captions: int, per_caption: int) -> int:
 
 
 def sampler_settings(
-    config: RunConfig, steps: int | None, guidance: float | None, interval: str, shift: float | None, sampler: str
-) -> SamplerSettings:
+    config: RunConfig, steps: int | None, guided: tuple[float | None, str, int | None], shift: float | None,
+    sampler: str,
+) -> SamplerSettings:  # fmt: skip
     """Returns the options as settings of the sampler; what is None is as the run samples while it trains.
 
-    Raises `ConfigError` for a shift that does not fit.
+    `guided` is the scale, the interval of t and the number of channels of guidance. Raises `ConfigError` for a shift or
+    channels that do not fit.
     """
     from experiments.evaluation.sampling.generate import SamplerSettings
     from experiments.flow.samplers import Guidance
 
-    scale = config.eval.guidance if guidance is None else guidance
-    return SamplerSettings.asked(config, steps, Guidance(scale, *parse_interval(interval)), shift, sampler)
+    scale, interval, channels = guided
+    guidance = Guidance(config.eval.guidance if scale is None else scale, *parse_interval(interval), channels)
+    return SamplerSettings.asked(config, steps, guidance, shift, sampler)

@@ -11,6 +11,7 @@ from ecdit_cli._options import (
     CheckJudge,
     ClipModel,
     EmaWidths,
+    GuidanceChannels,
     GuidanceInterval,
     ImportDsg,
     ImportGeneval,
@@ -41,6 +42,7 @@ def evaluate(
     images: SampledImages = 512,
     guidance: Scales = None,
     guidance_interval: GuidanceInterval = "0,1",
+    guidance_channels: GuidanceChannels = None,
     steps: Steps = None,
     sampler: Sampler = "euler",
     shift: Shift = None,
@@ -69,8 +71,7 @@ def evaluate(
     from ecdit_cli._sampling import parse_guidance, parse_interval
 
     wanted = work.check_metrics(metrics, tuple(METRICS))
-    scales = parse_guidance(guidance) if guidance is not None else None
-    interval = parse_interval(guidance_interval)
+    scales, interval = None if guidance is None else parse_guidance(guidance), parse_interval(guidance_interval)
     widths = work.check_widths(ema, wanted) if ema is not None else None
     if check_judge:
         work.print_judge_check(as_json)
@@ -84,7 +85,7 @@ def evaluate(
             images=images, scales=scales, interval=interval, steps=steps, shift=shift, sampler=sampler,
             weights=weights, widths=widths, precision=None if precision == "auto" else precision, seed=seed,
             batch_images=batch_images, rounds=rounds, inception_weights=inception_weights, clip_model=clip_model,
-            again=again,
+            again=again, channels=guidance_channels,
         )  # fmt: skip
         if import_geneval is not None or import_dsg is not None:
             rows = measure.import_results(folders, import_geneval, import_dsg, how, show.say)

@@ -19,6 +19,7 @@ from ecdit_cli._options import (
     EmaWidth,
     GenevalFolder,
     Grid,
+    GuidanceChannels,
     GuidanceInterval,
     Json,
     PerCaption,
@@ -54,6 +55,7 @@ def sample(
     per_caption: PerCaption = 1,
     guidance: Scale = None,
     guidance_interval: GuidanceInterval = "0,1",
+    guidance_channels: GuidanceChannels = None,
     steps: Steps = None,
     sampler: Sampler = "euler",
     shift: Shift = None,
@@ -94,7 +96,8 @@ def sample(
         config = loaded.config
         asked = asked_of(loaded, [prompt.text for prompt in given], classes, compute_map)
         keep_freed_memory(config)
-        settings = sampler_settings(config, steps, guidance, guidance_interval, shift, sampler)
+        guided = (guidance, guidance_interval, guidance_channels)
+        settings = sampler_settings(config, steps, guided, shift, sampler)
         noise_seed = config.data.seed if seed is None else seed
         num_images = checked_number(len(asked), per_caption)
         conditions = Conditions(num_images, batch_images, noise_seed, weights, loaded.precision, settings)

@@ -80,6 +80,13 @@ def _check_backbone(config: RunConfig) -> None:
             f"model.width={model.width} does not divide into model.num_heads={model.num_heads} heads of even size.",
             f"Use model.width={_next_multiple(model.width, 2 * model.num_heads)}.",
         )
+    if model.positions == "rope" and model.width % (4 * model.num_heads):
+        way = "" if model.head_size else f"model.width={_next_multiple(model.width, 4 * model.num_heads)}, or "
+        raise ConfigError(
+            f"model.positions=rope turns pairs of features by row and by column, and a head of "
+            f"{model.width // model.num_heads} features is not divisible by 4.",
+            f"Use {way}model.positions=sincos.",
+        )
     _require_divisible("model.num_heads", model.num_heads, "model.num_kv_heads", model.num_kv_heads)
     _require_divisible("data.image_size", config.data.image_size, "model.patch_size", model.patch_size)
     if hidden_width(config, model.ffn_factor) < 1:

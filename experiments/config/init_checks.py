@@ -30,6 +30,8 @@ OF_TOKEN_CAPTIONS = (
     "data.num_classes",
 )
 OF_FEATURES = ("data.text_width", "data.pooled_width")
+ONLY_WITH = {"init_noise": "noise", "init_drop": "drop"}
+"""The settings that one way to make experts reads, and that way."""
 MAX_PATH = 200
 """The most characters of a path in a message."""
 
@@ -45,6 +47,13 @@ def check_init(config: RunConfig) -> None:
                     f"train.{name}={shown(str(value))} has no meaning without train.init_from.",
                     f"Name a run, or leave out train.{name}.",
                 )
+    for name, needed in ONLY_WITH.items():
+        value = getattr(train, name)
+        if train.init_experts != needed and value != type(train).model_fields[name].default:
+            raise ConfigError(
+                f"train.{name}={value:g} has no meaning with train.init_experts={train.init_experts}.",
+                f"Use train.init_experts={needed}, or leave out train.{name}.",
+            )
     if train.init_optimizer == "carried" and train.init_weights == "ema":
         raise ConfigError(
             "train.init_optimizer=carried does not fit train.init_weights=ema: the state of an optimizer belongs to "

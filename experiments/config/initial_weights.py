@@ -4,7 +4,8 @@ Every parameter has one of four beginnings: it is *taken* as it is; *copied* to 
 (sparse upcycling: Komatsuzaki et al. 2023, arXiv 2212.05055) or from fewer experts; *extended*, where a router has
 columns for more experts; or *new*, as the seed draws it. `train.init_experts` says what an expert gets of a dense
 feed-forward: all of its hidden units; all, with Gaussian noise relative to the weights (a variant in Komatsuzaki et
-al.); or one of n equal parts, in turn (virtual groups: He et al. 2024, arXiv 2410.07524).
+al.); one of n equal parts, in turn (virtual groups: He et al. 2024, arXiv 2410.07524); or all but a random share that
+is drawn anew (Drop-Upcycling: Nakamura et al. 2025, arXiv 2502.19261).
 
 At another resolution, positions run over the grid of the parent, and t is shifted by the square root of the ratio of
 tokens (SD3, arXiv 2403.03206, equation 23), unless the settings say otherwise. `training/first_weights.py` makes the
@@ -149,6 +150,8 @@ def _why_upcycling_changes(config: RunConfig, theirs: RunConfig) -> str | None:
         return "experts process mixtures of tokens"
     if train.init_experts == "noise" and train.init_noise:
         return f"experts are copies with noise of train.init_noise={train.init_noise:g}"
+    if train.init_experts == "drop" and train.init_drop:
+        return f"experts have train.init_drop={train.init_drop:g} of their hidden units drawn anew"
     if row.rule in ("tokens", "fixed") and routing.capacity_factor is not None:
         return f"routing.capacity_factor={routing.capacity_factor:g} may drop tokens"
     if row.rule not in ("tokens", "fixed") and routing.capacity_factor != routing.num_experts:

@@ -83,6 +83,10 @@ class ModelConfig(Settings):
     position_side: Side | None = Field(
         **absent_at(None), description="tokens of a side over which positions run; None: those of the image"
     )
+    positions: Literal["sincos", "rope"] = Field(
+        **absent_at("sincos"),
+        description="of image tokens; sincos: a fixed table is added; rope: queries and keys turn by row and column",
+    )
     block: BlockName = Field(
         **absent_at(DEFAULT_BLOCK),
         description="pixart: cross-attention to a caption; dit: the class of an image, by adaLN-zero; mmdit: text and "
@@ -186,12 +190,16 @@ class TrainConfig(Settings):
     )
     init_fingerprint: Text | None = Field(**absent_at(None), description="of the files of these weights")
     init_weights: Literal["ema", "raw"] = Field(**absent_at("ema"), description="which of its weights are taken")
-    init_experts: Literal["copy", "noise", "split"] = Field(
+    init_experts: Literal["copy", "noise", "split", "drop"] = Field(
         **absent_at("copy"),
-        description="what experts get of a dense feed-forward: all of it, all with noise, or a part each",
+        description="what experts get of a dense feed-forward: all, all with noise, a part each, or all but what is "
+        "drawn anew",
     )
     init_noise: Share = Field(
         **absent_at(0.01), description="with train.init_experts=noise: of the standard deviation of the weights"
+    )
+    init_drop: Share = Field(
+        **absent_at(0.5), description="with train.init_experts=drop: share of the hidden units drawn anew"
     )
     init_optimizer: Literal["fresh", "carried"] = Field(
         **absent_at("fresh"), description="whether the optimizer begins anew or with the state of that run"

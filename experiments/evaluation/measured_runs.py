@@ -71,11 +71,13 @@ class EvaluateOptions:
     inception_weights: Path | None
     clip_model: Path | None
     again: bool
+    channels: int | None = None
+    """The number of channels that are guided. None stands for all."""
 
     def conditions(self, run: LoadedRun, scale: float) -> Conditions:
         """Returns the conditions for one run at one guidance scale. Raises `ConfigError` where they do not fit it."""
         config = run.config
-        guidance = Guidance(scale, *self.interval)
+        guidance = Guidance(scale, *self.interval, self.channels)
         sampler = SamplerSettings.asked(config, self.steps, guidance, self.shift, self.sampler)
         seed = config.data.seed if self.seed is None else self.seed
         return Conditions(self.images, self.batch_images, seed, self.weights, run.precision, sampler, run.ema_width)

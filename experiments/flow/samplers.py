@@ -36,11 +36,16 @@ Sampler = Callable[[Field, Tensor, list[float], Objective], Iterator[Tensor]]
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance of strength `scale` at times `start <= t <= stop`; a scale of 1 is no guidance."""
+    """Classifier-free guidance of strength `scale` at times `start <= t <= stop`; a scale of 1 is no guidance.
+
+    With `channels` only the first of them are guided, and the others are those of the caption: the public code of DiT
+    guides three of the four channels of a latent.
+    """
 
     scale: float = 1.0
     start: float = 0.0
     stop: float = 1.0
+    channels: int | None = None
 
     def covers(self, time: float) -> bool:
         """Returns whether both branches are needed at `time`."""
@@ -75,7 +80,10 @@ def guided(
         velocity, variance = field(x_BCHW.repeat(2, 1, 1, 1), time_B.repeat(2), both_captions)
         conditional, unconditional = velocity.chunk(2)
         own = None if variance is None else variance.chunk(2)[0]
-        return Predicted(torch.lerp(unconditional, conditional, guidance.scale), own)
+        mixed = torch.lerp(unconditional, conditional, guidance.scale)
+        if guidance.channels is not None:
+            mixed[:, guidance.channels :] = conditional[:, guidance.channels :]
+        return Predicted(mixed, own)
 
     return guided_field
 

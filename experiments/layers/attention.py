@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from experiments.accelerated import has_kernels
 from experiments.config.blocks import QkNorm, block_of
 from experiments.config.schema import RunConfig
+from experiments.layers.rotary import Rotation, rotated
 
 NORM_EPSILON = 1e-6
 """The epsilon of the layer norm without weights, as in DiT."""
@@ -87,21 +88,27 @@ class Attention(nn.Module):
             for linear in (self.query, self.key_value, self.out):
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, x_BTD: Tensor, context_BMD: Tensor, mask_B11M: Tensor | None = None) -> Tensor:
-        """Attends from the tokens `x_BTD` to the tokens `context_BMD` where the mask is True; returns [B, T, D]."""
-        query, (key, value) = self.queries(x_BTD), self.keys_and_values(context_BMD)
+    def forward(
+        self, x_BTD: Tensor, context_BMD: Tensor, mask_B11M: Tensor | None = None, rotation: Rotation | None = None
+    ) -> Tensor:
+        """Attends from the tokens `x_BTD` to the tokens `context_BMD` where the mask is True; returns [B, T, D].
+
+        With a `rotation`, which self-attention alone is given, queries and keys turn after their norm.
+        """
+        query, (key, value) = self.queries(x_BTD, rotation), self.keys_and_values(context_BMD, rotation)
         out_BTD: Tensor = self.out(attend(query, key, value, mask_B11M))
         return out_BTD
 
-    def queries(self, x_BTD: Tensor) -> Tensor:
-        """Returns the normalised queries of tokens, [B, H, T, K] with K elements of a head."""
+    def queries(self, x_BTD: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """Returns the normalised and turned queries of tokens, [B, H, T, K] with K elements of a head."""
         normed: Tensor = self.norm_query(self.query(x_BTD).unflatten(-1, (self.num_heads, -1)))
-        return normed.transpose(1, 2)
+        return (normed if rotation is None else rotated(normed, rotation)).transpose(1, 2)
 
-    def keys_and_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the normalised keys and the values of tokens, with the heads of keys and values in place of H."""
+    def keys_and_values(self, x_BTD: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the normalised and turned keys, and the values, with the heads of keys and values in place of H."""
         key, value = self.key_value(x_BTD).unflatten(-1, (2 * self.num_kv_heads, -1)).chunk(2, dim=2)
-        return self.norm_key(key).transpose(1, 2), value.transpose(1, 2)
+        normed: Tensor = self.norm_key(key)
+        return (normed if rotation is None else rotated(normed, rotation)).transpose(1, 2), value.transpose(1, 2)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask_B11M: Tensor | None = None) -> Tensor:

@@ -14,14 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.layers.attention import Attention, attend
+from experiments.layers.rotary import Rotation
 
 
 def joint_attention(
-    image: Attention, text: Attention, image_BTD: Tensor, text_BLD: Tensor, mask_B11L: Tensor
+    image: Attention,
+    text: Attention,
+    image_BTD: Tensor,
+    text_BLD: Tensor,
+    mask_B11L: Tensor,
+    rotation: Rotation | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns what the heads of both streams read of each other, [B, T, D] and [B, L, D], before their last maps."""
-    (key, value), (text_key, text_value) = image.keys_and_values(image_BTD), text.keys_and_values(text_BLD)
-    query = torch.cat((image.queries(image_BTD), text.queries(text_BLD)), dim=2)
+    """Returns what the heads of both streams read of each other, [B, T, D] and [B, L, D], before their last maps.
+
+    With a `rotation` image tokens turn by row and column, and text tokens, which have neither, do not turn.
+    """
+    key, value = image.keys_and_values(image_BTD, rotation)
+    text_key, text_value = text.keys_and_values(text_BLD)
+    query = torch.cat((image.queries(image_BTD, rotation), text.queries(text_BLD)), dim=2)
     num_tokens = image_BTD.shape[1]
     # Every image token may be attended to, so that the mask is extended by True in front.
     mask_B11M = F.pad(mask_B11L, (num_tokens, 0), value=True)

@@ -27,6 +27,7 @@ from experiments.config.schema import RunConfig
 from experiments.layers.attention import modulate
 from experiments.layers.block_mixture import BlockMixture
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
+from experiments.layers.rotary import Rotation, rotation_of_tokens
 from experiments.models.blocks.block import BlockOutput, Conditioning, build_block
 from experiments.models.embed import (
     Caption,
@@ -64,7 +65,8 @@ class DiT(nn.Module):
     1604.06174).
     """
 
-    position_TD: Tensor
+    position_TD: Tensor | None
+    """Fixed positions that are added to the tokens; None with rotary positions."""
 
     def __init__(self, config: RunConfig, share: ExpertShare = ALL_EXPERTS, checkpointed: bool = False) -> None:
         super().__init__()
@@ -79,8 +81,9 @@ class DiT(nn.Module):
         self.read_values = patch * (2 if config.flow.learned_sigma else 1)
         self.embed = nn.Linear(patch, model.width)
         side = data.image_size // model.patch_size
-        positions = sinusoidal_positions(model.width, side, row.columns_first, config.position_side)
-        self.register_buffer("position_TD", positions, persistent=False)
+        self.position_side, self.head_size = config.position_side, model.width // model.num_heads
+        turns, table = model.positions == "rope", (model.width, side, row.columns_first, config.position_side)
+        self.register_buffer("position_TD", None if turns else sinusoidal_positions(*table), persistent=False)
         self.time = TimeEmbedding(model.width, row.shared_modulation, model.time_scale)
         self.text = build_caption_encoder(config)
         self.blocks = nn.ModuleList([build_block(config, layer, share) for layer in range(model.num_layers)])
@@ -99,13 +102,14 @@ class DiT(nn.Module):
         conditioned on them, or precomputed features where the data have them.
         """
         dtype = self.embed.weight.dtype
-        patches_BTP, position_BTD = patchify(noisy_BCHW.to(dtype), self.patch_size), self.position_TD.to(dtype)
+        patches_BTP = patchify(noisy_BCHW.to(dtype), self.patch_size)
         if keep_BK is not None:
-            patches_BTP, position_BTD = gather_tokens(patches_BTP, keep_BK), position_BTD[keep_BK]
-        tokens_BTD = self.embed(patches_BTP) + position_BTD
+            patches_BTP = gather_tokens(patches_BTP, keep_BK)
+        tokens_BTD, rotation = self._with_positions(self.embed(patches_BTP), keep_BK)
         encoded: EncodedCaption = self.text(caption)
         alone_BD, vector_BD, modulation_B6D = self.time(time_B, encoded.pooled_BD)
-        conditioning, text_BLD = Conditioning(vector_BD, modulation_B6D, encoded.mask_B11L), encoded.text_BLD
+        conditioning = Conditioning(vector_BD, modulation_B6D, encoded.mask_B11L, rotation)
+        text_BLD = encoded.text_BLD
         context = _routing_context(tokens_BTD, time_B, alone_BD, encoded.dropped_B, keep_BK)
         if self.routes_by_caption:
             context = context._replace(caption_BD=encoded.vector())
@@ -118,6 +122,14 @@ class DiT(nn.Module):
         values_BKP = self.head(modulate(tokens_BTD, *self._head_modulation(vector_BD), self.fast))
         # Outputs for a learned variance stand behind the others. Only an objective that reads them is given them.
         return DiTOutput(values_BKP[..., : self.read_values], _summed_auxiliary_loss(answers), answers)
+
+    def _with_positions(self, tokens_BTD: Tensor, keep_BK: Tensor | None) -> tuple[Tensor, Rotation | None]:
+        """Adds the table of positions to the tokens, or returns by how much they turn in every self-attention."""
+        if self.position_TD is None:
+            side = self.image_size // self.patch_size
+            return tokens_BTD, rotation_of_tokens(self.head_size, side, self.position_side, keep_BK, tokens_BTD.device)
+        position_BTD = self.position_TD.to(tokens_BTD.dtype)
+        return tokens_BTD + (position_BTD if keep_BK is None else position_BTD[keep_BK]), None
 
     def _head_modulation(self, vector_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Returns shift and scale of the last layer norm, [B, 1, D] each."""

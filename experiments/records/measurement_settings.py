@@ -10,7 +10,7 @@ MAX_NUMBER = 1e12
 """The largest number of a setting that tables compute with."""
 NUMBERS_IN_SETTINGS = frozenset({
     "guidance", "guidance_start", "guidance_stop", "steps", "shift", "batch_images", "num_threads", "rounds",
-    "ema_width",
+    "ema_width", "guidance_channels",
 })  # fmt: skip
 """Settings of a measurement that tables compute with."""
 NOT_IN_SETTINGS = frozenset({

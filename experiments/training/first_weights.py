@@ -146,6 +146,8 @@ class FirstWeights:
         """Returns one expert made of a dense feed-forward, flattened."""
         train = self.config.train
         mine_FD = rows_FD.chunk(self.parts)[expert % self.parts].contiguous()
+        if train.init_experts == "drop":
+            mine_FD = self._with_units_anew(name, mine_FD, expert, state)
         if state:
             return mine_FD.flatten()
         if train.init_experts == "noise":
@@ -153,6 +155,25 @@ class FirstWeights:
             noise_FD = torch.randn(mine_FD.shape, generator=generator)
             mine_FD = mine_FD + train.init_noise * rows_FD.std() * noise_FD
         return (mine_FD * self.factor if ".w_out_" in name else mine_FD).flatten()
+
+    def _with_units_anew(self, name: str, rows_FD: Tensor, expert: int, state: str) -> Tensor:
+        """Returns a matrix in which a share of the hidden units is drawn anew (Drop-Upcycling, section 3.2).
+
+        They are normal with the mean and the standard deviation of the weights that they replace. Both matrices of an
+        expert draw the same units anew, as the paper says; its public code draws units for every matrix by itself.
+        """
+        train, block, cpu = self.config.train, name.partition(".ffn.")[0], torch.device("cpu")
+        of_units = expert_generator(f"{self.config.seed} {block} units", expert, cpu)
+        units = torch.randperm(len(rows_FD), generator=of_units)[: int(len(rows_FD) * train.init_drop)]
+        if not len(units):
+            return rows_FD
+        old, new_FD = rows_FD[units], rows_FD.clone()
+        if state:
+            new_FD[units] = 0  # as any new parameter begins
+        else:
+            generator = expert_generator(f"{self.config.seed} {name}", expert, cpu)
+            new_FD[units] = old.mean() + old.std() * torch.randn(old.shape, generator=generator)
+        return new_FD
 
     def _extended(self, name: str, start: int, stop: int, fresh: Tensor, state: str) -> Tensor:
         """Returns a stretch of a router [D, E] whose first columns are the parent's; those of more experts are new."""

@@ -60,6 +60,7 @@ def import_weights(
     sizes = public_sizes(tensors)
     config = _config_of(layout, sizes, objective, num_heads, top_k, file)
     model = DiT(config)
+    assert model.position_TD is not None, "the public networks add a table of positions"
     found = translated(tensors, sizes, model.position_TD)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     wrong = [

@@ -41,9 +41,14 @@ class SamplerSettings:
     ) -> SamplerSettings:
         """Returns what a command asks for; what is None is as the run samples while it trains.
 
-        Raises `ConfigError` for a shift that does not fit the objective.
+        Raises `ConfigError` for a shift that does not fit the objective, and for more channels than there are.
         """
         require_shift(shift, config.flow.objective)
+        if guidance.channels is not None and guidance.channels >= config.data.channels:
+            raise ConfigError(
+                f"--guidance-channels {guidance.channels} leaves none out: data.channels={config.data.channels}.",
+                "Leave out --guidance-channels to guide all.",
+            )
         own = cls.of(config)
         return cls(steps or own.num_steps, guidance, shift or own.shift, sampler)
 

@@ -44,6 +44,8 @@ class Conditions:
             "shift": self.sampler.shift,
             "precision": self.precision,
         }
+        if guidance.channels is not None:  # absent where all are guided, as in the rows of earlier versions
+            shown["guidance_channels"] = guidance.channels
         return shown | ({"batch_images": self.batch_images} if depends_on_batch(config) else {}) | self.marks
 
     def row(self, config: RunConfig, images_seen: int) -> EvalRow:

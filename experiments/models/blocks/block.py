@@ -20,6 +20,7 @@ from experiments.layers.attention import Attention
 from experiments.layers.block_mixture import BlockMixture
 from experiments.layers.expert_parallel import ExpertShare
 from experiments.layers.feed_forward import DenseFeedForward, RoutedFeedForward
+from experiments.layers.rotary import Rotation
 from experiments.routing.contract import FeedForwardOutput, RoutingContext
 
 
@@ -27,12 +28,14 @@ class Conditioning(NamedTuple):
     """Holds what all blocks of the model are conditioned on.
 
     vector_BD: the embedded time plus the embedded class or pooled caption. modulation_B6D: the modulation that all
-    blocks share, None where each has its own. mask_B11L: where text tokens are real, None without a caption.
+    blocks share, None where each has its own. mask_B11L: where text tokens are real, None without a caption. rotation: by
+    how much image tokens turn in self-attention, None without rotary positions.
     """
 
     vector_BD: Tensor
     modulation_B6D: Tensor | None
     mask_B11L: Tensor | None
+    rotation: Rotation | None = None
 
 
 class BlockOutput(NamedTuple):

@@ -62,6 +62,7 @@ class MMDiTBlock(Block):
             modulate(x_BTD, shift_a, scale_a, self.fast),
             modulate(text_BLD, text_shift, text_scale, self.fast),
             conditioning.mask_B11L,
+            conditioning.rotation,
         )
         x_BTD = gated_residual(x_BTD, gate_a, self.attention.out(image_BTD), self.fast)
         own = context._replace(residual_BTD=x_BTD)

@@ -42,7 +42,8 @@ class PixArtBlock(Block):
         mixed_B6D = conditioning.modulation_B6D + self.modulation_6D
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = mixed_B6D.unsqueeze(2).unbind(1)
         normed_BTD = modulate(x_BTD, shift_a, scale_a, self.fast)
-        x_BTD = gated_residual(x_BTD, gate_a, self.attention(normed_BTD, normed_BTD), self.fast)
+        mixed_BTD = self.attention(normed_BTD, normed_BTD, rotation=conditioning.rotation)
+        x_BTD = gated_residual(x_BTD, gate_a, mixed_BTD, self.fast)
         x_BTD = x_BTD + self.cross_attention(x_BTD, text_BLD, conditioning.mask_B11L)
         own = context._replace(residual_BTD=x_BTD)
         answer: FeedForwardOutput = self.ffn(modulate(x_BTD, shift_f, scale_f, self.fast), own)

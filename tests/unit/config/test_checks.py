@@ -57,6 +57,8 @@ WITH_A_WAY_OUT = [
     ("model.head_size=15", "model.head_size=15 is odd."),
     ("model.head_size=16 model.num_heads=2", "model.num_heads=2 does not fit model.head_size=16 and model.width=64."),
     ("model.head_size=64", "model.head_size=64 makes 1 heads of model.width=64, but nano shares a head of keys and"),
+    ("model.positions=rope model.width=60", "a head of 30 features is not divisible by 4."),
+    ("model.positions=rope model.head_size=2", "a head of 2 features is not divisible by 4."),
     ("model.base_width=64", "model.base_width=64 has no meaning with optim.parametrization=standard."),
     ("optim.parametrization=mup", "optim.parametrization=mup needs model.base_width, the width at which"),
     ("optim.rate_by_length=100 optim=rmsprop", "optim.rate_by_length=100 does not fit optim.name=rmsprop"),

@@ -75,10 +75,22 @@ def test_what_does_not_fit_a_parent_with_experts_is_one_line(routed: RunDir, set
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["init_fingerprint=abc", "init_experts=split", "init_noise=0.5", "init_weights=raw"])
+@pytest.mark.parametrize(
+    "name", ["init_fingerprint=abc", "init_experts=split", "init_noise=0.5", "init_drop=0.2", "init_weights=raw"]
+)
 def test_settings_without_a_parent_have_no_meaning(name: str) -> None:
     with pytest.raises(ConfigError, match=r"has no meaning without train\.init_from"):
         load_config([f"train.{name}"])
+
+
+@pytest.mark.parametrize("settings", ["train.init_drop=0.2", "train.init_drop=0.2 train.init_experts=noise",
+                                      "train.init_noise=0.2 train.init_experts=drop"])  # fmt: skip
+def test_settings_of_another_way_to_make_experts_have_no_meaning(dense: RunDir, settings: str) -> None:
+    name, way = settings.split("=")[0], settings.split("=")[-1]
+    with pytest.raises(
+        ConfigError, match=f"{name}=0.2 has no meaning with train.init_experts={way if way != '0.2' else 'copy'}"
+    ):
+        load_designed([*SMALL, *settings.split(), f"train.init_from={dense.path}"])
 
 
 def test_a_parent_that_is_gone_is_read_neither_for_a_run_that_has_begun(dense: RunDir, tmp_path: Path) -> None:

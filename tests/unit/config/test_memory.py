@@ -78,6 +78,7 @@ def resident(expected):
          "flow.learned_sigma=True"),
         (*MICRO, FP32, "routing.capacity_warmup_images=64", "routing.capacity_by_layer=1.5,1,0.5"),
         ("model=micro", "model.block=dit", "routing=shared_expert", FP32, "train.batch_images=16"),
+        (*MICRO, "model.positions=rope", "train.mask_ratio=0.5", "train.precision=bf16"),
         ("model=micro", "model.block=dit", "model.qk_norm=rms", "train.precision=bf16", "train.batch_images=16"),
         ("model=micro", "model.block=dit", "model.qk_norm=affine", "model.ffn=swiglu", FP32, "train.batch_images=16"),
         ("model=micro", "model.block=dit", FP32, "train.batch_images=64", "parallel.activation_checkpointing=True"),

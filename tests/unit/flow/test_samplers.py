@@ -149,6 +149,17 @@ def test_guidance_goes_from_the_unconditional_towards_and_past_the_conditional(s
     assert torch.equal(result.variance_BCHW, conditional.variance_BCHW)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_channels_beyond_the_guided_ones_are_those_of_the_caption(channels: int) -> None:
+    field, time = Field(), torch.full((2,), 0.5)
+    plain = field(NOISE, time, CAPTION).velocity_BCHW
+    all_guided = guided(field, CAPTION, NULL, Guidance(3.0))(NOISE, time).velocity_BCHW
+    result = guided(field, CAPTION, NULL, Guidance(3.0, channels=channels))(NOISE, time).velocity_BCHW
+    assert torch.equal(result[:, :channels], all_guided[:, :channels])
+    assert torch.equal(result[:, channels:], plain[:, channels:])
+    assert not torch.equal(plain, all_guided)
+
+
 def test_guidance_is_one_call_with_both_captions() -> None:
     field = Field()
     guided(field, CAPTION, NULL, Guidance(2.0))(NOISE, torch.ones(2))

@@ -129,6 +129,7 @@ SPLIT = (
     [
         FULL,
         (*FULL, "routing.gate_scale=2.0"),
+        (*FULL, "train.init_experts=drop", "train.init_drop=0.0"),
         (*FULL, "routing.shared_factor=2.0"),
         (*FULL, "routing.expert_bias=True"),
         (*FULL, "routing.unconditional_expert=True"),
@@ -157,6 +158,7 @@ def test_other_upcycling_keeps_the_function_too(
         (("routing=switch", "routing.capacity_factor=None", "routing.eval_capacity_factor=None"),
          "the gates of a token do not add up to 1"),
         ((*SPLIT, "routing.top_k=3"), "routing.top_k=3 does not take all 2 parts of a feed-forward"),
+        ((*FULL, "train.init_experts=drop"), "experts have train.init_drop=0.5 of their hidden units drawn anew"),
         ((*FULL, "train.init_experts=noise"), "experts are copies with noise of train.init_noise=0.01"),
         ((*FULL, "train.init_experts=split", "routing.expert_factor=1", "routing.unconditional_expert=True"),
          "the unconditional expert is as narrow as a part of a feed-forward"),
@@ -194,6 +196,38 @@ def test_noise_is_relative_to_the_weights_and_of_each_expert(
     noise = (stacked - matrix) / matrix.std()
     assert noise.std(dim=(1, 2)).tolist() == pytest.approx([0.1] * 4, rel=0.05)
     assert abs(float(torch.corrcoef(noise.flatten(1))[0, 1])) < 0.1
+
+
+def test_dropped_units_are_drawn_anew_for_each_expert_in_both_of_its_matrices(
+    dense: RunDir, begun: Callable[[RunConfig], Engine]
+) -> None:
+    """Half of them, as Drop-Upcycling says: normal, with the mean and deviation of the weights that they replace."""
+    found, theirs = weights_of(begun(child(dense, *FULL, "train.init_experts=drop"))), parent_weights(dense)
+    block, chosen = "blocks.1.ffn.", []
+    for old_FD, stacked_EFD in (
+        (theirs[f"{block}w_in.weight"], found[f"{block}experts.w_in_EFD"]),
+        (theirs[f"{block}w_out.weight"].T, found[f"{block}experts.w_out_EFD"]),
+    ):
+        anew_EF = (stacked_EFD != old_FD).all(dim=2)
+        assert torch.equal(anew_EF, (stacked_EFD != old_FD).any(dim=2))  # a unit is kept whole, or not at all
+        assert anew_EF.sum(dim=1).tolist() == [len(old_FD) // 2] * 4
+        for drawn_FD, units_F in zip(stacked_EFD, anew_EF, strict=True):
+            before, after = old_FD[units_F], drawn_FD[units_F]
+            assert float(after.std() / before.std()) == pytest.approx(1, abs=0.1)
+            assert float((after.mean() - before.mean()) / before.std()) == pytest.approx(0, abs=0.1)
+            assert abs(float(torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1])) < 0.1
+        chosen.append(anew_EF)
+    assert torch.equal(*chosen)
+    assert len({tuple(units_F.tolist()) for units_F in chosen[0]}) == 4
+
+
+def test_a_carried_optimizer_has_no_state_of_units_drawn_anew(dense: RunDir) -> None:
+    raw = ("train.init_optimizer=carried", "train.init_weights=raw", "train.init_experts=drop")
+    first, name = FirstWeights(child(dense, *FULL, *raw)), "blocks.1.ffn.experts.w_in_EFD"
+    rows_FD = torch.randn(128, 32)
+    state_FD, drawn_FD = (first._upcycled(name, rows_FD, 0, kind).view(128, 32) for kind in ("exp_avg", ""))
+    assert int((state_FD == 0).all(dim=1).sum()) == 64
+    assert torch.equal(state_FD == 0, drawn_FD != rows_FD)
 
 
 def test_the_parts_of_split_experts_are_disjoint_and_repeat(

@@ -94,6 +94,8 @@ def test_conditions_are_written_whole():
         "guidance": 4.0, "guidance_start": 0.1, "guidance_stop": 0.9, "steps": 3, "sampler": "euler", "shift": 1.0,
         "precision": "fp32",
     }  # fmt: skip
+    some = conditions(2, scale=4.0, channels=2).row(config, 640)
+    assert some.settings["guidance_channels"] == 2
     assert (row.images_seen, row.num_samples, row.seed, row.weights) == (640, len(CAPTIONS), 7, "ema")
 
 

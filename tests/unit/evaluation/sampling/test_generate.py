@@ -38,6 +38,13 @@ def test_an_image_is_the_same_alone_and_in_a_batch():
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
+def test_channels_that_leave_none_out_are_refused():
+    config = load_config([])
+    with pytest.raises(ConfigError, match=r"--guidance-channels 3 leaves none out: data.channels=3. Leave out"):
+        SamplerSettings.asked(config, None, Guidance(2.0, channels=3), None, "euler")
+    assert SamplerSettings.asked(config, None, Guidance(2.0, channels=2), None, "euler").guidance.channels == 2
+
+
 @pytest.mark.parametrize("case", [*CASES, LEARNED], ids=named)
 def test_every_objective_is_sampled_with_every_sampler_and_an_image_does_not_depend_on_its_batch(case):
     config, model = noisy_model("routing=dense", *(f"flow.{key}={value}" for key, value in case.items()))
