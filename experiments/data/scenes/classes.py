@@ -31,6 +31,11 @@ def class_name(number: int) -> str:
     return f"{kind}: {color} {shape}"
 
 
+def class_names(data: DataConfig) -> list[str]:
+    """Returns the names of all classes in the order of their numbers."""
+    return [class_name(number) for number in range(len(CLASSES))]
+
+
 def prompts_of(data: DataConfig, scenes: Sequence[Scene]) -> list[str] | list[int]:
     """Returns what a run is asked for when it is to show such scenes: their captions, or their classes."""
     if data.num_classes is None:
