@@ -33,6 +33,8 @@ from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.evaluation.sampling.settings import Conditions
 from experiments.records.record_types import EvalRow
 
+IMAGES_OF_CLASS = 4
+"""The images of a class where not all classes can be sampled: what sets classes apart needs several of each."""
 HELD_OUT_FIRST = 1 << 20
 """The number of the first image of the held-out split. It is far above the others, so that the noise differs."""
 
@@ -79,8 +81,9 @@ def caption_set(config: RunConfig, split: CaptionSplit, num_images: int) -> Capt
 
 
 def _spread_classes(num_classes: int, num_images: int) -> list[int]:
-    fewer = num_images < num_classes
-    return [number * num_classes // num_images if fewer else number % num_classes for number in range(num_images)]
+    """Returns classes in turn: all, or as many as have `IMAGES_OF_CLASS` images each, spread over all."""
+    num_asked = min(num_classes, max(1, num_images // IMAGES_OF_CLASS))
+    return [number % num_asked * num_classes // num_asked for number in range(num_images)]
 
 
 @dataclass(frozen=True)
