@@ -194,15 +194,13 @@ Captions = Annotated[
     ),
 ]
 Classes = Annotated[
-    list[int],
+    list[str],
     typer.Option(
         "--class",
-        min=0,
-        max=2**31 - 1,
-        metavar="N",
+        metavar="CLASS",
         default_factory=list,
         show_default=False,
-        help="A class to sample, for a run that is conditioned on classes; may be repeated.",
+        help="Name or number of a class to sample, for a run that is conditioned on classes; may be repeated.",
     ),
 ]
 CaptionFile = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,6 +22,32 @@ data = typer.Typer(help="Prepare real images for training, and check what was pr
 LISTED_ROWS = 5
 """The number of images left out that are listed; the file lists all."""
 TITLES = {"gib": "GiB", "cut_for_t5": "cut for T5", "cut_for_clip": "cut for CLIP"}
+ImageFiles = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A folder of images with captions or of folders of classes, .parquet or .tar (WebDataset), or a Hub "
+        "data set.",
+    ),
+]
+T5 = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers T5EncoderModel, for captions."),
+]
+Clip = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers CLIPTextModel, for captions.")
+]
+Text = Annotated[
+    Literal["captions", "labels"],
+    typer.Option(help="captions, or labels: the classes of images, which are their folders or a column."),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="As --caption-column, for --text labels. Default: folders of classes, or label, class, cls, ...",
+    ),
+]
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the data set.")]
 
 
@@ -34,16 +60,12 @@ def explain(context: typer.Context) -> None:
 
 @data.command()
 def prepare(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE", help="A folder of images with captions, .parquet or .tar (WebDataset), or a Hub data set."
-        ),
-    ],
+    source: ImageFiles,
     out: Folder,
     vae: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a diffusers AutoencoderKL.")],
-    t5: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers T5EncoderModel.")],
-    clip: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers CLIPTextModel.")],
+    t5: T5 = None,
+    clip: Clip = None,
+    text: Text = "captions",
     image_size: Annotated[int, typer.Option(min=8, max=4096, help="Pixels of a side, after a centre crop.")] = 256,
     max_tokens: Annotated[int, typer.Option(min=1, max=4096, help="T5 tokens of a caption, the rest is cut.")] = 120,
     validation_images: Annotated[
@@ -72,15 +94,17 @@ def prepare(
             metavar="NAME", help="As --image-column; json.title is a key in JSON. Default: caption, text, txt, ..."
         ),
     ] = None,
+    label_column: LabelColumn = None,
     as_json: Json = False,
 ) -> None:
-    """Turn captioned images into latents and text features. The same command continues it, or mends what is damaged.
+    """Turn images into latents, and their captions into text features. The same command continues or mends it.
 
-    Rows that cannot be used are left out and listed in OUT/left_out.jsonl: without a caption, with text that is not
-    UTF-8, damaged, larger than 67 megapixels, or outside of the folder of a table that names them.
+    Rows that cannot be used are left out and listed in OUT/left_out.jsonl: without a caption or label, with text that
+    is not UTF-8, damaged, larger than 67 megapixels, or outside of the folder of a table that names them. With --text
+    labels images have classes, and no text encoder is needed.
 
     Needs the extra ecdit[data]. On several nodes, start it with torchrun or srun and a shared OUT. Then train with:
-    ecdit train data.name=latents data.path=OUT
+    ecdit train data.name=latents data.path=OUT (and model.block=dit for labels)
     """
     rank, world, local_rank = _launched()
     (say if rank == 0 else _nothing)("importing torch ...")
@@ -91,6 +115,7 @@ def prepare(
         source=source, vae=vae, t5=t5, clip=clip, image_size=image_size, max_tokens=max_tokens,
         validation_images=validation_images, shard_images=shard_images, batch_images=batch_images, split=split,
         subset=subset, image_column=image_column, caption_column=caption_column,
+        text=text, label_column=label_column,
     )  # fmt: skip
     _make(request, out, processes, Launch(rank, world, local_rank), as_json)
 
@@ -145,6 +170,7 @@ def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object
         "train_images": index.num_images("train"),
         "validation_images": index.num_images("validation"),
         "left_out": index.num_damaged,
+        **({} if index.class_names is None else {"classes": len(index.class_names)}),
         **{f"cut_for_{encoder}": number for encoder, number in cut.items() if number is not None},
         "latents": f"{index.channels} x {index.latent_size} x {index.latent_size}",
         "gib": sum(file.num_bytes for file in index.files()) / 2**30,

@@ -87,12 +87,14 @@ def sample(
     from experiments.evaluation.exchange.image_folders import Prompt
 
     with progress("importing torch") as show:
+        from experiments.evaluation.sampling.latent_samples import with_data_set
         from experiments.evaluation.sampling.load_run import load_run
         from experiments.evaluation.sampling.prompts import asked_of
         from experiments.evaluation.sampling.settings import Conditions
         from experiments.training.host_memory import keep_freed_memory
 
         loaded = load_run(RunDir(run), weights, show.say, None if precision == "auto" else precision, ema)
+        loaded = with_data_set(loaded, data_set)
         config = loaded.config
         asked = asked_of(loaded, [prompt.text for prompt in given], classes, compute_map)
         keep_freed_memory(config)
@@ -101,7 +103,7 @@ def sample(
         noise_seed = config.data.seed if seed is None else seed
         num_images = checked_number(len(asked), per_caption)
         conditions = Conditions(num_images, batch_images, noise_seed, weights, loaded.precision, settings)
-        texts, made = _make(loaded, asked, per_caption, conditions, compute_map, vae, data_set, show)
+        texts, made = _make(loaded, asked, per_caption, conditions, compute_map, vae, show)
         prompts = given or [Prompt(text) for text in texts]
         show.part("drawing")
         files = _write(made, prompts, per_caption, grid_file, geneval, dsg)
@@ -126,7 +128,7 @@ def _prompts(captions: Sequence[str], caption_file: Path | None) -> list[Prompt]
 
 def _make(
     run: LoadedRun, asked: list[str] | list[int], per_caption: int, conditions: Conditions, wants_map: bool,
-    vae: str | None, data_set: Path | None, show: Display,
+    vae: str | None, show: Display,
 ) -> tuple[list[str], _Made]:  # fmt: skip
     """Samples every caption or class `per_caption` times; images are numbered across them.
 
@@ -140,7 +142,7 @@ def _make(
     from experiments.evaluation.sampling.prompts import texts_of
 
     if not captions_of(run.config).in_words and run.config.data.num_classes is None:
-        return _make_from_latents(run, len(asked), per_caption, conditions, vae, data_set, show)
+        return _make_from_latents(run, len(asked), per_caption, conditions, vae, show)
     caption_ids(run.config, asked)  # raises for words that the run has never seen, before the decoder is opened
     decode = opened_decoder(run, vae)
     prompts: Any = [each for each in asked for _ in range(per_caption)]
@@ -155,7 +157,7 @@ def _make(
 
 def _make_from_latents(
     run: LoadedRun, num_captions: int, per_caption: int, conditions: Conditions, vae: str | None,
-    data_set: Path | None, show: Display,
+    show: Display,
 ) -> tuple[list[str], _Made]:  # fmt: skip
     """Samples the first captions of the validation set, each `per_caption` times, and decodes them."""
     from experiments.evaluation.sampling.batches import num_calls
@@ -163,7 +165,7 @@ def _make_from_latents(
 
     num_images = num_captions * per_caption
     on_call = show.counter(num_calls(num_images, conditions, run.config), f"sampling {num_images} images")
-    made = sample_validation(run, num_captions, per_caption, conditions, vae, data_set, on_call)
+    made = sample_validation(run, num_captions, per_caption, conditions, vae, on_call)
     unjudged: list[Verdict | None] = [None] * len(made.images_BCHW)
     return made.captions, _Made(run, made.images_BCHW, unjudged, None)
 

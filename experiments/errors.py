@@ -61,9 +61,11 @@ class RunFailedError(EcditError):
     exit_code = 1
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Returns a hint that names the closest of `choices`, or all of them when none is close."""
+def did_you_mean(word: str, choices: Iterable[str], otherwise: str = "") -> str:
+    """Returns a hint that names the closest of `choices`, or when none is close says `otherwise`, or names all."""
     known = sorted(choices)
     by_lower_case = {choice.lower(): choice for choice in known}
     close = difflib.get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.6)
-    return f"Did you mean {by_lower_case[close[0]]!r}?" if close else f"Choose from: {', '.join(known)}."
+    if close:
+        return f"Did you mean {by_lower_case[close[0]]!r}?"
+    return otherwise or f"Choose from: {', '.join(known)}."

@@ -34,7 +34,14 @@ from experiments.records.record_types import (
 )
 from experiments.records.run_folder import RunDir
 from experiments.training.host_memory import M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-from tests.real_images import need_data_extra, save_encoders, small_request, write_sidecars
+from tests.real_images import (
+    labelled_request,
+    need_data_extra,
+    save_encoders,
+    small_request,
+    write_class_folders,
+    write_sidecars,
+)
 from tests.seconds import measured
 from tests.wandb_server import Server, serving
 
@@ -235,6 +242,17 @@ def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     transformers.utils.logging.disable_progress_bar()
     datasets.config.HF_DATASETS_CACHE = str(tmp_path_factory.mktemp("datasets-cache"))
     return save_encoders(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.fixture(scope="session")
+def labelled_set(encoder_folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set of 26 training and 4 validation images of three classes. Not to be changed."""
+    from experiments.data.prepare.job import prepare
+
+    folder = tmp_path_factory.mktemp("labelled")
+    source = write_class_folders(folder / "source", 30)
+    prepare(labelled_request(source, encoder_folders, validation_images=4), folder / "set")
+    return folder / "set"
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,18 @@ def write_webdataset(folder: Path, number: int) -> Path:
     return folder / "part.tar"
 
 
+CLASS_NAMES = ("cat", "dog", "zebra finch")
+
+
+def write_class_folders(folder: Path, number: int) -> Path:
+    """A tree of images whose folders are their classes, in turns; one image lies a folder deeper."""
+    for place, (image, _) in enumerate(captioned_images(number)):
+        inside = folder / CLASS_NAMES[place % len(CLASS_NAMES)] / ("deeper" if place == 0 else "")
+        inside.mkdir(parents=True, exist_ok=True)
+        (inside / f"{place:03d}.png").write_bytes(as_bytes(image, "png"))
+    return folder
+
+
 SOURCES: dict[str, Callable[[Path, int], Path]] = {
     "sidecars": write_sidecars,
     "metadata": write_metadata,
@@ -176,6 +188,11 @@ def small_request(source: Path, encoders: dict[str, str], **settings: Any) -> Re
 
     small: dict[str, Any] = {"image_size": IMAGE_SIZE, "max_tokens": MAX_TOKENS, "shard_images": 8, "batch_images": 3}
     return Request(source=str(source), **encoders, **(small | settings))
+
+
+def labelled_request(source: Path, encoders: dict[str, str], **settings: Any) -> Request:
+    """As `small_request`, for a source whose images have classes: no text encoder is named."""
+    return small_request(source, {"vae": encoders["vae"]}, **({"text": "labels"} | settings))
 
 
 def tensors_of(folder: Path, split: str, name: str) -> torch.Tensor:

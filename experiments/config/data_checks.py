@@ -41,9 +41,12 @@ def _check_condition(config: RunConfig) -> None:
     other = " or ".join(conditioned_by("caption" if BLOCKS[block].condition == "class" else "class"))
     if BLOCKS[block].condition == "class" and data.num_classes is None:
         labelled = " or ".join(name for name, other_row in DATA_SETS.items() if other_row.num_classes is not None)
+        set_of, way_out = f"data.name={data.name}", f"Use data.name={labelled}"
+        if data.path is not None:
+            set_of, way_out = f"the data set {data.path}", "Prepare it with `ecdit data prepare --text labels`"
         raise ConfigError(
-            f"model.block={block} is conditioned on classes, which data.name={data.name} does not have.",
-            f"Use data.name={labelled}, or model.block={other}.",
+            f"model.block={block} is conditioned on classes, which {set_of} does not have.",
+            f"{way_out}, or use model.block={other}.",
         )
     if BLOCKS[block].condition == "caption" and (data.num_classes is not None or row.captions is None):
         given = f"data.name={data.name}" if row.captions is None else f"data.num_classes={data.num_classes}"

@@ -1,9 +1,10 @@
 """Reads `index.json` of a data set that `ecdit data prepare` wrote, and derives the settings of runs on it.
 
 A data set is a folder of safetensors shards, which can be mapped into memory, and this index, which is written last: a
-folder with an index is complete. Shapes, widths and the fingerprint of a data set become settings of every run on it
-(`data.channels`, `data.fingerprint`, ...), so that a run can tell its data set from another one. The fingerprint covers
-the checksums of all files and what decodes them, never a path: a data set may be moved and copied.
+folder with an index is complete. Its images have captions, or classes. Shapes, widths and the fingerprint of a data set
+become settings of every run on it (`data.channels`, `data.fingerprint`, ...), so that a run can tell its data set from
+another one. The fingerprint covers the checksums of all files, what decodes them, and the order of the classes, never a
+path: a data set may be moved and copied.
 
 A shard of N images with M text tokens together holds the tensors (float16 where no type is given)
     latent_mean_NCHW, latent_std_NCHW   of the VAE's posterior, before scale and shift
@@ -11,8 +12,11 @@ A shard of N images with M text tokens together holds the tensors (float16 where
     pooled_NU                           CLIP's pooled features
     caption_bytes, caption_start_N1     captions as UTF-8 (uint8, int64)
     row_N (int64)                       row of the source
-The file of the empty caption has the same tensors except the latents. `experiments.data.sources.latents` reads these
-files, and `experiments.data.prepare.job` writes them. This module does not import torch.
+A shard of a labelled set has in place of captions
+    label_N (int64)                     the class, from 0 to the number of `class_names` - 1
+The file of the empty caption has the tensors of a captioned shard except the latents; a labelled set has no such file.
+`experiments.data.sources.latents` reads these files, and `experiments.data.prepare.job` writes them. This module does
+not import torch.
 """
 
 from __future__ import annotations
@@ -22,9 +26,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from experiments.errors import ConfigError
 from experiments.inputs import MAX_ROWS_BYTES, parse_json, read_input
@@ -40,9 +44,13 @@ MAX_IMAGE_SIZE = 4096
 """The largest side, in pixels, to which images are resized."""
 MAX_CAPTION_LENGTH = 4096
 MAX_WIDTH = 2**16
+MAX_CLASSES = 2**16
+MAX_CLASS_NAME = 2**16
+"""The most characters of the name of a class, as of a caption."""
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Size = Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+ClassName = Annotated[str, Field(min_length=1, max_length=MAX_CLASS_NAME)]
 
 
 class _Entry(BaseModel):
@@ -61,11 +69,12 @@ class Shard(FileEntry):
     """Describes a shard of one split. `source_sha256` is the hash of the image files and captions in it.
 
     `num_cut_t5` and `num_cut_clip` count captions that were too long for an encoder; None where this was not counted.
+    They and `num_tokens`, the tokens of all captions, are None where images have classes.
     """
 
     split: SetSplit
     num_images: Count
-    num_tokens: Count
+    num_tokens: Count | None = None
     source_sha256: str
     num_cut_t5: Count | None = None
     num_cut_clip: Count | None = None
@@ -97,20 +106,33 @@ class DataSetIndex(_Entry):
     """Pixels of a side, before encoding."""
     latent_size: Size
     channels: Width
-    caption_length: Annotated[int, Field(ge=1, le=MAX_CAPTION_LENGTH)]
-    """The most text tokens of a caption, to which captions are padded."""
-    text_width: Width
-    pooled_width: Width
+    caption_length: Annotated[int, Field(ge=1, le=MAX_CAPTION_LENGTH)] | None = None
+    """The most text tokens of a caption, to which captions are padded; this and what else belongs to captions is None
+    where images have classes."""
+    text_width: Width | None = None
+    pooled_width: Width | None = None
+    class_names: Annotated[tuple[ClassName, ...], Field(min_length=1, max_length=MAX_CLASSES)] | None = None
+    """The classes in the order of their numbers; None where images have captions."""
     scaling_factor: float
     """The model sees (latent - shift_factor) * scaling_factor."""
     shift_factor: float
     vae: Encoder
-    t5: Encoder
-    clip: Encoder
+    t5: Encoder | None = None
+    clip: Encoder | None = None
     source: Source
-    empty_caption: FileEntry
+    empty_caption: FileEntry | None = None
     shards: tuple[Shard, ...]
     num_damaged: Count
+
+    @model_validator(mode="after")
+    def _has_captions_or_classes(self) -> Self:
+        """Raises `ValueError` where it has a part of what belongs to captions, or that and classes."""
+        of_captions = (
+            self.caption_length, self.text_width, self.pooled_width, self.t5, self.clip, self.empty_caption
+        )  # fmt: skip
+        if {each is None for each in of_captions} != {self.class_names is not None}:
+            raise ValueError("neither captions nor classes")
+        return self
 
     def num_images(self, split: SetSplit) -> int:
         """Returns the number of images of a split over all shards."""
@@ -123,13 +145,13 @@ class DataSetIndex(_Entry):
 
     def files(self) -> tuple[FileEntry, ...]:
         """Returns the entries of all files of tensors."""
-        return (self.empty_caption, *self.shards)
+        return self.shards if self.empty_caption is None else (self.empty_caption, *self.shards)
 
 
 def fingerprint_of(content: Mapping[str, Any]) -> str:
     """Returns hex digits of the SHA-256 of an index's JSON content without paths, so that a moved data set keeps it."""
     named = {key: value for key, value in content.items() if key not in ("fingerprint", "source")}
-    for encoder in ("vae", "t5", "clip"):
+    for encoder in {"vae", "t5", "clip"} & content.keys():
         named[encoder] = {key: value for key, value in content[encoder].items() if key != "path"}
     text = json.dumps(named, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
@@ -190,9 +212,10 @@ def _settings_of(index: DataSetIndex) -> dict[str, Any]:
         "image_size": index.latent_size,
         "channels": index.channels,
         "vocab_size": None,
-        "caption_length": index.caption_length,
+        "caption_length": index.caption_length or 1,  # a class stands in the place of a caption of one token
         "text_width": index.text_width,
         "pooled_width": index.pooled_width,
+        "num_classes": None if index.class_names is None else len(index.class_names),
     }
 
 

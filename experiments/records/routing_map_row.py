@@ -39,4 +39,17 @@ class RoutingMapRow(Record):
     )
     experts_by_position: list[Number] | None = Field(None, description="[T] mean experts per token at each position")
     load_by_position: list[list[Number]] | None = Field(None, description="[E][T] share of position's assignments")
+    load_by_class: dict[str, dict[str, list[Number]]] | None = Field(
+        None, description="attribute of the class -> its value -> [E] share of assignments; at few times, and over all"
+    )
+    load_entropy: list[Number] | None = Field(
+        None, description="[1 + G] entropy of load, divided by log E; of all images, then without each of G groups"
+    )
+    position_information: list[Number] | None = Field(
+        None, description="[1 + G] mutual information of expert and position, divided by log E; as load_entropy"
+    )
+    time_information: list[Number] | None = Field(None, description="[1 + G] the same of expert and time")
+    class_information: dict[str, list[Number]] | None = Field(
+        None, description="attribute -> [1 + G] the same of expert and class, minus that of exchanged classes"
+    )
     load_by_kind: dict[str, list[Number]] | None = Field(None, description="caption kind -> [E] share of assignments")

@@ -44,6 +44,11 @@ def test_images_of_the_classes_that_were_named(labelled: Path, tmp_path: Path, c
     assert str(grid) in printed["files"]
 
 
+def test_a_class_may_be_named(labelled: Path, capsys: Captured) -> None:
+    assert run(["sample", str(labelled), "--class", "counting: red circle", "--json", *QUICK]) == 0
+    assert json.loads(capsys.readouterr().out)["images"][0]["caption"] == "counting: red circle"
+
+
 def test_without_classes_some_far_apart_are_shown(labelled: Path, capsys: Captured) -> None:
     assert run(["sample", str(labelled), *QUICK]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1 + 6
@@ -61,8 +66,9 @@ def test_a_caption_for_classes_and_the_reverse_are_one_line(labelled: Path, capt
     ("label", "message"),
     [
         ("384", "class 384 does not exist: the run has 384 classes. Name one from 0 to 383."),
-        ("-1", "Invalid value for '--class': Input should be greater than or equal to 0, not -1."),
-        (str(10**30), f"Invalid value for '--class': Input should be less than or equal to 2147483647, not {10**30}."),
+        ("-1", "class -1 does not exist: the run has 384 classes. Name one from 0 to 383."),
+        (str(10**30), "has names of classes, and not this one. Name one from 0 to 383."),
+        ("position: red circel", "has names of classes, and not this one. Did you mean 'position: red circle'?"),
     ],
 )
 def test_a_class_that_does_not_exist_is_one_line(label: str, message: str, labelled: Path, capsys: Captured) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from experiments.config.prepared_set import Encoder
 from experiments.data.prepare.encoder_configs import read_encoder_config, read_vae_config
+from experiments.data.prepare.encoding import EncodedTexts
 from experiments.errors import ConfigError
 from experiments.inputs import sha256_of_files
 from experiments.libraries import library
@@ -36,19 +37,17 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "v
 
 @dataclass(frozen=True)
 class EncoderFolders:
-    """Holds the folders of the three encoders on this machine, each with the hash of its files."""
+    """Holds the folders of the encoders on this machine by name, and their descriptions with hashes of their files."""
 
-    vae: Encoder
-    t5: Encoder
-    clip: Encoder
+    entries: dict[str, Encoder]
     folders: dict[str, Path]
 
 
-def find_encoders(vae: str, t5: str, clip: str) -> EncoderFolders:
+def find_encoders(paths: Mapping[str, str]) -> EncoderFolders:
     """Finds encoders given as folders or as Hub names, which it downloads. Raises `ConfigError` for anything else."""
-    found = {name: find_encoder(name, path) for name, path in (("vae", vae), ("t5", t5), ("clip", clip))}
+    found = {name: find_encoder(name, path) for name, path in paths.items()}
     entries = {name: entry for name, (entry, _) in found.items()}
-    return EncoderFolders(**entries, folders={name: folder for name, (_, folder) in found.items()})
+    return EncoderFolders(entries, {name: folder for name, (_, folder) in found.items()})
 
 
 def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
@@ -63,9 +62,9 @@ def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
     return entry, folder
 
 
-def encoder_folders(vae: str, t5: str, clip: str) -> dict[str, Path]:
+def encoder_folders(paths: Mapping[str, str]) -> dict[str, Path]:
     """Returns the folders of the encoders by name, without reading their files as `find_encoders` does."""
-    return {name: _folder(name, path) for name, path in (("vae", vae), ("t5", t5), ("clip", clip))}
+    return {name: _folder(name, path) for name, path in paths.items()}
 
 
 def tokenizer_folder(folder: Path) -> Path:
@@ -73,19 +72,6 @@ def tokenizer_folder(folder: Path) -> Path:
     beside = folder.parent / _tokenizer_of(folder.name)
     has_own = any((folder / name).is_file() for name in TOKENIZER_FILES)
     return folder if has_own or not beside.is_dir() else beside
-
-
-@dataclass(frozen=True)
-class EncodedCaptions:
-    """Holds the token features of each caption, [L', V] without padding, and the pooled ones, in float16.
-
-    `num_cut_t5` and `num_cut_clip` captions had more tokens than the encoder was given.
-    """
-
-    features: list[Tensor]
-    pooled_BU: Tensor
-    num_cut_t5: int
-    num_cut_clip: int
 
 
 class Autoencoder:
@@ -140,16 +126,28 @@ class TextEncoders:
         )
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> EncodedCaptions:
-        """Returns the features of both encoders; a caption that is too long is cut and keeps its end token."""
+    def encode(self, captions: Sequence[str]) -> EncodedTexts:
+        """Returns the captions and the features of both encoders, those of tokens without padding.
+
+        A caption that is too long is cut and keeps its end token. Lengths stand in place of starts, so that batches can
+        be concatenated.
+        """
         tokens, num_cut_t5 = self._tokens(self._t5_tokenizer, captions, self._max_tokens)
         features = _stored(self._t5(**tokens).last_hidden_state, "T5 features")
         lengths = tokens["attention_mask"].sum(dim=1).tolist()
         places = int(self._clip.config.max_position_embeddings)
         clip_tokens, num_cut_clip = self._tokens(self._clip_tokenizer, captions, places)
         pooled_BU = _stored(self._clip(**clip_tokens).pooler_output, "CLIP features")
-        each = [row[:length].clone() for row, length in zip(features, lengths, strict=True)]
-        return EncodedCaptions(each, pooled_BU, num_cut_t5, num_cut_clip)
+        each = [row[:length] for row, length in zip(features, lengths, strict=True)]
+        written = [caption.encode() for caption in captions]
+        tensors = {
+            "text_MV": torch.cat(each),
+            "text_length_N": torch.tensor(lengths),
+            "pooled_NU": pooled_BU,
+            "caption_bytes": torch.tensor(list(b"".join(written)), dtype=torch.uint8),
+            "caption_length_N": torch.tensor([len(caption) for caption in written]),
+        }
+        return EncodedTexts(tensors, num_cut_t5, num_cut_clip)
 
     def _tokens(self, tokenizer: Any, captions: Sequence[str], max_length: int) -> tuple[dict[str, Tensor], int]:
         """Returns the tokens, padded on the right, and how many captions were cut."""

@@ -18,13 +18,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from experiments.data.prepare.encoders import Autoencoder, EncodedCaptions, TextEncoders
 from experiments.data.prepare.pairing import image_formats
 from experiments.data.prepare.source import SourceRows
 from experiments.data.prepare.source_rows import UnusableRowError
@@ -63,14 +63,40 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class EncodedTexts:
+    """Holds what is stored of the captions or labels of a batch, by name.
+
+    `num_cut_t5` and `num_cut_clip` captions had more tokens than the encoder was given; None for labels.
+    """
+
+    tensors: dict[str, Tensor]
+    num_cut_t5: int | None = None
+    num_cut_clip: int | None = None
+
+
+class EncodesTexts(Protocol):
+    """Encodes the captions of images, or numbers their classes."""
+
+    def encode(self, captions: Sequence[str]) -> EncodedTexts:
+        """Returns what is stored of them, in their order."""
+
+
+class EncodesImages(Protocol):
+    """Encodes images to posteriors of latents, as `Autoencoder` does."""
+
+    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and standard deviation of the posterior, float16 [B, C, H, W]."""
+
+
+@dataclass(frozen=True)
 class EncodedRows:
     """Holds a shard's tensors by name, and the rows left out. `source_sha256` hashes all its files and captions."""
 
     tensors: dict[str, Tensor]
     left_out: list[LeftOutRow]
     source_sha256: str
-    num_cut_t5: int = 0
-    num_cut_clip: int = 0
+    num_cut_t5: int | None = None
+    num_cut_clip: int | None = None
 
 
 def encode_rows(
@@ -78,14 +104,14 @@ def encode_rows(
     rows: Sequence[int],
     image_size: int,
     batch_images: int,
-    vae: Autoencoder,
-    text: TextEncoders,
+    vae: EncodesImages,
+    text: EncodesTexts,
     on_rows: Callable[[int], None] = lambda num_rows: None,
 ) -> EncodedRows:
     """Encodes `rows` in their order to a shard's content; `on_rows` is called with the number of rows of each batch."""
     left_out: list[LeftOutRow] = []
     parts: list[dict[str, Tensor]] = []
-    captions: list[EncodedCaptions] = []
+    texts: list[EncodedTexts] = []
     digest = hashlib.sha256()
     with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode") as threads:
         for first in range(0, len(rows), batch_images):
@@ -94,23 +120,23 @@ def encode_rows(
             left_out += [answer for answer in answers if isinstance(answer, LeftOutRow)]
             loaded = [answer for answer in answers if isinstance(answer, Loaded)]
             if loaded:
-                captions.append(text.encode([one.caption for one in loaded]))
-                parts.append(_tensors(loaded, *vae.encode(_pixels(loaded)), captions[-1]))
+                texts.append(text.encode([one.caption for one in loaded]))
+                parts.append(texts[-1].tensors | _image_tensors(loaded, *vae.encode(_pixels(loaded))))
                 digest.update(b"".join(one.sha256 for one in loaded))
             on_rows(len(here))
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
     for name in ("text", "caption"):
-        if parts:
+        if f"{name}_length_N" in tensors:
             tensors[f"{name}_start_N1"] = _starts(tensors.pop(f"{name}_length_N"))
-    cut = (sum(one.num_cut_t5 for one in captions), sum(one.num_cut_clip for one in captions))
+    cut = _total([one.num_cut_t5 for one in texts]), _total([one.num_cut_clip for one in texts])
     return EncodedRows(tensors, left_out, digest.hexdigest(), *cut)
 
 
-def encode_empty_caption(text: TextEncoders) -> dict[str, Tensor]:
-    """Returns the tensors of the empty caption's file, which are those of a shard of one image without latents."""
-    encoded = text.encode([""])
-    (text_TV,) = encoded.features
-    return {"text_MV": text_TV, "text_start_N1": torch.tensor([0, len(text_TV)]), "pooled_NU": encoded.pooled_BU}
+def encode_empty_caption(text: EncodesTexts) -> dict[str, Tensor]:
+    """Returns the features of the empty caption's file, which are those of a shard of one image."""
+    encoded = text.encode([""]).tensors
+    start_N1 = _starts(encoded["text_length_N"])
+    return {"text_MV": encoded["text_MV"], "text_start_N1": start_N1, "pooled_NU": encoded["pooled_NU"]}
 
 
 def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOutRow:
@@ -171,21 +197,15 @@ def _pixels(loaded: Sequence[Loaded]) -> Tensor:
     return torch.stack([one.pixels_CHW for one in loaded])
 
 
-def _tensors(
-    loaded: Sequence[Loaded], mean_BCHW: Tensor, std_BCHW: Tensor, encoded: EncodedCaptions
-) -> dict[str, Tensor]:
-    """Returns what is stored of one batch, with lengths in place of starts so that batches can be concatenated."""
-    captions = [one.caption.encode() for one in loaded]
-    return {
-        "latent_mean_NCHW": mean_BCHW,
-        "latent_std_NCHW": std_BCHW,
-        "text_MV": torch.cat(encoded.features),
-        "text_length_N": torch.tensor([len(text_TV) for text_TV in encoded.features]),
-        "pooled_NU": encoded.pooled_BU,
-        "caption_bytes": torch.tensor(list(b"".join(captions)), dtype=torch.uint8),
-        "caption_length_N": torch.tensor([len(caption) for caption in captions]),
-        "row_N": torch.tensor([one.row for one in loaded]),
-    }
+def _image_tensors(loaded: Sequence[Loaded], mean_BCHW: Tensor, std_BCHW: Tensor) -> dict[str, Tensor]:
+    """Returns what is stored of the images of one batch."""
+    rows_N = torch.tensor([one.row for one in loaded])
+    return {"latent_mean_NCHW": mean_BCHW, "latent_std_NCHW": std_BCHW, "row_N": rows_N}
+
+
+def _total(counts: Sequence[int | None]) -> int | None:
+    given = [count for count in counts if count is not None]
+    return sum(given) if len(given) == len(counts) else None
 
 
 def _starts(length_N: Tensor) -> Tensor:

@@ -19,9 +19,11 @@ from queue import Empty
 import torch
 
 from experiments.data.prepare.encoders import Autoencoder, TextEncoders, encoder_folders
-from experiments.data.prepare.encoding import EncodedRows, encode_empty_caption, encode_rows
+from experiments.data.prepare.encoding import EncodedRows, EncodesTexts, encode_empty_caption, encode_rows
+from experiments.data.prepare.labels import LabelEncoder, with_classes
 from experiments.data.prepare.shards import Request, SetFolder, ShardTask
 from experiments.data.prepare.source import SourceRows, open_source
+from experiments.data.prepare.text_columns import CAPTIONS, LABELS
 from experiments.errors import EcditError, RunFailedError
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -36,8 +38,12 @@ class ShardEncoder:
     def __init__(self, request: Request, device: torch.device) -> None:
         self._request = request
         self._source = open_request(request)
-        folders = encoder_folders(request.vae, request.t5, request.clip)
-        self._text = TextEncoders(folders["t5"], folders["clip"], request.max_tokens, device)
+        folders = encoder_folders(request.encoders)
+        self._text: EncodesTexts
+        if self._source.class_names is not None:
+            self._text = LabelEncoder(self._source.class_names)
+        else:
+            self._text = TextEncoders(folders["t5"], folders["clip"], request.max_tokens, device)
         self._vae = Autoencoder(folders["vae"], device)
 
     def encode(self, task: ShardTask, on_rows: OnRows) -> EncodedRows:
@@ -49,8 +55,13 @@ class ShardEncoder:
 
 
 def open_request(request: Request) -> SourceRows:
-    """Returns the rows of the source that `request` names."""
-    return open_source(request.source, request.split, request.subset, request.image_column, request.caption_column)
+    """Returns the rows of the source that `request` names, with their classes where it asks for labels."""
+    if request.text == "captions":
+        text, column = CAPTIONS, request.caption_column
+    else:
+        text, column = LABELS, request.label_column
+    source = open_source(request.source, request.split, request.subset, request.image_column, column, text)
+    return with_classes(source) if text is LABELS else source
 
 
 def encode_shards(

@@ -25,6 +25,9 @@ from experiments.data.prepare.source_rows import (
     listed_as,
 )
 from experiments.inputs import read_input
+from experiments.text import encodable
+
+OUTSIDE_CLASSES = "an image outside of the folders of classes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,14 @@ class FileRows:
             path = inside(self.folder, file.name) if file.is_named else self.folder / file.name
             return Row(read_input(path, MAX_IMAGE_BYTES), self._caption(file), file.name)
 
+    def text(self, number: int) -> str | None:
+        """Returns the caption or label of a row. Raises `UnusableRowError` where its text cannot be used."""
+        file = self.files[number]
+        if file.problem:
+            raise UnusableRowError(file.name, file.problem)
+        with listed_as(file.name):
+            return self._caption(file)
+
     def _caption(self, file: ImageFile) -> str | None:
         if not file.caption_file:
             return as_caption(file.caption)
@@ -83,6 +94,11 @@ class JoinedRows:
         """Returns row `number`. Raises `UnusableRowError` where it cannot be used."""
         from_second = number - len(self.first)
         return self.first.read(number) if from_second < 0 else self.second.read(from_second)
+
+    def text(self, number: int) -> str | None:
+        """Returns the caption or label of row `number`. Raises `UnusableRowError` where it cannot be used."""
+        from_second = number - len(self.first)
+        return self.first.text(number) if from_second < 0 else self.second.text(from_second)
 
 
 def inside(folder: Path, name: object) -> Path:
@@ -118,6 +134,25 @@ def list_folder(folder: Path) -> tuple[list[str], list[ImageFile]]:
         problems += [ImageFile(relative(path), problem="a link to a folder, which is not followed") for path in links]
         names += [relative(os.path.join(where, name)) for name in files if not is_hidden(name)]
     return sorted(names, key=lambda name: name.split("/")), sorted(problems, key=lambda one: one.name)
+
+
+def classes_of_folders(folder: Path, images: Sequence[str]) -> list[ImageFile]:
+    """Returns the images of a tree whose first folder is the class, and the folders and images that are left out."""
+    files = [
+        ImageFile(name, caption=name.partition("/")[0]) if "/" in name else ImageFile(name, problem=OUTSIDE_CLASSES)
+        for name in images
+    ]
+    with os.scandir(folder) as entries:
+        folders = sorted(each.name for each in entries if each.is_dir(follow_symlinks=False))
+    full = {file.caption for file in files}
+    empty = [name for name in folders if name not in full and not is_hidden(name)]
+    return [*files, *(ImageFile(f"{name}/", problem="a class folder without images") for name in empty)]
+
+
+def named_folders(files: Sequence[ImageFile]) -> tuple[str, ...]:
+    """Returns the classes of `classes_of_folders`, sorted by name; names that are no Unicode are listed by rows."""
+    names = {str(file.caption) for file in files if file.caption is not None}
+    return tuple(sorted(name for name in names if encodable(name) == name))
 
 
 def captioned_beside(names: Sequence[str], endings: Endings) -> tuple[list[ImageFile], str] | None:

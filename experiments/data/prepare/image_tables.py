@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import numpy as np
 from pyarrow import parquet
 
 from experiments.data.prepare.folders import inside
-from experiments.data.prepare.path_tables import find_caption_column, read_schema
+from experiments.data.prepare.path_tables import find_text_column, read_schema
 from experiments.data.prepare.source_rows import MAX_IMAGE_BYTES, Row, as_caption, listed_as, look_up
+from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
 from experiments.errors import ConfigError, did_you_mean
 from experiments.inputs import read_input
 from experiments.libraries import library
@@ -28,6 +30,8 @@ from experiments.text import first_line
 
 IMAGE_COLUMNS = ("image", "jpg", "png", "jpeg")
 """Names of image columns, used where no column has the type of images."""
+NO_CLASS = -1
+"""The label of images whose class is not known, as `datasets` writes it for test splits."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class TableRows:
     caption_column: str
     starts: Sequence[int]
     folders: Sequence[Sequence[Path]]
+    class_names: Sequence[str] | None = None
+    """The names that the data set gives to the numbers in its column of labels; None where it gives none."""
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -58,7 +64,26 @@ class TableRows:
             content = image["bytes"] if image["bytes"] is not None else self._file(number, image["path"])
             if len(content) > MAX_IMAGE_BYTES:
                 raise ValueError(f"it is larger than {MAX_IMAGE_BYTES / 2**20:,.0f} MiB, the most that is read")
-            return Row(content, as_caption(look_up(row, self.caption_column)), name)
+            return Row(content, self._text_of(row), name)
+
+    def text(self, number: int) -> str | None:
+        """Returns the caption or label of row `number`. Raises `UnusableRowError` where it is unreadable."""
+        with listed_as(f"row {number}"):
+            return self._text_of(self._texts[number])
+
+    @cached_property
+    def _texts(self) -> Any:
+        names = self.dataset.column_names
+        own = self.caption_column if self.caption_column in names else self.caption_column.partition(".")[0]
+        return self.dataset.select_columns([own])
+
+    def _text_of(self, row: Mapping[str, Any]) -> str | None:
+        value = look_up(row, self.caption_column)
+        if self.class_names is None or value is None or value == NO_CLASS:
+            return None if self.class_names is not None else as_caption(value)
+        if not 0 <= value < len(self.class_names):
+            raise ValueError(f"its label {value} is out of range: there are {len(self.class_names):,} classes")
+        return as_caption(self.class_names[value])
 
     def _file(self, number: int, path: str) -> bytes:
         folders = self.folders[int(np.searchsorted(self.starts, number, side="right")) - 1]
@@ -71,7 +96,11 @@ class TableRows:
 
 
 def open_parquet(
-    source: str, files: Sequence[Path], image_column: str | None, caption_column: str | None
+    source: str,
+    files: Sequence[Path],
+    image_column: str | None,
+    caption_column: str | None,
+    text: TextColumn = CAPTIONS,
 ) -> tuple[TableRows, str, str]:
     """Returns the rows of Parquet files, and the image and caption columns. Raises `ConfigError` for other files.
 
@@ -87,17 +116,23 @@ def open_parquet(
         raise ConfigError(f"SOURCE {source} has no rows.", "Name Parquet files that hold images.")
     dataset = _loaded(datasets, source, "parquet", data_files=[str(path) for path in files], split="train")
     starts = [0, *np.cumsum(counts).tolist()][:-1]
-    return _table(datasets, dataset, source, image_column, caption_column, starts, [[path.parent] for path in files])
+    folders = [[path.parent] for path in files]
+    return _table(datasets, dataset, source, image_column, caption_column, starts, folders, text)
 
 
 def open_hub(
-    name: str, split: str, subset: str | None, image_column: str | None, caption_column: str | None
+    name: str,
+    split: str,
+    subset: str | None,
+    image_column: str | None,
+    caption_column: str | None,
+    text: TextColumn = CAPTIONS,
 ) -> tuple[TableRows, str, str]:
     """Returns the rows and the two columns of a Hub data set. Raises `ConfigError` where the Hub does not give it."""
     datasets = _datasets()
     dataset = _loaded(datasets, name, name, name=subset, split=split)
     caches = [Path(library("huggingface_hub").constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)]
-    return _table(datasets, dataset, name, image_column, caption_column, [0], [caches])
+    return _table(datasets, dataset, name, image_column, caption_column, [0], [caches], text)
 
 
 def _datasets() -> Any:
@@ -115,10 +150,10 @@ def _num_rows(path: Path) -> int:
 
 def _table(
     datasets: Any, dataset: Any, source: str, image_column: str | None, caption_column: str | None,
-    starts: Sequence[int], folders: Sequence[Sequence[Path]],
+    starts: Sequence[int], folders: Sequence[Sequence[Path]], text: TextColumn,
 ) -> tuple[TableRows, str, str]:  # fmt: skip
     image = _image_column(datasets, dataset, source, image_column)
-    caption = find_caption_column(_columns(dataset), source, caption_column)
+    caption = find_text_column(_columns(dataset), source, caption_column, text)
     own = caption if caption in dataset.column_names else caption.partition(".")[0]
     try:
         dataset = dataset.select_columns([image, own]).cast_column(image, datasets.Image(decode=False))
@@ -129,7 +164,9 @@ def _table(
         ) from error
     if dataset.features[own] in (datasets.Value("string"), datasets.Value("large_string")):
         dataset = dataset.cast_column(own, datasets.Value("large_binary"))
-    return TableRows(dataset, image, caption, starts, folders), image, caption
+    kind = dataset.features[own]
+    names = kind.names if text is LABELS and isinstance(kind, datasets.ClassLabel) else None
+    return TableRows(dataset, image, caption, starts, folders, names), image, caption
 
 
 def _columns(dataset: Any) -> list[str]:

@@ -86,7 +86,7 @@ def prepare(
     if launch.world > 1:
         end_with(os.getppid())
     source = open_request(request)
-    encoders = find_encoders(request.vae, request.t5, request.clip)
+    encoders = find_encoders(request.encoders)
     vae = read_vae_config(request.vae, encoders.folders["vae"])
     _check_size(request, vae)
     tasks = deal_rows(request, len(source), lambda row: isinstance(load_row(source, row, request.image_size), Loaded))
@@ -174,12 +174,13 @@ def _settle(
 ) -> SetFolder:
     """Returns the folder, bound to this request by a file. Raises `ConfigError` where it belongs to another request."""
     wanted = {
-        **{key: value for key, value in asdict(request).items() if key not in ("source", "vae", "t5", "clip")},
+        **request.identity(),
         "image_column": source.image_column,
-        "caption_column": source.caption_column,
+        "caption_column" if request.text == "captions" else "label_column": source.caption_column,
+        **({} if source.class_names is None else {"class_order_sha256": _digest(source.class_names)}),
         "num_rows": len(source),
         "source_sha256": source.sample_sha256(),
-        **{f"{name}_sha256": getattr(encoders, name).sha256 for name in ("vae", "t5", "clip")},
+        **{f"{name}_sha256": encoder.sha256 for name, encoder in encoders.entries.items()},
     }
     path, folder = out / REQUEST_FILE, SetFolder(out, _digest(wanted))
     if not os.path.lexists(path):
@@ -191,6 +192,7 @@ def _settle(
     if stored is None:
         _mend_request(path, wanted, folder, tasks)
         return folder
+    stored, wanted = ({"text": "captions"} | each for each in (stored, wanted))
     different = [key for key in wanted if key in stored and stored[key] != wanted[key]]
     if different:
         key = different[0]
@@ -203,7 +205,7 @@ def _settle(
     return folder
 
 
-def _digest(wanted: dict[str, Any]) -> str:
+def _digest(wanted: dict[str, Any] | tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
 
 
@@ -254,31 +256,25 @@ def _write_index(
         **_shapes(out, shards),
         "scaling_factor": vae.scaling_factor,
         "shift_factor": vae.shift_factor or 0.0,
-        "vae": encoders.vae.model_dump(),
-        "t5": encoders.t5.model_dump(),
-        "clip": encoders.clip.model_dump(),
+        **{name: encoder.model_dump() for name, encoder in encoders.entries.items()},
         "source": Source(
             path=printable(request.source), num_rows=len(source), image_column=source.image_column,
             caption_column=source.caption_column,
         ).model_dump(),
-        "empty_caption": notes[0].entry.model_dump(),
         "shards": [shard.model_dump(exclude_none=True) for shard in shards],
         "num_damaged": len(left_out),
-        "caption_length": request.max_tokens,
     }  # fmt: skip
+    if source.class_names is None:
+        content |= {"caption_length": request.max_tokens, "empty_caption": notes[0].entry.model_dump()}
+    else:
+        content["class_names"] = list(source.class_names)
     content["fingerprint"] = fingerprint_of(content)
     write_json_atomic(out / INDEX_FILE, content)
     return DataSetIndex.model_validate(content)
 
 
 def _shapes(out: Path, shards: Sequence[Shard]) -> dict[str, Any]:
-    """Returns the sizes of latents and text features, as the first shard with images has them."""
+    """Returns the sizes of latents, and of text features where there are some, as a shard with images has them."""
     first = MappedShard(out / next(shard.file for shard in shards if shard.num_images))
-    text_TV, pooled_U = first.text(0)
     _, channels, latent_size, _ = first.latent_mean_NCHW.shape
-    return {
-        "channels": channels,
-        "latent_size": latent_size,
-        "text_width": text_TV.shape[1],
-        "pooled_width": len(pooled_U),
-    }
+    return {"channels": channels, "latent_size": latent_size, **first.text_widths()}

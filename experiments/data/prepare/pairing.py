@@ -13,8 +13,8 @@ from functools import cache
 
 from PIL import Image
 
-CAPTION_ENDINGS = ("txt", "caption", "text", "json")
-"""Endings of caption files in order of preference; one of them is chosen for the whole source."""
+from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
+
 OTHER_IMAGE_ENDINGS = frozenset({"heic", "heif", "jxl", "svg", "eps", "ps", "wmf", "emf"})
 """Endings of images that cannot be decoded. Such files become rows that are reported, rather than ignored."""
 UNDECODED_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
@@ -27,18 +27,18 @@ HIDDEN_NAMES = frozenset({"@eadir", "__macosx", "thumbs.db", "desktop.ini", "$re
 class Endings:
     """Holds the endings of image and caption files, without the first dot and in lower case."""
 
-    captions: Sequence[str] = CAPTION_ENDINGS
+    captions: Sequence[str] = CAPTIONS.endings
     image: str | None = None
     """The ending of images; None stands for every known ending of an image."""
     caption_column: str | None = None
     """The caption column that the user asked for: an ending, or a JSON ending and the keys that lead to the caption."""
 
     @classmethod
-    def asked(cls, image_column: str | None, caption_column: str | None) -> Endings:
+    def asked(cls, image_column: str | None, caption_column: str | None, text: TextColumn = CAPTIONS) -> Endings:
         """Interprets the user's columns. In `a.b.c`, the longest ending that files have counts; the rest are keys."""
         image = image_column and image_column.lower()
         if caption_column is None:
-            return cls(image=image)
+            return cls(text.endings, image)
         parts = caption_column.lower().split(".")
         captions = [".".join(parts[:number]) for number in range(len(parts), 0, -1)]
         return cls(captions, image, caption_column)

@@ -19,6 +19,7 @@ from pyarrow import parquet
 
 from experiments.data.prepare.folders import ImageFile
 from experiments.data.prepare.source_rows import decode_text, look_up, parse_json
+from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError, did_you_mean
 from experiments.inputs import MAX_ROWS_BYTES, read_input
 from experiments.text import first_line
@@ -26,8 +27,6 @@ from experiments.text import first_line
 TABLE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PATH_COLUMNS = ("file_name", "image", "image_path", "filename", "filepath", "path", "file", "jpg", "png", "jpeg")
-CAPTION_COLUMNS = ("caption", "text", "txt", "captions", "prompt", "json.caption", "json.text")
-"""Names of caption columns in order of preference. A dot leads to a key inside a column of JSON."""
 SAMPLED_LINES = 100
 """The number of readable rows whose keys count as the columns of a table."""
 NOT_TEXT = "Write it as UTF-8: JSON lines have one object a line, CSV has the columns in its first line."
@@ -53,11 +52,11 @@ def is_metadata(name: str) -> bool:
 
 
 def read_table(
-    folder: Path, name: str, image_column: str | None, caption_column: str | None
+    folder: Path, name: str, image_column: str | None, caption_column: str | None, text: TextColumn = CAPTIONS
 ) -> tuple[list[ImageFile], str] | None:
-    """Returns the image files that a table names, and its caption column; None where no column names files.
+    """Returns the image files that a table names, and its column of text; None where no column names files.
 
-    Raises `ConfigError` for a file that cannot be read as a table, or has no captions.
+    Raises `ConfigError` for a file that cannot be read as a table, or has no such text.
     """
     path = folder / name
     in_parquet = path.suffix.lower() == ".parquet"
@@ -68,7 +67,7 @@ def read_table(
         if is_metadata(name) and broken and not columns:
             raise ConfigError(f"SOURCE {path} cannot be read: {broken}.", NOT_TEXT)
         return None
-    caption = find_caption_column(read_schema(path).names if in_parquet else columns, str(path), caption_column)
+    caption = find_text_column(read_schema(path).names if in_parquet else columns, str(path), caption_column, text)
     rows = _parquet_rows(path, image, caption) if in_parquet else lines
     return [_image_file(name, label, row, image, caption) for label, row in rows], caption
 
@@ -79,18 +78,18 @@ def unlisted(folder: Path, images: Iterable[str], files: Sequence[ImageFile]) ->
     return [ImageFile(name) for name in images if os.path.realpath(folder / name) not in named]
 
 
-def find_caption_column(columns: Collection[str], source: str, given: str | None) -> str:
-    """Returns the caption column: `given`, or the first of `CAPTION_COLUMNS`. Raises `ConfigError` if it is absent."""
+def find_text_column(columns: Collection[str], source: str, given: str | None, text: TextColumn = CAPTIONS) -> str:
+    """Returns the column of `text`: `given`, or the first of `text.columns`. Raises `ConfigError` if it is absent."""
     if given is not None:
         if given not in columns and given.partition(".")[0] not in columns:
-            raise ConfigError(f"--caption-column {given!r} is not a column of {source}.", did_you_mean(given, columns))
+            raise ConfigError(f"{text.option} {given!r} is not a column of {source}.", did_you_mean(given, columns))
         return given
-    for name in CAPTION_COLUMNS:
+    for name in text.columns:
         if name in columns:
             return name
     raise ConfigError(
-        f"SOURCE {source} has no captions: its columns are {', '.join(columns)}.",
-        "Name the right one with --caption-column.",
+        f"SOURCE {source} has no {text.what}: its columns are {', '.join(columns)}.",
+        f"Name the right one with {text.option}.",
     )
 
 

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -29,6 +29,8 @@ from experiments.records.storage import replace_atomically, storage_errors, writ
 EMPTY_CAPTION = "empty-caption"
 VALIDATION_SEED = 0
 """The seed of the permutation that selects the validation rows; it does not depend on a run's seed."""
+USE_LABELS = "--text labels"
+TextKind = Literal["captions", "labels"]
 MAX_TRIED_ROWS = 4096
 """The most rows that are read to find a usable validation image; nearly always the first one is usable."""
 
@@ -39,8 +41,8 @@ class Request:
 
     source: str
     vae: str
-    t5: str
-    clip: str
+    t5: str | None = None
+    clip: str | None = None
     image_size: int = 256
     max_tokens: int = 120
     validation_images: int | None = None
@@ -51,6 +53,35 @@ class Request:
     subset: str | None = None
     image_column: str | None = None
     caption_column: str | None = None
+    text: TextKind = "captions"
+    """The text of an image: its caption, which T5 and CLIP encode, or the label of its class."""
+    label_column: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` where captions lack an encoder, and where an option does not fit the kind of text."""
+        others = {"--t5": self.t5, "--clip": self.clip, "--caption-column": self.caption_column}
+        if self.text == "captions":
+            missing = next((option for option in ("--t5", "--clip") if others[option] is None), None)
+            if missing is not None:
+                raise ConfigError(f"{missing} is missing, which encodes captions.", f"Name it, or use {USE_LABELS}.")
+            others = {"--label-column": self.label_column}
+        given = next((option for option, value in others.items() if value is not None), None)
+        if given is not None:
+            way_out = f"Leave it out, or use {USE_LABELS}." if self.text == "captions" else "Leave it out."
+            raise ConfigError(f"{given} does not fit --text {self.text}.", way_out)
+
+    @property
+    def encoders(self) -> dict[str, str]:
+        """Returns the folders or Hub names of the encoders that are used, by name."""
+        given = {"vae": self.vae, "t5": self.t5, "clip": self.clip}
+        return {name: path for name, path in given.items() if path is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells a data set from that of another request, without paths, and columns that may be found."""
+        unused = {"source", "vae", "t5", "clip", "caption_column", "label_column"}
+        # A request for captions has the keys that it had before there were labels, so that its data sets stay its own.
+        unused |= {"text"} if self.text == "captions" else {"max_tokens"}
+        return {key: value for key, value in asdict(self).items() if key not in unused}
 
 
 @dataclass(frozen=True)
@@ -74,7 +105,8 @@ class Note(BaseModel):
 
 
 def deal_rows(request: Request, num_rows: int, is_good: Callable[[int], bool]) -> list[ShardTask]:
-    """Returns the tasks of all files of tensors in the order of the index; the first is the empty caption.
+    """Returns the tasks of all files of tensors in the order of the index; the first is the empty caption where
+    images have captions.
 
     Where `is_good` accepts none of the rows drawn for validation, which can happen in a small source, more rows are
     drawn until it accepts one.
@@ -95,7 +127,7 @@ def deal_rows(request: Request, num_rows: int, is_good: Callable[[int], bool]) -
     validation = np.sort(drawn[: max(num_validation, good + 1)])
     training = np.setdiff1d(np.arange(num_rows), validation, assume_unique=True)
     splits: tuple[tuple[SetSplit, Any], ...] = (("validation", validation), ("train", training))
-    tasks = [ShardTask(EMPTY_CAPTION, "train", ())]
+    tasks = [ShardTask(EMPTY_CAPTION, "train", ())] if request.text == "captions" else []
     for split, rows in splits:
         for number, first in enumerate(range(0, len(rows), request.shard_images)):
             here = tuple(rows[first : first + request.shard_images].tolist())
@@ -120,7 +152,7 @@ class SetFolder:
             entry |= {
                 "split": task.split,
                 "num_images": _length(encoded.tensors, "row_N"),
-                "num_tokens": _length(encoded.tensors, "text_MV"),
+                "num_tokens": None if "label_N" in encoded.tensors else _length(encoded.tensors, "text_MV"),
                 "num_cut_t5": encoded.num_cut_t5,
                 "num_cut_clip": encoded.num_cut_clip,
                 "source_sha256": encoded.source_sha256,

@@ -15,12 +15,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.data.prepare.folders import FileRows, ImageFile, JoinedRows, captioned_beside, list_folder
-from experiments.data.prepare.image_tables import open_hub, open_parquet
+from experiments.data.prepare.folders import (
+    FileRows,
+    ImageFile,
+    JoinedRows,
+    captioned_beside,
+    classes_of_folders,
+    list_folder,
+    named_folders,
+)
+from experiments.data.prepare.image_tables import TableRows, open_hub, open_parquet
 from experiments.data.prepare.pairing import Endings
 from experiments.data.prepare.path_tables import find_tables, is_metadata, read_table, unlisted
 from experiments.data.prepare.source_rows import MAX_CAPTION_BYTES, ReadableRows, Row, UnusableRowError, find_json_key
 from experiments.data.prepare.tars import open_tars
+from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
 from experiments.errors import ConfigError
 from experiments.inputs import read_input
 from experiments.libraries import library
@@ -28,6 +37,8 @@ from experiments.libraries import library
 SAMPLED_ROWS = 16
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 PACKED_SUFFIXES = (".parquet", ".tar")
+CLASS_FOLDERS = "folders"
+"""Stands for the column of labels where the classes are folders."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class SourceRows:
     rows: ReadableRows
     image_column: str
     caption_column: str
+    class_names: tuple[str, ...] | None = None
+    """The classes in the order of their numbers; None where the source does not order them, or has captions."""
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -66,6 +79,12 @@ class Asked:
     source: str
     image_column: str | None
     caption_column: str | None
+    text: TextColumn
+
+    @property
+    def wants_folders(self) -> bool:
+        """Says whether folders may be classes: labels are asked for, and no column is named."""
+        return self.text is LABELS and self.caption_column is None
 
 
 @dataclass(frozen=True)
@@ -80,14 +99,20 @@ class Listing:
 
 
 def open_source(
-    source: str, split: str, subset: str | None, image_column: str | None, caption_column: str | None
+    source: str,
+    split: str,
+    subset: str | None,
+    image_column: str | None,
+    caption_column: str | None,
+    text: TextColumn = CAPTIONS,
 ) -> SourceRows:
     """Returns the rows of `source`; columns that are not given are found by their types and names.
 
-    Raises `ConfigError` where the source does not exist, has no images or no captions, or the Hub cannot be reached.
+    With `text` of labels, the folders of a tree of images are their classes where no column is named. Raises
+    `ConfigError` where the source does not exist, has no images or no such text, or the Hub cannot be reached.
     """
     library("datasets")  # reports a missing optional dependency before any other error
-    asked = Asked(source, image_column, caption_column)
+    asked = Asked(source, image_column, caption_column, text)
     if os.path.isfile(source):
         return _open_packed(asked, Path(source).parent, [Path(source).name], [])
     if os.path.isdir(source):
@@ -95,7 +120,8 @@ def open_source(
     if os.path.lexists(source) or not HUB_NAME.fullmatch(source):
         what = "is neither a file nor a folder" if os.path.lexists(source) else "does not exist"
         raise ConfigError(f"SOURCE {source} {what}.", "Name a folder, .parquet or .tar files, or a Hub data set.")
-    return SourceRows(source, *open_hub(source, split, subset, image_column, caption_column))
+    rows, image, column = open_hub(source, split, subset, image_column, caption_column, text)
+    return SourceRows(source, rows, image, column, _ordered(rows))
 
 
 def _open_folder(asked: Asked, folder: Path) -> SourceRows:
@@ -104,6 +130,12 @@ def _open_folder(asked: Asked, folder: Path) -> SourceRows:
     images, tables = [name for name in names if Endings().image_stem(name)], find_tables(names)
     listing = Listing(folder, names, images, tables, problems)
     ways = [_captioned_beside, _named_by_tables]
+    if asked.wants_folders and any("/" in name for name in images) and not any(map(is_metadata, tables)):
+        files = classes_of_folders(folder, images)
+        return SourceRows(
+            asked.source, FileRows(folder, [*files, *problems]), image_column="image",
+            caption_column=CLASS_FOLDERS, class_names=named_folders(files),
+        )  # fmt: skip
     for open_way in reversed(ways) if any(map(is_metadata, tables)) else ways:
         if images and (found := open_way(asked, listing)):
             return found
@@ -111,11 +143,7 @@ def _open_folder(asked: Asked, folder: Path) -> SourceRows:
     if packed:
         return _open_packed(asked, folder, packed, [*map(ImageFile, images), *problems])
     if images:
-        raise ConfigError(
-            f"SOURCE {folder} has no captions.",
-            "Put each into a text file beside its image (cat.jpg, cat.txt), or all into metadata.jsonl with the keys "
-            "file_name and caption.",
-        )
+        raise _without_text(folder, asked.text)
     seen = f" ({problems[0].name}: {problems[0].problem})" if problems else ""
     hint = "It may hold image files, .parquet files or .tar files."
     raise ConfigError(f"SOURCE {folder} holds no images{seen}.", hint)
@@ -124,14 +152,14 @@ def _open_folder(asked: Asked, folder: Path) -> SourceRows:
 def _captioned_beside(asked: Asked, listing: Listing) -> SourceRows | None:
     """Returns the images that have caption files beside them, or None. The default column names mean no column here."""
     image, caption = asked.image_column or "image", asked.caption_column or "caption"
-    endings = Endings.asked(None if image == "image" else image, None if caption == "caption" else caption)
+    endings = Endings.asked(None if image == "image" else image, None if caption == "caption" else caption, asked.text)
     found = captioned_beside(listing.names, endings)
     if found is None:
         return None
     files, chosen = found
     keys = endings.keys(chosen)
     if chosen == "json" and not keys:
-        keys = (find_json_key(_some_captions(listing.folder, files)),)
+        keys = (find_json_key(_some_captions(listing.folder, files), asked.text),)
     return SourceRows(asked.source, FileRows(listing.folder, [*files, *listing.problems], keys), image, caption)
 
 
@@ -143,7 +171,8 @@ def _some_captions(folder: Path, files: Sequence[ImageFile]) -> Iterator[bytes]:
 
 def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
     """Returns the images that tables name, or None. Other images of the folder become rows without a caption."""
-    read = [read_table(listing.folder, name, asked.image_column, asked.caption_column) for name in listing.tables]
+    columns = asked.image_column, asked.caption_column
+    read = [read_table(listing.folder, name, *columns, asked.text) for name in listing.tables]
     found = [each for each in read if each is not None]
     if not found:
         return None
@@ -166,12 +195,30 @@ def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Seque
     paths = [folder / name for name in names]
     columns = asked.image_column, asked.caption_column
     if stems:
-        rows, *found = open_tars(asked.source, paths, *columns)
-        return SourceRows(asked.source, _with(rows, folder, others), *found)
+        rows, image, column = open_tars(asked.source, paths, *columns, asked.text)
+        return SourceRows(asked.source, _with(rows, folder, others), image, column)
     if by_path := _named_by_tables(asked, Listing(folder, [], [], names, others)):
         return by_path
-    parquet_rows, *found = open_parquet(asked.source, paths, *columns)
-    return SourceRows(asked.source, _with(parquet_rows, folder, others), *found)
+    table, image, column = open_parquet(asked.source, paths, *columns, asked.text)
+    return SourceRows(asked.source, _with(table, folder, others), image, column, _ordered(table))
+
+
+def _without_text(folder: Path, text: TextColumn) -> ConfigError:
+    if text is LABELS:
+        way_out = (
+            "Put the images of each class into a folder of its name, or name a table's column with --label-column."
+        )
+        return ConfigError(f"SOURCE {folder} has no labels.", way_out)
+    return ConfigError(
+        f"SOURCE {folder} has no captions.",
+        "Put each into a text file beside its image (cat.jpg, cat.txt), or all into metadata.jsonl with the keys "
+        "file_name and caption.",
+    )
+
+
+def _ordered(rows: TableRows) -> tuple[str, ...] | None:
+    """Returns the classes in the order that a data set itself gives to them, or None."""
+    return None if rows.class_names is None else tuple(rows.class_names)
 
 
 def _suffix(name: str) -> str:

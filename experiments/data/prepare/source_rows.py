@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.inputs import unique_keys
 
 MAX_IMAGE_BYTES = 2**28
 MAX_CAPTION_BYTES = 2**20
 """The largest image file and the largest caption file (of JSON, which may describe much else) that are read."""
 MAX_CAPTION_CHARACTERS = 2**16
-CAPTION_KEYS = ("caption", "text", "captions", "prompt")
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -33,7 +33,7 @@ _BYTE_ORDER_MARKS = (
 
 @dataclass(frozen=True)
 class Row:
-    """Holds one encoded image, its caption (None where there is none), and its name in messages."""
+    """Holds one encoded image, its caption or label (None where there is none), and its name in messages."""
 
     content: bytes
     caption: str | None
@@ -56,6 +56,9 @@ class ReadableRows(Protocol):
 
     def read(self, number: int) -> Row:
         """Returns row `number`. Raises `UnusableRowError` where it cannot be used."""
+
+    def text(self, number: int) -> str | None:
+        """Returns the caption or label of a row, without its image. Raises `UnusableRowError` as `read` does."""
 
 
 @contextmanager
@@ -110,13 +113,13 @@ def caption_in(content: bytes, keys: tuple[str, ...]) -> str | None:
     return as_caption(look_up(parse_json(decode_text(content)), ".".join(keys)) if keys else content)
 
 
-def find_json_key(contents: Iterable[bytes]) -> str:
-    """Returns the key that holds captions in JSON files: the first of `CAPTION_KEYS` that one of them has."""
+def find_json_key(contents: Iterable[bytes], text: TextColumn = CAPTIONS) -> str:
+    """Returns the key that holds the text in JSON files: the first of `text.keys` that one of them has."""
     found: set[str] = set()
     for content in contents:
         with suppress(ValueError, RecursionError):  # such a file is listed when its row is read
             found |= parse_json(decode_text(content)).keys()
-    return next((key for key in CAPTION_KEYS if key in found), CAPTION_KEYS[0])
+    return next((key for key in text.keys if key in found), text.keys[0])
 
 
 def parse_json(text: str) -> Mapping[str, Any]:

@@ -28,6 +28,7 @@ from experiments.data.prepare.source_rows import (
     find_json_key,
     listed_as,
 )
+from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError
 from experiments.text import first_line
 
@@ -71,25 +72,39 @@ class TarRows:
             content = content_of(opened, member, MAX_IMAGE_BYTES)
             return Row(content, None if caption == NOWHERE else self._caption(opened, caption), name)
 
+    def text(self, number: int) -> str | None:
+        """Returns the caption or label of a row. Raises `UnusableRowError` as `read` does."""
+        tar, image, caption, problem = self.place_S4[number].tolist()
+        name = f"{self.tars[tar].name} byte {image}"
+        if problem:
+            raise UnusableRowError(name, self.problems[problem])
+        if caption == NOWHERE:
+            return None
+        try:
+            with listed_as(name), tarfile.open(self.tars[tar], "r:") as opened:
+                return self._caption(opened, caption)
+        except tarfile.TarError as error:
+            raise UnusableRowError(name, f"the tar is another one now: {error}") from error
+
     def _caption(self, opened: tarfile.TarFile, place: int) -> str | None:
         return caption_in(content_of(opened, member_at(opened, place), MAX_CAPTION_BYTES), self.keys)
 
 
 def open_tars(
-    source: str, tars: Sequence[Path], image_column: str | None, caption_column: str | None
+    source: str, tars: Sequence[Path], image_column: str | None, caption_column: str | None, text: TextColumn = CAPTIONS
 ) -> tuple[TarRows, str, str]:
     """Returns the rows of tars, and the names of their image and caption columns.
 
-    Raises `ConfigError` for a tar that is damaged, and where no image has a caption.
+    Raises `ConfigError` for a tar that is damaged, and where no image has a caption, or label where `text` is that.
     """
-    endings = Endings.asked(image_column, caption_column)
+    endings = Endings.asked(image_column, caption_column, text)
     problems = {"": 0}
     found = [_samples(number, path, endings, problems) for number, path in enumerate(tars)]
     sample_SK = np.concatenate([samples for samples, _ in found])
     is_image_S, caption_SK = sample_SK[:, 3] == 1, sample_SK[:, 4:]
     has_caption_K = (caption_SK[is_image_S] != NOWHERE).any(axis=0)
     if not has_caption_K.any():
-        raise _without_captions(source, {ending for _, seen in found for ending in seen})
+        raise _without_text(source, text, {ending for _, seen in found for ending in seen})
     place = int(has_caption_K.argmax())
     chosen, caption_S = endings.captions[place], caption_SK[:, place]
     place_S4 = np.column_stack([sample_SK[:, :2], caption_S, sample_SK[:, 2]])
@@ -97,7 +112,7 @@ def open_tars(
     keys = endings.keys(chosen)
     rows = TarRows(tars, place_S4[kept_S], list(problems), keys)
     if chosen == "json" and not keys:
-        rows = replace(rows, keys=(find_json_key(_some_captions(rows)),))
+        rows = replace(rows, keys=(find_json_key(_some_captions(rows), text),))
     image = image_column or next(seen[0] for samples, seen in found if len(samples))
     return rows, image, ".".join((chosen, *rows.keys))
 
@@ -171,10 +186,10 @@ def _some_captions(rows: TarRows) -> Iterator[bytes]:
             yield content_of(opened, member_at(opened, caption), MAX_CAPTION_BYTES)
 
 
-def _without_captions(source: str, endings: set[str]) -> ConfigError:
+def _without_text(source: str, text: TextColumn, endings: set[str]) -> ConfigError:
     shown = ", ".join(sorted(filter(None, endings))[:SHOWN_ENDINGS])
     return ConfigError(
-        f"SOURCE {source} has no captions: no image has a file of its name with an ending of captions. There are the "
-        f"endings {shown or 'of nothing'}.",
-        "Name the right endings with --image-column and --caption-column.",
+        f"SOURCE {source} has no {text.what}: no image has a file of its name with an ending of {text.what}. There are "
+        f"the endings {shown or 'of nothing'}.",
+        f"Name the right endings with --image-column and {text.option}.",
     )

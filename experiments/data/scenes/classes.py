@@ -31,6 +31,21 @@ def class_name(number: int) -> str:
     return f"{kind}: {color} {shape}"
 
 
+def class_names(data: DataConfig) -> list[str]:
+    """Returns the names of all classes in the order of their numbers."""
+    return [class_name(number) for number in range(len(CLASSES))]
+
+
+def attributes_of(scenes: Sequence[Scene]) -> dict[str, list[str]]:
+    """Returns what the class of each scene consists of: its kind, and the colour and the shape of its first object."""
+    first = [scene.objects[0] for scene in scenes]
+    return {
+        "kind": [scene.kind for scene in scenes],
+        "colour": [each.color for each in first],
+        "shape": [each.shape for each in first],
+    }
+
+
 def prompts_of(data: DataConfig, scenes: Sequence[Scene]) -> list[str] | list[int]:
     """Returns what a run is asked for when it is to show such scenes: their captions, or their classes."""
     if data.num_classes is None:

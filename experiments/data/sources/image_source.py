@@ -55,7 +55,7 @@ class TokenSource(ABC):
     """A data set of pixels that are drawn as they are asked for, with captions in a closed vocabulary.
 
     A subclass has `words` and `draw`. The first two token ids are padding and start, and word i has the id i + 2. Where
-    its row has classes, it also has `labels`, and `class_name` if they have names.
+    its row has classes, it also has `labels`, and `class_names` if they have names.
     """
 
     words: ClassVar[tuple[str, ...]]
@@ -146,10 +146,31 @@ def open_source(data: DataConfig) -> ImageSource:
     return source
 
 
-def class_name(data: DataConfig, label: int) -> str:
-    """Returns the name of a class, which is its number where the data set has no names."""
-    name_of = getattr(_implementation(data), "class_name", "class {}".format)
-    return str(name_of(label))
+def class_names(data: DataConfig) -> Sequence[str] | None:
+    """Returns the names of the classes in the order of their numbers; None where the data set has no names.
+
+    Raises `ConfigError` where they are those of a prepared data set that is missing, or another one.
+    """
+    names: Sequence[str] | None = getattr(_implementation(data), "class_names", lambda data: None)(data)
+    return names
+
+
+def named_classes(data: DataConfig, labels: Sequence[int]) -> list[str]:
+    """Returns the names of classes, which are their numbers where the data set has no names."""
+    names = class_names(data)
+    return [f"class {label}" if names is None else names[label] for label in labels]
+
+
+def stored_labels(data: DataConfig, num_images: int) -> list[int] | None:
+    """Returns the classes of the first validation images, anew from the first where there are fewer.
+
+    They are None where a data set stores no labels.
+    """
+    source: Any = open_source(data)
+    if not hasattr(source, "validation_labels"):
+        return None
+    stored: list[int] = source.validation_labels(range(min(num_images, source.num_validation_images())))
+    return [stored[number % len(stored)] for number in range(num_images)]
 
 
 def open_words(data: DataConfig) -> TokenSource:

@@ -1,4 +1,4 @@
-"""Reads latents and text features of a prepared data set from memory-mapped shards.
+"""Reads latents, and text features or classes, of a prepared data set from memory-mapped shards.
 
 A batch copies only the rows that it needs out of the mapped files, so a data set may be larger than memory, and all
 processes of a machine share the mapped pages. The order of an epoch is a function of (`data.seed`, epoch), and the
@@ -46,21 +46,15 @@ class Latents:
         """Opens `data.path`. Raises `ConfigError` where it is missing or its fingerprint is not `data.fingerprint`."""
         self.folder = folder = Path(data.path or "")
         self.data = data
-        self.index = read_index(folder)
-        if self.index.fingerprint != data.fingerprint:
-            raise ConfigError(
-                f"data.path={folder} is another data set (fingerprint {self.index.fingerprint}) than the model's "
-                f"({data.fingerprint}).",
-                "Name the data set that the model was trained on, or train another model.",
-            )
-        self.empty = self._empty_caption()
+        self.index = _index_of(data)
+        self._empty = None if self.index.empty_caption is None else self._empty_caption(self.index.empty_caption)
         self._buffers = TextBuffers()
         self._splits: dict[SetSplit, ShardedRows] = {
             split: ShardedRows(folder, self.index, split) for split in ("train", "validation")
         }
 
     def training(self, images: range, dropped_B: Tensor) -> dict[str, Tensor]:
-        """Returns images at these positions of an endless stream, with the empty caption where `dropped_B`."""
+        """Returns images of an endless stream, with the empty caption or the null class where `dropped_B`."""
         rows = self._splits["train"]
         order_B = shuffled(self.data.seed, np.arange(images.start, images.stop), rows.num_images)
         return self._content(rows, order_B, images, Stream.TRAIN_LATENT, dropped_B, self._buffers)
@@ -71,6 +65,11 @@ class Latents:
         kept_B = torch.zeros(len(images), dtype=torch.bool)
         rows = self._splits["validation"]
         return self._content(rows, order_B, images, Stream.VALIDATION_LATENT, kept_B, TextBuffers())
+
+    @staticmethod
+    def class_names(data: DataConfig) -> Sequence[str] | None:
+        """Returns the names of the classes. Raises `ConfigError` for another data set than that of the settings."""
+        return _index_of(data).class_names
 
     def check(self) -> None:
         """Checks lengths and tensors of all files, and of a small data set the checksums. Raises `ConfigError`."""
@@ -101,10 +100,14 @@ class Latents:
         """Returns the captions of these images of the validation split as text."""
         return [self._splits["validation"].caption(number) for number in numbers]
 
+    def validation_labels(self, numbers: range) -> list[int]:
+        """Returns the classes of these images of the validation split."""
+        return [shard.label(inside) for shard, inside in self._splits["validation"].find_all(np.array(numbers))]
+
     def null_caption(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the empty caption `num` times: features, lengths and pooled features, as in a batch."""
         text_TV, pooled_U = self.empty.text(0)
-        text_BLV = torch.zeros(num, self.data.caption_length, self.index.text_width, dtype=text_TV.dtype)
+        text_BLV = torch.zeros(num, self.data.caption_length, text_TV.shape[1], dtype=text_TV.dtype)
         text_BLV[:, : len(text_TV)] = text_TV
         return text_BLV, torch.full((num,), len(text_TV)), pooled_U.expand(num, -1).clone()
 
@@ -114,20 +117,22 @@ class Latents:
     ) -> dict[str, Tensor]:  # fmt: skip
         """Reads a batch in one pass over its rows; `images` are the counters that seed their posterior samples."""
         found = rows.find_all(order_B)
-        buffer, text_BLV = buffers.take((len(images), self.data.caption_length, self.index.text_width))
+        content = {"index_B": torch.from_numpy(order_B), "pixels_BCHW": self._latents(found, images, stream)}
+        if (names := self.index.class_names) is not None:
+            label_B = torch.tensor([shard.label(inside) for shard, inside in found])
+            return {**content, "label_B": label_B.masked_fill(dropped_B, len(names))}  # the null class
+        return {**content, **self._features(found, dropped_B, buffers)}
+
+    def _features(self, found: Sequence[Found], dropped_B: Tensor, buffers: TextBuffers) -> dict[str, Tensor]:
+        """Reads the features of captions, or those of the empty caption where `dropped_B`."""
+        buffer, text_BLV = buffers.take((len(found), self.data.caption_length, self.data.text_width or 0))
         lengths, pooled = [], []
         for place, ((shard, inside), dropped) in enumerate(zip(found, dropped_B.tolist(), strict=True)):
             text_TV, pooled_U = self.empty.text(0) if dropped else shard.text(inside)
             buffer.put(place, text_TV)
             lengths.append(len(text_TV))
             pooled.append(pooled_U)
-        return {
-            "index_B": torch.from_numpy(order_B),
-            "pixels_BCHW": self._latents(found, images, stream),
-            "text_BLV": text_BLV,
-            "text_length_B": torch.tensor(lengths),
-            "pooled_BU": torch.stack(pooled),
-        }
+        return {"text_BLV": text_BLV, "text_length_B": torch.tensor(lengths), "pooled_BU": torch.stack(pooled)}
 
     def _latents(self, found: Sequence[Found], images: range, stream: Stream) -> Tensor:
         """Returns latents drawn from their posteriors, shifted and scaled, as float32 [B, C, H, W]."""
@@ -138,9 +143,27 @@ class Latents:
         latent_BCHW.add_(torch.stack([shard.latent_mean_NCHW[inside] for shard, inside in found]))
         return latent_BCHW.sub_(self.index.shift_factor).mul_(self.index.scaling_factor)
 
-    def _empty_caption(self) -> MappedShard:
-        check_length(self.folder, self.index.empty_caption)
-        return MappedShard(self.folder / self.index.empty_caption.file)
+    @property
+    def empty(self) -> MappedShard:
+        """Returns the file of the empty caption, which a set of captioned images has."""
+        assert self._empty is not None
+        return self._empty
+
+    def _empty_caption(self, file: FileEntry) -> MappedShard:
+        check_length(self.folder, file)
+        return MappedShard(self.folder / file.file)
+
+
+def _index_of(data: DataConfig) -> DataSetIndex:
+    """Returns the index of `data.path`. Raises `ConfigError` where its fingerprint is not `data.fingerprint`."""
+    index = read_index(Path(data.path or ""))
+    if index.fingerprint != data.fingerprint:
+        raise ConfigError(
+            f"data.path={data.path} is another data set (fingerprint {index.fingerprint}) than the model's "
+            f"({data.fingerprint}).",
+            "Name the data set that the model was trained on, or train another model.",
+        )
+    return index
 
 
 class ShardedRows:
@@ -175,7 +198,8 @@ class MappedShard:
         try:
             file: Any = safe_open(path, framework="pt")  # it has no types
             self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            self._text_start = self._tensors["text_start_N1"].tolist()
+            self._labels = self._tensors["label_N"].tolist() if "label_N" in self._tensors else None
+            self._text_start = self._tensors["text_start_N1"].tolist() if self._labels is None else []
         except FileNotFoundError as error:
             raise ConfigError(f"the data set lacks its shard {path}.", AGAIN) from error
         except (SafetensorError, OSError, KeyError) as error:
@@ -198,23 +222,41 @@ class MappedShard:
         start, stop = self._text_start[number : number + 2]
         return self._tensors["text_MV"][start:stop], self._tensors["pooled_NU"][number]
 
+    def label(self, number: int) -> int:
+        """Returns the class of an image of this file."""
+        assert self._labels is not None
+        return int(self._labels[number])
+
+    def text_widths(self) -> dict[str, int]:
+        """Returns the widths of the features of tokens and of pooled ones, or nothing where images have classes."""
+        if self._labels is not None:
+            return {}
+        text_TV, pooled_U = self.text(0)
+        return {"text_width": text_TV.shape[1], "pooled_width": len(pooled_U)}
+
     def holds(self, index: DataSetIndex, num_images: int, with_latents: bool) -> bool:
-        """Says whether its tensors have the types and shapes for `num_images` of a data set, and its captions fit."""
+        """Says whether its tensors have the types and shapes for `num_images` of a data set, and its text fits."""
         num_tokens, latents = len(self._tensors.get("text_MV", ())), (index.channels, *2 * (index.latent_size,))
-        wanted = {
+        wanted: dict[str, tuple[torch.dtype, tuple[int | None, ...]]] = {
             "text_MV": (torch.float16, (num_tokens, index.text_width)),
             "text_start_N1": (torch.int64, (num_images + 1,)),
             "pooled_NU": (torch.float16, (num_images, index.pooled_width)),
         }
+        if index.class_names is not None:
+            wanted = {"label_N": (torch.int64, (num_images,))}
         if with_latents:
             wanted |= {f"latent_{name}_NCHW": (torch.float16, (num_images, *latents)) for name in ("mean", "std")}
         for name, (dtype, shape) in wanted.items():
             tensor = self._tensors.get(name)
             if tensor is None or tensor.dtype != dtype or tensor.shape != shape:
                 return False
+        if index.class_names is not None:
+            label_N = self._tensors["label_N"]
+            return bool(((label_N >= 0) & (label_N < len(index.class_names))).all())
         length_N = self._tensors["text_start_N1"].diff()
         ends = self._text_start[0] == 0 and self._text_start[-1] == num_tokens
-        return bool(ends and (length_N >= 0).all() and (length_N <= index.caption_length).all())
+        longest = index.caption_length or 0
+        return bool(ends and (length_N >= 0).all() and (length_N <= longest).all())
 
     def caption(self, number: int) -> str:
         """Returns the caption of an image of this file as text."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.data.scenes.captions import VOCABULARY, describe, tokenize
-from experiments.data.scenes.classes import class_name, class_of
+from experiments.data.scenes.classes import class_names, class_of
 from experiments.data.scenes.scene import draw_scenes, render_scenes
 from experiments.data.sources.image_source import SourceSplit, TokenSource
 
@@ -21,7 +21,7 @@ class Shapes(TokenSource):
     """Draws scenes with captions of the grammar in `scenes/captions.py`."""
 
     words = VOCABULARY[2:]
-    class_name = staticmethod(class_name)
+    class_names = staticmethod(class_names)
 
     def draw(self, images: range, split: SourceSplit) -> tuple[Tensor, list[str]]:
         """Returns pixels float32 [B, C, H, W] and captions. The splits use separate random streams."""

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.data.scenes.classes import prompts_of
+from experiments.data.scenes.classes import attributes_of, prompts_of
 from experiments.data.scenes.scene import Scene, draw_scenes, render_scenes
+from experiments.evaluation.inference.expert_information import ExpertInformation
 from experiments.evaluation.inference.token_routing import TokenTally, branch_pairs_B2, entropy_BT, processed_BTE
 from experiments.evaluation.sampling.batches import as_pixels
 from experiments.evaluation.sampling.generate import caption_ids, image_noise
@@ -69,11 +70,14 @@ def measure_scenes(run: LoadedRun, conditions: Conditions, on_call: Callable[[],
     `on_call` is called after each call of the model.
     """
     config, base = run.config, scene_row(run, conditions)
-    layers = _new_tallies(run)
+    layers, information = _new_tallies(run), _new_information(run, conditions.num_images)
+    attributes: dict[str, list[str]] = {}
     sums_N4 = np.zeros((conditions.num_images, 4))
     for first in range(0, conditions.num_images, conditions.batch_images):
         numbers = range(first, min(first + conditions.batch_images, conditions.num_images))
         scenes = draw_scenes(config.data.seed, numbers, "validation", config.data.image_size)
+        for name, values in attributes_of(scenes).items():
+            attributes.setdefault(name, []).extend(values)
         images_BCHW = torch.from_numpy(render_scenes(scenes))
         noise_BCHW = image_noise(config, numbers, conditions.seed)
         captions = caption_ids(config, prompts_of(config.data, scenes))
@@ -90,6 +94,7 @@ def measure_scenes(run: LoadedRun, conditions: Conditions, on_call: Callable[[],
                 tally = tallies.setdefault(time, _new_tally(run))
                 tally.add(by_expert_BTE, entropy_BT(assignment, len(scenes)), [scene.kind for scene in scenes])
                 tally.add_places(counts_BT, objects_BT, background_BT)
+                information[layer].add(time, numbers, by_expert_BTE)
                 sums_N4[numbers.start : numbers.stop] += _place_sums(counts_BT, objects_BT, background_BT)
             on_call()
     value, low, high = bootstrap(sums_N4, lambda sums: (sums[..., 0] / sums[..., 1]) / (sums[..., 2] / sums[..., 3]))
@@ -98,7 +103,7 @@ def measure_scenes(run: LoadedRun, conditions: Conditions, on_call: Callable[[],
         images_seen=run.images_seen, weights=run.weights, source="scenes", settings=base.settings,
         num_images=conditions.num_images, layer=0, time=None, load=[], entropy=0, dropped_share=0, experts_per_token=[],
     )  # fmt: skip
-    return RoutingMeasured([ratio], _map_rows(run, layers, about, with_positions=True))
+    return RoutingMeasured([ratio], _map_rows(run, layers, about, information, attributes))
 
 
 def token_places(scenes: Sequence[Scene], patch_size: int) -> tuple[Tensor, Tensor]:
@@ -114,7 +119,7 @@ class RoutingWatcher:
     def __init__(self, run: LoadedRun, kinds: Sequence[str], mapped: Sequence[int]) -> None:
         """Prepares counters; `kinds[i]` is the kind of caption i, and the compute maps of images `mapped` are kept."""
         self._run, self._kinds, self._mapped = run, kinds, list(mapped)
-        self._layers = _new_tallies(run)
+        self._layers, self._information = _new_tallies(run), _new_information(run, len(kinds))
         self._branches_N2 = np.zeros((len(kinds), 2))
         self._dropped_N2 = np.zeros((len(kinds), 2))
         self._numbers = range(0)
@@ -144,6 +149,7 @@ class RoutingWatcher:
             conditional_BTE, unconditional_BTE = by_expert[:num_images], by_expert[num_images:]
             tally = tallies.setdefault(round(time, 6), _new_tally(self._run))
             tally.add(conditional_BTE, entropy, self._kinds[here])
+            self._information[layer].add(round(time, 6), self._numbers, conditional_BTE)
             counts_BT = conditional_BTE.sum(dim=-1)
             self._dropped_N2[here, 0] += (counts_BT == 0).sum(dim=1).numpy()
             self._dropped_N2[here, 1] += counts_BT.shape[1]
@@ -160,8 +166,8 @@ class RoutingWatcher:
         for number in set(self._mapped) & set(self._numbers):
             self._pixels[number] = as_pixels(images_BCHW[number - self._numbers.start][None])[0]
 
-    def measured(self, base: EvalRow, with_positions: bool = False) -> RoutingMeasured:
-        """Returns the rows under the conditions of `base`; `with_positions` adds those by position and kind."""
+    def measured(self, base: EvalRow, attributes: Mapping[str, Sequence[str]] | None = None) -> RoutingMeasured:
+        """Returns the rows under the conditions of `base`; `attributes` of images add those by position and class."""
         found = [_with_interval(base, DROPPED, bootstrap(self._dropped_N2, lambda sums: sums[..., 0] / sums[..., 1]))]
         if self._branches_N2[:, 1].all():
             different = bootstrap(self._branches_N2, lambda sums: 1 - sums[..., 0] / sums[..., 1])
@@ -170,7 +176,7 @@ class RoutingWatcher:
             images_seen=base.images_seen, weights=base.weights, source="samples", settings=base.settings,
             num_images=len(self._kinds), layer=0, time=None, load=[], entropy=0, dropped_share=0, experts_per_token=[],
         )  # fmt: skip
-        return RoutingMeasured(found, _map_rows(self._run, self._layers, about, with_positions))
+        return RoutingMeasured(found, _map_rows(self._run, self._layers, about, self._information, attributes))
 
     def compute_map(self, captions: Mapping[int, str]) -> ComputeMap:
         """Returns the compute map of the images asked for, in their order; every batch must have ended."""
@@ -215,22 +221,37 @@ def _new_tallies(run: LoadedRun) -> dict[int, dict[float, TokenTally]]:
     return {layer: {} for layer in run.config.sparse_layer_indices}
 
 
+def _new_information(run: LoadedRun, num_images: int) -> dict[int, ExpertInformation]:
+    """Returns empty counts by routed layer."""
+    sizes = num_images, run.config.routing.num_experts, run.config.num_tokens
+    return {layer: ExpertInformation(*sizes) for layer in run.config.sparse_layer_indices}
+
+
 def _new_tally(run: LoadedRun) -> TokenTally:
     config = run.config
     return TokenTally(config.routing.num_experts, (config.data.image_size // config.model.patch_size) ** 2)
 
 
 def _map_rows(
-    run: LoadedRun, layers: dict[int, dict[float, TokenTally]], about: RoutingMapRow, with_positions: bool
+    run: LoadedRun,
+    layers: dict[int, dict[float, TokenTally]],
+    about: RoutingMapRow,
+    information: Mapping[int, ExpertInformation],
+    attributes: Mapping[str, Sequence[str]] | None,
 ) -> list[RoutingMapRow]:
-    """Returns the rows of every layer: one for each time, then one over all, which alone has positions and kinds."""
+    """Returns the rows of every layer: one for each time, then one over all, which alone has positions and kinds.
+
+    Without `attributes` no row has what is counted by position and class.
+    """
     rows = []
     for layer, tallies in layers.items():
         whole = _new_tally(run)
         for time, tally in tallies.items():
-            rows.append(tally.row(about, layer, time, with_positions=False))
+            more = {} if attributes is None else information[layer].at_time(time, attributes)
+            rows.append(tally.row(about, layer, time, with_positions=False).model_copy(update=more))
             whole.merge(tally)
-        rows.append(whole.row(about, layer, None, with_positions))
+        more = {} if attributes is None else information[layer].over_all_times(attributes)
+        rows.append(whole.row(about, layer, None, attributes is not None).model_copy(update=more))
     return rows
 
 

@@ -31,7 +31,7 @@ class RoutedTokens(SampledMetric):
     def __init__(self, task: MetricTask) -> None:
         assert task.run is not None
         self._task, self._run = task, task.run
-        kinds = task.captions("validation").kinds(task.config)
+        kinds = self._kinds = task.captions("validation").kinds(task.config)
         self._has_scenes = data_set_of(task.config).has_scenes
         self.watcher: RoutingWatcher = RoutingWatcher(
             task.run, kinds, first_of_kinds(kinds) if self._has_scenes else []
@@ -60,7 +60,7 @@ class RoutedTokens(SampledMetric):
 
         Without scenes, maps along the sampling path have positions and classes too, and no image is drawn.
         """
-        along_path = self.watcher.measured(base, with_positions=not self._has_scenes)
+        along_path = self.watcher.measured(base, None if self._has_scenes else {"class": self._kinds})
         if not self._has_scenes:
             append_routing_maps(self._run.run_dir, along_path.maps)
             return along_path.evals

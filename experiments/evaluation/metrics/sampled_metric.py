@@ -26,13 +26,15 @@ from experiments.config.schema import RunConfig
 from experiments.data.scenes.captions import describe
 from experiments.data.scenes.classes import prompts_of
 from experiments.data.scenes.scene import Scene, draw_scenes
-from experiments.data.sources.image_source import class_name
+from experiments.data.sources.image_source import named_classes, stored_labels
 from experiments.errors import ConfigError
 from experiments.evaluation.sampling.batches import Watcher
 from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.evaluation.sampling.settings import Conditions
 from experiments.records.record_types import EvalRow
 
+IMAGES_OF_CLASS = 4
+"""The images of a class where not all classes can be sampled: what sets classes apart needs several of each."""
 HELD_OUT_FIRST = 1 << 20
 """The number of the first image of the held-out split. It is far above the others, so that the noise differs."""
 
@@ -62,19 +64,26 @@ class CaptionSet:
         """Returns the kind of each scene, or the name of each class."""
         if self.labels is None:
             return [scene.kind for scene in self.scenes]
-        return [class_name(config.data, label) for label in self.labels]
+        return named_classes(config.data, self.labels)
 
 
 def caption_set(config: RunConfig, split: CaptionSplit, num_images: int) -> CaptionSet:
-    """Returns the first scenes of a split; without scenes, as many classes that spread over all."""
+    """Returns the first scenes of a split; without scenes, the classes of as many validation images.
+
+    A data set that stores no labels answers classes that spread over all.
+    """
     first = HELD_OUT_FIRST if split == "held_out" else 0
     if not data_set_of(config).has_scenes:
-        num_classes = config.data.num_classes or 0
-        labels = [number * num_classes // num_images if num_images < num_classes else number % num_classes
-                  for number in range(num_images)]  # fmt: skip
+        labels = stored_labels(config.data, num_images) or _spread_classes(config.data.num_classes or 0, num_images)
         return CaptionSet(split, [], range(first, first + num_images), labels)
     scenes = draw_scenes(config.data.seed, range(num_images), split, config.data.image_size)
     return CaptionSet(split, scenes, range(first, first + num_images))
+
+
+def _spread_classes(num_classes: int, num_images: int) -> list[int]:
+    """Returns classes in turn: all, or as many as have `IMAGES_OF_CLASS` images each, spread over all."""
+    num_asked = min(num_classes, max(1, num_images // IMAGES_OF_CLASS))
+    return [number % num_asked * num_classes // num_asked for number in range(num_images)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Legend: B images of a batch, C channels, H, W height and width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +23,14 @@ from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.evaluation.sampling.generate import image_noise, integrate
 from experiments.evaluation.sampling.load_run import LoadedRun, current_device
 from experiments.evaluation.sampling.settings import Conditions
+
+
+def with_data_set(run: LoadedRun, folder: Path | None) -> LoadedRun:
+    """Returns the run with its data set at another place; None leaves it where it was when the run was trained."""
+    if folder is None:
+        return run
+    data = run.config.data.model_copy(update={"path": str(folder)})
+    return replace(run, config=run.config.model_copy(update={"data": data}))
 
 
 def opened_decoder(run: LoadedRun, vae: str | None) -> Callable[[Tensor], Tensor] | None:
@@ -49,7 +57,6 @@ def sample_validation(
     per_caption: int,
     conditions: Conditions,
     vae: str | None = None,
-    data_set: Path | None = None,
     on_call: Callable[[], None] = lambda: None,
 ) -> DecodedImages:
     """Samples images of the first captions of the validation set; fewer captions where it has fewer.
@@ -57,8 +64,7 @@ def sample_validation(
     Raises `ConfigError` before anything is sampled, where the data set or the VAE is missing or a different one, and
     `RunFailedError` where the sampled latents are not finite.
     """
-    folder = {} if data_set is None else {"path": str(data_set)}
-    source = cast(FeatureSource, open_source(run.config.data.model_copy(update=folder)))
+    source = cast(FeatureSource, open_source(run.config.data))
     decode = source.decoder(vae, current_device())
     num_captions = min(num_captions, source.num_validation_images())
     features = source.validation(range(num_captions))

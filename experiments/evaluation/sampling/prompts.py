@@ -5,22 +5,26 @@ Whoever asks a run for the wrong one of them is told the right one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from experiments.config.data_sets import captions_of, data_set_of
-from experiments.data.sources.image_source import class_name
-from experiments.errors import ConfigError
+from experiments.data.sources.image_source import class_names, named_classes
+from experiments.errors import ConfigError, did_you_mean
 from experiments.evaluation.sampling.generate import caption_ids
 from experiments.evaluation.sampling.load_run import LoadedRun
+from experiments.text import printable, shortened
 
+NUMBER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+SHOWN_CHARACTERS = 80
 NUM_EXAMPLES = 6
 """The number of classes that are sampled where none is named."""
 
 
-def _require_prompts(run: LoadedRun, has_captions: bool, classes: Sequence[int], wants_map: bool) -> None:
+def _require_prompts(run: LoadedRun, has_captions: bool, classes: Sequence[str], wants_map: bool) -> None:
     """Raises `ConfigError` for captions where the run knows classes, and for classes where it knows captions.
 
-    Classes that do not exist are refused too, captions of a run on latents, and compute maps that it cannot have.
+    Captions of a run on latents are refused too, and compute maps that it cannot have.
     """
     config, path = run.config, run.run_dir.path
     if config.data.num_classes is not None:
@@ -29,10 +33,10 @@ def _require_prompts(run: LoadedRun, has_captions: bool, classes: Sequence[int],
                 f"{path} is conditioned on classes and reads no captions.",
                 f"Name classes from 0 to {config.data.num_classes - 1} instead: --class 0 --class 1.",
             )
-        caption_ids(config, classes)
     elif classes:
         raise ConfigError(
-            f"{path} is conditioned on captions, so that --class {classes[0]} does not fit.", "Leave out --class."
+            f"{path} is conditioned on captions, so that --class {_shown(classes[0])} does not fit.",
+            "Leave out --class.",
         )
     elif not captions_of(config).in_words:
         where = f"{path} was trained on latents"
@@ -46,7 +50,7 @@ def _require_prompts(run: LoadedRun, has_captions: bool, classes: Sequence[int],
         )
 
 
-def asked_of(run: LoadedRun, captions: list[str], classes: list[int], wants_map: bool = False) -> list[str] | list[int]:
+def asked_of(run: LoadedRun, captions: list[str], classes: list[str], wants_map: bool = False) -> list[str] | list[int]:
     """Returns the captions or classes to sample: those that are given, or else the examples of the data set.
 
     Of a run that is conditioned on classes the examples are some that are far apart. Raises `ConfigError` for what the
@@ -54,7 +58,7 @@ def asked_of(run: LoadedRun, captions: list[str], classes: list[int], wants_map:
     """
     _require_prompts(run, bool(captions), classes, wants_map)
     if captions or classes:
-        return captions or classes
+        return captions or [_class_number(run, each) for each in classes]
     num_classes = run.config.data.num_classes
     if num_classes is None:
         return list(data_set_of(run.config).examples)
@@ -63,4 +67,27 @@ def asked_of(run: LoadedRun, captions: list[str], classes: list[int], wants_map:
 
 def texts_of(run: LoadedRun, prompts: Sequence[str] | Sequence[int]) -> list[str]:
     """Returns prompts as texts: captions as they are, and the names of classes."""
-    return [class_name(run.config.data, each) if isinstance(each, int) else each for each in prompts]
+    labels = [each for each in prompts if isinstance(each, int)]
+    return named_classes(run.config.data, labels) if labels else [str(each) for each in prompts]
+
+
+def _class_number(run: LoadedRun, given: str) -> int:
+    """Returns the number of a class that is given by its name or its number; a name comes first.
+
+    Raises `ConfigError` where there is no such class.
+    """
+    data = run.config.data
+    names, last = class_names(data) or (), (data.num_classes or 0) - 1
+    if given in names:
+        return names.index(given)
+    if NUMBER.fullmatch(given):
+        label = int(given)
+        caption_ids(run.config, [label])
+        return label
+    way_out = did_you_mean(given, names, otherwise=f"Name one from 0 to {last}.")
+    has = "has names of classes, and not this one" if names else "has no names of classes"
+    raise ConfigError(f"class {_shown(given)} does not exist: {run.run_dir.path} {has}.", way_out)
+
+
+def _shown(given: str) -> str:
+    return shortened(printable(given), SHOWN_CHARACTERS)
