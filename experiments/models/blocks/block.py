@@ -28,8 +28,8 @@ class Conditioning(NamedTuple):
     """Holds what all blocks of the model are conditioned on.
 
     vector_BD: the embedded time plus the embedded class or pooled caption. modulation_B6D: the modulation that all
-    blocks share, None where each has its own. mask_B11L: where text tokens are real, None without a caption. rotation: by
-    how much image tokens turn in self-attention, None without rotary positions.
+    blocks share, None where each has its own. mask_B11L: where text tokens are real, None without a caption. rotation:
+    by how much image tokens turn in self-attention, None without rotary positions.
     """
 
     vector_BD: Tensor

@@ -84,7 +84,7 @@ class MMDiTBlock(Block):
 def _parts(modulation: nn.Module, vector_BD: Tensor) -> tuple[Tensor, ...]:
     """Returns the parts of a modulation, [B, 1, D] each."""
     mixed_BD: Tensor = modulation(vector_BD)
-    return mixed_BD.unsqueeze(1).split(vector_BD.shape[1], dim=2)
+    return mixed_BD.view(len(vector_BD), -1, 1, vector_BD.shape[1]).unbind(1)
 
 
 def _context_of_text(context: RoutingContext, text_BLD: Tensor) -> RoutingContext:
