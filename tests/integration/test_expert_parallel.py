@@ -52,11 +52,14 @@ def _with_one_decision(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"routing": config.routing.model_copy(update={"eval_decision": "same"})})
 
 
+TEXT_EXPERTS = ("model.block=mmdit", "routing.text_experts=4", "model.sparse_layers=all")
 CASES = {
     **{name: settings for name in trained_names() if (settings := independent(name)) is not None},
     "no limit": ["routing=token_choice", "routing.capacity_factor=None", "routing.eval_capacity_factor=None"],
     OVER_ALL: ["routing=expert_choice", "routing.group_images=all"],
     "dit": ["routing=shared_expert", "model.block=dit"],
+    "text experts": ["routing=expert_choice", *TEXT_EXPERTS],
+    "text experts with a state": ["routing=loss_free", *TEXT_EXPERTS],
     "mup": [
         "routing=expert_choice", "routing.gate_norm=token", "routing.eval_decision=threshold",
         "optim.parametrization=mup", "model.base_width=16", "optim.weight_decay=0.1", "routing.expert_bias=True",

@@ -15,6 +15,7 @@ from experiments.config.budget import budget
 from experiments.config.memory import memory
 from experiments.config.overrides import load_config
 from experiments.config.routers import ROUTERS, routed_names
+from experiments.config.routing_checks import AXES
 from experiments.config.schema import RunConfig
 from experiments.distributed.deepspeed_library import CPU_Accelerator, get_accelerator, set_accelerator
 from experiments.errors import ConfigError
@@ -74,10 +75,12 @@ def test_the_processes_of_a_layout_have_every_number_of_every_parameter_once(lay
 
 
 @pytest.mark.parametrize("router", [name for name in routed_names() if ROUTERS[name].rule != "blocks"])
-@pytest.mark.parametrize(("stage", "block"), [(1, "pixart"), (2, "pixart"), (1, "dit")])
+@pytest.mark.parametrize(("stage", "block"), [(1, "pixart"), (2, "pixart"), (1, "dit"), (1, "mmdit")])
 def test_memory_of_a_simulated_step_is_that_of_the_arithmetic(router: str, block: str, stage: int) -> None:
     layout = ["parallel.expert_parallel=4", f"parallel.zero_stage={stage}", "train.precision=bf16"]
     fixed = [f"routing.{key}={each.value}" for key, each in ROUTERS[router].fixed.items() if key == "group_images"]
+    with_text = block == "mmdit" and ROUTERS[router].rule in AXES["text_experts"].families
+    fixed += ["routing.text_experts=4"] if with_text else []
     config = load_config([*ON_EIGHT, f"routing={router}", "routing.num_experts=8", *layout, "model=micro",
                           f"model.block={block}", *fixed])  # fmt: skip
     measured, planned = simulate_step(config, "bf16"), memory(config, on_accelerator=False)
