@@ -26,5 +26,5 @@ def joint_attention(
     # Every image token may be attended to, so that the mask is extended by True in front.
     mask_B11M = F.pad(mask_B11L, (num_tokens, 0), value=True)
     mixed_BMD = attend(query, torch.cat((key, text_key), dim=2), torch.cat((value, text_value), dim=2), mask_B11M)
-    image_BTD, text_BLD = mixed_BMD.split((num_tokens, text_BLD.shape[1]), dim=1)
+    image_BTD, text_BLD = torch.split(mixed_BMD, [num_tokens, text_BLD.shape[1]], dim=1)
     return image_BTD, text_BLD

@@ -82,8 +82,8 @@ class MMDiTBlock(Block):
 
 def _parts(modulation: nn.Module, vector_BD: Tensor) -> tuple[Tensor, ...]:
     """Returns the parts of a modulation, [B, 1, D] each."""
-    mixed_BD: Tensor = modulation(vector_BD)
-    return mixed_BD.unsqueeze(1).split(vector_BD.shape[1], dim=2)
+    mixed: Tensor = modulation(vector_BD).unflatten(1, (-1, vector_BD.shape[1]))
+    return mixed.unsqueeze(2).unbind(1)
 
 
 def _context_of_text(context: RoutingContext, text_BLD: Tensor) -> RoutingContext:
