@@ -23,7 +23,7 @@ from experiments.config.router_sizes import (
     soft_slots,
 )
 from experiments.config.schema import RunConfig
-from experiments.config.text_stream import Stream, has_text_output, streams
+from experiments.config.text_stream import TokenStream, has_text_output, streams
 
 FLOAT32 = 4
 INDEX = 8
@@ -258,7 +258,7 @@ def _at_first_step(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"routing": every_expert})
 
 
-def _slots_by_layer(stream: Stream) -> dict[int, float]:
+def _slots_by_layer(stream: TokenStream) -> dict[int, float]:
     """Returns the slots of one image in each routed layer; with a capacity limit this includes empty slots."""
     config, tokens = stream.config, stream.num_tokens(stream.config.num_train_tokens)
     slots = {

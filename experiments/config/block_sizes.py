@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from experiments.config.blocks import BlockRow, block_of
 from experiments.config.router_sizes import mixes_blocks, router_tensors
 from experiments.config.schema import RunConfig
-from experiments.config.text_stream import Stream, has_text_output
+from experiments.config.text_stream import TokenStream, has_text_output
 
 OUTPUT = "out"
 """The last linear map of attention."""
@@ -103,7 +103,7 @@ def expert_matrix_elements(config: RunConfig) -> int:
     return num_expert_matrices(config) * d * hidden_width(config, config.routing.expert_factor or 0)
 
 
-def stream_params(stream: Stream) -> dict[str, int]:
+def stream_params(stream: TokenStream) -> dict[str, int]:
     """Returns the parameters of the feed-forwards of one kind of tokens by part."""
     config, routing, d = stream.config, stream.config.routing, stream.config.model.width
     hidden, shared_hidden = (

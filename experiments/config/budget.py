@@ -40,7 +40,7 @@ from experiments.config.router_sizes import (
 )
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
-from experiments.config.text_stream import Stream, streams
+from experiments.config.text_stream import TokenStream, streams
 
 TIME_FREQUENCIES = 256
 """The number of sinusoids that embed the timestep (DiT)."""
@@ -106,7 +106,7 @@ def recomputed_flops_per_image(config: RunConfig) -> int:
     return sum(parts[part] for part in BLOCK_PARTS)
 
 
-def _active_experts(stream: Stream) -> int:
+def _active_experts(stream: TokenStream) -> int:
     """Returns the parameters of all experts through which one token of the stream passes on average."""
     experts = stream_params(stream)["experts"]
     return round(experts * experts_per_token(stream.config) / max(1, stream.config.routing.num_experts))
@@ -217,7 +217,7 @@ def _flops_by_part(config: RunConfig, num_tokens: int, training: bool) -> dict[s
     }
 
 
-def _stream_flops(stream: Stream, num_tokens: int, training: bool) -> dict[str, int]:
+def _stream_flops(stream: TokenStream, num_tokens: int, training: bool) -> dict[str, int]:
     """Returns the FLOPs by part of the feed-forwards of one kind of tokens, of which an image has `num_tokens`."""
     config, T, num_routed = stream.config, num_tokens, len(stream.routed)
     expert = expert_matrix_elements(config)

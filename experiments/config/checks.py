@@ -22,7 +22,7 @@ from experiments.config.router_sizes import mixes_blocks
 from experiments.config.routers import ROUTERS
 from experiments.config.routing_checks import check_axes
 from experiments.config.schema import RunConfig
-from experiments.config.text_stream import Stream, streams
+from experiments.config.text_stream import TokenStream, streams
 from experiments.config.transfer_checks import check_gates, check_head_size, check_transfer
 from experiments.config.values import shown
 from experiments.errors import ConfigError
@@ -185,7 +185,7 @@ def _check_capacity(config: RunConfig) -> None:
             _check_capacity_of(stream)
 
 
-def _check_capacity_of(stream: Stream) -> None:
+def _check_capacity_of(stream: TokenStream) -> None:
     config, least, most = stream.config, min(stream.factors), max(stream.factors)
     experts = f"routing.{'text' if stream.is_text else 'num'}_experts={config.routing.num_experts}"
     for training in (True, False):

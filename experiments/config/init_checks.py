@@ -100,7 +100,7 @@ def require_fit(config: RunConfig, theirs: RunConfig) -> None:
 def _compared(config: RunConfig, theirs: RunConfig) -> Iterator[str]:
     """Yields the settings that must be equal, so that tensors have the same shapes and blocks the same meaning."""
     yield from (f"model.{name}" for name in ModelConfig.model_fields if name not in NOT_SHAPES)
-    yield "data.channels"
+    yield from ("data.channels", "routing.text_experts")
     yield from ("flow.objective", "flow.prediction", "flow.learned_sigma")  # what the head predicts
     encoders = [captions_of(each).encoder_sizes(each.model) for each in (config, theirs)]
     if encoders[0] != encoders[1]:

@@ -120,7 +120,7 @@ ROWS: tuple[RouterRow, ...] = (
     RouterRow(
         "moma", label="MoMa",
         has_global_scope=True, implementation="experiments.routing.expert_choice:ExpertChoiceRouter",
-        source="MoMa, arXiv 2407.21770; one modality, as text enters by cross-attention",
+        source="MoMa, arXiv 2407.21770, section 2.2; experts of text with model.block=mmdit",
         capacity_factor=1.0, group_images="batch", gating="sigmoid",
     ),
     RouterRow(

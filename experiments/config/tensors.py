@@ -30,7 +30,7 @@ from experiments.config.data_sets import captions_of
 from experiments.config.parametrization import rate_factor
 from experiments.config.router_sizes import mixes_blocks, router_tensors
 from experiments.config.schema import RunConfig, TrainConfig
-from experiments.config.text_stream import Stream, streams
+from experiments.config.text_stream import TokenStream, streams
 
 EXPERT_GROUP_ELEMENTS = 178_956_971
 """The most elements in one optimizer group of experts (`max_group_size` of DeepSpeed's
@@ -150,7 +150,7 @@ def _remembered_sizes(config: RunConfig) -> tuple[_Size, ...]:
     return tuple(_Size(size, is_expert, rate_factor(config, name)) for name, size, is_expert in tensor_sizes(config))
 
 
-def _feed_forward_sizes(stream: Stream, layer: int) -> Iterator[TensorSize]:
+def _feed_forward_sizes(stream: TokenStream, layer: int) -> Iterator[TensorSize]:
     config, name = stream.config, f"blocks.{layer}.{stream.prefix}ffn"
     if layer in stream.dense:
         yield from (TensorSize(f"{name}.{matrix}", size) for matrix, size in dense_tensors(config))

@@ -17,7 +17,7 @@ from experiments.config.router_sizes import layer_factors, mixes_blocks
 from experiments.config.schema import RunConfig
 
 
-class Stream(NamedTuple):
+class TokenStream(NamedTuple):
     """Describes the feed-forwards that one kind of tokens passes through."""
 
     config: RunConfig
@@ -58,7 +58,7 @@ def with_text_experts(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"routing": config.routing.model_copy(update=changes)})
 
 
-def streams(config: RunConfig) -> tuple[Stream, ...]:
+def streams(config: RunConfig) -> tuple[TokenStream, ...]:
     """Returns the stream of image tokens and, where blocks have one, that of text tokens."""
     layers = range(config.model.num_layers)
     changed = [layer for layer in layers if has_text_output(config, layer)]
@@ -66,7 +66,7 @@ def streams(config: RunConfig) -> tuple[Stream, ...]:
     return (image, _stream(with_text_experts(config), changed, is_text=True)) if changed else (image,)
 
 
-def _stream(config: RunConfig, layers: Iterable[int], is_text: bool) -> Stream:
+def _stream(config: RunConfig, layers: Iterable[int], is_text: bool) -> TokenStream:
     routed = tuple(layer for layer in layers if layer in config.sparse_layer_indices)
     dense = tuple(layer for layer in layers if layer not in routed or mixes_blocks(config))
-    return Stream(config, routed, dense, is_text)
+    return TokenStream(config, routed, dense, is_text)

@@ -96,13 +96,13 @@ def _no_loss(x_BTD: Tensor) -> Tensor:
 
 
 def build_feed_forward(
-    config: RunConfig, layer: int, share: ExpertShare = ALL_EXPERTS, stream: str = ""
+    config: RunConfig, layer: int, share: ExpertShare = ALL_EXPERTS, is_text: bool = False
 ) -> DenseFeedForward | RoutedFeedForward:
     """Builds the feed-forward of block `layer` (from 0): routed in `config.sparse_layer_indices`, dense in the others.
 
     With Switch-DiT all are dense, and `block_mixture.py` has the experts.
 
-    `share` says which experts this process holds. Experts of another `stream` of tokens are drawn with another seed.
+    `share` says which experts this process holds. Those of text tokens are drawn with a seed of their own.
     """
     width, routing = config.model.width, config.routing
     if layer not in config.sparse_layer_indices or mixes_blocks(config):
@@ -111,9 +111,9 @@ def build_feed_forward(
     assert routing.expert is not None
     assert routing.expert_factor is not None
     router = build_router(config)
-    router.in_layer(layer, layer_factors(config)[config.sparse_layer_indices.index(layer)])
+    router.in_layer(layer, layer_factors(config)[config.sparse_layer_indices.index(layer)], is_text)
     hidden = hidden_width(config, routing.expert_factor)
-    seed, bias = f"{config.seed} {stream}{layer}", routing.expert_bias
+    seed, bias = f"{config.seed} {'text ' if is_text else ''}{layer}", routing.expert_bias
     experts = StackedExperts(routing.num_experts, width, hidden, routing.expert, share, seed, bias)
     shared = None
     if routing.shared_factor:

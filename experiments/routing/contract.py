@@ -32,7 +32,8 @@ class RoutingContext(NamedTuple):
     noise. time_BD: the embedded time. dropped_B: bool, whether the image has no caption, since training dropped it or
     since it is the unconditional branch of guidance. position_BT: int64, the place of each token in its image, also
     where masking leaves some out. caption_BD: the mean of caption features; None where no router reads it. prior_BE:
-    float32, the prior over the experts of this layer (`switch_dit.py`), where training compares with it.
+    float32, the prior over the experts of this layer (`switch_dit.py`), where training compares with it. real_BT: bool,
+    False at the padding of captions, where text tokens are routed; None where all tokens are real.
     """
 
     residual_BTD: Tensor
@@ -42,6 +43,7 @@ class RoutingContext(NamedTuple):
     position_BT: Tensor
     caption_BD: Tensor | None = None
     prior_BE: Tensor | None = None
+    real_BT: Tensor | None = None
 
     @classmethod
     def of_a_layer_alone(cls, x_BTD: Tensor) -> RoutingContext:
@@ -287,8 +289,7 @@ def without_tokens(assignment: Assignment, dropped_N: Tensor) -> Assignment:
 
 def _mean_loss(decisions: Sequence[GroupDecision | Choices], num_tokens: Sequence[int]) -> Tensor | None:
     """Returns the mean of the auxiliary losses of consecutive parts of the batch, weighted by their tokens."""
-    pairs = zip(decisions, num_tokens, strict=True)
-    losses = [(each.auxiliary_loss, count / sum(num_tokens)) for each, count in pairs]
+    losses = [(each.auxiliary_loss, n / sum(num_tokens)) for each, n in zip(decisions, num_tokens, strict=True)]
     weighted = [loss * share for loss, share in losses if loss is not None]
     return torch.stack(weighted).sum() if weighted else None
 

@@ -32,6 +32,10 @@ from experiments.routing.router import Router
 from experiments.routing.scope import among_the_largest, num_processes
 from experiments.routing.state import RunningThreshold
 
+PADDING_LOGIT = -1e30
+"""Marks the padding of captions, which is ranked behind every token."""
+BEHIND_ALL_LOGITS = -1e4
+"""The affinity of padding where logits are affinities; softmax and sigmoid are positive, so that there it is 0."""
 LEAST_SHARE = 0.4
 """The share of the mean capacity that every noise level has: 8 / 20 in EC-DLM's public runs."""
 
@@ -72,12 +76,23 @@ class ExpertChoiceRouter(Router):
     def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
         """Fills every slot of every expert; the order of an expert's slots has no meaning."""
         # Logits are transposed first: on CPUs a softmax over rows of 8 numbers takes 6 times as long as over columns.
-        affinity_GES = affinity(logits_GSE.transpose(1, 2), self.gating, dim=1)
+        affinity_GES = self._affinity(logits_GSE.transpose(1, 2), dim=1)
         weight_GEC, token_GEC = affinity_GES.topk(capacity, dim=-1, sorted=False)
         return GroupDecision(token_GEC, weight_GEC, filled_GEC=None, auxiliary_loss=None)
 
     def assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
-        """Decides by competition, or outside training by thresholds where the config asks for them."""
+        """Decides by competition, or outside training by thresholds where the config asks for them.
+
+        Where text tokens are routed, padding takes a slot only after every real token, and its output is 0.
+        """
+        if context.real_BT is None:
+            return self._assign(logits_BTE, x_BTD, context)
+        marked_BTE = logits_BTE.masked_fill(~context.real_BT.unsqueeze(-1), PADDING_LOGIT)
+        assignment = self._assign(marked_BTE, x_BTD, context)
+        real_M = context.real_BT.flatten()[assignment.token_M]
+        return assignment._replace(weight_M=assignment.weight_M.masked_fill(~real_M, 0.0))
+
+    def _assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
         if self.state is not None and not self.competes:
             return self._above_thresholds(logits_BTE.flatten(0, 1), x_BTD.flatten(0, 1))
         if self.schedule != "none":
@@ -89,7 +104,7 @@ class ExpertChoiceRouter(Router):
         return self._with_prediction(assignment, logits_BTE, x_BTD) if self.training else assignment
 
     def _above_thresholds(self, logits_NE: Tensor, x_ND: Tensor) -> Assignment:
-        weight_NE = affinity(logits_NE, self.gating)
+        weight_NE = self._affinity(logits_NE)
         score_NE = weight_NE
         if self.eval_decision == "predictor":
             assert self.predictor is not None
@@ -104,7 +119,7 @@ class ExpertChoiceRouter(Router):
         level_B, mean = (1 - time_B, 1 - self.mean_time) if self.schedule == "low_noise" else (time_B, self.mean_time)
         share_B = LEAST_SHARE + (1 - LEAST_SHARE) / mean * level_B
         capacity_B = (share_B * (num_tokens * factor / self.num_experts)).round().clamp(1, num_tokens)
-        weight_BTE = affinity(logits_BTE, self.gating)
+        weight_BTE = self._affinity(logits_BTE)
         # The rank of each token among those of its image, from 0 for the largest affinity.
         rank_BTE = weight_BTE.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         chosen_NE = (rank_BTE < capacity_B.view(-1, 1, 1)).flatten(0, 1)
@@ -114,7 +129,7 @@ class ExpertChoiceRouter(Router):
     def _everywhere(self, logits_BTE: Tensor) -> Assignment:
         """Lets each expert take the best tokens of all processes together. Collective."""
         logits_NE = logits_BTE.flatten(0, 1)
-        weight_NE, (num_images, num_tokens, _) = affinity(logits_NE, self.gating), logits_BTE.shape
+        weight_NE, (num_images, num_tokens, _) = self._affinity(logits_NE), logits_BTE.shape
         capacity = self.capacity(num_images * num_processes(), num_tokens)
         chosen_EN, least_E = among_the_largest(weight_NE.T, capacity)
         assignment = sort_pairs(Pairs(chosen_EN.T, weight_NE), logits_NE, self._planned(len(logits_NE)))
@@ -131,9 +146,16 @@ class ExpertChoiceRouter(Router):
         if self.state is None or assignment.observed is not None:
             return assignment
         if self.eval_decision == "threshold" or score_NE is None:
-            score_NE = affinity(logits_BTE.detach().flatten(0, 1), self.gating)
+            score_NE = self._affinity(logits_BTE.detach().flatten(0, 1))
         slots = max(1, assignment.token_M.shape[0] // self.num_experts)
         return assignment._replace(observed=score_NE.topk(slots, dim=0).values[-1])
+
+    def _affinity(self, logits: Tensor, dim: int = -1) -> Tensor:
+        """Returns affinities over the experts (`dim`), of which those of marked padding are the smallest."""
+        weight = affinity(logits, self.gating, dim)
+        if not self.is_text:
+            return weight
+        return weight.masked_fill(logits <= PADDING_LOGIT, BEHIND_ALL_LOGITS if self.gating == "identity" else 0.0)
 
     def _planned(self, num_tokens: int) -> int:
         """Returns the number of pairs that f_c plans for."""

@@ -59,7 +59,7 @@ class Router(nn.Module):
         self.has_unconditional = routing.unconditional_expert
         self.warmup_images, self.images_seen = routing.capacity_warmup_images, 0
         """`images_seen` is set by the training loop before each step (`training/router_states.py`)."""
-        self.layer, self.layer_factor = 0, 1.0
+        self.layer, self.layer_factor, self.is_text = 0, 1.0, False
         self.decides_as_in_training = False
         """Set where a model in evaluation mode shall decide by competition (`training/validation.py`)."""
         self.has_fixed_shapes = (
@@ -84,9 +84,9 @@ class Router(nn.Module):
         """Says whether tokens compete, as they do in training, or are compared with thresholds where there are any."""
         return self.training or self.decides_as_in_training
 
-    def in_layer(self, layer: int, factor: float) -> None:
-        """Tells the router the number of its block, from 0, and the factor on f_c there."""
-        self.layer, self.layer_factor = layer, factor
+    def in_layer(self, layer: int, factor: float, is_text: bool = False) -> None:
+        """Tells the router the number of its block, from 0, the factor on f_c there, and whether it routes text."""
+        self.layer, self.layer_factor, self.is_text = layer, factor, is_text
 
     def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
         """Decides for G groups of S tokens from float32 logits; each expert has `capacity` slots in each group."""

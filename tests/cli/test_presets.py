@@ -41,6 +41,7 @@ def test_printed_counts_stand_only_where_a_paper_prints_them(rows: dict[tuple[st
         *((preset, num_experts) for preset in ("XL", "XXL", "3XL") for num_experts in (0, 32)),
         *(("M", 0), ("M", 64), ("dit-moe-S", 8), ("dit-moe-XL", 8), ("dit-moe-G", 16)),
         *((f"dit-{size}-2", 0) for size in ("s", "b", "l", "xl")),
+        *((f"sd3-{depth}", 0) for depth in (24, 38)),
     }
     assert rows["XL", 32]["paper_params_active"] == 1_620_000_000
     assert "paper_params_active" not in rows["XL", 0]

@@ -44,6 +44,18 @@ class DescribedLatents:
         """Raises `ConfigError`, as `check` does."""
         self.check()
 
+    def num_validation_images(self) -> NoReturn:
+        """Raises `ConfigError`, as `check` does."""
+        self.check()
+
+    def validation_captions(self, numbers: range) -> NoReturn:
+        """Raises `ConfigError`, as `check` does."""
+        self.check()
+
+    def null_caption(self, num: int) -> NoReturn:
+        """Raises `ConfigError`, as `check` does."""
+        self.check()
+
     def decoder(self, model: str | None, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Opens the VAE `model`. Raises `ConfigError` where none is named or it cannot be read."""
         if model is None:

@@ -40,7 +40,7 @@ class MMDiTBlock(Block):
         self.text_modulation = nn.Linear(width, (6 if goes_on else 2) * width)
         self.ffn = build_feed_forward(config, layer, share)
         self.switch = build_block_mixture(config, layer)
-        self.text_ffn = build_feed_forward(with_text_experts(config), layer, share, "text ") if goes_on else None
+        self.text_ffn = build_feed_forward(with_text_experts(config), layer, share, is_text=True) if goes_on else None
         if not goes_on:
             self.text_attention.register_module("out", None)
         for linear in (self.modulation, self.text_modulation):
@@ -72,7 +72,7 @@ class MMDiTBlock(Block):
             return BlockOutput(x_BTD, text_BLD, answer)
         text_gate, shift_f, scale_f, gate_f = text_rest
         text_BLD = gated_residual(text_BLD, text_gate, self.text_attention.out(read_BLD), self.fast)
-        own = _context_of_text(context, text_BLD)
+        own = _context_of_text(context, text_BLD, conditioning.mask_B11L)
         text: FeedForwardOutput = self.text_ffn(modulate(text_BLD, shift_f, scale_f, self.fast), own)
         text_BLD = gated_residual(text_BLD, gate_f, text.out_BTD, self.fast)
         both = answer._replace(
@@ -83,11 +83,11 @@ class MMDiTBlock(Block):
 
 def _parts(modulation: nn.Module, vector_BD: Tensor) -> tuple[Tensor, ...]:
     """Returns the parts of a modulation, [B, 1, D] each."""
-    mixed_BD: Tensor = modulation(vector_BD)
-    return mixed_BD.view(len(vector_BD), -1, 1, vector_BD.shape[1]).unbind(1)
+    mixed: Tensor = modulation(vector_BD).unflatten(1, (-1, vector_BD.shape[1]))
+    return mixed.unsqueeze(2).unbind(1)
 
 
-def _context_of_text(context: RoutingContext, text_BLD: Tensor) -> RoutingContext:
-    """Returns what a router may read beside text tokens: their residual and places, and what is true of the image."""
+def _context_of_text(context: RoutingContext, text_BLD: Tensor, mask_B11L: Tensor) -> RoutingContext:
+    """Returns what a router may read beside text tokens: what is theirs, and what is true of the whole image."""
     position_BL = torch.arange(text_BLD.shape[1], device=text_BLD.device).expand(text_BLD.shape[:2])
-    return context._replace(residual_BTD=text_BLD, position_BT=position_BL)
+    return context._replace(residual_BTD=text_BLD, position_BT=position_BL, real_BT=mask_B11L[:, 0, 0])

@@ -26,6 +26,8 @@ PUBLIC_DIT_MOE = {
 }
 """The same of DiT-MoE's public code, by experts, and by query-key norm, which it has with its flash attention."""
 
+TEXT_EXPERTS = ("model.block=mmdit", "routing.text_experts=4")
+
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_settings_of_a_block_are_stored_only_where_they_are_given(block: str) -> None:
@@ -82,6 +84,42 @@ def test_dit_moe_presets_have_the_parameters_of_the_public_code(preset: str, num
             "data.num_classes=10 does not fit data.name=shapes. Use data.num_classes=384.",
         ),
         (["model.block=dit", "data.vocab_size=64"], "data.vocab_size=64 does not fit data.name=shapes."),
+        (
+            ["model.block=mmdit", "data=imagenet"],
+            "data.name=imagenet means classes, and model.block=mmdit is conditioned on captions. Use model.block=dit.",
+        ),
+        (
+            ["model.block=dit", "data=sd3"],
+            "model.block=dit is conditioned on classes, which data.name=sd3 does not have.",
+        ),
+        (
+            ["routing.text_experts=4"],
+            "routing.text_experts=4 does not fit model.block=pixart, whose text tokens pass no feed-forward. Use "
+            "model.block=mmdit, or routing.text_experts=0.",
+        ),
+        (
+            [*TEXT_EXPERTS, "routing=soft_moe"],
+            "routing.text_experts=4 does not fit routing.name=soft_moe: its experts do not choose among the tokens of "
+            "a caption. Use routing.text_experts=0, or routing.name=expert_choice.",
+        ),
+        (
+            [*TEXT_EXPERTS, "routing=shared_expert", "routing.top_k=5"],
+            "routing.top_k=5 is more than routing.text_experts=4. Use routing.text_experts=5, or",
+        ),
+        (
+            [*TEXT_EXPERTS, "routing.capacity_factor=5"],
+            "routing.capacity_factor=5 is more than routing.text_experts=4: an expert would have more slots than there",
+        ),
+        (
+            ["model.block=mmdit", "routing.text_experts=64", "routing.num_experts=64"],
+            "routing.capacity_factor=2 leaves an expert without a slot: it must be at least 4 with 64 experts and 16 "
+            "tokens per group.",
+        ),
+        (
+            [*TEXT_EXPERTS, "parallel.world=8", "parallel.expert_parallel=8"],
+            "routing.text_experts=4 is not divisible by parallel.expert_parallel=8. Use routing.text_experts=8, or "
+            "parallel.expert_parallel=4.",
+        ),
         (["model.qk_norm=batch"], "model.qk_norm='batch' is not 'off', 'layer', 'affine', 'rms' or None"),
         (["model.time_scale=0"], "model.time_scale=0 is out of range."),
     ],

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.config.budget import budget, compute_varies, executed_flops_per_image
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
-from experiments.config.text_stream import Stream, streams
+from experiments.config.text_stream import TokenStream, streams
 from experiments.data.loader import Batch
 from experiments.models.dit import DiT
 from experiments.routing.stats import slots_of_image
@@ -39,7 +39,7 @@ def loss_products(config: RunConfig) -> int:
     return sum(len(stream.routed) * _loss_products_of_a_layer(stream) for stream in streams(config))
 
 
-def _loss_products_of_a_layer(stream: Stream) -> int:
+def _loss_products_of_a_layer(stream: TokenStream) -> int:
     config, routing = stream.config, stream.config.routing
     tokens = BATCH_IMAGES * stream.num_tokens(config.num_train_tokens)
     pairs = (6 + 2) * tokens * routing.num_experts**2 if routing.similarity_loss_weight else 0

@@ -58,9 +58,10 @@ def test_validation_never_drops_a_label() -> None:
     assert 384 not in counts
 
 
-def test_a_data_set_without_images_says_so_before_training() -> None:
-    config = load_config(["model.block=dit", "data=imagenet"])
-    message = "data.name=imagenet has no images: it describes what released weights were trained on."
+@pytest.mark.parametrize(("block", "name"), [("dit", "imagenet"), ("mmdit", "sd3")])
+def test_a_data_set_without_images_says_so_before_training(block: str, name: str) -> None:
+    config = load_config([f"model.block={block}", f"data={name}"])
+    message = f"data.name={name} has no images: it describes what released weights were trained on."
     with pytest.raises(ConfigError, match=re.escape(message)):
         open_source(config.data).check()
     with pytest.raises(ConfigError, match=re.escape("Name it with --vae")):
