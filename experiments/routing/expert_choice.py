@@ -77,8 +77,12 @@ class ExpertChoiceRouter(Router):
         return GroupDecision(token_GEC, weight_GEC, filled_GEC=None, auxiliary_loss=None)
 
     def assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
-        """Decides by competition, or outside training by thresholds where the config asks for them."""
-        if self.state is not None and not self.competes:
+        """Decides by competition, or outside training by thresholds where the config asks for them.
+
+        Before the first step there are none yet, and competition decides there too: at 0, all tokens would be taken.
+        """
+        assert self.state is None or isinstance(self.state, RunningThreshold)
+        if self.state is not None and not self.competes and self.state.has_begun:
             return self._above_thresholds(logits_BTE.flatten(0, 1), x_BTD.flatten(0, 1))
         if self.schedule != "none":
             assignment = self._by_noise(logits_BTE, context.time_B)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from experiments.config.data_sets import captions_of, data_set_of
 from experiments.data.sources.image_source import class_name
 from experiments.errors import ConfigError
-from experiments.evaluation.sampling.generate import caption_ids
 from experiments.evaluation.sampling.load_run import LoadedRun
 
 NUM_EXAMPLES = 6
@@ -20,7 +19,8 @@ NUM_EXAMPLES = 6
 def _require_prompts(run: LoadedRun, has_captions: bool, classes: Sequence[int], wants_map: bool) -> None:
     """Raises `ConfigError` for captions where the run knows classes, and for classes where it knows captions.
 
-    Classes that do not exist are refused too, captions of a run on latents, and compute maps that it cannot have.
+    Captions of a run on latents are refused too, and compute maps that it cannot have. Whether words and classes exist
+    is seen when they are read (`caption_ids`).
     """
     config, path = run.config, run.run_dir.path
     if config.data.num_classes is not None:
@@ -29,7 +29,6 @@ def _require_prompts(run: LoadedRun, has_captions: bool, classes: Sequence[int],
                 f"{path} is conditioned on classes and reads no captions.",
                 f"Name classes from 0 to {config.data.num_classes - 1} instead: --class 0 --class 1.",
             )
-        caption_ids(config, classes)
     elif classes:
         raise ConfigError(
             f"{path} is conditioned on captions, so that --class {classes[0]} does not fit.", "Leave out --class."
@@ -40,9 +39,16 @@ def _require_prompts(run: LoadedRun, has_captions: bool, classes: Sequence[int],
             raise ConfigError(f"{where}: its captions are those of its validation set.", "Leave out the captions.")
         if wants_map:
             raise ConfigError(f"{where}, of which no compute map is drawn.", "Leave out --compute-map.")
-    if wants_map and config.routing.name == "dense":
+    if wants_map:
+        require_unequal_compute(run)
+
+
+def require_unequal_compute(run: LoadedRun) -> None:
+    """Raises `ConfigError` for the compute map of a model in which all tokens get the same compute."""
+    if run.config.routing.name == "dense":
         raise ConfigError(
-            f"{path} is a dense model, in which every token gets the same compute.", "Leave out --compute-map."
+            f"{run.run_dir.path} is a dense model, in which every token gets the same compute.",
+            "Leave out the compute map.",
         )
 
 
