@@ -35,7 +35,7 @@ def _decisions(arms: pd.DataFrame) -> Iterator[str]:
             spread = "seed noise not known" if noise is None else f"seed noise {noise:.4f}"
             yield (
                 f"{arm['arm']} ({arm['setup']}): the validation loss is {loss:.4f} with the decision of inference and "
-                f"{training:.4f} with that of training ({loss / training - 1:+.1%}; {spread}), so the decision of "
+                f"{training:.4f} with that of training ({loss / training - 1:+z.1%}; {spread}), so the decision of "
                 "inference is off."
             )
 
@@ -49,11 +49,11 @@ def _drops(arms: pd.DataFrame) -> Iterator[str]:
         mixed, same = arm["dropped_share"], arm["dropped_share_same_t"]
         rise, of_dense = _rise(arm), _rise_of_dense(arms, arm["setup"])
         if same - mixed > LEAST_MORE_DROPPED and rise - (of_dense or 0.0) > LEAST_SHIFT:
-            beside = "" if of_dense is None else f", dense by {of_dense:+.1%}"
+            beside = "" if of_dense is None else f", dense by {of_dense:+z.1%}"
             yield (
                 f"{arm['arm']} ({arm['setup']}): {same:.1%} of the tokens are processed by nobody on batches of one "
                 f"timestep and {mixed:.1%} on mixed ones, and the loss rises from {arm['val_loss_mean']:.4f} to "
-                f"{arm['val_loss_same_t_mean']:.4f} (by {rise:+.1%}{beside}), so drops inflate validation in sampling."
+                f"{arm['val_loss_same_t_mean']:.4f} (by {rise:+z.1%}{beside}), so drops inflate validation in sampling."
             )
 
 

@@ -20,7 +20,8 @@ from typing import Any, Literal, cast
 
 import pandas as pd
 
-from analysis.equal_compute import with_lengths_alike
+from analysis.equal_compute import EQUAL_COMPUTE, with_lengths_alike
+from analysis.executed_flops import train_flops
 from analysis.found_runs import BEGAN_FROM, WITHOUT_EFFECT
 from analysis.tuned_arms import with_tuned_values_alike
 from experiments.config.routers import FAMILIES, compared_names, router_family, router_label
@@ -141,10 +142,10 @@ def _setting_part(column: str, values: pd.Series[Any]) -> list[str]:
 
 
 def _texts(values: pd.Series[Any]) -> list[str]:
-    return [_text(value) for value in values]
+    return [setting_text(value) for value in values]
 
 
-def _text(value: object) -> str:
+def setting_text(value: object) -> str:
     """Writes a setting as a user types it: 2 and not 2.0, and None where it is missing."""
     if value is None or value != value:
         return "None"
@@ -159,6 +160,7 @@ def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, st
         varying = {router: columns - {"routing.num_experts"} for router, columns in varying.items()}
     else:
         varying = {router: columns | {"routing.num_experts"} for router, columns in varying.items()}
+    spent = train_flops(runs) if (runs["flops_before"] > 0).any() else None
     arms: dict[tuple[str, str], Arm] = {}
     for setup, one_of_each in runs.drop_duplicates(["setup", "arm_key"]).groupby("setup", sort=False):
         labels: set[str] = set()
@@ -166,11 +168,28 @@ def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, st
             arm = _dense_arm(run, one_of_each) if run["routing.name"] == "dense" else _sparse_arm(run, varying)
             if run["routing.name"] == "dense" and run["flops_before"] > 0:  # a baseline begins from scratch
                 arm = Arm(f"{arm.label}, from {run[BEGAN_FROM]}", "dense_other")
+            if spent is not None and run["flops_before"] > 0:
+                arm = Arm(f"{arm.label}{_compute_beside_dense(run, one_of_each, spent)}", arm.kind)
             if arm.label in labels:
                 arm = Arm(f"{arm.label}, feed-forward {run['model.ffn_factor']:g} wide", arm.kind)
             labels.add(arm.label)
             arms[str(setup), run["arm_key"]] = arm
     return arms
+
+
+def _compute_beside_dense(run: pd.Series[Any], arms: pd.DataFrame, spent: pd.Series[float]) -> str:
+    """Says of a run that began from another one whether both together cost more or less than dense beside them.
+
+    A number would differ between sizes, and make an arm of each. Empty where a run from scratch costs as much, or where
+    none is dense.
+    """
+    scratch = arms[arms["flops_before"] == 0]
+    dense = scratch[scratch["routing.name"] == "dense"]
+    ratios = spent[cast("int", run.name)] / spent[scratch.index]
+    if not len(dense) or ((ratios - 1).abs() <= EQUAL_COMPUTE).any():
+        return ""
+    ratio = ratios[dense.index[0]]
+    return f", {'more' if ratio > 1 else 'less'} compute than dense"
 
 
 def _varying(runs: pd.DataFrame, columns: list[str]) -> set[str]:
@@ -186,7 +205,7 @@ def _varying(runs: pd.DataFrame, columns: list[str]) -> set[str]:
 def _sparse_arm(run: pd.Series[Any], varying: dict[Any, set[str]]) -> Arm:
     router = run["routing.name"]
     named = [name for name in [*QUALIFIERS, *sorted(varying[router] - set(QUALIFIERS))] if name in varying[router]]
-    parts = [QUALIFIERS.get(name, name + "={}").format(_text(run[name])) for name in named if name != GROUP]
+    parts = [QUALIFIERS.get(name, name + "={}").format(setting_text(run[name])) for name in named if name != GROUP]
     if GROUP in varying[router]:
         parts.append(group_text(run[GROUP]))
     label = router_label(router)
@@ -207,7 +226,7 @@ def group_text(group_images: object) -> str:
     """Says `routing.group_images` in words."""
     if isinstance(group_images, str) and group_images in GROUPS_IN_WORDS:
         return GROUPS_IN_WORDS[group_images]
-    return "per image" if group_images == 1 else f"groups of {_text(group_images)}"
+    return "per image" if group_images == 1 else f"groups of {setting_text(group_images)}"
 
 
 def _dense_arm(run: pd.Series[Any], arms: pd.DataFrame) -> Arm:

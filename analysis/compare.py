@@ -140,8 +140,8 @@ def _claim_cells(found: list[PairedDifference]) -> tuple[list[str], list[list[st
     rows = []
     for claim, wanted in zip(found, seeds_wanted(found), strict=True):
         gap = claim.gap
-        interval = "–" if gap.low is None else f"{gap.low:+.4f} to {gap.high:+.4f}"
-        numbers = [f"{gap.mean:+.4f}", interval, str(gap.num_values), gap.method]
+        interval = "–" if gap.low is None else f"{gap.low:+z.4f} to {gap.high:+z.4f}"
+        numbers = [f"{gap.mean:+z.4f}", interval, str(gap.num_values), gap.method]
         p_values = [fixed(p, 4) for p in (gap.p_value, claim.p_benjamini_hochberg, claim.p_holm)]
         rows.append([claim.arm, claim.reference, claim.setup, *numbers, *p_values, claim.verdict, *wanted])
     return header, rows

@@ -28,7 +28,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.interpolate import Akima1DInterpolator
 
-from analysis.arms import ARM_SETTINGS, arm_list, with_arms
+from analysis.arms import ARM_SETTINGS, arm_list, setting_text, with_arms
 from analysis.executed_flops import train_flops
 from analysis.found_runs import WITHOUT_EFFECT
 from analysis.isoflop_laws import laws_of_minima
@@ -197,7 +197,7 @@ def _studies(table: pd.DataFrame) -> list[str]:
     held = [name for name in table.columns if "." in name and not name.startswith(free)]
     sizes = table[[name for name in table.columns if name.startswith("model.")]].astype(str).agg(" ".join, axis=1)
     varying = [name for name in held if (table[name].map(str).groupby(sizes).nunique() > 1).any()]
-    return [", ".join(f"{name}={row[name]}" for name in varying) for _, row in table.iterrows()]
+    return [", ".join(f"{name}={setting_text(row[name])}" for name in varying) for _, row in table.iterrows()]
 
 
 def _spent_alike(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:

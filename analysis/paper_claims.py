@@ -54,7 +54,7 @@ def _printed_score_gaps() -> str:
         theirs = paper_score("token_choice", size, MANY_EXPERTS)
         assert ours.dsg is not None
         assert theirs.dsg is not None
-        parts.append(f"{size}: GenEval {ours.geneval - theirs.geneval:+.2f}, DSG {ours.dsg - theirs.dsg:+.2f}")
+        parts.append(f"{size}: GenEval {ours.geneval - theirs.geneval:+z.2f}, DSG {ours.dsg - theirs.dsg:+z.2f}")
     return "; ".join(parts)
 
 
@@ -245,7 +245,7 @@ def _share_of_time(pair: _Pair) -> PaperClaim:
     if claim.verdict == NOT_TESTABLE or gap.high is None:
         return claim
     is_level = gap.high <= 0
-    reason = f"{claim.reason}; its loss is {gap.mean:+.4f} from the larger model's, {'' if is_level else 'not '}level"
+    reason = f"{claim.reason}; its loss is {gap.mean:+z.4f} from the larger model's, {'' if is_level else 'not '}level"
     verdict = _verdict(claim.verdict == "supported" and is_level)
     p_values = [p_value for p_value in (claim.p_value, _p_value(gap)) if p_value is not None]
     return PaperClaim(THIRD_TIME, pair.name, claim.ours, verdict, reason, max(p_values))  # as both must hold

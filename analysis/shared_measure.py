@@ -18,6 +18,7 @@ import pandas as pd
 
 from experiments.config.metrics import VELOCITY_ERROR
 from experiments.config.objectives import RECTIFIED_FLOW, loss_is_velocity_error
+from experiments.text import agreeing
 
 LOSSES = {VELOCITY_ERROR: "val_loss", "validation-velocity-error": "validation-loss"}
 """The names with which metrics of the velocity error begin, and those of the losses that they stand for."""
@@ -49,8 +50,9 @@ def measure_note(runs: pd.DataFrame) -> str:
     others = [row for row in runs.to_dict("records") if has_another_loss(row)]
     if not others:
         return ""
+    has, their = agreeing(len(others), "has", "have"), agreeing(len(others), "its", "their")
     names = {f"{row.get('flow.objective', RECTIFIED_FLOW)} of {row['flow.prediction']}" for row in others}
     return (
-        f"{len(others)} of {len(runs)} runs have a loss of another kind ({', '.join(sorted(names))}): their "
-        f"{VELOCITY_ERROR} stands for val_loss, and their training losses are left out."
+        f"{len(others)} of {len(runs)} runs {has} a loss of another kind ({', '.join(sorted(names))}): {their} "
+        f"{VELOCITY_ERROR} stands for val_loss, and {their} training losses are left out."
     )

@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.curves import denoised, validation_curves
 from analysis.load_records import Records
+from experiments.text import agreeing
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class SmoothingGain:
     def __str__(self) -> str:
         """Says in one sentence what smoothing changed."""
         about = (
-            f"{self.num_smoothed} of {self.num_runs} curves were smoothed, which moves the loss by {self.change:+.2%}"
+            f"{self.num_smoothed} of {self.num_runs} curves {agreeing(self.num_smoothed, 'was', 'were')} smoothed, "
+            f"which moves the loss by {self.change:+z.2%}"
         )
         if self.spread_before is None or self.spread_after is None:
             noise = "one seed an arm does not show what it gains in noise"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ def _cells(one: MeasuredRun) -> dict[str, Any]:
         row[measured.metric] = measured
         row.setdefault("images_seen", measured.images_seen)
         if measured.metric in METRICS:
-            row["num_samples"] = measured.num_samples
+            row.setdefault("num_samples", {})[measured.metric] = measured.num_samples
     if one.overhead is not None:
         row |= {f"overhead_{name}": share for name, share in vars(one.overhead).items()}
     return row
@@ -94,18 +94,25 @@ def _part_columns(value: RecordedValue, rows: Sequence[dict[str, Any]]) -> tuple
     return (*which, *parts)
 
 
+def _counts(by_metric: Mapping[str, int]) -> str:
+    """Writes the number of images, once where all metrics have the same, and else of each metric by its name."""
+    if len(set(by_metric.values())) == 1:
+        return f"{next(iter(by_metric.values())):,}"
+    return ", ".join(f"{metric} {number:,}" for metric, number in by_metric.items())
+
+
 COLUMNS = (
     Column("run", "run"),
     Column("ema_width", "EMA width", "{:g}".format),
     Column("guidance", "guidance", "{:g}".format),
     Column("images_seen", "trained on", "{:,}".format),
-    Column("num_samples", "samples", "{:,}".format),
+    Column("num_samples", "samples", _counts),
 )
 COST_COLUMNS = (
     Column("inference_flops_per_image", "FLOPs", lambda row: flops(row.value), whole=True),
-    Column("overhead_params_active", "activated", "{:+.1%}".format, whole=True),
-    Column("overhead_flops", "+FLOPs", "{:+.1%}".format, whole=True),
-    Column("overhead_seconds", "+time", "{:+.1%}".format, whole=True),
+    Column("overhead_params_active", "activated", "{:+z.1%}".format, whole=True),
+    Column("overhead_flops", "+FLOPs", "{:+z.1%}".format, whole=True),
+    Column("overhead_seconds", "+time", "{:+z.1%}".format, whole=True),
 )
 OVERHEAD_NOTE = ("overhead_seconds", "activated, +FLOPs, +time: over dense of the same depth.")
 

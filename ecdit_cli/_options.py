@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from experiments.errors import PluginError
+from experiments.config.sampler_rows import SAMPLERS
+from experiments.errors import ConfigError, PluginError, did_you_mean
+from experiments.text import printable, shortened
 
 # Every number has a least and a greatest value; a test asks every option for both.
 Overrides = Annotated[
@@ -115,11 +117,22 @@ Precision = Annotated[
 Steps = Annotated[
     int | None, typer.Option(min=1, max=10_000, help="Steps of the sampler. Default: the run's eval.sample_steps.")
 ]
+
+
+def _known_sampler(name: str) -> str:
+    """Returns `name`. Raises `ConfigError` unless it is that of a sampler."""
+    if name not in SAMPLERS:
+        shown = shortened(printable(name), 80)
+        raise ConfigError(f"--sampler '{shown}' is no sampler.", did_you_mean(name, SAMPLERS))
+    return name
+
+
 Sampler = Annotated[
-    Literal["euler", "heun", "ddim", "ddpm", "dpm_solver_pp"],
+    str,
     typer.Option(
-        help="Sampler: euler, or ddim, which is the same step; heun, of second order with two calls of the model a "
-        "step; ddpm, which adds fresh noise in every step; dpm_solver_pp (2M), of second order with one call a step."
+        metavar="|".join(SAMPLERS),
+        callback=_known_sampler,
+        help=f"Sampler: {'; '.join(f'{row.name}, {row.about}' for row in SAMPLERS.values())}.",
     ),
 ]
 Shift = Annotated[

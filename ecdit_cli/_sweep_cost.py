@@ -26,8 +26,8 @@ COST_COLUMNS = (
     Column("images", "images", "{:,}".format, priority=3),
     Column("train_flops", "training", flops, priority=2),
     Column("train_flops_spent", "spent", flops, priority=3),
-    Column("train_flops_mismatch", "off budget", "{:+.2%}".format, priority=4),
-    Column("params_active_mismatch", "off match", "{:+.2%}".format, priority=4),
+    Column("train_flops_mismatch", "off budget", "{:+z.2%}".format, priority=4),
+    Column("params_active_mismatch", "off match", "{:+z.2%}".format, priority=4),
     Column("memory_gib", "GiB", "{:.2f}".format, priority=1),
     Column("seconds", "time", duration),
 )

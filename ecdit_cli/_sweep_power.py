@@ -16,7 +16,7 @@ COLUMNS = (
     Column("arm", "arm"),
     Column("reference", "against"),
     Column("setup", "setup", priority=2),
-    Column("gap", "gap", "{:+.4f}".format),
+    Column("gap", "gap", "{:+z.4f}".format),
     Column("spread", "spread", "{:.4f}".format, priority=1),
     Column("seeds", "seeds", str),
     Column("seeds_corrected", "corrected", str, priority=1),

@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
 
@@ -36,7 +37,7 @@ from ecdit_cli.status import status
 from ecdit_cli.sweep import sweep
 from ecdit_cli.train import train
 from experiments.environment import forget_ranks
-from experiments.errors import EcditError
+from experiments.errors import ConfigError, EcditError, did_you_mean
 from experiments.out_of_memory import out_of_memory
 from experiments.text import printable, shortened
 
@@ -94,6 +95,7 @@ def run(arguments: Sequence[str]) -> int:
     os.environ["MPLBACKEND"] = "agg"  # figures are files; an unknown backend in the environment would end the import
     try:
         command = typer.main.get_command(app)
+        _refuse_unknown_options(command, words)
         code = command.main(args=words or ["--help"], prog_name="ecdit", standalone_mode=False)
     except UnwritableOutputError as error:
         error.say()
@@ -115,6 +117,23 @@ def run(arguments: Sequence[str]) -> int:
     return int(code or 0)
 
 
+def _refuse_unknown_options(command: Any, words: Sequence[str]) -> None:
+    """Raises `ConfigError` for an option that a command does not have, where words of settings would hide it.
+
+    W&B writes a setting as `--KEY=VALUE`, which is one.
+    """
+    name = words[0] if words else ""
+    if name not in {each.__name__.replace("_", "-") for each, takes_overrides in COMMANDS if takes_overrides}:
+        return
+    options = {option for each in command.commands[name].params for option in each.opts}
+    known = {"--help", *(option for option in options if option.startswith("--"))}
+    for word in words[1:]:
+        if word.startswith("--") and "=" not in word and word not in known:
+            other = {"--out": "--run-dir", "--run-dir": "--out"}.get(word)
+            hint = f"The folder is {other} here." if other in known else did_you_mean(word, known)
+            raise ConfigError(f"'{shortened(printable(word), 80)}' is no option of ecdit {name}.", hint)
+
+
 def _name_too_long(error: Exception) -> EcditError | None:
     """Returns an error in one line where a path is longer than the file system allows, else None.
 
@@ -129,7 +148,7 @@ def _usage_line(error: typer.TyperException) -> str:
     """Returns the message of a usage error with the refused value, which typer leaves out."""
     from pydantic import ValidationError
 
-    message = error.format_message()
+    message = error.format_message().replace("Value error, ", "")  # pydantic's words for the class of an exception
     if not isinstance(error.__cause__, ValidationError):
         return message
     value = shortened(printable(str(error.__cause__.errors(include_url=False, include_context=False)[0]["input"])), 80)

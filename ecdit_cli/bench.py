@@ -201,10 +201,10 @@ SWEEP_COLUMNS = (
 )
 COORDINATE_COLUMNS = (
     Column("output", "exponent of the RMS against the width"),
-    Column("standard_value", "standard, value", "{:+.2f}".format),
-    Column("mup_value", "mup, value", "{:+.2f}".format),
-    Column("standard_change", "standard, change", "{:+.2f}".format),
-    Column("mup_change", "mup, change", "{:+.2f}".format),
+    Column("standard_value", "standard, value", "{:+z.2f}".format),
+    Column("mup_value", "mup, value", "{:+z.2f}".format),
+    Column("standard_change", "standard, change", "{:+z.2f}".format),
+    Column("mup_change", "mup, change", "{:+z.2f}".format),
 )
 CHECKPOINT_COLUMNS = (
     Column("model", "model"),

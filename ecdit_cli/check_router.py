@@ -10,6 +10,7 @@ import typer
 from analysis.columns import Column
 from ecdit_cli._console import print_rows, say
 from ecdit_cli._options import Json
+from experiments.text import agreeing
 
 COLUMNS = (
     Column("property", "property", prose=True),
@@ -41,7 +42,8 @@ def check_router(
         stopped = [row["property"] for row in rows if row.get("reason") == cause]
         say(f"{cause}, which stops {len(stopped)} of {len(rows)} checks: {reason}")
     num_broken = sum(not row["holds"] for row in rows)
-    say(f"{len(rows) - num_broken} of {len(rows)} properties hold for {name}.")
+    num_holding = len(rows) - num_broken
+    say(f"{num_holding} of {len(rows)} properties {agreeing(num_holding, 'holds', 'hold')} for {name}.")
     if num_broken:
         raise typer.Exit(1)
 

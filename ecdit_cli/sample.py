@@ -35,6 +35,7 @@ from ecdit_cli._options import (
     WithComputeMap,
 )  # fmt: skip
 from ecdit_cli._progress import Display, progress
+from experiments.text import agreeing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -266,7 +267,8 @@ def _print(made: _Made, prompts: Sequence[Prompt], per_caption: int, files: Sequ
     print_rows(rows, columns, as_json=False)
     judged = [verdict.correct for verdict in made.verdicts if verdict is not None]
     if judged:
-        say(f"{sum(judged)} of {len(judged)} show exactly what their caption says.")
+        shows = agreeing(sum(judged), "shows exactly what its", "show exactly what their")
+        say(f"{sum(judged)} of {len(judged)} {shows} caption says.")
     for path in files:
         say(f"Wrote {path}")
 

@@ -45,6 +45,7 @@ def train(
     from experiments.config.identity import run_name
     from experiments.distributed.launchers import adopt_ranks, leave_it_to_the_speaker
     from experiments.records.origin import read_origin
+    from experiments.records.outputs import require_outside_runs
     from experiments.records.run_folder import RunDir
 
     is_speaker = adopt_ranks()
@@ -54,11 +55,12 @@ def train(
         begun = None if restart else _begun_settings(run_dir)
         designed = load_designed([*_launched_world(), *overrides], config_file, begun=begun)
         config, origin = designed.config, read_origin(designed.origin)
+        folder = RunDir(run_dir or _default_folder(run_name(config)))
+        require_outside_runs(folder.path)
     except EcditError as error:  # a mistake on the command line, which all processes make
         if is_speaker:
             raise
         leave_it_to_the_speaker(error.exit_code)
-    folder = RunDir(run_dir or _default_folder(run_name(config)))
     if dry_run:
         _is_recorded(config, folder)  # refuses a plugin that has changed, as the run itself would
         _print_plan(config, folder, as_json)
@@ -161,6 +163,8 @@ def _print_plan(config: RunConfig, folder: RunDir, as_json: bool) -> None:
         "train_flops": cost.train_flops_per_image * config.total_images,
         "images": config.total_images,
     }
+    if config.train.init_from is not None and not folder.exists():  # a run that has begun no longer reads its parent
+        _say_beginnings(config)
     if as_json:
         print_json({**row, "config": config.model_dump(mode="json")})
         return
@@ -173,6 +177,19 @@ def _print_plan(config: RunConfig, folder: RunDir, as_json: bool) -> None:
         Column("images", "images", "{:,}".format),
     ]
     print_rows([row], columns, as_json=False)
+
+
+def _say_beginnings(config: RunConfig) -> None:
+    """Says what the run would take of `train.init_from`, and what would be new, without reading a tensor."""
+    from ecdit_cli._console import say
+    from experiments.config.initial_weights import beginnings, require_parent_fits, said_of_beginnings
+    from experiments.models.parts import count_by_part
+    from experiments.records.parent_weights import find_parent
+
+    parent = find_parent(Path(config.train.init_from or ""), config.train.init_weights)
+    theirs = require_parent_fits(config, parent)
+    for line in said_of_beginnings(config, theirs, parent, count_by_part(beginnings(config, theirs))):
+        say(line)
 
 
 def _print_result(folder: RunDir, as_json: bool) -> None:

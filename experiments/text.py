@@ -51,3 +51,8 @@ def first_line(error: Exception) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def agreeing(number: int, one: str, many: str) -> str:
+    """Returns the form of a verb or pronoun that agrees with `number` things: `1 of 2 runs has`, `2 of 2 runs have`."""
+    return one if number == 1 else many

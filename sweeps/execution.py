@@ -18,6 +18,7 @@ from experiments.errors import SpecError
 from experiments.plugins.runs import require_plugins
 from experiments.plugins.sources import is_plugin
 from experiments.records.run_folder import RunDir
+from experiments.text import agreeing
 from experiments.units import flops
 from sweeps.calibration import FLOPS_PER_SECOND_OF_ACCELERATOR, calibrate_plan
 from sweeps.cost import Place, estimated, table_device, this_machine
@@ -250,7 +251,7 @@ def _announce(folder: SweepFolder, plan: Plan, say: Callable[[str], None]) -> in
     states = [read_progress(folder.run_dir(run), evaluations=False).state for run in plan.wanted]
     num_done = states.count("done")
     if num_done:
-        say(f"{num_done} of {len(plan.wanted)} runs are finished and left alone.")
+        say(f"{num_done} of {len(plan.wanted)} runs {agreeing(num_done, 'is', 'are')} finished and left alone.")
     return len(plan.wanted) - num_done
 
 

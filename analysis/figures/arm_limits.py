@@ -19,6 +19,7 @@ from analysis.figures.panels import write_foot
 from analysis.router_looks import DASHES
 from analysis.scores import study_of
 from analysis.style import FILLS
+from experiments.text import agreeing
 
 MOST_SETUPS = 8
 """The most setups in one figure, each of which is a row of panels of about 2 inches."""
@@ -97,7 +98,8 @@ def _best_arms(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     shown = table[table["arm"].isin(kept.index)]
     left_out = arms["loss"].drop(kept.index)
     note = (
-        f"Shown are {len(kept)} of {len(arms)} arms: of each router at most {MOST_ARMS_OF_A_ROUTER}, those with the "
+        f"Shown {agreeing(len(kept), 'is', 'are')} {len(kept)} of {len(arms)} arms: of each "
+        f"router at most {MOST_ARMS_OF_A_ROUTER}, those with the "
         f"lowest mean validation loss and the dense baselines; the others reach {_range(left_out)}."
     )
     return shown.assign(variant=shown["arm"].map(variant)).reset_index(drop=True), note

@@ -171,7 +171,7 @@ def _draw_bar(axes: Axes, y: float, overhead: float, style: dict[str, Any]) -> N
     side = "left" if overhead >= 0 else "right"
     offset = (2 if overhead >= 0 else -2, 0)
     axes.annotate(
-        f"{overhead:+.0f}", (overhead, y), offset, textcoords="offset points", ha=side,
+        f"{overhead:+z.0f}", (overhead, y), offset, textcoords="offset points", ha=side,
         va="center_baseline", fontsize=6,
     )  # fmt: skip
 

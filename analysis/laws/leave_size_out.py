@@ -20,6 +20,7 @@ from analysis.laws.observations import Observations
 from analysis.laws.predict import prediction_errors
 from analysis.load_records import MissingDataError
 from analysis.run_table import significant
+from experiments.text import agreeing
 
 SIZE = "N"
 MIN_SIZES = 2
@@ -52,8 +53,9 @@ class SizesOut:
         num_sizes = len(sizes) + len(self.refused)
         rest = f"; {len(self.refused)} could not be: {self.refused[0]}" if self.refused else ""
         return (
-            f"Left out in turn, {len(sizes)} of {num_sizes} sizes are predicted with a mean error of "
-            f"{sizes['mean_absolute_error'].mean():.2%}, the worst with {worst['mean_error']:+.2%} "
+            f"Left out in turn, {len(sizes)} of {num_sizes} sizes {agreeing(len(sizes), 'is', 'are')} predicted with a "
+            "mean error of "
+            f"{sizes['mean_absolute_error'].mean():.2%}, the worst with {worst['mean_error']:+z.2%} "
             f"(N = {significant(worst[SIZE])}){rest.rstrip('.')}."
         )
 

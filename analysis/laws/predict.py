@@ -63,8 +63,8 @@ class LargestOut:
         return (
             f"Fitted to {self.fit.num_points} runs, it predicts the {len(self.errors)} largest configurations, at "
             f"{self.compute_factor:.3g} times the compute, with a mean error of {absolute.value:.2%} "
-            f"({absolute.low:.2%} to {absolute.high:.2%}); mean with sign {signed.value:+.2%} "
-            f"({signed.low:+.2%} to {signed.high:+.2%})."
+            f"({absolute.low:.2%} to {absolute.high:.2%}); mean with sign {signed.value:+z.2%} "
+            f"({signed.low:+z.2%} to {signed.high:+z.2%})."
         )
 
 

@@ -21,7 +21,7 @@ from analysis.report.run_rows import whole
 from analysis.run_table import fixed
 from analysis.seed_planning import seeds_wanted
 
-signed = "{:+.4f}".format
+signed = "{:+z.4f}".format
 four = partial(fixed, decimals=4)
 three = partial(fixed, decimals=3)
 

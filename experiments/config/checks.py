@@ -21,9 +21,10 @@ from experiments.config.placement import fewest_layers, named_blocks
 from experiments.config.router_sizes import mixes_blocks
 from experiments.config.routers import ROUTERS
 from experiments.config.routing_checks import check_axes
+from experiments.config.sampler_rows import require_steps
 from experiments.config.schema import RunConfig
 from experiments.config.text_stream import TokenStream, streams
-from experiments.config.transfer_checks import check_gates, check_head_size, check_transfer
+from experiments.config.transfer_checks import check_gates, check_head_size, check_rotary, check_transfer
 from experiments.config.values import shown
 from experiments.errors import ConfigError
 
@@ -47,6 +48,7 @@ def check_config(config: RunConfig) -> None:
     """Returns when all settings fit each other. Raises `ConfigError` for the first that does not."""
     check_data(config)
     check_objective(config)
+    require_steps(config.eval.sample_steps, config.flow.objective, "eval.sample_steps=")
     _check_backbone(config)
     _check_batches(config)
     check_transfer(config)
@@ -58,7 +60,9 @@ def check_config(config: RunConfig) -> None:
         check_axes(config)
         check_gates(config)
         _check_groups(config)
-        _check_capacity(config)
+        for stream in streams(config):
+            if stream.routed:
+                _check_capacity(stream)
     _check_layout(config)
 
 
@@ -80,13 +84,7 @@ def _check_backbone(config: RunConfig) -> None:
             f"model.width={model.width} does not divide into model.num_heads={model.num_heads} heads of even size.",
             f"Use model.width={_next_multiple(model.width, 2 * model.num_heads)}.",
         )
-    if model.positions == "rope" and model.width % (4 * model.num_heads):
-        way = "" if model.head_size else f"model.width={_next_multiple(model.width, 4 * model.num_heads)}, or "
-        raise ConfigError(
-            f"model.positions=rope turns pairs of features by row and by column, and a head of "
-            f"{model.width // model.num_heads} features is not divisible by 4.",
-            f"Use {way}model.positions=sincos.",
-        )
+    check_rotary(config)
     _require_divisible("model.num_heads", model.num_heads, "model.num_kv_heads", model.num_kv_heads)
     _require_divisible("data.image_size", config.data.image_size, "model.patch_size", model.patch_size)
     if hidden_width(config, model.ffn_factor) < 1:
@@ -178,15 +176,9 @@ def _check_groups(config: RunConfig) -> None:
         )
 
 
-def _check_capacity(config: RunConfig) -> None:
+def _check_capacity(stream: TokenStream) -> None:
     """Checks that an expert has at least one slot in every group and layer, and no more slots than there are tokens."""
-    for stream in streams(config):
-        if stream.routed:
-            _check_capacity_of(stream)
-
-
-def _check_capacity_of(stream: TokenStream) -> None:
-    config, least, most = stream.config, min(stream.factors), max(stream.factors)
+    config, most = stream.config, max(stream.factors)
     experts = f"routing.{'text' if stream.is_text else 'num'}_experts={config.routing.num_experts}"
     for training in (True, False):
         own = not training and config.routing.eval_capacity_factor != "same"
@@ -203,30 +195,35 @@ def _check_capacity_of(stream: TokenStream) -> None:
             )
         tokens = stream.num_tokens(config.num_train_tokens if training else config.num_tokens)
         for setting, images in _smallest_groups(config, training):
-            _require_a_slot(config, key, factor, least, setting, images, tokens)
+            _require_a_slot(stream, key, factor, setting, images, tokens)
 
 
-def _require_a_slot(
-    config: RunConfig, key: str, factor: float, layer_factor: float, setting: str, images: int, tokens: int
-) -> None:
+def _require_a_slot(stream: TokenStream, key: str, factor: float, setting: str, images: int, tokens: int) -> None:
     """Raises `ConfigError` where an expert has no slot in the smallest group, of `images` with `tokens` tokens each.
 
-    `layer_factor` is the smallest factor of a layer, and `setting` the key that makes this group larger.
+    `setting` is the key that makes this group larger.
     """
+    config, layer_factor = stream.config, min(stream.factors)
     num_experts, group_tokens = config.routing.num_experts, images * tokens
     factor_there, round_up = factor * layer_factor, config.routing.top_k is not None
     if expert_capacity(group_tokens, factor_there, num_experts, round_up) >= 1:
         return
     enough = math.ceil(num_experts / (factor_there * tokens))
-    if setting == "train.batch_images":
+    if setting == "routing.group_images":
+        local = config.micro_batch_images
+        enough = next((each for each in divisors(local, local) if each >= enough), enough)
+    elif setting == "train.batch_images":
         enough *= config.parallel.world * config.train.accumulation
     elif setting == "eval.images":
         enough = _next_multiple(config.eval.images, config.eval.batch_images)
-    least = _round_up(num_experts / (group_tokens * layer_factor))
+    least = num_experts / (group_tokens * layer_factor)
+    where = f"{num_experts} experts and {group_tokens} tokens per group"
+    where += f" in the layer with the factor {layer_factor:g}" if layer_factor != 1 else ""
+    if least * max(stream.factors) > num_experts:  # no factor is large enough for this layer and fits the others
+        raise ConfigError(f"{key}={factor:g} leaves an expert without a slot with {where}.", f"Use {setting}={enough}.")
     raise ConfigError(
-        f"{key}={factor:g} leaves an expert without a slot: it must be at least {least} with {num_experts} experts and "
-        f"{group_tokens} tokens per group.",
-        f"Use {key}={least}, or {setting}={enough}.",
+        f"{key}={factor:g} leaves an expert without a slot: it must be at least {_round_up(least)} with {where}.",
+        f"Use {key}={_round_up(least)}, or {setting}={enough}.",
     )
 
 

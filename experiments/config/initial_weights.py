@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from experiments.config.block_sizes import hidden_width
 from experiments.config.init_checks import require_fit, require_source, upcycled_layers
@@ -97,6 +97,28 @@ def _beginning(name: str, elements: int, found: Mapping[str, int], reads_alike: 
         return "extended"
     matrix = part.removeprefix("unconditional.")
     return "copied" if matrix != part and found.get(f"{block}.ffn.{matrix}") == elements else "new"
+
+
+def said_of_beginnings(
+    config: RunConfig, theirs: RunConfig, parent: ParentWeights, counts: Mapping[str, Mapping[str, int]]
+) -> list[str]:
+    """Returns a line that says what is taken and what is new, and one where the first loss differs from the parent's.
+
+    `counts` are the numbers of parameters by beginning and part.
+    """
+    parts = [
+        f"{beginning}: {', '.join(f'{part} {count}' for part, count in counts[beginning].items())}"
+        for beginning in get_args(Beginning)
+        if beginning in counts
+    ]
+    first = (
+        f"First weights: {parent.weights} of {parent.record.name} after {parent.images_seen:,} images, tensors "
+        f"{'; '.join(parts)}."
+    )
+    because = function_changes(config, theirs)
+    if because is None:
+        return [first]
+    return [first, f"The first loss differs from that of {parent.record.name}: {because}."]
 
 
 def num_parts(config: RunConfig, theirs: RunConfig) -> int:

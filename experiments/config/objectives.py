@@ -40,6 +40,8 @@ class ObjectiveRow:
     """The values of `flow.prediction`, which say what the network predicts; the first is the default."""
     mean_time: Callable[[FlowConfig], float]
     """The mean over training of the time that the network reads, by which routers scale a capacity that follows it."""
+    most_steps: int | None = None
+    """The most steps of a sampler, where the network knows only so many noise levels."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The other settings of `flow` that the objective reads, with their defaults."""
 
@@ -75,6 +77,7 @@ OBJECTIVES: dict[str, ObjectiveRow] = {
             "and the cosine schedule: Nichol and Dhariwal 2021 (arXiv 2102.09672)",
             "experiments.flow.ddpm:Ddpm",
             predictions=("noise", "v", "x0"), mean_time=lambda flow: (NOISE_STEPS - 1) / 2 / NOISE_STEPS,
+            most_steps=NOISE_STEPS,
             settings={"schedule": "linear", "learned_sigma": False},
         ),
         ObjectiveRow(

@@ -136,6 +136,14 @@ def _mistakes_without_effect(config: RunConfig) -> Iterator[tuple[str, str]]:
             "no thresholds.",
             f"Use routing.threshold_decay={default}, or routing.eval_decision=threshold.",
         )
+    row = ROUTERS[routing.name]
+    if routing.balance_loss_weight and not row.balance_loss_weight and row.rule != "tokens":
+        # A plugin whose row gives the setting a value reads it, whatever its rule is.
+        yield (
+            f"routing.balance_loss_weight={routing.balance_loss_weight:g} does not fit routing.name={routing.name}, "
+            "which has no balance loss.",
+            "Use routing.balance_loss_weight=0, or routing.name=shared_expert.",
+        )
     if routing.balance_scope != "group" and not routing.balance_loss_weight:
         yield (
             f"routing.balance_scope={routing.balance_scope} needs routing.balance_loss_weight, without which there is "

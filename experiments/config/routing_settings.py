@@ -25,11 +25,23 @@ from experiments.config.limits import (
     WidthFactorOrNone,
 )
 from experiments.config.routers import ALIASES, ROUTERS, plugin_hint
-from experiments.config.values import OneOf
+from experiments.config.values import OneForm, OneOf
 
 Same = Literal["same"]
 Auto = Literal["auto"]
 Scope = Literal["batch", "all"]
+
+
+def canonical_factors(text: str) -> str:
+    """Returns the one form of numbers with commas: `1.5,1,0.5` for ` 1.50, 1.0,.5`. Other texts are returned as is."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        return text
+    return ",".join(repr(number).removesuffix(".0") for number in numbers)
+
+
+LayerFactors = Annotated[Text, OneForm(canonical_factors)]
 
 
 class RoutingConfig(Settings):
@@ -82,7 +94,7 @@ class RoutingConfig(Settings):
     capacity_warmup_images: ImagesOrNone = Field(
         **absent_at(0), description="images over which f_c falls from the number of experts to its value"
     )
-    capacity_by_layer: Text | None = Field(
+    capacity_by_layer: LayerFactors | None = Field(
         **absent_at(None), description="factor on f_c of each routed layer, such as 1.5,1,0.5; their mean is 1"
     )
     eval_decision: Literal["same", "threshold", "predictor"] = Field(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from experiments.config.objectives import RECTIFIED_FLOW
+from experiments.config.objectives import OBJECTIVES, RECTIFIED_FLOW
 from experiments.errors import ConfigError
 
 
@@ -21,6 +21,8 @@ class SamplerRow:
     label: str
     source: str
     """The paper that the sampler is from."""
+    about: str
+    """The few words that a help text has for it."""
     implementation: str
     """The function as "module:function"; `experiments.flow.samplers.Sampler` is its type."""
     calls_a_step: int = 1
@@ -29,18 +31,35 @@ class SamplerRow:
 SAMPLERS: dict[str, SamplerRow] = {
     row.name: row
     for row in (
-        SamplerRow("euler", "Euler", "Euler's method", "experiments.flow.samplers:euler"),
+        SamplerRow("euler", "Euler", "Euler's method", "of the first order", "experiments.flow.samplers:euler"),
         SamplerRow(
-            "heun", "Heun", "Karras et al. 2022, algorithm 1", "experiments.flow.samplers:heun", calls_a_step=2
+            "heun", "Heun", "Karras et al. 2022, algorithm 1", "of second order with two calls of the model a step",
+            "experiments.flow.samplers:heun", calls_a_step=2,
         ),
-        SamplerRow("ddim", "DDIM", "Song et al. 2020 (arXiv 2010.02502)", "experiments.flow.samplers:euler"),
-        SamplerRow("ddpm", "Ancestral DDPM", "Ho et al. 2020", "experiments.flow.ancestral:ancestral"),
+        SamplerRow(
+            "ddim", "DDIM", "Song et al. 2020 (arXiv 2010.02502)", "the same step as euler",
+            "experiments.flow.samplers:euler",
+        ),
+        SamplerRow(
+            "ddpm", "Ancestral DDPM", "Ho et al. 2020", "which adds fresh noise in every step",
+            "experiments.flow.ancestral:ancestral",
+        ),
         SamplerRow(
             "dpm_solver_pp", "DPM-Solver++ (2M)", "Lu et al. 2022 (arXiv 2211.01095)",
-            "experiments.flow.dpm_solver:dpm_solver_pp",
+            "(2M), of second order with one call a step", "experiments.flow.dpm_solver:dpm_solver_pp",
         ),
     )
 }  # fmt: skip
+
+
+def require_steps(num_steps: int, objective: str, key: str) -> None:
+    """Raises `ConfigError` for more steps of a sampler than the objective has noise levels; `key` is what says so."""
+    most = OBJECTIVES[objective].most_steps
+    if most is not None and num_steps > most:
+        raise ConfigError(
+            f"{key}{num_steps} does not fit flow.objective={objective}, which has {most} noise levels.",
+            f"Use {key}{most}, or fewer.",
+        )
 
 
 def require_shift(shift: float | None, objective: str) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from experiments.config.checks import check_config
+from experiments.config.init_checks import ONLY_WITH
 from experiments.config.overrides import known_settings, unknown_setting
+from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, RecordError, did_you_mean
 from experiments.text import printable, shortened
@@ -39,11 +41,27 @@ def buildable_config(settings: Mapping[str, Any], file: Path) -> RunConfig:
     """Returns `stored_config`, and also checks that the settings fit each other, so that a model can be built."""
     config = stored_config(settings, file)
     try:
-        # What is measured while a run trains says nothing of its model, and earlier versions measured small images.
-        check_config(config.model_copy(update={"eval": config.eval.model_copy(update={"metric_images": 0})}))
+        check_config(_without_unread(config))
     except ConfigError as error:
         raise RecordError(f"{file}: {error.message}", WAY_OUT) from error
     return config
+
+
+def _without_unread(config: RunConfig) -> RunConfig:
+    """Returns `config` with defaults in place of what says nothing of the model, and what earlier versions accepted.
+
+    They measured small images while a run trained, sampled with more steps than there are, and took settings that
+    nothing reads.
+    """
+    evaluation = {"metric_images": 0, "sample_steps": 1}
+    unread = {name: type(config.train).model_fields[name].default for name in ONLY_WITH}
+    routing, row = {}, ROUTERS[config.routing.name]
+    if row.rule != "tokens":
+        routing["balance_loss_weight"] = row.balance_loss_weight
+    changes = {"eval": evaluation, "train": unread, "routing": routing}
+    return config.model_copy(
+        update={section: getattr(config, section).model_copy(update=values) for section, values in changes.items()}
+    )
 
 
 def unstored_defaults() -> dict[str, Any]:

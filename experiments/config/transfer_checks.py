@@ -34,6 +34,18 @@ def check_head_size(config: RunConfig) -> None:
         )
 
 
+def check_rotary(config: RunConfig) -> None:
+    """Raises `ConfigError` where `model.positions=rope` cannot give halves of a head to row and column."""
+    model, step = config.model, 4 * config.model.num_heads
+    if model.positions == "rope" and model.width % step:
+        way = "" if model.head_size else f"model.width={-(-model.width // step) * step}, or "
+        raise ConfigError(
+            f"model.positions=rope turns pairs of features by row and by column, and a head of "
+            f"{model.width // model.num_heads} features is not divisible by 4.",
+            f"Use {way}model.positions=sincos.",
+        )
+
+
 def check_transfer(config: RunConfig) -> None:
     """Raises `ConfigError` where the settings of parametrization and length do not fit each other."""
     model, optim, base = config.model, config.optim, config.model.base_width

@@ -55,6 +55,16 @@ class ListedText:
 
 
 @dataclass(frozen=True)
+class OneForm:
+    """Marks a text that can be written in several ways, of which only the one that `write` returns is stored.
+
+    What is stored already stays as it is, and so do the ids of the runs that hold it.
+    """
+
+    write: Callable[[str], str]
+
+
+@dataclass(frozen=True)
 class Accepts:
     """Describes the values that a setting accepts: any value of `kinds`, one of `words` or `names`, or None."""
 
@@ -63,6 +73,7 @@ class Accepts:
     none: bool = False
     names: OneOf | None = None
     listed: ListedText | None = None
+    form: OneForm | None = None
 
     @property
     def words(self) -> tuple[str | int, ...]:
@@ -85,8 +96,10 @@ def accepted_by(annotation: Any, metadata: Sequence[Any] = ()) -> Accepts:
     origin, arguments = get_origin(annotation), get_args(annotation)
     for names in (each for each in metadata if isinstance(each, OneOf)):
         return Accepts(names=names)
-    for form in (each for each in metadata if isinstance(each, ListedText)):
-        return Accepts(listed=form)
+    for listed in (each for each in metadata if isinstance(each, ListedText)):
+        return Accepts(listed=listed)
+    for form in (each for each in metadata if isinstance(each, OneForm)):
+        return Accepts(frozenset({str}), form=form)
     if annotation is type(None):
         return Accepts(none=True)
     if origin is Literal:
@@ -97,8 +110,11 @@ def accepted_by(annotation: Any, metadata: Sequence[Any] = ()) -> Accepts:
         parts = [accepted_by(part) for part in arguments]
         kinds = frozenset().union(*(part.kinds for part in parts))
         words = tuple(word for part in parts for word in part.literals)
-        listed = next((part.listed for part in parts if part.listed), None)
-        return Accepts(kinds, words, any(part.none for part in parts), listed=listed)
+        return Accepts(
+            kinds, words, any(part.none for part in parts),
+            listed=next((part.listed for part in parts if part.listed), None),
+            form=next((part.form for part in parts if part.form), None),
+        )  # fmt: skip
     assert annotation in TYPE_NAMES, f"no text form for {annotation}"
     return Accepts(frozenset({annotation}))
 
@@ -118,7 +134,7 @@ def convert(key: str, text: str, accepts: Accepts) -> Scalar:
     if number is not None:
         return number
     if str in accepts.kinds or accepts.listed:
-        return text
+        return text if accepts.form is None else accepts.form.write(text)
     words = [*map(str, accepts.words), *(accepts.names.aliases if accepts.names else ())]
     hint = did_you_mean(text, words) if words else ""
     way_out = accepts.names.hint() if accepts.names else ""

@@ -6,11 +6,14 @@ the computed budget.
 
 from __future__ import annotations
 
-from collections import Counter
-
-from torch import nn
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from experiments.config.budget import Budget
+
+if TYPE_CHECKING:
+    from torch import nn  # a dry run counts names, and imports no torch
 
 _PART_BY_PREFIX = {
     "embed": "embed", "time": "time", "text": "text", "head": "head",
@@ -42,6 +45,14 @@ def part_of(name: str) -> str:
     if inside[0] == "text_ffn":  # both streams have feed-forwards of the same parts
         inside[0] = "ffn"
     return _PART_BY_BLOCK_PREFIX.get(".".join(inside[:2])) or _PART_BY_BLOCK_PREFIX[inside[0]]
+
+
+def count_by_part(kinds: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Counts parameters, which are given by name with their kind, by kind and part."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for name, kind in kinds.items():
+        counts[kind][part_of(name)] += 1
+    return {kind: dict(counts[kind]) for kind in counts}
 
 
 def params_by_part(model: nn.Module) -> dict[str, int]:

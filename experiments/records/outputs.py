@@ -15,6 +15,7 @@ from pathlib import Path
 
 from experiments.errors import OutputError
 from experiments.inputs import MAX_ROWS_BYTES, read_input, sha256_of_files
+from experiments.records.run_folder import RunDir
 from experiments.records.storage import storage_errors
 
 MARKS = ".made-by-ecdit"
@@ -56,6 +57,13 @@ def require_ours(paths: Sequence[Path], root: Path | None = None) -> None:
                 f"{path} is there already, and nothing says that ecdit wrote it as it is.",
                 "Move it away, or name another place to write to.",
             )
+
+
+def require_outside_runs(out: Path) -> None:
+    """Raises `OutputError` where the folder `out` would lie inside that of a run, which holds its own files alone."""
+    around = next((folder for folder in out.resolve().parents if RunDir(folder).run_json.is_file()), None)
+    if around is not None:
+        raise OutputError(f"{out} is inside the run {around}.", "Name a folder beside it.")
 
 
 def is_ours(path: Path, root: Path | None = None) -> bool:

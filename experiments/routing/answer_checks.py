@@ -47,6 +47,18 @@ def check_choices(answer: object, logits_GSE: Tensor, where: str) -> None:
     _check_range(answer.expert_NK, num_experts, f"{where}: choose", "expert_NK", "experts")
 
 
+def check_assignment(answer: object, where: str) -> None:
+    """Raises `PluginError` unless `answer` is an assignment of `where` whose slots all have a token and a weight."""
+    num_slots = getattr(getattr(answer, "token_M", None), "shape", (0,))[:1]
+    expected: Expected = {
+        "token_M": (tuple(num_slots), torch.int64, False),
+        "weight_M": (tuple(num_slots), torch.float32, False),
+        "filled_M": (tuple(num_slots), torch.bool, True),
+        "auxiliary_loss": ((), torch.float32, True),
+    }
+    _check(answer, Assignment, expected, f"{where}: assign")
+
+
 def check_observed(answer: Assignment, learns: bool, where: str) -> None:
     """Raises `PluginError` unless `answer` says what a state learns, in float32, exactly where it learns."""
     observed = answer.observed

@@ -83,6 +83,7 @@ class ExpertChoiceRouter(Router):
     def assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
         """Decides by competition, or outside training by thresholds where the config asks for them.
 
+        Before the first step there are none yet, and competition decides there too: at 0, all tokens would be taken.
         Where text tokens are routed, padding takes a slot only after every real token, and its output is 0.
         """
         if context.real_BT is None:
@@ -93,7 +94,8 @@ class ExpertChoiceRouter(Router):
         return assignment._replace(weight_M=assignment.weight_M.masked_fill(~real_M, 0.0))
 
     def _assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
-        if self.state is not None and not self.competes:
+        assert self.state is None or isinstance(self.state, RunningThreshold)
+        if self.state is not None and not self.competes and self.state.has_begun:
             return self._above_thresholds(logits_BTE.flatten(0, 1), x_BTD.flatten(0, 1))
         if self.schedule != "none":
             assignment = self._by_noise(logits_BTE, context.time_B)

@@ -34,13 +34,16 @@ class ExpertRaceRouter(Router):
             self.state = RunningThreshold(1, routing.threshold_decay)
 
     def assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
-        """Lets the pairs of each group compete, or outside training compares them with the threshold."""
+        """Lets the pairs of each group compete, or outside training compares them with the threshold.
+
+        Before the first step there is none, and pairs compete there too.
+        """
         weight_BTE, (num_images, num_tokens, num_experts) = affinity(logits_BTE, self.gating), logits_BTE.shape
         factor = self.factor()
         assert factor is not None, "a race has a number of winners"
         planned, observed = round(num_images * num_tokens * factor), None
-        if self.state is not None and not self.competes:
-            assert isinstance(self.state, RunningThreshold)
+        assert self.state is None or isinstance(self.state, RunningThreshold)
+        if self.state is not None and not self.competes and self.state.has_begun:
             chosen_BTE = weight_BTE >= self.state.value_K
         else:
             group = self._images_per_group(num_images)

@@ -20,7 +20,7 @@ from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from experiments.plugins.sources import named_plugin
-from experiments.routing.answer_checks import check_choices, check_decision
+from experiments.routing.answer_checks import check_assignment, check_choices, check_decision
 from experiments.routing.contract import (
     Assignment,
     Choices,
@@ -104,6 +104,8 @@ class Router(nn.Module):
         context = context or RoutingContext.of_a_layer_alone(x_BTD)
         logits_BTE = self.logits(x_BTD, context)
         assignment = self.assign(logits_BTE, x_BTD, context)
+        if self.plugin is not None:
+            check_assignment(assignment, named_plugin("router", self.plugin))
         if self.has_unconditional:
             assignment = without_tokens(assignment, context.dropped_B.repeat_interleave(x_BTD.shape[1]))
         return self._with_losses(assignment, logits_BTE.flatten(0, 1), x_BTD) if self.training else assignment
@@ -151,7 +153,7 @@ class Router(nn.Module):
         assert factor is not None, "without a limit there is no capacity"
         slots = expert_capacity(size, factor, self.num_experts, self.rounds_capacity_up)
         if slots < 1 and (not isinstance(self.group_images, int) or num_images == self.group_images):
-            raise self._no_slot(factor, size)
+            raise self._no_slot(size)
         return max(1, min(slots, size))
 
     def _decision(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
@@ -188,12 +190,14 @@ class Router(nn.Module):
         assert whole or not self.training, f"{num_images} images are not whole groups of {self.group_images}"
         return min(self.group_images, num_images)
 
-    def _no_slot(self, factor: float, size: int) -> ConfigError:
-        training = self.training or not self.eval_factor_is_set
+    def _no_slot(self, size: int) -> ConfigError:
+        training, given = self.training or not self.eval_factor_is_set, self.factors[self.training]
         setting = "routing.capacity_factor" if training else "routing.eval_capacity_factor"
-        enough = math.ceil(self.num_experts / size * 10_000) / 10_000
+        enough = math.ceil(self.num_experts / (size * self.layer_factor) * 10_000) / 10_000
+        layer = f" in the layer with the factor {self.layer_factor:g}" if self.layer_factor != 1 else ""
+        at_least = f"Use at least {enough:g}, or more" if enough <= self.num_experts else "Use more"
         return ConfigError(
-            f"{setting}={factor:g} leaves each of {self.num_experts} experts less than one slot in a group of "
-            f"{size} tokens.",
-            f"Use at least {enough:g}, or more images per routing group.",
+            f"{setting}={given:g} leaves each of {self.num_experts} experts less than one slot in a group of "
+            f"{size} tokens{layer}.",
+            f"{at_least} images per routing group.",
         )

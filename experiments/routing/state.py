@@ -52,6 +52,11 @@ class RunningThreshold(RouterState):
         self.register_buffer("value_K", torch.zeros(num_thresholds))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
 
+    @property
+    def has_begun(self) -> bool:
+        """Says whether any step has been seen, without which the thresholds say nothing. It waits for the device."""
+        return bool(self.num_updates)
+
     @torch.no_grad()
     def update(self, observed: Tensor) -> None:
         """Moves the thresholds [K] towards those of one step."""

@@ -11,7 +11,6 @@ Legend: D width, F hidden width, E experts.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
@@ -19,17 +18,17 @@ from torch import Tensor
 
 from experiments.config.initial_weights import (
     beginnings,
-    function_changes,
     num_parts,
     output_factor,
     require_parent_fits,
+    said_of_beginnings,
 )
 from experiments.config.parametrization import initial_factor
 from experiments.config.router_sizes import router_tensors
 from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError, ConfigError
 from experiments.layers.experts import expert_generator
-from experiments.models.parts import part_of
+from experiments.models.parts import count_by_part
 from experiments.records.parent_weights import ParentWeights, find_parent
 from experiments.records.record_types import FILE_OF_WEIGHTS, ParentRecord
 from experiments.training.checkpoint import Checkpoint, open_checkpoint
@@ -67,10 +66,7 @@ class FirstWeights:
 
     def as_record(self) -> ParentRecord:
         """Returns what the run records of its parent, with the number of tensors by beginning and part."""
-        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for name, beginning in self.beginnings.items():
-            counts[beginning][part_of(name)] += 1
-        return self.parent.as_record().model_copy(update={"tensors": {key: dict(counts[key]) for key in counts}})
+        return self.parent.as_record().model_copy(update={"tensors": count_by_part(self.beginnings)})
 
     def open(self) -> None:
         """Opens the files of the parent, after comparing them with their checksums.
@@ -243,19 +239,8 @@ def _take_router_state(first: FirstWeights, engine: Engine) -> None:
 
 def _say(first: FirstWeights, reporter: Reporter) -> None:
     """Says what was taken and what is new, in one line each; the log has the names of the tensors."""
-    parent, counts = first.parent, first.as_record().tensors or {}
-    parts = [
-        f"{beginning}: {', '.join(f'{part} {count}' for part, count in counts[beginning].items())}"
-        for beginning in ("taken", "copied", "extended", "new")
-        if beginning in counts
-    ]
-    reporter.warn(
-        f"First weights: {parent.weights} of {parent.record.name} after {parent.images_seen:,} images, tensors "
-        f"{'; '.join(parts)}."
-    )
-    because = function_changes(first.config, first.theirs)
-    if because is not None:
-        reporter.warn(f"The first loss differs from that of {parent.record.name}: {because}.")
+    for line in said_of_beginnings(first.config, first.theirs, first.parent, count_by_part(first.beginnings)):
+        reporter.warn(line)
     for name, beginning in first.beginnings.items():
         if beginning != "taken":
             print(f"first weights: {name} is {beginning}")  # into the log of the run

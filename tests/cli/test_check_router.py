@@ -54,6 +54,29 @@ def test_one_cause_of_several_failures_is_said_once(
 
 
 @pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("logits_BTE", "assign answers a Tensor, Assignment is expected."),
+        ("super().assign(logits_BTE, x_BTD, context)._replace(weight_M=None)", "assign answers weight_M=a NoneType, "),
+        (
+            "super().assign(logits_BTE, x_BTD, context)._replace(auxiliary_loss=logits_BTE)",
+            "assign answers auxiliary_loss=float32 [",
+        ),
+    ],
+)
+def test_an_assignment_that_is_none_is_said(
+    answer: str, reason: str, write_plugin: WritePlugin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = f"    def assign(self, logits_BTE, x_BTD, context):\n        return {answer}\n\n    def decide"
+    path = write_plugin(**{"    def decide": own})
+    code = run(["check-router", "stripes", f"--plugin={path}"])
+    said = capsys.readouterr().err
+    assert code in (1, 2)
+    assert f"plugin {path}: router 'stripes': {reason}" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["swich"], "routing.name='swich' is not 'dense', "),

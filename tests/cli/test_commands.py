@@ -6,6 +6,7 @@ The list of commands and options is frozen in `tests/goldens/cli.txt`. After a c
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -17,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from ecdit_cli.app import app, run
+from experiments.config.sampler_rows import SAMPLERS
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "cli.txt"
 HEAVY = ("torch", "deepspeed", "wandb", "pandas", "matplotlib", "scipy")
@@ -89,6 +91,18 @@ def test_the_module_and_the_script_are_the_same_command(start: list[str]) -> Non
         (["preset"], "No such command 'preset'. Did you mean 'presets'?"),
         (["presets", "--jsn"], "No such option: --jsn (Possible options: --json)"),
         (["presets", "nanno"], "model.name='nanno' is not a preset. Did you mean 'nano'?"),
+        (["train", "--out", "x"], "'--out' is no option of ecdit train. The folder is --run-dir here."),
+        (
+            ["sweep", "quickstart", "--run-dir", "x"],
+            "'--run-dir' is no option of ecdit sweep. The folder is --out here.",
+        ),
+        (["train", "--dryrun"], "'--dryrun' is no option of ecdit train. Did you mean '--dry-run'?"),
+        (["sample", "x", "--sampler", "dpm++"], "--sampler 'dpm++' is no sampler. Did you mean 'ddpm'?"),
+        (
+            ["evaluate", "x", "--sampler", "rk"],
+            f"--sampler 'rk' is no sampler. Choose from: {', '.join(sorted(SAMPLERS))}.",
+        ),
+        (["evaluate", "x", "--weights", "foo"], "Invalid value for '--weights': 'foo' is not one of 'raw', 'ema'."),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
@@ -98,6 +112,16 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == f"error: {message}\n"
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_every_sampler_of_the_registry_is_offered_with_a_word_about_it(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, "--help"]) == 0
+    words = " ".join(re.sub(r"[│|]", " ", capsys.readouterr().out).split())
+    for row in SAMPLERS.values():
+        assert f"{row.name}, {row.about}" in words
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130() -> None:

@@ -231,6 +231,18 @@ def test_a_frechet_distance_of_too_few_images_has_a_word(runs: Path, capsys: Cap
     assert "(too few)" not in captured.out
 
 
+def test_the_number_of_images_is_that_of_each_metric(runs: Path, capsys: Captured) -> None:
+    settings = ["--metrics", "frechet-shapes,validation-loss", *FEW]
+    assert run(["evaluate", str(runs / "dense"), *settings]) == 0
+    table = capsys.readouterr().out
+    counts = {row["metric"]: row["num_samples"] for row in recorded(runs / "dense")}
+    assert counts["frechet-shapes"] == 6 != counts["validation-loss"]
+    assert f"frechet-shapes 6, validation-loss {counts['validation-loss']}" in table
+    assert run(["evaluate", str(runs / "dense"), "--metrics", "frechet-shapes", *FEW, "--again"]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert " 6 " in line
+
+
 def test_no_runs_is_one_line(tmp_path: Path, capsys: Captured) -> None:
     assert "No runs are named." in error_of(["evaluate"], capsys)
     assert "is not a folder" in error_of(["evaluate", str(tmp_path / "none")], capsys)

@@ -105,3 +105,14 @@ def test_weights_go_to_a_new_folder_and_nothing_is_left_of_a_failed_export(tmp_p
     assert captured.err.splitlines()[-1].endswith("file too large. Free space there and run the same command again.")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
     assert run(["export-weights", str(trained), str(tmp_path / "weights")]) == 0
+
+
+@pytest.mark.parametrize("command", ["export-weights RUN OUT", "train --run-dir OUT", "train --dry-run --run-dir OUT"])
+def test_nothing_is_made_inside_a_run(command: str, tmp_path: Path, capsys: Captured) -> None:
+    trained = random_run_folder(tmp_path / "run").path
+    before = sorted(trained.rglob("*"))
+    inside = trained / "sub" / "out"
+    assert run(command.replace("RUN", str(trained)).replace("OUT", str(inside)).split()) == 2
+    message = f"error: {inside} is inside the run {trained}. Name a folder beside it.\n"
+    assert capsys.readouterr().err == message
+    assert sorted(trained.rglob("*")) == before

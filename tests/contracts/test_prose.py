@@ -141,3 +141,29 @@ def test_every_class_has_a_name_of_its_own() -> None:
             if isinstance(node, ast.ClassDef):
                 places[node.name.strip("_")].append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not {name: where for name, where in places.items() if len(where) > 1}
+
+
+COUNTED = re.compile(r"\} of \{[^{}]*\} (?:\w+ )?(?:are|were|have|hold|show)\b")
+"""A verb in the plural after `{number} of {all}`, which is wrong for one."""
+SIGNED = re.compile(r"\{[^{}]*:\+[.\d]")
+"""A number with its sign, which is written `-0.0` where a small negative one is rounded; `z` makes it `+0.0`."""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_numbers_in_sentences_and_tables_are_written_right(path: Path) -> None:
+    text = path.read_text()
+    assert COUNTED.findall(text) == []
+    assert SIGNED.findall(text) == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (COUNTED, "{len(others)} of {len(runs)} runs have a loss"),
+        (COUNTED, "{kept} of {all:,} are left alone"),
+        (SIGNED, "{:+.1%}"),
+        (SIGNED, "{change:+.2f}"),
+    ],
+)
+def test_the_patterns_find_what_was_there(pattern: re.Pattern[str], text: str) -> None:
+    assert pattern.search(text)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from experiments.config.blocks import BLOCKS, DEFAULT_BLOCK
 from experiments.records.run_folder import RunDir
 from tests.training_runs import final_checkpoint, numbers, start, start_run, train_command, wait_for_rows
 
@@ -42,6 +43,18 @@ def test_a_run_of_any_objective_continues_with_the_same_bits(train, tmp_path, fl
     settings = ["routing=dense", "train.images=96", "train.mask_ratio=0.5", *f"flow.{flow}".split()]
     assert train(tmp_path / "alone", *settings).returncode == 0
     stop_and_continue(train, tmp_path / "run", signal.SIGTERM, settings)
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "alone")
+    assert final_checkpoint(tmp_path / "run") == final_checkpoint(tmp_path / "alone")
+
+
+OTHER_MODELS = [f"model.block={name}" for name in BLOCKS if name != DEFAULT_BLOCK] + ["model.positions=rope"]
+
+
+@pytest.mark.parametrize("model", OTHER_MODELS)
+def test_a_run_with_any_block_continues_with_the_same_bits(train, tmp_path, model):
+    settings = [model, "routing.name=loss_free", "train.images=96", "train.mask_ratio=0.5"]
+    assert train(tmp_path / "alone", *settings).returncode == 0
+    stop_and_continue(train, tmp_path / "run", signal.SIGKILL, settings)
     assert numbers(tmp_path / "run") == numbers(tmp_path / "alone")
     assert final_checkpoint(tmp_path / "run") == final_checkpoint(tmp_path / "alone")
 

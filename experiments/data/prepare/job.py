@@ -37,7 +37,7 @@ from experiments.data.sources.latents import MappedShard
 from experiments.errors import ConfigError
 from experiments.inputs import parse_json, read_input
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
-from experiments.text import printable, shortened
+from experiments.text import agreeing, printable, shortened
 
 LEFT_OUT_FILE = "left_out.jsonl"
 OnRows = Callable[[int, int], None]
@@ -98,7 +98,8 @@ def prepare(
     mine = tasks[launch.rank :: launch.world]
     waiting = [task for task in mine if not folder.is_made(task, verify=whole)]
     if waiting and len(waiting) < len(mine):
-        say(f"{len(mine) - len(waiting)} of {len(mine)} files are there already.")
+        num_done = len(mine) - len(waiting)
+        say(f"{num_done} of {len(mine)} files {agreeing(num_done, 'is', 'are')} there already.")
     for task in waiting:
         folder.remove_unfinished(task)
     total, done = num_rows(mine), num_rows(mine) - num_rows(waiting)

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from experiments.errors import CheckpointError, ConfigError, StorageError
+from experiments.errors import CheckpointError, ConfigError, OutputError, StorageError
 from experiments.evaluation.sampling.finite import require_finite_weights
 from experiments.inputs import sha256_of_files
 from experiments.records.exported_record import Exported
+from experiments.records.outputs import require_outside_runs
 from experiments.records.record_types import FILE_OF_WEIGHTS, Precision, RunRecord, Weights
 from experiments.records.run_folder import RunDir
 from experiments.records.storage import storage_errors
@@ -72,8 +73,9 @@ def export_weights(
     `ema_width` is the width of the average, where it is to be reconstructed. `written` is called with the number of
     parameters written so far. `card` returns the text of the model card; without it there is none. Raises
     `CheckpointError` where there is nothing to export, or where a weight is not finite in this precision, since whoever
-    loads such weights refuses them; and `StorageError` where `out` holds something else.
+    loads such weights refuses them; `StorageError` where `out` holds something else, and `OutputError` inside a run.
     """
+    require_outside_runs(out)
     with storage_errors(out):
         if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
             raise StorageError(f"{out} is {'not empty' if out.is_dir() else 'a file'}.", "Name a new folder.")
@@ -102,6 +104,13 @@ def export_weights(
         if card is not None:
             (folder / CARD).write_text(card(about), encoding="utf-8")
     return sorted(out.iterdir())
+
+
+def require_new_folder(out: Path) -> None:
+    """Raises `OutputError` where `out` exists, or lies inside a run, whose folder holds its own files alone."""
+    if os.path.lexists(out):
+        raise OutputError(f"{out} exists already.", "Name a new folder.")
+    require_outside_runs(out)
 
 
 @contextmanager

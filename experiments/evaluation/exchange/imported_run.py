@@ -8,7 +8,6 @@ a checkpoint and no steps, which `ecdit sample`, `evaluate` and `plot` take.
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import re
 import warnings
@@ -24,8 +23,8 @@ from experiments.config.budget import budget
 from experiments.config.checks import check_config
 from experiments.config.presets import PRESETS
 from experiments.config.schema import RunConfig
-from experiments.errors import CheckpointError, ConfigError, OutputError
-from experiments.evaluation.exchange.exported_weights import folder_that_appears_whole
+from experiments.errors import CheckpointError, ConfigError
+from experiments.evaluation.exchange.exported_weights import folder_that_appears_whole, require_new_folder
 from experiments.evaluation.exchange.public_layouts import PublicSizes, PublicTensors, public_sizes, translated
 from experiments.evaluation.sampling.finite import require_finite_weights
 from experiments.inputs import sha256_of_files
@@ -54,8 +53,7 @@ def import_weights(
     of the model. Raises `OutputError` where `out` exists, `CheckpointError` for a file that cannot be read or is not of
     this layout, `ConfigError` for options that do not fit. `out` appears whole or not at all.
     """
-    if os.path.lexists(out):
-        raise OutputError(f"{out} exists already.", "Name a new folder.")
+    require_new_folder(out)
     tensors = PublicTensors(_state_of(_read(file), file, weights), printable(str(file)))
     sizes = public_sizes(tensors)
     config = _config_of(layout, sizes, objective, num_heads, top_k, file)

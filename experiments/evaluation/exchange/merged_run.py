@@ -12,11 +12,10 @@ Legend: D width, F hidden width, E experts.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -26,10 +25,11 @@ from experiments.config.budget import budget
 from experiments.config.checks import check_config
 from experiments.config.schema import RunConfig
 from experiments.config.stored import buildable_config
-from experiments.errors import ConfigError, OutputError, RecordError
-from experiments.evaluation.exchange.exported_weights import folder_that_appears_whole
+from experiments.errors import ConfigError, RecordError
+from experiments.evaluation.exchange.exported_weights import folder_that_appears_whole, require_new_folder
 from experiments.evaluation.exchange.prompt_rows import num_calls, random_rows, row_from_captions
 from experiments.evaluation.sampling.load_run import LoadedRun, current_device, load_run
+from experiments.layers.pieces import Activation
 from experiments.models.dit import DiT
 from experiments.records.record_types import PartRecord, RunRecord
 from experiments.records.run_folder import RunDir
@@ -104,8 +104,7 @@ def merge_runs(
     """
     if len(folders) < 2:
         raise ConfigError("A merged run has an expert of each run, and only one is named.", "Name two runs or more.")
-    if os.path.lexists(out):
-        raise OutputError(f"{out} exists already.", "Name a new folder.")
+    require_new_folder(out)
     runs = [_dense_run(folder) for folder in folders]
     _require_alike(runs)
     config = _merged_config(runs, options)
@@ -140,12 +139,11 @@ def _dense_run(folder: RunDir) -> DenseRun:
             f"{folder.path} has experts already: its routing.name is {config.routing.name}.",
             "Merge runs with routing.name=dense.",
         )
-    block = block_of(config)
-    if block.has_biases or block.activation != "gelu":
-        own = f"{'biases and ' if block.has_biases else ''}{block.activation}"
+    activation = block_of(config).activation
+    if activation not in get_args(Activation):
         raise RecordError(
-            f"{folder.path} has feed-forwards with {own}, which the experts of a merged run do not have.",
-            "Merge runs with model.block=pixart and model.ffn=gelu.",
+            f"{folder.path} has feed-forwards with {activation}, which no experts have.",
+            f"Merge runs with model.ffn={' or '.join(get_args(Activation))}.",
         )
     if status is None or status.state != "done":
         stands = "it has no status" if status is None else f"{status.state} after {status.images_seen:,} images"
@@ -191,7 +189,11 @@ def _merged_config(runs: Sequence[DenseRun], options: MergeOptions) -> RunConfig
             f"Use --top-k {len(runs)}, or name more runs.",
         )
     settings = runs[0].config.model_dump()
-    routing = {"name": MERGED_ROUTER, "num_experts": len(runs), "top_k": options.top_k}
+    row = block_of(runs[0].config)
+    routing = {
+        "name": MERGED_ROUTER, "num_experts": len(runs), "top_k": options.top_k, "expert": row.activation,
+        "expert_bias": row.has_biases,
+    }  # fmt: skip
     model = {**settings["model"], "sparse_layers": options.sparse_layers}
     config = RunConfig.model_validate({**settings, "model": model, "routing": routing})
     check_config(config)
@@ -228,6 +230,9 @@ def _merged_tensors(
         merged[f"{ffn}.experts.w_in_EFD"] = torch.stack([of_run[f"{ffn}.w_in.weight"] for of_run in experts])
         # A dense layer stores its second matrix as [D, F], and stacked experts store it as [F, D].
         merged[f"{ffn}.experts.w_out_EFD"] = torch.stack([of_run[f"{ffn}.w_out.weight"].T for of_run in experts])
+        if config.routing.expert_bias:
+            merged[f"{ffn}.experts.b_in_EF"] = torch.stack([of_run[f"{ffn}.w_in.bias"] for of_run in experts])
+            merged[f"{ffn}.experts.b_out_ED"] = torch.stack([of_run[f"{ffn}.w_out.bias"] for of_run in experts])
     return merged, images_seen
 
 

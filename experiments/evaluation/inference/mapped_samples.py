@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.errors import ConfigError
 from experiments.evaluation.inference.routing_maps import RoutingWatcher
 from experiments.evaluation.sampling.batches import sampled_batches
 from experiments.evaluation.sampling.generate import caption_ids
 from experiments.evaluation.sampling.load_run import LoadedRun
-from experiments.evaluation.sampling.prompts import texts_of
+from experiments.evaluation.sampling.prompts import require_unequal_compute, texts_of
 from experiments.evaluation.sampling.settings import Conditions
 from experiments.records.compute_map import ComputeMap
 
@@ -43,11 +42,8 @@ def sample_captions(
     Raises `ConfigError` before anything is sampled, for words that the run has never seen and for the map of a model
     in which all tokens get the same compute.
     """
-    if wants_map and run.config.routing.name == "dense":
-        raise ConfigError(
-            f"{run.run_dir.path} is a dense model, in which every token gets the same compute.",
-            "Leave out the compute map.",
-        )
+    if wants_map:
+        require_unequal_compute(run)
     caption_ids(run.config, captions)  # raises for unknown words and classes
     watcher = RoutingWatcher(run, [""] * len(captions), range(len(captions))) if wants_map else None
     batches = []

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from experiments.errors import CheckpointError, RunFailedError
-from experiments.text import printable
+from experiments.text import agreeing, printable
 
 
 def require_finite_weights(named: Iterable[tuple[str, Tensor]], where: str) -> None:
@@ -33,6 +33,7 @@ def require_finite_images(images_BCHW: Tensor) -> None:
     if not finite_B.all():
         num_bad = len(finite_B) - int(finite_B.sum())
         raise RunFailedError(
-            f"{num_bad} of {len(finite_B)} images are not finite: they hold NaN or infinite pixels.",
+            f"{num_bad} of {len(finite_B)} images {agreeing(num_bad, 'is', 'are')} not finite: "
+            f"{agreeing(num_bad, 'it holds', 'they hold')} NaN or infinite pixels.",
             "The weights have diverged, or the guidance scale is too large for this model.",
         )

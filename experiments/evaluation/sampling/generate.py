@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.config.sampler_rows import require_shift
+from experiments.config.sampler_rows import require_shift, require_steps
 from experiments.config.schema import RunConfig
 from experiments.data.loader import validation_set
 from experiments.data.sources.image_source import open_words
@@ -41,7 +41,7 @@ class SamplerSettings:
     ) -> SamplerSettings:
         """Returns what a command asks for; what is None is as the run samples while it trains.
 
-        Raises `ConfigError` for a shift that does not fit the objective, and for more channels than there are.
+        Raises `ConfigError` for a shift or steps that do not fit the objective, and for more channels than there are.
         """
         require_shift(shift, config.flow.objective)
         if guidance.channels is not None and guidance.channels >= config.data.channels:
@@ -50,6 +50,7 @@ class SamplerSettings:
                 "Leave out --guidance-channels to guide all.",
             )
         own = cls.of(config)
+        require_steps(steps or own.num_steps, config.flow.objective, "--steps ")
         return cls(steps or own.num_steps, guidance, shift or own.shift, sampler)
 
     @classmethod

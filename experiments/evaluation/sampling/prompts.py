@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from experiments.config.data_sets import captions_of, data_set_of
 from experiments.data.sources.image_source import class_names, named_classes
 from experiments.errors import ConfigError, did_you_mean
-from experiments.evaluation.sampling.generate import caption_ids
 from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.text import printable, shortened
 
@@ -24,7 +23,8 @@ NUM_EXAMPLES = 6
 def _require_prompts(run: LoadedRun, has_captions: bool, classes: Sequence[str], wants_map: bool) -> None:
     """Raises `ConfigError` for captions where the run knows classes, and for classes where it knows captions.
 
-    Captions of a run on latents are refused too, and compute maps that it cannot have.
+    Captions of a run on latents are refused too, and compute maps that it cannot have. Whether words and classes exist
+    is seen when they are read (`caption_ids`).
     """
     config, path = run.config, run.run_dir.path
     if config.data.num_classes is not None:
@@ -44,9 +44,16 @@ def _require_prompts(run: LoadedRun, has_captions: bool, classes: Sequence[str],
             raise ConfigError(f"{where}: its captions are those of its validation set.", "Leave out the captions.")
         if wants_map:
             raise ConfigError(f"{where}, of which no compute map is drawn.", "Leave out --compute-map.")
-    if wants_map and config.routing.name == "dense":
+    if wants_map:
+        require_unequal_compute(run)
+
+
+def require_unequal_compute(run: LoadedRun) -> None:
+    """Raises `ConfigError` for the compute map of a model in which all tokens get the same compute."""
+    if run.config.routing.name == "dense":
         raise ConfigError(
-            f"{path} is a dense model, in which every token gets the same compute.", "Leave out --compute-map."
+            f"{run.run_dir.path} is a dense model, in which every token gets the same compute.",
+            "Leave out the compute map.",
         )
 
 
@@ -74,16 +81,14 @@ def texts_of(run: LoadedRun, prompts: Sequence[str] | Sequence[int]) -> list[str
 def _class_number(run: LoadedRun, given: str) -> int:
     """Returns the number of a class that is given by its name or its number; a name comes first.
 
-    Raises `ConfigError` where there is no such class.
+    Raises `ConfigError` where there is no class of this name; whether a number is one is seen when it is read.
     """
     data = run.config.data
     names, last = class_names(data) or (), (data.num_classes or 0) - 1
     if given in names:
         return names.index(given)
     if NUMBER.fullmatch(given):
-        label = int(given)
-        caption_ids(run.config, [label])
-        return label
+        return int(given)
     way_out = did_you_mean(given, names, otherwise=f"Name one from 0 to {last}.")
     has = "has names of classes, and not this one" if names else "has no names of classes"
     raise ConfigError(f"class {_shown(given)} does not exist: {run.run_dir.path} {has}.", way_out)

@@ -88,6 +88,24 @@ def test_a_run_of_other_compute_is_a_setup_of_its_own(folder: Path, write_run: C
     assert other["arm_kind"] == "dense_other"
 
 
+@pytest.mark.parametrize(("router", "parent_flops", "said"), [("expert_choice", 1e13, "more"), ("dense", 1e13, "more")])
+def test_a_run_that_costs_more_in_all_than_dense_beside_it_says_so(
+    router: str, parent_flops: float, said: str, folder: Path, write_run: Callable[..., Any]
+) -> None:
+    """Its own training is as long as that from scratch, and that of its parent comes on top."""
+    settings = {**config_of(router, images=SCRATCH), "seed": 0}
+    parent = ParentRecord(
+        name="parent", config_id="0" * 10, images=BEFORE, router="dense", fingerprint="f" * 16, train_flops=parent_flops
+    )
+    settings["train"] |= {"init_from": "/elsewhere", "init_fingerprint": "f" * 16}
+    write_run(folder / "longer", settings, lambda n: 1 / (n + 2000), parent=parent)
+    table = run_table(load_records([folder]))
+    longer = table[table["run"].str.endswith("longer")].iloc[0]
+    assert table["setup"].nunique() == 1
+    assert longer["arm"].endswith(f", {said} compute than dense")
+    assert not table[table["flops_before"] == 0]["arm"].str.contains("compute").any()
+
+
 def test_curves_begin_where_the_parent_ended(records: Records) -> None:
     table = run_table(records)
     before = float(BEFORE * train_cost("dense"))

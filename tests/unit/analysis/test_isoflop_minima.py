@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from analysis.isoflop_minima import IsoFlop, akima_minimum, isoflop, quadratic_minimum
+from analysis.isoflop_minima import IsoFlop, _studies, akima_minimum, isoflop, quadratic_minimum
 from analysis.load_records import MissingDataError, load_records
 from analysis.run_table import run_table
 
@@ -177,3 +178,11 @@ def test_runs_of_another_optimizer_are_a_study_of_their_own(
     found = analysed(folder)
     assert set(found.minima["study"]) == {"optim.learning_rate=0.002"}
     assert any("optim.learning_rate=0.1" in line and "1 size" in line for line in found.refused)
+
+
+def test_a_setting_that_some_runs_do_not_have_is_none_in_a_study() -> None:
+    """Runs of other objectives have settings that the others lack, which are missing values in the table."""
+    columns = {"model.name": ["nano"] * 2, "flow.schedule": ["linear", np.nan], "flow.time_std": [np.nan, 1.0]}
+    assert _studies(pd.DataFrame(columns)) == [
+        "flow.schedule=linear, flow.time_std=None", "flow.schedule=None, flow.time_std=1",
+    ]  # fmt: skip

@@ -48,6 +48,16 @@ WITH_A_WAY_OUT = [
     ("routing.eval_capacity_factor=9", "routing.eval_capacity_factor=9 is more than routing.num_experts=8:"),
     ("routing.group_images=5", "routing.group_images=5 does not divide the 32 images that one process takes"),
     ("routing.num_experts=129", f"{NO_SLOT} 2.0157 with 129 experts and 64 tokens per group."),
+    (
+        "model.sparse_layers=all model.num_layers=2 routing.capacity_by_layer=1.985,0.015",
+        "routing.capacity_factor=2 leaves an expert without a slot with 8 experts and 64 tokens per group in the layer "
+        "with the factor 0.015.",
+    ),
+    (
+        "model.sparse_layers=all model.num_layers=2 routing.capacity_by_layer=1.95,0.05",
+        f"{NO_SLOT} 2.5 with 8 experts and 64 tokens per group in the layer with the factor 0.05.",
+    ),
+    ("flow.objective=ddpm eval.sample_steps=1001", "does not fit flow.objective=ddpm, which has 1000 noise levels."),
     ("routing.num_experts=64 train.mask_ratio=0.75", f"{NO_SLOT} 4 with 64 experts and 16 tokens per group."),
     ("eval.metric_images=1", "eval.metric_images=1 is too few: frechet-shapes compares a covariance"),
     ("data.image_size=8 eval.metric_images=4", "eval.metric_images=4 does not fit data.image_size=8: below 16 pixels"),

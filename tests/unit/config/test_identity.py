@@ -126,3 +126,16 @@ def test_a_name_says_what_the_run_is(overrides: list[str], start: str) -> None:
 @pytest.mark.parametrize("router", ROUTERS)
 def test_a_name_is_safe_as_a_file_name(preset: str, router: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9._-]+", run_name(load_config([f"model={preset}", f"routing={router}"])))
+
+
+def test_numbers_by_layer_have_one_form_and_what_is_stored_keeps_its_id() -> None:
+    """Settings that are equal have one id, however they are typed; those of an earlier version keep what they had."""
+    words, texts = ["model.sparse_layers=all", "model.num_layers=3"], ("1.5,1,0.5", " 1.50, 1.0,.5 ", "15e-1,1,0.50")
+    forms = [load_config([*words, f"routing.capacity_by_layer={text}"]) for text in texts]
+    assert {config.routing.capacity_by_layer for config in forms} == {"1.5,1,0.5"}
+    assert len({config_id(config) for config in forms}) == 1
+    stored = forms[0].model_dump()
+    stored["routing"]["capacity_by_layer"] = "1.50,1,0.5"
+    read = RunConfig.model_validate(stored)
+    assert read.routing.capacity_by_layer == "1.50,1,0.5"
+    assert config_id(read) != config_id(forms[0])

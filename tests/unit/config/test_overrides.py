@@ -36,8 +36,9 @@ def test_every_setting_of_a_run_can_be_set() -> None:
     of_transfer = {word.split("=")[0] for word in mup}
     of_routing = {f"routing.{name}" for name, field in RoutingConfig.model_fields.items() if field.exclude_if}
     of_flow = {f"flow.{name}" for name, field in FlowConfig.model_fields.items() if field.exclude_if}
-    block = ["model.block=dit", "model.ffn=gelu", "model.qk_norm=rms", "model.learn_sigma=False", "model.time_scale=1"]
-    of_blocks = {word.split("=")[0] for word in block} | {"data.num_classes"}
+    block = ["model.block=dit", "model.ffn=gelu", "model.qk_norm=rms", "model.learn_sigma=False", "model.time_scale=1",
+             "model.positions=rope"]  # fmt: skip
+    of_blocks = {word.split("=")[0] for word in block} | {"data.num_classes", "model.positions"}
     of_cooldown = {"optim.cooldown_share", "optim.cooldown_shape"}
     of_parents = {f"train.{name}" for name in TrainConfig.model_fields if name.startswith("init_")}
     of_parents |= {"model.position_side"}

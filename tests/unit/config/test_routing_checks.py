@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.config.budget import budget, slots_per_image
+from experiments.config.checks import check_config
 from experiments.config.identity import config_id
 from experiments.config.overrides import known_settings, load_config
 from experiments.config.router_sizes import layer_factors
 from experiments.config.routers import ALIASES, ROUTERS, choosing_names, routed_names
 from experiments.config.routing_checks import AXES
 from experiments.config.routing_settings import RoutingConfig
+from experiments.config.stored import buildable_config
 from experiments.errors import ConfigError
 from tests.unit.config.refusals import assert_refused_with_a_way_out
 
@@ -51,6 +54,25 @@ def test_an_axis_is_refused_where_the_rule_does_not_have_it(key: str, router: st
     another = re.search(r", or routing\.name=(\w+)\.$", caught.value.hint)
     assert another is not None, caught.value.hint
     load_config([f"routing={another.group(1)}", setting])
+
+
+@pytest.mark.parametrize("router", [name for name in routed_names() if ROUTERS[name].rule != "tokens"])
+def test_a_balance_loss_is_refused_where_there_is_none(router: str) -> None:
+    message = f"routing.balance_loss_weight=0.1 does not fit (routing.name=)?{router}"
+    with pytest.raises(ConfigError, match=message):
+        load_config([f"routing={router}", "routing.balance_loss_weight=0.1"])
+
+
+def test_a_run_of_an_earlier_version_keeps_what_nothing_reads(tmp_path: Path) -> None:
+    """It can still be sampled and evaluated, although its settings are refused for a new run."""
+    stored = load_config(["routing=expert_choice", "flow.objective=ddpm"]).model_dump()
+    stored["routing"]["balance_loss_weight"] = 0.1
+    stored["train"]["init_noise"] = 0.5
+    stored["eval"]["sample_steps"] = 2000
+    config = buildable_config(stored, tmp_path / "run.json")
+    assert (config.routing.balance_loss_weight, config.train.init_noise) == (0.1, 0.5)
+    with pytest.raises(ConfigError):
+        check_config(config)
 
 
 COMBINATIONS = [
@@ -149,7 +171,8 @@ def test_a_combination_without_a_meaning_is_one_line_and_its_way_out_works(overr
         ("nan,1", "routing.capacity_by_layer=nan,1 has a number that is not above 0."),
         (
             "0.01,1.99",
-            "routing.capacity_factor=2 leaves an expert without a slot: it must be at least 12.5 with 8 experts",
+            "routing.capacity_factor=2 leaves an expert without a slot with 8 experts and 64 tokens per group in the "
+            "layer with the factor 0.01. Use routing.group_images=8.",
         ),
     ],
 )

@@ -68,6 +68,26 @@ def test_an_expert_without_a_slot_is_refused(
     assert refusal.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("factor", "way_out"),
+    [
+        (0.5, "Use at least 10.6667, or more images per routing group."),
+        (0.01, "Use more images per routing group."),  # 534 slots a token would be more than there are experts
+    ],
+)
+def test_a_refusal_names_the_factor_that_was_given_and_none_above_the_experts(
+    factor: float, way_out: str, layer_of: LayerOf
+) -> None:
+    layer = layer_of(name="expert_choice", num_experts=64, capacity_factor=2.0)
+    layer.router.in_layer(1, factor)
+    with pytest.raises(ConfigError) as refusal:
+        layer(torch.randn(2, 12, 8))
+    assert str(refusal.value) == (
+        "routing.capacity_factor=2 leaves each of 64 experts less than one slot in a group of 12 tokens in the layer "
+        f"with the factor {factor:g}. {way_out}"
+    )
+
+
 def test_the_way_out_of_the_refusal_works(layer_of: LayerOf) -> None:
     layer = layer_of(name="expert_choice", num_experts=64, capacity_factor=5.3334)
     assert layer(torch.randn(2, 12, 8)).tokens_per_expert_E.tolist() == [2] * 64  # one slot in each of two groups

@@ -36,6 +36,17 @@ def test_a_threshold_begins_as_the_mean_of_what_it_has_seen() -> None:
     assert int(state.num_updates) == 3
 
 
+@pytest.mark.parametrize("settings", THRESHOLDS.values(), ids=THRESHOLDS.keys())
+def test_before_the_first_step_no_threshold_decides(settings: dict[str, Any], layer_of: LayerOf) -> None:
+    """Thresholds of 0 would give every token to every expert."""
+    torch.manual_seed(0)
+    layer, x_BTD = layer_of(num_experts=4, **settings).eval(), torch.randn(4, 16, 8)
+    planned = 4 * 16 * (settings.get("capacity_factor") or 2.0)
+    assert len(layer(x_BTD).assignment.token_M) == planned
+    layer.router.state.update(torch.full_like(layer.router.state.value_K, -1e9))
+    assert len(layer(x_BTD).assignment.token_M) == 4 * 16 * 4  # from then on thresholds decide
+
+
 def test_later_a_threshold_follows_with_its_decay() -> None:
     state = RunningThreshold(1, decay=0.75)
     for observed in (4.0, 0.0, 2.0, 6.0):  # shares 1, 1/2, 1/3, 1/4
@@ -151,6 +162,7 @@ def test_before_the_first_step_an_expert_threshold_is_that_of_the_batch(layer_of
 def test_a_model_that_decides_as_in_training_competes_and_observes_nothing(layer_of: LayerOf) -> None:
     for name in ("diffmoe", "expert_race"):
         layer, x_BTD = layer_of(name=name, num_experts=4, capacity_factor=1.0).eval(), torch.randn(4, 16, 8)
+        layer.router.state.update(torch.zeros_like(layer.router.state.value_K))
         assert layer(x_BTD).assignment.num_slots != 64
         layer.router.decides_as_in_training = True
         assignment = layer(x_BTD).assignment

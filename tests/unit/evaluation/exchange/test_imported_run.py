@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from experiments.evaluation.sampling.load_run import LoadedRun, load_run
 from experiments.flow.objective_contract import objective_of
 from experiments.flow.samplers import Guidance
 from experiments.records.run_folder import RunDir
+from tests.training_runs import random_run_folder
 from tests.unit.evaluation.exchange.public_networks import (
     CHANNELS,
     CLASSES,
@@ -199,6 +201,10 @@ def test_options_that_do_not_fit_the_file_are_one_line(tmp_path: Path) -> None:
     assert "does not say how many heads attention has" in refusal(state, tmp_path, num_heads=None)
     assert "holds one set of weights, without saying which." in refusal(state, tmp_path, weights="ema")
     assert "has no ema weights. Use --weights raw." in refusal({"model": state}, tmp_path, weights="ema")
+    random_run_folder(tmp_path / "dense")
+    with pytest.raises(EcditError, match=r"is inside the run .*dense\. Name a folder beside it\."):
+        import_weights("dit", tmp_path / "public.pt", tmp_path / "dense" / "run", "ddpm", None, HEADS, 2, [])
+    shutil.rmtree(tmp_path / "dense")
     assert "routing.top_k=9 is more than routing.num_experts=4." in refusal(state, tmp_path, top_k=9)
 
 

@@ -73,17 +73,31 @@ def test_experts_are_the_feed_forwards_of_the_runs_and_all_else_is_the_first_run
     assert all(torch.equal(found[name], dense[0][name]) for name in others)
 
 
-@pytest.mark.parametrize(("top_k", "sparse_layers"), [(1, "alternate"), (2, "all")])
+@pytest.mark.parametrize(
+    ("top_k", "sparse_layers", "settings"),
+    [
+        (1, "alternate", ()),
+        (2, "all", ()),
+        (2, "all", ("model.block=dit", "model.ffn=gelu")),
+        (2, "alternate", ("model.block=dit", "model.ffn=swiglu")),
+        (2, "alternate", ("model.ffn=swiglu",)),
+    ],
+)
 def test_experts_with_equal_weights_make_the_model_of_each_run(
-    top_k: int, sparse_layers: Any, parts: list[RunDir], tmp_path: Path
+    top_k: int, sparse_layers: Any, settings: tuple[str, ...], tmp_path: Path
 ) -> None:
     """The gates of a token sum to 1, so that the router has no say."""
+    parts = [random_run_folder(tmp_path / f"dense{seed}", *DENSE, *settings, f"seed={seed}") for seed in range(3)]
     first = loaded(parts[0])
+    biases = [parameter for name, parameter in first.model.named_parameters() if name.endswith("ffn.w_in.bias")]
+    assert len(biases) == (4 if "model.block=dit" in settings else 0)
+    assert all(bias.any() for bias in biases)
     for part in parts[1:]:
         both = {"weights": first.model.state_dict(), "ema": first.model.state_dict()}
         write_checkpoint(part, part.read_run().config_id, {"images_seen": 640}, both, keep=1)
-    options = MergeOptions(top_k, sparse_layers, from_prompts=False)
-    model = merged(parts, tmp_path / "out", options).model
+    options = MergeOptions(top_k, sparse_layers, from_prompts=bool(settings), num_prompts=2 if settings else None)
+    display = Silent()
+    model = merged(parts, tmp_path / "out", options, display).model
     batch = validation_set(first.config)[0]
     with torch.no_grad():
         velocity, expected = (
@@ -209,6 +223,10 @@ REFUSED: dict[str, tuple[Callable[[RunDir], object], str]] = {
         "dense1 is finished after 960 images, but its newest intact checkpoint is of 640. "
         "Bring the last checkpoint back, or merge other runs.",
     ),
+    "feed-forwards that no experts have": (
+        lambda part: rewritten(part, "model.block=dit"),
+        "dense1 has feed-forwards with gelu_tanh, which no experts have. Merge runs with model.ffn=gelu or swiglu.",
+    ),
     "twin": (
         lambda part: rewritten(part, "seed=0"),
         "dense1 have the same settings and seeds, so that two experts would be equal. "
@@ -240,6 +258,8 @@ def test_one_run_an_existing_folder_and_options_that_do_not_fit_are_one_line(
     cases: list[tuple[list[RunDir], Path, MergeOptions, type[EcditError], str]] = [
         (parts[:1], tmp_path / "out", RANDOM, ConfigError, "only one is named. Name two runs or more."),
         (parts, tmp_path, RANDOM, OutputError, f"{tmp_path} exists already. Name a new folder."),
+        (parts, parts[1].path / "sub" / "out", RANDOM, OutputError,
+         f"is inside the run {parts[1].path}. Name a folder beside it."),
         (
             parts, tmp_path / "out", MergeOptions(4, "all", from_prompts=False), ConfigError,
             "--top-k 4 is more than the 3 runs, each of which becomes an expert.",

@@ -45,6 +45,15 @@ def test_channels_that_leave_none_out_are_refused():
     assert SamplerSettings.asked(config, None, Guidance(2.0, channels=2), None, "euler").guidance.channels == 2
 
 
+def test_more_steps_than_noise_levels_are_refused():
+    config = load_config(["flow.objective=ddpm"])
+    with pytest.raises(ConfigError, match=r"--steps 1001 does not fit flow\.objective=ddpm, which has 1000 noise"):
+        SamplerSettings.asked(config, 1001, Guidance(), None, "ddpm")
+    for objective, steps in (("ddpm", 1000), ("rectified_flow", 1001), ("edm", 1001)):
+        asked = SamplerSettings.asked(load_config([f"flow.objective={objective}"]), steps, Guidance(), None, "ddpm")
+        assert asked.num_steps == steps
+
+
 @pytest.mark.parametrize("case", [*CASES, LEARNED], ids=named)
 def test_every_objective_is_sampled_with_every_sampler_and_an_image_does_not_depend_on_its_batch(case):
     config, model = noisy_model("routing=dense", *(f"flow.{key}={value}" for key, value in case.items()))
