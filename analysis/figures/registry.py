@@ -23,6 +23,7 @@ from analysis.figures.comparison import draw_comparison
 from analysis.figures.compute_map import draw_compute_map_of_runs
 from analysis.figures.curve_collapse import draw_curve_collapse
 from analysis.figures.ema_width import draw_ema_width
+from analysis.figures.expert_classes import draw_expert_classes
 from analysis.figures.expert_scaling import draw_expert_scaling
 from analysis.figures.guidance import draw_guidance
 from analysis.figures.image_quality import draw_image_quality
@@ -150,6 +151,12 @@ FIGURES: dict[str, FigureEntry] = {
             "specialization",
             "What each expert does by time, position and kind of caption; experts on objects and on background.",
             draw_specialization,
+            limits=(),
+        ),
+        FigureEntry(
+            "expert-classes",
+            "Which experts process the images of which class, by layer and time, with the even share in white.",
+            draw_expert_classes,
             limits=(),
         ),
         FigureEntry(

@@ -15,6 +15,7 @@ from analysis.columns import Column
 from analysis.compare import Comparison, compare
 from analysis.diverged_runs import diverged_table
 from analysis.executed_flops import train_flops
+from analysis.expert_findings import expert_findings
 from analysis.laws.bootstrap import NUM_RESAMPLES
 from analysis.load_records import Records
 from analysis.paper_claims import paper_claims
@@ -85,7 +86,7 @@ def content(
     multipliers, refusal = found_multipliers(records, runs)
     lost = diverged_blocks(diverged_table(records))
     answers = answer_blocks(runs, comparison.claims, multipliers, paper, fitted)
-    verdicts = verdict_blocks(comparison.claims, multipliers, refusal, paper)
+    verdicts = verdict_blocks(comparison.claims, multipliers, refusal, paper, expert_findings(runs))
     sections = [
         Section("question", "The question", [Paragraph(QUESTION)]),
         Section("answer", "The answer at this scale", answers),

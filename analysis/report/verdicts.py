@@ -12,7 +12,9 @@ import pandas as pd
 
 from analysis.claims import PairedDifference, correction
 from analysis.columns import Column
+from analysis.expert_findings import ExpertFinding, finding_rows
 from analysis.load_records import MissingDataError, Records
+from analysis.maps import MEASURED_BY
 from analysis.multiplier import Multiplier, multiplier_correction, multiplier_rows, multipliers, over_setups
 from analysis.paper_claims import PaperClaim, paper_claim_rows
 from analysis.report.answers import AXIS_WORDS
@@ -80,6 +82,21 @@ PAPER_COLUMNS = (
     Column("source", "Printed in"),
 )
 
+FINDING_COLUMNS = (
+    Column("finding", "Finding"),
+    Column("arm", "Arm"),
+    Column("setup", "Setup"),
+    Column("verdict", "Verdict"),
+    Column("reason", "Because"),
+    Column("value", "Ours", four),
+    Column("low", "95% low", four),
+    Column("high", "95% high", four),
+    Column("over", "Interval over"),
+    *P_COLUMNS,
+    Column("measure", "Measure"),
+    Column("source", "Printed in"),
+)
+
 
 def found_multipliers(records: Records, runs: pd.DataFrame) -> tuple[list[Multiplier], str]:
     """Returns the compute multipliers and an empty text, or an empty list and the reason why there are none."""
@@ -90,10 +107,15 @@ def found_multipliers(records: Records, runs: pd.DataFrame) -> tuple[list[Multip
 
 
 def verdict_blocks(
-    found: Sequence[PairedDifference], multipliers: Sequence[Multiplier], refusal: str, paper: Sequence[PaperClaim]
+    found: Sequence[PairedDifference],
+    multipliers: Sequence[Multiplier],
+    refusal: str,
+    paper: Sequence[PaperClaim],
+    findings: Sequence[ExpertFinding],
 ) -> list[Block]:
-    """Returns the three tables; a table without rows is replaced by a sentence that says why."""
-    return [_differences(found), _multipliers(multipliers, refusal), *_over_setups(multipliers), _paper(paper)]
+    """Returns the four tables; a table without rows is replaced by a sentence that says why."""
+    compute = [_multipliers(multipliers, refusal), *_over_setups(multipliers)]
+    return [_differences(found), *compute, _paper(paper), _findings(findings)]
 
 
 def _differences(found: Sequence[PairedDifference]) -> Block:
@@ -151,3 +173,17 @@ def _paper(found: Sequence[PaperClaim]) -> Block:
         "after Benjamini and Hochberg's correction for how many claims were tested; intervals are of one claim each."
     )
     return table("paper-claims", "Claims of EC-DIT in the same form", PAPER_COLUMNS, rows, note)
+
+
+def _findings(found: Sequence[ExpertFinding]) -> Block:
+    if not found:
+        return Paragraph(
+            "What DiT-MoE found about its experts was not tested: no run has its routing measured by class. "
+            f"{MEASURED_BY}."
+        )
+    note = (
+        "Tested on each routed arm whose routing was measured, at the scale of these runs. Verdicts go by p after "
+        "Benjamini and Hochberg's correction for how many findings were tested; intervals are of one finding each, "
+        "over seeds where an arm has three or more, and otherwise over the images of one run (jackknife)."
+    )
+    return table("expert-findings", "Findings of DiT-MoE about experts", FINDING_COLUMNS, finding_rows(found), note)

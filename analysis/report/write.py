@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis.escaping import for_csv
 from analysis.laws.bootstrap import NUM_RESAMPLES
-from analysis.load_records import Records
+from analysis.load_records import MissingDataError, Records
 from analysis.parameter_counts import ACTIVATED, Count
 from analysis.report.content import content
 from analysis.report.html import html_page
@@ -32,14 +32,19 @@ def write_report(
 
     `roots` are the folders on the command line that would load the same records; the report prints them in its
     commands. `tell` is called with a line of progress before each figure and each law. With `smoothed`, laws are fitted
-    to the ends of smoothed curves. Raises `RecordError` when the
-    runs cannot be compared, `OutputError` when `folder` holds a file of the same name that `ecdit` did not write, and
+    to the ends of smoothed curves. Raises `RecordError` when the runs cannot be compared, `MissingDataError` when none
+    has a validation loss, `OutputError` when `folder` holds a file of the same name that `ecdit` did not write, and
     `StorageError` when a file cannot be written.
     """
     names = ("index.html", "report.md", "runs.csv")
     paths = [folder / name for name in names]
     require_ours(paths)  # Checked before the figures are drawn, because drawing them takes minutes.
     runs = run_table(records)
+    if runs["val_loss"].isna().all():
+        raise MissingDataError(
+            "No run has a validation loss, which a report compares.",
+            "What imported weights were measured for is drawn by: ecdit plot expert-classes specialization",
+        )
     pictures = draw_all(records, runs, folder / FIGURES, roots, paper_values, parameters, tell, smoothed)
     report = content(records, runs, pictures, roots, num_resamples, parameters, tell, smoothed)
     rows = run_rows(records, runs)

@@ -20,7 +20,7 @@ SETTINGS: dict[str, Any] = {"train": {"images": 3200}, "eval": {"every_images": 
 NEED_MORE = {
     "inference-time", "alignment", "quality-time", "quality-over-training", "compute-map", "specialization", "guidance",
     "image-quality", "scaling-law", "isoflop", "expert-scaling", "capacity", "memory", "per-timestep-loss",
-    "curve-collapse", "best-guidance", "ema-width",
+    "curve-collapse", "best-guidance", "ema-width", "expert-classes",
 }  # fmt: skip
 
 

@@ -121,6 +121,10 @@ def test_one_scale_with_two_branches_is_still_shown(two_runs: tuple[RunDir, RunD
         ("quality-over-training", r"at several points of its training\. .* ecdit train eval\.metric_images=256"),
         ("guidance", r"at several guidance scales at its end\. Measure it with: .* --guidance 1,2,4"),
         ("compute-map", r"No run has a compute map\. Measure it with: ecdit evaluate --metrics routing"),
+        (
+            "expert-classes",
+            r"No run has its routing measured by class\. Measure it with: ecdit evaluate --metrics rout",
+        ),
         ("specialization", r"No run has its routing measured on scenes\. Measure it with: ecdit evaluate --metrics ro"),
     ],
 )

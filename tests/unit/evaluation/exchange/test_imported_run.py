@@ -216,8 +216,14 @@ def test_commands_work_on_an_imported_run(tmp_path: Path, capsys: pytest.Capture
     assert run(words) == 2
     assert "exists already. Name a new folder." in capsys.readouterr().err
     assert run(["evaluate", str(out), "--metrics", "routing", "--images", "6", "--steps", "2"]) == 0
-    assert run(["plot", "specialization", str(out), "--out", str(tmp_path / "figures")]) == 0
-    assert "class" in (tmp_path / "figures" / "specialization.csv").read_text()
+    for figure in ("specialization", "expert-classes"):
+        assert run(["plot", figure, str(out), "--out", str(tmp_path / "figures")]) == 0
+        assert "class" in (tmp_path / "figures" / f"{figure}.csv").read_text()
+    drawn = (tmp_path / "figures" / "expert-classes.svg").read_text()
+    assert "What DiT-MoE found, on this run: 1. Experts prefer positions" in drawn
+    capsys.readouterr()
+    assert run(["report", str(out), "--out", str(tmp_path / "report")]) == 2
+    assert "No run has a validation loss, which a report compares." in capsys.readouterr().err
     capsys.readouterr()
     assert run(["sample", str(out), "--class", "3"]) == 2
     assert "latents, which a VAE decodes. Name it with --vae" in capsys.readouterr().err
