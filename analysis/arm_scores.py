@@ -15,7 +15,8 @@ import pandas as pd
 from analysis.conditions import MetricRows, foot
 from analysis.load_records import MissingDataError, Records
 from analysis.scores import arm_means, measured_panels
-from experiments.config.metrics import RecordedValue, find_value, values_in
+from experiments.config.metric_row import RecordedValue
+from experiments.config.metrics import find_value, values_in
 
 PREFIX = "evals."
 

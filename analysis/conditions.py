@@ -21,7 +21,7 @@ import pandas as pd
 
 from analysis.comparable import first_difference
 from analysis.load_records import MissingDataError
-from experiments.config.metrics import RecordedValue
+from experiments.config.metric_row import RecordedValue
 
 Along = Literal["images_seen", "guidance", "ema_width"]
 """The quantity on the horizontal axis of a curve of a metric."""

@@ -15,7 +15,8 @@ from analysis.escaping import markdown_code, markdown_text
 from analysis.run_table import markdown, significant
 from experiments.config.blocks import block_of
 from experiments.config.data_sets import data_set_of
-from experiments.config.metrics import IMPORTED, METRICS, VELOCITY_ERROR, RecordedValue
+from experiments.config.metric_row import RecordedValue
+from experiments.config.metrics import IMPORTED, METRICS, VELOCITY_ERROR
 from experiments.config.objectives import OBJECTIVES
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig

@@ -26,7 +26,8 @@ from analysis.executed_flops import after_parents
 from analysis.load_records import MissingDataError, Records
 from analysis.parameter_counts import COUNTS
 from analysis.run_table import INFERENCE
-from experiments.config.metrics import DEFAULT_METRICS, METRICS, RecordedValue
+from experiments.config.metric_row import RecordedValue
+from experiments.config.metrics import DEFAULT_METRICS, METRICS
 
 SCORE = METRICS["shapes-geneval"].values[0]
 SECONDS = METRICS["inference-time"].values[0]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.columns import Column
 from ecdit_cli._console import print_json, print_rows, say
-from experiments.config.metrics import IMPORTED, METRICS, RecordedValue, sampled_metrics
+from experiments.config.metric_row import RecordedValue
+from experiments.config.metrics import IMPORTED, METRICS, sampled_metrics
 from experiments.units import flops
 
 if TYPE_CHECKING:

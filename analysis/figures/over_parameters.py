@@ -13,7 +13,7 @@ from analysis.load_records import Records
 from analysis.parameter_counts import Count
 from analysis.scores import measured_panels, panel_points
 from analysis.style import Drawing, few_ticks, is_wide, log_axis, scaled
-from experiments.config.metrics import RecordedValue
+from experiments.config.metric_row import RecordedValue
 
 LOOK = Look(rows="study", height_inches=2.3, has_markers=True)
 

@@ -15,7 +15,8 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from experiments.config.metrics import DEFAULT_METRICS, METRICS, CaptionSplit, MetricRow, in_recorded_order
+from experiments.config.metric_row import CaptionSplit, MetricRow
+from experiments.config.metrics import DEFAULT_METRICS, METRICS, in_recorded_order
 from experiments.errors import ConfigError
 from experiments.evaluation.metrics.sampled_metric import (
     CaptionSet,

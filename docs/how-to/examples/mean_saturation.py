@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from experiments.config.metrics import MetricRow, RecordedValue
+from experiments.config.metric_row import MetricRow, RecordedValue
 from experiments.evaluation.metrics.intervals import normal_interval
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
 from experiments.records.record_types import EvalRow

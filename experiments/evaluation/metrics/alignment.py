@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.config.metrics import CaptionSplit, MetricRow
+from experiments.config.metric_row import CaptionSplit, MetricRow
 from experiments.data.scenes.captions import assertion_of
 from experiments.data.scenes.scene import KINDS, Kind
 from experiments.evaluation.metrics.intervals import mean_interval, wilson

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.config.data_sets import data_set_of
-from experiments.config.metrics import MetricRow
+from experiments.config.metric_row import MetricRow
 from experiments.evaluation.inference.routing_maps import (
     DIVERGENCE,
     DROPPED,

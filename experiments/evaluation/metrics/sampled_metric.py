@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from experiments.config.data_sets import data_set_of
-from experiments.config.metrics import CaptionSplit, MetricRow
+from experiments.config.metric_row import CaptionSplit, MetricRow
 from experiments.config.schema import RunConfig
 from experiments.data.scenes.captions import describe
 from experiments.data.scenes.classes import prompts_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from experiments.config.metrics import MetricRow
+from experiments.config.metric_row import MetricRow
 from experiments.data.loader import validation_set
 from experiments.errors import RunFailedError
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric

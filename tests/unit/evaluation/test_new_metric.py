@@ -16,7 +16,8 @@ from analysis.compare import compare
 from analysis.load_records import load_records
 from analysis.run_table import run_table
 from ecdit_cli.app import run
-from experiments.config.metrics import METRICS, MetricRow, RecordedValue
+from experiments.config.metric_row import MetricRow, RecordedValue
+from experiments.config.metrics import METRICS
 from experiments.config.overrides import load_config
 from experiments.errors import ConfigError, PluginError
 from experiments.evaluation.metrics.sampled_metric import (

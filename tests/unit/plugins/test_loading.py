@@ -32,7 +32,7 @@ ROUTERS = [RouterRow("mine", label="Mine", implementation=Mine{row})]
 
 
 METRIC = """\
-from experiments.config.metrics import MetricRow, RecordedValue
+from experiments.config.metric_row import MetricRow, RecordedValue
 METRICS = [MetricRow("mine", {}, None)]
 """
 
