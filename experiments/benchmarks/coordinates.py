@@ -117,8 +117,9 @@ def _captured(model: DiT) -> Iterator[dict[str, Tensor]]:
     hooks: list[tuple[nn.Module, Callable[..., None]]] = [
         (model.embed, keep(patch_embedding=lambda out: out)),
         (model.text, keep(text_projection=lambda out: out.pooled_BD if out.text_BLD is None else out.text_BLD)),
-        (model.time, keep(time_vector=lambda out: out.vector_BD, modulation=lambda out: out.modulation_B6D)),
-        (last.attention, keep(self_attention=lambda out: out)),
+        (model.time, keep(time_vector=lambda out: out.vector_BD)),
+        (model.time.modulation or last.get_submodule("modulation"), keep(modulation=lambda out: out)),
+        (last.attention.out, keep(self_attention=lambda out: out)),
         (model.head, keep(velocity=lambda out: out)),
     ]
     if isinstance(last, PixArtBlock):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.benchmarks.coordinates import check_config, measure_coordinates, sizes_after_steps
+from experiments.config.blocks import BLOCKS
 
 
 @pytest.mark.slow
@@ -21,6 +22,12 @@ def test_both_parametrizations_are_one_model_at_the_width_of_the_preset() -> Non
     standard, mup = (sizes_after_steps(check_config([], kind, 64, seed=0), num_steps=3) for kind in kinds)
     assert standard == mup
     assert all(change > 0 for name, (_, change) in standard.items()), standard
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_block_has_the_outputs_of_its_parts(block: str) -> None:
+    sizes = sizes_after_steps(check_config([f"model.block={block}"], "standard", 32, seed=0), num_steps=1)
+    assert {"modulation", "self attention", "feed forward", "router logits", "velocity"} <= set(sizes)
 
 
 def test_a_dense_model_has_no_router_to_check() -> None:
