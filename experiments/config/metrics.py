@@ -1,9 +1,8 @@
 """Lists every metric of `ecdit evaluate` in one table: what it needs, which values it records, and how they are shown.
 
-A metric is one row of `METRICS` and one file, whose class the row names. Tables, figures and settings read the row, so
-that nothing else has to be edited; a plugin adds its row to the same dict. The module imports neither torch nor
-pydantic, because planning, plotting and `ecdit --help` read it. How a metric is computed stands in
-`experiments/evaluation/metrics/sampled_metric.py`.
+A metric is one row of `METRICS` and one file, whose class the row names. Tables, figures and settings read the row; a
+plugin adds its row to the same dict. The module imports neither torch nor pydantic, because planning, plotting and
+`ecdit --help` read it. `experiments/evaluation/metrics/sampled_metric.py` says how a metric is computed.
 """
 
 from __future__ import annotations
@@ -29,7 +28,10 @@ to noise, that the prediction implies. For rectified flow that predicts the velo
 FRECHET_FEATURES = 64
 """The number of features of the network for `frechet-shapes`."""
 
-
+KINDS_OF_SCENES = {
+    "single_object": "single", "two_object": "two", "counting": "count", "colors": "colour", "position": "position",
+    "color_attribution": "attribute",
+}  # fmt: skip
 PERCENT: dict[str, Any] = {"format": ".1%", "interval_format": ".0%"}
 SHARE: dict[str, Any] = {"format": ".3f", "interval_format": ".3f", "of_dense": False, "figures": ()}
 
@@ -44,10 +46,7 @@ METRICS: dict[str, MetricRow] = {
                     figures=("alignment", "quality-over-training", "quality-time", "guidance", "ema-width"),
                     note="shapes-geneval: share of images that show exactly what the caption says, mean over the "
                     "kinds.",
-                    parts={
-                        "single_object": "single", "two_object": "two", "counting": "count", "colors": "colour",
-                        "position": "position", "color_attribution": "attribute",
-                    },
+                    parts=KINDS_OF_SCENES,
                 ),
                 RecordedValue(
                     "shapes-geneval-held-out", "shapes-geneval (%)\non held-out looks", 100.0, **PERCENT,
@@ -72,6 +71,16 @@ METRICS: dict[str, MetricRow] = {
             "experiments.evaluation.metrics.frechet:FrechetShapes",
             while_training=True, is_recorded_first=True,
             min_images=2, min_images_reason="compares a covariance, which one image does not have",
+        ),
+        MetricRow(
+            "intra-frechet-shapes",
+            (
+                RecordedValue(
+                    "intra-frechet-shapes", higher_is_better=False, format=".3g", parts=KINDS_OF_SCENES,
+                    note="intra-frechet-shapes: distance within a kind of scenes, mean over the kinds.",
+                ),
+            ),
+            "experiments.evaluation.metrics.intra_frechet:IntraFrechetShapes", min_images=6 * (FRECHET_FEATURES + 1),
         ),
         MetricRow(
             "precision-recall-shapes",
