@@ -47,8 +47,8 @@ def test_the_velocity_error_stands_for_the_loss(
     assert (row["val_loss"], row["val_loss_same_t"]) == (0.5, 0.6)
     assert math.isnan(row["train_loss"])
     assert told == [
-        f"1 of 1 runs have a loss of another kind ({objective} of {prediction}): their velocity_error stands for "
-        "val_loss, and their training losses are left out."
+        f"1 of 1 runs has a loss of another kind ({objective} of {prediction}): its velocity_error stands for "
+        "val_loss, and its training losses are left out."
     ]
 
 
