@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 
 import pandas as pd
 
+from analysis.comparable import OF_THE_CONDITION
 from analysis.equal_compute import EQUAL_COMPUTE, with_lengths_alike
 from analysis.executed_flops import train_flops
 from analysis.found_runs import BEGAN_FROM, WITHOUT_EFFECT
@@ -120,7 +121,8 @@ def _setup_labels(runs: pd.DataFrame, held: list[str]) -> list[str]:
     """Labels each run with its preset and with whatever else differs between the runs of that preset."""
     labels: dict[Any, str] = {}
     for preset, group in runs.groupby("model.name", sort=False):
-        parts = [_setting_part(column, group[column]) for column in held if _is_named(column, group[column])]
+        named = [column for column in held if _is_named(column, group[column])]
+        parts = [_setting_part(column, group[column]) for column in named if not _follows(column, group, named)]
         texts = [", ".join([str(preset), *(part[i] for part in parts)]) for i in range(len(group))]
         labels |= dict(zip(group.index, texts, strict=True))
     return [labels[run] for run in runs.index]
@@ -133,6 +135,15 @@ def _is_named(column: str, values: pd.Series[Any]) -> bool:
     """
     texts = set(_texts(values))
     return len(texts) > 1 or (column == PARAMETRIZATION and texts != {"standard"})
+
+
+def _follows(column: str, runs: pd.DataFrame, named: list[str]) -> bool:
+    """Says whether a named setting has one value with each objective or block, which decide it."""
+    leader = "flow.objective" if column.startswith("flow.") else "model.block" if column in OF_THE_CONDITION else column
+    if leader == column or leader not in named:
+        return False
+    texts = pd.Series(_texts(runs[column]), index=runs.index)
+    return bool((texts.groupby(runs[leader].map(setting_text)).nunique() == 1).all())
 
 
 def _setting_part(column: str, values: pd.Series[Any]) -> list[str]:

@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.load_records import Records
+from experiments.config.blocks import DEFAULT_BLOCK
+from experiments.config.data_sets import NO_CAPTIONS
 from experiments.errors import RecordError
 
 SAME_IN_A_COMPARISON = ("data.", "eval.images", "eval.batch_images")
@@ -19,6 +21,10 @@ SAME_IN_A_COMPARISON = ("data.", "eval.images", "eval.batch_images")
 
 Objectives (`flow.`) may differ: they make setups of their own, and all losses are on one measure (`shared_measure.py`).
 """
+
+OF_THE_CONDITION = frozenset(f"data.{name}" for name in NO_CAPTIONS) | {"data.num_classes"}
+"""Settings of captions or classes, which follow from the block: one block reads captions and another one classes of the
+same images. Blocks make setups of their own, so that these must be equal only in runs of one block."""
 
 CONDITIONS = ("batch_images", "steps", "sampler", "guidance", "precision", "device", "num_threads")
 """Settings of a measurement of time that must be equal; its other settings only describe the measurement."""
@@ -32,8 +38,11 @@ WAY_OUT = "Name only the folders that belong together."
 def require_same_data(records: Records) -> None:
     """Raises `RecordError` naming the first setting of the data or validation set that differs between the runs."""
     runs = records.runs
+    blocks = runs.get("model.block", pd.Series(DEFAULT_BLOCK, index=runs.index)).fillna(DEFAULT_BLOCK)
     for column in (name for name in runs.columns if name.startswith(SAME_IN_A_COMPARISON)):
-        _refuse_difference(column, runs[column], runs["run"])
+        parts = [part for _, part in runs.groupby(blocks)] if column in OF_THE_CONDITION else [runs]
+        for part in parts:
+            _refuse_difference(column, part[column], part["run"])
     validation = records.evals[records.evals["metric"] == "val_loss"]
     for column in ("num_samples", "seed"):
         _refuse_difference(f"{column} of val_loss", validation[column], validation["run"])

@@ -40,10 +40,34 @@ def test_runs_of_other_objectives_are_setups_of_their_own(tmp_path: Path, write_
     other = {"flow": {"objective": "ddpm", "schedule": "cosine"}}
     write_two(tmp_path, write_run, other, final={"velocity_error": 0.5})
     table = run_table(load_records([tmp_path])).set_index("setup")
-    assert set(table.index) == {
-        "nano, flow.objective=rectified_flow, flow.prediction=velocity, flow.schedule=None",
-        "nano, flow.objective=ddpm, flow.prediction=noise, flow.schedule=cosine",
+    assert set(table.index) == {"nano, flow.objective=rectified_flow", "nano, flow.objective=ddpm"}
+
+
+def test_a_setup_names_what_its_objective_does_not_decide(tmp_path: Path, write_run: WriteRun) -> None:
+    other = {"flow": {"objective": "ddpm", "schedule": "cosine"}}
+    write_two(tmp_path, write_run, other, final={"velocity_error": 0.5})
+    third = BASE | {"seed": 1, "flow": {"objective": "ddpm", "schedule": "linear"}}
+    write_run(tmp_path / "c", third, lambda images: 1.0, final={"velocity_error": 0.5})
+    assert set(run_table(load_records([tmp_path]))["setup"]) == {
+        "nano, flow.objective=rectified_flow, flow.schedule=None",
+        "nano, flow.objective=ddpm, flow.schedule=cosine",
+        "nano, flow.objective=ddpm, flow.schedule=linear",
     }
+
+
+@pytest.mark.parametrize("block", ["dit", "mmdit"])
+def test_blocks_that_read_captions_or_classes_of_the_same_images_are_setups_of_their_own(
+    block: str, tmp_path: Path, write_run: WriteRun
+) -> None:
+    write_two(tmp_path, write_run, {"model": {"name": "nano", "block": block}})
+    named = {f"nano, model.block={each}" for each in ("pixart", block)}
+    assert set(run_table(load_records([tmp_path]))["setup"]) == named
+
+
+def test_blocks_do_not_make_other_data_comparable(tmp_path: Path, write_run: WriteRun) -> None:
+    write_two(tmp_path, write_run, {"model": {"name": "nano", "block": "dit"}, "data": {"seed": 3}})
+    with pytest.raises(RecordError, match=r"Runs differ in data\.seed: 0 in .*a, 3 in .*b\."):
+        run_table(load_records([tmp_path]))
 
 
 def test_a_validation_set_of_another_size_is_refused(tmp_path: Path, write_run: WriteRun) -> None:
