@@ -64,7 +64,7 @@ def after_parents(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(images_seen=rows["images_seen"] + before)
 
 
-COUNTED_BEFORE = "Images and FLOPs include those of the runs that first weights come from."
+COUNTED_BEFORE = "Images and FLOPs include those of the runs that first weights come from; seconds do not."
 """The note of figures and tables that compare by compute, where a run began from the weights of another one."""
 
 
