@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from experiments.config.prepared_set import read_index
 from experiments.data.prepare.encoding import decode
-from experiments.data.prepare.job import LEFT_OUT_FILE, prepare
+from experiments.data.prepare.index_writer import LEFT_OUT_FILE
+from experiments.data.prepare.job import prepare
 from experiments.errors import ConfigError
 from tests.real_images import (
     CHANNELS,
