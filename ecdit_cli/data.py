@@ -42,7 +42,7 @@ ImageFiles = Annotated[
     typer.Argument(
         metavar="SOURCE",
         help="A folder of images with captions or of folders of classes, .parquet or .tar (WebDataset), or a Hub "
-        "data set.",
+        "data set; emoji: the drawings of the extra ecdit[emoji].",
     ),
 ]
 T5 = Annotated[
@@ -74,6 +74,26 @@ LabelColumn = Annotated[
         help="As --caption-column, for --text labels. Default: folders of classes, or label, class, cls, ...",
     ),
 ]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(min=8, max=4096, help="Pixels of a side, after a centre crop. Default: 256, or 32 without a VAE."),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(min=2, max=4096, help="Tokens of a caption, the rest is cut. Default: 120 of T5, or 32 static ones."),
+]
+ValidationImages = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=10**9, help="How many images to set apart for validation. Default: a twentieth, at most 512."
+    ),
+]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1, max=256, help="Number of processes. Each holds all models; accelerators are given out in turn."
+    ),
+]
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the data set.")]
 
 
@@ -92,30 +112,12 @@ def prepare(
     t5: T5 = None,
     clip: Clip = None,
     text: Text = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(min=8, max=4096, help="Pixels of a side, after a centre crop. Default: 256, or 32 without a VAE."),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=2, max=4096, help="Tokens of a caption, the rest is cut. Default: 120 of T5, or 32 static ones."
-        ),
-    ] = None,
-    validation_images: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=10**9, help="How many images to set apart for validation. Default: a twentieth, at most 512."
-        ),
-    ] = None,
+    image_size: ImageSize = None,
+    max_tokens: MaxTokens = None,
+    validation_images: ValidationImages = None,
     shard_images: Annotated[int, typer.Option(min=1, max=2**20, help="Number of images in each file.")] = 1024,
     batch_images: Annotated[int, typer.Option(min=1, max=4096, help="Images encoded at a time.")] = 16,
-    processes: Annotated[
-        int,
-        typer.Option(
-            min=1, max=256, help="Number of processes. Each holds all models; accelerators are given out in turn."
-        ),
-    ] = 1,
+    processes: Processes = 1,
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
     subset: Annotated[str | None, typer.Option(metavar="NAME", help="Configuration of a Hub data set.")] = None,
     image_column: Annotated[

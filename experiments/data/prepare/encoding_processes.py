@@ -27,7 +27,7 @@ from experiments.data.prepare.encoding import (
     encode_empty_caption,
     encode_rows,
 )
-from experiments.data.prepare.image_forms import LatentImages, PixelImages, fit_of
+from experiments.data.prepare.image_forms import LatentImages, PixelImages, sizing_of
 from experiments.data.prepare.labels import LabelEncoder, with_classes
 from experiments.data.prepare.request import Request
 from experiments.data.prepare.shards import SetFolder, ShardTask
@@ -47,7 +47,7 @@ class ShardEncoder:
     """Holds the source and the networks, which are opened once for many files."""
 
     def __init__(self, request: Request, device: torch.device) -> None:
-        self._request, self._fit = request, fit_of(request)
+        self._request, self._sizing = request, sizing_of(request)
         self._source = open_request(request)
         folders = encoder_folders(request.encoders)
         self._text: EncodesTexts
@@ -66,7 +66,7 @@ class ShardEncoder:
             return EncodedRows(encode_empty_caption(self._text), [], "")
         request = self._request
         return encode_rows(
-            self._source, task.rows, self._fit, request.batch_images, self._images, self._text, request.flip, on_rows
+            self._source, task.rows, self._sizing, request.batch_images, self._images, self._text, request.flip, on_rows
         )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from experiments.data.prepare.encoders import Autoencoder
-from experiments.data.prepare.encoding import Fit
+from experiments.data.prepare.encoding import Sizing
 from experiments.data.prepare.request import Request
 
 
@@ -36,10 +36,10 @@ class PixelImages:
         return {"pixels_NCHW": ((pixels_BCHW + 1) * 127.5).round().to(torch.uint8)}
 
 
-def fit_of(request: Request) -> Fit:
+def sizing_of(request: Request) -> Sizing:
     """Returns how images are brought to size: for latents as is usual for ImageNet, pixels by the mean over areas.
 
     The mean over the area of each pixel neither rings nor blurs, which shows where drawings become very small.
     """
     kernel = Image.Resampling.BOX if request.vae is None else Image.Resampling.BICUBIC
-    return Fit(request.image_size, request.background, kernel)
+    return Sizing(request.image_size, request.background, kernel)

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config.prepared_set import INDEX_FILE, REQUEST_FILE, DataSetIndex, Encoder, Origin
+from experiments.config.prepared_set import INDEX_FILE, REQUEST_FILE, Credits, DataSetIndex, Encoder
 from experiments.data.prepare.encoder_configs import VaeConfig, read_vae_config
 from experiments.data.prepare.encoders import find_encoders
 from experiments.data.prepare.encoding import Loaded, load_row
 from experiments.data.prepare.encoding_processes import encode_shards, end_with, open_request
-from experiments.data.prepare.image_forms import fit_of
+from experiments.data.prepare.image_forms import sizing_of
 from experiments.data.prepare.index_writer import write_index
 from experiments.data.prepare.request import NEW_KEYS, Request
 from experiments.data.prepare.shards import SetFolder, ShardTask, deal_rows
@@ -35,7 +35,7 @@ from experiments.records.storage import storage_errors, write_json_atomic
 from experiments.text import printable, shortened
 
 UNSTORED: dict[str, Any] = {"text": "captions", "images": "latents", **NEW_KEYS}
-"""What a stored request means by keys that it does not have."""
+"""The values of keys that a stored request does not have."""
 OnRows = Callable[[int, int], None]
 """A callback for progress that is given the number of rows that are done and the number of all rows."""
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -87,8 +87,8 @@ def prepare(
     vae = None if request.vae is None else read_vae_config(request.vae, encoders.folders["vae"])
     if vae is not None:
         _check_size(request, vae)
-    fit = fit_of(request)
-    tasks = deal_rows(request, source, lambda row: isinstance(load_row(source, row, fit), Loaded))
+    sizing = sizing_of(request)
+    tasks = deal_rows(request, source, lambda row: isinstance(load_row(source, row, sizing), Loaded))
     _check_out(out)
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ def _settle(
     return folder
 
 
-def _versions(origin: Origin) -> str:
+def _versions(origin: Credits) -> str:
     """Returns the packages of the images with their versions: in other versions they may have other images."""
     return ", ".join(f"{package.name} {package.version}" for package in origin.packages)
 

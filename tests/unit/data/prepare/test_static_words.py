@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from experiments.config.overrides import load_config
-from experiments.config.prepared_set import Encoder, read_index
+from experiments.config.prepared_set import FORMS_VERSION, Encoder, read_index
 from experiments.data.loader import TrainStream
 from experiments.data.prepare.job import prepare
 from experiments.data.prepare.request import Request
 from experiments.data.prepare.static_words import StaticWords, find_static_words
+from experiments.data.sources.latents import Latents
 from experiments.data.sources.pixels import Pixels
 from experiments.errors import ConfigError
 from tests.real_images import need_static_extra
@@ -95,6 +96,19 @@ def test_new_captions_have_the_features_of_stored_ones(words_set: Path) -> None:
         assert torch.equal(pooled[0], stored["pooled_BU"][place])
     with pytest.raises(ConfigError, match=r"no word that the static embedding knows: '!'\. Use other words\."):
         source.encode(["a dog", "!"])
+
+
+def test_latents_may_have_static_captions_too(words_set: Path, encoder_folders: dict[str, str], tmp_path: Path) -> None:
+    request = Request(
+        str(words_set.parent / "source"), encoder_folders["vae"], text="static", image_size=8, max_tokens=6,
+        validation_images=2,
+    )  # fmt: skip
+    prepare(request, tmp_path / "set")
+    index = read_index(tmp_path / "set")
+    assert (index.images, index.text_encoders, index.schema_version) == ("latents", {"static"}, FORMS_VERSION)
+    config = load_config(["routing=dense", f"data.path={tmp_path / 'set'}"])
+    assert config.data.name == "latents"
+    assert Latents(config.data).encode(["a dog"])[0].shape == (1, 6, 256)
 
 
 def test_features_of_another_version_are_refused() -> None:
