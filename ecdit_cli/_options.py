@@ -244,7 +244,9 @@ VaeModel = Annotated[
 DataSetFolder = Annotated[
     Path | None,
     typer.Option(
-        "--data", metavar="DIR", help="Folder of the data set of a run on latents. Default: the run's data.path."
+        "--data",
+        metavar="DIR",
+        help="Folder of the data set of a run on prepared images. Default: the run's data.path.",
     ),
 ]
 GenevalFolder = Annotated[

@@ -16,18 +16,33 @@ from ecdit_cli._progress import progress
 if TYPE_CHECKING:
     from experiments.config.prepared_set import DataSetIndex
     from experiments.data.prepare.job import Launch
-    from experiments.data.prepare.shards import Request
+    from experiments.data.prepare.request import Request
 
 data = typer.Typer(help="Prepare real images for training, and check what was prepared.", invoke_without_command=True)
 LISTED_ROWS = 5
 """The number of images left out that are listed; the file lists all."""
-TITLES = {"gib": "GiB", "cut_for_t5": "cut for T5", "cut_for_clip": "cut for CLIP"}
+TITLES = {
+    "gib": "GiB",
+    "cut_for_t5": "cut for T5",
+    "cut_for_clip": "cut for CLIP",
+    "cut_for_static": "cut for the static embedding",
+}
+NO_VAE = "none"
+DEFAULT_SIZES = {"latents": 256, "pixels": 32}
+DEFAULT_TOKENS = {"captions": 120, "static": 32, "labels": 120}
+Vae = Annotated[
+    str,
+    typer.Option(
+        metavar="MODEL",
+        help="Folder or Hub name of a diffusers AutoencoderKL that makes latents; none: pixels as they are.",
+    ),
+]
 ImageFiles = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
         help="A folder of images with captions or of folders of classes, .parquet or .tar (WebDataset), or a Hub "
-        "data set.",
+        "data set; emoji: the drawings of the extra ecdit[emoji].",
     ),
 ]
 T5 = Annotated[
@@ -38,14 +53,45 @@ Clip = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers CLIPTextModel, for captions.")
 ]
 Text = Annotated[
-    Literal["captions", "labels"],
-    typer.Option(help="captions, or labels: the classes of images, which are their folders or a column."),
+    Literal["captions", "static", "labels"] | None,
+    typer.Option(
+        help="captions: read by T5 and CLIP. static: captions as word embeddings of the package wordllama. labels: the "
+        "classes of images, which are their folders or a column. Default: captions with a VAE, static without."
+    ),
+]
+Background = Annotated[str, typer.Option(metavar="COLOR", help="The colour that transparency becomes.")]
+Flip = Annotated[
+    bool,
+    typer.Option(
+        "--flip",
+        help="For pixels: training mirrors images at random, except where their text names a side (left, right).",
+    ),
 ]
 LabelColumn = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
         help="As --caption-column, for --text labels. Default: folders of classes, or label, class, cls, ...",
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(min=8, max=4096, help="Pixels of a side, after a centre crop. Default: 256, or 32 without a VAE."),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(min=2, max=4096, help="Tokens of a caption, the rest is cut. Default: 120 of T5, or 32 static ones."),
+]
+ValidationImages = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=10**9, help="How many images to set apart for validation. Default: a twentieth, at most 512."
+    ),
+]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1, max=256, help="Number of processes. Each holds all models; accelerators are given out in turn."
     ),
 ]
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the data set.")]
@@ -62,26 +108,16 @@ def explain(context: typer.Context) -> None:
 def prepare(
     source: ImageFiles,
     out: Folder,
-    vae: Annotated[str, typer.Option(metavar="MODEL", help="Folder or Hub name of a diffusers AutoencoderKL.")],
+    vae: Vae = NO_VAE,
     t5: T5 = None,
     clip: Clip = None,
-    text: Text = "captions",
-    image_size: Annotated[int, typer.Option(min=8, max=4096, help="Pixels of a side, after a centre crop.")] = 256,
-    max_tokens: Annotated[int, typer.Option(min=1, max=4096, help="T5 tokens of a caption, the rest is cut.")] = 120,
-    validation_images: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=10**9, help="How many images to set apart for validation. Default: a twentieth, at most 512."
-        ),
-    ] = None,
+    text: Text = None,
+    image_size: ImageSize = None,
+    max_tokens: MaxTokens = None,
+    validation_images: ValidationImages = None,
     shard_images: Annotated[int, typer.Option(min=1, max=2**20, help="Number of images in each file.")] = 1024,
     batch_images: Annotated[int, typer.Option(min=1, max=4096, help="Images encoded at a time.")] = 16,
-    processes: Annotated[
-        int,
-        typer.Option(
-            min=1, max=256, help="Number of processes. Each holds all models; accelerators are given out in turn."
-        ),
-    ] = 1,
+    processes: Processes = 1,
     split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
     subset: Annotated[str | None, typer.Option(metavar="NAME", help="Configuration of a Hub data set.")] = None,
     image_column: Annotated[
@@ -95,34 +131,41 @@ def prepare(
         ),
     ] = None,
     label_column: LabelColumn = None,
+    background: Background = "white",
+    flip: Flip = False,
     as_json: Json = False,
 ) -> None:
-    """Turn images into latents, and their captions into text features. The same command continues or mends it.
+    """Turn images into pixels or latents, and their captions into features. The same command continues or mends it.
 
     Rows that cannot be used are left out and listed in OUT/left_out.jsonl: without a caption or label, with text that
     is not UTF-8, damaged, larger than 67 megapixels, or outside of the folder of a table that names them. With --text
-    labels images have classes, and no text encoder is needed.
+    labels images have classes, and no text encoder is needed. Without --vae images stay pixels; nothing is downloaded.
 
-    Needs the extra ecdit[data]. On several nodes, start it with torchrun or srun and a shared OUT. Then train with:
-    ecdit train data.name=latents data.path=OUT (and model.block=dit for labels)
+    A VAE needs the extra ecdit[data], static captions ecdit[static]. On several nodes, start it with torchrun or srun
+    and a shared OUT. Then train with: ecdit train data.path=OUT (and model.block=dit for labels)
     """
     rank, world, local_rank = _launched()
     (say if rank == 0 else _nothing)("importing torch ...")
     from experiments.data.prepare.job import Launch
-    from experiments.data.prepare.shards import Request
+    from experiments.data.prepare.request import Request
 
+    has_vae = vae != NO_VAE
+    text = text or ("captions" if has_vae or t5 or clip else "static")
+    image_size = image_size or DEFAULT_SIZES["latents" if has_vae else "pixels"]
     request = Request(
-        source=source, vae=vae, t5=t5, clip=clip, image_size=image_size, max_tokens=max_tokens,
+        source=source, vae=vae if has_vae else None, t5=t5, clip=clip, image_size=image_size,
+        max_tokens=max_tokens or DEFAULT_TOKENS[text],
         validation_images=validation_images, shard_images=shard_images, batch_images=batch_images, split=split,
         subset=subset, image_column=image_column, caption_column=caption_column,
-        text=text, label_column=label_column,
+        text=text, label_column=label_column, background=background, flip=flip,
     )  # fmt: skip
     _make(request, out, processes, Launch(rank, world, local_rank), as_json)
 
 
 def _make(request: Request, out: Path, processes: int, launch: Launch, as_json: bool) -> None:
     """Encodes this process's share. The first process of a launch also shows the progress of all, and the result."""
-    from experiments.data.prepare.job import LEFT_OUT_FILE, prepare
+    from experiments.data.prepare.index_writer import LEFT_OUT_FILE
+    from experiments.data.prepare.job import prepare
 
     if launch.rank:
         prepare(request, out, processes, launch=launch)
@@ -142,7 +185,7 @@ def check(out: Folder, as_json: Json = False) -> None:
 
     index = read_index(out)
     say("importing torch ...")
-    from experiments.data.sources.latents import check_content, check_length, check_tensors
+    from experiments.data.sources.mapped_shards import check_content, check_length, check_tensors
 
     with progress("checking", "files") as show:
         for number, file in enumerate(index.files()):
@@ -160,19 +203,23 @@ def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object
         with left_out.open(encoding="utf-8") as lines:
             for one in map(json.loads, islice(lines, LISTED_ROWS)):
                 say(f"  {one['name']}: {one['reason']}")
-    cut = {"t5": index.num_cut("t5"), "clip": index.num_cut("clip")}
-    if any(cut.values()):
-        longest = index.caption_length
+    cut = {name: index.num_cut(name) for name in ("t5", "clip", "static") if name in index.text_encoders}
+    longest = index.caption_length
+    if cut.get("static"):
+        say(f"Too long and cut: {cut['static']:,} captions (--max-tokens {longest}).")
+    elif any(cut.values()):
         say(f"Too long and cut: {cut['t5']:,} captions for T5 (--max-tokens {longest}), {cut['clip']:,} for CLIP.")
+    held_out = index.num_images("held_out")
     return {
         "path": str(out),
         "fingerprint": index.fingerprint,
         "train_images": index.num_images("train"),
         "validation_images": index.num_images("validation"),
+        **({"held_out_images": held_out} if held_out else {}),
         "left_out": index.num_damaged,
         **({} if index.class_names is None else {"classes": len(index.class_names)}),
         **{f"cut_for_{encoder}": number for encoder, number in cut.items() if number is not None},
-        "latents": f"{index.channels} x {index.latent_size} x {index.latent_size}",
+        index.images: f"{index.channels} x {index.latent_size} x {index.latent_size}",
         "gib": sum(file.num_bytes for file in index.files()) / 2**30,
     }
 

@@ -74,8 +74,8 @@ def sample(
 ) -> None:
     """Make images of captions with a trained run, and say whether they show what they should.
 
-    A run on latents makes images of the first captions of its validation set, and needs the VAE of its data set. A run
-    that is conditioned on classes makes images of those that --class names.
+    A run on latents makes images of the first captions of its validation set, and needs the VAE of its data set. Static
+    captions may be any. A run that is conditioned on classes makes images of those that --class names.
 
     Example: ecdit sample out/runs/NAME "a red circle left of a blue square" "two green hearts" --compute-map
     """
@@ -133,7 +133,8 @@ def _make(
 ) -> tuple[list[str], _Made]:  # fmt: skip
     """Samples every caption or class `per_caption` times; images are numbered across them.
 
-    A run that reads stored captions is asked for as many of its validation set. Returns what was asked for as texts.
+    A run that reads stored captions is asked for as many of its validation set where none is given. Returns what was
+    asked for as texts.
     """
     from experiments.config.data_sets import captions_of, data_set_of
     from experiments.evaluation.inference.mapped_samples import sample_captions
@@ -143,7 +144,7 @@ def _make(
     from experiments.evaluation.sampling.prompts import texts_of
 
     if not captions_of(run.config).in_words and run.config.data.num_classes is None:
-        return _make_from_latents(run, len(asked), per_caption, conditions, vae, show)
+        return _make_of_features(run, [str(each) for each in asked], per_caption, conditions, vae, show)
     caption_ids(run.config, asked)  # raises for words that the run has never seen, before the decoder is opened
     decode = opened_decoder(run, vae)
     prompts: Any = [each for each in asked for _ in range(per_caption)]
@@ -156,17 +157,17 @@ def _make(
     return texts_of(run, asked), _Made(run, made.images_BCHW, verdicts, made.compute_map)
 
 
-def _make_from_latents(
-    run: LoadedRun, num_captions: int, per_caption: int, conditions: Conditions, vae: str | None,
+def _make_of_features(
+    run: LoadedRun, captions: list[str], per_caption: int, conditions: Conditions, vae: str | None,
     show: Display,
 ) -> tuple[list[str], _Made]:  # fmt: skip
-    """Samples the first captions of the validation set, each `per_caption` times, and decodes them."""
+    """Samples captions, or as many of the validation set where all are empty, each `per_caption` times."""
     from experiments.evaluation.sampling.batches import num_calls
     from experiments.evaluation.sampling.latent_samples import sample_validation
 
-    num_images = num_captions * per_caption
+    num_images = len(captions) * per_caption
     on_call = show.counter(num_calls(num_images, conditions, run.config), f"sampling {num_images} images")
-    made = sample_validation(run, num_captions, per_caption, conditions, vae, on_call)
+    made = sample_validation(run, captions if any(captions) else len(captions), per_caption, conditions, vae, on_call)
     unjudged: list[Verdict | None] = [None] * len(made.images_BCHW)
     return made.captions, _Made(run, made.images_BCHW, unjudged, None)
 

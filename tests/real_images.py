@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tarfile
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from experiments.data.scenes.captions import describe
 from experiments.data.scenes.scene import draw_scenes, render_scenes
 
 if TYPE_CHECKING:
-    from experiments.data.prepare.shards import Request
+    from experiments.data.prepare.request import Request
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CHANNELS, TEXT_WIDTH, POOLED_WIDTH, MAX_TOKENS = 4, 24, 16, 12
@@ -30,6 +31,13 @@ def need_data_extra() -> None:
     """Skip what needs `ecdit[data]` where it is not installed."""
     for name in ("datasets", "diffusers", "transformers"):
         pytest.importorskip(name, reason=f"{name} is of the extra ecdit[data]")
+
+
+def need_static_extra() -> None:
+    """Skip what needs `ecdit[static]` where it is not installed; its table is read without importing it."""
+    for name in ("wordllama", "tokenizers"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is of the extra ecdit[static]", allow_module_level=True)
 
 
 def captioned_images(number: int) -> list[tuple[Image.Image, str]]:
@@ -184,7 +192,7 @@ def save_encoders(folder: Path) -> dict[str, str]:
 
 def small_request(source: Path, encoders: dict[str, str], **settings: Any) -> Request:
     """What is asked for in tests, unless told otherwise."""
-    from experiments.data.prepare.shards import Request
+    from experiments.data.prepare.request import Request
 
     small: dict[str, Any] = {"image_size": IMAGE_SIZE, "max_tokens": MAX_TOKENS, "shard_images": 8, "batch_images": 3}
     return Request(source=str(source), **encoders, **(small | settings))

@@ -2,7 +2,7 @@
 
     python docs/study/renew_tables.py
 
-A table of a page stands between `<!-- table: NAME -->` and `<!-- end -->`, and this program writes what is between them.
+A table of a page stands between `<!-- table: NAME -->` and `<!-- end -->`, and this program writes what stands there.
 A test holds the pages to it, so that a number of a page cannot differ from that of the runs.
 """
 
@@ -62,7 +62,11 @@ def blocks_table() -> Iterator[str]:
 
 def blocks_differences() -> Iterator[str]:
     """The difference of every two routers in every setup, over the seeds that they share, in the loss trained on."""
-    yield "| block | objective | " + " | ".join(f"{ROUTERS[b]} - {ROUTERS[a]}" for a, b in combinations(ROUTERS, 2)) + " |"
+    yield (
+        "| block | objective | "
+        + " | ".join(f"{ROUTERS[b]} - {ROUTERS[a]}" for a, b in combinations(ROUTERS, 2))
+        + " |"
+    )
     yield "|---|---|" + "--:|" * 3
     for (objective, block), setup in blocks().groupby(["flow.objective", "model.block"], sort=False):
         cells = []

@@ -1,9 +1,10 @@
 """The kinds of captions that a data set can have, with the facts of their encoder that planning needs.
 
 Captions come as token ids of a closed vocabulary, which a small transformer encodes that is trained with the model, or
-as precomputed features of T5 and CLIP, which two projections map to the width of the model. In place of captions, the
-class of an image finds its row in a table that is trained with the model (DiT). The modules of the encoders are in
-`experiments.models.embed`; here are their parameters, FLOPs and activations, and a caption's part of a batch.
+as precomputed features (of T5 and CLIP, or static word embeddings), which two projections map to the width of the
+model. In place of captions, the class of an image finds its row in a table that is trained with the model (DiT). The
+modules of the encoders are in `experiments.models.embed`; here are their parameters, FLOPs and activations, and a
+caption's part of a batch.
 
 Legend: d width of the model, w width of the text encoder, L caption length, V, U widths of token and pooled features.
 """
@@ -81,11 +82,11 @@ class TokenCaptions:
 
 @dataclass(frozen=True)
 class FeatureCaptions:
-    """Describes captions as features of T5, for each token and padding, and of CLIP, for `FeatureProjection`."""
+    """Describes captions as features of tokens, with padding, and pooled features, for `FeatureProjection`."""
 
     needed: ClassVar[tuple[str, ...]] = ("text_width", "pooled_width")
     in_words: ClassVar[bool] = False
-    """A trained model can only be asked for captions whose features are stored."""
+    """The data set says whether a trained model can be asked for captions whose features are not stored."""
     length: int
     text_width: int
     pooled_width: int

@@ -15,7 +15,7 @@ from pydantic import AfterValidator
 
 from experiments.config.blocks import BLOCKS
 from experiments.config.caption_kinds import Captions, ClassLabels, FeatureCaptions, TokenCaptions
-from experiments.config.prepared_set import with_prepared_set
+from experiments.config.prepared_settings import named_by_path, with_latents, with_pixels
 from experiments.config.values import OneOf
 
 if TYPE_CHECKING:
@@ -75,8 +75,14 @@ DATA_SETS: dict[str, DataSet] = {
         "experiments.data.sources.latents:Latents",
         FeatureCaptions,
         fixed={"vocab_size": None},
-        complete=with_prepared_set,
+        complete=with_latents,
         has_pixels=False,
+    ),
+    "pixels": DataSet(
+        "experiments.data.sources.pixels:Pixels",
+        FeatureCaptions,
+        fixed={"channels": 3, "vocab_size": None},
+        complete=with_pixels,
     ),
     "imagenet": DataSet(
         "experiments.data.sources.described:DescribedLatents",
@@ -131,6 +137,7 @@ def caption_bytes(config: RunConfig) -> int:
 
 def completed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the nested settings of a run, completed from the files of its data set where it has some."""
+    settings = named_by_path(settings)
     row = DATA_SETS.get(settings.get("data", {}).get("name", ""))
     return dict(settings) if row is None else row.complete(settings)
 

@@ -1,10 +1,9 @@
-"""Reads `index.json` of a data set that `ecdit data prepare` wrote, and derives the settings of runs on it.
+"""Reads `index.json` of a data set that `ecdit data prepare` wrote.
 
 A data set is a folder of safetensors shards, which can be mapped into memory, and this index, which is written last: a
-folder with an index is complete. Its images have captions, or classes. Shapes, widths and the fingerprint of a data set
-become settings of every run on it (`data.channels`, `data.fingerprint`, ...), so that a run can tell its data set from
-another one. The fingerprint covers the checksums of all files, what decodes them, and the order of the classes, never a
-path: a data set may be moved and copied.
+folder with an index is complete. Its images have captions, or classes. The fingerprint of a data set, which runs keep,
+covers the checksums of all files, what decodes them, and the order of the classes, never a path: a data set may be
+moved and copied. `prepared_settings.py` makes settings of runs from it.
 
 A shard of N images with M text tokens together holds the tensors (float16 where no type is given)
     latent_mean_NCHW, latent_std_NCHW   of the VAE's posterior, before scale and shift
@@ -12,11 +11,15 @@ A shard of N images with M text tokens together holds the tensors (float16 where
     pooled_NU                           CLIP's pooled features
     caption_bytes, caption_start_N1     captions as UTF-8 (uint8, int64)
     row_N (int64)                       row of the source
+What stands for the images and what stands for the text are chosen separately. A set of pixels has in place of latents
+    pixels_NCHW (uint8)                 read as x / 127.5 - 1
+    flips_N (bool)                      whether the image may be mirrored, in sets that ask for it
 A shard of a labelled set has in place of captions
     label_N (int64)                     the class, from 0 to the number of `class_names` - 1
-The file of the empty caption has the tensors of a captioned shard except the latents; a labelled set has no such file.
-`experiments.data.sources.latents` reads these files, and `experiments.data.prepare.job` writes them. This module does
-not import torch.
+Static word embeddings fill the same tensors as T5 and CLIP: rows of words, and their mean as pooled features.
+The file of the empty caption has the tensors of a captioned shard except those of images; a labelled set has no such
+file. `experiments.data.sources.prepared` reads these files, and `experiments.data.prepare.job` writes them. This module
+does not import torch.
 """
 
 from __future__ import annotations
@@ -37,9 +40,16 @@ INDEX_FILE = "index.json"
 REQUEST_FILE = "request.json"
 """The file that holds the request for which a data set is made."""
 SCHEMA_VERSION = 1
+"""The version of sets of latents with features of T5 and CLIP, or with classes."""
+FORMS_VERSION = 2
+"""The version of sets in any other form, so that an ecdit that cannot read them says so."""
 FINGERPRINT_DIGITS = 16
-SetSplit = Literal["train", "validation"]
-DEFAULT_EVAL_IMAGES = 512
+SetSplit = Literal["train", "validation", "held_out"]
+"""`held_out` is neither trained on nor validated with: combinations that a trained model can be asked for."""
+ImageForm = Literal["latents", "pixels"]
+EncoderName = Literal["vae", "t5", "clip", "static"]
+TEXT_ENCODERS: tuple[frozenset[EncoderName], ...] = (frozenset({"t5", "clip"}), frozenset({"static"}))
+"""The encoders that together make the features of captions."""
 MAX_IMAGE_SIZE = 4096
 """The largest side, in pixels, to which images are resized."""
 MAX_CAPTION_LENGTH = 4096
@@ -68,8 +78,8 @@ class FileEntry(_Entry):
 class Shard(FileEntry):
     """Describes a shard of one split. `source_sha256` is the hash of the image files and captions in it.
 
-    `num_cut_t5` and `num_cut_clip` count captions that were too long for an encoder; None where this was not counted.
-    They and `num_tokens`, the tokens of all captions, are None where images have classes.
+    `num_cut_...` count captions that were too long for an encoder; None where this was not counted. They and
+    `num_tokens`, the tokens of all captions, are None where images have classes.
     """
 
     split: SetSplit
@@ -78,6 +88,7 @@ class Shard(FileEntry):
     source_sha256: str
     num_cut_t5: Count | None = None
     num_cut_clip: Count | None = None
+    num_cut_static: Count | None = None
 
 
 class Encoder(_Entry):
@@ -97,6 +108,24 @@ class Source(_Entry):
     caption_column: str
 
 
+class Package(_Entry):
+    """Describes a package that a part of the data comes from: what it gave, its version and its license."""
+
+    name: str
+    version: str
+    license: str
+    gave: str
+
+
+class Credits(_Entry):
+    """Says where images that come in packages are from: who made them, under which license, and how many there are."""
+
+    attribution: str
+    license: str
+    packages: tuple[Package, ...]
+    counts: dict[str, Count]
+
+
 class DataSetIndex(_Entry):
     """Holds the whole content of `index.json`."""
 
@@ -104,7 +133,13 @@ class DataSetIndex(_Entry):
     fingerprint: str
     image_size: Size
     """Pixels of a side, before encoding."""
+    images: ImageForm = "latents"
+    background: str | None = None
+    """The colour that transparency became; None for white behind latents."""
+    flips: bool = False
+    """Says whether training mirrors images at random, except those whose text names a side."""
     latent_size: Size
+    """The side of what the model sees: latents, or pixels."""
     channels: Width
     caption_length: Annotated[int, Field(ge=1, le=MAX_CAPTION_LENGTH)] | None = None
     """The most text tokens of a caption, to which captions are padded; this and what else belongs to captions is None
@@ -113,32 +148,42 @@ class DataSetIndex(_Entry):
     pooled_width: Width | None = None
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=1, max_length=MAX_CLASSES)] | None = None
     """The classes in the order of their numbers; None where images have captions."""
-    scaling_factor: float
-    """The model sees (latent - shift_factor) * scaling_factor."""
-    shift_factor: float
-    vae: Encoder
+    scaling_factor: float | None = None
+    """The model sees (latent - shift_factor) * scaling_factor; both factors and the VAE are None for pixels."""
+    shift_factor: float | None = None
+    vae: Encoder | None = None
     t5: Encoder | None = None
     clip: Encoder | None = None
+    static: Encoder | None = None
     source: Source
+    origin: Credits | None = None
     empty_caption: FileEntry | None = None
     shards: tuple[Shard, ...]
     num_damaged: Count
 
     @model_validator(mode="after")
     def _has_captions_or_classes(self) -> Self:
-        """Raises `ValueError` where it has a part of what belongs to captions, or that and classes."""
-        of_captions = (
-            self.caption_length, self.text_width, self.pooled_width, self.t5, self.clip, self.empty_caption
-        )  # fmt: skip
+        """Raises `ValueError` where it has a part of what belongs to captions, or that and classes; or of latents."""
+        of_captions = (self.caption_length, self.text_width, self.pooled_width, self.empty_caption)
         if {each is None for each in of_captions} != {self.class_names is not None}:
             raise ValueError("neither captions nor classes")
+        if self.text_encoders not in ((frozenset(),) if self.class_names is not None else TEXT_ENCODERS):
+            raise ValueError("not the encoders of its captions")
+        if {each is None for each in (self.vae, self.scaling_factor, self.shift_factor)} != {self.images == "pixels"}:
+            raise ValueError("neither latents nor pixels")
         return self
+
+    @property
+    def text_encoders(self) -> frozenset[EncoderName]:
+        """Returns the names of the encoders of its captions; none where images have classes."""
+        names: tuple[EncoderName, ...] = ("t5", "clip", "static")
+        return frozenset(name for name in names if getattr(self, name) is not None)
 
     def num_images(self, split: SetSplit) -> int:
         """Returns the number of images of a split over all shards."""
         return sum(shard.num_images for shard in self.shards if shard.split == split)
 
-    def num_cut(self, encoder: Literal["t5", "clip"]) -> int | None:
+    def num_cut(self, encoder: EncoderName) -> int | None:
         """Returns how many captions were too long for `encoder`; None where that was not counted."""
         counts = [getattr(shard, f"num_cut_{encoder}") for shard in self.shards]
         return None if None in counts else sum(counts)
@@ -151,7 +196,7 @@ class DataSetIndex(_Entry):
 def fingerprint_of(content: Mapping[str, Any]) -> str:
     """Returns hex digits of the SHA-256 of an index's JSON content without paths, so that a moved data set keeps it."""
     named = {key: value for key, value in content.items() if key not in ("fingerprint", "source")}
-    for encoder in {"vae", "t5", "clip"} & content.keys():
+    for encoder in {"vae", "t5", "clip", "static"} & content.keys():
         named[encoder] = {key: value for key, value in content[encoder].items() if key != "path"}
     text = json.dumps(named, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
@@ -166,9 +211,9 @@ def read_index(folder: Path) -> DataSetIndex:
         text = read_input(path, MAX_ROWS_BYTES)
         content = parse_json(text)
         version = content["schema_version"]
-        if version != SCHEMA_VERSION:
+        if version not in (SCHEMA_VERSION, FORMS_VERSION):
             raise ConfigError(
-                f"{path} is of schema version {version}, and this ecdit reads {SCHEMA_VERSION}.",
+                f"{path} is of schema version {version}, and this ecdit reads up to {FORMS_VERSION}.",
                 "Prepare the data set again, or use the ecdit that wrote it.",
             )
         index = DataSetIndex.model_validate_json(text, strict=True)
@@ -183,55 +228,6 @@ def read_index(folder: Path) -> DataSetIndex:
             f"{path} was changed after it was written: its fingerprint is another one.", "Prepare the data set again."
         )
     return index
-
-
-def with_prepared_set(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the nested settings of a run on `latents`, completed from its data set.
-
-    Raises `ConfigError` where a setting contradicts the data set: `data.fingerprint` when it is another one.
-    """
-    data = settings["data"]
-    if not data.get("path"):
-        raise ConfigError(
-            "data.name=latents needs a data set.", "Name a folder that `ecdit data prepare` wrote: data.path=FOLDER."
-        )
-    index = read_index(Path(data["path"]))
-    given = _settings_of(index)
-    for key, value in given.items():
-        if key in data and data[key] != value:
-            raise ConfigError(
-                f"data.{key}={data[key]} is not that of the data set {data['path']}, which has {value}.",
-                f"Leave out data.{key}, or name another data.path.",
-            )
-    return {**settings, "data": {**data, **given}, "eval": _evaluation(settings.get("eval", {}), index, data["path"])}
-
-
-def _settings_of(index: DataSetIndex) -> dict[str, Any]:
-    return {
-        "fingerprint": index.fingerprint,
-        "image_size": index.latent_size,
-        "channels": index.channels,
-        "vocab_size": None,
-        "caption_length": index.caption_length or 1,  # a class stands in the place of a caption of one token
-        "text_width": index.text_width,
-        "pooled_width": index.pooled_width,
-        "num_classes": None if index.class_names is None else len(index.class_names),
-    }
-
-
-def _evaluation(given: Mapping[str, Any], index: DataSetIndex, path: str) -> dict[str, Any]:
-    """Returns the `eval` settings: by default at most `DEFAULT_EVAL_IMAGES` validation images, and no sample images.
-
-    Raises `ConfigError` where more images are asked for than the data set has.
-    """
-    available = index.num_images("validation")
-    images = given.get("images", min(available, DEFAULT_EVAL_IMAGES))
-    if images > available:
-        raise ConfigError(
-            f"eval.images={images} is more than the {available} validation images of {path}.",
-            f"Use eval.images={available}.",
-        )
-    return {"sample_images": 0, **given, "images": images}
 
 
 def _missing(folder: Path) -> ConfigError:

@@ -109,19 +109,19 @@ class ModelConfig(Settings):
 class DataConfig(Settings):
     """Holds the settings of the data. `shapes` are procedural captioned scenes with pixels in [-1, 1].
 
-    `latents` is a data set of `ecdit data prepare`, which determines all but `path` and `seed` (`prepared_set.py`).
-    Fields that only latents have are absent from the settings of other runs. The defaults are those of `shapes`; the
-    rows of other data sets bring theirs (`data_sets.py`).
+    `latents` and `pixels` are data sets of `ecdit data prepare`, which determine all but `path` and `seed`
+    (`prepared_settings.py`). Fields that only they have are absent from the settings of other runs. The defaults are
+    those of `shapes`; the rows of other data sets bring theirs (`data_sets.py`).
     """
 
-    name: DataSetName = Field("shapes", description="drawn scenes, or a prepared data set")
+    name: DataSetName = Field("shapes", description="drawn scenes, or a prepared data set; follows from data.path")
     image_size: Side = Field(32, description="side of the grid that the model sees")
     channels: Side = Field(3, description="channels of a pixel or of a latent")
     vocab_size: Tokens | None = Field(64, description="of the trained text encoder; None: features are precomputed")
     caption_length: Tokens = Field(16, description="tokens that a caption is padded to")
     seed: Seed = Field(0, description="of the data stream; runs of different `seed` share it")
-    text_width: Width | None = Field(**absent_at(None), description="of precomputed T5 features")
-    pooled_width: Width | None = Field(**absent_at(None), description="of pooled CLIP features")
+    text_width: Width | None = Field(**absent_at(None), description="of precomputed features of tokens")
+    pooled_width: Width | None = Field(**absent_at(None), description="of pooled features")
     num_classes: Tokens | None = Field(
         **absent_at(None),
         description="classes of the images, which take the place of captions with model.block=dit",

@@ -40,6 +40,7 @@ class Stream(IntEnum):
     TRAIN_LATENT = 10
     VALIDATION_LATENT = 11
     EPOCH_ORDER = 12
+    TRAIN_FLIP = 13
 
 
 def uniforms(seed: int, stream: Stream, images: range, num: int) -> Floats:

@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments.config.data_sets import data_set_of
+from experiments.config.caption_kinds import FeatureCaptions
+from experiments.config.data_sets import captions_of, data_set_of
 from experiments.config.sampler_rows import SAMPLERS
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, did_you_mean
@@ -58,11 +59,15 @@ class Pipeline:
     """Holds a trained model, and samples images of prompts when it is called."""
 
     def __init__(self, run: LoadedRun) -> None:
-        """Takes a loaded run. Raises `ConfigError` where it was trained on latents."""
+        """Takes a loaded run. Raises `ConfigError` where it was trained on latents, or on features of captions."""
         if not data_set_of(run.config).has_pixels:
             raise ConfigError(
                 f"{run.run_dir.path} was trained on latents, of which a VAE makes images.",
                 "Sample it with: ecdit sample",
+            )
+        if isinstance(captions_of(run.config), FeatureCaptions):
+            raise ConfigError(
+                f"{run.run_dir.path} was trained on features of captions.", "Sample it with: ecdit sample"
             )
         self.run = run
 

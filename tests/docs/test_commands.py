@@ -39,6 +39,11 @@ ADDED = {
     "evaluate": ("--steps=1", "--images=8", "--batch-images=8", "--rounds=1"),
 }
 """Options that keep a command short. Training and sweeps are planned only: other tests train."""
+SETS = {
+    "out/photos": "latent_set", "out/emoji": "latent_set", "out/birds": "labelled_set",
+    "out/emoji-classes": "labelled_set",
+}  # fmt: skip
+"""The prepared sets of the pages, and those that stand for them: what `data.path` alone says follows from either."""
 LEFT_OUT = ("--watch",)
 """Options with which a command would not end here."""
 LAUNCHERS = ("torchrun", "srun", "mpirun", "mpiexec", "deepspeed")
@@ -50,8 +55,8 @@ def _is_slow(block: Block) -> bool:
     """Says whether a block takes long; of those that only draw every figure, that of the README does not count."""
     ours = [words for words in block.commands() if words[0] == "ecdit"]
     draws = any(words[1:3] == ["plot", "all"] for words in ours) and block.page.name != "README.md"
-    needs_latents = any("data.name=latents" in words for words in ours)
-    return block.mode == "run" and (draws or needs_latents or any(words[1] in SLOW for words in ours))
+    needs_set = any(word.startswith("data.path=") for words in ours for word in words)
+    return block.mode == "run" and (draws or needs_set or any(words[1] in SLOW for words in ours))
 
 
 STUDY = [block for block in COMMAND_BLOCKS if block.page.name == "first-study.md"]
@@ -87,9 +92,10 @@ def test_its_commands_do_what_the_page_says(
         if arguments is None:
             _check_other_command(words)
             continue
-        if "data.path=out/photos" in arguments:
-            (tmp_path / "out").mkdir(exist_ok=True)
-            (tmp_path / "out" / "photos").symlink_to(request.getfixturevalue("latent_set"))
+        for path, fixture in SETS.items():
+            if f"data.path={path}" in arguments:
+                (tmp_path / "out").mkdir(exist_ok=True)
+                (tmp_path / path).symlink_to(request.getfixturevalue(fixture))
         _provide_parents(arguments)
         if block.mode == "parse":
             _check_understood(arguments)

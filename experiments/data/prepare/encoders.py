@@ -22,7 +22,7 @@ from torch import Tensor
 
 from experiments.config.prepared_set import Encoder
 from experiments.data.prepare.encoder_configs import read_encoder_config, read_vae_config
-from experiments.data.prepare.encoding import EncodedTexts
+from experiments.data.prepare.encoding import EncodedTexts, caption_tensors
 from experiments.errors import ConfigError
 from experiments.inputs import sha256_of_files
 from experiments.libraries import library
@@ -109,6 +109,8 @@ class Autoencoder:
 class TextEncoders:
     """Encodes captions: T5 gives features of tokens, CLIP gives those of the whole caption."""
 
+    counted: Sequence[str] = ("t5", "clip")
+
     def __init__(self, t5: Path, clip: Path, max_tokens: int, device: torch.device) -> None:
         transformers = library("transformers")
         transformers.utils.logging.disable_progress_bar()
@@ -125,6 +127,9 @@ class TextEncoders:
             )
         )
 
+    def problem(self, caption: str) -> None:
+        """Returns None: a caption of any text has features."""
+
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> EncodedTexts:
         """Returns the captions and the features of both encoders, those of tokens without padding.
@@ -139,15 +144,13 @@ class TextEncoders:
         clip_tokens, num_cut_clip = self._tokens(self._clip_tokenizer, captions, places)
         pooled_BU = _stored(self._clip(**clip_tokens).pooler_output, "CLIP features")
         each = [row[:length] for row, length in zip(features, lengths, strict=True)]
-        written = [caption.encode() for caption in captions]
         tensors = {
             "text_MV": torch.cat(each),
             "text_length_N": torch.tensor(lengths),
             "pooled_NU": pooled_BU,
-            "caption_bytes": torch.tensor(list(b"".join(written)), dtype=torch.uint8),
-            "caption_length_N": torch.tensor([len(caption) for caption in written]),
+            **caption_tensors(captions),
         }
-        return EncodedTexts(tensors, num_cut_t5, num_cut_clip)
+        return EncodedTexts(tensors, {"t5": num_cut_t5, "clip": num_cut_clip})
 
     def _tokens(self, tokenizer: Any, captions: Sequence[str], max_length: int) -> tuple[dict[str, Tensor], int]:
         """Returns the tokens, padded on the right, and how many captions were cut."""

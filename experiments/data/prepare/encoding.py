@@ -14,9 +14,9 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from experiments.data.prepare.pairing import image_formats
 from experiments.data.prepare.source import SourceRows
 from experiments.data.prepare.source_rows import UnusableRowError
+from experiments.data.prepare.text_columns import names_side
 from experiments.text import first_line, printable, shortened
 
 DECODING_THREADS = 4
@@ -60,32 +61,38 @@ class Loaded:
     pixels_CHW: Tensor
     caption: str
     sha256: bytes
+    name: str
 
 
 @dataclass(frozen=True)
 class EncodedTexts:
     """Holds what is stored of the captions or labels of a batch, by name.
 
-    `num_cut_t5` and `num_cut_clip` captions had more tokens than the encoder was given; None for labels.
+    `num_cut` says for each encoder how many captions had more tokens than it was given; it is empty for labels.
     """
 
     tensors: dict[str, Tensor]
-    num_cut_t5: int | None = None
-    num_cut_clip: int | None = None
+    num_cut: Mapping[str, int] = field(default_factory=dict)
 
 
 class EncodesTexts(Protocol):
     """Encodes the captions of images, or numbers their classes."""
+
+    counted: Sequence[str]
+    """The encoders that report how many captions were too long for them."""
+
+    def problem(self, caption: str) -> str | None:
+        """Returns why an image with this text is left out, or None."""
 
     def encode(self, captions: Sequence[str]) -> EncodedTexts:
         """Returns what is stored of them, in their order."""
 
 
 class EncodesImages(Protocol):
-    """Encodes images to posteriors of latents, as `Autoencoder` does."""
+    """Turns images into what is stored of them; `image_forms.py` has the forms."""
 
-    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and standard deviation of the posterior, float16 [B, C, H, W]."""
+    def encode(self, pixels_BCHW: Tensor) -> dict[str, Tensor]:
+        """Returns the tensors of images in [-1, 1] by name."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +102,32 @@ class EncodedRows:
     tensors: dict[str, Tensor]
     left_out: list[LeftOutRow]
     source_sha256: str
-    num_cut_t5: int | None = None
-    num_cut_clip: int | None = None
+    num_cut: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """Says how images are brought to size: the side, the colour behind transparency, and the kernel of resizing."""
+
+    image_size: int
+    background: str = "white"
+    resampling: Image.Resampling = Image.Resampling.BICUBIC
 
 
 def encode_rows(
     source: SourceRows,
     rows: Sequence[int],
-    image_size: int,
+    sizing: Sizing,
     batch_images: int,
-    vae: EncodesImages,
+    images: EncodesImages,
     text: EncodesTexts,
+    marks_flips: bool = False,
     on_rows: Callable[[int], None] = lambda num_rows: None,
 ) -> EncodedRows:
-    """Encodes `rows` in their order to a shard's content; `on_rows` is called with the number of rows of each batch."""
+    """Encodes `rows` in their order to a shard's content; `on_rows` is called with the number of rows of each batch.
+
+    With `marks_flips` it holds which images may be mirrored.
+    """
     left_out: list[LeftOutRow] = []
     parts: list[dict[str, Tensor]] = []
     texts: list[EncodedTexts] = []
@@ -116,20 +135,20 @@ def encode_rows(
     with ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode") as threads:
         for first in range(0, len(rows), batch_images):
             here = rows[first : first + batch_images]
-            answers = list(threads.map(lambda row: load_row(source, row, image_size), here))
+            answers = list(threads.map(lambda row: _usable(load_row(source, row, sizing), text), here))
             left_out += [answer for answer in answers if isinstance(answer, LeftOutRow)]
             loaded = [answer for answer in answers if isinstance(answer, Loaded)]
             if loaded:
                 texts.append(text.encode([one.caption for one in loaded]))
-                parts.append(texts[-1].tensors | _image_tensors(loaded, *vae.encode(_pixels(loaded))))
+                parts.append(texts[-1].tensors | images.encode(_pixels(loaded)) | _of_rows(loaded, marks_flips))
                 digest.update(b"".join(one.sha256 for one in loaded))
             on_rows(len(here))
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
     for name in ("text", "caption"):
         if f"{name}_length_N" in tensors:
             tensors[f"{name}_start_N1"] = _starts(tensors.pop(f"{name}_length_N"))
-    cut = _total([one.num_cut_t5 for one in texts]), _total([one.num_cut_clip for one in texts])
-    return EncodedRows(tensors, left_out, digest.hexdigest(), *cut)
+    cut = {name: sum(one.num_cut[name] for one in texts) for name in text.counted}
+    return EncodedRows(tensors, left_out, digest.hexdigest(), cut)
 
 
 def encode_empty_caption(text: EncodesTexts) -> dict[str, Tensor]:
@@ -139,7 +158,16 @@ def encode_empty_caption(text: EncodesTexts) -> dict[str, Tensor]:
     return {"text_MV": encoded["text_MV"], "text_start_N1": start_N1, "pooled_NU": encoded["pooled_NU"]}
 
 
-def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOutRow:
+def caption_tensors(captions: Sequence[str]) -> dict[str, Tensor]:
+    """Returns captions as bytes of UTF-8, with their lengths."""
+    written = [caption.encode() for caption in captions]
+    return {
+        "caption_bytes": torch.tensor(list(b"".join(written)), dtype=torch.uint8),
+        "caption_length_N": torch.tensor([len(caption) for caption in written]),
+    }
+
+
+def load_row(source: SourceRows, row: int, sizing: Sizing) -> Loaded | LeftOutRow:
     """Reads and decodes one row; returns `LeftOutRow` where it cannot be used."""
     name = f"row {row}"
     try:
@@ -147,7 +175,7 @@ def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOutR
         name = stored.name
         if stored.caption is None:
             return _left_out(row, name, NO_CAPTION)
-        pixels_CHW = decode(stored.content, image_size)
+        pixels_CHW = decode(stored.content, sizing)
     except UnusableRowError as error:
         return _left_out(row, error.name, error.reason)
     except UnidentifiedImageError:  # PIL's own words hold an address of memory
@@ -155,7 +183,13 @@ def load_row(source: SourceRows, row: int, image_size: int) -> Loaded | LeftOutR
     except DAMAGED as error:
         return _left_out(row, name, first_line(error))
     digest = hashlib.sha256(stored.content + b"\0" + stored.caption.encode()).digest()
-    return Loaded(row, pixels_CHW, stored.caption, digest)
+    return Loaded(row, pixels_CHW, stored.caption, digest, name)
+
+
+def _usable(answer: Loaded | LeftOutRow, text: EncodesTexts) -> Loaded | LeftOutRow:
+    """Leaves out a row whose text cannot be encoded."""
+    problem = text.problem(answer.caption) if isinstance(answer, Loaded) else None
+    return answer if problem is None or isinstance(answer, LeftOutRow) else _left_out(answer.row, answer.name, problem)
 
 
 def _left_out(row: int, name: str, reason: str) -> LeftOutRow:
@@ -163,11 +197,11 @@ def _left_out(row: int, name: str, reason: str) -> LeftOutRow:
     return LeftOutRow(row, *(shortened(printable(text), LISTED_CHARACTERS) for text in (name, reason)))
 
 
-def decode(content: bytes, image_size: int) -> Tensor:
+def decode(content: bytes, sizing: Sizing) -> Tensor:
     """Returns an image as float32 [3, H, W] in [-1, 1]: rotated upright, resized by its short side, center-cropped.
 
-    Transparency becomes white. Images are resized bicubically with antialiasing, as ADM and DiT prepare ImageNet.
-    Raises `ValueError` for more than `MAX_PIXELS`.
+    Transparency becomes the background. By default images are resized bicubically with antialiasing, as ADM and DiT
+    prepare ImageNet. Raises `ValueError` for more than `MAX_PIXELS`.
     """
     with Image.open(io.BytesIO(content), formats=image_formats()) as opened:
         # The header gives the size before anything is decoded, so a small file cannot fill the memory.
@@ -178,8 +212,8 @@ def decode(content: bytes, image_size: int) -> Tensor:
             )
         image = ImageOps.exif_transpose(opened)
         if "A" in image.getbands() or "transparency" in image.info:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        fitted = ImageOps.fit(_in_eight_bits(image).convert("RGB"), (image_size, image_size), Image.Resampling.BICUBIC)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, sizing.background), image.convert("RGBA"))
+        fitted = ImageOps.fit(_in_eight_bits(image).convert("RGB"), 2 * (sizing.image_size,), sizing.resampling)
     pixels_HWC = np.asarray(fitted, dtype=np.float32) / np.float32(127.5) - np.float32(1)
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
@@ -197,15 +231,10 @@ def _pixels(loaded: Sequence[Loaded]) -> Tensor:
     return torch.stack([one.pixels_CHW for one in loaded])
 
 
-def _image_tensors(loaded: Sequence[Loaded], mean_BCHW: Tensor, std_BCHW: Tensor) -> dict[str, Tensor]:
-    """Returns what is stored of the images of one batch."""
-    rows_N = torch.tensor([one.row for one in loaded])
-    return {"latent_mean_NCHW": mean_BCHW, "latent_std_NCHW": std_BCHW, "row_N": rows_N}
-
-
-def _total(counts: Sequence[int | None]) -> int | None:
-    given = [count for count in counts if count is not None]
-    return sum(given) if len(given) == len(counts) else None
+def _of_rows(loaded: Sequence[Loaded], marks_flips: bool) -> dict[str, Tensor]:
+    """Returns the rows of the images of one batch, and which of them may be mirrored where that is asked for."""
+    flips = {"flips_N": torch.tensor([not names_side(one.caption) for one in loaded])} if marks_flips else {}
+    return {"row_N": torch.tensor([one.row for one in loaded]), **flips}
 
 
 def _starts(length_N: Tensor) -> Tensor:

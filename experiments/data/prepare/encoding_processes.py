@@ -18,13 +18,24 @@ from queue import Empty
 
 import torch
 
+from experiments.data.prepare.emoji import EMOJI, open_emoji
 from experiments.data.prepare.encoders import Autoencoder, TextEncoders, encoder_folders
-from experiments.data.prepare.encoding import EncodedRows, EncodesTexts, encode_empty_caption, encode_rows
+from experiments.data.prepare.encoding import (
+    EncodedRows,
+    EncodesImages,
+    EncodesTexts,
+    encode_empty_caption,
+    encode_rows,
+)
+from experiments.data.prepare.image_forms import LatentImages, PixelImages, sizing_of
 from experiments.data.prepare.labels import LabelEncoder, with_classes
-from experiments.data.prepare.shards import Request, SetFolder, ShardTask
+from experiments.data.prepare.request import Request
+from experiments.data.prepare.shards import SetFolder, ShardTask
 from experiments.data.prepare.source import SourceRows, open_source
+from experiments.data.prepare.static_words import StaticWords
 from experiments.data.prepare.text_columns import CAPTIONS, LABELS
 from experiments.errors import EcditError, RunFailedError
+from experiments.libraries import library
 
 SECONDS_BETWEEN_LOOKS = 0.2
 OnRows = Callable[[int], None]
@@ -36,31 +47,44 @@ class ShardEncoder:
     """Holds the source and the networks, which are opened once for many files."""
 
     def __init__(self, request: Request, device: torch.device) -> None:
-        self._request = request
+        self._request, self._sizing = request, sizing_of(request)
         self._source = open_request(request)
         folders = encoder_folders(request.encoders)
         self._text: EncodesTexts
         if self._source.class_names is not None:
             self._text = LabelEncoder(self._source.class_names)
+        elif request.text == "static":
+            self._text = StaticWords(request.max_tokens)
         else:
             self._text = TextEncoders(folders["t5"], folders["clip"], request.max_tokens, device)
-        self._vae = Autoencoder(folders["vae"], device)
+        vae = folders.get("vae")
+        self._images: EncodesImages = PixelImages() if vae is None else LatentImages(Autoencoder(vae, device))
 
     def encode(self, task: ShardTask, on_rows: OnRows) -> EncodedRows:
         """Returns the content of one file."""
         if not task.rows:
             return EncodedRows(encode_empty_caption(self._text), [], "")
-        size, batch = self._request.image_size, self._request.batch_images
-        return encode_rows(self._source, task.rows, size, batch, self._vae, self._text, on_rows)
+        request = self._request
+        return encode_rows(
+            self._source, task.rows, self._sizing, request.batch_images, self._images, self._text, request.flip, on_rows
+        )
 
 
 def open_request(request: Request) -> SourceRows:
-    """Returns the rows of the source that `request` names, with their classes where it asks for labels."""
-    if request.text == "captions":
-        text, column = CAPTIONS, request.caption_column
-    else:
+    """Returns the rows of the source that `request` names, with their classes where it asks for labels.
+
+    Raises `ConfigError` for a missing optional dependency of latents before any other error.
+    """
+    if request.vae is not None:
+        library("datasets")
+    if request.text == "labels":
         text, column = LABELS, request.label_column
-    source = open_source(request.source, request.split, request.subset, request.image_column, column, text)
+    else:
+        text, column = CAPTIONS, request.caption_column
+    if request.source == EMOJI:
+        source = open_emoji(request)
+    else:
+        source = open_source(request.source, request.split, request.subset, request.image_column, column, text)
     return with_classes(source) if text is LABELS else source
 
 

@@ -1,4 +1,4 @@
-"""Implements `ecdit data prepare`, which encodes captioned images to latents and text features in several processes.
+"""Implements `ecdit data prepare`, which encodes images and their text in several processes.
 
 Rows are assigned to shards by number alone; a fixed permutation selects the validation set. Each shard is made by one
 process and appears atomically, with a note beside it (`train-00000.json`: checksum, rows left out). A command that was
@@ -13,33 +13,29 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config.prepared_set import (
-    INDEX_FILE,
-    REQUEST_FILE,
-    SCHEMA_VERSION,
-    DataSetIndex,
-    Shard,
-    Source,
-    fingerprint_of,
-)
+from experiments.config.prepared_set import INDEX_FILE, REQUEST_FILE, Credits, DataSetIndex, Encoder
 from experiments.data.prepare.encoder_configs import VaeConfig, read_vae_config
-from experiments.data.prepare.encoders import EncoderFolders, find_encoders
+from experiments.data.prepare.encoders import find_encoders
 from experiments.data.prepare.encoding import Loaded, load_row
 from experiments.data.prepare.encoding_processes import encode_shards, end_with, open_request
-from experiments.data.prepare.shards import Request, SetFolder, ShardTask, deal_rows
+from experiments.data.prepare.image_forms import sizing_of
+from experiments.data.prepare.index_writer import write_index
+from experiments.data.prepare.request import NEW_KEYS, Request
+from experiments.data.prepare.shards import SetFolder, ShardTask, deal_rows
 from experiments.data.prepare.source import SourceRows
-from experiments.data.sources.latents import MappedShard
+from experiments.data.prepare.static_words import find_static_words
 from experiments.errors import ConfigError
 from experiments.inputs import parse_json, read_input
-from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
+from experiments.records.storage import storage_errors, write_json_atomic
 from experiments.text import agreeing, printable, shortened
 
-LEFT_OUT_FILE = "left_out.jsonl"
+UNSTORED: dict[str, Any] = {"text": "captions", "images": "latents", **NEW_KEYS}
+"""The values of keys that a stored request does not have."""
 OnRows = Callable[[int, int], None]
 """A callback for progress that is given the number of rows that are done and the number of all rows."""
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -87,13 +83,16 @@ def prepare(
         end_with(os.getppid())
     source = open_request(request)
     encoders = find_encoders(request.encoders)
-    vae = read_vae_config(request.vae, encoders.folders["vae"])
-    _check_size(request, vae)
-    tasks = deal_rows(request, len(source), lambda row: isinstance(load_row(source, row, request.image_size), Loaded))
+    entries = encoders.entries | ({"static": find_static_words()} if request.text == "static" else {})
+    vae = None if request.vae is None else read_vae_config(request.vae, encoders.folders["vae"])
+    if vae is not None:
+        _check_size(request, vae)
+    sizing = sizing_of(request)
+    tasks = deal_rows(request, source, lambda row: isinstance(load_row(source, row, sizing), Loaded))
     _check_out(out)
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    folder = _settle(request, source, encoders, out, tasks)
+    folder = _settle(request, source, entries, out, tasks)
     whole = (out / INDEX_FILE).is_file()
     mine = tasks[launch.rank :: launch.world]
     waiting = [task for task in mine if not folder.is_made(task, verify=whole)]
@@ -119,7 +118,7 @@ def prepare(
     absent = _wait_for_others(tasks, folder, patience_seconds, on_rows, say)
     total, done = num_rows(tasks), num_rows(tasks) - num_rows(absent)
     encode_shards(request, absent, folder, num_processes, first_device, count)
-    return Prepared(_write_index(request, source, encoders, vae, tasks, folder), len(waiting) + len(absent))
+    return Prepared(write_index(request, source, entries, vae, tasks, folder), len(waiting) + len(absent))
 
 
 def num_rows(tasks: Sequence[ShardTask]) -> int:
@@ -171,17 +170,18 @@ def _check_size(request: Request, vae: VaeConfig) -> None:
 
 
 def _settle(
-    request: Request, source: SourceRows, encoders: EncoderFolders, out: Path, tasks: Sequence[ShardTask]
+    request: Request, source: SourceRows, encoders: Mapping[str, Encoder], out: Path, tasks: Sequence[ShardTask]
 ) -> SetFolder:
     """Returns the folder, bound to this request by a file. Raises `ConfigError` where it belongs to another request."""
     wanted = {
         **request.identity(),
         "image_column": source.image_column,
-        "caption_column" if request.text == "captions" else "label_column": source.caption_column,
+        "label_column" if request.text == "labels" else "caption_column": source.caption_column,
         **({} if source.class_names is None else {"class_order_sha256": _digest(source.class_names)}),
+        **({} if source.origin is None else {"packages": _versions(source.origin)}),
         "num_rows": len(source),
         "source_sha256": source.sample_sha256(),
-        **{f"{name}_sha256": encoder.sha256 for name, encoder in encoders.entries.items()},
+        **{f"{name}_sha256": encoder.sha256 for name, encoder in encoders.items()},
     }
     path, folder = out / REQUEST_FILE, SetFolder(out, _digest(wanted))
     if not os.path.lexists(path):
@@ -193,7 +193,7 @@ def _settle(
     if stored is None:
         _mend_request(path, wanted, folder, tasks)
         return folder
-    stored, wanted = ({"text": "captions"} | each for each in (stored, wanted))
+    stored, wanted = (UNSTORED | each for each in (stored, wanted))
     different = [key for key in wanted if key in stored and stored[key] != wanted[key]]
     if different:
         key = different[0]
@@ -204,6 +204,11 @@ def _settle(
             "Use the same to continue it, or name another folder.",
         )
     return folder
+
+
+def _versions(origin: Credits) -> str:
+    """Returns the packages of the images with their versions: in other versions they may have other images."""
+    return ", ".join(f"{package.name} {package.version}" for package in origin.packages)
 
 
 def _digest(wanted: dict[str, Any] | tuple[str, ...]) -> str:
@@ -229,53 +234,3 @@ def _mend_request(path: Path, wanted: dict[str, Any], folder: SetFolder, tasks: 
             f"{path} is damaged, and nothing else says what the data set was begun with.", "Name another folder."
         )
     write_json_atomic(path, wanted)
-
-
-def _write_index(
-    request: Request, source: SourceRows, encoders: EncoderFolders, vae: VaeConfig, tasks: Sequence[ShardTask],
-    folder: SetFolder,
-) -> DataSetIndex:  # fmt: skip
-    """Writes the list of rows left out and then the index, both from the notes: they do not depend on who made them.
-
-    Raises `ConfigError` where no image of a split could be used.
-    """
-    out, notes = folder.path, [note for task in tasks if (note := folder.read_note(task))]
-    assert len(notes) == len(tasks)
-    shards = [note.entry for note in notes if isinstance(note.entry, Shard)]
-    left_out = sorted((one for note in notes for one in note.left_out), key=lambda one: one.row)
-    lines = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in left_out)
-    replace_atomically(out / LEFT_OUT_FILE, lines.encode())
-    for split in ("train", "validation"):
-        if not any(shard.num_images for shard in shards if shard.split == split):
-            raise ConfigError(
-                f"no image of the {split} split could be used; the first: {left_out[0].name}, {left_out[0].reason}.",
-                f"All are listed in {out / LEFT_OUT_FILE}. Mend them or add others, and name another folder.",
-            )
-    content: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "image_size": request.image_size,
-        **_shapes(out, shards),
-        "scaling_factor": vae.scaling_factor,
-        "shift_factor": vae.shift_factor or 0.0,
-        **{name: encoder.model_dump() for name, encoder in encoders.entries.items()},
-        "source": Source(
-            path=printable(request.source), num_rows=len(source), image_column=source.image_column,
-            caption_column=source.caption_column,
-        ).model_dump(),
-        "shards": [shard.model_dump(exclude_none=True) for shard in shards],
-        "num_damaged": len(left_out),
-    }  # fmt: skip
-    if source.class_names is None:
-        content |= {"caption_length": request.max_tokens, "empty_caption": notes[0].entry.model_dump()}
-    else:
-        content["class_names"] = list(source.class_names)
-    content["fingerprint"] = fingerprint_of(content)
-    write_json_atomic(out / INDEX_FILE, content)
-    return DataSetIndex.model_validate(content)
-
-
-def _shapes(out: Path, shards: Sequence[Shard]) -> dict[str, Any]:
-    """Returns the sizes of latents, and of text features where there are some, as a shard with images has them."""
-    first = MappedShard(out / next(shard.file for shard in shards if shard.num_images))
-    _, channels, latent_size, _ = first.latent_mean_NCHW.shape
-    return {"channels": channels, "latent_size": latent_size, **first.text_widths()}

@@ -74,8 +74,13 @@ def with_classes(source: SourceRows) -> SourceRows:
 class LabelEncoder:
     """Turns the names of classes into their numbers, in the place where captions are encoded."""
 
+    counted: Sequence[str] = ()
+
     def __init__(self, class_names: Sequence[str]) -> None:
         self._numbers = {name: number for number, name in enumerate(class_names)}
+
+    def problem(self, caption: str) -> None:
+        """Returns None: rows whose label is not the name of a class are not read."""
 
     def encode(self, captions: Sequence[str]) -> EncodedTexts:
         """Returns the class of each image, int64 [B]."""

@@ -8,10 +8,10 @@ again if its note is missing or unreadable, or belongs to other rows or to anoth
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,8 +20,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from experiments.config.prepared_set import FileEntry, SetSplit, Shard
-from experiments.data.order import shuffled
+from experiments.data.order import Integers, shuffled
 from experiments.data.prepare.encoding import EncodedRows, LeftOutRow
+from experiments.data.prepare.request import Request
+from experiments.data.prepare.source import SourceRows
 from experiments.errors import ConfigError
 from experiments.inputs import MAX_ROWS_BYTES, read_input, sha256_of_files
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
@@ -29,59 +31,8 @@ from experiments.records.storage import replace_atomically, storage_errors, writ
 EMPTY_CAPTION = "empty-caption"
 VALIDATION_SEED = 0
 """The seed of the permutation that selects the validation rows; it does not depend on a run's seed."""
-USE_LABELS = "--text labels"
-TextKind = Literal["captions", "labels"]
 MAX_TRIED_ROWS = 4096
 """The most rows that are read to find a usable validation image; nearly always the first one is usable."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Holds what defines a data set: its source, encoders, sizes, split and columns."""
-
-    source: str
-    vae: str
-    t5: str | None = None
-    clip: str | None = None
-    image_size: int = 256
-    max_tokens: int = 120
-    validation_images: int | None = None
-    """None stands for a twentieth of the rows, at least 1 and at most 512."""
-    shard_images: int = 1024
-    batch_images: int = 16
-    split: str = "train"
-    subset: str | None = None
-    image_column: str | None = None
-    caption_column: str | None = None
-    text: TextKind = "captions"
-    """The text of an image: its caption, which T5 and CLIP encode, or the label of its class."""
-    label_column: str | None = None
-
-    def __post_init__(self) -> None:
-        """Raises `ConfigError` where captions lack an encoder, and where an option does not fit the kind of text."""
-        others = {"--t5": self.t5, "--clip": self.clip, "--caption-column": self.caption_column}
-        if self.text == "captions":
-            missing = next((option for option in ("--t5", "--clip") if others[option] is None), None)
-            if missing is not None:
-                raise ConfigError(f"{missing} is missing, which encodes captions.", f"Name it, or use {USE_LABELS}.")
-            others = {"--label-column": self.label_column}
-        given = next((option for option, value in others.items() if value is not None), None)
-        if given is not None:
-            way_out = f"Leave it out, or use {USE_LABELS}." if self.text == "captions" else "Leave it out."
-            raise ConfigError(f"{given} does not fit --text {self.text}.", way_out)
-
-    @property
-    def encoders(self) -> dict[str, str]:
-        """Returns the folders or Hub names of the encoders that are used, by name."""
-        given = {"vae": self.vae, "t5": self.t5, "clip": self.clip}
-        return {name: path for name, path in given.items() if path is not None}
-
-    def identity(self) -> dict[str, Any]:
-        """Returns what tells a data set from that of another request, without paths, and columns that may be found."""
-        unused = {"source", "vae", "t5", "clip", "caption_column", "label_column"}
-        # A request for captions has the keys that it had before there were labels, so that its data sets stay its own.
-        unused |= {"text"} if self.text == "captions" else {"max_tokens"}
-        return {key: value for key, value in asdict(self).items() if key not in unused}
 
 
 @dataclass(frozen=True)
@@ -104,16 +55,16 @@ class Note(BaseModel):
     left_out: tuple[LeftOutRow, ...]
 
 
-def deal_rows(request: Request, num_rows: int, is_good: Callable[[int], bool]) -> list[ShardTask]:
+def deal_rows(request: Request, source: SourceRows, is_good: Callable[[int], bool]) -> list[ShardTask]:
     """Returns the tasks of all files of tensors in the order of the index; the first is the empty caption where
     images have captions.
 
     Where `is_good` accepts none of the rows drawn for validation, which can happen in a small source, more rows are
-    drawn until it accepts one.
+    drawn until it accepts one. A family of rows stays together, except for rows that are held out of training.
 
     Raises `ConfigError` where no rows would be left for training or for validation.
     """
-    num_validation = request.validation_images
+    num_rows, num_validation = len(source), request.validation_images
     if num_validation is None:
         num_validation = min(512, max(1, num_rows // 20))
     if not 0 < num_validation < num_rows:
@@ -122,17 +73,40 @@ def deal_rows(request: Request, num_rows: int, is_good: Callable[[int], bool]) -
             "Some must be left to train on, and at least one to validate with.",
         )
     drawn = shuffled(VALIDATION_SEED, np.arange(num_rows), num_rows)
-    tried = drawn[: min(MAX_TRIED_ROWS, num_rows - 1)].tolist()
-    good = next((place for place, row in enumerate(tried) if is_good(row)), 0)
-    validation = np.sort(drawn[: max(num_validation, good + 1)])
-    training = np.setdiff1d(np.arange(num_rows), validation, assume_unique=True)
-    splits: tuple[tuple[SetSplit, Any], ...] = (("validation", validation), ("train", training))
-    tasks = [ShardTask(EMPTY_CAPTION, "train", ())] if request.text == "captions" else []
+    if source.families is None:
+        tried = drawn[: min(MAX_TRIED_ROWS, num_rows - 1)].tolist()
+        good = next((place for place, row in enumerate(tried) if is_good(row)), 0)
+        validation = np.sort(drawn[: max(num_validation, good + 1)])
+    else:
+        validation = _whole_families(source.families, num_validation)
+    rest = np.setdiff1d(np.arange(num_rows), validation, assume_unique=True)
+    held_out = np.array([row for row in rest.tolist() if row in source.held_out], dtype=np.int64)
+    training = np.setdiff1d(rest, held_out, assume_unique=True)
+    splits: tuple[tuple[SetSplit, Any], ...] = (("validation", validation), ("train", training), ("held_out", held_out))
+    tasks = [] if request.text == "labels" else [ShardTask(EMPTY_CAPTION, "train", ())]
     for split, rows in splits:
         for number, first in enumerate(range(0, len(rows), request.shard_images)):
             here = tuple(rows[first : first + request.shard_images].tolist())
             tasks.append(ShardTask(f"{split}-{number:05d}", split, here))
     return tasks
+
+
+def _whole_families(families: Sequence[str | None], num_rows: int) -> Integers:
+    """Returns the rows of families that are drawn, each as likely as the others, until they are `num_rows`.
+
+    A family that is larger than what is missing is passed over, unless none would be left. Rows without a family, which
+    cannot be used, are not drawn.
+    """
+    members: dict[str, list[int]] = {}
+    for row, family in enumerate(families):
+        if family is not None:
+            members.setdefault(family, []).append(row)
+    groups = [members[family] for family in sorted(members)]
+    rows: list[int] = []
+    for place in shuffled(VALIDATION_SEED, np.arange(len(groups)), len(groups)).tolist():
+        if len(rows) + len(groups[place]) <= num_rows:
+            rows += groups[place]
+    return np.sort(np.array(rows or min(groups, key=len, default=[]), dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -153,8 +127,7 @@ class SetFolder:
                 "split": task.split,
                 "num_images": _length(encoded.tensors, "row_N"),
                 "num_tokens": None if "label_N" in encoded.tensors else _length(encoded.tensors, "text_MV"),
-                "num_cut_t5": encoded.num_cut_t5,
-                "num_cut_clip": encoded.num_cut_clip,
+                **{f"num_cut_{name}": number for name, number in encoded.num_cut.items()},
                 "source_sha256": encoded.source_sha256,
             }
         left_out = [asdict(one) for one in encoded.left_out]

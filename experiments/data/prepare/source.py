@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.config.prepared_set import Credits
 from experiments.data.prepare.folders import (
     FileRows,
     ImageFile,
@@ -32,7 +33,6 @@ from experiments.data.prepare.tars import open_tars
 from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
 from experiments.errors import ConfigError
 from experiments.inputs import read_input
-from experiments.libraries import library
 
 SAMPLED_ROWS = 16
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -51,6 +51,12 @@ class SourceRows:
     caption_column: str
     class_names: tuple[str, ...] | None = None
     """The classes in the order of their numbers; None where the source does not order them, or has captions."""
+    families: Sequence[str | None] | None = None
+    """The family of variants of each row, which stays on one side of the split; None for one that cannot be used."""
+    held_out: frozenset[int] = frozenset()
+    """Rows that are not trained on although their family is."""
+    origin: Credits | None = None
+    """The makers of images that come in packages; a source in files does not name them."""
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -111,7 +117,6 @@ def open_source(
     With `text` of labels, the folders of a tree of images are their classes where no column is named. Raises
     `ConfigError` where the source does not exist, has no images or no such text, or the Hub cannot be reached.
     """
-    library("datasets")  # reports a missing optional dependency before any other error
     asked = Asked(source, image_column, caption_column, text)
     if os.path.isfile(source):
         return _open_packed(asked, Path(source).parent, [Path(source).name], [])

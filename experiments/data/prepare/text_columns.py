@@ -6,6 +6,7 @@ a key in JSON. What differs is which names are tried, and what messages call it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -37,3 +38,10 @@ LABELS = TextColumn(
     endings=("cls", "label", "class", "json"),
     keys=("label", "class", "cls"),
 )
+
+_SIDES = re.compile(r"\b(?:(?:left|right)(?:ward|wards|most|hand|handed)?|(?:counter|anti)?-?clockwise)\b")
+
+
+def names_side(text: str) -> bool:
+    """Says whether a text names a side or a sense of rotation, so that it would be wrong of the mirrored image."""
+    return _SIDES.search(text.lower().replace("_", " ")) is not None

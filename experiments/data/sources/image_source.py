@@ -117,7 +117,17 @@ class TokenSource(ABC):
 
 
 class FeatureSource(ImageSource, Protocol):
-    """A data set with precomputed captions, whose samples another network decodes."""
+    """A data set with precomputed captions, whose samples may have to be decoded."""
+
+    @property
+    def takes_captions(self) -> bool:
+        """Says whether new captions can be encoded where a model is sampled."""
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns features of new captions as in a batch; only where it `takes_captions`.
+
+        Raises `ConfigError` where the encoder is missing or another one, or knows no word of a caption.
+        """
 
     def num_validation_images(self) -> int:
         """Returns how many captions are stored that a sample can be made of."""

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, validation_set
-from experiments.data.sources.image_source import FeatureSource, open_source
-from experiments.evaluation.sampling.generate import SamplerSettings, integrate
+from experiments.evaluation.sampling.generate import SamplerSettings, empty_of, integrate
 from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.training.objective import to_device
 
@@ -62,13 +61,8 @@ def num_calls(config: RunConfig, num_captions: int) -> int:
 
 def _denoise(run: LoadedRun, batch: Batch, settings: SamplerSettings, on_call: Callable[[], None]) -> None:
     """Samples images of the captions of `batch` from its noise. A watched model is called and never replayed."""
-    null: Any
-    if isinstance(batch.caption, Tensor):
-        null = run.model.null_of(batch.caption)
-    else:
-        source = cast(FeatureSource, open_source(run.config.data))
-        null = tuple(part.to(batch.noise_BCHW.device) for part in source.null_caption(len(batch.index_B)))
     caption: Any = batch.caption
+    null: Any = empty_of(run.model, run.config, caption)
     integrate(run.model, caption, null, batch.noise_BCHW, settings, lambda time, output: on_call())
 
 

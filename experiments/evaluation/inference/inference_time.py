@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from experiments.evaluation.sampling.generate import SamplerSettings, image_noise, sample, validation_captions
+from experiments.evaluation.sampling.generate import (
+    SamplerSettings,
+    empty_of,
+    image_noise,
+    sample,
+    validation_captions,
+)
 from experiments.evaluation.sampling.load_run import LoadedRun, current_device
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiTOutput
@@ -174,9 +180,10 @@ class _Job:
 
     def _sample(self, settings: SamplerSettings, watch: Callable[[float, DiTOutput], None] | None = None) -> Tensor:
         config = self.run.config
-        captions_BL = validation_captions(config, self.batch_images)
+        captions = validation_captions(config, self.batch_images)
+        empty = empty_of(self.run.model, config, captions)
         noise = image_noise(config, range(self.batch_images), seed=config.data.seed).to(current_device())
-        return sample(self.run.model, captions_BL, noise, settings, watch)
+        return sample(self.run.model, captions, noise, settings, watch, empty)
 
 
 def _synchronize() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,12 +19,13 @@ from torch import Tensor
 from experiments.config.sampler_rows import require_shift, require_steps
 from experiments.config.schema import RunConfig
 from experiments.data.loader import validation_set
-from experiments.data.sources.image_source import open_words
+from experiments.data.sources.image_source import FeatureSource, open_source, open_words
 from experiments.errors import ConfigError
 from experiments.evaluation.sampling.replay import velocity_of
 from experiments.flow.objective_contract import Predicted, objective_of
 from experiments.flow.samplers import Caption, Guidance, find_sampler, guided
 from experiments.models.dit import DiT, DiTOutput
+from experiments.models.embed import Caption as AnyCaption
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,33 @@ def _mixed(seed: int, number: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def validation_captions(config: RunConfig, num_images: int) -> Tensor:
-    """Returns token ids [B, L], or classes [B], of the first `num_images` images of the validation split.
+def validation_captions(config: RunConfig, num_images: int) -> AnyCaption:
+    """Returns token ids [B, L], classes [B] or features of the first `num_images` images of the validation split.
 
     No other images are made.
     """
     few = config.eval.model_copy(update={"images": num_images})
-    captions = [batch.caption for batch in validation_set(config.model_copy(update={"eval": few}))]
-    return torch.cat([caption for caption in captions if isinstance(caption, Tensor)])
+    captions: list[Any] = [batch.caption for batch in validation_set(config.model_copy(update={"eval": few}))]
+    if isinstance(captions[0], Tensor):
+        return torch.cat(captions)
+    text, length, pooled = (torch.cat(parts) for parts in zip(*captions, strict=True))
+    return text, length, pooled
+
+
+def empty_of(model: DiT, config: RunConfig, caption: AnyCaption) -> AnyCaption:
+    """Returns as many empty captions, or null classes, on the device of `caption`."""
+    if isinstance(caption, Tensor):
+        return model.null_of(caption)
+    source = cast(FeatureSource, open_source(config.data))
+    return moved(source.null_caption(len(caption[0])), caption[0].device)
+
+
+def moved(caption: AnyCaption, device: torch.device) -> AnyCaption:
+    """Returns captions on another device."""
+    if isinstance(caption, Tensor):
+        return caption.to(device)
+    text, length, pooled = (part.to(device) for part in caption)
+    return text, length, pooled
 
 
 def caption_ids(config: RunConfig, prompts: Sequence[str] | Sequence[int]) -> Tensor:
@@ -111,18 +132,20 @@ def caption_ids(config: RunConfig, prompts: Sequence[str] | Sequence[int]) -> Te
 @torch.no_grad()
 def sample(
     model: DiT,
-    caption: Tensor,
+    caption: AnyCaption,
     noise_BCHW: Tensor,
     settings: SamplerSettings,
     watch: Callable[[float, DiTOutput], None] | None = None,
+    null: AnyCaption | None = None,
 ) -> Tensor:
-    """Returns images [B, C, H, W] in [-1, 1], float32, of token ids or classes.
+    """Returns images [B, C, H, W] in [-1, 1], float32, of token ids or classes, or of features with the empty `null`.
 
     `watch(t, output)` sees every call of the model. The model is put in evaluation mode and back again. A pixel that is
     not finite becomes NaN.
     """
-    caption = caption.to(noise_BCHW.device)
-    image_BCHW = integrate(model, caption, model.null_of(caption), noise_BCHW, settings, watch)
+    asked: Any = moved(caption, noise_BCHW.device)
+    empty: Any = model.null_of(asked) if null is None else moved(null, noise_BCHW.device)
+    image_BCHW = integrate(model, asked, empty, noise_BCHW, settings, watch)
     return image_BCHW.masked_fill(~image_BCHW.isfinite(), torch.nan).clamp(-1, 1)  # clamp would hide infinity
 
 

@@ -1,18 +1,18 @@
-"""Samples latents of a run for captions of its validation set, and decodes them by the data set's VAE.
+"""Samples a run that reads features of captions, and decodes its latents by the data set's VAE.
 
-The features of these captions are stored in the data set, so that neither T5 nor CLIP is needed. The VAE is looked for
-where it was when the data set was made, or where the user says; a different one is refused, because it would decode the
-latents wrongly.
+The features of captions of the validation set are stored in the data set, so that neither T5 nor CLIP is needed; new
+captions are encoded where static word embeddings do it. The VAE is looked for where it was when the data set was made,
+or where the user says; a different one is refused, because it would decode the latents wrongly.
 
 Legend: B images of a batch, C channels, H, W height and width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from experiments.config.data_sets import data_set_of
 from experiments.data.sources.image_source import FeatureSource, open_source
 from experiments.evaluation.sampling.finite import require_finite_images
-from experiments.evaluation.sampling.generate import image_noise, integrate
+from experiments.evaluation.sampling.generate import empty_of, image_noise, integrate
 from experiments.evaluation.sampling.load_run import LoadedRun, current_device
 from experiments.evaluation.sampling.settings import Conditions
 
@@ -53,33 +53,34 @@ class DecodedImages:
 
 def sample_validation(
     run: LoadedRun,
-    num_captions: int,
+    captions: Sequence[str] | int,
     per_caption: int,
     conditions: Conditions,
     vae: str | None = None,
     on_call: Callable[[], None] = lambda: None,
 ) -> DecodedImages:
-    """Samples images of the first captions of the validation set; fewer captions where it has fewer.
+    """Samples images of `captions`, or of so many of the validation set; fewer captions where it has fewer.
 
     Raises `ConfigError` before anything is sampled, where the data set or the VAE is missing or a different one, and
     `RunFailedError` where the sampled latents are not finite.
     """
     source = cast(FeatureSource, open_source(run.config.data))
     decode = source.decoder(vae, current_device())
-    num_captions = min(num_captions, source.num_validation_images())
-    features = source.validation(range(num_captions))
-    caption = tuple(
-        features[name].repeat_interleave(per_caption, dim=0) for name in ("text_BLV", "text_length_B", "pooled_BU")
-    )
+    if isinstance(captions, int):
+        numbers = range(min(captions, source.num_validation_images()))
+        stored, captions = source.validation(numbers), source.validation_captions(numbers)
+        features = stored["text_BLV"], stored["text_length_B"], stored["pooled_BU"]
+    else:
+        features = source.encode(captions)
+    caption = tuple(part.repeat_interleave(per_caption, dim=0) for part in features)
     device, images = next(run.model.parameters()).device, []
-    for first in range(0, num_captions * per_caption, conditions.batch_images):
+    for first in range(0, len(captions) * per_caption, conditions.batch_images):
         text, length, pooled = (part[first : first + conditions.batch_images].to(device) for part in caption)
-        null_text, null_length, null_pooled = (part.to(device) for part in source.null_caption(len(text)))
+        null: Any = empty_of(run.model, run.config, (text, length, pooled))
         noise = image_noise(run.config, range(first, first + len(text)), conditions.seed).to(device)
         latent_BCHW = integrate(
-            run.model, (text, length, pooled), (null_text, null_length, null_pooled), noise, conditions.sampler,
-            lambda time, output: on_call(),
+            run.model, (text, length, pooled), null, noise, conditions.sampler, lambda time, output: on_call(),
         )  # fmt: skip
         require_finite_images(latent_BCHW)
         images.append(decode(latent_BCHW))
-    return DecodedImages(torch.cat(images), source.validation_captions(range(num_captions)))
+    return DecodedImages(torch.cat(images), list(captions))

@@ -16,7 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from experiments.config.schema import RunConfig
-from experiments.evaluation.sampling.generate import SamplerSettings, image_noise, sample, validation_captions
+from experiments.evaluation.sampling.generate import (
+    SamplerSettings,
+    empty_of,
+    image_noise,
+    sample,
+    validation_captions,
+)
 from experiments.models.dit import DiTOutput
 from experiments.records.storage import storage_errors
 from experiments.records.writer import RecordWriter
@@ -58,11 +64,12 @@ def preview(engine: Engine, config: RunConfig, images_seen: int, writer: RecordW
     num_images = min(config.eval.sample_images, config.eval.images)
     if num_images == 0 or (writer is None and not engine.layers_are_collective):
         return
-    captions_BL = validation_captions(config, num_images)
+    captions = validation_captions(config, num_images)
     noise = image_noise(config, range(num_images), seed=config.data.seed).to(engine.device)
     compute = PreviewMap(num_images)
     settings = SamplerSettings.of(config)
-    images_BCHW = sample(engine.model, captions_BL, noise, settings, compute.watch).cpu()
+    empty = empty_of(engine.model, config, captions)
+    images_BCHW = sample(engine.model, captions, noise, settings, compute.watch, empty).cpu()
     if writer is None:
         return
     folder = writer.run_dir.samples

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import cast
 
 from experiments.config.data_sets import captions_of, data_set_of
-from experiments.data.sources.image_source import class_names, named_classes
+from experiments.data.sources.image_source import FeatureSource, class_names, named_classes, open_source
 from experiments.errors import ConfigError, did_you_mean
 from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.text import printable, shortened
@@ -23,8 +24,8 @@ NUM_EXAMPLES = 6
 def _require_prompts(run: LoadedRun, has_captions: bool, classes: Sequence[str], wants_map: bool) -> None:
     """Raises `ConfigError` for captions where the run knows classes, and for classes where it knows captions.
 
-    Captions of a run on latents are refused too, and compute maps that it cannot have. Whether words and classes exist
-    is seen when they are read (`caption_ids`).
+    New captions of a run on stored features are refused too, and compute maps that it cannot have. Whether words and
+    classes exist is seen when they are read (`caption_ids`).
     """
     config, path = run.config, run.run_dir.path
     if config.data.num_classes is not None:
@@ -39,8 +40,8 @@ def _require_prompts(run: LoadedRun, has_captions: bool, classes: Sequence[str],
             "Leave out --class.",
         )
     elif not captions_of(config).in_words:
-        where = f"{path} was trained on latents"
-        if has_captions:
+        where = f"{path} was trained on {'features of captions' if data_set_of(config).has_pixels else 'latents'}"
+        if has_captions and not cast(FeatureSource, open_source(config.data)).takes_captions:
             raise ConfigError(f"{where}: its captions are those of its validation set.", "Leave out the captions.")
         if wants_map:
             raise ConfigError(f"{where}, of which no compute map is drawn.", "Leave out --compute-map.")
@@ -64,6 +65,8 @@ def asked_of(run: LoadedRun, captions: list[str], classes: list[str], wants_map:
     run cannot be asked for.
     """
     _require_prompts(run, bool(captions), classes, wants_map)
+    if captions and run.config.data.num_classes is None and not captions_of(run.config).in_words:
+        cast(FeatureSource, open_source(run.config.data)).encode(captions)
     if captions or classes:
         return captions or [_class_number(run, each) for each in classes]
     num_classes = run.config.data.num_classes

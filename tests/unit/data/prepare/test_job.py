@@ -17,8 +17,9 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from experiments.config.prepared_set import read_index
-from experiments.data.prepare.encoding import decode
-from experiments.data.prepare.job import LEFT_OUT_FILE, prepare
+from experiments.data.prepare.encoding import Sizing, decode
+from experiments.data.prepare.index_writer import LEFT_OUT_FILE
+from experiments.data.prepare.job import prepare
 from experiments.errors import ConfigError
 from tests.real_images import (
     CHANNELS,
@@ -75,7 +76,7 @@ def test_latents_and_features_are_those_of_the_networks(latent_set: Path, encode
     file = latent_set.parent / "source" / f"{row:03d}.{('png', 'jpg')[row % 2]}"
     vae = AutoencoderKL.from_pretrained(encoder_folders["vae"], low_cpu_mem_usage=False).eval()
     with torch.no_grad():
-        posterior = vae.encode(decode(file.read_bytes(), 32)[None]).latent_dist
+        posterior = vae.encode(decode(file.read_bytes(), Sizing(32))[None]).latent_dist
         tokens = AutoTokenizer.from_pretrained(encoder_folders["t5"])(
             caption, truncation=True, max_length=12, return_tensors="pt"
         )
@@ -189,14 +190,14 @@ def test_a_damaged_image_inside_a_file_is_listed(kind: str, encoder_folders: Fol
 def test_images_are_cut_in_the_middle_turned_upright_and_laid_on_white() -> None:
     pixels = np.zeros((8, 16, 3), dtype=np.uint8)
     pixels[:, 4:12] = 255
-    assert torch.equal(decode(_file(Image.fromarray(pixels)), 8), torch.ones(3, 8, 8))
+    assert torch.equal(decode(_file(Image.fromarray(pixels)), Sizing(8)), torch.ones(3, 8, 8))
     turned = Image.fromarray(np.vstack([np.zeros((4, 8, 3), np.uint8), np.full((4, 8, 3), 255, np.uint8)]))
     exif = turned.getexif()
     exif[0x0112] = 3  # upside down
-    upright = decode(_file(turned, exif=exif), 8)
+    upright = decode(_file(turned, exif=exif), Sizing(8))
     assert (upright[:, :4] == 1).all()
     assert (upright[:, 4:] == -1).all()
-    assert (decode(_file(Image.new("RGBA", (8, 8), (0, 0, 0, 0))), 8) == 1).all()
+    assert (decode(_file(Image.new("RGBA", (8, 8), (0, 0, 0, 0))), Sizing(8)) == 1).all()
 
 
 def _file(image: Image.Image, **options: object) -> bytes:
@@ -335,10 +336,11 @@ def test_a_source_of_the_same_length_with_other_images_is_another_source(
 def test_sixteen_bits_keep_their_greys_and_unknown_ranges_are_left_out() -> None:
     grey = np.full((8, 8), 100, dtype=np.uint16)
     assert torch.equal(
-        decode(_file(Image.fromarray(grey * 257)), 8), decode(_file(Image.fromarray(grey.astype(np.uint8))), 8)
+        decode(_file(Image.fromarray(grey * 257)), Sizing(8)),
+        decode(_file(Image.fromarray(grey.astype(np.uint8))), Sizing(8)),
     )
     with pytest.raises(ValueError, match="its pixels are of the kind F"):
-        decode(_tiff(Image.fromarray(grey.astype(np.float32))), 8)
+        decode(_tiff(Image.fromarray(grey.astype(np.float32))), Sizing(8))
 
 
 def _tiff(image: Image.Image) -> bytes:

@@ -15,12 +15,14 @@ from safetensors.torch import load_file, save_file
 from experiments.config.overrides import load_config
 from experiments.config.prepared_set import MAX_CLASSES, read_index
 from experiments.data.loader import TrainStream, validation_set
-from experiments.data.prepare.encoding import LeftOutRow, load_row
+from experiments.data.prepare.encoding import LeftOutRow, Sizing, load_row
 from experiments.data.prepare.encoding_processes import open_request
-from experiments.data.prepare.job import LEFT_OUT_FILE, prepare
-from experiments.data.prepare.shards import Request
+from experiments.data.prepare.index_writer import LEFT_OUT_FILE
+from experiments.data.prepare.job import prepare
+from experiments.data.prepare.request import Request
 from experiments.data.sources.image_source import class_names
-from experiments.data.sources.latents import Latents, check_tensors
+from experiments.data.sources.latents import Latents
+from experiments.data.sources.mapped_shards import check_tensors
 from experiments.errors import ConfigError
 from tests.real_images import (
     CLASS_NAMES,
@@ -45,7 +47,7 @@ def request_of(source: Path, **settings: object) -> Request:
 def found(source: Path, **settings: object) -> tuple[tuple[str, ...], list[str], dict[str, str]]:
     """The classes of a source, the class of each usable row, and the rows that are left out with the reasons."""
     rows = open_request(request_of(source, **settings))
-    loaded = [load_row(rows, number, 8) for number in range(len(rows))]
+    loaded = [load_row(rows, number, Sizing(8)) for number in range(len(rows))]
     left = {one.name: one.reason for one in loaded if isinstance(one, LeftOutRow)}
     assert rows.class_names is not None
     return rows.class_names, [one.caption for one in loaded if not isinstance(one, LeftOutRow)], left
@@ -206,8 +208,8 @@ def test_sources_without_labels_say_where_they_would_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "--t5 is missing, which encodes captions. Name it, or use --text labels."),
-        ({"t5": "t"}, "--clip is missing, which encodes captions. Name it, or use --text labels."),
+        ({}, "--t5 is missing, which encodes captions. Name it, or use --text static or --text labels."),
+        ({"t5": "t"}, "--clip is missing, which encodes captions. Name it, or use --text static or --text labels."),
         (
             {"t5": "t", "clip": "c", "label_column": "x"},
             "--label-column does not fit --text captions. Leave it out, or",
@@ -291,7 +293,7 @@ def test_blocks_and_data_sets_that_do_not_fit_are_one_line(labelled_set: Path, l
         load_config(["model.block=dit", "data.name=latents", f"data.path={latent_set}"])
     assert str(caught.value) == (
         f"model.block=dit is conditioned on classes, which the data set {latent_set} does not have. Prepare it with "
-        "`ecdit data prepare --text labels`, or use model.block=pixart."
+        "`ecdit data prepare --text labels`, or use model.block=pixart or mmdit."
     )
 
 

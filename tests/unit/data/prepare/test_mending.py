@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from experiments.config.prepared_set import fingerprint_of, read_index
 from experiments.data.order import shuffled
-from experiments.data.prepare.job import LEFT_OUT_FILE, prepare
-from experiments.data.prepare.shards import VALIDATION_SEED, Request
-from experiments.data.sources.latents import check_length, check_tensors
+from experiments.data.prepare.index_writer import LEFT_OUT_FILE
+from experiments.data.prepare.job import prepare
+from experiments.data.prepare.request import Request
+from experiments.data.prepare.shards import VALIDATION_SEED
+from experiments.data.sources.mapped_shards import check_length, check_tensors
 from experiments.errors import ConfigError, EcditError
 from tests.real_images import small_request, write_sidecars
 

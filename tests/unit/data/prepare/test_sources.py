@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from experiments.data.prepare.encoding import LeftOutRow, load_row
+from experiments.data.prepare.encoding import LeftOutRow, Sizing, load_row
 from experiments.data.prepare.source import SourceRows, open_source
 from experiments.errors import ConfigError
 from tests.real_images import need_data_extra
@@ -71,7 +71,7 @@ def rows_of(source: Path, image_column: str | None = None, caption_column: str |
     rows = open_rows(source, image_column, caption_column)
     used, left = {}, {}
     for number in range(len(rows)):
-        loaded = load_row(rows, number, 8)
+        loaded = load_row(rows, number, Sizing(8))
         if isinstance(loaded, LeftOutRow):
             left[loaded.name] = loaded.reason
         else:
@@ -446,7 +446,7 @@ def test_a_tar_that_changes_under_way_loses_its_rows_and_not_the_process(tmp_pat
     rows = open_rows(path)
     for content in (b"\xff" * 9999, b"", bytes(9999)):
         path.write_bytes(content)
-        assert isinstance(load_row(rows, 0, 8), LeftOutRow)
+        assert isinstance(load_row(rows, 0, Sizing(8)), LeftOutRow)
 
 
 def test_images_beside_tars_have_no_caption_and_are_listed(tmp_path: Path) -> None:

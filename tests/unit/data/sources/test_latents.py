@@ -215,7 +215,7 @@ def test_a_shard_that_breaks_later_is_one_line_too(copied: Path, settings: Setti
         ("eval.sample_images=2", "eval.sample_images=2 does not fit data.name=latents: pixels need the VAE."),
         ("eval.metric_images=8", "eval.metric_images=8 does not fit data.name=latents"),
         ("model.patch_size=3", "data.image_size=16 is not divisible by model.patch_size=3."),
-        ("data.name=shapes", "does not fit data.name=shapes. Use data.name=latents."),
+        ("data.name=shapes", "does not fit data.name=shapes. Use data.name=latents or pixels."),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(overrides: str, message: str, settings: Settings) -> None:
@@ -226,8 +226,8 @@ def test_settings_that_do_not_fit_are_one_line(overrides: str, message: str, set
 
 
 def test_an_index_that_cannot_be_read_is_one_line(copied: Path, settings: Settings) -> None:
-    changed_index(copied, schema_version=2)
-    with pytest.raises(ConfigError, match="is of schema version 2, and this ecdit reads 1"):
+    changed_index(copied, schema_version=3)
+    with pytest.raises(ConfigError, match="is of schema version 3, and this ecdit reads up to 2"):
         settings(f"data.path={copied}")
     (copied / "index.json").write_text("{")
     with pytest.raises(ConfigError, match=r"index\.json is damaged"):
@@ -255,7 +255,7 @@ def test_a_shard_is_mapped_and_not_read(tmp_path: Path) -> None:
     save_file({"text_MV": text_MV, "text_start_N1": torch.arange(65), "pooled_NU": torch.zeros(64, 2)}, path)
     del text_MV
     code = (
-        "import sys, psutil; from pathlib import Path; from experiments.data.sources.latents import MappedShard\n"
+        "import sys, psutil; from pathlib import Path; from experiments.data.sources.mapped_shards import MappedShard\n"
         "memory = lambda: psutil.Process().memory_info().rss\n"
         "before = memory(); shard = MappedShard(Path(sys.argv[1])); total = shard.text(63)[0].float().sum().item()\n"
         "print(total, memory() - before)"

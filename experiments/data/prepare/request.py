@@ -1,0 +1,99 @@
+"""Holds what a user asks of `ecdit data prepare`: the request that defines a data set.
+
+The form of images and the form of their text are chosen separately: latents of a VAE or pixels, and features of T5 and
+CLIP, static word embeddings, or classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from PIL import ImageColor
+
+from experiments.errors import ConfigError
+from experiments.text import printable, shortened
+
+USE_OTHER = "--text static or --text labels"
+TextKind = Literal["captions", "static", "labels"]
+NEW_KEYS = {"background": "white", "flip": False}
+"""Options that came later, with their defaults: a request that does not use them is the same as before."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Holds what defines a data set: its source, encoders, sizes, split and columns."""
+
+    source: str
+    vae: str | None = None
+    """The VAE that makes latents of the images; None stands for pixels."""
+    t5: str | None = None
+    clip: str | None = None
+    image_size: int = 256
+    max_tokens: int = 120
+    validation_images: int | None = None
+    """None stands for a twentieth of the rows, at least 1 and at most 512."""
+    shard_images: int = 1024
+    batch_images: int = 16
+    split: str = "train"
+    subset: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    text: TextKind = "captions"
+    """The text of an image: its caption, which T5 and CLIP or static embeddings encode, or the label of its class."""
+    label_column: str | None = None
+    background: str = "white"
+    """The colour that transparency becomes."""
+    flip: bool = False
+    """Says whether training mirrors images at random."""
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` where captions lack an encoder, and where an option does not fit the others."""
+        others = {"--t5": self.t5, "--clip": self.clip, "--caption-column": self.caption_column}
+        if self.text == "captions":
+            missing = next((option for option in ("--t5", "--clip") if others[option] is None), None)
+            if missing is not None:
+                raise ConfigError(f"{missing} is missing, which encodes captions.", f"Name it, or use {USE_OTHER}.")
+        if self.text != "labels":
+            del others["--caption-column"]
+            others["--label-column"] = self.label_column
+        if self.text == "captions":
+            del others["--t5"], others["--clip"]
+        given = next((option for option, value in others.items() if value is not None), None)
+        if given is not None:
+            way_out = "Leave it out, or use --text labels." if given == "--label-column" else "Leave it out."
+            raise ConfigError(f"{given} does not fit --text {self.text}.", way_out)
+        if self.flip and self.vae is not None:
+            raise ConfigError(
+                "--flip does not fit --vae: the latents of a mirrored image are others.", "Use --vae none for pixels."
+            )
+        _check_color(self.background)
+
+    @property
+    def encoders(self) -> dict[str, str]:
+        """Returns the folders or Hub names of the encoders that are used, by name."""
+        given = {"vae": self.vae, "t5": self.t5, "clip": self.clip}
+        return {name: path for name, path in given.items() if path is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells a data set from that of another request, without paths, and columns that may be found."""
+        unused = {"source", "vae", "t5", "clip", "caption_column", "label_column"}
+        # A request for captions has the keys that it had before there were labels, so that its data sets stay its own.
+        unused |= {"text"} if self.text == "captions" else set()
+        unused |= {"max_tokens"} if self.text == "labels" else set()
+        unused |= {key for key, default in NEW_KEYS.items() if getattr(self, key) == default}
+        form = {} if self.vae is not None else {"images": "pixels"}
+        return {key: value for key, value in asdict(self).items() if key not in unused} | form
+
+
+def _check_color(color: str) -> None:
+    """Raises `ConfigError` where PIL does not know a colour, or where it is transparent itself."""
+    try:
+        is_opaque = len(ImageColor.getrgb(color)) == 3
+    except ValueError:
+        is_opaque = False
+    if not is_opaque:
+        raise ConfigError(
+            f"--background {shortened(printable(color), 80)} is not a colour.",
+            "Use for example white, black or #808080.",
+        )
