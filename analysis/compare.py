@@ -31,7 +31,7 @@ from analysis.published_fid import COLUMNS as PUBLISHED_COLUMNS
 from analysis.published_fid import CONDITIONS, DISAGREEMENT, published_rows
 from analysis.report.document import cell
 from analysis.routing_balance import with_balance
-from analysis.run_table import INFERENCE, fixed, is_missing, markdown, run_table
+from analysis.run_table import INFERENCE, is_missing, markdown, probability, run_table
 from analysis.seed_planning import seeds_sentence, seeds_wanted
 from analysis.style import write_drawing
 from analysis.tuned_arms import tuning_notes
@@ -142,7 +142,7 @@ def _claim_cells(found: list[PairedDifference]) -> tuple[list[str], list[list[st
         gap = claim.gap
         interval = "–" if gap.low is None else f"{gap.low:+z.4f} to {gap.high:+z.4f}"
         numbers = [f"{gap.mean:+z.4f}", interval, str(gap.num_values), gap.method]
-        p_values = [fixed(p, 4) for p in (gap.p_value, claim.p_benjamini_hochberg, claim.p_holm)]
+        p_values = [probability(p) for p in (gap.p_value, claim.p_benjamini_hochberg, claim.p_holm)]
         rows.append([claim.arm, claim.reference, claim.setup, *numbers, *p_values, claim.verdict, *wanted])
     return header, rows
 

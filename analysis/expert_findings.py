@@ -248,12 +248,12 @@ def _is_even(maps: SceneMaps) -> bool:
 
 FINDINGS: tuple[FindingForm, ...] = (
     FindingForm(
-        "1. Experts prefer positions, and do not care about the class",
+        "1. Experts say more about the position than about the class",
         "information about the position minus that about the class, of log E",
         lambda maps: _position(maps) - _class(maps),
     ),
     FindingForm(
-        "1. Experts prefer times, and do not care about the class",
+        "1. Experts say more about the time than about the class",
         "information about the time minus that about the class, of log E",
         lambda maps: _time(maps) - _class(maps),
         needs_free_load=True,

@@ -81,6 +81,11 @@ def fixed(value: float | None, decimals: int, scale: float = 1.0, unit: str = ""
     return "–" if is_missing(value) else f"{scale * float(value or 0):.{decimals}f}{unit}"
 
 
+def probability(value: float | None) -> str:
+    """Writes a p-value with four decimals; one that would be 0 so is written as smaller than the last decimal."""
+    return "<0.0001" if value is not None and value < 0.00005 else fixed(value, 4)
+
+
 def is_missing(value: float | None) -> bool:
     """Says whether a value is None or NaN."""
     return value is None or math.isnan(value)

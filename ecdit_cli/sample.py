@@ -101,9 +101,8 @@ def sample(
         keep_freed_memory(config)
         guided = (guidance, guidance_interval, guidance_channels)
         settings = sampler_settings(config, steps, guided, shift, sampler)
-        noise_seed = config.data.seed if seed is None else seed
-        num_images = checked_number(len(asked), per_caption)
-        conditions = Conditions(num_images, batch_images, noise_seed, weights, loaded.precision, settings)
+        drawn = (checked_number(len(asked), per_caption), batch_images, config.data.seed if seed is None else seed)
+        conditions = Conditions(*drawn, weights, loaded.precision, settings)
         texts, made = _make(loaded, asked, per_caption, conditions, compute_map, vae, show)
         prompts = given or [Prompt(text) for text in texts]
         show.part("drawing")
@@ -260,11 +259,10 @@ def _print(made: _Made, prompts: Sequence[Prompt], per_caption: int, files: Sequ
     if as_json:
         print_json({"images_seen": made.run.images_seen, "images": rows, "files": [str(path) for path in files]})
         return
-    columns = (
-        Column("caption", "caption", prose=True),
-        Column("verdict", "verdict"),
-        Column("found", "found in the image", prose=True),
-    )
+    asked = "caption" if made.run.config.data.num_classes is None else "class"
+    columns = [Column("caption", asked, prose=True)]
+    if any(made.verdicts):  # images of classes are not judged
+        columns += [Column("verdict", "verdict"), Column("found", "found in the image", prose=True)]
     print_rows(rows, columns, as_json=False)
     judged = [verdict.correct for verdict in made.verdicts if verdict is not None]
     if judged:

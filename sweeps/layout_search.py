@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from experiments.config.activations import working_bytes
-from experiments.config.checks import check_config, divisors
+from experiments.config.checks import check_config
 from experiments.config.memory import memory
+from experiments.config.multiples import divisors
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, SpecError
 from sweeps.cost import Place

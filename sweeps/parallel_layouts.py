@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from experiments.config.budget import budget, recomputed_flops_per_image
-from experiments.config.checks import divisors
 from experiments.config.memory import GIB, Memory, memory
+from experiments.config.multiples import divisors
 from experiments.config.schema import RunConfig
 from experiments.config.tensors import experts_spread
 from experiments.config.traffic import Transfer, transfers

@@ -20,14 +20,18 @@ from analysis.paper_claims import PaperClaim, paper_claim_rows
 from analysis.report.answers import AXIS_WORDS
 from analysis.report.document import Block, Paragraph, table
 from analysis.report.run_rows import whole
-from analysis.run_table import fixed
+from analysis.run_table import fixed, probability
 from analysis.seed_planning import seeds_wanted
 
 signed = "{:+z.4f}".format
 four = partial(fixed, decimals=4)
 three = partial(fixed, decimals=3)
 
-P_COLUMNS = (Column("p", "p", four), Column("p_bh", "p (BH)", four), Column("p_holm", "p (Holm)", four))
+P_COLUMNS = (
+    Column("p", "p", probability),
+    Column("p_bh", "p (BH)", probability),
+    Column("p_holm", "p (Holm)", probability),
+)
 """The p-value of a test by itself, and after both corrections for how many were tested."""
 DIFFERENCE_COLUMNS = (
     Column("arm", "Arm"),

@@ -1,21 +1,19 @@
 """Checks that the settings of a run fit each other. Each mistake is reported in one line with a value that works.
 
-`schema.py` checks types and the limits of single settings; `routers.py` checks which settings a router has. The
-capacity of an expert, C = S f_c / E, is checked here for training and for evaluation: with less than one slot a layer
-would output zeros without an error (EC-DIT, arXiv 2410.02098, section 3).
+`schema.py` checks types and the limits of single settings; `routers.py` checks which settings a router has.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from experiments.config.block_sizes import hidden_width
-from experiments.config.budget import capacity_factor, expert_capacity
+from experiments.config.capacity_checks import check_capacity, check_groups
 from experiments.config.cooldown import check_cooldown
 from experiments.config.data_checks import check_data
 from experiments.config.init_checks import check_init
 from experiments.config.limits import MAX_LAYERS
+from experiments.config.multiples import divisors, next_multiple, rounded_up
 from experiments.config.objectives import check_objective
 from experiments.config.placement import fewest_layers, named_blocks
 from experiments.config.router_sizes import mixes_blocks
@@ -23,7 +21,7 @@ from experiments.config.routers import ROUTERS
 from experiments.config.routing_checks import check_axes
 from experiments.config.sampler_rows import require_steps
 from experiments.config.schema import RunConfig
-from experiments.config.text_stream import TokenStream, streams
+from experiments.config.text_stream import streams
 from experiments.config.transfer_checks import check_gates, check_head_size, check_rotary, check_transfer
 from experiments.config.values import shown
 from experiments.errors import ConfigError
@@ -59,10 +57,10 @@ def check_config(config: RunConfig) -> None:
         _check_experts(config)
         check_axes(config)
         check_gates(config)
-        _check_groups(config)
+        check_groups(config)
         for stream in streams(config):
             if stream.routed:
-                _check_capacity(stream)
+                check_capacity(stream)
     _check_layout(config)
 
 
@@ -82,7 +80,7 @@ def _check_backbone(config: RunConfig) -> None:
     if model.width % (2 * model.num_heads):
         raise ConfigError(
             f"model.width={model.width} does not divide into model.num_heads={model.num_heads} heads of even size.",
-            f"Use model.width={_next_multiple(model.width, 2 * model.num_heads)}.",
+            f"Use model.width={next_multiple(model.width, 2 * model.num_heads)}.",
         )
     check_rotary(config)
     _require_divisible("model.num_heads", model.num_heads, "model.num_kv_heads", model.num_kv_heads)
@@ -90,13 +88,13 @@ def _check_backbone(config: RunConfig) -> None:
     if hidden_width(config, model.ffn_factor) < 1:
         raise ConfigError(
             f"model.ffn_factor={model.ffn_factor:g} leaves no hidden width.",
-            f"Use model.ffn_factor={_round_up(1 / model.width)}.",
+            f"Use model.ffn_factor={rounded_up(1 / model.width)}.",
         )
     num_text_heads = max(1, model.text_width // TEXT_HEAD_SIZE)
     if model.text_width % num_text_heads:
         raise ConfigError(
             f"model.text_width={model.text_width} is not divisible by the {num_text_heads} heads of the text encoder.",
-            f"Use model.text_width={_next_multiple(model.text_width, TEXT_HEAD_SIZE)}.",
+            f"Use model.text_width={next_multiple(model.text_width, TEXT_HEAD_SIZE)}.",
         )
 
 
@@ -107,7 +105,7 @@ def _check_batches(config: RunConfig) -> None:
         raise ConfigError(
             f"train.batch_images={train.batch_images} is not divisible by parallel.world={parallel.world} x "
             f"train.accumulation={train.accumulation}.",
-            f"Use train.batch_images={_next_multiple(train.batch_images, passes)}.",
+            f"Use train.batch_images={next_multiple(train.batch_images, passes)}.",
         )
 
 
@@ -143,7 +141,7 @@ def _check_experts(config: RunConfig) -> None:
     if routing.expert_factor is not None and hidden_width(config, routing.expert_factor) < 1:
         raise ConfigError(
             f"routing.expert_factor={routing.expert_factor:g} leaves no hidden width.",
-            f"Use routing.expert_factor={_round_up(1 / model.width)}.",
+            f"Use routing.expert_factor={rounded_up(1 / model.width)}.",
         )
 
 
@@ -165,85 +163,6 @@ def _check_placement(config: RunConfig) -> None:
         )
 
 
-def _check_groups(config: RunConfig) -> None:
-    """Checks that routing groups divide a training batch evenly; in evaluation the last group may be smaller."""
-    group, local = config.routing.group_images, config.micro_batch_images
-    if isinstance(group, int) and local % group:
-        batch = _next_multiple(local, group) * config.parallel.world * config.train.accumulation
-        raise ConfigError(
-            f"routing.group_images={group} does not divide the {local} images that one process takes at a time.",
-            f"Use train.batch_images={batch}, or routing.group_images={math.gcd(local, group)}.",
-        )
-
-
-def _check_capacity(stream: TokenStream) -> None:
-    """Checks that an expert has at least one slot in every group and layer, and no more slots than there are tokens."""
-    config, most = stream.config, max(stream.factors)
-    experts = f"routing.{'text' if stream.is_text else 'num'}_experts={config.routing.num_experts}"
-    for training in (True, False):
-        own = not training and config.routing.eval_capacity_factor != "same"
-        key = "routing.eval_capacity_factor" if own else "routing.capacity_factor"
-        factor = capacity_factor(config, training)
-        if factor is None:
-            continue
-        if factor * most > config.routing.num_experts:
-            in_layer = f" in the layer with the factor {most:g}" if most > 1 else ""
-            raise ConfigError(
-                f"{key}={factor:g} is more than {experts}{in_layer}: an expert would have more slots than there are "
-                "tokens.",
-                f"Use {key}={math.floor(config.routing.num_experts / most * 10_000) / 10_000:g}.",
-            )
-        tokens = stream.num_tokens(config.num_train_tokens if training else config.num_tokens)
-        for setting, images in _smallest_groups(config, training):
-            _require_a_slot(stream, key, factor, setting, images, tokens)
-
-
-def _require_a_slot(stream: TokenStream, key: str, factor: float, setting: str, images: int, tokens: int) -> None:
-    """Raises `ConfigError` where an expert has no slot in the smallest group, of `images` with `tokens` tokens each.
-
-    `setting` is the key that makes this group larger.
-    """
-    config, layer_factor = stream.config, min(stream.factors)
-    num_experts, group_tokens = config.routing.num_experts, images * tokens
-    factor_there, round_up = factor * layer_factor, config.routing.top_k is not None
-    if expert_capacity(group_tokens, factor_there, num_experts, round_up) >= 1:
-        return
-    enough = math.ceil(num_experts / (factor_there * tokens))
-    if setting == "routing.group_images":
-        local = config.micro_batch_images
-        enough = next((each for each in divisors(local, local) if each >= enough), enough)
-    elif setting == "train.batch_images":
-        enough *= config.parallel.world * config.train.accumulation
-    elif setting == "eval.images":
-        enough = _next_multiple(config.eval.images, config.eval.batch_images)
-    least = num_experts / (group_tokens * layer_factor)
-    where = f"{num_experts} experts and {group_tokens} tokens per group"
-    where += f" in the layer with the factor {layer_factor:g}" if layer_factor != 1 else ""
-    if least * max(stream.factors) > num_experts:  # no factor is large enough for this layer and fits the others
-        raise ConfigError(f"{key}={factor:g} leaves an expert without a slot with {where}.", f"Use {setting}={enough}.")
-    raise ConfigError(
-        f"{key}={factor:g} leaves an expert without a slot: it must be at least {_round_up(least)} with {where}.",
-        f"Use {key}={_round_up(least)}, or {setting}={enough}.",
-    )
-
-
-def _smallest_groups(config: RunConfig, training: bool) -> Iterator[tuple[str, int]]:
-    """Yields, for every kind of batch, the setting that decides its smallest routing group, and that group's images."""
-    group, evaluation = config.routing.group_images, config.eval
-    batches = {
-        "eval.batch_images": min(evaluation.images, evaluation.batch_images),
-        "eval.images": evaluation.images % evaluation.batch_images,
-        "eval.sample_images": evaluation.sample_images,
-    }
-    if training:
-        batches = {"train.batch_images": config.micro_batch_images}
-    for setting, images in batches.items():
-        if not images:
-            continue
-        size = min(group, images) if isinstance(group, int) else images
-        yield (setting if size != group else "routing.group_images"), images % size or size
-
-
 def _check_layout(config: RunConfig) -> None:
     parallel = config.parallel
     if parallel.expert_parallel > 1 and mixes_blocks(config):
@@ -257,7 +176,7 @@ def _check_layout(config: RunConfig) -> None:
         if number % parallel.expert_parallel:
             raise ConfigError(
                 f"routing.{key}={number} is not divisible by parallel.expert_parallel={parallel.expert_parallel}.",
-                f"Use routing.{key}={_next_multiple(number, parallel.expert_parallel)}, "
+                f"Use routing.{key}={next_multiple(number, parallel.expert_parallel)}, "
                 f"or parallel.expert_parallel={math.gcd(number, parallel.expert_parallel)}.",
             )
     if parallel.expert_parallel > parallel.world:
@@ -279,21 +198,5 @@ def _require_divisible(key: str, value: int, by_key: str, by: int) -> None:
         divisor = divisors(value, by - 1)[-1]
         raise ConfigError(
             f"{key}={value} is not divisible by {by_key}={by}.",
-            f"Use {key}={_next_multiple(value, by)}, or {by_key}={divisor}.",
+            f"Use {key}={next_multiple(value, by)}, or {by_key}={divisor}.",
         )
-
-
-def divisors(number: int, limit: int) -> list[int]:
-    """Returns the divisors of `number` up to `limit` in order. The work grows with the square root of `number`."""
-    small = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
-    both = {*small, *(number // each for each in small)}
-    return sorted(each for each in both if each <= limit)
-
-
-def _next_multiple(value: int, of: int) -> int:
-    return math.ceil(value / of) * of
-
-
-def _round_up(value: float) -> str:
-    """Returns `value` rounded up to four decimals, as text."""
-    return f"{math.ceil(value * 10_000) / 10_000:g}"

@@ -85,8 +85,12 @@ METRICS: dict[str, MetricRow] = {
         MetricRow(
             "precision-recall-shapes",
             (
-                RecordedValue("precision-shapes", **PERCENT, title="precision"),
-                RecordedValue("recall-shapes", **PERCENT, title="recall"),
+                RecordedValue(
+                    "precision-shapes", "Precision (%)", 100.0, **PERCENT, title="precision",
+                    note="precision: share of samples that lie among true images; recall: share of true images that lie "
+                    "among samples.",
+                ),
+                RecordedValue("recall-shapes", "Recall (%)", 100.0, **PERCENT, title="recall"),
             ),
             "experiments.evaluation.metrics.neighbours:PrecisionRecall",
             min_images=4, min_images_reason="looks at the third nearest neighbour of each image",
@@ -95,17 +99,18 @@ METRICS: dict[str, MetricRow] = {
             "memorisation-shapes",
             (
                 RecordedValue(
-                    "nearest-training-distance", interval_format=".3g", format=".3g", figures=(), title="to training",
-                    note="to training: mean distance to the nearest image of training, in features; that of held-out "
-                    "true images beside it. A model that copies is nearer.",
+                    "nearest-training-distance", interval_format=".3g", format=".3g", figures=(),
+                    title="distance to training",
+                    note="distance to training (memorisation-shapes): mean distance of samples to the nearest training "
+                    "image, in features; beside it that of held-out true images, which a model that copies falls below.",
                 ),
                 RecordedValue(
                     "nearest-training-distance-held-out", interval_format=".3g", format=".3g", figures=(),
-                    title="held-out to training",
+                    title="held-out distance",
                 ),
                 RecordedValue(
                     "copied-share", **PERCENT, higher_is_better=False, figures=(), title="copied",
-                    note="copied: share of images nearer to training than all but 1% of held-out images.",
+                    note="copied: share of samples nearer to a training image than 99% of held-out images are.",
                 ),
             ),
             "experiments.evaluation.metrics.neighbours:Memorisation",

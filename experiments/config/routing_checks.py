@@ -110,6 +110,12 @@ def _mistakes(config: RunConfig, row: RouterRow) -> Iterator[tuple[str, str]]:
             "tokens pass no feed-forward.",
             "Use model.block=mmdit, or routing.text_experts=0.",
         )
+    elif routing.text_experts and config.sparse_layer_indices == (config.model.num_layers - 1,):
+        yield (
+            f"routing.text_experts={routing.text_experts} has no effect with model.sparse_layers="
+            f"{config.model.sparse_layers}: only the last block has experts, where text tokens pass no feed-forward.",
+            "Use model.sparse_layers=all, or routing.text_experts=0.",
+        )
     if routing.text_experts and routing.top_k is not None and routing.top_k > routing.text_experts:
         yield (
             f"routing.top_k={routing.top_k} is more than routing.text_experts={routing.text_experts}.",

@@ -67,8 +67,8 @@ def test_a_caption_for_classes_and_the_reverse_are_one_line(labelled: Path, capt
     [
         ("384", "class 384 does not exist: the run has 384 classes. Name one from 0 to 383."),
         ("-1", "class -1 does not exist: the run has 384 classes. Name one from 0 to 383."),
-        (str(10**30), "has names of classes, and not this one. Name one from 0 to 383."),
-        ("position: red circel", "has names of classes, and not this one. Did you mean 'position: red circle'?"),
+        (str(10**30), "Name a class by its number, 0 to 383, or one by its name, such as"),
+        ("position: red circel", "has no class position: red circel. Did you mean 'position: red circle'?"),
     ],
 )
 def test_a_class_that_does_not_exist_is_one_line(label: str, message: str, labelled: Path, capsys: Captured) -> None:

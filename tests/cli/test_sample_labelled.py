@@ -68,7 +68,7 @@ def test_a_class_that_does_not_exist_is_one_line(labelled: Path, labelled_set: P
     for given, message in (
         (
             "zebra",
-            f"class zebra does not exist: {labelled} has names of classes, and not this one. Did you mean 'zebra",
+            f"{labelled} has no class zebra. Did you mean 'zebra",
         ),
         ("x" * 99, "Name one from 0 to 2."),
         ("3", "class 3 does not exist: the run has 3 classes. Name one from 0 to 2."),

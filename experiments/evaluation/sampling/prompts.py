@@ -92,9 +92,9 @@ def _class_number(run: LoadedRun, given: str) -> int:
         return names.index(given)
     if NUMBER.fullmatch(given):
         return int(given)
-    way_out = did_you_mean(given, names, otherwise=f"Name one from 0 to {last}.")
-    has = "has names of classes, and not this one" if names else "has no names of classes"
-    raise ConfigError(f"class {_shown(given)} does not exist: {run.run_dir.path} {has}.", way_out)
+    example = f", or one by its name, such as {_shown(names[0])!r}" if names else ""
+    way_out = did_you_mean(given, names, otherwise=f"Name a class by its number, 0 to {last}{example}.")
+    raise ConfigError(f"{run.run_dir.path} has no class {_shown(given)}.", way_out)
 
 
 def _shown(given: str) -> str:

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from experiments.config.activations import activations
 from experiments.config.budget import budget
-from experiments.config.checks import divisors
 from experiments.config.designs import load_designed
 from experiments.config.memory import memory
+from experiments.config.multiples import divisors
 from experiments.config.overrides import known_settings, load_config
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig

@@ -8,10 +8,11 @@ import time
 import pytest
 
 from experiments.config.budget import budget
+from experiments.config.multiples import divisors
 from experiments.config.overrides import load_config
 from sweeps.cost import table_device
 from sweeps.devices import DEVICES, UTILISATION
-from sweeps.layout_search import divisors, is_accepted, laid_out
+from sweeps.layout_search import is_accepted, laid_out
 from sweeps.parallel_layouts import DAY, plan_layout, search
 
 H100 = table_device("H100")
