@@ -87,8 +87,8 @@ METRICS: dict[str, MetricRow] = {
             (
                 RecordedValue(
                     "precision-shapes", "Precision (%)", 100.0, **PERCENT, title="precision",
-                    note="precision: share of samples that lie among true images; recall: share of true images that lie "
-                    "among samples.",
+                    note="precision: share of samples that lie among true images; recall: share of true images "
+                    "that lie among samples.",
                 ),
                 RecordedValue("recall-shapes", "Recall (%)", 100.0, **PERCENT, title="recall"),
             ),
@@ -102,7 +102,7 @@ METRICS: dict[str, MetricRow] = {
                     "nearest-training-distance", interval_format=".3g", format=".3g", figures=(),
                     title="distance to training",
                     note="distance to training (memorisation-shapes): mean distance of samples to the nearest training "
-                    "image, in features; beside it that of held-out true images, which a model that copies falls below.",
+                    "image, in features; beside it that of held-out images, which a model that copies falls below.",
                 ),
                 RecordedValue(
                     "nearest-training-distance-held-out", interval_format=".3g", format=".3g", figures=(),

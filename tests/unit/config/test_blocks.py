@@ -112,13 +112,13 @@ def test_dit_moe_presets_have_the_parameters_of_the_public_code(preset: str, num
         ),
         (
             ["model.block=mmdit", "routing.text_experts=64", "routing.num_experts=64"],
-            "routing.text_experts=64 leaves an expert without a slot with routing.capacity_factor=2 and 16 text tokens per "
-            "group. Use routing.text_experts=32.",
+            "routing.text_experts=64 leaves an expert without a slot with routing.capacity_factor=2 and 16 text tokens "
+            "per group. Use routing.text_experts=32.",
         ),
         (
             [*TEXT_EXPERTS, "model.sparse_layers=3"],
-            "routing.text_experts=4 has no effect with model.sparse_layers=3: only the last block has experts, where text "
-            "tokens pass no feed-forward. Use model.sparse_layers=all, or routing.text_experts=0.",
+            "routing.text_experts=4 has no effect with model.sparse_layers=3: only the last block has experts, where "
+            "text tokens pass no feed-forward. Use model.sparse_layers=all, or routing.text_experts=0.",
         ),
         (
             [*TEXT_EXPERTS, "parallel.world=8", "parallel.expert_parallel=8"],
