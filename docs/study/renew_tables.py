@@ -29,8 +29,7 @@ def blocks() -> pd.DataFrame:
     runs = pd.read_csv(FOLDER / "blocks-runs.csv")
     runs["model.block"] = runs["model.block"].fillna("pixart")
     runs["flow.objective"] = runs["flow.objective"].fillna("rectified_flow")
-    runs["velocity_error"] = runs["evals.velocity_error"].fillna(runs["evals.val_loss"])
-    return runs
+    return runs.assign(velocity_error=runs["evals.velocity_error"].fillna(runs["evals.val_loss"]))
 
 
 def upcycling() -> pd.DataFrame:
