@@ -3,8 +3,8 @@
 A claim is a difference between two arms of one setup, paired by seed where both have the same seeds. It is supported
 when it differs from 0 after the correction for the number of claims, and not supported otherwise. With one seed there
 is no interval and nothing is supported. These claims are tested: every routed arm against both dense baselines, expert
-choice against token choice with the same number of experts and capacity factor, and the effect of batches of one
-timestep on a routed arm.
+choice against token choice with the same number of experts and capacity factor, an arm that began from trained weights
+against the same arm from scratch, and the effect of batches of one timestep on a routed arm.
 
 Batches of one timestep contain other values of t than mixed batches, so they change the loss of a dense model too,
 although nothing is routed there. The effect on routing is therefore the change of the routed arm minus that of the
@@ -18,17 +18,22 @@ claim at 5%, is shown beside it. The intervals themselves are not corrected: eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import product
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.arms import PLACEMENT, arm_list
+from analysis.arms import PLACEMENT, arm_list, setting_text
+from analysis.found_runs import BEGAN_FROM
+from analysis.load_records import FROM_SCRATCH
 from analysis.seed_intervals import CONFIDENCE, Interval, difference
 
+Row = dict[Hashable, Any]
+ROUTER = "routing.name"
 MIN_SEEDS = 3
 SAME_T = "Dense, in the change from mixed batches to batches of one timestep"
 
@@ -134,7 +139,10 @@ def _claims_of_one_timestep(runs: pd.DataFrame, setup: str) -> Iterator[PairedDi
 
 
 def arm_pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Yields (arm, reference), with the references in the order same depth, same activated, token choice."""
+    """Yields (arm, reference), with the references in the order same depth, same activated, token choice, scratch.
+
+    An arm that began from the weights of another run is compared with the same arm from scratch.
+    """
     by_label = runs.drop_duplicates("arm").set_index("arm", drop=False)
     arms = by_label.loc[[label for label, _, _ in arm_list(runs)]]
     routed = arms[arms["arm_kind"] == "sparse"]
@@ -142,11 +150,19 @@ def arm_pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
         for reference in arms.loc[arms["arm_kind"] == kind, "arm"]:
             yield from ((arm, reference) for arm in routed["arm"])
     same = ["routing.num_experts", "routing.capacity_factor", PLACEMENT]
-    chosen = routed[routed["routing.name"] == "token_choice"]
-    for _, ours in routed[routed["routing.name"] == "expert_choice"].iterrows():
-        for _, theirs in chosen.iterrows():
-            if all(ours.get(name) == theirs.get(name) for name in same):  # a table may lack a column
-                yield ours["arm"], theirs["arm"]
+    rows: list[Row] = routed.to_dict("records")
+    by_router = {name: [row for row in rows if row[ROUTER] == name] for name in routed[ROUTER]}
+    yield from _alike(by_router.get("expert_choice", []), by_router.get("token_choice", []), [*same, BEGAN_FROM])
+    fresh = [row.get(BEGAN_FROM, FROM_SCRATCH) == FROM_SCRATCH for row in rows]
+    began = [row for row, is_fresh in zip(rows, fresh, strict=True) if not is_fresh]
+    yield from _alike(began, [row for row, is_fresh in zip(rows, fresh, strict=True) if is_fresh], [*same, ROUTER])
+
+
+def _alike(arms: list[Row], others: list[Row], same: list[str]) -> Iterator[tuple[str, str]]:
+    """Yields the labels of an arm and another one where both have the same values; a table may lack a column."""
+    for ours, theirs in product(arms, others):
+        if all(setting_text(ours.get(name)) == setting_text(theirs.get(name)) for name in same):
+            yield str(ours["arm"]), str(theirs["arm"])
 
 
 def values_by_seed(runs: pd.DataFrame, arm: str, column: str) -> dict[int, float]:

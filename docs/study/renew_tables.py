@@ -91,8 +91,19 @@ def upcycling_table() -> Iterator[str]:
             yield f"| {label} | {start} | {images:,} | {flops:.1f} | {loss} |"
 
 
+def upcycling_differences() -> Iterator[str]:
+    """The difference of the final loss, upcycled minus from scratch, over the seeds."""
+    yield "| router | upcycled - from scratch | 95% interval | p |"
+    yield "|---|--:|--:|--:|"
+    for router, runs in upcycling().groupby("routing.name", sort=False):
+        values = [by_seed(runs[runs["start"] == start], "evals.val_loss") for start in ("upcycled", "scratch")]
+        gap = difference(*values)
+        yield f"| {ROUTERS[str(router)]} | {gap.mean:+.4f} | {gap.low:+.4f} to {gap.high:+.4f} | {gap.p_value:.4f} |"
+
+
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "blocks": blocks_table, "blocks-differences": blocks_differences, "upcycling": upcycling_table,
+    "upcycling-differences": upcycling_differences,
 }  # fmt: skip
 
 

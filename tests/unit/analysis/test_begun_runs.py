@@ -11,6 +11,7 @@ import pytest
 
 from analysis.arm_columns import columns_of
 from analysis.arm_table import arm_table
+from analysis.claims import arm_pairs
 from analysis.compare import ARM_COLUMNS, compare
 from analysis.curves import training_curves, validation_curves
 from analysis.executed_flops import COUNTED_BEFORE, train_flops
@@ -72,6 +73,12 @@ def test_a_run_of_equal_compute_in_all_is_an_arm_beside_those_from_scratch(recor
     assert table["setup"].nunique() == 1
     assert set(table["arm"]) == {"Dense (same depth)", "Expert choice (from scratch)", UPCYCLED}
     assert len(upcycled(table)) == 2
+
+
+def test_an_upcycled_arm_is_compared_with_the_same_arm_from_scratch(records: Records) -> None:
+    pairs = list(arm_pairs(run_table(records)))
+    assert pairs[-1] == (UPCYCLED, "Expert choice (from scratch)")
+    assert [reference for _, reference in pairs] == [*["Dense (same depth)"] * 2, "Expert choice (from scratch)"]
 
 
 def test_a_run_of_other_compute_is_a_setup_of_its_own(folder: Path, write_run: Callable[..., Any]) -> None:
