@@ -199,7 +199,9 @@ def _provide_parents(words: Sequence[str]) -> None:
     for word in words:
         setting, _, path = word.partition("=")
         if setting == "train.init_from" and not Path(path).exists():
-            random_run_folder(Path(path), "routing=dense", "model.num_layers=4")
+            preset = next((each for each in words if each.startswith("model=")), "model=nano")
+            depth = load_designed([preset, "routing=dense"]).model.num_layers
+            random_run_folder(Path(path), preset, "routing=dense", f"model.num_layers={depth}")
 
 
 def _write_runs(path: Path, write_run: Callable[..., Any]) -> None:
