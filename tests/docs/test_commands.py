@@ -200,7 +200,7 @@ def _provide_parents(words: Sequence[str]) -> None:
         setting, _, path = word.partition("=")
         if setting == "train.init_from" and not Path(path).exists():
             preset = next((each for each in words if each.startswith("model=")), "model=nano")
-            depth = load_designed([preset, "routing=dense"]).model.num_layers
+            depth = load_designed([preset, "routing=dense"]).config.model.num_layers
             random_run_folder(Path(path), preset, "routing=dense", f"model.num_layers={depth}")
 
 
