@@ -91,8 +91,7 @@ def _part_columns(value: RecordedValue, rows: Sequence[dict[str, Any]]) -> tuple
         return value.text(row.value)
 
     parts = (Column(f"{value.name}/{part}", title, write, whole=True) for part, title in value.parts.items())
-    about = (Column("run", f"{value.name} of run"), *COLUMNS[1:3])
-    which = (column for column in about if any(column.key in row for row in rows))
+    which = (column for column in COLUMNS[:3] if any(column.key in row for row in rows))
     return (*which, *parts)
 
 
