@@ -81,8 +81,7 @@ def sample(
     """
     from experiments.records.run_folder import RunDir
 
-    grid_file = grid or RunDir(run).samples / "grid.png"
-    _check_files(grid_file, compute_map)
+    _check_files(grid_file := grid or RunDir(run).samples / "grid.png", compute_map)
     given = _prompts(captions, caption_file)
     from ecdit_cli._sampling import checked_number, sampler_settings
     from experiments.evaluation.exchange.image_folders import Prompt
@@ -99,8 +98,7 @@ def sample(
         config = loaded.config
         asked = asked_of(loaded, [prompt.text for prompt in given], classes, compute_map)
         keep_freed_memory(config)
-        guided = (guidance, guidance_interval, guidance_channels)
-        settings = sampler_settings(config, steps, guided, shift, sampler)
+        settings = sampler_settings(config, steps, (guidance, guidance_interval, guidance_channels), shift, sampler)
         drawn = (checked_number(len(asked), per_caption), batch_images, config.data.seed if seed is None else seed)
         conditions = Conditions(*drawn, weights, loaded.precision, settings)
         texts, made = _make(loaded, asked, per_caption, conditions, compute_map, vae, show)

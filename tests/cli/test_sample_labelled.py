@@ -66,11 +66,8 @@ def test_routing_is_measured_on_the_classes_of_the_validation_images(
 
 def test_a_class_that_does_not_exist_is_one_line(labelled: Path, labelled_set: Path, capsys: Captured) -> None:
     for given, message in (
-        (
-            "zebra",
-            f"{labelled} has no class zebra. Did you mean 'zebra",
-        ),
-        ("x" * 99, "Name one from 0 to 2."),
+        ("zebra", f"{labelled} has no class zebra. Did you mean 'zebra"),
+        ("x" * 99, "Name a class by its number, 0 to 2, or one by its name, such as 'cat'."),
         ("3", "class 3 does not exist: the run has 3 classes. Name one from 0 to 2."),
     ):
         assert message in error_of(["sample", str(labelled), "--class", given], capsys)

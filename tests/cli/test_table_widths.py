@@ -36,6 +36,7 @@ def row(name: str, columns: tuple[Column, ...]) -> dict[str, Any]:
     tuned = {"setting": "optim.learning_rate", "value": 0.002, "edge": True}
     words |= {"tuned": tuned, "retry_of": name, "rate": "0.002, best of 6, at the edge"}
     values = {column.key: measured if column in MEASURED else 12_800 for column in columns}
+    values |= {"num_samples": {"fid": 12_800}} if columns is EVALUATION_COLUMNS else {}
     return {**values, **words}
 
 

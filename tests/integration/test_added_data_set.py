@@ -55,12 +55,12 @@ def test_its_settings_are_those_that_its_row_fixes() -> None:
     assert (config.data.vocab_size, config.data.caption_length, config.data.path) == (7, 4, None)
     for wrong, message in (
         ("data.vocab_size=64", "data.vocab_size=64 does not fit data.name=stripes. Use data.vocab_size=7."),
-        ("data.path=a", "data.path=a does not fit data.name=stripes. Use data.name=latents."),
+        ("data.path=a", "data.path=a does not fit data.name=stripes. Use data.name=latents or pixels."),
         (
             "eval.metric_images=4",
             "eval.metric_images=4 does not fit data.name=stripes: no metric knows its images. Use",
         ),
-        ("data.name=strips", "is not 'shapes', 'latents', 'imagenet' or 'stripes'. Did you mean 'stripes'?"),
+        ("data.name=strips", "is not 'shapes', 'latents', 'pixels', 'imagenet', 'sd3' or 'stripes'. Did you mean 'stripes'?"),
     ):
         with pytest.raises(ConfigError) as caught:
             load_config([*SMALL, wrong])
