@@ -59,9 +59,9 @@ class _ClassRow:
 
     @property
     def label(self) -> str:
-        """Returns the layer and the time, in two lines."""
+        """Returns what the axis counts, and the layer and the time, in three lines."""
         when = "all t" if self.row.time is None else f"t = {self.row.time:.2g}"
-        return f"layer {self.row.layer}\n{when}"
+        return f"expert\n(layer {self.row.layer},\n{when})"
 
     def even_shares_EC(self, attribute: str) -> NDArray[np.float64]:
         """Returns the share by expert and class as a multiple of the even share."""
@@ -120,7 +120,7 @@ def _draw_block(part: SubFigure, rows: list[_ClassRow], scale: TwoSlopeNorm) -> 
             is_last = place == len(rows) - 1
             _draw_panel(axes, row.even_shares_EC(attribute), list(row.loads[attribute]), scale, is_last)
             axes.tick_params(labelleft=axes is grid[place, 0])
-        grid[place, 0].set_ylabel(row.label, rotation=0, ha="right", va="center")
+        grid[place, 0].set_ylabel(row.label, rotation=0, ha="right", va="center", labelpad=8)
     for axes, attribute in zip(grid[0], attributes, strict=True):
         axes.set_title(f"By {attribute}" if len(attributes) > 1 else "By class", loc="left", fontsize=7)
 
@@ -140,7 +140,7 @@ def _draw_panel(
 def _draw_scale(part: SubFigure, scale: TwoSlopeNorm) -> None:
     axes = part.subplots(1, 1)
     bar = part.colorbar(ScalarMappable(scale, COLORS), axes, orientation="horizontal", aspect=40)
-    bar.set_label("Share of the assignments of a class (1: even, 1/E); rows are experts", color=GREY)
+    bar.set_label("Share of the assignments of a class (1: even, 1/E)", color=GREY)
 
 
 def _foot(maps: SceneMaps) -> str:

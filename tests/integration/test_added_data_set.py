@@ -60,7 +60,10 @@ def test_its_settings_are_those_that_its_row_fixes() -> None:
             "eval.metric_images=4",
             "eval.metric_images=4 does not fit data.name=stripes: no metric knows its images. Use",
         ),
-        ("data.name=strips", "is not 'shapes', 'latents', 'pixels', 'imagenet', 'sd3' or 'stripes'. Did you mean 'stripes'?"),
+        (
+            "data.name=strips",
+            "is not 'shapes', 'latents', 'pixels', 'imagenet', 'sd3' or 'stripes'. Did you mean 'stripes'?",
+        ),
     ):
         with pytest.raises(ConfigError) as caught:
             load_config([*SMALL, wrong])

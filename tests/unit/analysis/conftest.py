@@ -16,6 +16,7 @@ from analysis.load_records import Records, load_records
 from experiments.config.budget import budget
 from experiments.config.routers import ROUTERS, RouterRow
 from experiments.config.schema import RunConfig
+from experiments.data.scenes.objects import COLORS, SHAPES
 from experiments.records.compute_map import ComputeMap
 from experiments.records.record_types import EvalRow
 from experiments.records.routing_map_row import RoutingMapRow
@@ -264,6 +265,11 @@ def scene_rows(num_experts: int, layers: Sequence[int], num_tokens: int = 16, **
                 "time": time, "load": load, "entropy": 0.9, "dropped_share": 0.1, "experts_per_token": [0.1, 0.9],
                 "object_experts": 3.0 - (time or 0.5), "background_experts": 1.5,
             }  # fmt: skip
+            if time in (TIMES[0], TIMES[-1], None):
+                about["load_by_class"] = {
+                    attribute: {value: np.roll(rising, i).tolist() for i, value in enumerate(values)}
+                    for attribute, values in {"kind": KINDS, "colour": COLORS, "shape": SHAPES}.items()
+                }
             if time is None:
                 by_kind = {kind: np.roll(rising, i).tolist() for i, kind in enumerate(KINDS)}
                 about |= {"load_by_position": by_position_TE.T.tolist(), "load_by_kind": by_kind}

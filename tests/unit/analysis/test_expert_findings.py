@@ -148,7 +148,7 @@ def test_records_of_earlier_versions_are_read_and_not_tested(
     write_arms: WriteArms, map_routing: Callable[..., None]
 ) -> None:
     folder = write_arms(ARMS, seeds=(0,))
-    map_routing(folder)
+    map_routing(folder, load_by_class=None)
     records = load_records([folder])
     table = run_table(records)
     assert expert_findings(table) == []
