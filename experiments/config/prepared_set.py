@@ -35,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from experiments.errors import ConfigError
 from experiments.inputs import MAX_ROWS_BYTES, parse_json, read_input
+from experiments.text import printable, shortened
 
 INDEX_FILE = "index.json"
 REQUEST_FILE = "request.json"
@@ -55,6 +56,7 @@ MAX_IMAGE_SIZE = 4096
 MAX_CAPTION_LENGTH = 4096
 MAX_WIDTH = 2**16
 MAX_CLASSES = 2**16
+SHOWN_CHARACTERS = 200
 MAX_CLASS_NAME = 2**16
 """The most characters of the name of a class, as of a caption."""
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -205,7 +207,7 @@ def fingerprint_of(content: Mapping[str, Any]) -> str:
 def read_index(folder: Path) -> DataSetIndex:
     """Returns the index of a data set. Raises `ConfigError` where it is missing, unfinished or damaged."""
     path = folder / INDEX_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):  # a name that is too long for a file is none
         raise _missing(folder)
     try:
         text = read_input(path, MAX_ROWS_BYTES)
@@ -231,10 +233,11 @@ def read_index(folder: Path) -> DataSetIndex:
 
 
 def _missing(folder: Path) -> ConfigError:
+    name = shortened(printable(str(folder)), SHOWN_CHARACTERS)
     if os.path.isfile(folder / REQUEST_FILE):
-        return ConfigError(f"data.path={folder} is not finished.", "Run the same `ecdit data prepare` again.")
+        return ConfigError(f"data.path={name} is not finished.", "Run the same `ecdit data prepare` again.")
     what = "holds no data set" if os.path.isdir(folder) else "is not a folder"
     return ConfigError(
-        f"data.path={folder} {what}.",
-        f"Write one with: ecdit data prepare SOURCE {folder} (SOURCE may be the name of a data set on the Hub).",
+        f"data.path={name} {what}.",
+        f"Write one with: ecdit data prepare SOURCE {name} (SOURCE may be the name of a data set on the Hub).",
     )

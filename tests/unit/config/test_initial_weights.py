@@ -76,9 +76,12 @@ def test_what_does_not_fit_a_parent_with_experts_is_one_line(routed: RunDir, set
 
 
 def test_experts_of_text_do_not_begin_from_a_parent_without_them(tmp_path: Path) -> None:
-    parent = random_run_folder(tmp_path / "run", "routing=expert_choice", "model.block=mmdit")
+    parent = random_run_folder(
+        tmp_path / "run", "routing=expert_choice", "model.block=mmdit", "model.sparse_layers=all"
+    )
+    mmdit = ["model.block=mmdit", "model.sparse_layers=all", "routing.text_experts=4"]
     with pytest.raises(ConfigError, match=r"routing\.text_experts=4 does not fit train\.init_from=.*is 0\."):
-        load_designed([*SMALL, "model.block=mmdit", "routing.text_experts=4", f"train.init_from={parent.path}"])
+        load_designed([*SMALL, *mmdit, f"train.init_from={parent.path}"])
 
 
 @pytest.mark.parametrize(

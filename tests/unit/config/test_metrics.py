@@ -9,8 +9,8 @@ from experiments.config.metrics import DEFAULT_METRICS, IMPORTED, METRICS, in_re
 
 def test_rows_are_recorded_in_one_order_whatever_was_asked_for_first() -> None:
     order = [
-        "frechet-shapes", "shapes-geneval", "intra-frechet-shapes", "fid", "clip-score", "routing", "validation-loss",
-        "inference-time",
+        "frechet-shapes", "shapes-geneval", "intra-frechet-shapes", "precision-recall-shapes", "memorisation-shapes",
+        "fid", "clip-score", "routing", "validation-loss", "inference-time",
     ]  # fmt: skip
     assert [row.name for row in in_recorded_order(METRICS)] == order
     assert [row.name for row in in_recorded_order(reversed(METRICS))] == order
@@ -23,7 +23,14 @@ def test_each_figure_begins_with_the_metric_that_its_other_panels_are_sampled_li
     }
     assert names == {
         "alignment": ["shapes-geneval", "shapes-geneval-held-out"],
-        "image-quality": ["frechet-shapes", "intra-frechet-shapes", "fid", "clip-score"],
+        "image-quality": [
+            "frechet-shapes",
+            "intra-frechet-shapes",
+            "precision-shapes",
+            "recall-shapes",
+            "fid",
+            "clip-score",
+        ],
         "quality-time": ["shapes-geneval", "frechet-shapes"],
         "guidance": ["shapes-geneval", "frechet-shapes", "branch_divergence"],
         "ema-width": ["shapes-geneval", "frechet-shapes", "validation-loss"],

@@ -220,7 +220,7 @@ def test_commands_work_on_an_imported_run(tmp_path: Path, capsys: pytest.Capture
         assert run(["plot", figure, str(out), "--out", str(tmp_path / "figures")]) == 0
         assert "class" in (tmp_path / "figures" / f"{figure}.csv").read_text()
     drawn = (tmp_path / "figures" / "expert-classes.svg").read_text()
-    assert "What DiT-MoE found, on this run: 1. Experts prefer positions" in drawn
+    assert "What DiT-MoE found, on this run: 1. Experts say more about the position" in drawn
     capsys.readouterr()
     assert run(["report", str(out), "--out", str(tmp_path / "report")]) == 2
     assert "No run has a validation loss, which a report compares." in capsys.readouterr().err

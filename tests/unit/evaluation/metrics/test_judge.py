@@ -139,7 +139,7 @@ def test_how_many_blobs_are_named_is_what_the_limit_says(smoothness, low, high):
 def test_an_image_that_is_not_finite_is_said_to_be_so(value):
     images = torch.cat([picture(RED_CIRCLE), picture(BLUE_SQUARE)])
     images[1, 2, 3, 4] = value
-    with pytest.raises(RunFailedError, match=r"^1 of 2 images are not finite.*weights have diverged"):
+    with pytest.raises(RunFailedError, match=r"^1 of 2 images is not finite.*weights have diverged"):
         judge(images, [parse("a circle"), parse("a square")])
 
 

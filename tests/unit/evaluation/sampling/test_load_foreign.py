@@ -147,7 +147,7 @@ def test_images_that_are_not_finite_are_one_line(
         ("train", None, 7, "train=7 is not a group of settings."),
         ("model", None, [], "model=[] is not a group of settings."),
         ("data", "name", "\x1b[31m" + "x" * 9000, "data.name='\\x1b[31mxx"),
-        ("data", "name", ["shapes"], "data.name=['shapes'] is not 'shapes', 'latents' or 'imagenet'."),
+        ("data", "name", ["shapes"], "data.name=['shapes'] is not 'shapes', 'latents', 'pixels', 'imagenet' or 'sd3'."),
         ("data", "name", "latents", "data.vocab_size=64 does not fit data.name=latents."),
         ("data", None, {"name": "latents"}, "data.text_width=None does not fit data.name=latents"),
         ("data", None, {"name": "latents", "vocab_size": None, "text_width": 8}, "data.pooled_width=None does not fit"),
