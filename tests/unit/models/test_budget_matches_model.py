@@ -17,7 +17,7 @@ from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream, validation_set
 from experiments.models.dit import DiT
 from experiments.models.parts import assert_matches_budget
-from experiments.routing.state import RouterState
+from experiments.routing.state import RouterState, RunningThreshold
 from tests.unit.models.counted_flops import BATCH_IMAGES, counted, expected, gate_products, loss_products
 
 WITH_TEXT_EXPERTS = [name for name in routed_names() if ROUTERS[name].rule in AXES["text_experts"].families]
@@ -84,11 +84,14 @@ def shell_of(config: RunConfig) -> DiT:
 
 
 def of_zeros(config: RunConfig) -> DiT:
-    """The real module, whose weights and router states are 0."""
+    """The real module, whose weights and router states are 0, after one step, so that thresholds decide."""
     model = shell_of(config).to_empty(device="cpu")
     states = (buffer for module in model.modules() if isinstance(module, RouterState) for buffer in module.buffers())
     for tensor in (*model.parameters(), *states):
         torch.nn.init.zeros_(tensor)
+    for module in model.modules():
+        if isinstance(module, RunningThreshold):
+            module.num_updates.fill_(1)
     return model
 
 
