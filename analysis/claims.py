@@ -153,9 +153,13 @@ def arm_pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
     rows: list[Row] = routed.to_dict("records")
     by_router = {name: [row for row in rows if row[ROUTER] == name] for name in routed[ROUTER]}
     yield from _alike(by_router.get("expert_choice", []), by_router.get("token_choice", []), [*same, BEGAN_FROM])
-    fresh = [row.get(BEGAN_FROM, FROM_SCRATCH) == FROM_SCRATCH for row in rows]
-    began = [row for row, is_fresh in zip(rows, fresh, strict=True) if not is_fresh]
-    yield from _alike(began, [row for row, is_fresh in zip(rows, fresh, strict=True) if is_fresh], [*same, ROUTER])
+    began = [row for row in rows if _has_parent(row)]
+    fresh = [row for row in rows if not _has_parent(row)]
+    yield from _alike(began, fresh, [*same, ROUTER])
+
+
+def _has_parent(row: Row) -> bool:
+    return bool(row.get(BEGAN_FROM, FROM_SCRATCH) != FROM_SCRATCH)
 
 
 def _alike(arms: list[Row], others: list[Row], same: list[str]) -> Iterator[tuple[str, str]]:

@@ -199,7 +199,7 @@ def small_request(source: Path, encoders: dict[str, str], **settings: Any) -> Re
 
 
 def labelled_request(source: Path, encoders: dict[str, str], **settings: Any) -> Request:
-    """As `small_request`, for a source whose images have classes: no text encoder is named."""
+    """A small request for a source whose images have classes; it names no text encoder."""
     return small_request(source, {"vae": encoders["vae"]}, **({"text": "labels"} | settings))
 
 

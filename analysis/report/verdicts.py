@@ -33,6 +33,8 @@ P_COLUMNS = (
     Column("p_holm", "p (Holm)", probability),
 )
 """The p-value of a test by itself, and after both corrections for how many were tested."""
+OURS_COLUMNS = (Column("value", "Ours", four), Column("low", "95% low", four), Column("high", "95% high", four))
+"""Our value of what a paper claims, and its interval."""
 DIFFERENCE_COLUMNS = (
     Column("arm", "Arm"),
     Column("reference", "Against"),
@@ -77,9 +79,7 @@ PAPER_COLUMNS = (
     Column("verdict", "Verdict"),
     Column("reason", "Because"),
     Column("printed", "Printed"),
-    Column("value", "Ours", four),
-    Column("low", "95% low", four),
-    Column("high", "95% high", four),
+    *OURS_COLUMNS,
     Column("num_seeds", "Seeds", whole),
     *P_COLUMNS,
     Column("quantity", "Quantity"),
@@ -92,9 +92,7 @@ FINDING_COLUMNS = (
     Column("setup", "Setup"),
     Column("verdict", "Verdict"),
     Column("reason", "Because"),
-    Column("value", "Ours", four),
-    Column("low", "95% low", four),
-    Column("high", "95% high", four),
+    *OURS_COLUMNS,
     Column("over", "Interval over"),
     *P_COLUMNS,
     Column("measure", "Measure"),

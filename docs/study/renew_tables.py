@@ -80,9 +80,9 @@ def upcycling_table() -> Iterator[str]:
     """Mean loss of every arm, with the images and FLOPs of the whole."""
     yield "| router | first weights | images of its own | TFLOP, with the parent's | validation loss |"
     yield "|---|---|--:|--:|--:|"
+    runs = upcycling()
     for router, label in ROUTERS.items():
         for start in ("upcycled", "scratch"):
-            runs = upcycling()
             arm = runs[(runs["routing.name"] == router) & (runs["start"] == start)]
             if arm.empty:
                 continue

@@ -33,7 +33,7 @@ class RoutingStats:
         self.num_tokens = 0
         self.num_slots = 0
         self.text_slots = 0
-        """Of the experts of text tokens, where they have some."""
+        """The slots of the experts for text tokens; 0 where text tokens have no experts."""
         self.images: list[tuple[float, float]] = []
         """The t of each image, and the mean of expert slots per token in it."""
 

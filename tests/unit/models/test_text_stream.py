@@ -32,7 +32,7 @@ def output_of(model: DiT, captions: torch.Tensor = CAPTIONS) -> torch.Tensor:
 
 
 def test_one_expert_for_text_with_all_tokens_is_a_dense_feed_forward(awake: Awake) -> None:
-    """With gates of 1 and the weights of the dense one, whose biases experts get too."""
+    """The expert gets the weights and biases of the dense feed-forward, and its gates are all 1."""
     words = ("model.ffn=gelu", "routing=expert_choice", "routing.num_experts=1", "routing.capacity_factor=1")
     dense = awake(mmdit(*words))
     routed = DiT(mmdit(*words, "routing.text_experts=1", "routing.expert_bias=True"))
@@ -72,7 +72,7 @@ def test_gradients_reach_the_experts_of_text_and_losses_of_both_streams_add_up(r
 
 @pytest.mark.parametrize("router", EXPERTS_CHOOSE)
 def test_padding_takes_no_slot_before_a_real_token(router: str, awake: Awake) -> None:
-    """With a slot for every real token, each expert takes all of them, whatever its affinities to padding are."""
+    """Every expert has slots for all real tokens, so it must take them all, however much it prefers the padding."""
     words = [f"routing={router}", "routing.text_experts=4", "routing.group_images=1", "routing.capacity_factor=2"]
     model = awake(mmdit(*words, "routing.capacity_schedule=none"))
     output = model(torch.randn(4, 3, 32, 32), torch.rand(4), CAPTIONS)
