@@ -18,10 +18,10 @@ claim at 5%, is shown beside it. The intervals themselves are not corrected: eac
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -85,6 +85,45 @@ def corrections(p_values: Sequence[float | None]) -> list[tuple[float, float] | 
         return [None] * len(p_values)
     pairs = iter(zip(stats.false_discovery_control(tested).tolist(), holm(tested), strict=True))
     return [None if p_value is None else next(pairs) for p_value in p_values]
+
+
+class Tested(Protocol):
+    """A dataclass of something that was tested, with the verdict that its interval allows and the reason for it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def verdict(self) -> str:
+        """Returns what the interval allows to conclude."""
+
+    @property
+    def reason(self) -> str:
+        """Returns why the verdict is what it is."""
+
+    @property
+    def p_value(self) -> float | None:
+        """Returns the p-value of the test by itself; None where nothing was tested."""
+
+
+AnyTested = TypeVar("AnyTested", bound=Tested)
+
+
+def with_corrected_verdicts(found: Sequence[AnyTested], things: str, withdrawn: Mapping[str, str]) -> list[AnyTested]:
+    """Returns `found` with p-values corrected for the number of tested `things`, and the verdicts that follow.
+
+    `withdrawn` maps each verdict that does not hold after the correction of Benjamini and Hochberg to what it becomes.
+    """
+    num_tested = sum(each.p_value is not None for each in found)
+    checked = []
+    for each, pair in zip(found, corrections([each.p_value for each in found]), strict=True):
+        if pair is not None:
+            after: dict[str, Any] = {"p_benjamini_hochberg": pair[0], "p_holm": pair[1]}
+            if each.verdict in withdrawn and not holds(pair[0]):
+                reason = f"{each.reason}, but not after correction for {num_tested} tested {things}"
+                after |= {"verdict": withdrawn[each.verdict], "reason": reason}
+            each = replace(each, **after)
+        checked.append(each)
+    return checked
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

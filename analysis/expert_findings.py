@@ -26,7 +26,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.claims import MIN_SEEDS, corrections, holds
+from analysis.claims import MIN_SEEDS, with_corrected_verdicts
 from analysis.maps import MappedRun, SceneMaps, scene_maps
 from analysis.seed_intervals import CONFIDENCE, Interval, interval_of_mean
 from experiments.records.routing_map_row import RoutingMapRow
@@ -91,6 +91,10 @@ class FindingForm:
     """Says whether it cannot be tested where a router fills all experts alike at every time."""
 
 
+WITHDRAWN: dict[str, FindingVerdict] = {"supported": "undecided", "contradicted": "undecided"}
+"""Maps verdicts that do not hold after the correction for the number of findings to what they become."""
+
+
 @dataclass(frozen=True)
 class ExpertFinding:
     """A finding tested on one arm: our value, what its interval is over, the verdict and the reason for it."""
@@ -117,13 +121,13 @@ def expert_findings(table: pd.DataFrame) -> list[ExpertFinding]:
         maps = [each for each in read.values() if each is not None and _is_measured(each)]
         if maps:
             found += [_tested(form, str(setup), str(arm), maps) for form in FINDINGS]
-    return _corrected(found)
+    return with_corrected_verdicts(found, "findings", WITHDRAWN)
 
 
 def findings_of_run(maps: SceneMaps) -> list[ExpertFinding]:
     """Tests every finding on one run, over its images. Where it was measured without what they need, there are none."""
     tested = [_tested(form, "", maps.run.label, [maps]) for form in FINDINGS] if _is_measured(maps) else []
-    return _corrected(tested)
+    return with_corrected_verdicts(tested, "findings", WITHDRAWN)
 
 
 def finding_rows(found: Sequence[ExpertFinding]) -> list[dict[str, object]]:
@@ -175,20 +179,6 @@ def _tested(form: FindingForm, setup: str, arm: str, maps: Sequence[SceneMaps]) 
     return ExpertFinding(
         form, setup, arm, value, over, verdict, f"the interval {where} {form.limit:g}", shifted.p_value
     )
-
-
-def _corrected(found: Sequence[ExpertFinding]) -> list[ExpertFinding]:
-    """Returns findings with p-values corrected for the number of tested ones, and the verdicts that follow."""
-    num_tested = sum(each.p_value is not None for each in found)
-    checked = []
-    for each, pair in zip(found, corrections([each.p_value for each in found]), strict=True):
-        if pair is not None:
-            each = replace(each, p_benjamini_hochberg=pair[0], p_holm=pair[1])
-            if each.verdict != "undecided" and not holds(each.p_benjamini_hochberg):
-                reason = f"{each.reason}, but not after correction for {num_tested} tested findings"
-                each = replace(each, verdict="undecided", reason=reason)
-        checked.append(each)
-    return checked
 
 
 def _mean(recorded: Iterable[Sequence[float] | None], what: str) -> Values:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from analysis.claims import corrections, holds, values_by_seed
+from analysis.claims import values_by_seed, with_corrected_verdicts
 from analysis.curves import reach, validation_curves
 from analysis.load_records import MissingDataError, Records
 from analysis.multiplier import geometric_mean
@@ -125,16 +125,7 @@ def paper_claims(records: Records, table: pd.DataFrame) -> list[PaperClaim]:
 
 def corrected(found: Sequence[PaperClaim]) -> list[PaperClaim]:
     """Returns the claims with p-values corrected for the number of tested claims, and with the verdicts that follow."""
-    num_tested = sum(each.p_value is not None for each in found)
-    claims = []
-    for each, pair in zip(found, corrections([each.p_value for each in found]), strict=True):
-        if pair is not None:
-            each = replace(each, p_benjamini_hochberg=pair[0], p_holm=pair[1])
-            if each.verdict == "supported" and not holds(each.p_benjamini_hochberg):
-                reason = f"{each.reason}, but not after correction for {num_tested} tested claims"
-                each = replace(each, verdict="not supported", reason=reason)
-        claims.append(each)
-    return claims
+    return with_corrected_verdicts(found, "claims", {"supported": "not supported"})
 
 
 def paper_claim_rows(found: list[PaperClaim]) -> pd.DataFrame:
