@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.data.scenes.scene import draw_scenes, render_scenes
+from experiments.data.scenes.scene import Split, draw_scenes, render_scenes
 from experiments.evaluation.metrics.features import NUM_FEATURES, features_of, weights_digest
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
 from experiments.evaluation.sampling.finite import require_finite_images
@@ -117,6 +117,6 @@ def moments_of(batches: Iterable[Tensor], features: Callable[[Tensor], Tensor] =
     return moments
 
 
-def render_batch(data_seed: int, image_size: int, numbers: range) -> Tensor:
-    """Returns renders [B, C, H, W] of the validation split."""
-    return torch.from_numpy(render_scenes(draw_scenes(data_seed, numbers, "validation", image_size)))
+def render_batch(data_seed: int, image_size: int, numbers: range, split: Split = "validation") -> Tensor:
+    """Returns renders [B, C, H, W] of a split."""
+    return torch.from_numpy(render_scenes(draw_scenes(data_seed, numbers, split, image_size)))

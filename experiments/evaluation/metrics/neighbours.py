@@ -22,9 +22,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from experiments.data.scenes.scene import Split, draw_scenes, render_scenes
+from experiments.data.scenes.scene import Split
 from experiments.evaluation.metrics.features import features_of, weights_digest
-from experiments.evaluation.metrics.frechet import REFERENCE_FIRST
+from experiments.evaluation.metrics.frechet import REFERENCE_FIRST, render_batch
 from experiments.evaluation.metrics.intervals import normal_interval, wilson
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
 from experiments.evaluation.sampling.finite import require_finite_images
@@ -109,8 +109,7 @@ def rendered_features(data_seed: int, image_size: int, split: Split, first: int,
     """Returns the features [M, F] of `num_images` renders of a split, from the one with the number `first` on."""
     numbers = range(first, first + num_images)
     parts = [numbers[start : start + RENDERED_AT_ONCE] for start in range(0, num_images, RENDERED_AT_ONCE)]
-    renders = (render_scenes(draw_scenes(data_seed, part, split, image_size)) for part in parts)
-    return torch.cat([features_of(torch.from_numpy(each)) for each in renders])
+    return torch.cat([features_of(render_batch(data_seed, image_size, part, split)) for part in parts])
 
 
 def ball_radii(points_NF: Tensor) -> Tensor:
