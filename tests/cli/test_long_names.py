@@ -26,7 +26,6 @@ LONG = "x" * 300
         "plot all OUT/LONG",
         "report OUT/LONG",
         "compare-routing OUT/LONG",
-        "data check OUT/LONG",
     ],
 )
 def test_a_long_name_is_one_line(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,3 +33,12 @@ def test_a_long_name_is_one_line(command: str, tmp_path: Path, capsys: pytest.Ca
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert LONG in line
     assert re.search("name (is )?too long", line)
+
+
+def test_a_long_name_of_a_data_set_is_one_short_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder of a data set may come from a stored configuration, so its name is shortened."""
+    assert run(["data", "check", str(tmp_path / LONG)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "x" * 50 in line
+    assert "is not a folder" in line
+    assert len(line) < 700  # the name appears twice, and whole it would take 700 for itself

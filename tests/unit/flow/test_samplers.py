@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from ecdit_cli._options import Sampler as SamplerOption
 from experiments.config.sampler_rows import SAMPLERS, require_shift
 from experiments.errors import ConfigError
 from experiments.flow.ancestral import ancestral, reverse_step
@@ -112,10 +110,6 @@ def test_a_learned_variance_widens_the_noise_of_ancestral_steps_up_to_the_forwar
     assert least == pytest.approx(fixed)
     assert least < middle < most
     assert middle == pytest.approx(math.sqrt(least * most))
-
-
-def test_the_command_line_names_every_sampler() -> None:
-    assert get_args(get_args(SamplerOption)[0]) == tuple(SAMPLERS)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "edm"])

@@ -12,6 +12,7 @@ from experiments.config.schema import RunConfig
 from experiments.config.text_stream import TokenStream, streams
 from experiments.data.loader import Batch
 from experiments.models.dit import DiT
+from experiments.routing.state import RunningThreshold
 from experiments.routing.stats import slots_of_image
 from experiments.training.objective import forward_loss
 
@@ -62,6 +63,13 @@ def counted(model: DiT, config: RunConfig, batch: Batch, train: bool) -> tuple[i
             (loss_B.mean() + output.auxiliary_loss).backward()
     slots = float(slots_of_image(output.feed_forward)) if config.sparse_layer_indices else 0.0
     return counter.get_total_flops(), slots
+
+
+def let_thresholds_decide(model: DiT) -> None:
+    """Marks every running threshold as updated once: before its first update it admits every token in evaluation."""
+    for module in model.modules():
+        if isinstance(module, RunningThreshold):
+            module.num_updates.fill_(1)
 
 
 def expected(config: RunConfig, slots: float, train: bool) -> float:

@@ -17,8 +17,15 @@ from experiments.config.schema import RunConfig
 from experiments.data.loader import TrainStream, validation_set
 from experiments.models.dit import DiT
 from experiments.models.parts import assert_matches_budget
-from experiments.routing.state import RouterState, RunningThreshold
-from tests.unit.models.counted_flops import BATCH_IMAGES, counted, expected, gate_products, loss_products
+from experiments.routing.state import RouterState
+from tests.unit.models.counted_flops import (
+    BATCH_IMAGES,
+    counted,
+    expected,
+    gate_products,
+    let_thresholds_decide,
+    loss_products,
+)
 
 WITH_TEXT_EXPERTS = [name for name in routed_names() if ROUTERS[name].rule in AXES["text_experts"].families]
 INPUTS_VARY = ("expert_choice", "shared_expert")
@@ -89,9 +96,7 @@ def of_zeros(config: RunConfig) -> DiT:
     states = (buffer for module in model.modules() if isinstance(module, RouterState) for buffer in module.buffers())
     for tensor in (*model.parameters(), *states):
         torch.nn.init.zeros_(tensor)
-    for module in model.modules():
-        if isinstance(module, RunningThreshold):
-            module.num_updates.fill_(1)
+    let_thresholds_decide(model)
     return model
 
 

@@ -127,7 +127,9 @@ def test_every_parameter_learns(config: RunConfig, awake: Awake, inputs: Inputs)
     decide_by_time(model)
     found = outputs(model, inputs)
     assert all(value.isfinite().all() for value in found.values())
-    assert [name for name, value in found.items() if not value.any()] == []
+    # The last mmdit block keeps the query of its text tokens, as SD3's checkpoints do, and nothing reads it.
+    unread = f"blocks.{LAYERS - 1}.text_attention.query."
+    assert [name for name, value in found.items() if not value.any() and not name.startswith(unread)] == []
 
 
 def test_experts_leave_zero(config: RunConfig, awake: Awake, inputs: Inputs) -> None:

@@ -17,7 +17,14 @@ from experiments.models.dit import DiT
 from experiments.models.embed import FeatureProjection
 from experiments.models.parts import assert_matches_budget
 from experiments.training.objective import forward_loss
-from tests.unit.models.counted_flops import BATCH_IMAGES, counted, expected, gate_products, loss_products
+from tests.unit.models.counted_flops import (
+    BATCH_IMAGES,
+    counted,
+    expected,
+    gate_products,
+    let_thresholds_decide,
+    loss_products,
+)
 
 Awake = Callable[[RunConfig], DiT]
 DATA = {
@@ -93,6 +100,7 @@ def test_the_budget_equals_the_module_and_torchs_counter(router: str) -> None:
     routing |= {"top_k": 1} if router == "token_choice" else {}
     config = of_latents(routing=routing, train={"batch_images": 2}, eval={"batch_images": 2, "images": 2})
     model = DiT(config)
+    let_thresholds_decide(model)
     assert_matches_budget(model, budget(config))
     for train in (False, True):
         found, slots = counted(model, config, batch_of(config), train)
