@@ -44,7 +44,7 @@ def measure_dropless(
 ) -> list[SpeedRow]:
     """Measures a step of `dropless` beside both configs of expert choice and beside the loop over its own experts."""
     prefer_large_pages(dropless)
-    precision, name = resolve_precision(dropless.train.precision), f"dropless {dropless.routing.name}"
+    precision, name = resolve_precision(dropless), f"dropless {dropless.routing.name}"
     setting = f"{setting_of(dropless, precision, current_device())}, batch {dropless.train.batch_images}"
     peers: dict[str, tuple[RunConfig, type[DiT]]] = {
         OURS: (expert_choice, DiT),

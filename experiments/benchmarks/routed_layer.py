@@ -99,7 +99,7 @@ def measure_routing(
 ) -> list[SpeedRow]:
     """Measures the rows of one setting. `config` is expert choice; `tokens` are those of the whole batch."""
     prefer_large_pages(config)
-    dtype = torch.bfloat16 if resolve_precision(config.train.precision) == "bf16" else torch.float32
+    dtype = torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32
     device = current_device()
     machine = measure_machine(dtype, device, max(3, rounds // 2), clock)
     with _deepspeed_ready():

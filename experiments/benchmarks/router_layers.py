@@ -35,7 +35,7 @@ def measure_router(
 ) -> SpeedRow:
     """Measures one router beside its dense layer, which take turns; `tokens` are those of the whole batch."""
     prefer_large_pages(config)
-    dtype = torch.bfloat16 if resolve_precision(config.train.precision) == "bf16" else torch.float32
+    dtype = torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32
     device, name = current_device(), config.routing.name
     torch.manual_seed(config.seed)
     shape = (max(1, tokens // config.num_tokens), config.num_tokens, config.model.width)

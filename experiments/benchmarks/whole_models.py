@@ -53,7 +53,7 @@ def measure_training(
 ) -> list[SpeedRow]:
     """Measures images per second relative to iso-activation dense, and the share of the machine's matmul rate."""
     prefer_large_pages(ours)
-    precision, device = resolve_precision(ours.train.precision), current_device()
+    precision, device = resolve_precision(ours), current_device()
     machine = measure_machine(_dtype(precision), device, 5, clock)
     with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log.txt"):
         seconds = time_steps({OURS: (ours, DiT), DENSE: (dense, DiT)}, precision, rounds, clock, on_round)
@@ -99,7 +99,7 @@ def measure_sampling(
     It samples `eval.batch_images` images at a time, on a CPU at most 8.
     """
     prefer_large_pages(ours)
-    precision, device = resolve_precision(ours.train.precision), current_device()
+    precision, device = resolve_precision(ours), current_device()
     batch_images = ours.eval.batch_images if device.type != "cpu" else min(CPU_IMAGES, ours.eval.batch_images)
     sides = {name: _sampling(config, precision, batch_images) for name, config in ((OURS, ours), (DENSE, dense))}
     seconds = take_turns(sides, rounds, clock, on_round)

@@ -170,7 +170,8 @@ class TrainConfig(Settings):
     batch_images: BatchImages = Field(32, description="over all processes and accumulation steps")
     accumulation: BatchImages = Field(1, description="forward passes per optimizer step")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where it is faster, but fp32 with ZeRO 0"
+        "auto",
+        description="auto: bf16 where it is faster, which processors with AMX are from width 256 on; fp32 with ZeRO 0",
     )
     implementation: Literal["fast", "reference"] = Field(
         "fast", description="reference: the routed layers in plain operations, the same numbers up to rounding"

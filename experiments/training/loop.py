@@ -116,7 +116,7 @@ def train(
     prefer_large_pages(config)
     reporter = reporter or Reporter()
     cost = budget(config)
-    precision = resolve_precision(config.train.precision, config.parallel.zero_stage)
+    precision = resolve_precision(config)
     require_room(config, precision)
     first = None
     if config.train.init_from is not None and (restart or not (branch_from or complete_checkpoints(run_dir))):

@@ -63,7 +63,7 @@ def main() -> None:
     config, measured = load_config(arguments), {}
     tensors = Storages(with_given=True, is_counted=is_counted)
     with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log"), tensors:
-        engine = build_engine(config, resolve_precision(config.train.precision))
+        engine = build_engine(config, resolve_precision(config))
         if config.parallel.activation_checkpointing:
             checkpoint_blocks(engine.model)
         engine.model.train()

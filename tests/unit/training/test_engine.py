@@ -27,20 +27,30 @@ from experiments.training.objective import forward_loss, micro_batches_of, to_de
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_precision_that_is_asked_for_is_used(precision: str) -> None:
-    assert resolve_precision(precision) == precision
+    assert resolve_precision(load_config([f"train.precision={precision}"])) == precision
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="looks at the processor only without an accelerator")
-@pytest.mark.parametrize(("amx", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_bf16_where_the_processor_is_made_for_it(amx: bool, expected: str, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("amx", "settings", "expected"),
+    [
+        (True, ["model=mini"], "bf16"),
+        (True, ["model=micro"], "fp32"),
+        (True, ["model=mini", "parallel.zero_stage=0"], "fp32"),
+        (False, ["model=mini"], "fp32"),
+    ],
+)
+def test_auto_is_bf16_where_the_processor_is_made_for_it(
+    amx: bool, settings: list[str], expected: str, monkeypatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
-    assert resolve_precision("auto") == expected
+    assert resolve_precision(load_config(settings)) == expected
 
 
 def test_auto_on_a_processor_that_says_nothing_of_amx_is_fp32(monkeypatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64"})
-    assert resolve_precision("auto") == "fp32"
+    assert resolve_precision(load_config(["model=mini"])) == "fp32"
 
 
 def test_more_processes_than_launched_is_one_line_with_the_way_out() -> None:
