@@ -15,6 +15,7 @@ from experiments.config.block_sizes import head_width, hidden_width
 from experiments.config.blocks import BlockRow, block_of
 from experiments.config.budget import slots_per_image
 from experiments.config.data_sets import captions_of
+from experiments.config.repa import FEATURES, projector_numbers
 from experiments.config.router_sizes import (
     mixes_blocks,
     mixes_tokens,
@@ -275,8 +276,11 @@ def _ends_bytes(config: RunConfig, width: int, kernels: bool) -> float:
     """
     T, d = config.num_train_tokens, config.model.width
     patch = config.model.patch_size**2 * config.data.channels
+    repa = width * projector_numbers(config) + (FLOAT32 * T * 3 * FEATURES if config.train.repa_weight else 0)
     loss = FLOAT32 + (15 * FLOAT32 + 2 if config.flow.learned_sigma else 0)
-    return width * (T * (patch + head_width(config) + (2 if kernels else 3) * d) + 256 + 5 * d) + loss * T * patch
+    return (
+        width * (T * (patch + head_width(config) + (2 if kernels else 3) * d) + 256 + 5 * d) + loss * T * patch + repa
+    )
 
 
 def _widest_dense(config: RunConfig) -> float:

@@ -31,6 +31,7 @@ from experiments.config.block_sizes import (
 )
 from experiments.config.blocks import block_of
 from experiments.config.data_sets import captions_of
+from experiments.config.repa import feature_flops, projector_flops, projector_params
 from experiments.config.router_sizes import (
     mixes_blocks,
     mixes_tokens,
@@ -81,6 +82,7 @@ def budget(config: RunConfig) -> Budget:
         active["unconditional_expert"] = 0  # it takes the place of the others, for images without a caption
     forward = _flops_by_part(config, config.num_tokens, training=False)
     training = _flops_by_part(config, config.num_train_tokens, training=True)
+    training["repa"] = projector_flops(config)
     # The backward pass has two products for each one of the forward pass, with respect to inputs and to weights. The
     # first layers need no gradient of their inputs (patches, timesteps, features), which saves one product each.
     inputs_without_gradient = training["embed"] + 2 * TIME_FREQUENCIES * config.model.width
@@ -94,7 +96,7 @@ def budget(config: RunConfig) -> Budget:
         params_by_part=params,
         active_by_part=active,
         flops_per_image=sum(forward.values()),
-        train_flops_per_image=3 * sum(training.values()) - inputs_without_gradient,
+        train_flops_per_image=3 * sum(training.values()) - inputs_without_gradient + feature_flops(config),
     )
 
 
@@ -198,6 +200,7 @@ def _params_by_part(config: RunConfig) -> dict[str, int]:
         "cross_attention": blocks["cross_attention"],
         **_summed(stream_params(stream) for stream in streams(config)),
         "head": (d + 1) * head_width(config),
+        "repa": projector_params(config),
     }
 
 

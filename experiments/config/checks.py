@@ -16,6 +16,7 @@ from experiments.config.limits import MAX_LAYERS
 from experiments.config.multiples import divisors, next_multiple, rounded_up
 from experiments.config.objectives import check_objective
 from experiments.config.placement import fewest_layers, named_blocks
+from experiments.config.repa import check_repa
 from experiments.config.router_sizes import mixes_blocks
 from experiments.config.routers import ROUTERS
 from experiments.config.routing_checks import check_axes
@@ -52,6 +53,7 @@ def check_config(config: RunConfig) -> None:
     check_transfer(config)
     check_cooldown(config)
     check_init(config)
+    check_repa(config)
     if config.routing.name != "dense":
         _check_router(config)
         _check_experts(config)

@@ -61,7 +61,7 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
           for linear in ("query", "key_value", "out")),
         *(f"blocks.{part}.{norm}.{kind}" for part in ("attention", "text_attention", "cross_attention")
           for norm in ("norm_query", "norm_key") for kind in ("weight", "bias")),
-        "blocks.text_modulation.bias",
+        "blocks.text_modulation.bias", "repa.w_in.bias", "repa.w_mid.bias", "repa.w_out.bias",
     ),
     "hidden": (
         "time.mlp_out.weight", "time.modulation.weight", "modulation.weight", "blocks.modulation.weight",
@@ -73,11 +73,11 @@ _NAMES: dict[Kind, tuple[str, ...]] = {
         "blocks.ffn.shared.w_in.weight", "blocks.ffn.shared.w_out.weight",
         "blocks.ffn.unconditional.w_in.weight", "blocks.ffn.unconditional.w_out.weight",
         "blocks.ffn.router.hidden_DD", "blocks.ffn.router.predictor.w_in.weight",
-        "blocks.switch.experts.weight_EDD",
+        "blocks.switch.experts.weight_EDD", "repa.w_in.weight", "repa.w_mid.weight",
     ),
     "router": (
         "blocks.ffn.router.weight_DE", "blocks.ffn.router.weight_DS", "blocks.ffn.router.predictor.w_out.weight",
-        "blocks.switch.router.weight_DE",
+        "blocks.switch.router.weight_DE", "repa.w_out.weight",
     ),
     "output": ("head.weight",),
     "encoder": (

@@ -131,9 +131,3 @@ class RoutingConfig(Settings):
     unconditional_expert: bool = Field(
         **absent_at(False), description="an expert of its own for all tokens of images without a caption"
     )
-
-
-def has_auxiliary_losses(routing: RoutingConfig) -> bool:
-    """Says whether training adds any loss of the routers to that of the images."""
-    weights = (getattr(routing, name) for name in type(routing).model_fields if name.endswith("_loss_weight"))
-    return any(weight > 0 for weight in weights)

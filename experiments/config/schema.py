@@ -37,6 +37,7 @@ from experiments.config.limits import (
     ImagesOrNone,
     Layers,
     LearningRate,
+    LossWeight,
     Norm,
     SampledImagesOrNone,
     Seed,
@@ -177,6 +178,13 @@ class TrainConfig(Settings):
         "fast", description="reference: the routed layers in plain operations, the same numbers up to rounding"
     )
     mask_ratio: Smoothing = Field(0.0, description="share of the tokens dropped in training")
+    repa_weight: LossWeight = Field(
+        **absent_at(0.0),
+        description="of REPA's loss, which draws tokens towards features of the clean image; the paper has 0.5",
+    )
+    repa_layer: Layers | None = Field(
+        **absent_at(None), description="block after which REPA compares tokens; None: at two sevenths of the depth"
+    )
     caption_dropout: Share = Field(0.1, description="for classifier-free guidance")
     ema: Literal["halflife", "power"] = Field(
         **absent_at("halflife"),

@@ -28,6 +28,7 @@ from experiments.config.blocks import block_of
 from experiments.config.budget import TIME_FREQUENCIES
 from experiments.config.data_sets import captions_of
 from experiments.config.parametrization import rate_factor
+from experiments.config.repa import projector_sizes
 from experiments.config.router_sizes import mixes_blocks, router_tensors
 from experiments.config.schema import RunConfig, TrainConfig
 from experiments.config.text_stream import TokenStream, streams
@@ -99,6 +100,8 @@ def tensor_sizes(config: RunConfig) -> Iterator[TensorSize]:
     if not shared_modulation:
         yield from _linear("modulation", d, 2 * d)
     yield from _linear("head", d, head_width(config))
+    for layer_sizes in projector_sizes(config):
+        yield from _linear(*layer_sizes)
 
 
 def _linear(name: str, fan_in: int, fan_out: int) -> Iterator[TensorSize]:
@@ -140,7 +143,8 @@ class _Size(NamedTuple):
 
 def _sizes_of(config: RunConfig) -> tuple[_Size, ...]:
     """Returns `tensor_sizes` from a cache, whose key leaves out the sections that it does not read."""
-    train = TrainConfig(mask_ratio=config.train.mask_ratio)  # soft MoE has a vector for each slot
+    # Soft MoE has a vector for each slot, and REPA has a network of its own.
+    train = TrainConfig(mask_ratio=config.train.mask_ratio, repa_weight=config.train.repa_weight)
     plain = config.model_copy(update={"parallel": None, "train": train, "eval": None, "optim": None})
     return _remembered_sizes(plain)
 

@@ -23,6 +23,7 @@ from experiments.config.block_sizes import head_width
 from experiments.config.blocks import block_of
 from experiments.config.budget import PRIOR_GRID
 from experiments.config.parametrization import initial_factor
+from experiments.config.repa import aligned_layer
 from experiments.config.schema import RunConfig
 from experiments.layers.attention import modulate
 from experiments.layers.block_mixture import BlockMixture
@@ -40,6 +41,7 @@ from experiments.models.embed import (
     sinusoidal_positions,
     unpatchify,
 )
+from experiments.models.repa import TokenProjector
 from experiments.routing.contract import FeedForwardOutput, RoutingContext
 from experiments.routing.switch_dit import layer_priors
 
@@ -49,12 +51,14 @@ class DiTOutput(NamedTuple):
 
     velocity_BKP: the prediction at each kept token, which is the velocity for rectified flow (`experiments/flow/`);
     with a learned variance P is twice the values of a patch. auxiliary_loss: float32 scalar, summed over the routed
-    layers. feed_forward: one `FeedForwardOutput` per block, in order.
+    layers. feed_forward: one `FeedForwardOutput` per block, in order. aligned_BKF: in training with REPA, the features
+    that its network makes of the tokens after one block.
     """
 
     velocity_BKP: Tensor
     auxiliary_loss: Tensor
     feed_forward: list[FeedForwardOutput]
+    aligned_BKF: Tensor | None = None
 
 
 class DiT(nn.Module):
@@ -93,6 +97,8 @@ class DiT(nn.Module):
         self.head = _linear_of_zeros(model.width, head_width(config))
         nn.init.xavier_uniform_(self.embed.weight)
         nn.init.zeros_(self.embed.bias)
+        self.aligned_layer = aligned_layer(config)
+        self.repa = None if self.aligned_layer is None else TokenProjector(config)
         _scale_to_width(self, config)
 
     def forward(self, noisy_BCHW: Tensor, time_B: Tensor, caption: Caption, keep_BK: Tensor | None = None) -> DiTOutput:
@@ -114,14 +120,17 @@ class DiT(nn.Module):
         if self.routes_by_caption:
             context = context._replace(caption_BD=encoded.vector())
         priors = self._priors(context.time_B)
-        answers = []
-        for block in self.blocks:
+        answers, aligned_BKF = [], None
+        for layer, block in enumerate(self.blocks):
             own = context._replace(prior_BE=priors.get(block))
             tokens_BTD, text_BLD, answer = self._through(block, tokens_BTD, text_BLD, conditioning, own)
             answers.append(answer)
+            if self.repa is not None and layer == self.aligned_layer and self.training:
+                aligned_BKF = self.repa(tokens_BTD)
         values_BKP = self.head(modulate(tokens_BTD, *self._head_modulation(vector_BD), self.fast))
         # Outputs for a learned variance stand behind the others. Only an objective that reads them is given them.
-        return DiTOutput(values_BKP[..., : self.read_values], _summed_auxiliary_loss(answers), answers)
+        read_BKP = values_BKP[..., : self.read_values]
+        return DiTOutput(read_BKP, _summed_auxiliary_loss(answers), answers, aligned_BKF)
 
     def _with_positions(self, tokens_BTD: Tensor, keep_BK: Tensor | None) -> tuple[Tensor, Rotation | None]:
         """Adds the table of positions to the tokens, or returns by how much they turn in every self-attention."""

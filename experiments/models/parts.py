@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _PART_BY_PREFIX = {
     "embed": "embed", "time": "time", "text": "text", "head": "head",
-    "modulation_2D": "modulation", "modulation": "modulation",
+    "repa": "repa", "modulation_2D": "modulation", "modulation": "modulation",
 }  # fmt: skip
 _PART_BY_BLOCK_PREFIX = {
     "attention": "attention",

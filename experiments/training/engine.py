@@ -42,8 +42,8 @@ from experiments.training.router_states import RouterStates
 MIN_AMX_WIDTH = 256
 """Below this width bf16 is slower than fp32 on a processor with AMX, since converting costs more than products gain.
 
-Images a second of one thread in bf16 over fp32, at 64 tokens and batches of 64: 0.69 at width 128 (`micro`), 1.35 at 256
-(`mini`; with 256 tokens 1.8, with experts 1.4) and 1.5 at 384 (`S`).
+Images a second of one thread in bf16 over fp32, at 64 tokens and batches of 64: 0.69 at width 128 (`micro`), 1.35 at
+256 (`mini`; with 256 tokens 1.8, with experts 1.4) and 1.5 at 384 (`S`).
 """
 ZERO_3 = {"stage3_param_persistence_threshold": 0}
 """Makes ZeRO-3 partition small weights too, so that a process only has to keep its own partition up to date."""

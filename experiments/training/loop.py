@@ -17,7 +17,7 @@ from torch import Tensor
 
 from experiments.config.budget import budget, compute_varies, executed_flops_per_image
 from experiments.config.cooldown import cooldown_start
-from experiments.config.routing_settings import has_auxiliary_losses
+from experiments.config.repa import has_auxiliary_losses
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream
 from experiments.data.sources.image_source import open_source
@@ -253,7 +253,7 @@ def _mean_over_processes(engine: Engine, values: Tensor) -> list[float]:
 
 
 def _write_row(run: Run, rate: float) -> None:
-    has_auxiliary_loss = has_auxiliary_losses(run.config.routing)
+    has_auxiliary_loss = has_auxiliary_losses(run.config)
     row = run.means.take_row(rate, run.train_flops_per_image, has_auxiliary_loss)
     if run.writer is not None:
         run.writer.step(row)

@@ -16,6 +16,7 @@ from experiments.data.loader import Batch
 from experiments.flow.objective_contract import Losses, interpolate, objective_of
 from experiments.models.dit import DiTOutput, gather_tokens
 from experiments.models.embed import patchify
+from experiments.models.repa import misalignment
 
 
 def forward_loss(model: torch.nn.Module, batch: Batch, config: RunConfig) -> tuple[Tensor, DiTOutput]:
@@ -25,10 +26,17 @@ def forward_loss(model: torch.nn.Module, batch: Batch, config: RunConfig) -> tup
 
 
 def forward_losses(model: torch.nn.Module, batch: Batch, config: RunConfig) -> tuple[Losses, DiTOutput]:
-    """Returns the loss and the velocity error of each image, and the output of the model."""
+    """Returns the loss and the velocity error of each image, and the output of the model.
+
+    In training with REPA its loss is added to the auxiliary loss of the output.
+    """
     objective, time_B = objective_of(config.flow), batch.time_B
     noisy_BCHW = interpolate(batch.pixels_BCHW, batch.noise_BCHW, time_B)
     output: DiTOutput = model(*objective.network_input(noisy_BCHW, time_B), batch.caption, batch.keep_BK)
+    if output.aligned_BKF is not None:
+        side = config.data.image_size // config.model.patch_size
+        apart = misalignment(output.aligned_BKF, batch.pixels_BCHW, side, batch.keep_BK)
+        output = output._replace(auxiliary_loss=output.auxiliary_loss + config.train.repa_weight * apart)
     image_BKP, noise_BKP = (patchify(each, config.model.patch_size) for each in (batch.pixels_BCHW, batch.noise_BCHW))
     if batch.keep_BK is not None:
         image_BKP, noise_BKP = (gather_tokens(each, batch.keep_BK) for each in (image_BKP, noise_BKP))

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from experiments.data.scenes.features import NUM_FEATURES, features_of, weights_digest
 from experiments.data.scenes.scene import Split, draw_scenes, render_scenes
-from experiments.evaluation.metrics.features import NUM_FEATURES, features_of, weights_digest
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
 from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.records.record_types import EvalRow

@@ -22,8 +22,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from experiments.data.scenes.features import features_of, weights_digest
 from experiments.data.scenes.scene import Split
-from experiments.evaluation.metrics.features import features_of, weights_digest
 from experiments.evaluation.metrics.frechet import REFERENCE_FIRST, render_batch
 from experiments.evaluation.metrics.intervals import normal_interval, wilson
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from experiments.data.scenes.features import IMAGE_SIZE, NUM_FEATURES, FeatureNetwork
 from experiments.data.scenes.objects import COLORS, SHAPES
 from experiments.data.scenes.scene import Scene, draw_scenes, render_scenes
-from experiments.evaluation.metrics.features import IMAGE_SIZE, NUM_FEATURES, FeatureNetwork
 
 BATCH_IMAGES = 128
 NUM_STEPS = 400

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from experiments.config.overrides import load_config
-from experiments.data.scenes.objects import Object, render
-from experiments.data.scenes.scene import draw_scenes, render_scenes
-from experiments.evaluation.metrics.features import (
+from experiments.data.scenes.features import (
     NUM_FEATURES,
     WEIGHTS,
     features_of,
     weights_digest,
 )
+from experiments.data.scenes.objects import Object, render
+from experiments.data.scenes.scene import draw_scenes, render_scenes
 from experiments.evaluation.metrics.frechet import (
     REFERENCE_FIRST,
     REFERENCE_IMAGES,

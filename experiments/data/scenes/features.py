@@ -20,14 +20,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from experiments.config.metrics import FRECHET_FEATURES
+from experiments.config.repa import FEATURE_CHANNELS, FEATURE_IMAGE_SIZE
 from experiments.inputs import sha256_of_files
 
 NUM_FEATURES = FRECHET_FEATURES
-IMAGE_SIZE = 32
+IMAGE_SIZE = FEATURE_IMAGE_SIZE
 """The size in pixels that images of other sizes are resized to."""
 WEIGHTS = Path(__file__).with_name("features.safetensors")
 
-_CHANNELS = (3, 24, 48, 64, 32)
+_CHANNELS = (*FEATURE_CHANNELS, 32)
 _FINAL_SIZE = 4
 
 
@@ -43,11 +44,22 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Returns features [B, F]."""
-        if images_BCHW.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
-            size = (IMAGE_SIZE, IMAGE_SIZE)
-            images_BCHW = F.interpolate(images_BCHW, size, mode="bilinear", antialias=True, align_corners=False)
-        features_BF: Tensor = self.standardize(self.project(self.convolutions(images_BCHW).flatten(1)))
+        maps_BCHW = self.convolutions(_resized(images_BCHW))
+        features_BF: Tensor = self.standardize(self.project(maps_BCHW.flatten(1)))
         return features_BF
+
+    def map_of(self, images_BCHW: Tensor) -> Tensor:
+        """Returns the output of the third convolution, 64 features at each of 8 x 8 places [B, 64, 8, 8]."""
+        maps_BCHW: Tensor = self.convolutions[:3](_resized(images_BCHW))
+        return maps_BCHW
+
+
+def _resized(images_BCHW: Tensor) -> Tensor:
+    """Returns images of the size that the network reads."""
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    if images_BCHW.shape[-2:] == size:
+        return images_BCHW
+    return F.interpolate(images_BCHW, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def _convolution(num_in: int, num_out: int, first: bool) -> nn.Sequential:
@@ -74,6 +86,13 @@ def features_of(images_BCHW: Tensor) -> Tensor:
     images_BCHW = images_BCHW.float().contiguous(memory_format=torch.channels_last)
     features_BF: Tensor = feature_network(images_BCHW.device)(images_BCHW)
     return features_BF
+
+
+@torch.no_grad()
+def feature_map(images_BCHW: Tensor) -> Tensor:
+    """Returns 64 features [B, 64, 8, 8] at each place of images in [-1, 1], by the shipped network, float32."""
+    maps_BCHW: Tensor = feature_network(images_BCHW.device).map_of(images_BCHW.float())
+    return maps_BCHW
 
 
 @lru_cache(maxsize=1)
