@@ -11,6 +11,7 @@ Legend: d width, T tokens that training keeps.
 from __future__ import annotations
 
 from experiments.config.block_sizes import linear_sizes
+from experiments.config.data_sets import DATA_SETS, data_set_of
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 
@@ -90,9 +91,10 @@ def check_repa(config: RunConfig) -> None:
             f"train.repa_layer={layer} is not a block of the model, which has {depth}.",
             f"Use train.repa_layer={depth} or less.",
         )
-    if weight and config.data.name != "shapes":
+    if weight and not data_set_of(config).has_scenes:
+        drawn = " or ".join(name for name, row in DATA_SETS.items() if row.has_scenes)
         raise ConfigError(
             f"train.repa_weight={weight:g} does not fit data.name={config.data.name}: the features that tokens are "
             "compared with are those of the drawn scenes.",
-            "Use train.repa_weight=0, or data.name=shapes.",
+            f"Use train.repa_weight=0, or data.name={drawn}.",
         )

@@ -29,6 +29,7 @@ from experiments.layers.attention import modulate
 from experiments.layers.block_mixture import BlockMixture
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
 from experiments.layers.rotary import Rotation, rotation_of_tokens
+from experiments.models.alignment_loss import TokenProjector
 from experiments.models.blocks.block import BlockOutput, Conditioning, build_block
 from experiments.models.embed import (
     Caption,
@@ -41,7 +42,6 @@ from experiments.models.embed import (
     sinusoidal_positions,
     unpatchify,
 )
-from experiments.models.repa import TokenProjector
 from experiments.routing.contract import FeedForwardOutput, RoutingContext
 from experiments.routing.switch_dit import layer_priors
 

@@ -34,6 +34,7 @@ from experiments.config.data_sets import captions_of
 from experiments.config.memory import BUCKET_ELEMENTS
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch
+from experiments.data.scenes.features import feature_network
 from experiments.distributed.deepspeed_library import CPU_Accelerator, deepspeed, dist, get_accelerator, set_accelerator
 from experiments.errors import ConfigError
 from experiments.models.dit import DiT
@@ -139,6 +140,8 @@ def simulate_step(config: RunConfig, precision: Precision, rank: int = 0) -> Sim
             "Use parallel.zero_stage=2.",
         )
     started = time.perf_counter()
+    if config.train.repa_weight:
+        feature_network(torch.device("cpu"))  # its weights are read from a file, which fake tensors cannot be
     with _pretended_group(rank, config.parallel.world), ExitStack() as modes:
         modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         shapes = modes.enter_context(ShapesOnly())

@@ -33,7 +33,8 @@ def test_features_of_latents_have_a_kind_too_and_no_row_is_left_over(latent_set)
     latents = ["data.name=latents", f"data.path={latent_set}", "model.patch_size=2"]
     biases = ["routing=shared_expert", "routing.expert_bias=True"]
     blocks = [[f"model.block={block}", "model.qk_norm=affine"] for block in BLOCKS]
-    arms = [latents, biases, *blocks, *([f"routing={router}"] for router in ROUTERS)]
+    repa = ["train.repa_weight=0.5"]
+    arms = [latents, biases, repa, *blocks, *([f"routing={router}"] for router in ROUTERS)]
     configs = [load_config([*small, *arm]) for arm in arms]
     names = {name for config in configs for name, _ in DiT(config).named_parameters()}
     found = {".".join(p for p in name.split(".") if not p.isdigit()) for name in names}

@@ -18,9 +18,9 @@ from experiments.config.tensors import tensor_sizes
 from experiments.data.loader import Batch, TrainStream
 from experiments.data.scenes.features import feature_map
 from experiments.errors import ConfigError
+from experiments.models.alignment_loss import misalignment
 from experiments.models.dit import DiT
 from experiments.models.parts import assert_matches_budget
-from experiments.models.repa import misalignment
 from experiments.training.objective import forward_loss
 from tests.unit.models.counted_flops import BATCH_IMAGES, counted
 
