@@ -43,11 +43,16 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Returns features [B, F]."""
-        if images_BCHW.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
-            size = (IMAGE_SIZE, IMAGE_SIZE)
-            images_BCHW = F.interpolate(images_BCHW, size, mode="bilinear", antialias=True, align_corners=False)
-        features_BF: Tensor = self.standardize(self.project(self.convolutions(images_BCHW).flatten(1)))
+        features_BF: Tensor = self.standardize(self.project(self.convolutions(resized(images_BCHW)).flatten(1)))
         return features_BF
+
+
+def resized(images_BCHW: Tensor) -> Tensor:
+    """Returns the images in the size that the network reads."""
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    if images_BCHW.shape[-2:] == size:
+        return images_BCHW
+    return F.interpolate(images_BCHW, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def _convolution(num_in: int, num_out: int, first: bool) -> nn.Sequential:
