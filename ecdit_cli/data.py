@@ -190,9 +190,10 @@ def features(out: Folder, as_json: Json = False) -> None:
     from experiments.config.features_record import require_pixels
 
     require_pixels(out)
-    with progress("training features, importing torch", "steps") as show:
-        from experiments.evaluation.metrics.train_two_tower import make_features
+    say("importing torch ...")
+    from experiments.evaluation.metrics.train_two_tower import make_features
 
+    with progress("training", "steps") as show:
         record, was_trained = make_features(out, show)
     if not was_trained:
         say(f"Finished already, nothing to do: {out}")

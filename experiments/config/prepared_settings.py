@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.features_record import read_features
+from experiments.config.metrics import FRECHET_FEATURES
 from experiments.config.prepared_set import DataSetIndex, ImageForm, read_index
 from experiments.errors import ConfigError
 
@@ -104,6 +105,12 @@ def _evaluation(given: Mapping[str, Any], index: DataSetIndex, path: str) -> dic
             f"eval.images={images} is more than the {available} validation images of {path}.",
             f"Use eval.images={available}.",
         )
-    if given.get("metric_images") and index.images == "pixels":
-        read_features(Path(path), index.fingerprint)  # before hours of training end in this error
+    if (sampled := given.get("metric_images", 0)) and index.images == "pixels":
+        read_features(Path(path), index.fingerprint)  # now, because hours of training would end in this error
+        if available <= FRECHET_FEATURES:
+            raise ConfigError(
+                f"eval.metric_images={sampled} does not fit the {available} validation images of {path}: "
+                f"frechet-pictures compares samples with them in {FRECHET_FEATURES} features.",
+                f"Use eval.metric_images=0, or prepare the set with --validation-images {4 * FRECHET_FEATURES}.",
+            )
     return {**previews, **given, "images": images}

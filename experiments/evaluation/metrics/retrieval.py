@@ -32,6 +32,7 @@ class CaptionRetrieval(SampledMetric):
         """Begins with no images. Raises `ConfigError` where the set has no network, or no two captions that differ."""
         self._task, self._pictures = task, _pictures_of(task)
         self._right: dict[CaptionSplit, list[bool]] = {split: [] for split in _splits(task)}
+        self._network = self._pictures.network
         for split in self._right:
             self._pictures.pool(split)
 
@@ -53,7 +54,7 @@ class CaptionRetrieval(SampledMetric):
         require_finite_images(batch.images_BCHW)
         features_BF = self._pictures.features_of(batch.images_BCHW)
         pool = self._pictures.pool(batch.split)
-        self._right[batch.split] += pool.is_right(self._pictures.network, features_BF, batch.rows).tolist()
+        self._right[batch.split] += pool.is_right(self._network, features_BF, batch.rows).tolist()
 
     def rows(self, base: EvalRow) -> list[EvalRow]:
         """Returns for each split the score of the samples, and that of the true images of the same captions."""
@@ -61,7 +62,7 @@ class CaptionRetrieval(SampledMetric):
         for split, right in self._right.items():
             pool, rows = self._pictures.pool(split), sorted(set(self._task.captions(split).rows))
             sampled = Retrieval(num_right=sum(right), num_images=len(right), num_captions=pool.num_compared)
-            true = pool.of_true_images(self._pictures.network, rows)
+            true = pool.of_true_images(self._network, rows)
             settings = {**base.settings, **self._pictures.settings, "captions": pool.num_compared}
             like = base.model_copy(update={"settings": settings})
             found += [_row(like, SCORES[split], sampled), _row(like, SCORES[split] + TRUE, true)]

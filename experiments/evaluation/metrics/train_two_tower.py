@@ -60,9 +60,7 @@ def opened_pixels(folder: Path, index: DataSetIndex) -> Pixels:
     return Pixels(DataConfig(name="pixels", path=str(folder), **settings_of(index)))
 
 
-def make_features(
-    folder: Path, show: Callable[[float, float], None], num_steps: int = NUM_STEPS
-) -> tuple[FeaturesRecord, bool]:
+def make_features(folder: Path, show: Callable[[float, float], None]) -> tuple[FeaturesRecord, bool]:
     """Trains the network of a set where it has none that fits, and returns its record and whether it was trained.
 
     Raises `ConfigError` where the set is not one of pixels, is damaged, or is too small.
@@ -80,7 +78,7 @@ def make_features(
     try:
         return read_features(folder, index.fingerprint), False
     except ConfigError:  # there is none, or it is of another set or version: it is replaced
-        network = train_two_tower(source, num_steps, show)
+        network = train_two_tower(source, NUM_STEPS, show)
     accuracy = {split: pool.of_true_images(network, range(pool.num_rows)) for split, pool in pools.items()}
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     replace_atomically(folder / WEIGHTS_FILE, save(tensors))
@@ -93,7 +91,7 @@ def make_features(
 
 
 def train_two_tower(
-    source: Pixels, num_steps: int = NUM_STEPS, show: Callable[[float, float], None] = lambda done, total: None
+    source: Pixels, num_steps: int, show: Callable[[float, float], None] = lambda done, total: None
 ) -> TwoTower:
     """Returns a network that is trained on the training split of a set, in evaluation mode."""
     with torch.random.fork_rng(devices=[]), _one_deterministic_thread():
