@@ -136,9 +136,10 @@ METRICS: dict[str, MetricRow] = {
             (
                 RecordedValue(
                     "precision-pictures", "Precision (%)", 100.0, **PERCENT, title="precision",
-                    note="precision and recall: share of samples among the validation images, and of these among "
-                    "samples.",
+                    note="precision and recall: share of samples among training images, and of these among samples; "
+                    "beside it the precision of validation images.",
                 ),
+                RecordedValue("precision-pictures-true", **PERCENT, figures=(), title="of validation images"),
                 RecordedValue("recall-pictures", "Recall (%)", 100.0, **PERCENT, title="recall"),
             ),
             "experiments.evaluation.metrics.neighbours:PrecisionRecallOfPictures", measured_on=("pictures",),

@@ -19,15 +19,15 @@ Legend: N generated images, M true images, F features.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from experiments.config.metric_row import MetricRow
-from experiments.errors import ConfigError
 from experiments.evaluation.metrics.intervals import normal_interval, wilson
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
+from experiments.evaluation.metrics.true_images import PreparedPictures
 from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.records.record_types import EvalRow
 
@@ -37,6 +37,9 @@ REFERENCE_IMAGES = 4096
 """The number of true images for precision and recall."""
 MAX_TRAINING_IMAGES = 8192
 """The number of images of training, the first ones, among which the nearest is looked for."""
+KEPT_BALLS = 0.9
+"""The share of the balls around pictures that count, the smaller ones. The paper's realism score keeps half of them."""
+PRECISION_OF_TRUE = "precision-pictures-true"
 COPIED_QUANTILE = 0.01
 """A generated image counts as a copy where it is nearer to training than all but this share of held-out images."""
 
@@ -64,41 +67,65 @@ class _Features(SampledMetric):
 
 
 class PrecisionRecall(_Features):
-    """Computes precision and recall against `REFERENCE_IMAGES` images of the validation split, or all there are."""
+    """Computes precision and recall against `REFERENCE_IMAGES` images of the validation split."""
 
     recorded_as: ClassVar[tuple[str, str]] = ("precision-shapes", "recall-shapes")
 
     def rows(self, base: EvalRow) -> list[EvalRow]:
         """Returns the rows of both, with the interval of a share of the images, whose balls are held fixed."""
-        made_NF, true_MF = self._features_NF(), self._true.validation_features(REFERENCE_IMAGES)
-        radius_M = self._true.remembered("radii", lambda: ball_radii(true_MF))
-        precision = share_inside(made_NF, true_MF, radius_M)
+        made_NF, true_MF = self._features_NF(), self._reference_MF()
+        precision = share_inside(made_NF, *self._balls())
         recall = share_inside(true_MF, made_NF, ball_radii(made_NF))
-        settings = {**base.settings, **self._true.settings, "reference_images": len(true_MF)}
-        rows = []
-        for metric, share, total in zip(
-            self.recorded_as, (precision, recall), (len(made_NF), len(true_MF)), strict=True
-        ):
-            low, high = wilson(round(share * total), total)
-            found = {"metric": metric, "value": share, "interval_low": low, "interval_high": high}
-            rows.append(base.model_copy(update={**found, "num_samples": len(made_NF), "settings": settings}))
-        return rows
+        found = zip(self.recorded_as, (precision, recall), (len(made_NF), len(true_MF)), strict=True)
+        return [self._row(base, metric, share, total, len(made_NF)) for metric, share, total in found]
+
+    def _row(self, base: EvalRow, metric: str, share: float, total: int, num_samples: int) -> EvalRow:
+        low, high = wilson(round(share * total), total)
+        settings = {**base.settings, **self._true.settings, "reference_images": len(self._reference_MF())}
+        found = {"metric": metric, "value": share, "interval_low": low, "interval_high": high}
+        return base.model_copy(update={**found, "num_samples": num_samples, "settings": settings})
+
+    def _reference_MF(self) -> Tensor:
+        return self._true.validation_features(REFERENCE_IMAGES)
+
+    def _balls(self) -> tuple[Tensor, Tensor]:
+        """Returns the centres [M, F] and the radii [M] of the balls around true images."""
+        true_MF = self._reference_MF()
+        return self._true.remembered("balls", lambda: (true_MF, ball_radii(true_MF)))
 
 
 class PrecisionRecallOfPictures(PrecisionRecall):
-    """Computes precision and recall of the pictures of a prepared set."""
+    """Computes both against training images of a prepared set, and the precision of validation images.
+
+    A validation split has too few images. Pictures also have outliers, around which a ball reaches as far as noise
+    lies, so that the tenth of the balls that are largest is left out.
+    """
 
     recorded_as = ("precision-pictures", "recall-pictures")
 
-    def __init__(self, task: MetricTask) -> None:
-        """Begins with no images. Raises `ConfigError` where the validation split has too few for a neighbour."""
-        super().__init__(task)
-        num_images = self._true.num_validation(REFERENCE_IMAGES)
-        if num_images <= NEIGHBOURS:
-            raise ConfigError(
-                f"the data set has {num_images} validation images, of which none has a neighbour number {NEIGHBOURS}.",
-                "Prepare it with more --validation-images.",
-            )
+    @classmethod
+    def recorded_under(cls, row: MetricRow, task: MetricTask) -> dict[str, EvalRow]:
+        """Returns the conditions with the network; the precision of true images has as many as there are."""
+        found = super().recorded_under(row, task)
+        num_true = task.true_images.num_validation(task.conditions.num_images)
+        found[PRECISION_OF_TRUE] = found[PRECISION_OF_TRUE].model_copy(update={"num_samples": num_true})
+        return found
+
+    def rows(self, base: EvalRow) -> list[EvalRow]:
+        """Returns the rows of precision, recall, and the precision of as many validation images, or all there are."""
+        rows = super().rows(base)
+        held_out_NF = self._true.validation_features(len(self._features_NF()))
+        precision, num_true = share_inside(held_out_NF, *self._balls()), len(held_out_NF)
+        return [*rows, self._row(base, PRECISION_OF_TRUE, precision, num_true, num_true)]
+
+    def _reference_MF(self) -> Tensor:
+        return cast(PreparedPictures, self._true).spread_training_features(REFERENCE_IMAGES)
+
+    def _balls(self) -> tuple[Tensor, Tensor]:
+        """Returns the centres and the radii of the smaller balls."""
+        centre_MF, radius_M = super()._balls()
+        is_kept_M = radius_M <= torch.quantile(radius_M, KEPT_BALLS)
+        return centre_MF[is_kept_M], radius_M[is_kept_M]
 
 
 class Memorisation(_Features):

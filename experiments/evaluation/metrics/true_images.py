@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from experiments.config.data_sets import DATA_SETS
 from experiments.config.features_record import FeaturesRecord, read_features
 from experiments.config.metric_row import CaptionSplit
 from experiments.config.schema import DataConfig
+from experiments.data.order import shuffled
 from experiments.data.scenes.scene import Split, draw_scenes, render_scenes
 from experiments.data.sources.image_source import open_source
 from experiments.data.sources.pixels import Pixels
@@ -132,7 +134,8 @@ class PreparedPictures(TrueImages):
     @cached_property
     def network(self) -> TwoTower:
         """Returns the network. Raises `ConfigError` as `record` does."""
-        return load_two_tower(self.source.folder, self.source.index, self.record.sha256)
+        _ = self.record  # which compares the weights with their checksum
+        return load_two_tower(self.source.folder, self.source.index)
 
     def pool(self, split: CaptionSplit) -> CaptionPool:
         """Returns the captions of a split."""
@@ -168,6 +171,16 @@ class PreparedPictures(TrueImages):
             mirrored_BCHW = images_BCHW[self.source.may_be_mirrored("train", part)].flip(-1)
             found += [self.features_of(images_BCHW), self.features_of(mirrored_BCHW)]
         return torch.cat(found)
+
+    def spread_training_features(self, num_images: int) -> Tensor:
+        """Returns the features [M, F] of `num_images` training images, the same for every run, or of all."""
+        total = self.source.num_images("train")
+        rows = [int(row) for row in shuffled(0, np.arange(min(num_images, total)), total)]
+        parts = [rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE)]
+        return self.remembered(
+            f"spread {num_images}",
+            lambda: torch.cat([self.features_of(self.source.stored("train", part)) for part in parts]),
+        )
 
 
 def true_images_of(data: DataConfig) -> TrueImages:

@@ -12,7 +12,6 @@ which images and captions are compared.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -77,16 +76,11 @@ def _caption_tower(pooled_width: int) -> nn.Sequential:
     )
 
 
-def load_two_tower(folder: Path, index: DataSetIndex, sha256: str) -> TwoTower:
-    """Returns the network of a set on the CPU, in evaluation mode; it is loaded once for the same weights.
+def load_two_tower(folder: Path, index: DataSetIndex) -> TwoTower:
+    """Returns the network of a set on the CPU, in evaluation mode.
 
     Raises `ConfigError` where the file does not hold the weights of such a network.
     """
-    return _loaded(folder, index, sha256)
-
-
-@lru_cache(maxsize=4)
-def _loaded(folder: Path, index: DataSetIndex, sha256: str) -> TwoTower:
     network, path = TwoTower.of(index), folder / WEIGHTS_FILE
     try:
         network.load_state_dict(load_file(path))

@@ -117,13 +117,25 @@ def test_noise_and_exchanged_captions_are_found_by_chance(config: RunConfig, sou
 def test_true_images_are_near_and_noise_is_far(of_true: dict[str, EvalRow], config: RunConfig, source: Pixels) -> None:
     """The true images are the reference itself here; held-out ones are others of the same distribution."""
     assert of_true["frechet-pictures"].value == pytest.approx(0, abs=1e-4)
-    assert of_true["precision-pictures"].value == of_true["recall-pictures"].value == 1
+    assert of_true["precision-pictures"].value == of_true["precision-pictures-true"].value > 0.6
+    assert of_true["recall-pictures"].value > 0.6
     others = of_rows(source, "held_out", source.num_images("held_out"))
     noise = torch.rand(others.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     near, far = (measured(config, {"validation": images}, ALL[:2]) for images in (others, noise))
     assert 0 < 3 * near["frechet-pictures"].value < far["frechet-pictures"].value
     assert near["precision-pictures"].value > 0.6
     assert far["precision-pictures"].value < 0.1
+    assert far["precision-pictures-true"].value > 0.6
+    assert far["recall-pictures"].value < 0.1
+
+
+def test_one_kind_of_pictures_has_precision_and_no_recall(config: RunConfig, source: Pixels) -> None:
+    same = source.stored("train", [0]).repeat(100, 1, 1, 1) + 0.02 * torch.randn(
+        100, 3, 16, 16, generator=torch.Generator().manual_seed(0)
+    )
+    found = measured(config, {"validation": same}, ("precision-recall-pictures",))
+    assert found["precision-pictures"].value > 0.9
+    assert found["recall-pictures"].value < 0.1
 
 
 def test_copies_of_training_are_found_also_mirrored_ones_and_held_out_images_are_none(
@@ -156,7 +168,7 @@ def test_rows_name_the_network_and_what_was_compared(
 ) -> None:
     assert all(row.settings["features"] == record.digest for row in of_true.values())
     assert of_true["frechet-pictures"].settings["reference_images"] == NUM_VALIDATION
-    assert of_true["precision-pictures"].settings["reference_images"] == NUM_VALIDATION
+    assert of_true["precision-pictures"].settings["reference_images"] == source.num_images("train")
     counts = of_true["copied-share-pictures"].settings
     assert (counts["training_images"], counts["reference_images"]) == (source.num_images("train"), NUM_VALIDATION)
     assert of_true["caption-retrieval"].settings["captions"] == 100
