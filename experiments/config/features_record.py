@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from experiments.config.prepared_set import DataSetIndex, read_index
 from experiments.errors import ConfigError
 from experiments.inputs import parse_json, read_input, sha256_of_files
+from experiments.text import printable
 
 RECORD_FILE, WEIGHTS_FILE = "features.json", "features.safetensors"
 RECIPE_VERSION = 1
@@ -89,7 +90,8 @@ def read_features(folder: Path, fingerprint: str) -> FeaturesRecord:
         )
     if record.fingerprint != fingerprint:
         raise ConfigError(
-            f"the features of {folder} were trained on another set (fingerprint {record.fingerprint:.20}).", way_out
+            f"the features of {folder} were trained on another set (fingerprint {printable(record.fingerprint):.20}).",
+            way_out,
         )
     try:
         is_whole = sha256_of_files(folder / WEIGHTS_FILE) == record.sha256

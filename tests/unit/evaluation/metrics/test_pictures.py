@@ -171,7 +171,9 @@ def test_rows_name_the_network_and_what_was_compared(
     assert of_true["precision-pictures"].settings["reference_images"] == source.num_images("train")
     counts = of_true["copied-share-pictures"].settings
     assert (counts["training_images"], counts["reference_images"]) == (source.num_images("train"), NUM_VALIDATION)
-    assert of_true["caption-retrieval"].settings["captions"] == 100
+    retrieval, true = of_true["caption-retrieval"], of_true["caption-retrieval-true"]
+    assert retrieval.settings["captions"] == 100
+    assert retrieval.settings["accuracy_on_true_images"] == round(true.value, 3)
 
 
 def test_what_is_recorded_is_recognised_by_its_conditions_and_network(
