@@ -32,17 +32,19 @@ from ecdit_cli._options import (
 from experiments.config.metrics import DEFAULT_METRICS, METRICS, PICTURE_METRICS
 
 INFERENCE_TIME = "inference-time"
+MetricNames = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        help=f"What to measure, by commas: {', '.join(METRICS)}. Default: {','.join(DEFAULT_METRICS)}, or of a run "
+        f"on prepared pixels {','.join(PICTURE_METRICS)}.",
+    ),
+]
 
 
 def evaluate(
     runs: RunFolders,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            help=f"What to measure, by commas: {', '.join(METRICS)}. Default: {','.join(DEFAULT_METRICS)}, or of a run "
-            f"on prepared pixels {','.join(PICTURE_METRICS)}."
-        ),
-    ] = None,
+    metrics: MetricNames = None,
     images: SampledImages = 512,
     guidance: Scales = None,
     guidance_interval: GuidanceInterval = "0,1",

@@ -24,11 +24,11 @@ DIGEST_DIGITS = 8
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
-class _Entry(BaseModel):
+class _FeaturesEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Retrieval(_Entry):
+class Retrieval(_FeaturesEntry):
     """Says for how many of the true images of a split their own caption was the nearest of `num_captions`."""
 
     num_right: Count
@@ -36,7 +36,7 @@ class Retrieval(_Entry):
     num_captions: Annotated[int, Field(ge=2, lt=2**53)]
 
 
-class FeaturesRecord(_Entry):
+class FeaturesRecord(_FeaturesEntry):
     """Holds the content of `features.json`; `held_out` is None where the set has no held-out combinations."""
 
     recipe_version: int

@@ -22,7 +22,7 @@ from experiments.records.record_types import EvalRow
 
 SCORES: dict[CaptionSplit, str] = {"validation": "caption-retrieval", "held_out": "caption-retrieval-held-out"}
 TRUE = "-true"
-"""What ends the name of the value of true images."""
+"""The end of the name of the value of true images."""
 
 ACCURACY = "accuracy_on_true_images"
 

@@ -51,7 +51,7 @@ MAX_SHIFT = 2
 DAMAGE_WEIGHT = 2.0
 """The weight of the squared error of the strengths of blur and noise."""
 FIRST_SCALE = 10.0
-"""What the cosines are multiplied by at first; the factor is trained too."""
+"""The factor of the cosines at first; it is trained too."""
 SEED = 0
 
 

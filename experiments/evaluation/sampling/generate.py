@@ -28,7 +28,7 @@ from experiments.models.dit import DiT, DiTOutput
 from experiments.models.embed import Caption as AnyCaption
 
 Prompts = Sequence[str] | Sequence[int] | tuple[Tensor, Tensor, Tensor]
-"""What a run is asked for: captions in its words, classes, or features of captions that its data set stores."""
+"""The requests to a run: captions in its words, classes, or features of captions that its data set stores."""
 
 
 @dataclass(frozen=True)
