@@ -13,7 +13,7 @@ from experiments.errors import ConfigError
 
 CaptionSplit = Literal["validation", "held_out"]
 ImageKind = Literal["scenes", "pictures", "classes"]
-"""The kind of images: drawn scenes, pictures of a prepared set of pixels, or images of any data set that has classes."""
+"""The kind of images: drawn scenes, pictures of a prepared set of pixels, or images of any data that have classes."""
 MEASURED_ON: Mapping[ImageKind, str] = {
     "scenes": "shapes",
     "pictures": "pixels",
