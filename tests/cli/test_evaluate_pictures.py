@@ -139,3 +139,23 @@ def test_features_of_what_holds_no_pixels_are_refused_before_torch(tmp_path: Pat
 def test_clip_and_fid_measure_pictures_too(trained: Path, capsys: Captured) -> None:
     line = error_of(["evaluate", str(trained), "--metrics", "fid", *FEW], capsys)
     assert "FID needs the weights of InceptionV3." in line
+
+
+@pytest.mark.slow
+def test_training_measures_pictures_as_evaluating_does(pictures: Path, tmp_path: Path, capsys: Captured) -> None:
+    folder = tmp_path / "run"
+    tiny = (
+        "model=nano", "model.width=32", "model.num_layers=2", "train.images=32", "train.batch_images=16",
+        "eval.every_images=16", "eval.images=16", "eval.sample_images=0", "eval.sample_steps=1", "train.precision=fp32",
+        "eval.metric_images=70", "wandb.mode=disabled",
+    )  # fmt: skip
+    assert run(["train", *tiny, f"data.path={pictures}", "--run-dir", str(folder)]) == 0
+    trained = {(row["images_seen"], row["metric"]): row for row in recorded(folder)}
+    assert {metric for images, metric in trained if images == 16} >= {"frechet-pictures", "caption-retrieval-held-out"}
+    capsys.readouterr()
+    assert run(["evaluate", str(folder), "--images", "70", "--batch-images", "32"]) == 0
+    assert "frechet-pictures, caption-retrieval recorded already." in capsys.readouterr().err
+    assert run(["evaluate", str(folder), "--images", "70", "--batch-images", "32", "--again"]) == 0
+    again = recorded(folder)[-1]
+    assert again["value"] == pytest.approx(trained[32, again["metric"]]["value"])
+    assert run(["plot", "quality-over-training", str(folder), "--out", str(tmp_path / "figures")]) == 0

@@ -3,8 +3,8 @@
 Captions that are equal for the network, because their stored features or their classes are, count as one: another
 image's equal caption is neither a mistake nor a competitor. The own caption stands among 99 others, which are drawn
 from the split by a rule that depends on nothing but the own one, so that true images and samples of every run are asked
-the same question. Held-out combinations are few: captions of the validation split fill their 100. Where a set has fewer
-captions in all, as sets with classes do, all of them are compared.
+the same question. Held-out combinations are few, so that their own caption stands among others of both splits. Where a
+set has fewer captions in all, as sets with classes do, all of them are compared.
 
 Legend: B images, M captions, K compared captions, D dimensions in which images and captions are compared.
 """
@@ -37,15 +37,14 @@ class CaptionPool:
         """Reads the captions. Raises `ConfigError` where there are not two different ones."""
         self.source, self.split = source, split
         self.num_rows = min(MAX_ROWS, source.num_images(split))
-        rows = [(split, row) for row in range(self.num_rows)]
-        if split == "held_out":
-            rows += [("validation", row) for row in range(min(MAX_ROWS, source.num_images("validation")))]
-        captions = torch.cat([_captions(source, one, [row for of, row in rows if of == one]) for one in _splits(rows)])
-        first: dict[Hashable, int] = {}
-        own = [first.setdefault(_key(caption), len(first)) for caption in captions]
-        self.captions = captions[[own.index(number) for number in range(len(first))]]
-        self._own_of_row = own[: self.num_rows]
-        if len(first) < 2:
+        splits: tuple[CaptionSplit, ...] = ("held_out", "validation") if split == "held_out" else ("validation",)
+        captions = torch.cat([_captions(source, one, min(MAX_ROWS, source.num_images(one))) for one in splits])
+        keys = [_key(caption) for caption in captions]
+        places = {key: place for place, key in reversed(list(enumerate(keys)))}  # the first of each
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        self.captions = captions[[places[key] for key in numbers]]
+        self._own_of_row = [numbers[key] for key in keys[: self.num_rows]]
+        if len(numbers) < 2:
             raise ConfigError(
                 f"{source.folder} has one caption in its {split} split, which no other can be mistaken for.",
                 "Prepare it with captions that differ.",
@@ -80,12 +79,9 @@ class CaptionPool:
         return Retrieval(num_right=int(torch.cat(right).sum()), num_images=len(rows), num_captions=self.num_compared)
 
 
-def _splits(rows: Sequence[tuple[CaptionSplit, int]]) -> list[CaptionSplit]:
-    return list(dict.fromkeys(split for split, _ in rows))
-
-
-def _captions(source: Pixels, split: CaptionSplit, rows: Sequence[int]) -> Tensor:
-    """Returns pooled features [B, U], or classes [B]."""
+def _captions(source: Pixels, split: CaptionSplit, num_rows: int) -> Tensor:
+    """Returns pooled features [B, U] of the captions of the first images of a split, or their classes [B]."""
+    rows = range(num_rows)
     if source.index.class_names is not None:
         return torch.tensor(source.labels(split, rows))
     return source.pooled_features(split, rows)
