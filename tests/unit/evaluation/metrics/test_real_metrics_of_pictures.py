@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from experiments.data.sources.pixels import Pixels
 from experiments.evaluation.metrics.clip_score import ClipBackbone
 from experiments.evaluation.metrics.fid import InceptionBackbone
 from experiments.evaluation.sampling.generate import SamplerSettings
@@ -45,12 +46,12 @@ def test_fid_compares_with_the_validation_split_of_the_set(tmp_path: Path) -> No
 
 
 def test_clip_score_reads_the_captions_of_the_set(tmp_path: Path) -> None:
-    """A model whose features are the number of characters of a caption shows which captions it was given."""
+    """Its preprocessing shows which captions it was given."""
 
-    class Counts(nn.Module):
+    class Constant(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.read: list[str] = []
+            self.config = None
 
         def get_image_features(self, pixel_values: Tensor) -> Tensor:
             return torch.ones(len(pixel_values), 2)
@@ -58,20 +59,18 @@ def test_clip_score_reads_the_captions_of_the_set(tmp_path: Path) -> None:
         def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
             return torch.ones(len(input_ids), 2)
 
-    model = Counts()
+    read: list[str] = []
 
     def inputs(**given: object) -> dict[str, Tensor]:
         if "images" in given:
             return {"pixel_values": torch.ones(1, 3, 4, 4)}
         assert isinstance(given["text"], list)
-        model.read += given["text"]
+        read.extend(given["text"])
         return {"input_ids": torch.ones(1, 2, dtype=torch.int64), "attention_mask": torch.ones(1, 2)}
 
     folder = prepared_pictures(tmp_path / "set", 60, held_out=False, validation_images=NUM_VALIDATION)
     run = load_run(random_run_folder(tmp_path / "run", f"data.path={folder}", "train.batch_images=8"), "ema", print)
     how = Conditions(4, 4, 0, "ema", "fp32", SamplerSettings(1, Guidance(1.0)))
-    (row,) = RunScorer(run, ["clip-score"], how, {"clip-score": ClipBackbone(model, inputs)}).measure()
+    (row,) = RunScorer(run, ["clip-score"], how, {"clip-score": ClipBackbone(Constant(), inputs)}).measure()
     assert row.num_samples == 4
-    from experiments.data.sources.pixels import Pixels
-
-    assert model.read == Pixels(run.config.data).captions("validation", range(4))
+    assert read == Pixels(run.config.data).captions("validation", range(4))
