@@ -29,16 +29,22 @@ from ecdit_cli._options import (
     Steps,
     Weights,
 )  # fmt: skip
-from experiments.config.metrics import DEFAULT_METRICS, METRICS
+from experiments.config.metrics import DEFAULT_METRICS, METRICS, PICTURE_METRICS
 
 INFERENCE_TIME = "inference-time"
+MetricNames = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        help=f"What to measure, by commas: {', '.join(METRICS)}. Default: {','.join(DEFAULT_METRICS)}, or of a run "
+        f"on prepared pixels {','.join(PICTURE_METRICS)}.",
+    ),
+]
 
 
 def evaluate(
     runs: RunFolders,
-    metrics: Annotated[str, typer.Option(help=f"What to measure, by commas: {', '.join(METRICS)}.")] = ",".join(
-        DEFAULT_METRICS
-    ),
+    metrics: MetricNames = None,
     images: SampledImages = 512,
     guidance: Scales = None,
     guidance_interval: GuidanceInterval = "0,1",
@@ -70,14 +76,14 @@ def evaluate(
     from ecdit_cli._progress import progress
     from ecdit_cli._sampling import parse_guidance, parse_interval
 
-    wanted = work.check_metrics(metrics, tuple(METRICS))
+    wanted = None if metrics is None else work.check_metrics(metrics, tuple(METRICS))
     scales, interval = None if guidance is None else parse_guidance(guidance), parse_interval(guidance_interval)
-    widths = work.check_widths(ema, wanted) if ema is not None else None
+    widths = work.check_widths(ema, wanted or ()) if ema is not None else None
     if check_judge:
         work.print_judge_check(as_json)
         return
     folders = work.existing_runs(runs)
-    sampled = tuple(metric for metric in wanted if metric != INFERENCE_TIME)
+    sampled = None if wanted is None else tuple(metric for metric in wanted if metric != INFERENCE_TIME)
     with progress("importing torch") as show:
         from experiments.evaluation import measured_runs as measure
 
@@ -90,7 +96,7 @@ def evaluate(
         if import_geneval is not None or import_dsg is not None:
             rows = measure.import_results(folders, import_geneval, import_dsg, how, show.say)
         else:
-            rows = measure.measure_samples(folders, sampled, how, show) if sampled else []
-            if INFERENCE_TIME in wanted:
+            rows = measure.measure_samples(folders, sampled, how, show) if sampled != () else []
+            if INFERENCE_TIME in (wanted or ()):
                 rows = measure.joined(rows, measure.measure_time(folders, how, show))
     print_table(rows, as_json)

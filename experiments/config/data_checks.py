@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.config.blocks import BLOCKS, conditioned_by
-from experiments.config.data_sets import DATA_SETS, captions_of, data_set_of, fixed_by
+from experiments.config.data_sets import DATA_SETS, captions_of, data_set_of, fixed_by, image_kinds
 from experiments.config.metrics import training_metrics
 from experiments.config.schema import RunConfig
 from experiments.config.values import shown
@@ -23,7 +23,7 @@ def check_data(config: RunConfig) -> None:
     for key in captions_of(config).needed:
         if getattr(data, key) is None:
             raise ConfigError(f"data.{key}=None does not fit data.name={data.name}, whose captions have it.")
-    if row.has_scenes:
+    if row.has_scenes or row.has_pictures:
         _check_metric_images(config)
         return
     for key in ("metric_images",) if row.has_pixels else ("sample_images", "metric_images"):
@@ -61,7 +61,7 @@ def _check_metric_images(config: RunConfig) -> None:
     if num_images == 0:
         return
     asked = f"eval.metric_images={num_images}"
-    measured = training_metrics(with_captions=config.data.num_classes is None)
+    measured = training_metrics(image_kinds(config), with_captions=config.data.num_classes is None)
     for row in measured:
         enough = max(256, row.min_images)
         row.require_num_images(num_images, asked, f"Use eval.metric_images=0 for none, or {enough}.")

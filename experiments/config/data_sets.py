@@ -15,6 +15,7 @@ from pydantic import AfterValidator
 
 from experiments.config.blocks import BLOCKS
 from experiments.config.caption_kinds import Captions, ClassLabels, FeatureCaptions, TokenCaptions
+from experiments.config.metric_row import ImageKind
 from experiments.config.prepared_settings import named_by_path, with_latents, with_pixels
 from experiments.config.values import OneOf
 
@@ -40,6 +41,8 @@ class DataSet:
     """Says whether the model sees pixels. Otherwise another network has to decode the samples."""
     has_scenes: bool = False
     """Says whether images are scenes that the judge can read, which `shapes-geneval` and `frechet-shapes` need."""
+    has_pictures: bool = False
+    """Says whether images are those of a prepared set, which `frechet-pictures` and `caption-retrieval` need."""
     examples: tuple[str, ...] = ("",) * 6
     """The captions that `ecdit sample` takes by default: empty ones stand for the first that a data set has stored."""
 
@@ -83,6 +86,7 @@ DATA_SETS: dict[str, DataSet] = {
         FeatureCaptions,
         fixed={"channels": 3, "vocab_size": None},
         complete=with_pixels,
+        has_pictures=True,
     ),
     "imagenet": DataSet(
         "experiments.data.sources.described:DescribedLatents",
@@ -128,6 +132,15 @@ def captions_of(config: RunConfig) -> Captions:
     if config.data.num_classes is not None or captions is None:
         return ClassLabels.of(config.data)
     return captions.of(config.data)
+
+
+def image_kinds(config: RunConfig) -> frozenset[ImageKind]:
+    """Returns what the images of a run can be measured as, by its data set and what its model is conditioned on."""
+    row = data_set_of(config)
+    kinds: dict[ImageKind, bool] = {
+        "scenes": row.has_scenes, "pictures": row.has_pictures, "classes": config.data.num_classes is not None
+    }  # fmt: skip
+    return frozenset(kind for kind, is_so in kinds.items() if is_so)
 
 
 def caption_bytes(config: RunConfig) -> int:

@@ -12,6 +12,14 @@ from typing import Any, Literal
 from experiments.errors import ConfigError
 
 CaptionSplit = Literal["validation", "held_out"]
+ImageKind = Literal["scenes", "pictures", "classes"]
+"""The kind of images: drawn scenes, pictures of a prepared set of pixels, or images of any data that have classes."""
+MEASURED_ON: Mapping[ImageKind, str] = {
+    "scenes": "shapes",
+    "pictures": "pixels",
+    "classes": "data with classes",
+}
+"""The data that have images of a kind, in the words of `data.name`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,8 @@ class MetricRow:
     captions: tuple[CaptionSplit, ...] = ("validation",)
     """The captions whose images it is given: those of the validation split, or also half as many held-out ones; none
     for a metric that needs no images."""
+    measured_on: tuple[ImageKind, ...] = ("scenes",)
+    """The images that it can measure; others are refused. It does not matter for a metric that needs no images."""
     needs_routed_layers: bool = False
     """Says whether it watches the routed layers of the model, so that runs of dense models do not have it."""
     compares_captions: bool = False
@@ -114,6 +124,10 @@ class MetricRow:
                 f"{'routed layers' if self.needs_routed_layers else ' and '.join(self.needs_files)}.",
                 "Set while_training=False in its row.",
             )
+
+    def fits(self, kinds: frozenset[ImageKind]) -> bool:
+        """Says whether it can measure images of one of these kinds."""
+        return not self.captions or not kinds.isdisjoint(self.measured_on)
 
     def require_image_size(self, image_size: int, asked: str, way_out: str) -> None:
         """Raises `ConfigError` about what was `asked` where images of `image_size` are too small for the metric."""

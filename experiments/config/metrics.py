@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.config.metric_row import FewImages, MetricRow, RecordedValue
+from experiments.config.metric_row import FewImages, ImageKind, MetricRow, RecordedValue
 
 MIN_JUDGED_SIZE = 16
 """The smallest `data.image_size` at which the judge of `shapes-geneval` can be trusted with true renders."""
@@ -116,16 +116,89 @@ METRICS: dict[str, MetricRow] = {
             "experiments.evaluation.metrics.neighbours:Memorisation",
         ),
         MetricRow(
+            "frechet-pictures",
+            (
+                RecordedValue(
+                    "frechet-pictures", higher_is_better=False, format=".3g", is_logarithmic_where_wide=True,
+                    figures=("image-quality", "quality-over-training", "quality-time", "guidance", "ema-width"),
+                    few_images=FewImages(
+                        FRECHET_FEATURES, "features", "the covariance is singular and the distance far too large"
+                    ),
+                    note="frechet-pictures: Frechet distance to the validation split, in features of the network that "
+                    "`ecdit data features` trained on the set.",
+                ),
+            ),
+            "experiments.evaluation.metrics.frechet:FrechetPictures", measured_on=("pictures",), while_training=True,
+            min_images=2, min_images_reason="compares a covariance, which one image does not have",
+        ),
+        MetricRow(
+            "precision-recall-pictures",
+            (
+                RecordedValue(
+                    "precision-pictures", "Precision (%)", 100.0, **PERCENT, title="precision",
+                    note="precision and recall: share of samples among training images, and of these among samples; "
+                    "beside it the precision of validation images.",
+                ),
+                RecordedValue("precision-pictures-true", **PERCENT, figures=(), title="of validation images"),
+                RecordedValue("recall-pictures", "Recall (%)", 100.0, **PERCENT, title="recall"),
+            ),
+            "experiments.evaluation.metrics.neighbours:PrecisionRecallOfPictures", measured_on=("pictures",),
+            min_images=4, min_images_reason="looks at the third nearest neighbour of each image",
+        ),
+        MetricRow(
+            "memorisation-pictures",
+            (
+                RecordedValue(
+                    "nearest-training-distance-pictures", interval_format=".3g", format=".3g", figures=(),
+                    title="distance to training",
+                    note="distance to training (memorisation-pictures): mean distance of samples to the nearest "
+                    "training image, in features; beside it that of validation images.",
+                ),
+                RecordedValue(
+                    "nearest-training-distance-validation-pictures", interval_format=".3g", format=".3g", figures=(),
+                    title="validation distance",
+                ),
+                RecordedValue(
+                    "copied-share-pictures", **PERCENT, higher_is_better=False, figures=(), title="copied",
+                    note="copied: share of samples nearer to a training image than 99% of validation images are.",
+                ),
+            ),
+            "experiments.evaluation.metrics.neighbours:MemorisationOfPictures", measured_on=("pictures",),
+        ),
+        MetricRow(
+            "caption-retrieval",
+            (
+                RecordedValue(
+                    "caption-retrieval", "Own caption nearest\namong 100 (%)", 100.0, **PERCENT, title="retrieval",
+                    figures=("alignment", "quality-over-training", "quality-time", "guidance", "ema-width"),
+                    note="retrieval: share of samples whose own caption is the nearest of 100 (or of all, where a set "
+                    "has fewer), by the network of the set; beside it the same share of the true images of these "
+                    "captions.",
+                ),
+                RecordedValue("caption-retrieval-true", **PERCENT, figures=(), title="of true images"),
+                RecordedValue(
+                    "caption-retrieval-held-out", "Own caption nearest among 100\non held-out combinations (%)", 100.0,
+                    **PERCENT, figures=("alignment",), is_optional=True, title="held-out retrieval",
+                ),
+                RecordedValue(
+                    "caption-retrieval-held-out-true", **PERCENT, figures=(), is_optional=True,
+                    title="held-out, true images",
+                ),
+            ),
+            "experiments.evaluation.metrics.retrieval:CaptionRetrieval", measured_on=("pictures",),
+            captions=("validation", "held_out"), while_training=True,
+        ),
+        MetricRow(
             "fid",
             (RecordedValue("fid", "FID\n(lower is better)", higher_is_better=False, format=".2f"),),
             "experiments.evaluation.metrics.fid:Fid",
-            needs_files=("--inception-weights",), min_images=2,
+            needs_files=("--inception-weights",), min_images=2, measured_on=("scenes", "pictures"),
         ),
         MetricRow(
             "clip-score",
             (RecordedValue("clip-score", "CLIP score\n(higher is better)", format=".2f"),),
             "experiments.evaluation.metrics.clip_score:ClipScore",
-            needs_files=("--clip-model",), compares_captions=True,
+            needs_files=("--clip-model",), compares_captions=True, measured_on=("scenes", "pictures"),
         ),
         MetricRow(
             "routing",
@@ -145,7 +218,7 @@ METRICS: dict[str, MetricRow] = {
                 ),
             ),
             "experiments.evaluation.metrics.routed_tokens:RoutedTokens",
-            needs_routed_layers=True,
+            needs_routed_layers=True, measured_on=("scenes", "classes"),
         ),
         MetricRow(
             "validation-loss",
@@ -184,6 +257,13 @@ IMPORTED = tuple(RecordedValue(name, factor=100.0, **PERCENT, figures=()) for na
 
 DEFAULT_METRICS = ("shapes-geneval", "frechet-shapes")
 """The metrics that `ecdit evaluate` measures where none is named."""
+PICTURE_METRICS = ("frechet-pictures", "caption-retrieval")
+"""Those that it measures of a run on a prepared set of pixels."""
+
+
+def default_metrics(kinds: frozenset[ImageKind]) -> tuple[str, ...]:
+    """Returns the metrics that are measured of images of these kinds where none is named."""
+    return PICTURE_METRICS if "pictures" in kinds else DEFAULT_METRICS
 
 
 def sampled_metrics() -> list[MetricRow]:
@@ -191,9 +271,9 @@ def sampled_metrics() -> list[MetricRow]:
     return [row for row in METRICS.values() if row.implementation is not None]
 
 
-def training_metrics(with_captions: bool = True) -> list[MetricRow]:
-    """Returns the metrics that training measures, too; without captions those that compare images with none."""
-    rows = [row for row in METRICS.values() if row.while_training]
+def training_metrics(kinds: frozenset[ImageKind], with_captions: bool = True) -> list[MetricRow]:
+    """Returns the metrics that training measures of such images; without captions those that compare them with none."""
+    rows = [row for row in METRICS.values() if row.while_training and row.fits(kinds)]
     return [row for row in rows if with_captions or not row.compares_captions]
 
 

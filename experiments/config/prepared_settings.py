@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.config.features_record import read_features
+from experiments.config.metrics import FRECHET_FEATURES
 from experiments.config.prepared_set import DataSetIndex, ImageForm, read_index
 from experiments.errors import ConfigError
 
@@ -65,7 +67,7 @@ def _completed(settings: Mapping[str, Any], form: ImageForm) -> dict[str, Any]:
             f"data.name={form} does not fit the data set {data['path']}, which holds {index.images}.",
             f"Use data.name={index.images}, or leave it out.",
         )
-    given = _settings_of(index)
+    given = settings_of(index)
     for key, value in given.items():
         if key in data and data[key] != value:
             raise ConfigError(
@@ -75,7 +77,8 @@ def _completed(settings: Mapping[str, Any], form: ImageForm) -> dict[str, Any]:
     return {**settings, "data": {**data, **given}, "eval": _evaluation(settings.get("eval", {}), index, data["path"])}
 
 
-def _settings_of(index: DataSetIndex) -> dict[str, Any]:
+def settings_of(index: DataSetIndex) -> dict[str, Any]:
+    """Returns the `data.*` settings that a prepared set fixes."""
     return {
         "fingerprint": index.fingerprint,
         "image_size": index.latent_size,
@@ -91,7 +94,8 @@ def _settings_of(index: DataSetIndex) -> dict[str, Any]:
 def _evaluation(given: Mapping[str, Any], index: DataSetIndex, path: str) -> dict[str, Any]:
     """Returns the `eval` settings: by default at most `DEFAULT_EVAL_IMAGES` images, and no previews of latents.
 
-    Raises `ConfigError` where more images are asked for than the data set has.
+    Raises `ConfigError` where more images are asked for than the data set has, and where metrics are asked for without
+    the network that they need.
     """
     available = index.num_images("validation")
     previews = {} if index.images == "pixels" else {"sample_images": 0}
@@ -101,4 +105,12 @@ def _evaluation(given: Mapping[str, Any], index: DataSetIndex, path: str) -> dic
             f"eval.images={images} is more than the {available} validation images of {path}.",
             f"Use eval.images={available}.",
         )
+    if (sampled := given.get("metric_images", 0)) and index.images == "pixels":
+        read_features(Path(path), index.fingerprint)  # now, because hours of training would end in this error
+        if available <= FRECHET_FEATURES:
+            raise ConfigError(
+                f"eval.metric_images={sampled} does not fit the {available} validation images of {path}: "
+                f"frechet-pictures compares samples with them in {FRECHET_FEATURES} features.",
+                f"Use eval.metric_images=0, or prepare the set with --validation-images {4 * FRECHET_FEATURES}.",
+            )
     return {**previews, **given, "images": images}

@@ -225,7 +225,9 @@ class EvalConfig(Settings):
     sample_steps: Steps = Field(24, description="steps of the sampler")
     guidance: Guidance = Field(2.0, description="scale of classifier-free guidance; 1 is none")
     metric_images: SampledImagesOrNone = Field(
-        0, description="images sampled at every evaluation for shapes-geneval and frechet-shapes; 0: neither"
+        0,
+        description="images sampled at every evaluation for shapes-geneval and frechet-shapes, or on prepared pixels "
+        "for frechet-pictures and caption-retrieval; 0: none",
     )
 
 

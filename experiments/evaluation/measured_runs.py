@@ -13,7 +13,8 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
-from experiments.config.metrics import METRICS
+from experiments.config.data_sets import image_kinds
+from experiments.config.metrics import default_metrics
 from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError, EcditError, RecordError
 from experiments.evaluation.exchange.imports import dsg_rows, geneval_rows
@@ -103,23 +104,25 @@ class MeasuredRun:
 
 
 def measure_samples(
-    folders: Sequence[RunDir], metrics: Sequence[str], how: EvaluateOptions, show: Show
+    folders: Sequence[RunDir], metrics: Sequence[str] | None, how: EvaluateOptions, show: Show
 ) -> list[MeasuredRun]:
-    """Samples each run at each guidance scale, measures what is missing, and records each result immediately."""
+    """Samples each run at each guidance scale, measures what is missing, and records each result immediately.
+
+    Where `metrics` is None they are those that its data have by default.
+    """
     measured: list[MeasuredRun] = []
-    resources = load_resources(metrics, UserFiles(how.inception_weights, how.clip_model))
+    resources = load_resources(metrics or (), UserFiles(how.inception_weights, how.clip_model))
     widths = how.widths or (None,)
     if how.widths is not None:  # all are checked before the first images are sampled, which takes minutes
         require = partial(require_widths, widths=how.widths, say=show.say)
         folders = [folder for folder, _ in _loaded(folders, lambda folder, _: require(folder), show.say)]
     total = len(folders) * len(widths)
-    for number, (folder, loaded) in enumerate(_loaded(folders, partial(how.load, tell=show.say), show.say, widths)):
-        asking = [METRICS[name] for name in metrics if METRICS[name].captions]
-        run = require_shapes(loaded, all(row.needs_routed_layers for row in asking)) if asking else loaded
+    for number, (folder, run) in enumerate(_loaded(folders, partial(how.load, tell=show.say), show.say, widths)):
+        wanted = default_metrics(image_kinds(run.config)) if metrics is None else metrics
         keep_freed_memory(run.config)
         scales = how.scales_of(run.config)
         for place, scale in enumerate(scales):
-            scorer = RunScorer(run, metrics, how.conditions(run, scale), resources, how.again)
+            scorer = RunScorer(run, wanted, how.conditions(run, scale), resources, how.again)
             width = "" if run.ema_width is None else f"EMA width {run.ema_width:g}, "
             at = f"{folder.path.name}, {width}guidance {scale:g}"
             if scorer.recorded:

@@ -1,8 +1,8 @@
 """Measures the samples of a trained run: they are sampled once, and every metric is computed from the same images.
 
-The captions are those of the first scenes of the validation split. For metrics that ask for them, half as many captions
-of the held-out split are sampled, too, whose looks (colour and shape) training never shows. Every metric is defined in
-its own module, and listed in `experiments.config.metrics`.
+The captions are those of the first scenes or images of the validation split. For metrics that ask for them, half as
+many captions of the held-out split are sampled, too: combinations (such as colour and shape) that training never shows.
+Every metric is defined in its own module, and listed in `experiments.config.metrics`.
 
 Legend: B images, C channels, H, W height and width.
 """
@@ -15,8 +15,9 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from experiments.config.metric_row import CaptionSplit, MetricRow
-from experiments.config.metrics import DEFAULT_METRICS, METRICS, in_recorded_order
+from experiments.config.data_sets import image_kinds
+from experiments.config.metric_row import MEASURED_ON, CaptionSplit, ImageKind, MetricRow
+from experiments.config.metrics import METRICS, default_metrics, in_recorded_order
 from experiments.errors import ConfigError
 from experiments.evaluation.metrics.sampled_metric import (
     CaptionSet,
@@ -48,7 +49,8 @@ def caption_sets(metrics: Iterable[str], task: MetricTask) -> list[CaptionSet]:
     """Returns the captions that the metrics ask for, those of the validation split first."""
     splits: tuple[CaptionSplit, ...] = get_args(CaptionSplit)
     wanted = {split for name in metrics for split in METRICS[name].captions}
-    return [task.captions(split) for split in splits if split in wanted]
+    sets = [task.captions(split) for split in splits if split in wanted]
+    return [each for each in sets if len(each.numbers)]  # a prepared set may have no held-out images
 
 
 class MetricSet:
@@ -73,8 +75,8 @@ class MetricSet:
         """Adds a batch of images [B, C, H, W] in [-1, 1]; `numbers` are their numbers."""
         part = next(part for part in self.parts if numbers.start in part.numbers)
         first = part.numbers.start
-        scenes = part.scenes[numbers.start - first : numbers.stop - first]
-        batch = LabelledBatch(part.split, numbers, images_BCHW, scenes)
+        here = slice(numbers.start - first, numbers.stop - first)
+        batch = LabelledBatch(part.split, numbers, images_BCHW, part.scenes[here], part.rows[here], part.texts[here])
         for row, metric in self._metrics:
             if part.split in row.captions:
                 with plugin_errors("metric", row.name):
@@ -175,18 +177,32 @@ class _CallCounter:
 
 
 def _require_measurable(run: LoadedRun, metrics: Sequence[str], conditions: Conditions) -> None:
-    """Raises `ConfigError` where the images are too small or too few for one of the metrics, or have no captions."""
+    """Raises `ConfigError` where a metric does not fit the run's data, or its images are too small or too few."""
+    kinds = image_kinds(run.config)
     for name in metrics:
         row, image_size = METRICS[name], run.config.data.image_size
+        if not row.fits(kinds):
+            raise _misfit(run, name, kinds)
         if row.compares_captions and run.config.data.num_classes is not None:
             raise ConfigError(
                 f"{name} compares images with captions, and {run.run_dir.path} is conditioned on classes.",
-                "Measure without it: --metrics frechet-shapes.",
+                f"Measure without it: --metrics {default_metrics(kinds)[-1]}.",
             )
-        others = [other for other in DEFAULT_METRICS if image_size >= METRICS[other].min_image_size]
+        others = [other for other in default_metrics(kinds) if image_size >= METRICS[other].min_image_size]
         row.require_image_size(image_size, name, f"Measure without it: --metrics {','.join(others)}.")
         num_images = conditions.num_images
         row.require_num_images(num_images, f"--images {num_images}", f"Ask for {row.min_images} or more.")
+
+
+def _misfit(run: LoadedRun, name: str, kinds: frozenset[ImageKind]) -> ConfigError:
+    """Returns the error for a metric that cannot measure the images of a run; it names those that can."""
+    measured_on = " and ".join(MEASURED_ON[kind] for kind in METRICS[name].measured_on)
+    fitting = [row.name for row in METRICS.values() if row.implementation and row.fits(kinds) and not row.needs_files]
+    return ConfigError(
+        f"{run.run_dir.path} was trained with data.name={run.config.data.name}: {name} is measured on {measured_on} "
+        "only.",
+        f"Measure what fits: --metrics {','.join(fitting)}. For images use `ecdit sample`.",
+    )
 
 
 def _past_rows(name: str, past: Sequence[EvalRow], task: MetricTask) -> list[EvalRow]:

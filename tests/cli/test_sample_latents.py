@@ -68,7 +68,10 @@ def test_what_cannot_be_done_is_one_line(trained: Path, latent_set: Path, tmp_pa
         (["--data", str(tmp_path / "gone")], "gone is not a folder. Write one with: ecdit data prepare"),
     ):
         assert message in error_of(["sample", str(trained), *arguments], capsys)
-    assert "this is measured on shapes only." in error_of(["evaluate", str(trained)], capsys)
+    assert (
+        "data.name=latents: shapes-geneval is measured on shapes only. Measure what fits: --metrics validation-loss."
+        in error_of(["evaluate", str(trained)], capsys)
+    )
     moved = shutil.copytree(latent_set, tmp_path / "moved")
     assert run(["sample", str(trained), "--data", str(moved), "--grid", str(tmp_path / "g.png"), "--steps", "1"]) == 0
 

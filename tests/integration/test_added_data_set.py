@@ -111,4 +111,4 @@ def test_it_trains_and_is_sampled_in_its_words(tmp_path: Path, capsys: pytest.Ca
         in capsys.readouterr().err
     )
     assert run(["evaluate", folder]) == 2
-    assert "data.name=stripes: this is measured on shapes only." in capsys.readouterr().err
+    assert "data.name=stripes: shapes-geneval is measured on shapes only." in capsys.readouterr().err

@@ -44,18 +44,18 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Returns features [B, F]."""
-        maps_BCHW = self.convolutions(_resized(images_BCHW))
+        maps_BCHW = self.convolutions(resized(images_BCHW))
         features_BF: Tensor = self.standardize(self.project(maps_BCHW.flatten(1)))
         return features_BF
 
     def map_of(self, images_BCHW: Tensor) -> Tensor:
         """Returns the output of the third convolution, 64 features at each of 8 x 8 places [B, 64, 8, 8]."""
-        maps_BCHW: Tensor = self.convolutions[:3](_resized(images_BCHW))
+        maps_BCHW: Tensor = self.convolutions[:3](resized(images_BCHW))
         return maps_BCHW
 
 
-def _resized(images_BCHW: Tensor) -> Tensor:
-    """Returns images of the size that the network reads."""
+def resized(images_BCHW: Tensor) -> Tensor:
+    """Returns the images in the size that the network reads."""
     size = (IMAGE_SIZE, IMAGE_SIZE)
     if images_BCHW.shape[-2:] == size:
         return images_BCHW

@@ -32,6 +32,18 @@ class Pixels(PreparedImages):
             bytes_BCHW[flipped_B] = bytes_BCHW[flipped_B].flip(-1)
         return bytes_BCHW.float().div_(127.5).sub_(1)
 
+    def stored(self, split: SetSplit, numbers: Sequence[int]) -> Tensor:
+        """Returns images of a split by their numbers in it, as they are stored: float32 [B, C, H, W] in [-1, 1]."""
+        found = self._found(split, numbers)
+        bytes_BCHW = torch.stack([shard.tensor("pixels_NCHW")[inside] for shard, inside in found])
+        return bytes_BCHW.float().div_(127.5).sub_(1)
+
+    def may_be_mirrored(self, split: SetSplit, numbers: Sequence[int]) -> Tensor:
+        """Returns for each of these images whether training mirrors it at random, bool [B]."""
+        if not self.index.flips:
+            return torch.zeros(len(numbers), dtype=torch.bool)
+        return torch.stack([shard.tensor("flips_N")[inside] for shard, inside in self._found(split, numbers)])
+
     def decoder(self, model: str | None, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Returns what brings samples to the CPU, in [-1, 1]. Raises `ConfigError` where a VAE is named."""
         if model is not None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class PreparedImages(ABC):
         self._empty = None if self.index.empty_caption is None else self._empty_caption(self.index.empty_caption)
         self._buffers = TextBuffers()
         self._splits: dict[SetSplit, ShardedRows] = {
-            split: ShardedRows(folder, self.index, split) for split in ("train", "validation")
+            split: ShardedRows(folder, self.index, split) for split in get_args(SetSplit)
         }
 
     def training(self, images: range, dropped_B: Tensor) -> dict[str, Tensor]:
@@ -91,6 +91,16 @@ class PreparedImages(ABC):
         """Returns the size of the validation split."""
         return self.index.num_images("validation")
 
+    def num_images(self, split: SetSplit) -> int:
+        """Returns the size of a split."""
+        return self.index.num_images(split)
+
+    def seen_by(self, images_seen: int) -> list[int]:
+        """Returns the numbers in the training split of the images that a run has seen, in its order, each once."""
+        num_images = self.num_images("train")
+        order = shuffled(self.data.seed, np.arange(min(images_seen, num_images)), num_images)
+        return [int(number) for number in order]
+
     @abstractmethod
     def images(self, found: Sequence[Found], images: range, split: SetSplit) -> Tensor:
         """Returns what the model sees of these images, float32 [B, C, H, W]; `images` are their random counters."""
@@ -118,11 +128,34 @@ class PreparedImages(ABC):
 
     def validation_captions(self, numbers: range) -> list[str]:
         """Returns the captions of these images of the validation split as text."""
-        return [self._splits["validation"].caption(number) for number in numbers]
+        return self.captions("validation", numbers)
+
+    def captions(self, split: SetSplit, numbers: Sequence[int]) -> list[str]:
+        """Returns the captions of images of a split as text, or the names of their classes."""
+        if (names := self.index.class_names) is not None:
+            return [names[label] for label in self.labels(split, numbers)]
+        return [self._splits[split].caption(number) for number in numbers]
 
     def validation_labels(self, numbers: range) -> list[int]:
         """Returns the classes of these images of the validation split."""
-        return [shard.label(inside) for shard, inside in self._splits["validation"].find_all(np.array(numbers))]
+        return self.labels("validation", numbers)
+
+    def labels(self, split: SetSplit, numbers: Sequence[int]) -> list[int]:
+        """Returns the classes of images of a split."""
+        return [shard.label(inside) for shard, inside in self._found(split, numbers)]
+
+    def text_features(self, split: SetSplit, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the features of the captions of images of a split as in a batch."""
+        kept_B = torch.zeros(len(numbers), dtype=torch.bool)
+        found = self._features(self._found(split, numbers), kept_B, TextBuffers())
+        return found["text_BLV"], found["text_length_B"], found["pooled_BU"]
+
+    def pooled_features(self, split: SetSplit, numbers: Sequence[int]) -> Tensor:
+        """Returns the pooled features of the captions of images of a split, float16 [B, U]."""
+        return torch.stack([shard.text(inside)[1] for shard, inside in self._found(split, numbers)])
+
+    def _found(self, split: SetSplit, numbers: Sequence[int]) -> list[Found]:
+        return self._splits[split].find_all(np.array(numbers, dtype=np.int64))
 
     def null_caption(self, num: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the empty caption `num` times: features, lengths and pooled features, as in a batch."""

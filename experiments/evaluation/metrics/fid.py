@@ -1,4 +1,4 @@
-"""Measures `fid`: the Frechet distance to renders of the data in features of InceptionV3, whose weights the user has.
+"""Measures `fid`: the Frechet distance to images of the data in features of InceptionV3, whose weights the user has.
 
 FID (Heusel et al. 2017) is the Frechet distance between real and generated images in the 2048 features of InceptionV3,
 in torch-fidelity's port of the original network with the original's resizing of small images; sums are in float64.
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from experiments.errors import ConfigError
-from experiments.evaluation.metrics.frechet import REFERENCE_FIRST, render_batch
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric, UserFiles
 from experiments.evaluation.metrics.user_networks import INSTALL, bytes_of, library, short_hash
 from experiments.records.record_types import EvalRow
@@ -41,17 +40,19 @@ class InceptionBackbone:
 
 
 class Fid(SampledMetric):
-    """Computes FID against as many renders of the validation split as there are images."""
+    """Computes FID against as many images of the validation split as are sampled, or all where a set has fewer."""
 
     def __init__(self, task: MetricTask) -> None:
         assert task.run is not None
         backbone: InceptionBackbone = task.resources["fid"]
         self._settings = backbone.settings
         self._distance = InceptionDistance(backbone.network, next(task.run.model.parameters()).device)
-        data, size = task.config.data, task.conditions.batch_images
-        end = REFERENCE_FIRST + task.conditions.num_images
-        for first in range(REFERENCE_FIRST, end, size):
-            self._distance.add_real(render_batch(data.seed, data.image_size, range(first, min(first + size, end))))
+        true, size = task.true_images, task.conditions.batch_images
+        numbers = range(true.num_validation(task.conditions.num_images))
+        for first in range(0, len(numbers), size):
+            self._distance.add_real(true.validation(numbers[first : first + size]))
+        if len(numbers) < task.conditions.num_images:  # as many as there are samples goes without saying
+            self._settings = {**self._settings, "reference_images": len(numbers)}
 
     @classmethod
     def load(cls, files: UserFiles) -> InceptionBackbone:

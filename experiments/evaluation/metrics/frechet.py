@@ -1,7 +1,8 @@
-"""`frechet-shapes` is the Frechet distance between generated images and renders of the data. It is not FID.
+"""`frechet-shapes` and `frechet-pictures` are Frechet distances between generated and true images. They are not FID.
 
 It is the Frechet distance between two normal distributions (Dowson and Landau 1982; for images Heusel et al., arXiv
-1706.08500) with the means and covariances of the features of `features.py`.
+1706.08500) with the means and covariances of the features of `features.py`, or of the network of a prepared set
+(`two_tower.py`). The true images are renders of the validation split, or the validation split of the set.
 
 Only values of the same number of images and of the same `data.image_size` may be compared. For few images the distance
 is biased upwards. Images of another size are scaled to the network's 32 pixels, which changes the features of true
@@ -14,23 +15,23 @@ Legend: B images, F features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.data.scenes.features import NUM_FEATURES, features_of, weights_digest
-from experiments.data.scenes.scene import Split, draw_scenes, render_scenes
+from experiments.config.metric_row import MetricRow
+from experiments.data.scenes.features import NUM_FEATURES, features_of
+from experiments.errors import ConfigError
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
+from experiments.evaluation.metrics.true_images import AT_ONCE, TrueImages
 from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.records.record_types import EvalRow
 
 DISTANCE = "frechet-shapes"
 REFERENCE_IMAGES = 8192
-REFERENCE_FIRST = 1 << 21
-"""The number of the first reference render in the validation split; it is far above those of sampled captions."""
 
 Floats = NDArray[np.float64]
 
@@ -80,33 +81,68 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     return max(0.0, of_means + of_spreads - 2 * float(np.sqrt(product_F.clip(min=0)).sum()))
 
 
-class FrechetShapes(SampledMetric):
-    """Computes the distance of the images to renders of the same data seed and image size."""
+class FrechetDistance(SampledMetric):
+    """Computes the distance of the images to true ones of the same data; a subclass names the value."""
+
+    recorded_as: ClassVar[str]
 
     def __init__(self, task: MetricTask) -> None:
-        self._reference = reference_moments(task.config.data.seed, task.config.data.image_size)
-        self._moments = Moments()
+        """Begins with no images. Raises `ConfigError` where there are too few true images for a covariance."""
+        self._true, self._moments = task.true_images, Moments()
+        _require_reference(self._true, self.recorded_as)
+
+    @classmethod
+    def recorded_under(cls, row: MetricRow, task: MetricTask) -> dict[str, EvalRow]:
+        """Returns the conditions with the network, so that a value in features of another one is measured anew."""
+        return {cls.recorded_as: task.base.model_copy(update={"settings": _settings(task.base, task.true_images)})}
 
     def add(self, batch: LabelledBatch) -> None:
         """Adds images in [-1, 1]. Raises `RunFailedError` where they are not finite."""
         require_finite_images(batch.images_BCHW)
-        self._moments.add(features_of(batch.images_BCHW))
+        self._moments.add(self._true.features_of(batch.images_BCHW))
 
     def rows(self, base: EvalRow) -> list[EvalRow]:
         """Returns the row of the distance; at least two images must have been added."""
-        settings = base.settings | {"features": weights_digest(), "reference_images": REFERENCE_IMAGES}
-        value = frechet_distance(self._moments, self._reference)
-        update = {"metric": DISTANCE, "value": value, "num_samples": self._moments.count, "settings": settings}
-        return [base.model_copy(update=update)]
+        value = frechet_distance(self._moments, reference_moments(self._true))
+        update = {"metric": self.recorded_as, "value": value, "num_samples": self._moments.count}
+        return [base.model_copy(update={**update, "settings": _settings(base, self._true)})]
 
 
-@lru_cache(maxsize=4)
-def reference_moments(data_seed: int, image_size: int) -> Moments:
-    """Returns the moments of `REFERENCE_IMAGES` renders of the validation split."""
-    return moments_of(
-        render_batch(data_seed, image_size, range(first, min(first + 256, REFERENCE_FIRST + REFERENCE_IMAGES)))
-        for first in range(REFERENCE_FIRST, REFERENCE_FIRST + REFERENCE_IMAGES, 256)
-    )
+class FrechetShapes(FrechetDistance):
+    """Computes the distance of the images to renders of the same data seed and image size."""
+
+    recorded_as = DISTANCE
+
+
+class FrechetPictures(FrechetDistance):
+    """Computes the distance of the images to the validation split of a prepared set, in features of its network."""
+
+    recorded_as = "frechet-pictures"
+
+
+def _settings(base: EvalRow, true: TrueImages) -> dict[str, Any]:
+    return {**base.settings, **true.settings, "reference_images": true.num_validation(REFERENCE_IMAGES)}
+
+
+def _require_reference(true: TrueImages, metric: str) -> None:
+    num_images = true.num_validation(REFERENCE_IMAGES)
+    if num_images <= NUM_FEATURES:
+        raise ConfigError(
+            f"the data set has {num_images} validation images: {metric} needs more than its {NUM_FEATURES} features.",
+            f"Prepare it with --validation-images {4 * NUM_FEATURES}.",
+        )
+
+
+def reference_moments(true: TrueImages) -> Moments:
+    """Returns the moments of `REFERENCE_IMAGES` images of the validation split, or of all where it has fewer."""
+
+    def make() -> Moments:
+        moments = Moments()
+        for features_BF in torch.split(true.validation_features(REFERENCE_IMAGES), AT_ONCE):
+            moments.add(features_BF)
+        return moments
+
+    return true.remembered("moments", make)
 
 
 def moments_of(batches: Iterable[Tensor], features: Callable[[Tensor], Tensor] = features_of) -> Moments:
@@ -115,8 +151,3 @@ def moments_of(batches: Iterable[Tensor], features: Callable[[Tensor], Tensor] =
     for images_BCHW in batches:
         moments.add(features(images_BCHW))
     return moments
-
-
-def render_batch(data_seed: int, image_size: int, numbers: range, split: Split = "validation") -> Tensor:
-    """Returns renders [B, C, H, W] of a split."""
-    return torch.from_numpy(render_scenes(draw_scenes(data_seed, numbers, split, image_size)))

@@ -19,8 +19,9 @@ from experiments.config.metrics import FRECHET_FEATURES
 from experiments.data.scenes.features import features_of, weights_digest
 from experiments.data.scenes.scene import KINDS, draw_scenes, render_scenes
 from experiments.errors import ConfigError
-from experiments.evaluation.metrics.frechet import REFERENCE_FIRST, REFERENCE_IMAGES, Moments, frechet_distance
+from experiments.evaluation.metrics.frechet import REFERENCE_IMAGES, Moments, frechet_distance
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
+from experiments.evaluation.metrics.true_images import REFERENCE_FIRST
 from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.records.record_types import EvalRow
 

@@ -1,11 +1,13 @@
-"""Precision, recall and memorisation of generated scenes, from nearest neighbours in the features of `features.py`.
+"""Precision, recall and memorisation of generated images, from nearest neighbours in features of a named network.
 
 Precision is the share of generated images that lie among true ones, and recall the share of true images that lie among
 generated ones. "Among" means inside a ball around an image of the other set that reaches its third nearest neighbour in
 its own set (Kynkaanniemi et al. 2019, arXiv 1904.06991, section 2). A model that shows little of the data, but that
 well, has high precision and low recall, which a Frechet distance cannot tell from the reverse.
 
-The paper compares as many images of both kinds. Here there are always 4,096 true ones: the balls of a few outliers
+The network is that of the data (`true_images.py`): `features.py` for scenes, `two_tower.py` for a prepared set.
+
+The paper compares as many images of both kinds. Here there are always 4,096 true scenes: the balls of a few outliers
 among a few hundred are so wide that noise lies inside (with 200 true images of 16 pixels, noise has the precision 0.57
 and grey frames 1.0; with 4,096 both have 0.0, and held-out true images 0.92 to 0.93).
 
@@ -17,16 +19,15 @@ Legend: N generated images, M true images, F features.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from experiments.data.scenes.features import features_of, weights_digest
-from experiments.data.scenes.scene import Split
-from experiments.evaluation.metrics.frechet import REFERENCE_FIRST, render_batch
+from experiments.config.metric_row import MetricRow
 from experiments.evaluation.metrics.intervals import normal_interval, wilson
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
+from experiments.evaluation.metrics.true_images import PreparedPictures
 from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.records.record_types import EvalRow
 
@@ -36,80 +37,141 @@ REFERENCE_IMAGES = 4096
 """The number of true images for precision and recall."""
 MAX_TRAINING_IMAGES = 8192
 """The number of images of training, the first ones, among which the nearest is looked for."""
+KEPT_BALLS = 0.9
+"""The share of the balls around pictures that count, the smaller ones. The paper's realism score keeps half of them."""
+PRECISION_OF_TRUE = "precision-pictures-true"
 COPIED_QUANTILE = 0.01
 """A generated image counts as a copy where it is nearer to training than all but this share of held-out images."""
-RENDERED_AT_ONCE = 256
 
 
 class _Features(SampledMetric):
     """Collects the features of the images."""
 
     def __init__(self, task: MetricTask) -> None:
-        self._seed, self._size = task.config.data.seed, task.config.data.image_size
-        self._images_seen = task.base.images_seen
+        self._true, self._images_seen = task.true_images, task.base.images_seen
         self._batches: list[Tensor] = []
+
+    @classmethod
+    def recorded_under(cls, row: MetricRow, task: MetricTask) -> dict[str, EvalRow]:
+        """Returns the conditions with the network, so that values in features of another one are measured anew."""
+        like = task.base.model_copy(update={"settings": task.base.settings | task.true_images.settings})
+        return {value.name: like for value in row.values}
 
     def add(self, batch: LabelledBatch) -> None:
         """Adds images in [-1, 1]. Raises `RunFailedError` where they are not finite."""
         require_finite_images(batch.images_BCHW)
-        self._batches.append(features_of(batch.images_BCHW))
+        self._batches.append(self._true.features_of(batch.images_BCHW))
 
     def _features_NF(self) -> Tensor:
         return torch.cat(self._batches)
 
-    def _held_out_MF(self, num_images: int) -> Tensor:
-        return rendered_features(self._seed, self._size, "validation", REFERENCE_FIRST, num_images)
-
 
 class PrecisionRecall(_Features):
-    """Computes precision and recall against `REFERENCE_IMAGES` renders of the validation split."""
+    """Computes precision and recall against `REFERENCE_IMAGES` images of the validation split."""
+
+    recorded_as: ClassVar[tuple[str, str]] = ("precision-shapes", "recall-shapes")
 
     def rows(self, base: EvalRow) -> list[EvalRow]:
         """Returns the rows of both, with the interval of a share of the images, whose balls are held fixed."""
-        made_NF, true_MF = self._features_NF(), self._held_out_MF(REFERENCE_IMAGES)
-        precision = share_inside(made_NF, true_MF, _reference_radii(self._seed, self._size))
+        made_NF, true_MF = self._features_NF(), self._reference_MF()
+        precision = share_inside(made_NF, *self._balls())
         recall = share_inside(true_MF, made_NF, ball_radii(made_NF))
-        settings = base.settings | {"features": weights_digest(), "reference_images": REFERENCE_IMAGES}
-        rows = []
-        for metric, share, total in (
-            ("precision-shapes", precision, len(made_NF)),
-            ("recall-shapes", recall, REFERENCE_IMAGES),
-        ):
-            low, high = wilson(round(share * total), total)
-            found = {"metric": metric, "value": share, "interval_low": low, "interval_high": high}
-            rows.append(base.model_copy(update={**found, "num_samples": len(made_NF), "settings": settings}))
-        return rows
+        found = zip(self.recorded_as, (precision, recall), (len(made_NF), len(true_MF)), strict=True)
+        return [self._row(base, metric, share, total, len(made_NF)) for metric, share, total in found]
+
+    def _row(self, base: EvalRow, metric: str, share: float, total: int, num_samples: int) -> EvalRow:
+        low, high = wilson(round(share * total), total)
+        settings = {**base.settings, **self._true.settings, "reference_images": len(self._reference_MF())}
+        found = {"metric": metric, "value": share, "interval_low": low, "interval_high": high}
+        return base.model_copy(update={**found, "num_samples": num_samples, "settings": settings})
+
+    def _reference_MF(self) -> Tensor:
+        return self._true.validation_features(REFERENCE_IMAGES)
+
+    def _balls(self) -> tuple[Tensor, Tensor]:
+        """Returns the centres [M, F] and the radii [M] of the balls around true images."""
+        true_MF = self._reference_MF()
+        return self._true.remembered("balls", lambda: (true_MF, ball_radii(true_MF)))
+
+
+class PrecisionRecallOfPictures(PrecisionRecall):
+    """Computes both against training images of a prepared set, and the precision of validation images.
+
+    A validation split has too few images. Pictures also have outliers, around which a ball reaches as far as noise
+    lies, so that the tenth of the balls that are largest is left out.
+    """
+
+    recorded_as = ("precision-pictures", "recall-pictures")
+
+    @classmethod
+    def recorded_under(cls, row: MetricRow, task: MetricTask) -> dict[str, EvalRow]:
+        """Returns the conditions with the network; the precision of true images has as many as there are."""
+        found = super().recorded_under(row, task)
+        num_true = task.true_images.num_validation(task.conditions.num_images)
+        found[PRECISION_OF_TRUE] = found[PRECISION_OF_TRUE].model_copy(update={"num_samples": num_true})
+        return found
+
+    def rows(self, base: EvalRow) -> list[EvalRow]:
+        """Returns the rows of precision, recall, and the precision of as many validation images, or all there are."""
+        rows = super().rows(base)
+        held_out_NF = self._true.validation_features(len(self._features_NF()))
+        precision, num_true = share_inside(held_out_NF, *self._balls()), len(held_out_NF)
+        return [*rows, self._row(base, PRECISION_OF_TRUE, precision, num_true, num_true)]
+
+    def _reference_MF(self) -> Tensor:
+        return cast(PreparedPictures, self._true).spread_training_features(REFERENCE_IMAGES)
+
+    def _balls(self) -> tuple[Tensor, Tensor]:
+        """Returns the centres and the radii of the smaller balls."""
+        centre_MF, radius_M = super()._balls()
+        is_kept_M = radius_M <= torch.quantile(radius_M, KEPT_BALLS)
+        return centre_MF[is_kept_M], radius_M[is_kept_M]
 
 
 class Memorisation(_Features):
-    """Compares how near generated images and held-out ones are to their nearest image of training."""
+    """Compares how near generated images and held-out ones are to their nearest image of training.
+
+    The held-out images are of the validation split, as many as there are generated ones, or all that there are.
+    """
+
+    recorded_as: ClassVar[tuple[str, str, str]] = (
+        "nearest-training-distance", "nearest-training-distance-held-out", "copied-share"
+    )  # fmt: skip
 
     def rows(self, base: EvalRow) -> list[EvalRow]:
         """Returns the mean distance of generated and of held-out images, and the share of generated ones copied."""
         made_NF, num_training = self._features_NF(), min(MAX_TRAINING_IMAGES, self._images_seen)
-        trained_MF = rendered_features(self._seed, self._size, "train", 0, num_training)
+        trained_MF = self._true.training_features(num_training)
         made_N = nearest_distances(made_NF, trained_MF)
-        true_N = nearest_distances(self._held_out_MF(len(made_NF)), trained_MF)
+        true_N = nearest_distances(self._true.validation_features(len(made_NF)), trained_MF)
         num_copied, num_images = copied(made_N, true_N), len(made_N)
-        found = {
-            "nearest-training-distance": (made_N.mean().item(), _interval(made_N)),
-            "nearest-training-distance-held-out": (true_N.mean().item(), _interval(true_N)),
-            "copied-share": (num_copied / num_images, wilson(num_copied, num_images)),
-        }
-        settings = base.settings | {"features": weights_digest(), "training_images": num_training}
+        found = (
+            (made_N.mean().item(), _interval(made_N)),
+            (true_N.mean().item(), _interval(true_N)),
+            (num_copied / num_images, wilson(num_copied, num_images)),
+        )
+        settings = {**base.settings, **self._true.settings, **self._settings(num_training, len(true_N))}
         like = base.model_copy(update={"num_samples": num_images, "settings": settings})
         return [
             like.model_copy(update={"metric": metric, "value": value, "interval_low": low, "interval_high": high})
-            for metric, (value, (low, high)) in found.items()
+            for metric, (value, (low, high)) in zip(self.recorded_as, found, strict=True)
         ]
 
+    def _settings(self, num_training: int, num_held_out: int) -> dict[str, int]:
+        """Returns how many images were compared with; scenes always have as many held-out ones as generated ones."""
+        return {"training_images": num_training}
 
-@lru_cache(maxsize=8)
-def rendered_features(data_seed: int, image_size: int, split: Split, first: int, num_images: int) -> Tensor:
-    """Returns the features [M, F] of `num_images` renders of a split, from the one with the number `first` on."""
-    numbers = range(first, first + num_images)
-    parts = [numbers[start : start + RENDERED_AT_ONCE] for start in range(0, num_images, RENDERED_AT_ONCE)]
-    return torch.cat([features_of(render_batch(data_seed, image_size, part, split)) for part in parts])
+
+class MemorisationOfPictures(Memorisation):
+    """Compares the pictures of a prepared set, of which each training image counts once however often it was seen."""
+
+    recorded_as = (
+        "nearest-training-distance-pictures", "nearest-training-distance-validation-pictures", "copied-share-pictures"
+    )  # fmt: skip
+
+    def _settings(self, num_training: int, num_held_out: int) -> dict[str, int]:
+        """Returns the number of different training images, and that of validation images."""
+        return {"training_images": self._true.num_training(num_training), "reference_images": num_held_out}
 
 
 def ball_radii(points_NF: Tensor) -> Tensor:
@@ -117,11 +179,6 @@ def ball_radii(points_NF: Tensor) -> Tensor:
     assert len(points_NF) > NEIGHBOURS
     # A point is its own nearest neighbour, at distance 0, and does not count.
     return _distances(points_NF, points_NF).kthvalue(NEIGHBOURS + 1, dim=1).values
-
-
-@lru_cache(maxsize=4)
-def _reference_radii(data_seed: int, image_size: int) -> Tensor:
-    return ball_radii(rendered_features(data_seed, image_size, "validation", REFERENCE_FIRST, REFERENCE_IMAGES))
 
 
 def share_inside(points_NF: Tensor, centres_MF: Tensor, radius_M: Tensor) -> float:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -26,9 +26,13 @@ from experiments.config.schema import RunConfig
 from experiments.data.scenes.captions import describe
 from experiments.data.scenes.classes import prompts_of
 from experiments.data.scenes.scene import Scene, draw_scenes
-from experiments.data.sources.image_source import named_classes, stored_labels
+from experiments.data.sources.image_source import named_classes, open_source, stored_labels
+from experiments.data.sources.pixels import Pixels
 from experiments.errors import ConfigError
+from experiments.evaluation.metrics.caption_pool import MAX_ROWS
+from experiments.evaluation.metrics.true_images import TrueImages, true_images_of
 from experiments.evaluation.sampling.batches import Watcher
+from experiments.evaluation.sampling.generate import Prompts
 from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.evaluation.sampling.settings import Conditions
 from experiments.records.record_types import EvalRow
@@ -43,21 +47,28 @@ HELD_OUT_FIRST = 1 << 20
 class CaptionSet:
     """Scenes of one split whose captions are sampled, and the numbers of their images.
 
-    Of a data set without scenes there are classes in their place.
+    Of a data set without scenes there are classes in their place, and of a prepared set of pixels the captions of its
+    images: `rows` are the numbers of these images in the split, `texts` their captions, and `features` what the model
+    reads.
     """
 
     split: CaptionSplit
     scenes: list[Scene]
     numbers: range
     labels: list[int] | None = None
+    rows: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    features: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def captions(self) -> list[str]:
         """Returns the captions in the words of the data."""
-        return [describe(scene) for scene in self.scenes]
+        return self.texts or [describe(scene) for scene in self.scenes]
 
-    def prompts(self, config: RunConfig) -> list[str] | list[int]:
-        """Returns what a run is asked for to show these scenes: captions, or classes."""
+    def prompts(self, config: RunConfig) -> Prompts:
+        """Returns what a run is asked for to show these scenes: captions, classes, or stored features of captions."""
+        if self.features is not None:
+            return self.features
         return prompts_of(config.data, self.scenes) if self.labels is None else self.labels
 
     def kinds(self, config: RunConfig) -> list[str]:
@@ -68,16 +79,34 @@ class CaptionSet:
 
 
 def caption_set(config: RunConfig, split: CaptionSplit, num_images: int) -> CaptionSet:
-    """Returns the first scenes of a split; without scenes, the classes of as many validation images.
+    """Returns the first scenes of a split, or captions of a prepared set, or the classes of validation images.
 
     A data set that stores no labels answers classes that spread over all.
     """
     first = HELD_OUT_FIRST if split == "held_out" else 0
+    if data_set_of(config).has_pictures:
+        return _stored_captions(config, split, num_images, first)
     if not data_set_of(config).has_scenes:
         labels = stored_labels(config.data, num_images) or _spread_classes(config.data.num_classes or 0, num_images)
         return CaptionSet(split, [], range(first, first + num_images), labels)
     scenes = draw_scenes(config.data.seed, range(num_images), split, config.data.image_size)
     return CaptionSet(split, scenes, range(first, first + num_images))
+
+
+def _stored_captions(config: RunConfig, split: CaptionSplit, num_images: int, first: int) -> CaptionSet:
+    """Returns the captions of the first images of a split, anew from the first where there are fewer.
+
+    There are none where the set has no such split.
+    """
+    source = cast(Pixels, open_source(config.data))
+    num_rows = min(MAX_ROWS, source.num_images(split))
+    rows = [number % num_rows for number in range(num_images)] if num_rows else []
+    numbers = range(first, first + len(rows))
+    if not rows:
+        return CaptionSet(split, [], numbers)
+    labels = None if config.data.num_classes is None else source.labels(split, rows)
+    features = None if labels is not None else source.text_features(split, rows)
+    return CaptionSet(split, [], numbers, labels, rows, source.captions(split, rows), features)
 
 
 def _spread_classes(num_classes: int, num_images: int) -> list[int]:
@@ -115,6 +144,11 @@ class MetricTask:
         return self._seen if split == "validation" else self._unseen
 
     @cached_property
+    def true_images(self) -> TrueImages:
+        """Returns the true images of the run's data, and the network in whose features they are compared."""
+        return true_images_of(self.config.data)
+
+    @cached_property
     def _seen(self) -> CaptionSet:
         return caption_set(self.config, "validation", self.conditions.num_images)
 
@@ -125,17 +159,23 @@ class MetricTask:
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Sampled images [B, C, H, W] on the CPU in [-1, 1], float32, with the split, number and scene of each."""
+    """Sampled images [B, C, H, W] on the CPU in [-1, 1], float32, with the split, number and scene of each.
+
+    Of a prepared set there is no scene, but the number of the image in the split whose caption was asked for (`rows`),
+    and that caption (`texts`).
+    """
 
     split: CaptionSplit
     numbers: range
     images_BCHW: Tensor
     scenes: list[Scene]
+    rows: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
     @property
     def captions(self) -> list[str]:
         """Returns the captions that the images were sampled from."""
-        return [describe(scene) for scene in self.scenes]
+        return self.texts or [describe(scene) for scene in self.scenes]
 
 
 class SampledMetric(ABC):

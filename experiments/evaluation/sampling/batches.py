@@ -9,9 +9,9 @@ Legend: B images, C channels, H, W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,16 @@ from torch import Tensor
 from experiments.config.data_sets import data_set_of
 from experiments.config.schema import RunConfig
 from experiments.evaluation.sampling.finite import require_finite_images
-from experiments.evaluation.sampling.generate import caption_ids, image_noise, integrate, sample
+from experiments.evaluation.sampling.generate import (
+    Prompts,
+    empty_of,
+    image_noise,
+    integrate,
+    moved,
+    part_of,
+    read_prompts,
+    sample,
+)
 from experiments.evaluation.sampling.settings import Conditions
 from experiments.flow.objective_contract import objective_of
 from experiments.flow.samplers import num_calls as calls_of_sampler
@@ -47,7 +56,7 @@ class SampledBatch:
 def sampled_batches(
     model: DiT,
     config: RunConfig,
-    captions: Sequence[str] | Sequence[int],
+    captions: Prompts,
     conditions: Conditions,
     numbers: range | None = None,
     watcher: Watcher | None = None,
@@ -55,14 +64,15 @@ def sampled_batches(
     decode: Callable[[Tensor], Tensor] | None = None,
     noise_BCHW: Tensor | None = None,
 ) -> Iterator[SampledBatch]:
-    """Yields images of `captions`, or of classes; caption i belongs to number `numbers[i]` (default: counted from 0).
+    """Yields images of `captions`, classes or features; caption i belongs to number `numbers[i]` (default: from 0 on).
 
     `noise_BCHW` has the noise of every caption, by default that of its number under the seed of `conditions`. `on_call`
     is called after each call of the model, as often as `num_calls` says. `decode` turns the latents of a run on latents
     into pixels; without it they are yielded as they are. Raises `RunFailedError` where an image is not
     finite.
     """
-    numbers = numbers if numbers is not None else range(len(captions))
+    num_captions = len(captions[0]) if isinstance(captions, tuple) else len(captions)
+    numbers = numbers if numbers is not None else range(num_captions)
     device = next(model.parameters()).device
 
     def watch(time: float, output: DiTOutput) -> None:
@@ -70,17 +80,18 @@ def sampled_batches(
             watcher.watch(time, output)
         on_call()
 
-    for first in range(0, len(captions), conditions.batch_images):
+    for first in range(0, num_captions, conditions.batch_images):
         here = slice(first, first + conditions.batch_images)
         mine = numbers[here]
         if watcher is not None:
             watcher.begin_batch(len(mine), mine.start)
         noise = image_noise(config, mine, conditions.seed) if noise_BCHW is None else noise_BCHW[here]
-        noise, caption = noise.to(device), caption_ids(config, captions[here]).to(device)
+        caption: Any = moved(read_prompts(config, part_of(captions, here)), device)
+        noise, empty = noise.to(device), cast(Any, empty_of(model, config, caption))
         if data_set_of(config).has_pixels:
-            images_BCHW = sample(model, caption, noise, conditions.sampler, watch)
+            images_BCHW = sample(model, caption, noise, conditions.sampler, watch, empty)
         else:
-            images_BCHW = integrate(model, caption, model.null_of(caption), noise, conditions.sampler, watch)
+            images_BCHW = integrate(model, caption, empty, noise, conditions.sampler, watch)
         require_finite_images(images_BCHW)
         if decode is not None:
             images_BCHW = decode(images_BCHW)

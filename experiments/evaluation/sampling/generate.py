@@ -27,6 +27,9 @@ from experiments.flow.samplers import Caption, Guidance, find_sampler, guided
 from experiments.models.dit import DiT, DiTOutput
 from experiments.models.embed import Caption as AnyCaption
 
+Prompts = Sequence[str] | Sequence[int] | tuple[Tensor, Tensor, Tensor]
+"""The requests to a run: captions in its words, classes, or features of captions that its data set stores."""
+
 
 @dataclass(frozen=True)
 class SamplerSettings:
@@ -127,6 +130,19 @@ def caption_ids(config: RunConfig, prompts: Sequence[str] | Sequence[int]) -> Te
                 f"Name one from 0 to {num_classes - 1}.",
             )
     return torch.tensor([int(label) for label in prompts], dtype=torch.int64)
+
+
+def part_of(prompts: Prompts, here: slice) -> Prompts:
+    """Returns some of the prompts."""
+    if isinstance(prompts, tuple):
+        text, length, pooled = prompts
+        return text[here], length[here], pooled[here]
+    return prompts[here]
+
+
+def read_prompts(config: RunConfig, prompts: Prompts) -> AnyCaption:
+    """Returns what the model reads. Raises `ConfigError` as `caption_ids` does."""
+    return prompts if isinstance(prompts, tuple) else caption_ids(config, prompts)
 
 
 @torch.no_grad()

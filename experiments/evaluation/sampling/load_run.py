@@ -141,12 +141,9 @@ def _not_of_this_model(path: Path) -> CheckpointError:
     )
 
 
-def require_shapes(run: LoadedRun, or_classes: bool = False) -> LoadedRun:
-    """Returns the run. Raises `ConfigError` where it makes no scenes, which alone the judge can read.
-
-    With `or_classes`, a run that is conditioned on classes will do.
-    """
-    if not (data_set_of(run.config).has_scenes or (or_classes and run.config.data.num_classes is not None)):
+def require_shapes(run: LoadedRun) -> LoadedRun:
+    """Returns the run. Raises `ConfigError` where it makes no scenes, with whose captions sampling is timed."""
+    if not data_set_of(run.config).has_scenes:
         judged = " and ".join(name for name, row in DATA_SETS.items() if row.has_scenes)
         raise ConfigError(
             f"{run.run_dir.path} was trained with data.name={run.config.data.name}: this is measured on {judged} only.",

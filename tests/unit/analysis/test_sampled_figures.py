@@ -117,7 +117,10 @@ def test_one_scale_with_two_branches_is_still_shown(two_runs: tuple[RunDir, RunD
     ("name", "message"),
     [
         ("alignment", r"No run has shapes-geneval .* at its end\. Measure it with: ecdit evaluate --metrics shapes-ge"),
-        ("quality-time", r"No run has shapes-geneval or frechet-shapes at its end\. Measure it with: ecdit evaluate"),
+        (
+            "quality-time",
+            r"No run has shapes-geneval or .*caption-retrieval at its end\. Measure it with: ecdit evaluate",
+        ),
         ("quality-over-training", r"at several points of its training\. .* ecdit train eval\.metric_images=256"),
         ("guidance", r"at several guidance scales at its end\. Measure it with: .* --guidance 1,2,4"),
         ("compute-map", r"No run has a compute map\. Measure it with: ecdit evaluate --metrics routing"),

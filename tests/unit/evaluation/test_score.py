@@ -38,13 +38,13 @@ def test_true_renders_score_everything_and_are_near(random_run):
     import torch
 
     from experiments.data.scenes.scene import render_scenes
-    from experiments.evaluation.metrics.frechet import render_batch
+    from experiments.evaluation.metrics.true_images import DrawnScenes
 
     how = dataclasses.replace(HOW, num_images=40)
     scores = MetricSet(ALL[:2], MetricTask(config, how, how.row(config, 640)))
     seen, unseen = scores.parts
-    scores.add(seen.numbers[:30], render_batch(config.data.seed, 32, seen.numbers[:30]))
-    scores.add(seen.numbers[30:], render_batch(config.data.seed, 32, seen.numbers[30:]))
+    scores.add(seen.numbers[:30], DrawnScenes(config.data.seed, 32).render(seen.numbers[:30], "validation"))
+    scores.add(seen.numbers[30:], DrawnScenes(config.data.seed, 32).render(seen.numbers[30:], "validation"))
     scores.add(unseen.numbers, torch.from_numpy(render_scenes(unseen.scenes)))
     rows = {row.metric: row for row in scores.rows()}
     assert rows["shapes-geneval"].value == rows["shapes-geneval-held-out"].value == 1.0

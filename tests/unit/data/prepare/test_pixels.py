@@ -127,7 +127,7 @@ def test_a_shard_with_other_tensors_than_the_index_says_is_damaged(pixel_set: Pa
         (("data.name=latents",), "which holds pixels. Use data.name=pixels, or leave it out."),
         (("data.image_size=16",), "data.image_size=16 is not that of the data set"),
         (("model.block=pixart",), "data.num_classes=2 means classes"),
-        (("eval.metric_images=8",), "eval.metric_images=8 does not fit data.name=pixels: no metric knows its images."),
+        (("eval.metric_images=8",), "has no network of features, in which its pictures are measured. Train it with"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(more: tuple[str, ...], message: str, pixel_set: Path) -> None:

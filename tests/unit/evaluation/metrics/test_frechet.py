@@ -14,17 +14,16 @@ from experiments.data.scenes.features import (
 from experiments.data.scenes.objects import Object, render
 from experiments.data.scenes.scene import draw_scenes, render_scenes
 from experiments.evaluation.metrics.frechet import (
-    REFERENCE_FIRST,
     REFERENCE_IMAGES,
     FrechetShapes,
     Moments,
     frechet_distance,
     moments_of,
-    render_batch,
 )
 from experiments.evaluation.metrics.judge_check import degrade
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask
 from experiments.evaluation.metrics.train_features import train_feature_network
+from experiments.evaluation.metrics.true_images import REFERENCE_FIRST, DrawnScenes
 from experiments.evaluation.sampling.settings import training_conditions
 from experiments.records.record_types import EvalRow
 
@@ -93,7 +92,8 @@ def renders():
 @pytest.fixture(scope="module")
 def reference():
     return moments_of(
-        render_batch(0, 32, range(first, first + 300)) for first in range(REFERENCE_FIRST, REFERENCE_FIRST + 1500, 300)
+        DrawnScenes(0, 32).render(range(first, first + 300), "validation")
+        for first in range(REFERENCE_FIRST, REFERENCE_FIRST + 1500, 300)
     )
 
 

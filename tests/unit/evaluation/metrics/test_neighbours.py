@@ -6,7 +6,6 @@ import torch
 
 from experiments.config.overrides import load_config
 from experiments.data.scenes.scene import draw_scenes, render_scenes
-from experiments.evaluation.metrics.frechet import REFERENCE_FIRST
 from experiments.evaluation.metrics.neighbours import (
     NEIGHBOURS,
     Memorisation,
@@ -17,6 +16,7 @@ from experiments.evaluation.metrics.neighbours import (
     share_inside,
 )
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask
+from experiments.evaluation.metrics.true_images import REFERENCE_FIRST
 from experiments.evaluation.sampling.settings import training_conditions
 from experiments.records.record_types import EvalRow
 
