@@ -5,7 +5,8 @@
     python docs/study/second_study.py page           # second-study-results.md, from all tables that are there
 
 `run` executes what second-study.md lists for the part. Whatever is done already is left alone, so that the same command
-continues a part that was interrupted. What the tables say is decided in `second_study_results.py`.
+continues a part that was interrupted. `second_study_results.py` decides what the tables say, and
+`second_study_page.py` writes the page.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 
 import pandas as pd
 from recompute import study_table
-from second_study_results import NUM_SEEDS, SHAPES, write_page
+from second_study_page import write_page
+from second_study_results import NUM_SEEDS, SHAPES
 
 from analysis.claims import claims
 from analysis.diverged_runs import diverged_table
@@ -53,10 +55,11 @@ SETTINGS = (
     "routing.capacity_factor", "routing.group_images", "optim.learning_rate", "train.images", "seed",
 )  # fmt: skip
 MEASURED = (
-    "images_seen", "params_total", "params_active", "flops_per_image", "train_flops_per_image",
-    "planned_train_flops_per_image", "executed_flops_per_image", "executed_flops_per_image_same_t", "train_seconds",
-    "images_per_second", "inference_seconds_per_image", "val_loss", "val_loss_ema", "val_loss_same_t",
-    "val_loss_training_decision", "dropped_share", "dropped_share_same_t", "device", "git_commit",
+    "images_seen", "params_total", "params_active", "params_active_without_embeddings", "flops_per_image",
+    "train_flops_per_image", "planned_train_flops_per_image", "executed_flops_per_image",
+    "executed_flops_per_image_same_t", "train_seconds", "images_per_second", "inference_seconds_per_image", "val_loss",
+    "val_loss_ema", "val_loss_same_t", "val_loss_training_decision", "dropped_share", "dropped_share_same_t", "device",
+    "git_commit",
 )  # fmt: skip
 TENTH = r"^val_loss(?P<condition>_same_t)?_t(?P<tenth>\d)$"
 

@@ -1,26 +1,23 @@
-"""What the tables of the second study say: the page second-study-results.md and its figures, for `second_study.py`.
+"""What the tables of the second study say, for `second_study_page.py`.
 
-Each question of second-study.md has a function here that returns its tests, and the page shows them as tables with one
-verdict each. A test is written so that the claim is that a value is above 0. It is supported where the 95% interval
-over seeds lies above 0, also after Benjamini and Hochberg's correction for all tests of the question, contradicted
-where the interval lies below 0 in the same way, and else undecided.
+Each question of second-study.md has a function here that returns its tests. A test is written so that the claim is that
+a value is above 0. It is supported where the 95% interval over seeds lies above 0, also after Benjamini and Hochberg's
+correction for all tests of the question, contradicted where the interval lies below 0 in the same way, and else
+undecided.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy import stats
 
-from analysis.claims import corrections, holds, values_by_seed
+from analysis.claims import corrections, holds, holm, values_by_seed
 from analysis.laws.families import router_families
 from analysis.laws.fit import FitError
 from analysis.laws.forms import JOINT
@@ -29,11 +26,9 @@ from analysis.laws.leave_size_out import leave_each_size_out
 from analysis.laws.observations import observe
 from analysis.load_records import MissingDataError
 from analysis.object_experts import object_claims
-from analysis.run_table import markdown, probability
 from analysis.savings import growth, savings
 from analysis.seed_intervals import Interval, difference, interval_of_mean
-from analysis.style import TEXT_WIDTH_INCHES, Drawing, paper_style, router_color, write_drawing
-from experiments.config.routers import ROUTERS, router_label
+from experiments.config.routers import router_label
 
 SHAPES = "shapes"
 DATA = (SHAPES, "emoji")
@@ -42,7 +37,11 @@ LINES = ("-", "--", "-.", ":")
 WIDTH = "model.width"
 DENSE = "Dense (same depth)"
 AXIS_TITLES = {"images_seen": "images", "train_flops": "FLOPs", "train_seconds": "seconds"}
-Tables = Mapping[str, pd.DataFrame]
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
+MEAN_ERROR, LARGEST_ERROR = 0.03, 0.05
+"""The largest errors of a law that is supported: the mean over widths left out, and that of the largest width."""
+REVERSED_WIDTHS = 2
+"""The number of widths at which a pair of arms must be reversed for the ranking to be contradicted."""
 
 
 @dataclass(frozen=True)
@@ -119,25 +118,23 @@ def growth_tests(runs: pd.DataFrame) -> Iterator[Test]:
             yield Test(str(data), f"{arm}: {AXIS_TITLES[axis]}", "each doubling of the width", value)
 
 
-def laws(runs: pd.DataFrame) -> Iterator[tuple[str, str, str, str]]:
-    """Question (b): data, family, the joint law, and its mean error with each width left out in turn."""
-    columns = {"N": "params_active", "D": "images_seen", "experts": "routing.num_experts", WIDTH: WIDTH}
+def laws(runs: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
+    """Question (b): data, family, the joint law, its mean error with each width left out in turn, and the verdict."""
+    columns = {"N": "params_active_without_embeddings", "D": "images_seen", "experts": "routing.num_experts"}
     for data, of_data in runs.groupby("data", sort=False):
         for family, rows in router_families(of_data):
-            observations = observe(rows, columns, arm="arm")
+            observations = observe(rows, {**columns, WIDTH: WIDTH}, arm="arm")
             try:
                 fitted = identified_fit(JOINT, observations)
-                law = ", ".join(f"{name} {value:.3g}" for name, value in fitted.parameters.items())
-            except (MissingDataError, FitError) as error:
-                yield str(data), family, f"not identified: {error}", ""
-                continue
-            try:
                 errors = leave_each_size_out(JOINT, observations, by=WIDTH)
-            except MissingDataError as error:
-                yield str(data), family, law, str(error)
+            except (MissingDataError, FitError) as error:
+                yield str(data), family, str(error), "", "not identified"
                 continue
-            cells = [f"{row[WIDTH]:g}: {row['mean_absolute_error']:.1%}" for row in errors.by_size.to_dict("records")]
-            yield str(data), family, law, "; ".join([*cells, *errors.refused])
+            law = ", ".join(f"{name} {value:.3g}" for name, value in fitted.parameters.items())
+            by_width = errors.by_size.set_index(WIDTH)["mean_absolute_error"]
+            cells = [f"{width:g}: {error:.1%}" for width, error in by_width.items()]
+            is_good = not errors.refused and by_width.mean() <= MEAN_ERROR and by_width.iloc[-1] <= LARGEST_ERROR
+            yield str(data), family, law, "; ".join([*cells, *errors.refused]), SUPPORTED if is_good else CONTRADICTED
 
 
 def timestep_tests(runs: pd.DataFrame) -> Iterator[Test]:
@@ -159,19 +156,39 @@ def object_tests(objects: pd.DataFrame) -> Iterator[Test]:
             yield Test(SHAPES, f"{arm}: {claim}", f"width {width}", value, is_factor=True)
 
 
-def rankings(runs: pd.DataFrame) -> Iterator[tuple[str, str, str, str]]:
-    """Question (e): by width, Kendall's tau of the means on both data sets, its p-value, and reversed pairs."""
+@dataclass(frozen=True)
+class Ranking:
+    """How alike the arms are ordered on both data sets at one width, and how many separated pairs agree or do not."""
+
+    width: int
+    tau: float
+    p_value: float
+    num_alike: int
+    num_reversed: int
+
+
+def rankings(runs: pd.DataFrame) -> list[Ranking]:
+    """Question (e): Kendall's tau of the arms' mean losses on both data sets, by width, and the pairs of arms."""
     ends = longest(runs)
-    pairs = _pair_verdicts(ends)
+    pairs, found = _pair_verdicts(ends), []
     for width, rows in ends.groupby(WIDTH):
         means = rows.pivot_table(index="arm", columns="data", values="val_loss").dropna()
         if set(means.columns) != set(DATA) or len(means) < 3:
             continue
-        found = stats.kendalltau(means[DATA[0]], means[DATA[1]], alternative="greater")
-        known = [(one, other) for one, other in combinations(means.index, 2)]
-        signs = [[pairs.get((data, width, *pair), 0) for data in DATA] for pair in known]
+        tau = stats.kendalltau(means[DATA[0]], means[DATA[1]], alternative="greater")
+        signs = [[pairs.get((data, width, *pair), 0) for data in DATA] for pair in combinations(means.index, 2)]
         both, reversed_ = sum(a * b > 0 for a, b in signs), sum(a * b < 0 for a, b in signs)
-        yield f"{width}", f"{found.statistic:.2f}", probability(found.pvalue), f"{both} alike, {reversed_} reversed"
+        found.append(Ranking(int(width), float(tau.statistic), float(tau.pvalue), both, reversed_))
+    return found
+
+
+def ranking_verdict(found: Sequence[Ranking]) -> str:
+    """Supported where every tau is above 0 after Holm's correction and no pair is reversed; see second-study.md."""
+    num_reversed = sum(each.num_reversed > 0 for each in found)
+    if num_reversed >= REVERSED_WIDTHS:
+        return CONTRADICTED
+    is_alike = found and all(map(holds, holm([each.p_value for each in found])))
+    return SUPPORTED if is_alike and not num_reversed else UNDECIDED
 
 
 def _pair_verdicts(ends: pd.DataFrame) -> dict[tuple[object, ...], int]:
@@ -237,158 +254,5 @@ def verdicts(tests: Sequence[Test]) -> list[str]:
     for test, both in zip(tests, corrections([test.value.p_value for test in tests]), strict=True):
         is_held = both is not None and holds(both[0])
         above, below = test.value.is_above_zero and is_held, test.value.is_below_zero and is_held
-        found.append("supported" if above else "contradicted" if below else "undecided")
+        found.append(SUPPORTED if above else CONTRADICTED if below else UNDECIDED)
     return found
-
-
-def write_page(folder: Path) -> None:
-    """Writes second-study-results.md, and the figures for which there are tables, beside second-study.md."""
-    (folder / "second-study-results.md").write_text(page(folder / "second", folder))
-
-
-def page(tables: Path, folder: Path | None = None) -> str:
-    """The page of what the tables in `tables` say; with `folder` its figures are drawn there."""
-    runs = read_runs(tables)
-    lines = [*_opening(tables)]
-    if runs.empty:
-        return "\n".join(lines) + "\n"
-    about = runs[["config_id", "data", "arm", "arm_kind", "images_seen", "seed", "routing.name", WIDTH]]
-    objects, averages = (read_tables(tables, kind) for kind in ("objects", "averages"))
-    objects = objects.merge(about, on=["config_id", "data"]) if len(objects) else objects
-    lines += _section("(a) What an arm saves against dense, by size", saving_tests(runs), "Saving")
-    lines += _section("(a) Whether the saving grows with size", growth_tests(runs), "Doublings")
-    lines += ["## (b) The law of activated parameters, experts and images", ""]
-    lines += [_table(("data", "family", "law", "error on each width left out"), laws(runs))]
-    lines += _section("(c) Batches of one timestep", timestep_tests(runs), "Change beside dense's")
-    lines += _section("(d) Experts on objects", object_tests(objects), "Ratio")
-    lines += ["## (e) The ranking on emoji", ""]
-    lines += [_table(("width", "Kendall's tau", "p", "separated pairs"), rankings(runs))]
-    lines += _section("(f) The claims of the paper", paper_tests(runs), "Above 0, or 1, where it holds")
-    lines += ["## Averages of the weights", ""]
-    lines += [_table(("data", "arm", "raw", "width of the average", "loss"), best_averages(runs, averages))]
-    if folder is not None:
-        lines += list(_figures(runs, objects, folder))
-    return "\n".join(lines) + "\n"
-
-
-def best_averages(runs: pd.DataFrame, averages: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
-    """The mean loss of each arm over widths and seeds, of the raw weights and of the best average made afterwards."""
-    if averages.empty:
-        return
-    ends = longest(runs)[["config_id", "data", "arm", "val_loss"]]
-    for (data, arm), rows in averages.merge(ends, on=["config_id", "data"]).groupby(["data", "arm"], sort=False):
-        means = rows.groupby("ema_width")["loss"].mean()
-        raw = rows.drop_duplicates("config_id")["val_loss"].mean()
-        yield str(data), str(arm), f"{raw:.4f}", f"{means.idxmin():g}", f"{means.min():.4f}"
-
-
-def _opening(tables: Path) -> Iterator[str]:
-    yield "# The second study: results"
-    yield ""
-    yield (
-        "This page is made by `docs/study/second_study.py` from the tables in `docs/study/second`, by the rules of the "
-        "[preregistration](second-study.md). Nothing on it is written by hand."
-    )
-    yield ""
-    found = {data: [n for n in range(NUM_SEEDS) if (tables / f"{data}-{n}-runs.csv").exists()] for data in DATA}
-    for data, seeds in found.items():
-        lacking = [str(seed) for seed in range(NUM_SEEDS) if seed not in seeds]
-        rest = f"; missing: {', '.join(lacking)}" if lacking else ""
-        yield f"- {data}: {len(seeds)} of {NUM_SEEDS} seeds have run{rest}."
-    lost = read_tables(tables, "diverged")
-    yield f"- {len(lost)} runs diverged. They have no final loss and are in no test."
-    if not any(found.values()):
-        yield "\nNo part has run, so that there are no results."
-    yield ""
-
-
-def _section(title: str, tests: Iterator[Test], value: str) -> list[str]:
-    """A heading, how many tests have which verdict, and a table of them."""
-    found = list(tests)
-    if not found:
-        return [f"## {title}", "", "Nothing was measured that answers this.", ""]
-    said, corrected = verdicts(found), corrections([test.value.p_value for test in found])
-    counts = ", ".join(f"{said.count(each)} {each}" for each in ("supported", "contradicted", "undecided"))
-    rows = [
-        (
-            test.data,
-            test.what,
-            test.at,
-            test.text,
-            probability(both and both[0]),
-            probability(both and both[1]),
-            verdict,
-        )
-        for test, both, verdict in zip(found, corrected, said, strict=True)
-    ]
-    header = ("data", "what", "at", f"{value} (95% interval)", "p (BH)", "p (Holm)", "verdict")
-    return [f"## {title}", "", f"{len(found)} tests: {counts}.", "", _table(header, rows)]
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = [list(row) for row in rows]
-    return markdown(header, cells) if cells else "Nothing was measured that answers this.\n"
-
-
-def _figures(runs: pd.DataFrame, objects: pd.DataFrame, folder: Path) -> Iterator[str]:
-    """Draws the savings, and where they were measured the experts on objects; yields the lines that show them."""
-    yield "## Figures"
-    yield ""
-    found = pd.concat([savings(rows, WIDTH).assign(data=data) for data, rows in runs.groupby("data", sort=False)])
-    if len(found):
-        write_drawing(draw_savings(found[found["axis"] == "images_seen"]), folder, "second-study-savings")
-        yield "![Images that an arm saves against dense, by width](second-study-savings.png)"
-    if len(objects):
-        write_drawing(draw_objects(longest(objects)), folder, "second-study-objects")
-        yield "![Experts on objects over those on background, by time, layer and arm](second-study-objects.png)"
-
-
-def draw_savings(found: pd.DataFrame) -> Drawing:
-    """A panel for each data set: the mean saving in images of each arm by width, and its numbers."""
-    means = found.groupby(["data", "arm", "size"], sort=False, as_index=False)["log_saving"].mean()
-    means["saving"] = means["log_saving"].map(math.exp)
-    with paper_style():
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.2), layout="constrained")
-        names = list(dict.fromkeys(means["data"]))
-        for axes, data in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
-            _draw_lines(axes, means[means["data"] == data], "size", "saving")
-            axes.axhline(1, color="black", linewidth=0.6)
-            axes.set(title=data, xlabel="Width", ylabel="Images of dense over those of the arm")
-        figure.legend(*_keys(figure.axes), loc="outside lower center", ncols=3, fontsize=6)
-    return Drawing(figure, means)
-
-
-def draw_objects(objects: pd.DataFrame) -> Drawing:
-    """A panel for each routed layer at the largest width: the ratio of experts on objects and background by time."""
-    largest = objects[objects[WIDTH] == objects[WIDTH].max()]
-    means = largest.groupby(["layer", "arm", "time"], sort=False, as_index=False)[
-        ["object_experts", "background_experts"]
-    ].mean()
-    means["ratio"] = means["object_experts"] / means["background_experts"]
-    with paper_style():
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.2), layout="constrained")
-        layers = sorted(means["layer"].unique())
-        for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False, sharey=True)[0], layers, strict=True):
-            _draw_lines(axes, means[means["layer"] == layer], "time", "ratio")
-            axes.axhline(1, color="black", linewidth=0.6)
-            axes.set(title=f"layer {layer}", xlabel="t (1: noise)", ylabel="Experts on objects over background")
-            axes.invert_xaxis()
-        figure.legend(*_keys(figure.axes), loc="outside lower center", ncols=3, fontsize=6)
-    return Drawing(figure, means)
-
-
-def _draw_lines(axes: Axes, means: pd.DataFrame, x: str, y: str) -> None:
-    """Draws a line for each arm; arms of one router share a color, and differ in their dashes."""
-    num_by_color: dict[str, int] = {}
-    for arm, rows in means.groupby("arm", sort=False):
-        color = next((router_color(name) for name in ROUTERS if str(arm).startswith(router_label(name))), "black")
-        dashes = LINES[num_by_color.setdefault(color, 0) % len(LINES)]
-        num_by_color[color] += 1
-        ordered = rows.sort_values(x)
-        axes.plot(ordered[x], ordered[y], color=color, linestyle=dashes, marker=".", markersize=3, label=str(arm))
-
-
-def _keys(panels: Sequence[Axes]) -> tuple[list[Artist], list[str]]:
-    """The lines of all panels, each arm once."""
-    labelled = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    return list(labelled.values()), list(labelled)
