@@ -158,8 +158,7 @@ def _section(title: str, tests: Iterator[Test], value: str) -> list[str]:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     cells = [list(row) for row in rows]
-    return markdown(header, cells, [name in WORDS for name in header]) if cells else f"{NOTHING}
-"
+    return markdown(header, cells, [name in WORDS for name in header]) if cells else f"{NOTHING}\n"
 
 
 def _figures(runs: pd.DataFrame, objects: pd.DataFrame, folder: Path) -> Iterator[str]:
