@@ -49,7 +49,7 @@ PROXY = (
 """The settings of the runs that tune: the base width, a seed that is none of the study's, and few images."""
 PREPARE = ("data", "prepare", "emoji", "out/emoji", "--image-size", "16", "--validation-images", "320")
 SCENES = ("--metrics", "routing", "--weights", "raw", "--images", "64")
-AVERAGES = ("--metrics", "validation-loss", "--ema", "0.05,0.1,0.2")
+AVERAGES = ("--metrics", "validation-loss", "--ema", "0.05,0.07,0.1")
 SETTINGS = (
     "model.name", "model.width", "model.ffn_factor", "model.sparse_layers", "routing.name", "routing.num_experts",
     "routing.capacity_factor", "routing.group_images", "optim.learning_rate", "train.images", "seed",

@@ -23,7 +23,7 @@ from analysis.laws.fit import FitError
 from analysis.laws.forms import JOINT
 from analysis.laws.identify import identified_fit
 from analysis.laws.leave_size_out import leave_each_size_out
-from analysis.laws.observations import observe
+from analysis.laws.observations import Observations, observe
 from analysis.load_records import MissingDataError
 from analysis.object_experts import object_claims
 from analysis.savings import growth, savings
@@ -124,17 +124,26 @@ def laws(runs: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
     for data, of_data in runs.groupby("data", sort=False):
         for family, rows in router_families(of_data):
             observations = observe(rows, {**columns, WIDTH: WIDTH}, arm="arm")
-            try:
-                fitted = identified_fit(JOINT, observations)
-                errors = leave_each_size_out(JOINT, observations, by=WIDTH)
-            except (MissingDataError, FitError) as error:
-                yield str(data), family, str(error), "", "not identified"
-                continue
-            law = ", ".join(f"{name} {value:.3g}" for name, value in fitted.parameters.items())
-            by_width = errors.by_size.set_index(WIDTH)["mean_absolute_error"]
-            cells = [f"{width:g}: {error:.1%}" for width, error in by_width.items()]
-            is_good = not errors.refused and by_width.mean() <= MEAN_ERROR and by_width.iloc[-1] <= LARGEST_ERROR
-            yield str(data), family, law, "; ".join([*cells, *errors.refused]), SUPPORTED if is_good else CONTRADICTED
+            yield str(data), family, *_law(observations)
+
+
+def _law(observations: Observations) -> tuple[str, str, str]:
+    """The joint law, or where its floor is not identified the same without one; its errors; and the verdict."""
+    refusals = []
+    for form in (JOINT, JOINT.without_floor()):
+        try:
+            fitted = identified_fit(form, observations)
+            errors = leave_each_size_out(form, observations, by=WIDTH)
+        except (MissingDataError, FitError) as error:
+            refusals.append(f"{form.name}: {error}")
+            continue
+        law = ", ".join(f"{name} {value:.3g}" for name, value in fitted.parameters.items())
+        by_width = errors.by_size.set_index(WIDTH)["mean_absolute_error"]
+        cells = [f"{width:g}: {error:.1%}" for width, error in by_width.items()]
+        is_good = not errors.refused and by_width.mean() <= MEAN_ERROR and by_width.iloc[-1] <= LARGEST_ERROR
+        verdict = SUPPORTED if is_good else CONTRADICTED
+        return f"{form.name}: {law}", "; ".join([*cells, *errors.refused]), verdict
+    return " ".join(refusals), "", "not identified"
 
 
 def timestep_tests(runs: pd.DataFrame) -> Iterator[Test]:
