@@ -190,7 +190,7 @@ def draw_savings(found: pd.DataFrame) -> Drawing:
         for axes, data in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
             _draw_lines(axes, means[means["data"] == data], "size", "saving")
             axes.axhline(1, color="black", linewidth=0.6)
-            axes.set(title=data, xlabel="Width", ylabel="Images of dense over those of the arm")
+            axes.set(title=data, xlabel="Width", ylabel="Saving in images", xticks=sorted(means["size"].unique()))
         figure.legend(*_keys(figure.axes), loc="outside lower center", ncols=3, fontsize=6)
     return Drawing(figure, means)
 
@@ -208,7 +208,7 @@ def draw_objects(objects: pd.DataFrame) -> Drawing:
         for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False, sharey=True)[0], layers, strict=True):
             _draw_lines(axes, means[means["layer"] == layer], "time", "ratio")
             axes.axhline(1, color="black", linewidth=0.6)
-            axes.set(title=f"layer {layer}", xlabel="t (1: noise)", ylabel="Experts on objects over background")
+            axes.set(title=f"layer {layer}", xlabel="t (1: noise)", ylabel="Experts, objects / background")
             axes.invert_xaxis()
         figure.legend(*_keys(figure.axes), loc="outside lower center", ncols=3, fontsize=6)
     return Drawing(figure, means)
