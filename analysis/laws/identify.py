@@ -17,6 +17,7 @@ sqrt(pi / 2) sigma (J^T J)^-1/2, with sigma = sqrt(pi / 2) mean|r|.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -49,6 +50,8 @@ NO_TERM = 1e-6
 """The share of the loss below which the search has removed a term of N, D or C."""
 SMALLEST_RESIDUAL = 1e-9
 """The smallest mean absolute residual of ln L that is taken at its value; below it there is only rounding error."""
+SMALL_STEP = 1e-4
+"""The step in ln E of a derivative. Dense models have E = 1, so that the law is also asked just below it."""
 CHI_SQUARED_95 = float(stats.chi2.ppf(0.95, 1))
 
 PLURALS = {
@@ -237,19 +240,22 @@ def _exponent_problems(found: Fit, names: Sequence[str], error_PP: Values) -> li
 
 
 def _rising_problems(found: Fit) -> list[Problem]:
-    """Returns a problem for each variable with which a term of the law rises, since the loss should fall with all."""
-    problems, names, values = [], found.form.variables, dict(found.observations.values)
-    if EXPERTS in names:
-        saturation = [found.parameters[name] for name in SATURATION if found.form.is_saturated]
-        values[EXPERTS] = saturated(values[EXPERTS], *saturation)
-    logs = {name: np.log(values[name]) for name in names}
+    """Returns a problem for each variable with which the loss rises, since it should fall with all.
+
+    Only one term has N, and only one D or C, so that these are asked of it. Experts are in both terms of the joint law.
+    Where they act through one alone, noise lets the other rise a little, so that they are asked of the whole loss.
+    """
+    problems, names = [], found.form.variables
+    logs = {name: np.log(found.observations.values[name]) for name in names}
+    if EXPERTS in names and found.form.is_saturated:
+        saturation = [found.parameters[name] for name in SATURATION]
+        logs[EXPERTS] = np.log(saturated(found.observations.values[EXPERTS], *saturation))
     for name in names:
-        slopes = [
-            _slope(term, name, logs, found.parameters)
-            for term in found.form.terms
-            if any(name in each.logs_of for each in term)
-        ]
-        steepest = max(float(slope_n.mean() if name == EXPERTS else slope_n.max()) for slope_n in slopes)
+        if name == EXPERTS:
+            steepest = _slope_with_experts(found)
+        else:
+            terms = [term for term in found.form.terms if any(name in each.logs_of for each in term)]
+            steepest = max(float(_slope(term, name, logs, found.parameters).max()) for term in terms)
         if steepest > 0:
             message = (
                 f"the loss rises with {name}, as {name}^{steepest:.2g}, and the law is of losses that fall with it"
@@ -257,6 +263,16 @@ def _rising_problems(found: Fit) -> list[Problem]:
             remedy = f"Look for what the runs of larger {PLURALS[name]} lack, as a learning rate that suits them"
             problems.append(Problem(f"the loss rises with {name}", message, remedy))
     return problems
+
+
+def _slope_with_experts(found: Fit) -> float:
+    """Returns the mean slope d ln L / d ln E over the runs, as a central difference."""
+    values = found.observations.values
+    low, high = (
+        found.form.loss({**values, EXPERTS: values[EXPERTS] * math.exp(step)}, found.parameters)
+        for step in (-SMALL_STEP, SMALL_STEP)
+    )
+    return float((np.log(high) - np.log(low)).mean() / (2 * SMALL_STEP))
 
 
 def _slope(term: Term, name: str, logs: Mapping[str, Values], parameters: Mapping[str, float]) -> Values:

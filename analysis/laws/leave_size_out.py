@@ -31,16 +31,18 @@ class SizesOut:
     """The errors of a law on each size that was left out of its fit, and a line for each size that it cannot predict.
 
     `errors` has a row per configuration with its variables, `num_seeds`, `measured`, `predicted` and `relative_error`.
+    `by` names the variable whose values are the sizes.
     """
 
     errors: pd.DataFrame
     refused: tuple[str, ...]
+    by: str = SIZE
 
     @property
     def by_size(self) -> pd.DataFrame:
-        """Returns for each size `N` the number of configurations and the mean error, with and without sign."""
+        """Returns for each size the number of configurations and the mean error, with and without sign."""
         named = self.errors.assign(size_error=self.errors["relative_error"].abs())
-        return named.groupby(SIZE, as_index=False).agg(
+        return named.groupby(self.by, as_index=False).agg(
             num_configurations=("measured", "size"),
             mean_error=("relative_error", "mean"),
             mean_absolute_error=("size_error", "mean"),
@@ -56,27 +58,30 @@ class SizesOut:
             f"Left out in turn, {len(sizes)} of {num_sizes} sizes {agreeing(len(sizes), 'is', 'are')} predicted with a "
             "mean error of "
             f"{sizes['mean_absolute_error'].mean():.2%}, the worst with {worst['mean_error']:+z.2%} "
-            f"(N = {significant(worst[SIZE])}){rest.rstrip('.')}."
+            f"({self.by} = {significant(worst[self.by])}){rest.rstrip('.')}."
         )
 
 
-def leave_each_size_out(form: Form, observations: Observations) -> SizesOut:
-    """Returns the errors of `form` on each size of `observations`, which must have the variable `N`.
+def leave_each_size_out(form: Form, observations: Observations, by: str = SIZE) -> SizesOut:
+    """Returns the errors of `form` on each size of `observations`, which must have the variable `by`.
 
-    Raises `MissingDataError` where there is one size only, or where the law is identified without none of the sizes.
+    Models of one width differ in `N` where routers and dense ones activate differently many parameters: a law of
+    several of them leaves a width out by another variable, which `form` need not have. Raises `MissingDataError` where
+    there is one size only, or where the law is identified without none of the sizes.
     """
-    sizes = np.unique(observations.values[SIZE])
+    sizes = np.unique(observations.values[by])
     if len(sizes) < MIN_SIZES:
-        raise MissingDataError(f"All runs have one size ({significant(float(sizes[0]))} parameters).", "Add sizes.")
+        unit = "parameters" if by == SIZE else by
+        raise MissingDataError(f"All runs have one size ({significant(float(sizes[0]))} {unit}).", "Add sizes.")
     errors, refused = [], []
     for size in sizes:
-        is_left = observations.values[SIZE] == size
+        is_left = observations.values[by] == size
         try:
             errors.append(
                 prediction_errors(identified_fit(form, observations.take(~is_left)), observations.take(is_left))
             )
         except (MissingDataError, FitError) as error:
-            refused.append(f"without N = {significant(float(size))}, {str(error).rstrip('.')}")
+            refused.append(f"without {by} = {significant(float(size))}, {str(error).rstrip('.')}")
     if not errors:
         raise MissingDataError(f"The law is not identified without any one size: {refused[0]}.", "Add sizes.")
-    return SizesOut(pd.concat(errors, ignore_index=True), tuple(refused))
+    return SizesOut(pd.concat(errors, ignore_index=True), tuple(refused), by)

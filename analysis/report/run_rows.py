@@ -92,7 +92,7 @@ def last_scores(evals: pd.DataFrame) -> pd.DataFrame:
     the figure `ema-width` shows.
     """
     is_final = evals["metric"].isin([metric for metric, _ in FINAL_METRICS.values()])
-    is_part = evals["metric"].str.contains("/") | evals["metric"].str.startswith("val_loss_t")
+    is_part = evals["metric"].str.contains("/") | evals["metric"].str.match(r"val_loss(_same_t)?_t\d")
     rows = evals[~is_final & ~is_part & ~is_reconstructed(evals) & (evals["metric"] != INFERENCE)]
     names = {key: guidance_text(key) for key in rows["settings_key"].unique()}
     named = rows.assign(column=SCORE + rows["metric"] + rows["settings_key"].map(names).fillna("").astype(str))

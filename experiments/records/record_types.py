@@ -275,7 +275,8 @@ class EvalRow(Record):
     """A row of `evals.jsonl`: one measured value.
 
     Metrics that training writes: `val_loss`; `val_loss_t0` ... `val_loss_t9` (tenths of t); `val_loss_same_t` (batches
-    of one timestep, as in sampling); `velocity_error`, the mean squared error of the velocity that the prediction
+    of one timestep, as in sampling) and `val_loss_same_t_t0` ... `val_loss_same_t_t9` (those of them whose t lies in a
+    tenth; absent where none does); `velocity_error`, the mean squared error of the velocity that the prediction
     implies, which all objectives share, and where it is another number than the loss also `velocity_error_t0` and so
     on; `dropped_share` and `dropped_share_same_t` (mean over routed layers; absent when
     dense); with `eval.metric_images` also sampled metrics. Where a router decides otherwise in

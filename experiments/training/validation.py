@@ -229,11 +229,9 @@ def _merge(
 
 
 def _mean_values(name: str, values: list[tuple[float, float]], condition: Condition) -> dict[str, float]:
-    """Returns the mean of (value, t) over the set, with mixed t also for each tenth of t that has an image."""
-    mean = sum(value for value, _ in values) / len(values)
-    if condition == "same_t":
-        return {f"{name}_same_t": mean}
-    found = {name: mean}
+    """Returns the mean of (value, t) over the set, and for each tenth of t that has an image."""
+    name = f"{name}_same_t" if condition == "same_t" else name
+    found = {name: sum(value for value, _ in values) / len(values)}
     for bucket in range(NUM_TIME_BUCKETS):
         inside = [value for value, t in values if min(int(t * NUM_TIME_BUCKETS), NUM_TIME_BUCKETS - 1) == bucket]
         if inside:

@@ -54,3 +54,17 @@ def test_one_size_has_nothing_to_leave_out() -> None:
     table = pd.DataFrame({"C": np.geomspace(1e12, 1e15, 6), "N": 1e6, "val_loss": np.geomspace(0.4, 0.2, 6)})
     with pytest.raises(MissingDataError, match=r"All runs have one size \(1M parameters\)"):
         leave_each_size_out(POWER_LAW_WITHOUT_FLOOR, observe(table, {"C": "C", "N": "N"}))
+
+
+def test_widths_are_left_out_whose_models_differ_in_parameters() -> None:
+    """Dense and routed models of a width activate differently many parameters, and are left out together."""
+    points = pd.DataFrame(itertools.product(SIZES, (1.0, 1.2), np.geomspace(1e8, 1e10, 4)), columns=["W", "wider", "D"])
+    points["N"] = points["W"] * points["wider"]
+    loss = CHINCHILLA.loss({"N": points["N"].to_numpy(), "D": points["D"].to_numpy()}, TRUTH)
+    observations = observe(points.assign(val_loss=loss), {"N": "N", "D": "D", "W": "W"})
+    found = leave_each_size_out(CHINCHILLA, observations, by="W")
+    assert found.by_size["W"].to_list() == pytest.approx(SIZES.tolist())
+    assert found.by_size["num_configurations"].to_list() == [8] * 5
+    assert found.by_size["mean_absolute_error"].max() < 1e-3
+    assert "(W = " in str(found)
+    assert len(leave_each_size_out(CHINCHILLA, observations).by_size) == 10

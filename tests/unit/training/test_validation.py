@@ -60,6 +60,23 @@ def test_the_loss_is_the_mean_over_all_images_and_over_those_of_each_tenth_of_t(
             assert f"val_loss_t{tenth}" not in found
 
 
+@pytest.mark.parametrize("arm", ["routing=dense", "routing=switch"])
+def test_losses_at_one_timestep_are_told_apart_by_tenths_of_t(arm: str, build: Build, tiny: Tiny) -> None:
+    config = tiny(arm, *SIXTEEN)
+    engine = build(config)
+    awake(engine.model).eval()
+    by_tenth: dict[int, list[float]] = {}
+    with torch.no_grad():
+        for batch in same_time_batches(config):
+            loss_B, _ = forward_loss(engine.model, to_device(batch, engine.device), config)
+            by_tenth.setdefault(int(10 * batch.time_B[0]), []).extend(loss_B.tolist())
+    found = {name: value for name, value in values(engine, config).items() if name.startswith("val_loss_same_t_t")}
+    assert len(by_tenth) > 1
+    assert found == {
+        f"val_loss_same_t_t{tenth}": pytest.approx(sum(losses) / len(losses)) for tenth, losses in by_tenth.items()
+    }
+
+
 def test_the_size_of_batches_does_not_matter_where_images_are_routed_alone(build: Build, tiny: Tiny) -> None:
     config = tiny("routing=expert_choice", "eval.images=12", "eval.batch_images=4")
     other = tiny("routing=expert_choice", "eval.images=12", "eval.batch_images=5")
