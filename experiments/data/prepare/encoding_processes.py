@@ -29,7 +29,7 @@ from experiments.data.prepare.encoding import (
 )
 from experiments.data.prepare.image_forms import LatentImages, PixelImages, sizing_of
 from experiments.data.prepare.labels import LabelEncoder, with_classes
-from experiments.data.prepare.request import Request
+from experiments.data.prepare.request import NETWORKS, Request
 from experiments.data.prepare.shards import SetFolder, ShardTask
 from experiments.data.prepare.source import SourceRows, open_source
 from experiments.data.prepare.static_words import StaticWords
@@ -56,7 +56,8 @@ class ShardEncoder:
         elif request.text == "static":
             self._text = StaticWords(request.max_tokens)
         else:
-            self._text = TextEncoders(folders["t5"], folders["clip"], request.max_tokens, device)
+            networks = {name: folders[name] for name in NETWORKS[request.text]}
+            self._text = TextEncoders(networks, request.max_tokens, device)
         vae = folders.get("vae")
         self._images: EncodesImages = PixelImages() if vae is None else LatentImages(Autoencoder(vae, device))
 
