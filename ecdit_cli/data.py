@@ -144,8 +144,8 @@ def prepare(
     is not UTF-8, damaged, larger than 67 megapixels, or outside of the folder of a table that names them. With --text
     labels images have classes, and no text encoder is needed. Without --vae images stay pixels; nothing is downloaded.
 
-    A VAE, T5 and CLIP need the extra ecdit[data], static captions ecdit[static]. On several nodes, start it with torchrun or srun
-    and a shared OUT. Then train with: ecdit train data.path=OUT (and model.block=dit for labels)
+    A VAE, T5 and CLIP need the extra ecdit[data], static captions ecdit[static]. On several nodes, start it with
+    torchrun or srun and a shared OUT. Then train with: ecdit train data.path=OUT (and model.block=dit for labels)
     """
     rank, world, local_rank = _launched()
     (say if rank == 0 else _nothing)("importing torch ...")

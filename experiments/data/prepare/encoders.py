@@ -109,9 +109,9 @@ class Autoencoder:
 class TextEncoders:
     """Encodes captions by T5, by CLIP or by both: each caption has features of its tokens, and pooled features.
 
-    With both, T5 gives the features of tokens and CLIP the pooled ones, as in SD3. T5 alone gives the mean over its tokens
-    as pooled features, since it has no output of its own for a whole caption. CLIP alone gives the last hidden states as
-    features of tokens, as Stable Diffusion 1 uses them, and its pooled output.
+    With both, T5 gives the features of tokens and CLIP the pooled ones, as in SD3. T5 alone gives the mean over its
+    tokens as pooled features, since it has no output of its own for a whole caption. CLIP alone gives the last hidden
+    states as features of tokens, as Stable Diffusion 1 uses them, and its pooled output.
     """
 
     def __init__(self, folders: Mapping[str, Path], max_tokens: int, device: torch.device) -> None:

@@ -74,10 +74,12 @@ class ShardEncoder:
 def open_request(request: Request) -> SourceRows:
     """Returns the rows of the source that `request` names, with their classes where it asks for labels.
 
-    Raises `ConfigError` for a missing optional dependency of latents before any other error.
+    Raises `ConfigError` for a missing optional dependency of latents and of captions before any other error.
     """
     if request.vae is not None:
         library("datasets")
+    if NETWORKS[request.text]:
+        library("transformers")
     if request.text == "labels":
         text, column = LABELS, request.label_column
     else:

@@ -43,8 +43,8 @@ class Request:
     image_column: str | None = None
     caption_column: str | None = None
     text: TextKind = "captions"
-    """The text of an image: its caption, which T5 and CLIP (`captions`), one of them or static embeddings encode, or the
-    label of its class."""
+    """The text of an image: its caption, which T5 and CLIP (`captions`), one of them or static embeddings encode, or
+    the label of its class."""
     label_column: str | None = None
     background: str = "white"
     """The colour that transparency becomes."""
