@@ -23,8 +23,29 @@ def with_latents(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_pixels(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the nested settings of a run on `pixels`, completed from its data set as `_completed` does."""
-    return _completed(settings, "pixels")
+    """Returns the nested settings of a run on `pixels`, completed from its data set as `_completed` does.
+
+    Raises `ConfigError` also where a batch does not fit the set, as `require_full_batches` does.
+    """
+    from experiments.config.schema import TrainConfig  # which imports the data sets itself
+
+    completed = _completed(settings, "pixels")
+    default = TrainConfig.model_fields["batch_images"].default
+    require_full_batches(settings.get("train", {}).get("batch_images", default), settings["data"]["path"])
+    return completed
+
+
+def require_full_batches(batch_images: int, path: str) -> None:
+    """Raises `ConfigError` where a batch has more images than the set, so that it would hold some of them twice.
+
+    Training on latents asks for it at its start, because settings for latents are also read without training.
+    """
+    available = read_index(Path(path)).num_images("train")
+    if batch_images > available:
+        raise ConfigError(
+            f"train.batch_images={batch_images} is more than the {available} training images of {path}.",
+            f"Use train.batch_images={available} or fewer, or prepare more images.",
+        )
 
 
 def named_by_path(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,8 +59,7 @@ def named_by_path(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _completed(settings: Mapping[str, Any], form: ImageForm) -> dict[str, Any]:
     """Returns the nested settings of a run on prepared images, completed from its data set.
 
-    Raises `ConfigError` where a setting contradicts the data set (`data.fingerprint` when it is another one), and where
-    a batch has more images than the set, so that it would hold some of them twice.
+    Raises `ConfigError` where a setting contradicts the data set: `data.fingerprint` when it is another one.
     """
     data = settings["data"]
     if not data.get("path"):
@@ -59,20 +79,7 @@ def _completed(settings: Mapping[str, Any], form: ImageForm) -> dict[str, Any]:
                 f"data.{key}={data[key]} is not that of the data set {data['path']}, which has {value}.",
                 f"Leave out data.{key}, or name another data.path.",
             )
-    _check_batch(settings, index)
     return {**settings, "data": {**data, **given}, "eval": _evaluation(settings.get("eval", {}), index, data["path"])}
-
-
-def _check_batch(settings: Mapping[str, Any], index: DataSetIndex) -> None:
-    from experiments.config.schema import TrainConfig  # which imports the data sets itself
-
-    batch = settings.get("train", {}).get("batch_images", TrainConfig.model_fields["batch_images"].default)
-    available = index.num_images("train")
-    if batch > available:
-        raise ConfigError(
-            f"train.batch_images={batch} is more than the {available} training images of {settings['data']['path']}.",
-            f"Use train.batch_images={available} or fewer, or prepare more images.",
-        )
 
 
 def _settings_of(index: DataSetIndex) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def test_latents_may_have_static_captions_too(words_set: Path, encoder_folders: 
     prepare(request, tmp_path / "set")
     index = read_index(tmp_path / "set")
     assert (index.images, index.text_encoders, index.schema_version) == ("latents", {"static"}, FORMS_VERSION)
-    config = load_config(["routing=dense", f"data.path={tmp_path / 'set'}", "train.batch_images=4"])
+    config = load_config(["routing=dense", f"data.path={tmp_path / 'set'}"])
     assert config.data.name == "latents"
     assert Latents(config.data).encode(["a dog"])[0].shape == (1, 6, 256)
 
