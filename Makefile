@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # share is made once; slow files come first (`tests/conftest.py`), so that no worker waits for one at the end.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test public-test kernel-test slurm-test browser-test fuzz lint check format docs clean
+.PHONY: setup demo study-tables test public-test kernel-test slurm-test browser-test fuzz lint check format docs clean
 
 setup: $(INSTALLED)
 
@@ -28,6 +28,11 @@ demo: setup
 	$(BIN)/ecdit sweep quickstart --out out/demo
 	$(BIN)/ecdit compare-routing out/demo --out out/demo/tables
 	$(BIN)/ecdit plot all out/demo --out out/demo/figures
+
+# Rebuilds every number, table and figure of the docs that follows from the committed tables of runs; the fits of the
+# scaling laws take minutes.
+study-tables: setup
+	$(BIN)/python docs/study/renew.py
 
 test: setup
 	$(PYTEST) -m 'not slurm and not browser and not fuzz'

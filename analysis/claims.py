@@ -4,7 +4,8 @@ A claim is a difference between two arms of one setup, paired by seed where both
 when it differs from 0 after the correction for the number of claims, and not supported otherwise. With one seed there
 is no interval and nothing is supported. These claims are tested: every routed arm against both dense baselines, expert
 choice against token choice with the same number of experts and capacity factor, an arm that began from trained weights
-against the same arm from scratch, and the effect of batches of one timestep on a routed arm.
+against the same arm from scratch, and the effect of batches of one timestep on a routed arm. Where a setup has no two
+such arms, as where variants of one router were run alone, every arm is compared with the first one.
 
 Batches of one timestep contain other values of t than mixed batches, so they change the loss of a dense model too,
 although nothing is routed there. The effect on routing is therefore the change of the routed arm minus that of the
@@ -177,11 +178,17 @@ def _claims_of_one_timestep(runs: pd.DataFrame, setup: str) -> Iterator[PairedDi
             yield PairedDifference(setup, label, SAME_T, gap)
 
 
-def arm_pairs(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Yields (arm, reference), with the references in the order same depth, same activated, token choice, scratch.
+def arm_pairs(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """Returns (arm, reference), with the references in the order same depth, same activated, token choice, scratch.
 
-    An arm that began from the weights of another run is compared with the same arm from scratch.
+    An arm that began from the weights of another run is compared with the same arm from scratch. Where there are no
+    such pairs, the reference is the first arm, which is the plain form of its router.
     """
+    first, *others = (label for label, _, _ in arm_list(runs))
+    return list(_pairs_with_baselines(runs)) or [(label, first) for label in others]
+
+
+def _pairs_with_baselines(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
     by_label = runs.drop_duplicates("arm").set_index("arm", drop=False)
     arms = by_label.loc[[label for label, _, _ in arm_list(runs)]]
     routed = arms[arms["arm_kind"] == "sparse"]

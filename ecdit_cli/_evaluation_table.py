@@ -28,7 +28,7 @@ def print_table(measured: Sequence[MeasuredRun], as_json: bool) -> None:
     print_rows(rows, columns, as_json=False)
     for value in _table_values():
         if value.parts and any(value.name in row for row in rows):
-            print()
+            print(f"\n{value.name}, by part:")
             print_rows(rows, _part_columns(value, rows), as_json=False)
     for key, note in (*((value.name, value.note) for value in _table_values()), OVERHEAD_NOTE):
         if note and any(key in row for row in rows):

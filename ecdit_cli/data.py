@@ -30,7 +30,7 @@ TITLES = {
 }
 NO_VAE = "none"
 DEFAULT_SIZES = {"latents": 256, "pixels": 32}
-DEFAULT_TOKENS = {"captions": 120, "static": 32, "labels": 120}
+DEFAULT_TOKENS = {"captions": 120, "t5": 120, "clip": 77, "static": 32, "labels": 120}
 Vae = Annotated[
     str,
     typer.Option(
@@ -54,10 +54,11 @@ Clip = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Folder or Hub name of a transformers CLIPTextModel, for captions.")
 ]
 Text = Annotated[
-    Literal["captions", "static", "labels"] | None,
+    Literal["captions", "t5", "clip", "static", "labels"] | None,
     typer.Option(
-        help="captions: read by T5 and CLIP. static: captions as word embeddings of the package wordllama. labels: the "
-        "classes of images, which are their folders or a column. Default: captions with a VAE, static without."
+        help="captions: read by T5 and CLIP. t5, clip: read by that one alone. static: captions as word embeddings of "
+        "the package wordllama. labels: the classes of images, which are their folders or a column. Default: captions "
+        "with a VAE, static without."
     ),
 ]
 Background = Annotated[str, typer.Option(metavar="COLOR", help="The colour that transparency becomes.")]
@@ -81,7 +82,9 @@ ImageSize = Annotated[
 ]
 MaxTokens = Annotated[
     int | None,
-    typer.Option(min=2, max=4096, help="Tokens of a caption, the rest is cut. Default: 120 of T5, or 32 static ones."),
+    typer.Option(
+        min=2, max=4096, help="Tokens of a caption, the rest is cut. Default: 120 of T5, 77 of CLIP alone, 32 static."
+    ),
 ]
 ValidationImages = Annotated[
     int | None,
@@ -142,8 +145,8 @@ def prepare(
     is not UTF-8, damaged, larger than 67 megapixels, or outside of the folder of a table that names them. With --text
     labels images have classes, and no text encoder is needed. Without --vae images stay pixels; nothing is downloaded.
 
-    A VAE needs the extra ecdit[data], static captions ecdit[static]. On several nodes, start it with torchrun or srun
-    and a shared OUT. Then train with: ecdit train data.path=OUT (and model.block=dit for labels)
+    A VAE, T5 and CLIP need the extra ecdit[data], static captions ecdit[static]. On several nodes, start it with
+    torchrun or srun and a shared OUT. Then train with: ecdit train data.path=OUT (and model.block=dit for labels)
     """
     rank, world, local_rank = _launched()
     (say if rank == 0 else _nothing)("importing torch ...")
@@ -248,8 +251,8 @@ def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object
                 say(f"  {one['name']}: {one['reason']}")
     cut = {name: index.num_cut(name) for name in ("t5", "clip", "static") if name in index.text_encoders}
     longest = index.caption_length
-    if cut.get("static"):
-        say(f"Too long and cut: {cut['static']:,} captions (--max-tokens {longest}).")
+    if any(cut.values()) and len(cut) == 1:
+        say(f"Too long and cut: {sum(filter(None, cut.values())):,} captions (--max-tokens {longest}).")
     elif any(cut.values()):
         say(f"Too long and cut: {cut['t5']:,} captions for T5 (--max-tokens {longest}), {cut['clip']:,} for CLIP.")
     held_out = index.num_images("held_out")

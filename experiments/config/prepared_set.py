@@ -16,7 +16,9 @@ What stands for the images and what stands for the text are chosen separately. A
     flips_N (bool)                      whether the image may be mirrored, in sets that ask for it
 A shard of a labelled set has in place of captions
     label_N (int64)                     the class, from 0 to the number of `class_names` - 1
-Static word embeddings fill the same tensors as T5 and CLIP: rows of words, and their mean as pooled features.
+Other encoders fill the same tensors as T5 and CLIP together. T5 alone has the mean over the tokens of a caption as
+pooled features, CLIP alone its last hidden states as features of tokens, and static word embeddings rows of words and
+their mean.
 The file of the empty caption has the tensors of a captioned shard except those of images; a labelled set has no such
 file. `experiments.data.sources.prepared` reads these files, and `experiments.data.prepare.job` writes them. This module
 does not import torch.
@@ -49,7 +51,9 @@ SetSplit = Literal["train", "validation", "held_out"]
 """`held_out` is neither trained on nor validated with: combinations that a trained model can be asked for."""
 ImageForm = Literal["latents", "pixels"]
 EncoderName = Literal["vae", "t5", "clip", "static"]
-TEXT_ENCODERS: tuple[frozenset[EncoderName], ...] = (frozenset({"t5", "clip"}), frozenset({"static"}))
+TEXT_ENCODERS: tuple[frozenset[EncoderName], ...] = (
+    frozenset({"t5", "clip"}), frozenset({"t5"}), frozenset({"clip"}), frozenset({"static"}),
+)  # fmt: skip
 """The encoders that together make the features of captions."""
 MAX_IMAGE_SIZE = 4096
 """The largest side, in pixels, to which images are resized."""

@@ -27,20 +27,27 @@ def with_latents(settings: Mapping[str, Any]) -> dict[str, Any]:
 def with_pixels(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the nested settings of a run on `pixels`, completed from its data set as `_completed` does.
 
-    Raises `ConfigError` also where a batch has more images than the set, so that it would hold some of them twice.
+    Raises `ConfigError` also where a batch does not fit the set, as `require_full_batches` does.
     """
     from experiments.config.schema import TrainConfig  # which imports the data sets itself
 
     completed = _completed(settings, "pixels")
     default = TrainConfig.model_fields["batch_images"].default
-    batch, path = settings.get("train", {}).get("batch_images", default), settings["data"]["path"]
+    require_full_batches(settings.get("train", {}).get("batch_images", default), settings["data"]["path"])
+    return completed
+
+
+def require_full_batches(batch_images: int, path: str) -> None:
+    """Raises `ConfigError` where a batch has more images than the set, so that it would hold some of them twice.
+
+    Training on latents asks for it at its start, because settings for latents are also read without training.
+    """
     available = read_index(Path(path)).num_images("train")
-    if batch > available:
+    if batch_images > available:
         raise ConfigError(
-            f"train.batch_images={batch} is more than the {available} training images of {path}.",
+            f"train.batch_images={batch_images} is more than the {available} training images of {path}.",
             f"Use train.batch_images={available} or fewer, or prepare more images.",
         )
-    return completed
 
 
 def named_by_path(settings: Mapping[str, Any]) -> dict[str, Any]:

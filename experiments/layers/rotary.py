@@ -20,20 +20,20 @@ BASE = 100.0
 
 
 class Rotation(NamedTuple):
-    """Holds cosine and sine of the angles of all tokens, float32 [T, 1, A], or [B, K, 1, A] for kept tokens."""
+    """Holds cosine and sine of the angles of all tokens, float32 [T, 1, A], or [B, K, 1, A] where tokens are kept."""
 
     cosine: Tensor
     sine: Tensor
 
 
-def rotation_of_tokens(head_size: int, side: int, span: int, keep_BK: Tensor | None, device: torch.device) -> Rotation:
-    """Returns the rotation of the tokens of an image with `side` tokens in a row, or of those that `keep_BK` names.
+def rotation_of_tokens(head_size: int, side: int, span: int, device: torch.device) -> Rotation:
+    """Returns the rotation of the tokens of an image with `side` tokens in a row.
 
     Rows and columns run over the positions of a grid with the side `span`, so that a model of another resolution finds
     them where it has learned them. Angles are computed in float32, whatever the type of the model.
     """
     quarter = head_size // 4
-    token = torch.arange(side**2, device=device) if keep_BK is None else keep_BK
+    token = torch.arange(side**2, device=device)
     frequency = BASE ** (-torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
     # Tokens are in reading order: the row index changes every `side` tokens, the column index with every token.
     axes = [(index * (span / side)).unsqueeze(-1) * frequency for index in (token // side, token % side)]

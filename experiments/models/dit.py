@@ -88,6 +88,7 @@ class DiT(nn.Module):
         self.position_side, self.head_size = config.position_side, model.width // model.num_heads
         turns, table = model.positions == "rope", (model.width, side, row.columns_first, config.position_side)
         self.register_buffer("position_TD", None if turns else sinusoidal_positions(*table), persistent=False)
+        self._rotations: dict[torch.device, Rotation] = {}
         self.time = TimeEmbedding(model.width, row.shared_modulation, model.time_scale)
         self.text = build_caption_encoder(config)
         self.blocks = nn.ModuleList([build_block(config, layer, share) for layer in range(model.num_layers)])
@@ -135,10 +136,21 @@ class DiT(nn.Module):
     def _with_positions(self, tokens_BTD: Tensor, keep_BK: Tensor | None) -> tuple[Tensor, Rotation | None]:
         """Adds the table of positions to the tokens, or returns by how much they turn in every self-attention."""
         if self.position_TD is None:
-            side = self.image_size // self.patch_size
-            return tokens_BTD, rotation_of_tokens(self.head_size, side, self.position_side, keep_BK, tokens_BTD.device)
+            rotation = self._rotation(tokens_BTD.device)
+            return tokens_BTD, rotation if keep_BK is None else Rotation(*(each[keep_BK] for each in rotation))
         position_BTD = self.position_TD.to(tokens_BTD.dtype)
         return tokens_BTD + (position_BTD if keep_BK is None else position_BTD[keep_BK]), None
+
+    def _rotation(self, device: torch.device) -> Rotation:
+        """Returns the rotation of all tokens, which is computed once for each device.
+
+        It is no buffer, because a model in 16 bits would round the angles of its buffers.
+        """
+        if device not in self._rotations:
+            side = self.image_size // self.patch_size
+            with torch.inference_mode(False):  # a tensor of inference mode could not serve a later training
+                self._rotations[device] = rotation_of_tokens(self.head_size, side, self.position_side, device)
+        return self._rotations[device]
 
     def _head_modulation(self, vector_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Returns shift and scale of the last layer norm, [B, 1, D] each."""

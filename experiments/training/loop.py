@@ -17,6 +17,7 @@ from torch import Tensor
 
 from experiments.config.budget import budget, compute_varies, executed_flops_per_image
 from experiments.config.cooldown import cooldown_start
+from experiments.config.prepared_settings import require_full_batches
 from experiments.config.repa import has_auxiliary_losses
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream
@@ -111,6 +112,8 @@ def train(
     Raises `RunFailedError` for a non-finite loss, and other `EcditError`s for mistakes; the status holds the reason.
     """
     check_world(config)
+    if config.data.path is not None:
+        require_full_batches(config.train.batch_images, config.data.path)
     open_source(config.data).check()
     try_plugin(config)
     prefer_large_pages(config)

@@ -181,6 +181,18 @@ def test_another_data_set_or_a_damaged_one_ends_before_any_step(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_set_that_is_too_small_for_a_batch_ends_before_any_step(
+    latent_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["data.name=latents", f"data.path={latent_set}", "train.batch_images=64"]
+    assert run(["train", "model=nano", *settings, "--no-progress", "--run-dir", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: train.batch_images=64 is more than the 36 training images of {latent_set}. "
+        "Use train.batch_images=36 or fewer, or prepare more images.\n"
+    )
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.multi
 @pytest.mark.timeout(3 * STARTING_SECONDS)

@@ -49,7 +49,10 @@ def error_of(arguments: list[str], capsys: Captured, code: int = 2) -> str:
 def test_one_line_for_each_run_and_scale_and_rows_in_the_records(runs: Path, capsys: Captured) -> None:
     assert run(["evaluate", str(runs), "--guidance", "1,2", *FEW]) == 0
     captured = capsys.readouterr()
-    for table in captured.out.split("\n\n"):  # values, and the score by kind
+    values, by_kind = captured.out.split("\n\n")
+    title, by_kind = by_kind.split("\n", 1)
+    assert title == "shapes-geneval, by part:"
+    for table in (values, by_kind):
         head, *lines = table.splitlines()
         assert head.split()[:2] == ["run", "guidance"]
         assert [line.split()[:2] for line in lines] == [[r, g] for r in ("dense", "expert_choice") for g in ("1", "2")]

@@ -23,6 +23,8 @@ MAX_WIDTH = 2**20
 MAX_LAYERS = 1024
 MAX_CONV_CHANNELS = 2**14
 SHOWN_CHARACTERS = 80
+CLIP_PLACES = 77
+"""The most tokens of every CLIP that OpenAI published."""
 
 Channels = Annotated[int, Field(ge=1, le=MAX_CONV_CHANNELS)]
 
@@ -47,6 +49,19 @@ def read_vae_config(path: str, folder: Path) -> VaeConfig:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise _wrong("vae", path, f"{key} is {_shown(first['input'])}: {first['msg'].lower()}") from error
+
+
+def read_clip_places(path: str, folder: Path) -> int:
+    """Returns the most tokens that the CLIP in `folder` reads. Raises `ConfigError`, naming `path`, for no number.
+
+    The config of a whole CLIP has a part for its text, and one that leaves the number out means the usual 77.
+    """
+    config = read_encoder_config("clip", path, folder)
+    part = config.get("text_config")
+    places = (part if isinstance(part, dict) else config).get("max_position_embeddings", CLIP_PLACES)
+    if isinstance(places, bool) or not isinstance(places, int) or places < 1:
+        raise _wrong("clip", path, f"max_position_embeddings is {_shown(places)}, and no number of tokens")
+    return places
 
 
 def read_encoder_config(name: str, path: str, folder: Path) -> dict[str, Any]:

@@ -107,59 +107,77 @@ class Autoencoder:
 
 
 class TextEncoders:
-    """Encodes captions: T5 gives features of tokens, CLIP gives those of the whole caption."""
+    """Encodes captions by T5, by CLIP or by both: each caption has features of its tokens, and pooled features.
 
-    counted: Sequence[str] = ("t5", "clip")
+    With both, T5 gives the features of tokens and CLIP the pooled ones, as in SD3. T5 alone gives the mean over its
+    tokens as pooled features, since it has no output of its own for a whole caption. CLIP alone gives the last hidden
+    states as features of tokens, as Stable Diffusion 1 uses them, and its pooled output.
+    """
 
-    def __init__(self, t5: Path, clip: Path, max_tokens: int, device: torch.device) -> None:
+    def __init__(self, folders: Mapping[str, Path], max_tokens: int, device: torch.device) -> None:
+        """Loads the networks in `folders`, which names `t5`, `clip` or both. Raises `ConfigError` where it cannot."""
         transformers = library("transformers")
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()  # it reports the half of a model that is not asked for
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self.counted: Sequence[str] = tuple(folders)
         self._device, self._max_tokens = device, max_tokens
-        self._t5_tokenizer = _load_tokenizer("t5", t5)
-        self._clip_tokenizer = _load_tokenizer("clip", clip)
-        self._t5, self._clip = (
-            _load_whole(name, folder, kind, dtype).to(device).eval().requires_grad_(False)
-            for name, folder, kind in (
-                ("t5", t5, transformers.T5EncoderModel),
-                ("clip", clip, transformers.CLIPTextModel),
-            )
-        )
+        self._tokenizers = {name: _load_tokenizer(name, folder) for name, folder in folders.items()}
+        self._models = {
+            name: _load_whole(name, folder, getattr(transformers, CLASSES[name]), dtype)
+            .to(device)
+            .eval()
+            .requires_grad_(False)
+            for name, folder in folders.items()
+        }
 
     def problem(self, caption: str) -> None:
         """Returns None: a caption of any text has features."""
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> EncodedTexts:
-        """Returns the captions and the features of both encoders, those of tokens without padding.
+        """Returns the captions with features of their tokens, without padding, and pooled features.
 
         A caption that is too long is cut and keeps its end token. Lengths stand in place of starts, so that batches can
         be concatenated.
         """
-        tokens, num_cut_t5 = self._tokens(self._t5_tokenizer, captions, self._max_tokens)
-        features = _stored(self._t5(**tokens).last_hidden_state, "T5 features")
-        lengths = tokens["attention_mask"].sum(dim=1).tolist()
-        places = int(self._clip.config.max_position_embeddings)
-        clip_tokens, num_cut_clip = self._tokens(self._clip_tokenizer, captions, places)
-        pooled_BU = _stored(self._clip(**clip_tokens).pooler_output, "CLIP features")
+        tokens, num_cut = {}, {}
+        for name in self.counted:
+            tokens[name], num_cut[name] = self._tokens(name, captions)
+        outputs = {name: model(**tokens[name]) for name, model in self._models.items()}
+        of_tokens = "t5" if "t5" in outputs else "clip"
+        hidden_BLV, mask_BL = outputs[of_tokens].last_hidden_state, tokens[of_tokens]["attention_mask"]
+        features = _stored(hidden_BLV, f"{of_tokens.upper()} features")
+        pooled = outputs["clip"].pooler_output if "clip" in outputs else _mean_over_tokens(hidden_BLV, mask_BL)
+        lengths = mask_BL.sum(dim=1).tolist()
         each = [row[:length] for row, length in zip(features, lengths, strict=True)]
         tensors = {
             "text_MV": torch.cat(each),
             "text_length_N": torch.tensor(lengths),
-            "pooled_NU": pooled_BU,
+            "pooled_NU": _stored(pooled, f"pooled {'CLIP' if 'clip' in outputs else 'T5'} features"),
             **caption_tensors(captions),
         }
-        return EncodedTexts(tensors, {"t5": num_cut_t5, "clip": num_cut_clip})
+        return EncodedTexts(tensors, num_cut)
 
-    def _tokens(self, tokenizer: Any, captions: Sequence[str], max_length: int) -> tuple[dict[str, Tensor], int]:
-        """Returns the tokens, padded on the right, and how many captions were cut."""
+    def _tokens(self, name: str, captions: Sequence[str]) -> tuple[dict[str, Tensor], int]:
+        """Returns the tokens of an encoder, padded on the right, and how many captions were cut."""
+        tokenizer, max_length = self._tokenizers[name], self._max_tokens
+        if name == "clip":
+            places = int(self._models[name].config.max_position_embeddings)
+            # Beside T5, CLIP reads as much of a caption as it can, because only its pooled output is kept.
+            max_length = places if "t5" in self._models else min(max_length, places)
         num_cut = sum(len(ids) > max_length for ids in tokenizer(list(captions))["input_ids"])
         tokens = tokenizer(
             list(captions), padding="longest", truncation=True, max_length=max_length, return_tensors="pt",
             padding_side="right", return_token_type_ids=False,
         )  # fmt: skip
         return {name: values.to(self._device) for name, values in tokens.items()}, num_cut
+
+
+def _mean_over_tokens(hidden_BLV: Tensor, mask_BL: Tensor) -> Tensor:
+    """Returns the mean over the tokens of each caption, its end token included, in float32 [B, V]."""
+    mask_BL1 = mask_BL.unsqueeze(-1).float()
+    return (hidden_BLV.float() * mask_BL1).sum(dim=1) / mask_BL1.sum(dim=1)
 
 
 def _stored(values: Tensor, what: str) -> Tensor:

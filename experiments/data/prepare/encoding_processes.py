@@ -29,7 +29,7 @@ from experiments.data.prepare.encoding import (
 )
 from experiments.data.prepare.image_forms import LatentImages, PixelImages, sizing_of
 from experiments.data.prepare.labels import LabelEncoder, with_classes
-from experiments.data.prepare.request import Request
+from experiments.data.prepare.request import NETWORKS, Request
 from experiments.data.prepare.shards import SetFolder, ShardTask
 from experiments.data.prepare.source import SourceRows, open_source
 from experiments.data.prepare.static_words import StaticWords
@@ -56,7 +56,8 @@ class ShardEncoder:
         elif request.text == "static":
             self._text = StaticWords(request.max_tokens)
         else:
-            self._text = TextEncoders(folders["t5"], folders["clip"], request.max_tokens, device)
+            networks = {name: folders[name] for name in NETWORKS[request.text]}
+            self._text = TextEncoders(networks, request.max_tokens, device)
         vae = folders.get("vae")
         self._images: EncodesImages = PixelImages() if vae is None else LatentImages(Autoencoder(vae, device))
 
@@ -73,10 +74,12 @@ class ShardEncoder:
 def open_request(request: Request) -> SourceRows:
     """Returns the rows of the source that `request` names, with their classes where it asks for labels.
 
-    Raises `ConfigError` for a missing optional dependency of latents before any other error.
+    Raises `ConfigError` for a missing optional dependency of latents and of captions before any other error.
     """
     if request.vae is not None:
         library("datasets")
+    if NETWORKS[request.text]:
+        library("transformers")
     if request.text == "labels":
         text, column = LABELS, request.label_column
     else:

@@ -70,7 +70,7 @@ def write_index(
         content |= {"caption_length": request.max_tokens, "empty_caption": notes[0].entry.model_dump()}
     else:
         content["class_names"] = list(source.class_names)
-    if vae is None or request.text == "static" or request.background != NEW_KEYS["background"]:
+    if vae is None or request.text not in ("captions", "labels") or request.background != NEW_KEYS["background"]:
         content["schema_version"] = FORMS_VERSION
     content["fingerprint"] = fingerprint_of(content)
     write_json_atomic(out / INDEX_FILE, content)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.prepared_set import INDEX_FILE, REQUEST_FILE, Credits, DataSetIndex, Encoder
-from experiments.data.prepare.encoder_configs import VaeConfig, read_vae_config
+from experiments.data.prepare.encoder_configs import VaeConfig, read_clip_places, read_vae_config
 from experiments.data.prepare.encoders import find_encoders
 from experiments.data.prepare.encoding import Loaded, load_row
 from experiments.data.prepare.encoding_processes import encode_shards, end_with, open_request
@@ -87,6 +87,8 @@ def prepare(
     vae = None if request.vae is None else read_vae_config(request.vae, encoders.folders["vae"])
     if vae is not None:
         _check_size(request, vae)
+    if request.text == "clip":
+        _check_tokens(request, read_clip_places(request.encoders["clip"], encoders.folders["clip"]))
     sizing = sizing_of(request)
     tasks = deal_rows(request, source, lambda row: isinstance(load_row(source, row, sizing), Loaded))
     _check_out(out)
@@ -166,6 +168,15 @@ def _check_size(request: Request, vae: VaeConfig) -> None:
         raise ConfigError(
             f"--image-size {request.image_size} is not divisible by {factor}, by which the VAE divides it.",
             f"Use --image-size {-(-request.image_size // factor) * factor}.",
+        )
+
+
+def _check_tokens(request: Request, places: int) -> None:
+    """Raises `ConfigError` where captions may have more tokens than CLIP, which encodes them alone, can read."""
+    if request.max_tokens > places:
+        raise ConfigError(
+            f"--max-tokens {request.max_tokens} is more than the {places} tokens that --clip reads.",
+            f"Use --max-tokens {places}.",
         )
 
 

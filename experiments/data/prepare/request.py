@@ -1,7 +1,7 @@
 """Holds what a user asks of `ecdit data prepare`: the request that defines a data set.
 
-The form of images and the form of their text are chosen separately: latents of a VAE or pixels, and features of T5 and
-CLIP, static word embeddings, or classes.
+The form of images and the form of their text are chosen separately: latents of a VAE or pixels, and features of T5, of
+CLIP or of both, static word embeddings, or classes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from PIL import ImageColor
 from experiments.errors import ConfigError
 from experiments.text import printable, shortened
 
-USE_OTHER = "--text static or --text labels"
-TextKind = Literal["captions", "static", "labels"]
+TextKind = Literal["captions", "t5", "clip", "static", "labels"]
+NETWORKS: dict[TextKind, tuple[str, ...]] = {
+    "captions": ("t5", "clip"), "t5": ("t5",), "clip": ("clip",), "static": (), "labels": (),
+}  # fmt: skip
+"""The networks that encode each kind of text, which the user names."""
 NEW_KEYS = {"background": "white", "flip": False}
 """Options that came later, with their defaults: a request that does not use them is the same as before."""
 
@@ -40,7 +43,8 @@ class Request:
     image_column: str | None = None
     caption_column: str | None = None
     text: TextKind = "captions"
-    """The text of an image: its caption, which T5 and CLIP or static embeddings encode, or the label of its class."""
+    """The text of an image: its caption, which T5 and CLIP (`captions`), one of them or static embeddings encode, or
+    the label of its class."""
     label_column: str | None = None
     background: str = "white"
     """The colour that transparency becomes."""
@@ -49,17 +53,20 @@ class Request:
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` where captions lack an encoder, and where an option does not fit the others."""
-        others = {"--t5": self.t5, "--clip": self.clip, "--caption-column": self.caption_column}
-        if self.text == "captions":
-            missing = next((option for option in ("--t5", "--clip") if others[option] is None), None)
-            if missing is not None:
-                raise ConfigError(f"{missing} is missing, which encodes captions.", f"Name it, or use {USE_OTHER}.")
-        if self.text != "labels":
-            del others["--caption-column"]
-            others["--label-column"] = self.label_column
-        if self.text == "captions":
-            del others["--t5"], others["--clip"]
-        given = next((option for option, value in others.items() if value is not None), None)
+        networks: dict[str, str | None] = {"t5": self.t5, "clip": self.clip}
+        needed = NETWORKS[self.text]
+        if missing := [name for name in needed if networks[name] is None]:
+            # A user who names one of the two may want that one alone.
+            alone = "".join(f"--text {name}, " for name in needed if name not in missing)
+            raise ConfigError(
+                f"--{missing[0]} is missing, which encodes captions.",
+                f"Name it, or use {alone}--text static or --text labels.",
+            )
+        unfit = {f"--{name}": path for name, path in networks.items() if name not in needed}
+        unfit |= {"--label-column": self.label_column}
+        if self.text == "labels":
+            unfit = unfit | {"--caption-column": self.caption_column, "--label-column": None}
+        given = next((option for option, value in unfit.items() if value is not None), None)
         if given is not None:
             way_out = "Leave it out, or use --text labels." if given == "--label-column" else "Leave it out."
             raise ConfigError(f"{given} does not fit --text {self.text}.", way_out)

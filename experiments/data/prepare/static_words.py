@@ -86,7 +86,8 @@ class StaticWords:
 
 
 def find_static_words() -> Encoder:
-    """Returns the description of the installed table. Raises `ConfigError` where its package is missing or damaged."""
+    """Returns the description of the installed table. Raises `ConfigError` where a package is missing or damaged."""
+    library("tokenizers", EXTRA)
     version = _version()
     return Encoder(path=f"{PACKAGE} {version}", kind="StaticWords", sha256=sha256_of_files(*_files()))
 

@@ -206,3 +206,28 @@ def test_the_files_hold_the_sentence_the_table_and_the_claims(comparison: Compar
     )
     assert f"{row} {small} | lower |" in text
     assert (tmp_path / "new" / "comparison.csv").read_text().count("\n") == 5
+
+
+def test_variants_of_one_router_without_dense_are_compared(tmp_path: Path, write_run: WriteRun) -> None:
+    for factor, losses in ((1.0, [0.130, 0.132, 0.131]), (2.0, [0.120, 0.1222, 0.1211])):
+        for seed, loss in enumerate(losses):
+            settings = {
+                "model": {"name": "nano"}, "routing": {"name": "expert_choice", "capacity_factor": factor},
+                "train": {"images": 3200}, "seed": seed,
+            }  # fmt: skip
+            write_run(tmp_path / f"{factor}-{seed}", settings, lambda n, at=loss: at, eval_images=[3200])
+    table = run_table(load_records([tmp_path]))
+    (claim,) = claims(table)
+    assert {claim.arm, claim.reference} == set(table["arm"])
+    assert abs(claim.gap.mean) == pytest.approx(0.0099)
+    assert claim.verdict in ("lower", "higher")
+    said = conclusion(table, [claim])
+    assert "no two arms" not in said
+    assert f"a {claim.verdict} validation loss than {claim.reference} for {claim.arm}" in said
+
+
+def test_a_single_arm_is_compared_with_nothing(tmp_path: Path, write_run: WriteRun) -> None:
+    only = {("expert_choice", None): [0.130, 0.132, 0.131]}
+    table = run_table(load_records([write_losses(tmp_path, write_run, only)]))
+    assert claims(table) == []
+    assert "there are no two arms to compare" in conclusion(table, [])

@@ -22,7 +22,8 @@ ROPE = ("model.positions=rope", "routing=dense")
 
 
 def rotation(keep_BK: Tensor | None = None, side: int = SIDE, span: int = SIDE) -> Rotation:
-    return rotation_of_tokens(HEAD, side, span, keep_BK, torch.device("cpu"))
+    whole = rotation_of_tokens(HEAD, side, span, torch.device("cpu"))
+    return whole if keep_BK is None else Rotation(*(each[keep_BK] for each in whole))
 
 
 def square(row: int, column: int) -> Tensor:
@@ -66,10 +67,28 @@ def test_turning_keeps_lengths_and_the_first_token() -> None:
     assert torch.unique(turned[0, :, 0].round(decimals=4), dim=0).shape[0] == SIDE**2
 
 
-def test_the_rotation_of_kept_tokens_is_gathered_from_that_of_all() -> None:
-    keep_BK = torch.tensor([[0, 9, 63], [5, 4, 17]])
-    for kept, whole in zip(rotation(keep_BK), rotation(), strict=True):
-        assert torch.equal(kept, whole[keep_BK])
+def test_the_rotation_of_a_model_is_made_once_and_gathered_for_kept_tokens(settings: Settings) -> None:
+    config, keep_BK = settings(*ROPE), torch.tensor([[0, 9, 63], [5, 4, 17]])
+    model, tokens_BTD = DiT(config), torch.zeros(2, SIDE**2, config.model.width)
+    first, second = (model._with_positions(tokens_BTD, None)[1] for _ in range(2))
+    assert first is not None
+    assert first is second
+    _, kept = model._with_positions(tokens_BTD[:, :3], keep_BK)
+    assert kept is not None
+    for mine, whole in zip(kept, first, strict=True):
+        assert mine.shape == (2, 3, 1, whole.shape[-1])
+        assert torch.equal(mine[1, 2], whole[17])
+
+
+def test_a_model_that_was_used_in_inference_mode_can_still_be_trained(
+    settings: Settings, awake: Awake, inputs: Inputs
+) -> None:
+    model = awake(settings(*ROPE))
+    with torch.inference_mode():
+        before = model(*inputs).velocity_BKP
+    after = model(*inputs).velocity_BKP
+    after.sum().backward()
+    assert torch.equal(before, after)
 
 
 def test_positions_of_a_larger_image_run_over_the_grid_that_was_learned() -> None:

@@ -209,7 +209,10 @@ def test_sources_without_labels_say_where_they_would_be(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({}, "--t5 is missing, which encodes captions. Name it, or use --text static or --text labels."),
-        ({"t5": "t"}, "--clip is missing, which encodes captions. Name it, or use --text static or --text labels."),
+        (
+            {"t5": "t"},
+            "--clip is missing, which encodes captions. Name it, or use --text t5, --text static or --text labels.",
+        ),
         (
             {"t5": "t", "clip": "c", "label_column": "x"},
             "--label-column does not fit --text captions. Leave it out, or",
