@@ -1,4 +1,4 @@
-"""What an arm saves against dense, read off the ends of trainings of several lengths, and whether that grows with size.
+"""Measures what an arm saves against dense at the ends of trainings of several lengths, and how that grows with size.
 
 An intermediate loss of a run is not the loss of a shorter run, because the learning rate has not decayed there. Runs
 of several lengths (`optim.schedule=wsd`) end with a decayed rate, so that their final losses are a curve over images,

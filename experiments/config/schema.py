@@ -179,8 +179,7 @@ class TrainConfig(Settings):
     )
     mask_ratio: Smoothing = Field(0.0, description="share of the tokens dropped in training")
     repa_weight: LossWeight = Field(
-        **absent_at(0.0),
-        description="of REPA's loss, which draws tokens towards features of the clean image; the paper has 0.5",
+        **absent_at(0.0), description="of REPA's loss, which compares tokens with features of the clean image"
     )
     repa_layer: Layers | None = Field(
         **absent_at(None), description="block after which REPA compares tokens; None: at two sevenths of the depth"
@@ -225,9 +224,7 @@ class EvalConfig(Settings):
     sample_steps: Steps = Field(24, description="steps of the sampler")
     guidance: Guidance = Field(2.0, description="scale of classifier-free guidance; 1 is none")
     metric_images: SampledImagesOrNone = Field(
-        0,
-        description="images sampled at every evaluation for shapes-geneval and frechet-shapes, or on prepared pixels "
-        "for frechet-pictures and caption-retrieval; 0: none",
+        0, description="images sampled at every evaluation for metrics of samples; 0: none is measured"
     )
 
 
