@@ -275,16 +275,15 @@ class EvalRow(Record):
     """A row of `evals.jsonl`: one measured value.
 
     Metrics that training writes: `val_loss`; `val_loss_t0` ... `val_loss_t9` (tenths of t); `val_loss_same_t` (batches
-    of one timestep, as in sampling) and `val_loss_same_t_t0` ... `val_loss_same_t_t9` (those of them whose t lies in a
-    tenth; absent where none does); `velocity_error`, the mean squared error of the velocity that the prediction
-    implies, which all objectives share, and where it is another number than the loss also `velocity_error_t0` and so
-    on; `dropped_share` and `dropped_share_same_t` (mean over routed layers; absent when dense); with
-    `eval.metric_images` also sampled metrics. Where a router decides otherwise in inference than in training,
-    `val_loss` is with the decision of inference and `val_loss_training_decision` with that of training. Where a forward
-    pass computes other FLOPs than planned, `executed_flops_per_image` has them, and `executed_flops_per_image_same_t`
-    those on batches of one timestep. The others come from `ecdit evaluate`. With `--ema` it adds `ema_width` to the
-    `settings` of a row: the width of the average that it reconstructed. A row without it is of the average that
-    training keeps to evaluate with.
+    of one timestep, as in sampling) and `val_loss_same_t_t0` ... `val_loss_same_t_t9` (by tenths of t);
+    `velocity_error`, the mean squared error of the velocity that the prediction implies, which all objectives share,
+    and where it is another number than the loss also `velocity_error_t0` and so on; `dropped_share` and
+    `dropped_share_same_t` (mean over routed layers; absent when dense); with `eval.metric_images` also sampled metrics.
+    Where a router decides otherwise in inference than in training, `val_loss` is with the decision of inference and
+    `val_loss_training_decision` with that of training. Where a forward pass computes other FLOPs than planned,
+    `executed_flops_per_image` has them, and `executed_flops_per_image_same_t` those on batches of one timestep. The
+    others come from `ecdit evaluate`. With `--ema` it adds `ema_width` to the `settings` of a row: the width of the
+    average that it reconstructed. A row without it is of the average that training keeps to evaluate with.
     """
 
     images_seen: Count
