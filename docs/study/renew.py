@@ -19,6 +19,7 @@ import demo_numbers
 import router_numbers
 import study_numbers
 import upcycling_numbers
+from second_study_page import write_page
 from study_files import write_files
 
 FOLDER = Path(__file__).parent
@@ -54,11 +55,12 @@ def renewed(page: str, values: Mapping[str, str]) -> str:
 
 
 def main() -> None:
-    """Writes the files that numbers are read from, and then the pages."""
+    """Writes the files that numbers are read from, then the pages, and the whole page of the second study's results."""
     write_files()
     values = all_values()
     for path in PAGES:
         path.write_text(renewed(path.read_text(), values))
+    write_page(FOLDER)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from recompute import study_table
 from second_study_page import write_page
 from second_study_results import NUM_SEEDS, SHAPES
+from study_numbers import study_table
 
 from analysis.claims import claims
 from analysis.diverged_runs import diverged_table
