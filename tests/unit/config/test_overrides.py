@@ -42,8 +42,9 @@ def test_every_setting_of_a_run_can_be_set() -> None:
     of_cooldown = {"optim.cooldown_share", "optim.cooldown_shape"}
     of_parents = {f"train.{name}" for name in TrainConfig.model_fields if name.startswith("init_")}
     of_parents |= {"model.position_side"}
+    of_repa = {f"train.{name}" for name in TrainConfig.model_fields if name.startswith("repa_")}
     absent = (
-        of_latents | of_transfer | of_routing | of_flow | of_cooldown | of_parents | of_blocks | {"train.ema"}
+        of_latents | of_transfer | of_routing | of_flow | of_cooldown | of_parents | of_blocks | of_repa | {"train.ema"}
     )  # what only some runs have is stored with these runs alone
     assert leaves(load_config().model_dump()) | absent == set(known_settings())
     assert not leaves(load_config().model_dump()) & absent
