@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -26,10 +26,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from experiments.data.prepare.pairing import image_formats
-from experiments.data.prepare.source import SourceRows
 from experiments.data.prepare.source_rows import UnusableRowError
 from experiments.data.prepare.text_columns import names_side
 from experiments.text import first_line, printable, shortened
+
+if TYPE_CHECKING:
+    # Training imports this module, too. What reads sources imports pyarrow, whose threads would forbid a sweep to fork.
+    from experiments.data.prepare.source import SourceRows
 
 DECODING_THREADS = 4
 MAX_PIXELS = 2**26

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -30,6 +31,17 @@ def run(arguments):
         time.sleep(1)
     return int(rest[0]) if rest else 0
 """
+
+
+def test_what_a_sweep_imports_starts_no_thread() -> None:
+    """A process with more than one thread cannot fork safely, so that every run would import torch for itself."""
+    imports = "".join(f"import {module}\n" for module in workers.PRELOADED)
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    program = f"import os, sys\n{imports}print(len(os.listdir('/proc/self/task')), 'pyarrow' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | one_thread, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1", "False"]
 
 
 @pytest.fixture
