@@ -49,7 +49,8 @@ def values() -> Iterator[tuple[str, str]]:
     yield "recipe.single", f"{at['shapes-geneval/single_object']:.0%}"
     yield "recipe.colours", f"{at['shapes-geneval/colors']:.0%}"
     runs = exported("recipe-runs.csv")
-    short = runs[runs["images_seen"] < run["images_seen"]].sort_values("train.repa_weight")
+    short = runs[runs["images_seen"] < run["images_seen"]].fillna({"train.repa_weight": 0.0})
+    short = short.sort_values("train.repa_weight")
     losses = [f"{loss:.4f}" for loss in short["evals.val_loss"]]
     yield "recipe.short-images", f"{short['images_seen'].iloc[0]:,}"
     yield "recipe.without-repa", losses[0]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import block_numbers
 import demo_numbers
+import recipe_numbers
 import router_numbers
 import study_numbers
 import upcycling_numbers
@@ -25,10 +26,10 @@ from study_files import write_files
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 PAGES = (
-    ROOT / "README.md", ROOT / "docs" / "getting-started.md", FOLDER / "README.md", FOLDER / "routers.md",
-    FOLDER / "blocks-and-objectives.md", FOLDER / "upcycling.md",
+    ROOT / "README.md", ROOT / "docs" / "getting-started.md", ROOT / "docs" / "sampling.md", FOLDER / "README.md",
+    FOLDER / "routers.md", FOLDER / "blocks-and-objectives.md", FOLDER / "upcycling.md",
 )  # fmt: skip
-SOURCES = (demo_numbers, study_numbers, router_numbers, block_numbers, upcycling_numbers)
+SOURCES = (demo_numbers, recipe_numbers, study_numbers, router_numbers, block_numbers, upcycling_numbers)
 MARKED = re.compile(r"(<!--(value|table):([\w.-]+)-->)(.*?)(<!--end-->)", re.DOTALL)
 BEGINS_A_LINE = re.compile(r"^[\s>*-]*<!--value:", re.MULTILINE)
 

@@ -33,7 +33,9 @@ from experiments.settings_id import dotted, settings_id
 
 # Sections that may change between two starts of one run. They are reported as the difference only if no other differs.
 FREE_SECTIONS = ("parallel", "checkpoint", "log", "wandb")
-VALIDATION_METRIC = re.compile(r"(val_loss|velocity_error|dropped_share)(_same_t)?(_t[0-9])?")
+VALIDATION_METRIC = re.compile(
+    r"(val_loss|velocity_error|dropped_share|executed_flops_per_image)(_same_t|_training_decision)?(_t[0-9])?"
+)
 """Matches the metrics that only training measures."""
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 

@@ -16,6 +16,7 @@ from experiments.config.schema import RunConfig
 from experiments.data.loader import same_time_batches, validation_set
 from experiments.errors import RunFailedError
 from experiments.models.dit import DiT
+from experiments.records.run_lock import VALIDATION_METRIC
 from experiments.training.engine import Engine
 from experiments.training.objective import forward_loss, to_device
 from experiments.training.validation import Validator, measure_batches
@@ -27,7 +28,10 @@ SIXTEEN = ("eval.images=16", "eval.batch_images=4")
 
 
 def values(engine: Engine, config: RunConfig) -> dict[str, float]:
-    return {row.metric: row.value for row in Validator(config).measure(engine, 0, "raw")[0]}
+    """What validation measures, by the names that resuming and branching know as those of training."""
+    found = {row.metric: row.value for row in Validator(config).measure(engine, 0, "raw")[0]}
+    assert [name for name in found if not VALIDATION_METRIC.fullmatch(name)] == []
+    return found
 
 
 def awake(model: torch.nn.Module) -> torch.nn.Module:
