@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from experiments.config.repa import projector_sizes
 from experiments.config.schema import RunConfig
 from experiments.data.scenes.features import feature_map
+from experiments.models.embed import gather_tokens
 
 
 class TokenProjector(nn.Module):
@@ -46,5 +47,5 @@ def misalignment(aligned_BKF: Tensor, images_BCHW: Tensor, token_side: int, keep
         features_BFHW = F.interpolate(features_BFHW, size, mode="bilinear", antialias=True, align_corners=False)
     target_BKF = features_BFHW.flatten(2).transpose(1, 2)
     if keep_BK is not None:
-        target_BKF = target_BKF.gather(1, keep_BK.unsqueeze(-1).expand(-1, -1, target_BKF.shape[-1]))
+        target_BKF = gather_tokens(target_BKF, keep_BK)
     return 1 - F.cosine_similarity(aligned_BKF.float(), target_BKF, dim=-1).mean()

@@ -38,6 +38,7 @@ from experiments.models.embed import (
     TextEncoder,
     TimeEmbedding,
     build_caption_encoder,
+    gather_tokens,
     patchify,
     sinusoidal_positions,
     unpatchify,
@@ -218,11 +219,6 @@ def _scale_to_width(model: nn.Module, config: RunConfig) -> None:
         factor = initial_factor(config, name)
         if factor != 1:
             parameter.mul_(factor)
-
-
-def gather_tokens(x_BTD: Tensor, keep_BK: Tensor) -> Tensor:
-    """Returns the tokens `keep_BK` of each image, [B, K, D]."""
-    return x_BTD.gather(1, keep_BK.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
 
 
 def _summed_auxiliary_loss(answers: list[FeedForwardOutput]) -> Tensor:

@@ -80,6 +80,11 @@ def patchify(image_BCHW: Tensor, patch_size: int) -> Tensor:
     return patches.transpose(1, 2)
 
 
+def gather_tokens(x_BTD: Tensor, keep_BK: Tensor) -> Tensor:
+    """Returns the tokens `keep_BK` of each image, [B, K, D]."""
+    return x_BTD.gather(1, keep_BK.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
+
+
 def unpatchify(patches_BTP: Tensor, patch_size: int, image_size: int) -> Tensor:
     """Inverts `patchify`: joins tokens [B, T, P] to images [B, C, H, W]."""
     return F.fold(patches_BTP.transpose(1, 2), image_size, patch_size, stride=patch_size)

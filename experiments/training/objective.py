@@ -15,8 +15,8 @@ from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch
 from experiments.flow.objective_contract import Losses, interpolate, objective_of
 from experiments.models.alignment_loss import misalignment
-from experiments.models.dit import DiTOutput, gather_tokens
-from experiments.models.embed import patchify
+from experiments.models.dit import DiTOutput
+from experiments.models.embed import gather_tokens, patchify
 
 
 def forward_loss(model: torch.nn.Module, batch: Batch, config: RunConfig) -> tuple[Tensor, DiTOutput]:

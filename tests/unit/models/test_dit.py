@@ -14,7 +14,8 @@ from experiments.config.caption_kinds import PAD_TOKEN
 from experiments.config.overrides import load_config
 from experiments.config.routers import ROUTERS
 from experiments.config.schema import RunConfig
-from experiments.models.dit import DiT, gather_tokens
+from experiments.models.dit import DiT
+from experiments.models.embed import gather_tokens
 from experiments.models.parts import part_of
 
 Settings = Callable[..., RunConfig]
