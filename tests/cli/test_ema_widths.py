@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ecdit_cli.app import run
 from experiments.records.run_folder import RunDir, read_jsonl
+from tests.command_errors import error_of
 from tests.training_runs import TINY, random_run_folder
 
 Captured = pytest.CaptureFixture[str]
@@ -34,13 +35,6 @@ def trained(original: Path, tmp_path: Path) -> Path:
 
 def rows_of(folder: Path, metric: str) -> list[dict[str, Any]]:
     return [row for row in read_jsonl(RunDir(folder).evals).rows if row["metric"] == metric]
-
-
-def error_of(arguments: list[str], capsys: Captured) -> str:
-    assert run(arguments) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: ")
-    return last
 
 
 def test_the_final_validation_is_of_the_first_width_and_all_averages_are_kept(original: Path) -> None:

@@ -14,6 +14,7 @@ from ecdit_cli.app import run
 from experiments.data.scenes import objects as shapes
 from experiments.evaluation.metrics import judge
 from experiments.records.run_folder import RunDir, read_jsonl
+from tests.command_errors import error_of
 from tests.training_runs import random_run_folder
 
 Captured = pytest.CaptureFixture[str]
@@ -37,13 +38,6 @@ def runs(originals: Path, tmp_path: Path) -> Path:
 def recorded(folder: Path) -> list[dict[str, Any]]:
     """Without what training recorded."""
     return [row for row in read_jsonl(RunDir(folder).evals).rows if row["metric"] != "val_loss"]
-
-
-def error_of(arguments: list[str], capsys: Captured, code: int = 2) -> str:
-    assert run(arguments) == code
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: ")
-    return last
 
 
 def test_one_line_for_each_run_and_scale_and_rows_in_the_records(runs: Path, capsys: Captured) -> None:

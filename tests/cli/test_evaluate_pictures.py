@@ -14,6 +14,7 @@ from ecdit_cli.app import run
 from experiments.config.features_record import RECORD_FILE
 from experiments.evaluation.metrics import train_two_tower
 from experiments.records.run_folder import RunDir, read_jsonl
+from tests.command_errors import error_of
 from tests.picture_sets import prepared_pictures
 from tests.real_images import need_static_extra
 from tests.training_runs import random_run_folder
@@ -43,13 +44,6 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
     return [row for row in read_jsonl(RunDir(folder).evals).rows if row["metric"] != "val_loss"]
-
-
-def error_of(arguments: list[str], capsys: Captured, code: int = 2) -> str:
-    assert run(arguments) == code
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: ")
-    return last
 
 
 def test_the_accuracy_on_true_images_is_printed_and_the_network_is_made_once(pictures: Path, capsys: Captured) -> None:

@@ -14,6 +14,7 @@ from ecdit_cli.app import run
 from experiments.config.prepared_set import fingerprint_of
 from experiments.evaluation.pipeline import Pipeline
 from experiments.records.run_folder import RunDir
+from tests.command_errors import error_of
 from tests.real_images import captioned_images, need_static_extra, write_class_folders
 from tests.training_runs import random_run_folder
 
@@ -21,14 +22,6 @@ Captured = pytest.CaptureFixture[str]
 SHORT = ["train.images=8", "train.batch_images=4", "eval.images=2", "eval.sample_images=2", "wandb.mode=disabled"]
 TINY = ["model=nano", "model.num_layers=2", "model.width=32"]
 SIZES = ["--image-size", "16", "--shard-images", "8", "--validation-images", "2"]
-
-
-def error_of(arguments: list[str], capsys: Captured) -> str:
-    """The one line that a mistake is."""
-    assert run(arguments) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ")
-    return error
 
 
 @pytest.fixture(scope="module")
