@@ -18,10 +18,14 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo 'error: ecdit needs Python 3.11 to 3.13. Name one that you have: make PYTHON=python3.12' >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) setuptools wheel packaging numpy torch
-	$(PIP) --no-build-isolation deepspeed
-	$(PIP) --no-build-isolation --editable '.[dev]'
+	@echo 'setup, 1 of 4: a virtual environment in $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
+	@echo 'setup, 2 of 4: downloads and installs torch, which takes a minute or more'
+	@$(PIP) setuptools wheel packaging numpy torch
+	@echo 'setup, 3 of 4: builds DeepSpeed'
+	@$(PIP) --no-build-isolation deepspeed
+	@echo 'setup, 4 of 4: installs ecdit and what its tests and docs need, which takes a minute or more'
+	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 demo: setup

@@ -36,7 +36,7 @@ from ecdit_cli.sample import sample
 from ecdit_cli.status import status
 from ecdit_cli.sweep import sweep
 from ecdit_cli.train import train
-from experiments.environment import forget_ranks
+from experiments.environment import forget_ranks, wait_briefly
 from experiments.errors import ConfigError, EcditError, did_you_mean
 from experiments.out_of_memory import out_of_memory
 from experiments.text import printable, shortened
@@ -158,6 +158,7 @@ def _usage_line(error: typer.TyperException) -> str:
 def main() -> None:
     """Runs the command line; this is the entry point of the console script."""
     os.environ["PYTHONSAFEPATH"] = "1"  # processes started here import nothing from the working folder
+    wait_briefly()
     guard_streams()
     code = run(sys.argv[1:])
     try:

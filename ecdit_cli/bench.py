@@ -50,6 +50,9 @@ def bench(
     routers: Annotated[
         str | None, typer.Option(metavar="NAMES|all", help="For routing: measure the layers of these routers instead.")
     ] = None,
+    neighbour: Annotated[
+        bool, typer.Option("--neighbour", help="For routing: keep one core busy meanwhile, as a browser might.")
+    ] = False,
     gib: Annotated[float, typer.Option(min=0.001, max=256, help="For data: GiB of each data set of latents.")] = 1.0,
     clock: Annotated[
         Literal["wall", "cpu"],
@@ -64,19 +67,22 @@ def bench(
     """Measure the suite itself. Let nothing else run meanwhile.
 
     routing: the expert-choice layer beside dense, DeepSpeed's and others; with --routers the layer of each router
-    beside a dense one of the same executed FLOPs. train: which share of an iteration is
-    forward, backward and optimizer; expert choice beside dense; and a step of shared_expert, which drops no token,
-    beside expert choice and beside a loop over experts. There measured is a ratio of times, floor that of the accounted
-    FLOPs, and gap the first over the second; one row has executed over accounted FLOPs. sample: what experts cost in
-    sampling. data: how many images are drawn against how many are trained on, and how many latents with text features
-    are read against what B trains on an H100. checkpoint: what a save costs training at the cadence of the run. cli:
-    how long commands take to start. sweep: tiny runs through the executor against a process each, what the sweep
-    itself takes, and 10,000 runs planned and looked at. coordinates: with which power of the width outputs grow after
-    five steps, in the standard and in the maximal-update parametrization; 0 means that a learning rate carries over.
+    beside a dense one of the same executed FLOPs; with --neighbour beside a busy process too. train: which share of an
+    iteration is forward, backward and optimizer; expert choice beside dense; and a step of shared_expert, which drops
+    no token, beside expert choice and beside a loop over experts. There measured is a ratio of times, floor that of the
+    accounted FLOPs, and gap the first over the second; one row has executed over accounted FLOPs. sample: what experts
+    cost in sampling. data: how many images are drawn against how many are trained on, and how many latents with text
+    features are read against what B trains on an H100. checkpoint: what a save costs training at the cadence of the
+    run. cli: how long commands take to start. sweep: tiny runs through the executor against a process each, what the
+    sweep itself takes, and 10,000 runs planned and looked at. coordinates: with which power of the width outputs grow
+    after five steps, in the standard and in the maximal-update parametrization; 0 means that a learning rate carries
+    over.
     """
     from experiments.errors import EcditError, did_you_mean
 
-    options = SpeedOptions(list(overrides), rounds, tokens, width or [256], experts or [8, 32], clock, routers)
+    options = SpeedOptions(
+        list(overrides), rounds, tokens, width or [256], experts or [8, 32], clock, routers, neighbour
+    )
     if what in SPEED_MEASURES:
         print_rows(SPEED_MEASURES[what](options, _progress), SPEED_COLUMNS, as_json)
     elif what == "train":

@@ -1,4 +1,4 @@
-"""Environment variables of launchers, and the environment of the processes that a command starts.
+"""Environment variables of launchers and of OpenMP, and the environment of the processes that a command starts.
 
 A launcher (torchrun, srun, mpirun, DeepSpeed's, Kubeflow's) sets variables that tell each process its rank and the
 number of processes. `experiments/distributed/launchers.py` reads them for the commands that several processes share;
@@ -26,6 +26,13 @@ RANK_PREFIXES = (
     "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "PMIX_", "PMI_", "MPI_LOCAL",  # Open MPI, MVAPICH, MPICH and Intel MPI
 )  # fmt: skip
 
+SPINS = "1000"
+"""How often a thread of OpenMP looks for work before it sleeps: 10 to 50 microseconds, a few times a wake-up.
+
+GNU's default of 300,000 is milliseconds. Where another process is busy, a thread that looks for so long keeps its core
+from the thread that it waits for, at the end of every parallel operation.
+"""
+
 
 def is_of_a_rank(name: str) -> bool:
     """Returns whether the variable tells a process its rank, or where the ranks of its launcher meet."""
@@ -42,6 +49,15 @@ def forget_ranks(environment: MutableMapping[str, str] = os.environ) -> None:
     """Removes the rank variables of launchers, for a process that works alone."""
     for name in [name for name in environment if is_of_a_rank(name)]:
         del environment[name]
+
+
+def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Makes threads of GNU's OpenMP sleep soon where they wait, unless the user has chosen how they wait.
+
+    The library reads the variable when it is loaded, so that this must come before torch is imported.
+    """
+    if not environment.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        environment["GOMP_SPINCOUNT"] = SPINS
 
 
 def num_restarts(environment: Mapping[str, str] = os.environ) -> int:

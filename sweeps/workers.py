@@ -30,7 +30,6 @@ PRELOADED = (
     "experiments.training.loop",
     "experiments.evaluation.sampling.preview",
     "experiments.evaluation.cadence",
-    "torch._dynamo",  # takes seconds to import, which the first optimizer would otherwise pay for
     "rich.table",
 )
 POLL_SECONDS = 0.5

@@ -43,6 +43,8 @@ class SpeedOptions:
     clock: Literal["wall", "cpu"]
     routers: str | None = None
     """Names of routers separated by commas, or all; None for expert choice beside its peers."""
+    has_neighbour: bool = False
+    """Whether another process is busy on one core while layers are measured."""
 
 
 def bench_routing(options: SpeedOptions, progress: Progress) -> Rows:
@@ -64,7 +66,8 @@ def bench_routing(options: SpeedOptions, progress: Progress) -> Rows:
 
         keep_freed_memory(settings[0])
         measured = [
-            measure_routing(config, options.tokens, options.rounds, options.clock, advance) for config in settings
+            measure_routing(config, options.tokens, options.rounds, options.clock, advance, options.has_neighbour)
+            for config in settings
         ]
     return list(_once(row for rows in measured for row in rows))
 
@@ -90,7 +93,10 @@ def _bench_routers(options: SpeedOptions, routers: str, progress: Progress) -> R
         from experiments.training.host_memory import keep_freed_memory
 
         keep_freed_memory(configs[0])
-        measured = [measure_router(each, options.tokens, options.rounds, options.clock, advance) for each in configs]
+        measured = [
+            measure_router(each, options.tokens, options.rounds, options.clock, advance, options.has_neighbour)
+            for each in configs
+        ]
     return list(_once(measured))
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.benchmarks.layer_memory import peak_bytes
+from experiments.benchmarks.neighbour import busy_neighbour
 from experiments.benchmarks.peers import (
     DeepSpeedLayer,
     ExpertLoop,
@@ -53,6 +54,8 @@ REFERENCE, ONE_HOT, LOOP, DEEPSPEED = "its reference path", "one-hot dispatch", 
 SPEED_UPS = {REFERENCE: {}, ONE_HOT: {8: 1.5, 32: 1.5}, LOOP: {8: 3.0, 32: 3.0}, DEEPSPEED: {8: 1.5, 32: 4.0}}
 """The targets of the speed-up, by number of experts."""
 OVER_DENSE, OVER_MATMULS, MEMORY_OVER_DENSE = 1.10, 1.15, 1.15
+OVER_DENSE_WITH_NEIGHBOUR = 1.5
+"""The target beside a busy process on two cores, where all products of both layers wait for threads."""
 ACCELERATOR_COMMAND = "ecdit bench routing --tokens 16384 --width 1152 train.precision=bf16 --json"
 
 
@@ -65,6 +68,7 @@ class Layers:
     dtype: torch.dtype
     device: torch.device
     by_name: dict[str, nn.Module]
+    has_neighbour: bool = False
 
     @property
     def num_slots(self) -> int:
@@ -95,21 +99,32 @@ class Layers:
 
 
 def measure_routing(
-    config: RunConfig, tokens: int, rounds: int, clock: Clock, on_round: Callable[[], None] = lambda: None
+    config: RunConfig,
+    tokens: int,
+    rounds: int,
+    clock: Clock,
+    on_round: Callable[[], None] = lambda: None,
+    has_neighbour: bool = False,
 ) -> list[SpeedRow]:
-    """Measures the rows of one setting. `config` is expert choice; `tokens` are those of the whole batch."""
+    """Measures the rows of one setting. `config` is expert choice; `tokens` are those of the whole batch.
+
+    With `has_neighbour` another process is busy while the layers take turns.
+    """
     prefer_large_pages(config)
     dtype = torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32
     device = current_device()
     machine = measure_machine(dtype, device, max(3, rounds // 2), clock)
     with _deepspeed_ready():
-        layers = _layers(config, max(1, tokens // config.num_tokens), dtype, device)
+        layers = _layers(config, max(1, tokens // config.num_tokens), dtype, device, has_neighbour)
         sides = {name: layers.side(name) for name in layers.by_name}
-        seconds = take_turns(sides, rounds, clock, on_round, IN_A_ROW if device.type != "cpu" else 1)
+        with busy_neighbour(has_neighbour):
+            seconds = take_turns(sides, rounds, clock, on_round, IN_A_ROW if device.type != "cpu" else 1)
         return [*_speed_rows(layers, machine, seconds), _memory_row(layers), *_accelerator_rows(device)]
 
 
-def _layers(config: RunConfig, num_images: int, dtype: torch.dtype, device: torch.device) -> Layers:
+def _layers(
+    config: RunConfig, num_images: int, dtype: torch.dtype, device: torch.device, has_neighbour: bool
+) -> Layers:
     ours = build_feed_forward(config, config.sparse_layer_indices[0])
     plain = config.model_copy(update={"train": config.train.model_copy(update={"implementation": "reference"})})
     reference = build_feed_forward(plain, config.sparse_layer_indices[0])
@@ -123,13 +138,15 @@ def _layers(config: RunConfig, num_images: int, dtype: torch.dtype, device: torc
         LOOP: ExpertLoop(ours),
         DEEPSPEED: DeepSpeedLayer(config),
     }
-    return Layers(config, num_images, dtype, device, {name: one.to(device, dtype) for name, one in modules.items()})
+    placed = {name: one.to(device, dtype) for name, one in modules.items()}
+    return Layers(config, num_images, dtype, device, placed, has_neighbour)
 
 
 def _speed_rows(layers: Layers, machine: Machine, seconds: Seconds) -> Iterator[SpeedRow]:
     ours, floor = seconds[OURS], {name: _floor_seconds(layers, machine, name) for name in (OURS, DENSE, MATMULS)}
     on_accelerator = layers.device.type != "cpu"
-    for name, target in ((DENSE, OVER_DENSE), (MATMULS, OVER_MATMULS if on_accelerator else None)):
+    over_dense = OVER_DENSE_WITH_NEIGHBOUR if layers.has_neighbour else OVER_DENSE
+    for name, target in ((DENSE, over_dense), (MATMULS, OVER_MATMULS if on_accelerator else None)):
         yield _row(layers, f"{OURS} / {name}", ours, seconds[name], target, floor[OURS] / floor[name])
     for name, targets in SPEED_UPS.items():
         target = targets.get(layers.config.routing.num_experts)
@@ -206,7 +223,8 @@ def _floor_seconds(layers: Layers, machine: Machine, name: str) -> float:
 
 def _setting(layers: Layers) -> str:
     config = layers.config
-    tokens, machine = layers.num_images * config.num_tokens, machine_words(layers.device, layers.dtype)
+    tokens = layers.num_images * config.num_tokens
+    machine = machine_words(layers.device, layers.dtype, layers.has_neighbour)
     return f"{tokens} tokens, d {config.model.width}, {config.routing.num_experts}E, {machine}"
 
 

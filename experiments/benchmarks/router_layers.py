@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks.sides import Clock, SpeedRow, layer_side, machine_words, median_ratio, take_turns
+from experiments.benchmarks.neighbour import busy_neighbour
+from experiments.benchmarks.sides import (
+    Clock,
+    SpeedRow,
+    layer_side,
+    machine_words,
+    median_ratio,
+    take_turns,
+)
 from experiments.config.schema import RunConfig
 from experiments.evaluation.sampling.load_run import current_device
 from experiments.layers.feed_forward import DenseFeedForward, build_feed_forward
@@ -31,9 +39,17 @@ DENSE = "dense"
 
 
 def measure_router(
-    config: RunConfig, tokens: int, rounds: int, clock: Clock, on_round: Callable[[], None] = lambda: None
+    config: RunConfig,
+    tokens: int,
+    rounds: int,
+    clock: Clock,
+    on_round: Callable[[], None] = lambda: None,
+    has_neighbour: bool = False,
 ) -> SpeedRow:
-    """Measures one router beside its dense layer, which take turns; `tokens` are those of the whole batch."""
+    """Measures one router beside its dense layer, which take turns; `tokens` are those of the whole batch.
+
+    With `has_neighbour` another process is busy while they do.
+    """
     prefer_large_pages(config)
     dtype = torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32
     device, name = current_device(), config.routing.name
@@ -49,11 +65,12 @@ def measure_router(
         name: layer_side(layer, shape, device, dtype, with_losses=True),
         DENSE: layer_side(dense, shape, device, dtype),
     }
-    seconds = take_turns(sides, rounds, clock, on_round)
+    with busy_neighbour(has_neighbour):
+        seconds = take_turns(sides, rounds, clock, on_round)
     return SpeedRow(
         f"{name} / dense of the same executed FLOPs",
         f"{num_tokens} tokens, {slots:.2f} slots per token, d {config.model.width}, "
-        f"{config.routing.num_experts}E, {machine_words(device, dtype)}",
+        f"{config.routing.num_experts}E, {machine_words(device, dtype, has_neighbour)}",
         median_ratio(seconds[name], seconds[DENSE]),
         TARGET,
         seconds=statistics.median(seconds[name]),

@@ -132,10 +132,10 @@ def layer_side(
     return side
 
 
-def machine_words(device: torch.device, dtype: torch.dtype) -> str:
+def machine_words(device: torch.device, dtype: torch.dtype, has_neighbour: bool = False) -> str:
     """Returns the precision and the device of a measurement in words, for the setting of its row."""
     where = f"{device.type}, {torch.get_num_threads()} thread(s)" if device.type == "cpu" else "1 device"
-    return f"{str(dtype).removeprefix('torch.')}, {where}"
+    return f"{str(dtype).removeprefix('torch.')}, {where}{', a busy neighbour' if has_neighbour else ''}"
 
 
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:

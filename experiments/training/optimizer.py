@@ -8,7 +8,8 @@ one group, as in the standard parametrization.
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from experiments.config.parametrization import followed_length, rate_factor
 from experiments.config.schema import RunConfig
 from experiments.distributed.deepspeed_library import get_accelerator, split_expert_groups
 
+Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
 RATE_FACTOR = "rate_factor"
 """The key of a parameter group under which the factor on its learning rate is stored."""
 
@@ -29,17 +31,28 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
     # splits them off with all keys of their group, the factor included.
     groups = split_expert_groups(_groups(config, model))
     if optim.name == "rmsprop":
-        return torch.optim.RMSprop(
+        return without_compiler(torch.optim.RMSprop)(
             groups, lr=constants.learning_rate, alpha=constants.beta2, momentum=optim.momentum
         )  # fmt: skip
     # The fused optimizer passes once over memory: on a CPU it is five times as fast as one pass per operation.
     kind = get_accelerator().device_name()
     in_one_pass = config.train.implementation == "fast" and kind in {"cpu", *accelerated.DEVICES}
     # None leaves the choice of the implementation to torch, which falls back to one that every device has.
-    return torch.optim.AdamW(
+    return without_compiler(torch.optim.AdamW)(
         groups, lr=constants.learning_rate, betas=(constants.beta1, constants.beta2),
         fused=True if in_one_pass else None,
     )  # fmt: skip
+
+
+def without_compiler(kind: type[Kind]) -> type[Kind]:
+    """Returns `kind` without the wrappers that import torch's compiler, which takes more than a second.
+
+    The step of torch's optimizers imports it to say that a compiled step ends there, and other methods import it at
+    their first call so that it leaves them alone. Nothing here is compiled.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def _groups(config: RunConfig, model: nn.Module) -> list[dict[str, Any]]:

@@ -53,6 +53,20 @@ def test_a_child_imports_nothing_from_the_working_folder(tmp_path):
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU's OpenMP on Linux only")
+@pytest.mark.parametrize(
+    ("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
+)
+def test_threads_of_a_command_sleep_soon_where_they_wait_unless_the_user_says_how(own, spins):
+    program = "import sys; sys.argv[1:] = ['--version']\ntry: main()\nexcept SystemExit: import torch"
+    others = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", f"from ecdit_cli.app import main; {program}"],
+        env={**others, "OMP_DISPLAY_ENV": "VERBOSE", **own}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
 @pytest.mark.parametrize(("text", "number"), [("2", 2), ("abc", 0), ("", 0), ("-1", 0), ("²", 0), ("9" * 5000, 0)])
 def test_a_count_of_restarts_that_is_no_number_counts_as_none(text, number):
     assert num_restarts({"SLURM_RESTART_COUNT": text}) == number
