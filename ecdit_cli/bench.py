@@ -12,6 +12,7 @@ from analysis.columns import Column
 from ecdit_cli._console import print_json, print_rows
 from ecdit_cli._options import Json, Overrides
 from ecdit_cli._progress import progress
+from experiments.benchmarks.growth import bench_growth
 from experiments.benchmarks.measures import (
     COORDINATE_WIDTHS,
     Progress,
@@ -35,7 +36,9 @@ Rows = list[dict[str, Any]]
 def bench(
     what: Annotated[
         str,
-        typer.Argument(metavar="routing|train|sample|data|checkpoint|cli|sweep|coordinates", help="What to measure."),
+        typer.Argument(
+            metavar="routing|train|sample|data|checkpoint|cli|sweep|coordinates|growth", help="What to measure."
+        ),
     ],
     overrides: Overrides,
     steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps to time for each model.")] = 40,
@@ -76,7 +79,8 @@ def bench(
     run. cli: how long commands take to start. sweep: tiny runs through the executor against a process each, what the
     sweep itself takes, and 10,000 runs planned and looked at. coordinates: with which power of the width outputs grow
     after five steps, in the standard and in the maximal-update parametrization; 0 means that a learning rate carries
-    over.
+    over. growth: with which power seconds and memory grow with tokens, experts, width, processes, images of a data set
+    and runs of a sweep, beside the largest that the work has.
     """
     from experiments.errors import EcditError, did_you_mean
 
@@ -212,6 +216,20 @@ COORDINATE_COLUMNS = (
     Column("standard_change", "standard, change", "{:+z.2f}".format),
     Column("mup_change", "mup, change", "{:+z.2f}".format),
 )
+GROWTH_COLUMNS = (
+    Column("what", "what"),
+    Column("over", "over"),
+    Column("smallest", "from", "{:,}".format),
+    Column("largest", "to", "{:,}".format),
+    Column("largest_seconds", "seconds", "{:.3g}".format),
+    Column("seconds_exponent", "exponent", "{:+z.2f}".format),
+    Column("seconds_limit", "at most", "{:.0f}".format),
+    Column("largest_bytes", "MB", lambda size: f"{size / 1e6:,.1f}"),
+    Column("bytes_exponent", "exponent", "{:+z.2f}".format),
+    Column("bytes_limit", "at most", "{:.0f}".format),
+    Column("is_met", "met", _met),
+    Column("why", "why"),
+)
 CHECKPOINT_COLUMNS = (
     Column("model", "model"),
     Column("routing", "routing"),
@@ -226,6 +244,7 @@ CHECKPOINT_COLUMNS = (
 MEASURES: dict[str, tuple[Callable[[list[str], int, int, Progress], Rows], tuple[Column, ...]]] = {
     "checkpoint": (bench_checkpoint, CHECKPOINT_COLUMNS),
     "cli": (bench_commands, CLI_COLUMNS),
+    "growth": (bench_growth, GROWTH_COLUMNS),
     "sweep": (bench_sweep, SWEEP_COLUMNS),
 }
 SPEED_MEASURES: dict[str, Callable[[SpeedOptions, Progress], Rows]] = {

@@ -167,6 +167,16 @@ def measure_plan(num_runs: int = NUM_PLANNED_RUNS) -> tuple[Plan, float]:
 
 def measure_status(out: Path, plan: Plan, num_rows: int = 40) -> float:
     """Returns the seconds that reading the state of each run of `plan` takes, from folders with `num_rows` rows."""
+    write_finished_runs(out, plan, num_rows)
+    started = time.perf_counter()
+    snapshot = read_sweep(out)
+    seconds = time.perf_counter() - started
+    assert snapshot.num_by_state["done"] == len(plan.runs)
+    return seconds
+
+
+def write_finished_runs(out: Path, plan: Plan, num_rows: int = 40) -> None:
+    """Writes the folder of a sweep of which every run is done, with `num_rows` rows of each kind."""
     folder = SweepFolder(out)
     folder.write_plan(plan)
     steps, evaluations = _example_rows(num_rows)
@@ -177,11 +187,6 @@ def measure_status(out: Path, plan: Plan, num_rows: int = 40) -> float:
         run_dir.status_json.write_text(status.model_dump_json(exclude_none=True))
         run_dir.steps.write_bytes(steps)
         run_dir.evals.write_bytes(evaluations)
-    started = time.perf_counter()
-    snapshot = read_sweep(out)
-    seconds = time.perf_counter() - started
-    assert snapshot.num_by_state["done"] == len(plan.runs)
-    return seconds
 
 
 def _example_rows(num_rows: int) -> tuple[bytes, bytes]:

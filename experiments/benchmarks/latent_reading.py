@@ -9,7 +9,7 @@ Legend: N images, M text tokens, C channels, H rows, W columns, V width of T5 fe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -57,16 +57,21 @@ def write_random_set(folder: Path, num_tokens: int, gib: float) -> int:
     shards = [_shard(folder, "validation", 0, VALIDATION_IMAGES, num_tokens)]
     for number, first in enumerate(range(0, num_images, SHARD_IMAGES)):
         shards.append(_shard(folder, "train", number, min(SHARD_IMAGES, num_images - first), num_tokens))
+    write_index(folder, shards, empty, num_images)
+    return num_images
+
+
+def write_index(folder: Path, shards: Sequence[dict[str, Any]], empty: dict[str, Any], num_images: int) -> None:
+    """Writes the index of a data set of latents with these entries of shards and of the empty caption."""
     encoder = Encoder(path="random", kind="random", sha256="").model_dump()
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION, "image_size": 8 * LATENT_SIZE, "latent_size": LATENT_SIZE,
         "channels": CHANNELS, "caption_length": MAX_TOKENS, "text_width": TEXT_WIDTH, "pooled_width": POOLED_WIDTH,
         "scaling_factor": 0.13025, "shift_factor": 0.0, "vae": encoder, "t5": encoder, "clip": encoder,
         "source": Source(path="random", num_rows=num_images, image_column="", caption_column="").model_dump(),
-        "empty_caption": empty, "shards": shards, "num_damaged": 0,
+        "empty_caption": empty, "shards": list(shards), "num_damaged": 0,
     }  # fmt: skip
     write_json_atomic(folder / INDEX_FILE, content | {"fingerprint": fingerprint_of(content)})
-    return num_images
 
 
 def reading_config(folder: Path, model: str, num_images: int) -> RunConfig:
