@@ -30,13 +30,15 @@ from second_study_results import (
 )
 
 from analysis.claims import corrections
+from analysis.router_looks import NAMED_COLORS, SPARE_COLORS
 from analysis.run_table import markdown, probability
 from analysis.savings import savings
 from analysis.style import TEXT_WIDTH_INCHES, Drawing, paper_style, router_color, write_drawing
-from experiments.config.routers import ROUTERS, router_label
+from experiments.config.routers import router_label
 
 NOTHING = "Nothing was measured that answers this."
 LINES = ("-", "--", "-.", ":")
+STUDY_ROUTERS = ("dense", "expert_choice", "token_choice", "switch", "expert_race", "moma", "loss_free")
 WORDS = ("data", "arm", "what", "at", "family", "law", "verdict", "rate at an edge")
 
 
@@ -217,12 +219,26 @@ def draw_objects(objects: pd.DataFrame) -> Drawing:
 def _draw_lines(axes: Axes, means: pd.DataFrame, x: str, y: str) -> None:
     """Draws a line for each arm; arms of one router share a color, and differ in their dashes."""
     num_by_color: dict[str, int] = {}
+    colors = study_colors()
     for arm, rows in means.groupby("arm", sort=False):
-        color = next((router_color(name) for name in ROUTERS if str(arm).startswith(router_label(name))), "black")
+        color = next(color for router, color in colors.items() if str(arm).startswith(router_label(router)))
         dashes = LINES[num_by_color.setdefault(color, 0) % len(LINES)]
         num_by_color[color] += 1
         ordered = rows.sort_values(x)
         axes.plot(ordered[x], ordered[y], color=color, linestyle=dashes, marker=".", markersize=3, label=str(arm))
+
+
+def study_colors() -> dict[str, str]:
+    """A color for each router of the study: its usual one, or a free one where a router before it has the same.
+
+    Usual colors repeat between families of routers, which other figures show in panels of their own.
+    """
+    colors: dict[str, str] = {}
+    for router in STUDY_ROUTERS:
+        free = [color for color in (*SPARE_COLORS, *NAMED_COLORS) if color not in colors.values()]
+        usual = router_color(router)
+        colors[router] = free[0] if usual in colors.values() else usual
+    return colors
 
 
 def _keys(panels: Sequence[Axes]) -> tuple[list[Artist], list[str]]:

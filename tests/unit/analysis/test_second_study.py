@@ -219,6 +219,14 @@ def test_the_rates_of_the_sweeps_are_those_of_the_tuning_table(study: dict[str, 
         assert {arm.rpartition("=")[2] for arm in load_spec(str(spec)).parameters["arm"].values} == {"0.008"}
 
 
+def test_no_two_routers_of_the_study_share_a_color(study: dict[str, ModuleType]) -> None:
+    arms = (ROOT / study["study"].SPECS["shapes"]).read_text()
+    routers = set(re.findall(r"routing\.name=(\w+)", arms))
+    colors = study["page"].study_colors()
+    assert set(colors) == routers
+    assert len(set(colors.values())) == len(colors)
+
+
 def test_every_command_of_a_part_is_on_the_page(study: dict[str, ModuleType]) -> None:
     page = (STUDY / "second-study.md").read_text()
     for arguments in study["study"].commands("shapes-0"):
