@@ -103,7 +103,10 @@ def _pieces(x_EPD: Tensor, w_in_EFD: Tensor) -> Iterator[slice]:
     if x_EPD.device.type != "cpu":
         return iter([slice(0, num_experts)])
     expert_bytes = num_slots * w_in_EFD.shape[1] * x_EPD.element_size()
-    size = max(1, PIECE_BYTES // max(1, expert_bytes))
+    # As many experts as threads give each thread products of its own, where otherwise threads wait for each other in
+    # every product. A quarter is the most, because the backward pass has the hidden layer of a piece in memory again.
+    fewest = max(1, min(torch.get_num_threads(), num_experts // 4))
+    size = max(1, PIECE_BYTES // max(1, expert_bytes) // fewest) * fewest
     return (slice(first, min(first + size, num_experts)) for first in range(0, num_experts, size))
 
 
