@@ -161,10 +161,9 @@ def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT]
     optimizer = build_optimizer(config, model)
     if stage == 0:
         clip_before_steps(optimizer, config.optim.clip_norm, share)
-    with _without_compiler():
-        engine, _, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=_deepspeed_config(config, precision)
-        )
+    engine, _, _, _ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=_deepspeed_config(config, precision)
+    )
     if stage in (1, 2) and config.train.implementation == "fast" and get_accelerator().device_name() != "cpu":
         measure_gradients_at_once(engine.optimizer)
     partitions = partitions_of(model, share, stage, engine.optimizer)
@@ -187,20 +186,6 @@ def expert_share(config: RunConfig) -> ExpertShare:
     """Returns this process's share of experts. DeepSpeed's expert-parallel groups hold consecutive ranks."""
     count = config.parallel.expert_parallel if config.sparse_layer_indices else 1
     return ExpertShare(dist.get_rank() % count, count)
-
-
-@contextlib.contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Disables torch.compile: DeepSpeed's start would compile an optimizer that is unused here, which takes seconds."""
-    name = "TORCHDYNAMO_DISABLE"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
 
 
 def check_world(config: RunConfig) -> None:
