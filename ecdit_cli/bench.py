@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -12,6 +13,7 @@ from analysis.columns import Column
 from ecdit_cli._console import print_json, print_rows
 from ecdit_cli._options import Json, Overrides
 from ecdit_cli._progress import progress
+from experiments.benchmarks.beside_public import bench_beside
 from experiments.benchmarks.measures import (
     COORDINATE_WIDTHS,
     Progress,
@@ -27,9 +29,22 @@ from experiments.benchmarks.measures import (
     bench_sweep,
     bench_training,
 )
+from experiments.benchmarks.public_networks import PUBLIC_NETWORKS
 from experiments.benchmarks.reading_rates import DEVICE, MODEL, UTILISATIONS, WANTED_TIMES, bench_reading
 
 Rows = list[dict[str, Any]]
+Clock = Annotated[
+    Literal["wall", "cpu"],
+    typer.Option(help="wall is the time that passes; cpu is processor time, for a machine that others use too."),
+]
+Widths = Annotated[str, typer.Option(metavar="LIST", help="For coordinates: widths of the model, separated by commas.")]
+Beside = Annotated[
+    str | None,
+    typer.Option(metavar="|".join(PUBLIC_NETWORKS), help="For train: our networks beside these public ones."),
+]
+PeerPath = Annotated[
+    Path | None, typer.Option("--peer-path", metavar="DIR", help="For --beside: your checkout of their code.")
+]
 
 
 def bench(
@@ -51,14 +66,11 @@ def bench(
         str | None, typer.Option(metavar="NAMES|all", help="For routing: measure the layers of these routers instead.")
     ] = None,
     gib: Annotated[float, typer.Option(min=0.001, max=256, help="For data: GiB of each data set of latents.")] = 1.0,
-    clock: Annotated[
-        Literal["wall", "cpu"],
-        typer.Option(help="wall is the time that passes; cpu is processor time, for a machine that others use too."),
-    ] = "wall",
-    widths: Annotated[
-        str, typer.Option(metavar="LIST", help="For coordinates: widths of the model, separated by commas.")
-    ] = COORDINATE_WIDTHS,
+    clock: Clock = "wall",
+    widths: Widths = COORDINATE_WIDTHS,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="For coordinates: number of seeds to average over.")] = 3,
+    beside: Beside = None,
+    peer_path: PeerPath = None,
     as_json: Json = False,
 ) -> None:
     """Measure the suite itself. Let nothing else run meanwhile.
@@ -67,7 +79,8 @@ def bench(
     beside a dense one of the same executed FLOPs. train: which share of an iteration is
     forward, backward and optimizer; expert choice beside dense; and a step of shared_expert, which drops no token,
     beside expert choice and beside a loop over experts. There measured is a ratio of times, floor that of the accounted
-    FLOPs, and gap the first over the second; one row has executed over accounted FLOPs. sample: what experts cost in
+    FLOPs, and gap the first over the second; one row has executed over accounted FLOPs. With --beside and --peer-path
+    train measures whole networks beside public ones of the same shapes instead. sample: what experts cost in
     sampling. data: how many images are drawn against how many are trained on, and how many latents with text features
     are read against what B trains on an H100. checkpoint: what a save costs training at the cadence of the run. cli:
     how long commands take to start. sweep: tiny runs through the executor against a process each, what the sweep
@@ -77,7 +90,9 @@ def bench(
     from experiments.errors import EcditError, did_you_mean
 
     options = SpeedOptions(list(overrides), rounds, tokens, width or [256], experts or [8, 32], clock, routers)
-    if what in SPEED_MEASURES:
+    if beside is not None or peer_path is not None:
+        _print_beside(what, options, beside, peer_path, steps, as_json)
+    elif what in SPEED_MEASURES:
         print_rows(SPEED_MEASURES[what](options, _progress), SPEED_COLUMNS, as_json)
     elif what == "train":
         _print_train(options, steps, as_json)
@@ -104,6 +119,22 @@ def _print_train(options: SpeedOptions, steps: int, as_json: bool) -> None:
         return
     print_rows(shares, TRAIN_COLUMNS, as_json=False)
     print_rows(speed, SPEED_COLUMNS, as_json=False)
+
+
+def _print_beside(
+    what: str, options: SpeedOptions, beside: str | None, peer_path: Path | None, steps: int, as_json: bool
+) -> None:
+    """Prints two tables, or one JSON list, in which the rows of the second table have the key `group`."""
+    from experiments.errors import EcditError
+
+    if what != "train":
+        raise EcditError(f"--beside and --peer-path do not fit ecdit bench {what}.", "Use them with ecdit bench train.")
+    found = bench_beside(beside, peer_path, options.overrides, steps, options.clock, _progress)
+    if as_json:
+        print_rows([*found.pairs, *found.shares], (), as_json=True)
+        return
+    print_rows(found.pairs, BESIDE_COLUMNS, as_json=False)
+    print_rows(found.shares, SHARE_COLUMNS, as_json=False)
 
 
 def _print_data(options: SpeedOptions, steps: int, gib: float, as_json: bool) -> None:
@@ -178,6 +209,33 @@ TRAIN_COLUMNS = (
     Column("iteration_seconds", "iteration ms", _milliseconds),
     Column("compute_share", "share of the three", "{:.1%}".format),
     Column("images_per_second", "images/s", "{:.0f}".format),
+)
+BESIDE_COLUMNS = (
+    Column("beside", "beside"),
+    Column("setting", "setting"),
+    Column("images_per_second", "images/s", "{:.2f}".format, whole=True),
+    Column("peer_images_per_second", "theirs", "{:.2f}".format, whole=True),
+    Column("ratio", "ratio", "{:.2f}".format, whole=True),
+    Column("target", "at least", "{:.2f}".format, whole=True),
+    Column("is_met", "met", _met),
+    Column("peak_gib", "peak GiB", "{:.2f}".format, whole=True),
+    Column("peer_peak_gib", "theirs", "{:.2f}".format, whole=True),
+    Column("memory_ratio", "ratio", "{:.2f}".format, whole=True),
+    Column("memory_limit", "at most", "{:.2f}".format, whole=True),
+    Column("memory_is_met", "met", _met),
+    Column("first_step_seconds", "first step s", "{:.1f}".format, whole=True),
+    Column("peer_first_step_seconds", "theirs", "{:.1f}".format, whole=True),
+    Column("params", "parameters", "{:,}".format, whole=True),
+    Column("peer_params", "theirs", "{:,}".format, whole=True),
+    Column("differs", "what differs", prose=True),
+)
+SHARE_COLUMNS = (
+    Column("beside", "beside"),
+    Column("group", "why: operators of one step"),
+    Column("seconds", "ours ms", _milliseconds, whole=True),
+    Column("share", "share", "{:.0%}".format),
+    Column("peer_seconds", "theirs ms", _milliseconds, whole=True),
+    Column("peer_share", "share", "{:.0%}".format),
 )
 DATA_COLUMNS = (
     Column("model", "model"),
