@@ -22,6 +22,8 @@ from typing import Any, Literal
 from experiments.benchmarks.public_checkouts import Checkout
 from experiments.benchmarks.public_networks import (
     MEMORY_LIMIT,
+    OURS,
+    PUBLIC,
     PUBLIC_NETWORKS,
     PublicNetwork,
     find_network,
@@ -32,14 +34,14 @@ from experiments.errors import EcditError, RunFailedError
 from experiments.records.provenance import git_commit
 
 Row = dict[str, Any]
-SIDES = ("ours", "public")
+SIDES = (OURS, PUBLIC)
 WARM_UP_STEPS = 2
 PROGRAM = "from experiments.benchmarks.training_side import serve; serve()"
 SHORT_COMMIT = 7
 
 
 @dataclass(frozen=True)
-class Besides:
+class PairTables:
     """The rows of both tables of `ecdit bench train --beside`."""
 
     pairs: list[Row]
@@ -81,7 +83,10 @@ class SideProcess:
         if not line:
             code, said = self.process.wait(), self.log.read_text(errors="replace").strip().splitlines()
             last = said[-1] if said else "it said nothing"
-            raise RunFailedError(f"The process of the side {self.side!r} ended with code {code}: {last}.")
+            raise RunFailedError(
+                f"The process of the side {self.side!r} ended with code {code}: {last}.",
+                "Where memory was short, use a smaller train.batch_images.",
+            )
         answer: Row = json.loads(line)
         if "error" in answer:
             raise (EcditError if answer["is_mistake"] else RunFailedError)(answer["error"], answer["hint"])
@@ -95,7 +100,7 @@ def bench_beside(
     steps: int,
     clock: Literal["wall", "cpu"],
     progress: Callable[[str, int], AbstractContextManager[Callable[[], None]]],
-) -> Besides:
+) -> PairTables:
     """Measures every variant of the network `beside`. Raises `EcditError` where an option is missing or unfit."""
     if beside is None:
         raise EcditError(
@@ -111,7 +116,7 @@ def bench_beside(
     checkout = Checkout(network, peer_path)
     for variant in network.variants:
         matching_config(network, variant, overrides)  # a mistake is said before a process starts
-    found = Besides([], [])
+    found = PairTables([], [])
     commit = git_commit(checkout.folder)
     with progress("steps side by side", len(network.variants) * (steps + WARM_UP_STEPS)) as advance:
         for number in range(len(network.variants)):
@@ -125,8 +130,13 @@ def bench_beside(
     return found
 
 
-def _measure(network: PublicNetwork, number: int, request: Row, steps: int, advance: Callable[[], None]) -> Besides:
+def _measure(network: PublicNetwork, number: int, request: Row, steps: int, advance: Callable[[], None]) -> PairTables:
     """Measures one variant: first steps, steps by turns, peak memory, and at last the profile, which takes memory."""
+    from experiments.training.host_memory import prefer_large_pages
+
+    variant = network.variants[number]
+    config = matching_config(network, variant, request["overrides"])
+    prefer_large_pages(config)  # in the environment of both, because torch reads it when it is imported
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sides, first = {}, {}
@@ -142,32 +152,30 @@ def _measure(network: PublicNetwork, number: int, request: Row, steps: int, adva
             advance()
         gib = {side: sides[side].ask("peak")["gib"] for side in SIDES}
         shares = {side: sides[side].ask("shares")["seconds"] for side in SIDES}
-    variant = network.variants[number]
-    config = matching_config(network, variant, request["overrides"])
     row = _row(variant.target, config.train.batch_images, first, seconds, gib)
     named = {"beside": variant.label, "repository": network.repository, "differs": variant.differs, "steps": steps}
-    return Besides([named | row], [{"beside": variant.label} | each for each in _share_rows(shares)])
+    return PairTables([named | row], [{"beside": variant.label} | each for each in _share_rows(shares)])
 
 
 def _row(target: float, batch_images: int, first: Row, seconds: dict[str, list[float]], gib: dict[str, float]) -> Row:
-    ratio = statistics.median(theirs / ours for ours, theirs in zip(seconds["ours"], seconds["public"], strict=True))
-    memory_ratio = gib["ours"] / gib["public"]
+    ratio = statistics.median(theirs / ours for ours, theirs in zip(seconds[OURS], seconds[PUBLIC], strict=True))
+    memory_ratio = gib[OURS] / gib[PUBLIC]
     return {
-        "setting": first["ours"]["setting"],
-        "images_per_second": batch_images / statistics.median(seconds["ours"]),
-        "peer_images_per_second": batch_images / statistics.median(seconds["public"]),
+        "setting": first[OURS]["setting"],
+        "images_per_second": batch_images / statistics.median(seconds[OURS]),
+        "peer_images_per_second": batch_images / statistics.median(seconds[PUBLIC]),
         "ratio": ratio,
         "target": target,
         "is_met": ratio >= target,
-        "peak_gib": gib["ours"],
-        "peer_peak_gib": gib["public"],
+        "peak_gib": gib[OURS],
+        "peer_peak_gib": gib[PUBLIC],
         "memory_ratio": memory_ratio,
         "memory_limit": MEMORY_LIMIT,
         "memory_is_met": memory_ratio <= MEMORY_LIMIT,
-        "first_step_seconds": first["ours"]["seconds"],
-        "peer_first_step_seconds": first["public"]["seconds"],
-        "params": first["ours"]["params"],
-        "peer_params": first["public"]["params"],
+        "first_step_seconds": first[OURS]["seconds"],
+        "peer_first_step_seconds": first[PUBLIC]["seconds"],
+        "params": first[OURS]["params"],
+        "peer_params": first[PUBLIC]["params"],
     }
 
 
@@ -178,9 +186,9 @@ def _share_rows(shares: dict[str, dict[str, float]]) -> list[Row]:
         {
             "group": group,
             "seconds": ours,
-            "share": ours / totals["ours"],
-            "peer_seconds": shares["public"][group],
-            "peer_share": shares["public"][group] / totals["public"],
+            "share": ours / totals[OURS],
+            "peer_seconds": shares[PUBLIC][group],
+            "peer_share": shares[PUBLIC][group] / totals[PUBLIC],
         }
-        for group, ours in shares["ours"].items()
+        for group, ours in shares[OURS].items()
     ]

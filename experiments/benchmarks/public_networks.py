@@ -17,6 +17,8 @@ from experiments.errors import ConfigError, EcditError, did_you_mean
 if TYPE_CHECKING:
     from experiments.config.schema import RunConfig
 
+OURS, PUBLIC = "ours", "public"
+"""The names of the two sides of a comparison."""
 LOOP_TARGET, ONE_HOT_TARGET = 1.5, 1.15
 """The least images/s over those of a public network that loops over its experts, or that dispatches another way."""
 MEMORY_LIMIT = 0.9

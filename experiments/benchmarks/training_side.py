@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.operator_shares import profiled
 from experiments.benchmarks.public_checkouts import Checkout
-from experiments.benchmarks.public_networks import PublicNetwork, find_network, matching_config
+from experiments.benchmarks.public_networks import PUBLIC, PublicNetwork, find_network, matching_config
 from experiments.benchmarks.whole_models import setting_of
 from experiments.config.data_sets import captions_of
 from experiments.config.schema import RunConfig
@@ -42,10 +42,9 @@ from experiments.records.record_types import Precision
 from experiments.training.clock import synchronized_time
 from experiments.training.description import peak_memory_gib
 from experiments.training.engine import build_engine, process_group, resolve_precision
-from experiments.training.host_memory import keep_freed_memory, prefer_large_pages
+from experiments.training.host_memory import keep_freed_memory
 from experiments.training.objective import forward_loss, to_device
 
-OURS, PUBLIC = "ours", "public"
 NetworkBuilder = Callable[[RunConfig], tuple[nn.Module, Callable[[Batch], Tensor]]]
 AVERAGE_DECAY = 0.9999
 LEARNING_RATE = 1e-4
@@ -154,7 +153,6 @@ class Served:
         network = find_network(request["network"])
         variant = network.variants[request["variant"]]
         self.config = matching_config(network, variant, request["overrides"])
-        prefer_large_pages(self.config)
         keep_freed_memory(self.config)
         self.precision, self.device = resolve_precision(self.config), current_device()
         self.now = synchronized_time if request["clock"] == "wall" else time.process_time
@@ -177,9 +175,10 @@ class Served:
             self.side = self.make()
             self.step()
         except Exception as error:
-            if self.checkout is None:
+            told = out_of_memory(error) or (self.checkout and self.checkout.changed(error))
+            if told is None:
                 raise
-            raise out_of_memory(error) or self.checkout.changed(error) from error
+            raise told from error
         seconds = synchronized_time() - started
         setting = f"{setting_of(self.config, self.precision, self.device)}, batch {self.config.train.batch_images}"
         return {"seconds": seconds, "params": self.side.num_params, "setting": setting}
