@@ -89,13 +89,7 @@ class OwnSide:
 class PublicSide:
     """The network and the loss of a checkout, with the optimizer of its script."""
 
-    def __init__(
-        self,
-        network: PublicNetwork,
-        build: NetworkBuilder,
-        config: RunConfig,
-        precision: Precision,
-    ) -> None:
+    def __init__(self, network: PublicNetwork, build: NetworkBuilder, config: RunConfig, precision: Precision) -> None:
         torch.manual_seed(config.seed)
         device = current_device()
         model, self.loss = build(config)
@@ -110,7 +104,6 @@ class PublicSide:
         """Computes them with the public loss."""
         with self.autocast:
             loss = self.loss(batch)
-        self.optimizer.zero_grad()
         torch.autograd.backward(loss)
 
     def update(self) -> None:
@@ -118,6 +111,7 @@ class PublicSide:
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
         self.optimizer.step()
+        self.optimizer.zero_grad()  # here as in DiffMoE; DiT-MoE holds gradients until after the next forward pass
         if self.average is not None:
             with torch.no_grad():
                 for mean, weight in zip(self.average.parameters(), self.model.parameters(), strict=True):
@@ -175,7 +169,9 @@ class Served:
             self.side = self.make()
             self.step()
         except Exception as error:
-            told = out_of_memory(error) or (self.checkout and self.checkout.changed(error))
+            told: EcditError | None = out_of_memory(error)
+            if told is None and self.checkout is not None:
+                told = self.checkout.changed(error)
             if told is None:
                 raise
             raise told from error
