@@ -57,10 +57,11 @@ slurm-test: setup
 browser-test: setup
 	ECDIT_INSTALL_CHROMIUM=1 OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/browser
 
-# Compares imported weights with the public code, in checkouts that ECDIT_PUBLIC_DIT and ECDIT_PUBLIC_DIT_MOE name. The
-# public networks need timm, which is not installed here.
+# Compares imported weights and steps of training with the public code, in checkouts that ECDIT_PUBLIC_DIT,
+# ECDIT_PUBLIC_DIT_MOE, ECDIT_PUBLIC_MICRO_DIFFUSION and ECDIT_PUBLIC_DIFFMOE name. The public networks need timm, which
+# is not installed here.
 public-test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -s -rs tests/integration/test_public_code.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -s -rs tests/integration/test_public_code.py tests/integration/test_beside_public.py
 
 # Throws generated settings, sweep files and damaged records at the commands; FUZZ_SEED and FUZZ_CASES choose which and
 # how many.

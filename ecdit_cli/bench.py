@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from analysis.columns import Column
+from ecdit_cli._bench_tables import (
+    BESIDE_COLUMNS,
+    CHECKPOINT_COLUMNS,
+    CLI_COLUMNS,
+    COORDINATE_COLUMNS,
+    DATA_COLUMNS,
+    GROWTH_COLUMNS,
+    READING_COLUMNS,
+    SHARE_COLUMNS,
+    SPEED_COLUMNS,
+    SWEEP_COLUMNS,
+    TRAIN_COLUMNS,
+)
 from ecdit_cli._console import print_json, print_rows
 from ecdit_cli._options import Json, Overrides
 from ecdit_cli._progress import progress
+from experiments.benchmarks.beside_public import bench_beside
 from experiments.benchmarks.growth import bench_growth
 from experiments.benchmarks.measures import (
     COORDINATE_WIDTHS,
@@ -28,9 +43,22 @@ from experiments.benchmarks.measures import (
     bench_sweep,
     bench_training,
 )
-from experiments.benchmarks.reading_rates import DEVICE, MODEL, UTILISATIONS, WANTED_TIMES, bench_reading
+from experiments.benchmarks.public_networks import PUBLIC_NETWORKS
+from experiments.benchmarks.reading_rates import bench_reading
 
 Rows = list[dict[str, Any]]
+Clock = Annotated[
+    Literal["wall", "cpu"],
+    typer.Option(help="wall is the time that passes; cpu is processor time, for a machine that others use too."),
+]
+Widths = Annotated[str, typer.Option(metavar="LIST", help="For coordinates: widths of the model, separated by commas.")]
+Beside = Annotated[
+    str | None,
+    typer.Option(metavar="|".join(PUBLIC_NETWORKS), help="For train: our networks beside these public ones."),
+]
+PeerPath = Annotated[
+    Path | None, typer.Option("--peer-path", metavar="DIR", help="For --beside: your checkout of their code.")
+]
 
 
 def bench(
@@ -57,14 +85,11 @@ def bench(
         bool, typer.Option("--neighbour", help="For routing: keep one core busy meanwhile, as a browser might.")
     ] = False,
     gib: Annotated[float, typer.Option(min=0.001, max=256, help="For data: GiB of each data set of latents.")] = 1.0,
-    clock: Annotated[
-        Literal["wall", "cpu"],
-        typer.Option(help="wall is the time that passes; cpu is processor time, for a machine that others use too."),
-    ] = "wall",
-    widths: Annotated[
-        str, typer.Option(metavar="LIST", help="For coordinates: widths of the model, separated by commas.")
-    ] = COORDINATE_WIDTHS,
+    clock: Clock = "wall",
+    widths: Widths = COORDINATE_WIDTHS,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="For coordinates: number of seeds to average over.")] = 3,
+    beside: Beside = None,
+    peer_path: PeerPath = None,
     as_json: Json = False,
 ) -> None:
     """Measure the suite itself. Let nothing else run meanwhile.
@@ -73,8 +98,9 @@ def bench(
     beside a dense one of the same executed FLOPs; with --neighbour beside a busy process too. train: which share of an
     iteration is forward, backward and optimizer; expert choice beside dense; and a step of shared_expert, which drops
     no token, beside expert choice and beside a loop over experts. There measured is a ratio of times, floor that of the
-    accounted FLOPs, and gap the first over the second; one row has executed over accounted FLOPs. sample: what experts
-    cost in sampling. data: how many images are drawn against how many are trained on, and how many latents with text
+    accounted FLOPs, and gap the first over the second; one row has executed over accounted FLOPs. With --beside and
+    --peer-path train measures whole networks beside public ones of the same shapes instead. sample: what experts cost
+    in sampling. data: how many images are drawn against how many are trained on, and how many latents with text
     features are read against what B trains on an H100. checkpoint: what a save costs training at the cadence of the
     run. cli: how long commands take to start. sweep: tiny runs through the executor against a process each, what the
     sweep itself takes, and 10,000 runs planned and looked at. coordinates: with which power of the width outputs grow
@@ -87,7 +113,9 @@ def bench(
     options = SpeedOptions(
         list(overrides), rounds, tokens, width or [256], experts or [8, 32], clock, routers, neighbour
     )
-    if what in SPEED_MEASURES:
+    if beside is not None or peer_path is not None:
+        _print_beside(what, options, beside, peer_path, steps, as_json)
+    elif what in SPEED_MEASURES:
         print_rows(SPEED_MEASURES[what](options, _progress), SPEED_COLUMNS, as_json)
     elif what == "train":
         _print_train(options, steps, as_json)
@@ -116,6 +144,22 @@ def _print_train(options: SpeedOptions, steps: int, as_json: bool) -> None:
     print_rows(speed, SPEED_COLUMNS, as_json=False)
 
 
+def _print_beside(
+    what: str, options: SpeedOptions, beside: str | None, peer_path: Path | None, steps: int, as_json: bool
+) -> None:
+    """Prints two tables, or one JSON list, in which the rows of the second table have the key `group`."""
+    from experiments.errors import EcditError
+
+    if what != "train":
+        raise EcditError(f"--beside and --peer-path do not fit ecdit bench {what}.", "Use them with ecdit bench train.")
+    found = bench_beside(beside, peer_path, options.overrides, steps, options.clock, _progress)
+    if as_json:
+        print_rows([*found.pairs, *found.shares], (), as_json=True)
+        return
+    print_rows(found.pairs, BESIDE_COLUMNS, as_json=False)
+    print_rows(found.shares, SHARE_COLUMNS, as_json=False)
+
+
 def _print_data(options: SpeedOptions, steps: int, gib: float, as_json: bool) -> None:
     """Prints two tables, or one JSON list, in which the rows of the second table have the key `what`."""
     drawn = bench_drawing(options.overrides, steps, _progress)
@@ -133,114 +177,6 @@ def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
         yield display.counter(total)
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.1f}"
-
-
-def _met(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _times(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def _whole(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-SPEED_COLUMNS = (
-    Column("what", "what"),
-    Column("setting", "setting"),
-    Column("measured", "measured", "{:.2f}".format, whole=True),
-    Column("target", "target", "{:.2f}".format, whole=True),
-    Column("is_met", "met", _met),
-    Column("floor", "floor", "{:.2f}".format, whole=True),
-    Column("gap", "gap", "{:.2f}".format, whole=True),
-    Column("seconds", "ours ms", _milliseconds, whole=True),
-    Column("peer_seconds", "peer ms", _milliseconds, whole=True),
-    Column("skipped", "skipped"),
-    Column("command", "to fill it"),
-)
-READING_COLUMNS = (
-    Column("caption_tokens", "tokens a caption"),
-    Column("bytes_per_image", "KiB an image", lambda value: f"{value / 1024:,.0f}"),
-    Column("threads", "threads"),
-    Column("loader_images_per_second", "images/s read", _whole, whole=True),
-    Column("loader_bytes_per_second", "GB/s read", lambda value: f"{value / 1e9:.1f}", whole=True),
-    Column("copied_bytes_per_second", "GB/s copied here", lambda value: f"{value / 1e9:.1f}", whole=True),
-    *(
-        column
-        for percent in (round(100 * share) for share in UTILISATIONS)
-        for column in (
-            Column(f"trained_at_{percent}_percent", f"{MODEL} on {DEVICE} at {percent}%", _whole, whole=True),
-            Column(f"ratio_at_{percent}_percent", f"ratio (wanted {WANTED_TIMES})", _times, whole=True),
-        )
-    ),
-)
-TRAIN_COLUMNS = (
-    Column("model", "model"),
-    Column("routing", "routing"),
-    Column("forward_seconds", "forward ms", _milliseconds),
-    Column("backward_seconds", "backward ms", _milliseconds),
-    Column("optimizer_seconds", "optimizer ms", _milliseconds),
-    Column("other_seconds", "the rest ms", _milliseconds),
-    Column("iteration_seconds", "iteration ms", _milliseconds),
-    Column("compute_share", "share of the three", "{:.1%}".format),
-    Column("images_per_second", "images/s", "{:.0f}".format),
-)
-DATA_COLUMNS = (
-    Column("model", "model"),
-    Column("routing", "routing"),
-    Column("loader_images_per_second", "images/s drawn", "{:.0f}".format),
-    Column("training_images_per_second", "images/s trained", "{:.0f}".format),
-    Column("ratio", "ratio", "{:.1f}".format),
-)
-CLI_COLUMNS = (
-    Column("command", "command"),
-    Column("seconds", "seconds", "{:.2f}".format),
-    Column("fastest_seconds", "fastest", "{:.2f}".format),
-    Column("slowest_seconds", "slowest", "{:.2f}".format),
-    Column("limit_seconds", "at most", "{:.1f}".format),
-)
-SWEEP_COLUMNS = (
-    Column("measure", "measure"),
-    Column("value", "measured", "{:.3g}".format),
-    Column("limit", "at most", "{:.3g}".format),
-    Column("unit", "unit"),
-)
-COORDINATE_COLUMNS = (
-    Column("output", "exponent of the RMS against the width"),
-    Column("standard_value", "standard, value", "{:+z.2f}".format),
-    Column("mup_value", "mup, value", "{:+z.2f}".format),
-    Column("standard_change", "standard, change", "{:+z.2f}".format),
-    Column("mup_change", "mup, change", "{:+z.2f}".format),
-)
-GROWTH_COLUMNS = (
-    Column("what", "what"),
-    Column("over", "over"),
-    Column("smallest", "from", "{:,}".format),
-    Column("largest", "to", "{:,}".format),
-    Column("largest_seconds", "seconds", "{:.3g}".format),
-    Column("seconds_exponent", "exponent", "{:+z.2f}".format),
-    Column("seconds_limit", "at most", "{:.0f}".format),
-    Column("largest_bytes", "MB", lambda size: f"{size / 1e6:,.1f}"),
-    Column("bytes_exponent", "exponent", "{:+z.2f}".format),
-    Column("bytes_limit", "at most", "{:.0f}".format),
-    Column("is_met", "met", _met),
-    Column("why", "why"),
-)
-CHECKPOINT_COLUMNS = (
-    Column("model", "model"),
-    Column("routing", "routing"),
-    Column("checkpoint_bytes", "MB", lambda size: f"{size / 1e6:,.0f}"),
-    Column("iteration_seconds", "iteration ms", _milliseconds),
-    Column("copy_seconds", "copy ms", _milliseconds),
-    Column("extra_seconds", "a save costs ms", _milliseconds),
-    Column("cadence_iterations", "every iterations", "{:,}".format),
-    Column("stall_share", "share of training", "{:.2%}".format),
-    Column("limit", "at most", "{:.0%}".format),
-)
 MEASURES: dict[str, tuple[Callable[[list[str], int, int, Progress], Rows], tuple[Column, ...]]] = {
     "checkpoint": (bench_checkpoint, CHECKPOINT_COLUMNS),
     "cli": (bench_commands, CLI_COLUMNS),

@@ -10,9 +10,7 @@ largest differences. `test_imported_run.py` compares with an independent form of
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ecdit_cli.app import run
+from experiments.benchmarks.public_checkouts import import_from
 from experiments.config.objectives import NOISE_STEPS
 from experiments.evaluation.sampling.generate import SamplerSettings, integrate
 from experiments.evaluation.sampling.load_run import LoadedRun, load_run
@@ -52,19 +51,6 @@ class Public(NamedTuple):
     loaded: LoadedRun
 
 
-def modules_of(folder: Path) -> tuple[ModuleType, ModuleType]:
-    """`models` and `diffusion` of a checkout. Both checkouts use these names, so that neither may stay imported."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(folder))
-    try:
-        return importlib.import_module("models"), importlib.import_module("diffusion")
-    finally:
-        sys.path.remove(str(folder))
-        for name in set(sys.modules) - before:
-            if name.split(".")[0] in ("models", "diffusion"):
-                del sys.modules[name]
-
-
 @pytest.fixture
 def public(request: pytest.FixtureRequest, tmp_path: Path) -> Public:
     """The public model and the run of its checkpoint, for a layout and an objective."""
@@ -74,7 +60,7 @@ def public(request: pytest.FixtureRequest, tmp_path: Path) -> Public:
         pytest.skip(f"{variable} names no checkout of {REPOSITORIES[layout]}")
     pytest.importorskip("timm", reason="the public networks need timm")
     folder = Path(os.environ[variable])
-    models, diffusion = modules_of(folder)
+    models, diffusion = import_from(folder, ("models", "diffusion"))
     torch.manual_seed(0)
     model = models.DiT(**SIZES, **(OF_EXPERTS if layout == "dit-moe" else {})).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -119,23 +105,12 @@ def test_outputs(public: Public) -> None:
 
 @of_flow
 def test_guided_samples_of_rectified_flow(public: Public) -> None:
-    flow = importlib_of(public.folder, "diffusion.rectified_flow").RectifiedFlow(public.model)
+    (module,) = import_from(public.folder, ("diffusion.rectified_flow",))
+    flow = module.RectifiedFlow(public.model)
     z = torch.randn(2, 4, SIDE, SIDE)
     *_, theirs = flow.sample(z, LABELS, NULL, sample_steps=STEPS_OF_FLOW, cfg=SCALE)
     ours = integrate(public.loaded.model, LABELS, NULL, z, SamplerSettings(STEPS_OF_FLOW, Guidance(SCALE)))
     assert_same(f"sample of {STEPS_OF_FLOW} guided steps", ours, theirs, 1e-4)
-
-
-def importlib_of(folder: Path, name: str) -> ModuleType:
-    """A submodule of a checkout that its package does not import."""
-    sys.path.insert(0, str(folder))
-    try:
-        module = importlib.import_module(name)
-    finally:
-        sys.path.remove(str(folder))
-    for each in [each for each in sys.modules if each.split(".")[0] == "diffusion"]:
-        del sys.modules[each]
-    return module
 
 
 def on_all_channels(model: Any) -> Any:
