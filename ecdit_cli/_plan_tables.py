@@ -36,7 +36,7 @@ def plan_row(plan: LayoutPlan, dollars_per_hour: float | None) -> dict[str, Any]
     row = {
         "world": config.parallel.world,
         "expert_parallel": config.parallel.expert_parallel,
-        "zero_stage": config.parallel.zero_stage,
+        "zero_stage": plan.zero_stage,
         "accumulation": config.train.accumulation,
         "activation_checkpointing": config.parallel.activation_checkpointing,
         "memory_gib": plan.needed_gib,
@@ -237,7 +237,7 @@ def _all_flops(value: float) -> str:
 def _layout(plan: LayoutPlan) -> str:
     """Describes a layout: `ZeRO-1, experts over 64, 2 passes, recompute`."""
     parallel, passes = plan.config.parallel, plan.config.train.accumulation
-    words = [f"ZeRO-{parallel.zero_stage}"]
+    words = [f"ZeRO-{plan.zero_stage}"]
     words += [f"experts over {parallel.expert_parallel}"] if parallel.expert_parallel > 1 else []
     words += [f"{passes} passes"] if passes > 1 else []
     words += ["recompute"] if parallel.activation_checkpointing else []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from experiments.config.activations import working_bytes
 from experiments.config.checks import check_config
+from experiments.config.execution_settings import ZeroStage
 from experiments.config.memory import memory
 from experiments.config.multiples import divisors
 from experiments.config.schema import RunConfig
@@ -113,14 +114,14 @@ def layouts(
                         yield found
 
 
-def zero_stages(config: RunConfig, on_accelerator: bool) -> tuple[int, ...]:
-    """Returns the ZeRO stages that may be proposed, the cheapest first.
+def zero_stages(config: RunConfig, on_accelerator: bool) -> tuple[ZeroStage, ...]:
+    """Returns the values of `parallel.zero_stage` that may be proposed, the cheapest first.
 
     ZeRO-0 is proposed in fp32 only, where there is no second copy of the weights. With `train.precision=auto` it would
     change the precision of a bf16 run.
     """
     sharded = config.model_copy(update={"parallel": config.parallel.model_copy(update={"zero_stage": 1})})
-    return (1, 2, 3) if working_bytes(sharded, on_accelerator) == 2 else (1, 0, 2, 3)
+    return ("auto", 2, 3) if working_bytes(sharded, on_accelerator) == 2 else ("auto", 0, 2, 3)
 
 
 def differences(config: RunConfig, other: RunConfig) -> list[str]:
@@ -139,7 +140,7 @@ def way_out(config: RunConfig, place: Place) -> str:
 
 
 def laid_out(
-    config: RunConfig, world: int, accumulation: int, zero_stage: int, expert_parallel: int, checkpointing: bool
+    config: RunConfig, world: int, accumulation: int, zero_stage: ZeroStage, expert_parallel: int, checkpointing: bool
 ) -> RunConfig:
     """Returns `config` in another layout, without checking that training accepts it."""
     parallel = {

@@ -18,6 +18,7 @@ from experiments.config.multiples import divisors
 from experiments.config.schema import RunConfig
 from experiments.config.tensors import experts_spread
 from experiments.config.traffic import Transfer, transfers
+from experiments.config.zero_stage import planned_stage
 from sweeps.cost import Place
 from sweeps.devices import Device
 from sweeps.layout_search import is_accepted, laid_out, may_fit, zero_stages
@@ -42,6 +43,11 @@ class LayoutPlan:
     """Seconds that a process computes for one step."""
     transfer_seconds: list[float | None]
     """Seconds of each transfer in one step, in the order of `transfers`."""
+
+    @property
+    def zero_stage(self) -> int:
+        """Returns the ZeRO stage, also where the setting is `auto`."""
+        return planned_stage(self.config, self.place.on_accelerator)
 
     @property
     def params_per_process(self) -> int:
@@ -186,8 +192,8 @@ def _in_time(plan: LayoutPlan, most_seconds: float | None) -> bool:
 def _price(plan: LayoutPlan) -> tuple[float, ...]:
     """Returns the sort key of a layout: device-hours rounded to six digits, then devices, then how plain the layout is.
 
-    Among layouts that cost the same the plainest wins: no activation checkpointing, little accumulation, and ZeRO-1,
-    the default, before other stages.
+    Among layouts that cost the same the plainest wins: no activation checkpointing, little accumulation, and the
+    default ZeRO stage before others.
     """
     parallel, hours = plan.config.parallel, plan.device_hours
     return (
@@ -195,7 +201,7 @@ def _price(plan: LayoutPlan) -> tuple[float, ...]:
         parallel.world,
         parallel.activation_checkpointing,
         plan.config.train.accumulation,
-        parallel.zero_stage != 1,
-        parallel.zero_stage,
+        parallel.zero_stage != "auto",
+        plan.zero_stage,
         parallel.expert_parallel,
     )

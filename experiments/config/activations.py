@@ -80,7 +80,7 @@ def working_bytes(config: RunConfig, on_accelerator: bool) -> int:
     may become there.
     """
     setting = config.train.precision
-    bf16 = on_accelerator and config.parallel.zero_stage > 0
+    bf16 = on_accelerator and config.parallel.zero_stage != 0
     precision: Precision = ("bf16" if bf16 else "fp32") if setting == "auto" else setting
     return 2 if precision == "bf16" else FLOAT32
 

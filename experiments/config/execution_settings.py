@@ -33,6 +33,9 @@ class CheckpointConfig(Settings):
     keep: Steps = Field(2, description="checkpoints that stay")
 
 
+ZeroStage = Literal["auto", 0, 1, 2, 3]
+
+
 class ParallelConfig(Settings):
     """Holds the layout of processes. It does not change what a run computes, so it is not part of the config id.
 
@@ -41,8 +44,10 @@ class ParallelConfig(Settings):
 
     world: World = Field(1, description="processes")
     expert_parallel: World = Field(1, description="processes that the experts of a layer are spread over")
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        1, description="what is sharded: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too"
+    zero_stage: ZeroStage = Field(
+        "auto",
+        description="what is sharded: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too; auto: 0 for one "
+        "process in fp32, else 1",
     )
     activation_checkpointing: bool = Field(
         False, description="keep only each block's input for the backward pass and compute the rest again"

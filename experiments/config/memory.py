@@ -26,6 +26,7 @@ from experiments.config.data_sets import caption_bytes
 from experiments.config.ema_widths import power_widths
 from experiments.config.schema import RunConfig
 from experiments.config.tensors import experts_spread, largest_tensor, shares
+from experiments.config.zero_stage import planned_stage
 
 GIB = 2**30
 BUCKET_ELEMENTS = 500_000_000
@@ -214,10 +215,10 @@ class _Elements(NamedTuple):
 
 def memory(config: RunConfig, on_accelerator: bool) -> Memory:
     """Returns what each process of `config` holds, given its `parallel`, `train.accumulation` and `train.precision`."""
-    width, stage = working_bytes(config, on_accelerator), config.parallel.zero_stage
+    width, stage = working_bytes(config, on_accelerator), planned_stage(config, on_accelerator)
     params = budget(config).params_by_part
     total, images, world = sum(params.values()), config.micro_batch_images, config.parallel.world
-    elements = _elements(config, params)
+    elements = _elements(config, params, stage)
     master = width < FLOAT32 or stage > 0
     states = 2 if config.optim.name == "adamw" or config.optim.momentum > 0 else 1
     averages = max(1, len(power_widths(config)))
@@ -239,7 +240,7 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
         recomputed=round(images * saved.recomputed),
         backward_scratch=round(images * saved.widest_gradient),
         all_to_all=round(images * saved.exchanged),
-        optimizer_scratch=_optimizer_scratch(config, elements, width, on_accelerator),
+        optimizer_scratch=_optimizer_scratch(config, elements, width, on_accelerator, stage),
         checkpoint=-(-total // world) * FLOAT32 * (1 + averages + states),
         validation_set=2 * config.eval.images * _image_bytes(config),
         wandb_client=MIRROR_BYTES if config.wandb.mode != "disabled" else 0,
@@ -251,8 +252,8 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
     )
 
 
-def _elements(config: RunConfig, params: dict[str, int]) -> _Elements:
-    total, spread, stage = sum(params.values()), experts_spread(config), config.parallel.zero_stage
+def _elements(config: RunConfig, params: dict[str, int], stage: int) -> _Elements:
+    total, spread = sum(params.values()), experts_spread(config)
     held = total - params["experts"] + params["experts"] // spread
     if stage == 0:
         return _Elements(held, held, 0, held, 0, held)
@@ -263,7 +264,7 @@ def _elements(config: RunConfig, params: dict[str, int]) -> _Elements:
     return _Elements(held, of.partition, of.kept, of.largest_group, of.before_last, of.last)
 
 
-def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_accelerator: bool) -> int:
+def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_accelerator: bool, stage: int) -> int:
     """Returns the bytes of the fp32 gradient and of the optimizer's temporaries. AdamW has no temporaries where it is
     a single pass, and otherwise two of the size of what is stepped at a time.
 
@@ -272,13 +273,13 @@ def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_ac
     """
     in_one_pass = config.train.implementation == "fast"
     temporaries = (0 if in_one_pass else 2) if config.optim.name == "adamw" else 1
-    if config.parallel.zero_stage == 0:
+    if stage == 0:
         step = min(1, temporaries) * elements.held if on_accelerator else temporaries * largest_tensor(config)
         gradients = elements.held * (width + (FLOAT32 if width < FLOAT32 else 0))
         return gradients + step * FLOAT32
     of_one = FLOAT32 * (1 + temporaries)
     converting = elements.kept * width + elements.optimized * (width + (FLOAT32 if width < FLOAT32 else 0))
-    if config.parallel.zero_stage == 3:
+    if stage == 3:
         converting -= elements.kept * width
     if elements.before_last == 0:
         return max(converting, elements.optimized * of_one)

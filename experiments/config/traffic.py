@@ -26,6 +26,7 @@ from experiments.config.budget import budget
 from experiments.config.memory import REUSED_ELEMENTS
 from experiments.config.schema import RunConfig
 from experiments.config.tensors import experts_spread
+from experiments.config.zero_stage import planned_stage
 
 Operation = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all"]
 
@@ -55,15 +56,16 @@ def _of_weights(config: RunConfig, on_accelerator: bool) -> list[Transfer]:
     world, spread, width = config.parallel.world, experts_spread(config), working_bytes(config, on_accelerator)
     params = budget(config).params_by_part
     total, experts = sum(params.values()), params["experts"]
+    stage = planned_stage(config, on_accelerator)
     if spread == 1:
-        return _of_group(config, "", total * width, world, 1)
-    dense = _of_group(config, " outside experts", (total - experts) * width, world, 1)
-    return dense + _of_group(config, " of experts", experts // spread * width, world // spread, spread)
+        return _of_group(config, stage, "", total * width, world, 1)
+    dense = _of_group(config, stage, " outside experts", (total - experts) * width, world, 1)
+    return dense + _of_group(config, stage, " of experts", experts // spread * width, world // spread, spread)
 
 
-def _of_group(config: RunConfig, whose: str, size: int, group: int, stride: int) -> list[Transfer]:
+def _of_group(config: RunConfig, stage: int, whose: str, size: int, group: int, stride: int) -> list[Transfer]:
     """Returns the transfers for `size` bytes that the processes of `group` all hold, or hold partitions of."""
-    stage, times = config.parallel.zero_stage, config.train.accumulation
+    times = config.train.accumulation
     ring = size * (group - 1) / group
 
     def transfer(what: str, operation: Operation, sent: float) -> Transfer:

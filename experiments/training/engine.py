@@ -21,6 +21,7 @@ import torch
 
 from experiments.config.ema_widths import power_widths
 from experiments.config.schema import RunConfig
+from experiments.config.zero_stage import resolved_stage
 from experiments.distributed.deepspeed_library import (
     deepspeed,
     deepspeed_logger,
@@ -154,7 +155,7 @@ def _talk_to(file: TextIO) -> Iterator[None]:
 
 def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT] = DiT) -> Engine:
     """Builds the model of `config`, initialised from `config.seed` alone, and a DeepSpeed engine around it."""
-    share, stage = expert_share(config), config.parallel.zero_stage
+    share, stage = expert_share(config), resolved_stage(config, precision)
     # Every process draws the same weights. Experts have generators of their own, so that any layout draws the same.
     torch.manual_seed(config.seed)
     model = model_class(config, share, config.parallel.activation_checkpointing)
@@ -162,7 +163,7 @@ def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT]
     if stage == 0:
         clip_before_steps(optimizer, config.optim.clip_norm, share)
     engine, _, _, _ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=_deepspeed_config(config, precision)
+        model=model, optimizer=optimizer, config=_deepspeed_config(config, precision, stage)
     )
     if stage in (1, 2) and config.train.implementation == "fast" and get_accelerator().device_name() != "cpu":
         measure_gradients_at_once(engine.optimizer)
@@ -203,8 +204,8 @@ def is_lost_process(error: Exception) -> bool:
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _deepspeed_config(config: RunConfig, precision: Precision) -> dict[str, Any]:
-    train, stage = config.train, config.parallel.zero_stage
+def _deepspeed_config(config: RunConfig, precision: Precision, stage: int) -> dict[str, Any]:
+    train = config.train
     return {
         "train_batch_size": train.batch_images,
         "train_micro_batch_size_per_gpu": config.micro_batch_images,

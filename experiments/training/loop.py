@@ -138,7 +138,7 @@ def train(
     with process_group(run_dir.log, meeting), StopRequest() as stop:
         begun = run_dir.read_run()  # a run keeps the precision and the id that it began with
         engine = build_engine(config, begun.precision)
-        if config.parallel.zero_stage < 3:  # ZeRO-3's layers hold no weights between calls
+        if config.parallel.zero_stage != 3:  # ZeRO-3's layers hold no weights between calls
             assert_matches_budget(engine.model, cost, engine.share.count)
         checkpoint = None if restart else newest_checkpoint(engine, run_dir, begun.config_id, reporter)
         means = RunningMeans()

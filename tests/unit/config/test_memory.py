@@ -150,9 +150,10 @@ def parts(*overrides, on_accelerator=False):
     return memory(load_config(overrides), on_accelerator)
 
 
-def test_what_is_always_held_is_five_copies_in_fp32_and_four_and_a_half_in_bf16():
+def test_what_is_always_held_is_four_copies_in_fp32_and_four_and_a_half_in_bf16():
     four_bytes = 4 * budget(load_config(["model=micro"])).params_total
-    assert parts("model=micro", FP32).persistent == 5 * four_bytes
+    assert parts("model=micro", FP32).persistent == 4 * four_bytes
+    assert parts("model=micro", FP32, "parallel.zero_stage=1").persistent == 5 * four_bytes
     assert parts("model=micro", "train.precision=bf16").persistent == 4.5 * four_bytes
 
 
@@ -169,7 +170,8 @@ def test_auto_is_the_larger_precision_on_a_cpu_and_bf16_on_an_accelerator():
 
 
 def test_processes_share_the_states_and_not_the_parameters():
-    alone, four = parts("model=micro", FP32), parts("model=micro", FP32, "parallel.world=4")
+    sharded = ("model=micro", FP32, "parallel.zero_stage=1")
+    alone, four = parts(*sharded), parts(*sharded, "parallel.world=4")
     assert four.parameters == alone.parameters
     for part in ("master_weights", "moving_average", "optimizer_state", "activations"):
         assert getattr(four, part) == pytest.approx(getattr(alone, part) / 4, abs=16), part
