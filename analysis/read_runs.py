@@ -7,21 +7,18 @@ same entry. The order of the result is that of the runs, whichever batch they we
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 from analysis.found_runs import DivergedRun, FinishedRun, LeftOutRecord, read_found_run
+from analysis.processes import on_all_cores
 from analysis.read_rows import ReadFile, RowTable, as_table
-from analysis.row_cache import OFF, VARIABLE, Place, cache_folder, places, read_files, remove_old
+from analysis.row_cache import OFF, VARIABLE, CachePlace, cache_folder, places, read_files, remove_old
 from experiments.records.record_types import EvalRow, StepRow
 from experiments.records.run_folder import RunDir
 
-MIN_RUNS_FOR_PROCESSES = 400
-"""Starting processes costs about a second: below this many runs one process is faster."""
 MIN_KEPT_BYTES = 4 * 2**20
 """Smaller files of rows are all parsed in a tenth of a second, and are not kept."""
 RUNS_WITHOUT_PLACE = 64
@@ -30,15 +27,15 @@ RUNS_WITHOUT_PLACE = 64
 Found = list[FinishedRun | DivergedRun | LeftOutRecord]
 
 
-class Batch(NamedTuple):
-    """Runs that are read together, and where their rows are kept."""
+class RunBatch(NamedTuple):
+    """Names runs that are read together, and where their rows are kept."""
 
     runs: list[RunDir]
-    place: Place | None
+    place: CachePlace | None
 
 
 class Read(NamedTuple):
-    """What a batch holds: each run, the rows of those that ended, and why these rows could not be kept, if so."""
+    """Holds the runs of a batch, the rows of those that ended, and the reason where these rows could not be kept."""
 
     found: Found
     steps: list[ReadFile]
@@ -59,7 +56,7 @@ def read_runs(
     steps: dict[Path, ReadFile] = {}
     evals: dict[Path, ReadFile] = {}
     not_kept = None
-    for batch, read in zip(batches, _read_batches(batches, len(runs)), strict=True):
+    for batch, read in zip(batches, on_all_cores(_read_batch, batches, len(runs)), strict=True):
         found.update(zip((run.path for run in batch.runs), read.found, strict=True))
         ended = [run.path for run in _ended(batch.runs, read.found)]
         steps.update(zip(ended, read.steps, strict=True))
@@ -81,21 +78,22 @@ def read_runs(
     return [found[run.path] for run in runs], tables[0], RowTable(evaluations, tables[1].left_out)
 
 
-def _batches(runs: list[RunDir], folder: Path | None) -> list[Batch]:
+def _batches(runs: list[RunDir], folder: Path | None) -> list[RunBatch]:
     """Returns the runs by their place in the cache."""
     if folder is None or _num_bytes(runs) < MIN_KEPT_BYTES:
         return [
-            Batch(runs[first : first + RUNS_WITHOUT_PLACE], None) for first in range(0, len(runs), RUNS_WITHOUT_PLACE)
+            RunBatch(runs[first : first + RUNS_WITHOUT_PLACE], None)
+            for first in range(0, len(runs), RUNS_WITHOUT_PLACE)
         ]
     beside: dict[Path, list[RunDir]] = {}
     for run in runs:
         beside.setdefault(run.path.parent, []).append(run)
-    batches: dict[Place | None, list[RunDir]] = {}
+    batches: dict[CachePlace | None, list[RunDir]] = {}
     for parent, mine in beside.items():
         found = places(os.path.realpath(parent), [run.path.name for run in mine], folder)
         for run, place in zip(mine, found, strict=True):
             batches.setdefault(place, []).append(run)
-    return [Batch(mine, place) for place, mine in batches.items()]
+    return [RunBatch(mine, place) for place, mine in batches.items()]
 
 
 def _num_bytes(runs: list[RunDir]) -> int:
@@ -110,17 +108,7 @@ def _num_bytes(runs: list[RunDir]) -> int:
     return total
 
 
-def _read_batches(batches: list[Batch], num_runs: int) -> Iterator[Read]:
-    num_cores = os.cpu_count() or 1
-    if num_cores == 1 or num_runs < MIN_RUNS_FOR_PROCESSES:
-        yield from map(_read_batch, batches)
-        return
-    # Libraries such as Arrow have started threads, and a forked child could wait for ever for a lock of theirs.
-    with ProcessPoolExecutor(min(num_cores, len(batches)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_read_batch, batches)
-
-
-def _read_batch(batch: Batch) -> Read:
+def _read_batch(batch: RunBatch) -> Read:
     found = [read_found_run(run) for run in batch.runs]
     ended = _ended(batch.runs, found)
     not_kept: list[str] = []

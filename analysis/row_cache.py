@@ -51,7 +51,7 @@ Held = dict[str, tuple[Stamp, ReadFile]]
 """The rows of runs by the names of their folders."""
 
 
-class Place(NamedTuple):
+class CachePlace(NamedTuple):
     """An entry of the cache: the number `number` of `total` entries for the runs in one folder."""
 
     folder: Path
@@ -62,11 +62,11 @@ class Place(NamedTuple):
         """Returns the file that holds the rows of one kind."""
         return self.folder / f"{kind.__name__}-{self.number}-of-{self.total}{SUFFIX}"
 
-    def earlier(self) -> Iterator[Place]:
+    def earlier(self) -> Iterator[CachePlace]:
         """Yields the entries that held the same runs while there were fewer beside them, the latest first."""
         total = self.total // 2
         while total:
-            yield Place(self.folder, self.number % total, total)
+            yield CachePlace(self.folder, self.number % total, total)
             total //= 2
 
     def holds(self, name: str) -> bool:
@@ -96,7 +96,7 @@ def _version() -> str:
     return sha256_of_files(*files)[:16]
 
 
-def places(parent: str, names: Sequence[str], folder: Path | None) -> list[Place | None]:
+def places(parent: str, names: Sequence[str], folder: Path | None) -> list[CachePlace | None]:
     """Returns the entry of each run in the folder `parent`, a real path; None where nothing is kept."""
     if folder is None:
         return [None] * len(names)
@@ -104,7 +104,7 @@ def places(parent: str, names: Sequence[str], folder: Path | None) -> list[Place
     while len(names) > total * RUNS_OF_AN_ENTRY:
         total *= 2
     below = folder / sha256(os.fsencode(parent)).hexdigest()[:16]
-    return [Place(below, _number(name, total), total) for name in names]
+    return [CachePlace(below, _number(name, total), total) for name in names]
 
 
 def _number(name: str, total: int) -> int:
@@ -112,7 +112,7 @@ def _number(name: str, total: int) -> int:
 
 
 def read_files(
-    paths: Sequence[Path], kind: RowKind, place: Place | None, tell: Callable[[str], None]
+    paths: Sequence[Path], kind: RowKind, place: CachePlace | None, tell: Callable[[str], None]
 ) -> list[ReadFile]:
     """Returns the rows of one file of each run, all of one `place`, and keeps there what was not there yet.
 
@@ -141,7 +141,7 @@ def read_files(
     return found
 
 
-def _held(place: Place, kind: RowKind) -> tuple[Held, bool]:
+def _held(place: CachePlace, kind: RowKind) -> tuple[Held, bool]:
     """Returns what is kept at `place`, and whether it comes from an entry of when there were fewer runs."""
     for each in (place, *place.earlier()):
         file = each.file(kind)

@@ -16,6 +16,7 @@ from experiments.benchmarks.measures import (
     COORDINATE_WIDTHS,
     Progress,
     SpeedOptions,
+    bench_analysis,
     bench_checkpoint,
     bench_commands,
     bench_coordinates,
@@ -30,13 +31,19 @@ from experiments.benchmarks.measures import (
 from experiments.benchmarks.reading_rates import DEVICE, MODEL, UTILISATIONS, WANTED_TIMES, bench_reading
 
 Rows = list[dict[str, Any]]
+What = Annotated[
+    str,
+    typer.Argument(
+        metavar="routing|train|sample|data|checkpoint|cli|sweep|coordinates|analysis", help="What to measure."
+    ),
+]
+NumRuns = Annotated[
+    int, typer.Option(min=10, max=100_000, help="For analysis: number of runs, with 1,000 rows of steps each.")
+]
 
 
 def bench(
-    what: Annotated[
-        str,
-        typer.Argument(metavar="routing|train|sample|data|checkpoint|cli|sweep|coordinates", help="What to measure."),
-    ],
+    what: What,
     overrides: Overrides,
     steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps to time for each model.")] = 40,
     rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Rounds of all but training; medians count.")] = 5,
@@ -59,6 +66,7 @@ def bench(
         str, typer.Option(metavar="LIST", help="For coordinates: widths of the model, separated by commas.")
     ] = COORDINATE_WIDTHS,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="For coordinates: number of seeds to average over.")] = 3,
+    runs: NumRuns = 100,
     as_json: Json = False,
 ) -> None:
     """Measure the suite itself. Let nothing else run meanwhile.
@@ -73,6 +81,7 @@ def bench(
     how long commands take to start. sweep: tiny runs through the executor against a process each, what the sweep
     itself takes, and 10,000 runs planned and looked at. coordinates: with which power of the width outputs grow after
     five steps, in the standard and in the maximal-update parametrization; 0 means that a learning rate carries over.
+    analysis: seconds and memory of reading runs, with an empty cache and again, and of status, export, plot, report.
     """
     from experiments.errors import EcditError, did_you_mean
 
@@ -85,11 +94,13 @@ def bench(
         _print_data(options, steps, gib, as_json)
     elif what == "coordinates":
         print_rows(bench_coordinates(options.overrides, widths, seeds, _progress), COORDINATE_COLUMNS, as_json)
+    elif what == "analysis":
+        print_rows(bench_analysis(options.overrides, runs, _progress), ANALYSIS_COLUMNS, as_json)
     elif what in MEASURES:
         measure, columns = MEASURES[what]
         print_rows(measure(options.overrides, steps, rounds, _progress), columns, as_json)
     else:
-        measures = ["train", "data", "coordinates", *SPEED_MEASURES, *MEASURES]
+        measures = ["train", "data", "coordinates", "analysis", *SPEED_MEASURES, *MEASURES]
         raise EcditError(f"ecdit bench {what!r} does not exist.", did_you_mean(what, measures))
 
 
@@ -198,6 +209,15 @@ SWEEP_COLUMNS = (
     Column("value", "measured", "{:.3g}".format),
     Column("limit", "at most", "{:.3g}".format),
     Column("unit", "unit"),
+)
+ANALYSIS_COLUMNS = (
+    Column("measure", "command"),
+    Column("runs", "runs", _whole),
+    Column("seconds", "seconds", "{:.1f}".format),
+    Column("again_seconds", "again", "{:.1f}".format),
+    Column("limit_seconds", "at most", "{:.1f}".format),
+    Column("gibibytes", "GiB", "{:.2f}".format),
+    Column("limit_gibibytes", "at most GiB", "{:.0f}".format),
 )
 COORDINATE_COLUMNS = (
     Column("output", "exponent of the RMS against the width"),

@@ -40,8 +40,11 @@ GAINS = {"dense": 0.0, "token_choice": 0.04, "loss_free": 0.05, "expert_choice":
 BEST_RATE, IMAGES_PER_SECOND, SAMPLES = 2e-3, 400.0, 320
 
 
-def study_plan(num_runs: int, num_rows: int = NUM_ROWS) -> Plan:
-    """Returns the plan of a study of `num_runs` runs, each of which writes `num_rows` rows of steps."""
+def study_plan(num_runs: int, num_rows: int = NUM_ROWS, overrides: Sequence[str] = ()) -> Plan:
+    """Returns the plan of a study of `num_runs` runs, each of which writes `num_rows` rows of steps.
+
+    `overrides` (`KEY=VALUE`) replace its settings.
+    """
     rates = [BEST_RATE * 1.25**power for power in range(-(-num_runs // RUNS_OF_A_RATE))]
     batch, every = 32, 320
     parameters: dict[str, Any] = {
@@ -52,9 +55,9 @@ def study_plan(num_runs: int, num_rows: int = NUM_ROWS) -> Plan:
         "routing.num_experts": {"values": list(EXPERTS)},
         "seed": {"values": list(SEEDS)},
     }
-    overrides = [f"train.batch_images={batch}", f"eval.images={SAMPLES}", "eval.sample_images=0"]
+    fixed = [f"train.batch_images={batch}", f"eval.images={SAMPLES}", "eval.sample_images=0"]
     content = {"program": "ecdit", "method": "grid", "parameters": parameters}
-    plan = make_plan(parse_spec(content, default_name="study"), overrides)
+    plan = make_plan(parse_spec(content, default_name="study"), [*fixed, *overrides])
     return plan.model_copy(update={"runs": plan.runs[:num_runs]})
 
 

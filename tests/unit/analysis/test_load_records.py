@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import read_runs
+from analysis import processes
 from analysis.load_records import Records, load_records, read_routing
 from experiments.config.routers import ROUTERS
 from experiments.errors import RecordError
@@ -210,7 +210,7 @@ def test_several_processes_read_the_same_frames_as_one(
 ) -> None:
     write_run(done.path.parent / "other", SHORT | {"seed": 1}, loss)
     alone = load_records([done.path.parent])
-    monkeypatch.setattr(read_runs, "MIN_RUNS_FOR_PROCESSES", 1)
+    monkeypatch.setattr(processes, "MIN_RUNS_FOR_PROCESSES", 1)
     together = load_records([done.path.parent])
     for mine, theirs in ((alone.steps, together.steps), (alone.evals, together.evals)):
         pd.testing.assert_frame_equal(mine, theirs)
