@@ -81,10 +81,8 @@ def read_runs(
 def _batches(runs: list[RunDir], folder: Path | None) -> list[RunBatch]:
     """Returns the runs by their place in the cache."""
     if folder is None or _num_bytes(runs) < MIN_KEPT_BYTES:
-        return [
-            RunBatch(runs[first : first + RUNS_WITHOUT_PLACE], None)
-            for first in range(0, len(runs), RUNS_WITHOUT_PLACE)
-        ]
+        firsts = range(0, len(runs), RUNS_WITHOUT_PLACE)
+        return [RunBatch(runs[first : first + RUNS_WITHOUT_PLACE], None) for first in firsts]
     beside: dict[Path, list[RunDir]] = {}
     for run in runs:
         beside.setdefault(run.path.parent, []).append(run)
