@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from analysis.diverged_runs import diverged_table
 from analysis.escaping import for_csv
 from analysis.found_runs import record_facts
 from analysis.load_records import Records
+from analysis.processes import on_all_cores
 from analysis.read_rows import said_damaged
 from analysis.report.diverged_rows import DIVERGED_COLUMNS
 from analysis.report.document import MISSING
 from analysis.report.run_rows import columns_with_scores, run_rows
+from analysis.row_columns import fast_columns, is_finite
 from analysis.run_table import is_missing, markdown, run_table
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import stored_config
@@ -38,7 +41,7 @@ from experiments.records.outputs import is_ours, output_files
 from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import RunDir, Skipped, find_runs
 from experiments.records.storage import storage_errors
-from experiments.records.strict_reading import read_valid
+from experiments.records.strict_reading import read_content, read_valid
 from experiments.settings_id import dotted
 from experiments.text import printable
 
@@ -50,21 +53,35 @@ ARM_COLUMNS = arm_columns(
     "val_loss_mean", SPREAD, "val_loss_ema_mean", "images_per_second",
 )  # fmt: skip
 
+RUNS_OF_A_PART = 64
+"""The runs that a process reads at once, which is as often as progress is shown."""
+
 STATUS_COLUMNS = ("state", "images_seen", "images_total", "reason")
 
 
-def export_runs(root: Path | None, projects: Sequence[str] = (), skipped: Skipped | None = None) -> pd.DataFrame:
+def export_runs(
+    root: Path | None,
+    projects: Sequence[str] = (),
+    skipped: Skipped | None = None,
+    on_runs: Callable[[int, int], None] = lambda done, total: None,
+) -> pd.DataFrame:
     """Returns one row per run at or below `root`, in the order of the paths, and then those of W&B `projects`.
 
-    A folder that looks like a run and is none is added to `skipped`, with the reason. Raises `RecordError` when there
+    A folder that looks like a run and is none is added to `skipped`, with the reason. `on_runs` is called with how many
+    of how many runs have been read. Raises `RecordError` when there
     is no run, and `WandbError` for a project that cannot be read.
     """
     if root is not None and not root.is_dir():
         raise RecordError(f"{root} is not a folder.", "Name the folder of a sweep, or one that holds runs.")
     found = [] if root is None else find_runs(root, skipped=skipped)
-    rows = [_row(run, str(run.path.relative_to(root or "."))) for run in found]
+    named = [(run, str(run.path.relative_to(root or "."))) for run in found]
     for place in projects:
-        rows += [_row(RunDir(folder), f"{place}/{folder.name}") for folder in fetch_project(place).folders]
+        named += [(RunDir(folder), f"{place}/{folder.name}") for folder in fetch_project(place).folders]
+    parts = [named[first : first + RUNS_OF_A_PART] for first in range(0, len(named), RUNS_OF_A_PART)]
+    rows: list[dict[str, Any]] = []
+    for part in on_all_cores(_rows, parts, len(named)):
+        rows += part
+        on_runs(len(rows), len(named))
     if not rows:
         where = ", ".join([*([str(root)] if root else []), *projects])
         raise RecordError(f"{where} holds no runs.", "Make some with: ecdit sweep quickstart --out out/demo")
@@ -140,6 +157,10 @@ def write_table(table: pd.DataFrame, prefix: Path, final: FinalTables | None = N
     return paths
 
 
+def _rows(named: list[tuple[RunDir, str]]) -> list[dict[str, Any]]:
+    return [_row(run, name) for run, name in named]
+
+
 def _row(run: RunDir, name: str) -> dict[str, Any]:
     """Reads all that is readable of one run; the column `damaged` names the rest."""
     row: dict[str, Any] = {"run": printable(name)}
@@ -172,17 +193,34 @@ def _settings(run: RunDir) -> dict[str, Any]:
 
 def _last_values(run: RunDir, damaged: list[str]) -> Iterator[tuple[str, Any]]:
     """Yields the values of `evals.jsonl`, later ones last. The faults of unreadable lines are added to `damaged`."""
-    rows, _, faults = read_valid(run.evals, EvalRow)
-    for row in rows:
-        settings = row.get("settings", {})
-        width = f"@{settings['ema_width']:g}" if "ema_width" in settings else ""
-        name = f"evals.{f'ema{width}.' if row['weights'] == 'ema' else ''}{printable(row['metric'])}"
-        yield name, row["value"]
+    for metric, weights, settings, value in _measured(run, damaged):
+        name = _column(metric, weights, settings.get("ema_width"))
+        yield name, value
         scale = settings.get("guidance")
         if scale is not None:
             yield f"{name}@guidance", scale
+
+
+def _measured(run: RunDir, damaged: list[str]) -> Iterator[tuple[str, str, dict[str, Any], float]]:
+    """Yields the metric, weights, settings and value of each row. A file without faults is parsed at once."""
+    columns = fast_columns(read_content(run.evals), EvalRow)
+    if columns is not None and is_finite(columns, EvalRow).all():
+        for metric, weights, settings, value in zip(
+            *(columns[name].tolist() for name in ("metric", "weights", "settings", "value")), strict=True
+        ):
+            yield metric, weights, settings or {}, value
+        return
+    rows, _, faults = read_valid(run.evals, EvalRow)
+    for row in rows:
+        yield row["metric"], row["weights"], row.get("settings", {}), row["value"]
     if faults:
         damaged.append(said_damaged(run.evals, faults))
+
+
+@lru_cache(maxsize=4096)
+def _column(metric: str, weights: str, ema_width: float | None) -> str:
+    width = "" if ema_width is None else f"@{ema_width:g}"
+    return f"evals.{f'ema{width}.' if weights == 'ema' else ''}{printable(metric)}"
 
 
 def _for_parquet(table: pd.DataFrame) -> pd.DataFrame:

@@ -20,27 +20,23 @@ because no table needs them and each run has a file of its own for them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.executed_flops import as_executed
-from analysis.found_runs import BEGAN_FROM, DivergedRun, FinishedRun, LeftOutRecord, read_found_run
-from analysis.read_rows import RowTable, read_steps, read_table
+from analysis.found_runs import BEGAN_FROM, DivergedRun, FinishedRun, LeftOutRecord
+from analysis.read_rows import RowTable, as_table, read_file
+from analysis.read_runs import Found, read_runs
 from analysis.shared_measure import has_another_loss, measure_note, on_shared_measure
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import unstored_defaults
 from experiments.errors import EcditError, RecordError
-from experiments.records.record_types import BALANCE_LOSS, EvalRow, RoutingRow
+from experiments.records.record_types import BALANCE_LOSS, RoutingRow
 from experiments.records.run_folder import RunDir, Skipped, find_runs
 
-MIN_RUNS_FOR_PROCESSES = 400
-"""Starting processes costs about a second: below this many runs one process is faster."""
 FROM_SCRATCH = "scratch"
 """The word for runs without a parent in a column that says what the parent was."""
 
@@ -65,13 +61,16 @@ class Records:
 
 
 def load_records(
-    roots: Sequence[Path], projects: Sequence[str] = (), tell: Callable[[str], None] = lambda line: None
+    roots: Sequence[Path],
+    projects: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
+    on_runs: Callable[[int, int], None] = lambda done, total: None,
 ) -> Records:
     """Loads the finished runs at or below `roots` and in the W&B `projects` (`wandb:ENTITY/PROJECT`), each once.
 
     A run that exists in both places is read from its folder. `tell` is called with a line for every run and row that is
-    left out, which gives the reason. Raises `RecordError` when a root does not exist or when
-    no finished run is found, and `WandbError` for a project that cannot be read.
+    left out, which gives the reason, and `on_runs` with how many of how many runs have been read. Raises `RecordError`
+    when a root does not exist or when no finished run is found, and `WandbError` for a project that cannot be read.
     """
     fetched = [fetch_project(place) for place in projects]
     skipped: Skipped = []
@@ -80,8 +79,8 @@ def load_records(
     left_out = [LeftOutRecord(*entry) for entry in (*skipped, *(entry for each in fetched for entry in each.left_out))]
     if not dirs:
         raise RecordError(f"No runs of ecdit in {', '.join(projects)} ({left_out[0]}).", "Name another project.")
-    found, tables = _read_all(dirs)
-    tables = _on_shared_measure(found, *tables)
+    found, *read = read_runs(dirs, tell, on_runs)
+    tables = _on_shared_measure(found, *read)
     left_out += [
         each.left_out if isinstance(each, DivergedRun) else each for each in found if not isinstance(each, FinishedRun)
     ]
@@ -131,8 +130,8 @@ def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
 def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOutRecord]]:
     """Reads the rows of `routing.jsonl` of the runs in `records`, and lists what could not be used."""
     runs = [RunDir(Path(run)) for run in records.runs["run"]]
-    table = RowTable.concat([read_table([(run, run.routing) for run in runs], RoutingRow)])
-    return table.frame, [LeftOutRecord(*entry) for entry in table.left_out]
+    table = as_table([str(run.path) for run in runs], [read_file(run.routing, RoutingRow) for run in runs], RoutingRow)
+    return table.frame.assign(run=table.frame["run"].astype("str")), [LeftOutRecord(*entry) for entry in table.left_out]
 
 
 def _existing_runs(roots: Sequence[Path], skipped: Skipped) -> list[RunDir]:
@@ -226,35 +225,3 @@ def _only(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     run_of_row, names = pd.factorize(rows["run"])
     is_kept = names.isin(runs["run"])
     return rows if is_kept.all() else rows[is_kept[run_of_row]].reset_index(drop=True)
-
-
-Found = list[FinishedRun | DivergedRun | LeftOutRecord]
-
-
-def _read_all(dirs: list[RunDir]) -> tuple[Found, tuple[RowTable, RowTable]]:
-    """Reads the runs, and `steps` and `evals` of those that ended, on all cores when there are many."""
-    num_cores = os.cpu_count() or 1
-    num_processes = num_cores if len(dirs) >= MIN_RUNS_FOR_PROCESSES else 1
-    size = -(-len(dirs) // num_processes)
-    chunks = [dirs[i : i + size] for i in range(0, len(dirs), size)]
-    if num_processes == 1:
-        read = [_read_some(dirs)]
-    else:
-        # Libraries such as Arrow have started threads, and a forked child could wait for ever for a lock of theirs.
-        with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-            read = list(pool.map(_read_some, chunks))
-    all_found, evals = zip(*read, strict=True)
-    found = [each for some in all_found for each in some]
-    steps = read_steps([(run, run.steps) for run in _done(dirs, found)])
-    return found, (steps, RowTable.concat(evals))
-
-
-def _read_some(dirs: list[RunDir]) -> tuple[Found, RowTable]:
-    """Reads the runs, and `evals` of those that ended, in one process."""
-    found = [read_found_run(run) for run in dirs]
-    return found, read_table([(run, run.evals) for run in _done(dirs, found)], EvalRow)
-
-
-def _done(dirs: list[RunDir], found: Found) -> list[RunDir]:
-    """Returns the runs whose rows are read: those that finished or diverged."""
-    return [run for run, each in zip(dirs, found, strict=True) if not isinstance(each, LeftOutRecord)]

@@ -130,6 +130,15 @@ GROWTH_COLUMNS = (
     Column("is_met", "met", _met),
     Column("why", "why"),
 )
+ANALYSIS_COLUMNS = (
+    Column("measure", "command"),
+    Column("runs", "runs", _whole),
+    Column("seconds", "seconds", "{:.1f}".format),
+    Column("again_seconds", "again", "{:.1f}".format),
+    Column("limit_seconds", "at most", "{:.1f}".format),
+    Column("gibibytes", "GiB", "{:.2f}".format),
+    Column("limit_gibibytes", "at most GiB", "{:.0f}".format),
+)
 CHECKPOINT_COLUMNS = (
     Column("model", "model"),
     Column("routing", "routing"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from experiments.records.record_types import State
     from sweeps.execution import Screen
     from sweeps.folder import SweepFolder
+    from sweeps.plan import Plan
     from sweeps.progress import RunProgress, SweepSnapshot
     from sweeps.runner import OnProgress
 
@@ -88,20 +89,19 @@ def run_row(run: RunProgress) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None}
 
 
-def errors_by_name(folder: SweepFolder) -> dict[str, dict[str, float]]:
+def errors_by_name(folder: SweepFolder, plan: Plan | None) -> dict[str, dict[str, float]]:
     """Returns, by run, measured over estimated minus 1, for time and memory where both are known."""
     from sweeps.cost import errors_of
 
     found = {}
-    for one in errors_of(folder):
+    for one in errors_of(folder, plan):
         both = {"seconds_error": one.seconds_error, "memory_error": one.memory_error}
         found[one.name] = {key: value for key, value in both.items() if value is not None}
     return found
 
 
-def origins_by_name(folder: SweepFolder) -> dict[str, dict[str, Any]]:
+def origins_by_name(plan: Plan | None) -> dict[str, dict[str, Any]]:
     """Returns, by run, how its setting was tuned and which run it repeats, where the plan says so."""
-    plan = folder.read_plan()
     origins = {run.name: run.origin for run in (plan.runs if plan is not None else [])}
     return {name: origin.model_dump(exclude_none=True) for name, origin in origins.items() if origin is not None}
 

@@ -11,6 +11,7 @@ import typer
 
 from analysis.columns import Column
 from ecdit_cli._bench_tables import (
+    ANALYSIS_COLUMNS,
     BESIDE_COLUMNS,
     CHECKPOINT_COLUMNS,
     CLI_COLUMNS,
@@ -32,6 +33,7 @@ from experiments.benchmarks.measures import (
     COORDINATE_WIDTHS,
     Progress,
     SpeedOptions,
+    bench_analysis,
     bench_checkpoint,
     bench_commands,
     bench_coordinates,
@@ -47,6 +49,15 @@ from experiments.benchmarks.public_networks import PUBLIC_NETWORKS
 from experiments.benchmarks.reading_rates import bench_reading
 
 Rows = list[dict[str, Any]]
+What = Annotated[
+    str,
+    typer.Argument(
+        metavar="routing|train|sample|data|checkpoint|cli|sweep|coordinates|growth|analysis", help="What to measure."
+    ),
+]
+NumRuns = Annotated[
+    int, typer.Option(min=10, max=100_000, help="For analysis: number of runs, with 1,000 rows of steps each.")
+]
 Clock = Annotated[
     Literal["wall", "cpu"],
     typer.Option(help="wall is the time that passes; cpu is processor time, for a machine that others use too."),
@@ -62,12 +73,7 @@ PeerPath = Annotated[
 
 
 def bench(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="routing|train|sample|data|checkpoint|cli|sweep|coordinates|growth", help="What to measure."
-        ),
-    ],
+    what: What,
     overrides: Overrides,
     steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps to time for each model.")] = 40,
     rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Rounds of all but training; medians count.")] = 5,
@@ -88,6 +94,7 @@ def bench(
     clock: Clock = "wall",
     widths: Widths = COORDINATE_WIDTHS,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="For coordinates: number of seeds to average over.")] = 3,
+    runs: NumRuns = 100,
     beside: Beside = None,
     peer_path: PeerPath = None,
     as_json: Json = False,
@@ -106,7 +113,8 @@ def bench(
     sweep itself takes, and 10,000 runs planned and looked at. coordinates: with which power of the width outputs grow
     after five steps, in the standard and in the maximal-update parametrization; 0 means that a learning rate carries
     over. growth: with which power seconds and memory grow with tokens, experts, width, processes, images of a data set
-    and runs of a sweep, beside the largest that the work has.
+    and runs of a sweep, beside the largest that the work has. analysis: seconds and memory of reading runs, with an
+    empty cache and again, and of status, export, plot and report.
     """
     from experiments.errors import EcditError, did_you_mean
 
@@ -123,11 +131,13 @@ def bench(
         _print_data(options, steps, gib, as_json)
     elif what == "coordinates":
         print_rows(bench_coordinates(options.overrides, widths, seeds, _progress), COORDINATE_COLUMNS, as_json)
+    elif what == "analysis":
+        print_rows(bench_analysis(options.overrides, runs, _progress), ANALYSIS_COLUMNS, as_json)
     elif what in MEASURES:
         measure, columns = MEASURES[what]
         print_rows(measure(options.overrides, steps, rounds, _progress), columns, as_json)
     else:
-        measures = ["train", "data", "coordinates", *SPEED_MEASURES, *MEASURES]
+        measures = ["train", "data", "coordinates", "analysis", *SPEED_MEASURES, *MEASURES]
         raise EcditError(f"ecdit bench {what!r} does not exist.", did_you_mean(what, measures))
 
 

@@ -9,6 +9,7 @@ import typer
 
 from analysis.columns import Column
 from ecdit_cli._console import print_json, print_rows, say
+from ecdit_cli._loading import loaded
 from ecdit_cli._options import FromProjects, Json, OutDirectory, RunFolders
 from ecdit_cli.plot import output_folder
 from experiments.text import printable
@@ -47,7 +48,6 @@ def compare_routing(
     out/comparison.
     """
     from analysis.compare import compare, write_comparison
-    from analysis.load_records import load_records
     from experiments.errors import ConfigError
 
     if spec is not None and (runs or projects):
@@ -56,7 +56,7 @@ def compare_routing(
         folders, folder, exit_code = runs, output_folder(out, runs, projects, "tables", DEFAULT_OUT), 0
     else:
         folders, folder, exit_code = _swept(spec or SPEC, out)
-    comparison = compare(load_records(folders, projects, say))
+    comparison = compare(loaded(folders, projects))
     paths = write_comparison(comparison, folder)
     _print(comparison, as_json)
     for path in paths:

@@ -10,7 +10,9 @@ import typer
 
 from analysis.columns import Column
 from ecdit_cli._console import print_json, print_rows, say
+from ecdit_cli._loading import loaded
 from ecdit_cli._options import FromProjects, Json
+from ecdit_cli._progress import progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +46,8 @@ def export(
             "No runs are named.", "Name a folder: ecdit export DIR, or a W&B project: --from wandb:ENTITY/PROJECT"
         )
     skipped: Skipped = []
-    table = export_runs(folder, projects, skipped)
+    with progress("exporting runs", "runs") as show:
+        table = export_runs(folder, projects, skipped, show)
     final = _final([folder] if folder else [], projects)
     if final is None:
         for where, why in skipped:
@@ -64,11 +67,10 @@ def export(
 def _final(roots: list[Path], projects: list[str]) -> FinalTables | None:
     """Returns the tables of finished runs, or None, with a message, where none is finished or they do not compare."""
     from analysis.export_tables import final_tables
-    from analysis.load_records import load_records
     from experiments.errors import RecordError
 
     try:
-        return final_tables(load_records(roots, projects, say))
+        return final_tables(loaded(roots, projects))
     except RecordError as error:
         say(f"No table of final values: {error}")
         return None

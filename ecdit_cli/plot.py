@@ -10,7 +10,9 @@ import typer
 
 from analysis.columns import Column
 from ecdit_cli._console import print_json, print_paths, print_rows, say
+from ecdit_cli._loading import loaded
 from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders, Smoothed
+from ecdit_cli._progress import progress
 
 if TYPE_CHECKING:
     from analysis.figures.registry import FigureEntry
@@ -47,7 +49,6 @@ def plot(
 
     They are written to --out. Default: SWEEP/figures for the folder of one sweep, else out/figures.
     """
-    from analysis.load_records import load_records
     from analysis.parameter_counts import find_count
     from analysis.run_table import run_table
 
@@ -56,7 +57,7 @@ def plot(
         print_rows(rows, [column for column in LIST_COLUMNS if any(column.key in row for row in rows)], as_json)
         return
     wanted, count = _wanted(figure), find_count(parameters)
-    records = load_records(roots_of(runs, projects), projects, say)
+    records = loaded(roots_of(runs, projects), projects)
     table = run_table(records)
 
     def draw(entry: FigureEntry) -> Drawing:
@@ -110,15 +111,19 @@ def _draw(
 
     drawn: list[dict[str, Any]] = []
     reasons: list[str] = []
-    for entry in wanted:
-        try:
-            drawing = draw(entry)
-        except MissingDataError as error:
-            if not skip_impossible:
-                raise
-            reasons.append(f"{entry.name} was not drawn: {error}")
-            continue
-        drawn.append({"figure": entry.name, "files": [str(path) for path in write_drawing(drawing, out, entry.name)]})
+    with progress("drawing", "figures") as show:
+        for number, entry in enumerate(wanted):
+            show.rename(f"drawing {entry.name}")
+            show(number, len(wanted))
+            try:
+                drawing = draw(entry)
+            except MissingDataError as error:
+                if not skip_impossible:
+                    raise
+                reasons.append(f"{entry.name} was not drawn: {error}")
+                continue
+            paths = write_drawing(drawing, out, entry.name)
+            drawn.append({"figure": entry.name, "files": [str(path) for path in paths]})
     for reason in reasons:
         say(reason)
     if not drawn:

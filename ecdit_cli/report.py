@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ecdit_cli._console import print_json, print_paths, say
+from ecdit_cli._console import print_json, print_paths
+from ecdit_cli._loading import loaded
 from ecdit_cli._options import FromProjects, Json, OutDirectory, PaperValues, Parameters, RunFolders, Smoothed
 from ecdit_cli._progress import progress
 from ecdit_cli.plot import output_folder, roots_of
@@ -26,12 +27,11 @@ def report(
     Writes index.html (one file, works from disk), report.md, runs.csv and figures/ to --out. Default: SWEEP/report for
     the folder of one sweep, else out/report.
     """
-    from analysis.load_records import load_records
     from analysis.parameter_counts import find_count
     from analysis.report.write import write_report
 
     count, roots = find_count(parameters), roots_of(runs, projects)
-    records = load_records(roots, projects, say)
+    records = loaded(roots, projects)
     typed = [*map(str, roots), *(word for place in projects for word in ("--from", place))]
     folder = output_folder(out, runs, projects, "report", DEFAULT_OUT)
     with progress("the report") as show:

@@ -42,8 +42,8 @@ def status(
                 time.sleep(WATCH_SECONDS)
                 snapshot = _read(folder)
                 show(snapshot)
-    off = {} if snapshot.left_out else errors_by_name(SweepFolder(folder))
-    origins = {} if snapshot.left_out else origins_by_name(SweepFolder(folder))
+    off = {} if snapshot.left_out else errors_by_name(SweepFolder(folder), snapshot.plan)
+    origins = {} if snapshot.left_out else origins_by_name(snapshot.plan)
     rows = [run_row(run) | off.get(run.name, {}) | origins.get(run.name, {}) for run in snapshot.runs]
     if as_json:
         print_json({"runs": rows, "total": total_row(snapshot), **_left_out(snapshot)})

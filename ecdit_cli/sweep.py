@@ -137,7 +137,8 @@ def _print_result(folder: SweepFolder, result: SweepResult, as_json: bool) -> No
     )
     from sweeps.progress import SweepSnapshot
 
-    off, origins = errors_by_name(folder), origins_by_name(folder)
+    plan = folder.read_plan()
+    off, origins = errors_by_name(folder, plan), origins_by_name(plan)
     rows = [run_row(run) | off.get(run.name, {}) | origins.get(run.name, {}) for run in result.runs]
     snapshot = SweepSnapshot(result.runs)
     if as_json:

@@ -211,19 +211,20 @@ class EstimateError:
         return _error(self.memory_gib_measured, self.memory_gib_estimated)
 
 
-def errors_of(folder: SweepFolder) -> list[EstimateError]:
-    """Compares estimate and measurement for every finished run of the frozen plan that carries an estimate."""
-    plan = folder.read_plan()
+def errors_of(folder: SweepFolder, plan: Plan | None) -> list[EstimateError]:
+    """Compares estimate and measurement for every finished run of the frozen `plan` that carries an estimate."""
     rows = [_error_of(run, folder.run_dir(run)) for run in (plan.runs if plan is not None else [])]
     return [row for row in rows if row is not None]
 
 
 def _error_of(run: PlannedRun, run_dir: RunDir) -> EstimateError | None:
+    if run.estimate is None:
+        return None
     try:
-        status, step = (run_dir.read_status() if run.estimate is not None else None), run_dir.last_step() or {}
+        status, step = run_dir.read_status(), run_dir.last_step() or {}
     except RecordError:  # `read_progress` reports the damaged record
         return None
-    if run.estimate is None or status is None or status.state != "done":
+    if status is None or status.state != "done":
         return None
     return EstimateError(
         name=run.name,

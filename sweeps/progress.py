@@ -23,7 +23,7 @@ from experiments.records.record_types import EvalRow, State, Status
 from experiments.records.run_folder import RunDir, Skipped, find_runs
 from experiments.records.strict_reading import last_rows
 from sweeps.folder import SweepFolder
-from sweeps.plan import PlannedRun
+from sweeps.plan import Plan, PlannedRun
 from sweeps.trunks import is_waiting
 
 
@@ -86,6 +86,8 @@ class SweepSnapshot:
     events: Sequence[Event] = ()
     is_tuning: bool = False
     """True while the runs of the sweep itself are not planned yet, because its arms are still being tuned."""
+    plan: Plan | None = None
+    """The frozen plan, where the snapshot was read from a folder that has one."""
     left_out: Skipped = field(default_factory=list)
     """Folders that look like runs, and plans, which could not be read: where they are, and why."""
 
@@ -172,7 +174,7 @@ def read_sweep(path: Path) -> SweepSnapshot:
     if plan is None and not proxies:
         return SweepSnapshot([read_progress(run) for run in find_runs(path, skipped=left_out)], left_out=left_out)
     runs = [] if plan is None else [_read_planned(folder, run) for run in plan.runs]
-    return SweepSnapshot([*proxies, *runs], is_tuning=plan is None, left_out=left_out)
+    return SweepSnapshot([*proxies, *runs], is_tuning=plan is None, plan=plan, left_out=left_out)
 
 
 def _read_proxies(folder: SweepFolder, left_out: Skipped) -> list[RunProgress]:

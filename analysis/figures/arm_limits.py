@@ -3,8 +3,8 @@
 Most figures draw a row of panels for each setup and a line for each arm. A search over 120 learning rates would make
 a picture of 66,000 pixels that no page holds, and a legend of 100 arms would cover its panels and repeat its line
 styles. `within_limits` keeps the setups with the lowest validation loss and the best arms of each router, in time
-that grows linearly with the runs. Figures that fit a law to all runs, or that choose few runs themselves, say so in the
-registry and are not limited.
+that grows linearly with the runs. Figures that fit laws show those under the best conditions (`laws/families.py`), and
+those that choose few runs themselves are not limited, as the registry says.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.panels import write_foot
+from analysis.laws.families import best_conditions
 from analysis.router_looks import DASHES
 from analysis.scores import study_of
 from analysis.style import FILLS
@@ -27,7 +28,7 @@ MOST_SETUPS = 8
 MOST_ARMS_OF_A_ROUTER = min(len(DASHES), len(FILLS))
 """There are as many line styles and fills of a marker, so that no two arms of one router look the same."""
 
-Limit = Literal["setups", "arms"]
+Limit = Literal["setups", "arms", "conditions"]
 ALL_LIMITS: tuple[Limit, ...] = ("setups", "arms")
 BASELINES = frozenset({"dense_same_depth", "dense_same_active"})
 WHERE_THE_REST_IS = "Name the folders of single runs to draw them; `ecdit export` writes the numbers of all runs."
@@ -46,6 +47,9 @@ def within_limits(table: pd.DataFrame, limits: Sequence[Limit]) -> Shown:
     Where arms are left out, `variant` is numbered anew among those that stay, so that their line styles differ.
     """
     notes = []
+    if "conditions" in limits:
+        table, note = best_conditions(table)
+        notes += [note] if note else []
     if "setups" in limits and table["setup"].nunique() > MOST_SETUPS:
         table, note = _best_setups(table)
         notes.append(note)

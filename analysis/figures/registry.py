@@ -63,7 +63,7 @@ class FigureEntry:
     by_compute: bool = False
     """Says whether runs are compared by training images or FLOPs; a note then says that those of parents count."""
     limits: tuple[Limit, ...] = ALL_LIMITS
-    """The figure draws only the best of these where there are many; a figure that fits all runs has no limits."""
+    """The figure draws only the best of these where there are many; one that chooses its runs itself has no limits."""
 
     def drawing(
         self, records: Records, table: pd.DataFrame, paper_values: bool = False, parameters: Count = ACTIVATED,
@@ -188,7 +188,7 @@ FIGURES: dict[str, FigureEntry] = {
             "Validation loss against training compute with a fitted power law by router, and how well it predicts.",
             draw_scaling_law,
             by_compute=True,
-            limits=(),
+            limits=("conditions",),
             is_fit=True,
         ),
         FigureEntry(
@@ -205,7 +205,7 @@ FIGURES: dict[str, FigureEntry] = {
             "Loss curves of every size and length, each normalised to its own end: one curve if tuned well.",
             draw_curve_collapse,
             by_compute=True,
-            limits=(),
+            limits=("conditions",),
         ),
         FigureEntry(
             "expert-scaling",

@@ -19,6 +19,10 @@ EXPERTS = "routing.num_experts"
 SIZES = ("model.", "train.images")
 """Prefixes of those parts of a setup that are variables of the laws and do not separate families."""
 
+MOST_CONDITIONS = 4
+"""The most conditions under which laws are fitted. A fit takes a second for each arm under each of them, and a search
+over 30 learning rates asks for the law at the best ones, not for 30 laws of every arm."""
+
 Families = Iterator[tuple[str, pd.DataFrame]]
 """Pairs of the name of a family and its rows of the run table."""
 
@@ -62,8 +66,29 @@ def condition_families(rows: pd.DataFrame) -> Families:
     Each comes with the text of its other settings, as in `, optim.learning_rate=0.001`, to be appended to
     the name of an arm and is empty for runs whose settings name nothing else.
     """
-    conditions = pd.Series([_condition(setup) for setup in rows["setup"]], index=rows.index)
-    yield from ((str(condition), runs) for condition, runs in rows.groupby(conditions, sort=False))
+    yield from ((str(condition), runs) for condition, runs in rows.groupby(_conditions(rows), sort=False))
+
+
+def best_conditions(rows: pd.DataFrame, most: int = MOST_CONDITIONS) -> tuple[pd.DataFrame, str]:
+    """Returns the runs under the conditions with the lowest validation losses, and a sentence about the others.
+
+    The sentence is empty where no condition is left out.
+    """
+    conditions = _conditions(rows)
+    lowest = rows["val_loss"].groupby(conditions).min().sort_values(kind="stable")
+    if len(lowest) <= most:
+        return rows, ""
+    note = (
+        f"Laws are those of the {most} of {len(lowest)} conditions (such as the learning rate) that reach the lowest "
+        f"validation losses, {lowest.iloc[0]:.4f} to {lowest.iloc[most - 1]:.4f}; the others reach "
+        f"{lowest.iloc[most]:.4f} to {lowest.iloc[-1]:.4f}."
+    )
+    return rows[conditions.isin(lowest.index[:most])], note
+
+
+def _conditions(rows: pd.DataFrame) -> pd.Series[str]:
+    texts = {setup: _condition(setup) for setup in rows["setup"].unique()}
+    return rows["setup"].map(texts)
 
 
 def _condition(setup: str) -> str:

@@ -17,6 +17,7 @@ from analysis.diverged_runs import diverged_table
 from analysis.executed_flops import train_flops
 from analysis.expert_findings import expert_findings
 from analysis.laws.bootstrap import NUM_RESAMPLES
+from analysis.laws.families import best_conditions
 from analysis.load_records import Records
 from analysis.paper_claims import paper_claims
 from analysis.parameter_counts import ACTIVATED, Count
@@ -82,7 +83,8 @@ def content(
     """
     comparison, rows = compare(records), run_rows(records, runs)
     losses, gain = with_smoothed_losses(records, rows) if smoothed else (rows, "")
-    fitted, paper = laws(losses, parameters.column, num_resamples, tell), paper_claims(records, runs)
+    best, of_others = best_conditions(losses)
+    fitted, paper = laws(best, parameters.column, num_resamples, tell), paper_claims(records, runs)
     multipliers, refusal = found_multipliers(records, runs)
     lost = diverged_blocks(diverged_table(records))
     answers = answer_blocks(runs, comparison.claims, multipliers, paper, fitted)
@@ -93,7 +95,7 @@ def content(
         Section("runs", "The runs", [_runs_table(rows), *lost, *_left_out(records)]),
         Section("arms", "The arms", [_arms_table(comparison.arms), *_alarms(comparison)]),
         Section("figures", "Figures", _figures(pictures)),
-        Section("fits", "Scaling laws", _laws(fitted, parameters, str(gain))),
+        Section("fits", "Scaling laws", _laws(fitted, parameters, f"{gain} {of_others}")),
         Section("verdicts", "What is supported and what is not", verdicts),
         Section("published", "Published FID of other models", [_published_table()]),
         Section("notes", "What to know before believing it", [Bullets(_notes(comparison))]),
@@ -160,8 +162,8 @@ def _figures(pictures: Pictures) -> list[Block]:
     return [*pictures.blocks, Bullets(missing, f"Not drawn: {len(missing)} figures, and why")]
 
 
-def _laws(found: Sequence[Law], parameters: Count, gain: str) -> list[Block]:
-    blocks: list[Block] = [Paragraph(f"{LAW_WORDS} N counts: {parameters.label.lower()}. {gain}".strip())]
+def _laws(found: Sequence[Law], parameters: Count, notes: str) -> list[Block]:
+    blocks: list[Block] = [Paragraph(f"{LAW_WORDS} N counts: {parameters.label.lower()}. {notes}".strip())]
     fitted = [_law_row(law) for law in found if law.parameters is not None]
     refused = [_law_row(law) for law in found if law.parameters is None]
     if fitted:

@@ -235,6 +235,17 @@ def bench_sweep(overrides: list[str], steps: int, rounds: int, progress: Progres
         return measure_sweep(Path(folder), overrides, on_part=advance)
 
 
+def bench_analysis(overrides: list[str], num_runs: int, progress: Progress) -> Rows:
+    """Measures the commands that read runs, over `num_runs` runs that never trained."""
+    import tempfile
+    from pathlib import Path
+
+    from experiments.benchmarks.analysis_cost import NUM_MEASURES, measure_analysis
+
+    with tempfile.TemporaryDirectory() as folder, progress("reading runs", 1 + NUM_MEASURES) as advance:
+        return measure_analysis(Path(folder), num_runs, overrides, on_part=advance)
+
+
 def _refuse_other_routers(configs: list[RunConfig]) -> None:
     from experiments.errors import ConfigError
 

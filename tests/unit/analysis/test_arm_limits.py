@@ -159,3 +159,21 @@ def test_the_best_arms_stay_with_the_baselines_and_get_line_styles_of_their_own(
 def test_a_figure_that_fits_all_runs_is_given_all_runs() -> None:
     for name in ("scaling-law", "isoflop"):
         assert not find_figure(name).limits
+
+
+def test_laws_are_those_of_the_best_conditions_and_the_others_are_said() -> None:
+    rows = [
+        (f"{size}, optim.learning_rate={rate}", "dense", "dense", 0, 0.3 + 0.01 * abs(rate - 5.1))
+        for rate in range(10)
+        for size in ("nano", "micro")
+    ]
+    shown = within_limits(table_of(rows), ("conditions",))
+    kept = shown.table["setup"].str.rpartition("=")[2].astype(int)
+    assert sorted(kept.unique()) == [4, 5, 6, 7]
+    assert len(kept) == 8
+    assert shown.notes[0] == (
+        "Laws are those of the 4 of 10 conditions (such as the learning rate) that reach the lowest validation losses, "
+        "0.3010 to 0.3190; the others reach 0.3210 to 0.3510."
+    )
+    few = table_of([row for row in rows if row[0].endswith(("=4", "=5"))])
+    assert within_limits(few, ("conditions",)).notes == ()

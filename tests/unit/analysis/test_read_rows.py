@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.read_rows import RowTable, read_steps
+from analysis.read_rows import RowTable, as_table, read_file
+from experiments.records.record_types import StepRow
 from experiments.records.run_folder import RunDir
 
 STEP = {
@@ -28,7 +29,7 @@ OTHER = line(images_seen=48)
 def read(folder: Path, content: bytes) -> RowTable:
     run = RunDir(folder)
     run.steps.write_bytes(content)
-    return read_steps([(run, run.steps)])
+    return as_table([str(folder)], [read_file(run.steps, StepRow)], StepRow)
 
 
 def test_every_number_is_the_one_that_json_reads(tmp_path: Path) -> None:

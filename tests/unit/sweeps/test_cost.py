@@ -119,7 +119,7 @@ def test_a_finished_run_says_how_far_off_its_estimate_was(folder, plan):
     first, second = priced.runs
     finish(folder.run_dir(first), first, 1.5 * first.estimate.seconds, 0.5 * first.estimate.memory_gib)
     finish(folder.run_dir(second), second, 1.0, 1.0, state="running")
-    (error,) = errors_of(folder)
+    (error,) = errors_of(folder, folder.read_plan())
     assert error.name == first.name
     assert error.seconds_error == pytest.approx(0.5)
     assert error.memory_error == pytest.approx(-0.5)
@@ -128,14 +128,14 @@ def test_a_finished_run_says_how_far_off_its_estimate_was(folder, plan):
 def test_what_was_not_estimated_or_not_measured_has_no_error(folder, plan):
     frozen = freeze_plan(folder, estimated(plan, this_machine()))
     finish(folder.run_dir(frozen.runs[0]), frozen.runs[0], 1.0, None)
-    (error,) = errors_of(folder)
+    (error,) = errors_of(folder, folder.read_plan())
     assert error.seconds_error is None
     assert error.memory_error is None
     assert not math.isnan(error.memory_gib_estimated)
 
 
 def test_a_plan_without_estimates_has_no_errors(folder, plan):
-    assert errors_of(folder) == []
+    assert errors_of(folder, folder.read_plan()) == []
     frozen = freeze_plan(folder, plan)
     finish(folder.run_dir(frozen.runs[0]), frozen.runs[0], 1.0, 1.0)
-    assert errors_of(folder) == []
+    assert errors_of(folder, folder.read_plan()) == []
