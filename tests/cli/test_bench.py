@@ -67,6 +67,16 @@ def test_cli_times_every_command_it_promises_something_of(capsys: pytest.Capture
     assert all(row["seconds"] > 0 for row in rows)
 
 
+@pytest.mark.slow
+def test_analysis_times_every_command_that_reads_runs_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of(["analysis", "--runs", "20"], capsys)
+    assert [row["measure"] for row in rows] == [
+        "ecdit status", "load", "ecdit export", "ecdit plot all", "ecdit report"
+    ]  # fmt: skip
+    assert all(row["runs"] == 20 and row["seconds"] > 0 and row["again_seconds"] > 0 for row in rows)
+    assert all(0.02 < row["gibibytes"] < row["limit_gibibytes"] for row in rows)
+
+
 def test_a_person_gets_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "train", *SMALL, "--steps", "1"]) == 0
     shares, *rows = capsys.readouterr().out.splitlines()

@@ -22,9 +22,7 @@ MOST_INCHES = 26
 """Three pages of panels, 5,200 pixels."""
 NUM_SETUPS = 30
 LIMITED = [
-    entry
-    for entry in FIGURES.values()
-    if "settings" in entry.limits and entry.name not in {"capacity", "expert-scaling"}
+    entry for entry in FIGURES.values() if "setups" in entry.limits and entry.name not in {"capacity", "expert-scaling"}
 ]
 EXPERT_ARMS: dict[str, Any] = {
     f"{experts}-{factor}-{group}": (
