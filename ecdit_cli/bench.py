@@ -58,6 +58,23 @@ What = Annotated[
 NumRuns = Annotated[
     int, typer.Option(min=10, max=100_000, help="For analysis: number of runs, with 1,000 rows of steps each.")
 ]
+Steps = Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps to time for each model.")]
+Rounds = Annotated[int, typer.Option(min=1, max=10_000, help="Rounds of all but training; medians count.")]
+Tokens = Annotated[int, typer.Option(min=1, max=2**24, help="For routing: tokens of a batch.")]
+LayerWidths = Annotated[
+    list[int] | None, typer.Option(min=1, max=131_072, help="For routing: width of the model; may be repeated.")
+]
+NumExperts = Annotated[
+    list[int] | None, typer.Option(min=1, max=1_048_576, help="For routing: number of experts; may be repeated.")
+]
+Routers = Annotated[
+    str | None, typer.Option(metavar="NAMES|all", help="For routing: measure the layers of these routers instead.")
+]
+Neighbour = Annotated[
+    bool, typer.Option("--neighbour", help="For routing: keep one core busy meanwhile, as a browser might.")
+]
+Gib = Annotated[float, typer.Option(min=0.001, max=256, help="For data: GiB of each data set of latents.")]
+Seeds = Annotated[int, typer.Option(min=1, max=1000, help="For coordinates: number of seeds to average over.")]
 Clock = Annotated[
     Literal["wall", "cpu"],
     typer.Option(help="wall is the time that passes; cpu is processor time, for a machine that others use too."),
@@ -75,25 +92,17 @@ PeerPath = Annotated[
 def bench(
     what: What,
     overrides: Overrides,
-    steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps to time for each model.")] = 40,
-    rounds: Annotated[int, typer.Option(min=1, max=10_000, help="Rounds of all but training; medians count.")] = 5,
-    tokens: Annotated[int, typer.Option(min=1, max=2**24, help="For routing: tokens of a batch.")] = 4096,
-    width: Annotated[
-        list[int] | None, typer.Option(min=1, max=131_072, help="For routing: width of the model; may be repeated.")
-    ] = None,
-    experts: Annotated[
-        list[int] | None, typer.Option(min=1, max=1_048_576, help="For routing: number of experts; may be repeated.")
-    ] = None,
-    routers: Annotated[
-        str | None, typer.Option(metavar="NAMES|all", help="For routing: measure the layers of these routers instead.")
-    ] = None,
-    neighbour: Annotated[
-        bool, typer.Option("--neighbour", help="For routing: keep one core busy meanwhile, as a browser might.")
-    ] = False,
-    gib: Annotated[float, typer.Option(min=0.001, max=256, help="For data: GiB of each data set of latents.")] = 1.0,
+    steps: Steps = 40,
+    rounds: Rounds = 5,
+    tokens: Tokens = 4096,
+    width: LayerWidths = None,
+    experts: NumExperts = None,
+    routers: Routers = None,
+    neighbour: Neighbour = False,
+    gib: Gib = 1.0,
     clock: Clock = "wall",
     widths: Widths = COORDINATE_WIDTHS,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="For coordinates: number of seeds to average over.")] = 3,
+    seeds: Seeds = 3,
     runs: NumRuns = 100,
     beside: Beside = None,
     peer_path: PeerPath = None,
@@ -118,9 +127,8 @@ def bench(
     """
     from experiments.errors import EcditError, did_you_mean
 
-    options = SpeedOptions(
-        list(overrides), rounds, tokens, width or [256], experts or [8, 32], clock, routers, neighbour
-    )
+    sizes = width or [256], experts or [8, 32]
+    options = SpeedOptions(list(overrides), rounds, tokens, *sizes, clock, routers, neighbour)
     if beside is not None or peer_path is not None:
         _print_beside(what, options, beside, peer_path, steps, as_json)
     elif what in SPEED_MEASURES:

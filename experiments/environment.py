@@ -27,7 +27,7 @@ RANK_PREFIXES = (
 )  # fmt: skip
 
 SPINS = "1000"
-"""How often a thread of OpenMP looks for work before it sleeps: 10 to 50 microseconds, a few times a wake-up.
+"""A thread of OpenMP looks for work so often before it sleeps: for 10 to 50 microseconds, a few times a wake-up.
 
 GNU's default of 300,000 is milliseconds. Where another process is busy, a thread that looks for so long keeps its core
 from the thread that it waits for, at the end of every parallel operation.

@@ -35,7 +35,7 @@ IMAGE_TOKENS = 256
 STEPS_OF_TRAINING, BATCH = 8, 32
 SHARD_IMAGES = 1000
 LEEWAY = 0.1
-"""How much an exponent may be above the one that the work has, for what measuring adds."""
+"""An exponent may be so much above the one that the work has, for what measuring adds."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Growth:
     bytes_exponent: float
     why: str
     is_long: bool = False
-    """Whether it is measured once, because it takes long and many parts of it even out."""
+    """Such a measurement is made once, because it takes long and its many parts even out."""
 
 
 def bench_growth(overrides: list[str], steps: int, rounds: int, progress: Progress) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ class SpeedOptions:
     routers: str | None = None
     """Names of routers separated by commas, or all; None for expert choice beside its peers."""
     has_neighbour: bool = False
-    """Whether another process is busy on one core while layers are measured."""
+    """Another process is then busy on one core while layers are measured."""
 
 
 def bench_routing(options: SpeedOptions, progress: Progress) -> Rows:
