@@ -42,11 +42,11 @@ PARTS = (TUNING, *(f"{data}-{seed}" for data in SPECS for seed in range(NUM_SEED
 NUM_TESTS = 56
 """The tests of one question on one data set at most: 14 routed arms at four widths."""
 CHOSEN = ("Token choice (8E, f_c 1)", "Token choice (8E, f_c 2)")
-RATES = ("0.004", "0.008", "0.016", "0.032")
+RATES = ("0.002", "0.004", "0.008", "0.016")
 PROXY = (
-    "model.width=48", "seed=5", "train.images=2400", "optim.warmup_images=480", "eval.every_images=2400"
+    "model.width=48", "seed=5", "train.images=15360", "eval.every_images=15360"
 )  # fmt: skip
-"""The settings of the runs that tune: the base width, a seed that is none of the study's, and few images."""
+"""The settings of the runs that tune: the base width, a seed that is none of the study's, and the longest training."""
 PREPARE = ("data", "prepare", "emoji", "out/emoji", "--image-size", "16", "--validation-images", "320")
 SCENES = ("--metrics", "routing", "--weights", "raw", "--images", "64")
 AVERAGES = ("--metrics", "validation-loss", "--ema", "0.05,0.07,0.1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -188,9 +188,9 @@ def draw_savings(found: pd.DataFrame) -> Drawing:
     means["saving"] = means["log_saving"].map(math.exp)
     with paper_style():
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.2), layout="constrained")
-        names = list(dict.fromkeys(means["data"]))
+        names, looks = list(dict.fromkeys(means["data"])), arm_looks(means["arm"])
         for axes, data in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
-            _draw_lines(axes, means[means["data"] == data], "size", "saving")
+            _draw_lines(axes, means[means["data"] == data], "size", "saving", looks)
             axes.axhline(1, color="black", linewidth=0.6)
             axes.set(title=data, xlabel="Width", ylabel="Saving in images", xticks=sorted(means["size"].unique()))
         figure.legend(*_keys(figure.axes), loc="outside lower center", ncols=3, fontsize=6)
@@ -206,26 +206,34 @@ def draw_objects(objects: pd.DataFrame) -> Drawing:
     means["ratio"] = means["object_experts"] / means["background_experts"]
     with paper_style():
         figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.2), layout="constrained")
-        layers = sorted(means["layer"].unique())
+        layers, looks = sorted(means["layer"].unique()), arm_looks(means["arm"])
         for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False, sharey=True)[0], layers, strict=True):
-            _draw_lines(axes, means[means["layer"] == layer], "time", "ratio")
+            _draw_lines(axes, means[means["layer"] == layer], "time", "ratio", looks)
             axes.axhline(1, color="black", linewidth=0.6)
             axes.set(title=f"layer {layer}", xlabel="t (1: noise)", ylabel="Experts, objects / background")
             axes.invert_xaxis()
+            axes.set_yscale("log")  # some routers give objects a tenth more, and others a hundred times as many
+            axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
         figure.legend(*_keys(figure.axes), loc="outside lower center", ncols=3, fontsize=6)
     return Drawing(figure, means)
 
 
-def _draw_lines(axes: Axes, means: pd.DataFrame, x: str, y: str) -> None:
-    """Draws a line for each arm; arms of one router share a color, and differ in their dashes."""
-    num_by_color: dict[str, int] = {}
-    colors = study_colors()
+def _draw_lines(axes: Axes, means: pd.DataFrame, x: str, y: str, looks: Mapping[str, tuple[str, str]]) -> None:
+    """Draws a line for each arm, in its color and dashes of `looks`."""
     for arm, rows in means.groupby("arm", sort=False):
-        color = next(color for router, color in colors.items() if str(arm).startswith(router_label(router)))
-        dashes = LINES[num_by_color.setdefault(color, 0) % len(LINES)]
-        num_by_color[color] += 1
-        ordered = rows.sort_values(x)
+        (color, dashes), ordered = looks[str(arm)], rows.sort_values(x)
         axes.plot(ordered[x], ordered[y], color=color, linestyle=dashes, marker=".", markersize=3, label=str(arm))
+
+
+def arm_looks(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """A color and dashes for each arm of a figure, the same in all panels: the color of its router, dashes of its own."""
+    colors, num_by_color = study_colors(), dict.fromkeys(study_colors().values(), 0)
+    looks = {}
+    for arm in sorted(set(arms)):
+        color = next(color for router, color in colors.items() if arm.startswith(router_label(router)))
+        looks[arm] = (color, LINES[num_by_color[color] % len(LINES)])
+        num_by_color[color] += 1
+    return looks
 
 
 def study_colors() -> dict[str, str]:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 STUDY = ROOT / "docs" / "study"
 LENGTHS = (3840, 7680, 15360)
 WIDTHS = (24, 48, 72, 96)
-RATES = (0.004, 0.008, 0.016, 0.032)
+RATES = (0.002, 0.004, 0.008, 0.016)
 ARMS: dict[str, dict[str, Any]] = {
     "dense": {"routing.name": "dense", "model.ffn_factor": 4.0, "routing.num_experts": 0},
     **{
