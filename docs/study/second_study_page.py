@@ -226,7 +226,7 @@ def _draw_lines(axes: Axes, means: pd.DataFrame, x: str, y: str, looks: Mapping[
 
 
 def arm_looks(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """A color and dashes for each arm of a figure, the same in all panels: the color of its router, dashes of its own."""
+    """A color and dashes for each arm of a figure, the same in all panels; arms of one router share its color."""
     colors, num_by_color = study_colors(), dict.fromkeys(study_colors().values(), 0)
     looks = {}
     for arm in sorted(set(arms)):
