@@ -154,9 +154,9 @@ def test_the_best_arms_stay_with_the_baselines_and_get_line_styles_of_their_own(
     assert list(shown["variant"]) == [0, 0, 1, 2, 3, 4, 5]
 
 
-def test_a_figure_that_fits_all_runs_is_given_all_runs() -> None:
-    for name in ("scaling-law", "isoflop"):
-        assert not find_figure(name).limits
+def test_a_figure_that_fits_laws_is_given_all_setups_and_arms_of_a_condition() -> None:
+    for name in ("scaling-law", "curve-collapse", "isoflop"):
+        assert set(find_figure(name).limits) <= {"conditions"}
 
 
 def test_laws_are_those_of_the_best_conditions_and_the_others_are_said() -> None:
