@@ -45,6 +45,7 @@ from tests.real_images import (
 from tests.seconds import measured
 from tests.wandb_server import Server, serving
 
+os.environ["ECDIT_CACHE_DIR"] = "off"  # tests keep nothing in the home of whoever runs them
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's client is imported: no test asks the network
 
 if not torch.accelerator.is_available():

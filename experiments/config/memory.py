@@ -37,8 +37,10 @@ PREFETCH_ELEMENTS = 50_000_000
 """DeepSpeed's `stage3_prefetch_bucket_size`."""
 SUB_GROUP_ELEMENTS = 1_000_000_000
 """DeepSpeed's `sub_group_size`: the number of elements that ZeRO-3 optimizes at a time."""
-PROCESS_BYTES = 375 * 2**20
+PROCESS_BYTES = 340 * 2**20
 """Resident set of a training process on a CPU before it holds a tensor: Python, torch, DeepSpeed, loaded kernels."""
+BF16_PROCESS_BYTES = 35 * 2**20
+"""What a process has more of where it computes in bf16: the kernels that oneDNN makes for it."""
 PEERS_BYTES = 25 * 2**20
 """The resident set grows by this much where processes communicate with each other."""
 MIRROR_BYTES = 80 * 2**20
@@ -94,8 +96,8 @@ class Memory:
     """The W&B client in host memory. Only the first process has one, but it is counted for every process."""
     activations_at_first_reduction: int
     """Saved activations that the backward pass still needs when the ZeRO-2 or 3 bucket is full for the first time."""
+    process: int
     zero_stage: int
-    has_peers: bool
     accumulates: bool
     on_accelerator: bool
 
@@ -181,7 +183,7 @@ class Memory:
     @property
     def _host_bytes(self) -> int:
         """Returns the bytes that are in host memory even where training runs on an accelerator."""
-        return PROCESS_BYTES + PEERS_BYTES * self.has_peers + self.validation_set + self.checkpoint + self.wandb_client
+        return self.process + self.validation_set + self.checkpoint + self.wandb_client
 
     @property
     def _kept_for_good(self) -> int:
@@ -222,7 +224,6 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
     master = width < FLOAT32 or stage > 0
     states = 2 if config.optim.name == "adamw" or config.optim.momentum > 0 else 1
     averages = max(1, len(power_widths(config)))
-    whole = stage < 2 or not on_accelerator
     copied = world > 1 or stage == 0
     saved = activations(config, width, on_accelerator)
     return Memory(
@@ -232,7 +233,7 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
         optimizer_state=elements.share * FLOAT32 * states,
         batch=config.train.accumulation * images * _image_bytes(config),
         gathered=_gathered(config, params) * width if stage == 3 and world > 1 else 0,
-        gradients=(elements.held if whole else largest_tensor(config)) * width,
+        gradients=(elements.held if stage < 2 or not on_accelerator else largest_tensor(config)) * width,
         gradient_partition=elements.kept * width,
         reduction_bucket=BUCKET_ELEMENTS * width if on_accelerator and stage else 0,
         reduction_copy=min(BUCKET_ELEMENTS, elements.held) * width if copied else 0,
@@ -245,8 +246,8 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
         validation_set=2 * config.eval.images * _image_bytes(config),
         wandb_client=MIRROR_BYTES if config.wandb.mode != "disabled" else 0,
         activations_at_first_reduction=round(images * saved.saved * max(0.0, 1 - BUCKET_ELEMENTS / elements.held)),
+        process=PROCESS_BYTES + BF16_PROCESS_BYTES * (width < FLOAT32) + PEERS_BYTES * (world > 1),
         zero_stage=stage,
-        has_peers=world > 1,
         accumulates=config.train.accumulation > 1,
         on_accelerator=on_accelerator,
     )
@@ -271,8 +272,7 @@ def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_ac
     Gradients that wait for their group are counted too. ZeRO-0 steps tensor by tensor on a CPU, and all tensors at once
     on an accelerator, where the multi-tensor operators have one temporary less.
     """
-    in_one_pass = config.train.implementation == "fast"
-    temporaries = (0 if in_one_pass else 2) if config.optim.name == "adamw" else 1
+    temporaries = (0 if config.train.implementation == "fast" else 2) if config.optim.name == "adamw" else 1
     if stage == 0:
         step = min(1, temporaries) * elements.held if on_accelerator else temporaries * largest_tensor(config)
         gradients = elements.held * (width + (FLOAT32 if width < FLOAT32 else 0))

@@ -8,6 +8,7 @@ out: a CPU never writes to most of it. With `--bucket` it has N numbers and coun
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import tempfile
@@ -39,8 +40,9 @@ def checkpoint_blocks(model: torch.nn.Module) -> None:
     """Activation checkpointing around each block, where the model does not do it itself."""
     if getattr(model, "checkpointed", False):
         return
+    plain = inspect.unwrap(checkpoint)  # which does not import torch's compiler, as training does not
     for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        block.forward = partial(plain, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def with_bucket(num_elements: int) -> None:
