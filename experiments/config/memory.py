@@ -39,7 +39,7 @@ SUB_GROUP_ELEMENTS = 1_000_000_000
 """DeepSpeed's `sub_group_size`: the number of elements that ZeRO-3 optimizes at a time."""
 PROCESS_BYTES = 340 * 2**20
 """Resident set of a training process on a CPU before it holds a tensor: Python, torch, DeepSpeed, loaded kernels."""
-KERNEL_BYTES, COMPILER_BYTES = 35 * 2**20, 55 * 2**20
+BF16_BYTES, ZERO_3_BYTES = 35 * 2**20, 55 * 2**20
 """The resident set grows by this much with the kernels for bf16, and with torch's compiler, which ZeRO-3 imports."""
 PEERS_BYTES = 25 * 2**20
 """The resident set grows by this much where processes communicate with each other."""
@@ -247,8 +247,8 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
         wandb_client=MIRROR_BYTES if config.wandb.mode != "disabled" else 0,
         activations_at_first_reduction=round(images * saved.saved * max(0.0, 1 - BUCKET_ELEMENTS / elements.held)),
         process=PROCESS_BYTES
-        + KERNEL_BYTES * (width < FLOAT32)
-        + COMPILER_BYTES * (stage == 3)
+        + BF16_BYTES * (width < FLOAT32)
+        + ZERO_3_BYTES * (stage == 3)
         + PEERS_BYTES * (world > 1),
         zero_stage=stage,
         accumulates=config.train.accumulation > 1,
