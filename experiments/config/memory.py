@@ -39,10 +39,8 @@ SUB_GROUP_ELEMENTS = 1_000_000_000
 """DeepSpeed's `sub_group_size`: the number of elements that ZeRO-3 optimizes at a time."""
 PROCESS_BYTES = 340 * 2**20
 """Resident set of a training process on a CPU before it holds a tensor: Python, torch, DeepSpeed, loaded kernels."""
-BF16_BYTES, ZERO_3_BYTES = 35 * 2**20, 55 * 2**20
-"""The resident set grows by this much with the kernels for bf16, and with torch's compiler, which ZeRO-3 imports."""
-PEERS_BYTES = 25 * 2**20
-"""The resident set grows by this much where processes communicate with each other."""
+BF16_BYTES, ZERO_3_BYTES, PEERS_BYTES = 35 * 2**20, 55 * 2**20, 25 * 2**20
+"""The resident set grows by so much with bf16 kernels, torch's compiler (ZeRO-3 imports it), and other processes."""
 MIRROR_BYTES = 80 * 2**20
 """The resident set grows by this much with W&B: its client, and pandas, which it imports for the first image."""
 HOST_SLACK = 1.1
@@ -226,6 +224,7 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
     averages = max(1, len(power_widths(config)))
     copied = world > 1 or stage == 0
     saved = activations(config, width, on_accelerator)
+    more = BF16_BYTES * (width < FLOAT32) + ZERO_3_BYTES * (stage == 3) + PEERS_BYTES * (world > 1)
     return Memory(
         parameters=(elements.share if stage == 3 else elements.held) * width,
         master_weights=elements.share * FLOAT32 if master else 0,
@@ -246,10 +245,7 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
         validation_set=2 * config.eval.images * _image_bytes(config),
         wandb_client=MIRROR_BYTES if config.wandb.mode != "disabled" else 0,
         activations_at_first_reduction=round(images * saved.saved * max(0.0, 1 - BUCKET_ELEMENTS / elements.held)),
-        process=PROCESS_BYTES
-        + BF16_BYTES * (width < FLOAT32)
-        + ZERO_3_BYTES * (stage == 3)
-        + PEERS_BYTES * (world > 1),
+        process=PROCESS_BYTES + more,
         zero_stage=stage,
         accumulates=config.train.accumulation > 1,
         on_accelerator=on_accelerator,
