@@ -26,7 +26,7 @@ from analysis.diverged_runs import diverged_table
 from analysis.escaping import for_csv
 from analysis.found_runs import record_facts
 from analysis.load_records import Records
-from analysis.processes import on_all_cores
+from analysis.processes import RUNS_AT_ONCE, on_all_cores
 from analysis.read_rows import said_damaged
 from analysis.report.diverged_rows import DIVERGED_COLUMNS
 from analysis.report.document import MISSING
@@ -53,9 +53,6 @@ ARM_COLUMNS = arm_columns(
     "val_loss_mean", SPREAD, "val_loss_ema_mean", "images_per_second",
 )  # fmt: skip
 
-RUNS_OF_A_PART = 64
-"""The runs that a process reads at once, which is as often as progress is shown."""
-
 STATUS_COLUMNS = ("state", "images_seen", "images_total", "reason")
 
 
@@ -68,8 +65,8 @@ def export_runs(
     """Returns one row per run at or below `root`, in the order of the paths, and then those of W&B `projects`.
 
     A folder that looks like a run and is none is added to `skipped`, with the reason. `on_runs` is called with how many
-    of how many runs have been read. Raises `RecordError` when there
-    is no run, and `WandbError` for a project that cannot be read.
+    of how many runs have been read. Raises `RecordError` when there is no run, and `WandbError` for a project that
+    cannot be read.
     """
     if root is not None and not root.is_dir():
         raise RecordError(f"{root} is not a folder.", "Name the folder of a sweep, or one that holds runs.")
@@ -77,7 +74,7 @@ def export_runs(
     named = [(run, str(run.path.relative_to(root or "."))) for run in found]
     for place in projects:
         named += [(RunDir(folder), f"{place}/{folder.name}") for folder in fetch_project(place).folders]
-    parts = [named[first : first + RUNS_OF_A_PART] for first in range(0, len(named), RUNS_OF_A_PART)]
+    parts = [named[first : first + RUNS_AT_ONCE] for first in range(0, len(named), RUNS_AT_ONCE)]
     rows: list[dict[str, Any]] = []
     for part in on_all_cores(_rows, parts, len(named)):
         rows += part

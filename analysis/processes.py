@@ -10,6 +10,8 @@ from typing import TypeVar
 
 MIN_RUNS_FOR_PROCESSES = 400
 """Starting processes costs about a second: below this many runs one process is faster."""
+RUNS_AT_ONCE = 64
+"""The runs that a process reads together, which is as often as progress is shown."""
 
 Given = TypeVar("Given")
 Answer = TypeVar("Answer")

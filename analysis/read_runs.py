@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from analysis.found_runs import DivergedRun, FinishedRun, LeftOutRecord, read_found_run
-from analysis.processes import on_all_cores
+from analysis.processes import RUNS_AT_ONCE, on_all_cores
 from analysis.read_rows import ReadFile, RowTable, as_table
 from analysis.row_cache import OFF, VARIABLE, CachePlace, cache_folder, places, read_files, remove_old
 from experiments.records.record_types import EvalRow, StepRow
@@ -21,8 +21,6 @@ from experiments.records.run_folder import RunDir
 
 MIN_KEPT_BYTES = 4 * 2**20
 """Smaller files of rows are all parsed in a tenth of a second, and are not kept."""
-RUNS_WITHOUT_PLACE = 64
-"""The runs of a batch that is not kept, which is as often as progress is shown."""
 
 Found = list[FinishedRun | DivergedRun | LeftOutRecord]
 
@@ -81,8 +79,8 @@ def read_runs(
 def _batches(runs: list[RunDir], folder: Path | None) -> list[RunBatch]:
     """Returns the runs by their place in the cache."""
     if folder is None or _num_bytes(runs) < MIN_KEPT_BYTES:
-        firsts = range(0, len(runs), RUNS_WITHOUT_PLACE)
-        return [RunBatch(runs[first : first + RUNS_WITHOUT_PLACE], None) for first in firsts]
+        firsts = range(0, len(runs), RUNS_AT_ONCE)
+        return [RunBatch(runs[first : first + RUNS_AT_ONCE], None) for first in firsts]
     beside: dict[Path, list[RunDir]] = {}
     for run in runs:
         beside.setdefault(run.path.parent, []).append(run)
