@@ -27,11 +27,10 @@ from analysis.escaping import for_csv
 from analysis.found_runs import record_facts
 from analysis.load_records import Records
 from analysis.processes import RUNS_AT_ONCE, on_all_cores
-from analysis.read_rows import said_damaged
+from analysis.read_rows import read_columns, said_damaged
 from analysis.report.diverged_rows import DIVERGED_COLUMNS
 from analysis.report.document import MISSING
 from analysis.report.run_rows import columns_with_scores, run_rows
-from analysis.row_columns import fast_columns, is_finite
 from analysis.run_table import is_missing, markdown, run_table
 from analysis.wandb_runs import fetch_project
 from experiments.config.stored import stored_config
@@ -41,7 +40,6 @@ from experiments.records.outputs import is_ours, output_files
 from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import RunDir, Skipped, find_runs
 from experiments.records.storage import storage_errors
-from experiments.records.strict_reading import read_content, read_valid
 from experiments.settings_id import dotted
 from experiments.text import printable
 
@@ -199,17 +197,11 @@ def _last_values(run: RunDir, damaged: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _measured(run: RunDir, damaged: list[str]) -> Iterator[tuple[str, str, dict[str, Any], float]]:
-    """Yields the metric, weights, settings and value of each row. A file without faults is parsed at once."""
-    columns = fast_columns(read_content(run.evals), EvalRow)
-    if columns is not None and is_finite(columns, EvalRow).all():
-        for metric, weights, settings, value in zip(
-            *(columns[name].tolist() for name in ("metric", "weights", "settings", "value")), strict=True
-        ):
-            yield metric, weights, settings or {}, value
-        return
-    rows, _, faults = read_valid(run.evals, EvalRow)
-    for row in rows:
-        yield row["metric"], row["weights"], row.get("settings", {}), row["value"]
+    """Yields the metric, weights, settings and value of each row."""
+    columns, _, faults = read_columns(run.evals, EvalRow)
+    names = ("metric", "weights", "settings", "value")
+    for metric, weights, settings, value in zip(*(columns[name].tolist() for name in names), strict=True):
+        yield metric, weights, settings or {}, value
     if faults:
         damaged.append(said_damaged(run.evals, faults))
 

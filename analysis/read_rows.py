@@ -53,7 +53,7 @@ def read_file(path: Path, kind: RowKind) -> ReadFile:
     The rows of an evaluation have a column more, the text of their settings.
     """
     try:
-        columns, lines, damaged = _read_columns(path, kind)
+        columns, lines, damaged = read_columns(path, kind)
     except RecordError as error:
         return ReadFile(no_rows(kind), [error.message.removesuffix(".")])
     finite = is_finite(columns, kind)
@@ -91,7 +91,7 @@ def as_table(runs: Sequence[str], files: Sequence[ReadFile], kind: RowKind) -> R
     return RowTable(pd.DataFrame(joined, copy=False), left_out)
 
 
-def _read_columns(path: Path, kind: RowKind) -> tuple[Columns, list[int], list[tuple[int, str]]]:
+def read_columns(path: Path, kind: RowKind) -> tuple[Columns, list[int], list[tuple[int, str]]]:
     """Returns the columns of one file, the line number of each row, and the damaged lines.
 
     The line numbers are empty where row i is on line i + 1, which holds for a file that was read the fast way. Raises
