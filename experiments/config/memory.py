@@ -39,7 +39,7 @@ SUB_GROUP_ELEMENTS = 1_000_000_000
 """DeepSpeed's `sub_group_size`: the number of elements that ZeRO-3 optimizes at a time."""
 PROCESS_BYTES = 340 * 2**20
 """Resident set of a training process on a CPU before it holds a tensor: Python, torch, DeepSpeed, loaded kernels."""
-BF16_BYTES, ZERO_3_BYTES, PEERS_BYTES = 35 * 2**20, 55 * 2**20, 25 * 2**20
+BF16_BYTES, ZERO_3_BYTES, PEERS_BYTES = 35 * 2**20, 40 * 2**20, 50 * 2**20
 """The resident set grows by so much with bf16 kernels, torch's compiler (ZeRO-3 imports it), and other processes."""
 MIRROR_BYTES = 80 * 2**20
 """The resident set grows by this much with W&B: its client, and pandas, which it imports for the first image."""
