@@ -46,7 +46,7 @@ test: setup
 kernel-test: setup
 	@$(BIN)/python -c 'import triton' 2>/dev/null || test -d $(VENV)/triton || \
 		$(PIP) --no-deps --target $(VENV)/triton triton==3.6.0
-	PYTHONPATH=$(VENV)/triton $(PYTEST) -rs tests/unit/layers/test_routed_kernels.py tests/unit/layers/test_block_kernels.py
+	PYTHONPATH=$(VENV)/triton $(PYTEST) -rs tests/unit/layers/test_*_kernels.py
 
 # Starts a Slurm of three nodes on this machine; root on Debian or Ubuntu gets its packages installed first.
 slurm-test: setup
