@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-# Two workers with one thread each: the tests are many and small. A file stays with one worker, so that what its tests
-# share is made once; slow files come first (`tests/conftest.py`), so that no worker waits for one at the end.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two workers with one thread each (`tests/conftest.py`): the tests are many and small. A file stays with one worker, so
+# that what its tests share is made once; slow files come first, so that no worker waits for one at the end.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo study-tables test public-test kernel-test slurm-test browser-test fuzz lint check format docs clean
 
@@ -46,22 +46,22 @@ test: setup
 kernel-test: setup
 	@$(BIN)/python -c 'import triton' 2>/dev/null || test -d $(VENV)/triton || \
 		$(PIP) --no-deps --target $(VENV)/triton triton==3.6.0
-	PYTHONPATH=$(VENV)/triton $(PYTEST) -rs tests/unit/layers/test_routed_kernels.py tests/unit/layers/test_block_kernels.py
+	PYTHONPATH=$(VENV)/triton $(PYTEST) -rs tests/unit/layers/test_*_kernels.py
 
 # Starts a Slurm of three nodes on this machine; root on Debian or Ubuntu gets its packages installed first.
 slurm-test: setup
-	ECDIT_INSTALL_SLURM=1 OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/slurm
+	ECDIT_INSTALL_SLURM=1 $(BIN)/pytest -rs tests/slurm
 
 # Opens a report, and the site where `make docs` built it, in a headless Chromium; root on Debian or Ubuntu gets it
 # installed first.
 browser-test: setup
-	ECDIT_INSTALL_CHROMIUM=1 OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/browser
+	ECDIT_INSTALL_CHROMIUM=1 $(BIN)/pytest -rs tests/browser
 
 # Compares imported weights and steps of training with the public code, in checkouts that ECDIT_PUBLIC_DIT,
 # ECDIT_PUBLIC_DIT_MOE, ECDIT_PUBLIC_MICRO_DIFFUSION and ECDIT_PUBLIC_DIFFMOE name. The public networks need timm, which
 # is not installed here.
 public-test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -s -rs tests/integration/test_public_code.py tests/integration/test_beside_public.py
+	$(BIN)/pytest -s -rs tests/integration/test_public_code.py tests/integration/test_beside_public.py
 
 # Throws generated settings, sweep files and damaged records at the commands; FUZZ_SEED and FUZZ_CASES choose which and
 # how many.

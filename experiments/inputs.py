@@ -35,6 +35,7 @@ PIECE_BYTES = 2**20
 MAX_WHOLE = 2**63 - 1
 """The largest whole number that a column of a table holds; a larger one would become another number there."""
 
+_PLAIN = (str, bool, type(None))
 _KINDS = (
     (stat.S_ISDIR, "it is a directory, not a file"),
     (stat.S_ISFIFO, "it is a FIFO, not a regular file"),
@@ -108,15 +109,16 @@ def _regular_file(path: Path) -> Iterator[BinaryIO]:
 def _num_keys(value: Any, key: str = "it") -> int:
     """Returns the number of keys in all objects of `value`. Raises `ValueError` for a number that is out of range."""
     kind = type(value)
-    if kind is dict:
-        return len(value) + sum(_num_keys(inner, name) for name, inner in value.items())
-    if kind is list:
-        return sum(_num_keys(inner, key) for inner in value)
     if kind is int and not -MAX_WHOLE <= value <= MAX_WHOLE:
         raise ValueError(f"{key}: {shortened(str(value), 20)} is more than 64 bits hold")
-    if kind is float and math.isinf(value):
+    if kind is float and value in (math.inf, -math.inf):
         raise ValueError(f"{key}: it is larger than any number")
-    return 0
+    if kind is list:
+        return sum([_num_keys(inner, key) for inner in value])
+    if kind is not dict:
+        return 0
+    # A call for each text, truth value and null would take longer than parsing them.
+    return len(value) + sum([_num_keys(inner, name) for name, inner in value.items() if type(inner) not in _PLAIN])
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

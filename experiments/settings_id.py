@@ -107,8 +107,6 @@ def _counted(section: str, settings: Any) -> Any:
 
 def _canonical(value: Any) -> Any:
     """Returns `value` with whole floats as integers, so that 2 and 2.0 are the same setting."""
-    if isinstance(value, Mapping):
-        return {key: _canonical(inner) for key, inner in value.items()}
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+    if isinstance(value, dict):
+        return {key: _canonical(inner) if isinstance(inner, dict | float) else inner for key, inner in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value

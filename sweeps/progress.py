@@ -166,7 +166,7 @@ def read_sweep(path: Path) -> SweepSnapshot:
     """
     folder, left_out = SweepFolder(path), Skipped()
     try:
-        plan = folder.read_plan()
+        plan = folder.read_plan(is_executed=False)
     except SpecError as error:
         plan = None
         left_out.append((str(folder.plan_json), error.message))
@@ -180,7 +180,7 @@ def read_sweep(path: Path) -> SweepSnapshot:
 def _read_proxies(folder: SweepFolder, left_out: Skipped) -> list[RunProgress]:
     """Reads the runs on which arms are tuned; there are none in most sweeps."""
     try:
-        plan = folder.tuning.read_plan()
+        plan = folder.tuning.read_plan(is_executed=False)
     except SpecError as error:
         left_out.append((str(folder.tuning.plan_json), error.message))
         return []

@@ -45,6 +45,10 @@ from tests.real_images import (
 from tests.seconds import measured
 from tests.wandb_server import Server, serving
 
+# Two workers on two cores; what some tests compare to the last bit depends on the number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
 os.environ["ECDIT_CACHE_DIR"] = "off"  # tests keep nothing in the home of whoever runs them
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the Hub's client is imported: no test asks the network
 

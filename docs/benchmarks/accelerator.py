@@ -79,9 +79,10 @@ def stages(out: Path, small: bool) -> tuple[Stage, ...]:
     return (
         Stage("doctor", "The machine and its libraries", 2, ((*ECDIT, "doctor", "--json"),)),
         Stage("kernels", "Tests of the kernels", 4, (
-            (*PYTEST, "tests/unit/layers/test_routed_kernels.py", "tests/unit/layers/test_block_kernels.py"),)),
-        Stage("layer", "The expert-choice layer beside dense and its peers", 5, (
-            (*ECDIT, "bench", "routing", *layer, bf16, "--json"),)),
+            (*PYTEST, *(f"tests/unit/layers/test_{name}_kernels.py" for name in ("routed", "product", "block"))),)),
+        Stage("layer", "The expert-choice layer beside dense and its peers, also with GELU within its products", 8, (
+            (*ECDIT, "bench", "routing", *layer, bf16, "--json"),
+            (*ECDIT, "bench", "routing", *layer, bf16, "train.implementation=fused", "--json"))),
         Stage("training", "Training beside dense with as many activated parameters", 8, (
             (*ECDIT, "bench", "train", *base, bf16, "--steps", steps, "--json"),
             (*ECDIT, "bench", "train", *large, bf16, "--steps", steps, "--json"))),

@@ -39,7 +39,7 @@ SUB_GROUP_ELEMENTS = 1_000_000_000
 """DeepSpeed's `sub_group_size`: the number of elements that ZeRO-3 optimizes at a time."""
 PROCESS_BYTES = 340 * 2**20
 """Resident set of a training process on a CPU before it holds a tensor: Python, torch, DeepSpeed, loaded kernels."""
-BF16_BYTES, ZERO_3_BYTES, PEERS_BYTES = 35 * 2**20, 55 * 2**20, 25 * 2**20
+BF16_BYTES, ZERO_3_BYTES, PEERS_BYTES = 35 * 2**20, 40 * 2**20, 50 * 2**20
 """The resident set grows by so much with bf16 kernels, torch's compiler (ZeRO-3 imports it), and other processes."""
 MIRROR_BYTES = 80 * 2**20
 """The resident set grows by this much with W&B: its client, and pandas, which it imports for the first image."""
@@ -271,7 +271,7 @@ def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_ac
     Gradients that wait for their group are counted too. ZeRO-0 steps tensor by tensor on a CPU, and all tensors at once
     on an accelerator, where the multi-tensor operators have one temporary less.
     """
-    temporaries = (0 if config.train.implementation == "fast" else 2) if config.optim.name == "adamw" else 1
+    temporaries = (0 if config.train.implementation != "reference" else 2) if config.optim.name == "adamw" else 1
     if stage == 0:
         step = min(1, temporaries) * elements.held if on_accelerator else temporaries * largest_tensor(config)
         gradients = elements.held * (width + (FLOAT32 if width < FLOAT32 else 0))

@@ -174,8 +174,8 @@ class TrainConfig(Settings):
         "auto",
         description="auto: bf16 where it is faster, which processors with AMX are from width 256 on; fp32 with ZeRO 0",
     )
-    implementation: Literal["fast", "reference"] = Field(
-        "fast", description="reference: the routed layers in plain operations, the same numbers up to rounding"
+    implementation: Literal["fast", "fused", "reference"] = Field(
+        "fast", description="reference: plain operations; fused: experts' activation in their products (accelerators)"
     )
     mask_ratio: Smoothing = Field(0.0, description="share of the tokens dropped in training")
     repa_weight: LossWeight = Field(

@@ -34,6 +34,7 @@ class StackedExperts(nn.Module):
 
     `share` says which of them this process holds, all by default. All weights are drawn from `seed`. `bias` adds biases
     after both matrices, which start at 0 (ProMoE, arXiv 2510.24711, and the feed-forward of DiT, arXiv 2212.09748).
+    `fused` computes the activation within the products where loads are equal (`product_kernels.py`).
     """
 
     b_in_EF: nn.Parameter | None
@@ -48,8 +49,10 @@ class StackedExperts(nn.Module):
         share: ExpertShare = ALL_EXPERTS,
         seed: str = "",
         bias: bool = False,
+        fused: bool = False,
     ) -> None:
         super().__init__()
+        self.fused = fused
         rows, held = hidden * (2 if activation == "swiglu" else 1), share.of(num_experts)
         self.activation: Activation = activation
         self.w_in_EFD = nn.Parameter(torch.empty(len(held), rows, width))
@@ -79,7 +82,8 @@ class StackedExperts(nn.Module):
         if slots_E is not None:
             return (feed_forward_in_segments if fast else plain_segments)(x_MD, slots_E, *weights)
         x_EPD = x_MD.view(len(self.w_in_EFD), -1, x_MD.shape[1])
-        return (feed_forward_in_pieces if fast else plain_feed_forward)(x_EPD, *weights).flatten(0, 1)
+        y_EPD = feed_forward_in_pieces(x_EPD, *weights, self.fused) if fast else plain_feed_forward(x_EPD, *weights)
+        return y_EPD.flatten(0, 1)
 
 
 def init_feed_forward(width: int, hidden: int, *weights: Tensor, generator: torch.Generator | None = None) -> None:

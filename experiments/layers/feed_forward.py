@@ -114,10 +114,11 @@ def build_feed_forward(
     router.in_layer(layer, layer_factors(config)[config.sparse_layer_indices.index(layer)], is_text)
     hidden = hidden_width(config, routing.expert_factor)
     seed, bias = f"{config.seed} {'text ' if is_text else ''}{layer}", routing.expert_bias
-    experts = StackedExperts(routing.num_experts, width, hidden, routing.expert, share, seed, bias)
+    fused = config.train.implementation == "fused"
+    experts = StackedExperts(routing.num_experts, width, hidden, routing.expert, share, seed, bias, fused)
     shared = None
     if routing.shared_factor:
         shared = DenseFeedForward(width, hidden_width(config, routing.shared_factor), routing.expert, bias)
     unconditional = DenseFeedForward(width, hidden, routing.expert, bias) if routing.unconditional_expert else None
-    fast = config.train.implementation == "fast"
+    fast = config.train.implementation != "reference"
     return RoutedFeedForward(router, experts, shared, fast, Gates.of(config), unconditional)

@@ -78,11 +78,20 @@ def memory_again(like: Tensor, size: int, activation: Activation) -> tuple[Tenso
 
 
 def feed_forward_in_pieces(
-    x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation, biases: Biases = NO_BIASES
+    x_EPD: Tensor,
+    w_in_EFD: Tensor,
+    w_out_EFD: Tensor,
+    activation: Activation,
+    biases: Biases = NO_BIASES,
+    fused: bool = False,
 ) -> Tensor:
-    """Applies each expert to its own slots: [E, P, D] to [E, P, D], all of one type, differentiable once."""
+    """Applies each expert to its own slots: [E, P, D] to [E, P, D], all of one type, differentiable once.
+
+    `fused` computes the activation within the products, by the kernels of `product_kernels.py`, where these run.
+    """
+    fused = fused and has_kernels(x_EPD)
     if torch.is_grad_enabled():
-        out: Tensor = _InPieces.apply(x_EPD, w_in_EFD, w_out_EFD, activation, *biases)  # type: ignore[no-untyped-call]
+        out: Tensor = _InPieces.apply(x_EPD, w_in_EFD, w_out_EFD, activation, fused, *biases)  # type: ignore[no-untyped-call]
         return out
     y_EPD = torch.empty_like(x_EPD)
     for piece in _pieces(x_EPD, w_in_EFD):
@@ -115,18 +124,18 @@ class _InPieces(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation,
+        ctx: FunctionCtx, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, activation: Activation, fused: bool,
         b_in_EF: Tensor | None, b_out_ED: Tensor | None,
     ) -> Tensor:  # fmt: skip
         hidden_EFP = x_EPD.new_empty(*w_in_EFD.shape[:2], x_EPD.shape[1])
         y_EPD = torch.empty_like(x_EPD)
         for piece in _pieces(x_EPD, w_in_EFD):
-            b_in_EF1 = None if b_in_EF is None else b_in_EF[piece].unsqueeze(2)
             b_out_E1D = None if b_out_ED is None else b_out_ED[piece].unsqueeze(1)
-            hidden = products(b_in_EF1, w_in_EFD[piece], x_EPD[piece].mT, out=hidden_EFP[piece])
-            products(b_out_E1D, _activated(hidden, activation).mT, w_out_EFD[piece], out=y_EPD[piece])
+            b_in = None if b_in_EF is None else b_in_EF[piece]
+            acted = _hidden_layer(w_in_EFD[piece], x_EPD[piece], b_in, hidden_EFP[piece], activation, fused)
+            products(b_out_E1D, acted.mT, w_out_EFD[piece], out=y_EPD[piece])
         ctx.save_for_backward(x_EPD, w_in_EFD, w_out_EFD, hidden_EFP)
-        ctx.activation, ctx.has_biases = activation, b_in_EF is not None  # type: ignore[attr-defined]
+        ctx.activation, ctx.fused, ctx.has_biases = activation, fused, b_in_EF is not None  # type: ignore[attr-defined]
         return y_EPD
 
     @staticmethod
@@ -138,10 +147,10 @@ class _InPieces(torch.autograd.Function):
         grad_y_EPD = gradients[0].contiguous()
         if has_kernels(hidden_EFP):
             *gradients_of_inputs, grad_hidden_EFP = _with_kernels(
-                grad_y_EPD, x_EPD, w_in_EFD, w_out_EFD, hidden_EFP, ctx.activation
+                grad_y_EPD, x_EPD, w_in_EFD, w_out_EFD, hidden_EFP, ctx.activation, ctx.fused
             )
             biased = (grad_hidden_EFP.sum(2), grad_y_EPD.sum(1)) if ctx.has_biases else (None, None)
-            return *gradients_of_inputs, None, *biased
+            return *gradients_of_inputs, None, None, *biased
         grad_b_in_EF, grad_b_out_ED = (
             (x_EPD.new_empty(w_in_EFD.shape[:2]), grad_y_EPD.sum(1)) if ctx.has_biases else (None, None)
         )
@@ -164,36 +173,49 @@ class _InPieces(torch.autograd.Function):
             torch.bmm(grad_hidden.mT, w_in_EFD[piece], out=grad_x_EPD[piece])
             if grad_b_in_EF is not None:
                 torch.sum(grad_hidden, dim=2, out=grad_b_in_EF[piece])
-        return grad_x_EPD, grad_w_in_EFD, grad_w_out_EFD, None, grad_b_in_EF, grad_b_out_ED
+        return grad_x_EPD, grad_w_in_EFD, grad_w_out_EFD, None, None, grad_b_in_EF, grad_b_out_ED
 
 
-def _activated(hidden_EFP: Tensor, activation: Activation) -> Tensor:
-    """Applies the activation to the transposed hidden layer, [E, F, P]."""
+def _hidden_layer(
+    w_in_EFD: Tensor, x_EPD: Tensor, b_in_EF: Tensor | None, hidden_EFP: Tensor, activation: Activation, fused: bool
+) -> Tensor:
+    """Writes the transposed hidden layer to `hidden_EFP`, and returns its activation."""
+    if fused:
+        from experiments.layers import product_kernels
+
+        return product_kernels.hidden_layer(w_in_EFD, x_EPD, b_in_EF, hidden_EFP, activation == "swiglu")
+    products(None if b_in_EF is None else b_in_EF.unsqueeze(2), w_in_EFD, x_EPD.mT, out=hidden_EFP)
     if has_kernels(hidden_EFP):
-        from experiments.layers import routed_kernels as kernels
+        from experiments.layers import routed_kernels
 
-        return kernels.activation(hidden_EFP, activation == "swiglu")
+        return routed_kernels.activation(hidden_EFP, activation == "swiglu")
     return activate(hidden_EFP, activation, dim=1)
 
 
 def _with_kernels(
-    grad_y_EPD: Tensor, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, hidden_EFP: Tensor, activation: Activation
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_y_EPD: Tensor, x_EPD: Tensor, w_in_EFD: Tensor, w_out_EFD: Tensor, hidden_EFP: Tensor, activation: Activation,
+    fused: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Computes the gradients of `_InPieces` with few large products; the activation and its gradient are one kernel.
 
     The last one is the gradient of the hidden layer, whose sum over the slots is that of the first bias.
     The activation is recomputed for one half of the experts after the other, so that only half of it is ever in memory.
     """
-    from experiments.layers import routed_kernels as kernels
+    from experiments.layers import product_kernels, routed_kernels
 
     gated = activation == "swiglu"
-    grad_acted_EFP = torch.bmm(w_out_EFD, grad_y_EPD.mT)
-    grad_hidden_EFP = torch.empty_like(hidden_EFP) if gated else grad_acted_EFP
+    grad_acted_EFP = None if fused else torch.bmm(w_out_EFD, grad_y_EPD.mT)
+    # Without a gate the gradient of the hidden layer takes the place of that of its activation.
+    grad_hidden_EFP = torch.empty_like(hidden_EFP) if gated or grad_acted_EFP is None else grad_acted_EFP
     grad_w_out_EFD = torch.empty_like(w_out_EFD)
     middle = len(hidden_EFP) // 2
     for half in (slice(middle), slice(middle, None)):
-        acted = kernels.activation_with_gradient(hidden_EFP[half], grad_acted_EFP[half], grad_hidden_EFP[half], gated)
-        torch.bmm(acted, grad_y_EPD[half], out=grad_w_out_EFD[half])
+        hidden, grad_y, grad_hidden = hidden_EFP[half], grad_y_EPD[half], grad_hidden_EFP[half]
+        if grad_acted_EFP is None:
+            acted = product_kernels.hidden_gradient(w_out_EFD[half], grad_y, hidden, grad_hidden, gated)
+        else:
+            acted = routed_kernels.activation_with_gradient(hidden, grad_acted_EFP[half], grad_hidden, gated)
+        torch.bmm(acted, grad_y, out=grad_w_out_EFD[half])
         del acted  # or it would still be alive when the other half's activation is allocated
     del grad_acted_EFP
     grad_w_in_EFD = torch.bmm(grad_hidden_EFP, x_EPD)

@@ -142,9 +142,19 @@ def _combine_gradients(grad_out, token, y, weight, grad_y, grad_weight, width, B
 
 
 @triton.jit
-def _gelu_share(x):
-    """Returns the normal distribution function at x, the factor of x in the exact GELU."""
-    return 0.5 * (1 + tl.erf(x * 0.7071067811865476))  # the factor is 1 / sqrt(2)
+def gelu(x):
+    """Returns the exact GELU, x times the normal distribution function, and its derivative; x is in float32."""
+    share = 0.5 * (1 + tl.erf(x * 0.7071067811865476))  # the factor is 1 / sqrt(2)
+    # The derivative is Phi(x) + x phi(x) with the normal density phi, whose factor is 1 / sqrt(2 pi).
+    return x * share, share + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+
+
+@triton.jit
+def silu(x):
+    """Returns x times its sigmoid s, and the derivative, s + x s (1 - s); x is in float32."""
+    # For x below -88 the exponential overflows to infinity, and the sigmoid is 0, which is its limit.
+    share = 1 / (1 + tl.exp(-x))
+    return x * share, share + x * share * (1 - share)
 
 
 @triton.jit
@@ -162,11 +172,11 @@ def _activation(hidden, acted, size, GATED: tl.constexpr, BLOCK: tl.constexpr):
         other = 2 * expert * size + place
         gate = tl.load(hidden + other, mask=inside, other=0.0).to(tl.float32)
         up = tl.load(hidden + other + size, mask=inside, other=0.0).to(tl.float32)
-        # For gates below -88 the exponential overflows to infinity, and the sigmoid is 0, which is its limit.
-        out = gate * (1 / (1 + tl.exp(-gate))) * up
+        opened, _ = silu(gate)
+        out = opened * up
     else:
         x = tl.load(hidden + expert * size + place, mask=inside, other=0.0).to(tl.float32)
-        out = x * _gelu_share(x)
+        out, _ = gelu(x)
     tl.store(acted + expert * size + place, out.to(acted.dtype.element_ty), mask=inside)
 
 
@@ -187,17 +197,12 @@ def _activation_with_gradient(hidden, grad_acted, acted, grad_hidden, size, GATE
     if GATED:
         gate = tl.load(hidden + other, mask=inside, other=0.0).to(tl.float32)
         up = tl.load(hidden + other + size, mask=inside, other=0.0).to(tl.float32)
-        opened = 1 / (1 + tl.exp(-gate))
-        silu = gate * opened
-        tl.store(acted + one, (silu * up).to(kind), mask=inside)
-        # The derivative of silu(x) = x s(x) with the sigmoid s is s + x s (1 - s).
-        grad_gate = gradient * up * (opened + silu * (1 - opened))
-        tl.store(grad_hidden + other, grad_gate.to(kind), mask=inside)
-        tl.store(grad_hidden + other + size, (gradient * silu).to(kind), mask=inside)
+        opened, slope = silu(gate)
+        tl.store(acted + one, (opened * up).to(kind), mask=inside)
+        tl.store(grad_hidden + other, (gradient * up * slope).to(kind), mask=inside)
+        tl.store(grad_hidden + other + size, (gradient * opened).to(kind), mask=inside)
     else:
         x = tl.load(hidden + one, mask=inside, other=0.0).to(tl.float32)
-        share = _gelu_share(x)
-        tl.store(acted + one, (x * share).to(kind), mask=inside)
-        # The derivative of x Phi(x) is Phi(x) + x phi(x), with the normal density phi, whose factor is 1 / sqrt(2 pi).
-        slope = share + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        out, slope = gelu(x)
+        tl.store(acted + one, out.to(kind), mask=inside)
         tl.store(grad_hidden + one, (gradient * slope).to(kind), mask=inside)

@@ -165,7 +165,7 @@ def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT]
     engine, _, _, _ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=_deepspeed_config(config, precision, stage)
     )
-    if stage in (1, 2) and config.train.implementation == "fast" and get_accelerator().device_name() != "cpu":
+    if stage in (1, 2) and config.train.implementation != "reference" and get_accelerator().device_name() != "cpu":
         measure_gradients_at_once(engine.optimizer)
     partitions = partitions_of(model, share, stage, engine.optimizer)
     return Engine(

@@ -24,7 +24,7 @@ def prefer_large_pages(config: RunConfig) -> None:
     `train.implementation=reference` turns it off. Torch reads the variable once, when it allocates its first tensor, so
     this must be called before.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1" if config.train.implementation == "fast" else "0")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1" if config.train.implementation != "reference" else "0")
 
 
 def keep_freed_memory(config: RunConfig) -> None:
@@ -33,7 +33,7 @@ def keep_freed_memory(config: RunConfig) -> None:
     It does nothing with `train.implementation=reference`, with another C library, and where the environment already
     configures the allocator.
     """
-    if config.train.implementation == "fast" and platform.libc_ver()[0] == "glibc" and not _allocator_is_chosen():
+    if config.train.implementation != "reference" and platform.libc_ver()[0] == "glibc" and not _allocator_is_chosen():
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, NEVER)

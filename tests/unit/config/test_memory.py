@@ -19,7 +19,8 @@ from tests.training_runs import environment
 PROBE = Path(__file__).with_name("memory_probe.py")
 FP32 = "train.precision=fp32"
 BUCKET = 2_000_000
-RESIDENT = 0.1
+RESIDENT = 0.12
+"""Two machines with the same packages differed by 3% of a training process's resident set."""
 
 MICRO = ("model=micro", "train.batch_images=32")
 SMALL_BATCH = ("model=micro", "train.batch_images=4")

@@ -84,6 +84,9 @@ def test_settings_of_a_newer_version_are_named(planned):
     change_first_run(planned, config=config, config_id=settings_id(config))
     with pytest.raises(SpecError, match=r": model\.name='giant' is not a preset"):
         planned.read_plan()
+    snapshot = read_sweep(planned.path)
+    assert [run.state for run in snapshot.runs] == ["planned", "planned"], "a command that only shows runs shows them"
+    assert not snapshot.left_out
 
 
 def test_where_the_plan_cannot_be_read_the_runs_are_shown_and_the_plan_is_named(planned, capsys):
