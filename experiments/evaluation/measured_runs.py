@@ -26,7 +26,7 @@ from experiments.evaluation.inference.inference_time import (
 )
 from experiments.evaluation.metrics.sampled_metric import UserFiles
 from experiments.evaluation.sampling.generate import SamplerSettings
-from experiments.evaluation.sampling.load_run import LoadedRun, load_run, require_shapes
+from experiments.evaluation.sampling.load_run import LoadedRun, load_run
 from experiments.evaluation.sampling.settings import Conditions
 from experiments.evaluation.score import RunScorer, load_resources
 from experiments.flow.samplers import Guidance
@@ -167,7 +167,7 @@ def _show_share(show: Show, total: float, done: float, each: float, share: float
 
 def measure_time(folders: Sequence[RunDir], how: EvaluateOptions, show: Show) -> list[MeasuredRun]:
     """Times the generation of images by all runs, which take turns."""
-    runs = [require_shapes(each) for _, each in _loaded(folders, partial(how.load, tell=show.say), show.say)]
+    runs = [each for _, each in _loaded(folders, partial(how.load, tell=show.say), show.say)]
     folders = [run.run_dir for run in runs]
     keep_freed_memory(runs[0].config)
     scales = list(dict.fromkeys(scale for run in runs for scale in how.scales_of(run.config)))

@@ -16,7 +16,6 @@ Legend: E experts, P slots of an expert, D width, F hidden width, R rows: F, and
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -17,7 +17,7 @@ from experiments.data.sources.latents import Latents
 from experiments.evaluation.sampling.latent_samples import sample_validation
 from experiments.evaluation.sampling.load_run import load_run
 from experiments.evaluation.sampling.settings import training_conditions
-from experiments.records.run_folder import RunDir
+from experiments.records.run_folder import RunDir, read_jsonl
 from tests.real_images import save_vae
 from tests.training_runs import random_run_folder
 
@@ -91,3 +91,11 @@ def test_the_loader_of_latents_is_measured_beside_training(latent_set: Path, cap
         assert one["trained_at_35_percent"] == pytest.approx(trained)
         assert one["ratio_at_35_percent"] == pytest.approx(one["loader_images_per_second"] / trained)
         assert one["bytes_per_image"] > one["caption_tokens"] * 8192
+
+
+def test_the_time_of_an_image_is_measured_without_its_decoder(trained: Path) -> None:
+    few = ("--rounds", "1", "--batch-images", "2", "--steps", "2")
+    assert run(["evaluate", str(trained), "--metrics", "inference-time", *few]) == 0
+    recorded = {row["metric"]: row for row in read_jsonl(RunDir(trained).evals).rows}
+    assert recorded["inference_seconds_per_image"]["value"] > 0
+    assert recorded["inference_seconds_per_image"]["num_samples"] == 2

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.config.data_sets import DATA_SETS, data_set_of
 from experiments.config.schema import RunConfig
 from experiments.config.stored import buildable_config
 from experiments.config.tensors import tensor_sizes
@@ -139,17 +138,6 @@ def _not_of_this_model(path: Path) -> CheckpointError:
         f"The weights in {path} are not those of its model: they have other shapes than its settings give.",
         "Export the run again.",
     )
-
-
-def require_shapes(run: LoadedRun) -> LoadedRun:
-    """Returns the run. Raises `ConfigError` where it makes no scenes, with whose captions sampling is timed."""
-    if not data_set_of(run.config).has_scenes:
-        judged = " and ".join(name for name, row in DATA_SETS.items() if row.has_scenes)
-        raise ConfigError(
-            f"{run.run_dir.path} was trained with data.name={run.config.data.name}: this is measured on {judged} only.",
-            "Its validation loss is in evals.jsonl; for images use `ecdit sample`.",
-        )
-    return run
 
 
 def current_device() -> torch.device:
