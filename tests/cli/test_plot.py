@@ -55,7 +55,8 @@ def test_all_draws_what_the_runs_allow_and_says_what_not_and_why(runs: Path, tmp
     drawn = json.loads(captured.out)
     assert {entry["figure"] for entry in drawn} == set(FIGURES) - NEED_MORE
     assert all(Path(path).is_file() for entry in drawn for path in entry["files"])
-    reasons = captured.err.splitlines()
+    # A slow machine shows its progress, too.
+    reasons = [line for line in captured.err.splitlines() if not line.startswith("drawing ")]
     assert {reason.split(" was not drawn: ")[0] for reason in reasons} == NEED_MORE
     assert reasons[0] == (
         "inference-time was not drawn: No run has a measured inference time. "
