@@ -178,6 +178,8 @@ def _figures(runs: pd.DataFrame, objects: pd.DataFrame, folder: Path) -> Iterato
 
 def _draw(drawing: Drawing, folder: Path, name: str) -> None:
     """Writes a figure as PNG, with its numbers."""
+    for old in folder.glob(f"{name}.*"):  # a checkout has no record that this script made them
+        old.unlink()
     write_drawing(drawing, folder, name)
     (folder / f"{name}.svg").unlink()
 
