@@ -6,7 +6,7 @@ As in `test_routed_kernels.py` they run in Triton's interpreter where there is n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -83,11 +83,14 @@ def test_experts_with_the_activation_inside_are_the_plain_ones(
 ) -> None:
     given = experts_of(40, 20, 16, activation, torch.float32, kernels_device)
     answers = []
-    for compute, kind in ((plain_feed_forward, torch.float64), (feed_forward_in_pieces, torch.float32)):
+    forms: tuple[tuple[Callable[..., Tensor], torch.dtype], ...] = (
+        (plain_feed_forward, torch.float64),
+        (partial(feed_forward_in_pieces, fused=True), torch.float32),
+    )
+    for compute, kind in forms:
         inputs = [each.to(kind).requires_grad_() for each in given[: 5 if has_biases else 3]]
         biases = (inputs[3], inputs[4]) if has_biases else (None, None)
-        fused: dict[str, Any] = {"fused": True} if compute is feed_forward_in_pieces else {}
-        y_EPD = compute(*inputs[:3], activation, biases, **fused)
+        y_EPD = compute(*inputs[:3], activation, biases)
         answers.append((y_EPD.detach(), *torch.autograd.grad(y_EPD.square().sum(), inputs)))
     for exact, found in zip(*answers, strict=True):
         torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-5 * float(exact.abs().max()))
@@ -99,10 +102,14 @@ def test_the_setting_reaches_the_kernels(
     """Equal loads take the kernels once in each direction; a layer without the setting never does."""
     from experiments.layers import product_kernels as kernels
 
-    called = []
+    called: list[str] = []
+
+    def noted(name: str, plain: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        called.append(name)
+        return plain(*given)
+
     for name in ("hidden_layer", "hidden_gradient"):
-        plain = getattr(kernels, name)
-        monkeypatch.setattr(kernels, name, lambda *given, name=name, plain=plain: called.append(name) or plain(*given))
+        monkeypatch.setattr(kernels, name, partial(noted, name, getattr(kernels, name)))
     found = {}
     for how in ("fused", "fast"):
         config = load_config(["model=nano", "routing=expert_choice", f"train.implementation={how}"])
