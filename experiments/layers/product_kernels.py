@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from experiments.layers.routed_kernels import gelu, silu
+from experiments.layers.routed_kernels import gelu, silu, store_activation_and_gradient
 
 TILES_TOGETHER = 8
 """Programs that follow each other share the factors of so many rows of tiles, which stay in the second-level cache."""
@@ -150,20 +150,7 @@ def _hidden_gradient(
         grad_y = tl.trans(_factor(right, slots, num_slots, columns, WIDTH))
         weights = _factor(left, rows, num_rows, columns, WIDTH)
         gradient = tl.dot(weights, grad_y, gradient, input_precision="ieee")
-    kind = acted.dtype.element_ty
     inside = (rows[:, None] < num_rows) & (slots[None, :] < num_slots)
     place = rows[:, None].to(tl.int64) * num_slots + slots[None, :]
     size = num_rows * num_slots
-    one, other = expert * size + place, 2 * expert * size + place
-    if GATED:
-        gate = tl.load(hidden + other, mask=inside, other=0.0).to(tl.float32)
-        up = tl.load(hidden + other + size, mask=inside, other=0.0).to(tl.float32)
-        opened, slope = silu(gate)
-        tl.store(acted + one, (opened * up).to(kind), mask=inside)
-        tl.store(grad_hidden + other, (gradient * up * slope).to(kind), mask=inside)
-        tl.store(grad_hidden + other + size, (gradient * opened).to(kind), mask=inside)
-    else:
-        x = tl.load(hidden + one, mask=inside, other=0.0).to(tl.float32)
-        out, slope = gelu(x)
-        tl.store(acted + one, out.to(kind), mask=inside)
-        tl.store(grad_hidden + one, (gradient * slope).to(kind), mask=inside)
+    store_activation_and_gradient(hidden, gradient, acted, grad_hidden, expert, place, inside, size, GATED)

@@ -190,9 +190,20 @@ def _activation_with_gradient(hidden, grad_acted, acted, grad_hidden, size, GATE
     expert = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
+    # It is loaded before anything is stored, because `grad_hidden` may be the same memory as `grad_acted`.
+    gradient = tl.load(grad_acted + expert * size + place, mask=inside, other=0.0).to(tl.float32)
+    store_activation_and_gradient(hidden, gradient, acted, grad_hidden, expert, place, inside, size, GATED)
+
+
+@triton.jit
+def store_activation_and_gradient(
+    hidden, gradient, acted, grad_hidden, expert, place, inside, size, GATED: tl.constexpr
+):
+    """Stores the activation of a block of one expert's hidden layer, and from its `gradient` that of the hidden layer.
+
+    `place` says where the elements of the block lie among the `size` of the expert's activation.
+    """
     one, other = expert * size + place, 2 * expert * size + place
-    # All loads come before the stores, because `grad_hidden` may be the same memory as `grad_acted`.
-    gradient = tl.load(grad_acted + one, mask=inside, other=0.0).to(tl.float32)
     kind = acted.dtype.element_ty
     if GATED:
         gate = tl.load(hidden + other, mask=inside, other=0.0).to(tl.float32)
