@@ -14,7 +14,6 @@ from second_study_results import (
     DATA,
     NUM_SEEDS,
     WIDTH,
-    Test,
     growth_tests,
     laws,
     longest,
@@ -26,29 +25,26 @@ from second_study_results import (
     read_tables,
     saving_tests,
     timestep_tests,
-    verdicts,
 )
+from second_study_tables import Question, arm_order, law_lines, question_lines, rows_of_tests, text_table
 
-from analysis.claims import corrections
 from analysis.router_looks import NAMED_COLORS, SPARE_COLORS
-from analysis.run_table import markdown, probability
+from analysis.run_table import probability
 from analysis.savings import savings
 from analysis.style import TEXT_WIDTH_INCHES, Drawing, paper_style, router_color, write_drawing
 from experiments.config.routers import router_label
 
-NOTHING = "Nothing was measured that answers this."
 LINES = ("-", "--", "-.", ":")
 STUDY_ROUTERS = ("dense", "expert_choice", "token_choice", "switch", "expert_race", "moma", "loss_free")
-WORDS = ("data", "arm", "what", "at", "family", "law", "verdict", "rate at an edge")
 
 
 def write_page(folder: Path) -> None:
-    """Writes second-study-results.md, and the figures for which there are tables, beside second-study.md."""
+    """Writes second-study-results.md, and beside it every test as a table and the figures for which there are data."""
     (folder / "second-study-results.md").write_text(page(folder / "second", folder))
 
 
 def page(tables: Path, folder: Path | None = None) -> str:
-    """The page of what the tables in `tables` say; with `folder` its figures are drawn there."""
+    """The page of what the tables in `tables` say; with `folder` its figures and the tests are written there."""
     runs = read_runs(tables)
     lines = [*_opening(tables)]
     if runs.empty:
@@ -56,20 +52,40 @@ def page(tables: Path, folder: Path | None = None) -> str:
     about = runs[["config_id", "data", "arm", "arm_kind", "images_seen", "seed", "routing.name", WIDTH]]
     objects, averages = (read_tables(tables, kind) for kind in ("objects", "averages"))
     objects = objects.merge(about, on=["config_id", "data"]) if len(objects) else objects
-    lines += _section("(a) What an arm saves against dense, by size", saving_tests(runs), "Saving")
-    lines += _section("(a) Whether the saving grows with size", growth_tests(runs), "Doublings")
-    lines += ["## (b) The law of activated parameters, experts and images", ""]
-    lines += [_table(("data", "family", "law", "error on each width left out", "verdict"), laws(runs))]
-    lines += _section("(c) Batches of one timestep", timestep_tests(runs), "Change beside dense's")
-    lines += ["### By tenths of t", "", *_tenths(runs, read_tables(tables, "times"))]
-    lines += _section("(d) Experts on objects", object_tests(objects), "Ratio")
+    questions = saving, growth, timestep, on_objects, paper = [*_questions(runs, objects)]
+    lines += [*question_lines(saving), *_savings_figure(runs, folder)]
+    lines += question_lines(growth)
+    lines += ["## (b) The law of activated parameters, experts and images", "", *law_lines(laws(runs))]
+    lines += [*question_lines(timestep), "### By tenths of t", "", *_tenths(runs, read_tables(tables, "times"))]
+    lines += [*question_lines(on_objects), *_objects_figure(objects, folder)]
     lines += ["## (e) The ranking on emoji", "", *_ranking_lines(runs)]
-    lines += _section("(f) The claims of the paper", paper_tests(runs), "Above 0, or 1, where it holds")
+    lines += question_lines(paper)
     lines += ["## Averages of the weights", "", "Means over widths and seeds of the longest training.", ""]
-    lines += [_table(("data", "arm", "raw", "width of the average", "loss"), best_averages(runs, averages))]
+    lines += [text_table(("data", "arm", "raw", "width of the average", "loss"), best_averages(runs, averages))]
     if folder is not None:
-        lines += list(_figures(runs, objects, folder))
-    return "\n".join(lines) + "\n"
+        rows = [row for question in questions for row in rows_of_tests(question)]
+        pd.DataFrame(rows).to_csv(folder / "second-study-tests.csv", index=False, float_format="%.7g")
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _questions(runs: pd.DataFrame, objects: pd.DataFrame) -> Iterator[Question]:
+    """The questions that are answered by tests, in the order of the page."""
+    for title, value, tests in (
+        ("(a) What an arm saves against dense, by size",
+         "how many times fewer than dense the arm needs for the same loss", saving_tests(runs)),
+        ("(a) Whether the saving grows with size",
+         "the number of doublings by which the saving grows with each doubling of the width", growth_tests(runs)),
+        ("(c) Batches of one timestep",
+         "the change of the loss from mixed batches to those of one timestep, minus that of dense",
+         timestep_tests(runs)),
+        ("(d) Experts on objects",
+         "a ratio of experts per token, or of two such ratios, and above 1 where the claim holds",
+         object_tests(objects)),
+        ("(f) The claims of the paper",
+         "a factor that is above 1 or a difference of losses that is above 0 where the claim holds",
+         paper_tests(runs)),
+    ):  # fmt: skip
+        yield Question(title, value, tuple(tests))
 
 
 def _ranking_lines(runs: pd.DataFrame) -> Iterator[str]:
@@ -82,13 +98,13 @@ def _ranking_lines(runs: pd.DataFrame) -> Iterator[str]:
         (str(each.width), f"{each.tau:.2f}", probability(each.p_value), str(each.num_alike), str(each.num_reversed))
         for each in found
     ]
-    yield _table(header, rows)
+    yield text_table(header, rows)
 
 
 def _tenths(runs: pd.DataFrame, times: pd.DataFrame) -> Iterator[str]:
     """The change from mixed batches to those of one timestep beside dense's, by tenth of t, over widths and seeds."""
     if times.empty:
-        yield _table((), ())
+        yield text_table((), ())
         return
     yield "The change in loss minus that of dense, over widths and seeds. It is described and not tested."
     yield ""
@@ -97,7 +113,7 @@ def _tenths(runs: pd.DataFrame, times: pd.DataFrame) -> Iterator[str]:
         index=["data", "arm", "arm_kind"], columns=["condition", "tenth"], values="loss"
     )
     if set(wide.columns.get_level_values("condition")) != {"mixed", "one timestep"}:
-        yield _table((), ())
+        yield text_table((), ())
         return
     change = (wide["one timestep"] - wide["mixed"]).dropna(axis="columns", how="all").reset_index()
     tenths = [name for name in change.columns if name not in ("data", "arm", "arm_kind")]
@@ -106,7 +122,7 @@ def _tenths(runs: pd.DataFrame, times: pd.DataFrame) -> Iterator[str]:
         dense = of_data[of_data["arm_kind"] == "dense_same_depth"]
         for row in of_data[of_data["arm_kind"] == "sparse"].to_dict("records") if len(dense) else ():
             rows.append([str(data), row["arm"], *(f"{row[t] - dense[t].iloc[0]:+.4f}" for t in tenths)])
-    yield _table(("data", "arm", *(f"t {int(t) / 10:.1f}" for t in tenths)), rows)
+    yield text_table(("data", "arm", *(f"t {int(t) / 10:.1f}" for t in tenths)), rows)
 
 
 def best_averages(runs: pd.DataFrame, averages: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
@@ -125,7 +141,10 @@ def _opening(tables: Path) -> Iterator[str]:
     yield ""
     yield (
         "This page is made by `docs/study/second_study.py` from the tables in `docs/study/second`, by the rules of the "
-        "[preregistration](second-study.md). Nothing on it is written by hand."
+        "[preregistration](second-study.md). Nothing on it is written by hand. In its tables a value is a mean over "
+        "seeds with its 95% interval; ▲ means that the claim is supported and ▼ that it is contradicted, after "
+        "Benjamini and Hochberg's correction for all tests of the question, and no mark that it is undecided. Every "
+        "test with its p-values is a row of [second-study-tests.csv](second-study-tests.csv)."
     )
     yield ""
     found = {data: [n for n in range(NUM_SEEDS) if (tables / f"{data}-{n}-runs.csv").exists()] for data in DATA}
@@ -143,37 +162,24 @@ def _opening(tables: Path) -> Iterator[str]:
     yield ""
 
 
-def _section(title: str, tests: Iterator[Test], value: str) -> list[str]:
-    """A heading, how many tests have which verdict, and a table of them."""
-    found = list(tests)
-    if not found:
-        return [f"## {title}", "", NOTHING, ""]
-    said, corrected = verdicts(found), corrections([test.value.p_value for test in found])
-    counts = ", ".join(f"{said.count(each)} {each}" for each in ("supported", "contradicted", "undecided"))
-    rows = [
-        (test.data, test.what, test.at, test.text, *(probability(both and both[i]) for i in (0, 1)), verdict)
-        for test, both, verdict in zip(found, corrected, said, strict=True)
-    ]
-    header = ("data", "what", "at", f"{value} (95% interval)", "p (BH)", "p (Holm)", "verdict")
-    return [f"## {title}", "", f"{len(found)} tests: {counts}.", "", _table(header, rows)]
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = [list(row) for row in rows]
-    return markdown(header, cells, [name in WORDS for name in header]) if cells else f"{NOTHING}\n"
-
-
-def _figures(runs: pd.DataFrame, objects: pd.DataFrame, folder: Path) -> Iterator[str]:
-    """Draws the savings, and where they were measured the experts on objects; yields the lines that show them."""
-    yield "## Figures"
-    yield ""
+def _savings_figure(runs: pd.DataFrame, folder: Path | None) -> Iterator[str]:
+    """Draws the savings in images, where there are any, and yields the lines that show them."""
     found = pd.concat([savings(rows, WIDTH).assign(data=data) for data, rows in runs.groupby("data", sort=False)])
     if len(found):
-        _draw(draw_savings(found[found["axis"] == "images_seen"]), folder, "second-study-savings")
-        yield "![Images that an arm saves against dense, by width](second-study-savings.png)"
+        if folder is not None:
+            _draw(draw_savings(found[found["axis"] == "images_seen"]), folder, "second-study-savings")
+        yield from ("![Images that an arm saves against dense, by width](second-study-savings.png)", "")
+
+
+def _objects_figure(objects: pd.DataFrame, folder: Path | None) -> Iterator[str]:
+    """Draws the experts on objects, where they were measured, and yields the lines that show them."""
     if len(objects):
-        _draw(draw_objects(longest(objects)), folder, "second-study-objects")
-        yield "![Experts on objects over those on background, by time, layer and arm](second-study-objects.png)"
+        if folder is not None:
+            _draw(draw_objects(longest(objects)), folder, "second-study-objects")
+        yield from (
+            "![Experts on objects over those on background, by time, layer and arm](second-study-objects.png)",
+            "",
+        )
 
 
 def _draw(drawing: Drawing, folder: Path, name: str) -> None:
@@ -231,7 +237,7 @@ def arm_looks(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
     """A color and dashes for each arm of a figure, the same in all panels; arms of one router share its color."""
     colors, num_by_color = study_colors(), dict.fromkeys(study_colors().values(), 0)
     looks = {}
-    for arm in sorted(set(arms)):
+    for arm in sorted(set(arms), key=arm_order):
         color = next(color for router, color in colors.items() if arm.startswith(router_label(router)))
         looks[arm] = (color, LINES[num_by_color[color] % len(LINES)])
         num_by_color[color] += 1
@@ -252,6 +258,7 @@ def study_colors() -> dict[str, str]:
 
 
 def _keys(panels: Sequence[Axes]) -> tuple[list[Artist], list[str]]:
-    """The lines of all panels, each arm once."""
+    """The lines of all panels, each arm once, in the order of the tables."""
     labelled = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    return list(labelled.values()), list(labelled)
+    arms = sorted(labelled, key=arm_order)
+    return [labelled[arm] for arm in arms], arms

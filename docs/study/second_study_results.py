@@ -33,10 +33,12 @@ from experiments.config.routers import router_label
 SHAPES = "shapes"
 DATA = (SHAPES, "emoji")
 NUM_SEEDS = 5
-LINES = ("-", "--", "-.", ":")
 WIDTH = "model.width"
 DENSE = "Dense (same depth)"
 AXIS_TITLES = {"images_seen": "images", "train_flops": "FLOPs", "train_seconds": "seconds"}
+OBJECT_CLAIMS = {
+    "more": "more experts on objects", "late times": "more so at late times", "late layers": "more so in late layers"
+}  # fmt: skip
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 MEAN_ERROR, LARGEST_ERROR = 0.03, 0.05
 """The largest errors of a law that is supported: the mean over widths left out, and that of the largest width."""
@@ -46,22 +48,33 @@ REVERSED_WIDTHS = 2
 
 @dataclass(frozen=True)
 class Test:
-    """A test of whether `value` is above 0, in logarithms where it is a factor; `p` is set where it has no interval."""
+    """A test of a claim about an arm: whether `value` is above 0, in natural logarithms where it is a factor.
+
+    `at` is the width, or the pair of widths. `is_limit` says that the value of a seed is only a limit of what it is.
+    """
 
     data: str
-    what: str
+    claim: str
+    arm: str
     at: str
     value: Interval
     is_factor: bool = False
+    is_limit: bool = False
+
+    @property
+    def ends(self) -> tuple[float | None, float | None, float | None]:
+        """Returns the value and the ends of its interval, as factors where they are."""
+        ends = (self.value.mean, self.value.low, self.value.high)
+        mean, low, high = (None if each is None else math.exp(each) if self.is_factor else each for each in ends)
+        return mean, low, high
 
     @property
     def text(self) -> str:
-        """Returns the value with its interval, as a factor where it is one."""
-        ends = [self.value.mean, self.value.low, self.value.high]
-        shown = [None if each is None else math.exp(each) if self.is_factor else each for each in ends]
-        form = "{:.2f}" if self.is_factor else "{:+.4f}"
-        mean, low, high = ("?" if each is None else form.format(each) for each in shown)
-        return f"{mean} ({low} to {high})"
+        """Returns the value with its interval, as a factor where it is one, and with a dagger where it is a limit."""
+        mean, low, high = (
+            "" if each is None else f"{each:.2f}" if self.is_factor else f"{each:+.4f}" for each in self.ends
+        )
+        return f"{mean}{'†' if self.is_limit else ''}" + (f" ({low} to {high})" if low else "")
 
 
 def read_tables(folder: Path, kind: str) -> pd.DataFrame:
@@ -105,45 +118,56 @@ def saving_tests(runs: pd.DataFrame) -> Iterator[Test]:
     for data, of_data in runs.groupby("data", sort=False):
         found = savings(of_data, WIDTH)
         for (arm, axis, width), rows in found.groupby(["arm", "axis", "size"], sort=False):
-            least = ", a limit" if rows["is_limit"].any() else ""
-            what = f"{arm}: {AXIS_TITLES[str(axis)]}"
-            value = interval_of_mean(rows["log_saving"].to_list())
-            yield Test(str(data), what, f"width {width}{least}", value, is_factor=True)
+            value, is_limit = interval_of_mean(rows["log_saving"].to_list()), bool(rows["is_limit"].any())
+            yield Test(str(data), AXIS_TITLES[str(axis)], str(arm), f"width {width}", value, True, is_limit)
 
 
 def growth_tests(runs: pd.DataFrame) -> Iterator[Test]:
     """Question (a): how the saving changes with each doubling of the width."""
     for data, of_data in runs.groupby("data", sort=False):
         for (arm, axis), value in growth(savings(of_data, WIDTH)).items():
-            yield Test(str(data), f"{arm}: {AXIS_TITLES[axis]}", "each doubling of the width", value)
+            yield Test(str(data), AXIS_TITLES[axis], arm, "each doubling of the width", value)
 
 
-def laws(runs: pd.DataFrame) -> Iterator[tuple[str, str, str, str, str]]:
-    """Question (b): data, family, the joint law, its mean error with each width left out in turn, and the verdict."""
+@dataclass(frozen=True)
+class FamilyLaw:
+    """The joint law of a family of routers: its parameters, its errors by the width left out, and the verdict.
+
+    `reasons` say why it is not identified, or why it could not be fitted without one of the widths.
+    """
+
+    data: str
+    family: str
+    law: str
+    errors: str
+    verdict: str
+    reasons: tuple[str, ...] = ()
+
+
+def laws(runs: pd.DataFrame) -> Iterator[FamilyLaw]:
+    """Question (b): the joint law of each family, or where its floor is not identified the same without one."""
     columns = {"N": "params_active_without_embeddings", "D": "images_seen", "experts": "routing.num_experts"}
     for data, of_data in runs.groupby("data", sort=False):
         for family, rows in router_families(of_data):
-            observations = observe(rows, {**columns, WIDTH: WIDTH}, arm="arm")
-            yield str(data), family, *_law(observations)
+            yield _law(str(data), family, observe(rows, {**columns, WIDTH: WIDTH}, arm="arm"))
 
 
-def _law(observations: Observations) -> tuple[str, str, str]:
-    """The joint law, or where its floor is not identified the same without one; its errors; and the verdict."""
-    refusals = []
+def _law(data: str, family: str, observations: Observations) -> FamilyLaw:
+    reasons = []
     for form in (JOINT, JOINT.without_floor()):
         try:
             fitted = identified_fit(form, observations)
             errors = leave_each_size_out(form, observations, by=WIDTH)
         except (MissingDataError, FitError) as error:
-            refusals.append(f"{form.name}: {error}")
+            reasons.append(f"{form.name}: {error}")
             continue
         law = ", ".join(f"{name} {value:.3g}" for name, value in fitted.parameters.items())
         by_width = errors.by_size.set_index(WIDTH)["mean_absolute_error"]
-        cells = [f"{width:g}: {error:.1%}" for width, error in by_width.items()]
+        cells = "; ".join(f"{width:g}: {error:.1%}" for width, error in by_width.items())
         is_good = not errors.refused and by_width.mean() <= MEAN_ERROR and by_width.iloc[-1] <= LARGEST_ERROR
         verdict = SUPPORTED if is_good else CONTRADICTED
-        return f"{form.name}: {law}", "; ".join([*cells, *errors.refused]), verdict
-    return " ".join(refusals), "", "not identified"
+        return FamilyLaw(data, family, f"{form.name}: {law}", cells, verdict, (*reasons, *errors.refused))
+    return FamilyLaw(data, family, "–", "–", "not identified", tuple(reasons))
 
 
 def timestep_tests(runs: pd.DataFrame) -> Iterator[Test]:
@@ -153,7 +177,7 @@ def timestep_tests(runs: pd.DataFrame) -> Iterator[Test]:
         dense = values_by_seed(rows, DENSE, "change")
         for arm in rows.loc[rows["arm_kind"] == "sparse", "arm"].unique() if dense else ():
             value = difference(values_by_seed(rows, arm, "change"), dense)
-            yield Test(str(data), str(arm), f"width {width}", value)
+            yield Test(str(data), "one timestep is harder", str(arm), f"width {width}", value)
 
 
 def object_tests(objects: pd.DataFrame) -> Iterator[Test]:
@@ -162,7 +186,7 @@ def object_tests(objects: pd.DataFrame) -> Iterator[Test]:
         return
     for (arm, width), rows in longest(objects).groupby(["arm", WIDTH], sort=False):
         for claim, value in object_claims(rows).items():
-            yield Test(SHAPES, f"{arm}: {claim}", f"width {width}", value, is_factor=True)
+            yield Test(SHAPES, OBJECT_CLAIMS[claim], str(arm), f"width {width}", value, is_factor=True)
 
 
 @dataclass(frozen=True)
@@ -221,19 +245,22 @@ def paper_tests(runs: pd.DataFrame) -> Iterator[Test]:
         found = savings(of_data, WIDTH)
         halves = found[found["arm"].str.startswith("Expert choice") & (found["axis"] == "images_seen")]
         for (arm, width), rows in halves.groupby(["arm", "size"], sort=False):
-            twice = interval_of_mean((rows["log_saving"] - math.log(2)).to_list())
-            yield Test(str(data), f"1. half of dense's images: {arm}", f"width {width}", twice, is_factor=True)
+            twice, is_limit = (
+                interval_of_mean((rows["log_saving"] - math.log(2)).to_list()),
+                bool(rows["is_limit"].any()),
+            )
+            yield Test(str(data), "1. Half of dense's images", str(arm), f"width {width}", twice, True, is_limit)
     claims: list[tuple[str, str, str]] = [
-        ("2. level with token choice of four times the experts", choice.format(8, 2), "Token choice (32E)"),
-        *(("3. below token choice", choice.format(number, 2), f"Token choice ({number}E)") for number in (8, 32)),
-        *(("4. more experts are better", choice.format(32, f_c), choice.format(8, f_c)) for f_c in (1, 2)),
+        ("2. Below token choice of four times the experts", choice.format(8, 2), "Token choice (32E)"),
+        *(("3. Below token choice", choice.format(number, 2), f"Token choice ({number}E)") for number in (8, 32)),
+        *(("4. More experts are better", choice.format(32, f_c), choice.format(8, f_c)) for f_c in (1, 2)),
         *(("5. f_c = 2 is better", choice.format(number, 2), choice.format(number, 1)) for number in (8, 32)),
     ]
     for (data, width), rows in ends.groupby(["data", WIDTH], sort=False):
         for claim, ours, theirs in claims:
             values = [values_by_seed(rows, arm, "val_loss") for arm in (theirs, ours)]
             if all(values):
-                yield Test(str(data), f"{claim}: {ours}", f"width {width}", difference(*values))
+                yield Test(str(data), claim, ours, f"width {width}", difference(*values))
     yield from _next_size_tests(ends)
 
 
@@ -250,11 +277,11 @@ def _next_size_tests(ends: pd.DataFrame) -> Iterator[Test]:
                 ]
                 if all(values for pair in pairs for values in pair):
                     at = f"width {small} against {large}"
-                    yield Test(str(data), f"6. level with the next dense: {arm}", at, difference(*pairs[0]))
+                    yield Test(str(data), "6. Below dense of the next width", str(arm), at, difference(*pairs[0]))
                     dense, seconds = pairs[1]
                     logs = [math.log(0.338 * dense[seed] / seconds[seed]) for seed in dense if seed in seconds]
                     value = interval_of_mean(logs)
-                    yield Test(str(data), f"6. in 33.8% of its time: {arm}", at, value, is_factor=True)
+                    yield Test(str(data), "6. In 33.8% of its time", str(arm), at, value, is_factor=True)
 
 
 def verdicts(tests: Sequence[Test]) -> list[str]:

@@ -63,16 +63,19 @@ def write_runs(folder: Path, data: str, seeds: tuple[int, ...], grows: float = 0
         pd.DataFrame(rows).to_csv(folder / f"{data}-{seed}-runs.csv", index=False)
 
 
-def verdicts_of(study: dict[str, ModuleType], tests: Any) -> dict[tuple[str, str], str]:
+def verdicts_of(study: dict[str, ModuleType], tests: Any) -> dict[tuple[str, str, str], str]:
     found = list(tests)
-    return {(test.what, test.at): said for test, said in zip(found, study["results"].verdicts(found), strict=True)}
+    return {
+        (test.claim, test.arm, test.at): said
+        for test, said in zip(found, study["results"].verdicts(found), strict=True)
+    }
 
 
 def test_savings_are_found_and_do_not_grow_where_they_do_not(study: dict[str, ModuleType], tmp_path: Path) -> None:
     write_runs(tmp_path, "shapes", (0, 1, 2, 3, 4))
     runs = study["results"].read_runs(tmp_path)
-    tests = {(each.what, each.at): each for each in study["results"].saving_tests(runs)}
-    at = tests["Expert choice (8E, f_c 2): images", "width 48"]
+    tests = {(each.claim, each.arm, each.at): each for each in study["results"].saving_tests(runs)}
+    at = tests["images", "Expert choice (8E, f_c 2)", "width 48"]
     assert math.exp(at.value.mean) == pytest.approx(1.8, rel=0.05)
     assert set(verdicts_of(study, tests.values()).values()) == {"supported"}
     assert "supported" not in verdicts_of(study, study["results"].growth_tests(runs)).values()
@@ -81,7 +84,7 @@ def test_savings_are_found_and_do_not_grow_where_they_do_not(study: dict[str, Mo
 def test_savings_that_grow_are_found(study: dict[str, ModuleType], tmp_path: Path) -> None:
     write_runs(tmp_path, "shapes", (0, 1, 2, 3, 4), grows=0.2)
     tests = list(study["results"].growth_tests(study["results"].read_runs(tmp_path)))
-    of_images = next(each for each in tests if each.what == "Token choice (8E): images")
+    of_images = next(each for each in tests if (each.claim, each.arm) == ("images", "Token choice (8E)"))
     assert of_images.value.mean == pytest.approx(0.2, abs=0.03)
     assert set(verdicts_of(study, tests).values()) == {"supported"}
 
@@ -89,7 +92,7 @@ def test_savings_that_grow_are_found(study: dict[str, ModuleType], tmp_path: Pat
 def test_the_router_that_suffers_at_one_timestep_is_found(study: dict[str, ModuleType], tmp_path: Path) -> None:
     write_runs(tmp_path, "shapes", (0, 1, 2, 3, 4))
     said = verdicts_of(study, study["results"].timestep_tests(study["results"].read_runs(tmp_path)))
-    assert {what for (what, _), verdict in said.items() if verdict == "supported"} == {
+    assert {arm for (_, arm, _), verdict in said.items() if verdict == "supported"} == {
         "Token choice (8E)", "Token choice (32E)"
     }  # fmt: skip
 
@@ -97,13 +100,10 @@ def test_the_router_that_suffers_at_one_timestep_is_found(study: dict[str, Modul
 def test_claims_of_the_paper_are_supported_and_contradicted(study: dict[str, ModuleType], tmp_path: Path) -> None:
     write_runs(tmp_path, "shapes", (0, 1, 2, 3, 4))
     said = verdicts_of(study, study["results"].paper_tests(study["results"].read_runs(tmp_path)))
-    halves = {what: said[what, at] for what, at in said if what.startswith("1.") and at.startswith("width 72")}
-    assert halves == {
-        "1. half of dense's images: Expert choice (8E, f_c 2)": "contradicted",
-        "1. half of dense's images: Expert choice (32E, f_c 2)": "supported",
-    }
-    assert said["4. more experts are better: Expert choice (32E, f_c 2)", "width 96"] == "supported"
-    assert said["6. in 33.8% of its time: Expert choice (8E, f_c 2)", "width 72 against 96"] == "contradicted"
+    halves = {arm: said[claim, arm, at] for claim, arm, at in said if (claim[:2], at) == ("1.", "width 72")}
+    assert halves == {"Expert choice (8E, f_c 2)": "contradicted", "Expert choice (32E, f_c 2)": "supported"}
+    assert said["4. More experts are better", "Expert choice (32E, f_c 2)", "width 96"] == "supported"
+    assert said["6. In 33.8% of its time", "Expert choice (8E, f_c 2)", "width 72 against 96"] == "contradicted"
 
 
 def test_a_ranking_holds_or_is_reversed(study: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_the_law_that_the_losses_are_on_is_found_and_predicts_widths(
 ) -> None:
     write_runs(tmp_path, "shapes", (0, 1, 2))
     found = list(study["results"].laws(study["results"].read_runs(tmp_path)))
-    assert {row[1].split(",")[0] for row in found} == {"Expert choice", "Token choice"}
-    assert {row[-1] for row in found} == {"supported"}, found
+    assert {each.family.split(",")[0] for each in found} == {"Expert choice", "Token choice"}
+    assert {each.verdict for each in found} == {"supported"}, found
 
 
 def test_the_page_says_what_is_missing(study: dict[str, ModuleType], tmp_path: Path) -> None:
