@@ -40,6 +40,8 @@ OBJECT_CLAIMS = {
     "more": "more experts on objects", "late times": "more so at late times", "late layers": "more so in late layers"
 }  # fmt: skip
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
+UNIDENTIFIED = "not identified"
+"""The verdict on a law that is not identified by all runs, or not by those without one of the widths."""
 MEAN_ERROR, LARGEST_ERROR = 0.03, 0.05
 """The largest errors of a law that is supported: the mean over widths left out, and that of the largest width."""
 REVERSED_WIDTHS = 2
@@ -164,10 +166,10 @@ def _law(data: str, family: str, observations: Observations) -> FamilyLaw:
         law = ", ".join(f"{name} {value:.3g}" for name, value in fitted.parameters.items())
         by_width = errors.by_size.set_index(WIDTH)["mean_absolute_error"]
         cells = "; ".join(f"{width:g}: {error:.1%}" for width, error in by_width.items())
-        is_good = not errors.refused and by_width.mean() <= MEAN_ERROR and by_width.iloc[-1] <= LARGEST_ERROR
-        verdict = SUPPORTED if is_good else CONTRADICTED
+        is_good = by_width.mean() <= MEAN_ERROR and by_width.iloc[-1] <= LARGEST_ERROR
+        verdict = UNIDENTIFIED if errors.refused else SUPPORTED if is_good else CONTRADICTED
         return FamilyLaw(data, family, f"{form.name}: {law}", cells, verdict, (*reasons, *errors.refused))
-    return FamilyLaw(data, family, "–", "–", "not identified", tuple(reasons))
+    return FamilyLaw(data, family, "–", "–", UNIDENTIFIED, tuple(reasons))
 
 
 def timestep_tests(runs: pd.DataFrame) -> Iterator[Test]:
