@@ -315,9 +315,12 @@ def test_parts_are_run_and_their_tables_make_the_page(
     study["page"].write_page(tmp_path)
     page = (tmp_path / "second-study-results.md").read_text()
     assert "- shapes: 2 of 5 seeds have run; missing: 2, 3, 4." in page
-    assert re.search(
-        r"\| shapes \| Expert choice \(4E, f\\_c 2\): images \| width 16.* \| [\d.]+ \([\d.]+ to [\d.]+\)", page
-    )
+    assert "| data | arm | width 8 | width 16 |" in page
+    assert re.search(r"\| shapes \| Expert choice \(4E, f\\_c 2\)( \| [\d.]+†? \([\d.]+ to [\d.]+\)){2}", page)
+    tests = pd.read_csv(tmp_path / "second-study-tests.csv")
+    of_images = tests[(tests["claim"] == "images") & tests["at"].isin(["width 8", "width 16"])]
+    assert of_images["seeds"].tolist() == [2, 2]
+    assert ((of_images["low"] <= of_images["value"]) & (of_images["value"] <= of_images["high"])).all()
     assert (tmp_path / "second-study-savings.png").stat().st_size > 10_000
     assert (tmp_path / "second-study-objects.png").stat().st_size > 10_000
     (of_run / "status.json").unlink()
