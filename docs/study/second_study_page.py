@@ -43,8 +43,8 @@ def write_page(folder: Path) -> None:
     (folder / "second-study-results.md").write_text(page(folder / "second", folder))
 
 
-def page(tables: Path, folder: Path | None = None) -> str:
-    """The page of what the tables in `tables` say; with `folder` its figures and the tests are written there."""
+def page(tables: Path, folder: Path) -> str:
+    """The page of what the tables in `tables` say; its figures and the table of tests are written into `folder`."""
     runs = read_runs(tables)
     lines = [*_opening(tables)]
     if runs.empty:
@@ -62,9 +62,8 @@ def page(tables: Path, folder: Path | None = None) -> str:
     lines += question_lines(paper)
     lines += ["## Averages of the weights", "", "Means over widths and seeds of the longest training.", ""]
     lines += [text_table(("data", "arm", "raw", "width of the average", "loss"), best_averages(runs, averages))]
-    if folder is not None:
-        rows = [row for question in questions for row in rows_of_tests(question)]
-        pd.DataFrame(rows).to_csv(folder / "second-study-tests.csv", index=False, float_format="%.7g")
+    rows = [row for question in questions for row in rows_of_tests(question)]
+    pd.DataFrame(rows).to_csv(folder / "second-study-tests.csv", index=False, float_format="%.7g")
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -162,20 +161,18 @@ def _opening(tables: Path) -> Iterator[str]:
     yield ""
 
 
-def _savings_figure(runs: pd.DataFrame, folder: Path | None) -> Iterator[str]:
+def _savings_figure(runs: pd.DataFrame, folder: Path) -> Iterator[str]:
     """Draws the savings in images, where there are any, and yields the lines that show them."""
     found = pd.concat([savings(rows, WIDTH).assign(data=data) for data, rows in runs.groupby("data", sort=False)])
     if len(found):
-        if folder is not None:
-            _draw(draw_savings(found[found["axis"] == "images_seen"]), folder, "second-study-savings")
+        _draw(draw_savings(found[found["axis"] == "images_seen"]), folder, "second-study-savings")
         yield from ("![Images that an arm saves against dense, by width](second-study-savings.png)", "")
 
 
-def _objects_figure(objects: pd.DataFrame, folder: Path | None) -> Iterator[str]:
+def _objects_figure(objects: pd.DataFrame, folder: Path) -> Iterator[str]:
     """Draws the experts on objects, where they were measured, and yields the lines that show them."""
     if len(objects):
-        if folder is not None:
-            _draw(draw_objects(longest(objects)), folder, "second-study-objects")
+        _draw(draw_objects(longest(objects)), folder, "second-study-objects")
         yield from (
             "![Experts on objects over those on background, by time, layer and arm](second-study-objects.png)",
             "",

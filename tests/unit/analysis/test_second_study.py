@@ -134,7 +134,7 @@ def test_the_law_that_the_losses_are_on_is_found_and_predicts_widths(
 def test_a_law_that_a_width_left_out_leaves_unidentified_is_not_contradicted(
     study: dict[str, ModuleType], tmp_path: Path
 ) -> None:
-    """With this much chance in the losses a law is identified by all widths and not without each of them."""
+    """The noise leaves a law that all widths together identify, and that cannot be fitted without some of them."""
     write_runs(tmp_path, "shapes", (0, 1, 2))
     runs = study["results"].read_runs(tmp_path)
     runs["val_loss"] += 0.012 * np.random.default_rng(0).standard_normal(len(runs))
@@ -145,7 +145,7 @@ def test_a_law_that_a_width_left_out_leaves_unidentified_is_not_contradicted(
 
 
 def test_the_page_says_what_is_missing(study: dict[str, ModuleType], tmp_path: Path) -> None:
-    assert "No part has run, so that there are no results." in study["page"].page(tmp_path)
+    assert "No part has run, so that there are no results." in study["page"].page(tmp_path, tmp_path)
     write_runs(tmp_path, "shapes", (0, 3))
     opening = "\n".join(study["page"]._opening(tmp_path))
     assert "- shapes: 2 of 5 seeds have run; missing: 1, 2, 4." in opening
