@@ -12,6 +12,7 @@ import inspect
 import json
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,12 @@ from experiments.training.objective import forward_loss, micro_batches_of
 
 NUM_STEPS = 3
 """In the first one there is no optimizer state yet, and ZeRO-3 does not yet know what comes next."""
+
+RELEASE_SECONDS = 0.2
+"""Gloo's threads still hold a tensor for a moment after the call that reduced it has returned, longer under load.
+
+A reduction bucket of all gradients would then count towards the optimizer's step.
+"""
 
 
 def is_counted(storage: torch.UntypedStorage) -> bool:
@@ -80,8 +87,10 @@ def main() -> None:
                 tensors.take_peak()
                 engine.deepspeed.backward(total)
                 del loss_B, output, total
+                time.sleep(RELEASE_SECONDS)
                 backward_peaks.append(tensors.take_peak())
                 engine.deepspeed.step()
+                time.sleep(RELEASE_SECONDS)
                 measured["step_peak"] = tensors.take_peak()
             measured["activations"] = saved[0]  # later ones come while the bucket of the one before goes
             measured["backward_peak"] = max(backward_peaks)
