@@ -1,4 +1,4 @@
-"""Makes the table and the numbers that the README and docs/getting-started.md say about `make demo`.
+"""Makes the table and the numbers that docs/getting-started.md says about `make demo`.
 
     python docs/study/demo_numbers.py out/demo       # takes the tables and figures of a new demo
 
@@ -72,11 +72,6 @@ def table() -> Iterator[str]:
     yield from _lines(_rows())
 
 
-def short_table() -> Iterator[str]:
-    """Yields the table of the README, without dropped tokens."""
-    yield from _lines([{key: cell for key, cell in row.items() if key != "dropped"} for row in _rows()])
-
-
 def values() -> Iterator[tuple[str, str]]:
     """Yields the name and the text of every number."""
     runs = exported(RUNS)
@@ -101,7 +96,7 @@ def values() -> Iterator[tuple[str, str]]:
     yield "demo.lowest", means.idxmin().lower()
 
 
-TABLES = {"demo": table, "demo-short": short_table}
+TABLES = {"demo": table}
 
 if __name__ == "__main__":
     take(Path(sys.argv[1]))

@@ -18,6 +18,7 @@ import block_numbers
 import demo_numbers
 import recipe_numbers
 import router_numbers
+import second_study_numbers
 import study_numbers
 import upcycling_numbers
 from second_study_page import write_page
@@ -29,7 +30,9 @@ PAGES = (
     ROOT / "README.md", ROOT / "docs" / "getting-started.md", ROOT / "docs" / "sampling.md", FOLDER / "README.md",
     FOLDER / "routers.md", FOLDER / "blocks-and-objectives.md", FOLDER / "upcycling.md",
 )  # fmt: skip
-SOURCES = (demo_numbers, recipe_numbers, study_numbers, router_numbers, block_numbers, upcycling_numbers)
+SOURCES = (
+    demo_numbers, recipe_numbers, study_numbers, router_numbers, block_numbers, upcycling_numbers, second_study_numbers,
+)  # fmt: skip
 MARKED = re.compile(r"(<!--(value|table):([\w.-]+)-->)(.*?)(<!--end-->)", re.DOTALL)
 BEGINS_A_LINE = re.compile(r"^[\s>*-]*<!--value:", re.MULTILINE)
 
@@ -56,12 +59,12 @@ def renewed(page: str, values: Mapping[str, str]) -> str:
 
 
 def main() -> None:
-    """Writes the files that numbers are read from, then the pages, and the whole page of the second study's results."""
+    """Writes the files that numbers are read from, the second study's results, and then the numbers of all pages."""
     write_files()
+    write_page(FOLDER)
     values = all_values()
     for path in PAGES:
         path.write_text(renewed(path.read_text(), values))
-    write_page(FOLDER)
 
 
 if __name__ == "__main__":

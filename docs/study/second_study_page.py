@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from second_study_figures import draw_answer, draw_objects, draw_savings, write_figure
 from second_study_results import (
     DATA,
     NUM_SEEDS,
@@ -28,14 +25,8 @@ from second_study_results import (
 )
 from second_study_tables import Question, arm_order, law_lines, question_lines, rows_of_tests, text_table
 
-from analysis.router_looks import NAMED_COLORS, SPARE_COLORS
 from analysis.run_table import probability
 from analysis.savings import savings
-from analysis.style import TEXT_WIDTH_INCHES, Drawing, paper_style, router_color, write_drawing
-from experiments.config.routers import router_label
-
-LINES = ("-", "--", "-.", ":")
-STUDY_ROUTERS = ("dense", "expert_choice", "token_choice", "switch", "expert_race", "moma", "loss_free")
 
 
 def write_page(folder: Path) -> None:
@@ -53,7 +44,7 @@ def page(tables: Path, folder: Path) -> str:
     objects, averages = (read_tables(tables, kind) for kind in ("objects", "averages"))
     objects = objects.merge(about, on=["config_id", "data"]) if len(objects) else objects
     questions = saving, growth, timestep, on_objects, paper = [*_questions(runs, objects)]
-    lines += [*question_lines(saving), *_savings_figure(runs, folder)]
+    lines += [*_answer_figure(saving, folder), *question_lines(saving), *_savings_figure(runs, folder)]
     lines += question_lines(growth)
     lines += ["## (b) The law of activated parameters, experts and images", "", *law_lines(laws(runs))]
     lines += [*question_lines(timestep), "### By tenths of t", "", *_tenths(runs, read_tables(tables, "times"))]
@@ -119,7 +110,8 @@ def _tenths(runs: pd.DataFrame, times: pd.DataFrame) -> Iterator[str]:
     rows = []
     for data, of_data in change.groupby("data", sort=False):
         dense = of_data[of_data["arm_kind"] == "dense_same_depth"]
-        for row in of_data[of_data["arm_kind"] == "sparse"].to_dict("records") if len(dense) else ():
+        sparse = of_data[of_data["arm_kind"] == "sparse"].to_dict("records") if len(dense) else []
+        for row in sorted(sparse, key=lambda row: arm_order(row["arm"])):
             rows.append([str(data), row["arm"], *(f"{row[t] - dense[t].iloc[0]:+.4f}" for t in tenths)])
     yield text_table(("data", "arm", *(f"t {int(t) / 10:.1f}" for t in tenths)), rows)
 
@@ -161,101 +153,26 @@ def _opening(tables: Path) -> Iterator[str]:
     yield ""
 
 
+def _answer_figure(saving: Question, folder: Path) -> Iterator[str]:
+    """Draws what arms save at the largest width, where there are tests of it, and yields the lines that show them."""
+    if saving.tests:
+        write_figure(draw_answer(saving.tests), folder, "second-study-answer")
+        yield from ("![What each arm saves at the largest width, in images and seconds](second-study-answer.png)", "")
+
+
 def _savings_figure(runs: pd.DataFrame, folder: Path) -> Iterator[str]:
     """Draws the savings in images, where there are any, and yields the lines that show them."""
     found = pd.concat([savings(rows, WIDTH).assign(data=data) for data, rows in runs.groupby("data", sort=False)])
     if len(found):
-        _draw(draw_savings(found[found["axis"] == "images_seen"]), folder, "second-study-savings")
+        write_figure(draw_savings(found[found["axis"] == "images_seen"]), folder, "second-study-savings")
         yield from ("![Images that an arm saves against dense, by width](second-study-savings.png)", "")
 
 
 def _objects_figure(objects: pd.DataFrame, folder: Path) -> Iterator[str]:
     """Draws the experts on objects, where they were measured, and yields the lines that show them."""
     if len(objects):
-        _draw(draw_objects(longest(objects)), folder, "second-study-objects")
+        write_figure(draw_objects(longest(objects)), folder, "second-study-objects")
         yield from (
             "![Experts on objects over those on background, by time, layer and arm](second-study-objects.png)",
             "",
         )
-
-
-def _draw(drawing: Drawing, folder: Path, name: str) -> None:
-    """Writes a figure as PNG, with its numbers."""
-    for old in folder.glob(f"{name}.*"):  # a checkout has no record that this script made them
-        old.unlink()
-    write_drawing(drawing, folder, name)
-    (folder / f"{name}.svg").unlink()
-
-
-def draw_savings(found: pd.DataFrame) -> Drawing:
-    """A panel for each data set: the mean saving in images of each arm by width, and its numbers."""
-    means = found.groupby(["data", "arm", "size"], sort=False, as_index=False)["log_saving"].mean()
-    means["saving"] = means["log_saving"].map(math.exp)
-    with paper_style():
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.2), layout="constrained")
-        names, looks = list(dict.fromkeys(means["data"])), arm_looks(means["arm"])
-        for axes, data in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
-            _draw_lines(axes, means[means["data"] == data], "size", "saving", looks)
-            axes.axhline(1, color="black", linewidth=0.6)
-            axes.set(title=data, xlabel="Width", ylabel="Saving in images", xticks=sorted(means["size"].unique()))
-        figure.legend(*_keys(figure.axes), loc="outside lower center", ncols=3, fontsize=6)
-    return Drawing(figure, means)
-
-
-def draw_objects(objects: pd.DataFrame) -> Drawing:
-    """A panel for each routed layer at the largest width: the ratio of experts on objects and background by time."""
-    largest = objects[objects[WIDTH] == objects[WIDTH].max()]
-    means = largest.groupby(["layer", "arm", "time"], sort=False, as_index=False)[
-        ["object_experts", "background_experts"]
-    ].mean()
-    means["ratio"] = means["object_experts"] / means["background_experts"]
-    with paper_style():
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.2), layout="constrained")
-        layers, looks = sorted(means["layer"].unique()), arm_looks(means["arm"])
-        for axes, layer in zip(figure.subplots(1, len(layers), squeeze=False, sharey=True)[0], layers, strict=True):
-            _draw_lines(axes, means[means["layer"] == layer], "time", "ratio", looks)
-            axes.axhline(1, color="black", linewidth=0.6)
-            axes.set(title=f"layer {layer}", xlabel="t (1: noise)", ylabel="Experts, objects / background")
-            axes.invert_xaxis()
-            axes.set_yscale("log")  # some routers give objects a tenth more, and others a hundred times as many
-            axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
-        figure.legend(*_keys(figure.axes), loc="outside lower center", ncols=3, fontsize=6)
-    return Drawing(figure, means)
-
-
-def _draw_lines(axes: Axes, means: pd.DataFrame, x: str, y: str, looks: Mapping[str, tuple[str, str]]) -> None:
-    """Draws a line for each arm, in its color and dashes of `looks`."""
-    for arm, rows in means.groupby("arm", sort=False):
-        (color, dashes), ordered = looks[str(arm)], rows.sort_values(x)
-        axes.plot(ordered[x], ordered[y], color=color, linestyle=dashes, marker=".", markersize=3, label=str(arm))
-
-
-def arm_looks(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """A color and dashes for each arm of a figure, the same in all panels; arms of one router share its color."""
-    colors, num_by_color = study_colors(), dict.fromkeys(study_colors().values(), 0)
-    looks = {}
-    for arm in sorted(set(arms), key=arm_order):
-        color = next(color for router, color in colors.items() if arm.startswith(router_label(router)))
-        looks[arm] = (color, LINES[num_by_color[color] % len(LINES)])
-        num_by_color[color] += 1
-    return looks
-
-
-def study_colors() -> dict[str, str]:
-    """A color for each router of the study: its usual one, or a free one where a router before it has the same.
-
-    Usual colors repeat between families of routers, which other figures show in panels of their own.
-    """
-    colors: dict[str, str] = {}
-    for router in STUDY_ROUTERS:
-        free = [color for color in (*SPARE_COLORS, *NAMED_COLORS) if color not in colors.values()]
-        usual = router_color(router)
-        colors[router] = free[0] if usual in colors.values() else usual
-    return colors
-
-
-def _keys(panels: Sequence[Axes]) -> tuple[list[Artist], list[str]]:
-    """The lines of all panels, each arm once, in the order of the tables."""
-    labelled = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    arms = sorted(labelled, key=arm_order)
-    return [labelled[arm] for arm in arms], arms

@@ -38,7 +38,7 @@ AHEAD = {"dense": 1.0, "expert_choice-8": 1.8, "expert_choice-32": 2.5, "token_c
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(str(STUDY))
-    names = ("second_study", "second_study_results", "second_study_page")
+    names = ("second_study", "second_study_results", "second_study_page", "second_study_figures")
     return {name.rpartition("_")[2]: importlib.import_module(name) for name in names}
 
 
@@ -235,9 +235,23 @@ def test_the_rates_of_the_sweeps_are_those_of_the_tuning_table(study: dict[str, 
 def test_no_two_routers_of_the_study_share_a_color(study: dict[str, ModuleType]) -> None:
     arms = (ROOT / study["study"].SPECS["shapes"]).read_text()
     routers = set(re.findall(r"routing\.name=(\w+)", arms))
-    colors = study["page"].study_colors()
+    colors = study["figures"].study_colors()
     assert set(colors) == routers
     assert len(set(colors.values())) == len(colors)
+
+
+def test_the_figure_of_the_answer_shows_the_largest_width_of_arms_that_both_sets_have(
+    study: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    """What it draws are the values and intervals of the tests themselves."""
+    write_runs(tmp_path, "shapes", (0, 1, 2))
+    tests = list(study["results"].saving_tests(study["results"].read_runs(tmp_path)))
+    shown = study["figures"].draw_answer(tests).numbers
+    assert set(shown["arm"]) == {"Expert choice (8E, f_c 2)", "Token choice (8E)"}
+    assert set(shown["axis"]) == {"images", "seconds"}
+    assert set(shown["width"]) == {96}
+    ends = {(test.arm, test.claim): test.ends for test in tests if test.at == "width 96"}
+    assert all(ends[row.arm, row.axis] == (row.saving, row.low, row.high) for row in shown.itertuples())
 
 
 def test_every_command_of_a_part_is_on_the_page(study: dict[str, ModuleType]) -> None:
