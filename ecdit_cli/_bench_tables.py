@@ -116,6 +116,19 @@ COORDINATE_COLUMNS = (
     Column("standard_change", "standard, change", "{:+z.2f}".format),
     Column("mup_change", "mup, change", "{:+z.2f}".format),
 )
+COMPILE_COLUMNS = (
+    Column("routing", "routing"),
+    Column("implementation", "implementation"),
+    Column("setting", "setting"),
+    Column("seconds", "plain ms", _milliseconds, whole=True),
+    Column("compiled_seconds", "compiled ms", _milliseconds, whole=True),
+    Column("ratio", "plain / compiled", "{:.2f}".format, whole=True),
+    Column("ratio_to_fast", "fast plain / compiled", "{:.2f}".format, whole=True),
+    Column("first_step_seconds", "first step s", "{:.1f}".format, whole=True),
+    Column("compiled_first_step_seconds", "compiled", "{:.1f}".format, whole=True),
+    Column("graph_breaks", "graph breaks", _whole, whole=True),
+    Column("pays_after_steps", "pays after steps", _whole, whole=True),
+)
 GROWTH_COLUMNS = (
     Column("what", "what"),
     Column("over", "over"),

@@ -15,6 +15,7 @@ from ecdit_cli._bench_tables import (
     BESIDE_COLUMNS,
     CHECKPOINT_COLUMNS,
     CLI_COLUMNS,
+    COMPILE_COLUMNS,
     COORDINATE_COLUMNS,
     DATA_COLUMNS,
     GROWTH_COLUMNS,
@@ -28,6 +29,7 @@ from ecdit_cli._console import print_json, print_rows
 from ecdit_cli._options import Json, Overrides
 from ecdit_cli._progress import progress
 from experiments.benchmarks.beside_public import bench_beside
+from experiments.benchmarks.compiled_steps import bench_compile
 from experiments.benchmarks.growth import bench_growth
 from experiments.benchmarks.measures import (
     COORDINATE_WIDTHS,
@@ -52,7 +54,8 @@ Rows = list[dict[str, Any]]
 What = Annotated[
     str,
     typer.Argument(
-        metavar="routing|train|sample|data|checkpoint|cli|sweep|coordinates|growth|analysis", help="What to measure."
+        metavar="routing|train|sample|data|checkpoint|cli|sweep|coordinates|growth|analysis|compile",
+        help="What to measure.",
     ),
 ]
 NumRuns = Annotated[
@@ -123,7 +126,8 @@ def bench(
     after five steps, in the standard and in the maximal-update parametrization; 0 means that a learning rate carries
     over. growth: with which power seconds and memory grow with tokens, experts, width, processes, images of a data set
     and runs of a sweep, beside the largest that the work has. analysis: seconds and memory of reading runs, with an
-    empty cache and again, and of status, export, plot and report.
+    empty cache and again, and of status, export, plot and report. compile: what torch.compile saves in a step of
+    training, and after how many steps it has paid for the time that it takes.
     """
     from experiments.errors import EcditError, did_you_mean
 
@@ -198,6 +202,7 @@ def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
 MEASURES: dict[str, tuple[Callable[[list[str], int, int, Progress], Rows], tuple[Column, ...]]] = {
     "checkpoint": (bench_checkpoint, CHECKPOINT_COLUMNS),
     "cli": (bench_commands, CLI_COLUMNS),
+    "compile": (bench_compile, COMPILE_COLUMNS),
     "growth": (bench_growth, GROWTH_COLUMNS),
     "sweep": (bench_sweep, SWEEP_COLUMNS),
 }

@@ -53,6 +53,11 @@ def test_widths_that_are_not_several_numbers_are_one_line(widths: str, capsys: p
     assert len(captured.err.splitlines()) == 1
 
 
+def test_compile_measures_both_implementations_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "compile", "train.implementation=fast"]) == 2
+    assert "Leave train.implementation out." in capsys.readouterr().err
+
+
 def test_checkpoint_says_what_a_save_costs_at_the_cadence_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["checkpoint.every_images=800", "--steps", "4", "--rounds", "2"]
     (row,) = rows_of(["checkpoint", *SMALL, *settings], capsys)
