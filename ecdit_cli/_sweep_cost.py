@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.columns import Column
 from ecdit_cli._console import print_json, print_rows, say
 from ecdit_cli._sweep_power import power_of, print_power
+from ecdit_cli._sweep_view import DIFFERS, apart_cell
 from experiments.units import count, duration, flops
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 COST_COLUMNS = (
     Column("name", "run"),
+    DIFFERS,
     Column("params_total", "total", count, priority=3),
     Column("params_active", "active", count, priority=2),
     Column("flops_per_image", "per image", flops, priority=4),
@@ -47,6 +49,7 @@ def cost_rows(
     `tuned` names the setting that is tuned on the proxies in `plan`, which are counted in the total.
     """
     from sweeps.cost import total
+    from sweeps.differing_settings import differing_settings
     from sweeps.layout_search import is_fitting
 
     whole = total(plan, num_slots)
@@ -64,8 +67,12 @@ def cost_rows(
     if tuned is not None:
         proxies = [run for run in plan.wanted if run.tunes is not None]
         sums |= {"num_tuning_runs": len(proxies), "tuning_train_flops": sum(run.train_flops for run in proxies)}
+    apart = differing_settings(plan.wanted)
     rows = [
-        _row(run) | _tuned_cell(run, tuned) | ({} if place is None else {"fits": is_fitting(run, place)})
+        _row(run)
+        | apart_cell(apart, run.name)
+        | _tuned_cell(run, tuned)
+        | ({} if place is None else {"fits": is_fitting(run, place)})
         for run in plan.wanted
     ]
     return rows, {key: value for key, value in sums.items() if value is not None}

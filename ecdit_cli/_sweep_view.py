@@ -7,7 +7,7 @@ about every 10 seconds. The state comes as a `SweepSnapshot`; this module reads 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +50,15 @@ def tuned_text(tuned: dict[str, Any]) -> str:
     return f"{tuned['setting']}={tuned['value']:g}{' (edge)' if tuned['edge'] else ''}"
 
 
+def settings_text(settings: dict[str, Any]) -> str:
+    """Writes settings as they are given on the command line."""
+    return ", ".join(f"{name}={'null' if value is None else value}" for name, value in settings.items())
+
+
+DIFFERS = Column("differs", "differs in", settings_text, prose=True)
 COLUMNS = (
     Column("name", "run"),
+    DIFFERS,
     Column("state", "state"),
     Column("images_seen", "images", "{:,}".format, priority=1),
     Column("images_total", "of", "{:,}".format, priority=4),
@@ -87,6 +94,11 @@ def run_row(run: RunProgress) -> dict[str, Any]:
         "reason": _note(run) or None,
     }
     return {key: value for key, value in row.items() if value is not None}
+
+
+def apart_cell(apart: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """Returns the cell of `DIFFERS` for a run, from what `differing_settings` returns."""
+    return {DIFFERS.key: apart[name]} if name in apart else {}
 
 
 def errors_by_name(folder: SweepFolder, plan: Plan | None) -> dict[str, dict[str, float]]:

@@ -25,6 +25,7 @@ def status(
     """Show the state of all runs in a folder, planned ones included."""
     from ecdit_cli._sweep_view import (
         COLUMNS,
+        apart_cell,
         errors_by_name,
         live_view,
         origins_by_name,
@@ -32,6 +33,7 @@ def status(
         total_line,
         total_row,
     )  # fmt: skip
+    from sweeps.differing_settings import differing_settings
     from sweeps.folder import SweepFolder
 
     snapshot = _read(folder)
@@ -44,7 +46,11 @@ def status(
                 show(snapshot)
     off = {} if snapshot.left_out else errors_by_name(SweepFolder(folder), snapshot.plan)
     origins = {} if snapshot.left_out else origins_by_name(snapshot.plan)
-    rows = [run_row(run) | off.get(run.name, {}) | origins.get(run.name, {}) for run in snapshot.runs]
+    apart = {} if snapshot.plan is None else differing_settings(snapshot.plan.runs)
+    rows = [
+        run_row(run) | apart_cell(apart, run.name) | off.get(run.name, {}) | origins.get(run.name, {})
+        for run in snapshot.runs
+    ]
     if as_json:
         print_json({"runs": rows, "total": total_row(snapshot), **_left_out(snapshot)})
     else:
