@@ -55,7 +55,7 @@ def settings_text(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={'null' if value is None else value}" for name, value in settings.items())
 
 
-DIFFERS = Column("differs", "differs in", settings_text, prose=True)
+DIFFERS = Column("differs", "differs in", settings_text, priority=1)
 COLUMNS = (
     Column("name", "run"),
     DIFFERS,

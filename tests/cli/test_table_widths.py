@@ -35,6 +35,7 @@ def row(name: str, columns: tuple[Column, ...]) -> dict[str, Any]:
     measured = EvalRow(images_seen=1, metric="fid", value=0.5, num_samples=1, seed=0, weights="raw")
     tuned = {"setting": "optim.learning_rate", "value": 0.002, "edge": True}
     words |= {"tuned": tuned, "retry_of": name, "rate": "0.002, best of 6, at the edge"}
+    words |= {"differs": {"optim.parametrization": "mup", "model.base_width": 64}}
     values = {column.key: measured if column in MEASURED else 12_800 for column in columns}
     values |= {"num_samples": {"fid": 12_800}} if columns is EVALUATION_COLUMNS else {}
     return {**values, **words}
