@@ -33,7 +33,7 @@ from experiments.records.record_types import (
     StepRow,
 )
 from experiments.records.run_folder import RunDir
-from experiments.training.host_memory import M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+from experiments.training.host_memory import M_MMAP_MAX, M_TRIM_THRESHOLD
 from tests.real_images import (
     labelled_request,
     need_data_extra,
@@ -59,6 +59,8 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
     if signal.getsignal(number) is signal.SIG_IGN:  # under nohup or in a script's background, and tests send them
         signal.signal(number, usual)
 
+M_MMAP_THRESHOLD = -3
+"""A parameter of `mallopt`, from glibc's malloc.h."""
 GLIBC_USUAL = {M_MMAP_MAX: 65_536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
 """The values that glibc has after a block of 32 MiB was freed."""
 

@@ -86,6 +86,8 @@ def stages(out: Path, small: bool) -> tuple[Stage, ...]:
         Stage("training", "Training beside dense with as many activated parameters", 8, (
             (*ECDIT, "bench", "train", *base, bf16, "--steps", steps, "--json"),
             (*ECDIT, "bench", "train", *large, bf16, "--steps", steps, "--json"))),
+        Stage("compile", "What torch.compile saves in a step, and when it has paid for itself", 6, (
+            (*ECDIT, "bench", "compile", *base, bf16, "--steps", steps, "--json"),)),
         Stage("sampling", "Sampling beside dense", 3, (
             (*ECDIT, "bench", "sample", *base, bf16, "--rounds", rounds, "--json"),)),
         Stage("plan", "Memory and time as planned and as measured", 4, (

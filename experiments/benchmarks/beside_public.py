@@ -132,11 +132,8 @@ def bench_beside(
 
 def _measure(network: PublicNetwork, number: int, request: Row, steps: int, advance: Callable[[], None]) -> PairTables:
     """Measures one variant: first steps, steps by turns, peak memory, and at last the profile, which takes memory."""
-    from experiments.training.host_memory import prefer_large_pages
-
     variant = network.variants[number]
     config = matching_config(network, variant, request["overrides"])
-    prefer_large_pages(config)  # in the environment of both, because torch reads it when it is imported
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sides, first = {}, {}

@@ -39,11 +39,10 @@ def bench_compile(overrides: list[str], steps: int, rounds: int, progress: Progr
         for router in ROUTERS
     ]
     with progress("steps, plain and compiled", len(configs) * (steps + 2)) as advance:
-        from experiments.training.host_memory import keep_freed_memory, prefer_large_pages
+        from experiments.training.host_memory import keep_freed_memory
 
         _refuse_without_compiler()
         keep_freed_memory(configs[0][0])
-        prefer_large_pages(configs[0][0])
         loading = _seconds_to_load_compiler()
         return [row for of_router in configs for row in measure_compiled(of_router, steps, loading, advance)]
 

@@ -27,7 +27,6 @@ from experiments.evaluation.sampling.load_run import current_device
 from experiments.models.dit import DiT
 from experiments.records.record_types import Precision
 from experiments.training.engine import build_engine, process_group, resolve_precision
-from experiments.training.host_memory import prefer_large_pages
 
 SAME_FLOPS, LOOP = "expert choice of the same FLOPs", "a loop over experts as in DiT-MoE"
 OVER_EXPERT_CHOICE, FASTER_THAN_LOOP, EXECUTED = 1.30, 1.0, 1.0
@@ -43,7 +42,6 @@ def measure_dropless(
     on_round: Callable[[], None] = lambda: None,
 ) -> list[SpeedRow]:
     """Measures a step of `dropless` beside both configs of expert choice and beside the loop over its own experts."""
-    prefer_large_pages(dropless)
     precision, name = resolve_precision(dropless), f"dropless {dropless.routing.name}"
     setting = f"{setting_of(dropless, precision, current_device())}, batch {dropless.train.batch_images}"
     peers: dict[str, tuple[RunConfig, type[DiT]]] = {

@@ -47,7 +47,6 @@ from experiments.config.schema import RunConfig
 from experiments.evaluation.sampling.load_run import current_device
 from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forward
 from experiments.training.engine import process_group, resolve_precision
-from experiments.training.host_memory import prefer_large_pages
 
 OURS, DENSE, MATMULS = "expert choice", "dense of the same FLOPs", "its matmuls alone"
 REFERENCE, ONE_HOT, LOOP, DEEPSPEED = "its reference path", "one-hot dispatch", "a loop over experts", "DeepSpeed MoE"
@@ -110,7 +109,6 @@ def measure_routing(
 
     With `has_neighbour` another process is busy while the layers take turns.
     """
-    prefer_large_pages(config)
     dtype = torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32
     device = current_device()
     machine = measure_machine(dtype, device, max(3, rounds // 2), clock)

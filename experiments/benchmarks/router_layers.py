@@ -31,7 +31,6 @@ from experiments.evaluation.sampling.load_run import current_device
 from experiments.layers.feed_forward import DenseFeedForward, build_feed_forward
 from experiments.routing.contract import FeedForwardOutput
 from experiments.training.engine import resolve_precision
-from experiments.training.host_memory import prefer_large_pages
 
 TARGET = 1.35
 """The most that a router's layer may take over dense."""
@@ -50,7 +49,6 @@ def measure_router(
 
     With `has_neighbour` another process is busy while they do.
     """
-    prefer_large_pages(config)
     dtype = torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32
     device, name = current_device(), config.routing.name
     torch.manual_seed(config.seed)

@@ -37,7 +37,6 @@ from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT
 from experiments.records.record_types import Precision
 from experiments.training.engine import Engine, build_engine, process_group, resolve_precision
-from experiments.training.host_memory import prefer_large_pages
 from experiments.training.objective import forward_loss, to_device
 
 OURS, DENSE = "expert choice", "dense"
@@ -52,7 +51,6 @@ def measure_training(
     ours: RunConfig, dense: RunConfig, rounds: int, clock: Clock, on_round: Callable[[], None] = lambda: None
 ) -> list[SpeedRow]:
     """Measures images per second relative to iso-activation dense, and the share of the machine's matmul rate."""
-    prefer_large_pages(ours)
     precision, device = resolve_precision(ours), current_device()
     machine = measure_machine(_dtype(precision), device, 5, clock)
     with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log.txt"):
@@ -98,7 +96,6 @@ def measure_sampling(
 
     It samples `eval.batch_images` images at a time, on a CPU at most 8.
     """
-    prefer_large_pages(ours)
     precision, device = resolve_precision(ours), current_device()
     batch_images = ours.eval.batch_images if device.type != "cpu" else min(CPU_IMAGES, ours.eval.batch_images)
     sides = {name: _sampling(config, precision, batch_images) for name, config in ((OURS, ours), (DENSE, dense))}

@@ -1,8 +1,10 @@
-"""Sets up host memory for training on a CPU: large pages, and freed memory that is kept for the next tensor.
+"""How a command holds memory on a processor: it keeps what it has freed, in large pages.
 
-Fresh memory costs a page fault for every 4 KiB, and glibc returns blocks above 32 MiB to the system as soon as they are
-freed, so that every step would pay again for its activations and gradients (docs/benchmarks). Memory of accelerators is
-not affected.
+A step of training frees and allocates the same gigabytes again. New memory costs a page fault for every 4 KiB, which
+took a third of a step, so that freed memory is kept for the next tensor; and a large page of 2 MiB takes the place of
+512 faults and of as many entries in the processor's table of pages. Torch can ask for large pages itself
+(`THP_MEM_ALLOC_ENABLE`), but then aligns every tensor to 2 MiB. glibc before 2.38 finds no freed block for an aligned
+request, and the resident set grew by 36% for `micro` and 30% for `mini`. Here the heap as a whole is advised instead.
 """
 
 from __future__ import annotations
@@ -10,33 +12,42 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from pathlib import Path
 
 from experiments.config.schema import RunConfig
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of `mallopt`, from glibc's malloc.h."""
 NEVER = -1
-
-
-def prefer_large_pages(config: RunConfig) -> None:
-    """Makes torch ask Linux for pages of 2 MiB for large tensors, unless the environment says otherwise.
-
-    `train.implementation=reference` turns it off. Torch reads the variable once, when it allocates its first tensor, so
-    this must be called before.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1" if config.train.implementation != "reference" else "0")
+MADV_HUGEPAGE = 14
+"""The advice of `madvise` that a range is to have large pages, from Linux's mman.h."""
+PAGE_BYTES = 2**12
 
 
 def keep_freed_memory(config: RunConfig) -> None:
     """Makes glibc keep freed memory until the process ends; commands may call this, but a library should not.
 
-    It does nothing with `train.implementation=reference`, with another C library, and where the environment already
-    configures the allocator.
+    The memory that the machine has is reserved as addresses of the heap, which then ask for large pages; a page takes
+    memory when it is first written. `train.implementation=reference` turns it off. It does nothing with another C
+    library, and where the environment already configures the allocator.
     """
-    if config.train.implementation != "reference" and platform.libc_ver()[0] == "glibc" and not _allocator_is_chosen():
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, NEVER)
+    if config.train.implementation == "reference" or platform.libc_ver()[0] != "glibc" or _allocator_is_chosen():
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, NEVER)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.free(libc.malloc(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))  # null where it is refused
+    for first, last in _heap():
+        libc.madvise(first, last - first, MADV_HUGEPAGE)  # refused by a kernel without large pages, which is no fault
+
+
+def _heap() -> list[tuple[int, int]]:
+    """Returns the first address of the heap, and the one behind its last."""
+    heaps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]")]
+    return [(int(first, 16), int(last, 16)) for first, last in (each.split("-") for each in heaps)]
 
 
 def _allocator_is_chosen() -> bool:

@@ -49,7 +49,6 @@ from experiments.training.engine import (
     resolve_precision,
 )
 from experiments.training.first_weights import FirstWeights, begin_from
-from experiments.training.host_memory import prefer_large_pages
 from experiments.training.matmul_speed import matmul_flops_per_second
 from experiments.training.means import RunningMeans
 from experiments.training.objective import forward_loss, micro_batches_of, to_device
@@ -116,7 +115,6 @@ def train(
         require_full_batches(config.train.batch_images, config.data.path)
     open_source(config.data).check()
     try_plugin(config)
-    prefer_large_pages(config)
     reporter = reporter or Reporter()
     cost = budget(config)
     precision = resolve_precision(config)

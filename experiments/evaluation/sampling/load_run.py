@@ -29,7 +29,6 @@ from experiments.records.exported_record import read_exported
 from experiments.records.record_types import FILE_OF_WEIGHTS, Precision, RunRecord, Weights
 from experiments.records.run_folder import RunDir
 from experiments.training.exported_tensors import DTYPES, exported_shapes, exported_tensors
-from experiments.training.host_memory import prefer_large_pages
 from experiments.training.router_states import KEY as ROUTER_STATE
 from experiments.training.router_states import load_router_state
 
@@ -77,7 +76,6 @@ def load_run(
     require_plugins(record, run_dir.run_json)
     config = buildable_config(record.config, run_dir.run_json)
     require_same_sizes(config, checkpoint.shapes, run_dir.path)
-    prefer_large_pages(config)
     images_seen = int(checkpoint.state["images_seen"])
     tensors = checkpoint.full(FILE_OF_WEIGHTS[weights])
     precision = precision or record.precision
@@ -92,7 +90,6 @@ def _load_exported(folder: RunDir, weights: Weights | None, precision: Precision
     require_plugins(exported.record, folder.exported)
     config = buildable_config(exported.record.config, folder.exported)
     require_same_sizes(config, exported_shapes(folder, exported), folder.path)
-    prefer_large_pages(config)
     tensors = exported_tensors(folder, exported)
     precision = precision or exported.precision
     state = {ROUTER_STATE: exported.router_state or {}}

@@ -26,6 +26,7 @@ from experiments.data.loader import TrainStream
 from experiments.training import engine as engine_module
 from experiments.training.description import resident_peak_bytes
 from experiments.training.engine import build_engine, launched_rank, launched_world, process_group, resolve_precision
+from experiments.training.host_memory import keep_freed_memory
 from experiments.training.objective import forward_loss, micro_batches_of
 
 NUM_STEPS = 3
@@ -70,6 +71,7 @@ def main() -> None:
         with_bucket(int(arguments[1]))
         arguments = arguments[2:]
     config, measured = load_config(arguments), {}
+    keep_freed_memory(config)  # as commands do
     tensors = Storages(with_given=True, is_counted=is_counted)
     with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log"), tensors:
         engine = build_engine(config, resolve_precision(config))

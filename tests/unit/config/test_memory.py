@@ -71,6 +71,7 @@ def resident(expected):
         ("model=nano", "routing=dense", "model.width=256", FP32, "train.batch_images=2", "optim.name=rmsprop"),
         ("model=micro", "train.batch_images=64", FP32, "parallel.activation_checkpointing=True"),
         ("model=micro", "routing=shared_expert", FP32, "train.batch_images=16"),
+        ("model=mini", FP32, "train.batch_images=8"),
         (*MICRO, FP32, "parallel.zero_stage=0"),
         (*MICRO, FP32, "optim.parametrization=mup", "model.base_width=64"),
         (*MICRO, FP32, "train.ema=power"),

@@ -1,4 +1,4 @@
-"""Large pages, and memory that a process keeps: asked for by the fast path alone, unless the environment says no."""
+"""Memory that a process keeps, in large pages: the fast path alone does so, unless the environment says otherwise."""
 
 from __future__ import annotations
 
@@ -10,28 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.overrides import load_config
-from experiments.training.host_memory import prefer_large_pages
-
-
-@pytest.mark.parametrize(("implementation", "expected"), [("fast", "1"), ("reference", "0")])
-def test_large_pages_are_asked_for_unless_the_reference_or_the_environment_says_no(
-    implementation: str, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = load_config([f"train.implementation={implementation}"])
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "mine")
-    prefer_large_pages(config)
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "mine"
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
-    prefer_large_pages(config)
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == expected
-
-
 ADVISED = """
 import torch
 from experiments.config.overrides import load_config
-from experiments.training.host_memory import prefer_large_pages
-prefer_large_pages(load_config(["train.implementation=IMPLEMENTATION"]))
+from experiments.training.host_memory import keep_freed_memory
+keep_freed_memory(load_config(["train.implementation=IMPLEMENTATION"]))
 tensor, inside = torch.ones(2**24), False
 address = tensor.data_ptr() + 2**22
 for line in open("/proc/self/smaps"):
@@ -42,15 +25,23 @@ for line in open("/proc/self/smaps"):
     elif inside and head == "VmFlags:":
         print("hg" in line.split())
 """
+CHOICES = [("fast", {}, True), ("reference", {}, False), ("fast", {"MALLOC_MMAP_MAX_": "65536"}, False)]
+"""An implementation, what the environment says of the allocator, and whether memory is kept."""
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a C library without glibc's mallopt")
 
 
+def printed(program: str, implementation: str, chosen: dict[str, str]) -> str:
+    """What the program prints in an environment that says only what is `chosen` of the allocator."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))}
+    command = [sys.executable, "-c", program.replace("IMPLEMENTATION", implementation)]
+    return subprocess.run(command, capture_output=True, text=True, env={**plain, **chosen}, check=True).stdout
+
+
+@needs_glibc
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without large pages")
-@pytest.mark.parametrize(("implementation", "advised"), [("fast", True), ("reference", False)])
-def test_torch_hears_of_large_pages_after_everything_is_imported(implementation: str, advised: bool) -> None:
-    program = ADVISED.replace("IMPLEMENTATION", implementation)
-    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    assert ran.stdout.split() == [str(advised)]
+@pytest.mark.parametrize(("implementation", "chosen", "kept"), CHOICES)
+def test_large_tensors_are_in_large_pages(implementation: str, chosen: dict[str, str], kept: bool) -> None:
+    assert printed(ADVISED, implementation, chosen).split() == [str(kept)]
 
 
 FAULTS = """
@@ -70,15 +61,8 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a C library without glibc's mallopt")
-@pytest.mark.parametrize(
-    ("implementation", "chosen", "kept"),
-    [("fast", {}, True), ("reference", {}, False), ("fast", {"MALLOC_MMAP_MAX_": "65536"}, False)],
-)
+@needs_glibc
+@pytest.mark.parametrize(("implementation", "chosen", "kept"), CHOICES)
 def test_freed_memory_is_kept_for_the_next_tensor(implementation: str, chosen: dict[str, str], kept: bool) -> None:
     """Eight tensors of 64 MiB in turn, after others: 8 x 16,384 faults of 4 KiB where each is new memory, else none."""
-    program = FAULTS.replace("IMPLEMENTATION", implementation)
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))}
-    environment = {**plain, **chosen, "THP_MEM_ALLOC_ENABLE": "0"}
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    assert (int(ran.stdout) < 1000) is kept
+    assert (int(printed(FAULTS, implementation, chosen)) < 1000) is kept
