@@ -1,10 +1,9 @@
 """How a command holds memory on a processor: it keeps what it has freed, in large pages.
 
-A step of training frees and allocates the same gigabytes again. New memory costs a page fault for every 4 KiB, which
-took a third of a step, so that freed memory is kept for the next tensor; and a large page of 2 MiB takes the place of
-512 faults and of as many entries in the processor's table of pages. Torch can ask for large pages itself
-(`THP_MEM_ALLOC_ENABLE`), but then aligns every tensor to 2 MiB. glibc before 2.38 finds no freed block for an aligned
-request, and the resident set grew by 36% for `micro` and 30% for `mini`. Here the heap as a whole is advised instead.
+A step of training frees and allocates the same gigabytes again. New memory costs a page fault for every 4 KiB, so that
+freed memory is kept for the next tensor; and a large page of 2 MiB takes the place of 512 faults. Torch can ask for
+large pages itself (`THP_MEM_ALLOC_ENABLE`), but then aligns every tensor to 2 MiB. glibc before 2.38 finds no freed block
+for an aligned request, and training took 1.46 times the memory (docs/benchmarks). Here the heap as a whole is advised.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from functools import cache
 from pathlib import Path
 
 from experiments.config.schema import RunConfig
@@ -21,14 +21,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = -1
 MADV_HUGEPAGE = 14
 """The advice of `madvise` that a range is to have large pages, from Linux's mman.h."""
-PAGE_BYTES = 2**12
 
 
 def keep_freed_memory(config: RunConfig) -> None:
     """Makes glibc keep freed memory until the process ends; commands may call this, but a library should not.
 
     The memory that the machine has is reserved as addresses of the heap, which then ask for large pages; a page takes
-    memory when it is first written. `train.implementation=reference` turns it off. It does nothing with another C
+    memory only when it is first written. `train.implementation=reference` turns it off. It does nothing with another C
     library, and where the environment already configures the allocator.
     """
     if config.train.implementation == "reference" or platform.libc_ver()[0] != "glibc" or _allocator_is_chosen():
@@ -36,6 +35,13 @@ def keep_freed_memory(config: RunConfig) -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, NEVER)
+    _reserve_in_large_pages()
+
+
+@cache
+def _reserve_in_large_pages() -> None:
+    """Extends the heap by the size of the machine's memory, and asks for large pages; once in a process."""
+    libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
