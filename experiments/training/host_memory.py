@@ -2,8 +2,8 @@
 
 A step of training frees and allocates the same gigabytes again. New memory costs a page fault for every 4 KiB, so that
 freed memory is kept for the next tensor; and a large page of 2 MiB takes the place of 512 faults. Torch can ask for
-large pages itself (`THP_MEM_ALLOC_ENABLE`), but then aligns every tensor to 2 MiB. glibc before 2.38 finds no freed block
-for an aligned request, and training took 1.46 times the memory (docs/benchmarks). Here the heap as a whole is advised.
+large pages itself (`THP_MEM_ALLOC_ENABLE`), but then aligns every tensor to 2 MiB. glibc before 2.38 finds no freed
+block for an aligned request, and training took 1.46 times the memory (docs/benchmarks). Here the whole heap is advised.
 """
 
 from __future__ import annotations
