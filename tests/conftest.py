@@ -94,6 +94,7 @@ def use_usual_allocator() -> None:
         libc = ctypes.CDLL(None)
         for parameter, value in GLIBC_USUAL.items():
             libc.mallopt(parameter, value)
+        libc.malloc_trim(0)  # what a command has reserved
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -26,9 +26,9 @@ MADV_HUGEPAGE = 14
 def keep_freed_memory(config: RunConfig) -> None:
     """Makes glibc keep freed memory until the process ends; commands may call this, but a library should not.
 
-    The memory that the machine has is reserved as addresses of the heap, which then ask for large pages; a page takes
-    memory only when it is first written. `train.implementation=reference` turns it off. It does nothing with another C
-    library, and where the environment already configures the allocator.
+    Half of the memory that the machine has is reserved as addresses of the heap, which then ask for large pages; a page
+    takes memory only when it is first written. `train.implementation=reference` turns it off. It does nothing with
+    another C library, and where the environment already configures the allocator.
     """
     if config.train.implementation == "reference" or platform.libc_ver()[0] != "glibc" or _allocator_is_chosen():
         return
@@ -40,12 +40,15 @@ def keep_freed_memory(config: RunConfig) -> None:
 
 @cache
 def _reserve_in_large_pages() -> None:
-    """Extends the heap by the size of the machine's memory, and asks for large pages; once in a process."""
+    """Extends the heap by half of the machine's memory, and asks for large pages; once in a process.
+
+    A process whose heap has more addresses than the machine has memory could not be forked.
+    """
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    libc.free(libc.malloc(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))  # null where it is refused
+    libc.free(libc.malloc(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2))  # null where it is refused
     for first, last in _heap():
         libc.madvise(first, last - first, MADV_HUGEPAGE)  # refused by a kernel without large pages, which is no fault
 

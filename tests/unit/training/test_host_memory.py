@@ -66,3 +66,22 @@ print(faults() - before)
 def test_freed_memory_is_kept_for_the_next_tensor(implementation: str, chosen: dict[str, str], kept: bool) -> None:
     """Eight tensors of 64 MiB in turn, after others: 8 x 16,384 faults of 4 KiB where each is new memory, else none."""
     assert (int(printed(FAULTS, implementation, chosen)) < 1000) is kept
+
+
+FORKED = """
+import os
+from experiments.config.overrides import load_config
+from experiments.training.host_memory import keep_freed_memory
+keep_freed_memory(load_config(["train.implementation=IMPLEMENTATION"]))
+held = [bytes(2**20) for _ in range(256)]
+child = os.fork()
+if child == 0:
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@needs_glibc
+def test_a_process_that_keeps_memory_can_be_forked() -> None:
+    """Linux refuses to copy a heap with more addresses than the machine has memory."""
+    assert printed(FORKED, "fast", {}).split() == ["0"]
