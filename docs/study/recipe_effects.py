@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from exported_runs import FOLDER, exported
@@ -22,7 +23,7 @@ from sweeps.differing_settings import differing_settings
 from sweeps.folder import SweepFolder
 
 FILE = "recipe-effects.csv"
-METRIC, GUIDANCE = "frechet-shapes", 3.0
+METRIC = "frechet-shapes"
 OTHER_MEASURE = ("flow.", "train.repa_weight")
 """Settings whose losses are not comparable with those of the starting point: other targets, times, or a term more."""
 
@@ -36,18 +37,25 @@ def take(sweep: Path) -> None:
     evals = records.evals.assign(run=records.evals["run"].map(named["name"]))
     seconds = records.steps.groupby("run")["seconds"].max().rename(index=named["name"])
     rows = []
-    for run in plan.runs:
+    for run in [run for run in plan.runs if run.name in seconds]:
         own = evals[(evals["run"] == run.name) & (evals["weights"] == "ema")]
-        measured = own[own["metric"] == METRIC]
-        (distance,) = (row.value for row in measured.itertuples() if json.loads(row.settings)["guidance"] == GUIDANCE)
         loss = own[own["metric"] == "val_loss"].sort_values("images_seen")["value"].iloc[-1]
-        change = apart.get(run.name, {}) if run.config["routing"]["name"] != "dense" else {"routing.name": "dense"}
-        rows.append({
-            "name": run.name, "seed": run.config["seed"], "images": run.images,
-            "change": ", ".join(f"{name}={value}" for name, value in change.items()),
-            "frechet": distance, "loss": loss, "seconds": seconds[run.name],
-        })  # fmt: skip
+        settings = apart.get(run.name, {}) if run.config["routing"]["name"] != "dense" else {"routing.name": "dense"}
+        changes = [f"{name}={value}" for name, value in settings.items()]
+        for measured in own[own["metric"] == METRIC].to_dict("records"):
+            rows.append({
+                "name": run.name, "seed": run.config["seed"], "images": run.images,
+                "change": ", ".join([*changes, *_in_sampling(json.loads(measured["settings_key"]))]),
+                "frechet": measured["value"], "loss": loss, "seconds": seconds[run.name],
+            })  # fmt: skip
     pd.DataFrame(rows).to_csv(FOLDER / FILE, index=False, float_format="%.7g")
+
+
+def _in_sampling(settings: dict[str, Any]) -> list[str]:
+    """Returns the options of `ecdit evaluate` by which samples were made otherwise than by default."""
+    start, stop = settings.get("guidance_interval") or (0, 1)
+    found = [] if (start, stop) == (0, 1) else [f"--guidance-interval {start:g},{stop:g}"]
+    return found + ([f"--ema {settings['ema_width']:g}"] if "ema_width" in settings else [])
 
 
 def effects() -> Iterator[str]:
@@ -59,8 +67,7 @@ def effects() -> Iterator[str]:
     widest = stats.t.ppf(0.975, len(start) - 1) * spread * math.sqrt(1 + 1 / len(start))
     yield "| change | Frechet distance | beside the starting point | beyond seeds | loss | seconds |"
     yield "|---|--:|--:|---|--:|--:|"
-    first = {"change": "", "frechet": means["frechet"], "loss": means["loss"], "seconds": means["seconds"]}
-    rows = [first, *table[table["change"] != ""].to_dict("records")]
+    rows = table.groupby("change", as_index=False)[["frechet", "loss", "seconds"]].mean().to_dict("records")
     for row in sorted(rows, key=lambda row: row["frechet"]):
         is_start, is_other = not row["change"], str(row["change"]).startswith(OTHER_MEASURE)
         gap = row["frechet"] - means["frechet"]

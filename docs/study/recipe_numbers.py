@@ -1,10 +1,11 @@
-"""Makes the numbers of docs/sampling.md about the run at 32 pixels, from recipe-runs.csv and recipe-scores.csv."""
+"""Makes the numbers of docs/sampling.md about runs at 32 pixels, from recipe-runs.csv, -scores.csv and -effects.csv."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pandas as pd
+import recipe_effects
 from exported_runs import exported
 
 KINDS = {
@@ -57,6 +58,7 @@ def values() -> Iterator[tuple[str, str]]:
     yield "recipe.with-repa", losses[1]
     seconds = short["steps.seconds"].tolist()
     yield "recipe.repa-cost", f"{seconds[1] / seconds[0] - 1:.0%}"
+    yield "effects.images", f"{exported(recipe_effects.FILE)['images'].iloc[0]:,}"
 
 
-TABLES = {"recipe-scores": by_kind}
+TABLES = {"recipe-scores": by_kind, "recipe-effects": recipe_effects.effects}
