@@ -1,4 +1,4 @@
-"""How a command holds memory on a processor: it keeps what it has freed, in large pages.
+"""A command keeps the memory that it has freed on a processor, and holds it in large pages.
 
 A step of training frees and allocates the same gigabytes again. New memory costs a page fault for every 4 KiB, so that
 freed memory is kept for the next tensor; and a large page of 2 MiB takes the place of 512 faults. Torch can ask for
