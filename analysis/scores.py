@@ -27,12 +27,13 @@ from analysis.load_records import MissingDataError, Records
 from analysis.parameter_counts import COUNTS
 from analysis.run_table import INFERENCE
 from experiments.config.metric_row import RecordedValue
-from experiments.config.metrics import DEFAULT_METRICS, METRICS
+from experiments.config.metrics import METRICS
 
 SCORE = METRICS["shapes-geneval"].values[0]
 SECONDS = METRICS["inference-time"].values[0]
 
-EVALUATE = "Measure it with: ecdit evaluate --metrics"
+EVALUATE = "Measure it with: ecdit evaluate"
+"""Without `--metrics` the command measures what fits the data of each run."""
 PLACES: dict[Along | None, str] = {
     None: "its end",
     "guidance": "several guidance scales at its end",
@@ -40,10 +41,10 @@ PLACES: dict[Along | None, str] = {
     "ema_width": "several widths of the average of its weights",
 }
 WAYS_OUT: dict[Along | None, str] = {
-    None: f"{EVALUATE} {','.join(DEFAULT_METRICS)} RUNS",
-    "guidance": f"{EVALUATE} {','.join(DEFAULT_METRICS)},routing --guidance 1,2,4 RUNS",
+    None: f"{EVALUATE} RUNS",
+    "guidance": f"{EVALUATE} --guidance 1,2,4 RUNS",
     "images_seen": "Measure them while a run trains: ecdit train eval.metric_images=256 ...",
-    "ema_width": f"{EVALUATE} validation-loss --ema 0.03,0.05,0.1,0.15 RUNS (trained with train.ema=power)",
+    "ema_width": f"{EVALUATE} --metrics validation-loss --ema 0.03,0.05,0.1,0.15 RUNS (trained with train.ema=power)",
 }
 
 ARM = [

@@ -55,7 +55,7 @@ def _times(seconds: pd.DataFrame, like: MetricRows) -> pd.DataFrame:
         options = [f"--{name} {str(value).removesuffix('.0')}" for name, value in given.items()]
         raise MissingDataError(
             "No time was measured with the steps, sampler, guidance and precision of the scored images.",
-            f"{EVALUATE} inference-time {' '.join(options)} RUNS",
+            f"{EVALUATE} --metrics inference-time {' '.join(options)} RUNS",
         )
     means = arm_means(seconds).rename(columns={"value": "seconds", "low": "seconds_low", "high": "seconds_high"})
     return means[["setup", "arm", "seconds", "seconds_low", "seconds_high"]]

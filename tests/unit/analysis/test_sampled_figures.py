@@ -116,7 +116,7 @@ def test_one_scale_with_two_branches_is_still_shown(two_runs: tuple[RunDir, RunD
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("alignment", r"No run has shapes-geneval .* at its end\. Measure it with: ecdit evaluate --metrics shapes-ge"),
+        ("alignment", r"No run has shapes-geneval .* at its end\. Measure it with: ecdit evaluate RUNS"),
         (
             "quality-time",
             r"No run has shapes-geneval or .*caption-retrieval at its end\. Measure it with: ecdit evaluate",
