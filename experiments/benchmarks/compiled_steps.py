@@ -3,8 +3,8 @@
 Each router is trained with the fast implementation and with plain operations, each as it is and compiled, in real steps
 of the real engine that take turns. Plain operations are what the compiler can fuse; the fast implementation holds
 kernels of its own, at which a compiled graph may break. Only the forward pass and its derivative are compiled, with
-fixed shapes; the optimizer is the same on all sides. The seconds of a first compiled step are those of a new process
-whose compiler has an empty cache: the time in which it compiles its first, tiny function counts to each of them.
+fixed shapes; the optimizer is the same on all sides. The seconds in which a new process loads the compiler, with
+an empty cache, and compiles a first tiny function are measured once, and added to those of every first compiled step.
 """
 
 from __future__ import annotations

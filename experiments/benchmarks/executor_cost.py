@@ -17,9 +17,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from experiments.benchmarks.study_folders import as_lines
 from experiments.environment import child_environment
 from experiments.errors import RunFailedError
-from experiments.records.record_types import EvalRow, Record, Status, StepRow
+from experiments.records.record_types import EvalRow, Status, StepRow
 from sweeps.device_slots import Slot, choose_slots
 from sweeps.folder import SweepFolder
 from sweeps.plan import Plan, PlannedRun
@@ -200,11 +201,7 @@ def _example_rows(num_rows: int) -> tuple[bytes, bytes]:
         for images in range(1, num_rows + 1)
         for metric in ("val_loss", *(f"val_loss_t{tenth}" for tenth in range(10)))
     ]
-    return _lines(steps), _lines(evaluations)
-
-
-def _lines(rows: Sequence[Record]) -> bytes:
-    return b"".join(row.model_dump_json(exclude_none=True).encode() + b"\n" for row in rows)
+    return as_lines(steps), as_lines(evaluations)
 
 
 def _row(measure: str, value: float, unit: str, limit: float | None = None) -> Row:

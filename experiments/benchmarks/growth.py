@@ -189,7 +189,8 @@ def _training_cost(processes: int) -> Cost:
         )  # fmt: skip
         launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
         command = [sys.executable, *launcher, "-m", "ecdit_cli", "train", *settings, "--run-dir", str(run.path)]
-        environment = child_environment({"OMP_NUM_THREADS": "1"})
+        # The other rows measure the processor too, and a machine with one accelerator has none for a second process.
+        environment = child_environment({"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = [line for line in done.stderr.splitlines() if line.startswith("error:")] or [done.stderr[-500:]]

@@ -24,7 +24,10 @@ UPDATE, REST = "optimizer and average", "the rest"
 
 
 def profiled(gradients: Callable[[], object], update: Callable[[], object]) -> dict[str, float]:
-    """Returns the seconds of each group in `gradients`, and those of all operators in `update`, without waiting."""
+    """Returns the seconds of each group in `gradients`, and those of all operators in `update`.
+
+    Time in which no operator runs does not count.
+    """
     seconds = dict.fromkeys((*GROUPS, REST, UPDATE), 0.0)
     for event in _events(gradients):
         seconds[_group(event.key)] += _seconds(event)

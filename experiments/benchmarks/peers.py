@@ -127,7 +127,10 @@ class DroplessLoop(ExpertLoop):
         out_BTD = out_ND.view_as(x_BTD)
         if self.shared is not None:
             out_BTD = out_BTD + self.shared(x_BTD).out_BTD
-        return FeedForwardOutput(out_BTD, assignment.auxiliary_loss, assignment)
+        loss = assignment.auxiliary_loss
+        if loss is None:  # its weight is 0
+            loss = torch.zeros((), device=x_BTD.device)
+        return FeedForwardOutput(out_BTD, loss, assignment)
 
 
 class LoopedDiT(DiT):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
+
+from experiments.benchmarks.measures import Progress
 
 MODEL, DEVICE = "B", "H100"
 UTILISATIONS = (0.35, 0.5)
@@ -24,7 +25,6 @@ Text features are nearly all of the bytes that are read.
 """
 WANTED_TIMES = 3
 """The loader should be at least this many times as fast as the training."""
-Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
 def bench_reading(gib: float, rounds: int, clock_name: str, progress: Progress) -> list[dict[str, Any]]:

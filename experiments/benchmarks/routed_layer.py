@@ -47,6 +47,7 @@ from experiments.config.schema import RunConfig
 from experiments.evaluation.sampling.load_run import current_device
 from experiments.layers.feed_forward import RoutedFeedForward, build_feed_forward
 from experiments.training.engine import process_group, resolve_precision
+from experiments.training.exported_tensors import DTYPES
 
 OURS, DENSE, MATMULS = "expert choice", "dense of the same FLOPs", "its matmuls alone"
 REFERENCE, ONE_HOT, LOOP, DEEPSPEED = "its reference path", "one-hot dispatch", "a loop over experts", "DeepSpeed MoE"
@@ -109,7 +110,7 @@ def measure_routing(
 
     With `has_neighbour` another process is busy while the layers take turns.
     """
-    dtype = torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32
+    dtype = DTYPES[resolve_precision(config)]
     device = current_device()
     machine = measure_machine(dtype, device, max(3, rounds // 2), clock)
     with _deepspeed_ready():

@@ -31,6 +31,7 @@ from experiments.evaluation.sampling.load_run import current_device
 from experiments.layers.feed_forward import DenseFeedForward, build_feed_forward
 from experiments.routing.contract import FeedForwardOutput
 from experiments.training.engine import resolve_precision
+from experiments.training.exported_tensors import DTYPES
 
 TARGET = 1.35
 """The most that a router's layer may take over dense."""
@@ -49,7 +50,7 @@ def measure_router(
 
     With `has_neighbour` another process is busy while they do.
     """
-    dtype = torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32
+    dtype = DTYPES[resolve_precision(config)]
     device, name = current_device(), config.routing.name
     torch.manual_seed(config.seed)
     shape = (max(1, tokens // config.num_tokens), config.num_tokens, config.model.width)

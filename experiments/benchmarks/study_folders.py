@@ -76,8 +76,8 @@ def write_runs(
         at = [round(run.images * part / num_evaluations) for part in range(1, num_evaluations + 1)]
         run_dir.run_json.write_text(_record(run).model_dump_json(exclude_none=True))
         run_dir.steps.write_text(_steps(run, num_rows))
-        run_dir.evals.write_bytes(_lines(list(_evaluations(run, at))))
-        run_dir.routing.write_bytes(_lines(list(_routing(run, at))))
+        run_dir.evals.write_bytes(as_lines(list(_evaluations(run, at))))
+        run_dir.routing.write_bytes(as_lines(list(_routing(run, at))))
         status = Status(
             state="done", images_seen=run.images, images_total=run.images, heartbeat=0.0, peak_memory_gib=0.4,
             balance_loss=BALANCE_LOSS,
@@ -151,5 +151,6 @@ def _routing(run: PlannedRun, at: Sequence[int]) -> Iterator[RoutingRow]:
             )  # fmt: skip
 
 
-def _lines(rows: Sequence[Record]) -> bytes:
+def as_lines(rows: Sequence[Record]) -> bytes:
+    """Returns the content of a file of these rows, in JSON lines."""
     return b"".join(row.model_dump_json(exclude_none=True).encode() + b"\n" for row in rows)

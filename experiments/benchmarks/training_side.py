@@ -76,6 +76,7 @@ class OwnSide:
     def gradients(self, batch: Batch) -> None:
         """Computes them as the training loop does."""
         loss_B, output = forward_loss(self.engine.deepspeed, batch, self.config)
+        self.engine.routers.observe(output.feed_forward)
         self.engine.deepspeed.backward(loss_B.mean() + output.auxiliary_loss)
 
     def update(self) -> None:

@@ -37,6 +37,7 @@ from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT
 from experiments.records.record_types import Precision
 from experiments.training.engine import Engine, build_engine, process_group, resolve_precision
+from experiments.training.exported_tensors import DTYPES
 from experiments.training.objective import forward_loss, to_device
 
 OURS, DENSE = "expert choice", "dense"
@@ -52,7 +53,7 @@ def measure_training(
 ) -> list[SpeedRow]:
     """Measures images per second relative to iso-activation dense, and the share of the machine's matmul rate."""
     precision, device = resolve_precision(ours), current_device()
-    machine = measure_machine(_dtype(precision), device, 5, clock)
+    machine = measure_machine(DTYPES[precision], device, 5, clock)
     with tempfile.TemporaryDirectory() as folder, process_group(Path(folder) / "log.txt"):
         seconds = time_steps({OURS: (ours, DiT), DENSE: (dense, DiT)}, precision, rounds, clock, on_round)
     flops = {OURS: train_flops(ours), DENSE: train_flops(dense)}
@@ -151,8 +152,11 @@ def step_side(config: RunConfig, engine: Engine) -> Side:
 
         def work() -> None:
             loss_B, output = forward_loss(engine.deepspeed, batch, config)
+            engine.routers.observe(output.feed_forward)
             engine.deepspeed.backward(loss_B.mean() + output.auxiliary_loss)
             engine.deepspeed.step()
+            engine.routers.step(1)
+            engine.ema.update(config.train.batch_images, config.train.batch_images)
 
         return work
 
@@ -161,7 +165,7 @@ def step_side(config: RunConfig, engine: Engine) -> Side:
 
 def _sampling(config: RunConfig, precision: Precision, batch_images: int) -> Side:
     device = current_device()
-    model = allow_replay(DiT(config).to(device, _dtype(precision)).eval())
+    model = allow_replay(DiT(config).to(device, DTYPES[precision]).eval())
     captions_BL = validation_captions(config, batch_images)
     settings = SamplerSettings(SAMPLE_STEPS, Guidance(GUIDANCE))
     shape = (batch_images, config.data.channels, config.data.image_size, config.data.image_size)
@@ -188,10 +192,6 @@ def _utilisation(setting: str, seconds: float, flops: float, machine: Machine, i
 def train_flops(config: RunConfig) -> float:
     """Returns the accounted FLOPs of one training step."""
     return float(budget(config).train_flops_per_image * config.train.batch_images)
-
-
-def _dtype(precision: Precision) -> torch.dtype:
-    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def setting_of(config: RunConfig, precision: Precision, device: torch.device) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 import torch
 
@@ -35,9 +34,12 @@ def first_trouble(mine: Kind | None, world: int) -> Kind | None:
     return next((trouble for trouble in everyone(mine, world) if trouble is not None), None)
 
 
-def of_the_first(paths: Sequence[Path], world: int) -> list[Path]:
-    """Returns rank 0's `paths` on every process: on a shared disk others may not see yet what it has just renamed."""
-    told = [list(paths)]
+def of_the_first(find: Callable[[], Kind], rank: int, world: int) -> Kind:
+    """Returns on every process what `find` returns on rank 0, where alone it is called.
+
+    On a shared disk the others may not see yet what rank 0 has just written or renamed.
+    """
+    told = [find()] if rank == 0 else [cast("Kind", None)]
     if world > 1:
         dist.broadcast_object_list(told, src=0)
     return told[0]

@@ -60,7 +60,11 @@ class Meeting:
     def make_group(self, backend: str) -> None:
         """Makes the process group over the store of the meeting; does nothing for a single process. Collective."""
         if self.store is not None:
-            init_process_group(backend, store=PrefixStore("group", self.store), rank=self.rank, world_size=self.world)
+            # NCCL's own timeout is 10 minutes, in which rank 0 may not have judged its samples.
+            init_process_group(
+                backend, store=PrefixStore("group", self.store), rank=self.rank, world_size=self.world,
+                timeout=default_pg_timeout,
+            )  # fmt: skip
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Properties of routers about images that share a batch: what one image gets does not hang on the others.
+"""Properties of routers about images that share a batch: what one image gets does not depend on the others.
 
 `properties.py` lists them with all others. A rule in which tokens compete over a batch has them where its groups are of
 one image.

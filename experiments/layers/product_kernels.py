@@ -9,7 +9,7 @@ depends on the device, so that these kernels run only where the user asks for th
 Both kernels multiply `left_ERD` [E, R, D] by the transpose of `right_EPD` [E, P, D] with sums in float32. A tile is
 computed by one program in a fixed order, so results are reproducible.
 
-A width is known when a kernel is compiled, as every layer of a model has the same.
+The width is a constant of the compiled kernel. All layers of a model share it, so that each kernel is compiled once.
 
 Legend: E experts, P slots of an expert, D width, F hidden width, R rows: F, and 2 F in the forward pass with SwiGLU.
 """

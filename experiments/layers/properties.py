@@ -52,7 +52,7 @@ GROUPS: tuple[int | str, ...] = (1, 2, "batch")
 NEUTRAL = {
     "shared_factor": 0.0, "capacity_schedule": "none", "unconditional_expert": False, "contrastive_loss_weight": 0.0,
 }  # fmt: skip
-"""Values of settings that make a layer of one expert another one than dense, without what they add."""
+"""The values at which these settings add nothing. With others a layer of one expert is not the dense layer."""
 
 
 def answers_have_the_shapes_of_the_contract(name: str) -> None:

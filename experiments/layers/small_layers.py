@@ -32,7 +32,7 @@ def small_config(width: int = WIDTH, **routing: Any) -> RunConfig:
 
 
 def small_layer(**routing: Any) -> RoutedFeedForward:
-    """Returns the layer of `small_config` with decided preferences, so that a limit drops tokens.
+    """Returns the layer of `small_config` with router weights far from 0: loads differ, and a capacity drops tokens.
 
     Biases of experts, where `routing` asks for them, are drawn too, because a forgotten bias of 0 would not show.
     """

@@ -152,7 +152,7 @@ class Assignment(NamedTuple):
     def num_slots_tensor(self) -> Tensor:
         """Returns the expert slots that are computed, empty ones and the unconditional expert's included, float32."""
         count = self.token_M.shape[0] if self.mixture is None else self.mixture.num_slots
-        num_slots = torch.tensor(float(count), device=self.token_M.device)
+        num_slots = torch.full((), float(count), device=self.token_M.device)  # without a wait for the device
         return num_slots if self.unconditional_N is None else num_slots + self.unconditional_N.sum()
 
     @property

@@ -56,7 +56,8 @@ class HashRouter(FixedRouter):
 
     def choice(self, context: RoutingContext) -> Tensor:
         """Returns the expert of the position, an equal number of positions for each."""
-        # Cyclic shifts by layer of every E-th position keep numbers equal on any grid that E divides.
+        # Every E consecutive positions go to all E experts in turn. The first of these depends on the positions and the
+        # layer. So experts have equally many positions on any grid whose size E divides.
         return (_mixed(context.position_BT // self.num_experts + self.layer) + context.position_BT) % self.num_experts
 
 

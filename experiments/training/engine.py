@@ -110,12 +110,12 @@ def resolve_precision(config: RunConfig) -> Precision:
 def process_group(log: Path, meeting: Meeting | None = None) -> Iterator[None]:
     """Sets up the distributed environment and tears it down at the end; output and warnings of libraries go to `log`.
 
-    `meeting` is the meeting of the processes, whose watchdog runs until the end of this context.
+    `meeting` is the meeting of the processes, over whose store the group is made.
     """
     meeting = meeting or Meeting()
     with storage_errors(log):
         file = log.open("a", buffering=1, encoding="utf-8")
-    with file, _talk_to(file), tempfile.TemporaryDirectory() as folder, meeting.watched():
+    with file, _talk_to(file), tempfile.TemporaryDirectory() as folder:
         # gloo connects processes without an accelerator. Where there is one, its own backend replaces gloo below.
         options: dict[str, Any] = {"dist_backend": "gloo", "auto_mpi_discovery": False, "verbose": False}
         alone = "LOCAL_RANK" not in os.environ

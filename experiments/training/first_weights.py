@@ -31,11 +31,13 @@ from experiments.layers.experts import expert_generator
 from experiments.models.parts import count_by_part
 from experiments.records.parent_weights import ParentWeights, find_parent
 from experiments.records.record_types import FILE_OF_WEIGHTS, ParentRecord
+from experiments.records.run_folder import RunDir
 from experiments.training.checkpoint import Checkpoint, open_checkpoint
 from experiments.training.engine import Engine
 from experiments.training.exported_tensors import exported_tensors
+from experiments.training.means import RunningMeans
 from experiments.training.reporter import Reporter
-from experiments.training.restore import restore_optimizer
+from experiments.training.restore import newest_checkpoint, require_same_loss, restore, restore_optimizer
 from experiments.training.router_states import KEY as ROUTER_STATE
 from experiments.training.router_states import load_router_state, router_state
 
@@ -101,7 +103,7 @@ class FirstWeights:
             return self._copied(name, start, stop, state)
         if beginning == "extended":
             return self._extended(name, start, stop, fresh, state)
-        if name.endswith(".ffn.shared.w_out.weight"):
+        if name.endswith("ffn.shared.w_out.weight"):  # that of text tokens, `text_ffn`, too
             return torch.zeros_like(fresh)  # shared experts are beside the others, so that they begin with the output 0
         if name.endswith(".router.weight_DE") and self.parts > 1 and not state:
             return self._grouped(name)[start:stop]
@@ -196,6 +198,25 @@ class FirstWeights:
         std = rows**-0.5 * initial_factor(config, name)
         grouped: Tensor = (std * drawn).repeat_interleave(self.parts, dim=1)
         return grouped.flatten()
+
+
+def begin_or_continue(
+    config: RunConfig, engine: Engine, run_dir: RunDir, config_id: str, first: FirstWeights | None, restart: bool,
+    reporter: Reporter,
+) -> RunningMeans:  # fmt: skip
+    """Fills `engine` from the newest checkpoint of the run, or else from its parent. Collective.
+
+    Returns what the run has averaged so far. The checkpoint is closed at the end: while a file of it is open, removing
+    it later frees no room on the disk, and fails on NFS. Raises `CheckpointError` where a file cannot be read.
+    """
+    checkpoint = None if restart else newest_checkpoint(engine, run_dir, config_id, reporter)
+    if checkpoint is not None:
+        require_same_loss(config, checkpoint)
+        restore(engine, checkpoint)
+        return RunningMeans.from_state(checkpoint.state)
+    if config.train.init_from is not None:
+        begin_from(first or FirstWeights(config), engine, reporter)
+    return RunningMeans()
 
 
 def begin_from(first: FirstWeights, engine: Engine, reporter: Reporter) -> None:

@@ -7,6 +7,7 @@ the reason in its status).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from experiments.config.repa import has_auxiliary_losses
 from experiments.config.schema import RunConfig
 from experiments.data.loader import Batch, TrainStream
 from experiments.data.sources.image_source import open_source
-from experiments.distributed.agreement import any_process
+from experiments.distributed.agreement import any_process, of_the_first
 from experiments.distributed.deepspeed_library import dist
 from experiments.distributed.rendezvous import meet
 from experiments.models.parts import assert_matches_budget
@@ -45,16 +46,17 @@ from experiments.training.engine import (
     build_engine,
     check_world,
     launched_rank,
+    launched_world,
     process_group,
     resolve_precision,
 )
-from experiments.training.first_weights import FirstWeights, begin_from
+from experiments.training.first_weights import FirstWeights, begin_or_continue
 from experiments.training.matmul_speed import matmul_flops_per_second
 from experiments.training.means import RunningMeans
 from experiments.training.objective import forward_loss, micro_batches_of, to_device
 from experiments.training.pauses import TrainingClock
 from experiments.training.reporter import Reporter
-from experiments.training.restore import newest_checkpoint, require_same_loss, restore, snapshot
+from experiments.training.restore import snapshot
 from experiments.training.room import require_room
 from experiments.training.saver import Saver
 from experiments.training.schedule import learning_rate
@@ -126,26 +128,25 @@ def train(
     with storage_errors(run_dir.path):
         run_dir.path.mkdir(parents=True, exist_ok=True)
     meeting = meet(run_dir, record, reporter.fail)  # ranks that differ are refused before anything is written
-    if launched_rank() == 0:  # a folder of another run is refused before anything is built
-        if not run_dir.run_json.exists():
-            record = record.model_copy(update={"matmul_flops_per_second": matmul_flops_per_second(record.precision)})
-        begin(config, run_dir, record, branch_from)
-        if not restart:
-            saved_checkpoints(run_dir, reporter.warn)  # raises before rows are cut, where they cannot be reached
-    reporter.phase("building")
-    with process_group(run_dir.log, meeting), StopRequest() as stop:
-        begun = run_dir.read_run()  # a run keeps the precision and the id that it began with
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(meeting.watched())  # now, since rank 0 may copy a large checkpoint while the others wait
+        if launched_rank() == 0:  # a folder of another run is refused before anything is built
+            if not run_dir.run_json.exists():
+                speed = matmul_flops_per_second(record.precision)
+                record = record.model_copy(update={"matmul_flops_per_second": speed})
+            begin(config, run_dir, record, branch_from)
+            if not restart:
+                saved_checkpoints(run_dir, reporter.warn)  # raises before rows are cut, where they cannot be reached
+        reporter.phase("building")
+        stack.enter_context(process_group(run_dir.log, meeting))
+        stop = stack.enter_context(StopRequest())
+        # A run keeps the precision and the id that it began with. The others may not see the file yet.
+        begun = of_the_first(run_dir.read_run, launched_rank(), launched_world())
         engine = build_engine(config, begun.precision)
         if config.parallel.zero_stage != 3:  # ZeRO-3's layers hold no weights between calls
             assert_matches_budget(engine.model, cost, engine.share.count)
-        checkpoint = None if restart else newest_checkpoint(engine, run_dir, begun.config_id, reporter)
-        means = RunningMeans()
-        if checkpoint is not None:
-            require_same_loss(config, checkpoint)
-            restore(engine, checkpoint)
-            means = RunningMeans.from_state(checkpoint.state)
-        elif config.train.init_from is not None:
-            begin_from(first or FirstWeights(config), engine, reporter)
+        means = begin_or_continue(config, engine, run_dir, begun.config_id, first, restart, reporter)
+        first = None  # it may hold all tensors of a parent
         writer = None
         if engine.rank == 0:
             writer = RecordWriter.open(run_dir, record, means.images_seen, start_mirror, restart)

@@ -194,12 +194,10 @@ class WholeStates(Partitions):
 
     def _saved(self, name: str, piece: Piece) -> tuple[int, int]:
         """Divides a parameter equally between the processes that hold the same copy of it."""
-        group = groups._get_expert_data_parallel_group(self.share.group_name) if self._is_shared(name) else None
+        is_expert = _is_expert(self.parameters[name])
+        group = groups._get_expert_data_parallel_group(self.share.group_name) if is_expert else None
         rank, world = dist.get_rank(group=group), dist.get_world_size(group=group)
         return piece.numel * rank // world, piece.numel * (rank + 1) // world
-
-    def _is_shared(self, name: str) -> bool:
-        return _is_expert(self.parameters[name])
 
 
 def partitions_of(module: nn.Module, share: ExpertShare, zero_stage: int, optimizer: Any) -> Partitions:

@@ -58,7 +58,7 @@ def newest_checkpoint(engine: Engine, run_dir: RunDir, config_id: str, reporter:
         config_id,
         reporter.warn if engine.rank == 0 else lambda message: None,
         wanted=engine.partitions.wanted(),
-        paths=of_the_first(complete_checkpoints(run_dir) if engine.rank == 0 else [], engine.world),
+        paths=of_the_first(lambda: complete_checkpoints(run_dir), engine.rank, engine.world),
         agree=lambda trouble: first_trouble(trouble, engine.world),
     )
 
@@ -108,17 +108,15 @@ def restore_optimizer(engine: Engine, checkpoint: Checkpoint, read: Callable[[st
     partitions = engine.partitions
     for state in checkpoint.state["optimizer_states"]:
         filled = [torch.zeros_like(flat) for flat in partitions.flats]
-        partitions.fill(partial(_read_state, read, state), filled)
+        partitions.fill(lambda name, start, stop, state=state: read(name, start, stop, state), filled)
         for key, flat in zip(partitions.keys, filled, strict=True):
             engine.optimizer.state[key][state] = flat.view(key.shape)
     for key in partitions.keys:
         for name, value in checkpoint.state["optimizer_counters"].items():
-            # torch's optimizers count their steps in a float32 tensor of their own for each parameter.
-            engine.optimizer.state[key][name] = torch.tensor(value, dtype=torch.float32)
-
-
-def _read_state(read: Callable[[str, int, int, str], Tensor], state: str, name: str, start: int, stop: int) -> Tensor:
-    return read(name, start, stop, state)
+            # torch's optimizers count their steps in a float32 tensor of their own for each parameter, which a fused
+            # one keeps on the device of the parameter, and the others on the CPU.
+            device = key.device if engine.optimizer.defaults.get("fused") else "cpu"
+            engine.optimizer.state[key][name] = torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def _copied(partitions: Partitions, flats: list[Tensor], state: str = "") -> dict[str, Tensor]:

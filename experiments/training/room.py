@@ -36,6 +36,7 @@ def require_room(config: RunConfig, precision: Precision) -> None:
 def _what_there_is(on_accelerator: bool) -> tuple[int, str]:
     """Returns the bytes available to one process, and a description of where they are."""
     if on_accelerator:
-        return int(torch.get_device_module().mem_get_info()[1]), "an accelerator here"
+        # The free memory is not asked for: every process would begin to use the first accelerator for that.
+        return int(torch.get_device_module().get_device_properties().total_memory), "an accelerator here"
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return psutil.virtual_memory().total // neighbours, f"this machine, for each of {neighbours}"

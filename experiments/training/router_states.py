@@ -20,9 +20,9 @@ from experiments.routing.contract import FeedForwardOutput
 from experiments.routing.router import Router
 from experiments.routing.state import RouterState
 
-KEY = "router_state"
 Place = tuple[int, bool]
 """The number of a router's block, and whether it routes text tokens."""
+KEY = "router_state"
 """The entry of a checkpoint's state that holds the numbers, by the names of the module's buffers."""
 
 

@@ -90,11 +90,7 @@ class Validator:
         evals: list[EvalRow] = []
         routing: list[RoutingRow] = []
         for condition in self.batches:
-            mine = measure_batches(
-                engine.model, self.batches[condition], engine.device, self.config, engine.rank, engine.world,
-                engine.layers_are_collective,
-            )  # fmt: skip
-            losses, stats = _merge(everyone(mine, engine.world))
+            losses, stats = self._measured(engine, condition)
             if not all(math.isfinite(loss) for loss, _, _ in losses):
                 raise self._not_finite(engine, condition, images_seen, weights)
             row = EvalRow(
@@ -108,6 +104,16 @@ class Validator:
             if weights == "raw":
                 routing += [stats[layer].row(images_seen, layer, condition) for layer in sorted(stats)]
         return evals, routing
+
+    def _measured(
+        self, engine: ValidatedModel, condition: Condition
+    ) -> tuple[list[tuple[float, float, float]], dict[int, RoutingStats]]:
+        """Returns the losses of all images, and the statistics of all layers, of every process. Collective."""
+        mine = measure_batches(
+            engine.model, self.batches[condition], engine.device, self.config, engine.rank, engine.world,
+            engine.layers_are_collective,
+        )  # fmt: skip
+        return _merge(everyone(mine, engine.world))
 
     def _loss_values(self, losses: list[tuple[float, float, float]], condition: Condition) -> dict[str, float]:
         """Returns mean losses and velocity errors over the set."""
@@ -135,11 +141,7 @@ class Validator:
     def _loss_of_training_decision(self, engine: ValidatedModel) -> dict[str, float]:
         """Returns the loss where routers decide as in training, by competition instead of thresholds. Collective."""
         with deciding_as_in_training(engine.model):
-            mine = measure_batches(
-                engine.model, self.batches["mixed_t"], engine.device, self.config, engine.rank, engine.world,
-                engine.layers_are_collective,
-            )  # fmt: skip
-        losses, _ = _merge(everyone(mine, engine.world))
+            losses, _ = self._measured(engine, "mixed_t")
         values = self._loss_values(losses, "mixed_t")
         names = ("val_loss",) if self.loss_is_velocity_error else ("val_loss", VELOCITY_ERROR)
         return {f"{name}_training_decision": values[name] for name in names if math.isfinite(values[name])}
@@ -149,6 +151,7 @@ class Validator:
     ) -> RunFailedError:
         """Returns the error for a loss that is not finite, which names the layer where that began. Collective."""
         batches = self.batches[condition]
+        engine.model.eval()  # routers decide as they were measured; the run ends here
         turns = turns_of(len(batches), engine.rank, engine.world, together=True)  # all need equally many
         mine = [to_device(batches[number % len(batches)], engine.device) for number in turns]
         cause = nonfinite_cause(engine.model, mine, self.config, engine.world)

@@ -196,3 +196,10 @@ def test_every_parameter_belongs_to_a_part_and_an_unknown_one_to_none(settings: 
     assert ("cross_attention" in parts) == BLOCKS[block].cross_attends
     with pytest.raises(KeyError):
         part_of("blocks.0.surprise.weight")
+
+
+@pytest.mark.parametrize("implementation", ["fast", "fused", "reference"])
+def test_every_part_of_the_model_is_fast_unless_it_is_the_reference(implementation: str) -> None:
+    config = load_config(["model=nano", "routing=expert_choice", f"train.implementation={implementation}"])
+    choices = [module.fast for module in DiT(config).modules() if hasattr(module, "fast")]
+    assert choices == [implementation != "reference"] * len(choices) != []

@@ -185,6 +185,17 @@ def test_experts_are_copies_of_the_dense_feed_forward(dense: RunDir, begun: Call
     assert torch.equal(found["head.weight"], theirs["head.weight"])
 
 
+def test_new_shared_experts_of_image_and_text_tokens_begin_with_the_output_0(
+    begun: Callable[[RunConfig], Engine], tmp_path: Path
+) -> None:
+    routed = ("routing=expert_choice", "routing.num_experts=4", "routing.text_experts=2", "model.block=mmdit")
+    parent = random_run_folder(tmp_path / "run", *SMALL, *routed)
+    weights = weights_of(begun(child(parent, *routed, "routing.shared_factor=1")))
+    shared = {name: weight for name, weight in weights.items() if name.endswith("ffn.shared.w_out.weight")}
+    assert {name.split(".")[2] for name in shared} == {"ffn", "text_ffn"}
+    assert not any(weight.any() for weight in shared.values())
+
+
 def test_noise_is_relative_to_the_weights_and_of_each_expert(
     dense: RunDir, begun: Callable[[RunConfig], Engine]
 ) -> None:

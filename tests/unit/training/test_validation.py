@@ -159,12 +159,17 @@ def test_measuring_changes_nothing(build: Build, tiny: Tiny) -> None:
     assert json.dumps({name: p.tolist() for name, p in engine.model.named_parameters()}) == before
 
 
-def test_a_validation_loss_that_is_not_finite_is_a_failed_run_that_names_the_layer(build: Build, tiny: Tiny) -> None:
-    engine = build(tiny())
+@pytest.mark.parametrize("settings", [(), ("routing.group_images=2", "eval.images=5", "eval.batch_images=4")])
+def test_a_validation_loss_that_is_not_finite_is_a_failed_run_that_names_the_layer(
+    settings: tuple[str, ...], build: Build, tiny: Tiny
+) -> None:
+    """The second case has a last batch of one image, which makes no routing group in training."""
+    config = tiny("routing=expert_choice", *settings)
+    engine = build(config)
     with torch.no_grad():
         engine.model.head.weight.fill_(torch.finfo(torch.float32).max)
     line = (
         r"Not finite after 640 images: the output of head \(validation loss of the ema weights\)\. Lower optim\.learn"
     )
     with pytest.raises(RunFailedError, match=line):
-        Validator(tiny()).measure(engine, 640, "ema")
+        Validator(config).measure(engine, 640, "ema")
