@@ -95,9 +95,9 @@ def slot_counts(slots: Tensor, total: int) -> list[int]:
 
 
 def takes_grouped_products(x_MD: Tensor, w_out_EFD: Tensor) -> bool:
-    """Returns whether torch's grouped matmul takes these tensors on their device."""
+    """Returns whether torch's grouped matmul takes these tensors on their device; without rows it is not asked to."""
     aligned = all(size * x_MD.element_size() % ALIGNED_BYTES == 0 for size in w_out_EFD.shape[1:])
-    return x_MD.is_cuda and x_MD.dtype == torch.bfloat16 and aligned
+    return x_MD.is_cuda and x_MD.dtype == torch.bfloat16 and aligned and len(x_MD) > 0
 
 
 def grouped_feed_forward(
