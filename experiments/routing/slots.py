@@ -23,8 +23,8 @@ def fill_slots(
     slot_GM = slot_GKS.reshape(num_groups, -1)
     token_GM = torch.arange(size, device=device).repeat(num_groups, num_choices)
     shape = (num_groups, last + 1)
-    # Empty slots compute some token and add it with weight 0. Their tokens differ, because one program sums all slots of
-    # a token, and would take long for one that fills all empty slots.
+    # Empty slots compute some token and add it with weight 0. Their tokens differ, because one program sums all slots
+    # of a token, and would take long for one that fills all empty slots.
     token_GC = (torch.arange(last + 1, device=device) % size).repeat(num_groups, 1).scatter(1, slot_GM, token_GM)
     weight_GC = weight_GKS.new_zeros(shape).scatter(1, slot_GM, weight_GKS.reshape(num_groups, -1))
     filled_GC = torch.zeros(shape, dtype=torch.bool, device=device).scatter(1, slot_GM, True)

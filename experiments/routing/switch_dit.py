@@ -13,9 +13,9 @@ sum of |choice - prior| over a grid of t. The loss is the Jensen-Shannon diverge
 
     JSD(P, Q) = 1/2 sum_u P log(P / M) + 1/2 sum_u Q log(Q / M),  M = (P + Q) / 2
 
-at the noise levels of the batch, where P is the choice p of all mixtures side by side, divided by L, and Q is the matched
-prior divided by L k, so that both sum to 1. It is a sum over units, so that each mixture adds the part of its own units,
-as losses of layers are added.
+at the noise levels of the batch, where P is the choice p of all mixtures side by side, divided by L, and Q is the
+matched prior divided by L k, so that both sum to 1. It is a sum over units, so that each mixture adds the part of its
+own units, as losses of layers are added.
 
 What differs from the public code (byeongjun-park/Switch-DiT, `models/MoE.py` and `models/DiT/models.py`): t is
 continuous, the grid of the matching has 100 levels instead of 1000 steps, ties are broken by the order of units

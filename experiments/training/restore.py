@@ -108,7 +108,7 @@ def restore_optimizer(engine: Engine, checkpoint: Checkpoint, read: Callable[[st
     partitions = engine.partitions
     for state in checkpoint.state["optimizer_states"]:
         filled = [torch.zeros_like(flat) for flat in partitions.flats]
-        partitions.fill(lambda name, start, stop, state=state: read(name, start, stop, state), filled)
+        partitions.fill(partial(_read_state, read, state), filled)
         for key, flat in zip(partitions.keys, filled, strict=True):
             engine.optimizer.state[key][state] = flat.view(key.shape)
     for key in partitions.keys:
@@ -117,6 +117,10 @@ def restore_optimizer(engine: Engine, checkpoint: Checkpoint, read: Callable[[st
             # one keeps on the device of the parameter, and the others on the CPU.
             device = key.device if engine.optimizer.defaults.get("fused") else "cpu"
             engine.optimizer.state[key][name] = torch.tensor(value, dtype=torch.float32, device=device)
+
+
+def _read_state(read: Callable[[str, int, int, str], Tensor], state: str, name: str, start: int, stop: int) -> Tensor:
+    return read(name, start, stop, state)
 
 
 def _copied(partitions: Partitions, flats: list[Tensor], state: str = "") -> dict[str, Tensor]:

@@ -53,9 +53,7 @@ def test_a_peer_gives_what_our_layer_gives(peer: type[nn.Module], expert: str) -
         assert_close(another, mine, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "settings", ["routing.expert=gelu", "routing.expert=swiglu", "routing.balance_loss_weight=0"]
-)
+@pytest.mark.parametrize("settings", ["routing.expert=gelu", "routing.expert=swiglu", "routing.balance_loss_weight=0"])
 def test_the_model_with_a_loop_over_experts_learns_what_ours_learns(settings: str) -> None:
     config = load_config([*SMALL, "routing=shared_expert", settings])
     models = []
