@@ -188,7 +188,10 @@ def test_experts_are_copies_of_the_dense_feed_forward(dense: RunDir, begun: Call
 def test_new_shared_experts_of_image_and_text_tokens_begin_with_the_output_0(
     begun: Callable[[RunConfig], Engine], tmp_path: Path
 ) -> None:
-    routed = ("routing=expert_choice", "routing.num_experts=4", "routing.text_experts=2", "model.block=mmdit")
+    routed = (
+        "routing=expert_choice", "routing.num_experts=4", "routing.text_experts=2", "model.block=mmdit",
+        "model.sparse_layers=all",
+    )  # fmt: skip
     parent = random_run_folder(tmp_path / "run", *SMALL, *routed)
     weights = weights_of(begun(child(parent, *routed, "routing.shared_factor=1")))
     shared = {name: weight for name, weight in weights.items() if name.endswith("ffn.shared.w_out.weight")}
