@@ -33,7 +33,7 @@ SCORE = METRICS["shapes-geneval"].values[0]
 SECONDS = METRICS["inference-time"].values[0]
 
 EVALUATE = "Measure it with: ecdit evaluate"
-"""Without `--metrics` the command measures what fits the data of each run."""
+"""The command measures what fits the data of each run, unless `--metrics` says otherwise."""
 PLACES: dict[Along | None, str] = {
     None: "its end",
     "guidance": "several guidance scales at its end",
