@@ -7,6 +7,7 @@ and decoded here row by row, so that bytes that are not UTF-8 cost only their ow
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import sys
@@ -114,7 +115,8 @@ def open_parquet(
     )
     if not files:
         raise ConfigError(f"SOURCE {source} has no rows.", "Name Parquet files that hold images.")
-    dataset = _loaded(datasets, source, "parquet", data_files=[str(path) for path in files], split="train")
+    named = [glob.escape(os.path.abspath(path)) for path in files]  # `datasets` takes the names as patterns
+    dataset = _loaded(datasets, source, "parquet", data_files=named, split="train")
     starts = [0, *np.cumsum(counts).tolist()][:-1]
     folders = [[path.parent] for path in files]
     return _table(datasets, dataset, source, image_column, caption_column, starts, folders, text)

@@ -139,15 +139,15 @@ def _csv_rows(text: str, name: str) -> Iterator[TableRow]:
     of more cells than columns holds a comma that is not quoted, so what stands before it is not the whole caption.
     """
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a caption that is too long is listed, not refused
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         columns = [column for column in reader.fieldnames or () if column]
         twice = next((column for column in columns if columns.count(column) > 1), None)
         if twice is not None:
             raise ValueError(f"line 1 has the column {twice!r} twice")
         for row in reader:
-            has_more = any(row.get("") or ()) and "" not in (reader.fieldnames or ())
-            yield f"{name} line {reader.line_num}", MORE_CELLS if has_more else row
+            more_cells = row.pop(None, ())  # `csv` collects them under None, as a column may be called "" (by pandas)
+            yield f"{name} line {reader.line_num}", MORE_CELLS if any(more_cells) else row
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 

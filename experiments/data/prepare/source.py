@@ -28,7 +28,14 @@ from experiments.data.prepare.folders import (
 from experiments.data.prepare.image_tables import TableRows, open_hub, open_parquet
 from experiments.data.prepare.pairing import Endings
 from experiments.data.prepare.path_tables import find_tables, is_metadata, read_table, unlisted
-from experiments.data.prepare.source_rows import MAX_CAPTION_BYTES, ReadableRows, Row, UnusableRowError, find_json_key
+from experiments.data.prepare.source_rows import (
+    MAX_CAPTION_BYTES,
+    ReadableRows,
+    Row,
+    UnusableRowError,
+    find_json_key,
+    listed_as,
+)
 from experiments.data.prepare.tars import open_tars
 from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
 from experiments.errors import ConfigError
@@ -170,7 +177,7 @@ def _captioned_beside(asked: Asked, listing: Listing) -> SourceRows | None:
 
 def _some_captions(folder: Path, files: Sequence[ImageFile]) -> Iterator[bytes]:
     for name in [file.caption_file for file in files if file.caption_file][:SAMPLED_ROWS]:
-        with suppress(OSError):  # it is listed when its row is read
+        with suppress(UnusableRowError), listed_as(name):  # it is listed when its row is read
             yield read_input(folder / name, MAX_CAPTION_BYTES)
 
 
