@@ -72,9 +72,17 @@ def read_table(
     return [_image_file(name, label, row, image, caption) for label, row in rows], caption
 
 
-def unlisted(folder: Path, images: Iterable[str], files: Sequence[ImageFile]) -> list[ImageFile]:
-    """Returns the images that no table names; they have no caption and are reported as left out."""
-    named = {os.path.realpath(folder / file.name) for file in files if file.is_named}
+def real_paths(folder: Path, files: Sequence[ImageFile]) -> list[str | None]:
+    """Returns the path of the image that each row of a table names, and None for a row that names none.
+
+    Links are followed, so that all spellings of a path are one.
+    """
+    return [os.path.realpath(folder / file.name) if file.is_named else None for file in files]
+
+
+def unlisted(folder: Path, images: Iterable[str], named: Collection[str | None]) -> list[ImageFile]:
+    """Returns the images whose path is not in `named`, because no table names them. They are reported as left out,
+    since they have no caption."""
     return [ImageFile(name) for name in images if os.path.realpath(folder / name) not in named]
 
 
