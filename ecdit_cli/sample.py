@@ -100,6 +100,7 @@ def sample(
         keep_freed_memory(config)
         settings = sampler_settings(config, steps, (guidance, guidance_interval, guidance_channels), shift, sampler)
         drawn = (checked_number(len(asked), per_caption), batch_images, config.data.seed if seed is None else seed)
+        _check_exports(loaded, asked, given, per_caption, geneval, dsg)
         conditions = Conditions(*drawn, weights, loaded.precision, settings)
         texts, made = _make(loaded, asked, per_caption, conditions, compute_map, vae, show)
         prompts = given or [Prompt(text) for text in texts]
@@ -235,6 +236,23 @@ def _files(grid_file: Path, compute_map: bool) -> list[Path]:
     """Returns the path of the grid, and the files of the compute map beside it where it is asked for."""
     kinds = ("png", "svg", "csv") if compute_map else ()
     return [grid_file, *(grid_file.with_name(f"{grid_file.stem}-compute-map.{kind}") for kind in kinds)]
+
+
+def _check_exports(
+    run: LoadedRun, asked: list[str] | list[int], given: Sequence[Prompt], per_caption: int, geneval: Path | None,
+    dsg: Path | None,
+) -> None:  # fmt: skip
+    """Refuses exports of what is asked for that cannot be made, before the sampling, which takes minutes."""
+    from experiments.evaluation.exchange.image_folders import Prompt, check_dsg_images, check_geneval_images
+    from experiments.evaluation.sampling.latent_samples import texts_to_sample
+
+    if geneval is None and dsg is None:
+        return
+    prompts = given or [Prompt(text) for text in texts_to_sample(run, asked)]
+    if geneval is not None:
+        check_geneval_images(geneval, prompts, per_caption)
+    if dsg is not None:
+        check_dsg_images(dsg, prompts)
 
 
 def _note(verdict: Verdict | None) -> str:

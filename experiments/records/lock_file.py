@@ -178,7 +178,7 @@ def take_if_dead(folder: Path, stale_seconds: float = STALE_SECONDS) -> LockFile
 
 def silence_on_disk(folder: Path, found: Holder) -> float:
     """Returns the seconds since `found` renewed its lock, on the clock of the file system that holds `folder`."""
-    probe = folder / f".{os.getpid()}.now"
+    probe = folder / f".{host_name()}.{os.getpid()}.now"
     with storage_errors(probe):
         # A file that is touched now gets its time from the same clock that has stamped the lock.
         probe.touch()

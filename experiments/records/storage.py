@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import StorageError
+from experiments.records.provenance import host_name
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NO_FOLDER = frozenset({errno.EEXIST, errno.ENOTDIR})
@@ -55,8 +56,9 @@ def write_json_atomic(path: Path, payload: Mapping[str, Any]) -> None:
 
 def replace_atomically(path: Path, content: bytes) -> None:
     """Replaces `path` by `content` atomically: after a kill or with a full disk there is the old or the new file."""
-    # The temporary file lies in the same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The temporary file lies in the same folder, because a rename is atomic only within one file system. Containers on
+    # two machines often give their processes equal numbers, so that its name holds the name of the machine too.
+    temporary = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.tmp")
     with storage_errors(path):
         try:
             _write_synced(temporary, content)

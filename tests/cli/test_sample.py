@@ -131,3 +131,33 @@ def test_captions_may_come_from_a_file(trained: Path, tmp_path: Path, capsys: Ca
         == 0
     )
     assert [row["caption"] for row in json.loads(capsys.readouterr().out)["images"]] == ["a circle", "a blue bar"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["circle red a", "--geneval", "OUT"],
+            "GenEval cannot judge 'circle red a': it is not a caption of the shapes",
+        ),
+        (["a circle", "--geneval", "OTHER"], "holds 00007 of other images. Choose an empty folder."),
+        (["a circle", "--dsg", "OTHER"], "holds x.jpg of other images. Choose an empty folder."),
+        (
+            ["a circle", "--captions", "PROMPTS", "--dsg", "OUT"],
+            "two of the captions would have the item_id 'custom_0'",
+        ),
+        (["--dsg", "OTHER"], "holds x.jpg of other images. Choose an empty folder."),
+    ],
+)
+def test_exports_that_cannot_be_made_are_refused_before_anything_is_sampled(
+    options: list[str], message: str, trained: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    places = {"OUT": tmp_path / "out", "OTHER": tmp_path / "other", "PROMPTS": tmp_path / "prompts.csv"}
+    (places["OTHER"] / "00007").mkdir(parents=True)
+    (places["OTHER"] / "images").mkdir()
+    (places["OTHER"] / "images" / "x.jpg").touch()
+    places["PROMPTS"].write_text("item_id,text\ncustom_0,a square\n")
+    words = [str(places.get(word, word)) for word in options]
+    assert message in error_of(["sample", str(trained), *words, "--grid", str(tmp_path / "grid.png")], capsys)
+    assert not (tmp_path / "grid.png").exists()
+    assert not places["OUT"].exists()

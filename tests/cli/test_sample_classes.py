@@ -75,6 +75,20 @@ def test_a_class_that_does_not_exist_is_one_line(label: str, message: str, label
     assert message in error_of(["sample", str(labelled), "--class", label], capsys)
 
 
+def test_an_export_of_classes_is_refused_before_anything_is_sampled(
+    labelled: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    grid, out = tmp_path / "grid.png", tmp_path / "out"
+    for words, message in (
+        (["--class", "3", "--geneval", str(out)], "GenEval cannot judge '"),
+        (["--geneval", str(out)], "GenEval cannot judge '"),
+        (["--class", "384", "--dsg", str(out)], "class 384 does not exist: the run has 384 classes."),
+    ):
+        assert message in error_of(["sample", str(labelled), *words, "--grid", str(grid)], capsys)
+    assert not grid.exists()
+    assert not out.exists()
+
+
 def test_metrics_that_compare_with_captions_are_refused_and_others_are_measured(
     labelled: Path, capsys: Captured
 ) -> None:

@@ -99,3 +99,14 @@ def test_the_time_of_an_image_is_measured_without_its_decoder(trained: Path) -> 
     recorded = {row["metric"]: row for row in read_jsonl(RunDir(trained).evals).rows}
     assert recorded["inference_seconds_per_image"]["value"] > 0
     assert recorded["inference_seconds_per_image"]["num_samples"] == 2
+
+
+def test_an_export_of_stored_captions_is_refused_before_anything_is_sampled(
+    trained: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "dsg" / "images").mkdir(parents=True)
+    (tmp_path / "dsg" / "images" / "custom_4_ecdit.jpg").touch()  # four captions are stored
+    grid = tmp_path / "grid.png"
+    found = error_of(["sample", str(trained), "--dsg", str(tmp_path / "dsg"), "--grid", str(grid)], capsys)
+    assert "holds custom_4_ecdit.jpg of other images. Choose an empty folder." in found
+    assert not grid.exists()

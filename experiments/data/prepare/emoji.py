@@ -22,7 +22,7 @@ from typing import Any
 from experiments.config.prepared_set import Credits, Package
 from experiments.data.prepare.request import Request
 from experiments.data.prepare.source import SourceRows
-from experiments.data.prepare.source_rows import Row, UnusableRowError
+from experiments.data.prepare.source_rows import Row, UnusableRowError, raise_if_passing
 from experiments.errors import ConfigError, did_you_mean
 from experiments.libraries import install, library
 from experiments.text import first_line, printable, shortened
@@ -107,6 +107,8 @@ class EmojiRows:
         try:
             drawn = self._resvg.svg_to_bytes(svg_path=str(emoji.file), width=self.width, skip_system_fonts=True)
         except (ValueError, OSError) as error:
+            if isinstance(error, OSError):
+                raise_if_passing(error, emoji.file.name)
             raise UnusableRowError(emoji.file.name, f"it cannot be drawn: {first_line(error)}") from error
         return Row(bytes(drawn), text, emoji.file.name)
 

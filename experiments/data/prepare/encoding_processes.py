@@ -92,35 +92,48 @@ def open_request(request: Request) -> SourceRows:
 
 
 def encode_shards(
-    request: Request, tasks: Sequence[ShardTask], out: SetFolder, num_processes: int, first_device: int, on_rows: OnRows
+    request: Request,
+    tasks: Sequence[ShardTask],
+    out: SetFolder,
+    num_processes: int,
+    first_device: int,
+    on_rows: OnRows,
+    skip_made: bool = False,
 ) -> None:
     """Makes and writes the files of `tasks`; `on_rows` is called with the numbers of rows as they are done.
 
-    Raises the error that a process raised, and `RunFailedError` where one was killed.
+    With `skip_made`, a file that another process of the launch has made by the time of its turn is left as it is.
+    Raises the error that a process raised, and `RunFailedError` where one was killed, or where the source cannot be
+    read for a fault that may pass.
     """
     if num_processes > 1 and len(tasks) > 1:
-        _in_processes(request, tasks, out, min(num_processes, len(tasks)), first_device, on_rows)
+        _in_processes(request, tasks, out, min(num_processes, len(tasks)), first_device, on_rows, skip_made)
     elif tasks:
-        _encode_all(request, tasks, out, _device(first_device), on_rows)
+        _encode_all(request, tasks, out, _device(first_device), on_rows, skip_made)
 
 
 def _encode_all(
-    request: Request, tasks: Sequence[ShardTask], out: SetFolder, device: torch.device, on_rows: OnRows
-) -> None:
+    request: Request, tasks: Sequence[ShardTask], out: SetFolder, device: torch.device, on_rows: OnRows, skip_made: bool
+) -> None:  # fmt: skip
     encoder = ShardEncoder(request, device)
     for task in tasks:
-        out.write(task, encoder.encode(task, on_rows))
+        if skip_made and out.is_made(task, verify=False):
+            on_rows(len(task.rows))
+        else:
+            out.write(task, encoder.encode(task, on_rows))
 
 
 def _in_processes(
-    request: Request, tasks: Sequence[ShardTask], out: SetFolder, number: int, first_device: int, on_rows: OnRows
-) -> None:
+    request: Request, tasks: Sequence[ShardTask], out: SetFolder, number: int, first_device: int, on_rows: OnRows,
+    skip_made: bool,
+) -> None:  # fmt: skip
     """Encodes in `number` processes. Each gets its files at the start, as all files take about the same time."""
     context = multiprocessing.get_context("spawn")
     reports: Queue[Report] = context.Queue()
     workers = [
         context.Process(
-            target=_work, args=(request, tasks[rank::number], out, first_device + rank, os.getpid(), reports)
+            target=_work,
+            args=(request, tasks[rank::number], out, first_device + rank, os.getpid(), reports, skip_made),
         )
         for rank in range(number)
     ]
@@ -161,13 +174,14 @@ def _raise_if_lost(workers: Sequence[SpawnProcess]) -> None:
 
 
 def _work(
-    request: Request, tasks: Sequence[ShardTask], out: SetFolder, device: int, parent: int, reports: Queue[Report]
-) -> None:
+    request: Request, tasks: Sequence[ShardTask], out: SetFolder, device: int, parent: int, reports: Queue[Report],
+    skip_made: bool,
+) -> None:  # fmt: skip
     """Runs in each worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all; the first process ends the others
     end_with(parent)
     try:
-        _encode_all(request, tasks, out, _device(device), reports.put)
+        _encode_all(request, tasks, out, _device(device), reports.put, skip_made)
     except EcditError as error:
         reports.put(error)
 

@@ -23,6 +23,7 @@ from experiments.data.prepare.source_rows import (
     as_caption,
     caption_in,
     listed_as,
+    raise_if_passing,
 )
 from experiments.inputs import read_input
 from experiments.text import encodable
@@ -126,6 +127,7 @@ def list_folder(folder: Path) -> tuple[list[str], list[ImageFile]]:
         return os.path.relpath(path, folder)
 
     def note(error: OSError) -> None:
+        raise_if_passing(error, str(error.filename))
         problems.append(ImageFile(relative(error.filename), problem=f"a folder: {(error.strerror or '').lower()}"))
 
     for where, folders, files in os.walk(folder, onerror=note):

@@ -7,17 +7,19 @@ and decoded here row by row, so that bytes that are not UTF-8 cost only their ow
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyarrow import parquet
+import pyarrow as pa
+from pyarrow import compute, parquet
 
 from experiments.data.prepare.folders import inside
 from experiments.data.prepare.path_tables import find_text_column, read_schema
@@ -85,8 +87,31 @@ class TableRows:
             raise ValueError(f"its label {value} is out of range: there are {len(self.class_names):,} classes")
         return as_caption(self.class_names[value])
 
+    def images(self) -> list[Hashable]:
+        """Returns what identifies the image of each row, by which rows of one image are known before they are read.
+
+        It is the path where a row names a file, the number of the row where it holds the image itself, and None where
+        there is no image. The list is empty where every row holds its image.
+        """
+        column = self.dataset.with_format("arrow")[:].column(self.image_column)
+        contents, paths = (compute.struct_field(column, name) for name in ("bytes", "path"))
+        if not contents.null_count:
+            return []
+        found: list[Hashable] = []
+        # A path that is not UTF-8 costs only its own row, so that paths are compared as bytes.
+        rows = zip(compute.is_null(contents).to_pylist(), paths.cast(pa.large_binary()).to_pylist(), strict=True)
+        for number, (is_absent, path) in enumerate(rows):
+            if is_absent and path:
+                found.append(os.path.normpath(os.path.join(os.fsencode(self._folders(number)[-1]), path)))
+            else:
+                found.append(None if is_absent else number)
+        return found
+
+    def _folders(self, number: int) -> Sequence[Path]:
+        return self.folders[int(np.searchsorted(self.starts, number, side="right")) - 1]
+
     def _file(self, number: int, path: str) -> bytes:
-        folders = self.folders[int(np.searchsorted(self.starts, number, side="right")) - 1]
+        folders = self._folders(number)
         for folder in folders[:-1]:
             try:
                 return read_input(inside(folder, path), MAX_IMAGE_BYTES)
@@ -114,7 +139,8 @@ def open_parquet(
     )
     if not files:
         raise ConfigError(f"SOURCE {source} has no rows.", "Name Parquet files that hold images.")
-    dataset = _loaded(datasets, source, "parquet", data_files=[str(path) for path in files], split="train")
+    named = [glob.escape(os.path.abspath(path)) for path in files]  # `datasets` takes the names as patterns
+    dataset = _loaded(datasets, source, "parquet", data_files=named, split="train")
     starts = [0, *np.cumsum(counts).tolist()][:-1]
     folders = [[path.parent] for path in files]
     return _table(datasets, dataset, source, image_column, caption_column, starts, folders, text)

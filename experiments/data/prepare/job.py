@@ -1,9 +1,10 @@
 """Implements `ecdit data prepare`, which encodes images and their text in several processes.
 
-Rows are assigned to shards by number alone; a fixed permutation selects the validation set. Each shard is made by one
-process and appears atomically, with a note beside it (`train-00000.json`: checksum, rows left out). A command that was
-killed can therefore be repeated, continues, and ends with the same files. The index is written last. Repeating the
-command on a complete data set makes only what is missing or damaged: a file, a note, the request or the index.
+Rows are assigned to shards by number, and rows of one image to one split; a fixed permutation selects the validation
+set. Each shard is made by one process and appears atomically, with a note beside it (`train-00000.json`: checksum, rows
+left out). A command that was killed can therefore be repeated, continues, and ends with the same files. The index is
+written last. Repeating the command on a complete data set makes only what is missing or damaged: a file, a note, the
+request or the index.
 The format is described in `experiments.config.prepared_set`.
 """
 
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.prepared_set import INDEX_FILE, REQUEST_FILE, Credits, DataSetIndex, Encoder
+from experiments.data.prepare.emoji import EMOJI
 from experiments.data.prepare.encoder_configs import VaeConfig, read_clip_places, read_vae_config
 from experiments.data.prepare.encoders import find_encoders
 from experiments.data.prepare.encoding import Loaded, load_row
 from experiments.data.prepare.encoding_processes import encode_shards, end_with, open_request
 from experiments.data.prepare.image_forms import sizing_of
 from experiments.data.prepare.index_writer import write_index
+from experiments.data.prepare.pairing import is_hidden
 from experiments.data.prepare.request import NEW_KEYS, Request
 from experiments.data.prepare.shards import SetFolder, ShardTask, deal_rows
 from experiments.data.prepare.source import SourceRows
@@ -34,7 +37,9 @@ from experiments.inputs import parse_json, read_input
 from experiments.records.storage import storage_errors, write_json_atomic
 from experiments.text import agreeing, printable, shortened
 
-UNSTORED: dict[str, Any] = {"text": "captions", "images": "latents", **NEW_KEYS}
+REPEATED_KEY = "images_of_several_rows"
+"""The key of a request that says how many images several rows name; it is absent where each row has its own image."""
+UNSTORED: dict[str, Any] = {"text": "captions", "images": "latents", REPEATED_KEY: 0, **NEW_KEYS}
 """The values of keys that a stored request does not have."""
 OnRows = Callable[[int, int], None]
 """A callback for progress that is given the number of rows that are done and the number of all rows."""
@@ -60,7 +65,7 @@ ALONE = Launch()
 
 @dataclass(frozen=True)
 class Prepared:
-    """Holds the index of the finished data set, and the number of files that this call made."""
+    """Holds the index of the finished data set, and the number of files that this call set out to make."""
 
     index: DataSetIndex
     num_files_made: int
@@ -91,12 +96,13 @@ def prepare(
         _check_tokens(request, read_clip_places(request.encoders["clip"], encoders.folders["clip"]))
     sizing = sizing_of(request)
     tasks = deal_rows(request, source, lambda row: isinstance(load_row(source, row, sizing), Loaded))
-    _check_out(out)
+    _check_out(request, out)
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     folder = _settle(request, source, entries, out, tasks)
     whole = (out / INDEX_FILE).is_file()
     mine = tasks[launch.rank :: launch.world]
+    _say_repeated(source.num_repeated, say)
     waiting = [task for task in mine if not folder.is_made(task, verify=whole)]
     if waiting and len(waiting) < len(mine):
         num_done = len(mine) - len(waiting)
@@ -119,8 +125,17 @@ def prepare(
     patience_seconds = PATIENCE_SECONDS + PATIENCE_FILES * seconds_of_file
     absent = _wait_for_others(tasks, folder, patience_seconds, on_rows, say)
     total, done = num_rows(tasks), num_rows(tasks) - num_rows(absent)
-    encode_shards(request, absent, folder, num_processes, first_device, count)
+    encode_shards(request, absent, folder, num_processes, first_device, count, skip_made=True)
     return Prepared(write_index(request, source, entries, vae, tasks, folder), len(waiting) + len(absent))
+
+
+def _say_repeated(num_repeated: int, say: Callable[[str], None]) -> None:
+    """Says how many images have several captions, because `--validation-images` then counts rows and not images."""
+    if num_repeated:
+        say(
+            f"{num_repeated:,} {agreeing(num_repeated, 'image has', 'images have')} several rows. All rows of an image "
+            "are either trained on or validated with."
+        )
 
 
 def num_rows(tasks: Sequence[ShardTask]) -> int:
@@ -153,12 +168,22 @@ def _wait_for_others(
     return waiting
 
 
-def _check_out(out: Path) -> None:
-    """Raises `ConfigError` where `out` is a file, or its path is not Unicode, which `safetensors` cannot open."""
+def _check_out(request: Request, out: Path) -> None:
+    """Raises `ConfigError` where `out` is a file, or its path is not Unicode, which `safetensors` cannot open, or lies
+    in the folder of the source, where its files would be listed as files of the source.
+    """
     if os.path.isfile(out):
         raise ConfigError(f"{out} is a file.", "Name a folder, or one that does not exist.")
     if any(0xDC80 <= ord(character) <= 0xDCFF for character in str(out)):  # bytes that are no UTF-8
         raise ConfigError(f"the name of the folder {printable(str(out))} is not Unicode.", "Name another folder.")
+    if request.source == EMOJI or not os.path.isdir(request.source):
+        return
+    source, folder = os.path.realpath(request.source), os.path.realpath(out)
+    if os.path.commonpath((source, folder)) == source and not is_hidden(os.path.relpath(folder, source)):
+        raise ConfigError(
+            f"OUT {out} lies inside SOURCE {printable(request.source)}, whose files it would change.",
+            "Name a folder beside it.",
+        )
 
 
 def _check_size(request: Request, vae: VaeConfig) -> None:
@@ -190,13 +215,17 @@ def _settle(
         "label_column" if request.text == "labels" else "caption_column": source.caption_column,
         **({} if source.class_names is None else {"class_order_sha256": _digest(source.class_names)}),
         **({} if source.origin is None else {"packages": _versions(source.origin)}),
+        **({REPEATED_KEY: source.num_repeated} if source.num_repeated else {}),
         "num_rows": len(source),
         "source_sha256": source.sample_sha256(),
         **{f"{name}_sha256": encoder.sha256 for name, encoder in encoders.items()},
     }
     path, folder = out / REQUEST_FILE, SetFolder(out, _digest(wanted))
-    if not os.path.lexists(path):
-        if any(not each.name.startswith(".") for each in out.iterdir()):
+    # Another process of this launch may write the request and files at any moment. A network file system may say that
+    # the request is not there although it lists it.
+    names = os.listdir(out)
+    if REQUEST_FILE not in names and not os.path.lexists(path):
+        if any(not name.startswith(".") for name in names):
             raise ConfigError(f"{out} holds other files.", "Name an empty folder, or one that does not exist.")
         write_json_atomic(path, wanted)
         return folder

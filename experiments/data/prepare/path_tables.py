@@ -72,9 +72,17 @@ def read_table(
     return [_image_file(name, label, row, image, caption) for label, row in rows], caption
 
 
-def unlisted(folder: Path, images: Iterable[str], files: Sequence[ImageFile]) -> list[ImageFile]:
-    """Returns the images that no table names; they have no caption and are reported as left out."""
-    named = {os.path.realpath(folder / file.name) for file in files if file.is_named}
+def real_paths(folder: Path, files: Sequence[ImageFile]) -> list[str | None]:
+    """Returns the path of the image that each row of a table names, and None for a row that names none.
+
+    Links are followed, so that all spellings of a path are one.
+    """
+    return [os.path.realpath(folder / file.name) if file.is_named else None for file in files]
+
+
+def unlisted(folder: Path, images: Iterable[str], named: Collection[str | None]) -> list[ImageFile]:
+    """Returns the images whose path is not in `named`, because no table names them. They are reported as left out,
+    since they have no caption."""
     return [ImageFile(name) for name in images if os.path.realpath(folder / name) not in named]
 
 
@@ -139,15 +147,15 @@ def _csv_rows(text: str, name: str) -> Iterator[TableRow]:
     of more cells than columns holds a comma that is not quoted, so what stands before it is not the whole caption.
     """
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a caption that is too long is listed, not refused
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         columns = [column for column in reader.fieldnames or () if column]
         twice = next((column for column in columns if columns.count(column) > 1), None)
         if twice is not None:
             raise ValueError(f"line 1 has the column {twice!r} twice")
         for row in reader:
-            has_more = any(row.get("") or ()) and "" not in (reader.fieldnames or ())
-            yield f"{name} line {reader.line_num}", MORE_CELLS if has_more else row
+            more_cells = row.pop(None, ())  # `csv` collects them under None, as a column may be called "" (by pandas)
+            yield f"{name} line {reader.line_num}", MORE_CELLS if any(more_cells) else row
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 

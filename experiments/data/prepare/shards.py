@@ -1,14 +1,14 @@
 """Assigns the rows of a source to the files of a data set, writes these files, and finds those that exist already.
 
-Rows are assigned by number alone; a fixed permutation selects the validation set. A file of tensors appears atomically,
-followed by its note (`train-00000.json`): its rows, its checksum, and which rows were left out and why. A file is made
-again if its note is missing or unreadable, or belongs to other rows or to another request.
+Rows are assigned by number, and rows of one image together; a fixed permutation selects the validation set. A file of
+tensors appears atomically, followed by its note (`train-00000.json`): its rows, its checksum, and which rows were left
+out and why. A file is made again if its note is missing or unreadable, or belongs to other rows or to another request.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ from experiments.data.prepare.source import SourceRows
 from experiments.errors import ConfigError
 from experiments.inputs import MAX_ROWS_BYTES, read_input, sha256_of_files
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
+from experiments.text import printable
 
 EMPTY_CAPTION = "empty-caption"
 VALIDATION_SEED = 0
 """The seed of the permutation that selects the validation rows; it does not depend on a run's seed."""
 MAX_TRIED_ROWS = 4096
-"""The most rows that are read to find a usable validation image; nearly always the first one is usable."""
+"""The most rows or families that are read to find a usable validation image; nearly always the first is usable."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def deal_rows(request: Request, source: SourceRows, is_good: Callable[[int], boo
         good = next((place for place, row in enumerate(tried) if is_good(row)), 0)
         validation = np.sort(drawn[: max(num_validation, good + 1)])
     else:
-        validation = _whole_families(source.families, num_validation)
+        validation = _whole_families(source, num_validation, is_good)
     rest = np.setdiff1d(np.arange(num_rows), validation, assume_unique=True)
     held_out = np.array([row for row in rest.tolist() if row in source.held_out], dtype=np.int64)
     training = np.setdiff1d(rest, held_out, assume_unique=True)
@@ -91,22 +92,40 @@ def deal_rows(request: Request, source: SourceRows, is_good: Callable[[int], boo
     return tasks
 
 
-def _whole_families(families: Sequence[str | None], num_rows: int) -> Integers:
+def _whole_families(source: SourceRows, num_rows: int, is_good: Callable[[int], bool]) -> Integers:
     """Returns the rows of families that are drawn, each as likely as the others, until they are `num_rows`.
 
-    A family that is larger than what is missing is passed over, unless none would be left. Rows without a family, which
-    cannot be used, are not drawn.
+    A family that is larger than what is missing is passed over, unless none would be left. Where none of their rows is
+    good, more families are drawn until one has a good row; the last family is left to train on. Rows without a family,
+    which cannot be used, are not drawn.
+
+    Raises `ConfigError` where all rows are of one family.
     """
     members: dict[str, list[int]] = {}
-    for row, family in enumerate(families):
+    for row, family in enumerate(source.families or ()):
         if family is not None:
             members.setdefault(family, []).append(row)
     groups = [members[family] for family in sorted(members)]
-    rows: list[int] = []
-    for place in shuffled(VALIDATION_SEED, np.arange(len(groups)), len(groups)).tolist():
-        if len(rows) + len(groups[place]) <= num_rows:
-            rows += groups[place]
-    return np.sort(np.array(rows or min(groups, key=len, default=[]), dtype=np.int64))
+    if len(groups) == 1:
+        raise ConfigError(
+            f"SOURCE {printable(source.path)} has one image that can be used, in {len(groups[0]):,} rows.",
+            "Add others: some must be left to train on, and at least one to validate with.",
+        )
+    order = shuffled(VALIDATION_SEED, np.arange(len(groups)), len(groups)).tolist()
+    num_missing = num_rows
+    chosen: list[int] = []
+    for place in order:
+        if len(groups[place]) <= num_missing:
+            chosen.append(place)
+            num_missing -= len(groups[place])
+    if groups and not chosen:
+        chosen = [min(range(len(groups)), key=lambda place: len(groups[place]))]
+    is_chosen = set(chosen)
+    tried = [*chosen, *(place for place in order if place not in is_chosen)][: len(groups) - 1]
+    has_good_row = (any(map(is_good, groups[place])) for place in tried[:MAX_TRIED_ROWS])
+    good = next((number for number, is_usable in enumerate(has_good_row) if is_usable), 0)
+    rows = [row for place in tried[: max(len(chosen), good + 1)] for row in groups[place]]
+    return np.sort(np.array(rows, dtype=np.int64))
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,18 @@ from experiments.data.prepare.folders import (
     list_folder,
     named_folders,
 )
+from experiments.data.prepare.image_families import families_of_images
 from experiments.data.prepare.image_tables import TableRows, open_hub, open_parquet
 from experiments.data.prepare.pairing import Endings
-from experiments.data.prepare.path_tables import find_tables, is_metadata, read_table, unlisted
-from experiments.data.prepare.source_rows import MAX_CAPTION_BYTES, ReadableRows, Row, UnusableRowError, find_json_key
+from experiments.data.prepare.path_tables import find_tables, is_metadata, read_table, real_paths, unlisted
+from experiments.data.prepare.source_rows import (
+    MAX_CAPTION_BYTES,
+    ReadableRows,
+    Row,
+    UnusableRowError,
+    find_json_key,
+    listed_as,
+)
 from experiments.data.prepare.tars import open_tars
 from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
 from experiments.errors import ConfigError
@@ -53,6 +61,8 @@ class SourceRows:
     """The classes in the order of their numbers; None where the source does not order them, or has captions."""
     families: Sequence[str | None] | None = None
     """The family of variants of each row, which stays on one side of the split; None for one that cannot be used."""
+    num_repeated: int = 0
+    """The number of images that several rows of a table name; the rows of each of them are a family."""
     held_out: frozenset[int] = frozenset()
     """Rows that are not trained on although their family is."""
     origin: Credits | None = None
@@ -126,7 +136,7 @@ def open_source(
         what = "is neither a file nor a folder" if os.path.lexists(source) else "does not exist"
         raise ConfigError(f"SOURCE {source} {what}.", "Name a folder, .parquet or .tar files, or a Hub data set.")
     rows, image, column = open_hub(source, split, subset, image_column, caption_column, text)
-    return SourceRows(source, rows, image, column, _ordered(rows))
+    return _of_table(source, rows, rows, image, column)
 
 
 def _open_folder(asked: Asked, folder: Path) -> SourceRows:
@@ -170,7 +180,7 @@ def _captioned_beside(asked: Asked, listing: Listing) -> SourceRows | None:
 
 def _some_captions(folder: Path, files: Sequence[ImageFile]) -> Iterator[bytes]:
     for name in [file.caption_file for file in files if file.caption_file][:SAMPLED_ROWS]:
-        with suppress(OSError):  # it is listed when its row is read
+        with suppress(UnusableRowError), listed_as(name):  # it is listed when its row is read
             yield read_input(folder / name, MAX_CAPTION_BYTES)
 
 
@@ -182,9 +192,12 @@ def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
     if not found:
         return None
     files = [file for each, _ in found for file in each]
-    others = unlisted(listing.folder, listing.images, files)
+    paths = real_paths(listing.folder, files)
+    others = unlisted(listing.folder, listing.images, set(paths))
     rows = FileRows(listing.folder, [*files, *others, *listing.problems])
-    return SourceRows(asked.source, rows, asked.image_column or "image", found[0][1])
+    families, num_repeated = families_of_images(paths, len(rows))
+    image, caption = asked.image_column or "image", found[0][1]
+    return SourceRows(asked.source, rows, image, caption, families=families, num_repeated=num_repeated)
 
 
 def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Sequence[ImageFile]) -> SourceRows:
@@ -205,7 +218,13 @@ def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Seque
     if by_path := _named_by_tables(asked, Listing(folder, [], [], names, others)):
         return by_path
     table, image, column = open_parquet(asked.source, paths, *columns, asked.text)
-    return SourceRows(asked.source, _with(table, folder, others), image, column, _ordered(table))
+    return _of_table(asked.source, table, _with(table, folder, others), image, column)
+
+
+def _of_table(source: str, table: TableRows, rows: ReadableRows, image: str, caption: str) -> SourceRows:
+    """Returns `rows`, which begin with those of `table`, with its classes and the families of its rows."""
+    families, num_repeated = families_of_images(table.images(), len(rows))
+    return SourceRows(source, rows, image, caption, _ordered(table), families, num_repeated)
 
 
 def _without_text(folder: Path, text: TextColumn) -> ConfigError:

@@ -8,6 +8,7 @@ is neither is not guessed at, because a wrong guess would be trained on without 
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,12 +16,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
+from experiments.errors import RunFailedError
 from experiments.inputs import unique_keys
+from experiments.text import printable, shortened
 
 MAX_IMAGE_BYTES = 2**28
 MAX_CAPTION_BYTES = 2**20
 """The largest image file and the largest caption file (of JSON, which may describe much else) that are read."""
 MAX_CAPTION_CHARACTERS = 2**16
+PASSING_FAULTS = frozenset({
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+})  # fmt: skip
+"""The errors of a storage or a machine that may work again the next time; they say nothing about the file that was
+read."""
+SHOWN_CHARACTERS = 200
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -63,10 +72,14 @@ class ReadableRows(Protocol):
 
 @contextmanager
 def listed_as(name: str) -> Iterator[None]:
-    """Turns errors in the files and the text of one row into an `UnusableRowError` with the reason."""
+    """Turns errors in the files and the text of one row into an `UnusableRowError` with the reason.
+
+    Raises `RunFailedError` for a fault of the storage, as `raise_if_passing` says.
+    """
     try:
         yield
     except OSError as error:
+        raise_if_passing(error, name)
         reason = error.strerror or str(error)
         raise UnusableRowError(name, reason[:1].lower() + reason[1:]) from error
     except UnicodeError as error:
@@ -75,6 +88,16 @@ def listed_as(name: str) -> Iterator[None]:
         raise UnusableRowError(name, "its JSON is nested too deeply") from error
     except ValueError as error:
         raise UnusableRowError(name, str(error)) from error
+
+
+def raise_if_passing(error: OSError, name: str) -> None:
+    """Raises `RunFailedError` for one of `PASSING_FAULTS`: a row that was left out for it would stay out for good."""
+    if error.errno in PASSING_FAULTS:
+        raise RunFailedError(
+            f"{shortened(printable(name), SHOWN_CHARACTERS)} cannot be read: {(error.strerror or str(error)).lower()}.",
+            "This is a fault of the storage or of the machine. When it has passed, the same command continues; if it "
+            "stays, replace this file or folder.",
+        ) from error
 
 
 def decode_text(content: bytes, errors: str = "strict") -> str:

@@ -30,6 +30,7 @@ from experiments.data.prepare.source_rows import (
 )
 from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError
+from experiments.inputs import PIECE_BYTES
 from experiments.text import first_line
 
 NOWHERE = -1
@@ -38,6 +39,7 @@ SAMPLED_ROWS = 64
 """The number of JSON files in which the key of captions is looked for."""
 SHOWN_ENDINGS = 12
 COPY_AGAIN = "Copy it again."
+KEEP_APART = "Copy it again, or if tars were joined, keep them apart in one folder and name the folder."
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,10 @@ def _samples(
 
 
 def _members(path: Path) -> Iterator[tuple[str, int]]:
-    """Yields the name and the offset of every member that is not a folder."""
+    """Yields the name and the offset of every member that is not a folder.
+
+    Raises `ConfigError` for a tar that is damaged, or goes on after the block of zeros at which `tarfile` stops.
+    """
     _check_whole(path)
     try:
         with tarfile.open(path, "r:") as opened:
@@ -162,12 +167,24 @@ def _members(path: Path) -> Iterator[tuple[str, int]]:
                 opened.members = []  # type: ignore[attr-defined]  # it would keep all of them
                 if not member.isdir():
                     yield member.name, member.offset
-            assert opened.fileobj is not None
-            opened.fileobj.seek(opened.offset)
-            if any(opened.fileobj.read(TAR_BLOCK)):
+            place = _first_after_end(opened)
+            if place is not None and place < opened.offset + TAR_BLOCK:
                 raise ConfigError(f"SOURCE {path} is damaged at byte {opened.offset:,}.", COPY_AGAIN)
+            if place is not None:
+                end = f"has zeros at byte {opened.offset:,}, as at the end of a tar, and goes on at byte {place:,}"
+                raise ConfigError(f"SOURCE {path} {end}: it is damaged, or several tars were joined.", KEEP_APART)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise ConfigError(f"SOURCE {path} cannot be read: {first_line(error)}.", COPY_AGAIN) from error
+
+
+def _first_after_end(opened: tarfile.TarFile) -> int | None:
+    """Returns the place of the first byte after the last member that is not zero; None where all are zero."""
+    assert opened.fileobj is not None
+    opened.fileobj.seek(opened.offset)
+    while piece := opened.fileobj.read(PIECE_BYTES):
+        if rest := piece.lstrip(b"\0"):
+            return opened.fileobj.tell() - len(rest)
+    return None
 
 
 def _check_whole(path: Path) -> None:
@@ -182,7 +199,8 @@ def _check_whole(path: Path) -> None:
 
 def _some_captions(rows: TarRows) -> Iterator[bytes]:
     for tar, _, caption, _ in rows.place_S4[rows.place_S4[:, 2] != NOWHERE][:SAMPLED_ROWS].tolist():
-        with suppress(ValueError, tarfile.TarError), tarfile.open(rows.tars[tar], "r:") as opened:
+        path = rows.tars[tar]
+        with suppress(UnusableRowError, tarfile.TarError), listed_as(path.name), tarfile.open(path, "r:") as opened:
             yield content_of(opened, member_at(opened, caption), MAX_CAPTION_BYTES)
 
 

@@ -88,6 +88,20 @@ def _dsg_prompts(path: Path) -> list[Prompt]:
     return [Prompt(text, item_id=item_id) for item_id, text in texts.items()]
 
 
+def check_geneval_images(folder: Path, prompts: Sequence[Prompt], num_images: int) -> None:
+    """Raises the errors of `write_geneval_images` that are known before `num_images` images of each prompt are sampled.
+
+    These are `ConfigError` for a prompt without metadata and for a folder with other images in it, and `OutputError`
+    for a file that ecdit did not write.
+    """
+    _geneval_lines(folder, prompts)
+    names = [_geneval_image(number) for number in range(num_images)]
+    for number in range(len(prompts)):
+        samples = folder / _geneval_folder(number) / "samples"
+        _refuse_others(samples, r"\d+\.png", set(names))
+        require_ours([samples / name for name in names], folder)
+
+
 def write_geneval_images(folder: Path, prompts: Sequence[Prompt], images_by_prompt: Iterable[Tensor]) -> None:
     """Writes the images [S, C, H, W] in [-1, 1] of each prompt in the layout of GenEval's `evaluate_images.py`.
 
@@ -95,33 +109,73 @@ def write_geneval_images(folder: Path, prompts: Sequence[Prompt], images_by_prom
     prompt without metadata and for a folder with other images in it, which GenEval would count; `OutputError` for a
     file that ecdit did not write; and `StorageError` when a file cannot be written.
     """
-    metadata = [_geneval_metadata(prompt) for prompt in prompts]
-    names = [f"{number:05}" for number in range(len(prompts))]
-    _refuse_others(folder, r"\d+", set(names))
-    require_ours([folder / name / "metadata.jsonl" for name in names], folder)
-    for name, line, images_SCHW in zip(names, metadata, images_by_prompt, strict=True):
+    lines = _geneval_lines(folder, prompts)
+    for (name, line), images_SCHW in zip(lines.items(), images_by_prompt, strict=True):
         samples = folder / name / "samples"
-        images = {f"{number:04}.png": image for number, image in enumerate(_pictures(images_SCHW))}
+        images = {_geneval_image(number): image for number, image in enumerate(_pictures(images_SCHW))}
         _refuse_others(samples, r"\d+\.png", set(images))
         with output_files([folder / name / "metadata.jsonl"], folder) as (part,):
             part.write_text(json.dumps(line), encoding="utf-8")
         _save(samples, images, folder)
 
 
+def check_dsg_images(folder: Path, prompts: Sequence[Prompt], model: str = "ecdit") -> None:
+    """Raises the errors of `write_dsg_images` that are known before anything is sampled.
+
+    These are `ConfigError` for two prompts of one item_id and for a folder with other images in it, and `OutputError`
+    for a file that ecdit did not write.
+    """
+    images = _dsg_images(prompts, model)
+    _refuse_others(folder / "images", r".*\.jpg", set(images.values()))
+    require_ours([folder / "images" / name for name in images.values()], folder)
+    require_ours([folder / "prompts.csv"])
+
+
 def write_dsg_images(folder: Path, prompts: Sequence[Prompt], images: Iterable[Tensor], model: str = "ecdit") -> None:
     """Writes the image [C, H, W] in [-1, 1] of each prompt to `images/<item_id>_<model>.jpg`, and `prompts.csv`.
 
     Prompts without an item_id are called custom_0, custom_1, ... The images are JPEG of the best quality, because DSG
-    looks for that format. Raises `ConfigError` for a folder with other images in it; `OutputError` for a file that
-    ecdit did not write; and `StorageError` when a file cannot be written.
+    looks for that format. Raises the errors of `check_dsg_images`, and `StorageError` when a file cannot be written.
     """
-    item_ids = [prompt.item_id or f"custom_{number}" for number, prompt in enumerate(prompts)]
-    _refuse_others(folder / "images", r".*\.jpg", {f"{item_id}_{model}.jpg" for item_id in item_ids})
-    require_ours([folder / "images" / f"{item_id}_{model}.jpg" for item_id in item_ids], folder)
+    check_dsg_images(folder, prompts, model)
+    names = _dsg_images(prompts, model)
     with output_files([folder / "prompts.csv"]) as (part,), part.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("item_id", "text"), *zip(item_ids, (p.text for p in prompts), strict=True)])
-    for item_id, image_CHW in zip(item_ids, images, strict=True):
-        _save(folder / "images", {f"{item_id}_{model}.jpg": _pictures(image_CHW[None])[0]}, folder)
+        csv.writer(file).writerows([("item_id", "text"), *zip(names, (p.text for p in prompts), strict=True)])
+    for name, image_CHW in zip(names.values(), images, strict=True):
+        _save(folder / "images", {name: _pictures(image_CHW[None])[0]}, folder)
+
+
+def _dsg_images(prompts: Sequence[Prompt], model: str) -> dict[str, str]:
+    """Returns the name of the image of each prompt by its item_id. Raises `ConfigError` for two of one item_id."""
+    item_ids = [prompt.item_id or f"custom_{number}" for number, prompt in enumerate(prompts)]
+    names = {item_id: f"{item_id}_{model}.jpg" for item_id in item_ids}
+    if len(names) < len(item_ids):
+        twice = next(item_id for item_id in names if item_ids.count(item_id) > 1)
+        raise ConfigError(
+            f"two of the captions would have the item_id {twice!r} of DSG, and one image would replace the other.",
+            "Captions without one are called custom_0, custom_1, ...: put them into the file with names of their own.",
+        )
+    return names
+
+
+def _geneval_lines(folder: Path, prompts: Sequence[Prompt]) -> dict[str, dict[str, Any]]:
+    """Returns the metadata of each prompt by the name of its folder.
+
+    Raises `ConfigError` for a prompt without metadata and for a folder of other prompts, and `OutputError` for metadata
+    that ecdit did not write.
+    """
+    lines = {_geneval_folder(number): _geneval_metadata(prompt) for number, prompt in enumerate(prompts)}
+    _refuse_others(folder, r"\d+", set(lines))
+    require_ours([folder / name / "metadata.jsonl" for name in lines], folder)
+    return lines
+
+
+def _geneval_folder(number: int) -> str:
+    return f"{number:05}"
+
+
+def _geneval_image(number: int) -> str:
+    return f"{number:04}.png"
 
 
 def _geneval_metadata(prompt: Prompt) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from experiments.config.data_sets import data_set_of
+from experiments.config.data_sets import captions_of, data_set_of
 from experiments.data.sources.image_source import FeatureSource, open_source
 from experiments.evaluation.sampling.finite import require_finite_images
-from experiments.evaluation.sampling.generate import empty_of, image_noise, integrate
+from experiments.evaluation.sampling.generate import caption_ids, empty_of, image_noise, integrate
 from experiments.evaluation.sampling.load_run import LoadedRun, current_device
+from experiments.evaluation.sampling.prompts import texts_of
 from experiments.evaluation.sampling.settings import Conditions
 
 
@@ -41,6 +42,20 @@ def opened_decoder(run: LoadedRun, vae: str | None) -> Callable[[Tensor], Tensor
     if data_set_of(run.config).has_pixels:
         return None
     return cast(FeatureSource, open_source(run.config.data)).decoder(vae, current_device())
+
+
+def texts_to_sample(run: LoadedRun, asked: Sequence[str] | Sequence[int]) -> list[str]:
+    """Returns the texts of what is asked for before it is sampled: captions, names of classes, or, where a run reads
+    stored captions and is asked for none, those that `sample_validation` will take.
+
+    Raises `ConfigError` for words and classes that the run does not know, and for a data set that is missing.
+    """
+    if captions_of(run.config).in_words or run.config.data.num_classes is not None:
+        caption_ids(run.config, asked)
+    elif not any(asked):
+        source = cast(FeatureSource, open_source(run.config.data))
+        return source.validation_captions(range(min(len(asked), source.num_validation_images())))
+    return texts_of(run, asked)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.errors import StorageError
+from experiments.records.provenance import host_name
 from experiments.records.record_types import Status
 from experiments.records.run_folder import RunDir
 from experiments.records.storage import write_json_atomic
@@ -119,3 +120,11 @@ def test_after_a_really_full_disk_the_same_command_continues_with_every_row(tmp_
     message, outcome = answer.stdout.splitlines()
     assert "no space left on device. Free space" in message
     assert outcome == "True True 1 True 0"
+
+
+def test_a_temporary_file_has_the_name_of_its_machine_and_process(tmp_path, monkeypatch):
+    replace, names = os.replace, []
+    monkeypatch.setattr(os, "replace", lambda old, new: (names.append(Path(old).name), replace(old, new)))
+    write_json_atomic(tmp_path / "x.json", {})
+    assert names == [f".x.json.{host_name()}.{os.getpid()}.tmp"]
+    assert os.listdir(tmp_path) == ["x.json"]

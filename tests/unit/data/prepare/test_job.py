@@ -133,7 +133,8 @@ def test_a_finished_set_is_left_alone_and_a_damaged_one_is_mended(encoder_folder
     assert prepare(request, out).num_files_made == 0
     (out / "train-00000.safetensors").write_bytes(before["train-00000.safetensors"][:-1] + b"\xff")
     (out / "train-00001.safetensors").unlink()
-    (out / ".train-00001.safetensors.4194305.tmp").write_bytes(b"half a shard")
+    for process in ("4194305", "node-7.cluster.4194305"):
+        (out / f".train-00001.safetensors.{process}.tmp").write_bytes(b"half a shard")
     mended = prepare(request, out)
     assert mended.num_files_made == 2
     assert mended.index == made.index

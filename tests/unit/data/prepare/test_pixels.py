@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 from experiments.config.overrides import load_config
 from experiments.config.prepared_set import FORMS_VERSION, fingerprint_of, read_index
 from experiments.data.loader import TrainStream, validation_set
-from experiments.data.prepare.job import prepare
+from experiments.data.prepare.job import Launch, prepare
 from experiments.data.prepare.request import Request
 from experiments.data.prepare.text_columns import names_side
 from experiments.data.sources.mapped_shards import check_tensors
@@ -173,3 +174,55 @@ def test_a_text_that_names_a_side_is_known(text: str) -> None:
 @pytest.mark.parametrize("text", ["a bright copyright sign", "an upright piano", "leftover"])
 def test_other_words_name_no_side(text: str) -> None:
     assert not names_side(text)
+
+
+def test_a_folder_inside_the_source_is_refused_also_through_links(source: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(source, tmp_path / "source")
+    link = tmp_path / "link"
+    link.symlink_to(copy)
+    for given, out in ((copy, copy / "data"), (copy, link / "data"), (link, copy / "ball" / "x"), (copy, copy)):
+        with pytest.raises(ConfigError) as caught:
+            prepare(request_of(given), out)
+        assert str(caught.value) == (
+            f"OUT {out} lies inside SOURCE {given}, whose files it would change. Name a folder beside it."
+        )
+    assert sorted(path.name for path in copy.iterdir()) == list(NAMES)
+    for out in (copy / ".hidden", tmp_path / "source-set"):  # hidden files are none of the source
+        for again in (False, True):
+            made = prepare(request_of(copy), out)
+            assert made is not None
+            assert (made.num_files_made == 0) == again
+
+
+def test_a_request_that_another_process_writes_meanwhile_is_not_in_the_way(
+    pixel_set: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look at the request came before the other process had written it."""
+    copy = shutil.copytree(pixel_set, tmp_path / "set")
+    monkeypatch.setattr(os.path, "lexists", lambda path: False)
+    made = prepare(request_of(source, validation_images=4, flip=True), copy)
+    assert made is not None
+    assert made.num_files_made == 0
+
+
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=[pytest.mark.slow, pytest.mark.multi])])
+def test_files_that_others_make_after_all_are_not_made_again(
+    num_processes: int, pixel_set: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process has the shards 0 and 2 of four; another one brings the third while the first lost patience."""
+    monkeypatch.setattr("experiments.data.prepare.job.PATIENCE_SECONDS", 0.1)
+    out, late = tmp_path / "set", "train-00000"
+    copied: list[int] = []
+
+    def bring(line: str) -> None:
+        if line.endswith("making the rest here."):
+            for path in pixel_set.glob(f"{late}.*"):
+                shutil.copy(path, out)
+            copied.append((out / f"{late}.safetensors").stat().st_ino)
+
+    request = request_of(source, validation_images=4, flip=True)
+    assert prepare(request, out, num_processes, say=bring, launch=Launch(0, 2, 0)) is not None
+    assert copied == [(out / f"{late}.safetensors").stat().st_ino]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in pixel_set.iterdir()
+    }

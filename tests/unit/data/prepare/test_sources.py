@@ -300,6 +300,20 @@ def test_a_tar_that_is_damaged_in_the_middle_is_not_read_up_to_there(tmp_path: P
         open_rows(path)
 
 
+def test_a_tar_that_goes_on_after_a_block_of_zeros_is_not_read_up_to_there(tmp_path: Path) -> None:
+    one = write_tar(tmp_path / "one.tar", {"0.png": PNG, "0.txt": b"a cat"}).read_bytes()
+    two = write_tar(tmp_path / "two.tar", {"1.png": PNG, "1.txt": b"a dog"}).read_bytes()
+    joined, hole = bytearray(one + two), bytearray(two)
+    hole[1024:1536] = bytes(512)  # the header of 1.txt
+    for content, end, place in ((joined, 2048, len(one)), (hole, 1024, 1536)):
+        path = tmp_path / "part.tar"
+        path.write_bytes(content)
+        with pytest.raises(
+            ConfigError, match=f"zeros at byte {end:,}, .* goes on at byte {place:,}: .* damaged, or .* joined"
+        ):
+            open_rows(path)
+
+
 def test_members_of_a_tar_that_are_no_files_are_listed(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "part.tar", {"0.png": PNG, "0.txt": b"a cat", "1.txt": b"one", "2.txt": b"two"})
     with tarfile.open(path, "a") as tar:
@@ -544,3 +558,26 @@ def test_a_parquet_file_without_rows_costs_no_other(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(ConfigError, match=r"has no rows\."):
         open_rows(tmp_path / "s")
+
+
+def test_a_column_without_a_name_cuts_no_caption(tmp_path: Path) -> None:
+    """The first column is the index that pandas writes."""
+    lines = b',file_name,caption\n0,a.png,a red cat, sitting\n1,b.png,"a dog, asleep"\n2,c.png,a bird,\n'
+    source = write(tmp_path / "s", {f"{name}.png": PNG for name in "abc"} | {"metadata.csv": lines})
+    used, listed = rows_of(source)
+    assert used == {"b.png": "a dog, asleep", "c.png": "a bird"}
+    assert listed["metadata.csv line 2"] == "it has more cells than there are columns: quote a text that holds commas"
+
+
+@pytest.mark.parametrize("name", ["birds [v2]", "[ab]", "a*b", "what?", "**"])
+def test_a_path_with_the_signs_of_a_pattern_is_that_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = in_table(tmp_path / name, {"x": b"a cat", "y": b"a dog"})
+    for other in ("a", "axb", "whats"):
+        in_table(tmp_path / other, {"z": b"another"})
+    wanted = {"x.png": "a cat", "y.png": "a dog"}
+    assert rows_of(file) == (wanted, {})
+    assert rows_of(file.parent) == (wanted, {})
+    monkeypatch.chdir(file.parent)
+    assert rows_of(Path(file.name)) == (wanted, {})

@@ -10,8 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.errors import ConfigError, StorageError
-from experiments.evaluation.exchange.image_folders import Prompt, read_prompts, write_dsg_images, write_geneval_images
+from experiments.errors import ConfigError, OutputError, StorageError
+from experiments.evaluation.exchange.image_folders import (
+    Prompt,
+    check_dsg_images,
+    check_geneval_images,
+    read_prompts,
+    write_dsg_images,
+    write_geneval_images,
+)
 
 GENEVAL = {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "a photo of a red dog"}
 
@@ -153,3 +160,45 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
     ):
         with pytest.raises(StorageError, match=r"cannot write .*file.*: not a directory"):
             export()
+
+
+def test_two_prompts_of_one_item_of_dsg_are_refused_and_neither_replaces_the_other(tmp_path):
+    write_dsg_images(tmp_path / "old", [Prompt("a square")], [image(0)[0]])
+    prompts = [Prompt("a circle"), *read_prompts(tmp_path / "old" / "prompts.csv")]
+    for export in (
+        lambda: check_dsg_images(tmp_path / "new", prompts),
+        lambda: write_dsg_images(tmp_path / "new", prompts, [image(0)[0], image(1)[0]]),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"two of the captions would have the item_id 'custom_0' of DSG"
+        ) as caught:
+            export()
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_check_before_sampling_refuses_what_writing_would_refuse(tmp_path):
+    one, two = [Prompt("a circle")], [Prompt("a circle"), Prompt("a square")]
+    check_geneval_images(tmp_path / "g", two, 2)
+    check_dsg_images(tmp_path / "d", two)
+    assert os.listdir(tmp_path) == []
+    write_geneval_images(tmp_path / "g", two, [image(0, count=2), image(0, count=2)])
+    write_dsg_images(tmp_path / "d", two, [image(0)[0], image(0)[0]])
+    check_geneval_images(tmp_path / "g", two, 2)
+    check_dsg_images(tmp_path / "d", two)
+    with pytest.raises(ConfigError, match="GenEval cannot judge 'a dog'"):
+        check_geneval_images(tmp_path / "g", [Prompt("a circle"), Prompt("a dog")], 2)
+    with pytest.raises(ConfigError, match="holds 00001 of other images"):
+        check_geneval_images(tmp_path / "g", one, 2)
+    with pytest.raises(ConfigError, match=r"holds 0001\.png of other images"):
+        check_geneval_images(tmp_path / "g", two, 1)
+    with pytest.raises(ConfigError, match=r"holds custom_1_ecdit\.jpg of other images"):
+        check_dsg_images(tmp_path / "d", one)
+    for name in ("g/00001/samples/0001.png", "g/00000/metadata.jsonl"):
+        write(tmp_path / name, "mine")
+        with pytest.raises(OutputError, match=f"{name} is there already"):
+            check_geneval_images(tmp_path / "g", two, 2)
+    for name in ("d/prompts.csv", "d/images/custom_1_ecdit.jpg"):
+        write(tmp_path / name, "mine")
+        with pytest.raises(OutputError, match=f"{name} is there already"):
+            check_dsg_images(tmp_path / "d", two)
