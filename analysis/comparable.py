@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.found_runs import WITHOUT_EFFECT
 from analysis.load_records import Records
 from experiments.config.blocks import DEFAULT_BLOCK
 from experiments.config.data_sets import NO_CAPTIONS
@@ -18,6 +19,8 @@ from experiments.errors import RecordError
 
 SAME_IN_A_COMPARISON = ("data.", "eval.images", "eval.batch_images")
 """Prefixes of the settings on which the training data and the fixed validation set (image, t, noise) depend.
+
+Those of `WITHOUT_EFFECT` may differ all the same: a data set may lie in several places.
 
 Objectives (`flow.`) may differ: they make setups of their own, and all losses are on one measure (`shared_measure.py`).
 """
@@ -39,7 +42,8 @@ def require_same_data(records: Records) -> None:
     """Raises `RecordError` naming the first setting of the data or validation set that differs between the runs."""
     runs = records.runs
     blocks = runs.get("model.block", pd.Series(DEFAULT_BLOCK, index=runs.index)).fillna(DEFAULT_BLOCK)
-    for column in (name for name in runs.columns if name.startswith(SAME_IN_A_COMPARISON)):
+    compared = [name for name in runs.columns if name.startswith(SAME_IN_A_COMPARISON)]
+    for column in (name for name in compared if not name.startswith(WITHOUT_EFFECT)):
         parts = [part for _, part in runs.groupby(blocks)] if column in OF_THE_CONDITION else [runs]
         for part in parts:
             _refuse_difference(column, part[column], part["run"])
