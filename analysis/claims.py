@@ -73,7 +73,8 @@ class PairedDifference:
 
 def claims(table: pd.DataFrame) -> list[PairedDifference]:
     """Tests every claim for which the run table has the runs, with p-values corrected for the number of claims."""
-    return corrected([claim for _, runs in table.groupby("setup", sort=False) for claim in _claims_of_setup(runs)])
+    measured = table[table["val_loss"].notna()]
+    return corrected([claim for _, runs in measured.groupby("setup", sort=False) for claim in _claims_of_setup(runs)])
 
 
 def corrected(found: Sequence[PairedDifference]) -> list[PairedDifference]:
@@ -230,7 +231,10 @@ def conclusion(table: pd.DataFrame, found: list[PairedDifference]) -> str:
 
 
 def _sentence(runs: pd.DataFrame, found: list[PairedDifference]) -> str:
-    ours = [claim for claim in found if claim.setup == runs["setup"].iloc[0]]
+    runs, setup = runs[runs["val_loss"].notna()], runs["setup"].iloc[0]
+    if runs.empty:
+        return f"At {setup}, no run has a validation loss, so that nothing is compared."
+    ours = [claim for claim in found if claim.setup == setup]
     if not ours:
         return f"{_scale(runs)}, the data supports no conclusion: there are no two arms to compare."
     supported, unsupported = supported_differences(ours), unsupported_differences(ours)
