@@ -4,11 +4,11 @@ The columns are keys of the rows of `ecdit compare-routing --json`. `val_loss_st
 with n - 1 and is missing with one seed. `dropped_share` is the share of tokens that were dropped (token choice) or that
 no expert chose (expert choice); dense models have none. Columns with `_same_t` are measured on batches in which all
 images have one timestep, because that is what a router meets in sampling. `num_diverged` counts the runs that diverged,
-which are in no mean; an arm of which all runs diverged has a row without losses. `train_flops_per_image` is what
-training spent; where that is not the plan, `executed_train_flops_per_image` has it too, beside the plan in
-`planned_train_flops_per_image`. `train_flops` are those of the whole training, in which `flops_before` are of the runs
-that the first weights come from. `max_violation` and `pair_usage` are those of `routing_balance.py`. `evals.METRIC` are
-the scores of `arm_scores.py`, where any run has them.
+which are in no mean; an arm of which all runs diverged has a row without losses, and so have imported weights.
+`train_flops_per_image` is what training spent; where that is not the plan, `executed_train_flops_per_image` has it too,
+beside the plan in `planned_train_flops_per_image`. `train_flops` are those of the whole training, in which
+`flops_before` are of the runs that the first weights come from. `max_violation` and `pair_usage` are those of
+`routing_balance.py`. `evals.METRIC` are the scores of `arm_scores.py`, where any run has them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
         finished = runs[runs["val_loss"].notna()]
         reached = _images_to_dense_loss(of_setup.get(setup, curves.iloc[:0]), dense_same_depth(finished))
         for label, _, _ in arm_list(runs):
-            rows.append(_arm_row(runs[runs["arm"] == label]) | reached.get(label, NEVER))
+            rows.append(_arm_row(runs[runs["arm"] == label], set(diverged["run"])) | reached.get(label, NEVER))
     numbers = ["val_loss_std", "val_loss_low", "val_loss_high", *MEANS, *NEVER]
     arms = pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
     for column, means in arm_scores(records, table).means.items():
@@ -96,9 +96,10 @@ def _shown(diverged: pd.DataFrame, records: Records, table: pd.DataFrame) -> pd.
     return diverged[~diverged["setup"].isin(hidden)].reindex(columns=table.columns)
 
 
-def _arm_row(runs: pd.DataFrame) -> dict[str, Any]:
+def _arm_row(runs: pd.DataFrame, lost: set[str]) -> dict[str, Any]:
+    """Returns the row of the arm of `runs`, of which those in `lost` diverged. Imported weights have no loss either."""
     first = runs.iloc[0]
-    losses = runs["val_loss"].dropna().to_list()  # a finished run has a loss, so the others diverged
+    losses = runs["val_loss"].dropna().to_list()
     loss = interval_of_mean(losses) if losses else None
     return {
         "routing": first["routing.name"],
@@ -112,7 +113,7 @@ def _arm_row(runs: pd.DataFrame) -> dict[str, Any]:
         "train_images": int(first["train.images"]),
         "rate": rate_text(first),
         "num_seeds": len(losses),
-        "num_diverged": len(runs) - len(losses),
+        "num_diverged": int(runs["run"].isin(lost).sum()),
         "val_loss_std": standard_deviation(losses),
         "val_loss_low": loss and loss.low,
         "val_loss_high": loss and loss.high,

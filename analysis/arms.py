@@ -6,7 +6,8 @@ each other. A value that was tuned for each arm (`tuned_arms.py`) makes no setup
 of a run that began from another one (`equal_compute.py`). Dense runs are named by
 what they are a baseline for. EC-DIT at f_c = 2 spends more FLOPs than a dense model of the same depth, so a comparison
 has two baselines: `Dense (same depth)`, whose layers are those of the sparse models, and `Dense (same activated)`,
-which is widened to the activated parameters of a sparse model within `ACTIVATED_TOLERANCE`.
+which is widened to the activated parameters of a sparse model within `ACTIVATED_TOLERANCE`. Where a setup has several
+arms of one name, such as baselines of several depths, the label of each also says in what they differ.
 
 The look of arms in figures is defined in `style.py`.
 """
@@ -110,10 +111,12 @@ def dense_same_depth(table: pd.DataFrame) -> str | None:
 def _arm_keys(runs: pd.DataFrame, columns: list[str]) -> list[str]:
     """Returns one text per run; the texts of two runs are equal exactly where all `columns` are.
 
-    A dense run has no sparse layers, so that where they would be makes no arm of its own.
+    A dense run has no sparse layers, so that where they would be makes no arm of its own. A setting that a run does not
+    store (NaN) and one that is None are the same.
     """
     rows = runs[columns].astype(object).to_dict("records")
     rows = [row | {PLACEMENT: None} if row["routing.name"] == "dense" else row for row in rows]
+    rows = [{name: value if value == value else None for name, value in row.items()} for row in rows]
     return [json.dumps(row, sort_keys=True, default=str) for row in rows]
 
 
@@ -164,7 +167,7 @@ def setting_text(value: object) -> str:
 
 
 def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, str], Arm]:
-    """Names each (setup, arm_key)."""
+    """Names each (setup, arm_key). No two arms of one setup have the same label."""
     varying = {router: _varying(group, arm_columns) for router, group in runs.groupby("routing.name")}
     sparse = runs[runs["routing.name"] != "dense"]
     if sparse["routing.num_experts"].nunique() < 2:
@@ -174,18 +177,43 @@ def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, st
     spent = train_flops(runs) if (runs["flops_before"] > 0).any() else None
     arms: dict[tuple[str, str], Arm] = {}
     for setup, one_of_each in runs.drop_duplicates(["setup", "arm_key"]).groupby("setup", sort=False):
-        labels: set[str] = set()
+        named: list[Arm] = []
         for _, run in one_of_each.iterrows():
             arm = _dense_arm(run, one_of_each) if run["routing.name"] == "dense" else _sparse_arm(run, varying)
             if run["routing.name"] == "dense" and run["flops_before"] > 0:  # a baseline begins from scratch
                 arm = Arm(f"{arm.label}, from {run[BEGAN_FROM]}", "dense_other")
             if spent is not None and run["flops_before"] > 0:
                 arm = Arm(f"{arm.label}{_compute_beside_dense(run, one_of_each, spent)}", arm.kind)
-            if arm.label in labels:
-                arm = Arm(f"{arm.label}, feed-forward {run['model.ffn_factor']:g} wide", arm.kind)
-            labels.add(arm.label)
-            arms[str(setup), run["arm_key"]] = arm
+            named.append(arm)
+        for key, arm in zip(one_of_each["arm_key"], _told_apart(named, one_of_each, arm_columns), strict=True):
+            arms[str(setup), key] = arm
     return arms
+
+
+def _told_apart(arms: list[Arm], runs: pd.DataFrame, columns: list[str]) -> list[Arm]:
+    """Returns `arms` with labels that no two of them share; row i of `runs` is a run of arm i.
+
+    The labels of arms that have one label get the settings in which these arms differ. Where even those read the same,
+    as two widths that differ only behind the sixth digit, the arms are numbered.
+    """
+    places: dict[str, list[int]] = {}
+    for place, arm in enumerate(arms):
+        places.setdefault(arm.label, []).append(place)
+    unique: dict[str, Arm] = {}
+    for place, arm in enumerate(arms):
+        whole, number = arm.label, 1
+        if len(places[whole]) > 1:
+            alike = runs.iloc[places[whole]]
+            named = {name for name in columns if len(set(_texts(alike[name]))) > 1}
+            if set(alike["routing.name"]) == {"dense"}:
+                named.discard(PLACEMENT)  # which has no effect without sparse layers
+            whole = ", ".join([whole, *_parts(runs.iloc[place], named)])
+        label = whole
+        while label in unique:
+            number += 1
+            label = f"{whole}, number {number}"
+        unique[label] = Arm(label, arm.kind)
+    return list(unique.values())
 
 
 def _compute_beside_dense(run: pd.Series[Any], arms: pd.DataFrame, spent: pd.Series[float]) -> str:
@@ -214,13 +242,15 @@ def _varying(runs: pd.DataFrame, columns: list[str]) -> set[str]:
 
 
 def _sparse_arm(run: pd.Series[Any], varying: dict[Any, set[str]]) -> Arm:
-    router = run["routing.name"]
-    named = [name for name in [*QUALIFIERS, *sorted(varying[router] - set(QUALIFIERS))] if name in varying[router]]
-    parts = [QUALIFIERS.get(name, name + "={}").format(setting_text(run[name])) for name in named if name != GROUP]
-    if GROUP in varying[router]:
-        parts.append(group_text(run[GROUP]))
-    label = router_label(router)
+    label, parts = router_label(run["routing.name"]), _parts(run, varying[run["routing.name"]])
     return Arm(f"{label} ({', '.join(parts)})" if parts else label, "sparse")
+
+
+def _parts(run: pd.Series[Any], names: set[str]) -> list[str]:
+    """Returns the settings `names` of a run in the words of a label, those of `QUALIFIERS` first."""
+    ordered = [name for name in [*QUALIFIERS, *sorted(names - set(QUALIFIERS))] if name in names and name != GROUP]
+    parts = [QUALIFIERS.get(name, name + "={}").format(setting_text(run[name])) for name in ordered]
+    return [*parts, group_text(run[GROUP])] if GROUP in names else parts
 
 
 GROUPS_IN_WORDS = {"batch": "whole batch", "all": "all processes"}

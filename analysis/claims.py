@@ -4,8 +4,10 @@ A claim is a difference between two arms of one setup, paired by seed where both
 when it differs from 0 after the correction for the number of claims, and not supported otherwise. With one seed there
 is no interval and nothing is supported. These claims are tested: every routed arm against both dense baselines, expert
 choice against token choice with the same number of experts and capacity factor, an arm that began from trained weights
-against the same arm from scratch, and the effect of batches of one timestep on a routed arm. Where a setup has no two
-such arms, as where variants of one router were run alone, every arm is compared with the first one.
+against the same arm from scratch, and the effect of batches of one timestep on a routed arm. Only arms of one depth are
+compared, but for the dense baseline of equal activated parameters. Where a setup has no two such arms, as where
+variants of one router were run alone, every arm is compared with the first one. Runs without a final loss, such as
+imported weights, are in no claim.
 
 Batches of one timestep contain other values of t than mixed batches, so they change the loss of a dense model too,
 although nothing is routed there. The effect on routing is therefore the change of the routed arm minus that of the
@@ -35,6 +37,7 @@ from analysis.seed_intervals import CONFIDENCE, Interval, difference
 
 Row = dict[Hashable, Any]
 ROUTER = "routing.name"
+DEPTH = "model.num_layers"
 MIN_SEEDS = 3
 SAME_T = "Dense, in the change from mixed batches to batches of one timestep"
 
@@ -70,7 +73,8 @@ class PairedDifference:
 
 def claims(table: pd.DataFrame) -> list[PairedDifference]:
     """Tests every claim for which the run table has the runs, with p-values corrected for the number of claims."""
-    return corrected([claim for _, runs in table.groupby("setup", sort=False) for claim in _claims_of_setup(runs)])
+    measured = table[table["val_loss"].notna()]
+    return corrected([claim for _, runs in measured.groupby("setup", sort=False) for claim in _claims_of_setup(runs)])
 
 
 def corrected(found: Sequence[PairedDifference]) -> list[PairedDifference]:
@@ -192,11 +196,11 @@ def _pairs_with_baselines(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
     by_label = runs.drop_duplicates("arm").set_index("arm", drop=False)
     arms = by_label.loc[[label for label, _, _ in arm_list(runs)]]
     routed = arms[arms["arm_kind"] == "sparse"]
-    for kind in ("dense_same_depth", "dense_same_active"):
-        for reference in arms.loc[arms["arm_kind"] == kind, "arm"]:
-            yield from ((arm, reference) for arm in routed["arm"])
-    same = ["routing.num_experts", "routing.capacity_factor", PLACEMENT]
     rows: list[Row] = routed.to_dict("records")
+    for kind in ("dense_same_depth", "dense_same_active"):
+        for reference in arms[arms["arm_kind"] == kind].to_dict("records"):
+            yield from _alike(rows, [reference], [DEPTH] if kind == "dense_same_depth" else [])
+    same = ["routing.num_experts", "routing.capacity_factor", PLACEMENT, DEPTH]
     by_router = {name: [row for row in rows if row[ROUTER] == name] for name in routed[ROUTER]}
     yield from _alike(by_router.get("expert_choice", []), by_router.get("token_choice", []), [*same, BEGAN_FROM])
     began = [row for row in rows if _has_parent(row)]
@@ -227,7 +231,10 @@ def conclusion(table: pd.DataFrame, found: list[PairedDifference]) -> str:
 
 
 def _sentence(runs: pd.DataFrame, found: list[PairedDifference]) -> str:
-    ours = [claim for claim in found if claim.setup == runs["setup"].iloc[0]]
+    runs, setup = runs[runs["val_loss"].notna()], runs["setup"].iloc[0]
+    if runs.empty:
+        return f"At {setup}, no run has a validation loss, so that nothing is compared."
+    ours = [claim for claim in found if claim.setup == setup]
     if not ours:
         return f"{_scale(runs)}, the data supports no conclusion: there are no two arms to compare."
     supported, unsupported = supported_differences(ours), unsupported_differences(ours)

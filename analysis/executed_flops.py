@@ -43,7 +43,7 @@ def flops_at(curves: pd.DataFrame, runs: pd.DataFrame, steps: pd.DataFrame) -> p
     The others are interpolated between the rows of `steps`, because their cost may change over training.
     """
     per_image = curves["run"].map(runs.set_index("run")["planned_train_flops_per_image"])
-    before = curves["run"].map(runs.set_index("run")["flops_before"])
+    before = curves["run"].map(runs.set_index("run")["flops_before"]).astype(float)  # of no curves it would be of texts
     flops = curves["images_seen"] * per_image.astype(float) + before
     executed = set(runs.loc[runs["executed_train_flops_per_image"].notna(), "run"])
     for run, group in curves[curves["run"].isin(executed)].groupby("run", sort=False):

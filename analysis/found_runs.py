@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from analysis.parameter_counts import counts_without_embeddings
 from analysis.tuned_arms import tuned_facts
+from experiments.config.placement import KEY as KEY_OF_PLACEMENT
 from experiments.config.stored import stored_config
 from experiments.errors import RecordError
 from experiments.records.divergence import diverged_at
@@ -18,11 +19,15 @@ from experiments.settings_id import dotted
 from experiments.text import encodable
 
 WITHOUT_EFFECT = (
-    "log.", "wandb.", "checkpoint.", "parallel.",
+    "log.", "wandb.", "checkpoint.", "parallel.", "data.path",
     "eval.every_images", "eval.sample_images", "eval.sample_steps", "eval.guidance",
     "eval.metric_images", "train.implementation",
 )  # fmt: skip
-"""Settings that do not change the losses: runs that differ in nothing else are copies of each other."""
+"""Settings that do not change the losses: runs that differ in nothing else are copies of each other.
+
+The path of a data set is one of them, as `data.fingerprint` says which set it is. Where the sparse layers would be
+has no effect on a dense model either (`_described`).
+"""
 
 BEGAN_FROM = "train.init_from"
 """The setting whose column says what the parent was, since a path would make an arm of each place and seed."""
@@ -55,11 +60,16 @@ class FinishedRun(NamedTuple):
 
 
 class DivergedRun(NamedTuple):
-    """A run that diverged: its row of `Records.diverged.runs`, and its entry in the list of what was left out."""
+    """A run that diverged: its row of `Records.diverged.runs`, and its entry in the list of what was left out.
+
+    `mirror_id` and `settings` tell copies, as in `FinishedRun`.
+    """
 
     run: str
     row: dict[str, Any]
     left_out: LeftOutRecord
+    mirror_id: str
+    settings: str
 
 
 def read_found_run(run: RunDir) -> FinishedRun | DivergedRun | LeftOutRecord:
@@ -76,8 +86,10 @@ def read_found_run(run: RunDir) -> FinishedRun | DivergedRun | LeftOutRecord:
             progress = f"{status.images_seen:,} of {status.images_total:,} images"
             reason = f": {status.reason}" if status.reason else ""
             if (images := diverged_at(status)) is not None:
-                row = _described(run, run.read_run(), status).row | {"diverged_at_images": images}
-                return DivergedRun(row["run"], row, LeftOutRecord(row["run"], f"diverged at {progress}{reason}"))
+                found = _described(run, run.read_run(), status)
+                left_out = LeftOutRecord(found.run, f"diverged at {progress}{reason}")
+                row = found.row | {"diverged_at_images": images}
+                return DivergedRun(found.run, row, left_out, found.mirror_id, found.settings)
             return LeftOutRecord(str(run.path), f"{status.state} at {progress}{reason}")
         return _described(run, run.read_run(), status)
     except RecordError as error:
@@ -95,7 +107,8 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
     facts = record_facts(record) | counts_without_embeddings(record)
     seen = {"images_seen": status.images_seen, "peak_memory_gib": status.peak_memory_gib}
     row = {"run": str(run.path), **seen, **facts, **settings}
-    compared = sorted((key, value) for key, value in settings.items() if not key.startswith(WITHOUT_EFFECT))
+    without_effect = (*WITHOUT_EFFECT, KEY_OF_PLACEMENT) if config.routing.name == "dense" else WITHOUT_EFFECT
+    compared = sorted((key, value) for key, value in settings.items() if not key.startswith(without_effect))
     compared += [("train.init_fingerprint", fingerprint)] if fingerprint else []
     balance_loss = (status.balance_loss or "mean over layers") if config.has_balance_losses else None
     return FinishedRun(row["run"], row, mirror_id(record), json.dumps(compared), balance_loss)

@@ -20,9 +20,10 @@ because no table needs them and each run has a file of its own for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -36,6 +37,8 @@ from experiments.config.stored import unstored_defaults
 from experiments.errors import EcditError, RecordError
 from experiments.records.record_types import BALANCE_LOSS, RoutingRow
 from experiments.records.run_folder import RunDir, Skipped, find_runs
+
+AnyRun = TypeVar("AnyRun", FinishedRun, DivergedRun)
 
 FROM_SCRATCH = "scratch"
 """The word for runs without a parent in a column that says what the parent was."""
@@ -97,7 +100,10 @@ def load_records(
     kept, copies = _without_copies(of_one_loss)
     if not kept:
         raise RecordError(f"No finished run is complete ({incomplete[0]}).", "Train it again in a new folder.")
-    runs = _with_defaults(pd.DataFrame([each.row for each in kept]))
+    cells = [each for each in found if isinstance(each, DivergedRun) and (each.row["tunes"] is None or not proxies)]
+    cells, _ = _without_copies(cells)
+    defaults = _defaults_of([*(each.row for each in kept), *(each.row for each in cells)])
+    runs = _with_defaults(pd.DataFrame([each.row for each in kept]), defaults)
     steps, evals = (_only(runs, table.frame) for table in tables)
     runs, steps = as_executed(runs, steps)
     copied = {each.run for each in (*copies, *of_another)}
@@ -109,8 +115,7 @@ def load_records(
         tell(f"  {each}")
     if note := measure_note(runs):
         tell(note)
-    cells = [each for each in found if isinstance(each, DivergedRun) and (each.row["tunes"] is None or not proxies)]
-    diverged = _diverged_records(cells, *tables)
+    diverged = _diverged_records(cells, defaults, *tables)
     return Records(runs, steps, evals, tuple(left_out), diverged)
 
 
@@ -121,10 +126,20 @@ def _on_shared_measure(found: Found, steps: RowTable, evals: RowTable) -> tuple[
     return RowTable(frames[0], steps.left_out), RowTable(frames[1], evals.left_out)
 
 
-def _with_defaults(runs: pd.DataFrame) -> pd.DataFrame:
-    """Fills in the settings that only those runs store whose value is not the default."""
+def _defaults_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the defaults of those settings that some run stores, or was tuned in, and others need not store.
+
+    Finished runs and those that diverged must have the same columns, so that `arms.py` finds their common arms.
+    """
+    named = {name for row in rows for name in row} | {row["tuned_setting"] for row in rows}
     defaults = {**unstored_defaults(), BEGAN_FROM: FROM_SCRATCH}
-    return runs.fillna({name: default for name, default in defaults.items() if name in runs})
+    return {name: default for name, default in defaults.items() if name in named}
+
+
+def _with_defaults(runs: pd.DataFrame, defaults: Mapping[str, Any]) -> pd.DataFrame:
+    """Fills in the settings that only those runs store whose value is not the default."""
+    missing = {name: default for name, default in defaults.items() if name not in runs}
+    return runs.assign(**missing).fillna(dict(defaults))
 
 
 def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOutRecord]]:
@@ -177,11 +192,14 @@ def _without_proxies(finished: list[FinishedRun]) -> tuple[list[FinishedRun], li
     ]
 
 
-def _without_copies(finished: list[FinishedRun]) -> tuple[list[FinishedRun], list[LeftOutRecord]]:
-    """Keeps each run once, also where it is in W&B too, and each config and seed once: a copy is not another seed."""
+def _without_copies(found: list[AnyRun]) -> tuple[list[AnyRun], list[LeftOutRecord]]:
+    """Keeps each run once, also where it is in W&B too, and each config and seed once: a copy is not another seed.
+
+    Dense models that differ only in where their sparse layers would be are copies, too.
+    """
     first: dict[str, str] = {}
     kept, copies = [], []
-    for each in finished:
+    for each in found:
         same_run = first.setdefault(each.mirror_id, each.run)
         same_settings = first.setdefault(each.settings, each.run)
         if same_run != each.run:
@@ -193,10 +211,12 @@ def _without_copies(finished: list[FinishedRun]) -> tuple[list[FinishedRun], lis
     return kept, copies
 
 
-def _diverged_records(found: list[DivergedRun], steps: RowTable, evals: RowTable) -> Records | None:
+def _diverged_records(
+    found: list[DivergedRun], defaults: Mapping[str, Any], steps: RowTable, evals: RowTable
+) -> Records | None:
     if not found:
         return None
-    runs = pd.DataFrame([each.row for each in found])
+    runs = _with_defaults(pd.DataFrame([each.row for each in found]), defaults)
     runs, kept = as_executed(runs, _only(runs, steps.frame))
     return Records(runs, kept, _only(runs, evals.frame), ())
 

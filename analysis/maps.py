@@ -28,6 +28,8 @@ from experiments.records.run_folder import RunDir
 Read = TypeVar("Read")
 
 MEASURED_BY = "Measure it with: ecdit evaluate --metrics routing RUNS"
+MEASURED_AGAIN_BY = "Measure it with: ecdit evaluate --metrics routing --again RUNS"
+"""The command for what is missing although the values of the routing may be recorded."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class SceneMaps:
         return sorted(single, key=lambda row: -(row.time or 0.0))
 
 
-def one_per_router(table: pd.DataFrame, read: Callable[[MappedRun], Read | None], what: str) -> list[Read]:
+def one_per_router(
+    table: pd.DataFrame, read: Callable[[MappedRun], Read | None], what: str, measured_by: str = MEASURED_BY
+) -> list[Read]:
     """Applies `read` to one run per router, expert choice first. Raises `MissingDataError` where no run has `what`."""
     order = table.sort_values(["images_seen", "params_active"], ascending=False, kind="stable")
     found: dict[str, Read] = {}
@@ -77,7 +81,7 @@ def one_per_router(table: pd.DataFrame, read: Callable[[MappedRun], Read | None]
             if content is not None:
                 found[router] = content
     if not found:
-        raise MissingDataError(f"No run has {what}.", MEASURED_BY)
+        raise MissingDataError(f"No run has {what}.", measured_by)
     return [found[router] for router in sorted(in_order(found), key=lambda router: router != "expert_choice")]
 
 
@@ -94,7 +98,7 @@ def as_square(values_T: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
     if side * side != len(values_T):
         raise RecordError(
             f"A routing map of {len(values_T)} tokens cannot be drawn, because it is no square.",
-            f"{MEASURED_BY} (with --again)",
+            MEASURED_AGAIN_BY,
         )
     return np.asarray(values_T, dtype=np.float64).reshape(side, side)
 

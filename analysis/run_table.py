@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.comparable import last_shared_measurement, require_same_data
 from analysis.diverged_runs import finished_arms
 from analysis.escaping import markdown_text
-from analysis.load_records import Records
+from analysis.load_records import MissingDataError, Records
 
 FINAL_METRICS = {
     "val_loss": ("val_loss", "raw"),
@@ -51,6 +51,17 @@ def run_table(records: Records) -> pd.DataFrame:
     peak = table["matmul_flops_per_second"].astype("float64") * table["world"]
     table["utilisation"] = table["images_per_second"] * table["train_flops_per_image"] / peak
     return table
+
+
+def with_losses(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the runs of a run table that have a final loss, which imported weights have not.
+
+    Raises `MissingDataError` where no run has one.
+    """
+    kept = table[table["val_loss"].notna()]
+    if kept.empty:
+        raise MissingDataError("No run has a validation loss.", "Add runs of `ecdit train`.")
+    return kept.reset_index(drop=True)
 
 
 def _last_values(evals: pd.DataFrame, metric: str, weights: str) -> pd.Series[float]:

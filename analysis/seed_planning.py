@@ -137,7 +137,7 @@ def _spread_of_pairs(found: Sequence[PairedDifference]) -> float:
 def _spread_of_separate_runs(earlier: pd.DataFrame) -> float:
     """Returns sqrt(2) times the standard deviation within arms, which is that of the difference of unpaired runs."""
     by_arm = earlier.groupby(["setup", "arm"])["val_loss"]
-    freedom = int((by_arm.size() - 1).sum())
+    freedom = int((by_arm.count() - 1).clip(lower=0).sum())
     return math.sqrt(2 * float(((earlier["val_loss"] - by_arm.transform("mean")) ** 2).sum()) / freedom)
 
 

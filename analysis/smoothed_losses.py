@@ -66,7 +66,7 @@ def with_smoothed_losses(records: Records, table: pd.DataFrame) -> tuple[pd.Data
 def _spread(table: pd.DataFrame) -> float | None:
     """Returns the standard deviation of the loss between the seeds of an arm, pooled over arms."""
     by_arm = table.groupby(["setup", "arm"])["val_loss"]
-    freedom = int((by_arm.size() - 1).sum())
+    freedom = int((by_arm.count() - 1).clip(lower=0).sum())
     if freedom == 0:
         return None
     return float(np.sqrt(((table["val_loss"] - by_arm.transform("mean")) ** 2).sum() / freedom))

@@ -108,6 +108,7 @@ def _draw(
     """
     from analysis.load_records import MissingDataError
     from analysis.style import write_drawing
+    from experiments.errors import RecordError
 
     drawn: list[dict[str, Any]] = []
     reasons: list[str] = []
@@ -117,7 +118,7 @@ def _draw(
             show(number, len(wanted))
             try:
                 drawing = draw(entry)
-            except MissingDataError as error:
+            except (MissingDataError, RecordError) as error:  # RecordError: a file is damaged, or conditions differ
                 if not skip_impossible:
                     raise
                 reasons.append(f"{entry.name} was not drawn: {error}")

@@ -113,6 +113,12 @@ def write_run() -> WriteRun:
 
 
 @pytest.fixture
+def write_imported() -> Callable[..., RunDir]:
+    """Writes the folder of a run of imported weights: `write_imported(path, settings, inference_seconds=0.1)`."""
+    return write_imported_run
+
+
+@pytest.fixture
 def no_account(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A home without a key, and a W&B that starts afresh."""
     import wandb
@@ -150,6 +156,18 @@ def kernels_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     device = current_device()
     monkeypatch.setattr(accelerated, "DEVICES", {device.type})
     return device
+
+
+def write_imported_run(path: Path, settings: Mapping[str, Mapping[str, Any] | int], **options: Any) -> RunDir:
+    """Writes a run of weights that were imported, which took no steps and has no loss."""
+    imported = {"layout": "dit", "objective": "ddpm", "sha256": 64 * "0"}
+    run = write_run_folder(path, settings, lambda images: 0.0, imported=imported, **options)
+    status = json.loads(run.status_json.read_text())
+    run.status_json.write_text(json.dumps(status | {"images_seen": 0}))
+    run.steps.unlink()
+    lines = run.evals.read_text().splitlines(keepends=True)
+    run.evals.write_text("".join(line for line in lines if '"val_loss"' not in line))
+    return run
 
 
 def write_run_folder(

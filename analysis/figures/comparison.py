@@ -96,7 +96,7 @@ def _draw_images(axes: Axes, rows: pd.DataFrame) -> None:
     for y, (_, arm) in enumerate(rows.iterrows()):
         images = arm["images_to_dense_loss"]
         if is_missing(images):
-            words = missing if arm["num_seeds"] else "diverged"
+            words = missing if arm["num_seeds"] else "diverged" if arm["num_diverged"] else "no loss"
             axes.annotate(words, (0.04, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5, color=GREY)
         else:
             axes.plot(images / factor, y, "o", color=router_color(arm["routing"]), clip_on=False)

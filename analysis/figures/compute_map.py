@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from analysis.load_records import Records
-from analysis.maps import MappedRun, as_square, one_per_router, spread
+from analysis.maps import MEASURED_AGAIN_BY, MappedRun, as_square, one_per_router, spread
 from analysis.style import DOTS_PER_INCH, GREY, TEXT_WIDTH_INCHES, Drawing, paper_style, place_text, wrapped
 from experiments.records.compute_map import ComputeMap
 
@@ -73,7 +73,7 @@ class _Chosen:
 
 def draw_compute_map_of_runs(records: Records, table: pd.DataFrame) -> Drawing:
     """Draws the longest-trained expert-choice run with a map, else another router's; `MissingDataError` if none."""
-    run = one_per_router(table, _with_map, "a compute map")[0]
+    run = one_per_router(table, _with_map, "a compute map", MEASURED_AGAIN_BY)[0]
     given = ComputeMap.load(run.folder.compute_map)
     return draw_compute_map(given, f"{run.label}, {given.images_seen:,} training images: {run.name}", IMAGES_OF_A_PAPER)
 

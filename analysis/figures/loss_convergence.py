@@ -103,13 +103,15 @@ def _setup(
 
 
 def _by_family(setup: _Setup, table: pd.DataFrame) -> Iterator[_Setup]:
-    """Yields the setup once for each panel of `family_panels`, with the arms of that panel alone."""
+    """Yields the setup once for each panel of `family_panels` in which it has runs, with the arms of that panel."""
     runs = table[table["setup"] == setup.name]
     for panel in family_panels([*table["routing.name"], *setup.diverged["routing.name"]]):
         arms = arm_list(panel.of(runs))
-        names = [label for label, _, _ in arms]
+        names, lost = [label for label, _, _ in arms], panel.of(setup.diverged)
+        if not arms and lost.empty:
+            continue
         yield setup._replace(
-            name=panel.named(setup.name), arms=arms, diverged=panel.of(setup.diverged),
+            name=panel.named(setup.name), arms=arms, diverged=lost,
             training=setup.training[setup.training["arm"].isin(names)],
             validation=setup.validation[setup.validation["arm"].isin(names)],
         )  # fmt: skip

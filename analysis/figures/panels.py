@@ -75,13 +75,14 @@ def draw_panels(
 
     Each panel is filled by `draw(axes, its points, its measurement)`, where the points have a column `aside`: how far
     the marks of an arm are moved so that those of equal cost lie side by side. `printed` adds a panel of the paper's
-    values at the right of the first row, and the foot says where they were printed.
+    values at the right of the first row, and the foot says where they were printed. A panel without points says so.
     """
     names, families = list(dict.fromkeys(points[look.rows])), family_panels(points["routing.name"])
     one_size = points["model.name"].iloc[0] if points["model.name"].nunique() == 1 else ""
     points = with_marks(points, families)
     with paper_style():
-        rows = [(name, family) for name in names for family in families]
+        routers = {name: set(ours) for name, ours in points.groupby(look.rows)["routing.name"]}
+        rows = [(name, family) for name in names for family in families if family.routers & routers[name]]
         size = (TEXT_WIDTH_INCHES, look.height_inches * len(rows) + 0.85)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(len(rows), len(panels) + bool(printed), squeeze=False)
@@ -94,15 +95,19 @@ def draw_panels(
             shared = _with_asides(family.of(points))
             for axes, measured in zip(grid[row], panels, strict=False):
                 mine = shared[(shared[look.rows] == name) & (shared["metric"] == measured.metric.name)]
+                if mine.empty:
+                    _say_not_measured(axes)
+                    continue
                 draw(axes, mine, measured)
                 if (mine["value"] == 0).all():
                     _above_zero(axes, mine["high"])
                 axes.set_ylabel(measured.metric.label)
             if len(families) > 1:
                 keys_beside(grid[row, len(panels) - 1], _arm_keys(shared[shared[look.rows] == name], look))
-        for first in range(0, len(rows), len(families)):
+        for name in names:
+            ours = [row for row, (its, _) in enumerate(rows) if its == name]
             for column in range(len(panels)):
-                share_limits(list(grid[first : first + len(families), column]))
+                share_limits([axes for axes in grid[ours, column] if axes.axison])
         arms = [(handle, shown(label)) for handle, label in _arm_keys(points, look)] if len(families) == 1 else []
         if keys := [*arms, *_size_keys(points, look), *_spread_keys(points, look)]:
             place_keys(figure, keys)
@@ -129,6 +134,14 @@ def draw_along(points: pd.DataFrame, panels: Sequence[MetricRows], along: str, l
         axes.set_xlabel(label)
 
     return draw_panels(points, panels, Look(rows="setup", height_inches=1.9, has_markers=False), draw)
+
+
+def _say_not_measured(axes: Axes) -> None:
+    """Writes into a panel without points that its metric was not measured there, and hides its axes."""
+    axes.annotate(
+        "not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", fontsize=6.5, color=GREY
+    )
+    axes.set_axis_off()
 
 
 def _above_zero(axes: Axes, highs: pd.Series[float]) -> None:

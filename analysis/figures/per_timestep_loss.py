@@ -43,19 +43,24 @@ def draw_per_timestep_loss(records: Records, table: pd.DataFrame) -> Drawing:
     Raises `MissingDataError` where no run has its loss by tenths of t.
     """
     points = timestep_points(records, table)
-    setups, panels = list(dict.fromkeys(points["setup"])), family_panels(points["routing.name"])
+    panels = family_panels(points["routing.name"])
+    rows = [
+        (str(setup), panel.named(str(setup)), panel.of(ours))
+        for setup, ours in points.groupby("setup", sort=False)
+        for panel in panels
+        if len(panel.of(ours))
+    ]
     with paper_style():
-        rows = len(setups) * len(panels)
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 1.9 * rows + 0.7), layout="constrained")
-        axes = figure.subplots(rows, 2, squeeze=False, width_ratios=(1, 1.6))
-        for i, setup in enumerate(setups):
-            ours, of_setup = points[points["setup"] == setup], axes[i * len(panels) : (i + 1) * len(panels)]
-            for (left, right), panel in zip(of_setup, panels, strict=True):
-                _draw(left, panel.of(ours), "loss", "Loss (velocity MSE)")
-                left.set_title(shown(panel.named(setup)), loc="left", fontweight="bold")
-                _draw_change(right, panel.of(ours))
-                if len(panels) > 1:
-                    keys_beside(right, line_keys(panel.of(ours)))
+        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 1.9 * len(rows) + 0.7), layout="constrained")
+        axes = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(1, 1.6))
+        for (left, right), (_, title, ours) in zip(axes, rows, strict=True):
+            _draw(left, ours, "loss", "Loss (velocity MSE)")
+            left.set_title(shown(title), loc="left", fontweight="bold")
+            _draw_change(right, ours)
+            if len(panels) > 1:
+                keys_beside(right, line_keys(ours))
+        for setup in dict.fromkeys(setup for setup, _, _ in rows):
+            of_setup = axes[[its == setup for its, _, _ in rows]]
             for column in of_setup.T:
                 share_limits([each for each in column if each.axison])
         if keys := [*(_keys(points) if len(panels) == 1 else []), *_seed_keys(points)]:

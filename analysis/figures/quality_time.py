@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.conditions import MetricRows
+from analysis.conditions import USUAL, MetricRows
 from analysis.figures.panels import Look, draw_arm_points, draw_panels
 from analysis.load_records import MissingDataError, Records
 from analysis.scores import EVALUATE, arm_means, measured_panels, panel_points, seconds_like
@@ -53,6 +53,11 @@ def _times(seconds: pd.DataFrame, like: MetricRows) -> pd.DataFrame:
     if seconds.empty:
         given = {name: like.conditions[name] for name in ("steps", "sampler", "guidance") if name in like.conditions}
         options = [f"--{name} {str(value).removesuffix('.0')}" for name, value in given.items()]
+        start, stop = (like.conditions.get(name, USUAL[name]) for name in ("guidance_start", "guidance_stop"))
+        if (start, stop) != (0, 1):
+            options.append(f"--guidance-interval {start:g},{stop:g}")
+        if (channels := like.conditions.get("guidance_channels")) is not None:
+            options.append(f"--guidance-channels {channels}")
         raise MissingDataError(
             "No time was measured with the steps, sampler, guidance and precision of the scored images.",
             f"{EVALUATE} --metrics inference-time {' '.join(options)} RUNS",

@@ -39,6 +39,7 @@ from analysis.figures.scaling_law import draw_scaling_law
 from analysis.figures.specialization import draw_specialization
 from analysis.load_records import Records
 from analysis.parameter_counts import ACTIVATED, Count
+from analysis.run_table import with_losses
 from analysis.smoothed_losses import with_smoothed_losses
 from analysis.style import Drawing
 from experiments.errors import EcditError, PluginError, did_you_mean
@@ -60,6 +61,8 @@ class FigureEntry:
     """Says whether the figure shows the size of models, which can be counted in several ways."""
     is_fit: bool = False
     """Says whether the figure fits a law to final losses, which may be those of smoothed curves."""
+    of_losses: bool = False
+    """Says whether the figure shows final losses; runs that have none, such as imported weights, are then left out."""
     by_compute: bool = False
     """Says whether runs are compared by training images or FLOPs; a note then says that those of parents count."""
     limits: tuple[Limit, ...] = ALL_LIMITS
@@ -71,8 +74,11 @@ class FigureEntry:
     ) -> Drawing:  # fmt: skip
         """Draws the figure within its limits, with printed values where wanted and known; `parameters` counts sizes.
 
-        With `smoothed`, laws are fitted to the ends of smoothed curves, and the foot says what that gains.
+        With `smoothed`, laws are fitted to the ends of smoothed curves, and the foot says what that gains. Raises
+        `MissingDataError` where a figure of final losses has none to show.
         """
+        if self.of_losses:
+            table = with_losses(table)
         gain = ""
         if smoothed and self.is_fit:
             table, found = with_smoothed_losses(records, table)
@@ -100,6 +106,7 @@ FIGURES: dict[str, FigureEntry] = {
             draw_loss_convergence,
             ("paper-fig8",),
             partial(draw_loss_convergence, paper_values=True),
+            of_losses=True,
             by_compute=True,
         ),
         FigureEntry(
@@ -111,6 +118,7 @@ FIGURES: dict[str, FigureEntry] = {
             "routing",
             "Validation loss by router over training and at the end, with the spread over seeds.",
             draw_routing,
+            of_losses=True,
             by_compute=True,
         ),
         FigureEntry(
@@ -187,6 +195,7 @@ FIGURES: dict[str, FigureEntry] = {
             "scaling-law",
             "Validation loss against training compute with a fitted power law by router, and how well it predicts.",
             draw_scaling_law,
+            of_losses=True,
             by_compute=True,
             limits=("conditions",),
             is_fit=True,
@@ -195,6 +204,7 @@ FIGURES: dict[str, FigureEntry] = {
             "isoflop",
             "Loss of every size at equal training FLOPs, and how the best size and training grow with compute.",
             draw_isoflop,
+            of_losses=True,
             by_compute=True,
             has_parameters=True,
             limits=(),
@@ -204,6 +214,7 @@ FIGURES: dict[str, FigureEntry] = {
             "curve-collapse",
             "Loss curves of every size and length, each normalised to its own end: one curve if tuned well.",
             draw_curve_collapse,
+            of_losses=True,
             by_compute=True,
             limits=("conditions",),
         ),
@@ -212,6 +223,7 @@ FIGURES: dict[str, FigureEntry] = {
             "Validation loss against the number of experts at fixed activation, by router.",
             draw_expert_scaling,
             draw_beside_paper=partial(draw_expert_scaling, paper_values=True),
+            of_losses=True,
             limits=("setups",),
         ),
         FigureEntry(
@@ -219,6 +231,7 @@ FIGURES: dict[str, FigureEntry] = {
             "Validation loss against the size of the routing group and the capacity factor.",
             draw_capacity,
             draw_beside_paper=partial(draw_capacity, paper_values=True),
+            of_losses=True,
             limits=("setups",),
         ),
         FigureEntry(
@@ -231,6 +244,7 @@ FIGURES: dict[str, FigureEntry] = {
             "per-timestep-loss",
             "Validation loss by tenth of t, and its difference from dense, by router.",
             draw_per_timestep_loss,
+            of_losses=True,
         ),
     )
 }

@@ -31,7 +31,7 @@ from analysis.report.pictures import Pictures
 from analysis.report.reproduction import reproduction_blocks
 from analysis.report.run_rows import columns_with_scores, run_rows, whole
 from analysis.report.verdicts import found_multipliers, verdict_blocks
-from analysis.run_table import INFERENCE, significant
+from analysis.run_table import INFERENCE, significant, with_losses
 from analysis.smoothed_losses import with_smoothed_losses
 
 QUESTION = (
@@ -79,15 +79,17 @@ def content(
 ) -> Report:
     """Returns the report of `records`, whose run table is `runs`; `roots` are the folders given on the command line.
 
-    With `smoothed`, laws are fitted to the ends of smoothed curves.
+    With `smoothed`, laws are fitted to the ends of smoothed curves. Raises `MissingDataError` where no run has a final
+    loss.
     """
     comparison, rows = compare(records), run_rows(records, runs)
-    losses, gain = with_smoothed_losses(records, rows) if smoothed else (rows, "")
+    compared, with_loss = with_losses(runs), with_losses(rows)
+    losses, gain = with_smoothed_losses(records, with_loss) if smoothed else (with_loss, "")
     best, of_others = best_conditions(losses)
-    fitted, paper = laws(best, parameters.column, num_resamples, tell), paper_claims(records, runs)
-    multipliers, refusal = found_multipliers(records, runs)
+    fitted, paper = laws(best, parameters.column, num_resamples, tell), paper_claims(records, compared)
+    multipliers, refusal = found_multipliers(records, compared)
     lost = diverged_blocks(diverged_table(records))
-    answers = answer_blocks(runs, comparison.claims, multipliers, paper, fitted)
+    answers = answer_blocks(compared, comparison.claims, multipliers, paper, fitted)
     verdicts = verdict_blocks(comparison.claims, multipliers, refusal, paper, expert_findings(runs))
     sections = [
         Section("question", "The question", [Paragraph(QUESTION)]),

@@ -43,7 +43,8 @@ def write_report(
     if runs["val_loss"].isna().all():
         raise MissingDataError(
             "No run has a validation loss, which a report compares.",
-            "What imported weights were measured for is drawn by: ecdit plot expert-classes specialization",
+            "What imported weights were measured for is drawn by: ecdit plot expert-classes RUNS, and by: ecdit plot "
+            "specialization RUNS",
         )
     pictures = draw_all(records, runs, folder / FIGURES, roots, paper_values, parameters, tell, smoothed)
     report = content(records, runs, pictures, roots, num_resamples, parameters, tell, smoothed)

@@ -8,6 +8,7 @@ Legend: B images, H rows, W columns, K routed layers, N calls of the model along
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,14 @@ from numpy.typing import NDArray
 
 from experiments.errors import RecordError
 from experiments.records.storage import storage_errors
+
+MADE_BY = "ecdit evaluate RUN --metrics routing --again"
+"""The command that makes a map. Without `--again` it makes none where the values are recorded already."""
+FAULTS = (
+    OSError, ValueError, KeyError, EOFError, IndexError, TypeError, NotImplementedError, RuntimeError, MemoryError,
+    SyntaxError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""The errors of numpy and zipfile for a damaged file: each is that of damage in another place."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,6 @@ class ComputeMap:
                     images_seen=int(about[1]),
                 )
         except FileNotFoundError as error:
-            raise RecordError(
-                f"{path} does not exist.", "Make it with: ecdit evaluate RUN --metrics routing"
-            ) from error
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise RecordError(f"{path} is damaged ({error}).", "Delete it and evaluate again.") from error
+            raise RecordError(f"{path} does not exist.", f"Make it with: {MADE_BY}") from error
+        except FAULTS as error:
+            raise RecordError(f"{path} is damaged ({error}).", f"Make it again with: {MADE_BY}") from error

@@ -64,6 +64,39 @@ def test_all_draws_what_the_runs_allow_and_says_what_not_and_why(runs: Path, tmp
     )
 
 
+def test_all_goes_on_after_a_damaged_file_and_says_which(runs: Path, tmp_path: Path, capsys: Captured) -> None:
+    samples = runs / "expert_choice-0" / "samples"
+    samples.mkdir()
+    (samples / "compute_map.npz").write_bytes(b"PK")
+    assert run(["plot", "all", str(runs), "--out", str(tmp_path)]) == 0
+    said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("compute-map was not drawn"))
+    assert "compute_map.npz is damaged (" in said
+    assert (tmp_path / "comparison.png").is_file()
+    assert run(["plot", "compute-map", str(runs), "--out", str(tmp_path)]) == 2
+    assert "compute_map.npz is damaged (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [None, 0.1], ids=["only imported", "timed"])
+def test_imported_weights_are_in_no_figure_of_losses_and_stop_none(
+    seconds: float | None, tmp_path: Path, write_imported: WriteRun, capsys: Captured
+) -> None:
+    for router in ("dense", "dit_moe"):
+        settings = {"model": {"name": "nano", "block": "dit"}, "routing": {"name": router}}
+        write_imported(tmp_path / "runs" / router, settings, inference_seconds=seconds)
+    assert run(["plot", "all", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    without = "was not drawn: No run has a validation loss. Add runs of `ecdit train`."
+    of_losses = [entry.name for entry in FIGURES.values() if entry.of_losses]
+    assert [line for line in lines if "validation loss" in line] == [f"{name} {without}" for name in of_losses]
+    assert {"loss-convergence", "routing"} < set(of_losses)
+    assert (tmp_path / "inference-time.png").is_file() == (seconds is not None)
+    for command in (["compare-routing", "--out", str(tmp_path)], ["export"]):
+        assert run([command[0], str(tmp_path / "runs"), *command[1:], "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        arms = printed if command[0] == "compare-routing" else printed["arms"]
+        assert [(arm["num_seeds"], arm["num_diverged"]) for arm in arms] == [(0, 0), (0, 0)]
+
+
 def test_an_alias_draws_the_figure_under_its_own_name(runs: Path, tmp_path: Path, capsys: Captured) -> None:
     assert run(["plot", "paper-fig8", str(runs), "--out", str(tmp_path / "figures")]) == 0
     assert capsys.readouterr().out.startswith(str(tmp_path / "figures" / "loss-convergence.png"))

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,15 +156,20 @@ class _Job:
 
     def rows(self, values: dict[str, float], seconds: Sequence[float]) -> list[EvalRow]:
         """Returns one row per value."""
-        settings = {
+        guidance = self.settings.guidance
+        settings: dict[str, Any] = {
             "batch_images": self.batch_images,
             "steps": self.settings.num_steps,
-            "guidance": self.settings.guidance.scale,
+            "guidance": guidance.scale,
+            "guidance_start": guidance.start,
+            "guidance_stop": guidance.stop,
             "sampler": self.settings.sampler,
             "precision": self.run.precision,
             "device": device_name(),
             "num_threads": torch.get_num_threads(),
         }
+        if guidance.channels is not None:  # absent where all are guided, as in the rows of samples
+            settings["guidance_channels"] = guidance.channels
         spread = {"rounds": len(seconds), "slowest_seconds": max(seconds), "fastest_seconds": min(seconds)}
         return [
             EvalRow(

@@ -72,3 +72,30 @@ def test_speeds_and_drops_are_means_over_seeds(study: Records) -> None:
     measured = [row[key] for key in ("images_per_second", "inference_seconds_per_image")]
     assert measured == pytest.approx([100.0, 0.01])
     assert [row["dropped_share"], row["dropped_share_same_t"]] == pytest.approx([0.1, 0.2])
+
+
+def test_dense_runs_that_differ_in_the_placement_of_experts_alone_count_once(write_arms: Callable[..., Path]) -> None:
+    """A dense model ignores the placement, so that the second run of a seed is the first one again."""
+    arms = {
+        f"{router} {placement}": ({"sparse_layers": placement}, {"name": router}, 1e-5)
+        for router in ("dense", "expert_choice")
+        for placement in ("alternate", "all")
+    }
+    records = load_records([write_arms(arms)])
+    row = rows_by_arm(records)["Dense (same depth)"]
+    assert (row["num_seeds"], row["num_diverged"]) == (3, 0)
+    assert row["val_loss_std"] == pytest.approx(0.001)
+    assert len(records.left_out) == 3
+    assert all("it has the same settings and seed as" in entry.reason for entry in records.left_out)
+    assert [row["num_seeds"] for row in rows_by_arm(records).values()] == [3, 3, 3]
+
+
+def test_imported_weights_have_a_row_without_a_loss_and_did_not_diverge(
+    tmp_path: Path, write_imported: Callable[..., Any]
+) -> None:
+    for factor in (2.0, 4.0):
+        settings = {"model": {"name": "nano", "block": "dit", "ffn_factor": factor}, "routing": {"name": "dense"}}
+        write_imported(tmp_path / str(factor), settings)
+    rows = rows_by_arm(load_records([tmp_path]))
+    assert len(rows) == 2
+    assert {(row["num_seeds"], row["num_diverged"], row["val_loss_mean"]) for row in rows.values()} == {(0, 0, None)}

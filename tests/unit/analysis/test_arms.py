@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,8 +16,11 @@ from analysis.load_records import load_records
 from experiments.config.routers import ROUTERS, RouterRow, router_label
 
 WriteArms = Callable[..., Path]
+Arms = dict[str, tuple[dict[str, Any], dict[str, Any], float]]
 DENSE = ({}, {"name": "dense"}, 1e-5)
 EXPERT_CHOICE = ({}, {"name": "expert_choice"}, 1e-5)
+NEARLY_EQUAL = (1.25, 1.25000001, 1.25000002)
+"""Capacity factors that labels write alike."""
 
 
 def arms_of(folder: Path) -> pd.DataFrame:
@@ -82,13 +86,60 @@ def test_placements_of_experts_are_arms_and_none_of_a_dense_model(write_arms: Wr
     table = arms_of(write_arms(arms, seeds=(0,)))
     assert table["setup"].unique().tolist() == ["nano"]
     assert table["arm"].value_counts().to_dict() == {
-        "Dense (same depth)": 3,
+        "Dense (same depth)": 1,
         **{f"{router} (sparse layers {placement})": 1 for router in ("Expert choice", "Token choice")
            for placement in ("alternate", "1:-1", "1,3")},
     }  # fmt: skip
     routed = [(arm, reference) for arm, reference in arm_pairs(table) if not reference.startswith("Dense")]
     assert sorted(reference.replace("Token", "Expert") for _, reference in routed) == sorted(arm for arm, _ in routed)
     assert all(arm.replace("Expert", "Token") == reference for arm, reference in routed)
+
+
+def arms_along(name: str, values: Sequence[object], routers: Sequence[str] = ("dense", "expert_choice")) -> Arms:
+    """An arm of each router for each value of a setting of the model."""
+    return {f"{router} {value}": ({name: value}, {"name": router}, 1e-5) for router in routers for value in values}
+
+
+def test_baselines_of_several_depths_are_arms_of_their_own(write_arms: WriteArms) -> None:
+    table = arms_of(write_arms(arms_along("num_layers", (2, 4, 6)), seeds=(0, 1)))
+    dense = [f"Dense (same depth), {layers} layers" for layers in (2, 4, 6)]
+    routed = [f"Expert choice ({layers} layers)" for layers in (2, 4, 6)]
+    assert table.groupby("arm")["seed"].nunique().to_dict() == dict.fromkeys([*dense, *routed], 2)
+    assert table.groupby("arm")["model.num_layers"].nunique().max() == 1
+    assert arm_pairs(table) == list(zip(routed, dense, strict=True))
+
+
+def test_routers_are_compared_at_one_depth(write_arms: WriteArms) -> None:
+    routers = ("expert_choice", "token_choice")
+    table = arms_of(write_arms(arms_along("num_layers", (2, 4), routers), seeds=(0,)))
+    pairs = [(f"Expert choice ({layers} layers)", f"Token choice ({layers} layers)") for layers in (2, 4)]
+    assert arm_pairs(table) == pairs
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        arms_along("num_layers", (2, 4, 6, 8)),
+        arms_along("ffn_factor", (2.0, 4.0, 6.0)),
+        {str(factor): ({}, {"name": "expert_choice", "capacity_factor": factor}, 1e-5) for factor in NEARLY_EQUAL},
+        {
+            f"{layers} {factor}": ({"num_layers": layers, "ffn_factor": factor}, {"name": "dense"}, 1e-5)
+            for layers in (2, 4) for factor in (2.0, 4.0)
+        },
+    ],
+    ids=["depths", "widths", "hardly", "alone"],
+)  # fmt: skip
+def test_no_two_arms_of_a_setup_share_a_label(arms: Arms, write_arms: WriteArms) -> None:
+    table = arms_of(write_arms(arms, seeds=(0,)))
+    assert table["setup"].nunique() == 1
+    assert table["arm"].is_unique
+    assert len(table) == len(arms)
+
+
+def test_a_setting_that_is_not_stored_and_one_that_is_none_are_one_arm(write_arms: WriteArms) -> None:
+    runs = load_records([write_arms({"ec": EXPERT_CHOICE}, seeds=(0, 1))]).runs
+    stored = pd.Series([None, float("nan")], index=runs.index, dtype=object)
+    assert set(with_arms(runs.assign(**{"routing.top_k": stored}))["arm"]) == {"Expert choice"}
 
 
 def test_biases_of_experts_are_an_arm_beside_runs_that_do_not_store_them(write_arms: WriteArms) -> None:

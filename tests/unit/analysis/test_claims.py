@@ -231,3 +231,12 @@ def test_a_single_arm_is_compared_with_nothing(tmp_path: Path, write_run: WriteR
     table = run_table(load_records([write_losses(tmp_path, write_run, only)]))
     assert claims(table) == []
     assert "there are no two arms to compare" in conclusion(table, [])
+
+
+def test_imported_weights_are_in_no_claim(tmp_path: Path, write_imported: WriteRun) -> None:
+    for factor in (2.0, 4.0):
+        model = {"name": "nano", "block": "dit", "ffn_factor": factor}
+        write_imported(tmp_path / str(factor), {"model": model, "routing": {"name": "dense"}})
+    comparison = compare(load_records([tmp_path]))
+    assert comparison.claims == []
+    assert comparison.conclusion == "At nano, no run has a validation loss, so that nothing is compared."

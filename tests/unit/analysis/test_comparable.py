@@ -106,3 +106,41 @@ def test_of_several_conditions_those_that_all_runs_share_count(tmp_path: Path, w
     measure(second, 0.3, batch_images=16, guidance=2.0)
     table = run_table(load_records([tmp_path]))
     assert table["inference_seconds_per_image"].tolist() == [0.2, 0.3]
+
+
+LATENTS: dict[str, Any] = {
+    "name": "latents", "channels": 4, "text_width": 8, "pooled_width": 8, "fingerprint": "0123456789abcdef",
+    "path": "/here/photos",
+}  # fmt: skip
+
+
+def test_one_prepared_set_may_lie_in_several_places(tmp_path: Path, write_run: WriteRun) -> None:
+    for seed, place in enumerate(("/here/photos", "/there/photos")):
+        write_run(tmp_path / str(seed), BASE | {"seed": seed, "data": LATENTS | {"path": place}}, lambda images: 1.0)
+    assert run_table(load_records([tmp_path]))["setup"].to_list() == ["nano", "nano"]
+    copied = {"created_at": "2026-01-02T00:00:00Z"}
+    write_run(tmp_path / "copy", BASE | {"seed": 1, "data": LATENTS}, lambda images: 1.0, **copied)
+    (copy,) = load_records([tmp_path]).left_out
+    assert copy.reason == f"it has the same settings and seed as {tmp_path / '1'}"
+
+
+def test_another_prepared_set_is_refused(tmp_path: Path, write_run: WriteRun) -> None:
+    for seed, fingerprint in enumerate(("0123456789abcdef", "fedcba9876543210")):
+        settings = BASE | {"seed": seed, "data": LATENTS | {"fingerprint": fingerprint}}
+        write_run(tmp_path / str(seed), settings, lambda images: 1.0)
+    with pytest.raises(RecordError, match=r"Runs differ in data\.fingerprint: 0123456789abcdef in"):
+        run_table(load_records([tmp_path]))
+
+
+def test_times_with_guidance_on_in_other_intervals_are_refused(tmp_path: Path, write_run: WriteRun) -> None:
+    first, second = write_two(tmp_path, write_run, {}, inference_seconds=0.1)
+    for run in (first, second):
+        lines = run.evals.read_text().splitlines(keepends=True)
+        run.evals.write_text("".join(line for line in lines if "inference" not in line))
+    measure(first, 0.1, guidance=2.0, guidance_start=0.3, guidance_stop=0.7)
+    measure(second, 0.2, guidance=2.0)
+    message = r"guidance_start of inference_seconds_per_image: 0\.3 in .*a, 0\.0 in .*b\."
+    with pytest.raises(RecordError, match=message):
+        run_table(load_records([tmp_path]))
+    measure(first, 0.4, guidance=2.0, guidance_start=0.0, guidance_stop=1.0)
+    assert run_table(load_records([tmp_path]))["inference_seconds_per_image"].to_list() == [0.4, 0.2]

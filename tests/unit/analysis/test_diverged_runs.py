@@ -103,6 +103,36 @@ def test_the_arm_table_counts_it_and_keeps_an_arm_of_which_all_diverged(records:
     assert rows["Token choice"]["num_diverged"] == 0
 
 
+@pytest.mark.parametrize("lost_bias", [False, True])
+@pytest.mark.parametrize("finished_bias", [False, True])
+def test_it_is_of_the_arm_of_its_seeds_whichever_runs_store_a_setting(
+    lost_bias: bool, finished_bias: bool, write_arms: WriteArms, write_run: WriteRun
+) -> None:
+    """A setting at its default is stored by no run, whether it finished or diverged."""
+    biases = {False, finished_bias}
+    arms = {str(bias): ({}, {"name": "switch", "expert_bias": bias}, 1e-5) for bias in biases}
+    found = write_arms(arms, seeds=(0, 1))
+    add(found, write_run, "lost", {"routing": {"name": "switch", "expert_bias": lost_bias}, "seed": 2})
+    records = load_records([found])
+    rows = arm_table(records, run_table(records))
+    counts = {arm: (seeds, lost) for arm, seeds, lost in rows[["arm", "num_seeds", "num_diverged"]].to_numpy()}
+    several = len({*biases, lost_bias}) > 1
+    assert counts == {
+        f"Switch (expert bias {bias})" if several else "Switch": (2 * (bias in biases), int(bias == lost_bias))
+        for bias in {*biases, lost_bias}
+    }
+
+
+def test_a_copy_of_a_run_that_diverged_is_not_another_one(folder: Path, write_run: WriteRun) -> None:
+    lost = {"routing": {"name": "dense"}, "seed": 4}
+    for placement in ("alternate", "all"):
+        add(folder, write_run, f"lost-{placement}", lost | {"model": {"name": "nano", "sparse_layers": placement}})
+    records = load_records([folder])
+    rows = {row["arm"]: row for row in json_rows(arm_table(records, run_table(records)))}
+    assert (rows["Dense (same depth)"]["num_seeds"], rows["Dense (same depth)"]["num_diverged"]) == (3, 1)
+    assert sum("lost-" in entry.run for entry in records.left_out) == 2
+
+
 def test_the_comparison_shows_the_count_and_says_which(records: Records) -> None:
     comparison = compare(records)
     page = comparison_markdown(comparison)

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from analysis.figures.registry import find_figure
 from analysis.load_records import Records, load_records
 from analysis.run_table import run_table
-from experiments.config.routers import FAMILIES, ROUTERS, router_label
+from experiments.config.routers import FAMILIES, ROUTERS, router_family, router_label
 from tests.unit.analysis.test_figures import assert_legible, rendered
 
 Write = Callable[..., Path]
@@ -31,6 +31,8 @@ GROUPED = [
     "loss-convergence", "routing", "per-timestep-loss", "alignment", "guidance", "quality-over-training",
     "best-guidance", "inference-time", "comparison", "memory", *STUDIES, *FITS,
 ]  # fmt: skip
+EIGHT = ("expert_choice", "nucleus", "moma", "expert_race", "hash", "random", "switch", "token_choice")
+"""One router more than share a panel."""
 
 
 def arms_of(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -90,3 +92,19 @@ def test_panels_of_families_share_their_limits_and_hold_dense(name: str, many: C
     assert len(titled) == len(FAMILIES) - 1  # dense is in every panel
     assert len({axes.get_ylim() for axes in titled}) == 1
     assert all(any(line.get_color() == "#000000" for line in axes.get_lines()) for axes in titled)
+
+
+@pytest.mark.parametrize("name", ["quality-over-training", "guidance", "loss-convergence", "per-timestep-loss"])
+def test_a_setup_without_a_family_has_no_panel_of_it(
+    name: str, write_arms: Write, evaluate: Add, measure_costs: Add
+) -> None:
+    arms = {router: ({}, {"name": router}, 1e-5) for router in EIGHT}
+    write_arms(arms, seeds=(0,))
+    folder = write_arms({"expert_choice": arms["expert_choice"]}, seeds=(0,), presets=("micro",))
+    evaluate(folder)
+    measure_costs(folder)
+    records = load_records([folder])
+    drawing = find_figure(name).drawing(records, run_table(records))
+    titles = [axes.get_title(loc="left") for axes in drawing.figure.axes if axes.get_title(loc="left")]
+    assert [title for title in titles if title.startswith("micro")] == ["micro: Experts choose tokens"]
+    assert len(titles) == len({router_family(router) for router in EIGHT}) + 1

@@ -132,6 +132,18 @@ def test_a_copy_of_a_run_is_not_another_seed(done: RunDir, write_run: WriteRun) 
     assert reasons(records) == [f"it has the same settings and seed as {done.path}"]
 
 
+@pytest.mark.parametrize(("router", "num_runs"), [("dense", 1), ("expert_choice", 2)])
+def test_a_placement_of_experts_makes_a_copy_of_a_dense_run_alone(
+    router: str, num_runs: int, tmp_path: Path, write_run: WriteRun
+) -> None:
+    for placement in ("all", "alternate"):
+        settings = SHORT | {"model": {"name": "nano", "sparse_layers": placement}, "routing": {"name": router}}
+        write_run(tmp_path / placement, settings, loss)
+    records = load_records([tmp_path])
+    assert len(records.runs) == num_runs
+    assert reasons(records) == [f"it has the same settings and seed as {tmp_path / 'all'}"] * (2 - num_runs)
+
+
 def test_an_earlier_loss_does_not_pass_for_the_final_one(done: RunDir, write_run: WriteRun) -> None:
     write_run(done.path.parent / "other", SHORT | {"seed": 1}, loss, eval_images=[1600])
     records = load_records([done.path.parent])

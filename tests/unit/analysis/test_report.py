@@ -14,7 +14,7 @@ import pytest
 
 from analysis.columns import Column
 from analysis.figures.registry import FIGURES
-from analysis.load_records import Records, load_records
+from analysis.load_records import MissingDataError, Records, load_records
 from analysis.report.document import Cell, Table, table
 from analysis.report.laws import laws
 from analysis.report.reproduction import reproduction_blocks
@@ -251,3 +251,12 @@ def test_a_folder_without_runs_or_that_cannot_be_written_is_refused(study: Recor
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot write .*file/report.*: not a directory\."):
         write_report(study, ["x"], tmp_path / "file" / "report")
+
+
+def test_imported_weights_alone_are_refused_with_a_command_for_each_figure(
+    tmp_path: Path, write_imported: Callable[..., object]
+) -> None:
+    write_imported(tmp_path / "run", {"model": {"name": "nano", "block": "dit"}, "routing": {"name": "dense"}})
+    message = r"ecdit plot expert-classes RUNS, and by: ecdit plot specialization RUNS"
+    with pytest.raises(MissingDataError, match=message):
+        write_report(load_records([tmp_path / "run"]), [], tmp_path / "report")

@@ -17,6 +17,7 @@ from experiments.errors import RecordError
 from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import RunDir, find_runs
 from experiments.records.writer import append_evaluations
+from tests.unit.analysis.test_figures import assert_legible, rendered
 
 WriteArms = Callable[..., Path]
 Evaluate = Callable[..., None]
@@ -143,6 +144,35 @@ def test_scores_without_a_time_of_the_same_sampler_are_refused(two_runs: tuple[R
     message = r"with: ecdit evaluate --metrics inference-time --steps 24 --sampler euler --guidance 2 RUNS"
     with pytest.raises(MissingDataError, match=message):
         numbers("quality-time", two_runs[0].path.parent)
+
+
+def test_a_time_with_guidance_on_in_another_interval_is_not_that_of_the_scores(
+    two_runs: tuple[RunDir, RunDir], sampled: Row
+) -> None:
+    part = {"guidance_start": 0.3, "guidance_stop": 0.7, "guidance_channels": 2}
+    for run in two_runs:
+        append_evaluations(run, [sampled("shapes-geneval", 0.5, **part), sampled("inference_seconds_per_image", 0.1)])
+    message = r"--sampler euler --guidance 2 --guidance-interval 0\.3,0\.7 --guidance-channels 2 RUNS"
+    with pytest.raises(MissingDataError, match=message):
+        numbers("quality-time", two_runs[0].path.parent)
+    for run in two_runs:
+        append_evaluations(run, [sampled("inference_seconds_per_image", 0.2, **part)])
+    assert set(numbers("quality-time", two_runs[0].path.parent)["seconds"]) == {0.2}
+
+
+def test_a_metric_that_one_setup_lacks_leaves_a_panel_that_says_so(write_arms: WriteArms, sampled: Row) -> None:
+    folder = write_arms(PAIR, seeds=(0,), presets=("nano", "micro"), inference_seconds=None)
+    for run in find_runs(folder):
+        names = ("shapes-geneval", "frechet-shapes") if "nano" in run.path.name else ("shapes-geneval",)
+        at = [(name, images) for name in names for images in (1600, 9600)]
+        append_evaluations(run, [sampled(name, 0.5, images_seen=images) for name, images in at])
+    records = load_records([folder])
+    drawing = find_figure("quality-over-training").drawing(records, run_table(records))
+    empty = [axes for axes in drawing.figure.axes if not axes.axison]
+    assert [[text.get_text() for text in axes.texts] for axes in empty] == [["not measured"]]
+    assert len(drawing.figure.axes) == 4
+    assert set(of(drawing.numbers, "frechet-shapes")["model.name"]) == {"nano"}
+    assert_legible(rendered(drawing.figure))
 
 
 @pytest.mark.parametrize(

@@ -92,3 +92,17 @@ def test_proxies_stay_out_of_a_comparison_and_one_line_says_so(study, tmp_path, 
         == f"{root / 'tuning'}: its 2 runs tuned the arms of small: name this folder alone to compare them"
     )
     assert len(load_records([root / "tuning"]).runs) == 2
+
+
+@pytest.mark.parametrize("best", [1.0, 2.0])
+def test_a_tuned_setting_may_be_at_its_default_in_every_run(best, tmp_path, write_run):
+    """Runs store a shift of times only where it is not 1."""
+    for name, shift in {"dense": 1.0, "expert_choice": best}.items():
+        for seed in (0, 1):
+            found = tuned(shift, values=[1.0, 2.0], losses=[0.2, 0.2]).model_copy(update={"setting": "flow.time_shift"})
+            settings = {**TRAIN, "routing": {"name": name}, "seed": seed, "flow": {"time_shift": shift}}
+            write_run(tmp_path / f"{name}-{seed}", settings, lambda n: 0.3, tuned=found)
+    comparison = compare(load_records([tmp_path]))
+    assert set(comparison.arms["setup"]) == {"nano"}
+    said = f"flow.time_shift was tuned for each arm: Dense (same depth) 1, Expert choice {best:g} ("
+    assert any(note.startswith(said) for note in comparison.notes)

@@ -35,7 +35,7 @@ def test_the_mean_is_over_layers_and_times():
 
 
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(RecordError, match=r"map.npz does not exist.*ecdit evaluate RUN --metrics routing"):
+    with pytest.raises(RecordError, match=r"map.npz does not exist.*ecdit evaluate RUN --metrics routing --again"):
         ComputeMap.load(tmp_path / "map.npz")
 
 
@@ -51,5 +51,33 @@ def test_a_cut_file_is_called_damaged(tmp_path, keep):
 def test_a_file_that_would_execute_code_is_refused(tmp_path):
     path = tmp_path / "map.npz"
     np.savez(path, about=np.array([0, 0]), captions=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(RecordError, match="damaged"):
+        ComputeMap.load(path)
+
+
+def test_a_changed_byte_is_called_damage_wherever_it_is(tmp_path):
+    """Compressed content, names, sizes and flags each make another error in zlib, zipfile or numpy."""
+    path = tmp_path / "map.npz"
+    small().save(path)
+    whole = path.read_bytes()
+    messages = set()
+    for place in range(0, len(whole), 3):
+        changed = bytearray(whole)
+        changed[place] ^= 0xFF
+        path.write_bytes(changed)
+        try:
+            ComputeMap.load(path)  # dates and the like may be anything
+        except RecordError as error:
+            messages.add(str(error))
+    assert any("invalid" in message for message in messages)
+    again = "Make it again with: ecdit evaluate RUN --metrics routing --again"
+    assert all(message.startswith(f"{path} is damaged (") and message.endswith(again) for message in messages)
+
+
+def test_a_file_with_too_few_numbers_is_called_damaged(tmp_path):
+    path = tmp_path / "map.npz"
+    whole = small()
+    arrays = {"images": whole.images_BHWC, "experts": whole.experts_BKNT, "times": whole.times_N}
+    np.savez(path, captions=np.array(whole.captions), layers=whole.layers_K, about=np.array([8]), **arrays)
     with pytest.raises(RecordError, match="damaged"):
         ComputeMap.load(path)

@@ -78,10 +78,17 @@ def test_the_row_of_time_says_how_it_was_measured():
     assert row.num_samples == 3 * BATCH
     assert row.settings["fastest_seconds"] <= row.value <= row.settings["slowest_seconds"]
     assert row.settings | {
-        "batch_images": BATCH, "steps": 2, "guidance": 2.0, "sampler": "euler", "precision": "fp32", "rounds": 3,
-        "num_threads": torch.get_num_threads(),
+        "batch_images": BATCH, "steps": 2, "guidance": 2.0, "guidance_start": 0.0, "guidance_stop": 1.0,
+        "sampler": "euler", "precision": "fp32", "rounds": 3, "num_threads": torch.get_num_threads(),
     } == row.settings  # fmt: skip
     assert (row.weights, row.images_seen) == ("ema", 640)
+
+
+def test_the_row_says_when_and_what_guidance_guides():
+    rows = measured(loaded("routing=dense"), settings(guidance=Guidance(2.0, 0.3, 0.7, 2)))
+    guided = {"guidance": 2.0, "guidance_start": 0.3, "guidance_stop": 0.7, "guidance_channels": 2}
+    assert all(row.settings | guided == row.settings for row in rows.values())
+    assert "guidance_channels" not in measured(loaded("routing=dense"), settings())[SECONDS].settings
 
 
 def test_overhead_is_over_the_dense_model_of_the_same_backbone():
