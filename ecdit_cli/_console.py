@@ -34,9 +34,12 @@ def data() -> Console:
     return Console()
 
 
-def say(line: str) -> None:
-    """Prints one line to stderr without wrapping and markup; characters that are not printable are escaped."""
-    talk().print(printable(line), soft_wrap=True, highlight=False, markup=False)
+def say(line: str, console: Console | None = None) -> None:
+    """Prints one line to stderr without wrapping and markup; characters that are not printable are escaped.
+
+    A `console` that shows a live view prints the line above it.
+    """
+    (console or talk()).print(printable(line), soft_wrap=True, highlight=False, markup=False)
 
 
 def print_paths(paths: Iterable[object]) -> None:

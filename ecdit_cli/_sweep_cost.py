@@ -162,11 +162,11 @@ def _timed_if_asked(place: Place, plan: Plan, how: SweepOptions, slots: Sequence
 
 def _tuned_cell(run: PlannedRun, tuned: str | None) -> dict[str, Any]:
     """Returns the value of the tuned setting, or that it is to be tuned, and a name by which proxies are recognised."""
+    from experiments.config.stored import stored_value
+
     if tuned is None:
         return {}
-    section, _, name = tuned.rpartition(".")
-    settings = run.config[section] if section else run.config
-    value = settings[name] if run.config_id else TO_BE_TUNED
+    value = stored_value(run.config, tuned) if run.config_id else TO_BE_TUNED
     return {"name": f"tuning/{run.name}" if run.tunes is not None else run.name, tuned: value}
 
 

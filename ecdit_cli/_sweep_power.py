@@ -24,12 +24,14 @@ COLUMNS = (
 
 
 def power_of(plan: Plan, earlier: Path) -> PlanPower:
-    """Returns the power of the runs that the sweep file asks for. Raises `EcditError` as `plan_power` does."""
+    """Returns the power of the runs that the sweep file compares. Raises `EcditError` as `plan_power` does."""
     from analysis.load_records import load_records
     from analysis.run_table import run_table
     from analysis.seed_planning import plan_power
 
-    return plan_power(run_table(load_records([earlier], tell=say)), [run.config for run in plan.wanted])
+    # Proxies and retries of diverged runs have settings and seeds of their own, and are no arms of the comparison.
+    arms = [run.config for run in plan.wanted if run.tunes is None and run.retry_of is None]
+    return plan_power(run_table(load_records([earlier], tell=say)), arms)
 
 
 def print_power(found: PlanPower) -> None:

@@ -1,7 +1,8 @@
 """Shows a sweep and its runs: live while it is running, and as rows when it is over.
 
 At a terminal one table is redrawn. In a pipe or a log file one line is printed at each change of state, and others
-about every 10 seconds. The state comes as a `SweepSnapshot`; this module reads no files.
+about every 10 seconds. What no state shows, such as that a killed run is tried again, is a line in both. The state
+comes as a `SweepSnapshot`; this module reads no files.
 """
 
 from __future__ import annotations
@@ -149,9 +150,13 @@ def live_view() -> Iterator[OnProgress]:
         yield PlainView()
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield lambda snapshot: live.update(
-            live_table(snapshot, console.width, console.height - LINES_AROUND), refresh=True
-        )
+
+        def show(snapshot: SweepSnapshot) -> None:
+            for line in _events(snapshot):
+                say(line, console)
+            live.update(live_table(snapshot, console.width, console.height - LINES_AROUND), refresh=True)
+
+        yield show
 
 
 def screen() -> Screen:
@@ -162,7 +167,7 @@ def screen() -> Screen:
 
 
 class PlainView:
-    """Prints one line for each change of state, and the progress of all running runs about every 10 s."""
+    """Prints one line for each change of state and each event, and the progress of running runs about every 10 s."""
 
     def __init__(self) -> None:
         self._states: dict[str, str] = {}
@@ -173,12 +178,18 @@ class PlainView:
         now = {run.name: _note(run) if run.state == "planned" else run.state for run in snapshot.runs}
         before = {run.name: "" if run.state == "planned" else run.state for run in snapshot.runs} | self._states
         lines = [_change(run) for run in snapshot.runs if before[run.name] != now[run.name] and now[run.name]]
+        lines += _events(snapshot)
         self._states = now
         if time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             lines += [*(_progress(run) for run in snapshot.runs if run.state == "running"), total_line(snapshot)]
         for line in lines:
             say(line)
+
+
+def _events(snapshot: SweepSnapshot) -> list[str]:
+    """Returns what has happened that no state shows, as `NAME: killed by SIGTERM; tried again in 5 s (1 of 2)`."""
+    return [f"{event.name}: {event.text}" for event in snapshot.events]
 
 
 def _change(run: RunProgress) -> str:

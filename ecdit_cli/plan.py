@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ecdit_cli._console import print_json, say
+from ecdit_cli._option_checks import ADD_DEVICE, WITHOUT_DEVICE, refuse_ignored
 from ecdit_cli._options import ConfigFile, Device, Json, Overrides, Utilisation
 from ecdit_cli._progress import progress
 
@@ -48,6 +49,7 @@ def plan(
     """
     from sweeps.parallel_layouts import plan_layout
 
+    _refuse_ignored(device, devices_per_node, utilisation, max_devices, None if search else days)
     config = _config(overrides, config_file)
     place = _place(device, devices_per_node, utilisation, max_devices)
     asked = plan_layout(config, place)
@@ -59,6 +61,27 @@ def plan(
         _say_what_was_stepped(simulated)
     if not asked.fits:
         _say_that_it_does_not_fit(asked, found, search)
+
+
+def _refuse_ignored(
+    device: str | None,
+    devices_per_node: int,
+    utilisation: float | None,
+    max_devices: int | None,
+    days_without_search: float | None,
+) -> None:
+    """Raises `EcditError` for an option about devices where none is named, and for `--days` without a search."""
+    from sweeps.cost import DEVICES_PER_NODE
+
+    days = {"--days": days_without_search is not None}
+    refuse_ignored(days, "is a limit for --search, which is not given", "Add --search, or leave it out.")
+    of_devices = {
+        "--devices-per-node": devices_per_node != DEVICES_PER_NODE,
+        "--utilisation": utilisation is not None,
+        "--max-devices": max_devices is not None,
+    }
+    if device is None:
+        refuse_ignored(of_devices, WITHOUT_DEVICE, ADD_DEVICE)
 
 
 def _config(overrides: list[str], config_file: Path | None) -> RunConfig:

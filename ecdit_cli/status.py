@@ -85,4 +85,4 @@ def _left_out(snapshot: SweepSnapshot) -> dict[str, list[dict[str, str]]]:
 
 
 def _is_over(snapshot: SweepSnapshot) -> bool:
-    return not snapshot.is_tuning and all(run.state in ("done", "failed") for run in snapshot.runs)
+    return not snapshot.is_tuning and all(run.is_over for run in snapshot.runs)

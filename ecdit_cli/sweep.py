@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ecdit_cli._console import print_json, print_rows, say
+from ecdit_cli._option_checks import ADD_DEVICE, WITHOUT_DEVICE, refuse_ignored
 from ecdit_cli._options import Device, DryRun, Json, OutDirectory, Overrides, Utilisation
 from ecdit_cli._sweep_options import (
     Cluster,
@@ -60,7 +62,15 @@ def sweep(
     Several of them on one folder, also on several hosts, share the work. A run that was killed is tried again; one that
     failed by itself only with --retry-failed.
     """
+    from sweeps.execution import SweepOptions, asked_for, run_here
+
     _check_executor(executor)
+    how = SweepOptions(
+        slots, cores_per_run, runs_per_accelerator, timeout, retries, retry_failed, device, utilisation,
+        calibrate=not no_calibration and device is None and executor == "local",
+    )  # fmt: skip
+    elsewhere = {"--dry-run": dry_run, "--out": out is not None, "--cluster": cluster is not None}
+    _refuse_ignored(how, executor, register, elsewhere)
     _check_power(power, dry_run)
     if register:
         from sweeps.register import register_sweep
@@ -70,12 +80,7 @@ def sweep(
         say(f"Start agents with: wandb agent {name}")
         return
     from ecdit_cli._sweep_view import screen
-    from sweeps.execution import SweepOptions, asked_for, run_here
 
-    how = SweepOptions(
-        slots, cores_per_run, runs_per_accelerator, timeout, retries, retry_failed, device, utilisation,
-        calibrate=not no_calibration and device is None and executor == "local",
-    )  # fmt: skip
     folder, plan = asked_for(spec, overrides, out, say)
     if executor == "slurm":
         _on_slurm(spec, cluster, folder, plan, how, dry_run, power, as_json)
@@ -117,6 +122,33 @@ def _check_executor(executor: str) -> None:
 
     if executor not in EXECUTORS:
         raise EcditError(f"--executor {executor!r} does not exist.", did_you_mean(executor, EXECUTORS))
+
+
+def _refuse_ignored(how: SweepOptions, executor: str, register: bool, given: Mapping[str, bool]) -> None:
+    """Raises `EcditError` for an option that would be ignored. `given` says which of the other options were given."""
+    from sweeps.execution import SweepOptions
+
+    usual, on_slurm = SweepOptions(), executor == "slurm"
+    here = {
+        "--slots": how.slots is not None,
+        "--cores-per-run": how.cores_per_run is not None,
+        "--runs-per-accelerator": how.runs_per_accelerator != usual.runs_per_accelerator,
+        "--timeout": how.timeout_seconds != usual.timeout_seconds,
+        "--retries": how.retries != usual.retries,
+    }
+    planned = {"--device": how.device is not None, "--utilisation": how.utilisation is not None}
+    if register:
+        every = {**given, "--executor slurm": on_slurm, **here, "--retry-failed": how.retry_failed, **planned}
+        because = "has no meaning with --register, which creates the sweep on the server and runs nothing"
+        refuse_ignored(every, because, "Leave out one of them.")
+    elif on_slurm:
+        because = "is for runs on this machine, and --executor is slurm"
+        refuse_ignored(here, because, "Leave it out: the cluster file says what a run gets.")
+    else:
+        because = "is for runs on Slurm, and --executor is local"
+        refuse_ignored({"--cluster": given["--cluster"]}, because, "Add --executor slurm, or leave it out.")
+    if how.device is None:
+        refuse_ignored({"--utilisation": planned["--utilisation"]}, WITHOUT_DEVICE, ADD_DEVICE)
 
 
 def _check_power(power: Path | None, dry_run: bool) -> None:

@@ -25,6 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 
 from experiments.config.limits import MAX_WORLD
 from experiments.config.overrides import expand, resolved_name
+from experiments.config.stored import stored_value
 from experiments.config.values import FALSE_SPELLINGS, TRUE_SPELLINGS, Scalar
 from experiments.config.yaml_file import KeyPath, Spelling, read_yaml, refuse_repeated
 from experiments.errors import ConfigError, SpecError, did_you_mean
@@ -126,7 +127,7 @@ class Rule:
 
     def fits(self, config: Mapping[str, Any]) -> bool:
         """Returns whether the rule applies to a run with this (nested) config."""
-        return all(_setting(config, name) in wanted for name, wanted in self.where.items())
+        return all(stored_value(config, name) in wanted for name, wanted in self.where.items())
 
     def __str__(self) -> str:
         """Returns the condition as it stands in the file: `model.name: XL`."""
@@ -257,14 +258,6 @@ def _explained(error: ValidationError, source: str) -> SpecError:
     message = first["msg"].removeprefix("Value error, ")
     hint = hints.get(key, f"It must be: {message.removeprefix('Input should be ')}.")
     return SpecError(f"{source}: {key}={first['input']!r} does not fit.", hint)
-
-
-def _setting(config: Mapping[str, Any], name: str) -> Scalar:
-    value: Any = config
-    for part in name.split("."):
-        value = value[part]
-    found: Scalar = value
-    return found
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Mapping[KeyPath, int]]:

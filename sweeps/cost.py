@@ -18,6 +18,7 @@ from experiments.config.schema import RunConfig
 from experiments.errors import RecordError
 from experiments.records.run_folder import RunDir
 from sweeps.calibration import SpeedPoint, interpolate
+from sweeps.cost_keys import memory_key
 from sweeps.devices import UTILISATION, Device, accelerator_memory_gib, find_device, host_memory_gib
 from sweeps.folder import SweepFolder
 from sweeps.plan import CostEstimate, Plan, PlannedRun
@@ -111,12 +112,20 @@ def table_device(
     )
 
 
-def this_machine(num_slots: int = 1, num_accelerators: int = 0, points: Sequence[SpeedPoint] = ()) -> Place:
-    """Returns a place for the accelerators of this machine, or for its memory shared by `num_slots` runs at a time."""
+def this_machine(
+    num_slots: int = 1,
+    num_accelerators: int = 0,
+    points: Sequence[SpeedPoint] = (),
+    runs_per_accelerator: int = 1,
+) -> Place:
+    """Returns a place for the accelerators of this machine, or for its memory shared by `num_slots` runs at a time.
+
+    `runs_per_accelerator` is the largest number of runs that share the memory of one accelerator.
+    """
     accelerator = accelerator_memory_gib() if num_accelerators else None
     if accelerator is not None:
-        share = max(1, -(-num_slots // num_accelerators))  # several runs share one accelerator
-        return Place("an accelerator of this machine", accelerator / share, True, num_accelerators, tuple(points))
+        share = accelerator / runs_per_accelerator
+        return Place("an accelerator of this machine", share, True, num_accelerators, tuple(points))
     who = "this machine" if num_slots == 1 else f"each of {num_slots} runs at a time on this machine"
     return Place(who, host_memory_gib() / num_slots, False, 1, tuple(points))
 
@@ -127,7 +136,7 @@ def estimated(plan: Plan, place: Place) -> Plan:
     runs = []
     for run in plan.runs:
         config = RunConfig.model_validate(run.config)
-        key = _what_memory_depends_on(config)
+        key = memory_key(config)
         if key not in known:
             known[key] = memory(config, place.on_accelerator)
         runs.append(run.model_copy(update={"estimate": _estimate(run, config, known[key], place)}))
@@ -142,17 +151,6 @@ def _estimate(run: PlannedRun, config: RunConfig, held: Memory, place: Place) ->
         seconds=None if is_elsewhere else place.seconds(run, config),
         basis=f"does not fit {place.name}, which was timed" if is_elsewhere else place.basis(config),
     )
-
-
-def _what_memory_depends_on(config: RunConfig) -> Hashable:
-    """Returns the settings that memory depends on, as a key for caching.
-
-    The seed, the learning rate and the number of images are left out: the runs of a sweep differ mostly in these.
-    """
-    train = config.train
-    passes = (train.batch_images, train.accumulation, train.precision, train.mask_ratio, train.implementation)
-    states = (config.optim.name, config.optim.momentum > 0, config.eval.images)
-    return (config.model, config.routing, config.data, config.parallel, passes, states, config.wandb.mode == "disabled")
 
 
 @dataclass(frozen=True)

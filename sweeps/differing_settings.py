@@ -37,7 +37,8 @@ def _apart(configs: Sequence[Mapping[str, Any]]) -> list[Settings]:
     # Most sections are the same in all, and comparing them whole is much faster than setting by setting.
     differing = {name for config in configs[1:] for name in config if config[name] != first.get(name)}
     flat = [dict(dotted({name: config.get(name) for name in first if name in differing})) for config in configs]
-    usual = {name: _usual([settings.get(name) for settings in flat]) for settings in flat for name in settings}
+    names = {name for settings in flat for name in settings}
+    usual = {name: _usual([settings.get(name) for settings in flat]) for name in names}
     return [{name: value for name, value in settings.items() if repr(value) != usual[name]} for settings in flat]
 
 

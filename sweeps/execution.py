@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -208,7 +209,8 @@ def place_of(slots: Sequence[Slot], device: str | None, utilisation: float | Non
     """Returns an accelerator of the table, or this machine with `slots`, whose speed is not measured yet."""
     if device is not None:
         return table_device(device) if utilisation is None else table_device(device, utilisation)
-    return this_machine(len(slots), len({name for slot in slots for name in slot.accelerators}))
+    runs_on = Counter(name for slot in slots for name in slot.accelerators)
+    return this_machine(len(slots), len(runs_on), runs_per_accelerator=max(runs_on.values(), default=1))
 
 
 def timed(place: Place, plan: Plan, num_threads: int, say: Callable[[str], None]) -> Place:

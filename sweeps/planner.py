@@ -19,6 +19,7 @@ from experiments.config.overrides import expand
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from experiments.records.record_types import TunedSetting
+from sweeps.cost_keys import budget_key
 from sweeps.plan import Plan, PlannedRun, long_name, with_parents
 from sweeps.spec import SweepSpec
 from sweeps.tune_design import is_design, tune_design
@@ -39,9 +40,7 @@ class Costs:
 
     def __call__(self, config: RunConfig) -> Budget:
         """Returns `budget(config)`, from the cache where a config with the same cost has been computed."""
-        train, parallel = config.train, config.parallel
-        passes = (train.batch_images, train.accumulation, train.mask_ratio, config.eval.batch_images, parallel.world)
-        key = (config.model, config.routing, config.data, passes)
+        key = budget_key(config)
         if key not in self._known:
             self._known[key] = budget(config)
         return self._known[key]

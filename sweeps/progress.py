@@ -50,6 +50,15 @@ class RunProgress:
     """The run from whose checkpoint this one will continue, as long as that is missing."""
     diverged_at: int | None = None
     """The images seen when the loss or the weights were not finite any more, for a run that failed so."""
+    in_spec: bool = True
+    """False for a run of a frozen plan that the sweep file does not ask for any more, which no sweep continues."""
+
+    @property
+    def is_over(self) -> bool:
+        """Returns whether no sweep goes on with the run by itself, because it has ended or will not be started."""
+        is_orphan = self.state == "planned" and self.reason is not None
+        is_retired = not self.in_spec and self.state != "running"
+        return self.state in ("done", "failed") or is_orphan or is_retired
 
     @property
     def seconds_left(self) -> float | None:
@@ -173,7 +182,7 @@ def read_sweep(path: Path) -> SweepSnapshot:
     proxies = _read_proxies(folder, left_out)
     if plan is None and not proxies:
         return SweepSnapshot([read_progress(run) for run in find_runs(path, skipped=left_out)], left_out=left_out)
-    runs = [] if plan is None else [_read_planned(folder, run) for run in plan.runs]
+    runs = [] if plan is None else _read_plan(folder, plan)
     return SweepSnapshot([*proxies, *runs], is_tuning=plan is None, plan=plan, left_out=left_out)
 
 
@@ -184,13 +193,24 @@ def _read_proxies(folder: SweepFolder, left_out: Skipped) -> list[RunProgress]:
     except SpecError as error:
         left_out.append((str(folder.tuning.plan_json), error.message))
         return []
-    runs = [] if plan is None else [_read_planned(folder.tuning, run) for run in plan.runs]
+    runs = [] if plan is None else _read_plan(folder.tuning, plan)
     return [replace(run, name=f"{folder.tuning.path.name}/{run.name}") for run in runs]
+
+
+def _read_plan(folder: SweepFolder, plan: Plan) -> list[RunProgress]:
+    """Returns the state of every run of a plan, in its order."""
+    by_name = {run.name: _read_planned(folder, run) for run in plan.runs}
+    # A run is longer than the one it waits for. Where that one is not started either, both have the same reason.
+    for run in sorted(by_name.values(), key=lambda run: run.images_total or 0):
+        parent = by_name.get(run.waits_for or "")
+        if parent is not None and parent.state == "planned" and parent.reason is not None:
+            by_name[run.name] = replace(run, waits_for=None, reason=parent.reason)
+    return list(by_name.values())
 
 
 def _read_planned(folder: SweepFolder, run: PlannedRun) -> RunProgress:
     """Returns the state of a run of a plan; one that was not started may wait for the trunk of another run."""
-    progress = read_progress(folder.run_dir(run), run.images)
+    progress = replace(read_progress(folder.run_dir(run), run.images), in_spec=run.in_spec)
     if run.parent is None or not run.in_spec or progress.state != "planned" or not is_waiting(folder, run):
         return progress
     if read_progress(folder.run_dir_called(run.parent), evaluations=False).state in ("failed", "done"):

@@ -29,6 +29,7 @@ from sweeps.tune_design import design_mapping
 
 EXAMPLE = "{learning_rate_factor: 0.5, times: 2}"
 FACTOR, TIMES = "learning_rate_factor", "times"
+LEARNING_RATE = "optim.learning_rate"
 MAX_TIMES = 10
 
 
@@ -104,6 +105,8 @@ def settled_by_retry(plan: Plan, runs: Collection[RunProgress]) -> set[str]:
 def _lowered(run: PlannedRun, design: RetryDesign) -> Iterator[PlannedRun]:
     """Yields the retries of `run`, each with a lower learning rate than the one before."""
     config = RunConfig.model_validate(run.config)
+    # The proxies of the arm did not choose the lower rate, and tables take runs of one tuned arm for one setup.
+    tuned = None if run.tuned is not None and run.tuned.setting == LEARNING_RATE else run.tuned
     for number in range(1, design.times + 1):
         rate = float(f"{config.optim.learning_rate * design.factor**number:.12g}")
         optim = config.optim.model_copy(update={"learning_rate": rate})
@@ -114,6 +117,7 @@ def _lowered(run: PlannedRun, design: RetryDesign) -> Iterator[PlannedRun]:
                 "name": run_name(lower, identity),
                 "config_id": identity,
                 "config": lower.model_dump(mode="json"),
+                "tuned": tuned,
                 "retry_of": run.name,
                 "parent": None,  # the trunk of another rate is another trunk
                 "trunk_images": 0,

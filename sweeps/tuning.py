@@ -46,12 +46,13 @@ class TunedArm:
     proxies: tuple[PlannedRun, ...]
     tuned: TunedSetting | None = None
     worst: tuple[str, ...] = ()
-    """The proxies that diverged or failed, each with the reason. Where all did, the arm is ended and not tuned."""
+    """The proxies that diverged or failed, each with the reason. It is empty until all proxies have ended. Where
+    there is one at every value, the arm is ended and not tuned."""
 
     @property
     def is_ended(self) -> bool:
         """Returns whether no proxy is left to be trained."""
-        return self.tuned is not None or len(self.worst) == len(self.proxies)
+        return self.tuned is not None or bool(self.worst)
 
     def __str__(self) -> str:
         """Says the result, as `nano-dense: optim.learning_rate=0.002 (val_loss 0.41 at 0.001, 0.4 at 0.002, ...)`."""

@@ -20,6 +20,7 @@ A resolved config does not record how it was designed. `overrides.py` interprets
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,18 +167,42 @@ def _with_horizon(config: RunConfig, flops: float | None, cost_of: CostOf) -> Ru
     """Returns `config` with the number of whole batches whose cost is nearest to `flops`."""
     if flops is None:
         return config
-    batch_flops = cost_of(config).train_flops_per_image * config.train.batch_images
-    num_batches = round(flops / batch_flops)
+    num_batches = _num_batches(config, flops, cost_of)
     if num_batches < 1:
+        batch_flops = _flops_of(config, 1, cost_of)
         raise ConfigError(
             f"{TRAIN_FLOPS}={flops:g} does not pay for half a batch of {config.model.name}: "
             f"{config.train.batch_images} images take {batch_flops:.2g}.",
             f"Use at least {TRAIN_FLOPS}={batch_flops:.2g}, or a smaller train.batch_images.",
         )
-    images = num_batches * config.train.batch_images
-    trained = validated(config.model_copy(update={"train": config.train.model_copy(update={"images": images})}))
+    trained = validated(_of_length(config, num_batches))
     check_cooldown(trained)
     return trained
+
+
+def _num_batches(config: RunConfig, flops: float, cost_of: CostOf) -> int:
+    """Returns the number of whole batches whose cost is nearest to `flops`; 0 where half a batch costs more."""
+    longest = round(flops / (cost_of(config).train_flops_per_image * config.train.batch_images))
+    if not config.routing.capacity_warmup_images:
+        return longest
+    # The mean capacity is the larger, the shorter the training is, so that the cost of an image follows from the number
+    # of batches that is sought.
+    more = bisect_left(
+        range(min(longest, MAX_IMAGES) + 1), flops, key=lambda number: _flops_of(config, number, cost_of)
+    )
+    return min(max(more - 1, 0), more, key=lambda number: abs(_flops_of(config, number, cost_of) - flops))
+
+
+def _flops_of(config: RunConfig, num_batches: int, cost_of: CostOf) -> int:
+    """Returns the training FLOPs of `config` with a length of `num_batches`."""
+    if num_batches == 0:
+        return 0
+    return cost_of(_of_length(config, num_batches)).train_flops_per_image * num_batches * config.train.batch_images
+
+
+def _of_length(config: RunConfig, num_batches: int) -> RunConfig:
+    images = num_batches * config.train.batch_images
+    return config.model_copy(update={"train": config.train.model_copy(update={"images": images})})
 
 
 def _matched(config: RunConfig, way: str, cost_of: CostOf) -> RunConfig:

@@ -7,6 +7,7 @@ anybody may have edited them. Settings that an earlier version did not have yet 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def _without_unread(config: RunConfig) -> RunConfig:
     )
 
 
-def unstored_defaults() -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def unstored_defaults() -> Mapping[str, Any]:
     """Returns the dotted settings that are stored only where their value is not the default, with that default."""
     return {
         f"{section}.{name}": leaf.default
@@ -73,6 +75,16 @@ def unstored_defaults() -> dict[str, Any]:
         for name, leaf in field.annotation.model_fields.items()
         if leaf.exclude_if is not None and leaf.default is not None
     }
+
+
+def stored_value(settings: Mapping[str, Any], name: str) -> Any:
+    """Returns the value of the dotted setting `name` in the nested `settings` of a run.
+
+    A setting that is not stored has its default, which is None unless `unstored_defaults` has it.
+    """
+    section, _, field = name.rpartition(".")
+    held = settings[section] if section else settings
+    return held[field] if field in held else unstored_defaults().get(name)
 
 
 def _fault(error: ValidationError) -> ConfigError:

@@ -68,6 +68,16 @@ def test_a_search_shows_the_cheapest_and_why_the_given_one_is_out(capsys: pytest
         (["parallel.worl=2"], "Did you mean 'parallel.world'?"),
         (["parallel.world=6", "parallel.expert_parallel=4"], "parallel.world=6 is not divisible by"),
         (["model=M", "routing.num_experts=64", *ON_H100, "--search", "--max-devices", "2"], "no layout fits H100."),
+        (
+            [*ON_H100, "--days", "3"],
+            "--days is a limit for --search, which is not given. Add --search, or leave it out.",
+        ),
+        (["--utilisation", "0.4"], "--utilisation is about the accelerator of a plan, and no --device is given. Add"),
+        (
+            ["--devices-per-node", "4"],
+            "--devices-per-node is about the accelerator of a plan, and no --device is given.",
+        ),
+        (["--max-devices", "4"], "--max-devices is about the accelerator of a plan, and no --device is given."),
         (["model=XL", *ON_H100, "--search", "--days", "0.000001"], "is known to end within 1e-06 days."),
     ],
 )

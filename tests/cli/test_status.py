@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 
 from ecdit_cli.app import run
+from experiments.records.record_types import Status
+from experiments.records.writer import write_status
 from sweeps.folder import SweepFolder
 from sweeps.planner import make_plan
 from sweeps.runner import freeze_plan
@@ -75,3 +78,19 @@ def test_watching_ends_when_nothing_is_left_to_run(folder, write_run, capsys, mo
     captured = capsys.readouterr()
     assert [row["state"] for row in json.loads(captured.out)["runs"]] == ["done", "failed", "done"]
     assert f"{planned.name}: done" in captured.err
+
+
+def test_watching_ends_where_what_is_left_will_not_be_run(tmp_path, capsys):
+    """A run that left the sweep file stays interrupted, and the child of a trunk that failed stays planned."""
+    folder = SweepFolder(tmp_path / "out")
+    words = ["routing=dense", "optim.schedule=wsd", "optim.warmup_images=32", "seed=0"]
+    plans = [make_plan(load_spec("quickstart"), [*words, f"train.images={images}"]) for images in (320, 640, 960)]
+    retired, parent, child = [plan.runs[0] for plan in plans]
+    runs = [retired.model_copy(update={"in_spec": False}), parent, child]
+    runs[2] = child.model_copy(update={"parent": parent.name, "trunk_images": 512})
+    folder.write_plan(plans[0].model_copy(update={"runs": runs}))
+    for run_, state in ((retired, "interrupted"), (parent, "failed")):
+        status = Status(state=state, images_total=run_.images, heartbeat=time.time(), reason="stopped")
+        write_status(folder.run_dir(run_), status)
+    assert run(["status", str(folder.path), "--watch"]) == 0
+    assert "1 planned, 1 interrupted, 1 failed" in capsys.readouterr().err

@@ -44,6 +44,18 @@ def test_json_holds_the_same_numbers(earlier: str, capsys: pytest.CaptureFixture
     assert [row["arm"] for row in found["gaps"]] == ["Expert choice"]
 
 
+TUNE = "ecdit.tune={'optim.clip_norm': [0.5, 1.0], 'on': {'train.images': 640}}"
+
+
+def test_runs_that_tune_the_arms_are_no_arms(earlier: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for words in ([], [TUNE]):
+        assert run([*PLAN, earlier, "--json", *words]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [plan["total"].get("num_tuning_runs") for plan in found] == [None, 6]
+    assert found[0]["power"] == found[1]["power"]
+
+
 def test_it_needs_a_dry_run(earlier: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["sweep", "quickstart", "--power", earlier]) == 2
     message = "--power says what a plan can find before anything is run. Give it with --dry-run."

@@ -8,7 +8,7 @@ import time
 from rich.console import Console
 
 from ecdit_cli._sweep_view import PLAIN_SECONDS, PlainView, live_table, live_view
-from sweeps.progress import RunProgress, SweepSnapshot
+from sweeps.progress import Event, RunProgress, SweepSnapshot
 
 
 def runs(num_done=1, num_running=1, num_planned=1):
@@ -94,3 +94,36 @@ def test_what_waits_for_a_trunk_is_named_with_what_it_waits_for(capsys):
         "nano-dense-s0-aaaaaa: waiting for nano-dense-s0-bbbbbb",
         "nano-dense-s0-aaaaaa: planned: not started: b failed",
     ]
+
+
+KILLED = Event("a", "killed by SIGKILL, perhaps for lack of memory; tried again in 5 s (1 of 2)")
+SHARED = Event("[b]", "another sweep has it")
+
+
+def test_without_a_terminal_an_event_is_a_line(capsys):
+    view = PlainView()
+    view(SweepSnapshot([RunProgress("a", "running", 0, 64)]))
+    view(
+        SweepSnapshot([RunProgress("a", "interrupted", 32, 64, reason="its process is gone")], events=[KILLED, SHARED])
+    )
+    view(SweepSnapshot([RunProgress("a", "running", 32, 64)]))
+    assert capsys.readouterr().err.splitlines() == [
+        "a: interrupted: its process is gone",
+        f"a: {KILLED.text}",
+        "[b]: another sweep has it",
+        "a: started",
+    ]
+
+
+def test_at_a_terminal_events_stay_above_the_table(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "30")
+    with live_view() as show:
+        show(SweepSnapshot([RunProgress("a", "running", 0, 64)]))
+        show(SweepSnapshot([RunProgress("a", "interrupted", 32, 64)], events=[KILLED, SHARED]))
+        show(SweepSnapshot([RunProgress("a", "running", 32, 64)]))
+    shown = capsys.readouterr().err
+    assert shown.count(f"a: {KILLED.text}") == shown.count("[b]: another sweep has it") == 1
+    assert shown.index(KILLED.text) < shown.index(SHARED.text) < shown.rindex("1 running")

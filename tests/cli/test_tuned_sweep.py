@@ -83,6 +83,13 @@ def test_a_dry_run_shows_the_tuning_and_the_study_and_the_flops_of_both(spec, ou
     assert not out.exists()
 
 
+def test_a_dry_run_shows_a_tuned_setting_at_a_default_that_is_not_stored(write_spec, capsys):
+    spec = write_spec({"flow.time_shift": [1.0, 3.0], "on": {"train.images": 32}})
+    assert run(["sweep", spec, "--dry-run", "--no-calibration", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["runs"]
+    assert [row["flow.time_shift"] for row in rows] == [1.0, 3.0, "to be tuned", "to be tuned"]
+
+
 def test_arms_are_tuned_and_then_trained_and_the_second_time_nothing_is(spec, out, capsys):
     folder, result = execute(spec, [], screen(), out, SweepOptions(slots=2), worker("best=0.004"))
     said = capsys.readouterr().err
@@ -197,7 +204,8 @@ def test_on_slurm_the_proxies_are_submitted_first(spec, out, tmp_path, capsys):
 )
 def test_mistakes_are_one_line(spec, out, capsys, arguments, message):
     words = [spec if word == "SPEC" else word for word in arguments]
-    assert run([*words, *(["--out", str(out), "--dry-run"] if words[0] == "sweep" else [])]) == 2
+    planned = words[0] == "sweep" and "--register" not in words
+    assert run([*words, *(["--out", str(out), "--dry-run"] if planned else [])]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert message in " ".join(captured.err.split())

@@ -28,6 +28,14 @@ def test_a_flop_budget_is_met_to_half_a_batch(model, router):
     assert designed.train_flops_budget == 1e12
 
 
+@pytest.mark.parametrize("warmup", [64, 3200, 1_000_000])
+@pytest.mark.parametrize("flops", ["1e10", "1e12"])
+def test_a_flop_budget_is_met_where_the_capacity_falls_during_training(warmup, flops):
+    words = [*EXPERTS, f"routing.capacity_warmup_images={warmup}", f"ecdit.train_flops={flops}"]
+    config = load_designed(words).config
+    assert abs(spent(config) - float(flops)) <= budget(config).train_flops_per_image * config.train.batch_images
+
+
 @pytest.mark.parametrize("router", [name for name in routed_names() if not ROUTERS[name].trained])
 def test_a_router_whose_runs_are_merged_is_not_trained(router):
     with pytest.raises(ConfigError) as refusal:
@@ -125,6 +133,11 @@ def test_none_is_no_design(text):
             ["ecdit.train_flops=1e6"],
             r"ecdit\.train_flops=1e\+06 does not pay for half a batch of nano: 32 images .*Use",
         ),
+        (
+            ["ecdit.train_flops=1e6", "routing.capacity_warmup_images=64"],
+            r"ecdit\.train_flops=1e\+06 does not pay for half a batch of nano",
+        ),
+        (["ecdit.train_flops=1e30", "routing.capacity_warmup_images=64"], r"train\.images=\d+ is out of range"),
         (["ecdit.train_flops=1e12", "train.images=64"], r"train\.images and ecdit\.train_flops both"),
         (["ecdit.iso_activation=widht"], r"iso_activation=widht is not a way to match\. Did you mean 'width'\?"),
     ],

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from experiments.config.overrides import known_settings, load_config
+from experiments.config.schema import RunConfig
+from experiments.config.stored import stored_value
+from experiments.config.values import Accepts, Scalar
+from experiments.errors import EcditError
 from sweeps.device_slots import Slot
 from sweeps.folder import SweepFolder
 from sweeps.local import LocalExecutor
@@ -94,3 +99,39 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [time.monotonic()]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
+
+
+PLAIN = ("model.num_layers=4", "train.images=6400")
+COSTLY = (
+    *PLAIN, "routing.capacity_warmup_images=12800", "routing.unconditional_expert=True", "train.repa_weight=0.5",
+    "flow.objective=ddpm",
+)  # fmt: skip
+"""Settings with which the costs of a run depend on many others."""
+
+
+@pytest.fixture(scope="session")
+def neighbours() -> list[tuple[str, RunConfig]]:
+    """Configs that differ in one setting from one of two others, each with the name of the setting."""
+    return [each for words in (PLAIN, COSTLY) for each in _neighbours_of(words)]
+
+
+def _neighbours_of(words: tuple[str, ...]) -> Iterator[tuple[str, RunConfig]]:
+    settings = load_config(words).model_dump()
+    for name, accepts in known_settings().items():
+        for text in _other_texts(accepts, stored_value(settings, name)):
+            try:
+                yield name, load_config([*words, f"{name}={text}"])
+            except EcditError:  # it does not fit the other settings
+                continue
+
+
+def _other_texts(accepts: Accepts, value: Scalar) -> list[str]:
+    """A few texts for a setting that has `value`."""
+    if bool in accepts.kinds:
+        return [str(not value)]
+    numbers: list[float] = []
+    if accepts.kinds & {int, float}:
+        numbers = [2 * value, value / 2] if isinstance(value, int | float) and value else [1, 0.5]
+    words = [word for word in accepts.words if word != value]
+    listed = ["all"] if accepts.listed else ["1.5,0.5"] if str in accepts.kinds else []
+    return [*map(str, numbers), *map(str, words[:3]), *listed, *["None"] * accepts.none]

@@ -1,5 +1,7 @@
 import pytest
 
+from experiments.config.overrides import load_config
+from experiments.config.stored import unstored_defaults
 from experiments.errors import SpecError
 from sweeps.cluster import load_cluster, minutes, parse_cluster
 
@@ -57,6 +59,26 @@ def test_conditions_are_read_as_the_command_line_reads_them():
     where = {"routing.capacity_factor": "null", "model.width": "1.28e2"}
     cluster = parse_cluster({"time": "60", "rules": [{"where": where, "nodes": "2"}]})
     assert [cluster.resources(c).nodes for c in (NANO, MINI)] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["model.head_size", *unstored_defaults()])
+def test_a_condition_on_a_setting_that_is_not_stored_is_one_on_its_default(name):
+    config = load_config().model_dump(mode="json")
+    section, _, field = name.partition(".")
+    assert field not in config[section]
+    where = {name: str(unstored_defaults().get(name))}
+    cluster = parse_cluster({"time": "60", "rules": [{"where": where, "nodes": "2"}]})
+    assert cluster.resources(config).nodes == 2
+
+
+def test_a_condition_on_another_value_than_an_unstored_default_does_not_hold():
+    rules = [
+        {"where": {"train.ema": "power"}, "nodes": "2"},
+        {"where": {"model.block": ["dit", "mmdit"]}, "nodes": "3"},
+    ]
+    cluster = parse_cluster({"time": "60", "rules": rules})
+    configs = [load_config(words).model_dump(mode="json") for words in ([], ["train.ema=power"], ["model.block=mmdit"])]
+    assert [cluster.resources(config).nodes for config in configs] == [1, 2, 3]
 
 
 def test_a_rule_that_no_run_fits_is_known():

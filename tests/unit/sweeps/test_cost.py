@@ -7,14 +7,18 @@ import time
 
 import pytest
 
+from experiments.config.designs import DesignedConfig
 from experiments.config.memory import memory
 from experiments.config.schema import RunConfig
 from experiments.records.record_types import Status, StepRow
 from experiments.records.writer import write_status
 from sweeps.calibration import SpeedPoint, interpolate
 from sweeps.cost import errors_of, estimated, table_device, this_machine, total
+from sweeps.device_slots import choose_slots
 from sweeps.devices import UTILISATION
-from sweeps.planner import make_plan
+from sweeps.execution import place_of
+from sweeps.plan import Plan
+from sweeps.planner import Costs, make_plan, planned_run
 from sweeps.runner import freeze_plan
 
 
@@ -89,6 +93,41 @@ def test_the_memory_of_a_run_is_that_of_its_implementation(grid):
     plan = fast.model_copy(update={"runs": fast.runs + reference.runs})
     found = [run.estimate.memory_gib for run in estimated(plan, this_machine()).runs]
     assert found == [memory(RunConfig.model_validate(run.config), on_accelerator=False).peak_gib for run in plan.runs]
+
+
+@pytest.mark.parametrize("on_accelerator", [False, True])
+def test_no_setting_that_changes_memory_is_missing_from_the_key_of_its_cache(neighbours, on_accelerator):
+    costs = Costs()
+    runs = [
+        planned_run(DesignedConfig(config), costs).model_copy(update={"name": f"{name}-{i}", "config_id": str(i)})
+        for i, (name, config) in enumerate(neighbours)
+    ]
+    plan = Plan(sweep="small", spec={}, overrides=[], num_merged=0, runs=runs)
+    estimates = [run.estimate.memory_gib for run in estimated(plan, at(on_accelerator)).runs]
+    expected = [memory(config, on_accelerator).peak_gib for _, config in neighbours]
+    assert len(set(expected)) > 20
+    assert {"train.repa_weight", "train.ema", "flow.learned_sigma"} <= dict(neighbours).keys()
+    wrong = [run.name for run, found, one in zip(runs, estimates, expected, strict=True) if found != one]
+    assert wrong == []
+
+
+def at(on_accelerator):
+    return table_device("H100") if on_accelerator else this_machine()
+
+
+@pytest.mark.parametrize(
+    ("num_runs", "processes", "runs_per_accelerator", "share"), [(4, 1, 1, 1), (2, 4, 2, 2), (2, 4, 1, 1), (5, 1, 2, 2)]
+)
+def test_slots_share_the_accelerators_that_several_of_them_name(
+    monkeypatch, tmp_path, num_runs, processes, runs_per_accelerator, share
+):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 81920\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    slots = choose_slots(num_runs, runs_per_accelerator=runs_per_accelerator, processes_per_run=processes)
+    place = place_of(slots, None, None)
+    assert (place.memory_gib, place.max_world) == (80.0 / share, 4)
 
 
 def test_slots_share_the_memory_of_a_cpu(monkeypatch):

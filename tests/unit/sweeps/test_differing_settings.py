@@ -43,3 +43,28 @@ def test_where_no_value_is_that_of_most_all_are_listed() -> None:
 @pytest.mark.parametrize("seed", [0, [0, 1]])
 def test_a_run_of_its_own_name_differs_from_none(seed: int | list[int]) -> None:
     assert differing_settings(planned(seed=seed)) == {}
+
+
+class Counted(float):
+    """A value that counts how often it is written, which is what comparing takes."""
+
+    num_written = 0
+
+    def __repr__(self) -> str:
+        type(self).num_written += 1
+        return super().__repr__()
+
+
+def test_the_work_grows_with_the_number_of_runs_and_not_with_its_square() -> None:
+    (run,) = planned(optim__name="adamw")
+    runs = [
+        run.model_copy(
+            update={
+                "name": f"{run.name.rpartition('-')[0]}-{i:06d}",
+                "config": {**run.config, "optim": {**run.config["optim"], "clip_norm": Counted(i)}},
+            }
+        )
+        for i in range(100)
+    ]
+    assert len(differing_settings(runs)) == len(runs)
+    assert Counted.num_written <= 3 * len(runs)

@@ -7,6 +7,7 @@ import pytest
 from experiments.config.budget import budget
 from experiments.config.identity import config_id
 from experiments.config.overrides import load_config
+from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from sweeps.planner import Costs, make_plan, with_unique_names
 from sweeps.spec import parse_spec
@@ -121,6 +122,25 @@ def test_iso_flop_runs_spend_their_budget_and_are_ordered_by_it(grid):
     assert all(run.train_flops == run.train_flops_budget * (1 + run.train_flops_mismatch) for run in plan.runs)
 
 
+@pytest.mark.parametrize(
+    "varied",
+    [
+        {"train__repa_weight": [0.0, 0.5]},
+        {"train__caption_dropout": [0.1, 0.5], "routing__unconditional_expert": True},
+        {"routing__capacity_warmup_images": [0, 3200, 100_000]},
+        {"routing__capacity_warmup_images": 3200, "ecdit__train_flops": [2e11, 1e12]},
+    ],
+)
+def test_iso_flop_runs_spend_their_budget_whatever_else_the_sweep_varies(grid, varied):
+    plan = make_plan(grid(**{"ecdit__train_flops": 1e12, **varied}))
+    assert len(plan.runs) > 1
+    for run in plan.runs:
+        cost = budget(RunConfig.model_validate(run.config))
+        a_batch = cost.train_flops_per_image * run.config["train"]["batch_images"]
+        assert run.images * cost.train_flops_per_image == pytest.approx(run.train_flops_budget, abs=a_batch)
+        assert run.train_flops_per_image == cost.train_flops_per_image
+
+
 def test_images_on_the_command_line_replace_a_flop_budget_and_the_other_way_round(grid):
     plan = make_plan(grid(ecdit__train_flops=[1e11, 2e11]), ["train.images=64"])
     assert plan.num_merged == 0
@@ -160,6 +180,15 @@ def test_a_budget_is_computed_once_for_each_model_and_is_that_of_the_model():
         one, other = (load_config([*settings, f"seed={seed}", f"optim.learning_rate={seed + 1}"]) for seed in (0, 1))
         assert costs(one) is costs(other)
         assert costs(one) == budget(one)
+
+
+def test_no_setting_that_changes_a_budget_is_missing_from_the_key_of_its_cache(neighbours):
+    costs, expected = Costs(), [budget(config) for _, config in neighbours]
+    assert len({one.train_flops_per_image for one in expected}) > 20
+    assert {"train.repa_weight", "train.caption_dropout", "train.images", "flow.learned_sigma"} <= dict(
+        neighbours
+    ).keys()
+    assert [name for (name, config), one in zip(neighbours, expected, strict=True) if costs(config) != one] == []
 
 
 def test_runs_may_begin_from_the_weights_of_another_one(grid, tmp_path):

@@ -87,6 +87,27 @@ def test_a_folder_is_read_with_and_without_a_plan(folder, seeds):
     assert [run.state for run in read_sweep(folder.path).runs] == ["done"]
 
 
+@pytest.mark.parametrize(
+    ("writer", "is_over"),
+    [
+        ({"state": "interrupted"}, True),
+        ({"pid": 2**22 + 1, "host": host_name()}, True),
+        ({"pid": os.getpid(), "host": host_name()}, False),
+    ],
+    ids=["interrupted", "gone", "alive"],
+)
+def test_a_run_that_the_sweep_file_does_not_ask_for_any_more_is_over_when_nothing_works_on_it(
+    folder, seeds, writer, is_over
+):
+    plan = freeze_plan(folder, seeds(0, 1))
+    write(folder.run_dir(plan.runs[1]), **writer)
+    assert [run.is_over for run in read_sweep(folder.path).runs] == [False, False]
+    freeze_plan(folder, seeds(0))
+    assert {run.name: run.is_over for run in read_sweep(folder.path).runs} == {
+        plan.runs[0].name: False, plan.runs[1].name: is_over,
+    }  # fmt: skip
+
+
 def test_the_last_run_is_not_shared_among_slots():
     assert schedule_seconds([10, 10, 10], flops_per_slot_second=1, num_slots=2) == 20
     assert schedule_seconds([], flops_per_slot_second=1, num_slots=2) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.errors import SpecError
+from experiments.records.record_types import TunedSetting
 from sweeps.planner import make_plan
 from sweeps.progress import read_progress, read_sweep
 from sweeps.rate_retries import retry_design, settled_by_retry, with_retries
@@ -56,6 +57,23 @@ def test_a_run_that_diverged_is_planned_again_at_a_lower_rate_at_most_so_often(p
     assert {run.retry_of for run in retries} == {first.name}
     assert len({run.config_id for run in plan.runs}) == 3
     assert all(run.in_spec for run in plan.runs)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "stays"), [("optim.learning_rate", 8e-3, False), ("optim.beta1", 0.9, True)]
+)
+def test_a_retry_does_not_have_the_rate_that_was_tuned(planned, diverge, folder, setting, value, stays):
+    """Tables take runs of one tuned arm for one setup, and would average the retry with the others."""
+    tuned = TunedSetting(
+        setting=setting, value=value, values=[value], losses=[0.5], num_seeds=1, on={}, proxies=["small-0"]
+    )
+    plan = planned()
+    plan = freeze_plan(folder, plan.model_copy(update={"runs": [plan.runs[0].model_copy(update={"tuned": tuned})]}))
+    diverge(plan.runs[0])
+    first, retry = with_retries(folder, plan).runs
+    assert first.tuned == tuned
+    assert retry.origin.tuned == (tuned if stays else None)
+    assert retry.origin.retry_of == first.name
 
 
 def test_the_sweep_file_asks_for_the_same_retries_again(grid, planned, diverge, folder):

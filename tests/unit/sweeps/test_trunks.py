@@ -323,6 +323,18 @@ def test_the_status_says_why_the_child_of_a_failed_run_was_not_started(lengths, 
     assert child.reason.startswith(f"not started: {first.name} failed")
 
 
+def test_no_sweep_goes_on_with_the_children_of_a_failed_run_by_itself(lengths, folder):
+    plan = lengths(320, 640, 1600)
+    first = plan.runs[0]
+    folder.write_plan(plan)
+    assert [run.is_over for run in read_sweep(folder.path).runs] == [False, False, False]
+    failed = Status(state="failed", images_total=320, heartbeat=time.time(), reason="the loss is not finite")
+    write_status(folder.run_dir(first), failed)
+    parent, child, grandchild = read_sweep(folder.path).runs
+    assert (parent.is_over, child.is_over, grandchild.is_over) == (True, True, True)
+    assert (grandchild.reason, grandchild.waits_for) == (child.reason, None)
+
+
 # Slurm.
 
 HOUR = {"time": "1:00:00"}

@@ -169,6 +169,18 @@ def test_an_arm_of_which_every_value_failed_is_refused_in_one_line(tuned, train)
         tuning.study(survey)
 
 
+def test_an_arm_of_which_one_seed_failed_at_every_value_is_refused_too(tuned, train):
+    _, tuning = tuned(routing__name="dense")
+    survey = train(tuning, lambda run: 0.5 if run.config["seed"] == 0 else None)
+    (arm,) = survey.arms.values()
+    assert len(arm.worst) == len(arm.proxies) / 2
+    assert survey.is_settled
+    with pytest.raises(
+        SpecError, match=r"^No value of optim.learning_rate can be chosen for nano-dense: at each a tun"
+    ):
+        tuning.study(survey)
+
+
 def test_an_unfinished_proxy_leaves_its_arm_untuned_and_no_other(tuned, train, folder):
     asked, tuning = tuned()
     survey = train(tuning, distance_from(2e-3))
