@@ -22,7 +22,7 @@ from typing import Any, Literal, cast
 import pandas as pd
 
 from analysis.comparable import OF_THE_CONDITION
-from analysis.equal_compute import EQUAL_COMPUTE, with_lengths_alike
+from analysis.equal_compute import EQUAL_COMPUTE, began_from_weights, with_lengths_alike
 from analysis.executed_flops import train_flops
 from analysis.found_runs import BEGAN_FROM, WITHOUT_EFFECT
 from analysis.tuned_arms import with_tuned_values_alike
@@ -175,12 +175,13 @@ def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, st
     else:
         varying = {router: columns | {"routing.num_experts"} for router, columns in varying.items()}
     spent = train_flops(runs) if (runs["flops_before"] > 0).any() else None
+    began = began_from_weights(runs)
     arms: dict[tuple[str, str], Arm] = {}
     for setup, one_of_each in runs.drop_duplicates(["setup", "arm_key"]).groupby("setup", sort=False):
         named: list[Arm] = []
         for _, run in one_of_each.iterrows():
             arm = _dense_arm(run, one_of_each) if run["routing.name"] == "dense" else _sparse_arm(run, varying)
-            if run["routing.name"] == "dense" and run["flops_before"] > 0:  # a baseline begins from scratch
+            if run["routing.name"] == "dense" and began[cast("int", run.name)]:  # a baseline begins from scratch
                 arm = Arm(f"{arm.label}, from {run[BEGAN_FROM]}", "dense_other")
             if spent is not None and run["flops_before"] > 0:
                 arm = Arm(f"{arm.label}{_compute_beside_dense(run, one_of_each, spent)}", arm.kind)
@@ -222,7 +223,7 @@ def _compute_beside_dense(run: pd.Series[Any], arms: pd.DataFrame, spent: pd.Ser
     A number would differ between sizes, and make an arm of each. Empty where a run from scratch costs as much, or where
     none is dense.
     """
-    scratch = arms[arms["flops_before"] == 0]
+    scratch = arms[~began_from_weights(arms)]
     dense = scratch[scratch["routing.name"] == "dense"]
     ratios = spent[cast("int", run.name)] / spent[scratch.index]
     if not len(dense) or ((ratios - 1).abs() <= EQUAL_COMPUTE).any():

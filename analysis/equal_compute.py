@@ -13,10 +13,19 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.executed_flops import train_flops
+from analysis.found_runs import BEGAN_FROM
+from analysis.load_records import FROM_SCRATCH
 
 LENGTH = "train.images"
 EQUAL_COMPUTE = 0.03
 """Two arms or runs whose FLOPs differ relatively by no more than this are called equal."""
+
+
+def began_from_weights(runs: pd.DataFrame) -> pd.Series[bool]:
+    """Says of each run whether it began from the weights of another one, also where these have cost nothing here."""
+    if BEGAN_FROM not in runs:
+        return pd.Series(False, index=runs.index)
+    return runs[BEGAN_FROM].fillna(FROM_SCRATCH) != FROM_SCRATCH
 
 
 def with_lengths_alike(runs: pd.DataFrame, held: Sequence[str]) -> pd.DataFrame:
@@ -24,7 +33,7 @@ def with_lengths_alike(runs: pd.DataFrame, held: Sequence[str]) -> pd.DataFrame:
 
     `held` are the settings in which both must be equal. A run for which there is none keeps its own length.
     """
-    began = runs["flops_before"] > 0
+    began = began_from_weights(runs)
     if not began.any():
         return runs
     others = [name for name in held if name != LENGTH]

@@ -102,8 +102,8 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
     if record.plugins:  # two versions of the source of a router are two arms, and their runs are no copies
         settings["routing.plugin"] = record.plugins[0].sha256[:12]
     fingerprint = settings.pop("train.init_fingerprint", None)
-    if record.parent is not None and record.images_before:
-        settings[BEGAN_FROM] = _lineage(record)
+    if lineage := _lineage(record):
+        settings[BEGAN_FROM] = lineage
     facts = record_facts(record) | counts_without_embeddings(record)
     seen = {"images_seen": status.images_seen, "peak_memory_gib": status.peak_memory_gib}
     row = {"run": str(run.path), **seen, **facts, **settings}
@@ -115,9 +115,15 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
 
 
 def _lineage(record: RunRecord) -> str:
-    """Says where the first weights of a run come from, such as `dense of 3,200 images`; parents of parents follow."""
-    assert record.parent is not None
-    return ", ".join(f"{each.router} of {each.images:,} images" for each in record.parent.ancestors)
+    """Says where the first weights of a run come from, such as `dense of 3,200 images`; parents of parents follow.
+
+    Imported weights have seen no images here. The text is empty for a run that began from scratch.
+    """
+    ancestors = () if record.parent is None else record.parent.ancestors
+    return ", ".join(
+        f"{each.router} of {each.images:,} images" if each.images else f"{each.router} trained elsewhere"
+        for each in ancestors
+    )
 
 
 def record_facts(record: RunRecord) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.columns import Column
@@ -18,12 +20,16 @@ if TYPE_CHECKING:
 
 
 def print_table(measured: Sequence[MeasuredRun], as_json: bool) -> None:
-    """Prints one line for each run and guidance scale, or with `as_json` every row in full."""
+    """Prints one line for each run and guidance scale, or with `as_json` every row in full.
+
+    Runs whose name another one has too are shown with their folders.
+    """
     _say_too_few(measured)
+    alike = _folders_of_one_name(measured)
     if as_json:
-        print_json([_json(one) for one in measured])
+        print_json([_json(one, one.folder in alike) for one in measured])
         return
-    rows = [_cells(one) for one in measured]
+    rows = [_cells(one, one.folder in alike) for one in measured]
     columns = [column for column in evaluation_columns() if any(column.key in row for row in rows)]
     print_rows(rows, columns, as_json=False)
     for value in _table_values():
@@ -33,6 +39,13 @@ def print_table(measured: Sequence[MeasuredRun], as_json: bool) -> None:
     for key, note in (*((value.name, value.note) for value in _table_values()), OVERHEAD_NOTE):
         if note and any(key in row for row in rows):
             say(note)
+
+
+def _folders_of_one_name(measured: Sequence[MeasuredRun]) -> set[Path]:
+    """Returns the folders of the runs whose name does not tell them apart."""
+    folders = {one.folder for one in measured}
+    names = Counter(folder.name for folder in folders)
+    return {folder for folder in folders if names[folder.name] > 1}
 
 
 def _say_too_few(measured: Sequence[MeasuredRun]) -> None:
@@ -48,16 +61,17 @@ def _say_too_few(measured: Sequence[MeasuredRun]) -> None:
             )
 
 
-def _json(one: MeasuredRun) -> dict[str, Any]:
+def _json(one: MeasuredRun, with_folder: bool) -> dict[str, Any]:
     rows = [row.model_dump(exclude_none=True) for row in one.rows]
     overhead = {} if one.overhead is None else {"overhead_over_dense": asdict(one.overhead)}
     width = {} if one.ema_width is None else {"ema_width": one.ema_width}
-    return {"run": one.run, **width, "guidance": one.guidance, "rows": rows, **overhead}
+    folder = {"folder": str(one.folder)} if with_folder else {}
+    return {"run": one.run, **folder, **width, "guidance": one.guidance, "rows": rows, **overhead}
 
 
-def _cells(one: MeasuredRun) -> dict[str, Any]:
+def _cells(one: MeasuredRun, with_folder: bool) -> dict[str, Any]:
     """Returns the rows by metric, with the overheads; the columns format a row as value and interval."""
-    row: dict[str, Any] = {"run": one.run, "guidance": one.guidance}
+    row: dict[str, Any] = {"run": str(one.folder) if with_folder else one.run, "guidance": one.guidance}
     if one.ema_width is not None:
         row["ema_width"] = one.ema_width
     for measured in one.rows:

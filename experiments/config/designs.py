@@ -217,12 +217,15 @@ def _matched(config: RunConfig, way: str, cost_of: CostOf) -> RunConfig:
 def _match_ffn_factor(dense: RunConfig, target: int, cost_of: CostOf) -> RunConfig:
     """Returns `dense` with the `ffn_factor` that gives it `target` activated parameters.
 
-    Every hidden column of every feed-forward has 2 d parameters, so the hidden width follows by division. It is rounded
-    to a multiple of 8 where that stays within 0.2% of the parameters: 16-bit matmuls of other widths run at a fraction
-    of their speed on accelerators, which would be unfair to the dense side.
+    Every hidden column of every feed-forward has equally many parameters, which depend on the activation, the biases
+    and the number of streams. The cost function counts those of one more column, and the hidden width follows by
+    division. It is rounded to a multiple of 8 where that stays within 0.2% of the parameters: 16-bit matmuls of other
+    widths run at a fraction of their speed on accelerators, which would be unfair to the dense side.
     """
-    model, per_column = dense.model, 2 * dense.model.width * dense.model.num_layers
-    exact = hidden_width(dense, model.ffn_factor) + (target - cost_of(dense).params_active) / per_column
+    model, hidden = dense.model, hidden_width(dense, dense.model.ffn_factor)
+    params_active = cost_of(dense).params_active
+    per_column = cost_of(_with_model(dense, ffn_factor=(hidden + 1) / model.width)).params_active - params_active
+    exact = hidden + (target - params_active) / per_column
     aligned = MATMUL_COLUMNS * round(exact / MATMUL_COLUMNS)
     close = abs(aligned - exact) * per_column <= ALIGNED_WITHIN * target
     return _with_model(dense, ffn_factor=max(1, aligned if close else round(exact)) / model.width)

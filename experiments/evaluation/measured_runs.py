@@ -96,11 +96,17 @@ class EvaluateOptions:
 class MeasuredRun:
     """The measured rows of one run at one guidance scale, and of a reconstructed average at one width."""
 
-    run: str
+    folder: Path
+    """The folder of the run. Runs of several sweeps may have the same name."""
     guidance: float
     rows: list[EvalRow]
     overhead: Overhead | None = None
     ema_width: float | None = None
+
+    @property
+    def run(self) -> str:
+        """Returns the name of the run."""
+        return self.folder.name
 
 
 def measure_samples(
@@ -131,7 +137,7 @@ def measure_samples(
             show.part(at)
             show(done, total)
             rows = scorer.measure(partial(_show_share, show, total, done, each))
-            measured.append(MeasuredRun(folder.path.name, scale, rows, ema_width=run.ema_width))
+            measured.append(MeasuredRun(folder.path, scale, rows, ema_width=run.ema_width))
     return measured
 
 
@@ -182,7 +188,7 @@ def measure_time(folders: Sequence[RunDir], how: EvaluateOptions, show: Show) ->
         seconds = [next(row.value for row in of_run if row.metric == SECONDS) for of_run in rows]
         overheads = overhead_over_dense(runs, seconds)
         measured += [
-            MeasuredRun(folder.path.name, scale, of_run, overhead)
+            MeasuredRun(folder.path, scale, of_run, overhead)
             for folder, of_run, overhead in zip(folders, rows, overheads, strict=True)
         ]
     return measured
@@ -199,9 +205,9 @@ def _show_turn(show: Show, names: Sequence[str], num_rounds: int, round_number: 
 
 def joined(first: Sequence[MeasuredRun], second: Sequence[MeasuredRun]) -> list[MeasuredRun]:
     """Returns the rows of both, those of one run and guidance scale together."""
-    merged = {(one.run, one.guidance): one for one in first}
+    merged = {(one.folder, one.guidance): one for one in first}
     for other in second:
-        key = (other.run, other.guidance)
+        key = (other.folder, other.guidance)
         mine = merged.get(key)
         merged[key] = replace(other, rows=[*mine.rows, *other.rows]) if mine else other
     return list(merged.values())
@@ -229,4 +235,4 @@ def import_results(
     rows = [] if geneval is None else geneval_rows(geneval, base)
     rows += [] if dsg is None else dsg_rows(dsg, base)
     append_evaluations(run.run_dir, rows)
-    return [MeasuredRun(run.run_dir.path.name, scales[0], rows)]
+    return [MeasuredRun(run.run_dir.path, scales[0], rows)]

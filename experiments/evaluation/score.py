@@ -26,6 +26,7 @@ from experiments.evaluation.metrics.sampled_metric import (
     SampledMetric,
     UserFiles,
     implementation_of,
+    with_settings,
 )
 from experiments.evaluation.sampling.batches import Watcher, num_calls, sampled_batches
 from experiments.evaluation.sampling.load_run import LoadedRun
@@ -37,11 +38,21 @@ from experiments.records.writer import append_evaluations, stored_rows
 
 
 def load_resources(metrics: Iterable[str], files: UserFiles) -> dict[str, Any]:
-    """Loads what the metrics share between runs, such as networks. Raises `ConfigError` for what is missing."""
+    """Loads what the metrics share between runs, such as networks.
+
+    Raises `ConfigError` for what is missing, and for a network of the user that no setting identifies.
+    """
     resources: dict[str, Any] = {}
     for name in metrics:
         with plugin_errors("metric", name):
             resources[name] = implementation_of(METRICS[name]).load(files)
+        needs_files = METRICS[name].needs_files
+        if needs_files and not getattr(resources[name], "settings", None):
+            raise ConfigError(
+                f"metric {name!r} reads {' and '.join(needs_files)}, and what its `load` returns has no `settings`: "
+                "values of two networks would pass for each other.",
+                "Return an object whose `settings` hold the checksum of the network.",
+            )
     return resources
 
 
@@ -88,7 +99,7 @@ class MetricSet:
         for row, metric in self._metrics:
             declared = [value.name for value in row.values]
             with plugin_errors("metric", row.name):
-                measured = metric.rows(self._task.base)
+                measured = metric.rows(with_settings(self._task.base, metric.own_settings(row, self._task)))
             for one in measured:
                 if one.metric.partition("/")[0] not in declared:
                     raise ConfigError(
@@ -207,37 +218,42 @@ def _misfit(run: LoadedRun, name: str, kinds: frozenset[ImageKind]) -> ConfigErr
 
 def _past_rows(name: str, past: Sequence[EvalRow], task: MetricTask) -> list[EvalRow]:
     """Returns the newest rows of a metric under the conditions of `task`; none unless all its values are there."""
-    row = METRICS[name]
+    row, metric = METRICS[name], implementation_of(METRICS[name])
     optional = {value.name for value in row.values if value.is_optional}
     found: list[EvalRow] = []
-    for value, like in implementation_of(row).recorded_under(row, task).items():
-        rows = _newest(past, like, value)
+    for value, like in metric.recorded_under(row, task).items():
+        rows = _newest(past, like, value, metric.not_compared)
         if not rows and value not in optional:
             return []
         found += rows
     return found
 
 
-def _newest(past: Sequence[EvalRow], like: EvalRow, metric: str) -> list[EvalRow]:
-    """Returns the last row of `metric` under the conditions of `like`, and its parts (`metric/...`) after it."""
-    places = [place for place, row in enumerate(past) if row.metric == metric and _same_conditions(row, like)]
+def _newest(past: Sequence[EvalRow], like: EvalRow, value: str, not_compared: frozenset[str]) -> list[EvalRow]:
+    """Returns the last row of `value` under the conditions of `like`, and its parts (`value/...`) after it."""
+    of_value = [place for place, row in enumerate(past) if row.metric == value]
+    places = [place for place in of_value if _same_conditions(past[place], like, not_compared)]
     if not places:
         return []
     rows = [past[places[-1]]]
     for row in past[places[-1] + 1 :]:
-        if not row.metric.startswith(f"{metric}/"):
+        if not row.metric.startswith(f"{value}/"):
             break
         rows.append(row)
     return rows
 
 
-def _same_conditions(row: EvalRow, like: EvalRow) -> bool:
-    """Returns whether `row` was measured under the conditions of `like`.
+def _same_conditions(row: EvalRow, like: EvalRow, not_compared: frozenset[str]) -> bool:
+    """Returns whether `row` was measured under the conditions of `like`, and under no others.
 
-    `row` may record more settings than `like`, such as a feature network, but not the width of another average.
+    A setting that only one of them has makes other conditions: the width of an average, guided channels, a network.
     """
-    same = (row.images_seen, row.weights, row.seed, row.num_samples, row.settings.get("ema_width"))
-    wanted = (like.images_seen, like.weights, like.seed, like.num_samples, like.settings.get("ema_width"))
-    return same == wanted and all(
-        name in row.settings and row.settings[name] == value for name, value in like.settings.items()
+    recorded, wanted = (
+        (each.images_seen, each.weights, each.seed, each.num_samples, _compared(each.settings, not_compared))
+        for each in (row, like)
     )
+    return recorded == wanted
+
+
+def _compared(settings: Mapping[str, Any], not_compared: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in not_compared}

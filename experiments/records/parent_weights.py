@@ -22,6 +22,8 @@ from experiments.records.strict_reading import last_rows, read_object
 from experiments.text import printable, shortened
 
 CHECKPOINT = re.compile(r"images_([0-9]{12})")
+STATE_FILE = "state.json"
+"""The file of a checkpoint that names its other files with their checksums."""
 FINGERPRINT_DIGITS = 16
 BRING_BACK = "Name another run, or bring its checkpoint back."
 GOES_ON = "A run that has begun goes on without it: name its folder with --run-dir."
@@ -106,14 +108,22 @@ def _images_of_finished(folder: RunDir, path: Path) -> int:
         stands = "it has no status" if status is None else f"{status.state} after {status.images_seen:,} images"
         raise RecordError(
             f"train.init_from={path} is not finished ({stands}), so that its newest checkpoint may change.",
-            "Finish it, or name one of its checkpoints, such as "
-            f"{RunDir(path).checkpoint(status.images_seen if status else 0)}.",
+            _finish_or_name_checkpoint(folder),
         )
     return status.images_seen
 
 
+def _finish_or_name_checkpoint(folder: RunDir) -> str:
+    """Returns the way out for a run that is not finished; it names the newest checkpoint that the folder holds."""
+    named = [path for path in folder.checkpoints.glob("images_*") if CHECKPOINT.fullmatch(path.name)]
+    complete = [path for path in named if os.path.isfile(path / STATE_FILE)]
+    if not complete:
+        return "Finish it: it holds no checkpoint that could be named in its place."
+    return f"Finish it, or name one of its checkpoints, such as {max(complete)}."
+
+
 def _fingerprint(checkpoint: Path, weights: Weights) -> str:
-    state = checkpoint / "state.json"
+    state = checkpoint / STATE_FILE
     if not state.is_file():
         raise RecordError(f"{checkpoint} holds no complete checkpoint.", BRING_BACK)
     sums = read_object(state, BRING_BACK, MAX_ROWS_BYTES).get("sha256")
@@ -130,8 +140,11 @@ def _digest(sums: dict[str, str]) -> str:
 
 
 def _flops_per_image(parent: ParentWeights) -> float:
-    """Returns the mean training FLOPs of an image: the executed ones where the run has recorded any."""
-    for row in last_rows(parent.folder.steps, StepRow):
-        if row.get("images_seen", 0) <= parent.images_seen and row.get("executed_flops"):
+    """Returns the mean training FLOPs of an image: the executed ones where the run has recorded any.
+
+    They are those of the last row up to the checkpoint, after which a long run has written many more rows.
+    """
+    for row in last_rows(parent.folder.steps, StepRow, b'"executed_flops"', anywhere=True):
+        if 0 < row.get("images_seen", 0) <= parent.images_seen and row.get("executed_flops"):
             return float(row["executed_flops"] / row["images_seen"])
     return float(parent.record.train_flops_per_image)

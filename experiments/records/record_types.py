@@ -72,7 +72,7 @@ class ParentRecord(Record):
 
     name: Words
     config_id: str
-    images: Positive = Field(description="seen at the checkpoint from which this run continued")
+    images: Count = Field(description="seen at the checkpoint from which this run continued; 0 of imported weights")
     path: Words | None = Field(None, description="the folder from which the weights were read")
     router: Words | None = Field(None, description="its routing.name")
     weights: Weights | None = Field(None, description="ema or raw")

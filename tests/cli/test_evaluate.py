@@ -80,6 +80,21 @@ def test_times_come_with_the_overhead_over_dense(runs: Path, capsys: Captured) -
     assert routed["overhead_over_dense"]["flops"] > 0
 
 
+def test_runs_of_one_name_in_two_folders_keep_their_rows_apart(runs: Path, tmp_path: Path, capsys: Captured) -> None:
+    folders = [str(runs / "dense"), str(shutil.copytree(runs / "dense", tmp_path / "other" / "dense"))]
+    command = ["evaluate", *folders, "--metrics", "frechet-shapes,inference-time", "--rounds", "1", *FEW]
+    assert run([*command, "--batch-images", "2", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(one["run"], one["folder"]) for one in shown] == [("dense", folder) for folder in folders]
+    for one, folder in zip(shown, folders, strict=True):
+        assert one["rows"] == recorded(Path(folder))
+    assert run([*command, "--batch-images", "2"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["run", *folders]
+    assert run(["evaluate", folders[0], "--metrics", "frechet-shapes", *FEW, "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert "folder" not in json.loads(printed[printed.index("[") :])[0]
+
+
 def test_routing_leaves_maps_that_the_figures_find(runs: Path, tmp_path: Path, capsys: Captured) -> None:
     assert run(["evaluate", str(runs), "--metrics", "routing", *FEW]) == 0
     assert "object/backgr." in capsys.readouterr().out

@@ -81,6 +81,9 @@ def test_a_run_on_pictures_is_measured_by_default_with_what_works_there(
     assert run(["evaluate", str(folder), "--metrics", ALL, *FEW]) == 0
     assert "frechet-pictures, caption-retrieval recorded already." in capsys.readouterr().err
     assert len(recorded(folder)) == 11
+    assert run(["evaluate", str(folder), "--metrics", ALL, *FEW]) == 0
+    assert f"{ALL.replace(',', ', ')} recorded already." in capsys.readouterr().err
+    assert len(recorded(folder)) == 11
     for figure in ("alignment", "image-quality"):
         assert run(["plot", figure, str(folder), "--out", str(tmp_path / "figures")]) == 0
         assert (tmp_path / "figures" / f"{figure}.png").is_file()

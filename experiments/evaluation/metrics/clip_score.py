@@ -49,10 +49,11 @@ class ClipBackbone:
 class ClipScore(SampledMetric):
     """Computes the mean CLIP score of the images, with its interval over images."""
 
+    not_compared = frozenset({"clip_model"})  # the name of the folder; the checksum says which weights it holds
+
     def __init__(self, task: MetricTask) -> None:
         assert task.run is not None
         backbone: ClipBackbone = task.resources["clip-score"]
-        self._settings = backbone.settings
         self._scores = ClipScores(backbone, next(task.run.model.parameters()).device)
 
     @classmethod
@@ -75,8 +76,7 @@ class ClipScore(SampledMetric):
         """Returns the row of the mean."""
         value, low, high = self._scores.mean_with_interval()
         update = {"metric": "clip-score", "value": value, "interval_low": low, "interval_high": high}
-        counted = {"num_samples": len(self._scores.scores), "settings": base.settings | self._settings}
-        return [base.model_copy(update=update | counted)]
+        return [base.model_copy(update=update | {"num_samples": len(self._scores.scores)})]
 
 
 class ClipScores:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.config.metric_row import MetricRow
 from experiments.errors import ConfigError
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric, UserFiles
 from experiments.evaluation.metrics.user_networks import INSTALL, bytes_of, library, short_hash
@@ -42,17 +43,16 @@ class InceptionBackbone:
 class Fid(SampledMetric):
     """Computes FID against as many images of the validation split as are sampled, or all where a set has fewer."""
 
+    not_compared = frozenset({"inception_weights"})  # the name of the file; the checksum says which weights it holds
+
     def __init__(self, task: MetricTask) -> None:
         assert task.run is not None
         backbone: InceptionBackbone = task.resources["fid"]
-        self._settings = backbone.settings
         self._distance = InceptionDistance(backbone.network, next(task.run.model.parameters()).device)
         true, size = task.true_images, task.conditions.batch_images
         numbers = range(true.num_validation(task.conditions.num_images))
         for first in range(0, len(numbers), size):
             self._distance.add_real(true.validation(numbers[first : first + size]))
-        if len(numbers) < task.conditions.num_images:  # as many as there are samples goes without saying
-            self._settings = {**self._settings, "reference_images": len(numbers)}
 
     @classmethod
     def load(cls, files: UserFiles) -> InceptionBackbone:
@@ -65,6 +65,13 @@ class Fid(SampledMetric):
         assert path is not None
         return InceptionBackbone(network, {"inception_weights": path.name, "inception_sha256": short_hash([path])})
 
+    @classmethod
+    def own_settings(cls, row: MetricRow, task: MetricTask) -> dict[str, Any]:
+        """Returns the checksum of the network, and the number of true images where there are fewer than samples."""
+        own, num_images = super().own_settings(row, task), task.conditions.num_images
+        num_true = task.true_images.num_validation(num_images)
+        return own if num_true == num_images else {**own, "reference_images": num_true}
+
     def add(self, batch: LabelledBatch) -> None:
         """Adds generated images in [-1, 1]."""
         self._distance.add(batch.images_BCHW)
@@ -72,7 +79,7 @@ class Fid(SampledMetric):
     def rows(self, base: EvalRow) -> list[EvalRow]:
         """Returns the row of the distance. Raises `ConfigError` when there are too few images for a covariance."""
         update = {"metric": "fid", "value": self._distance.value(), "num_samples": self._distance.num_generated}
-        return [base.model_copy(update=update | {"settings": base.settings | self._settings})]
+        return [base.model_copy(update=update)]
 
 
 class InceptionDistance:

@@ -92,9 +92,10 @@ class FrechetDistance(SampledMetric):
         _require_reference(self._true, self.recorded_as)
 
     @classmethod
-    def recorded_under(cls, row: MetricRow, task: MetricTask) -> dict[str, EvalRow]:
-        """Returns the conditions with the network, so that a value in features of another one is measured anew."""
-        return {cls.recorded_as: task.base.model_copy(update={"settings": _settings(task.base, task.true_images)})}
+    def own_settings(cls, row: MetricRow, task: MetricTask) -> dict[str, Any]:
+        """Returns the checksum of the network and the number of true images."""
+        true = task.true_images
+        return {**true.settings, "reference_images": true.num_validation(REFERENCE_IMAGES)}
 
     def add(self, batch: LabelledBatch) -> None:
         """Adds images in [-1, 1]. Raises `RunFailedError` where they are not finite."""
@@ -105,7 +106,7 @@ class FrechetDistance(SampledMetric):
         """Returns the row of the distance; at least two images must have been added."""
         value = frechet_distance(self._moments, reference_moments(self._true))
         update = {"metric": self.recorded_as, "value": value, "num_samples": self._moments.count}
-        return [base.model_copy(update={**update, "settings": _settings(base, self._true)})]
+        return [base.model_copy(update=update)]
 
 
 class FrechetShapes(FrechetDistance):
@@ -118,10 +119,6 @@ class FrechetPictures(FrechetDistance):
     """Computes the distance of the images to the validation split of a prepared set, in features of its network."""
 
     recorded_as = "frechet-pictures"
-
-
-def _settings(base: EvalRow, true: TrueImages) -> dict[str, Any]:
-    return {**base.settings, **true.settings, "reference_images": true.num_validation(REFERENCE_IMAGES)}
 
 
 def _require_reference(true: TrueImages, metric: str) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
+from experiments.config.metric_row import MetricRow
 from experiments.config.metrics import FRECHET_FEATURES
 from experiments.data.scenes.features import features_of, weights_digest
 from experiments.data.scenes.scene import KINDS, draw_scenes, render_scenes
@@ -44,6 +46,11 @@ class IntraFrechetShapes(SampledMetric):
         self._reference = reference_by_kind(task.config.data.seed, task.config.data.image_size)
         self._moments = {kind: Moments() for kind in KINDS}
 
+    @classmethod
+    def own_settings(cls, row: MetricRow, task: MetricTask) -> dict[str, Any]:
+        """Returns the checksum of the network and the number of true images."""
+        return {"features": weights_digest(), "reference_images": REFERENCE_IMAGES}
+
     def add(self, batch: LabelledBatch) -> None:
         """Adds images in [-1, 1] with their scenes. Raises `RunFailedError` where they are not finite."""
         require_finite_images(batch.images_BCHW)
@@ -54,7 +61,6 @@ class IntraFrechetShapes(SampledMetric):
 
     def rows(self, base: EvalRow) -> list[EvalRow]:
         """Returns the row of the mean over kinds, and then that of each kind."""
-        settings = base.settings | {"features": weights_digest(), "reference_images": REFERENCE_IMAGES}
         values = {kind: frechet_distance(found, self._reference[kind]) for kind, found in self._moments.items()}
         counts = {kind: found.count for kind, found in self._moments.items()}
         whole = base.model_copy(
@@ -62,7 +68,6 @@ class IntraFrechetShapes(SampledMetric):
                 "metric": INTRA_DISTANCE,
                 "value": sum(values.values()) / len(values),
                 "num_samples": sum(counts.values()),
-                "settings": settings,
             }
         )
         parts = [

@@ -19,7 +19,8 @@ Legend: N generated images, M true images, F features.
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from abc import abstractmethod
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -52,10 +53,14 @@ class _Features(SampledMetric):
         self._batches: list[Tensor] = []
 
     @classmethod
-    def recorded_under(cls, row: MetricRow, task: MetricTask) -> dict[str, EvalRow]:
-        """Returns the conditions with the network, so that values in features of another one are measured anew."""
-        like = task.base.model_copy(update={"settings": task.base.settings | task.true_images.settings})
-        return {value.name: like for value in row.values}
+    def own_settings(cls, row: MetricRow, task: MetricTask) -> dict[str, Any]:
+        """Returns the checksum of the network, and how many true images are compared."""
+        return {**task.true_images.settings, **cls.num_compared(task)}
+
+    @classmethod
+    @abstractmethod
+    def num_compared(cls, task: MetricTask) -> dict[str, int]:
+        """Returns how many true images are compared, by the name of the setting that says so."""
 
     def add(self, batch: LabelledBatch) -> None:
         """Adds images in [-1, 1]. Raises `RunFailedError` where they are not finite."""
@@ -71,6 +76,11 @@ class PrecisionRecall(_Features):
 
     recorded_as: ClassVar[tuple[str, str]] = ("precision-shapes", "recall-shapes")
 
+    @classmethod
+    def num_compared(cls, task: MetricTask) -> dict[str, int]:
+        """Returns the number of true images."""
+        return {"reference_images": task.true_images.num_validation(REFERENCE_IMAGES)}
+
     def rows(self, base: EvalRow) -> list[EvalRow]:
         """Returns the rows of both, with the interval of a share of the images, whose balls are held fixed."""
         made_NF, true_MF = self._features_NF(), self._reference_MF()
@@ -81,9 +91,8 @@ class PrecisionRecall(_Features):
 
     def _row(self, base: EvalRow, metric: str, share: float, total: int, num_samples: int) -> EvalRow:
         low, high = wilson(round(share * total), total)
-        settings = {**base.settings, **self._true.settings, "reference_images": len(self._reference_MF())}
         found = {"metric": metric, "value": share, "interval_low": low, "interval_high": high}
-        return base.model_copy(update={**found, "num_samples": num_samples, "settings": settings})
+        return base.model_copy(update={**found, "num_samples": num_samples})
 
     def _reference_MF(self) -> Tensor:
         return self._true.validation_features(REFERENCE_IMAGES)
@@ -102,6 +111,11 @@ class PrecisionRecallOfPictures(PrecisionRecall):
     """
 
     recorded_as = ("precision-pictures", "recall-pictures")
+
+    @classmethod
+    def num_compared(cls, task: MetricTask) -> dict[str, int]:
+        """Returns the number of training images, of which each counts once."""
+        return {"reference_images": task.true_images.num_training(REFERENCE_IMAGES)}
 
     @classmethod
     def recorded_under(cls, row: MetricRow, task: MetricTask) -> dict[str, EvalRow]:
@@ -138,6 +152,11 @@ class Memorisation(_Features):
         "nearest-training-distance", "nearest-training-distance-held-out", "copied-share"
     )  # fmt: skip
 
+    @classmethod
+    def num_compared(cls, task: MetricTask) -> dict[str, int]:
+        """Returns the number of training images; scenes always have as many held-out images as generated ones."""
+        return {"training_images": min(MAX_TRAINING_IMAGES, task.base.images_seen)}
+
     def rows(self, base: EvalRow) -> list[EvalRow]:
         """Returns the mean distance of generated and of held-out images, and the share of generated ones copied."""
         made_NF, num_training = self._features_NF(), min(MAX_TRAINING_IMAGES, self._images_seen)
@@ -150,16 +169,11 @@ class Memorisation(_Features):
             (true_N.mean().item(), _interval(true_N)),
             (num_copied / num_images, wilson(num_copied, num_images)),
         )
-        settings = {**base.settings, **self._true.settings, **self._settings(num_training, len(true_N))}
-        like = base.model_copy(update={"num_samples": num_images, "settings": settings})
+        like = base.model_copy(update={"num_samples": num_images})
         return [
             like.model_copy(update={"metric": metric, "value": value, "interval_low": low, "interval_high": high})
             for metric, (value, (low, high)) in zip(self.recorded_as, found, strict=True)
         ]
-
-    def _settings(self, num_training: int, num_held_out: int) -> dict[str, int]:
-        """Returns how many images were compared with; scenes always have as many held-out ones as generated ones."""
-        return {"training_images": num_training}
 
 
 class MemorisationOfPictures(Memorisation):
@@ -169,9 +183,14 @@ class MemorisationOfPictures(Memorisation):
         "nearest-training-distance-pictures", "nearest-training-distance-validation-pictures", "copied-share-pictures"
     )  # fmt: skip
 
-    def _settings(self, num_training: int, num_held_out: int) -> dict[str, int]:
+    @classmethod
+    def num_compared(cls, task: MetricTask) -> dict[str, int]:
         """Returns the number of different training images, and that of validation images."""
-        return {"training_images": self._true.num_training(num_training), "reference_images": num_held_out}
+        true, num_training = task.true_images, min(MAX_TRAINING_IMAGES, task.base.images_seen)
+        return {
+            "training_images": true.num_training(num_training),
+            "reference_images": true.num_validation(task.conditions.num_images),
+        }
 
 
 def ball_radii(points_NF: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ ACCURACY = "accuracy_on_true_images"
 class CaptionRetrieval(SampledMetric):
     """Counts the samples whose own caption is the nearest, by split."""
 
+    not_compared = frozenset({ACCURACY})  # it is a result
+
     def __init__(self, task: MetricTask) -> None:
         """Begins with no images. Raises `ConfigError` where the set has no network, or no two captions that differ."""
         self._task, self._pictures = task, _pictures_of(task)

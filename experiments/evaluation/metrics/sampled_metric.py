@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -183,16 +183,32 @@ class SampledMetric(ABC):
 
     watcher: Watcher | None = None
     """Sees every call of the model while the images of the validation captions are sampled."""
+    not_compared: ClassVar[frozenset[str]] = frozenset()
+    """The settings of its rows that do not decide whether a value is recorded already: results, and names of files of
+    which a checksum is recorded too. All others must be equal."""
 
     @classmethod
     def load(cls, files: UserFiles) -> Any:
-        """Loads what all runs share, such as a network; called once, before the first run is sampled."""
+        """Loads what all runs share, such as a network; called once, before the first run is sampled.
+
+        A network of the user comes in an object whose `settings` say which it is, such as by its checksum.
+        """
         return None
 
     @classmethod
+    def own_settings(cls, row: MetricRow, task: MetricTask) -> dict[str, Any]:
+        """Returns the settings beside those of sampling on which its values depend, such as the checksum of a network.
+
+        They are those of what `load` returned, where that has `settings`. The `base` of `rows` holds them, and a value
+        that was recorded under others is measured anew.
+        """
+        return dict(getattr(task.resources.get(row.name), "settings", {}))
+
+    @classmethod
     def recorded_under(cls, row: MetricRow, task: MetricTask) -> dict[str, EvalRow]:
-        """Returns, for each value, a row with the conditions under which it is recorded."""
-        return {value.name: task.base for value in row.values}
+        """Returns, for each value, a row with the conditions under which it is recorded, its own settings included."""
+        like = with_settings(task.base, cls.own_settings(row, task))
+        return {value.name: like for value in row.values}
 
     @classmethod
     def num_own_calls(cls, conditions: Conditions) -> int:
@@ -210,6 +226,11 @@ class SampledMetric(ABC):
     @abstractmethod
     def rows(self, base: EvalRow) -> list[EvalRow]:
         """Returns the rows of what was added, under the conditions of `base`; each part stands after its value."""
+
+
+def with_settings(base: EvalRow, settings: Mapping[str, Any]) -> EvalRow:
+    """Returns `base` with `settings` beside its own."""
+    return base.model_copy(update={"settings": {**base.settings, **settings}})
 
 
 def implementation_of(row: MetricRow) -> type[SampledMetric]:

@@ -95,6 +95,25 @@ def test_a_run_of_other_compute_is_a_setup_of_its_own(folder: Path, write_run: C
     assert other["arm_kind"] == "dense_other"
 
 
+@pytest.mark.parametrize("router", ["dense", "expert_choice"])
+def test_a_run_that_began_from_imported_weights_is_no_run_from_scratch(
+    router: str, folder: Path, write_run: Callable[..., Any]
+) -> None:
+    """They have seen no images here and cost nothing here, but they were trained."""
+    settings = {**config_of(router, images=SCRATCH), "seed": 0}
+    parent = ParentRecord(
+        name="imported", config_id="0" * 10, images=0, router="dense", fingerprint="f" * 16, train_flops=0.0
+    )
+    settings["train"] |= {"init_from": "/elsewhere", "init_fingerprint": "f" * 16}
+    write_run(folder / "on", settings, lambda n: 1 / (n + 2000), parent=parent)
+    table = run_table(load_records([folder]))
+    on = table[table["run"].str.endswith("/on")].iloc[0]
+    assert "from dense trained elsewhere" in on["arm"]
+    assert on["arm_kind"] == ("dense_other" if router == "dense" else "sparse")
+    assert table["setup"].nunique() == 1
+    assert "Dense (same depth)" in set(table["arm"])
+
+
 @pytest.mark.parametrize(("router", "parent_flops", "said"), [("expert_choice", 1e13, "more"), ("dense", 1e13, "more")])
 def test_a_run_that_costs_more_in_all_than_dense_beside_it_says_so(
     router: str, parent_flops: float, said: str, folder: Path, write_run: Callable[..., Any]

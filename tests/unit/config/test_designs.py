@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.config.budget import budget
-from experiments.config.designs import load_designed, separate
+from experiments.config.designs import ALIGNED_WITHIN, MATMUL_COLUMNS, load_designed, separate
 from experiments.config.identity import run_name
 from experiments.config.overrides import load_config
 from experiments.config.routers import ROUTERS, routed_names, trained_names
@@ -70,6 +70,28 @@ def test_the_dense_match_activates_as_many_parameters(model, way, mismatch, rout
 def test_the_matched_feed_forward_is_as_wide_as_matmuls_like(model):
     dense = load_designed([f"model={model}", *EXPERTS, "ecdit.iso_activation=ffn_factor"]).config.model
     assert round(dense.ffn_factor * dense.width) % 8 == 0
+
+
+# The parameters of one hidden column in all layers of width d: those of matrices, and of biases where there are any.
+COLUMNS = {
+    ("model=nano",): lambda d, layers: 2 * d * layers,
+    ("model=micro",): lambda d, layers: 2 * d * layers,
+    ("model=nano", "model.ffn=swiglu"): lambda d, layers: 3 * d * layers,
+    ("model=nano", "model.block=dit"): lambda d, layers: (2 * d + 1) * layers,
+    ("model=nano", "model.block=dit", "model.ffn=swiglu"): lambda d, layers: (3 * d + 2) * layers,
+    # The last layer does not change text tokens.
+    ("model=nano", "model.block=mmdit"): lambda d, layers: (2 * d + 1) * (2 * layers - 1),
+    ("model=sd3-15",): lambda d, layers: (2 * d + 1) * (2 * layers - 1),
+}
+
+
+@pytest.mark.parametrize("settings", COLUMNS)
+def test_the_matched_feed_forward_is_within_half_a_column(settings):
+    designed = load_designed([*settings, *EXPERTS, "ecdit.iso_activation=ffn_factor"])
+    model, target = designed.config.model, designed.matched_params_active
+    gap, hidden = abs(budget(designed.config).params_active - target), round(model.ffn_factor * model.width)
+    is_aligned = hidden % MATMUL_COLUMNS == 0 and gap <= ALIGNED_WITHIN * target
+    assert gap <= COLUMNS[settings](model.width, model.num_layers) / 2 or is_aligned
 
 
 @pytest.mark.parametrize("way", ["ffn_factor", "width"])

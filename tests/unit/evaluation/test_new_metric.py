@@ -6,8 +6,9 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from experiments.evaluation.sampling.load_run import LoadedRun
 from experiments.evaluation.sampling.settings import training_conditions
 from experiments.evaluation.score import MetricSet, load_resources
 from experiments.plugins.sources import SOURCES, PluginSource
+from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import read_jsonl
 
 EXAMPLE = Path(__file__).parents[3] / "docs/how-to/examples/mean_saturation.py"
@@ -158,6 +160,34 @@ def test_a_row_that_is_not_declared_is_refused(task: MetricTask, monkeypatch: py
     monkeypatch.setitem(METRICS, "new", MetricRow("new", VALUES, Undeclared))
     with pytest.raises(ConfigError, match=r"metric 'new' records 'other', which is none of its values \(new\)\."):
         MetricSet(["new"], task).rows()
+
+
+class OfNetwork(Undeclared):
+    """Says which network it has in what it loads, and nowhere else."""
+
+    @classmethod
+    def load(cls, files: UserFiles) -> SimpleNamespace:
+        return SimpleNamespace(settings={"network_sha256": "a" * 12})
+
+    def rows(self, base: EvalRow) -> list[EvalRow]:
+        return [base.model_copy(update={"metric": "new"})]
+
+
+def test_the_settings_of_a_network_are_recorded_and_compared_without_more_words(
+    task: MetricTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = MetricRow("new", VALUES, OfNetwork, needs_files=("--clip-model",))
+    monkeypatch.setitem(METRICS, "new", row)
+    loaded = replace(task, resources=load_resources(["new"], UserFiles()))
+    (measured,) = MetricSet(["new"], loaded).rows()
+    assert measured.settings == {**task.base.settings, "network_sha256": "a" * 12}
+    assert OfNetwork.recorded_under(row, loaded)["new"].settings == measured.settings
+
+
+def test_a_network_of_the_user_that_no_setting_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "new", MetricRow("new", VALUES, Undeclared, needs_files=("--clip-model",)))
+    with pytest.raises(ConfigError, match="'new' reads --clip-model, and what its `load` returns has no `settings`"):
+        load_resources(["new"], UserFiles())
 
 
 class Broken(SampledMetric):

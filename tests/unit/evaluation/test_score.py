@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 
+from experiments.config.data_sets import image_kinds
+from experiments.config.metrics import METRICS
 from experiments.data.scenes.scene import HELD_OUT
 from experiments.evaluation.metrics.routed_tokens import first_of_kinds
 from experiments.evaluation.metrics.sampled_metric import HELD_OUT_FIRST, MetricTask, caption_set
@@ -92,6 +94,21 @@ def test_other_conditions_are_measured_anew(run, changed):
     RunScorer(run, ["frechet-shapes"], HOW).measure()
     other = dataclasses.replace(HOW, **changed)
     assert RunScorer(run, ["frechet-shapes"], other).missing == ["frechet-shapes"]
+
+
+def test_guidance_of_some_channels_is_not_taken_for_that_of_all(run):
+    some = dataclasses.replace(HOW, sampler=SamplerSettings(2, Guidance(2.0, channels=2)))
+    RunScorer(run, ["frechet-shapes"], some).measure()
+    assert RunScorer(run, ["frechet-shapes"], HOW).missing == ["frechet-shapes"]
+    assert RunScorer(run, ["frechet-shapes"], some).missing == []
+
+
+def test_every_metric_recognises_what_it_has_recorded(run):
+    """A row with a setting that its metric does not compare would be measured at every call."""
+    rows = [row for row in METRICS.values() if row.implementation and row.fits(image_kinds(run.config))]
+    names = [row.name for row in rows if not row.needs_files and row.min_images <= HOW.num_images]
+    RunScorer(run, names, HOW).measure()
+    assert RunScorer(run, names, HOW).missing == []
 
 
 def test_other_weights_and_more_training_are_measured_anew(run):

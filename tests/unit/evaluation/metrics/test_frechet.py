@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.config.metrics import METRICS
 from experiments.config.overrides import load_config
 from experiments.data.scenes.features import (
     NUM_FEATURES,
@@ -123,10 +124,11 @@ def test_missing_colours_missing_shapes_and_few_different_images_are_noticed(ren
 def test_rows_say_which_network_and_how_many_images(renders):
     config = load_config()
     scenes = draw_scenes(0, range(50), "validation")
-    scores = FrechetShapes(MetricTask(config, training_conditions(config, "fp32"), BASE))
+    task = MetricTask(config, training_conditions(config, "fp32"), BASE)
+    scores, like = FrechetShapes(task), FrechetShapes.recorded_under(METRICS["frechet-shapes"], task)["frechet-shapes"]
     for first, part in zip(range(0, 200, 50), np.split(renders[:200], 4), strict=True):
         scores.add(LabelledBatch("validation", range(first, first + 50), torch.from_numpy(part), scenes))
-    (row,) = scores.rows(BASE)
+    (row,) = scores.rows(like)
     assert (row.metric, row.num_samples) == ("frechet-shapes", 200)
     assert row.settings == {"guidance": 2.0, "features": weights_digest(), "reference_images": REFERENCE_IMAGES}
     assert 0 < row.value < 10

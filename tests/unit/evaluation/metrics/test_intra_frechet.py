@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from ecdit_cli.app import run
+from experiments.config.metrics import METRICS
 from experiments.config.overrides import load_config
 from experiments.data.scenes.classes import class_of
+from experiments.data.scenes.features import weights_digest
 from experiments.data.scenes.scene import KINDS, Scene, draw_scenes, render_scenes
 from experiments.errors import ConfigError
-from experiments.evaluation.metrics.frechet import FrechetShapes
+from experiments.evaluation.metrics.frechet import REFERENCE_IMAGES, FrechetShapes
 from experiments.evaluation.metrics.intra_frechet import INTRA_DISTANCE, IntraFrechetShapes
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
 from experiments.evaluation.sampling.settings import training_conditions
@@ -55,6 +57,12 @@ def test_the_value_is_the_mean_over_kinds_and_all_images_count() -> None:
     assert whole.value == pytest.approx(sum(row.value for row in parts) / 6)
     assert whole.num_samples == sum(row.num_samples for row in parts) == NUM_IMAGES
     assert [row.num_samples for row in parts] == [sum(scene.kind == kind for scene in SCENES) for kind in KINDS]
+
+
+def test_its_network_and_the_number_of_true_images_decide_what_is_recorded() -> None:
+    like = IntraFrechetShapes.recorded_under(METRICS[INTRA_DISTANCE], task())[INTRA_DISTANCE]
+    assert like.settings == {"features": weights_digest(), "reference_images": REFERENCE_IMAGES}
+    assert like.num_samples == NUM_IMAGES
 
 
 def test_too_few_images_of_a_kind_are_one_line_before_sampling(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.config.metrics import METRICS
 from experiments.config.overrides import load_config
 from experiments.data.scenes.scene import draw_scenes, render_scenes
 from experiments.evaluation.metrics.neighbours import (
@@ -15,7 +16,12 @@ from experiments.evaluation.metrics.neighbours import (
     nearest_distances,
     share_inside,
 )
-from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask
+from experiments.evaluation.metrics.sampled_metric import (
+    LabelledBatch,
+    MetricTask,
+    implementation_of,
+    with_settings,
+)
 from experiments.evaluation.metrics.true_images import REFERENCE_FIRST
 from experiments.evaluation.sampling.settings import training_conditions
 from experiments.records.record_types import EvalRow
@@ -34,7 +40,8 @@ def measured(metric, images_BCHW):
     for start in range(0, len(images_BCHW), 50):
         part = images_BCHW[start : start + 50]
         one.add(LabelledBatch("validation", range(start, start + len(part)), part, []))
-    return {row.metric: row for row in one.rows(BASE)}
+    (row,) = (row for row in METRICS.values() if row.implementation and implementation_of(row) is metric)
+    return {row.metric: row for row in one.rows(with_settings(BASE, metric.own_settings(row, task)))}
 
 
 def renders(split, first, num):

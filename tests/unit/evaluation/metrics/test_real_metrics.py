@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 import socket
 import sys
 
@@ -23,14 +24,18 @@ from transformers import (
 
 from experiments.errors import ConfigError
 from experiments.evaluation.metrics.clip_score import ClipScore, ClipScores
-from experiments.evaluation.metrics.fid import Fid, InceptionDistance
+from experiments.evaluation.metrics.fid import Fid, InceptionBackbone, InceptionDistance
 from experiments.evaluation.metrics.sampled_metric import UserFiles
 from experiments.evaluation.sampling.batches import as_pixels
-from experiments.evaluation.score import load_resources
+from experiments.evaluation.sampling.generate import SamplerSettings
+from experiments.evaluation.sampling.settings import Conditions
+from experiments.evaluation.score import RunScorer, load_resources
+from experiments.flow.samplers import Guidance
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red circle", "two blue squares", "a heart", "a moon above a bar", "x"]
 MAX_TOKENS = 16
+FEW = Conditions(4, 4, 0, "ema", "fp32", SamplerSettings(1, Guidance(1.0)))
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -172,6 +177,33 @@ def test_settings_tell_weights_apart_and_name_them(clip_folder, tmp_path):
     assert first == {"clip_model": "tiny", "clip_sha256": digest}
     assert second["clip_model"] == "tiny"
     assert second != first
+
+
+def test_a_score_of_another_clip_is_measured_anew_and_a_renamed_folder_is_the_same(clip_folder, tmp_path, random_run):
+    def scorer(folder):
+        return RunScorer(run, ["clip-score"], FEW, load_resources(["clip-score"], UserFiles(clip_model=folder)))
+
+    run = random_run("routing=dense")
+    (first,) = scorer(clip_folder).measure()
+    other = scorer(save_clip(tmp_path / "tiny", seed=1))
+    assert other.missing == ["clip-score"]
+    (second,) = other.measure()
+    assert first.settings["clip_sha256"] != second.settings["clip_sha256"]
+    renamed = scorer(shutil.copytree(clip_folder, tmp_path / "renamed"))
+    assert renamed.missing == []
+    assert renamed.measure() == [first]
+
+
+def test_fid_in_features_of_other_weights_is_measured_anew(random_run):
+    def scorer(digest, name="inception.pth"):
+        backbone = InceptionBackbone(ChannelMeans(), {"inception_weights": name, "inception_sha256": digest})
+        return RunScorer(run, ["fid"], FEW, {"fid": backbone})
+
+    run = random_run("routing=dense")
+    (row,) = scorer("0" * 12).measure()
+    assert row.settings["inception_sha256"] == "0" * 12
+    assert scorer("1" * 12).missing == ["fid"]
+    assert scorer("0" * 12, "renamed.pth").past == [row]
 
 
 def test_only_the_networks_that_are_asked_for_are_loaded():
