@@ -222,7 +222,6 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
     master = width < FLOAT32 or stage > 0
     states = 2 if config.optim.name == "adamw" or config.optim.momentum > 0 else 1
     averages = max(1, len(power_widths(config)))
-    copied = world > 1 or stage == 0
     saved = activations(config, width, on_accelerator)
     more = BF16_BYTES * (width < FLOAT32) + ZERO_3_BYTES * (stage == 3) + PEERS_BYTES * (world > 1)
     return Memory(
@@ -235,7 +234,7 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
         gradients=(elements.held if stage < 2 or not on_accelerator else largest_tensor(config)) * width,
         gradient_partition=elements.kept * width,
         reduction_bucket=BUCKET_ELEMENTS * width if on_accelerator and stage else 0,
-        reduction_copy=min(BUCKET_ELEMENTS, elements.held) * width if copied else 0,
+        reduction_copy=min(BUCKET_ELEMENTS, elements.held) * width if world > 1 else 0,
         activations=round(images * saved.saved),
         recomputed=round(images * saved.recomputed),
         backward_scratch=round(images * saved.widest_gradient),
