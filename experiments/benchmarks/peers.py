@@ -20,7 +20,7 @@ from experiments.config.schema import RunConfig
 from experiments.distributed.deepspeed_library import deepspeed
 from experiments.layers.expert_parallel import ALL_EXPERTS, ExpertShare
 from experiments.layers.experts import StackedExperts
-from experiments.layers.feed_forward import DenseFeedForward, RoutedFeedForward
+from experiments.layers.feed_forward import DenseFeedForward, RoutedFeedForward, loss_of
 from experiments.layers.pieces import activate
 from experiments.models.blocks.block import Block
 from experiments.models.dit import DiT
@@ -127,10 +127,7 @@ class DroplessLoop(ExpertLoop):
         out_BTD = out_ND.view_as(x_BTD)
         if self.shared is not None:
             out_BTD = out_BTD + self.shared(x_BTD).out_BTD
-        loss = assignment.auxiliary_loss
-        if loss is None:  # its weight is 0
-            loss = torch.zeros((), device=x_BTD.device)
-        return FeedForwardOutput(out_BTD, loss, assignment)
+        return FeedForwardOutput(out_BTD, loss_of(assignment, x_BTD), assignment)
 
 
 class LoopedDiT(DiT):

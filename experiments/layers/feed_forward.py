@@ -80,8 +80,7 @@ class RoutedFeedForward(nn.Module):
             out_BTD = out_BTD.index_add(0, images, alone_BTD)
         if assignment.mixture is not None:
             assignment = assignment._replace(mixture=assignment.mixture.applied())
-        loss = _no_loss(x_BTD) if assignment.auxiliary_loss is None else assignment.auxiliary_loss
-        return FeedForwardOutput(out_BTD, loss, assignment)
+        return FeedForwardOutput(out_BTD, loss_of(assignment, x_BTD), assignment)
 
 
 def _images_where(chosen_B: Tensor) -> Tensor:
@@ -89,6 +88,11 @@ def _images_where(chosen_B: Tensor) -> Tensor:
     if isinstance(chosen_B, FakeTensor):
         return torch.zeros(1, dtype=torch.int64, device=chosen_B.device)
     return chosen_B.nonzero().squeeze(1)
+
+
+def loss_of(assignment: Assignment, x_BTD: Tensor) -> Tensor:
+    """Returns the auxiliary loss of a routed layer of input `x_BTD`, float32 scalar; 0 where the decision has none."""
+    return _no_loss(x_BTD) if assignment.auxiliary_loss is None else assignment.auxiliary_loss
 
 
 def _no_loss(x_BTD: Tensor) -> Tensor:
