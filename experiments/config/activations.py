@@ -52,7 +52,7 @@ def activations(config: RunConfig, width: int, on_accelerator: bool) -> Activati
     """Returns the bytes of one image's activations, with `width` bytes per element that is not always fp32."""
     config = _at_first_step(config)
     slots = max((max(_slots_by_layer(stream).values(), default=0.0) for stream in streams(config)), default=0.0)
-    fast = config.train.implementation != "reference"
+    fast = config.train.is_fast
     kernels = fast and on_accelerator  # fused kernels save only their inputs, no intermediate results
     again = fast and not (on_accelerator and config.routing.capacity_factor is None)  # grouped products keep both sides
     # The kernels hold gradients of both sides of the activation (in one buffer with GELU), and one side computed again

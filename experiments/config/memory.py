@@ -270,7 +270,7 @@ def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_ac
     Gradients that wait for their group are counted too. ZeRO-0 steps tensor by tensor on a CPU, and all tensors at once
     on an accelerator, where the multi-tensor operators have one temporary less.
     """
-    temporaries = (0 if config.train.implementation != "reference" else 2) if config.optim.name == "adamw" else 1
+    temporaries = (0 if config.train.is_fast else 2) if config.optim.name == "adamw" else 1
     if stage == 0:
         step = min(1, temporaries) * elements.held if on_accelerator else temporaries * largest_tensor(config)
         gradients = elements.held * (width + (FLOAT32 if width < FLOAT32 else 0))

@@ -14,6 +14,7 @@ from typing import Any
 from experiments.config.features_record import read_features
 from experiments.config.metrics import FRECHET_FEATURES
 from experiments.config.prepared_set import DataSetIndex, ImageForm, read_index
+from experiments.config.train_settings import TrainConfig
 from experiments.errors import ConfigError
 
 DEFAULT_EVAL_IMAGES = 512
@@ -29,8 +30,6 @@ def with_pixels(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises `ConfigError` also where a batch does not fit the set, as `require_full_batches` does.
     """
-    from experiments.config.schema import TrainConfig  # which imports the data sets itself
-
     completed = _completed(settings, "pixels")
     default = TrainConfig.model_fields["batch_images"].default
     require_full_batches(settings.get("train", {}).get("batch_images", default), settings["data"]["path"])

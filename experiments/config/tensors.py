@@ -30,8 +30,9 @@ from experiments.config.data_sets import captions_of
 from experiments.config.parametrization import rate_factor
 from experiments.config.repa import projector_sizes
 from experiments.config.router_sizes import mixes_blocks, router_tensors
-from experiments.config.schema import RunConfig, TrainConfig
+from experiments.config.schema import RunConfig
 from experiments.config.text_stream import TokenStream, streams
+from experiments.config.train_settings import TrainConfig
 
 EXPERT_GROUP_ELEMENTS = 178_956_971
 """The most elements in one optimizer group of experts (`max_group_size` of DeepSpeed's

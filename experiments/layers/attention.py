@@ -121,7 +121,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask_B11M: Tensor | None =
 def build_attention(config: RunConfig, zero_output: bool = False) -> Attention:
     """Builds the attention that `model.block` asks for; the one to captions has the same form as the one to tokens."""
     model, row = config.model, block_of(config)
-    heads, fast = (model.width, model.num_heads, model.num_kv_heads), config.train.implementation != "reference"
+    heads, fast = (model.width, model.num_heads, model.num_kv_heads), config.train.is_fast
     return Attention(*heads, zero_output, fast, row.has_biases, row.qk_norm)
 
 

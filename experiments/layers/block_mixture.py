@@ -47,7 +47,7 @@ class BlockMixture(nn.Module):
         router.in_layer(layer, 1.0)
         self.router = router
         self.experts = LinearExperts(config.routing.num_experts, config.model.width)
-        self.fast = config.train.implementation != "reference"
+        self.fast = config.train.is_fast
 
     def forward(self, x_BTD: Tensor, context: RoutingContext) -> tuple[Tensor, Assignment]:
         """Returns the change c of the block's input, [B, T, D], and which experts made it."""

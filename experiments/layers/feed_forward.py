@@ -124,5 +124,5 @@ def build_feed_forward(
     if routing.shared_factor:
         shared = DenseFeedForward(width, hidden_width(config, routing.shared_factor), routing.expert, bias)
     unconditional = DenseFeedForward(width, hidden, routing.expert, bias) if routing.unconditional_expert else None
-    fast = config.train.implementation != "reference"
+    fast = config.train.is_fast
     return RoutedFeedForward(router, experts, shared, fast, Gates.of(config), unconditional)

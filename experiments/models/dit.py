@@ -78,7 +78,7 @@ class DiT(nn.Module):
         model, data, row = config.model, config.data, block_of(config)
         self.patch_size, self.image_size = model.patch_size, data.image_size
         self.flow = config.flow  # a sampler asks it what the head predicts
-        self.fast = config.train.implementation != "reference"
+        self.fast = config.train.is_fast
         self.checkpointed = checkpointed
         self.has_prior_loss = config.routing.prior_loss_weight > 0
         self.routes_by_caption = config.routing.input == "time_label"

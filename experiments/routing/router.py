@@ -51,7 +51,7 @@ class Router(nn.Module):
         # S f_c / E is rounded up as in DeepSpeed's token choice, or down, so that f_c bounds the compute.
         self.rounds_capacity_up = routing.top_k is not None
         self.group_images = routing.group_images
-        self.fast = config.train.implementation != "reference"
+        self.fast = config.train.is_fast
         self.eval_factor_is_set = routing.eval_capacity_factor != "same"
         self.factors = {training: capacity_factor(config, training) for training in (True, False)}
         self.input, self.form = routing.input, routing.form

@@ -168,7 +168,7 @@ def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT]
     if dist.get_world_size() == 1:
         # With ZeRO-0 DeepSpeed would copy all gradients into one buffer, sum that over one process, and copy them back.
         engine.allreduce_no_retain = lambda *args, **kwargs: None
-    if stage in (1, 2) and config.train.implementation != "reference" and get_accelerator().device_name() != "cpu":
+    if stage in (1, 2) and config.train.is_fast and get_accelerator().device_name() != "cpu":
         measure_gradients_at_once(engine.optimizer)
     partitions = partitions_of(model, share, stage, engine.optimizer)
     return Engine(

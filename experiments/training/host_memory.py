@@ -30,7 +30,7 @@ def keep_freed_memory(config: RunConfig) -> None:
     takes memory only when it is first written. `train.implementation=reference` turns it off. It does nothing with
     another C library, and where the environment already configures the allocator.
     """
-    if config.train.implementation == "reference" or platform.libc_ver()[0] != "glibc" or _allocator_is_chosen():
+    if not config.train.is_fast or platform.libc_ver()[0] != "glibc" or _allocator_is_chosen():
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_MAX, 0)

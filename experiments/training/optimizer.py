@@ -36,7 +36,7 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
         )  # fmt: skip
     # The fused optimizer passes once over memory: on a CPU it is five times as fast as one pass per operation.
     kind = get_accelerator().device_name()
-    in_one_pass = config.train.implementation != "reference" and kind in {"cpu", *accelerated.DEVICES}
+    in_one_pass = config.train.is_fast and kind in {"cpu", *accelerated.DEVICES}
     # None leaves the choice of the implementation to torch, which falls back to one that every device has.
     return without_compiler(torch.optim.AdamW)(
         groups, lr=constants.learning_rate, betas=(constants.beta1, constants.beta2),

@@ -50,6 +50,10 @@ def test_a_micro_batch_is_computed_in_one_place() -> None:
     assert found(r"batch_images\s*//\s*\(", ()) == ["experiments/config/schema.py"]
 
 
+def test_one_place_says_which_implementation_is_the_reference() -> None:
+    assert found(r"implementation\s*[!=]=\s*[\"']reference", ()) == ["experiments/config/train_settings.py"]
+
+
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_a_row_is_complete(name: str) -> None:
     row = DATA_SETS[name]

@@ -60,7 +60,7 @@ class Block(nn.Module, ABC):
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
-        self.fast = config.train.implementation != "reference"
+        self.fast = config.train.is_fast
 
     @abstractmethod
     def on_input(

@@ -14,7 +14,8 @@ from experiments.config.identity import config_id
 from experiments.config.overrides import expand, known_settings, load_config
 from experiments.config.routers import ROUTERS
 from experiments.config.routing_settings import RoutingConfig
-from experiments.config.schema import RunConfig, TrainConfig
+from experiments.config.schema import RunConfig
+from experiments.config.train_settings import TrainConfig
 from experiments.errors import ConfigError
 
 
