@@ -8,8 +8,9 @@ out and why. A file is made again if its note is missing or unreadable, or belon
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,8 @@ def deal_rows(request: Request, source: SourceRows, is_good: Callable[[int], boo
         )
     drawn = shuffled(VALIDATION_SEED, np.arange(num_rows), num_rows)
     if source.families is None:
-        tried = drawn[: min(MAX_TRIED_ROWS, num_rows - 1)].tolist()
-        good = next((place for place, row in enumerate(tried) if is_good(row)), 0)
-        validation = np.sort(drawn[: max(num_validation, good + 1)])
+        num_needed = _num_for_a_good_row(([int(row)] for row in drawn[:-1]), is_good)
+        validation = np.sort(drawn[: max(num_validation, num_needed)])
     else:
         validation = _whole_families(source, num_validation, is_good)
     rest = np.setdiff1d(np.arange(num_rows), validation, assume_unique=True)
@@ -122,10 +122,15 @@ def _whole_families(source: SourceRows, num_rows: int, is_good: Callable[[int], 
         chosen = [min(range(len(groups)), key=lambda place: len(groups[place]))]
     is_chosen = set(chosen)
     tried = [*chosen, *(place for place in order if place not in is_chosen)][: len(groups) - 1]
-    has_good_row = (any(map(is_good, groups[place])) for place in tried[:MAX_TRIED_ROWS])
-    good = next((number for number, is_usable in enumerate(has_good_row) if is_usable), 0)
-    rows = [row for place in tried[: max(len(chosen), good + 1)] for row in groups[place]]
+    num_needed = _num_for_a_good_row((groups[place] for place in tried), is_good)
+    rows = [row for place in tried[: max(len(chosen), num_needed)] for row in groups[place]]
     return np.sort(np.array(rows, dtype=np.int64))
+
+
+def _num_for_a_good_row(groups: Iterable[Sequence[int]], is_good: Callable[[int], bool]) -> int:
+    """Returns how many of `groups` it takes to have a good row; 1 where the first `MAX_TRIED_ROWS` have none."""
+    tried = enumerate(islice(groups, MAX_TRIED_ROWS), 1)
+    return next((number for number, rows in tried if any(map(is_good, rows))), 1)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -134,6 +135,16 @@ def test_where_no_row_of_the_drawn_images_is_good_another_image_follows(tmp_path
     assert set(first) < set(more)
     assert rows_by_split(source, bad=frozenset(first[:2]))["validation"] == first
     assert len(rows_by_split(source, bad=frozenset(range(36)))["train"]) == 33
+
+
+def test_rows_of_one_each_are_divided_as_rows_without_families(tmp_path: Path) -> None:
+    source = opened(written("metadata.jsonl", tmp_path / "source", NAMES))
+    single = replace(source, families=[f"row {row:012d}" for row in range(len(source))])
+    first = rows_by_split(source, validation_images=3)["validation"]
+    for bad, number in ((frozenset(), 3), (frozenset(first), 4), (frozenset(range(12)), 3)):
+        divided = rows_by_split(source, bad, validation_images=3)
+        assert divided == rows_by_split(single, bad, validation_images=3)
+        assert len(divided["validation"]) == number
 
 
 def test_an_image_is_always_left_to_train_on(tmp_path: Path) -> None:
