@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.prepared_set import Credits, Package
+from experiments.data.prepare.image_families import Families
 from experiments.data.prepare.request import Request
 from experiments.data.prepare.source import SourceRows
 from experiments.data.prepare.source_rows import Row, UnusableRowError, raise_if_passing
@@ -138,7 +139,8 @@ def open_emoji(request: Request) -> SourceRows:
     held_out = frozenset(number for number, emoji in enumerate(emojis) if _is_held_out(emoji))
     return SourceRows(
         EMOJI, EmojiRows(emojis, width, label), "svg", "name" if label is None else column,
-        families=[emoji.family for emoji in emojis], held_out=held_out, origin=_credits(emojis, held_out),
+        find_families=lambda: Families([emoji.family for emoji in emojis]), held_out=held_out,
+        origin=_credits(emojis, held_out),
     )  # fmt: skip
 
 

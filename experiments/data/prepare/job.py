@@ -38,7 +38,7 @@ from experiments.records.storage import storage_errors, write_json_atomic
 from experiments.text import agreeing, printable, shortened
 
 REPEATED_KEY = "images_of_several_rows"
-"""The key of a request that says how many images several rows name; it is absent where each row has its own image."""
+"""The key of a request that says how many images several rows have; it is absent where each row has its own image."""
 UNSTORED: dict[str, Any] = {"text": "captions", "images": "latents", REPEATED_KEY: 0, **NEW_KEYS}
 """The values of keys that a stored request does not have."""
 OnRows = Callable[[int, int], None]
@@ -102,7 +102,7 @@ def prepare(
     folder = _settle(request, source, entries, out, tasks)
     whole = (out / INDEX_FILE).is_file()
     mine = tasks[launch.rank :: launch.world]
-    _say_repeated(source.num_repeated, say)
+    _say_repeated(source.families.num_repeated, say)
     waiting = [task for task in mine if not folder.is_made(task, verify=whole)]
     if waiting and len(waiting) < len(mine):
         num_done = len(mine) - len(waiting)
@@ -215,7 +215,7 @@ def _settle(
         "label_column" if request.text == "labels" else "caption_column": source.caption_column,
         **({} if source.class_names is None else {"class_order_sha256": _digest(source.class_names)}),
         **({} if source.origin is None else {"packages": _versions(source.origin)}),
-        **({REPEATED_KEY: source.num_repeated} if source.num_repeated else {}),
+        **({REPEATED_KEY: source.families.num_repeated} if source.families.num_repeated else {}),
         "num_rows": len(source),
         "source_sha256": source.sample_sha256(),
         **{f"{name}_sha256": encoder.sha256 for name, encoder in encoders.items()},

@@ -75,7 +75,7 @@ def deal_rows(request: Request, source: SourceRows, is_good: Callable[[int], boo
             "Some must be left to train on, and at least one to validate with.",
         )
     drawn = shuffled(VALIDATION_SEED, np.arange(num_rows), num_rows)
-    if source.families is None:
+    if source.families.of_rows is None:
         num_needed = _num_for_a_good_row(([int(row)] for row in drawn[:-1]), is_good)
         validation = np.sort(drawn[: max(num_validation, num_needed)])
     else:
@@ -102,7 +102,7 @@ def _whole_families(source: SourceRows, num_rows: int, is_good: Callable[[int], 
     Raises `ConfigError` where all rows are of one family.
     """
     members: dict[str, list[int]] = {}
-    for row, family in enumerate(source.families or ()):
+    for row, family in enumerate(source.families.of_rows or ()):
         if family is not None:
             members.setdefault(family, []).append(row)
     groups = [members[family] for family in sorted(members)]

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from experiments.config.prepared_set import Credits
@@ -25,7 +26,7 @@ from experiments.data.prepare.folders import (
     list_folder,
     named_folders,
 )
-from experiments.data.prepare.image_families import families_of_images
+from experiments.data.prepare.image_families import Families, families_of_images
 from experiments.data.prepare.image_tables import TableRows, open_hub, open_parquet
 from experiments.data.prepare.pairing import Endings
 from experiments.data.prepare.path_tables import find_tables, is_metadata, read_table, real_paths, unlisted
@@ -59,10 +60,8 @@ class SourceRows:
     caption_column: str
     class_names: tuple[str, ...] | None = None
     """The classes in the order of their numbers; None where the source does not order them, or has captions."""
-    families: Sequence[str | None] | None = None
-    """The family of variants of each row, which stays on one side of the split; None for one that cannot be used."""
-    num_repeated: int = 0
-    """The number of images that several rows of a table name; the rows of each of them are a family."""
+    find_families: Callable[[], Families] = Families
+    """Finds the families when they are first asked for: only the process that divides rows compares images for it."""
     held_out: frozenset[int] = frozenset()
     """Rows that are not trained on although their family is."""
     origin: Credits | None = None
@@ -71,6 +70,11 @@ class SourceRows:
     def __len__(self) -> int:
         """Returns the number of rows."""
         return len(self.rows)
+
+    @cached_property
+    def families(self) -> Families:
+        """Returns the families of variants, each of which stays on one side of the split."""
+        return self.find_families()
 
     def read(self, number: int) -> Row:
         """Returns row `number`. Raises `UnusableRowError` where it has no image, or a file that cannot be read."""
@@ -195,9 +199,9 @@ def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
     paths = real_paths(listing.folder, files)
     others = unlisted(listing.folder, listing.images, set(paths))
     rows = FileRows(listing.folder, [*files, *others, *listing.problems])
-    families, num_repeated = families_of_images(paths, len(rows))
     image, caption = asked.image_column or "image", found[0][1]
-    return SourceRows(asked.source, rows, image, caption, families=families, num_repeated=num_repeated)
+    families = families_of_images(paths, len(rows))
+    return SourceRows(asked.source, rows, image, caption, find_families=lambda: families)
 
 
 def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Sequence[ImageFile]) -> SourceRows:
@@ -223,8 +227,11 @@ def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Seque
 
 def _of_table(source: str, table: TableRows, rows: ReadableRows, image: str, caption: str) -> SourceRows:
     """Returns `rows`, which begin with those of `table`, with its classes and the families of its rows."""
-    families, num_repeated = families_of_images(table.images(), len(rows))
-    return SourceRows(source, rows, image, caption, _ordered(table), families, num_repeated)
+
+    def find_families() -> Families:
+        return families_of_images(table.images(), len(rows))
+
+    return SourceRows(source, rows, image, caption, _ordered(table), find_families)
 
 
 def _without_text(folder: Path, text: TextColumn) -> ConfigError:

@@ -1,4 +1,4 @@
-"""Rows that name one image are trained on or validated with together, whatever the table, and however it is spelt."""
+"""Rows of one image are trained on or validated with together, whatever the table, and however its path is spelt."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from experiments.data.prepare.image_families import families_of_images
+from experiments.data.prepare import image_tables
+from experiments.data.prepare.image_families import Families, families_of_images
 from experiments.data.prepare.job import prepare
 from experiments.data.prepare.request import Request
 from experiments.data.prepare.shards import deal_rows
@@ -85,13 +87,13 @@ def test_the_rows_of_one_image_are_on_one_side_of_the_split(kind: str, tmp_path:
     images = {split: {Path(source.read(row).name).name for row in numbers} for split, numbers in rows.items()}
     assert len(images["validation"]) == 3
     assert images["train"] == set(NAMES) - images["validation"]
-    assert source.num_repeated == 12
+    assert source.families.num_repeated == 12
 
 
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_table_without_repeats_has_no_families(kind: str, tmp_path: Path) -> None:
     source = opened(written(kind, tmp_path / "source", NAMES))
-    assert (source.families, source.num_repeated) == (None, 0)
+    assert source.families == Families()
 
 
 def test_links_to_one_file_are_one_image_and_what_names_none_has_no_family(tmp_path: Path) -> None:
@@ -102,28 +104,70 @@ def test_links_to_one_file_are_one_image_and_what_names_none_has_no_family(tmp_p
         file.write('{"file_name": "link.png", "caption": "a cat again"}\n{\n{"file_name": "gone.png"}\n')
     source = opened(folder)
     first = [f"row {number:012d}" for number in range(6)]
-    assert source.families == [first[0], first[1], first[2], first[1], None, first[5], None]
+    assert source.families.of_rows == [first[0], first[1], first[2], first[1], None, first[5], None]
     assert not {4, 6} & set(rows_by_split(source, validation_images=5)["validation"])
 
 
-def test_images_in_a_table_are_others_even_if_they_have_one_name(tmp_path: Path) -> None:
+def with_images(file: Path, images: Sequence[dict[str, object] | None]) -> Path:
+    """A table that holds images, each row with a text of its own."""
     pytest.importorskip("datasets", reason="datasets is of the extra ecdit[data]")
-    (tmp_path / "0.png").write_bytes(PNG.getvalue())
-    images = [{"bytes": PNG.getvalue(), "path": "x.png"}] * 2 + [
-        {"bytes": None, "path": "0.png"}, {"bytes": None, "path": "./0.png"}, None,
-    ]  # fmt: skip
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    parquet.write_table(pa.table({"image": pa.array(images, kind), "caption": list("abcde")}), tmp_path / "t.parquet")
-    source = opened(tmp_path / "t.parquet")
-    assert source.families == [f"row {number:012d}" for number in (0, 1, 2, 2)] + [None]
-    assert source.num_repeated == 1
+    texts = [f"a cat of class {number % 3}" for number in range(len(images))]
+    parquet.write_table(pa.table({"image": pa.array(images, kind), "caption": texts}), file)
+    return file
+
+
+def picture(color: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (color, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_images_in_a_table_are_one_by_their_bytes_and_not_by_their_name(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(picture(0))
+    images = [
+        {"bytes": picture(0), "path": "x.png"}, {"bytes": picture(1), "path": "x.png"}, {"bytes": b"", "path": None},
+        {"bytes": None, "path": "0.png"}, {"bytes": None, "path": "./0.png"}, None, {"bytes": None, "path": None},
+        {"bytes": picture(0), "path": "y.png"},
+    ]  # fmt: skip
+    source = opened(with_images(tmp_path / "t.parquet", images))
+    first = [f"row {number:012d}" for number in range(8)]
+    assert source.families.of_rows == [first[0], first[1], first[2], first[3], first[3], None, None, first[0]]
+    assert source.families.num_repeated == 2
+
+
+def test_rows_that_hold_one_image_are_on_one_side_of_the_split_in_all_files(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    shown = [{"bytes": picture(color), "path": None} for color in range(12)]
+    for number in range(3):
+        with_images(tmp_path / "source" / f"{number}.parquet", shown)
+    source = opened(tmp_path / "source")
+    rows = rows_by_split(source, validation_images=10)
+    assert sorted(rows["train"] + rows["validation"]) == list(range(36))
+    images = {split: {source.read(row).content for row in numbers} for split, numbers in rows.items()}
+    assert len(images["validation"]) == 3
+    assert images["train"] == {picture(color) for color in range(12)} - images["validation"]
+    assert source.families.num_repeated == 12
+
+
+def test_a_table_of_other_images_has_no_families_and_they_are_compared_once_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = [{"bytes": picture(color), "path": "x.png"} for color in range(12)]
+    source = opened(with_images(tmp_path / "t.parquet", shown))
+    compared = []
+    monkeypatch.setattr(image_tables, "blake2b", lambda *args, **keys: compared.append(1) or blake2b(*args, **keys))
+    assert source.read(0).content == picture(0)
+    assert not compared
+    assert source.families == source.families == Families()
+    assert len(compared) == 12
 
 
 def test_a_family_is_called_by_its_first_row_wherever_the_source_lies() -> None:
-    assert families_of_images(["/a/x", None, "/a/y", "/a/x"], 5) == (
+    assert families_of_images(["/a/x", None, "/a/y", "/a/x"], 5) == Families(
         ["row 000000000000", None, "row 000000000002", "row 000000000000", None], 1,
     )  # fmt: skip
-    assert families_of_images([None, None, "x"], 4) == (None, 0)
+    assert families_of_images([None, None, "x"], 4) == Families()
 
 
 def test_where_no_row_of_the_drawn_images_is_good_another_image_follows(tmp_path: Path) -> None:
@@ -139,7 +183,7 @@ def test_where_no_row_of_the_drawn_images_is_good_another_image_follows(tmp_path
 
 def test_rows_of_one_each_are_divided_as_rows_without_families(tmp_path: Path) -> None:
     source = opened(written("metadata.jsonl", tmp_path / "source", NAMES))
-    single = replace(source, families=[f"row {row:012d}" for row in range(len(source))])
+    single = replace(source, find_families=lambda: Families([f"row {row:012d}" for row in range(len(source))]))
     first = rows_by_split(source, validation_images=3)["validation"]
     for bad, number in ((frozenset(), 3), (frozenset(first), 4), (frozenset(range(12)), 3)):
         divided = rows_by_split(source, bad, validation_images=3)
