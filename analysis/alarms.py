@@ -47,7 +47,7 @@ def _drops(arms: pd.DataFrame) -> Iterator[str]:
     """
     for arm in arms.dropna(subset=["dropped_share", "dropped_share_same_t", "val_loss_same_t_mean"]).to_dict("records"):
         mixed, same = arm["dropped_share"], arm["dropped_share_same_t"]
-        rise, of_dense = _rise(arm), _rise_of_dense(arms, arm["setup"])
+        rise, of_dense = _rise(arm), _rise_of_dense(arms, arm)
         if same - mixed > LEAST_MORE_DROPPED and rise - (of_dense or 0.0) > LEAST_SHIFT:
             beside = "" if of_dense is None else f", dense by {of_dense:+z.1%}"
             yield (
@@ -61,8 +61,8 @@ def _rise(arm: dict[Any, Any]) -> float:
     return float(arm["val_loss_same_t_mean"] / arm["val_loss_mean"]) - 1
 
 
-def _rise_of_dense(arms: pd.DataFrame, setup: str) -> float | None:
-    dense = arms[(arms["setup"] == setup) & (arms["kind"] == "dense_same_depth")]
+def _rise_of_dense(arms: pd.DataFrame, arm: dict[Any, Any]) -> float | None:
+    dense = arms[(arms["setup"] == arm["setup"]) & (arms["arm"] == arm["baseline"])]
     rises = [_rise(row) for row in dense.dropna(subset=["val_loss_same_t_mean"]).to_dict("records")]
     return rises[0] if rises else None
 

@@ -13,12 +13,14 @@ beside the plan in `planned_train_flops_per_image`. `train_flops` are those of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from analysis.arm_scores import arm_scores
-from analysis.arms import arm_list, dense_same_depth
+from analysis.arms import arm_list
+from analysis.baselines import baselines
 from analysis.curves import mean_over_seeds, reach, validation_curves
 from analysis.diverged_runs import diverged_table, finished_arms
 from analysis.executed_flops import train_flops
@@ -55,8 +57,9 @@ COSTS = (
 def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per setup and arm of the run table, baselines first.
 
-    `images_to_dense_loss` is the number of images at which the arm's mean curve reaches the final loss of `Dense (same
-    depth)`, and `times_sooner` is the images of that model divided by it. Both are missing when the arm never does.
+    `baseline` is the dense arm that the arm is measured from (`baselines.py`), missing where none was run.
+    `images_to_dense_loss` is the number of images at which the arm's mean curve reaches the final loss of its baseline,
+    and `times_sooner` is the images of that model divided by it. Both are missing when the arm never does.
     """
     curves = mean_over_seeds(validation_curves(records, table))
     table, _ = with_balance(records, table)
@@ -66,10 +69,11 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     both = table if diverged.empty else pd.concat([table, _shown(diverged, records, table)], ignore_index=True)
     rows = []
     for setup, runs in both.groupby("setup", sort=False):
-        finished = runs[runs["val_loss"].notna()]
-        reached = _images_to_dense_loss(of_setup.get(setup, curves.iloc[:0]), dense_same_depth(finished))
+        baseline_of = baselines(runs[runs["val_loss"].notna()])
+        reached = _images_to_dense_loss(of_setup.get(setup, curves.iloc[:0]), baseline_of)
         for label, _, _ in arm_list(runs):
-            rows.append(_arm_row(runs[runs["arm"] == label], set(diverged["run"])) | reached.get(label, NEVER))
+            row = _arm_row(runs[runs["arm"] == label], set(diverged["run"]))
+            rows.append(row | reached.get(label, NEVER) | {"baseline": baseline_of.get(label)})
     numbers = ["val_loss_std", "val_loss_low", "val_loss_high", *MEANS, *NEVER]
     arms = pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
     for column, means in arm_scores(records, table).means.items():
@@ -123,19 +127,17 @@ def _arm_row(runs: pd.DataFrame, lost: set[str]) -> dict[str, Any]:
     }
 
 
-def _images_to_dense_loss(curves: pd.DataFrame, dense: str | None) -> dict[str, dict[str, float | None]]:
-    """Maps each arm to its `images_to_dense_loss` and `times_sooner`, or nothing where no `dense` arm is named."""
-    if dense is None:
-        return {}
-    by_arm = dict(list(curves.groupby("arm", sort=False)))
-    target = float(by_arm[dense]["loss"].iloc[-1])
-    images = {
-        str(arm): reach(curve["images_seen"].to_list(), curve["loss"].to_list(), target)
-        for arm, curve in by_arm.items()
+def _images_to_dense_loss(curves: pd.DataFrame, baseline_of: Mapping[str, str]) -> dict[str, dict[str, float | None]]:
+    """Maps each arm that has a baseline and a curve to its `images_to_dense_loss` and `times_sooner`."""
+    by_arm = {
+        str(arm): (curve["images_seen"].to_list(), curve["loss"].to_list())
+        for arm, curve in curves.groupby("arm", sort=False)
     }
-    dense_images = images[dense]
-    assert dense_images is not None
-    return {
-        arm: {"images_to_dense_loss": at, "times_sooner": None if at is None else dense_images / at}
-        for arm, at in images.items()
-    }
+    found: dict[str, dict[str, float | None]] = {}
+    for arm, dense in baseline_of.items():
+        if arm in by_arm:
+            target = by_arm[dense][1][-1]
+            at, dense_images = reach(*by_arm[arm], target), reach(*by_arm[dense], target)
+            assert dense_images is not None
+            found[arm] = {"images_to_dense_loss": at, "times_sooner": None if at is None else dense_images / at}
+    return found

@@ -7,7 +7,8 @@ of a run that began from another one (`equal_compute.py`). Dense runs are named 
 what they are a baseline for. EC-DIT at f_c = 2 spends more FLOPs than a dense model of the same depth, so a comparison
 has two baselines: `Dense (same depth)`, whose layers are those of the sparse models, and `Dense (same activated)`,
 which is widened to the activated parameters of a sparse model within `ACTIVATED_TOLERANCE`. Where a setup has several
-arms of one name, such as baselines of several depths, the label of each also says in what they differ.
+arms of one name, such as baselines of several depths, the label of each also says in what they differ; `baselines.py`
+finds the one that an arm is measured from.
 
 The look of arms in figures is defined in `style.py`.
 """
@@ -21,6 +22,7 @@ from typing import Any, Literal, cast
 
 import pandas as pd
 
+from analysis.baselines import same_shape
 from analysis.comparable import OF_THE_CONDITION
 from analysis.equal_compute import EQUAL_COMPUTE, began_from_weights, with_lengths_alike
 from analysis.executed_flops import train_flops
@@ -100,12 +102,6 @@ def in_order(routers: Collection[str]) -> list[str]:
     compared = (name for name in compared_names() if name in routers)
     known = sorted(compared, key=lambda name: by_family.get(router_family(name) or "fixed", 0))
     return known + sorted(set(routers) - set(known))
-
-
-def dense_same_depth(table: pd.DataFrame) -> str | None:
-    """Returns the label of the baseline that every figure measures from, or None when `table` lacks it."""
-    labels = table.loc[table["arm_kind"] == "dense_same_depth", "arm"]
-    return str(labels.iloc[0]) if len(labels) else None
 
 
 def _arm_keys(runs: pd.DataFrame, columns: list[str]) -> list[str]:
@@ -228,7 +224,8 @@ def _compute_beside_dense(run: pd.Series[Any], arms: pd.DataFrame, spent: pd.Ser
     ratios = spent[cast("int", run.name)] / spent[scratch.index]
     if not len(dense) or ((ratios - 1).abs() <= EQUAL_COMPUTE).any():
         return ""
-    ratio = ratios[dense.index[0]]
+    alike = same_shape(dense, run)
+    ratio = ratios[(alike if len(alike) else dense).index[0]]
     return f", {'more' if ratio > 1 else 'less'} compute than dense"
 
 

@@ -31,13 +31,13 @@ import pandas as pd
 from scipy import stats
 
 from analysis.arms import PLACEMENT, arm_list, setting_text
+from analysis.baselines import DEPTH, baselines
+from analysis.equal_compute import began_from_weights
 from analysis.found_runs import BEGAN_FROM
-from analysis.load_records import FROM_SCRATCH
 from analysis.seed_intervals import CONFIDENCE, Interval, difference
 
 Row = dict[Hashable, Any]
 ROUTER = "routing.name"
-DEPTH = "model.num_layers"
 MIN_SEEDS = 3
 SAME_T = "Dense, in the change from mixed batches to batches of one timestep"
 
@@ -173,12 +173,14 @@ def _claims_of_setup(runs: pd.DataFrame) -> Iterator[PairedDifference]:
 
 
 def _claims_of_one_timestep(runs: pd.DataFrame, setup: str) -> Iterator[PairedDifference]:
-    changes = runs.assign(change=runs["val_loss_same_t"] - runs["val_loss"])
-    arms = [(label, router) for label, router, _ in arm_list(runs) if values_by_seed(changes, label, "change")]
-    dense = [label for label, router in arms if router == "dense"]
-    for label, router in arms:
-        if dense and router != "dense":
-            gap = difference(values_by_seed(changes, label, "change"), values_by_seed(changes, dense[0], "change"))
+    """Yields the claims about batches of one timestep. Without `Dense (same depth)` another dense arm stands in."""
+    changes = runs.assign(change=runs["val_loss_same_t"] - runs["val_loss"]).dropna(subset=["change"])
+    arms, baseline_of = arm_list(changes), baselines(changes)
+    dense = [label for label, router, _ in arms if router == "dense"]
+    for label, router, _ in arms:
+        reference = baseline_of.get(label) if baseline_of else next(iter(dense), None)
+        if reference is not None and router != "dense":
+            gap = difference(values_by_seed(changes, label, "change"), values_by_seed(changes, reference, "change"))
             yield PairedDifference(setup, label, SAME_T, gap)
 
 
@@ -197,19 +199,15 @@ def _pairs_with_baselines(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
     arms = by_label.loc[[label for label, _, _ in arm_list(runs)]]
     routed = arms[arms["arm_kind"] == "sparse"]
     rows: list[Row] = routed.to_dict("records")
-    for kind in ("dense_same_depth", "dense_same_active"):
-        for reference in arms[arms["arm_kind"] == kind].to_dict("records"):
-            yield from _alike(rows, [reference], [DEPTH] if kind == "dense_same_depth" else [])
+    baseline_of = baselines(runs)
+    yield from ((arm, baseline_of[arm]) for arm in map(str, routed["arm"]) if arm in baseline_of)
+    for reference in arms.loc[arms["arm_kind"] == "dense_same_active", "arm"]:
+        yield from ((str(arm), str(reference)) for arm in routed["arm"])
     same = ["routing.num_experts", "routing.capacity_factor", PLACEMENT, DEPTH]
     by_router = {name: [row for row in rows if row[ROUTER] == name] for name in routed[ROUTER]}
     yield from _alike(by_router.get("expert_choice", []), by_router.get("token_choice", []), [*same, BEGAN_FROM])
-    began = [row for row in rows if _has_parent(row)]
-    fresh = [row for row in rows if not _has_parent(row)]
-    yield from _alike(began, fresh, [*same, ROUTER])
-
-
-def _has_parent(row: Row) -> bool:
-    return bool(row.get(BEGAN_FROM, FROM_SCRATCH) != FROM_SCRATCH)
+    began = began_from_weights(routed)
+    yield from _alike(routed[began].to_dict("records"), routed[~began].to_dict("records"), [*same, ROUTER])
 
 
 def _alike(arms: list[Row], others: list[Row], same: list[str]) -> Iterator[tuple[str, str]]:

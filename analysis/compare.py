@@ -190,6 +190,7 @@ def _unmatched(arms: pd.DataFrame) -> Iterator[str]:
 def _dearer(arms: pd.DataFrame) -> Iterator[str]:
     """Names arms whose comparison with dense of the same depth is not at equal compute."""
     pairs = _beside_dense(arms, "dense_same_depth")
+    pairs = pairs[pairs["baseline"] == pairs["arm_dense"]]
     flops = pairs["executed_flops_per_image"].fillna(pairs["flops_per_image"])
     gaps = (flops / pairs["flops_per_image_dense"] - 1).rename("gap")
     far = pairs.join(gaps)[gaps.abs() > EQUAL_COMPUTE]

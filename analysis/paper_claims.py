@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
+from analysis.baselines import baselines, same_shape
 from analysis.claims import values_by_seed, with_corrected_verdicts
 from analysis.curves import reach, validation_curves
 from analysis.load_records import MissingDataError, Records
@@ -145,8 +146,9 @@ def _half_steps(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]:
     curves = validation_curves(records, table)
     by_run = {str(run): curve for run, curve in curves.groupby("run")}
     for setup, runs in table.groupby("setup", sort=False):
-        dense = runs[runs["arm_kind"] == "dense_same_depth"]
-        for arm in _arms(runs, "expert_choice") if len(dense) else []:
+        baseline_of = baselines(runs)
+        for arm in [arm for arm in _arms(runs, "expert_choice") if arm in baseline_of]:
+            dense = runs[runs["arm"] == baseline_of[arm]]
             shares = _shares_of_images(by_run, dense, runs[runs["arm"] == arm])
             never = [str(seed) for seed, share in shares.items() if share is None]
             if never:
@@ -215,7 +217,10 @@ def _level(form: ClaimForm, pair: _Pair, column: str, missing: str) -> PaperClai
 
 
 def _third_time(table: pd.DataFrame) -> Iterator[PaperClaim]:
-    """Tests claim 3: expert choice of every setup against dense of the next larger preset, all else equal."""
+    """Tests claim 3: expert choice of every setup against dense of the next larger preset, all else equal.
+
+    Where the larger preset has dense arms of several depths, the one of our depth is the reference.
+    """
     timed = table[table[INFERENCE].notna()]
     studies = [setup.removeprefix(preset) for setup, preset in zip(timed["setup"], timed["model.name"], strict=True)]
     for _, runs in timed.groupby(pd.Series(studies, index=timed.index, dtype=object), sort=False):
@@ -224,8 +229,11 @@ def _third_time(table: pd.DataFrame) -> Iterator[PaperClaim]:
         for smaller, larger in pairwise(setups):
             ours, theirs = runs[runs["setup"] == smaller], dense[dense["setup"] == larger]
             for arm in _arms(ours, "expert_choice"):
-                name = f"{smaller}: {arm} against {larger}: Dense"
-                yield _share_of_time(_Pair(name, ours, arm, theirs, str(theirs["arm"].iloc[0])))
+                run = ours[ours["arm"] == arm].iloc[0]
+                alike = theirs if theirs["arm"].nunique() == 1 else same_shape(theirs, run)
+                if len(alike):
+                    name = f"{smaller}: {arm} against {larger}: Dense"
+                    yield _share_of_time(_Pair(name, ours, arm, alike, str(alike["arm"].iloc[0])))
 
 
 def _share_of_time(pair: _Pair) -> PaperClaim:

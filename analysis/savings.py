@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.baselines import baselines
 from analysis.multiplier import Curve, shift
 from analysis.seed_intervals import Interval, interval_of_mean
 
 AXES = ("images_seen", "train_flops", "train_seconds")
-DENSE = "dense_same_depth"
 
 
 def savings(table: pd.DataFrame, size: str) -> pd.DataFrame:
@@ -55,9 +55,10 @@ def growth(found: pd.DataFrame) -> dict[tuple[str, str], Interval]:
 
 
 def _of_one_seed(runs: pd.DataFrame, size: str) -> Iterator[dict[str, Any]]:
-    dense = runs[runs["arm_kind"] == DENSE]
-    for arm, ours in runs[runs["arm_kind"] != DENSE].groupby("arm", sort=False):
-        if min(len(ours), len(dense)) < 2:
+    baseline_of = baselines(runs)
+    for arm, ours in runs.groupby("arm", sort=False):
+        dense = runs[runs["arm"] == baseline_of.get(str(arm))]
+        if arm == baseline_of.get(str(arm)) or min(len(ours), len(dense)) < 2:
             continue
         for axis in AXES:
             log_saving, is_limit = _log_saving(_curve(ours, axis), _curve(dense, axis))

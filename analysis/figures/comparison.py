@@ -92,10 +92,10 @@ def _draw_conditions(axes: Axes, y: int, mixed: float, same_t: float, color: str
 
 def _draw_images(axes: Axes, rows: pd.DataFrame) -> None:
     factor, unit = scaled(float(rows["train_images"].max()), "images")
-    missing = "never" if (rows["kind"] == "dense_same_depth").any() else "no dense"
     for y, (_, arm) in enumerate(rows.iterrows()):
         images = arm["images_to_dense_loss"]
         if is_missing(images):
+            missing = "never" if arm["baseline"] in set(rows["arm"]) else "no dense"
             words = missing if arm["num_seeds"] else "diverged" if arm["num_diverged"] else "no loss"
             axes.annotate(words, (0.04, y), xycoords=("axes fraction", "data"), va="center", fontsize=6.5, color=GREY)
         else:
@@ -120,16 +120,18 @@ def _draw_dropped(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _draw_speed(axes: Axes, rows: pd.DataFrame) -> None:
-    dense = rows[rows["kind"] == "dense_same_depth"]
+    by_label = rows.set_index("arm")
     axes.set_xlabel("Images/s, relative to\nDense (same depth)")
-    if dense.empty:
+    if not rows["baseline"].isin(rows["arm"]).any():
         _say(axes, "Dense was not run")
         return
     axes.axvline(1, color=GREY, linewidth=0.6, zorder=1)
     for y, (_, arm) in enumerate(rows.iterrows()):
-        color = router_color(arm["routing"])
-        training = arm["images_per_second"] / dense["images_per_second"].iloc[0]
-        inference = dense[INFERENCE].iloc[0] / arm[INFERENCE]
+        if arm["baseline"] not in by_label.index:
+            continue
+        color, dense = router_color(arm["routing"]), by_label.loc[arm["baseline"]]
+        training = arm["images_per_second"] / dense["images_per_second"]
+        inference = dense[INFERENCE] / arm[INFERENCE]
         axes.plot(training, y - 0.18, TRAINING_MARKER, color=color, markersize=3.5, clip_on=False)
         axes.plot(inference, y + 0.18, INFERENCE_MARKER, color=color, fillstyle="none", markersize=3, clip_on=False)
     axes.set_xlim(left=0)

@@ -2,7 +2,7 @@
 
 Each arm and size has one point: colour shows the router, the marker the size, and fill the arm (for example its number
 of experts). Where routers are many, each family of them has a panel. Beside or below the points, bars show for every
-arm the overhead over `Dense (same depth)` of its setup: the calculated one in activated parameters and in FLOPs, and
+arm the overhead over its dense baseline (`baselines.py`): the calculated one in activated parameters and in FLOPs, and
 the measured one in time. Points are means over seeds, and error bars go from the lowest to the highest.
 """
 
@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.arms import arm_list, dense_same_depth
+from analysis.arms import arm_list
+from analysis.baselines import baselines
 from analysis.figures.family_panels import COLUMNS, family_panels, share_limits, with_marks
 from analysis.figures.grid import MOST_COLUMNS, title_panel
 from analysis.load_records import MissingDataError, Records
@@ -115,10 +116,12 @@ def inference_points(table: pd.DataFrame) -> pd.DataFrame:
     order = [(setup, arm) for setup, runs in measured.groupby("setup", sort=False) for arm, _, _ in arm_list(runs)]
     points = points.loc[order].reset_index()
     points["study"] = [study_of(*pair) for pair in zip(points["setup"], points["model.name"], strict=True)]
-    dense = {name: dense_same_depth(runs) for name, runs in measured.groupby("setup")}
-    baseline = points[points["arm"] == points["setup"].map(dense)].set_index("setup")
+    baseline_of = {setup: baselines(runs) for setup, runs in measured.groupby("setup")}
+    pairs = list(zip(points["setup"], points["arm"], strict=True))
     for column in COSTS:
-        points[f"overhead_{column}"] = points[column] / points["setup"].map(baseline[column]) - 1
+        costs = dict(zip(pairs, points[column], strict=True))
+        of_dense = [costs.get((setup, baseline_of[setup].get(arm, ""))) for setup, arm in pairs]
+        points[f"overhead_{column}"] = points[column] / pd.Series(of_dense, points.index, dtype="float64") - 1
     return points
 
 

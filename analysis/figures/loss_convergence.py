@@ -10,7 +10,7 @@ cross is the last finite loss of a run that diverged, and lies on the upper edge
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.arms import arm_list, dense_same_depth
+from analysis.arms import arm_list
+from analysis.baselines import baselines
 from analysis.curves import AXES, loss_limits, mean_over_seeds, reach, smooth, training_curves, validation_curves
 from analysis.diverged_runs import diverged_table, shown_with
 from analysis.figures.diverged_marks import divergence_keys, last_points, mark_last_losses
@@ -49,17 +50,18 @@ SMOOTHED_SHARE = 0.08
 
 
 class _Setup(NamedTuple):
-    """The curves of one setup, as means over seeds; `target` is the final loss of `dense`, where that was run.
+    """The curves of one setup, as means over seeds; `targets` has the final losses of the baselines by their labels.
 
-    `whole` has the validation curves of all its routers, which set the limits of the axes.
+    `baselines` maps each arm to its baseline. `whole` has the validation curves of all routers of the setup, which set
+    the limits of the axes.
     """
 
     name: str
     arms: list[tuple[str, str, int]]
     training: pd.DataFrame
     validation: pd.DataFrame
-    dense: str | None
-    target: float | None
+    baselines: Mapping[str, str]
+    targets: Mapping[str, float]
     diverged: pd.DataFrame
     whole: pd.DataFrame
 
@@ -85,9 +87,9 @@ def draw_loss_convergence(records: Records, table: pd.DataFrame, paper_values: b
         for i, setup in enumerate(rows):
             for column, x in enumerate(AXES):
                 _draw_panel(axes[2 * i, column], axes[2 * i + 1, column], setup, x, is_first=column == 0)
-            if paper_values and setup.dense:
+            if paper_values and setup.targets:
                 _draw_printed(axes[2 * i, 0], axes[2 * i + 1, 0], setup)
-        has_target = any(setup.target is not None for setup in setups)
+        has_target = any(setup.targets for setup in setups)
         _legend(figure, validation["num_seeds"], has_target, paper_values, lost)
     return Drawing(figure, _numbers(setups))
 
@@ -96,10 +98,10 @@ def _setup(
     name: object, runs: pd.DataFrame, training: pd.DataFrame, validation: pd.DataFrame, diverged: pd.DataFrame
 ) -> _Setup:
     ours = validation[validation["setup"] == name]
-    dense = dense_same_depth(runs)
-    target = float(ours.loc[ours["arm"] == dense, "loss"].iloc[-1]) if dense else None
+    baseline_of = baselines(runs)
+    targets = {dense: float(ours.loc[ours["arm"] == dense, "loss"].iloc[-1]) for dense in baseline_of.values()}
     training, diverged = training[training["setup"] == name], diverged[diverged["setup"] == name]
-    return _Setup(str(name), arm_list(runs), training, ours, dense, target, diverged, ours)
+    return _Setup(str(name), arm_list(runs), training, ours, baseline_of, targets, diverged, ours)
 
 
 def _by_family(setup: _Setup, table: pd.DataFrame) -> Iterator[_Setup]:
@@ -147,40 +149,47 @@ def _draw_panel(curves: Axes, rows: Axes, setup: _Setup, x: str, is_first: bool)
 def _draw_reaching(curves: Axes, rows: Axes, setup: _Setup, x: str, factor: float, is_first: bool) -> None:
     arm_rows(rows, setup.arms, named=is_first)
     rows.set_xlim(curves.get_xlim())
-    if setup.target is None:
+    if not setup.targets:
         return
-    curves.axhline(setup.target, color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), zorder=1)
+    for target in setup.targets.values():
+        curves.axhline(target, color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), zorder=1)
     reached = _reached(setup, x)
     for row, (label, router, variant) in enumerate(setup.arms):
         color = line_style(router, variant)["color"]
         at, sooner = reached[label]
         if at is not None:
-            curves.plot(at / factor, setup.target, "o", color=color, markersize=3, zorder=4, clip_on=False)
+            target = setup.targets[setup.baselines[label]]
+            curves.plot(at / factor, target, "o", color=color, markersize=3, zorder=4, clip_on=False)
             rows.plot(at / factor, row, "o", color=color, markersize=3.5, zorder=4, clip_on=False)
             rows.hlines(row, 0, at / factor, color=color, linewidth=0.6, alpha=0.5)
-        text = "never" if sooner is None else f"{sooner:.2f}×"
+        never = "never" if label in setup.baselines else "no dense"
+        text = never if sooner is None else f"{sooner:.2f}×"
         rows.annotate(text, (1, row), (3, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=6.5)
 
 
 def _draw_printed(curves: Axes, rows: Axes, setup: _Setup) -> None:
     """Marks where expert choice would reach the final loss of dense if it did as in the paper."""
-    dense = setup.validation[setup.validation["arm"] == setup.dense]["images_seen"].max()
+    dense = setup.whole[setup.whole["arm"].isin(list(setup.targets))]["images_seen"].max()
     factor, _ = scaled(float(setup.whole["images_seen"].max()), UNITS["images_seen"])
     for axes in (curves, rows):
         axes.axvline(SHARE_OF_STEPS * dense / factor, **PRINTED_LINE)
 
 
 def _reached(setup: _Setup, x: str) -> dict[str, tuple[float | None, float | None]]:
-    """Maps each arm to where it reaches the target and how many times sooner than dense; None where it never does."""
-    assert setup.target is not None
-    assert setup.dense is not None
-    at: dict[str, float | None] = {}
+    """Maps each arm to where it reaches the loss of its baseline and how many times sooner; None where it does not."""
+    reached: dict[str, tuple[float | None, float | None]] = {}
     for label, _, _ in setup.arms:
-        curve = setup.validation[setup.validation["arm"] == label]
-        at[label] = reach(curve[x].to_list(), curve["loss"].to_list(), setup.target)
-    dense = at[setup.dense]
-    assert dense is not None
-    return {label: (value, None if value is None else dense / value) for label, value in at.items()}
+        reached[label] = None, None
+        if dense := setup.baselines.get(label):
+            at, of_dense = (_where(setup, arm, x, setup.targets[dense]) for arm in (label, dense))
+            assert of_dense is not None
+            reached[label] = at, None if at is None else of_dense / at
+    return reached
+
+
+def _where(setup: _Setup, arm: str, x: str, loss: float) -> float | None:
+    curve = setup.whole[setup.whole["arm"] == arm]
+    return reach(curve[x].to_list(), curve["loss"].to_list(), loss)
 
 
 def _legend(
@@ -206,7 +215,7 @@ def _numbers(setups: list[_Setup]) -> pd.DataFrame:
     parts = []
     for setup in setups:
         parts += [setup.training.assign(split="training"), setup.validation.assign(split="validation")]
-        if setup.target is not None:
+        if setup.targets:
             parts.append(_reaching_numbers(setup))
         if len(setup.diverged):
             parts.append(last_points(setup.diverged))
@@ -214,9 +223,10 @@ def _numbers(setups: list[_Setup]) -> pd.DataFrame:
 
 
 def _reaching_numbers(setup: _Setup) -> pd.DataFrame:
-    """Returns a row per arm: where it reaches the target on each axis (missing if never), and how many times sooner."""
+    """Returns a row per arm: where it reaches its target on each axis (missing if never), and how many times sooner."""
     rows = {label: {"setup": setup.name, "arm": label, "split": "reach"} for label, _, _ in setup.arms}
-    frame = pd.DataFrame(rows.values()).assign(loss=setup.target)
+    targets = [setup.targets.get(setup.baselines.get(label, "")) for label in rows]
+    frame = pd.DataFrame(rows.values()).assign(loss=targets)
     for x in AXES:
         reached = _reached(setup, x)
         frame[x] = [reached[label][0] for label in frame["arm"]]

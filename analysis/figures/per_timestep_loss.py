@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.arms import arm_list, dense_same_depth
+from analysis.arms import arm_list
+from analysis.baselines import baselines
 from analysis.figures.family_panels import family_panels, keys_beside, share_limits
 from analysis.figures.grid import Key, line_keys, place_keys
 from analysis.load_records import MissingDataError, Records
@@ -71,10 +72,10 @@ def draw_per_timestep_loss(records: Records, table: pd.DataFrame) -> Drawing:
 def timestep_points(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     """Returns `loss` and `change` (percent of dense), both with `_low`, `_high` and `_seeds`, by arm and `tenth`."""
     rows = _last_by_tenth(records, table)
-    dense = {str(setup): dense_same_depth(runs) for setup, runs in table.groupby("setup")}
+    baseline_of = {str(setup): baselines(runs) for setup, runs in table.groupby("setup")}
     points = []
     for (setup, arm), ours in rows.groupby(["setup", "arm"], sort=False):
-        reference = rows[(rows["setup"] == setup) & (rows["arm"] == dense[str(setup)])]
+        reference = rows[(rows["setup"] == setup) & (rows["arm"] == baseline_of[str(setup)].get(str(arm)))]
         for tenth, values in ours.groupby("tenth"):
             losses = _by_seed(values)
             of_dense = _by_seed(reference[reference["tenth"] == tenth])

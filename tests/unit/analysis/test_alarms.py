@@ -18,11 +18,11 @@ from experiments.records.writer import append_evaluations
 def arms(**given: object) -> pd.DataFrame:
     """A table of dense and one routed arm, whose values are `given`."""
     dense = {
-        "arm": "Dense (same depth)", "setup": "nano", "kind": "dense_same_depth", "num_seeds": 3,
+        "arm": "Dense (same depth)", "setup": "nano", "baseline": "Dense (same depth)", "num_seeds": 3,
         "val_loss_mean": 0.1, "val_loss_std": 0.001, "val_loss_same_t_mean": 0.1, "val_loss_training_decision": None,
         "dropped_share": None, "dropped_share_same_t": None,
     }  # fmt: skip
-    routed = {"arm": "Expert threshold", "kind": "sparse", **given}
+    routed = {"arm": "Expert threshold", **given}
     numbers = [name for name in dense if name.startswith(("val_", "dropped_"))]
     return pd.DataFrame([dense, dense | routed]).astype(dict.fromkeys(numbers, "float64"))
 
@@ -78,6 +78,8 @@ def test_a_rise_that_dense_has_too_is_no_alarm() -> None:
     table["val_loss_same_t_mean"] = 0.11
     assert alarms(table) == []
     assert "dense" not in alarms(table.iloc[1:])[0]
+    deep = table.iloc[:1].assign(arm="Dense (same depth), 2 layers", val_loss_same_t_mean=0.1)
+    assert alarms(pd.concat([deep, table])) == []
 
 
 def test_alarms_stand_in_the_page_of_the_comparison(

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.arms import arm_list, dense_same_depth, in_order, with_arms
+from analysis.arms import arm_list, in_order, with_arms
+from analysis.baselines import baselines
 from analysis.claims import arm_pairs
 from analysis.laws.families import router_families
 from analysis.load_records import load_records
@@ -49,7 +50,7 @@ def test_baselines_come_first_and_the_reference_is_dense_of_the_same_depth(write
         ("Token choice", "token_choice", 0),
         ("Expert choice", "expert_choice", 0),
     ]
-    assert dense_same_depth(table) == "Dense (same depth)"
+    assert baselines(table) == {label: "Dense (same depth)" for label, _, _ in arm_list(table)}
 
 
 def test_a_wider_dense_model_that_matches_no_sparse_one_is_named_by_its_shape(write_arms: WriteArms) -> None:
@@ -61,7 +62,7 @@ def test_a_wider_dense_model_that_matches_no_sparse_one_is_named_by_its_shape(wr
 def test_same_depth_is_meant_literally(write_arms: WriteArms) -> None:
     deep = ({"num_layers": 9}, {"name": "dense"}, 1e-5)
     table = arms_of(write_arms({"deep": deep, "ec": EXPERT_CHOICE}, seeds=(0,)))
-    assert dense_same_depth(table) is None
+    assert baselines(table) == {}
 
 
 def test_a_label_says_what_differs_between_the_arms_of_a_router(write_arms: WriteArms) -> None:
