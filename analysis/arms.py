@@ -26,7 +26,7 @@ from analysis.baselines import same_shape
 from analysis.comparable import OF_THE_CONDITION
 from analysis.equal_compute import EQUAL_COMPUTE, began_from_weights, with_lengths_alike
 from analysis.executed_flops import train_flops
-from analysis.found_runs import BEGAN_FROM, WITHOUT_EFFECT
+from analysis.found_runs import BEGAN_FROM, IMPORTED, WITHOUT_EFFECT
 from analysis.tuned_arms import with_tuned_values_alike
 from experiments.config.routers import FAMILIES, compared_names, router_family, router_label
 
@@ -57,6 +57,7 @@ QUALIFIERS = {
     "model.num_layers": "{} layers",
     PLACEMENT: "sparse layers {}",
     BEGAN_FROM: "from {}",
+    IMPORTED: "{}",
     "train.init_experts": "{} of experts",
 }
 

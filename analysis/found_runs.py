@@ -12,7 +12,7 @@ from experiments.config.placement import KEY as KEY_OF_PLACEMENT
 from experiments.config.stored import stored_config
 from experiments.errors import RecordError
 from experiments.records.divergence import diverged_at
-from experiments.records.record_types import RunRecord, Status
+from experiments.records.record_types import ImportedRecord, RunRecord, Status
 from experiments.records.run_folder import RunDir
 from experiments.records.wandb_mirror import mirror_id
 from experiments.settings_id import dotted
@@ -31,6 +31,8 @@ has no effect on a dense model either (`_described`).
 
 BEGAN_FROM = "train.init_from"
 """The setting whose column says what the parent was, since a path would make an arm of each place and seed."""
+IMPORTED = "train.init_imported"
+"""The column that says which public weights a run holds. No user sets it, and it is not part of the config id."""
 WITH_FIELDS = {"config", "params_by_part", "versions", "plugins", "tuned", "parent", "parts", "imported"}
 """The fields of a record that are records or mappings themselves, and therefore no columns."""
 RECORD_COLUMNS = [name for name in RunRecord.model_fields if name not in WITH_FIELDS]
@@ -101,6 +103,8 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
     settings = {"train.ema": config.train.ema, **dict(dotted(record.config))}
     if record.plugins:  # two versions of the source of a router are two arms, and their runs are no copies
         settings["routing.plugin"] = record.plugins[0].sha256[:12]
+    if record.imported:  # other weights are another arm too, whatever their settings
+        settings[IMPORTED] = _origin(record.imported)
     fingerprint = settings.pop("train.init_fingerprint", None)
     if lineage := _lineage(record):
         settings[BEGAN_FROM] = lineage
@@ -124,6 +128,11 @@ def _lineage(record: RunRecord) -> str:
         f"{each.router} of {each.images:,} images" if each.images else f"{each.router} trained elsewhere"
         for each in ancestors
     )
+
+
+def _origin(imported: ImportedRecord) -> str:
+    """Says which weights a run holds, such as `weights 0123456789ab ema`, so that others are told from them."""
+    return " ".join(["weights", imported.sha256[:12], *([imported.weights] if imported.weights else [])])
 
 
 def record_facts(record: RunRecord) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from analysis.executed_flops import as_executed
-from analysis.found_runs import BEGAN_FROM, DivergedRun, FinishedRun, LeftOutRecord
+from analysis.found_runs import BEGAN_FROM, IMPORTED, DivergedRun, FinishedRun, LeftOutRecord
 from analysis.read_rows import RowTable, as_table, read_file
 from analysis.read_runs import Found, read_runs
 from analysis.shared_measure import has_another_loss, measure_note, on_shared_measure
@@ -42,6 +42,8 @@ AnyRun = TypeVar("AnyRun", FinishedRun, DivergedRun)
 
 FROM_SCRATCH = "scratch"
 """The word for runs without a parent in a column that says what the parent was."""
+TRAINED_HERE = "trained here"
+"""The words for runs that hold no imported weights, in the column that says which they are."""
 
 
 class MissingDataError(EcditError):
@@ -132,7 +134,7 @@ def _defaults_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Finished runs and those that diverged must have the same columns, so that `arms.py` finds their common arms.
     """
     named = {name for row in rows for name in row} | {row["tuned_setting"] for row in rows}
-    defaults = {**unstored_defaults(), BEGAN_FROM: FROM_SCRATCH}
+    defaults = {**unstored_defaults(), BEGAN_FROM: FROM_SCRATCH, IMPORTED: TRAINED_HERE}
     return {name: default for name, default in defaults.items() if name in named}
 
 
@@ -195,7 +197,8 @@ def _without_proxies(finished: list[FinishedRun]) -> tuple[list[FinishedRun], li
 def _without_copies(found: list[AnyRun]) -> tuple[list[AnyRun], list[LeftOutRecord]]:
     """Keeps each run once, also where it is in W&B too, and each config and seed once: a copy is not another seed.
 
-    Dense models that differ only in where their sparse layers would be are copies, too.
+    Dense models that differ only in where their sparse layers would be are copies, too, and imports of other weights
+    are not.
     """
     first: dict[str, str] = {}
     kept, copies = [], []

@@ -158,9 +158,15 @@ def kernels_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     return device
 
 
-def write_imported_run(path: Path, settings: Mapping[str, Mapping[str, Any] | int], **options: Any) -> RunDir:
+def write_imported_run(
+    path: Path,
+    settings: Mapping[str, Mapping[str, Any] | int],
+    sha256: str = 64 * "0",
+    weights: str | None = None,
+    **options: Any,
+) -> RunDir:
     """Writes a run of weights that were imported, which took no steps and has no loss."""
-    imported = {"layout": "dit", "objective": "ddpm", "sha256": 64 * "0"}
+    imported = {"layout": "dit", "objective": "ddpm", "sha256": sha256, "weights": weights}
     run = write_run_folder(path, settings, lambda images: 0.0, imported=imported, **options)
     status = json.loads(run.status_json.read_text())
     run.status_json.write_text(json.dumps(status | {"images_seen": 0}))

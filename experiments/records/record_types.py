@@ -113,6 +113,7 @@ class ImportedRecord(Record):
     layout: Words = Field(description="the public code: dit or dit-moe")
     objective: Words
     sha256: str = Field(description="of the file that was read")
+    weights: Weights | None = Field(None, description="ema or raw, where the file says it; None also in older records")
 
 
 class TunedSetting(Record):
@@ -130,9 +131,7 @@ class TunedSetting(Record):
         description="the settings in which the proxies differ from the run"
     )
     proxies: list[Words] = Field(description="the names of the runs that were compared")
-    edge: bool = Field(
-        False, description="whether the best value is the first or last, so that a better may lie beyond"
-    )
+    edge: bool = Field(False, description="whether the best value is the first or last, so a better may lie beyond")
 
     def __str__(self) -> str:
         """Says it in words, such as `best of 3 values from 0.001 to 0.004, 2 seeds, on train.images=3200`."""

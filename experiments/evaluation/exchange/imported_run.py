@@ -54,7 +54,8 @@ def import_weights(
     this layout, `ConfigError` for options that do not fit. `out` appears whole or not at all.
     """
     require_new_folder(out)
-    tensors = PublicTensors(_state_of(_read(file), file, weights), printable(str(file)))
+    state, kind = _state_of(_read(file), file, weights)
+    tensors = PublicTensors(state, printable(str(file)))
     sizes = public_sizes(tensors)
     config = _config_of(layout, sizes, objective, num_heads, top_k, file)
     model = DiT(config)
@@ -72,7 +73,7 @@ def import_weights(
             "Name a checkpoint of this layout.",
         )
     require_finite_weights(found.items(), printable(str(file)))
-    origin = ImportedRecord(layout=layout, objective=objective, sha256=sha256_of_files(file))
+    origin = ImportedRecord(layout=layout, objective=objective, sha256=sha256_of_files(file), weights=kind)
     described = describe_run(config, "fp32", budget(config), command)
     record = described.model_copy(update={"imported": origin})
     with folder_that_appears_whole(out) as folder:
@@ -110,8 +111,11 @@ def _read(file: Path) -> Mapping[str, Any]:
     return found
 
 
-def _state_of(content: Mapping[str, Any], file: Path, weights: Weights | None) -> dict[str, Tensor]:
-    """Returns the named tensors of a checkpoint, or of a file that holds nothing else."""
+def _state_of(
+    content: Mapping[str, Any], file: Path, weights: Weights | None
+) -> tuple[dict[str, Tensor], Weights | None]:
+    """Returns the named tensors of a checkpoint and which of its weights they are, None where it does not say."""
+    kind: Weights | None = None
     entries = {kind: key for kind, keys in KEYS_OF_WEIGHTS.items() for key in keys if key in content}
     if not entries:
         state: Any = content
@@ -126,7 +130,7 @@ def _state_of(content: Mapping[str, Any], file: Path, weights: Weights | None) -
         state = content[entries[kind]]
     if not isinstance(state, Mapping) or not all(isinstance(each, Tensor) for each in state.values()):
         raise CheckpointError(f"{printable(str(file))} {NO_TENSORS}", "Name a checkpoint of the public code.")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}, kind
 
 
 def _config_of(

@@ -161,6 +161,29 @@ def test_a_law_in_experts_has_a_family_for_each_placement(write_arms: WriteArms)
     }
 
 
+@pytest.mark.parametrize("router", ["dense", "dit_moe"])
+def test_imports_of_other_weights_are_arms_and_no_copies(
+    router: str, tmp_path: Path, write_imported: Callable[..., object], write_run: Callable[..., object]
+) -> None:
+    settings = {"model": {"name": "nano", "block": "dit"}, "routing": {"name": router}}
+    write_run(tmp_path / "trained", settings, lambda images: 1.0)
+    imports = (("a", "ema"), ("a", "raw"), ("b", None), ("b", None))
+    for number, (letter, weights) in enumerate(imports, 1):
+        about = {"sha256": 64 * letter, "weights": weights, "created_at": f"2026-02-0{number}T00:00:00Z"}
+        write_imported(tmp_path / str(number), settings, **about)
+    records = load_records([tmp_path])
+    assert [str(each) for each in records.left_out] == [
+        f"{tmp_path / '4'}: it has the same settings and seed as {tmp_path / '3'}"
+    ]
+    assert records.runs["config_id"].nunique() == 1
+    origins = {"trained here", "weights aaaaaaaaaaaa ema", "weights aaaaaaaaaaaa raw", "weights bbbbbbbbbbbb"}
+    assert len(arms := with_arms(records.runs)["arm"]) == 4
+    if router == "dense":
+        assert set(arms) == {f"Dense (same depth), {origin}" for origin in origins}
+    else:
+        assert {arm.split("(")[1].rstrip(")") for arm in arms} == origins
+
+
 def test_an_arm_has_one_number_in_every_setting(write_arms: WriteArms) -> None:
     table = arms_of(write_arms(presets=("nano", "micro")))
     assert (table.groupby("arm")["variant"].nunique() == 1).all()

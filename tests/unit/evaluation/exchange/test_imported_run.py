@@ -122,6 +122,8 @@ def test_a_checkpoint_of_the_training_script_has_both_weights(weights: str | Non
     loaded = imported(content, tmp_path, weights=weights)
     bias = dict(loaded.model.named_parameters())["embed.bias"]
     assert torch.equal(bias, states[taken]["x_embedder.proj.bias"])
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["imported"]["weights"] == ("raw" if taken == 2 else "ema")
 
 
 def test_the_module_of_deepspeed_and_names_with_a_prefix_are_read(tmp_path: Path) -> None:
@@ -136,6 +138,7 @@ def test_the_run_says_what_it_is(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["imported"]["layout"] == "dit-moe"
     assert len(record["imported"]["sha256"]) == 64
+    assert "weights" not in record["imported"]  # the file holds one set, without saying which
     config = loaded.config
     assert (config.model.block, config.routing.name, config.data.name) == ("dit", "shared_expert", "imagenet")
     assert (config.data.num_classes, config.data.image_size, config.model.time_scale) == (CLASSES, SIDE, 1.0)
