@@ -144,6 +144,9 @@ def _refuse_ignored(how: SweepOptions, executor: str, register: bool, given: Map
     elif on_slurm:
         because = "is for runs on this machine, and --executor is slurm"
         refuse_ignored(here, because, "Leave it out: the cluster file says what a run gets.")
+        if not given["--dry-run"]:
+            because = "is for estimates, which --executor slurm makes in a dry run only"
+            refuse_ignored({"--device": planned["--device"]}, because, "Add --dry-run, or leave it out.")
     else:
         because = "is for runs on Slurm, and --executor is local"
         refuse_ignored({"--cluster": given["--cluster"]}, because, "Add --executor slurm, or leave it out.")

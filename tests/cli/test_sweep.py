@@ -134,6 +134,10 @@ def test_the_default_folder_carries_the_name_of_the_sweep(spec, tmp_path, monkey
             ["quickstart", "--executor", "slurm", "--retries", "0"],
             "Leave it out: the cluster file says what a run gets",
         ),
+        (
+            ["quickstart", "--executor", "slurm", "--device", "H100", "--utilisation", "0.4"],
+            "for estimates, which --executor slurm makes in a dry run only. Add --dry-run, or leave it out.",
+        ),
         (["quickstart", "--dry-run", "--utilisation", "0.4"], "and no --device is given. Add --device NAME, or leave"),
         (["quickstart", "--executor", "locl"], "Did you mean 'local'?"),
         (["quickstart", "train.imags=64", "--dry-run"], "'train.imags' is not a setting. Did you mean 'train.images'?"),
@@ -246,7 +250,8 @@ def test_a_dry_run_on_slurm_prints_the_batch_script(spec, tmp_path, capsys):
     script = capsys.readouterr().out
     assert "#SBATCH --partition=gpu" in script
     assert "#SBATCH --array=0-2" in script
-    plan = dry_run(capsys, spec, *slurm)
+    plan = dry_run(capsys, spec, *slurm, "--device", "H100")
+    assert all(row["memory_gib"] > 0 for row in plan["runs"])
     assert len(plan["scripts"]) == 1
     assert plan["total"]["num_runs"] == 3
 
