@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -79,19 +80,27 @@ def cost_rows(
 
 
 def print_cost(plan: Plan, num_slots: int, place: Place | None = None, tuned: str | None = None) -> None:
-    """Prints the table of runs in the order of the plan, the cheap ones first, and where the times come from."""
+    """Prints the table of runs in the order of the plan, the cheap ones first, and where the times come from.
+
+    Where a setting is tuned, the runs of an arm are one line.
+    """
     rows, sums = cost_rows(plan, num_slots, place, tuned)
     last = [{**sums, "name": f"total of {len(rows)} runs"}]
+    if tuned is not None:
+        rows = _by_arm(plan, rows)
     columns = [column for column in COST_COLUMNS if any(row.get(column.key) is not None for row in rows)]
     if not any("parent" in row for row in rows):  # what is spent is then what the runs cost
         columns = [column for column in columns if column.key != "train_flops_spent"]
     if tuned is not None:
         columns.insert(1, Column(tuned, tuned, lambda value: value if isinstance(value, str) else f"{value:g}"))
+        columns.insert(2, Column("num_seeds", "seeds"))
         part = {"name": f"of these {sums['num_tuning_runs']} for tuning", "train_flops": sums["tuning_train_flops"]}
         last.append(part)
     if not all(row.get("fits", True) for row in rows):
         columns.append(FITS)
     print_rows([*rows, *last], columns, False, title=plan.sweep)
+    if any(row.get("num_seeds", 1) > 1 for row in rows):
+        say("A line of several seeds says what one of them costs; the total counts all.")
     whole, spent = sums["train_flops"], sums["train_flops_spent"]
     if spent < whole:
         say(
@@ -102,6 +111,24 @@ def print_cost(plan: Plan, num_slots: int, place: Place | None = None, tuned: st
     if bases:
         at_once = f", {num_slots} runs at a time" if num_slots > 1 else ""
         say(f"Time: training alone, from {', '.join(sorted(bases))}{at_once}.")
+
+
+def _by_arm(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns one row for the runs of `plan` that differ in their seed alone, with the number of seeds."""
+    arms: dict[str, list[tuple[PlannedRun, dict[str, Any]]]] = {}
+    for run, row in zip(plan.wanted, rows, strict=True):
+        settings = json.dumps([run.tunes, {**run.config, "seed": None}], sort_keys=True)
+        arms.setdefault(settings, []).append((run, row))
+    return [_row_of_arm(*runs[0], len(runs)) for runs in arms.values()]
+
+
+def _row_of_arm(run: PlannedRun, row: dict[str, Any], num_seeds: int) -> dict[str, Any]:
+    """Returns the row of the first run of an arm, without its seed where the arm has several."""
+    if num_seeds == 1:
+        return {**row, "num_seeds": 1}
+    name = row["name"].rpartition(f"-s{run.config['seed']}")[0]
+    differs = {key: value for key, value in row.get(DIFFERS.key, {}).items() if key != "seed"}
+    return {**row, "name": name, "num_seeds": num_seeds, DIFFERS.key: differs or None}
 
 
 def show_cost(

@@ -76,11 +76,28 @@ def test_a_dry_run_shows_the_tuning_and_the_study_and_the_flops_of_both(spec, ou
     assert plan["total"]["tuning_train_flops"] == sum(row["train_flops"] for row in proxies)
     assert (plan["total"]["num_runs"], plan["total"]["num_tuning_runs"]) == (4, 2)
     assert run(["sweep", spec, "--dry-run", "--no-calibration"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:2] == ["run", "optim.learning_rate"]
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0].split()[:3] == ["run", "optim.learning_rate", "seeds"]
+    assert lines[3].split()[:5] == ["nano-dense", "to", "be", "tuned", "2"]
+    assert [line.split()[2] for line in lines[1:3]] == ["1", "1"]
+    assert len(lines) == 6
+    assert "A line of several seeds says what one of them costs; the total counts all." in shown.err
     assert lines[-2].startswith("total of 4 runs")
     assert lines[-1].startswith("of these 2 for tuning")
     assert not out.exists()
+
+
+def test_a_dry_run_has_a_line_for_each_arm_and_value_of_several_seeds(write_spec, out, capsys):
+    spec = write_spec(TUNE | {"seeds": 3}, **{"routing.name": ["dense", "switch"]})
+    words = ["sweep", spec, "--out", str(out), "--dry-run", "--no-calibration"]
+    assert run(words) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    arms = ("nano-dense", "nano-switch-8e-k1-c1-gbatch")
+    proxies = [[f"tuning/{arm}", rate, "3"] for arm in arms for rate in ("0.001", "0.002")]
+    assert sorted(row[:3] for row in rows[:4]) == proxies
+    assert sorted(row[:5] for row in rows[4:6]) == [[arm, "to", "be", "tuned", "2"] for arm in arms]
+    assert rows[6][:4] == ["total", "of", "16", "runs"]
 
 
 def test_a_dry_run_shows_a_tuned_setting_at_a_default_that_is_not_stored(write_spec, capsys):
