@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.config.budget import budget
 from experiments.config.overrides import load_config
+from experiments.evaluation.inference import inference_time
 from experiments.evaluation.inference.inference_time import (
     FLOPS,
     PEAK_MEMORY,
@@ -82,6 +84,26 @@ def test_the_row_of_time_says_how_it_was_measured():
         "sampler": "euler", "precision": "fp32", "rounds": 3, "num_threads": torch.get_num_threads(),
     } == row.settings  # fmt: skip
     assert (row.weights, row.images_seen) == ("ema", 640)
+
+
+def test_the_clock_does_not_run_while_captions_and_noise_are_made(monkeypatch):
+    """Rendering the validation images and drawing noise take 100 seconds each here, and sampling 1 second an image."""
+    seconds = 0.0
+
+    def taking(duration, function):
+        def slow(*args, **kwargs):
+            nonlocal seconds
+            seconds += duration
+            return function(*args, **kwargs)
+
+        return slow
+
+    for name in ("validation_captions", "empty_of", "image_noise"):
+        monkeypatch.setattr(inference_time, name, taking(100, getattr(inference_time, name)))
+    monkeypatch.setattr(inference_time, "sample", taking(BATCH, inference_time.sample))
+    monkeypatch.setattr(inference_time, "time", SimpleNamespace(perf_counter=lambda: seconds))
+    row = measured(loaded("routing=dense"), settings(), rounds=2)[SECONDS]
+    assert (row.value, row.settings["slowest_seconds"]) == (1.0, 1.0)
 
 
 def test_the_row_says_when_and_what_guidance_guides():
