@@ -5,8 +5,8 @@ turns round by round, so that a machine that slows down slows all of them; the m
 may depend on the weights, so that each run is timed with its own. Captions and noise are made before the clock runs.
 
 Peak memory is that of all tensors alive at once, weights included. On an accelerator it is the peak of the allocator;
-on a CPU, where a process has no such number, it is counted operation by operation. FLOPs are those of the budget, times
-the number of passes.
+on a CPU, where a process has no such number, it is counted operation by operation. FLOPs are those of the budget with
+the expert slots that each pass computed, since these can follow the tokens, the batch and the branch of guidance.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._pytree import tree_leaves
 
+from experiments.config.budget import executed_flops_per_image
 from experiments.evaluation.sampling.generate import (
     SamplerSettings,
     empty_of,
@@ -36,6 +37,7 @@ from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiTOutput
 from experiments.models.embed import Caption
 from experiments.records.record_types import EvalRow
+from experiments.routing.stats import slots_of_image
 from experiments.training.description import device_name
 
 SECONDS = "inference_seconds_per_image"
@@ -85,20 +87,25 @@ def measure_inference(
     ]
 
 
-def overhead_over_dense(runs: Sequence[LoadedRun], seconds: Sequence[float]) -> list[Overhead | None]:
-    """Returns the overhead of each run over the dense runs of the same preset, depth and width; None without one."""
+def overhead_over_dense(
+    runs: Sequence[LoadedRun], seconds: Sequence[float], flops: Sequence[float]
+) -> list[Overhead | None]:
+    """Returns the overhead of each run over the dense runs of the same preset, depth and width; None without one.
+
+    `seconds` and `flops` are those of an image.
+    """
     found: list[Overhead | None] = []
-    for run, mine in zip(runs, seconds, strict=True):
-        dense = [(other, theirs) for other, theirs in zip(runs, seconds, strict=True) if _is_dense_of(other, run)]
+    for run, mine, my_flops in zip(runs, seconds, flops, strict=True):
+        dense = [each for each in zip(runs, seconds, flops, strict=True) if _is_dense_of(each[0], run)]
         if not dense or run.config.routing.name == "dense":
             found.append(None)
             continue
-        reference = dense[0][0].record
-        base_seconds = statistics.median(theirs for _, theirs in dense)
+        reference, _, base_flops = dense[0]
+        base_seconds = statistics.median(theirs for _, theirs, _ in dense)
         found.append(
             Overhead(
-                params_active=run.record.params_active / reference.params_active - 1,
-                flops=run.record.flops_per_image / reference.flops_per_image - 1,
+                params_active=run.record.params_active / reference.record.params_active - 1,
+                flops=my_flops / base_flops - 1,
                 seconds=mine / base_seconds - 1,
             )
         )
@@ -142,15 +149,19 @@ class _Job:
         return sum(tensor.nbytes for tensor in tensors)
 
     def flops_per_image(self) -> float:
-        """Returns the forward FLOPs of one image times the number of its passes through the model."""
-        passes = 0
+        """Returns the forward FLOPs that were executed for one image, over all of its passes through the model."""
+        config, total = self.run.config, 0.0
 
         def count(time: float, output: DiTOutput) -> None:
-            nonlocal passes
-            passes += output.velocity_BKP.shape[0]
+            nonlocal total
+            of_image: float = self.run.record.flops_per_image
+            if config.sparse_layer_indices:
+                slots = float(slots_of_image(output.feed_forward))
+                of_image = executed_flops_per_image(config, slots, training=False)
+            total += of_image * output.velocity_BKP.shape[0]
 
         self._sample(self.settings, count)
-        return self.run.record.flops_per_image * passes / self.batch_images
+        return total / self.batch_images
 
     def seconds_per_image(self) -> float:
         """Returns the seconds of one batch, divided by its images."""
