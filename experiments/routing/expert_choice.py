@@ -96,7 +96,7 @@ class ExpertChoiceRouter(Router):
     def _assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
         assert self.state is None or isinstance(self.state, RunningThreshold)
         if self.state is not None and not self.competes and self.state.has_begun:
-            return self._above_thresholds(logits_BTE.flatten(0, 1), x_BTD.flatten(0, 1))
+            return self._above_thresholds(logits_BTE, x_BTD, context)
         if self.schedule != "none":
             assignment = self._by_noise(logits_BTE, context.time_B)
         elif self.group_images == "all" and self.training and num_processes() > 1:
@@ -105,14 +105,15 @@ class ExpertChoiceRouter(Router):
             assignment = super().assign(logits_BTE, x_BTD, context)
         return self._with_prediction(assignment, logits_BTE, x_BTD, context) if self.training else assignment
 
-    def _above_thresholds(self, logits_NE: Tensor, x_ND: Tensor) -> Assignment:
+    def _above_thresholds(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
+        logits_NE = logits_BTE.flatten(0, 1)
         weight_NE = self._affinity(logits_NE)
         score_NE = weight_NE
         if self.eval_decision == "predictor":
             assert self.predictor is not None
-            score_NE = self.predictor(x_ND).sigmoid()
+            score_NE = _probability(self.predictor(x_BTD.flatten(0, 1)), context)
         assert isinstance(self.state, RunningThreshold)
-        return sort_pairs(Pairs(score_NE >= self.state.value_K, weight_NE), logits_NE, self._planned(len(x_ND)))
+        return sort_pairs(Pairs(score_NE >= self.state.value_K, weight_NE), logits_NE, self._planned(len(logits_NE)))
 
     def _by_noise(self, logits_BTE: Tensor, time_B: Tensor) -> Assignment:
         """Lets every image have its own number of slots, at least one and at most all of its tokens."""
@@ -146,7 +147,7 @@ class ExpertChoiceRouter(Router):
             prediction_NE = self.predictor(x_BTD.flatten(0, 1))
             loss = prediction_loss(prediction_NE, assignment.chosen_NE, self.counted(context))
             assignment = assignment._replace(auxiliary_loss=self.predictor_loss_weight * loss)
-            score_NE = prediction_NE.detach().sigmoid()
+            score_NE = _probability(prediction_NE.detach(), context)
         if self.state is None or assignment.observed is not None:
             return assignment
         if self.eval_decision == "threshold" or score_NE is None:
@@ -180,3 +181,9 @@ class ExpertChoiceRouter(Router):
         factor = self.factor()
         assert factor is not None
         return round(num_tokens * factor)
+
+
+def _probability(prediction_NE: Tensor, context: RoutingContext) -> Tensor:
+    """Returns the predicted probabilities of being taken, [N, E], which are 0 at the padding of captions."""
+    p_NE = prediction_NE.sigmoid()
+    return p_NE if context.real_BT is None else p_NE.masked_fill(~context.real_BT.reshape(-1, 1), 0.0)

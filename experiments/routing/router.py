@@ -133,11 +133,14 @@ class Router(nn.Module):
     def counted(self, context: RoutingContext) -> Tensor | None:
         """Returns the tokens that losses and states are taken over, bool [N]; None where these are all.
 
-        Tokens of an unconditional expert are not counted, since they load no other expert.
+        Padding of captions is not counted, since nobody reads what becomes of it. Tokens of an unconditional expert are
+        not counted, since they load no other expert.
         """
-        if not self.has_unconditional:
-            return None
-        return (~context.dropped_B).repeat_interleave(context.position_BT.shape[1])
+        counted_BT = context.real_BT
+        if self.has_unconditional:
+            kept_BT = (~context.dropped_B).unsqueeze(1).expand_as(context.position_BT)
+            counted_BT = kept_BT if counted_BT is None else counted_BT & kept_BT
+        return None if counted_BT is None else counted_BT.flatten()
 
     def counted_balance(self, logits_GSE: Tensor, counted_GS: Tensor) -> Tensor | None:
         """Returns the weighted balance loss over the tokens that count, in place of the decision's over all tokens.
@@ -204,7 +207,8 @@ class Router(nn.Module):
         if contrastive:
             size = self._tokens_per_group(x_BTD)
             x_GSD = x_BTD.reshape(-1, size, x_BTD.shape[2])
-            chosen_GSE = assignment.chosen_NE.view(-1, size, self.num_experts)
+            chosen_NE = assignment.chosen_NE if counted_N is None else assignment.chosen_NE & counted_N.unsqueeze(1)
+            chosen_GSE = chosen_NE.view(-1, size, self.num_experts)
             losses += [contrastive * contrastive_loss(x_GSD, self.weight_DE, chosen_GSE)]
         return assignment._replace(auxiliary_loss=torch.stack(losses).sum() if losses else None)
 

@@ -282,6 +282,40 @@ def test_losses_and_states_are_those_of_the_images_with_a_caption(settings: dict
     assert loss.item() > 0 or observed is not None
 
 
+WITH_PADDING = {name: settings for name, settings in LOSSES.items() if name != "race"}
+"""A race lets padding compete with text, so that its pairs follow both."""
+
+
+def with_padding(x_BTD: Tensor) -> RoutingContext:
+    """Captions of 3, 10, 7 and 16 tokens; an expert that chooses has more slots than the first has tokens."""
+    real_BT = torch.arange(16) < torch.tensor([[3], [10], [7], [16]])
+    return small_context(x_BTD)._replace(real_BT=real_BT)
+
+
+@pytest.mark.parametrize("settings", WITH_PADDING.values(), ids=WITH_PADDING.keys())
+def test_padding_of_captions_changes_no_loss_and_no_state(settings: dict[str, Any], layer_of: LayerOf) -> None:
+    layer, x_BTD = layer_of(num_experts=4, **settings), torch.randn(4, 16, 8)
+    layer.router.in_layer(0, 1.0, is_text=True)
+    context = with_padding(x_BTD)
+    loss, observed = loss_and_state(layer, x_BTD, context)
+    assert context.real_BT is not None
+    replaced_BTD = torch.where(context.real_BT.unsqueeze(-1), x_BTD, torch.randn_like(x_BTD))
+    found = loss_and_state(layer, replaced_BTD, context)
+    assert_close(found[0], loss)
+    if found[1] is not None and observed is not None:
+        assert_close(found[1], observed)
+
+
+def test_a_predictor_gives_no_padding_to_an_expert(layer_of: LayerOf) -> None:
+    layer, x_BTD = layer_of(name="diffmoe", num_experts=4).eval(), torch.randn(4, 16, 8)
+    layer.router.in_layer(0, 1.0, is_text=True)
+    layer.router.state.update(torch.full((4,), 0.25))
+    context = with_padding(x_BTD)
+    experts_BT = layer(x_BTD, context).experts_per_token_BT
+    assert experts_BT[~context.real_BT].sum() == 0
+    assert experts_BT[context.real_BT].sum() > 0
+
+
 def choices(found: Assignment, top_k: int) -> Tensor:
     """The balance loss of the best `top_k`; GShard's and Switch's count first choices."""
     return balance_loss(found.logits_NE.unsqueeze(0), found.logits_NE.topk(top_k).indices.unsqueeze(0))
