@@ -2,8 +2,9 @@
 
 Each arm and size has one point: colour shows the router, the marker the size, and fill the arm (for example its number
 of experts). Where routers are many, each family of them has a panel. Beside or below the points, bars show for every
-arm the overhead over its dense baseline (`baselines.py`): the calculated one in activated parameters and in FLOPs, and
-the measured one in time. Points are means over seeds, and error bars go from the lowest to the highest.
+arm the overhead over its dense baseline (`baselines.py`): the calculated one in activated parameters and in FLOPs, which
+are executed ones where runs recorded them, and the measured one in time. Points are means over seeds, and error bars go
+from the lowest to the highest.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ def inference_points(table: pd.DataFrame) -> pd.DataFrame:
     measured = table[table[INFERENCE].notna()]
     if measured.empty:
         raise MissingDataError("No run has a measured inference time.", MEASURED_BY)
+    measured = _with_executed_flops(measured)
     about = ["routing.name", "routing.num_experts", "model.name", "arm_kind", "variant", *list(COSTS)[:2]]
     grouped = measured.groupby(["setup", "arm"], sort=False)
     points = grouped[about].first()
@@ -123,6 +125,19 @@ def inference_points(table: pd.DataFrame) -> pd.DataFrame:
         of_dense = [costs.get((setup, baseline_of[setup].get(arm, ""))) for setup, arm in pairs]
         points[f"overhead_{column}"] = points[column] / pd.Series(of_dense, points.index, dtype="float64") - 1
     return points
+
+
+def _with_executed_flops(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the table with the FLOPs that an arm executed, where its runs recorded them, as `flops_per_image`.
+
+    Those of batches of one timestep come first, as sampling has such batches. They differ between seeds, whose mean it
+    is; a plan does not.
+    """
+    executed = table["executed_flops_per_image_same_t"].fillna(table["executed_flops_per_image"])
+    if executed.isna().all():
+        return table
+    by_arm = executed.groupby([table["setup"], table["arm"]]).transform("mean")
+    return table.assign(flops_per_image=by_arm.fillna(table["flops_per_image"]))
 
 
 def _draw_points(axes: Axes, points: pd.DataFrame, title: str) -> None:

@@ -151,7 +151,11 @@ def expert_capacity(num_group_tokens: int, factor: float, num_experts: int, roun
 
 
 def compute_varies(config: RunConfig, training: bool) -> bool:
-    """Says whether the expert slots that are computed depend on the tokens, so that they have to be counted."""
+    """Says whether the expert slots that are computed depend on the tokens, so that they have to be counted.
+
+    Beside an unconditional expert only filled slots are computed (`routing/contract.py`). Where tokens choose with
+    a capacity, some stay empty outside training too.
+    """
     routing = config.routing
     rule = ROUTERS[routing.name].rule if routing.name in ROUTERS else None
     if not config.sparse_layer_indices:
@@ -159,7 +163,8 @@ def compute_varies(config: RunConfig, training: bool) -> bool:
     follows_tokens = rule == "thresholds" or routing.capacity_schedule != "none"
     if training:
         return follows_tokens or routing.unconditional_expert or routing.capacity_warmup_images > 0
-    return follows_tokens or routing.eval_decision != "same"
+    has_empty_slots = routing.top_k is not None and capacity_factor(config, training) is not None
+    return follows_tokens or routing.eval_decision != "same" or (routing.unconditional_expert and has_empty_slots)
 
 
 def executed_flops_per_image(config: RunConfig, slots: float, training: bool) -> float:

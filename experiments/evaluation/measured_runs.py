@@ -19,6 +19,7 @@ from experiments.config.schema import RunConfig
 from experiments.errors import CheckpointError, EcditError, RecordError
 from experiments.evaluation.exchange.imports import dsg_rows, geneval_rows
 from experiments.evaluation.inference.inference_time import (
+    FLOPS,
     SECONDS,
     Overhead,
     measure_inference,
@@ -185,8 +186,8 @@ def measure_time(folders: Sequence[RunDir], how: EvaluateOptions, show: Show) ->
         rows = measure_inference(runs, settings, how.batch_images, how.rounds, on_turn)
         for folder, of_run in zip(folders, rows, strict=True):
             append_evaluations(folder, of_run)
-        seconds = [next(row.value for row in of_run if row.metric == SECONDS) for of_run in rows]
-        overheads = overhead_over_dense(runs, seconds)
+        values = [{row.metric: row.value for row in of_run} for of_run in rows]
+        overheads = overhead_over_dense(runs, *([of_run[metric] for of_run in values] for metric in (SECONDS, FLOPS)))
         measured += [
             MeasuredRun(folder.path, scale, of_run, overhead)
             for folder, of_run, overhead in zip(folders, rows, overheads, strict=True)

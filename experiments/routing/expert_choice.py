@@ -96,23 +96,24 @@ class ExpertChoiceRouter(Router):
     def _assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
         assert self.state is None or isinstance(self.state, RunningThreshold)
         if self.state is not None and not self.competes and self.state.has_begun:
-            return self._above_thresholds(logits_BTE.flatten(0, 1), x_BTD.flatten(0, 1))
+            return self._above_thresholds(logits_BTE, x_BTD, context)
         if self.schedule != "none":
             assignment = self._by_noise(logits_BTE, context.time_B)
         elif self.group_images == "all" and self.training and num_processes() > 1:
             assignment = self._everywhere(logits_BTE)
         else:
             assignment = super().assign(logits_BTE, x_BTD, context)
-        return self._with_prediction(assignment, logits_BTE, x_BTD) if self.training else assignment
+        return self._with_prediction(assignment, logits_BTE, x_BTD, context) if self.training else assignment
 
-    def _above_thresholds(self, logits_NE: Tensor, x_ND: Tensor) -> Assignment:
+    def _above_thresholds(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
+        logits_NE = logits_BTE.flatten(0, 1)
         weight_NE = self._affinity(logits_NE)
         score_NE = weight_NE
         if self.eval_decision == "predictor":
             assert self.predictor is not None
-            score_NE = self.predictor(x_ND).sigmoid()
+            score_NE = _probability(self.predictor(x_BTD.flatten(0, 1)), context)
         assert isinstance(self.state, RunningThreshold)
-        return sort_pairs(Pairs(score_NE >= self.state.value_K, weight_NE), logits_NE, self._planned(len(x_ND)))
+        return sort_pairs(Pairs(score_NE >= self.state.value_K, weight_NE), logits_NE, self._planned(len(logits_NE)))
 
     def _by_noise(self, logits_BTE: Tensor, time_B: Tensor) -> Assignment:
         """Lets every image have its own number of slots, at least one and at most all of its tokens."""
@@ -137,20 +138,36 @@ class ExpertChoiceRouter(Router):
         assignment = sort_pairs(Pairs(chosen_EN.T, weight_NE), logits_NE, self._planned(len(logits_NE)))
         return assignment._replace(observed=least_E if self.eval_decision == "threshold" else None)
 
-    def _with_prediction(self, assignment: Assignment, logits_BTE: Tensor, x_BTD: Tensor) -> Assignment:
+    def _with_prediction(
+        self, assignment: Assignment, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext
+    ) -> Assignment:
         """Adds what the thresholds learn from this batch, and the loss of the predictor."""
         score_NE = None
         if self.predictor is not None:
             prediction_NE = self.predictor(x_BTD.flatten(0, 1))
-            loss = self.predictor_loss_weight * prediction_loss(prediction_NE, assignment.chosen_NE)
-            assignment = assignment._replace(auxiliary_loss=loss)
-            score_NE = prediction_NE.detach().sigmoid()
+            loss = prediction_loss(prediction_NE, assignment.chosen_NE, self.counted(context))
+            assignment = assignment._replace(auxiliary_loss=self.predictor_loss_weight * loss)
+            score_NE = _probability(prediction_NE.detach(), context)
         if self.state is None or assignment.observed is not None:
             return assignment
         if self.eval_decision == "threshold" or score_NE is None:
             score_NE = self._affinity(logits_BTE.detach().flatten(0, 1))
         slots = max(1, assignment.token_M.shape[0] // self.num_experts)
+        if self.has_unconditional:
+            return assignment._replace(observed=self._least_with_caption(score_NE, slots, context.dropped_B))
         return assignment._replace(observed=score_NE.topk(slots, dim=0).values[-1])
+
+    def _least_with_caption(self, score_NE: Tensor, slots: int, dropped_B: Tensor) -> Tensor:
+        """Returns the smallest value that each expert takes of images with a caption, [E], where a group is one image.
+
+        `slots` are those of an expert over all images.
+        """
+        assert isinstance(self.state, RunningThreshold)
+        kept_B = self.state.learns_from(dropped_B)
+        left_out_N = ~kept_B.repeat_interleave(len(score_NE) // len(kept_B))
+        value_NE = score_NE.masked_fill(left_out_N.unsqueeze(1), float("-inf")).sort(dim=0, descending=True).values
+        last = (slots // len(kept_B) * kept_B.sum() - 1).clamp_min(0)
+        return torch.where(kept_B.any(), value_NE.index_select(0, last.view(1))[0], self.state.value_K)
 
     def _affinity(self, logits: Tensor, dim: int = -1) -> Tensor:
         """Returns affinities over the experts (`dim`), of which those of marked padding are the smallest."""
@@ -164,3 +181,9 @@ class ExpertChoiceRouter(Router):
         factor = self.factor()
         assert factor is not None
         return round(num_tokens * factor)
+
+
+def _probability(prediction_NE: Tensor, context: RoutingContext) -> Tensor:
+    """Returns the predicted probabilities of being taken, [N, E], which are 0 at the padding of captions."""
+    p_NE = prediction_NE.sigmoid()
+    return p_NE if context.real_BT is None else p_NE.masked_fill(~context.real_BT.reshape(-1, 1), 0.0)

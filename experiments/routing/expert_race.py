@@ -53,9 +53,22 @@ class ExpertRaceRouter(Router):
                 for part_BTE in torch.split(weight_BTE, num_images - num_images % group)
             ]
             chosen_BTE = torch.cat([chosen for chosen, _ in parts])
-            observed = parts[0][1].mean().view(1) if self.state is not None and self.training else None
+            if self.state is not None and self.training:
+                observed = self._observed(parts[0][1], context.dropped_B)
         pairs = Pairs(chosen_BTE.view(-1, num_experts), weight_BTE.flatten(0, 1))
         return sort_pairs(pairs, logits_BTE.flatten(0, 1), planned)._replace(observed=observed)
+
+    def _observed(self, least_G: Tensor, dropped_B: Tensor) -> Tensor:
+        """Returns the mean of the smallest winning scores of the groups.
+
+        Beside an unconditional expert a group is one image, and those without a caption are left out.
+        """
+        assert isinstance(self.state, RunningThreshold)
+        if not self.has_unconditional:
+            return least_G.mean().view(1)
+        kept_B = self.state.learns_from(dropped_B)
+        mean = (least_G * kept_B).sum() / kept_B.sum().clamp_min(1)
+        return torch.where(kept_B.any(), mean, self.state.value_K)
 
 
 def _winners(weight_BTE: Tensor, group: int, factor: float, everywhere: bool) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,10 @@
 DeepSpeed's gates bring GShard's and Switch's balance losses of their own. Gradients flow through probabilities and
 logits alone, since decisions and counts have none.
 
+`counted` is a mask of the tokens that a loss is taken over (`Router.counted`); None stands for all. Processes can have
+unequally many of them. A mean is therefore divided by the mean of their numbers over processes, so that the mean of the
+gradients over processes is the gradient over the tokens of all. This is collective.
+
 Legend: as in `contract.py`, with K choices of each token.
 """
 
@@ -38,12 +42,32 @@ def balance_loss(logits_GSE: Tensor, choice_GSK: Tensor, everywhere: bool = Fals
     return (share_GE * logits_GSE.softmax(dim=-1).mean(dim=1)).sum(dim=1).mean()
 
 
-def z_loss(logits_NE: Tensor) -> Tensor:
+def counted_balance_loss(
+    logits_GSE: Tensor, choice_GSK: Tensor, counted_GS: Tensor, everywhere: bool = False
+) -> Tensor:
+    """Returns `balance_loss` over the tokens that count, as if each group held no others; the mean over such groups."""
+    num_groups, _, num_experts = logits_GSE.shape
+    num_choices = choice_GSK.shape[2]
+    counted_GS1 = counted_GS.float().unsqueeze(-1)
+    share_GE = torch.zeros(num_groups, num_experts, device=logits_GSE.device)
+    share_GE.scatter_add_(1, choice_GSK.flatten(1), counted_GS1.expand(-1, -1, num_choices).flatten(1))
+    number_G1 = counted_GS1.sum(dim=1)
+    if everywhere:
+        share_GE, number_G1 = mean_over_processes(share_GE), mean_over_processes(number_G1)
+    divisor_G1 = number_G1.clamp_min(_LEAST)
+    share_GE = share_GE * num_experts / (num_choices * divisor_G1)
+    p_GE = (logits_GSE.softmax(dim=-1) * counted_GS1).sum(dim=1) / divisor_G1
+    return _mean((share_GE * p_GE).sum(dim=1), number_G1.squeeze(1) > 0)
+
+
+def z_loss(logits_NE: Tensor, counted_N: Tensor | None = None) -> Tensor:
     """Returns the router z-loss, the mean over tokens of logsumexp(logits)^2 (ST-MoE, arXiv 2202.08906, equation 5)."""
-    return logits_NE.logsumexp(dim=-1).square().mean()
+    return _mean(logits_NE.logsumexp(dim=-1).square(), counted_N)
 
 
-def similarity_loss(logits_NE: Tensor, chosen_NE: Tensor, everywhere: bool = False) -> Tensor:
+def similarity_loss(
+    logits_NE: Tensor, chosen_NE: Tensor, everywhere: bool = False, counted_N: Tensor | None = None
+) -> Tensor:
     """Returns the router similarity loss of Expert Race (arXiv 2503.16057, section 4.2).
 
     With P the softmax of the logits and M the decision, P' = P^T P and M' = M^T M, the loss is (1/N) sum_ij W_ij P'_ij,
@@ -52,7 +76,11 @@ def similarity_loss(logits_NE: Tensor, chosen_NE: Tensor, everywhere: bool = Fal
     `everywhere` M' is that of all processes, as in `balance_loss`.
     """
     num_tokens, num_experts = logits_NE.shape
+    number: Tensor | int = num_tokens
     p_NE, m_NE = logits_NE.softmax(dim=-1), chosen_NE.to(logits_NE.dtype)
+    if counted_N is not None:
+        p_NE, m_NE = p_NE * counted_N.unsqueeze(1), m_NE * counted_N.unsqueeze(1)
+        number = _number(counted_N)
     p_EE, m_EE = p_NE.T @ p_NE, m_NE.T @ m_NE
     if everywhere:
         m_EE = mean_over_processes(m_EE)
@@ -60,7 +88,7 @@ def similarity_loss(logits_NE: Tensor, chosen_NE: Tensor, everywhere: bool = Fal
     off_EE = m_EE - m_E.diag()
     weight_EE = (num_experts**2 - num_experts) * off_EE / off_EE.sum().clamp_min(_LEAST)
     weight_EE = weight_EE + (num_experts * m_E / m_E.sum().clamp_min(_LEAST)).diag()
-    return (weight_EE * p_EE).sum() / num_tokens
+    return (weight_EE * p_EE).sum() / number
 
 
 def contrastive_loss(x_GSD: Tensor, prototype_DE: Tensor, chosen_GSE: Tensor) -> Tensor:
@@ -87,6 +115,19 @@ def contrastive_loss(x_GSD: Tensor, prototype_DE: Tensor, chosen_GSE: Tensor) ->
     return torch.where(counted_GE, log_p_GE, torch.zeros_like(log_p_GE)).sum() / counted_GE.sum().clamp_min(1)
 
 
-def prediction_loss(prediction_NE: Tensor, chosen_NE: Tensor) -> Tensor:
+def prediction_loss(prediction_NE: Tensor, chosen_NE: Tensor, counted_N: Tensor | None = None) -> Tensor:
     """Returns the binary cross-entropy of the capacity predictor (DiffMoE, arXiv 2503.14487), the mean over entries."""
-    return F.binary_cross_entropy_with_logits(prediction_NE, chosen_NE.to(prediction_NE.dtype))
+    target_NE = chosen_NE.to(prediction_NE.dtype)
+    if counted_N is None:
+        return F.binary_cross_entropy_with_logits(prediction_NE, target_NE)
+    return _mean(F.binary_cross_entropy_with_logits(prediction_NE, target_NE, reduction="none").mean(dim=1), counted_N)
+
+
+def _mean(values_N: Tensor, counted_N: Tensor | None) -> Tensor:
+    """Returns the mean of those values that count; 0 where none does."""
+    return values_N.mean() if counted_N is None else (values_N * counted_N).sum() / _number(counted_N)
+
+
+def _number(counted_N: Tensor) -> Tensor:
+    """Returns how many values count, as the mean over processes: a divisor, which is not 0 where none does."""
+    return mean_over_processes(counted_N.sum(dtype=torch.float32)).clamp_min(_LEAST)

@@ -108,7 +108,9 @@ class Router(nn.Module):
             check_assignment(assignment, named_plugin("router", self.plugin))
         if self.has_unconditional:
             assignment = without_tokens(assignment, context.dropped_B.repeat_interleave(x_BTD.shape[1]))
-        return self._with_losses(assignment, logits_BTE.flatten(0, 1), x_BTD) if self.training else assignment
+        if not self.training:
+            return assignment
+        return self._with_losses(assignment, logits_BTE.flatten(0, 1), x_BTD, self.counted(context))
 
     def assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
         """Decides from the logits, by default in routing groups."""
@@ -127,6 +129,25 @@ class Router(nn.Module):
             for logits_GSE, images in zip(groups, (group, rest), strict=False)
         ]
         return flatten_groups(decisions, sizes, logits_NE)
+
+    def counted(self, context: RoutingContext) -> Tensor | None:
+        """Returns the tokens that losses and states are taken over, bool [N]; None where these are all.
+
+        Padding of captions is not counted, since nobody reads what becomes of it. Tokens of an unconditional expert are
+        not counted, since they load no other expert.
+        """
+        counted_BT = context.real_BT
+        if self.has_unconditional:
+            kept_BT = (~context.dropped_B).unsqueeze(1).expand_as(context.position_BT)
+            counted_BT = kept_BT if counted_BT is None else counted_BT & kept_BT
+        return None if counted_BT is None else counted_BT.flatten()
+
+    def counted_balance(self, logits_GSE: Tensor, counted_GS: Tensor) -> Tensor | None:
+        """Returns the weighted balance loss over the tokens that count, in place of the decision's over all tokens.
+
+        It is None where the router has no balance loss. A router that has one overrides this.
+        """
+        return None
 
     def logits(self, x_BTD: Tensor, context: RoutingContext) -> Tensor:
         """Returns logits in float32, [B, T, E], whatever the precision of `x_BTD`."""
@@ -168,20 +189,31 @@ class Router(nn.Module):
             check_choices(answer, logits_GSE, named_plugin("router", self.plugin))
         return answer
 
-    def _with_losses(self, assignment: Assignment, logits_NE: Tensor, x_BTD: Tensor) -> Assignment:
+    def _with_losses(
+        self, assignment: Assignment, logits_NE: Tensor, x_BTD: Tensor, counted_N: Tensor | None
+    ) -> Assignment:
         """Adds the losses that every router can have to that of the decision."""
         z, similarity, contrastive = self.loss_weights
-        losses = [] if assignment.auxiliary_loss is None else [assignment.auxiliary_loss]
-        losses += [z * z_loss(logits_NE)] if z else []
+        of_decision = assignment.auxiliary_loss
+        if counted_N is not None:
+            size = self._tokens_per_group(x_BTD)
+            balance = self.counted_balance(logits_NE.view(-1, size, self.num_experts), counted_N.view(-1, size))
+            of_decision = of_decision if balance is None else balance
+        losses = [] if of_decision is None else [of_decision]
+        losses += [z * z_loss(logits_NE, counted_N)] if z else []
         if similarity:
             everywhere = self.group_images == "all"
-            losses += [similarity * similarity_loss(logits_NE, assignment.chosen_NE, everywhere)]
+            losses += [similarity * similarity_loss(logits_NE, assignment.chosen_NE, everywhere, counted_N)]
         if contrastive:
-            size = self._images_per_group(x_BTD.shape[0]) * x_BTD.shape[1]
+            size = self._tokens_per_group(x_BTD)
             x_GSD = x_BTD.reshape(-1, size, x_BTD.shape[2])
-            chosen_GSE = assignment.chosen_NE.view(-1, size, self.num_experts)
+            chosen_NE = assignment.chosen_NE if counted_N is None else assignment.chosen_NE & counted_N.unsqueeze(1)
+            chosen_GSE = chosen_NE.view(-1, size, self.num_experts)
             losses += [contrastive * contrastive_loss(x_GSD, self.weight_DE, chosen_GSE)]
         return assignment._replace(auxiliary_loss=torch.stack(losses).sum() if losses else None)
+
+    def _tokens_per_group(self, x_BTD: Tensor) -> int:
+        return self._images_per_group(x_BTD.shape[0]) * x_BTD.shape[1]
 
     def _images_per_group(self, num_images: int) -> int:
         if not isinstance(self.group_images, int):

@@ -57,6 +57,15 @@ class RunningThreshold(RouterState):
         """Says whether any step has been seen, without which the thresholds say nothing. It waits for the device."""
         return bool(self.num_updates)
 
+    def learns_from(self, dropped_B: Tensor) -> Tensor:
+        """Returns the images that show a threshold beside an unconditional expert, bool [B]: those with a caption.
+
+        It is false everywhere where no image has one, and the thresholds are to stay as they are. Only before the first
+        step, when there are none yet, all images show one.
+        """
+        is_needed = dropped_B.all() & (self.num_updates == 0)
+        return ~dropped_B | is_needed
+
     @torch.no_grad()
     def update(self, observed: Tensor) -> None:
         """Moves the thresholds [K] towards those of one step."""

@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from experiments.config.schema import RunConfig
 from experiments.distributed.deepspeed_library import top1gating, top2gating, topkgating
 from experiments.routing.contract import Choices, GroupDecision
+from experiments.routing.losses import counted_balance_loss
 from experiments.routing.router import Router
 from experiments.routing.slots import fill_slots
 
@@ -60,6 +61,15 @@ class TokenChoiceRouter(Router):
         )
         loss = self.balance_loss_weight * torch.stack(losses).mean()
         return Choices(torch.cat(experts, dim=1).T.long(), torch.cat(weights, dim=1).T, loss)
+
+    def counted_balance(self, logits_GSE: Tensor, counted_GS: Tensor) -> Tensor | None:
+        """Returns the weighted loss of DeepSpeed's gate over the tokens that count.
+
+        The gates of one and two experts count first choices, as GShard and Switch do, and that of more counts all.
+        """
+        num_choices = self.top_k if self.top_k > 2 else 1
+        choice_GSK = logits_GSE.topk(num_choices, dim=-1).indices
+        return self.balance_loss_weight * counted_balance_loss(logits_GSE, choice_GSK, counted_GS)
 
 
 def _gate(logits_SE: Tensor, top_k: int, capacity: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

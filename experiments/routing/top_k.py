@@ -20,7 +20,7 @@ from torch import Tensor
 from experiments.config.schema import RunConfig
 from experiments.routing.contract import Assignment, Choices, GroupDecision, RoutingContext
 from experiments.routing.logits import affinity
-from experiments.routing.losses import balance_loss
+from experiments.routing.losses import balance_loss, counted_balance_loss
 from experiments.routing.router import Router
 from experiments.routing.slots import fill_slots, queue_locations
 from experiments.routing.state import SelectionBias
@@ -40,19 +40,14 @@ class TopKRouter(Router):
             self.state = SelectionBias(self.num_experts, routing.bias_update_rate)
 
     def assign(self, logits_BTE: Tensor, x_BTD: Tensor, context: RoutingContext) -> Assignment:
-        """Decides in groups, and counts how many tokens chose each expert, dropped or not, for the bias.
-
-        Tokens of an unconditional expert load no other, and are not counted.
-        """
+        """Decides in groups, and counts how many tokens chose each expert, dropped or not, for the bias."""
         assignment = super().assign(logits_BTE, x_BTD, context)
         if self.state is None or not self.training:
             return assignment
-        choice_NK = self._ranked(logits_BTE.detach().flatten(0, 1))[0]
-        counted_N = torch.ones(len(choice_NK), device=choice_NK.device)
-        if self.has_unconditional:
-            counted_N = (~context.dropped_B).repeat_interleave(logits_BTE.shape[1]).to(counted_N)
+        choice_NK, counted_N = self._ranked(logits_BTE.detach().flatten(0, 1))[0], self.counted(context)
+        weight_N = torch.ones(len(choice_NK), device=choice_NK.device) if counted_N is None else counted_N.float()
         loads_E = torch.zeros(self.num_experts, device=choice_NK.device)
-        loads_E.scatter_add_(0, choice_NK.flatten(), counted_N.repeat_interleave(self.top_k))
+        loads_E.scatter_add_(0, choice_NK.flatten(), weight_N.repeat_interleave(self.top_k))
         return assignment._replace(observed=loads_E)
 
     def decide(self, logits_GSE: Tensor, capacity: int) -> GroupDecision:
@@ -69,6 +64,12 @@ class TopKRouter(Router):
         choice_GSK, gate_GSK = self._ranked(logits_GSE)
         return Choices(choice_GSK.flatten(0, 1), gate_GSK.flatten(0, 1), self._loss(logits_GSE, choice_GSK))
 
+    def counted_balance(self, logits_GSE: Tensor, counted_GS: Tensor) -> Tensor | None:
+        """Returns the weighted balance loss over the tokens that count; None without a weight."""
+        if not self.balance_loss_weight:
+            return None
+        return self._loss(logits_GSE, self._ranked(logits_GSE)[0], counted_GS)
+
     def _ranked(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the experts of each token and their gates, [..., K]."""
         score = affinity(logits, self.gating)
@@ -78,11 +79,14 @@ class TopKRouter(Router):
         choice = (score + self.state.value_E).topk(self.top_k, dim=-1).indices
         return choice, score.gather(-1, choice)
 
-    def _loss(self, logits_GSE: Tensor, choice_GSK: Tensor) -> Tensor | None:
+    def _loss(self, logits_GSE: Tensor, choice_GSK: Tensor, counted_GS: Tensor | None = None) -> Tensor | None:
         """Returns the weighted balance loss over the scope of the config; None without a weight."""
         if not self.balance_loss_weight:
             return None
         if self.balance_scope != "group":
             logits_GSE, choice_GSK = logits_GSE.flatten(0, 1).unsqueeze(0), choice_GSK.flatten(0, 1).unsqueeze(0)
+            counted_GS = None if counted_GS is None else counted_GS.view(1, -1)
         everywhere = self.balance_scope == "all" and self.training
+        if counted_GS is not None:
+            return self.balance_loss_weight * counted_balance_loss(logits_GSE, choice_GSK, counted_GS, everywhere)
         return self.balance_loss_weight * balance_loss(logits_GSE, choice_GSK, everywhere)

@@ -2,11 +2,11 @@
 
 Every run samples whole images, caption and null caption in one call, with the same batch, steps and guidance. Runs take
 turns round by round, so that a machine that slows down slows all of them; the median over rounds is recorded. Routing
-may depend on the weights, so that each run is timed with its own.
+may depend on the weights, so that each run is timed with its own. Captions and noise are made before the clock runs.
 
 Peak memory is that of all tensors alive at once, weights included. On an accelerator it is the peak of the allocator;
-on a CPU, where a process has no such number, it is counted operation by operation. FLOPs are those of the budget, times
-the number of passes.
+on a CPU, where a process has no such number, it is counted operation by operation. FLOPs are those of the budget with
+the expert slots that each pass computed, since these can follow the tokens, the batch and the branch of guidance.
 """
 
 from __future__ import annotations
@@ -15,23 +15,29 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._pytree import tree_leaves
 
+from experiments.config.budget import executed_flops_per_image
 from experiments.evaluation.sampling.generate import (
     SamplerSettings,
     empty_of,
     image_noise,
+    moved,
     sample,
     validation_captions,
 )
 from experiments.evaluation.sampling.load_run import LoadedRun, current_device
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiTOutput
+from experiments.models.embed import Caption
 from experiments.records.record_types import EvalRow
+from experiments.routing.stats import slots_of_image
 from experiments.training.description import device_name
 
 SECONDS = "inference_seconds_per_image"
@@ -81,20 +87,25 @@ def measure_inference(
     ]
 
 
-def overhead_over_dense(runs: Sequence[LoadedRun], seconds: Sequence[float]) -> list[Overhead | None]:
-    """Returns the overhead of each run over the dense runs of the same preset, depth and width; None without one."""
+def overhead_over_dense(
+    runs: Sequence[LoadedRun], seconds: Sequence[float], flops: Sequence[float]
+) -> list[Overhead | None]:
+    """Returns the overhead of each run over the dense runs of the same preset, depth and width; None without one.
+
+    `seconds` and `flops` are those of an image.
+    """
     found: list[Overhead | None] = []
-    for run, mine in zip(runs, seconds, strict=True):
-        dense = [(other, theirs) for other, theirs in zip(runs, seconds, strict=True) if _is_dense_of(other, run)]
+    for run, mine, my_flops in zip(runs, seconds, flops, strict=True):
+        dense = [each for each in zip(runs, seconds, flops, strict=True) if _is_dense_of(each[0], run)]
         if not dense or run.config.routing.name == "dense":
             found.append(None)
             continue
-        reference = dense[0][0].record
-        base_seconds = statistics.median(theirs for _, theirs in dense)
+        reference, _, base_flops = dense[0]
+        base_seconds = statistics.median(theirs for _, theirs, _ in dense)
         found.append(
             Overhead(
-                params_active=run.record.params_active / reference.params_active - 1,
-                flops=run.record.flops_per_image / reference.flops_per_image - 1,
+                params_active=run.record.params_active / reference.record.params_active - 1,
+                flops=my_flops / base_flops - 1,
                 seconds=mine / base_seconds - 1,
             )
         )
@@ -120,31 +131,37 @@ class _Job:
         self._sample(one_call)
         device = current_device()
         if device.type != "cpu":
-            others = torch.accelerator.memory_allocated() - self._weight_bytes()
+            others = torch.accelerator.memory_allocated() - self._held_bytes()
             torch.accelerator.reset_peak_memory_stats()
             # A watched call is not replayed. A replayed one uses memory that was allocated when it was recorded.
             self._sample(one_call, lambda time, output: None)
             return float(torch.accelerator.max_memory_allocated() - others) / BYTES_PER_GIB
         tracker = MemTracker()
-        tracker.track_external(self.run.model)
+        tracker.track_external(self.run.model, *tree_leaves(self._inputs))
         with tracker:
             self._sample(one_call)
         return float(tracker.get_tracker_snapshot("peak")[device]["Total"]) / BYTES_PER_GIB
 
-    def _weight_bytes(self) -> int:
+    def _held_bytes(self) -> int:
+        """Returns the bytes that this run holds between two calls: its weights, and what it is sampled from."""
         model = self.run.model
-        return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        tensors: list[Tensor] = [*model.parameters(), *model.buffers(), *tree_leaves(self._inputs)]
+        return sum(tensor.nbytes for tensor in tensors)
 
     def flops_per_image(self) -> float:
-        """Returns the forward FLOPs of one image times the number of its passes through the model."""
-        passes = 0
+        """Returns the forward FLOPs that were executed for one image, over all of its passes through the model."""
+        config, total = self.run.config, 0.0
 
         def count(time: float, output: DiTOutput) -> None:
-            nonlocal passes
-            passes += output.velocity_BKP.shape[0]
+            nonlocal total
+            of_image: float = self.run.record.flops_per_image
+            if config.sparse_layer_indices:
+                slots = float(slots_of_image(output.feed_forward))
+                of_image = executed_flops_per_image(config, slots, training=False)
+            total += of_image * output.velocity_BKP.shape[0]
 
         self._sample(self.settings, count)
-        return self.run.record.flops_per_image * passes / self.batch_images
+        return total / self.batch_images
 
     def seconds_per_image(self) -> float:
         """Returns the seconds of one batch, divided by its images."""
@@ -184,12 +201,20 @@ class _Job:
             for metric, value in values.items()
         ]
 
+    @cached_property
+    def _inputs(self) -> tuple[Caption, Caption, Tensor]:
+        """Returns captions, as many empty ones, and noise on the device.
+
+        They are made once, because rendering the images of the captions and drawing noise is no part of sampling.
+        """
+        config, device = self.run.config, current_device()
+        captions = moved(validation_captions(config, self.batch_images), device)
+        noise_BCHW = image_noise(config, range(self.batch_images), seed=config.data.seed)
+        return captions, empty_of(self.run.model, config, captions), noise_BCHW.to(device)
+
     def _sample(self, settings: SamplerSettings, watch: Callable[[float, DiTOutput], None] | None = None) -> Tensor:
-        config = self.run.config
-        captions = validation_captions(config, self.batch_images)
-        empty = empty_of(self.run.model, config, captions)
-        noise = image_noise(config, range(self.batch_images), seed=config.data.seed).to(current_device())
-        return sample(self.run.model, captions, noise, settings, watch, empty)
+        captions, empty, noise_BCHW = self._inputs
+        return sample(self.run.model, captions, noise_BCHW, settings, watch, empty)
 
 
 def _synchronize() -> None:

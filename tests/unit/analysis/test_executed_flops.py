@@ -122,3 +122,16 @@ def test_exports_have_both_as_they_were_written(write_arms: Write) -> None:
     row = table.loc["expert_choice"]
     assert row["steps.executed_flops"] == pytest.approx(FACTOR * row["steps.flops"])
     assert pd.isna(table.loc["dense", "steps.executed_flops"])
+
+
+def test_the_overhead_beside_measured_time_is_that_of_executed_flops(write_arms: Write) -> None:
+    """Sampling has one timestep in a batch. Seeds may execute other numbers, whose mean counts."""
+    folder = write_arms({"dense": ARMS["dense"]}, seeds=(0, 1))
+    planned = float(run_table(load_records([folder]))["flops_per_image"].iloc[0])
+    for seed, factor in ((0, 1.5), (1, 1.7)):
+        final = {"executed_flops_per_image": 3 * planned, "executed_flops_per_image_same_t": factor * planned}
+        write_arms({"ec": ARMS["ec"]}, seeds=(seed,), final=final)
+    records = load_records([folder])
+    numbers = find_figure("inference-time").draw(records, run_table(records)).numbers.set_index("arm")
+    assert numbers.loc["Expert choice", "overhead_flops_per_image"] == pytest.approx(0.6)
+    assert numbers.loc["Dense (same depth)", "flops_per_image"] == planned

@@ -54,6 +54,7 @@ ARMS = (
     "routing=switch routing.capacity_factor=None parallel.activation_checkpointing=True",
     "routing=promoe train.caption_dropout=0.6",
     "routing=promoe_ec train.caption_dropout=0.6",
+    "routing=promoe routing.capacity_factor=2 routing.group_images=1",
     "routing=expert_choice model.num_layers=4 routing.capacity_by_layer=1.5,0.5",
     "routing=token_choice routing.capacity_factor=1.3 model.num_layers=4 routing.capacity_by_layer=0.4,1.6",
     "routing=expert_race model.num_layers=4 routing.capacity_by_layer=0.4,1.6",

@@ -16,6 +16,7 @@ from torch import Tensor
 from experiments.distributed.agreement import everyone
 from experiments.distributed.deepspeed_library import dist
 from experiments.layers.small_layers import small_layer
+from experiments.routing.contract import RoutingContext
 from experiments.routing.scope import among_the_largest, mean_over_processes
 from experiments.training.engine import process_group
 
@@ -24,6 +25,14 @@ ROUTERS = {
     "expert_race": {"name": "expert_race", "num_experts": 4, "capacity_factor": 1.0},
     "expert_choice": {"name": "expert_choice", "num_experts": 4, "capacity_factor": 1.0, "group_images": "all"},
 }
+LOSSES: dict[str, dict[str, Any]] = {
+    "balance": {"balance_scope": "all"},
+    "balance of images with a caption": {"balance_scope": "all", "unconditional_expert": True},
+    "balance and z-loss of images with a caption": {
+        "group_images": 1, "z_loss_weight": 1.0, "unconditional_expert": True,
+    },
+}  # fmt: skip
+"""Losses whose gradient does not depend on the number of processes. The first of four images has no caption."""
 
 
 def entries() -> dict[str, Tensor]:
@@ -53,15 +62,19 @@ def found(rank: int, world: int) -> dict[str, Any]:
         assignment = small_layer(**settings)(x_BTD).assignment
         observed = None if assignment.observed is None else mean_over_processes(assignment.observed).tolist()
         results[name] = (assignment.chosen_NE.tolist(), observed)
-    results["balance"] = balance_gradient(x_BTD)
+    dropped_B = (torch.arange(4) == 0).chunk(world)[rank]
+    context = RoutingContext.of_a_layer_alone(x_BTD)
+    for name, settings in LOSSES.items():
+        without_caption = dropped_B if settings.get("unconditional_expert") else torch.zeros_like(dropped_B)
+        results[name] = loss_gradient(x_BTD, context._replace(dropped_B=without_caption), settings)
     return results
 
 
-def balance_gradient(x_BTD: Tensor) -> list[list[float]]:
-    """The mean over processes of the gradient of a balance loss that counts loads everywhere."""
+def loss_gradient(x_BTD: Tensor, context: RoutingContext, settings: dict[str, Any]) -> list[list[float]]:
+    """The mean over processes of the gradient of the auxiliary loss of a router with these settings."""
     torch.manual_seed(2)
-    layer = small_layer(name="shared_expert", num_experts=4, balance_loss_weight=1.0, balance_scope="all")
-    (gradient,) = torch.autograd.grad(layer(x_BTD).auxiliary_loss, [layer.router.weight_DE])
+    layer = small_layer(name="shared_expert", num_experts=4, balance_loss_weight=1.0, **settings)
+    (gradient,) = torch.autograd.grad(layer(x_BTD, context).auxiliary_loss, [layer.router.weight_DE])
     mean: list[list[float]] = mean_over_processes(gradient).tolist()
     return mean
 

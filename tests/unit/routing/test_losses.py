@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,15 @@ from torch.testing import assert_close
 from experiments.config.routers import ROUTERS, choosing_names
 from experiments.layers.feed_forward import RoutedFeedForward
 from experiments.layers.small_layers import gradients, small_context
-from experiments.routing.contract import Assignment
-from experiments.routing.losses import balance_loss, contrastive_loss, prediction_loss, similarity_loss, z_loss
+from experiments.routing.contract import Assignment, RoutingContext
+from experiments.routing.losses import (
+    balance_loss,
+    contrastive_loss,
+    counted_balance_loss,
+    prediction_loss,
+    similarity_loss,
+    z_loss,
+)
 
 LayerOf = Callable[..., RoutedFeedForward]
 
@@ -186,6 +194,126 @@ def test_with_two_active_experts_gradients_are_finite_and_not_zero() -> None:
     assert of_prototype_DE.isfinite().all()
     assert of_prototype_DE.ne(0).any(dim=0).tolist() == [True, False, False, True]
     assert of_x_GSD[0, 2].eq(0).all()
+
+
+COUNTED_N = torch.arange(40) % 3 > 0
+"""26 of 40 tokens."""
+
+
+def test_losses_over_the_tokens_that_count_are_those_of_these_tokens_alone() -> None:
+    logits_NE, chosen_NE = torch.randn(40, 4), torch.rand(40, 4) < 0.4
+    kept = logits_NE[COUNTED_N], chosen_NE[COUNTED_N]
+    assert_close(z_loss(logits_NE, COUNTED_N), z_loss(kept[0]))
+    assert_close(similarity_loss(logits_NE, chosen_NE, counted_N=COUNTED_N), similarity_loss(*kept))
+    assert_close(prediction_loss(logits_NE, chosen_NE, COUNTED_N), prediction_loss(*kept))
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_a_balance_loss_over_the_tokens_that_count_is_that_of_groups_of_these_alone(
+    top_k: int, everywhere: bool
+) -> None:
+    """Of four groups of ten tokens, which keep different numbers, the last keeps none and is no group."""
+    logits_GSE, counted_GS = torch.randn(4, 10, 4), COUNTED_N.view(4, 10) & (torch.arange(4) < 3).unsqueeze(1)
+    choice_GSK = logits_GSE.topk(top_k).indices
+    alone = [
+        balance_loss(logits_SE[kept_S].unsqueeze(0), choice_SK[kept_S].unsqueeze(0))
+        for logits_SE, choice_SK, kept_S in zip(logits_GSE[:3], choice_GSK[:3], counted_GS[:3], strict=True)
+    ]
+    found = counted_balance_loss(logits_GSE, choice_GSK, counted_GS, everywhere)
+    assert_close(found, torch.stack(alone).mean())
+    assert_close(
+        counted_balance_loss(logits_GSE, choice_GSK, torch.ones_like(counted_GS), everywhere),
+        balance_loss(logits_GSE, choice_GSK, everywhere),
+    )
+
+
+def test_losses_over_no_tokens_are_0_and_so_are_their_gradients() -> None:
+    logits_NE, nobody_N = torch.randn(40, 4, requires_grad=True), torch.zeros(40, dtype=torch.bool)
+    chosen_NE = logits_NE.detach() > 0
+    losses = [
+        z_loss(logits_NE, nobody_N),
+        similarity_loss(logits_NE, chosen_NE, counted_N=nobody_N),
+        prediction_loss(logits_NE, chosen_NE, nobody_N),
+        counted_balance_loss(logits_NE.view(4, 10, 4), logits_NE.topk(2).indices.view(4, 10, 2), nobody_N.view(4, 10)),
+    ]
+    assert [loss.item() for loss in losses] == [0.0] * 4
+    (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), [logits_NE])
+    assert gradient.eq(0).all()
+
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "balance of groups": {"name": "shared_expert", "group_images": 1, "capacity_factor": 1.0},
+    "balance of a batch": {"name": "shared_expert", "group_images": "batch"},
+    "balance of a process": {"name": "shared_expert", "group_images": 1, "balance_scope": "process"},
+    "balance of all": {"name": "shared_expert", "balance_scope": "all"},
+    "Switch's gate": {"name": "switch", "group_images": 1},
+    "GShard's gate": {"name": "token_choice", "capacity_factor": None},
+    "a gate of three": {"name": "token_choice", "capacity_factor": None, "top_k": 3},
+    "z-loss": {"name": "shared_expert", "balance_loss_weight": 0.0, "z_loss_weight": 1.0},
+    "similarity": {"name": "expert_choice", "similarity_loss_weight": 1.0},
+    "contrast": {"name": "promoe"},
+    "contrast of experts": {"name": "promoe_ec"},
+    "predictor": {"name": "diffmoe", "group_images": 1},
+    "threshold": {"name": "moma", "group_images": 1, "eval_decision": "threshold"},
+    "threshold of logits": {"name": "expert_choice", "gating": "identity", "eval_decision": "threshold"},
+    "race": {"name": "expert_race", "group_images": 1},
+    "bias": {"name": "loss_free"},
+}
+"""A router for each loss and each state that is taken over tokens."""
+
+
+def loss_and_state(layer: RoutedFeedForward, x_BTD: Tensor, context: RoutingContext) -> tuple[Tensor, Tensor | None]:
+    output = layer(x_BTD, context)
+    return output.auxiliary_loss, output.assignment.observed
+
+
+@pytest.mark.parametrize("settings", LOSSES.values(), ids=LOSSES.keys())
+def test_losses_and_states_are_those_of_the_images_with_a_caption(settings: dict[str, Any], layer_of: LayerOf) -> None:
+    """Images without one have an expert of their own, and are as if they were not there."""
+    layer, x_BTD = layer_of(num_experts=4, unconditional_expert=True, **settings), torch.randn(4, 16, 8)
+    found = loss_and_state(layer, x_BTD, small_context(x_BTD, num_dropped=1))
+    layer.unconditional, layer.router.has_unconditional = None, False
+    loss, observed = loss_and_state(layer, x_BTD[1:], small_context(x_BTD[1:]))
+    assert_close(found[0], loss)
+    assert (found[1] is None) == (observed is None)
+    if found[1] is not None and observed is not None:
+        assert_close(found[1], observed)
+    assert loss.item() > 0 or observed is not None
+
+
+WITH_PADDING = {name: settings for name, settings in LOSSES.items() if name != "race"}
+"""A race lets padding compete with text, so that its pairs follow both."""
+
+
+def with_padding(x_BTD: Tensor) -> RoutingContext:
+    """Captions of 3, 10, 7 and 16 tokens; an expert that chooses has more slots than the first has tokens."""
+    real_BT = torch.arange(16) < torch.tensor([[3], [10], [7], [16]])
+    return small_context(x_BTD)._replace(real_BT=real_BT)
+
+
+@pytest.mark.parametrize("settings", WITH_PADDING.values(), ids=WITH_PADDING.keys())
+def test_padding_of_captions_changes_no_loss_and_no_state(settings: dict[str, Any], layer_of: LayerOf) -> None:
+    layer, x_BTD = layer_of(num_experts=4, **settings), torch.randn(4, 16, 8)
+    layer.router.in_layer(0, 1.0, is_text=True)
+    context = with_padding(x_BTD)
+    loss, observed = loss_and_state(layer, x_BTD, context)
+    assert context.real_BT is not None
+    replaced_BTD = torch.where(context.real_BT.unsqueeze(-1), x_BTD, torch.randn_like(x_BTD))
+    found = loss_and_state(layer, replaced_BTD, context)
+    assert_close(found[0], loss)
+    if found[1] is not None and observed is not None:
+        assert_close(found[1], observed)
+
+
+def test_a_predictor_gives_no_padding_to_an_expert(layer_of: LayerOf) -> None:
+    layer, x_BTD = layer_of(name="diffmoe", num_experts=4).eval(), torch.randn(4, 16, 8)
+    layer.router.in_layer(0, 1.0, is_text=True)
+    layer.router.state.update(torch.full((4,), 0.25))
+    context = with_padding(x_BTD)
+    experts_BT = layer(x_BTD, context).experts_per_token_BT
+    assert experts_BT[~context.real_BT].sum() == 0
+    assert experts_BT[context.real_BT].sum() > 0
 
 
 def choices(found: Assignment, top_k: int) -> Tensor:

@@ -179,6 +179,27 @@ def test_what_thresholds_observe_is_the_least_value_that_is_taken(layer_of: Laye
     assert_close(moma.observed, taken.amin(dim=0))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "expert_race"},
+        {"name": "diffmoe"},
+        {"name": "expert_choice", "eval_decision": "threshold"},
+    ],
+    ids=lambda settings: str(settings["name"]),
+)
+def test_a_batch_without_a_caption_leaves_the_thresholds_where_they_are(
+    settings: dict[str, Any], layer_of: LayerOf
+) -> None:
+    """An unconditional expert takes all of its tokens. Before the first step such a batch is better than no batch."""
+    layer, x_BTD = layer_of(num_experts=4, unconditional_expert=True, group_images=1, **settings), torch.randn(4, 16, 8)
+    with_captions = layer(x_BTD, small_context(x_BTD)).assignment.observed
+    nobody = small_context(x_BTD, num_dropped=4)
+    assert_close(layer(x_BTD, nobody).assignment.observed, with_captions)
+    layer.router.state.update(with_captions + 1)
+    assert_close(layer(x_BTD, nobody).assignment.observed, with_captions + 1)
+
+
 def test_the_capacity_falls_from_all_experts_to_its_value(layer_of: LayerOf) -> None:
     layer = layer_of(name="expert_choice", num_experts=4, capacity_factor=1.0, capacity_warmup_images=100)
     found: dict[int, Tensor] = {}

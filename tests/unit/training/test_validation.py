@@ -130,11 +130,15 @@ def test_outside_training_the_evaluation_capacity_counts(build: Build, tiny: Tin
     assert values(build(roomy), roomy)["dropped_share"] == 0
 
 
-@pytest.mark.parametrize("router", routed_names())
+EMPTY_SLOTS_LEFT_OUT = "routing=promoe routing.capacity_factor=2 routing.group_images=1"
+
+
+@pytest.mark.parametrize("arm", [*(f"routing={router}" for router in routed_names()), EMPTY_SLOTS_LEFT_OUT])
 def test_executed_flops_of_evaluation_are_those_that_torch_counts(
-    router: str, build: Build, tiny: Tiny, advance: Callable[..., list[float]]
+    arm: str, build: Build, tiny: Tiny, advance: Callable[..., list[float]]
 ) -> None:
-    config = tiny(f"routing={router}", *SIXTEEN)
+    config = tiny(*arm.split(), *SIXTEEN)
+    assert compute_varies(config, training=False) or arm != EMPTY_SLOTS_LEFT_OUT
     if not compute_varies(config, training=False):
         assert "executed_flops_per_image" not in values(build(config), config)
         return

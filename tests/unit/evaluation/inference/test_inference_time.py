@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.config.budget import budget
 from experiments.config.overrides import load_config
+from experiments.config.routers import ROUTERS
+from experiments.evaluation.inference import inference_time
 from experiments.evaluation.inference.inference_time import (
     FLOPS,
     PEAK_MEMORY,
@@ -15,11 +18,12 @@ from experiments.evaluation.inference.inference_time import (
     measure_inference,
     overhead_over_dense,
 )
-from experiments.evaluation.sampling.generate import SamplerSettings, caption_ids, image_noise, sample
+from experiments.evaluation.sampling.generate import SamplerSettings, image_noise, sample, validation_captions
 from experiments.evaluation.sampling.load_run import LoadedRun, current_device
 from experiments.flow.samplers import Guidance
 from experiments.models.dit import DiT
 from experiments.records.run_folder import RunDir
+from experiments.routing.state import RunningThreshold
 from experiments.training.description import describe_run
 
 BATCH = 4
@@ -41,11 +45,25 @@ def measured(run: LoadedRun, how: SamplerSettings, rounds: int = 1) -> dict[str,
     return {row.metric: row for row in rows}
 
 
-def test_flops_are_those_that_torch_counts():
-    """Attention as plain matmuls, because torch counts none of its fused kernel on a CPU."""
-    run, how = loaded("routing=dense"), settings()
-    captions = caption_ids(run.config, ["a circle"] * BATCH)
-    noise = image_noise(run.config, range(BATCH), 0).to(current_device())
+@pytest.mark.parametrize(
+    "arm",
+    [
+        *(f"routing={router}" for router in ROUTERS),
+        "routing=promoe routing.top_k=2",
+        "routing=promoe routing.capacity_factor=2 routing.group_images=1",
+    ],
+)
+def test_flops_are_those_that_torch_counts(arm):
+    """Attention as plain matmuls, because torch counts none of its fused kernel on a CPU.
+
+    Thresholds of 0 let more pairs through than are planned, and the unconditional branch has one expert for a token.
+    """
+    run, how = loaded(*arm.split()), settings()
+    for module in run.model.modules():
+        if isinstance(module, RunningThreshold):
+            module.update(torch.zeros_like(module.value_K))
+    captions = validation_captions(run.config, BATCH)
+    noise = image_noise(run.config, range(BATCH), run.config.data.seed).to(current_device())
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
         sample(run.model, captions, noise, how)
@@ -84,6 +102,26 @@ def test_the_row_of_time_says_how_it_was_measured():
     assert (row.weights, row.images_seen) == ("ema", 640)
 
 
+def test_the_clock_does_not_run_while_captions_and_noise_are_made(monkeypatch):
+    """Rendering the validation images and drawing noise take 100 seconds each here, and sampling 1 second an image."""
+    seconds = 0.0
+
+    def taking(duration, function):
+        def slow(*args, **kwargs):
+            nonlocal seconds
+            seconds += duration
+            return function(*args, **kwargs)
+
+        return slow
+
+    for name in ("validation_captions", "empty_of", "image_noise"):
+        monkeypatch.setattr(inference_time, name, taking(100, getattr(inference_time, name)))
+    monkeypatch.setattr(inference_time, "sample", taking(BATCH, inference_time.sample))
+    monkeypatch.setattr(inference_time, "time", SimpleNamespace(perf_counter=lambda: seconds))
+    row = measured(loaded("routing=dense"), settings(), rounds=2)[SECONDS]
+    assert (row.value, row.settings["slowest_seconds"]) == (1.0, 1.0)
+
+
 def test_the_row_says_when_and_what_guidance_guides():
     rows = measured(loaded("routing=dense"), settings(guidance=Guidance(2.0, 0.3, 0.7, 2)))
     guided = {"guidance": 2.0, "guidance_start": 0.3, "guidance_stop": 0.7, "guidance_channels": 2}
@@ -94,10 +132,10 @@ def test_the_row_says_when_and_what_guidance_guides():
 def test_overhead_is_over_the_dense_model_of_the_same_backbone():
     dense, wide = loaded("routing=dense"), loaded("routing=dense", "model.ffn_factor=6")
     sparse = loaded("routing=expert_choice")
-    nothing, other, found = overhead_over_dense([dense, wide, sparse], [0.1, 0.2, 0.125])
+    nothing, other, found = overhead_over_dense([dense, wide, sparse], [0.1, 0.2, 0.125], [4e6, 6e6, 5e6])
     assert nothing is None
     assert other is None
     assert found.seconds == pytest.approx(0.25)
     assert found.params_active == sparse.record.params_active / dense.record.params_active - 1
-    assert found.flops == sparse.record.flops_per_image / dense.record.flops_per_image - 1
-    assert overhead_over_dense([wide, sparse], [0.1, 0.2]) == [None, None]
+    assert found.flops == pytest.approx(0.25)
+    assert overhead_over_dense([wide, sparse], [0.1, 0.2], [6e6, 5e6]) == [None, None]
