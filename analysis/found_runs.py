@@ -15,7 +15,7 @@ from experiments.records.divergence import diverged_at
 from experiments.records.record_types import RunRecord, Status
 from experiments.records.run_folder import RunDir
 from experiments.records.wandb_mirror import mirror_id
-from experiments.settings_id import dotted
+from experiments.settings_id import dotted, num_processes_counted
 from experiments.text import encodable
 
 WITHOUT_EFFECT = (
@@ -26,8 +26,13 @@ WITHOUT_EFFECT = (
 """Settings that do not change the losses: runs that differ in nothing else are copies of each other.
 
 The path of a data set is one of them, as `data.fingerprint` says which set it is. Where the sparse layers would be
-has no effect on a dense model either (`_described`).
+has no effect on a dense model either (`_described`). The number of processes has one where routing groups depend on it,
+for which there is the column `PROCESSES`.
 """
+
+PROCESSES = "routing.world"
+"""The column that holds the number of processes where routing groups depend on it, and 1 elsewhere. It makes arms, as
+settings of routing do, although no user sets it."""
 
 BEGAN_FROM = "train.init_from"
 """The setting whose column says what the parent was, since a path would make an arm of each place and seed."""
@@ -99,6 +104,7 @@ def read_found_run(run: RunDir) -> FinishedRun | DivergedRun | LeftOutRecord:
 def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
     config = stored_config(record.config, run.run_json, record.plugin_names)
     settings = {"train.ema": config.train.ema, **dict(dotted(record.config))}
+    settings[PROCESSES] = int(num_processes_counted(record.config))
     if record.plugins:  # two versions of the source of a router are two arms, and their runs are no copies
         settings["routing.plugin"] = record.plugins[0].sha256[:12]
     fingerprint = settings.pop("train.init_fingerprint", None)

@@ -148,6 +148,19 @@ def test_biases_of_experts_are_an_arm_beside_runs_that_do_not_store_them(write_a
     assert set(table["arm"]) == {"Switch (expert bias False)", "Switch (expert bias True)"}
 
 
+def test_numbers_of_processes_are_arms_where_routing_groups_follow_them(
+    tmp_path: Path, write_run: Callable[..., object]
+) -> None:
+    for seed, world in enumerate((1, 4)):
+        for router, group in (("dense", None), ("token_choice", "batch"), ("expert_choice", 8)):
+            settings = {"routing": {"name": router, "group_images": group}, "parallel": {"world": world}, "seed": seed}
+            train = {"train": {"images": 3200, "batch_images": 32}, "eval": {"every_images": 3200}}
+            write_run(tmp_path / f"{router}-{world}", settings | train, lambda images: 1.0)
+    assert arms_of(tmp_path)["arm"].value_counts().to_dict() == {
+        "Dense (same depth)": 2, "Expert choice": 2, "Token choice (world 1)": 1, "Token choice (world 4)": 1,
+    }  # fmt: skip
+
+
 def test_a_law_in_experts_has_a_family_for_each_placement(write_arms: WriteArms) -> None:
     arms = {
         f"{number} {experts}": ({"sparse_layers": placement}, {"name": "expert_choice", "num_experts": experts}, 1e-5)
