@@ -105,6 +105,7 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
     config = stored_config(record.config, run.run_json, record.plugin_names)
     settings = {"train.ema": config.train.ema, **dict(dotted(record.config))}
     settings[PROCESSES] = int(num_processes_counted(record.config))
+    settings["train.precision"] = record.precision  # what `auto` became there, as losses of bf16 and fp32 differ
     if record.plugins:  # two versions of the source of a router are two arms, and their runs are no copies
         settings["routing.plugin"] = record.plugins[0].sha256[:12]
     fingerprint = settings.pop("train.init_fingerprint", None)

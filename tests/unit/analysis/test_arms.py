@@ -205,6 +205,22 @@ def test_another_learning_rate_or_horizon_is_another_setting_and_no_seed(
     assert set(table["arm"]) == {"Dense (same depth)"}
 
 
+def test_what_a_run_was_computed_in_is_another_setup_and_no_seed(
+    tmp_path: Path, write_run: Callable[..., object]
+) -> None:
+    """`train.precision` is `auto` in two of them, which became bf16 on an accelerator."""
+    given = (("auto", "fp32"), ("auto", "bf16"), ("fp32", "fp32"))
+    for seed, (setting, precision) in enumerate(given):
+        train = {"images": 3200, "precision": setting}
+        settings = {"routing": {"name": "dense"}, "train": train, "eval": {"every_images": 3200}, "seed": seed}
+        write_run(tmp_path / str(seed), settings, lambda images: 1.0, precision=precision)
+    table = arms_of(tmp_path)
+    assert set(table["arm"]) == {"Dense (same depth)"}
+    assert table.groupby("setup")["seed"].apply(sorted).to_dict() == {
+        "nano, train.precision=fp32": [0, 2], "nano, train.precision=bf16": [1],
+    }  # fmt: skip
+
+
 def test_a_comparison_of_widths_names_the_parametrization_that_all_of_them_share(
     tmp_path: Path, write_run: Callable[..., object]
 ) -> None:
