@@ -186,7 +186,7 @@ def measure_time(folders: Sequence[RunDir], how: EvaluateOptions, show: Show) ->
         for folder, of_run in zip(folders, rows, strict=True):
             append_evaluations(folder, of_run)
         seconds = [next(row.value for row in of_run if row.metric == SECONDS) for of_run in rows]
-        overheads = overhead_over_dense(runs, seconds)
+        overheads = overhead_over_dense(runs, settings, seconds)
         measured += [
             MeasuredRun(folder.path, scale, of_run, overhead)
             for folder, of_run, overhead in zip(folders, rows, overheads, strict=True)

@@ -81,11 +81,20 @@ def measure_inference(
     ]
 
 
-def overhead_over_dense(runs: Sequence[LoadedRun], seconds: Sequence[float]) -> list[Overhead | None]:
-    """Returns the overhead of each run over the dense runs of the same preset, depth and width; None without one."""
+def overhead_over_dense(
+    runs: Sequence[LoadedRun], settings: Sequence[SamplerSettings], seconds: Sequence[float]
+) -> list[Overhead | None]:
+    """Returns the overhead of each run over the dense runs of the same preset, depth and width; None without one.
+
+    A dense run counts only where it sampled by the same settings.
+    """
     found: list[Overhead | None] = []
-    for run, mine in zip(runs, seconds, strict=True):
-        dense = [(other, theirs) for other, theirs in zip(runs, seconds, strict=True) if _is_dense_of(other, run)]
+    for run, how, mine in zip(runs, settings, seconds, strict=True):
+        dense = [
+            (other, theirs)
+            for other, beside, theirs in zip(runs, settings, seconds, strict=True)
+            if beside == how and _is_dense_of(other, run)
+        ]
         if not dense or run.config.routing.name == "dense":
             found.append(None)
             continue
@@ -102,8 +111,14 @@ def overhead_over_dense(runs: Sequence[LoadedRun], seconds: Sequence[float]) -> 
 
 
 def _is_dense_of(dense: LoadedRun, run: LoadedRun) -> bool:
-    """Returns whether `dense` is the backbone of `run` without its experts."""
-    return dense.config.routing.name == "dense" and dense.config.model == run.config.model
+    """Returns whether `dense` is the backbone of `run` without its experts, for the same task and in its precision."""
+    return dense.config.routing.name == "dense" and _task(dense) == _task(run)
+
+
+def _task(run: LoadedRun) -> tuple[object, ...]:
+    """Returns what a run and its dense baseline share: the backbone, the form of the data, the objective, precision."""
+    data = run.config.data.model_copy(update={"path": None, "seed": 0})
+    return run.config.model, data, run.config.flow, run.precision
 
 
 @dataclass(frozen=True)
