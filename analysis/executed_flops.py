@@ -64,6 +64,14 @@ def after_parents(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(images_seen=rows["images_seen"] + before)
 
 
+def with_images_before(runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns `runs` with `images_seen` that include those on which first weights were trained, as `train_flops` does.
+
+    What is computed from the images of a run itself, such as `train_flops`, has to be computed before.
+    """
+    return runs.assign(images_seen=runs["images_seen"] + runs["images_before"].astype("int64"))
+
+
 COUNTED_BEFORE = "Images and FLOPs include those of the runs that first weights come from; seconds do not."
 """The note of figures and tables that compare by compute, where a run began from the weights of another one."""
 
