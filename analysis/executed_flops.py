@@ -6,7 +6,8 @@ that `flops` of `steps` and `train_flops_per_image` of `runs` are the executed o
 downstream has to ask. The planned ones stay in `planned_flops` and `planned_train_flops_per_image`.
 
 A run that began from the weights of another one (`train.init_from`) has been paid for there in part. `runs` has this in
-`flops_before` and `images_before`, which are 0 for other runs, and `flops` of `steps` and of curves includes it.
+`flops_before` and `images_before`, which are 0 for other runs, and `flops` of `steps` and of curves includes it. Of a
+merged run `images_before` also has the images of all parts but the first, as its FLOPs are those of all.
 """
 
 from __future__ import annotations
@@ -77,5 +78,5 @@ COUNTED_BEFORE = "Images and FLOPs include those of the runs that first weights 
 
 
 def notes_on_parents(runs: pd.DataFrame) -> list[str]:
-    """Returns `COUNTED_BEFORE` where any of `runs` began from the weights of another run."""
-    return [COUNTED_BEFORE] if (runs["flops_before"] > 0).any() else []
+    """Returns `COUNTED_BEFORE` where any of `runs` began from the weights of another run, or was merged from others."""
+    return [COUNTED_BEFORE] if (runs[["flops_before", "images_before"]] > 0).any(axis=None) else []

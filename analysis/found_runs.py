@@ -112,6 +112,8 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
     if lineage := _lineage(record):
         settings[BEGAN_FROM] = lineage
     facts = record_facts(record) | counts_without_embeddings(record)
+    if record.parts:  # the others were trained on as many images as the first, of which the merged run has the number
+        facts["images_before"] += (len(record.parts) - 1) * status.images_seen
     seen = {"images_seen": status.images_seen, "peak_memory_gib": status.peak_memory_gib}
     row = {"run": str(run.path), **seen, **facts, **settings}
     without_effect = (*WITHOUT_EFFECT, KEY_OF_PLACEMENT) if config.routing.name == "dense" else WITHOUT_EFFECT
