@@ -53,6 +53,7 @@ QUALIFIERS = {
     "routing.expert_factor": "experts {} wide",
     "routing.shared_factor": "shared {} wide",
     "routing.balance_loss_weight": "balance loss {}",
+    "routing.world": "world {}",
     "model.ffn_factor": "feed-forward {} wide",
     "model.num_layers": "{} layers",
     PLACEMENT: "sparse layers {}",
@@ -166,11 +167,9 @@ def setting_text(value: object) -> str:
 def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, str], Arm]:
     """Names each (setup, arm_key). No two arms of one setup have the same label."""
     varying = {router: _varying(group, arm_columns) for router, group in runs.groupby("routing.name")}
-    sparse = runs[runs["routing.name"] != "dense"]
-    if sparse["routing.num_experts"].nunique() < 2:
-        varying = {router: columns - {"routing.num_experts"} for router, columns in varying.items()}
-    else:
-        varying = {router: columns | {"routing.num_experts"} for router, columns in varying.items()}
+    experts, sparse = {"routing.num_experts"}, runs[runs["routing.name"] != "dense"]
+    several = sparse["routing.num_experts"].nunique() > 1
+    varying = {router: columns | experts if several else columns - experts for router, columns in varying.items()}
     spent = train_flops(runs) if (runs["flops_before"] > 0).any() else None
     began = began_from_weights(runs)
     arms: dict[tuple[str, str], Arm] = {}

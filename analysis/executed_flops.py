@@ -6,7 +6,8 @@ that `flops` of `steps` and `train_flops_per_image` of `runs` are the executed o
 downstream has to ask. The planned ones stay in `planned_flops` and `planned_train_flops_per_image`.
 
 A run that began from the weights of another one (`train.init_from`) has been paid for there in part. `runs` has this in
-`flops_before` and `images_before`, which are 0 for other runs, and `flops` of `steps` and of curves includes it.
+`flops_before` and `images_before`, which are 0 for other runs, and `flops` of `steps` and of curves includes it. Of a
+merged run `images_before` also has the images of all parts but the first, as its FLOPs are those of all.
 """
 
 from __future__ import annotations
@@ -64,10 +65,18 @@ def after_parents(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(images_seen=rows["images_seen"] + before)
 
 
+def with_images_before(runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns `runs` with `images_seen` that include those on which first weights were trained, as `train_flops` does.
+
+    What is computed from the images of a run itself, such as `train_flops`, has to be computed before.
+    """
+    return runs.assign(images_seen=runs["images_seen"] + runs["images_before"].astype("int64"))
+
+
 COUNTED_BEFORE = "Images and FLOPs include those of the runs that first weights come from; seconds do not."
 """The note of figures and tables that compare by compute, where a run began from the weights of another one."""
 
 
 def notes_on_parents(runs: pd.DataFrame) -> list[str]:
-    """Returns `COUNTED_BEFORE` where any of `runs` began from the weights of another run."""
-    return [COUNTED_BEFORE] if (runs["flops_before"] > 0).any() else []
+    """Returns `COUNTED_BEFORE` where any of `runs` began from the weights of another run, or was merged from others."""
+    return [COUNTED_BEFORE] if (runs[["flops_before", "images_before"]] > 0).any(axis=None) else []

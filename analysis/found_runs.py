@@ -15,7 +15,7 @@ from experiments.records.divergence import diverged_at
 from experiments.records.record_types import ImportedRecord, RunRecord, Status
 from experiments.records.run_folder import RunDir
 from experiments.records.wandb_mirror import mirror_id
-from experiments.settings_id import dotted
+from experiments.settings_id import dotted, num_processes_counted
 from experiments.text import encodable
 
 WITHOUT_EFFECT = (
@@ -26,8 +26,13 @@ WITHOUT_EFFECT = (
 """Settings that do not change the losses: runs that differ in nothing else are copies of each other.
 
 The path of a data set is one of them, as `data.fingerprint` says which set it is. Where the sparse layers would be
-has no effect on a dense model either (`_described`).
+has no effect on a dense model either (`_described`). The number of processes has one where routing groups depend on it,
+for which there is the column `PROCESSES`.
 """
+
+PROCESSES = "routing.world"
+"""The column that holds the number of processes where routing groups depend on it, and 1 elsewhere. It makes arms, as
+settings of routing do, although no user sets it."""
 
 BEGAN_FROM = "train.init_from"
 """The setting whose column says what the parent was, since a path would make an arm of each place and seed."""
@@ -101,6 +106,8 @@ def read_found_run(run: RunDir) -> FinishedRun | DivergedRun | LeftOutRecord:
 def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
     config = stored_config(record.config, run.run_json, record.plugin_names)
     settings = {"train.ema": config.train.ema, **dict(dotted(record.config))}
+    settings[PROCESSES] = int(num_processes_counted(record.config))
+    settings["train.precision"] = record.precision  # what `auto` became there, as losses of bf16 and fp32 differ
     if record.plugins:  # two versions of the source of a router are two arms, and their runs are no copies
         settings["routing.plugin"] = record.plugins[0].sha256[:12]
     if record.imported:  # other weights are another arm too, whatever their settings
@@ -109,6 +116,8 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
     if lineage := _lineage(record):
         settings[BEGAN_FROM] = lineage
     facts = record_facts(record) | counts_without_embeddings(record)
+    if record.parts:  # the others were trained on as many images as the first, of which the merged run has the number
+        facts["images_before"] += (len(record.parts) - 1) * status.images_seen
     seen = {"images_seen": status.images_seen, "peak_memory_gib": status.peak_memory_gib}
     row = {"run": str(run.path), **seen, **facts, **settings}
     without_effect = (*WITHOUT_EFFECT, KEY_OF_PLACEMENT) if config.routing.name == "dense" else WITHOUT_EFFECT

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import Akima1DInterpolator
 
 from analysis.arms import ARM_SETTINGS, arm_list, setting_text, with_arms
-from analysis.executed_flops import train_flops
+from analysis.executed_flops import train_flops, with_images_before
 from analysis.found_runs import WITHOUT_EFFECT
 from analysis.isoflop_laws import laws_of_minima
 from analysis.isoflop_parametric import SizesOfBudget, disagreements, parametric_or_refusal
@@ -179,7 +179,7 @@ def _budgets(table: pd.DataFrame, size: str) -> Iterator[_FlopBudget]:
     unnamed = table.copy()
     unnamed["train.images"] = 0
     named = with_arms(unnamed)
-    studied = named.assign(study=_studies(named)).assign(train_flops=train_flops(named))
+    studied = with_images_before(named.assign(study=_studies(named), train_flops=train_flops(named)))
     for study, runs in studied.groupby("study", sort=False):
         for arm, _, _ in arm_list(runs):
             ours = runs[runs["arm"] == arm].sort_values(["train_flops", size], kind="stable")

@@ -8,7 +8,8 @@ dense, how many times fewer images (FLOPs, seconds) it needs to dense's final lo
 
 With the curves of three lengths the distance may lie outside of what was run. It is then a limit: an arm that is below
 dense's final loss at its shortest length saves at least the ratio of the two lengths, and is counted with that ratio,
-which makes a large saving smaller.
+which makes a large saving smaller. Where losses rise with length, so that neither curve begins at or below the end of
+the other although they have no stretch in common, there is no saving.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def savings(table: pd.DataFrame, size: str) -> pd.DataFrame:
 
     `table` has a row per run, with the columns `arm`, `arm_kind`, `seed`, `val_loss`, those of `AXES` and the column
     that `size` names. Dense of the same size and seed is the reference; arms without it have no row, and neither have
-    curves of fewer than two lengths.
+    curves of fewer than two lengths, and those whose losses rise so that no limit is known.
     """
     return pd.DataFrame(
         [row for _, runs in table.groupby([size, "seed"]) for row in _of_one_seed(runs, size)],
@@ -61,9 +62,10 @@ def _of_one_seed(runs: pd.DataFrame, size: str) -> Iterator[dict[str, Any]]:
         if arm == baseline_of.get(str(arm)) or min(len(ours), len(dense)) < 2:
             continue
         for axis in AXES:
-            log_saving, is_limit = _log_saving(_curve(ours, axis), _curve(dense, axis))
+            found = _log_saving(_curve(ours, axis), _curve(dense, axis))
             about = {"arm": arm, "size": ours[size].iloc[0], "seed": ours["seed"].iloc[0], "axis": axis}
-            yield about | {"log_saving": log_saving, "is_limit": is_limit}
+            if found is not None:
+                yield about | dict(zip(("log_saving", "is_limit"), found, strict=True))
 
 
 def _curve(runs: pd.DataFrame, axis: str) -> Curve:
@@ -71,11 +73,13 @@ def _curve(runs: pd.DataFrame, axis: str) -> Curve:
     return Curve(ends[axis].astype(float).to_list(), ends["val_loss"].to_list())
 
 
-def _log_saving(ours: Curve, dense: Curve) -> tuple[float, bool]:
-    """Returns the log saving at the lowest loss that both reach, and whether it is only a limit of it."""
+def _log_saving(ours: Curve, dense: Curve) -> tuple[float, bool] | None:
+    """Returns the log saving at the lowest loss that both reach, and whether it is only a limit of it; or None."""
     found = shift(ours, dense)
     if found is not None:
         return found.at_lowest, False
-    if max(ours.loss) <= dense.loss[-1]:
+    if ours.loss[0] <= dense.loss[-1]:
         return math.log(dense.x[-1] / ours.x[0]), True
-    return math.log(dense.x[0] / ours.x[-1]), True
+    if dense.loss[0] <= ours.loss[-1]:
+        return math.log(dense.x[0] / ours.x[-1]), True
+    return None

@@ -30,10 +30,16 @@ def settings_id(settings: Mapping[str, Any]) -> str:
     not JSON.
     """
     counted = counted_settings(settings)
-    world = _number_in(settings, "parallel", "world")
-    if world is not None and world > 1 and _groups_follow_processes(settings):
+    world = num_processes_counted(settings)
+    if world > 1:
         counted["parallel"] = {"world": world}
     return _digest(counted)
+
+
+def num_processes_counted(settings: Mapping[str, Any]) -> float:
+    """Returns the number of processes of a run where its routing groups depend on it, and 1 where they do not."""
+    world = _number_in(settings, "parallel", "world")
+    return 1 if world is None or not _groups_follow_processes(settings) else world
 
 
 def counted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

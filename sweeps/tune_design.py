@@ -2,8 +2,8 @@
 
     ecdit.tune: {value: {optim.learning_rate: [1.0e-3, 2.0e-3, 4.0e-3], on: {train.images: 3200}, seeds: 2}}
 
-A proxy is the arm with the settings of `on`, which make it cheap. It is trained with each value and with the seeds 0 to
-`seeds` - 1. `tuning.py` trains the proxies and chooses the values.
+A proxy is the arm with the settings of `on`, which make it cheap. It is trained with each value and with `seeds` seeds,
+none of which the sweep has. `tuning.py` trains the proxies and chooses the values.
 """
 
 from __future__ import annotations

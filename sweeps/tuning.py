@@ -10,10 +10,14 @@ seeds, wins; a value counts as worst when a run of it diverged or failed. A winn
 grid by one value, in the ratio of the two values at that edge, up to `MAX_EXTENSIONS` times; after that the value is
 marked as one at the edge. All of this follows from the spec and from the folder of the proxies, so that a sweep that
 was interrupted continues from there. `execution.py` runs proxies and study.
+
+The lowest loss of several values is in part low by chance, the more so the more values there are. Proxies have seeds
+that the sweep has not, so that this chance does not enter what the sweep reports.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +26,7 @@ from statistics import fmean
 
 from experiments.config.designs import TRAIN_FLOPS, TUNE, load_designed
 from experiments.config.overrides import resolved_name, split_words
+from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, SpecError
 from experiments.records.record_types import TunedSetting
 from sweeps.folder import SweepFolder
@@ -33,6 +38,9 @@ from sweeps.tune_design import TuneDesign, is_design, tune_design
 
 MAX_EXTENSIONS = 3
 """The number of values that are added to the grid of an arm at most."""
+FIRST_SEED = 1000
+"""The first seed of proxies. It lies above those that studies usually have: if proxies took the first numbers that a
+sweep leaves free, then a sweep that gets more seeds would be tuned anew, in the end to another value."""
 
 Values = tuple[int | float, ...]
 
@@ -83,26 +91,30 @@ class Tuning:
     design: TuneDesign
     _costs: Costs = field(default_factory=Costs)
     _proxies: dict[tuple[tuple[str, ...], float, int], PlannedRun] = field(default_factory=dict)
+    _seeds: tuple[int, ...] = ()
+    """The seeds of the proxies, none of which the sweep has."""
     _words: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The words of the proxies of each arm."""
     _arm_of: dict[tuple[str, ...], str] = field(default_factory=dict)
     """The arm of each combination of the sweep."""
 
     def __post_init__(self) -> None:
-        """Finds the arms.
+        """Finds the arms, and seeds for their proxies.
 
         Raises `SpecError` where a combination gives the tuned setting, and `ConfigError` where a proxy, or a run of the
         sweep with one of the values, cannot be. Otherwise the second would be known only after the proxies are trained.
         """
+        seeds_of_sweep = set[int]()
         for words, settings in combinations(self.spec, self.overrides):
             self._refuse_given(words)
             with named_combination(settings):
                 proxy = self._proxy_words(words)
                 arm = self._proxy(proxy, self.design.values[0], 0).config_id
-                for value in self.design.values:
-                    self._check_run(words, value)
+                seeds_of_sweep |= {self._run(words, value).seed for value in self.design.values}
             self._words.setdefault(arm, proxy)
             self._arm_of[tuple(words)] = arm
+        free = (seed for seed in itertools.count(FIRST_SEED) if seed not in seeds_of_sweep)
+        self._seeds = tuple(itertools.islice(free, self.design.num_seeds))
 
     def survey(self) -> Survey:
         """Reads how far the proxies have come, and extends grids where they end at a winner. It writes nothing."""
@@ -151,7 +163,7 @@ class Tuning:
     def _tuned_arm(self, name: str, words: tuple[str, ...], names: dict[str, str]) -> TunedArm:
         values: Values = self.design.values
         while True:
-            grid = [[self._proxy(words, value, seed) for seed in range(self.design.num_seeds)] for value in values]
+            grid = [[self._proxy(words, value, seed) for seed in self._seeds] for value in values]
             proxies = tuple(run for runs in grid for run in runs)
             ended = {run.config_id: ending_of(self.folder, run, names) for run in proxies}
             if any(one is None for one in ended.values()):
@@ -171,7 +183,7 @@ class Tuning:
             if longer is None:
                 tuned = TunedSetting(
                     setting=self.design.setting, value=values[best], values=list(values), losses=losses,
-                    num_seeds=self.design.num_seeds, on=dict(self.design.on), edge=is_edge,
+                    num_seeds=self.design.num_seeds, seeds=list(self._seeds), on=dict(self.design.on), edge=is_edge,
                     proxies=[names[run.config_id] for run in proxies],
                 )  # fmt: skip
                 return TunedArm(name, values, proxies, tuned, worst)
@@ -189,7 +201,7 @@ class Tuning:
             self._proxy(words, added, 0)
             for combination, arm in self._arm_of.items():
                 if self._words[arm] == words:
-                    self._check_run(combination, added)
+                    self._run(combination, added)
         except ConfigError:  # beyond the limits of the setting, which is then an edge of its own
             return None
         return (added, *values) if best == 0 else (*values, added)
@@ -216,9 +228,9 @@ class Tuning:
             kept = [word for word in kept if not is_design(word, TRAIN_FLOPS)]
         return (*kept, *(f"{name}={value}" for name, value in self.design.on.items()))
 
-    def _check_run(self, words: Sequence[str], value: float) -> None:
-        """Raises `ConfigError` where a run of the sweep itself cannot have `value`."""
-        load_designed([*words, self.design.word(value)], cost_of=self._costs)
+    def _run(self, words: Sequence[str], value: float) -> RunConfig:
+        """Returns the settings of a run of the sweep itself with `value`. Raises `ConfigError` where it cannot be."""
+        return load_designed([*words, self.design.word(value)], cost_of=self._costs).config
 
     def _proxy(self, words: tuple[str, ...], value: float, seed: int) -> PlannedRun:
         key = (words, value, seed)

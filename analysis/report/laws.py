@@ -1,7 +1,8 @@
 """The scaling laws of a report: every form is fitted to every family of runs, where the runs identify it.
 
 `analysis/laws/families.py` divides the runs into families. N is read from the column of the run table that the
-argument `size` names, D is the number of training images, and C is the training FLOPs.
+argument `size` names, D is the number of training images, and C is the training FLOPs. Both include what the first
+weights of a run have cost.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from analysis.executed_flops import with_images_before
 from analysis.laws.bootstrap import NUM_RESAMPLES, BootstrapEstimate, bootstrap
 from analysis.laws.families import arm_families, length_families, router_families
 from analysis.laws.fit import FitError
@@ -62,6 +64,7 @@ def laws(
     """Returns every form for every family of the run rows (`run_rows`), ordered by form; `tell` announces each fit."""
     columns = {"N": size, "D": "images_seen", "C": "train_flops", "experts": "routing.num_experts"}
     found = []
+    rows = with_images_before(rows)
     of_forms = ((OF_ARM, arm_families), (OF_ROUTER_AND_IMAGES, length_families), (OF_ROUTER, router_families))
     for forms, families in of_forms:
         for form in forms:

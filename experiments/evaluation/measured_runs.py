@@ -187,7 +187,8 @@ def measure_time(folders: Sequence[RunDir], how: EvaluateOptions, show: Show) ->
         for folder, of_run in zip(folders, rows, strict=True):
             append_evaluations(folder, of_run)
         values = [{row.metric: row.value for row in of_run} for of_run in rows]
-        overheads = overhead_over_dense(runs, *([of_run[metric] for of_run in values] for metric in (SECONDS, FLOPS)))
+        seconds, flops = ([of_run[metric] for of_run in values] for metric in (SECONDS, FLOPS))
+        overheads = overhead_over_dense(runs, settings, seconds, flops)
         measured += [
             MeasuredRun(folder.path, scale, of_run, overhead)
             for folder, of_run, overhead in zip(folders, rows, overheads, strict=True)

@@ -127,15 +127,14 @@ class TunedSetting(Record):
         description="final validation loss at each of `values`, mean over seeds; null where a run of it did not finish",
     )
     num_seeds: Positive
-    on: dict[Words, bool | int | float | Words | None] = Field(
-        description="the settings in which the proxies differ from the run"
-    )
+    seeds: list[Count] | None = Field(None, description="of the proxies, none of the sweep's; None: 0, 1 and so on")
+    on: dict[Words, bool | int | float | Words | None] = Field(description="the settings in which proxies differ")
     proxies: list[Words] = Field(description="the names of the runs that were compared")
     edge: bool = Field(False, description="whether the best value is the first or last, so a better may lie beyond")
 
     def __str__(self) -> str:
-        """Says it in words, such as `best of 3 values from 0.001 to 0.004, 2 seeds, on train.images=3200`."""
-        seeds = f"{self.num_seeds} seed{'s' * (self.num_seeds > 1)}"
+        """Says it in words: `best of 3 values from 0.001 to 0.004, 2 seeds not in the sweep, on train.images=3200`."""
+        seeds = f"{self.num_seeds} seed{'s' * (self.num_seeds > 1)} {'not' if self.seeds else 'perhaps'} in the sweep"
         on = f", on {' '.join(f'{name}={value}' for name, value in self.on.items())}" if self.on else ""
         edge = ", at the edge of them" if self.edge else ""
         return f"best of {len(self.values)} values from {self.values[0]:g} to {self.values[-1]:g}{edge}, {seeds}{on}"

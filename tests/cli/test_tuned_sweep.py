@@ -69,7 +69,7 @@ def test_a_dry_run_shows_the_tuning_and_the_study_and_the_flops_of_both(spec, ou
     plan = json.loads(capsys.readouterr().out)
     proxies, study = plan["runs"][:2], plan["runs"][2:]
     assert [row["optim.learning_rate"] for row in proxies] == [1e-3, 2e-3]
-    assert all(row["name"].startswith("tuning/nano-dense-s0-") and row["tunes"] == "tuned" for row in proxies)
+    assert all(row["name"].startswith("tuning/nano-dense-s1000-") and row["tunes"] == "tuned" for row in proxies)
     assert [(row["name"], row["optim.learning_rate"]) for row in study] == [(name, "to be tuned") for name in RUNS]
     assert not any("config_id" in row for row in study)
     assert plan["total"]["train_flops"] == sum(row["train_flops"] for row in plan["runs"])
@@ -134,7 +134,7 @@ def test_status_shows_tuning_beside_the_study(spec, out, capsys):
     assert run(["status", str(out)]) == 0
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert sum(line.startswith("tuning/nano-dense-s0-") for line in lines) == 3
+    assert sum(line.startswith("tuning/nano-dense-s1000-") for line in lines) == 3
     assert sum("optim.learning_rate=0.002" in line for line in lines) == 2
     assert "planned when every arm is tuned" not in captured.err
 
@@ -145,7 +145,7 @@ def test_an_interrupted_tuning_goes_on_by_the_file_and_by_the_folder(spec, out, 
         if not snapshot.stopping and any(one.state == "running" and one.images_seen for one in snapshot.runs):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    _, result = sweep(spec, out, "0=wait_for_stop", on_progress=interrupt)
+    _, result = sweep(spec, out, "1000=wait_for_stop", on_progress=interrupt)
     assert (result.interrupted, result.exit_code) == (True, 130)
     assert not SweepFolder(out).plan_json.exists()
     assert run(["status", str(out)]) == 0
@@ -165,7 +165,7 @@ def test_an_interrupted_tuning_goes_on_by_the_file_and_by_the_folder(spec, out, 
 def test_proxies_that_failed_count_as_worst_until_they_are_retried(spec, out, capsys):
     _, result = execute(spec, [], screen(), out, SweepOptions(slots=2), worker("best=0.002", "finite=0.0015"))
     said = capsys.readouterr().err
-    assert "counts as worst: nano-dense-s0-" in said
+    assert "counts as worst: nano-dense-s1000-" in said
     assert "diverged at 16 images" in said
     assert result.exit_code == 0
     assert rates(SweepFolder(out)) == {5e-4 * 2}
@@ -179,7 +179,7 @@ def test_an_arm_that_cannot_be_tuned_is_one_line_and_exit_code_2(spec, out, caps
     from experiments.errors import SpecError
 
     with pytest.raises(SpecError) as raised:
-        sweep(spec, out, "0=fail")
+        sweep(spec, out, "1000=fail")
     assert str(raised.value).startswith(
         "No value of optim.learning_rate can be chosen for nano-dense: at each a tuning"
     )

@@ -5,7 +5,8 @@ Every other parameter is that of the first run, as SegMoE takes the first checkp
 are the moving averages. `prompt_rows.py` computes the routers and `routing/segmoe.py` says how they decide.
 
 The result is a run folder like any other, with a checkpoint and the validation losses of the merged model. It holds no
-steps. Its `run.json` names its parts, and counts as FLOPs of training those of all of them.
+steps. Its `run.json` names its parts, and counts as FLOPs of training those of all of them. What their first weights
+have cost (`train.init_from`) counts once, because all parts began from the same ones.
 
 Legend: D width, F hidden width, E experts.
 """
@@ -265,4 +266,6 @@ def _merged_record(
         PartRecord(name=run.record.name, config_id=run.record.config_id, num_captions=num_captions) for run in runs
     ]
     spent = sum(run.record.train_flops_per_image for run in runs)
-    return described.model_copy(update={"parts": parts, "train_flops_per_image": spent})
+    first = runs[0].record.parent
+    parent = None if first is None else next(first.ancestors, None)  # of a trunk the images are the part's own
+    return described.model_copy(update={"parts": parts, "train_flops_per_image": spent, "parent": parent})

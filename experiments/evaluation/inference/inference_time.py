@@ -88,20 +88,21 @@ def measure_inference(
 
 
 def overhead_over_dense(
-    runs: Sequence[LoadedRun], seconds: Sequence[float], flops: Sequence[float]
+    runs: Sequence[LoadedRun], settings: Sequence[SamplerSettings], seconds: Sequence[float], flops: Sequence[float]
 ) -> list[Overhead | None]:
     """Returns the overhead of each run over the dense runs of the same preset, depth and width; None without one.
 
-    `seconds` and `flops` are those of an image.
+    A dense run counts only where it sampled by the same settings. `seconds` and `flops` are those of an image.
     """
     found: list[Overhead | None] = []
-    for run, mine, my_flops in zip(runs, seconds, flops, strict=True):
-        dense = [each for each in zip(runs, seconds, flops, strict=True) if _is_dense_of(each[0], run)]
+    measured = list(zip(runs, settings, seconds, flops, strict=True))
+    for run, how, mine, my_flops in measured:
+        dense = [each for each in measured if each[1] == how and _is_dense_of(each[0], run)]
         if not dense or run.config.routing.name == "dense":
             found.append(None)
             continue
-        reference, _, base_flops = dense[0]
-        base_seconds = statistics.median(theirs for _, theirs, _ in dense)
+        reference, _, _, base_flops = dense[0]
+        base_seconds = statistics.median(theirs for _, _, theirs, _ in dense)
         found.append(
             Overhead(
                 params_active=run.record.params_active / reference.record.params_active - 1,
@@ -113,8 +114,14 @@ def overhead_over_dense(
 
 
 def _is_dense_of(dense: LoadedRun, run: LoadedRun) -> bool:
-    """Returns whether `dense` is the backbone of `run` without its experts."""
-    return dense.config.routing.name == "dense" and dense.config.model == run.config.model
+    """Returns whether `dense` is the backbone of `run` without its experts, for the same task and in its precision."""
+    return dense.config.routing.name == "dense" and _task(dense) == _task(run)
+
+
+def _task(run: LoadedRun) -> tuple[object, ...]:
+    """Returns what a run and its dense baseline share: the backbone, the form of the data, the objective, precision."""
+    data = run.config.data.model_copy(update={"path": None, "seed": 0})
+    return run.config.model, data, run.config.flow, run.precision
 
 
 @dataclass(frozen=True)

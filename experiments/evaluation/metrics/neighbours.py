@@ -49,7 +49,7 @@ class _Features(SampledMetric):
     """Collects the features of the images."""
 
     def __init__(self, task: MetricTask) -> None:
-        self._true, self._images_seen = task.true_images, task.base.images_seen
+        self._true, self._num_shown = task.true_images, num_shown(task)
         self._batches: list[Tensor] = []
 
     @classmethod
@@ -155,12 +155,11 @@ class Memorisation(_Features):
     @classmethod
     def num_compared(cls, task: MetricTask) -> dict[str, int]:
         """Returns the number of training images; scenes always have as many held-out images as generated ones."""
-        return {"training_images": min(MAX_TRAINING_IMAGES, task.base.images_seen)}
+        return {"training_images": num_shown(task)}
 
     def rows(self, base: EvalRow) -> list[EvalRow]:
         """Returns the mean distance of generated and of held-out images, and the share of generated ones copied."""
-        made_NF, num_training = self._features_NF(), min(MAX_TRAINING_IMAGES, self._images_seen)
-        trained_MF = self._true.training_features(num_training)
+        made_NF, trained_MF = self._features_NF(), self._true.training_features(self._num_shown)
         made_N = nearest_distances(made_NF, trained_MF)
         true_N = nearest_distances(self._true.validation_features(len(made_NF)), trained_MF)
         num_copied, num_images = copied(made_N, true_N), len(made_N)
@@ -186,11 +185,22 @@ class MemorisationOfPictures(Memorisation):
     @classmethod
     def num_compared(cls, task: MetricTask) -> dict[str, int]:
         """Returns the number of different training images, and that of validation images."""
-        true, num_training = task.true_images, min(MAX_TRAINING_IMAGES, task.base.images_seen)
+        true = task.true_images
         return {
-            "training_images": true.num_training(num_training),
+            "training_images": true.num_training(num_shown(task)),
             "reference_images": true.num_validation(task.conditions.num_images),
         }
+
+
+def num_shown(task: MetricTask) -> int:
+    """Returns how many of the first images of its data the weights of a run were trained on, or `MAX_TRAINING_IMAGES`.
+
+    A run that began from the weights of another one goes through the data from the first image again. Of data that
+    both have, the longer of them has therefore seen all that the other has.
+    """
+    parent = None if task.run is None else task.run.record.parent
+    before = () if parent is None else parent.ancestors
+    return min(MAX_TRAINING_IMAGES, max([task.base.images_seen, *(each.images for each in before)]))
 
 
 def ball_radii(points_NF: Tensor) -> Tensor:

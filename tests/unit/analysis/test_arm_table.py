@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from analysis.arm_table import arm_table, json_rows
+from analysis.compare import compare
+from analysis.executed_flops import COUNTED_BEFORE
 from analysis.load_records import Records, load_records
 from analysis.run_table import run_table
 from experiments.config.budget import budget
@@ -44,6 +46,22 @@ def test_images_to_the_loss_of_dense_are_where_the_mean_curves_meet(study: Recor
     assert rows["Dense (same activated)"]["images_to_dense_loss"] == pytest.approx(8000, rel=5e-3)
     assert rows["Token choice"]["images_to_dense_loss"] == pytest.approx(6000, rel=5e-3)
     assert rows["Expert choice"]["times_sooner"] == pytest.approx(1.5, rel=5e-3)
+
+
+def test_a_merged_run_has_seen_the_images_of_all_its_parts(tmp_path: Path, write_run: Callable[..., Any]) -> None:
+    """Its folder has the number of the first. It would seem to reach dense's loss with a half of what it took."""
+    train = {"train": {"images": 9600}, "eval": {"every_images": 1600}}
+    write_run(tmp_path / "dense", {**train, "routing": {"name": "dense"}}, lambda n: 0.2 - 1e-5 * n)
+    routing = {"name": "segmoe", "num_experts": 2, "top_k": 1}
+    parts = [{"name": f"part-{number}", "config_id": str(number) * 10} for number in range(2)]
+    merged = write_run(
+        tmp_path / "merged", {**train, "routing": routing}, lambda n: 0.1, eval_images=[9600], parts=parts
+    )
+    merged.steps.unlink()
+    records = load_records([tmp_path])
+    row = rows_by_arm(records)["SegMoE"]
+    assert (row["images_to_dense_loss"], row["times_sooner"]) == (19200, 0.5)
+    assert COUNTED_BEFORE in compare(records).notes
 
 
 def test_an_arm_that_never_reaches_dense_has_no_number(write_arms: Callable[..., Path]) -> None:

@@ -149,6 +149,19 @@ def test_biases_of_experts_are_an_arm_beside_runs_that_do_not_store_them(write_a
     assert set(table["arm"]) == {"Switch (expert bias False)", "Switch (expert bias True)"}
 
 
+def test_numbers_of_processes_are_arms_where_routing_groups_follow_them(
+    tmp_path: Path, write_run: Callable[..., object]
+) -> None:
+    for seed, world in enumerate((1, 4)):
+        for router, group in (("dense", None), ("token_choice", "batch"), ("expert_choice", 8)):
+            settings = {"routing": {"name": router, "group_images": group}, "parallel": {"world": world}, "seed": seed}
+            train = {"train": {"images": 3200, "batch_images": 32}, "eval": {"every_images": 3200}}
+            write_run(tmp_path / f"{router}-{world}", settings | train, lambda images: 1.0)
+    assert arms_of(tmp_path)["arm"].value_counts().to_dict() == {
+        "Dense (same depth)": 2, "Expert choice": 2, "Token choice (world 1)": 1, "Token choice (world 4)": 1,
+    }  # fmt: skip
+
+
 def test_a_law_in_experts_has_a_family_for_each_placement(write_arms: WriteArms) -> None:
     arms = {
         f"{number} {experts}": ({"sparse_layers": placement}, {"name": "expert_choice", "num_experts": experts}, 1e-5)
@@ -214,6 +227,22 @@ def test_another_learning_rate_or_horizon_is_another_setting_and_no_seed(
     table = arms_of(tmp_path)
     assert set(table["setup"]) == settings
     assert set(table["arm"]) == {"Dense (same depth)"}
+
+
+def test_what_a_run_was_computed_in_is_another_setup_and_no_seed(
+    tmp_path: Path, write_run: Callable[..., object]
+) -> None:
+    """`train.precision` is `auto` in two of them, which became bf16 on an accelerator."""
+    given = (("auto", "fp32"), ("auto", "bf16"), ("fp32", "fp32"))
+    for seed, (setting, precision) in enumerate(given):
+        train = {"images": 3200, "precision": setting}
+        settings = {"routing": {"name": "dense"}, "train": train, "eval": {"every_images": 3200}, "seed": seed}
+        write_run(tmp_path / str(seed), settings, lambda images: 1.0, precision=precision)
+    table = arms_of(tmp_path)
+    assert set(table["arm"]) == {"Dense (same depth)"}
+    assert table.groupby("setup")["seed"].apply(sorted).to_dict() == {
+        "nano, train.precision=fp32": [0, 2], "nano, train.precision=bf16": [1],
+    }  # fmt: skip
 
 
 def test_a_comparison_of_widths_names_the_parametrization_that_all_of_them_share(

@@ -16,7 +16,10 @@ from analysis.compare import ARM_COLUMNS, compare
 from analysis.curves import training_curves, validation_curves
 from analysis.executed_flops import COUNTED_BEFORE, train_flops
 from analysis.figures.registry import FIGURES, find_figure
+from analysis.laws.forms import CHINCHILLA
+from analysis.laws.observations import Observations
 from analysis.load_records import Records, load_records
+from analysis.report import laws as laws_of_reports
 from analysis.report.run_rows import columns_with_scores, run_rows
 from analysis.run_table import run_table
 from experiments.config.budget import budget
@@ -150,6 +153,23 @@ def test_the_whole_training_of_a_run_includes_its_parents(records: Records) -> N
     rows = run_rows(records, table)
     assert upcycled(rows)["train_flops"].to_list() == [expected] * 2
     assert "flops_before" in [column.key for column in columns_with_scores(rows)]
+
+
+def test_a_law_takes_the_images_of_parents_beside_their_compute(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: dict[str, Observations] = {}
+
+    def remember(form: object, family: str, observations: Observations, num_resamples: int) -> None:
+        if form is CHINCHILLA:
+            fitted[family] = observations
+
+    monkeypatch.setattr(laws_of_reports, "_law", remember)
+    laws_of_reports.laws(run_rows(records, run_table(records)))
+    assert fitted[UPCYCLED].values["D"].tolist() == [BEFORE + OWN] * 2
+    expected = BEFORE * train_cost("dense") + OWN * train_cost("expert_choice")
+    assert fitted[UPCYCLED].values["C"].tolist() == [expected] * 2
+    assert fitted["Dense (same depth)"].values["D"].tolist() == [SCRATCH] * 2
 
 
 def test_the_table_of_arms_shows_both(records: Records) -> None:

@@ -76,6 +76,16 @@ def test_images_are_what_the_budget_buys_at_the_best_size(write_budgets: WriteBu
     assert math.log(minimum["images"]) == pytest.approx(expected)
 
 
+def test_images_include_those_that_first_weights_were_trained_on(write_budgets: WriteBudgets) -> None:
+    """As FLOPs do. The best training would else lack the images of a parent whose compute the budget counts."""
+    table = run_table(load_records([write_budgets()]))
+    own, whole = (isoflop(table.assign(images_before=images)) for images in (0, 1600))
+    assert (whole.profiles["images"] - own.profiles["images"]).to_list() == pytest.approx([1600] * len(own.profiles))
+    of_own, of_whole = (each.minima[each.minima["method"] == "quadratic"] for each in (own, whole))
+    assert (of_whole["images"] > of_own["images"] + 1500).all()
+    assert of_whole["params"].to_list() == of_own["params"].to_list()
+
+
 def off_the_parabolas(folder: Path, num_seeds: int = 1, errs: str = "configuration") -> IsoFlop:
     """The first seeds of `folder`, every configuration (or every run) 0.5% off its parabola."""
     table = run_table(load_records([folder])).query(f"seed < {num_seeds}")

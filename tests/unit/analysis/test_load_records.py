@@ -132,6 +132,20 @@ def test_a_copy_of_a_run_is_not_another_seed(done: RunDir, write_run: WriteRun) 
     assert reasons(records) == [f"it has the same settings and seed as {done.path}"]
 
 
+@pytest.mark.parametrize(("router", "group", "num_runs"), [("token_choice", "batch", 2), ("expert_choice", 8, 1)])
+def test_another_number_of_processes_makes_a_copy_where_routing_groups_stay_what_they_are(
+    router: str, group: str | int, num_runs: int, tmp_path: Path, write_run: WriteRun
+) -> None:
+    """On four processes a group of a batch of 32 images has 8, and the losses are those of other competitions."""
+    for world in (1, 4):
+        routing, train = {"name": router, "group_images": group}, {"images": 3200, "batch_images": 32}
+        settings = SHORT | {"routing": routing, "train": train, "parallel": {"world": world}}
+        write_run(tmp_path / str(world), settings, loss, created_at=f"2026-01-0{world}T00:00:00Z")
+    records = load_records([tmp_path])
+    assert len(records.runs) == num_runs
+    assert reasons(records) == [f"it has the same settings and seed as {tmp_path / '1'}"] * (2 - num_runs)
+
+
 @pytest.mark.parametrize(("router", "num_runs"), [("dense", 1), ("expert_choice", 2)])
 def test_a_placement_of_experts_makes_a_copy_of_a_dense_run_alone(
     router: str, num_runs: int, tmp_path: Path, write_run: WriteRun

@@ -54,6 +54,30 @@ def test_a_saving_outside_of_what_was_run_is_marked_as_a_limit(factor: float, li
     assert [math.exp(each) for each in found["log_saving"]] == pytest.approx([limit] * len(found))
 
 
+DENSE, RISING = (0.26, 0.23, 0.205), (0.2, 0.205, 0.21)
+
+
+@pytest.mark.parametrize(
+    ("ours", "dense", "ratios"),
+    [
+        (RISING, DENSE, [4.0]),  # below dense's final loss at the shortest length, whatever comes later
+        (DENSE, RISING, [0.25]),
+        ((0.21, 0.2, 0.215), DENSE, []),  # the arm passes dense's final loss in between, and no limit says where
+    ],
+)
+def test_losses_that_rise_with_length_do_not_turn_a_saving_round(
+    ours: tuple[float, ...], dense: tuple[float, ...], ratios: list[float]
+) -> None:
+    every = study(lambda size: 1.0, seeds=(0,))
+    table = every[every["size"] == 24].copy()
+    for arm, losses in (("arm", ours), ("dense", dense)):
+        table.loc[table["arm"] == arm, "val_loss"] = list(losses)
+    found = savings(table, "size")
+    of_images = found[found["axis"] == "images_seen"]
+    assert [math.exp(each) for each in of_images["log_saving"]] == pytest.approx(ratios)
+    assert of_images["is_limit"].all()
+
+
 def test_a_size_without_dense_and_an_arm_of_one_length_have_no_saving() -> None:
     table = study(lambda size: 1.5)
     without = table[(table["size"] != 48) | (table["arm"] != "dense")]

@@ -14,7 +14,8 @@ RATES = {"dense": 2e-3, "expert_choice": 4e-3}
 
 
 def tuned(value, **fields):
-    given = {"values": [1e-3, 2e-3, 4e-3], "losses": [0.3, 0.2, None], "num_seeds": 2, "on": {"model.width": 32}}
+    seeds = {"num_seeds": 2, "seeds": [1000, 1001]}
+    given = {"values": [1e-3, 2e-3, 4e-3], "losses": [0.3, 0.2, None], **seeds, "on": {"model.width": 32}}
     return TunedSetting(setting="optim.learning_rate", value=value, proxies=["a"], **(given | fields))
 
 
@@ -57,12 +58,18 @@ def test_notes_and_page_say_how_each_rate_was_found(study):
     comparison = compare(load_records([study(edge=True)]))
     note = (
         "optim.learning_rate was tuned for each arm: Dense (same depth) 0.002, Expert choice 0.004 (best of 3 values "
-        "from 0.001 to 0.004, at the edge of them, 2 seeds, on model.width=32)."
+        "from 0.001 to 0.004, at the edge of them, 2 seeds not in the sweep, on model.width=32)."
     )
     assert note in comparison.notes
     page = comparison_markdown(comparison)
     assert "0.004, best of 3, at the edge" in page
     assert "| Learning rate" in page
+
+
+def test_a_value_that_an_earlier_version_chose_may_rest_on_seeds_that_are_compared():
+    """It had the seeds from 0 on, as studies have, and recorded their number alone."""
+    earlier = tuned(2e-3, num_seeds=1, seeds=None)
+    assert str(earlier) == "best of 3 values from 0.001 to 0.004, 1 seed perhaps in the sweep, on model.width=32"
 
 
 def test_a_given_and_a_tuned_arm_are_both_said(study):
@@ -75,7 +82,7 @@ def test_a_given_and_a_tuned_arm_are_both_said(study):
 
 def test_the_export_says_it_too(study):
     table = export_runs(study())
-    assert set(table["tuned"]) == {"best of 3 values from 0.001 to 0.004, 2 seeds, on model.width=32"}
+    assert set(table["tuned"]) == {"best of 3 values from 0.001 to 0.004, 2 seeds not in the sweep, on model.width=32"}
     assert set(table["tuned_setting"]) == {"optim.learning_rate"}
 
 

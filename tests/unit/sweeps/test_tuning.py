@@ -10,7 +10,7 @@ from experiments.errors import ConfigError, SpecError
 from sweeps.planner import make_plan
 from sweeps.progress import read_sweep
 from sweeps.runner import freeze_plan
-from sweeps.tuning import preview, tuning_of, untuned_plan
+from sweeps.tuning import FIRST_SEED, preview, tuning_of, untuned_plan
 
 RATES = [1e-3, 2e-3, 4e-3]
 TUNE = {"optim.learning_rate": RATES, "on": {"train.images": 640}, "seeds": 2}
@@ -23,7 +23,7 @@ def rate_of(run):
 
 def distance_from(best):
     """A loss that is lowest at the rate `best`, and differs a little between seeds."""
-    return lambda run: 0.5 + abs(math.log2(rate_of(run) / best)) + 0.01 * run.config["seed"]
+    return lambda run: 0.5 + abs(math.log2(rate_of(run) / best)) + 0.01 * (run.config["seed"] - FIRST_SEED)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_proxy_is_the_arm_with_other_settings_at_every_value_and_seed(tuned):
     assert [arm.name for arm in survey.arms.values()] == ["nano-dense", "nano-switch-8e-k1-c1-gbatch"]
     assert len(survey.plan.runs) == 2 * len(RATES) * 2
     assert {run.images for run in survey.plan.runs} == {640}
-    assert {run.config["seed"] for run in survey.plan.runs} == {0, 1}
+    assert {run.config["seed"] for run in survey.plan.runs} == {FIRST_SEED, FIRST_SEED + 1}
     assert {rate_of(run) for run in survey.plan.runs} == set(RATES)
     assert {run.tunes for run in survey.plan.runs} == {"small"}
     assert {run.config["wandb"]["group"] for run in survey.plan.runs} == {"small-tuning"}
@@ -98,9 +98,23 @@ def test_the_lowest_mean_over_seeds_wins_and_enters_the_config_and_its_id(tuned,
     assert (found.setting, found.value, found.values) == ("optim.learning_rate", 4e-3, rates)
     assert found.losses == pytest.approx([1.505, 0.505, 1.505])
     assert (found.num_seeds, found.on, found.edge) == (2, {"train.images": 640}, False)
+    assert found.seeds == [FIRST_SEED, FIRST_SEED + 1]
     assert len(found.proxies) == 6
     assert {run.name for run in tuning.folder.read_plan().runs} >= set(found.proxies)
-    assert str(found) == "best of 3 values from 0.002 to 0.008, 2 seeds, on train.images=640"
+    assert str(found) == "best of 3 values from 0.002 to 0.008, 2 seeds not in the sweep, on train.images=640"
+
+
+def test_no_value_is_chosen_on_a_seed_that_the_sweep_reports(tuned):
+    """The lowest loss of several values is low by chance too, and the arm with most values would gain most by it."""
+    taken = [0, FIRST_SEED + 1]
+    tune = {"optim.learning_rate": RATES, "seeds": 2}  # without `on` the proxies would be the runs themselves
+    _, tuning = tuned(tune, seed=taken)
+    assert {run.config["seed"] for run in tuning.survey().plan.runs} == {FIRST_SEED, FIRST_SEED + 2}
+
+
+def test_a_sweep_that_gets_more_seeds_keeps_its_proxies(tuned):
+    few, more = (tuned(seed=list(range(number)))[1].survey().plan for number in (1, 9))
+    assert few.runs == more.runs
 
 
 def test_each_arm_gets_its_own_value(tuned, train):
@@ -150,7 +164,7 @@ def test_a_value_at_which_a_run_diverged_counts_as_worst(tuned, train):
     _, tuning = tuned(routing__name="dense")
 
     def loss_of(run):
-        return None if rate_of(run) > 3e-3 and run.config["seed"] == 1 else 1 / rate_of(run)
+        return None if rate_of(run) > 3e-3 and run.config["seed"] > FIRST_SEED else 1 / rate_of(run)
 
     (arm,) = train(tuning, loss_of).arms.values()
     assert (arm.tuned.value, arm.tuned.losses[-1], arm.tuned.edge) == (2e-3, None, False)
@@ -171,7 +185,7 @@ def test_an_arm_of_which_every_value_failed_is_refused_in_one_line(tuned, train)
 
 def test_an_arm_of_which_one_seed_failed_at_every_value_is_refused_too(tuned, train):
     _, tuning = tuned(routing__name="dense")
-    survey = train(tuning, lambda run: 0.5 if run.config["seed"] == 0 else None)
+    survey = train(tuning, lambda run: 0.5 if run.config["seed"] == FIRST_SEED else None)
     (arm,) = survey.arms.values()
     assert len(arm.worst) == len(arm.proxies) / 2
     assert survey.is_settled

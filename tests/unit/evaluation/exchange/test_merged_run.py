@@ -15,7 +15,7 @@ from experiments.errors import ConfigError, EcditError, OutputError, RecordError
 from experiments.evaluation.exchange.merged_run import MergeOptions, merge_runs
 from experiments.evaluation.exchange.prompt_rows import num_calls, row_from_captions
 from experiments.evaluation.sampling.load_run import LoadedRun, load_run
-from experiments.records.record_types import Status
+from experiments.records.record_types import ParentRecord, Status
 from experiments.records.run_folder import RunDir
 from experiments.records.writer import write_json_atomic, write_status
 from experiments.training.checkpoint_files import write_checkpoint
@@ -177,6 +177,22 @@ def test_the_folder_says_what_it_was_made_of_and_is_done(parts: list[RunDir], tm
     assert losses["raw"] == losses["ema"] > 0
     assert {row["layer"] for row in out.read_rows(out.routing).rows} == set(LAYERS)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_the_first_weights_of_the_parts_have_cost_counts_once(parts: list[RunDir], tmp_path: Path) -> None:
+    """One part continued on the trunk of a shorter run, whose images are its own."""
+    parent = ParentRecord(
+        name="parent", config_id="0" * 10, images=320, router="dense", weights="ema", fingerprint="f" * 16,
+        train_flops=7.0,
+    )  # fmt: skip
+    trunk = ParentRecord(name="shorter", config_id="1" * 10, images=160, parent=parent)
+    for part, before in zip(parts, (parent, trunk), strict=False):
+        record = part.read_run().model_copy(update={"parent": before})
+        write_json_atomic(part.run_json, json.loads(record.model_dump_json(exclude_none=True)))
+    for number, order in enumerate((parts[:2], parts[1::-1])):
+        found = merged(order, tmp_path / f"out{number}").record
+        assert found.parent == parent
+        assert (found.images_before, found.flops_before) == (320, 7.0)
 
 
 def unfinished(part: RunDir) -> None:

@@ -132,10 +132,33 @@ def test_the_row_says_when_and_what_guidance_guides():
 def test_overhead_is_over_the_dense_model_of_the_same_backbone():
     dense, wide = loaded("routing=dense"), loaded("routing=dense", "model.ffn_factor=6")
     sparse = loaded("routing=expert_choice")
-    nothing, other, found = overhead_over_dense([dense, wide, sparse], [0.1, 0.2, 0.125], [4e6, 6e6, 5e6])
+    nothing, other, found = overhead_over_dense(
+        [dense, wide, sparse], [settings()] * 3, [0.1, 0.2, 0.125], [4e6, 6e6, 5e6]
+    )
     assert nothing is None
     assert other is None
     assert found.seconds == pytest.approx(0.25)
     assert found.params_active == sparse.record.params_active / dense.record.params_active - 1
     assert found.flops == pytest.approx(0.25)
-    assert overhead_over_dense([wide, sparse], [0.1, 0.2], [6e6, 5e6]) == [None, None]
+    assert overhead_over_dense([wide, sparse], [settings()] * 2, [0.1, 0.2], [6e6, 5e6]) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("dense", "steps", "precision"),
+    [
+        ("data.image_size=16", 2, "fp32"),
+        ("flow.time_shift=3", 2, "fp32"),
+        ("data.seed=0", 4, "fp32"),
+        ("data.seed=0", 2, "bf16"),
+    ],
+)
+def test_a_dense_run_that_samples_other_images_or_otherwise_is_no_baseline(dense, steps, precision):
+    """Four times the tokens, or twice the steps, are no overhead of experts."""
+    other = dataclasses.replace(loaded("routing=dense", dense), precision=precision)
+    runs, hows = [other, loaded("routing=expert_choice")], [settings(num_steps=steps), settings()]
+    assert overhead_over_dense(runs, hows, [0.1, 0.2], [4e6, 5e6]) == [None, None]
+
+
+def test_a_dense_run_on_other_images_of_the_same_form_is_a_baseline():
+    runs = [loaded("routing=dense", "data.seed=3", "seed=1"), loaded("routing=expert_choice")]
+    assert overhead_over_dense(runs, [settings()] * 2, [0.1, 0.2], [6e6, 5e6])[1].seconds == pytest.approx(1.0)

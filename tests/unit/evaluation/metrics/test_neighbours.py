@@ -1,5 +1,7 @@
 """Precision, recall and memorisation against hand-made points, and on renders of which the answer is known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ from experiments.evaluation.metrics.sampled_metric import (
 )
 from experiments.evaluation.metrics.true_images import REFERENCE_FIRST
 from experiments.evaluation.sampling.settings import training_conditions
-from experiments.records.record_types import EvalRow
+from experiments.records.record_types import EvalRow, ParentRecord
 
 BASE = EvalRow(images_seen=512, metric="", value=0.0, num_samples=1, seed=3, weights="ema", settings={"guidance": 2.0})
 
@@ -33,9 +35,10 @@ def share_among(points, others):
     return share_inside(points, others, ball_radii(others))
 
 
-def measured(metric, images_BCHW):
+def measured(metric, images_BCHW, parent=None):
     config = load_config(["model=nano", "data.image_size=16", "eval.metric_images=8"])
-    task = MetricTask(config, training_conditions(config, "ema"), BASE)
+    run = SimpleNamespace(record=SimpleNamespace(parent=parent))
+    task = MetricTask(config, training_conditions(config, "ema"), BASE, run=run)
     one = metric(task)
     for start in range(0, len(images_BCHW), 50):
         part = images_BCHW[start : start + 50]
@@ -114,3 +117,12 @@ def test_images_of_training_are_found_to_be_copies_and_held_out_ones_are_not():
 def test_images_that_training_has_not_seen_yet_are_no_copies():
     later = measured(Memorisation, renders("train", 512, 100))
     assert later["copied-share"].value < 0.1
+
+
+@pytest.mark.parametrize(("fingerprint", "num_shown"), [("f" * 16, 640), (None, 512)])
+def test_images_that_first_weights_were_trained_on_are_training_images(fingerprint, num_shown):
+    """Those of a parent that is a trunk are the run's own, of which it has seen as many as it says."""
+    parent = ParentRecord(name="parent", config_id="0" * 10, images=640, fingerprint=fingerprint)
+    later = measured(Memorisation, renders("train", 512, 100), parent)["copied-share"]
+    assert later.settings["training_images"] == num_shown
+    assert later.value == pytest.approx(1 if num_shown == 640 else 0, abs=0.1)
