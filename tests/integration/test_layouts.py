@@ -120,7 +120,7 @@ def test_layers_that_need_all_processes_validate_and_sample_as_one_does(layout, 
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """A run over two processes that share the experts, stopped after its fifth row. Not to be changed."""
+    """Stops a run over two processes that share the experts after its fifth row. It is not to be changed."""
     folder = tmp_path_factory.mktemp("interrupted") / "run"
     ranks = start_ranks(folder, "parallel.expert_parallel=2")
     wait_for_rows(folder, 5, ranks.processes[0])
