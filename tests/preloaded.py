@@ -30,6 +30,11 @@ from sweeps.workers import PRELOADED
 
 ENTRY = "tests.preloaded:run"
 ECDIT = "ecdit_cli.app:main"
+IMPORTED = (
+    *PRELOADED, "ecdit_cli.app", "ecdit_cli._progress", "experiments.config.designs", "experiments.records.origin",
+    "experiments.records.outputs", "rich.progress",
+)  # fmt: skip
+"""What `ecdit train` imports: beside torch and DeepSpeed the command line itself, or each child would import it."""
 NEW_NETWORK = 0x40000000
 """`CLONE_NEWNET` of Linux; Python names it, and has `os.setns`, only since 3.12."""
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -40,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
 
     The server has sent all output to the file of errors; stdout gets a file of its own.
     """
-    function, output, network, variables, *words = arguments
+    function, output, network, folder, variables, *words = arguments
     file = os.open(output, os.O_WRONLY | os.O_CREAT, 0o666)
     os.dup2(file, 1)
     os.close(file)
@@ -48,6 +53,8 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.update(json.loads(variables))
     if network:
         _enter(network)
+    if folder:
+        os.chdir(folder)
     sys.argv = ["ecdit", *words]
     module, _, name = function.partition(":")
     getattr(importlib.import_module(module), name)()
@@ -96,17 +103,22 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(
-        self, arguments: Sequence[str], environment: Mapping[str, str], function: str = ECDIT, network: str = ""
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        function: str = ECDIT,
+        network: str = "",
+        folder: Path | str = "",
     ) -> ForkedRun:
         """Forks `ecdit ARGUMENTS`, or another `function`, named as "module:name", which finds them in `sys.argv`.
 
-        With `network` it runs in the network namespace of that name.
+        With `network` it runs in the network namespace of that name, with `folder` in that working folder.
         """
         number = self._num_runs
         self._num_runs += 1
         forked = ForkedRun(self, number)
         request = {"environment": {}, "num_threads": 1, "cores": [], "log": str(forked.errors)}
-        words = [function, str(forked.output), network, json.dumps(dict(environment)), *arguments]
+        words = [function, str(forked.output), network, str(folder), json.dumps(dict(environment)), *arguments]
         self._channel.settimeout(None)
         self._channel.sendall(json.dumps({"id": number, "arguments": words, **request}).encode() + b"\n")
         while number not in self.pids:
@@ -175,7 +187,7 @@ class ForkedRun:
 
 
 @cache
-def server(preload: tuple[str, ...] = PRELOADED) -> Server:
+def server(preload: tuple[str, ...] = IMPORTED) -> Server:
     """Returns the server of this test process that has imported `preload`."""
     started = Server(preload)
     STARTED.append(started)

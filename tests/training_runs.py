@@ -1,4 +1,4 @@
-"""Running `ecdit train` as a user does: in a process of its own, since DeepSpeed's groups belong to the process."""
+"""Running `ecdit` as a user does: in a process of its own, since DeepSpeed's groups belong to the process."""
 
 from __future__ import annotations
 
@@ -53,6 +53,14 @@ def environment() -> dict[str, str]:
 def start_run(folder: Path, *settings: str, options: Sequence[str] = ("--no-progress",)) -> ForkedRun:
     """That command in a process of its own that was forked after the imports."""
     return server().start(train_command(folder, *settings, options=options)[3:], environment())
+
+
+def ecdit(words: Sequence[object], folder: Path | str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs `ecdit WORDS` to its end in a process of its own that was forked after the imports, in `folder` if given."""
+    forked = server().start([*map(str, words)], environment() | variables, folder=folder)
+    stdout, stderr = forked.communicate(TIMEOUT_SECONDS)
+    assert forked.returncode is not None
+    return subprocess.CompletedProcess(["ecdit", *map(str, words)], forked.returncode, stdout, stderr)
 
 
 def start(command: Sequence[str]) -> subprocess.Popen[str]:

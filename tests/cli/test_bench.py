@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 
 import pytest
 
@@ -24,8 +26,18 @@ def rows_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[di
     return rows
 
 
-def test_train_has_the_shares_of_every_router(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [row for row in rows_of(["train", *SMALL, "--steps", "2"], capsys) if "what" not in row]
+@pytest.fixture(scope="module")
+def train_rows() -> list[dict[str, float]]:
+    """Measures one step of each model with `ecdit bench train`. The rows are not to be changed."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        assert run(["bench", "train", *SMALL, "--steps", "1", "--clock", "cpu", "--json"]) == 0
+    rows: list[dict[str, float]] = json.loads(printed.getvalue())
+    return rows
+
+
+def test_train_has_the_shares_of_every_router(train_rows: list[dict[str, float]]) -> None:
+    rows = [row for row in train_rows if "what" not in row]
     assert [row["routing"] for row in rows] == ["dense", "expert_choice", "token_choice"]
     for row in rows:
         assert 0 < row["compute_share"] < 1
@@ -74,11 +86,11 @@ def test_cli_times_every_command_it_promises_something_of(capsys: pytest.Capture
 
 @pytest.mark.slow
 def test_analysis_times_every_command_that_reads_runs_twice(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = rows_of(["analysis", "--runs", "20"], capsys)
+    rows = rows_of(["analysis", "--runs", "10"], capsys)
     assert [row["measure"] for row in rows] == [
         "ecdit status", "load", "ecdit export", "ecdit plot all", "ecdit report"
     ]  # fmt: skip
-    assert all(row["runs"] == 20 and row["seconds"] > 0 and row["again_seconds"] > 0 for row in rows)
+    assert all(row["runs"] == 10 and row["seconds"] > 0 and row["again_seconds"] > 0 for row in rows)
     assert all(0.02 < row["gibibytes"] < row["limit_gibibytes"] for row in rows)
 
 
@@ -90,17 +102,18 @@ def test_a_person_gets_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(rows) == 12
 
 
-def test_sampling_and_training_stand_beside_dense(capsys: pytest.CaptureFixture[str]) -> None:
-    trained = [row for row in rows_of(["train", *SMALL, "--steps", "1"], capsys) if "what" in row]
+def test_sampling_and_training_stand_beside_dense(
+    train_rows: list[dict[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = [row for row in train_rows if "what" in row]
     sampled = rows_of(["sample", *SMALL, "--rounds", "1", "--clock", "cpu"], capsys)
     for row in [*trained, *sampled]:
         assert row.get("measured", 0) > 0 or row["skipped"] == "no accelerator"
         assert "measured" in row or str(row["command"]).startswith("ecdit bench ")
 
 
-def test_a_dropless_step_stands_beside_expert_choice_and_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = rows_of(["train", *SMALL, "--steps", "1", "--clock", "cpu"], capsys)
-    dropless = {row["what"]: row for row in rows if "dropless" in str(row.get("what"))}
+def test_a_dropless_step_stands_beside_expert_choice_and_a_loop(train_rows: list[dict[str, float]]) -> None:
+    dropless = {row["what"]: row for row in train_rows if "dropless" in str(row.get("what"))}
     beside, same_flops, loop, executed = (
         f"training step of {DROPLESS} / expert choice",
         f"training step of {DROPLESS} / expert choice of the same FLOPs",

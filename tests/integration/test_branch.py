@@ -10,15 +10,8 @@ import signal
 import pytest
 
 from experiments.records.run_folder import RunDir, read_jsonl
-from tests.training_runs import (
-    final_checkpoint,
-    losses,
-    numbers,
-    start,
-    start_run,
-    train_command,
-    wait_for_rows,
-)
+from tests.training_runs import final_checkpoint, losses, numbers, start_run, wait_for_rows
+from tests.two_nodes import train_on_two
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
@@ -71,16 +64,18 @@ VARIANTS = {
     "rows, evaluations and checkpoints that do not fall on batches": (
         "log.every_images=20", "eval.every_images=28", "checkpoint.every_images=44", "checkpoint.keep=3",
     ),
-    "accumulation and another shape": ("train.accumulation=2", "optim.cooldown_shape=linear", "seed=3"),
-    "a moving average that outlasts the run": ("train.ema_halflife_images=5000", "optim.name=rmsprop"),
-    "samples and metrics while training": (
-        "eval.sample_images=4", "eval.sample_steps=2", "eval.metric_images=256", "eval.every_images=80",
+    "accumulation, another shape, and a router with a balance loss": (
+        "train.accumulation=2", "optim.cooldown_shape=linear", "seed=3", "routing.name=token_choice",
     ),
-    "a router with a balance loss": ("routing.name=token_choice",),
-    "masked tokens": ("train.mask_ratio=0.5",),
-    "a long cooldown": ("optim.cooldown_share=0.7",),
+    "a moving average that outlasts the run, masked tokens, and a long cooldown": (
+        "train.ema_halflife_images=5000", "optim.name=rmsprop", "train.mask_ratio=0.5", "optim.cooldown_share=0.7",
+    ),
+    "samples and metrics while training": (
+        "eval.sample_images=4", "eval.sample_steps=2", "eval.metric_images=16", "eval.every_images=80",
+    ),
     "averages of two widths at every checkpoint": ("train.ema=power", "checkpoint.every_images=32"),
 }  # fmt: skip
+"""Settings of different parts of a run stand together where none of them hides what another does."""
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -129,16 +124,10 @@ def test_what_was_measured_of_the_parent_is_not_taken_over(trained, train, tmp_p
     assert_same(tmp_path / "run", trained(MIDDLE))
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ecdit_cli", "train"]
-
-
 @pytest.mark.parametrize("layout", [("parallel.zero_stage=1",), ("parallel.expert_parallel=2",)])
 def test_two_processes_continue_from_two_and_from_one(trained, tmp_path, layout):
     def run(images, name, parent=None):
-        command = train_command(tmp_path / name, *WSD, *layout, f"train.images={images}", options=options(parent))
-        process = start([command[0], *TORCHRUN, *command[4:]])
-        talk = process.communicate(timeout=180)
-        assert process.returncode == 0, talk
+        train_on_two(tmp_path / name, *WSD, *layout, f"train.images={images}", options=options(parent))
         return tmp_path / name
 
     branch, alone = run(MIDDLE, "branch", run(SHORT, "short")), run(MIDDLE, "alone")

@@ -67,18 +67,45 @@ CASES = {
 }  # fmt: skip
 LAYOUTS = {
     2: [(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2)],
-    4: [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (4, 0), (4, 1), (4, 2)],
+    4: [(1, 1), (2, 0), (2, 1), (2, 2), (4, 1)],
 }
-"""(expert-parallel size, ZeRO stage) by number of processes."""
-FEW_LAYOUTS: dict[int, list[tuple[int, int]]] = {2: [(1, 1), (2, 1)], 4: []}
-"""Those of routers that differ from a plain one by settings alone: every layout takes them through the same code."""
+"""(expert-parallel size, ZeRO stage) by number of processes, for the case that is saved.
+
+Two processes have every stage, without and with spread experts: 0 has whole weights and a norm of its own, 1 and 2 have
+flat partitions, reduced after and during the backward pass, and 3 has a part of every parameter. Of four, (1, 1) cuts
+the partitions more than once. With (2, 0) to (2, 2) two processes hold the same experts and two hold others, so that
+neither group of DeepSpeed is one process or all of them. With (4, 1) every process holds one expert. Four processes go
+on from two at (1, 2) and (4, 0), too.
+"""
+PLAIN: dict[int, list[tuple[int, int]]] = {2: [(1, 1), (2, 1)], 4: []}
+"""Those of the other cases: how the optimizer cuts weights is nothing to a router, nor to experts how it chooses."""
+SPREAD: dict[int, list[tuple[int, int]]] = {2: [(2, 1)], 4: []}
+"""Those of routers that differ from a plain one by settings alone: that of `PLAIN` which has all its communication."""
+OVER_FOUR = "expert_race"
+"""The router of few layouts that four processes train too, as its tokens compete over all of them."""
+FURTHER: dict[str, dict[int, list[tuple[int, int]]]] = {
+    # Slots in uneven numbers: among some of the processes, and while gradients are reduced.
+    "shared_expert": {2: [(1, 3), (2, 2)], 4: [(2, 1)]},
+    # Blocks whose parts ZeRO-3 gathers, and two sets of experts in a layer.
+    "dit": {2: [(1, 3)], 4: []},
+    "text experts": {2: [(1, 3)], 4: [(2, 1)]},
+    OVER_FOUR: {2: [], 4: [(4, 1)]},
+}
+"""Layouts beside those, for what a case has that no other has."""
+FROM_TWO = {
+    (1, 0): [(4, 0)],
+    (1, 1): [(2, 1)],
+    (1, 3): [(1, 2), (4, 0)],
+    (2, 0): [(2, 1)],
+    (2, 1): [(1, 2), (4, 0)],
+}
+"""At which layouts of four processes those of two go on. Each form in which two save their weights is read (stages 1
+and 2 have one form), and those in which parameters or experts are cut by readers of whole and of cut ones."""
 STEPS = 3
 SAVED = "mup"
 """The case whose checkpoints go on at other layouts: experts with biases, two parameter groups beside
 theirs, and a router with a state."""
 UNINTERRUPTED = "uninterrupted"
-OVER_FOUR = "expert_race"
-"""The router of few layouts that four processes train too, as its tokens compete over all of them."""
 DROPLESS = ("shared_expert", "no limit")
 STATES = {name: [f"routing={name}", "routing.group_images=batch"] for name in stateful_routers()}
 """The routers with a state, which the tokens of both processes move."""
@@ -90,9 +117,12 @@ OF_ALL_TOKENS = [
 
 
 def layouts_of(case: str) -> dict[int, list[tuple[int, int]]]:
+    if case == SAVED:
+        return LAYOUTS
     row = ROUTERS.get(case)
     is_plain = case != OVER_ALL if row is None else (row.has_logits and row.gating == "softmax" and not row.settings)
-    return LAYOUTS if is_plain else FEW_LAYOUTS | ({4: [(1, 1), (4, 1)]} if case == OVER_FOUR else {})
+    further = FURTHER.get(case, {})
+    return {world: pairs + further.get(world, []) for world, pairs in (PLAIN if is_plain else SPREAD).items()}
 
 
 def layout(expert_parallel: int, stage: int) -> list[str]:
@@ -161,9 +191,9 @@ def on_many(straight: dict[str, Outcome], folder: Path) -> dict[int, dict[str, O
             settings = [*ours, *layout(expert_parallel, stage)]
             tasks[f"on from one process {expert_parallel} {stage}"] = Task(settings, STEPS, STEPS, load=saved)
         if world == 4:
-            for expert_parallel, stage in LAYOUTS[2]:
+            for (expert_parallel, stage), places in FROM_TWO.items():
                 saved = str(folder / f"saved {name_of(SAVED, expert_parallel, stage)} world2")
-                for here in [(1, 2), (2, 1), (4, 0)]:
+                for here in places:
                     name = f"on from two {expert_parallel} {stage} at {here}"
                     tasks[name] = Task([*ours, *layout(*here)], STEPS, STEPS, load=saved)
         outcomes[world] = launch(tasks, world, folder)
@@ -200,7 +230,7 @@ def test_all_processes_hold_the_same_state_of_a_router(router: str, on_many) -> 
 
 @pytest.mark.parametrize("router", OF_ALL_TOKENS)
 def test_where_all_tokens_count_a_state_is_that_of_one_process(router: str, straight, on_many) -> None:
-    outcome = on_many[2][name_of(router, 1, 1)]
+    outcome = on_many[2][name_of(router, 2, 1)]
     one = json.loads(straight[router].router_states[0])
     for name, numbers in json.loads(outcome.router_states[0]).items():
         assert numbers == pytest.approx(one[name], rel=1e-5), name
@@ -228,26 +258,27 @@ def test_a_checkpoint_of_one_process_goes_on_at_every_layout(world: int, straigh
 
 def test_a_checkpoint_of_two_processes_goes_on_at_four(straight, on_many) -> None:
     outcomes = {name: outcome for name, outcome in on_many[4].items() if name.startswith("on from two")}
-    assert len(outcomes) == 3 * len(LAYOUTS[2])
+    assert len(outcomes) == sum(map(len, FROM_TWO.values()))
     for name, outcome in outcomes.items():
         assert outcome.losses == pytest.approx(straight[UNINTERRUPTED].losses[STEPS:], rel=1e-6), name
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_checkpoint_of_many_processes_goes_on_at_one(stage: int, straight, on_many, folder: Path) -> None:
-    for world, layouts in LAYOUTS.items():
-        for expert_parallel, theirs in layouts:
-            saved = folder / f"saved {name_of(SAVED, expert_parallel, theirs)} world{world}"
-            settings = [*CASES[SAVED], *layout(1, stage)]
-            outcome = perform(Task(settings, STEPS, STEPS, load=str(saved)), world=1)
-            assert outcome.losses == pytest.approx(straight[UNINTERRUPTED].losses[STEPS:], rel=1e-6), saved.name
+    """Each stage reads what three layouts of another stage saved; together the stages read every layout."""
+    every = [(world, *pair) for world, layouts in LAYOUTS.items() for pair in layouts]
+    for world, expert_parallel, theirs in every[(stage + 1) % 4 :: 4]:
+        saved = folder / f"saved {name_of(SAVED, expert_parallel, theirs)} world{world}"
+        settings = [*CASES[SAVED], *layout(1, stage)]
+        outcome = perform(Task(settings, STEPS, STEPS, load=str(saved)), world=1)
+        assert outcome.losses == pytest.approx(straight[UNINTERRUPTED].losses[STEPS:], rel=1e-6), saved.name
 
 
 def test_each_process_holds_its_share_of_the_experts_and_of_the_states(on_many) -> None:
     for world, layouts in LAYOUTS.items():
-        whole = max(on_many[world][name_of("expert_choice", 1, 0)].numbers_held)
+        whole = max(on_many[2][name_of(SAVED, 1, 0)].numbers_held)
         for expert_parallel, stage in layouts:
-            outcome = on_many[world][name_of("expert_choice", expert_parallel, stage)]
+            outcome = on_many[world][name_of(SAVED, expert_parallel, stage)]
             if stage < 3:
                 assert outcome.experts_held == [4 // expert_parallel] * world
             if stage > 0:

@@ -93,14 +93,10 @@ def test_on_a_full_disk_nothing_is_lost_and_the_same_command_continues(train, un
 def test_a_checkpoint_that_does_not_fit_fails_the_run_and_leaves_no_half_of_it(train, undisturbed, tmp_path):
     folder = tmp_path / "run"
     largest = max(path.stat().st_size for path in undisturbed.rglob("optimizer.safetensors"))
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1))
-
-    full = subprocess.run(
-        train_command(folder), capture_output=True, text=True, env=environment(), timeout=180, preexec_fn=limit,
-        check=False,
-    )  # fmt: skip
+    process = start_run(folder)  # which writes no such file in its first second
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest - 1, largest - 1))
+    _, talk = process.communicate(timeout=120)
+    full = subprocess.CompletedProcess([], process.returncode, "", talk)
     assert_one_line(full, 1, "cannot write the checkpoint", "run the same command again")
     assert RunDir(folder).read_status().state == "failed"
     assert list(RunDir(folder).checkpoints.iterdir()) == []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from experiments.config.prepared_set import read_index
 from tests.real_images import IMAGE_SIZE, MAX_TOKENS, write_metadata
 from tests.small_hub import serve_hub
-from tests.training_runs import environment
+from tests.training_runs import ecdit
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
@@ -40,13 +38,10 @@ def test_data_set_and_models_come_from_the_hub_and_then_from_the_cache(
 ) -> None:
     models = ["--vae", "some/pipeline/vae", "--t5", "some/pipeline/text_encoder_2", "--clip", "some/clip"]
     sizes = ["--image-size", str(IMAGE_SIZE), "--max-tokens", str(MAX_TOKENS)]
-    command = [sys.executable, "-m", "ecdit_cli", "data", "prepare", "some/pictures"]
+    command = ["data", "prepare", "some/pictures"]  # forked without the clients, which read settings at their import
     with serve_hub(hub_root) as (address, asked):
-        settings = {**environment(), "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        done = subprocess.run(
-            [*command, str(tmp_path / "set"), *models, *sizes, "--json"],
-            capture_output=True, text=True, env=settings, check=False,
-        )  # fmt: skip
+        settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        done = ecdit([*command, tmp_path / "set", *models, *sizes, "--json"], **settings)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["train_images"] == 9
     assert not [path for path in asked if "transformer/" in path]
@@ -54,18 +49,13 @@ def test_data_set_and_models_come_from_the_hub_and_then_from_the_cache(
     index = read_index(tmp_path / "set")
     assert (index.source.path, index.t5.path) == ("some/pictures", "some/pipeline/text_encoder_2")
     local = [word for name, folder in encoder_folders.items() for word in (f"--{name}", folder)]
-    offline = subprocess.run(
-        [*command, str(tmp_path / "again"), *local, *sizes, "--json"],
-        capture_output=True, text=True, env={**settings, "HF_HUB_OFFLINE": "1"}, check=False,
-    )  # fmt: skip
+    settings["HF_HUB_OFFLINE"] = "1"
+    offline = ecdit([*command, tmp_path / "again", *local, *sizes, "--json"], **settings)
     assert offline.returncode == 0, offline.stderr
     assert (tmp_path / "again" / "train-00000.safetensors").read_bytes() == (
         tmp_path / "set" / "train-00000.safetensors"
     ).read_bytes()
-    gone = subprocess.run(
-        [*command[:-1], "other/pictures", str(tmp_path / "none"), *local, *sizes],
-        capture_output=True, text=True, env={**settings, "HF_HUB_OFFLINE": "1"}, check=False,
-    )  # fmt: skip
+    gone = ecdit([*command[:-1], "other/pictures", tmp_path / "none", *local, *sizes], **settings)
     assert gone.returncode == 2
     assert gone.stderr.splitlines()[-1].startswith(
         "error: SOURCE other/pictures is no path, and the Hugging Face Hub does not give it: "

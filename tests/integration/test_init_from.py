@@ -12,15 +12,8 @@ import torch
 
 from experiments.records.run_folder import RunDir, read_jsonl
 from experiments.training.checkpoint import open_checkpoint
-from tests.training_runs import (
-    final_checkpoint,
-    losses,
-    numbers,
-    start,
-    start_run,
-    train_command,
-    wait_for_rows,
-)
+from tests.training_runs import final_checkpoint, losses, numbers, start_run, wait_for_rows
+from tests.two_nodes import train_on_two
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
@@ -107,17 +100,11 @@ def test_a_run_goes_on_without_its_parent_to_the_same_bits(train, dense, upcycle
     assert final_checkpoint(folder) == final_checkpoint(upcycled[0])
 
 
-TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ecdit_cli", "train"]
-
-
 @pytest.mark.parametrize(
     "layout", [("parallel.expert_parallel=2",), ("parallel.zero_stage=3",), ("parallel.zero_stage=0",)]
 )
 def test_two_processes_begin_with_the_weights_of_one(dense, upcycled, tmp_path, layout):
-    command = train_command(tmp_path / "run", *UPCYCLED, *layout, f"train.init_from={dense}")
-    process = start([command[0], *TWO, *command[4:]])
-    talk = process.communicate(timeout=180)
-    assert process.returncode == 0, talk
+    train_on_two(tmp_path / "run", *UPCYCLED, *layout, f"train.init_from={dense}")
     assert losses(tmp_path / "run") == pytest.approx(losses(upcycled[0]), rel=2e-5)
 
 

@@ -1,6 +1,7 @@
 """More than one process, and the mirror, through the same command. Layouts of one: `unit/training/test_loop.py`."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,11 +28,11 @@ def launched(folder, *settings):
 
 def test_two_processes_give_the_losses_of_one(undisturbed, tmp_path):
     folder = tmp_path / "run"
-    done = subprocess.run(launched(folder), capture_output=True, text=True, env=environment(), timeout=180, check=False)
-    assert RunDir(folder).read_status().state == "done", done.stderr
+    talk = train_on_two(folder)
+    assert RunDir(folder).read_status().state == "done", talk
     assert RunDir(folder).read_run().world == 2
     assert [row["images_seen"] for row in numbers(folder)["steps.jsonl"]] == list(range(16, 193, 16))
-    assert "FutureWarning" not in done.stderr
+    assert "FutureWarning" not in talk
     assert losses(folder) == pytest.approx(losses(undisturbed), rel=2e-5)
 
 
@@ -40,7 +41,9 @@ def test_a_signal_to_the_launcher_saves_and_one_process_continues(train, undistu
     process = start(launched(folder))
     wait_for_rows(folder, 3, process)
     os.killpg(process.pid, signal.SIGTERM)
-    process.communicate(timeout=120)
+    _, talk = process.communicate(timeout=120)
+    assert "FutureWarning" not in talk
+    assert RunDir(folder).read_run().world == 2
     assert RunDir(folder).read_status().state == "interrupted"
     again = train(folder)
     assert again.returncode == 0, again.stderr
@@ -115,19 +118,23 @@ def test_layers_that_need_all_processes_validate_and_sample_as_one_does(layout, 
     }
 
 
-def interrupt_on_two(folder):
-    """Stops a run over two processes that share the experts, after its fifth row."""
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """Stops a run over two processes that share the experts after its fifth row. It is not to be changed."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
     ranks = start_ranks(folder, "parallel.expert_parallel=2")
     wait_for_rows(folder, 5, ranks.processes[0])
     for rank in ranks.processes:
         rank.send_signal(signal.SIGTERM)
     ranks.ends()
-
-
-def test_a_run_on_shared_experts_goes_on_with_one_process_and_names_a_damaged_shard(train, undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    interrupt_on_two(folder)
     assert RunDir(folder).read_status().state == "interrupted"
+    return folder
+
+
+def test_a_run_on_shared_experts_goes_on_with_one_process_and_names_a_damaged_shard(
+    train, undisturbed, interrupted, tmp_path
+):
+    folder = shutil.copytree(interrupted, tmp_path / "run")
     newest = max(RunDir(folder).checkpoints.glob("images_*"))
     shards = sorted(path.name for path in newest.glob("weights-*"))
     assert shards == ["weights-00001-of-00002.safetensors", "weights-00002-of-00002.safetensors"]
@@ -139,9 +146,8 @@ def test_a_run_on_shared_experts_goes_on_with_one_process_and_names_a_damaged_sh
     assert losses(folder) == pytest.approx(losses(undisturbed), rel=2e-5)
 
 
-def test_two_processes_pass_over_a_shard_that_only_one_of_them_reads(undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    interrupt_on_two(folder)
+def test_two_processes_pass_over_a_shard_that_only_one_of_them_reads(undisturbed, interrupted, tmp_path):
+    folder = shutil.copytree(interrupted, tmp_path / "run")
     newest = max(RunDir(folder).checkpoints.glob("images_*"))
     damaged = newest / "optimizer-00002-of-00002.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
 @pytest.fixture
 def ranks():
-    """Two ranks; what is left of them is killed."""
+    """Starts two ranks; what is left of them is killed."""
     started = []
 
     def start(folder, *settings):
@@ -25,14 +25,29 @@ def ranks():
         one.kill()
 
 
-def lose(running, folder, lost, how):
-    """The other rank's exit code, once it has ended, and what it said."""
-    wait_for_rows(folder, 3, running.processes[0])
-    running.processes[lost].send_signal(how)
-    other = running.processes[1 - lost]
-    _, said = other.communicate(timeout=60)
-    running.kill()
-    return other.returncode, [line for line in said.splitlines() if line.startswith("error:")]
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory):
+    """Loses a rank of several runs at once, since it takes half a minute until a silent one counts as lost.
+
+    By the rank and its signal it has the folder, the exit code of the other rank, and the errors that this one said.
+    """
+    running, found = {}, {}
+    try:
+        for rank in (0, 1):
+            for how in (signal.SIGKILL, signal.SIGSTOP):
+                folder = tmp_path_factory.mktemp("lost") / "run"
+                running[rank, how] = folder, start_ranks(folder)
+                wait_for_rows(folder, 3, running[rank, how][1].processes[0])
+                running[rank, how][1].processes[rank].send_signal(how)
+        for (rank, how), (folder, both) in running.items():
+            other = both.processes[1 - rank]
+            _, said = other.communicate(timeout=60)
+            errors = [line for line in said.splitlines() if line.startswith("error:")]
+            found[rank, how] = folder, other.returncode, errors
+    finally:
+        for _, both in running.values():
+            both.kill()
+    return found
 
 
 def assert_continues(ranks, folder, undisturbed):
@@ -47,9 +62,8 @@ def assert_continues(ranks, folder, undisturbed):
         (signal.SIGSTOP, "Another process of this run has ended or hangs: rank 1 on "),
     ],
 )
-def test_a_lost_rank_fails_the_run(ranks, undisturbed, tmp_path, how, reason):
-    folder = tmp_path / "run"
-    code, errors = lose(ranks(folder), folder, 1, how)
+def test_a_lost_rank_fails_the_run(lost, ranks, undisturbed, how, reason):
+    folder, code, errors = lost[1, how]
     status = RunDir(folder).read_status()
     assert code == 1
     assert status.state == "failed"
@@ -59,9 +73,8 @@ def test_a_lost_rank_fails_the_run(ranks, undisturbed, tmp_path, how, reason):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_without_the_rank_that_writes_the_others_end_and_its_folder_is_free(ranks, undisturbed, tmp_path, how):
-    folder = tmp_path / "run"
-    code, [error] = lose(ranks(folder), folder, 0, how)
+def test_without_the_rank_that_writes_the_others_end_and_its_folder_is_free(lost, ranks, undisturbed, how):
+    folder, code, [error] = lost[0, how]
     assert code == 1
     assert "Another process of this run has ended" in error
     assert_continues(ranks, folder, undisturbed)

@@ -6,14 +6,15 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from experiments.plugins.loading import VARIABLE
 from experiments.records.run_folder import RunDir
-from tests.training_runs import TIMEOUT_SECONDS, TINY, environment
+from tests.preloaded import ECDIT
+from tests.training_runs import TIMEOUT_SECONDS, TINY, ecdit, environment
+from tests.two_nodes import start_together
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 
@@ -22,13 +23,6 @@ SHORT = (
     *TINY, "train.images=32", "train.batch_images=8", "eval.every_images=16", "eval.sample_steps=2",
     "checkpoint.every_images=16",
 )  # fmt: skip
-
-
-def ecdit(words: Sequence[object], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ecdit_cli", *map(str, words)],
-        capture_output=True, text=True, cwd=folder, env=environment() | variables, timeout=TIMEOUT_SECONDS, check=False,
-    )  # fmt: skip
 
 
 def refused(done: subprocess.CompletedProcess[str], exit_code: int = 2) -> str:
@@ -50,7 +44,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = {"program": "ecdit", "method": "grid", "parameters": parameters}
     (folder / "sweep.yaml").write_text(json.dumps(spec))
     words = ["sweep", "sweep.yaml", "--out", "runs", "--no-calibration", "--slots", "1", "--plugin", "stripes.py"]
-    done = ecdit(words, folder)
+    done = subprocess.run(
+        [sys.executable, "-m", "ecdit_cli", *words],
+        capture_output=True, text=True, cwd=folder, env=environment(), timeout=TIMEOUT_SECONDS, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -162,12 +159,11 @@ def test_a_wrong_answer_leaves_no_folder(folder: Path) -> None:
     assert not (folder / "wrong").exists()
 
 
-def test_ranks_of_torchrun_get_the_plugin(folder: Path) -> None:
-    words = [*SHORT, "routing=stripes", "--run-dir", "two", "--plugin", "stripes.py", "--no-progress"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    done = subprocess.run(
-        [*launcher, "ecdit_cli", "train", *words],
-        capture_output=True, text=True, cwd=folder, env=environment(), timeout=TIMEOUT_SECONDS, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert RunDir(folder / "two").read_run().world == 2
+def test_two_ranks_get_the_plugin(folder: Path) -> None:
+    words = [*SHORT, "routing=stripes", "--run-dir", str(folder / "two"), "--plugin", str(folder / "stripes.py")]
+    ended = start_together(ECDIT, "train", *words, "--no-progress", world=2).ends()
+    assert [code for code, _ in ended] == [0, 0], ended
+    record = RunDir(folder / "two").read_run()
+    assert record.world == 2
+    assert record.plugins is not None
+    assert [plugin.name for plugin in record.plugins] == ["stripes"]

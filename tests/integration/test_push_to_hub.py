@@ -12,7 +12,7 @@ import pytest
 from ecdit_cli.app import run
 from experiments.records.run_folder import RunDir
 from tests.small_hub import USER, WRITE_TOKEN, serve_hub
-from tests.training_runs import environment, random_run_folder
+from tests.training_runs import ecdit, random_run_folder
 
 pytest.importorskip("huggingface_hub", reason="the extra ecdit[hub] is not installed")
 Captured = pytest.CaptureFixture[str]
@@ -24,13 +24,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 def push(trained: RunDir, out: Path, name: str, address: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, since the client reads its environment when it is imported."""
+    """Pushes in a process that is forked without the client, which reads its environment when it is imported."""
     told = {
-        **environment(), "HF_ENDPOINT": address, "HF_HOME": str(out.parent / "home"), "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": address, "HF_HOME": str(out.parent / "home"), "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": WRITE_TOKEN, **settings,
     }  # fmt: skip
-    command = [sys.executable, "-m", "ecdit_cli", "export-weights", str(trained.path), str(out), "--push-to-hub", name]
-    return subprocess.run([*command, "--json"], capture_output=True, text=True, env=told, check=False)
+    return ecdit(["export-weights", trained.path, out, "--push-to-hub", name, "--json"], **told)
 
 
 @pytest.mark.slow

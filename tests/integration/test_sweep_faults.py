@@ -82,14 +82,11 @@ def checkpoints(folder):
 
 @pytest.mark.parametrize(
     ("number", "told"),
-    [
-        (signal.SIGKILL, "killed by SIGKILL"),
-        (signal.SIGSEGV, "killed by SIGSEGV"),
-        (signal.SIGSTOP, "gave no sign for 10 s"),
-    ],
-    ids=["killed", "segfault", "hangs"],
+    [(signal.SIGSEGV, "killed by SIGSEGV"), (signal.SIGSTOP, "gave no sign for 10 s")],
+    ids=["segfault", "hangs"],
 )
 def test_a_run_that_is_lost_is_tried_again_and_touches_no_other(undisturbed_sweep, out, number, told):
+    """`test_runner.py` has what is said of SIGKILL; here any signal that a process cannot answer does."""
     process = start_sweep(out, "--timeout", "10" if number == signal.SIGSTOP else "60")
     with ended(process):
         os.kill(wait_until(worker_with_rows(out, 0), process), number)
@@ -111,7 +108,7 @@ def test_runs_outlive_the_process_that_started_them_and_another_is_made(undistur
     assert_same(out, undisturbed_sweep)
 
 
-@pytest.mark.parametrize("shift", [0, 86400, -86400], ids=["clock as it was", "clock a day ahead", "clock a day back"])
+@pytest.mark.parametrize("shift", [86400, -86400], ids=["clock a day ahead", "clock a day back"])
 def test_a_killed_sweep_is_continued_and_its_runs_go_on_meanwhile(undisturbed_sweep, out, shift):
     process = start_sweep(out)
     with ended(process):

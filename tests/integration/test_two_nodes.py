@@ -80,15 +80,14 @@ def test_a_network_that_is_cut_ends_both_and_the_same_command_continues(undistur
     assert losses(folder) == pytest.approx(losses(undisturbed), rel=2e-5)
 
 
-@pytest.mark.parametrize("package", ["deepspeed", "torch"])
-def test_a_rank_with_another_version_is_refused_before_anything_is_written(ranks, tmp_path, package):
+def test_a_rank_with_another_version_is_refused_before_anything_is_written(ranks, tmp_path):
     """The metadata of another version come first on that rank's path, as in an environment where it is installed."""
-    other = tmp_path / "other" / f"{package}-0.0.1.dist-info"
+    other = tmp_path / "other" / "deepspeed-0.0.1.dist-info"
     other.mkdir(parents=True)
-    (other / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.0.1\n")
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.0.1\n")
     path = f"{other.parent}:{environment().get('PYTHONPATH', '')}"
     ended = ranks(tmp_path / "run", before={1: ()}, changed={1: {"PYTHONPATH": path}}).ends()
-    assert_refused(ended, tmp_path / "run", f"{package} is 0.0.1 on rank 1 on", "Install the same on every node.")
+    assert_refused(ended, tmp_path / "run", "deepspeed is 0.0.1 on rank 1 on", "Install the same on every node.")
 
 
 def test_a_rank_with_other_settings_is_refused_before_anything_is_written(ranks, tmp_path):

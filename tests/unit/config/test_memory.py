@@ -14,6 +14,7 @@ from experiments.config.budget import budget
 from experiments.config.memory import BUCKET_ELEMENTS, HOST_SLACK, MIRROR_BYTES, PROCESS_BYTES, memory
 from experiments.config.overrides import load_config
 from experiments.config.tensors import EXPERT_GROUP_ELEMENTS, shares
+from tests.preloaded import server
 from tests.training_runs import environment
 
 PROBE = Path(__file__).with_name("memory_probe.py")
@@ -27,15 +28,23 @@ SMALL_BATCH = ("model=micro", "train.batch_images=4")
 MMDIT = ("model=micro", "model.block=mmdit", "routing.text_experts=4")
 
 
-def measure(*overrides, world=1, bucket=None):
-    """What the process of rank 0 measured, of `world` that run together."""
-    command = [sys.executable, str(PROBE), *(["--bucket", str(bucket)] if bucket else []), *overrides]
-    command += [f"parallel.world={world}"]
+def measure(*overrides, world=1, bucket=None, resident=True):
+    """Returns what the process of rank 0 measured, of `world` that run together.
+
+    It is started anew where its resident set counts: that of a forked process lacks the pages of libraries. The other
+    ranks are only there to be talked to, and are forked from a process that has imported everything.
+    """
+    words = [*(["--bucket", str(bucket)] if bucket else []), *overrides, f"parallel.world={world}"]
     address = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [{**address, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {} for rank in range(world)]
     pipe = subprocess.PIPE
     processes = [
-        subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**environment(), **rank}) for rank in ranks
+        server().start(words, {**environment(), **rank}, "tests.unit.config.memory_probe:main")
+        if number > 0 or not resident
+        else subprocess.Popen(
+            [sys.executable, str(PROBE), *words], stdout=pipe, stderr=pipe, text=True, env={**environment(), **rank}
+        )
+        for number, rank in enumerate(ranks)
     ]
     ended = [process.communicate(timeout=240) for process in processes]
     assert not any(process.returncode for process in processes), [err for _, err in ended]
@@ -136,14 +145,15 @@ def test_an_accelerator_reduces_gradients_in_a_bucket_that_it_always_has(overrid
     monkeypatch.setattr("experiments.config.memory.BUCKET_ELEMENTS", BUCKET)
     overrides = (*SMALL_BATCH, *overrides, "train.implementation=reference")
     expected = memory(load_config([*overrides, "parallel.world=2"]), on_accelerator=True)
-    assert_as_measured(expected, measure(*overrides, world=2, bucket=BUCKET))
+    assert_as_measured(expected, measure(*overrides, world=2, bucket=BUCKET, resident=False))
 
 
 @pytest.mark.parametrize("block", ["pixart", "mmdit"])
 def test_latents_and_text_features_take_what_was_computed(block, latent_set):
     data = ("data.name=latents", f"data.path={latent_set}", "model.patch_size=2", "train.batch_images=16")
     data = (*data, f"model.block={block}")
-    expected, measured = memory(load_config(["model=nano", FP32, *data]), False), measure("model=nano", FP32, *data)
+    expected = memory(load_config(["model=nano", FP32, *data]), on_accelerator=False)
+    measured = measure("model=nano", FP32, *data, resident=False)
     assert expected.activations == pytest.approx(measured["activations"], rel=0.05)
     assert expected.persistent + expected.batch == pytest.approx(measured["persistent"], rel=0.05)
 

@@ -2,11 +2,15 @@
 
 import socket
 from dataclasses import replace
+from importlib.metadata import version
 
 import psutil
 import pytest
 
-from experiments.distributed.rendezvous import INTERFACE, Rank, choose_interface, first_trouble
+from experiments.config.budget import budget
+from experiments.config.overrides import load_config
+from experiments.distributed.rendezvous import INTERFACE, Rank, choose_interface, facts_of, first_trouble
+from experiments.training.description import describe_run
 
 FACTS = {"torch": "2.13.0", "python": "3.11", "git commit": "abc", "seed": "0"}
 FIRST = Rank(0, "n1", FACTS, "/shared/run", sees_folder=True)
@@ -41,6 +45,14 @@ def test_a_rank_that_differs_is_named_with_both_values(rank, message, hint):
     assert found is not None
     assert found[0] == message.replace("rank 1 on n2", "rank 2 on n3")
     assert found[1].startswith(hint)
+
+
+def test_the_versions_of_what_computes_and_every_setting_are_compared():
+    config = load_config(["seed=7"])
+    facts = facts_of(describe_run(config, "fp32", budget(config), ["ecdit", "train"]))
+    assert [*facts][:3] == ["torch", "deepspeed", "ecdit"]
+    assert [facts[name] for name in ("torch", "deepspeed", "ecdit")] == [*map(version, ("torch", "deepspeed", "ecdit"))]
+    assert (facts["seed"], facts["routing.name"]) == ("7", "expert_choice")
 
 
 def test_another_version_is_said_before_another_setting():

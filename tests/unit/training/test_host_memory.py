@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-ADVISED = """
+PROGRAM = """
+import resource
 import torch
 from experiments.config.overrides import load_config
 from experiments.training.host_memory import keep_freed_memory
 keep_freed_memory(load_config(["train.implementation=IMPLEMENTATION"]))
-tensor, inside = torch.ones(2**24), False
+tensor, inside, advised = torch.ones(2**24), False, None
 address = tensor.data_ptr() + 2**22
 for line in open("/proc/self/smaps"):
     head = line.split()[0]
@@ -23,7 +24,16 @@ for line in open("/proc/self/smaps"):
         first, last = (int(end, 16) for end in head.split("-"))
         inside = first <= address < last
     elif inside and head == "VmFlags:":
-        print("hg" in line.split())
+        advised = "hg" in line.split()
+del tensor
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(16):
+    torch.ones(2**24)  # 64 MiB, let go at once; the first few find no hole of their size
+before = faults()
+for _ in range(8):
+    torch.ones(2**24)
+print(advised, faults() - before)
 """
 CHOICES = [("fast", {}, True), ("reference", {}, False), ("fast", {"MALLOC_MMAP_MAX_": "65536"}, False)]
 """An implementation, what the environment says of the allocator, and whether memory is kept."""
@@ -37,35 +47,26 @@ def printed(program: str, implementation: str, chosen: dict[str, str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, env={**plain, **chosen}, check=True).stdout
 
 
+@pytest.fixture(scope="module", params=CHOICES, ids=lambda choice: f"{choice[0]} {' '.join(choice[1])}".strip())
+def found(request: pytest.FixtureRequest) -> tuple[str, int, bool]:
+    """Returns whether a tensor is in large pages, the page faults of eight more, and whether memory is to be kept."""
+    implementation, chosen, kept = request.param
+    advised, faults = printed(PROGRAM, implementation, chosen).split()
+    return advised, int(faults), kept
+
+
 @needs_glibc
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without large pages")
-@pytest.mark.parametrize(("implementation", "chosen", "kept"), CHOICES)
-def test_large_tensors_are_in_large_pages(implementation: str, chosen: dict[str, str], kept: bool) -> None:
-    assert printed(ADVISED, implementation, chosen).split() == [str(kept)]
-
-
-FAULTS = """
-import resource
-import torch
-from experiments.config.overrides import load_config
-from experiments.training.host_memory import keep_freed_memory
-keep_freed_memory(load_config(["train.implementation=IMPLEMENTATION"]))
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(16):
-    torch.ones(2**24)  # 64 MiB, let go at once; the first few find no hole of their size
-before = faults()
-for _ in range(8):
-    torch.ones(2**24)
-print(faults() - before)
-"""
+def test_large_tensors_are_in_large_pages(found: tuple[str, int, bool]) -> None:
+    advised, _, kept = found
+    assert advised == str(kept)
 
 
 @needs_glibc
-@pytest.mark.parametrize(("implementation", "chosen", "kept"), CHOICES)
-def test_freed_memory_is_kept_for_the_next_tensor(implementation: str, chosen: dict[str, str], kept: bool) -> None:
+def test_freed_memory_is_kept_for_the_next_tensor(found: tuple[str, int, bool]) -> None:
     """Eight tensors of 64 MiB in turn, after others: 8 x 16,384 faults of 4 KiB where each is new memory, else none."""
-    assert (int(printed(FAULTS, implementation, chosen)) < 1000) is kept
+    _, faults, kept = found
+    assert (faults < 1000) is kept
 
 
 FORKED = """

@@ -55,12 +55,31 @@ def test_accumulation_changes_no_loss(arm: str, rows_of: RowsOf) -> None:
     assert [row["grad_norm"] for row in pieces] == pytest.approx([row["grad_norm"] for row in whole], rel=1e-3)
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[str, list[dict[str, Any]]]:
+    """Holds the rows of runs that learn, by their settings, which no test changes."""
+    return {}
+
+
+@pytest.fixture
+def learned(made: dict[str, list[dict[str, Any]]], rows_of: RowsOf) -> Callable[[str], list[dict[str, Any]]]:
+    """Trains a run that is long enough to learn, once for each choice of settings; returns the rows of its steps."""
+
+    def get(settings: str) -> list[dict[str, Any]]:
+        if settings not in made:
+            fast = ("train.images=256", "optim.learning_rate=1e-2", "seed=1")
+            made[settings] = rows_of(*fast, *settings.split(), name="learned")
+        return made[settings]
+
+    return get
+
+
 @pytest.mark.parametrize("router", routed_names())
 def test_executed_flops_are_counted_where_they_vary_and_absent_elsewhere(
-    router: str, rows_of: RowsOf, tiny: Tiny
+    router: str, learned: Callable[[str], list[dict[str, Any]]], tiny: Tiny
 ) -> None:
     config = tiny(f"routing={router}")
-    rows = rows_of(f"routing={router}")
+    rows = learned(f"routing={router}")
     if not compute_varies(config, training=True):
         assert all("executed_flops" not in row for row in rows)
         return
@@ -96,8 +115,8 @@ def test_zero_2_gives_the_losses_of_zero_1(rows_of: RowsOf) -> None:
         "train.precision=bf16",
     ],
 )
-def test_a_tiny_run_learns(settings: str, rows_of: RowsOf) -> None:
-    found = losses(rows_of("train.images=256", "optim.learning_rate=1e-2", "seed=1", *settings.split()))
+def test_a_tiny_run_learns(settings: str, learned: Callable[[str], list[dict[str, Any]]]) -> None:
+    found = losses(learned(settings))
     assert sum(found[-4:]) / 4 < sum(found[:4]) / 4 - 0.1
 
 

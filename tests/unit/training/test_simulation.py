@@ -74,9 +74,20 @@ def test_the_processes_of_a_layout_have_every_number_of_every_parameter_once(lay
     assert counted == budget(config).params_total
 
 
-@pytest.mark.parametrize("router", [name for name in routed_names() if ROUTERS[name].rule != "blocks"])
-@pytest.mark.parametrize(("stage", "block"), [(1, "pixart"), (2, "pixart"), (1, "dit"), (1, "mmdit")])
-def test_memory_of_a_simulated_step_is_that_of_the_arithmetic(router: str, block: str, stage: int) -> None:
+IN_LAYERS = [name for name in routed_names() if ROUTERS[name].rule != "blocks"]
+OF_EACH_RULE = list({(ROUTERS[name].rule, ROUTERS[name].settings.get("input")): name for name in IN_LAYERS}.values())
+"""A router for each rule and each input of a router. How weights are cut, and what DiT's block keeps, is added to what
+the layer of a router keeps, which every router shows in the other blocks."""
+
+
+@pytest.mark.parametrize(
+    ("router", "stage", "block"),
+    [
+        *((router, 1, block) for block in ("pixart", "mmdit") for router in IN_LAYERS),
+        *((router, *where) for where in ((2, "pixart"), (1, "dit")) for router in OF_EACH_RULE),
+    ],
+)
+def test_memory_of_a_simulated_step_is_that_of_the_arithmetic(router: str, stage: int, block: str) -> None:
     layout = ["parallel.expert_parallel=4", f"parallel.zero_stage={stage}", "train.precision=bf16"]
     fixed = [f"routing.{key}={each.value}" for key, each in ROUTERS[router].fixed.items() if key == "group_images"]
     with_text = block == "mmdit" and ROUTERS[router].rule in AXES["text_experts"].families
