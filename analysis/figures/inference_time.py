@@ -2,9 +2,9 @@
 
 Each arm and size has one point: colour shows the router, the marker the size, and fill the arm (for example its number
 of experts). Where routers are many, each family of them has a panel. Beside or below the points, bars show for every
-arm the overhead over its dense baseline (`baselines.py`): the calculated one in activated parameters and in FLOPs, which
-are executed ones where runs recorded them, and the measured one in time. Points are means over seeds, and error bars go
-from the lowest to the highest.
+arm the overhead over its dense baseline (`baselines.py`): the calculated one in activated parameters and in FLOPs,
+which are executed ones where runs recorded them, and the measured one in time. Points are means over seeds, and error
+bars go from the lowest to the highest.
 """
 
 from __future__ import annotations

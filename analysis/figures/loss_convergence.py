@@ -226,7 +226,7 @@ def _reaching_numbers(setup: _Setup) -> pd.DataFrame:
     """Returns a row per arm: where it reaches its target on each axis (missing if never), and how many times sooner."""
     rows = {label: {"setup": setup.name, "arm": label, "split": "reach"} for label, _, _ in setup.arms}
     targets = [setup.targets.get(setup.baselines.get(label, "")) for label in rows]
-    frame = pd.DataFrame(rows.values()).assign(loss=targets)
+    frame = pd.DataFrame(rows.values()).assign(loss=pd.Series(targets, dtype="float64"))
     for x in AXES:
         reached = _reached(setup, x)
         frame[x] = [reached[label][0] for label in frame["arm"]]
