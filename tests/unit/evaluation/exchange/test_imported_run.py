@@ -138,7 +138,7 @@ def test_the_run_says_what_it_is(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["imported"]["layout"] == "dit-moe"
     assert len(record["imported"]["sha256"]) == 64
-    assert "weights" not in record["imported"]  # the file holds one set, without saying which
+    assert record["imported"]["weights"] is None  # the file holds one set and does not say which
     config = loaded.config
     assert (config.model.block, config.routing.name, config.data.name) == ("dit", "shared_expert", "imagenet")
     assert (config.data.num_classes, config.data.image_size, config.model.time_scale) == (CLASSES, SIDE, 1.0)
