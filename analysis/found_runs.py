@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from analysis.parameter_counts import counts_without_embeddings
+from analysis.shared_trunks import TRUNK, trunk_of
 from analysis.tuned_arms import tuned_facts
 from experiments.config.placement import KEY as KEY_OF_PLACEMENT
 from experiments.config.stored import stored_config
@@ -119,9 +120,9 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
     if record.parts:  # the others were trained on as many images as the first, of which the merged run has the number
         facts["images_before"] += (len(record.parts) - 1) * status.images_seen
     seen = {"images_seen": status.images_seen, "peak_memory_gib": status.peak_memory_gib}
-    row = {"run": str(run.path), **seen, **facts, **settings}
     without_effect = (*WITHOUT_EFFECT, KEY_OF_PLACEMENT) if config.routing.name == "dense" else WITHOUT_EFFECT
     compared = sorted((key, value) for key, value in settings.items() if not key.startswith(without_effect))
+    row = {"run": str(run.path), **seen, **facts, TRUNK: trunk_of(record.config.get("optim", {}), compared), **settings}
     compared += [("train.init_fingerprint", fingerprint)] if fingerprint else []
     balance_loss = (status.balance_loss or "mean over layers") if config.has_balance_losses else None
     return FinishedRun(row["run"], row, mirror_id(record), json.dumps(compared), balance_loss)

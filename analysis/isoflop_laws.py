@@ -10,13 +10,14 @@ A second interval, `exponent_cells_low` to `exponent_cells_high`, carries the in
 exponent, which come from the scatter of configurations (cells of one size at one budget) about the parabolas. It has
 more degrees of freedom and exists for two budgets too, but it trusts that the minima follow a power law. The minima of
 the parametric law follow from one fit and share its errors, so neither interval holds for their exponents; the laws of
-`laws/` have those of alpha and beta.
+`laws/` have those of alpha and beta. Neither holds where budgets share trunks either, as the errors of their minima are
+then those of the same trainings.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,31 +38,37 @@ COLUMNS = [
 NUMBERS = ("factor", "exponent", "exponent_low", "exponent_high", "exponent_cells_low", "exponent_cells_high")
 
 
-def laws_of_minima(minima: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def laws_of_minima(minima: pd.DataFrame, of_trunks: Collection[tuple[str, str]] = ()) -> tuple[pd.DataFrame, list[str]]:
     """Returns the laws with `COLUMNS`, one for each study, arm, method and quantity, and a line for each refused law.
 
     Minima at the edge of the sizes are not used, and two inner minima are needed. An exponent has no interval with two
-    budgets, because a line through two points leaves no residual. A law that falls with compute is refused, because the
-    best size and the best number of images grow with compute.
+    budgets, because a line through two points leaves no residual, and none in the studies and arms `of_trunks`, whose
+    budgets share trunks. A law that falls with compute is refused, because the best size and the best number of images
+    grow with compute.
     """
     inner = minima[~minima["is_edge"].astype(bool)]
     by_law = inner.groupby(["study", "arm", "method"], sort=False)
-    rows = [row for key, points in by_law if len(points) >= MIN_BUDGETS for row in _laws(key, points)]
+    rows = [
+        row
+        for key, points in by_law
+        if len(points) >= MIN_BUDGETS
+        for row in _laws(key, points, key[2] != METHOD and key[:2] not in of_trunks)
+    ]
     laws = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, "float64"))
     falls = laws["exponent"] < 0
     return laws[~falls].reset_index(drop=True), [_refusal(law) for law in laws[falls].to_dict("records")]
 
 
-def _laws(key: tuple[Hashable, ...], points: pd.DataFrame) -> Iterator[dict[str, object]]:
+def _laws(key: tuple[Hashable, ...], points: pd.DataFrame, are_independent: bool) -> Iterator[dict[str, object]]:
+    """Yields the laws of one study, arm and method; intervals need minima that err independently of each other."""
     about = dict(zip(("study", "arm", "method"), key, strict=True))
     log_flops = np.log(points["flops"].to_numpy(float))
     for quantity in QUANTITIES:
         line = linregress(log_flops, np.log(points[quantity].to_numpy(float)))
-        is_fitted_alone = about["method"] != METHOD  # the joint law's minima share its errors and do not scatter
-        half = _half_width(line.stderr, len(points) - 2) if is_fitted_alone else None
+        half = _half_width(line.stderr, len(points) - 2) if are_independent else None
         row = {**about, "quantity": quantity, "factor": math.exp(line.intercept), "exponent": line.slope}
         row |= {f"exponent_{end}": None if half is None else line.slope + sign * half for end, sign in ENDS}
-        wide = _half_width_over_cells(log_flops, points, quantity) if is_fitted_alone else None
+        wide = _half_width_over_cells(log_flops, points, quantity) if are_independent else None
         row |= {f"exponent_cells_{end}": None if wide is None else line.slope + sign * wide for end, sign in ENDS}
         yield row | {"num_budgets": len(points)}
 

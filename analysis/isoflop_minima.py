@@ -35,6 +35,7 @@ from analysis.isoflop_laws import laws_of_minima
 from analysis.isoflop_parametric import SizesOfBudget, disagreements, parametric_or_refusal
 from analysis.isoflop_scatter import Profile, Scatter, half_width, scatter
 from analysis.load_records import MissingDataError
+from analysis.shared_trunks import share_trunks
 from analysis.style import scaled
 
 LOOK = ("routing.name", "variant")
@@ -47,6 +48,7 @@ WAY_OUT = "Run one with: ecdit sweep isoflop"
 NO_INTERVAL = (
     "no interval of a minimum: 3 sizes a budget leave nothing to tell how far configurations are off a parabola."
 )
+OF_TRUNKS = "no interval of an exponent: its budgets share trunks (optim.schedule=wsd) and are not independent."
 LOG_LIMITS = (-300.0, 300.0)
 """Limits of the ends of an interval in logarithms; those of a parabola with almost no curvature would overflow."""
 MINIMUM_ENDS = ("params_low", "params_high", "images_low", "images_high")
@@ -103,9 +105,13 @@ def isoflop(table: pd.DataFrame, size: str = "params_active") -> IsoFlop:
     """
     usable, refused = _usable(list(_budgets(table, size)), size)
     rows: list[dict[str, object]] = []
+    of_trunks: list[tuple[str, str]] = []
     for (study, arm), group in groupby(usable, key=lambda budget: (budget.study, budget.arm)):
         budgets = list(group)
-        spread = scatter([_profile(budget, size) for budget in budgets])
+        is_shared = share_trunks(budget.runs for budget in budgets)
+        of_trunks += [(study, arm)] if is_shared else []
+        refused += [f"{_arm_name(study, arm)}: {OF_TRUNKS}"] if is_shared else []
+        spread = scatter([_profile(budget, size) for budget in budgets], is_shared)
         refused += [] if spread else [f"{_arm_name(study, arm)}: {NO_INTERVAL}"]
         rows += [row for budget in budgets for row in _minimum_rows(budget, size, spread)]
         found, refusal = _parametric_rows(budgets, size)
@@ -114,7 +120,7 @@ def isoflop(table: pd.DataFrame, size: str = "params_active") -> IsoFlop:
     minima = pd.DataFrame(rows).astype(dict.fromkeys(MINIMUM_ENDS, "float64"))
     refused += _edges(minima[minima["is_edge"]])
     profiles = pd.concat([_profile_rows(budget, size) for budget in usable], ignore_index=True)
-    laws, falling = laws_of_minima(minima)
+    laws, falling = laws_of_minima(minima, of_trunks)
     return IsoFlop(profiles, minima, laws, (*refused, *falling), disagreements(minima))
 
 

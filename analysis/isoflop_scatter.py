@@ -6,7 +6,8 @@ interval is therefore computed from the distances of the configurations, means o
 These residuals are taken relative to the loss and pooled over the budgets of one arm, because a parabola has three
 parameters and four sizes leave it a single degree of freedom. Linear error propagation carries the scatter to the
 minimum, and Student's t uses the pooled degrees of freedom. With three sizes at every budget there are none, and
-there is no interval.
+there is no interval. Where the budgets share trunks (`shared_trunks.py`), a size is off by nearly the same at each of
+them, so that the residuals are still pooled but those of one budget alone are counted as degrees of freedom.
 
 The interval assumes that profiles are parabolas and that all budgets of one arm have the same relative scatter.
 """
@@ -41,9 +42,10 @@ class Scatter(NamedTuple):
     degrees_of_freedom: int
 
 
-def scatter(profiles: Sequence[Profile]) -> Scatter | None:
+def scatter(profiles: Sequence[Profile], share_trunks: bool = False) -> Scatter | None:
     """Returns the scatter about a parabola for each profile; None where no profile has more than three sizes."""
-    freedom = sum(len(profile.loss) - NUM_PARABOLA_PARAMETERS for profile in profiles)
+    of_profiles = [len(profile.loss) - NUM_PARABOLA_PARAMETERS for profile in profiles]
+    freedom = sum(of_profiles)
     if freedom == 0:
         return None
     squares = 0.0
@@ -51,7 +53,7 @@ def scatter(profiles: Sequence[Profile]) -> Scatter | None:
         design, parabola = _parabola(profile)
         loss = np.asarray(profile.loss)
         squares += float((((loss - design @ parabola) / loss.mean()) ** 2).sum())
-    return Scatter(math.sqrt(squares / freedom), freedom)
+    return Scatter(math.sqrt(squares / freedom), max(of_profiles) if share_trunks else freedom)
 
 
 def half_width(profile: Profile, found: Scatter) -> float:

@@ -17,8 +17,9 @@ towards 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from analysis.comparable import MEASURED_ON, first_difference
 from analysis.curves import AXES, denoised, validation_curves
 from analysis.load_records import MissingDataError, Records
 from analysis.seed_intervals import Interval, interval_of_mean
+from analysis.shared_trunks import trunks
 
 NUM_LOSSES = 200
 """The number of losses at which the distance between two curves is evaluated, for the mean over the losses."""
@@ -57,7 +59,8 @@ class Shift(NamedTuple):
 class Multiplier:
     """The factor by which `arm` needs less of `axis` (one of `AXES`) than `reference`, with its interval over seeds.
 
-    `refusal` says why there is none; the factors and the range of losses are then None.
+    `refusal` says why there is none; the factors and the range of losses are then None. Setups whose arm is of one
+    `trunk` are not independent of each other.
     """
 
     setup: str
@@ -69,6 +72,7 @@ class Multiplier:
     loss_low: float | None
     loss_high: float | None
     refusal: str | None = None
+    trunk: str | None = None
 
 
 def multipliers(records: Records, table: pd.DataFrame) -> list[Multiplier]:
@@ -81,12 +85,13 @@ def multipliers(records: Records, table: pd.DataFrame) -> list[Multiplier]:
     for setup, runs in table.groupby("setup", sort=False):
         ours = curves[curves["setup"] == setup]
         for arm, reference in arm_pairs(runs):
+            trunk = trunks(runs[runs["arm"] == arm])[0]
             for axis in AXES:
                 differs = _machines_differ(runs, arm, reference) if axis == "seconds" else None
                 found.append(
                     Multiplier(str(setup), arm, reference, axis, None, None, None, None, differs)
                     if differs
-                    else _multiplier(str(setup), arm, reference, axis, ours)
+                    else replace(_multiplier(str(setup), arm, reference, axis, ours), trunk=trunk)
                 )
     if not found:
         raise MissingDataError("No setup has two routings to compare.", "Run some with: ecdit sweep routing_comparison")
@@ -137,19 +142,27 @@ def over_setups(found: Sequence[Multiplier]) -> pd.DataFrame:
     """Returns the mean of each multiplier over setups: `arm`, `reference`, `axis`, `factor`, ..., `num_setups`.
 
     The unit over which a claim about several sizes generalises is a setup, so the interval is Student's t over the
-    logarithms of the setups' means; the seeds of one setup share what it deviates. Only pairs of arms with several
-    setups have a row.
+    logarithms of the setups' means; the seeds of one setup share what it deviates. Setups of one trunk share it too:
+    their mean counts, and they are one in `num_setups`. Only pairs of arms with several setups have a row.
     """
     known = [each for each in found if each.factor is not None]
     rows = []
     for pair in dict.fromkeys((each.arm, each.reference, each.axis) for each in known):
-        factors = [each.factor for each in known if (each.arm, each.reference, each.axis) == pair]
-        at = geometric_mean([math.log(factor.mean) for factor in factors if factor is not None])
+        at = geometric_mean(_logs_by_unit(each for each in known if (each.arm, each.reference, each.axis) == pair))
         if at.low is not None:
             about = dict(zip(("arm", "reference", "axis"), pair, strict=True))
             rows.append({**about, "factor": at.mean, "factor_low": at.low, "factor_high": at.high,
                          "num_setups": at.num_values})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _logs_by_unit(found: Iterable[Multiplier]) -> list[float]:
+    """Returns the mean logarithm of the factors of each trunk, and that of each setup without one."""
+    units: dict[str, list[float]] = {}
+    for each in found:
+        if each.factor is not None:
+            units.setdefault(each.trunk or each.setup, []).append(math.log(each.factor.mean))
+    return [fmean(logs) for logs in units.values()]
 
 
 def _p_values(found: Sequence[Multiplier]) -> list[float | None]:

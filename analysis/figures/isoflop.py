@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from analysis.figures.family_panels import family_panels, keys_beside
 from analysis.figures.grid import MOST_COLUMNS, Key, label_losses, named_ticks, place_keys, title_panel
 from analysis.figures.panels import write_foot
-from analysis.isoflop_laws import METHOD
+from analysis.isoflop_laws import METHOD, MIN_BUDGETS
 from analysis.isoflop_minima import IsoFlop, flops_text, isoflop
 from analysis.isoflop_parametric import disagreement_text
 from analysis.load_records import Records
@@ -275,7 +275,8 @@ def _foot(found: IsoFlop) -> list[str]:
 def _exponent(law: dict[Any, Any]) -> str:
     name = {"params": "N*", "images": "D*"}[law["quantity"]]
     known = law["exponent_low"] is not None and law["exponent_low"] == law["exponent_low"]
-    interval = f"{law['exponent_low']:.2f} to {law['exponent_high']:.2f}" if known else "no interval: two budgets"
+    why = "two budgets" if law["num_budgets"] == MIN_BUDGETS else "trunks are shared"
+    interval = f"{law['exponent_low']:.2f} to {law['exponent_high']:.2f}" if known else f"no interval: {why}"
     low, high = law["exponent_cells_low"], law["exponent_cells_high"]
     cells = f", {low:.2f} to {high:.2f} over configurations" if low == low else ""
     return f"{name} grows as C to the {law['exponent']:.2f} ({interval} over {law['num_budgets']} budgets{cells})"

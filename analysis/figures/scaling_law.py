@@ -1,11 +1,11 @@
 """`scaling-law` shows the loss of each arm against training compute, its law L = E + A C^-a, and its hold-out error.
 
 The left panel shows the final validation loss of every configuration against training FLOPs C. Each arm has its own
-law, fitted to all of its runs of every size, with a 95% band over resampled configurations. The right panel shows the
-relative error with which the same law, fitted without the runs of most compute, predicts these. An arm whose runs do
-not identify the law has points but no line, and the foot says what it lacks. The laws are those of `analysis/laws`.
-Runs that differ in anything but size, length of training, routing and seed are drawn in separate panels, and so is
-each family of routers where these are many.
+law, fitted to all of its runs of every size, with a 95% band over resampled configurations (or trunks, where these have
+several lengths). The right panel shows the relative error with which the same law, fitted without the runs of most
+compute, predicts these. An arm whose runs do not identify the law has points but no line, and the foot says what it
+lacks. The laws are those of `analysis/laws`. Runs that differ in anything but size, length of training, routing and
+seed are drawn in separate panels, and so is each family of routers where these are many.
 """
 
 from __future__ import annotations
@@ -170,10 +170,11 @@ def _draw_laws(axes: Axes, laws: Sequence[_ArmLaw], compute: tuple[float, str]) 
             axes.plot(at, point["loss"], **marker_style(router, variant, point["model.name"]) | {"markersize": 3.5})
         if each.law is not None:
             curve = _curve(each.points, each.law)
-            axes.fill_between(
-                curve[FLOPS] / factor, curve["loss_low"], curve["loss_high"],
-                color=style["color"], alpha=min(BAND_ALPHA, MOST_INK / len(laws)), linewidth=0,
-            )  # fmt: skip
+            if each.law.has_intervals:
+                axes.fill_between(
+                    curve[FLOPS] / factor, curve["loss_low"], curve["loss_high"],
+                    color=style["color"], alpha=min(BAND_ALPHA, MOST_INK / len(laws)), linewidth=0,
+                )  # fmt: skip
             axes.plot(curve[FLOPS] / factor, curve["loss"], **style)
     log_axis(axes, "x", points[FLOPS] / factor)
     log_axis(axes, "y", points["loss"])
@@ -212,7 +213,9 @@ def _keys(laws: Sequence[_ArmLaw]) -> list[Key]:
     points = pd.concat([each.points for each in laws])
     mark: dict[str, Any] = {"color": GREY, "linestyle": "none", "markersize": 3.5}
     sizes = [(Line2D([], [], marker=SIZE_MARKERS[size], **mark), size) for size in dict.fromkeys(points["model.name"])]
-    keys: list[Key] = [*sizes, *seed_key(points), (Patch(color=GREY, alpha=0.25, linewidth=0), "95% band of the law")]
+    keys: list[Key] = [*sizes, *seed_key(points)]
+    if any(each.law is not None and each.law.has_intervals for each in laws):
+        keys.append((Patch(color=GREY, alpha=0.25, linewidth=0), "95% band of the law"))
     if any(each.largest for each in laws):
         keys.append((Line2D([], [], color=GREY, marker="o"), "Prediction error, 95% prediction interval"))
     return keys
@@ -223,9 +226,10 @@ def _foot(laws: Sequence[_ArmLaw], num_resamples: int) -> list[str]:
     fitted = [_law_line(each) for each in laws if each.law is not None]
     refused = [f"{each.name} has no law: {each.refusal}" for each in laws if each.law is None]
     refused += [f"{each.name} is not predicted: {each.not_predicted}" for each in laws if each.not_predicted]
+    units = " and ".join(dict.fromkeys(each.law.unit_name for each in laws if each.law is not None))
     what = (
         f"{POWER_LAW.equation}, or {POWER_LAW_WITHOUT_FLOOR.equation} where the data show no floor, "
-        f"fitted to all runs of an arm; intervals over {num_resamples:,} resamples of configurations. "
+        f"fitted to all runs of an arm; intervals over {num_resamples:,} resamples of {units}. "
         "Right: fitted without the runs of most compute."
     )
     return [what, *_first(fitted, "more laws"), *_first(refused, "more without")]
@@ -239,7 +243,7 @@ def _first(lines: Sequence[str], others: str) -> list[str]:
 def _law_line(each: _ArmLaw) -> str:
     assert each.law is not None
     found, failed = each.law.parameters, each.law.num_failed
-    gave = f" ({failed:,} resamples gave no law)" if failed else ""
+    gave = f" ({failed:,} resamples gave no law)" if failed else "" if each.law.has_intervals else f" ({each.law})"
     reach = f"; right at {each.largest.compute_factor:.3g} times the compute" if each.largest else ""
     floor = f"E {found['E']}" if "E" in found else "no floor"
     left = ""

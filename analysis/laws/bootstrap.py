@@ -2,18 +2,19 @@
 
 The unit of resampling is a configuration with all its seeds. The misfit of a law at a configuration is common to all of
 its seeds, so seeds are not independent observations of the law; intervals that resample single runs are too narrow, the
-more so the more seeds there are. Resampling single runs is therefore not offered.
+more so the more seeds there are. Resampling single runs is therefore not offered. Configurations that are lengths of
+one trunk share what it deviates, so that they come together, too, and count as one unit (`shared_trunks.py`).
 
 The weights of configurations are drawn from an exponential distribution (the Bayesian bootstrap of Rubin 1981), which
 gives about the intervals of drawing configurations with replacement, but leaves no configuration out. This matters
 because studies of scaling laws have few configurations, and many draws with replacement no longer identify the law.
 
-Resampling C configurations to which P parameters were fitted understates variances by (C - P) / C, because the
-residuals of a fit are smaller than the errors. Percentiles of few configurations also know nothing of the uncertainty
-of their own spread. The deviations of the resamples from the point fit are therefore widened by sqrt(C / (C - P)) and
-by sqrt(nu / chi-squared of nu) with nu = C - P; for a linear law this gives Student's interval. Without it nominal 95%
-intervals of an exponent cover in 76 of 100 simulated studies of 5 configurations, and with it in 90
-(`tests/unit/analysis/test_laws_bootstrap.py`).
+Resampling C units to which P parameters were fitted understates variances by (C - P) / C, because the residuals of a
+fit are smaller than the errors. Percentiles of few units also know nothing of the uncertainty of their own spread. The
+deviations of the resamples from the point fit are therefore widened by sqrt(C / (C - P)) and by sqrt(nu / chi-squared
+of nu) with nu = C - P; for a linear law this gives Student's interval. Without it nominal 95% intervals of an exponent
+cover in 76 of 100 simulated studies of 5 configurations, and with it in 90
+(`tests/unit/analysis/test_laws_bootstrap.py`). Where there are no more units than parameters, there is no interval.
 
 A resample whose search does not converge gives no law. Such resamples are counted and reported, and where they are
 more than half, no interval is given.
@@ -22,6 +23,7 @@ Shapes: R resamples that gave a law, n runs, P coordinates of the search.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ MAX_FAILED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class BootstrapEstimate:
-    """A value of the point fit and its bootstrap percentile interval."""
+    """A value of the point fit and its bootstrap percentile interval, whose ends are NaN where there is none."""
 
     value: float
     low: float
@@ -48,14 +50,19 @@ class BootstrapEstimate:
 
     def __str__(self) -> str:
         """Formats the value and its interval, as in `0.347 (0.321 to 0.379)`."""
-        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
+        return f"{self.value:.4g} ({self.interval('.4g')})"
+
+    def interval(self, form: str) -> str:
+        """Formats the ends of the interval by a format of numbers, as in `0.321 to 0.379`."""
+        return "no interval" if math.isnan(self.low) else f"{self.low:{form}} to {self.high:{form}}"
 
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
     """The point fit and its resamples: `thetas_RP` are their laws in the coordinates of the search.
 
-    `failures` maps each reason why a resample gave no law to the number of such resamples.
+    There are no resamples where the fit has no more units than parameters. `failures` maps each reason why a resample
+    gave no law to the number of such resamples.
     """
 
     fit: Fit
@@ -68,6 +75,17 @@ class Bootstrap:
         return sum(self.failures.values())
 
     @property
+    def unit_name(self) -> str:
+        """Returns what the resamples draw, in the plural."""
+        of_trunks = num_units(self.fit.observations.unit) < num_units(self.fit.observations.configuration)
+        return "trunks of several lengths" if of_trunks else "configurations"
+
+    @property
+    def has_intervals(self) -> bool:
+        """Says whether there are resamples, and with them intervals."""
+        return len(self.thetas_RP) > 0
+
+    @property
     def laws(self) -> list[dict[str, float]]:
         """Returns the parameters of each of the R resamples."""
         model = LogModel(self.fit.form, self.fit.observations.values)
@@ -75,8 +93,8 @@ class Bootstrap:
 
     @property
     def wide_laws(self) -> list[dict[str, float]]:
-        """Returns the parameters of the R resamples, widened for few configurations; intervals follow from them."""
-        num, random = int(self.fit.observations.configuration.max()) + 1, np.random.default_rng(0)
+        """Returns the parameters of the R resamples, widened for few units; intervals follow from them."""
+        num, random = num_units(self.fit.observations.unit), np.random.default_rng(0)
         freedom = max(num - len(self.fit.theta_P), 1)
         # Dividing a normal number by the root of chi-squared over its degrees of freedom gives Student's t.
         few_R1 = np.sqrt(freedom / random.chisquare(freedom, (len(self.thetas_RP), 1)))
@@ -92,7 +110,7 @@ class Bootstrap:
 
     def predictions(self, values: Mapping[str, ArrayLike]) -> Values:
         """Returns the loss [R, m] that each resample predicts at the m points of `values`."""
-        return np.stack([np.atleast_1d(self.fit.form.loss(values, law)) for law in self.laws])
+        return self._losses(values, self.laws)
 
     def predict(self, values: Mapping[str, ArrayLike]) -> list[BootstrapEstimate]:
         """Returns the loss of the law at each of the m points of `values`, with its interval.
@@ -101,20 +119,30 @@ class Bootstrap:
         `predict.py` has the wider prediction interval for it.
         """
         point_m = np.atleast_1d(self.fit.predict(values))
-        by_resample_Rm = np.stack([np.atleast_1d(self.fit.form.loss(values, law)) for law in self.wide_laws])
+        by_resample_Rm = self._losses(values, self.wide_laws)
         return [estimate(float(point), by_resample_Rm[:, i]) for i, point in enumerate(point_m)]
+
+    def _losses(self, values: Mapping[str, ArrayLike], laws: Sequence[Mapping[str, float]]) -> Values:
+        """Returns the loss [R, m] that each of R laws predicts at the m points of `values`."""
+        losses = [np.atleast_1d(self.fit.form.loss(values, law)) for law in laws]
+        return np.reshape(losses, (len(laws), len(np.atleast_1d(self.fit.predict(values)))))
 
     def __str__(self) -> str:
         """Says how many resamples there were, and how many of them gave no law for which reason."""
-        num = len(self.thetas_RP) + self.num_failed
+        num, what = len(self.thetas_RP) + self.num_failed, self.unit_name
+        if not num:
+            units = num_units(self.fit.observations.unit)
+            return f"no interval: {units} {what} for {len(self.fit.theta_P)} parameters"
         if not self.failures:
-            return f"{num:,} resamples over configurations"
+            return f"{num:,} resamples over {what}"
         reasons = "; ".join(f"{count:,}: {reason}" for reason, count in self.failures.items())
-        return f"{num:,} resamples over configurations, of which {self.num_failed:,} gave no law ({reasons})"
+        return f"{num:,} resamples over {what}, of which {self.num_failed:,} gave no law ({reasons})"
 
 
 def estimate(value: float, resampled: Sequence[float] | Values) -> BootstrapEstimate:
-    """Returns `value` with the percentile interval of `resampled`."""
+    """Returns `value` with the percentile interval of `resampled`, or with none where nothing was resampled."""
+    if not len(resampled):
+        return BootstrapEstimate(value, math.nan, math.nan)
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(resampled, [tail, 100 - tail])
     return BootstrapEstimate(value, float(low), float(high))
@@ -123,15 +151,17 @@ def estimate(value: float, resampled: Sequence[float] | Values) -> BootstrapEsti
 def bootstrap(fit: Fit, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Bootstrap:
     """Refits the law of `fit` to `num_resamples` reweightings of its runs; deterministic for a given `seed`.
 
-    Raises `FitError` when more than half of the resamples give no law.
+    Nothing is refitted where the runs have no more units than the law has parameters, which leaves no interval. Raises
+    `FitError` when more than half of the resamples give no law.
     """
     observations, model = fit.observations, LogModel(fit.form, fit.observations.values)
     log_loss_n = np.log(observations.loss)
     random = np.random.default_rng(seed)
-    configuration_n = observations.configuration
-    thetas, failures = [], Counter[str]()
+    unit_n, thetas, failures = observations.unit, [], Counter[str]()
+    if num_units(unit_n) <= len(fit.theta_P):
+        return Bootstrap(fit, np.empty((0, len(fit.theta_P))), {})
     for _ in range(num_resamples):
-        found = descend(model, log_loss_n, draw(configuration_n, random), fit.theta_P)
+        found = descend(model, log_loss_n, draw(unit_n, random), fit.theta_P)
         if found.is_settled:
             thetas.append(found.theta_P)
         else:
@@ -144,10 +174,15 @@ def bootstrap(fit: Fit, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Bo
     return Bootstrap(fit, np.array(thetas), dict(failures))
 
 
-def draw(configuration_n: NDArray[np.intp], random: np.random.Generator) -> Values:
-    """Draws the weights [n] of the runs in one resample, which are equal within a configuration.
+def draw(unit_n: NDArray[np.intp], random: np.random.Generator) -> Values:
+    """Draws the weights [n] of the runs in one resample, which are equal within a unit.
 
-    The mean over configurations is 1.
+    The mean over units is 1.
     """
-    weights = random.exponential(size=int(configuration_n.max()) + 1)
-    return np.asarray((weights / weights.mean())[configuration_n])
+    weights = random.exponential(size=num_units(unit_n))
+    return np.asarray((weights / weights.mean())[unit_n])
+
+
+def num_units(unit_n: NDArray[np.intp]) -> int:
+    """Returns how many units, or configurations, the runs have whose indices [n] are given."""
+    return int(unit_n.max()) + 1

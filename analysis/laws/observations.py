@@ -3,7 +3,7 @@
 They are made from a run table by naming the column of each variable; the column given for N decides which parameters
 count (activated, total, without embeddings). Rows that lack a number are left out and listed. A dense run counts as one
 expert. Runs with equal values (and of one arm, where a column for arms is named) are one configuration and differ only
-in their seeds.
+in their seeds. Configurations are independent of each other, except the lengths of one trunk (`shared_trunks.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from analysis.found_runs import LeftOutRecord
 from analysis.laws.forms import Values
 from analysis.load_records import MissingDataError
+from analysis.shared_trunks import trunks
 
 EXPERTS = "experts"
 
@@ -26,13 +27,14 @@ EXPERTS = "experts"
 class Observations:
     """The n runs of a fit: `values` maps each variable to [n] numbers, `columns` to its column in the run table.
 
-    `loss` [n] is the final loss, and `run` and `arm` [n] are names.
+    `loss` [n] is the final loss, and `run`, `arm` and `trunk` [n] are names; `trunk` is None for a run without one.
     """
 
     values: Mapping[str, Values]
     loss: Values
     run: tuple[str, ...]
     arm: tuple[str, ...]
+    trunk: tuple[str | None, ...]
     columns: Mapping[str, str]
     left_out: tuple[LeftOutRecord, ...] = ()
 
@@ -47,11 +49,19 @@ class Observations:
         rows = np.stack([*self.values.values(), arms.astype(float)], axis=1)
         return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
 
+    @property
+    def unit(self) -> NDArray[np.intp]:
+        """Returns the index [n] of what each run is independent in: its trunk, or its configuration without one."""
+        first: dict[str, int] = {}
+        pairs = zip(self.configuration.tolist(), self.trunk, strict=True)
+        units = [number if trunk is None else first.setdefault(trunk, number) for number, trunk in pairs]
+        return np.unique(units, return_inverse=True)[1]
+
     def take(self, chosen: NDArray[np.bool_]) -> Observations:
         """Returns the runs for which the mask `chosen` [n] is True."""
         values = {name: column[chosen] for name, column in self.values.items()}
-        run, arm = (tuple(np.array(names, object)[chosen].tolist()) for names in (self.run, self.arm))
-        return Observations(values, self.loss[chosen], run, arm, self.columns, self.left_out)
+        run, arm, trunk = (tuple(np.array(names, object)[chosen]) for names in (self.run, self.arm, self.trunk))
+        return Observations(values, self.loss[chosen], run, arm, trunk, self.columns, self.left_out)
 
 
 def observe(
@@ -81,7 +91,7 @@ def observe(
     everything = numbers.loc[:, list(columns)].to_numpy().T
     every = Observations(
         dict(zip(columns, everything, strict=True)), numbers["loss"].to_numpy(),
-        tuple(names), tuple(arms), dict(columns), tuple(left_out),
+        tuple(names), tuple(arms), tuple(trunks(table)), dict(columns), tuple(left_out),
     )  # fmt: skip
     return every.take(kept)
 

@@ -1,19 +1,21 @@
 """The hold-out error of a law: how well it predicts the largest runs when it is fitted without them.
 
-The runs of the largest compute tier are held out; the law is fitted to the others and predicts them. The relative error
-is predicted / measured - 1, where the seeds of one configuration are first averaged. With five parameters small
-residuals are easy to reach, whereas extrapolation to larger compute is the purpose of a law.
+The runs of the largest compute tier are held out; the law is fitted to the others and predicts them. Shorter lengths of
+a trunk that is held out are in neither part: with them in the fit, the law would have seen what the trunk deviates. The
+relative error is predicted / measured - 1, where the seeds of one configuration are first averaged. With five
+parameters small residuals are easy to reach, whereas extrapolation to larger compute is the purpose of a law.
 
 The interval is a prediction interval: where the law holds, it contains 0 in 95 of 100 cases. In logarithms it is the
 sum of two deviations:
-- The law itself varies over reweighted configurations (`bootstrap.py`). This is widened by sqrt(C / nu) with
-  nu = C - P, because resampling C configurations, to which P parameters were fitted, understates variances by nu / C.
+- The law itself varies over reweighted units, which are configurations or trunks (`bootstrap.py`). This is widened by
+  sqrt(C / nu) with nu = C - P, because resampling C units, to which P parameters were fitted, understates variances by
+  nu / C.
 - A new configuration deviates from the law in a way that its seeds share, and its mean over seeds scatters. The mean
-  residuals of the fitted configurations contain both: s^2 is their sum of squares over nu. Where the new configuration
-  has another number of seeds, the variance between seeds is rescaled to that number.
-Both are multiplied by sqrt(nu / chi-squared of nu), since s is estimated from few configurations; for a linear law this
-gives Student's prediction interval. The interval does not allow for a law of the wrong form: where it excludes 0, the
-law does not hold at the largest runs.
+  residuals of the fitted configurations contain both: s^2 is their mean square times C / nu. Where the new
+  configuration has another number of seeds, the variance between seeds is rescaled to that number.
+Both are multiplied by sqrt(nu / chi-squared of nu), since s is estimated from few units; for a linear law this gives
+Student's prediction interval. There is none where C is not above P. The interval does not allow for a law of the wrong
+form: where it excludes 0, the law does not hold at the largest runs.
 
 Shapes: R resamples that gave a law, m configurations that are predicted.
 """
@@ -26,7 +28,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.laws.bootstrap import NUM_RESAMPLES, Bootstrap, BootstrapEstimate, bootstrap, estimate
+from analysis.laws.bootstrap import NUM_RESAMPLES, Bootstrap, BootstrapEstimate, bootstrap, estimate, num_units
 from analysis.laws.fit import Fit
 from analysis.laws.forms import Form, Values
 from analysis.laws.identify import identified_fit
@@ -63,8 +65,7 @@ class LargestOut:
         return (
             f"Fitted to {self.fit.num_points} runs, it predicts the {len(self.errors)} largest configurations, at "
             f"{self.compute_factor:.3g} times the compute, with a mean error of {absolute.value:.2%} "
-            f"({absolute.low:.2%} to {absolute.high:.2%}); mean with sign {signed.value:+z.2%} "
-            f"({signed.low:+z.2%} to {signed.high:+z.2%})."
+            f"({absolute.interval('.2%')}); mean with sign {signed.value:+z.2%} ({signed.interval('+z.2%')})."
         )
 
 
@@ -77,11 +78,17 @@ def leave_largest_out(
 ) -> LargestOut:
     """Returns the hold-out error of `form` on the largest tier of `observations`, which must have the variable `C`.
 
-    Raises `MissingDataError` when there is only one tier or when the smaller runs do not identify the law, and
-    `FitError` when the search or most of the resamples do not converge.
+    Raises `MissingDataError` when there is only one tier, when all runs share trunks with it, or when the smaller runs
+    do not identify the law, and `FitError` when the search or most of the resamples do not converge.
     """
     is_largest = largest_tier(observations, tier_factor)
-    smaller, largest = observations.take(~is_largest), observations.take(is_largest)
+    shares_unit = np.isin(observations.unit, observations.unit[is_largest])
+    if shares_unit.all():
+        raise MissingDataError(
+            "All runs are lengths of the trunks that have the most compute, so that none of them is unseen.",
+            "Add smaller sizes.",
+        )
+    smaller, largest = observations.take(~shares_unit), observations.take(is_largest)
     fit = identified_fit(form, smaller)
     resamples = bootstrap(fit, num_resamples, seed)
     errors = prediction_errors(fit, largest)
@@ -132,9 +139,11 @@ def _likely_errors(resamples: Bootstrap, errors: pd.DataFrame, between_seeds: fl
     points = {name: errors[name].to_numpy() for name in fit.form.variables}
     moved_Rm = np.log(resamples.predictions(points)) - np.log(fit.predict(points))
     seeds_c, residual_c = _mean_residuals(fit)
-    num, freedom = len(residual_c), max(len(residual_c) - len(fit.form.parameters), 1)
+    num = num_units(fit.observations.unit)
+    freedom = max(num - len(fit.form.parameters), 1)
     other_seeds_m = 1 / errors["num_seeds"].to_numpy() - (1 / seeds_c).mean()
-    variance_m = np.maximum(residual_c @ residual_c / freedom + between_seeds * other_seeds_m, 0.0)
+    squares = residual_c @ residual_c * num / len(residual_c)
+    variance_m = np.maximum(squares / freedom + between_seeds * other_seeds_m, 0.0)
     apart_Rm = np.sqrt(variance_m) * random.standard_normal(moved_Rm.shape)
     # Dividing a normal number by the root of chi-squared over its degrees of freedom gives Student's t.
     few_R1 = np.sqrt(freedom / random.chisquare(freedom, (len(moved_Rm), 1)))

@@ -43,8 +43,8 @@ QUESTION = (
 LAW_WORDS = (
     "N are activated parameters, D images, C training FLOPs, E experts. A law is fitted where the runs identify it, by "
     "Huber's loss in the logarithm; intervals are 95% percentiles over resampled configurations, each with all its "
-    "seeds. The error on the largest runs, which the law has not seen, is what it is to be judged by; its interval is "
-    "that of a prediction, and where it excludes 0 the law does not hold there."
+    "seeds; lengths of one trunk count as one. The error on the largest runs, which the law has not seen, is what it "
+    "is to be judged by; its interval is that of a prediction, and where it excludes 0 the law does not hold there."
 )
 
 ARM_COLUMNS = arm_columns(

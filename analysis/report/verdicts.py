@@ -160,8 +160,9 @@ def _over_setups(found: Sequence[Multiplier]) -> list[Block]:
     if rows.empty:
         return []
     note = (
-        "Each setup (a size at a length of training) counts once, with all its seeds together; intervals are "
-        "Student's t over setups, since a claim about all setups has only them as independent observations."
+        "Each setup (a size at a length of training) counts once, with all its seeds together, and the lengths of one "
+        "trunk (optim.schedule=wsd) count as one setup; intervals are Student's t over setups, since a claim about all "
+        "setups has only them as independent observations."
     )
     shown = rows.replace({"axis": AXIS_WORDS}).to_dict("records")
     return [table("multipliers-over-setups", "Multipliers over setups", OVER_SETUPS_COLUMNS, shown, note)]

@@ -66,13 +66,21 @@ def check_cooldown(config: RunConfig) -> None:
         )
 
 
+def has_trunk(optim: Mapping[str, Any]) -> bool:
+    """Returns whether runs with these settings of `optim` that differ in their length alone share a trunk.
+
+    Runs of another schedule share nothing, and neither do runs whose rate follows their length
+    (`optim.rate_by_length`).
+    """
+    return optim.get("schedule") == WSD and optim.get("rate_by_length") is None
+
+
 def trunk_key(settings: Mapping[str, Any]) -> str | None:
     """Returns a key that is equal for the runs of a plan that can share a trunk, or None where none can.
 
-    `settings` are those of a run, nested. Such runs differ in `train.images` alone. Runs of another schedule share
-    nothing, and neither do runs whose rate follows their length (`optim.rate_by_length`).
+    `settings` are those of a run, nested. Such runs differ in `train.images` alone.
     """
-    if settings["optim"]["schedule"] != WSD or settings["optim"].get("rate_by_length") is not None:
+    if not has_trunk(settings["optim"]):
         return None
     train = {name: value for name, value in settings["train"].items() if name != "images"}
     return json.dumps({**settings, "train": train}, sort_keys=True)

@@ -60,7 +60,8 @@ def test_a_merged_run_has_seen_the_images_of_all_its_parts(tmp_path: Path, write
     merged.steps.unlink()
     records = load_records([tmp_path])
     row = rows_by_arm(records)["SegMoE"]
-    assert (row["images_to_dense_loss"], row["times_sooner"]) == (19200, 0.5)
+    assert row["images_to_dense_loss"] == 19200
+    assert row["times_sooner"] == pytest.approx(0.5, rel=5e-3)
     assert COUNTED_BEFORE in compare(records).notes
 
 

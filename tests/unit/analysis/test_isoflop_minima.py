@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from analysis.isoflop_minima import IsoFlop, _studies, akima_minimum, isoflop, quadratic_minimum
+from analysis.isoflop_minima import OF_TRUNKS, IsoFlop, _studies, akima_minimum, isoflop, quadratic_minimum
 from analysis.load_records import MissingDataError, load_records
 from analysis.run_table import run_table
 
@@ -86,9 +87,16 @@ def test_images_include_those_that_first_weights_were_trained_on(write_budgets: 
     assert of_whole["params"].to_list() == of_own["params"].to_list()
 
 
-def off_the_parabolas(folder: Path, num_seeds: int = 1, errs: str = "configuration") -> IsoFlop:
-    """The first seeds of `folder`, every configuration (or every run) 0.5% off its parabola."""
+def off_the_parabolas(
+    folder: Path, num_seeds: int = 1, errs: str = "configuration", of_trunks: bool = False
+) -> IsoFlop:
+    """The first seeds of `folder`, every configuration (or every run) 0.5% off its parabola.
+
+    With `of_trunks` the runs of one size are lengths of one trunk.
+    """
     table = run_table(load_records([folder])).query(f"seed < {num_seeds}")
+    if of_trunks:
+        table = table.assign(trunk=table["routing.name"] + table["model.width"].map(str))
     keys = ["routing.name", "train_flops_per_image", "images_seen", *(["seed"] if errs == "run" else [])]
     configuration = table.groupby(keys).ngroup()
     off = np.random.default_rng(3).normal(0, 0.005, configuration.max() + 1)
@@ -106,6 +114,21 @@ def test_configurations_on_their_parabola_leave_no_doubt(write_budgets: WriteBud
     assert log_widths(found, "images") == pytest.approx([0] * 6, abs=1e-6)
     by_budget = found.laws[found.laws["method"] != "parametric"]
     assert (by_budget["exponent_low"] < by_budget["exponent"]).all()
+
+
+def test_budgets_that_share_trunks_leave_no_interval_of_an_exponent(write_budgets: WriteBudgets) -> None:
+    """A size is off at every budget alike, so that it is counted once in the intervals of minima."""
+    folder = write_budgets()
+    apart, shared = (off_the_parabolas(folder, of_trunks=of_trunks) for of_trunks in (False, True))
+    ends = ["exponent_low", "exponent_high", "exponent_cells_low", "exponent_cells_high"]
+    assert shared.laws[ends].isna().all(axis=None)
+    assert apart.laws.loc[apart.laws["method"] == "quadratic", ends].notna().all(axis=None)
+    lines = {f"{arm}: {OF_TRUNKS}" for arm in (DENSE, EXPERT_CHOICE)}
+    assert lines <= set(shared.refused)
+    assert not lines & set(apart.refused)
+    # Four sizes leave each of the three budgets one degree of freedom.
+    ratio = stats.t.ppf(0.975, 1) / stats.t.ppf(0.975, 3)
+    assert log_widths(shared) == pytest.approx([ratio * width for width in log_widths(apart)])
 
 
 def test_one_seed_has_intervals_about_its_minima(write_budgets: WriteBudgets) -> None:

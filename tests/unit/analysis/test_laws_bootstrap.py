@@ -75,6 +75,39 @@ def test_more_seeds_of_the_same_configurations_do_not_narrow_an_interval() -> No
     assert widths[1] == pytest.approx(widths[0], rel=1e-3)
 
 
+def lengths_of(num_trunks: int, num_lengths: int = 3) -> pd.DataFrame:
+    """Lengths so alike that each repeats what its trunk is off the law, and nothing else, as seeds do."""
+    observations = off_the_law(num_trunks, num_seeds=1, between_seeds=0.0, seed=4)
+    longer = 1 + 1e-6 * np.arange(num_lengths)
+    compute, loss = (np.outer(each, longer**power).ravel() for each, power in (
+        (observations.values["C"], 1.0), (observations.loss, -0.15)
+    ))  # fmt: skip
+    trunk = np.repeat(np.arange(num_trunks).astype(str).astype(object), num_lengths)
+    return pd.DataFrame({"C": compute, "val_loss": loss, "trunk": trunk})
+
+
+def test_more_lengths_of_the_same_trunks_do_not_narrow_an_interval() -> None:
+    """They are one training up to their cooldowns, and what that deviates says nothing new at the next length."""
+    lengths, widths = lengths_of(num_trunks=12), []
+    for table in (lengths_of(num_trunks=12, num_lengths=1), lengths, lengths.drop(columns="trunk")):
+        found = bootstrap(fit(POWER_LAW_WITHOUT_FLOOR, observe(table, {"C": "C"})), num_resamples=200)
+        widths.append(found.parameters["a"].high - found.parameters["a"].low)
+        what = "trunks of several lengths" if table is lengths else "configurations"
+        assert str(found) == f"200 resamples over {what}"
+    assert widths[1] == pytest.approx(widths[0], rel=1e-2)
+    assert widths[2] < 0.8 * widths[0]
+
+
+def test_a_law_with_no_more_trunks_than_parameters_has_no_interval() -> None:
+    found = bootstrap(fit(POWER_LAW_WITHOUT_FLOOR, observe(lengths_of(2, num_lengths=4), {"C": "C"})))
+    assert not found.has_intervals
+    assert str(found) == "no interval: 2 trunks of several lengths for 2 parameters"
+    assert str(found.parameters["a"]) == f"{found.fit.parameters['a']:.4g} (no interval)"
+    (at,) = found.predict({"C": 1e12})
+    assert at.value == pytest.approx(float(found.fit.predict({"C": 1e12})))
+    assert np.isnan([at.low, at.high]).all()
+
+
 def off_the_law(num_configurations: int, num_seeds: int, between_seeds: float, seed: int) -> Observations:
     """L = 40 C^-0.15, each configuration 3% off it in all its seeds, and the largest at ten times the compute."""
     random = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.laws.forms import CHINCHILLA, POWER_LAW
+from analysis.laws.forms import CHINCHILLA, POWER_LAW, POWER_LAW_WITHOUT_FLOOR
 from analysis.laws.observations import Observations, observe
 from analysis.laws.predict import largest_tier, leave_largest_out
 from analysis.load_records import MissingDataError
@@ -74,6 +74,35 @@ def test_a_single_run_is_predicted_less_closely_than_a_mean_of_seeds() -> None:
         error = leave_largest_out(POWER_LAW, each, num_resamples=300).mean_error
         widths.append(error.high - error.low)
     assert widths[1] > 1.3 * widths[0]
+
+
+def lengths_of_sizes(sizes: tuple[int, ...]) -> Observations:
+    """Three lengths of each size, on a law of compute; the largest size is off it at every length."""
+    points = pd.DataFrame(itertools.product(sizes, (1, 2, 4)), columns=["size", "length"])
+    loss = 40 * (1e12 * points["size"] * points["length"]) ** -0.15
+    table = points.assign(C=1e12 * points["size"] * points["length"], trunk=points["size"].map(str))
+    off = np.where(points["size"] == max(sizes), 1.25, 1.0)
+    return observe(table.assign(val_loss=loss * off), {"C": "C"}, arm="trunk")
+
+
+def test_the_largest_runs_are_predicted_without_the_shorter_lengths_of_their_trunks() -> None:
+    """The law of the others knows nothing of what that training is off, and misses all of it."""
+    found = leave_largest_out(POWER_LAW_WITHOUT_FLOOR, lengths_of_sizes((1, 2, 4, 8, 16)), num_resamples=20)
+    assert found.fit.num_points == 12
+    assert found.compute_factor == pytest.approx(2)
+    assert found.mean_error.value == pytest.approx(1 / 1.25 - 1, abs=1e-3)
+    assert np.isfinite([found.mean_error.low, found.mean_error.high]).all()
+
+
+def test_a_prediction_from_no_more_trunks_than_parameters_has_no_interval() -> None:
+    found = leave_largest_out(POWER_LAW_WITHOUT_FLOOR, lengths_of_sizes((1, 2, 4)), num_resamples=20)
+    assert np.isnan([found.mean_error.low, found.mean_absolute_error.high]).all()
+    assert "with a mean error of 20.00% (no interval); mean with sign -20.00% (no interval)." in str(found)
+
+
+def test_where_all_runs_are_of_the_largest_trunks_none_is_unseen() -> None:
+    with pytest.raises(MissingDataError, match="All runs are lengths of the trunks that have the most compute"):
+        leave_largest_out(POWER_LAW_WITHOUT_FLOOR, lengths_of_sizes((16,)))
 
 
 def test_the_headline_says_how_far_and_how_wrong() -> None:

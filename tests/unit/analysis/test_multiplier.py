@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,38 @@ def test_the_interval_over_setups_covers_where_seeds_share_what_a_setting_deviat
         of_runs += pooled.low <= math.exp(0.3) <= pooled.high
     assert covered / 400 == pytest.approx(0.95, abs=0.03)
     assert of_runs / 400 < 0.85  # single runs are no independent observations
+
+
+def length_of(size: str, images: int, log: float) -> Multiplier:
+    return replace(of_setting(f"{size}, {images} images", [log]), trunk=size)
+
+
+def test_the_lengths_of_one_trunk_are_one_setup_in_a_mean() -> None:
+    lengths = [length_of("small", 1, 0.1), length_of("small", 2, 0.3), length_of("large", 1, 0.5)]
+    row = over_setups([*lengths, length_of("large", 2, 0.7)]).iloc[0]
+    assert row["factor"] == pytest.approx(math.exp(0.4))
+    half = stats.t.ppf(0.975, 1) * np.std([0.2, 0.6], ddof=1) / math.sqrt(2)
+    assert (row["factor_low"], row["factor_high"]) == pytest.approx((math.exp(0.4 - half), math.exp(0.4 + half)))
+    assert row["num_setups"] == 2
+    assert over_setups(lengths[:2]).empty  # one training, of which a second length is no second observation
+
+
+@pytest.mark.parametrize(("shared", "of_lengths"), [(0.5, 0.81), (0.8, 0.73)])
+def test_the_interval_over_trunks_covers_where_lengths_share_what_a_size_deviates(
+    shared: float, of_lengths: float
+) -> None:
+    """The numbers of docs/statistics.md: four sizes at three lengths, which share a part of the variance."""
+    random, num_studies = np.random.default_rng(0), 400
+    covered = {True: 0, False: 0}
+    for _ in range(num_studies):
+        sizes = random.normal(0.3, 0.1 * shared**0.5, (4, 1))
+        logs = sizes + random.normal(0, 0.1 * (1 - shared) ** 0.5, (4, 3))
+        found = [length_of(str(size), length, float(log)) for (size, length), log in np.ndenumerate(logs)]
+        for have_trunks in covered:
+            row = over_setups([each if have_trunks else replace(each, trunk=None) for each in found]).iloc[0]
+            covered[have_trunks] += row["factor_low"] <= math.exp(0.3) <= row["factor_high"]
+    assert covered[True] / num_studies == pytest.approx(0.95, abs=0.03)
+    assert covered[False] / num_studies == pytest.approx(of_lengths, abs=0.05)
 
 
 def test_multipliers_are_corrected_for_their_number() -> None:
