@@ -249,6 +249,7 @@ def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object
         with left_out.open(encoding="utf-8") as lines:
             for one in map(json.loads, islice(lines, LISTED_ROWS)):
                 say(f"  {one['name']}: {one['reason']}")
+        say("This set stays as it is: name another folder to use images that were mended.")
     cut = {name: index.num_cut(name) for name in ("t5", "clip", "static") if name in index.text_encoders}
     longest = index.caption_length
     if any(cut.values()) and len(cut) == 1:
