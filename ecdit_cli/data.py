@@ -122,7 +122,7 @@ def prepare(
     shard_images: Annotated[int, typer.Option(min=1, max=2**20, help="Number of images in each file.")] = 1024,
     batch_images: Annotated[int, typer.Option(min=1, max=4096, help="Images encoded at a time.")] = 16,
     processes: Processes = 1,
-    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of a Hub data set. Default: train.")] = None,
     subset: Annotated[str | None, typer.Option(metavar="NAME", help="Configuration of a Hub data set.")] = None,
     image_column: Annotated[
         str | None,

@@ -29,6 +29,7 @@ from experiments.data.prepare.image_families import families_of_images
 from experiments.data.prepare.image_tables import TableRows, open_hub, open_parquet
 from experiments.data.prepare.pairing import Endings
 from experiments.data.prepare.path_tables import find_tables, is_metadata, read_table, real_paths, unlisted
+from experiments.data.prepare.request import DEFAULT_SPLIT
 from experiments.data.prepare.source_rows import (
     MAX_CAPTION_BYTES,
     ReadableRows,
@@ -116,7 +117,7 @@ class Listing:
 
 def open_source(
     source: str,
-    split: str,
+    split: str | None,
     subset: str | None,
     image_column: str | None,
     caption_column: str | None,
@@ -125,9 +126,13 @@ def open_source(
     """Returns the rows of `source`; columns that are not given are found by their types and names.
 
     With `text` of labels, the folders of a tree of images are their classes where no column is named. Raises
-    `ConfigError` where the source does not exist, has no images or no such text, or the Hub cannot be reached.
+    `ConfigError` where the source does not exist, has no images or no such text, or the Hub cannot be reached, and
+    where a split or subset of files is asked for, which have none.
     """
     asked = Asked(source, image_column, caption_column, text)
+    of_hub = next((option for option, value in (("--split", split), ("--subset", subset)) if value is not None), None)
+    if of_hub is not None and (os.path.isfile(source) or os.path.isdir(source)):
+        raise ConfigError(f"{of_hub} is for data sets of the Hub, and SOURCE {source} is a path.", "Leave it out.")
     if os.path.isfile(source):
         return _open_packed(asked, Path(source).parent, [Path(source).name], [])
     if os.path.isdir(source):
@@ -135,7 +140,7 @@ def open_source(
     if os.path.lexists(source) or not HUB_NAME.fullmatch(source):
         what = "is neither a file nor a folder" if os.path.lexists(source) else "does not exist"
         raise ConfigError(f"SOURCE {source} {what}.", "Name a folder, .parquet or .tar files, or a Hub data set.")
-    rows, image, column = open_hub(source, split, subset, image_column, caption_column, text)
+    rows, image, column = open_hub(source, split or DEFAULT_SPLIT, subset, image_column, caption_column, text)
     return _of_table(source, rows, rows, image, column)
 
 

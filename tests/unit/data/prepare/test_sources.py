@@ -64,7 +64,7 @@ def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def open_rows(source: Path, image_column: str | None = None, caption_column: str | None = None) -> SourceRows:
-    return open_source(str(source), "train", None, image_column, caption_column)
+    return open_source(str(source), None, None, image_column, caption_column)
 
 
 def rows_of(source: Path, image_column: str | None = None, caption_column: str | None = None) -> Rows:
@@ -517,7 +517,7 @@ def test_names_and_captions_that_cannot_be_shown_or_stored_do_no_harm(tmp_path: 
 @pytest.mark.parametrize("source", ["/dev/zero", "/dev/null", "x" * 5000, "/" + "x" * 5000, "a\0b", ""])
 def test_a_source_that_is_no_file_and_no_folder_is_one_line(source: str) -> None:
     with pytest.raises(ConfigError, match=r"^SOURCE ") as caught:
-        open_source(source, "train", None, None, None)
+        open_source(source, None, None, None, None)
     assert "\n" not in str(caught.value)
 
 
