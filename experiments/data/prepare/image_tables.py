@@ -28,10 +28,11 @@ from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
 from experiments.errors import ConfigError, did_you_mean
 from experiments.inputs import read_input
 from experiments.libraries import library
-from experiments.text import first_line
+from experiments.text import first_line, shortened
 
 IMAGE_COLUMNS = ("image", "jpg", "png", "jpeg")
 """Names of image columns, used where no column has the type of images."""
+SHOWN_CHARACTERS = 80
 NO_CLASS = -1
 """The label of images whose class is not known, as `datasets` writes it for test splits."""
 
@@ -129,7 +130,7 @@ def open_parquet(
 ) -> tuple[TableRows, str, str]:
     """Returns the rows of Parquet files, and the image and caption columns. Raises `ConfigError` for other files.
 
-    Files without rows are passed over, since `datasets` cannot read them.
+    Files without rows are passed over, since `datasets` cannot read them. A column that a file lacks is empty there.
     """
     datasets = _datasets()
     counts = [_num_rows(path) for path in files]
@@ -140,10 +141,45 @@ def open_parquet(
     if not files:
         raise ConfigError(f"SOURCE {source} has no rows.", "Name Parquet files that hold images.")
     named = [glob.escape(os.path.abspath(path)) for path in files]  # `datasets` takes the names as patterns
-    dataset = _loaded(datasets, source, "parquet", data_files=named, split="train")
+    schemas = [read_schema(path) for path in files]
+    try:
+        dataset = _loaded(
+            datasets, source, "parquet", data_files=named, split="train", features=_features(datasets, schemas)
+        )
+    except ConfigError as error:
+        raise ConfigError(error.message, f"{error.hint} {_difference(files, schemas)}".strip()) from error
     starts = [0, *np.cumsum(counts).tolist()][:-1]
     folders = [[path.parent] for path in files]
     return _table(datasets, dataset, source, image_column, caption_column, starts, folders, text)
+
+
+def _features(datasets: Any, schemas: Sequence[pa.Schema]) -> Any:
+    """Returns the types of the columns of all files, or None where the first file has all columns with their types.
+
+    `datasets` reads all files with the types of the first one. It refuses a column that only a later file has, and text
+    in a column that is empty in the first.
+    """
+    try:
+        first, *others = [datasets.Features.from_arrow_schema(schema) for schema in schemas]
+    except Exception:  # the same error is raised when the files are read, and said then
+        return None
+    empty, known = datasets.Value("null"), dict(first)
+    for name, kind in (each for features in others for each in features.items()):
+        if known.get(name, empty) == empty:
+            known[name] = kind
+    return None if known == dict(first) else datasets.Features(known)
+
+
+def _difference(files: Sequence[Path], schemas: Sequence[pa.Schema]) -> str:
+    """Returns which column has another type in one file than in another, or an empty string."""
+    seen: dict[str, tuple[str, pa.DataType]] = {}
+    for path, schema in zip(files, schemas, strict=True):
+        for field in (field for field in schema if not pa.types.is_null(field.type)):
+            name, kind = seen.setdefault(field.name, (path.name, field.type))
+            if field.type != kind:
+                one, other = (shortened(str(each), SHOWN_CHARACTERS) for each in (kind, field.type))
+                return f"The column {field.name!r} is {one} in {name}, and {other} in {path.name}."
+    return ""
 
 
 def open_hub(

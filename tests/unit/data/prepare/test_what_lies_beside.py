@@ -14,7 +14,7 @@ from experiments.data.prepare.source import open_source
 from experiments.data.prepare.text_columns import LABELS
 from experiments.errors import ConfigError
 from tests.real_images import need_data_extra
-from tests.unit.data.prepare.test_sources import PNG, write, write_tar
+from tests.unit.data.prepare.test_sources import PNG, open_rows, rows_of, write, write_tar
 
 need_data_extra()
 Make = Callable[[Path, Mapping[str, bytes]], Path]
@@ -55,6 +55,38 @@ def classes(source: Path, column: str | None = None) -> tuple[list[str | None], 
     """The labels of all rows, and what is said of the source."""
     rows = open_source(str(source), None, None, None, column, LABELS)
     return [rows.rows.text(number) for number in range(len(rows))], rows.notes
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"caption": ["one"]}, {"caption": ["two"], "__index_level_0__": [7]}),
+        ({"caption": ["one"], "__index_level_0__": [7]}, {"caption": ["two"]}),
+        ({"caption": ["one"], "tags": pa.nulls(1)}, {"caption": ["two"], "tags": [["a", "b"]]}),
+    ],
+)
+def test_files_of_parquet_need_not_have_the_same_columns(
+    first: dict[str, object], second: dict[str, object], tmp_path: Path
+) -> None:
+    write_parquet(tmp_path / "s" / "0.parquet", {"image": embedded("0.png")} | first)
+    write_parquet(tmp_path / "s" / "1.parquet", {"image": embedded("1.png")} | second)
+    assert rows_of(tmp_path / "s") == ({"0.png": "one", "1.png": "two"}, {})
+
+
+def test_captions_that_are_all_missing_in_the_first_file_of_parquet_are_read_in_the_next(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "s" / "0.parquet", {"image": embedded("0.png"), "caption": pa.nulls(1)})
+    write_parquet(tmp_path / "s" / "1.parquet", {"image": embedded("1.png"), "caption": ["two"]})
+    assert rows_of(tmp_path / "s") == ({"1.png": "two"}, {"0.png": "no caption"})
+
+
+def test_files_of_parquet_that_do_not_fit_are_named_with_their_column(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "s" / "0.parquet", {"image": embedded("0.png"), "caption": ["one"], "size": [1]})
+    sizes = pa.array([{"width": 1}])
+    write_parquet(tmp_path / "s" / "1.parquet", {"image": embedded("1.png"), "caption": ["two"], "size": sizes})
+    with pytest.raises(ConfigError) as caught:
+        open_rows(tmp_path / "s")
+    message = "The column 'size' is int64 in 0.parquet, and struct<width: int64> in 1.parquet."
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(("split", "subset", "option"), [("train", None, "--split"), (None, "plain", "--subset")])
