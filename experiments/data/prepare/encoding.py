@@ -177,7 +177,7 @@ def load_row(source: SourceRows, row: int, sizing: Sizing) -> Loaded | LeftOutRo
         stored = source.read(row)
         name = stored.name
         if stored.caption is None:
-            return _left_out(row, name, NO_CAPTION)
+            return _left_out(row, name, stored.elsewhere or NO_CAPTION)
         pixels_CHW = decode(stored.content, sizing)
     except UnusableRowError as error:
         return _left_out(row, error.name, error.reason)

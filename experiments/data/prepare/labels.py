@@ -43,7 +43,7 @@ class LabelledRows:
         """Returns row `number` with the name of its class. Raises `UnusableRowError` where it has none."""
         row = self.rows.read(number)
         if row.caption is None:
-            raise UnusableRowError(row.name, "no label")
+            raise UnusableRowError(row.name, row.elsewhere or "no label")
         if row.caption not in self.names:
             label = shortened(printable(row.caption), SHOWN_CHARACTERS)
             raise UnusableRowError(row.name, f"its label {label} is out of range: classes are 0 to {MAX_CLASSES - 1}")

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.config.prepared_set import Credits
@@ -27,21 +26,15 @@ from experiments.data.prepare.folders import (
 )
 from experiments.data.prepare.image_families import families_of_images
 from experiments.data.prepare.image_tables import TableRows, open_hub, open_parquet
+from experiments.data.prepare.listing import Asked, Listing
+from experiments.data.prepare.missing_text import without_text
 from experiments.data.prepare.pairing import Endings
 from experiments.data.prepare.path_tables import find_tables, is_metadata, read_table, real_paths, unlisted
 from experiments.data.prepare.request import DEFAULT_SPLIT
-from experiments.data.prepare.source_rows import (
-    MAX_CAPTION_BYTES,
-    ReadableRows,
-    Row,
-    UnusableRowError,
-    find_json_key,
-    listed_as,
-)
+from experiments.data.prepare.source_rows import ReadableRows, Row, UnusableRowError
 from experiments.data.prepare.tars import open_tars
-from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
+from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError
-from experiments.inputs import read_input
 
 SAMPLED_ROWS = 16
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -87,32 +80,6 @@ class SourceRows:
                 continue
             digest.update(hashlib.sha256(row.content).digest() + (row.caption or "").encode() + b"\0")
         return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Holds the user's request: the source and its columns; a column that is None is found by its type and name."""
-
-    source: str
-    image_column: str | None
-    caption_column: str | None
-    text: TextColumn
-
-    @property
-    def wants_folders(self) -> bool:
-        """Says whether folders may be classes: labels are asked for, and no column is named."""
-        return self.text is LABELS and self.caption_column is None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Lists a folder: all files, those that are images or tables, and the subfolders that cannot be read."""
-
-    folder: Path
-    names: Sequence[str]
-    images: Sequence[str]
-    tables: Sequence[str]
-    problems: Sequence[ImageFile]
 
 
 def open_source(
@@ -163,7 +130,7 @@ def _open_folder(asked: Asked, folder: Path) -> SourceRows:
     if packed:
         return _open_packed(asked, folder, packed, [*map(ImageFile, images), *problems])
     if images:
-        raise _without_text(folder, asked.text)
+        raise without_text(asked, listing)
     seen = f" ({problems[0].name}: {problems[0].problem})" if problems else ""
     hint = "It may hold image files, .parquet files or .tar files."
     raise ConfigError(f"SOURCE {folder} holds no images{seen}.", hint)
@@ -171,22 +138,11 @@ def _open_folder(asked: Asked, folder: Path) -> SourceRows:
 
 def _captioned_beside(asked: Asked, listing: Listing) -> SourceRows | None:
     """Returns the images that have caption files beside them, or None. The default column names mean no column here."""
-    image, caption = asked.image_column or "image", asked.caption_column or "caption"
-    endings = Endings.asked(None if image == "image" else image, None if caption == "caption" else caption, asked.text)
-    found = captioned_beside(listing.names, endings)
-    if found is None:
+    rows = captioned_beside(listing.folder, listing.names, asked.endings)
+    if rows is None:
         return None
-    files, chosen = found
-    keys = endings.keys(chosen)
-    if chosen == "json" and not keys:
-        keys = (find_json_key(_some_captions(listing.folder, files), asked.text),)
-    return SourceRows(asked.source, FileRows(listing.folder, [*files, *listing.problems], keys), image, caption)
-
-
-def _some_captions(folder: Path, files: Sequence[ImageFile]) -> Iterator[bytes]:
-    for name in [file.caption_file for file in files if file.caption_file][:SAMPLED_ROWS]:
-        with suppress(UnusableRowError), listed_as(name):  # it is listed when its row is read
-            yield read_input(folder / name, MAX_CAPTION_BYTES)
+    rows = replace(rows, files=[*rows.files, *listing.problems])
+    return SourceRows(asked.source, rows, asked.image_column or "image", asked.caption_column or "caption")
 
 
 def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
@@ -230,19 +186,6 @@ def _of_table(source: str, table: TableRows, rows: ReadableRows, image: str, cap
     """Returns `rows`, which begin with those of `table`, with its classes and the families of its rows."""
     families, num_repeated = families_of_images(table.images(), len(rows))
     return SourceRows(source, rows, image, caption, _ordered(table), families, num_repeated)
-
-
-def _without_text(folder: Path, text: TextColumn) -> ConfigError:
-    if text is LABELS:
-        way_out = (
-            "Put the images of each class into a folder of its name, or name a table's column with --label-column."
-        )
-        return ConfigError(f"SOURCE {folder} has no labels.", way_out)
-    return ConfigError(
-        f"SOURCE {folder} has no captions.",
-        "Put each into a text file beside its image (cat.jpg, cat.txt), or all into metadata.jsonl with the keys "
-        "file_name and caption.",
-    )
 
 
 def _ordered(rows: TableRows) -> tuple[str, ...] | None:

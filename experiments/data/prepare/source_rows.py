@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
@@ -47,6 +48,8 @@ class Row:
     content: bytes
     caption: str | None
     name: str
+    elsewhere: str = ""
+    """Says why it has no caption although one is there, in a file that is not read."""
 
 
 class UnusableRowError(Exception):
@@ -135,14 +138,28 @@ def caption_in(content: bytes, keys: tuple[str, ...]) -> str | None:
     """Returns the caption in a caption file: its whole text, or the value to which `keys` lead in JSON."""
     return as_caption(look_up(parse_json(decode_text(content)), ".".join(keys)) if keys else content)
 
+def find_json_key(contents: Iterable[bytes], num_sampled: int, text: TextColumn = CAPTIONS) -> str | None:
+    """Returns the key that holds the text in JSON files, or None where no file has one of `text.keys`.
 
-def find_json_key(contents: Iterable[bytes], text: TextColumn = CAPTIONS) -> str:
-    """Returns the key that holds the text in JSON files: the first of `text.keys` that one of them has."""
+    It is the first of them that one of the first `num_sampled` files has, or else that of the next file with one.
+    """
+    files = iter(contents)
+    found = json_keys(islice(files, num_sampled))
+    while not any(key in found for key in text.keys):
+        following = next(files, None)
+        if following is None:
+            return None
+        found = json_keys([following])
+    return next(key for key in text.keys if key in found)
+
+
+def json_keys(contents: Iterable[bytes]) -> set[str]:
+    """Returns all keys that JSON files have; a file that is no JSON has none, and is listed when its row is read."""
     found: set[str] = set()
     for content in contents:
-        with suppress(ValueError, RecursionError):  # such a file is listed when its row is read
+        with suppress(ValueError, RecursionError):
             found |= parse_json(decode_text(content)).keys()
-    return next((key for key in text.keys if key in found), text.keys[0])
+    return found
 
 
 def parse_json(text: str) -> Mapping[str, Any]:

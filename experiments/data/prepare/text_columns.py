@@ -19,7 +19,7 @@ class TextColumn:
     columns: tuple[str, ...]
     """Names of columns in order of preference. A dot leads to a key inside a column of JSON."""
     endings: tuple[str, ...]
-    """Endings of files in order of preference; one of them is chosen for the whole source."""
+    """Endings of files; one of them is chosen for the whole source, the first of those that most images have."""
     keys: tuple[str, ...]
     """Keys inside files of JSON, in order of preference."""
 

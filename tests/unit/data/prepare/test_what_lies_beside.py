@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -57,6 +59,25 @@ def classes(source: Path, column: str | None = None) -> tuple[list[str | None], 
     return [rows.rows.text(number) for number in range(len(rows))], rows.notes
 
 
+@pytest.mark.parametrize("make", [write, packed])
+def test_an_image_with_two_captions_of_one_ending_is_listed(make: Make, tmp_path: Path) -> None:
+    files = {"a.png": PNG, "a.txt": b"a cat", "a.TXT": b"a dog", "b.png": PNG, "b.txt": b"a bird", "b.json": b"{}"}
+    used, listed = rows_of(make(tmp_path / "source", files | {"b.JSON": b"{}"}))  # only .txt is read
+    assert used == {"b.png": "a bird"}
+    assert short(listed) == {"a.png": "it has two captions with the ending .txt"}
+
+
+def test_a_caption_that_was_appended_to_a_tar_is_not_passed_over(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "part.tar", {"a.png": PNG, "a.txt": b"a cat", "b.png": PNG, "b.txt": b"a bird"})
+    with tarfile.open(path, "a") as tar:
+        entry = tarfile.TarInfo("a.txt")
+        entry.size = 5
+        tar.addfile(entry, io.BytesIO(b"a dog"))
+    used, listed = rows_of(path)
+    assert used == {"b.png": "a bird"}
+    assert short(listed) == {"a.png": "it has two captions with the ending .txt"}
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -87,6 +108,43 @@ def test_files_of_parquet_that_do_not_fit_are_named_with_their_column(tmp_path: 
         open_rows(tmp_path / "s")
     message = "The column 'size' is int64 in 0.parquet, and struct<width: int64> in 1.parquet."
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [write, packed])
+def test_a_key_of_json_is_looked_for_beyond_the_first_files(make: Make, tmp_path: Path) -> None:
+    files = pictures(70) | {f"{place:03d}.json": b'{"width": 5}' for place in range(69)}
+    used, listed = rows_of(make(tmp_path / "late", files | {"069.json": b'{"text": "late"}'}))
+    assert (used, len(listed)) == ({"069.png": "late"}, 69)
+    source = make(tmp_path / "none", files | {"069.json": b"{"})
+    with pytest.raises(
+        ConfigError, match=r"no captions: the keys in the JSON files beside images are width\. Name the "
+    ):
+        open_rows(source)
+    assert len(rows_of(source, caption_column="json.width")[0]) == 69
+
+
+@pytest.mark.parametrize("make", [write, packed])
+def test_the_ending_of_captions_is_that_of_most_images(make: Make, tmp_path: Path) -> None:
+    files = pictures(4) | {f"00{place}.json": b'{"caption": "most"}' for place in range(3)}
+    used, listed = rows_of(make(tmp_path / "json", files | {"003.txt": b"a note"}))
+    assert used == dict.fromkeys(("000.png", "001.png", "002.png"), "most")
+    assert short(listed) == {"003.png": "it has no .json, which is the ending that is used, but .txt"}
+    halves = {"000.txt": b"x", "001.txt": b"x", "002.caption": b"y", "003.caption": b"y"}
+    used, listed = rows_of(make(tmp_path / "halves", pictures(4) | halves))
+    assert list(used) == ["000.png", "001.png"]
+    assert set(listed.values()) == {"it has no .txt, which is the ending that is used, but .caption"}
+
+
+@pytest.mark.parametrize("make", [write, packed])
+def test_json_that_describes_images_is_no_caption_and_changes_no_set(make: Make, tmp_path: Path) -> None:
+    """As img2dataset writes it, where a caption is missing."""
+    files = pictures(3) | {"000.txt": b"zero", "001.txt": b"one"}
+    described = {f"00{place}.json": b'{"width": 5}' for place in range(3)}
+    plain, source = make(tmp_path / "plain", files), make(tmp_path / "described", files | described)
+    used, listed = rows_of(source)
+    assert used == {"000.png": "zero", "001.png": "one"}
+    assert short(listed) == {"002.png": "it has no .txt, which is the ending that is used, but .json"}
+    assert (len(open_rows(source)), open_rows(source).sample_sha256()) == (3, open_rows(plain).sample_sha256())
 
 
 @pytest.mark.parametrize(("split", "subset", "option"), [("train", None, "--split"), (None, "plain", "--subset")])
