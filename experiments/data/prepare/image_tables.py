@@ -74,6 +74,18 @@ class TableRows:
         with listed_as(f"row {number}"):
             return self._text_of(self._texts[number])
 
+    def files(self) -> set[str]:
+        """Returns the real paths of the files that rows name in the place of an image."""
+        column = self.dataset.with_format("arrow")[:].column(self.image_column)
+        is_absent = compute.is_null(compute.struct_field(column, "bytes"))
+        paths = compute.struct_field(column, "path").cast(pa.large_binary()).filter(is_absent)
+        numbers = np.flatnonzero(is_absent.to_numpy())
+        return {
+            os.path.realpath(os.path.join(self._folders(number)[-1], os.fsdecode(path)))
+            for number, path in zip(numbers.tolist(), paths.to_pylist(), strict=True)
+            if path and b"\0" not in path
+        }
+
     @cached_property
     def _texts(self) -> Any:
         names = self.dataset.column_names

@@ -101,6 +101,8 @@ def prepare(
     folder = _settle(request, source, entries, out, tasks)
     whole = (out / INDEX_FILE).is_file()
     mine = tasks[launch.rank :: launch.world]
+    for note in source.notes:
+        say(note)
     _say_repeated(source.num_repeated, say)
     waiting = [task for task in mine if not folder.is_made(task, verify=whole)]
     if waiting and len(waiting) < len(mine):

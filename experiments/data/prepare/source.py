@@ -29,7 +29,7 @@ from experiments.data.prepare.image_tables import TableRows, open_hub, open_parq
 from experiments.data.prepare.listing import Asked, Listing
 from experiments.data.prepare.missing_text import without_text
 from experiments.data.prepare.pairing import Endings
-from experiments.data.prepare.path_tables import find_tables, is_metadata, read_table, real_paths, unlisted
+from experiments.data.prepare.path_tables import find_tables, is_metadata, read_tables, real_paths, unlisted
 from experiments.data.prepare.request import DEFAULT_SPLIT
 from experiments.data.prepare.source_rows import ReadableRows, Row, UnusableRowError
 from experiments.data.prepare.tars import open_tars
@@ -37,6 +37,7 @@ from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError
 
 SAMPLED_ROWS = 16
+SHOWN_TABLES = 3
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 PACKED_SUFFIXES = (".parquet", ".tar")
 CLASS_FOLDERS = "folders"
@@ -61,6 +62,8 @@ class SourceRows:
     """Rows that are not trained on although their family is."""
     origin: Credits | None = None
     """The makers of images that come in packages; a source in files does not name them."""
+    notes: tuple[str, ...] = ()
+    """Lines that say which files beside the rows are not used."""
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -101,7 +104,8 @@ def open_source(
     if of_hub is not None and (os.path.isfile(source) or os.path.isdir(source)):
         raise ConfigError(f"{of_hub} is for data sets of the Hub, and SOURCE {source} is a path.", "Leave it out.")
     if os.path.isfile(source):
-        return _open_packed(asked, Path(source).parent, [Path(source).name], [])
+        names = [Path(source).name]
+        return _open_packed(asked, Listing(Path(source).parent, names, [], [], []), names)
     if os.path.isdir(source):
         return _open_folder(asked, Path(source))
     if os.path.lexists(source) or not HUB_NAME.fullmatch(source):
@@ -128,7 +132,7 @@ def _open_folder(asked: Asked, folder: Path) -> SourceRows:
             return found
     packed = [name for name in names if _suffix(name) in PACKED_SUFFIXES]
     if packed:
-        return _open_packed(asked, folder, packed, [*map(ImageFile, images), *problems])
+        return _open_packed(asked, listing, packed)
     if images:
         raise without_text(asked, listing)
     seen = f" ({problems[0].name}: {problems[0].problem})" if problems else ""
@@ -148,22 +152,24 @@ def _captioned_beside(asked: Asked, listing: Listing) -> SourceRows | None:
 def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
     """Returns the images that tables name, or None. Other images of the folder become rows without a caption."""
     columns = asked.image_column, asked.caption_column
-    read = [read_table(listing.folder, name, *columns, asked.text) for name in listing.tables]
-    found = [each for each in read if each is not None]
-    if not found:
+    found = read_tables(listing.folder, listing.tables, *columns, asked.text)
+    if found is None:
         return None
-    files = [file for each, _ in found for file in each]
-    paths = real_paths(listing.folder, files)
+    paths = real_paths(listing.folder, found.files)
     others = unlisted(listing.folder, listing.images, set(paths))
-    rows = FileRows(listing.folder, [*files, *others, *listing.problems])
+    rows = FileRows(listing.folder, [*found.files, *others, *listing.problems])
     families, num_repeated = families_of_images(paths, len(rows))
-    image, caption = asked.image_column or "image", found[0][1]
-    return SourceRows(asked.source, rows, image, caption, families=families, num_repeated=num_repeated)
+    image, caption = asked.image_column or "image", found.text_column
+    notes = [f"Not used: {problem}" for problem in found.unused[:SHOWN_TABLES]]
+    notes += [f"Not used: {len(found.unused) - SHOWN_TABLES:,} more tables."] if found.unused[SHOWN_TABLES:] else []
+    return SourceRows(
+        asked.source, rows, image, caption, families=families, num_repeated=num_repeated, notes=tuple(notes)
+    )  # fmt: skip
 
 
-def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Sequence[ImageFile]) -> SourceRows:
+def _open_packed(asked: Asked, listing: Listing, names: Sequence[str]) -> SourceRows:
     """Opens files that are all tars or all Parquet; a Parquet file beside a tar of the same name is ignored."""
-    stems = {stem for stem, suffix in map(os.path.splitext, names) if suffix.lower() == ".tar"}
+    folder, stems = listing.folder, {stem for stem, suffix in map(os.path.splitext, names) if suffix.lower() == ".tar"}
     names = [name for name in names if not (_suffix(name) == ".parquet" and os.path.splitext(name)[0] in stems)]
     kinds = {_suffix(name) for name in names}
     if len(kinds) > 1 or not kinds <= set(PACKED_SUFFIXES):
@@ -174,12 +180,14 @@ def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Seque
     paths = [folder / name for name in names]
     columns = asked.image_column, asked.caption_column
     if stems:
-        rows, image, column = open_tars(asked.source, paths, *columns, asked.text)
-        return SourceRows(asked.source, _with(rows, folder, others), image, column)
-    if by_path := _named_by_tables(asked, Listing(folder, [], [], names, others)):
+        tar_rows, image, column = open_tars(asked.source, paths, *columns, asked.text)
+        rows = _with(tar_rows, folder, [*map(ImageFile, listing.images), *listing.problems])
+        return SourceRows(asked.source, rows, image, column)
+    if by_path := _named_by_tables(asked, replace(listing, tables=names)):
         return by_path
     table, image, column = open_parquet(asked.source, paths, *columns, asked.text)
-    return _of_table(asked.source, table, _with(table, folder, others), image, column)
+    others = unlisted(folder, listing.images, table.files()) if listing.images else []
+    return _of_table(asked.source, table, _with(table, folder, [*others, *listing.problems]), image, column)
 
 
 def _of_table(source: str, table: TableRows, rows: ReadableRows, image: str, caption: str) -> SourceRows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from experiments.data.prepare.path_tables import SAMPLED_LINES
 from experiments.data.prepare.request import Request
 from experiments.data.prepare.source import open_source
 from experiments.data.prepare.text_columns import LABELS
@@ -78,6 +80,33 @@ def test_a_caption_that_was_appended_to_a_tar_is_not_passed_over(tmp_path: Path)
     assert short(listed) == {"a.png": "it has two captions with the ending .txt"}
 
 
+def test_a_table_without_text_does_not_refuse_the_others(tmp_path: Path) -> None:
+    tables = {
+        "boxes.csv": b"image,x,y\n000.png,1,2\n", "captions.csv": b"image,caption\n001.png,one\n",
+        "twice.csv": b"a,a\n1,2\n", "zero.parquet": b"damaged",
+    }  # fmt: skip
+    source = write(tmp_path / "source", pictures(2) | tables)
+    assert rows_of(source) == ({"001.png": "one"}, {"000.png": "no caption"})
+    said = open_rows(source).notes
+    assert len(said) == 3
+    assert said[0] == (
+        f"Not used: SOURCE {source / 'boxes.csv'} has no captions: its columns are image, x, y. Name the right one "
+        "with --caption-column."
+    )
+    (source / "captions.csv").unlink()
+    with pytest.raises(ConfigError, match=r"boxes\.csv has no captions: its columns are image, x, y\."):
+        open_rows(source)
+
+
+def test_metadata_of_a_split_without_text_does_not_refuse_another_but_damaged_ones_do(tmp_path: Path) -> None:
+    files = {"train/a.png": PNG, "test/b.png": PNG, "train/metadata.csv": b"file_name,text\na.png,one\n"}
+    source = write(tmp_path / "source", files | {"test/metadata.csv": b"file_name\nb.png\n"})
+    assert rows_of(source) == ({"a.png": "one"}, {"test/b.png": "no caption"})
+    (source / "test" / "metadata.csv").write_bytes(b"file_name,file_name\nb.png,b.png\n")
+    with pytest.raises(ConfigError, match=r"test/metadata\.csv cannot be read: line 1 has the column"):
+        open_rows(source)
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -108,6 +137,20 @@ def test_files_of_parquet_that_do_not_fit_are_named_with_their_column(tmp_path: 
         open_rows(tmp_path / "s")
     message = "The column 'size' is int64 in 0.parquet, and struct<width: int64> in 1.parquet."
     assert message in str(caught.value)
+
+
+def test_a_key_that_the_first_rows_lack_is_found_and_a_rare_one_is_not_preferred(tmp_path: Path) -> None:
+    names = [f"{place}.png" for place in range(SAMPLED_LINES + 1)]
+    bare = [{"file_name": name} for name in names[:-1]]
+    source = write(tmp_path / "late", {names[-1]: PNG})
+    rows = [*bare, {"file_name": names[-1], "caption": "late"}]
+    (source / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for given in (None, "caption"):
+        assert rows_of(source, caption_column=given)[0] == {names[-1]: "late"}
+    source = write(tmp_path / "rare", {names[0]: PNG})
+    rows = [{**row, "text": "usual"} for row in bare] + [{"file_name": names[-1], "caption": "rare"}]
+    (source / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert rows_of(source)[0] == {names[0]: "usual"}
 
 
 @pytest.mark.parametrize("make", [write, packed])
@@ -147,6 +190,28 @@ def test_json_that_describes_images_is_no_caption_and_changes_no_set(make: Make,
     assert (len(open_rows(source)), open_rows(source).sample_sha256()) == (3, open_rows(plain).sample_sha256())
 
 
+def test_a_column_of_paths_may_be_categorical_and_paths_may_have_any_sign_of_writing(tmp_path: Path) -> None:
+    names = ["Screenshot 10.25\u202fAM.png", "a\u00a0b.png", "\u3000.png", "\U0001f469\u200d\U0001f692.png"]
+    source = write(tmp_path / "source", dict.fromkeys(names, PNG))
+    paths = pa.array([*names, "a\x1b.png"]).dictionary_encode()
+    write_parquet(source / "table.parquet", {"image": paths, "caption": [*"abcd", "e"]})
+    used, listed = rows_of(source)
+    assert used == dict(zip(names, "abcd", strict=True))
+    assert listed == {"table.parquet row 4": "image is not the path of a file"}
+
+
+def test_a_table_of_bytes_and_names_that_are_not_there_is_one_of_images(tmp_path: Path) -> None:
+    columns = {"image_bytes": pa.array([PNG]), "filename": ["a.png"], "caption": ["one"]}
+    file = write_parquet(tmp_path / "s" / "t.parquet", columns)
+    with pytest.raises(
+        ConfigError, match=r"has no column of images\. Name it with --image-column: image_bytes, filename"
+    ):
+        open_rows(file)
+    assert list(rows_of(file, "image_bytes")[0].values()) == ["one"]
+    write(tmp_path / "s", {"a.png": PNG})  # beside their images the bytes are thumbnails, or hashes
+    assert rows_of(file) == ({"a.png": "one"}, {})
+
+
 @pytest.mark.parametrize(("split", "subset", "option"), [("train", None, "--split"), (None, "plain", "--subset")])
 def test_splits_and_subsets_are_for_the_hub_alone(
     split: str | None, subset: str | None, option: str, tmp_path: Path
@@ -163,3 +228,23 @@ def test_splits_and_subsets_are_for_the_hub_alone(
 def test_a_request_without_a_split_is_stored_as_before() -> None:
     requests = [Request("s", text="static", split=split) for split in (None, "train", "test")]
     assert [request.identity()["split"] for request in requests] == ["train", "train", "test"]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "hint"),
+    [
+        (b"img,caption\na.png,x\n", None, "Name the column of files with --image-column, or put each caption into a"),
+        (b"file_name;caption\na.png;x\n", None, "Separate its columns by commas."),
+        (b"file_name,caption\na.png,x\n", "file_nam", "'file_nam' is none of them. Did you mean 'file_name'?"),
+    ],
+)
+@pytest.mark.parametrize("name", ["metadata.csv", "captions.csv"])
+def test_a_table_that_names_no_files_is_said_with_its_columns(
+    name: str, table: bytes, column: str | None, hint: str, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "source", {"a.png": PNG, name: table})
+    with pytest.raises(ConfigError) as caught:
+        open_rows(source, column)
+    columns = table.decode().partition("\n")[0].replace(",", ", ")
+    assert f"has no captions: {name} names no files, its columns are {columns}. " in str(caught.value)
+    assert hint in str(caught.value)
