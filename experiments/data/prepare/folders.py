@@ -189,6 +189,13 @@ def captioned_beside(folder: Path, names: Sequence[str], endings: Endings) -> Fi
     return FileRows(folder, files, keys)
 
 
+def label_files(names: Sequence[str], endings: Endings) -> tuple[str, int]:
+    """Returns the ending of label files that most images have, and how many have it; JSON may hold something else."""
+    counts = count_endings(pair(names, endings))
+    del counts["json"]
+    return max(counts.items(), key=lambda item: item[1], default=("", 0))
+
+
 def json_beside(folder: Path, names: Sequence[str], endings: Endings) -> Iterator[bytes]:
     """Yields the content of the JSON files beside images; those that cannot be read are passed over."""
     return _json_files(folder, names, [sample for sample in pair(names, endings) if sample.is_image])

@@ -134,6 +134,13 @@ def columns_of(path: Path) -> list[str]:
     return list(read_schema(path).names) if path.suffix.lower() == ".parquet" else _columns(read_lines(path))
 
 
+def holds_images(path: Path, image_column: str | None) -> bool:
+    """Says whether a Parquet file holds images, and `image_column` does not make it one that names them."""
+    schema = read_schema(path)
+    has_images = any(_has_bytes(kind) for kind in schema.types)
+    return has_images and not _text_columns(path, image_column)
+
+
 def real_paths(folder: Path, files: Sequence[ImageFile]) -> list[str | None]:
     """Returns the path of the image that each row of a table names, and None for a row that names none.
 

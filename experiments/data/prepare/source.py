@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from experiments.data.prepare.folders import (
     JoinedRows,
     captioned_beside,
     classes_of_folders,
+    label_files,
     list_folder,
     named_folders,
 )
@@ -34,6 +36,7 @@ from experiments.data.prepare.request import DEFAULT_SPLIT
 from experiments.data.prepare.source_rows import ReadableRows, Row, UnusableRowError
 from experiments.data.prepare.tars import open_tars
 from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
+from experiments.data.prepare.unread_files import say_unread
 from experiments.errors import ConfigError
 
 SAMPLED_ROWS = 16
@@ -116,20 +119,12 @@ def open_source(
 
 
 def _open_folder(asked: Asked, folder: Path) -> SourceRows:
-    """Opens a folder by what it holds, in this order: metadata tables, caption files, other tables, packed files."""
+    """Opens a folder by what it holds: loose images with their text, or else packed files."""
     names, problems = list_folder(folder)
     images, tables = [name for name in names if Endings().image_stem(name)], find_tables(names)
     listing = Listing(folder, names, images, tables, problems)
-    ways = [_captioned_beside, _named_by_tables]
-    if asked.wants_folders and any("/" in name for name in images) and not any(map(is_metadata, tables)):
-        files = classes_of_folders(folder, images)
-        return SourceRows(
-            asked.source, FileRows(folder, [*files, *problems]), image_column="image",
-            caption_column=CLASS_FOLDERS, class_names=named_folders(files),
-        )  # fmt: skip
-    for open_way in reversed(ways) if any(map(is_metadata, tables)) else ways:
-        if images and (found := open_way(asked, listing)):
-            return found
+    if images and (found := _of_images(asked, listing)):
+        return replace(found, notes=found.notes + say_unread(folder, names, asked.image_column))
     packed = [name for name in names if _suffix(name) in PACKED_SUFFIXES]
     if packed:
         return _open_packed(asked, listing, packed)
@@ -138,6 +133,64 @@ def _open_folder(asked: Asked, folder: Path) -> SourceRows:
     seen = f" ({problems[0].name}: {problems[0].problem})" if problems else ""
     hint = "It may hold image files, .parquet files or .tar files."
     raise ConfigError(f"SOURCE {folder} holds no images{seen}.", hint)
+
+
+def _of_images(asked: Asked, listing: Listing) -> SourceRows | None:
+    """Returns loose images with their text, which is in metadata, or else in files beside them or in other tables.
+
+    Tables come first where they leave fewer images without text than the files do.
+    """
+    if any(map(is_metadata, listing.tables)):
+        return _named_by_tables(asked, listing) or _captioned_beside(asked, listing)
+    if asked.wants_folders and any("/" in name for name in listing.images):
+        return _labelled_by_folders(asked, listing)
+    beside = _captioned_beside(asked, listing)
+    if beside is None:
+        return _named_by_tables(asked, listing)
+    if _num_without_text(beside):
+        with suppress(ConfigError):  # a table that is no use does not hinder the files
+            tabled = _named_by_tables(asked, listing)
+            if tabled is not None and _num_without_text(tabled) < _num_without_text(beside):
+                return tabled
+    return beside
+
+
+def _num_without_text(found: SourceRows) -> int:
+    """Returns the number of images to which neither a file nor a row of a table gives a text."""
+    assert isinstance(found.rows, FileRows)
+    return sum(not (file.caption_file or file.is_named or file.problem) for file in found.rows.files)
+
+
+def _labelled_by_folders(asked: Asked, listing: Listing) -> SourceRows:
+    """Returns images in folders with their classes, which are the folders.
+
+    They are what files say instead where at least half of the images have one with a label, and what a table says where
+    all images lie in one folder, which would be the only class. Other labels that are there are said to be unused.
+    """
+    num_images = len(listing.images)
+    ending, num_labels = label_files(listing.names, asked.endings)
+    if 2 * num_labels >= num_images and (beside := _captioned_beside(asked, listing)):
+        return beside
+    said = f"the .{ending} beside {num_labels:,} of {num_images:,} images. Use --label-column {ending}."
+    unused = [said] if num_labels else []
+    in_one_folder = len({name.partition("/")[0] for name in listing.images}) == 1
+    try:
+        tabled = _named_by_tables(asked, listing)
+    except ConfigError as error:
+        unused += [str(error)] if in_one_folder else []
+    else:
+        if tabled is not None and _num_without_text(tabled) < num_images:
+            if in_one_folder:
+                return tabled
+            unused.append(f"a table's column. Use --label-column {tabled.caption_column}.")
+        elif in_one_folder and listing.tables:
+            unused.append(f"{listing.tables[0]}, which names none of the images.")
+    files = classes_of_folders(listing.folder, listing.images)
+    return SourceRows(
+        asked.source, FileRows(listing.folder, [*files, *listing.problems]), image_column="image",
+        caption_column=CLASS_FOLDERS, class_names=named_folders(files),
+        notes=tuple(f"The classes are the folders, and not read: {one}" for one in unused),
+    )  # fmt: skip
 
 
 def _captioned_beside(asked: Asked, listing: Listing) -> SourceRows | None:
@@ -182,9 +235,10 @@ def _open_packed(asked: Asked, listing: Listing, names: Sequence[str]) -> Source
     if stems:
         tar_rows, image, column = open_tars(asked.source, paths, *columns, asked.text)
         rows = _with(tar_rows, folder, [*map(ImageFile, listing.images), *listing.problems])
-        return SourceRows(asked.source, rows, image, column)
+        unread = [name for name in listing.names if name not in names]
+        return SourceRows(asked.source, rows, image, column, notes=say_unread(folder, unread, None))
     if by_path := _named_by_tables(asked, replace(listing, tables=names)):
-        return by_path
+        return replace(by_path, notes=by_path.notes + say_unread(folder, names, asked.image_column))
     table, image, column = open_parquet(asked.source, paths, *columns, asked.text)
     others = unlisted(folder, listing.images, table.files()) if listing.images else []
     return _of_table(asked.source, table, _with(table, folder, [*others, *listing.problems]), image, column)

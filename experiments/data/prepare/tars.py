@@ -40,6 +40,8 @@ SAMPLED_ROWS = 64
 """The number of JSON files in which the key of captions is looked for."""
 SHOWN_ENDINGS = 12
 COPY_AGAIN = "Copy it again."
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+"""The first bytes of compressed files, and the commands that unpack them."""
 KEEP_APART = "Copy it again, or if tars were joined, keep them apart in one folder and name the folder."
 
 
@@ -215,7 +217,15 @@ def _check_whole(path: Path) -> None:
     with path.open("rb") as file:
         file.seek(-min(path.stat().st_size, TAR_BLOCK), os.SEEK_END)
         if file.read() != bytes(TAR_BLOCK):
-            raise ConfigError(f"SOURCE {path} is cut short: it does not end as a tar does.", COPY_AGAIN)
+            file.seek(0)
+            first = file.read(max(map(len, COMPRESSED)))
+            unpack = next((command for magic, command in COMPRESSED.items() if first.startswith(magic)), None)
+            if unpack is None:
+                raise ConfigError(f"SOURCE {path} is cut short: it does not end as a tar does.", COPY_AGAIN)
+            raise ConfigError(
+                f"SOURCE {path} is compressed, and only a plain tar can be read in any order.",
+                f"Unpack it with {unpack} < {path.name} > OTHER.tar, and name that.",
+            )
 
 
 def _contents(tars: Sequence[Path], tar_S: Integers, caption_S: Integers) -> Iterator[bytes]:

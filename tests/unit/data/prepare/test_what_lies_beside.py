@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -12,13 +13,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from experiments.data.prepare.job import prepare
 from experiments.data.prepare.path_tables import SAMPLED_LINES
 from experiments.data.prepare.request import Request
 from experiments.data.prepare.source import open_source
 from experiments.data.prepare.text_columns import LABELS
 from experiments.errors import ConfigError
 from tests.real_images import need_data_extra
-from tests.unit.data.prepare.test_sources import PNG, open_rows, rows_of, write, write_tar
+from tests.unit.data.prepare.test_sources import JPG, PNG, open_rows, rows_of, write, write_tar
 
 need_data_extra()
 Make = Callable[[Path, Mapping[str, bytes]], Path]
@@ -59,6 +61,92 @@ def classes(source: Path, column: str | None = None) -> tuple[list[str | None], 
     """The labels of all rows, and what is said of the source."""
     rows = open_source(str(source), None, None, None, column, LABELS)
     return [rows.rows.text(number) for number in range(len(rows))], rows.notes
+
+
+def test_label_files_beside_images_in_folders_are_their_labels(tmp_path: Path) -> None:
+    """A WebDataset that was unpacked: its folders are shards."""
+    files = {"00/1.jpg": JPG, "00/1.cls": b"3", "01/2.jpg": JPG, "01/2.cls": b"0", "01/3.jpg": JPG}
+    assert classes(write(tmp_path / "shards", files)) == (["3", "0", None], ())
+    stray = {"cat/1.jpg": JPG, "cat/1.cls": b"3", "dog/2.jpg": JPG, "dog/3.jpg": JPG}
+    labels, notes = classes(write(tmp_path / "classes", stray))
+    assert labels == ["cat", "dog", "dog"]
+    assert notes == (
+        "The classes are the folders, and not read: the .cls beside 1 of 3 images. Use --label-column cls.",
+    )
+    assert classes(tmp_path / "classes", "cls")[0] == ["3", None, None]
+
+
+@pytest.mark.parametrize(
+    ("table", "labels", "said"),
+    [
+        (b"file_name,label\nimages/1.jpg,cat\nimages/2.jpg,dog\n", ["cat", "dog", None], ""),
+        (b"file_name,breed\nimages/1.jpg,cat\n", ["images"] * 3, "its columns are file_name, breed. Name the right"),
+        (b"file_name,label\n1.jpg,cat\n", ["images"] * 3, "labels.csv, which names none of the images."),
+        (b"id,label\n1,cat\n", ["images"] * 3, "labels.csv, which names none of the images."),
+    ],
+)
+def test_a_single_folder_of_images_is_no_class_where_a_table_has_labels(
+    table: bytes, labels: list[str | None], said: str, tmp_path: Path
+) -> None:
+    images = {f"images/{number}.jpg": JPG for number in (1, 2, 3)}
+    found, notes = classes(write(tmp_path / "source", images | {"labels.csv": table}))
+    assert found == labels
+    assert len(notes) == bool(said)
+    assert said in "".join(notes)
+
+
+def test_a_table_of_labels_beside_several_folders_is_said_to_be_unused(tmp_path: Path) -> None:
+    files = {"cat/1.jpg": JPG, "dog/2.jpg": JPG, "labels.csv": b"file_name,kind\ncat/1.jpg,tiger\n"}
+    assert classes(write(tmp_path / "other", files)) == (["cat", "dog"], ())
+    labels, notes = classes(write(tmp_path / "label", files | {"labels.csv": b"image,label\ncat/1.jpg,tiger\n"}))
+    assert labels == ["cat", "dog"]
+    assert notes == ("The classes are the folders, and not read: a table's column. Use --label-column label.",)
+    assert classes(tmp_path / "label", "label")[0] == ["tiger", None]
+
+
+def test_packed_files_beside_loose_images_are_said_to_be_unread_and_change_nothing(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", {"00000/1.jpg": JPG, "00000/1.txt": b"one", "00000.parquet": b"of img2dataset"})
+    write_parquet(source / "urls.parquet", {"url": ["x"], "caption": ["one"]})
+    plain = open_rows(source)
+    for number in range(3):
+        write_tar(source / f"0000{number}.tar", {"1.jpg": JPG, "1.txt": b"one"})
+    write_parquet(source / "more.parquet", {"image": embedded("2.png"), "caption": ["two"]})
+    rows = open_rows(source)
+    assert (len(rows), rows.sample_sha256(), plain.notes) == (1, plain.sample_sha256(), ())
+    assert rows.notes == (
+        "Packed files beside other images are not read: 00000.tar, 00001.tar, 00002.tar and 1 more. To use them, "
+        "unpack them, or name a folder that holds nothing else.",
+    )
+
+
+def test_archives_beside_tars_are_said_to_be_unread(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", {"1.tar.gz": b"x", "2.tgz": b"x", "3.zip": b"x"})
+    write_tar(source / "0.tar", {"1.jpg": JPG, "1.txt": b"one"})
+    assert len(open_rows(source)) == 1
+    assert "are not read: 1.tar.gz, 2.tgz, 3.zip. To use them" in "".join(open_rows(source).notes)
+
+
+def test_parquet_with_images_beside_a_table_of_paths_is_said_to_be_unread(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", {"a.png": PNG})
+    write_parquet(source / "0.parquet", {"file_name": ["a.png"], "caption": ["one"]})
+    write_parquet(source / "1.parquet", {"image": embedded("b.png"), "caption": ["two"]})
+    assert rows_of(source) == ({"a.png": "one"}, {})
+    assert "are not read: 1.parquet. To use them" in "".join(open_rows(source).notes)
+
+
+def test_a_compressed_tar_is_told_from_one_that_is_cut_short(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "part.tar", {"1.jpg": JPG, "1.txt": b"one"})
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(ConfigError, match=r"part\.tar is compressed, .* Unpack it with gunzip < part\.tar > OTHER"):
+        open_rows(path)
+
+
+def test_what_is_unused_is_said_when_a_set_is_prepared(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", {f"{name}/{place}.png": PNG for name in ("cat", "dog") for place in (1, 2)})
+    write_tar(source / "cat.tar", {"1.png": PNG})
+    said: list[str] = []
+    assert prepare(Request(str(source), text="labels", image_size=8), tmp_path / "set", say=said.append) is not None
+    assert [line for line in said if "are not read: cat.tar." in line]
 
 
 @pytest.mark.parametrize("make", [write, packed])
@@ -188,6 +276,20 @@ def test_json_that_describes_images_is_no_caption_and_changes_no_set(make: Make,
     assert used == {"000.png": "zero", "001.png": "one"}
     assert short(listed) == {"002.png": "it has no .txt, which is the ending that is used, but .json"}
     assert (len(open_rows(source)), open_rows(source).sample_sha256()) == (3, open_rows(plain).sample_sha256())
+
+
+@pytest.mark.parametrize("stray", [{"000.txt": b"a note"}, {"000.json": b'{"iso": 100}'}])
+def test_a_stray_file_does_not_hide_a_table(stray: dict[str, bytes], tmp_path: Path) -> None:
+    table = b"image,caption\n" + b"".join(b"%03d.png,from the table\n" % place for place in range(3))
+    used, listed = rows_of(write(tmp_path / "source", pictures(3) | stray | {"captions.csv": table}))
+    assert (set(used.values()), listed) == ({"from the table"}, {})
+
+
+def test_files_beside_all_images_come_before_a_table(tmp_path: Path) -> None:
+    captions = {f"{place:03d}.txt": b"beside" for place in range(3)}
+    table = b"image,caption\n" + b"".join(b"%03d.png,from the table\n" % place for place in range(3))
+    used, _ = rows_of(write(tmp_path / "source", pictures(3) | captions | {"captions.csv": table, "a.csv": b"\0"}))
+    assert set(used.values()) == {"beside"}
 
 
 def test_a_column_of_paths_may_be_categorical_and_paths_may_have_any_sign_of_writing(tmp_path: Path) -> None:
