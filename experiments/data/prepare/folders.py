@@ -34,6 +34,7 @@ from experiments.data.prepare.source_rows import (
     listed_as,
     raise_if_passing,
 )
+from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.inputs import read_input
 from experiments.text import encodable
 
@@ -65,6 +66,7 @@ class FileRows:
     folder: Path
     files: Sequence[ImageFile]
     keys: tuple[str, ...] = ()
+    kind: TextColumn = CAPTIONS
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -89,8 +91,8 @@ class FileRows:
 
     def _caption(self, file: ImageFile) -> str | None:
         if not file.caption_file:
-            return as_caption(file.caption)
-        return caption_in(read_input(self.folder / file.caption_file, MAX_CAPTION_BYTES), self.keys)
+            return as_caption(file.caption, self.kind)
+        return caption_in(read_input(self.folder / file.caption_file, MAX_CAPTION_BYTES), self.keys, self.kind)
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def captioned_beside(folder: Path, names: Sequence[str], endings: Endings) -> Fi
                 problem=sample.problem_with(chosen), elsewhere=sample.elsewhere(chosen),
             )
         )  # fmt: skip
-    return FileRows(folder, files, keys)
+    return FileRows(folder, files, keys, endings.text)
 
 
 def label_files(names: Sequence[str], endings: Endings) -> tuple[str, int]:

@@ -24,7 +24,7 @@ from pyarrow import compute, parquet
 from experiments.data.prepare.folders import inside
 from experiments.data.prepare.path_tables import find_text_column, read_schema
 from experiments.data.prepare.source_rows import MAX_IMAGE_BYTES, Row, as_caption, listed_as, look_up
-from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
+from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError, did_you_mean
 from experiments.inputs import read_input
 from experiments.libraries import library
@@ -48,6 +48,7 @@ class TableRows:
     folders: Sequence[Sequence[Path]]
     class_names: Sequence[str] | None = None
     """The names that the data set gives to the numbers in its column of labels; None where it gives none."""
+    kind: TextColumn = CAPTIONS
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -95,7 +96,7 @@ class TableRows:
     def _text_of(self, row: Mapping[str, Any]) -> str | None:
         value = look_up(row, self.caption_column)
         if self.class_names is None or value is None or value == NO_CLASS:
-            return None if self.class_names is not None else as_caption(value)
+            return None if self.class_names is not None else as_caption(value, self.kind)
         if not 0 <= value < len(self.class_names):
             raise ValueError(f"its label {value} is out of range: there are {len(self.class_names):,} classes")
         return as_caption(self.class_names[value])
@@ -239,8 +240,8 @@ def _table(
     if dataset.features[own] in (datasets.Value("string"), datasets.Value("large_string")):
         dataset = dataset.cast_column(own, datasets.Value("large_binary"))
     kind = dataset.features[own]
-    names = kind.names if text is LABELS and isinstance(kind, datasets.ClassLabel) else None
-    return TableRows(dataset, image, caption, starts, folders, names), image, caption
+    names = kind.names if isinstance(kind, datasets.ClassLabel) else None
+    return TableRows(dataset, image, caption, starts, folders, names, text), image, caption
 
 
 def _columns(dataset: Any) -> list[str]:

@@ -35,7 +35,7 @@ from experiments.data.prepare.path_tables import find_tables, is_metadata, read_
 from experiments.data.prepare.request import DEFAULT_SPLIT
 from experiments.data.prepare.source_rows import ReadableRows, Row, UnusableRowError
 from experiments.data.prepare.tars import open_tars
-from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
+from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
 from experiments.data.prepare.unread_files import say_unread
 from experiments.errors import ConfigError
 
@@ -210,7 +210,7 @@ def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
         return None
     paths = real_paths(listing.folder, found.files)
     others = unlisted(listing.folder, listing.images, set(paths))
-    rows = FileRows(listing.folder, [*found.files, *others, *listing.problems])
+    rows = FileRows(listing.folder, [*found.files, *others, *listing.problems], kind=asked.text)
     families, num_repeated = families_of_images(paths, len(rows))
     image, caption = asked.image_column or "image", found.text_column
     notes = [f"Not used: {problem}" for problem in found.unused[:SHOWN_TABLES]]
@@ -251,8 +251,8 @@ def _of_table(source: str, table: TableRows, rows: ReadableRows, image: str, cap
 
 
 def _ordered(rows: TableRows) -> tuple[str, ...] | None:
-    """Returns the classes in the order that a data set itself gives to them, or None."""
-    return None if rows.class_names is None else tuple(rows.class_names)
+    """Returns the classes in the order that a data set itself gives to them, or None, as for captions."""
+    return None if rows.class_names is None or rows.kind is not LABELS else tuple(rows.class_names)
 
 
 def _suffix(name: str) -> str:

@@ -56,6 +56,7 @@ class TarRows:
     place_S4: Integers
     problems: Sequence[str]
     keys: tuple[str, ...] = ()
+    kind: TextColumn = CAPTIONS
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -96,7 +97,7 @@ class TarRows:
             raise UnusableRowError(name, f"the tar is another one now: {error}") from error
 
     def _caption(self, opened: tarfile.TarFile, place: int) -> str | None:
-        return caption_in(content_of(opened, member_at(opened, place), MAX_CAPTION_BYTES), self.keys)
+        return caption_in(content_of(opened, member_at(opened, place), MAX_CAPTION_BYTES), self.keys, self.kind)
 
 
 def open_tars(
@@ -126,7 +127,7 @@ def open_tars(
     problem_S = _problems_with(ending, endings, sample_SK, problems)
     place_S4 = np.column_stack([sample_SK[:, :2], np.maximum(caption_S, NOWHERE), problem_S])
     kept_S = is_image_S | (caption_S != NOWHERE)  # notes of something else, without an image, are none
-    rows = TarRows(tars, place_S4[kept_S], list(problems), keys)
+    rows = TarRows(tars, place_S4[kept_S], list(problems), keys, text)
     image = image_column or next(seen[0] for samples, seen in found if len(samples))
     return rows, image, ".".join((ending, *keys))
 

@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -350,3 +350,50 @@ def test_a_table_that_names_no_files_is_said_with_its_columns(
     columns = table.decode().partition("\n")[0].replace(",", ", ")
     assert f"has no captions: {name} names no files, its columns are {columns}. " in str(caught.value)
     assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["caption", "label"])
+def test_the_classes_of_a_data_set_are_their_names_as_captions_too(text: str, tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = [{"image": {"bytes": PNG, "path": f"{place}.png"}, "label": label} for place, label in enumerate((1, 0, -1))]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "s.parquet")
+    if text == "label":
+        assert classes(tmp_path / "s.parquet")[0] == ["dog", "cat", None]
+    else:
+        assert open_rows(tmp_path / "s.parquet", caption_column="label").class_names is None
+        assert rows_of(tmp_path / "s.parquet", caption_column="label") == (
+            {"0.png": "dog", "1.png": "cat"}, {"2.png": "no caption"},
+        )  # fmt: skip
+
+
+NUMBERS: Sequence[tuple[list[object], list[str | None]]] = [
+    ([1.0, None, 0.0], ["1", None, "0"]),
+    ([1.0, float("nan"), 0.0], ["1", None, "0"]),
+    ([True, False, None], ["True", "False", None]),
+]
+
+
+@pytest.mark.parametrize(("values", "labels"), NUMBERS, ids=["null", "nan", "bool"])
+@pytest.mark.parametrize("kind", ["bytes", "paths", "json"])
+def test_labels_may_be_stored_as_floats_and_truth_values(
+    kind: str, values: list[object], labels: list[str | None], tmp_path: Path
+) -> None:
+    names = [f"{place:03d}.png" for place in range(3)]
+    source = write(tmp_path / "source", {} if kind == "bytes" else pictures(3))
+    if kind == "json":
+        lines = [json.dumps({"file_name": name, "label": value}) for name, value in zip(names, values, strict=True)]
+        (source / "metadata.jsonl").write_text("\n".join(lines))
+    else:
+        images = embedded(*names) if kind == "bytes" else pa.array(names)
+        source = write_parquet(tmp_path / "source" / "t.parquet", {"image": images, "label": values})
+    assert classes(source)[0] == labels
+
+
+def test_labels_that_are_none_are_refused_with_the_reason(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "t.parquet", {"image": embedded("a.png", "b.png"), "label": [0.5, 0.25]})
+    with pytest.raises(
+        ConfigError, match=r"no label of a class \(row 0: its label 0\.5 is no whole number\)\. Name the "
+    ):
+        prepare(Request(str(file), text="labels", image_size=8), tmp_path / "set")
