@@ -122,7 +122,7 @@ def prepare(
     shard_images: Annotated[int, typer.Option(min=1, max=2**20, help="Number of images in each file.")] = 1024,
     batch_images: Annotated[int, typer.Option(min=1, max=4096, help="Images encoded at a time.")] = 16,
     processes: Processes = 1,
-    split: Annotated[str, typer.Option(help="Split of a Hub data set.")] = "train",
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of a Hub data set. Default: train.")] = None,
     subset: Annotated[str | None, typer.Option(metavar="NAME", help="Configuration of a Hub data set.")] = None,
     image_column: Annotated[
         str | None,
@@ -249,6 +249,7 @@ def _summary(index: DataSetIndex, out: Path, left_out: Path) -> dict[str, object
         with left_out.open(encoding="utf-8") as lines:
             for one in map(json.loads, islice(lines, LISTED_ROWS)):
                 say(f"  {one['name']}: {one['reason']}")
+        say("This set stays as it is: name another folder to use images that were mended.")
     cut = {name: index.num_cut(name) for name in ("t5", "clip", "static") if name in index.text_encoders}
     longest = index.caption_length
     if any(cut.values()) and len(cut) == 1:

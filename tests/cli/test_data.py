@@ -45,6 +45,7 @@ def test_prepare_prints_what_it_made_and_says_what_it_left_out(
     captured = capsys.readouterr()
     assert made["fingerprint"] in captured.out
     assert f"Finished already, nothing to do: {out}" in captured.err
+    assert "This set stays as it is: name another folder to use images that were mended.\n" in captured.err
 
 
 def test_what_was_left_out_is_listed_to_a_bound_and_counted(

@@ -146,7 +146,8 @@ def open_emoji(request: Request) -> SourceRows:
 
 def _check_options(request: Request) -> None:
     options = {
-        "--subset": request.subset, "--image-column": request.image_column, "--caption-column": request.caption_column
+        "--split": request.split, "--subset": request.subset, "--image-column": request.image_column,
+        "--caption-column": request.caption_column,
     }  # fmt: skip
     for option, value in options.items():
         if value is not None:

@@ -177,7 +177,7 @@ def load_row(source: SourceRows, row: int, sizing: Sizing) -> Loaded | LeftOutRo
         stored = source.read(row)
         name = stored.name
         if stored.caption is None:
-            return _left_out(row, name, NO_CAPTION)
+            return _left_out(row, name, stored.elsewhere or NO_CAPTION)
         pixels_CHW = decode(stored.content, sizing)
     except UnusableRowError as error:
         return _left_out(row, error.name, error.reason)
@@ -213,18 +213,25 @@ def decode(content: bytes, sizing: Sizing) -> Tensor:
                 f"it has {opened.width * opened.height / 1e6:,.1f} megapixels, and at most {MAX_PIXELS / 1e6:.1f} are "
                 "decoded"
             )
-        image = ImageOps.exif_transpose(opened)
+        image = _in_eight_bits(ImageOps.exif_transpose(opened))
         if "A" in image.getbands() or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, sizing.background), image.convert("RGBA"))
-        fitted = ImageOps.fit(_in_eight_bits(image).convert("RGB"), 2 * (sizing.image_size,), sizing.resampling)
+        fitted = ImageOps.fit(image.convert("RGB"), 2 * (sizing.image_size,), sizing.resampling)
     pixels_HWC = np.asarray(fitted, dtype=np.float32) / np.float32(127.5) - np.float32(1)
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """Keeps the high bytes of 16-bit grey, which PIL would turn white. Raises `ValueError` for unknown pixel ranges."""
+    """Keeps the high bytes of 16-bit grey, which PIL would turn white, and makes its transparent grey a channel.
+
+    Raises `ValueError` for unknown pixel ranges.
+    """
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        grey_HW = np.asarray(image)
+        grey = Image.fromarray((grey_HW >> 8).astype(np.uint8))
+        if "transparency" in image.info:
+            grey.putalpha(Image.fromarray(np.where(grey_HW == image.info["transparency"], 0, 255).astype(np.uint8)))
+        return grey
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are of the kind {image.mode}, whose range is not known")
     return image

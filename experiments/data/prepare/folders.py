@@ -8,12 +8,21 @@ reading never blocks, as it would on a FIFO.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.data.prepare.pairing import Endings, choose_ending, is_hidden, pair, with_ending
+from experiments.data.prepare.pairing import (
+    Endings,
+    Sample,
+    choose_ending,
+    count_endings,
+    is_hidden,
+    pair,
+    with_ending,
+)
 from experiments.data.prepare.source_rows import (
     MAX_CAPTION_BYTES,
     MAX_IMAGE_BYTES,
@@ -25,9 +34,12 @@ from experiments.data.prepare.source_rows import (
     listed_as,
     raise_if_passing,
 )
+from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.inputs import read_input
 from experiments.text import encodable
 
+SAMPLED_FILES = 16
+"""The number of JSON files in which the key of captions is looked for first."""
 OUTSIDE_CLASSES = "an image outside of the folders of classes"
 
 
@@ -43,6 +55,8 @@ class ImageFile:
     caption_file: str = ""
     problem: str = ""
     is_named: bool = False
+    elsewhere: str = ""
+    """Says why it has no caption although a file with one is there."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class FileRows:
     folder: Path
     files: Sequence[ImageFile]
     keys: tuple[str, ...] = ()
+    kind: TextColumn = CAPTIONS
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -64,7 +79,7 @@ class FileRows:
             raise UnusableRowError(file.name, file.problem)
         with listed_as(file.name):
             path = inside(self.folder, file.name) if file.is_named else self.folder / file.name
-            return Row(read_input(path, MAX_IMAGE_BYTES), self._caption(file), file.name)
+            return Row(read_input(path, MAX_IMAGE_BYTES), self._caption(file), file.name, file.elsewhere)
 
     def text(self, number: int) -> str | None:
         """Returns the caption or label of a row. Raises `UnusableRowError` where its text cannot be used."""
@@ -76,8 +91,8 @@ class FileRows:
 
     def _caption(self, file: ImageFile) -> str | None:
         if not file.caption_file:
-            return as_caption(file.caption)
-        return caption_in(read_input(self.folder / file.caption_file, MAX_CAPTION_BYTES), self.keys)
+            return as_caption(file.caption, self.kind)
+        return caption_in(read_input(self.folder / file.caption_file, MAX_CAPTION_BYTES), self.keys, self.kind)
 
 
 @dataclass(frozen=True)
@@ -157,18 +172,40 @@ def named_folders(files: Sequence[ImageFile]) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if encodable(name) == name))
 
 
-def captioned_beside(names: Sequence[str], endings: Endings) -> tuple[list[ImageFile], str] | None:
-    """Returns images with captions in files of the same name, and the captions' ending; None without captions."""
+def captioned_beside(folder: Path, names: Sequence[str], endings: Endings) -> FileRows | None:
+    """Returns the images with captions in files of the same name; None where no image has such a caption."""
     samples = pair(names, endings)
-    chosen = choose_ending(samples, endings)
-    if chosen is None:
+    found = choose_ending(count_endings(samples), endings, lambda: _json_files(folder, names, samples), SAMPLED_FILES)
+    if found is None:
         return None
+    chosen, keys = found
     files = []
     for sample in with_ending(samples, chosen):
         caption = sample.captions.get(chosen)
         files.append(
             ImageFile(
-                names[sample.place], caption_file="" if caption is None else names[caption], problem=sample.problem
+                names[sample.place], caption_file="" if caption is None else names[caption],
+                problem=sample.problem_with(chosen), elsewhere=sample.elsewhere(chosen),
             )
-        )
-    return files, chosen
+        )  # fmt: skip
+    return FileRows(folder, files, keys, endings.text)
+
+
+def label_files(names: Sequence[str], endings: Endings) -> tuple[str, int]:
+    """Returns the ending of label files that most images have, and how many have it; JSON may hold something else."""
+    counts = count_endings(pair(names, endings))
+    del counts["json"]
+    return max(counts.items(), key=lambda item: item[1], default=("", 0))
+
+
+def json_beside(folder: Path, names: Sequence[str], endings: Endings) -> Iterator[bytes]:
+    """Yields the content of the JSON files beside images; those that cannot be read are passed over."""
+    return _json_files(folder, names, [sample for sample in pair(names, endings) if sample.is_image])
+
+
+def _json_files(folder: Path, names: Sequence[str], samples: Sequence[Sample]) -> Iterator[bytes]:
+    for sample in with_ending(samples, "json"):
+        if "json" in sample.captions:
+            name = names[sample.captions["json"]]
+            with suppress(UnusableRowError), listed_as(name):  # it is listed when its row is read
+                yield read_input(folder / name, MAX_CAPTION_BYTES)

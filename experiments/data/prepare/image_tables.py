@@ -28,14 +28,15 @@ from experiments.data.order import Integers
 from experiments.data.prepare.folders import inside
 from experiments.data.prepare.path_tables import find_text_column, read_schema
 from experiments.data.prepare.source_rows import MAX_IMAGE_BYTES, Row, as_caption, listed_as, look_up
-from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
+from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError, did_you_mean
 from experiments.inputs import read_input
 from experiments.libraries import library
-from experiments.text import first_line
+from experiments.text import first_line, shortened
 
 IMAGE_COLUMNS = ("image", "jpg", "png", "jpeg")
 """Names of image columns, used where no column has the type of images."""
+SHOWN_CHARACTERS = 80
 NO_CLASS = -1
 """The label of images whose class is not known, as `datasets` writes it for test splits."""
 
@@ -51,6 +52,7 @@ class TableRows:
     folders: Sequence[Sequence[Path]]
     class_names: Sequence[str] | None = None
     """The names that the data set gives to the numbers in its column of labels; None where it gives none."""
+    kind: TextColumn = CAPTIONS
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -77,6 +79,18 @@ class TableRows:
         with listed_as(f"row {number}"):
             return self._text_of(self._texts[number])
 
+    def files(self) -> set[str]:
+        """Returns the real paths of the files that rows name in the place of an image."""
+        column = self.dataset.with_format("arrow")[:].column(self.image_column)
+        is_absent = compute.is_null(compute.struct_field(column, "bytes"))
+        paths = compute.struct_field(column, "path").cast(pa.large_binary()).filter(is_absent)
+        numbers = np.flatnonzero(is_absent.to_numpy())
+        return {
+            os.path.realpath(os.path.join(self._folders(number)[-1], os.fsdecode(path)))
+            for number, path in zip(numbers.tolist(), paths.to_pylist(), strict=True)
+            if path and b"\0" not in path
+        }
+
     @cached_property
     def _texts(self) -> Any:
         names = self.dataset.column_names
@@ -86,7 +100,7 @@ class TableRows:
     def _text_of(self, row: Mapping[str, Any]) -> str | None:
         value = look_up(row, self.caption_column)
         if self.class_names is None or value is None or value == NO_CLASS:
-            return None if self.class_names is not None else as_caption(value)
+            return None if self.class_names is not None else as_caption(value, self.kind)
         if not 0 <= value < len(self.class_names):
             raise ValueError(f"its label {value} is out of range: there are {len(self.class_names):,} classes")
         return as_caption(self.class_names[value])
@@ -146,7 +160,7 @@ def open_parquet(
 ) -> tuple[TableRows, str, str]:
     """Returns the rows of Parquet files, and the image and caption columns. Raises `ConfigError` for other files.
 
-    Files without rows are passed over, since `datasets` cannot read them.
+    Files without rows are passed over, since `datasets` cannot read them. A column that a file lacks is empty there.
     """
     datasets = _datasets()
     counts = [_num_rows(path) for path in files]
@@ -157,10 +171,45 @@ def open_parquet(
     if not files:
         raise ConfigError(f"SOURCE {source} has no rows.", "Name Parquet files that hold images.")
     named = [glob.escape(os.path.abspath(path)) for path in files]  # `datasets` takes the names as patterns
-    dataset = _loaded(datasets, source, "parquet", data_files=named, split="train")
+    schemas = [read_schema(path) for path in files]
+    try:
+        dataset = _loaded(
+            datasets, source, "parquet", data_files=named, split="train", features=_features(datasets, schemas)
+        )
+    except ConfigError as error:
+        raise ConfigError(error.message, f"{error.hint} {_difference(files, schemas)}".strip()) from error
     starts = [0, *np.cumsum(counts).tolist()][:-1]
     folders = [[path.parent] for path in files]
     return _table(datasets, dataset, source, image_column, caption_column, starts, folders, text)
+
+
+def _features(datasets: Any, schemas: Sequence[pa.Schema]) -> Any:
+    """Returns the types of the columns of all files, or None where the first file has all columns with their types.
+
+    `datasets` reads all files with the types of the first one. It refuses a column that only a later file has, and text
+    in a column that is empty in the first.
+    """
+    try:
+        first, *others = [datasets.Features.from_arrow_schema(schema) for schema in schemas]
+    except Exception:  # the same error is raised when the files are read, and said then
+        return None
+    empty, known = datasets.Value("null"), dict(first)
+    for name, kind in (each for features in others for each in features.items()):
+        if known.get(name, empty) == empty:
+            known[name] = kind
+    return None if known == dict(first) else datasets.Features(known)
+
+
+def _difference(files: Sequence[Path], schemas: Sequence[pa.Schema]) -> str:
+    """Returns which column has another type in one file than in another, or an empty string."""
+    seen: dict[str, tuple[str, pa.DataType]] = {}
+    for path, schema in zip(files, schemas, strict=True):
+        for field in (field for field in schema if not pa.types.is_null(field.type)):
+            name, kind = seen.setdefault(field.name, (path.name, field.type))
+            if field.type != kind:
+                one, other = (shortened(str(each), SHOWN_CHARACTERS) for each in (kind, field.type))
+                return f"The column {field.name!r} is {one} in {name}, and {other} in {path.name}."
+    return ""
 
 
 def open_hub(
@@ -208,8 +257,8 @@ def _table(
     if dataset.features[own] in (datasets.Value("string"), datasets.Value("large_string")):
         dataset = dataset.cast_column(own, datasets.Value("large_binary"))
     kind = dataset.features[own]
-    names = kind.names if text is LABELS and isinstance(kind, datasets.ClassLabel) else None
-    return TableRows(dataset, image, caption, starts, folders, names), image, caption
+    names = kind.names if isinstance(kind, datasets.ClassLabel) else None
+    return TableRows(dataset, image, caption, starts, folders, names, text), image, caption
 
 
 def _columns(dataset: Any) -> list[str]:

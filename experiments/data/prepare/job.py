@@ -31,7 +31,7 @@ from experiments.data.prepare.pairing import is_hidden
 from experiments.data.prepare.request import NEW_KEYS, Request
 from experiments.data.prepare.shards import SetFolder, ShardTask, deal_rows
 from experiments.data.prepare.source import SourceRows
-from experiments.data.prepare.static_words import find_static_words
+from experiments.data.prepare.static_words import StaticWords, find_static_words
 from experiments.errors import ConfigError
 from experiments.inputs import parse_json, read_input
 from experiments.records.storage import storage_errors, write_json_atomic
@@ -94,14 +94,15 @@ def prepare(
         _check_size(request, vae)
     if request.text == "clip":
         _check_tokens(request, read_clip_places(request.encoders["clip"], encoders.folders["clip"]))
-    sizing = sizing_of(request)
-    tasks = deal_rows(request, source, lambda row: isinstance(load_row(source, row, sizing), Loaded))
+    tasks = deal_rows(request, source, _is_usable(request, source))
     _check_out(request, out)
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     folder = _settle(request, source, entries, out, tasks)
     whole = (out / INDEX_FILE).is_file()
     mine = tasks[launch.rank :: launch.world]
+    for note in source.notes:
+        say(note)
     _say_repeated(source.families.num_repeated, say)
     waiting = [task for task in mine if not folder.is_made(task, verify=whole)]
     if waiting and len(waiting) < len(mine):
@@ -127,6 +128,18 @@ def prepare(
     total, done = num_rows(tasks), num_rows(tasks) - num_rows(absent)
     encode_shards(request, absent, folder, num_processes, first_device, count, skip_made=True)
     return Prepared(write_index(request, source, entries, vae, tasks, folder), len(waiting) + len(absent))
+
+
+def _is_usable(request: Request, source: SourceRows) -> Callable[[int], bool]:
+    """Returns what says of a row that it is in the data set: it can be read and, for static captions, encoded."""
+    sizing = sizing_of(request)
+    words = StaticWords(request.max_tokens) if request.text == "static" else None
+
+    def is_usable(row: int) -> bool:
+        loaded = load_row(source, row, sizing)
+        return isinstance(loaded, Loaded) and (words is None or words.problem(loaded.caption) is None)
+
+    return is_usable
 
 
 def _say_repeated(num_repeated: int, say: Callable[[str], None]) -> None:

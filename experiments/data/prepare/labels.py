@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 
 from experiments.config.prepared_set import MAX_CLASSES
-from experiments.data.prepare.encoding import EncodedTexts
+from experiments.data.prepare.encoding import LISTED_CHARACTERS, EncodedTexts
 from experiments.data.prepare.source import SourceRows
 from experiments.data.prepare.source_rows import ReadableRows, Row, UnusableRowError
 from experiments.errors import ConfigError
@@ -43,7 +42,7 @@ class LabelledRows:
         """Returns row `number` with the name of its class. Raises `UnusableRowError` where it has none."""
         row = self.rows.read(number)
         if row.caption is None:
-            raise UnusableRowError(row.name, "no label")
+            raise UnusableRowError(row.name, row.elsewhere or "no label")
         if row.caption not in self.names:
             label = shortened(printable(row.caption), SHOWN_CHARACTERS)
             raise UnusableRowError(row.name, f"its label {label} is out of range: classes are 0 to {MAX_CLASSES - 1}")
@@ -56,13 +55,15 @@ class LabelledRows:
 
 def with_classes(source: SourceRows) -> SourceRows:
     """Returns a source of labels with its classes. Raises `ConfigError` where it has none, too many, or two alike."""
+    problem = ""
     if source.class_names is None:
-        names = _names_of_labels(_labels(source))
+        labels, problem = _labels(source)
+        names = _names_of_labels(labels)
     else:
         names = {name.strip(): name.strip() for name in source.class_names}
     where = f"SOURCE {source.path} has in {shortened(printable(source.caption_column), SHOWN_CHARACTERS)}"
     if not names:
-        raise ConfigError(f"{where} no label of a class.", NAME_COLUMN)
+        raise ConfigError(f"{where} no label of a class{problem}.", NAME_COLUMN)
     if len(names) > MAX_CLASSES:
         raise ConfigError(f"{where} {len(names):,} labels, and at most {MAX_CLASSES:,} are classes.", NAME_COLUMN)
     if source.class_names is not None and len(names) < len(source.class_names):
@@ -87,13 +88,22 @@ class LabelEncoder:
         return EncodedTexts({"label_N": torch.tensor([self._numbers[name] for name in captions])})
 
 
-def _labels(source: SourceRows) -> set[str]:
-    """Returns all labels that occur; rows that cannot be used are listed when their shard is made."""
-    found: set[str | None] = set()
+def _labels(source: SourceRows) -> tuple[set[str], str]:
+    """Returns all labels that occur, and the first row that cannot be used with the reason, for messages.
+
+    Such rows are listed when their shard is made.
+    """
+    found: set[str] = set()
+    problem = ""
     for number in range(len(source)):
-        with suppress(UnusableRowError):
-            found.add(source.rows.text(number))
-    return {label for label in found if label is not None}
+        try:
+            label = source.rows.text(number)
+        except UnusableRowError as error:
+            problem = problem or f" ({shortened(printable(str(error)), LISTED_CHARACTERS)})"
+            continue
+        if label is not None:
+            found.add(label)
+    return found, problem
 
 
 def _names_of_labels(labels: set[str]) -> dict[str, str]:

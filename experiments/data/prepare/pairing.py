@@ -2,17 +2,21 @@
 
 An image and its caption have the same name up to their endings: `cat.jpg` and `cat.txt`, `a.b.jpg` and `a.b.txt`. With
 `--image-column input.jpg --caption-column outputs.txt` they are `cat.input.jpg` and `cat.outputs.txt`. The case of
-endings does not matter. Captions without an image become rows too, so that nothing is dropped without a report.
+endings does not matter. Captions without an image become rows too, and so do images with two captions, or with one of
+another ending than is used: each has its reason, so that nothing is dropped without a report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 
 from PIL import Image
 
+from experiments.data.prepare.source_rows import find_json_key
 from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 
 OTHER_IMAGE_ENDINGS = frozenset({"heic", "heif", "jxl", "svg", "eps", "ps", "wmf", "emf"})
@@ -32,16 +36,18 @@ class Endings:
     """The ending of images; None stands for every known ending of an image."""
     caption_column: str | None = None
     """The caption column that the user asked for: an ending, or a JSON ending and the keys that lead to the caption."""
+    text: TextColumn = CAPTIONS
+    """Says whether the files hold captions or labels."""
 
     @classmethod
     def asked(cls, image_column: str | None, caption_column: str | None, text: TextColumn = CAPTIONS) -> Endings:
         """Interprets the user's columns. In `a.b.c`, the longest ending that files have counts; the rest are keys."""
         image = image_column and image_column.lower()
         if caption_column is None:
-            return cls(text.endings, image)
+            return cls(text.endings, image, text=text)
         parts = caption_column.lower().split(".")
         captions = [".".join(parts[:number]) for number in range(len(parts), 0, -1)]
-        return cls(captions, image, caption_column)
+        return cls(captions, image, caption_column, text)
 
     def keys(self, chosen: str) -> tuple[str, ...]:
         """Returns the keys that lead to the caption in a file with the chosen ending; none if all its text is it."""
@@ -62,13 +68,23 @@ class Sample:
     """Holds an image and its captions by ending, as indices into the list of names.
 
     `problem` says why the sample cannot be used; it is empty for a usable one. `is_image` says whether the file at
-    `place` has the ending of an image.
+    `place` has the ending of an image. `doubled` has the endings that several caption files have.
     """
 
     place: int
     captions: dict[str, int]
     problem: str = ""
     is_image: bool = True
+    doubled: frozenset[str] = frozenset()
+
+    def problem_with(self, chosen: str) -> str:
+        """Returns why the sample cannot be used where captions have the ending `chosen`; an empty string if it can."""
+        return self.problem or (two_captions(chosen) if chosen in self.doubled else "")
+
+    def elsewhere(self, chosen: str) -> str:
+        """Returns why the sample has no caption, where it has one of another ending than `chosen`; else nothing."""
+        is_elsewhere = self.captions and chosen not in self.captions
+        return caption_elsewhere(chosen, next(iter(self.captions))) if is_elsewhere else ""
 
 
 @cache
@@ -100,10 +116,21 @@ def stem_of(name: str, endings: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
+def two_captions(ending: str) -> str:
+    """Returns the problem of an image beside which two files have the ending of captions, such as cat.txt, cat.TXT."""
+    return f"it has two captions with the ending .{ending}"
+
+
+def caption_elsewhere(chosen: str, other: str) -> str:
+    """Returns why an image has no caption, although it has one of another ending than is used."""
+    return f"it has no .{chosen}, which is the ending that is used, but .{other}"
+
+
 def pair(names: Sequence[str], endings: Endings) -> list[Sample]:
     """Returns a sample for every image and for every caption without an image, in the order of `names`."""
     images: dict[str, list[int]] = {}
     captions: dict[str, dict[str, int]] = {}
+    doubled: dict[str, frozenset[str]] = {}
     others: dict[str, int] = {}
     for place, name in enumerate(names):
         if is_hidden(name):
@@ -111,19 +138,44 @@ def pair(names: Sequence[str], endings: Endings) -> list[Sample]:
         if stem := endings.image_stem(name):
             images.setdefault(stem, []).append(place)
         elif found := stem_of(name, endings.captions):
-            captions.setdefault(found[0], {}).setdefault(found[1], place)
+            stem, ending = found
+            if captions.setdefault(stem, {}).setdefault(ending, place) != place:
+                doubled[stem] = doubled.get(stem, frozenset()) | {ending}
         else:
             others.setdefault(name.rpartition(".")[0], place)
-    samples = [sample for stem, places in images.items() for sample in _of_stem(names, places, captions.get(stem, {}))]
+    samples: list[Sample] = []
+    for stem, places in images.items():
+        samples += _of_stem(names, places, captions.get(stem, {}), doubled.get(stem, frozenset()))
     for stem in captions.keys() - images.keys():
-        samples.append(_without_ending(captions[stem], others.get(stem)))
+        samples.append(_without_ending(captions[stem], others.get(stem), doubled.get(stem, frozenset())))
     return sorted(samples, key=lambda sample: sample.place)
 
 
-def choose_ending(samples: Iterable[Sample], endings: Endings) -> str | None:
-    """Returns the first caption ending that occurs beside an image, or None where no image has a caption."""
-    found = {ending for sample in samples if sample.is_image for ending in sample.captions}
-    return next((ending for ending in endings.captions if ending in found), None)
+def count_endings(samples: Iterable[Sample]) -> Counter[str]:
+    """Counts the images beside which there is a caption file of each ending."""
+    return Counter(ending for sample in samples if sample.is_image for ending in sample.captions)
+
+
+def choose_ending(
+    counts: Mapping[str, int], endings: Endings, json_files: Callable[[], Iterable[bytes]], num_sampled: int
+) -> tuple[str, tuple[str, ...]] | None:
+    """Returns the ending of captions and the keys that lead to the caption in its files; None where there is none.
+
+    It is the ending that most images have, of equals the first of `endings`, and where a column is asked for its
+    longest ending. JSON may say something else of an image, so that it counts only where it has a known key: where
+    other captions are there too, `num_sampled` of `json_files` are looked at, and otherwise all until one has a key.
+    """
+    found = [ending for ending in endings.captions if counts.get(ending)]
+    if endings.caption_column is None:
+        found.sort(key=lambda ending: -counts[ending])  # keeps the order of equals
+    for ending in found:
+        keys = endings.keys(ending)
+        if ending != "json" or keys:
+            return ending, keys
+        files = json_files() if ending == found[-1] else islice(json_files(), num_sampled)
+        if (key := find_json_key(files, num_sampled, endings.text)) is not None:
+            return ending, (key,)
+    return None
 
 
 def with_ending(samples: Iterable[Sample], chosen: str) -> list[Sample]:
@@ -131,19 +183,21 @@ def with_ending(samples: Iterable[Sample], chosen: str) -> list[Sample]:
     return [sample for sample in samples if sample.is_image or chosen in sample.captions]
 
 
-def _of_stem(names: Sequence[str], places: Sequence[int], captions: dict[str, int]) -> Iterator[Sample]:
+def _of_stem(
+    names: Sequence[str], places: Sequence[int], captions: dict[str, int], doubled: frozenset[str]
+) -> Iterator[Sample]:
     """Yields the samples of images of one stem. One of them gets the caption, preferably one that can be decoded.
 
     The others, which may be masks of that image, are reported as unusable.
     """
     first, *others = sorted(places, key=lambda place: names[place].rpartition(".")[2].lower() not in decoded_endings())
-    yield Sample(first, captions)
+    yield Sample(first, captions, doubled=doubled)
     for place in others:
         yield Sample(place, captions, f"the caption belongs to {names[first].rpartition('/')[2]}, of the same name")
 
 
-def _without_ending(captions: dict[str, int], other: int | None) -> Sample:
+def _without_ending(captions: dict[str, int], other: int | None, doubled: frozenset[str]) -> Sample:
     """Returns the sample of a stem without an image's ending: a file of another ending, which decoding will check."""
     if other is not None:
-        return Sample(other, captions, is_image=False)
+        return Sample(other, captions, is_image=False, doubled=doubled)
     return Sample(next(iter(captions.values())), captions, "a caption without an image", is_image=False)

@@ -1,16 +1,16 @@
 """Reads tables that name image files and give their captions: JSON lines, CSV or Parquet in the images' folder.
 
 A row that cannot be read becomes a row with a problem, which is reported with its line number. A metadata file without
-any readable line raises an error. Bytes that are not UTF-8 are decoded to surrogate characters, so that only the row
-with these bytes is lost and not the whole file.
+any readable line raises an error. A table without text does not hinder another one that has it.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,32 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from experiments.data.prepare.folders import ImageFile
-from experiments.data.prepare.source_rows import decode_text, look_up, parse_json
+from experiments.data.prepare.source_rows import look_up
+from experiments.data.prepare.table_lines import NOT_TEXT, TableRow, read_lines
 from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError, did_you_mean
-from experiments.inputs import MAX_ROWS_BYTES, read_input
 from experiments.text import first_line
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PATH_COLUMNS = ("file_name", "image", "image_path", "filename", "filepath", "path", "file", "jpg", "png", "jpeg")
 SAMPLED_LINES = 100
-"""The number of readable rows whose keys count as the columns of a table."""
-NOT_TEXT = "Write it as UTF-8: JSON lines have one object a line, CSV has the columns in its first line."
-MORE_CELLS = "it has more cells than there are columns: quote a text that holds commas"
-TableRow = tuple[str, Mapping[str, Any] | str]
-"""The label of a row in messages, and its values or, as a string, the reason why it could not be read."""
+"""The number of readable rows whose keys are the columns of a table, unless only later rows have the columns."""
+UNUSED_IN_PATHS = frozenset({"Cc", "Cs"})
+"""The categories of control characters, and of bytes that are no UTF-8; names of files may have any other."""
+
+
+class LacksTextError(ConfigError):
+    """Raised for a table that can be read and has no column of captions or labels."""
+
+
+@dataclass(frozen=True)
+class NamedImages:
+    """Holds the image files that tables name, the column of their text, and why other tables are not used."""
+
+    files: Sequence[ImageFile]
+    text_column: str
+    unused: Sequence[ConfigError]
 
 
 def find_tables(names: Iterable[str]) -> list[str]:
@@ -51,25 +62,83 @@ def is_metadata(name: str) -> bool:
     return os.path.basename(name) in METADATA_FILES
 
 
+def read_tables(
+    folder: Path, names: Iterable[str], image_column: str | None, caption_column: str | None, text: TextColumn
+) -> NamedImages | None:
+    """Returns the images that those of several tables name which have text; None where no table names images.
+
+    Raises `ConfigError` where a table of metadata cannot be read, and the first error where no table has text.
+    """
+    files: list[ImageFile] = []
+    columns: list[str] = []
+    unused: list[ConfigError] = []
+    for name in names:
+        try:
+            found = read_table(folder, name, image_column, caption_column, text)
+        except ConfigError as error:
+            if is_metadata(name) and not isinstance(error, LacksTextError):
+                raise
+            unused.append(error)
+        else:
+            files += found[0] if found else []
+            columns += [found[1]] if found else []
+    if unused and not columns:
+        raise unused[0]
+    return NamedImages(files, columns[0], unused) if columns else None
+
+
 def read_table(
-    folder: Path, name: str, image_column: str | None, caption_column: str | None, text: TextColumn = CAPTIONS
+    folder: Path, name: str, image_column: str | None, caption_column: str | None, text: TextColumn
 ) -> tuple[list[ImageFile], str] | None:
     """Returns the image files that a table names, and its column of text; None where no column names files.
 
-    Raises `ConfigError` for a file that cannot be read as a table, or has no such text.
+    Raises `ConfigError` for a file that cannot be read as a table, and `LacksTextError` where it has no such text.
     """
     path = folder / name
-    in_parquet = path.suffix.lower() == ".parquet"
-    columns, lines = (_text_columns(path, image_column), []) if in_parquet else _lines(path)
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(folder, name, image_column, caption_column, text)
+    rows = read_lines(path)
+    columns = _columns(rows, SAMPLED_LINES)
+    if path_column(columns, image_column) is None or _text_column(columns, caption_column, text) is None:
+        columns = _columns(rows)
     image = path_column(columns, image_column)
     if image is None:
-        broken = next((f"{label}: {row}" for label, row in lines if isinstance(row, str)), None)
+        broken = next((f"{label}: {row}" for label, row in rows if isinstance(row, str)), None)
         if is_metadata(name) and broken and not columns:
             raise ConfigError(f"SOURCE {path} cannot be read: {broken}.", NOT_TEXT)
         return None
-    caption = find_text_column(read_schema(path).names if in_parquet else columns, str(path), caption_column, text)
-    rows = _parquet_rows(path, image, caption) if in_parquet else lines
+    caption = find_text_column(columns, str(path), caption_column, text)
     return [_image_file(name, label, row, image, caption) for label, row in rows], caption
+
+
+def _read_parquet(
+    folder: Path, name: str, image_column: str | None, caption_column: str | None, text: TextColumn
+) -> tuple[list[ImageFile], str] | None:
+    """Returns what `read_table` does. A table with bytes that names no file that is there is one of images."""
+    path = folder / name
+    image = path_column(_text_columns(path, image_column), image_column)
+    if image is None:
+        return None
+    schema = read_schema(path)
+    caption = find_text_column(schema.names, str(path), caption_column, text)
+    files = [_image_file(name, label, row, image, caption) for label, row in _parquet_rows(path, image, caption)]
+    others = (field.type for field in schema if field.name != caption)
+    has_bytes = any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in others)
+    if has_bytes and image != image_column and not any(os.path.lexists(folder / file.name) for file in files):
+        return None
+    return files, caption
+
+
+def columns_of(path: Path) -> list[str]:
+    """Returns the columns of a table, or the keys of all its rows. Raises `ConfigError` where it cannot be read."""
+    return list(read_schema(path).names) if path.suffix.lower() == ".parquet" else _columns(read_lines(path))
+
+
+def holds_images(path: Path, image_column: str | None) -> bool:
+    """Says whether a Parquet file holds images, and `image_column` does not make it one that names them."""
+    schema = read_schema(path)
+    has_images = any(_has_bytes(kind) for kind in schema.types)
+    return has_images and not _text_columns(path, image_column)
 
 
 def real_paths(folder: Path, files: Sequence[ImageFile]) -> list[str | None]:
@@ -87,18 +156,22 @@ def unlisted(folder: Path, images: Iterable[str], named: Collection[str | None])
 
 
 def find_text_column(columns: Collection[str], source: str, given: str | None, text: TextColumn = CAPTIONS) -> str:
-    """Returns the column of `text`: `given`, or the first of `text.columns`. Raises `ConfigError` if it is absent."""
+    """Returns the column of `text`: `given`, or the first of `text.columns`. Raises `LacksTextError` without one."""
+    found = _text_column(columns, given, text)
+    if found is None and given is not None:
+        raise LacksTextError(f"{text.option} {given!r} is not a column of {source}.", did_you_mean(given, columns))
+    if found is None:
+        raise LacksTextError(
+            f"SOURCE {source} has no {text.what}: its columns are {', '.join(columns)}.",
+            f"Name the right one with {text.option}.",
+        )
+    return found
+
+
+def _text_column(columns: Collection[str], given: str | None, text: TextColumn) -> str | None:
     if given is not None:
-        if given not in columns and given.partition(".")[0] not in columns:
-            raise ConfigError(f"{text.option} {given!r} is not a column of {source}.", did_you_mean(given, columns))
-        return given
-    for name in text.columns:
-        if name in columns:
-            return name
-    raise ConfigError(
-        f"SOURCE {source} has no {text.what}: its columns are {', '.join(columns)}.",
-        f"Name the right one with {text.option}.",
-    )
+        return given if given in columns or given.partition(".")[0] in columns else None
+    return next((name for name in text.columns if name in columns), None)
 
 
 def read_schema(path: Path) -> pa.Schema:
@@ -111,53 +184,10 @@ def read_schema(path: Path) -> pa.Schema:
         raise ConfigError(f"SOURCE {path} cannot be read: {first_line(error)}.", "Check this file.") from error
 
 
-def _lines(path: Path) -> tuple[list[str], list[TableRow]]:
-    """Returns the columns and rows of a file of CSV or JSON lines. Raises `ConfigError` where it is neither."""
-    try:
-        text = decode_text(read_input(path, MAX_ROWS_BYTES), errors="surrogateescape")
-        if "\0" in text.partition("\n")[0]:
-            raise ValueError("line 1 holds NUL bytes, as UTF-16 without a byte order mark does")
-        rows = list(_csv_rows(text, path.name) if path.suffix.lower() == ".csv" else _json_rows(text, path.name))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise ConfigError(f"SOURCE {path} cannot be read: {reason}.", NOT_TEXT) from error
-    sampled = [row for _, row in rows if not isinstance(row, str)][:SAMPLED_LINES]
-    return list(dict.fromkeys(column for row in sampled for column in row)), rows
-
-
-def _json_rows(text: str, name: str) -> Iterator[TableRow]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"{name} line {number}", _parsed(line)
-
-
-def _parsed(line: str) -> Mapping[str, Any] | str:
-    try:
-        return parse_json(line)
-    except ValueError as error:
-        return str(error)
-    except RecursionError:
-        return "its JSON is nested too deeply"
-
-
-def _csv_rows(text: str, name: str) -> Iterator[TableRow]:
-    """Yields the rows of CSV text.
-
-    Raises `ValueError`, naming the line, where the csv module cannot read it, or where a column is there twice. A row
-    of more cells than columns holds a comma that is not quoted, so what stands before it is not the whole caption.
-    """
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a caption that is too long is listed, not refused
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        columns = [column for column in reader.fieldnames or () if column]
-        twice = next((column for column in columns if columns.count(column) > 1), None)
-        if twice is not None:
-            raise ValueError(f"line 1 has the column {twice!r} twice")
-        for row in reader:
-            more_cells = row.pop(None, ())  # `csv` collects them under None, as a column may be called "" (by pandas)
-            yield f"{name} line {reader.line_num}", MORE_CELLS if any(more_cells) else row
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from error
+def _columns(rows: Iterable[TableRow], most: int | None = None) -> list[str]:
+    """Returns the keys of the first `most` rows that can be read, or of all of them."""
+    readable = (row for _, row in rows if not isinstance(row, str))
+    return list(dict.fromkeys(column for row in islice(readable, most) for column in row))
 
 
 def _text_columns(path: Path, given: str | None) -> list[str]:
@@ -184,7 +214,9 @@ def _parquet_rows(path: Path, image: str, caption: str) -> list[TableRow]:
         table = parquet.read_table(path, columns=wanted)
         for place, field in enumerate(table.schema):
             if _is_text(field.type):
-                table = table.set_column(place, field.name, table.column(place).cast(pa.large_binary()))
+                column = table.column(place)
+                plain = column.cast(field.type.value_type) if pa.types.is_dictionary(field.type) else column
+                table = table.set_column(place, field.name, plain.cast(pa.large_binary()))
         rows = table.to_pylist()
     except (OSError, ValueError) as error:
         raise ConfigError(f"SOURCE {path} cannot be read: {first_line(error)}.", "Check this file.") from error
@@ -192,7 +224,9 @@ def _parquet_rows(path: Path, image: str, caption: str) -> list[TableRow]:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    """Says whether a column holds strings, also where it holds the numbers of different ones, as pandas stores them."""
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(value) or pa.types.is_large_string(value))
 
 
 def path_column(columns: Sequence[str], given: str | None) -> str | None:
@@ -208,6 +242,6 @@ def _image_file(table: str, label: str, row: Mapping[str, Any] | str, image: str
     path = look_up(row, image)
     if isinstance(path, bytes):
         path = path.decode(errors="replace")
-    if not isinstance(path, str) or not path or not path.isprintable():
+    if not isinstance(path, str) or not path or UNUSED_IN_PATHS & set(map(unicodedata.category, path)):
         return ImageFile(label, problem=f"{image} is not the path of a file")
     return ImageFile(os.path.normpath(os.path.join(os.path.dirname(table), path)), look_up(row, caption), is_named=True)

@@ -19,6 +19,8 @@ NETWORKS: dict[TextKind, tuple[str, ...]] = {
     "captions": ("t5", "clip"), "t5": ("t5",), "clip": ("clip",), "static": (), "labels": (),
 }  # fmt: skip
 """The networks that encode each kind of text, which the user names."""
+DEFAULT_SPLIT = "train"
+"""The split of a data set of the Hub where none is named."""
 NEW_KEYS = {"background": "white", "flip": False}
 """Options that came later, with their defaults: a request that does not use them is the same as before."""
 
@@ -38,7 +40,8 @@ class Request:
     """None stands for a twentieth of the rows, at least 1 and at most 512."""
     shard_images: int = 1024
     batch_images: int = 16
-    split: str = "train"
+    split: str | None = None
+    """None stands for `DEFAULT_SPLIT`, under which requests without a split are stored."""
     subset: str | None = None
     image_column: str | None = None
     caption_column: str | None = None
@@ -90,7 +93,8 @@ class Request:
         unused |= {"max_tokens"} if self.text == "labels" else set()
         unused |= {key for key, default in NEW_KEYS.items() if getattr(self, key) == default}
         form = {} if self.vae is not None else {"images": "pixels"}
-        return {key: value for key, value in asdict(self).items() if key not in unused} | form
+        given = asdict(self) | {"split": self.split or DEFAULT_SPLIT}
+        return {key: value for key, value in given.items() if key not in unused} | form
 
 
 def _check_color(color: str) -> None:

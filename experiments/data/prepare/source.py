@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,27 +23,25 @@ from experiments.data.prepare.folders import (
     JoinedRows,
     captioned_beside,
     classes_of_folders,
+    label_files,
     list_folder,
     named_folders,
 )
 from experiments.data.prepare.image_families import Families, families_of_images
 from experiments.data.prepare.image_tables import TableRows, open_hub, open_parquet
+from experiments.data.prepare.listing import Asked, Listing
+from experiments.data.prepare.missing_text import without_text
 from experiments.data.prepare.pairing import Endings
-from experiments.data.prepare.path_tables import find_tables, is_metadata, read_table, real_paths, unlisted
-from experiments.data.prepare.source_rows import (
-    MAX_CAPTION_BYTES,
-    ReadableRows,
-    Row,
-    UnusableRowError,
-    find_json_key,
-    listed_as,
-)
+from experiments.data.prepare.path_tables import find_tables, is_metadata, read_tables, real_paths, unlisted
+from experiments.data.prepare.request import DEFAULT_SPLIT
+from experiments.data.prepare.source_rows import ReadableRows, Row, UnusableRowError
 from experiments.data.prepare.tars import open_tars
 from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
+from experiments.data.prepare.unread_files import say_unread
 from experiments.errors import ConfigError
-from experiments.inputs import read_input
 
 SAMPLED_ROWS = 16
+SHOWN_TABLES = 3
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 PACKED_SUFFIXES = (".parquet", ".tar")
 CLASS_FOLDERS = "folders"
@@ -66,6 +64,8 @@ class SourceRows:
     """Rows that are not trained on although their family is."""
     origin: Credits | None = None
     """The makers of images that come in packages; a source in files does not name them."""
+    notes: tuple[str, ...] = ()
+    """Lines that say which files beside the rows are not used."""
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -92,35 +92,9 @@ class SourceRows:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Holds the user's request: the source and its columns; a column that is None is found by its type and name."""
-
-    source: str
-    image_column: str | None
-    caption_column: str | None
-    text: TextColumn
-
-    @property
-    def wants_folders(self) -> bool:
-        """Says whether folders may be classes: labels are asked for, and no column is named."""
-        return self.text is LABELS and self.caption_column is None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Lists a folder: all files, those that are images or tables, and the subfolders that cannot be read."""
-
-    folder: Path
-    names: Sequence[str]
-    images: Sequence[str]
-    tables: Sequence[str]
-    problems: Sequence[ImageFile]
-
-
 def open_source(
     source: str,
-    split: str,
+    split: str | None,
     subset: str | None,
     image_column: str | None,
     caption_column: str | None,
@@ -129,84 +103,128 @@ def open_source(
     """Returns the rows of `source`; columns that are not given are found by their types and names.
 
     With `text` of labels, the folders of a tree of images are their classes where no column is named. Raises
-    `ConfigError` where the source does not exist, has no images or no such text, or the Hub cannot be reached.
+    `ConfigError` where the source does not exist, has no images or no such text, or the Hub cannot be reached, and
+    where a split or subset of files is asked for, which have none.
     """
     asked = Asked(source, image_column, caption_column, text)
+    of_hub = next((option for option, value in (("--split", split), ("--subset", subset)) if value is not None), None)
+    if of_hub is not None and (os.path.isfile(source) or os.path.isdir(source)):
+        raise ConfigError(f"{of_hub} is for data sets of the Hub, and SOURCE {source} is a path.", "Leave it out.")
     if os.path.isfile(source):
-        return _open_packed(asked, Path(source).parent, [Path(source).name], [])
+        names = [Path(source).name]
+        return _open_packed(asked, Listing(Path(source).parent, names, [], [], []), names)
     if os.path.isdir(source):
         return _open_folder(asked, Path(source))
     if os.path.lexists(source) or not HUB_NAME.fullmatch(source):
         what = "is neither a file nor a folder" if os.path.lexists(source) else "does not exist"
         raise ConfigError(f"SOURCE {source} {what}.", "Name a folder, .parquet or .tar files, or a Hub data set.")
-    rows, image, column = open_hub(source, split, subset, image_column, caption_column, text)
+    rows, image, column = open_hub(source, split or DEFAULT_SPLIT, subset, image_column, caption_column, text)
     return _of_table(source, rows, rows, image, column)
 
 
 def _open_folder(asked: Asked, folder: Path) -> SourceRows:
-    """Opens a folder by what it holds, in this order: metadata tables, caption files, other tables, packed files."""
+    """Opens a folder by what it holds: loose images with their text, or else packed files."""
     names, problems = list_folder(folder)
     images, tables = [name for name in names if Endings().image_stem(name)], find_tables(names)
     listing = Listing(folder, names, images, tables, problems)
-    ways = [_captioned_beside, _named_by_tables]
-    if asked.wants_folders and any("/" in name for name in images) and not any(map(is_metadata, tables)):
-        files = classes_of_folders(folder, images)
-        return SourceRows(
-            asked.source, FileRows(folder, [*files, *problems]), image_column="image",
-            caption_column=CLASS_FOLDERS, class_names=named_folders(files),
-        )  # fmt: skip
-    for open_way in reversed(ways) if any(map(is_metadata, tables)) else ways:
-        if images and (found := open_way(asked, listing)):
-            return found
+    if images and (found := _of_images(asked, listing)):
+        return replace(found, notes=found.notes + say_unread(folder, names, asked.image_column))
     packed = [name for name in names if _suffix(name) in PACKED_SUFFIXES]
     if packed:
-        return _open_packed(asked, folder, packed, [*map(ImageFile, images), *problems])
+        return _open_packed(asked, listing, packed)
     if images:
-        raise _without_text(folder, asked.text)
+        raise without_text(asked, listing)
     seen = f" ({problems[0].name}: {problems[0].problem})" if problems else ""
     hint = "It may hold image files, .parquet files or .tar files."
     raise ConfigError(f"SOURCE {folder} holds no images{seen}.", hint)
 
 
+def _of_images(asked: Asked, listing: Listing) -> SourceRows | None:
+    """Returns loose images with their text, which is in metadata, or else in files beside them or in other tables.
+
+    Tables come first where they leave fewer images without text than the files do.
+    """
+    if any(map(is_metadata, listing.tables)):
+        return _named_by_tables(asked, listing) or _captioned_beside(asked, listing)
+    if asked.wants_folders and any("/" in name for name in listing.images):
+        return _labelled_by_folders(asked, listing)
+    beside = _captioned_beside(asked, listing)
+    if beside is None:
+        return _named_by_tables(asked, listing)
+    if _num_without_text(beside):
+        with suppress(ConfigError):  # a table that is no use does not hinder the files
+            tabled = _named_by_tables(asked, listing)
+            if tabled is not None and _num_without_text(tabled) < _num_without_text(beside):
+                return tabled
+    return beside
+
+
+def _num_without_text(found: SourceRows) -> int:
+    """Returns the number of images to which neither a file nor a row of a table gives a text."""
+    assert isinstance(found.rows, FileRows)
+    return sum(not (file.caption_file or file.is_named or file.problem) for file in found.rows.files)
+
+
+def _labelled_by_folders(asked: Asked, listing: Listing) -> SourceRows:
+    """Returns images in folders with their classes, which are the folders.
+
+    They are what files say instead where at least half of the images have one with a label, and what a table says where
+    all images lie in one folder, which would be the only class. Other labels that are there are said to be unused.
+    """
+    num_images = len(listing.images)
+    ending, num_labels = label_files(listing.names, asked.endings)
+    if 2 * num_labels >= num_images and (beside := _captioned_beside(asked, listing)):
+        return beside
+    said = f"the .{ending} beside {num_labels:,} of {num_images:,} images. Use --label-column {ending}."
+    unused = [said] if num_labels else []
+    in_one_folder = len({name.partition("/")[0] for name in listing.images}) == 1
+    try:
+        tabled = _named_by_tables(asked, listing)
+    except ConfigError as error:
+        unused += [str(error)] if in_one_folder else []
+    else:
+        if tabled is not None and _num_without_text(tabled) < num_images:
+            if in_one_folder:
+                return tabled
+            unused.append(f"a table's column. Use --label-column {tabled.caption_column}.")
+        elif in_one_folder and listing.tables:
+            unused.append(f"{listing.tables[0]}, which names none of the images.")
+    files = classes_of_folders(listing.folder, listing.images)
+    return SourceRows(
+        asked.source, FileRows(listing.folder, [*files, *listing.problems]), image_column="image",
+        caption_column=CLASS_FOLDERS, class_names=named_folders(files),
+        notes=tuple(f"The classes are the folders, and not read: {one}" for one in unused),
+    )  # fmt: skip
+
+
 def _captioned_beside(asked: Asked, listing: Listing) -> SourceRows | None:
     """Returns the images that have caption files beside them, or None. The default column names mean no column here."""
-    image, caption = asked.image_column or "image", asked.caption_column or "caption"
-    endings = Endings.asked(None if image == "image" else image, None if caption == "caption" else caption, asked.text)
-    found = captioned_beside(listing.names, endings)
-    if found is None:
+    rows = captioned_beside(listing.folder, listing.names, asked.endings)
+    if rows is None:
         return None
-    files, chosen = found
-    keys = endings.keys(chosen)
-    if chosen == "json" and not keys:
-        keys = (find_json_key(_some_captions(listing.folder, files), asked.text),)
-    return SourceRows(asked.source, FileRows(listing.folder, [*files, *listing.problems], keys), image, caption)
-
-
-def _some_captions(folder: Path, files: Sequence[ImageFile]) -> Iterator[bytes]:
-    for name in [file.caption_file for file in files if file.caption_file][:SAMPLED_ROWS]:
-        with suppress(UnusableRowError), listed_as(name):  # it is listed when its row is read
-            yield read_input(folder / name, MAX_CAPTION_BYTES)
+    rows = replace(rows, files=[*rows.files, *listing.problems])
+    return SourceRows(asked.source, rows, asked.image_column or "image", asked.caption_column or "caption")
 
 
 def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
     """Returns the images that tables name, or None. Other images of the folder become rows without a caption."""
     columns = asked.image_column, asked.caption_column
-    read = [read_table(listing.folder, name, *columns, asked.text) for name in listing.tables]
-    found = [each for each in read if each is not None]
-    if not found:
+    found = read_tables(listing.folder, listing.tables, *columns, asked.text)
+    if found is None:
         return None
-    files = [file for each, _ in found for file in each]
-    paths = real_paths(listing.folder, files)
+    paths = real_paths(listing.folder, found.files)
     others = unlisted(listing.folder, listing.images, set(paths))
-    rows = FileRows(listing.folder, [*files, *others, *listing.problems])
-    image, caption = asked.image_column or "image", found[0][1]
+    rows = FileRows(listing.folder, [*found.files, *others, *listing.problems], kind=asked.text)
     families = families_of_images(paths, len(rows))
-    return SourceRows(asked.source, rows, image, caption, find_families=lambda: families)
+    image, caption = asked.image_column or "image", found.text_column
+    notes = [f"Not used: {problem}" for problem in found.unused[:SHOWN_TABLES]]
+    notes += [f"Not used: {len(found.unused) - SHOWN_TABLES:,} more tables."] if found.unused[SHOWN_TABLES:] else []
+    return SourceRows(asked.source, rows, image, caption, find_families=lambda: families, notes=tuple(notes))
 
 
-def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Sequence[ImageFile]) -> SourceRows:
+def _open_packed(asked: Asked, listing: Listing, names: Sequence[str]) -> SourceRows:
     """Opens files that are all tars or all Parquet; a Parquet file beside a tar of the same name is ignored."""
-    stems = {stem for stem, suffix in map(os.path.splitext, names) if suffix.lower() == ".tar"}
+    folder, stems = listing.folder, {stem for stem, suffix in map(os.path.splitext, names) if suffix.lower() == ".tar"}
     names = [name for name in names if not (_suffix(name) == ".parquet" and os.path.splitext(name)[0] in stems)]
     kinds = {_suffix(name) for name in names}
     if len(kinds) > 1 or not kinds <= set(PACKED_SUFFIXES):
@@ -217,12 +235,15 @@ def _open_packed(asked: Asked, folder: Path, names: Sequence[str], others: Seque
     paths = [folder / name for name in names]
     columns = asked.image_column, asked.caption_column
     if stems:
-        rows, image, column = open_tars(asked.source, paths, *columns, asked.text)
-        return SourceRows(asked.source, _with(rows, folder, others), image, column)
-    if by_path := _named_by_tables(asked, Listing(folder, [], [], names, others)):
-        return by_path
+        tar_rows, image, column = open_tars(asked.source, paths, *columns, asked.text)
+        rows = _with(tar_rows, folder, [*map(ImageFile, listing.images), *listing.problems])
+        unread = [name for name in listing.names if name not in names]
+        return SourceRows(asked.source, rows, image, column, notes=say_unread(folder, unread, None))
+    if by_path := _named_by_tables(asked, replace(listing, tables=names)):
+        return replace(by_path, notes=by_path.notes + say_unread(folder, names, asked.image_column))
     table, image, column = open_parquet(asked.source, paths, *columns, asked.text)
-    return _of_table(asked.source, table, _with(table, folder, others), image, column)
+    others = unlisted(folder, listing.images, table.files()) if listing.images else []
+    return _of_table(asked.source, table, _with(table, folder, [*others, *listing.problems]), image, column)
 
 
 def _of_table(source: str, table: TableRows, rows: ReadableRows, image: str, caption: str) -> SourceRows:
@@ -234,22 +255,9 @@ def _of_table(source: str, table: TableRows, rows: ReadableRows, image: str, cap
     return SourceRows(source, rows, image, caption, _ordered(table), find_families)
 
 
-def _without_text(folder: Path, text: TextColumn) -> ConfigError:
-    if text is LABELS:
-        way_out = (
-            "Put the images of each class into a folder of its name, or name a table's column with --label-column."
-        )
-        return ConfigError(f"SOURCE {folder} has no labels.", way_out)
-    return ConfigError(
-        f"SOURCE {folder} has no captions.",
-        "Put each into a text file beside its image (cat.jpg, cat.txt), or all into metadata.jsonl with the keys "
-        "file_name and caption.",
-    )
-
-
 def _ordered(rows: TableRows) -> tuple[str, ...] | None:
-    """Returns the classes in the order that a data set itself gives to them, or None."""
-    return None if rows.class_names is None else tuple(rows.class_names)
+    """Returns the classes in the order that a data set itself gives to them, or None, as for captions."""
+    return None if rows.class_names is None or rows.kind is not LABELS else tuple(rows.class_names)
 
 
 def _suffix(name: str) -> str:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import codecs
 import errno
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
-from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
+from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
 from experiments.errors import RunFailedError
 from experiments.inputs import unique_keys
 from experiments.text import printable, shortened
@@ -47,6 +49,8 @@ class Row:
     content: bytes
     caption: str | None
     name: str
+    elsewhere: str = ""
+    """Says why it has no caption although one is there, in a file that is not read."""
 
 
 class UnusableRowError(Exception):
@@ -108,41 +112,74 @@ def decode_text(content: bytes, errors: str = "strict") -> str:
     return content.decode("utf-8", errors)
 
 
-def as_caption(value: object) -> str | None:
+def as_caption(value: object, text: TextColumn = CAPTIONS) -> str | None:
     """Returns the caption in a column's value, or of several the first that is not blank; None where there is none.
 
-    Raises `ValueError` with the reason where the value is no text that can be trusted.
+    With `text` of labels it is the label. Raises `ValueError` with the reason where the value is no text that can be
+    trusted.
     """
     if isinstance(value, list):
-        return next((text for each in value if (text := as_caption(each)) is not None), None)
+        return next((found for each in value if (found := as_caption(each, text)) is not None), None)
     if isinstance(value, bytes):
         value = decode_text(value)
+    if text is LABELS and isinstance(value, bool | float):
+        value = _label_of(value)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ValueError("its caption is no text")
+        raise ValueError(f"its {text.one} is no text")
     if "\0" in value:
-        raise ValueError("its caption holds NUL bytes, as UTF-16 without a byte order mark does")
+        raise ValueError(f"its {text.one} holds NUL bytes, as UTF-16 without a byte order mark does")
     if len(value) > MAX_CAPTION_CHARACTERS:
-        raise ValueError(f"its caption is longer than {MAX_CAPTION_CHARACTERS:,} characters")
+        raise ValueError(f"its {text.one} is longer than {MAX_CAPTION_CHARACTERS:,} characters")
     value.encode()  # a surrogate is a byte that was not UTF-8
     return value.strip() or None
 
 
-def caption_in(content: bytes, keys: tuple[str, ...]) -> str | None:
+def _label_of(value: bool | float) -> str | None:
+    """Returns the label that is stored as a truth value, or as a float.
+
+    pandas makes floats of whole numbers where one of them is missing, and NaN of that one. Raises `ValueError` for
+    other floats.
+    """
+    if isinstance(value, bool):
+        return str(value)
+    if math.isnan(value):
+        return None
+    if not value.is_integer():
+        raise ValueError(f"its label {value} is no whole number")
+    return str(int(value))
+
+
+def caption_in(content: bytes, keys: tuple[str, ...], text: TextColumn = CAPTIONS) -> str | None:
     """Returns the caption in a caption file: its whole text, or the value to which `keys` lead in JSON."""
-    return as_caption(look_up(parse_json(decode_text(content)), ".".join(keys)) if keys else content)
+    return as_caption(look_up(parse_json(decode_text(content)), ".".join(keys)) if keys else content, text)
 
 
-def find_json_key(contents: Iterable[bytes], text: TextColumn = CAPTIONS) -> str:
-    """Returns the key that holds the text in JSON files: the first of `text.keys` that one of them has."""
+def find_json_key(contents: Iterable[bytes], num_sampled: int, text: TextColumn = CAPTIONS) -> str | None:
+    """Returns the key that holds the text in JSON files, or None where no file has one of `text.keys`.
+
+    It is the first of them that one of the first `num_sampled` files has, or else that of the next file with one.
+    """
+    files = iter(contents)
+    found = json_keys(islice(files, num_sampled))
+    while not any(key in found for key in text.keys):
+        following = next(files, None)
+        if following is None:
+            return None
+        found = json_keys([following])
+    return next(key for key in text.keys if key in found)
+
+
+def json_keys(contents: Iterable[bytes]) -> set[str]:
+    """Returns all keys that JSON files have; a file that is no JSON has none, and is listed when its row is read."""
     found: set[str] = set()
     for content in contents:
-        with suppress(ValueError, RecursionError):  # such a file is listed when its row is read
+        with suppress(ValueError, RecursionError):
             found |= parse_json(decode_text(content)).keys()
-    return next((key for key in text.keys if key in found), text.keys[0])
+    return found
 
 
 def parse_json(text: str) -> Mapping[str, Any]:

@@ -12,20 +12,20 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from experiments.data.prepare.pairing import Endings, pair
+from experiments.data.order import Integers
+from experiments.data.prepare.missing_text import no_known_key
+from experiments.data.prepare.pairing import Endings, caption_elsewhere, choose_ending, pair, two_captions
 from experiments.data.prepare.source_rows import (
     MAX_CAPTION_BYTES,
     MAX_IMAGE_BYTES,
     Row,
     UnusableRowError,
     caption_in,
-    find_json_key,
     listed_as,
 )
 from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
@@ -33,23 +33,30 @@ from experiments.errors import ConfigError
 from experiments.inputs import PIECE_BYTES
 from experiments.text import first_line
 
-NOWHERE = -1
+NOWHERE, TWICE = -1, -2
+"""Stand for the offset of a caption that is not there, or of one that is there twice."""
 TAR_BLOCK = 512
 SAMPLED_ROWS = 64
 """The number of JSON files in which the key of captions is looked for."""
 SHOWN_ENDINGS = 12
 COPY_AGAIN = "Copy it again."
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+"""The first bytes of compressed files, and the commands that unpack them."""
 KEEP_APART = "Copy it again, or if tars were joined, keep them apart in one folder and name the folder."
 
 
 @dataclass(frozen=True)
 class TarRows:
-    """Holds the images of tars: for each its tar, the offsets of image and caption, and the number of a problem."""
+    """Holds the images of tars: for each its tar, the offsets of image and caption, and the number of a problem.
+
+    A negative number is that of the reason why an image without a caption has none.
+    """
 
     tars: Sequence[Path]
-    place_S4: np.ndarray[Any, np.dtype[np.int64]]
+    place_S4: Integers
     problems: Sequence[str]
     keys: tuple[str, ...] = ()
+    kind: TextColumn = CAPTIONS
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -61,24 +68,25 @@ class TarRows:
         name = f"{self.tars[tar].name} byte {image}"
         try:
             with listed_as(name), tarfile.open(self.tars[tar], "r:") as opened:
-                return self._row(opened, self.tars[tar].name, image, caption, self.problems[problem])
+                return self._row(opened, self.tars[tar].name, image, caption, problem)
         except tarfile.TarError as error:
             raise UnusableRowError(name, f"the tar is another one now: {error}") from error
 
-    def _row(self, opened: tarfile.TarFile, tar: str, image: int, caption: int, problem: str) -> Row:
+    def _row(self, opened: tarfile.TarFile, tar: str, image: int, caption: int, problem: int) -> Row:
         member = member_at(opened, image)
         name = f"{tar}/{member.name}"
-        if problem:
-            raise UnusableRowError(name, problem)
+        if problem > 0:
+            raise UnusableRowError(name, self.problems[problem])
         with listed_as(name):
             content = content_of(opened, member, MAX_IMAGE_BYTES)
-            return Row(content, None if caption == NOWHERE else self._caption(opened, caption), name)
+            text = None if caption == NOWHERE else self._caption(opened, caption)
+            return Row(content, text, name, self.problems[-problem])
 
     def text(self, number: int) -> str | None:
         """Returns the caption or label of a row. Raises `UnusableRowError` as `read` does."""
         tar, image, caption, problem = self.place_S4[number].tolist()
         name = f"{self.tars[tar].name} byte {image}"
-        if problem:
+        if problem > 0:
             raise UnusableRowError(name, self.problems[problem])
         if caption == NOWHERE:
             return None
@@ -89,7 +97,7 @@ class TarRows:
             raise UnusableRowError(name, f"the tar is another one now: {error}") from error
 
     def _caption(self, opened: tarfile.TarFile, place: int) -> str | None:
-        return caption_in(content_of(opened, member_at(opened, place), MAX_CAPTION_BYTES), self.keys)
+        return caption_in(content_of(opened, member_at(opened, place), MAX_CAPTION_BYTES), self.keys, self.kind)
 
 
 def open_tars(
@@ -104,19 +112,24 @@ def open_tars(
     found = [_samples(number, path, endings, problems) for number, path in enumerate(tars)]
     sample_SK = np.concatenate([samples for samples, _ in found])
     is_image_S, caption_SK = sample_SK[:, 3] == 1, sample_SK[:, 4:]
-    has_caption_K = (caption_SK[is_image_S] != NOWHERE).any(axis=0)
-    if not has_caption_K.any():
+    counts = dict(zip(endings.captions, (caption_SK[is_image_S] != NOWHERE).sum(axis=0).tolist(), strict=True))
+
+    def json_files() -> Iterator[bytes]:
+        return _contents(tars, sample_SK[:, 0], caption_SK[:, endings.captions.index("json")])
+
+    chosen = choose_ending(counts, endings, json_files, SAMPLED_ROWS)
+    if chosen is None and counts.get("json"):
+        raise no_known_key(source, json_files(), text)
+    if chosen is None:
         raise _without_text(source, text, {ending for _, seen in found for ending in seen})
-    place = int(has_caption_K.argmax())
-    chosen, caption_S = endings.captions[place], caption_SK[:, place]
-    place_S4 = np.column_stack([sample_SK[:, :2], caption_S, sample_SK[:, 2]])
+    ending, keys = chosen
+    caption_S = caption_SK[:, endings.captions.index(ending)]
+    problem_S = _problems_with(ending, endings, sample_SK, problems)
+    place_S4 = np.column_stack([sample_SK[:, :2], np.maximum(caption_S, NOWHERE), problem_S])
     kept_S = is_image_S | (caption_S != NOWHERE)  # notes of something else, without an image, are none
-    keys = endings.keys(chosen)
-    rows = TarRows(tars, place_S4[kept_S], list(problems), keys)
-    if chosen == "json" and not keys:
-        rows = replace(rows, keys=(find_json_key(_some_captions(rows), text),))
+    rows = TarRows(tars, place_S4[kept_S], list(problems), keys, text)
     image = image_column or next(seen[0] for samples, seen in found if len(samples))
-    return rows, image, ".".join((chosen, *rows.keys))
+    return rows, image, ".".join((ending, *keys))
 
 
 def member_at(opened: tarfile.TarFile, place: int) -> tarfile.TarInfo:
@@ -137,22 +150,33 @@ def content_of(opened: tarfile.TarFile, member: tarfile.TarInfo, max_bytes: int)
     return file.read()
 
 
-def _samples(
-    number: int, path: Path, endings: Endings, problems: dict[str, int]
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], list[str]]:
+def _samples(number: int, path: Path, endings: Endings, problems: dict[str, int]) -> tuple[Integers, list[str]]:
     """Returns a row for each sample (tar, image, problem, whether it is an image, captions), and some endings."""
     members = list(_members(path))
     names = [name for name, _ in members]
     samples = pair(names, endings)
     rows = []
     for sample in samples:
-        captions = [sample.captions.get(ending, NOWHERE) for ending in endings.captions]
-        starts = [NOWHERE if place == NOWHERE else members[place][1] for place in captions]
+        starts = [
+            TWICE if ending in sample.doubled else members[sample.captions[ending]][1] if ending in sample.captions
+            else NOWHERE for ending in endings.captions
+        ]  # fmt: skip
         problem = problems.setdefault(sample.problem, len(problems))
         rows.append((number, members[sample.place][1], problem, sample.is_image, *starts))
     named = [names[sample.place] for sample in samples if sample.is_image] + names
     seen = list(dict.fromkeys(name.rpartition("/")[2].partition(".")[2] for name in named[: 2 * SAMPLED_ROWS]))
     return np.array(rows, dtype=np.int64).reshape(-1, 4 + len(endings.captions)), seen
+
+
+def _problems_with(ending: str, endings: Endings, sample_SK: Integers, problems: dict[str, int]) -> Integers:
+    """Returns the numbers of problems where captions have this ending; those of captions elsewhere are negative."""
+    caption_SK, problem_S = sample_SK[:, 4:], sample_SK[:, 2].copy()
+    caption_S = caption_SK[:, endings.captions.index(ending)]
+    problem_S[(problem_S == 0) & (caption_S == TWICE)] = problems.setdefault(two_captions(ending), len(problems))
+    for other, other_S in zip(endings.captions, caption_SK.T, strict=True):
+        elsewhere_S = (problem_S == 0) & (caption_S == NOWHERE) & (other_S != NOWHERE)
+        problem_S[elsewhere_S] = -problems.setdefault(caption_elsewhere(ending, other), len(problems))
+    return problem_S
 
 
 def _members(path: Path) -> Iterator[tuple[str, int]]:
@@ -194,14 +218,23 @@ def _check_whole(path: Path) -> None:
     with path.open("rb") as file:
         file.seek(-min(path.stat().st_size, TAR_BLOCK), os.SEEK_END)
         if file.read() != bytes(TAR_BLOCK):
-            raise ConfigError(f"SOURCE {path} is cut short: it does not end as a tar does.", COPY_AGAIN)
+            file.seek(0)
+            first = file.read(max(map(len, COMPRESSED)))
+            unpack = next((command for magic, command in COMPRESSED.items() if first.startswith(magic)), None)
+            if unpack is None:
+                raise ConfigError(f"SOURCE {path} is cut short: it does not end as a tar does.", COPY_AGAIN)
+            raise ConfigError(
+                f"SOURCE {path} is compressed, and only a plain tar can be read in any order.",
+                f"Unpack it with {unpack} < {path.name} > OTHER.tar, and name that.",
+            )
 
 
-def _some_captions(rows: TarRows) -> Iterator[bytes]:
-    for tar, _, caption, _ in rows.place_S4[rows.place_S4[:, 2] != NOWHERE][:SAMPLED_ROWS].tolist():
-        path = rows.tars[tar]
+def _contents(tars: Sequence[Path], tar_S: Integers, caption_S: Integers) -> Iterator[bytes]:
+    """Yields the content of captions at these offsets; what cannot be read is listed when its row is."""
+    for row in np.flatnonzero(caption_S >= 0):
+        path = tars[tar_S[row]]
         with suppress(UnusableRowError, tarfile.TarError), listed_as(path.name), tarfile.open(path, "r:") as opened:
-            yield content_of(opened, member_at(opened, caption), MAX_CAPTION_BYTES)
+            yield content_of(opened, member_at(opened, int(caption_S[row])), MAX_CAPTION_BYTES)
 
 
 def _without_text(source: str, text: TextColumn, endings: set[str]) -> ConfigError:

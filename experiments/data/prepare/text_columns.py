@@ -16,10 +16,12 @@ class TextColumn:
 
     option: str
     what: str
+    one: str
+    """Its word in messages about a single row."""
     columns: tuple[str, ...]
     """Names of columns in order of preference. A dot leads to a key inside a column of JSON."""
     endings: tuple[str, ...]
-    """Endings of files in order of preference; one of them is chosen for the whole source."""
+    """Endings of files; one of them is chosen for the whole source, the first of those that most images have."""
     keys: tuple[str, ...]
     """Keys inside files of JSON, in order of preference."""
 
@@ -27,6 +29,7 @@ class TextColumn:
 CAPTIONS = TextColumn(
     option="--caption-column",
     what="captions",
+    one="caption",
     columns=("caption", "text", "txt", "captions", "prompt", "json.caption", "json.text"),
     endings=("txt", "caption", "text", "json"),
     keys=("caption", "text", "captions", "prompt"),
@@ -34,6 +37,7 @@ CAPTIONS = TextColumn(
 LABELS = TextColumn(
     option="--label-column",
     what="labels",
+    one="label",
     columns=("label", "class", "cls", "labels", "class_name", "json.label", "json.class"),
     endings=("cls", "label", "class", "json"),
     keys=("label", "class", "cls"),

@@ -157,6 +157,7 @@ def test_labels_may_be_finer_and_what_has_none_is_listed(captioned: SourceRows) 
 def test_options_that_do_not_fit_are_one_line() -> None:
     for options, message in (
         ({"label_column": "group"}, "--label-column group is not a column of emoji."),
+        ({"split": "train"}, "--split does not fit the source emoji. Leave it out."),
         ({"subset": "x"}, "--subset does not fit the source emoji. Leave it out."),
         ({"image_column": "x"}, "--image-column does not fit the source emoji. Leave it out."),
     ):

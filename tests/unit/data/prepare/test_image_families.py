@@ -68,7 +68,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(source: Path) -> SourceRows:
-    return open_source(str(source), "train", None, None, None)
+    return open_source(str(source), None, None, None, None)
 
 
 def rows_by_split(source: SourceRows, bad: frozenset[int] = frozenset(), **settings: int) -> dict[str, list[int]]:

@@ -344,6 +344,15 @@ def test_sixteen_bits_keep_their_greys_and_unknown_ranges_are_left_out() -> None
         decode(_tiff(Image.fromarray(grey.astype(np.float32))), Sizing(8))
 
 
+def test_the_transparent_grey_of_sixteen_bits_is_laid_on_the_background_and_the_others_are_kept() -> None:
+    grey = np.full((8, 8), 100 * 257, dtype=np.uint16)
+    grey[:, :4] = 7
+    decoded = decode(_file(Image.fromarray(grey), transparency=7), Sizing(8, "black"))
+    assert (decoded[:, :, :4] == -1).all()
+    plain = decode(_file(Image.fromarray(np.full((8, 8), 100, dtype=np.uint8))), Sizing(8))
+    assert torch.equal(decoded[:, :, 4:], plain[:, :, 4:])
+
+
 def _tiff(image: Image.Image) -> bytes:
     file = BytesIO()
     image.save(file, "TIFF")

@@ -53,7 +53,7 @@ def test_an_image_that_cannot_be_opened_for_want_of_descriptors_is_not_left_out(
     Image.new("RGB", (8, 8)).save(file, "PNG")
     (tmp_path / "a.png").write_bytes(file.getvalue())
     (tmp_path / "a.txt").write_text("a cat")
-    rows = open_source(str(tmp_path), "train", None, None, None)
+    rows = open_source(str(tmp_path), None, None, None, None)
     with without_descriptors(), pytest.raises(RunFailedError, match=r"^a\.png cannot be read: too many open files\."):
         load_row(rows, 0, Sizing(8))
     assert isinstance(load_row(rows, 0, Sizing(8)), Loaded)

@@ -64,7 +64,7 @@ def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def open_rows(source: Path, image_column: str | None = None, caption_column: str | None = None) -> SourceRows:
-    return open_source(str(source), "train", None, image_column, caption_column)
+    return open_source(str(source), None, None, image_column, caption_column)
 
 
 def rows_of(source: Path, image_column: str | None = None, caption_column: str | None = None) -> Rows:
@@ -391,9 +391,10 @@ def test_a_table_names_only_files_of_its_folder(kind: str, tmp_path: Path) -> No
     else:
         lines = [json.dumps({"file_name": path, "caption": "a cat"}) for path in paths]
         (source / "metadata.jsonl").write_text("\n".join(lines))
-    used, left = rows_of(source / "part.parquet" if kind == "struct" else source)
+    used, left = rows_of(source)
     assert used == {"good.png": "a cat"}
-    found = {Path(name).name: reason for name, reason in left.items() if reason != "no caption"}
+    found = {Path(name).name: reason for name, reason in left.items()}
+    assert "no caption" not in found.values()  # each image of the folder is that of its row, and not another one
     for path, reason in reasons.items():
         assert reason in found[Path(path).name], path
 
@@ -517,7 +518,7 @@ def test_names_and_captions_that_cannot_be_shown_or_stored_do_no_harm(tmp_path: 
 @pytest.mark.parametrize("source", ["/dev/zero", "/dev/null", "x" * 5000, "/" + "x" * 5000, "a\0b", ""])
 def test_a_source_that_is_no_file_and_no_folder_is_one_line(source: str) -> None:
     with pytest.raises(ConfigError, match=r"^SOURCE ") as caught:
-        open_source(source, "train", None, None, None)
+        open_source(source, None, None, None, None)
     assert "\n" not in str(caught.value)
 
 

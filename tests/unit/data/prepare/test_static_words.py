@@ -14,13 +14,15 @@ from PIL import Image
 from experiments.config.overrides import load_config
 from experiments.config.prepared_set import FORMS_VERSION, Encoder, read_index
 from experiments.data.loader import TrainStream
+from experiments.data.order import shuffled
 from experiments.data.prepare.job import prepare
 from experiments.data.prepare.request import Request
+from experiments.data.prepare.shards import VALIDATION_SEED
 from experiments.data.prepare.static_words import StaticWords, find_static_words
 from experiments.data.sources.latents import Latents
 from experiments.data.sources.pixels import Pixels
 from experiments.errors import ConfigError
-from tests.real_images import need_static_extra
+from tests.real_images import need_static_extra, tensors_of
 
 need_static_extra()
 
@@ -83,6 +85,19 @@ def test_captions_without_known_words_are_listed_and_the_set_is_read_as_any_othe
     assert batch.text_length_B is not None
     assert (batch.text_length_B == 1).any()  # dropped
     assert (batch.text_length_B > 1).any()
+
+
+def test_a_small_source_whose_validation_caption_has_no_known_word_validates_with_the_next(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    first, second = shuffled(VALIDATION_SEED, np.arange(2), 24).tolist()
+    for number in range(24):
+        Image.new("RGB", (8, 8)).save(source / f"{number:02d}.png")
+        (source / f"{number:02d}.txt").write_text("\N{GOAT}" if number == first else "a cat")
+    made = prepare(Request(str(source), text="static", image_size=8, max_tokens=6), tmp_path / "set")
+    assert made is not None
+    assert (made.index.num_images("train"), made.index.num_damaged) == (22, 1)
+    assert tensors_of(tmp_path / "set", "validation", "row_N").tolist() == [second]
 
 
 def test_new_captions_have_the_features_of_stored_ones(words_set: Path) -> None:
