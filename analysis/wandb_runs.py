@@ -28,7 +28,7 @@ from experiments.records.record_types import SCHEMA_VERSION, RunRecord, State, S
 from experiments.records.run_folder import RunDir, other_version
 from experiments.records.run_lock import without_missing
 from experiments.records.storage import replace_atomically, storage_errors, write_json_atomic
-from experiments.records.wandb_mirror import EVAL_LINES, ROUTING_LINES, ask_wandb, one_line
+from experiments.records.wandb_mirror import EVAL_LINES, RESOLVED, ROUTING_LINES, ask_wandb, one_line
 from experiments.settings_id import settings_id
 
 PREFIX = "wandb:"
@@ -177,7 +177,8 @@ def _record(name: str, settings: dict[str, Any]) -> RunRecord | None:
         return None
     if facts["schema_version"] != SCHEMA_VERSION:
         raise other_version(name, facts["schema_version"])
-    sections = {section: settings[section] for section in RunConfig.model_fields if section in settings}
+    stored = json.loads(settings[RESOLVED]) if RESOLVED in settings else settings
+    sections = {section: stored[section] for section in RunConfig.model_fields if section in stored}
     config = RunConfig.model_validate(sections).model_dump(mode="json")
     if settings_id(config) != facts.get("config_id"):
         config = _as_given(config, sections)

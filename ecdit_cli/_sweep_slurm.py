@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,21 @@ COLUMNS = (Column("name", "run"), Column("state", "state"), Column("job", "job")
 
 
 def cluster_of(spec: str, file: Path | None, plan: Plan) -> Cluster:
-    """Returns the cluster of a cluster file or of the sweep file, and reports rules that apply to no run."""
+    """Returns the cluster of a cluster file or of the sweep file, and reports rules that apply to no run.
+
+    Raises `SpecError` for a cluster on the command line and, without a cluster file, for the folder of a sweep: its
+    plan keeps the sweep file with other values, such as 43200 for 12:00:00.
+    """
+    from experiments.config.designs import CLUSTER, separate
+    from experiments.errors import SpecError
     from sweeps.cluster import load_cluster
     from sweeps.spec import find_spec
 
+    is_planned = os.path.isdir(spec)
+    if is_planned and file is None:
+        raise SpecError(f"{spec} is a sweep already planned, which keeps no cluster.", "Give --cluster FILE.")
+    if not is_planned and CLUSTER in separate(plan.overrides)[1]:
+        raise SpecError(f"{CLUSTER} is not read from the command line.", "Give --cluster FILE.")
     cluster = load_cluster(file or find_spec(spec))
     for rule in cluster.idle_rules(run.config for run in plan.wanted):
         say(f"No run fits the rule {rule}.")

@@ -9,8 +9,8 @@
         nodes: 4
 
 In a sweep file the same keys, or the path of a cluster file beside it, are the value of the parameter `ecdit.cluster`,
-which W&B accepts, or stand under `ecdit: cluster:`. Rules are applied in order: a later one wins, key by key. Values
-are read as text, because PyYAML would turn 12:00:00 into 43200. `slurm.py` turns this into batch scripts.
+which W&B accepts. Rules are applied in order: a later one wins, key by key. Values are read as text, because PyYAML
+would turn 12:00:00 into 43200. `slurm.py` turns this into batch scripts.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from experiments.config.limits import MAX_WORLD
 from experiments.config.overrides import expand, resolved_name
 from experiments.config.stored import stored_value
-from experiments.config.values import FALSE_SPELLINGS, TRUE_SPELLINGS, Scalar
+from experiments.config.values import FALSE_SPELLINGS, NONE_SPELLINGS, TRUE_SPELLINGS, Scalar
 from experiments.config.yaml_file import KeyPath, Spelling, read_yaml, refuse_repeated
 from experiments.errors import ConfigError, SpecError, did_you_mean
+from experiments.settings_id import dotted
 
 PARAMETER = "ecdit.cluster"
 NAMED_HERE = frozenset({
@@ -38,7 +39,6 @@ SET_BY_US = frozenset({
     "array", "error", "job-name", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue", "signal",
 })  # fmt: skip
 TIME_FORMS = "Write minutes, hours:minutes:seconds or days-hours, e.g. time: 12:00:00."
-
 
 MAX_DAYS = 3650
 MAX_ON_A_NODE = 4096
@@ -68,6 +68,11 @@ def minutes(text: Any) -> int:
 
 def _lines(value: Any) -> Any:
     return value.splitlines() if isinstance(value, str) else value
+
+
+def _is_none(value: Any) -> bool:
+    """Returns whether a value that was read as text is a spelling of None."""
+    return isinstance(value, str) and value.lower() in NONE_SPELLINGS
 
 
 def _option(name: str) -> str:
@@ -101,6 +106,13 @@ class Resources(BaseModel):
     max_parallel: int | None = Field(None, gt=0, le=100_000, description="runs of one array at a time")
     save_seconds: int = Field(120, gt=0, le=24 * 3600, description="how long before the limit a run is told to save")
     extra: Annotated[dict[str, str], BeforeValidator(_options)] = Field({}, description="further options of sbatch")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_none_out(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Returns `given` without the keys that are None, where None or nothing is their default."""
+        empty = {name for name, field in cls.model_fields.items() if field.default in (None, (), {})}
+        return {name: value for name, value in given.items() if not (name in empty and _is_none(value))}
 
     @property
     def num_tasks_per_node(self) -> int:
@@ -157,16 +169,15 @@ def load_cluster(path: Path) -> Cluster:
     if "program" not in content and "parameters" not in content:
         return parse_cluster(content, str(path))
     block = _block(content, lines, path)
-    if isinstance(block, str) and block:
-        return parse_cluster(_read(path.parent / block)[0], str(path.parent / block))
-    if not block:
+    if not block or _is_none(block):
         way = f"{PARAMETER}: {{value: {{time: 12:00:00}}}}"
         raise SpecError(f"{path} has no cluster.", f"Add `{way}` to its parameters, or give --cluster FILE.")
+    if isinstance(block, str):
+        return parse_cluster(_read(path.parent / block)[0], str(path.parent / block))
     return parse_cluster(block, f"{path}: {PARAMETER}")
 
 
 PLACES: tuple[KeyPath, ...] = (
-    ("ecdit", "cluster"),
     ("parameters", PARAMETER, "value"),
     ("parameters", "ecdit", "parameters", "cluster", "value"),
 )
@@ -189,7 +200,7 @@ def parse_cluster(content: Any, source: str = "cluster") -> Cluster:
         raise SpecError(f"{source} holds no settings of the form KEY: VALUE.", "Write at least `time: 12:00:00`.")
     keys = {key: value for key, value in content.items() if key != "rules"}
     _check(keys, source)
-    given = content.get("rules") or []
+    given = [] if _is_none(content.get("rules", "")) else content["rules"]
     if not isinstance(given, list):
         raise SpecError(f"{source}: rules is not a list.", "Write `rules:` and below it `- where: {model: XL}`.")
     rules = tuple(_rule(raw, keys, f"{source}: rules.{number}") for number, raw in enumerate(given, start=1))
@@ -197,34 +208,46 @@ def parse_cluster(content: Any, source: str = "cluster") -> Cluster:
 
 
 def _rule(raw: Any, keys: Mapping[str, Any], source: str) -> Rule:
-    where = raw.get("where") if isinstance(raw, dict) else None
-    if not isinstance(where, dict) or not where:
-        if isinstance(raw, dict):
-            _check(_merged(keys, [Rule({}, {key: value for key, value in raw.items() if key != "where"})]), source)
-        raise SpecError(f"{source} does not say for which runs it is.", "Write `where: {model: XL}`.")
-    own = {key: value for key, value in raw.items() if key != "where"}
-    rule = Rule(dict(_condition(name, value, source) for name, value in where.items()), own)
-    _check(_merged(keys, [rule]), source)
-    return rule
+    """Returns the rule that `raw` describes. Raises `SpecError`; a misspelt `where` is named as an unknown key."""
+    if isinstance(raw, dict):
+        where, own = raw.get("where"), {key: value for key, value in raw.items() if key != "where"}
+        rule = Rule(_conditions(where, source) if isinstance(where, dict) else {}, own)
+        _check(_merged(keys, [rule]), source)
+        if rule.where:
+            return rule
+    raise SpecError(f"{source} does not say for which runs it is.", "Write `where: {model: XL}`.")
 
 
-def _condition(name: str, value: Any, source: str) -> tuple[str, frozenset[Scalar]]:
-    """Returns a setting and the values that fit it, parsed as the command line parses them."""
-    texts = value if isinstance(value, list) else [value]
-    try:
-        pairs = [item for text in texts for item in expand([f"{name}={text}"]).items()]
-    except ConfigError as error:
-        raise SpecError(f"{source}: where: {error.message}", error.hint) from error
-    if not pairs:
-        raise SpecError(f"{source}: where: {name} has no value.", "Write for example `model: XL`.")
-    return pairs[0][0], frozenset(wanted for _, wanted in pairs)
+def _conditions(where: Mapping[str, Any], source: str) -> dict[str, frozenset[Scalar]]:
+    """Returns the settings in `where`, each with the values that fit it, parsed as the command line parses them."""
+    found: dict[str, frozenset[Scalar]] = {}
+    for name, value in dotted(where):
+        texts = value if isinstance(value, list) else [value]
+        try:
+            meant = [expand([f"{name}={text}"]) for text in texts]
+        except ConfigError as error:
+            raise SpecError(f"{source}: where: {error.message}", error.hint) from error
+        if not meant:
+            raise SpecError(f"{source}: where: {name} has no value.", "Write for example `model: XL`.")
+        # Several settings of one arm must all hold. A list of arms would be a choice between such sets of settings.
+        if len(meant) > 1 and any(len(each) != 1 or each.keys() != meant[0].keys() for each in meant):
+            raise SpecError(f"{source}: where: {name} lists several settings.", "Write a rule for each of its items.")
+        for setting in meant[0]:
+            if setting in found:
+                raise SpecError(f"{source}: where: {setting} is given twice.", "Keep one of them.")
+            found[setting] = frozenset(each[setting] for each in meant)
+    return found
 
 
 def _merged(keys: Mapping[str, Any], rules: Iterable[Rule]) -> dict[str, Any]:
+    """Returns `keys` with those of `rules` over them. Options of sbatch are merged one by one."""
     merged = dict(keys)
     for rule in rules:
-        both = {**(merged.get("extra") or {}), **(rule.keys.get("extra") or {})}
-        merged |= {**rule.keys, **({"extra": both} if both else {})}
+        extras = [each["extra"] for each in (merged, rule.keys) if not _is_none(each.get("extra", ""))]
+        wrong = [extra for extra in extras if not isinstance(extra, dict)]  # named by `_check`
+        merged |= rule.keys
+        if extras:
+            merged["extra"] = wrong[0] if wrong else {**extras[0], **extras[-1]}
     return merged
 
 

@@ -175,11 +175,14 @@ def _run_plan(
         local = LocalExecutor(folder, slots, launcher, how.timeout_seconds)
         with screen.live_view() as show:
             result = run_sweep(folder, plan, local, show, Retries(how.retries), how.retry_failed)
+        # By now another sweep may have extended the plan, which this one must not take back.
         with folder.lock():
-            longer = freeze_plan(folder, with_retries(folder, plan))
-        if result.interrupted or longer == plan:
+            longer = freeze_plan(folder, with_retries(folder, folder.read_plan(is_executed=False) or plan))
+        known = {run.config_id for run in plan.runs}
+        retries = [run for run in longer.wanted if run.retry_of is not None and run.config_id not in known]
+        if result.interrupted or not retries:
             return replace(result, replaced=frozenset(settled_by_retry(plan, result.runs)))
-        for run in longer.runs[len(plan.runs) :]:
+        for run in retries:
             rate = run.config["optim"]["learning_rate"]
             screen.say(f"{run.retry_of} diverged: it is trained again as {run.name}, optim.learning_rate={rate:g}.")
         plan = longer

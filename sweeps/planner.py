@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from experiments.config.budget import Budget, budget
 from experiments.config.designs import SEED, TRAIN_FLOPS, TUNE, DesignedConfig, load_designed, separate
 from experiments.config.identity import config_id, run_name
-from experiments.config.overrides import expand
+from experiments.config.overrides import ARM, expand
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError
 from experiments.records.record_types import TunedSetting
@@ -111,7 +111,8 @@ def combinations(spec: SweepSpec, overrides: Sequence[str]) -> Iterator[tuple[li
     plain, designs = separate(overrides)
     first = [f"wandb.group={spec.name}", *spec.fixed_settings()]
     last = [word for word in overrides if not is_design(word, TUNE)]
-    for settings in _unrepeated(spec, {*_replaced(plain, designs), TUNE}, designs.get(SEED)):
+    replaced = _replaced(plain, designs) | {TUNE} | {ARM for word in overrides if is_design(word, ARM)}
+    for settings in _unrepeated(spec, replaced, designs.get(SEED)):
         yield [*first, *settings, *last], settings
 
 

@@ -33,6 +33,7 @@ def register_sweep(spec: str, overrides: Sequence[str], say: Callable[[str], Non
 
     content = read_yaml(find_spec(spec), EcditError, as_text=False).value
     content.setdefault("name", checked.name)
+    content.setdefault("command", list(checked.command))  # the default of agents is `python ecdit`
     project = project_of(checked.project)
     said = io.StringIO()
     try:

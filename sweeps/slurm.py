@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from experiments.config.checks import check_config
+from experiments.config.limits import MAX_WORLD
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, EcditError, SpecError
 from experiments.plugins.loading import VARIABLE
@@ -217,6 +218,11 @@ def _check_world(run: PlannedRun, resources: Resources) -> None:
         raise SpecError(
             f"{run.name} has parallel.world={wanted}, but its cluster gives it {layout}.",
             "Leave parallel.world out, or change nodes and tasks_per_node.",
+        )
+    if world > MAX_WORLD:
+        raise SpecError(
+            f"{run.name} gets {layout} from its cluster, and a run has at most {MAX_WORLD:,} processes.",
+            "Change nodes and tasks_per_node.",
         )
     parallel = {**run.config["parallel"], "world": world}
     try:

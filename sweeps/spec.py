@@ -4,7 +4,8 @@ The same YAML runs under `ecdit sweep` and under `wandb agent`, so a value reach
 pass it: as `name=value` in Python spelling. Keys follow W&B's sweep configuration reference
 (docs.wandb.ai/models/sweeps/sweep-config-keys), which allows no further keys: what only ecdit has is therefore given as
 parameters that begin with `ecdit.` (`experiments/config/designs.py` says what they mean to a run).
-`sweep_parameters.py` defines a single parameter; `planner.py` turns settings into configs.
+`sweep_parameters.py` defines a single parameter; `lost_settings.py` refuses what would be lost of a file; `planner.py`
+turns settings into configs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import os
 import random
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +22,12 @@ from pydantic import BaseModel, Field, ValidationError
 
 from experiments.config.designs import SEED
 from experiments.config.limits import MAX_SEED
-from experiments.config.overrides import ARM, resolved_name, split_words
+from experiments.config.overrides import resolved_name
 from experiments.config.values import shown
-from experiments.config.yaml_file import KeyPath, Spelling, read_yaml, refuse_repeated
-from experiments.errors import ConfigError, SpecError, did_you_mean
-from sweeps.sweep_parameters import Closed, Parameter
+from experiments.config.yaml_file import read_yaml
+from experiments.errors import SpecError, did_you_mean
+from sweeps.lost_settings import refuse_lost_settings
+from sweeps.sweep_parameters import Closed, Parameter, single_parameters
 
 SHIPPED = Path(__file__).parent
 """The folder of the specs that come with the package."""
@@ -76,7 +78,7 @@ class SweepSpec(Closed):
         return [f"{key}={value}" for key, value in mirror.items() if value is not None] + settings
 
     def combinations(self, replaced: Collection[str] = (), seed: int | None = None) -> Iterator[list[str]]:
-        """Yields the settings of each run as `name=value`, without the parameters named in `replaced`.
+        """Yields the settings of each run as `name=value`, without the parameters whose full names are in `replaced`.
 
         A grid is in W&B's order: parameters by name, the last one fastest; `run_cap` keeps the first ones, and no
         others are made. Random draws never end: the caller stops at `run_cap` runs. They follow from `seed` (default:
@@ -94,7 +96,7 @@ class SweepSpec(Closed):
 
     def _grid(self, replaced: Collection[str]) -> Iterator[list[str]]:
         leaves = self._leaves().items()
-        grid = {name: _choices(name, parameter) for name, parameter in leaves if name not in replaced}
+        grid = {name: _choices(name, parameter) for name, parameter in leaves if resolved_name(name) not in replaced}
         num_runs = math.prod(map(len, grid.values()))
         if num_runs > MAX_RUNS and self.run_cap is None:
             raise SpecError(
@@ -114,7 +116,7 @@ class SweepSpec(Closed):
         sources = {name: random.Random(f"{seed}/{name}") for name in leaves}  # one each: none shifts another
         while True:
             drawn = {name: parameter.draw(sources[name].random()) for name, parameter in leaves.items()}
-            yield [f"{name}={value}" for name, value in drawn.items() if name not in replaced]
+            yield [f"{name}={value}" for name, value in drawn.items() if resolved_name(name) not in replaced]
 
     def _seed(self, leaves: dict[str, Parameter]) -> int:
         """Returns the seed of the draws: the constant `ecdit.seed`, 0 unless given."""
@@ -126,7 +128,7 @@ class SweepSpec(Closed):
     def _leaves(self) -> dict[str, Parameter]:
         """Returns every parameter by its dotted name, sorted."""
         leaves: dict[str, Parameter] = {}
-        for path, parameter in _paths(self.parameters):
+        for path, parameter in single_parameters(self.parameters):
             name = ".".join(path[1::2])
             if name in leaves:
                 raise SpecError(f"parameters: {name} is given twice.", "Keep the dotted or the nested one.")
@@ -160,46 +162,8 @@ def load_spec(name_or_path: str) -> SweepSpec:
             f"{path} holds no settings of the form KEY: VALUE.", "Write at least program, method and parameters."
         )
     spec = parse_spec(content.value, default_name=path.stem)
-    _refuse_settings_given_twice(spec, content.lines, str(path))
+    refuse_lost_settings(spec, content, str(path))
     return spec
-
-
-def _refuse_settings_given_twice(spec: SweepSpec, lines: Mapping[KeyPath, int], source: str) -> None:
-    """Raises `SpecError` where two parameters, or a parameter and the command, give the same setting."""
-    given: list[tuple[str, Spelling]] = []
-    arms: list[list[tuple[str, Spelling]]] = []
-    for index, word in enumerate(spec.command):
-        if word in spec.fixed_settings():
-            given += _settings_of(word, word, lines["command", str(index)], source)
-    for path, parameter in _paths(spec.parameters):
-        name, line = ".".join(path[1::2]), lines[path]
-        values = parameter.values or [parameter.value]
-        if name != ARM and not any(isinstance(value, dict) for value in values):
-            given.append((resolved_name(name), Spelling(name, line)))
-            continue
-        for index, value in enumerate(values):
-            of_value = lines.get((*path, "values", str(index)), lines.get((*path, "value"), line))
-            arms.append(_settings_of(f"{name}={value}", name, of_value, source))
-    known = refuse_repeated(given, source, SpecError)
-    for arm in arms:
-        refuse_repeated(arm, source, SpecError, known)
-
-
-def _settings_of(word: str, spelled: str, line: int, source: str) -> list[tuple[str, Spelling]]:
-    """Returns the settings that a word stands for, with its line in the file."""
-    try:
-        return [(resolved_name(key), Spelling(spelled, line)) for key, _ in split_words([word])]
-    except ConfigError as error:
-        raise SpecError(f"{source}: line {line}: {error.message}", error.hint) from error
-
-
-def _paths(parameters: Mapping[str, Parameter], path: KeyPath = ("parameters",)) -> Iterator[tuple[KeyPath, Parameter]]:
-    """Yields every single parameter with the path of its key in the file."""
-    for name, parameter in parameters.items():
-        if parameter.parameters:
-            yield from _paths(parameter.parameters, (*path, name, "parameters"))
-        else:
-            yield (*path, name), parameter
 
 
 def parse_spec(content: dict[str, Any], default_name: str) -> SweepSpec:

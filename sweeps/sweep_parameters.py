@@ -10,13 +10,14 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from experiments.config.values import shown
+from experiments.config.yaml_file import KeyPath
 
 MAX_NUMBER = 1e18
 """The largest absolute number in a parameter; no setting takes a larger one."""
@@ -161,6 +162,17 @@ class Parameter(Closed):
                 raise ValueError(f"q {self.q:g} is too small for values as large as {max(map(abs, ends)):g}")
             if "max" in self.model_fields_set and self.q > ends[1] - ends[0]:
                 raise ValueError(f"q {self.q:g} is more than the range from {ends[0]:g} to {ends[1]:g}")
+
+
+def single_parameters(
+    parameters: Mapping[str, Parameter], path: KeyPath = ("parameters",)
+) -> Iterator[tuple[KeyPath, Parameter]]:
+    """Yields every parameter that is no group of further ones, with the path of its key in the file."""
+    for name, parameter in parameters.items():
+        if parameter.parameters:
+            yield from single_parameters(parameter.parameters, (*path, name, "parameters"))
+        else:
+            yield (*path, name), parameter
 
 
 def _quantized(drawn: float, q: float) -> Number:

@@ -9,12 +9,13 @@ none of which the sweep has. `tuning.py` trains the proxies and chooses the valu
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from experiments.config.designs import NONE, TUNE, separate
-from experiments.config.overrides import expand, known_settings, resolved_name, unknown_setting
+from experiments.config.overrides import expand, known_settings, resolved_name, split_words, unknown_setting
 from experiments.config.values import Scalar, convert, shown
 from experiments.config.yaml_file import parse_yaml
 from experiments.errors import ConfigError, SpecError
@@ -113,11 +114,14 @@ def _proxy_settings(given: Any, setting: str) -> dict[str, Scalar]:
         raise SpecError(
             f"{TUNE}: on={shown(str(given))} is no mapping.", "Write for example `on: {train.images: 3200}`."
         )
+    words = [f"{name}={value}" for name, value in given.items()]
     try:
-        on = expand(f"{name}={value}" for name, value in given.items())
+        on, times = expand(words), Counter(resolved_name(key) for key, _ in split_words(words))
     except ConfigError as error:
         raise _named(error) from error
     for name in on:
+        if times[name] > 1:
+            raise SpecError(f"{TUNE}: {name} is given twice in `on`.", "Keep one of them.")
         if name in (setting, "seed"):
             hint = "Its values stand beside `on`." if name == setting else "`seeds` says how many there are."
             raise SpecError(f"{TUNE}: {name} stands in `on`.", hint)
@@ -141,5 +145,5 @@ def _named(error: ConfigError) -> SpecError:
 
 
 def is_design(word: str, name: str) -> bool:
-    """Returns whether the `KEY=VALUE` in `word` gives the design `name`."""
+    """Returns whether the `KEY=VALUE` in `word` gives `name`, a design or an arm."""
     return word.partition("=")[0].removeprefix("--").strip() == name

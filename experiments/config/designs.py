@@ -55,7 +55,9 @@ CLUSTER = f"{PREFIX}cluster"
 TUNE = f"{PREFIX}tune"
 ON_DIVERGENCE = f"{PREFIX}on_divergence"
 ORIGIN = f"{PREFIX}origin"
-DESIGNS = (TRAIN_FLOPS, ISO_ACTIVATION, SEED, CLUSTER, TUNE, ON_DIVERGENCE, ORIGIN)
+OF_A_SWEEP = (SEED, CLUSTER, TUNE, ON_DIVERGENCE)
+"""The designs that a sweep reads once for all its runs, and not among the settings of one of them."""
+DESIGNS = (TRAIN_FLOPS, ISO_ACTIVATION, *OF_A_SWEEP, ORIGIN)
 NONE = ("None", "none", "null", "")
 
 MATMUL_COLUMNS, ALIGNED_WITHIN = 8, 0.002
@@ -85,24 +87,32 @@ def load_designed(
 ) -> DesignedConfig:
     """Loads a config like `load_config`, from settings that may hold designs. `cost_of` may cache budgets.
 
+    The length of training in `overrides` replaces that of `file`, whichever of them is in images and which in FLOPs.
     Settings that `train.init_from` implies are completed from there, or from `begun`, the settings of a run that has
     begun (`with_parent`). Raises `ConfigError` for a design that does not exist or cannot be met, for a router that is
     not trained, and for weights that do not fit.
     """
-    plain, designs = separate(overrides)
+    plain, given_designs = separate(overrides)
+    written = [] if file is None else read_settings(file)
+    designs = separate(f"{key}={text}" for key, text in written if key.startswith(PREFIX))[1]
+    written = [pair for pair in written if not pair[0].startswith(PREFIX)]
+    says_images = any(setting.startswith("train.images=") for setting in plain)
+    if says_images:
+        designs.pop(TRAIN_FLOPS, None)
+    says_images |= TRAIN_FLOPS in designs and "train.images" in dict(written)
+    designs |= given_designs
     _refuse_tuning(designs.get(TUNE, "None"))
     way = _iso_activation(designs.get(ISO_ACTIVATION, "None"))
     flops = _train_flops(designs.get(TRAIN_FLOPS, "None"))
     # The FLOPs will replace the length of training, so the default length must not be refused for its cooldown.
     given = plain if flops is None else [*plain, f"train.images={MAX_IMAGES}"]
-    written = [] if file is None else read_settings(file)
-    origin = designs.get(ORIGIN) or dict(written).get(ORIGIN)
-    pairs = [*(pair for pair in written if pair[0] != ORIGIN), *split_words(given)]
+    pairs = [*written, *split_words(given)]
     config = checked_config(pairs)
     check_trained(config)
     config = with_parent(config, {resolved_name(key) for key, _ in pairs}, begun)
-    if flops is not None and any(setting.startswith("train.images=") for setting in plain):
+    if flops is not None and says_images:
         raise ConfigError(f"train.images and {TRAIN_FLOPS} both say how long to train.", "Give only one of them.")
+    origin = designs.get(ORIGIN)
     if way is None or config.routing.name == "dense":
         return DesignedConfig(_with_horizon(config, flops, cost_of), flops, origin=origin)
     dense = _matched(config, way, cost_of)

@@ -25,9 +25,10 @@ from pydantic import BaseModel, ValidationError
 from experiments.config.checks import check_config
 from experiments.config.data_sets import completed_settings
 from experiments.config.schema import RunConfig
-from experiments.config.values import Accepts, Scalar, accepted_by, convert, shown
+from experiments.config.values import NONE_SPELLINGS, Accepts, Scalar, accepted_by, convert, shown
 from experiments.config.yaml_file import KeyPath, Spelling, parse_yaml, read_yaml, refuse_repeated
 from experiments.errors import ConfigError, did_you_mean
+from experiments.records.wandb_mirror import RESOLVED
 from experiments.text import printable, shortened
 
 SHORT_FORMS = {section: f"{section}.name" for section in ("model", "routing", "data", "optim")}
@@ -37,7 +38,7 @@ DESIGN_SECTION = "ecdit"
 STORED_BY_WANDB = "_wandb"
 """The key under which W&B keeps its own facts in the config of a run."""
 RECORDED = "config_id"
-"""The key which shows that the words of a requeued run include the settings that our W&B mirror stored."""
+"""The key which shows that the words of a requeued run include what our W&B mirror stored."""
 ALIKE = 0.6
 """The smallest share of equal letters for which a name is suggested, as in `did_you_mean`."""
 LONGEST_NUMBER = 24
@@ -68,9 +69,14 @@ def split_words(overrides: Iterable[str]) -> list[tuple[str, str]]:
 
     W&B starts a requeued run with all that it had stored of it: the sweep's parameters, and where the run had started,
     what our mirror added (`experiments/records/wandb_mirror.py`), which holds every resolved setting. Then only those
-    are taken, because the arms and designs among the parameters are resolved in them already.
+    are taken, because the arms and designs among the parameters are resolved in them already. A mirror of an earlier
+    version stored them by section alone.
     """
     pairs = [pair for pair in map(_split, overrides) if pair[0] != STORED_BY_WANDB]
+    resolved_text = dict(pairs).get(RESOLVED, "")
+    if resolved_text.startswith("{"):
+        content = parse_yaml(resolved_text, RESOLVED, ConfigError, as_text=True).value
+        return [(".".join(path), text) for path, text in _flattened(content)]
     if any(key == RECORDED for key, _ in pairs):
         resolved = {*known_settings(), *SHORT_FORMS, *_sections()} - {DESIGN_SECTION}
         pairs = [(key, text) for key, text in pairs if key in resolved]
@@ -212,7 +218,7 @@ def _flattened(tree: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[Ke
         key = ".".join((*path, name))
         if isinstance(value, dict):
             yield from _flattened(value, (*path, name))
-        elif not (value == "" and key in _sections()):
+        elif not (isinstance(value, str) and value.lower() in NONE_SPELLINGS and key in _sections()):
             yield (*path, name), _written(key, value)
 
 

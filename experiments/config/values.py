@@ -22,6 +22,8 @@ Scalar = str | int | float | bool | None
 NONE_SPELLINGS = frozenset({"none", "null", "~", ""})
 TRUE_SPELLINGS = frozenset({"true", "yes", "on"})
 FALSE_SPELLINGS = frozenset({"false", "no", "off"})
+READ_BY_YAML: Mapping[str | int, str] = {"off": "False", "on": "True"}
+"""The texts that words have become in a sweep file, whose YAML 1.1 takes a bare `off` for a boolean."""
 LONGEST_SHOWN = 80
 TYPE_NAMES: dict[type, str] = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
@@ -130,6 +132,9 @@ def convert(key: str, text: str, accepts: Accepts) -> Scalar:
             return word
     if bool in accepts.kinds and text.lower() in TRUE_SPELLINGS | FALSE_SPELLINGS:
         return text.lower() in TRUE_SPELLINGS
+    for word in accepts.words:
+        if text == READ_BY_YAML.get(word):
+            return word
     number = _number(text, accepts.kinds)
     if number is not None:
         return number

@@ -41,6 +41,8 @@ class YamlContent:
 
     value: Any
     lines: Mapping[KeyPath, int]
+    other_bases: Mapping[KeyPath, str]
+    """The numbers that YAML 1.1 reads to another base than 10, each as "010 is a number to the base 8"."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def parse_yaml(written: bytes | str, source: str, error_type: type[EcditError], 
         said = re.sub(r'"<\w+ string>", ', "", " ".join(str(error).split()))
         reason = shortened(printable(said), LONGEST_REASON)
         raise error_type(f"{source} is not YAML: {reason}.", "Correct it.") from error
-    return YamlContent(value, reader.lines)
+    return YamlContent(value, reader.lines, reader.other_bases)
 
 
 def refuse_repeated(
@@ -172,6 +174,7 @@ class _Reader:
     loader: _Loader
     as_text: bool
     lines: dict[KeyPath, int] = field(default_factory=dict)
+    other_bases: dict[KeyPath, str] = field(default_factory=dict)
 
     def read(self, node: Node, path: KeyPath) -> Any:
         """Returns the value of a node at `path`."""
@@ -184,7 +187,11 @@ class _Reader:
             return node.value
         if not node.tag.startswith("tag:yaml.org,2002:"):
             raise _RefusedYamlError(f"line {node.start_mark.line + 1} has a tag of its own.", "Write a plain value.")
-        return self._scalar(node)
+        value = self._scalar(node)
+        base = _other_base(node.value, value)
+        if base is not None:
+            self.other_bases[path] = f"{shortened(node.value, 60)} is a number to the base {base}"
+        return value
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         read = {}
@@ -230,6 +237,19 @@ class _Reader:
             raise _RefusedYamlError(
                 f"line {line}: {shortened(printable(node.value), 60)} is not of the kind {kind}.", "Put it in quotes."
             ) from error
+
+
+def _other_base(written: str, value: Any) -> int | None:
+    """Returns the base to which YAML 1.1 reads a number, as 010 is 8 and 1:30 is 90; None where the value is the same.
+
+    Numbers such as 0x10, which only a programmer writes, count as meant.
+    """
+    digits = written.replace("_", "").lstrip("+-")
+    if not isinstance(value, int | float):
+        return None
+    if ":" in digits:
+        return 60
+    return 8 if digits.startswith("0") and digits.isdigit() and int(digits) != abs(value) else None
 
 
 def _name(file: Path) -> str:

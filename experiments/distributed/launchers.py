@@ -36,14 +36,16 @@ def adopt_ranks(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Adds rank variables to `environment` where several processes were started and no launcher has set them.
 
     Returns whether this process reports errors in the command line that it shares with the others. That is one of all
-    processes under srun or mpirun, and one per node under a launcher that is started on every node. Raises
-    `ConfigError` where the variables announce several processes but not how they find each other.
+    processes under srun or mpirun, and one per node under a launcher that is started on every node. A process without
+    others always reports them, whatever the variables of an earlier launch say. Raises `ConfigError` where the
+    variables announce several processes but not how they find each other.
     """
     found = launched_ranks(environment)
     for name, value in found.items():
         environment.setdefault(name, value)
     _check_complete(environment)
-    return environment.get("RANK" if found else "LOCAL_RANK", "0") == "0"
+    is_alone = _num_processes({"WORLD_SIZE": "1", **environment}, "WORLD_SIZE") == 1
+    return is_alone or environment.get("RANK" if found else "LOCAL_RANK", "0") == "0"
 
 
 def work_share(environment: Mapping[str, str] = os.environ) -> tuple[int, int, int]:

@@ -8,8 +8,10 @@ in sampling. Every logged row carries the three x-axes `images_seen` (the defaul
 `seconds`.
 
 A value under a metric's name does not say how it was measured. The lines of evals.jsonl and routing.jsonl are therefore
-also logged as text under `rows/evals` and `rows/routing`, which W&B's pages do not show. These, the settings, and
-`peak_memory_gib` and `reason` of the summary suffice to restore a run (`analysis/wandb_runs.py`).
+also logged as text under `rows/evals` and `rows/routing`, which W&B's pages do not show. W&B replaces a section of the
+settings by the parameter of a sweep that has its name (`model: nano`), so that all settings are also one text under
+`resolved_config`. These, and `peak_memory_gib` and `reason` of the summary, suffice to restore a run
+(`analysis/wandb_runs.py`).
 
 wandb is imported inside functions because the import takes half a second, which a run without it should not pay.
 `writer.py` decides what is written, and when.
@@ -18,6 +20,7 @@ wandb is imported inside functions because the import takes half a second, which
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +38,8 @@ FINISH_TIMEOUT_SECONDS = 30.0
 MAX_HISTOGRAM_BINS = 512
 EVAL_LINES = "rows/evals"
 ROUTING_LINES = "rows/routing"
+RESOLVED = "resolved_config"
+"""The key of the settings as JSON; no parameter of a sweep has this name, since no setting has it."""
 DEFAULT_PROJECT = "ecdit"
 
 talk = logging.getLogger(__name__)
@@ -209,7 +214,7 @@ def _init(record: RunRecord, run_dir: RunDir, mode: Mode) -> Any:
         reinit="create_new",
         job_type="train",
         tags=[record.config["model"]["name"], record.config["routing"]["name"]],
-        config={**record.config, **facts},
+        config={**record.config, **facts, RESOLVED: json.dumps(record.config, ensure_ascii=False)},
         settings=wandb.Settings(
             silent=True,
             console="off",

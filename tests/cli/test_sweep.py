@@ -14,6 +14,7 @@ from ecdit_cli._sweep_view import screen
 from ecdit_cli.app import run
 from sweeps.cost import estimated, table_device
 from sweeps.execution import SweepOptions, asked_for, execute, run_here
+from sweeps.runner import freeze_plan
 
 WORKER = Path(__file__).parents[1] / "unit" / "sweeps" / "worker.py"
 DRY_RUN = """
@@ -118,6 +119,10 @@ def test_the_default_folder_carries_the_name_of_the_sweep(spec, tmp_path, monkey
     [
         (["quikstart"], "'quikstart' is not a sweep. Did you mean 'quickstart'?"),
         (["quickstart", "--executor", "slurm"], "quickstart.yaml has no cluster. Add `ecdit.cluster:"),
+        (
+            ["quickstart", "--executor", "slurm", "ecdit.cluster=big.yaml"],
+            "ecdit.cluster is not read from the command line. Give --cluster FILE.",
+        ),
         (["quickstart", "--dry-run", "--device", "H10"], "Did you mean 'H100"),
         (["quickstart", "--slots", "1", "--cores-per-run", "4096"], "--cores-per-run 4096 is more than the"),
         (["quickstart", "--register"], "No W&B key is configured."),
@@ -254,6 +259,19 @@ def test_a_dry_run_on_slurm_prints_the_batch_script(spec, tmp_path, capsys):
     assert all(row["memory_gib"] > 0 for row in plan["runs"])
     assert len(plan["scripts"]) == 1
     assert plan["total"]["num_runs"] == 3
+
+
+def test_the_folder_of_a_sweep_needs_a_cluster_file(spec, out, tmp_path, capsys):
+    freeze_plan(*asked_for(spec, ["ecdit.cluster=big.yaml"], out, say))
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    capsys.readouterr()
+    assert run(["sweep", str(out), "--executor", "slurm", "--dry-run"]) == 2
+    message = f"{out} is a sweep already planned, which keeps no cluster. Give --cluster FILE."
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert (
+        run(["sweep", str(out), "--executor", "slurm", "--cluster", str(tmp_path / "cluster.yaml"), "--dry-run"]) == 0
+    )
+    assert "#SBATCH --partition=gpu" in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_runs_cost_alone_and_what_is_spent(capsys):

@@ -19,7 +19,7 @@ from analysis.wandb_runs import WandbError
 from experiments.errors import RecordError
 from experiments.records.record_types import EvalRow, RoutingRow, State, StepRow
 from experiments.records.run_folder import RunDir
-from experiments.records.wandb_mirror import mirror_id, start_mirror
+from experiments.records.wandb_mirror import RESOLVED, mirror_id, start_mirror
 from experiments.records.writer import RecordWriter, stored_rows
 from tests.wandb_server import Server
 
@@ -132,13 +132,29 @@ def test_runs_that_cannot_be_used_are_left_out_and_named(mirror_run: MirrorRun, 
     mirror_run("b", seed=1, state="failed")
     stored = wandb_server.runs[mirror_id(done.read_run())]
     wandb_server.runs["other"] = type(stored)("other", "ecdit", config={"lr": {"value": 0.1}})
-    wandb_server.runs["older"] = type(stored)("older", "ecdit", config=stored.config | {"model": {"value": {"x": 1}}})
+    older = {key: value for key, value in stored.config.items() if key != RESOLVED} | {"model": {"value": {"x": 1}}}
+    wandb_server.runs["older"] = type(stored)("older", "ecdit", config=older)
     records = load_records([], [PLACE])
     reasons = sorted(entry.reason for entry in records.left_out)
     assert len(records.runs) == 1
     assert reasons[0].startswith("failed at 3,200 of 3,200 images")
     assert reasons[1] == "it was not recorded by ecdit"
     assert reasons[2].startswith("its settings are not of this ecdit")
+
+
+def test_runs_of_agents_come_back_where_a_parameter_has_the_name_of_a_section(
+    mirror_run: MirrorRun, wandb_server: Server
+) -> None:
+    """W&B puts the parameter `model: nano` in the place of the section `model`."""
+    run = mirror_run("a")
+    wandb_server.runs[mirror_id(run.read_run())].config |= {"model": {"value": "nano"}, "optim": {"value": "adamw"}}
+    assert_same(load_records([], [PLACE]), load_records([run.path]))
+
+
+def test_runs_of_an_earlier_mirror_are_read_from_their_sections(mirror_run: MirrorRun, wandb_server: Server) -> None:
+    run = mirror_run("a")
+    del wandb_server.runs[mirror_id(run.read_run())].config[RESOLVED]
+    assert_same(load_records([], [PLACE]), load_records([run.path]))
 
 
 def test_a_run_that_diverged_comes_back_with_its_rows(mirror_run: MirrorRun, wandb_server: Server) -> None:

@@ -137,6 +137,32 @@ def test_designs_are_found_in_arms_and_the_later_one_wins():
     assert designs == {"ecdit.train_flops": "2e9"}
 
 
+def test_a_file_of_settings_may_hold_designs_and_the_command_line_wins(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: micro\necdit.train_flops: 1e12\necdit: {iso_activation: width}\n")
+    words = ["model=micro", "ecdit.train_flops=1e12", "ecdit.iso_activation=width"]
+    assert load_designed(file=file) == load_designed(words)
+    for override in ("ecdit.train_flops=2e12", "ecdit.iso_activation=None"):
+        assert load_designed([override], file) == load_designed([*words, override])
+    assert load_designed(["train.images=64"], file) == load_designed([words[0], words[2], "train.images=64"])
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("ecdit.train_flop: 1", [], r"'ecdit\.train_flop' is not a design\. Did you mean 'ecdit\.train_flops'\?"),
+        ("ecdit.train_flops: many", [], r"ecdit\.train_flops=many is not a number of FLOPs"),
+        ("ecdit.train_flops: 1e12\ntrain.images: 64", [], r"train\.images and ecdit\.train_flops both"),
+        ("ecdit.train_flops: 1e12", ["ecdit.train_flops=1e12", "train.images=64"], r"train\.images and ecdit"),
+        ("ecdit.tune: x", [], r"ecdit\.tune compares several runs, and this command trains one"),
+    ],
+)
+def test_a_design_in_a_file_that_cannot_be_met_is_named(tmp_path, text, overrides, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_designed(overrides, tmp_path / "mine.yaml")
+
+
 @pytest.mark.parametrize("text", ["None", "null"])
 def test_none_is_no_design(text):
     overrides = [f"ecdit.train_flops={text}", f"ecdit.iso_activation={text}", "ecdit.seed=3", "model=micro"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from experiments.config.routing_settings import RoutingConfig
 from experiments.config.schema import RunConfig
 from experiments.config.train_settings import TrainConfig
 from experiments.errors import ConfigError
+from experiments.records.wandb_mirror import RESOLVED
 
 
 def write(folder: Path, text: str) -> Path:
@@ -108,6 +110,17 @@ def test_the_words_of_a_requeued_run_are_its_stored_settings() -> None:
         assert load_designed([f"{key}={stored[key]}" for key in order]).config == first
 
 
+def test_sections_of_a_requeued_run_that_wandb_replaced_are_not_lost() -> None:
+    """W&B puts a parameter called `model` or `routing` in the place of the section that the mirror stored."""
+    first = load_designed(["model=micro", f"arm={STORED['arm']}"]).config
+    settings = first.model_dump(mode="json")
+    stored = {**STORED, **settings, "config_id": config_id(first), RESOLVED: json.dumps(settings)}
+    stored |= {"model": "micro", "routing": "expert_choice"}
+    assert load_designed([f"{key}={value}" for key, value in stored.items()]).config == first
+    with pytest.raises(ConfigError, match=f"'{RESOLVED}' is not a setting"):
+        load_designed([f"{RESOLVED}=1"])
+
+
 def test_a_run_that_was_requeued_before_it_started_keeps_its_parameters() -> None:
     words = ["_wandb={'desc': None}", "arm=routing.name=dense seed=3", "train.images=64"]
     assert load_designed(words) == load_designed(words[1:])
@@ -159,6 +172,7 @@ def test_expand_gives_typed_values_under_dotted_names() -> None:
         "model: micro\noptim: {learning_rate: 1e-5}\nwandb:\n  group: null\n  mode: disabled\n",
         "model.name: micro\noptim.learning_rate: 1e-5\nwandb: {group: ~, mode: disabled}\neval:\n",
         "arm: model=micro optim.learning_rate=1e-5\nwandb.mode: disabled\n",
+        "model.name: micro\noptim.learning_rate: 1e-5\nwandb.mode: disabled\neval: null\nlog: ~\ncheckpoint: None\n",
         '{"model": {"name": "micro"}, "optim": {"learning_rate": 0.00001}, "wandb.mode": "disabled"}',
     ],
 )

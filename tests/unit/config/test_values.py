@@ -29,6 +29,8 @@ PositiveFloat = Annotated[float, Field(gt=0)]
         ("4", int | Literal["batch"], 4),
         ("same", PositiveFloat | Literal["same"] | None, "same"),
         ("3", Literal[3], 3),
+        ("False", Literal["off", "rms"], "off"),
+        ("False", bool | Literal["off"], False),
     ],
 )
 def test_a_text_is_read_by_the_type_of_the_setting(text: str, annotation: Any, value: object) -> None:

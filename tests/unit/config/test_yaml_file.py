@@ -94,6 +94,18 @@ def test_values_stay_as_they_are_written_where_that_is_asked() -> None:
     assert parsed(text).value == {"a": "1e-5", "b": 43200, "c": True, "1": [None, "", 16]}
 
 
+def test_numbers_to_another_base_are_told_apart_from_those_that_mean_what_they_say() -> None:
+    content = parsed("a: [010, 1:30, -0_17, 12:00:00.5, 007, 08, 0, '010', 0x10, 1_000, 0.5, yes]\nb: {c: 020}\n")
+    assert content.other_bases == {
+        ("a", "0"): "010 is a number to the base 8",
+        ("a", "1"): "1:30 is a number to the base 60",
+        ("a", "2"): "-0_17 is a number to the base 8",
+        ("a", "3"): "12:00:00.5 is a number to the base 60",
+        ("b", "c"): "020 is a number to the base 8",
+    }
+    assert parsed("a: [010, 1:30]", as_text=True).other_bases == {}
+
+
 def make_fifo(path: Path) -> Path:
     os.mkfifo(path)
     return path

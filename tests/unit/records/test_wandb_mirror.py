@@ -18,7 +18,7 @@ from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
 from experiments.errors import ConfigError
 from experiments.records.record_types import StepRow
-from experiments.records.wandb_mirror import mirror_id, start_mirror
+from experiments.records.wandb_mirror import RESOLVED, mirror_id, start_mirror
 from experiments.records.writer import RecordWriter
 
 pytestmark = pytest.mark.usefixtures("no_account")
@@ -111,6 +111,18 @@ def test_the_run_carries_config_facts_group_and_axes(run_offline, run_dir, make_
     metrics = [record.metric for record in records if record.HasField("metric")]
     assert {metric.name for metric in metrics if metric.name} >= {"images_seen", "flops", "seconds"}
     assert any(metric.glob_name == "*" and metric.step_metric == "images_seen" for metric in metrics)
+
+
+def test_the_settings_stay_whole_where_a_sweep_has_a_parameter_of_the_name_of_a_section(
+    run_offline, run_dir, make_record, tmp_path, monkeypatch
+):
+    (tmp_path / "parameters.yaml").write_text("wandb_version: 1\nmodel: {value: nano}\n")  # as an agent hands them over
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "parameters.yaml"))
+    run_offline()
+    run = next(record.run for record in wandb_records(run_dir.wandb) if record.HasField("run"))
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["model"] == "nano"
+    assert json.loads(config[RESOLVED]) == make_record("wandb.mode=offline").config
 
 
 def test_a_group_of_the_settings_wins_over_the_sweep(run_offline, run_dir):

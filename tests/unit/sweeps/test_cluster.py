@@ -61,6 +61,33 @@ def test_conditions_are_read_as_the_command_line_reads_them():
     assert [cluster.resources(c).nodes for c in (NANO, MINI)] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("where", "fitting"),
+    [
+        ({"model": {"name": "mini", "width": "128"}}, [MINI]),
+        ({"model": {"name": "mini", "width": "64"}}, []),
+        ({"model": {"name": ["nano", "mini"]}, "seed": "0"}, [NANO, MINI]),
+        ({"model": "{name: mini, width: 64}"}, []),
+        ({"arm": "model=nano seed=0"}, [NANO]),
+        ({"arm": "model=mini seed=1"}, []),
+        ({"arm": ["model=nano", "model=mini"]}, [NANO, MINI]),
+    ],
+)
+def test_all_settings_of_a_nested_condition_or_an_arm_must_hold(where, fitting):
+    cluster = parse_cluster({"time": "60", "rules": [{"where": where, "nodes": "2"}]})
+    assert [config for config in (NANO, MINI) if cluster.resources(config).nodes == 2] == fitting
+
+
+@pytest.mark.parametrize("none", ["null", "None", "~", ""])
+def test_none_is_the_default_of_a_key(none):
+    empty = dict.fromkeys(("partition", "tasks_per_node", "mem", "max_parallel", "setup", "extra", "rules"), none)
+    assert parse_cluster({"time": "60", **empty}).resources(NANO) == parse_cluster({"time": "60"}).resources(NANO)
+    rule = {"where": {"model": "mini"}, "partition": none, "extra": none}
+    cluster = parse_cluster({"time": "60", "partition": "gpu", "extra": {"qos": "high"}, "rules": [rule]})
+    assert [cluster.resources(config).partition for config in (NANO, MINI)] == ["gpu", None]
+    assert cluster.resources(MINI).extra == {"qos": "high"}
+
+
 @pytest.mark.parametrize("name", ["model.head_size", *unstored_defaults()])
 def test_a_condition_on_a_setting_that_is_not_stored_is_one_on_its_default(name):
     config = load_config().model_dump(mode="json")
@@ -91,11 +118,13 @@ def test_a_sweep_file_may_carry_the_cluster(write):
     head = "program: ecdit\nmethod: grid\nparameters:\n  seed: {value: 0}\n"
     inside = head + "  ecdit.cluster:\n    value:\n      time: 1:30:00\n"
     assert load_cluster(write(inside)).resources(NANO).time == 90
-    assert load_cluster(write(head + "ecdit:\n  cluster:\n    time: 1:30:00\n")).resources(NANO).time == 90
+    nested = head + "  ecdit: {parameters: {cluster: {value: {time: 1:30:00}}}}\n"
+    assert load_cluster(write(nested)).resources(NANO).time == 90
     with pytest.raises(SpecError, match=r"ecdit\.cluster: 'tim' is not a key of a cluster\. Did you mean 'time'\?"):
         load_cluster(write(head + "  ecdit.cluster: {value: {time: 9, tim: 1}}"))
-    with pytest.raises(SpecError, match=r"has no cluster\. Add `ecdit\.cluster: .* or give --cluster FILE"):
-        load_cluster(write(head))
+    for without in (head, head + "  ecdit.cluster: {value: null}\n"):
+        with pytest.raises(SpecError, match=r"has no cluster\. Add `ecdit\.cluster: .* or give --cluster FILE"):
+            load_cluster(write(without))
 
 
 def test_a_sweep_file_may_name_the_cluster_file_beside_it(write, tmp_path):
@@ -144,6 +173,23 @@ def test_what_is_no_time_is_refused(text):
         ({"time": "60", "rules": [{"nodes": "2"}]}, r"c: rules\.1 does not say for which runs it is\. Write `where:"),
         ({"time": "60", "rules": [{"where": {"modle": "x"}, "nodes": "2"}]}, r"rules\.1: where: 'modle' is not a set"),
         ({"time": "60", "rules": [{"where": {"seed": "x"}}]}, r"rules\.1: where: seed='x' is not an integer"),
+        ({"time": "60", "rules": [{"where": {"model": {}}}]}, r"rules\.1 does not say for which runs it is"),
+        (
+            {"time": "60", "rules": [{"where": {"arm": ["model=nano seed=0", "model=mini"]}}]},
+            r"rules\.1: where: arm lists several settings\. Write a rule for each of its items\.",
+        ),
+        (
+            {"time": "60", "rules": [{"where": {"model.name": "nano", "model": {"name": "mini"}}}]},
+            r"rules\.1: where: model\.name is given twice\. Keep one of them\.",
+        ),
+        (
+            {"time": "60", "rules": [{"where": {"seed": "1"}, "extra": "exclusive"}]},
+            r"rules\.1: extra='exclusive' does",
+        ),
+        (
+            {"time": "60", "rules": [{"where": {"seed": "1"}, "extra": ["qos"]}]},
+            r"rules\.1: extra=\['qos'\] does not fit",
+        ),
         ({"time": "60", "rules": [{"where": {"seed": []}}]}, r"rules\.1: where: seed has no value"),
         ({"time": "60", "rules": [{"where": {"seed": "1"}, "nodes": "-2"}]}, r"c: rules\.1: nodes='-2' does not fit"),
         ("nodes", r"c holds no settings of the form KEY: VALUE"),
@@ -185,8 +231,9 @@ HEAD = "program: ecdit\nmethod: grid\nparameters:\n  seed: {value: 0}\n"
             "rules.0.nodes is given twice, in lines 4 and 5.",
         ),
         (
-            HEAD + "  ecdit.cluster: {value: {time: 10}}\necdit: {cluster: {time: 20}}\n",
-            "ecdit.cluster is given twice, in line 5 (parameters.ecdit.cluster.value) and in line 6 (ecdit.cluster).",
+            HEAD + "  ecdit.cluster: {value: {time: 10}}\n  ecdit: {parameters: {cluster: {value: {time: 20}}}}\n",
+            "ecdit.cluster is given twice, in line 5 (parameters.ecdit.cluster.value) and in line 6 "
+            "(parameters.ecdit.parameters.cluster.value).",
         ),
     ],
 )

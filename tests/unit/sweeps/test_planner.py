@@ -35,6 +35,22 @@ def test_an_override_replaces_a_swept_parameter(grid):
     assert plan.num_merged == 0
 
 
+@pytest.mark.parametrize("word", ["arm=routing=expert_choice", "--arm=routing=expert_choice"])
+def test_an_arm_on_the_command_line_replaces_those_of_the_file(grid, word):
+    plan = make_plan(grid(arm=["routing=dense model.ffn_factor=6", "routing=switch"], seed=0), [word])
+    assert [run.config_id for run in plan.runs] == [config_id(load_config(["routing=expert_choice"]))]
+    assert plan.num_merged == 0
+
+
+def test_an_override_replaces_a_parameter_in_its_short_form(grid):
+    for word in ("model=mini", "model.name=mini"):
+        plan = make_plan(grid(model=["nano", "micro"], seed=[0, 1]), [word])
+        assert [run.config["model"]["name"] for run in plan.runs] == ["mini", "mini"]
+        assert plan.num_merged == 0
+    drawn = random_spec(3, **SEEDS, model={"values": ["nano", "micro"]})
+    assert next(drawn.combinations({"model.name"}))[0].startswith("seed=")
+
+
 def test_an_arm_sets_several_settings_together(grid):
     plan = make_plan(grid(arm=["routing.name=dense", "routing.name=dense model.ffn_factor=6"]))
     assert [run.config["model"]["ffn_factor"] for run in plan.runs] == [4.0, 6.0]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from experiments.errors import SpecError
 from experiments.records.record_types import TunedSetting
+from sweeps.execution import Screen, SweepOptions, run_here
 from sweeps.planner import make_plan
 from sweeps.progress import read_progress, read_sweep
 from sweeps.rate_retries import retry_design, settled_by_retry, with_retries
@@ -142,17 +145,10 @@ def test_a_divergence_counts_as_settled_when_a_retry_is_done(planned, diverge, e
     assert settled() == {plan.runs[0].name}
 
 
-def test_a_sweep_trains_it_again_and_loses_nothing(grid, seeds, tmp_path, capsys, worker):
-    from contextlib import nullcontext
-
-    from sweeps.execution import Screen, SweepOptions, run_here
-    from sweeps.folder import SweepFolder
-
+def test_a_sweep_trains_it_again_and_loses_nothing(grid, folder, worker):
     said = []
     screen = Screen(said.append, lambda: nullcontext(lambda snapshot: None))
-    folder, plan = SweepFolder(tmp_path / "out"), make_plan(
-        grid(**SMALL, optim__learning_rate=[1e-3, 8e-3], ecdit__on_divergence=RETRY)
-    )  # fmt: skip
+    plan = make_plan(grid(**SMALL, optim__learning_rate=[1e-3, 8e-3], ecdit__on_divergence=RETRY))
     result = run_here(folder, plan, SweepOptions(slots=2), screen, [*worker, "finite=0.005"])
     assert [(run.state, run.diverged_at) for run in result.runs] == [("done", None), ("failed", 320), ("done", None)]
     assert result.exit_code == 0
@@ -161,6 +157,23 @@ def test_a_sweep_trains_it_again_and_loses_nothing(grid, seeds, tmp_path, capsys
     assert folder.run_dir(folder.read_plan().runs[-1]).read_run().retry_of == first.name
     again = run_here(folder, folder.read_plan(), SweepOptions(slots=2), screen, [*worker, "0=crash"])
     assert [run.state for run in again.runs] == ["done", "failed", "done"]
+
+
+def test_a_sweep_does_not_take_back_what_another_one_has_added_to_the_plan_meanwhile(seeds, folder, end, worker):
+    said, extended = [], []
+
+    def extend_once(snapshot):
+        if not extended:
+            with folder.lock():
+                extended.append(freeze_plan(folder, seeds(0, 1, 2)))
+            end(next(run for run in extended[0].runs if run.config["seed"] == 2))
+
+    result = run_here(
+        folder, seeds(0, 1), SweepOptions(slots=2), Screen(said.append, lambda: nullcontext(extend_once)), worker
+    )
+    assert [run.state for run in result.runs] == ["done", "done"]
+    assert folder.read_plan() == extended[0]
+    assert [line for line in said if "diverged" in line] == []
 
 
 @pytest.mark.parametrize(

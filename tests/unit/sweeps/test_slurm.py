@@ -87,6 +87,17 @@ def test_a_run_that_asks_for_other_processes_than_its_cluster_gives_is_refused(s
     assert len(job_arrays(folder, [four], parse_cluster({**HOUR, "nodes": "2", "tasks_per_node": "2"}))) == 1
 
 
+def test_more_processes_than_a_run_may_have_are_one_line(seeds, folder):
+    """Each key is within its limits, also where two rules give one of them each."""
+    alone = parse_cluster({**HOUR, "nodes": "20000", "gpus_per_node": "8"})
+    rules = [{"where": {"seed": "0"}, "nodes": "20000"}, {"where": {"model": "nano"}, "gpus_per_node": "8"}]
+    for cluster in (alone, parse_cluster({**HOUR, "rules": rules})):
+        with pytest.raises(
+            SpecError, match=r"gets 20000 x 8 tasks from its cluster, .* at most 131,072 processes\. Chan"
+        ):
+            job_arrays(folder, seeds(0).runs, cluster)
+
+
 def test_without_slurm_nothing_is_submitted_and_the_user_hears_why(seeds, folder, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EcditError, match=r"There is no Slurm here: scontrol is not found\. Submit from a machine"):

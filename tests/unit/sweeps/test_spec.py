@@ -297,6 +297,19 @@ HEAD = "program: ecdit\nmethod: grid\n"
             "seed is given twice, in line 6 (seed=1) and in line 8 (seed).",
         ),
         (
+            HEAD + "parameters:\n  arm:\n    values:\n      - routing=dense train.images=64\n      - train.images=128\n"
+            "  train: {value: {images: 640}}\n",
+            "train.images is given twice, in line 6 (arm) and in line 8 (train).",
+        ),
+        (
+            HEAD + "parameters:\n  train: {values: [{images: 64}, {images: 32}]}\n  arm: {value: train.images=8}\n",
+            "train.images is given twice, in line 4 (train) and in line 5 (arm).",
+        ),
+        (
+            HEAD + "project: mine\nparameters:\n  wandb.project: {value: theirs}\n",
+            "wandb.project is given twice, in line 3 (project) and in line 5 (wandb.project).",
+        ),
+        (
             "x: &x {seed: {value: 0}}\n" + HEAD + "parameters:\n  <<: *x\n  train: {parameters: {images: {value: 1}}}\n"
             "  train.images: {value: 2}\n",
             None,
@@ -310,6 +323,61 @@ def test_a_setting_given_twice_in_a_file_is_refused_with_both_lines(tmp_path, te
         load_spec(str(file))
     assert str(caught.value) == (f"{file}: {message} Keep one of them." if message else str(caught.value))
     assert message or "x is not a key of a W&B sweep" in str(caught.value)
+
+
+ALONE = "is read only as a parameter of its own. Write `{0}: {{value: ...}}` below `parameters:`."
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ("seed: {values: [1, 010]}", "010 is a number to the base 8 in YAML. Write it without a leading 0 or a colon,"),
+        ("seed: {value: 1:30}", "1:30 is a number to the base 60 in YAML. Write it without a leading 0 or a colon, or"),
+        ("train: {parameters: {images: {value: 0100}}}", "0100 is a number to the base 8 in YAML."),
+        ("ecdit: {value: {seed: 5}}", f"ecdit.seed {ALONE.format('ecdit.seed')}"),
+        ("ecdit: {value: {cluster: {time: 10}}}", f"ecdit.cluster {ALONE.format('ecdit.cluster')}"),
+        ("ecdit: {value: {tune: {optim.beta1: [0.8, 0.9]}}}", f"ecdit.tune {ALONE.format('ecdit.tune')}"),
+        ("ecdit: {values: [{on_divergence: {}}]}", f"ecdit.on_divergence {ALONE.format('ecdit.on_divergence')}"),
+        ("arm: {values: [routing=dense ecdit.seed=5]}", f"ecdit.seed {ALONE.format('ecdit.seed')}"),
+    ],
+)
+def test_what_would_be_lost_or_misread_is_refused_with_its_line(tmp_path, parameter, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{HEAD}parameters:\n  {parameter}\n")
+    with pytest.raises(SpecError) as caught:
+        load_spec(str(file))
+    assert str(caught.value).startswith(f"{file}: line 4: {message}")
+
+
+def test_a_design_of_the_whole_sweep_is_no_setting_of_its_command(tmp_path):
+    file = tmp_path / "mine.yaml"
+    command = "command: [ecdit, train, ecdit.seed=5, '${args_no_hyphens}']\n"
+    file.write_text(f"{HEAD}{command}parameters: {{seed: {{value: 0}}}}\n")
+    with pytest.raises(SpecError, match=r"line 3: ecdit\.seed is read only as a parameter of its own\."):
+        load_spec(str(file))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "word"),
+    [
+        ('seed: {values: ["010"]}', "seed=010"),
+        ("seed: {values: [007]}", "seed=7"),
+        ("ecdit: {parameters: {seed: {value: 5}}}", "ecdit.seed=5"),
+        ("ecdit: {value: {train_flops: 1.0e+12}}", "ecdit={'train_flops': 1000000000000.0}"),
+        ("ecdit.cluster: {value: {time: 12:00:00}}", "ecdit.cluster={'time': 43200}"),  # read again, as text
+        ("ecdit: {parameters: {cluster: {value: {time: 1:30}}}}", "ecdit.cluster={'time': 90}"),
+    ],
+)
+def test_what_is_read_as_it_is_written_is_accepted(tmp_path, parameter, word):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{HEAD}parameters:\n  {parameter}\n")
+    assert list(load_spec(str(file)).combinations()) == [[word]]
+
+
+def test_a_bare_off_is_the_word_of_a_setting(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(HEAD + "parameters: {model.block: {value: dit}, model.qk_norm: {values: [off, rms]}}\n")
+    assert {run.config["model"]["qk_norm"] for run in make_plan(load_spec(str(file))).runs} == {"off", "rms"}
 
 
 def test_what_merge_keys_bring_counts_as_given_where_it_stands(tmp_path):
