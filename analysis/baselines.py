@@ -19,8 +19,8 @@ SHAPE = (DEPTH, "model.ffn_factor")
 def baselines(runs: pd.DataFrame) -> dict[str, str]:
     """Maps the arms of one setup to the labels of the dense arms that they are measured from; each baseline is its own.
 
-    A dense arm of another width is measured from the baseline of its depth, or else from the only one. An arm for which
-    there is none is left out.
+    An arm of another width is measured from the baseline of its depth, and a dense arm of another depth from the only
+    one. An arm for which there is none is left out.
     """
     arms = runs.drop_duplicates("arm")
     dense = arms[arms["arm_kind"] == "dense_same_depth"]
@@ -29,8 +29,10 @@ def baselines(runs: pd.DataFrame) -> dict[str, str]:
         alike = same_shape(dense, arm)
         if arm["arm_kind"] == "dense_same_depth":
             alike = alike[alike["arm"] == arm["arm"]]
-        elif alike.empty and arm["arm_kind"] != "sparse":
-            alike = dense if len(dense) == 1 else same_shape(dense, arm, (DEPTH,))
+        elif alike.empty:
+            alike = same_shape(dense, arm, (DEPTH,))
+            if alike.empty and arm["arm_kind"] != "sparse" and len(dense) == 1:
+                alike = dense
         if len(alike):
             found[str(arm["arm"])] = str(alike["arm"].iloc[0])
     return found

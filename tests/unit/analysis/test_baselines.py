@@ -63,8 +63,17 @@ def test_a_baseline_has_the_width_of_the_feed_forward_too(write_arms: WriteArms)
         for router in ("dense", "expert_choice") for factor in (4.0, 2.0)
     }  # fmt: skip
     found = baselines(run_table(load_records([write_arms(arms, seeds=(0,))])))
-    assert found["Expert choice (feed-forward 2 wide)"] == "Dense (same depth), feed-forward 2 wide"
-    assert found["Expert choice (feed-forward 4 wide)"] == "Dense (same depth), feed-forward 4 wide"
+    assert found["Expert choice (experts 2 wide, feed-forward 2 wide)"] == "Dense (same depth), feed-forward 2 wide"
+    assert found["Expert choice (experts 4 wide, feed-forward 4 wide)"] == "Dense (same depth), feed-forward 4 wide"
+
+
+def test_a_router_of_another_width_has_the_baseline_of_its_depth(write_arms: WriteArms) -> None:
+    """Switch-DiT's experts are narrower, so that it activates as much as others."""
+    arms = {"dense": ({}, "dense"), "routed": ({}, "expert_choice"), "narrow": ({"ffn_factor": 2.0}, "switch_dit")}
+    runs = {name: (model, {"name": router}, 1e-5) for name, (model, router) in arms.items()}
+    found = baselines(run_table(load_records([write_arms(runs, seeds=(0,))])))
+    assert len(found) == 3
+    assert set(found.values()) == {"Dense (same depth)"}
 
 
 def test_images_to_dense_loss_are_counted_to_dense_of_the_same_depth(depths: Records) -> None:
