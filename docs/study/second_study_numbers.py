@@ -27,6 +27,7 @@ def values() -> Iterator[tuple[str, str]]:
     savings = tests[tests["claim"].isin(["images", "FLOPs", "seconds"]) & tests["at"].str.startswith("width")]
     yield "second.savings", str(len(savings))
     yield "second.supported", _number((savings["verdict"] == SUPPORTED).sum())
+    yield "second.contradicted", _number((savings["verdict"] == CONTRADICTED).sum())
     at_largest = savings[savings["at"] == f"width {largest}"]
     routed = at_largest[at_largest["arm"].str.contains(EXPERTS, regex=False)]
     for (data, claim), rows in routed[routed["claim"] != "FLOPs"].groupby(["data", "claim"]):
