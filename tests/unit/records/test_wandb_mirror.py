@@ -113,6 +113,8 @@ def test_the_run_carries_config_facts_group_and_axes(run_offline, run_dir, make_
     assert any(metric.glob_name == "*" and metric.step_metric == "images_seen" for metric in metrics)
 
 
+# W&B does not close the file of parameters that it reads.
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_the_settings_stay_whole_where_a_sweep_has_a_parameter_of_the_name_of_a_section(
     run_offline, run_dir, make_record, tmp_path, monkeypatch
 ):
