@@ -35,6 +35,8 @@ IMPORTED = (
     "experiments.records.outputs", "rich.progress",
 )  # fmt: skip
 """What `ecdit train` imports: beside torch and DeepSpeed the command line itself, or each child would import it."""
+MEASURING = (*IMPORTED, "tests.reference_images")
+"""What runs import that measure samples while they train, and what these are compared with."""
 NEW_NETWORK = 0x40000000
 """`CLONE_NEWNET` of Linux; Python names it, and has `os.setns`, only since 3.12."""
 SINGLE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

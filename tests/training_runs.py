@@ -28,7 +28,7 @@ from experiments.training.checkpoint_files import write_checkpoint
 from experiments.training.description import describe_run
 from experiments.training.router_states import KEY as ROUTER_STATE
 from experiments.training.router_states import router_state
-from tests.preloaded import ForkedRun, server
+from tests.preloaded import MEASURING, ForkedRun, Server, server
 
 TINY = (
     "model=nano", "model.num_layers=2", "train.images=192", "train.batch_images=8", "log.every_images=16",
@@ -52,7 +52,13 @@ def environment() -> dict[str, str]:
 
 def start_run(folder: Path, *settings: str, options: Sequence[str] = ("--no-progress",)) -> ForkedRun:
     """That command in a process of its own that was forked after the imports."""
-    return server().start(train_command(folder, *settings, options=options)[3:], environment())
+    words = train_command(folder, *settings, options=options)[3:]
+    return server_of(words).start(words, environment())
+
+
+def server_of(words: Sequence[str]) -> Server:
+    """Returns the server from which a training with these settings is forked."""
+    return server(MEASURING) if any(word.startswith("eval.metric_images=") for word in words) else server()
 
 
 def ecdit(words: Sequence[object], folder: Path | str = "", **variables: str) -> subprocess.CompletedProcess[str]:

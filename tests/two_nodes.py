@@ -18,7 +18,7 @@ import pytest
 
 from tests.preloaded import ForkedRun, server
 from tests.system_packages import program
-from tests.training_runs import environment, train_command
+from tests.training_runs import environment, server_of, train_command
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29511
@@ -116,7 +116,8 @@ def start_ranks(
             pipe = subprocess.PIPE
             processes.append(subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=variables))
         else:
-            processes.append(server().start(command[3:], variables, network=nodes.names[rank] if nodes else ""))
+            network = nodes.names[rank] if nodes else ""
+            processes.append(server_of(command).start(command[3:], variables, network=network))
     return Ranks(processes)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.preloaded import server
+from tests.preloaded import MEASURING, server
 from tests.training_runs import environment, numbers
 from tests.two_nodes import train_on_two
 
@@ -37,7 +37,7 @@ def test_every_evaluation_has_a_score_and_a_distance(trained):
 
 def evaluate(folder, *options):
     """What `ecdit evaluate` writes to stdout and to stderr."""
-    forked = server().start(["evaluate", str(folder), "--images", "10", "--json", *options], environment())
+    forked = server(MEASURING).start(["evaluate", str(folder), "--images", "10", "--json", *options], environment())
     output, said = forked.communicate(timeout=120)
     assert forked.returncode == 0, said
     return output, said
