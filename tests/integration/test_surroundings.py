@@ -75,7 +75,8 @@ def hostile(tmp_path):
     return folder
 
 
-SHORT = (*TINY, "train.images=16", "checkpoint.every_images=16")
+SHORT = (*TINY, "train.images=16", "checkpoint.every_images=16", "eval.sample_steps=2")
+"""A sweep ends with timing how long its models take to generate an image, in so many steps."""
 
 
 def write_spec(folder, *seeds):

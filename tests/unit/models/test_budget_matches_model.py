@@ -80,8 +80,8 @@ SMALL_PRESETS = ("nano", "S")
 CASES = [
     *(("nano", f"routing={router}") for router in routed_names()),
     *(("nano", arm) for arm in ARMS),
-    *(("micro", f"routing={router}") for router in ("token_choice", "switch")),
-    *((preset, f"routing={router}") for preset in ("micro", "mini", "S") for router in ("dense", "expert_choice")),
+    *(("micro", f"routing={router}") for router in ("dense", "expert_choice", "token_choice", "switch")),
+    *((name, f"routing={router} model.num_layers=4") for name in ("mini", "S") for router in ON_EVERY_PRESET[:2]),
 ]
 
 
