@@ -64,9 +64,6 @@ M_MMAP_THRESHOLD = -3
 GLIBC_USUAL = {M_MMAP_MAX: 65_536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
 """The values that glibc has after a block of 32 MiB was freed."""
 
-files: list[Path | None] = [None]
-"""The file of the test that runs, or of the last one."""
-
 Curve = Callable[[int], float]
 WriteRun = Callable[..., RunDir]
 WEIGHTS = "raw"
@@ -79,12 +76,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector the imported modules, which stay."""
-    spare_the_collector()
-
-
-def spare_the_collector() -> None:
-    """Frees what is garbage now, and lets the collector pass over everything else from now on.
+    """Spares the garbage collector the imported modules, which stay.
 
     DeepSpeed collects whenever it builds or destroys an engine, which takes a quarter of a second with torch imported.
     """
@@ -108,9 +100,6 @@ def use_usual_allocator() -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Measures what the test takes, with its fixtures, and then undoes what a command has set for its process."""
-    if item.path != files[-1]:
-        files[-1] = item.path
-        spare_the_collector()  # of what the files before have imported, and keep in caches
     with measured(item.nodeid):
         result = yield
     use_usual_allocator()
