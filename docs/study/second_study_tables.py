@@ -88,7 +88,8 @@ def law_lines(found: Iterable[FamilyLaw]) -> Iterator[str]:
     yield text_table(header, [(each.data, each.family, each.law, each.errors, each.verdict) for each in laws])
     for each in laws:
         if each.reasons:
-            yield "- " + markdown_text(f"{each.data}, {each.family}: {' '.join(each.reasons)}")
+            said = " ".join(f"{reason[:1].upper()}{reason[1:].rstrip('.')}." for reason in each.reasons)
+            yield "- " + markdown_text(f"{each.data}, {each.family}: {said}")
     yield ""
 
 
