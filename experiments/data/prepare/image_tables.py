@@ -174,7 +174,7 @@ def open_parquet(
     schemas = [read_schema(path) for path in files]
     try:
         dataset = _loaded(
-            datasets, source, "parquet", data_files=named, split="train", features=_features(datasets, schemas)
+            datasets, source, "parquet", data_files=named, split="train", features=_features(datasets, files, schemas)
         )
     except ConfigError as error:
         raise ConfigError(error.message, f"{error.hint} {_difference(files, schemas)}".strip()) from error
@@ -183,20 +183,23 @@ def open_parquet(
     return _table(datasets, dataset, source, image_column, caption_column, starts, folders, text)
 
 
-def _features(datasets: Any, schemas: Sequence[pa.Schema]) -> Any:
+def _features(datasets: Any, files: Sequence[Path], schemas: Sequence[pa.Schema]) -> Any:
     """Returns the types of the columns of all files, or None where the first file has all columns with their types.
 
     `datasets` reads all files with the types of the first one. It refuses a column that only a later file has, and text
-    in a column that is empty in the first.
+    in a column that is empty in the first. Raises `ConfigError` where one number would stand for two classes.
     """
     try:
         first, *others = [datasets.Features.from_arrow_schema(schema) for schema in schemas]
     except Exception:  # the same error is raised when the files are read, and said then
         return None
     empty, known = datasets.Value("null"), dict(first)
-    for name, kind in (each for features in others for each in features.items()):
+    for path, (name, kind) in ((path, each) for path, of in zip(files[1:], others, strict=True) for each in of.items()):
         if known.get(name, empty) == empty:
             known[name] = kind
+        elif isinstance(kind, datasets.ClassLabel) and getattr(known[name], "names", kind.names) != kind.names:
+            said = f"The classes of the column {name!r} in {path.name} are not those of the files before it."
+            raise ConfigError(said, "Prepare the files apart, or give them one list of classes.")
     return None if known == dict(first) else datasets.Features(known)
 
 

@@ -140,6 +140,19 @@ def test_a_column_beside_folders_of_classes_counts_where_it_is_named(tmp_path: P
     assert set(left.values()) == {"no label"}
 
 
+@pytest.mark.parametrize("others", [["ant", "zebra"], ["zebra", "ant", "bee"]])
+def test_files_whose_numbers_stand_for_other_classes_are_refused(others: list[str], tmp_path: Path) -> None:
+    """Read with the classes of the first file, the images of the second would have wrong labels."""
+    import datasets
+
+    for name, classes in (("a", ["zebra", "ant"]), ("b", others)):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
+        rows = [{"image": {"bytes": PNG, "path": f"{name}.png"}, "label": 0}]
+        datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(ConfigError, match=r"The classes of the column 'label' in b\.parquet are not"):
+        found(tmp_path)
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_data_set_that_orders_its_classes_keeps_their_order(ordered: bool, tmp_path: Path) -> None:
     import datasets
