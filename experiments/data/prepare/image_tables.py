@@ -194,12 +194,13 @@ def _features(datasets: Any, files: Sequence[Path], schemas: Sequence[pa.Schema]
     except Exception:  # the same error is raised when the files are read, and said then
         return None
     empty, known = datasets.Value("null"), dict(first)
-    for path, (name, kind) in ((path, each) for path, of in zip(files[1:], others, strict=True) for each in of.items()):
-        if known.get(name, empty) == empty:
-            known[name] = kind
-        elif isinstance(kind, datasets.ClassLabel) and getattr(known[name], "names", kind.names) != kind.names:
-            said = f"The classes of the column {name!r} in {path.name} are not those of the files before it."
-            raise ConfigError(said, "Prepare the files apart, or give them one list of classes.")
+    for path, features in zip(files[1:], others, strict=True):
+        for name, kind in features.items():
+            if known.get(name, empty) == empty:
+                known[name] = kind
+            elif isinstance(kind, datasets.ClassLabel) and getattr(known[name], "names", kind.names) != kind.names:
+                said = f"The classes of the column {name!r} in {path.name} are not those of the files before it."
+                raise ConfigError(said, "Prepare the files apart, or give them one list of classes.")
     return None if known == dict(first) else datasets.Features(known)
 
 

@@ -151,10 +151,10 @@ def _of_images(asked: Asked, listing: Listing) -> SourceRows | None:
     beside = _captioned_beside(asked, listing)
     if beside is None:
         return _named_by_tables(asked, listing)
-    if _num_without_text(beside):
+    if num_without := _num_without_text(beside):
         with suppress(ConfigError):  # a table that is no use does not hinder the files
             tabled = _named_by_tables(asked, listing)
-            if tabled is not None and _num_without_text(tabled) < _num_without_text(beside):
+            if tabled is not None and _num_without_text(tabled) < num_without:
                 return tabled
     return beside
 

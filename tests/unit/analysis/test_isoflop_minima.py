@@ -78,7 +78,7 @@ def test_images_are_what_the_budget_buys_at_the_best_size(write_budgets: WriteBu
 
 
 def test_images_include_those_that_first_weights_were_trained_on(write_budgets: WriteBudgets) -> None:
-    """As FLOPs do. The best training would else lack the images of a parent whose compute the budget counts."""
+    """A budget counts the FLOPs of a parent, so the number of images that is best for it counts the parent's, too."""
     table = run_table(load_records([write_budgets()]))
     own, whole = (isoflop(table.assign(images_before=images)) for images in (0, 1600))
     assert (whole.profiles["images"] - own.profiles["images"]).to_list() == pytest.approx([1600] * len(own.profiles))

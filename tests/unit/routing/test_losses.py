@@ -213,7 +213,7 @@ def test_losses_over_the_tokens_that_count_are_those_of_these_tokens_alone() -> 
 def test_a_balance_loss_over_the_tokens_that_count_is_that_of_groups_of_these_alone(
     top_k: int, everywhere: bool
 ) -> None:
-    """Of four groups of ten tokens, which keep different numbers, the last keeps none and is no group."""
+    """Each of the four groups has ten tokens, of which different numbers count; the last has none and is left out."""
     logits_GSE, counted_GS = torch.randn(4, 10, 4), COUNTED_N.view(4, 10) & (torch.arange(4) < 3).unsqueeze(1)
     choice_GSK = logits_GSE.topk(top_k).indices
     alone = [

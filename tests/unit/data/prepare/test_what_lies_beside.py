@@ -268,7 +268,7 @@ def test_the_ending_of_captions_is_that_of_most_images(make: Make, tmp_path: Pat
 
 @pytest.mark.parametrize("make", [write, packed])
 def test_json_that_describes_images_is_no_caption_and_changes_no_set(make: Make, tmp_path: Path) -> None:
-    """As img2dataset writes it, where a caption is missing."""
+    """For every image img2dataset writes such a JSON file, and leaves out the text file where there is no caption."""
     files = pictures(3) | {"000.txt": b"zero", "001.txt": b"one"}
     described = {f"00{place}.json": b'{"width": 5}' for place in range(3)}
     plain, source = make(tmp_path / "plain", files), make(tmp_path / "described", files | described)
