@@ -258,9 +258,9 @@ def is_alive(run: RunDir, status: Status) -> bool:
         return False
 
 
-def schedule_seconds(flops_left: Iterable[float], flops_per_slot_second: float, num_slots: int) -> float:
+def schedule_seconds(work_left: Iterable[float], work_per_slot_second: float, num_slots: int) -> float:
     """Returns the seconds until the last run ends, if each next run goes to the first free slot."""
     slots = [0.0] * num_slots
-    for flops in flops_left:
-        heapq.heapreplace(slots, slots[0] + flops / flops_per_slot_second)
+    for work in work_left:
+        heapq.heapreplace(slots, slots[0] + work / work_per_slot_second)
     return max(slots)

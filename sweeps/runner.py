@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -110,6 +110,18 @@ def run_sweep(
     return asyncio.run(session.run())
 
 
+def _costs_per_image(runs: Sequence[PlannedRun]) -> dict[str, float]:
+    """Returns what an image costs each run: its estimated seconds where all runs have them, and else its FLOPs.
+
+    Small models take longer for a FLOP than large ones, which an estimate from a calibration contains.
+    """
+    seconds = [None if run.estimate is None else run.estimate.seconds for run in runs]
+    return {
+        run.name: float(run.train_flops_per_image) if one is None or None in seconds else one / run.images
+        for run, one in zip(runs, seconds, strict=True)
+    }
+
+
 class _Session:
     """The state of one call of `run_sweep`."""
 
@@ -132,6 +144,7 @@ class _Session:
         self._images_before = {
             name: max(run.images_seen, self._planned[name].trunk_images) for name, run in self._progress.items()
         }
+        self._image_costs = _costs_per_image(plan.wanted)
         self._busy_seconds = 0.0
         self._started = time.monotonic()
         self._stopping = False
@@ -205,10 +218,10 @@ class _Session:
         return SweepSnapshot(list(self._progress.values()), seconds, self._seconds_left(), self._stopping, events)
 
     def _seconds_left(self) -> float | None:
-        """Returns the seconds left at this session's FLOPs per slot and second, evaluation and start-up included."""
-        flops = {name: run.train_flops_per_image for name, run in self._planned.items()}
+        """Returns the seconds left at this session's rate of a slot, evaluation and start-up included."""
+        costs = self._image_costs
         gained = {name: run.images_seen - self._images_before[name] for name, run in self._progress.items()}
-        done = sum(max(0, images) * flops[name] for name, images in gained.items())
+        done = sum(max(0, images) * costs[name] for name, images in gained.items())
         busy = self._busy_seconds + sum(time.monotonic() - started for started in self._running.values())
         unfinished = [
             *(self._progress[name] for name in self._running),
@@ -217,7 +230,7 @@ class _Session:
         if done <= 0 or busy <= 0:
             return None
         seen = {run.name: max(run.images_seen, self._planned[run.name].trunk_images) for run in unfinished}
-        left = ((self._planned[name].images - images) * flops[name] for name, images in seen.items())
+        left = ((self._planned[name].images - images) * costs[name] for name, images in seen.items())
         return schedule_seconds(left, done / busy, self._executor.num_slots)
 
     def _listen_to_signals(self) -> None:

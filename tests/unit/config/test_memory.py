@@ -28,7 +28,7 @@ SMALL_BATCH = ("model=micro", "train.batch_images=4")
 MMDIT = ("model=micro", "model.block=mmdit", "routing.text_experts=4")
 
 
-def measure(*overrides, world=1, bucket=None, resident=True):
+def measure(*overrides, world=1, bucket=None, resident=False):
     """Returns what the process of rank 0 measured, of `world` that run together.
 
     It is started anew where its resident set counts: that of a forked process lacks the pages of libraries. The other
@@ -77,10 +77,22 @@ def resident(expected):
         ("model=nano", FP32, "train.batch_images=16"),
         ("model=micro", "train.precision=bf16", "routing=token_choice", "train.batch_images=8", "train.accumulation=2",
          "parallel.zero_stage=2"),
-        ("model=nano", "routing=dense", "model.width=256", FP32, "train.batch_images=2", "optim.name=rmsprop"),
         ("model=micro", "train.batch_images=64", FP32, "parallel.activation_checkpointing=True"),
-        ("model=micro", "routing=shared_expert", FP32, "train.batch_images=16"),
         ("model=mini", FP32, "train.batch_images=8"),
+        (*MMDIT, "routing=shared_expert", FP32, "train.batch_images=16"),
+    ],
+)  # fmt: skip
+def test_every_part_and_the_resident_set_are_what_a_real_step_takes(overrides):
+    expected, measured = memory(load_config(overrides), on_accelerator=False), measure(*overrides, resident=True)
+    assert_as_measured(expected, measured)
+    assert resident(expected) == pytest.approx(measured["resident_peak"], rel=RESIDENT)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model=nano", "routing=dense", "model.width=256", FP32, "train.batch_images=2", "optim.name=rmsprop"),
+        ("model=micro", "routing=shared_expert", FP32, "train.batch_images=16"),
         (*MICRO, FP32, "parallel.zero_stage=0"),
         (*MICRO, FP32, "optim.parametrization=mup", "model.base_width=64"),
         (*MICRO, FP32, "train.ema=power"),
@@ -95,12 +107,18 @@ def resident(expected):
         ("model=micro", "model.block=dit", FP32, "train.batch_images=64", "parallel.activation_checkpointing=True"),
         ("model=micro", "model.block=mmdit", "routing=dense", "model.qk_norm=layer", FP32, "train.batch_images=16"),
         ("model=micro", "model.block=mmdit", "model.qk_norm=rms", "train.precision=bf16", "train.batch_images=16"),
-        (*MMDIT, "routing=shared_expert", FP32, "train.batch_images=16"),
         (*MMDIT, FP32, "train.batch_images=64", "parallel.activation_checkpointing=True"),
     ],
 )  # fmt: skip
 def test_every_part_is_what_a_real_step_takes(overrides):
-    expected, measured = memory(load_config(overrides), on_accelerator=False), measure(*overrides)
+    assert_as_measured(memory(load_config(overrides), on_accelerator=False), measure(*overrides))
+
+
+@pytest.mark.multi
+@pytest.mark.parametrize("overrides", [(FP32,), (FP32, "parallel.zero_stage=3"), (FP32, "parallel.expert_parallel=2")])
+def test_two_processes_share_what_they_are_said_to_share_and_so_do_their_resident_sets(overrides):
+    config = load_config([*MICRO, *overrides, "parallel.world=2"])
+    expected, measured = memory(config, on_accelerator=False), measure(*MICRO, *overrides, world=2, resident=True)
     assert_as_measured(expected, measured)
     assert resident(expected) == pytest.approx(measured["resident_peak"], rel=RESIDENT)
 
@@ -109,10 +127,7 @@ def test_every_part_is_what_a_real_step_takes(overrides):
 @pytest.mark.parametrize(
     "overrides",
     [
-        (FP32,),
         ("train.precision=bf16", "parallel.zero_stage=2"),
-        (FP32, "parallel.zero_stage=3"),
-        (FP32, "parallel.expert_parallel=2"),
         (FP32, "train.ema=power"),
         (FP32, "model.block=dit", "parallel.expert_parallel=2"),
         (FP32, "model.block=dit", "parallel.zero_stage=3"),
@@ -122,9 +137,7 @@ def test_every_part_is_what_a_real_step_takes(overrides):
 )
 def test_two_processes_share_what_they_are_said_to_share(overrides):
     config = load_config([*MICRO, *overrides, "parallel.world=2"])
-    expected, measured = memory(config, on_accelerator=False), measure(*MICRO, *overrides, world=2)
-    assert_as_measured(expected, measured)
-    assert resident(expected) == pytest.approx(measured["resident_peak"], rel=RESIDENT)
+    assert_as_measured(memory(config, on_accelerator=False), measure(*MICRO, *overrides, world=2))
 
 
 @pytest.mark.multi
@@ -145,7 +158,7 @@ def test_an_accelerator_reduces_gradients_in_a_bucket_that_it_always_has(overrid
     monkeypatch.setattr("experiments.config.memory.BUCKET_ELEMENTS", BUCKET)
     overrides = (*SMALL_BATCH, *overrides, "train.implementation=reference")
     expected = memory(load_config([*overrides, "parallel.world=2"]), on_accelerator=True)
-    assert_as_measured(expected, measure(*overrides, world=2, bucket=BUCKET, resident=False))
+    assert_as_measured(expected, measure(*overrides, world=2, bucket=BUCKET))
 
 
 @pytest.mark.parametrize("block", ["pixart", "mmdit"])
@@ -153,7 +166,7 @@ def test_latents_and_text_features_take_what_was_computed(block, latent_set):
     data = ("data.name=latents", f"data.path={latent_set}", "model.patch_size=2", "train.batch_images=16")
     data = (*data, f"model.block={block}")
     expected = memory(load_config(["model=nano", FP32, *data]), on_accelerator=False)
-    measured = measure("model=nano", FP32, *data, resident=False)
+    measured = measure("model=nano", FP32, *data)
     assert expected.activations == pytest.approx(measured["activations"], rel=0.05)
     assert expected.persistent + expected.batch == pytest.approx(measured["persistent"], rel=0.05)
 

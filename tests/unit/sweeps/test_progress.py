@@ -109,5 +109,5 @@ def test_a_run_that_the_sweep_file_does_not_ask_for_any_more_is_over_when_nothin
 
 
 def test_the_last_run_is_not_shared_among_slots():
-    assert schedule_seconds([10, 10, 10], flops_per_slot_second=1, num_slots=2) == 20
-    assert schedule_seconds([], flops_per_slot_second=1, num_slots=2) == 0
+    assert schedule_seconds([10, 10, 10], work_per_slot_second=1, num_slots=2) == 20
+    assert schedule_seconds([], work_per_slot_second=1, num_slots=2) == 0

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from experiments.errors import SpecError
+from sweeps.plan import CostEstimate
 from sweeps.progress import read_sweep
 from sweeps.runner import freeze_plan
 
@@ -153,6 +154,21 @@ def test_time_left_is_unknown_until_something_was_measured(run, seeds):
     run(seeds(0), "0=wait_for_stop", on_progress=stop_once_estimated)
     assert estimates[0] is None
     assert any(seconds is not None and seconds > 0 for seconds in estimates)
+
+
+def test_time_left_follows_the_estimated_seconds_where_an_image_of_one_run_takes_longer(run, seeds):
+    """Both runs have the FLOPs of dense, and the second one is estimated to take twenty times as long."""
+    ratios, plan = [], seeds(0, 1)
+    estimates = [CostEstimate(memory_gib=0.1, seconds=seconds, basis="calibration") for seconds in (1.0, 20.0)]
+    planned = [one.model_copy(update={"estimate": each}) for one, each in zip(plan.runs, estimates, strict=True)]
+
+    def stop_halfway(snapshot):
+        if snapshot.seconds_left is not None and not snapshot.stopping:
+            ratios.append(snapshot.seconds_left / snapshot.seconds)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run(plan.model_copy(update={"runs": planned}), "0=wait_for_stop", num_slots=1, on_progress=stop_halfway)
+    assert 10 < ratios[0] < 42  # half a second of 21 is done; by FLOPs it would be a quarter of the work, a ratio of 3
 
 
 def test_a_folder_that_cannot_be_written_fails_the_run_and_not_the_sweep(run, seeds, folder):
