@@ -96,7 +96,7 @@ def sample(
         loaded = load_run(RunDir(run), weights, show.say, None if precision == "auto" else precision, ema)
         loaded = with_data_set(loaded, data_set)
         config = loaded.config
-        asked = asked_of(loaded, [prompt.text for prompt in given], classes, compute_map)
+        asked = asked_of(loaded, [prompt.text for prompt in given], classes, compute_map, show.say)
         keep_freed_memory(config)
         settings = sampler_settings(config, steps, (guidance, guidance_interval, guidance_channels), shift, sampler)
         drawn = (checked_number(len(asked), per_caption), batch_images, config.data.seed if seed is None else seed)

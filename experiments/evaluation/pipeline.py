@@ -23,7 +23,7 @@ from torch import Tensor
 
 from experiments.config.caption_kinds import FeatureCaptions
 from experiments.config.data_sets import captions_of, data_set_of
-from experiments.config.sampler_rows import SAMPLERS
+from experiments.config.sampler_rows import SAMPLERS, require_steps
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, did_you_mean
 from experiments.evaluation.inference.mapped_samples import sample_captions
@@ -144,6 +144,7 @@ class Pipeline:
         own = SamplerSettings.of(self.config)
         if steps is not None:
             _require_count("num_inference_steps", steps)
+            require_steps(steps, self.config.flow.objective, "num_inference_steps=")
         if scale is not None and not 0 <= scale < math.inf:
             raise ConfigError(f"guidance_scale={scale} is out of range.", "It is at least 0; 1 is no guidance.")
         _require_choice("sampler", sampler, SAMPLERS)

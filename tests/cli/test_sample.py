@@ -101,6 +101,8 @@ def test_known_words_in_a_new_order_are_sampled_without_a_verdict(trained: Path,
         (["--guidance-interval", "0.9,0.1"], "--guidance-interval '0.9,0.1' is not START,STOP"),
         (["--grid", "grid.jpg"], "is not a PNG"),
         (["--captions", "missing.txt"], "missing.txt"),
+        (["--vae", "x"], "--vae x does not fit a run on pixels, which nothing decodes. Leave out --vae."),
+        (["--data", "x"], "--data x does not fit data.name=shapes, whose images are in no folder. Leave out --data."),
     ],
 )
 def test_mistakes_in_options_are_one_line(trained: Path, capsys: Captured, options: list[str], message: str) -> None:
