@@ -52,8 +52,8 @@ def import_weights(
 
     `weights` None takes the average where the file has one. `num_heads` is needed where no preset of DiT has the sizes
     of the model. Raises `OutputError` where `out` exists, `CheckpointError` for a file that cannot be read or is not of
-    this layout, `RecordError` for sizes that no model can have, `ConfigError` for options that do not fit. `out` appears
-    whole or not at all.
+    this layout, `RecordError` for sizes that no model can have, `ConfigError` for options that do not fit. `out`
+    appears whole or not at all.
     """
     require_new_folder(out)
     state, kind = _state_of(_read(file), file, weights)
