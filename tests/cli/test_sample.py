@@ -125,6 +125,21 @@ def test_exports_hold_every_image(trained: Path, tmp_path: Path) -> None:
     assert sum(name.startswith("dsg/images/") for name in found) == 2
 
 
+def test_the_grid_of_many_images_shows_some_and_the_export_holds_all(
+    trained: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.figures.sample_grid.MOST_IMAGES", 5)
+    grids, captions = [tmp_path / "some.png", tmp_path / "two.png"], ["a circle", "a heart", "a bar"]
+    options = ["--per-caption", "2", "--geneval", str(tmp_path / "geneval"), "--grid", str(grids[0]), *QUICK]
+    assert run(["sample", str(trained), *captions, *options]) == 0
+    captured = capsys.readouterr()
+    assert "The grid shows the images of the first 2 of 3 captions." in captured.err
+    assert len(captured.out.splitlines()) == 1 + 6
+    assert len(list((tmp_path / "geneval").glob("*/samples/*.png"))) == 6
+    assert run(["sample", str(trained), *captions[:2], "--per-caption", "2", "--grid", str(grids[1]), *QUICK]) == 0
+    assert np.array_equal(pixels_of(grids[0]), pixels_of(grids[1]))
+
+
 def test_captions_may_come_from_a_file(trained: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "captions.txt").write_text("a circle\n\na blue bar\n")
     grid = str(tmp_path / "grid.png")
