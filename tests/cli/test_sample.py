@@ -137,7 +137,7 @@ def test_the_grid_of_many_images_shows_some_and_the_export_holds_all(
     assert len(captured.out.splitlines()) == 1 + 6
     assert len(list((tmp_path / "geneval").glob("*/samples/*.png"))) == 6
     assert run(["sample", str(trained), *captions[:2], "--per-caption", "2", "--grid", str(grids[1]), *QUICK]) == 0
-    assert np.array_equal(pixels_of(grids[0]), pixels_of(grids[1]))
+    assert np.abs(pixels_of(grids[0]) - pixels_of(grids[1])).max() <= 1
 
 
 def test_captions_may_come_from_a_file(trained: Path, tmp_path: Path, capsys: Captured) -> None:

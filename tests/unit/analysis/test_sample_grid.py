@@ -60,7 +60,7 @@ def test_every_pixel_is_a_whole_number_of_dots(side: int, dots: int, tmp_path: P
     ("num_captions", "per_caption", "shown"),
     [(6, 1, 6), (MOST_IMAGES, 1, MOST_IMAGES), (MOST_IMAGES + 1, 1, MOST_IMAGES), (553, 4, 250), (3, MOST_IMAGES, 1)],
 )
-def test_a_grid_of_many_images_shows_those_of_the_first_captions(num_captions: int, per_caption: int, shown: int) -> None:
+def test_a_grid_of_many_images_shows_the_first_captions(num_captions: int, per_caption: int, shown: int) -> None:
     assert num_captions_shown(num_captions, per_caption) == shown
 
 
