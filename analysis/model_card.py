@@ -14,7 +14,8 @@ import yaml
 from analysis.escaping import markdown_code, markdown_text
 from analysis.run_table import markdown, significant
 from experiments.config.blocks import block_of
-from experiments.config.data_sets import data_set_of
+from experiments.config.caption_kinds import FeatureCaptions
+from experiments.config.data_sets import captions_of, data_set_of
 from experiments.config.metric_row import RecordedValue
 from experiments.config.metrics import IMPORTED, METRICS, VELOCITY_ERROR
 from experiments.config.objectives import OBJECTIVES
@@ -54,10 +55,11 @@ def model_card(exported: Exported, run: RunDir) -> str:
     config = stored_config(record.config, run.run_json, record.plugin_names)
     rows = [row for row in stored_rows(run.evals, EvalRow) if _is_of_these_weights(row, exported)]
     kind = "mixture-of-experts " if config.routing.name != "dense" else ""
+    where = "with ecdit" if record.imported is None else "elsewhere, and imported into ecdit"
     parts = [
         _header(config),
         f"# {markdown_text(record.name)}",
-        f"This {kind}diffusion transformer makes images of {_asked_for(config)}. It was trained with ecdit.",
+        f"This {kind}diffusion transformer makes images of {_asked_for(config)}. It was trained {where}.",
         "## Model",
         _table("property", "value", _about_model(exported, config)),
         "## Data and training",
@@ -115,15 +117,22 @@ def _about_training(exported: Exported, config: RunConfig) -> Facts:
     record, data, optim = exported.record, config.data, config.optim
     side = f"{data.image_size} x {data.image_size}"
     pixels = f"images of {side} pixels" if data_set_of(config).has_pixels else f"latents of {side}"
-    yield "data set", f"{data.name}: {pixels}, {data.channels} channels"
-    if data.fingerprint is not None:
-        yield "fingerprint of the data set", data.fingerprint
-    yield "images seen", f"{exported.images_seen:,} in batches of {config.train.batch_images:,}"
-    yield "training FLOPs as planned", significant(exported.images_seen * record.train_flops_per_image)
-    yield "optimizer", f"{optim.name}, learning rate {optim.learning_rate:g}, schedule {optim.schedule}"
-    yield "precision of training", record.precision
-    yield from _about_lineage(record)
-    yield "seed", str(config.seed)
+    images = f"{pixels}, {data.channels} channels"
+    if record.imported is None:
+        yield "data set", f"{data.name}: {images}"
+        if data.fingerprint is not None:
+            yield "fingerprint of the data set", data.fingerprint
+        yield "images seen", f"{exported.images_seen:,} in batches of {config.train.batch_images:,}"
+        yield "training FLOPs as planned", significant(exported.images_seen * record.train_flops_per_image)
+        yield "optimizer", f"{optim.name}, learning rate {optim.learning_rate:g}, schedule {optim.schedule}"
+        yield "precision of training", record.precision
+        yield from _about_lineage(record)
+        yield "seed", str(config.seed)
+    else:  # a file of weights says nothing of its training, and the settings have defaults in its place
+        yield "images", images
+        yield "imported from", f"a file of {record.imported.layout}'s public code, SHA-256 {record.imported.sha256}"
+        yield "weights in that file", record.imported.weights or NOT_RECORDED
+        yield "data set and training", NOT_RECORDED
     yield "config id", record.config_id
     yield "ecdit", record.versions.get("ecdit", NOT_RECORDED)
     yield "commit", record.git_commit or NOT_RECORDED
@@ -192,19 +201,23 @@ def _interval(row: EvalRow, value: RecordedValue) -> str:
 
 def _how_to_load(config: RunConfig) -> Iterator[str]:
     """Yields how the folder is read, with ecdit and without it."""
-    of_classes = _asked_for(config) == "classes"
-    if data_set_of(config).has_pixels:
+    of_classes, row = _asked_for(config) == "classes", data_set_of(config)
+    if row.has_pixels and not isinstance(captions_of(config), FeatureCaptions):
         yield "With ecdit, where `FOLDER` is this folder:"
-        example = 0 if of_classes else data_set_of(config).examples[-1]
+        example = 0 if of_classes else row.examples[-1]
         yield _python(
             "from experiments.evaluation.pipeline import Pipeline\n\n"
             'pipe = Pipeline.from_pretrained("FOLDER")\n'
             f"image = pipe({example!r}, guidance_scale={config.eval.guidance:g}).images[0]\n"
         )
     else:
-        what, option = ("with the VAE", "--class 0") if of_classes else ("with the data set and its VAE", "--data DATA")
-        yield f"With ecdit, where `FOLDER` is this folder, and {what}:"
-        yield f"```bash\necdit sample FOLDER {option} --vae VAE\n```"
+        needs = {
+            "the data set": " --data DATA" if config.data.path is not None else "",
+            "the VAE": "" if row.has_pixels else " --vae VAE",
+        }
+        what = " and ".join(name for name, option in needs.items() if option)
+        yield f"With ecdit, where `FOLDER` is this folder, and with {what}:"
+        yield f"```bash\necdit sample FOLDER{' --class 0' * of_classes}{''.join(needs.values())}\n```"
     yield (
         "Without ecdit, `read_weights` returns the description of the model and its tensors by name. Nothing in the "
         "folder is executed by reading it."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.columns import Column
 from ecdit_cli._console import print_json, print_rows, say
+from ecdit_cli._option_checks import refuse_ignored
+from experiments.config.metrics import METRICS
 
 if TYPE_CHECKING:
     from experiments.evaluation.metrics.judge_check import Checked
@@ -33,6 +35,26 @@ def check_widths(text: str, metrics: Sequence[str]) -> tuple[float, ...]:
     if "inference-time" in metrics:
         raise EcditError("inference-time is the same for every --ema.", "Measure it without --ema.")
     return parse_widths(text)
+
+
+def refuse_unread_files(files: Mapping[str, Path | None], metrics: Sequence[str]) -> None:
+    """Raises `EcditError` for the file of a network that none of the `metrics` reads; `files` are by their option."""
+    for option, path in files.items():
+        readers = [name for name, row in METRICS.items() if option in row.needs_files]
+        refuse_ignored(
+            {option: path is not None and set(readers).isdisjoint(metrics)},
+            f"is for {' or '.join(readers)}, which is not measured",
+            f"Add it to --metrics, or leave {option} out.",
+        )
+
+
+def refuse_metrics_of_imports(metrics: str | None, imported: Sequence[Path | None]) -> None:
+    """Raises `EcditError` for metrics beside results of another program, which are imported and not measured."""
+    refuse_ignored(
+        {f"--metrics {metrics}": metrics is not None and any(path is not None for path in imported)},
+        "is not measured where results of GenEval or DSG are imported",
+        "Run the command once for each.",
+    )
 
 
 def existing_runs(roots: Sequence[Path]) -> list[RunDir]:

@@ -96,7 +96,7 @@ def sample(
         loaded = load_run(RunDir(run), weights, show.say, None if precision == "auto" else precision, ema)
         loaded = with_data_set(loaded, data_set)
         config = loaded.config
-        asked = asked_of(loaded, [prompt.text for prompt in given], classes, compute_map)
+        asked = asked_of(loaded, [prompt.text for prompt in given], classes, compute_map, show.say)
         keep_freed_memory(config)
         settings = sampler_settings(config, steps, (guidance, guidance_interval, guidance_channels), shift, sampler)
         drawn = (checked_number(len(asked), per_caption), batch_images, config.data.seed if seed is None else seed)
@@ -197,27 +197,28 @@ def _verdicts(images_BCHW: Tensor, captions: Sequence[str], show: Display) -> li
 def _write(
     made: _Made, prompts: Sequence[Prompt], per_caption: int, grid_file: Path, geneval: Path | None, dsg: Path | None
 ) -> list[Path]:  # fmt: skip
-    """Writes the grid, the compute map and the exports; returns the paths of what was written."""
+    """Writes the exports, which can be large, then the grid and the compute map; returns the paths of all of them."""
     import torch
 
     from analysis.figures.compute_map import draw_compute_map
-    from analysis.figures.sample_grid import draw_sample_grid
+    from analysis.figures.sample_grid import draw_sample_grid, num_captions_shown
     from analysis.style import write_drawing, write_png
     from experiments.evaluation.exchange.image_folders import write_dsg_images, write_geneval_images
     from experiments.evaluation.sampling.batches import as_pixels
 
-    pixels_BHWC = as_pixels(made.images_BCHW).numpy()
-    notes = [_note(verdict) for verdict in made.verdicts]
-    write_png(draw_sample_grid(pixels_BHWC, [prompt.text for prompt in prompts], notes, per_caption), grid_file)
+    if geneval is not None:
+        write_geneval_images(geneval, prompts, torch.split(made.images_BCHW, per_caption))
+    if dsg is not None:
+        write_dsg_images(dsg, prompts, made.images_BCHW[::per_caption])
+    shown = [prompt.text for prompt in prompts[: num_captions_shown(len(prompts), per_caption)]]
+    here = slice(len(shown) * per_caption)
+    notes = [_note(verdict) for verdict in made.verdicts[here]]
+    write_png(draw_sample_grid(as_pixels(made.images_BCHW[here]).numpy(), shown, notes, per_caption), grid_file)
     written = [grid_file]
     if made.compute_map is not None:
         name = _files(grid_file, compute_map=True)[-1].stem
         title = f"{made.run.run_dir.path.resolve().name}, {made.run.images_seen:,} training images"
         written += write_drawing(draw_compute_map(made.compute_map, title), grid_file.parent, name)
-    if geneval is not None:
-        write_geneval_images(geneval, prompts, torch.split(made.images_BCHW, per_caption))
-    if dsg is not None:
-        write_dsg_images(dsg, prompts, made.images_BCHW[::per_caption])
     written += [folder for folder in (geneval, dsg) if folder is not None]
     return written
 
@@ -265,6 +266,7 @@ def _note(verdict: Verdict | None) -> str:
 def _print(made: _Made, prompts: Sequence[Prompt], per_caption: int, files: Sequence[Path], as_json: bool) -> None:
     """Prints what each image shows, and where the files are."""
     from analysis.columns import Column
+    from analysis.figures.sample_grid import num_captions_shown
     from ecdit_cli._console import print_json, print_rows
 
     texts = [prompt.text for prompt in prompts for _ in range(per_caption)]
@@ -272,6 +274,8 @@ def _print(made: _Made, prompts: Sequence[Prompt], per_caption: int, files: Sequ
         {"caption": text, "verdict": _note(verdict) or None, "found": _found(verdict)}
         for text, verdict in zip(texts, made.verdicts, strict=True)
     ]
+    if (shown := num_captions_shown(len(prompts), per_caption)) < len(prompts):
+        say(f"The grid shows the images of the first {shown:,} of {len(prompts):,} captions.")
     if as_json:
         print_json({"images_seen": made.run.images_seen, "images": rows, "files": [str(path) for path in files]})
         return

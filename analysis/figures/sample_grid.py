@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from analysis.style import DOTS_PER_INCH, GREY, paper_style, place_text, wrapped
 
 COLUMNS = 6
+MOST_IMAGES = 1000
+"""The images of the largest grid that `ecdit sample` draws. A grid of all that it can sample would take 20 GB."""
 SIDE = 0.96
 """The side of an image in inches, which gives each of 32 pixels 6 dots at `DOTS_PER_INCH`."""
 GAP = 0.06
@@ -49,6 +51,11 @@ class _GridGroup(NamedTuple):
     def height(self) -> float:
         """Returns the height in inches, without the space to the next group."""
         return sum(SIDE + GAP + NOTE_LINE * lines for lines in self.note_lines) + CAPTION_LINE * len(self.caption)
+
+
+def num_captions_shown(num_captions: int, per_caption: int) -> int:
+    """Returns how many of the captions, the first ones, have their images in a grid of at most `MOST_IMAGES`."""
+    return min(num_captions, max(1, MOST_IMAGES // per_caption))
 
 
 def draw_sample_grid(

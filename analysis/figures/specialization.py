@@ -232,8 +232,9 @@ def _foot(maps: SceneMaps, records: Records) -> str:
     ratios = ratios[(ratios["images_seen"] == row.images_seen) & (ratios["weights"] == row.weights)]
     ratios = ratios[~is_reconstructed(ratios)]
     for _, ratio in ratios.tail(1).iterrows():
-        ends = f"{ratio['interval_low']:.3f} to {ratio['interval_high']:.3f}"
-        about += f" Experts on objects over those on background: {ratio['value']:.3f} (95% interval {ends})."
+        low, high = ratio["interval_low"], ratio["interval_high"]
+        ends = f" (95% interval {low:.3f} to {high:.3f})" if pd.notna(low) and pd.notna(high) else ""
+        about += f" Experts on objects over those on background: {ratio['value']:.3f}{ends}."
     shares = [np.array(each.load) * len(each.load) for each in maps.rows]
     shares += [np.array(load) * len(load) for each in maps.rows for load in (each.load_by_kind or {}).values()]
     if all((np.abs(share - 1) < EVEN_WITHIN).all() for share in shares):

@@ -204,7 +204,7 @@ METRICS: dict[str, MetricRow] = {
             "routing",
             (
                 RecordedValue(
-                    "object_compute_ratio", **SHARE, title="object/backgr.",
+                    "object_compute_ratio", **SHARE, is_optional=True, title="object/backgr.",
                     note="object/backgr.: experts per token on objects over those on background, in true scenes.",
                 ),
                 RecordedValue(

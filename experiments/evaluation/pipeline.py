@@ -23,7 +23,7 @@ from torch import Tensor
 
 from experiments.config.caption_kinds import FeatureCaptions
 from experiments.config.data_sets import captions_of, data_set_of
-from experiments.config.sampler_rows import SAMPLERS
+from experiments.config.sampler_rows import SAMPLERS, require_steps
 from experiments.config.schema import RunConfig
 from experiments.errors import ConfigError, did_you_mean
 from experiments.evaluation.inference.mapped_samples import sample_captions
@@ -37,6 +37,7 @@ from experiments.records.compute_map import ComputeMap
 from experiments.records.record_types import Precision, Weights
 from experiments.records.run_folder import RunDir
 from experiments.text import shortened
+from experiments.training.power_profiles import WIDEST
 
 Generators = torch.Generator | Sequence[torch.Generator]
 OutputType = Literal["pil", "np", "pt"]
@@ -82,8 +83,15 @@ class Pipeline:
         """Loads the newest checkpoint of a run, or a folder of `ecdit export-weights`, to the current device.
 
         `weights` of a run are its moving average unless it says `raw`; `precision` is by default the one of training or
-        of the export. Raises an `EcditError` for a folder that is neither, or that is damaged.
+        of the export. Raises an `EcditError` for a folder that is neither, or that is damaged, and for a mistake in
+        what is asked.
         """
+        for name, value, choices in (("weights", weights, Weights), ("precision", precision, Precision)):
+            if value is not None:
+                _require_choice(name, value, get_args(choices))
+        if ema_width is not None and not 0 < ema_width <= WIDEST:
+            widest = f"{math.floor(1000 * WIDEST) / 1000:g}"
+            raise ConfigError(f"ema_width={ema_width} is out of range.", f"A width is above 0 and at most {widest}.")
         return cls(load_run(RunDir(Path(folder)), weights, _warn, precision, ema_width))
 
     @property
@@ -144,6 +152,7 @@ class Pipeline:
         own = SamplerSettings.of(self.config)
         if steps is not None:
             _require_count("num_inference_steps", steps)
+            require_steps(steps, self.config.flow.objective, "num_inference_steps=")
         if scale is not None and not 0 <= scale < math.inf:
             raise ConfigError(f"guidance_scale={scale} is out of range.", "It is at least 0; 1 is no guidance.")
         _require_choice("sampler", sampler, SAMPLERS)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,8 +49,13 @@ class Guidance:
     channels: int | None = None
 
     def covers(self, time: float) -> bool:
-        """Returns whether both branches are needed at `time`."""
-        return self.scale != 1.0 and self.start <= time <= self.stop
+        """Returns whether both branches are needed at `time`.
+
+        Times are float32, in which 0.8 is larger than as a Python number and 0.9 smaller. The ends are therefore
+        compared in float32 too, so that a step whose time is an end is always guided.
+        """
+        start, at, stop = np.array([self.start, time, self.stop], dtype=np.float32)
+        return self.scale != 1.0 and bool(start <= at <= stop)
 
 
 def find_sampler(name: str) -> Sampler:

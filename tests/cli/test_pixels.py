@@ -82,6 +82,15 @@ def test_without_captions_those_of_the_validation_set_are_sampled(words_run: Run
     assert captions[0] == captions[1]
 
 
+def test_a_caption_that_is_cut_is_said(words_run: RunDir, tmp_path: Path, capsys: Captured) -> None:
+    few = ["--steps", "1", "--grid", str(tmp_path / "grid.png")]
+    assert run(["sample", str(words_run.path), "a cat", "a cat and " * 60, *few]) == 0
+    length = words_run.read_run().config["data"]["caption_length"]
+    assert f"1 of 2 captions is cut: the run reads {length} tokens of a caption," in capsys.readouterr().err
+    assert run(["sample", str(words_run.path), "a cat", *few]) == 0
+    assert "tokens of a caption" not in capsys.readouterr().err
+
+
 def test_what_cannot_be_done_is_one_line(words_run: RunDir, capsys: Captured) -> None:
     for arguments, message in (
         (["!?"], "its caption has no word that the static embedding knows: '!?'. Use other words."),

@@ -101,6 +101,8 @@ def test_known_words_in_a_new_order_are_sampled_without_a_verdict(trained: Path,
         (["--guidance-interval", "0.9,0.1"], "--guidance-interval '0.9,0.1' is not START,STOP"),
         (["--grid", "grid.jpg"], "is not a PNG"),
         (["--captions", "missing.txt"], "missing.txt"),
+        (["--vae", "x"], "--vae x does not fit a run on pixels, which nothing decodes. Leave out --vae."),
+        (["--data", "x"], "--data x does not fit data.name=shapes, whose images are in no folder. Leave out --data."),
     ],
 )
 def test_mistakes_in_options_are_one_line(trained: Path, capsys: Captured, options: list[str], message: str) -> None:
@@ -121,6 +123,21 @@ def test_exports_hold_every_image(trained: Path, tmp_path: Path) -> None:
     samples = {f"geneval/{i:05}/samples/{j:04}.png" for i in range(2) for j in range(2)}
     assert samples | {"geneval/00000/metadata.jsonl", "geneval/00001/metadata.jsonl", "dsg/prompts.csv"} <= found
     assert sum(name.startswith("dsg/images/") for name in found) == 2
+
+
+def test_the_grid_of_many_images_shows_some_and_the_export_holds_all(
+    trained: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.figures.sample_grid.MOST_IMAGES", 5)
+    grids, captions = [tmp_path / "some.png", tmp_path / "two.png"], ["a circle", "a heart", "a bar"]
+    options = ["--per-caption", "2", "--geneval", str(tmp_path / "geneval"), "--grid", str(grids[0]), *QUICK]
+    assert run(["sample", str(trained), *captions, *options]) == 0
+    captured = capsys.readouterr()
+    assert "The grid shows the images of the first 2 of 3 captions." in captured.err
+    assert len(captured.out.splitlines()) == 1 + 6
+    assert len(list((tmp_path / "geneval").glob("*/samples/*.png"))) == 6
+    assert run(["sample", str(trained), *captions[:2], "--per-caption", "2", "--grid", str(grids[1]), *QUICK]) == 0
+    assert np.abs(pixels_of(grids[0]) - pixels_of(grids[1])).max() <= 1
 
 
 def test_captions_may_come_from_a_file(trained: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -11,6 +11,7 @@ import pytest
 from ecdit_cli.app import run
 from experiments.config.overrides import load_config
 from experiments.evaluation.metrics.sampled_metric import caption_set
+from experiments.evaluation.sampling.generate import validation_captions
 from experiments.records.run_folder import RunDir
 from tests.real_images import CLASS_NAMES, IMAGE_SIZE, tensors_of, write_class_folders
 from tests.training_runs import random_run_folder
@@ -62,6 +63,17 @@ def test_routing_is_measured_on_the_classes_of_the_validation_images(
     rows = RunDir(labelled).read_rows(RunDir(labelled).routing_maps).rows
     kinds = {kind for row in rows for kind in row.get("load_by_kind") or {}}
     assert kinds == {CLASS_NAMES[label] for label in stored}
+
+
+def test_a_batch_is_timed_that_is_larger_than_the_validation_split(
+    labelled: Path, labelled_set: Path, capsys: Captured
+) -> None:
+    few = ("--rounds", "1", "--batch-images", "6", "--steps", "1")
+    assert run(["evaluate", str(labelled), "--metrics", "inference-time", *few, "--json"]) == 0
+    assert {row["num_samples"] for row in json.loads(capsys.readouterr().out)[0]["rows"]} == {6}
+    stored = tensors_of(labelled_set, "validation", "label_N").tolist()
+    label_B = validation_captions(load_config([*ROUTED, f"data.path={labelled_set}"]), 6)
+    assert label_B.tolist() == [*stored, *stored[:2]]
 
 
 def test_a_class_that_does_not_exist_is_one_line(labelled: Path, labelled_set: Path, capsys: Captured) -> None:

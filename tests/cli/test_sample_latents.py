@@ -14,6 +14,7 @@ from PIL import Image
 
 from ecdit_cli.app import run
 from experiments.data.sources.latents import Latents
+from experiments.evaluation.sampling.generate import validation_captions
 from experiments.evaluation.sampling.latent_samples import sample_validation
 from experiments.evaluation.sampling.load_run import load_run
 from experiments.evaluation.sampling.settings import training_conditions
@@ -99,6 +100,14 @@ def test_the_time_of_an_image_is_measured_without_its_decoder(trained: Path) -> 
     recorded = {row["metric"]: row for row in read_jsonl(RunDir(trained).evals).rows}
     assert recorded["inference_seconds_per_image"]["value"] > 0
     assert recorded["inference_seconds_per_image"]["num_samples"] == 2
+
+
+def test_captions_come_anew_from_the_first_where_the_validation_split_has_fewer(trained: Path) -> None:
+    config = load_run(RunDir(trained), "raw", print).config
+    for part, stored in zip(validation_captions(config, 10), validation_captions(config, 4), strict=True):
+        assert len(stored) == 4
+        assert not torch.equal(stored[0], stored[1])
+        assert torch.equal(part, torch.cat([stored, stored, stored[:2]]))
 
 
 def test_an_export_of_stored_captions_is_refused_before_anything_is_sampled(

@@ -129,6 +129,9 @@ class FeatureSource(ImageSource, Protocol):
         Raises `ConfigError` where the encoder is missing or another one, or knows no word of a caption.
         """
 
+    def num_cut(self, captions: Sequence[str]) -> int:
+        """Returns how many new captions are longer than a model of this data set reads, so that `encode` cuts them."""
+
     def num_validation_images(self) -> int:
         """Returns how many captions are stored that a sample can be made of."""
 

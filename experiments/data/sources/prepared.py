@@ -119,12 +119,20 @@ class PreparedImages(ABC):
 
         Raises `ConfigError` where the embedding is missing or another one, or knows no word of a caption.
         """
-        assert self.index.static is not None, "`takes_captions` says that new ones are not encoded"
-        encoder = StaticWords.opened(self.data.caption_length, self.index.static)
+        encoder = self._encoder()
         for caption in captions:
             if problem := encoder.problem(caption):
                 raise ConfigError(f"{problem}: {shortened(printable(caption), 80)!r}.", "Use other words.")
         return padded_features(encoder.encode(captions).tensors, self.data.caption_length)
+
+    def num_cut(self, captions: Sequence[str]) -> int:
+        """Returns how many new captions have more tokens than the data set stores of one, so that they are cut."""
+        (num_cut,) = self._encoder().encode(captions).num_cut.values()
+        return num_cut
+
+    def _encoder(self) -> StaticWords:
+        assert self.index.static is not None, "`takes_captions` says that new ones are not encoded"
+        return StaticWords.opened(self.data.caption_length, self.index.static)
 
     def validation_captions(self, numbers: range) -> list[str]:
         """Returns the captions of these images of the validation split as text."""

@@ -11,6 +11,7 @@ Legend: S images of one prompt, C channels (3), H, W height and width.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -58,7 +59,8 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def _plain_prompts(path: Path) -> list[Prompt]:
-    return [Prompt(line.strip()) for line in text_of(path).splitlines() if line.strip()]
+    lines = io.StringIO(text_of(path), newline=None)  # `splitlines` would also cut a caption at U+2028 and the like
+    return [Prompt(line.strip()) for line in lines if line.strip()]
 
 
 def _geneval_prompts(path: Path) -> list[Prompt]:

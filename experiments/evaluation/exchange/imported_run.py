@@ -23,6 +23,7 @@ from experiments.config.budget import budget
 from experiments.config.checks import check_config
 from experiments.config.presets import PRESETS
 from experiments.config.schema import RunConfig
+from experiments.config.stored import stored_config
 from experiments.errors import CheckpointError, ConfigError
 from experiments.evaluation.exchange.exported_weights import folder_that_appears_whole, require_new_folder
 from experiments.evaluation.exchange.public_layouts import PublicSizes, PublicTensors, public_sizes, translated
@@ -51,7 +52,8 @@ def import_weights(
 
     `weights` None takes the average where the file has one. `num_heads` is needed where no preset of DiT has the sizes
     of the model. Raises `OutputError` where `out` exists, `CheckpointError` for a file that cannot be read or is not of
-    this layout, `ConfigError` for options that do not fit. `out` appears whole or not at all.
+    this layout, `RecordError` for sizes that no model can have, `ConfigError` for options that do not fit. `out`
+    appears whole or not at all.
     """
     require_new_folder(out)
     state, kind = _state_of(_read(file), file, weights)
@@ -136,7 +138,11 @@ def _state_of(
 def _config_of(
     layout: Layout, sizes: PublicSizes, objective: Objective, num_heads: int | None, top_k: int, file: Path
 ) -> RunConfig:
-    """Returns the settings of the model. Raises `CheckpointError` for another layout, `ConfigError` without heads."""
+    """Returns the settings of the model.
+
+    Raises `CheckpointError` for another layout, `ConfigError` for options that do not fit, and `RecordError` for sizes
+    that no model can have.
+    """
     if (layout == "dit-moe") != (sizes.num_experts > 0):
         raise CheckpointError(
             f"{printable(str(file))} has {'experts' if sizes.num_experts else 'no experts'}, and is not of {layout}.",
@@ -146,16 +152,7 @@ def _config_of(
         name: row for name, row in PRESETS.items() if name.startswith("dit-moe-" if sizes.num_experts else "dit-")
     }
     alike = [name for name, row in family.items() if (row.width, row.num_layers) == (sizes.width, sizes.num_layers)]
-    if sizes.head_size is not None:
-        num_heads = sizes.width // sizes.head_size
-    elif num_heads is None and alike:
-        num_heads = family[alike[0]].num_heads
-    if num_heads is None:
-        raise ConfigError(
-            f"{printable(str(file))} does not say how many heads attention has, and DiT has no size of "
-            f"{sizes.num_layers} layers of width {sizes.width}.",
-            "Name it with --num-heads.",
-        )
+    num_heads = _heads_of(sizes, num_heads, family[alike[0]].num_heads if alike else None, file)
     factor = sizes.hidden / sizes.width
     model = {
         "name": [*alike, *family][0], "block": "dit", "sparse_layers": "all",
@@ -174,12 +171,37 @@ def _config_of(
         }  # fmt: skip
     # With DDPM the variance is learned where the head has outputs for it.
     flow = {"objective": objective, "learned_sigma": objective == "ddpm" and sizes.learn_sigma}
-    config = RunConfig.model_validate({
+    settings = {
         "model": model, "routing": routing, "flow": flow, "eval": {"sample_images": 0},
         "data": {
             "name": "imagenet", "image_size": sizes.image_size, "channels": sizes.channels,
             "num_classes": sizes.num_classes,
         },
-    })  # fmt: skip
+    }  # fmt: skip
+    config = stored_config(settings, file)
     check_config(config)
     return config
+
+
+def _heads_of(sizes: PublicSizes, asked: int | None, of_preset: int | None, file: Path) -> int:
+    """Returns the number of heads: that of the norms in the file, or what is `asked`, or that of the preset of DiT.
+
+    Raises `ConfigError` where none of them says it, and where the file and what is asked disagree.
+    """
+    name = printable(str(file))
+    if sizes.head_size is not None:
+        told = sizes.width // sizes.head_size
+        if asked not in (None, told):
+            raise ConfigError(
+                f"--num-heads {asked} does not fit {name}, whose norms of queries are those of {told} heads.",
+                "Leave out --num-heads.",
+            )
+        return told
+    found = asked or of_preset
+    if found is None:
+        raise ConfigError(
+            f"{name} does not say how many heads attention has, and DiT has no size of {sizes.num_layers} layers of "
+            f"width {sizes.width}.",
+            "Name it with --num-heads.",
+        )
+    return found

@@ -101,6 +101,16 @@ class PublicTensors:
             )
         return tensor.float()
 
+    def sizes(self, name: str, num_axes: int) -> tuple[int, ...]:
+        """Returns the shape of a tensor. Raises `CheckpointError` where it is missing, empty or has other axes."""
+        shape = tuple(self.take(name).shape)
+        if len(shape) != num_axes or 0 in shape:
+            raise CheckpointError(
+                f"{self.file} holds {name} of shape {shape}, which no model of this layout has.",
+                "Name a checkpoint of this layout.",
+            )
+        return shape
+
     def count(self, prefix: str) -> int:
         """Returns how many numbers follow `prefix`, which must be 0, 1, ... without a gap."""
         found = {int(match[1]) for name in self._tensors if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))}
@@ -119,17 +129,17 @@ class PublicTensors:
 def public_sizes(tensors: PublicTensors) -> PublicSizes:
     """Returns the sizes of the model. Raises `CheckpointError` where the tensors that tell them are missing."""
     embed = tensors.take("x_embedder.proj.weight")
-    if embed.ndim != 4 or embed.shape[2] != embed.shape[3]:
+    if embed.ndim != 4 or embed.shape[2] != embed.shape[3] or not embed.numel():
         raise CheckpointError(
             f"{tensors.file} holds x_embedder.proj.weight of shape {tuple(embed.shape)}, which is no patch embedding.",
             "Name a checkpoint of this layout.",
         )
     width, channels, patch_size = (int(size) for size in embed.shape[:3])
-    tokens = tensors.take("pos_embed").shape[-2]
-    outputs = tensors.take("final_layer.linear.weight").shape[0]
+    _, tokens, _ = tensors.sizes("pos_embed", 3)
+    outputs, _ = tensors.sizes("final_layer.linear.weight", 2)
     block, expert = "blocks.0.", "blocks.0.moe."
     num_experts = tensors.count(f"{expert}experts.")
-    hidden = tensors.take(f"{expert}experts.0.gate_proj.weight" if num_experts else f"{block}mlp.fc1.weight").shape[0]
+    hidden, _ = tensors.sizes(f"{expert}experts.0.gate_proj.weight" if num_experts else f"{block}mlp.fc1.weight", 2)
     shared = f"{expert}shared_experts.gate_proj.weight"
     normed = f"{block}attn.q_norm.weight"
     return PublicSizes(
@@ -138,12 +148,12 @@ def public_sizes(tensors: PublicTensors) -> PublicSizes:
         patch_size=patch_size,
         channels=channels,
         image_size=math.isqrt(tokens) * patch_size,
-        num_classes=tensors.take("y_embedder.embedding_table.weight").shape[0] - 1,
+        num_classes=tensors.sizes("y_embedder.embedding_table.weight", 2)[0] - 1,
         learn_sigma=outputs == 2 * channels * patch_size**2,
-        head_size=tensors.take(normed).shape[0] if tensors.has(normed) else None,
+        head_size=tensors.sizes(normed, 1)[0] if tensors.has(normed) else None,
         num_experts=num_experts,
         hidden=hidden,
-        shared_hidden=tensors.take(shared).shape[0] if tensors.has(shared) else 0,
+        shared_hidden=tensors.sizes(shared, 2)[0] if tensors.has(shared) else 0,
     )
 
 
@@ -182,8 +192,8 @@ def _of_block(tensors: PublicTensors, sizes: PublicSizes, block: str) -> Iterato
     same |= (SHARED if sizes.shared_hidden else {}) if E else DENSE
     for name, ours in same.items():
         yield ours, tensors.take(f"{block}{name}")
-    for kind in ("weight", "bias"):
-        rows = tensors.take(f"{block}attn.qkv.{kind}")
+    for kind, whole in (("weight", (3 * D, D)), ("bias", (3 * D,))):
+        rows = tensors.take(f"{block}attn.qkv.{kind}", *whole)
         yield f"attention.query.{kind}", rows[:D]
         yield f"attention.key_value.{kind}", rows[D:]
     if not E:

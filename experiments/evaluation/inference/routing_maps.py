@@ -11,6 +11,7 @@ Legend: N images, B images of a batch, T tokens of an image, E experts, K routed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,8 @@ def scene_row(run: LoadedRun, conditions: Conditions) -> EvalRow:
 def measure_scenes(run: LoadedRun, conditions: Conditions, on_call: Callable[[], None]) -> RoutingMeasured:
     """Measures routing on the first scenes of the validation split at `TIMES`.
 
-    `on_call` is called after each call of the model.
+    `on_call` is called after each call of the model. There is no ratio where no token is on an object, or where no
+    expert processes the background, as with few large patches.
     """
     config, base = run.config, scene_row(run, conditions)
     layers, information = _new_tallies(run), _new_information(run, conditions.num_images)
@@ -97,13 +99,13 @@ def measure_scenes(run: LoadedRun, conditions: Conditions, on_call: Callable[[],
                 information[layer].add(time, numbers, by_expert_BTE)
                 sums_N4[numbers.start : numbers.stop] += _place_sums(counts_BT, objects_BT, background_BT)
             on_call()
-    value, low, high = bootstrap(sums_N4, lambda sums: (sums[..., 0] / sums[..., 1]) / (sums[..., 2] / sums[..., 3]))
-    ratio = base.model_copy(update={"value": value, "interval_low": low, "interval_high": high})
+    found = bootstrap(sums_N4, lambda sums: (sums[..., 0] / sums[..., 1]) / (sums[..., 2] / sums[..., 3]))
+    ratios = [_with_interval(base, RATIO, found)] if math.isfinite(found[0]) else []
     about = RoutingMapRow(
         images_seen=run.images_seen, weights=run.weights, source="scenes", settings=base.settings,
         num_images=conditions.num_images, layer=0, time=None, load=[], entropy=0, dropped_share=0, experts_per_token=[],
     )  # fmt: skip
-    return RoutingMeasured([ratio], _map_rows(run, layers, about, information, attributes))
+    return RoutingMeasured(ratios, _map_rows(run, layers, about, information, attributes))
 
 
 def token_places(scenes: Sequence[Scene], patch_size: int) -> tuple[Tensor, Tensor]:
@@ -192,19 +194,27 @@ class RoutingWatcher:
         )
 
 
-def bootstrap(sums_NK: Floats, statistic: Callable[[Floats], Floats], seed: int = 0) -> tuple[float, float, float]:
-    """Returns `statistic` of the sums over images, with its 95% percentile interval over resampled images."""
+def bootstrap(
+    sums_NK: Floats, statistic: Callable[[Floats], Floats], seed: int = 0
+) -> tuple[float, float | None, float | None]:
+    """Returns `statistic` of the sums over images, with its 95% percentile interval over resampled images.
+
+    A statistic that divides by nothing in one of the resamples has no interval.
+    """
     # Drawing N images with replacement is drawing how often each image occurs, which is multinomial. All resamples are
     # then one matrix product.
     weights_RN = np.random.default_rng(seed).multinomial(
         len(sums_NK), np.full(len(sums_NK), 1 / len(sums_NK)), RESAMPLES
     )
-    resampled_R = statistic(weights_RN @ sums_NK)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, resampled_R = float(statistic(sums_NK.sum(axis=0))), statistic(weights_RN @ sums_NK)
+    if not np.isfinite(resampled_R).all():
+        return value, None, None
     low, high = np.quantile(resampled_R, [0.025, 0.975])
-    return float(statistic(sums_NK.sum(axis=0))), float(low), float(high)
+    return value, float(low), float(high)
 
 
-def _with_interval(base: EvalRow, metric: str, found: tuple[float, float, float]) -> EvalRow:
+def _with_interval(base: EvalRow, metric: str, found: tuple[float, float | None, float | None]) -> EvalRow:
     update = {"metric": metric, "value": found[0], "interval_low": found[1], "interval_high": found[2]}
     return base.model_copy(update=update)
 

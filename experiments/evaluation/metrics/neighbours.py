@@ -20,6 +20,7 @@ Legend: N generated images, M true images, F features.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor
 from experiments.config.metric_row import MetricRow
 from experiments.evaluation.metrics.intervals import normal_interval, wilson
 from experiments.evaluation.metrics.sampled_metric import LabelledBatch, MetricTask, SampledMetric
-from experiments.evaluation.metrics.true_images import PreparedPictures
+from experiments.evaluation.metrics.true_images import AT_ONCE, PreparedPictures
 from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.records.record_types import EvalRow
 
@@ -207,17 +208,18 @@ def ball_radii(points_NF: Tensor) -> Tensor:
     """Returns the distance of each point to its `NEIGHBOURS`-th nearest neighbour among them, float64 [N]."""
     assert len(points_NF) > NEIGHBOURS
     # A point is its own nearest neighbour, at distance 0, and does not count.
-    return _distances(points_NF, points_NF).kthvalue(NEIGHBOURS + 1, dim=1).values
+    return torch.cat([some.kthvalue(NEIGHBOURS + 1, dim=1).values for some in _distances(points_NF, points_NF)])
 
 
 def share_inside(points_NF: Tensor, centres_MF: Tensor, radius_M: Tensor) -> float:
     """Returns the share of points inside the ball around any of the centres (equation 1 of the paper)."""
-    return (_distances(points_NF, centres_MF) <= radius_M).any(dim=1).double().mean().item()
+    is_inside_N = torch.cat([(some <= radius_M).any(dim=1) for some in _distances(points_NF, centres_MF)])
+    return is_inside_N.double().mean().item()
 
 
 def nearest_distances(points_NF: Tensor, others_MF: Tensor) -> Tensor:
     """Returns the distance of each point to the nearest of the others, float64 [N]."""
-    return _distances(points_NF, others_MF).amin(dim=1)
+    return torch.cat([some.amin(dim=1) for some in _distances(points_NF, others_MF)])
 
 
 def copied(made_N: Tensor, true_N: Tensor) -> int:
@@ -229,6 +231,11 @@ def _interval(distance_N: Tensor) -> tuple[float | None, float | None]:
     return normal_interval(distance_N.tolist(), 0.0, torch.inf)
 
 
-def _distances(points_NF: Tensor, others_MF: Tensor) -> Tensor:
-    """Returns Euclidean distances [N, M] in float64."""
-    return torch.cdist(points_NF.double(), others_MF.double())
+def _distances(points_NF: Tensor, others_MF: Tensor) -> Iterator[Tensor]:
+    """Yields Euclidean distances in float64 from some of the points at a time, [`AT_ONCE`, M] each.
+
+    All distances among 50,000 images, as many as FID takes, would fill 20 GB.
+    """
+    others_MF = others_MF.double()
+    for some_NF in torch.split(points_NF.double(), AT_ONCE):
+        yield torch.cdist(some_NF, others_MF)

@@ -89,13 +89,17 @@ def _mixed(seed: int, number: int) -> int:
 def validation_captions(config: RunConfig, num_images: int) -> AnyCaption:
     """Returns token ids [B, L], classes [B] or features of the first `num_images` images of the validation split.
 
-    No other images are made.
+    They come anew from the first where a prepared set has fewer. No other images are made.
     """
-    few = config.eval.model_copy(update={"images": num_images})
+    source: Any = open_source(config.data)
+    stored = source.num_validation_images() if hasattr(source, "num_validation_images") else num_images
+    few = config.eval.model_copy(update={"images": min(num_images, stored)})
     captions: list[Any] = [batch.caption for batch in validation_set(config.model_copy(update={"eval": few}))]
+    row_B = torch.arange(num_images) % few.images
     if isinstance(captions[0], Tensor):
-        return torch.cat(captions)
-    text, length, pooled = (torch.cat(parts) for parts in zip(*captions, strict=True))
+        ids: Tensor = torch.cat(captions)
+        return ids[row_B]
+    text, length, pooled = (torch.cat(parts)[row_B] for parts in zip(*captions, strict=True))
     return text, length, pooled
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from experiments.config.data_sets import captions_of, data_set_of
 from experiments.data.sources.image_source import FeatureSource, open_source
+from experiments.errors import ConfigError
 from experiments.evaluation.sampling.finite import require_finite_images
 from experiments.evaluation.sampling.generate import caption_ids, empty_of, image_noise, integrate
 from experiments.evaluation.sampling.load_run import LoadedRun, current_device
@@ -27,9 +28,17 @@ from experiments.evaluation.sampling.settings import Conditions
 
 
 def with_data_set(run: LoadedRun, folder: Path | None) -> LoadedRun:
-    """Returns the run with its data set at another place; None leaves it where it was when the run was trained."""
+    """Returns the run with its data set at another place; None leaves it where it was when the run was trained.
+
+    Raises `ConfigError` for a folder where the data of the run have none.
+    """
     if folder is None:
         return run
+    if run.config.data.path is None:
+        raise ConfigError(
+            f"--data {folder} does not fit data.name={run.config.data.name}, whose images are in no folder.",
+            "Leave out --data.",
+        )
     data = run.config.data.model_copy(update={"path": str(folder)})
     return replace(run, config=run.config.model_copy(update={"data": data}))
 
@@ -37,9 +46,11 @@ def with_data_set(run: LoadedRun, folder: Path | None) -> LoadedRun:
 def opened_decoder(run: LoadedRun, vae: str | None) -> Callable[[Tensor], Tensor] | None:
     """Returns what turns latents of classes into pixels [B, 3, H, W] in [-1, 1]; None for a run on pixels.
 
-    Raises `ConfigError` where the VAE is missing or a different one.
+    Raises `ConfigError` where the VAE is missing or a different one, and where one is named for pixels.
     """
     if data_set_of(run.config).has_pixels:
+        if vae is not None:
+            raise ConfigError(f"--vae {vae} does not fit a run on pixels, which nothing decodes.", "Leave out --vae.")
         return None
     return cast(FeatureSource, open_source(run.config.data)).decoder(vae, current_device())
 

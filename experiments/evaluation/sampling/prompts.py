@@ -6,14 +6,14 @@ Whoever asks a run for the wrong one of them is told the right one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from experiments.config.data_sets import captions_of, data_set_of
 from experiments.data.sources.image_source import FeatureSource, class_names, named_classes, open_source
 from experiments.errors import ConfigError, did_you_mean
 from experiments.evaluation.sampling.load_run import LoadedRun
-from experiments.text import printable, shortened
+from experiments.text import agreeing, printable, shortened
 
 NUMBER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 SHOWN_CHARACTERS = 80
@@ -58,15 +58,22 @@ def require_unequal_compute(run: LoadedRun) -> None:
         )
 
 
-def asked_of(run: LoadedRun, captions: list[str], classes: list[str], wants_map: bool = False) -> list[str] | list[int]:
+def asked_of(
+    run: LoadedRun, captions: list[str], classes: list[str], wants_map: bool, say: Callable[[str], None]
+) -> list[str] | list[int]:
     """Returns the captions or classes to sample: those that are given, or else the examples of the data set.
 
-    Of a run that is conditioned on classes the examples are some that are far apart. Raises `ConfigError` for what the
-    run cannot be asked for.
+    Of a run that is conditioned on classes the examples are some that are far apart. `say` is told of captions that are
+    cut, because the run reads no more of them. Raises `ConfigError` for what the run cannot be asked for.
     """
     _require_prompts(run, bool(captions), classes, wants_map)
-    if captions and run.config.data.num_classes is None and not captions_of(run.config).in_words:
-        cast(FeatureSource, open_source(run.config.data)).encode(captions)
+    data = run.config.data
+    if captions and data.num_classes is None and not captions_of(run.config).in_words:
+        source = cast(FeatureSource, open_source(data))
+        source.encode(captions)
+        if num_cut := source.num_cut(captions):
+            cut = f"{num_cut} of {len(captions)} captions {agreeing(num_cut, 'is', 'are')} cut"
+            say(f"{cut}: the run reads {data.caption_length} tokens of a caption, the end token among them.")
     if captions or classes:
         return captions or [_class_number(run, each) for each in classes]
     num_classes = run.config.data.num_classes

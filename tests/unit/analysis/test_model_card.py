@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from analysis.model_card import model_card
 from experiments.config.metrics import FRECHET_FEATURES, sampled_metrics
 from experiments.config.router_rows import ROWS
 from experiments.evaluation.exchange.exported_weights import export_weights
+from experiments.evaluation.exchange.imported_run import import_weights
 from experiments.records.exported_record import read_exported
 from experiments.records.record_types import EvalRow
 from experiments.records.run_folder import RunDir
+from tests.picture_sets import prepared_pictures
+from tests.real_images import need_static_extra
 from tests.training_runs import random_run_folder
+from tests.unit.evaluation.exchange.public_networks import HEADS, public_state
 
 SEEN = 640
 
@@ -122,6 +127,47 @@ def test_the_card_of_a_model_of_classes_asks_for_classes(tmp_path: Path) -> None
     assert "text-to-image" not in card
     assert "pipe(0, guidance_scale" in card
     assert cells(card, "block") == [["block", "DiT"]]
+
+
+def test_the_card_of_imported_weights_claims_no_training_here(tmp_path: Path) -> None:
+    torch.save(public_state(), tmp_path / "public.pt")
+    run = RunDir(tmp_path / "run")
+    record = import_weights("dit", tmp_path / "public.pt", run.path, "ddpm", None, HEADS, 2, [])
+    assert record.imported is not None
+    card = card_of(run, tmp_path / "out")
+    assert "It was trained elsewhere, and imported into ecdit." in card
+    assert record.imported.sha256 in cells(card, "imported from")[0][1]
+    for first in ("data set", "optimizer", "images seen", "training FLOPs as planned", "seed"):
+        assert cells(card, first) == []
+    assert cells(card, "data set and training") == [["data set and training", "not recorded"]]
+    assert "and with the VAE:\n\n```bash\necdit sample FOLDER --class 0 --vae VAE\n```" in card
+
+
+@pytest.mark.parametrize(
+    ("prepared", "settings", "command"),
+    [
+        ("latent_set", (), "the data set and the VAE:\n\n```bash\necdit sample FOLDER --data DATA --vae VAE\n"),
+        (
+            "labelled_set", ("model.block=dit",),
+            "the data set and the VAE:\n\n```bash\necdit sample FOLDER --class 0 --data DATA --vae VAE\n",
+        ),
+        ("captioned_pixels", (), "the data set:\n\n```bash\necdit sample FOLDER --data DATA\n"),
+    ],
+)  # fmt: skip
+def test_the_card_of_a_run_on_a_prepared_set_has_a_command_that_works(
+    prepared: str, settings: tuple[str, ...], command: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(prepared)
+    run = random_run_folder(tmp_path / "run", f"data.path={folder}", "train.batch_images=8", *settings)
+    card = card_of(run, tmp_path / "out")
+    assert f"where `FOLDER` is this folder, and with {command}" in card
+    assert "Pipeline" not in card
+
+
+@pytest.fixture(scope="module")
+def captioned_pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need_static_extra()
+    return prepared_pictures(tmp_path_factory.mktemp("pictures") / "set", 220, held_out=False)
 
 
 def test_the_folder_holds_nothing_that_could_be_executed(run: RunDir, tmp_path: Path) -> None:

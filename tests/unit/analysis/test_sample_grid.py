@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.figures.sample_grid import draw_sample_grid
+from analysis.figures.sample_grid import MOST_IMAGES, draw_sample_grid, num_captions_shown
 from analysis.style import wrapped, write_png
 from experiments.errors import StorageError
 
@@ -54,6 +54,14 @@ def test_every_pixel_is_a_whole_number_of_dots(side: int, dots: int, tmp_path: P
     assert len(rows) == dots
     found = drawn[rows[0] :, columns[0] :][: dots * side, : dots * side]
     assert (found == enlarged).all()
+
+
+@pytest.mark.parametrize(
+    ("num_captions", "per_caption", "shown"),
+    [(6, 1, 6), (MOST_IMAGES, 1, MOST_IMAGES), (MOST_IMAGES + 1, 1, MOST_IMAGES), (553, 4, 250), (3, MOST_IMAGES, 1)],
+)
+def test_a_grid_of_many_images_shows_the_first_captions(num_captions: int, per_caption: int, shown: int) -> None:
+    assert num_captions_shown(num_captions, per_caption) == shown
 
 
 def test_the_caption_stands_once_below_its_images_and_marks_differ_in_form() -> None:

@@ -144,6 +144,31 @@ def test_a_mistake_is_named(asked: dict[str, Any], message: str, pipe: Pipeline)
         pipe(**given)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"weights": "emma"}, r"weights='emma' is unknown\. Did you mean 'ema'\?"),
+        ({"precision": "fp16"}, r"precision='fp16' is unknown\. Did you mean "),
+        ({"ema_width": 0.3}, r"ema_width=0\.3 is out of range\. A width is above 0 and at most 0\.288\."),
+        ({"ema_width": 0.0}, "ema_width=0.0 is out of range"),
+        ({"ema_width": float("nan")}, "ema_width=nan is out of range"),
+    ],
+)
+def test_a_mistake_in_what_is_loaded_is_named(asked: dict[str, Any], message: str, run: RunDir) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Pipeline.from_pretrained(run.path, **asked)
+
+
+def test_more_steps_than_noise_levels_are_refused_in_the_words_of_the_call(tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(random_run_folder(tmp_path / "run", "flow.objective=ddpm", *SMALL).path)
+    with pytest.raises(ConfigError) as error:
+        pipe(PROMPTS, num_inference_steps=1001)
+    assert str(error.value) == (
+        "num_inference_steps=1001 does not fit flow.objective=ddpm, which has 1000 noise levels. "
+        "Use num_inference_steps=1000, or fewer."
+    )
+
+
 def test_a_dense_model_has_no_compute_map(tmp_path: Path) -> None:
     pipe = Pipeline.from_pretrained(random_run_folder(tmp_path / "run", "routing=dense", *SMALL).path)
     with pytest.raises(ConfigError, match=r"is a dense model, in which .* Leave out the compute map\."):

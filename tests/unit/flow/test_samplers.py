@@ -14,7 +14,7 @@ from experiments.config.sampler_rows import SAMPLERS, require_shift
 from experiments.errors import ConfigError
 from experiments.flow.ancestral import ancestral, reverse_step
 from experiments.flow.objective_contract import Predicted
-from experiments.flow.samplers import Guidance, find_sampler, guided, num_calls
+from experiments.flow.samplers import Guidance, find_sampler, full_times, guided, num_calls
 from tests.flow_cases import CASES, Gaussian, named, objective
 
 NOISE = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -173,3 +173,14 @@ def test_outside_its_interval_guidance_is_off() -> None:
     for time in (1.0, 0.81, 0.8, 0.5, 0.2, 0.19, 0.0):
         velocity(NOISE, torch.full((2,), time, dtype=torch.float64))
     assert field.batches == [2, 2, 4, 4, 4, 2, 2]
+
+
+@pytest.mark.parametrize(("first", "last_one"), [(2, 8), (7, 9), (1, 3), (6, 10), (1, 1)])
+def test_a_step_whose_time_is_an_end_of_the_interval_is_guided(first: int, last_one: int) -> None:
+    """Samplers hand out times in float32, in which 0.8 is larger than as a Python number and 0.7 and 0.9 smaller."""
+    field = Field()
+    velocity = guided(field, CAPTION, NULL, Guidance(3.0, start=first / 10, stop=last_one / 10))
+    for time in grid(10):
+        velocity(NOISE, full_times(NOISE, time))
+    tenths = range(10, -1, -1)
+    assert field.batches == [4 if first <= tenth <= last_one else 2 for tenth in tenths]

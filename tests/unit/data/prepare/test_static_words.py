@@ -111,6 +111,7 @@ def test_new_captions_have_the_features_of_stored_ones(words_set: Path) -> None:
         assert torch.equal(pooled[0], stored["pooled_BU"][place])
     with pytest.raises(ConfigError, match=r"no word that the static embedding knows: '!'\. Use other words\."):
         source.encode(["a dog", "!"])
+    assert source.num_cut(["a dog", "a dog and a cat and a bird", "a cat"]) == 1  # six tokens are read
 
 
 def test_latents_may_have_static_captions_too(words_set: Path, encoder_folders: dict[str, str], tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ def test_plain_text_is_a_caption_on_each_line(tmp_path):
     assert read_prompts(path) == [Prompt("a red circle"), Prompt("two blue squares")]
 
 
+def test_a_line_of_plain_text_ends_where_files_end_lines_and_not_inside_a_caption(tmp_path):
+    path = write(tmp_path / "captions.txt", "a cat\u2028on a\x0cmat\r\n\r\na dog\x85\ra bird")
+    assert read_prompts(path) == [Prompt("a cat\u2028on a\x0cmat"), Prompt("a dog"), Prompt("a bird")]
+
+
 def test_prompts_of_geneval_keep_their_metadata(tmp_path):
     path = write(tmp_path / "evaluation_metadata.jsonl", json.dumps(GENEVAL) + "\n")
     assert read_prompts(path) == [Prompt("a photo of a red dog", GENEVAL)]

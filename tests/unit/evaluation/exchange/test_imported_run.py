@@ -175,6 +175,20 @@ def without(name: str) -> Callable[[State], State]:
         (lambda state: {**state, "pos_embed": state["pos_embed"] + 0.1}, "other positions than the sinusoidal ones"),
         (lambda state: {**state, "x_embedder.proj.bias": torch.full((48,), torch.nan)}, "embed.bias"),
         (lambda state: {**state, "x_embedder.proj.weight": torch.zeros(48)}, "is no patch embedding"),
+        (lambda state: {**state, "x_embedder.proj.weight": torch.zeros(0, 4, 2, 2)}, "is no patch embedding"),
+        (lambda state: {**state, "pos_embed": torch.zeros(48)}, "holds pos_embed of shape (48,), which no model of"),
+        (
+            lambda state: {**state, "blocks.0.moe.experts.0.gate_proj.weight": torch.zeros(0, 48)},
+            "holds blocks.0.moe.experts.0.gate_proj.weight of shape (0, 48), which no model of this layout has.",
+        ),
+        (
+            lambda state: {**state, "blocks.0.attn.qkv.weight": torch.tensor(1.0)},
+            "holds blocks.0.attn.qkv.weight of shape (), and the others ask for (144, 48).",
+        ),
+        (
+            lambda state: {**state, "y_embedder.embedding_table.weight": torch.zeros(1, 48)},
+            "public.pt: data.num_classes=0 is out of range. It must be greater than 0.",
+        ),
         (lambda state: [1, 2], "holds no tensors by name."),
         (lambda state: {"ema": 3}, "holds no tensors by name."),
         (lambda state: {"opt": Executes()}, "which could execute code: it is not read."),
@@ -202,6 +216,8 @@ def test_options_that_do_not_fit_the_file_are_one_line(tmp_path: Path) -> None:
     assert "has experts, and is not of dit. Use dit-moe." in refusal(state, tmp_path, "dit")
     assert "has no experts, and is not of dit-moe. Use dit." in refusal(public_state(), tmp_path, "dit-moe")
     assert "does not say how many heads attention has" in refusal(state, tmp_path, num_heads=None)
+    normed = refusal(public_state(EXPERTS, flash=True), tmp_path, num_heads=3)
+    assert normed.endswith("whose norms of queries are those of 4 heads. Leave out --num-heads.")
     assert "holds one set of weights, without saying which." in refusal(state, tmp_path, weights="ema")
     assert "has no ema weights. Use --weights raw." in refusal({"model": state}, tmp_path, weights="ema")
     random_run_folder(tmp_path / "dense")

@@ -1,9 +1,12 @@
 """What is watched is what the model did, and the claim about objects is a number that can come out either way."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
+from ecdit_cli.app import run as command
 from experiments.data.scenes.scene import draw_scenes
 from experiments.evaluation.inference.routing_maps import (
     TIMES,
@@ -139,3 +142,25 @@ def test_the_bootstrap_covers_what_it_should():
         _, low, high = bootstrap(sums, lambda each: each[..., 0] / each[..., 1], seed=trial)
         covered += low <= 2.0 <= high
     assert 178 <= covered <= 198
+
+
+def test_a_ratio_that_some_resamples_do_not_have_has_no_interval():
+    """One image of two has nothing to divide by, so that a quarter of the resamples have neither."""
+    sums = np.array([[3.0, 2.0], [1.0, 0.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bootstrap(sums, lambda each: each[..., 0] / each[..., 1]) == (2.0, None, None)
+
+
+def test_without_tokens_on_objects_there_is_no_ratio_and_the_rest_is_measured(random_run, capsys):
+    """A patch of half the image is covered by an object to less than a half."""
+    run = random_run("routing=expert_choice", "model.patch_size=16", "routing.num_experts=2")
+    how = conditions(num_images=4)
+    objects, _ = token_places(draw_scenes(run.config.data.seed, range(4), "validation"), 16)
+    assert not objects.any()
+    measured = measure_scenes(run, how, lambda: None)
+    assert measured.evals == []
+    assert measured.maps
+    few = ["--images", "4", "--steps", "1", "--json"]
+    assert command(["evaluate", str(run.run_dir.path), "--metrics", "routing", *few]) == 0
+    assert "object_compute_ratio" not in capsys.readouterr().out

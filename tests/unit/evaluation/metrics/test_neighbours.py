@@ -77,6 +77,20 @@ def test_neighbours_are_those_of_a_plain_loop():
     np.testing.assert_allclose(nearest_distances(torch.from_numpy(points), torch.from_numpy(others)), nearest)
 
 
+def test_only_some_of_the_distances_are_in_memory_at_a_time(monkeypatch):
+    """All distances among the 50,000 images that FID usually takes would fill 20 GB."""
+    points, others = torch.randn(1000, 4), torch.randn(900, 4)
+    whole = torch.cdist(points.double(), others.double())
+    radius = ball_radii(others)
+    sizes, cdist = [], torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda first, second: sizes.append(len(first)) or cdist(first, second))
+    torch.testing.assert_close(nearest_distances(points, others), whole.amin(dim=1))
+    assert share_inside(points, others, radius) == pytest.approx((whole <= radius).any(dim=1).double().mean().item())
+    torch.testing.assert_close(ball_radii(others), radius)
+    assert sum(sizes) == 2 * len(points) + len(others)
+    assert max(sizes) < len(others) / 2
+
+
 def test_a_copy_is_nearer_than_all_but_one_in_a_hundred_held_out_images():
     held_out = torch.arange(1, 102, dtype=torch.float64)
     assert copied(torch.tensor([0.0, 1.5, 1.99, 2.01, 50.0], dtype=torch.float64), held_out) == 3
