@@ -160,11 +160,11 @@ def _simulated(plan: LayoutPlan) -> dict[str, Any]:
     """Simulates a step of the last rank, and returns its memory and collectives beside the estimate."""
     from dataclasses import asdict
 
+    from experiments.config.activations import working_bytes
     from experiments.config.memory import memory
 
     say("Simulating a step of the last rank with fake tensors ...")
-    precision: Precision = "bf16" if plan.config.train.precision == "auto" and plan.place.on_accelerator else "fp32"
-    precision = "bf16" if plan.config.train.precision == "bf16" else precision
+    precision: Precision = "bf16" if working_bytes(plan.config, plan.place.on_accelerator) == 2 else "fp32"
     train = plan.config.train.model_copy(update={"precision": precision})
     config = plan.config.model_copy(update={"train": train})
     from experiments.training.simulation import simulate_step

@@ -72,19 +72,33 @@ def _groups_follow_processes(settings: Mapping[str, Any]) -> bool:
     Where tokens of all processes compete (`all`), thresholds are those of all tokens too. Otherwise a threshold is a
     mean over the batches of processes, which is not that of the whole batch. Expert Race's loss counts over all tokens
     where all compete, and ProMoE's always over the batch of a process.
+
+    With `train.accumulation` every process takes a part of its share of the batch at a time. Which images all processes
+    take together then depends on their number, and so does whatever is taken over these images.
     """
     routing = settings.get("routing")
     if not isinstance(routing, Mapping) or routing.get("name") == "dense":
         return False
+    accumulates = (_number_in(settings, "train", "accumulation") or 1) > 1
+    pools = ("batch", "all") if accumulates else ("batch",)
     group, decision = routing.get("group_images"), routing.get("eval_decision", "same")
     scope = {"process": "batch", "all": "all"}.get(str(routing.get("balance_scope")), group)
+    is_of_all = group == "all" and not accumulates
     return (
-        (group == "batch" and routing.get("capacity_factor") is not None)
-        or (scope == "batch" and _is_positive(settings, "balance_loss_weight"))
-        or (group != "all" and _is_positive(settings, "similarity_loss_weight"))
+        (group in pools and routing.get("capacity_factor") is not None)
+        or (scope in pools and _is_positive(settings, "balance_loss_weight"))
+        or (not is_of_all and _is_positive(settings, "similarity_loss_weight"))
         or _is_positive(settings, "contrastive_loss_weight")
-        or (decision != "same" and not (group == "all" and decision == "threshold"))
+        or (decision != "same" and not (is_of_all and decision == "threshold"))
+        or (accumulates and _counts_some_tokens(settings))
     )
+
+
+def _counts_some_tokens(settings: Mapping[str, Any]) -> bool:
+    """Returns whether a loss of routing is a mean over those tokens of a batch that count, which can be few or many."""
+    counts_some = _is_positive(settings, "unconditional_expert") or _is_positive(settings, "text_experts")
+    losses = ("balance_loss_weight", "z_loss_weight", "predictor_loss_weight")
+    return counts_some and any(_is_positive(settings, name) for name in losses)
 
 
 def _is_positive(settings: Mapping[str, Any], name: str) -> bool:

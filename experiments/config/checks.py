@@ -187,6 +187,12 @@ def _check_layout(config: RunConfig) -> None:
             f"Use parallel.world={parallel.expert_parallel}, or parallel.expert_parallel={parallel.world}.",
         )
     _require_divisible("parallel.world", parallel.world, "parallel.expert_parallel", parallel.expert_parallel)
+    if parallel.zero_stage == 0 and config.train.precision == "bf16":
+        raise ConfigError(
+            "train.precision=bf16 does not work with parallel.zero_stage=0, which keeps no fp32 weights beside those in "
+            "bf16.",
+            "Use parallel.zero_stage=1, or train.precision=fp32.",
+        )
     if parallel.expert_parallel > 1 and parallel.zero_stage == 3:
         raise ConfigError(
             f"parallel.zero_stage=3 does not work with parallel.expert_parallel={parallel.expert_parallel}: ZeRO-3 "

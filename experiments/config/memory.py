@@ -4,8 +4,7 @@ The estimate counts what `training/engine.py` and DeepSpeed 0.19.8 really keep: 
 process's partition of fp32 master weights, moving average and optimizer state, gradients, reduction buffers, and what
 autograd saves (`activations.py`). The ZeRO stage decides what is partitioned:
 
-- 0: every process holds everything whole. In fp32 the module's weights are the master weights; in bf16 there is an fp32
-  copy of all weights and, at the optimizer step, an fp32 gradient of all of them (`FP16_UnfusedOptimizer`).
+- 0: every process holds everything whole, and trains in fp32, so that the module's weights are the master weights.
 - 1: master weights, average and optimizer state are partitioned; gradients are whole until they are reduced.
 - 2: gradients are reduced during the backward pass, and kept for the tensors that the process's partition touches.
 - 3: weights are partitioned too. Gathered weights stay if they are used again within `stage3_max_reuse_distance` (10^9)
@@ -219,14 +218,13 @@ def memory(config: RunConfig, on_accelerator: bool) -> Memory:
     params = budget(config).params_by_part
     total, images, world = sum(params.values()), config.micro_batch_images, config.parallel.world
     elements = _elements(config, params, stage)
-    master = width < FLOAT32 or stage > 0
     states = 2 if config.optim.name == "adamw" or config.optim.momentum > 0 else 1
     averages = max(1, len(power_widths(config)))
     saved = activations(config, width, on_accelerator)
     more = BF16_BYTES * (width < FLOAT32) + ZERO_3_BYTES * (stage == 3) + PEERS_BYTES * (world > 1)
     return Memory(
         parameters=(elements.share if stage == 3 else elements.held) * width,
-        master_weights=elements.share * FLOAT32 if master else 0,
+        master_weights=elements.share * FLOAT32 if stage else 0,
         moving_average=elements.share * FLOAT32 * averages,
         optimizer_state=elements.share * FLOAT32 * states,
         batch=config.train.accumulation * images * _image_bytes(config),
@@ -273,8 +271,7 @@ def _optimizer_scratch(config: RunConfig, elements: _Elements, width: int, on_ac
     temporaries = (0 if config.train.is_fast else 2) if config.optim.name == "adamw" else 1
     if stage == 0:
         step = min(1, temporaries) * elements.held if on_accelerator else temporaries * largest_tensor(config)
-        gradients = elements.held * (width + (FLOAT32 if width < FLOAT32 else 0))
-        return gradients + step * FLOAT32
+        return elements.held * width + step * FLOAT32
     of_one = FLOAT32 * (1 + temporaries)
     converting = elements.kept * width + elements.optimized * (width + (FLOAT32 if width < FLOAT32 else 0))
     if stage == 3:

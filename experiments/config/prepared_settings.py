@@ -14,6 +14,7 @@ from typing import Any
 from experiments.config.features_record import read_features
 from experiments.config.metrics import FRECHET_FEATURES
 from experiments.config.prepared_set import DataSetIndex, ImageForm, read_index
+from experiments.config.routers import routing_defaults
 from experiments.config.train_settings import TrainConfig
 from experiments.errors import ConfigError
 
@@ -73,6 +74,7 @@ def _completed(settings: Mapping[str, Any], form: ImageForm) -> dict[str, Any]:
             f"data.name={form} does not fit the data set {data['path']}, which holds {index.images}.",
             f"Use data.name={index.images}, or leave it out.",
         )
+    _require_known_empty_caption(settings, index)
     given = settings_of(index)
     for key, value in given.items():
         if key in data and data[key] != value:
@@ -81,6 +83,21 @@ def _completed(settings: Mapping[str, Any], form: ImageForm) -> dict[str, Any]:
                 f"Leave out data.{key}, or name another data.path.",
             )
     return {**settings, "data": {**data, **given}, "eval": _evaluation(settings.get("eval", {}), index, data["path"])}
+
+
+def _require_known_empty_caption(settings: Mapping[str, Any], index: DataSetIndex) -> None:
+    """Raises `ConfigError` for an expert of images without a caption, where the model cannot tell these from others.
+
+    It knows them by a caption of one token (`EncodedCaption` in `models/embed.py`). The empty caption of CLIP alone has
+    a start and an end token, so that this expert would get no image.
+    """
+    has_expert = routing_defaults(dict(settings.get("routing", {}))).get("unconditional_expert", False)
+    if has_expert and index.text_encoders == {"clip"}:
+        raise ConfigError(
+            f"routing.unconditional_expert=True does not fit the data set {settings['data']['path']}, whose captions "
+            "CLIP alone encodes: the empty caption has two tokens there, and is known by a single one.",
+            "Use routing.unconditional_expert=False, or a data set of --text static or --text t5.",
+        )
 
 
 def settings_of(index: DataSetIndex) -> dict[str, Any]:

@@ -240,8 +240,8 @@ def _require_same_groups(run_dir: RunDir, stored: RunRecord, wanted: RunRecord) 
     if only_the_layout and there.get(world) != here.get(world):
         raise RecordError(
             f"{run_dir.path} was begun with {world}={there.get(world)} and cannot go on with {world}={here.get(world)}:"
-            " its routing groups, thresholds or losses of routing are of the batch of one process, so that its losses"
-            " would change.",
+            " its routing groups, thresholds or losses of routing follow the images that processes take at a time, so"
+            " that its losses would change.",
             f"Continue it on {there.get(world)} process(es), or use another --run-dir; with routing.group_images=1 a"
             " new run of most routers can go on with any number.",
         )

@@ -154,8 +154,16 @@ def _talk_to(file: TextIO) -> Iterator[None]:
 
 
 def build_engine(config: RunConfig, precision: Precision, model_class: type[DiT] = DiT) -> Engine:
-    """Builds the model of `config`, initialised from `config.seed` alone, and a DeepSpeed engine around it."""
+    """Builds the model of `config`, initialised from `config.seed` alone, and a DeepSpeed engine around it.
+
+    Raises `ConfigError` for ZeRO-0 in bf16: DeepSpeed's fp32 weights are then where no checkpoint would find them.
+    """
     share, stage = expert_share(config), resolved_stage(config, precision)
+    if stage == 0 and precision == "bf16":  # a run that began in bf16 may be continued in any layout but this one
+        raise ConfigError(
+            "parallel.zero_stage=0 does not fit this run, which trains in bf16: it keeps no fp32 weights beside those.",
+            "Use parallel.zero_stage=1.",
+        )
     # Every process draws the same weights. Experts have generators of their own, so that any layout draws the same.
     torch.manual_seed(config.seed)
     model = model_class(config, share, config.parallel.activation_checkpointing)

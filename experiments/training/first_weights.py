@@ -41,6 +41,11 @@ from experiments.training.restore import newest_checkpoint, require_same_loss, r
 from experiments.training.router_states import KEY as ROUTER_STATE
 from experiments.training.router_states import load_router_state, router_state
 
+STATE_FOLLOWS = ("name", "num_experts", "gating", "input", "form")
+"""The settings of routing that say what a score is; thresholds and biases are on the scale of scores."""
+THRESHOLDS_FOLLOW = ("capacity_factor", "capacity_by_layer", "eval_decision")
+"""The further settings that say which score of a batch is the threshold of an expert."""
+
 
 class FirstWeights:
     """The weights of a parent, as the parameters of a run that begins from them."""
@@ -249,11 +254,12 @@ def begin_from(first: FirstWeights, engine: Engine, reporter: Reporter) -> None:
 
 
 def _take_router_state(first: FirstWeights, engine: Engine) -> None:
-    """Takes the state of the routers over, where the parent has the same routers."""
+    """Takes the state of the routers over, where the parent has the same routers and its numbers mean the same."""
     checkpoint, exported = first.checkpoint, first.parent.exported
     stored = checkpoint.state.get(ROUTER_STATE) if checkpoint is not None else exported and exported.router_state
     ours, theirs = first.config.routing, first.theirs.routing
-    same_router = (ours.name, ours.num_experts) == (theirs.name, theirs.num_experts)
+    keys = STATE_FOLLOWS if ours.top_k is not None else (*STATE_FOLLOWS, *THRESHOLDS_FOLLOW)
+    same_router = all(getattr(ours, key) == getattr(theirs, key) for key in keys)
     if stored and same_router and stored.keys() == router_state(engine.model).keys():
         load_router_state(engine.model, {ROUTER_STATE: stored}, first.parent.folder.path)
 

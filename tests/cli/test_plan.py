@@ -104,3 +104,10 @@ def test_a_layout_is_simulated_beside_its_arithmetic(capsys: pytest.CaptureFixtu
     assert step["persistent"] == pytest.approx(step["planned_persistent"], rel=0.05)
     assert step["peak"] == pytest.approx(step["planned_peak"], rel=0.1)
     assert step["collectives"]["alltoall_base"][0] == 8
+
+
+def test_zero_0_is_simulated_in_the_precision_that_it_trains_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "model=nano", "parallel.zero_stage=0", "--device", "H100", "--simulate", "--json"]) == 0
+    step = json.loads(capsys.readouterr().out)["in_shape"]
+    assert step["numbers_kept"] == step["params_held"]
+    assert step["persistent"] == pytest.approx(step["planned_persistent"], rel=0.05)

@@ -123,6 +123,11 @@ def test_every_kind_of_routing_group_must_give_an_expert_a_slot(overrides: str, 
             "parallel.expert_parallel=2 parallel.world=2 parallel.zero_stage=3",
             "parallel.zero_stage=3 does not work with parallel.expert_parallel=2",
         ),
+        (
+            "train.precision=bf16 parallel.zero_stage=0",
+            "train.precision=bf16 does not work with parallel.zero_stage=0, which keeps no fp32 weights beside those in "
+            "bf16. Use parallel.zero_stage=1, or train.precision=fp32.",
+        ),
     ],
 )
 def test_layouts_that_no_process_could_take_are_refused(overrides: str, message: str) -> None:

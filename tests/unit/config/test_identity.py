@@ -86,6 +86,18 @@ BATCH = "routing.group_images=batch"
         ("routing=dsmoe", False),
         ("routing=diffmoe", True),
         ("routing=ec_noise_capacity", False),
+        # With accumulation the images that all processes take at a time depend on their number.
+        ("routing=expert_choice routing.group_images=all train.accumulation=2", True),
+        ("routing=expert_choice routing.group_images=all routing.eval_decision=threshold train.accumulation=2", True),
+        ("routing=expert_race train.accumulation=2", True),
+        ("routing=shared_expert routing.group_images=1 routing.balance_scope=all train.accumulation=2", True),
+        ("routing=expert_choice routing.group_images=2 train.accumulation=2", False),
+        ("routing=shared_expert routing.group_images=1 train.accumulation=2", False),
+        ("routing=loss_free train.accumulation=2", False),
+        ("routing=dense train.accumulation=2", False),
+        ("routing=promoe routing.contrastive_loss_weight=0 routing.z_loss_weight=0.001 train.accumulation=2", True),
+        ("routing=promoe routing.contrastive_loss_weight=0 routing.z_loss_weight=0.001", False),
+        ("routing=promoe routing.contrastive_loss_weight=0 train.accumulation=2", False),
     ],
 )
 def test_the_id_knows_the_processes_where_routing_groups_follow_them(arm: str, follows: bool) -> None:

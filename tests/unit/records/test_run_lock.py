@@ -79,9 +79,9 @@ def test_a_run_whose_groups_follow_the_processes_goes_on_with_as_many(router, th
         settle_record(run_dir, wanted)
     assert str(refusal.value) == (
         f"{run_dir.path} was begun with parallel.world={there} and cannot go on with parallel.world={here}: its "
-        "routing groups, thresholds or losses of routing are of the batch of one process, so that its losses would "
-        f"change. Continue it on {there} process(es), or use another --run-dir; with routing.group_images=1 a new run "
-        "of most routers can go on with any number."
+        "routing groups, thresholds or losses of routing follow the images that processes take at a time, so that its "
+        f"losses would change. Continue it on {there} process(es), or use another --run-dir; with "
+        "routing.group_images=1 a new run of most routers can go on with any number."
     )
     assert refusal.value.exit_code == 2
 

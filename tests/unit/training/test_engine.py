@@ -156,3 +156,9 @@ def test_the_balance_loss_pulls_as_much_with_accumulation(router: str, precision
     tolerance = 1e-6 if precision == "fp32" else 0.02
     assert float(found[1].norm()) > 0
     assert float((found[4] - found[1]).norm()) <= tolerance * float(found[1].norm())
+
+
+def test_a_run_that_began_in_bf16_is_not_continued_without_fp32_weights(one_process: None) -> None:
+    """With `train.precision=auto` a layout can be asked for that only a run in fp32 can take."""
+    with pytest.raises(ConfigError, match="^parallel.zero_stage=0 does not fit this run, which trains in bf16"):
+        build_engine(load_config(["model=nano", "parallel.zero_stage=0"]), "bf16")

@@ -20,6 +20,7 @@ from experiments.evaluation.sampling.load_run import load_run
 from experiments.models.dit import DiT
 from experiments.records.parent_weights import find_parent
 from experiments.records.run_folder import RunDir
+from experiments.routing.state import RunningThreshold, SelectionBias
 from experiments.training.engine import Engine, build_engine
 from experiments.training.first_weights import FirstWeights, begin_from
 from experiments.training.objective import forward_loss
@@ -293,6 +294,49 @@ def test_the_same_router_keeps_its_state(routed: RunDir, begun: Callable[[RunCon
     assert stored.any()
     more = begun(child(routed, "routing=loss_free", "routing.num_experts=8"))
     assert not more.model.state_dict()[state].any()
+
+
+@pytest.fixture(scope="module")
+def with_thresholds(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return random_run_folder(
+        tmp_path_factory.mktemp("thresholds") / "run", *SMALL, "routing=expert_threshold", "routing.num_experts=4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_taken"),
+    [
+        ((), True),
+        (("routing.threshold_decay=0.9", "routing.z_loss_weight=0.001"), True),
+        (("routing.capacity_factor=2",), False),
+        (("routing.input=plain_time",), False),
+        (("routing.form=mlp",), False),
+    ],
+)
+def test_thresholds_of_other_scores_or_another_capacity_are_learned_anew(
+    settings: tuple[str, ...], is_taken: bool, with_thresholds: RunDir, begun: Callable[[RunConfig], Engine]
+) -> None:
+    config = child(with_thresholds, "routing=expert_threshold", "routing.num_experts=4", *settings)
+    (state,) = (module for module in begun(config).model.modules() if isinstance(module, RunningThreshold))
+    assert state.has_begun is is_taken
+    assert bool(state.value_K.any()) is is_taken
+
+
+@pytest.mark.parametrize(
+    ("setting", "is_taken"),
+    [
+        ("routing.top_k=1", True),
+        ("routing.capacity_factor=2", True),
+        ("routing.gating=softmax", False),
+        ("routing.input=plain_time", False),
+    ],
+)
+def test_a_bias_on_scores_of_another_kind_is_learned_anew(
+    setting: str, is_taken: bool, routed: RunDir, begun: Callable[[RunConfig], Engine]
+) -> None:
+    model = begun(child(routed, "routing=loss_free", "routing.num_experts=4", setting)).model
+    (state,) = (module for module in model.modules() if isinstance(module, SelectionBias))
+    assert bool(state.value_E.any()) is is_taken
 
 
 def test_raw_weights_and_exported_ones(dense: RunDir, begun: Callable[[RunConfig], Engine], tmp_path: Path) -> None:

@@ -48,6 +48,22 @@ def test_micro_batches_are_the_batch_in_pieces(tiny: Tiny) -> None:
         assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), value), name
 
 
+@pytest.mark.parametrize(("accumulation", "same"), [(1, True), (2, False)])
+def test_the_images_that_all_processes_take_at_a_time_follow_their_number_with_accumulation(
+    accumulation: int, same: bool, tiny: Tiny
+) -> None:
+    """This is why config ids count the processes where tokens of all of them compete (`experiments/settings_id.py`)."""
+
+    def passes(world: int) -> list[set[int]]:
+        config = tiny(f"train.accumulation={accumulation}", f"parallel.world={world}")
+        batches = [TrainStream(config, rank, world).batch(0) for rank in range(world)]
+        shares = [list(micro_batches_of(batch, accumulation)) for batch in batches]
+        return [{int(index) for part in parts for index in part.index_B} for parts in zip(*shares, strict=True)]
+
+    assert set.union(*passes(1)) == set.union(*passes(2))
+    assert (passes(1) == passes(2)) is same
+
+
 @pytest.mark.parametrize("arm", ["routing=dense", "routing=expert_choice"])
 def test_accumulation_changes_no_loss(arm: str, rows_of: RowsOf) -> None:
     whole, pieces = rows_of(arm), rows_of(arm, "train.accumulation=2", name="pieces")

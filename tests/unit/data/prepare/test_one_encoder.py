@@ -17,6 +17,7 @@ from experiments.data.loader import TrainStream
 from experiments.data.prepare.job import prepare
 from experiments.data.prepare.request import Request
 from experiments.errors import ConfigError
+from experiments.models.dit import DiT
 from tests.real_images import (
     POOLED_WIDTH,
     TEXT_WIDTH,
@@ -90,6 +91,22 @@ def test_a_run_reads_it(made: tuple[str, Path]) -> None:
     batch = TrainStream(config).batch(0)
     assert batch.text_BLV.shape == (4, 12, WIDTHS[name])
     assert batch.pooled_BU.shape == (4, WIDTHS[name])
+
+
+@pytest.mark.parametrize("router", ["promoe", "promoe_ec"])
+def test_an_expert_of_images_without_a_caption_gets_them_or_is_refused(made: tuple[str, Path], router: str) -> None:
+    """The empty caption is known by its single token, and that of CLIP has two."""
+    name, folder = made
+    words = [f"data.path={folder / 'set'}", "train.batch_images=4", "train.caption_dropout=1.0"]
+    batch = TrainStream(load_config([*words, f"routing={router}", "routing.unconditional_expert=False"])).batch(0)
+    assert batch.text_length_B.tolist() == [{"t5": 1, "clip": 2}[name]] * 4
+    if name == "clip":
+        with pytest.raises(ConfigError, match="CLIP alone encodes: the empty caption has two tokens there") as caught:
+            load_config([*words, f"routing={router}"])
+        assert "Use routing.unconditional_expert=False, or" in str(caught.value)
+        return
+    model = DiT(load_config([*words, f"routing={router}"]))
+    assert bool(model.text(batch.caption).dropped_B.all())
 
 
 def test_what_was_stopped_goes_on_to_the_same_files(
