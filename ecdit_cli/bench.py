@@ -62,7 +62,7 @@ NumRuns = Annotated[
     int, typer.Option(min=10, max=100_000, help="For analysis: number of runs, with 1,000 rows of steps each.")
 ]
 Steps = Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps to time for each model.")]
-Rounds = Annotated[int, typer.Option(min=1, max=10_000, help="Rounds of all but training; medians count.")]
+Rounds = Annotated[int, typer.Option(min=1, max=10_000, help="Rounds of all but training, whose median is shown.")]
 Tokens = Annotated[int, typer.Option(min=1, max=2**24, help="For routing: tokens of a batch.")]
 LayerWidths = Annotated[
     list[int] | None, typer.Option(min=1, max=131_072, help="For routing: width of the model; may be repeated.")
