@@ -123,7 +123,7 @@ def _known_sampler(name: str) -> str:
     """Returns `name`. Raises `ConfigError` unless it is that of a sampler."""
     if name not in SAMPLERS:
         shown = shortened(printable(name), 80)
-        raise ConfigError(f"--sampler '{shown}' is no sampler.", did_you_mean(name, SAMPLERS))
+        raise ConfigError(f"--sampler '{shown}' is not a sampler.", did_you_mean(name, SAMPLERS))
     return name
 
 

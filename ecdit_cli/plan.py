@@ -127,7 +127,7 @@ def _search(config: RunConfig, place: Place, days: float | None) -> list[LayoutP
         raise SpecError(
             f"no layout of train.batch_images={config.train.batch_images} on at most {place.max_world} x {place.name} "
             f"is known to end within {days:g} days.",
-            "Use more --days, more --max-devices, or a larger train.batch_images.",
+            "Use a larger --days, --max-devices or train.batch_images.",
         )
     raise SpecError(f"no layout fits {place.name}.", way_out(config, place))
 
