@@ -33,7 +33,7 @@ def check_widths(text: str, metrics: Sequence[str]) -> tuple[float, ...]:
     from experiments.errors import EcditError
 
     if "inference-time" in metrics:
-        raise EcditError("inference-time is the same for every --ema.", "Measure it without --ema.")
+        raise EcditError("inference-time does not depend on --ema.", "Measure it without --ema.")
     return parse_widths(text)
 
 

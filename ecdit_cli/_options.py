@@ -46,7 +46,7 @@ FromProjects = Annotated[
     ),
 ]  # fmt: skip
 Smoothed = Annotated[
-    bool, typer.Option("--smoothed", help="Fit laws to the ends of smoothed curves; says what that gains in noise.")
+    bool, typer.Option("--smoothed", help="Fit laws to the ends of smoothed curves, and say by how much noise shrinks.")
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be done and what it would cost, and do nothing.")
@@ -107,12 +107,12 @@ EmaWidth = Annotated[
         "--ema",
         min=MIN_EMA_WIDTH,
         max=MAX_EMA_WIDTH,
-        help="Width of the average, of a run with train.ema=power. Default: that of training.",
+        help="With train.ema=power: width of the average of the weights. Default: that of training.",
     ),
 ]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
-    typer.Option(help="Precision of the model; auto is the one that it was trained in."),
+    typer.Option(help="Precision of the model; auto is that of training."),
 ]
 Steps = Annotated[
     int | None, typer.Option(min=1, max=10_000, help="Steps of the sampler. Default: the run's eval.sample_steps.")
@@ -123,7 +123,7 @@ def _known_sampler(name: str) -> str:
     """Returns `name`. Raises `ConfigError` unless it is that of a sampler."""
     if name not in SAMPLERS:
         shown = shortened(printable(name), 80)
-        raise ConfigError(f"--sampler '{shown}' is no sampler.", did_you_mean(name, SAMPLERS))
+        raise ConfigError(f"--sampler '{shown}' is not a sampler.", did_you_mean(name, SAMPLERS))
     return name
 
 
@@ -170,7 +170,7 @@ SampledImages = Annotated[
 EmaWidths = Annotated[
     str | None,
     typer.Option(
-        "--ema", help="Widths of the average, by commas, of runs with train.ema=power. Default: that of training."
+        "--ema", help="With train.ema=power: widths of the average, separated by commas. Default: that of training."
     ),
 ]
 Scales = Annotated[

@@ -27,7 +27,9 @@ def parse_guidance(text: str) -> tuple[float, ...]:
             f"--guidance '{shown}' is not a list of scales.", "Write for example --guidance 1,2,4."
         ) from error
     if not all(0 <= scale <= MAX_GUIDANCE for scale in scales):
-        raise EcditError(f"--guidance '{shown}' is out of range.", f"A scale is from 0 to {MAX_GUIDANCE:g}; 1 is none.")
+        raise EcditError(
+            f"--guidance '{shown}' is out of range.", f"A scale is from 0 to {MAX_GUIDANCE:g}; 1 is no guidance."
+        )
     if len(scales) > MAX_SCALES:
         raise EcditError(f"--guidance names {len(scales)} scales.", f"At most {MAX_SCALES} are measured at a time.")
     return scales

@@ -100,17 +100,17 @@ def print_cost(plan: Plan, num_slots: int, place: Place | None = None, tuned: st
         columns.append(FITS)
     print_rows([*rows, *last], columns, False, title=plan.sweep)
     if any(row.get("num_seeds", 1) > 1 for row in rows):
-        say("A line of several seeds says what one of them costs; the total counts all.")
+        say("A row of several seeds has the cost of one of them; the total counts all.")
     whole, spent = sums["train_flops"], sums["train_flops_spent"]
     if spent < whole:
         say(
-            f"Spent: {flops(spent)} of {flops(whole)} of training, {spent / whole:.0%}: the trunk that runs of "
+            f"Of {flops(whole)} of training {flops(spent)} are spent ({spent / whole:.0%}): the trunk that runs of "
             "several lengths share is trained once."
         )
     bases = {run.estimate.basis for run in plan.wanted if run.estimate is not None and run.estimate.seconds is not None}
     if bases:
         at_once = f", {num_slots} runs at a time" if num_slots > 1 else ""
-        say(f"Time: training alone, from {', '.join(sorted(bases))}{at_once}.")
+        say(f"Times are of training alone, estimated from {', '.join(sorted(bases))}{at_once}.")
 
 
 def _by_arm(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

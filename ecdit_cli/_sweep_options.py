@@ -17,7 +17,7 @@ PowerOf = Annotated[
     typer.Option(
         "--power",
         metavar="DIR",
-        help="With --dry-run: which gap the seeds separate, by the spread in an earlier sweep.",
+        help="With --dry-run: say which gap in loss the seeds separate, by the spread in this earlier sweep.",
     ),
 ]
 Executor = Annotated[
@@ -37,7 +37,7 @@ RunsPerAccelerator = Annotated[int, typer.Option(min=1, max=MAX_SLOTS, help="How
 Timeout = Annotated[
     float,
     typer.Option(
-        min=1, max=MAX_TIMEOUT_SECONDS, help="A run is killed when its status has not been renewed for so many seconds."
+        min=1, max=MAX_TIMEOUT_SECONDS, help="A run is killed when it has not renewed its status for so many seconds."
     ),
 ]
 Retries = Annotated[int, typer.Option(min=0, max=MAX_RETRIES, help="How often to start a run again that was killed.")]

@@ -131,7 +131,7 @@ def _refuse_unknown_options(command: Any, words: Sequence[str]) -> None:
         if word.startswith("--") and "=" not in word and word not in known:
             other = {"--out": "--run-dir", "--run-dir": "--out"}.get(word)
             hint = f"The folder is {other} here." if other in known else did_you_mean(word, known)
-            raise ConfigError(f"'{shortened(printable(word), 80)}' is no option of ecdit {name}.", hint)
+            raise ConfigError(f"'{shortened(printable(word), 80)}' is not an option of ecdit {name}.", hint)
 
 
 def _name_too_long(error: Exception) -> EcditError | None:

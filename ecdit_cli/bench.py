@@ -62,7 +62,7 @@ NumRuns = Annotated[
     int, typer.Option(min=10, max=100_000, help="For analysis: number of runs, with 1,000 rows of steps each.")
 ]
 Steps = Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps to time for each model.")]
-Rounds = Annotated[int, typer.Option(min=1, max=10_000, help="Rounds of all but training; medians count.")]
+Rounds = Annotated[int, typer.Option(min=1, max=10_000, help="Rounds of all but training, whose median is shown.")]
 Tokens = Annotated[int, typer.Option(min=1, max=2**24, help="For routing: tokens of a batch.")]
 LayerWidths = Annotated[
     list[int] | None, typer.Option(min=1, max=131_072, help="For routing: width of the model; may be repeated.")
@@ -116,18 +116,18 @@ def bench(
     routing: the expert-choice layer beside dense, DeepSpeed's and others; with --routers the layer of each router
     beside a dense one of the same executed FLOPs; with --neighbour beside a busy process too. train: which share of an
     iteration is forward, backward and optimizer; expert choice beside dense; and a step of shared_expert, which drops
-    no token, beside expert choice and beside a loop over experts. There measured is a ratio of times, floor that of the
-    accounted FLOPs, and gap the first over the second; one row has executed over accounted FLOPs. With --beside and
-    --peer-path train measures whole networks beside public ones of the same shapes instead. sample: what experts cost
-    in sampling. data: how many images are drawn against how many are trained on, and how many latents with text
-    features are read against what B trains on an H100. checkpoint: what a save costs training at the cadence of the
-    run. cli: how long commands take to start. sweep: tiny runs through the executor against a process each, what the
-    sweep itself takes, and 10,000 runs planned and looked at. coordinates: with which power of the width outputs grow
-    after five steps, in the standard and in the maximal-update parametrization; 0 means that a learning rate carries
-    over. growth: with which power seconds and memory grow with tokens, experts, width, processes, images of a data set
-    and runs of a sweep, beside the largest that the work has. analysis: seconds and memory of reading runs, with an
-    empty cache and again, and of status, export, plot and report. compile: what torch.compile saves in a step of
-    training, and after how many steps it has paid for the time that it takes.
+    no token, beside expert choice and beside a loop over experts. In these tables measured is a ratio of times, floor
+    the same ratio of accounted FLOPs, and gap measured over floor; one row has executed over accounted FLOPs. With
+    --beside and --peer-path, train instead measures whole networks beside public ones of the same shapes. sample: what
+    experts cost in sampling. data: how many images are drawn a second beside how many are trained on, and how many
+    latents with text features are read beside what B would train on an H100. checkpoint: what saving costs training at
+    the cadence of the run. cli: how long commands take to start. sweep: tiny runs through the executor beside a process
+    for each, what the sweep itself takes, and the time to plan and show 10,000 runs. coordinates: with which power of
+    the width outputs grow after five steps, in the standard and in the maximal-update parametrization; 0 means that a
+    learning rate carries over. growth: with which power seconds and memory grow with tokens, experts, width, processes,
+    images of a data set and runs of a sweep, beside the largest power that the work has. analysis: seconds and memory
+    of reading runs, with an empty cache and again, and of status, export, plot and report. compile: what torch.compile
+    saves in a step of training, and after how many steps it has paid for the time that it takes.
     """
     from experiments.errors import EcditError, did_you_mean
 

@@ -43,7 +43,7 @@ def compare_routing(
     The sweep routing_comparison takes half an hour on two cores; routers_of_the_field has every router, each at a
     learning rate that is tuned for it.
 
-    Beside the table stand published FID of other models and alarms, where a validation loss misleads. Writes
+    Below the table it prints alarms, where a validation loss misleads, and published FID of other models. It writes
     comparison.csv, .md, .png and .svg to --out. Default: SWEEP/tables for the folder of one sweep, else
     out/comparison.
     """

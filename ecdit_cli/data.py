@@ -58,7 +58,7 @@ Text = Annotated[
     typer.Option(
         help="captions: read by T5 and CLIP. t5, clip: read by that one alone. static: captions as word embeddings of "
         "the package wordllama. labels: the classes of images, which are their folders or a column. Default: captions "
-        "with a VAE, static without."
+        "with --vae, --t5 or --clip, else static."
     ),
 ]
 Background = Annotated[str, typer.Option(metavar="COLOR", help="The colour that transparency becomes.")]
@@ -66,14 +66,14 @@ Flip = Annotated[
     bool,
     typer.Option(
         "--flip",
-        help="For pixels: training mirrors images at random, except where their text names a side (left, right).",
+        help="For pixels: let training mirror images at random, except where their text names a side (left, right).",
     ),
 ]
 LabelColumn = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="As --caption-column, for --text labels. Default: folders of classes, or label, class, cls, ...",
+        help="For --text labels: column or ending of labels. Default: folders of classes, or label, class, cls, ...",
     ),
 ]
 ImageSize = Annotated[
@@ -83,7 +83,7 @@ ImageSize = Annotated[
 MaxTokens = Annotated[
     int | None,
     typer.Option(
-        min=2, max=4096, help="Tokens of a caption, the rest is cut. Default: 120 of T5, 77 of CLIP alone, 32 static."
+        min=2, max=4096, help="Most tokens of a caption; the rest is cut. Default: 120, for clip 77, for static 32."
     ),
 ]
 ValidationImages = Annotated[
@@ -95,7 +95,7 @@ ValidationImages = Annotated[
 Processes = Annotated[
     int,
     typer.Option(
-        min=1, max=256, help="Number of processes. Each holds all models; accelerators are given out in turn."
+        min=1, max=256, help="Number of processes. Each holds all encoders; accelerators are given out in turn."
     ),
 ]
 Folder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the data set.")]
@@ -126,12 +126,12 @@ def prepare(
     subset: Annotated[str | None, typer.Option(metavar="NAME", help="Configuration of a Hub data set.")] = None,
     image_column: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of a table, or an ending in tars and folders (input.jpg). Default: found."),
+        typer.Option(metavar="NAME", help="Column of images, or their ending in tars and folders (input.jpg)."),
     ] = None,
     caption_column: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="As --image-column; json.title is a key in JSON. Default: caption, text, txt, ..."
+            metavar="NAME", help="Column or ending of captions; json.title is a key in JSON. Default: caption, ..."
         ),
     ] = None,
     label_column: LabelColumn = None,

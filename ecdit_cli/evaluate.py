@@ -36,8 +36,8 @@ MetricNames = Annotated[
     str | None,
     typer.Option(
         "--metrics",
-        help=f"What to measure, by commas: {', '.join(METRICS)}. Default: {','.join(DEFAULT_METRICS)}, or of a run "
-        f"on prepared pixels {','.join(PICTURE_METRICS)}.",
+        help=f"What to measure, separated by commas: {', '.join(METRICS)}. Default: {','.join(DEFAULT_METRICS)}, or "
+        f"for a run on prepared pixels {','.join(PICTURE_METRICS)}.",
     ),
 ]
 
@@ -68,8 +68,9 @@ def evaluate(
 ) -> None:
     """Measure trained runs: alignment, Frechet distance, routing, seconds an image. Adds to their evals.jsonl.
 
-    What is recorded for the same weights and settings is not measured again. inference-time takes all runs in turns in
-    one process: let nothing else run meanwhile. --ema measures averages of other widths, made after training.
+    What is recorded for the same weights and settings is not measured again, except inference-time. That takes all runs
+    in turns in one process: let nothing else run meanwhile. --ema measures averages of other widths, which are made
+    after training.
     """
     from ecdit_cli import _evaluation as work
     from ecdit_cli._evaluation_table import print_table

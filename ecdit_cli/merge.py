@@ -42,7 +42,7 @@ def merge(
     from ecdit_cli._progress import progress
 
     if prompts is not None and not from_prompts:
-        raise ConfigError("--prompts says how many captions make the routers.", "Add --router-from-prompts.")
+        raise ConfigError("--prompts has no effect without --router-from-prompts.", "Add it, or leave out --prompts.")
     with progress("importing torch") as show:
         from experiments.evaluation.exchange.merged_run import MergeOptions, merge_runs
         from experiments.records.run_folder import RunDir

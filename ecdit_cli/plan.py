@@ -31,7 +31,7 @@ def plan(
     price: Annotated[
         float | None, typer.Option(min=0, max=1e6, metavar="DOLLARS", help="Price of one device for an hour.")
     ] = None,
-    search: Annotated[bool, typer.Option("--search", help="Find the cheapest layout that fits.")] = False,
+    search: Annotated[bool, typer.Option("--search", help="Find the cheapest parallel layout that fits.")] = False,
     max_devices: Annotated[
         int | None, typer.Option(min=1, max=131_072, help="With --search: use at most so many devices.")
     ] = None,
@@ -43,7 +43,7 @@ def plan(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Plan one run: memory of a device, traffic, time and cost of its layout; with --search the cheapest layout.
+    """Plan one run: memory of a device, traffic, time and cost in its parallel layout, or in the cheapest (--search).
 
     Examples: ecdit plan model=M routing.num_experts=64 parallel.world=512 parallel.expert_parallel=64 --device H100
     """
@@ -108,7 +108,7 @@ def _place(device: str | None, devices_per_node: int, utilisation: float | None,
     from sweeps.devices import UTILISATION, accelerator_memory_gib
 
     if device is None:
-        say("No --device is given: planned for this machine, of whose speed nothing is known.")
+        say("No --device is given, so the plan is for this machine, whose speed is not known.")
         return replace(this_machine(num_accelerators=int(accelerator_memory_gib() is not None)), devices_per_node=1)
     return table_device(device, utilisation or UTILISATION, max_devices or MAX_DEVICES, devices_per_node)
 
@@ -127,7 +127,7 @@ def _search(config: RunConfig, place: Place, days: float | None) -> list[LayoutP
         raise SpecError(
             f"no layout of train.batch_images={config.train.batch_images} on at most {place.max_world} x {place.name} "
             f"is known to end within {days:g} days.",
-            "Use more --days, more --max-devices, or a larger train.batch_images.",
+            "Use a larger --days, --max-devices or train.batch_images.",
         )
     raise SpecError(f"no layout fits {place.name}.", way_out(config, place))
 
@@ -195,7 +195,7 @@ def _say_where_it_comes_from(shown: LayoutPlan) -> None:
         whose = f"of each of {world} devices" if place.on_accelerator else f"for {world} process(es) together"
         say(f"It fits: {shown.needed_gib:.1f} of the {place.memory_gib:.1f} GiB {whose}.")
     if place.on_accelerator:
-        say(f"Saving takes {shown.host_gib:.1f} GiB of a node's own memory.")
+        say(f"Saving takes {shown.host_gib:.1f} GiB of the host memory of a node.")
     if shown.compute_seconds is not None:
         network = ", then the network at its data sheet's peak" if shown.transfers else ""
         say(f"Time: {place.basis(shown.config)}{network}.")

@@ -42,7 +42,7 @@ def plot(
     paper_values: PaperValues = False,
     parameters: Parameters = "activated",
     smoothed: Smoothed = False,
-    list_figures: Annotated[bool, typer.Option("--list", help="Name every figure.")] = False,
+    list_figures: Annotated[bool, typer.Option("--list", help="List every figure, and what it shows.")] = False,
     as_json: Json = False,
 ) -> None:
     """Draw figures of finished runs as PNG, SVG and CSV. Default: all runs below out/.

@@ -74,8 +74,8 @@ def sample(
 ) -> None:
     """Make images of captions with a trained run, and say whether they show what they should.
 
-    A run on latents makes images of the first captions of its validation set, and needs the VAE of its data set. Static
-    captions may be any. A run that is conditioned on classes makes images of those that --class names.
+    A run on latents makes images of the first captions of its validation set, and needs the VAE of its data set. A run
+    with static captions takes any caption. A run that is conditioned on classes takes --class in place of captions.
 
     Example: ecdit sample out/runs/NAME "a red circle left of a blue square" "two green hearts" --compute-map
     """

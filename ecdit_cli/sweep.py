@@ -158,7 +158,7 @@ def _check_power(power: Path | None, dry_run: bool) -> None:
     from experiments.errors import EcditError
 
     if power is not None and not dry_run:
-        raise EcditError("--power says what a plan can find before anything is run.", "Give it with --dry-run.")
+        raise EcditError("--power is for plans, and needs --dry-run.", "Add --dry-run, or leave it out.")
 
 
 def _print_result(folder: SweepFolder, result: SweepResult, as_json: bool) -> None:

@@ -95,7 +95,8 @@ def plan_of(spec: str, overrides: Sequence[str], say: Callable[[str], None]) -> 
     retry_design(checked, overrides)
     plan = make_plan(checked, overrides)
     if plan.num_merged:
-        say(f"{len(plan.runs)} runs: {plan.num_merged} more combinations come to the same settings as one of them.")
+        more = agreeing(plan.num_merged, "more combination has", "more combinations have")
+        say(f"{len(plan.runs)} runs: {plan.num_merged} {more} the same settings as one of them.")
     return plan
 
 
@@ -133,7 +134,9 @@ def run_here(
         time_images([folder.path / "runs" / run.name for run in result.runs if run.state == "done"], screen.say)
     num_failed = sum(run.state == "failed" and run.name not in result.replaced for run in result.runs)
     if num_failed and not how.retry_failed:
-        screen.say(f"{num_failed} failed: `ecdit sweep {folder.path} --retry-failed` starts them again.")
+        which = agreeing(num_failed, "run failed", "runs failed")
+        again = agreeing(num_failed, "it", "them")
+        screen.say(f"{num_failed} {which}: `ecdit sweep {folder.path} --retry-failed` starts {again} again.")
     return result
 
 
@@ -228,11 +231,11 @@ def timed(place: Place, plan: Plan, num_threads: int, say: Callable[[str], None]
     )
     dearest = max((run.train_flops_per_image for run in plan.wanted), default=0)
     if not points and plan.wanted:
-        say("No model was timed: each has no room here, or would take too long. Times for a device: --device NAME.")
+        say("No model was timed: none fits in memory here, or each takes too long. --device NAME estimates a device.")
     elif points and dearest > (limit := max(point.train_flops_per_image for point in points)):
         say(
-            f"Dearer models than {flops(limit)} of training an image were not timed: those that fit are taken to be as "
-            "fast as the dearest that was."
+            f"Models of more than {flops(limit)} of training an image were not timed: those that fit are assumed to "
+            "reach the FLOP/s of the largest one that was."
         )
     return replace(place, points=points)
 

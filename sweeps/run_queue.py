@@ -178,7 +178,7 @@ class RunQueue:
         self._not_before[name] = now + LOOK_SECONDS
         if name not in self._elsewhere:
             self._elsewhere.add(name)
-            self._events.append(Event(name, "another sweep has it"))
+            self._events.append(Event(name, "another sweep is training it"))
 
     def _try_again(self, run: PlannedRun, killed: str) -> None:
         self._attempts[run.name] += 1

@@ -91,7 +91,7 @@ class SweepSpec(Closed):
         """Returns the value of the parameter `name`, or None where it is not given. Raises `SpecError` if it varies."""
         parameter = self._leaves().get(name)
         if parameter is not None and parameter.form != "constant":
-            raise SpecError(f"parameters: {name} is not one constant.", f"Write `{name}: {{value: ...}}`.")
+            raise SpecError(f"parameters: {name} is not a single constant.", f"Write `{name}: {{value: ...}}`.")
         return None if parameter is None else parameter.value
 
     def _grid(self, replaced: Collection[str]) -> Iterator[list[str]]:
@@ -100,7 +100,7 @@ class SweepSpec(Closed):
         num_runs = math.prod(map(len, grid.values()))
         if num_runs > MAX_RUNS and self.run_cap is None:
             raise SpecError(
-                f"parameters: the grid has {_written(num_runs)} runs, and at most {MAX_RUNS:,} are taken.",
+                f"parameters: the grid has {_written(num_runs)} runs, and at most {MAX_RUNS:,} are allowed.",
                 "Shorten the lists, or set run_cap.",
             )
         for index in range(min(num_runs, self.run_cap or num_runs)):

@@ -73,7 +73,7 @@ def design_mapping(name: str, spec: SweepSpec, overrides: Sequence[str], example
         return None
     content = parse_yaml(str(given), name, SpecError, as_text=True).value
     if not isinstance(content, dict):
-        raise SpecError(f"{name}={shown(str(given))} is no mapping.", f"Write `{name}: {{value: {example}}}`.")
+        raise SpecError(f"{name}={shown(str(given))} is not a mapping.", f"Write `{name}: {{value: {example}}}`.")
     return content
 
 
@@ -112,7 +112,7 @@ def _proxy_settings(given: Any, setting: str) -> dict[str, Scalar]:
     """Returns the settings of `on` by their dotted names."""
     if not isinstance(given, dict):
         raise SpecError(
-            f"{TUNE}: on={shown(str(given))} is no mapping.", "Write for example `on: {train.images: 3200}`."
+            f"{TUNE}: on={shown(str(given))} is not a mapping.", "Write for example `on: {train.images: 3200}`."
         )
     words = [f"{name}={value}" for name, value in given.items()]
     try:

@@ -165,7 +165,7 @@ def _add_row(kind: Kind, row: Any, source: PluginSource) -> None:
     if not isinstance(row.name, str) or not NAME.fullmatch(row.name):
         raise PluginError(
             f"{source.place}: {on_one_line(repr(row.name))} cannot be the name of a {kind.word}.",
-            "Use a letter and then at most 39 letters, digits and _, in lower case.",
+            "Use a letter and then at most 39 letters, digits, _ and -, in lower case.",
         )
     for name in (row.name, *getattr(row, "aliases", ())):
         owner = next((own for own, other in registry.items() if name in (own, *getattr(other, "aliases", ()))), None)

@@ -39,4 +39,5 @@ def _what_there_is(on_accelerator: bool) -> tuple[int, str]:
         # The free memory is not asked for: every process would begin to use the first accelerator for that.
         return int(torch.get_device_module().get_device_properties().total_memory), "an accelerator here"
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return psutil.virtual_memory().total // neighbours, f"this machine, for each of {neighbours}"
+    where = "this machine" if neighbours == 1 else f"each of {neighbours} processes on this machine"
+    return psutil.virtual_memory().total // neighbours, where

@@ -211,7 +211,7 @@ def test_numbers_of_one_command_have_bounds_too(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1e308", "--guidance '1e308' is out of range. A scale is from 0 to 1000; 1 is none."),
+        ("1e308", "--guidance '1e308' is out of range. A scale is from 0 to 1000; 1 is no guidance."),
         ("1,nan", "--guidance '1,nan' is out of range."),
         ("1,-1", "--guidance '1,-1' is out of range."),
         ("", "--guidance '' is not a list of scales."),

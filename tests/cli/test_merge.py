@@ -55,7 +55,7 @@ def test_a_merged_run_alone_has_no_loss_curve(parts: list[str], tmp_path: Path, 
 def test_a_number_of_prompts_needs_prompts(parts: list[str], tmp_path: Path, capsys: Captured) -> None:
     assert run(["merge", *parts, str(tmp_path / "merged"), "--prompts", "2"]) == 2
     captured = capsys.readouterr()
-    message = "--prompts says how many captions make the routers. Add --router-from-prompts."
+    message = "--prompts has no effect without --router-from-prompts. Add it, or leave out --prompts."
     assert (captured.out, captured.err) == ("", f"error: {message}\n")
     assert not (tmp_path / "merged").exists()
 

@@ -64,7 +64,7 @@ def test_dry_run_shows_every_run_the_total_and_what_was_merged(spec, capsys):
     assert len(lines) == 1 + 3 + 1
     assert "nano-switch-4e" in captured.out
     assert lines[-1].startswith("total of 3 runs")
-    assert "3 runs: 1 more combinations come to the same settings as one of them." in captured.err
+    assert "3 runs: 1 more combination has the same settings as one of them." in captured.err
 
 
 def test_a_sweep_runs_everything_and_the_second_time_nothing(spec, out, capsys):
@@ -285,7 +285,7 @@ def test_a_dry_run_says_what_runs_cost_alone_and_what_is_spent(capsys):
     assert sum("parent" in one for one in plan["runs"]) == 32  # of five lengths all but the shortest
     assert run(arguments) == 0
     shown = capsys.readouterr()
-    assert "Spent: 43.5 TFLOP of 89.6 TFLOP of training, 49%" in shown.err
+    assert "Of 89.6 TFLOP of training 43.5 TFLOP are spent (49%)" in shown.err
 
 
 def test_a_dry_run_of_runs_that_train_alone_says_nothing_of_trunks(spec, capsys):

@@ -58,7 +58,7 @@ def test_runs_that_tune_the_arms_are_no_arms(earlier: str, capsys: pytest.Captur
 
 def test_it_needs_a_dry_run(earlier: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["sweep", "quickstart", "--power", earlier]) == 2
-    message = "--power says what a plan can find before anything is run. Give it with --dry-run."
+    message = "--power is for plans, and needs --dry-run. Add --dry-run, or leave it out."
     assert message in capsys.readouterr().err
 
 

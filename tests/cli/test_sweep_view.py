@@ -97,7 +97,7 @@ def test_what_waits_for_a_trunk_is_named_with_what_it_waits_for(capsys):
 
 
 KILLED = Event("a", "killed by SIGKILL, perhaps for lack of memory; tried again in 5 s (1 of 2)")
-SHARED = Event("[b]", "another sweep has it")
+SHARED = Event("[b]", "another sweep is training it")
 
 
 def test_without_a_terminal_an_event_is_a_line(capsys):
@@ -110,7 +110,7 @@ def test_without_a_terminal_an_event_is_a_line(capsys):
     assert capsys.readouterr().err.splitlines() == [
         "a: interrupted: its process is gone",
         f"a: {KILLED.text}",
-        "[b]: another sweep has it",
+        "[b]: another sweep is training it",
         "a: started",
     ]
 
@@ -125,5 +125,5 @@ def test_at_a_terminal_events_stay_above_the_table(capsys, monkeypatch):
         show(SweepSnapshot([RunProgress("a", "interrupted", 32, 64)], events=[KILLED, SHARED]))
         show(SweepSnapshot([RunProgress("a", "running", 32, 64)]))
     shown = capsys.readouterr().err
-    assert shown.count(f"a: {KILLED.text}") == shown.count("[b]: another sweep has it") == 1
+    assert shown.count(f"a: {KILLED.text}") == shown.count("[b]: another sweep is training it") == 1
     assert shown.index(KILLED.text) < shown.index(SHARED.text) < shown.rindex("1 running")

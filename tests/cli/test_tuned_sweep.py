@@ -82,7 +82,7 @@ def test_a_dry_run_shows_the_tuning_and_the_study_and_the_flops_of_both(spec, ou
     assert lines[3].split()[:5] == ["nano-dense", "to", "be", "tuned", "2"]
     assert [line.split()[2] for line in lines[1:3]] == ["1", "1"]
     assert len(lines) == 6
-    assert "A line of several seeds says what one of them costs; the total counts all." in shown.err
+    assert "A row of several seeds has the cost of one of them; the total counts all." in shown.err
     assert lines[-2].startswith("total of 4 runs")
     assert lines[-1].startswith("of these 2 for tuning")
     assert not out.exists()

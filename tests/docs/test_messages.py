@@ -1,4 +1,4 @@
-"""Messages that the page of troubleshooting quotes are messages of the code."""
+"""Messages that pages quote are messages of the code."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from tests.docs.pages import ALL_BLOCKS
 QUOTED = [
     line.removeprefix("error: ")
     for block in ALL_BLOCKS
-    if block.page.name in ("troubleshooting.md", "scaling-out.md", "start-from-trained-weights.md")
-    and block.language == "text"
+    if block.language == "text"
     for line in block.text.splitlines()
     if line.startswith("error: ")
 ]

@@ -206,7 +206,7 @@ def test_two_sweeps_at_once_share_the_runs(undisturbed_sweep, out, other_host):
     for said in both:
         assert {state for state, _ in said["states"].values()} == {"done"}
     assert num_starts(out) == [1, 1, 1]
-    assert "another sweep has it" in both[0]["talk"] + both[1]["talk"]
+    assert "another sweep is training it" in both[0]["talk"] + both[1]["talk"]
     assert_same(out, undisturbed_sweep)
 
 

@@ -1,4 +1,4 @@
-"""A Slurm of two nodes on this machine for the session, sweeps on it, and the same runs without it."""
+"""A Slurm of three nodes on this machine for the session, sweeps on it, and the same runs without it."""
 
 from __future__ import annotations
 

@@ -172,6 +172,13 @@ def test_a_name_must_be_free_and_safe(name: str, reason: str, write_plugin: Writ
     assert before == ROUTERS
 
 
+def test_a_name_may_have_every_character_that_the_refusal_names(write_plugin: WritePlugin) -> None:
+    refusal = refusal_of(write_plugin(**{'"stripes",': '"2_stripes",'}))
+    assert "Use a letter and then at most 39 letters, digits, _ and -, in lower case." in refusal
+    load_plugins([write_plugin(**{'"stripes",': '"my-stripes_2",'})])
+    assert "my-stripes_2" in ROUTERS
+
+
 def test_two_plugins_cannot_have_one_name(write_plugin: WritePlugin) -> None:
     load_plugins([EXAMPLE])
     said = refusal_of(write_plugin())

@@ -185,8 +185,8 @@ def test_a_sweep_does_not_take_back_what_another_one_has_added_to_the_plan_meanw
         ({**RETRY, "times": 0}, "times=0 is not a number of retries. Give a whole number from 1 to 10."),
         ({**RETRY, "times": 1.5}, "times=1.5 is not a number of retries."),
         ({**RETRY, "time": 1}, "'time' is not a key. Did you mean 'times'?"),
-        (0.5, "ecdit.on_divergence=0.5 is no mapping. Write `ecdit.on_divergence: {value: {learning_rate_factor"),
-        ([RETRY, RETRY], "ecdit.on_divergence is not one constant."),
+        (0.5, "ecdit.on_divergence=0.5 is not a mapping. Write `ecdit.on_divergence: {value: {learning_rate_factor"),
+        ([RETRY, RETRY], "ecdit.on_divergence is not a single constant."),
     ],
 )
 def test_mistakes_are_one_line(grid, given, message):

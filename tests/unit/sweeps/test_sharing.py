@@ -35,7 +35,7 @@ def test_runs_are_taken_once_each_and_in_order(plan, queue):
     assert one.take() == plan.runs[0]
     assert other.take() == plan.runs[1]
     assert (one.take(), other.take()) == (None, None)
-    assert [event.text for event in one.take_events()] == ["another sweep has it"]
+    assert [event.text for event in one.take_events()] == ["another sweep is training it"]
 
 
 def test_what_another_sweep_finished_is_finished(folder, plan, queue, clock):

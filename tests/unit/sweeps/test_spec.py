@@ -236,7 +236,7 @@ def test_a_grid_that_is_too_large_is_taken_for_a_slip():
     ],
 )
 def test_combinations_are_counted_before_they_are_made(parameters, num_runs):
-    with pytest.raises(SpecError, match=rf"the grid has {num_runs}, and at most 100,000 are taken\. Shorten"):
+    with pytest.raises(SpecError, match=rf"the grid has {num_runs}, and at most 100,000 are allowed\. Shorten"):
         next(spec(parameters=parameters).combinations())
 
 

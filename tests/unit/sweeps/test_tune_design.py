@@ -60,11 +60,11 @@ def test_the_command_line_replaces_the_design_or_turns_it_off(grid):
         ({**RATES, "on": {"model.width": "wide"}}, "model.width='wide' is not an integer"),
         ({**RATES, "on": {"model": "nano", "model.name": "micro"}}, "model.name is given twice in `on`. Keep one of"),
         ({**RATES, "on": {"train.images": 64, "train": {"images": 32}}}, "train.images is given twice in `on`."),
-        ({**RATES, "on": 3}, "on=3 is no mapping. Write for example `on: {train.images: 3200}`."),
+        ({**RATES, "on": 3}, "on=3 is not a mapping. Write for example `on: {train.images: 3200}`."),
         ({**RATES, "on": {"optim.learning_rate": 1}}, "optim.learning_rate stands in `on`. Its values stand beside"),
         ({**RATES, "on": {"seed": 1}}, "seed stands in `on`. `seeds` says how many there are."),
-        ("optim.learning_rate", "ecdit.tune=optim.learning_rate is no mapping. Write `ecdit.tune: {value: {optim."),
-        ([RATES, RATES], "ecdit.tune is not one constant."),
+        ("optim.learning_rate", "ecdit.tune=optim.learning_rate is not a mapping. Write `ecdit.tune: {value: {optim."),
+        ([RATES, RATES], "ecdit.tune is not a single constant."),
     ],
 )
 def test_mistakes_are_one_line(grid, tune, message):

@@ -26,6 +26,14 @@ def test_the_97_billion_are_refused_in_one_line_before_anything_is_written(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a process then has an accelerator")
+def test_one_process_is_told_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    config = load_config(["model=M", "routing.num_experts=64", "train.precision=fp32"])
+    with pytest.raises(ConfigError, match=r"GiB, and this machine has [\d,.]+\. Find"):
+        require_room(config, "fp32")
+
+
 def test_a_small_one_has_room(tiny: Callable[..., RunConfig]) -> None:
     require_room(tiny(), "fp32")
 
@@ -33,5 +41,5 @@ def test_a_small_one_has_room(tiny: Callable[..., RunConfig]) -> None:
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="each process has an accelerator of its own")
 def test_processes_of_one_machine_share_it(monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., RunConfig]) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100000")
-    with pytest.raises(ConfigError, match=re.escape("for each of 100000 has")):
+    with pytest.raises(ConfigError, match=re.escape("each of 100000 processes on this machine has")):
         require_room(tiny(), "fp32")
