@@ -30,7 +30,7 @@ from experiments.data.prepare.folders import (
 from experiments.data.prepare.image_families import Families, families_of_images
 from experiments.data.prepare.image_tables import TableRows, open_hub
 from experiments.data.prepare.listing import Asked, Listing
-from experiments.data.prepare.missing_text import without_text
+from experiments.data.prepare.missing_text import with_unread_text, without_text
 from experiments.data.prepare.pairing import Endings
 from experiments.data.prepare.parquet_images import open_parquet
 from experiments.data.prepare.path_tables import (
@@ -174,9 +174,11 @@ def _not_of_metadata(asked: Asked, listing: Listing) -> SourceRows | None:
         return _named_by_tables(asked, listing)
     if num_without := _num_without_text(beside):
         with suppress(ConfigError):  # a table that is no use does not hinder the files
-            tabled = _named_by_tables(asked, listing)
-            if tabled is not None and _num_without_text(tabled) < num_without:
-                return tabled
+            if tabled := _named_by_tables(asked, listing):
+                if _num_without_text(tabled) < num_without:
+                    return tabled
+                said = f"{UNUSED}the tables that name images: files beside them give as many {asked.text.what} or more."
+                return replace(beside, notes=(*beside.notes, said))
     return beside
 
 
@@ -234,7 +236,7 @@ def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
     if found is None:
         return None
     paths = real_paths(listing.folder, found.files)
-    others = unlisted(listing.folder, listing.images, set(paths))
+    others = with_unread_text(asked, listing, unlisted(listing.folder, listing.images, set(paths)))
     rows = FileRows(listing.folder, [*found.files, *others, *listing.problems], kind=asked.text)
     families = families_of_images(paths, len(rows))
     image, caption = asked.image_column or "image", found.text_column

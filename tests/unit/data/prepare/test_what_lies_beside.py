@@ -247,6 +247,22 @@ def test_metadata_without_text_do_not_hinder_captions_elsewhere_and_are_said_to_
         open_rows(write(tmp_path / "nowhere", files | {"boxes.csv": b"image,x\na.png,1\n"}))
 
 
+def test_text_of_another_source_in_the_folder_is_a_reason_or_said(tmp_path: Path) -> None:
+    beside = {"a/1.png": PNG, "a/1.txt": b"one", "a/2.png": PNG, "a/3.png": PNG, "a/3.json": b"{}"}
+    table = b"file_name,caption\n4.png,four\n5.png,five\n"
+    source = write(tmp_path / "metadata", beside | {"b/4.png": PNG, "b/5.png": PNG, "b/metadata.csv": table})
+    used, listed = rows_of(source)
+    assert used == {"4.png": "four", "5.png": "five"}
+    unread = "no table names it, and the .txt beside it is not read"
+    assert listed == {"a/1.png": unread, "a/2.png": "no caption", "a/3.png": "no caption"}
+    more = {"a/2.txt": b"two", "a/3.txt": b"three", "b/4.png": PNG, "b/captions.csv": table}
+    source = write(tmp_path / "table", beside | more)
+    assert rows_of(source)[0] == {"1.png": "one", "2.png": "two", "3.png": "three"}
+    assert open_rows(source).notes == (
+        "Not used: the tables that name images: files beside them give as many captions or more.",
+    )
+
+
 def test_metadata_without_labels_do_not_hinder_folders_of_classes(tmp_path: Path) -> None:
     files = {"cat/1.jpg": JPG, "dog/2.jpg": JPG, "metadata.csv": b"file_name,text\ncat/1.jpg,a cat\n"}
     labels, (said,) = classes(write(tmp_path / "source", files))
