@@ -216,12 +216,22 @@ def decode(content: bytes, sizing: Sizing) -> Tensor:
                 "decoded"
             )
         _scale_transparent_color(opened)
-        image = _in_eight_bits(ImageOps.exif_transpose(opened))
+        image = _in_eight_bits(_upright(opened))
         if "A" in image.getbands() or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, sizing.background), image.convert("RGBA"))
         fitted = ImageOps.fit(image.convert("RGB"), 2 * (sizing.image_size,), sizing.resampling)
     pixels_HWC = np.asarray(fitted, dtype=np.float32) / np.float32(127.5) - np.float32(1)
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    """Returns an image rotated as its EXIF data say; where they cannot be read they say nothing of an orientation."""
+    opened.load()  # EXIF data may stand behind the pixels
+    try:
+        opened.getexif()
+    except DAMAGED:
+        return opened
+    return ImageOps.exif_transpose(opened)
 
 
 def _scale_transparent_color(opened: Image.Image) -> None:
