@@ -49,7 +49,7 @@ class SweepMetric(Closed):
     goal: Literal["minimize", "maximize"] = "minimize"
     target: float | None = None
     impute: Literal["latest", "best", "worst"] | None = None
-    impute_while_running: Literal["latest", "best", "worst", "false"] | None = None
+    impute_while_running: Literal["latest", "best", "worst", "false", False] | None = None
 
 
 class SweepSpec(Closed):

@@ -110,7 +110,8 @@ METRICS: dict[str, MetricRow] = {
                 ),
                 RecordedValue(
                     "copied-share", **PERCENT, higher_is_better=False, figures=(), title="copied",
-                    note="copied: share of samples nearer to a training image than 99% of held-out images are.",
+                    note="copied: share of samples nearer to a training image than 99% of held-out images are. Other "
+                    "data that the first weights of a run were trained on are not searched.",
                 ),
             ),
             "experiments.evaluation.metrics.neighbours:Memorisation",
@@ -160,7 +161,8 @@ METRICS: dict[str, MetricRow] = {
                 ),
                 RecordedValue(
                     "copied-share-pictures", **PERCENT, higher_is_better=False, figures=(), title="copied",
-                    note="copied: share of samples nearer to a training image than 99% of validation images are.",
+                    note="copied: share of samples nearer to a training image than 99% of validation images are. Other "
+                    "data that the first weights of a run were trained on are not searched.",
                 ),
             ),
             "experiments.evaluation.metrics.neighbours:MemorisationOfPictures", measured_on=("pictures",),

@@ -23,7 +23,8 @@ NONE_SPELLINGS = frozenset({"none", "null", "~", ""})
 TRUE_SPELLINGS = frozenset({"true", "yes", "on"})
 FALSE_SPELLINGS = frozenset({"false", "no", "off"})
 READ_BY_YAML: Mapping[str | int, str] = {"off": "False", "on": "True"}
-"""The texts that words have become in a sweep file, whose YAML 1.1 takes a bare `off` for a boolean."""
+"""The texts that words have become in a sweep file which W&B read, whose YAML 1.1 takes a bare `off` for a boolean."""
+BARE_WORDS = "W&B reads a bare on, yes, off or no in YAML as True or False: put the word in quotes."
 LONGEST_SHOWN = 80
 TYPE_NAMES: dict[type, str] = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
@@ -142,7 +143,8 @@ def convert(key: str, text: str, accepts: Accepts) -> Scalar:
         return text if accepts.form is None else accepts.form.write(text)
     words = [*map(str, accepts.words), *(accepts.names.aliases if accepts.names else ())]
     hint = did_you_mean(text, words) if words else ""
-    way_out = accepts.names.hint() if accepts.names else ""
+    way_out = BARE_WORDS if words and text in READ_BY_YAML.values() else ""
+    way_out = accepts.names.hint() if accepts.names else way_out
     raise ConfigError(f"{key}='{shown(text)}' is not {accepts}.", hint if hint.startswith("Did") else way_out)
 
 

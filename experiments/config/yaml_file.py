@@ -31,6 +31,10 @@ MAX_VALUES = 200_000
 """The limit of keys and values of a file with its aliases expanded, twice the runs of the largest grid."""
 LONGEST_REASON = 300
 
+TRUTH_VALUES = frozenset({"true", "false"})
+"""The truth values of YAML 1.2. A bare `off`, `on`, `no` or `yes`, which YAML 1.1 counts among them, stays text: it may be
+a word that a setting knows, and settings that are truth values know these words too."""
+
 KeyPath = tuple[str, ...]
 Node = yaml.Node
 
@@ -188,6 +192,8 @@ class _Reader:
         if not node.tag.startswith("tag:yaml.org,2002:"):
             raise _RefusedYamlError(f"line {node.start_mark.line + 1} has a tag of its own.", "Write a plain value.")
         value = self._scalar(node)
+        if isinstance(value, bool) and node.value.lower() not in TRUTH_VALUES:
+            return node.value
         base = _other_base(node.value, value)
         if base is not None:
             self.other_bases[path] = f"{shortened(node.value, 60)} is a number to the base {base}"

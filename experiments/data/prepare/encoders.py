@@ -58,8 +58,12 @@ def find_encoder(name: str, path: str) -> tuple[Encoder, Path]:
     else:
         read_encoder_config(name, path, folder)
     beside = [] if name == "vae" or tokenizer_folder(folder) == folder else _files(tokenizer_folder(folder))
-    entry = Encoder(path=printable(path), kind=CLASSES[name], sha256=sha256_of_files(*_files(folder), *beside))
-    return entry, folder
+    try:
+        sha256 = sha256_of_files(*_files(folder), *beside)
+    except OSError as error:
+        reason = f"{error.filename}: {(error.strerror or str(error)).lower()}"
+        raise ConfigError(f"--{name} {path} cannot be read: {reason}.", _hint(name)) from error
+    return Encoder(path=printable(path), kind=CLASSES[name], sha256=sha256), folder
 
 
 def encoder_folders(paths: Mapping[str, str]) -> dict[str, Path]:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 DECODING_THREADS = 4
 MAX_PIXELS = 2**26
 """The largest image that is decoded: 8192 x 8192. Its header says how large it is before anything is decoded."""
+PNG_GREY_FACTORS = {"L;2": 85, "L;4": 17}
+"""The factors by which PIL scales grey of 2 and 4 bits to eight."""
 NO_CAPTION, NO_IMAGE = "no caption", "not a file of an image"
 LISTED_CHARACTERS = 200
 DAMAGED = (
@@ -213,12 +215,37 @@ def decode(content: bytes, sizing: Sizing) -> Tensor:
                 f"it has {opened.width * opened.height / 1e6:,.1f} megapixels, and at most {MAX_PIXELS / 1e6:.1f} are "
                 "decoded"
             )
-        image = _in_eight_bits(ImageOps.exif_transpose(opened))
+        _scale_transparent_color(opened)
+        image = _in_eight_bits(_upright(opened))
         if "A" in image.getbands() or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, sizing.background), image.convert("RGBA"))
         fitted = ImageOps.fit(image.convert("RGB"), 2 * (sizing.image_size,), sizing.resampling)
     pixels_HWC = np.asarray(fitted, dtype=np.float32) / np.float32(127.5) - np.float32(1)
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    """Returns an image rotated as its EXIF data say; where they cannot be read they say nothing of an orientation."""
+    opened.load()  # EXIF data may stand behind the pixels
+    try:
+        opened.getexif()
+    except DAMAGED:
+        return opened
+    return ImageOps.exif_transpose(opened)
+
+
+def _scale_transparent_color(opened: Image.Image) -> None:
+    """Converts the transparent colour of a PNG, which PIL leaves as it is stored, to the eight bits of its pixels.
+
+    It is called before pixels are read, because the depth of the file is not known afterwards.
+    """
+    color, tiles = opened.info.get("transparency"), getattr(opened, "tile", None)
+    if opened.format != "PNG" or color is None or not tiles:
+        return
+    if (depth := tiles[0][3]) in PNG_GREY_FACTORS:
+        opened.info["transparency"] = color * PNG_GREY_FACTORS[depth]
+    elif depth == "RGB;16B":
+        opened.info["transparency"] = tuple(value >> 8 for value in color)
 
 
 def _in_eight_bits(image: Image.Image) -> Image.Image:

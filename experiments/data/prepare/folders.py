@@ -185,7 +185,7 @@ def captioned_beside(folder: Path, names: Sequence[str], endings: Endings) -> Fi
         files.append(
             ImageFile(
                 names[sample.place], caption_file="" if caption is None else names[caption],
-                problem=sample.problem_with(chosen), elsewhere=sample.elsewhere(chosen),
+                problem=sample.problem_with(chosen, endings.text), elsewhere=sample.elsewhere(chosen),
             )
         )  # fmt: skip
     return FileRows(folder, files, keys, endings.text)

@@ -1,4 +1,4 @@
-"""Reads tables that hold images, Parquet files and data sets of the Hub, through Hugging Face `datasets`.
+"""Reads tables that hold images through Hugging Face `datasets`: data sets of the Hub, and the rows of Parquet files.
 
 `datasets` converts them once and maps them into memory. An image is given as bytes or as a path. Paths come from
 whoever wrote the table, so only those inside the table's folder or the Hub's cache are opened. Text is read as bytes
@@ -9,7 +9,6 @@ Legend: N rows, M different images.
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 import sys
@@ -22,23 +21,38 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute, parquet
+from pyarrow import compute
 
 from experiments.data.order import Integers
 from experiments.data.prepare.folders import inside
-from experiments.data.prepare.path_tables import find_text_column, read_schema
+from experiments.data.prepare.path_tables import find_text_column
 from experiments.data.prepare.source_rows import MAX_IMAGE_BYTES, Row, as_caption, listed_as, look_up
 from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError, did_you_mean
 from experiments.inputs import read_input
 from experiments.libraries import library
-from experiments.text import first_line, shortened
+from experiments.text import first_line
 
 IMAGE_COLUMNS = ("image", "jpg", "png", "jpeg")
 """Names of image columns, used where no column has the type of images."""
-SHOWN_CHARACTERS = 80
 NO_CLASS = -1
 """The label of images whose class is not known, as `datasets` writes it for test splits."""
+
+
+@dataclass(frozen=True)
+class ReadColumns:
+    """Names the columns of a table that are read: that of images and that of text."""
+
+    image: str
+    text: str
+    """The column of text, or a column of JSON with a dot and the key in it."""
+    holding_text: str
+    """The column of text without a key."""
+
+    @property
+    def names(self) -> list[str]:
+        """Returns each of the columns once."""
+        return list(dict.fromkeys((self.image, self.holding_text)))
 
 
 @dataclass(frozen=True)
@@ -151,71 +165,6 @@ def _first_with_the_same(contents: pa.ChunkedArray) -> Integers:
     return first_M[place_N].astype(np.int64)
 
 
-def open_parquet(
-    source: str,
-    files: Sequence[Path],
-    image_column: str | None,
-    caption_column: str | None,
-    text: TextColumn = CAPTIONS,
-) -> tuple[TableRows, str, str]:
-    """Returns the rows of Parquet files, and the image and caption columns. Raises `ConfigError` for other files.
-
-    Files without rows are passed over, since `datasets` cannot read them. A column that a file lacks is empty there.
-    """
-    datasets = _datasets()
-    counts = [_num_rows(path) for path in files]
-    files, counts = (
-        [path for path, count in zip(files, counts, strict=True) if count],
-        [each for each in counts if each],
-    )
-    if not files:
-        raise ConfigError(f"SOURCE {source} has no rows.", "Name Parquet files that hold images.")
-    named = [glob.escape(os.path.abspath(path)) for path in files]  # `datasets` takes the names as patterns
-    schemas = [read_schema(path) for path in files]
-    try:
-        dataset = _loaded(
-            datasets, source, "parquet", data_files=named, split="train", features=_features(datasets, files, schemas)
-        )
-    except ConfigError as error:
-        raise ConfigError(error.message, f"{error.hint} {_difference(files, schemas)}".strip()) from error
-    starts = [0, *np.cumsum(counts).tolist()][:-1]
-    folders = [[path.parent] for path in files]
-    return _table(datasets, dataset, source, image_column, caption_column, starts, folders, text)
-
-
-def _features(datasets: Any, files: Sequence[Path], schemas: Sequence[pa.Schema]) -> Any:
-    """Returns the types of the columns of all files, or None where the first file has all columns with their types.
-
-    `datasets` reads all files with the types of the first one. It refuses a column that only a later file has, and text
-    in a column that is empty in the first. Raises `ConfigError` where one number would stand for two classes.
-    """
-    try:
-        first, *others = [datasets.Features.from_arrow_schema(schema) for schema in schemas]
-    except Exception:  # the same error is raised when the files are read, and said then
-        return None
-    empty, known = datasets.Value("null"), dict(first)
-    for path, features in zip(files[1:], others, strict=True):
-        for name, kind in features.items():
-            if known.get(name, empty) == empty:
-                known[name] = kind
-            elif isinstance(kind, datasets.ClassLabel) and getattr(known[name], "names", kind.names) != kind.names:
-                said = f"The classes of the column {name!r} in {path.name} are not those of the files before it."
-                raise ConfigError(said, "Prepare the files apart, or give them one list of classes.")
-    return None if known == dict(first) else datasets.Features(known)
-
-
-def _difference(files: Sequence[Path], schemas: Sequence[pa.Schema]) -> str:
-    """Returns which column has another type in one file than in another, or an empty string."""
-    seen: dict[str, tuple[str, pa.DataType]] = {}
-    for path, schema in zip(files, schemas, strict=True):
-        for field in (field for field in schema if not pa.types.is_null(field.type)):
-            name, kind = seen.setdefault(field.name, (path.name, field.type))
-            if field.type != kind:
-                one, other = (shortened(str(each), SHOWN_CHARACTERS) for each in (kind, field.type))
-                return f"The column {field.name!r} is {one} in {name}, and {other} in {path.name}."
-    return ""
-
-
 def open_hub(
     name: str,
     split: str,
@@ -225,13 +174,16 @@ def open_hub(
     text: TextColumn = CAPTIONS,
 ) -> tuple[TableRows, str, str]:
     """Returns the rows and the two columns of a Hub data set. Raises `ConfigError` where the Hub does not give it."""
-    datasets = _datasets()
-    dataset = _loaded(datasets, name, name, name=subset, split=split)
+    datasets = datasets_library()
+    dataset = loaded(datasets, name, name, name=subset, split=split)
+    columns = find_columns(datasets, dataset.features, name, image_column, caption_column, text)
     caches = [Path(library("huggingface_hub").constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)]
-    return _table(datasets, dataset, name, image_column, caption_column, [0], [caches], text)
+    rows = table_rows(datasets, dataset, name, columns, [0], [caches], text)
+    return rows, columns.image, columns.text
 
 
-def _datasets() -> Any:
+def datasets_library() -> Any:
+    """Imports `datasets`, quiet. Raises `ConfigError` where it is not installed."""
     datasets = library("datasets")
     datasets.utils.logging.set_verbosity(logging.CRITICAL)  # the errors that it logs are also raised
     if not sys.stderr.isatty():
@@ -239,20 +191,29 @@ def _datasets() -> Any:
     return datasets
 
 
-def _num_rows(path: Path) -> int:
-    read_schema(path)
-    return int(parquet.read_metadata(path).num_rows)
+def find_columns(
+    datasets: Any,
+    types: Mapping[str, Any],
+    source: str,
+    image_column: str | None,
+    caption_column: str | None,
+    text: TextColumn,
+) -> ReadColumns:
+    """Returns which columns of a table are read. Raises `ConfigError` where one is missing."""
+    image = _image_column(datasets, types, source, image_column)
+    keys = [f"{name}.{key}" for name, kind in types.items() if isinstance(kind, dict) for key in kind]
+    caption = find_text_column([*types, *keys], source, caption_column, text)
+    return ReadColumns(image, caption, caption if caption in types else caption.partition(".")[0])
 
 
-def _table(
-    datasets: Any, dataset: Any, source: str, image_column: str | None, caption_column: str | None,
-    starts: Sequence[int], folders: Sequence[Sequence[Path]], text: TextColumn,
-) -> tuple[TableRows, str, str]:  # fmt: skip
-    image = _image_column(datasets, dataset, source, image_column)
-    caption = find_text_column(_columns(dataset), source, caption_column, text)
-    own = caption if caption in dataset.column_names else caption.partition(".")[0]
+def table_rows(
+    datasets: Any, dataset: Any, source: str, columns: ReadColumns, starts: Sequence[int],
+    folders: Sequence[Sequence[Path]], text: TextColumn,
+) -> TableRows:  # fmt: skip
+    """Returns the rows of a data set. Raises `ConfigError` where the column of images holds none."""
+    image, own = columns.image, columns.holding_text
     try:
-        dataset = dataset.select_columns([image, own]).cast_column(image, datasets.Image(decode=False))
+        dataset = dataset.select_columns(columns.names).cast_column(image, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # as pyarrow's errors are
         raise ConfigError(
             f"the column {image!r} of {source} holds no images: {first_line(error)}.",
@@ -262,31 +223,11 @@ def _table(
         dataset = dataset.cast_column(own, datasets.Value("large_binary"))
     kind = dataset.features[own]
     names = kind.names if isinstance(kind, datasets.ClassLabel) else None
-    return TableRows(dataset, image, caption, starts, folders, names, text), image, caption
+    return TableRows(dataset, image, columns.text, starts, folders, names, text)
 
 
-def _columns(dataset: Any) -> list[str]:
-    """Returns the names of the columns, and `column.key` for the keys inside columns of JSON."""
-    inner = [f"{name}.{key}" for name, kind in dataset.features.items() if isinstance(kind, dict) for key in kind]
-    return [*dataset.column_names, *inner]
-
-
-def _image_column(datasets: Any, dataset: Any, source: str, given: str | None) -> str:
-    columns = [str(name) for name in dataset.column_names]
-    if given is not None:
-        if given not in columns:
-            raise ConfigError(f"--image-column {given!r} is not a column of {source}.", did_you_mean(given, columns))
-        return given
-    found = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
-    found += [name for name in IMAGE_COLUMNS if name in columns]
-    if not found:
-        raise ConfigError(
-            f"SOURCE {source} has no column of images.", f"Name it with --image-column: {', '.join(columns)}."
-        )
-    return str(found[0])
-
-
-def _loaded(datasets: Any, source: str, builder: str, **where: Any) -> Any:
+def loaded(datasets: Any, source: str, builder: str, **where: Any) -> Any:
+    """Returns what `datasets.load_dataset` does for `where`. Raises `ConfigError` where it cannot."""
     try:
         return datasets.load_dataset(builder, **where)
     except Exception as error:  # its loaders raise their own classes, the Hub's and the file formats'
@@ -297,3 +238,18 @@ def _loaded(datasets: Any, source: str, builder: str, **where: Any) -> Any:
             ) from error
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise ConfigError(f"SOURCE {source} cannot be read: {first_line(cause)}.", "Check its files.") from error
+
+
+def _image_column(datasets: Any, types: Mapping[str, Any], source: str, given: str | None) -> str:
+    columns = [str(name) for name in types]
+    if given is not None:
+        if given not in columns:
+            raise ConfigError(f"--image-column {given!r} is not a column of {source}.", did_you_mean(given, columns))
+        return given
+    found = [name for name, kind in types.items() if isinstance(kind, datasets.Image)]
+    found += [name for name in IMAGE_COLUMNS if name in columns]
+    if not found:
+        raise ConfigError(
+            f"SOURCE {source} has no column of images.", f"Name it with --image-column: {', '.join(columns)}."
+        )
+    return str(found[0])

@@ -48,8 +48,10 @@ def write_index(
     replace_atomically(out / LEFT_OUT_FILE, lines.encode())
     for split in ("train", "validation"):
         if not any(shard.num_images for shard in shards if shard.split == split):
+            rows = {row for task in tasks if task.split == split for row in task.rows}
+            first = next(one for one in left_out if one.row in rows)
             raise ConfigError(
-                f"no image of the {split} split could be used; the first: {left_out[0].name}, {left_out[0].reason}.",
+                f"no image of the {split} split could be used; the first: {first.name}, {first.reason}.",
                 f"All are listed in {out / LEFT_OUT_FILE}. Mend them or add others, and name another folder.",
             )
     content: dict[str, Any] = {

@@ -87,6 +87,8 @@ def prepare(
     if launch.world > 1:
         end_with(os.getppid())
     source = open_request(request)
+    for note in source.notes:  # first, as they may explain an error
+        say(note)
     encoders = find_encoders(request.encoders)
     entries = encoders.entries | ({"static": find_static_words()} if request.text == "static" else {})
     vae = None if request.vae is None else read_vae_config(request.vae, encoders.folders["vae"])
@@ -101,8 +103,6 @@ def prepare(
     folder = _settle(request, source, entries, out, tasks)
     whole = (out / INDEX_FILE).is_file()
     mine = tasks[launch.rank :: launch.world]
-    for note in source.notes:
-        say(note)
     _say_repeated(source.families.num_repeated, say)
     waiting = [task for task in mine if not folder.is_made(task, verify=whole)]
     if waiting and len(waiting) < len(mine):
@@ -236,7 +236,8 @@ def _settle(
     path, folder = out / REQUEST_FILE, SetFolder(out, _digest(wanted))
     # Another process of this launch may write the request and files at any moment. A network file system may say that
     # the request is not there although it lists it.
-    names = os.listdir(out)
+    with storage_errors(out):
+        names = os.listdir(out)
     if REQUEST_FILE not in names and not os.path.lexists(path):
         if any(not name.startswith(".") for name in names):
             raise ConfigError(f"{out} holds other files.", "Name an empty folder, or one that does not exist.")

@@ -22,7 +22,8 @@ from experiments.data.prepare.source_rows import ReadableRows, Row, UnusableRowE
 from experiments.errors import ConfigError
 from experiments.text import printable, shortened
 
-WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+WHOLE_NUMBER = re.compile(r"(-?[0-9]{1,18})(\.0*)?", re.ASCII)
+"""A whole number, also as pandas writes it into CSV files where one of its column is missing."""
 SHOWN_CHARACTERS = 80
 NAME_COLUMN = "Name the column of classes with --label-column."
 
@@ -56,17 +57,18 @@ class LabelledRows:
 def with_classes(source: SourceRows) -> SourceRows:
     """Returns a source of labels with its classes. Raises `ConfigError` where it has none, too many, or two alike."""
     problem = ""
+    given = [name.strip() for name in source.class_names or ()]
     if source.class_names is None:
         labels, problem = _labels(source)
         names = _names_of_labels(labels)
     else:
-        names = {name.strip(): name.strip() for name in source.class_names}
+        names = {name: name for name in given if name}  # a blank one is no label
     where = f"SOURCE {source.path} has in {shortened(printable(source.caption_column), SHOWN_CHARACTERS)}"
     if not names:
         raise ConfigError(f"{where} no label of a class{problem}.", NAME_COLUMN)
     if len(names) > MAX_CLASSES:
         raise ConfigError(f"{where} {len(names):,} labels, and at most {MAX_CLASSES:,} are classes.", NAME_COLUMN)
-    if source.class_names is not None and len(names) < len(source.class_names):
+    if len(names) < len(list(filter(None, given))):
         raise ConfigError(f"{where} two classes of one name.", "Give them different names.")
     ordered = _in_order(names.values()) if source.class_names is None else tuple(names.values())
     return replace(source, rows=LabelledRows(source.rows, names), class_names=ordered)
@@ -108,8 +110,9 @@ def _labels(source: SourceRows) -> tuple[set[str], str]:
 
 def _names_of_labels(labels: set[str]) -> dict[str, str]:
     """Maps labels to the names of classes. Where all are whole numbers, those of no class are left out."""
-    if all(WHOLE_NUMBER.fullmatch(label) for label in labels):
-        return {label: str(int(label)) for label in labels if 0 <= int(label) < MAX_CLASSES}
+    numbers = {label: int(number[1]) for label in labels if (number := WHOLE_NUMBER.fullmatch(label))}
+    if len(numbers) == len(labels):
+        return {label: str(number) for label, number in numbers.items() if 0 <= number < MAX_CLASSES}
     return {label: label for label in labels}
 
 

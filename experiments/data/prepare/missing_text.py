@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from experiments.data.prepare.folders import json_beside
+from experiments.data.prepare.folders import ImageFile, json_beside
 from experiments.data.prepare.listing import Asked, Listing
+from experiments.data.prepare.pairing import pair
 from experiments.data.prepare.path_tables import columns_of
 from experiments.data.prepare.source_rows import json_keys
 from experiments.data.prepare.text_columns import LABELS, TextColumn
@@ -46,6 +48,21 @@ def without_text(asked: Asked, listing: Listing) -> ConfigError:
         "Put each into a text file beside its image (cat.jpg, cat.txt), or all into metadata.jsonl with the keys "
         "file_name and caption.",
     )
+
+
+def with_unread_text(asked: Asked, listing: Listing, unnamed: Sequence[ImageFile]) -> list[ImageFile]:
+    """Returns images that no table names, with the reason where a file beside one has its text, which is not read then.
+
+    JSON may describe an image otherwise.
+    """
+    beside = {
+        listing.names[sample.place]: ending
+        for sample in pair(listing.names, asked.endings)
+        for ending in sample.captions
+        if ending != "json" and not sample.problem
+    }
+    said = {name: f"no table names it, and the .{ending} beside it is not read" for name, ending in beside.items()}
+    return [replace(file, elsewhere=said.get(file.name, "")) for file in unnamed]
 
 
 def no_known_key(source: str, contents: Iterable[bytes], text: TextColumn) -> ConfigError:

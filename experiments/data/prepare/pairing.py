@@ -8,6 +8,7 @@ another ending than is used: each has its reason, so that nothing is dropped wit
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,9 +78,9 @@ class Sample:
     is_image: bool = True
     doubled: frozenset[str] = frozenset()
 
-    def problem_with(self, chosen: str) -> str:
-        """Returns why the sample cannot be used where captions have the ending `chosen`; an empty string if it can."""
-        return self.problem or (two_captions(chosen) if chosen in self.doubled else "")
+    def problem_with(self, chosen: str, text: TextColumn) -> str:
+        """Returns why the sample cannot be used where `text` has the ending `chosen`; an empty string if it can."""
+        return self.problem or (two_captions(chosen, text) if chosen in self.doubled else "")
 
     def elsewhere(self, chosen: str) -> str:
         """Returns why the sample has no caption, where it has one of another ending than `chosen`; else nothing."""
@@ -101,6 +102,15 @@ def decoded_endings() -> frozenset[str]:
     return frozenset(suffix[1:].lower() for suffix, kind in known if kind in image_formats())
 
 
+def is_image(content: bytes) -> bool:
+    """Says whether bytes begin as those of an image that can be decoded."""
+    try:
+        with Image.open(io.BytesIO(content), formats=image_formats()):
+            return True
+    except Exception:  # the readers of the formats raise many classes for other bytes
+        return False
+
+
 def is_hidden(name: str) -> bool:
     """Says whether a path, relative to the source, has a part that starts with a dot or is in `HIDDEN_NAMES`."""
     parts = (part for part in name.split("/") if part not in (".", ".."))
@@ -116,9 +126,9 @@ def stem_of(name: str, endings: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def two_captions(ending: str) -> str:
+def two_captions(ending: str, text: TextColumn) -> str:
     """Returns the problem of an image beside which two files have the ending of captions, such as cat.txt, cat.TXT."""
-    return f"it has two captions with the ending .{ending}"
+    return f"it has two {text.what} with the ending .{ending}"
 
 
 def caption_elsewhere(chosen: str, other: str) -> str:
@@ -145,9 +155,9 @@ def pair(names: Sequence[str], endings: Endings) -> list[Sample]:
             others.setdefault(name.rpartition(".")[0], place)
     samples: list[Sample] = []
     for stem, places in images.items():
-        samples += _of_stem(names, places, captions.get(stem, {}), doubled.get(stem, frozenset()))
+        samples += _of_stem(names, places, captions.get(stem, {}), doubled.get(stem, frozenset()), endings.text)
     for stem in captions.keys() - images.keys():
-        samples.append(_without_ending(captions[stem], others.get(stem), doubled.get(stem, frozenset())))
+        samples.append(_without_ending(captions[stem], others.get(stem), doubled.get(stem, frozenset()), endings.text))
     return sorted(samples, key=lambda sample: sample.place)
 
 
@@ -184,20 +194,21 @@ def with_ending(samples: Iterable[Sample], chosen: str) -> list[Sample]:
 
 
 def _of_stem(
-    names: Sequence[str], places: Sequence[int], captions: dict[str, int], doubled: frozenset[str]
+    names: Sequence[str], places: Sequence[int], captions: dict[str, int], doubled: frozenset[str], text: TextColumn
 ) -> Iterator[Sample]:
     """Yields the samples of images of one stem. One of them gets the caption, preferably one that can be decoded.
 
-    The others, which may be masks of that image, are reported as unusable.
+    The others, which may be masks of that image, are reported as unusable. Without a caption none of them has one.
     """
     first, *others = sorted(places, key=lambda place: names[place].rpartition(".")[2].lower() not in decoded_endings())
+    belongs = f"the {text.one} belongs to {names[first].rpartition('/')[2]}, of the same name" if captions else ""
     yield Sample(first, captions, doubled=doubled)
     for place in others:
-        yield Sample(place, captions, f"the caption belongs to {names[first].rpartition('/')[2]}, of the same name")
+        yield Sample(place, captions, belongs)
 
 
-def _without_ending(captions: dict[str, int], other: int | None, doubled: frozenset[str]) -> Sample:
+def _without_ending(captions: dict[str, int], other: int | None, doubled: frozenset[str], text: TextColumn) -> Sample:
     """Returns the sample of a stem without an image's ending: a file of another ending, which decoding will check."""
     if other is not None:
         return Sample(other, captions, is_image=False, doubled=doubled)
-    return Sample(next(iter(captions.values())), captions, "a caption without an image", is_image=False)
+    return Sample(next(iter(captions.values())), captions, f"a {text.one} without an image", is_image=False)

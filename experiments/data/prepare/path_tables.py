@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,10 +19,12 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from experiments.data.prepare.folders import ImageFile
-from experiments.data.prepare.source_rows import look_up
+from experiments.data.prepare.pairing import is_image
+from experiments.data.prepare.source_rows import look_up, raise_if_passing
 from experiments.data.prepare.table_lines import NOT_TEXT, TableRow, read_lines
 from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError, did_you_mean
+from experiments.inputs import PIECE_BYTES
 from experiments.text import first_line
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -29,6 +32,8 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PATH_COLUMNS = ("file_name", "image", "image_path", "filename", "filepath", "path", "file", "jpg", "png", "jpeg")
 SAMPLED_LINES = 100
 """The number of readable rows whose keys are the columns of a table, unless only later rows have the columns."""
+SAMPLED_IMAGES = 8
+"""The number of first rows in which plain bytes are looked at for an image."""
 UNUSED_IN_PATHS = frozenset({"Cc", "Cs"})
 """The categories of control characters, and of bytes that are no UTF-8; names of files may have any other."""
 
@@ -48,13 +53,18 @@ class NamedImages:
 
 def find_tables(names: Iterable[str]) -> list[str]:
     """Returns the tables named metadata, at most one for each folder; where there are none, returns all tables."""
-    tables = [name for name in names if name.lower().endswith(TABLE_SUFFIXES)]
+    tables = all_tables(names)
     metadata: dict[str, str] = {}
     for wanted in METADATA_FILES:
         for name in tables:
             if os.path.basename(name) == wanted:
                 metadata.setdefault(os.path.dirname(name), name)
     return sorted(metadata.values()) or tables
+
+
+def all_tables(names: Iterable[str]) -> list[str]:
+    """Returns the names of all tables."""
+    return [name for name in names if name.lower().endswith(TABLE_SUFFIXES)]
 
 
 def is_metadata(name: str) -> bool:
@@ -122,9 +132,8 @@ def _read_parquet(
     schema = read_schema(path)
     caption = find_text_column(schema.names, str(path), caption_column, text)
     files = [_image_file(name, label, row, image, caption) for label, row in _parquet_rows(path, image, caption)]
-    others = (field.type for field in schema if field.name != caption)
-    has_bytes = any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in others)
-    if has_bytes and image != image_column and not any(os.path.lexists(folder / file.name) for file in files):
+    may_hold_images = image != image_column and any(_is_bytes(each.type) for each in schema if each.name != caption)
+    if may_hold_images and not any(os.path.lexists(folder / file.name) for file in files):
         return None
     return files, caption
 
@@ -135,10 +144,33 @@ def columns_of(path: Path) -> list[str]:
 
 
 def holds_images(path: Path, image_column: str | None) -> bool:
-    """Says whether a Parquet file holds images, and `image_column` does not make it one that names them."""
+    """Says whether a Parquet file holds images, and is not one that names them. Raises `ConfigError` for other files.
+
+    Plain bytes may be something else, such as hashes, so that the first rows tell what they are.
+    """
     schema = read_schema(path)
-    has_images = any(_has_bytes(kind) for kind in schema.types)
-    return has_images and not _text_columns(path, image_column)
+    plain = [field.name for field in schema if _is_bytes(field.type)]
+    if not any(map(_has_bytes, schema.types)) and not _begins_with_images(path, plain):
+        return False
+    image = path_column(_text_columns(path, image_column), image_column)
+    return image is None or (image != image_column and not _names_files(path, image))
+
+
+def _begins_with_images(path: Path, columns: Sequence[str]) -> bool:
+    """Says whether one of the first rows of a Parquet file holds an image in one of these columns."""
+    if not columns:
+        return False
+    # Without a buffer a whole group of rows would be read into memory.
+    with _reading(path), parquet.ParquetFile(path, buffer_size=PIECE_BYTES) as file:
+        rows = next(file.iter_batches(SAMPLED_IMAGES, columns=columns), None)
+    values = [] if rows is None else [value for column in rows.columns for value in column.to_pylist()]
+    return any(value is not None and is_image(value) for value in values)
+
+
+def _names_files(path: Path, image: str) -> bool:
+    """Says whether a column of a Parquet file names a file that is there."""
+    files = [_image_file("", label, row, image, image) for label, row in _parquet_rows(path, image, image)]
+    return any(os.path.lexists(path.parent / file.name) for file in files)
 
 
 def real_paths(folder: Path, files: Sequence[ImageFile]) -> list[str | None]:
@@ -178,9 +210,19 @@ def read_schema(path: Path) -> pa.Schema:
     """Returns the schema of a Parquet file. Raises `ConfigError` for any other file."""
     if not path.is_file():  # opening a FIFO would block for ever
         raise ConfigError(f"SOURCE {path} cannot be read: it is not a regular file.", "Name or copy the file itself.")
+    with _reading(path):
+        schema: pa.Schema = parquet.read_schema(path)
+    return schema
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns errors while a Parquet file is read into a `ConfigError`, or as `raise_if_passing` does."""
     try:
-        return parquet.read_schema(path)
+        yield
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError):
+            raise_if_passing(error, str(path))
         raise ConfigError(f"SOURCE {path} cannot be read: {first_line(error)}.", "Check this file.") from error
 
 
@@ -201,6 +243,11 @@ def _text_columns(path: Path, given: str | None) -> list[str]:
     return [] if holds_images and given not in texts else texts
 
 
+def _is_bytes(kind: pa.DataType) -> bool:
+    """Says whether `kind` is that of plain bytes."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
 def _has_bytes(kind: pa.DataType) -> bool:
     """Says whether `kind` is the struct type in which `datasets` stores images."""
     return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
@@ -210,7 +257,7 @@ def _parquet_rows(path: Path, image: str, caption: str) -> list[TableRow]:
     """Returns the rows with text as bytes, so that bytes that are not UTF-8 cost only their own row when decoded."""
     names = read_schema(path).names
     wanted = list(dict.fromkeys([image, caption if caption in names else caption.partition(".")[0]]))
-    try:
+    with _reading(path):
         table = parquet.read_table(path, columns=wanted)
         for place, field in enumerate(table.schema):
             if _is_text(field.type):
@@ -218,8 +265,6 @@ def _parquet_rows(path: Path, image: str, caption: str) -> list[TableRow]:
                 plain = column.cast(field.type.value_type) if pa.types.is_dictionary(field.type) else column
                 table = table.set_column(place, field.name, plain.cast(pa.large_binary()))
         rows = table.to_pylist()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"SOURCE {path} cannot be read: {first_line(error)}.", "Check this file.") from error
     return [(f"{path.name} row {number}", row) for number, row in enumerate(rows)]
 
 

@@ -163,8 +163,11 @@ class SetFolder:
         note, path = self.read_note(task), self.path / f"{task.name}.safetensors"
         if note is None or note.rows != _rows_sha256(task) or not path.is_file():
             return False
-        same_length = path.stat().st_size == note.entry.num_bytes
-        return same_length and (not verify or sha256_of_files(path) == note.entry.sha256)
+        try:
+            same_length = path.stat().st_size == note.entry.num_bytes
+            return same_length and (not verify or sha256_of_files(path) == note.entry.sha256)
+        except OSError:  # a file that cannot be read is made again
+            return False
 
     def read_note(self, task: ShardTask) -> Note | None:
         """Returns the note of a task; None where there is none, or it is unreadable or of another task or request."""

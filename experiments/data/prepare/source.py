@@ -28,11 +28,20 @@ from experiments.data.prepare.folders import (
     named_folders,
 )
 from experiments.data.prepare.image_families import Families, families_of_images
-from experiments.data.prepare.image_tables import TableRows, open_hub, open_parquet
+from experiments.data.prepare.image_tables import TableRows, open_hub
 from experiments.data.prepare.listing import Asked, Listing
-from experiments.data.prepare.missing_text import without_text
+from experiments.data.prepare.missing_text import with_unread_text, without_text
 from experiments.data.prepare.pairing import Endings
-from experiments.data.prepare.path_tables import find_tables, is_metadata, read_tables, real_paths, unlisted
+from experiments.data.prepare.parquet_images import open_parquet
+from experiments.data.prepare.path_tables import (
+    LacksTextError,
+    all_tables,
+    find_tables,
+    is_metadata,
+    read_tables,
+    real_paths,
+    unlisted,
+)
 from experiments.data.prepare.request import DEFAULT_SPLIT
 from experiments.data.prepare.source_rows import ReadableRows, Row, UnusableRowError
 from experiments.data.prepare.tars import open_tars
@@ -42,6 +51,7 @@ from experiments.errors import ConfigError
 
 SAMPLED_ROWS = 16
 SHOWN_TABLES = 3
+UNUSED = "Not used: "
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 PACKED_SUFFIXES = (".parquet", ".tar")
 CLASS_FOLDERS = "folders"
@@ -145,7 +155,18 @@ def _of_images(asked: Asked, listing: Listing) -> SourceRows | None:
     Tables come first where they leave fewer images without text than the files do.
     """
     if any(map(is_metadata, listing.tables)):
-        return _named_by_tables(asked, listing) or _captioned_beside(asked, listing)
+        try:
+            if named := _named_by_tables(asked, listing):
+                return named
+        except LacksTextError as error:  # the same error is raised where there is no text elsewhere
+            tables = [*listing.tables, *(name for name in all_tables(listing.names) if name not in listing.tables)]
+            if found := _not_of_metadata(asked, replace(listing, tables=tables)):
+                return replace(found, notes=tuple(dict.fromkeys((f"{UNUSED}{error}", *found.notes))))
+    return _not_of_metadata(asked, listing)
+
+
+def _not_of_metadata(asked: Asked, listing: Listing) -> SourceRows | None:
+    """Returns loose images with their text as `_of_images` does, where no metadata have it."""
     if asked.wants_folders and any("/" in name for name in listing.images):
         return _labelled_by_folders(asked, listing)
     beside = _captioned_beside(asked, listing)
@@ -153,9 +174,11 @@ def _of_images(asked: Asked, listing: Listing) -> SourceRows | None:
         return _named_by_tables(asked, listing)
     if num_without := _num_without_text(beside):
         with suppress(ConfigError):  # a table that is no use does not hinder the files
-            tabled = _named_by_tables(asked, listing)
-            if tabled is not None and _num_without_text(tabled) < num_without:
-                return tabled
+            if tabled := _named_by_tables(asked, listing):
+                if _num_without_text(tabled) < num_without:
+                    return tabled
+                said = f"{UNUSED}the tables that name images: files beside them give as many {asked.text.what} or more."
+                return replace(beside, notes=(*beside.notes, said))
     return beside
 
 
@@ -213,12 +236,12 @@ def _named_by_tables(asked: Asked, listing: Listing) -> SourceRows | None:
     if found is None:
         return None
     paths = real_paths(listing.folder, found.files)
-    others = unlisted(listing.folder, listing.images, set(paths))
+    others = with_unread_text(asked, listing, unlisted(listing.folder, listing.images, set(paths)))
     rows = FileRows(listing.folder, [*found.files, *others, *listing.problems], kind=asked.text)
     families = families_of_images(paths, len(rows))
     image, caption = asked.image_column or "image", found.text_column
-    notes = [f"Not used: {problem}" for problem in found.unused[:SHOWN_TABLES]]
-    notes += [f"Not used: {len(found.unused) - SHOWN_TABLES:,} more tables."] if found.unused[SHOWN_TABLES:] else []
+    notes = [f"{UNUSED}{problem}" for problem in found.unused[:SHOWN_TABLES]]
+    notes += [f"{UNUSED}{len(found.unused) - SHOWN_TABLES:,} more tables."] if found.unused[SHOWN_TABLES:] else []
     return SourceRows(asked.source, rows, image, caption, find_families=lambda: families, notes=tuple(notes))
 
 

@@ -27,6 +27,7 @@ from experiments.data.prepare.source_rows import (
     UnusableRowError,
     caption_in,
     listed_as,
+    raise_if_passing,
 )
 from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError
@@ -172,7 +173,8 @@ def _problems_with(ending: str, endings: Endings, sample_SK: Integers, problems:
     """Returns the numbers of problems where captions have this ending; those of captions elsewhere are negative."""
     caption_SK, problem_S = sample_SK[:, 4:], sample_SK[:, 2].copy()
     caption_S = caption_SK[:, endings.captions.index(ending)]
-    problem_S[(problem_S == 0) & (caption_S == TWICE)] = problems.setdefault(two_captions(ending), len(problems))
+    doubled = two_captions(ending, endings.text)
+    problem_S[(problem_S == 0) & (caption_S == TWICE)] = problems.setdefault(doubled, len(problems))
     for other, other_S in zip(endings.captions, caption_SK.T, strict=True):
         elsewhere_S = (problem_S == 0) & (caption_S == NOWHERE) & (other_S != NOWHERE)
         problem_S[elsewhere_S] = -problems.setdefault(caption_elsewhere(ending, other), len(problems))
@@ -184,8 +186,8 @@ def _members(path: Path) -> Iterator[tuple[str, int]]:
 
     Raises `ConfigError` for a tar that is damaged, or goes on after the block of zeros at which `tarfile` stops.
     """
-    _check_whole(path)
     try:
+        _check_whole(path)
         with tarfile.open(path, "r:") as opened:
             while (member := opened.next()) is not None:
                 opened.members = []  # type: ignore[attr-defined]  # it would keep all of them
@@ -198,6 +200,8 @@ def _members(path: Path) -> Iterator[tuple[str, int]]:
                 end = f"has zeros at byte {opened.offset:,}, as at the end of a tar, and goes on at byte {place:,}"
                 raise ConfigError(f"SOURCE {path} {end}: it is damaged, or several tars were joined.", KEEP_APART)
     except (tarfile.TarError, OSError, ValueError) as error:
+        if isinstance(error, OSError):
+            raise_if_passing(error, str(path))
         raise ConfigError(f"SOURCE {path} cannot be read: {first_line(error)}.", COPY_AGAIN) from error
 
 

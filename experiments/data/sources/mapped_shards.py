@@ -150,8 +150,13 @@ def check_length(folder: Path, file: FileEntry) -> None:
 
 
 def check_content(folder: Path, file: FileEntry) -> None:
-    """Raises `ConfigError` where the content of a file does not match its checksum."""
-    if sha256_of_files(folder / file.file) != file.sha256:
+    """Raises `ConfigError` where a file cannot be read, or its content does not match its checksum."""
+    try:
+        sha256 = sha256_of_files(folder / file.file)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"the shard {folder / file.file} cannot be read: {reason}.", AGAIN) from error
+    if sha256 != file.sha256:
         raise ConfigError(f"the shard {folder / file.file} is damaged: its checksum is another one.", AGAIN)
 
 

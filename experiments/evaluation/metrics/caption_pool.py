@@ -45,9 +45,10 @@ class CaptionPool:
         self.captions = captions[[places[key] for key in numbers]]
         self._own_of_row = [numbers[key] for key in keys[: self.num_rows]]
         if len(numbers) < 2:
+            one, several = ("caption", "captions") if source.index.class_names is None else ("class", "classes")
             raise ConfigError(
-                f"{source.folder} has one caption in its {split} split, which no other can be mistaken for.",
-                "Prepare it with captions that differ.",
+                f"{source.folder} has one {one} in its {split} split, which no other can be mistaken for.",
+                f"Prepare it with {several} that differ, or with more --validation-images.",
             )
 
     @property

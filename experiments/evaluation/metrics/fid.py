@@ -46,11 +46,16 @@ class Fid(SampledMetric):
     not_compared = frozenset({"inception_weights"})  # the name of the file; the checksum says which weights it holds
 
     def __init__(self, task: MetricTask) -> None:
+        """Reads the true images. Raises `ConfigError` where there are too few of them for a covariance."""
         assert task.run is not None
         backbone: InceptionBackbone = task.resources["fid"]
         self._distance = InceptionDistance(backbone.network, next(task.run.model.parameters()).device)
         true, size = task.true_images, task.conditions.batch_images
         numbers = range(true.num_validation(task.conditions.num_images))
+        if len(numbers) < 2:
+            raise ConfigError(
+                "the data set has 1 validation image: FID needs at least 2.", "Prepare it with more --validation-images."
+            )
         for first in range(0, len(numbers), size):
             self._distance.add_real(true.validation(numbers[first : first + size]))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from experiments.config.values import Accepts, ListedText, accepted_by, convert
+from experiments.config.values import BARE_WORDS, Accepts, ListedText, accepted_by, convert
 from experiments.errors import ConfigError
 
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -63,6 +63,7 @@ def test_booleans_have_the_spellings_of_python_and_yaml(texts: tuple[str, ...], 
         ("None", int, "key='None' is not an integer."),
         ("bath", int | Literal["batch"] | None, "not an integer, 'batch' or None. Did you mean 'batch'?"),
         ("x", Literal["a", "b"], "key='x' is not 'a' or 'b'."),
+        ("False", Literal["a", "b"], "key='False' is not 'a' or 'b'. " + BARE_WORDS),
     ],
 )
 def test_a_text_of_the_wrong_type_is_named_with_what_is_accepted(text: str, annotation: Any, message: str) -> None:

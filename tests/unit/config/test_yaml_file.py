@@ -91,7 +91,7 @@ def test_a_file_with_a_byte_order_mark_is_read() -> None:
 def test_values_stay_as_they_are_written_where_that_is_asked() -> None:
     text = "a: 1e-5\nb: 12:00:00\nc: yes\n1: [~, '', 0x10]\n"
     assert parsed(text, as_text=True).value == {"a": "1e-5", "b": "12:00:00", "c": "yes", "1": ["~", "", "0x10"]}
-    assert parsed(text).value == {"a": "1e-5", "b": 43200, "c": True, "1": [None, "", 16]}
+    assert parsed(text).value == {"a": "1e-5", "b": 43200, "c": "yes", "1": [None, "", 16]}
 
 
 def test_numbers_to_another_base_are_told_apart_from_those_that_mean_what_they_say() -> None:

@@ -380,6 +380,33 @@ def test_a_bare_off_is_the_word_of_a_setting(tmp_path):
     assert {run.config["model"]["qk_norm"] for run in make_plan(load_spec(str(file))).runs} == {"off", "rms"}
 
 
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ("wandb.mode: {value: off}", "wandb.mode='off' is not 'auto', "),
+        ("routing.gate_norm: {values: [no, token]}", "routing.gate_norm='no' is not 'none' or 'token'."),
+        ("wandb.mode: {value: false}", "W&B reads a bare on, yes, off or no in YAML as True or False: put the word in"),
+    ],
+)
+def test_a_bare_word_is_shown_as_it_is_written(tmp_path, parameter, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{HEAD}parameters: {{{parameter}}}\n")
+    with pytest.raises((ConfigError, SpecError)) as caught:
+        make_plan(load_spec(str(file)))
+    assert message in str(caught.value)
+
+
+def test_bare_words_mean_what_they_say_to_every_kind_of_setting(tmp_path):
+    file = tmp_path / "mine.yaml"
+    words = "wandb.group: {value: no}, parallel.activation_checkpointing: {values: [yes, off]}"
+    file.write_text(f"{HEAD}name: on\nmetric: {{name: x, impute_while_running: false}}\nparameters: {{{words}}}\n")
+    spec = load_spec(str(file))
+    configs = [run.config for run in make_plan(spec).runs]
+    assert spec.name == "on"
+    assert {config["wandb"]["group"] for config in configs} == {"no"}
+    assert {config["parallel"]["activation_checkpointing"] for config in configs} == {True, False}
+
+
 def test_what_merge_keys_bring_counts_as_given_where_it_stands(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(

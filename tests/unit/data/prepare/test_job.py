@@ -27,6 +27,7 @@ from tests.real_images import (
     POOLED_WIDTH,
     SOURCES,
     TEXT_WIDTH,
+    as_bytes,
     captioned_images,
     save_as_published,
     save_sentencepiece_t5,
@@ -332,6 +333,12 @@ def test_a_source_of_the_same_length_with_other_images_is_another_source(
     (moved / "003.txt").write_text("another caption")
     with pytest.raises(ConfigError, match="was begun with another source: its content is not the same"):
         prepare(small_request(moved, encoder_folders), out)
+
+
+def test_an_image_whose_exif_data_cannot_be_read_is_used_as_it_stands() -> None:
+    image, file = captioned_images(1)[0][0], BytesIO()
+    image.save(file, "JPEG", exif=b"Exif\0\0no header of a TIFF file")
+    assert torch.equal(decode(file.getvalue(), Sizing(8)), decode(as_bytes(image, "jpg"), Sizing(8)))
 
 
 def test_sixteen_bits_keep_their_greys_and_unknown_ranges_are_left_out() -> None:

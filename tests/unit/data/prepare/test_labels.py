@@ -121,6 +121,24 @@ def test_whole_numbers_are_the_numbers_of_the_classes_within_limits(tmp_path: Pa
     }
 
 
+def test_whole_numbers_that_a_table_of_text_writes_as_floats_are_the_same_numbers(tmp_path: Path) -> None:
+    """pandas does, where one of the column is missing."""
+    names, labels, left = found(table_of(tmp_path / "t", ["2.0", "10.0", "", "0."]))
+    assert names == tuple(map(str, range(11)))
+    assert labels == ["2", "10", "0"]
+    assert left == {"2.png": "no label"}
+    assert found(table_of(tmp_path / "versions", ["1.0", "1.5"]))[0] == ("1.0", "1.5")
+
+
+def test_a_class_without_a_name_is_no_class(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[" ", "dog", "cat"])})
+    rows = [{"image": {"bytes": PNG, "path": f"{label}.png"}, "label": label} for label in (0, 1, 2)]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "s.parquet")
+    assert found(tmp_path / "s.parquet") == (("dog", "cat"), ["dog", "cat"], {"0.png": "no label"})
+
+
 def test_a_column_is_named_where_it_has_another_name(tmp_path: Path) -> None:
     source = table_of(tmp_path / "t", ["b", "a"], column="breed")
     with pytest.raises(ConfigError, match=r"has no labels: its columns are file_name, breed\. Name the right one with"):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from experiments.config.prepared_set import fingerprint_of, read_index
 from experiments.data.order import shuffled
+from experiments.data.prepare.encoders import find_encoder
 from experiments.data.prepare.index_writer import LEFT_OUT_FILE
 from experiments.data.prepare.job import prepare
 from experiments.data.prepare.request import Request
@@ -21,6 +24,7 @@ from experiments.data.prepare.shards import VALIDATION_SEED
 from experiments.data.sources.mapped_shards import check_length, check_tensors
 from experiments.errors import ConfigError, EcditError
 from tests.real_images import small_request, write_sidecars
+from tests.unit.data.prepare.test_source_rows import without_privileges
 
 Folders = dict[str, str]
 DEEP = b"[" * 100_000
@@ -161,6 +165,21 @@ def test_a_source_whose_other_images_are_bad_says_the_way_out(encoder_folders: F
     assert len((tmp_path / "set" / LEFT_OUT_FILE).read_text().splitlines()) == 4
 
 
+def test_the_image_that_an_error_names_is_of_the_split_that_has_none(
+    encoder_folders: Folders, tmp_path: Path
+) -> None:
+    """The first image of all is one to validate with, as is the only good one."""
+    drawn = {number: shuffled(VALIDATION_SEED, np.arange(2), number).tolist() for number in range(4, 100)}
+    number, validation = next((number, rows) for number, rows in drawn.items() if 0 in rows)
+    source = write_sidecars(tmp_path / "source", number)
+    images = sorted(path for path in source.iterdir() if path.suffix != ".txt")
+    for row in set(range(number)) - {max(validation)}:
+        images[row].write_bytes(b"broken")
+    first = images[2 if max(validation) == 1 else 1].name
+    with pytest.raises(ConfigError, match=f"no image of the train split could be used; the first: {first}, "):
+        prepare(small_request(source, encoder_folders, validation_images=2), tmp_path / "set")
+
+
 WRONG_INDEXES: dict[str, object] = {
     "image_size": "32", "latent_size": True, "channels": None, "caption_length": 10**9, "text_width": 10**6,
     "pooled_width": -1, "scaling_factor": "0.5", "shards": [], "num_damaged": 1.5, "vae": [], "source": None,
@@ -288,6 +307,18 @@ def test_a_fifo_among_the_files_of_an_encoder_is_not_opened(encoder_folders: Fol
     source = write_sidecars(tmp_path / "source", 4)
     index = prepare(small_request(source, encoder_folders | {"vae": str(folder)}), tmp_path / "set").index
     assert index.num_images("train") == 3
+
+
+def test_an_encoder_without_permission_is_one_line(
+    encoder_folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(encoder_folders["vae"], tmp_path / "vae")
+    monkeypatch.chdir(folder)
+    (weights,) = Path().glob("*.safetensors")
+    weights.chmod(0)
+    message = re.escape(f"--vae . cannot be read: {weights}: permission denied.")
+    with without_privileges(), pytest.raises(ConfigError, match=message):
+        find_encoder("vae", ".")
 
 
 def test_a_source_whose_name_is_not_unicode_is_written_out_and_such_an_out_refused(

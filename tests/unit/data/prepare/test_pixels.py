@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from experiments.config.overrides import load_config
 from experiments.config.prepared_set import FORMS_VERSION, fingerprint_of, read_index
 from experiments.data.loader import TrainStream, validation_set
+from experiments.data.prepare.encoding import Sizing, decode
 from experiments.data.prepare.job import Launch, prepare
 from experiments.data.prepare.request import Request
+from experiments.data.prepare.shards import SetFolder, ShardTask
 from experiments.data.prepare.text_columns import names_side
-from experiments.data.sources.mapped_shards import check_tensors
+from experiments.data.sources.mapped_shards import check_content, check_tensors
 from experiments.data.sources.pixels import Pixels
 from experiments.errors import ConfigError
 from tests.real_images import tensors_of
+from tests.unit.data.prepare.test_source_rows import without_privileges
 
 SIDE = 8
 NAMES = ("arrow left", "ball")
@@ -112,6 +119,56 @@ def test_transparency_becomes_the_background(background: str, seen: int, tmp_pat
         Image.new("RGBA", (16, 16), (0, 255, 0, 0)).save(inside / "a.png")
     prepare(request_of(tmp_path / "source", background=background, validation_images=1), tmp_path / "set")
     assert (tensors_of(tmp_path / "set", "train", "pixels_NCHW")[:, 0] == seen).all()
+
+
+def png(depth: int, color_type: int, transparent: bytes, rows: Sequence[bytes]) -> bytes:
+    """A file of 8 x 8 pixels with a transparent colour, as PIL does not write it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 8, 8, depth, color_type, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = ((b"IHDR", header), (b"tRNS", transparent), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+GREY, COLORED = 0, 2
+
+
+@pytest.mark.parametrize(
+    ("depth", "color_type", "transparent", "row", "opaque"),
+    [
+        (2, GREY, b"\0\1", b"\x55\xff", 255),  # four pixels of 1 and four of 3
+        (4, GREY, b"\0\x0f", b"\xff\xff\x11\x11", 17),
+        (8, GREY, b"\0\x0f", b"\x0f" * 4 + b"\x11" * 4, 17),
+        (16, COLORED, b"\xab\xcd" * 3, b"\xab\xcd" * 12 + b"\xcd\xab" * 12, 0xCD),
+    ],
+)
+def test_a_transparent_color_is_found_whatever_the_depth_of_a_png(
+    depth: int, color_type: int, transparent: bytes, row: bytes, opaque: int
+) -> None:
+    decoded = decode(png(depth, color_type, transparent, [row] * 8), Sizing(8, "#ff0000"))
+    red = torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1).expand(3, 8, 4)
+    assert torch.equal(decoded[..., :4], red)
+    assert torch.allclose(decoded[..., 4:], torch.tensor(opaque / 127.5 - 1))
+
+
+def test_a_file_without_permission_is_made_again_and_its_check_is_one_line(
+    pixel_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pixel_set, tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set")
+    shard = next(shard for shard in read_index(Path()).shards if shard.split == "train")
+    rows = load_file(shard.file)["row_N"].tolist()
+    note = json.loads(Path(shard.file).with_suffix(".json").read_text())
+    folder, task = SetFolder(Path(), note["request"]), ShardTask(Path(shard.file).stem, "train", tuple(rows))
+    assert folder.is_made(task, verify=True)
+    os.chmod(shard.file, 0)
+    with without_privileges():
+        assert not folder.is_made(task, verify=True)
+        with pytest.raises(ConfigError, match=f"the shard {shard.file} cannot be read: permission denied\."):
+            check_content(Path(), shard)
 
 
 def test_a_shard_with_other_tensors_than_the_index_says_is_damaged(pixel_set: Path, tmp_path: Path) -> None:

@@ -15,8 +15,11 @@ from PIL import Image
 
 from experiments.data.prepare.encoding import Loaded, Sizing, load_row
 from experiments.data.prepare.folders import list_folder
+from experiments.data.prepare.path_tables import read_table
 from experiments.data.prepare.source import open_source
 from experiments.data.prepare.source_rows import PASSING_FAULTS, UnusableRowError, listed_as
+from experiments.data.prepare.tars import open_tars
+from experiments.data.prepare.text_columns import CAPTIONS
 from experiments.errors import RunFailedError
 
 
@@ -31,6 +34,18 @@ def without_descriptors() -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         os.close(lowest)
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Lets permissions hold for this process, also where the tests run as root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 @pytest.mark.parametrize("number", sorted(PASSING_FAULTS), ids=errno.errorcode.__getitem__)
@@ -63,3 +78,18 @@ def test_a_folder_that_cannot_be_listed_for_want_of_descriptors_is_not_left_out(
     with without_descriptors(), pytest.raises(RunFailedError, match="cannot be read: too many open files"):
         list_folder(tmp_path)
     assert list_folder(tmp_path) == ([], [])
+
+
+def read(folder: Path, name: str) -> None:
+    if name.endswith(".tar"):
+        open_tars(str(folder), [folder / name], None, None)
+    else:
+        read_table(folder, name, None, None, CAPTIONS)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "captions.csv", "captions.jsonl", "captions.parquet"])
+def test_a_file_that_cannot_be_opened_for_want_of_descriptors_ends_the_command(name: str, tmp_path: Path) -> None:
+    """A table that cannot be read is otherwise passed over, as others may have the captions."""
+    (tmp_path / name).write_bytes(b"")
+    with without_descriptors(), pytest.raises(RunFailedError, match=rf"{name} cannot be read: .*the same command"):
+        read(tmp_path, name)

@@ -541,6 +541,20 @@ def test_a_row_of_csv_with_a_comma_that_is_not_quoted_is_listed_and_no_caption_i
     assert listed["3.png"] == "its caption is longer than 65,536 characters"
 
 
+def test_a_quote_that_is_not_closed_makes_no_caption_of_other_rows(tmp_path: Path) -> None:
+    lines = [
+        "file_name,caption", 'a.png,"a cat', "b.png,a dog", 'c.png,"a bird"', 'd.png,"a ""red"" fish"',
+        'e.png,a 5" nail', 'f.png,"Look" at it', 'g.png,"a', ' boat"', 'h.png,"open', "i.png,last",
+    ]  # fmt: skip
+    source = write(tmp_path / "s", {f"{name}.png": PNG for name in "abcdefghi"})
+    (source / "metadata.csv").write_text("\n".join(lines))
+    used, listed = rows_of(source)
+    assert used == {"d.png": 'a "red" fish', "e.png": 'a 5" nail', "g.png": "a\n boat"}
+    wrong = [name for name, reason in listed.items() if "its quotes are not those of CSV: close each" in reason]
+    assert wrong == ["metadata.csv line 4", "metadata.csv line 7", "metadata.csv line 11"]
+    assert [name for name in listed if name not in wrong] == [f"{name}.png" for name in "abcfhi"]
+
+
 def test_a_column_or_a_key_that_is_there_twice_is_not_taken(tmp_path: Path) -> None:
     pictures = {"0.png": PNG, "1.png": PNG}
     table = {"metadata.csv": b"file_name,caption,caption\n0.png,a cat,a dog\n"}

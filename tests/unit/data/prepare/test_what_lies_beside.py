@@ -17,6 +17,7 @@ from experiments.data.prepare.job import prepare
 from experiments.data.prepare.path_tables import SAMPLED_LINES
 from experiments.data.prepare.request import Request
 from experiments.data.prepare.source import open_source
+from experiments.data.prepare.source_rows import UnusableRowError
 from experiments.data.prepare.text_columns import LABELS
 from experiments.errors import ConfigError
 from tests.real_images import need_data_extra
@@ -126,6 +127,27 @@ def test_archives_beside_tars_are_said_to_be_unread(tmp_path: Path) -> None:
     assert "are not read: 1.tar.gz, 2.tgz, 3.zip. To use them" in "".join(open_rows(source).notes)
 
 
+@pytest.mark.parametrize(
+    ("columns", "is_said"),
+    [
+        ({"image": [PNG], "caption": ["two"]}, True),
+        ({"jpg": pa.array([JPG], pa.large_binary()), "txt": ["two"]}, True),
+        ({"image_bytes": [None, JPG], "filename": ["gone.png", "b.png"], "caption": ["one", "two"]}, True),
+        ({"image_bytes": [PNG], "filename": ["1.jpg"], "caption": ["two"]}, False),
+        ({"url": ["x"], "sha256": [b"\x89hash"], "caption": ["two"]}, False),
+        ({"url": pa.array([], pa.string()), "image": pa.array([], pa.binary())}, False),
+    ],
+    ids=["image", "jpg", "gone", "names", "hash", "empty"],
+)
+def test_parquet_with_plain_bytes_of_images_beside_loose_images_is_said_to_be_unread(
+    columns: dict[str, object], is_said: bool, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "source", {"1.jpg": JPG, "1.txt": b"one"})
+    write_parquet(source / "more.parquet", columns)
+    assert rows_of(source) == ({"1.jpg": "one"}, {})
+    assert ["are not read: more.parquet. To use them" in note for note in open_rows(source).notes] == [True] * is_said
+
+
 def test_parquet_with_images_beside_a_table_of_paths_is_said_to_be_unread(tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"a.png": PNG})
     write_parquet(source / "0.parquet", {"file_name": ["a.png"], "caption": ["one"]})
@@ -147,6 +169,30 @@ def test_what_is_unused_is_said_when_a_set_is_prepared(tmp_path: Path) -> None:
     said: list[str] = []
     assert prepare(Request(str(source), text="labels", image_size=8), tmp_path / "set", say=said.append) is not None
     assert [line for line in said if "are not read: cat.tar." in line]
+
+
+@pytest.mark.parametrize("make", [write, packed])
+def test_reasons_speak_of_labels_where_labels_are_asked_for(make: Make, tmp_path: Path) -> None:
+    files = {"a.png": PNG, "a.jpg": JPG, "a.cls": b"1", "b.png": PNG, "b.cls": b"2", "b.CLS": b"3", "lost.cls": b"4"}
+    rows = open_source(str(make(tmp_path / "source", files)), None, None, None, None, LABELS)
+    reasons = {}
+    for number in range(len(rows)):
+        try:
+            rows.read(number)
+        except UnusableRowError as error:
+            reasons[error.name] = error.reason
+    assert short(reasons) == {
+        "a.jpg": "the label belongs to a.png, of the same name", "b.png": "it has two labels with the ending .cls",
+        "lost.cls": "a label without an image",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [write, packed])
+def test_two_images_of_one_name_without_a_caption_both_have_none(make: Make, tmp_path: Path) -> None:
+    files = {"a.png": PNG, "a.jpg": JPG, "b.png": PNG, "b.txt": b"one"}
+    used, listed = rows_of(make(tmp_path / "source", files))
+    assert used == {"b.png": "one"}
+    assert short(listed) == {"a.png": "no caption", "a.jpg": "no caption"}
 
 
 @pytest.mark.parametrize("make", [write, packed])
@@ -186,6 +232,45 @@ def test_a_table_without_text_does_not_refuse_the_others(tmp_path: Path) -> None
         open_rows(source)
 
 
+def test_metadata_without_text_do_not_hinder_captions_elsewhere_and_are_said_to_be_unused(tmp_path: Path) -> None:
+    files = {"a.png": PNG, "b.png": PNG, "metadata.jsonl": b'{"file_name": "a.png", "width": 9}'}
+    elsewhere = {
+        "txt": {"a.txt": b"one"}, "table": {"captions.csv": b"image,caption\na.png,one\n"},
+        "metadata": {"metadata.csv": b"file_name,caption\na.png,one\n"},
+    }  # fmt: skip
+    for name, more in elsewhere.items():
+        source = write(tmp_path / name, files | more)
+        assert rows_of(source) == ({"a.png": "one"}, {"b.png": "no caption"}), name
+        (said,) = open_rows(source).notes
+        assert said.startswith(f"Not used: SOURCE {source / 'metadata.jsonl'} has no captions: its columns are"), name
+    with pytest.raises(ConfigError, match=r"metadata\.jsonl has no captions: its columns are file_name, width\."):
+        open_rows(write(tmp_path / "nowhere", files | {"boxes.csv": b"image,x\na.png,1\n"}))
+
+
+def test_text_of_another_source_in_the_folder_is_a_reason_or_said(tmp_path: Path) -> None:
+    beside = {"a/1.png": PNG, "a/1.txt": b"one", "a/2.png": PNG, "a/3.png": PNG, "a/3.json": b"{}"}
+    table = b"file_name,caption\n4.png,four\n5.png,five\n"
+    source = write(tmp_path / "metadata", beside | {"b/4.png": PNG, "b/5.png": PNG, "b/metadata.csv": table})
+    used, listed = rows_of(source)
+    assert used == {"4.png": "four", "5.png": "five"}
+    unread = "no table names it, and the .txt beside it is not read"
+    assert listed == {"a/1.png": unread, "a/2.png": "no caption", "a/3.png": "no caption"}
+    more = {"a/2.txt": b"two", "a/3.txt": b"three", "b/4.png": PNG, "b/captions.csv": table}
+    source = write(tmp_path / "table", beside | more)
+    assert rows_of(source)[0] == {"1.png": "one", "2.png": "two", "3.png": "three"}
+    assert open_rows(source).notes == (
+        "Not used: the tables that name images: files beside them give as many captions or more.",
+    )
+
+
+def test_metadata_without_labels_do_not_hinder_folders_of_classes(tmp_path: Path) -> None:
+    files = {"cat/1.jpg": JPG, "dog/2.jpg": JPG, "metadata.csv": b"file_name,text\ncat/1.jpg,a cat\n"}
+    labels, (said,) = classes(write(tmp_path / "source", files))
+    assert labels == ["cat", "dog"]
+    assert said.startswith("Not used: ")
+    assert "metadata.csv has no labels: its columns are file_name, text." in said
+
+
 def test_metadata_of_a_split_without_text_does_not_refuse_another_but_damaged_ones_do(tmp_path: Path) -> None:
     files = {"train/a.png": PNG, "test/b.png": PNG, "train/metadata.csv": b"file_name,text\na.png,one\n"}
     source = write(tmp_path / "source", files | {"test/metadata.csv": b"file_name\nb.png\n"})
@@ -217,13 +302,56 @@ def test_captions_that_are_all_missing_in_the_first_file_of_parquet_are_read_in_
     assert rows_of(tmp_path / "s") == ({"1.png": "two"}, {"0.png": "no caption"})
 
 
-def test_files_of_parquet_that_do_not_fit_are_named_with_their_column(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "s" / "0.parquet", {"image": embedded("0.png"), "caption": ["one"], "size": [1]})
-    sizes = pa.array([{"width": 1}])
-    write_parquet(tmp_path / "s" / "1.parquet", {"image": embedded("1.png"), "caption": ["two"], "size": sizes})
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"size": [1]}, {"size": [{"width": 1}]}),
+        ({"size": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64()))}, {"size": ["large"]}),
+        ({"json": [{"caption": "one", "width": 1}]}, {"json": [{"caption": "two", "height": 2}]}),
+    ],
+    ids=["types", "unknown", "keys"],
+)
+def test_columns_that_are_not_read_do_not_matter(
+    first: dict[str, object], second: dict[str, object], tmp_path: Path
+) -> None:
+    for name, word, others in (("0", "one", first), ("1", "two", second)):
+        captions = {} if "json" in others else {"caption": [word]}
+        write_parquet(tmp_path / "s" / f"{name}.parquet", {"image": embedded(f"{name}.png")} | captions | others)
+    assert rows_of(tmp_path / "s") == ({"0.png": "one", "1.png": "two"}, {})
+
+
+def test_the_classes_of_a_column_that_is_not_read_do_not_matter(tmp_path: Path) -> None:
+    import datasets
+
+    for name, names in (("0", ["cat", "dog"]), ("1", ["dog", "cat"])):
+        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names), "text": datasets.Value("string")}
+        row = {"image": {"bytes": PNG, "path": f"{name}.png"}, "label": 0, "text": name}
+        file = tmp_path / "s" / f"{name}.parquet"
+        file.parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_list([row], features=datasets.Features(kinds)).to_parquet(file)
+    assert rows_of(tmp_path / "s") == ({"0.png": "0", "1.png": "1"}, {})
+
+
+def test_files_of_parquet_may_lack_a_column_that_is_read(tmp_path: Path) -> None:
+    folder, size = tmp_path / "s", [{"width": 1}]
+    write_parquet(folder / "0.parquet", {"caption": ["zero"], "size": ["large"]})
+    write_parquet(folder / "1.parquet", {"image": embedded("1.png"), "caption": ["one"], "size": size})
+    write_parquet(folder / "2.parquet", {"size": [2, 3]})
+    write_parquet(folder / "3.parquet", {"image": embedded("3.png"), "size": size})
+    write_parquet(folder / "4.parquet", {"image": embedded("4.png"), "caption": ["four"]})
+    absent = dict.fromkeys(("row 0", "row 2", "row 3"), "it has no image")
+    assert rows_of(folder) == ({"1.png": "one", "4.png": "four"}, absent | {"3.png": "no caption"})
+
+
+def test_files_of_parquet_that_do_not_fit_are_named_with_the_column_that_is_read(tmp_path: Path) -> None:
+    """The images differ, too, and can be read nevertheless."""
+    plain = pa.array([{"path": "0.png", "bytes": PNG}])
+    write_parquet(tmp_path / "s" / "0.parquet", {"size": [1], "image": plain, "caption": ["one"]})
+    columns = {"size": ["a"], "image": embedded("1.png"), "caption": [{"en": "two"}]}
+    write_parquet(tmp_path / "s" / "1.parquet", columns)
     with pytest.raises(ConfigError) as caught:
         open_rows(tmp_path / "s")
-    message = "The column 'size' is int64 in 0.parquet, and struct<width: int64> in 1.parquet."
+    message = "The column 'caption' is string in 0.parquet, and struct<en: string> in 1.parquet."
     assert message in str(caught.value)
 
 

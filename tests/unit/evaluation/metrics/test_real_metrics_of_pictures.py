@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.data.sources.pixels import Pixels
+from experiments.errors import ConfigError
 from experiments.evaluation.metrics.clip_score import ClipBackbone
 from experiments.evaluation.metrics.fid import InceptionBackbone
 from experiments.evaluation.sampling.generate import SamplerSettings
@@ -43,6 +44,14 @@ def test_fid_compares_with_the_validation_split_of_the_set(tmp_path: Path) -> No
     assert (row.num_samples, row.settings["reference_images"]) == (32, NUM_VALIDATION)
     assert row.value > 0
     assert RunScorer(run, ["fid"], how, {"fid": backbone}).missing == []
+
+
+def test_a_set_with_one_validation_image_is_one_line_before_anything_is_sampled(tmp_path: Path) -> None:
+    folder = prepared_pictures(tmp_path / "set", 20, held_out=False, validation_images=1)
+    run = load_run(random_run_folder(tmp_path / "run", f"data.path={folder}", "train.batch_images=8"), "ema", print)
+    how = Conditions(32, 16, 0, "ema", "fp32", SamplerSettings(1, Guidance(1.0)))
+    with pytest.raises(ConfigError, match=r"has 1 validation image: FID needs at least 2\. Prepare it with more --val"):
+        RunScorer(run, ["fid"], how, {"fid": InceptionBackbone(ChannelMeans())}).measure()
 
 
 def test_clip_score_reads_the_captions_of_the_set(tmp_path: Path) -> None:

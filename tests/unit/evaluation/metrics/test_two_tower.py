@@ -154,7 +154,7 @@ def test_a_set_that_is_too_small_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has 78 training images, fewer than the 96 of a batch"):
         make_features(few, silent)
     one = prepared_pictures(tmp_path / "one", 100, held_out=False, text="labels", validation_images=1)
-    with pytest.raises(ConfigError, match="has one caption in its validation split, which no other can be mistaken"):
+    with pytest.raises(ConfigError, match="has one class in its validation split, which no other can be mistaken"):
         make_features(one, silent)
 
 
