@@ -67,12 +67,12 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     of_setup = dict(list(curves.groupby("setup")))
     diverged = diverged_table(records)
     both = table if diverged.empty else pd.concat([table, _shown(diverged, records, table)], ignore_index=True)
-    rows = []
+    lost, rows = set(diverged["run"]), []
     for setup, runs in both.groupby("setup", sort=False):
         baseline_of = baselines(runs[runs["val_loss"].notna()])
         reached = _images_to_dense_loss(of_setup.get(setup, curves.iloc[:0]), baseline_of)
         for label, _, _ in arm_list(runs):
-            row = _arm_row(runs[runs["arm"] == label], set(diverged["run"]))
+            row = _arm_row(runs[runs["arm"] == label], lost)
             rows.append(row | reached.get(label, NEVER) | {"baseline": baseline_of.get(label)})
     numbers = ["val_loss_std", "val_loss_low", "val_loss_high", *MEANS, *NEVER]
     arms = pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
