@@ -220,13 +220,15 @@ def _refusal(arm: str, reference: str, without: Sequence[int]) -> str:
 
 def _smooth_curves(curves: pd.DataFrame) -> CurvesOf:
     """Returns the smooth curves of one setup by arm and axis; each is made once, although several pairs have it."""
-    by_arm = dict(list(curves.groupby("arm", sort=False)))
+    by_arm: dict[str, dict[int, pd.DataFrame]] = {}
+    for (arm, _), run in curves.groupby(["arm", "seed"]):
+        by_arm.setdefault(str(arm), {})[int(run["seed"].iloc[0])] = run
 
     @cache
     def of(arm: str, axis: str) -> dict[int, Curve]:
-        ours = by_arm.get(arm, curves.iloc[:0])
-        runs = [run for _, run in ours[ours[axis] > 0].groupby("seed")]
-        return {int(run["seed"].iloc[0]): _smooth(Curve(run[axis].to_list(), run["loss"].to_list())) for run in runs}
+        runs = {seed: run[run[axis] > 0] for seed, run in by_arm.get(arm, {}).items()}
+        kept = {seed: run for seed, run in runs.items() if len(run)}
+        return {seed: _smooth(Curve(run[axis].to_list(), run["loss"].to_list())) for seed, run in kept.items()}
 
     return of
 

@@ -128,7 +128,8 @@ def _runs_table(rows: pd.DataFrame) -> Table:
         "The same with full digits: runs.csv."
     )
     columns = columns_with_scores(rows)
-    return table("run-table", f"The {len(rows):,} runs", columns, rows.to_dict("records"), note)
+    shown = rows[[column.key for column in columns if column.key in rows]].to_dict("records")
+    return table("run-table", f"The {len(rows):,} runs", columns, shown, note)
 
 
 def _left_out(records: Records) -> list[Block]:
